@@ -1,0 +1,28 @@
+"""The one registry of events, reasons and problems.
+
+Every code is stable and dotted, with a number that is never reused, a severity, a message template
+and the names of its fields. The audit log, the event stream, the CLI, `docs/reference/codes.md`
+and the problem details of the API all render from here; tests assert codes, never prose.
+"""
+
+from virtha.model.codes.entry import Code, Kind, Severity
+from virtha.model.codes.events import EVENTS
+from virtha.model.codes.problems import PROBLEMS
+from virtha.model.codes.reasons import REASONS
+
+REGISTRY: dict[str, Code] = {code.name: code for code in (*EVENTS, *REASONS, *PROBLEMS)}
+
+__all__ = ["EVENTS", "PROBLEMS", "REASONS", "REGISTRY", "Code", "Kind", "Severity", "render"]
+
+
+def render(name: str, fields: dict[str, str | int | bool | None]) -> str:
+    """Fill a code's template; a missing field shows as ``?``, an unknown code as its name."""
+    code = REGISTRY.get(name)
+    if code is None:
+        return name
+    return code.template.format_map(_Missing(fields))
+
+
+class _Missing(dict[str, object]):
+    def __missing__(self, key: str) -> str:
+        return "?"

@@ -1,0 +1,29 @@
+"""An entry of the audit log and of the event stream. Its ``revision`` is its id."""
+
+from virtha.model.codes.entry import Severity
+from virtha.model.ids import BootId, ClusterId, HostId, OperationId, Revision, VmId
+from virtha.model.time import UtcMillis
+from virtha.model.value import Fields, Value
+
+
+class Event(Value, frozen=True, kw_only=True):
+    """One event. ``revision`` orders all events; of one host's, ``host_sequence`` does too.
+
+    ``at`` is the server's time of recording, ``host_at`` the host's own wall clock (display only:
+    it may be hours off).
+    """
+
+    revision: Revision = Revision(0)
+    code: str
+    severity: Severity
+    message: str
+    fields: Fields = {}
+    cluster_id: ClusterId | None = None
+    host_id: HostId | None = None
+    vm_id: VmId | None = None
+    operation_id: OperationId | None = None
+    user: str | None = None
+    at: UtcMillis = UtcMillis(0)
+    host_at: UtcMillis | None = None
+    host_boot: BootId | None = None
+    host_sequence: int | None = None

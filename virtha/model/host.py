@@ -1,0 +1,93 @@
+"""Hosts, clusters and storage domains."""
+
+from enum import StrEnum
+
+from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, StorageDomainId
+from virtha.model.policy import Policy
+from virtha.model.time import UtcMillis
+from virtha.model.value import Value
+from virtha.model.watchdog import WatchdogModel
+
+
+class Cluster(Value, frozen=True, kw_only=True):
+    id: ClusterId
+    name: str
+    description: str = ""
+    policy: Policy = Policy()
+    revision: Revision = Revision(0)
+
+
+class Host(Value, frozen=True, kw_only=True):
+    """A KVM host that has joined. ``number`` counts up and is never reused (L1)."""
+
+    id: HostId
+    name: str
+    number: int
+    cluster_id: ClusterId
+    certificate_serial: str = ""
+    revision: Revision = Revision(0)
+
+
+class HostState(StrEnum):
+    """How the host answers. ``UNREACHABLE`` proves nothing about it (safety.md, section 2)."""
+
+    NEVER_SEEN = "never_seen"
+    UP = "up"
+    AGENT_DOWN = "agent_down"
+    UNREACHABLE = "unreachable"
+
+
+class HostCapabilities(Value, frozen=True, kw_only=True):
+    """What an agent reports of its host after hello and whenever it changes. Sizes in bytes."""
+
+    architecture: str = "x86_64"
+    cpus: int = 0
+    memory_bytes: int = 0
+    """Physical memory plus ``host.overcommit.mem.mb`` (A2): what may be promised to VMs."""
+    memory_overcommit_bytes: int = 0
+    libvirt_version: int = 0
+    qemu_version: int = 0
+    machine_types: tuple[str, ...] = ()
+    watchdog_models: tuple[WatchdogModel, ...] = ()
+    """What this host's libvirt accepts: probed, not guessed."""
+    domain_type: str = "kvm"
+    """``kvm``, or ``qemu`` (TCG) where KVM is absent or slower."""
+    bridges: tuple[str, ...] = ()
+    agent_version: str = ""
+    gate_in_force: bool = False
+    """Proved by a start that must be refused (G3)."""
+    libvirt_connected: bool = False
+
+
+class HostStatus(Value, frozen=True, kw_only=True):
+    """What the server knows of a host."""
+
+    host_id: HostId
+    state: HostState = HostState.NEVER_SEEN
+    boot: BootId | None = None
+    capabilities: HostCapabilities = HostCapabilities()
+    last_seen: UtcMillis | None = None
+    clock_offset_ms: int | None = None
+    inventory_revision: int = 0
+    revision: Revision = Revision(0)
+
+
+class StorageDomain(Value, frozen=True, kw_only=True):
+    """A shared directory that all hosts of the cluster see under the same ``path``.
+
+    Its header file names the installation (G7); ``images/`` below it holds what VMs are created from.
+    """
+
+    id: StorageDomainId
+    name: str
+    cluster_id: ClusterId
+    kind: str = "directory"
+    path: str
+    revision: Revision = Revision(0)
+
+
+class Installation(Value, frozen=True, kw_only=True):
+    id: InstallationId
+    name: str = "virtha"
+    hold: str | None = None
+    """The operator's reason while automatic action is on hold (`virtha hold`); None: not held."""

@@ -1,0 +1,185 @@
+"""Orders: what the server tells an agent to do. Each is safe to send twice.
+
+An agent refuses an order of an older term, for another boot of its host, or about an older
+incarnation, with a coded reason (`order.refused.…`).
+"""
+
+from enum import StrEnum
+
+from virtha.model.host import StorageDomain
+from virtha.model.ids import BootId, Incarnation, InstallationId, OperationId, Term, VmId
+from virtha.model.policy import Policy
+from virtha.model.value import Value
+from virtha.model.vm import Disk, Vm
+
+
+class Grant(Value, frozen=True, kw_only=True):
+    """The right to start one incarnation (G2).
+
+    It ends at ``beat_monotonic_ms + duration_ms`` on the host's own boot-time clock, where
+    ``beat_monotonic_ms`` is what the last beat that the server had seen said: so the time that the
+    order spends on its way counts against the grant, and no two clocks are compared.
+    """
+
+    vm_id: VmId
+    incarnation: Incarnation
+    boot: BootId
+    beat_monotonic_ms: int
+    duration_ms: int
+
+    @property
+    def ends_at_ms(self) -> int:
+        return self.beat_monotonic_ms + self.duration_ms
+
+
+class DiskCheck(StrEnum):
+    """Whether the disk activity check (A5) applies to this start, and why not."""
+
+    RUN = "run"
+    SKIP_PROVEN = "skip_proven"
+
+
+class StartVm(Value, frozen=True, kw_only=True, tag="start"):
+    vm: Vm
+    grant: Grant
+    by: str
+    """Who asked: shown in the VM's reason."""
+    disk_check: DiskCheck = DiskCheck.RUN
+
+
+class StopMode(StrEnum):
+    SHUTDOWN = "shutdown"
+    """Asks the guest (ACPI and guest agent); it may ignore it."""
+    POWER_OFF = "power_off"
+
+
+class StopVm(Value, frozen=True, kw_only=True, tag="stop"):
+    vm_id: VmId
+    incarnation: Incarnation
+    mode: StopMode
+    by: str
+    deadline_ms: int = 60_000
+
+
+class RebootMode(StrEnum):
+    REBOOT = "reboot"
+    """Asks the guest."""
+    RESET = "reset"
+
+
+class RebootVm(Value, frozen=True, kw_only=True, tag="reboot"):
+    vm_id: VmId
+    incarnation: Incarnation
+    mode: RebootMode
+    by: str
+
+
+class PauseVm(Value, frozen=True, kw_only=True, tag="pause"):
+    vm_id: VmId
+    incarnation: Incarnation
+    by: str
+
+
+class ResumeVm(Value, frozen=True, kw_only=True, tag="resume"):
+    vm_id: VmId
+    incarnation: Incarnation
+    by: str
+
+
+class DefineVm(Value, frozen=True, kw_only=True, tag="define"):
+    """Keep this configuration; it applies to a running VM at its next start."""
+
+    vm: Vm
+
+
+class ForgetVm(Value, frozen=True, kw_only=True, tag="forget"):
+    """Undefine the (stopped) domain and delete ``disks``; absent is done already."""
+
+    vm_id: VmId
+    disks: tuple[Disk, ...] = ()
+
+
+class PrepareStorage(Value, frozen=True, kw_only=True, tag="prepare_storage"):
+    """Make or check the domain's header and directories; refuse a foreign one (G7)."""
+
+    domain: StorageDomain
+    installation_id: InstallationId
+
+
+class CreateDisk(Value, frozen=True, kw_only=True, tag="create_disk"):
+    """Make a disk; ``image`` is an image's name of the same domain, None makes it empty.
+
+    The image is copied in full. A disk that is there already is a refusal, never overwritten.
+    """
+
+    disk: Disk
+    image: str | None = None
+
+
+class ScanForeign(Value, frozen=True, kw_only=True, tag="scan_foreign"):
+    """List the domains that virtha does not manage (outcome's ``foreign``)."""
+
+
+class AdoptVm(Value, frozen=True, kw_only=True, tag="adopt"):
+    """Take over an existing domain: patch it, turn its autostart off, keep the original XML."""
+
+    vm: Vm
+    incarnation: Incarnation
+    dry_run: bool = False
+
+
+class ReleaseVm(Value, frozen=True, kw_only=True, tag="release"):
+    """Give an adopted VM back: original XML elements and autostart are restored, nothing stops."""
+
+    vm_id: VmId
+
+
+OrderBody = (
+    StartVm
+    | StopVm
+    | RebootVm
+    | PauseVm
+    | ResumeVm
+    | DefineVm
+    | ForgetVm
+    | PrepareStorage
+    | CreateDisk
+    | ScanForeign
+    | AdoptVm
+    | ReleaseVm
+)
+
+
+class Order(Value, frozen=True, kw_only=True):
+    """One step of one operation for one host."""
+
+    operation_id: OperationId
+    step: int
+    term: Term
+    host_boot: BootId
+    body: OrderBody
+
+
+class HeldVm(Value, frozen=True, kw_only=True):
+    """A VM that the host may hold, with what the sentinel needs to protect it alone."""
+
+    vm: Vm
+    incarnation: Incarnation
+    wanted_up: bool
+
+
+class HostSettings(Value, frozen=True, kw_only=True):
+    """All that concerns a host: sent after hello and at every change, kept on the host's disk.
+
+    ``revision`` is the installation's; an agent ignores one that is older than what it has.
+    """
+
+    revision: int
+    installation_id: InstallationId
+    term: Term
+    hold: str | None = None
+    policy: Policy = Policy()
+    storage_domains: tuple[StorageDomain, ...] = ()
+    vms: tuple[HeldVm, ...] = ()
+    foreign_vms: tuple[VmId, ...] = ()
+    """Ids of all other managed VMs of the cluster: the gate refuses them here."""

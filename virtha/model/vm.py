@@ -1,0 +1,112 @@
+"""A virtual machine: what the operator wants (``Vm``) and what is known of it (``VmStatus``)."""
+
+from enum import StrEnum
+
+from virtha.model.ids import (
+    ClusterId,
+    DiskId,
+    HostId,
+    Incarnation,
+    NicId,
+    Revision,
+    StorageDomainId,
+    VmId,
+)
+from virtha.model.machine import MachineType
+from virtha.model.time import UtcMillis
+from virtha.model.value import Fields, Value
+from virtha.model.watchdog import Watchdog
+
+
+class DiskFormat(StrEnum):
+    QCOW2 = "qcow2"
+    RAW = "raw"
+
+
+class Disk(Value, frozen=True, kw_only=True):
+    """A disk on a storage domain. ``path`` is relative to the domain's directory, '/' between parts."""
+
+    id: DiskId
+    name: str
+    storage_domain_id: StorageDomainId
+    path: str
+    format: DiskFormat = DiskFormat.QCOW2
+    size_bytes: int
+    bus: str = "virtio"
+    """``virtio``, ``scsi``, ``sata`` or ``ide``."""
+    readonly: bool = False
+
+
+class Nic(Value, frozen=True, kw_only=True):
+    """A network card on a bridge of the host."""
+
+    id: NicId
+    bridge: str
+    mac: str
+    model: str = "virtio"
+
+
+class Vm(Value, frozen=True, kw_only=True):
+    """The configuration of one VM, as the operator wants it. Sizes in bytes."""
+
+    id: VmId
+    name: str
+    cluster_id: ClusterId
+    description: str = ""
+    memory_bytes: int
+    vcpus: int = 1
+    architecture: str = "x86_64"
+    machine: MachineType = MachineType.Q35
+    watchdog: Watchdog | None = None
+    """None: the host-wide default of ``agent.properties`` applies (W10)."""
+    ha: bool = False
+    """Restarted after a failure; without it failures are recorded only."""
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    adopted: bool = False
+    """Its domain XML came with it and is patched element by element, never made anew."""
+    revision: Revision = Revision(0)
+
+
+class VmState(StrEnum):
+    """What runs. ``UNKNOWN``: the host that holds it can't be asked."""
+
+    UNKNOWN = "unknown"
+    DOWN = "down"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    CRASHED = "crashed"
+    """The guest panicked and its remains are kept."""
+
+
+class Reason(Value, frozen=True, kw_only=True):
+    """Why something is as it is: a code of the registry with its fields."""
+
+    code: str
+    fields: Fields = {}
+    since: UtcMillis | None = None
+
+
+class VmStatus(Value, frozen=True, kw_only=True):
+    """What the server knows of a VM, from facts of its host."""
+
+    vm_id: VmId
+    state: VmState = VmState.DOWN
+    reasons: tuple[Reason, ...] = ()
+    host_id: HostId | None = None
+    """Where it runs, or last ran."""
+    holders: tuple[HostId, ...] = ()
+    """Hosts that *may* hold a copy (G1); sorted. Added before a start goes out, removed only by a release or a proof."""
+    incarnation: Incarnation = Incarnation(0)
+    wanted_up: bool = False
+    """What the operator last asked for."""
+    guest_agent: bool | None = None
+    """Whether the guest agent answers; None: not known."""
+    since: UtcMillis | None = None
+    last_watchdog: UtcMillis | None = None
+    watchdog_count: int = 0
+    restart_count: int = 0
+    """Automatic restarts inside the policy's present window (M5: travels with the VM)."""
+    revision: Revision = Revision(0)

@@ -1,0 +1,1 @@
+"""Narrow Protocols between the decision cores' callers and the world. Owned by the user side."""

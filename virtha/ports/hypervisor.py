@@ -1,0 +1,130 @@
+"""A host's hypervisor, cut by who uses what. Every method makes one bounded attempt.
+
+Errors: ``HypervisorUnavailable`` (can't be asked; nothing is known), ``DomainMissing``,
+``GateRefused`` (the start gate said no; message is the gate's), ``HypervisorFailed`` (it answered
+no), ``HypervisorTimeout`` (no answer within the deadline: the outcome is unknown).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from virtha.model.domain import DomainEvent, DomainReport
+from virtha.model.errors import VirthaError
+from virtha.model.host import HostCapabilities
+from virtha.model.ids import VmId
+
+
+class HypervisorError(VirthaError):
+    """Base of what a hypervisor driver raises."""
+
+
+class HypervisorUnavailable(HypervisorError):
+    pass
+
+
+class HypervisorTimeout(HypervisorError):
+    pass
+
+
+class HypervisorFailed(HypervisorError):
+    pass
+
+
+class DomainMissing(HypervisorError):
+    pass
+
+
+class GateRefused(HypervisorError):
+    pass
+
+
+class DomainControl(Protocol):
+    """Power of one domain."""
+
+    async def start_paused(self, vm_id: VmId) -> None:
+        """Create its QEMU with stopped processors, from the defined XML; never from a managed save."""
+        ...
+
+    async def run(self, vm_id: VmId) -> None:
+        """Let the processors run (after ``start_paused``, or resume)."""
+        ...
+
+    async def pause(self, vm_id: VmId) -> None: ...
+
+    async def shutdown(self, vm_id: VmId) -> None:
+        """Ask the guest; returns when asked, not when done."""
+        ...
+
+    async def reboot(self, vm_id: VmId) -> None: ...
+
+    async def reset(self, vm_id: VmId) -> None: ...
+
+    async def destroy(self, vm_id: VmId) -> None:
+        """Kill its QEMU and wait until it is reaped. Not running is done already."""
+        ...
+
+
+class DomainCatalog(Protocol):
+    """Which domains there are, and their definitions."""
+
+    async def domains(self) -> tuple[DomainReport, ...]: ...
+
+    async def domain(self, vm_id: VmId) -> DomainReport: ...
+
+    async def xml(self, vm_id: VmId, *, inactive: bool = True) -> str: ...
+
+    async def define(self, xml: str) -> None:
+        """Define or redefine; libvirt validates against its schema."""
+        ...
+
+    async def undefine(self, vm_id: VmId) -> None:
+        """Remove the definition and any managed save; absent is done already."""
+        ...
+
+    async def set_autostart(self, vm_id: VmId, on: bool) -> None: ...
+
+
+class DomainWatch(Protocol):
+    """Events of all domains, in order, from the event loop's thread."""
+
+    def subscribe(
+        self,
+        on_event: Callable[[DomainEvent], None],
+        on_connection: Callable[[bool], None],
+    ) -> None:
+        """``on_connection(False)``: libvirt is lost; ``True``: it is back, list everything anew."""
+        ...
+
+    async def start(self) -> None:
+        """Connect and keep connected in the background; returns at once."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class DomainEvidence(Protocol):
+    """What shows a failure. Each returns what it wrote, or raises."""
+
+    async def screenshot(self, vm_id: VmId, path: str) -> str:
+        """Writes a picture; returns the path with its real suffix (.ppm or .png)."""
+        ...
+
+    async def dump(self, vm_id: VmId, path: str) -> None: ...
+
+
+class HostFacts(Protocol):
+    async def capabilities(self) -> HostCapabilities:
+        """Without overcommit, gate and agent version, which the agent adds."""
+        ...
+
+
+class GuestAgent(Protocol):
+    """Over the virtio channel; no network into the guest."""
+
+    async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool:
+        """Sync, then ping. False: the channel is there but nobody answers in time."""
+        ...
+
+    async def read_file(self, vm_id: VmId, path: str, *, deadline_ms: int) -> bytes | None:
+        """None: no agent, no such file, or the guest forbids it."""
+        ...
