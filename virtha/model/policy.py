@@ -73,7 +73,7 @@ class RestartPolicy(Value, frozen=True, kw_only=True):
         exponent = min(
             attempt - 2, 40
         )  # growth^40 is past any delay_ms_max; keeps the number small
-        return min(self.delay_ms * self.delay_growth**exponent, self.delay_ms_max)
+        return int(min(self.delay_ms * self.delay_growth**exponent, self.delay_ms_max))
 
     def _delays_total_ms(self) -> int:
         return sum(self.delay_before_ms(attempt) for attempt in range(1, self.restarts_max + 1))
