@@ -1,6 +1,7 @@
 """Memory and disk sizes: bytes inside, ``512MiB`` where people write."""
 
 import re
+from decimal import Decimal
 
 from virtha.model.errors import InvalidInput
 
@@ -22,7 +23,7 @@ def parse_size_bytes(text: str, *, field: str) -> int:
             allowed=("a number with a unit: B, KiB, MiB, GiB or TiB",),
             fix="write for example 512MiB or 2GiB",
         )
-    size = float(match[1]) * unit
+    size = Decimal(match[1]) * unit
     if size != int(size):
         raise InvalidInput(f"'{text}' is not a whole number of bytes", field=field)
     return int(size)

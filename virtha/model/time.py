@@ -6,6 +6,7 @@ milliseconds since 1970 UTC and serves display and storage only, never an order 
 
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import NewType
 
 from virtha.model.errors import InvalidInput
@@ -32,7 +33,7 @@ def parse_duration_ms(text: str, *, field: str) -> int:
             allowed=("a number with a unit: ms, s, m, h or d",),
             fix="write for example 1.5s, 200ms, 10m or 1h30m",
         )
-    total = sum(float(number) * _UNIT_MS[unit] for number, unit in parts)
+    total = sum(Decimal(number) * _UNIT_MS[unit] for number, unit in parts)
     if total != int(total):
         raise InvalidInput(
             f"'{text}' is finer than a millisecond", field=field, fix="use whole milliseconds"
@@ -47,7 +48,8 @@ def format_duration_ms(duration_ms: int) -> str:
     for unit in ("d", "h", "m"):
         if duration_ms % _UNIT_MS[unit] == 0:
             return f"{duration_ms // _UNIT_MS[unit]}{unit}"
-    return f"{duration_ms / 1_000:g}s"
+    seconds, rest_ms = divmod(duration_ms, 1_000)
+    return f"{seconds}.{rest_ms:03d}".rstrip("0").rstrip(".") + "s" if rest_ms else f"{seconds}s"
 
 
 def format_utc(moment: UtcMillis | int) -> str:
