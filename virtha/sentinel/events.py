@@ -1,13 +1,23 @@
 """What goes into the sentinel and what comes out of it.
 
-One step: ``decision = sentinel.step(now, events)``. The caller writes ``intents`` durably first,
-then carries out ``commands``, and sends ``notices`` on as facts.
+One step: ``decision = sentinel.step(now, events)``. The order of effects is fixed:
+
+1. ``decision.history`` (the ``Happened`` among the notices) goes durably into the outbox. First,
+   so that no firing is lost: an agent that dies now tells it twice at worst, the second time
+   marked as reconstructed.
+2. ``decision.intents`` are written durably.
+3. ``decision.states`` (the other notices) go into the outbox. A ``Released`` before its record
+   was written would let an agent that dies in between restart what the server starts elsewhere;
+   one that dies after it says it again at its next start.
+4. ``decision.commands`` are carried out, in their order.
+
+All of it before the next step. A grant is taken away before its ``Released`` is told.
 """
 
 from enum import StrEnum
 
 from virtha.model.domain import DomainEvent, DomainReport
-from virtha.model.facts import FactBody, Result
+from virtha.model.facts import FactBody, Happened, Result
 from virtha.model.ids import BootId, Incarnation, VmId
 from virtha.model.orders import HeldVm, RebootMode, StopMode
 from virtha.model.policy import Policy
@@ -23,6 +33,61 @@ class Cause(StrEnum):
     PANIC = "panic"
     WATCHDOG_POWEROFF = "watchdog_poweroff"
     WATCHDOG_SHUTDOWN = "watchdog_shutdown"
+    GUEST_SHUTDOWN = "guest_shutdown"
+
+
+class ExitCause(StrEnum):
+    """Why a VM's QEMU ended. The first five are those of ``Cause``."""
+
+    CRASH = "crash"
+    PANIC = "panic"
+    WATCHDOG_POWEROFF = "watchdog_poweroff"
+    WATCHDOG_SHUTDOWN = "watchdog_shutdown"
+    GUEST_SHUTDOWN = "guest_shutdown"
+    ORDERED = "ordered"
+    DESTROYED_OUTSIDE = "destroyed_outside"
+    HOST_SHUTDOWN = "host_shutdown"
+    SIGNAL = "signal"
+    """QEMU got a SIGTERM that neither we nor a host shutdown sent: somebody wanted it down."""
+    MIGRATED = "migrated"
+    SAVED = "saved"
+    START_FAILED = "start_failed"
+    NEW_BOOT = "new_boot"
+    UNKNOWN = "unknown"
+
+
+class Exit(Value, frozen=True, kw_only=True):
+    """How the present incarnation ended. ``seen`` (G5): by this host's sentinel or its libvirt,
+    in this boot, with a cause; False: only that it is gone is known."""
+
+    cause: ExitCause
+    at_ms: int
+    seen: bool
+    detail: str = ""
+
+
+class HintKind(StrEnum):
+    """What announced itself before the stop that it explains."""
+
+    WATCHDOG_POWEROFF = "watchdog_poweroff"
+    WATCHDOG_SHUTDOWN = "watchdog_shutdown"
+    PANIC = "panic"
+    GUEST_SHUTDOWN = "guest_shutdown"
+    HOST_SIGNAL = "host_signal"
+
+
+class Hint(Value, frozen=True, kw_only=True):
+    kind: HintKind
+    at_ms: int
+
+
+class StopMark(Value, frozen=True, kw_only=True):
+    """A stop on purpose is under way; durable before its command goes out."""
+
+    mode: StopMode
+    by: str
+    ends_at_ms: int
+    """A guest that ignored the request until then is no longer stopping."""
 
 
 class VmRecord(Value, frozen=True, kw_only=True):
@@ -44,6 +109,51 @@ class VmRecord(Value, frozen=True, kw_only=True):
     last_alive_ms: int = 0
     """When this record was last known true: the lower bound for what happened unseen."""
     guest_agent: bool | None = None
+    local_starts: int = 0
+    """Restarts by this sentinel within this incarnation. A local restart keeps the incarnation
+    that the server gave: only this host may hold it in this boot, so no other copy can bear it."""
+    pid: int | None = None
+    """QEMU's, as last listed; None: not known since the last start."""
+    stop: StopMark | None = None
+    pause_by: str | None = None
+    reboot_by: str | None = None
+    """An ordered reboot whose event has not come yet."""
+    up: Reason | None = None
+    """Why it runs, when it does."""
+    hints: tuple[Hint, ...] = ()
+    exit: Exit | None = None
+    pending: Cause | None = None
+    """It is down and shall be restarted here, now or when what blocks it is over."""
+    down_ms: int = 0
+    """Since when: the base of the next attempt's delay."""
+    attempt: int | None = None
+    """A ``Restart`` was ordered and has not been answered."""
+    attempt_ms: int = 0
+    exhausted: bool = False
+    loop_told: bool = False
+    blocked_told: str = ""
+    """The blocking reason that history has already."""
+    released: bool = False
+    """``Released`` was told: never started here again without a higher incarnation. The agent
+    refuses an order of this incarnation that comes again (`order.refused.incarnation`)."""
+    outside: bool = False
+    """The copy that runs was not started by virtha."""
+    superseded_by: Incarnation | None = None
+    dump_pending: bool = False
+    pause_attempts: int = 0
+    started_ms: int = 0
+    """When the guest last began to boot, as far as it was seen."""
+    guest_up: bool = False
+    """Its agent connected since ``started_ms``."""
+    gap_from_ms: int | None = None
+    """Nobody watched from then on, and what the guest did is not cleared up yet."""
+
+
+class Watched(Value, frozen=True, kw_only=True):
+    """Until when this host's libvirt events were seen: the lower bound of a gap, for all VMs."""
+
+    boot: BootId
+    until_ms: int
 
 
 class SentinelRecords(Value, frozen=True, kw_only=True):
@@ -52,6 +162,7 @@ class SentinelRecords(Value, frozen=True, kw_only=True):
     vms: tuple[VmRecord, ...] = ()
     policy: Policy = Policy()
     hold: str | None = None
+    watched: Watched | None = None
 
 
 # Events: what the sentinel is told
@@ -66,7 +177,8 @@ class DomainsListed(Value, frozen=True, kw_only=True):
 
 
 class LibvirtLost(Value, frozen=True, kw_only=True):
-    pass
+    """Nothing is decided until ``DomainsListed``. The sentinel tells `host.libvirt.lost` and
+    `host.libvirt.back` itself."""
 
 
 class HostShuttingDown(Value, frozen=True, kw_only=True):
@@ -82,7 +194,8 @@ class Configured(Value, frozen=True, kw_only=True):
 
 
 class StartAccepted(Value, frozen=True, kw_only=True):
-    """An ordered start was checked and begins now."""
+    """An ordered start was checked and begins now. Its incarnation is above the record's, or
+    equal to it when the order came again and the record is neither running nor released."""
 
     vm: Vm
     incarnation: Incarnation
@@ -90,7 +203,8 @@ class StartAccepted(Value, frozen=True, kw_only=True):
 
 
 class StartEnded(Value, frozen=True, kw_only=True):
-    """An ordered start is over; ``OK``: its processors run."""
+    """An ordered start is over. ``OK``: its processors run. ``FAILED``, ``REFUSED``: nothing of it
+    is left; ``UNKNOWN`` if that is not sure."""
 
     vm_id: VmId
     incarnation: Incarnation
@@ -99,9 +213,12 @@ class StartEnded(Value, frozen=True, kw_only=True):
 
 
 class StopAccepted(Value, frozen=True, kw_only=True):
+    """Stepped, and its intents written, before libvirt is asked."""
+
     vm_id: VmId
     mode: StopMode
     by: str
+    deadline_ms: int = 60_000
 
 
 class RebootAccepted(Value, frozen=True, kw_only=True):
@@ -183,6 +300,12 @@ SentinelEvent = (
 # Intents: written first
 
 
+class SaveWatched(Value, frozen=True, kw_only=True):
+    """Every few seconds; ``SentinelRecords.watched`` at the next start. One small file."""
+
+    watched: Watched
+
+
 class SaveRecord(Value, frozen=True, kw_only=True):
     record: VmRecord
 
@@ -191,14 +314,18 @@ class DropRecord(Value, frozen=True, kw_only=True):
     vm_id: VmId
 
 
-Intent = SaveRecord | DropRecord
+Intent = SaveRecord | DropRecord | SaveWatched
 
 
 # Commands: carried out after the intents are durable
 
 
 class Restart(Value, frozen=True, kw_only=True):
-    """Start the domain again, here, at once. Answered by ``RestartEnded``."""
+    """Start the domain again, here, at once (a fresh grant, created paused, then run).
+
+    Answered by ``RestartEnded``. Safe to send twice: one that runs is done, one that a former
+    attempt left paused is let run.
+    """
 
     vm_id: VmId
     incarnation: Incarnation
@@ -244,3 +371,13 @@ class Decision(Value, frozen=True, kw_only=True):
     notices: tuple[FactBody, ...] = ()
     wake_at: Millis | None = None
     """Earliest moment at which a step without events could decide differently."""
+
+    @property
+    def history(self) -> tuple[Happened, ...]:
+        """Durable before the intents."""
+        return tuple(notice for notice in self.notices if isinstance(notice, Happened))
+
+    @property
+    def states(self) -> tuple[FactBody, ...]:
+        """Durable after the intents."""
+        return tuple(notice for notice in self.notices if not isinstance(notice, Happened))

@@ -36,6 +36,9 @@ class Hello(Value, frozen=True, kw_only=True, tag="hello"):
     boot: BootId
     term_seen: Term = Term(0)
     fact_sequence_last: int = 0
+    fact_sequence_first: int = 0
+    """The first fact that it still holds or will write (0: not said). Where it lies beyond the server's
+    next, the outbox was damaged, and the facts between are lost: the only gap that is accepted."""
     settings_revision: int = 0
     program_version: str = ""
 

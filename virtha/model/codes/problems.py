@@ -61,4 +61,9 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8070, "wire.closed.replaced", "A newer session of the same host took over"),
     _problem(8071, "wire.closed.shutdown", "The peer is shutting down"),
     _problem(8072, "wire.closed.overload", "The peer does not read its messages"),
+    _problem(8073, "wire.refused.term", "The server's term is older than one seen before"),
+    _problem(8074, "wire.refused.instance", "Another server instance is live for this host"),
+    _problem(8075, "wire.refused.unavailable", "The server can't take sessions at present"),
+    _problem(8076, "wire.closed.lost", "The connection broke"),
+    _problem(8077, "wire.closed.unreachable", "No connection could be made"),
 )

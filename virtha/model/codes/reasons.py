@@ -45,11 +45,24 @@ REASONS: tuple[Code, ...] = (
         "was started with libvirt's own tools on {host}",
         "host",
     ),
+    _reason(
+        5012,
+        "vm.paused.start_unfinished",
+        WARNING,
+        "its start did not come to an end: created, but its processors never ran",
+        help="Resume it, or power it off and start it again.",
+    ),
+    _reason(5013, "vm.paused.outside", INFO, "was paused with libvirt's own tools"),
+    _reason(5014, "vm.down.failed", WARNING, "stopped unexpectedly: {cause}", "cause"),
+    _reason(5015, "vm.down.moved", INFO, "was moved away or saved: {cause}", "cause"),
+    _reason(5016, "vm.down.start_failed", ERROR, "did not start: {detail}", "detail"),
+    _reason(5017, "vm.crashed.kept", ERROR, "its kernel panicked; its remains are kept"),
     # 5100: the sentinel's restarts
     _reason(5100, "restart.crash", INFO, "QEMU died"),
     _reason(5101, "restart.panic", INFO, "the guest's kernel panicked"),
     _reason(5102, "restart.watchdog_poweroff", INFO, "its watchdog powered it off"),
     _reason(5103, "restart.watchdog_shutdown", INFO, "its watchdog shut it down"),
+    _reason(5104, "restart.guest_shutdown", INFO, "its guest shut down by itself"),
     _reason(
         5110,
         "restart.waiting.delay",
@@ -103,6 +116,15 @@ REASONS: tuple[Code, ...] = (
         "cause",
     ),
     _reason(5121, "restart.blocked.libvirt_lost", WARNING, "libvirt does not answer"),
+    _reason(
+        5122, "restart.waiting.result", INFO, "waits for the result of attempt {attempt}", "attempt"
+    ),
+    _reason(
+        5123,
+        "restart.blocked.outside",
+        WARNING,
+        "that copy was not started by virtha; the server decides",
+    ),
     # 5200: why an order was refused by a host
     _reason(
         5200, "order.refused.term", ERROR, "term {term} is older than {current}", "term", "current"

@@ -1,0 +1,75 @@
+"""Writes the generated pages of docs/reference; with --check only says which are stale.
+
+Each page has one source of truth in the code: the registry of codes, the table of agent properties, the
+API's types, the CLI's commands, the transition tables.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+
+
+def _codes() -> str:
+    from virtha.model.codes.reference import reference_markdown
+
+    return reference_markdown()
+
+
+def _properties() -> str:
+    from virtha.agent.property_table import reference_markdown
+
+    return reference_markdown()
+
+
+def _openapi() -> str:
+    from virtha.api.openapi import document_json
+
+    return document_json()
+
+
+def _commands() -> str:
+    from virtha.cli.reference import reference_markdown
+
+    return reference_markdown()
+
+
+def _states() -> str:
+    from virtha.sentinel.diagram import reference_markdown
+
+    return reference_markdown()
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "codes.md": _codes,
+    "agent-properties.md": _properties,
+    "openapi.json": _openapi,
+    "commands.md": _commands,
+    "states.md": _states,
+}
+
+
+def stale_pages() -> list[str]:
+    return [
+        name
+        for name, make in PAGES.items()
+        if not (REFERENCE / name).is_file() or (REFERENCE / name).read_text() != make()
+    ]
+
+
+def main() -> int:
+    if "--check" in sys.argv[1:]:
+        stale = stale_pages()
+        for name in stale:
+            print(f"docs/reference/{name} is stale: run `make docs`")
+        return 1 if stale else 0
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name, make in PAGES.items():
+        (REFERENCE / name).write_text(make())
+        print(f"docs/reference/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""server.toml: unknown keys with the nearest name, overrides, addresses."""
+
+from pathlib import Path
+
+import pytest
+
+from virtha.model.errors import InvalidInput, NotFound
+from virtha.server.config import (
+    ServerConfig,
+    ServerPaths,
+    build_config,
+    config_text,
+    overrides,
+    read_config,
+    split_address,
+)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ServerPaths:
+    paths = ServerPaths(tmp_path)
+    paths.config.parent.mkdir(parents=True)
+    return paths
+
+
+def test_what_init_writes_is_read_back_the_same(paths: ServerPaths) -> None:
+    config = ServerConfig(
+        listen="[::1]:0",
+        gateway_listen="127.0.0.1:8250",
+        names=("virtha.example.org", "192.0.2.1", 'quo"te'),
+        log_level="debug",
+        database="sqlite:////srv/v.db",
+    )
+    paths.config.write_text(config_text(config))
+    assert read_config(paths, {}) == config
+
+
+def test_every_path_moves_with_the_root(tmp_path: Path) -> None:
+    paths = ServerPaths(tmp_path)
+    own = [value for value in vars(paths).values() if isinstance(value, Path)]
+    assert len(own) > 8
+    assert all(value.is_relative_to(tmp_path) for value in own)
+    assert (
+        paths.database_url(ServerConfig())
+        == f"sqlite:///{tmp_path}/var/lib/virtha/server/virtha.db"
+    )
+
+
+def test_the_environment_overrides_the_file(paths: ServerPaths) -> None:
+    paths.config.write_text('listen = "127.0.0.1:1"\nnames = ["a"]\n')
+    config = read_config(paths, {"VIRTHA_LISTEN": "127.0.0.1:2", "VIRTHA_NAMES": "b, c,"})
+    assert (config.listen, config.names) == ("127.0.0.1:2", ("b", "c"))
+    assert overrides({"VIRTHA_ROOT": "/x", "LISTEN": "no"}) == {}
+
+
+def test_no_file_says_how_to_make_one(paths: ServerPaths) -> None:
+    with pytest.raises(NotFound) as caught:
+        read_config(paths, {})
+    assert "virtha server init" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "fix"),
+    [
+        ('listn = "127.0.0.1:1"', "listn", "did you mean listen?"),
+        ("zzz = 1", "zzz", "remove it"),
+        ("listen = 8443", "listen", ""),
+        ('listen = "8443"', "listen", "write for example 0.0.0.0:8443 or [::]:8443"),
+        ('listen = "h:99999"', "listen", "write for example 0.0.0.0:8443 or [::]:8443"),
+        ('log_level = "loud"', "log_level", ""),
+        ('names = "a"', "names", ""),
+        ('listen = "127.0.0.1:1', "server.toml", ""),
+    ],
+)
+def test_a_wrong_file_names_the_key(paths: ServerPaths, text: str, field: str, fix: str) -> None:
+    paths.config.write_text(text)
+    with pytest.raises(InvalidInput) as caught:
+        read_config(paths, {})
+    assert (caught.value.field, caught.value.fix) == (field, fix)
+
+
+def test_an_unknown_key_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        build_config({"nope": 1}, where="server.toml")
+    assert "gateway_listen" in caught.value.allowed
+    assert caught.value.code == "problem.unknown_field"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::]:8443", ("::", 8443)),
+        ("virtha.example.org:65535", ("virtha.example.org", 65_535)),
+    ],
+)
+def test_addresses(text: str, parts: tuple[str, int]) -> None:
+    assert split_address(text, field="listen") == parts
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":8443", "host", "host:", "host:-1", "::1:80", "h:1:2", "h:٣"]
+)
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        split_address(text, field="listen")

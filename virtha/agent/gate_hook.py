@@ -1,0 +1,302 @@
+# ruff: noqa: PTH115, PTH118, PTH123
+# (importing pathlib would double the time that this adds to every start of a VM)
+"""virtha's start gate: libvirt runs this before it starts any QEMU (safety.md, rules G2 and G3).
+
+Stand-alone on purpose: it must judge while the agent is stopped, half upgraded or gone, so it
+imports only the standard library and reads only files. It never asks libvirt (libvirt waits for
+us) and never touches a storage domain (its file system may hang). ``gate.install_gate`` copies it
+behind a few lines of shell to ``/etc/libvirt/hooks/qemu.d/virtha``.
+
+    argv:   <domain name> prepare begin -
+    stdin:  the domain's XML
+    exit:   0 start, 1 refused (stderr says what to do, and a code gate.refused.*)
+
+It decides in this order:
+  1. a grant of this boot that has not run out, for this domain's UUID   -> start
+  2. marked by our metadata, or managed by UUID                         -> refused, no grant
+  3. a disk below a managed storage domain                              -> refused, disk
+  4. records that can't be read, and the domain opens any file          -> refused, unreadable
+  5. anything else is none of our business                              -> start
+"""
+
+import json
+import os
+import stat
+import sys
+import time
+import zlib
+from xml.parsers import expat
+
+STATE_DIRECTORY = "@STATE@"
+RUN_DIRECTORY = "@RUN@"
+BOOT_ID_FILE = "@BOOT_ID@"
+
+NAMESPACE = "https://virtha.dev/domain/1"
+XML_BYTES_MAX = 8 << 20
+RECORDS_BYTES_MAX = 16 << 20
+GRANT_BYTES_MAX = 65_536
+DEPTH_MAX = 200
+LINKS_MAX = 40
+"""The kernel's own limit of symbolic links in one path."""
+
+
+class Refusal(Exception):
+    """The start is refused; ``code`` is of the registry."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Domain:
+    """What the gate has to know of one domain."""
+
+    def __init__(self) -> None:
+        self.uuid = ""
+        self.name = ""
+        self.marked = False
+        self.paths: list[str] = []
+
+
+class _Reader:
+    """Collects a Domain while expat reads; nothing is kept of what the gate doesn't judge."""
+
+    def __init__(self) -> None:
+        self.domain = Domain()
+        self._stack: list[str] = []
+        self._text: list[str] | None = None
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._stack.append(tag)
+        if len(self._stack) > DEPTH_MAX:
+            raise ValueError("elements are nested too deep")
+        if tag.startswith(NAMESPACE + " ") and "metadata" in self._stack:
+            self.domain.marked = True
+        if len(self._stack) == 2 and tag in ("uuid", "name"):
+            self._text = []
+        if tag.rpartition(" ")[2] == "arg":
+            # <qemu:arg value='file=/srv/ds1/x.qcow2,if=virtio'/>: a disk that libvirt doesn't know.
+            self._add_words(attributes.get("value", ""))
+        elif "devices" in self._stack or "os" in self._stack:
+            # Every file that a device opens: disk, backing file, mirror, file system, pflash, pmem.
+            self.domain.paths.extend(v for v in attributes.values() if v.startswith("/"))
+            if tag in ("nvram", "loader", "path"):
+                self._text = []
+
+    def _add_words(self, value: str) -> None:
+        for separator in '=:"':
+            value = value.replace(separator, ",")
+        self.domain.paths.extend(word for word in value.split(",") if word.startswith("/"))
+
+    def end(self, tag: str) -> None:
+        self._stack.pop()
+        if self._text is None:
+            return
+        text, self._text = "".join(self._text).strip(), None
+        if tag == "uuid" and len(self._stack) == 1:
+            self.domain.uuid = text.lower()
+        elif tag == "name" and len(self._stack) == 1:
+            self.domain.name = text
+        elif text.startswith("/"):
+            self.domain.paths.append(text)
+
+    def characters(self, data: str) -> None:
+        if self._text is not None:
+            self._text.append(data)
+
+
+def _no_doctype(*_arguments: object) -> None:
+    # libvirt never writes one; entities are how a small XML becomes a gigabyte.
+    raise ValueError("a document type is not allowed")
+
+
+def read_domain(data: bytes) -> Domain:
+    """Raises ValueError when ``data`` is no domain, too large, or declares entities."""
+    if len(data) > XML_BYTES_MAX:
+        raise ValueError(f"the XML is larger than {XML_BYTES_MAX} bytes")
+    reader = _Reader()
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartDoctypeDeclHandler = _no_doctype
+    parser.EntityDeclHandler = _no_doctype
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.characters
+    parser.buffer_text = True
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise ValueError(f"the XML can't be read: {error}") from None
+    if not _is_uuid(reader.domain.uuid):
+        raise ValueError("the domain has no UUID")
+    return reader.domain
+
+
+def _is_uuid(text: str) -> bool:
+    digits = text.replace("-", "")
+    return len(text) == 36 and len(digits) == 32 and all(c in "0123456789abcdef" for c in digits)
+
+
+def _read_file(path: str, bytes_max: int) -> bytes:
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        data = file.read(bytes_max + 1)
+    if len(data) > bytes_max:
+        raise ValueError(f"larger than {bytes_max} bytes")
+    return data
+
+
+class Records:
+    """Who is managed (UUID -> name, here or on another host), and which directories are managed."""
+
+    def __init__(self, managed: dict[str, str], paths: list[str]) -> None:
+        self.managed = managed
+        self.paths = frozenset(os.path.normpath(path) for path in paths)
+
+
+def read_records(path: str) -> Records | None:
+    """None: never written, so this host manages nothing yet. Raises ValueError, OSError when damaged."""
+    try:
+        data = _read_file(path, RECORDS_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    # First line: checksum of all that follows. A file that was cut short must not pass as a short list.
+    checksum, _, body = data.partition(b"\n")
+    if checksum != b"%08x" % zlib.crc32(body):
+        raise ValueError("checksum does not match")
+    content = json.loads(body)
+    managed, paths = content["managed"], content["paths"]
+    if not isinstance(managed, dict) or not isinstance(paths, list):
+        raise ValueError("not the gate's format")
+    return Records(managed, paths)
+
+
+def check_grant(path: str, uuid: str, boot: str, now_ms: int) -> str | None:
+    """None: a valid grant; else the code that says why there is none."""
+    try:
+        content = json.loads(_read_file(path, GRANT_BYTES_MAX))
+        state, until_ms = content["state"], content["until_ms"]
+        same_vm, same_boot = content["vm"] == uuid, content["boot"] == boot
+    except (OSError, ValueError, KeyError, TypeError):
+        return "gate.refused.no_grant"
+    if not same_boot:
+        return "gate.refused.other_boot"
+    # "held" belongs to a copy that ran already: it keeps the guardian off, it starts nothing.
+    if not same_vm or state != "granted" or not isinstance(until_ms, int):
+        return "gate.refused.no_grant"
+    return None if now_ms < until_ms else "gate.refused.expired"
+
+
+def resolve(path: str, managed_paths: frozenset[str]) -> tuple[str, bool]:
+    """(absolute path without '..' and links, whether it is in a managed directory).
+
+    Follows links part by part and stops at the first managed directory: looking into that one could
+    hang. A plain normpath would be wrong, for ``link/..`` is not where it seems to be.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    at, links = "", 0
+    while parts:
+        part = parts.pop(0)
+        if part == "..":
+            at = at.rpartition("/")[0]
+            continue
+        at = f"{at}/{part}"
+        if at in managed_paths:
+            return _below(at, parts)
+        try:
+            target = os.readlink(at)
+        except OSError:
+            continue
+        links += 1
+        if links > LINKS_MAX:
+            raise ValueError(f"too many links in {path}")
+        at = "" if target.startswith("/") else at.rpartition("/")[0]
+        parts = [p for p in target.split("/") if p not in ("", ".")] + parts
+    return at or "/", False
+
+
+def _below(managed: str, rest: list[str]) -> tuple[str, bool]:
+    """Where ``rest`` leads from a managed directory; links in there are not looked at.
+
+    With '..' in it the answer would depend on those links, so it counts as inside: the safe answer.
+    """
+    return os.path.normpath("/".join([managed, *rest])), True
+
+
+def judge(data: bytes, state_directory: str, run_directory: str, boot: str, now_ms: int) -> None:
+    """Raises Refusal; returns when the start may go on. ``now_ms``: CLOCK_BOOTTIME."""
+    try:
+        domain = read_domain(data)
+    except ValueError as error:
+        raise Refusal("gate.refused.unreadable", str(error)) from None
+    grant = os.path.join(run_directory, "grants", f"{domain.uuid}.json")
+    why_not = check_grant(grant, domain.uuid, boot, now_ms)
+    if why_not is None:
+        return
+    name = domain.name or domain.uuid
+    if domain.marked:
+        raise _refused_managed(name, why_not)
+    try:
+        records = read_records(os.path.join(state_directory, "gate", "records.json"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse_if_it_has_files(domain, name, error)
+        return
+    if records is None:
+        return
+    if domain.uuid in records.managed:
+        raise _refused_managed(str(records.managed[domain.uuid] or name), why_not)
+    _refuse_managed_paths(domain, name, records.paths)
+
+
+def _refuse_if_it_has_files(domain: Domain, name: str, error: Exception) -> None:
+    # Which directories are managed is no longer known, so any file may be a disk that a VM writes
+    # elsewhere. Two writers are worse than a VM that starts a minute late.
+    if domain.paths:
+        raise Refusal(
+            "gate.refused.unreadable",
+            f"the gate's records can't be read ({error}), so {name} can't be told from a managed "
+            "VM; start virtha's agent, it writes them anew",
+        )
+
+
+def _refuse_managed_paths(domain: Domain, name: str, managed_paths: frozenset[str]) -> None:
+    for path in domain.paths:
+        try:
+            resolved, inside = resolve(path, managed_paths)
+        except ValueError as error:
+            raise Refusal("gate.refused.disk", str(error)) from None
+        if inside:
+            raise Refusal(
+                "gate.refused.disk",
+                f"{name} uses {resolved}, which belongs to a managed storage domain; move it to "
+                "another directory, or make it a managed VM with 'virtha vm create'",
+            )
+
+
+def _refused_managed(name: str, code: str) -> Refusal:
+    why = {
+        "gate.refused.no_grant": f"{name} is managed",
+        "gate.refused.expired": f"{name} is managed and the grant to start it ran out",
+        "gate.refused.other_boot": f"{name} is managed and its grant is of an earlier boot",
+    }[code]
+    return Refusal(code, f"{why}; start it with 'virtha vm start {name}'")
+
+
+def main() -> int:
+    try:
+        with open(BOOT_ID_FILE, encoding="ascii") as file:
+            boot = file.read(256).strip()
+    except OSError:
+        boot = ""  # matches no grant: only what isn't managed starts
+    now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    try:
+        data = sys.stdin.buffer.read(XML_BYTES_MAX + 1)
+        judge(data, STATE_DIRECTORY, RUN_DIRECTORY, boot or "\0", now_ms)
+    except Refusal as refusal:
+        sys.stderr.write(f"virtha: {refusal} ({refusal.code})\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The host's clocks and its boot id."""
+
+import time
+from pathlib import Path
+
+from virtha.agent.paths import boot_id_file
+from virtha.model.errors import Failed
+from virtha.model.ids import BootId
+from virtha.model.time import Millis, UtcMillis
+
+
+class BoottimeClock:
+    """CLOCK_BOOTTIME counts through suspend: a grant can't outlive one (port ``Clock``)."""
+
+    def monotonic_ms(self) -> Millis:
+        return Millis(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(time.time_ns() // 1_000_000)
+
+
+def read_boot_id(path: Path | None = None) -> BootId:
+    """Raises Failed: without it no grant can be bound to this boot, so nothing may be started."""
+    source = path or boot_id_file()
+    try:
+        text = source.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise Failed(f"can't read this host's boot id from {source}: {error.strerror}") from error
+    if not text:
+        raise Failed(f"this host's boot id in {source} is empty")
+    return BootId(text)

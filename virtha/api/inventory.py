@@ -1,0 +1,100 @@
+"""Clusters, hosts, storage domains: thin over control."""
+
+from virtha.api.route import Answer, Call, NoBody, NoQuery
+from virtha.control.requests import (
+    AdoptRequest,
+    ClusterChange,
+    ClusterCreate,
+    PageQuery,
+    StorageCreate,
+)
+from virtha.control.views import Page
+from virtha.model.operation import Operation
+from virtha.model.policy import Policy
+
+
+def accepted(operation: Operation) -> Answer:
+    return Answer(body=operation, location=f"/v1/operations/{operation.id}")
+
+
+async def list_clusters(call: Call[PageQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.clusters.list(call.query))
+
+
+async def create_cluster(call: Call[NoQuery, ClusterCreate]) -> Answer:
+    made = await call.control.clusters.create(call.caller, call.body)
+    return Answer(body=made, revision=made.revision, location=f"/v1/clusters/{made.id}")
+
+
+async def get_cluster(call: Call[NoQuery, NoBody]) -> Answer:
+    cluster = await call.control.clusters.get(call.ref)
+    return Answer(body=cluster, revision=cluster.revision)
+
+
+async def change_cluster(call: Call[NoQuery, ClusterChange]) -> Answer:
+    changed = await call.control.clusters.change(call.caller, call.ref, call.body, call.if_match)
+    return Answer(body=changed, revision=changed.revision)
+
+
+async def delete_cluster(call: Call[NoQuery, NoBody]) -> Answer:
+    await call.control.clusters.delete(call.caller, call.ref, call.if_match)
+    return Answer()
+
+
+async def get_policy(call: Call[NoQuery, NoBody]) -> Answer:
+    cluster = await call.control.clusters.get(call.ref)
+    return Answer(body=cluster.policy, revision=cluster.revision)
+
+
+async def put_policy(call: Call[NoQuery, Policy]) -> Answer:
+    changed = await call.control.clusters.put_policy(
+        call.caller, call.ref, call.body, call.if_match
+    )
+    return Answer(body=changed.policy, revision=changed.revision)
+
+
+async def list_hosts(call: Call[PageQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.hosts.list(call.query))
+
+
+async def get_host(call: Call[NoQuery, NoBody]) -> Answer:
+    view = await call.control.hosts.get(call.ref)
+    return Answer(body=view, revision=view.host.revision)
+
+
+async def delete_host(call: Call[NoQuery, NoBody]) -> Answer:
+    await call.control.hosts.delete(call.caller, call.ref, call.if_match)
+    return Answer()
+
+
+async def scan_host(call: Call[NoQuery, NoBody]) -> Answer:
+    return accepted(await call.control.hosts.scan(call.caller, call.ref))
+
+
+async def adopt(call: Call[NoQuery, AdoptRequest]) -> Answer:
+    return accepted(await call.control.hosts.adopt(call.caller, call.ref, call.body))
+
+
+async def list_storage(call: Call[PageQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.storage.list(call.query))
+
+
+async def create_storage(call: Call[NoQuery, StorageCreate]) -> Answer:
+    made = await call.control.storage.create(call.caller, call.body)
+    location = f"/v1/storage-domains/{made.domain.id}"
+    return Answer(body=made, revision=made.domain.revision, location=location)
+
+
+async def get_storage(call: Call[NoQuery, NoBody]) -> Answer:
+    view = await call.control.storage.get(call.ref)
+    return Answer(body=view, revision=view.domain.revision)
+
+
+async def delete_storage(call: Call[NoQuery, NoBody]) -> Answer:
+    await call.control.storage.delete(call.caller, call.ref, call.if_match)
+    return Answer()
+
+
+async def list_images(call: Call[NoQuery, NoBody]) -> Answer:
+    images = await call.control.storage.images(call.ref)
+    return Answer(body=Page(items=images, revision=await call.control.events.current_revision()))

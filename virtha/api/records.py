@@ -1,0 +1,131 @@
+"""What is known: status, operations, events, capabilities, codes; health and metrics of the server."""
+
+import asyncio
+
+from virtha.api.metrics import CONTENT_TYPE
+from virtha.api.openapi import document_json
+from virtha.api.route import Answer, Call, NoBody, NoQuery
+from virtha.api.stream import event_chunks
+from virtha.control.requests import EventQuery, OperationQuery
+from virtha.control.views import Page
+from virtha.model.codes import REGISTRY, Code, Severity
+from virtha.model.errors import InvalidInput, Unavailable
+from virtha.model.ids import Revision
+from virtha.model.value import Request, Value
+
+WAIT_MS_MAX = 60_000
+HEALTH_DEADLINE_S = 2.0
+
+
+class WaitQuery(Request, frozen=True, kw_only=True):
+    """``wait_ms``: answer when the operation is over, or after that time as it stands."""
+
+    wait_ms: int = 0
+
+
+class StreamQuery(Request, frozen=True, kw_only=True):
+    """``after``: the last revision that the reader has; left out, only what happens from now on. The
+    header Last-Event-ID, sent by a reader that comes again, goes before it."""
+
+    vm: str | None = None
+    host: str | None = None
+    code: str | None = None
+    severity: Severity | None = None
+    after: int | None = None
+
+
+class Health(Value, frozen=True, kw_only=True):
+    status: str
+    revision: Revision
+
+
+async def health(call: Call[NoQuery, NoBody]) -> Answer:
+    """200 only if the store answers, in time."""
+    try:
+        async with asyncio.timeout(HEALTH_DEADLINE_S):
+            revision = await call.control.events.current_revision()
+    except TimeoutError:
+        raise Unavailable("the database does not answer", fix="look at the server's log") from None
+    return Answer(body=Health(status="ok", revision=revision))
+
+
+async def metrics(call: Call[NoQuery, NoBody]) -> Answer:
+    await call.services.refresh_metrics()
+    return Answer(raw=call.services.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def openapi(call: Call[NoQuery, NoBody]) -> Answer:
+    return Answer(raw=document_json().encode())
+
+
+async def get_status(call: Call[NoQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.status.get())
+
+
+async def get_capabilities(call: Call[NoQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.hosts.capabilities())
+
+
+async def list_codes(call: Call[NoQuery, NoBody]) -> Answer:
+    codes: Page[Code] = Page(items=tuple(REGISTRY.values()), revision=Revision(0))
+    return Answer(body=codes)
+
+
+async def list_operations(call: Call[OperationQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.operations.list(call.query))
+
+
+async def get_operation(call: Call[WaitQuery, NoBody]) -> Answer:
+    operations, wait_ms = call.control.operations, call.query.wait_ms
+    if not 0 <= wait_ms <= WAIT_MS_MAX:
+        raise InvalidInput(
+            f"{wait_ms} is out of range", field="wait_ms", allowed=(f"0 to {WAIT_MS_MAX}",)
+        )
+    if wait_ms == 0:
+        operation = await operations.get(call.path["id"])
+    else:
+        operation = await call.services.unless_stopping(operations.wait(call.path["id"], wait_ms))
+    return Answer(body=operation, revision=operation.revision)
+
+
+async def list_foreign(call: Call[NoQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.operations.foreign(call.path["id"]))
+
+
+async def list_events(call: Call[EventQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.events.list(call.query))
+
+
+async def stream_events(call: Call[StreamQuery, NoBody]) -> Answer:
+    """Everything that can be refused is refused before the first byte, with a status."""
+    events, wanted = call.control.events, call.query
+    after = _last_event_id(call.headers.get("last-event-id"))
+    if after is None:
+        after = wanted.after if wanted.after is not None else await events.current_revision()
+    query = EventQuery(
+        vm=wanted.vm,
+        host=wanted.host,
+        code=wanted.code,
+        severity=wanted.severity,
+        after=after,
+        limit=1,
+        order="asc",
+    )
+    await events.list(query)  # raises Gone, or NotFound for an unknown VM
+
+    async def still_allowed() -> None:
+        if call.token is not None:
+            await call.control.users.authenticate(call.token)
+
+    return Answer(stream=event_chunks(events.follow(query), still_allowed, after))
+
+
+def _last_event_id(header: str | None) -> int | None:
+    if header is None or not header.strip():
+        return None
+    text = header.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InvalidInput(
+            f"'{text}' is no id of an event", field="Last-Event-ID", allowed=("a revision",)
+        )
+    return int(text)

@@ -1,0 +1,75 @@
+"""What people write for disks, cards and other compound things: ``key=value,key=value``."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+
+from virtha.model.errors import InvalidInput
+from virtha.model.size import parse_size_bytes
+
+
+def parse_pairs(text: str, *, field: str, keys: tuple[str, ...]) -> dict[str, str]:
+    """Read ``name=data,size=1GiB``. Raises InvalidInput naming ``field`` and the keys there are."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or not value:
+            raise InvalidInput(
+                f"'{part}' is not KEY=VALUE", field=field, allowed=keys, fix="write KEY=VALUE,KEY=VALUE"
+            )
+        if key not in keys:
+            near = get_close_matches(key, keys, 1)
+            raise InvalidInput(
+                f"'{key}' is no key here",
+                field=field,
+                allowed=keys,
+                fix=f"did you mean '{near[0]}'?" if near else "",
+            )
+        if key in found:
+            raise InvalidInput(f"'{key}' is given twice", field=field)
+        found[key] = value.strip()
+    return found
+
+
+def parse_disk(text: str) -> dict[str, Any]:
+    """``name=data,size=1GiB`` as the API's disk request."""
+    pairs = parse_pairs(text, field="--disk", keys=("name", "size", "path", "format", "image"))
+    disk: dict[str, Any] = {k: v for k, v in pairs.items() if k != "size"}
+    if "size" in pairs:
+        disk["size_bytes"] = parse_size_bytes(pairs["size"], field="--disk size")
+    if not {"size", "path", "image"} & pairs.keys():
+        raise InvalidInput(
+            "nothing says what is on it",
+            field="--disk",
+            fix="give size=1GiB for an empty one, image=NAME for a copy, or path=… for one that exists",
+        )
+    return disk
+
+
+def parse_nic(text: str) -> dict[str, Any]:
+    """``bridge=br0`` (or just ``br0``) as the API's network card request."""
+    if "=" not in text:
+        text = f"bridge={text}"
+    pairs = parse_pairs(text, field="--nic", keys=("bridge", "mac", "model"))
+    if "bridge" not in pairs:
+        raise InvalidInput("the bridge is missing", field="--nic", fix="write bridge=br0")
+    return dict(pairs)
+
+
+def parse_size(text: str | None, *, field: str) -> int | None:
+    return None if text is None else parse_size_bytes(text, field=field)
+
+
+def confirm(question: str, *, yes: bool, stdin_is_terminal: bool) -> None:
+    """Ask before something that can't be undone. Raises InvalidInput where nobody can answer."""
+    if yes:
+        return
+    if not stdin_is_terminal:
+        raise InvalidInput(
+            f"{question} Nobody is here to answer", field="--yes", fix="give --yes to do it"
+        )
+    if not typer.confirm(question, err=True):
+        typer.echo("nothing was done", err=True)
+        raise typer.Exit(1)

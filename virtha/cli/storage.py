@@ -1,0 +1,82 @@
+"""`virtha storage` and what `virtha image` shares with it: shared directories."""
+
+import sys
+from typing import Any
+
+import typer
+
+from virtha.cli.client import Client, ref
+from virtha.cli.parsing import confirm
+from virtha.cli.progress import failure_of, wait_for
+from virtha.cli.options import options
+from virtha.cli.session import (
+    TimeoutOption,
+    WaitOption,
+    WatchOption,
+    YesOption,
+    connected,
+    report,
+    show_list,
+    show_one,
+)
+from virtha.cli.views import STORAGE
+
+app = typer.Typer(no_args_is_help=True, help="Shared directories for disks and images.")
+StorageArgument = typer.Argument(metavar="STORAGE", help="Name or id.")
+
+
+def _path(name: str) -> str:
+    return f"/v1/storage-domains/{ref(name, field='STORAGE')}"
+
+
+@app.command("list")
+def list_storage(ctx: typer.Context, watch: bool = WatchOption) -> None:
+    """List storage domains and which hosts can use each."""
+
+    def fetch(client: Client) -> list[Any]:
+        return client.items("/v1/storage-domains")
+
+    show_list(ctx, fetch, STORAGE, watch=watch)
+
+
+@app.command("show")
+def show_storage(
+    ctx: typer.Context, name: str = StorageArgument, watch: bool = WatchOption
+) -> None:
+    """Show one storage domain."""
+    show_one(ctx, lambda client: client.get(_path(name)), STORAGE, watch=watch)
+
+
+@app.command("add")
+def add_storage(
+    ctx: typer.Context,
+    name: str = typer.Argument(metavar="NAME", help="Its name."),
+    path: str = typer.Option(metavar="DIR", help="The directory, the same on all hosts."),
+    cluster: str | None = typer.Option(None, help="Cluster. Default: the only one."),
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Add a directory that all hosts of a cluster see under the same path."""
+    body = {"name": name, "path": path, "cluster": cluster}
+    given = options(ctx)
+    with connected(ctx) as client:
+        answer = client.call(
+            "POST", "/v1/storage-domains", body={k: v for k, v in body.items() if v is not None}
+        )
+        if wait and answer.location and "/operations/" in answer.location:
+            operation = client.get(answer.location)
+            if error := failure_of(wait_for(client, given, operation, timeout)):
+                raise error
+        view = client.get(_path(name))
+    report(ctx, view, f"storage {name} is added")
+
+
+@app.command("remove")
+def remove_storage(
+    ctx: typer.Context, name: str = StorageArgument, yes: bool = YesOption
+) -> None:
+    """Forget a storage domain that no VM uses. Its files stay."""
+    confirm(f"Remove storage {name}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
+    with connected(ctx) as client:
+        answer = client.delete(_path(name))
+    report(ctx, answer, f"storage {name} is removed; its files are where they were")

@@ -1,0 +1,324 @@
+"""`virtha vm`: virtual machines."""
+
+import sys
+from typing import Any
+
+import typer
+
+from virtha.cli.client import Client, ref
+from virtha.cli.event import follow_events
+from virtha.cli.options import options
+from virtha.cli.output import View, emit_list, note
+from virtha.cli.parsing import confirm, parse_disk, parse_nic, parse_size
+from virtha.cli.progress import finish
+from virtha.cli.session import (
+    TimeoutOption,
+    WaitOption,
+    WatchOption,
+    YesOption,
+    connected,
+    report,
+    show_list,
+    show_one,
+)
+from virtha.cli.several import each
+from virtha.cli.views import EVENT, FOREIGN, VM
+from virtha.model.errors import InvalidInput
+from virtha.model.machine import MachineType
+from virtha.model.vm import VmState
+from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse_watchdog
+
+app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
+watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
+app.add_typer(watchdog_app, name="watchdog")
+
+NameArgument = typer.Argument(metavar="VM", help="Name or id.")
+NamesArgument = typer.Argument(metavar="VM…", help="Names or ids.")
+MODELS = ", ".join(WatchdogModel)
+ACTIONS = ", ".join(WatchdogAction)
+WatchdogHelp = f"MODEL:ACTION. Models: {MODELS}. Actions: {ACTIONS}."
+
+
+def vm_path(name: str, *verb: str) -> str:
+    return "/".join(["/v1/vms", ref(name, field="VM"), *verb])
+
+
+def _watchdog_body(text: str) -> dict[str, str]:
+    card: Watchdog = parse_watchdog(text)
+    return {"model": str(card.model), "action": str(card.action)}
+
+
+@app.command("list")
+def list_vms(
+    ctx: typer.Context,
+    cluster: str | None = typer.Option(None, help="Only of this cluster."),
+    host: str | None = typer.Option(None, help="Only on this host."),
+    state: VmState | None = typer.Option(None, help="Only in this state."),
+    ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Only (not) highly available ones."),
+    watch: bool = WatchOption,
+) -> None:
+    """List VMs: state, host, and whether each is protected."""
+
+    def fetch(client: Client) -> list[Any]:
+        return client.items("/v1/vms", cluster=cluster, host=host, state=state, ha=ha)
+
+    show_list(ctx, fetch, VM, watch=watch)
+
+
+@app.command("show")
+def show_vm(ctx: typer.Context, name: str = NameArgument, watch: bool = WatchOption) -> None:
+    """Show one VM: what it is, what it does and why."""
+    path = vm_path(name)
+    show_one(ctx, lambda client: client.get(path), VM, watch=watch)
+
+
+@app.command("create")
+def create_vm(
+    ctx: typer.Context,
+    name: str = typer.Argument(metavar="NAME", help="Its name."),
+    image: str | None = typer.Option(None, help="Image for the boot disk (virtha image list)."),
+    storage: str | None = typer.Option(None, help="Storage domain. Default: the only one."),
+    memory: str = typer.Option("1GiB", metavar="SIZE", help="Memory, for example 512MiB."),
+    vcpus: int = typer.Option(1, min=1, help="Virtual processors."),
+    machine: MachineType = typer.Option(MachineType.Q35, help="Machine type."),
+    architecture: str = typer.Option("x86_64", help="Processor architecture."),
+    watchdog: str | None = typer.Option(None, metavar="MODEL:ACTION", help=WatchdogHelp),
+    ha: bool = typer.Option(False, "--ha/--no-ha", help="Restart it after a failure."),
+    disk: list[str] = typer.Option(
+        [], metavar="KEY=VALUE,…", help="A further disk: name=, size=, path=, image=, format=."
+    ),
+    nic: list[str] = typer.Option([], metavar="bridge=BR,…", help="A card: bridge=, mac=, model=."),
+    cluster: str | None = typer.Option(None, help="Cluster. Default: the only one."),
+    description: str = typer.Option("", help="A remark."),
+    start: bool = typer.Option(False, "--start", help="Start it when it is made."),
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Create a VM, for example: virtha vm create web1 --image tiny --memory 128MiB --ha --start"""
+    body: dict[str, Any] = {
+        "name": name,
+        "image": image,
+        "storage_domain": storage,
+        "memory_bytes": parse_size(memory, field="--memory"),
+        "vcpus": vcpus,
+        "machine": str(machine),
+        "architecture": architecture,
+        "watchdog": _watchdog_body(watchdog) if watchdog is not None else None,
+        "ha": ha,
+        "disks": [parse_disk(text) for text in disk],
+        "nics": [parse_nic(text) for text in nic],
+        "cluster": cluster,
+        "description": description,
+        "start": start,
+    }
+    # What was not said is left to the server, whose defaults may be newer than ours.
+    body = {key: value for key, value in body.items() if value not in (None, [], "")}
+    with connected(ctx) as client:
+        operation = client.post("/v1/vms", body)
+        done = f"VM {name} is created" + (" and started" if start else "")
+        finish(ctx, client, operation, done, wait=wait, timeout=timeout)
+
+
+@app.command("edit")
+def edit_vm(
+    ctx: typer.Context,
+    name: str = NameArgument,
+    rename: str | None = typer.Option(None, "--name", metavar="NEW", help="New name."),
+    description: str | None = typer.Option(None, help="New remark."),
+    memory: str | None = typer.Option(None, metavar="SIZE", help="Memory, from the next start on."),
+    vcpus: int | None = typer.Option(None, min=1, help="Processors, from the next start on."),
+    machine: MachineType | None = typer.Option(None, help="Machine type, from the next start on."),
+    watchdog: str | None = typer.Option(
+        None, metavar="MODEL:ACTION", help=f"{WatchdogHelp} 'none' removes the card."
+    ),
+    ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
+    nic: list[str] | None = typer.Option(None, metavar="bridge=BR,…", help="Replaces all cards."),
+    revision: int | None = typer.Option(None, help="Only if it is still at this revision."),
+) -> None:
+    """Change a VM. A running one takes up hardware changes at its next start."""
+    body: dict[str, Any] = {
+        "name": rename,
+        "description": description,
+        "memory_bytes": parse_size(memory, field="--memory"),
+        "vcpus": vcpus,
+        "machine": str(machine) if machine else None,
+        "ha": ha,
+        "nics": [parse_nic(text) for text in nic] if nic else None,
+    }
+    body = {key: value for key, value in body.items() if value is not None}
+    if watchdog is not None:
+        body["watchdog"] = None if watchdog == "none" else _watchdog_body(watchdog)
+    if not body:
+        raise InvalidInput("nothing to change is given", fix="see: virtha vm edit --help")
+    with connected(ctx) as client:
+        match = f'"{revision}"' if revision is not None else None
+        view = client.call("PATCH", vm_path(name), body=body, if_match=match).body
+    report(ctx, view, f"VM {view['vm']['name']} is changed")
+
+
+@app.command("delete")
+def delete_vm(
+    ctx: typer.Context,
+    names: list[str] = NamesArgument,
+    keep_disks: bool = typer.Option(False, "--keep-disks", help="Leave its disks where they are."),
+    yes: bool = YesOption,
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Delete stopped VMs with their disks."""
+    what = "but keep its disks" if keep_disks else "with all its disks"
+    confirm(f"Delete {', '.join(names)} {what}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
+    with connected(ctx) as client:
+
+        def one(name: str) -> None:
+            operation = client.delete(vm_path(name), keep_disks=keep_disks or None)
+            finish(ctx, client, operation, f"VM {name} is deleted", wait=wait, timeout=timeout)
+
+        each(names, one)
+
+
+@app.command("start")
+def start_vm(
+    ctx: typer.Context,
+    names: list[str] = NamesArgument,
+    host: str | None = typer.Option(None, help="Start it there. Default: the best that fits."),
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Start VMs."""
+    body = {"host": host} if host else {}
+    with connected(ctx) as client:
+
+        def one(name: str) -> None:
+            operation = client.post(vm_path(name, "start"), body)
+            finish(ctx, client, operation, f"VM {name} runs", wait=wait, timeout=timeout)
+
+        each(names, one)
+
+
+def _verb(verb: str, done: str, about: str) -> None:
+    """Register one of the verbs that are alike: POST, an operation, one line at the end."""
+
+    def run(
+        ctx: typer.Context,
+        names: list[str] = NamesArgument,
+        wait: bool = WaitOption,
+        timeout: str = TimeoutOption,
+    ) -> None:
+        with connected(ctx) as client:
+
+            def one(name: str) -> None:
+                operation = client.post(vm_path(name, verb))
+                finish(ctx, client, operation, f"VM {name} {done}", wait=wait, timeout=timeout)
+
+            each(names, one)
+
+    app.command(verb, help=about)(run)
+
+
+_verb("shutdown", "is shut down", "Ask guests to shut down (ACPI and guest agent).")
+_verb("power-off", "is powered off", "Pull the plug: stop VMs at once.")
+_verb("reboot", "reboots", "Ask guests to reboot.")
+_verb("reset", "is reset", "Press the reset button.")
+_verb("pause", "is paused", "Stop the processors of VMs; memory stays.")
+_verb("resume", "runs again", "Let paused VMs run again.")
+_verb("release", "is released", "Give adopted VMs back to libvirt as they were; nothing stops.")
+
+
+@app.command("adopt")
+def adopt_vms(
+    ctx: typer.Context,
+    names: list[str] | None = typer.Argument(None, metavar="[NAME…]", help="libvirt's names."),
+    every: bool = typer.Option(False, "--all", help="All that can be adopted."),
+    host: str | None = typer.Option(None, help="Where they are. Default: the only host."),
+    ha: bool = typer.Option(False, "--ha/--no-ha", help="Restart them after a failure."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what would change."),
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Take over existing libvirt VMs as they are, running or not (virtha host scan lists them)."""
+    if bool(names) == every:
+        raise InvalidInput(
+            "give the names of VMs, or --all" if not names else "give names or --all, not both",
+            field="NAME",
+            fix="virtha host scan HOST lists what is there",
+        )
+    body = {"names": names or [], "all": every, "ha": ha, "dry_run": dry_run}
+    with connected(ctx) as client:
+        host = host or _only_host(client)
+        operation = client.post(f"/v1/hosts/{ref(host, field='--host')}/adopt", body)
+        done = "nothing was changed (--dry-run)" if dry_run else "adopted"
+        finish(ctx, client, operation, done, wait=wait, timeout=timeout)
+        given = options(ctx)
+        if wait and given.output is None and not given.quiet:
+            found = client.get(f"/v1/operations/{operation['id']}/foreign")
+            if found["items"]:
+                emit_list(given, found["items"], FOREIGN)
+            for change in found.get("changes") or ():
+                note(given, change)
+
+
+def _only_host(client: Client) -> str:
+    hosts = client.items("/v1/hosts")
+    if len(hosts) == 1:
+        return str(hosts[0]["host"]["id"])
+    raise InvalidInput(
+        "which host?" if hosts else "no host has joined",
+        field="--host",
+        allowed=tuple(sorted(item["host"]["name"] for item in hosts)),
+        fix="name the host whose VMs are meant" if hosts else "virtha token create",
+    )
+
+
+@app.command("events")
+def vm_events(
+    ctx: typer.Context,
+    name: str = NameArgument,
+    code: str | None = typer.Option(None, help="Only this code; vm.watchdog.* takes all below."),
+    limit: int = typer.Option(100, min=1, help="The newest so many."),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on with what comes."),
+) -> None:
+    """What happened to a VM, oldest first."""
+    with connected(ctx) as client:
+        ident = client.get(vm_path(name))["vm"]["id"]
+        found = client.items("/v1/events", vm=ident, code=code, order="desc", limit=limit)
+    emit_list(options(ctx), found[::-1], EVENT)
+    if follow:
+        newest = found[0]["revision"] if found else None
+        follow_events(ctx, {"vm": ident, "code": code}, after=newest)
+
+
+CARD = View(
+    name=lambda item: f"{item['model']}:{item['action']}",
+    columns=(),
+    details=lambda item: [("model", item["model"]), ("action", item["action"])],
+)
+
+
+@watchdog_app.command("show")
+def show_watchdog(ctx: typer.Context, name: str = NameArgument) -> None:
+    """Show the card: its model, and what is done when it fires."""
+    show_one(ctx, lambda client: client.get(vm_path(name, "watchdog")), CARD)
+
+
+@watchdog_app.command("set")
+def set_watchdog(
+    ctx: typer.Context,
+    name: str = NameArgument,
+    card: str = typer.Argument(metavar="MODEL:ACTION", help=WatchdogHelp),
+) -> None:
+    """Give a VM this card, in place of the one it has."""
+    body = _watchdog_body(card)
+    with connected(ctx) as client:
+        answer = client.call("PUT", vm_path(name, "watchdog"), body=body).body
+    report(ctx, answer, f"VM {name} has watchdog {card}")
+
+
+@watchdog_app.command("remove")
+def remove_watchdog(ctx: typer.Context, name: str = NameArgument) -> None:
+    """Remove the card."""
+    with connected(ctx) as client:
+        answer = client.delete(vm_path(name, "watchdog"))
+    report(ctx, answer, f"VM {name} has no watchdog now")
+
+

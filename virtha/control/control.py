@@ -1,0 +1,54 @@
+"""The use cases, put together."""
+
+from dataclasses import dataclass
+
+from virtha.control.clusters import Clusters
+from virtha.control.events import Events
+from virtha.control.facts import FactRecorder
+from virtha.control.hold import Hold
+from virtha.control.hosts import Hosts
+from virtha.control.installation import InstallationFacts
+from virtha.control.join import Join
+from virtha.control.operations import Operations
+from virtha.control.settings import Settings
+from virtha.control.status import Status
+from virtha.control.storage import StorageDomains
+from virtha.control.tokens import Tokens
+from virtha.control.users import Users
+from virtha.control.vms import Vms
+from virtha.ports.authority import Authority
+from virtha.ports.clock import Clock
+from virtha.ports.hosts import HostLinks
+from virtha.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One attribute per kind of use case; each is a small class with the ports that it needs."""
+
+    installation: InstallationFacts
+    clusters: Clusters
+    hosts: Hosts
+    storage: StorageDomains
+    vms: Vms
+    operations: Operations
+    events: Events
+    users: Users
+    tokens: Tokens
+    settings: Settings
+    hold: Hold
+    join: Join
+    status: Status
+    facts: FactRecorder
+
+
+def make_control(
+    *,
+    store: Store,
+    links: HostLinks,
+    authority: Authority,
+    clock: Clock,
+    servers: tuple[str, ...] = (),
+) -> Control:
+    """``servers``: addresses (`name:port`) that a joining host is told to connect to."""
+    raise NotImplementedError

@@ -1,0 +1,26 @@
+"""Bodies follow."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from virtha.control.requests import *
+from virtha.control.views import *
+from virtha.model.event import Event
+from virtha.model.facts import Fact, Image
+from virtha.model.host import Cluster, HostState, Installation
+from virtha.model.ids import BootId, HostId, Revision
+from virtha.model.operation import Operation
+from virtha.model.policy import Policy
+from virtha.model.user import SettingScope, Token, User
+from virtha.model.watchdog import Watchdog
+from virtha.model.orders import HostSettings
+
+
+class Events:
+    async def list(self, query: EventQuery) -> Page[Event]:
+        raise NotImplementedError
+
+    def follow(self, query: EventQuery) -> AsyncIterator[Event]:
+        raise NotImplementedError
+
+    async def current_revision(self) -> Revision:
+        raise NotImplementedError

@@ -1,0 +1,182 @@
+"""What users send. Unknown fields are errors; UNSET means "leave it as it is"."""
+
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
+
+from virtha.model.codes import Severity
+from virtha.model.machine import MachineType
+from virtha.model.user import Role
+from virtha.model.value import Request
+from virtha.model.vm import DiskFormat, VmState
+
+LIST_LIMIT = 100
+LIST_LIMIT_MAX = 1_000
+
+
+class PageQuery(Request, frozen=True, kw_only=True):
+    limit: int = LIST_LIMIT
+    after: str | None = None
+
+
+class VmQuery(Request, frozen=True, kw_only=True):
+    cluster: str | None = None
+    host: str | None = None
+    state: VmState | None = None
+    ha: bool | None = None
+    limit: int = LIST_LIMIT
+    after: str | None = None
+
+
+class OperationQuery(Request, frozen=True, kw_only=True):
+    """Newest first. ``subject`` is an id."""
+
+    subject: str | None = None
+    kind: str | None = None
+    open: bool | None = None
+    limit: int = LIST_LIMIT
+    after: str | None = None
+
+
+class EventQuery(Request, frozen=True, kw_only=True):
+    """``after`` is a revision, exclusive: ``asc`` continues above it, ``desc`` below it.
+
+    ``code`` may end in ``*`` (`vm.watchdog.*`); ``severity`` is the least one.
+    """
+
+    vm: str | None = None
+    host: str | None = None
+    code: str | None = None
+    severity: Severity | None = None
+    after: int | None = None
+    limit: int = LIST_LIMIT
+    order: Literal["asc", "desc"] = "desc"
+
+
+class WatchdogRequest(Request, frozen=True, kw_only=True):
+    """Plain text on purpose: the use case lists what fits the machine, not all that exist."""
+
+    model: str = ""
+    action: str = ""
+
+
+class DiskCreate(Request, frozen=True, kw_only=True):
+    """A disk from ``image``, an empty one of ``size_bytes``, or neither with a ``path`` that is there.
+
+    ``path`` is relative to the storage domain; default ``vms/<vm id>/<name>.<format>``.
+    """
+
+    name: str | None = None
+    path: str | None = None
+    size_bytes: int | None = None
+    format: DiskFormat = DiskFormat.QCOW2
+    image: str | None = None
+    storage_domain: str | None = None
+    bus: str = "virtio"
+
+
+class NicCreate(Request, frozen=True, kw_only=True):
+    bridge: str
+    mac: str | None = None
+    model: str = "virtio"
+
+
+class VmCreate(Request, frozen=True, kw_only=True):
+    """``image`` and ``storage_domain`` are the short way to one boot disk."""
+
+    name: str
+    cluster: str | None = None
+    image: str | None = None
+    storage_domain: str | None = None
+    memory_bytes: int
+    vcpus: int = 1
+    architecture: str = "x86_64"
+    machine: MachineType = MachineType.Q35
+    watchdog: WatchdogRequest | None = None
+    ha: bool = False
+    disks: tuple[DiskCreate, ...] = ()
+    nics: tuple[NicCreate, ...] = ()
+    description: str = ""
+    start: bool = False
+
+
+class VmChange(Request, frozen=True, kw_only=True):
+    """Applies to a running VM at its next start, but for ``name``, ``description`` and ``ha``."""
+
+    name: str | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    memory_bytes: int | UnsetType = UNSET
+    vcpus: int | UnsetType = UNSET
+    machine: MachineType | UnsetType = UNSET
+    watchdog: WatchdogRequest | None | UnsetType = UNSET
+    ha: bool | UnsetType = UNSET
+    nics: tuple[NicCreate, ...] | UnsetType = UNSET
+
+
+class VmStart(Request, frozen=True, kw_only=True):
+    host: str | None = None
+
+
+class ClusterCreate(Request, frozen=True, kw_only=True):
+    name: str
+    description: str = ""
+
+
+class ClusterChange(Request, frozen=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+
+
+class StorageCreate(Request, frozen=True, kw_only=True):
+    name: str
+    path: str
+    cluster: str | None = None
+    kind: str = "directory"
+
+
+class AdoptRequest(Request, frozen=True, kw_only=True):
+    names: tuple[str, ...] = ()
+    all: bool = False
+    ha: bool = False
+    dry_run: bool = False
+
+
+class UserCreate(Request, frozen=True, kw_only=True):
+    name: str
+    password: str
+    role: Role = Role.VIEWER
+
+
+class UserChange(Request, frozen=True, kw_only=True):
+    password: str | UnsetType = UNSET
+    role: Role | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+
+
+class SessionCreate(Request, frozen=True, kw_only=True):
+    user: str
+    password: str
+
+
+class TokenCreate(Request, frozen=True, kw_only=True):
+    """``expires_ms`` is a duration from now."""
+
+    cluster: str | None = None
+    uses_max: int | None = 1
+    expires_ms: int = 3_600_000
+    description: str = ""
+
+
+class JoinRequest(Request, frozen=True, kw_only=True):
+    token: str
+    csr_pem: str
+    name: str
+    libvirt_uuid: str | None = None
+
+
+class SettingPut(Request, frozen=True, kw_only=True):
+    value: str
+
+
+class HoldPut(Request, frozen=True, kw_only=True):
+    reason: str

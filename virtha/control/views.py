@@ -1,0 +1,200 @@
+"""What the use cases answer: views joined from several records, ready to be shown."""
+
+from typing import Generic, TypeVar
+
+from virtha.model.event import Event
+from virtha.model.facts import ForeignDomain, Image
+from virtha.model.host import Host, HostState, HostStatus, StorageDomain
+from virtha.model.ids import ClusterId, HostId, InstallationId, Revision, UserId, VmId
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import UtcMillis
+from virtha.model.user import Role, SettingScope, Token
+from virtha.model.value import Value
+from virtha.model.vm import Reason, Vm, VmState, VmStatus
+from virtha.model.watchdog import WatchdogAction, WatchdogModel
+
+T = TypeVar("T")
+
+
+class Caller(Value, frozen=True, kw_only=True):
+    """Who asks. ``user_id`` is None for root on the Unix socket and for nobody."""
+
+    name: str
+    role: Role
+    user_id: UserId | None = None
+
+
+Principal = Caller
+SYSTEM = Caller(name="virtha", role=Role.ADMINISTRATOR)
+"""The server itself: what it does without being asked."""
+
+
+class Page(Value, Generic[T], frozen=True, kw_only=True):
+    """A part of a list. ``next`` is the ``after`` of the following part; None: this was the last."""
+
+    items: tuple[T, ...]
+    revision: Revision
+    next: str | None = None
+
+
+class HostView(Value, frozen=True, kw_only=True):
+    host: Host
+    status: HostStatus
+    cluster_name: str
+    vms: tuple[str, ...] = ()
+    """Names of the VMs that it may hold, sorted."""
+    free_memory_bytes: int = 0
+
+
+class StorageView(Value, frozen=True, kw_only=True):
+    domain: StorageDomain
+    cluster_name: str
+    usable_by: dict[str, bool | None]
+    """By host name; None: that host has not said yet."""
+    detail: dict[str, str]
+    """By host name: why not."""
+    size_bytes: int = 0
+    free_bytes: int = 0
+    images: tuple[Image, ...] = ()
+
+
+class VmView(Value, frozen=True, kw_only=True):
+    vm: Vm
+    status: VmStatus
+    host_name: str | None
+    cluster_name: str
+    holder_names: tuple[str, ...] = ()
+    protection: tuple[Reason, ...] = ()
+    reason_text: tuple[str, ...] = ()
+    """``status.reasons`` rendered, in the same order."""
+    protection_text: tuple[str, ...] = ()
+    last_events: tuple[Event, ...] = ()
+    """Newest first; only where one VM is asked for."""
+
+
+class ForeignDomains(Value, frozen=True, kw_only=True):
+    """What a scan of a host found, or what adopting did (``changes``)."""
+
+    items: tuple[ForeignDomain, ...]
+    changes: tuple[str, ...] = ()
+
+
+class StatusHost(Value, frozen=True, kw_only=True):
+    id: HostId
+    name: str
+    cluster_name: str
+    state: HostState
+    gate_in_force: bool
+    libvirt_connected: bool
+    vms: int
+    memory_bytes: int
+    free_memory_bytes: int
+    reasons: tuple[Reason, ...] = ()
+    reason_text: tuple[str, ...] = ()
+
+
+class StatusVm(Value, frozen=True, kw_only=True):
+    id: VmId
+    name: str
+    host_name: str | None
+    state: VmState
+    ha: bool
+    protected: bool
+    protection: tuple[Reason, ...]
+    """What stands against it, or `protection.ok`."""
+    protection_text: tuple[str, ...]
+
+
+class StatusTotals(Value, frozen=True, kw_only=True):
+    hosts: int = 0
+    hosts_up: int = 0
+    vms: int = 0
+    vms_running: int = 0
+    vms_ha: int = 0
+    vms_protected: int = 0
+
+
+class StatusView(Value, frozen=True, kw_only=True):
+    """Am I protected? ``verdict``: ``protected``, ``degraded`` (warnings only), ``unprotected``
+    (something is wrong now) or ``empty`` (no HA VM that should run)."""
+
+    installation_name: str
+    hold: str | None
+    verdict: str
+    verdict_text: str
+    totals: StatusTotals
+    hosts: tuple[StatusHost, ...]
+    vms: tuple[StatusVm, ...]
+    revision: Revision
+
+
+class SessionView(Value, frozen=True, kw_only=True):
+    """A fresh sign-in; ``token`` is shown this once."""
+
+    token: str
+    expires: UtcMillis
+    user: str
+    role: Role
+
+
+class TokenSecret(Value, frozen=True, kw_only=True):
+    """A fresh join token; ``secret`` is shown this once."""
+
+    token: Token
+    secret: str
+
+
+class JoinAnswer(Value, frozen=True, kw_only=True):
+    host_id: HostId
+    number: int
+    name: str
+    installation_id: InstallationId
+    cluster: str
+    cluster_id: ClusterId
+    certificate_pem: str
+    authority_pem: str
+    servers: tuple[str, ...]
+
+
+class SettingView(Value, frozen=True, kw_only=True):
+    """One known setting at one scope. ``value`` None: not set there, ``default`` or a wider one holds."""
+
+    key: str
+    scope: SettingScope
+    subject: str
+    value: str | None
+    default: str
+    help: str
+    allowed: str
+    revision: Revision = Revision(0)
+
+
+class HoldView(Value, frozen=True, kw_only=True):
+    reason: str | None
+
+
+class WatchdogOffer(Value, frozen=True, kw_only=True):
+    """What one machine type may use: by our table, and by what hosts said they accept."""
+
+    architecture: str
+    machine: str
+    models: tuple[WatchdogModel, ...]
+    accepted: tuple[WatchdogModel, ...]
+    """Those of ``models`` that at least one host accepts; all of them while no host has said."""
+
+
+class CapabilitiesView(Value, frozen=True, kw_only=True):
+    watchdogs: tuple[WatchdogOffer, ...]
+    actions: tuple[WatchdogAction, ...]
+    hosts: dict[str, tuple[WatchdogModel, ...]]
+    """By host name: what its libvirt accepts."""
+
+
+class HelloAnswer(Value, frozen=True, kw_only=True):
+    """What a host's fresh session is told, in this order: welcome, settings, orders."""
+
+    installation_id: InstallationId
+    term: int
+    fact_sequence_acknowledged: int
+    settings: HostSettings
+    orders: tuple[Order, ...]

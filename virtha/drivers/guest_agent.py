@@ -1,0 +1,9 @@
+"""QEMU's guest agent through libvirt. (signatures; body follows)"""
+from virtha.drivers.libvirt_driver import LibvirtHost
+from virtha.model.ids import VmId
+
+
+class LibvirtGuestAgent:
+    def __init__(self, host: LibvirtHost) -> None: ...
+    async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool: ...
+    async def read_file(self, vm_id: VmId, path: str, *, deadline_ms: int) -> bytes | None: ...

@@ -1,0 +1,513 @@
+"""The link between a host and its servers: asyncio + TLS around ``virtha.wire.session``.
+
+The host's side, as the agent and the guardian use it::
+
+    link = HostLink(
+        servers=("192.0.2.10:8250",),           # tried in order, again and again
+        credentials=HostCredentials(...),        # PEM texts and ids of identity/
+        role=PeerRole.AGENT,                     # GUARDIAN: no outbox, beats instead
+        boot=boot_id,
+        events=self,                             # HostLinkEvents: plain calls on the event loop
+        outbox=outbox,                           # virtha.wire.session.OutboxView (agent only)
+        hello_state=lambda: HelloState(term_seen=…, settings_revision=…),
+        live_instance=lambda: other_process_instance,   # M1, see below; optional
+    )
+    await link.run()              # until close(); never ends by itself, raises only on our own bugs
+
+    link.facts_written()          # after appending to the outbox (durably!): sends at once if connected
+    link.send_beat(beat)          # guardian; False: no session, the beat is dropped, never queued
+    link.connected, link.server_instance, link.address, link.last_problem
+    link.set_servers((…))         # takes effect at the next attempt
+    link.close()                  # says goodbye (`wire.closed.shutdown`); run() then returns
+
+Every ended session and every failed attempt is told by ``on_disconnected``; while nothing changes
+the same code and text come again and again, so log changes only.
+
+Callbacks (``HostLinkEvents``) run inside the event loop, in the order of the messages, and must not
+block; one that raises ends ``run()`` with that error.
+
+The outbox is read, never written, by the link. It owns durability:
+
+- ``facts_after(sequence, limit)``: facts with a higher sequence, oldest first, at most ``limit``.
+- ``last_sequence``: the last fact ever written (0: none).
+- ``first_sequence``: the first fact that it still holds or will write (``last_sequence + 1`` when
+  empty). After damage it may jump forward: the server then accepts that one gap and tells.
+- ``on_facts_acknowledged(sequence)``: drop facts up to there.
+- In ``on_connected``: if ``welcome.fact_sequence_acknowledged > outbox.last_sequence`` the outbox lost
+  its end; it must continue after the server's number, or the server takes new facts for old ones.
+  ``on_connected`` is called before any fact is read, so it may renumber there.
+
+A server with a lower term than ``term_seen`` is refused. ``live_instance`` names the server instance
+with which this host's *other* process (guardian or agent) has a live session; a Welcome of another
+instance is refused while it does (M1): two servers on copies of one database would both give orders.
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from typing import Protocol, assert_never
+
+from virtha.drivers.link_connection import Connection, monotonic_ms
+from virtha.drivers.pki import client_context, host_identity, server_installation
+from virtha.model.errors import InvalidInput, Refused
+from virtha.model.ids import BootId, HostId, InstallationId, Term
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import Millis
+from virtha.model.value import Value
+from virtha.wire.messages import (
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Beat,
+    BeatAck,
+    Bye,
+    Facts,
+    FactsAck,
+    GiveOrder,
+    Hello,
+    Message,
+    PeerRole,
+    Ping,
+    Pong,
+    Refuse,
+    Settings,
+    Welcome,
+)
+from virtha.wire.session import Closed, HostSession, OutboxView, ServerSession
+
+PORT_DEFAULT = 8250
+CONNECT_DEADLINE_S = 5.0
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MAX_S = 5.0
+SESSION_GOOD_S = 10.0
+"""A session that lived this long was a good one: the next attempt comes at once."""
+HANDSHAKES_MAX = 1_024
+"""Connections without a session, at once. More are cut at once and come again later."""
+BACKLOG = 1_024
+
+
+class HostCredentials(Value, frozen=True, kw_only=True):
+    """Who this host is; PEM texts as they lie in ``identity/``."""
+
+    installation_id: InstallationId
+    host_id: HostId
+    authority_pem: str
+    certificate_pem: str
+    key_pem: str
+
+
+class HelloState(Value, frozen=True, kw_only=True):
+    """What the host's disk says when a session begins."""
+
+    term_seen: Term = Term(0)
+    settings_revision: int = 0
+
+
+class HostLinkEvents(Protocol):
+    """What a host's process hears from its link."""
+
+    def on_connected(self, welcome: Welcome, address: str) -> None: ...
+
+    def on_disconnected(self, code: str, message: str, address: str) -> None:
+        """A session ended or an attempt failed; ``code`` is of the registry (`wire.…`)."""
+        ...
+
+    def on_settings(self, settings: HostSettings) -> None: ...
+
+    def on_order(self, order: Order) -> None: ...
+
+    def on_facts_acknowledged(self, sequence: int) -> None: ...
+
+    def on_beat_acknowledged(self, sequence: int) -> None: ...
+
+
+class HostLink:
+    """Keeps one session of one role to one of the servers. See the module's text."""
+
+    def __init__(
+        self,
+        *,
+        servers: tuple[str, ...],
+        credentials: HostCredentials,
+        role: PeerRole,
+        boot: BootId,
+        events: HostLinkEvents,
+        outbox: OutboxView | None = None,
+        hello_state: Callable[[], HelloState] = HelloState,
+        live_instance: Callable[[], str | None] = lambda: None,
+        program_version: str = "",
+        clock: Callable[[], Millis] = monotonic_ms,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Raises InvalidInput: no or malformed server addresses, unusable certificate or key."""
+        assert (outbox is not None) == (role is PeerRole.AGENT)
+        self._servers = _checked(servers)
+        self._credentials = credentials
+        self._context = client_context(
+            credentials.authority_pem, credentials.certificate_pem, credentials.key_pem
+        )
+        self._role = role
+        self._boot = boot
+        self._events = events
+        self._outbox = outbox
+        self._hello_state = hello_state
+        self._live_instance = live_instance
+        self._program_version = program_version
+        self._clock = clock
+        self._jitter = jitter
+        self._term_seen = Term(0)
+        self._connection: _HostConnection | None = None
+        self._welcome: Welcome | None = None
+        self._wake = asyncio.Event()
+        self._closing = False
+        self.address: str | None = None
+        """The server of the present session, or of the attempt under way."""
+        self.last_problem: Closed | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._welcome is not None
+
+    @property
+    def server_instance(self) -> str | None:
+        """The server's instance while there is a session (for the other process's check, M1)."""
+        return self._welcome.server_instance if self._welcome is not None else None
+
+    @property
+    def welcome(self) -> Welcome | None:
+        return self._welcome
+
+    def set_servers(self, servers: tuple[str, ...]) -> None:
+        """Raises InvalidInput; the old list then stays."""
+        self._servers = _checked(servers)
+
+    def facts_written(self) -> None:
+        if self._connection is not None:
+            self._connection.flush()
+
+    def send_beat(self, beat: Beat) -> bool:
+        session = self._connection.session if self._connection is not None else None
+        if not isinstance(session, HostSession) or not session.send_beat(beat):
+            return False
+        assert self._connection is not None
+        self._connection.flush()
+        return True
+
+    def close(self, code: str = "wire.closed.shutdown") -> None:
+        self._closing = True
+        self._wake.set()
+        if self._connection is not None:
+            self._connection.close(code)
+
+    async def run(self) -> None:
+        """Connect, and connect again, until ``close``."""
+        failures = 0
+        while not self._closing:
+            began = self._clock()
+            lasted = False
+            for address in self._servers:
+                had_session, closed = await self._attempt(address)
+                if self._closing:
+                    return
+                if had_session:
+                    # From the first address on again: that one is preferred (L4).
+                    lasted = self._clock() - began > SESSION_GOOD_S * 1_000
+                    break
+            failures = 0 if lasted else failures + 1
+            await self._pause(failures)
+
+    async def _pause(self, failures: int) -> None:
+        """Between 50 and 150 % of the delay, so that a server's return is no stampede."""
+        delay_s = (
+            min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 10), BACKOFF_MAX_S) if failures else 0
+        )
+        if self.last_problem is not None and self.last_problem.code == "wire.closed.replaced":
+            # A second process with our identity took over; fighting back would never end.
+            delay_s = BACKOFF_MAX_S
+        try:
+            async with asyncio.timeout(delay_s * (0.5 + self._jitter())):
+                await self._wake.wait()
+        except TimeoutError:
+            pass  # the pause is over
+
+    async def _attempt(self, address: str) -> tuple[bool, Closed]:
+        """One connection from beginning to end; (was there a session, how it ended)."""
+        loop = asyncio.get_running_loop()
+        host, port = parse_address(address)
+        connection = _HostConnection(loop, self, self._context, self._clock)
+        self.address = address
+        try:
+            async with asyncio.timeout(CONNECT_DEADLINE_S):
+                await loop.create_connection(lambda: connection, host, port)
+        except (OSError, TimeoutError) as error:
+            text = str(error) or f"no connection within {CONNECT_DEADLINE_S:g} s"
+            closed = Closed(code="wire.closed.unreachable", message=text)
+            self._tell_disconnected(closed, address)
+            return False, closed
+        try:
+            closed = await connection.ended
+        finally:
+            # Also when run() is cancelled, or a callback raised.
+            connection.abort()
+            had_session = self._welcome is not None
+            self._connection = self._welcome = None
+        self._tell_disconnected(closed, address)
+        return had_session, closed
+
+    def _tell_disconnected(self, closed: Closed, address: str) -> None:
+        self.last_problem = closed
+        self._events.on_disconnected(closed.code, closed.message, address)
+
+    # For the connection
+
+    def begin_session(self, connection: "_HostConnection", peer_certificate: bytes) -> HostSession:
+        installation_id = server_installation(peer_certificate)
+        if installation_id != self._credentials.installation_id:
+            raise Refused(
+                f"the server is of installation {installation_id}",
+                code="wire.refused.certificate",
+            )
+        self._connection = connection
+        state = self._hello_state()
+        self._term_seen = max(self._term_seen, state.term_seen)
+        outbox = self._outbox
+        hello = Hello(
+            version_major=VERSION_MAJOR,
+            version_minor=VERSION_MINOR,
+            role=self._role,
+            host_id=self._credentials.host_id,
+            boot=self._boot,
+            term_seen=self._term_seen,
+            fact_sequence_last=outbox.last_sequence if outbox is not None else 0,
+            fact_sequence_first=outbox.first_sequence if outbox is not None else 0,
+            settings_revision=state.settings_revision,
+            program_version=self._program_version,
+        )
+        return HostSession(
+            hello,
+            installation_id=self._credentials.installation_id,
+            now=self._clock(),
+            outbox=outbox,
+            live_instance=self._live_instance(),
+        )
+
+    def take_message(self, message: Message) -> None:
+        match message:
+            case BeatAck():
+                self._events.on_beat_acknowledged(message.sequence)
+            case FactsAck():
+                self._events.on_facts_acknowledged(message.sequence)
+            case GiveOrder():
+                self._events.on_order(message.order)
+            case Settings():
+                self._term_seen = max(self._term_seen, message.settings.term)
+                self._events.on_settings(message.settings)
+            case Welcome():
+                self._term_seen = max(self._term_seen, message.term)
+                self._welcome = message
+                self._events.on_connected(message, self.address or "")
+            case Hello() | Beat() | Facts() | Ping() | Pong() | Refuse() | Bye():
+                raise AssertionError(f"the session passed on {message!r}")
+            case _:
+                assert_never(message)
+
+
+class _HostConnection(Connection):
+    __slots__ = ("_link", "ended")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: HostLink,
+        context: ssl.SSLContext,
+        clock: Callable[[], Millis],
+    ) -> None:
+        super().__init__(loop, context, server_side=False, clock=clock)
+        self._link = link
+        self.ended: asyncio.Future[Closed] = loop.create_future()
+
+    def _tls_ready(self, peer_certificate: bytes) -> HostSession:
+        return self._link.begin_session(self, peer_certificate)
+
+    def _message(self, message: Message, now: Millis) -> None:
+        if self.ended.done():
+            return
+        try:
+            self._link.take_message(message)
+        except Exception as error:
+            # A bug on our side must not pass for a broken line: run() ends with it.
+            self.ended.set_exception(error)
+            self.close("problem.failed", str(error))
+
+    def _ended(self, closed: Closed) -> None:
+        if not self.ended.done():
+            self.ended.set_result(closed)
+
+
+class ServerLinkEvents(Protocol):
+    """What the server hears of its connections; plain calls on the event loop."""
+
+    def on_hello(self, connection: "ServerConnection", hello: Hello) -> None:
+        """Answer by ``connection.wire.welcome`` or ``.refuse``, then ``connection.flush()``."""
+        ...
+
+    def on_beat(self, connection: "ServerConnection", beat: Beat, now: Millis) -> None:
+        """Its acknowledgement is on its way already."""
+        ...
+
+    def on_facts(self, connection: "ServerConnection", facts: Facts) -> None: ...
+
+    def on_ended(self, connection: "ServerConnection", closed: Closed) -> None:
+        """Once for each connection, also for one that never got as far as TLS."""
+        ...
+
+
+class ServerConnection(Connection):
+    """One host's connection. After ``on_hello`` the gateway keeps what it knows in ``owner``."""
+
+    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "owner")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: ssl.SSLContext,
+        listener: "ServerLink",
+        clock: Callable[[], Millis],
+    ) -> None:
+        super().__init__(loop, context, server_side=True, clock=clock)
+        self._listener = listener
+        self._events = listener.events
+        self.host_id: HostId | None = None
+        self.certificate_serial = ""
+        self.owner: object = None
+
+    @property
+    def wire(self) -> ServerSession:
+        assert isinstance(self.session, ServerSession)
+        return self.session
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._listener.begun(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._listener.gone(self)
+
+    def _tls_ready(self, peer_certificate: bytes) -> ServerSession:
+        identity = host_identity(peer_certificate)
+        if identity.installation_id != self._listener.installation_id:
+            raise Refused(
+                f"the certificate is of installation {identity.installation_id}",
+                code="wire.refused.certificate",
+            )
+        self.host_id = identity.host_id
+        self.certificate_serial = identity.serial
+        return ServerSession(identity.host_id, now=self._clock())
+
+    def _message(self, message: Message, now: Millis) -> None:
+        if type(message) is Beat:
+            self._events.on_beat(self, message, now)
+        elif type(message) is Facts:
+            self._events.on_facts(self, message)
+        else:
+            assert type(message) is Hello
+            self._listener.greeted(self)
+            self._events.on_hello(self, message)
+
+    def _ended(self, closed: Closed) -> None:
+        self._listener.greeted(self)
+        self._events.on_ended(self, closed)
+
+
+class ServerLink:
+    """The gateway's port. ``close`` says goodbye to all and waits until they are gone."""
+
+    def __init__(
+        self,
+        events: ServerLinkEvents,
+        context: ssl.SSLContext,
+        *,
+        installation_id: InstallationId,
+        clock: Callable[[], Millis] = monotonic_ms,
+    ) -> None:
+        self.events = events
+        self.installation_id = installation_id
+        self._context = context
+        self._clock = clock
+        self._connections: set[ServerConnection] = set()
+        self._handshakes: set[ServerConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._all_gone = asyncio.Event()
+
+    async def listen(self, host: str, port: int) -> int:
+        """Returns the port (useful with 0). Raises OSError when the address can't be had."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ServerConnection(loop, self._context, self, self._clock),
+            host,
+            port,
+            backlog=BACKLOG,
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    async def close(self, code: str = "wire.closed.shutdown") -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._connections):
+            connection.close(code)
+        if self._connections:
+            self._all_gone.clear()
+            await self._all_gone.wait()  # each is cut after a second at the latest
+
+    # For the connections
+
+    def begun(self, connection: ServerConnection) -> None:
+        self._connections.add(connection)
+        self._handshakes.add(connection)
+        if len(self._handshakes) > HANDSHAKES_MAX:
+            asyncio.get_running_loop().call_soon(connection.abort)
+
+    def greeted(self, connection: ServerConnection) -> None:
+        self._handshakes.discard(connection)
+
+    def gone(self, connection: ServerConnection) -> None:
+        self._connections.discard(connection)
+        self._handshakes.discard(connection)
+        if not self._connections:
+            self._all_gone.set()
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """``name``, ``name:port``, ``[v6]:port`` as (host, port). Raises InvalidInput (field ``servers``)."""
+    host, _, port_text = address.strip().rpartition(":")
+    if address.startswith("[") and address.endswith("]"):
+        host, port_text = address, str(PORT_DEFAULT)
+    elif not host:
+        host, port_text = address.strip(), str(PORT_DEFAULT)
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or (":" in bare and not host.startswith("[")) or not port_text.isdecimal():
+        raise _bad_address(address)
+    if not 0 < int(port_text) < 65_536:
+        raise _bad_address(address)
+    return bare, int(port_text)
+
+
+def _bad_address(address: str) -> InvalidInput:
+    return InvalidInput(
+        f"'{address}' is not a server address",
+        field="servers",
+        allowed=("name", "name:port", "192.0.2.10:8250", "[2001:db8::1]:8250"),
+    )
+
+
+def _checked(servers: tuple[str, ...]) -> tuple[str, ...]:
+    if not servers:
+        raise InvalidInput("there is no server address", field="servers")
+    for address in servers:
+        parse_address(address)
+    return servers

@@ -1,0 +1,221 @@
+"""Process 1 of a lab host: sets the host up, starts its services, reaps its dead, takes orders.
+
+Run by path with `python -I -S`, inside new mount, UTS, IPC and PID namespaces and the host's network
+namespace, so it imports nothing of virtha and uses the standard library only. Its one argument is a
+JSON file (written by ``node.py``):
+
+    hostname      name of the host
+    directory     the host's own directory; `control.sock`, `boot-id` and `ready` are made there
+    binds         [[from, to] …], bind mounts, in order
+    tmpfs         [path …], mounted empty: what must vanish at boot
+    devices       [name …] of /dev; the host sees no others
+    environment   variables of every service
+    services      [{name, command, log, wait_for?, enabled?}] in the order of starting;
+                  wait_for: a path that must exist before the next one is started
+
+Orders come over `control.sock`, one JSON object per line, answered by one:
+
+    {"do": "status"} {"do": "start", "name": …} {"do": "signal", "name": …, "signal": 9}
+
+A process that ends is reaped at once: under an init that doesn't, killed QEMUs stay as zombies and
+libvirt waits for them for ever. Nothing is restarted by itself: a lab's user killed it for a reason.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+WAIT_FOR_S = 20.0
+LINE_BYTES_MAX = 65_536
+PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True, stdin=subprocess.DEVNULL)
+
+
+class Init:
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.directory = Path(config["directory"])
+        self.services: dict[str, dict[str, Any]] = {s["name"]: s for s in config["services"]}
+        self.running: dict[str, int] = {}
+        self.ended: dict[str, int] = {}
+        """Service -> wait status of its last process."""
+        self.selector = selectors.DefaultSelector()
+
+    # The host itself
+
+    def set_up(self) -> None:
+        # A boot id of its own: all lab hosts share the kernel's.
+        (self.directory / "boot-id").write_text(f"{uuid4()}\n")
+        socket.sethostname(self.config["hostname"])
+        mount("--make-rprivate", "/")
+        for path in self.config["tmpfs"]:
+            mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", path)
+        for source, target in self.config["binds"]:
+            mount("--bind", source, target)
+        self._own_devices()
+        # /sys as this network namespace sees it; cgroups stay away from the machine's own.
+        subprocess.run(["umount", "-l", "/sys"], check=True)
+        mount("-t", "sysfs", "sysfs", "/sys")
+        mount("-t", "proc", "proc", "/proc")
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+    def _own_devices(self) -> None:
+        """A /dev with only what a host is given: so "this host has no KVM" is a matter of a list."""
+        staging = self.directory / "dev"
+        staging.mkdir(exist_ok=True)
+        mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(staging))
+        for name in self.config["devices"]:
+            source, target = Path("/dev", name), staging / name
+            if not source.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                target.touch()
+            mount("--bind", str(source), str(target))
+        (staging / "shm").mkdir()
+        mount("-t", "tmpfs", "tmpfs", str(staging / "shm"))
+        for link, to in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1")):
+            (staging / link).symlink_to(to)
+        (staging / "stderr").symlink_to("fd/2")
+        mount("--move", str(staging), "/dev")
+
+    # Services
+
+    def start(self, name: str) -> None:
+        if name in self.running:
+            return
+        service = self.services[name]
+        # Bytes, not seconds, bound the log of one lab; each start appends, so that history is kept.
+        with Path(service["log"]).open("ab") as log:
+            process = subprocess.Popen(
+                service["command"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": PROGRAM_PATH, "HOME": "/root", **self.config["environment"]},
+                cwd="/",
+                start_new_session=True,
+            )
+        self.running[name] = process.pid
+        # Reaped by us below, together with everybody's orphans; Popen must not wait for it too.
+        process.returncode = 0
+
+    def start_all(self) -> None:
+        for name, service in self.services.items():
+            if not service.get("enabled", True):
+                continue
+            self.start(name)
+            wait_for = service.get("wait_for")
+            deadline = time.monotonic() + WAIT_FOR_S
+            while wait_for and not self._is_there(wait_for):
+                self.reap()
+                if name not in self.running:
+                    raise SystemExit(f"{name} ended at once; see {service['log']}")
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"{name} is not up after {WAIT_FOR_S:g} s ({wait_for})")
+                time.sleep(0.01)
+
+    @staticmethod
+    def _is_there(path: str) -> bool:
+        if path.endswith("/"):  # a directory: something must be mounted on it
+            return os.path.ismount(path)
+        return os.path.exists(path)
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for name, running in list(self.running.items()):
+                if running == pid:
+                    del self.running[name]
+                    self.ended[name] = status
+
+    # Orders
+
+    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        match order:
+            case {"do": "status"}:
+                return {"running": self.running, "ended": self.ended}
+            case {"do": "start", "name": str(name)} if name in self.services:
+                self.start(name)
+                return {"pid": self.running[name]}
+            case {"do": "signal", "name": str(name), "signal": int(number)}:
+                self.reap()
+                if name not in self.running:
+                    return {"error": f"{name} is not running"}
+                os.kill(self.running[name], number)
+                return {"pid": self.running[name]}
+        return {"error": f"unknown order or name; services: {', '.join(self.services)}"}
+
+    def serve(self) -> None:
+        """Wait for orders and for children that end; never returns."""
+        path = self.directory / "control.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(8)
+        wake_reader, wake_writer = socket.socketpair()
+        wake_reader.setblocking(False)
+        wake_writer.setblocking(False)
+        signal.set_wakeup_fd(wake_writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(listener, selectors.EVENT_READ)
+        self.selector.register(wake_reader, selectors.EVENT_READ)
+        self.reap()
+        (self.directory / "ready").write_text(f"{time.monotonic():.3f}\n")
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj is wake_reader:
+                    wake_reader.recv(4096)
+                elif key.fileobj is listener:
+                    self._one_order(listener.accept()[0])
+            self.reap()
+
+    def _one_order(self, connection: socket.socket) -> None:
+        """One line in, one line out. A caller that dawdles must not stop the reaping."""
+        with connection:
+            connection.settimeout(2.0)
+            try:
+                line = b""
+                while not line.endswith(b"\n") and len(line) < LINE_BYTES_MAX:
+                    part = connection.recv(4096)
+                    if not part:
+                        break
+                    line += part
+                reply = self.answer(json.loads(line))
+            except (OSError, ValueError) as error:
+                reply = {"error": str(error)}
+            try:
+                connection.sendall(json.dumps(reply).encode() + b"\n")
+            except OSError as error:
+                print(f"init: an answer was not taken: {error}", flush=True)  # noqa: T201 - our log
+
+
+def main() -> None:
+    init = Init(json.loads(Path(sys.argv[1]).read_text()))
+    (init.directory / "ready").unlink(missing_ok=True)
+    init.set_up()
+    init.start_all()
+    init.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""``/etc/virtha/server.toml``, its overrides from the environment, and where things are below the root."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import msgspec
+
+from virtha.model.errors import Failed, InvalidInput, NotFound
+from virtha.model.value import Request
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ENVIRONMENT_PREFIX = "VIRTHA_"
+
+
+class ServerConfig(Request, frozen=True, kw_only=True):
+    """Addresses are ``HOST:PORT``; port 0 takes a free one. ``database`` is a URL of the store."""
+
+    listen: str = "0.0.0.0:8443"
+    gateway_listen: str = "0.0.0.0:8250"
+    database: str = ""
+    """Empty: SQLite in the state directory."""
+    names: tuple[str, ...] = ()
+    """DNS names and addresses that the server's certificate carries."""
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        split_address(self.listen, field="listen")
+        split_address(self.gateway_listen, field="gateway_listen")
+        if self.log_level not in LOG_LEVELS:
+            raise InvalidInput(
+                f"'{self.log_level}' is no log level", field="log_level", allowed=LOG_LEVELS
+            )
+
+
+class ServerPaths:
+    """Every path of the server below one root (``--root``, ``VIRTHA_ROOT``)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "etc/virtha/server.toml"
+        self.state = root / "var/lib/virtha/server"
+        self.database = self.state / "virtha.db"
+        self.authority = self.state / "authority"
+        self.authority_certificate = self.authority / "authority.crt"
+        self.authority_key = self.authority / "authority.key"
+        self.server_certificate = self.authority / "server.crt"
+        self.server_key = self.authority / "server.key"
+        self.lock = self.state / "server.lock"
+        self.run = root / "run/virtha"
+        self.socket = self.run / "server.sock"
+        self.ready = self.run / "server.json"
+        """The addresses really bound, for scripts (ports may be 0 in the configuration)."""
+
+    def database_url(self, config: ServerConfig) -> str:
+        return config.database or f"sqlite:///{self.database}"
+
+
+def split_address(text: str, *, field: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPv6]:PORT``; raises InvalidInput naming ``field``."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if (
+        not colon
+        or not host
+        or (":" in host and not bracketed)
+        or not (port.isascii() and port.isdigit())
+        or int(port) > 65_535
+    ):
+        raise InvalidInput(
+            f"'{text}' is no address to listen on",
+            field=field,
+            allowed=("HOST:PORT with a port from 0 to 65535",),
+            fix="write for example 0.0.0.0:8443 or [::]:8443",
+        )
+    return (host[1:-1] if bracketed else host), int(port)
+
+
+def read_config(paths: ServerPaths, environment: Mapping[str, str] | None = None) -> ServerConfig:
+    """Raises NotFound before `virtha server init`, InvalidInput for anything that isn't understood."""
+    try:
+        text = paths.config.read_text()
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no {paths.config}", fix="set the server up first: virtha server init"
+        ) from None
+    except OSError as error:
+        raise Failed(f"can't read {paths.config}: {error.strerror}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{paths.config}: {error}", field="server.toml") from None
+    environ = os.environ if environment is None else environment
+    return build_config({**values, **overrides(environ)}, where=str(paths.config))
+
+
+def build_config(values: Mapping[str, object], *, where: str) -> ServerConfig:
+    known = [field.name for field in msgspec.structs.fields(ServerConfig)]
+    for name in values:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            raise InvalidInput(
+                f"{where} has no such setting",
+                code="problem.unknown_field",
+                field=name,
+                allowed=tuple(known),
+                fix=f"did you mean {nearest[0]}?" if nearest else "remove it",
+            )
+    try:
+        return msgspec.convert(dict(values), ServerConfig)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at ")
+        raise InvalidInput(f"{where}: {message}", field=path.strip("`$.") or None) from None
+
+
+def overrides(environment: Mapping[str, str]) -> dict[str, object]:
+    """``VIRTHA_LISTEN`` and so on, one per key; names are separated by commas."""
+    found: dict[str, object] = {}
+    for field in msgspec.structs.fields(ServerConfig):
+        text = environment.get(ENVIRONMENT_PREFIX + field.name.upper())
+        if text is None:
+            continue
+        found[field.name] = (
+            tuple(part.strip() for part in text.split(",") if part.strip())
+            if field.name == "names"
+            else text
+        )
+    return found
+
+
+def config_text(config: ServerConfig) -> str:
+    """The file as `init` writes it. TOML's basic strings are JSON's for what is allowed here."""
+    names = ", ".join(msgspec.json.encode(name).decode() for name in config.names)
+    lines = [
+        "# virtha server. Overridden by VIRTHA_LISTEN, VIRTHA_GATEWAY_LISTEN and so on.",
+        f"listen = {msgspec.json.encode(config.listen).decode()}",
+        f"gateway_listen = {msgspec.json.encode(config.gateway_listen).decode()}",
+        "# names and addresses under which users and hosts reach this server",
+        f"names = [{names}]",
+        f"log_level = {msgspec.json.encode(config.log_level).decode()}",
+    ]
+    if config.database:
+        lines.append(f"database = {msgspec.json.encode(config.database).decode()}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,142 @@
+"""The REST listeners: uvicorn on TLS and on the Unix socket, with the peer's uid from the kernel."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from litestar.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from virtha.api.app import PEER_UID
+from virtha.model.errors import Failed
+from virtha.server.config import split_address
+
+log = structlog.get_logger("virtha.server")
+CONNECTIONS_MAX = 1_000
+"""Per listener; one more is answered with 503 by uvicorn."""
+STOP_GRACE_S = 1
+_UCRED = struct.Struct("3i")
+
+
+class PeerCredentialProtocol(HttpToolsProtocol):
+    """HTTP on the Unix socket. The uid comes from SO_PEERCRED, never from a header."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.app_state = {**self.app_state, PEER_UID: peer_uid(transport)}
+
+
+def peer_uid(transport: asyncio.BaseTransport) -> int | None:
+    """None if the kernel doesn't say; then the peer is a stranger like any other."""
+    wrapped: Any = transport.get_extra_info("socket")
+    if wrapped is None:
+        return None
+    # uvloop hands out a look-alike without getsockopt; a duplicate of the descriptor is a real socket.
+    with contextlib.closing(socket.socket(fileno=os.dup(wrapped.fileno()))) as real:
+        if real.family != socket.AF_UNIX:
+            return None
+        raw = real.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(raw)
+    return int(uid)
+
+
+class Listener(uvicorn.Server):
+    """uvicorn without its signal handlers: the server's own loop decides when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def run_until_stopped(self, sock: socket.socket) -> None:
+        await self.serve(sockets=[sock])
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+def tls_listener(app: ASGIApp, context: ssl.SSLContext) -> Listener:
+    return Listener(_config(app, ssl_context_factory=lambda _config, _default: context))
+
+
+def unix_listener(app: ASGIApp) -> Listener:
+    return Listener(_config(app, http=PeerCredentialProtocol))
+
+
+def _config(app: ASGIApp, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # Litestar's ASGI types and uvicorn's differ in spelling only
+        **{"http": "httptools", **more},
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # or X-Forwarded-For would name the client
+        limit_concurrency=CONNECTIONS_MAX,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=STOP_GRACE_S,
+    )
+
+
+def bind_tcp(address: str, *, field: str) -> socket.socket:
+    """Raises Failed naming the setting, when the port is taken or the address isn't ours."""
+    host, port = split_address(address, field=field)
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise Failed(f"can't listen on {address}: {error.strerror}", field=field) from None
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(target)
+        sock.listen(512)
+    except OSError as error:
+        sock.close()
+        fix = "change it in server.toml"
+        if error.errno == errno.EADDRINUSE:
+            fix = f"find who has it with `ss -ltnp 'sport = :{port}'`, or change it in server.toml"
+        raise Failed(
+            f"can't listen on {address}: {os.strerror(error.errno or 0)}", field=field, fix=fix
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """The socket is open to all: who the peer is decides, and others than root need a token.
+
+    The caller holds the server's lock, so that a socket file that is there is a dead server's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise Failed(f"{path} is there and is no socket", fix="move it away")
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o666)
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise Failed(f"can't listen on {path}: {error}", field="socket") from None
+    sock.setblocking(False)
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
