@@ -51,6 +51,8 @@ RECORD = struct.Struct(">II")
 MARK = struct.Struct(">QI")
 SEGMENT_BYTES_MAX = 4 << 20
 FACT_BYTES_MAX = 1 << 20
+BODY_BYTES_MAX = (1 << 20) - 4_096
+"""A frame of the protocol must hold it, with its envelope."""
 RECENT_MAX = 4_096
 """Facts also kept in memory: what a link may have unacknowledged."""
 WAITING_MAX = 10_000
@@ -99,6 +101,8 @@ class Outbox:
         self._host_name = host_name
         self._bytes_soft_max = bytes_soft_max
         self._lock = threading.Lock()
+        self._writing = threading.RLock()
+        """Held by whoever changes segments: the disk thread, or the event loop at hello."""
         self._segments: list[_Segment] = []
         self._recent: deque[Fact] = deque(maxlen=RECENT_MAX)
         self._descriptor: int | None = None
@@ -270,9 +274,9 @@ class Outbox:
         new numbers; they get ones that were never used by anybody.
         """
         self.on_facts_acknowledged(acknowledged)
-        if acknowledged <= self._last and not self._has_gap:
-            return
-        with self._lock:
+        with self._writing, self._lock:
+            if acknowledged <= self._last and not self._has_gap:
+                return
             pending = [f for s in self._segments for f in read_records(s.path.read_bytes())[0]]
             # If the server is ahead of all that we know of, its numbers above ours are facts of this
             # host that we lost; those that we have are newer and not among them.
@@ -319,6 +323,10 @@ class Outbox:
 
     def append(self, bodies: Iterable[FactBody]) -> bool:
         """Write facts durably, in order. False: no room, they wait in memory (``append(())`` retries)."""
+        with self._writing:
+            return self._append(bodies)
+
+    def _append(self, bodies: Iterable[FactBody]) -> bool:
         crowded = self.bytes_used > self._bytes_soft_max
         for body in bodies:
             if (crowded or self._full_told) and (key := superseded_by_key(body)) is not None:
@@ -349,7 +357,7 @@ class Outbox:
             self._make_reserve()
             if self._lost_count:
                 lost, self._lost_count = self._lost_count, 0
-                return self.append(
+                return self._append(
                     [
                         Happened(
                             code="host.outbox.truncated",
@@ -382,7 +390,7 @@ class Outbox:
                 boot=self._boot,
                 monotonic_ms=monotonic_ms,
                 wall_ms=wall_ms,
-                body=body,
+                body=_sendable(body, self._host_name),
             )
             for index, body in enumerate(bodies)
         ]
@@ -470,9 +478,19 @@ def superseded_by_key(body: FactBody) -> str | None:
             return None
 
 
+def _sendable(body: FactBody, host_name: str) -> FactBody:
+    """One that fits no frame would block all that follow: say so in its place."""
+    size = len(_encoder.encode(body))
+    if size <= BODY_BYTES_MAX:
+        return body
+    return Happened(
+        code="host.fact.too_large",
+        fields={"name": host_name, "kind": type(body).__name__, "size": size},
+    )
+
+
 def _record(fact: Fact) -> bytes:
     payload = _encoder.encode(fact)
-    assert len(payload) <= FACT_BYTES_MAX, "a fact larger than a frame can never be sent"
     return RECORD.pack(len(payload), zlib.crc32(payload)) + payload
 
 

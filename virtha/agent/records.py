@@ -11,7 +11,15 @@ from virtha.agent.files import Files, read_bounded
 from virtha.model.facts import Outcome
 from virtha.model.ids import OperationId, VmId
 from virtha.model.orders import HostSettings
-from virtha.sentinel.events import DropRecord, Intent, SaveRecord, SentinelRecords, VmRecord
+from virtha.sentinel.events import (
+    DropRecord,
+    Intent,
+    SaveRecord,
+    SaveWatched,
+    SentinelRecords,
+    VmRecord,
+    Watched,
+)
 
 FILE_BYTES_MAX = 16 << 20
 OUTCOMES_MAX = 1_000
@@ -65,6 +73,15 @@ class RecordStore:
                     self._files.write_atomic(path, msgspec.json.encode(record))
                 case DropRecord(vm_id=vm_id):
                     self._files.remove(self._path(vm_id))
+                case SaveWatched(watched=watched):
+                    self._files.write_atomic(self._watched, msgspec.json.encode(watched))
+
+    def load_watched(self) -> Watched | None:
+        return _load(self._watched, Watched)
+
+    @property
+    def _watched(self) -> Path:
+        return self._directory.parent / "watched.json"
 
     def _path(self, vm_id: VmId) -> Path:
         return self._directory / f"{safe_name(vm_id)}.json"
@@ -84,12 +101,11 @@ class SettingsStore:
         self._files.write_atomic(self._path, msgspec.json.encode(settings))
 
 
-def sentinel_records(
-    records: tuple[VmRecord, ...], settings: HostSettings | None
-) -> SentinelRecords:
+def sentinel_records(store: RecordStore, settings: HostSettings | None) -> SentinelRecords:
+    vms, watched = store.load(), store.load_watched()
     if settings is None:
-        return SentinelRecords(vms=records)
-    return SentinelRecords(vms=records, policy=settings.policy, hold=settings.hold)
+        return SentinelRecords(vms=vms, watched=watched)
+    return SentinelRecords(vms=vms, policy=settings.policy, hold=settings.hold, watched=watched)
 
 
 class OutcomeMemory:

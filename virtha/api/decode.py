@@ -41,6 +41,7 @@ def decode_body(raw: bytes, wanted: type[T]) -> T:
             allowed=("one JSON object",),
         )
     _check_storable(value, "")
+    _refuse_unknown(value, inspect.type_info(wanted), [])
     return _convert(value, wanted, strict=True)
 
 
@@ -52,7 +53,9 @@ def decode_query(pairs: list[tuple[str, str]], wanted: type[T]) -> T:
             raise InvalidInput("given twice", field=name, fix="give it once")
         found[name] = text
     _check_storable(found, "")
-    return _convert(found, wanted, strict=False)
+    query = _convert(found, wanted, strict=False)
+    _check_storable(msgspec.to_builtins(query), "")  # a number only now
+    return query
 
 
 def _convert(value: dict[str, Any], wanted: type[T], *, strict: bool) -> T:
@@ -77,16 +80,34 @@ def explain(text: str, wanted: type) -> InvalidInput:
             _lower(message), field=_join(parts) or "body", allowed=allowed, fix=_fix_of(allowed)
         )
     name = named["name"]
-    field = _join([*parts, name])
-    if named["kind"] == "missing required":
-        allowed = _allowed(_type_at(here, [name]))
-        return InvalidInput("is required", field=field, allowed=allowed, fix=f"add {field}")
-    names = _field_names(here)
+    if named["kind"] == "contains unknown":
+        return _unknown(name, here, parts)
+    field, allowed = _join([*parts, name]), _allowed(_type_at(here, [name]))
+    return InvalidInput("is required", field=field, allowed=allowed, fix=f"add {field}")
+
+
+def _refuse_unknown(value: Any, kind: inspect.Type | None, parts: list[str]) -> None:
+    """For values of the model, which ignore unknown fields for the wire's sake: what a user misspells
+    in a policy must not be dropped in silence."""
+    kind = _plain(kind)
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            below = _inner(kind, name)
+            if below is None and isinstance(kind, inspect.StructType):
+                raise _unknown(name, kind, parts)
+            _refuse_unknown(inner, below, [*parts, name])
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_unknown(inner, _inner(kind, "[]"), [*parts, f"[{index}]"])
+
+
+def _unknown(name: str, kind: inspect.Type | None, parts: list[str]) -> InvalidInput:
+    names = _field_names(kind)
     nearest = get_close_matches(name, names, n=1)
     return InvalidInput(
         "there is no such field",
         code="problem.unknown_field",
-        field=field,
+        field=_join([*parts, name]),
         allowed=names,
         fix=f"did you mean {nearest[0]}?" if nearest else "leave it out",
     )

@@ -54,5 +54,20 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.beats = Counter(
+            "virtha_beats_total", "Beats received from all guardians.", registry=self.registry
+        )
+        self._facts_seen = 0
+        self._beats_seen = 0
+
+    def count_facts(self, total: int) -> None:
+        """``total`` since this server's start, as its gateway counts them."""
+        self.facts.inc(max(0, total - self._facts_seen))
+        self._facts_seen = total
+
+    def count_beats(self, total: int) -> None:
+        self.beats.inc(max(0, total - self._beats_seen))
+        self._beats_seen = total
+
     def render(self) -> bytes:
         return generate_latest(self.registry)

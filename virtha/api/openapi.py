@@ -42,6 +42,12 @@ def document(routes: Iterable[Route]) -> Json:
         "paths": paths,
         "components": {
             "schemas": components,
+            "responses": {
+                "Problem": {
+                    "description": "A problem document; its `code` is stable.",
+                    "content": {MEDIA_TYPE: {"schema": schemas[Problem]}},
+                }
+            },
             "securitySchemes": {
                 "accessToken": {
                     "type": "http",
@@ -56,7 +62,7 @@ def document(routes: Iterable[Route]) -> Json:
 def _schemas(table: list[Route]) -> tuple[dict[Any, Json], Json]:
     types: list[Any] = [Problem]
     for one in table:
-        for kind in (one.query, one.body, one.answer):
+        for kind in (one.body if one.has_body else None, one.answer):
             if kind is not None and kind not in types:
                 types.append(kind)
     found, components = msgspec.json.schema_components(types, ref_template=REF)
@@ -70,7 +76,7 @@ def _operation(one: Route, schemas: dict[Any, Json]) -> Json:
         "tags": [one.path.split("/")[2] if one.path.startswith("/v1/") else "server"],
         "x-role": str(one.role),
         "security": [] if one.role == OPEN else [{"accessToken": []}],
-        "responses": {str(one.status): _answer(one, schemas), **_errors(one, schemas)},
+        "responses": {str(one.status): _answer(one, schemas), **_errors(one)},
     }
     parameters = [*_path_parameters(one), *_query_parameters(one), *_headers(one)]
     if parameters:
@@ -170,18 +176,12 @@ def _answer(one: Route, schemas: dict[Any, Json]) -> Json:
     return answer
 
 
-def _errors(one: Route, schemas: dict[Any, Json]) -> Json:
+def _errors(one: Route) -> Json:
     problems: set[type[VirthaError]] = {*one.problems, Unavailable, Failed}
     if one.has_body:
         problems |= {TooLarge, UnsupportedMediaType}
-    content = {MEDIA_TYPE: {"schema": schemas[Problem]}}
-    return {
-        str(error.http_status): {
-            "description": HTTPStatus(error.http_status).phrase,
-            "content": content,
-        }
-        for error in sorted(problems, key=lambda error: error.http_status)
-    }
+    statuses = sorted({error.http_status for error in problems})
+    return {str(status): {"$ref": "#/components/responses/Problem"} for status in statuses}
 
 
 @cache

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from virtha.model.codes import PROBLEMS, REGISTRY
+from virtha.model.codes import PROBLEMS
 from virtha.model.errors import (
     Conflict,
     Failed,
@@ -101,9 +101,3 @@ def headers_of(error: VirthaError) -> dict[str, str]:
 
 def encode_problem(problem: Problem) -> bytes:
     return msgspec.json.encode(problem)
-
-
-def codes_with_status(status: int) -> list[str]:
-    """Codes of the registry whose error class has that status by default (for the document)."""
-    error = BY_STATUS.get(status)
-    return [error.default_code] if error and error.default_code in REGISTRY else []

@@ -21,9 +21,11 @@ from virtha.model.errors import Failed, InvalidInput, Refused, Unavailable
 
 CONNECT_S = 5.0
 ANSWER_S = 30.0
-STREAM_SILENCE_S = 60.0
-"""A stream this long without a byte (the server sends comments to keep it alive) counts as broken."""
+STREAM_SILENCE_S = 35.0
+"""A stream this long without a byte counts as broken: the server sends a comment every 10 s."""
 PAGES_MAX = 10_000
+PAGE_ITEMS_MAX = 1_000
+"""The most that the API gives at once."""
 PORT_DEFAULT = 8443
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -109,7 +111,9 @@ def _over_network(url: str, token: str, login: Login) -> Target:
         try:
             authority = Path(named).read_text()
         except OSError as exc:
-            raise InvalidInput(f"can't read {named}: {exc.strerror}", field="VIRTHA_AUTHORITY") from exc
+            raise InvalidInput(
+                f"can't read {named}: {exc.strerror}", field="VIRTHA_AUTHORITY"
+            ) from exc
     return Target(url=url, token=token or login.token, authority_pem=authority)
 
 
@@ -126,9 +130,10 @@ def pinned_context(authority_pem: str) -> ssl.SSLContext:
 
 def _transport(target: Target) -> httpx.HTTPTransport:
     if target.socket is not None:
-        return httpx.HTTPTransport(uds=str(target.socket))
+        return httpx.HTTPTransport(uds=str(target.socket), verify=False)
     if target.url.startswith("http://"):
-        return httpx.HTTPTransport()
+        # This machine only (see normal_url); no TLS, so no certificates to load.
+        return httpx.HTTPTransport(verify=False)
     if not target.authority_pem:
         raise Refused(
             f"the authority of {target.url} is not known, so its answers can't be trusted",
@@ -205,7 +210,7 @@ class Client:
         return self.call("GET", path, params=params).body
 
     def post(self, path: str, body: Any = None, **params: Any) -> Any:
-        return self.call("POST", path, body={} if body is None else body, params=params).body
+        return self.call("POST", path, body=body, params=params).body
 
     def delete(self, path: str, **params: Any) -> Any:
         return self.call("DELETE", path, params=params).body
@@ -215,7 +220,7 @@ class Client:
         found: list[Any] = []
         after = params.pop("after", None)
         for _ in range(PAGES_MAX):
-            left = None if limit is None else limit - len(found)
+            left = None if limit is None else min(limit - len(found), PAGE_ITEMS_MAX)
             page = self.get(path, **params, after=after, limit=left)
             found += page["items"]
             after = page.get("next")

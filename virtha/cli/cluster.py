@@ -83,9 +83,7 @@ def edit_cluster(
 
 
 @app.command("delete")
-def delete_cluster(
-    ctx: typer.Context, name: str = ClusterArgument, yes: bool = YesOption
-) -> None:
+def delete_cluster(ctx: typer.Context, name: str = ClusterArgument, yes: bool = YesOption) -> None:
     """Delete an empty cluster."""
     confirm(f"Delete cluster {name}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
     with connected(ctx) as client:

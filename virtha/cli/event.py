@@ -118,7 +118,9 @@ class _Follower:
         if self._after is None:
             # Pinned before the stream opens: a stream "from now" that broke before its first event
             # could not be resumed, and what happened in between would be lost.
-            self._after = int(self._client.call("GET", "/v1/events", params={"limit": 1}).body["revision"])
+            self._after = int(
+                self._client.call("GET", "/v1/events", params={"limit": 1}).body["revision"]
+            )
         lost_since: float | None = None
         pause_s = RETRY_S
         first = True
@@ -171,8 +173,14 @@ class _Follower:
             from virtha.cli.output import stdout_console
 
             line = styled(clean(event_line(event)))
-            line.stylize({"warning": "yellow", "error": "red", "alert": "bold red"}.get(event["severity"], ""))
+            line.stylize(
+                {"warning": "yellow", "error": "red", "alert": "bold red"}.get(
+                    event["severity"], ""
+                )
+            )
             stdout_console().print(line)
         else:
-            typer.echo("\t".join(clean(column.value(event)) for column in EVENT.columns if not column.wide))
+            typer.echo(
+                "\t".join(clean(column.value(event)) for column in EVENT.columns if not column.wide)
+            )
         sys.stdout.flush()

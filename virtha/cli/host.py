@@ -46,9 +46,7 @@ def show_host(ctx: typer.Context, name: str = HostArgument, watch: bool = WatchO
 
 
 @app.command("scan")
-def scan_host(
-    ctx: typer.Context, name: str = HostArgument, timeout: str = TimeoutOption
-) -> None:
+def scan_host(ctx: typer.Context, name: str = HostArgument, timeout: str = TimeoutOption) -> None:
     """List a host's libvirt VMs that virtha does not manage, and what adopting would change."""
     given = options(ctx)
     with connected(ctx) as client:

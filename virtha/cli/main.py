@@ -43,7 +43,7 @@ NOUNS: dict[str, Noun] = {
     "login": Noun("signin", "login_app", "Sign in to a server."),
     "logout": Noun("signin", "logout_app", "Forget the sign-in."),
     "whoami": Noun("signin", "whoami_app", "Which server, which user, which role."),
-    "token": Noun("token", "app", "Tokens that let hosts join."),
+    "token": Noun("join_token", "app", "Tokens that let hosts join."),
     "user": Noun("user", "app", "Users and their roles."),
     "setting": Noun("setting", "app", "Settings: global, per cluster, per host."),
     "capabilities": Noun("codes", "capabilities_app", "Watchdog models and actions on offer."),
@@ -54,6 +54,9 @@ NOUNS: dict[str, Noun] = {
     "lab": Noun("lab", "app", "Real hosts on this machine, to try and to break.", "agent,server"),
     "completion": Noun("completion", "app", "Shell completion for bash, zsh and fish."),
 }
+
+
+_COMPLETION_PARAMS = ("install_completion", "show_completion")
 
 
 def load(name: str) -> Any:
@@ -71,6 +74,8 @@ def load(name: str) -> Any:
         ) from exc
     command = typer.main.get_command(getattr(module, noun.attribute))
     command.name = name
+    # Typer offers installing completion with every part; the whole program has `virtha completion`.
+    command.params = [p for p in command.params if p.name not in _COMPLETION_PARAMS]
     # Words of the programs (`agent join --token`) are their own; only --root is common to all.
     wanted = (lambda param: param == "root") if noun.extra else (lambda param: True)
     spread_options(command, _global_params(), wanted=wanted, markup=_markup())

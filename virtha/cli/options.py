@@ -135,5 +135,6 @@ def spread_options(
             continue
         ours = copy.copy(param)
         ours.opts = [flag for flag in param.opts if flag in free]
-        ours.hidden = True
+        # One that every reader of a help page looks for; the others are in the overview.
+        ours.hidden = param.name != "output"
         command.params.append(ours)

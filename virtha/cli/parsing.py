@@ -17,7 +17,10 @@ def parse_pairs(text: str, *, field: str, keys: tuple[str, ...]) -> dict[str, st
         key = key.strip()
         if not equals or not value:
             raise InvalidInput(
-                f"'{part}' is not KEY=VALUE", field=field, allowed=keys, fix="write KEY=VALUE,KEY=VALUE"
+                f"'{part}' is not KEY=VALUE",
+                field=field,
+                allowed=keys,
+                fix="write KEY=VALUE,KEY=VALUE",
             )
         if key not in keys:
             near = get_close_matches(key, keys, 1)

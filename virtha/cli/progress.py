@@ -152,7 +152,9 @@ def finish(
     if not wait and operation["state"] not in _OVER:
         if not write_data(given, operation) and not given.quiet:
             typer.echo(operation["id"])
-            note(given, f"{operation['kind']} started; see: virtha operation wait {operation['id']}")
+            note(
+                given, f"{operation['kind']} started; see: virtha operation wait {operation['id']}"
+            )
         return operation
     operation = wait_for(client, given, operation, timeout)
     if error := failure_of(operation):

@@ -16,7 +16,9 @@ from virtha.model.errors import InvalidInput, Unavailable
 WATCH_S = 1.0
 
 WatchOption = typer.Option(False, "--watch", "-w", help="Show again at every change, until Ctrl-C.")
-WaitOption = typer.Option(True, "--wait/--no-wait", help="Wait until it is done, showing its steps.")
+WaitOption = typer.Option(
+    True, "--wait/--no-wait", help="Wait until it is done, showing its steps."
+)
 TimeoutOption = typer.Option(
     "10m", "--timeout", metavar="TIME", help="How long to wait for the end, for example 90s."
 )

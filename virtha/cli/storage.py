@@ -6,9 +6,9 @@ from typing import Any
 import typer
 
 from virtha.cli.client import Client, ref
+from virtha.cli.options import options
 from virtha.cli.parsing import confirm
 from virtha.cli.progress import failure_of, wait_for
-from virtha.cli.options import options
 from virtha.cli.session import (
     TimeoutOption,
     WaitOption,
@@ -63,18 +63,17 @@ def add_storage(
         answer = client.call(
             "POST", "/v1/storage-domains", body={k: v for k, v in body.items() if v is not None}
         )
-        if wait and answer.location and "/operations/" in answer.location:
-            operation = client.get(answer.location)
+        ident = answer.body["domain"]["id"]
+        # Its hosts prepare it in operations of their own, one per host.
+        for operation in client.items("/v1/operations", subject=ident) if wait else ():
             if error := failure_of(wait_for(client, given, operation, timeout)):
                 raise error
-        view = client.get(_path(name))
+        view = client.get(_path(ident))
     report(ctx, view, f"storage {name} is added")
 
 
 @app.command("remove")
-def remove_storage(
-    ctx: typer.Context, name: str = StorageArgument, yes: bool = YesOption
-) -> None:
+def remove_storage(ctx: typer.Context, name: str = StorageArgument, yes: bool = YesOption) -> None:
     """Forget a storage domain that no VM uses. Its files stay."""
     confirm(f"Remove storage {name}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
     with connected(ctx) as client:

@@ -320,5 +320,3 @@ def remove_watchdog(ctx: typer.Context, name: str = NameArgument) -> None:
     with connected(ctx) as client:
         answer = client.delete(vm_path(name, "watchdog"))
     report(ctx, answer, f"VM {name} has no watchdog now")
-
-

@@ -28,14 +28,14 @@ block; one that raises ends ``run()`` with that error.
 
 The outbox is read, never written, by the link. It owns durability:
 
-- ``facts_after(sequence, limit)``: facts with a higher sequence, oldest first, at most ``limit``.
+- ``facts_after(sequence, limit)``: facts with a higher sequence, oldest first, at most ``limit``. Where
+  damage has left a gap, the first one is further on; the server is told and accepts it.
 - ``last_sequence``: the last fact ever written (0: none).
-- ``first_sequence``: the first fact that it still holds or will write (``last_sequence + 1`` when
-  empty). After damage it may jump forward: the server then accepts that one gap and tells.
 - ``on_facts_acknowledged(sequence)``: drop facts up to there.
-- In ``on_connected``: if ``welcome.fact_sequence_acknowledged > outbox.last_sequence`` the outbox lost
-  its end; it must continue after the server's number, or the server takes new facts for old ones.
-  ``on_connected`` is called before any fact is read, so it may renumber there.
+- In ``on_connected``: facts up to ``welcome.fact_sequence_acknowledged`` are acknowledged; and if
+  that is beyond ``outbox.last_sequence`` the outbox lost its end: it must continue after the server's
+  number, or the server takes new facts for old ones. ``on_connected`` is called before any fact is
+  read, so it may renumber there.
 
 A server with a lower term than ``term_seen`` is refused. ``live_instance`` names the server instance
 with which this host's *other* process (guardian or agent) has a live session; a Welcome of another
@@ -49,7 +49,7 @@ from collections.abc import Callable
 from typing import Protocol, assert_never
 
 from virtha.drivers.link_connection import Connection, monotonic_ms
-from virtha.drivers.pki import client_context, host_identity, server_installation
+from virtha.drivers.pki import client_context, server_installation
 from virtha.model.errors import InvalidInput, Refused
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
@@ -73,7 +73,7 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
-from virtha.wire.session import Closed, HostSession, OutboxView, ServerSession
+from virtha.wire.session import Closed, HostSession, OutboxView
 
 PORT_DEFAULT = 8250
 CONNECT_DEADLINE_S = 5.0
@@ -81,9 +81,6 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 5.0
 SESSION_GOOD_S = 10.0
 """A session that lived this long was a good one: the next attempt comes at once."""
-HANDSHAKES_MAX = 1_024
-"""Connections without a session, at once. More are cut at once and come again later."""
-BACKLOG = 1_024
 
 
 class HostCredentials(Value, frozen=True, kw_only=True):
@@ -158,8 +155,7 @@ class HostLink:
         self._term_seen = Term(0)
         self._connection: _HostConnection | None = None
         self._welcome: Welcome | None = None
-        self._wake = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self.address: str | None = None
         """The server of the present session, or of the attempt under way."""
         self.last_problem: Closed | None = None
@@ -194,20 +190,19 @@ class HostLink:
         return True
 
     def close(self, code: str = "wire.closed.shutdown") -> None:
-        self._closing = True
-        self._wake.set()
+        self._closing.set()
         if self._connection is not None:
             self._connection.close(code)
 
     async def run(self) -> None:
         """Connect, and connect again, until ``close``."""
         failures = 0
-        while not self._closing:
+        while not self._closing.is_set():
             began = self._clock()
             lasted = False
             for address in self._servers:
-                had_session, closed = await self._attempt(address)
-                if self._closing:
+                had_session = await self._attempt(address)
+                if self._closing.is_set():
                     return
                 if had_session:
                     # From the first address on again: that one is preferred (L4).
@@ -226,12 +221,12 @@ class HostLink:
             delay_s = BACKOFF_MAX_S
         try:
             async with asyncio.timeout(delay_s * (0.5 + self._jitter())):
-                await self._wake.wait()
+                await self._closing.wait()
         except TimeoutError:
             pass  # the pause is over
 
-    async def _attempt(self, address: str) -> tuple[bool, Closed]:
-        """One connection from beginning to end; (was there a session, how it ended)."""
+    async def _attempt(self, address: str) -> bool:
+        """One connection from beginning to end; whether there was a session."""
         loop = asyncio.get_running_loop()
         host, port = parse_address(address)
         connection = _HostConnection(loop, self, self._context, self._clock)
@@ -243,16 +238,19 @@ class HostLink:
             text = str(error) or f"no connection within {CONNECT_DEADLINE_S:g} s"
             closed = Closed(code="wire.closed.unreachable", message=text)
             self._tell_disconnected(closed, address)
-            return False, closed
+            return False
         try:
             closed = await connection.ended
+            if self._closing.is_set():
+                await connection.gone.wait()  # the goodbye is read, or a second has passed
+        except BaseException:
+            connection.abort()  # run() was cancelled, or a callback raised
+            raise
         finally:
-            # Also when run() is cancelled, or a callback raised.
-            connection.abort()
             had_session = self._welcome is not None
             self._connection = self._welcome = None
         self._tell_disconnected(closed, address)
-        return had_session, closed
+        return had_session
 
     def _tell_disconnected(self, closed: Closed, address: str) -> None:
         self.last_problem = closed
@@ -279,7 +277,6 @@ class HostLink:
             boot=self._boot,
             term_seen=self._term_seen,
             fact_sequence_last=outbox.last_sequence if outbox is not None else 0,
-            fact_sequence_first=outbox.first_sequence if outbox is not None else 0,
             settings_revision=state.settings_revision,
             program_version=self._program_version,
         )
@@ -313,7 +310,7 @@ class HostLink:
 
 
 class _HostConnection(Connection):
-    __slots__ = ("_link", "ended")
+    __slots__ = ("_link", "ended", "gone")
 
     def __init__(
         self,
@@ -325,6 +322,11 @@ class _HostConnection(Connection):
         super().__init__(loop, context, server_side=False, clock=clock)
         self._link = link
         self.ended: asyncio.Future[Closed] = loop.create_future()
+        self.gone = asyncio.Event()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.gone.set()
 
     def _tls_ready(self, peer_certificate: bytes) -> HostSession:
         return self._link.begin_session(self, peer_certificate)
@@ -342,144 +344,6 @@ class _HostConnection(Connection):
     def _ended(self, closed: Closed) -> None:
         if not self.ended.done():
             self.ended.set_result(closed)
-
-
-class ServerLinkEvents(Protocol):
-    """What the server hears of its connections; plain calls on the event loop."""
-
-    def on_hello(self, connection: "ServerConnection", hello: Hello) -> None:
-        """Answer by ``connection.wire.welcome`` or ``.refuse``, then ``connection.flush()``."""
-        ...
-
-    def on_beat(self, connection: "ServerConnection", beat: Beat, now: Millis) -> None:
-        """Its acknowledgement is on its way already."""
-        ...
-
-    def on_facts(self, connection: "ServerConnection", facts: Facts) -> None: ...
-
-    def on_ended(self, connection: "ServerConnection", closed: Closed) -> None:
-        """Once for each connection, also for one that never got as far as TLS."""
-        ...
-
-
-class ServerConnection(Connection):
-    """One host's connection. After ``on_hello`` the gateway keeps what it knows in ``owner``."""
-
-    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "owner")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: ssl.SSLContext,
-        listener: "ServerLink",
-        clock: Callable[[], Millis],
-    ) -> None:
-        super().__init__(loop, context, server_side=True, clock=clock)
-        self._listener = listener
-        self._events = listener.events
-        self.host_id: HostId | None = None
-        self.certificate_serial = ""
-        self.owner: object = None
-
-    @property
-    def wire(self) -> ServerSession:
-        assert isinstance(self.session, ServerSession)
-        return self.session
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._listener.begun(self)
-        super().connection_made(transport)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
-        self._listener.gone(self)
-
-    def _tls_ready(self, peer_certificate: bytes) -> ServerSession:
-        identity = host_identity(peer_certificate)
-        if identity.installation_id != self._listener.installation_id:
-            raise Refused(
-                f"the certificate is of installation {identity.installation_id}",
-                code="wire.refused.certificate",
-            )
-        self.host_id = identity.host_id
-        self.certificate_serial = identity.serial
-        return ServerSession(identity.host_id, now=self._clock())
-
-    def _message(self, message: Message, now: Millis) -> None:
-        if type(message) is Beat:
-            self._events.on_beat(self, message, now)
-        elif type(message) is Facts:
-            self._events.on_facts(self, message)
-        else:
-            assert type(message) is Hello
-            self._listener.greeted(self)
-            self._events.on_hello(self, message)
-
-    def _ended(self, closed: Closed) -> None:
-        self._listener.greeted(self)
-        self._events.on_ended(self, closed)
-
-
-class ServerLink:
-    """The gateway's port. ``close`` says goodbye to all and waits until they are gone."""
-
-    def __init__(
-        self,
-        events: ServerLinkEvents,
-        context: ssl.SSLContext,
-        *,
-        installation_id: InstallationId,
-        clock: Callable[[], Millis] = monotonic_ms,
-    ) -> None:
-        self.events = events
-        self.installation_id = installation_id
-        self._context = context
-        self._clock = clock
-        self._connections: set[ServerConnection] = set()
-        self._handshakes: set[ServerConnection] = set()
-        self._server: asyncio.Server | None = None
-        self._all_gone = asyncio.Event()
-
-    async def listen(self, host: str, port: int) -> int:
-        """Returns the port (useful with 0). Raises OSError when the address can't be had."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: ServerConnection(loop, self._context, self, self._clock),
-            host,
-            port,
-            backlog=BACKLOG,
-        )
-        return int(self._server.sockets[0].getsockname()[1])
-
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
-
-    async def close(self, code: str = "wire.closed.shutdown") -> None:
-        if self._server is not None:
-            self._server.close()
-        for connection in tuple(self._connections):
-            connection.close(code)
-        if self._connections:
-            self._all_gone.clear()
-            await self._all_gone.wait()  # each is cut after a second at the latest
-
-    # For the connections
-
-    def begun(self, connection: ServerConnection) -> None:
-        self._connections.add(connection)
-        self._handshakes.add(connection)
-        if len(self._handshakes) > HANDSHAKES_MAX:
-            asyncio.get_running_loop().call_soon(connection.abort)
-
-    def greeted(self, connection: ServerConnection) -> None:
-        self._handshakes.discard(connection)
-
-    def gone(self, connection: ServerConnection) -> None:
-        self._connections.discard(connection)
-        self._handshakes.discard(connection)
-        if not self._connections:
-            self._all_gone.set()
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -132,7 +132,7 @@ class Init:
     def _is_there(path: str) -> bool:
         if path.endswith("/"):  # a directory: something must be mounted on it
             return os.path.ismount(path)
-        return os.path.exists(path)
+        return Path(path).exists()
 
     def reap(self) -> None:
         while True:

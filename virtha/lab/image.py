@@ -9,7 +9,6 @@ together with mtools: no mount, no loop device.
 import hashlib
 import os
 import re
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -25,6 +24,8 @@ PARTITION_START = 2048
 """First sector of the partition, as every partitioning tool aligns it (1 MiB)."""
 DISK_SECTORS = 48 * 1024 * 1024 // SECTOR
 FAT16_LBA = 0x0E
+
+_INPUT_PACKAGES = ("busybox-static", "qemu-guest-agent", "libglib2.0-0", "libc6", "syslinux")
 
 Say = Callable[[str], None]
 
@@ -58,13 +59,13 @@ def tiny_image(say: Say = lambda _text: None) -> Path:
 def _inputs_digest(kernel_package: Path) -> str:
     """Names everything the image is made of: packages by version, our own part by content."""
     versions = run(
-        ["dpkg-query", "-W", "-f", "${Package} ${Version}\n"]
-        + ["busybox-static", "qemu-guest-agent", "libglib2.0-0", "libc6", "syslinux"],
+        ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *_INPUT_PACKAGES],
         fix="see 'virtha lab check'",
     )
-    own = b"".join(
-        Path(str(module.__file__)).read_bytes() for module in (archive, guest_files)
-    ) + Path(__file__).read_bytes()
+    own = (
+        b"".join(Path(str(module.__file__)).read_bytes() for module in (archive, guest_files))
+        + Path(__file__).read_bytes()
+    )
     digest = hashlib.sha256(f"{kernel_package.name}\n{versions}".encode() + own)
     return digest.hexdigest()[:16]
 
@@ -203,8 +204,10 @@ def _make_disk(raw: Path, work: Path, kernel: Path, initrd: Path) -> None:
     size = DISK_SECTORS - PARTITION_START
     # Geometry and hidden sectors must be right in the FAT's header: the boot sector computes with it.
     run(
-        ["mformat", "-i", volume, "-T", str(size), "-h", "16", "-s", "63", "-H"]
-        + [str(PARTITION_START), "-c", "8", "-v", "TINY", "::"]
+        [
+            *("mformat", "-i", volume, "-T", str(size), "-H", str(PARTITION_START)),
+            *("-h", "16", "-s", "63", "-c", "8", "-v", "TINY", "::"),
+        ]
     )
     config = work / "syslinux.cfg"
     config.write_text(guest_files.SYSLINUX_CONFIG)
@@ -220,9 +223,3 @@ def _make_disk(raw: Path, work: Path, kernel: Path, initrd: Path) -> None:
     table = boot_code.ljust(446, b"\0") + entry + b"\0" * 48 + b"\x55\xaa"
     with raw.open("r+b") as disk:
         disk.write(table)
-
-
-def installed_tools_missing() -> list[str]:
-    """Programs that building the image needs and that are not there."""
-    needed = ["mformat", "mcopy", "syslinux", "qemu-img", "dpkg-deb", "apt-get", "ldd", "busybox"]
-    return [name for name in needed if shutil.which(name) is None]

@@ -38,8 +38,10 @@ def make_node(switch: str, namespace: str, name: str, address: str) -> None:
     add_network_namespace(namespace)
     cable = _cable(name)
     run(
-        ["ip", "link", "add", cable, "netns", switch, "type", "veth"]
-        + ["peer", "name", "eth0", "netns", namespace]
+        [
+            *("ip", "link", "add", cable, "netns", switch, "type", "veth"),
+            *("peer", "name", "eth0", "netns", namespace),
+        ]
     )
     _ip(switch, "link", "set", cable, "master", _SWITCH_BRIDGE)
     _ip(namespace, "link", "set", "lo", "up")

@@ -90,6 +90,12 @@ class StopMark(Value, frozen=True, kw_only=True):
     """A guest that ignored the request until then is no longer stopping."""
 
 
+class RebootMark(Value, frozen=True, kw_only=True):
+    by: str
+    ends_at_ms: int
+    """A reboot that comes later is the guest's own."""
+
+
 class VmRecord(Value, frozen=True, kw_only=True):
     """What the sentinel keeps on disk about one VM; times are of ``boot``'s boot-time clock."""
 
@@ -116,7 +122,10 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """QEMU's, as last listed; None: not known since the last start."""
     stop: StopMark | None = None
     pause_by: str | None = None
-    reboot_by: str | None = None
+    """An ordered pause whose event has not come yet."""
+    pause: Reason | None = None
+    """Why it is paused, when it is."""
+    reboot: RebootMark | None = None
     """An ordered reboot whose event has not come yet."""
     up: Reason | None = None
     """Why it runs, when it does."""
@@ -131,8 +140,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     attempt_ms: int = 0
     exhausted: bool = False
     loop_told: bool = False
-    blocked_told: str = ""
-    """The blocking reason that history has already."""
+    blocked: Reason | None = None
+    """Why it is not restarted, when it is not."""
     released: bool = False
     """``Released`` was told: never started here again without a higher incarnation. The agent
     refuses an order of this incarnation that comes again (`order.refused.incarnation`)."""

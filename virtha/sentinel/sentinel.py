@@ -1,14 +1,95 @@
-"""The sentinel."""
+"""The sentinel: protects the VMs of one host on its own, server or not. Pure.
+
+Each step folds all events into the records, plans by looking at the records only, and hands out what
+changed: records to be saved, then commands. So the agent's restart, libvirt's return and the undisturbed
+case take one path. See ``events`` for the order in which the caller carries a decision out.
+"""
 
 from collections.abc import Sequence
+from typing import assert_never
 
-from virtha.model.ids import BootId
+from virtha.model.domain import DomainEvent
+from virtha.model.facts import VmReport
+from virtha.model.ids import BootId, Incarnation, VmId
 from virtha.model.time import Millis
+from virtha.model.vm import Reason, VmState
 from virtha.model.watchdog import Watchdog
-from virtha.sentinel.events import Decision, SentinelEvent, SentinelRecords, VmRecord
+from virtha.sentinel.events import (
+    Adopted,
+    BootStatusRead,
+    Configured,
+    Decision,
+    DomainsListed,
+    DropRecord,
+    Forgotten,
+    GuestAnswered,
+    HostShuttingDown,
+    Intent,
+    LibvirtLost,
+    ListDomains,
+    PauseAccepted,
+    RebootAccepted,
+    RestartEnded,
+    ResumeAccepted,
+    SaveRecord,
+    SaveWatched,
+    SentinelEvent,
+    SentinelRecords,
+    StartAccepted,
+    StartEnded,
+    StopAccepted,
+    VmRecord,
+    Watched,
+)
+from virtha.sentinel.explain import reasons_of
+from virtha.sentinel.invariants import check
+from virtha.sentinel.observe import (
+    agent_grace_ends,
+    domain_event,
+    guest_answered,
+    tell_silent_agent,
+)
+from virtha.sentinel.reconstruct import (
+    RELIST_MS,
+    boot_status_read,
+    domains_listed,
+    expire_gap,
+    gap_deadline,
+    libvirt_lost,
+    open_records,
+)
+from virtha.sentinel.restart import (
+    ATTEMPT_DEADLINE_MS,
+    attempts_in_window,
+    awaits_restart,
+    due_at,
+    exit_expected_until,
+    gather_evidence,
+    plan,
+    restart_ended,
+)
+from virtha.sentinel.starts import (
+    adopted,
+    configured,
+    forgotten,
+    pause_accepted,
+    reboot_accepted,
+    resume_accepted,
+    start_accepted,
+    start_ended,
+    start_refusal,
+)
+from virtha.sentinel.state import Guarded, HostState
+from virtha.sentinel.stops import expire_stop_mark, guest_may_ignore, stop_accepted
+from virtha.sentinel.watchdog import pause_retry_at, retry_pause
+
+WATCHED_EVERY_MS = 5_000
+"""How precisely a gap's beginning is known: one small write in that time, for all VMs."""
 
 
 class Sentinel:
+    """One per host and agent process. Invariants: see ``invariants``."""
+
     def __init__(
         self,
         *,
@@ -18,9 +99,191 @@ class Sentinel:
         default_watchdog: Watchdog | None = None,
     ) -> None:
         """``default_watchdog``: the host's (W10), for VMs that name none."""
+        self._host = HostState(
+            boot=boot, records=records, now=now, default_watchdog=default_watchdog
+        )
 
     def step(self, now: Millis, events: Sequence[SentinelEvent]) -> Decision:
-        raise NotImplementedError
+        host = self._host
+        host.begin(now)
+        if not host.opened:
+            host.opened = True
+            open_records(host)
+        for event in events:
+            self._fold(event)
+        for guarded in host.all():
+            self._plan(guarded)
+        self._ask_for_list()
+        intents = self._intents()
+        self._report()
+        commands = host.ordered_commands()
+        check(host, intents, commands)
+        return Decision(
+            intents=intents,
+            commands=commands,
+            notices=tuple(host.notices),
+            wake_at=self._wake_at(),
+        )
+
+    def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
+        """Why a start order must be refused now; only without one is ``StartAccepted`` allowed."""
+        return start_refusal(self._host, vm_id, incarnation)
 
     def view(self) -> tuple[VmRecord, ...]:
-        raise NotImplementedError
+        return tuple(guarded.record for guarded in self._host.all())
+
+    # Fold
+
+    def _fold(self, event: SentinelEvent) -> None:
+        host = self._host
+        match event:
+            case DomainEvent():
+                domain_event(host, event)
+            case DomainsListed():
+                domains_listed(host, event)
+            case LibvirtLost():
+                libvirt_lost(host)
+            case HostShuttingDown():
+                host.shutting_down = True
+            case Configured():
+                configured(host, event)
+            case RestartEnded():
+                restart_ended(host, event)
+            case BootStatusRead():
+                boot_status_read(host, event)
+            case GuestAnswered():
+                guest_answered(host, event)
+            case _:
+                self._fold_order(event)
+
+    def _fold_order(
+        self,
+        event: StartAccepted
+        | StartEnded
+        | StopAccepted
+        | RebootAccepted
+        | PauseAccepted
+        | ResumeAccepted
+        | Adopted
+        | Forgotten,
+    ) -> None:
+        host = self._host
+        match event:
+            case StartAccepted():
+                start_accepted(host, event)
+            case StartEnded():
+                start_ended(host, event)
+            case StopAccepted():
+                stop_accepted(host, event)
+            case RebootAccepted():
+                reboot_accepted(host, event)
+            case PauseAccepted():
+                pause_accepted(host, event)
+            case ResumeAccepted():
+                resume_accepted(host, event)
+            case Adopted():
+                adopted(host, event)
+            case Forgotten():
+                forgotten(host, event)
+            case _:
+                assert_never(event)
+
+    # Plan
+
+    def _plan(self, guarded: Guarded) -> None:
+        host = self._host
+        expire_stop_mark(host, guarded)
+        expire_gap(host, guarded)
+        tell_silent_agent(host, guarded)
+        retry_pause(host, guarded)
+        plan(host, guarded)
+        gather_evidence(host, guarded)
+
+    def _ask_for_list(self) -> None:
+        host = self._host
+        if not host.connected or not host.list_wanted:
+            return
+        if host.listing_ms is not None and host.now - host.listing_ms < RELIST_MS:
+            return
+        host.listing_ms = host.now
+        for guarded in host.all():
+            guarded.moved = False
+        host.order(ListDomains())
+
+    # What changed
+
+    def _intents(self) -> tuple[Intent, ...]:
+        host = self._host
+        intents: list[Intent] = [DropRecord(vm_id=vm_id) for vm_id in host.dropped]
+        for guarded in host.all():
+            guarded.set(reasons=reasons_of(host, guarded.record))
+            if guarded.record == guarded.saved:
+                continue
+            if guarded.record.state is not VmState.DOWN and guarded.record.boot == host.boot:
+                guarded.set(last_alive_ms=int(host.now))
+            guarded.saved = guarded.record
+            intents.append(SaveRecord(record=guarded.record))
+        watched = self._watched()
+        if watched is not None:
+            host.watched = watched
+            intents.append(SaveWatched(watched=watched))
+        return tuple(intents)
+
+    def _watched(self) -> Watched | None:
+        host = self._host
+        if not host.connected or not any(guarded.up for guarded in host.vms.values()):
+            return None
+        if host.now < self._watched_due():
+            return None
+        return Watched(boot=host.boot, until_ms=int(host.now))
+
+    def _watched_due(self) -> Millis:
+        watched = self._host.watched
+        if watched is None or watched.boot != self._host.boot:
+            return self._host.now
+        return Millis(watched.until_ms + WATCHED_EVERY_MS)
+
+    def _report(self) -> None:
+        for guarded in self._host.all():
+            if not guarded.known:
+                continue
+            record = guarded.record
+            report = VmReport(
+                vm_id=record.vm.id,
+                incarnation=record.incarnation,
+                state=record.state,
+                reasons=record.reasons,
+                guest_agent=record.guest_agent,
+                restart_count=len(attempts_in_window(self._host, record)),
+            )
+            if report != guarded.reported:
+                guarded.reported = report
+                self._host.notices.append(report)
+
+    def _wake_at(self) -> Millis | None:
+        host = self._host
+        moments = [moment for guarded in host.all() for moment in self._moments(guarded)]
+        if host.connected and any(guarded.up for guarded in host.vms.values()):
+            moments.append(self._watched_due())
+        if host.connected and host.list_wanted and host.listing_ms is not None:
+            moments.append(Millis(host.listing_ms + RELIST_MS))
+        assert all(moment > host.now for moment in moments), f"due already: {moments}"
+        return min(moments) if moments else None
+
+    def _moments(self, guarded: Guarded) -> list[Millis]:
+        """Each is when something of this VM may be decided without an event."""
+        host, record = self._host, guarded.record
+        moments: list[Millis | None] = [
+            gap_deadline(guarded),
+            agent_grace_ends(guarded),
+            pause_retry_at(guarded) if host.connected else None,
+            exit_expected_until(host, guarded) if guarded.evidence else None,
+        ]
+        if guest_may_ignore(record):
+            assert record.stop is not None
+            moments.append(Millis(record.stop.ends_at_ms))
+        if record.attempt is not None and record.state is VmState.STARTING:
+            moments.append(Millis(record.attempt_ms + ATTEMPT_DEADLINE_MS))
+        elif awaits_restart(record) and record.blocked is None:
+            moments.append(due_at(host, record))
+        return [moment for moment in moments if moment is not None]

@@ -88,12 +88,18 @@ def read_config(paths: ServerPaths, environment: Mapping[str, str] | None = None
         ) from None
     except OSError as error:
         raise Failed(f"can't read {paths.config}: {error.strerror}") from error
+    environ = os.environ if environment is None else environment
+    return parse_config(text, where=str(paths.config), overriding=overrides(environ))
+
+
+def parse_config(
+    text: str, *, where: str, overriding: Mapping[str, object] | None = None
+) -> ServerConfig:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{paths.config}: {error}", field="server.toml") from None
-    environ = os.environ if environment is None else environment
-    return build_config({**values, **overrides(environ)}, where=str(paths.config))
+        raise InvalidInput(f"{where}: {error}", field="server.toml") from None
+    return build_config({**values, **(overriding or {})}, where=where)
 
 
 def build_config(values: Mapping[str, object], *, where: str) -> ServerConfig:

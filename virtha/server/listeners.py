@@ -32,7 +32,7 @@ class PeerCredentialProtocol(HttpToolsProtocol):
     """HTTP on the Unix socket. The uid comes from SO_PEERCRED, never from a header."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(transport)
         self.app_state = {**self.app_state, PEER_UID: peer_uid(transport)}
 
 
@@ -74,7 +74,7 @@ def unix_listener(app: ASGIApp) -> Listener:
 
 def _config(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]  # Litestar's ASGI types and uvicorn's differ in spelling only
+        app,
         **{"http": "httptools", **more},
         loop="none",
         ws="none",

@@ -1,5 +1,5 @@
-"""The installation's state."""
+"""The installation's state: portable schema, forward migrations, one writer, one revision counter."""
 
-from virtha.store.store import Store, open_store
+from virtha.store.store import Store, Transaction, WriteTransaction, open_store
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "Transaction", "WriteTransaction", "open_store"]

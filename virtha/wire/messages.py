@@ -36,9 +36,6 @@ class Hello(Value, frozen=True, kw_only=True, tag="hello"):
     boot: BootId
     term_seen: Term = Term(0)
     fact_sequence_last: int = 0
-    fact_sequence_first: int = 0
-    """The first fact that it still holds or will write (0: not said). Where it lies beyond the server's
-    next, the outbox was damaged, and the facts between are lost: the only gap that is accepted."""
     settings_revision: int = 0
     program_version: str = ""
 
@@ -86,9 +83,11 @@ class BeatAck(Value, frozen=True, kw_only=True, tag="beat_ack"):
 
 
 class Facts(Value, frozen=True, kw_only=True, tag="facts"):
-    """Consecutive facts, oldest first."""
+    """Consecutive facts, oldest first. ``gap``: those between the last frame and this one are lost for
+    good (a damaged outbox); without it a gap is refused."""
 
     facts: tuple[Fact, ...]
+    gap: bool = False
 
 
 class FactsAck(Value, frozen=True, kw_only=True, tag="facts_ack"):

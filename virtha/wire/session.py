@@ -84,17 +84,16 @@ class OutboxView(Protocol):
     """The host's durable facts, as the session reads them."""
 
     @property
-    def first_sequence(self) -> int:
-        """The first fact that it still holds, or will write when it holds none."""
-        ...
-
-    @property
     def last_sequence(self) -> int:
         """The last fact ever written; 0: none."""
         ...
 
     def facts_after(self, sequence: int, limit: int) -> Sequence[Fact]:
-        """Consecutive facts with a higher sequence, oldest first, at most ``limit``."""
+        """Facts with a higher sequence, consecutive, oldest first, at most ``limit``.
+
+        The first may be further on than ``sequence + 1`` when those between are lost: the server is
+        told of the gap.
+        """
         ...
 
 
@@ -182,6 +181,11 @@ class Session:
             self._paused_since = now
 
     # Time
+
+    @property
+    def heard_at(self) -> Millis:
+        """When the last byte came in."""
+        return Millis(self._heard_at)
 
     def next_timer(self) -> Millis | None:
         """When ``handle_timer`` is due at the latest; may move on with every call."""
@@ -357,15 +361,15 @@ class HostSession(Session):
             facts = self._outbox.facts_after(window.last, limit)
             if not facts:
                 return
-            assert facts[0].sequence == window.last + 1, "the outbox has a gap that hello denied"
-            frame, count = _facts_frame(tuple(facts[:limit]))
-            window.add(facts[count - 1].sequence, len(frame))
+            gap = facts[0].sequence != window.last + 1
+            assert not gap or facts[0].sequence > window.last, "the outbox went backwards"
+            frame, count = _facts_frame(tuple(facts[:limit]), gap=gap)
+            window.add(facts[count - 1].sequence, count=count, size=len(frame))
             self._put(frame)
 
     def _on_welcome(self, welcome: Welcome, size: int) -> Message | None:
         self._check_welcome(welcome)
-        first = self._hello.fact_sequence_first
-        self._window = FactWindow(max(welcome.fact_sequence_acknowledged, first - 1))
+        self._window = FactWindow(welcome.fact_sequence_acknowledged)
         self._establish(welcome.silence_ms)
         return welcome
 
@@ -435,15 +439,15 @@ class HostSession(Session):
     }
 
 
-def _facts_frame(facts: tuple[Fact, ...]) -> tuple[bytes, int]:
+def _facts_frame(facts: tuple[Fact, ...], *, gap: bool) -> tuple[bytes, int]:
     """The longest beginning of ``facts`` (by halving) that fits one frame, and its number of facts."""
     count = len(facts)
     while True:
         try:
-            return encode_message(Facts(facts=facts[:count])), count
+            return encode_message(Facts(facts=facts[:count], gap=gap)), count
         except InvalidInput as error:
             if count == 1:
-                return encode_message(Facts(facts=(_too_large(facts[0], error),))), 1
+                return encode_message(Facts(facts=(_too_large(facts[0], error),), gap=gap)), 1
             count //= 2
 
 
@@ -477,8 +481,7 @@ class ServerSession(Session):
         if self.closed is not None:
             return
         assert self.state is SessionState.GREETED and self.hello is not None
-        acknowledged = max(welcome.fact_sequence_acknowledged, self.hello.fact_sequence_first - 1)
-        self._window = FactWindow(acknowledged)
+        self._window = FactWindow(welcome.fact_sequence_acknowledged)
         self._heard_at = self._pinged_at = now
         self._put(encode_message(welcome))
         self._establish(welcome.silence_ms)
@@ -494,6 +497,8 @@ class ServerSession(Session):
 
     def acknowledge(self, sequence: int) -> None:
         """All facts up to ``sequence`` are committed."""
+        # The store may be ahead of this session: it then holds facts that an earlier session sent.
+        sequence = min(sequence, self._window.last)
         if self.closed is None and sequence > self._window.acknowledged:
             self._window.acknowledge(sequence)
             self._put(encode_message(FactsAck(sequence=sequence)))
@@ -508,7 +513,7 @@ class ServerSession(Session):
                 field="host_id",
                 fix="one identity directory per host; was it copied?",
             )
-        numbers = (hello.fact_sequence_last, hello.fact_sequence_first, hello.term_seen)
+        numbers = (hello.fact_sequence_last, hello.term_seen, hello.settings_revision)
         if not all(0 <= number <= SEQUENCE_MAX for number in numbers) or not hello.boot:
             raise Refused("the hello makes no sense", code="wire.refused.malformed")
         self.hello = hello
@@ -541,7 +546,7 @@ class ServerSession(Session):
                 code="wire.refused.malformed",
                 allowed=(f"1 to {FACTS_PER_FRAME_MAX}",),
             )
-        self._check_sequences(batch)
+        self._check_sequences(batch, gap=facts.gap)
         window = self._window
         if batch[-1].sequence <= window.last:
             # Sent again after a break. What is committed is acknowledged again, or the host would
@@ -549,18 +554,19 @@ class ServerSession(Session):
             if batch[-1].sequence <= window.acknowledged:
                 self._put(encode_message(FactsAck(sequence=window.acknowledged)))
             return None
-        if batch[-1].sequence - window.last > window.free:
+        known = max(0, window.last - batch[0].sequence + 1)
+        if len(batch) - known > window.free:
             raise Refused(
                 "more facts are under way than allowed",
                 code="wire.refused.sequence",
                 allowed=(f"{FACTS_UNACKNOWLEDGED_MAX} unacknowledged",),
             )
-        known = window.last - batch[0].sequence + 1
-        window.add(batch[-1].sequence, size)
-        return facts if known <= 0 else Facts(facts=batch[known:])
+        window.add(batch[-1].sequence, count=len(batch) - known, size=size)
+        return Facts(facts=batch[known:], gap=facts.gap) if known else facts
 
-    def _check_sequences(self, batch: tuple[Fact, ...]) -> None:
-        expected = min(batch[0].sequence, self._window.last + 1)
+    def _check_sequences(self, batch: tuple[Fact, ...], *, gap: bool) -> None:
+        first = batch[0].sequence
+        expected = first if gap else min(first, self._window.last + 1)
         for fact in batch:
             if fact.sequence != expected or not 0 < expected <= SEQUENCE_MAX:
                 raise Refused(

@@ -135,6 +135,14 @@ EVENTS: tuple[Code, ...] = (
         "attempt",
         help="It hangs in the kernel, mostly on storage. Only a reset of the host ends it for sure.",
     ),
+    _event(
+        1418,
+        "host.agent.overload",
+        WARNING,
+        "Agent of {name} dropped {count} libvirt events and lists all domains anew",
+        "name",
+        "count",
+    ),
     _event(1600, "storage.added", INFO, "Storage domain {name} added", "name"),
     _event(1601, "storage.removed", INFO, "Storage domain {name} removed", "name"),
     _event(
@@ -270,6 +278,14 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "incarnation",
         "current",
+    ),
+    _event(
+        2211,
+        "vm.pause_failed",
+        ERROR,
+        "{vm} runs on after its watchdog's dump: {attempts} attempts to pause it failed",
+        "vm",
+        "attempts",
     ),
     _event(
         2400,

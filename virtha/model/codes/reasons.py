@@ -170,6 +170,20 @@ REASONS: tuple[Code, ...] = (
         "name",
     ),
     _reason(5208, "order.refused.instance", ERROR, "another server instance is live", "instance"),
+    _reason(
+        5209,
+        "order.failed.shutdown_ignored",
+        WARNING,
+        "its guest did not shut down within {deadline_ms} ms; it runs on",
+        "deadline_ms",
+        help="Guests obey ACPI or their guest agent. 'virtha vm power-off' ends it at once.",
+    ),
+    _reason(
+        5210,
+        "order.unknown.interrupted",
+        WARNING,
+        "the agent was restarted while it carried the order out",
+    ),
     # 5300: the gate
     _reason(
         5300,
@@ -214,6 +228,15 @@ REASONS: tuple[Code, ...] = (
     _reason(5406, "host.unfit.libvirt", WARNING, "its libvirt does not answer"),
     _reason(5407, "host.unfit.bridge", WARNING, "it has no bridge {bridge}", "bridge"),
     _reason(5408, "host.unfit.arch", WARNING, "it is {arch}", "arch"),
+    _reason(5410, "host.unfit.holder", WARNING, "{holder} may still hold a copy of it", "holder"),
+    _reason(
+        5411,
+        "start.blocked.inventory",
+        WARNING,
+        "{host} has not reported its VMs since the restore",
+        "host",
+        help="A restored database may not know a copy that runs there. Bring the host back, or remove it.",
+    ),
     # 5500: starts that skip the disk activity check (A5), and why
     _reason(5500, "disk_check.skipped.proven", INFO, "the previous copy's death is proved"),
     _reason(
@@ -233,5 +256,7 @@ REASONS: tuple[Code, ...] = (
     ),
     _reason(5607, "protection.gate", ERROR, "the start gate of its host is not in force"),
     _reason(5608, "protection.single_host", WARNING, "no other host could take it"),
+    _reason(5610, "protection.policy", WARNING, "its cluster's policy has restarts turned off"),
+    _reason(5611, "protection.not_running", ERROR, "it should run but does not"),
     _reason(5609, "protection.libvirt", ERROR, "libvirt of its host does not answer"),
 )

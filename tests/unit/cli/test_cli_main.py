@@ -1,0 +1,226 @@
+"""The frame: lazy nouns, where options may stand, exit codes, the reference page."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_fake_api import Answer, Api, Ran
+from cli_shapes import page, vm_view
+
+from virtha import __version__
+from virtha.cli import main as main_module
+from virtha.cli.main import NOUNS, load
+from virtha.cli.reference import reference_markdown
+from virtha.model.errors import Failed
+
+Run = Callable[..., Ran]
+HEAVY = ("litestar", "sqlalchemy", "libvirt", "httpx", "rich", "cryptography", "yaml")
+OURS = [name for name, noun in NOUNS.items() if not noun.extra]
+
+
+@pytest.mark.parametrize(
+    ("argv", "allowed"),
+    [
+        (["--version"], ()),
+        (["--help"], ()),
+        (["vm", "list", "--help"], ("httpx", "yaml")),
+        (["codes", "8021"], ("httpx", "yaml")),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(argv: list[str], allowed: tuple[str, ...]) -> None:
+    program = (
+        "import sys\nfrom virtha.cli.main import main\n"
+        f"code = main({argv!r})\n"
+        f"print('HEAVY', code, [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    last = ran.stdout.strip().splitlines()[-1]
+    code, loaded = last.removeprefix("HEAVY ").split(" ", 1)
+    assert code == "0"
+    assert set(eval(loaded)) <= set(allowed)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == Ran(0, f"virtha {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["vm", "lst"], ["vmm"], ["vm", "show"], ["vm", "list", "--nope"], ["vm"], []],
+    ids=" ".join,
+)
+def test_usage_errors_are_2(argv: list[str], run: Run) -> None:
+    ran = run(*argv)
+    assert ran.code == 2
+    assert "Usage: virtha" in ran.out + ran.err
+
+
+def test_a_wrong_word_gets_a_suggestion(run: Run) -> None:
+    assert "Did you mean 'list'?" in run("vm", "lst").err
+
+
+@pytest.mark.parametrize("argv", [["-o", "json", "vm", "list"], ["vm", "list", "-o", "json"]])
+def test_options_stand_before_or_after_the_verb(argv: list[str], api: Api, run: Run) -> None:
+    api.on("GET", "/v1/vms", page(vm_view()))
+    ran = run(*argv)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("[")
+
+
+def test_a_later_default_does_not_undo_an_earlier_option(api: Api, run: Run) -> None:
+    api.on("GET", "/v1/vms", page(vm_view("a"), vm_view("b")))
+    assert run("--quiet", "vm", "list").out == "a\nb\n"
+
+
+def test_unknown_output_format_names_the_allowed_ones(run: Run) -> None:
+    ran = run("vm", "list", "-o", "xml")
+    assert ran.code == 2
+    assert "--output: 'xml' is no output format\n  allowed: table, json, yaml, wide" in ran.err
+
+
+def test_root_option_reaches_the_programs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTHA_ROOT", "/somewhere/else")
+    assert run("codes", "8021", "--root", str(tmp_path)).code == 0
+    assert os.environ["VIRTHA_ROOT"] == str(tmp_path)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def no_litestar(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'litestar.app'", name="litestar.app")
+
+    monkeypatch.setattr(main_module.importlib, "import_module", no_litestar)
+    with pytest.raises(Failed):
+        load("server")
+    ran = run("server")
+    assert ran.code == 1
+    assert "'litestar', which is not installed\n  fix: pip install 'virtha[server]'" in ran.err
+
+
+def test_a_bug_of_ours_is_not_called_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'virtha.nope'", name="virtha.nope")
+
+    monkeypatch.setattr(main_module.importlib, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError):
+        load("server")
+
+
+@pytest.mark.parametrize("noun", OURS)
+def test_every_command_says_what_it_does(noun: str) -> None:
+    def check(command: object, path: str) -> None:
+        assert command.help, path  # type: ignore[attr-defined]
+        for param in command.params:  # type: ignore[attr-defined]
+            assert param.help or param.name == "help", f"{path}: {param.name}"
+        for name, sub in getattr(command, "commands", {}).items():
+            check(sub, f"{path} {name}")
+
+    check(load(noun), noun)
+
+
+def test_reference_has_every_command_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtha.cli.reference.NOUNS", {name: NOUNS[name] for name in OURS})
+    text = reference_markdown()
+    for heading in ("### virtha vm create NAME", "### virtha policy set", "## virtha status"):
+        assert f"\n{heading}" in text
+    assert "| 4 | refused by policy or safety; the reason is printed |" in text
+    assert "install-completion" not in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell: str, run: Run) -> None:
+    program = f"from virtha.cli.main import main; raise SystemExit(main(['completion', '{shell}']))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"complete_{shell}" in ran.stdout
+    assert "virtha" in ran.stdout
+
+
+def test_completion_completes_nouns_and_verbs() -> None:
+    def complete(words: str, index: int) -> list[str]:
+        shell = {"_VIRTHA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+        ran = subprocess.run(
+            [sys.executable, "-c", "from virtha.cli.main import main; main([])"],
+            env={**os.environ, **shell},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return ran.stdout.split()
+
+    assert complete("virtha cl", 1) == ["cluster"]
+    assert "adopt" in complete("virtha vm ", 2)
+
+
+PROBLEMS = [
+    (400, "problem.invalid", 2),
+    (401, "problem.unauthenticated", 6),
+    (403, "problem.forbidden", 6),
+    (404, "problem.not_found", 3),
+    (405, "problem.method", 2),
+    (409, "problem.name_taken", 1),
+    (410, "problem.gone", 1),
+    (412, "problem.stale", 1),
+    (422, "problem.no_host_fits", 4),
+    (500, "problem.failed", 1),
+    (503, "problem.database.locked", 5),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "exit_code"), PROBLEMS)
+def test_problems_become_exit_codes(
+    status: int, code: str, exit_code: int, api: Api, run: Run
+) -> None:
+    problem = {
+        "type": f"https://virtha.dev/problems/{code}",
+        "title": "Title",
+        "status": status,
+        "code": code,
+        "detail": "what is wrong",
+        "field": "name",
+        "allowed": ["a", "b"],
+        "fix": "do this",
+    }
+    api.on("GET", "/v1/vms/web1", Answer(problem, status=status))
+    ran = run("vm", "show", "web1")
+    assert ran == Ran(
+        exit_code,
+        "",
+        "error: name: what is wrong\n  allowed: a, b\n  fix: do this\n" + f"  code: {code}\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "raw", "exit_code", "says"),
+    [
+        (502, b"<html>Bad Gateway</html>", 5, "the server answered 502: <html>Bad Gateway</html>"),
+        (500, b"", 1, "the server answered 500"),
+        (404, b'"just text"', 3, "the server answered 404"),
+        (401, b"{}", 6, "fix: sign in: virtha login URL"),
+        (200, b"<html>hello</html>", 1, "is it a virtha server?"),
+        (302, b"", 1, "the server answered 302"),
+    ],
+)
+def test_answers_that_are_no_problem_document(
+    status: int, raw: bytes, exit_code: int, says: str, api: Api, run: Run
+) -> None:
+    api.on("GET", "/v1/vms/web1", Answer(status=status, raw=raw))
+    ran = run("vm", "show", "web1")
+    assert ran.code == exit_code
+    assert says in ran.err
+
+
+def test_a_message_can_not_drive_the_terminal(api: Api, run: Run) -> None:
+    evil = {"title": "x", "detail": "\x1b[2Jgone\x07", "code": "problem.failed"}
+    api.on("GET", "/v1/vms/web1", Answer(evil, status=500))
+    ran = run("vm", "show", "web1")
+    assert "\x1b" not in ran.err and "\x07" not in ran.err
+    assert "?[2Jgone?" in ran.err

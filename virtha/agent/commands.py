@@ -1,0 +1,363 @@
+"""Carries out the sentinel's commands, one attempt each; what came of it goes back into the inbox."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_never
+
+import structlog
+
+from virtha.agent.evidence import EvidenceKeeper
+from virtha.agent.fact_sink import FactSink
+from virtha.agent.gate import PROOF_VM_ID, GateRecords
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.facts import Result
+from virtha.model.ids import Incarnation, VmId
+from virtha.ports.clock import Clock
+from virtha.ports.hypervisor import (
+    DomainCatalog,
+    DomainControl,
+    DomainMissing,
+    GateRefused,
+    GuestAgent,
+    HypervisorError,
+    HypervisorFailed,
+    HypervisorTimeout,
+    HypervisorUnavailable,
+)
+from virtha.sentinel.events import (
+    BootStatusRead,
+    Command,
+    DomainsListed,
+    GatherEvidence,
+    GuestAnswered,
+    LibvirtLost,
+    ListDomains,
+    PauseDomain,
+    PingGuest,
+    ReadBootStatus,
+    Restart,
+    RestartEnded,
+    SentinelEvent,
+    VmRecord,
+)
+
+RESTART_GRANT_MS = 60_000
+"""As long as libvirt may take to create a QEMU before the driver gives up."""
+PING_DEADLINE_MS = 5_000
+BOOTSTATUS_DEADLINE_MS = 240_000
+BOOTSTATUS_POLL_MS = 2_000
+BOOTSTATUS_PATH = "/sys/class/watchdog/watchdog0/bootstatus"
+GUEST_CALLS_MAX = 8
+"""Guest agent calls at once; each holds a thread of the driver for up to its deadline."""
+LIST_RETRY_MS = 1_000
+
+_log = structlog.get_logger(__name__)
+Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+
+
+class VmLocks:
+    """One change of power at a time per VM; ``starting`` is what a start is under way for."""
+
+    def __init__(self) -> None:
+        self._locks: defaultdict[VmId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.starting: set[VmId] = set()
+
+    def of(self, vm_id: VmId) -> asyncio.Lock:
+        return self._locks[vm_id]
+
+
+class Starter:
+    """Grant, create paused, look again, run: the one way in which this agent starts a VM (G2)."""
+
+    def __init__(self, control: DomainControl, catalog: DomainCatalog, gate: GateRecords) -> None:
+        self._control = control
+        self._catalog = catalog
+        self._gate = gate
+
+    async def start(
+        self,
+        vm_id: VmId,
+        incarnation: Incarnation,
+        *,
+        until_ms: int,
+        still_allowed: Callable[[], str | None],
+    ) -> tuple[Result, str]:
+        """(result, what went wrong). The caller holds the VM's lock.
+
+        ``still_allowed`` is asked once more when QEMU exists and nothing of the guest ran yet; its
+        text says why not. ``FAILED`` and ``REFUSED``: certainly no QEMU is left.
+        """
+        self._gate.grant(vm_id, incarnation, until_ms=until_ms)
+        try:
+            await self._control.start_paused(vm_id)
+        except (HypervisorTimeout, HypervisorUnavailable) as error:
+            # It may yet come to life, paused: the grant stays, so that the guardian leaves the matter
+            # to whoever reads the next list of domains. Nobody lets its processors run.
+            return Result.UNKNOWN, str(error)
+        except (GateRefused, DomainMissing) as error:
+            self._gate.revoke(vm_id)
+            return Result.FAILED, str(error)
+        except HypervisorFailed as error:
+            return await self._after_failure(vm_id, incarnation, error, still_allowed)
+        return await self._let_run(vm_id, incarnation, still_allowed)
+
+    async def _after_failure(
+        self,
+        vm_id: VmId,
+        incarnation: Incarnation,
+        error: HypervisorFailed,
+        still_allowed: Callable[[], str | None],
+    ) -> tuple[Result, str]:
+        """It may run already: an order that came twice, or what a former attempt left paused."""
+        try:
+            report = await self._catalog.domain(vm_id)
+        except DomainMissing:
+            self._gate.revoke(vm_id)
+            return Result.FAILED, str(error)
+        except HypervisorError as unknown:
+            return Result.UNKNOWN, f"{error}; {unknown}"
+        if report.state is DomainState.RUNNING:
+            self._gate.hold(vm_id, incarnation)
+            return Result.OK, ""
+        if report.state is DomainState.PAUSED:
+            return await self._let_run(vm_id, incarnation, still_allowed)
+        if is_gone(report):
+            self._gate.revoke(vm_id)
+            return Result.FAILED, str(error)
+        return Result.UNKNOWN, f"{error}; it is {report.state}"
+
+    async def _let_run(
+        self, vm_id: VmId, incarnation: Incarnation, still_allowed: Callable[[], str | None]
+    ) -> tuple[Result, str]:
+        objection = still_allowed()
+        if objection is not None:
+            return await self._take_back(vm_id, objection)
+        # Before, not after: from the first instruction on no gap may tempt the guardian.
+        self._gate.hold(vm_id, incarnation)
+        try:
+            await self._control.run(vm_id)
+        except HypervisorFailed as error:
+            result, detail = await self._take_back(vm_id, str(error))
+            return (Result.FAILED if result is Result.REFUSED else result), detail
+        except HypervisorError as error:
+            return Result.UNKNOWN, str(error)
+        return Result.OK, ""
+
+    async def _take_back(self, vm_id: VmId, why: str) -> tuple[Result, str]:
+        try:
+            await self._control.destroy(vm_id)
+        except DomainMissing:
+            pass  # a transient one is gone with its QEMU
+        except HypervisorError as error:
+            return Result.UNKNOWN, f"{why}; and its QEMU could not be ended: {error}"
+        self._gate.revoke(vm_id)
+        return Result.REFUSED, why
+
+
+def is_gone(report: DomainReport) -> bool:
+    """No QEMU: a domain that libvirt keeps as ``crashed`` without a process counts too."""
+    return report.state is DomainState.SHUTOFF or (
+        report.state is DomainState.CRASHED and report.pid is None
+    )
+
+
+class CommandRunner:
+    """``execute`` begins a command as a named task and returns at once."""
+
+    def __init__(
+        self,
+        *,
+        control: DomainControl,
+        catalog: DomainCatalog,
+        guest: GuestAgent,
+        gate: GateRecords,
+        evidence: EvidenceKeeper,
+        facts: FactSink,
+        clock: Clock,
+        locks: VmLocks,
+        spawn: Spawn,
+    ) -> None:
+        self._control = control
+        self._catalog = catalog
+        self._guest = guest
+        self._gate = gate
+        self._evidence = evidence
+        self._facts = facts
+        self._clock = clock
+        self._locks = locks
+        self._spawn = spawn
+        self._starter = Starter(control, catalog, gate)
+        self._guest_calls = asyncio.Semaphore(GUEST_CALLS_MAX)
+        self._reading: set[VmId] = set()
+        self._listing = False
+        self._first_list = True
+        self.connected = False
+        """Whether the driver says that libvirt is there."""
+        self._tell: Callable[[SentinelEvent], None] = lambda _event: None
+        self._record: Callable[[VmId], VmRecord | None] = lambda _vm_id: None
+        self.on_listed: Callable[[tuple[DomainReport, ...]], None] = lambda _domains: None
+
+    def connect(
+        self,
+        tell: Callable[[SentinelEvent], None],
+        record: Callable[[VmId], VmRecord | None],
+    ) -> None:
+        """The loop and this object know each other; the loop is made second."""
+        self._tell = tell
+        self._record = record
+
+    def execute(self, command: Command) -> None:
+        match command:
+            case Restart():
+                self._locks.starting.add(command.vm_id)
+                self._spawn(f"restart {command.vm_id}", self._restart(command))
+            case GatherEvidence():
+                self._spawn(f"evidence {command.vm_id}", self._gather(command))
+            case ReadBootStatus():
+                if command.vm_id not in self._reading:
+                    self._reading.add(command.vm_id)
+                    self._spawn(f"bootstatus {command.vm_id}", self._read_bootstatus(command.vm_id))
+            case PingGuest():
+                self._spawn(f"ping {command.vm_id}", self._ping(command.vm_id))
+            case PauseDomain():
+                self._spawn(f"pause {command.vm_id}", self._pause(command.vm_id))
+            case ListDomains():
+                if not self._listing:
+                    self._listing = True
+                    self._spawn("list domains", self._list())
+            case _:
+                assert_never(command)
+
+    async def _restart(self, command: Restart) -> None:
+        vm_id = command.vm_id
+        async with self._locks.of(vm_id):
+            try:
+                objection = self._objection(command)
+                if objection is None:
+                    until_ms = self._clock.monotonic_ms() + RESTART_GRANT_MS
+                    result, detail = await self._starter.start(
+                        vm_id,
+                        command.incarnation,
+                        until_ms=until_ms,
+                        still_allowed=lambda: self._objection(command, until_ms),
+                    )
+                else:
+                    result, detail = Result.REFUSED, objection
+            except OSError as error:
+                # The grant could not be written: nothing was started.
+                result, detail = Result.FAILED, f"the grant can't be written: {error.strerror}"
+            finally:
+                self._locks.starting.discard(vm_id)
+        self._tell(
+            RestartEnded(
+                vm_id=vm_id,
+                incarnation=command.incarnation,
+                attempt=command.attempt,
+                result=result,
+                detail=detail,
+            )
+        )
+
+    def _objection(self, command: Restart, until_ms: int | None = None) -> str | None:
+        """An operator's stop may have come between the decision and now."""
+        record = self._record(command.vm_id)
+        if record is None or record.incarnation != command.incarnation:
+            return "the VM is no longer this host's"
+        if record.stop is not None or record.released:
+            return "it was stopped on purpose meanwhile"
+        if until_ms is not None and self._clock.monotonic_ms() >= until_ms:
+            return "creating its QEMU took longer than the grant"
+        return None
+
+    async def _gather(self, command: GatherEvidence) -> None:
+        record = self._record(command.vm_id)
+        if record is None:
+            return
+        try:
+            kept = await self._evidence.gather(
+                record.vm,
+                command.cause,
+                at=self._clock.wall_ms(),
+                screenshot=command.vm_id not in self._locks.starting and record.attempt is None,
+            )
+        except OSError as error:
+            _log.error("evidence can't be kept", vm=record.vm.name, error=str(error))
+            return
+        if kept is not None:
+            await self._facts.emit([kept])
+
+    async def _ping(self, vm_id: VmId) -> None:
+        try:
+            async with self._guest_calls:
+                answers = await self._guest.ping(vm_id, deadline_ms=PING_DEADLINE_MS)
+        except HypervisorError as error:
+            _log.info("guest can't be asked", vm=vm_id, error=str(error))
+            answers = False
+        self._tell(GuestAnswered(vm_id=vm_id, answers=answers))
+
+    async def _read_bootstatus(self, vm_id: VmId) -> None:
+        deadline = self._clock.monotonic_ms() + BOOTSTATUS_DEADLINE_MS
+        bootstatus: int | None = None
+        uptime_ms: int | None = None
+        try:
+            while self._clock.monotonic_ms() < deadline and self._record(vm_id) is not None:
+                async with self._guest_calls:
+                    answers = await self._guest.ping(vm_id, deadline_ms=PING_DEADLINE_MS)
+                    if answers:
+                        bootstatus = _number(await self._read(vm_id, BOOTSTATUS_PATH))
+                        uptime_ms = _uptime_ms(await self._read(vm_id, "/proc/uptime"))
+                        break
+                await asyncio.sleep(BOOTSTATUS_POLL_MS / 1_000)
+        except HypervisorError as error:
+            _log.info("bootstatus can't be read", vm=vm_id, error=str(error))
+        finally:
+            self._reading.discard(vm_id)
+        self._tell(BootStatusRead(vm_id=vm_id, bootstatus=bootstatus, guest_uptime_ms=uptime_ms))
+
+    async def _read(self, vm_id: VmId, path: str) -> bytes | None:
+        return await self._guest.read_file(vm_id, path, deadline_ms=PING_DEADLINE_MS)
+
+    async def _pause(self, vm_id: VmId) -> None:
+        try:
+            await self._control.pause(vm_id)
+        except HypervisorError as error:
+            # The sentinel sees no SUSPENDED event and orders it again.
+            _log.warning("can't pause", vm=vm_id, error=str(error))
+
+    async def _list(self) -> None:
+        domains = await self._list_once()
+        while domains is None:
+            await asyncio.sleep(LIST_RETRY_MS / 1_000)
+            if not self.connected:
+                # When libvirt is back, the driver says so, and a new list is asked for.
+                self._listing = False
+                return
+            domains = await self._list_once()
+        self._listing = False
+        self.on_listed(domains)
+        at_start, self._first_list = self._first_list, False
+        self._tell(DomainsListed(domains=domains, at_start=at_start))
+
+    async def _list_once(self) -> tuple[DomainReport, ...] | None:
+        try:
+            domains = await self._catalog.domains()
+        except HypervisorError as error:
+            _log.warning("domains can't be listed", error=str(error))
+            self._tell(LibvirtLost())
+            return None
+        return tuple(domain for domain in domains if domain.vm_id != PROOF_VM_ID)
+
+
+def _number(data: bytes | None) -> int | None:
+    text = (data or b"").decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _uptime_ms(data: bytes | None) -> int | None:
+    """``/proc/uptime``: seconds with two decimals, then the idle time."""
+    first = (data or b"").decode("ascii", "replace").split(" ")[0]
+    try:
+        return int(float(first) * 1_000)
+    except ValueError:
+        return None

@@ -1,0 +1,60 @@
+"""Where facts go: durably into the outbox, in order, then to the link.
+
+All of the agent's disk writes run in one thread of their own, so that their order is the order in
+which they were asked for and a slow disk never stops the event loop (beats of the link, libvirt's
+events).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from virtha.agent.outbox import Outbox
+from virtha.model.facts import FactBody
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class DiskThread:
+    """One thread; calls run one after another."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="virtha-disk")
+
+    async def __call__(
+        self, call: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs
+    ) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: call(*arguments, **keywords))
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+
+
+class FactSink:
+    """``emit`` returns when the facts are durable, or wait in memory because the disk is full."""
+
+    def __init__(self, outbox: Outbox, disk: DiskThread) -> None:
+        self._outbox = outbox
+        self._disk = disk
+        self._on_written: Callable[[], None] = lambda: None
+
+    def on_written(self, call: Callable[[], None]) -> None:
+        self._on_written = call
+
+    async def emit(self, bodies: Iterable[FactBody]) -> bool:
+        """False: not on disk yet (no space left); they will be, in order."""
+        batch = tuple(bodies)
+        if not batch:
+            return True
+        durable = await self._disk(self._outbox.append, batch)
+        self._on_written()
+        return durable
+
+    async def retry(self) -> None:
+        """Called every second: what waits for room on the disk is tried again."""
+        if self._outbox.waiting:
+            await self._disk(self._outbox.append, ())
+            self._on_written()

@@ -1,0 +1,98 @@
+"""What the agent's parts share: ports, stores and the present settings of one host."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from virtha.agent.commands import Spawn, Starter, VmLocks
+from virtha.agent.evidence import EvidenceKeeper
+from virtha.agent.fact_sink import DiskThread, FactSink
+from virtha.agent.files import Files
+from virtha.agent.gate import GateRecords
+from virtha.agent.loop import AgentLoop
+from virtha.agent.paths import AgentPaths
+from virtha.agent.properties import AgentProperties
+from virtha.agent.records import OutcomeMemory
+from virtha.agent.storage import StorageWorkers
+from virtha.domainxml.host_defaults import HostDefaults
+from virtha.model.errors import Failed
+from virtha.model.host import HostCapabilities, StorageDomain
+from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, VmId
+from virtha.model.orders import HostSettings
+from virtha.ports.clock import Clock
+from virtha.ports.hypervisor import DomainCatalog, DomainControl
+
+
+class StopWaiters:
+    """Who waits for a VM's QEMU to be gone; woken by libvirt's STOPPED event."""
+
+    def __init__(self) -> None:
+        self._events: dict[VmId, asyncio.Event] = {}
+
+    def stopped(self, vm_id: VmId) -> None:
+        event = self._events.pop(vm_id, None)
+        if event is not None:
+            event.set()
+
+    def event(self, vm_id: VmId) -> asyncio.Event:
+        return self._events.setdefault(vm_id, asyncio.Event())
+
+
+@dataclass(kw_only=True)
+class HostContext:
+    """Wiring, not a value: one per agent process, also in tests with a simulated hypervisor."""
+
+    host_id: HostId
+    host_name: str
+    boot: BootId
+    installation_id: InstallationId
+    paths: AgentPaths
+    files: Files
+    clock: Clock
+    disk: DiskThread
+    facts: FactSink
+    gate: GateRecords
+    outcomes: OutcomeMemory
+    locks: VmLocks
+    stops: StopWaiters
+    workers: StorageWorkers
+    control: DomainControl
+    catalog: DomainCatalog
+    starter: Starter
+    evidence: EvidenceKeeper
+    loop: AgentLoop
+    spawn: Spawn
+    properties: AgentProperties
+    settings: HostSettings | None = None
+    capabilities: HostCapabilities = field(default_factory=HostCapabilities)
+    shutting_down: bool = False
+    prepared: dict[StorageDomainId, StorageDomain] = field(default_factory=dict)
+    """Storage domains of a PrepareStorage order that the settings may not have yet."""
+    buffered: set[StorageDomainId] = field(default_factory=set)
+    on_prepared: Callable[[], None] = lambda: None
+
+    def storage_domain(self, domain_id: StorageDomainId) -> StorageDomain:
+        """Raises Failed when this host does not know it."""
+        for domain in self.storage_domains():
+            if domain.id == domain_id:
+                return domain
+        raise Failed(
+            f"this host has no storage domain {domain_id}",
+            fix="wait for its settings, or attach it",
+        )
+
+    def storage_domains(self) -> tuple[StorageDomain, ...]:
+        known = {} if self.settings is None else {d.id: d for d in self.settings.storage_domains}
+        return tuple({**self.prepared, **known}.values())
+
+    def host_defaults(self) -> HostDefaults:
+        """What domain XML needs to know of this host."""
+        return HostDefaults(
+            domain_type=self.capabilities.domain_type,
+            watchdog=self.properties.watchdog,
+            rng=self.properties.rng,
+            cpu=self.properties.guest_cpu,
+            serial_directory=str(self.paths.serial),
+            storage_paths={domain.id: domain.path for domain in self.storage_domains()},
+            buffered_storage=tuple(sorted(self.buffered)),
+        )

@@ -1,0 +1,141 @@
+"""Disk images through ``qemu-img``: look, make, copy. Each call is bounded in time and output."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from virtha.model.errors import Failed
+from virtha.model.value import Value
+
+INFO_DEADLINE_S = 10.0
+OUTPUT_BYTES_MAX = 1 << 20
+KILL_GRACE_S = 2.0
+STALL_DEADLINE_S = 300.0
+"""A copy that makes no progress for that long has lost its storage."""
+_PERCENT = re.compile(rb"\((\d+)(?:\.\d+)?/100%\)")
+
+_log = structlog.get_logger(__name__)
+
+
+class ImageInfo(Value, frozen=True, kw_only=True, rename="kebab"):
+    """What ``qemu-img info --output=json`` says, as far as it is needed. Sizes in bytes."""
+
+    format: str
+    virtual_size: int
+    actual_size: int = 0
+    backing_filename: str | None = None
+
+
+async def image_info(path: Path) -> ImageInfo:
+    """Raises Failed: not there, no image, no answer in time. Also of an image that a VM writes."""
+    # The sandbox of an untrusted image: -U takes no lock, no backing chain is followed.
+    output = await _run("qemu-img", "info", "-U", "--output=json", str(path))
+    try:
+        return msgspec.json.decode(output, type=ImageInfo)
+    except msgspec.MsgspecError as error:
+        raise Failed(f"qemu-img's answer about {path} can't be read: {error}") from error
+
+
+async def create_empty(path: Path, disk_format: str, size_bytes: int) -> None:
+    await _run("qemu-img", "create", "-q", "-f", disk_format, str(path), str(size_bytes))
+
+
+async def resize(path: Path, disk_format: str, size_bytes: int) -> None:
+    await _run("qemu-img", "resize", "-q", "-f", disk_format, str(path), str(size_bytes))
+
+
+async def copy_image(
+    source: Path,
+    source_format: str,
+    target: Path,
+    target_format: str,
+    *,
+    on_percent: Callable[[int], None],
+) -> None:
+    """A full copy. Raises Failed; the target may then be there in part."""
+    process = await asyncio.create_subprocess_exec(
+        "qemu-img",
+        "convert",
+        "-p",
+        "-f",
+        source_format,
+        "-O",
+        target_format,
+        str(source),
+        str(target),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    errors = asyncio.ensure_future(_read_errors(process))
+    try:
+        async for percent in _percents(process):
+            on_percent(percent)
+        async with asyncio.timeout(INFO_DEADLINE_S):
+            code = await process.wait()
+    except TimeoutError:
+        raise Failed(f"copying {source.name} made no progress; is its storage alive?") from None
+    finally:
+        await _end(process)
+        errors.cancel()
+    if code != 0:
+        text = errors.result() if errors.done() and not errors.cancelled() else ""
+        raise Failed(f"copying {source.name} failed: {text or f'qemu-img ended with {code}'}")
+
+
+async def _percents(process: asyncio.subprocess.Process) -> AsyncIterator[int]:
+    assert process.stdout is not None
+    pending, last = b"", -1
+    while True:
+        async with asyncio.timeout(STALL_DEADLINE_S):
+            data = await process.stdout.read(4_096)
+        if not data:
+            return
+        pending = (pending + data)[-4_096:]
+        found = _PERCENT.findall(pending)
+        if found and int(found[-1]) != last:
+            last = int(found[-1])
+            yield last
+
+
+async def _read_errors(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    return (await process.stderr.read(OUTPUT_BYTES_MAX)).decode("utf-8", "replace").strip()
+
+
+async def _run(*command: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(INFO_DEADLINE_S):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        raise Failed(f"{command[0]} {command[1]} did not answer; is the storage alive?") from None
+    finally:
+        await _end(process)
+    if process.returncode != 0:
+        raise Failed(f"{command[0]} {command[1]}: {errors.decode('utf-8', 'replace').strip()}")
+    return output[:OUTPUT_BYTES_MAX]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it if it still runs; one that hangs in the kernel is left behind, not waited for."""
+    if process.returncode is not None:
+        return
+    try:
+        process.kill()
+    except ProcessLookupError:
+        return
+    try:
+        async with asyncio.timeout(KILL_GRACE_S):
+            await process.wait()
+    except TimeoutError:
+        _log.error("qemu-img hangs in the kernel", pid=process.pid)

@@ -1,0 +1,203 @@
+"""The agent's loop around the pure sentinel: the one place where the order of effects is fixed.
+
+    drain the inbox -> step -> journal -> history -> intents -> commands -> states
+
+History (what happened) is durable before the records that know of it, so that an agent which dies in
+between tells it twice to itself and never not at all; records are durable before what they announce
+is done; states come last.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from virtha.agent.fact_sink import DiskThread, FactSink
+from virtha.agent.journal import Journal
+from virtha.agent.records import RecordStore
+from virtha.model.facts import Happened
+from virtha.model.ids import VmId
+from virtha.model.time import Millis
+from virtha.ports.clock import Clock
+from virtha.sentinel.events import (
+    Command,
+    Decision,
+    DropRecord,
+    Intent,
+    ListDomains,
+    SaveRecord,
+    SentinelEvent,
+    SentinelRecords,
+    VmRecord,
+)
+
+INBOX_MAX = 20_000
+"""Events of one stall; at this many the loop lists all domains instead of following each."""
+RETRY_MS = 1_000
+
+_log = structlog.get_logger(__name__)
+
+
+class SentinelCore(Protocol):
+    def step(self, now: Millis, events: list[SentinelEvent]) -> Decision: ...
+
+    def view(self) -> tuple[VmRecord, ...]: ...
+
+
+class AgentLoop:
+    """Owns the sentinel. ``execute`` begins a command and returns at once."""
+
+    def __init__(
+        self,
+        sentinel: SentinelCore,
+        *,
+        clock: Clock,
+        disk: DiskThread,
+        records: RecordStore,
+        journal: Journal,
+        facts: FactSink,
+        execute: Callable[[Command], None],
+        settings: Callable[[], SentinelRecords],
+        host_name: str = "",
+    ) -> None:
+        self._sentinel = sentinel
+        self._clock = clock
+        self._disk = disk
+        self._records = records
+        self._journal = journal
+        self._facts = facts
+        self._execute = execute
+        self._settings = settings
+        self._host_name = host_name
+        self._inbox: deque[tuple[SentinelEvent, asyncio.Future[bool] | None]] = deque()
+        self._wake = asyncio.Event()
+        self._wake_at: Millis | None = None
+        self._unsaved: dict[str, Intent] = {}
+        self._dropped = 0
+        self._told_full = False
+        self._by_id: dict[VmId, VmRecord] = {}
+        self.refresh()
+
+    # For the agent's other parts
+
+    def tell(self, event: SentinelEvent) -> None:
+        """Never waits. Beyond ``INBOX_MAX`` events are dropped, counted and told."""
+        if len(self._inbox) >= INBOX_MAX:
+            self._dropped += 1
+        else:
+            self._inbox.append((event, None))
+        self._wake.set()
+
+    async def told(self, event: SentinelEvent) -> bool:
+        """Returns when the event was stepped. False: its intents are not on disk (no space left)."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._inbox.append((event, done))
+        self._wake.set()
+        return await done
+
+    def record(self, vm_id: VmId) -> VmRecord | None:
+        return self._by_id.get(vm_id)
+
+    def records(self) -> tuple[VmRecord, ...]:
+        return tuple(self._by_id.values())
+
+    # Turning
+
+    async def run(self) -> None:
+        """Until cancelled. An error of the core ends the agent: its supervisor starts it anew."""
+        while True:
+            await self.turn()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if self._inbox:
+            return
+        self._wake.clear()
+        timeout_s = None
+        if self._wake_at is not None:
+            timeout_s = max(0, self._wake_at - self._clock.monotonic_ms()) / 1_000
+        if self._unsaved:
+            retry_s = RETRY_MS / 1_000
+            timeout_s = retry_s if timeout_s is None else min(timeout_s, retry_s)
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    async def turn(self) -> None:
+        """One step with all that has come in."""
+        batch = list(self._inbox)
+        self._inbox.clear()
+        now = self._clock.monotonic_ms()
+        due = self._wake_at is not None and now >= self._wake_at
+        if not batch and not due and not self._unsaved:
+            return
+        events = [event for event, _ in batch]
+        decision = self._sentinel.step(now, events)
+        self._wake_at = decision.wake_at
+        await self._disk(self._journal.add, now, events, decision)
+        if self._journal.is_full:
+            await self._disk(self._journal.begin, now, self._settings(), from_start=False)
+        await self._facts.emit((*decision.history, *self._overload()))
+        durable = await self._save(decision.intents)
+        self.refresh()
+        for command in decision.commands:
+            self._execute(command)
+        for _, done in batch:
+            if done is not None and not done.done():
+                done.set_result(durable)
+        await self._facts.emit(decision.states)
+
+    def refresh(self) -> None:
+        self._by_id = {record.vm.id: record for record in self._sentinel.view()}
+
+    async def _save(self, intents: tuple[Intent, ...]) -> bool:
+        """Write them; False: no space. They are kept and tried again each second.
+
+        Commands go out all the same. The only one that changes a VM by itself is a restart, and that
+        one is safe without its record: its exit was seen in this boot by this process, and whatever
+        an agent after us finds on disk is older, so it can only restart less (it asks the server).
+        What may be lost is the count of attempts. An *ordered* start is not done without its record
+        (``told`` returns False): an agent that forgot an incarnation could not refuse a lower one.
+        """
+        for intent in intents:
+            self._unsaved.pop(_key(intent), None)
+            self._unsaved[_key(intent)] = intent
+        if not self._unsaved:
+            return True
+        waiting = tuple(self._unsaved.values())
+        try:
+            await self._disk(self._records.write, waiting)
+        except OSError as error:
+            _log.error("records can't be written", error=str(error), waiting=len(waiting))
+            if not self._told_full:
+                self._told_full = True
+                await self._facts.emit(
+                    [Happened(code="host.disk.full", fields={"name": self._host_name})]
+                )
+            return False
+        self._told_full = False
+        self._unsaved.clear()
+        return True
+
+    def _overload(self) -> tuple[Happened, ...]:
+        if not self._dropped:
+            return ()
+        count, self._dropped = self._dropped, 0
+        # What was dropped is lost as history, but not as state: libvirt is asked for the truth.
+        self._execute(ListDomains())
+        return (
+            Happened(code="host.agent.overload", fields={"name": self._host_name, "count": count}),
+        )
+
+
+def _key(intent: Intent) -> str:
+    match intent:
+        case SaveRecord(record=record):
+            return record.vm.id
+        case DropRecord(vm_id=vm_id):
+            return vm_id
+        case _:
+            return "watched"

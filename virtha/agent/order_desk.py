@@ -1,0 +1,148 @@
+"""Where orders come in: checked, carried out once, answered (also when they come again)."""
+
+from typing import assert_never
+
+import structlog
+
+from virtha.agent.answers import Answer, of_error, outcome_of, refused
+from virtha.agent.host_context import HostContext
+from virtha.agent.order_inventory import InventoryOrders
+from virtha.agent.order_power import PowerOrders
+from virtha.agent.order_storage import StorageOrders
+from virtha.model.errors import VirthaError
+from virtha.model.facts import Outcome, Released, Result
+from virtha.model.ids import Term
+from virtha.model.orders import (
+    AdoptVm,
+    CreateDisk,
+    DefineVm,
+    ForgetVm,
+    Order,
+    PauseVm,
+    PrepareStorage,
+    RebootVm,
+    ReleaseVm,
+    ResumeVm,
+    ScanForeign,
+    StartVm,
+    StopVm,
+)
+
+IN_HAND_MAX = 256
+"""Orders at once. The server sends what is unanswered again, so turning one away loses nothing."""
+
+_log = structlog.get_logger(__name__)
+
+
+class OrderDesk:
+    def __init__(self, host: HostContext, *, term_seen: Term = Term(0)) -> None:
+        self._host = host
+        self._in_hand: set[tuple[str, int]] = set()
+        self.term_seen = term_seen
+        self._power = PowerOrders(host)
+        self._inventory = InventoryOrders(host, self._power)
+        self._storage = StorageOrders(host)
+
+    def accept(self, order: Order) -> None:
+        """Never waits. The answer is an ``Outcome`` fact."""
+        key = (order.operation_id, order.step)
+        if key in self._in_hand:
+            return  # it came again while it is carried out: one answer is enough
+        if len(self._in_hand) >= IN_HAND_MAX:
+            _log.warning("too many orders at once; one is left to come again", operation=key[0])
+            return
+        self._in_hand.add(key)
+        self._host.spawn(f"order {order.operation_id}/{order.step}", self._handle(order))
+
+    async def _handle(self, order: Order) -> None:
+        try:
+            outcome = await self._outcome(order)
+            await self._host.facts.emit([outcome])
+        finally:
+            self._in_hand.discard((order.operation_id, order.step))
+
+    async def _outcome(self, order: Order) -> Outcome:
+        host = self._host
+        try:
+            known = host.outcomes.find(order.operation_id, order.step)
+        except ValueError as error:
+            return outcome_of(order, refused("problem.invalid", str(error)))
+        if known is not None:
+            return known
+        answer = self._objection(order)
+        if answer is None:
+            try:
+                answer = await self._carry_out(order)
+            except (VirthaError, OSError) as error:
+                answer = of_error(error)
+        elif answer.code == "order.refused.boot" and isinstance(order.body, StartVm):
+            # The boot that it was for is over, and so is whatever it might have started.
+            grant = order.body.grant
+            await host.facts.emit([Released(vm_id=grant.vm_id, incarnation=grant.incarnation)])
+        outcome = outcome_of(order, answer)
+        try:
+            await host.disk(host.outcomes.save, outcome)
+        except OSError as error:
+            # Carried out again it would be answered by what is found: every order looks first.
+            _log.error("an outcome can't be kept", operation=order.operation_id, error=str(error))
+        return outcome
+
+    def _objection(self, order: Order) -> Answer | None:
+        if order.term < self.term_seen:
+            return refused(
+                "order.refused.term",
+                f"term {order.term} is older than {self.term_seen}",
+                term=order.term,
+                current=self.term_seen,
+            )
+        self.term_seen = order.term
+        if order.host_boot != self._host.boot:
+            return refused(
+                "order.refused.boot",
+                "the order was for another boot of this host",
+                boot=order.host_boot,
+                current=self._host.boot,
+            )
+        return None
+
+    async def _carry_out(self, order: Order) -> Answer:
+        body = order.body
+        match body:
+            case StartVm():
+                return await self._power.start(body)
+            case StopVm():
+                return await self._power.stop(body)
+            case RebootVm():
+                return await self._reboot(order, body)
+            case PauseVm():
+                return await self._power.pause(body)
+            case ResumeVm():
+                return await self._power.resume(body)
+            case DefineVm():
+                return await self._inventory.define(body)
+            case ForgetVm():
+                return await self._inventory.forget(body)
+            case PrepareStorage():
+                return await self._storage.prepare(body)
+            case CreateDisk():
+                return await self._storage.create_disk(order, body)
+            case ScanForeign():
+                return await self._inventory.scan()
+            case AdoptVm():
+                return await self._inventory.adopt(body)
+            case ReleaseVm():
+                return await self._inventory.release(body)
+            case _:
+                assert_never(body)
+
+    async def _reboot(self, order: Order, body: RebootVm) -> Answer:
+        """The one order whose repetition does harm, and of which no trace tells whether it was done."""
+        outcomes = self._host.outcomes
+        if outcomes.begun(order.operation_id, order.step):
+            return Answer(
+                result=Result.UNKNOWN,
+                code="order.unknown.interrupted",
+                message="the agent was restarted while it carried this out",
+            )
+        await self._host.disk(outcomes.begin, order.operation_id, order.step)
+        return await self._power.reboot(body)

@@ -1,0 +1,242 @@
+"""Orders about definitions: define, forget, scan, adopt, release."""
+
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from virtha.agent.answers import OK, Answer, refused
+from virtha.agent.commands import is_gone
+from virtha.agent.files import Files, read_bounded
+from virtha.agent.gate import PROOF_VM_ID
+from virtha.agent.host_context import HostContext
+from virtha.agent.images import image_info
+from virtha.agent.order_power import PowerOrders
+from virtha.agent.records import safe_name
+from virtha.agent.storage import ORDER_DEADLINE_MS, check_header, forget_vm, inside
+from virtha.domainxml.adopt import managed_vm_id, patch_domain, read_domain, unpatch_domain
+from virtha.model.domain import DomainReport
+from virtha.model.errors import Failed, VirthaError
+from virtha.model.facts import ForeignDomain
+from virtha.model.host import StorageDomain
+from virtha.model.ids import InstallationId, VmId
+from virtha.model.orders import AdoptVm, DefineVm, ForgetVm, ReleaseVm
+from virtha.model.value import Value
+from virtha.model.vm import Disk, Vm
+from virtha.ports.hypervisor import DomainMissing
+from virtha.sentinel.events import Adopted, Forgotten
+
+XML_BYTES_MAX = 8 << 20
+FOREIGN_MAX = 1_000
+AUTOSTART_OFF = "autostart turned off: virtha starts it"
+
+
+class AdoptedState(Value, frozen=True, kw_only=True):
+    """What giving a VM back must restore besides its XML."""
+
+    autostart: bool
+
+
+class InventoryOrders:
+    def __init__(self, host: HostContext, power: PowerOrders) -> None:
+        self._host = host
+        self._power = power
+
+    async def define(self, order: DefineVm) -> Answer:
+        async with self._host.locks.of(order.vm.id):
+            await self._power.define(order.vm)
+        return OK
+
+    # Forget
+
+    async def forget(self, order: ForgetVm) -> Answer:
+        host, vm_id = self._host, order.vm_id
+        async with host.locks.of(vm_id):
+            try:
+                present = await host.catalog.domain(vm_id)
+            except DomainMissing:
+                present = None
+            if present is not None and not is_gone(present):
+                return refused("order.refused.running", f"{present.name} is {present.state}")
+            # First the definition: a crash in between leaves disks without a VM, never the reverse.
+            await host.catalog.undefine(vm_id)
+            host.gate.revoke(vm_id)
+            for disk in order.disks:
+                await self._delete(disk)
+            for domain in {d.storage_domain_id for d in order.disks}:
+                await self._on_storage(domain, lambda d: forget_vm(d, vm_id, host.files))
+            await host.loop.told(Forgotten(vm_id=vm_id))
+        await host.disk(self._remove_traces, vm_id)
+        return OK
+
+    async def _delete(self, disk: Disk) -> None:
+        host = self._host
+        domain = host.storage_domain(disk.storage_domain_id)
+        await host.workers.call(
+            domain,
+            partial(_delete_disk, domain, disk, host.installation_id, host.files),
+            deadline_ms=ORDER_DEADLINE_MS,
+        )
+
+    async def _on_storage(self, domain_id, work) -> None:  # type: ignore[no-untyped-def]
+        domain = self._host.storage_domain(domain_id)
+        await self._host.workers.call(domain, partial(work, domain), deadline_ms=ORDER_DEADLINE_MS)
+
+    def _remove_traces(self, vm_id: VmId) -> None:
+        paths = self._host.paths
+        for suffix in ("xml", "json"):
+            (paths.adopted / f"{safe_name(vm_id)}.{suffix}").unlink(missing_ok=True)
+        paths.serial_log(vm_id).unlink(missing_ok=True)
+        self._host.evidence.forget(vm_id)
+
+    # Scan
+
+    async def scan(self) -> Answer:
+        host = self._host
+        known = {record.vm.id for record in host.loop.records()}
+        found = []
+        for report in (await host.catalog.domains())[:FOREIGN_MAX]:
+            if report.vm_id in known or report.vm_id == PROOF_VM_ID:
+                continue
+            try:
+                found.append(await self._foreign(report))
+            except DomainMissing:
+                continue  # undefined while we looked
+        return Answer(result=OK.result, foreign=tuple(found))
+
+    async def _foreign(self, report: DomainReport) -> ForeignDomain:
+        host = self._host
+        xml = await host.catalog.xml(report.vm_id)
+        reading = read_domain(xml, host.host_defaults())
+        obstacles = list(reading.obstacles)
+        if reading.vm is not None and managed_vm_id(xml) is not None:
+            obstacles.append("it is marked as managed, but this host was not given it")
+        if not report.persistent:
+            obstacles.append("it is transient: libvirt forgets it when it stops")
+        vm, changes = reading.vm, ()
+        if vm is not None:
+            vm = await self._with_sizes(vm)
+            changes = self._changes(xml, vm, report)
+        return ForeignDomain(
+            vm=None if obstacles else vm,
+            name=report.name,
+            state=report.state,
+            obstacles=(*obstacles, *reading.warnings),
+            changes=changes,
+        )
+
+    async def _with_sizes(self, vm: Vm) -> Vm:
+        disks = []
+        for disk in vm.disks:
+            path = Path(self._host.storage_domain(disk.storage_domain_id).path, disk.path)
+            try:
+                size_bytes = (await image_info(path)).virtual_size
+            except Failed:
+                size_bytes = disk.size_bytes  # unknown stays 0; the VM can be adopted all the same
+            disks.append(msgspec.structs.replace(disk, size_bytes=size_bytes))
+        return msgspec.structs.replace(vm, disks=tuple(disks))
+
+    def _changes(self, xml: str, vm: Vm, report: DomainReport) -> tuple[str, ...]:
+        changes = patch_domain(xml, vm, self._host.host_defaults()).changes
+        return (*changes, AUTOSTART_OFF) if report.autostart else changes
+
+    # Adopt and release
+
+    async def adopt(self, order: AdoptVm) -> Answer:
+        host, vm = self._host, order.vm
+        async with host.locks.of(vm.id):
+            try:
+                report = await host.catalog.domain(vm.id)
+            except DomainMissing:
+                return refused("order.refused.not_here", f"this host has no domain {vm.name}")
+            if not report.persistent:
+                return refused(
+                    "problem.vm.state", f"{vm.name} is transient: libvirt forgets it when it stops"
+                )
+            xml = await host.catalog.xml(vm.id)
+            patched = patch_domain(xml, vm, host.host_defaults())
+            changes = (*patched.changes, AUTOSTART_OFF) if report.autostart else patched.changes
+            if order.dry_run:
+                return Answer(result=OK.result, changes=changes)
+            await host.disk(self._keep_original, vm.id, xml, report)
+            # Before it counts as managed: a managed QEMU without a grant is the guardian's prey.
+            if not is_gone(report):
+                host.gate.hold(vm.id, order.incarnation)
+            if patched.xml != xml:
+                await host.catalog.define(patched.xml)
+            if report.autostart:
+                await host.catalog.set_autostart(vm.id, False)
+            durable = await host.loop.told(
+                Adopted(vm=vm, incarnation=order.incarnation, domain=report)
+            )
+        if not durable:
+            raise Failed("no space left for the agent's records", code="problem.disk.full")
+        return Answer(result=OK.result, changes=changes)
+
+    def _keep_original(self, vm_id: VmId, xml: str, report: DomainReport) -> None:
+        """Once: an order that comes again must not take the patched XML for the original."""
+        path = self._host.paths.adopted / f"{safe_name(vm_id)}.xml"
+        if path.exists():
+            return
+        state = AdoptedState(autostart=report.autostart)
+        self._host.files.write_atomic(path.with_suffix(".json"), msgspec.json.encode(state))
+        self._host.files.write_atomic(path, xml.encode())
+
+    async def release(self, order: ReleaseVm) -> Answer:
+        host, vm_id = self._host, order.vm_id
+        path = host.paths.adopted / f"{safe_name(vm_id)}.xml"
+        async with host.locks.of(vm_id):
+            changes: tuple[str, ...] = ()
+            try:
+                report = await host.catalog.domain(vm_id)
+            except DomainMissing:
+                report = None
+            if report is not None:
+                changes = await self._give_back(vm_id, path)
+            # The grant stays: until the next settings the gate's records still call it managed, and
+            # the guardian must leave it alone. ``drop_idle_grants`` removes it.
+            await host.loop.told(Forgotten(vm_id=vm_id))
+            await host.disk(_remove_both, path)
+        return Answer(result=OK.result, changes=changes)
+
+    async def _give_back(self, vm_id: VmId, path: Path) -> tuple[str, ...]:
+        host = self._host
+        xml = await host.catalog.xml(vm_id)
+        try:
+            original = read_bounded(path, XML_BYTES_MAX).decode()
+        except (OSError, ValueError):
+            if managed_vm_id(xml) is None:
+                return ()  # given back before
+            raise Failed(
+                f"the original definition in {path} is gone",
+                fix="edit the domain with 'virsh edit' and remove virtha's metadata",
+            ) from None
+        patched = unpatch_domain(xml, original)
+        await host.catalog.define(patched.xml)
+        changes = patched.changes
+        try:
+            state = msgspec.json.decode(
+                read_bounded(path.with_suffix(".json"), XML_BYTES_MAX), type=AdoptedState
+            )
+        except (OSError, ValueError, msgspec.MsgspecError):
+            return (*changes, "whether it had autostart is no longer known: it stays off")
+        if state.autostart:
+            await host.catalog.set_autostart(vm_id, True)
+            changes = (*changes, "autostart turned on again")
+        return changes
+
+
+def _remove_both(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _delete_disk(
+    domain: StorageDomain, disk: Disk, installation_id: InstallationId, files: Files
+) -> None:
+    """Only below a domain that is ours. Absent is done already."""
+    check_header(domain, installation_id)
+    path = inside(domain, disk.path)
+    if path.parent == Path(domain.path, "images"):
+        raise VirthaError(f"{disk.path} is an image, not a disk", code="problem.disk.outside")
+    files.remove(path)

@@ -1,0 +1,341 @@
+"""Orders about a VM's power: start, stop, reboot, pause, resume."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.commands import is_gone
+from virtha.agent.disk_activity import Fingerprint, fingerprint, wait_until_quiet
+from virtha.agent.files import Files
+from virtha.agent.host_context import HostContext
+from virtha.agent.storage import ORDER_DEADLINE_MS, VmHeader, claim_incarnation, inside
+from virtha.domainxml.adopt import patch_domain
+from virtha.domainxml.build import build_domain
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.errors import VirthaError
+from virtha.model.facts import Released, Result
+from virtha.model.host import StorageDomain
+from virtha.model.ids import Incarnation, VmId
+from virtha.model.orders import (
+    DiskCheck,
+    Grant,
+    PauseVm,
+    RebootMode,
+    RebootVm,
+    ResumeVm,
+    StartVm,
+    StopMode,
+    StopVm,
+)
+from virtha.model.vm import DiskFormat, Vm
+from virtha.ports.hypervisor import DomainMissing
+from virtha.sentinel.events import (
+    PauseAccepted,
+    RebootAccepted,
+    ResumeAccepted,
+    StartAccepted,
+    StartEnded,
+    StopAccepted,
+)
+
+GONE_POLL_MS = 2_000
+"""libvirt's event wakes the wait; this is for an event that was lost with its connection."""
+
+
+class PowerOrders:
+    def __init__(self, host: HostContext) -> None:
+        self._host = host
+
+    # Start
+
+    async def start(self, order: StartVm) -> Answer:
+        vm_id = order.vm.id
+        host = self._host
+        async with host.locks.of(vm_id):
+            host.locks.starting.add(vm_id)
+            try:
+                answer = await self._start(order)
+            finally:
+                host.locks.starting.discard(vm_id)
+        return answer
+
+    async def _start(self, order: StartVm) -> Answer:
+        """The VM's lock is held. Nothing is started before the first line that says so."""
+        vm, grant = order.vm, order.grant
+        host = self._host
+        present = await self._present(vm.id)
+        record = host.loop.record(vm.id)
+        known = record.incarnation if record is not None else Incarnation(0)
+        if grant.incarnation < known or (
+            record is not None and record.released and grant.incarnation == known
+        ):
+            return refused(
+                "order.refused.incarnation",
+                f"incarnation {grant.incarnation} is not above {known}",
+                incarnation=grant.incarnation,
+                current=known,
+            )
+        if present is not None and not is_gone(present):
+            if grant.incarnation == known and present.state is DomainState.RUNNING:
+                host.gate.hold(vm.id, grant.incarnation)
+                return OK  # the order came twice
+            if grant.incarnation != known or present.state is not DomainState.PAUSED:
+                return refused(
+                    "order.refused.running", f"{vm.name} is {present.state} here already"
+                )
+        objection = self._grant_objection(grant)
+        if objection is None:
+            try:
+                objection = await self._prepare_start(order, present)
+            except (VirthaError, OSError) as error:
+                answer = of_error(error)
+                # Nothing of it was made, whatever went wrong: even a timeout of libvirt leaves no doubt.
+                certain = Result.REFUSED if answer.result is Result.REFUSED else Result.FAILED
+                objection = msgspec.structs.replace(answer, result=certain)
+        if objection is not None:
+            await self._release(vm.id, grant.incarnation)
+            return objection
+        return await self._begin(order)
+
+    async def _present(self, vm_id: VmId) -> DomainReport | None:
+        try:
+            return await self._host.catalog.domain(vm_id)
+        except DomainMissing:
+            return None
+
+    def _grant_objection(self, grant: Grant) -> Answer | None:
+        host = self._host
+        if host.shutting_down:
+            return refused("restart.blocked.host_shutting_down", "this host is shutting down")
+        if grant.boot != host.boot:
+            return refused(
+                "order.refused.boot",
+                "the grant is for another boot of this host",
+                boot=grant.boot,
+                current=host.boot,
+            )
+        late_ms = host.clock.monotonic_ms() - grant.ends_at_ms
+        if late_ms >= 0:
+            return refused(
+                "order.refused.grant_expired",
+                f"the grant ran out {late_ms} ms ago",
+                late_ms=late_ms,
+            )
+        return None
+
+    async def _prepare_start(self, order: StartVm, present: DomainReport | None) -> Answer | None:
+        """All that must be true before QEMU is made; raises or returns what objects."""
+        vm = order.vm
+        if present is None or is_gone(present):
+            await self._check_disks(order)
+            await self.define(vm)
+        await self._claim(vm, order.grant.incarnation)
+        return self._grant_objection(order.grant)
+
+    async def _check_disks(self, order: StartVm) -> None:
+        """A5: guards starts that carry no proof of the previous copy's death."""
+        properties, vm = self._host.properties, order.vm
+        if not properties.diskactivity_check or order.disk_check is not DiskCheck.RUN:
+            return
+        by_path: dict[Path, StorageDomain] = {}
+        for disk in vm.disks:
+            if disk.format is not DiskFormat.QCOW2 or disk.readonly:
+                continue
+            domain = self._host.storage_domain(disk.storage_domain_id)
+            by_path[Path(domain.path, disk.path)] = domain
+
+        async def read(path: Path) -> Fingerprint:
+            return await self._host.workers.call(
+                by_path[path], lambda: fingerprint(path), deadline_ms=ORDER_DEADLINE_MS
+            )
+
+        await wait_until_quiet(
+            tuple(by_path),
+            read,
+            clock=self._host.clock,
+            quiet_ms=properties.diskactivity_quiet_ms,
+            timeout_ms=properties.diskactivity_timeout_s * 1_000,
+        )
+
+    async def define(self, vm: Vm) -> None:
+        """Define ``vm`` in libvirt: made anew, or patched when it is an adopted one."""
+        host = self._host
+        if vm.adopted:
+            xml = await host.catalog.xml(vm.id)
+            patched = patch_domain(xml, vm, host.host_defaults()).xml
+            if patched != xml:
+                await host.catalog.define(patched)
+            return
+        await host.catalog.define(build_domain(vm, host.host_defaults()))
+
+    async def _claim(self, vm: Vm, incarnation: Incarnation) -> None:
+        """Record the incarnation on every storage domain of the VM (G4)."""
+        host = self._host
+        claim = VmHeader(
+            installation_id=host.installation_id,
+            vm_id=vm.id,
+            incarnation=incarnation,
+            host_id=host.host_id,
+            boot=host.boot,
+        )
+        for domain_id in sorted({disk.storage_domain_id for disk in vm.disks}):
+            domain = host.storage_domain(domain_id)
+
+            paths = [d.path for d in vm.disks if d.storage_domain_id == domain_id]
+            await host.workers.call(
+                domain,
+                partial(_claim_on, domain, paths, claim, host.files),
+                deadline_ms=ORDER_DEADLINE_MS,
+            )
+
+    async def _begin(self, order: StartVm) -> Answer:
+        vm, grant = order.vm, order.grant
+        host = self._host
+        durable = await host.loop.told(
+            StartAccepted(vm=vm, incarnation=grant.incarnation, by=order.by)
+        )
+        if durable:
+            result, detail = await host.starter.start(
+                vm.id,
+                grant.incarnation,
+                until_ms=grant.ends_at_ms,
+                still_allowed=lambda: self._changed_mind(grant),
+            )
+        else:
+            # An agent that forgot this incarnation could not refuse a lower one later.
+            result, detail = Result.FAILED, "no space left for the agent's records"
+        await host.loop.told(
+            StartEnded(vm_id=vm.id, incarnation=grant.incarnation, result=result, detail=detail)
+        )
+        if result is Result.OK:
+            return OK
+        code = "order.refused.grant_expired" if result is Result.REFUSED else None
+        return Answer(result=result, code=code, message=detail)
+
+    def _changed_mind(self, grant: Grant) -> str | None:
+        objection = self._grant_objection(grant)
+        record = self._host.loop.record(grant.vm_id)
+        if objection is not None:
+            return objection.message
+        if record is not None and record.stop is not None:
+            return "it was stopped on purpose meanwhile"
+        return None
+
+    async def _release(self, vm_id: VmId, incarnation: Incarnation) -> None:
+        """Nothing of this incarnation was ever made here: the server may try elsewhere (P5)."""
+        await self._host.facts.emit([Released(vm_id=vm_id, incarnation=incarnation)])
+
+    # Stop
+
+    async def stop(self, order: StopVm) -> Answer:
+        host, vm_id = self._host, order.vm_id
+        objection = self._superseded(vm_id, order.incarnation)
+        if objection is not None:
+            return objection
+        gone = host.stops.event(vm_id)
+        async with host.locks.of(vm_id):
+            present = await self._present(vm_id)
+            if present is None and host.loop.record(vm_id) is None:
+                return refused("order.refused.not_here", "this host does not have that VM")
+            await host.loop.told(
+                StopAccepted(
+                    vm_id=vm_id, mode=order.mode, by=order.by, deadline_ms=order.deadline_ms
+                )
+            )
+            if present is None or is_gone(present):
+                host.gate.revoke(vm_id)
+                return OK
+            if order.mode is StopMode.POWER_OFF or present.state is DomainState.CRASHED:
+                await host.control.destroy(vm_id)
+            else:
+                await host.control.shutdown(vm_id)
+        # Not under the lock: a power off must be able to overtake a shutdown that the guest ignores.
+        return await self._await_gone(order, gone)
+
+    async def _await_gone(self, order: StopVm, gone: asyncio.Event) -> Answer:
+        host = self._host
+        deadline = host.clock.monotonic_ms() + order.deadline_ms
+        while True:
+            present = await self._present(order.vm_id)
+            if present is None or is_gone(present):
+                return OK
+            left_ms = deadline - host.clock.monotonic_ms()
+            if left_ms <= 0:
+                return Answer(
+                    result=Result.FAILED,
+                    code="order.failed.shutdown_ignored",
+                    message=f"its guest did not shut down within {order.deadline_ms} ms; it runs on",
+                    fields={"deadline_ms": order.deadline_ms},
+                )
+            try:
+                await asyncio.wait_for(gone.wait(), min(left_ms, GONE_POLL_MS) / 1_000)
+            except TimeoutError:
+                continue
+            gone = host.stops.event(order.vm_id)
+
+    def _superseded(self, vm_id: VmId, incarnation: Incarnation) -> Answer | None:
+        record = self._host.loop.record(vm_id)
+        if record is not None and record.incarnation > incarnation:
+            return refused(
+                "order.refused.incarnation",
+                f"incarnation {incarnation} is not above {record.incarnation}",
+                incarnation=incarnation,
+                current=record.incarnation,
+            )
+        return None
+
+    # Reboot, pause, resume
+
+    async def reboot(self, order: RebootVm) -> Answer:
+        accepted = RebootAccepted(vm_id=order.vm_id, mode=order.mode, by=order.by)
+        return await self._on_running(
+            order.vm_id,
+            order.incarnation,
+            accepted,
+            self._host.control.reset
+            if order.mode is RebootMode.RESET
+            else self._host.control.reboot,
+        )
+
+    async def pause(self, order: PauseVm) -> Answer:
+        accepted = PauseAccepted(vm_id=order.vm_id, by=order.by)
+        return await self._on_running(
+            order.vm_id, order.incarnation, accepted, self._host.control.pause
+        )
+
+    async def resume(self, order: ResumeVm) -> Answer:
+        accepted = ResumeAccepted(vm_id=order.vm_id, by=order.by)
+        return await self._on_running(
+            order.vm_id, order.incarnation, accepted, self._host.control.run
+        )
+
+    async def _on_running(
+        self,
+        vm_id: VmId,
+        incarnation: Incarnation,
+        accepted: RebootAccepted | PauseAccepted | ResumeAccepted,
+        act: Callable[[VmId], Awaitable[None]],
+    ) -> Answer:
+        host = self._host
+        objection = self._superseded(vm_id, incarnation)
+        if objection is not None:
+            return objection
+        async with host.locks.of(vm_id):
+            present = await self._present(vm_id)
+            if present is None:
+                return refused("order.refused.not_here", "this host does not have that VM")
+            if is_gone(present):
+                return refused("problem.vm.state", f"{present.name} is {present.state}")
+            await host.loop.told(accepted)
+            await act(vm_id)
+        return OK
+
+
+def _claim_on(domain: StorageDomain, paths: list[str], claim: VmHeader, files: Files) -> None:
+    for path in paths:
+        inside(domain, path)
+    claim_incarnation(domain, claim, files)

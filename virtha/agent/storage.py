@@ -1,0 +1,285 @@
+"""Storage domains as this host sees them: header, VM records, images, space.
+
+Nothing of a storage domain is touched outside its own worker thread: a hung export stalls its worker
+and nothing else. Layout below a domain's path::
+
+    .virtha/domain.json          installation and domain id (G7)
+    .virtha/vms/<vm id>.json     the highest incarnation that was started (G4)
+    images/  disks/
+"""
+
+import asyncio
+import os
+import queue
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from virtha.agent.files import Files, read_bounded
+from virtha.agent.records import safe_name
+from virtha.model.errors import Failed, InvalidInput, Refused, Unavailable
+from virtha.model.host import StorageDomain
+from virtha.model.ids import (
+    BootId,
+    HostId,
+    Incarnation,
+    InstallationId,
+    StorageDomainId,
+    VmId,
+)
+from virtha.model.value import Value
+
+PROBE_DEADLINE_MS = 5_000
+ORDER_DEADLINE_MS = 20_000
+HEADER_BYTES_MAX = 65_536
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class DomainHeader(Value, frozen=True, kw_only=True):
+    format: int = 1
+    installation_id: InstallationId
+    domain_id: StorageDomainId
+    name: str
+
+
+class VmHeader(Value, frozen=True, kw_only=True):
+    """Who last started the VM that has disks here."""
+
+    format: int = 1
+    installation_id: InstallationId
+    vm_id: VmId
+    incarnation: Incarnation
+    host_id: HostId
+    boot: BootId
+
+
+class _Worker:
+    """One daemon thread: a call that hangs in the kernel must not keep the agent from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.pending = 0
+        threading.Thread(target=self._run, name=f"virtha-{name}", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get()()
+
+    async def call(self, call: Callable[[], _T], *, deadline_ms: int) -> _T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+
+        def finish(result: Any, error: BaseException | None) -> None:
+            self.pending -= 1
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = call()
+            except Exception as caught:
+                error = caught
+            try:
+                loop.call_soon_threadsafe(finish, result, error)
+            except RuntimeError:
+                return  # the loop has ended while this call hung
+
+        self.pending += 1
+        self._calls.put(run)
+        return await asyncio.wait_for(future, deadline_ms / 1_000)
+
+
+class StorageWorkers:
+    """One worker per storage domain; a call behind one that hangs fails at once."""
+
+    def __init__(self) -> None:
+        self._workers: dict[StorageDomainId, _Worker] = {}
+        self._hung: set[StorageDomainId] = set()
+
+    async def call(self, domain: StorageDomain, call: Callable[[], _T], *, deadline_ms: int) -> _T:
+        """Raises Unavailable when the storage does not answer in time; else what ``call`` raises."""
+        worker = self._workers.get(domain.id)
+        if worker is None:
+            worker = self._workers[domain.id] = _Worker(f"storage-{domain.name}")
+        if worker.pending == 0:
+            self._hung.discard(domain.id)
+        if domain.id in self._hung:
+            raise _silent(domain)
+        try:
+            return await worker.call(call, deadline_ms=deadline_ms)
+        except TimeoutError:
+            self._hung.add(domain.id)
+            raise _silent(domain) from None
+
+
+def _silent(domain: StorageDomain) -> Unavailable:
+    return Unavailable(
+        f"storage domain {domain.name} ({domain.path}) does not answer",
+        fix="see whether its mount is alive: 'findmnt' and the kernel's log",
+    )
+
+
+def inside(domain: StorageDomain, path: str) -> Path:
+    """The absolute path of a file of the domain. Raises InvalidInput when it would leave it.
+
+    Links inside the domain are refused, wherever they point: the next host may see another target.
+    Touches the storage: only in its worker.
+    """
+    parts = path.split("/")
+    if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        raise InvalidInput(
+            f"'{path}' is not a path inside storage domain {domain.name}",
+            code="problem.disk.outside",
+            field="disk.path",
+            fix="give a path below the domain's directory, for example disks/web1.qcow2",
+        )
+    if parts[0] == ".virtha":
+        raise InvalidInput(
+            "'.virtha' is the domain's own", code="problem.disk.outside", field="disk.path"
+        )
+    at = Path(domain.path)
+    for part in parts:
+        at = at / part
+        try:
+            is_link = stat.S_ISLNK(at.lstat().st_mode)
+        except FileNotFoundError:
+            break
+        if is_link:
+            raise InvalidInput(
+                f"'{path}' goes through a symbolic link",
+                code="problem.disk.outside",
+                field="disk.path",
+            )
+    return Path(domain.path, path)
+
+
+def check_header(domain: StorageDomain, installation_id: InstallationId) -> DomainHeader:
+    """Raises Refused (foreign), Failed (no header, not readable). Only in the domain's worker."""
+    path = _header_path(domain)
+    try:
+        header = msgspec.json.decode(read_bounded(path, HEADER_BYTES_MAX), type=DomainHeader)
+    except FileNotFoundError:
+        raise Failed(
+            f"{domain.path} holds no storage domain: {path} is missing",
+            fix="is the right file system mounted there?",
+        ) from None
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise Failed(f"{path} can't be read: {error}") from error
+    if header.installation_id != installation_id or header.domain_id != domain.id:
+        raise Refused(
+            f"storage domain {domain.name} belongs to another installation"
+            if header.installation_id != installation_id
+            else f"{domain.path} is storage domain {header.name}, not {domain.name}",
+            code="order.refused.storage_foreign",
+            fix=f"choose another directory, or remove {path} if you are sure",
+        )
+    return header
+
+
+def prepare_storage(domain: StorageDomain, installation_id: InstallationId, files: Files) -> None:
+    """Make or check header and directories. Raises Refused (foreign), Failed, OSError."""
+    root = Path(domain.path)
+    if not root.is_dir():
+        raise Failed(f"{domain.path} is no directory on this host", fix="mount the storage first")
+    path = _header_path(domain)
+    if not path.exists():
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        header = DomainHeader(
+            installation_id=installation_id, domain_id=domain.id, name=domain.name
+        )
+        _create_once(path, msgspec.json.format(msgspec.json.encode(header)), files)
+    # Also after we wrote it: another installation may have been quicker.
+    check_header(domain, installation_id)
+    for name in ("images", "disks", ".virtha/vms"):
+        (root / name).mkdir(mode=0o755, exist_ok=True)
+
+
+def _create_once(path: Path, data: bytes, files: Files) -> None:
+    """Never replaces: of two writers one wins, whole, and both then read the same."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        files.write(descriptor, data)
+        files.sync(descriptor)
+    finally:
+        os.close(descriptor)
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return
+    finally:
+        temporary.unlink(missing_ok=True)
+    files.sync_directory(path.parent)
+
+
+def _header_path(domain: StorageDomain) -> Path:
+    return Path(domain.path, ".virtha", "domain.json")
+
+
+def _vm_path(domain: StorageDomain, vm_id: VmId) -> Path:
+    return Path(domain.path, ".virtha", "vms", f"{safe_name(vm_id)}.json")
+
+
+def read_vm_header(domain: StorageDomain, vm_id: VmId) -> VmHeader | None:
+    """None: never started from here. Raises Failed when it can't be read: unknown is not none."""
+    path = _vm_path(domain, vm_id)
+    try:
+        return msgspec.json.decode(read_bounded(path, HEADER_BYTES_MAX), type=VmHeader)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise Failed(
+            f"{path} can't be read: {error}", fix="remove it if the VM runs nowhere"
+        ) from (error)
+
+
+def claim_incarnation(domain: StorageDomain, claim: VmHeader, files: Files) -> None:
+    """Check and record an incarnation on the domain (G4, G7). Raises Refused, Failed, OSError."""
+    check_header(domain, claim.installation_id)
+    present = read_vm_header(domain, claim.vm_id)
+    if present is not None and present.installation_id != claim.installation_id:
+        raise Refused(
+            f"the VM's record on {domain.name} is of another installation",
+            code="order.refused.storage_foreign",
+        )
+    # An incarnation is one host's: the same one from another host is a second copy of it.
+    if present is not None and (
+        present.incarnation > claim.incarnation
+        or (present.incarnation == claim.incarnation and present.host_id != claim.host_id)
+    ):
+        raise Refused(
+            f"incarnation {claim.incarnation} is not above {present.incarnation}, which was started "
+            "before",
+            code="order.refused.incarnation",
+            field=str(present.incarnation),
+        )
+    if present == claim:
+        return
+    path = _vm_path(domain, claim.vm_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, msgspec.json.encode(claim), mode=0o644)
+
+
+def forget_vm(domain: StorageDomain, vm_id: VmId, files: Files) -> None:
+    files.remove(_vm_path(domain, vm_id))
+
+
+def takes_direct_io(domain: StorageDomain) -> bool:
+    """Whether files there can be opened with O_DIRECT (tmpfs and some FUSE file systems can't)."""
+    try:
+        descriptor = os.open(_header_path(domain), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return False
+    os.close(descriptor)
+    return True

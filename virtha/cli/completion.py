@@ -1,0 +1,24 @@
+"""`virtha completion bash|zsh|fish`."""
+
+import os
+from enum import StrEnum
+
+import typer
+
+app = typer.Typer()
+
+
+class Shell(StrEnum):
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+@app.command()
+def completion(shell: Shell = typer.Argument(help="Your shell.")) -> None:
+    """Print the completion script. For bash: source <(virtha completion bash)"""
+    from virtha.cli.main import command
+
+    # The shells' own entry: with this variable set the program prints the script and ends.
+    os.environ["_VIRTHA_COMPLETE"] = f"source_{shell}"
+    command().main(args=[], prog_name="virtha")

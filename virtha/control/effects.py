@@ -1,0 +1,111 @@
+"""What follows a commit: settings and orders to hosts. Persisted first, sent afterwards.
+
+If the server dies in between, the orders are in the store and go out after the next hello.
+"""
+
+import msgspec
+
+from virtha.control.host_settings import settings_for
+from virtha.control.known_settings import GRANT_DURATION, SettingValues, setting_values
+from virtha.model.ids import BootId, ClusterId, HostId, Term
+from virtha.model.orders import Grant, Order, StartVm
+from virtha.ports.hosts import HostLinks
+from virtha.store.hosts import HostRow, find_host, hosts_of_cluster
+from virtha.store.installations import the_installation
+from virtha.store.operations import unanswered_orders
+from virtha.store.store import Store, Transaction
+
+
+class Effects:
+    """Gathered inside a transaction, carried out after its commit."""
+
+    def __init__(self) -> None:
+        self.clusters: set[ClusterId] = set()
+        """All of whose hosts need new settings."""
+        self.orders: list[tuple[HostId, Order]] = []
+        self.disconnected: list[tuple[HostId, str]] = []
+
+    def configure(self, cluster_id: ClusterId) -> None:
+        self.clusters.add(cluster_id)
+
+    def deliver(self, host_id: HostId, order: Order) -> None:
+        self.orders.append((host_id, order))
+
+    def disconnect(self, host_id: HostId, code: str) -> None:
+        self.disconnected.append((host_id, code))
+
+
+class Dispatcher:
+    def __init__(self, store: Store, links: HostLinks) -> None:
+        self._store = store
+        self._links = links
+
+    async def carry_out(self, effects: Effects) -> None:
+        if effects.clusters:
+            async with self._store.read() as tx:
+                for cluster_id in sorted(effects.clusters):
+                    await self._configure(tx, cluster_id)
+        for host_id, order in effects.orders:
+            # False: no session; the order stays in the store and goes out after the next hello.
+            self._links.deliver(host_id, order)
+        for host_id, code in effects.disconnected:
+            self._links.disconnect(host_id, code)
+
+    async def _configure(self, tx: Transaction, cluster_id: ClusterId) -> None:
+        rows = [
+            row
+            for row in await hosts_of_cluster(tx, cluster_id)
+            if self._links.agent_connected(row.host.id)
+        ]
+        for host_id, settings in (await settings_for(tx, cluster_id, rows)).items():
+            self._links.configure(host_id, settings)
+
+    async def unanswered(self, tx: Transaction, host: HostRow) -> tuple[Order, ...]:
+        """This host's unanswered orders, renewed for its present boot and term.
+
+        A start whose grant can't be renewed, for want of a beat of this boot, waits for the next time.
+        """
+        row = await the_installation(tx)
+        values = await setting_values(tx)
+        renewed = []
+        for waiting in await unanswered_orders(tx, host.host.id):
+            boot = host.status.boot
+            if boot is None:
+                continue
+            order = self._renewed(waiting.order, host, boot, row.term, values)
+            if order is not None:
+                renewed.append(order)
+        return tuple(renewed)
+
+    def _renewed(
+        self, order: Order, host: HostRow, boot: BootId, term: Term, values: SettingValues
+    ) -> Order | None:
+        body = order.body
+        if isinstance(body, StartVm):
+            grant = make_grant(self._links, host, body.grant, values)
+            if grant is None:
+                return None
+            body = msgspec.structs.replace(body, grant=grant)
+        return msgspec.structs.replace(order, body=body, host_boot=boot, term=term)
+
+    async def resend(self, host_id: HostId) -> int:
+        """Send what this host has not answered, now. Returns how many orders went out."""
+        async with self._store.read() as tx:
+            host = await find_host(tx, host_id)
+            orders = await self.unanswered(tx, host) if host is not None else ()
+        return sum(self._links.deliver(host_id, order) for order in orders)
+
+
+def make_grant(
+    links: HostLinks, host: HostRow, wanted: Grant, values: SettingValues
+) -> Grant | None:
+    """``wanted`` for the host's present boot, from its last beat; None: there is no beat to quote (G2)."""
+    beat = links.last_beat(host.host.id)
+    if beat is None or beat.boot != host.status.boot:
+        return None
+    duration_ms = values.get(
+        GRANT_DURATION, host_id=host.host.id, cluster_id=host.host.cluster_id
+    )
+    return msgspec.structs.replace(
+        wanted, boot=beat.boot, beat_monotonic_ms=beat.monotonic_ms, duration_ms=duration_ms
+    )

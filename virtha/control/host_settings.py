@@ -1,0 +1,43 @@
+"""What a host is told of the installation: everything that it needs to act alone."""
+
+from collections.abc import Iterable
+
+from virtha.model.host import Cluster
+from virtha.model.ids import ClusterId, HostId
+from virtha.model.orders import HeldVm, HostSettings
+from virtha.store.clusters import find_cluster, storage_of_cluster
+from virtha.store.hosts import HostRow
+from virtha.store.installations import the_installation
+from virtha.store.store import Transaction
+from virtha.store.vms import vms_of_cluster
+
+
+async def settings_for(
+    tx: Transaction, cluster_id: ClusterId, hosts: Iterable[HostRow]
+) -> dict[HostId, HostSettings]:
+    """For hosts of one cluster, from one snapshot; the VMs are read once for all of them."""
+    row = await the_installation(tx)
+    cluster = await find_cluster(tx, cluster_id)
+    assert isinstance(cluster, Cluster), f"host of unknown cluster {cluster_id}"
+    domains = await storage_of_cluster(tx, cluster_id)
+    vms = await vms_of_cluster(tx, cluster_id)
+    made: dict[HostId, HostSettings] = {}
+    for host in hosts:
+        host_id = host.host.id
+        made[host_id] = HostSettings(
+            revision=row.revision,
+            installation_id=row.installation.id,
+            term=row.term,
+            hold=row.installation.hold,
+            policy=cluster.policy,
+            storage_domains=domains,
+            vms=tuple(
+                HeldVm(
+                    vm=one.vm, incarnation=one.status.incarnation, wanted_up=one.status.wanted_up
+                )
+                for one in vms
+                if host_id in one.status.holders
+            ),
+            foreign_vms=tuple(one.vm.id for one in vms if host_id not in one.status.holders),
+        )
+    return made

@@ -1,0 +1,158 @@
+"""The settings there are: type, range, default, where each may be set. Narrowest scope wins."""
+
+from difflib import get_close_matches
+from enum import StrEnum
+
+from virtha.model.errors import InvalidInput, NotFound
+from virtha.model.ids import ClusterId, HostId
+from virtha.model.time import format_duration_ms, parse_duration_ms
+from virtha.model.user import Setting, SettingScope
+from virtha.model.value import Value
+from virtha.store.installations import all_settings
+from virtha.store.store import Transaction
+
+
+class SettingKind(StrEnum):
+    DURATION = "duration"
+    INTEGER = "integer"
+
+
+class KnownSetting(Value, frozen=True, kw_only=True):
+    """``default``, ``low`` and ``high`` in milliseconds for durations."""
+
+    key: str
+    kind: SettingKind
+    default: int
+    low: int
+    high: int
+    scopes: tuple[SettingScope, ...]
+    help: str
+
+    def show(self, value: int) -> str:
+        return format_duration_ms(value) if self.kind is SettingKind.DURATION else str(value)
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.show(self.low)} to {self.show(self.high)}"
+
+    def parse(self, text: str) -> int:
+        """Raises InvalidInput (field ``value``)."""
+        if self.kind is SettingKind.DURATION:
+            value = parse_duration_ms(text, field="value")
+        else:
+            try:
+                value = int(text)
+            except ValueError:
+                raise InvalidInput(
+                    f"'{text}' is no whole number", field="value", allowed=(self.allowed,)
+                ) from None
+        if not self.low <= value <= self.high:
+            raise InvalidInput(
+                f"{self.key}: {self.show(value)} is out of range",
+                field="value",
+                allowed=(self.allowed,),
+            )
+        return value
+
+
+_GLOBAL = (SettingScope.GLOBAL,)
+_CLUSTER = (SettingScope.GLOBAL, SettingScope.CLUSTER)
+
+GRANT_DURATION = KnownSetting(
+    key="grant.duration",
+    kind=SettingKind.DURATION,
+    default=15_000,
+    low=3_000,
+    high=120_000,
+    scopes=(SettingScope.GLOBAL, SettingScope.CLUSTER, SettingScope.HOST),
+    help="How long a host may take from its quoted beat until an ordered start's processors run.",
+)
+ORDER_DEADLINE = KnownSetting(
+    key="order.deadline",
+    kind=SettingKind.DURATION,
+    default=600_000,
+    low=10_000,
+    high=86_400_000,
+    scopes=_GLOBAL,
+    help="An order that its host could not be given for this long is given up; its operation fails.",
+)
+EVENT_RETENTION = KnownSetting(
+    key="event.retention",
+    kind=SettingKind.DURATION,
+    default=90 * 86_400_000,
+    low=7 * 86_400_000,  # the event stream can be resumed for 7 days (design, section 10)
+    high=3_650 * 86_400_000,
+    scopes=_GLOBAL,
+    help="How long events are kept.",
+)
+SESSION_LIFETIME = KnownSetting(
+    key="session.lifetime",
+    kind=SettingKind.DURATION,
+    default=12 * 3_600_000,
+    low=60_000,
+    high=30 * 86_400_000,
+    scopes=_GLOBAL,
+    help="How long a sign-in lasts.",
+)
+CLOCK_OFFSET_MAX = KnownSetting(
+    key="clock.offset.max",
+    kind=SettingKind.DURATION,
+    default=10_000,
+    low=100,
+    high=86_400_000,
+    scopes=_GLOBAL,
+    help="A host whose clock is further off than this is told of; nothing is decided by its clock.",
+)
+
+KNOWN_SETTINGS: dict[str, KnownSetting] = {
+    known.key: known
+    for known in (
+        CLOCK_OFFSET_MAX,
+        EVENT_RETENTION,
+        GRANT_DURATION,
+        ORDER_DEADLINE,
+        SESSION_LIFETIME,
+    )
+}
+
+
+def known_setting(key: str) -> KnownSetting:
+    """Raises NotFound with the nearest key."""
+    known = KNOWN_SETTINGS.get(key)
+    if known is None:
+        near = get_close_matches(key, KNOWN_SETTINGS, n=1, cutoff=0.4)
+        raise NotFound(
+            f"there is no setting '{key[:100]}'",
+            field="key",
+            allowed=tuple(KNOWN_SETTINGS),
+            fix=f"did you mean {near[0]}?" if near else "",
+        )
+    return known
+
+
+class SettingValues:
+    """All settings of one snapshot, resolved."""
+
+    def __init__(self, settings: tuple[Setting, ...]) -> None:
+        self._values = {(one.key, one.scope, one.subject): one.value for one in settings}
+
+    def get(
+        self,
+        known: KnownSetting,
+        *,
+        host_id: HostId | None = None,
+        cluster_id: ClusterId | None = None,
+    ) -> int:
+        for scope, subject in (
+            (SettingScope.HOST, host_id or ""),
+            (SettingScope.CLUSTER, cluster_id or ""),
+            (SettingScope.GLOBAL, ""),
+        ):
+            text = self._values.get((known.key, scope, subject))
+            if text is not None:
+                return known.parse(text)
+        return known.default
+
+
+async def setting_values(tx: Transaction) -> SettingValues:
+    return SettingValues(await all_settings(tx))

@@ -1,0 +1,133 @@
+"""Finding records by id or name, and checking names; every error says what there is."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TypeVar
+
+from virtha.control.requests import LIST_LIMIT_MAX
+from virtha.model.errors import Conflict, InvalidInput, NotFound, Stale
+from virtha.model.host import Cluster, StorageDomain
+from virtha.model.ids import Revision
+from virtha.store.clusters import all_clusters, clusters_after, find_cluster, find_storage
+from virtha.store.hosts import HostRow, find_host, hosts_after
+from virtha.store.store import Transaction
+from virtha.store.vms import VmFilter, VmRow, find_vm, vms_after
+
+T = TypeVar("T")
+NAME_LENGTH_MAX = 63
+"""A DNS label's (RFC 1035): names end up as host names and file names."""
+TEXT_LENGTH_MAX = 1_000
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SIMILAR_LOOKED_AT = 500
+
+
+def check_name(name: str, *, field: str = "name") -> str:
+    """Raises InvalidInput. An id's shape is refused: it would be ambiguous wherever either may stand."""
+    if not name:
+        raise InvalidInput("is missing", field=field, fix="give a name")
+    if len(name) > NAME_LENGTH_MAX:
+        raise InvalidInput(
+            f"has {len(name)} characters", field=field, allowed=(f"1 to {NAME_LENGTH_MAX}",)
+        )
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"'{name}' is no name",
+            field=field,
+            allowed=("letters, digits, '.', '_' and '-', beginning and ending with a letter or digit",),
+        )
+    if _UUID.fullmatch(name.lower()):
+        raise InvalidInput(f"'{name}' looks like an id", field=field, fix="choose another name")
+    return name
+
+
+def check_text(text: str, *, field: str) -> str:
+    if len(text) > TEXT_LENGTH_MAX:
+        raise InvalidInput(
+            f"has {len(text)} characters", field=field, allowed=(f"at most {TEXT_LENGTH_MAX}",)
+        )
+    return text
+
+
+def check_limit(limit: int) -> int:
+    if not 1 <= limit <= LIST_LIMIT_MAX:
+        raise InvalidInput(
+            f"{limit} is out of range", field="limit", allowed=(f"1 to {LIST_LIMIT_MAX}",)
+        )
+    return limit
+
+
+def check_revision(if_match: Revision | None, present: Revision) -> None:
+    """Raises Stale."""
+    if if_match is not None and if_match != present:
+        raise Stale(
+            f"it is at revision {present} by now, not {if_match}",
+            field="If-Match",
+            fix="load it again, look at what changed, then repeat",
+        )
+
+
+def taken(kind: str, name: str, *, field: str = "name") -> Conflict:
+    return Conflict(
+        f"there is a {kind} '{name}' already",
+        code="problem.name_taken",
+        field=field,
+        fix="choose another name",
+    )
+
+
+def missing(kind: str, ref: str, names: Iterable[str], *, field: str | None = None) -> NotFound:
+    near = tuple(get_close_matches(ref, list(names), n=3))
+    return NotFound(
+        f"there is no {kind} '{ref[:NAME_LENGTH_MAX + 1]}'",
+        field=field,
+        fix=f"did you mean {' or '.join(near)}?" if near else "",
+    )
+
+
+async def the_cluster(tx: Transaction, ref: str | None, *, field: str | None = None) -> Cluster:
+    """``ref`` None: the only one there is. Raises NotFound, InvalidInput (several)."""
+    if ref is None:
+        clusters = await all_clusters(tx)
+        if len(clusters) == 1:
+            return clusters[0]
+        raise InvalidInput(
+            "is missing, and there are several" if clusters else "there is none yet",
+            field="cluster",
+            allowed=tuple(cluster.name for cluster in clusters[:10]),
+            fix="name the cluster" if clusters else "create one first",
+        )
+    found = await find_cluster(tx, ref)
+    if found is None:
+        near = await clusters_after(tx, "", _SIMILAR_LOOKED_AT)
+        raise missing("cluster", ref, (cluster.name for cluster in near), field=field)
+    return found
+
+
+async def the_host(tx: Transaction, ref: str, *, field: str | None = None) -> HostRow:
+    found = await find_host(tx, ref)
+    if found is None:
+        near = await hosts_after(tx, "", _SIMILAR_LOOKED_AT)
+        raise missing("host", ref, (row.host.name for row in near), field=field)
+    return found
+
+
+async def the_storage(tx: Transaction, ref: str, *, field: str | None = None) -> StorageDomain:
+    found = await find_storage(tx, ref)
+    if found is None:
+        raise missing("storage domain", ref, (), field=field)
+    return found
+
+
+async def the_vm(tx: Transaction, ref: str, *, field: str | None = None) -> VmRow:
+    found = await find_vm(tx, ref)
+    if found is None:
+        near = await vms_after(tx, VmFilter(), "", _SIMILAR_LOOKED_AT)
+        raise missing("VM", ref, (row.vm.name for row in near), field=field)
+    return found
+
+
+def page_of(rows: tuple[T, ...], limit: int) -> tuple[tuple[T, ...], bool]:
+    """Of ``limit + 1`` rows asked for: those to show, and whether there are more."""
+    return rows[:limit], len(rows) > limit

@@ -1,0 +1,98 @@
+"""What an operation's steps are to do; kept with it, so that a restarted server goes on from there.
+
+``Plan.steps`` runs beside ``Operation.steps``: same length, same order.
+"""
+
+import msgspec
+
+from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.orders import (
+    AdoptVm,
+    CreateDisk,
+    DefineVm,
+    ForgetVm,
+    PauseVm,
+    PrepareStorage,
+    RebootVm,
+    ReleaseVm,
+    ResumeVm,
+    ScanForeign,
+    StopVm,
+)
+from virtha.model.value import Value
+
+FixedOrder = (
+    StopVm
+    | RebootVm
+    | PauseVm
+    | ResumeVm
+    | DefineVm
+    | ForgetVm
+    | PrepareStorage
+    | CreateDisk
+    | ScanForeign
+    | AdoptVm
+    | ReleaseVm
+)
+"""Every order but a start, whose grant can't be made ahead."""
+
+
+class Give(Value, frozen=True, kw_only=True, tag="give"):
+    """Give ``order`` to ``host_id``. ``optional``: its failure does not end the operation."""
+
+    name: str
+    host_id: HostId
+    order: FixedOrder
+    optional: bool = False
+
+
+class Launch(Value, frozen=True, kw_only=True, tag="launch"):
+    """Choose a host, take the next incarnation, start. ``host_id``: only there."""
+
+    name: str
+    vm_id: VmId
+    host_id: HostId | None = None
+    incarnation: Incarnation | None = None
+    """Set when it was launched."""
+
+
+class DropRecord(Value, frozen=True, kw_only=True, tag="drop"):
+    """Forget the VM's record. ``code``: the event for it."""
+
+    name: str
+    vm_id: VmId
+    code: str
+    host_id: HostId | None = None
+
+
+class AdoptFound(Value, frozen=True, kw_only=True, tag="adopt_found"):
+    """Make steps of what the scan before it found. ``names`` empty: all."""
+
+    name: str
+    host_id: HostId
+    names: tuple[str, ...] = ()
+    ha: bool = False
+    dry_run: bool = False
+
+
+Step = Give | Launch | DropRecord | AdoptFound
+
+
+class Plan(Value, frozen=True, kw_only=True):
+    """``on_failure`` steps take the place of those that were left when one fails."""
+
+    steps: tuple[Step, ...]
+    on_failure: tuple[Step, ...] = ()
+    failed: bool = False
+    """The steps that run now clean up; the operation ends as failed."""
+    by: str = ""
+    changes: tuple[str, ...] = ()
+    """What adopting changed, in words."""
+
+
+def encode_plan(plan: Plan) -> str:
+    return msgspec.json.encode(plan).decode()
+
+
+def decode_plan(text: str) -> Plan:
+    return msgspec.json.decode(text, type=Plan)

@@ -1,0 +1,177 @@
+"""libvirt's events about one VM, folded into its record."""
+
+from virtha.model.domain import DomainEvent, DomainEventKind
+from virtha.model.time import Millis
+from virtha.model.vm import VmState
+from virtha.sentinel.events import GuestAnswered, HintKind, PingGuest, ReadBootStatus
+from virtha.sentinel.machine import Trigger
+from virtha.sentinel.reconstruct import close_gap, started_outside
+from virtha.sentinel.state import Guarded, HostState, reason
+from virtha.sentinel.stops import add_hint, stopped
+from virtha.sentinel.watchdog import fired, pause_after_dump, reset_just_now
+
+AGENT_GRACE_MS = 120_000
+"""A rebooting guest's agent is silent for its whole boot: no warning before that."""
+
+
+def domain_event(host: HostState, event: DomainEvent) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is None:
+        return
+    guarded.moved = True
+    match event.kind:
+        case DomainEventKind.STARTED:
+            _started(host, guarded)
+        case DomainEventKind.RESUMED:
+            _resumed(host, guarded)
+        case DomainEventKind.SUSPENDED:
+            _suspended(host, guarded, event.detail)
+        case DomainEventKind.SHUTDOWN:
+            _shutting_down(host, guarded, event.detail)
+        case DomainEventKind.STOPPED:
+            close_gap(host, guarded, "it stopped before it could be asked")
+            stopped(host, guarded, event.detail)
+        case DomainEventKind.PANICKED:
+            _panicked(host, guarded)
+        case DomainEventKind.REBOOTED:
+            _rebooted(host, guarded)
+        case DomainEventKind.WATCHDOG:
+            close_gap(host, guarded, "its watchdog fired before it could be asked")
+            fired(host, guarded, event.detail)
+        case DomainEventKind.AGENT:
+            _agent(host, guarded, connected=event.detail == "connected")
+        case DomainEventKind.IO_ERROR | DomainEventKind.UNDEFINED:
+            # What follows from them comes as SUSPENDED and STOPPED.
+            pass
+
+
+def _started(host: HostState, guarded: Guarded) -> None:
+    if guarded.record.state is VmState.DOWN:
+        started_outside(host, guarded)
+    elif guarded.up and guarded.record.pending is None:
+        # Its stop was missed.
+        host.list_wanted = True
+
+
+def _resumed(host: HostState, guarded: Guarded) -> None:
+    before = guarded.record.state
+    if not guarded.move(Trigger.RUNS):
+        host.list_wanted = True
+        return
+    if before is not VmState.PAUSED:
+        return
+    if guarded.record.dump_pending:
+        pause_after_dump(host, guarded)
+        return
+    guarded.set(pause=None, pause_by=None, pending=None, blocked=None)
+    host.tell(guarded, "vm.resumed")
+
+
+def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
+    record = guarded.record
+    if not guarded.move(Trigger.PAUSES):
+        host.list_wanted = True
+        return
+    if guarded.record.state is not VmState.PAUSED:
+        return
+    code, by = _pause_reason(guarded, detail)
+    dump_goes_on = record.dump_pending and detail == "watchdog"
+    guarded.set(
+        pause=reason(code, by=by) if by else reason(code),
+        pause_by=None,
+        dump_pending=dump_goes_on,
+    )
+    guarded.pause_sent_ms = None
+    # A dump's pause is told once, when the guest stays paused.
+    if not dump_goes_on and record.state is not VmState.PAUSED:
+        host.tell(guarded, "vm.paused", cause=code)
+
+
+def _pause_reason(guarded: Guarded, detail: str) -> tuple[str, str]:
+    record = guarded.record
+    if detail == "watchdog" or record.dump_pending:
+        return "vm.paused.watchdog", ""
+    if detail == "ioerror":
+        return "vm.paused.io_error", ""
+    if record.pause_by is not None:
+        return "vm.paused.as_ordered", record.pause_by
+    return "vm.paused.outside", ""
+
+
+def _shutting_down(host: HostState, guarded: Guarded, detail: str) -> None:
+    kind = HintKind.HOST_SIGNAL if detail == "host" else HintKind.GUEST_SHUTDOWN
+    add_hint(host, guarded, kind)
+    guarded.move(Trigger.SHUTS_DOWN)
+
+
+def _panicked(host: HostState, guarded: Guarded) -> None:
+    if guarded.record.state is VmState.CRASHED:
+        return
+    add_hint(host, guarded, HintKind.PANIC)
+    guarded.move(Trigger.PANICS)
+    guarded.evidence = "panic"
+    host.tell(guarded, "vm.panicked")
+
+
+def _rebooted(host: HostState, guarded: Guarded) -> None:
+    record = guarded.record
+    close_gap(host, guarded, "it rebooted before it could be asked")
+    cause, by = "guest", ""
+    if record.reboot is not None and host.now < record.reboot.ends_at_ms:
+        cause, by = "ordered", record.reboot.by
+    elif record.state is VmState.CRASHED:
+        cause = "panic"
+    elif reset_just_now(record, host.now):
+        cause = "watchdog"
+    if record.state is VmState.CRASHED:
+        guarded.move(Trigger.RUNS)
+    guarded.set(reboot=None, started_ms=int(host.now), guest_up=False, guest_agent=None, hints=())
+    host.tell(guarded, "vm.rebooted", cause=cause, by=by)
+
+
+# The guest agent
+
+
+def _agent(host: HostState, guarded: Guarded, *, connected: bool) -> None:
+    if not connected:
+        _agent_silent(host, guarded)
+        return
+    guarded.agent_lost_ms = None
+    host.order(PingGuest(vm_id=guarded.record.vm.id))
+    if guarded.record.gap_from_ms is not None:
+        # Asked before the agent is known as up: the answer must be judged by the state before.
+        host.order(ReadBootStatus(vm_id=guarded.record.vm.id))
+
+
+def guest_answered(host: HostState, event: GuestAnswered) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is None or not guarded.up:
+        return
+    if not event.answers:
+        _agent_silent(host, guarded)
+        return
+    guarded.agent_lost_ms = None
+    if guarded.record.guest_agent is not True:
+        host.tell(guarded, "vm.agent.connected")
+    # While a gap is open, its judgement still needs to know that the last boot was not seen through.
+    guest_up = guarded.record.guest_up or guarded.record.gap_from_ms is None
+    guarded.set(guest_agent=True, guest_up=guest_up)
+
+
+def _agent_silent(host: HostState, guarded: Guarded) -> None:
+    if guarded.record.guest_agent is True:
+        guarded.agent_lost_ms = host.now
+    guarded.set(guest_agent=False)
+
+
+def agent_grace_ends(guarded: Guarded) -> Millis | None:
+    if guarded.agent_lost_ms is None or guarded.record.state is not VmState.RUNNING:
+        return None
+    return Millis(guarded.agent_lost_ms + AGENT_GRACE_MS)
+
+
+def tell_silent_agent(host: HostState, guarded: Guarded) -> None:
+    ends_ms = agent_grace_ends(guarded)
+    if ends_ms is not None and host.now >= ends_ms:
+        guarded.agent_lost_ms = None
+        host.tell(guarded, "vm.agent.lost")

@@ -1,0 +1,382 @@
+"""What happened while nobody watched: told from libvirt's list and from the guest, never passed over.
+
+An exit that only the list shows is within G5 where libvirt names its cause: `failed` and `crashed` are
+written by the libvirtd of this host after it reaped that QEMU, in this boot, and the record says that
+this incarnation ran here and was not migrating. Nothing else can have been done with it since: the gate
+refuses ungranted starts. So an HA VM whose QEMU died together with the agent comes back without a
+server. `unknown` and `daemon` name no cause, a VM missing from the list has none: the server decides.
+"""
+
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.ids import VmId
+from virtha.model.time import Millis
+from virtha.model.vm import Reason, VmState
+from virtha.sentinel.events import (
+    BootStatusRead,
+    DomainsListed,
+    Exit,
+    ExitCause,
+    PingGuest,
+    ReadBootStatus,
+)
+from virtha.sentinel.machine import Trigger
+from virtha.sentinel.restart import attempt_failed, attempt_succeeded
+from virtha.sentinel.starts import start_failed, start_succeeded
+from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
+from virtha.sentinel.stops import attribute, ended
+from virtha.sentinel.watchdog import count_firing, pause_after_dump, paused_by_watchdog
+
+CARD_RESET = 32
+"""WDIOF_CARDRESET of Linux's watchdog.h: the card did the last reset."""
+GAP_DEADLINE_MS = 300_000
+"""A guest under load takes minutes to start its agent; then the gap stays untold for good."""
+BOOT_LAG_MS = 120_000
+"""From a reset to the kernel's first second: firmware, boot loader, a slow emulator."""
+RELIST_MS = 10_000
+
+_ACTIVE = frozenset(
+    {
+        DomainState.RUNNING,
+        DomainState.PAUSED,
+        DomainState.SHUTTING_DOWN,
+        DomainState.PMSUSPENDED,
+        DomainState.CRASHED,
+    }
+)
+
+
+# A new boot of the host (P4)
+
+
+def open_records(host: HostState) -> None:
+    """At the agent's start: old boots' copies are dead, and what was released is said again."""
+    for guarded in host.all():
+        if guarded.record.boot != host.boot:
+            _close_old_boot(host, guarded)
+        elif guarded.record.released:
+            # The agent may have died between writing the record and telling it.
+            host.tell_released(guarded)
+
+
+def _close_old_boot(host: HostState, guarded: Guarded) -> None:
+    record = guarded.record
+    guarded.known = True
+    if record.state is VmState.DOWN and record.pending is None:
+        guarded.set(released=True)
+        host.tell_released(guarded)
+        return
+    was_up = record.state is not VmState.DOWN
+    stopped_on_purpose = record.stop is not None
+    cause = ExitCause.ORDERED if stopped_on_purpose else ExitCause.NEW_BOOT
+    if was_up:
+        guarded.set(state=VmState.STOPPING)
+        ended(host, guarded, Exit(cause=cause, at_ms=0, seen=False), told=True)
+        host.tell(
+            guarded,
+            "vm.stop.reconstructed",
+            cause=cause.value,
+            after_ms=record.last_alive_ms,
+            before_ms=int(host.now),
+        )
+    guarded.evidence = None
+    blocked: Reason | None = None
+    if record.vm.ha and record.wanted_up and not stopped_on_purpose:
+        blocked = reason("restart.blocked.other_boot")
+        host.tell(guarded, "vm.restart.blocked", reason=blocked.code)
+    guarded.set(
+        pending=None, attempt=None, attempts_ms=(), firings_ms=(), blocked=blocked, released=True
+    )
+    host.tell_released(guarded)
+
+
+# Lists
+
+
+def libvirt_lost(host: HostState) -> None:
+    if not host.connected:
+        return
+    host.libvirt = LibvirtLink.LOST
+    host.lost_ms = host.now
+    for guarded in host.all():
+        # The list that ends the outage is surely later than what came before it.
+        guarded.moved = False
+    host.tell(None, "host.libvirt.lost")
+
+
+def domains_listed(host: HostState, event: DomainsListed) -> None:
+    before = host.libvirt
+    host.libvirt = LibvirtLink.CONNECTED
+    host.listing_ms = None
+    host.list_wanted = False
+    host.listed = {report.vm_id: report for report in event.domains}
+    if before is LibvirtLink.LOST:
+        host.tell(None, "host.libvirt.back")
+    for guarded in host.all():
+        gap_ms = _gap_from(host, guarded, before, at_start=event.at_start)
+        if gap_ms is not None and guarded.up and guarded.record.gap_from_ms is None:
+            guarded.set(gap_from_ms=int(gap_ms))
+        if guarded.moved:
+            # The list may be older than the event that came meanwhile: ask once more.
+            host.list_wanted = True
+        else:
+            report = host.listed.get(guarded.record.vm.id)
+            _compare(host, guarded, report, at_start=event.at_start)
+        guarded.known = True
+        if gap_ms is not None and guarded.up and guarded.record.gap_from_ms is not None:
+            _ask_guest(host, guarded)
+
+
+def _gap_from(
+    host: HostState, guarded: Guarded, before: LibvirtLink, *, at_start: bool
+) -> Millis | None:
+    """The last moment at which this VM was watched; None: it was watched all the time."""
+    record = guarded.record
+    if before is LibvirtLink.LOST:
+        return host.lost_ms
+    if before is LibvirtLink.CONNECTED and not at_start:
+        return None
+    if guarded.saved is None or record.boot != host.boot:
+        return None
+    watched = host.watched
+    until_ms = watched.until_ms if watched and watched.boot == host.boot else 0
+    return Millis(min(max(record.last_alive_ms, until_ms), host.now))
+
+
+def _compare(
+    host: HostState, guarded: Guarded, report: DomainReport | None, *, at_start: bool
+) -> None:
+    record = guarded.record
+    if report is not None and report.state is DomainState.NOSTATE:
+        host.list_wanted = True
+        return
+    active = report is not None and report.state in _ACTIVE
+    unresolved = at_start or record.state is VmState.UNKNOWN
+    if record.attempt is not None:
+        if unresolved:
+            _resolve_attempt(host, guarded, report if active else None)
+    elif record.state in (VmState.STARTING, VmState.UNKNOWN):
+        if unresolved or record.outside:
+            _resolve_start(host, guarded, report if active else None)
+    elif guarded.up and active:
+        assert report is not None
+        _same_or_changed(host, guarded, report)
+    elif guarded.up:
+        _ended_unseen(host, guarded, report)
+    elif active and report is not None:
+        started_outside(host, guarded)
+        _resolve_start(host, guarded, report)
+
+
+def _resolve_attempt(host: HostState, guarded: Guarded, active: DomainReport | None) -> None:
+    """A restart whose result nobody heard: what runs, runs; all else failed."""
+    if active is None:
+        attempt_failed(host, guarded, "it does not run")
+    elif active.state is DomainState.PAUSED:
+        attempt = guarded.record.attempt
+        guarded.set(attempt=None, pause=reason("vm.paused.start_unfinished"), down_ms=int(host.now))
+        guarded.move(Trigger.UNCLEAR)
+        guarded.move(Trigger.PAUSES)
+        host.tell(guarded, "vm.restart.failed", detail="it was left paused", attempt=attempt)
+    else:
+        attempt_succeeded(host, guarded)
+        guarded.set(pid=active.pid)
+
+
+def _resolve_start(host: HostState, guarded: Guarded, active: DomainReport | None) -> None:
+    if active is None:
+        start_failed(host, guarded, "it does not run")
+        return
+    guarded.set(pid=active.pid)
+    if active.state is not DomainState.PAUSED:
+        start_succeeded(host, guarded)
+        return
+    guarded.move(Trigger.UNCLEAR)
+    guarded.move(Trigger.PAUSES)
+    guarded.set(pause=reason("vm.paused.start_unfinished"))
+
+
+def started_outside(host: HostState, guarded: Guarded) -> None:
+    """Not by us: it is told, and never restarted by us (its exit may be anyone's wish)."""
+    guarded.move(Trigger.STARTED_OUTSIDE)
+    guarded.set(
+        outside=True,
+        exit=None,
+        pending=None,
+        blocked=None,
+        hints=(),
+        up=reason("vm.up.started_outside"),
+        started_ms=int(host.now),
+        guest_up=False,
+        pid=None,
+    )
+    host.tell(guarded, "vm.unmanaged_copy")
+
+
+def _ended_unseen(host: HostState, guarded: Guarded, report: DomainReport | None) -> None:
+    record = guarded.record
+    detail = report.reason if report is not None else "missing"
+    cause = attribute(record, detail, now=host.now, host_shutting_down=host.shutting_down)
+    seen = cause is not ExitCause.UNKNOWN
+    after_ms = record.gap_from_ms if record.gap_from_ms is not None else record.last_alive_ms
+    host.tell(
+        guarded,
+        "vm.stop.reconstructed",
+        cause=cause.value,
+        after_ms=after_ms,
+        before_ms=int(host.now),
+    )
+    ending = Exit(cause=cause, at_ms=int(host.now), seen=seen, detail=detail)
+    ended(host, guarded, ending, told=True)
+
+
+def _same_or_changed(host: HostState, guarded: Guarded, report: DomainReport) -> None:
+    record = guarded.record
+    if record.pid is not None and report.pid is not None and record.pid != report.pid:
+        _another_qemu(host, guarded, report)
+    guarded.set(pid=report.pid if report.pid is not None else record.pid)
+    match report.state:
+        case DomainState.RUNNING | DomainState.SHUTTING_DOWN:
+            if record.state in (VmState.PAUSED, VmState.CRASHED):
+                _runs_again(host, guarded)
+        case DomainState.PAUSED | DomainState.PMSUSPENDED:
+            if record.state is VmState.RUNNING:
+                _was_paused(host, guarded, report)
+        case DomainState.CRASHED if record.state is not VmState.CRASHED:
+            guarded.move(Trigger.PANICS)
+            host.tell(guarded, "vm.panicked")
+            guarded.evidence = "panic"
+
+
+def _another_qemu(host: HostState, guarded: Guarded, report: DomainReport) -> None:
+    _tell_unknown_restart(host, guarded)
+    guarded.set(
+        outside=True,
+        up=reason("vm.up.started_outside"),
+        gap_from_ms=None,
+        started_ms=int(host.now),
+        guest_up=False,
+        pid=report.pid,
+    )
+
+
+def _runs_again(host: HostState, guarded: Guarded) -> None:
+    guarded.move(Trigger.RUNS)
+    if guarded.record.dump_pending:
+        pause_after_dump(host, guarded)
+        return
+    guarded.set(pause=None, pending=None)
+    host.tell(guarded, "vm.resumed")
+
+
+def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None:
+    record = guarded.record
+    guarded.move(Trigger.PAUSES)
+    if record.dump_pending:
+        # Either the dump goes on, or our pause came through: both show as paused by the watchdog.
+        guarded.set(pause=reason("vm.paused.watchdog"))
+        guarded.set(dump_pending=report.reason == "watchdog" and record.pause_attempts == 0)
+        return
+    if paused_by_watchdog(report):
+        count_firing(host, guarded)
+        _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="its watchdog paused it")
+        guarded.set(pause=reason("vm.paused.watchdog"))
+    elif report.reason == "ioerror":
+        guarded.set(pause=reason("vm.paused.io_error"))
+    elif record.pause_by is not None:
+        guarded.set(pause=reason("vm.paused.as_ordered", by=record.pause_by), pause_by=None)
+    else:
+        guarded.set(pause=reason("vm.paused.outside"))
+    pause = guarded.record.pause
+    host.tell(guarded, "vm.paused", cause=pause.code if pause else "")
+
+
+# What the guest did in the gap
+
+
+def _ask_guest(host: HostState, guarded: Guarded) -> None:
+    guarded.gap_seen_ms = host.now
+    host.order(ReadBootStatus(vm_id=guarded.record.vm.id))
+    host.order(PingGuest(vm_id=guarded.record.vm.id))
+
+
+def boot_status_read(host: HostState, event: BootStatusRead) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is None or guarded.record.gap_from_ms is None or not guarded.up:
+        return
+    if event.guest_uptime_ms is None:
+        if event.bootstatus is not None:
+            _judge_without_uptime(host, guarded, event.bootstatus)
+        # Neither could be read: its agent may still come up; the deadline ends the wait.
+        return
+    _judge(host, guarded, event.bootstatus, Millis(host.now - event.guest_uptime_ms))
+
+
+def _judge(host: HostState, guarded: Guarded, bootstatus: int | None, boot_ms: Millis) -> None:
+    """``boot_ms``: when the guest's kernel began, on this host's clock."""
+    record = guarded.record
+    assert record.gap_from_ms is not None
+    if boot_ms <= record.gap_from_ms or _known_boot(guarded, boot_ms):
+        guarded.set(gap_from_ms=None, guest_up=True)
+        return
+    if bootstatus is not None and bootstatus & CARD_RESET:
+        count_firing(host, guarded)
+        _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="bootstatus")
+    elif record.reboot is not None:
+        host.tell(guarded, "vm.rebooted", cause="ordered", by=record.reboot.by)
+    else:
+        _tell_unknown_restart(host, guarded)
+    guarded.set(gap_from_ms=None, guest_up=True, started_ms=max(int(boot_ms), 0), reboot=None)
+
+
+def _known_boot(guarded: Guarded, boot_ms: Millis) -> bool:
+    """A reset seen just before the gap: its kernel only began to count within it."""
+    record = guarded.record
+    assert record.gap_from_ms is not None
+    open_start = not record.guest_up and record.started_ms <= record.gap_from_ms
+    return open_start and boot_ms <= record.started_ms + BOOT_LAG_MS
+
+
+def _judge_without_uptime(host: HostState, guarded: Guarded, bootstatus: int) -> None:
+    if bootstatus & CARD_RESET and guarded.record.firing_count == 0:
+        count_firing(host, guarded)
+        _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="bootstatus")
+        guarded.set(gap_from_ms=None, guest_up=True)
+        return
+    # The mark of an earlier, known firing stays in the card until the next clean boot.
+    close_gap(host, guarded, "the guest does not say how long it has been up")
+
+
+def close_gap(host: HostState, guarded: Guarded, detail: str) -> None:
+    """What can't be cleared up any more is told as such."""
+    if guarded.record.gap_from_ms is None:
+        return
+    _tell_between(host, guarded, "vm.history.gap", detail=detail)
+    guarded.set(gap_from_ms=None)
+
+
+def gap_deadline(guarded: Guarded) -> Millis | None:
+    if guarded.record.gap_from_ms is None or guarded.gap_seen_ms is None:
+        return None
+    return Millis(guarded.gap_seen_ms + GAP_DEADLINE_MS)
+
+
+def expire_gap(host: HostState, guarded: Guarded) -> None:
+    deadline = gap_deadline(guarded)
+    if deadline is not None and host.now >= deadline:
+        close_gap(host, guarded, "its guest agent does not answer")
+
+
+def _tell_unknown_restart(host: HostState, guarded: Guarded) -> None:
+    _tell_between(host, guarded, "vm.restart.unknown")
+
+
+def _tell_between(host: HostState, guarded: Guarded, code: str, **fields: str) -> None:
+    record = guarded.record
+    after_ms = record.gap_from_ms if record.gap_from_ms is not None else record.last_alive_ms
+    host.tell(guarded, code, **fields, after_ms=after_ms, before_ms=int(host.now))
+
+
+def unlisted_domain(host: HostState, vm_id: VmId) -> DomainReport | None:
+    """An active domain of the last list."""
+    report = host.listed.get(vm_id)
+    return report if report is not None and report.state in _ACTIVE else None

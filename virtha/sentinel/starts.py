@@ -1,0 +1,200 @@
+"""Ordered starts, reboots, pauses; adopting and forgetting; new settings."""
+
+from virtha.model.domain import DomainState
+from virtha.model.facts import Result
+from virtha.model.ids import Incarnation, VmId
+from virtha.model.orders import HeldVm
+from virtha.model.vm import Reason, VmState
+from virtha.sentinel.events import (
+    Adopted,
+    Configured,
+    Exit,
+    ExitCause,
+    Forgotten,
+    PauseAccepted,
+    RebootAccepted,
+    RebootMark,
+    ResumeAccepted,
+    StartAccepted,
+    StartEnded,
+    VmRecord,
+)
+from virtha.sentinel.machine import Trigger
+from virtha.sentinel.state import Guarded, HostState, reason
+
+REBOOT_WAIT_MS = 300_000
+"""An ordered reboot that the guest has not begun by then is forgotten; a later one is its own."""
+
+
+def start_refusal(host: HostState, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
+    guarded = host.vms.get(vm_id)
+    if guarded is None:
+        return None
+    record = guarded.record
+    if guarded.up or record.attempt is not None or record.state is VmState.UNKNOWN:
+        return reason("order.refused.running")
+    again = incarnation == record.incarnation and not record.released
+    if incarnation > record.incarnation or again:
+        return None
+    return reason("order.refused.incarnation", incarnation=incarnation, current=record.incarnation)
+
+
+def start_accepted(host: HostState, event: StartAccepted) -> None:
+    """The server's word ends all that was counted and held against the VM."""
+    old = host.vms.get(event.vm.id)
+    refusal = start_refusal(host, event.vm.id, event.incarnation)
+    assert refusal is None, f"{event.vm.id}: {refusal}"
+    record = VmRecord(
+        vm=event.vm,
+        incarnation=event.incarnation,
+        boot=host.boot,
+        state=VmState.STARTING,
+        wanted_up=True,
+        firing_count=old.record.firing_count if old else 0,
+        last_alive_ms=int(host.now),
+        started_ms=int(host.now),
+        up=reason("vm.up.as_ordered", by=event.by),
+    )
+    guarded = old or Guarded(record, saved=None)
+    guarded.record = record
+    guarded.known, guarded.evidence, guarded.agent_lost_ms = True, None, None
+    host.vms[event.vm.id] = guarded
+
+
+def start_ended(host: HostState, event: StartEnded) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is None or guarded.record.incarnation != event.incarnation:
+        return
+    match event.result:
+        case Result.OK:
+            start_succeeded(host, guarded)
+            host.list_wanted = True
+        case Result.FAILED | Result.REFUSED:
+            if guarded.record.state is VmState.STARTING:
+                start_failed(host, guarded, event.detail or event.result.value)
+            else:
+                # It ran, yet the start is said to have failed: libvirt knows.
+                host.list_wanted = True
+        case Result.UNKNOWN:
+            # Neither success nor failure: the list decides.
+            guarded.move(Trigger.UNCLEAR)
+            host.list_wanted = True
+
+
+def start_succeeded(host: HostState, guarded: Guarded) -> None:
+    record = guarded.record
+    if record.state is VmState.DOWN:
+        return
+    if record.state in (VmState.STARTING, VmState.UNKNOWN):
+        guarded.move(Trigger.RUNS)
+    if not record.outside:
+        host.tell(guarded, "vm.started")
+
+
+def start_failed(host: HostState, guarded: Guarded, detail: str) -> None:
+    """Down again; the plan releases it, for this host won't try again by itself."""
+    guarded.move(Trigger.START_FAILED)
+    guarded.set(
+        exit=Exit(cause=ExitCause.START_FAILED, at_ms=int(host.now), seen=True, detail=detail),
+        pending=None,
+        down_ms=int(host.now),
+        stop=None,
+    )
+    host.tell(guarded, "vm.start_failed", detail=detail)
+
+
+def reboot_accepted(host: HostState, event: RebootAccepted) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is not None:
+        guarded.set(reboot=RebootMark(by=event.by, ends_at_ms=int(host.now) + REBOOT_WAIT_MS))
+
+
+def pause_accepted(host: HostState, event: PauseAccepted) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is not None:
+        guarded.set(pause_by=event.by)
+
+
+def resume_accepted(host: HostState, event: ResumeAccepted) -> None:
+    """Also during a watchdog's dump: then it is not paused after it."""
+    guarded = host.vms.get(event.vm_id)
+    if guarded is not None:
+        guarded.set(dump_pending=False, pause_by=None)
+        guarded.pause_sent_ms = None
+
+
+def adopted(host: HostState, event: Adopted) -> None:
+    state = {
+        DomainState.RUNNING: VmState.RUNNING,
+        DomainState.SHUTTING_DOWN: VmState.STOPPING,
+        DomainState.PAUSED: VmState.PAUSED,
+        DomainState.PMSUSPENDED: VmState.PAUSED,
+        DomainState.CRASHED: VmState.CRASHED,
+    }.get(event.domain.state, VmState.DOWN)
+    guarded = Guarded(
+        VmRecord(
+            vm=event.vm,
+            incarnation=event.incarnation,
+            boot=host.boot,
+            state=state,
+            wanted_up=state is not VmState.DOWN,
+            last_alive_ms=int(host.now),
+            pid=event.domain.pid,
+            pause=reason("vm.paused.outside") if state is VmState.PAUSED else None,
+            up=reason("vm.adopted.running") if state is not VmState.DOWN else None,
+        ),
+        saved=None,
+    )
+    guarded.known = True
+    host.vms[event.vm.id] = guarded
+
+
+def forgotten(host: HostState, event: Forgotten) -> None:
+    if host.vms.pop(event.vm_id, None) is not None:
+        host.dropped.append(event.vm_id)
+
+
+# Settings
+
+
+def configured(host: HostState, event: Configured) -> None:
+    host.policy = event.policy
+    host.hold = event.hold
+    held = {each.vm.id: each for each in event.vms}
+    for guarded in host.all():
+        wish = held.get(guarded.record.vm.id)
+        if wish is not None:
+            _configure(host, guarded, wish)
+        elif guarded.record.released and guarded.record.state is VmState.DOWN:
+            # The server has heard the release and no longer counts on this host.
+            forgotten(host, Forgotten(vm_id=guarded.record.vm.id))
+
+
+def _configure(host: HostState, guarded: Guarded, wish: HeldVm) -> None:
+    record = guarded.record
+    if wish.incarnation < record.incarnation:
+        # Written before the start that this host has accepted since.
+        return
+    guarded.set(vm=wish.vm)
+    if not wish.wanted_up:
+        guarded.set(wanted_up=False)
+    elif record.stop is None:
+        # Settings read from disk may be older than a stop that is under way.
+        guarded.set(wanted_up=True)
+    holds = guarded.up or record.pending is not None
+    if wish.incarnation > record.incarnation and holds:
+        _supersede(host, guarded, wish)
+
+
+def _supersede(host: HostState, guarded: Guarded, wish: HeldVm) -> None:
+    """A newer copy exists elsewhere. Destroying this one needs the server's proof (G4)."""
+    if guarded.record.superseded_by == wish.incarnation:
+        return
+    guarded.set(superseded_by=wish.incarnation)
+    if guarded.up:
+        host.tell(
+            guarded,
+            "vm.superseded",
+            incarnation=guarded.record.incarnation,
+            current=wish.incarnation,
+        )

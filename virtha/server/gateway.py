@@ -1,0 +1,530 @@
+"""The gateway: sessions of agents and guardians, beats, facts in, orders out.
+
+Beats live in memory only and are acknowledged by the session itself: whatever the database does, they
+are answered. Facts pass to the use cases one batch at a time per host, and are acknowledged after the
+commit; while the store is unavailable they wait (the session's window bounds how many) and stay on
+their host's disk. The wiring::
+
+    gateway = Gateway(clock=clock, installation_id=…)
+    control = make_control(store=…, links=gateway, …)
+    await gateway.start(control, term=…, context=server_context(…), host="0.0.0.0", port=8250)
+    …
+    await gateway.close()
+"""
+
+import asyncio
+import ssl
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from virtha.control.views import HelloAnswer
+from virtha.drivers.link_server import ServerConnection, ServerLink
+from virtha.model.errors import Unavailable, VirthaError
+from virtha.model.facts import Fact
+from virtha.model.ids import BootId, HostId, InstallationId, Term
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import Millis
+from virtha.model.value import Value
+from virtha.ports.clock import Clock
+from virtha.ports.hosts import LastBeat
+from virtha.server.host_line import HostLine
+from virtha.server.presence import Sighting
+from virtha.wire.messages import (
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Beat,
+    Facts,
+    Hello,
+    PeerRole,
+    Welcome,
+)
+from virtha.wire.session import Closed
+
+HELLO_DEADLINE_S = 8.0
+"""For the use case's answer; below the session's own deadline, so that the host hears why."""
+HELLOS_MAX = 32
+"""Answered at once: after a restart of the server all hosts come, and share one database."""
+STORE_RETRY_FIRST_S = 0.1
+STORE_RETRY_MAX_S = 2.0
+CLOSE_DEADLINE_S = 5.0
+PENDING_ORDERS_MAX = 1_024
+LOG_REPEAT_MS = 60_000
+LOG_KEYS_MAX = 1_000
+
+_log = structlog.get_logger(__name__)
+
+
+class HostUseCases(Protocol):
+    async def hello(
+        self,
+        host_id: HostId,
+        *,
+        boot: BootId,
+        certificate_serial: str,
+        term_seen: int,
+        fact_sequence_last: int,
+    ) -> HelloAnswer: ...
+
+    async def certificate_allowed(self, host_id: HostId, serial: str) -> bool: ...
+
+
+class FactUseCases(Protocol):
+    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int: ...
+
+
+class GatewayUseCases(Protocol):
+    """The part of ``virtha.control.Control`` that the gateway needs."""
+
+    @property
+    def hosts(self) -> HostUseCases: ...
+
+    @property
+    def facts(self) -> FactUseCases: ...
+
+
+class HostPresence(Value, frozen=True, kw_only=True):
+    """What this server hears of one host at this moment."""
+
+    host_id: HostId
+    agent_connected: bool
+    guardian_connected: bool
+    boot: BootId | None
+    """Of the newest session or beat."""
+    clock_offset_ms: int | None
+    """The host's wall clock less ours, by its newest beat; it is off by the beat's time on the line."""
+    facts_waiting: int
+
+
+class GatewayMetrics(Value, frozen=True, kw_only=True):
+    """Counters since the start; ``ended`` by code of the registry."""
+
+    agents: int
+    guardians: int
+    connections: int
+    beats: int
+    facts: int
+    facts_waiting: int
+    store_retries: int
+    ended: Mapping[str, int]
+
+
+class Gateway:
+    """Implements ``virtha.ports.hosts.HostLinks`` and takes the link's events."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        installation_id: InstallationId,
+        beat_interval_ms: int = 1_000,
+        silence_ms: int = 5_000,
+        instance: str | None = None,
+    ) -> None:
+        """``instance``: this start of the server; made here unless given (tests)."""
+        assert 2 * beat_interval_ms < silence_ms, "one lost beat must not be silence"
+        self._clock = clock
+        self._installation_id = installation_id
+        self._beat_interval_ms = beat_interval_ms
+        self._silence_ms = silence_ms
+        self.instance = instance or str(uuid.uuid4())
+        self._control: GatewayUseCases | None = None
+        self._term = Term(0)
+        self._link: ServerLink | None = None
+        self._lines: dict[HostId, HostLine] = {}
+        self._hellos: set[asyncio.Task[None]] = set()
+        self._hello_slots = asyncio.Semaphore(HELLOS_MAX)
+        self._ended: Counter[str] = Counter()
+        self._beats = 0
+        self._facts = 0
+        self._store_retries = 0
+        self._told: dict[tuple[str, str], Millis] = {}
+        self._closing = False
+
+    # Wiring
+
+    async def start(
+        self,
+        control: GatewayUseCases,
+        *,
+        term: Term,
+        context: ssl.SSLContext,
+        host: str,
+        port: int,
+    ) -> int:
+        """Listen; returns the port. Raises OSError when the address can't be had."""
+        self._control = control
+        self._term = term
+        self._link = ServerLink(
+            self, context, installation_id=self._installation_id, clock=self._clock.monotonic_ms
+        )
+        return await self._link.listen(host, port)
+
+    async def close(self) -> None:
+        """Goodbye to all. Facts whose commit is under way are finished, the others come again."""
+        self._closing = True
+        for task in self._hellos:
+            task.cancel()
+        if self._link is not None:
+            await self._link.close()
+        recorders = [line.recorder for line in self._lines.values() if line.recorder is not None]
+        if recorders:
+            _, late = await asyncio.wait(recorders, timeout=CLOSE_DEADLINE_S)
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*self._hellos, *recorders, return_exceptions=True)
+
+    # HostLinks
+
+    def agent_connected(self, host_id: HostId) -> bool:
+        line = self._lines.get(host_id)
+        return line is not None and line.agent is not None
+
+    def last_beat(self, host_id: HostId) -> LastBeat | None:
+        line = self._lines.get(host_id)
+        if line is None or line.beat is None:
+            return None
+        return LastBeat(
+            boot=line.beat.boot,
+            sequence=line.beat.sequence,
+            monotonic_ms=line.beat.monotonic_ms,
+            received_at=line.beat_at,
+            agent_alive=line.beat.agent_alive,
+        )
+
+    def deliver(self, host_id: HostId, order: Order) -> bool:
+        line = self._lines.get(host_id)
+        if line is None:
+            return False
+        if line.pending_orders is not None:
+            # A hello is being answered. Its orders may have been read before this one was committed,
+            # and nobody would send it until the next hello.
+            if len(line.pending_orders) >= PENDING_ORDERS_MAX:
+                return False
+            line.pending_orders[order.operation_id, order.step] = order
+            return True
+        if line.agent is None:
+            return False
+        line.agent.wire.send_order(order)
+        line.agent.flush()
+        return line.agent is not None
+
+    def configure(self, host_id: HostId, settings: HostSettings) -> None:
+        line = self._lines.get(host_id)
+        if line is None:
+            return
+        if line.pending_orders is not None:
+            line.pending_settings = _newer(line.pending_settings, settings)
+        elif line.agent is not None and settings.revision >= line.settings_revision:
+            line.settings_revision = settings.revision
+            line.agent.wire.send_settings(settings)
+            line.agent.flush()
+
+    def disconnect(self, host_id: HostId, code: str) -> None:
+        line = self._lines.pop(host_id, None)
+        if line is None:
+            return
+        connections = {line.agent, line.guardian, *line.newest.values()}
+        for connection in connections:
+            if connection is not None:
+                connection.wire.refuse(code, "the server ended this host's sessions")
+                connection.flush()
+
+    # For the presence loop, /metrics and readiness
+
+    def sighting(self, host_id: HostId) -> Sighting:
+        line = self._lines.get(host_id)
+        if line is None:
+            return Sighting(agent_connected=False)
+        connected = line.agent is not None
+        return Sighting(
+            agent_connected=connected,
+            agent_seen=self._clock.monotonic_ms() if connected else line.agent_seen,
+            beat_received=line.beat_at if line.beat is not None else None,
+        )
+
+    def presence(self, host_id: HostId) -> HostPresence | None:
+        """None: nothing was heard of it since this server started."""
+        line = self._lines.get(host_id)
+        if line is None:
+            return None
+        return HostPresence(
+            host_id=host_id,
+            agent_connected=line.agent is not None,
+            guardian_connected=line.guardian is not None,
+            boot=line.boot,
+            clock_offset_ms=self._clock_offset_ms(line),
+            facts_waiting=line.facts_waiting,
+        )
+
+    def _clock_offset_ms(self, line: HostLine) -> int | None:
+        if line.beat is None or line.beat.wall_ms == 0:
+            return None
+        since_ms = self._clock.monotonic_ms() - line.beat_at
+        return line.beat.wall_ms - (self._clock.wall_ms() - since_ms)
+
+    def metrics(self) -> GatewayMetrics:
+        lines = self._lines.values()
+        return GatewayMetrics(
+            agents=sum(line.agent is not None for line in lines),
+            guardians=sum(line.guardian is not None for line in lines),
+            connections=self._link.connections if self._link is not None else 0,
+            beats=self._beats,
+            facts=self._facts,
+            facts_waiting=sum(line.facts_waiting for line in lines),
+            store_retries=self._store_retries,
+            ended=dict(self._ended),
+        )
+
+    # ServerLinkEvents: beats
+
+    def on_beat(self, connection: ServerConnection, beat: Beat, now: Millis) -> None:
+        line = connection.owner
+        assert isinstance(line, HostLine)
+        if line.guardian is connection:  # else a newer session of this guardian has taken over
+            line.beat = beat
+            line.beat_at = now
+            self._beats += 1
+
+    # ServerLinkEvents: hello
+
+    def on_hello(self, connection: ServerConnection, hello: Hello) -> None:
+        line = self._lines.setdefault(hello.host_id, HostLine(hello.host_id))
+        connection.owner = line
+        older = line.newest.get(hello.role)
+        line.newest[hello.role] = connection
+        if older is not None and older is not line.session(hello.role):
+            older.close("wire.closed.replaced")  # its hello isn't answered yet
+        if hello.role is PeerRole.AGENT:
+            line.agent_hellos += 1
+            if line.pending_orders is None:
+                line.pending_orders = {}
+        task = asyncio.create_task(
+            self._answer_hello(line, connection, hello), name=f"hello {hello.role} {hello.host_id}"
+        )
+        self._hellos.add(task)
+        task.add_done_callback(self._hellos.discard)
+
+    async def _answer_hello(
+        self, line: HostLine, connection: ServerConnection, hello: Hello
+    ) -> None:
+        try:
+            async with asyncio.timeout(HELLO_DEADLINE_S), self._hello_slots:
+                answer = await self._ask_control(line, connection, hello)
+            if line.newest.get(hello.role) is connection:
+                self._take_over(line, connection, hello, answer)
+        except TimeoutError:
+            self._refuse(connection, _unavailable("the server is too slow now"))
+        except VirthaError as error:
+            self._refuse(
+                connection, _unavailable(str(error)) if isinstance(error, Unavailable) else error
+            )
+        except Exception as error:
+            # A mistake of ours: this host is told, the others go on.
+            _log.exception("hello failed", host_id=hello.host_id)
+            self._refuse(connection, _unavailable(f"server error: {error}"))
+        finally:
+            if hello.role is PeerRole.AGENT:
+                self._agent_hello_over(line)
+
+    def _agent_hello_over(self, line: HostLine) -> None:
+        """If no hello took what waited, the session that lives on gets it; else the next hello does."""
+        line.agent_hellos -= 1
+        if line.agent_hellos or line.pending_orders is None:
+            return
+        orders, settings = line.pending_orders, line.pending_settings
+        line.pending_orders = line.pending_settings = None
+        if settings is not None:
+            self.configure(line.host_id, settings)
+        for order in orders.values():
+            self.deliver(line.host_id, order)
+
+    async def _ask_control(
+        self, line: HostLine, connection: ServerConnection, hello: Hello
+    ) -> HelloAnswer | None:
+        """What an agent is told; None for a guardian. Raises VirthaError to refuse."""
+        assert self._control is not None
+        serial = connection.certificate_serial
+        try:
+            allowed = await self._control.hosts.certificate_allowed(hello.host_id, serial)
+        except Unavailable:
+            # A guardian whose certificate this server has accepted before may beat on while the
+            # database is away: an outage of ours must not look like the silence of a host.
+            if hello.role is PeerRole.AGENT or line.serial_allowed != serial:
+                raise
+            allowed = True
+        if not allowed:
+            line.serial_allowed = None
+            raise _revoked()
+        line.serial_allowed = serial
+        if hello.role is PeerRole.GUARDIAN:
+            return None
+        return await self._control.hosts.hello(
+            hello.host_id,
+            boot=hello.boot,
+            certificate_serial=serial,
+            term_seen=hello.term_seen,
+            fact_sequence_last=hello.fact_sequence_last,
+        )
+
+    def _take_over(
+        self,
+        line: HostLine,
+        connection: ServerConnection,
+        hello: Hello,
+        answer: HelloAnswer | None,
+    ) -> None:
+        older = line.session(hello.role)
+        if older is not None:
+            older.close("wire.closed.replaced")
+        line.boot = hello.boot
+        if answer is None:
+            line.guardian = connection
+        else:
+            self._term = Term(max(self._term, answer.term))
+            line.agent = connection
+        connection.wire.welcome(
+            Welcome(
+                version_major=VERSION_MAJOR,
+                version_minor=VERSION_MINOR,
+                installation_id=self._installation_id,
+                server_instance=self.instance,
+                term=self._term,
+                fact_sequence_acknowledged=answer.fact_sequence_acknowledged if answer else 0,
+                beat_interval_ms=self._beat_interval_ms,
+                silence_ms=self._silence_ms,
+                server_wall_ms=self._clock.wall_ms(),
+            ),
+            self._clock.monotonic_ms(),
+        )
+        if answer is not None:
+            self._send_what_waits(line, connection, answer)
+        connection.flush()
+        _log.info("host connected", host_id=line.host_id, role=hello.role, peer=connection.peer)
+
+    def _send_what_waits(
+        self, line: HostLine, connection: ServerConnection, answer: HelloAnswer
+    ) -> None:
+        settings = _newer(line.pending_settings, answer.settings)
+        orders = {(order.operation_id, order.step): order for order in answer.orders}
+        orders.update(line.pending_orders or {})
+        line.pending_orders = line.pending_settings = None
+        line.settings_revision = settings.revision
+        connection.wire.send_settings(settings)
+        for order in orders.values():
+            connection.wire.send_order(order)
+
+    def _refuse(self, connection: ServerConnection, error: VirthaError) -> None:
+        connection.wire.refuse(error.code, str(error), error.field)
+        connection.flush()
+
+    def on_ended(self, connection: ServerConnection, closed: Closed) -> None:
+        self._ended[closed.code] += 1
+        line = connection.owner
+        if not isinstance(line, HostLine):
+            self._log_seldom(connection, closed)
+            return
+        if line.agent is connection:
+            line.agent = None
+            line.agent_seen = connection.wire.heard_at
+        elif line.guardian is connection:
+            line.guardian = None
+        for role, newest in tuple(line.newest.items()):
+            if newest is connection:
+                del line.newest[role]
+        _log.info(
+            "session ended",
+            host_id=line.host_id,
+            code=closed.code,
+            detail=closed.message,
+            by_peer=closed.by_peer,
+        )
+
+    def _log_seldom(self, connection: ServerConnection, closed: Closed) -> None:
+        """Anybody can make connections that fail; once a minute per address and code is enough."""
+        now = self._clock.monotonic_ms()
+        key = (connection.peer.rpartition(":")[0], closed.code)
+        last = self._told.get(key)
+        if last is not None and now - last < LOG_REPEAT_MS:
+            return
+        if len(self._told) >= LOG_KEYS_MAX:
+            self._told.clear()
+        self._told[key] = now
+        _log.warning(
+            "connection refused", peer=connection.peer, code=closed.code, detail=closed.message
+        )
+
+    # ServerLinkEvents: facts
+
+    def on_facts(self, connection: ServerConnection, facts: Facts) -> None:
+        line = connection.owner
+        assert isinstance(line, HostLine)
+        if facts.gap:
+            _log.warning(
+                "facts were lost on the host", host_id=line.host_id, next=facts.facts[0].sequence
+            )
+        line.queue.append((connection, facts.facts))
+        if line.recorder is None and not self._closing:
+            line.recorder = asyncio.create_task(self._record(line), name=f"recorder {line.host_id}")
+
+    async def _record(self, line: HostLine) -> None:
+        """Commit what waits, one batch at a time and in order, until nothing does."""
+        try:
+            while line.queue and not self._closing:
+                connection, batch, frames = line.next_batch()
+                if connection is not line.agent:
+                    # Its session is over: the host sends them again in the next one.
+                    line.drop(frames)
+                    continue
+                acknowledged = await self._commit(line, connection, batch)
+                if acknowledged is None:
+                    line.drop_of(connection)
+                    continue
+                line.drop(frames)
+                self._facts += len(batch)
+                connection.wire.acknowledge(acknowledged)
+                connection.flush()
+        finally:
+            line.recorder = None
+
+    async def _commit(
+        self, line: HostLine, connection: ServerConnection, batch: list[Fact]
+    ) -> int | None:
+        """The sequence that the store has now; None: these facts can't be recorded in this session."""
+        assert self._control is not None and connection.wire.hello is not None
+        boot = connection.wire.hello.boot
+        delay_s = STORE_RETRY_FIRST_S
+        while connection is line.agent and not self._closing:
+            try:
+                return await self._control.facts.record_facts(line.host_id, boot, batch)
+            except Unavailable as error:
+                self._store_retries += 1
+                _log.warning("facts wait for the store", host_id=line.host_id, error=str(error))
+            except Exception as error:
+                # Not to be acknowledged and not to be lost: the session ends, and they come again.
+                _log.exception("facts can't be recorded", host_id=line.host_id)
+                connection.wire.refuse("wire.refused.unavailable", f"facts not recorded: {error}")
+                connection.flush()
+                return None
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, STORE_RETRY_MAX_S)
+        return None
+
+
+def _newer(one: HostSettings | None, other: HostSettings) -> HostSettings:
+    return one if one is not None and one.revision > other.revision else other
+
+
+def _unavailable(message: str) -> VirthaError:
+    return Unavailable(message, code="wire.refused.unavailable")
+
+
+def _revoked() -> VirthaError:
+    return VirthaError(
+        "this host's certificate is not accepted any more",
+        code="wire.refused.revoked",
+        fix="join the host again: virtha agent join",
+    )

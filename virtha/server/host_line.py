@@ -1,0 +1,83 @@
+"""What the gateway keeps of one host."""
+
+import asyncio
+from collections import deque
+
+from virtha.drivers.link_server import ServerConnection
+from virtha.model.facts import Fact
+from virtha.model.ids import BootId, HostId, OperationId
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import Millis
+from virtha.wire.messages import Beat, PeerRole
+
+COMMIT_FACTS_MAX = 1_024
+"""Of one host, in one transaction."""
+
+
+class HostLine:
+    """Sessions, newest beat, and what waits in either direction."""
+
+    __slots__ = (
+        "agent",
+        "agent_hellos",
+        "agent_seen",
+        "beat",
+        "beat_at",
+        "boot",
+        "guardian",
+        "host_id",
+        "newest",
+        "pending_orders",
+        "pending_settings",
+        "queue",
+        "recorder",
+        "serial_allowed",
+        "settings_revision",
+    )
+
+    def __init__(self, host_id: HostId) -> None:
+        self.host_id = host_id
+        self.agent: ServerConnection | None = None
+        self.agent_hellos = 0
+        """Hellos of agents that are being answered."""
+        self.guardian: ServerConnection | None = None
+        self.newest: dict[PeerRole, ServerConnection] = {}
+        """Whose hello came last, answered or not: the newest session wins."""
+        self.agent_seen: Millis | None = None
+        self.beat: Beat | None = None
+        self.beat_at = Millis(0)
+        self.boot: BootId | None = None
+        self.serial_allowed: str | None = None
+        self.queue: deque[tuple[ServerConnection, tuple[Fact, ...]]] = deque()
+        self.recorder: asyncio.Task[None] | None = None
+        self.pending_orders: dict[tuple[OperationId, int], Order] | None = None
+        """Orders given while a hello is being answered; None: no hello is."""
+        self.pending_settings: HostSettings | None = None
+        self.settings_revision = 0
+
+    def session(self, role: PeerRole) -> ServerConnection | None:
+        return self.agent if role is PeerRole.AGENT else self.guardian
+
+    def next_batch(self) -> tuple[ServerConnection, list[Fact], int]:
+        """(session, its facts for one commit, how many frames they came in)."""
+        connection = self.queue[0][0]
+        batch: list[Fact] = []
+        frames = 0
+        for of, facts in self.queue:
+            if of is not connection or (frames and len(batch) + len(facts) > COMMIT_FACTS_MAX):
+                break
+            batch.extend(facts)
+            frames += 1
+        return connection, batch, frames
+
+    def drop(self, frames: int) -> None:
+        for _ in range(frames):
+            self.queue.popleft()
+
+    def drop_of(self, connection: ServerConnection) -> None:
+        while self.queue and self.queue[0][0] is connection:
+            self.queue.popleft()
+
+    @property
+    def facts_waiting(self) -> int:
+        return sum(len(facts) for _, facts in self.queue)

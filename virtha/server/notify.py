@@ -1,0 +1,20 @@
+"""Telling the service manager how the server is (sd_notify(3)); without one it does nothing."""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def notify(state: str, environment: Mapping[str, str] | None = None) -> bool:
+    """Send ``READY=1`` and the like. False: nobody asked for it.
+
+    The address is a path, or a name in the abstract namespace written with a leading ``@``.
+    """
+    environ = os.environ if environment is None else environment
+    address = environ.get("NOTIFY_SOCKET")
+    if not address:
+        return False
+    target = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.sendto(state.encode(), target)
+    return True

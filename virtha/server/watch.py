@@ -1,0 +1,105 @@
+"""The presence loop: looks at sessions and beats, tells control when a host's state has changed."""
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from virtha.api.metrics import Metrics
+from virtha.control import Control
+from virtha.control.requests import LIST_LIMIT_MAX, PageQuery
+from virtha.model.errors import VirthaError
+from virtha.model.host import HostState
+from virtha.model.ids import HostId
+from virtha.model.time import Millis
+from virtha.ports.clock import Clock
+from virtha.server.presence import Observer, PresenceTimes, Sighting, judge, observe
+
+log = structlog.get_logger("virtha.server.watch")
+INTERVAL_MS = 500
+RELOAD_MS = 5_000
+"""How often the list of hosts and their recorded states is read anew: hosts join and leave, and a
+session shorter than one interval leaves a recorded state that this loop has not seen."""
+
+
+class Sightings(Protocol):
+    """What the gateway has of each host."""
+
+    def sighting(self, host_id: HostId) -> Sighting: ...
+
+
+class PresenceWatch:
+    """Interprets ``presence.judge`` for all hosts of this installation."""
+
+    def __init__(
+        self,
+        control: Control,
+        sightings: Sightings,
+        clock: Clock,
+        metrics: Metrics,
+        times: PresenceTimes | None = None,
+    ) -> None:
+        self._control = control
+        self._sightings = sightings
+        self._clock = clock
+        self._metrics = metrics
+        self._times = times or PresenceTimes()
+        now = clock.monotonic_ms()
+        self._observer = Observer(began=now, stepped=now)
+        self._recorded: dict[HostId, HostState] = {}
+        self._reload_at = now
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            await self.step()
+            try:
+                async with asyncio.timeout(INTERVAL_MS / 1_000):
+                    await stopping.wait()
+            except TimeoutError:
+                continue
+
+    async def step(self) -> None:
+        """One look. A store that can't be written costs this step, not the loop: the next one tries
+        again, for what is recorded still differs from what is judged."""
+        now = self._clock.monotonic_ms()
+        late_ms = now - self._observer.stepped - INTERVAL_MS
+        self._metrics.loop_lag.set(max(0, late_ms) / 1_000)
+        fresh = observe(self._observer, now, self._times, interval_ms=INTERVAL_MS)
+        if fresh.began != self._observer.began:
+            log.warning("this server was asleep and observes its hosts anew", late_ms=late_ms)
+        self._observer = fresh
+        try:
+            if now >= self._reload_at:
+                self._recorded = await self._read_states()
+                self._reload_at = Millis(now + RELOAD_MS)
+            for host_id in sorted(self._recorded):
+                await self._look_at(host_id, now)
+        except VirthaError as error:
+            self._metrics.store_failures.inc()
+            log.warning("host states can't be recorded now", code=error.code, detail=str(error))
+        self._show()
+
+    async def _look_at(self, host_id: HostId, now: Millis) -> None:
+        seen = self._sightings.sighting(host_id)
+        before = self._recorded[host_id]
+        after = judge(before, seen, self._observer, now, self._times)
+        if after is not before:
+            await self._control.hosts.presence_changed(host_id, after)
+            self._recorded[host_id] = after
+            log.info("host state", host_id=host_id, before=before, after=after)
+
+    async def _read_states(self) -> dict[HostId, HostState]:
+        states: dict[HostId, HostState] = {}
+        query = PageQuery(limit=LIST_LIMIT_MAX)
+        while True:
+            page = await self._control.hosts.list(query)
+            states |= {view.host.id: view.status.state for view in page.items}
+            if page.next is None:
+                break
+            query = PageQuery(limit=LIST_LIMIT_MAX, after=page.next)
+        return states
+
+    def _show(self) -> None:
+        for state in HostState:
+            count = sum(1 for one in self._recorded.values() if one is state)
+            self._metrics.hosts.labels(state.value).set(count)

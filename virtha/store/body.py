@@ -1,0 +1,28 @@
+"""Records as JSON text, and upserts without a dialect of their own."""
+
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import ColumnElement, Table, insert, update
+
+from virtha.store.store import WriteTransaction
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def decode(wanted: type[T], text: str) -> T:
+    return msgspec.json.decode(text, type=wanted)
+
+
+async def put(
+    tx: WriteTransaction, table: Table, keys: dict[str, Any], values: dict[str, Any]
+) -> None:
+    """Update the row of ``keys``, or insert it: there is one writer, so nothing comes between."""
+    where: list[ColumnElement[bool]] = [table.c[name] == value for name, value in keys.items()]
+    done = await tx.connection.execute(update(table).where(*where).values(**values))
+    if done.rowcount == 0:
+        await tx.connection.execute(insert(table).values(**keys, **values))

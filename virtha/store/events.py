@@ -1,0 +1,84 @@
+"""The audit log."""
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import ColumnElement, insert, select
+
+from virtha.model.codes import Severity
+from virtha.model.event import Event
+from virtha.model.ids import HostId, Revision, VmId
+from virtha.model.value import Value
+from virtha.store.body import decode, encode
+from virtha.store.schema import event
+from virtha.store.store import Transaction, WriteTransaction
+
+_RANK = {severity: rank for rank, severity in enumerate(Severity)}
+
+
+class EventFilter(Value, frozen=True, kw_only=True):
+    vm_id: VmId | None = None
+    host_id: HostId | None = None
+    code: str | None = None
+    """May end in ``*``."""
+    severity: Severity | None = None
+    """The least one."""
+
+
+async def add_event(tx: WriteTransaction, value: Event) -> Event:
+    """Gives it its revision and time."""
+    saved = msgspec.structs.replace(value, revision=tx.next_revision(), at=tx.clock.wall_ms())
+    await tx.connection.execute(
+        insert(event).values(
+            revision=saved.revision,
+            code=saved.code,
+            severity=_RANK[saved.severity],
+            cluster_id=saved.cluster_id,
+            host_id=saved.host_id,
+            vm_id=saved.vm_id,
+            at=saved.at,
+            body=encode(saved),
+        )
+    )
+    return saved
+
+
+def _where(wanted: EventFilter) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = []
+    if wanted.vm_id is not None:
+        where.append(event.c.vm_id == wanted.vm_id)
+    if wanted.host_id is not None:
+        where.append(event.c.host_id == wanted.host_id)
+    if wanted.severity is not None:
+        where.append(event.c.severity >= _RANK[wanted.severity])
+    if wanted.code is not None and wanted.code.endswith("*"):
+        where.append(event.c.code.startswith(wanted.code[:-1], autoescape=True))
+    elif wanted.code is not None:
+        where.append(event.c.code == wanted.code)
+    return where
+
+
+async def events_after(
+    tx: Transaction, wanted: EventFilter, revision: int, limit: int
+) -> Sequence[Event]:
+    """Oldest first, above ``revision``."""
+    rows = await tx.connection.scalars(
+        select(event.c.body)
+        .where(event.c.revision > revision, *_where(wanted))
+        .order_by(event.c.revision)
+        .limit(limit)
+    )
+    return tuple(decode(Event, body) for body in rows)
+
+
+async def events_before(
+    tx: Transaction, wanted: EventFilter, revision: int | None, limit: int
+) -> Sequence[Event]:
+    """Newest first, below ``revision``."""
+    where = _where(wanted)
+    if revision is not None:
+        where.append(event.c.revision < Revision(revision))
+    rows = await tx.connection.scalars(
+        select(event.c.body).where(*where).order_by(event.c.revision.desc()).limit(limit)
+    )
+    return tuple(decode(Event, body) for body in rows)

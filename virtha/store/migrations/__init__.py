@@ -1,0 +1,1 @@
+"""Alembic's migrations; forward only. ``versions/`` holds one file per step, run by ``store.migrate``."""

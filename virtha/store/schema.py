@@ -1,0 +1,279 @@
+"""The tables. Portable: no type or clause here that SQLite and PostgreSQL don't share.
+
+A record's configuration is one JSON ``body``; columns beside it exist because they are searched,
+joined or unique. So a new field of a record needs no migration, a new way of searching does.
+Times are UTC milliseconds, booleans are Boolean, ids are UUID text.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _key(name: str = "id") -> Column[str]:
+    return Column(name, Text, primary_key=True)
+
+
+def _revision() -> Column[int]:
+    return Column("revision", BigInteger, nullable=False)
+
+
+def _body() -> Column[str]:
+    return Column("body", Text, nullable=False)
+
+
+def _refers(name: str, target: str, *, cascade: bool = False, primary: bool = False) -> Column[str]:
+    return Column(
+        name,
+        Text,
+        ForeignKey(target, ondelete="CASCADE" if cascade else "RESTRICT"),
+        primary_key=primary,
+        nullable=False,
+    )
+
+
+installation = Table(
+    "installation",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False),
+    Column("hold", Text),
+    # The one revision counter; it is raised inside each writing transaction.
+    Column("revision", BigInteger, nullable=False),
+    Column("term", BigInteger, nullable=False),
+    # Changes with each restore, so that hosts' earlier inventories no longer count (M2).
+    Column("timeline", Text, nullable=False),
+    Column("host_number_last", Integer, nullable=False),
+    # Events up to this revision may have been pruned: nobody can follow from below it.
+    Column("events_pruned_to", BigInteger, nullable=False),
+)
+
+cluster = Table(
+    "cluster",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _body(),
+    _revision(),
+)
+
+host = Table(
+    "host",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("number", Integer, nullable=False, unique=True),
+    _refers("cluster_id", "cluster.id"),
+    # NULL where it was not told: NULLs are distinct in both databases.
+    Column("libvirt_uuid", Text, unique=True),
+    _body(),
+    _revision(),
+)
+Index(None, host.c.cluster_id)
+
+host_status = Table(
+    "host_status",
+    metadata,
+    _refers("host_id", "host.id", cascade=True, primary=True),
+    Column("state", Text, nullable=False),
+    Column("fact_sequence", BigInteger, nullable=False),
+    # The timeline in which this host last sent its inventory.
+    Column("timeline", Text, nullable=False),
+    _body(),
+    _revision(),
+)
+
+storage_domain = Table(
+    "storage_domain",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _refers("cluster_id", "cluster.id"),
+    Column("path", Text, nullable=False),
+    _body(),
+    _revision(),
+    UniqueConstraint("cluster_id", "path"),
+)
+
+storage_report = Table(
+    "storage_report",
+    metadata,
+    _refers("host_id", "host.id", cascade=True, primary=True),
+    _refers("storage_domain_id", "storage_domain.id", cascade=True, primary=True),
+    Column("usable", Boolean, nullable=False),
+    _body(),
+    _revision(),
+)
+
+vm = Table(
+    "vm",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _refers("cluster_id", "cluster.id"),
+    Column("ha", Boolean, nullable=False),
+    _body(),
+    _revision(),
+)
+Index(None, vm.c.cluster_id)
+
+vm_status = Table(
+    "vm_status",
+    metadata,
+    _refers("vm_id", "vm.id", cascade=True, primary=True),
+    Column("state", Text, nullable=False),
+    Column("host_id", Text),
+    _body(),
+    _revision(),
+)
+Index(None, vm_status.c.host_id)
+
+# Which hosts may hold a copy (G1). The same set is in vm_status.body; one function writes both.
+vm_holder = Table(
+    "vm_holder",
+    metadata,
+    _refers("vm_id", "vm.id", cascade=True, primary=True),
+    # RESTRICT: a host that may hold a copy can't vanish from the records.
+    _refers("host_id", "host.id", primary=True),
+)
+Index(None, vm_holder.c.host_id)
+
+# Hosts that were told the domain: a deleted VM is forgotten on each.
+vm_definition = Table(
+    "vm_definition",
+    metadata,
+    _refers("vm_id", "vm.id", cascade=True, primary=True),
+    _refers("host_id", "host.id", cascade=True, primary=True),
+)
+
+disk = Table(
+    "disk",
+    metadata,
+    _key(),
+    _refers("vm_id", "vm.id", cascade=True),
+    _refers("storage_domain_id", "storage_domain.id"),
+    Column("path", Text, nullable=False),
+    # No two VMs share a disk.
+    UniqueConstraint("storage_domain_id", "path"),
+)
+Index(None, disk.c.vm_id)
+
+nic = Table(
+    "nic",
+    metadata,
+    _key(),
+    _refers("vm_id", "vm.id", cascade=True),
+    Column("mac", Text, nullable=False, unique=True),
+)
+Index(None, nic.c.vm_id)
+
+# No foreign keys: the history outlives what it is about.
+event = Table(
+    "event",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("code", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("cluster_id", Text),
+    Column("host_id", Text),
+    Column("vm_id", Text),
+    Column("at", BigInteger, nullable=False),
+    _body(),
+)
+Index(None, event.c.vm_id, event.c.revision)
+Index(None, event.c.host_id, event.c.revision)
+Index(None, event.c.code, event.c.revision)
+
+operation = Table(
+    "operation",
+    metadata,
+    _key(),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("open", Boolean, nullable=False),
+    _body(),
+    # What its steps are to do, and what scans answered: see control/plan.py.
+    Column("plan", Text, nullable=False),
+    Column("foreign_domains", Text),
+    # Its first revision: the order of lists.
+    Column("number", BigInteger, nullable=False, unique=True),
+    _revision(),
+)
+Index(None, operation.c.subject, operation.c.open)
+
+# Orders that a host has not answered yet.
+host_order = Table(
+    "host_order",
+    metadata,
+    _refers("operation_id", "operation.id", cascade=True, primary=True),
+    Column("step", Integer, primary_key=True),
+    _refers("host_id", "host.id", cascade=True),
+    _body(),
+    Column("created", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),
+)
+Index(None, host_order.c.host_id)
+
+user_account = Table(
+    "user_account",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("role", Text, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("password_hash", Text, nullable=False),
+    _revision(),
+)
+
+token = Table(
+    "token",
+    metadata,
+    _key(),
+    Column("kind", Text, nullable=False),
+    Column("secret_hash", Text, nullable=False),
+    Column("cluster_id", Text, ForeignKey("cluster.id", ondelete="CASCADE")),
+    Column("user_id", Text, ForeignKey("user_account.id", ondelete="CASCADE")),
+    Column("expires", BigInteger, nullable=False),
+    _body(),
+    _revision(),
+)
+Index(None, token.c.user_id)
+
+setting = Table(
+    "setting",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("scope", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    _revision(),
+)
+
+# Without a foreign key: a removed host's certificate must stay known as revoked.
+certificate = Table(
+    "certificate",
+    metadata,
+    _key("serial"),
+    Column("host_id", Text, nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("revoked", Boolean, nullable=False),
+)
+Index(None, certificate.c.host_id)

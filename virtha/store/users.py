@@ -1,0 +1,167 @@
+"""Users and tokens."""
+
+import msgspec
+from sqlalchemy import delete, func, insert, or_, select, update
+
+from virtha.model.ids import Revision, TokenId, UserId
+from virtha.model.user import Role, Token, TokenKind, User
+from virtha.model.value import Value
+from virtha.store.body import decode, encode
+from virtha.store.schema import token, user_account
+from virtha.store.store import Transaction, WriteTransaction
+
+
+class UserRow(Value, frozen=True, kw_only=True):
+    user: User
+    password_hash: str
+
+
+class TokenRow(Value, frozen=True, kw_only=True):
+    token: Token
+    secret_hash: str
+
+
+async def find_user(tx: Transaction, ref: str) -> UserRow | None:
+    """By id or name."""
+    row = (
+        await tx.connection.execute(
+            select(user_account).where(or_(user_account.c.id == ref, user_account.c.name == ref))
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    user = User(
+        id=UserId(row.id),
+        name=row.name,
+        role=Role(row.role),
+        enabled=row.enabled,
+        revision=Revision(row.revision),
+    )
+    return UserRow(user=user, password_hash=row.password_hash)
+
+
+async def users_after(tx: Transaction, name: str, limit: int) -> tuple[User, ...]:
+    rows = await tx.connection.execute(
+        select(user_account)
+        .where(user_account.c.name > name)
+        .order_by(user_account.c.name)
+        .limit(limit)
+    )
+    return tuple(
+        User(
+            id=UserId(row.id),
+            name=row.name,
+            role=Role(row.role),
+            enabled=row.enabled,
+            revision=Revision(row.revision),
+        )
+        for row in rows
+    )
+
+
+async def add_user(tx: WriteTransaction, value: User, password_hash: str) -> User:
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    await tx.connection.execute(
+        insert(user_account).values(
+            id=saved.id,
+            name=saved.name,
+            role=saved.role.value,
+            enabled=saved.enabled,
+            password_hash=password_hash,
+            revision=saved.revision,
+        )
+    )
+    return saved
+
+
+async def save_user(tx: WriteTransaction, value: User, password_hash: str | None = None) -> User:
+    """``password_hash`` None: the present one stays."""
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    values: dict[str, object] = {
+        "role": saved.role.value,
+        "enabled": saved.enabled,
+        "revision": saved.revision,
+    }
+    if password_hash is not None:
+        values["password_hash"] = password_hash
+    await tx.connection.execute(
+        update(user_account).where(user_account.c.id == saved.id).values(**values)
+    )
+    return saved
+
+
+async def drop_user(tx: WriteTransaction, user_id: UserId) -> None:
+    _ = tx.revision
+    await tx.connection.execute(delete(user_account).where(user_account.c.id == user_id))
+
+
+async def enabled_administrators(tx: Transaction) -> int:
+    counted = await tx.connection.scalar(
+        select(func.count())
+        .select_from(user_account)
+        .where(user_account.c.role == Role.ADMINISTRATOR.value, user_account.c.enabled.is_(True))
+    )
+    return int(counted or 0)
+
+
+async def find_token(tx: Transaction, token_id: str) -> TokenRow | None:
+    row = (await tx.connection.execute(select(token).where(token.c.id == token_id))).one_or_none()
+    if row is None:
+        return None
+    return TokenRow(token=decode(Token, row.body), secret_hash=row.secret_hash)
+
+
+async def tokens_after(
+    tx: Transaction, kind: TokenKind, token_id: str, limit: int
+) -> tuple[Token, ...]:
+    rows = await tx.connection.scalars(
+        select(token.c.body)
+        .where(token.c.kind == kind.value, token.c.id > token_id)
+        .order_by(token.c.id)
+        .limit(limit)
+    )
+    return tuple(decode(Token, body) for body in rows)
+
+
+async def add_token(tx: WriteTransaction, value: Token, secret_hash: str) -> Token:
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    await tx.connection.execute(
+        insert(token).values(
+            id=saved.id,
+            kind=saved.kind.value,
+            secret_hash=secret_hash,
+            cluster_id=saved.cluster_id,
+            user_id=saved.user_id,
+            expires=saved.expires,
+            body=encode(saved),
+            revision=saved.revision,
+        )
+    )
+    return saved
+
+
+async def save_token(tx: WriteTransaction, value: Token) -> Token:
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    await tx.connection.execute(
+        update(token)
+        .where(token.c.id == saved.id)
+        .values(body=encode(saved), expires=saved.expires, revision=saved.revision)
+    )
+    return saved
+
+
+async def drop_token(tx: WriteTransaction, token_id: TokenId) -> None:
+    _ = tx.revision
+    await tx.connection.execute(delete(token).where(token.c.id == token_id))
+
+
+async def drop_tokens_of(tx: WriteTransaction, user_id: UserId) -> None:
+    """Signs the user out everywhere."""
+    await tx.connection.execute(delete(token).where(token.c.user_id == user_id))
+
+
+async def drop_expired_access_tokens(tx: WriteTransaction, now: int) -> None:
+    """Only sign-ins: an expired join token stays, so that its use can be told from an unknown one."""
+    await tx.connection.execute(
+        delete(token).where(token.c.kind == TokenKind.ACCESS.value, token.c.expires < now)
+    )

@@ -1,0 +1,190 @@
+"""VMs, their status, holders, disks and NICs."""
+
+import msgspec
+from sqlalchemy import ColumnElement, delete, insert, or_, select
+
+from virtha.model.ids import ClusterId, HostId, StorageDomainId, VmId
+from virtha.model.value import Value
+from virtha.model.vm import Vm, VmState, VmStatus
+from virtha.store.body import decode, encode, put
+from virtha.store.schema import disk, nic, vm, vm_definition, vm_holder, vm_status
+from virtha.store.store import Transaction, WriteTransaction
+
+
+class VmRow(Value, frozen=True, kw_only=True):
+    vm: Vm
+    status: VmStatus
+
+
+_JOINED = select(vm.c.body.label("vm_body"), vm_status.c.body.label("status_body")).join(
+    vm_status, vm_status.c.vm_id == vm.c.id
+)
+
+
+async def _rows(
+    tx: Transaction, *where: ColumnElement[bool], limit: int | None = None
+) -> tuple[VmRow, ...]:
+    rows = await tx.connection.execute(_JOINED.where(*where).order_by(vm.c.name).limit(limit))
+    return tuple(
+        VmRow(vm=decode(Vm, row.vm_body), status=decode(VmStatus, row.status_body)) for row in rows
+    )
+
+
+async def find_vm(tx: Transaction, ref: str) -> VmRow | None:
+    """By id or name."""
+    return next(iter(await _rows(tx, or_(vm.c.id == ref, vm.c.name == ref))), None)
+
+
+async def all_vms(tx: Transaction) -> tuple[VmRow, ...]:
+    return await _rows(tx)
+
+
+async def vms_of_cluster(tx: Transaction, cluster_id: ClusterId) -> tuple[VmRow, ...]:
+    return await _rows(tx, vm.c.cluster_id == cluster_id)
+
+
+async def vms_held_by(tx: Transaction, host_id: HostId) -> tuple[VmRow, ...]:
+    held = select(vm_holder.c.vm_id).where(vm_holder.c.host_id == host_id)
+    return await _rows(tx, vm.c.id.in_(held))
+
+
+async def vms_with_ids(tx: Transaction, ids: tuple[VmId, ...]) -> tuple[VmRow, ...]:
+    found: list[VmRow] = []
+    for start in range(0, len(ids), 500):  # both databases bound the number of parameters
+        found += await _rows(tx, vm.c.id.in_(ids[start : start + 500]))
+    return tuple(found)
+
+
+class VmFilter(Value, frozen=True, kw_only=True):
+    cluster_id: ClusterId | None = None
+    host_id: HostId | None = None
+    """May be held by, or ran last on it."""
+    state: VmState | None = None
+    ha: bool | None = None
+
+
+async def vms_after(tx: Transaction, wanted: VmFilter, name: str, limit: int) -> tuple[VmRow, ...]:
+    where: list[ColumnElement[bool]] = [vm.c.name > name]
+    if wanted.cluster_id is not None:
+        where.append(vm.c.cluster_id == wanted.cluster_id)
+    if wanted.host_id is not None:
+        held = select(vm_holder.c.vm_id).where(vm_holder.c.host_id == wanted.host_id)
+        where.append(or_(vm_status.c.host_id == wanted.host_id, vm.c.id.in_(held)))
+    if wanted.state is not None:
+        where.append(vm_status.c.state == wanted.state.value)
+    if wanted.ha is not None:
+        where.append(vm.c.ha == wanted.ha)
+    return await _rows(tx, *where, limit=limit)
+
+
+async def save_vm(tx: WriteTransaction, value: Vm) -> Vm:
+    """With its disks and NICs; those that are gone from ``value`` are dropped."""
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    await put(
+        tx,
+        vm,
+        {"id": saved.id},
+        {
+            "name": saved.name,
+            "cluster_id": saved.cluster_id,
+            "ha": saved.ha,
+            "body": encode(saved),
+            "revision": saved.revision,
+        },
+    )
+    await tx.connection.execute(delete(disk).where(disk.c.vm_id == saved.id))
+    await tx.connection.execute(delete(nic).where(nic.c.vm_id == saved.id))
+    if saved.disks:
+        await tx.connection.execute(
+            insert(disk),
+            [
+                {
+                    "id": one.id,
+                    "vm_id": saved.id,
+                    "storage_domain_id": one.storage_domain_id,
+                    "path": one.path,
+                }
+                for one in saved.disks
+            ],
+        )
+    if saved.nics:
+        await tx.connection.execute(
+            insert(nic),
+            [{"id": one.id, "vm_id": saved.id, "mac": one.mac} for one in saved.nics],
+        )
+    return saved
+
+
+async def save_vm_status(tx: WriteTransaction, value: VmStatus) -> VmStatus:
+    """The one place that writes holders, in both of their forms."""
+    holders = tuple(sorted(set(value.holders)))
+    saved = msgspec.structs.replace(value, holders=holders, revision=tx.revision)
+    await put(
+        tx,
+        vm_status,
+        {"vm_id": saved.vm_id},
+        {
+            "state": saved.state.value,
+            "host_id": saved.host_id,
+            "body": encode(saved),
+            "revision": saved.revision,
+        },
+    )
+    known = set(
+        await tx.connection.scalars(
+            select(vm_holder.c.host_id).where(vm_holder.c.vm_id == saved.vm_id)
+        )
+    )
+    if known - set(holders):
+        await tx.connection.execute(
+            delete(vm_holder).where(
+                vm_holder.c.vm_id == saved.vm_id, vm_holder.c.host_id.in_(known - set(holders))
+            )
+        )
+    for host_id in holders:
+        if host_id not in known:
+            await tx.connection.execute(
+                insert(vm_holder).values(vm_id=saved.vm_id, host_id=host_id)
+            )
+    return saved
+
+
+async def drop_vm(tx: WriteTransaction, vm_id: VmId) -> None:
+    _ = tx.revision
+    await tx.connection.execute(delete(vm).where(vm.c.id == vm_id))
+
+
+async def disk_owner(tx: Transaction, storage_domain_id: StorageDomainId, path: str) -> str | None:
+    """Name of the VM that has that disk."""
+    return await tx.connection.scalar(
+        select(vm.c.name)
+        .join(disk, disk.c.vm_id == vm.c.id)
+        .where(disk.c.storage_domain_id == storage_domain_id, disk.c.path == path)
+    )
+
+
+async def mac_owner(tx: Transaction, mac: str) -> str | None:
+    """Name of the VM that has that address."""
+    return await tx.connection.scalar(
+        select(vm.c.name).join(nic, nic.c.vm_id == vm.c.id).where(nic.c.mac == mac)
+    )
+
+
+async def add_definition(tx: WriteTransaction, vm_id: VmId, host_id: HostId) -> None:
+    known = await tx.connection.scalar(
+        select(vm_definition.c.vm_id).where(
+            vm_definition.c.vm_id == vm_id, vm_definition.c.host_id == host_id
+        )
+    )
+    if known is None:
+        await tx.connection.execute(insert(vm_definition).values(vm_id=vm_id, host_id=host_id))
+
+
+async def definitions(tx: Transaction, vm_id: VmId) -> tuple[HostId, ...]:
+    """Hosts that were told this VM's domain, sorted."""
+    rows = await tx.connection.scalars(
+        select(vm_definition.c.host_id)
+        .where(vm_definition.c.vm_id == vm_id)
+        .order_by(vm_definition.c.host_id)
+    )
+    return tuple(HostId(host_id) for host_id in rows)
