@@ -57,14 +57,36 @@ Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
 
 
 class VmLocks:
-    """One change of power at a time per VM; ``starting`` is what a start is under way for."""
+    """One change of power at a time per VM, and what a start is under way for.
+
+    ``count`` changes with every start: a list of domains that was asked for before a start says
+    nothing about what that start made.
+    """
 
     def __init__(self) -> None:
         self._locks: defaultdict[VmId, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self.starting: set[VmId] = set()
+        self._starting: defaultdict[VmId, int] = defaultdict(int)
+        self._counts: defaultdict[VmId, int] = defaultdict(int)
 
     def of(self, vm_id: VmId) -> asyncio.Lock:
         return self._locks[vm_id]
+
+    def begin_start(self, vm_id: VmId) -> None:
+        self._starting[vm_id] += 1
+        self._counts[vm_id] += 1
+
+    def end_start(self, vm_id: VmId) -> None:
+        self._starting[vm_id] -= 1
+        self._counts[vm_id] += 1
+
+    def is_starting(self, vm_id: VmId) -> bool:
+        return self._starting.get(vm_id, 0) > 0
+
+    def count(self, vm_id: VmId) -> int:
+        return self._counts.get(vm_id, 0)
+
+    def counts(self) -> dict[VmId, int]:
+        return dict(self._counts)
 
 
 class Starter:
@@ -196,7 +218,8 @@ class CommandRunner:
         """Whether the driver says that libvirt is there."""
         self._tell: Callable[[SentinelEvent], None] = lambda _event: None
         self._record: Callable[[VmId], VmRecord | None] = lambda _vm_id: None
-        self.on_listed: Callable[[tuple[DomainReport, ...]], None] = lambda _domains: None
+        self.on_listed: Callable[[tuple[DomainReport, ...], dict[VmId, int]], None]
+        self.on_listed = lambda _domains, _counts: None
 
     def connect(
         self,
@@ -210,7 +233,7 @@ class CommandRunner:
     def execute(self, command: Command) -> None:
         match command:
             case Restart():
-                self._locks.starting.add(command.vm_id)
+                self._locks.begin_start(command.vm_id)
                 self._spawn(f"restart {command.vm_id}", self._restart(command))
             case GatherEvidence():
                 self._spawn(f"evidence {command.vm_id}", self._gather(command))
@@ -231,24 +254,10 @@ class CommandRunner:
 
     async def _restart(self, command: Restart) -> None:
         vm_id = command.vm_id
-        async with self._locks.of(vm_id):
-            try:
-                objection = self._objection(command)
-                if objection is None:
-                    until_ms = self._clock.monotonic_ms() + RESTART_GRANT_MS
-                    result, detail = await self._starter.start(
-                        vm_id,
-                        command.incarnation,
-                        until_ms=until_ms,
-                        still_allowed=lambda: self._objection(command, until_ms),
-                    )
-                else:
-                    result, detail = Result.REFUSED, objection
-            except OSError as error:
-                # The grant could not be written: nothing was started.
-                result, detail = Result.FAILED, f"the grant can't be written: {error.strerror}"
-            finally:
-                self._locks.starting.discard(vm_id)
+        try:
+            result, detail = await self._attempt(command)
+        finally:
+            self._locks.end_start(vm_id)
         self._tell(
             RestartEnded(
                 vm_id=vm_id,
@@ -258,6 +267,24 @@ class CommandRunner:
                 detail=detail,
             )
         )
+
+    async def _attempt(self, command: Restart) -> tuple[Result, str]:
+        vm_id = command.vm_id
+        async with self._locks.of(vm_id):
+            try:
+                objection = self._objection(command)
+                if objection is not None:
+                    return Result.REFUSED, objection
+                until_ms = self._clock.monotonic_ms() + RESTART_GRANT_MS
+                return await self._starter.start(
+                    vm_id,
+                    command.incarnation,
+                    until_ms=until_ms,
+                    still_allowed=lambda: self._objection(command, until_ms),
+                )
+            except OSError as error:
+                # The grant could not be written: nothing was started.
+                return Result.FAILED, f"the grant can't be written: {error.strerror}"
 
     def _objection(self, command: Restart, until_ms: int | None = None) -> str | None:
         """An operator's stop may have come between the decision and now."""
@@ -279,7 +306,7 @@ class CommandRunner:
                 record.vm,
                 command.cause,
                 at=self._clock.wall_ms(),
-                screenshot=command.vm_id not in self._locks.starting and record.attempt is None,
+                screenshot=not self._locks.is_starting(command.vm_id) and record.attempt is None,
             )
         except OSError as error:
             _log.error("evidence can't be kept", vm=record.vm.name, error=str(error))
@@ -326,6 +353,7 @@ class CommandRunner:
             _log.warning("can't pause", vm=vm_id, error=str(error))
 
     async def _list(self) -> None:
+        counts = self._locks.counts()
         domains = await self._list_once()
         while domains is None:
             await asyncio.sleep(LIST_RETRY_MS / 1_000)
@@ -333,9 +361,10 @@ class CommandRunner:
                 # When libvirt is back, the driver says so, and a new list is asked for.
                 self._listing = False
                 return
+            counts = self._locks.counts()
             domains = await self._list_once()
         self._listing = False
-        self.on_listed(domains)
+        self.on_listed(domains, counts)
         at_start, self._first_list = self._first_list, False
         self._tell(DomainsListed(domains=domains, at_start=at_start))
 

@@ -66,6 +66,8 @@ class HostContext:
     settings: HostSettings | None = None
     capabilities: HostCapabilities = field(default_factory=HostCapabilities)
     shutting_down: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Clear while new settings are being written."""
     prepared: dict[StorageDomainId, StorageDomain] = field(default_factory=dict)
     """Storage domains of a PrepareStorage order that the settings may not have yet."""
     buffered: set[StorageDomainId] = field(default_factory=set)

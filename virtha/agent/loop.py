@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from virtha.agent.fact_sink import DiskThread, FactSink
@@ -59,7 +60,7 @@ class AgentLoop:
         journal: Journal,
         facts: FactSink,
         execute: Callable[[Command], None],
-        settings: Callable[[], SentinelRecords],
+        policy: Callable[[], SentinelRecords],
         host_name: str = "",
     ) -> None:
         self._sentinel = sentinel
@@ -69,7 +70,7 @@ class AgentLoop:
         self._journal = journal
         self._facts = facts
         self._execute = execute
-        self._settings = settings
+        self._policy = policy
         self._host_name = host_name
         self._inbox: deque[tuple[SentinelEvent, asyncio.Future[bool] | None]] = deque()
         self._wake = asyncio.Event()
@@ -139,7 +140,8 @@ class AgentLoop:
         self._wake_at = decision.wake_at
         await self._disk(self._journal.add, now, events, decision)
         if self._journal.is_full:
-            await self._disk(self._journal.begin, now, self._settings(), from_start=False)
+            records = msgspec.structs.replace(self._policy(), vms=self._sentinel.view())
+            await self._disk(self._journal.begin, now, records, from_start=False)
         await self._facts.emit((*decision.history, *self._overload()))
         durable = await self._save(decision.intents)
         self.refresh()

@@ -28,14 +28,14 @@ from virtha.model.orders import (
     StopVm,
 )
 
-IN_HAND_MAX = 256
+IN_HAND_MAX = 1_024
 """Orders at once. The server sends what is unanswered again, so turning one away loses nothing."""
 
 _log = structlog.get_logger(__name__)
 
 
 class OrderDesk:
-    def __init__(self, host: HostContext, *, term_seen: Term = Term(0)) -> None:
+    def __init__(self, host: HostContext, *, term_seen: Term) -> None:
         self._host = host
         self._in_hand: set[tuple[str, int]] = set()
         self.term_seen = term_seen
@@ -56,6 +56,8 @@ class OrderDesk:
 
     async def _handle(self, order: Order) -> None:
         try:
+            # The settings that came before this order may name the storage that it needs.
+            await self._host.settled.wait()
             outcome = await self._outcome(order)
             await self._host.facts.emit([outcome])
         finally:

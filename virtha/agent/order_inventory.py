@@ -63,8 +63,13 @@ class InventoryOrders:
             host.gate.revoke(vm_id)
             for disk in order.disks:
                 await self._delete(disk)
-            for domain in {d.storage_domain_id for d in order.disks}:
-                await self._on_storage(domain, lambda d: forget_vm(d, vm_id, host.files))
+            for domain_id in sorted({disk.storage_domain_id for disk in order.disks}):
+                domain = host.storage_domain(domain_id)
+                await host.workers.call(
+                    domain,
+                    partial(forget_vm, domain, vm_id, host.files),
+                    deadline_ms=ORDER_DEADLINE_MS,
+                )
             await host.loop.told(Forgotten(vm_id=vm_id))
         await host.disk(self._remove_traces, vm_id)
         return OK
@@ -77,10 +82,6 @@ class InventoryOrders:
             partial(_delete_disk, domain, disk, host.installation_id, host.files),
             deadline_ms=ORDER_DEADLINE_MS,
         )
-
-    async def _on_storage(self, domain_id, work) -> None:  # type: ignore[no-untyped-def]
-        domain = self._host.storage_domain(domain_id)
-        await self._host.workers.call(domain, partial(work, domain), deadline_ms=ORDER_DEADLINE_MS)
 
     def _remove_traces(self, vm_id: VmId) -> None:
         paths = self._host.paths
@@ -113,7 +114,8 @@ class InventoryOrders:
             obstacles.append("it is marked as managed, but this host was not given it")
         if not report.persistent:
             obstacles.append("it is transient: libvirt forgets it when it stops")
-        vm, changes = reading.vm, ()
+        vm = reading.vm
+        changes: tuple[str, ...] = ()
         if vm is not None:
             vm = await self._with_sizes(vm)
             changes = self._changes(xml, vm, report)
@@ -144,6 +146,14 @@ class InventoryOrders:
 
     async def adopt(self, order: AdoptVm) -> Answer:
         host, vm = self._host, order.vm
+        host.locks.begin_start(vm.id)
+        try:
+            return await self._adopt(order, vm)
+        finally:
+            host.locks.end_start(vm.id)
+
+    async def _adopt(self, order: AdoptVm, vm: Vm) -> Answer:
+        host = self._host
         async with host.locks.of(vm.id):
             try:
                 report = await host.catalog.domain(vm.id)

@@ -56,11 +56,11 @@ class PowerOrders:
         vm_id = order.vm.id
         host = self._host
         async with host.locks.of(vm_id):
-            host.locks.starting.add(vm_id)
+            host.locks.begin_start(vm_id)
             try:
                 answer = await self._start(order)
             finally:
-                host.locks.starting.discard(vm_id)
+                host.locks.end_start(vm_id)
         return answer
 
     async def _start(self, order: StartVm) -> Answer:

@@ -4,8 +4,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from virtha.agent.answers import OK, Answer, refused
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext

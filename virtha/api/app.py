@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 import structlog
-from litestar import Litestar, Request, route
+from litestar import HttpMethod, Litestar, Request, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Response
 from litestar.response.base import ASGIResponse
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Method
 
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
 from virtha.api.metrics import Metrics
@@ -68,17 +68,17 @@ def create_app(services: Services) -> Litestar:
         exception_handlers={Exception: _make_exception_handler(services.metrics)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py
         request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,  # or it takes over the process's logging, and so the server's logs
         debug=False,
     )
 
 
 def _litestar_handler(one: Route, services: Services) -> HTTPRouteHandler:
-    path = one.path
-    for name in one.parameters:
-        path = path.replace("{" + name + "}", "{" + name + ":str}")
-
-    @route(path, http_method=[one.method], status_code=one.status, name=one.name)
+    @route(_litestar_path(one.path), http_method=_methods(one), status_code=200, name=one.name)
     async def handle(request: AnyRequest) -> ASGIApp:
+        if request.method == "OPTIONS":
+            allow = ", ".join([*methods_of(one.path), "OPTIONS"])
+            return ASGIResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": allow})
         began = time.perf_counter()
         status = 500
         try:
@@ -97,6 +97,16 @@ def _litestar_handler(one: Route, services: Services) -> HTTPRouteHandler:
             )
 
     return handle
+
+
+def _methods(one: Route) -> list[HttpMethod | Method]:
+    """The first route of a path answers OPTIONS for all: Litestar's own names one handler's methods."""
+    first = next(other for other in ROUTES if other.path == one.path)
+    return [one.method, "OPTIONS"] if one is first else [one.method]
+
+
+def _litestar_path(path: str) -> str:
+    return path.replace("}", ":str}")
 
 
 async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer:

@@ -16,7 +16,7 @@ from virtha import __version__
 from virtha.cli.options import Options
 from virtha.cli.problem import error_from_answer, error_from_transport
 from virtha.cli.profile import Login, load_profile
-from virtha.cli.stream import ServerEvent, parse_events
+from virtha.cli.stream import ServerEvent, parse_events, split_lines
 from virtha.model.errors import Failed, InvalidInput, Refused, Unavailable
 
 CONNECT_S = 5.0
@@ -241,7 +241,7 @@ class Client:
             ) as answer:
                 if answer.status_code >= 300:
                     raise error_from_answer(answer.status_code, answer.read())
-                yield parse_events(answer.iter_lines())
+                yield parse_events(split_lines(answer.iter_bytes()))
         except httpx.HTTPError as exc:
             raise error_from_transport(exc, where=self.target.place, changes=False) from exc
 

@@ -4,6 +4,7 @@ Reads PyYAML's nodes, not its values, because only nodes know their lines. A fie
 model has ``_ms`` in it is a duration and loses that part here: ``delay_ms_max`` is ``delay_max``.
 """
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from types import UnionType
@@ -17,8 +18,6 @@ from virtha.model.policy import Policy
 from virtha.model.time import format_duration_ms, parse_duration_ms
 
 BYTES_MAX = 1 << 20
-DEPTH_MAX = 20
-"""Far above any policy; a document that refers to itself is deeper than any number."""
 
 
 def short_name(field: str) -> str:
@@ -61,6 +60,8 @@ def changes_from_yaml(text: str) -> list[Change]:
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(exc, "problem", None) or "it can't be read"
         raise InvalidInput(f"{where}not valid YAML: {problem}", field="policy") from exc
+    except RecursionError:
+        raise InvalidInput("nested too deeply", field="policy") from None
     if root is None:
         raise InvalidInput("the document is empty", field="policy", allowed=_names(Policy))
     return list(_walk(root, Policy, ()))
@@ -88,7 +89,9 @@ def change_from_assignment(text: str) -> Change:
 
 def _one_value(text: str, dotted: str) -> yaml.Node:
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader) or yaml.ScalarNode("", "")
+        return yaml.compose(text, Loader=yaml.SafeLoader) or yaml.ScalarNode(
+            "tag:yaml.org,2002:null", ""
+        )
     except yaml.YAMLError as exc:
         raise InvalidInput(f"'{text}' is no value", field=dotted) from exc
 
@@ -169,8 +172,6 @@ def _wrong(
 
 def _walk(node: yaml.Node, kind: Any, path: tuple[str, ...]) -> Iterator[Change]:
     line = node.start_mark.line + 1 if node.start_mark else 0
-    if len(path) > DEPTH_MAX:
-        raise _wrong("nested too deeply", path[:3], line)
     if not _is_section(kind):
         yield Change(path=path, value=_scalar(node, kind, path, line), line=line)
         return
@@ -190,7 +191,7 @@ def _scalar(node: yaml.Node, kind: Any, path: tuple[str, ...], line: int) -> Any
     if not isinstance(node, yaml.ScalarNode):
         raise _wrong("this is one value, not a list or a section", path, line)
     text = str(node.value)
-    value = yaml.SafeLoader("").construct_object(node)
+    value = _constructed(node, text)
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return None
@@ -202,6 +203,16 @@ def _scalar(node: yaml.Node, kind: Any, path: tuple[str, ...], line: int) -> Any
         names = {bool: ("true", "false"), int: ("a whole number",), str: ("text",)}
         allowed = tuple(word for one in kinds for word in names.get(one, ()))
         raise _wrong(f"'{text}' does not fit here", path, line, allowed=allowed) from None
+
+
+def _constructed(node: yaml.ScalarNode, text: str) -> Any:
+    """What YAML makes of it; the bare text where that is no value, or not the one that people mean
+    (YAML 1.1 reads ``1:30`` as 90 and ``010`` as 8)."""
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError):
+        return text
+    return text if type(value) is int and not re.fullmatch(r"-?(0|[1-9]\d*)", text) else value
 
 
 def _duration(text: str, value: Any, path: tuple[str, ...], line: int) -> int:

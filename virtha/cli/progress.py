@@ -70,7 +70,10 @@ class _Bar:
         running = [step["name"] for step in steps if step["state"] == "running"]
         text = clean(running[0] if running else operation["kind"])
         self._progress.update(
-            self._task, description=text, completed=operation.get("progress") or 0
+            self._task,
+            description=text,
+            completed=operation.get("progress") or 0,
+            refresh=True,  # a step may be over before the next round of drawing
         )
 
     def close(self) -> None:

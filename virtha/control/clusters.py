@@ -25,11 +25,15 @@ class Clusters:
     async def create(self, caller: Caller, request: ClusterCreate) -> Cluster:
         raise NotImplementedError
 
-    async def change(self, caller: Caller, ref: str, request: ClusterChange, if_match: Revision | None = None) -> Cluster:
+    async def change(
+        self, caller: Caller, ref: str, request: ClusterChange, if_match: Revision | None = None
+    ) -> Cluster:
         raise NotImplementedError
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
         raise NotImplementedError
 
-    async def put_policy(self, caller: Caller, ref: str, policy: Policy, if_match: Revision | None = None) -> Cluster:
+    async def put_policy(
+        self, caller: Caller, ref: str, policy: Policy, if_match: Revision | None = None
+    ) -> Cluster:
         raise NotImplementedError

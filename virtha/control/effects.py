@@ -103,9 +103,7 @@ def make_grant(
     beat = links.last_beat(host.host.id)
     if beat is None or beat.boot != host.status.boot:
         return None
-    duration_ms = values.get(
-        GRANT_DURATION, host_id=host.host.id, cluster_id=host.host.cluster_id
-    )
+    duration_ms = values.get(GRANT_DURATION, host_id=host.host.id, cluster_id=host.host.cluster_id)
     return msgspec.structs.replace(
         wanted, boot=beat.boot, beat_monotonic_ms=beat.monotonic_ms, duration_ms=duration_ms
     )

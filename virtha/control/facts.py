@@ -1,20 +1,247 @@
-"""Bodies follow."""
+"""What hosts report, into the store: each batch in one transaction, nothing lost, nothing doubled."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
-from virtha.control.requests import *
-from virtha.control.views import *
+import msgspec
+
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.history import message_of, record, severity_of
+from virtha.control.runner import Runner
+from virtha.model.domain import DomainState
+from virtha.model.errors import NotFound
 from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.model.facts import (
+    Fact,
+    Happened,
+    HostReport,
+    Inventory,
+    Outcome,
+    Progress,
+    Released,
+    StorageReport,
+    VmReport,
+)
+from virtha.model.ids import BootId, HostId
+from virtha.model.time import UtcMillis
+from virtha.model.vm import VmState
+from virtha.store.clusters import find_storage, save_report
+from virtha.store.events import add_event
+from virtha.store.hosts import (
+    HostRow,
+    find_host,
+    save_fact_sequence,
+    save_host_status,
+    save_inventory_timeline,
+)
+from virtha.store.installations import the_installation
+from virtha.store.store import Store, WriteTransaction
+from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_held_by, vms_with_ids
+
+_ALIVE = (
+    DomainState.RUNNING,
+    DomainState.PAUSED,
+    DomainState.SHUTTING_DOWN,
+    DomainState.PMSUSPENDED,
+    # Its QEMU is there and has the disks open, whatever the guest does.
+    DomainState.CRASHED,
+    DomainState.NOSTATE,
+)
+_WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
 class FactRecorder:
+    def __init__(self, store: Store, runner: Runner, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._runner = runner
+        self._dispatcher = dispatcher
+
     async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
-        raise NotImplementedError
+        """Returns the last sequence that is recorded now: what the host may forget.
+
+        ``boot`` is the session's; a fact carries its own, for it may be older. Raises NotFound (the
+        host was removed), Unavailable (nothing was recorded; send them again).
+        """
+        effects = Effects()
+        async with self._store.write() as tx:
+            acknowledged = await self._record(tx, effects, host_id, facts)
+        await self._dispatcher.carry_out(effects)
+        return acknowledged
+
+    async def _record(
+        self, tx: WriteTransaction, effects: Effects, host_id: HostId, facts: Sequence[Fact]
+    ) -> int:
+        host = await find_host(tx, host_id)
+        if host is None:
+            raise NotFound(f"there is no host {host_id}")
+        last = host.fact_sequence
+        for fact in facts:
+            if fact.sequence <= last:
+                continue  # sent again, because our acknowledgement got lost
+            await self._take(tx, effects, host, fact)
+            last = fact.sequence
+        if last > host.fact_sequence:
+            await save_fact_sequence(tx, host_id, last)
+        return last
+
+    async def _take(
+        self, tx: WriteTransaction, effects: Effects, host: HostRow, fact: Fact
+    ) -> None:
+        match fact.body:
+            case Happened() as body:
+                await self._happened(tx, host, fact, body)
+            case VmReport() as body:
+                await self._vm_report(tx, host, body)
+            case Released() as body:
+                await self._released(tx, effects, host, body)
+            case Inventory() as body:
+                await self._inventory(tx, effects, host, body)
+            case HostReport() as body:
+                await self._host_report(tx, host, body)
+            case StorageReport() as body:
+                await self._storage_report(tx, host, body)
+            case Outcome() as body:
+                await self._runner.take_outcome(tx, effects, host.host.id, body)
+            case Progress() as body:
+                await self._runner.take_progress(tx, body)
+
+    async def _happened(
+        self, tx: WriteTransaction, host: HostRow, fact: Fact, body: Happened
+    ) -> None:
+        row = await find_vm(tx, body.vm_id) if body.vm_id is not None else None
+        names = {"host": host.host.name}
+        names |= {"vm": row.vm.name} if row is not None else {}
+        names |= {"name": host.host.name} if body.code.startswith("host.") else {}
+        fields = {**names, **body.fields}
+        await add_event(
+            tx,
+            Event(
+                code=body.code,
+                severity=severity_of(body.code),
+                message=message_of(body.code, fields),
+                fields=fields,
+                cluster_id=host.host.cluster_id,
+                host_id=host.host.id,
+                vm_id=body.vm_id,
+                host_at=UtcMillis(fact.wall_ms),
+                host_boot=fact.boot,
+                host_sequence=fact.sequence,
+            ),
+        )
+        if row is not None and body.code in _WATCHDOG_CODES:
+            await save_vm_status(
+                tx,
+                msgspec.structs.replace(
+                    row.status,
+                    last_watchdog=tx.clock.wall_ms(),
+                    watchdog_count=row.status.watchdog_count + 1,
+                ),
+            )
+
+    async def _vm_report(self, tx: WriteTransaction, host: HostRow, body: VmReport) -> None:
+        row = await find_vm(tx, body.vm_id)
+        if row is None or body.incarnation < row.status.incarnation:
+            return  # deleted, or about a copy that a later start has superseded
+        status = row.status
+        if host.host.id not in status.holders and host.host.id != status.host_id:
+            return  # not the copy that counts; a running one is told of by the inventory
+        changed = msgspec.structs.replace(
+            status,
+            state=body.state,
+            reasons=body.reasons,
+            guest_agent=body.guest_agent,
+            restart_count=body.restart_count,
+            incarnation=body.incarnation,
+            host_id=host.host.id,
+            since=status.since if body.state is status.state else tx.clock.wall_ms(),
+        )
+        if changed != status or row.shown is not changed.state:
+            await save_vm_status(tx, changed)
+
+    async def _released(
+        self, tx: WriteTransaction, effects: Effects, host: HostRow, body: Released
+    ) -> None:
+        row = await find_vm(tx, body.vm_id)
+        if row is None or host.host.id not in row.status.holders:
+            return
+        if body.incarnation < row.status.incarnation:
+            # A later start was ordered there in the meantime: that copy is not released by this.
+            return
+        await self._remove_holder(tx, effects, row, host.host.id)
+
+    async def _remove_holder(
+        self, tx: WriteTransaction, effects: Effects, row: VmRow, host_id: HostId
+    ) -> None:
+        holders = tuple(one for one in row.status.holders if one != host_id)
+        await save_vm_status(tx, msgspec.structs.replace(row.status, holders=holders))
+        effects.configure(row.vm.cluster_id)
+
+    async def _inventory(
+        self, tx: WriteTransaction, effects: Effects, host: HostRow, body: Inventory
+    ) -> None:
+        timeline = (await the_installation(tx)).timeline
+        await save_inventory_timeline(tx, host.host.id, timeline)
+        fresh = await find_host(tx, host.host.id)
+        assert fresh is not None
+        if fresh.status.inventory_revision != body.revision:
+            await save_host_status(
+                tx, msgspec.structs.replace(fresh.status, inventory_revision=body.revision)
+            )
+        states = {domain.vm_id: domain.state for domain in body.domains}
+        for row in await vms_with_ids(tx, tuple(sorted(states))):
+            await self._managed_domain(tx, effects, host, row, states[row.vm.id])
+        for row in await vms_held_by(tx, host.host.id):
+            if row.vm.id not in states:
+                await self._absent_domain(tx, effects, host, row)
+
+    async def _managed_domain(
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        host: HostRow,
+        row: VmRow,
+        state: DomainState,
+    ) -> None:
+        host_id = host.host.id
+        holds = host_id in row.status.holders
+        if state in _ALIVE and not holds:
+            # A copy that nobody granted. Its host does hold one now, so nothing starts elsewhere.
+            holders = (*row.status.holders, host_id)
+            await save_vm_status(tx, msgspec.structs.replace(row.status, holders=holders))
+            effects.configure(row.vm.cluster_id)
+            await record(tx, "vm.unmanaged_copy", vm=row.vm, host=host.host)
+        elif state not in _ALIVE and holds and host_id != row.status.host_id:
+            # That copy is gone. It had no grant and no record there, so nothing starts it again:
+            # the agent's own durable word that it is off is its release.
+            await self._remove_holder(tx, effects, row, host_id)
+
+    async def _absent_domain(
+        self, tx: WriteTransaction, effects: Effects, host: HostRow, row: VmRow
+    ) -> None:
+        if host.host.id != row.status.host_id:
+            await self._remove_holder(tx, effects, row, host.host.id)
+            return
+        if row.status.state not in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING):
+            return  # told already, or about to be started there
+        await save_vm_status(
+            tx,
+            msgspec.structs.replace(
+                row.status, state=VmState.UNKNOWN, since=tx.clock.wall_ms(), guest_agent=None
+            ),
+        )
+        await record(tx, "vm.absent", vm=row.vm, host=host.host)
+
+    async def _host_report(self, tx: WriteTransaction, host: HostRow, body: HostReport) -> None:
+        fresh = await find_host(tx, host.host.id)
+        assert fresh is not None
+        if fresh.status.capabilities != body.capabilities:
+            await save_host_status(
+                tx, msgspec.structs.replace(fresh.status, capabilities=body.capabilities)
+            )
+
+    async def _storage_report(
+        self, tx: WriteTransaction, host: HostRow, body: StorageReport
+    ) -> None:
+        domain = await find_storage(tx, body.storage_domain_id)
+        if domain is None:
+            return  # removed in the meantime
+        await save_report(tx, host.host.id, body)

@@ -1,53 +1,348 @@
-"""Bodies follow."""
+"""Hosts: what operators ask of them, and their sessions' beginnings and ends."""
 
-from collections.abc import AsyncIterator, Sequence
+import builtins
 
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
+import msgspec
+
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.history import record
+from virtha.control.host_settings import settings_for
+from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
+from virtha.control.names import check_limit, check_revision, page_of, the_host
+from virtha.control.operations import check_nothing_open
+from virtha.control.plan import AdoptFound, Give, Plan, Step
+from virtha.control.requests import AdoptRequest, PageQuery
+from virtha.control.runner import Runner
+from virtha.control.views import (
+    Caller,
+    CapabilitiesView,
+    HelloAnswer,
+    HostView,
+    Page,
+    WatchdogOffer,
+)
+from virtha.model.errors import InvalidInput, NotFound, Refused, Unauthenticated
+from virtha.model.host import HostState
+from virtha.model.ids import BootId, HostId, Revision, Term
+from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.model.orders import HostSettings, ScanForeign
+from virtha.model.watchdog import WatchdogAction, models_that_fit
+from virtha.ports.hosts import HostLinks
+from virtha.store.clusters import all_clusters
+from virtha.store.hosts import (
+    HostRow,
+    all_hosts,
+    certificate_is_valid,
+    drop_host,
+    find_host,
+    hosts_after,
+    revoke_certificates,
+    save_fact_sequence,
+    save_host_status,
+)
+from virtha.store.installations import set_term, the_installation
+from virtha.store.operations import unanswered_orders
+from virtha.store.store import Store, Transaction, WriteTransaction
+from virtha.store.vms import show_states_of, vms_held_by
+
+_ARCHITECTURES = ("x86_64", "s390x")
+ADOPT_NAMES_MAX = 10_000
 
 
 class Hosts:
+    def __init__(
+        self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
+    ) -> None:
+        self._store = store
+        self._links = links
+        self._runner = runner
+        self._dispatcher = dispatcher
+
     async def list(self, query: PageQuery) -> Page[HostView]:
-        raise NotImplementedError
+        limit = check_limit(query.limit)
+        async with self._store.read() as tx:
+            rows, more = page_of(await hosts_after(tx, query.after or "", limit + 1), limit)
+            names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
+            views = [await _view(tx, row, names[row.host.cluster_id]) for row in rows]
+            return Page(
+                items=tuple(views),
+                revision=await tx.revision_now(),
+                next=rows[-1].host.name if more else None,
+            )
 
     async def get(self, ref: str) -> HostView:
-        raise NotImplementedError
-
-    async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
-        raise NotImplementedError
-
-    async def scan(self, caller: Caller, ref: str) -> Operation:
-        raise NotImplementedError
-
-    async def adopt(self, caller: Caller, ref: str, request: AdoptRequest) -> Operation:
-        raise NotImplementedError
-
-    async def hello(self, host_id: HostId, *, boot: BootId, certificate_serial: str, term_seen: int, fact_sequence_last: int) -> HelloAnswer:
-        raise NotImplementedError
-
-    async def agent_lost(self, host_id: HostId) -> None:
-        raise NotImplementedError
-
-    async def presence_changed(self, host_id: HostId, state: HostState) -> None:
-        raise NotImplementedError
-
-    async def settings_for_host(self, host_id: HostId) -> HostSettings:
-        raise NotImplementedError
-
-    async def certificate_allowed(self, host_id: HostId, serial: str) -> bool:
-        raise NotImplementedError
-
-    async def capabilities(self) -> CapabilitiesView:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            row = await the_host(tx, ref)
+            names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
+            return await _view(tx, row, names[row.host.cluster_id])
 
     async def all_ids(self) -> tuple[HostId, ...]:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            return tuple(row.host.id for row in await all_hosts(tx))
+
+    async def states(self) -> dict[HostId, HostState]:
+        async with self._store.read() as tx:
+            return {row.host.id: row.status.state for row in await all_hosts(tx)}
+
+    async def capabilities(self) -> CapabilitiesView:
+        async with self._store.read() as tx:
+            rows = [row for row in await all_hosts(tx) if row.status.capabilities.libvirt_version]
+        offers = []
+        for architecture in _ARCHITECTURES:
+            hosts = [row for row in rows if row.status.capabilities.architecture == architecture]
+            accepted = {model for row in hosts for model in row.status.capabilities.watchdog_models}
+            for machine in MachineType:
+                models = models_that_fit(architecture, machine, libvirt_version=None)
+                if not models:
+                    continue
+                offers.append(
+                    WatchdogOffer(
+                        architecture=architecture,
+                        machine=machine.value,
+                        models=models,
+                        accepted=tuple(one for one in models if one in accepted or not hosts),
+                    )
+                )
+        return CapabilitiesView(
+            watchdogs=tuple(offers),
+            actions=tuple(WatchdogAction),
+            hosts={row.host.name: row.status.capabilities.watchdog_models for row in rows},
+        )
+
+    async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
+        """Forget a host and revoke its certificate. Refused while it may hold a VM (G1)."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await the_host(tx, ref)
+            check_revision(if_match, row.host.revision)
+            held = await vms_held_by(tx, row.host.id)
+            if held:
+                raise Refused(
+                    f"{row.host.name} may still hold {', '.join(one.vm.name for one in held[:5])}",
+                    code="problem.host.busy",
+                    fix="power these VMs off there first, or release them",
+                )
+            for waiting in await unanswered_orders(tx, row.host.id):
+                await self._runner.give_up(
+                    tx,
+                    effects,
+                    waiting.order.operation_id,
+                    waiting.order.step,
+                    f"host {row.host.name} was removed",
+                )
+            await revoke_certificates(tx, row.host.id)
+            await drop_host(tx, row.host.id)
+            await record(tx, "host.removed", host=row.host, user=caller.name, name=row.host.name)
+            effects.configure(row.host.cluster_id)
+            effects.disconnect(row.host.id, "wire.refused.revoked")
+        await self._dispatcher.carry_out(effects)
+
+    async def scan(self, caller: Caller, ref: str) -> Operation:
+        """List the domains that virtha does not manage; the answer is the operation's ``foreign``."""
+        return await self._begin(caller, ref, "host.scan", None)
+
+    async def adopt(self, caller: Caller, ref: str, request: AdoptRequest) -> Operation:
+        if request.all == bool(request.names):
+            raise InvalidInput(
+                "give the names of domains, or all",
+                field="names",
+                allowed=("names", "all"),
+                fix="find out what there is by a scan of the host",
+            )
+        if len(request.names) > ADOPT_NAMES_MAX:
+            raise InvalidInput("too many", field="names", allowed=(f"{ADOPT_NAMES_MAX}",))
+        return await self._begin(caller, ref, "host.adopt", request)
+
+    async def _begin(
+        self, caller: Caller, ref: str, kind: str, adopt: AdoptRequest | None
+    ) -> Operation:
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await the_host(tx, ref)
+            host_id = row.host.id
+            if adopt is not None:
+                await check_nothing_open(tx, host_id, f"adopting on {row.host.name}")
+            steps: builtins.list[Step] = [
+                Give(name=f"scan {row.host.name}", host_id=host_id, order=ScanForeign())
+            ]
+            if adopt is not None:
+                steps.append(
+                    AdoptFound(
+                        name="choose domains",
+                        host_id=host_id,
+                        names=adopt.names,
+                        ha=adopt.ha,
+                        dry_run=adopt.dry_run,
+                    )
+                )
+            operation = await self._runner.begin(
+                tx,
+                effects,
+                kind=kind,
+                subject=host_id,
+                by=caller.name,
+                plan=Plan(steps=tuple(steps)),
+            )
+        await self._dispatcher.carry_out(effects)
+        return operation
+
+    # sessions
+
+    async def certificate_allowed(self, host_id: HostId, serial: str) -> bool:
+        async with self._store.read() as tx:
+            return await certificate_is_valid(tx, serial, host_id)
+
+    async def hello(
+        self,
+        host_id: HostId,
+        *,
+        boot: BootId,
+        certificate_serial: str,
+        term_seen: int,
+        fact_sequence_last: int,
+    ) -> HelloAnswer:
+        """An agent's session begins. Raises Unauthenticated (`wire.refused.revoked`), NotFound."""
+        async with self._store.write() as tx:
+            row = await find_host(tx, host_id)
+            if row is None or not await certificate_is_valid(tx, certificate_serial, host_id):
+                raise Unauthenticated(
+                    "this certificate is not valid any more",
+                    code="wire.refused.revoked",
+                    fix="join the host again: 'virtha agent join'",
+                )
+            installation = await the_installation(tx)
+            term = installation.term
+            if term_seen > term:
+                # An agent followed a later term than our records know: a restored database (M1).
+                term = Term(term_seen + 1)
+                await set_term(tx, term)
+            acknowledged = await self._check_sequence(tx, row, fact_sequence_last)
+            await self._note_hello(tx, row, boot)
+        async with self._store.read() as tx:
+            row = await find_host(tx, host_id)
+            if row is None:
+                raise NotFound("the host was removed in the meantime")
+            settings = (await settings_for(tx, row.host.cluster_id, (row,)))[host_id]
+            return HelloAnswer(
+                installation_id=settings.installation_id,
+                term=term,
+                fact_sequence_acknowledged=acknowledged,
+                settings=settings,
+                orders=await self._dispatcher.unanswered(tx, row),
+            )
+
+    async def _check_sequence(
+        self, tx: WriteTransaction, row: HostRow, fact_sequence_last: int
+    ) -> int:
+        """A host that counts from below what we have has lost its outbox: its next facts are new."""
+        if fact_sequence_last >= row.fact_sequence:
+            return row.fact_sequence
+        await save_fact_sequence(tx, row.host.id, fact_sequence_last)
+        await record(
+            tx,
+            "host.outbox.truncated",
+            host=row.host,
+            name=row.host.name,
+            lost="unknown",
+            sequence_known=row.fact_sequence,
+            sequence_last=fact_sequence_last,
+        )
+        return fact_sequence_last
+
+    async def _note_hello(self, tx: WriteTransaction, row: HostRow, boot: BootId) -> None:
+        before = row.status
+        name = row.host.name
+        await save_host_status(
+            tx,
+            msgspec.structs.replace(
+                before, boot=boot, state=HostState.UP, last_seen=tx.clock.wall_ms()
+            ),
+        )
+        if before.boot is not None and before.boot != boot:
+            await record(
+                tx, "host.rebooted", host=row.host, name=name, boot=boot, old_boot=before.boot
+            )
+        await _tell_presence(tx, row, HostState.UP)
+        await record(tx, "host.connected", host=row.host, name=name, boot=boot)
+        await show_states_of(tx, row.host.id, unknown=False)
+
+    async def agent_lost(self, host_id: HostId) -> None:
+        """An agent's session ended. That alone says nothing; when it was there is kept."""
+        async with self._store.write() as tx:
+            row = await find_host(tx, host_id)
+            if row is not None:
+                status = msgspec.structs.replace(row.status, last_seen=tx.clock.wall_ms())
+                await save_host_status(tx, status)
+
+    async def presence_changed(self, host_id: HostId, state: HostState) -> None:
+        """The server judges differently how a host answers. Says nothing about its VMs' lives."""
+        async with self._store.write() as tx:
+            row = await find_host(tx, host_id)
+            if row is None or row.status.state is state:
+                return
+            await save_host_status(tx, msgspec.structs.replace(row.status, state=state))
+            await _tell_presence(tx, row, state)
+            await show_states_of(tx, host_id, unknown=state is HostState.UNREACHABLE)
+        if state is HostState.UP:
+            await self._dispatcher.resend(host_id)
+
+    async def clock_measured(self, host_id: HostId, offset_ms: int) -> None:
+        """How far the host's wall clock is from ours; told when it crosses the setting's bound."""
+        async with self._store.write() as tx:
+            row = await find_host(tx, host_id)
+            if row is None:
+                return
+            bound_ms = (await setting_values(tx)).get(CLOCK_OFFSET_MAX)
+            was_wrong = abs(row.status.clock_offset_ms or 0) > bound_ms
+            is_wrong = abs(offset_ms) > bound_ms
+            if was_wrong == is_wrong and row.status.clock_offset_ms is not None:
+                return  # the figure wanders by milliseconds: not worth a write
+            await save_host_status(
+                tx, msgspec.structs.replace(row.status, clock_offset_ms=offset_ms)
+            )
+            if is_wrong:
+                await record(
+                    tx,
+                    "host.clock.wrong",
+                    host=row.host,
+                    name=row.host.name,
+                    offset_ms=offset_ms,
+                )
+
+    async def resend(self, host_id: HostId) -> int:
+        """Send the orders that this host has not answered; a start waits until a beat can be quoted."""
+        return await self._dispatcher.resend(host_id)
+
+    async def settings_for_host(self, host_id: HostId) -> HostSettings:
+        async with self._store.read() as tx:
+            row = await find_host(tx, host_id)
+            if row is None:
+                raise NotFound(f"there is no host {host_id}")
+            return (await settings_for(tx, row.host.cluster_id, (row,)))[host_id]
+
+
+async def _view(tx: Transaction, row: HostRow, cluster_name: str) -> HostView:
+    held = await vms_held_by(tx, row.host.id)
+    used_bytes = sum(one.vm.memory_bytes for one in held)
+    return HostView(
+        host=row.host,
+        status=row.status,
+        cluster_name=cluster_name,
+        vms=tuple(one.vm.name for one in held),
+        free_memory_bytes=max(row.status.capabilities.memory_bytes - used_bytes, 0),
+    )
+
+
+async def _tell_presence(tx: WriteTransaction, row: HostRow, state: HostState) -> None:
+    """The events of going from ``row.status.state`` to ``state``."""
+    before = row.status.state
+    name = row.host.name
+    if before is HostState.UNREACHABLE and state is not HostState.UNREACHABLE:
+        await record(tx, "host.reachable", host=row.host, name=name)
+    if before is HostState.AGENT_DOWN and state is HostState.UP:
+        await record(tx, "host.agent.up", host=row.host, name=name)
+    if state is HostState.AGENT_DOWN and before is not state:
+        await record(tx, "host.agent.down", host=row.host, name=name)
+    if state is HostState.UNREACHABLE and before is not state:
+        await record(tx, "host.unreachable", host=row.host, name=name)

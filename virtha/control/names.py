@@ -35,7 +35,9 @@ def check_name(name: str, *, field: str = "name") -> str:
         raise InvalidInput(
             f"'{name}' is no name",
             field=field,
-            allowed=("letters, digits, '.', '_' and '-', beginning and ending with a letter or digit",),
+            allowed=(
+                "letters, digits, '.', '_' and '-', beginning and ending with a letter or digit",
+            ),
         )
     if _UUID.fullmatch(name.lower()):
         raise InvalidInput(f"'{name}' looks like an id", field=field, fix="choose another name")
@@ -80,7 +82,7 @@ def taken(kind: str, name: str, *, field: str = "name") -> Conflict:
 def missing(kind: str, ref: str, names: Iterable[str], *, field: str | None = None) -> NotFound:
     near = tuple(get_close_matches(ref, list(names), n=3))
     return NotFound(
-        f"there is no {kind} '{ref[:NAME_LENGTH_MAX + 1]}'",
+        f"there is no {kind} '{ref[: NAME_LENGTH_MAX + 1]}'",
         field=field,
         fix=f"did you mean {' or '.join(near)}?" if near else "",
     )

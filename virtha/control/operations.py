@@ -1,29 +1,142 @@
-"""Bodies follow."""
+"""Operations: looking at them, waiting for them, giving up what no host can be asked any more."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import builtins
 
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.known_settings import ORDER_DEADLINE, setting_values
+from virtha.control.names import check_limit, page_of
+from virtha.control.plan import decode_plan
+from virtha.control.requests import OperationQuery
+from virtha.control.runner import FoundByScan, Runner
+from virtha.control.views import ForeignDomains, Page
+from virtha.model.errors import Conflict, InvalidInput, NotFound
 from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.model.time import format_duration_ms
+from virtha.ports.hosts import HostLinks
+from virtha.store.body import decode
+from virtha.store.operations import (
+    OperationFilter,
+    OperationRow,
+    all_unanswered_orders,
+    find_operation,
+    open_operations_of,
+    operations_before,
+)
+from virtha.store.store import Store, Transaction
+
+_BLOCK_ALL = ("vm.create", "vm.delete", "vm.release", "host.adopt")
+_BLOCK_START = ("vm.start", "vm.shutdown", "vm.power_off")
+
+
+async def check_nothing_open(
+    tx: Transaction, subject: str, what: str, *, starts: bool = False
+) -> None:
+    """Raises Conflict. Ordered stops may overtake each other and a start that hangs, nothing else may."""
+    for row in await open_operations_of(tx, subject):
+        kind = row.operation.kind
+        if kind in _BLOCK_ALL or (starts and kind in _BLOCK_START):
+            raise Conflict(
+                f"{what} must wait: {kind} is under way",
+                code="problem.operation.open",
+                fix=f"wait for it: 'virtha operation wait {row.operation.id}'",
+            )
 
 
 class Operations:
+    def __init__(
+        self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
+    ) -> None:
+        self._store = store
+        self._links = links
+        self._runner = runner
+        self._dispatcher = dispatcher
+
     async def list(self, query: OperationQuery) -> Page[Operation]:
-        raise NotImplementedError
+        """Newest first."""
+        limit = check_limit(query.limit)
+        wanted = OperationFilter(subject=query.subject, kind=query.kind, open=query.open)
+        async with self._store.read() as tx:
+            found = await operations_before(tx, wanted, _number(query.after), limit + 1)
+            rows, more = page_of(found, limit)
+            return Page(
+                items=tuple(row.operation for row in rows),
+                revision=await tx.revision_now(),
+                next=str(rows[-1].number) if more else None,
+            )
 
     async def get(self, operation_id: str) -> Operation:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            return (await _the_operation(tx, operation_id)).operation
 
     async def wait(self, operation_id: str, timeout_ms: int) -> Operation:
-        raise NotImplementedError
+        """As soon as it is over, or as it is after ``timeout_ms``."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1_000
+        while True:
+            seen = self._store.changes.revision
+            operation = await self.get(operation_id)
+            left_s = deadline - loop.time()
+            if operation.is_over or left_s <= 0:
+                return operation
+            try:
+                await asyncio.wait_for(self._store.changes.beyond(seen), left_s)
+            except TimeoutError:
+                return await self.get(operation_id)
 
     async def foreign(self, operation_id: str) -> ForeignDomains:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            row = await _the_operation(tx, operation_id)
+        if row.operation.kind not in ("host.scan", "host.adopt"):
+            raise NotFound(
+                f"{row.operation.kind} lists no foreign domains",
+                fix="begin one by POST /v1/hosts/{ref}/scan",
+            )
+        found = decode(FoundByScan, row.foreign) if row.foreign else FoundByScan()
+        return ForeignDomains(items=found.items, changes=decode_plan(row.plan).changes)
+
+    async def expire(self) -> int:
+        """Give up orders whose host was not there for ``order.deadline``. The server calls it at intervals.
+
+        A VM's start that was given up keeps its holder: the host may have got the order after all.
+        """
+        now = self._store.clock.wall_ms()
+        async with self._store.read() as tx:
+            deadline_ms = (await setting_values(tx)).get(ORDER_DEADLINE)
+            late = [
+                row
+                for row in await all_unanswered_orders(tx)
+                if row.created + deadline_ms < now and not self._links.agent_connected(row.host_id)
+            ]
+        if not late:
+            return 0
+        effects = Effects()
+        message = f"its host could not be asked for {format_duration_ms(deadline_ms)}"
+        async with self._store.write() as wtx:
+            for row in late:
+                order = row.order
+                await self._runner.give_up(wtx, effects, order.operation_id, order.step, message)
+        await self._dispatcher.carry_out(effects)
+        return len(late)
+
+    async def open_ids(self) -> builtins.list[str]:
+        async with self._store.read() as tx:
+            rows = await operations_before(tx, OperationFilter(open=True), None, 1_000)
+            return [row.operation.id for row in rows]
+
+
+async def _the_operation(tx: Transaction, operation_id: str) -> OperationRow:
+    row = await find_operation(tx, operation_id)
+    if row is None:
+        raise NotFound(f"there is no operation {operation_id[:64]}")
+    return row
+
+
+def _number(after: str | None) -> int | None:
+    if after is None:
+        return None
+    if not after.isdecimal() or len(after) > 18:
+        raise InvalidInput(
+            f"'{after[:64]}' is no cursor", field="after", fix="use 'next' of a list"
+        )
+    return int(after)

@@ -65,9 +65,7 @@ def reasons_against(
         }
         found.append(Reason(code="host.unfit.memory", fields=fields))
     if vm.watchdog is not None and vm.watchdog.model not in able.watchdog_models:
-        found.append(
-            Reason(code="host.unfit.watchdog", fields={"model": vm.watchdog.model.value})
-        )
+        found.append(Reason(code="host.unfit.watchdog", fields={"model": vm.watchdog.model.value}))
     for domain_id in sorted({disk.storage_domain_id for disk in vm.disks}):
         if not candidate.storage_usable.get(domain_id, False):
             found.append(

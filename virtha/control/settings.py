@@ -19,8 +19,23 @@ class Settings:
     async def list(self) -> tuple[SettingView, ...]:
         raise NotImplementedError
 
-    async def put(self, caller: Caller, key: str, request: SettingPut, *, scope: SettingScope = SettingScope.GLOBAL, subject: str | None = None) -> SettingView:
+    async def put(
+        self,
+        caller: Caller,
+        key: str,
+        request: SettingPut,
+        *,
+        scope: SettingScope = SettingScope.GLOBAL,
+        subject: str | None = None,
+    ) -> SettingView:
         raise NotImplementedError
 
-    async def delete(self, caller: Caller, key: str, *, scope: SettingScope = SettingScope.GLOBAL, subject: str | None = None) -> None:
+    async def delete(
+        self,
+        caller: Caller,
+        key: str,
+        *,
+        scope: SettingScope = SettingScope.GLOBAL,
+        subject: str | None = None,
+    ) -> None:
         raise NotImplementedError

@@ -34,7 +34,9 @@ class Users:
     async def create(self, caller: Caller, request: UserCreate) -> User:
         raise NotImplementedError
 
-    async def change(self, caller: Caller, ref: str, request: UserChange, if_match: Revision | None = None) -> User:
+    async def change(
+        self, caller: Caller, ref: str, request: UserChange, if_match: Revision | None = None
+    ) -> User:
         raise NotImplementedError
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:

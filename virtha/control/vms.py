@@ -25,10 +25,19 @@ class Vms:
     async def create(self, caller: Caller, request: VmCreate) -> Operation:
         raise NotImplementedError
 
-    async def change(self, caller: Caller, ref: str, request: VmChange, if_match: Revision | None = None) -> VmView:
+    async def change(
+        self, caller: Caller, ref: str, request: VmChange, if_match: Revision | None = None
+    ) -> VmView:
         raise NotImplementedError
 
-    async def delete(self, caller: Caller, ref: str, *, keep_disks: bool = False, if_match: Revision | None = None) -> Operation:
+    async def delete(
+        self,
+        caller: Caller,
+        ref: str,
+        *,
+        keep_disks: bool = False,
+        if_match: Revision | None = None,
+    ) -> Operation:
         raise NotImplementedError
 
     async def start(self, caller: Caller, ref: str, request: VmStart) -> Operation:
@@ -58,11 +67,17 @@ class Vms:
     async def watchdog(self, ref: str) -> Watchdog:
         raise NotImplementedError
 
-    async def add_watchdog(self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None) -> VmView:
+    async def add_watchdog(
+        self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None
+    ) -> VmView:
         raise NotImplementedError
 
-    async def put_watchdog(self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None) -> VmView:
+    async def put_watchdog(
+        self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None
+    ) -> VmView:
         raise NotImplementedError
 
-    async def remove_watchdog(self, caller: Caller, ref: str, if_match: Revision | None = None) -> VmView:
+    async def remove_watchdog(
+        self, caller: Caller, ref: str, if_match: Revision | None = None
+    ) -> VmView:
         raise NotImplementedError

@@ -129,6 +129,7 @@ def unpatch_domain(xml: str, original_xml: str) -> Patched:
         _restore_watchdog(patch, original)
     if "serial_log" in keys:
         _drop(patch, _our_logs(patch, mark.getAttribute("id")), "the log of the serial console")
+    _drop_empty_devices(patch, original)
     metadata = mark.parentNode
     remove(mark)
     if isinstance(metadata, Element) and not metadata.childNodes:
@@ -219,25 +220,31 @@ def _patch_watchdog(patch: _Patch, wanted: Watchdog | None) -> None:
     """One plugged card as wanted. q35's built-in itco stays: it can't be taken out, but libvirt wants
     one action for all cards."""
     cards = elements(patch.devices(), "watchdog")
-    kept = False
     changed = False
+    kept = [card for card in cards if wanted is not None and _model(card) == wanted.model][:1]
+    if wanted is not None and not kept:
+        _insert_card(patch, imported(patch.document, watchdog_element(wanted)), cards)
+        changed = True
     for card in cards:
-        model, action = card.getAttribute("model"), card.getAttribute("action") or "reset"
-        fits = wanted is not None and model == wanted.model and not kept
-        if not fits and model != WatchdogModel.ITCO:
+        if card not in kept and _model(card) != WatchdogModel.ITCO:
             remove(card)
             changed = True
-            continue
-        kept = kept or fits
-        if wanted is not None and action != wanted.action:
+        elif wanted is not None and (card.getAttribute("action") or "reset") != wanted.action:
             card.setAttribute("action", wanted.action.value)
             changed = True
-    if wanted is not None and not kept:
-        insert(patch.devices(), imported(patch.document, watchdog_element(wanted)))
-        changed = True
     if changed:
         words = f"{wanted.model}:{wanted.action}" if wanted is not None else "none"
         patch.did("watchdog", f"watchdog card: {words}")
+
+
+def _model(card: Element) -> str:
+    return card.getAttribute("model")
+
+
+def _insert_card(patch: _Patch, card: Element, old: list[Element]) -> None:
+    """In the place of the first plugged one, so that giving back restores the order too."""
+    plugged = [other for other in old if _model(other) != WatchdogModel.ITCO]
+    insert(patch.devices(), card, before=plugged[0] if plugged else None)
 
 
 def _patch_serial_log(patch: _Patch, path: str) -> None:
@@ -318,10 +325,17 @@ def _drop_idle_serial_controller(patch: _Patch, original: Element) -> None:
 
 
 def _restore_watchdog(patch: _Patch, original: Element) -> None:
-    for card in elements(patch.devices(), "watchdog"):
-        remove(card)
+    ours = elements(patch.devices(), "watchdog")
     before = elements(first(original, "devices") or original, "watchdog")
     for card in before:
-        insert(patch.devices(), cloned(patch.document, card))
-    words = ", ".join(f"{card.getAttribute('model')}" for card in before) or "none"
+        _insert_card(patch, cloned(patch.document, card), ours)
+    for card in ours:
+        remove(card)
+    words = ", ".join(_model(card) for card in before) or "none"
     patch.changes.append(f"watchdog card restored: {words}")
+
+
+def _drop_empty_devices(patch: _Patch, original: Element) -> None:
+    devices = first(patch.root, "devices")
+    if devices is not None and not devices.childNodes and first(original, "devices") is None:
+        remove(devices)

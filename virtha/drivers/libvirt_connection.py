@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import libvirt
@@ -64,8 +65,8 @@ def _turn_for_ever() -> None:
 class KeptConnection:
     """Connects in the background and again after each loss, with growing delays.
 
-    ``on_open`` runs in a worker thread with each new connection (register callbacks there);
-    ``on_change`` runs in asyncio's thread.
+    ``on_open`` runs in a worker thread with each new connection, registers its event callbacks and
+    returns their ids; ``on_change`` runs in asyncio's thread.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class KeptConnection:
         uri: str,
         name: str,
         *,
-        on_open: Callable[["libvirt.virConnect"], None] | None = None,
+        on_open: Callable[["libvirt.virConnect"], list[int]] | None = None,
         on_change: Callable[[bool], None] | None = None,
     ) -> None:
         self._uri = uri
@@ -83,6 +84,7 @@ class KeptConnection:
         # Two: one may hang in open() while the other still closes an old connection.
         self._lane = Lane(f"{name}-connect", threads_max=2)
         self._connection: libvirt.virConnect | None = None
+        self._callback_ids: list[int] = []
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,7 +171,7 @@ class KeptConnection:
             # Local connections (test:///) have no keepalive; libvirt says so with 1.
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
             if self._on_open is not None:
-                self._on_open(connection)
+                self._callback_ids = self._on_open(connection)
         except BaseException:
             connection.close()
             raise
@@ -191,13 +193,20 @@ class KeptConnection:
             _log.debug("libvirt.close.unwanted", connection=self._name)
 
     async def _close_quietly(self, connection: "libvirt.virConnect") -> None:
+        callback_ids, self._callback_ids = self._callback_ids, []
+
         def close() -> None:
-            try:
-                connection.unregisterCloseCallback()
-                connection.close()
-            except libvirt.libvirtError as error:
-                # It was lost; closing only frees our side.
-                _log.debug("libvirt.close.failed", error=str(error))
+            # As long as a callback is registered libvirt keeps the connection, and its events come.
+            steps: list[Callable[[], Any]] = [
+                partial(connection.domainEventDeregisterAny, callback_id)
+                for callback_id in callback_ids
+            ]
+            for step in (*steps, connection.unregisterCloseCallback, connection.close):
+                try:
+                    step()
+                except libvirt.libvirtError as error:
+                    # It was lost; closing only frees our side.
+                    _log.debug("libvirt.close.failed", error=str(error))
 
         try:
             await self._lane.call("close", close, deadline_ms=2_000)

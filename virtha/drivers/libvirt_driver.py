@@ -24,7 +24,7 @@ from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import VmId
 from virtha.model.value import Value
-from virtha.ports.hypervisor import HypervisorFailed
+from virtha.ports.hypervisor import DomainMissing, HypervisorFailed
 
 Answer = TypeVar("Answer")
 
@@ -87,6 +87,11 @@ class LibvirtHost:
     def connected(self) -> bool:
         return self._main.connected
 
+    @property
+    def side_connected(self) -> bool:
+        """The connection of ``capabilities``, evidence and guest agents."""
+        return self._side.connected
+
     def subscribe(
         self,
         on_event: Callable[[DomainEvent], None],
@@ -112,7 +117,7 @@ class LibvirtHost:
         for callback in self._on_connection:
             callback(connected)
 
-    def _register(self, connection: "libvirt.virConnect") -> None:
+    def _register(self, connection: "libvirt.virConnect") -> list[int]:
         """Before anybody is told that the connection is there: what is listed after it can't miss
         an event in between."""
 
@@ -146,15 +151,18 @@ class LibvirtHost:
             # libvirt can't talk to this QEMU any more until libvirtd restarts; it runs on.
             _log.error("libvirt.monitor.lost", vm_id=_id(domain))
 
-        for event_id, callback in (
+        callbacks: tuple[tuple[int, Callable[..., None]], ...] = (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted),
             (libvirt.VIR_DOMAIN_EVENT_ID_WATCHDOG, watchdog),
             (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error),
             (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, guest_agent),
             (libvirt.VIR_DOMAIN_EVENT_ID_CONTROL_ERROR, monitor_lost),
-        ):
+        )
+        return [
             connection.domainEventRegisterAny(None, event_id, callback, None)
+            for event_id, callback in callbacks
+        ]
 
     def _deliver(self, event: DomainEvent) -> None:
         for callback in self._on_event:
@@ -182,11 +190,11 @@ class LibvirtHost:
     async def shutdown(self, vm_id: VmId) -> None:
         """The guest agent where it answers, else the power button."""
         flags = libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT | libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
-        await self._change("shut down", vm_id, lambda domain: domain.shutdownFlags(flags))
+        await self._change("shut down", vm_id, lambda domain: _live(domain).shutdownFlags(flags))
 
     async def reboot(self, vm_id: VmId) -> None:
         flags = libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT | libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN
-        await self._change("reboot", vm_id, lambda domain: domain.reboot(flags))
+        await self._change("reboot", vm_id, lambda domain: _live(domain).reboot(flags))
 
     async def reset(self, vm_id: VmId) -> None:
         await self._change("reset", vm_id, lambda domain: domain.reset(0))
@@ -430,7 +438,19 @@ class LibvirtHost:
 
 
 def _lookup(connection: "libvirt.virConnect", vm_id: VmId) -> "libvirt.virDomain":
-    return connection.lookupByUUIDString(vm_id)
+    try:
+        return connection.lookupByUUIDString(vm_id)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
+            raise DomainMissing(f"'{vm_id}' is no domain's UUID") from error
+        raise
+
+
+def _live(domain: "libvirt.virDomain") -> "libvirt.virDomain":
+    """libvirt 9.0 says "done" when a domain that doesn't run is told to shut down in several ways."""
+    if not domain.isActive():
+        raise HypervisorFailed(f"domain '{domain.name()}' is not running")
+    return domain
 
 
 def _id(domain: "libvirt.virDomain") -> VmId:

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from virtha.model.errors import VirthaError
 from virtha.model.time import Millis
 from virtha.wire.messages import Message
-from virtha.wire.session import Closed, Session
+from virtha.wire.session import Closed, Session, SessionState
 
 HANDSHAKE_DEADLINE_S = 10.0
 ENDING_GRACE_S = 1.0
@@ -86,6 +86,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_armed_in",
         "_clock",
         "_ending",
         "_incoming",
@@ -120,6 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._peer = ""
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_in: SessionState | None = None
         self._ready = False
         self._paused = False
         self._ending = False
@@ -152,8 +154,11 @@ class Connection(asyncio.BufferedProtocol):
         transport = cast("asyncio.Transport", self._transport)
         while not self._paused and (data := session.data_to_send()):
             self._write(transport, data)
-        if session.closed is not None and not self._ending:
-            self._say_last_words(session, session.closed)
+        if session.closed is not None:
+            if not self._ending:
+                self._say_last_words(session, session.closed)
+        elif session.state is not self._armed_in:
+            self._arm_timer()
 
     def close(self, code: str, message: str = "") -> None:
         if self.session is not None:
@@ -195,7 +200,6 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = True
         if self.session is not None:
             self.session.set_writable(False, self._clock())
-            self._arm_timer()
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -237,7 +241,6 @@ class Connection(asyncio.BufferedProtocol):
         except VirthaError as error:
             self._say_last_words(None, Closed(code=error.code, message=str(error)))
             return
-        self._arm_timer()
         self.flush()
 
     def _read(self) -> None:
@@ -284,10 +287,16 @@ class Connection(asyncio.BufferedProtocol):
     # Time
 
     def _arm_timer(self) -> None:
-        """Only when none runs: beats move the session's timer on, ours looks again when it fires."""
-        if self._timer is not None or self.session is None or self._ending:
+        """At each change of state, and when the timer fires. In between the session's timer only moves
+        on (with every beat), or to a moment after the next ping's."""
+        session = self.session
+        if session is None or self._ending:
             return
-        due = self.session.next_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed_in = session.state
+        due = session.next_timer()
         if due is not None:
             delay_s = max(0, due - self._clock() + 1) / 1_000
             self._timer = self._loop.call_later(delay_s, self._timer_fired)

@@ -5,7 +5,7 @@ Answers are plain JSON on purpose: tests and benchmarks read what a user's progr
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,20 +92,34 @@ class Api:
             if after is None:
                 return found
 
-    def stream(self, *, after: int | None = None, read_timeout_s: float = 60.0) -> Iterator[Json]:
-        """Events as they come (SSE), each with its arrival on our monotonic clock as ``_seen``."""
+    def stream(
+        self,
+        *,
+        after: int | None = None,
+        on_open: Callable[[], object] = lambda: None,
+        silence_s: float = 30.0,
+    ) -> Iterator[Json]:
+        """Events as they come (SSE), each with its arrival on our monotonic clock as ``_seen``.
+
+        ``silence_s`` is more than the server's keep-alive. Raises Unavailable when it breaks.
+        """
         params = {} if after is None else {"after": after}
-        timeout = httpx.Timeout(30.0, read=read_timeout_s)
-        with self._client.stream(
-            "GET", "/v1/events/stream", params=params, timeout=timeout
-        ) as answer:
-            answer.raise_for_status()
-            data: list[str] = []
-            for line in answer.iter_lines():
-                if line.startswith("data:"):
-                    data.append(line[5:].strip())
-                elif not line and data:
-                    event = json.loads("\n".join(data))
-                    data.clear()
-                    if isinstance(event, dict):
+        timeout = httpx.Timeout(30.0, read=silence_s)
+        try:
+            with self._client.stream(
+                "GET", "/v1/events/stream", params=params, timeout=timeout
+            ) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise Failed(f"event stream: {answer.status_code}: {answer.text[:500]}")
+                data: list[str] = []
+                for line in answer.iter_lines():
+                    on_open()
+                    if line.startswith("data:"):
+                        data.append(line[5:].strip())
+                    elif not line and data:
+                        event = json.loads("\n".join(data))
+                        data.clear()
                         yield {**event, "_seen": time.monotonic()}
+        except httpx.TransportError as error:
+            raise Unavailable(f"the event stream broke: {error}") from error

@@ -133,14 +133,14 @@ _DEPENDED_ON = (
     "watchdog",
     "pvpanic",
 )
-"""What MODULES depend on in Debian 12's kernel; `_load_order` fails if one more is needed."""
+"""What MODULES depend on in Debian 12's kernel; `load_order` fails if one more is needed."""
 
 
 def _module_closure_names() -> tuple[str, ...]:
     return (*_DEPENDED_ON, *guest_files.MODULES)
 
 
-def _load_order(modules: dict[str, Path]) -> list[str]:
+def load_order(modules: dict[str, Path]) -> list[str]:
     """Modules with what each depends on before it. ``modules``: name with '_' -> file."""
     order: list[str] = []
 
@@ -175,7 +175,7 @@ def _initramfs(unpacked: Path) -> bytes:
     for path, source in _program_with_libraries(Path("/usr/sbin/qemu-ga")).items():
         tree.file(path, source.read_bytes(), 0o755)
     modules = {path.stem.replace("-", "_"): path for path in unpacked.rglob("*.ko")}
-    order = _load_order(modules)
+    order = load_order(modules)
     for name in order:
         tree.file(f"lib/modules/{name}.ko", modules[name].read_bytes(), 0o644)
     tree.file("lib/modules/order", "".join(f"{name}\n" for name in order).encode(), 0o644)

@@ -116,7 +116,7 @@ def up(
         with steps.step(f"{hosts} hosts: joined, libvirt, guardian and agent started"):
             _start_hosts(lab)
         with steps.step("hosts are up, each start gate is proved"):
-            _wait_hosts(lab)
+            wait_hosts(lab)
         with steps.step(f"storage domain {STORAGE_NAME} with image tiny"):
             _add_storage(lab)
         lab.state = msgspec.structs.replace(lab.state, ready=True)
@@ -272,7 +272,7 @@ def hosts_not_up(lab: Lab) -> list[str]:
     return missing
 
 
-def _wait_hosts(lab: Lab) -> None:
+def wait_hosts(lab: Lab) -> None:
     try:
         wait_until(lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=60.0, pause_s=0.1)
     except Failed as error:

@@ -1,0 +1,1 @@
+"""The scenario language, shared by the simulator and the lab. Pure."""

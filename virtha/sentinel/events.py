@@ -246,6 +246,13 @@ class ResumeAccepted(Value, frozen=True, kw_only=True):
     by: str
 
 
+class MigrationMarked(Value, frozen=True, kw_only=True):
+    """A migration is about to begin (stepped, and its intents written, before it does), or is over."""
+
+    vm_id: VmId
+    migrating: bool
+
+
 class Adopted(Value, frozen=True, kw_only=True):
     vm: Vm
     incarnation: Incarnation
@@ -298,6 +305,7 @@ SentinelEvent = (
     | RebootAccepted
     | PauseAccepted
     | ResumeAccepted
+    | MigrationMarked
     | Adopted
     | Forgotten
     | RestartEnded

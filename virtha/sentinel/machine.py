@@ -7,6 +7,7 @@ list instead of guessing.
 
 from enum import StrEnum
 
+from virtha.model.domain import DomainState
 from virtha.model.vm import VmState
 
 
@@ -78,6 +79,16 @@ TRANSITIONS: dict[Trigger, dict[VmState, VmState]] = {
 
 UP_STATES = frozenset({_RUNNING, _PAUSED, _STOPPING, _CRASHED})
 """A QEMU exists."""
+
+
+ACTIVE: dict[DomainState, VmState] = {
+    DomainState.RUNNING: _RUNNING,
+    DomainState.SHUTTING_DOWN: _STOPPING,
+    DomainState.PAUSED: _PAUSED,
+    DomainState.PMSUSPENDED: _PAUSED,
+    DomainState.CRASHED: _CRASHED,
+}
+"""libvirt's states with a QEMU; all others have none (or, NOSTATE, don't say)."""
 
 
 def next_state(state: VmState, trigger: Trigger) -> VmState | None:

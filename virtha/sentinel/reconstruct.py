@@ -8,7 +8,6 @@ server. `unknown` and `daemon` name no cause, a VM missing from the list has non
 """
 
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.ids import VmId
 from virtha.model.time import Millis
 from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import (
@@ -19,7 +18,7 @@ from virtha.sentinel.events import (
     PingGuest,
     ReadBootStatus,
 )
-from virtha.sentinel.machine import Trigger
+from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.restart import attempt_failed, attempt_succeeded
 from virtha.sentinel.starts import start_failed, start_succeeded
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
@@ -33,17 +32,6 @@ GAP_DEADLINE_MS = 300_000
 BOOT_LAG_MS = 120_000
 """From a reset to the kernel's first second: firmware, boot loader, a slow emulator."""
 RELIST_MS = 10_000
-
-_ACTIVE = frozenset(
-    {
-        DomainState.RUNNING,
-        DomainState.PAUSED,
-        DomainState.SHUTTING_DOWN,
-        DomainState.PMSUSPENDED,
-        DomainState.CRASHED,
-    }
-)
-
 
 # A new boot of the host (P4)
 
@@ -149,7 +137,7 @@ def _compare(
     if report is not None and report.state is DomainState.NOSTATE:
         host.list_wanted = True
         return
-    active = report is not None and report.state in _ACTIVE
+    active = report is not None and report.state in ACTIVE
     unresolved = at_start or record.state is VmState.UNKNOWN
     if record.attempt is not None:
         if unresolved:
@@ -374,9 +362,3 @@ def _tell_between(host: HostState, guarded: Guarded, code: str, **fields: str) -
     record = guarded.record
     after_ms = record.gap_from_ms if record.gap_from_ms is not None else record.last_alive_ms
     host.tell(guarded, code, **fields, after_ms=after_ms, before_ms=int(host.now))
-
-
-def unlisted_domain(host: HostState, vm_id: VmId) -> DomainReport | None:
-    """An active domain of the last list."""
-    report = host.listed.get(vm_id)
-    return report if report is not None and report.state in _ACTIVE else None

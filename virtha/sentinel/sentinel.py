@@ -27,6 +27,7 @@ from virtha.sentinel.events import (
     Intent,
     LibvirtLost,
     ListDomains,
+    MigrationMarked,
     PauseAccepted,
     RebootAccepted,
     RestartEnded,
@@ -72,6 +73,7 @@ from virtha.sentinel.starts import (
     adopted,
     configured,
     forgotten,
+    migration_marked,
     pause_accepted,
     reboot_accepted,
     resume_accepted,
@@ -164,6 +166,7 @@ class Sentinel:
         | RebootAccepted
         | PauseAccepted
         | ResumeAccepted
+        | MigrationMarked
         | Adopted
         | Forgotten,
     ) -> None:
@@ -181,6 +184,8 @@ class Sentinel:
                 pause_accepted(host, event)
             case ResumeAccepted():
                 resume_accepted(host, event)
+            case MigrationMarked():
+                migration_marked(host, event)
             case Adopted():
                 adopted(host, event)
             case Forgotten():

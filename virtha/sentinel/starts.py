@@ -1,6 +1,6 @@
 """Ordered starts, reboots, pauses; adopting and forgetting; new settings."""
 
-from virtha.model.domain import DomainState
+from virtha.model.domain import DomainReport
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import HeldVm
@@ -11,6 +11,7 @@ from virtha.sentinel.events import (
     Exit,
     ExitCause,
     Forgotten,
+    MigrationMarked,
     PauseAccepted,
     RebootAccepted,
     RebootMark,
@@ -19,7 +20,7 @@ from virtha.sentinel.events import (
     StartEnded,
     VmRecord,
 )
-from virtha.sentinel.machine import Trigger
+from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.state import Guarded, HostState, reason
 
 REBOOT_WAIT_MS = 300_000
@@ -27,11 +28,23 @@ REBOOT_WAIT_MS = 300_000
 
 
 def start_refusal(host: HostState, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
+    """Coded as the order's refusal. Without libvirt's word nobody knows what runs here."""
+    if not host.connected:
+        return reason("host.unfit.libvirt")
+    refusal = _refusal_by_record(host, vm_id, incarnation)
+    guarded = host.vms.get(vm_id)
+    if refusal is None and guarded is None and unlisted_domain(host, vm_id) is not None:
+        return reason("order.refused.running")
+    return refusal
+
+
+def _refusal_by_record(host: HostState, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
     guarded = host.vms.get(vm_id)
     if guarded is None:
         return None
     record = guarded.record
-    if guarded.up or record.attempt is not None or record.state is VmState.UNKNOWN:
+    # STARTING and UNKNOWN: a copy may be there; a second start that fails would release the first.
+    if record.state is not VmState.DOWN or record.attempt is not None:
         return reason("order.refused.running")
     again = incarnation == record.incarnation and not record.released
     if incarnation > record.incarnation or again:
@@ -42,7 +55,7 @@ def start_refusal(host: HostState, vm_id: VmId, incarnation: Incarnation) -> Rea
 def start_accepted(host: HostState, event: StartAccepted) -> None:
     """The server's word ends all that was counted and held against the VM."""
     old = host.vms.get(event.vm.id)
-    refusal = start_refusal(host, event.vm.id, event.incarnation)
+    refusal = _refusal_by_record(host, event.vm.id, event.incarnation)
     assert refusal is None, f"{event.vm.id}: {refusal}"
     record = VmRecord(
         vm=event.vm,
@@ -123,14 +136,20 @@ def resume_accepted(host: HostState, event: ResumeAccepted) -> None:
         guarded.pause_sent_ms = None
 
 
+def unlisted_domain(host: HostState, vm_id: VmId) -> DomainReport | None:
+    """An active domain of the last list."""
+    report = host.listed.get(vm_id)
+    return report if report is not None and report.state in ACTIVE else None
+
+
+def migration_marked(host: HostState, event: MigrationMarked) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is not None:
+        guarded.set(migrating=event.migrating)
+
+
 def adopted(host: HostState, event: Adopted) -> None:
-    state = {
-        DomainState.RUNNING: VmState.RUNNING,
-        DomainState.SHUTTING_DOWN: VmState.STOPPING,
-        DomainState.PAUSED: VmState.PAUSED,
-        DomainState.PMSUSPENDED: VmState.PAUSED,
-        DomainState.CRASHED: VmState.CRASHED,
-    }.get(event.domain.state, VmState.DOWN)
+    state = ACTIVE.get(event.domain.state, VmState.DOWN)
     guarded = Guarded(
         VmRecord(
             vm=event.vm,

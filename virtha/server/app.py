@@ -300,10 +300,10 @@ async def _announce(
     on_ready: Callable[[Ready], None],
 ) -> None:
     """Ready means served: both listeners have been seen to accept."""
-    while not all(listener.started for listener in server.listeners):
-        if stopping.is_set():
-            return
-        await asyncio.sleep(0.01)
+    for listener in server.listeners:
+        await listener.accepting.wait()
+    if stopping.is_set():
+        return
     write_whole(paths.ready, msgspec.json.encode(server.ready) + b"\n", mode=0o644)
     log.info("server ready", **msgspec.to_builtins(server.ready))
     notify(f"READY=1\nSTATUS=REST on {server.ready.url}, agents on {server.ready.gateway}")

@@ -85,8 +85,9 @@ def check_installation(paths: ServerPaths, clock: Clock) -> list[Check]:
             detail = f"{error.field}: {error.message}" if error.field else error.message
             found.append(Check(name=name, state=CheckState.FAILED, detail=detail, fix=error.fix))
             return False
-        done = isinstance(answer, Check)
-        found.append(answer if done else Check(name=name, state=CheckState.OK, detail=str(answer)))
+        if isinstance(answer, str):
+            answer = Check(name=name, state=CheckState.OK, detail=answer)
+        found.append(answer)
         return True
 
     config: list[ServerConfig] = []

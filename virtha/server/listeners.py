@@ -53,6 +53,14 @@ def peer_uid(transport: asyncio.BaseTransport) -> int | None:
 class Listener(uvicorn.Server):
     """uvicorn without its signal handlers: the server's own loop decides when to stop."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -65,14 +73,14 @@ class Listener(uvicorn.Server):
 
 
 def tls_listener(app: ASGIApp, context: ssl.SSLContext) -> Listener:
-    return Listener(_config(app, ssl_context_factory=lambda _config, _default: context))
+    return Listener(uvicorn_config(app, ssl_context_factory=lambda _config, _default: context))
 
 
 def unix_listener(app: ASGIApp) -> Listener:
-    return Listener(_config(app, http=PeerCredentialProtocol))
+    return Listener(uvicorn_config(app, http=PeerCredentialProtocol))
 
 
-def _config(app: ASGIApp, **more: Any) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         **{"http": "httptools", **more},

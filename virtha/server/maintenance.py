@@ -7,17 +7,14 @@ from pathlib import Path
 
 import structlog
 
-from virtha.model.codes import REGISTRY, render
+from virtha.control.history import record
 from virtha.model.errors import VirthaError
-from virtha.model.event import Event
-from virtha.model.value import Fields
 from virtha.ports.clock import Clock
 from virtha.server.backup import DATABASE, Manifest, back_up, check_free, put_in_place, unpack
 from virtha.server.checks import database_path, inspect_database
 from virtha.server.config import ServerPaths, read_config
 from virtha.server.files import make_directories, only_server, write_failed
 from virtha.store import open_store
-from virtha.store.events import add_event
 from virtha.store.installations import set_timeline
 from virtha.store.migrate import head_revision
 
@@ -39,7 +36,7 @@ async def back_up_installation(paths: ServerPaths, target: Path, clock: Clock) -
     )
     if facts.schema == head_revision():  # else opening it would migrate it under a running server
         try:
-            await _record(database, "server.backup.made", {"path": str(target)}, clock)
+            await _record(database, "server.backup.made", str(target), clock)
         except VirthaError as error:
             # The backup is whole; only its entry is missing, and the operator is told so.
             log.warning("backup made, but it can't be recorded", error=str(error))
@@ -56,8 +53,8 @@ async def restore_installation(
         staging = Path(tempfile.mkdtemp(dir=paths.state.parent, prefix="restore-"))
         try:
             manifest = unpack(source, staging)
-            fields: Fields = {"path": str(source)}
-            await _record(staging / DATABASE, "server.restored", fields, clock, new_timeline=True)
+            database = staging / DATABASE
+            await _record(database, "server.restored", str(source), clock, new_timeline=True)
             put_in_place(paths, staging, now=clock.wall_ms())
         except OSError as error:
             raise write_failed(paths.state, error) from error
@@ -67,17 +64,14 @@ async def restore_installation(
 
 
 async def _record(
-    database: Path, code: str, fields: Fields, clock: Clock, *, new_timeline: bool = False
+    database: Path, code: str, path: str, clock: Clock, *, new_timeline: bool = False
 ) -> None:
     """``new_timeline``: what this database says may be older than what hosts have seen since (M2)."""
-    event = Event(
-        code=code, severity=REGISTRY[code].severity, message=render(code, fields), fields=fields
-    )
     store = await open_store(f"sqlite:///{database}", clock=clock)
     try:
         async with store.write() as tx:
             if new_timeline:
                 await set_timeline(tx, str(uuid.uuid4()))
-            await add_event(tx, event)
+            await record(tx, code, path=path)
     finally:
         await store.close()

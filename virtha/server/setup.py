@@ -28,9 +28,9 @@ from virtha.server.files import make_directories, only_server, write_whole
 from virtha.store import open_store
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-PASSWORD_ALPHABET = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
+GENERATED_FROM = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 """Without l, I, O, 0 and 1, which people misread."""
-PASSWORD_LENGTH = 20
+GENERATED_LENGTH = 20
 """20 of 56 characters: 116 bits."""
 
 
@@ -58,7 +58,7 @@ class InitResult(Value, frozen=True, kw_only=True):
 
 
 def generate_password() -> str:
-    return "".join(secrets.choice(PASSWORD_ALPHABET) for _ in range(PASSWORD_LENGTH))
+    return "".join(secrets.choice(GENERATED_FROM) for _ in range(GENERATED_LENGTH))
 
 
 def default_names(listen: str) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Hosts, their status, their certificates."""
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 
@@ -66,6 +68,15 @@ async def hosts_of_cluster(tx: Transaction, cluster_id: ClusterId) -> tuple[Host
 
 async def hosts_after(tx: Transaction, name: str, limit: int) -> tuple[HostRow, ...]:
     return await _rows(tx, host.c.name > name, by_name=True, limit=limit)
+
+
+async def hosts_with_ids(tx: Transaction, ids: Collection[HostId]) -> dict[HostId, HostRow]:
+    found: dict[HostId, HostRow] = {}
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), 500):  # both databases bound the number of parameters
+        for row in await _rows(tx, host.c.id.in_(wanted[start : start + 500])):
+            found[row.host.id] = row
+    return found
 
 
 async def add_host(

@@ -1,7 +1,7 @@
 """VMs, their status, holders, disks and NICs."""
 
 import msgspec
-from sqlalchemy import ColumnElement, delete, insert, or_, select
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 
 from virtha.model.ids import ClusterId, HostId, StorageDomainId, VmId
 from virtha.model.value import Value
@@ -12,13 +12,18 @@ from virtha.store.store import Transaction, WriteTransaction
 
 
 class VmRow(Value, frozen=True, kw_only=True):
+    """``status.state`` is the last that its host reported; ``shown`` what may be claimed now."""
+
     vm: Vm
     status: VmStatus
+    shown: VmState
 
 
-_JOINED = select(vm.c.body.label("vm_body"), vm_status.c.body.label("status_body")).join(
-    vm_status, vm_status.c.vm_id == vm.c.id
-)
+_JOINED = select(
+    vm.c.body.label("vm_body"),
+    vm_status.c.body.label("status_body"),
+    vm_status.c.state.label("shown"),
+).join(vm_status, vm_status.c.vm_id == vm.c.id)
 
 
 async def _rows(
@@ -26,7 +31,12 @@ async def _rows(
 ) -> tuple[VmRow, ...]:
     rows = await tx.connection.execute(_JOINED.where(*where).order_by(vm.c.name).limit(limit))
     return tuple(
-        VmRow(vm=decode(Vm, row.vm_body), status=decode(VmStatus, row.status_body)) for row in rows
+        VmRow(
+            vm=decode(Vm, row.vm_body),
+            status=decode(VmStatus, row.status_body),
+            shown=VmState(row.shown),
+        )
+        for row in rows
     )
 
 
@@ -147,6 +157,24 @@ async def save_vm_status(tx: WriteTransaction, value: VmStatus) -> VmStatus:
                 insert(vm_holder).values(vm_id=saved.vm_id, host_id=host_id)
             )
     return saved
+
+
+async def show_states_of(tx: WriteTransaction, host_id: HostId, *, unknown: bool) -> int:
+    """Of the VMs that a host holds: show UNKNOWN while it does not answer, then what it said last.
+
+    What was reported stays: a host that was merely cut off has nothing new to say when it is back.
+    """
+    changed = 0
+    for row in await vms_held_by(tx, host_id):
+        shown = VmState.UNKNOWN if unknown else row.status.state
+        if row.shown is shown:
+            continue
+        saved = await save_vm_status(tx, row.status)
+        await tx.connection.execute(
+            update(vm_status).where(vm_status.c.vm_id == saved.vm_id).values(state=shown.value)
+        )
+        changed += 1
+    return changed
 
 
 async def drop_vm(tx: WriteTransaction, vm_id: VmId) -> None:

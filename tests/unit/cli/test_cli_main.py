@@ -26,8 +26,8 @@ OURS = [name for name, noun in NOUNS.items() if not noun.extra]
     [
         (["--version"], ()),
         (["--help"], ()),
-        (["vm", "list", "--help"], ("httpx", "yaml")),
-        (["codes", "8021"], ("httpx", "yaml")),
+        (["vm", "list", "--help"], ("httpx", "rich", "yaml")),
+        (["codes", "8021"], ("httpx", "rich", "yaml")),
     ],
 )
 def test_a_command_imports_only_what_it_needs(argv: list[str], allowed: tuple[str, ...]) -> None:

@@ -51,6 +51,7 @@ EVENTS: tuple[Code, ...] = (
     _event(1204, "user.deleted", INFO, "User {user} deleted", "user"),
     _event(1205, "token.created", INFO, "Join token created for cluster {cluster}", "cluster"),
     _event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
+    _event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
     _event(1400, "host.joined", INFO, "Host {name} joined", "name"),
     _event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
     _event(
@@ -205,6 +206,24 @@ EVENTS: tuple[Code, ...] = (
         "detail",
     ),
     _event(2015, "vm.unmanaged_copy", ALERT, "{vm} runs on {host} without a grant", "vm", "host"),
+    _event(
+        2016,
+        "vm.absent",
+        WARNING,
+        "{host} should hold {vm} but has no such domain",
+        "vm",
+        "host",
+        help="Its definition was removed with libvirt's own tools. 'virtha vm start' makes it anew.",
+    ),
+    _event(
+        2017,
+        "operation.failed",
+        ERROR,
+        "{kind} failed: {detail}",
+        "kind",
+        "detail",
+        help="'virtha operation show' has the steps.",
+    ),
     _event(
         2200,
         "vm.watchdog.fired",

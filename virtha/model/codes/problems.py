@@ -46,6 +46,10 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8042, "problem.token.expired", "The token has expired"),
     _problem(8043, "problem.token.used", "The token was used already"),
     _problem(8044, "problem.authority.wrong", "The server's authority is not the one in the token"),
+    _problem(8045, "problem.sign_in.limited", "Too many failed sign-ins"),
+    _problem(8046, "problem.operation.open", "Another operation on it is under way"),
+    _problem(8047, "problem.administrator.last", "The last administrator must stay"),
+    _problem(8048, "problem.mac.in_use", "The MAC address belongs to another VM"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"

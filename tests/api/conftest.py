@@ -1,0 +1,168 @@
+"""An installation in a temporary directory: real SQLite, real use cases, real authority; hosts are links
+that remember what they were given."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
+
+from virtha.api.app import create_app
+from virtha.api.route import Services
+from virtha.control import Control, make_control
+from virtha.drivers.pki import LocalAuthority, create_authority
+from virtha.model.ids import HostId, InstallationId
+from virtha.model.orders import HostSettings, Order
+from virtha.ports.hosts import LastBeat
+from virtha.server.clock import SystemClock
+from virtha.server.setup import set_up
+from virtha.store import Store, open_store
+
+T = TypeVar("T")
+PASSWORDS = {
+    "viewer": "only-looks-around",
+    "operator": "starts-and-stops",
+    "administrator": "may-do-everything",
+}
+INSTALLATION = InstallationId("00000000-0000-4000-8000-000000000001")
+_AUTHORITY = create_authority(INSTALLATION, now=SystemClock().wall_ms())
+
+
+@dataclass
+class RememberingLinks:
+    """HostLinks without a network: which agents are there, and what was sent to them."""
+
+    connected: set[HostId] = field(default_factory=set)
+    beats: dict[HostId, LastBeat] = field(default_factory=dict)
+    orders: list[tuple[HostId, Order]] = field(default_factory=list)
+    closed: list[tuple[HostId, str]] = field(default_factory=list)
+
+    def agent_connected(self, host_id: HostId) -> bool:
+        return host_id in self.connected
+
+    def last_beat(self, host_id: HostId) -> LastBeat | None:
+        return self.beats.get(host_id)
+
+    def deliver(self, host_id: HostId, order: Order) -> bool:
+        if host_id not in self.connected:
+            return False
+        self.orders.append((host_id, order))
+        return True
+
+    def configure(self, host_id: HostId, settings: HostSettings) -> None:
+        """Nobody asks for it here."""
+
+    def disconnect(self, host_id: HostId, code: str) -> None:
+        self.connected.discard(host_id)
+        self.closed.append((host_id, code))
+
+
+@dataclass(kw_only=True)
+class World:
+    store: Store
+    control: Control
+    services: Services
+    app: Litestar
+    client: "AsyncTestClient[Litestar]"
+    links: RememberingLinks
+    tokens: dict[str, str] = field(default_factory=dict)
+
+    def headers(self, role: str | None) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[role]}"} if role else {}
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        role: str | None = "administrator",
+        raw: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        content = raw if raw is not None else (None if body is None else msgspec.json.encode(body))
+        sent = {**self.headers(role), **(headers or {})}
+        if content is not None:
+            sent.setdefault("Content-Type", "application/json")
+        return await self.client.request(method, path, content=content, headers=sent)
+
+    async def ok(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """The decoded answer of a request that must succeed."""
+        answer = await self.call(method, path, body, **more)
+        assert answer.status_code < 300, answer.text
+        return answer.json() if answer.content else None
+
+
+@asynccontextmanager
+async def open_world(directory: Path) -> AsyncIterator[World]:
+    clock = SystemClock()
+    store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
+    links = RememberingLinks()
+    authority = LocalAuthority(*_AUTHORITY)
+    try:
+        await set_up(
+            store, INSTALLATION, admin="administrator", password=PASSWORDS["administrator"]
+        )
+        control = make_control(
+            store=store,
+            links=links,
+            authority=authority,
+            clock=clock,
+            servers=("127.0.0.1:8250",),
+        )
+        services = Services(control=control, authority=authority)
+        app = create_app(services)
+        async with AsyncTestClient(app) as client:
+            world = World(
+                store=store,
+                control=control,
+                services=services,
+                app=app,
+                client=client,
+                links=links,
+            )
+            await _sign_in_all(world)
+            yield world
+    finally:
+        await store.close()
+
+
+async def _sign_in_all(world: World) -> None:
+    for name in ("administrator", "operator", "viewer"):
+        if name != "administrator":
+            wanted = {"name": name, "password": PASSWORDS[name], "role": name}
+            await world.ok("POST", "/v1/users", wanted)
+        session = await world.ok(
+            "POST", "/v1/sessions", {"user": name, "password": PASSWORDS[name]}, role=None
+        )
+        assert session["role"] == name
+        world.tokens[name] = session["token"]
+
+
+Story = Callable[[World], Awaitable[T]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[[Story[T]], T]:
+    """Run one story in a fresh installation."""
+
+    def run(story: Story[T]) -> T:
+        async def main() -> T:
+            async with open_world(tmp_path) as world:
+                return await story(world)
+
+        return asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def open_installation() -> Callable[[Path], Any]:
+    """For tests that run the installation's loop by themselves."""
+    return open_world

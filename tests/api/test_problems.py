@@ -1,0 +1,202 @@
+"""Every kind of error is a problem document that names the field; bad beside good."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from virtha.api.problems import ERRORS, headers_of, problem_of
+from virtha.model.codes import REGISTRY
+from virtha.model.errors import Unavailable, VirthaError
+
+Play = Callable[..., Any]
+VM = {"name": "web1", "memory_bytes": 1 << 28}
+
+
+def check(answer: Any, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+    """The answer is a whole problem document of that code."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    problem: dict[str, Any] = answer.json()
+    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert problem["type"].endswith(code)
+    assert problem["title"] and problem["detail"]
+    if field is not None:
+        assert problem["field"] == field, problem
+    return problem
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_each_error_becomes_a_problem_with_its_status(error: type[VirthaError]) -> None:
+    problem = problem_of(error("why", field="f", allowed=("a",), fix="do"))
+    assert problem.status == error.http_status
+    assert problem.code in REGISTRY
+    assert (problem.detail, problem.field, problem.allowed, problem.fix) == (
+        "why",
+        "f",
+        ("a",),
+        "do",
+    )
+
+
+def test_a_coded_reason_keeps_its_class_title() -> None:
+    problem = problem_of(VirthaError("why", code="some.code.of.a.newer.version"))
+    assert problem.title == "It was tried and did not work"
+
+
+def test_unavailable_says_when_to_come_again() -> None:
+    assert headers_of(Unavailable("x")) == {"Retry-After": "1"}
+
+
+def test_requests_that_never_reach_a_handler(play: Play) -> None:
+    async def story(world: Any) -> None:
+        check(await world.call("GET", "/nothing"), 404, "problem.not_found")
+        check(await world.call("GET", "/v1/vms/a/b/c"), 404, "problem.not_found")
+        answer = await world.call("PATCH", "/v1/vms")
+        problem = check(answer, 405, "problem.method", "method")
+        assert problem["allowed"] == ["GET", "POST"]
+        assert answer.headers["allow"] == "GET, POST"
+        check(await world.call("DELETE", "/healthz", role=None), 405, "problem.method")
+
+    play(story)
+
+
+def test_bodies_that_are_wrong_as_such(play: Play) -> None:
+    async def story(world: Any) -> None:
+        async def post(raw: bytes, **headers: str) -> Any:
+            return await world.call("POST", "/v1/clusters", raw=raw, headers=headers)
+
+        check(await post(b"{"), 400, "problem.invalid", "body")
+        check(await post(b'"x"'), 400, "problem.invalid", "body")
+        check(await post(b'{"nmae": "c"}'), 400, "problem.unknown_field", "nmae")
+        check(await post(b'{"name": 7}'), 400, "problem.invalid", "name")
+        check(await post(b"{}"), 400, "problem.invalid", "name")
+        large = b'{"name": "' + b"x" * (1 << 20) + b'"}'
+        check(await post(large), 413, "problem.too_large", "body")
+        answer = await post(b"name=c", **{"Content-Type": "application/x-www-form-urlencoded"})
+        check(answer, 415, "problem.invalid", "Content-Type")
+        answer = await world.call("POST", "/v1/vms/x/shutdown", {"force": True})
+        check(answer, 400, "problem.invalid", "body")
+        answer = await world.call("GET", "/v1/clusters?lmit=1")
+        problem = check(answer, 400, "problem.unknown_field", "lmit")
+        assert problem["fix"] == "did you mean limit?"
+        good = await post(b'{"name": "c2"}')
+        assert good.status_code == 201
+
+    play(story)
+
+
+@pytest.mark.req("L6")
+def test_who_are_you(play: Play) -> None:
+    async def story(world: Any) -> None:
+        answer = await world.call("GET", "/v1/vms", role=None)
+        check(answer, 401, "problem.unauthenticated")
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        for header in ("Basic YTpi", "Bearer", "Bearer x", "Bearer virtha-access.a.b", "é"):
+            headers = {"Authorization": header.encode()}
+            answer = await world.client.get("/v1/vms", headers=headers)
+            assert answer.status_code == 401, header
+        wrong = {"user": "administrator", "password": "wrong"}
+        answer = await world.call("POST", "/v1/sessions", wrong, role=None)
+        check(answer, 401, "problem.password.wrong")
+        answer = await world.call(
+            "POST", "/v1/users", {"name": "u", "password": "p"}, role="viewer"
+        )
+        problem = check(answer, 403, "problem.forbidden")
+        assert problem["allowed"] == ["administrator"]
+
+    play(story)
+
+
+@pytest.mark.req("W1", "W2")
+def test_what_control_refuses_comes_through_with_its_field(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await world.ok("POST", "/v1/clusters", {"name": "c2"})
+        answer = await world.call("POST", "/v1/clusters", {"name": "c2"})
+        check(answer, 409, "problem.name_taken", "name")
+        check(await world.call("GET", "/v1/vms/web9"), 404, "problem.not_found")
+        bad = {**VM, "watchdog": {"model": "diag288", "action": "reset"}}
+        problem = check(
+            await world.call("POST", "/v1/vms", bad),
+            400,
+            "problem.watchdog.model",
+            "watchdog.model",
+        )
+        assert "i6300esb" in problem["allowed"]
+        bad = {**VM, "watchdog": {"model": "i6300esb"}}
+        answer = await world.call("POST", "/v1/vms", bad)
+        check(answer, 400, "problem.watchdog.action", "watchdog.action")
+
+    play(story)
+
+
+def test_etags(play: Play) -> None:
+    async def story(world: Any) -> None:
+        made = await world.call("POST", "/v1/clusters", {"name": "c2"})
+        assert made.headers["location"] == f"/v1/clusters/{made.json()['id']}"
+        old = made.headers["etag"]
+        assert old == f'"{made.json()["revision"]}"'
+        changed = await world.call(
+            "PATCH", "/v1/clusters/c2", {"description": "x"}, headers={"If-Match": old}
+        )
+        assert changed.status_code == 200
+        assert changed.headers["etag"] != old
+        answer = await world.call("DELETE", "/v1/clusters/c2", headers={"If-Match": old})
+        check(answer, 412, "problem.stale")
+        answer = await world.call("DELETE", "/v1/clusters/c2", headers={"If-Match": "yesterday"})
+        check(answer, 400, "problem.invalid", "If-Match")
+        answer = await world.call(
+            "DELETE", "/v1/clusters/c2", headers={"If-Match": changed.headers["etag"]}
+        )
+        assert answer.status_code == 204
+
+    play(story)
+
+
+def test_a_fault_of_ours_is_a_number_to_quote_and_no_traceback(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: Any) -> None:
+        async def broken(*_: Any) -> None:
+            raise RuntimeError("secret detail")
+
+        monkeypatch.setattr(type(world.control.status), "get", broken)
+        answer = await world.call("GET", "/v1/status")
+        problem = check(answer, 500, "problem.failed")
+        assert "incident" in problem["detail"]
+        assert "secret detail" not in answer.text
+
+    play(story)
+
+
+def test_a_locked_database_is_a_clear_503_and_reading_goes_on(play: Play) -> None:
+    async def story(world: Any) -> None:
+        import aiosqlite
+
+        async with aiosqlite.connect(world.store.database, isolation_level=None) as other:
+            await other.execute("BEGIN IMMEDIATE")
+            answer = await world.call("POST", "/v1/clusters", {"name": "c2"})
+            problem = check(answer, 503, "problem.database.locked")
+            assert answer.headers["retry-after"]
+            assert "nothing was changed" in problem["detail"]
+            assert (await world.call("GET", "/v1/clusters")).status_code == 200
+            assert (await world.call("GET", "/healthz", role=None)).status_code == 200
+            await other.execute("ROLLBACK")
+        assert (await world.call("POST", "/v1/clusters", {"name": "c2"})).status_code == 201
+
+    play(story)
+
+
+def test_health_and_metrics(play: Play) -> None:
+    async def story(world: Any) -> None:
+        health = await world.ok("GET", "/healthz", role=None)
+        assert health["status"] == "ok"
+        await world.call("GET", "/no-such-path-with-a-secret")
+        text = (await world.call("GET", "/metrics", role=None)).text
+        assert 'virtha_request_duration_seconds_count{method="GET",route="/healthz"' in text
+        assert 'route="none",status="404"' in text
+        assert "no-such-path" not in text
+        await world.store.close()
+        (world.store.database).unlink()
+
+    play(story)

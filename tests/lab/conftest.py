@@ -1,0 +1,71 @@
+"""One lab for the whole folder: two hosts, one server. A lab that can't be built fails every test."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virtha.lab import faults, lab, state
+from virtha.lab.lab import Lab
+from virtha.lab.story import Story, no_restart_limit
+
+HOSTS = 2
+LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(\d+)$")
+
+
+def _take_down_orphans() -> None:
+    """Labs of test runs that were killed; those of runs that still live stay."""
+    for directory in state.registered():
+        match = LAB_PATTERN.match(str(directory))
+        if match and not Path(f"/proc/{match.group(1)}").exists():
+            lab.down(directory)
+
+
+@pytest.fixture(scope="session")
+def built_lab() -> Iterator[Lab]:
+    _take_down_orphans()
+    directory = Path(f"/tmp/virtha-lab-test-{os.getpid()}")
+    try:
+        yield lab.up(directory, hosts=HOSTS)
+    finally:
+        lab.down(directory, keep_files=bool(os.environ.get("VIRTHA_LAB_KEEP_FILES")))
+
+
+@pytest.fixture(scope="session")
+def session_story(built_lab: Lab) -> Iterator[Story]:
+    story = Story(built_lab)
+    story.set_policy(no_restart_limit())
+    yield story
+    story.close()
+
+
+def mend(story: Story) -> None:
+    """Everything on, plugged in and running again, whatever the test before broke."""
+    made = story.lab = Lab.open(story.lab.directory)
+    if "server" not in made.server.running_services():
+        faults.start_server_again(made)
+    for host in made.hosts:
+        if not host.is_on():
+            faults.boot_host(made, host.name)
+        elif not host.state.cable_up:
+            faults.heal_net(made, host.name)
+    for host in Lab.open(made.directory).hosts:
+        running = host.running_services()
+        for service in ("virtlogd", "libvirtd", "guardian", "agent"):
+            if service not in running:
+                host.start_service(service)
+    story.lab = Lab.open(made.directory)
+    lab.wait_hosts(story.lab)
+
+
+@pytest.fixture
+def story(session_story: Story) -> Iterator[Story]:
+    """The lab, whole again and without VMs after each test."""
+    yield session_story
+    mend(session_story)
+    if session_story.api.get("/v1/hold")["reason"] is not None:
+        session_story.api.request("DELETE", "/v1/hold")
+    for item in session_story.api.get("/v1/vms")["items"]:
+        session_story.delete_vm(item["vm"]["name"])

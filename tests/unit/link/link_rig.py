@@ -1,0 +1,263 @@
+"""A real gateway on loopback with a control in memory, and hosts with real certificates."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from virtha.control.views import HelloAnswer
+from virtha.drivers.link import HostCredentials, HostLink
+from virtha.drivers.link_connection import monotonic_ms
+from virtha.drivers.pki import (
+    LocalAuthority,
+    create_authority,
+    make_key_and_csr,
+    server_context,
+)
+from virtha.model.facts import Fact, Happened
+from virtha.model.ids import BootId, HostId, InstallationId, Term
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import Millis, UtcMillis
+from virtha.server.gateway import Gateway
+from virtha.wire.messages import PeerRole, Welcome
+
+INSTALLATION = InstallationId("6f0f3f3e-0000-4000-8000-000000000001")
+
+INSTALLATION_OTHER = InstallationId("6f0f3f3e-0000-4000-8000-0000000000ff")
+
+
+class SystemClock:
+    def monotonic_ms(self) -> Millis:
+        return monotonic_ms()
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(time.time_ns() // 1_000_000)
+
+
+class Pki:
+    """One installation's authority with what it issued."""
+
+    def __init__(self, installation_id: InstallationId = INSTALLATION) -> None:
+        self.installation_id = installation_id
+        self.authority_pem, key = create_authority(
+            installation_id, now=UtcMillis(time.time_ns() // 1_000_000)
+        )
+        self.authority = LocalAuthority(self.authority_pem, key)
+        self.server_pem, self.server_key = self.authority.issue_server_certificate(("127.0.0.1",))
+        self.context = server_context(self.authority_pem, self.server_pem, self.server_key)
+
+    def host(self, name: str = "h1", *, authority_pem: str | None = None) -> HostCredentials:
+        key, csr = make_key_and_csr(name)
+        signed = self.authority.sign_host(csr, host_id=HostId(name))
+        return HostCredentials(
+            installation_id=self.installation_id,
+            host_id=HostId(name),
+            authority_pem=authority_pem or self.authority_pem,
+            certificate_pem=signed.certificate_pem,
+            key_pem=key,
+        )
+
+
+class MemoryControl:
+    """The use cases that the gateway needs, kept in memory; ``fail`` and ``gate`` disturb them."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[HostId, list[Fact]] = {}
+        self.batches: list[int] = []
+        self.revoked: set[str] = set()
+        self.orders: list[Order] = []
+        self.settings_revision = 1
+        self.hellos: list[HostId] = []
+        self.fail: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.hello_gate = asyncio.Event()
+        self.hello_gate.set()
+
+    @property
+    def hosts(self) -> "MemoryControl":
+        return self
+
+    @property
+    def facts(self) -> "MemoryControl":
+        return self
+
+    async def certificate_allowed(self, host_id: HostId, serial: str) -> bool:
+        if self.fail is not None:
+            raise self.fail
+        return serial not in self.revoked
+
+    async def hello(
+        self,
+        host_id: HostId,
+        *,
+        boot: BootId,
+        certificate_serial: str,
+        term_seen: int,
+        fact_sequence_last: int,
+    ) -> HelloAnswer:
+        self.hellos.append(host_id)
+        acknowledged = self.acknowledged(host_id)
+        orders = tuple(self.orders)
+        await self.hello_gate.wait()
+        return HelloAnswer(
+            installation_id=INSTALLATION,
+            term=3,
+            fact_sequence_acknowledged=acknowledged,
+            settings=HostSettings(
+                revision=self.settings_revision, installation_id=INSTALLATION, term=Term(3)
+            ),
+            orders=orders,
+        )
+
+    def acknowledged(self, host_id: HostId) -> int:
+        facts = self.recorded.get(host_id)
+        return facts[-1].sequence if facts else 0
+
+    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
+        if self.fail is not None:
+            raise self.fail
+        await self.gate.wait()
+        known = self.acknowledged(host_id)
+        self.batches.append(len(facts))
+        self.recorded.setdefault(host_id, []).extend(f for f in facts if f.sequence > known)
+        return self.acknowledged(host_id)
+
+
+def fact(sequence: int, text: str = "") -> Fact:
+    return Fact(
+        sequence=sequence,
+        boot=BootId("boot-1"),
+        monotonic_ms=sequence,
+        wall_ms=1_700_000_000_000 + sequence,
+        body=Happened(code="host.libvirt.lost", fields={"name": text or f"fact {sequence}"}),
+    )
+
+
+class MemoryOutbox:
+    """An outbox that keeps everything; ``acknowledged`` is the agent's view."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+
+    @property
+    def last_sequence(self) -> int:
+        return self.facts[-1].sequence if self.facts else 0
+
+    def write(self, count: int) -> None:
+        start = self.last_sequence + 1
+        self.facts.extend(fact(start + index) for index in range(count))
+
+    def facts_after(self, sequence: int, limit: int) -> Sequence[Fact]:
+        return [f for f in self.facts if f.sequence > sequence][:limit]
+
+
+class Recorder:
+    """HostLinkEvents that remembers."""
+
+    def __init__(self) -> None:
+        self.welcomes: list[Welcome] = []
+        self.ended: list[tuple[str, str]] = []
+        self.settings: list[HostSettings] = []
+        self.orders: list[Order] = []
+        self.facts_acknowledged: list[int] = []
+        self.beats_acknowledged: list[int] = []
+
+    def on_connected(self, welcome: Welcome, address: str) -> None:
+        self.welcomes.append(welcome)
+
+    def on_disconnected(self, code: str, message: str, address: str) -> None:
+        self.ended.append((code, message))
+
+    def on_settings(self, settings: HostSettings) -> None:
+        self.settings.append(settings)
+
+    def on_order(self, order: Order) -> None:
+        self.orders.append(order)
+
+    def on_facts_acknowledged(self, sequence: int) -> None:
+        self.facts_acknowledged.append(sequence)
+
+    def on_beat_acknowledged(self, sequence: int) -> None:
+        self.beats_acknowledged.append(sequence)
+
+
+@dataclass
+class HostRig:
+    link: HostLink
+    events: Recorder
+    outbox: MemoryOutbox | None
+    task: "asyncio.Task[None]"
+
+    async def stop(self) -> None:
+        self.link.close()
+        await self.task
+
+
+@dataclass
+class ServerRig:
+    """A gateway that listens, and the hosts that the test has connected to it."""
+
+    pki: Pki
+    control: MemoryControl
+    gateway: Gateway
+    port: int
+    rigs: list[HostRig] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def host(
+        self,
+        role: PeerRole = PeerRole.AGENT,
+        *,
+        credentials: HostCredentials | None = None,
+        servers: tuple[str, ...] = (),
+        boot: str = "boot-1",
+        **options: object,
+    ) -> HostRig:
+        events = Recorder()
+        outbox = MemoryOutbox() if role is PeerRole.AGENT else None
+        link = HostLink(
+            servers=servers or (self.address,),
+            credentials=credentials or self.pki.host(),
+            role=role,
+            boot=BootId(boot),
+            events=events,
+            outbox=outbox,
+            **options,  # type: ignore[arg-type]
+        )
+        rig = HostRig(link, events, outbox, asyncio.create_task(link.run()))
+        self.rigs.append(rig)
+        return rig
+
+    async def stop(self) -> None:
+        for rig in self.rigs:
+            await rig.stop()
+        await self.gateway.close()
+
+
+async def start_server(
+    pki: Pki, *, control: MemoryControl | None = None, silence_ms: int = 5_000, port: int = 0
+) -> ServerRig:
+    control = control or MemoryControl()
+    gateway = Gateway(
+        clock=SystemClock(),
+        installation_id=pki.installation_id,
+        beat_interval_ms=min(1_000, silence_ms // 3),
+        silence_ms=silence_ms,
+    )
+    port = await gateway.start(
+        control, term=Term(3), context=pki.context, host="127.0.0.1", port=port
+    )
+    return ServerRig(pki, control, gateway, port)
+
+
+async def until(condition, what: str, *, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+    """Wait for a condition, never for a time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        await asyncio.sleep(0.005)

@@ -1,0 +1,154 @@
+"""The presence loop: what it tells control, when the store is away, and when it slept itself."""
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from virtha.api.metrics import Metrics
+from virtha.control.requests import PageQuery
+from virtha.model.errors import Unavailable
+from virtha.model.host import HostState
+from virtha.model.ids import HostId
+from virtha.model.time import Millis, UtcMillis
+from virtha.server.presence import PresenceTimes, Sighting
+from virtha.server.watch import INTERVAL_MS, PresenceWatch
+
+H1, H2 = HostId("h1"), HostId("h2")
+TIMES = PresenceTimes()
+
+
+@dataclass
+class HandClock:
+    now: int = 1_000_000
+
+    def monotonic_ms(self) -> Millis:
+        return Millis(self.now)
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(0)
+
+
+@dataclass
+class Recorder:
+    """The part of control.hosts that the loop uses, over a dictionary."""
+
+    states: dict[HostId, HostState]
+    told: list[tuple[HostId, HostState]] = field(default_factory=list)
+    away: bool = False
+    page_size: int = 1
+
+    async def list(self, query: PageQuery) -> Any:
+        names = sorted(self.states)
+        start = int(query.after or 0)
+        names, rest = names[start : start + self.page_size], names[start + self.page_size :]
+        items = tuple(
+            SimpleNamespace(
+                host=SimpleNamespace(id=name), status=SimpleNamespace(state=self.states[name])
+            )
+            for name in names
+        )
+        return SimpleNamespace(items=items, next=str(start + self.page_size) if rest else None)
+
+    async def presence_changed(self, host_id: HostId, state: HostState) -> None:
+        if self.away:
+            raise Unavailable("locked", code="problem.database.locked")
+        self.states[host_id] = state
+        self.told.append((host_id, state))
+
+
+@dataclass
+class Sights:
+    seen: dict[HostId, Sighting] = field(default_factory=dict)
+
+    def sighting(self, host_id: HostId) -> Sighting:
+        return self.seen.get(host_id, Sighting(agent_connected=False))
+
+
+class Story:
+    def __init__(self, **states: HostState) -> None:
+        self.clock = HandClock()
+        self.recorder = Recorder({HostId(name): state for name, state in states.items()})
+        self.sights = Sights()
+        self.metrics = Metrics()
+        control: Any = SimpleNamespace(hosts=self.recorder)
+        self.watch = PresenceWatch(control, self.sights, self.clock, self.metrics, TIMES)
+
+    def pass_time(self, duration_ms: int) -> None:
+        """In the loop's own steps."""
+        for _ in range(duration_ms // INTERVAL_MS):
+            self.clock.now += INTERVAL_MS
+            asyncio.run(self.watch.step())
+
+    def hosts_metric(self, state: HostState) -> float:
+        value = self.metrics.registry.get_sample_value("virtha_hosts", {"state": state.value})
+        assert value is not None
+        return value
+
+
+def test_all_pages_are_watched_and_each_change_is_told_once() -> None:
+    story = Story(h1=HostState.UNREACHABLE, h2=HostState.UP)
+    story.sights.seen[H1] = Sighting(agent_connected=True)
+    story.pass_time(5_000)
+    assert story.recorder.told == [(H1, HostState.UP)]
+    story.pass_time(30_000)
+    assert story.recorder.told == [(H1, HostState.UP), (H2, HostState.UNREACHABLE)]
+    assert story.hosts_metric(HostState.UP) == 1
+    assert story.hosts_metric(HostState.UNREACHABLE) == 1
+
+
+@pytest.mark.req("A8")
+def test_a_guardian_that_beats_on_alone_means_agent_down_never_host_down() -> None:
+    story = Story(h1=HostState.UP)
+    agent_lost = Millis(story.clock.now + 1)
+    for _ in range(120):
+        story.clock.now += INTERVAL_MS
+        story.sights.seen[H1] = Sighting(
+            agent_connected=False,
+            agent_seen=agent_lost,
+            beat_received=Millis(story.clock.now),
+        )
+        asyncio.run(story.watch.step())
+    assert story.recorder.told == [(H1, HostState.AGENT_DOWN)]
+
+
+def test_a_store_that_is_away_costs_time_but_no_change() -> None:
+    story = Story(h1=HostState.UNREACHABLE)
+    story.sights.seen[H1] = Sighting(agent_connected=True)
+    story.recorder.away = True
+    story.pass_time(3_000)
+    assert story.recorder.told == []
+    assert story.metrics.registry.get_sample_value("virtha_store_failures_total") == 6
+    story.recorder.away = False
+    story.pass_time(1_000)
+    assert story.recorder.told == [(H1, HostState.UP)]
+
+
+def test_a_loop_that_slept_condemns_nobody() -> None:
+    story = Story(h1=HostState.UP)
+    story.sights.seen[H1] = Sighting(
+        agent_connected=False,
+        agent_seen=Millis(story.clock.now),
+        beat_received=Millis(story.clock.now),
+    )
+    story.pass_time(500)
+    story.clock.now += 60_000
+    story.pass_time(TIMES.reconnect_ms)
+    assert story.recorder.told == []
+    lag = story.metrics.registry.get_sample_value("virtha_loop_lag_seconds")
+    assert lag == 0, "the last step was in time"
+
+
+def test_the_loop_ends_when_the_server_stops() -> None:
+    async def main() -> None:
+        stopping = asyncio.Event()
+        story = Story(h1=HostState.UP)
+        task = asyncio.create_task(story.watch.run(stopping))
+        await asyncio.sleep(0)
+        stopping.set()
+        async with asyncio.timeout(5):
+            await task
+
+    asyncio.run(main())

@@ -1,0 +1,113 @@
+"""QEMUs as the kernel lists them, and how one is ended for sure. No libvirt."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import structlog
+
+from virtha.agent import gate_hook
+from virtha.agent.gate import PROOF_VM_ID, read_grant
+from virtha.agent.paths import AgentPaths
+from virtha.model.ids import BootId, VmId
+from virtha.sentinel.guardian import ProcessesSeen, QemuProcess
+
+PROC = Path("/proc")
+COMMAND_LINE_BYTES_MAX = 256 << 10
+_UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+_log = structlog.get_logger(__name__)
+
+
+def qemu_processes(proc: Path = PROC) -> tuple[QemuProcess, ...]:
+    """All processes with ``-uuid <uuid>`` in their command line. Raises OSError: /proc is unreadable."""
+    found = []
+    for entry in os.scandir(proc):
+        if entry.name.isdigit():
+            process = _read_process(proc, int(entry.name))
+            if process is not None:
+                found.append(process)
+    return tuple(sorted(found, key=lambda process: process.pid))
+
+
+def _read_process(proc: Path, pid: int) -> QemuProcess | None:
+    try:
+        with (proc / str(pid) / "cmdline").open("rb") as file:
+            words = file.read(COMMAND_LINE_BYTES_MAX).split(b"\0")
+        program = words[0].rpartition(b"/")[2]
+        if b"-uuid" not in words or not program.startswith((b"qemu", b"kvm")):
+            return None
+        uuid = words[words.index(b"-uuid") + 1]
+        ticks = start_ticks(proc, pid)
+    except (OSError, IndexError):
+        return None  # it ended while we looked
+    if ticks is None or not _UUID.fullmatch(uuid):
+        return None
+    return QemuProcess(pid=pid, start_ticks=ticks, vm_id=VmId(uuid.decode()))
+
+
+def start_ticks(proc: Path, pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None: a zombie, which writes no more. Raises OSError: no such process."""
+    data = (proc / str(pid) / "stat").read_bytes()
+    # The name in parentheses may hold anything, so the fields are counted from its end.
+    fields = data.rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def kill(process: QemuProcess, proc: Path = PROC) -> bool:
+    """SIGKILL by pidfd; False: that process is gone already. Raises OSError (not permitted)."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Looked at after the pidfd was opened: now the number can't pass to another process unseen.
+        try:
+            if start_ticks(proc, process.pid) != process.start_ticks:
+                return False
+        except OSError:
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def look(paths: AgentPaths, boot: BootId) -> ProcessesSeen:
+    """One look: processes first, then grants, so that a start between the two is no suspect."""
+    processes = qemu_processes()
+    return ProcessesSeen(
+        processes=processes, managed=_managed(paths), granted=_granted(paths, boot)
+    )
+
+
+def _managed(paths: AgentPaths) -> frozenset[VmId] | None:
+    try:
+        records = gate_hook.read_records(str(paths.gate / "records.json"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.error("the gate's records can't be read", error=str(error))
+        return None
+    if records is None:
+        return frozenset()
+    # The gate's own proof has no disk and ends by itself.
+    return frozenset(VmId(vm_id) for vm_id in records.managed if vm_id != PROOF_VM_ID)
+
+
+def _granted(paths: AgentPaths, boot: BootId) -> frozenset[VmId] | None:
+    """None when the directory itself is gone: somebody cleaned /run, which condemns nobody."""
+    if not paths.grants.is_dir():
+        return None
+    granted = set()
+    for path in paths.grants.glob("*.json"):
+        grant = read_grant(path)
+        if grant is None:
+            # A grant that can't be read may be one: for that VM it counts.
+            granted.add(VmId(path.stem))
+        elif grant.boot == boot:
+            granted.add(grant.vm)
+    return frozenset(granted)

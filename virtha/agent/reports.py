@@ -1,0 +1,257 @@
+"""What the agent reports of its host: inventory, capabilities and gate, storage domains."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from virtha import __version__
+from virtha.agent.fact_sink import FactSink
+from virtha.agent.files import Files, read_bounded
+from virtha.agent.gate_proof import GateProof, GateProver
+from virtha.agent.host_context import HostContext
+from virtha.agent.images import image_info
+from virtha.agent.order_storage import IMAGE_SUFFIXES
+from virtha.agent.storage import PROBE_DEADLINE_MS, check_header, takes_direct_io
+from virtha.model.domain import DomainReport
+from virtha.model.errors import Failed, VirthaError
+from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
+from virtha.model.host import HostCapabilities, StorageDomain
+from virtha.model.ids import InstallationId, StorageDomainId
+from virtha.ports.hypervisor import DomainCatalog, HostFacts, HypervisorError
+
+STORAGE_INTERVAL_S = 30.0
+GATE_INTERVAL_S = 600.0
+GATE_RETRY_S = 30.0
+INVENTORY_QUIET_S = 0.2
+"""Events come in bursts (a start makes three): one list answers all of them."""
+IMAGES_MAX = 1_000
+IMAGE_LOOKS_PER_ROUND_MAX = 50
+FREE_STEP_BYTES = 256 << 20
+"""Free space is told in steps, or every write of every VM would make a report."""
+
+_log = structlog.get_logger(__name__)
+
+
+class InventoryReporter:
+    """Counts the revision up when the list of domains changed, and tells it."""
+
+    def __init__(self, path: Path, catalog: DomainCatalog, facts: FactSink, files: Files) -> None:
+        self._path = path
+        self._catalog = catalog
+        self._facts = facts
+        self._files = files
+        self._last: tuple[DomainReport, ...] | None = None
+        self._dirty = asyncio.Event()
+        self.revision = self._read_revision()
+
+    def _read_revision(self) -> int:
+        try:
+            return int(read_bounded(self._path, 64))
+        except (OSError, ValueError):
+            return 0
+
+    def changed(self) -> None:
+        self._dirty.set()
+
+    async def listed(self, domains: tuple[DomainReport, ...]) -> None:
+        """A full list is known. Unchanged: nothing is told."""
+        domains = tuple(sorted(domains, key=lambda domain: domain.vm_id))
+        if domains == self._last:
+            return
+        self._last = domains
+        self.revision += 1
+        try:
+            self._files.write_atomic(self._path, str(self.revision).encode())
+        except OSError as error:
+            _log.warning("the inventory's revision can't be kept", error=str(error))
+        await self._facts.emit([Inventory(revision=self.revision, domains=domains)])
+
+    async def run(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(INVENTORY_QUIET_S)
+            self._dirty.clear()
+            try:
+                await self.listed(await self._catalog.domains())
+            except HypervisorError as error:
+                _log.info("no inventory now", error=str(error))
+
+
+class HostReporter:
+    """Capabilities of the host and whether its gate is in force; told when they change."""
+
+    def __init__(self, host: HostContext, hypervisor: HostFacts, prover: GateProver) -> None:
+        self._host = host
+        self._hypervisor = hypervisor
+        self._prover = prover
+        self._told: HostCapabilities | None = None
+        self._proof: GateProof | None = None
+        self._again = asyncio.Event()
+        self.connected = False
+
+    def changed(self) -> None:
+        """libvirt came or went, or the properties changed: look anew, and prove the gate anew."""
+        self._again.set()
+
+    async def run(self) -> None:
+        while True:
+            self._again.clear()
+            await self.report()
+            in_force = self._proof is not None and self._proof.in_force
+            try:
+                await asyncio.wait_for(
+                    self._again.wait(), GATE_INTERVAL_S if in_force else GATE_RETRY_S
+                )
+            except TimeoutError:
+                continue
+
+    async def report(self) -> None:
+        host = self._host
+        if self.connected:
+            try:
+                host.capabilities = await self._hypervisor.capabilities()
+                await self._prove()
+            except HypervisorError as error:
+                _log.warning("the host's capabilities can't be read", error=str(error))
+        overcommit = host.properties.host_overcommit_memory_bytes
+        capabilities = msgspec.structs.replace(
+            host.capabilities,
+            memory_bytes=host.capabilities.memory_bytes + overcommit,
+            memory_overcommit_bytes=overcommit,
+            agent_version=__version__,
+            gate_in_force=self._proof is not None and self._proof.in_force,
+            libvirt_connected=self.connected,
+        )
+        if capabilities != self._told:
+            self._told = capabilities
+            await host.facts.emit([HostReport(capabilities=capabilities)])
+
+    async def _prove(self) -> None:
+        host = self._host
+        proof = await self._prover.prove(
+            domain_type=host.capabilities.domain_type,
+            architecture=host.capabilities.architecture,
+        )
+        if proof is None or proof == self._proof:
+            return
+        self._proof = proof
+        if proof.in_force:
+            event = Happened(code="host.gate.proved", fields={"name": host.host_name})
+        else:
+            fields = {"name": host.host_name, "detail": proof.detail}
+            event = Happened(code="host.gate.missing", fields=dict(fields))
+        await host.facts.emit([event])
+
+
+class StorageReporter:
+    """Looks at each storage domain every half minute, each in its own task and worker."""
+
+    def __init__(self, host: HostContext) -> None:
+        self._host = host
+        self._told: dict[StorageDomainId, StorageReport] = {}
+        self._looks: dict[Path, tuple[tuple[int, int], Image | None]] = {}
+        self._again = asyncio.Event()
+        self._busy: set[StorageDomainId] = set()
+
+    def changed(self) -> None:
+        self._again.set()
+
+    async def run(self) -> None:
+        while True:
+            self._again.clear()
+            for domain in self._host.storage_domains():
+                if domain.id not in self._busy:
+                    self._busy.add(domain.id)
+                    self._host.spawn(f"storage {domain.name}", self._look_and_tell(domain))
+            try:
+                await asyncio.wait_for(self._again.wait(), STORAGE_INTERVAL_S)
+            except TimeoutError:
+                continue
+
+    async def _look_and_tell(self, domain: StorageDomain) -> None:
+        try:
+            report = await self.look(domain)
+            if report != self._told.get(domain.id):
+                self._told[domain.id] = report
+                await self._host.facts.emit([report])
+        finally:
+            self._busy.discard(domain.id)
+
+    async def look(self, domain: StorageDomain) -> StorageReport:
+        """Never raises for what is wrong with the storage: that is what it reports."""
+        host = self._host
+        try:
+            size, free, paths, direct = await host.workers.call(
+                domain,
+                lambda: _probe(domain, host.installation_id),
+                deadline_ms=PROBE_DEADLINE_MS,
+            )
+        except (VirthaError, OSError) as error:
+            return StorageReport(storage_domain_id=domain.id, usable=False, detail=str(error))
+        (host.buffered.discard if direct else host.buffered.add)(domain.id)
+        return StorageReport(
+            storage_domain_id=domain.id,
+            usable=True,
+            size_bytes=size,
+            free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
+            images=await self._images(domain, paths),
+        )
+
+    async def _images(
+        self, domain: StorageDomain, paths: tuple[tuple[Path, tuple[int, int]], ...]
+    ) -> tuple[Image, ...]:
+        found = []
+        looks = 0
+        for path, stamp in paths:
+            known = self._looks.get(path)
+            if known is None or known[0] != stamp:
+                if looks >= IMAGE_LOOKS_PER_ROUND_MAX:
+                    self._again.set()
+                    continue
+                looks += 1
+                known = self._looks[path] = (stamp, await _look_at(domain, path, stamp))
+            if known[1] is not None:
+                found.append(known[1])
+        present = {path for path, _ in paths}
+        below = Path(domain.path)
+        for gone in [p for p in self._looks if p.is_relative_to(below) and p not in present]:
+            del self._looks[gone]
+        return tuple(found)
+
+
+async def _look_at(domain: StorageDomain, path: Path, stamp: tuple[int, int]) -> Image | None:
+    """None: it is no image (or not yet, while it is copied there)."""
+    try:
+        info = await image_info(path)
+    except Failed as error:
+        _log.info("not an image", path=str(path), error=str(error))
+        return None
+    return Image(
+        name=path.stem,
+        path=str(path.relative_to(domain.path)),
+        format=info.format,
+        size_bytes=stamp[1],
+        virtual_size_bytes=info.virtual_size,
+    )
+
+
+def _probe(
+    domain: StorageDomain, installation_id: InstallationId
+) -> tuple[int, int, tuple[tuple[Path, tuple[int, int]], ...], bool]:
+    """(size, free, images with (mtime, size), takes O_DIRECT). Only in the domain's worker."""
+    check_header(domain, installation_id)
+    space = os.statvfs(domain.path)
+    paths = []
+    for entry in sorted(Path(domain.path, "images").iterdir())[:IMAGES_MAX]:
+        if entry.suffix in IMAGE_SUFFIXES and entry.is_file() and not entry.is_symlink():
+            status = entry.stat()
+            paths.append((entry, (status.st_mtime_ns, status.st_size)))
+    return (
+        space.f_blocks * space.f_frsize,
+        space.f_bavail * space.f_frsize,
+        tuple(paths),
+        takes_direct_io(domain),
+    )

@@ -1,0 +1,185 @@
+"""The one way in which a VM gets started by order: placement, incarnation, holder, grant."""
+
+import msgspec
+
+from virtha.control.effects import Effects, make_grant
+from virtha.control.known_settings import setting_values
+from virtha.control.placement import Beating, Candidate, Placement, choose_host, no_host_fits
+from virtha.control.plan import Launch
+from virtha.model.codes import render
+from virtha.model.errors import Refused
+from virtha.model.host import HostState
+from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, OperationId, StorageDomainId
+from virtha.model.orders import Grant, Order, StartVm
+from virtha.model.vm import Vm, VmState
+from virtha.ports.hosts import HostLinks
+from virtha.store.clusters import reports_of, storage_of_cluster
+from virtha.store.hosts import HostRow, hosts_of_cluster
+from virtha.store.installations import the_installation
+from virtha.store.store import Transaction, WriteTransaction
+from virtha.store.vms import VmRow, add_definition, find_vm, save_vm_status, vms_of_cluster
+
+_STOPPED = (VmState.DOWN, VmState.CRASHED, VmState.UNKNOWN)
+"""UNKNOWN is judged by its holders, further down."""
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What placement looks at, of one cluster and one snapshot."""
+
+    hosts: tuple[HostRow, ...]
+    vms: tuple[VmRow, ...]
+    storage_names: dict[StorageDomainId, str]
+    usable: dict[tuple[HostId, StorageDomainId], bool]
+
+    def memory_used_bytes(self, host_id: HostId, *, without: Vm | None = None) -> int:
+        return sum(
+            row.vm.memory_bytes
+            for row in self.vms
+            if host_id in row.status.holders and (without is None or row.vm.id != without.id)
+        )
+
+
+async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundings:
+    domains = await storage_of_cluster(tx, cluster_id)
+    reports = await reports_of(tx, tuple(domain.id for domain in domains))
+    return Surroundings(
+        hosts=await hosts_of_cluster(tx, cluster_id),
+        vms=await vms_of_cluster(tx, cluster_id),
+        storage_names={domain.id: domain.name for domain in domains},
+        usable={key: report.usable for key, report in reports.items()},
+    )
+
+
+def candidate_of(
+    row: HostRow, surroundings: Surroundings, links: HostLinks, vm: Vm | None
+) -> Candidate:
+    beat = links.last_beat(row.host.id)
+    beats = beat is not None and beat.boot == row.status.boot
+    return Candidate(
+        host=row.host,
+        connected=row.status.state is HostState.UP and links.agent_connected(row.host.id),
+        beating=Beating.YES if beats else Beating.NO,
+        capabilities=row.status.capabilities,
+        memory_used_bytes=surroundings.memory_used_bytes(row.host.id, without=vm),
+        storage_usable={
+            domain_id: surroundings.usable.get((row.host.id, domain_id), False)
+            for domain_id in surroundings.storage_names
+        },
+    )
+
+
+def place(
+    vm: Vm, surroundings: Surroundings, links: HostLinks, *, only: HostId | None = None
+) -> Placement:
+    candidates = [candidate_of(row, surroundings, links, vm) for row in surroundings.hosts]
+    return choose_host(vm, candidates, surroundings.storage_names, only=only)
+
+
+def check_can_start(
+    row: VmRow, holder_names: tuple[str, ...], only: HostId | None
+) -> HostId | None:
+    """The only host that may start it, None: any. Raises Refused.
+
+    While somebody may hold a copy (G1), only that very host may start it: it can't run it twice.
+    """
+    status = row.status
+    if status.state not in _STOPPED:
+        raise Refused(
+            f"{row.vm.name} is {status.state.value} already",
+            code="problem.vm.state",
+            fix="look at it with 'virtha vm show'",
+        )
+    if not status.holders:
+        return only
+    holder = status.holders[0]
+    if len(status.holders) > 1 or (only is not None and only != holder):
+        holders = ", ".join(holder_names)
+        raise Refused(
+            f"{row.vm.name}: {render('host.unfit.holder', {'holder': holders})}",
+            code="host.unfit.holder",
+            allowed=holder_names if len(holder_names) == 1 else (),
+            fix="bring that host back, or power the VM off there; it may start elsewhere only once "
+            "no host can hold a copy",
+        )
+    return holder
+
+
+async def check_inventories(tx: Transaction, surroundings: Surroundings) -> None:
+    """After a restore nothing starts before every host has said what runs there (M2)."""
+    timeline = (await the_installation(tx)).timeline
+    silent = [row.host.name for row in surroundings.hosts if row.timeline != timeline]
+    if silent:
+        raise Refused(
+            render("start.blocked.inventory", {"host": ", ".join(silent)}),
+            code="start.blocked.inventory",
+            fix="bring these hosts back; remove those that are gone for good",
+        )
+
+
+class Launcher:
+    def __init__(self, links: HostLinks) -> None:
+        self._links = links
+
+    async def launch(
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        step: Launch,
+        *,
+        operation_id: OperationId,
+        index: int,
+        by: str,
+    ) -> tuple[Launch, HostId, Order]:
+        """Raises Refused, with what stands against it per host."""
+        row = await find_vm(tx, step.vm_id)
+        if row is None:
+            raise Refused("the VM was deleted in the meantime", code="problem.vm.state")
+        surroundings = await read_surroundings(tx, row.vm.cluster_id)
+        names = tuple(
+            one.host.name for one in surroundings.hosts if one.host.id in row.status.holders
+        )
+        only = check_can_start(row, names, step.host_id)
+        await check_inventories(tx, surroundings)
+        placement = place(row.vm, surroundings, self._links, only=only)
+        if placement.chosen is None:
+            raise no_host_fits(row.vm, placement)
+        host_id = placement.chosen.id
+        host = next(one for one in surroundings.hosts if one.host.id == host_id)
+        assert host.status.boot is not None, "it is connected"
+        incarnation = Incarnation(row.status.incarnation + 1)
+        blank = Grant(
+            vm_id=row.vm.id,
+            incarnation=incarnation,
+            boot=BootId(host.status.boot),
+            beat_monotonic_ms=0,
+            duration_ms=0,
+        )
+        grant = make_grant(self._links, host, blank, await setting_values(tx))
+        if grant is None:
+            raise no_host_fits(row.vm, placement)
+        await save_vm_status(
+            tx,
+            msgspec.structs.replace(
+                row.status,
+                state=VmState.STARTING,
+                reasons=(),
+                host_id=host_id,
+                # Before the order goes out: from now on that host may hold a copy (G1).
+                holders=(*row.status.holders, host_id),
+                incarnation=incarnation,
+                wanted_up=True,
+                guest_agent=None,
+                since=tx.clock.wall_ms(),
+                restart_count=0,
+            ),
+        )
+        await add_definition(tx, row.vm.id, host_id)
+        effects.configure(row.vm.cluster_id)
+        order = Order(
+            operation_id=operation_id,
+            step=index,
+            term=(await the_installation(tx)).term,
+            host_boot=host.status.boot,
+            body=StartVm(vm=row.vm, grant=grant, by=by),
+        )
+        return msgspec.structs.replace(step, incarnation=incarnation), host_id, order

@@ -1,0 +1,392 @@
+"""Runs operations: a state machine over what the store holds, moved by outcomes of orders.
+
+Nothing is remembered between two calls. ``begin`` and ``take_outcome`` each run inside one write
+transaction; the orders that they make go out after its commit (``effects``).
+"""
+
+from uuid import uuid4
+
+import msgspec
+
+from virtha.control.adopting import plan_adoptions
+from virtha.control.effects import Effects
+from virtha.control.history import message_of, record
+from virtha.control.launch import Launcher
+from virtha.control.plan import (
+    AdoptFound,
+    DropRecord,
+    Give,
+    Launch,
+    Plan,
+    Step,
+    decode_plan,
+    encode_plan,
+)
+from virtha.model.errors import Unavailable, VirthaError
+from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
+from virtha.model.ids import HostId, OperationId, VmId
+from virtha.model.operation import Operation, OperationState, OperationStep
+from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order
+from virtha.model.value import Value
+from virtha.model.vm import VmState
+from virtha.store.body import decode, encode
+from virtha.store.hosts import find_host
+from virtha.store.installations import the_installation
+from virtha.store.operations import (
+    OperationRow,
+    drop_order,
+    find_operation,
+    find_order,
+    save_operation,
+    save_order,
+)
+from virtha.store.store import WriteTransaction
+from virtha.store.vms import add_definition, drop_vm, find_vm, save_vm_status
+
+DETAIL_LENGTH_MAX = 500
+
+
+class FoundByScan(Value, frozen=True, kw_only=True):
+    """The ``foreign_domains`` column."""
+
+    items: tuple[ForeignDomain, ...] = ()
+
+
+class _Run:
+    """One operation inside one transaction."""
+
+    def __init__(self, row: OperationRow | None, operation: Operation, plan: Plan) -> None:
+        self.operation = operation
+        self.plan = plan
+        self.foreign = row.foreign if row is not None else None
+
+    def set_step(self, index: int, state: OperationState, now: int, detail: str = "") -> None:
+        steps = list(self.operation.steps)
+        changes: dict[str, object] = {"state": state, "detail": detail[:DETAIL_LENGTH_MAX]}
+        if state is OperationState.RUNNING:
+            changes["started"] = now
+        else:
+            changes["ended"] = now
+            if steps[index].started is None:
+                changes["started"] = now
+        steps[index] = msgspec.structs.replace(steps[index], **changes)
+        self.change(steps=tuple(steps))
+
+    def change(self, **changes: object) -> None:
+        self.operation = msgspec.structs.replace(self.operation, **changes)
+
+    def set_planned(self, index: int, step: Step) -> None:
+        steps = list(self.plan.steps)
+        steps[index] = step
+        self.plan = msgspec.structs.replace(self.plan, steps=tuple(steps))
+
+    def add_steps(self, steps: tuple[Step, ...]) -> None:
+        self.plan = msgspec.structs.replace(self.plan, steps=(*self.plan.steps, *steps))
+        self.change(
+            steps=(*self.operation.steps, *(OperationStep(name=step.name) for step in steps))
+        )
+
+    def next_index(self) -> int | None:
+        """The first step that has not begun."""
+        pending = (
+            index
+            for index, step in enumerate(self.operation.steps)
+            if step.state is OperationState.PENDING
+        )
+        return next(pending, None)
+
+
+class Runner:
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+
+    async def begin(
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        *,
+        kind: str,
+        subject: str,
+        by: str,
+        plan: Plan,
+    ) -> Operation:
+        """Record the operation and run it until it waits for a host.
+
+        What refuses its first step (no host fits, a host is away) is raised: nothing has begun then.
+        """
+        operation = Operation(
+            id=OperationId(str(uuid4())),
+            kind=kind,
+            subject=subject,
+            state=OperationState.RUNNING,
+            steps=tuple(OperationStep(name=step.name) for step in plan.steps),
+            asked_by=by,
+            created=tx.clock.wall_ms(),
+        )
+        plan = msgspec.structs.replace(plan, by=by)
+        # Before its orders: they refer to it.
+        await save_operation(tx, operation, encode_plan(plan))
+        run = _Run(None, operation, plan)
+        await self._advance(tx, effects, run, refuse=True)
+        return run.operation
+
+    async def take_progress(self, tx: WriteTransaction, progress: Progress) -> None:
+        row = await find_operation(tx, progress.operation_id)
+        if row is None or row.operation.is_over or progress.step >= len(row.operation.steps):
+            return
+        count = len(row.operation.steps)
+        percent = min(max(progress.percent, 0), 100)
+        total = (100 * progress.step + percent) // count
+        if total <= row.operation.progress:
+            return
+        operation = msgspec.structs.replace(row.operation, progress=total)
+        await save_operation(tx, operation, row.plan, row.foreign)
+
+    async def take_outcome(
+        self, tx: WriteTransaction, effects: Effects, host_id: HostId, outcome: Outcome
+    ) -> None:
+        """An answer to an order; one that was answered or given up before changes nothing."""
+        waiting = await find_order(tx, outcome.operation_id, outcome.step)
+        if waiting is None or waiting.host_id != host_id:
+            return
+        await drop_order(tx, outcome.operation_id, outcome.step)
+        row = await find_operation(tx, outcome.operation_id)
+        assert row is not None, "orders go with their operation"
+        if row.operation.is_over:
+            return
+        run = _Run(row, row.operation, decode_plan(row.plan))
+        if outcome.result is Result.OK:
+            await self._step_done(tx, effects, run, outcome)
+        else:
+            await self._step_failed(tx, effects, run, outcome)
+        await self._advance(tx, effects, run, refuse=False)
+
+    async def give_up(
+        self, tx: WriteTransaction, effects: Effects, operation_id: str, step: int, message: str
+    ) -> None:
+        """The host can't be asked: this order is void, whatever it answers later."""
+        row = await find_operation(tx, operation_id)
+        await drop_order(tx, OperationId(operation_id), step)
+        if row is None or row.operation.is_over:
+            return
+        run = _Run(row, row.operation, decode_plan(row.plan))
+        error = Unavailable(message)
+        self._fail(run, step, tx.clock.wall_ms(), error.code, message)
+        await self._advance(tx, effects, run, refuse=False)
+
+    # one step's end
+
+    async def _step_done(
+        self, tx: WriteTransaction, effects: Effects, run: _Run, outcome: Outcome
+    ) -> None:
+        now = tx.clock.wall_ms()
+        run.set_step(outcome.step, OperationState.DONE, now, outcome.message)
+        if outcome.foreign:
+            run.foreign = encode(FoundByScan(items=outcome.foreign))
+        step = run.plan.steps[outcome.step]
+        if not isinstance(step, Give):
+            return
+        host = await find_host(tx, step.host_id)
+        operation_id = run.operation.id
+        match step.order:
+            case CreateDisk(disk=disk):
+                await record(
+                    tx,
+                    "disk.created",
+                    host=host.host if host else None,
+                    operation_id=operation_id,
+                    user=run.plan.by,
+                    path=disk.path,
+                )
+            case ForgetVm(disks=disks):
+                for disk in disks:
+                    await record(
+                        tx,
+                        "disk.deleted",
+                        host=host.host if host else None,
+                        operation_id=operation_id,
+                        user=run.plan.by,
+                        path=disk.path,
+                    )
+            case AdoptVm(vm=vm, dry_run=dry_run):
+                changes = tuple(f"{vm.name}: {change}" for change in outcome.changes)
+                run.plan = msgspec.structs.replace(run.plan, changes=(*run.plan.changes, *changes))
+                if not dry_run and host is not None:
+                    await record(
+                        tx,
+                        "vm.adopted",
+                        vm=vm,
+                        host=host.host,
+                        operation_id=operation_id,
+                        user=run.plan.by,
+                        changes="; ".join(outcome.changes) or "nothing had to change",
+                    )
+
+    async def _step_failed(
+        self, tx: WriteTransaction, effects: Effects, run: _Run, outcome: Outcome
+    ) -> None:
+        now = tx.clock.wall_ms()
+        step = run.plan.steps[outcome.step]
+        code = outcome.code or "problem.failed"
+        message = outcome.message or message_of(code, outcome.fields)
+        if isinstance(step, Launch):
+            await self._launch_failed(tx, step, outcome)
+        if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
+            # The record was made before the order went out (G1). The domain is as it was, or it is
+            # there and not marked: no holder is lost by forgetting a VM that never was ours.
+            await drop_vm(tx, step.order.vm.id)
+            effects.configure(step.order.vm.cluster_id)
+        if isinstance(step, Give) and step.optional:
+            run.set_step(outcome.step, OperationState.FAILED, now, message)
+            if run.operation.code is None:
+                run.change(code=code, message=message, fields=outcome.fields)
+            return
+        self._fail(run, outcome.step, now, code, message)
+        run.change(fields=outcome.fields)
+
+    def _fail(self, run: _Run, index: int, now: int, code: str, message: str) -> None:
+        """The rest is cancelled; what cleans up takes its place."""
+        run.set_step(index, OperationState.FAILED, now, message)
+        for later, step in enumerate(run.operation.steps):
+            if step.state is OperationState.PENDING:
+                run.set_step(later, OperationState.CANCELLED, now)
+        if run.operation.code is None:
+            run.change(code=code, message=message)
+        cleanup = () if run.plan.failed else run.plan.on_failure
+        run.plan = msgspec.structs.replace(run.plan, failed=True)
+        run.add_steps(cleanup)
+
+    async def _launch_failed(self, tx: WriteTransaction, step: Launch, outcome: Outcome) -> None:
+        """The state only: a holder goes by its durable release, never by an outcome (G1)."""
+        row = await find_vm(tx, step.vm_id)
+        if (
+            row is None
+            or row.status.state is not VmState.STARTING
+            or row.status.incarnation != step.incarnation
+        ):
+            return
+        unknown = outcome.result is Result.UNKNOWN
+        await save_vm_status(
+            tx,
+            msgspec.structs.replace(
+                row.status,
+                state=VmState.UNKNOWN if unknown else VmState.DOWN,
+                since=tx.clock.wall_ms(),
+            ),
+        )
+
+    # the next steps
+
+    async def _advance(
+        self, tx: WriteTransaction, effects: Effects, run: _Run, *, refuse: bool
+    ) -> None:
+        """Run steps until one waits for a host or none is left; then save."""
+        while (index := run.next_index()) is not None:
+            try:
+                waits = await self._start_step(tx, effects, run, index)
+            except VirthaError as error:
+                if refuse:
+                    raise
+                self._fail(run, index, tx.clock.wall_ms(), error.code, str(error))
+                continue
+            if waits:
+                break
+        else:
+            if not any(step.state is OperationState.RUNNING for step in run.operation.steps):
+                await self._end(tx, run)
+        await save_operation(tx, run.operation, encode_plan(run.plan), run.foreign)
+
+    async def _end(self, tx: WriteTransaction, run: _Run) -> None:
+        failed = run.operation.code is not None
+        run.change(
+            state=OperationState.FAILED if failed else OperationState.DONE,
+            progress=run.operation.progress if failed else 100,
+            ended=tx.clock.wall_ms(),
+        )
+        if failed:
+            row = await find_vm(tx, run.operation.subject)
+            await record(
+                tx,
+                "operation.failed",
+                vm=row.vm if row is not None else None,
+                operation_id=run.operation.id,
+                user=run.plan.by,
+                kind=run.operation.kind,
+                detail=run.operation.message[:DETAIL_LENGTH_MAX],
+            )
+
+    async def _start_step(
+        self, tx: WriteTransaction, effects: Effects, run: _Run, index: int
+    ) -> bool:
+        """Whether it now waits for a host."""
+        step = run.plan.steps[index]
+        now = tx.clock.wall_ms()
+        match step:
+            case Give():
+                await self._give(tx, effects, run, index, step)
+                run.set_step(index, OperationState.RUNNING, now)
+                return True
+            case Launch():
+                launched, host_id, order = await self._launcher.launch(
+                    tx, effects, step, operation_id=run.operation.id, index=index, by=run.plan.by
+                )
+                run.set_planned(index, launched)
+                await self._put_order(tx, effects, host_id, order)
+                run.set_step(index, OperationState.RUNNING, now)
+                return True
+            case DropRecord():
+                await self._drop(tx, effects, run, step)
+                run.set_step(index, OperationState.DONE, now)
+                return False
+            case AdoptFound():
+                found = decode(FoundByScan, run.foreign) if run.foreign else FoundByScan()
+                steps = await plan_adoptions(tx, effects, step, found.items)
+                run.set_step(index, OperationState.DONE, now, f"{len(steps)} to adopt")
+                run.add_steps(steps)
+                return False
+
+    async def _give(
+        self, tx: WriteTransaction, effects: Effects, run: _Run, index: int, step: Give
+    ) -> None:
+        host = await find_host(tx, step.host_id)
+        if host is None:
+            raise Unavailable("its host was removed in the meantime")
+        if host.status.boot is None:
+            raise Unavailable(
+                f"{host.host.name} has never connected", fix="start its agent: 'virtha agent'"
+            )
+        if isinstance(step.order, DefineVm):
+            await add_definition(tx, step.order.vm.id, step.host_id)
+        row = await the_installation(tx)
+        order = Order(
+            operation_id=run.operation.id,
+            step=index,
+            term=row.term,
+            host_boot=host.status.boot,
+            body=step.order,
+        )
+        await self._put_order(tx, effects, step.host_id, order)
+
+    async def _put_order(
+        self, tx: WriteTransaction, effects: Effects, host_id: HostId, order: Order
+    ) -> None:
+        await save_order(tx, host_id, order)
+        effects.deliver(host_id, order)
+
+    async def _drop(
+        self, tx: WriteTransaction, effects: Effects, run: _Run, step: DropRecord
+    ) -> None:
+        row = await find_vm(tx, VmId(step.vm_id))
+        if row is None:
+            return
+        host = await find_host(tx, step.host_id) if step.host_id else None
+        await drop_vm(tx, step.vm_id)
+        effects.configure(row.vm.cluster_id)
+        await record(
+            tx,
+            step.code,
+            vm=row.vm,
+            host=host.host if host else None,
+            operation_id=run.operation.id,
+            user=run.plan.by,
+        )

@@ -1,0 +1,216 @@
+"""What demo, tests and benchmarks do with a lab: make VMs, wait for what must come, measure."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import defusedxml.ElementTree
+
+from virtha.lab import guest
+from virtha.lab.api import Json
+from virtha.lab.lab import Lab
+from virtha.lab.node import STORAGE_NAME, Node, wait_until
+from virtha.model.errors import Failed, Unavailable
+
+MEMORY_BYTES = 128 << 20
+RUNNING_TIMEOUT_S = 60.0
+AGENT_TIMEOUT_S = 120.0
+"""A guest needs 5 s alone on a processor; a machine that runs other things takes its share."""
+EVENT_TIMEOUT_S = 60.0
+
+
+def no_restart_limit() -> Json:
+    """A policy for runs that crash a VM on purpose again and again: without it the fifth crash
+    within ten minutes would stay down, as it should for everybody else."""
+    return {"restart": {"restarts_max": 1000, "delay_ms": 0, "reset_loop_count": 1000}}
+
+
+class Story:
+    """A lab with an open API."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.api = lab.api()
+
+    def close(self) -> None:
+        self.api.__exit__(None, None, None)
+
+    # VMs
+
+    def create_vm(
+        self,
+        name: str,
+        *,
+        watchdog: str | None = "i6300esb:reset",
+        ha: bool = True,
+        machine: str = "q35",
+        host: str | None = None,
+        start: bool = True,
+    ) -> Json:
+        """A VM from the tiny image, running unless told otherwise; returns its view."""
+        body: Json = {
+            "name": name,
+            "image": "tiny",
+            "storage_domain": STORAGE_NAME,
+            "memory_bytes": MEMORY_BYTES,
+            "machine": machine,
+            "ha": ha,
+            "nics": [{"bridge": "br0"}],
+        }
+        if watchdog is not None:
+            model, _, action = watchdog.partition(":")
+            body["watchdog"] = {"model": model, "action": action}
+        self.api.operate("/v1/vms", body)
+        if start:
+            self.start_vm(name, host=host)
+        return self.api.vm(name)
+
+    def start_vm(self, name: str, *, host: str | None = None) -> Node:
+        self.api.operate(f"/v1/vms/{name}/start", {"host": host} if host else {})
+        return self.wait_running(name)
+
+    def delete_vm(self, name: str) -> None:
+        """Powered off if need be, and gone with its disks."""
+        if self.api.vm(name)["status"]["state"] not in ("down", "unknown"):
+            self.api.operate(f"/v1/vms/{name}/power-off")
+        answer = self.api.request("DELETE", f"/v1/vms/{name}", params={"keep_disks": "false"})
+        if answer.status_code >= 400:
+            raise Failed(f"delete {name}: {answer.status_code}: {answer.text[:500]}")
+        ended = self.api.finish(answer.json())
+        if ended["state"] != "done":
+            raise Failed(f"delete {name}: {ended}")
+
+    @contextlib.contextmanager
+    def vm(self, name: str, **arguments: Any) -> Iterator[Json]:
+        """A VM that is gone afterwards, however the block ends."""
+        try:
+            yield self.create_vm(name, **arguments)
+        finally:
+            if self.api.request("GET", f"/v1/vms/{name}").status_code == 200:
+                self.delete_vm(name)
+
+    def wait_state(self, name: str, state: str, *, timeout_s: float = RUNNING_TIMEOUT_S) -> Json:
+        """Until the server says so; its view then."""
+        found: Json = {}
+
+        def is_there() -> bool:
+            found.update(self.api.vm(name))
+            return bool(found["status"]["state"] == state)
+
+        try:
+            wait_until(is_there, f"{name} is {state}", timeout_s=timeout_s, pause_s=0.05)
+        except Failed as error:
+            raise Failed(f"{error.message}; it is {found['status']}") from error
+        return found
+
+    def wait_running(self, name: str) -> Node:
+        """Until server and kernel agree that it runs; its host then."""
+        self.wait_state(name, "running")
+        return self.lab.host_of(name)
+
+    def wait_agent(self, name: str) -> float:
+        """Until the guest agent answers; how long that took."""
+        begin = time.monotonic()
+
+        def answers() -> bool:
+            try:
+                return guest.agent_answers(self.lab.host_of(name), name)
+            except Unavailable:
+                return False
+
+        wait_until(
+            answers, f"the guest agent of {name} answers", timeout_s=AGENT_TIMEOUT_S, pause_s=0.1
+        )
+        return time.monotonic() - begin
+
+    def look(self, name: str) -> guest.GuestLook:
+        return guest.look(self.lab.host_of(name), name)
+
+    # Events
+
+    def revision(self) -> int:
+        """The newest event's: what comes later is above it."""
+        newest = self.api.get("/v1/events", order="desc", limit=1)["items"]
+        return int(newest[0]["revision"]) if newest else 0
+
+    def events(self, vm: str, after: int = 0, code: str | None = None) -> list[Json]:
+        """Of one VM, oldest first."""
+        filters: Json = {"vm": vm, "after": after}
+        if code is not None:
+            filters["code"] = code
+        return self.api.events(**filters)
+
+    def wait_event(
+        self, vm: str, code: str, *, after: int, timeout_s: float = EVENT_TIMEOUT_S
+    ) -> Json:
+        """The first of its kind after a revision. Raises Failed with what came instead."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.events(vm, after, code)
+            if found:
+                return found[0]
+            if time.monotonic() > deadline:
+                came = [(event["code"], event["fields"]) for event in self.events(vm, after)]
+                raise Failed(f"{vm}: no event {code} within {timeout_s:g} s; came: {came}")
+            time.sleep(0.05)
+
+    def set_policy(self, policy: Json) -> None:
+        cluster = self.api.get("/v1/clusters")["items"][0]["name"]
+        answer = self.api.request("PUT", f"/v1/clusters/{cluster}/policy", json=policy)
+        if answer.status_code >= 400:
+            raise Failed(f"policy: {answer.status_code}: {answer.text[:500]}")
+
+
+class Twin:
+    """The same domain under another name, which virtha does not manage: what `virsh start` of this
+    very configuration takes, hook included. Its disk is a copy on the host's own disk."""
+
+    def __init__(self, host: Node, vm: str) -> None:
+        self.host = host
+        self.name = f"{vm}-twin"
+        images = "/var/lib/libvirt/images"
+        disk = f"{images}/{self.name}.qcow2"
+        host.run_checked(["mkdir", "-p", images])
+        source = f"{host.storage}/images/tiny.qcow2"
+        host.run_checked(["cp", source, disk])
+        xml = _twin_xml(host.run_checked(["virsh", "dumpxml", "--inactive", vm]), self.name, disk)
+        path = f"{images}/{self.name}.xml"
+        host.path_inside(path).write_text(xml)
+        host.run_checked(["virsh", "define", path])
+
+    def start_s(self) -> float:
+        """Seconds that one `virsh start` takes; it is destroyed again."""
+        begin = time.monotonic()
+        self.host.run_checked(["virsh", "start", self.name])
+        taken = time.monotonic() - begin
+        self.host.run_checked(["virsh", "destroy", self.name])
+        return taken
+
+    def remove(self) -> None:
+        self.host.run_checked(["virsh", "undefine", self.name])
+
+
+def _twin_xml(xml: str, name: str, disk: str) -> str:
+    """Without our mark, with its own name, id, address and files."""
+    tree = defusedxml.ElementTree.fromstring(xml)
+    own_name, source = tree.find("name"), tree.find("devices/disk/source")
+    if own_name is None or source is None:
+        raise Failed("libvirt's XML of the VM has no name or no disk")
+    own_name.text = name
+    for tag in ("uuid", "metadata"):
+        found = tree.find(tag)
+        if found is not None:
+            tree.remove(found)
+    source.set("file", disk)
+    for interface in tree.findall("devices/interface"):
+        address = interface.find("mac")
+        if address is not None:
+            interface.remove(address)
+    for kind in ("serial", "console"):
+        for console in tree.findall(f"devices/{kind}"):
+            for part in (console.find("source"), console.find("log")):
+                if part is not None and (part.get("path") or part.get("file")):
+                    key = "path" if part.get("path") else "file"
+                    part.set(key, f"/var/log/libvirt/{name}.{kind}.{part.tag}")
+    return str(defusedxml.ElementTree.tostring(tree, encoding="unicode"))

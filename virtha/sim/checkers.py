@@ -1,0 +1,117 @@
+"""Checkers: they read the world's truth, never the sentinel's own state."""
+
+from virtha.model.codes import REGISTRY
+from virtha.model.ids import VmId
+from virtha.model.vm import VmState
+from virtha.sim.host import SimHost
+from virtha.sim.world import World
+
+TOLD_FIRING = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
+TOLD_UNCLEAR = ("vm.restart.unknown", "vm.history.gap", "vm.stop.reconstructed")
+
+
+class Violation(AssertionError):
+    """A rule of safety.md or of the requirements is broken in the simulated world."""
+
+
+class Checkers:
+    """``tolerant``: VMs whose second copy the scenario itself made, ungranted, for the guardian."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.outside: set[VmId] = set()
+        for host in world.hosts.values():
+            self.watch_host(host)
+        world.kernel.watch(self.one_writer)
+
+    def watch_host(self, host: SimHost) -> None:
+        host.on_start = self.start_is_granted
+
+    def one_writer(self) -> None:
+        for vm_id in self.world.server.vms:
+            hosts = self.world.running_on(vm_id)
+            if len(hosts) > 1 and vm_id not in self.outside:
+                raise Violation(f"{vm_id} runs on {hosts} at {self.world.kernel.now}")
+
+    def start_is_granted(self, host: SimHost, vm_id: VmId) -> None:
+        """Asked when our own agent lets processors run: the host must hold the current incarnation."""
+        known = self.world.server.vms[vm_id]
+        record = self.world.records(host).get(vm_id)
+        if record is None:
+            raise Violation(f"{vm_id} is run on {host.name} without a record")
+        if host.name not in known.holders:
+            raise Violation(f"{vm_id} is run on {host.name}, which does not hold it")
+        if record.incarnation != known.incarnation:
+            raise Violation(f"{vm_id} is run as {record.incarnation}, not {known.incarnation}")
+        if record.boot != host.boot:
+            raise Violation(f"{vm_id} is run by a record of {record.boot}")
+
+    # At the end, with all links healed
+
+    def at_end(self) -> None:
+        for vm_id in self.world.server.vms:
+            self.down_has_a_reason(vm_id)
+            self.nothing_up_is_released(vm_id)
+            self.report_is_true(vm_id)
+            self.firings_are_told(vm_id)
+        for entry in self.world.server.history:
+            if entry.code not in REGISTRY:
+                raise Violation(f"unknown code {entry.code}")
+            undeclared = set(entry.fields) - set(REGISTRY[entry.code].fields)
+            if undeclared:
+                raise Violation(f"{entry.code} has undeclared fields {sorted(undeclared)}")
+
+    def _settled(self, vm_id: VmId) -> SimHost | None:
+        """Its host, if that could have told the server everything."""
+        host = self.world.hosts[self.world.server.vms[vm_id].host]
+        can_tell = host.powered and host.net and host.agent is not None and host.libvirt_up
+        return host if can_tell else None
+
+    def down_has_a_reason(self, vm_id: VmId) -> None:
+        known = self.world.server.vms[vm_id]
+        if not known.vm.ha or not known.wanted_up or self._settled(vm_id) is None:
+            return
+        if self.world.running_on(vm_id):
+            return
+        report = known.report
+        codes = [why.code for why in report.reasons] if report else []
+        if not any(code.startswith(("vm.down", "vm.paused", "restart.")) for code in codes):
+            raise Violation(f"{known.vm.name} is down without an open reason: {codes}")
+        unknown = [code for code in codes if code not in REGISTRY]
+        if unknown:
+            raise Violation(f"{known.vm.name} has unknown reasons {unknown}")
+
+    def nothing_up_is_released(self, vm_id: VmId) -> None:
+        known = self.world.server.vms[vm_id]
+        for name in self.world.running_on(vm_id):
+            if name not in known.holders and vm_id not in self.outside:
+                raise Violation(f"{known.vm.name} runs on {name}, which holds nothing")
+
+    def report_is_true(self, vm_id: VmId) -> None:
+        known, host = self.world.server.vms[vm_id], self._settled(vm_id)
+        if host is None or known.report is None:
+            return
+        domain = host.libvirt.find(vm_id)
+        exists = domain is not None and domain.qemu is not None
+        said_up = known.report.state not in (VmState.DOWN, VmState.UNKNOWN)
+        if exists != said_up:
+            raise Violation(f"{known.vm.name} is said to be {known.report.state}")
+        runs = bool(self.world.running_on(vm_id))
+        if known.report.state is VmState.RUNNING and not runs:
+            raise Violation(f"{known.vm.name} is said to run")
+
+    def firings_are_told(self, vm_id: VmId) -> None:
+        """None lost, none invented (W7)."""
+        known = self.world.server.vms[vm_id]
+        if self._settled(vm_id) is None:
+            return
+        happened = self.world.firings.get(vm_id, 0)
+        history = [
+            entry.code for entry in self.world.server.history if entry.subject == known.vm.name
+        ]
+        told = sum(history.count(code) for code in TOLD_FIRING)
+        unclear = sum(history.count(code) for code in TOLD_UNCLEAR)
+        if told + unclear < happened:
+            raise Violation(f"{known.vm.name} fired {happened} times, {told} are told")
+        if history.count("vm.watchdog.fired") > happened:
+            raise Violation(f"{known.vm.name} fired {happened} times, more are told")

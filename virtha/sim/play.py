@@ -1,0 +1,344 @@
+"""Plays a scenario on the simulated world; its outcome is what the server recorded, and the end."""
+
+from collections.abc import Callable
+
+from virtha.model.errors import InvalidInput
+from virtha.model.ids import VmId
+from virtha.model.orders import (
+    AdoptVm,
+    OrderBody,
+    PauseVm,
+    RebootMode,
+    RebootVm,
+    ReleaseVm,
+    ResumeVm,
+    StopMode,
+    StopVm,
+)
+from virtha.model.policy import Policy, RestartPolicy
+from virtha.model.time import parse_duration_ms
+from virtha.model.value import Fields
+from virtha.model.watchdog import parse_watchdog
+from virtha.ports.hypervisor import GateRefused
+from virtha.scenario.language import Scenario, Step
+from virtha.sentinel.events import HostShuttingDown, MigrationMarked
+from virtha.sim.checkers import Checkers
+from virtha.sim.host import CRASH_POINTS, SimHost
+from virtha.sim.world import GuestKind, World
+
+_SHOWN = ("action", "count", "attempt", "cause", "by", "reason", "evidence", "delay_ms", "detail")
+_DURATIONS = {
+    "window": "window_ms",
+    "delay": "delay_ms",
+    "delay_max": "delay_ms_max",
+    "reset_loop_window": "reset_loop_window_ms",
+}
+_COUNTS = ("restarts_max", "delay_growth", "reset_loop_count")
+
+
+class Player:
+    def __init__(self) -> None:
+        self.world = World()
+        self.checkers = Checkers(self.world)
+        self._verbs: dict[str, Callable[[Step], None]] = {
+            "hosts": self._hosts,
+            "vm": self._vm,
+            "policy": self._policy,
+            "advance": lambda step: self.advance(step.words[0]),
+            "start": self._start,
+            "shutdown": lambda step: self._stop(step, StopMode.SHUTDOWN),
+            "power-off": lambda step: self._stop(step, StopMode.POWER_OFF),
+            "reboot": lambda step: self._reboot(step, RebootMode.REBOOT),
+            "reset": lambda step: self._reboot(step, RebootMode.RESET),
+            "pause": self._pause,
+            "resume": self._resume,
+            "adopt": self._adopt,
+            "forget": self._forget,
+            "set": self._set,
+            "hold": self._hold,
+            "unhold": self._unhold,
+            "migrating": self._migrating,
+            "supersede": lambda step: self.world.supersede(self._vm_id(step)),
+            "virsh": self._virsh,
+            "autostart": self._autostart,
+            "fail-starts": self._fail_starts,
+            "blind-starts": self._blind_starts,
+            "hide-records": self._hide_records,
+            "crash-agent": self._crash_agent,
+            "power-cut": lambda step: self._host(step).power_cut(),
+            "boot": lambda step: self._host(step).power_on(),
+            "shutdown-host": self._shutdown_host,
+            "stop-agent": lambda step: self._host(step).stop_agent(),
+            "start-agent": lambda step: self._host(step).start_agent(),
+            "stop-guardian": self._stop_guardian,
+            "start-guardian": lambda step: self._host(step).start_guardian(),
+            "stop-libvirt": lambda step: self._host(step).stop_libvirt(),
+            "start-libvirt": lambda step: self._host(step).start_libvirt(),
+            "cut-net": lambda step: self._net(step, up=False),
+            "heal-net": lambda step: self._net(step, up=True),
+            "fire": self._fire,
+        }
+        for verb in (
+            "kill-qemu",
+            "term-qemu",
+            "panic",
+            "guest-shutdown",
+            "guest-reboot",
+            "io-error",
+        ):
+            self._verbs[verb] = self._guest_fault
+
+    def play(self, scenario: Scenario) -> list[str]:
+        for step in scenario.steps:
+            self.do(step)
+        self.checkers.at_end()
+        return self.outcome()
+
+    def do(self, step: Step) -> None:
+        self.world.trace(f"> {step.text()}")
+        self._verbs[step.verb](step)
+
+    # Outcome
+
+    def outcome(self) -> list[str]:
+        lines = [
+            f"{entry.at_ms / 1_000:9.3f} {entry.subject} {entry.code}{_shown(entry.fields)}"
+            for entry in self.world.server.history
+        ]
+        return [*lines, *(self._end_of(name) for name in sorted(self.world.ids))]
+
+    def _end_of(self, name: str) -> str:
+        known = self.world.server.vms[self.world.ids[name]]
+        where = self.world.running_on(known.vm.id)
+        report = known.report
+        state = report.state.value if report else "unknown"
+        reasons = (
+            " ".join(why.code + _shown(why.fields) for why in report.reasons) if report else ""
+        )
+        holders = ",".join(sorted(known.holders)) or "nobody"
+        return (
+            f"end {name} {state} runs_on={','.join(where) or 'none'} held_by={holders} "
+            f"incarnation={known.incarnation} [{reasons}]"
+        )
+
+    # Finding
+
+    def _vm_id(self, step: Step, index: int = 0) -> VmId:
+        name = step.words[index]
+        if name not in self.world.ids:
+            raise _wrong(step, f"no VM '{name}'", tuple(sorted(self.world.ids)))
+        return self.world.ids[name]
+
+    def _host_of(self, vm_id: VmId) -> SimHost:
+        return self.world.hosts[self.world.server.vms[vm_id].host]
+
+    def _host(self, step: Step) -> SimHost:
+        return self._named_host(step, step.words[0])
+
+    def _named_host(self, step: Step, name: str) -> SimHost:
+        if name not in self.world.hosts:
+            raise _wrong(step, f"no host '{name}'", tuple(sorted(self.world.hosts)))
+        return self.world.hosts[name]
+
+    # Building and time
+
+    def _hosts(self, step: Step) -> None:
+        for name in step.words:
+            self.checkers.watch_host(self.world.add_host(name))
+
+    def _vm(self, step: Step) -> None:
+        options = step.options
+        card = options.get("watchdog")
+        self.world.add_vm(
+            step.words[0],
+            self._named_host(step, options.get("on", "")).name,
+            ha="ha" in options,
+            watchdog=parse_watchdog(card) if card else None,
+            guest=GuestKind(
+                boot_ms=parse_duration_ms(options.get("boot", "2s"), field=f"line {step.line}"),
+                has_agent="no-agent" not in options,
+                ignores_shutdown="ignores-shutdown" in options,
+            ),
+        )
+
+    def _policy(self, step: Step) -> None:
+        values: dict[str, int | bool] = {}
+        for name, text in step.options.items():
+            if name in _DURATIONS:
+                values[_DURATIONS[name]] = parse_duration_ms(text, field=f"line {step.line}")
+            elif name in _COUNTS:
+                values[name] = int(text)
+            else:
+                values[name] = text == "yes"
+        self.world.change_policy(Policy(restart=RestartPolicy(**values)))  # type: ignore[arg-type]
+
+    def advance(self, duration: str) -> None:
+        self.world.kernel.advance(parse_duration_ms(duration, field="advance"))
+
+    # Orders
+
+    def _start(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        host = step.options.get("on") or self.world.server.vms[vm_id].host
+        self.world.start(vm_id, self._named_host(step, host).name)
+
+    def _order(self, vm_id: VmId, body: OrderBody) -> None:
+        self.world.order(self.world.server.vms[vm_id].host, body)
+
+    def _stop(self, step: Step, mode: StopMode) -> None:
+        vm_id = self._vm_id(step)
+        known = self.world.server.vms[vm_id]
+        known.wanted_up = False
+        body = StopVm(vm_id=vm_id, incarnation=known.incarnation, mode=mode, by="admin")
+        self._order(vm_id, body)
+
+    def _reboot(self, step: Step, mode: RebootMode) -> None:
+        vm_id = self._vm_id(step)
+        incarnation = self.world.server.vms[vm_id].incarnation
+        self._order(vm_id, RebootVm(vm_id=vm_id, incarnation=incarnation, mode=mode, by="admin"))
+
+    def _pause(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        incarnation = self.world.server.vms[vm_id].incarnation
+        self._order(vm_id, PauseVm(vm_id=vm_id, incarnation=incarnation, by="admin"))
+
+    def _resume(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        incarnation = self.world.server.vms[vm_id].incarnation
+        self._order(vm_id, ResumeVm(vm_id=vm_id, incarnation=incarnation, by="admin"))
+
+    def _adopt(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        known = self.world.server.vms[vm_id]
+        incarnation = self.world.server.grant(vm_id, known.host)
+        assert incarnation is not None
+        self._order(vm_id, AdoptVm(vm=known.vm, incarnation=incarnation))
+
+    def _forget(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        self._order(vm_id, ReleaseVm(vm_id=vm_id))
+        self.world.server.change_vm(vm_id, ha=False)
+        self.checkers.outside.add(vm_id)
+
+    def _set(self, step: Step) -> None:
+        self.world.server.change_vm(self._vm_id(step), ha=step.options.get("ha") == "yes")
+        self.world.push_settings()
+
+    def _hold(self, step: Step) -> None:
+        self.world.server.hold = step.words[0] if step.words else "maintenance"
+        self.world.push_settings()
+
+    def _unhold(self, step: Step) -> None:
+        self.world.server.hold = None
+        self.world.push_settings()
+
+    def _migrating(self, step: Step) -> None:
+        """Migrations come later; the mark on the record counts already (G5)."""
+        vm_id = self._vm_id(step)
+        host = self._host_of(vm_id)
+        agent = host.agent
+        assert agent is not None
+        agent.tell(MigrationMarked(vm_id=vm_id, migrating=step.words[1] == "yes"))
+
+    # Faults
+
+    def _guest_fault(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        libvirt = self._host_of(vm_id).libvirt
+        faults: dict[str, Callable[[VmId], None]] = {
+            "kill-qemu": libvirt.kill_qemu,
+            "term-qemu": libvirt.terminate_qemu,
+            "panic": libvirt.panic,
+            "guest-shutdown": libvirt.guest_shutdown,
+            "guest-reboot": libvirt.guest_reboot,
+            "io-error": libvirt.io_error,
+        }
+        faults[step.verb](vm_id)
+
+    def _fire(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        for _ in range(int(step.words[1]) if len(step.words) > 1 else 1):
+            self._host_of(vm_id).libvirt.fire_watchdog(vm_id)
+
+    def _virsh(self, step: Step) -> None:
+        action, vm_id = step.words[0], self._vm_id(step, 1)
+        host = self._host_of(vm_id)
+        if "on" in step.options:
+            host = self._named_host(step, step.options["on"])
+        libvirt = host.libvirt
+        match action:
+            case "start":
+                self._virsh_start(host, vm_id)
+            case "run-ungranted":
+                # As with a hook that somebody removed: only the guardian is left.
+                self.checkers.outside.add(vm_id)
+                host.grants[vm_id] = self.world.server.vms[vm_id].incarnation
+                self._virsh_start(host, vm_id)
+                del host.grants[vm_id]
+            case "destroy":
+                libvirt.destroy(vm_id)
+            case "suspend":
+                libvirt.pause(vm_id)
+            case "resume":
+                libvirt.run(vm_id)
+            case _:
+                raise _wrong(step, f"virsh {action}", ("start", "destroy", "suspend", "resume"))
+
+    def _virsh_start(self, host: SimHost, vm_id: VmId) -> None:
+        try:
+            host.libvirt.start_paused(vm_id)
+            host.libvirt.run(vm_id)
+        except GateRefused as refusal:
+            self.world.trace(f"gate: {refusal.message}")
+
+    def _autostart(self, step: Step) -> None:
+        vm_id = self._vm_id(step)
+        self._host_of(vm_id).libvirt.domain(vm_id).autostart = True
+
+    def _fail_starts(self, step: Step) -> None:
+        self._host(step).libvirt.starts_that_fail = int(step.words[1])
+
+    def _blind_starts(self, step: Step) -> None:
+        self._host(step).blind_starts = int(step.words[1])
+
+    def _hide_records(self, step: Step) -> None:
+        self._host(step).records_hidden = step.words[1] == "yes"
+
+    def _crash_agent(self, step: Step) -> None:
+        host, point = self._host(step), step.options.get("at")
+        if point is None:
+            host.crash_agent()
+        elif point not in CRASH_POINTS:
+            raise _wrong(step, f"no point '{point}'", CRASH_POINTS)
+        else:
+            assert host.agent is not None
+            host.agent.crash_at = point
+
+    def _stop_guardian(self, step: Step) -> None:
+        self._host(step).guardian = None
+
+    def _net(self, step: Step, *, up: bool) -> None:
+        host = self._host(step)
+        host.net = up
+        self.world.exchange(host)
+
+    def _shutdown_host(self, step: Step) -> None:
+        """The init system: the agent is told, guests get SIGTERM, then the power goes."""
+        host = self._host(step)
+        if host.agent is not None:
+            host.agent.tell(HostShuttingDown())
+        for domain in list(host.libvirt):
+            if domain.qemu is not None:
+                host.libvirt.terminate_qemu(domain.vm_id)
+        self.world.kernel.advance(1_000)
+        host.power_cut()
+
+
+def _shown(fields: Fields) -> str:
+    return "".join(
+        f" {name}={fields[name]}" for name in _SHOWN if fields.get(name) not in (None, "")
+    )
+
+
+def _wrong(step: Step, message: str, allowed: tuple[str, ...]) -> InvalidInput:
+    return InvalidInput(message, field=f"line {step.line}", allowed=allowed)

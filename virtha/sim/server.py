@@ -1,0 +1,177 @@
+"""A small server: holders, incarnations, orders that are sent again, facts acknowledged in order.
+
+It stands in for the real one until the engine comes: it starts nothing by itself.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from virtha.model.facts import Fact, Happened, Outcome, Released, VmReport
+from virtha.model.ids import Incarnation, OperationId, VmId
+from virtha.model.orders import HeldVm, OrderBody
+from virtha.model.policy import Policy
+from virtha.model.value import Fields, Value
+from virtha.model.vm import Vm
+from virtha.sentinel.events import Configured
+
+if TYPE_CHECKING:
+    from virtha.sim.host import SimHost
+
+LATENCY_MS = 5
+RESEND_MS = 1_000
+SILENCE_MS = 5_000
+AGENT_GRACE_MS = 2_000
+
+
+class HistoryEntry(Value, frozen=True, kw_only=True):
+    """``at_ms``: when it was said on the host, in the world's time."""
+
+    at_ms: int
+    code: str
+    subject: str
+    fields: Fields = {}
+
+
+class ServerVm:
+    def __init__(self, vm: Vm, host: str) -> None:
+        self.vm = vm
+        self.host = host
+        self.holders: set[str] = set()
+        self.incarnation = Incarnation(0)
+        self.wanted_up = False
+        self.report: VmReport | None = None
+
+
+class PendingOrder(Value, frozen=True, kw_only=True):
+    operation_id: OperationId
+    host: str
+    body: OrderBody
+
+
+class HostSeen:
+    """What the server sees of one host: beats only."""
+
+    def __init__(self) -> None:
+        self.beat_ms = 0
+        self.agent_alive = True
+        self.agent_dead_since: int | None = None
+        self.state = "up"
+
+
+class SimServer:
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self.vms: dict[VmId, ServerVm] = {}
+        self.policy = Policy()
+        self.hold: str | None = None
+        self.history: list[HistoryEntry] = []
+        self.pending: dict[OperationId, PendingOrder] = {}
+        self.outcomes: dict[OperationId, Outcome] = {}
+        self.acknowledged: dict[str, int] = {}
+        self.seen: dict[str, HostSeen] = {}
+        self._operations = 0
+
+    # Facts in
+
+    def receive(self, host: "SimHost", facts: list[tuple[int, Fact]]) -> int:
+        """Facts come with their world time; those recorded already are skipped. Returns the last."""
+        last = self.acknowledged.get(host.name, 0)
+        for at_ms, fact in facts:
+            if fact.sequence <= last:
+                continue
+            assert fact.sequence == last + 1, f"{host.name}: fact {fact.sequence} after {last}"
+            last = fact.sequence
+            self._record(host, at_ms, fact)
+        self.acknowledged[host.name] = last
+        return last
+
+    def _record(self, host: "SimHost", at_ms: int, fact: Fact) -> None:
+        match fact.body:
+            case Happened(code=code, vm_id=vm_id, fields=fields):
+                known = self.vms.get(vm_id) if vm_id else None
+                subject = known.vm.name if known else host.name
+                self.history.append(
+                    HistoryEntry(at_ms=at_ms, code=code, subject=subject, fields=fields)
+                )
+            case VmReport(vm_id=vm_id) as report:
+                known = self.vms.get(vm_id)
+                if known is not None and report.incarnation >= known.incarnation:
+                    known.report = report
+            case Released(vm_id=vm_id, incarnation=incarnation):
+                known = self.vms.get(vm_id)
+                if known is not None and incarnation == known.incarnation:
+                    known.holders.discard(host.name)
+            case Outcome(operation_id=operation_id) as outcome:
+                self.pending.pop(operation_id, None)
+                self.outcomes[operation_id] = outcome
+
+    # Orders out
+
+    def order(self, host: str, body: OrderBody) -> PendingOrder:
+        self._operations += 1
+        order = PendingOrder(
+            operation_id=OperationId(f"op-{self._operations}"), host=host, body=body
+        )
+        self.pending[order.operation_id] = order
+        return order
+
+    def grant(self, vm_id: VmId, host: str) -> Incarnation | None:
+        """Target into the holder set before the order goes out (G1); None: somebody else may hold it."""
+        known = self.vms[vm_id]
+        if known.holders - {host}:
+            return None
+        known.holders.add(host)
+        known.host = host
+        known.incarnation = Incarnation(known.incarnation + 1)
+        known.wanted_up = True
+        return known.incarnation
+
+    def settings_for(self, host: str) -> Configured:
+        held = [
+            HeldVm(vm=known.vm, incarnation=known.incarnation, wanted_up=known.wanted_up)
+            for _, known in sorted(self.vms.items())
+            if host in known.holders
+        ]
+        return Configured(policy=self.policy, hold=self.hold, vms=tuple(held))
+
+    def change_vm(self, vm_id: VmId, *, ha: bool) -> None:
+        known = self.vms[vm_id]
+        known.vm = replace(known.vm, ha=ha)
+
+    # Beats: host state
+
+    def beat(self, host: str, *, agent_alive: bool) -> None:
+        seen = self.seen.setdefault(host, HostSeen())
+        seen.beat_ms = self._clock()
+        seen.agent_alive = agent_alive
+        if agent_alive:
+            seen.agent_dead_since = None
+        elif seen.agent_dead_since is None:
+            seen.agent_dead_since = self._clock()
+
+    def judge_hosts(self) -> None:
+        """Silence proves nothing: `unreachable` starts nothing here."""
+        for name in sorted(self.seen):
+            seen = self.seen[name]
+            state = self._judge(seen)
+            if state == seen.state:
+                continue
+            code = {
+                ("unreachable", "up"): "host.reachable",
+                ("unreachable", "agent_down"): "host.agent.down",
+                ("agent_down", "up"): "host.agent.up",
+                ("up", "agent_down"): "host.agent.down",
+            }.get((seen.state, state), "host.unreachable")
+            seen.state = state
+            self.history.append(HistoryEntry(at_ms=self._clock(), code=code, subject=name))
+
+    def _judge(self, seen: HostSeen) -> str:
+        now = self._clock()
+        if now - seen.beat_ms > SILENCE_MS:
+            return "unreachable"
+        dead_since = seen.agent_dead_since
+        if dead_since is not None and now - dead_since >= AGENT_GRACE_MS:
+            return "agent_down"
+        return "up" if seen.state != "agent_down" or seen.agent_alive else "agent_down"
