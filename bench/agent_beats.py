@@ -77,6 +77,9 @@ class MemoryUseCases:
     async def certificate_allowed(self, host_id: HostId, serial: str) -> bool:
         return True
 
+    async def agent_lost(self, host_id: HostId) -> None:
+        pass  # nothing is kept of it here
+
     async def hello(self, host_id: HostId, **_: Any) -> HelloAnswer:
         settings = HostSettings(revision=1, installation_id=INSTALLATION, term=Term(1))
         return HelloAnswer(

@@ -16,12 +16,12 @@ from litestar.testing import AsyncTestClient
 from virtha.api.app import create_app
 from virtha.api.route import Services
 from virtha.control import Control, make_control
+from virtha.control.installation import initialise
 from virtha.drivers.pki import LocalAuthority, create_authority
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.orders import HostSettings, Order
 from virtha.ports.hosts import LastBeat
 from virtha.server.clock import SystemClock
-from virtha.server.setup import set_up
 from virtha.store import Store, open_store
 
 T = TypeVar("T")
@@ -106,15 +106,14 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
     links = RememberingLinks()
     authority = LocalAuthority(*_AUTHORITY)
     try:
-        await set_up(
-            store, INSTALLATION, admin="administrator", password=PASSWORDS["administrator"]
+        await initialise(
+            store=store,
+            name="virtha",
+            administrator="administrator",
+            password=PASSWORDS["administrator"],
         )
         control = make_control(
-            store=store,
-            links=links,
-            authority=authority,
-            clock=clock,
-            servers=("127.0.0.1:8250",),
+            store=store, links=links, authority=authority, servers=("127.0.0.1:8250",)
         )
         services = Services(control=control, authority=authority)
         app = create_app(services)

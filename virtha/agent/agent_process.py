@@ -109,7 +109,7 @@ class Agent:
         settings = self._settings_store.load()
         outcomes = OutcomeMemory(paths.outcomes, files)
         outcomes.open()
-        facts = FactSink(self.outbox, self.disk)
+        facts = FactSink(self.outbox, self.disk, host_name=identity.name)
         gate = GateRecords(paths, files, boot=boot)
         locks = VmLocks()
         evidence = EvidenceKeeper(paths, hypervisor)

@@ -178,10 +178,8 @@ class Starter:
 
 
 def is_gone(report: DomainReport) -> bool:
-    """No QEMU: a domain that libvirt keeps as ``crashed`` without a process counts too."""
-    return report.state is DomainState.SHUTOFF or (
-        report.state is DomainState.CRASHED and report.pid is None
-    )
+    """No QEMU. A domain that is ``crashed`` still has its remains in memory."""
+    return report.state is DomainState.SHUTOFF
 
 
 class CommandRunner:

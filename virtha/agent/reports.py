@@ -25,6 +25,7 @@ from virtha.ports.hypervisor import DomainCatalog, HostFacts, HypervisorError
 STORAGE_INTERVAL_S = 30.0
 GATE_INTERVAL_S = 600.0
 GATE_RETRY_S = 30.0
+RETRY_S = 2.0
 INVENTORY_QUIET_S = 0.2
 """Events come in bursts (a start makes three): one list answers all of them."""
 IMAGES_MAX = 1_000
@@ -99,23 +100,25 @@ class HostReporter:
     async def run(self) -> None:
         while True:
             self._again.clear()
-            await self.report()
+            complete = await self.report()
             in_force = self._proof is not None and self._proof.in_force
+            pause_s = GATE_INTERVAL_S if in_force else GATE_RETRY_S
             try:
-                await asyncio.wait_for(
-                    self._again.wait(), GATE_INTERVAL_S if in_force else GATE_RETRY_S
-                )
+                await asyncio.wait_for(self._again.wait(), pause_s if complete else RETRY_S)
             except TimeoutError:
                 continue
 
-    async def report(self) -> None:
+    async def report(self) -> bool:
+        """False: libvirt should answer but did not, look again soon."""
         host = self._host
+        complete = True
         if self.connected:
             try:
                 host.capabilities = await self._hypervisor.capabilities()
                 await self._prove()
             except HypervisorError as error:
                 _log.warning("the host's capabilities can't be read", error=str(error))
+                complete = False
         overcommit = host.properties.host_overcommit_memory_bytes
         capabilities = msgspec.structs.replace(
             host.capabilities,
@@ -128,6 +131,7 @@ class HostReporter:
         if capabilities != self._told:
             self._told = capabilities
             await host.facts.emit([HostReport(capabilities=capabilities)])
+        return complete
 
     async def _prove(self) -> None:
         host = self._host

@@ -9,7 +9,7 @@ from virtha.api.stream import event_chunks
 from virtha.control.requests import EventQuery, OperationQuery
 from virtha.control.views import Page
 from virtha.model.codes import REGISTRY, Code, Severity
-from virtha.model.errors import InvalidInput, Unavailable
+from virtha.model.errors import Gone, InvalidInput, Unavailable
 from virtha.model.ids import Revision
 from virtha.model.value import Request, Value
 
@@ -111,7 +111,15 @@ async def stream_events(call: Call[StreamQuery, NoBody]) -> Answer:
         limit=1,
         order="asc",
     )
-    await events.list(query)  # raises Gone, or NotFound for an unknown VM
+    await events.list(query)  # raises NotFound for an unknown VM or host
+    row = await call.control.installation.row()
+    if not row.events_pruned_to <= after <= row.revision:
+        raise Gone(
+            f"revision {after} can't be followed: events from {row.events_pruned_to} "
+            f"to {row.revision} are kept",
+            field="after",
+            fix="load the list again, and follow from its revision",
+        )
 
     async def still_allowed() -> None:
         if call.token is not None:

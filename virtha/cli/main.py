@@ -5,6 +5,7 @@ reason is printed), 5 the server can't be reached, 6 not signed in or not allowe
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -143,11 +144,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command().main(args=arguments, prog_name="virtha", standalone_mode=True)
     except VirthaError as error:
-        sys.stdout.flush()
+        _flush()
         typer.echo(describe(error), err=True)
         return error.exit_code
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return code or _flush()
+    return _flush()
+
+
+def _flush() -> int:
+    """Hand over what is still buffered; 1 if nobody takes it (`virtha codes | head -1`), without the
+    interpreter's own complaint at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return 1
     return 0
 
 

@@ -115,6 +115,9 @@ def wait_for(client: Client, given: Options, operation: dict[str, Any], timeout:
                 time.sleep(min(RETRY_S, max(0.0, left_s)))
                 continue
             display.update(operation)
+    except KeyboardInterrupt:
+        note(given, f"it goes on all the same; see: virtha operation wait {operation['id']}")
+        raise
     finally:
         display.close()
     return operation

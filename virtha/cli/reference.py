@@ -78,6 +78,8 @@ def _default(param: Any) -> str:
     value = param.default
     if param.required or value is None or value is False or value in ([], ()) or callable(value):
         return ""
+    if value is True:
+        return f"`{param.opts[0]}`"
     return f"`{getattr(value, 'value', value)}`" if value != "" else ""
 
 

@@ -17,7 +17,7 @@ from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths, read_config
 from virtha.server.logs import configure_logs
 from virtha.server.maintenance import back_up_installation, restore_installation
-from virtha.server.setup import InitAnswers, InitResult, initialise
+from virtha.server.setup import InitAnswers, InitResult, set_up
 
 app = typer.Typer(
     help="Run and set up the server.", invoke_without_command=True, no_args_is_help=False
@@ -76,7 +76,7 @@ def init(
         gateway_listen=gateway_listen,
         names=_split(names),
     )
-    result = asyncio.run(initialise(_paths(root), wanted, SystemClock()))
+    result = asyncio.run(set_up(_paths(root), wanted, SystemClock()))
     if as_json:
         typer.echo(msgspec.json.encode(result).decode())
         return

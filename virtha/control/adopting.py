@@ -86,6 +86,10 @@ async def _adoptable(
             f"{vm.name} can't be adopted: there is a VM {other.vm.name} with this name or id",
             fix="rename one of them",
         )
+    macs = [nic.mac for nic in vm.nics]
+    paths = [(disk.storage_domain_id, disk.path) for disk in vm.disks]
+    if len(set(macs)) < len(macs) or len(set(paths)) < len(paths):
+        raise Refused(f"{vm.name} can't be adopted: it has the same disk or MAC address twice")
     known = {domain.id for domain in await storage_of_cluster(tx, cluster_id)}
     for disk in vm.disks:
         if disk.storage_domain_id not in known:

@@ -1,39 +1,119 @@
-"""Bodies follow."""
+"""Clusters and their policy."""
 
-from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
 
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
+import msgspec
+from msgspec import UNSET
+
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.history import record
+from virtha.control.names import (
+    check_limit,
+    check_name,
+    check_revision,
+    check_text,
+    page_of,
+    taken,
+    the_cluster,
+)
+from virtha.control.requests import ClusterChange, ClusterCreate, PageQuery
+from virtha.control.views import Caller, Page
+from virtha.model.errors import Refused
+from virtha.model.host import Cluster
+from virtha.model.ids import ClusterId, Revision
 from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.store.clusters import (
+    cluster_members,
+    clusters_after,
+    drop_cluster,
+    find_cluster,
+    save_cluster,
+)
+from virtha.store.store import Store
 
 
 class Clusters:
+    def __init__(self, store: Store, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+
     async def list(self, query: PageQuery) -> Page[Cluster]:
-        raise NotImplementedError
+        limit = check_limit(query.limit)
+        async with self._store.read() as tx:
+            rows, more = page_of(await clusters_after(tx, query.after or "", limit + 1), limit)
+            return Page(
+                items=rows,
+                revision=await tx.revision_now(),
+                next=rows[-1].name if more else None,
+            )
 
     async def get(self, ref: str) -> Cluster:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            return await the_cluster(tx, ref)
 
     async def create(self, caller: Caller, request: ClusterCreate) -> Cluster:
-        raise NotImplementedError
+        check_name(request.name)
+        check_text(request.description, field="description")
+        async with self._store.write() as tx:
+            if await find_cluster(tx, request.name) is not None:
+                raise taken("cluster", request.name)
+            made = Cluster(
+                id=ClusterId(str(uuid4())), name=request.name, description=request.description
+            )
+            saved = await save_cluster(tx, made)
+            await record(
+                tx, "cluster.created", cluster_id=saved.id, by=caller.name, name=saved.name
+            )
+            return saved
 
     async def change(
         self, caller: Caller, ref: str, request: ClusterChange, if_match: Revision | None = None
     ) -> Cluster:
-        raise NotImplementedError
+        async with self._store.write() as tx:
+            cluster = await the_cluster(tx, ref)
+            check_revision(if_match, cluster.revision)
+            if request.name is not UNSET and request.name != cluster.name:
+                check_name(request.name)
+                if await find_cluster(tx, request.name) is not None:
+                    raise taken("cluster", request.name)
+                cluster = msgspec.structs.replace(cluster, name=request.name)
+            if request.description is not UNSET:
+                check_text(request.description, field="description")
+                cluster = msgspec.structs.replace(cluster, description=request.description)
+            saved = await save_cluster(tx, cluster)
+            await record(
+                tx, "cluster.changed", cluster_id=saved.id, by=caller.name, name=saved.name
+            )
+            return saved
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
-        raise NotImplementedError
+        async with self._store.write() as tx:
+            cluster = await the_cluster(tx, ref)
+            check_revision(if_match, cluster.revision)
+            members = await cluster_members(tx, cluster.id)
+            held = [f"{count} {name}" for name, count in members.items() if count]
+            if held:
+                raise Refused(
+                    f"cluster {cluster.name} still has {', '.join(held)}",
+                    fix="remove these first",
+                )
+            await drop_cluster(tx, cluster.id)
+            await record(
+                tx, "cluster.deleted", cluster_id=cluster.id, by=caller.name, name=cluster.name
+            )
 
     async def put_policy(
         self, caller: Caller, ref: str, policy: Policy, if_match: Revision | None = None
     ) -> Cluster:
-        raise NotImplementedError
+        """Goes to every host of the cluster at once; one that is away gets it at its next hello."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            cluster = await the_cluster(tx, ref)
+            check_revision(if_match, cluster.revision)
+            saved = await save_cluster(tx, msgspec.structs.replace(cluster, policy=policy))
+            await record(
+                tx, "policy.changed", cluster_id=saved.id, by=caller.name, cluster=saved.name
+            )
+            effects.configure(saved.id)
+        await self._dispatcher.carry_out(effects)
+        return saved

@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 
 from virtha.control.clusters import Clusters
+from virtha.control.effects import Dispatcher
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
 from virtha.control.hold import Hold
 from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
+from virtha.control.launch import Launcher
 from virtha.control.operations import Operations
+from virtha.control.passwords import Passwords
+from virtha.control.runner import Runner
 from virtha.control.settings import Settings
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
@@ -17,7 +21,6 @@ from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
-from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
 from virtha.store import Store
 
@@ -47,8 +50,25 @@ def make_control(
     store: Store,
     links: HostLinks,
     authority: Authority,
-    clock: Clock,
     servers: tuple[str, ...] = (),
+    passwords: Passwords | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to."""
-    raise NotImplementedError
+    dispatcher = Dispatcher(store, links)
+    runner = Runner(Launcher(links))
+    return Control(
+        installation=InstallationFacts(store),
+        clusters=Clusters(store, dispatcher),
+        hosts=Hosts(store, runner, dispatcher),
+        storage=StorageDomains(store, runner, dispatcher),
+        vms=Vms(store, links, runner, dispatcher),
+        operations=Operations(store, links, runner, dispatcher),
+        events=Events(store),
+        users=Users(store, passwords or Passwords()),
+        tokens=Tokens(store, authority),
+        settings=Settings(store),
+        hold=Hold(store, dispatcher),
+        join=Join(store, authority, dispatcher, servers),
+        status=Status(store, links),
+        facts=FactRecorder(store, runner, dispatcher),
+    )

@@ -1,26 +1,120 @@
-"""Bodies follow."""
+"""The audit log: lists, and a stream that wakes at each commit."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
-from virtha.control.requests import *
-from virtha.control.views import *
+from virtha.control.known_settings import EVENT_RETENTION, setting_values
+from virtha.control.names import check_limit, the_host, the_vm
+from virtha.control.requests import EventQuery
+from virtha.control.views import Page
+from virtha.model.errors import Gone, InvalidInput, NotFound
 from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.model.ids import HostId, Revision, VmId
+from virtha.store.events import EventFilter, events_after, events_before
+from virtha.store.installations import prune_events, the_installation
+from virtha.store.store import Store, Transaction
+
+FOLLOW_BATCH = 200
+_UUID_LENGTH = 36
 
 
 class Events:
-    async def list(self, query: EventQuery) -> Page[Event]:
-        raise NotImplementedError
-
-    def follow(self, query: EventQuery) -> AsyncIterator[Event]:
-        raise NotImplementedError
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     async def current_revision(self) -> Revision:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            return await tx.revision_now()
+
+    async def list(self, query: EventQuery) -> Page[Event]:
+        limit = check_limit(query.limit)
+        _check_after(query.after)
+        async with self._store.read() as tx:
+            wanted = await _filter(tx, query)
+            if query.order == "asc":
+                found = await events_after(tx, wanted, query.after or 0, limit + 1)
+            else:
+                found = await events_before(tx, wanted, query.after, limit + 1)
+            return Page(
+                items=tuple(found[:limit]),
+                revision=await tx.revision_now(),
+                next=str(found[limit - 1].revision) if len(found) > limit else None,
+            )
+
+    async def follow(self, query: EventQuery) -> AsyncIterator[Event]:
+        """All events after ``query.after`` (None: from now on), oldest first, for ever.
+
+        A slow reader is slow by itself: nothing is queued for it. Raises Gone when what it would have
+        to read next was pruned.
+        """
+        _check_after(query.after)
+        async with self._store.read() as tx:
+            wanted = await _filter(tx, query)
+            after = query.after if query.after is not None else await tx.revision_now()
+        while True:
+            async with self._store.read() as tx:
+                await _check_kept(tx, after)
+                now = await tx.revision_now()
+                batch = await events_after(tx, wanted, after, FOLLOW_BATCH)
+            for event in batch:
+                after = event.revision
+                yield event
+            if len(batch) < FOLLOW_BATCH:
+                # Of the snapshot that was read: a commit since then ends the wait at once.
+                after = max(after, now)
+                await self._store.changes.beyond(Revision(after))
+
+    async def prune(self) -> int:
+        """Forget what is older than the setting says. The server calls it at intervals."""
+        async with self._store.write() as tx:
+            keep_ms = (await setting_values(tx)).get(EVENT_RETENTION)
+            return await prune_events(tx, older_than_ms=tx.clock.wall_ms() - keep_ms)
+
+
+def _check_after(after: int | None) -> None:
+    if after is not None and not 0 <= after < 1 << 62:
+        raise InvalidInput(f"{after} is no revision", field="after", fix="use a revision")
+
+
+async def _check_kept(tx: Transaction, after: int) -> None:
+    row = await the_installation(tx)
+    if after < row.events_pruned_to:
+        raise Gone(
+            f"events up to revision {row.events_pruned_to} are no longer kept",
+            field="after",
+            fix="load the list again, and follow from its revision",
+        )
+    if after > row.revision:
+        # A client that has seen more than there is: the database was restored.
+        raise Gone(
+            f"revision {after} is not reached yet; the installation is at {row.revision}",
+            field="after",
+            fix="load the list again, and follow from its revision",
+        )
+
+
+async def _filter(tx: Transaction, query: EventQuery) -> EventFilter:
+    return EventFilter(
+        vm_id=await _vm_id(tx, query.vm) if query.vm is not None else None,
+        host_id=await _host_id(tx, query.host) if query.host is not None else None,
+        code=query.code,
+        severity=query.severity,
+    )
+
+
+async def _vm_id(tx: Transaction, ref: str) -> VmId:
+    """The history of a deleted VM can still be asked for, by its id."""
+    try:
+        return (await the_vm(tx, ref, field="vm")).vm.id
+    except NotFound:
+        if len(ref) == _UUID_LENGTH:
+            return VmId(ref)
+        raise
+
+
+async def _host_id(tx: Transaction, ref: str) -> HostId:
+    try:
+        return (await the_host(tx, ref, field="host")).host.id
+    except NotFound:
+        if len(ref) == _UUID_LENGTH:
+            return HostId(ref)
+        raise

@@ -18,7 +18,7 @@ async def record(
     host: Host | None = None,
     cluster_id: ClusterId | None = None,
     operation_id: OperationId | None = None,
-    user: str | None = None,
+    by: str | None = None,
     **fields: Scalar,
 ) -> Event:
     """An event of the server's own."""
@@ -37,7 +37,7 @@ async def record(
             host_id=host.id if host is not None else None,
             vm_id=vm.id if vm is not None else None,
             operation_id=operation_id,
-            user=user,
+            user=by,
         ),
     )
 

@@ -1,26 +1,46 @@
-"""Bodies follow."""
+"""`virtha hold`: no automatic action anywhere, until it is lifted."""
 
-from collections.abc import AsyncIterator, Sequence
-
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.history import record
+from virtha.control.names import check_text
+from virtha.control.requests import HoldPut
+from virtha.control.views import Caller, HoldView
+from virtha.model.errors import InvalidInput
+from virtha.store.clusters import all_clusters
+from virtha.store.installations import set_hold, the_installation
+from virtha.store.store import Store
 
 
 class Hold:
+    def __init__(self, store: Store, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+
     async def get(self) -> HoldView:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            return HoldView(reason=(await the_installation(tx)).installation.hold)
 
     async def set(self, caller: Caller, request: HoldPut) -> HoldView:
-        raise NotImplementedError
+        reason = check_text(request.reason, field="reason").strip()
+        if not reason:
+            raise InvalidInput(
+                "is missing", field="reason", fix="say why: others will wonder at 3 a.m."
+            )
+        return await self._change(caller, reason)
 
     async def lift(self, caller: Caller) -> HoldView:
-        raise NotImplementedError
+        return await self._change(caller, None)
+
+    async def _change(self, caller: Caller, reason: str | None) -> HoldView:
+        effects = Effects()
+        async with self._store.write() as tx:
+            if (await the_installation(tx)).installation.hold != reason:
+                await set_hold(tx, reason)
+                if reason is None:
+                    await record(tx, "hold.lifted", by=caller.name)
+                else:
+                    await record(tx, "hold.set", by=caller.name, reason=reason)
+            # Also when nothing changed: who asks twice may doubt that the hosts got it.
+            effects.clusters |= {cluster.id for cluster in await all_clusters(tx)}
+        await self._dispatcher.carry_out(effects)
+        return HoldView(reason=reason)

@@ -28,7 +28,6 @@ from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
 from virtha.model.orders import HostSettings, ScanForeign
 from virtha.model.watchdog import WatchdogAction, models_that_fit
-from virtha.ports.hosts import HostLinks
 from virtha.store.clusters import all_clusters
 from virtha.store.hosts import (
     HostRow,
@@ -51,11 +50,8 @@ ADOPT_NAMES_MAX = 10_000
 
 
 class Hosts:
-    def __init__(
-        self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
-    ) -> None:
+    def __init__(self, store: Store, runner: Runner, dispatcher: Dispatcher) -> None:
         self._store = store
-        self._links = links
         self._runner = runner
         self._dispatcher = dispatcher
 
@@ -133,7 +129,7 @@ class Hosts:
                 )
             await revoke_certificates(tx, row.host.id)
             await drop_host(tx, row.host.id)
-            await record(tx, "host.removed", host=row.host, user=caller.name, name=row.host.name)
+            await record(tx, "host.removed", host=row.host, by=caller.name, name=row.host.name)
             effects.configure(row.host.cluster_id)
             effects.disconnect(row.host.id, "wire.refused.revoked")
         await self._dispatcher.carry_out(effects)

@@ -1,26 +1,90 @@
-"""Bodies follow."""
+"""The installation itself: set up once, started with a new term each time, restored."""
 
-from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
 
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.control.history import record
+from virtha.control.names import check_name
+from virtha.control.passwords import Passwords, check_password
+from virtha.control.users import check_user_name, insert_user
+from virtha.model.errors import Conflict
+from virtha.model.host import Cluster, Installation
+from virtha.model.ids import ClusterId, InstallationId, Term
+from virtha.model.user import Role
+from virtha.store.clusters import save_cluster
+from virtha.store.installations import (
+    InstallationRow,
+    add_installation,
+    find_installation,
+    set_term,
+    set_timeline,
+    the_installation,
+)
+from virtha.store.store import Store
+
+FIRST_CLUSTER = "default"
 
 
 class InstallationFacts:
-    async def get(self) -> Installation:
-        raise NotImplementedError
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
-    async def started(self, *, version: str) -> None:
-        raise NotImplementedError
+    async def get(self) -> Installation:
+        """Raises NotFound before ``virtha server init``."""
+        return (await self.row()).installation
+
+    async def row(self) -> InstallationRow:
+        async with self._store.read() as tx:
+            return await the_installation(tx)
+
+    async def started(self, *, version: str) -> Term:
+        """Each start of the server is a term of its own: 1 + the highest it knows (M1)."""
+        async with self._store.write() as tx:
+            term = Term((await the_installation(tx)).term + 1)
+            await set_term(tx, term)
+            await record(tx, "server.started", version=version, term=term)
+            return term
 
     async def stopped(self) -> None:
-        raise NotImplementedError
+        async with self._store.write() as tx:
+            await record(tx, "server.stopped")
+
+    async def backed_up(self, *, path: str, by: str) -> None:
+        async with self._store.write() as tx:
+            await record(tx, "server.backup.made", by=by, path=path)
+
+    async def restored(self, *, path: str, by: str) -> None:
+        """To be called once on a restored database, before anything else is done with it.
+
+        Its records may be older than what runs: a new timeline makes every start wait until each
+        host has reported its VMs anew (M2).
+        """
+        async with self._store.write() as tx:
+            await set_timeline(tx, str(uuid4()))
+            await record(tx, "server.restored", by=by, path=path)
+
+
+async def initialise(
+    *,
+    store: Store,
+    name: str,
+    administrator: str,
+    password: str,
+    passwords: Passwords | None = None,
+) -> Installation:
+    """`virtha server init`: the installation, a first cluster and a first administrator."""
+    check_name(name)
+    check_user_name(administrator)
+    check_password(password)
+    password_hash = await (passwords or Passwords()).hash(password)
+    made = Installation(id=InstallationId(str(uuid4())), name=name)
+    async with store.write() as tx:
+        if await find_installation(tx) is not None:
+            raise Conflict(
+                "the installation was set up already", fix="to begin anew, move its database away"
+            )
+        await add_installation(tx, made, timeline=str(uuid4()))
+        await record(tx, "server.initialised", by="root", installation=name)
+        await insert_user(tx, administrator, Role.ADMINISTRATOR, password_hash, by="root")
+        cluster = await save_cluster(tx, Cluster(id=ClusterId(str(uuid4())), name=FIRST_CLUSTER))
+        await record(tx, "cluster.created", cluster_id=cluster.id, by="root", name=cluster.name)
+    return made

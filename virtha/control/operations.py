@@ -1,7 +1,6 @@
 """Operations: looking at them, waiting for them, giving up what no host can be asked any more."""
 
 import asyncio
-import builtins
 
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.known_settings import ORDER_DEADLINE, setting_values
@@ -118,11 +117,6 @@ class Operations:
                 await self._runner.give_up(wtx, effects, order.operation_id, order.step, message)
         await self._dispatcher.carry_out(effects)
         return len(late)
-
-    async def open_ids(self) -> builtins.list[str]:
-        async with self._store.read() as tx:
-            rows = await operations_before(tx, OperationFilter(open=True), None, 1_000)
-            return [row.operation.id for row in rows]
 
 
 async def _the_operation(tx: Transaction, operation_id: str) -> OperationRow:

@@ -66,16 +66,15 @@ def reasons_against(
         found.append(Reason(code="host.unfit.memory", fields=fields))
     if vm.watchdog is not None and vm.watchdog.model not in able.watchdog_models:
         found.append(Reason(code="host.unfit.watchdog", fields={"model": vm.watchdog.model.value}))
-    for domain_id in sorted({disk.storage_domain_id for disk in vm.disks}):
-        if not candidate.storage_usable.get(domain_id, False):
-            found.append(
-                Reason(
-                    code="host.unfit.storage",
-                    fields={"name": storage_names.get(domain_id, domain_id)},
-                )
-            )
-    for bridge in sorted({nic.bridge for nic in vm.nics} - set(able.bridges)):
-        found.append(Reason(code="host.unfit.bridge", fields={"bridge": bridge}))
+    found += [
+        Reason(code="host.unfit.storage", fields={"name": storage_names.get(domain_id, domain_id)})
+        for domain_id in sorted({disk.storage_domain_id for disk in vm.disks})
+        if not candidate.storage_usable.get(domain_id, False)
+    ]
+    found += [
+        Reason(code="host.unfit.bridge", fields={"bridge": bridge})
+        for bridge in sorted({nic.bridge for nic in vm.nics} - set(able.bridges))
+    ]
     return tuple(found)
 
 

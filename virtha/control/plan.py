@@ -38,12 +38,14 @@ FixedOrder = (
 
 
 class Give(Value, frozen=True, kw_only=True, tag="give"):
-    """Give ``order`` to ``host_id``. ``optional``: its failure does not end the operation."""
+    """Give ``order`` to ``host_id``. ``optional``: its failure does not end the operation.
+    ``parallel``: the next step does not wait for its outcome; the operation's end does."""
 
     name: str
     host_id: HostId
     order: FixedOrder
     optional: bool = False
+    parallel: bool = False
 
 
 class Launch(Value, frozen=True, kw_only=True, tag="launch"):

@@ -108,7 +108,7 @@ class VmChange(Request, frozen=True, kw_only=True):
     memory_bytes: int | UnsetType = UNSET
     vcpus: int | UnsetType = UNSET
     machine: MachineType | UnsetType = UNSET
-    watchdog: WatchdogRequest | None | UnsetType = UNSET
+    watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
 

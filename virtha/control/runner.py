@@ -44,6 +44,7 @@ from virtha.store.store import WriteTransaction
 from virtha.store.vms import add_definition, drop_vm, find_vm, save_vm_status
 
 DETAIL_LENGTH_MAX = 500
+_RUNNING, _PENDING = OperationState.RUNNING, OperationState.PENDING
 
 
 class FoundByScan(Value, frozen=True, kw_only=True):
@@ -170,6 +171,10 @@ class Runner:
         if row is None or row.operation.is_over:
             return
         run = _Run(row, row.operation, decode_plan(row.plan))
+        planned = run.plan.steps[step]
+        if isinstance(planned, Launch):
+            # It may have been taken all the same: only its host knows.
+            await self._launch_failed(tx, planned, Result.UNKNOWN)
         error = Unavailable(message)
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
@@ -195,7 +200,7 @@ class Runner:
                     "disk.created",
                     host=host.host if host else None,
                     operation_id=operation_id,
-                    user=run.plan.by,
+                    by=run.plan.by,
                     path=disk.path,
                 )
             case ForgetVm(disks=disks):
@@ -205,7 +210,7 @@ class Runner:
                         "disk.deleted",
                         host=host.host if host else None,
                         operation_id=operation_id,
-                        user=run.plan.by,
+                        by=run.plan.by,
                         path=disk.path,
                     )
             case AdoptVm(vm=vm, dry_run=dry_run):
@@ -218,7 +223,7 @@ class Runner:
                         vm=vm,
                         host=host.host,
                         operation_id=operation_id,
-                        user=run.plan.by,
+                        by=run.plan.by,
                         changes="; ".join(outcome.changes) or "nothing had to change",
                     )
 
@@ -230,7 +235,7 @@ class Runner:
         code = outcome.code or "problem.failed"
         message = outcome.message or message_of(code, outcome.fields)
         if isinstance(step, Launch):
-            await self._launch_failed(tx, step, outcome)
+            await self._launch_failed(tx, step, outcome.result)
         if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
             # The record was made before the order went out (G1). The domain is as it was, or it is
             # there and not marked: no holder is lost by forgetting a VM that never was ours.
@@ -252,11 +257,13 @@ class Runner:
                 run.set_step(later, OperationState.CANCELLED, now)
         if run.operation.code is None:
             run.change(code=code, message=message)
-        cleanup = () if run.plan.failed else run.plan.on_failure
+        # What was made before a start that fails is whole, and stays.
+        keeps = run.plan.failed or isinstance(run.plan.steps[index], Launch)
+        cleanup = () if keeps else _only_created(run, run.plan.on_failure)
         run.plan = msgspec.structs.replace(run.plan, failed=True)
         run.add_steps(cleanup)
 
-    async def _launch_failed(self, tx: WriteTransaction, step: Launch, outcome: Outcome) -> None:
+    async def _launch_failed(self, tx: WriteTransaction, step: Launch, result: Result) -> None:
         """The state only: a holder goes by its durable release, never by an outcome (G1)."""
         row = await find_vm(tx, step.vm_id)
         if (
@@ -265,7 +272,7 @@ class Runner:
             or row.status.incarnation != step.incarnation
         ):
             return
-        unknown = outcome.result is Result.UNKNOWN
+        unknown = result is Result.UNKNOWN
         await save_vm_status(
             tx,
             msgspec.structs.replace(
@@ -291,9 +298,10 @@ class Runner:
                 continue
             if waits:
                 break
-        else:
-            if not any(step.state is OperationState.RUNNING for step in run.operation.steps):
-                await self._end(tx, run)
+        if not any(
+            step.state is _RUNNING or step.state is _PENDING for step in run.operation.steps
+        ):
+            await self._end(tx, run)
         await save_operation(tx, run.operation, encode_plan(run.plan), run.foreign)
 
     async def _end(self, tx: WriteTransaction, run: _Run) -> None:
@@ -310,7 +318,7 @@ class Runner:
                 "operation.failed",
                 vm=row.vm if row is not None else None,
                 operation_id=run.operation.id,
-                user=run.plan.by,
+                by=run.plan.by,
                 kind=run.operation.kind,
                 detail=run.operation.message[:DETAIL_LENGTH_MAX],
             )
@@ -325,7 +333,7 @@ class Runner:
             case Give():
                 await self._give(tx, effects, run, index, step)
                 run.set_step(index, OperationState.RUNNING, now)
-                return True
+                return not step.parallel
             case Launch():
                 launched, host_id, order = await self._launcher.launch(
                     tx, effects, step, operation_id=run.operation.id, index=index, by=run.plan.by
@@ -388,5 +396,28 @@ class Runner:
             vm=row.vm,
             host=host.host if host else None,
             operation_id=run.operation.id,
-            user=run.plan.by,
+            by=run.plan.by,
         )
+
+
+def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Without the disks that this operation has not made: a disk that was there already, and for
+    which ``CreateDisk`` was refused, is somebody's data."""
+    created = {
+        step.order.disk.id
+        for step, shown in zip(run.plan.steps, run.operation.steps, strict=True)
+        if shown.state is OperationState.DONE
+        and isinstance(step, Give)
+        and isinstance(step.order, CreateDisk)
+    }
+    return tuple(
+        msgspec.structs.replace(
+            step,
+            order=msgspec.structs.replace(
+                step.order, disks=tuple(disk for disk in step.order.disks if disk.id in created)
+            ),
+        )
+        if isinstance(step, Give) and isinstance(step.order, ForgetVm)
+        else step
+        for step in cleanup
+    )

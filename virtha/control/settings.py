@@ -1,23 +1,33 @@
-"""Bodies follow."""
+"""Settings: which there are, where they are set, changing them."""
 
-from collections.abc import AsyncIterator, Sequence
-
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.control.history import record
+from virtha.control.known_settings import KNOWN_SETTINGS, KnownSetting, known_setting
+from virtha.control.names import the_cluster, the_host
+from virtha.control.requests import SettingPut
+from virtha.control.views import Caller, SettingView
+from virtha.model.errors import InvalidInput, NotFound
+from virtha.model.user import Setting, SettingScope
+from virtha.store.installations import all_settings, drop_setting, put_setting
+from virtha.store.store import Store, Transaction
 
 
 class Settings:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
     async def list(self) -> tuple[SettingView, ...]:
-        raise NotImplementedError
+        """Each known setting at the global scope, and each narrower value there is."""
+        async with self._store.read() as tx:
+            stored = {(one.key, one.scope, one.subject): one for one in await all_settings(tx)}
+        views = []
+        for key, known in sorted(KNOWN_SETTINGS.items()):
+            views.append(_view(known, stored.get((key, SettingScope.GLOBAL, ""))))
+            views += [
+                _view(known, one)
+                for (of, scope, _), one in sorted(stored.items())
+                if of == key and scope is not SettingScope.GLOBAL
+            ]
+        return tuple(views)
 
     async def put(
         self,
@@ -28,7 +38,27 @@ class Settings:
         scope: SettingScope = SettingScope.GLOBAL,
         subject: str | None = None,
     ) -> SettingView:
-        raise NotImplementedError
+        known = known_setting(key)
+        value = known.show(known.parse(request.value))
+        async with self._store.write() as tx:
+            subject_id = await _subject(tx, known, scope, subject)
+            setting = Setting(key=key, scope=scope, subject=subject_id, value=value)
+            await put_setting(tx, setting)
+            await record(
+                tx,
+                "setting.changed",
+                by=caller.name,
+                key=key,
+                scope=scope.value,
+                value=value,
+                subject=subject or "",
+            )
+            return _view(
+                known,
+                Setting(
+                    key=key, scope=scope, subject=subject_id, value=value, revision=tx.revision
+                ),
+            )
 
     async def delete(
         self,
@@ -38,4 +68,53 @@ class Settings:
         scope: SettingScope = SettingScope.GLOBAL,
         subject: str | None = None,
     ) -> None:
-        raise NotImplementedError
+        """Back to the wider scope's value, or the default."""
+        known = known_setting(key)
+        async with self._store.write() as tx:
+            subject_id = await _subject(tx, known, scope, subject)
+            if not await drop_setting(tx, key, scope, subject_id):
+                raise NotFound(f"{key} is not set there", field="key")
+            await record(
+                tx,
+                "setting.changed",
+                by=caller.name,
+                key=key,
+                scope=scope.value,
+                value="default",
+                subject=subject or "",
+            )
+
+
+async def _subject(
+    tx: Transaction, known: KnownSetting, scope: SettingScope, subject: str | None
+) -> str:
+    """The id that a value at that scope belongs to."""
+    if scope not in known.scopes:
+        raise InvalidInput(
+            f"{known.key} can't be set per {scope.value}",
+            field="scope",
+            allowed=tuple(one.value for one in known.scopes),
+        )
+    if scope is SettingScope.GLOBAL:
+        if subject:
+            raise InvalidInput("a global setting has no subject", field="subject")
+        return ""
+    if not subject:
+        raise InvalidInput("is missing", field="subject", fix=f"name the {scope.value}")
+    if scope is SettingScope.CLUSTER:
+        return (await the_cluster(tx, subject, field="subject")).id
+    return (await the_host(tx, subject, field="subject")).host.id
+
+
+def _view(known: KnownSetting, stored: Setting | None) -> SettingView:
+    shown = stored or Setting(key=known.key, scope=SettingScope.GLOBAL, value="")
+    return SettingView(
+        key=known.key,
+        scope=shown.scope,
+        subject=shown.subject,
+        value=stored.value if stored is not None else None,
+        default=known.show(known.default),
+        help=known.help,
+        allowed=known.allowed,
+        revision=shown.revision,
+    )

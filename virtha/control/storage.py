@@ -1,32 +1,211 @@
-"""Bodies follow."""
+"""Storage domains."""
 
-from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
 
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.history import record
+from virtha.control.names import (
+    check_limit,
+    check_name,
+    check_revision,
+    page_of,
+    taken,
+    the_cluster,
+    the_storage,
+)
+from virtha.control.plan import Give, Plan
+from virtha.control.requests import PageQuery, StorageCreate
+from virtha.control.runner import Runner
+from virtha.control.views import Caller, Page, StorageView
+from virtha.model.errors import Conflict, InvalidInput, Refused
+from virtha.model.facts import Image, StorageReport
+from virtha.model.host import StorageDomain
+from virtha.model.ids import HostId, Revision, StorageDomainId
+from virtha.model.orders import PrepareStorage
+from virtha.store.clusters import (
+    disk_count,
+    drop_storage,
+    find_cluster,
+    find_storage,
+    reports_of,
+    save_storage,
+    storage_after,
+    storage_of_cluster,
+)
+from virtha.store.hosts import HostRow, hosts_of_cluster
+from virtha.store.installations import the_installation
+from virtha.store.store import Store, Transaction
+
+KINDS = ("directory",)
+PATH_LENGTH_MAX = 512
+
+
+def check_directory(path: str) -> str:
+    """An absolute, plain path. Raises InvalidInput."""
+    parts = path.split("/")
+    plain = all(part and part not in (".", "..") and part.isprintable() for part in parts[1:])
+    if not path.startswith("/") or not plain or len(path) > PATH_LENGTH_MAX:
+        raise InvalidInput(
+            f"'{path[:PATH_LENGTH_MAX]}' is no absolute path of a directory",
+            field="path",
+            allowed=("an absolute path without '.', '..', '//' or a trailing '/'",),
+            fix="write for example /srv/virtha",
+        )
+    return path
+
+
+def overlaps(path: str, other: str) -> bool:
+    """Whether one lies in the other: then one file would be two disks."""
+    return path == other or path.startswith(other + "/") or other.startswith(path + "/")
 
 
 class StorageDomains:
+    def __init__(self, store: Store, runner: Runner, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._runner = runner
+        self._dispatcher = dispatcher
+
     async def list(self, query: PageQuery) -> Page[StorageView]:
-        raise NotImplementedError
+        limit = check_limit(query.limit)
+        async with self._store.read() as tx:
+            rows, more = page_of(await storage_after(tx, query.after or "", limit + 1), limit)
+            return Page(
+                items=await _views(tx, rows),
+                revision=await tx.revision_now(),
+                next=rows[-1].name if more else None,
+            )
 
     async def get(self, ref: str) -> StorageView:
-        raise NotImplementedError
-
-    async def create(self, caller: Caller, request: StorageCreate) -> StorageView:
-        raise NotImplementedError
-
-    async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            (view,) = await _views(tx, (await the_storage(tx, ref),))
+            return view
 
     async def images(self, ref: str) -> tuple[Image, ...]:
-        raise NotImplementedError
+        return (await self.get(ref)).images
+
+    async def create(self, caller: Caller, request: StorageCreate) -> StorageView:
+        """Every host of the cluster is told to prepare it: one that is away when it is back."""
+        check_name(request.name)
+        check_directory(request.path)
+        if request.kind not in KINDS:
+            raise InvalidInput(f"'{request.kind[:64]}' is no kind", field="kind", allowed=KINDS)
+        effects = Effects()
+        async with self._store.write() as tx:
+            cluster = await the_cluster(tx, request.cluster, field="cluster")
+            if await find_storage(tx, request.name) is not None:
+                raise taken("storage domain", request.name)
+            for other in await storage_of_cluster(tx, cluster.id):
+                if overlaps(request.path, other.path):
+                    raise Conflict(
+                        f"it overlaps {other.path} of storage domain {other.name}",
+                        field="path",
+                        fix="choose a directory apart from it",
+                    )
+            saved = await save_storage(
+                tx,
+                StorageDomain(
+                    id=StorageDomainId(str(uuid4())),
+                    name=request.name,
+                    cluster_id=cluster.id,
+                    kind=request.kind,
+                    path=request.path,
+                ),
+            )
+            await record(
+                tx, "storage.added", cluster_id=cluster.id, by=caller.name, name=saved.name
+            )
+            hosts = await hosts_of_cluster(tx, cluster.id)
+            # First, for the hosts learn its path from there.
+            effects.configure(cluster.id)
+            order = PrepareStorage(
+                domain=saved, installation_id=(await the_installation(tx)).installation.id
+            )
+            steps = tuple(
+                Give(
+                    name=f"prepare on {row.host.name}",
+                    host_id=row.host.id,
+                    order=order,
+                    optional=True,
+                    parallel=True,
+                )
+                for row in hosts
+                if row.status.boot is not None
+            )
+            if steps:
+                await self._runner.begin(
+                    tx,
+                    effects,
+                    kind="storage.prepare",
+                    subject=saved.id,
+                    by=caller.name,
+                    plan=Plan(steps=steps),
+                )
+        await self._dispatcher.carry_out(effects)
+        return await self.get(saved.id)
+
+    async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
+        """Forgets it; not a byte in it is touched."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            domain = await the_storage(tx, ref)
+            check_revision(if_match, domain.revision)
+            disks = await disk_count(tx, domain.id)
+            if disks:
+                raise Refused(
+                    f"{disks} disks of VMs are on storage domain {domain.name}",
+                    fix="delete these VMs first",
+                )
+            await drop_storage(tx, domain.id)
+            await record(
+                tx,
+                "storage.removed",
+                cluster_id=domain.cluster_id,
+                by=caller.name,
+                name=domain.name,
+            )
+            effects.configure(domain.cluster_id)
+        await self._dispatcher.carry_out(effects)
+
+
+async def _views(tx: Transaction, domains: tuple[StorageDomain, ...]) -> tuple[StorageView, ...]:
+    reports = await reports_of(tx, tuple(domain.id for domain in domains))
+    hosts: dict[str, tuple[HostRow, ...]] = {}
+    views = []
+    for domain in domains:
+        if domain.cluster_id not in hosts:
+            hosts[domain.cluster_id] = await hosts_of_cluster(tx, domain.cluster_id)
+        cluster = await find_cluster(tx, domain.cluster_id)
+        assert cluster is not None, "a foreign key holds it"
+        views.append(_view(domain, cluster.name, hosts[domain.cluster_id], reports))
+    return tuple(views)
+
+
+def _view(
+    domain: StorageDomain,
+    cluster_name: str,
+    hosts: tuple[HostRow, ...],
+    reports: dict[tuple[HostId, StorageDomainId], StorageReport],
+) -> StorageView:
+    usable: dict[str, bool | None] = {}
+    detail: dict[str, str] = {}
+    images: dict[str, Image] = {}
+    newest = None
+    for row in hosts:
+        report = reports.get((row.host.id, domain.id))
+        usable[row.host.name] = report.usable if report is not None else None
+        if report is None:
+            continue
+        if report.detail:
+            detail[row.host.name] = report.detail
+        if report.usable:
+            newest = report
+            images.update({image.name: image for image in report.images})
+    return StorageView(
+        domain=domain,
+        cluster_name=cluster_name,
+        usable_by=usable,
+        detail=detail,
+        size_bytes=newest.size_bytes if newest is not None else 0,
+        free_bytes=newest.free_bytes if newest is not None else 0,
+        images=tuple(images[name] for name in sorted(images)),
+    )

@@ -1,43 +1,233 @@
-"""Bodies follow."""
+"""Users and their sign-ins."""
 
-from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
 
-from virtha.control.requests import *
-from virtha.control.views import *
-from virtha.model.event import Event
-from virtha.model.facts import Fact, Image
-from virtha.model.host import Cluster, HostState, Installation
-from virtha.model.ids import BootId, HostId, Revision
-from virtha.model.operation import Operation
-from virtha.model.policy import Policy
-from virtha.model.user import SettingScope, Token, User
-from virtha.model.watchdog import Watchdog
-from virtha.model.orders import HostSettings
+import msgspec
+from msgspec import UNSET
+
+from virtha.control.history import record
+from virtha.control.known_settings import SESSION_LIFETIME, setting_values
+from virtha.control.names import check_limit, check_name, check_revision, missing, page_of, taken
+from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, SignInBrake, check_password
+from virtha.control.requests import PageQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.secret_tokens import (
+    access_text,
+    hash_secret,
+    make_secret,
+    parse_access,
+    secret_matches,
+)
+from virtha.control.views import Caller, Page, SessionView
+from virtha.model.errors import Conflict, Refused, Unauthenticated
+from virtha.model.ids import Revision, TokenId, UserId
+from virtha.model.time import UtcMillis
+from virtha.model.user import Role, Token, TokenKind, User
+from virtha.store.store import Store, Transaction, WriteTransaction
+from virtha.store.users import (
+    UserRow,
+    add_token,
+    add_user,
+    drop_expired_access_tokens,
+    drop_token,
+    drop_tokens_of,
+    drop_user,
+    enabled_administrators,
+    find_token,
+    find_user,
+    save_user,
+    users_after,
+)
+
+RESERVED = ("root", "virtha")
+"""Root on the Unix socket, and the server itself, are told apart from users by these names."""
+
+
+def _not_signed_in() -> Unauthenticated:
+    return Unauthenticated("sign in first", fix="'virtha login URL'")
 
 
 class Users:
+    def __init__(self, store: Store, passwords: Passwords) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._brake = SignInBrake()
+
+    # sign-in
+
     async def sign_in(self, request: SessionCreate, *, address: str) -> SessionView:
-        raise NotImplementedError
+        """One message whatever was wrong. Raises Unauthenticated (`problem.password.wrong`), Unavailable."""
+        clock = self._store.clock
+        name = request.user[:64]
+        self._brake.check(name, address, clock.monotonic_ms())
+        async with self._store.read() as tx:
+            row = await find_user(tx, request.user)
+        # By name only: an id is no name to sign in with.
+        row = row if row is not None and row.user.name == request.user else None
+        right = await self._passwords.matches(
+            request.password[: PASSWORD_LENGTH_MAX + 1], row.password_hash if row else None
+        )
+        if row is None or not right or not row.user.enabled:
+            self._brake.failed(name, address, clock.monotonic_ms())
+            async with self._store.write() as wtx:
+                shown = name if name.isprintable() else "?"
+                await record(wtx, "user.sign_in_failed", address=address, user=shown)
+            raise Unauthenticated(
+                "user name or password is wrong", code="problem.password.wrong", fix="try again"
+            )
+        self._brake.succeeded(name, address)
+        return await self._open_session(row, address)
+
+    async def _open_session(self, row: UserRow, address: str) -> SessionView:
+        secret = make_secret()
+        async with self._store.write() as tx:
+            now = tx.clock.wall_ms()
+            lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
+            await drop_expired_access_tokens(tx, now)
+            token = Token(
+                id=TokenId(str(uuid4())),
+                kind=TokenKind.ACCESS,
+                user_id=row.user.id,
+                created=now,
+                expires=UtcMillis(now + lifetime_ms),
+                uses_max=None,
+            )
+            await add_token(tx, token, hash_secret(secret))
+            await record(
+                tx, "user.signed_in", by=row.user.name, user=row.user.name, address=address
+            )
+        return SessionView(
+            token=access_text(token.id, secret),
+            expires=token.expires,
+            user=row.user.name,
+            role=row.user.role,
+        )
 
     async def authenticate(self, token: str) -> Caller:
-        raise NotImplementedError
+        """Raises Unauthenticated."""
+        parsed = parse_access(token)
+        if parsed is None:
+            raise _not_signed_in()
+        async with self._store.read() as tx:
+            row = await find_token(tx, parsed.token_id)
+            if (
+                row is None
+                or row.token.kind is not TokenKind.ACCESS
+                or not secret_matches(parsed.secret, row.secret_hash)
+                or row.token.expires <= self._store.clock.wall_ms()
+                or row.token.user_id is None
+            ):
+                raise _not_signed_in()
+            user = await find_user(tx, row.token.user_id)
+        if user is None or not user.user.enabled:
+            raise _not_signed_in()
+        return Caller(name=user.user.name, role=user.user.role, user_id=user.user.id)
 
     async def sign_out(self, token: str) -> None:
-        raise NotImplementedError
+        await self.authenticate(token)
+        parsed = parse_access(token)
+        assert parsed is not None, "it has just been authenticated"
+        async with self._store.write() as tx:
+            await drop_token(tx, parsed.token_id)
+
+    # users
 
     async def list(self, query: PageQuery) -> Page[User]:
-        raise NotImplementedError
+        limit = check_limit(query.limit)
+        async with self._store.read() as tx:
+            rows, more = page_of(await users_after(tx, query.after or "", limit + 1), limit)
+            return Page(
+                items=rows,
+                revision=await tx.revision_now(),
+                next=rows[-1].name if more else None,
+            )
 
     async def get(self, ref: str) -> User:
-        raise NotImplementedError
+        async with self._store.read() as tx:
+            return (await _the_user(tx, ref)).user
 
     async def create(self, caller: Caller, request: UserCreate) -> User:
-        raise NotImplementedError
+        check_user_name(request.name)
+        password_hash = await self._passwords.hash(check_password(request.password))
+        async with self._store.write() as tx:
+            if await find_user(tx, request.name) is not None:
+                raise taken("user", request.name)
+            return await insert_user(tx, request.name, request.role, password_hash, by=caller.name)
 
     async def change(
         self, caller: Caller, ref: str, request: UserChange, if_match: Revision | None = None
     ) -> User:
-        raise NotImplementedError
+        """A new password, and being disabled, sign the user out everywhere."""
+        password_hash = None
+        if request.password is not UNSET:
+            password_hash = await self._passwords.hash(check_password(request.password))
+        async with self._store.write() as tx:
+            user = (await _the_user(tx, ref)).user
+            check_revision(if_match, user.revision)
+            changed = msgspec.structs.replace(
+                user,
+                role=request.role if request.role is not UNSET else user.role,
+                enabled=request.enabled if request.enabled is not UNSET else user.enabled,
+            )
+            if not _administers(changed):
+                await _check_not_last(tx, user)
+            saved = await save_user(tx, changed, password_hash)
+            if password_hash is not None or not saved.enabled:
+                await drop_tokens_of(tx, saved.id)
+            await record(
+                tx,
+                "user.changed",
+                by=caller.name,
+                user=saved.name,
+                role=saved.role.value,
+                enabled=saved.enabled,
+            )
+            return saved
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
-        raise NotImplementedError
+        async with self._store.write() as tx:
+            user = (await _the_user(tx, ref)).user
+            check_revision(if_match, user.revision)
+            await _check_not_last(tx, user)
+            await drop_user(tx, user.id)
+            await record(tx, "user.deleted", by=caller.name, user=user.name)
+
+
+def check_user_name(name: str) -> str:
+    if check_name(name) in RESERVED:
+        raise Conflict(
+            f"'{name}' is reserved",
+            code="problem.name_taken",
+            field="name",
+            fix="choose another name",
+        )
+    return name
+
+
+async def insert_user(
+    tx: WriteTransaction, name: str, role: Role, password_hash: str, *, by: str
+) -> User:
+    user = User(id=UserId(str(uuid4())), name=name, role=role)
+    saved = await add_user(tx, user, password_hash)
+    await record(tx, "user.created", by=by, user=name, role=role.value)
+    return saved
+
+
+def _administers(user: User) -> bool:
+    return user.enabled and user.role is Role.ADMINISTRATOR
+
+
+async def _check_not_last(tx: Transaction, user: User) -> None:
+    if _administers(user) and await enabled_administrators(tx) == 1:
+        raise Refused(
+            f"{user.name} is the last administrator",
+            code="problem.administrator.last",
+            fix="make another one first",
+        )
+
+
+async def _the_user(tx: Transaction, ref: str) -> UserRow:
+    row = await find_user(tx, ref)
+    if row is None:
+        near = await users_after(tx, "", 500)
+        raise missing("user", ref, (user.name for user in near))
+    return row

@@ -144,12 +144,13 @@ def _patch_sizes(patch: _Patch, vm: Vm) -> None:
     reading = read_domain(written(patch.document), HostDefaults())
     if reading.vm is None:
         raise InvalidInput("; ".join(reading.obstacles), field="xml")
-    if reading.vm.memory_bytes != vm.memory_bytes:
+    # libvirt keeps whole KiB, so only a difference in these is one.
+    if _kib(reading.vm.memory_bytes) != _kib(vm.memory_bytes):
         for tag in ("memory", "currentMemory"):
             element = first(root, tag)
             if element is not None:
                 element.setAttribute("unit", "KiB")
-                set_text(element, str(-(-vm.memory_bytes // 1024)))
+                set_text(element, str(_kib(vm.memory_bytes)))
         patch.changes.append(
             f"memory {format_size(reading.vm.memory_bytes)} -> {format_size(vm.memory_bytes)}"
         )
@@ -162,6 +163,10 @@ def _patch_sizes(patch: _Patch, vm: Vm) -> None:
             patch.changes.append(f"processors {reading.vm.vcpus} -> {vm.vcpus}")
     if reading.vm.description != vm.description.strip():
         _patch_description(patch, xml_text(vm.description))
+
+
+def _kib(size_bytes: int) -> int:
+    return -(-size_bytes // 1024)
 
 
 def _patch_description(patch: _Patch, wanted: str) -> None:

@@ -33,7 +33,8 @@ KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 3
 """A libvirtd that hangs is noticed after 20 s: then all calls that wait for it fail."""
 _RECONNECT_FIRST_S = 0.1
-_RECONNECT_MOST_S = 5.0
+_RECONNECT_MOST_S = 1.0
+"""Little, for what happens meanwhile is not seen; a local connection attempt costs nothing."""
 _OPEN_MS = 15_000
 
 _loop_lock = threading.Lock()
@@ -244,7 +245,7 @@ def translated(error: "libvirt.libvirtError", name: str, *, changes: bool) -> Hy
         return DomainMissing(f"{name}: {text}")
     if code == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED:
         said = _HOOK_SAID.search(text)
-        return GateRefused((said[1] if said else text).strip() or text)
+        return GateRefused((said[1].strip() if said else "") or text.strip())
     if _is_broken(error):
         if changes:
             return HypervisorTimeout(f"{name}: libvirt was lost in the middle ({text})")

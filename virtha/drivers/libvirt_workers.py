@@ -70,8 +70,13 @@ class Lane:
         job = _Job(name, run)
         self._enqueue(job)
         try:
-            return await asyncio.wait_for(future, deadline_ms / 1_000)
+            # Not wait_for: Python 3.11's returns an answer that comes together with a cancellation
+            # and swallows the latter, so that a closing driver waited for ever.
+            async with asyncio.timeout(deadline_ms / 1_000):
+                return await future
         except TimeoutError:
+            if future.done() and not future.cancelled():
+                raise  # the call's own
             if self._abandon(job):
                 raise HypervisorTimeout(
                     f"{name}: no answer within {deadline_ms} ms; it may yet happen"

@@ -78,6 +78,10 @@ from virtha.wire.session import Closed, HostSession, OutboxView
 PORT_DEFAULT = 8250
 CONNECT_DEADLINE_S = 5.0
 BACKOFF_FIRST_S = 0.2
+BACKOFF_SHORT_S = 1.0
+"""The longest delay within ``SHORT_OUTAGE_S``: a server that was only restarted has its hosts back, and
+their facts, within two seconds."""
+SHORT_OUTAGE_S = 60.0
 BACKOFF_MAX_S = 5.0
 SESSION_GOOD_S = 10.0
 """A session that lived this long was a good one: the next attempt comes at once."""
@@ -197,25 +201,28 @@ class HostLink:
     async def run(self) -> None:
         """Connect, and connect again, until ``close``."""
         failures = 0
+        outage_began = self._clock()
         while not self._closing.is_set():
-            began = self._clock()
-            lasted = False
-            for address in self._servers:
-                had_session = await self._attempt(address)
-                if self._closing.is_set():
-                    return
-                if had_session:
-                    # From the first address on again: that one is preferred (L4).
-                    lasted = self._clock() - began > SESSION_GOOD_S * 1_000
-                    break
+            lasted = await self._try_all()
             failures = 0 if lasted else failures + 1
-            await self._pause(failures)
+            outage_began = self._clock() if lasted else outage_began
+            await self._pause(failures, outage_s=(self._clock() - outage_began) / 1_000)
 
-    async def _pause(self, failures: int) -> None:
+    async def _try_all(self) -> bool:
+        """Each address in turn, until one gave a good session; then the first is preferred again (L4)."""
+        for address in self._servers:
+            began = self._clock()
+            had_session = await self._attempt(address)
+            if self._closing.is_set():
+                return True
+            if had_session and self._clock() - began > SESSION_GOOD_S * 1_000:
+                return True
+        return False
+
+    async def _pause(self, failures: int, *, outage_s: float) -> None:
         """Between 50 and 150 % of the delay, so that a server's return is no stampede."""
-        delay_s = (
-            min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 10), BACKOFF_MAX_S) if failures else 0
-        )
+        longest_s = BACKOFF_SHORT_S if outage_s < SHORT_OUTAGE_S else BACKOFF_MAX_S
+        delay_s = min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 10), longest_s) if failures else 0
         if self.last_problem is not None and self.last_problem.code == "wire.closed.replaced":
             # A second process with our identity took over; fighting back would never end.
             delay_s = BACKOFF_MAX_S
@@ -231,15 +238,19 @@ class HostLink:
         host, port = parse_address(address)
         connection = _HostConnection(loop, self, self._context, self._clock)
         self.address = address
+        self._connection = connection  # from now on close() reaches it
         try:
             async with asyncio.timeout(CONNECT_DEADLINE_S):
                 await loop.create_connection(lambda: connection, host, port)
         except (OSError, TimeoutError) as error:
             text = str(error) or f"no connection within {CONNECT_DEADLINE_S:g} s"
             closed = Closed(code="wire.closed.unreachable", message=text)
+            self._connection = None
             self._tell_disconnected(closed, address)
             return False
         try:
+            if self._closing.is_set():
+                connection.abort()
             closed = await connection.ended
             if self._closing.is_set():
                 await connection.gone.wait()  # the goodbye is read, or a second has passed
@@ -258,14 +269,13 @@ class HostLink:
 
     # For the connection
 
-    def begin_session(self, connection: "_HostConnection", peer_certificate: bytes) -> HostSession:
+    def begin_session(self, peer_certificate: bytes) -> HostSession:
         installation_id = server_installation(peer_certificate)
         if installation_id != self._credentials.installation_id:
             raise Refused(
                 f"the server is of installation {installation_id}",
                 code="wire.refused.certificate",
             )
-        self._connection = connection
         state = self._hello_state()
         self._term_seen = max(self._term_seen, state.term_seen)
         outbox = self._outbox
@@ -329,7 +339,7 @@ class _HostConnection(Connection):
         self.gone.set()
 
     def _tls_ready(self, peer_certificate: bytes) -> HostSession:
-        return self._link.begin_session(self, peer_certificate)
+        return self._link.begin_session(peer_certificate)
 
     def _message(self, message: Message, now: Millis) -> None:
         if self.ended.done():

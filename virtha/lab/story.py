@@ -3,14 +3,16 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import defusedxml.ElementTree
 
 from virtha.lab import guest
 from virtha.lab.api import Json
-from virtha.lab.lab import Lab
+from virtha.lab.lab import Lab, down, up
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
+from virtha.lab.progress import Steps
 from virtha.model.errors import Failed, Unavailable
 
 MEMORY_BYTES = 128 << 20
@@ -214,3 +216,17 @@ def _twin_xml(xml: str, name: str, disk: str) -> str:
                     key = "path" if part.get("path") else "file"
                     part.set(key, f"/var/log/libvirt/{name}.{kind}.{part.tag}")
     return str(defusedxml.ElementTree.tostring(tree, encoding="unicode"))
+
+
+@contextlib.contextmanager
+def temporary_lab(name: str, *, hosts: int, steps: Steps) -> Iterator[Story]:
+    """A lab for one measurement, without restart limits; gone afterwards."""
+    directory = Path(f"/var/lib/virtha-{name}")
+    down(directory, steps=steps)
+    try:
+        story = Story(up(directory, hosts=hosts, steps=steps))
+        story.set_policy(no_restart_limit())
+        yield story
+        story.close()
+    finally:
+        down(directory, steps=steps)

@@ -165,6 +165,13 @@ class Watched(Value, frozen=True, kw_only=True):
     until_ms: int
 
 
+class Told(Value, frozen=True, kw_only=True):
+    """An event that was in the outbox when the agent began; ``at_ms``: its fact's monotonic time."""
+
+    at_ms: int
+    happened: Happened
+
+
 class SentinelRecords(Value, frozen=True, kw_only=True):
     """All that the sentinel has kept, as read at start."""
 
@@ -172,6 +179,9 @@ class SentinelRecords(Value, frozen=True, kw_only=True):
     policy: Policy = Policy()
     hold: str | None = None
     watched: Watched | None = None
+    told: tuple[Told, ...] = ()
+    """What of this boot the outbox still holds, oldest first. An agent that died between telling a
+    firing and writing the record finds it here and does not tell it again as reconstructed."""
 
 
 # Events: what the sentinel is told

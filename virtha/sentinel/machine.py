@@ -17,6 +17,7 @@ class Trigger(StrEnum):
     STARTED_OUTSIDE = "started outside"
     RUNS = "processors run"
     PAUSES = "processors stop"
+    LEFT_PAUSED = "start left it paused"
     STOP_ORDERED = "stop ordered"
     STOP_IGNORED = "stop ignored"
     SHUTS_DOWN = "shuts down"
@@ -51,10 +52,12 @@ TRANSITIONS: dict[Trigger, dict[VmState, VmState]] = {
         _STARTING: _STARTING,
         _RUNNING: _PAUSED,
         _STOPPING: _PAUSED,
-        _UNKNOWN: _PAUSED,
+        # Part of a start whose result nobody knows: only a list tells what came of it.
+        _UNKNOWN: _UNKNOWN,
         _PAUSED: _PAUSED,
         _CRASHED: _CRASHED,
     },
+    Trigger.LEFT_PAUSED: {_STARTING: _PAUSED, _UNKNOWN: _PAUSED},
     Trigger.STOP_ORDERED: {
         _RUNNING: _STOPPING,
         _PAUSED: _STOPPING,

@@ -6,6 +6,8 @@ from virtha.model.vm import VmState
 from virtha.sentinel.events import GuestAnswered, HintKind, PingGuest, ReadBootStatus
 from virtha.sentinel.machine import Trigger
 from virtha.sentinel.reconstruct import close_gap, started_outside
+from virtha.sentinel.restart import attempt_succeeded
+from virtha.sentinel.starts import start_succeeded
 from virtha.sentinel.state import Guarded, HostState, reason
 from virtha.sentinel.stops import add_hint, stopped
 from virtha.sentinel.watchdog import fired, pause_after_dump, reset_just_now
@@ -15,6 +17,8 @@ AGENT_GRACE_MS = 120_000
 
 
 def domain_event(host: HostState, event: DomainEvent) -> None:
+    if event.kind is DomainEventKind.STOPPED:
+        host.listed.pop(event.vm_id, None)
     guarded = host.vms.get(event.vm_id)
     if guarded is None:
         return
@@ -58,6 +62,12 @@ def _resumed(host: HostState, guarded: Guarded) -> None:
     if not guarded.move(Trigger.RUNS):
         host.list_wanted = True
         return
+    if before is VmState.UNKNOWN:
+        # The start whose result was unknown has come to its end.
+        if guarded.record.attempt is not None:
+            attempt_succeeded(host, guarded)
+        else:
+            start_succeeded(host, guarded)
     if before is not VmState.PAUSED:
         return
     if guarded.record.dump_pending:

@@ -17,6 +17,7 @@ from virtha.sentinel.events import (
     ExitCause,
     PingGuest,
     ReadBootStatus,
+    Told,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.restart import attempt_failed, attempt_succeeded
@@ -36,14 +37,40 @@ RELIST_MS = 10_000
 # A new boot of the host (P4)
 
 
+_EXITS_TOLD = frozenset({"vm.crashed", "vm.stopped", "vm.stopped_unexpectedly"})
+
+
 def open_records(host: HostState) -> None:
     """At the agent's start: old boots' copies are dead, and what was released is said again."""
     for guarded in host.all():
+        for each in host.told:
+            if guarded.record.boot == host.boot and each.happened.vm_id == guarded.record.vm.id:
+                _recall(guarded, each)
         if guarded.record.boot != host.boot:
             _close_old_boot(host, guarded)
         elif guarded.record.released:
             # The agent may have died between writing the record and telling it.
             host.tell_released(guarded)
+
+
+def _recall(guarded: Guarded, told: Told) -> None:
+    """The agent died between telling something and writing its record: it is not told again."""
+    record, happened = guarded.record, told.happened
+    if happened.incarnation != record.incarnation:
+        return
+    if happened.code in _EXITS_TOLD and guarded.up:
+        guarded.exit_told = told.at_ms >= record.last_alive_ms
+    count = happened.fields.get("count")
+    if happened.code != "vm.watchdog.fired" or not isinstance(count, int):
+        return
+    if count > record.firing_count:
+        guarded.set(
+            firing_count=count,
+            firings_ms=(*record.firings_ms, told.at_ms),
+            started_ms=told.at_ms,
+            guest_up=False,
+        )
+        guarded.firing_told = True
 
 
 def _close_old_boot(host: HostState, guarded: Guarded) -> None:
@@ -162,8 +189,7 @@ def _resolve_attempt(host: HostState, guarded: Guarded, active: DomainReport | N
     elif active.state is DomainState.PAUSED:
         attempt = guarded.record.attempt
         guarded.set(attempt=None, pause=reason("vm.paused.start_unfinished"), down_ms=int(host.now))
-        guarded.move(Trigger.UNCLEAR)
-        guarded.move(Trigger.PAUSES)
+        guarded.move(Trigger.LEFT_PAUSED)
         host.tell(guarded, "vm.restart.failed", detail="it was left paused", attempt=attempt)
     else:
         attempt_succeeded(host, guarded)
@@ -178,8 +204,7 @@ def _resolve_start(host: HostState, guarded: Guarded, active: DomainReport | Non
     if active.state is not DomainState.PAUSED:
         start_succeeded(host, guarded)
         return
-    guarded.move(Trigger.UNCLEAR)
-    guarded.move(Trigger.PAUSES)
+    guarded.move(Trigger.LEFT_PAUSED)
     guarded.set(pause=reason("vm.paused.start_unfinished"))
 
 
@@ -205,14 +230,8 @@ def _ended_unseen(host: HostState, guarded: Guarded, report: DomainReport | None
     detail = report.reason if report is not None else "missing"
     cause = attribute(record, detail, now=host.now, host_shutting_down=host.shutting_down)
     seen = cause is not ExitCause.UNKNOWN
-    after_ms = record.gap_from_ms if record.gap_from_ms is not None else record.last_alive_ms
-    host.tell(
-        guarded,
-        "vm.stop.reconstructed",
-        cause=cause.value,
-        after_ms=after_ms,
-        before_ms=int(host.now),
-    )
+    if not guarded.exit_told:
+        _tell_between(host, guarded, "vm.stop.reconstructed", cause=cause.value)
     ending = Exit(cause=cause, at_ms=int(host.now), seen=seen, detail=detail)
     ended(host, guarded, ending, told=True)
 
@@ -265,8 +284,11 @@ def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None
         guarded.set(dump_pending=report.reason == "watchdog" and record.pause_attempts == 0)
         return
     if paused_by_watchdog(report):
-        count_firing(host, guarded)
-        _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="its watchdog paused it")
+        if not guarded.firing_told:
+            _tell_between(
+                host, guarded, "vm.watchdog.reconstructed", evidence="its watchdog paused it"
+            )
+            count_firing(host, guarded)
         guarded.set(pause=reason("vm.paused.watchdog"))
     elif report.reason == "ioerror":
         guarded.set(pause=reason("vm.paused.io_error"))
@@ -307,8 +329,8 @@ def _judge(host: HostState, guarded: Guarded, bootstatus: int | None, boot_ms: M
         guarded.set(gap_from_ms=None, guest_up=True)
         return
     if bootstatus is not None and bootstatus & CARD_RESET:
-        count_firing(host, guarded)
         _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="bootstatus")
+        count_firing(host, guarded)
     elif record.reboot is not None:
         host.tell(guarded, "vm.rebooted", cause="ordered", by=record.reboot.by)
     else:
@@ -326,8 +348,8 @@ def _known_boot(guarded: Guarded, boot_ms: Millis) -> bool:
 
 def _judge_without_uptime(host: HostState, guarded: Guarded, bootstatus: int) -> None:
     if bootstatus & CARD_RESET and guarded.record.firing_count == 0:
-        count_firing(host, guarded)
         _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="bootstatus")
+        count_firing(host, guarded)
         guarded.set(gap_from_ms=None, guest_up=True)
         return
     # The mark of an earlier, known firing stays in the card until the next clean boot.

@@ -17,7 +17,7 @@ from virtha.model.time import Millis, format_duration_ms
 from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import Cause, GatherEvidence, HintKind, Restart, RestartEnded, VmRecord
 from virtha.sentinel.machine import Trigger
-from virtha.sentinel.state import Guarded, HostState, reason
+from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
 from virtha.sentinel.stops import ATTRIBUTION_MS, live_hints
 
 ATTEMPT_DEADLINE_MS = 150_000
@@ -111,6 +111,9 @@ def awaits_restart(record: VmRecord) -> bool:
 def plan(host: HostState, guarded: Guarded) -> None:
     """Looks at state only: a restart of the agent and the undisturbed case are one path."""
     record = guarded.record
+    if host.libvirt is LibvirtLink.UNSEEN and record.boot == host.boot:
+        # Before the first list nothing is known to be down.
+        return
     if record.attempt is not None:
         _expire_attempt(host, guarded)
         return
@@ -165,6 +168,9 @@ def _order_restart(host: HostState, guarded: Guarded) -> None:
     )
 
 
+_EXPECTED = ("restart.blocked.stopped_on_purpose", "restart.blocked.superseded")
+
+
 def _exhaust(host: HostState, guarded: Guarded) -> None:
     limit = _limit(host, guarded.record)
     guarded.set(exhausted=True)
@@ -173,9 +179,9 @@ def _exhaust(host: HostState, guarded: Guarded) -> None:
 
 
 def _give_up(host: HostState, guarded: Guarded, bar: Reason) -> None:
-    # Without HA, or after a stop on purpose, nobody expects a restart: its reason says so, history
-    # need not.
-    if guarded.record.vm.ha and bar.code != "restart.blocked.stopped_on_purpose":
+    # Without HA, after a stop on purpose, or when the server has gone on to a new start, nobody
+    # expects a restart: the reason says so, history need not.
+    if guarded.record.vm.ha and bar.code not in _EXPECTED:
         _tell_blocked(host, guarded, bar)
     _settle(host, guarded, bar)
 

@@ -81,7 +81,7 @@ from virtha.sentinel.starts import (
     start_ended,
     start_refusal,
 )
-from virtha.sentinel.state import Guarded, HostState
+from virtha.sentinel.state import Guarded, HostState, LibvirtLink
 from virtha.sentinel.stops import expire_stop_mark, guest_may_ignore, stop_accepted
 from virtha.sentinel.watchdog import pause_retry_at, retry_pause
 
@@ -287,8 +287,9 @@ class Sentinel:
         if guest_may_ignore(record):
             assert record.stop is not None
             moments.append(Millis(record.stop.ends_at_ms))
-        if record.attempt is not None and record.state is VmState.STARTING:
-            moments.append(Millis(record.attempt_ms + ATTEMPT_DEADLINE_MS))
-        elif awaits_restart(record) and record.blocked is None:
+        if record.attempt is not None:
+            if record.state is VmState.STARTING and host.libvirt is not LibvirtLink.UNSEEN:
+                moments.append(Millis(record.attempt_ms + ATTEMPT_DEADLINE_MS))
+        elif host.connected and awaits_restart(record) and record.blocked is None:
             moments.append(due_at(host, record))
         return [moment for moment in moments if moment is not None]

@@ -184,8 +184,9 @@ def configured(host: HostState, event: Configured) -> None:
         wish = held.get(guarded.record.vm.id)
         if wish is not None:
             _configure(host, guarded, wish)
-        elif guarded.record.released and guarded.record.state is VmState.DOWN:
-            # The server has heard the release and no longer counts on this host.
+        elif guarded.record.released and guarded.record.boot != host.boot:
+            # The server no longer counts on this host. A record of this boot stays: it makes an
+            # order of that incarnation, sent again, be refused.
             forgotten(host, Forgotten(vm_id=guarded.record.vm.id))
 
 

@@ -45,6 +45,8 @@ class Guarded:
         """An event came since the list was asked for, so that list may be older than it."""
         self.evidence: str | None = None
         self.agent_lost_ms: Millis | None = None
+        self.exit_told = False
+        self.firing_told = False
         self.gap_seen_ms: Millis | None = None
         self.pause_sent_ms: Millis | None = None
 
@@ -79,6 +81,7 @@ class HostState:
         self.policy: Policy = records.policy
         self.hold = records.hold
         self.watched: Watched | None = records.watched
+        self.told = records.told
         self.default_watchdog = default_watchdog
         self.now = now
         self.libvirt = LibvirtLink.UNSEEN

@@ -30,14 +30,14 @@ def fired(host: HostState, guarded: Guarded, told: str) -> None:
     record = guarded.record
     action = effective_action(host, record, told)
     card = record.vm.watchdog or host.default_watchdog
-    count_firing(host, guarded)
     host.tell(
         guarded,
         "vm.watchdog.fired",
         action=action,
         model=card.model.value if card else "unknown",
-        count=guarded.record.firing_count,
+        count=record.firing_count + 1,
     )
+    count_firing(host, guarded)
     guarded.evidence = "watchdog"
     match action:
         case WatchdogAction.POWEROFF.value:

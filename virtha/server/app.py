@@ -24,7 +24,6 @@ from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_c
 from virtha.model.errors import Failed, NotFound, VirthaError
 from virtha.model.ids import Term
 from virtha.model.operation import OperationState
-from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.server.clock import SystemClock
@@ -42,12 +41,9 @@ from virtha.server.listeners import (
 from virtha.server.notify import notify
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
-from virtha.store.installations import prune_events, set_term, the_installation
 
 log = structlog.get_logger("virtha.server")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-EVENTS_KEPT_MS = 7 * 86_400_000
-"""How long the event stream can be followed back (design, section 10)."""
 PRUNE_INTERVAL_S = 3_600.0
 STOP_DEADLINE_S = 1.5
 
@@ -127,11 +123,9 @@ async def running(
             store=store,
             links=gateway,
             authority=authority,
-            clock=clock,
             servers=server_addresses(config.names, gateway_port),
         )
-        term = await new_term(store)
-        await control.installation.started(version=__version__)
+        term = await control.installation.started(version=__version__)
         metrics = Metrics()
         metrics.term.set(term)
         services = Services(
@@ -188,14 +182,6 @@ async def _start_gateway(
         raise Failed(
             f"can't listen on {host}:{port}: {error.strerror or error}", field="gateway_listen"
         ) from None
-
-
-async def new_term(store: Store) -> Term:
-    """1 + the highest that the store has seen (M1); hellos raise it when a host has seen a higher."""
-    async with store.write() as tx:
-        term = Term((await the_installation(tx)).term + 1)
-        await set_term(tx, term)
-    return term
 
 
 def load_authority(paths: ServerPaths, clock: Clock) -> LocalAuthority:
@@ -256,7 +242,7 @@ async def _until_stopped(
         "rest": server.listeners[0].run_until_stopped(server.sockets[0]),
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
-        "prune": _prune(server.store, stopping),
+        "prune": _prune(server.control, stopping),
         "ready": _announce(paths, server, stopping, on_ready),
         "stop": _stop(server, stopping),
     }
@@ -310,14 +296,11 @@ async def _announce(
     on_ready(server.ready)
 
 
-async def _prune(store: Store, stopping: asyncio.Event) -> None:
+async def _prune(control: Control, stopping: asyncio.Event) -> None:
     """Forget old events, now and once an hour; a store that is away is asked again then."""
     while not stopping.is_set():
         try:
-            async with store.write() as tx:
-                older_than = UtcMillis(tx.clock.wall_ms() - EVENTS_KEPT_MS)
-                pruned = await prune_events(tx, older_than_ms=older_than)
-            if pruned:
+            if pruned := await control.events.prune():
                 log.info("old events forgotten", count=pruned)
         except VirthaError as error:
             log.warning("old events can't be forgotten now", error=str(error))

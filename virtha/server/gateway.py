@@ -16,8 +16,8 @@ import asyncio
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -47,7 +47,7 @@ from virtha.wire.session import Closed
 HELLO_DEADLINE_S = 8.0
 """For the use case's answer; below the session's own deadline, so that the host hears why."""
 HELLOS_MAX = 32
-"""Answered at once: after a restart of the server all hosts come, and share one database."""
+"""Use cases under way at once: after a restart of the server all hosts come, and share one database."""
 STORE_RETRY_FIRST_S = 0.1
 STORE_RETRY_MAX_S = 2.0
 CLOSE_DEADLINE_S = 5.0
@@ -70,6 +70,8 @@ class HostUseCases(Protocol):
     ) -> HelloAnswer: ...
 
     async def certificate_allowed(self, host_id: HostId, serial: str) -> bool: ...
+
+    async def agent_lost(self, host_id: HostId) -> None: ...
 
 
 class FactUseCases(Protocol):
@@ -135,8 +137,8 @@ class Gateway:
         self._term = Term(0)
         self._link: ServerLink | None = None
         self._lines: dict[HostId, HostLine] = {}
-        self._hellos: set[asyncio.Task[None]] = set()
-        self._hello_slots = asyncio.Semaphore(HELLOS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(HELLOS_MAX)
         self._ended: Counter[str] = Counter()
         self._beats = 0
         self._facts = 0
@@ -166,7 +168,7 @@ class Gateway:
     async def close(self) -> None:
         """Goodbye to all. Facts whose commit is under way are finished, the others come again."""
         self._closing = True
-        for task in self._hellos:
+        for task in self._tasks:
             task.cancel()
         if self._link is not None:
             await self._link.close()
@@ -175,7 +177,7 @@ class Gateway:
             _, late = await asyncio.wait(recorders, timeout=CLOSE_DEADLINE_S)
             for task in late:
                 task.cancel()
-        await asyncio.gather(*self._hellos, *recorders, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *recorders, return_exceptions=True)
 
     # HostLinks
 
@@ -302,17 +304,20 @@ class Gateway:
             line.agent_hellos += 1
             if line.pending_orders is None:
                 line.pending_orders = {}
-        task = asyncio.create_task(
-            self._answer_hello(line, connection, hello), name=f"hello {hello.role} {hello.host_id}"
+        self._spawn(
+            self._answer_hello(line, connection, hello), f"hello {hello.role} {hello.host_id}"
         )
-        self._hellos.add(task)
-        task.add_done_callback(self._hellos.discard)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer_hello(
         self, line: HostLine, connection: ServerConnection, hello: Hello
     ) -> None:
         try:
-            async with asyncio.timeout(HELLO_DEADLINE_S), self._hello_slots:
+            async with asyncio.timeout(HELLO_DEADLINE_S), self._slots:
                 answer = await self._ask_control(line, connection, hello)
             if line.newest.get(hello.role) is connection:
                 self._take_over(line, connection, hello, answer)
@@ -430,6 +435,8 @@ class Gateway:
         if line.agent is connection:
             line.agent = None
             line.agent_seen = connection.wire.heard_at
+            if not self._closing:
+                self._spawn(self._tell_agent_lost(line.host_id), f"agent lost {line.host_id}")
         elif line.guardian is connection:
             line.guardian = None
         for role, newest in tuple(line.newest.items()):
@@ -442,6 +449,15 @@ class Gateway:
             detail=closed.message,
             by_peer=closed.by_peer,
         )
+
+    async def _tell_agent_lost(self, host_id: HostId) -> None:
+        assert self._control is not None
+        try:
+            async with self._slots:
+                await self._control.hosts.agent_lost(host_id)
+        except VirthaError as error:
+            # Only when it was last seen; the presence loop judges by what this gateway has in memory.
+            _log.warning("the end of a session was not noted", host_id=host_id, error=str(error))
 
     def _log_seldom(self, connection: ServerConnection, closed: Closed) -> None:
         """Anybody can make connections that fail; once a minute per address and code is enough."""

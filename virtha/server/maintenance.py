@@ -1,13 +1,14 @@
 """`virtha server backup` and `restore`: the files, and the entries in the audit log."""
 
+import contextlib
 import shutil
 import tempfile
-import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
 
-from virtha.control.history import record
+from virtha.control.installation import InstallationFacts
 from virtha.model.errors import VirthaError
 from virtha.ports.clock import Clock
 from virtha.server.backup import DATABASE, Manifest, back_up, check_free, put_in_place, unpack
@@ -15,7 +16,6 @@ from virtha.server.checks import database_path, inspect_database
 from virtha.server.config import ServerPaths, read_config
 from virtha.server.files import make_directories, only_server, write_failed
 from virtha.store import open_store
-from virtha.store.installations import set_timeline
 from virtha.store.migrate import head_revision
 
 log = structlog.get_logger("virtha.server")
@@ -36,7 +36,8 @@ async def back_up_installation(paths: ServerPaths, target: Path, clock: Clock) -
     )
     if facts.schema == head_revision():  # else opening it would migrate it under a running server
         try:
-            await _record(database, "server.backup.made", str(target), clock)
+            async with _opened(database, clock) as installation:
+                await installation.backed_up(path=str(target), by="root")
         except VirthaError as error:
             # The backup is whole; only its entry is missing, and the operator is told so.
             log.warning("backup made, but it can't be recorded", error=str(error))
@@ -53,8 +54,9 @@ async def restore_installation(
         staging = Path(tempfile.mkdtemp(dir=paths.state.parent, prefix="restore-"))
         try:
             manifest = unpack(source, staging)
-            database = staging / DATABASE
-            await _record(database, "server.restored", str(source), clock, new_timeline=True)
+            async with _opened(staging / DATABASE, clock) as installation:
+                # Before it is in place: no server must ever run on it under the old timeline.
+                await installation.restored(path=str(source), by="root")
             put_in_place(paths, staging, now=clock.wall_ms())
         except OSError as error:
             raise write_failed(paths.state, error) from error
@@ -63,15 +65,10 @@ async def restore_installation(
     return manifest
 
 
-async def _record(
-    database: Path, code: str, path: str, clock: Clock, *, new_timeline: bool = False
-) -> None:
-    """``new_timeline``: what this database says may be older than what hosts have seen since (M2)."""
+@contextlib.asynccontextmanager
+async def _opened(database: Path, clock: Clock) -> AsyncIterator[InstallationFacts]:
     store = await open_store(f"sqlite:///{database}", clock=clock)
     try:
-        async with store.write() as tx:
-            if new_timeline:
-                await set_timeline(tx, str(uuid.uuid4()))
-            await record(tx, code, path=path)
+        yield InstallationFacts(store)
     finally:
         await store.close()

@@ -1,22 +1,24 @@
 """`virtha server init`: configuration, authority, certificate, database, first administrator.
 
-The database's transaction is the point of no return and comes last: whatever is interrupted before it
-is simply done again, and a second init finds the installation and changes nothing.
+The database is made beside its place and moved there last, in one rename: whatever is interrupted
+before that is simply done again, and a second init finds the installation and changes nothing.
 """
 
 import secrets
 import socket
-import uuid
 from pathlib import Path
 
 import msgspec
 
+from virtha.control.installation import initialise
 from virtha.drivers.pki import LocalAuthority, create_authority, fingerprint_of
 from virtha.model.errors import Conflict, InvalidInput
+from virtha.model.host import Installation
 from virtha.model.ids import InstallationId
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.server.app import certificate_names, renew_certificate
+from virtha.server.checks import database_path
 from virtha.server.config import (
     ServerConfig,
     ServerPaths,
@@ -24,7 +26,7 @@ from virtha.server.config import (
     parse_config,
     split_address,
 )
-from virtha.server.files import make_directories, only_server, write_whole
+from virtha.server.files import make_directories, only_server, sync_directory, write_whole
 from virtha.store import open_store
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -86,29 +88,24 @@ def planned_config(paths: ServerPaths, wanted: InitAnswers) -> ServerConfig:
     return msgspec.structs.replace(config, names=default_names(config.listen))
 
 
-async def initialise(paths: ServerPaths, wanted: InitAnswers, clock: Clock) -> InitResult:
+async def set_up(paths: ServerPaths, wanted: InitAnswers, clock: Clock) -> InitResult:
     """Raises Conflict when there is an installation; nothing is changed then."""
     config = planned_config(paths, wanted)
     if not wanted.admin.strip():
         raise InvalidInput("the administrator needs a name", field="--admin")
+    password = wanted.password or generate_password()
     make_directories(paths)
     with only_server(paths):
-        store = await open_store(paths.database_url(config), clock=clock)
-        try:
-            if await store.is_initialised():
-                raise Conflict(
-                    f"there is an installation in {paths.state}; nothing was changed",
-                    fix="run it: virtha server run; or name another place with --root",
-                )
-            installation_id = InstallationId(str(uuid.uuid4()))
-            password = wanted.password or generate_password()
-            fingerprint = _write_authority(paths, config, installation_id, clock)
-            _write_config(paths, config)
-            await set_up(store, installation_id, admin=wanted.admin, password=password)
-        finally:
-            await store.close()
+        database = database_path(paths, config)
+        await _check_no_installation(paths, database, clock)
+        fresh = database.with_name(database.name + ".new")
+        made = await _make_database(fresh, wanted.admin, password, clock)
+        fingerprint = _write_authority(paths, config, made.id, clock)
+        _write_config(paths, config)
+        fresh.replace(database)
+        sync_directory(database.parent)
     return InitResult(
-        installation_id=installation_id,
+        installation_id=made.id,
         user=wanted.admin,
         password=None if wanted.password else password,
         authority_fingerprint=fingerprint,
@@ -117,6 +114,36 @@ async def initialise(paths: ServerPaths, wanted: InitAnswers, clock: Clock) -> I
         listen=config.listen,
         gateway_listen=config.gateway_listen,
     )
+
+
+async def _check_no_installation(paths: ServerPaths, database: Path, clock: Clock) -> None:
+    """Opening it refuses a database that is a newer version's or somebody else's."""
+    if not database.exists():  # noqa: ASYNC240 - once, before anything runs
+        return
+    store = await open_store(f"sqlite:///{database}", clock=clock)
+    try:
+        there = await store.is_initialised()
+    finally:
+        await store.close()
+    if there:
+        raise Conflict(
+            f"there is an installation in {paths.state}; nothing was changed",
+            fix="run it: virtha server run; or name another place with --root",
+        )
+
+
+async def _make_database(
+    fresh: Path, administrator: str, password: str, clock: Clock
+) -> Installation:
+    for part in ("", "-wal", "-shm"):  # of an init that was interrupted
+        fresh.with_name(fresh.name + part).unlink(missing_ok=True)
+    store = await open_store(f"sqlite:///{fresh}", clock=clock)
+    try:
+        return await initialise(
+            store=store, name="virtha", administrator=administrator, password=password
+        )
+    finally:
+        await store.close()
 
 
 def _write_authority(

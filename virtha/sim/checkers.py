@@ -1,8 +1,11 @@
 """Checkers: they read the world's truth, never the sentinel's own state."""
 
+from collections.abc import Sequence
+
 from virtha.model.codes import REGISTRY
 from virtha.model.ids import VmId
 from virtha.model.vm import VmState
+from virtha.sentinel.events import Command, GatherEvidence, Restart
 from virtha.sim.host import SimHost
 from virtha.sim.world import World
 
@@ -15,7 +18,7 @@ class Violation(AssertionError):
 
 
 class Checkers:
-    """``tolerant``: VMs whose second copy the scenario itself made, ungranted, for the guardian."""
+    """``outside``: VMs whose second copy the scenario itself made, ungranted, for the guardian."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -26,6 +29,7 @@ class Checkers:
 
     def watch_host(self, host: SimHost) -> None:
         host.on_start = self.start_is_granted
+        host.on_commands = self.evidence_comes_last
 
     def one_writer(self) -> None:
         for vm_id in self.world.server.vms:
@@ -45,6 +49,12 @@ class Checkers:
             raise Violation(f"{vm_id} is run as {record.incarnation}, not {known.incarnation}")
         if record.boot != host.boot:
             raise Violation(f"{vm_id} is run by a record of {record.boot}")
+
+    def evidence_comes_last(self, commands: Sequence[Command]) -> None:
+        """W12: gathering never delays a restart."""
+        kinds = [type(command) for command in commands]
+        if GatherEvidence in kinds and Restart in kinds[kinds.index(GatherEvidence) :]:
+            raise Violation("evidence is gathered before a restart")
 
     # At the end, with all links healed
 

@@ -31,6 +31,7 @@ from virtha.sentinel.events import (
     SaveWatched,
     SentinelEvent,
     SentinelRecords,
+    Told,
     VmRecord,
     Watched,
 )
@@ -53,6 +54,7 @@ from virtha.sim.libvirt import Qemu, SimLibvirt
 
 EVENT_MS = 1
 LIST_MS = 5
+EVIDENCE_MS = 50
 CREATE_MS = 120
 RUN_MS = 80
 ASK_GUEST_MS = 20
@@ -74,7 +76,6 @@ class HostDisk:
         self.outbox: list[tuple[int, Fact]] = []
         self.sequence = 0
         self.outcomes: dict[OperationId, Outcome] = {}
-        self.evidence: list[tuple[int, VmId, str]] = []
 
 
 class SimHost:
@@ -93,9 +94,14 @@ class SimHost:
         self.managed: Callable[[], frozenset[VmId]] = frozenset
         """By the mark in the domains' metadata."""
         self.blind_starts = 0
+        self.decisions = 0
+        """Of all its agents so far, counting those that say or order something."""
+        self.crash_after: tuple[int, str] | None = None
+        """(decision, point): where a crash-point run kills the agent."""
         self.agent: SimAgent | None = None
         self.guardian: SimGuardian | None = None
         self.on_event: Callable[[SimHost, DomainEvent], None] = lambda _host, _event: None
+        self.on_commands: Callable[[Sequence[Command]], None] = lambda _commands: None
         self.on_start: Callable[[SimHost, VmId], None] = lambda _host, _vm_id: None
         self.libvirt = SimLibvirt(clock=self.clock, emit=self._emit, gate=self._gate)
 
@@ -204,6 +210,11 @@ class SimAgent:
                 ),
                 policy=settings.policy if settings else SentinelRecords().policy,
                 hold=settings.hold if settings else None,
+                told=tuple(
+                    Told(at_ms=fact.monotonic_ms, happened=fact.body)
+                    for _, fact in disk.outbox
+                    if fact.boot == host.boot and isinstance(fact.body, Happened)
+                ),
                 watched=msgspec.msgpack.decode(disk.watched, type=Watched)
                 if disk.watched
                 else None,
@@ -247,10 +258,14 @@ class SimAgent:
             ("states", lambda: self._append(decision.states)),
             ("commands", lambda: self._command(decision.commands)),
         )
-        worth_a_crash = bool(decision.history or decision.commands)
+        if not (decision.history or decision.commands):
+            for _, effect in effects:
+                effect()
+            return
+        self.host.decisions += 1
         for point, effect in effects:
             effect()
-            if self.crash_at == point and worth_a_crash:
+            if point == self.crash_at or self.host.crash_after == (self.host.decisions, point):
                 self.host.trace(f"agent of {self.host.name} crashes after its {point}")
                 self.host.crash_agent()
                 return
@@ -291,13 +306,14 @@ class SimAgent:
     # Commands: one attempt each
 
     def _command(self, commands: Sequence[Command]) -> None:
+        self.host.on_commands(commands)
         for command in commands:
             match command:
                 case Restart():
                     self.host.trace(f"{self.host.name} restart {command.vm_id} {command.attempt}")
                     self._restart(command)
                 case GatherEvidence(vm_id=vm_id, cause=cause):
-                    self.host.disk.evidence.append((self.host.kernel.now, vm_id, cause))
+                    self._later(EVIDENCE_MS, partial(self._keep_evidence, vm_id, cause))
                 case ReadBootStatus(vm_id=vm_id):
                     self._read_boot_status(vm_id)
                 case PingGuest(vm_id=vm_id):
@@ -306,6 +322,11 @@ class SimAgent:
                     self._later(ASK_GUEST_MS, partial(self._pause, vm_id))
                 case ListDomains():
                     self.list_domains()
+
+    def _keep_evidence(self, vm_id: VmId, cause: str) -> None:
+        self.fact(
+            Happened(code="vm.evidence.kept", vm_id=vm_id, fields={"path": "kept", "items": cause})
+        )
 
     def _later(self, delay_ms: int, action: Callable[[], None]) -> None:
         self.host.kernel.after(delay_ms, lambda: None if self.dead else action())

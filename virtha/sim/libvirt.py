@@ -31,6 +31,7 @@ class Qemu:
         self.pid = pid
         self.start_ticks = start_ticks
         self.running = False
+        self.ran = False
         self.guest_boot_ms = born_ms
         self.bootstatus = 0
         self.agent_connected = False
@@ -148,6 +149,8 @@ class SimLibvirt:
         if qemu.running:
             return
         qemu.running = True
+        if not qemu.ran:
+            qemu.ran, qemu.guest_boot_ms = True, self._clock()
         domain.state, domain.reason = DomainState.RUNNING, "unpaused"
         self._say(vm_id, Kind.RESUMED, "unpaused")
 

@@ -19,14 +19,25 @@ from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.time import parse_duration_ms
 from virtha.model.value import Fields
 from virtha.model.watchdog import parse_watchdog
-from virtha.ports.hypervisor import GateRefused
+from virtha.ports.hypervisor import GateRefused, HypervisorError
 from virtha.scenario.language import Scenario, Step
 from virtha.sentinel.events import HostShuttingDown, MigrationMarked
 from virtha.sim.checkers import Checkers
 from virtha.sim.host import CRASH_POINTS, SimHost
 from virtha.sim.world import GuestKind, World
 
-_SHOWN = ("action", "count", "attempt", "cause", "by", "reason", "evidence", "delay_ms", "detail")
+_SHOWN = (
+    "action",
+    "count",
+    "attempt",
+    "cause",
+    "by",
+    "reason",
+    "evidence",
+    "items",
+    "delay_ms",
+    "detail",
+)
 _DURATIONS = {
     "window": "window_ms",
     "delay": "delay_ms",
@@ -37,7 +48,9 @@ _COUNTS = ("restarts_max", "delay_growth", "reset_loop_count")
 
 
 class Player:
-    def __init__(self) -> None:
+    def __init__(self, *, tolerant: bool = False) -> None:
+        """``tolerant``: commands that don't apply (killing what does not run) are passed over."""
+        self.tolerant = tolerant
         self.world = World()
         self.checkers = Checkers(self.world)
         self._verbs: dict[str, Callable[[Step], None]] = {
@@ -96,7 +109,11 @@ class Player:
 
     def do(self, step: Step) -> None:
         self.world.trace(f"> {step.text()}")
-        self._verbs[step.verb](step)
+        try:
+            self._verbs[step.verb](step)
+        except HypervisorError:
+            if not self.tolerant:
+                raise
 
     # Outcome
 
@@ -217,7 +234,7 @@ class Player:
     def _forget(self, step: Step) -> None:
         vm_id = self._vm_id(step)
         self._order(vm_id, ReleaseVm(vm_id=vm_id))
-        self.world.server.change_vm(vm_id, ha=False)
+        self.world.server.forget(vm_id)
         self.checkers.outside.add(vm_id)
 
     def _set(self, step: Step) -> None:

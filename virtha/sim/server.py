@@ -42,6 +42,7 @@ class ServerVm:
         self.incarnation = Incarnation(0)
         self.wanted_up = False
         self.report: VmReport | None = None
+        self.superseded = False
 
 
 class PendingOrder(Value, frozen=True, kw_only=True):
@@ -97,7 +98,8 @@ class SimServer:
                 )
             case VmReport(vm_id=vm_id) as report:
                 known = self.vms.get(vm_id)
-                if known is not None and report.incarnation >= known.incarnation:
+                current = known is not None and report.incarnation >= known.incarnation
+                if known is not None and (current or known.superseded):
                     known.report = report
             case Released(vm_id=vm_id, incarnation=incarnation):
                 known = self.vms.get(vm_id)
@@ -139,6 +141,12 @@ class SimServer:
     def change_vm(self, vm_id: VmId, *, ha: bool) -> None:
         known = self.vms[vm_id]
         known.vm = replace(known.vm, ha=ha)
+
+    def forget(self, vm_id: VmId) -> None:
+        """Given back to its host's own tools."""
+        known = self.vms[vm_id]
+        known.holders.clear()
+        known.wanted_up, known.report = False, None
 
     # Beats: host state
 

@@ -156,6 +156,7 @@ class World:
         """The server holds a proof and has counted on."""
         known = self.server.vms[vm_id]
         known.incarnation = Incarnation(known.incarnation + 1)
+        known.superseded = True
         self.push_settings()
 
     # Guests live on by themselves
@@ -166,7 +167,7 @@ class World:
         match event.kind:
             case DomainEventKind.WATCHDOG:
                 self.firings[event.vm_id] = self.firings.get(event.vm_id, 0) + 1
-            case DomainEventKind.STARTED | DomainEventKind.REBOOTED:
+            case DomainEventKind.RESUMED | DomainEventKind.REBOOTED:
                 self._boot_guest(host, event.vm_id)
             case DomainEventKind.SUSPENDED if event.detail == "watchdog":
                 self.kernel.after(3_000, lambda: host.libvirt.end_dump(event.vm_id))

@@ -518,3 +518,16 @@ def test_vm_state_filter_is_checked_here(api: Api, run: Run) -> None:
     api.on("GET", "/v1/vms", page(vm_view(state=VmState.PAUSED)))
     assert run("vm", "list", "--state", "paused").code == 0
     assert api.asked[0].query == {"state": "paused"}
+
+
+def test_ctrl_c_while_waiting_says_that_it_goes_on(
+    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress_module.time, "sleep", press)
+    api.on("GET", "/v1/operations/o-1", operation(RUNNING), Answer(cut=True))
+    ran = run("operation", "wait", "o-1")
+    assert ran.code == 130
+    assert "it goes on all the same; see: virtha operation wait o-1" in ran.err

@@ -224,3 +224,19 @@ def test_a_message_can_not_drive_the_terminal(api: Api, run: Run) -> None:
     ran = run("vm", "show", "web1")
     assert "\x1b" not in ran.err and "\x07" not in ran.err
     assert "?[2Jgone?" in ran.err
+
+
+def test_a_closed_pipe_is_no_drama() -> None:
+    """`virtha codes | true`, once with more than a pipe holds and once with less."""
+    for argv in (["codes", "-o", "json"], ["codes", "8021"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        ran = subprocess.run(
+            [sys.executable, "-m", "virtha.cli.main", *argv],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        os.close(writer)
+        assert (ran.returncode, ran.stderr) == (1, b"")

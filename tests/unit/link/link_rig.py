@@ -42,13 +42,19 @@ class Pki:
         self.authority_pem, key = create_authority(
             installation_id, now=UtcMillis(time.time_ns() // 1_000_000)
         )
+        self._key = key
         self.authority = LocalAuthority(self.authority_pem, key)
         self.server_pem, self.server_key = self.authority.issue_server_certificate(("127.0.0.1",))
         self.context = server_context(self.authority_pem, self.server_pem, self.server_key)
 
-    def host(self, name: str = "h1", *, authority_pem: str | None = None) -> HostCredentials:
+    def host(
+        self, name: str = "h1", *, authority_pem: str | None = None, signed_in_ms: int = 0
+    ) -> HostCredentials:
+        """``signed_in_ms``: as if the authority's clock were that far ahead (or behind)."""
         key, csr = make_key_and_csr(name)
-        signed = self.authority.sign_host(csr, host_id=HostId(name))
+        wall_ms = UtcMillis(time.time_ns() // 1_000_000 + signed_in_ms)
+        authority = LocalAuthority(self.authority_pem, self._key, wall_ms=lambda: wall_ms)
+        signed = authority.sign_host(csr, host_id=HostId(name))
         return HostCredentials(
             installation_id=self.installation_id,
             host_id=HostId(name),
@@ -68,6 +74,7 @@ class MemoryControl:
         self.orders: list[Order] = []
         self.settings_revision = 1
         self.hellos: list[HostId] = []
+        self.lost: list[HostId] = []
         self.fail: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -86,6 +93,11 @@ class MemoryControl:
         if self.fail is not None:
             raise self.fail
         return serial not in self.revoked
+
+    async def agent_lost(self, host_id: HostId) -> None:
+        self.lost.append(host_id)
+        if self.fail is not None:
+            raise self.fail
 
     async def hello(
         self,

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -13,10 +13,10 @@ import pytest
 from link_rig import INSTALLATION, INSTALLATION_OTHER, Pki, ServerRig, start_server, until
 
 from virtha.drivers.link import HelloState, HostLink, parse_address
-from virtha.drivers.pki import LocalAuthority, client_context, create_authority
+from virtha.drivers.pki import client_context
 from virtha.model.errors import InvalidInput
 from virtha.model.ids import BootId, HostId, Term
-from virtha.model.time import UtcMillis
+from virtha.model.orders import HostSettings
 from virtha.wire.codec import HEADER, encode_message
 from virtha.wire.messages import (
     VERSION_MAJOR,
@@ -31,6 +31,16 @@ from virtha.wire.messages import (
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
+
+
+def run_on_uvloop(test: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(test)
+
+
+both_loops = pytest.mark.parametrize("run", [run, run_on_uvloop], ids=["asyncio", "uvloop"])
+Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 def beat(sequence: int) -> Beat:
@@ -81,8 +91,9 @@ async def shut(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
+@both_loops
 @pytest.mark.req("L6")
-def test_agent_and_guardian_connect(pki: Pki) -> None:
+def test_agent_and_guardian_connect(pki: Pki, run: Run) -> None:
     async def story() -> None:
         async with server(pki) as rig:
             agent, guardian = rig.host(), rig.host(PeerRole.GUARDIAN)
@@ -97,19 +108,16 @@ def test_agent_and_guardian_connect(pki: Pki) -> None:
     run(story())
 
 
+@both_loops
 @pytest.mark.req("L6")
-def test_a_host_of_another_authority_is_told_why(pki: Pki, other_pki: Pki) -> None:
+def test_a_host_of_another_authority_is_told_why(pki: Pki, other_pki: Pki, run: Run) -> None:
     """Its TLS handshake is finished when the server looks at its certificate: the alert must arrive."""
 
     async def story() -> None:
         async with server(pki) as rig:
             # It trusts our authority and claims our installation, but its certificate is another's.
-            forged = LocalAuthority(
-                *create_authority(INSTALLATION, now=UtcMillis(1_700_000_000_000))
-            )
             stranger = other_pki.host(authority_pem=pki.authority_pem)
             stranger = msgspec.structs.replace(stranger, installation_id=INSTALLATION)
-            assert forged.installation_id == INSTALLATION
             host = rig.host(credentials=stranger)
             await until(lambda: host.events.ended, "refusal")
             code, message = host.events.ended[0]
@@ -117,6 +125,35 @@ def test_a_host_of_another_authority_is_told_why(pki: Pki, other_pki: Pki) -> No
             assert "refuses our certificate" in message and "join" in message
             await until(lambda: rig.gateway.metrics().ended, "the server's side")
             assert rig.gateway.metrics().ended == {"wire.refused.certificate": 1}
+            assert rig.control.hellos == []
+
+    run(story())
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.req("L6")
+@pytest.mark.parametrize("hours", [-20, 20])
+def test_clocks_that_are_hours_apart_do_no_harm(pki: Pki, hours: int) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = rig.host(credentials=pki.host(signed_in_ms=hours * HOUR_MS))
+            await until(lambda: host.link.connected, "connected")
+
+    run(story())
+
+
+@both_loops
+@pytest.mark.parametrize("days", [-900, 10])
+def test_a_certificate_out_of_its_time_is_told(pki: Pki, run: Run, days: int) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = rig.host(credentials=pki.host(signed_in_ms=days * 24 * HOUR_MS))
+            await until(lambda: host.events.ended, "refusal")
+            code, message = host.events.ended[0]
+            assert code == "wire.refused.certificate"
+            assert "certificate" in message and "refuses" in message
             assert rig.control.hellos == []
 
     run(story())
@@ -213,8 +250,9 @@ def test_bad_first_words_are_answered(pki: Pki, data: bytes, code: str) -> None:
     run(story())
 
 
+@both_loops
 @pytest.mark.req("L7")
-def test_half_a_frame_then_silence_is_closed(pki: Pki) -> None:
+def test_half_a_frame_then_silence_is_closed(pki: Pki, run: Run) -> None:
     async def story() -> None:
         async with server(pki, silence_ms=300) as rig:
             _, writer = await raw(rig, pki)
@@ -226,6 +264,33 @@ def test_half_a_frame_then_silence_is_closed(pki: Pki) -> None:
             await shut(writer)
 
     run(story())
+
+
+@both_loops
+def test_a_host_that_does_not_read_is_closed(pki: Pki, run: Run) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            reader, writer = await raw(rig, pki)
+            writer.write(encode_message(make_hello()))
+            await until(lambda: rig.gateway.agent_connected(HostId("h1")), "connected")
+            revision = 2
+            while rig.gateway.agent_connected(HostId("h1")) and revision < 100:
+                rig.gateway.configure(HostId("h1"), large_settings(revision))
+                revision += 1
+                await asyncio.sleep(0)
+            await until(lambda: rig.gateway.metrics().ended, "closed")
+            assert rig.gateway.metrics().ended == {"wire.closed.overload": 1}
+            assert 4 < revision < 40
+            assert not reader.at_eof()
+            writer.transport.abort()
+
+    run(story())
+
+
+def large_settings(revision: int) -> HostSettings:
+    return HostSettings(
+        revision=revision, installation_id=INSTALLATION, term=Term(3), hold="x" * 900_000
+    )
 
 
 @pytest.mark.req("L7")
@@ -281,8 +346,9 @@ def test_the_next_address_is_tried_at_once(pki: Pki) -> None:
     run(story())
 
 
+@both_loops
 @pytest.mark.req("W7", "L7")
-def test_facts_survive_breaks_and_server_restarts(pki: Pki) -> None:
+def test_facts_survive_breaks_and_server_restarts(pki: Pki, run: Run) -> None:
     async def story() -> None:
         rig = await start_server(pki)
         host = rig.host(jitter=lambda: 0.0)
@@ -352,6 +418,63 @@ def test_a_callback_that_raises_ends_run(pki: Pki) -> None:
                 await asyncio.wait_for(host.task, 5)
 
     run(story())
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_close_ends_run_whatever_it_does_just_then(pki: Pki, steps: int) -> None:
+    """While it connects, shakes hands, waits for the welcome, or is connected."""
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = rig.host()
+            rig.rigs.clear()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            host.link.close()
+            await asyncio.wait_for(host.task, 5)
+            assert not host.link.connected
+            await until(lambda: rig.gateway.metrics().connections == 0, "closed")
+
+    run(story())
+
+
+def test_close_ends_a_pause(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = rig.host(servers=("127.0.0.1:1",), jitter=lambda: 100.0)
+            await until(lambda: host.events.ended, "refused, so it waits 20 s")
+            host.link.close()
+            await asyncio.wait_for(host.task, 2)
+
+    run(story())
+
+
+def test_the_pause_grows_and_is_short_in_a_short_outage(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = HostLink(
+        servers=("127.0.0.1:1",),
+        credentials=pki.host(),
+        role=PeerRole.GUARDIAN,
+        boot=BootId("b"),
+        events=None,  # type: ignore[arg-type]
+        jitter=lambda: 0.5,
+    )
+    asked: list[float] = []
+
+    def timeout(delay_s: float) -> asyncio.Timeout:
+        asked.append(round(delay_s, 3))
+        return asyncio.Timeout(asyncio.get_running_loop().time())
+
+    async def story() -> None:
+        monkeypatch.setattr(asyncio, "timeout", timeout)
+        for failures in range(6):
+            await link._pause(failures, outage_s=10.0)
+        for failures in range(1, 8):
+            await link._pause(failures, outage_s=61.0)
+
+    run(story())
+    assert asked == [0, 0.2, 0.4, 0.8, 1.0, 1.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
 def test_cancelling_run_leaves_nothing_open(pki: Pki) -> None:

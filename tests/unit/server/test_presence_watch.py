@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from virtha.api.metrics import Metrics
-from virtha.control.requests import PageQuery
 from virtha.model.errors import Unavailable
 from virtha.model.host import HostState
-from virtha.model.ids import HostId
+from virtha.model.ids import BootId, HostId
 from virtha.model.time import Millis, UtcMillis
+from virtha.ports.hosts import LastBeat
+from virtha.server.gateway import HostPresence
 from virtha.server.presence import PresenceTimes, Sighting
 from virtha.server.watch import INTERVAL_MS, PresenceWatch
 
@@ -35,27 +36,28 @@ class HandClock:
 class Recorder:
     """The part of control.hosts that the loop uses, over a dictionary."""
 
-    states: dict[HostId, HostState]
+    states_now: dict[HostId, HostState]
     told: list[tuple[HostId, HostState]] = field(default_factory=list)
+    resent: list[HostId] = field(default_factory=list)
+    offsets: list[tuple[HostId, int]] = field(default_factory=list)
     away: bool = False
-    page_size: int = 1
 
-    async def list(self, query: PageQuery) -> Any:
-        names = sorted(self.states)
-        start = int(query.after or 0)
-        names, rest = names[start : start + self.page_size], names[start + self.page_size :]
-        items = tuple(
-            SimpleNamespace(
-                host=SimpleNamespace(id=name), status=SimpleNamespace(state=self.states[name])
-            )
-            for name in names
-        )
-        return SimpleNamespace(items=items, next=str(start + self.page_size) if rest else None)
+    async def states(self) -> dict[HostId, HostState]:
+        return dict(self.states_now)
+
+    async def resend(self, host_id: HostId) -> int:
+        if self.away:
+            raise Unavailable("locked", code="problem.database.locked")
+        self.resent.append(host_id)
+        return 0
+
+    async def clock_measured(self, host_id: HostId, offset_ms: int) -> None:
+        self.offsets.append((host_id, offset_ms))
 
     async def presence_changed(self, host_id: HostId, state: HostState) -> None:
         if self.away:
             raise Unavailable("locked", code="problem.database.locked")
-        self.states[host_id] = state
+        self.states_now[host_id] = state
         self.told.append((host_id, state))
 
 
@@ -63,8 +65,17 @@ class Recorder:
 class Sights:
     seen: dict[HostId, Sighting] = field(default_factory=dict)
 
+    beats: dict[HostId, LastBeat] = field(default_factory=dict)
+    present: dict[HostId, HostPresence] = field(default_factory=dict)
+
     def sighting(self, host_id: HostId) -> Sighting:
         return self.seen.get(host_id, Sighting(agent_connected=False))
+
+    def last_beat(self, host_id: HostId) -> LastBeat | None:
+        return self.beats.get(host_id)
+
+    def presence(self, host_id: HostId) -> HostPresence | None:
+        return self.present.get(host_id)
 
 
 class Story:
@@ -88,7 +99,7 @@ class Story:
         return value
 
 
-def test_all_pages_are_watched_and_each_change_is_told_once() -> None:
+def test_all_hosts_are_watched_and_each_change_is_told_once() -> None:
     story = Story(h1=HostState.UNREACHABLE, h2=HostState.UP)
     story.sights.seen[H1] = Sighting(agent_connected=True)
     story.pass_time(5_000)
@@ -112,6 +123,53 @@ def test_a_guardian_that_beats_on_alone_means_agent_down_never_host_down() -> No
         )
         asyncio.run(story.watch.step())
     assert story.recorder.told == [(H1, HostState.AGENT_DOWN)]
+
+
+def beat_of(boot: str) -> LastBeat:
+    return LastBeat(
+        boot=BootId(boot), sequence=1, monotonic_ms=1, received_at=Millis(0), agent_alive=True
+    )
+
+
+def presence_of(boot: str, *, connected: bool = True, offset_ms: int | None = None) -> HostPresence:
+    return HostPresence(
+        host_id=H1,
+        agent_connected=connected,
+        guardian_connected=True,
+        boot=BootId(boot),
+        clock_offset_ms=offset_ms,
+        facts_waiting=0,
+    )
+
+
+def test_orders_that_quote_a_beat_go_out_once_per_boot_when_its_beat_is_here() -> None:
+    """The server restarts; the agent is back before the guardian: its start could quote nothing yet."""
+    story = Story(h1=HostState.UP)
+    story.sights.seen[H1] = Sighting(agent_connected=True)
+    story.sights.present[H1] = presence_of("b1")
+    story.pass_time(2_000)
+    assert story.recorder.resent == []
+    story.sights.beats[H1] = beat_of("b1")
+    story.recorder.away = True
+    story.pass_time(1_000)
+    story.recorder.away = False
+    story.pass_time(2_000)
+    assert story.recorder.resent == [H1], "once, and again after a store that was away"
+    story.sights.present[H1] = presence_of("b2")
+    story.pass_time(1_000)
+    assert story.recorder.resent == [H1], "a beat of the old boot must not be quoted"
+    story.sights.beats[H1] = beat_of("b2")
+    story.pass_time(1_000)
+    assert story.recorder.resent == [H1, H1]
+
+
+def test_a_clock_is_told_when_it_moved() -> None:
+    story = Story(h1=HostState.UP)
+    story.sights.seen[H1] = Sighting(agent_connected=True)
+    for offset_ms in (5, 40, 900, 7_200_000, 7_200_300):
+        story.sights.present[H1] = presence_of("b1", offset_ms=offset_ms)
+        story.pass_time(1_000)
+    assert story.recorder.offsets == [(H1, 5), (H1, 7_200_000)]
 
 
 def test_a_store_that_is_away_costs_time_but_no_change() -> None:

@@ -205,7 +205,9 @@ EVENTS: tuple[Code, ...] = (
         "host",
         "detail",
     ),
-    _event(2015, "vm.unmanaged_copy", ALERT, "{vm} runs on {host} without a grant", "vm", "host"),
+    _event(
+        2015, "vm.unmanaged_copy", ALERT, "{vm} runs on {host} without a grant", "vm", "host", "pid"
+    ),
     _event(
         2016,
         "vm.absent",

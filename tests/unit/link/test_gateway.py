@@ -1,0 +1,424 @@
+"""The gateway: who is let in, what is sent on, and what a slow or broken database does (nothing)."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+from link_rig import INSTALLATION, HostRig, Pki, ServerRig, start_server, until
+
+from virtha.drivers import link_server
+from virtha.model.errors import Unavailable
+from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Term
+from virtha.model.orders import HostSettings, Order, ScanForeign
+from virtha.ports.hosts import HostLinks
+from virtha.server import gateway as gateway_module
+from virtha.wire.messages import Beat, PeerRole
+
+H1 = HostId("h1")
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+@contextlib.asynccontextmanager
+async def server(pki: Pki, **options: Any) -> Any:
+    rig = await start_server(pki, **options)
+    try:
+        yield rig
+    finally:
+        await rig.stop()
+
+
+def order(name: str, step: int = 0) -> Order:
+    return Order(
+        operation_id=OperationId(name),
+        step=step,
+        term=Term(3),
+        host_boot=BootId("boot-1"),
+        body=ScanForeign(),
+    )
+
+
+def settings(revision: int, hold: str | None = None) -> HostSettings:
+    return HostSettings(
+        revision=revision, installation_id=InstallationId(INSTALLATION), term=Term(3), hold=hold
+    )
+
+
+def beat(sequence: int, wall_ms: int = 0) -> Beat:
+    return Beat(
+        sequence=sequence,
+        boot=BootId("boot-1"),
+        monotonic_ms=10_000 + sequence,
+        inventory_revision=1,
+        agent_alive=True,
+        wall_ms=wall_ms,
+    )
+
+
+async def connected(rig: ServerRig, role: PeerRole = PeerRole.AGENT, **options: Any) -> HostRig:
+    host = rig.host(role, **options)
+    await until(lambda: host.link.connected, f"{role} connects")
+    return host
+
+
+def test_it_is_the_port(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            links: HostLinks = rig.gateway
+            assert not links.agent_connected(H1)
+            assert links.last_beat(H1) is None
+            assert not links.deliver(H1, order("a"))
+            links.configure(H1, settings(2))
+            links.disconnect(H1, "wire.refused.revoked")
+
+    run(story())
+
+
+def test_hello_brings_welcome_settings_and_unfinished_orders(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            rig.control.orders = [order("a"), order("b")]
+            host = await connected(rig)
+            await until(lambda: len(host.events.orders) == 2, "orders")
+            assert [o.operation_id for o in host.events.orders] == ["a", "b"]
+            assert [s.revision for s in host.events.settings] == [1]
+            assert host.events.welcomes[0].installation_id == INSTALLATION
+            assert rig.gateway.agent_connected(H1)
+            assert rig.gateway.deliver(H1, order("c"))
+            await until(lambda: len(host.events.orders) == 3, "the third")
+
+    run(story())
+
+
+def test_a_host_that_is_away_gets_its_orders_after_hello(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            assert not rig.gateway.deliver(H1, order("a"))
+            rig.control.orders = [order("a")]  # the use case keeps it
+            host = await connected(rig)
+            await until(lambda: host.events.orders, "order")
+
+    run(story())
+
+
+def test_an_order_given_while_a_hello_is_answered_is_not_lost(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            rig.control.orders = [order("old")]
+            rig.control.hello_gate.clear()
+            host = rig.host()
+            await until(lambda: rig.control.hellos, "hello reaches the use case")
+            # The answer's orders are read already; these come too late for it.
+            assert rig.gateway.deliver(H1, order("new"))
+            assert rig.gateway.deliver(H1, order("old"))
+            rig.gateway.configure(H1, settings(5))
+            rig.control.hello_gate.set()
+            await until(lambda: len(host.events.orders) == 2, "both")
+            assert [o.operation_id for o in host.events.orders] == ["old", "new"]
+            assert [s.revision for s in host.events.settings] == [5]
+
+    run(story())
+
+
+def test_an_order_that_waits_for_a_hello_that_fails_goes_to_the_live_session(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig)
+            rig.control.hello_gate.clear()
+            second = rig.host()
+            await until(lambda: len(rig.control.hellos) == 2, "second hello")
+            assert rig.gateway.deliver(H1, order("a"))
+            second.link.close()
+            await second.task
+            rig.control.hello_gate.set()
+            await until(lambda: host.events.orders, "order")
+            assert rig.gateway.agent_connected(H1)
+            assert rig.gateway.deliver(H1, order("b"))
+            await until(lambda: len(host.events.orders) == 2, "and it goes on")
+
+    run(story())
+
+
+def test_older_settings_are_not_sent(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig)
+            rig.gateway.configure(H1, settings(9))
+            rig.gateway.configure(H1, settings(8))
+            rig.gateway.configure(H1, settings(10))
+            await until(lambda: host.events.settings[-1].revision == 10, "settings")
+            assert [s.revision for s in host.events.settings] == [1, 9, 10]
+
+    run(story())
+
+
+def test_the_newest_session_of_a_role_wins(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            first = await connected(rig, credentials=credentials)
+            guardian = await connected(rig, PeerRole.GUARDIAN, credentials=credentials)
+            second = await connected(rig, credentials=credentials)
+            await until(lambda: first.events.ended, "the first is closed")
+            assert first.events.ended[0][0] == "wire.closed.replaced"
+            assert guardian.link.connected and second.link.connected
+            assert rig.gateway.agent_connected(H1)
+            assert rig.gateway.deliver(H1, order("a"))
+            await until(lambda: second.events.orders, "to the newest")
+            assert not first.events.orders
+
+    run(story())
+
+
+@pytest.mark.req("L6")
+def test_revoked_certificates_are_refused(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig)
+            guardian = await connected(rig, PeerRole.GUARDIAN)
+            line = rig.gateway.presence(H1)
+            assert line is not None and line.agent_connected and line.guardian_connected
+            rig.control.revoked = {
+                connection.certificate_serial for connection in rig.gateway._link._connections
+            }
+            rig.gateway.disconnect(H1, "wire.refused.revoked")
+            await until(lambda: host.events.ended and guardian.events.ended, "both end")
+            assert host.events.ended[0][0] == guardian.events.ended[0][0] == "wire.refused.revoked"
+            await until(lambda: len(host.events.ended) >= 2, "and stay out")
+            assert host.events.ended[1][0] == "wire.refused.revoked"
+            assert not rig.gateway.agent_connected(H1)
+
+    run(story())
+
+
+@pytest.mark.req("W7")
+def test_facts_are_acknowledged_after_the_commit_only(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig)
+            guardian = await connected(rig, PeerRole.GUARDIAN)
+            rig.control.gate.clear()  # the database hangs
+            host.outbox.write(3)
+            host.link.facts_written()
+            await until(lambda: rig.gateway.metrics().facts_waiting == 3, "facts wait")
+            for sequence in range(20):
+                guardian.link.send_beat(beat(sequence))
+            await until(lambda: len(guardian.events.beats_acknowledged) == 20, "beats don't")
+            assert host.events.facts_acknowledged == []
+            rig.control.gate.set()
+            await until(lambda: host.events.facts_acknowledged == [3], "acknowledged")
+            assert rig.gateway.metrics().facts == 3
+
+    run(story())
+
+
+@pytest.mark.req("W7")
+def test_facts_wait_while_the_store_is_unavailable(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig)
+            rig.control.fail = Unavailable("locked", code="problem.database.locked")
+            host.outbox.write(5)
+            host.link.facts_written()
+            await until(lambda: rig.gateway.metrics().store_retries >= 2, "retries")
+            assert host.events.facts_acknowledged == [] and host.link.connected
+            rig.control.fail = None
+            await until(lambda: host.events.facts_acknowledged == [5], "acknowledged")
+            assert [fact.sequence for fact in rig.control.recorded[H1]] == [1, 2, 3, 4, 5]
+
+    run(story())
+
+
+def test_a_mistake_while_recording_ends_the_session_and_loses_nothing(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig, jitter=lambda: 0.0)
+            other = await connected(rig, credentials=pki.host("h2"))
+            rig.control.fail = KeyError("a mistake of ours")
+            host.outbox.write(5)
+            host.link.facts_written()
+            await until(lambda: host.events.ended, "the session ends")
+            assert host.events.ended[0][0] == "wire.refused.unavailable"
+            assert other.link.connected
+            rig.control.fail = None
+            await until(lambda: host.events.facts_acknowledged[-1:] == [5], "they come again")
+            assert [fact.sequence for fact in rig.control.recorded[H1]] == [1, 2, 3, 4, 5]
+
+    run(story())
+
+
+def test_facts_of_a_replaced_session_are_recorded_once(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            first = await connected(rig, credentials=credentials)
+            rig.control.gate.clear()
+            first.outbox.write(1_000)
+            first.link.facts_written()
+            await until(lambda: rig.gateway.metrics().facts_waiting == 1_000, "facts wait")
+            second = rig.host(credentials=credentials)
+            second.outbox.facts = list(first.outbox.facts)
+            await until(lambda: second.link.connected, "second")
+            first.link.close()
+            await until(lambda: rig.gateway.metrics().facts_waiting > 1_000, "both sent them")
+            rig.control.gate.set()
+            await until(lambda: second.events.facts_acknowledged[-1:] == [1_000], "acknowledged")
+            sequences = [fact.sequence for fact in rig.control.recorded[H1]]
+            assert sequences == list(range(1, 1_001))
+            assert first.events.facts_acknowledged == []
+
+    run(story())
+
+
+def test_a_database_outage_keeps_known_guardians_in_and_tells_agents(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            guardian = await connected(rig, PeerRole.GUARDIAN, credentials=credentials)
+            guardian.link.close()
+            await guardian.task
+            rig.control.fail = Unavailable("the disk is gone")
+            again = await connected(rig, PeerRole.GUARDIAN, credentials=credentials)
+            assert again.link.send_beat(beat(1))
+            await until(lambda: rig.gateway.last_beat(H1) is not None, "beat")
+            agent = rig.host(credentials=credentials)
+            await until(lambda: agent.events.ended, "told")
+            assert agent.events.ended[0][0] == "wire.refused.unavailable"
+            assert "the disk is gone" in agent.events.ended[0][1]
+            unknown = rig.host(PeerRole.GUARDIAN, credentials=pki.host("h9"))
+            await until(lambda: unknown.events.ended, "refused")
+            assert unknown.events.ended[0][0] == "wire.refused.unavailable"
+            rig.control.fail = None
+            await until(lambda: agent.link.connected, "the agent is back by itself")
+
+    run(story())
+
+
+def test_a_hello_that_takes_too_long_is_told(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_module, "HELLO_DEADLINE_S", 0.05)
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            rig.control.hello_gate.clear()
+            host = rig.host()
+            await until(lambda: host.events.ended, "told")
+            code, message = host.events.ended[0]
+            assert code == "wire.refused.unavailable" and "slow" in message
+            rig.control.hello_gate.set()
+            await until(lambda: host.link.connected, "connected")
+
+    run(story())
+
+
+def test_beats_and_presence(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            guardian = await connected(rig, PeerRole.GUARDIAN)
+            hours_ms = 3 * 3_600_000
+            wall_ms = rig.gateway._clock.wall_ms() + hours_ms
+            guardian.link.send_beat(beat(7, wall_ms=wall_ms))
+            await until(lambda: guardian.events.beats_acknowledged == [7], "beat")
+            last = rig.gateway.last_beat(H1)
+            assert last is not None
+            assert (last.sequence, last.monotonic_ms, last.boot) == (7, 10_007, "boot-1")
+            assert last.agent_alive
+            presence = rig.gateway.presence(H1)
+            assert presence is not None and presence.guardian_connected
+            assert not presence.agent_connected
+            assert presence.clock_offset_ms is not None
+            assert abs(presence.clock_offset_ms - hours_ms) < 2_000
+            sighting = rig.gateway.sighting(H1)
+            assert (sighting.agent_connected, sighting.agent_seen) == (False, None)
+            assert sighting.beat_received == last.received_at
+            agent = await connected(rig)
+            assert rig.gateway.sighting(H1).agent_connected
+            agent.link.close()
+            await agent.task
+            await until(lambda: not rig.gateway.agent_connected(H1), "gone")
+            await until(lambda: rig.control.lost == [H1], "told")
+            seen = rig.gateway.sighting(H1).agent_seen
+            assert seen is not None and seen <= rig.gateway._clock.monotonic_ms()
+            # The newest beat outlives its session: a grant may still quote it.
+            guardian.link.close()
+            await guardian.task
+            assert rig.gateway.last_beat(H1) == last
+
+    run(story())
+
+
+def test_metrics_count_sessions_and_ends(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            await connected(rig)
+            guardian = await connected(rig, PeerRole.GUARDIAN)
+            await connected(rig, credentials=pki.host("h2"))
+            metrics = rig.gateway.metrics()
+            assert (metrics.agents, metrics.guardians, metrics.connections) == (2, 1, 3)
+            guardian.link.close()
+            await guardian.task
+            await until(lambda: rig.gateway.metrics().guardians == 0, "gone")
+            assert rig.gateway.metrics().ended == {"wire.closed.shutdown": 1}
+
+    run(story())
+
+
+def test_settings_that_fit_no_frame_are_refused_with_a_code(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            hello = rig.control.hello
+
+            async def too_much(host_id: HostId, **rest: Any) -> Any:
+                answer = await hello(host_id, **rest)
+                return msgspec.structs.replace(answer, settings=settings(2, "x" * (2 << 20)))
+
+            rig.control.hello = too_much  # type: ignore[method-assign]
+            host = rig.host()
+            await until(lambda: host.events.ended, "refused")
+            assert host.events.ended[0][0] == "wire.refused.frame_size"
+            assert not rig.gateway.agent_connected(H1)
+
+    run(story())
+
+
+def test_connections_that_say_nothing_are_bounded(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_server, "HANDSHAKES_MAX", 5)
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            writers = []
+            for _ in range(12):
+                _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+                writers.append(writer)
+            await until(lambda: rig.gateway.metrics().connections == 5, "the rest is cut")
+            for writer in writers:
+                writer.close()
+            await until(lambda: rig.gateway.metrics().connections == 0, "closed")
+            await connected(rig)
+
+    run(story())
+
+
+def test_closing_finishes_the_commit_under_way(pki: Pki) -> None:
+    async def story() -> None:
+        rig = await start_server(pki)
+        host = await connected(rig)
+        rig.control.gate.clear()
+        host.outbox.write(10)
+        host.link.facts_written()
+        await until(lambda: rig.gateway.metrics().facts_waiting == 10, "facts wait")
+        closing = asyncio.create_task(rig.gateway.close())
+        await until(lambda: host.events.ended, "goodbye")
+        assert host.events.ended[0][0] == "wire.closed.shutdown"
+        rig.control.gate.set()
+        await closing
+        assert rig.control.acknowledged(H1) == 10
+        await host.stop()
+
+    run(story())

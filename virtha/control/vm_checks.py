@@ -1,0 +1,353 @@
+"""Checks of what a user wants of a VM: each error names the field, what is allowed and the fix."""
+
+import re
+import secrets
+from collections.abc import Callable, Iterable
+
+from virtha.control.launch import Surroundings
+from virtha.control.names import check_name, the_storage
+from virtha.control.requests import DiskCreate, NicCreate, VmCreate, WatchdogRequest
+from virtha.model.errors import Conflict, InvalidInput
+from virtha.model.facts import Image
+from virtha.model.host import HostCapabilities, StorageDomain
+from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
+from virtha.model.machine import MachineType
+from virtha.model.size import format_size
+from virtha.model.value import Value
+from virtha.model.vm import Disk, DiskFormat, Nic
+from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, models_that_fit
+from virtha.store.clusters import reports_of, storage_of_cluster
+from virtha.store.store import Transaction
+from virtha.store.vms import disk_owner, mac_owner
+
+MEMORY_BYTES_MIN = 16 << 20
+MEMORY_BYTES_MAX = 64 << 40
+VCPUS_MAX = 710
+"""QEMU 7.2's limit for q35 is 288, later ones have more; the host's libvirt has the last word."""
+DISK_BYTES_MIN = 1 << 10
+DISK_BYTES_MAX = 1 << 50
+DISKS_MAX = 24
+NICS_MAX = 24
+PATH_LENGTH_MAX = 512
+IMAGES = "images"
+"""Directory of a storage domain that VMs are created from, and never write to."""
+_BUSES = ("virtio", "scsi", "sata", "ide")
+_NIC_MODELS = ("virtio", "e1000", "e1000e", "rtl8139")
+_ARCHITECTURES = ("x86_64", "s390x")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_BRIDGE = re.compile(r"[A-Za-z0-9._:-]{1,15}")
+_PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ +=@-]*")
+
+MakeId = Callable[[], str]
+
+
+class PlannedDisk(Value, frozen=True, kw_only=True):
+    """``create``: an order makes it; else it is there already."""
+
+    disk: Disk
+    image: str | None
+    create: bool
+
+
+def check_sizes(memory_bytes: int, vcpus: int, capabilities: Iterable[HostCapabilities]) -> None:
+    """Against what can be, and against the largest host that has reported."""
+    if not MEMORY_BYTES_MIN <= memory_bytes <= MEMORY_BYTES_MAX:
+        raise InvalidInput(
+            f"{format_size(memory_bytes)} is out of range",
+            field="memory_bytes",
+            allowed=(f"{format_size(MEMORY_BYTES_MIN)} to {format_size(MEMORY_BYTES_MAX)}",),
+        )
+    if not 1 <= vcpus <= VCPUS_MAX:
+        raise InvalidInput(
+            f"{vcpus} is out of range", field="vcpus", allowed=(f"1 to {VCPUS_MAX}",)
+        )
+    largest = max((able.memory_bytes for able in capabilities), default=0)
+    if largest and memory_bytes > largest:
+        raise InvalidInput(
+            f"{format_size(memory_bytes)} is more than any host of the cluster has",
+            code="problem.memory.beyond",
+            field="memory_bytes",
+            allowed=(f"up to {format_size(largest)}",),
+            fix="ask for less, or let a larger host join",
+        )
+
+
+def check_machine(architecture: str, machine: MachineType) -> None:
+    if architecture not in _ARCHITECTURES:
+        raise InvalidInput(
+            f"'{architecture}' is not supported", field="architecture", allowed=_ARCHITECTURES
+        )
+    fitting = (
+        (MachineType.S390_CCW,) if architecture == "s390x" else (MachineType.Q35, MachineType.PC)
+    )
+    if machine not in fitting:
+        raise InvalidInput(
+            f"{machine.value} is no machine type of {architecture}",
+            field="machine",
+            allowed=fitting,
+        )
+
+
+def check_watchdog(
+    request: WatchdogRequest,
+    architecture: str,
+    machine: MachineType,
+    capabilities: Iterable[HostCapabilities],
+) -> Watchdog:
+    """W1, W2: both parts; our table, and what at least one host's libvirt accepts."""
+    reported = [able for able in capabilities if able.libvirt_version]
+    accepted = {model for able in reported for model in able.watchdog_models}
+    fitting = tuple(
+        model
+        for model in models_that_fit(architecture, machine, libvirt_version=None)
+        if model in accepted or not reported
+    )
+    if request.model not in tuple(WatchdogModel) or request.model not in fitting:
+        told = f"'{request.model}' does not fit {architecture} machine type {machine.value}"
+        if request.model in tuple(WatchdogModel) and reported:
+            told += " on the cluster's hosts"
+        raise InvalidInput(
+            told if request.model else "is missing",
+            code="problem.watchdog.model",
+            field="watchdog.model",
+            allowed=tuple(model.value for model in fitting),
+            fix="choose one that fits" if fitting else "this machine type takes no watchdog",
+        )
+    if request.action not in tuple(WatchdogAction):
+        raise InvalidInput(
+            f"'{request.action}' is no watchdog action" if request.action else "is missing",
+            code="problem.watchdog.action",
+            field="watchdog.action",
+            allowed=tuple(action.value for action in WatchdogAction),
+            fix="say what happens when it fires, for example reset",
+        )
+    return Watchdog(model=WatchdogModel(request.model), action=WatchdogAction(request.action))
+
+
+def check_disk_path(path: str, domain: StorageDomain, *, field: str) -> str:
+    """A plain relative path inside the domain. Symbolic links are the agent's to refuse: only it sees them."""
+    parts = path.split("/")
+    if not path or len(path) > PATH_LENGTH_MAX or not all(map(_PATH_PART.fullmatch, parts)):
+        raise InvalidInput(
+            f"'{path[:PATH_LENGTH_MAX]}' is not inside storage domain {domain.name}",
+            code="problem.disk.outside",
+            field=field,
+            allowed=(f"a relative path below {domain.path}, without '..' and hidden parts",),
+            fix="write for example vms/web1/disk0.qcow2",
+        )
+    if parts[0] == IMAGES:
+        raise InvalidInput(
+            f"'{path}' is an image, which no VM may write to",
+            code="problem.disk.outside",
+            field=field,
+            fix="create the disk from the image: give 'image' instead of 'path'",
+        )
+    return path
+
+
+async def check_disk_free(tx: Transaction, domain: StorageDomain, path: str, *, field: str) -> None:
+    owner = await disk_owner(tx, domain.id, path)
+    if owner is not None:
+        raise Conflict(
+            f"{path} on {domain.name} belongs to VM {owner}",
+            code="problem.disk.in_use",
+            field=field,
+            fix="choose another path",
+        )
+
+
+def wanted_disks(request: VmCreate) -> tuple[DiskCreate, ...]:
+    """With ``image``, the short way to a boot disk, as the first one."""
+    if request.image is None:
+        return request.disks
+    boot = DiskCreate(image=request.image, storage_domain=request.storage_domain)
+    return (boot, *request.disks)
+
+
+async def plan_disks(
+    tx: Transaction,
+    request: VmCreate,
+    *,
+    vm_id: VmId,
+    cluster_id: ClusterId,
+    make_id: MakeId,
+) -> tuple[PlannedDisk, ...]:
+    wanted = wanted_disks(request)
+    if len(wanted) > DISKS_MAX:
+        raise InvalidInput(f"{len(wanted)} are too many", field="disks", allowed=(f"{DISKS_MAX}",))
+    domains = await storage_of_cluster(tx, cluster_id)
+    images = await _images(tx, domains)
+    planned: list[PlannedDisk] = []
+    for index, one in enumerate(wanted):
+        field = f"disks.{index}"
+        domain = await _domain_for(
+            tx, one.storage_domain or request.storage_domain, domains, cluster_id, field
+        )
+        disk = _plan_disk(one, domain, images[domain.id], vm_id, index, field, make_id)
+        path_field = f"{field}.path"
+        await check_disk_free(tx, domain, disk.disk.path, field=path_field)
+        for earlier in planned:
+            if earlier.disk.name == disk.disk.name:
+                raise InvalidInput(f"'{disk.disk.name}' is there twice", field=f"{field}.name")
+            if (earlier.disk.storage_domain_id, earlier.disk.path) == (domain.id, disk.disk.path):
+                raise InvalidInput(f"'{disk.disk.path}' is there twice", field=path_field)
+        planned.append(disk)
+    return tuple(planned)
+
+
+async def _images(
+    tx: Transaction, domains: tuple[StorageDomain, ...]
+) -> dict[StorageDomainId, dict[str, Image]]:
+    """What any host that can use the domain has seen there."""
+    found: dict[StorageDomainId, dict[str, Image]] = {domain.id: {} for domain in domains}
+    reports = await reports_of(tx, tuple(found))
+    for (_, domain_id), report in sorted(reports.items()):
+        if report.usable:
+            found[domain_id].update({image.name: image for image in report.images})
+    return found
+
+
+async def _domain_for(
+    tx: Transaction,
+    ref: str | None,
+    domains: tuple[StorageDomain, ...],
+    cluster_id: ClusterId,
+    field: str,
+) -> StorageDomain:
+    names = tuple(domain.name for domain in domains)
+    if ref is None:
+        if len(domains) == 1:
+            return domains[0]
+        raise InvalidInput(
+            "is missing, and there are several" if domains else "the cluster has none yet",
+            field="storage_domain",
+            allowed=names,
+            fix="name one" if domains else "add one: 'virtha storage add'",
+        )
+    domain = await the_storage(tx, ref, field="storage_domain")
+    if domain.cluster_id != cluster_id:
+        raise InvalidInput(
+            f"{domain.name} belongs to another cluster",
+            field=f"{field}.storage_domain",
+            allowed=names,
+        )
+    return domain
+
+
+def _plan_disk(
+    one: DiskCreate,
+    domain: StorageDomain,
+    images: dict[str, Image],
+    vm_id: VmId,
+    index: int,
+    field: str,
+    make_id: MakeId,
+) -> PlannedDisk:
+    if one.bus not in _BUSES:
+        raise InvalidInput(f"'{one.bus}' is no bus", field=f"{field}.bus", allowed=_BUSES)
+    name = check_name(one.name if one.name is not None else f"disk{index}", field=f"{field}.name")
+    disk_format = one.format
+    size_bytes = one.size_bytes
+    if one.image is not None:
+        image = images.get(one.image)
+        if image is None:
+            raise InvalidInput(
+                f"storage domain {domain.name} has no image '{one.image[:100]}'",
+                field="image" if index == 0 else f"{field}.image",
+                allowed=tuple(sorted(images)[:20]),
+                fix="put the image file into its images directory" if not images else "",
+            )
+        if image.format in tuple(DiskFormat):
+            disk_format = DiskFormat(image.format)
+        size_bytes = max(image.virtual_size_bytes, size_bytes or 0)
+        if one.size_bytes is not None and one.size_bytes < image.virtual_size_bytes:
+            raise InvalidInput(
+                f"{format_size(one.size_bytes)} is less than the image has",
+                field=f"{field}.size_bytes",
+                allowed=(f"{format_size(image.virtual_size_bytes)} or more",),
+            )
+    if size_bytes is None and one.path is None:
+        raise InvalidInput(
+            "neither image, size_bytes nor the path of a disk that is there",
+            field=field,
+            allowed=("image", "size_bytes", "path"),
+            fix="say what the disk is made of",
+        )
+    if size_bytes is not None and not DISK_BYTES_MIN <= size_bytes <= DISK_BYTES_MAX:
+        raise InvalidInput(
+            f"{size_bytes} bytes are out of range",
+            field=f"{field}.size_bytes",
+            allowed=(f"{format_size(DISK_BYTES_MIN)} to {format_size(DISK_BYTES_MAX)}",),
+        )
+    path = one.path if one.path is not None else f"vms/{vm_id}/{name}.{disk_format.value}"
+    return PlannedDisk(
+        disk=Disk(
+            id=DiskId(make_id()),
+            name=name,
+            storage_domain_id=domain.id,
+            path=check_disk_path(path, domain, field=f"{field}.path"),
+            format=disk_format,
+            size_bytes=size_bytes or 0,
+            bus=one.bus,
+        ),
+        image=one.image,
+        create=one.image is not None or one.size_bytes is not None,
+    )
+
+
+async def plan_nics(
+    tx: Transaction,
+    wanted: tuple[NicCreate, ...],
+    *,
+    make_id: MakeId,
+    present: tuple[Nic, ...] = (),
+) -> tuple[Nic, ...]:
+    """``present``: NICs of the VM itself, whose addresses it may keep."""
+    if len(wanted) > NICS_MAX:
+        raise InvalidInput(f"{len(wanted)} are too many", field="nics", allowed=(f"{NICS_MAX}",))
+    own = {nic.mac for nic in present}
+    nics: list[Nic] = []
+    for index, one in enumerate(wanted):
+        field = f"nics.{index}"
+        if not _BRIDGE.fullmatch(one.bridge):
+            raise InvalidInput(
+                f"'{one.bridge[:64]}' is no bridge name",
+                field=f"{field}.bridge",
+                allowed=("1 to 15 letters, digits, '.', '_', ':' and '-'",),
+            )
+        if one.model not in _NIC_MODELS:
+            raise InvalidInput(
+                f"'{one.model[:64]}' is no model", field=f"{field}.model", allowed=_NIC_MODELS
+            )
+        mac = one.mac.lower() if one.mac is not None else await _free_mac(tx, nics)
+        # The lowest bit of the first byte marks groups (IEEE 802): no card may send from one.
+        if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
+            raise InvalidInput(
+                f"'{mac[:64]}' is no card's address",
+                field=f"{field}.mac",
+                allowed=("six pairs of hexadecimal digits, the first one even",),
+                fix="write for example 52:54:00:12:34:56, or leave it out",
+            )
+        owner = await mac_owner(tx, mac) if mac not in own else None
+        if owner is not None or mac in {nic.mac for nic in nics}:
+            raise Conflict(
+                f"{mac} belongs to VM {owner}" if owner else f"{mac} is there twice",
+                code="problem.mac.in_use",
+                field=f"{field}.mac",
+                fix="leave it out, and one is chosen",
+            )
+        nics.append(Nic(id=NicId(make_id()), bridge=one.bridge, mac=mac, model=one.model))
+    return tuple(nics)
+
+
+async def _free_mac(tx: Transaction, chosen: list[Nic]) -> str:
+    """In QEMU's range, 52:54:00; unused by any VM of the installation."""
+    for _ in range(1_000):
+        mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+        if mac not in {nic.mac for nic in chosen} and await mac_owner(tx, mac) is None:
+            return mac
+    raise Conflict("no free MAC address was found", code="problem.mac.in_use", field="nics")
+
+
+def capabilities_of(surroundings: Surroundings) -> tuple[HostCapabilities, ...]:
+    return tuple(row.status.capabilities for row in surroundings.hosts)

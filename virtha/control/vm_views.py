@@ -1,0 +1,121 @@
+"""VMs as they are shown: record, status and names joined, reasons rendered, protection computed."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from virtha.control.launch import Surroundings, place, read_surroundings
+from virtha.control.protection import protection_of, texts
+from virtha.control.views import VmView
+from virtha.model.event import Event
+from virtha.model.host import Cluster, HostState
+from virtha.model.ids import ClusterId, HostId, Revision
+from virtha.model.vm import Reason
+from virtha.ports.hosts import HostLinks
+from virtha.store.clusters import all_clusters
+from virtha.store.hosts import HostRow, hosts_with_ids
+from virtha.store.installations import the_installation
+from virtha.store.store import Store, Transaction
+from virtha.store.vms import VmRow
+
+CLUSTERS_KEPT_MAX = 64
+
+
+class Landscape:
+    """Each cluster's surroundings, kept until the installation's revision moves: beats don't move it,
+    so that lists that are asked for every few seconds cost one read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: dict[ClusterId, tuple[Revision, Surroundings]] = {}
+
+    async def of(self, tx: Transaction, cluster_id: ClusterId) -> Surroundings:
+        revision = await tx.revision_now()
+        kept = self._kept.get(cluster_id)
+        if kept is not None and kept[0] == revision:
+            return kept[1]
+        surroundings = await read_surroundings(tx, cluster_id)
+        while len(self._kept) >= CLUSTERS_KEPT_MAX:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[cluster_id] = (revision, surroundings)
+        return surroundings
+
+
+class VmViews:
+    def __init__(self, store: Store, links: HostLinks) -> None:
+        self._landscape = Landscape(store)
+        self._links = links
+
+    async def make(self, tx: Transaction, rows: Iterable[VmRow]) -> tuple[VmView, ...]:
+        rows = tuple(rows)
+        wanted: set[HostId] = {host_id for row in rows for host_id in row.status.holders}
+        wanted |= {row.status.host_id for row in rows if row.status.host_id is not None}
+        hosts = await hosts_with_ids(tx, wanted)
+        clusters = {cluster.id: cluster for cluster in await all_clusters(tx)}
+        hold = (await the_installation(tx)).installation.hold
+        views = []
+        for row in rows:
+            surroundings = await self._landscape.of(tx, row.vm.cluster_id)
+            cluster = clusters[row.vm.cluster_id]
+            views.append(self._view(row, hosts, cluster, hold, surroundings))
+        return tuple(views)
+
+    async def make_one(
+        self, tx: Transaction, row: VmRow, last_events: tuple[Event, ...] = ()
+    ) -> VmView:
+        (view,) = await self.make(tx, (row,))
+        return msgspec.structs.replace(view, last_events=last_events)
+
+    def _view(
+        self,
+        row: VmRow,
+        hosts: dict[HostId, HostRow],
+        cluster: Cluster,
+        hold: str | None,
+        surroundings: Surroundings,
+    ) -> VmView:
+        host = hosts.get(row.status.host_id) if row.status.host_id is not None else None
+        protection = protection_of(
+            row,
+            host,
+            cluster,
+            hold=hold,
+            other_host_fits=self._other_host_fits(row, surroundings),
+        )
+        reasons = _reasons(row, host)
+        status = msgspec.structs.replace(row.status, state=row.shown, reasons=reasons)
+        return VmView(
+            vm=row.vm,
+            status=status,
+            host_name=host.host.name if host is not None else None,
+            cluster_name=cluster.name,
+            holder_names=tuple(sorted(hosts[host_id].host.name for host_id in row.status.holders)),
+            protection=protection,
+            reason_text=texts(reasons),
+            protection_text=texts(protection),
+        )
+
+    def _other_host_fits(self, row: VmRow, surroundings: Surroundings) -> bool:
+        """Whether a host other than the one that it is on could take it now."""
+        if not row.vm.ha:
+            return False
+        present = row.status.host_id
+        others = tuple(one for one in surroundings.hosts if one.host.id != present)
+        without = msgspec.structs.replace(surroundings, hosts=others)
+        return place(row.vm, without, self._links).chosen is not None
+
+
+def _reasons(row: VmRow, host: HostRow | None) -> tuple[Reason, ...]:
+    """What its host said, and what stands between us and knowing it is still so."""
+    reasons = row.status.reasons
+    if not reasons and not row.status.incarnation:
+        reasons = (Reason(code="vm.down.never_started"),)
+    if host is None or not row.status.holders:
+        return reasons
+    fields: dict[str, str | int | bool | None] = {"host": host.host.name}
+    match host.status.state:
+        case HostState.UNREACHABLE:
+            return (Reason(code="protection.host_unreachable", fields=fields), *reasons)
+        case HostState.AGENT_DOWN:
+            return (Reason(code="protection.agent_down", fields=fields), *reasons)
+    return reasons
