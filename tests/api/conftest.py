@@ -113,7 +113,11 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
             password=PASSWORDS["administrator"],
         )
         control = make_control(
-            store=store, links=links, authority=authority, servers=("127.0.0.1:8250",)
+            store=store,
+            links=links,
+            authority=authority,
+            clock=clock,
+            servers=("127.0.0.1:8250",),
         )
         services = Services(control=control, authority=authority)
         app = create_app(services)

@@ -10,7 +10,7 @@ from virtha.model.codes import REGISTRY
 from virtha.model.errors import Unavailable, VirthaError
 
 Play = Callable[..., Any]
-VM = {"name": "web1", "memory_bytes": 1 << 28}
+VM = {"name": "web1", "memory_bytes": 1 << 28, "cluster": "default"}
 
 
 def check(answer: Any, status: int, code: str, field: str | None = None) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def check(answer: Any, status: int, code: str, field: str | None = None) -> dict
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
     problem: dict[str, Any] = answer.json()
-    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert (problem["status"], problem["code"]) == (status, code), answer.text
     assert problem["type"].endswith(code)
     assert problem["title"] and problem["detail"]
     if field is not None:

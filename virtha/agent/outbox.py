@@ -243,7 +243,7 @@ class Outbox:
             segments = list(self._segments)
         if not recent or not segments:
             return ()
-        if sequence + 1 >= recent[0].sequence:
+        if sequence + 1 >= recent[0].sequence or segments[0].first == recent[0].sequence:
             start = bisect.bisect_right(recent, sequence, key=lambda fact: fact.sequence)
             return recent[start : start + limit]
         for segment in segments:

@@ -21,6 +21,7 @@ from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
+from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
 from virtha.store import Store
 
@@ -50,6 +51,7 @@ def make_control(
     store: Store,
     links: HostLinks,
     authority: Authority,
+    clock: Clock,
     servers: tuple[str, ...] = (),
     passwords: Passwords | None = None,
 ) -> Control:
@@ -64,7 +66,7 @@ def make_control(
         vms=Vms(store, links, runner, dispatcher),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
-        users=Users(store, passwords or Passwords()),
+        users=Users(store, clock, passwords or Passwords()),
         tokens=Tokens(store, authority),
         settings=Settings(store),
         hold=Hold(store, dispatcher),

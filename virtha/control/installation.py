@@ -69,14 +69,19 @@ async def initialise(
     name: str,
     administrator: str,
     password: str,
+    installation_id: InstallationId | None = None,
     passwords: Passwords | None = None,
 ) -> Installation:
-    """`virtha server init`: the installation, a first cluster and a first administrator."""
+    """`virtha server init`: the installation, a first cluster and a first administrator.
+
+    ``installation_id``: what the authority's certificate names already; None makes one. One
+    transaction; raises Conflict when it was done before.
+    """
     check_name(name)
     check_user_name(administrator)
     check_password(password)
     password_hash = await (passwords or Passwords()).hash(password)
-    made = Installation(id=InstallationId(str(uuid4())), name=name)
+    made = Installation(id=installation_id or InstallationId(str(uuid4())), name=name)
     async with store.write() as tx:
         if await find_installation(tx) is not None:
             raise Conflict(

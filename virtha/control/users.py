@@ -22,6 +22,7 @@ from virtha.model.errors import Conflict, Refused, Unauthenticated
 from virtha.model.ids import Revision, TokenId, UserId
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, Token, TokenKind, User
+from virtha.ports.clock import Clock
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.users import (
     UserRow,
@@ -47,8 +48,9 @@ def _not_signed_in() -> Unauthenticated:
 
 
 class Users:
-    def __init__(self, store: Store, passwords: Passwords) -> None:
+    def __init__(self, store: Store, clock: Clock, passwords: Passwords) -> None:
         self._store = store
+        self._clock = clock
         self._passwords = passwords
         self._brake = SignInBrake()
 
@@ -56,7 +58,7 @@ class Users:
 
     async def sign_in(self, request: SessionCreate, *, address: str) -> SessionView:
         """One message whatever was wrong. Raises Unauthenticated (`problem.password.wrong`), Unavailable."""
-        clock = self._store.clock
+        clock = self._clock
         name = request.user[:64]
         self._brake.check(name, address, clock.monotonic_ms())
         async with self._store.read() as tx:
@@ -113,7 +115,7 @@ class Users:
                 row is None
                 or row.token.kind is not TokenKind.ACCESS
                 or not secret_matches(parsed.secret, row.secret_hash)
-                or row.token.expires <= self._store.clock.wall_ms()
+                or row.token.expires <= self._clock.wall_ms()
                 or row.token.user_id is None
             ):
                 raise _not_signed_in()

@@ -69,6 +69,7 @@ def _resumed(host: HostState, guarded: Guarded) -> None:
         else:
             start_succeeded(host, guarded)
     if before is not VmState.PAUSED:
+        guarded.set(pause=None)
         return
     if guarded.record.dump_pending:
         pause_after_dump(host, guarded)

@@ -205,11 +205,10 @@ def _tell_blocked(host: HostState, guarded: Guarded, why: Reason) -> None:
 def _release_if_over(host: HostState, guarded: Guarded) -> None:
     """Down, and never started here again without a new grant (P5).
 
-    A paused leftover of a failed attempt is still a copy: nothing is released while it exists. Nor
-    is a VM that is marked as migrating: where it is now is the server's to find out.
+    A paused leftover of a failed attempt is still a copy: nothing is released while it exists.
     """
     record = guarded.record
-    if record.state is VmState.DOWN and not record.released and not record.migrating:
+    if record.state is VmState.DOWN and not record.released:
         guarded.set(released=True)
         host.tell_released(guarded)
 

@@ -202,6 +202,9 @@ def _configure(host: HostState, guarded: Guarded, wish: HeldVm) -> None:
         # Settings read from disk may be older than a stop that is under way.
         guarded.set(wanted_up=True)
     holds = guarded.up or record.pending is not None
+    if wish.incarnation == record.incarnation:
+        # A start that this host refused, because the VM runs, was counted and is counted back.
+        guarded.set(superseded_by=None)
     if wish.incarnation > record.incarnation and holds:
         _supersede(host, guarded, wish)
 

@@ -15,7 +15,7 @@ from virtha.sentinel.events import (
     StopMark,
     VmRecord,
 )
-from virtha.sentinel.machine import Trigger
+from virtha.sentinel.machine import UP_STATES, Trigger
 from virtha.sentinel.state import Guarded, HostState
 
 ATTRIBUTION_MS = 5_000
@@ -109,7 +109,7 @@ def stop_accepted(host: HostState, event: StopAccepted) -> None:
 def guest_may_ignore(record: VmRecord) -> bool:
     mark = record.stop
     asked = mark is not None and mark.mode is StopMode.SHUTDOWN
-    return asked and record.state is VmState.STOPPING
+    return asked and record.state in UP_STATES
 
 
 def expire_stop_mark(host: HostState, guarded: Guarded) -> None:
@@ -120,7 +120,10 @@ def expire_stop_mark(host: HostState, guarded: Guarded) -> None:
     mark = guarded.record.stop
     if mark is None or not guest_may_ignore(guarded.record) or host.now < mark.ends_at_ms:
         return
-    guarded.move(Trigger.STOP_IGNORED)
+    if guarded.record.state is VmState.STOPPING:
+        # A paused guest can't heed anything: it is as paused as before.
+        ignored = Trigger.STOP_IGNORED if guarded.record.pause is None else Trigger.PAUSES
+        guarded.move(ignored)
     guarded.set(stop=None)
 
 

@@ -123,6 +123,7 @@ async def running(
             store=store,
             links=gateway,
             authority=authority,
+            clock=clock,
             servers=server_addresses(config.names, gateway_port),
         )
         term = await control.installation.started(version=__version__)

@@ -115,7 +115,8 @@ class Checkers:
         known = self.world.server.vms[vm_id]
         if self._settled(vm_id) is None:
             return
-        happened = self.world.firings.get(vm_id, 0)
+        happened = self.world.expected_firings(vm_id)
+        all_firings = len(self.world.firings.get(vm_id, []))
         history = [
             entry.code for entry in self.world.server.history if entry.subject == known.vm.name
         ]
@@ -123,5 +124,5 @@ class Checkers:
         unclear = sum(history.count(code) for code in TOLD_UNCLEAR)
         if told + unclear < happened:
             raise Violation(f"{known.vm.name} fired {happened} times, {told} are told")
-        if history.count("vm.watchdog.fired") > happened:
+        if history.count("vm.watchdog.fired") > all_firings:
             raise Violation(f"{known.vm.name} fired {happened} times, more are told")

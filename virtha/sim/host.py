@@ -94,6 +94,8 @@ class SimHost:
         self.managed: Callable[[], frozenset[VmId]] = frozenset
         """By the mark in the domains' metadata."""
         self.blind_starts = 0
+        self.lists = 0
+        """Lists that an agent has got: what ends a gap."""
         self.decisions = 0
         """Of all its agents so far, counting those that say or order something."""
         self.crash_after: tuple[int, str] | None = None
@@ -198,6 +200,8 @@ class SimAgent:
         self.dead = False
         self.crash_at: str | None = None
         self._wakes = 0
+        self.last_steps = 0
+        """Steps that this process has begun."""
         disk = host.disk
         settings = msgspec.msgpack.decode(disk.settings, type=Configured) if disk.settings else None
         self.sentinel = Sentinel(
@@ -239,6 +243,7 @@ class SimAgent:
     def tell(self, *events: SentinelEvent) -> None:
         if self.dead:
             return
+        self.last_steps += 1
         decision = self.sentinel.step(self.host.clock(), events)
         self._carry_out(decision)
         self._wake(decision.wake_at)
@@ -408,6 +413,7 @@ class SimAgent:
 
     def _listed(self, reports: tuple[DomainReport, ...], *, at_start: bool) -> None:
         if self.host.libvirt_up:
+            self.host.lists += 1
             self.tell(DomainsListed(domains=reports, at_start=at_start))
 
     def libvirt_lost(self) -> None:

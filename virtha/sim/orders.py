@@ -57,8 +57,12 @@ class OrderDesk:
         except VirthaError as error:
             self._end(order, Result.FAILED, error.message)
 
-    def _end(self, order: PendingOrder, result: Result, message: str = "") -> None:
-        outcome = Outcome(operation_id=order.operation_id, step=0, result=result, message=message)
+    def _end(
+        self, order: PendingOrder, result: Result, message: str = "", *, code: str | None = None
+    ) -> None:
+        outcome = Outcome(
+            operation_id=order.operation_id, step=0, result=result, message=message, code=code
+        )
         self.agent.host.disk.outcomes[order.operation_id] = outcome
         self.agent.fact(outcome)
 
@@ -101,7 +105,7 @@ class OrderDesk:
             return
         if refusal is not None:
             done = refusal.code == "order.refused.running" and self._runs(vm_id, incarnation)
-            self._end(order, Result.OK if done else Result.REFUSED, refusal.code)
+            self._end(order, Result.OK if done else Result.REFUSED, code=refusal.code)
             return
         agent.host.grants[vm_id] = incarnation
         agent.tell(StartAccepted(vm=start.vm, incarnation=incarnation, by=start.by))

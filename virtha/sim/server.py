@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from virtha.model.facts import Fact, Happened, Outcome, Released, VmReport
+from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
 from virtha.model.ids import Incarnation, OperationId, VmId
-from virtha.model.orders import HeldVm, OrderBody
+from virtha.model.orders import (
+    AdoptVm,
+    HeldVm,
+    OrderBody,
+    PauseVm,
+    RebootVm,
+    ResumeVm,
+    StartVm,
+    StopVm,
+)
 from virtha.model.policy import Policy
 from virtha.model.value import Fields, Value
-from virtha.model.vm import Vm
+from virtha.model.vm import Vm, VmState
 from virtha.sentinel.events import Configured
 
 if TYPE_CHECKING:
@@ -49,6 +58,18 @@ class PendingOrder(Value, frozen=True, kw_only=True):
     operation_id: OperationId
     host: str
     body: OrderBody
+
+
+def _subject(body: OrderBody) -> VmId | None:
+    match body:
+        case StartVm(vm=vm) | AdoptVm(vm=vm):
+            return vm.id
+        case StopVm(vm_id=vm_id) | RebootVm(vm_id=vm_id) | PauseVm(vm_id=vm_id):
+            return vm_id
+        case ResumeVm(vm_id=vm_id):
+            return vm_id
+        case _:
+            return None
 
 
 class HostSeen:
@@ -106,8 +127,17 @@ class SimServer:
                 if known is not None and incarnation == known.incarnation:
                     known.holders.discard(host.name)
             case Outcome(operation_id=operation_id) as outcome:
-                self.pending.pop(operation_id, None)
+                self._ended(self.pending.pop(operation_id, None), outcome)
                 self.outcomes[operation_id] = outcome
+
+    def _ended(self, order: PendingOrder | None, outcome: Outcome) -> None:
+        refused = outcome.result is Result.REFUSED and outcome.code == "order.refused.running"
+        if order is None or not refused or not isinstance(order.body, StartVm):
+            return
+        known = self.vms[order.body.vm.id]
+        if known.incarnation == order.body.grant.incarnation:
+            # It runs there already: that incarnation never was, the former one is current.
+            known.incarnation = Incarnation(known.incarnation - 1)
 
     # Orders out
 
@@ -120,9 +150,17 @@ class SimServer:
         return order
 
     def grant(self, vm_id: VmId, host: str) -> Incarnation | None:
-        """Target into the holder set before the order goes out (G1); None: somebody else may hold it."""
+        """Target into the holder set before the order goes out (G1).
+
+        None: somebody else may hold it, it runs, or an order about it has not ended.
+        """
         known = self.vms[vm_id]
         if known.holders - {host}:
+            return None
+        up = known.report is not None and known.report.state is not VmState.DOWN
+        if known.holders and up and known.report and known.report.incarnation == known.incarnation:
+            return None
+        if any(_subject(order.body) == vm_id for order in self.pending.values()):
             return None
         known.holders.add(host)
         known.host = host

@@ -13,7 +13,7 @@ from virtha.model.vm import Vm
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import Configured, VmRecord
 from virtha.sentinel.guardian import SendBeat
-from virtha.sim.host import SEND_MS, SimAgent, SimHost
+from virtha.sim.host import EVENT_MS, SEND_MS, SimAgent, SimHost
 from virtha.sim.kernel import Kernel
 from virtha.sim.orders import OrderDesk
 from virtha.sim.server import ServerVm, SimServer
@@ -36,7 +36,8 @@ class World:
         self.guests: dict[VmId, GuestKind] = {}
         self.ids: dict[str, VmId] = {}
         self.trace_lines: list[str] = []
-        self.firings: dict[VmId, int] = {}
+        self.firings: dict[VmId, list[tuple[str, int] | None]] = {}
+        """Each firing: None when an agent was there to see it, else the gap in which it happened."""
         self._desks: dict[SimAgent, OrderDesk] = {}
         self._sent: dict[str, Configured] = {}
         self.kernel.after(SERVER_TICK_MS, self._tick)
@@ -166,11 +167,26 @@ class World:
         self.trace(f"{host.name} libvirt {event.vm_id} {event.kind}{detail}")
         match event.kind:
             case DomainEventKind.WATCHDOG:
-                self.firings[event.vm_id] = self.firings.get(event.vm_id, 0) + 1
+                self._count_firing(host, event.vm_id)
             case DomainEventKind.RESUMED | DomainEventKind.REBOOTED:
                 self._boot_guest(host, event.vm_id)
             case DomainEventKind.SUSPENDED if event.detail == "watchdog":
                 self.kernel.after(3_000, lambda: host.libvirt.end_dump(event.vm_id))
+
+    def _count_firing(self, host: SimHost, vm_id: VmId) -> None:
+        """What is watched must be told one by one; of what happened in one gap, that it happened."""
+        agent, gap = host.agent, host.lists
+
+        def count() -> None:
+            seen = agent is not None and not agent.dead and agent.last_steps > steps
+            self.firings.setdefault(vm_id, []).append(None if seen else (host.name, gap))
+
+        steps = agent.last_steps if agent is not None else 0
+        self.kernel.after(EVENT_MS, count)
+
+    def expected_firings(self, vm_id: VmId) -> int:
+        told = self.firings.get(vm_id, [])
+        return sum(each is None for each in told) + len({each for each in told if each})
 
     def _boot_guest(self, host: SimHost, vm_id: VmId) -> None:
         domain = host.libvirt.find(vm_id)

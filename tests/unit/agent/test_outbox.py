@@ -1,5 +1,6 @@
 """The outbox through crashes, damage, full disks, and the numbers that go on for ever."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,8 @@ def test_acknowledged_segments_are_deleted_and_numbers_still_go_on(tmp_path: Pat
     for path in segments(tmp_path):
         path.unlink()  # even with every segment gone
     outbox = opened(tmp_path)
-    assert outbox.last_sequence == last + 1
-    outbox.append([event(2)])
-    assert outbox.last_sequence > last + 1
+    assert counts(outbox) == ["host.outbox.truncated"]
+    assert sequences(outbox) == [last + 2]
 
 
 def test_old_facts_come_from_disk(tmp_path: Path) -> None:
@@ -193,10 +193,8 @@ def test_renumbering_survives_a_crash(tmp_path: Path, steps: int) -> None:
     outbox = opened(tmp_path)
     outbox.append([event(1), event(2)])
     outbox.close()
-    try:
+    with contextlib.suppress(Crash):
         opened(tmp_path, CrashingFiles(steps)).align(50)
-    except Crash:
-        pass
     outbox = opened(tmp_path)
     assert counts(outbox) == [1, 2]
     outbox.align(50)

@@ -1,0 +1,240 @@
+"""An agent on a simulated hypervisor, with real files, the real gate hook and a real event loop."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from virtha.agent.agent_process import Agent
+from virtha.agent.files import Files
+from virtha.agent.gate import hook_path, install_gate
+from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.identity import Identity
+from virtha.agent.paths import AgentPaths
+from virtha.agent.properties import AgentProperties
+from virtha.model.facts import Fact, Happened, Outcome, Released, VmReport
+from virtha.model.host import HostCapabilities, StorageDomain
+from virtha.model.ids import (
+    BootId,
+    ClusterId,
+    DiskId,
+    HostId,
+    Incarnation,
+    InstallationId,
+    OperationId,
+    StorageDomainId,
+    Term,
+    VmId,
+)
+from virtha.model.orders import Grant, HeldVm, HostSettings, Order, OrderBody, StartVm
+from virtha.model.vm import Disk, Vm
+from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
+from virtha.sim.hypervisor import SimHypervisor
+
+INSTALLATION = InstallationId("10000000-0000-4000-8000-000000000001")
+HOST = HostId("20000000-0000-4000-8000-000000000001")
+CLUSTER = ClusterId("30000000-0000-4000-8000-000000000001")
+DOMAIN = StorageDomainId("40000000-0000-4000-8000-000000000001")
+WEB1 = VmId("50000000-0000-4000-8000-000000000001")
+WEB2 = VmId("50000000-0000-4000-8000-000000000002")
+
+
+class SimHost(SimHypervisor):
+    """With the ports that the simulator does not need: facts of the host, evidence."""
+
+    def __init__(self, hook: Path) -> None:
+        super().__init__(gate=self._ask_hook, clock=BoottimeClock().monotonic_ms)
+        self.hook = hook
+        self.loses_starts = False
+
+    def _ask_hook(self, vm_id: VmId) -> str | None:
+        """As libvirt does it: the real hook script, with the domain's XML on its standard input."""
+        if not self.hook.exists():
+            return None
+        domain = self.libvirt.domain(vm_id)
+        answer = subprocess.run(
+            [str(self.hook), domain.name, "prepare", "begin", "-"],
+            input=domain.xml.encode(),
+            capture_output=True,
+            check=False,
+        )
+        return answer.stderr.decode() if answer.returncode else None
+
+    async def capabilities(self) -> HostCapabilities:
+        self._reachable()
+        return HostCapabilities(memory_bytes=8 << 30, cpus=4, domain_type="qemu")
+
+    async def screenshot(self, vm_id: VmId, path: str) -> str:
+        picture = Path(path + ".ppm")
+        await asyncio.to_thread(picture.write_bytes, b"P6 1 1 255\n\0\0\0")
+        return str(picture)
+
+    async def dump(self, vm_id: VmId, path: str) -> None:
+        raise AssertionError("nobody asks for a dump yet")
+
+
+class SilentGuest:
+    async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool:
+        return False
+
+    async def read_file(self, vm_id: VmId, path: str, *, deadline_ms: int) -> bytes | None:
+        return None
+
+
+class Bench:
+    """One host: its paths survive ``restart``, as do its QEMUs."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        boot_file = root / "boot_id"
+        boot_file.write_text("boot-1\n")
+        monkeypatch.setenv("VIRTHA_BOOT_ID_FILE", str(boot_file))
+        monkeypatch.setenv("VIRTHA_LIBVIRT_HOOKS", str(root / "hooks"))
+        self.paths = AgentPaths(root=str(root))
+        self.paths.make_directories()
+        self.files = Files()
+        install_gate(self.paths, self.files)
+        self.clock = BoottimeClock()
+        self.storage = StorageDomain(
+            id=DOMAIN, name="ds1", cluster_id=CLUSTER, path=str(root / "ds1")
+        )
+        Path(self.storage.path).mkdir()
+        self.hypervisor = SimHost(hook_path(self.paths))
+        self.properties = AgentProperties()
+        self.agent: Agent
+        self._operation = 0
+
+    @property
+    def boot(self) -> BootId:
+        return read_boot_id()
+
+    def make_agent(self) -> Agent:
+        self.agent = Agent(
+            paths=self.paths,
+            identity=Identity(
+                host_id=HOST,
+                number=1,
+                name="h1",
+                installation_id=INSTALLATION,
+                servers=("192.0.2.1:8250",),
+            ),
+            properties=self.properties,
+            boot=self.boot,
+            hypervisor=self.hypervisor,
+            guest=SilentGuest(),
+            clock=self.clock,
+            files=self.files,
+        )
+        return self.agent
+
+    def vm(self, vm_id: VmId = WEB1, name: str = "web1", **changes: object) -> Vm:
+        values: dict[str, object] = {
+            "id": vm_id,
+            "name": name,
+            "cluster_id": CLUSTER,
+            "memory_bytes": 128 << 20,
+            "ha": True,
+            "watchdog": Watchdog(model=WatchdogModel.I6300ESB, action=WatchdogAction.RESET),
+        }
+        return Vm(**{**values, **changes})  # type: ignore[arg-type]
+
+    def disk(self, path: str = "disks/web1.qcow2", size_bytes: int = 1 << 20) -> Disk:
+        return Disk(
+            id=DiskId("60000000-0000-4000-8000-000000000001"),
+            name="root",
+            storage_domain_id=DOMAIN,
+            path=path,
+            size_bytes=size_bytes,
+        )
+
+    def settings(self, *vms: Vm, revision: int = 1, **changes: object) -> HostSettings:
+        values: dict[str, object] = {
+            "revision": revision,
+            "installation_id": INSTALLATION,
+            "term": Term(1),
+            "storage_domains": (self.storage,),
+            "vms": tuple(HeldVm(vm=vm, incarnation=Incarnation(1), wanted_up=True) for vm in vms),
+        }
+        return HostSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+    def grant(self, vm_id: VmId = WEB1, incarnation: int = 1, duration_ms: int = 60_000) -> Grant:
+        return Grant(
+            vm_id=vm_id,
+            incarnation=Incarnation(incarnation),
+            boot=self.boot,
+            beat_monotonic_ms=self.clock.monotonic_ms(),
+            duration_ms=duration_ms,
+        )
+
+    def order(self, body: OrderBody, **changes: object) -> Order:
+        self._operation += 1
+        values: dict[str, object] = {
+            "operation_id": OperationId(f"70000000-0000-4000-8000-{self._operation:012d}"),
+            "step": 0,
+            "term": Term(1),
+            "host_boot": self.boot,
+            "body": body,
+        }
+        return Order(**{**values, **changes})  # type: ignore[arg-type]
+
+    # Looking and waiting
+
+    def facts(self) -> tuple[Fact, ...]:
+        return self.agent.outbox.facts_after(0, 100_000)
+
+    def codes(self) -> list[str]:
+        return [fact.body.code for fact in self.facts() if isinstance(fact.body, Happened)]
+
+    def released(self) -> list[Released]:
+        return [fact.body for fact in self.facts() if isinstance(fact.body, Released)]
+
+    def state(self, vm_id: VmId = WEB1) -> str | None:
+        states = [
+            fact.body.state
+            for fact in self.facts()
+            if isinstance(fact.body, VmReport) and fact.body.vm_id == vm_id
+        ]
+        return states[-1] if states else None
+
+    async def until(self, condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {within_s} s; facts: {self.facts()}"
+            await asyncio.sleep(0.005)
+
+    async def do(self, body: OrderBody, **changes: object) -> Outcome:
+        order = self.order(body, **changes)
+        return await self.give(order)
+
+    async def give(self, order: Order) -> Outcome:
+        before = len(self.outcomes(order))
+        self.agent.on_order(order)
+        await self.until(lambda: len(self.outcomes(order)) > before, within_s=20)
+        return self.outcomes(order)[-1]
+
+    def outcomes(self, order: Order) -> list[Outcome]:
+        return [
+            fact.body
+            for fact in self.facts()
+            if isinstance(fact.body, Outcome) and fact.body.operation_id == order.operation_id
+        ]
+
+    async def start(self, vm: Vm | None = None, incarnation: int = 1) -> Outcome:
+        vm = vm or self.vm()
+        return await self.do(StartVm(vm=vm, grant=self.grant(vm.id, incarnation), by="ann"))
+
+    def run(self, story: Callable[[], Awaitable[None]]) -> None:
+        """One life of an agent: start it, tell the story, stop it cleanly."""
+
+        async def live() -> None:
+            agent = self.make_agent()
+            life = asyncio.create_task(agent.run())
+            try:
+                await asyncio.wait_for(story(), 60)
+            finally:
+                agent.stop()
+                await asyncio.wait_for(life, 10)
+
+        asyncio.run(live())

@@ -1,0 +1,339 @@
+"""What hosts report: recorded once, in order, whatever comes twice or late."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from virtha.control.requests import EventQuery, VmStart
+from virtha.control.views import Caller
+from virtha.model.codes import Severity
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.errors import Gone, NotFound, Refused
+from virtha.model.facts import Happened, HostReport, Inventory, StorageReport, VmReport
+from virtha.model.host import HostCapabilities, HostState
+from virtha.model.ids import Incarnation, Revision, StorageDomainId, VmId
+from virtha.model.user import Role
+from virtha.model.vm import VmState
+from virtha.store.events import EventFilter, events_after
+
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+Tell = Callable[[Any], None]
+
+
+def fired(vm_id: VmId) -> Happened:
+    return Happened(
+        code="vm.watchdog.fired",
+        vm_id=vm_id,
+        incarnation=Incarnation(1),
+        fields={"action": "reset", "model": "i6300esb"},
+    )
+
+
+@pytest.mark.req("W7")
+def test_facts_that_come_again_are_recorded_once(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        facts = host.facts(fired(vm_id), fired(vm_id), fired(vm_id))
+        record = world.control.facts.record_facts
+        assert await record(host.id, host.boot, facts[:2]) == facts[1].sequence
+        assert await record(host.id, host.boot, facts) == facts[2].sequence
+        assert await record(host.id, host.boot, facts) == facts[2].sequence
+        events = await world.events("vm.watchdog.fired")
+        assert [event.host_sequence for event in events] == [fact.sequence for fact in facts]
+        assert len({event.revision for event in events}) == 3
+        status = (await world.control.vms.get("web1")).status
+        assert status.watchdog_count == 3
+        assert status.last_watchdog == world.clock.wall_ms()
+        event = events[0]
+        assert event.severity is Severity.WARNING
+        assert event.message == "Watchdog of web1 fired, action reset"
+        assert event.host_at == world.clock.wall_ms() - 7 * 3_600_000
+        assert event.at == world.clock.wall_ms(), "the host's wrong clock decides nothing"
+
+    tell(story)
+
+
+def test_a_batch_is_recorded_whole_or_not_at_all(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        facts = host.facts(fired(vm_id), fired(vm_id))
+        broken = [facts[0], "no fact"]
+        with pytest.raises(AttributeError):
+            await world.control.facts.record_facts(host.id, host.boot, broken)
+        assert await world.events("vm.watchdog.fired") == []
+        assert (await world.control.facts.record_facts(host.id, host.boot, facts)) == host.sequence
+        assert len(await world.events("vm.watchdog.fired")) == 2
+
+    tell(story)
+
+
+def test_an_unknown_code_is_kept_as_a_warning(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await host.tell(Happened(code="vm.of_the_future", fields={"depth": 3}))
+        (event,) = await world.events("vm.of_the_future")
+        assert event.severity is Severity.WARNING
+        assert "vm.of_the_future" in event.message and "depth=3" in event.message
+
+    tell(story)
+
+
+def test_reports_of_older_incarnations_and_other_hosts_are_void(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        h1 = await world.join("h1")
+        h2 = await world.join("h2")
+        await world.add_storage()
+        vm_id = await world.add_vm()
+        await world.control.vms.start(ADMIN, "web1", VmStart(host="h1"))
+        await h1.started()
+        await h1.stopped(vm_id, 1)
+        await world.control.vms.start(ADMIN, "web1", VmStart(host="h1"))
+        await h1.started()
+        await h1.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(1), state=VmState.CRASHED))
+        await h2.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(9), state=VmState.CRASHED))
+        status = (await world.control.vms.get("web1")).status
+        assert (status.state, status.incarnation, status.host_id) == (VmState.RUNNING, 2, h1.id)
+
+    tell(story)
+
+
+@pytest.mark.req("A8")
+def test_a_copy_without_a_grant_is_told_once_and_blocks_starts(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        h1 = await world.join("h1")
+        h2 = await world.join("h2")
+        await world.add_storage()
+        vm_id = await world.add_vm()
+        runs = DomainReport(vm_id=vm_id, name="web1", state=DomainState.RUNNING)
+        await h2.tell(Inventory(revision=1, domains=(runs,)))
+        await h2.tell(Inventory(revision=2, domains=(runs,)))
+        (event,) = await world.events("vm.unmanaged_copy")
+        assert event.severity is Severity.ALERT and event.host_id == h2.id
+        with pytest.raises(Refused):
+            await world.control.vms.start(ADMIN, "web1", VmStart(host="h1"))
+        off = DomainReport(vm_id=vm_id, name="web1", state=DomainState.SHUTOFF)
+        await h2.tell(Inventory(revision=3, domains=(off,)))
+        await world.control.vms.start(ADMIN, "web1", VmStart(host="h1"))
+        assert (await world.control.vms.get("web1")).status.holders == (h1.id,)
+
+    tell(story)
+
+
+def test_a_domain_that_is_gone_is_told_once(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        _, host = await world.run_vm()
+        await host.tell(Inventory(revision=1, domains=()))
+        await host.tell(Inventory(revision=2, domains=()))
+        assert len(await world.events("vm.absent")) == 1
+        status = (await world.control.vms.get("web1")).status
+        assert status.state is VmState.UNKNOWN
+        assert status.holders == (host.id,), "not seen is not released"
+
+    tell(story)
+
+
+def test_facts_about_what_is_gone_do_no_harm(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        nobody = VmId("00000000-0000-0000-0000-000000000000")
+        await host.tell(
+            fired(nobody),
+            VmReport(vm_id=nobody, incarnation=Incarnation(1), state=VmState.RUNNING),
+            StorageReport(storage_domain_id=StorageDomainId("none"), usable=True),
+            HostReport(capabilities=HostCapabilities(memory_bytes=5)),
+        )
+        assert (await world.control.hosts.get("h1")).status.capabilities.memory_bytes == 5
+        assert len(await world.events("vm.watchdog.fired")) == 1
+        with pytest.raises(NotFound):
+            await world.control.facts.record_facts("nobody", host.boot, host.facts(fired(nobody)))
+
+    tell(story)
+
+
+def test_after_a_restore_every_host_must_speak_before_a_start(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        h1 = await world.join("h1")
+        h2 = await world.join("h2")
+        await world.add_storage()
+        await world.add_vm()
+        await world.control.installation.restored(path="/tmp/b.tar", by="root")
+        await h1.tell(Inventory(revision=1, domains=()))
+        with pytest.raises(Refused) as refused:
+            await world.control.vms.start(ADMIN, "web1", VmStart())
+        assert refused.value.code == "start.blocked.inventory" and "h2" in str(refused.value)
+        await h2.tell(Inventory(revision=1, domains=()))
+        await world.control.vms.start(ADMIN, "web1", VmStart())
+        assert "server.restored" in await world.codes()
+
+    tell(story)
+
+
+@pytest.mark.req("W7")
+def test_a_follower_sees_every_event_within_milliseconds(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        seen: list[tuple[int, float]] = []
+
+        async def follow() -> None:
+            query = EventQuery(code="vm.watchdog.*", vm="web1")
+            async for event in world.control.events.follow(query):
+                seen.append((event.host_sequence, time.perf_counter()))
+                if len(seen) == 20:
+                    return
+
+        follower = asyncio.create_task(follow())
+        await asyncio.sleep(0.05)  # not for time: lets the follower take its starting revision
+        told = []
+        for _ in range(20):
+            told.append(time.perf_counter())
+            await host.tell(fired(vm_id))
+        await asyncio.wait_for(follower, 10)
+        assert [sequence for sequence, _ in seen] == list(
+            range(host.sequence - 19, host.sequence + 1)
+        )
+        delays = sorted(at - since for (_, at), since in zip(seen, told, strict=True))
+        assert delays[10] < 0.1, delays
+
+    tell(story)
+
+
+def test_a_follower_resumes_and_learns_when_it_can_not(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        before = await world.control.events.current_revision()
+        for number in range(3):
+            await host.tell(Happened(code="host.disk.full", fields={"count": number}))
+        stream = world.control.events.follow(EventQuery(after=before))
+        assert [(await anext(stream)).fields["count"] for _ in range(3)] == [0, 1, 2]
+        await stream.aclose()
+        world.clock.advance(91 * 86_400_000)
+        assert await world.control.events.prune() > 0
+        with pytest.raises(Gone):
+            await anext(world.control.events.follow(EventQuery(after=before)))
+        with pytest.raises(Gone):
+            await anext(world.control.events.follow(EventQuery(after=10**9)))
+
+    tell(story)
+
+
+def test_events_are_listed_by_page_both_ways(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        for number in range(5):
+            await host.tell(Happened(code="host.disk.full", fields={"count": number}))
+        for order, expected in (("asc", [0, 1, 2, 3, 4]), ("desc", [4, 3, 2, 1, 0])):
+            found: list[Any] = []
+            after = None
+            while True:
+                page = await world.control.events.list(
+                    EventQuery(code="host.disk.*", host="h1", order=order, limit=2, after=after)
+                )
+                found += [event.fields["count"] for event in page.items]
+                if page.next is None:
+                    break
+                after = int(page.next)
+            assert found == expected
+        errors = await world.control.events.list(EventQuery(severity=Severity.ERROR))
+        assert {event.code for event in errors.items} == {"host.disk.full"}
+
+    tell(story)
+
+
+def test_presence_is_told_as_what_it_is(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        start = len(await world.codes())
+        change = world.control.hosts.presence_changed
+        await change(host.id, HostState.AGENT_DOWN)
+        await change(host.id, HostState.AGENT_DOWN)
+        await change(host.id, HostState.UP)
+        await change(host.id, HostState.UNREACHABLE)
+        await host.hello(boot="h1-boot2")
+        assert (await world.codes())[start:] == [
+            "host.agent.down",
+            "host.agent.up",
+            "host.unreachable",
+            "host.rebooted",
+            "host.reachable",
+            "host.connected",
+        ]
+        assert await world.host_state("h1") is HostState.UP
+
+    tell(story)
+
+
+def test_a_wrong_clock_is_told_when_it_begins(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        for offset_ms in (5, 7_200_000, 7_200_050, 3):
+            await world.control.hosts.clock_measured(host.id, offset_ms)
+        (event,) = await world.events("host.clock.wrong")
+        assert event.fields["offset_ms"] == 7_200_000
+
+    tell(story)
+
+
+def test_a_host_that_lost_its_outbox_counts_anew(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await host.tell(Happened(code="host.disk.full"), Happened(code="host.disk.full"))
+        host.sequence = 0
+        answer = await host.hello()
+        assert answer.fact_sequence_acknowledged == 0
+        await host.tell(Happened(code="host.disk.full"))
+        assert len(await world.events("host.disk.full")) == 3
+        assert len(await world.events("host.outbox.truncated")) == 1
+
+    tell(story)
+
+
+def test_a_hello_of_a_later_term_raises_ours(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        first = await world.control.installation.started(version="1")
+        answer = await world.control.hosts.hello(
+            host.id,
+            boot=host.boot,
+            certificate_serial=host.serial,
+            term_seen=first + 6,
+            fact_sequence_last=host.sequence,
+        )
+        assert answer.term == answer.settings.term == first + 7
+        assert await world.control.installation.started(version="1") == first + 8
+
+    tell(story)
+
+
+def test_revisions_of_events_are_commit_order(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await asyncio.gather(
+            *(
+                world.control.installation.backed_up(path=str(number), by="root")
+                for number in range(10)
+            ),
+            host.tell(Happened(code="host.disk.full")),
+        )
+        async with world.store.read() as tx:
+            revisions = [
+                event.revision for event in await events_after(tx, EventFilter(), 0, 1_000)
+            ]
+            assert revisions == sorted(set(revisions))
+            assert await tx.revision_now() == Revision(revisions[-1])
+
+    tell(story)
