@@ -53,6 +53,11 @@ def _write_status(given: Options, found: dict[str, Any], *, every: bool) -> None
         f"{totals['vms_running']} of {totals['vms']} VMs running, "
         f"{totals['vms_protected']} of {totals['vms_ha']} HA VMs protected\n"
     )
+    if not found["hosts"]:
+        typer.echo(
+            "no host has joined yet: virtha token create, then `virtha agent join` on the host"
+        )
+        return
     rows = [[clean(cell) for cell in _host_row(host)] for host in found["hosts"]]
     print_table(["HOST", "STATE", "VMS", "MEMORY", "FREE", "WHAT IS WRONG"], rows, plain=plain)
     shown = [vm for vm in found["vms"] if every or (vm["ha"] and not _is_fine(vm))]

@@ -116,7 +116,7 @@ class Checkers:
         if self._settled(vm_id) is None:
             return
         happened = self.world.expected_firings(vm_id)
-        all_firings = len(self.world.firings.get(vm_id, []))
+        all_firings = self.world.fired.get(vm_id, 0)
         history = [
             entry.code for entry in self.world.server.history if entry.subject == known.vm.name
         ]

@@ -22,6 +22,10 @@ SERVER_TICK_MS = 500
 GRANT_MS = 30_000
 
 
+TRACELESS = ("none", "shutdown", "inject-nmi")
+"""Firings that change nothing a later list or the guest's uptime could show."""
+
+
 class GuestKind(Value, frozen=True, kw_only=True):
     boot_ms: int = 2_000
     has_agent: bool = True
@@ -36,6 +40,7 @@ class World:
         self.guests: dict[VmId, GuestKind] = {}
         self.ids: dict[str, VmId] = {}
         self.trace_lines: list[str] = []
+        self.fired: dict[VmId, int] = {}
         self.firings: dict[VmId, list[tuple[str, int] | None]] = {}
         """Each firing: None when an agent was there to see it, else the gap in which it happened."""
         self._desks: dict[SimAgent, OrderDesk] = {}
@@ -167,22 +172,24 @@ class World:
         self.trace(f"{host.name} libvirt {event.vm_id} {event.kind}{detail}")
         match event.kind:
             case DomainEventKind.WATCHDOG:
-                self._count_firing(host, event.vm_id)
+                self._count_firing(host, event.vm_id, event.detail)
             case DomainEventKind.RESUMED | DomainEventKind.REBOOTED:
                 self._boot_guest(host, event.vm_id)
             case DomainEventKind.SUSPENDED if event.detail == "watchdog":
                 self.kernel.after(3_000, lambda: host.libvirt.end_dump(event.vm_id))
 
-    def _count_firing(self, host: SimHost, vm_id: VmId) -> None:
+    def _count_firing(self, host: SimHost, vm_id: VmId, action: str) -> None:
         """What is watched must be told one by one; of what happened in one gap, that it happened."""
         agent, gap = host.agent, host.lists
 
         def count() -> None:
             seen = agent is not None and not agent.dead and agent.last_steps > steps
-            self.firings.setdefault(vm_id, []).append(None if seen else (host.name, gap))
+            if seen or action not in TRACELESS:
+                self.firings.setdefault(vm_id, []).append(None if seen else (host.name, gap))
 
+        self.fired[vm_id] = self.fired.get(vm_id, 0) + 1
         steps = agent.last_steps if agent is not None else 0
-        self.kernel.after(EVENT_MS, count)
+        self.kernel.after(EVENT_MS + 1, count)
 
     def expected_firings(self, vm_id: VmId) -> int:
         told = self.firings.get(vm_id, [])

@@ -395,6 +395,13 @@ def test_status_begins_with_the_verdict_and_lists_what_is_wrong(api: Api, run: R
     assert run("status", "-q").out == "degraded\n"
 
 
+def test_status_of_an_empty_installation_says_how_to_begin(api: Api, run: Run) -> None:
+    empty = {**plain(status_view(verdict="empty")), "hosts": [], "vms": []}
+    api.on("GET", "/v1/status", empty)
+    out = run("status").out
+    assert out.startswith("EMPTY: ") and out.rstrip().endswith("`virtha agent join` on the host")
+
+
 def test_hold(api: Api, run: Run) -> None:
     api.on("PUT", "/v1/hold", {"reason": "moving racks"})
     api.on("DELETE", "/v1/hold", {"reason": None})

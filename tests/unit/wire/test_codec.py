@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virtha.model.errors import InvalidInput, Refused, VirthaError
@@ -17,6 +17,9 @@ from virtha.wire.codec import (
 from virtha.wire.messages import FRAME_BYTES_MAX, Beat, BeatAck, Bye, Message, Ping, Refuse
 
 encode = msgspec.msgpack.encode
+
+# A busy machine makes examples slowly; that says nothing about the code.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def frame_of(content: object) -> bytes:
@@ -88,7 +91,7 @@ def test_the_largest_frame_passes_and_one_more_byte_does_not() -> None:
     assert refused.value.code == "wire.refused.frame_size"
 
 
-@settings(deadline=None)
+@settings(CALM)
 @given(st.integers(0, 2**64 - 1))
 def test_fast_acknowledgement_reads_as_the_plain_one(sequence: int) -> None:
     payloads, error = FrameReader().feed(encode_beat_ack(sequence))
@@ -104,7 +107,7 @@ MESSAGES: tuple[Message, ...] = (
 )
 
 
-@settings(deadline=None)
+@settings(CALM)
 @given(
     st.lists(st.sampled_from(MESSAGES), max_size=12),
     st.lists(st.integers(1, 400), max_size=40),
@@ -138,7 +141,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(CALM, max_examples=300)
 @given(
     st.binary(max_size=200)
     | JUNK.map(encode)
