@@ -118,6 +118,7 @@ def test_a_values_own_check_comes_through() -> None:
 def test_a_query_reads_text_as_its_types() -> None:
     query = decode_query([("state", "running"), ("ha", "true"), ("limit", "7")], VmQuery)
     assert (query.state, query.ha, query.limit) == (VmState.RUNNING, True, 7)
+    assert decode_query([("cluster", "null")], VmQuery).cluster == "null"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,7 @@ def test_a_query_reads_text_as_its_types() -> None:
         ([("limit", "many")], "limit"),
         ([("limit", "1"), ("limit", "2")], "limit"),
         ([("ha", "perhaps")], "ha"),
+        ([("ha", "null")], "ha"),
         ([("state", "flying")], "state"),
         ([("lmit", "1")], "lmit"),
         ([("cluster", "a\x00")], "cluster"),

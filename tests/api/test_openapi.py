@@ -119,7 +119,19 @@ FUZZED = [
     if route.media_type == JSON and route.path != "/v1/sessions/current"
 ]
 EXAMPLES_PER_MODE = 4
-SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+def without_sign_in(document: dict[str, Any]) -> dict[str, Any]:
+    """Or the headers would be 'made wrong' as well, which the test's own token then puts right."""
+    copy: dict[str, Any] = json.loads(json.dumps(document))
+    del copy["components"]["securitySchemes"]
+    for methods in copy["paths"].values():
+        for operation in methods.values():
+            del operation["security"]
+    return copy
+
+
+SCHEMA = schemathesis.openapi.from_dict(without_sign_in(DOCUMENT))
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     openapi_checks.status_code_conformance,

@@ -1,6 +1,7 @@
 """The real program: `virtha server` on loopback ports, set up, used, stopped, killed, restored."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -12,12 +13,15 @@ import subprocess
 import sys
 import threading
 import time
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
+
+from virtha.cli.main import main
 
 START_DEADLINE_S = 30.0
 STOP_MAX_S = 2.0
@@ -29,14 +33,35 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
-def virtha(root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def virtha(root: Path, *words: str, stdin: str = "") -> Done:
+    """A command that ends by itself, run here: a process of its own would cost 2 s of imports."""
+    arguments = ["server", *words, "--root", str(root)]
+    out, err = io.StringIO(), io.StringIO()
+    given = io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        unittest.mock.patch("sys.stdin", given),
+        unittest.mock.patch.dict(os.environ, environment(), clear=True),
+    ):
+        code = main(arguments)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def run_until_it_fails(root: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`virtha server` that must refuse to run, as its own process."""
     return subprocess.run(
-        [sys.executable, "-m", "virtha.cli.main", "server", *words, "--root", str(root)],
-        input=stdin,
+        [sys.executable, "-m", "virtha.cli.main", "server", "--root", str(root)],
         capture_output=True,
         text=True,
         timeout=60,
-        env=environment(),
+        env=environment(**env),
     )
 
 
@@ -266,7 +291,7 @@ def test_a_refused_init_can_be_repeated(tmp_path: Path, words: tuple[str, ...], 
 
 
 def test_run_before_init_says_what_to_do(tmp_path: Path) -> None:
-    done = virtha(tmp_path, "run")
+    done = run_until_it_fails(tmp_path)
     assert done.returncode == 3
     assert "virtha server init" in done.stderr
 
@@ -275,13 +300,7 @@ def test_a_port_in_use_is_a_clear_error_and_no_new_term(initialised: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for name in ("VIRTHA_LISTEN", "VIRTHA_GATEWAY_LISTEN"):
-            done = subprocess.run(
-                [sys.executable, "-m", "virtha.cli.main", "server", "--root", str(initialised)],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                env=environment(**{name: f"127.0.0.1:{port}"}),
-            )
+            done = run_until_it_fails(initialised, **{name: f"127.0.0.1:{port}"})
             assert done.returncode == 1, done.stderr
             assert f"127.0.0.1:{port}" in done.stderr
             assert "in use" in done.stderr
@@ -290,7 +309,7 @@ def test_a_port_in_use_is_a_clear_error_and_no_new_term(initialised: Path) -> No
 
 def test_a_second_server_on_the_same_state_refuses(initialised: Path) -> None:
     with serving(initialised) as server:
-        done = virtha(initialised, "run")
+        done = run_until_it_fails(initialised)
         assert done.returncode == 1
         assert f"(process {server.process.pid})" in done.stderr
         with server.rest() as client:
@@ -305,13 +324,7 @@ def test_sd_notify_and_a_wrong_setting(initialised: Path, tmp_path: Path) -> Non
             assert notified.recv(4_096).startswith(b"READY=1\n")
             server.stop()
             assert notified.recv(4_096) == b"STOPPING=1"
-    done = subprocess.run(
-        [sys.executable, "-m", "virtha.cli.main", "server", "--root", str(initialised)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(VIRTHA_LOG_LEVEL="loud"),
-    )
+    done = run_until_it_fails(initialised, VIRTHA_LOG_LEVEL="loud")
     assert done.returncode == 2
     assert "log_level" in done.stderr and "warning" in done.stderr
 
@@ -403,7 +416,7 @@ def test_check_finds_a_database_of_a_newer_version_and_an_open_key(tmp_path: Pat
     assert "chmod 600" in found["authority"]["fix"]
     assert found["database"]["state"] == "failed"
     assert "9999" in found["database"]["detail"]
-    done = virtha(tmp_path, "run")
+    done = run_until_it_fails(tmp_path)
     assert done.returncode == 4, done.stderr
     assert "9999" in done.stderr
 

@@ -125,7 +125,7 @@ class Agent:
             spawn=self.spawn,
         )
         self.loop = self._make_loop(
-            sentinel_records(self._record_store, settings), properties, clock, facts, identity
+            sentinel_records(self._record_store, settings), properties, clock, facts, gate, identity
         )
         self._runner.connect(self.loop.tell, self.loop.record)
         self._runner.on_listed = self._on_listed
@@ -168,6 +168,7 @@ class Agent:
         )
         self._storage = StorageReporter(self.host)
         self.host.on_prepared = self._storage.changed
+        self.host.on_given_back = self._given_back
         self._reports = ReportFiles(paths.guardian_kills, files)
         self._guardian = GuardianClient(
             paths.guardian_socket, pulse=self._pulse, on_reports=self._collect_reports_soon
@@ -181,6 +182,7 @@ class Agent:
         properties: AgentProperties,
         clock: Clock,
         facts: FactSink,
+        gate: GateRecords,
         identity: Identity,
     ) -> AgentLoop:
         now = clock.monotonic_ms()
@@ -197,6 +199,7 @@ class Agent:
             journal=journal,
             facts=facts,
             execute=self._runner.execute,
+            revoke=lambda released: gate.released(released.vm_id, released.incarnation),
             policy=self._policy,
             host_name=identity.name,
         )
@@ -237,6 +240,7 @@ class Agent:
 
     async def _begin(self) -> None:
         host = self.host
+        await self.loop.turn()  # opens the records: the gate's need them
         if host.settings is not None:
             self._write_gate(host.settings)
         await self._check_shutdown()
@@ -404,6 +408,18 @@ class Agent:
     def _write_gate(self, settings: HostSettings) -> None:
         own = {record.vm.id: record.vm.name for record in self.loop.records()}
         self.host.gate.write(settings, extra=own)
+
+    async def _given_back(self, vm_id: VmId) -> None:
+        """It is unmanaged from here on, also for the guardian, and also after a restart of the agent:
+        its QEMU runs on, and a managed one without a grant would be killed."""
+        host = self.host
+        if host.settings is None:
+            return
+        left = tuple(held for held in host.settings.vms if held.vm.id != vm_id)
+        host.settings = msgspec.structs.replace(host.settings, vms=left)
+        await self.disk(self._settings_store.save, host.settings)
+        own = {r.vm.id: r.vm.name for r in self.loop.records() if r.vm.id != vm_id}
+        await self.disk(host.gate.write, host.settings, extra=own)
 
     async def _grant_adopted(self, settings: HostSettings) -> None:
         """An adopted VM that runs gets its grant before the records call it managed."""

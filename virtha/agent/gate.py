@@ -115,6 +115,12 @@ class GateRecords:
     def revoke(self, vm_id: VmId) -> None:
         self._paths.grant(vm_id).unlink(missing_ok=True)
 
+    def released(self, vm_id: VmId, incarnation: Incarnation) -> None:
+        """Take back the grant of that incarnation, or of an older one; a newer one stays."""
+        grant = read_grant(self._paths.grant(vm_id))
+        if grant is None or grant.incarnation <= incarnation:
+            self.revoke(vm_id)
+
     def grants(self) -> dict[VmId, GrantFile]:
         """All grants of this boot; a damaged file counts as none."""
         found = {}

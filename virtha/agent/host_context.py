@@ -1,7 +1,7 @@
 """What the agent's parts share: ports, stores and the present settings of one host."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from virtha.agent.commands import Spawn, Starter, VmLocks
@@ -21,6 +21,10 @@ from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, Vm
 from virtha.model.orders import HostSettings
 from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import DomainCatalog, DomainControl
+
+
+async def _nobody(_vm_id: VmId) -> None:
+    raise AssertionError("the agent wires this")
 
 
 class StopWaiters:
@@ -72,6 +76,7 @@ class HostContext:
     """Storage domains of a PrepareStorage order that the settings may not have yet."""
     buffered: set[StorageDomainId] = field(default_factory=set)
     on_prepared: Callable[[], None] = lambda: None
+    on_given_back: Callable[[VmId], Awaitable[None]] = _nobody
 
     def storage_domain(self, domain_id: StorageDomainId) -> StorageDomain:
         """Raises Failed when this host does not know it."""

@@ -1,16 +1,15 @@
 """The agent's loop around the pure sentinel: the one place where the order of effects is fixed.
 
-    drain the inbox -> step -> journal -> history -> intents -> commands -> states
+    drain the inbox -> step -> journal -> history -> intents -> states -> commands
 
-History (what happened) is durable before the records that know of it, so that an agent which dies in
-between tells it twice to itself and never not at all; records are durable before what they announce
-is done; states come last.
+The order and its reasons are the contract of ``virtha.sentinel.events``. All of it is over before the
+next step.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -18,9 +17,10 @@ import structlog
 from virtha.agent.fact_sink import DiskThread, FactSink
 from virtha.agent.journal import Journal
 from virtha.agent.records import RecordStore
-from virtha.model.facts import Happened
-from virtha.model.ids import VmId
+from virtha.model.facts import FactBody, Happened, Released
+from virtha.model.ids import Incarnation, VmId
 from virtha.model.time import Millis
+from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.sentinel.events import (
     Command,
@@ -31,6 +31,7 @@ from virtha.sentinel.events import (
     SaveRecord,
     SentinelEvent,
     SentinelRecords,
+    StartAccepted,
     VmRecord,
 )
 
@@ -44,7 +45,16 @@ _log = structlog.get_logger(__name__)
 class SentinelCore(Protocol):
     def step(self, now: Millis, events: list[SentinelEvent]) -> Decision: ...
 
+    def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None: ...
+
     def view(self) -> tuple[VmRecord, ...]: ...
+
+
+class _Waiting(NamedTuple):
+    event: SentinelEvent
+    done: "asyncio.Future[bool] | None" = None
+    start: "asyncio.Future[tuple[bool, Reason | None]] | None" = None
+    """An ordered start: stepped alone, if the sentinel then has nothing against it."""
 
 
 class AgentLoop:
@@ -60,6 +70,7 @@ class AgentLoop:
         journal: Journal,
         facts: FactSink,
         execute: Callable[[Command], None],
+        revoke: Callable[[Released], None],
         policy: Callable[[], SentinelRecords],
         host_name: str = "",
     ) -> None:
@@ -70,12 +81,15 @@ class AgentLoop:
         self._journal = journal
         self._facts = facts
         self._execute = execute
+        self._revoke = revoke
         self._policy = policy
         self._host_name = host_name
-        self._inbox: deque[tuple[SentinelEvent, asyncio.Future[bool] | None]] = deque()
+        self._inbox: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._wake_at: Millis | None = None
         self._unsaved: dict[str, Intent] = {}
+        self._untold: list[FactBody] = []
+        self._opened = False
         self._dropped = 0
         self._told_full = False
         self._by_id: dict[VmId, VmRecord] = {}
@@ -88,15 +102,27 @@ class AgentLoop:
         if len(self._inbox) >= INBOX_MAX:
             self._dropped += 1
         else:
-            self._inbox.append((event, None))
+            self._inbox.append(_Waiting(event))
         self._wake.set()
 
     async def told(self, event: SentinelEvent) -> bool:
         """Returns when the event was stepped. False: its intents are not on disk (no space left)."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._inbox.append((event, done))
+        self._inbox.append(_Waiting(event, done=done))
         self._wake.set()
         return await done
+
+    async def told_start(self, event: StartAccepted) -> tuple[bool, Reason | None]:
+        """(durable, None), or (False, why the sentinel refuses it): a crash, a restart or a shutdown of
+        the host may have come after the order was checked."""
+        done: asyncio.Future[tuple[bool, Reason | None]]
+        done = asyncio.get_running_loop().create_future()
+        self._inbox.append(_Waiting(event, start=done))
+        self._wake.set()
+        return await done
+
+    def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
+        return self._sentinel.start_refusal(vm_id, incarnation)
 
     def record(self, vm_id: VmId) -> VmRecord | None:
         return self._by_id.get(vm_id)
@@ -128,14 +154,14 @@ class AgentLoop:
             return
 
     async def turn(self) -> None:
-        """One step with all that has come in."""
-        batch = list(self._inbox)
-        self._inbox.clear()
+        """One step with what has come in; at most one ordered start in it, as its first event."""
+        batch = self._take()
         now = self._clock.monotonic_ms()
         due = self._wake_at is not None and now >= self._wake_at
-        if not batch and not due and not self._unsaved:
+        if not batch and not due and not self._unsaved and self._opened:
             return
-        events = [event for event, _ in batch]
+        self._opened = True
+        events = [waiting.event for waiting in batch]
         decision = self._sentinel.step(now, events)
         self._wake_at = decision.wake_at
         await self._disk(self._journal.add, now, events, decision)
@@ -145,12 +171,43 @@ class AgentLoop:
         await self._facts.emit((*decision.history, *self._overload()))
         durable = await self._save(decision.intents)
         self.refresh()
+        await self._tell_states(decision.states, durable=durable)
         for command in decision.commands:
             self._execute(command)
-        for _, done in batch:
-            if done is not None and not done.done():
-                done.set_result(durable)
-        await self._facts.emit(decision.states)
+        for waiting in batch:
+            if waiting.done is not None and not waiting.done.done():
+                waiting.done.set_result(durable)
+            if waiting.start is not None and not waiting.start.done():
+                waiting.start.set_result((durable, None))
+
+    def _take(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        while self._inbox:
+            waiting = self._inbox[0]
+            if waiting.start is not None:
+                if batch:
+                    break  # what came before it may decide whether it is still allowed
+                event = waiting.event
+                assert isinstance(event, StartAccepted)
+                refusal = self.start_refusal(event.vm.id, event.incarnation)
+                if refusal is not None:
+                    self._inbox.popleft()
+                    if not waiting.start.done():
+                        waiting.start.set_result((False, refusal))
+                    continue
+            batch.append(self._inbox.popleft())
+        return batch
+
+    async def _tell_states(self, states: tuple[FactBody, ...], *, durable: bool) -> None:
+        """Not before the records behind them: a release whose record is lost would be broken later."""
+        self._untold += states
+        if not durable:
+            return
+        states, self._untold = tuple(self._untold), []
+        for state in states:
+            if isinstance(state, Released):
+                self._revoke(state)
+        await self._facts.emit(states)
 
     def refresh(self) -> None:
         self._by_id = {record.vm.id: record for record in self._sentinel.view()}
@@ -158,7 +215,7 @@ class AgentLoop:
     async def _save(self, intents: tuple[Intent, ...]) -> bool:
         """Write them; False: no space. They are kept and tried again each second.
 
-        Commands go out all the same. The only one that changes a VM by itself is a restart, and that
+        Commands go out all the same, states (a release above all) wait for their records. The only one that changes a VM by itself is a restart, and that
         one is safe without its record: its exit was seen in this boot by this process, and whatever
         an agent after us finds on disk is older, so it can only restart less (it asks the server).
         What may be lost is the count of attempts. An *ordered* start is not done without its record

@@ -145,7 +145,8 @@ class InventoryOrders:
     # Adopt and release
 
     async def adopt(self, order: AdoptVm) -> Answer:
-        host, vm = self._host, order.vm
+        host = self._host
+        vm = msgspec.structs.replace(order.vm, adopted=True)
         host.locks.begin_start(vm.id)
         try:
             return await self._adopt(order, vm)
@@ -203,9 +204,10 @@ class InventoryOrders:
                 report = None
             if report is not None:
                 changes = await self._give_back(vm_id, path)
-            # The grant stays: until the next settings the gate's records still call it managed, and
-            # the guardian must leave it alone. ``drop_idle_grants`` removes it.
+            # First out of the gate's records: the guardian kills a managed QEMU without a grant.
+            await host.on_given_back(vm_id)
             await host.loop.told(Forgotten(vm_id=vm_id))
+            host.gate.revoke(vm_id)
             await host.disk(_remove_both, path)
         return Answer(result=OK.result, changes=changes)
 

@@ -15,6 +15,7 @@ from virtha.agent.host_context import HostContext
 from virtha.agent.storage import ORDER_DEADLINE_MS, VmHeader, claim_incarnation, inside
 from virtha.domainxml.adopt import patch_domain
 from virtha.domainxml.build import build_domain
+from virtha.model.codes import render
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.errors import VirthaError
 from virtha.model.facts import Released, Result
@@ -31,7 +32,7 @@ from virtha.model.orders import (
     StopMode,
     StopVm,
 )
-from virtha.model.vm import DiskFormat, Vm
+from virtha.model.vm import DiskFormat, Reason, Vm, VmState
 from virtha.ports.hypervisor import DomainMissing
 from virtha.sentinel.events import (
     PauseAccepted,
@@ -42,6 +43,9 @@ from virtha.sentinel.events import (
     StopAccepted,
 )
 
+START_UNFINISHED = "vm.paused.start_unfinished"
+FIRST_LIST_MS = 10_000
+FIRST_LIST_POLL_S = 0.05
 GONE_POLL_MS = 2_000
 """libvirt's event wakes the wait; this is for an event that was lost with its connection."""
 
@@ -64,42 +68,70 @@ class PowerOrders:
         return answer
 
     async def _start(self, order: StartVm) -> Answer:
-        """The VM's lock is held. Nothing is started before the first line that says so."""
+        """The VM's lock is held. Nothing is made before ``_begin``."""
         vm, grant = order.vm, order.grant
-        host = self._host
-        present = await self._present(vm.id)
-        record = host.loop.record(vm.id)
-        known = record.incarnation if record is not None else Incarnation(0)
-        if grant.incarnation < known or (
-            record is not None and record.released and grant.incarnation == known
-        ):
-            return refused(
-                "order.refused.incarnation",
-                f"incarnation {grant.incarnation} is not above {known}",
-                incarnation=grant.incarnation,
-                current=known,
-            )
-        if present is not None and not is_gone(present):
-            if grant.incarnation == known and present.state is DomainState.RUNNING:
-                host.gate.hold(vm.id, grant.incarnation)
-                return OK  # the order came twice
-            if grant.incarnation != known or present.state is not DomainState.PAUSED:
-                return refused(
-                    "order.refused.running", f"{vm.name} is {present.state} here already"
-                )
+        refusal = await self._refusal(grant)
+        if refusal is not None:
+            return await self._refused_by_sentinel(order, refusal)
         objection = self._grant_objection(grant)
         if objection is None:
             try:
-                objection = await self._prepare_start(order, present)
+                objection = await self._prepare_start(order)
             except (VirthaError, OSError) as error:
                 answer = of_error(error)
                 # Nothing of it was made, whatever went wrong: even a timeout of libvirt leaves no doubt.
                 certain = Result.REFUSED if answer.result is Result.REFUSED else Result.FAILED
                 objection = msgspec.structs.replace(answer, result=certain)
         if objection is not None:
-            await self._release(vm.id, grant.incarnation)
+            if objection.code != "order.refused.running":
+                await self._release(vm.id, grant.incarnation)
             return objection
         return await self._begin(order)
+
+    async def _refusal(self, grant: Grant) -> Reason | None:
+        """The sentinel's. An agent that has just begun gives libvirt a moment for its first list."""
+        host = self._host
+        deadline = min(host.clock.monotonic_ms() + FIRST_LIST_MS, grant.ends_at_ms)
+        refusal = host.loop.start_refusal(grant.vm_id, grant.incarnation)
+        while (
+            refusal is not None
+            and refusal.code == "host.unfit.libvirt"
+            and host.clock.monotonic_ms() < deadline
+        ):
+            await asyncio.sleep(FIRST_LIST_POLL_S)
+            refusal = host.loop.start_refusal(grant.vm_id, grant.incarnation)
+        return refusal
+
+    async def _refused_by_sentinel(self, order: StartVm, refusal: Reason) -> Answer:
+        vm_id, grant, host = order.vm.id, order.grant, self._host
+        record = host.loop.record(vm_id)
+        same = record is not None and record.incarnation == grant.incarnation
+        if record is not None and same and refusal.code == "order.refused.running":
+            if record.state is VmState.RUNNING:
+                return OK  # the order came twice
+            cut_off = record.pause is not None and record.pause.code == START_UNFINISHED
+            if record.state is VmState.PAUSED and cut_off:
+                return await self._carry_on(order)
+        if refusal.code == "host.unfit.libvirt" and (
+            record is None or record.incarnation < grant.incarnation
+        ):
+            await self._release(vm_id, grant.incarnation)
+            objection = self._grant_objection(grant)
+            if objection is not None:
+                return objection
+        fields = refusal.fields
+        return refused(refusal.code, render(refusal.code, fields), **fields)
+
+    async def _carry_on(self, order: StartVm) -> Answer:
+        """An agent before us made its QEMU and died before its processors ran."""
+        grant, host = order.grant, self._host
+        objection = self._grant_objection(grant)
+        if objection is not None:
+            return objection
+        await host.loop.told(ResumeAccepted(vm_id=grant.vm_id, by=order.by))
+        host.gate.hold(grant.vm_id, grant.incarnation)
+        await host.control.run(grant.vm_id)
+        return OK
 
     async def _present(self, vm_id: VmId) -> DomainReport | None:
         try:
@@ -127,13 +159,15 @@ class PowerOrders:
             )
         return None
 
-    async def _prepare_start(self, order: StartVm, present: DomainReport | None) -> Answer | None:
+    async def _prepare_start(self, order: StartVm) -> Answer | None:
         """All that must be true before QEMU is made; raises or returns what objects."""
         vm = order.vm
-        if present is None or is_gone(present):
-            await self._check_disks(order)
-            await self.define(vm)
+        present = await self._present(vm.id)
+        if present is not None and not is_gone(present):
+            return refused("order.refused.running", f"{vm.name} is {present.state} here already")
+        await self._check_disks(order)
         await self._claim(vm, order.grant.incarnation)
+        await self.define(vm)
         return self._grant_objection(order.grant)
 
     async def _check_disks(self, order: StartVm) -> None:
@@ -195,9 +229,11 @@ class PowerOrders:
     async def _begin(self, order: StartVm) -> Answer:
         vm, grant = order.vm, order.grant
         host = self._host
-        durable = await host.loop.told(
+        durable, refusal = await host.loop.told_start(
             StartAccepted(vm=vm, incarnation=grant.incarnation, by=order.by)
         )
+        if refusal is not None:
+            return await self._refused_by_sentinel(order, refusal)
         if durable:
             result, detail = await host.starter.start(
                 vm.id,
@@ -227,6 +263,7 @@ class PowerOrders:
 
     async def _release(self, vm_id: VmId, incarnation: Incarnation) -> None:
         """Nothing of this incarnation was ever made here: the server may try elsewhere (P5)."""
+        self._host.gate.released(vm_id, incarnation)
         await self._host.facts.emit([Released(vm_id=vm_id, incarnation=incarnation)])
 
     # Stop

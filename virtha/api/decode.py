@@ -54,6 +54,12 @@ def decode_query(pairs: list[tuple[str, str]], wanted: type[T]) -> T:
         found[name] = text
     _check_storable(found, "")
     query = _convert(found, wanted, strict=False)
+    for name, text in found.items():
+        if (
+            getattr(query, name) is None
+        ):  # `ha=null` is msgspec's idea of None, nobody's of a filter
+            allowed = _allowed(_type_at(inspect.type_info(wanted), [name]))
+            raise InvalidInput(f"'{text}' is no value", field=name, allowed=allowed)
     _check_storable(msgspec.to_builtins(query), "")  # a number only now
     return query
 

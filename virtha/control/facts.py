@@ -24,7 +24,7 @@ from virtha.model.facts import (
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import UtcMillis
 from virtha.model.vm import VmState
-from virtha.store.clusters import find_storage, save_report
+from virtha.store.clusters import find_report, find_storage, save_report
 from virtha.store.events import add_event
 from virtha.store.hosts import (
     HostRow,
@@ -77,6 +77,11 @@ class FactRecorder:
         for fact in facts:
             if fact.sequence <= last:
                 continue  # sent again, because our acknowledgement got lost
+            if fact.sequence > last + 1:
+                count = fact.sequence - last - 1
+                await record(
+                    tx, "host.facts.lost", host=host.host, name=host.host.name, count=count
+                )
             await self._take(tx, effects, host, fact)
             last = fact.sequence
         if last > host.fact_sequence:
@@ -244,4 +249,9 @@ class FactRecorder:
         domain = await find_storage(tx, body.storage_domain_id)
         if domain is None:
             return  # removed in the meantime
+        before = await find_report(tx, host.host.id, domain.id)
         await save_report(tx, host.host.id, body)
+        if not body.usable and (before is None or before.usable):
+            await record(
+                tx, "storage.unusable", host=host.host, name=domain.name, detail=body.detail
+            )

@@ -21,7 +21,8 @@ async def record(
     by: str | None = None,
     **fields: Scalar,
 ) -> Event:
-    """An event of the server's own."""
+    """An event of the server's own, so its code is known."""
+    assert code in REGISTRY, code
     if vm is not None:
         fields.setdefault("vm", vm.name)
     if host is not None:

@@ -37,7 +37,6 @@ from virtha.store.hosts import (
     find_host,
     hosts_after,
     revoke_certificates,
-    save_fact_sequence,
     save_host_status,
 )
 from virtha.store.installations import set_term, the_installation
@@ -231,20 +230,19 @@ class Hosts:
     async def _check_sequence(
         self, tx: WriteTransaction, row: HostRow, fact_sequence_last: int
     ) -> int:
-        """A host that counts from below what we have has lost its outbox: its next facts are new."""
-        if fact_sequence_last >= row.fact_sequence:
-            return row.fact_sequence
-        await save_fact_sequence(tx, row.host.id, fact_sequence_last)
-        await record(
-            tx,
-            "host.outbox.truncated",
-            host=row.host,
-            name=row.host.name,
-            lost="unknown",
-            sequence_known=row.fact_sequence,
-            sequence_last=fact_sequence_last,
-        )
-        return fact_sequence_last
+        """A host that counts from below what we have has lost its outbox. Its numbers go on after
+        ours, so that (host, sequence) stays an order; what it had not sent yet is lost, and told."""
+        if fact_sequence_last < row.fact_sequence:
+            await record(
+                tx,
+                "host.outbox.truncated",
+                host=row.host,
+                name=row.host.name,
+                lost="an unknown number of",
+                sequence_known=row.fact_sequence,
+                sequence_last=fact_sequence_last,
+            )
+        return row.fact_sequence
 
     async def _note_hello(self, tx: WriteTransaction, row: HostRow, boot: BootId) -> None:
         before = row.status

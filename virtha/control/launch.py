@@ -17,7 +17,14 @@ from virtha.store.clusters import reports_of, storage_of_cluster
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.store import Transaction, WriteTransaction
-from virtha.store.vms import VmRow, add_definition, find_vm, save_vm_status, vms_of_cluster
+from virtha.store.vms import (
+    VmRow,
+    add_definition,
+    definitions,
+    find_vm,
+    save_vm_status,
+    vms_of_cluster,
+)
 
 _STOPPED = (VmState.DOWN, VmState.CRASHED, VmState.UNKNOWN)
 """UNKNOWN is judged by its holders, further down."""
@@ -48,6 +55,15 @@ async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundi
         storage_names={domain.id: domain.name for domain in domains},
         usable={key: report.usable for key, report in reports.items()},
     )
+
+
+async def only_where_defined(tx: Transaction, vm: Vm, surroundings: Surroundings) -> Surroundings:
+    """An adopted VM is more than we understand of it: its XML lies on the host that it came with."""
+    if not vm.adopted:
+        return surroundings
+    known = await definitions(tx, vm.id)
+    hosts = tuple(row for row in surroundings.hosts if row.host.id in known)
+    return msgspec.structs.replace(surroundings, hosts=hosts)
 
 
 def candidate_of(
@@ -112,7 +128,8 @@ async def check_inventories(tx: Transaction, surroundings: Surroundings) -> None
         raise Refused(
             render("start.blocked.inventory", {"host": ", ".join(silent)}),
             code="start.blocked.inventory",
-            fix="bring these hosts back; remove those that are gone for good",
+            fix="bring these hosts back, or restart their agents (which touches no VM); remove hosts that "
+            "are gone for good",
         )
 
 
@@ -135,11 +152,12 @@ class Launcher:
         if row is None:
             raise Refused("the VM was deleted in the meantime", code="problem.vm.state")
         surroundings = await read_surroundings(tx, row.vm.cluster_id)
+        await check_inventories(tx, surroundings)
+        surroundings = await only_where_defined(tx, row.vm, surroundings)
         names = tuple(
             one.host.name for one in surroundings.hosts if one.host.id in row.status.holders
         )
         only = check_can_start(row, names, step.host_id)
-        await check_inventories(tx, surroundings)
         placement = place(row.vm, surroundings, self._links, only=only)
         if placement.chosen is None:
             raise no_host_fits(row.vm, placement)

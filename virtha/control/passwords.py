@@ -8,7 +8,7 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from virtha.model.errors import InvalidInput, Unavailable
+from virtha.model.errors import InvalidInput, Unauthenticated, Unavailable
 from virtha.model.time import Millis, format_duration_ms
 
 T = TypeVar("T")
@@ -75,12 +75,12 @@ class SignInBrake:
         self._failures: OrderedDict[tuple[str, str], list[Millis]] = OrderedDict()
 
     def check(self, name: str, address: str, now: Millis) -> None:
-        """Raises Unavailable (`problem.sign_in.limited`)."""
+        """Raises Unauthenticated (`problem.sign_in.limited`)."""
         recent = self._recent(name, address, now)
         if len(recent) < FAILURES_MAX:
             return
         wait_ms = recent[0] + FAILURE_WINDOW_MS - now
-        raise Unavailable(
+        raise Unauthenticated(
             "too many failed sign-ins",
             code="problem.sign_in.limited",
             fix=f"try again in {format_duration_ms(max(wait_ms, 1_000) // 1_000 * 1_000)}",

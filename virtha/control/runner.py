@@ -26,7 +26,7 @@ from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order
+from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order, PrepareStorage
 from virtha.model.value import Value
 from virtha.model.vm import VmState
 from virtha.store.body import decode, encode
@@ -241,6 +241,8 @@ class Runner:
             # there and not marked: no holder is lost by forgetting a VM that never was ours.
             await drop_vm(tx, step.order.vm.id)
             effects.configure(step.order.vm.cluster_id)
+        if isinstance(step, Give) and isinstance(step.order, PrepareStorage):
+            await self._storage_refused(tx, step, step.order, code, outcome)
         if isinstance(step, Give) and step.optional:
             run.set_step(outcome.step, OperationState.FAILED, now, message)
             if run.operation.code is None:
@@ -248,6 +250,14 @@ class Runner:
             return
         self._fail(run, outcome.step, now, code, message)
         run.change(fields=outcome.fields)
+
+    async def _storage_refused(
+        self, tx: WriteTransaction, step: Give, order: PrepareStorage, code: str, outcome: Outcome
+    ) -> None:
+        host = await find_host(tx, step.host_id)
+        if code == "order.refused.storage_foreign" and host is not None:
+            owner = outcome.fields.get("owner", "unknown")
+            await record(tx, "storage.foreign", host=host.host, name=order.domain.name, owner=owner)
 
     def _fail(self, run: _Run, index: int, now: int, code: str, message: str) -> None:
         """The rest is cancelled; what cleans up takes its place."""

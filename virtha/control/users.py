@@ -57,7 +57,7 @@ class Users:
     # sign-in
 
     async def sign_in(self, request: SessionCreate, *, address: str) -> SessionView:
-        """One message whatever was wrong. Raises Unauthenticated (`problem.password.wrong`), Unavailable."""
+        """One message whatever was wrong. Raises Unauthenticated: `problem.password.wrong`, `.sign_in.limited`."""
         clock = self._clock
         name = request.user[:64]
         self._brake.check(name, address, clock.monotonic_ms())

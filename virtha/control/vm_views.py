@@ -97,8 +97,8 @@ class VmViews:
 
     def _other_host_fits(self, row: VmRow, surroundings: Surroundings) -> bool:
         """Whether a host other than the one that it is on could take it now."""
-        if not row.vm.ha:
-            return False
+        if not row.vm.ha or row.vm.adopted:
+            return False  # an adopted VM's XML is on one host only
         present = row.status.host_id
         others = tuple(one for one in surroundings.hosts if one.host.id != present)
         without = msgspec.structs.replace(surroundings, hosts=others)

@@ -246,7 +246,7 @@ def _same_or_changed(host: HostState, guarded: Guarded, report: DomainReport) ->
             if record.state in (VmState.PAUSED, VmState.CRASHED):
                 _runs_again(host, guarded)
         case DomainState.PAUSED | DomainState.PMSUSPENDED:
-            if record.state is VmState.RUNNING:
+            if record.state in (VmState.RUNNING, VmState.STOPPING):
                 _was_paused(host, guarded, report)
         case DomainState.CRASHED if record.state is not VmState.CRASHED:
             guarded.move(Trigger.PANICS)
@@ -278,6 +278,9 @@ def _runs_again(host: HostState, guarded: Guarded) -> None:
 def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None:
     record = guarded.record
     guarded.move(Trigger.PAUSES)
+    if record.pause is not None:
+        # It was known to be paused when it was asked to stop.
+        return
     if record.dump_pending:
         # Either the dump goes on, or our pause came through: both show as paused by the watchdog.
         guarded.set(pause=reason("vm.paused.watchdog"))

@@ -82,7 +82,7 @@ from virtha.sentinel.starts import (
     start_refusal,
 )
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink
-from virtha.sentinel.stops import expire_stop_mark, guest_may_ignore, stop_accepted
+from virtha.sentinel.stops import expire_stop_mark, stop_accepted, stop_may_lapse
 from virtha.sentinel.watchdog import pause_retry_at, retry_pause
 
 WATCHED_EVERY_MS = 5_000
@@ -284,7 +284,7 @@ class Sentinel:
             pause_retry_at(guarded) if host.connected else None,
             exit_expected_until(host, guarded) if guarded.evidence else None,
         ]
-        if guest_may_ignore(record):
+        if stop_may_lapse(record):
             assert record.stop is not None
             moments.append(Millis(record.stop.ends_at_ms))
         if record.attempt is not None:

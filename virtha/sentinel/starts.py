@@ -45,7 +45,8 @@ def _refusal_by_record(host: HostState, vm_id: VmId, incarnation: Incarnation) -
     record = guarded.record
     # STARTING and UNKNOWN: a copy may be there; a second start that fails would release the first.
     if record.state is not VmState.DOWN or record.attempt is not None:
-        return reason("order.refused.running")
+        # With the incarnation that runs, so that the server counts back to it.
+        return reason("order.refused.running", current=record.incarnation)
     again = incarnation == record.incarnation and not record.released
     if incarnation > record.incarnation or again:
         return None

@@ -2,7 +2,6 @@
 
 from msgspec.structs import replace
 
-from virtha.model.orders import StopMode
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
 from virtha.sentinel.events import (
@@ -106,19 +105,16 @@ def stop_accepted(host: HostState, event: StopAccepted) -> None:
         guarded.move(Trigger.STOP_ORDERED)
 
 
-def guest_may_ignore(record: VmRecord) -> bool:
-    mark = record.stop
-    asked = mark is not None and mark.mode is StopMode.SHUTDOWN
-    return asked and record.state in UP_STATES
+def stop_may_lapse(record: VmRecord) -> bool:
+    return record.stop is not None and record.state in UP_STATES
 
 
 def expire_stop_mark(host: HostState, guarded: Guarded) -> None:
-    """A guest that did not heed the request runs on; a crash next week is no stop on purpose.
-
-    It stays unwanted until the server says otherwise. A power-off is never ignored.
+    """A guest that did not heed the request runs on, and a power-off may have failed; a crash next
+    week is no stop on purpose. It stays unwanted until the server says otherwise.
     """
     mark = guarded.record.stop
-    if mark is None or not guest_may_ignore(guarded.record) or host.now < mark.ends_at_ms:
+    if mark is None or not stop_may_lapse(guarded.record) or host.now < mark.ends_at_ms:
         return
     if guarded.record.state is VmState.STOPPING:
         # A paused guest can't heed anything: it is as paused as before.

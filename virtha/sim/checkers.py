@@ -4,13 +4,20 @@ from collections.abc import Sequence
 
 from virtha.model.codes import REGISTRY
 from virtha.model.ids import VmId
+from virtha.model.orders import StartVm
 from virtha.model.vm import VmState
 from virtha.sentinel.events import Command, GatherEvidence, Restart
 from virtha.sim.host import SimHost
 from virtha.sim.world import World
 
 TOLD_FIRING = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
-TOLD_UNCLEAR = ("vm.restart.unknown", "vm.history.gap", "vm.stop.reconstructed")
+TOLD_UNCLEAR = (
+    "vm.restart.unknown",
+    "vm.history.gap",
+    "vm.stop.reconstructed",
+    "vm.restart.failed",
+    "vm.start_failed",
+)
 
 
 class Violation(AssertionError):
@@ -45,7 +52,12 @@ class Checkers:
             raise Violation(f"{vm_id} is run on {host.name} without a record")
         if host.name not in known.holders:
             raise Violation(f"{vm_id} is run on {host.name}, which does not hold it")
-        if record.incarnation != known.incarnation:
+        # A start order that has not arrived yet: the former incarnation's host is the same.
+        underway = any(
+            isinstance(order.body, StartVm) and order.body.vm.id == vm_id
+            for order in self.world.server.pending.values()
+        )
+        if record.incarnation != known.incarnation and not underway:
             raise Violation(f"{vm_id} is run as {record.incarnation}, not {known.incarnation}")
         if record.boot != host.boot:
             raise Violation(f"{vm_id} is run by a record of {record.boot}")

@@ -17,7 +17,8 @@ from virtha.model.orders import (
     StopMode,
     StopVm,
 )
-from virtha.model.vm import VmState
+from virtha.model.vm import Reason, VmState
+from virtha.ports.hypervisor import HypervisorUnavailable
 from virtha.sentinel.events import (
     Adopted,
     Forgotten,
@@ -58,16 +59,28 @@ class OrderDesk:
             self._end(order, Result.FAILED, error.message)
 
     def _end(
-        self, order: PendingOrder, result: Result, message: str = "", *, code: str | None = None
+        self,
+        order: PendingOrder,
+        result: Result,
+        message: str = "",
+        *,
+        refusal: Reason | None = None,
     ) -> None:
         outcome = Outcome(
-            operation_id=order.operation_id, step=0, result=result, message=message, code=code
+            operation_id=order.operation_id,
+            step=0,
+            result=result,
+            message=message,
+            code=refusal.code if refusal else None,
+            fields=refusal.fields if refusal else {},
         )
         self.agent.host.disk.outcomes[order.operation_id] = outcome
         self.agent.fact(outcome)
 
     def _carry_out(self, order: PendingOrder) -> None:
         agent, libvirt = self.agent, self.agent.host.libvirt
+        if not agent.host.libvirt_up and not isinstance(order.body, StartVm | StopVm):
+            raise HypervisorUnavailable("libvirt does not answer")
         match order.body:
             case StartVm() as start:
                 self._start(order, start)
@@ -99,13 +112,15 @@ class OrderDesk:
         agent, vm_id = self.agent, start.vm.id
         incarnation = start.grant.incarnation
         refusal = agent.sentinel.start_refusal(vm_id, incarnation)
+        if start.grant.boot != agent.host.boot:
+            refusal = Reason(code="order.refused.boot")
         if refusal is not None and refusal.code == "host.unfit.libvirt":
             # Not now; the server sends it again.
             self.in_hand.discard(order.operation_id)
             return
         if refusal is not None:
             done = refusal.code == "order.refused.running" and self._runs(vm_id, incarnation)
-            self._end(order, Result.OK if done else Result.REFUSED, code=refusal.code)
+            self._end(order, Result.OK if done else Result.REFUSED, refusal=refusal)
             return
         agent.host.grants[vm_id] = incarnation
         agent.tell(StartAccepted(vm=start.vm, incarnation=incarnation, by=start.by))
@@ -129,6 +144,8 @@ class OrderDesk:
 
     def _stop(self, order: PendingOrder, vm_id: VmId, mode: StopMode) -> None:
         libvirt = self.agent.host.libvirt
+        if not self.agent.host.libvirt_up:
+            raise HypervisorUnavailable("libvirt does not answer")
         if mode is StopMode.POWER_OFF:
             libvirt.destroy(vm_id)
         elif vm_id not in self.ignores_shutdown:

@@ -131,13 +131,17 @@ class SimServer:
                 self.outcomes[operation_id] = outcome
 
     def _ended(self, order: PendingOrder | None, outcome: Outcome) -> None:
-        refused = outcome.result is Result.REFUSED and outcome.code == "order.refused.running"
+        refused = outcome.result is Result.REFUSED
         if order is None or not refused or not isinstance(order.body, StartVm):
             return
-        known = self.vms[order.body.vm.id]
-        if known.incarnation == order.body.grant.incarnation:
-            # It runs there already: that incarnation never was, the former one is current.
-            known.incarnation = Incarnation(known.incarnation - 1)
+        known, current = self.vms[order.body.vm.id], outcome.fields.get("current")
+        if outcome.code != "order.refused.running":
+            # Nothing was done, and nothing runs there.
+            known.holders.discard(order.host)
+            return
+        if known.incarnation == order.body.grant.incarnation and isinstance(current, int):
+            # It runs there already: the refused incarnation never was, that one is current.
+            known.incarnation = Incarnation(current)
 
     # Orders out
 

@@ -184,9 +184,15 @@ class World:
 
         def count() -> None:
             seen = agent is not None and not agent.dead and agent.last_steps > steps
-            if seen or action not in TRACELESS:
+            if seen or (action not in TRACELESS and not unprovable):
                 self.firings.setdefault(vm_id, []).append(None if seen else (host.name, gap))
 
+        domain = host.libvirt.domain(vm_id)
+        # A dump that ends while nobody watches leaves its file, but no sign in libvirt or the guest.
+        # A card that was reset is unarmed until its guest is up: a second firing before that is made
+        # by the scenario only, and nobody could tell it from the first.
+        booting = domain.qemu is not None and not domain.qemu.agent_connected
+        unprovable = domain.watchdog_action == "dump" or (booting and self.guests[vm_id].has_agent)
         self.fired[vm_id] = self.fired.get(vm_id, 0) + 1
         steps = agent.last_steps if agent is not None else 0
         self.kernel.after(EVENT_MS + 1, count)

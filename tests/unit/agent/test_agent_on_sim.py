@@ -30,7 +30,7 @@ def test_a_crashed_vm_runs_again_and_history_tells_it(bench: Bench) -> None:
         grant = read_grant(bench.paths.grant(WEB1))
         assert grant is not None
         assert grant.state is GrantState.HELD
-        assert bench.state() == "running"
+        await bench.until(lambda: bench.state() == "running")
 
     bench.run(story)
     codes = bench.codes()
@@ -49,8 +49,7 @@ def test_a_new_agent_finds_the_vm_running_and_touches_nothing(bench: Bench) -> N
     before = bench.codes()
 
     async def second() -> None:
-        await bench.until(lambda: bench.agent.loop.record(WEB1) is not None)
-        await bench.until(lambda: bench.state() == "running")
+        await bench.listed()
         bench.hypervisor.libvirt.kill_qemu(WEB1)
         await bench.until(lambda: "vm.restarted" in bench.codes()[len(before) :])
 

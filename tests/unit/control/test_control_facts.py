@@ -288,16 +288,46 @@ def test_a_wrong_clock_is_told_when_it_begins(tell: Tell) -> None:
     tell(story)
 
 
-def test_a_host_that_lost_its_outbox_counts_anew(tell: Tell) -> None:
+def test_a_host_that_lost_its_outbox_counts_on_from_ours(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await world.join("h1")
         await host.tell(Happened(code="host.disk.full"), Happened(code="host.disk.full"))
-        host.sequence = 0
+        known, host.sequence = host.sequence, 0
         answer = await host.hello()
-        assert answer.fact_sequence_acknowledged == 0
+        assert answer.fact_sequence_acknowledged == known
+        host.sequence = known
         await host.tell(Happened(code="host.disk.full"))
         assert len(await world.events("host.disk.full")) == 3
         assert len(await world.events("host.outbox.truncated")) == 1
+
+    tell(story)
+
+
+def test_a_gap_in_a_hosts_history_is_told(tell: Tell) -> None:
+    """The database was restored: the host had been told that these facts are recorded."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        host.sequence += 7
+        await host.tell(Happened(code="host.disk.full"), Happened(code="host.disk.full"))
+        (event,) = await world.events("host.facts.lost")
+        assert event.fields["count"] == 7
+        assert len(await world.events("host.disk.full")) == 2
+
+    tell(story)
+
+
+def test_storage_that_a_host_can_not_use_is_told_once(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        storage = (await world.add_storage()).domain.id
+        for usable in (False, False, True, False):
+            report = StorageReport(storage_domain_id=storage, usable=usable, detail="I/O error")
+            await host.tell(report)
+        events = await world.events("storage.unusable")
+        assert [event.fields["detail"] for event in events] == ["I/O error", "I/O error"]
+        view = await world.control.storage.get("ds1")
+        assert view.usable_by == {"h1": False} and view.detail == {"h1": "I/O error"}
 
     tell(story)
 

@@ -152,7 +152,7 @@ REASONS: tuple[Code, ...] = (
         "the grant ran out before the VM could run",
         "late_ms",
     ),
-    _reason(5204, "order.refused.running", WARNING, "it runs already"),
+    _reason(5204, "order.refused.running", WARNING, "it runs already", "current"),
     _reason(5205, "order.refused.not_here", WARNING, "this host does not have that VM"),
     _reason(
         5206,
