@@ -18,9 +18,9 @@ def _codes() -> str:
 
 
 def _properties() -> str:
-    from virtha.agent.property_table import reference_markdown
+    from virtha.agent.property_table import reference_page
 
-    return reference_markdown()
+    return reference_page()
 
 
 def _openapi() -> str:
@@ -36,9 +36,12 @@ def _commands() -> str:
 
 
 def _states() -> str:
-    from virtha.sentinel.diagram import reference_markdown
+    from virtha.sentinel.diagram import mermaid
 
-    return reference_markdown()
+    return (
+        "# States of a VM on its host\n\nGenerated from the sentinel's transition table "
+        "(`virtha/sentinel/machine.py`) by `make docs`.\n\n```mermaid\n" + mermaid() + "```\n"
+    )
 
 
 PAGES: dict[str, Callable[[], str]] = {

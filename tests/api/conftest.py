@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
+from argon2 import PasswordHasher
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
 
@@ -17,9 +18,11 @@ from virtha.api.app import create_app
 from virtha.api.route import Services
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
+from virtha.control.passwords import Passwords
 from virtha.drivers.pki import LocalAuthority, create_authority
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.orders import HostSettings, Order
+from virtha.model.time import UtcMillis
 from virtha.ports.hosts import LastBeat
 from virtha.server.clock import SystemClock
 from virtha.store import Store, open_store
@@ -32,6 +35,16 @@ PASSWORDS = {
 }
 INSTALLATION = InstallationId("00000000-0000-4000-8000-000000000001")
 _AUTHORITY = create_authority(INSTALLATION, now=SystemClock().wall_ms())
+
+
+@dataclass
+class MovableClock(SystemClock):
+    """The real clock, moved by a story."""
+
+    ahead_ms: int = 0
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(super().wall_ms() + self.ahead_ms)
 
 
 @dataclass
@@ -71,6 +84,7 @@ class World:
     app: Litestar
     client: "AsyncTestClient[Litestar]"
     links: RememberingLinks
+    clock: MovableClock
     tokens: dict[str, str] = field(default_factory=dict)
 
     def headers(self, role: str | None) -> dict[str, str]:
@@ -101,7 +115,9 @@ class World:
 
 @asynccontextmanager
 async def open_world(directory: Path) -> AsyncIterator[World]:
-    clock = SystemClock()
+    clock = MovableClock()
+    # The cheapest argon2 there is: its price is tested where it is made, in tests/unit/control.
+    passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     links = RememberingLinks()
     authority = LocalAuthority(*_AUTHORITY)
@@ -111,6 +127,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
             name="virtha",
             administrator="administrator",
             password=PASSWORDS["administrator"],
+            passwords=passwords,
         )
         control = make_control(
             store=store,
@@ -118,6 +135,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
             authority=authority,
             clock=clock,
             servers=("127.0.0.1:8250",),
+            passwords=passwords,
         )
         services = Services(control=control, authority=authority)
         app = create_app(services)
@@ -129,6 +147,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
                 app=app,
                 client=client,
                 links=links,
+                clock=clock,
             )
             await _sign_in_all(world)
             yield world

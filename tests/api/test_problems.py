@@ -1,13 +1,15 @@
 """Every kind of error is a problem document that names the field; bad beside good."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from virtha.api.problems import ERRORS, headers_of, problem_of
+from virtha.drivers.pki import make_key_and_csr
 from virtha.model.codes import REGISTRY
-from virtha.model.errors import Unavailable, VirthaError
+from virtha.model.errors import Failed, Unavailable, VirthaError
 
 Play = Callable[..., Any]
 VM = {"name": "web1", "memory_bytes": 1 << 28, "cluster": "default"}
@@ -196,7 +198,64 @@ def test_health_and_metrics(play: Play) -> None:
         assert 'virtha_request_duration_seconds_count{method="GET",route="/healthz"' in text
         assert 'route="none",status="404"' in text
         assert "no-such-path" not in text
-        await world.store.close()
-        (world.store.database).unlink()
+
+    play(story)
+
+
+def test_health_is_that_of_the_store(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: Any) -> None:
+        async def hangs(_self: Any) -> None:
+            await asyncio.Event().wait()
+
+        async def damaged(_self: Any) -> None:
+            raise Failed("the database is damaged")
+
+        monkeypatch.setattr("virtha.api.records.HEALTH_DEADLINE_S", 0.02)
+        for broken in (hangs, damaged):
+            monkeypatch.setattr(type(world.control.events), "current_revision", broken)
+            answer = await world.call("GET", "/healthz", role=None)
+            assert answer.status_code == 503, answer.text
+            assert (await world.call("GET", "/metrics", role=None)).status_code == 200
+
+    play(story)
+
+
+def test_a_full_disk_is_a_clear_503_and_reading_goes_on(play: Play) -> None:
+    """SQLite's own page limit gives what a full disk gives: SQLITE_FULL in the middle of a commit."""
+
+    async def story(world: Any) -> None:
+        async with world.store.write() as tx:
+            pages = await tx.connection.exec_driver_sql("PRAGMA page_count")
+            limit = int(pages.scalar_one())
+            await tx.connection.exec_driver_sql(f"PRAGMA max_page_count = {limit}")
+        made = []
+        for number in range(200):
+            body = {"name": f"c{number}", "description": "x" * 900}
+            answer = await world.call("POST", "/v1/clusters", body)
+            if answer.status_code != 201:
+                break
+            made.append(body["name"])
+        check(answer, 503, "problem.disk.full")
+        listed = await world.ok("GET", "/v1/clusters?limit=1000")
+        assert {cluster["name"] for cluster in listed["items"]} == {"default", *made}
+        assert (await world.call("GET", "/healthz", role=None)).status_code == 200
+        async with world.store.write() as tx:
+            await tx.connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
+        assert (await world.call("POST", "/v1/clusters", body)).status_code == 201
+
+    play(story)
+
+
+@pytest.mark.req("L6")
+def test_an_expired_token_and_an_expired_join_token(play: Play) -> None:
+    async def story(world: Any) -> None:
+        made = await world.ok("POST", "/v1/tokens", {"expires_ms": 60_000})
+        _, csr = make_key_and_csr("h1")
+        join = {"token": made["secret"], "csr_pem": csr, "name": "h1"}
+        assert (await world.call("GET", "/v1/vms")).status_code == 200
+        world.clock.ahead_ms = 10 * 365 * 86_400_000
+        check(await world.call("GET", "/v1/vms"), 401, "problem.unauthenticated")
+        answer = await world.call("POST", "/v1/join", join, role=None)
+        check(answer, 401, "problem.token.expired", "token")
 
     play(story)

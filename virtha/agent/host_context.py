@@ -70,6 +70,8 @@ class HostContext:
     settings: HostSettings | None = None
     capabilities: HostCapabilities = field(default_factory=HostCapabilities)
     shutting_down: bool = False
+    capabilities_known: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once libvirt was asked: before that nobody knows whether VMs run with KVM here."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Clear while new settings are being written."""
     prepared: dict[StorageDomainId, StorageDomain] = field(default_factory=dict)

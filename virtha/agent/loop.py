@@ -163,6 +163,7 @@ class AgentLoop:
         self._opened = True
         events = [waiting.event for waiting in batch]
         decision = self._sentinel.step(now, events)
+        self.refresh()
         self._wake_at = decision.wake_at
         await self._disk(self._journal.add, now, events, decision)
         if self._journal.is_full:
@@ -170,7 +171,6 @@ class AgentLoop:
             await self._disk(self._journal.begin, now, records, from_start=False)
         await self._facts.emit((*decision.history, *self._overload()))
         durable = await self._save(decision.intents)
-        self.refresh()
         await self._tell_states(decision.states, durable=durable)
         for command in decision.commands:
             self._execute(command)

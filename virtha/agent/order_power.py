@@ -17,7 +17,7 @@ from virtha.domainxml.adopt import patch_domain
 from virtha.domainxml.build import build_domain
 from virtha.model.codes import render
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.errors import VirthaError
+from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import Released, Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, VmId
@@ -46,6 +46,8 @@ from virtha.sentinel.events import (
 START_UNFINISHED = "vm.paused.start_unfinished"
 FIRST_LIST_MS = 10_000
 FIRST_LIST_POLL_S = 0.05
+CAPABILITIES_S = 20.0
+"""The first probe of a host starts a QEMU to see whether KVM is of use; later ones are cached."""
 GONE_POLL_MS = 2_000
 """libvirt's event wakes the wait; this is for an event that was lost with its connection."""
 
@@ -198,6 +200,13 @@ class PowerOrders:
     async def define(self, vm: Vm) -> None:
         """Define ``vm`` in libvirt: made anew, or patched when it is an adopted one."""
         host = self._host
+        try:
+            async with asyncio.timeout(CAPABILITIES_S):
+                await host.capabilities_known.wait()
+        except TimeoutError:
+            raise Unavailable(
+                "libvirt has not said yet what this host can do", code="host.unfit.libvirt"
+            ) from None
         if vm.adopted:
             xml = await host.catalog.xml(vm.id)
             patched = patch_domain(xml, vm, host.host_defaults()).xml

@@ -26,6 +26,7 @@ STORAGE_INTERVAL_S = 30.0
 GATE_INTERVAL_S = 600.0
 GATE_RETRY_S = 30.0
 RETRY_S = 2.0
+PATIENCE_ROUNDS = 4
 INVENTORY_QUIET_S = 0.2
 """Events come in bursts (a start makes three): one list answers all of them."""
 IMAGES_MAX = 1_000
@@ -91,6 +92,7 @@ class HostReporter:
         self._told: HostCapabilities | None = None
         self._proof: GateProof | None = None
         self._again = asyncio.Event()
+        self._patience = PATIENCE_ROUNDS
         self.connected = False
 
     def changed(self) -> None:
@@ -115,10 +117,15 @@ class HostReporter:
         if self.connected:
             try:
                 host.capabilities = await self._hypervisor.capabilities()
+                host.capabilities_known.set()
                 await self._prove()
             except HypervisorError as error:
                 _log.warning("the host's capabilities can't be read", error=str(error))
                 complete = False
+        if not host.capabilities_known.is_set() and self._patience > 0:
+            # An agent that has just begun must not tell the server that its host has no memory.
+            self._patience -= 1
+            return False
         overcommit = host.properties.host_overcommit_memory_bytes
         capabilities = msgspec.structs.replace(
             host.capabilities,

@@ -9,7 +9,7 @@ from virtha.api.stream import event_chunks
 from virtha.control.requests import EventQuery, OperationQuery
 from virtha.control.views import Page
 from virtha.model.codes import REGISTRY, Code, Severity
-from virtha.model.errors import Gone, InvalidInput, Unavailable
+from virtha.model.errors import Gone, InvalidInput, Unavailable, VirthaError
 from virtha.model.ids import Revision
 from virtha.model.value import Request, Value
 
@@ -46,6 +46,8 @@ async def health(call: Call[NoQuery, NoBody]) -> Answer:
             revision = await call.control.events.current_revision()
     except TimeoutError:
         raise Unavailable("the database does not answer", fix="look at the server's log") from None
+    except VirthaError as error:
+        raise Unavailable(str(error), code=error.code, fix="look at the server's log") from error
     return Answer(body=Health(status="ok", revision=revision))
 
 

@@ -18,7 +18,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.overview import Overview, overview
 from virtha.lab.progress import Steps
 from virtha.lab.state import exclusive, lab_directory, registered
-from virtha.model.errors import Failed
+from virtha.model.errors import Failed, VirthaError
 
 app = typer.Typer(no_args_is_help=True, help="Real hosts on this machine, to try and to break.")
 
@@ -96,8 +96,15 @@ def down(
             wanted.append(lab_directory(None))
     else:
         wanted = [lab_directory(directory)]
-    done = [lab.down(one, keep_files=keep_files, steps=steps) for one in wanted]
-    if not any(done):
+    done, failures = False, []
+    for one in wanted:
+        try:
+            done |= lab.down(one, keep_files=keep_files, steps=steps)
+        except VirthaError as error:
+            failures.append(error)  # one that can't be ended must not keep the others
+    if failures:
+        raise failures[0]
+    if not done:
         typer.echo("No lab to take down.", err=True)
 
 

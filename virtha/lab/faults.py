@@ -11,6 +11,8 @@ from virtha.lab.namespaces import ProcessId, kill, wait_gone
 from virtha.lab.node import Node
 from virtha.model.errors import Conflict, Failed, Unavailable
 
+GUEST_TIMEOUT_S = 60.0
+
 
 def kill_host(lab: Lab, name: str, *, silent: bool = False) -> None:
     """A power cut. ``silent``: peers only stop hearing from it; else they see connections close."""
@@ -111,6 +113,8 @@ def kill_qemu(lab: Lab, vm: str) -> tuple[Node, ProcessId, float]:
 def hang_guest(lab: Lab, vm: str) -> Node:
     """Kill the guest's watchdog daemon with -9: its card fires when its time is up."""
     host = lab.host_of(vm)
+    # A guest that still boots has nobody to hang yet.
+    guest.wait_for_agent(host, vm, timeout_s=GUEST_TIMEOUT_S)
     before = guest.execute(host, vm, "pidof watchdog || true").split()
     if not before:
         raise Conflict(
@@ -123,5 +127,6 @@ def hang_guest(lab: Lab, vm: str) -> Node:
 def panic_guest(lab: Lab, vm: str) -> Node:
     """Crash the guest's kernel."""
     host = lab.host_of(vm)
+    guest.wait_for_agent(host, vm, timeout_s=GUEST_TIMEOUT_S)
     guest.begin(host, vm, "lab-panic")
     return host

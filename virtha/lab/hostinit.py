@@ -87,6 +87,11 @@ class Init:
             mount("--bind", str(source), str(target))
         (staging / "shm").mkdir()
         mount("-t", "tmpfs", "tmpfs", str(staging / "shm"))
+        # Terminals of its own: QEMU's serial ports are such, and the machine's may be restricted.
+        (staging / "pts").mkdir()
+        options = "newinstance,ptmxmode=0666,mode=0620,gid=5"
+        mount("-t", "devpts", "-o", options, "devpts", str(staging / "pts"))
+        (staging / "ptmx").symlink_to("pts/ptmx")
         for link, to in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1")):
             (staging / link).symlink_to(to)
         (staging / "stderr").symlink_to("fd/2")

@@ -349,8 +349,3 @@ def _end_processes(known: Iterable[state.ProcessId], namespaces: list[str]) -> i
     if left:
         raise Failed(f"processes {left} of the lab in {namespaces} can't be ended")
     return ended
-
-
-def down_all(*, steps: Steps | None = None) -> int:
-    """Take every registered lab of this machine down; how many there were."""
-    return sum(down(directory, steps=steps) for directory in state.registered())

@@ -33,7 +33,7 @@ from virtha.model.errors import Failed, Unavailable
 
 BOOT_TIMEOUT_S = 60.0
 STORAGE_NAME = "ds1"
-_BASE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "fuse", "net")
+_BASE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net")
 
 LIBVIRTD_CONF = """\
 host_uuid = "{host_uuid}"

@@ -63,7 +63,6 @@ TRANSITIONS: dict[Trigger, dict[VmState, VmState]] = {
         _PAUSED: _STOPPING,
         _CRASHED: _STOPPING,
         _STOPPING: _STOPPING,
-        _UNKNOWN: _STOPPING,
     },
     Trigger.STOP_IGNORED: {_STOPPING: _RUNNING},
     Trigger.SHUTS_DOWN: {_RUNNING: _STOPPING, _PAUSED: _STOPPING, _STOPPING: _STOPPING},

@@ -328,8 +328,12 @@ def _judge(host: HostState, guarded: Guarded, bootstatus: int | None, boot_ms: M
     """``boot_ms``: when the guest's kernel began, on this host's clock."""
     record = guarded.record
     assert record.gap_from_ms is not None
-    if boot_ms <= record.gap_from_ms or _known_boot(guarded, boot_ms):
+    if boot_ms <= record.gap_from_ms:
         guarded.set(gap_from_ms=None, guest_up=True)
+        return
+    if _known_boot(guarded, boot_ms):
+        close_gap(host, guarded, "it was booting when it was last seen")
+        guarded.set(guest_up=True)
         return
     if bootstatus is not None and bootstatus & CARD_RESET:
         _tell_between(host, guarded, "vm.watchdog.reconstructed", evidence="bootstatus")
@@ -342,7 +346,11 @@ def _judge(host: HostState, guarded: Guarded, bootstatus: int | None, boot_ms: M
 
 
 def _known_boot(guarded: Guarded, boot_ms: Millis) -> bool:
-    """A reset seen just before the gap: its kernel only began to count within it."""
+    """A reset seen just before the gap: its kernel only began to count within it.
+
+    One more reset before its agent connected would look the same, so it is no proof that there was
+    none; but a second entry for the one that was seen would be wrong.
+    """
     record = guarded.record
     assert record.gap_from_ms is not None
     open_start = not record.guest_up and record.started_ms <= record.gap_from_ms

@@ -127,6 +127,12 @@ class Sentinel:
             wake_at=self._wake_at(),
         )
 
+    @property
+    def ready(self) -> bool:
+        """Compared with libvirt since this process began. Orders wait for it: one carried out before
+        would cover up what happened while nobody watched."""
+        return self._host.libvirt is not LibvirtLink.UNSEEN
+
     def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
         """Why a start order must be refused now; only without one is ``StartAccepted`` allowed."""
         return start_refusal(self._host, vm_id, incarnation)

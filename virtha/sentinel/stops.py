@@ -99,7 +99,7 @@ def stop_accepted(host: HostState, event: StopAccepted) -> None:
     if guarded is None:
         return
     guarded.set(wanted_up=False)
-    if guarded.up or guarded.record.attempt is not None:
+    if guarded.up or guarded.record.state in (VmState.STARTING, VmState.UNKNOWN):
         mark = StopMark(mode=event.mode, by=event.by, ends_at_ms=int(host.now) + event.deadline_ms)
         guarded.set(stop=mark)
         guarded.move(Trigger.STOP_ORDERED)

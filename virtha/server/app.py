@@ -126,6 +126,7 @@ async def running(
             clock=clock,
             servers=server_addresses(config.names, gateway_port),
         )
+        await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
         metrics = Metrics()
         metrics.term.set(term)
@@ -164,6 +165,17 @@ async def running(
                 instance=gateway.instance,
                 term=term,
             ),
+        )
+
+
+async def _check_same_installation(control: Control, authority: LocalAuthority) -> None:
+    """Half a restore: hosts would be let in by one installation and looked up in another."""
+    installation = await control.installation.get()
+    if installation.id != authority.installation_id:
+        raise Failed(
+            f"the database is of installation {installation.id}, the authority of "
+            f"{authority.installation_id}",
+            fix="restore both from the same backup: virtha server restore FILE --force",
         )
 
 

@@ -190,7 +190,7 @@ class SimLibvirt:
         self.reset(vm_id)
 
     def panic(self, vm_id: VmId) -> None:
-        domain, qemu = self._live(vm_id)
+        domain, qemu = self._running(vm_id)
         self._say(vm_id, Kind.PANICKED, "panicked")
         match domain.on_crash:
             case "preserve":
@@ -203,7 +203,7 @@ class SimLibvirt:
 
     def fire_watchdog(self, vm_id: VmId) -> None:
         """As the domain's card says; a shutdown is only asked for, a dump ends by ``end_dump``."""
-        domain, qemu = self._live(vm_id)
+        domain, qemu = self._running(vm_id)
         action = domain.watchdog_action
         assert action is not None, f"{domain.name} has no watchdog"
         self._say(vm_id, Kind.WATCHDOG, "pause" if action == "dump" else action)
@@ -246,6 +246,13 @@ class SimLibvirt:
         if domain.qemu is None:
             raise HypervisorFailed(f"domain '{domain.name}' is not running")
         return domain, domain.qemu
+
+    def _running(self, vm_id: VmId) -> tuple[Domain, Qemu]:
+        """A guest whose processors stand still neither panics nor lets its card run out."""
+        domain, qemu = self._live(vm_id)
+        if not qemu.running:
+            raise HypervisorFailed(f"domain '{domain.name}' is paused")
+        return domain, qemu
 
     def _suspend(self, domain: Domain, qemu: Qemu, reason: str, detail: str) -> None:
         qemu.running = False

@@ -46,7 +46,7 @@ class OrderDesk:
 
     def take(self, order: PendingOrder) -> None:
         agent = self.agent
-        if agent.dead or order.operation_id in self.in_hand:
+        if agent.dead or not agent.sentinel.ready or order.operation_id in self.in_hand:
             return
         known = agent.host.disk.outcomes.get(order.operation_id)
         if known is not None:

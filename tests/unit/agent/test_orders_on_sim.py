@@ -199,7 +199,6 @@ def test_a_start_that_was_cut_off_while_paused_is_carried_on_within_its_grant(
     async def second() -> None:
         monkeypatch.setattr(bench.hypervisor, "run", real_run)
         await bench.listed()
-        print(bench.agent.loop.record(WEB1))
         outcome = await bench.give(orders[0])
         if grant_ms < 1_000:
             assert (outcome.result, outcome.code) == (
