@@ -221,7 +221,7 @@ def report(demo: Demo) -> bool:
 def main() -> int:
     keep = os.environ.get("KEEP", "") not in ("", "0")
     directory = lab_directory(None if os.environ.get("VIRTHA_LAB") else DIRECTORY)
-    steps = Steps()
+    steps = Steps(sys.stdout)
     lab.down(directory, steps=steps)
     try:
         steps.say(f"a lab with {HOSTS} hosts in {directory}")

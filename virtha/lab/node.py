@@ -209,6 +209,8 @@ class Node:
                 cwd="/",
             )
         init = self._wait_for_init(parent)
+        # It lives as long as the host and outlives this command on purpose: not ours to wait for.
+        parent.returncode = 0
         self.state = NodeState(
             name=self.name,
             number=self.state.number,

@@ -4,19 +4,19 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 
 class Steps:
-    """Prints to standard error, so that results on standard output can be read by programs."""
+    """Prints to standard error unless told otherwise, so that programs can read the results."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._begin = time.monotonic()
-        self._quiet = quiet
+        self._stream = stream
 
     def say(self, text: str) -> None:
-        if not self._quiet:
-            elapsed = time.monotonic() - self._begin
-            print(f"[{elapsed:6.1f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201
+        elapsed = time.monotonic() - self._begin
+        print(f"[{elapsed:6.1f} s] {text}", file=self._stream or sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:

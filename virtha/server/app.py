@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from virtha.store import Store, open_store
 log = structlog.get_logger("virtha.server")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 PRUNE_INTERVAL_S = 3_600.0
+EXPIRE_INTERVAL_S = 10.0
 STOP_DEADLINE_S = 1.5
 
 
@@ -255,7 +256,12 @@ async def _until_stopped(
         "rest": server.listeners[0].run_until_stopped(server.sockets[0]),
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
-        "prune": _prune(server.control, stopping),
+        "prune": _at_intervals(
+            server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping
+        ),
+        "expire": _at_intervals(
+            server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
+        ),
         "ready": _announce(paths, server, stopping, on_ready),
         "stop": _stop(server, stopping),
     }
@@ -309,16 +315,18 @@ async def _announce(
     on_ready(server.ready)
 
 
-async def _prune(control: Control, stopping: asyncio.Event) -> None:
-    """Forget old events, now and once an hour; a store that is away is asked again then."""
+async def _at_intervals(
+    what: Callable[[], Awaitable[int]], interval_s: float, said: str, stopping: asyncio.Event
+) -> None:
+    """Do it now and at each interval; a store that is away is asked again then."""
     while not stopping.is_set():
         try:
-            if pruned := await control.events.prune():
-                log.info("old events forgotten", count=pruned)
+            if count := await what():
+                log.info(said, count=count)
         except VirthaError as error:
-            log.warning("old events can't be forgotten now", error=str(error))
+            log.warning("not possible now", what=said, error=str(error))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PRUNE_INTERVAL_S):
+            async with asyncio.timeout(interval_s):
                 await stopping.wait()
 
 

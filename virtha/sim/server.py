@@ -51,7 +51,6 @@ class ServerVm:
         self.incarnation = Incarnation(0)
         self.wanted_up = False
         self.report: VmReport | None = None
-        self.superseded = False
 
 
 class PendingOrder(Value, frozen=True, kw_only=True):
@@ -119,8 +118,9 @@ class SimServer:
                 )
             case VmReport(vm_id=vm_id) as report:
                 known = self.vms.get(vm_id)
-                current = known is not None and report.incarnation >= known.incarnation
-                if known is not None and (current or known.superseded):
+                # Of the host that last got it, also about a former incarnation: a start that this
+                # host refused leaves nothing newer to be told.
+                if known is not None and known.host == host.name:
                     known.report = report
             case Released(vm_id=vm_id, incarnation=incarnation):
                 known = self.vms.get(vm_id)

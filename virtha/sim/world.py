@@ -162,7 +162,6 @@ class World:
         """The server holds a proof and has counted on."""
         known = self.server.vms[vm_id]
         known.incarnation = Incarnation(known.incarnation + 1)
-        known.superseded = True
         self.push_settings()
 
     # Guests live on by themselves
