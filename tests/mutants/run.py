@@ -36,12 +36,12 @@ def copy_to(folder: Path) -> None:
 def apply(patch: Path, folder: Path) -> str | None:
     """None, or why it does not apply."""
     done = subprocess.run(
-        ["patch", "-p1", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i", str(patch)],
+        ["git", "apply", "-p1", str(patch)],
         cwd=folder,
         capture_output=True,
         text=True,
     )
-    return None if done.returncode == 0 else (done.stdout + done.stderr).strip()
+    return None if done.returncode == 0 else done.stderr.strip() or "git apply failed"
 
 
 def judge(folder: Path) -> tuple[int, str]:

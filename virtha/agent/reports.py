@@ -10,6 +10,7 @@ import structlog
 from virtha import __version__
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.files import Files, read_bounded
+from virtha.agent.gate import PROOF_VM_ID
 from virtha.agent.gate_proof import GateProof, GateProver
 from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
@@ -60,7 +61,9 @@ class InventoryReporter:
 
     async def listed(self, domains: tuple[DomainReport, ...]) -> None:
         """A full list is known. Unchanged: nothing is told."""
-        domains = tuple(sorted(domains, key=lambda domain: domain.vm_id))
+        # The gate's proof comes and goes and is nobody's VM.
+        others = (domain for domain in domains if domain.vm_id != PROOF_VM_ID)
+        domains = tuple(sorted(others, key=lambda domain: domain.vm_id))
         if domains == self._last:
             return
         self._last = domains

@@ -18,7 +18,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.overview import Overview, overview
 from virtha.lab.progress import Steps
 from virtha.lab.state import exclusive, lab_directory, registered
-from virtha.model.errors import Failed, VirthaError
+from virtha.model.errors import Failed, InvalidInput, VirthaError
 
 app = typer.Typer(no_args_is_help=True, help="Real hosts on this machine, to try and to break.")
 
@@ -147,6 +147,10 @@ def execute(
     directory: Path | None = DirOption,
 ) -> None:
     """Run a command inside a host: its own libvirt, network and processes. `-- bash` is a shell."""
+    if words[0] == "--":  # click leaves it in, where options may follow anywhere
+        words = words[1:]
+    if not words:
+        raise InvalidInput("what shall be run?", field="CMD", fix=f"virtha lab exec {name} -- bash")
     command = Lab.open(lab_directory(directory)).node(name).command(words)
     sys.stdout.flush()
     os.execvp(command[0], command)  # noqa: S606 - the user's own command, as root, in their lab

@@ -4,6 +4,7 @@ Answers are plain JSON on purpose: tests and benchmarks read what a user's progr
 """
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,10 +40,22 @@ class Api:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """One request; any status comes back. Raises Unavailable when nobody answers."""
+        self._require_listener()
         try:
             return self._client.request(method, path, **arguments)
         except httpx.TransportError as error:
             raise Unavailable(f"the server does not answer at {self._socket}: {error}") from error
+
+    def _require_listener(self) -> None:
+        """httpx (0.28) leaks the descriptor of a Unix socket that refuses; ours is closed."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(5.0)
+            try:
+                probe.connect(str(self._socket))
+            except OSError as error:
+                raise Unavailable(
+                    f"no server listens at {self._socket}: {error.strerror or error}"
+                ) from error
 
     def get(self, path: str, **params: Any) -> Json:
         return self._json("GET", path, params=params)
@@ -103,6 +116,7 @@ class Api:
 
         ``silence_s`` is more than the server's keep-alive. Raises Unavailable when it breaks.
         """
+        self._require_listener()
         params = {} if after is None else {"after": after}
         timeout = httpx.Timeout(30.0, read=silence_s)
         try:

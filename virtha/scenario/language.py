@@ -70,6 +70,9 @@ VERBS: dict[str, Verb] = {
     "migrating": Verb(words=(2, 2), help="migrating VM yes|no: the mark on its record"),
     "supersede": Verb(words=(1, 1), help="supersede VM: the server proved it dead, counts it up"),
     "kill-qemu": Verb(words=(1, 1), help="kill-qemu VM: kill -9"),
+    "vanish-qemu": Verb(
+        words=(1, 1), help="vanish-qemu VM: gone while libvirt was down, which names no cause"
+    ),
     "term-qemu": Verb(words=(1, 1), help="term-qemu VM: SIGTERM"),
     "fire": Verb(words=(1, 2), help="fire VM [COUNT]: its watchdog fires"),
     "panic": Verb(words=(1, 1), help="panic VM: its kernel panics"),

@@ -120,6 +120,8 @@ def libvirt_lost(host: HostState) -> None:
 
 def domains_listed(host: HostState, event: DomainsListed) -> None:
     before = host.libvirt
+    # An agent that begins while libvirt is away gets its first list later, as any other.
+    at_start = event.at_start or before is LibvirtLink.UNSEEN
     host.libvirt = LibvirtLink.CONNECTED
     host.listing_ms = None
     host.list_wanted = False
@@ -127,7 +129,7 @@ def domains_listed(host: HostState, event: DomainsListed) -> None:
     if before is LibvirtLink.LOST:
         host.tell(None, "host.libvirt.back")
     for guarded in host.all():
-        gap_ms = _gap_from(host, guarded, before, at_start=event.at_start)
+        gap_ms = _gap_from(host, guarded, before, at_start=at_start)
         if gap_ms is not None and guarded.up and guarded.record.gap_from_ms is None:
             guarded.set(gap_from_ms=int(gap_ms))
         if guarded.moved:
@@ -135,7 +137,7 @@ def domains_listed(host: HostState, event: DomainsListed) -> None:
             host.list_wanted = True
         else:
             report = host.listed.get(guarded.record.vm.id)
-            _compare(host, guarded, report, at_start=event.at_start)
+            _compare(host, guarded, report, at_start=at_start)
         guarded.known = True
         if gap_ms is not None and guarded.up and guarded.record.gap_from_ms is not None:
             _ask_guest(host, guarded)

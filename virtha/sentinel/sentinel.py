@@ -230,7 +230,9 @@ class Sentinel:
             guarded.set(reasons=reasons_of(host, guarded.record))
             if guarded.record == guarded.saved:
                 continue
-            if guarded.record.state is not VmState.DOWN and guarded.record.boot == host.boot:
+            alive = guarded.record.state is not VmState.DOWN and guarded.record.boot == host.boot
+            # Not while libvirt is away: a record that new settings change is not one that was seen.
+            if alive and host.connected:
                 guarded.set(last_alive_ms=int(host.now))
             guarded.saved = guarded.record
             intents.append(SaveRecord(record=guarded.record))

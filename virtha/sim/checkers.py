@@ -75,6 +75,7 @@ class Checkers:
             self.down_has_a_reason(vm_id)
             self.nothing_up_is_released(vm_id)
             self.report_is_true(vm_id)
+            self.release_is_told(vm_id)
             self.firings_are_told(vm_id)
         for entry in self.world.server.history:
             if entry.code not in REGISTRY:
@@ -121,6 +122,15 @@ class Checkers:
         runs = bool(self.world.running_on(vm_id))
         if known.report.state is VmState.RUNNING and not runs:
             raise Violation(f"{known.vm.name} is said to run")
+
+    def release_is_told(self, vm_id: VmId) -> None:
+        """A host that will never start it again must not keep it from being started elsewhere."""
+        known, host = self.world.server.vms[vm_id], self._settled(vm_id)
+        record = self.world.records(host).get(vm_id) if host else None
+        if host is None or record is None or record.incarnation != known.incarnation:
+            return
+        if record.released and host.name in known.holders:
+            raise Violation(f"{known.vm.name} is released by {host.name}, which still holds it")
 
     def firings_are_told(self, vm_id: VmId) -> None:
         """None lost, none invented (W7)."""

@@ -91,6 +91,7 @@ class Player:
             "heal-net": lambda step: self._net(step, up=True),
             "fire": self._fire,
         }
+        self._verbs["vanish-qemu"] = self._guest_fault
         for verb in (
             "kill-qemu",
             "term-qemu",
@@ -269,6 +270,7 @@ class Player:
             "guest-shutdown": libvirt.guest_shutdown,
             "guest-reboot": libvirt.guest_reboot,
             "io-error": libvirt.io_error,
+            "vanish-qemu": lambda vm_id: libvirt.end_silently(vm_id, "daemon"),
         }
         faults[step.verb](vm_id)
 

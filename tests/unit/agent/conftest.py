@@ -1,9 +1,18 @@
 """Fixtures of the agent's tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from agent_bench import Bench
+
+
+@pytest.fixture(autouse=True)
+def own_log_settings() -> Iterator[None]:
+    """The verbs configure structlog with the captured stderr of their test: undone after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

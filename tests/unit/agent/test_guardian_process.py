@@ -116,8 +116,9 @@ def test_an_ungranted_qemu_is_killed_and_told_and_others_live(
     "protection", ["granted", "held", "unreadable grant", "no records", "no grants"]
 )
 def test_what_has_a_grant_or_can_not_be_judged_lives(
-    bench: Bench, qemus: FakeQemus, protection: str
+    bench: Bench, qemus: FakeQemus, protection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("virtha.agent.guardian_process.LOOK_S", 0.4)
     watched(bench)
     gate = bench.agent.host.gate
     process = qemus.start(WEB1)
@@ -144,7 +145,7 @@ def test_what_has_a_grant_or_can_not_be_judged_lives(
             real(seen)  # type: ignore[arg-type]
 
         guardian._looked = counted  # type: ignore[method-assign]
-        await bench.until(lambda: looks >= 4)
+        await bench.until(lambda: looks >= 5)
 
     run_guardian(bench, story)
     assert process.poll() is None
