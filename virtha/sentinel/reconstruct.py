@@ -60,6 +60,8 @@ def _recall(guarded: Guarded, told: Told) -> None:
         return
     if happened.code in _EXITS_TOLD and guarded.up:
         guarded.exit_told = told.at_ms >= record.last_alive_ms
+    # What could be told was watched.
+    guarded.set(last_alive_ms=max(record.last_alive_ms, told.at_ms))
     count = happened.fields.get("count")
     if happened.code != "vm.watchdog.fired" or not isinstance(count, int):
         return
@@ -181,7 +183,8 @@ def _compare(
         _ended_unseen(host, guarded, report)
     elif active and report is not None:
         started_outside(host, guarded)
-        _resolve_start(host, guarded, report)
+        guarded.move(Trigger.RUNS)
+        _same_or_changed(host, guarded, report)
 
 
 def _resolve_attempt(host: HostState, guarded: Guarded, active: DomainReport | None) -> None:

@@ -129,9 +129,9 @@ class Sentinel:
 
     @property
     def ready(self) -> bool:
-        """Compared with libvirt since this process began. Orders wait for it: one carried out before
+        """Compared with libvirt, and not lost it since. Orders wait for it: one carried out before
         would cover up what happened while nobody watched."""
-        return self._host.libvirt is not LibvirtLink.UNSEEN
+        return self._host.connected
 
     def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
         """Why a start order must be refused now; only without one is ``StartAccepted`` allowed."""
