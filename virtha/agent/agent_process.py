@@ -73,6 +73,11 @@ may. Until then it starts nothing, for it is held."""
 _log = structlog.get_logger(__name__)
 
 
+def _is_older(settings: HostSettings, present: HostSettings) -> bool:
+    """By term first: a database restored from a backup counts its revisions from there again."""
+    return (settings.term, settings.revision) < (present.term, present.revision)
+
+
 class Hypervisor(DomainControl, DomainCatalog, DomainWatch, DomainEvidence, HostFacts, Protocol):
     """All that the agent needs of libvirt; ``LibvirtHost`` in production."""
 
@@ -154,6 +159,7 @@ class Agent:
             settings=settings,
         )
         self.host.settled.set()
+        self._server_instance = ""
         self._settings_waiting: HostSettings | None = None
         self._settings_come = asyncio.Event()
         self._grants_settling: set[VmId] = set()
@@ -341,6 +347,10 @@ class Agent:
         _log.info("connected", server=address)
         self.outbox.align(welcome.fact_sequence_acknowledged)
         self.desk.term_seen = max(self.desk.term_seen, welcome.term)
+        if welcome.server_instance != self._server_instance:
+            # Its memory is new, perhaps a restored one: rule M2 waits for what runs here.
+            self._server_instance = welcome.server_instance
+            self._inventory.tell_again()
 
     def on_disconnected(self, code: str, message: str, address: str) -> None:
         _log.info("no session", server=address, code=code, detail=message)
@@ -350,8 +360,8 @@ class Agent:
         if settings.installation_id != self.host.installation_id:
             _log.error("settings of another installation ignored", of=settings.installation_id)
             return
-        if present is not None and settings.revision < present.revision:
-            _log.info("older settings ignored", revision=settings.revision)
+        if present is not None and _is_older(settings, present):
+            _log.info("older settings ignored", term=settings.term, revision=settings.revision)
             return
         self._settings_waiting = settings
         self.host.settled.clear()

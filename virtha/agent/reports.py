@@ -59,6 +59,11 @@ class InventoryReporter:
     def changed(self) -> None:
         self._dirty.set()
 
+    def tell_again(self) -> None:
+        """The next list is told even if it says the same."""
+        self._last = None
+        self._dirty.set()
+
     async def listed(self, domains: tuple[DomainReport, ...]) -> None:
         """A full list is known. Unchanged: nothing is told."""
         # The gate's proof comes and goes and is nobody's VM.

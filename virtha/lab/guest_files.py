@@ -93,17 +93,20 @@ ttyS0::askfirst:-/bin/sh
 
 SHUTDOWN = """\
 #!/bin/sh
-# Called by the guest agent as `shutdown -P|-H|-r +0 text`, and by acpid for the power button.
+# Called by the guest agent as `shutdown -h -P|-H|-r +0 text`, and by acpid for the power button.
 # Nothing is mounted, so nothing is lost by going at once; TERM lets the watchdog daemon disarm the
 # card first, else it would fire into the shutdown.
+how=poweroff
+for word; do
+  case "$word" in
+    -r) how=reboot ;;
+    -H) how=halt ;;
+  esac
+done
 killall -TERM watchdog 2>/dev/null
-echo "tiny: shutdown $1" > /dev/console
+echo "tiny: $how" > /dev/console
 sync
-case "$1" in
-  -r) exec reboot -f ;;
-  -H) exec halt -f ;;
-  *) exec poweroff -f ;;
-esac
+exec $how -f
 """
 
 POWER_BUTTON = """\

@@ -171,7 +171,8 @@ class HeldVm(Value, frozen=True, kw_only=True):
 class HostSettings(Value, frozen=True, kw_only=True):
     """All that concerns a host: sent after hello and at every change, kept on the host's disk.
 
-    ``revision`` is the installation's; an agent ignores one that is older than what it has.
+    ``revision`` is the installation's; an agent ignores settings that are older than what it has, by
+    (term, revision): after a restore from a backup revisions begin again, terms don't (M1).
     """
 
     revision: int

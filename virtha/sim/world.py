@@ -9,7 +9,7 @@ from virtha.model.ids import ClusterId, Incarnation, VmId
 from virtha.model.orders import Grant, OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Value
-from virtha.model.vm import Vm
+from virtha.model.vm import Vm, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import Configured, VmRecord
 from virtha.sentinel.guardian import SendBeat
@@ -192,6 +192,10 @@ class World:
         # by the scenario only, and nobody could tell it from the first.
         booting = domain.qemu is not None and not domain.qemu.agent_connected
         unprovable = domain.watchdog_action == "dump" or (booting and self.guests[vm_id].has_agent)
+        record = self.records(host).get(vm_id)
+        # Somebody runs it behind our back, from a record that has it down: not protected, and if it
+        # ends before an agent looks, there is no trace.
+        unprovable = unprovable or record is None or record.state is VmState.DOWN
         self.fired[vm_id] = self.fired.get(vm_id, 0) + 1
         steps = agent.last_steps if agent is not None else 0
         self.kernel.after(EVENT_MS + 1, count)
