@@ -10,6 +10,7 @@ import structlog
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.gate import PROOF_VM_ID, GateRecords
+from virtha.agent.process_table import QemuWatch
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
@@ -51,6 +52,8 @@ BOOTSTATUS_PATH = "/sys/class/watchdog/watchdog0/bootstatus"
 GUEST_CALLS_MAX = 8
 """Guest agent calls at once; each holds a thread of the driver for up to its deadline."""
 LIST_RETRY_MS = 1_000
+FORMER_QEMU_MS = 30_000
+FORMER_QEMU_POLL_S = 0.2
 
 _log = structlog.get_logger(__name__)
 Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
@@ -110,7 +113,11 @@ class Starter:
         ``still_allowed`` is asked once more when QEMU exists and nothing of the guest ran yet; its
         text says why not. ``FAILED`` and ``REFUSED``: certainly no QEMU is left.
         """
-        self._gate.grant(vm_id, incarnation, until_ms=until_ms)
+        try:
+            self._gate.grant(vm_id, incarnation, until_ms=until_ms)
+        except OSError as error:
+            # Without a grant the gate refuses it: nothing was started.
+            return Result.FAILED, f"the grant can't be written: {error.strerror}"
         try:
             await self._control.start_paused(vm_id)
         except (HypervisorTimeout, HypervisorUnavailable) as error:
@@ -140,7 +147,11 @@ class Starter:
         except HypervisorError as unknown:
             return Result.UNKNOWN, f"{error}; {unknown}"
         if report.state is DomainState.RUNNING:
-            self._gate.hold(vm_id, incarnation)
+            try:
+                self._gate.hold(vm_id, incarnation)
+            except OSError as unwritten:
+                # It runs, and the grant that is there keeps the guardian off: the list tells the rest.
+                return Result.UNKNOWN, f"the grant can't be kept: {unwritten.strerror}"
             return Result.OK, ""
         if report.state is DomainState.PAUSED:
             return await self._let_run(vm_id, incarnation, still_allowed)
@@ -156,7 +167,13 @@ class Starter:
         if objection is not None:
             return await self._take_back(vm_id, objection)
         # Before, not after: from the first instruction on no gap may tempt the guardian.
-        self._gate.hold(vm_id, incarnation)
+        try:
+            self._gate.hold(vm_id, incarnation)
+        except OSError as error:
+            result, detail = await self._take_back(
+                vm_id, f"the grant can't be kept: {error.strerror}"
+            )
+            return (Result.FAILED if result is Result.REFUSED else result), detail
         try:
             await self._control.run(vm_id)
         except HypervisorFailed as error:
@@ -196,6 +213,7 @@ class CommandRunner:
         facts: FactSink,
         clock: Clock,
         locks: VmLocks,
+        processes: QemuWatch,
         spawn: Spawn,
     ) -> None:
         self._control = control
@@ -206,6 +224,7 @@ class CommandRunner:
         self._facts = facts
         self._clock = clock
         self._locks = locks
+        self._processes = processes
         self._spawn = spawn
         self._starter = Starter(control, catalog, gate)
         self._guest_calls = asyncio.Semaphore(GUEST_CALLS_MAX)
@@ -216,6 +235,7 @@ class CommandRunner:
         """Whether the driver says that libvirt is there."""
         self._tell: Callable[[SentinelEvent], None] = lambda _event: None
         self._record: Callable[[VmId], VmRecord | None] = lambda _vm_id: None
+        self._host_objection: Callable[[], str | None] = lambda: None
         self.on_listed: Callable[[tuple[DomainReport, ...], dict[VmId, int]], None]
         self.on_listed = lambda _domains, _counts: None
 
@@ -223,10 +243,15 @@ class CommandRunner:
         self,
         tell: Callable[[SentinelEvent], None],
         record: Callable[[VmId], VmRecord | None],
+        host_objection: Callable[[], str | None],
     ) -> None:
-        """The loop and this object know each other; the loop is made second."""
+        """The loop and this object know each other; the loop is made second.
+
+        ``host_objection``: why nothing is restarted on this host now, in words.
+        """
         self._tell = tell
         self._record = record
+        self._host_objection = host_objection
 
     def execute(self, command: Command) -> None:
         match command:
@@ -270,7 +295,7 @@ class CommandRunner:
         vm_id = command.vm_id
         async with self._locks.of(vm_id):
             try:
-                objection = self._objection(command)
+                objection = self._objection(command) or await self._not_over(vm_id)
                 if objection is not None:
                     return Result.REFUSED, objection
                 until_ms = self._clock.monotonic_ms() + RESTART_GRANT_MS
@@ -281,18 +306,39 @@ class CommandRunner:
                     still_allowed=lambda: self._objection(command, until_ms),
                 )
             except OSError as error:
-                # The grant could not be written: nothing was started.
-                return Result.FAILED, f"the grant can't be written: {error.strerror}"
+                # A grant could not be removed; how far the start came, the list tells.
+                return Result.UNKNOWN, str(error)
 
     def _objection(self, command: Restart, until_ms: int | None = None) -> str | None:
-        """An operator's stop may have come between the decision and now."""
+        """A stop, a hold, the host's shutdown may have come between the decision and now."""
         record = self._record(command.vm_id)
         if record is None or record.incarnation != command.incarnation:
             return "the VM is no longer this host's"
-        if record.stop is not None or record.released:
+        if record.stop is not None or record.released or not record.wanted_up:
             return "it was stopped on purpose meanwhile"
+        if record.superseded_by is not None:
+            return f"incarnation {record.superseded_by} was started elsewhere meanwhile"
+        if record.migrating:
+            return "it is marked as migrating"
+        objection = self._host_objection()
+        if objection is not None:
+            return objection
         if until_ms is not None and self._clock.monotonic_ms() >= until_ms:
             return "creating its QEMU took longer than the grant"
+        return None
+
+    async def _not_over(self, vm_id: VmId) -> str | None:
+        """libvirt says that it has no QEMU; one that hangs in the kernel may still write."""
+        deadline = self._clock.monotonic_ms() + FORMER_QEMU_MS
+        while await self._processes.may_run(vm_id):
+            try:
+                if not is_gone(await self._catalog.domain(vm_id)):
+                    return None  # what a former attempt left paused, which this one lets run
+            except HypervisorError as error:
+                return str(error)
+            if self._clock.monotonic_ms() >= deadline:
+                return "its former QEMU has not ended yet"
+            await asyncio.sleep(FORMER_QEMU_POLL_S)
         return None
 
     async def _gather(self, command: GatherEvidence) -> None:

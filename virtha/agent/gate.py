@@ -116,9 +116,16 @@ class GateRecords:
         self._paths.grant(vm_id).unlink(missing_ok=True)
 
     def released(self, vm_id: VmId, incarnation: Incarnation) -> None:
-        """Take back the grant of that incarnation, or of an older one; a newer one stays."""
+        """Take back the grant of that incarnation; a newer one stays.
+
+        An older one goes too unless it is held: what bears it may run, and a held grant starts
+        nothing. It goes when libvirt shows no QEMU of that VM.
+        """
         grant = read_grant(self._paths.grant(vm_id))
-        if grant is None or grant.incarnation <= incarnation:
+        older = grant is not None and grant.incarnation < incarnation
+        if grant is None or grant.incarnation == incarnation:
+            self.revoke(vm_id)
+        elif older and grant.state is GrantState.GRANTED:
             self.revoke(vm_id)
 
     def grants(self) -> dict[VmId, GrantFile]:
@@ -130,6 +137,18 @@ class GateRecords:
                 found[grant.vm] = grant
         return found
 
+    @property
+    def complete(self) -> bool:
+        """Whether each VM that may run has its file; else ``restored`` says so again."""
+        return grants_complete(self._paths, self._boot)
+
+    def restored(self) -> None:
+        """From here on a missing file means no grant, also for the guardian. Raises OSError."""
+        self._paths.grants.mkdir(parents=True, exist_ok=True)
+        temporary = self._paths.grants_complete.with_suffix(".new")
+        temporary.write_text(self._boot, encoding="ascii")
+        temporary.replace(self._paths.grants_complete)
+
     def _write_grant(
         self, vm_id: VmId, incarnation: Incarnation, state: GrantState, until_ms: int
     ) -> None:
@@ -137,9 +156,18 @@ class GateRecords:
             vm=vm_id, incarnation=incarnation, boot=self._boot, state=state, until_ms=until_ms
         )
         path = self._paths.grant(vm_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_bytes(msgspec.json.encode(content))
         temporary.replace(path)
+
+
+def grants_complete(paths: AgentPaths, boot: BootId) -> bool:
+    """Since this boot's agent wrote its mark nobody removed the directory."""
+    try:
+        return paths.grants_complete.read_text(encoding="ascii").strip() == boot
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def spellings(path: str) -> tuple[str, ...]:

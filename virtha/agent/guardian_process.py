@@ -279,7 +279,7 @@ async def run_guardian(paths: AgentPaths) -> None:
     properties = load_agent_properties(paths)
     credentials = load_credentials(paths, identity)
     boot = read_boot_id()
-    paths.make_directories()
+    paths.make_directories(grants=False)
     lock = hold_lock(paths, "guardian")
     process = GuardianProcess(paths=paths, boot=boot, clock=BoottimeClock(), files=Files())
     link = HostLink(

@@ -1,6 +1,6 @@
 """The agent's loop around the pure sentinel: the one place where the order of effects is fixed.
 
-    drain the inbox -> step -> journal -> history -> intents -> states -> commands
+    drain the inbox -> step -> journal -> history -> intents -> commands -> states
 
 The order and its reasons are the contract of ``virtha.sentinel.events``. All of it is over before the
 next step.
@@ -8,7 +8,7 @@ next step.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -43,6 +43,9 @@ _log = structlog.get_logger(__name__)
 
 
 class SentinelCore(Protocol):
+    @property
+    def ready(self) -> bool: ...
+
     def step(self, now: Millis, events: list[SentinelEvent]) -> Decision: ...
 
     def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None: ...
@@ -71,6 +74,7 @@ class AgentLoop:
         facts: FactSink,
         execute: Callable[[Command], None],
         revoke: Callable[[Released], None],
+        may_run: Callable[[VmId], Awaitable[bool]],
         policy: Callable[[], SentinelRecords],
         host_name: str = "",
     ) -> None:
@@ -82,6 +86,7 @@ class AgentLoop:
         self._facts = facts
         self._execute = execute
         self._revoke = revoke
+        self._may_run = may_run
         self._policy = policy
         self._host_name = host_name
         self._inbox: deque[_Waiting] = deque()
@@ -93,6 +98,9 @@ class AgentLoop:
         self._dropped = 0
         self._told_full = False
         self._by_id: dict[VmId, VmRecord] = {}
+        self.ready = False
+        """Whether the sentinel has libvirt's list; without it nothing is started here."""
+        self.on_ready: Callable[[], None] = lambda: None
         self.refresh()
 
     # For the agent's other parts
@@ -145,7 +153,7 @@ class AgentLoop:
         timeout_s = None
         if self._wake_at is not None:
             timeout_s = max(0, self._wake_at - self._clock.monotonic_ms()) / 1_000
-        if self._unsaved:
+        if self._unsaved or self._untold:
             retry_s = RETRY_MS / 1_000
             timeout_s = retry_s if timeout_s is None else min(timeout_s, retry_s)
         try:
@@ -158,7 +166,8 @@ class AgentLoop:
         batch = self._take()
         now = self._clock.monotonic_ms()
         due = self._wake_at is not None and now >= self._wake_at
-        if not batch and not due and not self._unsaved and self._opened:
+        waits = self._unsaved or self._untold
+        if not batch and not due and not waits and self._opened:
             return
         self._opened = True
         events = [waiting.event for waiting in batch]
@@ -171,9 +180,10 @@ class AgentLoop:
             await self._disk(self._journal.begin, now, records, from_start=False)
         await self._facts.emit((*decision.history, *self._overload()))
         durable = await self._save(decision.intents)
-        await self._tell_states(decision.states, durable=durable)
         for command in decision.commands:
             self._execute(command)
+        await self._tell_states(decision.states, durable=durable)
+        self._tell_ready()
         for waiting in batch:
             if waiting.done is not None and not waiting.done.done():
                 waiting.done.set_result(durable)
@@ -204,10 +214,31 @@ class AgentLoop:
         if not durable:
             return
         states, self._untold = tuple(self._untold), []
+        told: list[FactBody] = []
         for state in states:
             if isinstance(state, Released):
+                if not await self._is_over(state):
+                    continue
                 self._revoke(state)
-        await self._facts.emit(states)
+            told.append(state)
+        await self._facts.emit(told)
+
+    async def _is_over(self, released: Released) -> bool:
+        """Held back while the kernel still has its QEMU: it may yet write, whatever libvirt says."""
+        record = self.record(released.vm_id)
+        if record is not None and record.incarnation > released.incarnation:
+            return False  # a later start was accepted here since; that one has its own release
+        if not await self._may_run(released.vm_id):
+            return True
+        _log.warning("a release waits for the end of its QEMU", vm=released.vm_id)
+        self._untold.append(released)
+        return False
+
+    def _tell_ready(self) -> None:
+        ready = self._sentinel.ready
+        if ready != self.ready:
+            self.ready = ready
+            self.on_ready()
 
     def refresh(self) -> None:
         self._by_id = {record.vm.id: record for record in self._sentinel.view()}

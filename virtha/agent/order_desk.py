@@ -10,7 +10,7 @@ from virtha.agent.order_inventory import InventoryOrders
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.order_storage import StorageOrders
 from virtha.model.errors import VirthaError
-from virtha.model.facts import Outcome, Released, Result
+from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Term
 from virtha.model.orders import (
     AdoptVm,
@@ -27,6 +27,7 @@ from virtha.model.orders import (
     StartVm,
     StopVm,
 )
+from virtha.sentinel.events import ReportAgain
 
 IN_HAND_MAX = 1_024
 """Orders at once. The server sends what is unanswered again, so turning one away loses nothing."""
@@ -60,6 +61,10 @@ class OrderDesk:
             await self._host.settled.wait()
             outcome = await self._outcome(order)
             await self._host.facts.emit([outcome])
+            if isinstance(order.body, StartVm) and outcome.code == "order.refused.running":
+                # After the answer: the server drops a report of what it holds for superseded, and
+                # learns by the answer that this one is not.
+                self._host.loop.tell(ReportAgain(vm_id=order.body.vm.id))
         finally:
             self._in_hand.discard((order.operation_id, order.step))
 
@@ -79,8 +84,7 @@ class OrderDesk:
                 answer = of_error(error)
         elif answer.code == "order.refused.boot" and isinstance(order.body, StartVm):
             # The boot that it was for is over, and so is whatever it might have started.
-            grant = order.body.grant
-            await host.facts.emit([Released(vm_id=grant.vm_id, incarnation=grant.incarnation)])
+            await self._power.decline(order.body, answer.message)
         outcome = outcome_of(order, answer)
         try:
             await host.disk(host.outcomes.save, outcome)

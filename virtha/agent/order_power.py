@@ -12,13 +12,19 @@ from virtha.agent.commands import is_gone
 from virtha.agent.disk_activity import Fingerprint, fingerprint, wait_until_quiet
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
-from virtha.agent.storage import ORDER_DEADLINE_MS, VmHeader, claim_incarnation, inside
+from virtha.agent.storage import (
+    ORDER_DEADLINE_MS,
+    ClaimRefused,
+    VmHeader,
+    claim_incarnation,
+    inside,
+)
 from virtha.domainxml.adopt import patch_domain
 from virtha.domainxml.build import build_domain
 from virtha.model.codes import render
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.errors import Unavailable, VirthaError
-from virtha.model.facts import Released, Result
+from virtha.model.facts import Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import (
@@ -40,6 +46,7 @@ from virtha.sentinel.events import (
     ResumeAccepted,
     StartAccepted,
     StartEnded,
+    StartRefused,
     StopAccepted,
 )
 
@@ -86,7 +93,7 @@ class PowerOrders:
                 objection = msgspec.structs.replace(answer, result=certain)
         if objection is not None:
             if objection.code != "order.refused.running":
-                await self._release(vm.id, grant.incarnation)
+                await self.decline(order, objection.message)
             return objection
         return await self._begin(order)
 
@@ -114,15 +121,27 @@ class PowerOrders:
             cut_off = record.pause is not None and record.pause.code == START_UNFINISHED
             if record.state is VmState.PAUSED and cut_off:
                 return await self._carry_on(order)
-        if refusal.code == "host.unfit.libvirt" and (
-            record is None or record.incarnation < grant.incarnation
-        ):
-            await self._release(vm_id, grant.incarnation)
-            objection = self._grant_objection(grant)
-            if objection is not None:
-                return objection
+        if refusal.code == "host.unfit.libvirt":
+            return await self._without_libvirt(order, refusal)
         fields = refusal.fields
         return refused(refusal.code, render(refusal.code, fields), **fields)
+
+    async def _without_libvirt(self, order: StartVm, refusal: Reason) -> Answer:
+        """Nothing is released before libvirt is back: a start that it never answered may run."""
+        record = self._host.loop.record(order.vm.id)
+        if record is not None and (record.state is not VmState.DOWN or record.attempt is not None):
+            return self._runs_already(order, f"it was {record.state} when libvirt was last asked")
+        await self.decline(order, render(refusal.code, refusal.fields))
+        objection = self._grant_objection(order.grant)
+        if objection is not None:
+            return objection
+        return refused(refusal.code, render(refusal.code, refusal.fields), **refusal.fields)
+
+    def _runs_already(self, order: StartVm, message: str) -> Answer:
+        """With the incarnation that runs, as far as it is known: the server counts back to it."""
+        record = self._host.loop.record(order.vm.id)
+        known = {} if record is None else {"current": record.incarnation}
+        return refused("order.refused.running", message, **known)
 
     async def _carry_on(self, order: StartVm) -> Answer:
         """An agent before us made its QEMU and died before its processors ran."""
@@ -166,9 +185,19 @@ class PowerOrders:
         vm = order.vm
         present = await self._present(vm.id)
         if present is not None and not is_gone(present):
-            return refused("order.refused.running", f"{vm.name} is {present.state} here already")
+            return self._runs_already(order, f"{vm.name} is {present.state} here already")
         await self._check_disks(order)
-        await self._claim(vm, order.grant.incarnation)
+        try:
+            await self._claim(vm, order.grant.incarnation)
+        except ClaimRefused as error:
+            # Of a start that the server may not remember (M2): it learns who made it.
+            return refused(
+                "order.refused.incarnation",
+                str(error),
+                incarnation=error.present.incarnation,
+                current=error.present.incarnation,
+                holder_host=error.present.host_id,
+            )
         await self.define(vm)
         return self._grant_objection(order.grant)
 
@@ -244,12 +273,16 @@ class PowerOrders:
         if refusal is not None:
             return await self._refused_by_sentinel(order, refusal)
         if durable:
-            result, detail = await host.starter.start(
-                vm.id,
-                grant.incarnation,
-                until_ms=grant.ends_at_ms,
-                still_allowed=lambda: self._changed_mind(grant),
-            )
+            try:
+                result, detail = await host.starter.start(
+                    vm.id,
+                    grant.incarnation,
+                    until_ms=grant.ends_at_ms,
+                    still_allowed=lambda: self._changed_mind(grant),
+                )
+            except (VirthaError, OSError) as error:
+                # Whatever went wrong: the sentinel must not wait for an answer that never comes.
+                result, detail = Result.UNKNOWN, str(error)
         else:
             # An agent that forgot this incarnation could not refuse a lower one later.
             result, detail = Result.FAILED, "no space left for the agent's records"
@@ -270,10 +303,14 @@ class PowerOrders:
             return "it was stopped on purpose meanwhile"
         return None
 
-    async def _release(self, vm_id: VmId, incarnation: Incarnation) -> None:
-        """Nothing of this incarnation was ever made here: the server may try elsewhere (P5)."""
-        self._host.gate.released(vm_id, incarnation)
-        await self._host.facts.emit([Released(vm_id=vm_id, incarnation=incarnation)])
+    async def decline(self, order: StartVm, why: str) -> None:
+        """Nothing of this incarnation was made here: the server may try elsewhere (P5).
+
+        The sentinel records it before it says so, and says nothing where a copy may run.
+        """
+        await self._host.loop.told(
+            StartRefused(vm=order.vm, incarnation=order.grant.incarnation, detail=why)
+        )
 
     # Stop
 

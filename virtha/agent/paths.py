@@ -81,6 +81,11 @@ class AgentPaths(Value, frozen=True, kw_only=True):
         return self.run / "grants"
 
     @property
+    def grants_complete(self) -> Path:
+        """In that directory, so that it goes with the grants; holds the boot id."""
+        return self.grants / "complete"
+
+    @property
     def guardian_socket(self) -> Path:
         return self.run / "guardian.sock"
 
@@ -99,8 +104,11 @@ class AgentPaths(Value, frozen=True, kw_only=True):
     def serial_log(self, vm_id: VmId) -> Path:
         return self.serial / f"{vm_id}.log"
 
-    def make_directories(self) -> None:
-        """Create what is missing, readable by root only where it holds secrets."""
+    def make_directories(self, *, grants: bool = True) -> None:
+        """Create what is missing, readable by root only where it holds secrets.
+
+        ``grants``: the guardian leaves them to the agent, who knows what belongs there.
+        """
         for directory in (
             self.properties.parent,
             self.state,
@@ -114,7 +122,7 @@ class AgentPaths(Value, frozen=True, kw_only=True):
             self.journal,
             self.cache,
             self.guardian_kills,
-            self.grants,
+            *((self.grants,) if grants else ()),
         ):
             directory.mkdir(parents=True, exist_ok=True)
         # libvirt's QEMU may run as another user, who writes the serial logs through virtlogd (root).

@@ -1,20 +1,24 @@
 """QEMUs as the kernel lists them, and how one is ended for sure. No libvirt."""
 
+import asyncio
 import os
 import re
 import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
 
 from virtha.agent import gate_hook
-from virtha.agent.gate import PROOF_VM_ID, read_grant
+from virtha.agent.gate import PROOF_VM_ID, grants_complete, read_grant
 from virtha.agent.paths import AgentPaths
 from virtha.model.ids import BootId, VmId
 from virtha.sentinel.guardian import ProcessesSeen, QemuProcess
 
 PROC = Path("/proc")
 COMMAND_LINE_BYTES_MAX = 256 << 10
+LOOK_DEADLINE_S = 5.0
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _log = structlog.get_logger(__name__)
@@ -45,6 +49,35 @@ def _read_process(proc: Path, pid: int) -> QemuProcess | None:
     if ticks is None or not _UUID.fullmatch(uuid):
         return None
     return QemuProcess(pid=pid, start_ticks=ticks, vm_id=VmId(uuid.decode()))
+
+
+class QemuWatch:
+    """Whether a VM's QEMU still exists, as the kernel has it: libvirt's word that it ended is given
+    before a process that hangs in the kernel (storage that does not answer) has written its last.
+
+    Reading ``/proc`` of such a process may hang too, so it is done in one thread of its own; while
+    that one hangs, every VM may run.
+    """
+
+    def __init__(self, look: Callable[[], tuple[QemuProcess, ...]] = qemu_processes) -> None:
+        self._look = look
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="virtha-proc")
+        self._looking: asyncio.Future[tuple[QemuProcess, ...]] | None = None
+
+    async def may_run(self, vm_id: VmId) -> bool:
+        if self._looking is not None and not self._looking.done():
+            return True
+        loop = asyncio.get_running_loop()
+        self._looking = loop.run_in_executor(self._executor, self._look)
+        try:
+            found = await asyncio.wait_for(asyncio.shield(self._looking), LOOK_DEADLINE_S)
+        except (TimeoutError, OSError) as error:
+            _log.error("the processes can't be read", error=str(error))
+            return True
+        return any(process.vm_id == vm_id for process in found)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
 
 
 def start_ticks(proc: Path, pid: int) -> int | None:
@@ -99,8 +132,11 @@ def _managed(paths: AgentPaths) -> frozenset[VmId] | None:
 
 
 def _granted(paths: AgentPaths, boot: BootId) -> frozenset[VmId] | None:
-    """None when the directory itself is gone: somebody cleaned /run, which condemns nobody."""
-    if not paths.grants.is_dir():
+    """None until the agent says that they are complete: somebody cleaned /run, which condemns nobody.
+
+    Without that mark an empty directory would condemn every VM of the host.
+    """
+    if not grants_complete(paths, boot):
         return None
     granted = set()
     for path in paths.grants.glob("*.json"):

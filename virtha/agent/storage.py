@@ -244,6 +244,18 @@ def read_vm_header(domain: StorageDomain, vm_id: VmId) -> VmHeader | None:
         ) from (error)
 
 
+class ClaimRefused(Refused):
+    """The domain knows a later start, or the same one by another host."""
+
+    def __init__(self, claim: VmHeader, present: VmHeader) -> None:
+        super().__init__(
+            f"incarnation {claim.incarnation} is not above {present.incarnation}, which host "
+            f"{present.host_id} started before",
+            code="order.refused.incarnation",
+        )
+        self.present = present
+
+
 def claim_incarnation(domain: StorageDomain, claim: VmHeader, files: Files) -> None:
     """Check and record an incarnation on the domain (G4, G7). Raises Refused, Failed, OSError."""
     check_header(domain, claim.installation_id)
@@ -258,12 +270,7 @@ def claim_incarnation(domain: StorageDomain, claim: VmHeader, files: Files) -> N
         present.incarnation > claim.incarnation
         or (present.incarnation == claim.incarnation and present.host_id != claim.host_id)
     ):
-        raise Refused(
-            f"incarnation {claim.incarnation} is not above {present.incarnation}, which was started "
-            "before",
-            code="order.refused.incarnation",
-            field=str(present.incarnation),
-        )
+        raise ClaimRefused(claim, present)
     if present == claim:
         return
     path = _vm_path(domain, claim.vm_id)

@@ -17,17 +17,18 @@ Orders come over `control.sock`, one JSON object per line, answered by one:
 
     {"do": "status"} {"do": "start", "name": …} {"do": "signal", "name": …, "signal": 9}
 
-A process that ends is reaped at once: under an init that doesn't, killed QEMUs stay as zombies and
-libvirt waits for them for ever. Nothing is restarted by itself: a lab's user killed it for a reason.
+A process that ends is reaped at once, by a thread that does nothing else: under an init that doesn't,
+killed QEMUs stay as zombies and libvirt waits for them for ever; under one that dawdles, libvirt finds
+a zombie at its first look and sleeps 200 ms before the next (virProcessKillPainfully). Nothing is
+restarted by itself: a lab's user killed it for a reason.
 """
 
 import json
 import os
-import selectors
-import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Init:
         self.running: dict[str, int] = {}
         self.ended: dict[str, int] = {}
         """Service -> wait status of its last process."""
-        self.selector = selectors.DefaultSelector()
+        self.lock = threading.Lock()
+        self.born = threading.Event()
+        """There may be children to wait for."""
 
     # The host itself
 
@@ -99,24 +102,28 @@ class Init:
 
     # Services
 
-    def start(self, name: str) -> None:
-        if name in self.running:
-            return
+    def start(self, name: str) -> int:
+        """Its process id, whether it ran already or not."""
         service = self.services[name]
-        # Bytes, not seconds, bound the log of one lab; each start appends, so that history is kept.
-        with Path(service["log"]).open("ab") as log:
-            process = subprocess.Popen(
-                service["command"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={"PATH": PROGRAM_PATH, "HOME": "/root", **self.config["environment"]},
-                cwd="/",
-                start_new_session=True,
-            )
-        self.running[name] = process.pid
-        # Reaped by us below, together with everybody's orphans; Popen must not wait for it too.
-        process.returncode = 0
+        with self.lock:  # held until its id is known: it may end before Popen returns
+            if name in self.running:
+                return self.running[name]
+            # Each start appends: what came before a crash is what one wants to read.
+            with Path(service["log"]).open("ab") as log:
+                process = subprocess.Popen(
+                    service["command"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={"PATH": PROGRAM_PATH, "HOME": "/root", **self.config["environment"]},
+                    cwd="/",
+                    start_new_session=True,
+                )
+            self.running[name] = process.pid
+            # Reaped below, together with everybody's orphans; Popen must not wait for it too.
+            process.returncode = 0
+        self.born.set()
+        return process.pid
 
     def start_all(self) -> None:
         for name, service in self.services.items():
@@ -126,8 +133,7 @@ class Init:
             wait_for = service.get("wait_for")
             deadline = time.monotonic() + WAIT_FOR_S
             while wait_for and not self._is_there(wait_for):
-                self.reap()
-                if name not in self.running:
+                if not self.is_running(name):
                     raise SystemExit(f"{name} ended at once; see {service['log']}")
                 if time.monotonic() > deadline:
                     raise SystemExit(f"{name} is not up after {WAIT_FOR_S:g} s ({wait_for})")
@@ -139,63 +145,60 @@ class Init:
             return os.path.ismount(path)
         return Path(path).exists()
 
-    def reap(self) -> None:
+    def is_running(self, name: str) -> bool:
+        with self.lock:
+            return name in self.running
+
+    def reap_for_ever(self) -> None:
         while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            for name, running in list(self.running.items()):
-                if running == pid:
-                    del self.running[name]
-                    self.ended[name] = status
+            self.born.wait()
+            self.born.clear()
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, 0)
+                except ChildProcessError:
+                    break  # none left; the next start wakes us
+                with self.lock:
+                    for name, running in list(self.running.items()):
+                        if running == pid:
+                            del self.running[name]
+                            self.ended[name] = status
 
     # Orders
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         match order:
             case {"do": "status"}:
-                return {"running": self.running, "ended": self.ended}
+                with self.lock:
+                    return {"running": dict(self.running), "ended": dict(self.ended)}
             case {"do": "start", "name": str(name)} if name in self.services:
-                self.start(name)
-                return {"pid": self.running[name]}
+                return {"pid": self.start(name)}
             case {"do": "signal", "name": str(name), "signal": int(number)}:
-                self.reap()
-                if name not in self.running:
-                    return {"error": f"{name} is not running"}
-                os.kill(self.running[name], number)
-                return {"pid": self.running[name]}
+                # A service that has just been reaped leaves its id free for microseconds, no more.
+                with self.lock:
+                    if name not in self.running:
+                        return {"error": f"{name} is not running"}
+                    try:
+                        os.kill(self.running[name], number)
+                    except ProcessLookupError:
+                        return {"error": f"{name} has just ended"}
+                    return {"pid": self.running[name]}
         return {"error": f"unknown order or name; services: {', '.join(self.services)}"}
 
     def serve(self) -> None:
-        """Wait for orders and for children that end; never returns."""
+        """Take orders, one at a time; never returns."""
         path = self.directory / "control.sock"
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(8)
-        wake_reader, wake_writer = socket.socketpair()
-        wake_reader.setblocking(False)
-        wake_writer.setblocking(False)
-        signal.set_wakeup_fd(wake_writer.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.selector.register(listener, selectors.EVENT_READ)
-        self.selector.register(wake_reader, selectors.EVENT_READ)
-        self.reap()
         (self.directory / "ready").write_text(f"{time.monotonic():.3f}\n")
         while True:
-            for key, _ in self.selector.select():
-                if key.fileobj is wake_reader:
-                    wake_reader.recv(4096)
-                elif key.fileobj is listener:
-                    self._one_order(listener.accept()[0])
-            self.reap()
+            self._one_order(listener.accept()[0])
 
     def _one_order(self, connection: socket.socket) -> None:
-        """One line in, one line out. A caller that dawdles must not stop the reaping."""
+        """One line in, one line out; a caller that dawdles must not keep the next one waiting."""
         with connection:
             connection.settimeout(2.0)
             try:
@@ -218,6 +221,8 @@ def main() -> None:
     init = Init(json.loads(Path(sys.argv[1]).read_text()))
     (init.directory / "ready").unlink(missing_ok=True)
     init.set_up()
+    # Not before: set_up waits for its own commands.
+    threading.Thread(target=init.reap_for_ever, name="reaper", daemon=True).start()
     init.start_all()
     init.serve()
 

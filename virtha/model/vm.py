@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from virtha.model.ids import (
+    BootId,
     ClusterId,
     DiskId,
     HostId,
@@ -89,6 +90,17 @@ class Reason(Value, frozen=True, kw_only=True):
     since: UtcMillis | None = None
 
 
+class PossibleCopy(Value, frozen=True, kw_only=True):
+    """An incarnation whose start was ordered, and of which its host has not said that it is over."""
+
+    host_id: HostId
+    incarnation: Incarnation
+    boot: BootId | None = None
+    """None: not known."""
+    grant_ends_at_ms: int = 0
+    """On the host's boot-time clock; from then on its gate lets nothing of it begin."""
+
+
 class VmStatus(Value, frozen=True, kw_only=True):
     """What the server knows of a VM, from facts of its host."""
 
@@ -99,6 +111,9 @@ class VmStatus(Value, frozen=True, kw_only=True):
     """Where it runs, or last ran."""
     holders: tuple[HostId, ...] = ()
     """Hosts that *may* hold a copy (G1); sorted. Added before a start goes out, removed only by a release or a proof."""
+    copies: tuple[PossibleCopy, ...] = ()
+    """What each holder may hold, start by start: the release of one says nothing of another (G1). One of
+    a host that is no holder is of a host that this installation does not know."""
     incarnation: Incarnation = Incarnation(0)
     wanted_up: bool = False
     """What the operator last asked for."""

@@ -6,10 +6,10 @@ One step: ``decision = sentinel.step(now, events)``. The order of effects is fix
    so that no firing is lost: an agent that dies now tells it twice at worst, the second time
    marked as reconstructed.
 2. ``decision.intents`` are written durably.
-3. ``decision.states`` (the other notices) go into the outbox. A ``Released`` before its record
+3. ``decision.commands`` are begun, in their order: a restart waits for nothing that need not be first.
+4. ``decision.states`` (the other notices) go into the outbox. A ``Released`` before its record
    was written would let an agent that dies in between restart what the server starts elsewhere;
-   one that dies after it says it again at its next start.
-4. ``decision.commands`` are carried out, in their order.
+   one that dies before telling it says it at its next start.
 
 All of it before the next step. A grant is taken away before its ``Released`` is told.
 """
@@ -204,6 +204,20 @@ class HostShuttingDown(Value, frozen=True, kw_only=True):
     pass
 
 
+class HostStaysUp(Value, frozen=True, kw_only=True):
+    """The host's shutdown was called off: exits from here on are judged as ever."""
+
+
+class ReportAgain(Value, frozen=True, kw_only=True):
+    """Every VM is reported in this step though nothing changed, or ``vm_id`` alone.
+
+    All of them for a server whose memory is new; one when the server ordered what only a wrong idea
+    of that VM explains. Then libvirt is asked too, for it may be our idea that is wrong.
+    """
+
+    vm_id: VmId | None = None
+
+
 class Configured(Value, frozen=True, kw_only=True):
     """New settings from the server; ``vms`` is complete for this host."""
 
@@ -219,6 +233,18 @@ class StartAccepted(Value, frozen=True, kw_only=True):
     vm: Vm
     incarnation: Incarnation
     by: str
+
+
+class StartRefused(Value, frozen=True, kw_only=True):
+    """An ordered start will not be done here, and nothing of it was made.
+
+    Where that is certain the incarnation is recorded as released before ``Released`` is told, so that
+    the same order, sent again, is refused too. Where a copy runs or may run nothing is released.
+    """
+
+    vm: Vm
+    incarnation: Incarnation
+    detail: str = ""
 
 
 class StartEnded(Value, frozen=True, kw_only=True):
@@ -308,8 +334,11 @@ SentinelEvent = (
     | DomainsListed
     | LibvirtLost
     | HostShuttingDown
+    | HostStaysUp
+    | ReportAgain
     | Configured
     | StartAccepted
+    | StartRefused
     | StartEnded
     | StopAccepted
     | RebootAccepted

@@ -191,6 +191,8 @@ def _resolve_attempt(host: HostState, guarded: Guarded, active: DomainReport | N
     """A restart whose result nobody heard: what runs, runs; all else failed."""
     if active is None:
         attempt_failed(host, guarded, "it does not run")
+    elif active.state is DomainState.SHUTTING_DOWN:
+        _ask_later(host, guarded)
     elif active.state is DomainState.PAUSED:
         attempt = guarded.record.attempt
         guarded.set(attempt=None, pause=reason("vm.paused.start_unfinished"), down_ms=int(host.now))
@@ -199,15 +201,28 @@ def _resolve_attempt(host: HostState, guarded: Guarded, active: DomainReport | N
     else:
         attempt_succeeded(host, guarded)
         guarded.set(pid=active.pid)
+        # A guest that suspended itself or panicked by now did run.
+        _same_or_changed(host, guarded, active)
+
+
+def _ask_later(host: HostState, guarded: Guarded) -> None:
+    """Its QEMU is on its way out, perhaps without ever having run: neither a success nor over."""
+    guarded.move(Trigger.UNCLEAR)
+    host.list_wanted = True
+    host.listing_ms = host.now
 
 
 def _resolve_start(host: HostState, guarded: Guarded, active: DomainReport | None) -> None:
     if active is None:
         start_failed(host, guarded, "it does not run")
         return
+    if active.state is DomainState.SHUTTING_DOWN:
+        _ask_later(host, guarded)
+        return
     guarded.set(pid=active.pid)
     if active.state is not DomainState.PAUSED:
         start_succeeded(host, guarded)
+        _same_or_changed(host, guarded, active)
         return
     guarded.move(Trigger.LEFT_PAUSED)
     guarded.set(pause=reason("vm.paused.start_unfinished"))

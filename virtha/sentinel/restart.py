@@ -205,10 +205,11 @@ def _tell_blocked(host: HostState, guarded: Guarded, why: Reason) -> None:
 def _release_if_over(host: HostState, guarded: Guarded) -> None:
     """Down, and never started here again without a new grant (P5).
 
-    A paused leftover of a failed attempt is still a copy: nothing is released while it exists.
+    A paused leftover of a failed attempt is still a copy: nothing is released while it exists. Nor
+    while libvirt is lost: a start that it never answered may have made one.
     """
     record = guarded.record
-    if record.state is VmState.DOWN and not record.released:
+    if record.state is VmState.DOWN and not record.released and host.connected:
         guarded.set(released=True)
         host.tell_released(guarded)
 

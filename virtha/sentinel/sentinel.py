@@ -24,12 +24,14 @@ from virtha.sentinel.events import (
     Forgotten,
     GuestAnswered,
     HostShuttingDown,
+    HostStaysUp,
     Intent,
     LibvirtLost,
     ListDomains,
     MigrationMarked,
     PauseAccepted,
     RebootAccepted,
+    ReportAgain,
     RestartEnded,
     ResumeAccepted,
     SaveRecord,
@@ -38,6 +40,7 @@ from virtha.sentinel.events import (
     SentinelRecords,
     StartAccepted,
     StartEnded,
+    StartRefused,
     StopAccepted,
     VmRecord,
     Watched,
@@ -80,6 +83,7 @@ from virtha.sentinel.starts import (
     start_accepted,
     start_ended,
     start_refusal,
+    start_refused,
 )
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink
 from virtha.sentinel.stops import expire_stop_mark, stop_accepted, stop_may_lapse
@@ -153,6 +157,10 @@ class Sentinel:
                 libvirt_lost(host)
             case HostShuttingDown():
                 host.shutting_down = True
+            case HostStaysUp():
+                host.shutting_down = False
+            case ReportAgain():
+                self._report_again(event.vm_id)
             case Configured():
                 configured(host, event)
             case RestartEnded():
@@ -167,6 +175,7 @@ class Sentinel:
     def _fold_order(
         self,
         event: StartAccepted
+        | StartRefused
         | StartEnded
         | StopAccepted
         | RebootAccepted
@@ -180,6 +189,8 @@ class Sentinel:
         match event:
             case StartAccepted():
                 start_accepted(host, event)
+            case StartRefused():
+                start_refused(host, event)
             case StartEnded():
                 start_ended(host, event)
             case StopAccepted():
@@ -272,6 +283,13 @@ class Sentinel:
             if report != guarded.reported:
                 guarded.reported = report
                 self._host.notices.append(report)
+
+    def _report_again(self, vm_id: VmId | None) -> None:
+        host = self._host
+        for guarded in host.all():
+            if vm_id in (None, guarded.record.vm.id):
+                guarded.reported = None
+        host.list_wanted = host.list_wanted or vm_id is not None
 
     def _wake_at(self) -> Millis | None:
         host = self._host

@@ -18,6 +18,7 @@ from virtha.sentinel.events import (
     ResumeAccepted,
     StartAccepted,
     StartEnded,
+    StartRefused,
     VmRecord,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
@@ -72,6 +73,34 @@ def start_accepted(host: HostState, event: StartAccepted) -> None:
     guarded = old or Guarded(record, saved=None)
     guarded.record = record
     guarded.known, guarded.evidence, guarded.agent_lost_ms = True, None, None
+    host.vms[event.vm.id] = guarded
+
+
+def start_refused(host: HostState, event: StartRefused) -> None:
+    """Recorded as down and not yet released; the plan releases it once libvirt has shown no copy.
+
+    While libvirt is lost nobody knows what a former start left here: then the list releases it.
+    """
+    old = host.vms.get(event.vm.id)
+    if _refusal_by_record(host, event.vm.id, event.incarnation) is not None:
+        # A copy is or may be there, or a later incarnation is recorded: that record speaks.
+        return
+    if host.connected and unlisted_domain(host, event.vm.id) is not None:
+        return
+    record = VmRecord(
+        vm=event.vm,
+        incarnation=event.incarnation,
+        boot=host.boot,
+        state=VmState.DOWN,
+        firing_count=old.record.firing_count if old else 0,
+        exit=Exit(
+            cause=ExitCause.START_FAILED, at_ms=int(host.now), seen=True, detail=event.detail
+        ),
+        down_ms=int(host.now),
+    )
+    guarded = old or Guarded(record, saved=None)
+    guarded.record = record
+    guarded.known = host.connected
     host.vms[event.vm.id] = guarded
 
 
@@ -166,6 +195,9 @@ def adopted(host: HostState, event: Adopted) -> None:
         saved=None,
     )
     guarded.known = True
+    # It may have ended while it was patched: ``event.domain`` is from before that, and so may be a
+    # list that is under way.
+    guarded.moved = host.list_wanted = True
     host.vms[event.vm.id] = guarded
 
 

@@ -63,7 +63,7 @@ PULSE_MS = 500
 LOOK_MS = 500
 SEND_MS = 5
 
-CRASH_POINTS = ("history", "intents", "states", "commands")
+CRASH_POINTS = ("history", "intents", "commands", "states")
 
 
 class HostDisk:
@@ -260,8 +260,8 @@ class SimAgent:
         effects: Sequence[tuple[str, Callable[[], None]]] = (
             ("history", lambda: self._append(decision.history)),
             ("intents", lambda: self._save(decision)),
-            ("states", lambda: self._append(decision.states)),
             ("commands", lambda: self._command(decision.commands)),
+            ("states", lambda: self._append(decision.states)),
         )
         if not (decision.history or decision.commands):
             for _, effect in effects:

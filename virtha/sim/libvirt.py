@@ -129,9 +129,8 @@ class SimLibvirt:
             raise HypervisorFailed(f"domain '{domain.name}' is already running")
         refusal = self._gate(vm_id)
         if refusal is not None:
-            # libvirt tells a start that its hook refused as STOPPED failed, without STARTED.
+            # Real libvirt sends no event for a start that its hook refused.
             domain.state, domain.reason = DomainState.SHUTOFF, "failed"
-            self._say(vm_id, Kind.STOPPED, "failed")
             raise GateRefused(refusal)
         self._next_pid += 1
         domain.qemu = Qemu(self._next_pid, self._clock() // 10, self._clock())

@@ -62,7 +62,6 @@ REASONS: tuple[Code, ...] = (
     _reason(5101, "restart.panic", INFO, "the guest's kernel panicked"),
     _reason(5102, "restart.watchdog_poweroff", INFO, "its watchdog powered it off"),
     _reason(5103, "restart.watchdog_shutdown", INFO, "its watchdog shut it down"),
-    _reason(5104, "restart.guest_shutdown", INFO, "its guest shut down by itself"),
     _reason(
         5110,
         "restart.waiting.delay",

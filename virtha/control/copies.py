@@ -1,0 +1,169 @@
+"""Which incarnations each holder may hold, start by start (G1). Pure.
+
+A start whose outcome nobody knows stays possible when the same host is ordered to start the VM again:
+the second start's refusal (and its release) says nothing of the first, whose QEMU may run. So a host
+leaves the holders only when every one of its starts has ended.
+"""
+
+import msgspec
+
+from virtha.model.ids import BootId, HostId, Incarnation
+from virtha.model.orders import Grant
+from virtha.model.vm import PossibleCopy, VmStatus
+
+LIST_MARGIN_MS = 10_000
+"""How much older than its fact an inventory's list may be: libvirt answered, then it was written."""
+
+
+def copies_on(status: VmStatus, host_id: HostId) -> tuple[PossibleCopy, ...]:
+    return tuple(copy for copy in status.copies if copy.host_id == host_id)
+
+
+def held_incarnation(status: VmStatus, host_id: HostId) -> Incarnation:
+    """The newest that this host may hold: what its settings name and what its reports count for."""
+    newest = max((copy.incarnation for copy in copies_on(status, host_id)), default=None)
+    return status.incarnation if newest is None else newest
+
+
+def unknown_hosts(status: VmStatus) -> tuple[PossibleCopy, ...]:
+    """Copies of hosts that this installation has no record of."""
+    return tuple(copy for copy in status.copies if copy.host_id not in status.holders)
+
+
+def ordered(status: VmStatus, host_id: HostId, grant: Grant) -> VmStatus:
+    """Before the order goes out. What was possible on that host in this boot still is."""
+    mine = [copy for copy in copies_on(status, host_id) if copy.boot in (None, grant.boot)]
+    if host_id in status.holders and not copies_on(status, host_id) and status.incarnation:
+        # Adopted there, or held since before starts were kept one by one.
+        mine.append(
+            PossibleCopy(host_id=host_id, incarnation=status.incarnation, boot=grant.boot)
+        )
+    # Grants given before end before this one: they quoted an older beat.
+    mine = [
+        msgspec.structs.replace(copy, boot=grant.boot, grant_ends_at_ms=grant.ends_at_ms)
+        for copy in mine
+    ]
+    mine.append(
+        PossibleCopy(
+            host_id=host_id,
+            incarnation=grant.incarnation,
+            boot=grant.boot,
+            grant_ends_at_ms=grant.ends_at_ms,
+        )
+    )
+    holders = (*(one for one in status.holders if one != host_id), host_id)
+    return msgspec.structs.replace(_with(status, host_id, mine), holders=holders)
+
+
+def released(
+    status: VmStatus, host_id: HostId, incarnation: Incarnation, boot: BootId | None
+) -> VmStatus:
+    """The host's durable word that it no longer holds ``incarnation``. ``boot``: its present one."""
+    if host_id not in status.holders:
+        return status
+    mine = copies_on(status, host_id)
+    if not mine:
+        # A later start was ordered in the meantime: that copy is not released by this.
+        return status if incarnation < status.incarnation else without(status, host_id)
+    left = [
+        copy
+        for copy in mine
+        if copy.incarnation != incarnation and not _died_with_its_boot(status, copy, boot)
+    ]
+    return _settled(status, host_id, left)
+
+
+def reported(status: VmStatus, host_id: HostId, incarnation: Incarnation) -> VmStatus:
+    """The host has a record of ``incarnation``: it takes one only when no earlier copy is there."""
+    mine = copies_on(status, host_id)
+    left = [copy for copy in mine if copy.incarnation >= incarnation]
+    if incarnation > status.incarnation and mine:
+        # A restored database is behind its hosts.
+        left.append(PossibleCopy(host_id=host_id, incarnation=incarnation))
+    return _settled(status, host_id, left) if len(left) != len(mine) else _with(
+        status, host_id, left
+    )
+
+
+def seen_off(
+    status: VmStatus, host_id: HostId, boot: BootId, at_ms: int, present: BootId | None
+) -> VmStatus:
+    """Its domain was not active in a full list of the host, in ``boot``, at ``at_ms`` of its clock.
+
+    That ends earlier starts whose grants had run out by then; the newest ends by its release only, for
+    its agent may be about to start it again.
+    """
+    mine = copies_on(status, host_id)
+    left = [
+        copy
+        for copy in mine
+        if copy.incarnation >= status.incarnation
+        or not (
+            _died_with_its_boot(status, copy, present)
+            or (copy.boot == boot and at_ms >= copy.grant_ends_at_ms + LIST_MARGIN_MS)
+        )
+    ]
+    return _settled(status, host_id, left) if len(left) != len(mine) else status
+
+
+def refused_for(
+    status: VmStatus, host_id: HostId, asked: Incarnation, current: Incarnation
+) -> VmStatus:
+    """The host refused ``asked`` because it has ``current``: counted back, or up after a restore.
+
+    Nothing of ``asked`` was made, so it is not held, and the host's reports of ``current`` count.
+    """
+    if status.incarnation != asked:
+        return status  # a later start, or a report, has settled it
+    mine = [
+        copy for copy in copies_on(status, host_id) if copy.incarnation not in (asked, current)
+    ]
+    if host_id in status.holders:
+        known = next(
+            (copy for copy in copies_on(status, host_id) if copy.incarnation == current),
+            PossibleCopy(host_id=host_id, incarnation=current),
+        )
+        mine.append(known)
+    return msgspec.structs.replace(_with(status, host_id, mine), incarnation=current)
+
+
+def claimed_by(
+    status: VmStatus, host_id: HostId, incarnation: Incarnation, *, known: bool
+) -> VmStatus:
+    """A storage domain names ``host_id`` as the last that started this VM, above what we know (G4).
+
+    A ``known`` host becomes a holder: it can be asked. An unknown one blocks every start.
+    """
+    if incarnation < status.incarnation and not known:
+        return status
+    mine = [copy for copy in copies_on(status, host_id) if copy.incarnation != incarnation]
+    mine.append(PossibleCopy(host_id=host_id, incarnation=incarnation))
+    changed = _with(status, host_id, mine)
+    if known and host_id not in status.holders:
+        changed = msgspec.structs.replace(changed, holders=(*status.holders, host_id))
+    return msgspec.structs.replace(changed, incarnation=max(status.incarnation, incarnation))
+
+
+def without(status: VmStatus, host_id: HostId) -> VmStatus:
+    holders = tuple(one for one in status.holders if one != host_id)
+    return msgspec.structs.replace(_with(status, host_id, []), holders=holders)
+
+
+def _settled(status: VmStatus, host_id: HostId, left: list[PossibleCopy]) -> VmStatus:
+    return _with(status, host_id, left) if left else without(status, host_id)
+
+
+def _with(status: VmStatus, host_id: HostId, mine: list[PossibleCopy]) -> VmStatus:
+    others = [copy for copy in status.copies if copy.host_id != host_id]
+    ordered_ = sorted([*others, *mine], key=lambda copy: (copy.host_id, copy.incarnation))
+    return msgspec.structs.replace(status, copies=tuple(ordered_))
+
+
+def _died_with_its_boot(status: VmStatus, copy: PossibleCopy, present: BootId | None) -> bool:
+    """P4, for earlier starts: the newest one's end is its host's to say."""
+    return (
+        copy.incarnation < status.incarnation
+        and copy.boot is not None
+        and present is not None
+        and copy.boot != present
+    )
