@@ -31,8 +31,14 @@ from virtha.agent.loop import AgentLoop
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
+from virtha.agent.process_table import QemuWatch
 from virtha.agent.properties import AgentProperties, load_properties, read_properties
-from virtha.agent.records import OutcomeMemory, RecordStore, SettingsStore, sentinel_records
+from virtha.agent.records import (
+    OutcomeMemory,
+    RecordStore,
+    SettingsStore,
+    sentinel_records,
+)
 from virtha.agent.reports import HostReporter, InventoryReporter, StorageReporter
 from virtha.agent.service_notify import notify
 from virtha.agent.storage import StorageWorkers
@@ -44,6 +50,7 @@ from virtha.model.errors import Failed
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId, Term, VmId
 from virtha.model.orders import HostSettings, Order
+from virtha.model.vm import VmState
 from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
@@ -57,8 +64,10 @@ from virtha.ports.hypervisor import (
 from virtha.sentinel.events import (
     Configured,
     HostShuttingDown,
+    HostStaysUp,
     LibvirtLost,
     ListDomains,
+    ReportAgain,
     SentinelRecords,
 )
 from virtha.sentinel.sentinel import Sentinel
@@ -96,7 +105,9 @@ class Agent:
         guest: GuestAgent,
         clock: Clock,
         files: Files,
+        processes: QemuWatch | None = None,
     ) -> None:
+        """``processes``: the kernel's by default; simulated QEMUs are not among those."""
         paths.make_directories()
         self._paths = paths
         self._hypervisor = hypervisor
@@ -118,6 +129,7 @@ class Agent:
         gate = GateRecords(paths, files, boot=boot)
         locks = VmLocks()
         evidence = EvidenceKeeper(paths, hypervisor)
+        self._processes = processes or QemuWatch()
         self._runner = CommandRunner(
             control=hypervisor,
             catalog=hypervisor,
@@ -127,12 +139,13 @@ class Agent:
             facts=facts,
             clock=clock,
             locks=locks,
+            processes=self._processes,
             spawn=self.spawn,
         )
-        self.loop = self._make_loop(
-            sentinel_records(self._record_store, settings), properties, clock, facts, gate, identity
-        )
-        self._runner.connect(self.loop.tell, self.loop.record)
+        records = sentinel_records(self._record_store, settings, self.outbox.told())
+        self._hold_at_start = records.hold
+        self.loop = self._make_loop(records, properties, clock, facts, gate, identity)
+        self._runner.connect(self.loop.tell, self.loop.record, self._host_objection)
         self._runner.on_listed = self._on_listed
         self.host = HostContext(
             host_id=identity.host_id,
@@ -206,6 +219,7 @@ class Agent:
             facts=facts,
             execute=self._runner.execute,
             revoke=lambda released: gate.released(released.vm_id, released.incarnation),
+            may_run=self._processes.may_run,
             policy=self._policy,
             host_name=identity.name,
         )
@@ -241,6 +255,7 @@ class Agent:
             _log.info("stopped; no VM was touched")
         finally:
             await self._hypervisor.close()
+            self._processes.close()
             self.disk.close()
             self.outbox.close()
 
@@ -260,6 +275,7 @@ class Agent:
         self.spawn("tick", self._tick())
         if self._link is not None:
             self._link_task = self.spawn("link", self._link.run())
+        self.loop.on_ready = self._on_ready
         await self._hypervisor.start()
         self._collect_reports_soon()
         notify("READY=1")
@@ -274,6 +290,9 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             await self._check_shutdown()
+            if self._runner.connected and not self.host.gate.complete:
+                # Somebody removed the grants' directory. The list tells whose grants to write again.
+                self._runner.execute(ListDomains())
             await self.host.facts.retry()
 
     async def _check_shutdown(self) -> None:
@@ -281,16 +300,32 @@ class Agent:
         if marked and not self.host.shutting_down:
             _log.warning("this host is shutting down: nothing is started any more")
             self.loop.tell(HostShuttingDown())
+        elif self.host.shutting_down and not marked:
+            _log.warning("this host's shutdown was called off")
+            self.loop.tell(HostStaysUp())
         self.host.shutting_down = marked
+
+    def _host_objection(self) -> str | None:
+        """Against a restart, asked again right before its processors run (G5)."""
+        if self.host.shutting_down or host_shutdown.is_marked(self._paths, self.boot):
+            return "this host is shutting down"
+        settings = self.host.settings
+        hold = self._hold_at_start if settings is None else settings.hold
+        return None if hold is None else f"automatic action is on hold: {hold}"
 
     def _policy(self) -> SentinelRecords:
         """Without VMs: the journal adds those that the loop has."""
         settings = self.host.settings
         if settings is None:
-            return SentinelRecords()
+            return SentinelRecords(hold=self._hold_at_start)
         return SentinelRecords(policy=settings.policy, hold=settings.hold)
 
     # libvirt
+
+    def _on_ready(self) -> None:
+        """A libvirt that is connected but lists nothing protects no VM, and the server must know."""
+        self._reporter.ready = self.loop.ready
+        self._reporter.changed()
 
     def _on_connection(self, connected: bool) -> None:
         self._runner.connected = self._reporter.connected = connected
@@ -330,6 +365,8 @@ class Agent:
         """Grants without a QEMU go. A list that is older than a start says nothing about it."""
         host = self.host
         alive = {domain.vm_id for domain in domains if not is_gone(domain)}
+        if not host.gate.complete:
+            self._restore_grants(alive)
         for vm_id, grant in host.gate.grants().items():
             untouched = host.locks.count(vm_id) == counts.get(vm_id, 0)
             idle = vm_id not in alive and untouched and not host.locks.is_starting(vm_id)
@@ -341,6 +378,29 @@ class Agent:
                 host.gate.revoke(vm_id)
         self.spawn("inventory of a list", self._inventory.listed(domains))
 
+    def _restore_grants(self, alive: set[VmId]) -> None:
+        """The directory is new: at boot, or somebody emptied /run. What this host may hold gets its
+        grant before the guardian counts a missing one; a released copy gets none.
+        """
+        host = self.host
+        present = host.gate.grants()
+        held = {
+            record.vm.id: record.incarnation
+            for record in self.loop.records()
+            if record.boot == self.boot and record.state is not VmState.DOWN and not record.released
+        }
+        adopted = () if host.settings is None else (h for h in host.settings.vms if h.vm.adopted)
+        for each in adopted:
+            if host.loop.record(each.vm.id) is None and each.vm.id in alive:
+                held[each.vm.id] = each.incarnation
+        try:
+            for vm_id, incarnation in held.items():
+                if vm_id not in present:
+                    host.gate.hold(vm_id, incarnation)
+            host.gate.restored()
+        except OSError as error:
+            _log.error("grants can't be written", error=str(error))
+
     # The server
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
@@ -351,6 +411,7 @@ class Agent:
             # Its memory is new, perhaps a restored one: rule M2 waits for what runs here.
             self._server_instance = welcome.server_instance
             self._inventory.tell_again()
+            self.loop.tell(ReportAgain())
 
     def on_disconnected(self, code: str, message: str, address: str) -> None:
         _log.info("no session", server=address, code=code, detail=message)
@@ -396,12 +457,12 @@ class Agent:
 
     async def _apply(self, settings: HostSettings) -> None:
         host = self.host
-        await self._grant_adopted(settings)
         host.settings = msgspec.structs.replace(
             settings, term=max(settings.term, self.desk.term_seen)
         )
         self.desk.term_seen = host.settings.term
         try:
+            self._grant_adopted(settings)
             await self.disk(self._write_gate, host.settings)
             await self.disk(self._settings_store.save, host.settings)
         except OSError as error:
@@ -431,8 +492,12 @@ class Agent:
         own = {r.vm.id: r.vm.name for r in self.loop.records() if r.vm.id != vm_id}
         await self.disk(host.gate.write, host.settings, extra=own)
 
-    async def _grant_adopted(self, settings: HostSettings) -> None:
-        """An adopted VM that runs gets its grant before the records call it managed."""
+    def _grant_adopted(self, settings: HostSettings) -> None:
+        """An adopted VM gets its grant before the records call it managed.
+
+        Without asking whether it runs: libvirt may not answer, and a grant that is held starts
+        nothing. One without a QEMU goes with the next list.
+        """
         host = self.host
         grants = host.gate.grants()
         fresh = [
@@ -441,11 +506,7 @@ class Agent:
             if held.vm.adopted and held.vm.id not in grants and host.loop.record(held.vm.id) is None
         ]
         for held in fresh:
-            try:
-                if not is_gone(await host.catalog.domain(held.vm.id)):
-                    host.gate.hold(held.vm.id, held.incarnation)
-            except HypervisorError as error:
-                _log.warning("can't look at an adopted VM", vm=held.vm.name, error=str(error))
+            host.gate.hold(held.vm.id, held.incarnation)
 
     # The guardian
 

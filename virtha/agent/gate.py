@@ -122,11 +122,12 @@ class GateRecords:
         nothing. It goes when libvirt shows no QEMU of that VM.
         """
         grant = read_grant(self._paths.grant(vm_id))
+        if grant is not None and grant.incarnation > incarnation:
+            return
         older = grant is not None and grant.incarnation < incarnation
-        if grant is None or grant.incarnation == incarnation:
-            self.revoke(vm_id)
-        elif older and grant.state is GrantState.GRANTED:
-            self.revoke(vm_id)
+        if grant is not None and older and grant.state is GrantState.HELD:
+            return
+        self.revoke(vm_id)
 
     def grants(self) -> dict[VmId, GrantFile]:
         """All grants of this boot; a damaged file counts as none."""

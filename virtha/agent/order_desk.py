@@ -1,5 +1,6 @@
 """Where orders come in: checked, carried out once, answered (also when they come again)."""
 
+import asyncio
 from typing import assert_never
 
 import structlog
@@ -29,8 +30,10 @@ from virtha.model.orders import (
 )
 from virtha.sentinel.events import ReportAgain
 
-IN_HAND_MAX = 1_024
-"""Orders at once. The server sends what is unanswered again, so turning one away loses nothing."""
+AT_ONCE_MAX = 1_024
+"""Orders that are carried out at once; those beyond wait in the order in which they came."""
+IN_HAND_MAX = 16_384
+"""With those that wait. One beyond is refused: unanswered, it would come again only after a new hello."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +42,8 @@ class OrderDesk:
     def __init__(self, host: HostContext, *, term_seen: Term) -> None:
         self._host = host
         self._in_hand: set[tuple[str, int]] = set()
+        self._at_once = asyncio.Semaphore(AT_ONCE_MAX)
+        self._turned_away: list[Outcome] = []
         self.term_seen = term_seen
         self._power = PowerOrders(host)
         self._inventory = InventoryOrders(host, self._power)
@@ -50,12 +55,31 @@ class OrderDesk:
         if key in self._in_hand:
             return  # it came again while it is carried out: one answer is enough
         if len(self._in_hand) >= IN_HAND_MAX:
-            _log.warning("too many orders at once; one is left to come again", operation=key[0])
+            self._turn_away(order)
             return
         self._in_hand.add(key)
         self._host.spawn(f"order {order.operation_id}/{order.step}", self._handle(order))
 
+    def _turn_away(self, order: Order) -> None:
+        """Not kept as its outcome: the same order may be carried out later."""
+        _log.error("too many orders at once; one is refused", operation=order.operation_id)
+        self._turned_away.append(
+            outcome_of(order, refused("problem.unavailable", "too many orders at once"))
+        )
+        if len(self._turned_away) == 1:
+            self._host.spawn("orders turned away", self._tell_turned_away())
+
+    async def _tell_turned_away(self) -> None:
+        while self._turned_away:
+            outcomes = tuple(self._turned_away)
+            await self._host.facts.emit(outcomes)
+            del self._turned_away[: len(outcomes)]
+
     async def _handle(self, order: Order) -> None:
+        async with self._at_once:
+            await self._handle_now(order)
+
+    async def _handle_now(self, order: Order) -> None:
         try:
             # The settings that came before this order may name the storage that it needs.
             await self._host.settled.wait()

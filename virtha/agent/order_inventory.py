@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from virtha.agent.answers import OK, Answer, refused
+from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.gate import PROOF_VM_ID
@@ -17,7 +17,7 @@ from virtha.agent.storage import ORDER_DEADLINE_MS, check_header, forget_vm, ins
 from virtha.domainxml.adopt import managed_vm_id, patch_domain, read_domain, unpatch_domain
 from virtha.model.domain import DomainReport
 from virtha.model.errors import Failed, VirthaError
-from virtha.model.facts import ForeignDomain
+from virtha.model.facts import ForeignDomain, Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import InstallationId, VmId
 from virtha.model.orders import AdoptVm, DefineVm, ForgetVm, ReleaseVm
@@ -173,16 +173,40 @@ class InventoryOrders:
             # Before it counts as managed: a managed QEMU without a grant is the guardian's prey.
             if not is_gone(report):
                 host.gate.hold(vm.id, order.incarnation)
-            if patched.xml != xml:
-                await host.catalog.define(patched.xml)
-            if report.autostart:
-                await host.catalog.set_autostart(vm.id, False)
-            durable = await host.loop.told(
-                Adopted(vm=vm, incarnation=order.incarnation, domain=report)
-            )
-        if not durable:
-            raise Failed("no space left for the agent's records", code="problem.disk.full")
+            known = host.loop.record(vm.id) is not None
+            try:
+                if patched.xml != xml:
+                    await host.catalog.define(patched.xml)
+                if report.autostart:
+                    await host.catalog.set_autostart(vm.id, False)
+                durable = await host.loop.told(
+                    Adopted(vm=vm, incarnation=order.incarnation, domain=report)
+                )
+                if not durable:
+                    raise Failed("no space left for the agent's records", code="problem.disk.full")
+            except (VirthaError, OSError) as error:
+                return await self._undo(vm.id, error, known=known)
         return Answer(result=OK.result, changes=changes)
+
+    async def _undo(self, vm_id: VmId, error: VirthaError | OSError, *, known: bool) -> Answer:
+        """An adoption that failed leaves the domain as it was, or says that it does not know.
+
+        The server forgets the VM only on a certain failure: else `vm release` must still find it. The
+        grant stays; it starts nothing. ``known``: it was ours before this order, which came again.
+        """
+        answer = of_error(error)
+        path = self._host.paths.adopted / f"{safe_name(vm_id)}.xml"
+        if answer.result is Result.UNKNOWN or known:
+            # What libvirt did not answer it may do later, over whatever is put back now.
+            return msgspec.structs.replace(answer, result=Result.UNKNOWN)
+        try:
+            await self._give_back(vm_id, path)
+            await self._host.loop.told(Forgotten(vm_id=vm_id))
+            await self._host.disk(_remove_both, path)
+        except (VirthaError, OSError) as left:
+            message = f"{answer.message}; and it could not be undone: {left}"
+            return msgspec.structs.replace(answer, result=Result.UNKNOWN, message=message)
+        return answer
 
     def _keep_original(self, vm_id: VmId, xml: str, report: DomainReport) -> None:
         """Once: an order that comes again must not take the patched XML for the original."""
@@ -207,7 +231,10 @@ class InventoryOrders:
             # First out of the gate's records: the guardian kills a managed QEMU without a grant.
             await host.on_given_back(vm_id)
             await host.loop.told(Forgotten(vm_id=vm_id))
-            host.gate.revoke(vm_id)
+            if report is None or is_gone(report):
+                # While it runs the grant stays: settings that were sent before this order came may
+                # yet call it managed, and a managed QEMU without one is killed. It starts nothing.
+                host.gate.revoke(vm_id)
             await host.disk(_remove_both, path)
         return Answer(result=OK.result, changes=changes)
 

@@ -78,7 +78,7 @@ class PowerOrders:
 
     async def _start(self, order: StartVm) -> Answer:
         """The VM's lock is held. Nothing is made before ``_begin``."""
-        vm, grant = order.vm, order.grant
+        grant = order.grant
         refusal = await self._refusal(grant)
         if refusal is not None:
             return await self._refused_by_sentinel(order, refusal)

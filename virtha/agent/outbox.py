@@ -41,6 +41,7 @@ from virtha.model.facts import (
 from virtha.model.ids import BootId
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
+from virtha.sentinel.events import Told
 
 MAGIC = b"VOB1"
 SUPERSEDES = b"\x01\0\0\0"
@@ -254,6 +255,17 @@ class Outbox:
             if found:
                 return tuple(found[:limit])
         return ()
+
+    def told(self) -> tuple[Told, ...]:
+        """The events of this boot that are still here, acknowledged or not, oldest first: what an
+        agent that died between telling and recording must not tell again."""
+        with self._lock:
+            recent = tuple(self._recent)
+        return tuple(
+            Told(at_ms=fact.monotonic_ms, happened=fact.body)
+            for fact in recent
+            if fact.boot == self._boot and isinstance(fact.body, Happened)
+        )
 
     def on_facts_acknowledged(self, sequence: int) -> None:
         """The server has committed all up to ``sequence``: whole segments below are deleted."""

@@ -65,10 +65,10 @@ class QemuWatch:
         self._looking: asyncio.Future[tuple[QemuProcess, ...]] | None = None
 
     async def may_run(self, vm_id: VmId) -> bool:
-        if self._looking is not None and not self._looking.done():
-            return True
-        loop = asyncio.get_running_loop()
-        self._looking = loop.run_in_executor(self._executor, self._look)
+        if self._looking is None or self._looking.done():
+            loop = asyncio.get_running_loop()
+            self._looking = loop.run_in_executor(self._executor, self._look)
+        # A look that is under way will do: what is asked for has been there for longer.
         try:
             found = await asyncio.wait_for(asyncio.shield(self._looking), LOOK_DEADLINE_S)
         except (TimeoutError, OSError) as error:

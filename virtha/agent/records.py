@@ -11,12 +11,14 @@ from virtha.agent.files import Files, read_bounded
 from virtha.model.facts import Outcome
 from virtha.model.ids import OperationId, VmId
 from virtha.model.orders import HostSettings
+from virtha.model.policy import Policy
 from virtha.sentinel.events import (
     DropRecord,
     Intent,
     SaveRecord,
     SaveWatched,
     SentinelRecords,
+    Told,
     VmRecord,
     Watched,
 )
@@ -101,11 +103,27 @@ class SettingsStore:
         self._files.write_atomic(self._path, msgspec.json.encode(settings))
 
 
-def sentinel_records(store: RecordStore, settings: HostSettings | None) -> SentinelRecords:
+SETTINGS_LOST = "the host's settings are lost; the server sends them again"
+
+
+def kept_hold(settings: HostSettings | None, *, any_records: bool) -> str | None:
+    """A host with VMs and without settings can't know whether it is held, so it is."""
+    if settings is not None:
+        return settings.hold
+    return SETTINGS_LOST if any_records else None
+
+
+def sentinel_records(
+    store: RecordStore, settings: HostSettings | None, told: tuple[Told, ...]
+) -> SentinelRecords:
     vms, watched = store.load(), store.load_watched()
-    if settings is None:
-        return SentinelRecords(vms=vms, watched=watched)
-    return SentinelRecords(vms=vms, policy=settings.policy, hold=settings.hold, watched=watched)
+    return SentinelRecords(
+        vms=vms,
+        policy=settings.policy if settings is not None else Policy(),
+        hold=kept_hold(settings, any_records=bool(vms)),
+        watched=watched,
+        told=told,
+    )
 
 
 class OutcomeMemory:

@@ -102,6 +102,8 @@ class HostReporter:
         self._again = asyncio.Event()
         self._patience = PATIENCE_ROUNDS
         self.connected = False
+        self.ready = False
+        """The sentinel has libvirt's list; without it nothing is restarted."""
 
     def changed(self) -> None:
         """libvirt came or went, or the properties changed: look anew, and prove the gate anew."""
@@ -141,7 +143,7 @@ class HostReporter:
             memory_overcommit_bytes=overcommit,
             agent_version=__version__,
             gate_in_force=self._proof is not None and self._proof.in_force,
-            libvirt_connected=self.connected,
+            libvirt_connected=self.connected and self.ready,
         )
         if capabilities != self._told:
             self._told = capabilities

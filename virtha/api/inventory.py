@@ -11,6 +11,13 @@ from virtha.control.requests import (
 from virtha.control.views import Page
 from virtha.model.operation import Operation
 from virtha.model.policy import Policy
+from virtha.model.value import Request
+
+
+class DeleteHostQuery(Request, frozen=True, kw_only=True):
+    """``powered_off``: the operator's word for a host that has not spoken since a restore."""
+
+    powered_off: bool = False
 
 
 def accepted(operation: Operation) -> Answer:
@@ -62,8 +69,10 @@ async def get_host(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer(body=view, revision=view.host.revision)
 
 
-async def delete_host(call: Call[NoQuery, NoBody]) -> Answer:
-    await call.control.hosts.delete(call.caller, call.ref, call.if_match)
+async def delete_host(call: Call[DeleteHostQuery, NoBody]) -> Answer:
+    await call.control.hosts.delete(
+        call.caller, call.ref, call.if_match, powered_off=call.query.powered_off
+    )
     return Answer()
 
 

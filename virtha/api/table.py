@@ -229,6 +229,7 @@ ROUTES: tuple[Route, ...] = (
         role=ADMINISTRATOR,
         summary="Remove a host that holds no VM",
         handler=inventory.delete_host,
+        query=inventory.DeleteHostQuery,
         status=204,
         conditional=True,
     ),

@@ -115,7 +115,9 @@ async def _record_adopted(
             vm_id=vm.id,
             state=VmState.RUNNING if runs else VmState.DOWN,
             host_id=host_id,
-            holders=(host_id,) if runs else (),
+            # Also of one that was shut off when it was scanned: it may have been started since, and a
+            # host that is not told to hold it kills it. Its agent releases what does not run.
+            holders=(host_id,),
             incarnation=FIRST,
             wanted_up=runs,
             since=tx.clock.wall_ms(),

@@ -6,6 +6,7 @@ from virtha.control.clusters import Clusters
 from virtha.control.effects import Dispatcher
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
+from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
 from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
@@ -58,10 +59,11 @@ def make_control(
     """``servers``: addresses (`name:port`) that a joining host is told to connect to."""
     dispatcher = Dispatcher(store, links)
     runner = Runner(Launcher(links))
+    hellos = HelloBook()
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
-        hosts=Hosts(store, runner, dispatcher),
+        hosts=Hosts(store, runner, dispatcher, hellos),
         storage=StorageDomains(store, runner, dispatcher),
         vms=Vms(store, links, runner, dispatcher),
         operations=Operations(store, links, runner, dispatcher),
@@ -72,5 +74,5 @@ def make_control(
         hold=Hold(store, dispatcher),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links),
-        facts=FactRecorder(store, runner, dispatcher),
+        facts=FactRecorder(store, runner, dispatcher, hellos),
     )

@@ -35,9 +35,7 @@ def ordered(status: VmStatus, host_id: HostId, grant: Grant) -> VmStatus:
     mine = [copy for copy in copies_on(status, host_id) if copy.boot in (None, grant.boot)]
     if host_id in status.holders and not copies_on(status, host_id) and status.incarnation:
         # Adopted there, or held since before starts were kept one by one.
-        mine.append(
-            PossibleCopy(host_id=host_id, incarnation=status.incarnation, boot=grant.boot)
-        )
+        mine.append(PossibleCopy(host_id=host_id, incarnation=status.incarnation, boot=grant.boot))
     # Grants given before end before this one: they quoted an older beat.
     mine = [
         msgspec.structs.replace(copy, boot=grant.boot, grant_ends_at_ms=grant.ends_at_ms)
@@ -80,9 +78,8 @@ def reported(status: VmStatus, host_id: HostId, incarnation: Incarnation) -> VmS
     if incarnation > status.incarnation and mine:
         # A restored database is behind its hosts.
         left.append(PossibleCopy(host_id=host_id, incarnation=incarnation))
-    return _settled(status, host_id, left) if len(left) != len(mine) else _with(
-        status, host_id, left
-    )
+    # None left: the newest was released before, and waited for this.
+    return _settled(status, host_id, left) if mine else status
 
 
 def seen_off(
@@ -115,9 +112,7 @@ def refused_for(
     """
     if status.incarnation != asked:
         return status  # a later start, or a report, has settled it
-    mine = [
-        copy for copy in copies_on(status, host_id) if copy.incarnation not in (asked, current)
-    ]
+    mine = [copy for copy in copies_on(status, host_id) if copy.incarnation not in (asked, current)]
     if host_id in status.holders:
         known = next(
             (copy for copy in copies_on(status, host_id) if copy.incarnation == current),
@@ -134,8 +129,6 @@ def claimed_by(
 
     A ``known`` host becomes a holder: it can be asked. An unknown one blocks every start.
     """
-    if incarnation < status.incarnation and not known:
-        return status
     mine = [copy for copy in copies_on(status, host_id) if copy.incarnation != incarnation]
     mine.append(PossibleCopy(host_id=host_id, incarnation=incarnation))
     changed = _with(status, host_id, mine)
@@ -155,8 +148,8 @@ def _settled(status: VmStatus, host_id: HostId, left: list[PossibleCopy]) -> VmS
 
 def _with(status: VmStatus, host_id: HostId, mine: list[PossibleCopy]) -> VmStatus:
     others = [copy for copy in status.copies if copy.host_id != host_id]
-    ordered_ = sorted([*others, *mine], key=lambda copy: (copy.host_id, copy.incarnation))
-    return msgspec.structs.replace(status, copies=tuple(ordered_))
+    copies = sorted([*others, *mine], key=lambda copy: (copy.host_id, copy.incarnation))
+    return msgspec.structs.replace(status, copies=tuple(copies))
 
 
 def _died_with_its_boot(status: VmStatus, copy: PossibleCopy, present: BootId | None) -> bool:

@@ -5,15 +5,22 @@ If the server dies in between, the orders are in the store and go out after the 
 
 import msgspec
 
+from virtha.control.copies import copies_on
 from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import GRANT_DURATION, SettingValues, setting_values
 from virtha.model.ids import BootId, ClusterId, HostId, Term
 from virtha.model.orders import Grant, Order, StartVm
-from virtha.ports.hosts import HostLinks
+from virtha.model.time import Millis
+from virtha.ports.hosts import HostLinks, LastBeat
 from virtha.store.hosts import HostRow, find_host, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.operations import unanswered_orders
 from virtha.store.store import Store, Transaction
+from virtha.store.vms import find_vm
+
+BEAT_SILENCE_MS = 5_000
+"""As the gateway's ``silence_ms``: a guardian that has not beaten for longer may be dead. Nobody would
+kill a QEMU without a grant then, and a grant that quotes its last beat is short or over."""
 
 
 class Effects:
@@ -70,7 +77,7 @@ class Dispatcher:
         renewed = []
         for waiting in await unanswered_orders(tx, host.host.id):
             boot = host.status.boot
-            if boot is None:
+            if boot is None or not await still_stands(tx, host.host.id, waiting.order):
                 continue
             order = self._renewed(waiting.order, host, boot, row.term, values)
             if order is not None:
@@ -82,7 +89,8 @@ class Dispatcher:
     ) -> Order | None:
         body = order.body
         if isinstance(body, StartVm):
-            grant = make_grant(self._links, host, body.grant, values)
+            now = self._store.clock.monotonic_ms()
+            grant = make_grant(self._links, host, body.grant, values, now)
             if grant is None:
                 return None
             body = msgspec.structs.replace(body, grant=grant)
@@ -96,12 +104,36 @@ class Dispatcher:
         return sum(self._links.deliver(host_id, order) for order in orders)
 
 
-def make_grant(
-    links: HostLinks, host: HostRow, wanted: Grant, values: SettingValues
-) -> Grant | None:
-    """``wanted`` for the host's present boot, from its last beat; None: there is no beat to quote (G2)."""
+async def still_stands(tx: Transaction, host_id: HostId, order: Order) -> bool:
+    """Whether a host may still be sent this order.
+
+    A start stands while its host is held to have that very incarnation. After its release the next
+    start may be on another host: sent again with a new grant, this one would be a second copy (G1).
+    """
+    if not isinstance(order.body, StartVm):
+        return True
+    grant = order.body.grant
+    row = await find_vm(tx, grant.vm_id)
+    if row is None or host_id not in row.status.holders:
+        return False
+    known = {copy.incarnation for copy in copies_on(row.status, host_id)} or {grant.incarnation}
+    return row.status.incarnation == grant.incarnation and grant.incarnation in known
+
+
+def fresh_beat(links: HostLinks, host: HostRow, now: Millis) -> LastBeat | None:
+    """The last beat of the host's present boot; None: there is none, or its guardian is silent."""
     beat = links.last_beat(host.host.id)
     if beat is None or beat.boot != host.status.boot:
+        return None
+    return beat if now - beat.received_at < BEAT_SILENCE_MS else None
+
+
+def make_grant(
+    links: HostLinks, host: HostRow, wanted: Grant, values: SettingValues, now: Millis
+) -> Grant | None:
+    """``wanted`` for the host's present boot, from its last beat; None: there is no beat to quote (G2)."""
+    beat = fresh_beat(links, host, now)
+    if beat is None:
         return None
     duration_ms = values.get(GRANT_DURATION, host_id=host.host.id, cluster_id=host.host.cluster_id)
     return msgspec.structs.replace(

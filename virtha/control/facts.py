@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from virtha.control.copies import copies_on, held_incarnation, released, reported, seen_off, without
 from virtha.control.effects import Dispatcher, Effects
+from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, record, severity_of
 from virtha.control.runner import Runner
 from virtha.model.domain import DomainState
@@ -23,7 +25,7 @@ from virtha.model.facts import (
 )
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import UtcMillis
-from virtha.model.vm import VmState
+from virtha.model.vm import VmState, VmStatus
 from virtha.store.clusters import find_report, find_storage, save_report
 from virtha.store.events import add_event
 from virtha.store.hosts import (
@@ -46,14 +48,19 @@ _ALIVE = (
     DomainState.CRASHED,
     DomainState.NOSTATE,
 )
+_SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUSED}
+_RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
 class FactRecorder:
-    def __init__(self, store: Store, runner: Runner, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, store: Store, runner: Runner, dispatcher: Dispatcher, hellos: HelloBook
+    ) -> None:
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
+        self._hellos = hellos
 
     async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
         """Returns the last sequence that is recorded now: what the host may forget.
@@ -95,11 +102,11 @@ class FactRecorder:
             case Happened() as body:
                 await self._happened(tx, host, fact, body)
             case VmReport() as body:
-                await self._vm_report(tx, host, body)
+                await self._vm_report(tx, effects, host, body)
             case Released() as body:
                 await self._released(tx, effects, host, body)
             case Inventory() as body:
-                await self._inventory(tx, effects, host, body)
+                await self._inventory(tx, effects, host, fact, body)
             case HostReport() as body:
                 await self._host_report(tx, host, body)
             case StorageReport() as body:
@@ -142,23 +149,27 @@ class FactRecorder:
                 ),
             )
 
-    async def _vm_report(self, tx: WriteTransaction, host: HostRow, body: VmReport) -> None:
+    async def _vm_report(
+        self, tx: WriteTransaction, effects: Effects, host: HostRow, body: VmReport
+    ) -> None:
         row = await find_vm(tx, body.vm_id)
-        if row is None or body.incarnation < row.status.incarnation:
+        if row is None or body.incarnation < held_incarnation(row.status, host.host.id):
             return  # deleted, or about a copy that a later start has superseded
         status = row.status
         if host.host.id not in status.holders and host.host.id != status.host_id:
             return  # not the copy that counts; a running one is told of by the inventory
         changed = msgspec.structs.replace(
-            status,
+            reported(status, host.host.id, body.incarnation),
             state=body.state,
             reasons=body.reasons,
             guest_agent=body.guest_agent,
             restart_count=body.restart_count,
-            incarnation=body.incarnation,
+            incarnation=max(status.incarnation, body.incarnation),
             host_id=host.host.id,
             since=status.since if body.state is status.state else tx.clock.wall_ms(),
         )
+        if (changed.holders, changed.copies) != (status.holders, status.copies):
+            effects.configure(row.vm.cluster_id)
         if changed != status or row.shown is not changed.state:
             await save_vm_status(tx, changed)
 
@@ -166,25 +177,26 @@ class FactRecorder:
         self, tx: WriteTransaction, effects: Effects, host: HostRow, body: Released
     ) -> None:
         row = await find_vm(tx, body.vm_id)
-        if row is None or host.host.id not in row.status.holders:
+        if row is None:
             return
-        if body.incarnation < row.status.incarnation:
-            # A later start was ordered there in the meantime: that copy is not released by this.
-            return
-        await self._remove_holder(tx, effects, row, host.host.id)
+        changed = released(row.status, host.host.id, body.incarnation, host.status.boot)
+        await self._save_copies(tx, effects, row, changed)
 
-    async def _remove_holder(
-        self, tx: WriteTransaction, effects: Effects, row: VmRow, host_id: HostId
+    async def _save_copies(
+        self, tx: WriteTransaction, effects: Effects, row: VmRow, changed: VmStatus
     ) -> None:
-        holders = tuple(one for one in row.status.holders if one != host_id)
-        await save_vm_status(tx, msgspec.structs.replace(row.status, holders=holders))
-        effects.configure(row.vm.cluster_id)
+        if changed != row.status:
+            await save_vm_status(tx, changed)
+            effects.configure(row.vm.cluster_id)
 
     async def _inventory(
-        self, tx: WriteTransaction, effects: Effects, host: HostRow, body: Inventory
+        self, tx: WriteTransaction, effects: Effects, host: HostRow, fact: Fact, body: Inventory
     ) -> None:
         timeline = (await the_installation(tx)).timeline
-        await save_inventory_timeline(tx, host.host.id, timeline)
+        if self._hellos.made_after(host.host.id, timeline, fact):
+            await save_inventory_timeline(tx, host.host.id, timeline)
+        if fact.boot != host.status.boot:
+            return  # what ran in a former boot is dead (P4), and says nothing of this one
         fresh = await find_host(tx, host.host.id)
         assert fresh is not None
         if fresh.status.inventory_revision != body.revision:
@@ -193,12 +205,16 @@ class FactRecorder:
             )
         states = {domain.vm_id: domain.state for domain in body.domains}
         for row in await vms_with_ids(tx, tuple(sorted(states))):
-            await self._managed_domain(tx, effects, host, row, states[row.vm.id])
+            state = states[row.vm.id]
+            if state in _ALIVE:
+                await self._active_domain(tx, effects, host, row, state)
+            elif host.host.id in row.status.holders:
+                await self._inactive_domain(tx, effects, host, fact, row, absent=False)
         for row in await vms_held_by(tx, host.host.id):
             if row.vm.id not in states:
-                await self._absent_domain(tx, effects, host, row)
+                await self._inactive_domain(tx, effects, host, fact, row, absent=True)
 
-    async def _managed_domain(
+    async def _active_domain(
         self,
         tx: WriteTransaction,
         effects: Effects,
@@ -206,34 +222,43 @@ class FactRecorder:
         row: VmRow,
         state: DomainState,
     ) -> None:
-        host_id = host.host.id
-        holds = host_id in row.status.holders
-        if state in _ALIVE and not holds:
+        status, host_id = row.status, host.host.id
+        if host_id not in status.holders:
             # A copy that nobody granted. Its host does hold one now, so nothing starts elsewhere.
-            holders = (*row.status.holders, host_id)
-            await save_vm_status(tx, msgspec.structs.replace(row.status, holders=holders))
+            holders = (*status.holders, host_id)
+            await save_vm_status(tx, msgspec.structs.replace(status, holders=holders))
             effects.configure(row.vm.cluster_id)
             await record(tx, "vm.unmanaged_copy", vm=row.vm, host=host.host)
-        elif state not in _ALIVE and holds and host_id != row.status.host_id:
+        elif host_id == status.host_id and status.state is VmState.UNKNOWN and state in _SHOWN:
+            # A list made between an exit and the restart may have come after the report of both.
+            changed = msgspec.structs.replace(status, state=_SHOWN[state], since=tx.clock.wall_ms())
+            await save_vm_status(tx, changed)
+
+    async def _inactive_domain(
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        host: HostRow,
+        fact: Fact,
+        row: VmRow,
+        *,
+        absent: bool,
+    ) -> None:
+        """A holder's full list without an active domain of the VM: no release, but it ends doubts."""
+        host_id = host.host.id
+        changed = seen_off(row.status, host_id, fact.boot, fact.monotonic_ms, host.status.boot)
+        if host_id != row.status.host_id and not copies_on(changed, host_id):
             # That copy is gone. It had no grant and no record there, so nothing starts it again:
             # the agent's own durable word that it is off is its release.
-            await self._remove_holder(tx, effects, row, host_id)
-
-    async def _absent_domain(
-        self, tx: WriteTransaction, effects: Effects, host: HostRow, row: VmRow
-    ) -> None:
-        if host.host.id != row.status.host_id:
-            await self._remove_holder(tx, effects, row, host.host.id)
-            return
-        if row.status.state not in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING):
-            return  # told already, or about to be started there
-        await save_vm_status(
-            tx,
-            msgspec.structs.replace(
-                row.status, state=VmState.UNKNOWN, since=tx.clock.wall_ms(), guest_agent=None
-            ),
-        )
-        await record(tx, "vm.absent", vm=row.vm, host=host.host)
+            changed = without(changed, host_id)
+        runs = host_id == row.status.host_id and row.status.state in _RUNS
+        if runs:  # else told already, or about to be started there
+            changed = msgspec.structs.replace(
+                changed, state=VmState.UNKNOWN, since=tx.clock.wall_ms(), guest_agent=None
+            )
+            if absent:
+                await record(tx, "vm.absent", vm=row.vm, host=host.host)
+        await self._save_copies(tx, effects, row, changed)
 
     async def _host_report(self, tx: WriteTransaction, host: HostRow, body: HostReport) -> None:
         fresh = await find_host(tx, host.host.id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from virtha.control.copies import held_incarnation
 from virtha.model.host import Cluster
 from virtha.model.ids import ClusterId, HostId
 from virtha.model.orders import HeldVm, HostSettings
@@ -33,7 +34,9 @@ async def settings_for(
             storage_domains=domains,
             vms=tuple(
                 HeldVm(
-                    vm=one.vm, incarnation=one.status.incarnation, wanted_up=one.status.wanted_up
+                    vm=one.vm,
+                    incarnation=held_incarnation(one.status, host_id),
+                    wanted_up=one.status.wanted_up,
                 )
                 for one in vms
                 if host_id in one.status.holders

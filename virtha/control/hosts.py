@@ -1,10 +1,12 @@
 """Hosts: what operators ask of them, and their sessions' beginnings and ends."""
 
 import builtins
+from typing import Any
 
 import msgspec
 
 from virtha.control.effects import Dispatcher, Effects
+from virtha.control.hellos import HelloBook
 from virtha.control.history import record
 from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
@@ -49,10 +51,13 @@ ADOPT_NAMES_MAX = 10_000
 
 
 class Hosts:
-    def __init__(self, store: Store, runner: Runner, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, store: Store, runner: Runner, dispatcher: Dispatcher, hellos: HelloBook
+    ) -> None:
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
+        self._hellos = hellos
 
     async def list(self, query: PageQuery) -> Page[HostView]:
         limit = check_limit(query.limit)
@@ -105,8 +110,18 @@ class Hosts:
             hosts={row.host.name: row.status.capabilities.watchdog_models for row in rows},
         )
 
-    async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
-        """Forget a host and revoke its certificate. Refused while it may hold a VM (G1)."""
+    async def delete(
+        self,
+        caller: Caller,
+        ref: str,
+        if_match: Revision | None = None,
+        *,
+        powered_off: bool = False,
+    ) -> None:
+        """Forget a host and revoke its certificate. Refused while it may hold a VM (G1).
+
+        ``powered_off``: the operator's word for a host that has not spoken since a restore.
+        """
         effects = Effects()
         async with self._store.write() as tx:
             row = await the_host(tx, ref)
@@ -118,6 +133,7 @@ class Hosts:
                     code="problem.host.busy",
                     fix="power these VMs off there first, or release them",
                 )
+            await _check_heard(tx, row, powered_off=powered_off)
             for waiting in await unanswered_orders(tx, row.host.id):
                 await self._runner.give_up(
                     tx,
@@ -128,9 +144,13 @@ class Hosts:
                 )
             await revoke_certificates(tx, row.host.id)
             await drop_host(tx, row.host.id)
-            await record(tx, "host.removed", host=row.host, by=caller.name, name=row.host.name)
+            word: dict[str, Any] = {"powered_off": True} if powered_off else {}
+            await record(
+                tx, "host.removed", host=row.host, by=caller.name, name=row.host.name, **word
+            )
             effects.configure(row.host.cluster_id)
             effects.disconnect(row.host.id, "wire.refused.revoked")
+            self._hellos.forget(row.host.id)
         await self._dispatcher.carry_out(effects)
 
     async def scan(self, caller: Caller, ref: str) -> Operation:
@@ -198,6 +218,7 @@ class Hosts:
         fact_sequence_last: int,
     ) -> HelloAnswer:
         """An agent's session begins. Raises Unauthenticated (`wire.refused.revoked`), NotFound."""
+        effects = Effects()
         async with self._store.write() as tx:
             row = await find_host(tx, host_id)
             if row is None or not await certificate_is_valid(tx, certificate_serial, host_id):
@@ -214,6 +235,13 @@ class Hosts:
                 await set_term(tx, term)
             acknowledged = await self._check_sequence(tx, row, fact_sequence_last)
             await self._note_hello(tx, row, boot)
+            if fact_sequence_last <= acknowledged:
+                # All that it said is recorded, so no answer to them is on its way.
+                await self._runner.void_starts(tx, effects, host_id)
+        self._hellos.note(
+            host_id, installation.timeline, boot, max(fact_sequence_last, acknowledged)
+        )
+        await self._dispatcher.carry_out(effects)
         async with self._store.read() as tx:
             row = await find_host(tx, host_id)
             if row is None:
@@ -326,6 +354,26 @@ async def _view(tx: Transaction, row: HostRow, cluster_name: str) -> HostView:
         vms=tuple(one.vm.name for one in held),
         free_memory_bytes=max(row.status.capabilities.memory_bytes - used_bytes, 0),
     )
+
+
+async def _check_heard(tx: Transaction, row: HostRow, *, powered_off: bool) -> None:
+    """M2: a host that may run what a restored database does not know can't be forgotten silently, for
+    every start would then go past it. Raises Refused."""
+    if row.timeline == (await the_installation(tx)).timeline:
+        return
+    name = row.host.name
+    if not powered_off:
+        raise Refused(
+            f"{name} has not reported its VMs since the restore: it may run some of them",
+            code="start.blocked.inventory",
+            fix=f"bring it back; or power {name} off, and repeat this with powered_off=true",
+        )
+    if row.status.state in (HostState.UP, HostState.AGENT_DOWN):
+        raise Refused(
+            f"{name} is not off: it is {row.status.state.value}",
+            code="problem.host.busy",
+            fix="wait until its agent has reported its VMs, or power it off",
+        )
 
 
 async def _tell_presence(tx: WriteTransaction, row: HostRow, state: HostState) -> None:

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from virtha.control.effects import Effects, make_grant
+from virtha.control.copies import ordered, unknown_hosts
+from virtha.control.effects import Effects, fresh_beat, make_grant
 from virtha.control.known_settings import setting_values
 from virtha.control.placement import Beating, Candidate, Placement, choose_host, no_host_fits
 from virtha.control.plan import Launch
@@ -11,6 +12,7 @@ from virtha.model.errors import Refused
 from virtha.model.host import HostState
 from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, OperationId, StorageDomainId
 from virtha.model.orders import Grant, Order, StartVm
+from virtha.model.time import Millis
 from virtha.model.vm import Vm, VmState
 from virtha.ports.hosts import HostLinks
 from virtha.store.clusters import reports_of, storage_of_cluster
@@ -67,10 +69,9 @@ async def only_where_defined(tx: Transaction, vm: Vm, surroundings: Surroundings
 
 
 def candidate_of(
-    row: HostRow, surroundings: Surroundings, links: HostLinks, vm: Vm | None
+    row: HostRow, surroundings: Surroundings, links: HostLinks, vm: Vm | None, now: Millis
 ) -> Candidate:
-    beat = links.last_beat(row.host.id)
-    beats = beat is not None and beat.boot == row.status.boot
+    beats = fresh_beat(links, row, now) is not None
     return Candidate(
         host=row.host,
         connected=row.status.state is HostState.UP and links.agent_connected(row.host.id),
@@ -85,9 +86,15 @@ def candidate_of(
 
 
 def place(
-    vm: Vm, surroundings: Surroundings, links: HostLinks, *, only: HostId | None = None
+    vm: Vm,
+    surroundings: Surroundings,
+    links: HostLinks,
+    now: Millis,
+    *,
+    only: HostId | None = None,
 ) -> Placement:
-    candidates = [candidate_of(row, surroundings, links, vm) for row in surroundings.hosts]
+    """``now``: this server's monotonic clock; beats are judged by it."""
+    candidates = [candidate_of(row, surroundings, links, vm, now) for row in surroundings.hosts]
     return choose_host(vm, candidates, surroundings.storage_names, only=only)
 
 
@@ -104,6 +111,17 @@ def check_can_start(
             f"{row.vm.name} is {status.state.value} already",
             code="problem.vm.state",
             fix="look at it with 'virtha vm show'",
+        )
+    strangers = unknown_hosts(status)
+    if strangers:
+        # Its records are gone with a restore, or it was removed: nobody can ask it (G4).
+        name = f"a host that this installation does not know ({strangers[0].host_id})"
+        raise Refused(
+            f"{row.vm.name}: {render('host.unfit.holder', {'holder': name})}; it started incarnation "
+            f"{strangers[0].incarnation}, which is later than what is recorded here",
+            code="host.unfit.holder",
+            fix="make sure that the VM runs nowhere; then delete it with keep_disks, and create it anew "
+            "with the same disks",
         )
     if not status.holders:
         return only
@@ -128,8 +146,8 @@ async def check_inventories(tx: Transaction, surroundings: Surroundings) -> None
         raise Refused(
             render("start.blocked.inventory", {"host": ", ".join(silent)}),
             code="start.blocked.inventory",
-            fix="bring these hosts back, or restart their agents (which touches no VM); remove hosts that "
-            "are gone for good",
+            fix="bring these hosts back, or restart their agents (which touches no VM); a host that is "
+            "powered off for good can be removed, with powered_off=true",
         )
 
 
@@ -158,7 +176,8 @@ class Launcher:
             one.host.name for one in surroundings.hosts if one.host.id in row.status.holders
         )
         only = check_can_start(row, names, step.host_id)
-        placement = place(row.vm, surroundings, self._links, only=only)
+        now = tx.clock.monotonic_ms()
+        placement = place(row.vm, surroundings, self._links, now, only=only)
         if placement.chosen is None:
             raise no_host_fits(row.vm, placement)
         host_id = placement.chosen.id
@@ -172,18 +191,17 @@ class Launcher:
             beat_monotonic_ms=0,
             duration_ms=0,
         )
-        grant = make_grant(self._links, host, blank, await setting_values(tx))
+        grant = make_grant(self._links, host, blank, await setting_values(tx), now)
         if grant is None:
             raise no_host_fits(row.vm, placement)
         await save_vm_status(
             tx,
             msgspec.structs.replace(
-                row.status,
+                # Before the order goes out: from now on that host may hold a copy (G1).
+                ordered(row.status, host_id, grant),
                 state=VmState.STARTING,
                 reasons=(),
                 host_id=host_id,
-                # Before the order goes out: from now on that host may hold a copy (G1).
-                holders=(*row.status.holders, host_id),
                 incarnation=incarnation,
                 wanted_up=True,
                 guest_agent=None,

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from virtha.control.effects import Dispatcher, Effects
+from virtha.control.effects import Dispatcher, Effects, still_stands
 from virtha.control.known_settings import ORDER_DEADLINE, setting_values
 from virtha.control.names import check_limit, page_of
 from virtha.control.plan import decode_plan
@@ -24,6 +24,8 @@ from virtha.store.operations import (
 )
 from virtha.store.store import Store, Transaction
 
+VOID_AFTER_MS = 60_000
+"""A release and the outcome after it are told within moments of each other: the outcome says more."""
 _BLOCK_ALL = ("vm.create", "vm.delete", "vm.release", "host.adopt")
 _BLOCK_START = ("vm.start", "vm.shutdown", "vm.power_off")
 
@@ -107,7 +109,13 @@ class Operations:
                 for row in await all_unanswered_orders(tx)
                 if row.created + deadline_ms < now and not self._links.agent_connected(row.host_id)
             ]
-        if not late:
+            void = {
+                row.host_id
+                for row in await all_unanswered_orders(tx)
+                if row.created + VOID_AFTER_MS < now
+                and not await still_stands(tx, row.host_id, row.order)
+            }
+        if not late and not void:
             return 0
         effects = Effects()
         message = f"its host could not be asked for {format_duration_ms(deadline_ms)}"
@@ -115,8 +123,10 @@ class Operations:
             for row in late:
                 order = row.order
                 await self._runner.give_up(wtx, effects, order.operation_id, order.step, message)
+            for host_id in sorted(void):
+                await self._runner.void_starts(wtx, effects, host_id)
         await self._dispatcher.carry_out(effects)
-        return len(late)
+        return len(late) + len(void)
 
 
 async def _the_operation(tx: Transaction, operation_id: str) -> OperationRow:

@@ -9,7 +9,8 @@ from uuid import uuid4
 import msgspec
 
 from virtha.control.adopting import plan_adoptions
-from virtha.control.effects import Effects
+from virtha.control.copies import claimed_by, copies_on, refused_for
+from virtha.control.effects import Effects, still_stands
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.plan import (
@@ -24,11 +25,11 @@ from virtha.control.plan import (
 )
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
-from virtha.model.ids import HostId, OperationId, VmId
+from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order, PrepareStorage
 from virtha.model.value import Value
-from virtha.model.vm import VmState
+from virtha.model.vm import VmState, VmStatus
 from virtha.store.body import decode, encode
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
@@ -39,11 +40,13 @@ from virtha.store.operations import (
     find_order,
     save_operation,
     save_order,
+    unanswered_orders,
 )
 from virtha.store.store import WriteTransaction
-from virtha.store.vms import add_definition, drop_vm, find_vm, save_vm_status
+from virtha.store.vms import VmRow, add_definition, drop_vm, find_vm, save_vm_status
 
 DETAIL_LENGTH_MAX = 500
+_REFUSED_FOR = ("order.refused.running", "order.refused.incarnation")
 _RUNNING, _PENDING = OperationState.RUNNING, OperationState.PENDING
 
 
@@ -159,7 +162,7 @@ class Runner:
         if outcome.result is Result.OK:
             await self._step_done(tx, effects, run, outcome)
         else:
-            await self._step_failed(tx, effects, run, outcome)
+            await self._step_failed(tx, effects, run, host_id, outcome)
         await self._advance(tx, effects, run, refuse=False)
 
     async def give_up(
@@ -174,10 +177,18 @@ class Runner:
         planned = run.plan.steps[step]
         if isinstance(planned, Launch):
             # It may have been taken all the same: only its host knows.
-            await self._launch_failed(tx, planned, Result.UNKNOWN)
+            await self._launch_given_up(tx, planned)
         error = Unavailable(message)
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
+
+    async def void_starts(self, tx: WriteTransaction, effects: Effects, host_id: HostId) -> None:
+        """End this host's starts that may not be sent again: it released them and did not answer."""
+        for waiting in await unanswered_orders(tx, host_id):
+            order = waiting.order
+            if not await still_stands(tx, host_id, order):
+                message = "its host gave the VM up before it answered"
+                await self.give_up(tx, effects, order.operation_id, order.step, message)
 
     # one step's end
 
@@ -228,19 +239,21 @@ class Runner:
                     )
 
     async def _step_failed(
-        self, tx: WriteTransaction, effects: Effects, run: _Run, outcome: Outcome
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        run: _Run,
+        host_id: HostId,
+        outcome: Outcome,
     ) -> None:
         now = tx.clock.wall_ms()
         step = run.plan.steps[outcome.step]
         code = outcome.code or "problem.failed"
         message = outcome.message or message_of(code, outcome.fields)
         if isinstance(step, Launch):
-            await self._launch_failed(tx, step, outcome.result)
+            await self._launch_failed(tx, effects, step, host_id, outcome)
         if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
-            # The record was made before the order went out (G1). The domain is as it was, or it is
-            # there and not marked: no holder is lost by forgetting a VM that never was ours.
-            await drop_vm(tx, step.order.vm.id)
-            effects.configure(step.order.vm.cluster_id)
+            await self._adoption_failed(tx, effects, step.order, outcome.result)
         if isinstance(step, Give) and isinstance(step.order, PrepareStorage):
             await self._storage_refused(tx, step, step.order, code, outcome)
         if isinstance(step, Give) and step.optional:
@@ -273,24 +286,63 @@ class Runner:
         run.plan = msgspec.structs.replace(run.plan, failed=True)
         run.add_steps(cleanup)
 
-    async def _launch_failed(self, tx: WriteTransaction, step: Launch, result: Result) -> None:
-        """The state only: a holder goes by its durable release, never by an outcome (G1)."""
+    async def _adoption_failed(
+        self, tx: WriteTransaction, effects: Effects, order: AdoptVm, result: Result
+    ) -> None:
+        """The record was made before the order went out (G1). Refused, the domain is as it was. Else it
+        may be patched, its autostart off and its QEMU known to the gate: `vm release` undoes that, and
+        needs the record."""
+        if result is Result.REFUSED:
+            await drop_vm(tx, order.vm.id)
+        else:
+            row = await find_vm(tx, order.vm.id)
+            if row is not None and row.status.state is not VmState.UNKNOWN:
+                since = tx.clock.wall_ms()
+                changed = msgspec.structs.replace(row.status, state=VmState.UNKNOWN, since=since)
+                await save_vm_status(tx, changed)
+        effects.configure(order.vm.cluster_id)
+
+    async def _launch_given_up(self, tx: WriteTransaction, step: Launch) -> None:
         row = await find_vm(tx, step.vm_id)
-        if (
-            row is None
-            or row.status.state is not VmState.STARTING
-            or row.status.incarnation != step.incarnation
-        ):
+        if row is not None and row.status.incarnation == step.incarnation:
+            # No holder: it was released, so nothing of it is anywhere.
+            unclear = bool(row.status.holders)
+            await self._save_changed(tx, row, _start_over(row.status, unclear=unclear))
+
+    async def _launch_failed(
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        step: Launch,
+        host_id: HostId,
+        outcome: Outcome,
+    ) -> None:
+        """A holder goes by its durable release, never by an outcome (G1)."""
+        row = await find_vm(tx, step.vm_id)
+        if row is None or step.incarnation is None:
             return
-        unknown = result is Result.UNKNOWN
-        await save_vm_status(
-            tx,
-            msgspec.structs.replace(
-                row.status,
-                state=VmState.UNKNOWN if unknown else VmState.DOWN,
-                since=tx.clock.wall_ms(),
-            ),
-        )
+        status = row.status
+        earlier = any(copy.incarnation != step.incarnation for copy in copies_on(status, host_id))
+        runs = outcome.code == "order.refused.running"
+        if status.incarnation == step.incarnation:
+            unclear = outcome.result is Result.UNKNOWN or runs or earlier
+            status = _start_over(status, unclear=unclear)
+        current, claimant = outcome.fields.get("current"), outcome.fields.get("holder_host")
+        refused = outcome.result is Result.REFUSED
+        if refused and outcome.code == "order.refused.incarnation" and isinstance(claimant, str):
+            status = await _claimed(tx, status, HostId(claimant), outcome)
+        elif refused and outcome.code in _REFUSED_FOR and isinstance(current, int):
+            status = refused_for(status, host_id, step.incarnation, Incarnation(current))
+        if await self._save_changed(tx, row, status):
+            effects.configure(row.vm.cluster_id)
+
+    async def _save_changed(self, tx: WriteTransaction, row: VmRow, status: VmStatus) -> bool:
+        if status == row.status:
+            return False
+        if status.state is not row.status.state:
+            status = msgspec.structs.replace(status, since=tx.clock.wall_ms())
+        await save_vm_status(tx, status)
+        return True
 
     # the next steps
 
@@ -408,6 +460,28 @@ class Runner:
             operation_id=run.operation.id,
             by=run.plan.by,
         )
+
+
+def _start_over(status: VmStatus, *, unclear: bool) -> VmStatus:
+    """Unless a report has said more already."""
+    if status.state is not VmState.STARTING:
+        return status
+    return msgspec.structs.replace(status, state=VmState.UNKNOWN if unclear else VmState.DOWN)
+
+
+async def _claimed(
+    tx: WriteTransaction, status: VmStatus, claimant: HostId, outcome: Outcome
+) -> VmStatus:
+    """The storage knows of a later start than we do. Never counted past: that copy may run (G4)."""
+    present = outcome.fields.get("incarnation")
+    if not isinstance(present, int):
+        return status
+    host = await find_host(tx, claimant)
+    known = host is not None and host.host.id == claimant
+    claimed = claimed_by(status, claimant, Incarnation(present), known=known)
+    if not known:
+        return claimed
+    return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
 
 
 def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:

@@ -44,6 +44,7 @@ class Landscape:
 class VmViews:
     def __init__(self, store: Store, links: HostLinks) -> None:
         self._landscape = Landscape(store)
+        self._now = store.clock.monotonic_ms
         self._links = links
 
     async def make(self, tx: Transaction, rows: Iterable[VmRow]) -> tuple[VmView, ...]:
@@ -102,7 +103,7 @@ class VmViews:
         present = row.status.host_id
         others = tuple(one for one in surroundings.hosts if one.host.id != present)
         without = msgspec.structs.replace(surroundings, hosts=others)
-        return place(row.vm, without, self._links).chosen is not None
+        return place(row.vm, without, self._links, self._now()).chosen is not None
 
 
 def _reasons(row: VmRow, host: HostRow | None) -> tuple[Reason, ...]:

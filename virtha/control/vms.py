@@ -169,7 +169,7 @@ class Vms:
 
     def _maker(self, vm: Vm, surroundings: Surroundings) -> Host:
         """The host that makes the disks: the one that would start it, else one that sees its storage."""
-        placement = place(vm, surroundings, self._links)
+        placement = place(vm, surroundings, self._links, self._store.clock.monotonic_ms())
         if placement.chosen is not None:
             return placement.chosen
         in_the_way = tuple(

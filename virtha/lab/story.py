@@ -179,6 +179,7 @@ class Twin:
         xml = _twin_xml(host.run_checked(["virsh", "dumpxml", "--inactive", vm]), self.name, disk)
         path = f"{images}/{self.name}.xml"
         host.path_inside(path).write_text(xml)
+        host.run(["virsh", "undefine", self.name])  # one of an earlier measurement, if any
         host.run_checked(["virsh", "define", path])
 
     def start_s(self) -> float:

@@ -49,6 +49,7 @@ class Guarded:
         self.firing_told = False
         self.gap_seen_ms: Millis | None = None
         self.pause_sent_ms: Millis | None = None
+        self.rebooted_ms: Millis | None = None
 
     @property
     def up(self) -> bool:

@@ -7,6 +7,7 @@ import structlog
 
 from virtha.api.metrics import Metrics
 from virtha.control import Control
+from virtha.control.effects import BEAT_SILENCE_MS
 from virtha.model.errors import VirthaError
 from virtha.model.host import HostState
 from virtha.model.ids import BootId, HostId
@@ -119,6 +120,8 @@ class PresenceWatch:
         presence, beat = self._sightings.presence(host_id), self._sightings.last_beat(host_id)
         if presence is None or beat is None or not presence.agent_connected:
             return None
+        if self._clock.monotonic_ms() - beat.received_at >= BEAT_SILENCE_MS:
+            return None  # no grant quotes it; when its guardian beats again, what waited goes out
         return beat.boot if beat.boot == presence.boot else None
 
     async def _tell_clock(self, host_id: HostId) -> None:

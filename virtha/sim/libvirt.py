@@ -264,6 +264,8 @@ class SimLibvirt:
         if qemu.agent_connected:
             qemu.agent_connected = False
             self._say(vm_id, Kind.AGENT, "disconnected")
+        # Twice, as the real one was seen to: SeaBIOS resets the machine once more, 30 to 40 ms later.
+        self._say(vm_id, Kind.REBOOTED)
         self._say(vm_id, Kind.REBOOTED)
 
     def _shut_down(self, domain: Domain, who: str) -> None:

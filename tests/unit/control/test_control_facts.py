@@ -169,10 +169,12 @@ def test_after_a_restore_every_host_must_speak_before_a_start(tell: Tell) -> Non
         await world.add_storage()
         await world.add_vm()
         await world.control.installation.restored(path="/tmp/b.tar", by="root")
+        await h1.hello()
         await h1.tell(Inventory(revision=1, domains=()))
         with pytest.raises(Refused) as refused:
             await world.control.vms.start(ADMIN, "web1", VmStart())
         assert refused.value.code == "start.blocked.inventory" and "h2" in str(refused.value)
+        await h2.hello()
         await h2.tell(Inventory(revision=1, domains=()))
         await world.control.vms.start(ADMIN, "web1", VmStart())
         assert "server.restored" in await world.codes()

@@ -73,7 +73,9 @@ def test_adopting_all_takes_what_can_be_adopted(tell: Tell) -> None:
         assert view.status.holders == (host.id,), "a holder before the order goes out"
         assert view.vm.ha and view.vm.adopted and view.status.wanted_up
         await host.answer(changes=("autostart turned off",))
-        await host.answer(result=Result.FAILED, message="libvirt says no")
+        await host.answer(
+            result=Result.REFUSED, code="order.refused.not_here", message="libvirt says no"
+        )
         ended = await world.control.operations.get(operation.id)
         assert ended.state is OperationState.FAILED and "libvirt says no" in ended.message
         with pytest.raises(NotFound):
@@ -150,6 +152,8 @@ def test_an_adopted_vm_starts_only_where_its_xml_is(tell: Tell) -> None:
         await world.control.hosts.adopt(ADMIN, "h1", AdoptRequest(names=("old1",), ha=True))
         await host.answer(foreign=(foreign(1, storage, state="shutoff"),))
         await host.answer()
+        vm_id = (await world.control.vms.get("old1")).vm.id
+        await host.tell(Released(vm_id=vm_id, incarnation=Incarnation(1)))
         with pytest.raises(Refused) as refused:
             await world.control.vms.start(ADMIN, "old1", VmStart(host="h2"))
         assert refused.value.code == "problem.no_host_fits"
