@@ -2,7 +2,6 @@
 
 import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -139,7 +138,7 @@ def test_an_existing_domain_is_adopted_as_it_is(story: Story) -> None:
     assert autostarts(h1, "old1")
     h1.run_checked(["virsh", "destroy", "old1"])
     h1.run_checked(["virsh", "undefine", "old1"])
-    Path(disk.replace(f"/{h1.storage.name}/", "/storage/")).unlink(missing_ok=True)
+    h1.run_checked(["rm", disk])
 
 
 @pytest.mark.req("A3")

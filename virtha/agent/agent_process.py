@@ -8,7 +8,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
@@ -31,7 +31,7 @@ from virtha.agent.loop import AgentLoop
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
-from virtha.agent.process_table import QemuWatch
+from virtha.agent.process_table import QemuWatch, qemu_processes
 from virtha.agent.properties import AgentProperties, load_properties, read_properties
 from virtha.agent.records import (
     OutcomeMemory,
@@ -70,6 +70,7 @@ from virtha.sentinel.events import (
     ReportAgain,
     SentinelRecords,
 )
+from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.sentinel import Sentinel
 from virtha.wire.messages import PeerRole, Welcome
 
@@ -105,9 +106,9 @@ class Agent:
         guest: GuestAgent,
         clock: Clock,
         files: Files,
-        processes: QemuWatch | None = None,
+        qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
     ) -> None:
-        """``processes``: the kernel's by default; simulated QEMUs are not among those."""
+        """``qemus``: the kernel's by default; simulated ones are not among those."""
         paths.make_directories()
         self._paths = paths
         self._hypervisor = hypervisor
@@ -129,7 +130,7 @@ class Agent:
         gate = GateRecords(paths, files, boot=boot)
         locks = VmLocks()
         evidence = EvidenceKeeper(paths, hypervisor)
-        self._processes = processes or QemuWatch()
+        self._processes = QemuWatch(qemus)
         self._runner = CommandRunner(
             control=hypervisor,
             catalog=hypervisor,

@@ -9,7 +9,7 @@ import msgspec
 
 from virtha.model.ids import BootId, HostId, Incarnation
 from virtha.model.orders import Grant
-from virtha.model.vm import PossibleCopy, VmStatus
+from virtha.model.vm import PossibleCopy, VmState, VmStatus
 
 LIST_MARGIN_MS = 10_000
 """How much older than its fact an inventory's list may be: libvirt answered, then it was written."""
@@ -20,9 +20,26 @@ def copies_on(status: VmStatus, host_id: HostId) -> tuple[PossibleCopy, ...]:
 
 
 def held_incarnation(status: VmStatus, host_id: HostId) -> Incarnation:
-    """The newest that this host may hold: what its settings name and what its reports count for."""
-    newest = max((copy.incarnation for copy in copies_on(status, host_id)), default=None)
-    return status.incarnation if newest is None else newest
+    """What this host's settings name: the start that is on its way, else the oldest that it may hold.
+
+    Named a later one, that nobody knows it has taken, its sentinel would call what runs there superseded
+    and restart it no more. One host's copies are one libvirt domain: they can't both run.
+    """
+    if status.state is VmState.STARTING:
+        return status.incarnation
+    oldest = min((copy.incarnation for copy in copies_on(status, host_id)), default=None)
+    return status.incarnation if oldest is None else oldest
+
+
+def counts(status: VmStatus, host_id: HostId, incarnation: Incarnation) -> bool:
+    """Whether a host's report of ``incarnation`` says how the VM is."""
+    if incarnation >= status.incarnation:
+        return True
+    if status.state is VmState.STARTING:
+        return False  # a later start is on its way there, and ends otherwise
+    # A host tells the release of what ended, then its state: its last word, while nobody else has one.
+    known = {copy.incarnation for copy in copies_on(status, host_id)}
+    return incarnation in known or not status.holders
 
 
 def unknown_hosts(status: VmStatus) -> tuple[PossibleCopy, ...]:
@@ -31,8 +48,15 @@ def unknown_hosts(status: VmStatus) -> tuple[PossibleCopy, ...]:
 
 
 def ordered(status: VmStatus, host_id: HostId, grant: Grant) -> VmStatus:
-    """Before the order goes out. What was possible on that host in this boot still is."""
-    mine = [copy for copy in copies_on(status, host_id) if copy.boot in (None, grant.boot)]
+    """Before the order goes out. What was possible on that host in this boot still is.
+
+    Also the last start of a former boot: its order may have been sent again, with a grant of this one.
+    """
+    mine = [
+        copy
+        for copy in copies_on(status, host_id)
+        if copy.boot in (None, grant.boot) or copy.incarnation == status.incarnation
+    ]
     if host_id in status.holders and not copies_on(status, host_id) and status.incarnation:
         # Adopted there, or held since before starts were kept one by one.
         mine.append(PossibleCopy(host_id=host_id, incarnation=status.incarnation, boot=grant.boot))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from virtha.control.copies import copies_on, held_incarnation, released, reported, seen_off, without
+from virtha.control.copies import copies_on, counts, released, reported, seen_off, without
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, record, severity_of
@@ -153,7 +153,7 @@ class FactRecorder:
         self, tx: WriteTransaction, effects: Effects, host: HostRow, body: VmReport
     ) -> None:
         row = await find_vm(tx, body.vm_id)
-        if row is None or body.incarnation < held_incarnation(row.status, host.host.id):
+        if row is None or not counts(row.status, host.host.id, body.incarnation):
             return  # deleted, or about a copy that a later start has superseded
         status = row.status
         if host.host.id not in status.holders and host.host.id != status.host_id:

@@ -177,7 +177,7 @@ class Runner:
         planned = run.plan.steps[step]
         if isinstance(planned, Launch):
             # It may have been taken all the same: only its host knows.
-            await self._launch_given_up(tx, planned)
+            await self._launch_given_up(tx, effects, planned)
         error = Unavailable(message)
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
@@ -302,12 +302,13 @@ class Runner:
                 await save_vm_status(tx, changed)
         effects.configure(order.vm.cluster_id)
 
-    async def _launch_given_up(self, tx: WriteTransaction, step: Launch) -> None:
+    async def _launch_given_up(self, tx: WriteTransaction, effects: Effects, step: Launch) -> None:
         row = await find_vm(tx, step.vm_id)
         if row is not None and row.status.incarnation == step.incarnation:
             # No holder: it was released, so nothing of it is anywhere.
             unclear = bool(row.status.holders)
-            await self._save_changed(tx, row, _start_over(row.status, unclear=unclear))
+            if await self._save_changed(tx, row, _start_over(row.status, unclear=unclear)):
+                effects.configure(row.vm.cluster_id)
 
     async def _launch_failed(
         self,

@@ -117,7 +117,7 @@ class Init:
                     stderr=log,
                     env={"PATH": PROGRAM_PATH, "HOME": "/root", **self.config["environment"]},
                     cwd="/",
-                    start_new_session=True, preexec_fn=lambda: __import__('signal').signal(17,0),
+                    start_new_session=True,
                 )
             self.running[name] = process.pid
             # Reaped below, together with everybody's orphans; Popen must not wait for it too.
@@ -222,7 +222,6 @@ def main() -> None:
     (init.directory / "ready").unlink(missing_ok=True)
     init.set_up()
     # Not before: set_up waits for its own commands.
-    import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     threading.Thread(target=init.reap_for_ever, name="reaper", daemon=True).start()
     init.start_all()
     init.serve()

@@ -147,9 +147,9 @@ def _prepare(directory: Path, hosts: int, steps: Steps) -> Lab:
         LabState(id=identity, directory=str(directory), accelerator=found, nodes=tuple(nodes))
     )
     state.write_state(lab.state)
-    for name in ("storage/images", STORAGE_NAME):
+    for name in (f"storage/{STORAGE_NAME}/images", "storage/other", "shared"):
         (directory / name).mkdir(parents=True, exist_ok=True)
-    shutil.copy(image, directory / "storage/images/tiny.qcow2")
+    shutil.copy(image, directory / f"storage/{STORAGE_NAME}/images/tiny.qcow2")
     return lab
 
 
@@ -284,8 +284,8 @@ def wait_hosts(lab: Lab) -> None:
 
 
 def _add_storage(lab: Lab) -> None:
-    path = str(lab.directory / STORAGE_NAME)
-    lab.virtha("storage", "add", STORAGE_NAME, "--path", path)
+    path = lab.hosts[0].storage
+    lab.virtha("storage", "add", STORAGE_NAME, "--path", str(path))
 
     def usable() -> bool:
         with lab.api() as api:

@@ -85,9 +85,14 @@ class Node:
         return network.host_address(number) if is_host else network.server_address(number)
 
     @property
-    def storage(self) -> Path:
+    def shared(self) -> Path:
         """Where each host sees the shared storage, by its own FUSE mount."""
-        return Path(self.lab.directory, STORAGE_NAME)
+        return Path(self.lab.directory, "shared")
+
+    @property
+    def storage(self) -> Path:
+        """The storage domain: a part of what is shared, so that there can be files besides it."""
+        return self.shared / STORAGE_NAME
 
     @property
     def environment(self) -> dict[str, str]:
@@ -130,13 +135,13 @@ class Node:
         run = self.root / "run/virtha"
         if self.state.kind == "server":
             return [{"name": "server", "command": [*virtha, "server", "run"]}]
-        storage = str(self.storage)
+        shared = str(self.shared)
         backing = str(Path(self.lab.directory, "storage"))
         return [
             {
                 "name": "storage",
-                "command": ["bindfs", "-f", "-o", "fsname=virtha-lab", backing, storage],
-                "wait_for": f"{storage}/",
+                "command": ["bindfs", "-f", "-o", "fsname=virtha-lab", backing, shared],
+                "wait_for": f"{shared}/",
             },
             {
                 "name": "virtlogd",

@@ -166,18 +166,17 @@ class Story:
 
 class Twin:
     """The same domain under another name, which virtha does not manage: what `virsh start` of this
-    very configuration takes, hook included. Its disk is a copy on the host's own disk."""
+    very configuration takes, hook included. Its disk is a copy on the same shared storage, beside the
+    storage domain."""
 
     def __init__(self, host: Node, vm: str) -> None:
         self.host = host
         self.name = f"{vm}-twin"
-        images = "/var/lib/libvirt/images"
-        disk = f"{images}/{self.name}.qcow2"
-        host.run_checked(["mkdir", "-p", images])
+        disk = f"{host.shared}/other/{self.name}.qcow2"
         source = f"{host.storage}/images/tiny.qcow2"
         host.run_checked(["cp", source, disk])
         xml = _twin_xml(host.run_checked(["virsh", "dumpxml", "--inactive", vm]), self.name, disk)
-        path = f"{images}/{self.name}.xml"
+        path = f"/run/{self.name}.xml"
         host.path_inside(path).write_text(xml)
         host.run(["virsh", "undefine", self.name])  # one of an earlier measurement, if any
         host.run_checked(["virsh", "define", path])

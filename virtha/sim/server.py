@@ -49,8 +49,26 @@ class ServerVm:
         self.host = host
         self.holders: set[str] = set()
         self.incarnation = Incarnation(0)
+        self.ordered = Incarnation(0)
+        """The highest that was given out; ``incarnation`` is above it when another host superseded it."""
+        self.copies: set[Incarnation] = set()
+        """Starts of the one holder whose end it has not told."""
         self.wanted_up = False
         self.report: VmReport | None = None
+
+    def release(self, host: str, incarnation: Incarnation) -> None:
+        """A host stays a holder until each of its starts has ended (see ``virtha.control.copies``)."""
+        if self.incarnation > self.ordered:
+            return  # superseded from elsewhere: it settles nothing
+        known = bool(self.copies)
+        self.copies.discard(incarnation)
+        if not self.copies and (known or incarnation >= self.incarnation):
+            self.holders.discard(host)
+
+    def held_incarnation(self, *, starting: bool) -> Incarnation:
+        if starting or self.incarnation > self.ordered:
+            return self.incarnation
+        return min(self.copies, default=self.incarnation)
 
 
 class PendingOrder(Value, frozen=True, kw_only=True):
@@ -118,30 +136,53 @@ class SimServer:
                 )
             case VmReport(vm_id=vm_id) as report:
                 known = self.vms.get(vm_id)
-                # Of the host that last got it, also about a former incarnation: a start that this
-                # host refused leaves nothing newer to be told.
                 if known is not None and known.host == host.name:
-                    known.report = report
+                    self._reported(known, report)
             case Released(vm_id=vm_id, incarnation=incarnation):
                 known = self.vms.get(vm_id)
-                if known is not None and incarnation == known.incarnation:
-                    known.holders.discard(host.name)
+                if known is not None and host.name in known.holders:
+                    known.release(host.name, incarnation)
             case Outcome(operation_id=operation_id) as outcome:
                 self._ended(self.pending.pop(operation_id, None), outcome)
                 self.outcomes[operation_id] = outcome
+
+    def _reported(self, known: ServerVm, report: VmReport) -> None:
+        """As the real one: of a former incarnation only what may still be there, and no start is on
+        its way."""
+        older = report.incarnation < known.incarnation
+        may_be = report.incarnation in known.copies or not known.holders
+        if older and (self._starting(known.vm.id) or not may_be):
+            return
+        known.incarnation = max(known.incarnation, report.incarnation)
+        known.report = report
+        for copy in [copy for copy in known.copies if copy < report.incarnation]:
+            known.release(known.host, copy)
+
+    def _starting(self, vm_id: VmId) -> bool:
+        return any(
+            isinstance(order.body, StartVm) and order.body.vm.id == vm_id
+            for order in self.pending.values()
+        )
 
     def _ended(self, order: PendingOrder | None, outcome: Outcome) -> None:
         refused = outcome.result is Result.REFUSED
         if order is None or not refused or not isinstance(order.body, StartVm):
             return
         known, current = self.vms[order.body.vm.id], outcome.fields.get("current")
-        if outcome.code != "order.refused.running":
-            # Nothing was done, and nothing runs there.
-            known.holders.discard(order.host)
+        if outcome.code == "order.refused.boot":
+            # The simulated desk has no release of its own for an order of a boot that is over.
+            known.release(order.host, order.body.grant.incarnation)
+        if known.incarnation != order.body.grant.incarnation or not isinstance(current, int):
             return
-        if known.incarnation == order.body.grant.incarnation and isinstance(current, int):
-            # It runs there already: the refused incarnation never was, that one is current.
+        if outcome.code in ("order.refused.running", "order.refused.incarnation"):
+            # The refused incarnation never was, the host's own is current: what it is doing is not
+            # known before its next report.
+            known.copies.discard(known.incarnation)
             known.incarnation = Incarnation(current)
+            if order.host in known.holders:
+                known.copies.add(known.incarnation)
+            if outcome.code == "order.refused.running":
+                known.report = None
 
     # Orders out
 
@@ -166,15 +207,22 @@ class SimServer:
             return None
         if any(_subject(order.body) == vm_id for order in self.pending.values()):
             return None
+        if host in known.holders and not known.copies:
+            known.copies.add(known.incarnation)
         known.holders.add(host)
         known.host = host
-        known.incarnation = Incarnation(known.incarnation + 1)
+        known.incarnation = known.ordered = Incarnation(known.incarnation + 1)
+        known.copies.add(known.incarnation)
         known.wanted_up = True
         return known.incarnation
 
     def settings_for(self, host: str) -> Configured:
         held = [
-            HeldVm(vm=known.vm, incarnation=known.incarnation, wanted_up=known.wanted_up)
+            HeldVm(
+                vm=known.vm,
+                incarnation=known.held_incarnation(starting=self._starting(known.vm.id)),
+                wanted_up=known.wanted_up,
+            )
             for _, known in sorted(self.vms.items())
             if host in known.holders
         ]
@@ -188,6 +236,7 @@ class SimServer:
         """Given back to its host's own tools."""
         known = self.vms[vm_id]
         known.holders.clear()
+        known.copies.clear()
         known.wanted_up, known.report = False, None
 
     # Beats: host state

@@ -32,6 +32,7 @@ from virtha.model.ids import (
 from virtha.model.orders import Grant, HeldVm, HostSettings, Order, OrderBody, StartVm
 from virtha.model.vm import Disk, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
+from virtha.sentinel.guardian import QemuProcess
 from virtha.sim.hypervisor import SimHypervisor
 
 INSTALLATION = InstallationId("10000000-0000-4000-8000-000000000001")
@@ -103,6 +104,8 @@ class Bench:
         Path(self.storage.path).mkdir()
         self.hypervisor = SimHost(hook_path(self.paths))
         self.properties = AgentProperties()
+        self.qemus: Callable[[], tuple[QemuProcess, ...]] = tuple
+        """The simulated QEMUs are none of the kernel's."""
         self.agent: Agent
         self._operation = 0
 
@@ -126,6 +129,7 @@ class Bench:
             guest=SilentGuest(),
             clock=self.clock,
             files=self.files,
+            qemus=lambda: self.qemus(),
         )
         return self.agent
 

@@ -42,6 +42,8 @@ def test_a_crashed_vm_runs_again_and_history_tells_it(bench: Bench) -> None:
 @pytest.mark.req("A8")
 def test_a_new_agent_finds_the_vm_running_and_touches_nothing(bench: Bench) -> None:
     async def first() -> None:
+        bench.agent.on_settings(bench.settings(bench.vm()))
+        await bench.agent.host.settled.wait()
         await bench.start()
 
     bench.run(first)

@@ -2,6 +2,7 @@
 """The guardian on real processes, and its talk with the agent over the real socket."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def qemus() -> Iterator[FakeQemus]:
 def watched(bench: Bench) -> None:
     bench.make_agent()
     bench.agent.host.gate.write(bench.settings(bench.vm()))
+    bench.agent.host.gate.restored()
     bench.agent.disk.close()
     bench.agent.outbox.close()
 
@@ -113,7 +115,7 @@ def test_an_ungranted_qemu_is_killed_and_told_and_others_live(
 
 
 @pytest.mark.parametrize(
-    "protection", ["granted", "held", "unreadable grant", "no records", "no grants"]
+    "protection", ["granted", "held", "unreadable grant", "no records", "no grants", "emptied"]
 )
 def test_what_has_a_grant_or_can_not_be_judged_lives(
     bench: Bench, qemus: FakeQemus, protection: str, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +134,10 @@ def test_what_has_a_grant_or_can_not_be_judged_lives(
         case "no records":
             gate.records_path.write_bytes(b"damaged")
         case "no grants":
-            bench.paths.grants.rmdir()
+            shutil.rmtree(bench.paths.grants)
+        case "emptied":  # /run was cleaned and somebody made the directory again
+            shutil.rmtree(bench.paths.grants)
+            bench.paths.grants.mkdir()
     looks = 0
 
     async def story(guardian: GuardianProcess) -> None:

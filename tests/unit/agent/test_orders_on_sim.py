@@ -148,7 +148,7 @@ def test_a_grant_that_does_not_hold_starts_nothing(
         outcome = await bench.do(StartVm(vm=bench.vm(), grant=grant, by="ann"))
         assert (outcome.result, outcome.code) == (Result.REFUSED, code)
         assert qemu(bench) is None
-        assert [fact.incarnation for fact in bench.released()] == [1]
+        await bench.until(lambda: [fact.incarnation for fact in bench.released()] == [1])
 
     bench.run(story)
 
@@ -466,14 +466,18 @@ def test_an_incarnation_is_claimed_on_the_storage_and_a_higher_one_refuses(bench
         record.write_text(json.dumps({**content, "incarnation": 9}))
         outcome = await bench.start(vm, incarnation=4)
         assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.incarnation")
-        record.write_text(json.dumps({**content, "incarnation": 4, "host_id": "another"}))
-        assert (await bench.start(vm, incarnation=4)).code == "order.refused.incarnation"
+        # M2: a server that was restored from a backup learns whose start it does not remember.
+        assert outcome.fields == {"incarnation": 9, "current": 9, "holder_host": HOST}
+        record.write_text(json.dumps({**content, "incarnation": 5, "host_id": "another"}))
+        outcome = await bench.start(vm, incarnation=5)
+        assert outcome.code == "order.refused.incarnation"
+        assert outcome.fields == {"incarnation": 5, "current": 5, "holder_host": "another"}
         record.write_text(json.dumps({**content, "installation_id": "another"}))
-        assert (await bench.start(vm, incarnation=5)).code == "order.refused.storage_foreign"
+        assert (await bench.start(vm, incarnation=6)).code == "order.refused.storage_foreign"
         record.write_text("{")
-        assert (await bench.start(vm, incarnation=6)).result is Result.FAILED
+        assert (await bench.start(vm, incarnation=7)).result is Result.FAILED
         assert qemu(bench) is None
-        assert [fact.incarnation for fact in bench.released()] == [3, 4, 4, 5, 6]
+        assert [fact.incarnation for fact in bench.released()] == [3, 4, 5, 6, 7]
 
     bench.run(story)
 

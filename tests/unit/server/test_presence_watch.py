@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from virtha.api.metrics import Metrics
@@ -66,6 +67,8 @@ class Sights:
     seen: dict[HostId, Sighting] = field(default_factory=dict)
 
     beats: dict[HostId, LastBeat] = field(default_factory=dict)
+    beating: set[HostId] = field(default_factory=set)
+    """Whose beats go on coming."""
     present: dict[HostId, HostPresence] = field(default_factory=dict)
 
     def sighting(self, host_id: HostId) -> Sighting:
@@ -91,6 +94,11 @@ class Story:
         """In the loop's own steps."""
         for _ in range(duration_ms // INTERVAL_MS):
             self.clock.now += INTERVAL_MS
+            for host_id in self.sights.beating:
+                beat = self.sights.beats[host_id]
+                self.sights.beats[host_id] = msgspec.structs.replace(
+                    beat, received_at=Millis(self.clock.now)
+                )
             asyncio.run(self.watch.step())
 
     def hosts_metric(self, state: HostState) -> float:
@@ -150,6 +158,7 @@ def test_orders_that_quote_a_beat_go_out_once_per_boot_when_its_beat_is_here() -
     story.pass_time(2_000)
     assert story.recorder.resent == []
     story.sights.beats[H1] = beat_of("b1")
+    story.sights.beating.add(H1)
     story.recorder.away = True
     story.pass_time(1_000)
     story.recorder.away = False
@@ -159,6 +168,24 @@ def test_orders_that_quote_a_beat_go_out_once_per_boot_when_its_beat_is_here() -
     story.pass_time(1_000)
     assert story.recorder.resent == [H1], "a beat of the old boot must not be quoted"
     story.sights.beats[H1] = beat_of("b2")
+    story.pass_time(1_000)
+    assert story.recorder.resent == [H1, H1]
+
+
+def test_orders_wait_for_a_guardian_that_fell_silent_and_go_when_it_beats_again() -> None:
+    """G2: a grant that quotes an old beat is over, and would end the order for nothing."""
+    story = Story(h1=HostState.UP)
+    story.sights.seen[H1] = Sighting(agent_connected=True)
+    story.sights.present[H1] = presence_of("b1")
+    story.sights.beats[H1] = beat_of("b1")
+    story.pass_time(2_000)
+    assert story.recorder.resent == [], "its last beat is old"
+    story.sights.beating.add(H1)
+    story.pass_time(1_000)
+    assert story.recorder.resent == [H1]
+    story.sights.beating.clear()
+    story.pass_time(10_000)
+    story.sights.beating.add(H1)
     story.pass_time(1_000)
     assert story.recorder.resent == [H1, H1]
 

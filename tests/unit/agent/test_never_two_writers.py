@@ -1,0 +1,572 @@
+"""Sequences that would end in two writers, in a killed VM, or in one that nobody restarts."""
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from agent_bench import INSTALLATION, WEB1, WEB2, Bench, SimHost
+
+from virtha.agent import host_shutdown
+from virtha.agent.gate import GateRecords, GrantState, read_grant
+from virtha.agent.process_table import look
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.facts import Fact, HostReport, Outcome, Result, VmReport
+from virtha.model.ids import Incarnation, VmId
+from virtha.model.orders import AdoptVm, ReleaseVm, StartVm
+from virtha.model.vm import VmState
+from virtha.ports.hypervisor import GateRefused, HypervisorFailed, HypervisorTimeout
+from virtha.sentinel.events import HostStaysUp
+from virtha.sentinel.guardian import QemuProcess
+from virtha.wire.messages import Welcome
+
+FOREIGN = (
+    f"<domain type='qemu'><name>old</name><uuid>{WEB2}</uuid><memory unit='MiB'>64</memory>"
+    "<vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os><devices/></domain>"
+)
+
+
+async def configured(bench: Bench, *vms: object, **changes: object) -> None:
+    bench.agent.on_settings(bench.settings(*vms, **changes))  # type: ignore[arg-type]
+    await bench.agent.host.settled.wait()
+
+
+def runs(bench: Bench, vm_id: VmId = WEB1) -> bool:
+    qemu = bench.hypervisor.libvirt.domain(vm_id).qemu
+    return qemu is not None and qemu.running
+
+
+def run_foreign(bench: Bench) -> None:
+    """A VM of somebody else's, started past the gate, which knows nothing of it yet."""
+    libvirt = bench.hypervisor.libvirt
+    libvirt.define(FOREIGN)
+    libvirt.start_paused(WEB2)
+    libvirt.run(WEB2)
+
+
+def ungranted(bench: Bench) -> set[VmId] | None:
+    """Whom the guardian would kill, were they running; None: it can't tell and kills nobody."""
+    seen = look(bench.paths, bench.boot)
+    if seen.managed is None or seen.granted is None:
+        return None
+    return set(seen.managed - seen.granted)
+
+
+# Releases (G1, P5)
+
+
+@pytest.mark.req("A8")
+def test_nothing_is_released_while_libvirt_hangs_over_a_copy_that_may_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: `cont` reached QEMU, libvirtd hangs and says nothing, the operator starts it once more."""
+    monkeypatch.setattr("virtha.agent.order_power.FIRST_LIST_MS", 200)
+    real = SimHost.domains
+
+    async def hang(_host: SimHost) -> tuple[DomainReport, ...]:
+        raise HypervisorTimeout("no answer")
+
+    async def run(host: SimHost, vm_id: VmId) -> None:
+        domain = host.libvirt.domain(vm_id)
+        assert domain.qemu is not None
+        domain.qemu.running, domain.state = True, DomainState.RUNNING
+        monkeypatch.setattr(SimHost, "domains", hang)
+        raise HypervisorTimeout("no answer; it may yet happen")
+
+    monkeypatch.setattr(SimHost, "run", run)
+
+    async def story() -> None:
+        await bench.listed()
+        assert (await bench.start()).result is Result.UNKNOWN
+        await bench.until(lambda: "host.libvirt.lost" in bench.codes())
+        again = await bench.start(incarnation=2)
+        # C1: with the incarnation that may run, so that the server counts back to it.
+        assert (again.code, again.fields) == ("order.refused.running", {"current": 1})
+        assert runs(bench)
+        assert bench.released() == []
+        grant = read_grant(bench.paths.grant(WEB1))
+        assert grant is not None
+        assert grant.incarnation == 1
+        monkeypatch.setattr(SimHost, "domains", real)
+        await bench.until(lambda: bench.state() == "running")
+        assert bench.released() == []
+
+    bench.run(story)
+
+
+@pytest.mark.req("A8")
+def test_a_start_refused_without_libvirt_is_released_by_the_list(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtha.agent.order_power.FIRST_LIST_MS", 200)
+
+    async def story() -> None:
+        await bench.listed()
+        bench.hypervisor.lose()
+        await bench.until(lambda: "host.libvirt.lost" in bench.codes())
+        outcome = await bench.start()
+        assert outcome.code == "host.unfit.libvirt"
+        assert bench.released() == []
+        bench.hypervisor.heal()
+        await bench.until(lambda: [fact.incarnation for fact in bench.released()] == [1])
+
+    bench.run(story)
+
+
+@pytest.mark.req("A8")
+def test_a_start_that_was_released_is_not_carried_out_when_it_comes_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G1: the agent died before it kept its answer; by now the VM may run elsewhere."""
+    orders = []
+
+    def killed_here(_outcome: Outcome) -> None:
+        raise OSError(28, "no outcome is kept")
+
+    async def first() -> None:
+        await bench.listed()
+        order = bench.order(StartVm(vm=bench.vm(), grant=bench.grant(duration_ms=-1), by="ann"))
+        orders.append(order)
+        monkeypatch.setattr(bench.agent.host.outcomes, "save", killed_here)
+        assert (await bench.give(order)).code == "order.refused.grant_expired"
+        await bench.until(lambda: len(bench.released()) == 1)
+
+    async def second() -> None:
+        await bench.listed()
+        body = msgspec.structs.replace(orders[0].body, grant=bench.grant())
+        outcome = await bench.give(msgspec.structs.replace(orders[0], body=body))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.incarnation")
+        assert bench.hypervisor.libvirt.find(WEB1) is None
+
+    bench.run(first)
+    bench.run(second)
+
+
+def test_an_order_for_another_boot_releases_nothing_that_runs(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        body = StartVm(vm=bench.vm(), grant=bench.grant(), by="ann")
+        outcome = await bench.do(body, host_boot="boot-0")
+        assert outcome.code == "order.refused.boot"
+        assert bench.released() == []
+        assert runs(bench)
+
+    bench.run(story)
+
+
+@pytest.mark.parametrize(
+    ("held", "grant", "released", "stays"),
+    [
+        (True, 1, 2, True),
+        (False, 1, 2, False),
+        (True, 2, 2, False),
+        (True, 3, 2, True),
+        (False, 3, 2, True),
+    ],
+)
+def test_a_release_takes_back_no_grant_of_a_copy_that_may_run(
+    bench: Bench, held: bool, grant: int, released: int, stays: bool
+) -> None:
+    gate = GateRecords(bench.paths, bench.files, boot=bench.boot)
+    if held:
+        gate.hold(WEB1, Incarnation(grant))
+    else:
+        gate.grant(WEB1, Incarnation(grant), until_ms=1)
+    gate.released(WEB1, Incarnation(released))
+    assert (read_grant(bench.paths.grant(WEB1)) is not None) == stays
+
+
+class Kernel:
+    """QEMUs as /proc would show them."""
+
+    def __init__(self) -> None:
+        self.running: set[VmId] = set()
+
+    def __call__(self) -> tuple[QemuProcess, ...]:
+        return tuple(QemuProcess(pid=7, start_ticks=1, vm_id=vm_id) for vm_id in self.running)
+
+
+@pytest.fixture
+def kernel(bench: Bench) -> Iterator[Kernel]:
+    kernel = Kernel()
+    bench.qemus = kernel
+    yield kernel
+
+
+@pytest.mark.req("A8")
+def test_a_qemu_that_hangs_in_the_kernel_holds_back_restart_and_release(
+    bench: Bench, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 3: libvirt calls it ended, yet a write of it may still be outstanding."""
+    monkeypatch.setattr("virtha.agent.loop.RETRY_MS", 50)
+    other = bench.vm(WEB2, "web2", ha=False)
+
+    async def story() -> None:
+        await bench.start()
+        await bench.start(other)
+        kernel.running = {WEB1, WEB2}
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        bench.hypervisor.libvirt.kill_qemu(WEB2)
+        await bench.until(lambda: bench.state(WEB2) == "down")
+        await bench.until(lambda: "vm.restart.ordered" in bench.codes())
+        await asyncio.sleep(0.3)  # several retries
+        assert bench.hypervisor.libvirt.domain(WEB1).qemu is None
+        assert bench.released() == []
+        kernel.running = set()
+        await bench.until(lambda: "vm.restarted" in bench.codes())
+        await bench.until(lambda: [fact.vm_id for fact in bench.released()] == [WEB2])
+
+    bench.run(story)
+
+
+# Grants (section 3: the guardian kills a managed QEMU that has none)
+
+
+@pytest.mark.req("A8")
+def test_a_vm_that_is_being_adopted_is_held_though_libvirt_hangs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_host: SimHost, _vm_id: VmId) -> DomainReport:
+        raise HypervisorTimeout("busy")
+
+    async def story() -> None:
+        await bench.listed()
+        await configured(bench)
+        run_foreign(bench)
+        monkeypatch.setattr(SimHost, "domain", hang)
+        await configured(bench, bench.vm(WEB2, "old", adopted=True), revision=2)
+        assert WEB2 not in (ungranted(bench) or ())
+        grant = read_grant(bench.paths.grant(WEB2))
+        assert grant is not None
+        assert grant.state is GrantState.HELD
+
+    bench.run(story)
+
+
+@pytest.mark.req("A8")
+@pytest.mark.parametrize("agent_runs", [False, True])
+def test_an_emptied_run_directory_condemns_no_vm(bench: Bench, agent_runs: bool) -> None:
+    async def first() -> None:
+        await configured(bench, bench.vm())
+        await bench.start()
+        assert ungranted(bench) == set()
+        if agent_runs:
+            shutil.rmtree(bench.paths.grants)
+            assert ungranted(bench) is None
+            await bench.until(lambda: ungranted(bench) is not None)
+            assert ungranted(bench) == set()
+
+    bench.run(first)
+    shutil.rmtree(bench.paths.run)
+    bench.paths.make_directories()
+    assert ungranted(bench) is None  # until the agent has seen libvirt's list
+
+    async def second() -> None:
+        await bench.listed()
+        await bench.until(lambda: ungranted(bench) is not None)
+        assert ungranted(bench) == set()
+        assert runs(bench)
+
+    bench.run(second)
+
+
+@pytest.mark.req("A8")
+def test_a_released_vm_gets_no_grant_back(bench: Bench) -> None:
+    async def story() -> None:
+        await configured(bench, bench.vm(ha=False))
+        await bench.start(bench.vm(ha=False))
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        await bench.until(lambda: len(bench.released()) == 1)
+        shutil.rmtree(bench.paths.grants)
+        await bench.until(lambda: ungranted(bench) is not None)
+        assert ungranted(bench) == {WEB1}
+
+    bench.run(story)
+
+
+def test_a_vm_given_back_lives_on_under_settings_that_still_name_it(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.listed()
+        await configured(bench)
+        run_foreign(bench)
+        vm = bench.vm(WEB2, "old", adopted=True)
+        await bench.do(AdoptVm(vm=vm, incarnation=Incarnation(1)))
+        await configured(bench, vm, revision=2)
+        assert (await bench.do(ReleaseVm(vm_id=WEB2))).result is Result.OK
+        await configured(bench, vm, revision=3)
+        assert WEB2 not in (ungranted(bench) or ())
+
+    bench.run(story)
+
+
+# Restarts (G5)
+
+
+@pytest.mark.req("W7")
+def test_a_grant_that_can_not_be_kept_ends_the_start_and_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_gate: GateRecords, _vm_id: VmId, _incarnation: Incarnation) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def story() -> None:
+        await bench.listed()
+        with monkeypatch.context() as patch:
+            patch.setattr(GateRecords, "hold", full)
+            outcome = await bench.start()
+        assert outcome.result is Result.FAILED
+        assert "the grant can't be kept" in outcome.message
+        assert bench.hypervisor.libvirt.domain(WEB1).qemu is None
+        await bench.until(lambda: len(bench.released()) == 1)
+        assert (await bench.start(incarnation=2)).result is Result.OK
+
+    bench.run(story)
+
+
+@pytest.mark.req("W7")
+def test_a_start_that_breaks_is_never_left_starting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(_host: SimHost, _vm_id: VmId) -> None:
+        raise GateRefused("no")
+
+    def broken(_gate: GateRecords, _vm_id: VmId) -> None:
+        raise OSError(5, "Input/output error")
+
+    async def story() -> None:
+        await bench.listed()
+        with monkeypatch.context() as patch:
+            patch.setattr(SimHost, "start_paused", refuses)
+            patch.setattr(GateRecords, "revoke", broken)
+            assert (await bench.start()).result is Result.UNKNOWN
+            await bench.until(lambda: bench.agent.loop.record(WEB1) is not None)
+        record = bench.agent.loop.record(WEB1)
+        assert record is not None
+        assert record.state is not VmState.STARTING
+
+    bench.run(story)
+
+
+@pytest.mark.req("W7", "A8")
+@pytest.mark.parametrize("what", ["shutdown", "hold", "unwanted"])
+def test_a_restart_looks_again_before_its_processors_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real = SimHost.start_paused
+
+    async def meanwhile(host: SimHost, vm_id: VmId) -> None:
+        await real(host, vm_id)
+        match what:
+            case "shutdown":
+                host_shutdown.mark(bench.paths, bench.boot)
+            case "hold":
+                await configured(bench, bench.vm(), revision=2, hold="maintenance")
+            case "unwanted":
+                settings = bench.settings(bench.vm(), revision=2)
+                held = tuple(msgspec.structs.replace(h, wanted_up=False) for h in settings.vms)
+                bench.agent.on_settings(msgspec.structs.replace(settings, vms=held))
+                await bench.agent.host.settled.wait()
+
+    async def story() -> None:
+        await configured(bench, bench.vm())
+        await bench.start()
+        monkeypatch.setattr(SimHost, "start_paused", meanwhile)
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        await bench.until(lambda: "vm.restart.failed" in bench.codes())
+        assert bench.hypervisor.libvirt.domain(WEB1).qemu is None
+        assert "vm.restarted" not in bench.codes()
+
+    bench.run(story)
+
+
+@pytest.mark.req("W7")
+def test_a_host_shutdown_that_was_called_off_blocks_nothing(bench: Bench) -> None:
+    async def story() -> None:
+        await configured(bench, bench.vm())
+        await bench.start()
+        host_shutdown.mark(bench.paths, bench.boot)
+        await bench.until(lambda: bench.agent.host.shutting_down)
+        host_shutdown.unmark(bench.paths)
+        await bench.until(lambda: not bench.agent.host.shutting_down)
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        await bench.until(lambda: "vm.restarted" in bench.codes())
+
+    bench.run(story)
+
+
+@pytest.mark.req("A8")
+@pytest.mark.parametrize("damage", ["damaged", "lost"])
+def test_lost_settings_hold_until_the_server_sends_them(bench: Bench, damage: str) -> None:
+    async def first() -> None:
+        await configured(bench, bench.vm(), hold="maintenance")
+        await bench.start()
+
+    bench.run(first)
+    if damage == "lost":
+        bench.paths.settings.unlink()
+    else:
+        bench.paths.settings.write_text("{damaged")
+
+    async def second() -> None:
+        await bench.listed()
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        await bench.until(lambda: "vm.restart.blocked" in bench.codes())
+        assert "vm.restart.ordered" not in bench.codes()
+        await configured(bench, bench.vm(), revision=2)
+        await bench.until(lambda: "vm.restarted" in bench.codes())
+
+    bench.run(second)
+
+
+# What the server is told
+
+
+def vm_reports(facts: tuple[Fact, ...]) -> list[VmReport]:
+    return [fact.body for fact in facts if isinstance(fact.body, VmReport)]
+
+
+@pytest.mark.req("X1")
+def test_a_new_server_is_told_every_vm_again(bench: Bench) -> None:
+    def welcome(instance: str) -> Welcome:
+        return Welcome(
+            version_major=1,
+            version_minor=0,
+            installation_id=INSTALLATION,
+            server_instance=instance,
+            term=bench.settings().term,
+        )
+
+    async def story() -> None:
+        await configured(bench, bench.vm())
+        bench.agent.on_connected(welcome("one"), "192.0.2.1:8250")
+        await bench.start()
+        told = len(vm_reports(bench.facts()))
+        bench.agent.on_connected(welcome("two"), "192.0.2.1:8250")
+        await bench.until(lambda: len(vm_reports(bench.facts())) > told)
+        assert vm_reports(bench.facts())[-1].state is VmState.RUNNING
+        told = len(vm_reports(bench.facts()))
+        bench.agent.on_connected(welcome("two"), "192.0.2.1:8250")
+        await bench.agent.loop.told(HostStaysUp())  # the next step, whatever it is
+        assert len(vm_reports(bench.facts())) == told
+
+    bench.run(story)
+
+
+@pytest.mark.req("X1")
+def test_a_start_refused_because_it_runs_tells_what_runs_after_the_answer(bench: Bench) -> None:
+    async def story() -> None:
+        await configured(bench, bench.vm())
+        await bench.start()
+        outcome = await bench.start(incarnation=2)
+        assert (outcome.code, outcome.fields) == ("order.refused.running", {"current": 1})
+
+        def told_after() -> bool:
+            bodies = [fact.body for fact in bench.facts()]
+            return any(isinstance(b, VmReport) for b in bodies[bodies.index(outcome) :])
+
+        await bench.until(told_after)
+
+    bench.run(story)
+
+
+@pytest.mark.req("X1")
+def test_a_libvirt_that_lists_nothing_counts_as_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_host: SimHost) -> tuple[DomainReport, ...]:
+        raise HypervisorTimeout("no answer")
+
+    def connected() -> bool:
+        reports = [f.body for f in bench.facts() if isinstance(f.body, HostReport)]
+        return bool(reports) and reports[-1].capabilities.libvirt_connected
+
+    async def story() -> None:
+        await bench.listed()
+        await bench.until(connected)
+        with monkeypatch.context() as patch:
+            patch.setattr(SimHost, "domains", hang)
+            bench.agent._on_connection(True)
+            await bench.until(lambda: not connected())
+        await bench.until(connected)
+
+    bench.run(story)
+
+
+# Adoption
+
+
+@pytest.mark.req("X1")
+def test_a_vm_that_ends_while_it_is_adopted_is_not_reported_running(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SimHost.define
+
+    async def define(host: SimHost, xml: str) -> None:
+        await real(host, xml)
+        host.libvirt.kill_qemu(WEB2)
+        await asyncio.sleep(0.05)  # its event comes before the adoption is told
+
+    async def story() -> None:
+        await bench.listed()
+        await configured(bench)
+        run_foreign(bench)
+        monkeypatch.setattr(SimHost, "define", define)
+        vm = bench.vm(WEB2, "old", ha=False)
+        assert (await bench.do(AdoptVm(vm=vm, incarnation=Incarnation(1)))).result is Result.OK
+        await bench.until(lambda: bench.state(WEB2) == "down")
+
+    bench.run(story)
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (HypervisorFailed("read-only file system"), Result.FAILED),
+        (HypervisorTimeout("no answer"), Result.UNKNOWN),
+    ],
+)
+def test_a_failed_adoption_is_undone_or_not_called_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception, result: Result
+) -> None:
+    async def fails(_host: SimHost, _vm_id: VmId, on: bool) -> None:
+        if not on:
+            raise error
+
+    async def story() -> None:
+        await bench.listed()
+        await configured(bench)
+        run_foreign(bench)
+        bench.hypervisor.libvirt.domain(WEB2).autostart = True
+        before = bench.hypervisor.libvirt.domain(WEB2).xml
+        with monkeypatch.context() as patch:
+            patch.setattr(SimHost, "set_autostart", fails)
+            outcome = await bench.do(AdoptVm(vm=bench.vm(WEB2, "old"), incarnation=Incarnation(1)))
+        assert outcome.result is result
+        undone = "virtha.dev" not in bench.hypervisor.libvirt.domain(WEB2).xml
+        assert undone == (result is Result.FAILED)
+        assert "virtha.dev" not in before
+        assert bench.agent.loop.record(WEB2) is None
+        assert runs(bench, WEB2)
+
+    bench.run(story)
+
+
+# Many orders
+
+
+def test_no_order_is_left_without_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtha.agent.order_desk.IN_HAND_MAX", 3)
+
+    async def story() -> None:
+        await bench.listed()
+        orders = [bench.order(ReleaseVm(vm_id=WEB1)) for _ in range(6)]
+        for order in orders:
+            bench.agent.on_order(order)
+        await bench.until(lambda: all(bench.outcomes(order) for order in orders))
+        answers = [bench.outcomes(order)[0].code for order in orders]
+        assert answers == [None] * 3 + ["problem.unavailable"] * 3
+        # Turned away is not carried out: the same order is, once there is room.
+        assert (await bench.give(orders[5])).result is Result.OK
+
+    bench.run(story)

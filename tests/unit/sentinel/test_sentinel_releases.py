@@ -1,0 +1,161 @@
+"""When a release is told, and what a start that is not done leaves behind (G1, P5)."""
+
+import pytest
+from sentinel_bench import BOOT, WEB, Bench, codes, releases, reports
+
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.facts import Result
+from virtha.model.ids import Incarnation
+from virtha.model.vm import VmState
+from virtha.sentinel.events import (
+    Adopted,
+    DomainsListed,
+    HostShuttingDown,
+    HostStaysUp,
+    LibvirtLost,
+    ListDomains,
+    ReportAgain,
+    Restart,
+    StartAccepted,
+    StartEnded,
+    StartRefused,
+)
+
+pytestmark = pytest.mark.req("A8")
+NOTHING = DomainsListed(domains=())
+
+
+def refused(bench: Bench, incarnation: int) -> StartRefused:
+    return StartRefused(vm=bench.vm, incarnation=Incarnation(incarnation), detail="why")
+
+
+def ready() -> Bench:
+    bench = Bench()
+    bench.tell(DomainsListed(domains=(), at_start=True))
+    return bench
+
+
+def running() -> Bench:
+    bench = Bench()
+    bench.start()
+    return bench
+
+
+def test_a_refused_start_is_recorded_before_it_is_released_and_stays_refused() -> None:
+    bench = ready()
+    decision = bench.tell(refused(bench, 3))
+    assert releases(decision) == [3]
+    assert bench.saved[WEB].released
+    bench.restart()
+    bench.tell(DomainsListed(domains=(), at_start=True))
+    refusal = bench.sentinel.start_refusal(WEB, Incarnation(3))
+    assert refusal is not None
+    assert refusal.code == "order.refused.incarnation"
+    assert bench.sentinel.start_refusal(WEB, Incarnation(4)) is None
+
+
+def test_nothing_is_released_over_a_copy_that_runs_or_may_run() -> None:
+    bench = running()
+    assert releases(bench.tell(refused(bench, 2))) == []
+    assert (bench.record.incarnation, bench.record.state) == (1, VmState.RUNNING)
+
+    bench = ready()
+    bench.tell(StartAccepted(vm=bench.vm, incarnation=Incarnation(1), by="admin"))
+    bench.tell(StartEnded(vm_id=WEB, incarnation=Incarnation(1), result=Result.UNKNOWN))
+    bench.tell(LibvirtLost())
+    assert releases(bench.tell(refused(bench, 2))) == []
+    assert bench.record.incarnation == 1
+
+    bench = Bench()
+    bench.tell(bench.listed(at_start=True))  # somebody's copy of a VM that has no record here
+    assert releases(bench.tell(refused(bench, 2))) == []
+    assert bench.sentinel.view() == ()
+
+
+def test_without_libvirt_a_release_waits_for_the_list() -> None:
+    bench = ready()
+    bench.tell(LibvirtLost())
+    decision = bench.tell(refused(bench, 2))
+    assert releases(decision) == []
+    assert reports(decision) == []
+    assert not bench.saved[WEB].released
+    assert releases(bench.tell(NOTHING, after_ms=1_000)) == [2]
+
+    bench = ready()
+    bench.tell(LibvirtLost())
+    bench.tell(refused(bench, 2))
+    decision = bench.tell(bench.listed(), after_ms=1_000)
+    assert releases(decision) == []
+    assert "vm.unmanaged_copy" in codes(decision)
+
+
+@pytest.mark.parametrize("attempt", [False, True])
+def test_a_qemu_on_its_way_out_is_no_successful_start(attempt: bool) -> None:
+    if attempt:
+        bench = running()
+        (restart,) = [
+            c for c in bench.event("stopped", "failed").commands if isinstance(c, Restart)
+        ]
+        assert restart.attempt == 1
+    else:
+        bench = ready()
+        bench.tell(StartAccepted(vm=bench.vm, incarnation=Incarnation(1), by="admin"))
+    bench.restart()
+    decision = bench.tell(bench.listed("shutting_down", "booted", at_start=True), after_ms=1_000)
+    assert bench.record.state is VmState.UNKNOWN
+    assert not {"vm.started", "vm.restarted"} & set(codes(decision))
+    assert not any(isinstance(command, ListDomains) for command in decision.commands)
+    later = bench.tell(after_ms=10_000)
+    assert any(isinstance(command, ListDomains) for command in later.commands)
+    bench.tell(bench.listed("shutoff", "shutdown"))
+    assert bench.record.state is not VmState.RUNNING
+
+
+def test_a_guest_that_panicked_by_then_did_start() -> None:
+    bench = ready()
+    bench.tell(StartAccepted(vm=bench.vm, incarnation=Incarnation(1), by="admin"))
+    bench.restart()
+    decision = bench.tell(bench.listed("crashed", "panicked", at_start=True), after_ms=1_000)
+    assert bench.record.state is VmState.CRASHED
+    assert [code for code in codes(decision) if code.startswith("vm.")] == [
+        "vm.started",
+        "vm.panicked",
+    ]
+
+
+def test_what_is_adopted_is_listed_once_more() -> None:
+    bench = ready()
+    report = DomainReport(vm_id=WEB, name="web", state=DomainState.RUNNING, pid=7)
+    decision = bench.tell(Adopted(vm=bench.vm, incarnation=Incarnation(1), domain=report))
+    assert any(isinstance(command, ListDomains) for command in decision.commands)
+    bench.tell(bench.listed("shutoff", "failed"), after_ms=5)
+    assert bench.record.state is not VmState.RUNNING
+
+
+def test_a_list_from_before_an_adoption_does_not_judge_it() -> None:
+    bench = running()
+    bench.tell(ReportAgain(vm_id=WEB))  # asks for a list, which is on its way
+    report = DomainReport(vm_id=WEB, name="web", state=DomainState.RUNNING, pid=7)
+    bench.tell(Adopted(vm=bench.vm, incarnation=Incarnation(1), domain=report))
+    decision = bench.tell(NOTHING, after_ms=5)
+    assert bench.record.state is VmState.RUNNING
+    assert any(isinstance(command, ListDomains) for command in decision.commands)
+
+
+def test_a_shutdown_of_the_host_that_was_called_off_blocks_no_restart() -> None:
+    bench = running()
+    bench.tell(HostShuttingDown())
+    bench.tell(HostStaysUp())
+    decision = bench.event("stopped", "failed", after_ms=1_000)
+    assert any(isinstance(command, Restart) for command in decision.commands)
+
+
+def test_vms_are_reported_again_when_asked() -> None:
+    bench = running()
+    assert reports(bench.tell(after_ms=1_000)) == []
+    (report,) = reports(bench.tell(ReportAgain(), after_ms=1_000))
+    assert (report.vm_id, report.state) == (WEB, VmState.RUNNING)
+    decision = bench.tell(ReportAgain(vm_id=WEB), after_ms=1_000)
+    assert len(reports(decision)) == 1
+    assert any(isinstance(command, ListDomains) for command in decision.commands)
+    assert bench.record.boot == BOOT
