@@ -103,7 +103,15 @@ def test_a_host_joins_once_with_its_token(play: Play) -> None:
         assert again.json()["code"] == "problem.token.used"
         view = await world.ok("GET", "/v1/hosts/h1", role="viewer")
         assert view["status"]["state"] == HostState.NEVER_SEEN
-        assert (await world.call("DELETE", "/v1/hosts/h1")).status_code == 204
+        await world.control.installation.restored(path="/tmp/b.tar", by="root")
+        unheard = await world.call("DELETE", "/v1/hosts/h1")
+        assert (unheard.status_code, unheard.json()["code"]) == (422, "start.blocked.inventory")
+        assert "powered_off=true" in unheard.json()["fix"]
+        await world.control.hosts.presence_changed(
+            (await world.control.hosts.get("h1")).host.id, HostState.UNREACHABLE
+        )
+        removed = await world.call("DELETE", "/v1/hosts/h1?powered_off=true")
+        assert removed.status_code == 204
         assert (await world.call("GET", "/v1/hosts/h1")).status_code == 404
 
     play(story)

@@ -118,7 +118,12 @@ class Agent:
         self.boot = boot
         self.disk = DiskThread()
         self.outbox = Outbox(
-            paths.outbox, boot=boot, clock=clock, files=files, host_name=identity.name
+            paths.outbox,
+            boot=boot,
+            clock=clock,
+            files=files,
+            host_name=identity.name,
+            awaits_hello=True,
         )
         self.outbox.open()
         self._settings_store = SettingsStore(paths.settings, files)

@@ -94,7 +94,11 @@ class Outbox:
         files: Files,
         host_name: str = "",
         bytes_soft_max: int = 64 << 20,
+        awaits_hello: bool = False,
     ) -> None:
+        """``awaits_hello``: an outbox that knows no number at all (new, or its directory was lost)
+        keeps facts in memory until ``align``. Numbered from 1 they might be those that the server
+        has, and would be taken for known ones."""
         self._directory = directory
         self._boot = boot
         self._clock = clock
@@ -115,6 +119,7 @@ class Outbox:
         self._last = 0
         self._acknowledged = 0
         self._has_gap = False
+        self._awaits_hello = awaits_hello
         self.damage = Damage()
 
     # Opening
@@ -130,6 +135,7 @@ class Outbox:
             corrupt = corrupt or is_corrupt
         readable = max((s.last for s in self._segments), default=0)
         self._last = max(readable, high_water)
+        self._awaits_hello = self._awaits_hello and self._last == 0
         self._has_gap = not self._contiguous() or (bool(self._segments) and readable < self._last)
         self._open_mark()
         self._make_reserve()
@@ -287,6 +293,7 @@ class Outbox:
         """
         self.on_facts_acknowledged(acknowledged)
         with self._writing, self._lock:
+            self._awaits_hello = False
             if acknowledged <= self._last and not self._has_gap:
                 return
             pending = [f for s in self._segments for f in read_records(s.path.read_bytes())[0]]
@@ -357,6 +364,8 @@ class Outbox:
     def _flush(self) -> bool:
         if not self._waiting:
             return True
+        if self._awaits_hello:
+            return False
         try:
             self._write_batch(list(self._waiting))
         except OSError as error:

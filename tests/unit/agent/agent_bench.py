@@ -131,6 +131,7 @@ class Bench:
             files=self.files,
             qemus=lambda: self.qemus(),
         )
+        self.agent.outbox.align(0)  # as the first hello does
         return self.agent
 
     def vm(self, vm_id: VmId = WEB1, name: str = "web1", **changes: object) -> Vm:

@@ -331,8 +331,12 @@ def test_a_start_that_breaks_is_never_left_starting(
     async def refuses(_host: SimHost, _vm_id: VmId) -> None:
         raise GateRefused("no")
 
-    def broken(_gate: GateRecords, _vm_id: VmId) -> None:
-        raise OSError(5, "Input/output error")
+    real, errors = GateRecords.revoke, [OSError(5, "Input/output error")]
+
+    def broken(gate: GateRecords, vm_id: VmId) -> None:
+        if errors:
+            raise errors.pop()
+        real(gate, vm_id)
 
     async def story() -> None:
         await bench.listed()

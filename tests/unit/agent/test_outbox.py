@@ -297,3 +297,27 @@ def test_a_fact_that_fits_no_frame_is_named_and_blocks_nothing(tmp_path: Path) -
     assert counts(outbox) == ["host.fact.too_large", 1]
     outbox.close()
     assert counts(opened(tmp_path)) == ["host.fact.too_large", 1]
+
+
+def test_an_outbox_that_knows_no_number_writes_none_before_the_first_hello(tmp_path: Path) -> None:
+    """Its directory was lost; numbered from 1 again, facts would be taken for those the server has."""
+
+    def awaiting() -> Outbox:
+        outbox = Outbox(
+            tmp_path, boot=BootId("b"), clock=BoottimeClock(), files=Files(), awaits_hello=True
+        )
+        outbox.open()
+        return outbox
+
+    outbox = awaiting()
+    assert not outbox.append([event(1)])
+    assert sequences(outbox) == []
+    assert outbox.waiting == 1
+    outbox.align(2)
+    assert outbox.append(())
+    assert (sequences(outbox), counts(outbox)) == ([3], [1])
+    outbox.close()
+    outbox = awaiting()
+    assert outbox.append([event(2)])
+    assert sequences(outbox) == [3, 4]
+    outbox.close()

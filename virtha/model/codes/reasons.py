@@ -168,7 +168,6 @@ REASONS: tuple[Code, ...] = (
         "storage domain {name} belongs to another installation",
         "name",
     ),
-    _reason(5208, "order.refused.instance", ERROR, "another server instance is live", "instance"),
     _reason(
         5209,
         "order.failed.shutdown_ignored",
@@ -223,7 +222,6 @@ REASONS: tuple[Code, ...] = (
         "model",
     ),
     _reason(5404, "host.unfit.gate", WARNING, "its start gate is not in force"),
-    _reason(5405, "host.unfit.maintenance", INFO, "it is in maintenance"),
     _reason(5406, "host.unfit.libvirt", WARNING, "its libvirt does not answer"),
     _reason(5407, "host.unfit.bridge", WARNING, "it has no bridge {bridge}", "bridge"),
     _reason(5408, "host.unfit.arch", WARNING, "it is {arch}", "arch"),
