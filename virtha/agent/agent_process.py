@@ -147,6 +147,7 @@ class Agent:
             locks=locks,
             processes=self._processes,
             spawn=self.spawn,
+            disk_check=properties.diskactivity_check,
         )
         records = sentinel_records(self._record_store, settings, self.outbox.told())
         self._hold_at_start = records.hold

@@ -7,6 +7,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from virtha.agent.disk_activity import judged
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.gate import PROOF_VM_ID, GateRecords
@@ -215,7 +216,9 @@ class CommandRunner:
         locks: VmLocks,
         processes: QemuWatch,
         spawn: Spawn,
+        disk_check: bool = False,
     ) -> None:
+        """``disk_check``: the host checks disks before ordered starts (A5); a restart says why it doesn't."""
         self._control = control
         self._catalog = catalog
         self._guest = guest
@@ -226,6 +229,7 @@ class CommandRunner:
         self._locks = locks
         self._processes = processes
         self._spawn = spawn
+        self._disk_check = disk_check
         self._starter = Starter(control, catalog, gate)
         self._guest_calls = asyncio.Semaphore(GUEST_CALLS_MAX)
         self._reading: set[VmId] = set()
@@ -281,6 +285,9 @@ class CommandRunner:
             result, detail = await self._attempt(command)
         finally:
             self._locks.end_start(vm_id)
+        record = self._record(vm_id)
+        if result is Result.OK and self._disk_check and record is not None:
+            await self._facts.emit([judged(record.vm, "disk_check.skipped.local_restart")])
         self._tell(
             RestartEnded(
                 vm_id=vm_id,
@@ -395,6 +402,11 @@ class CommandRunner:
         except HypervisorError as error:
             # The sentinel sees no SUSPENDED event and orders it again.
             _log.warning("can't pause", vm=vm_id, error=str(error))
+            return
+        record = self._record(vm_id)
+        dumped = None if record is None else self._evidence.dumped(record.vm)
+        if dumped is not None:
+            await self._facts.emit([dumped])
 
     async def _list(self) -> None:
         counts = self._locks.counts()

@@ -10,8 +10,11 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from virtha.model.codes import render
 from virtha.model.errors import Refused
-from virtha.model.value import Value
+from virtha.model.facts import Happened
+from virtha.model.value import Scalar, Value
+from virtha.model.vm import Vm
 from virtha.ports.clock import Clock
 
 POLL_MS = 1_000
@@ -75,3 +78,12 @@ async def wait_until_quiet(
             if present != last[path]:
                 last[path], changed_at[path] = present, clock.monotonic_ms()
     return quiet_ms
+
+
+def judged(vm: Vm, code: str, **fields: Scalar) -> Happened:
+    """What became of the check, for the VM's history (A5 asks that a start that skips it says why)."""
+    return Happened(
+        code="vm.disk_check",
+        vm_id=vm.id,
+        fields={"vm": vm.name, "code": code, "result": render(code, fields)},
+    )

@@ -58,6 +58,9 @@ class FactSink:
         self._on_written()
         return durable
 
+    def on_its_way(self, body: FactBody) -> bool:
+        return self._outbox.holds(body)
+
     def _with_host(self, body: FactBody) -> FactBody:
         """The cores know ids and no names of hosts; what is read by people has them."""
         if isinstance(body, Happened):

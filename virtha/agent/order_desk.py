@@ -84,7 +84,9 @@ class OrderDesk:
             # The settings that came before this order may name the storage that it needs.
             await self._host.settled.wait()
             outcome = await self._outcome(order)
-            await self._host.facts.emit([outcome])
+            # A server that takes sessions but can record nothing sends its orders after each hello.
+            if not self._host.facts.on_its_way(outcome):
+                await self._host.facts.emit([outcome])
             if isinstance(order.body, StartVm) and outcome.code == "order.refused.running":
                 # After the answer: the server drops a report of what it holds for superseded, and
                 # learns by the answer that this one is not.

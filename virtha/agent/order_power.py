@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.commands import is_gone
-from virtha.agent.disk_activity import Fingerprint, fingerprint, wait_until_quiet
+from virtha.agent.disk_activity import Fingerprint, fingerprint, judged, wait_until_quiet
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
 from virtha.agent.storage import (
@@ -43,6 +44,7 @@ from virtha.ports.hypervisor import DomainMissing
 from virtha.sentinel.events import (
     PauseAccepted,
     RebootAccepted,
+    ReportAgain,
     ResumeAccepted,
     StartAccepted,
     StartEnded,
@@ -50,12 +52,16 @@ from virtha.sentinel.events import (
     StopAccepted,
 )
 
+_log = structlog.get_logger(__name__)
+
 START_UNFINISHED = "vm.paused.start_unfinished"
 FIRST_LIST_MS = 10_000
 FIRST_LIST_POLL_S = 0.05
 CAPABILITIES_S = 20.0
 """The first probe of a host starts a QEMU to see whether KVM is of use; later ones are cached."""
 GONE_POLL_MS = 2_000
+TOLD_S = 5.0
+TOLD_POLL_S = 0.02
 """libvirt's event wakes the wait; this is for an event that was lost with its connection."""
 
 
@@ -204,7 +210,10 @@ class PowerOrders:
     async def _check_disks(self, order: StartVm) -> None:
         """A5: guards starts that carry no proof of the previous copy's death."""
         properties, vm = self._host.properties, order.vm
-        if not properties.diskactivity_check or order.disk_check is not DiskCheck.RUN:
+        if not properties.diskactivity_check:
+            return
+        if order.disk_check is not DiskCheck.RUN:
+            await self._host.facts.emit([judged(vm, "disk_check.skipped.proven")])
             return
         by_path: dict[Path, StorageDomain] = {}
         for disk in vm.disks:
@@ -218,13 +227,14 @@ class PowerOrders:
                 by_path[path], lambda: fingerprint(path), deadline_ms=ORDER_DEADLINE_MS
             )
 
-        await wait_until_quiet(
+        quiet_ms = await wait_until_quiet(
             tuple(by_path),
             read,
             clock=self._host.clock,
             quiet_ms=properties.diskactivity_quiet_ms,
             timeout_ms=properties.diskactivity_timeout_s * 1_000,
         )
+        await self._host.facts.emit([judged(vm, "disk_check.passed", quiet_ms=quiet_ms)])
 
     async def define(self, vm: Vm) -> None:
         """Define ``vm`` in libvirt: made anew, or patched when it is an adopted one."""
@@ -345,6 +355,7 @@ class PowerOrders:
         while True:
             present = await self._present(order.vm_id)
             if present is None or is_gone(present):
+                await self._until_told(order.vm_id)
                 return OK
             left_ms = deadline - host.clock.monotonic_ms()
             if left_ms <= 0:
@@ -359,6 +370,24 @@ class PowerOrders:
             except TimeoutError:
                 continue
             gone = host.stops.event(order.vm_id)
+
+    async def _until_told(self, vm_id: VmId) -> None:
+        """Until the end of the VM is in the outbox: told after the outcome, a delete right behind the
+        power-off would be refused because the VM is 'stopping' still.
+
+        Bounded: libvirt's event may be lost, and the next list tells it then.
+        """
+        loop = self._host.loop
+        try:
+            async with asyncio.timeout(TOLD_S):
+                record = loop.record(vm_id)
+                while record is not None and record.state is not VmState.DOWN:
+                    await asyncio.sleep(TOLD_POLL_S)
+                    record = loop.record(vm_id)
+                if record is not None:
+                    await loop.told(ReportAgain(vm_id=vm_id))
+        except TimeoutError:
+            _log.warning("stopped, and the sentinel has not noticed yet", vm=vm_id)
 
     def _superseded(self, vm_id: VmId, incarnation: Incarnation) -> Answer | None:
         record = self._host.loop.record(vm_id)

@@ -262,6 +262,12 @@ class Outbox:
                 return tuple(found[:limit])
         return ()
 
+    def holds(self, body: FactBody) -> bool:
+        """Whether the very same is on its way already, not acknowledged yet."""
+        with self._lock:
+            recent = tuple(self._recent)
+        return any(fact.sequence > self._acknowledged and fact.body == body for fact in recent)
+
     def told(self) -> tuple[Told, ...]:
         """The events of this boot that are still here, acknowledged or not, oldest first: what an
         agent that died between telling and recording must not tell again."""

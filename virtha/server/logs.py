@@ -7,6 +7,11 @@ import structlog
 
 from virtha.server.config import LOG_LEVELS
 
+# Without the frames' variables: they make a line of 100 KB, and may hold tokens and passwords.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure_logs(level: str) -> None:
     """All of it to stderr: stdout is for what scripts read."""
@@ -21,7 +26,7 @@ def configure_logs(level: str) -> None:
     last: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if sys.stderr.isatty()
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, *last],

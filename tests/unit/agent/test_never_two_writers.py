@@ -294,6 +294,7 @@ def test_a_vm_given_back_lives_on_under_settings_that_still_name_it(bench: Bench
         await bench.do(AdoptVm(vm=vm, incarnation=Incarnation(1)))
         await configured(bench, vm, revision=2)
         assert (await bench.do(ReleaseVm(vm_id=WEB2))).result is Result.OK
+        assert read_grant(bench.paths.grant(WEB2)) is not None  # for settings half applied by now
         await configured(bench, vm, revision=3)
         assert WEB2 not in (ungranted(bench) or ())
 

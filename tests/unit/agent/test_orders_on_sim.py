@@ -92,6 +92,19 @@ def test_an_order_that_comes_again_is_answered_not_repeated(bench: Bench) -> Non
     bench.run(story)
 
 
+def test_an_answer_that_is_on_its_way_is_not_told_again(bench: Bench) -> None:
+    async def story() -> None:
+        order = bench.order(StartVm(vm=bench.vm(), grant=bench.grant(), by="ann"))
+        await bench.give(order)
+        for _ in range(3):
+            bench.agent.on_order(order)
+        # An order that came later has been answered, so those before it have been looked at.
+        await bench.do(PauseVm(vm_id=WEB1, incarnation=Incarnation(1), by="ann"))
+        assert len(bench.outcomes(order)) == 1
+
+    bench.run(story)
+
+
 def test_outcomes_outlive_the_agent(bench: Bench) -> None:
     orders: list[Order] = []
 

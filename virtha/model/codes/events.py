@@ -207,15 +207,6 @@ EVENTS: tuple[Code, ...] = (
     _event(2012, "vm.agent.connected", INFO, "Guest agent of {vm} answers", "vm"),
     _event(2013, "vm.agent.lost", WARNING, "Guest agent of {vm} no longer answers", "vm"),
     _event(
-        2014,
-        "vm.start_refused",
-        WARNING,
-        "A start of {vm} on {host} was refused by the gate: {detail}",
-        "vm",
-        "host",
-        "detail",
-    ),
-    _event(
         2015, "vm.unmanaged_copy", ALERT, "{vm} runs on {host} without a grant", "vm", "host", "pid"
     ),
     _event(
@@ -235,6 +226,9 @@ EVENTS: tuple[Code, ...] = (
         "kind",
         "detail",
         help="'virtha operation show' has the steps.",
+    ),
+    _event(
+        2018, "vm.disk_check", INFO, "Disk activity check of {vm}: {result}", "vm", "result", "code"
     ),
     _event(
         2200,

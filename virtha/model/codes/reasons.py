@@ -239,7 +239,6 @@ REASONS: tuple[Code, ...] = (
     _reason(
         5501, "disk_check.skipped.local_restart", INFO, "this agent reaped the previous copy itself"
     ),
-    _reason(5502, "disk_check.skipped.off", INFO, "vm.diskactivity.checkenabled is false"),
     _reason(5503, "disk_check.passed", INFO, "disks were quiet for {quiet_ms} ms", "quiet_ms"),
     # 5600: is it protected? one line each in `virtha status`
     _reason(5600, "protection.ok", INFO, "protected"),
