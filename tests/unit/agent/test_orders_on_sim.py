@@ -99,7 +99,9 @@ def test_an_answer_that_is_on_its_way_is_not_told_again(bench: Bench) -> None:
         for _ in range(3):
             bench.agent.on_order(order)
         # An order that came later has been answered, so those before it have been looked at.
-        await bench.do(PauseVm(vm_id=WEB1, incarnation=Incarnation(1), by="ann"))
+        pause = bench.order(PauseVm(vm_id=WEB1, incarnation=Incarnation(1), by="ann"))
+        bench.agent.on_order(pause)
+        await bench.until(lambda: bool(bench.outcomes(pause)))
         assert len(bench.outcomes(order)) == 1
 
     bench.run(story)
