@@ -40,8 +40,11 @@ lab: setup ## real libvirt, QEMU and guests (needs root)
 	@echo "==> lab: real libvirt, QEMU and guests"
 	@$(PYTEST) -q -m lab tests
 
-verify: setup ## the long runs (hours): mutants, chaos, benchmarks; resumable
-	@$(MAKE) --no-print-directory mutants chaos bench
+verify: setup ## the long runs: mutants, chaos, the lab's acceptance rounds, benchmarks; each can be run alone
+	@$(MAKE) --no-print-directory mutants chaos
+	@echo "==> lab: twenty kills of the agent around a firing"
+	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
+	@$(MAKE) --no-print-directory bench
 
 mutants: setup-check ## seeded bugs; each must be caught
 	@$(PYTHON) tests/mutants/run.py

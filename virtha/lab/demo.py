@@ -227,10 +227,10 @@ def main() -> int:
         steps.say(f"a lab with {HOSTS} hosts in {directory}")
         demo = Demo(lab.up(directory, hosts=HOSTS, steps=steps), steps)
         demo.tell()
-        holds = report(demo)
         demo.story.close()
-        if keep:
+        if keep:  # before the report: the JSON line is the last one
             print(_how_to_look_around(directory, demo.lab))  # noqa: T201
+        holds = report(demo)
         return 0 if holds else 1
     except VirthaError as error:
         steps.say(f"the demo failed: {error}")
@@ -254,7 +254,7 @@ def _how_to_look_around(directory: Path, made: lab.Lab) -> str:
             "  virtha lab panic-guest web1     # crash its kernel",
             "  virtha lab exec h1 -- virsh list",
             f"  REST: https://127.0.0.1:{made.state.forward_port}",
-            "  make lab-clean                  # stop it all",
+            "  make lab-clean                  # stop it all\n",
         )
     )
 
