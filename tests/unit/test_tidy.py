@@ -89,6 +89,17 @@ def test_no_file_of_everything_and_none_too_long() -> None:
     assert too_long == {}
 
 
+def test_nothing_waits_with_wait_for() -> None:
+    # Python 3.11's asyncio.wait_for swallows a cancellation that comes together with its result: an
+    # agent that was told to stop hung for ever. asyncio.timeout doesn't.
+    found = [
+        str(path.relative_to(ROOT))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "asyncio.wait_for(" in path.read_text()
+    ]
+    assert found == []
+
+
 def test_no_machine_paths_and_no_open_ends_in_the_repository() -> None:
     # Spelled apart, so that this file does not find itself.
     banned = re.compile(

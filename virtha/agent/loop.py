@@ -157,7 +157,10 @@ class AgentLoop:
             retry_s = RETRY_MS / 1_000
             timeout_s = retry_s if timeout_s is None else min(timeout_s, retry_s)
         try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with what is
+            # awaited, and the agent would never end.
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
         except TimeoutError:
             return
 

@@ -366,7 +366,8 @@ class PowerOrders:
                     fields={"deadline_ms": order.deadline_ms},
                 )
             try:
-                await asyncio.wait_for(gone.wait(), min(left_ms, GONE_POLL_MS) / 1_000)
+                async with asyncio.timeout(min(left_ms, GONE_POLL_MS) / 1_000):
+                    await gone.wait()
             except TimeoutError:
                 continue
             gone = host.stops.event(order.vm_id)

@@ -70,7 +70,8 @@ class QemuWatch:
             self._looking = loop.run_in_executor(self._executor, self._look)
         # A look that is under way will do: what is asked for has been there for longer.
         try:
-            found = await asyncio.wait_for(asyncio.shield(self._looking), LOOK_DEADLINE_S)
+            async with asyncio.timeout(LOOK_DEADLINE_S):
+                found = await asyncio.shield(self._looking)
         except (TimeoutError, OSError) as error:
             _log.error("the processes can't be read", error=str(error))
             return True

@@ -116,7 +116,8 @@ class HostReporter:
             in_force = self._proof is not None and self._proof.in_force
             pause_s = GATE_INTERVAL_S if in_force else GATE_RETRY_S
             try:
-                await asyncio.wait_for(self._again.wait(), pause_s if complete else RETRY_S)
+                async with asyncio.timeout(pause_s if complete else RETRY_S):
+                    await self._again.wait()
             except TimeoutError:
                 continue
 
@@ -188,7 +189,8 @@ class StorageReporter:
                     self._busy.add(domain.id)
                     self._host.spawn(f"storage {domain.name}", self._look_and_tell(domain))
             try:
-                await asyncio.wait_for(self._again.wait(), STORAGE_INTERVAL_S)
+                async with asyncio.timeout(STORAGE_INTERVAL_S):
+                    await self._again.wait()
             except TimeoutError:
                 continue
 

@@ -97,7 +97,8 @@ class _Worker:
 
         self.pending += 1
         self._calls.put(run)
-        return await asyncio.wait_for(future, deadline_ms / 1_000)
+        async with asyncio.timeout(deadline_ms / 1_000):
+            return await future
 
 
 class StorageWorkers:

@@ -81,7 +81,8 @@ class Operations:
             if operation.is_over or left_s <= 0:
                 return operation
             try:
-                await asyncio.wait_for(self._store.changes.beyond(seen), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._store.changes.beyond(seen)
             except TimeoutError:
                 return await self.get(operation_id)
 

@@ -59,7 +59,8 @@ class Passwords:
 
     async def _in_thread(self, call: Callable[..., T], *arguments: str) -> T:
         try:
-            await asyncio.wait_for(self._turns.acquire(), HASH_WAIT_S)
+            async with asyncio.timeout(HASH_WAIT_S):
+                await self._turns.acquire()
         except TimeoutError:
             raise Unavailable("too many sign-ins at once", fix="try again") from None
         try:

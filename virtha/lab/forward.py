@@ -34,9 +34,8 @@ async def serve(listener: socket.socket, host: str, port: int) -> None:
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with places:
             try:
-                inner_reader, inner_writer = await asyncio.wait_for(
-                    asyncio.open_connection(host, port), timeout=5.0
-                )
+                async with asyncio.timeout(5.0):
+                    inner_reader, inner_writer = await asyncio.open_connection(host, port)
             except (OSError, TimeoutError):
                 writer.close()  # the server is down: as if nobody listened
                 return

@@ -100,7 +100,8 @@ class Store:
     async def write(self) -> AsyncIterator[WriteTransaction]:
         """All or nothing. Raises Unavailable (`problem.database.locked`, `problem.disk.full`)."""
         try:
-            await asyncio.wait_for(self._turn.acquire(), WRITER_WAIT_S)
+            async with asyncio.timeout(WRITER_WAIT_S):
+                await self._turn.acquire()
         except TimeoutError:
             raise locked("by this server's own transactions") from None
         try:

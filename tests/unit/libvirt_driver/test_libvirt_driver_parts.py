@@ -1,6 +1,7 @@
 """The parts of the libvirt driver that need no libvirtd: lanes, words, errors, probes' parsing."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -88,7 +89,12 @@ def test_a_call_that_did_not_begin_never_will() -> None:
             await lane.call("third", lambda: None, deadline_ms=50)
         thaw.set()
         assert await first
-        await lane.call("fourth", lambda: done.append("fourth"), deadline_ms=5_000)
+        # The thread still has to throw the given up one out of the line.
+        async with asyncio.timeout(20):
+            while not done:
+                with contextlib.suppress(HypervisorUnavailable):
+                    await lane.call("fourth", lambda: done.append("fourth"), deadline_ms=5_000)
+                await asyncio.sleep(0)
         assert done == ["fourth"]
         lane.close()
 
