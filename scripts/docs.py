@@ -44,12 +44,20 @@ def _states() -> str:
     )
 
 
+def _requirements() -> str:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from requirement_coverage import coverage_markdown
+
+    return coverage_markdown()
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "codes.md": _codes,
     "agent-properties.md": _properties,
     "openapi.json": _openapi,
     "commands.md": _commands,
     "states.md": _states,
+    "requirements.md": _requirements,
 }
 
 
