@@ -191,9 +191,14 @@ def test_sign_in_over_tls_root_over_the_socket_and_a_prompt_stop(initialised: Pa
             metrics = client.get("/metrics").text
             assert f"virtha_term {float(server.ready['term'])}" in metrics
             assert "virtha_loop_lag_seconds" in metrics
-        with server.rest() as client, client.stream("GET", "/healthz"):
-            pass
-        with server.local() as client, client.stream("GET", "/v1/events/stream") as stream:
+        with server.rest() as client:
+            token = sign_in(client).json()["token"]
+        # With a token, so that it also works where the tests don't run as root.
+        signed_in = {"Authorization": f"Bearer {token}"}
+        with (
+            server.local() as client,
+            client.stream("GET", "/v1/events/stream", headers=signed_in) as stream,
+        ):
             lines = stream.iter_lines()
             assert next(lines) == "retry: 1000"
             code, seconds = server.stop()
