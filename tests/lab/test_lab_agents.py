@@ -74,6 +74,7 @@ def _wait_entries(story: Story, name: str, after: int, count: int) -> None:
 
 
 @pytest.mark.req("A8")
+@pytest.mark.bad_input("libvirtd gone and back", story=True)
 def test_agent_and_libvirtd_may_restart_without_touching_a_vm(story: Story) -> None:
     story.create_vm("calm1", host="h1")
     host = story.lab.host("h1")

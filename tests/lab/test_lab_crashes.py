@@ -78,31 +78,70 @@ def test_a_poweroff_watchdog_on_machine_pc_with_ib700(story: Story) -> None:
 
 @pytest.mark.req("W6", "W7")
 def test_pause_dump_and_none(story: Story) -> None:
-    for action in ("pause", "dump", "none"):
-        story.create_vm(f"w-{action}", watchdog=f"i6300esb:{action}")
-    for action in ("pause", "dump", "none"):
-        story.wait_agent(f"w-{action}")
+    # Longer than the twenty characters that libvirt puts into the names of its dumps.
+    names = {action: f"w-{action}-of-the-watchdog" for action in ("pause", "dump", "none")}
+    for action, name in names.items():
+        story.create_vm(name, watchdog=f"i6300esb:{action}")
+    for name in names.values():
+        story.wait_agent(name)
     revision = story.revision()
-    for action in ("pause", "dump", "none"):
-        faults.hang_guest(story.lab, f"w-{action}")
-    for action in ("pause", "dump", "none"):
-        fired = story.wait_event(f"w-{action}", "vm.watchdog.fired", after=revision)
+    for name in names.values():
+        faults.hang_guest(story.lab, name)
+    for action, name in names.items():
+        fired = story.wait_event(name, "vm.watchdog.fired", after=revision)
         assert fired["fields"]["action"] == action
     # none: nothing but the event; it runs on and its agent answers.
-    assert guest.agent_answers(story.lab.host_of("w-none"), "w-none")
-    assert story.look("w-none").boots == 1
+    assert guest.agent_answers(story.lab.host_of(names["none"]), names["none"])
+    assert story.look(names["none"]).boots == 1
     for action in ("pause", "dump"):
-        paused = story.wait_state(f"w-{action}", "paused")
+        paused = story.wait_state(names[action], "paused")
         assert "vm.paused.watchdog" in {reason["code"] for reason in paused["status"]["reasons"]}
     # The guest's memory is where the event says.
-    dumped = story.wait_event("w-dump", "vm.dumped", after=revision)
-    dump = story.lab.host_of("w-dump").path_inside(dumped["fields"]["path"])
+    dumped = story.wait_event(names["dump"], "vm.dumped", after=revision)
+    dump = story.lab.host_of(names["dump"]).path_inside(dumped["fields"]["path"])
     assert dump.stat().st_size > 1 << 20
     # The user resumes it, and it is the same guest as before.
-    story.api.operate("/v1/vms/w-pause/resume")
-    story.wait_state("w-pause", "running")
-    story.wait_agent("w-pause")
-    assert story.look("w-pause").boots == 1
+    story.api.operate(f"/v1/vms/{names['pause']}/resume")
+    story.wait_state(names["pause"], "running")
+    story.wait_agent(names["pause"])
+    assert story.look(names["pause"]).boots == 1
+
+
+@pytest.mark.req("W6", "W12")
+def test_a_dump_that_fails_is_told_as_such_and_names_no_older_file(story: Story) -> None:
+    story.create_vm("nodump", watchdog="i6300esb:dump")
+    host = story.lab.host_of("nodump")
+    directory = "/var/lib/libvirt/qemu/dump"
+
+    def fire() -> int:
+        story.wait_agent("nodump")
+        revision = story.revision()
+        faults.hang_guest(story.lab, "nodump")
+        story.wait_event("nodump", "vm.watchdog.fired", after=revision)
+        return revision
+
+    def start_again() -> None:
+        # QEMU's card is off after it fired, and the guest's driver believes that it runs: a new start.
+        story.wait_state("nodump", "paused")
+        story.api.operate("/v1/vms/nodump/power-off")
+        story.wait_state("nodump", "down")
+        story.start_vm("nodump", host=host.name)
+
+    first = story.wait_event("nodump", "vm.dumped", after=fire())
+    start_again()
+    # libvirt can't write there any more, and the first dump is still there.
+    host.run_checked(["mount", "--bind", directory, directory])
+    host.run_checked(["mount", "-o", "remount,bind,ro", directory])
+    try:
+        revision = fire()
+        failed = story.wait_event("nodump", "vm.dump_failed", after=revision)
+        assert directory in failed["fields"]["detail"]
+        assert not story.events("nodump", revision, "vm.dumped")
+    finally:
+        host.run_checked(["umount", directory])
+    start_again()
+    last = story.wait_event("nodump", "vm.dumped", after=fire())
+    assert last["fields"]["path"] != first["fields"]["path"]
 
 
 @pytest.mark.req("W11")

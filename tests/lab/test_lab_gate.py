@@ -11,6 +11,7 @@ from virtha.lab.node import Node, wait_until
 from virtha.lab.story import Story
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+REFUSED = "vm.start_refused"
 
 
 def xml_of(host: Node, name: str) -> str:
@@ -31,15 +32,36 @@ def refused_start(host: Node, name: str) -> str:
     return done.stderr
 
 
+def wait_refusals(story: Story, hosts: set[str], after: int, *, name: str) -> None:
+    """Until each of these hosts has told that its gate refused that domain; by the host's history, where
+    also those are that belong to no VM."""
+
+    def told() -> set[str]:
+        return {
+            host
+            for host in hosts
+            for event in story.api.events(host=host, code="vm.start_refused", after=after)
+            if event["fields"]["vm"] == name
+        }
+
+    wait_until(
+        lambda: told() == hosts,
+        f"the refusals of {name} on {', '.join(sorted(hosts))} are in the history",
+        timeout_s=60.0,
+        pause_s=0.1,
+    )
+
+
 def autostarts(host: Node, name: str) -> bool:
     found = re.search(r"Autostart: *(\w+)", host.run_checked(["virsh", "dominfo", name]))
     assert found is not None
     return found.group(1) == "enable"
 
 
-@pytest.mark.req("F9")
+@pytest.mark.req("F9", "X1")
 def test_virsh_start_of_a_managed_vm_is_refused_on_every_host(story: Story) -> None:
     story.create_vm("mine", host="h1")
+    began = story.revision()
     h1, h2 = story.lab.host("h1"), story.lab.host("h2")
     xml = xml_of(h1, "mine")
     for name in ("h1", "h2"):
@@ -58,7 +80,19 @@ def test_virsh_start_of_a_managed_vm_is_refused_on_every_host(story: Story) -> N
     assert story.lab.copies_of("mine") == ["h1"]
     # On the right host too, once it is down: the grant was for one start.
     h1.run_checked(["virsh", "destroy", "mine"])
-    assert "gate.refused" in refused_start(h1, "mine")
+    for _ in range(5):
+        assert "gate.refused" in refused_start(h1, "mine")
+    # Nobody heard of it while the agents were away; now everybody does.
+    for name in ("h1", "h2"):
+        faults.start_agent(story.lab, name)
+    wait_refusals(story, {"h1", "h2"}, began, name="mine")
+    wait_refusals(story, {"h2"}, began, name="stranger")
+    told = {event["fields"]["host"]: event for event in story.events("mine", began, REFUSED)}
+    assert told["h1"]["fields"]["count"] == 5, "five tries are one entry"
+    assert told["h2"]["fields"]["code"] == "gate.refused.no_grant"
+    assert told["h2"]["severity"] == "warning"
+    assert "virtha vm start mine" in told["h2"]["message"]
+    assert not story.events("mine", began, "host.gate.*")
     h2.run_checked(["virsh", "undefine", "mine"])
     h2.run_checked(["virsh", "undefine", "stranger"])
 
@@ -69,6 +103,7 @@ def test_autostart_after_a_reboot_of_the_host_is_refused(story: Story) -> None:
     h2 = story.lab.host("h2")
     assert not autostarts(h2, "auto")
     faults.kill_agent(story.lab, "h2")
+    began = story.revision()
     h2.run_checked(["virsh", "autostart", "auto"])
     faults.kill_host(story.lab, "h2")
     story.lab = Lab.open(story.lab.directory)
@@ -85,6 +120,11 @@ def test_autostart_after_a_reboot_of_the_host_is_refused(story: Story) -> None:
     )
     assert h2.qemu_of("auto") is None
     assert story.lab.copies_of("auto") == []
+    for service in ("guardian", "agent"):
+        h2.start_service(service)
+    refused = story.wait_event("auto", REFUSED, after=began)
+    assert refused["fields"]["host"] == "h2"
+    assert refused["fields"]["code"].startswith("gate.refused.")
 
 
 @pytest.mark.req("F9")
@@ -94,8 +134,13 @@ def test_a_managed_save_image_is_not_restored(story: Story) -> None:
     h1 = story.lab.host("h1")
     faults.kill_agent(story.lab, "h1")
     h1.run_checked(["virsh", "managedsave", "saved"], timeout_s=90)
+    began = story.revision()
     message = refused_start(h1, "saved")
     assert "gate.refused" in message
+    faults.start_agent(story.lab, "h1")
+    refused = story.wait_event("saved", REFUSED, after=began)
+    assert refused["fields"]["host"] == "h1"
+    assert refused["fields"]["reason"] in message
     h1.run_checked(["virsh", "managedsave-remove", "saved"])
 
 

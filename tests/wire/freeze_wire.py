@@ -244,6 +244,9 @@ FACT_BODIES: tuple[FactBody, ...] = (
     Progress(operation_id=OPERATION, step=1, percent=55),
 )
 
+CHECKING_HOST = HostReport(capabilities=HostCapabilities(disk_check_ms=120_000))
+"""A field that is left out where it says nothing: hosts without it send what they always sent."""
+
 ORDER_BODIES: tuple[OrderBody, ...] = (
     StartVm(vm=VM, grant=GRANT, by="admin", disk_check=DiskCheck.SKIP_PROVEN),
     StopVm(
@@ -264,6 +267,16 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
     AdoptVm(vm=VM, incarnation=Incarnation(1), dry_run=True),
     ReleaseVm(vm_id=VM_ID),
 )
+
+
+def _fact(index: int, body: FactBody) -> Fact:
+    return Fact(
+        sequence=991 + index,
+        boot=BOOT,
+        monotonic_ms=123_456_000 + index,
+        wall_ms=1_700_000_000_000 + index,
+        body=body,
+    )
 
 
 def _messages() -> dict[str, Message]:
@@ -308,17 +321,9 @@ def _messages() -> dict[str, Message]:
         "pong": Pong(nonce=7),
         "bye": Bye(code="wire.closed.shutdown"),
     }
-    facts = tuple(
-        Fact(
-            sequence=991 + index,
-            boot=BOOT,
-            monotonic_ms=123_456_000 + index,
-            wall_ms=1_700_000_000_000 + index,
-            body=body,
-        )
-        for index, body in enumerate(FACT_BODIES)
-    )
+    facts = tuple(_fact(index, body) for index, body in enumerate(FACT_BODIES))
     messages["facts"] = Facts(facts=facts, gap=True)
+    messages["facts_disk_check"] = Facts(facts=(_fact(0, CHECKING_HOST),))
     for index, body in enumerate(ORDER_BODIES):
         order = Order(operation_id=OPERATION, step=index, term=Term(5), host_boot=BOOT, body=body)
         messages[f"order_{body.__struct_config__.tag}"] = GiveOrder(order=order)

@@ -1,5 +1,7 @@
 """How an order ended, before it becomes an ``Outcome`` of the order's operation and step."""
 
+import errno
+
 from virtha.model.errors import InvalidInput, Refused, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Result
 from virtha.model.orders import Order
@@ -28,7 +30,9 @@ def refused(code: str, message: str, **fields: Scalar) -> Answer:
 def of_error(error: VirthaError | OSError) -> Answer:
     """By rule: refused. No answer from libvirt in time: unknown. Else it failed."""
     if isinstance(error, OSError):
-        return Answer(result=Result.FAILED, code="problem.failed", message=str(error))
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = "problem.disk.full" if is_full else "problem.failed"
+        return Answer(result=Result.FAILED, code=code, message=str(error))
     if isinstance(error, Refused | InvalidInput):
         result = Result.REFUSED
     elif isinstance(error, HypervisorTimeout | HypervisorUnavailable):

@@ -4,12 +4,11 @@ import asyncio
 from functools import partial
 from pathlib import Path
 
-from virtha.agent.agent_process import load_agent_properties
 from virtha.agent.files import Files
 from virtha.agent.gate_proof import GateProver
 from virtha.agent.identity import Identity, load_credentials, load_identity
 from virtha.agent.paths import AgentPaths
-from virtha.agent.properties import AgentProperties
+from virtha.agent.properties import AgentProperties, load_agent_properties
 from virtha.agent.records import SettingsStore
 from virtha.agent.storage import PROBE_DEADLINE_MS, StorageWorkers, check_header
 from virtha.drivers.libvirt_driver import LibvirtHost

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 import structlog
 
 from virtha.agent.disk_activity import judged
+from virtha.agent.dumps import DumpFinder
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.gate import PROOF_VM_ID, GateRecords
@@ -211,6 +212,7 @@ class CommandRunner:
         guest: GuestAgent,
         gate: GateRecords,
         evidence: EvidenceKeeper,
+        dumps: DumpFinder,
         facts: FactSink,
         clock: Clock,
         locks: VmLocks,
@@ -224,6 +226,7 @@ class CommandRunner:
         self._guest = guest
         self._gate = gate
         self._evidence = evidence
+        self._dumps = dumps
         self._facts = facts
         self._clock = clock
         self._locks = locks
@@ -402,11 +405,17 @@ class CommandRunner:
         except HypervisorError as error:
             # The sentinel sees no SUSPENDED event and orders it again.
             _log.warning("can't pause", vm=vm_id, error=str(error))
-            return
         record = self._record(vm_id)
-        dumped = None if record is None else self._evidence.dumped(record.vm)
-        if dumped is not None:
-            await self._facts.emit([dumped])
+        if record is None or not record.firings_ms:
+            return
+        dump = await asyncio.to_thread(
+            self._dumps.of_firing,
+            record.vm,
+            number=record.firing_count,
+            fired_ms=record.firings_ms[-1],
+        )
+        if dump is not None:
+            await self._facts.emit([dump])
 
     async def _list(self) -> None:
         counts = self._locks.counts()

@@ -29,6 +29,21 @@ class Fingerprint(Value, frozen=True, kw_only=True):
     head: bytes
 
 
+class StillActive(Refused):
+    """Something writes a disk of the VM."""
+
+    def __init__(self, path: Path, changed_ms: int) -> None:
+        """``changed_ms``: how long ago the last change was seen."""
+        super().__init__(
+            f"disk {path} changed {changed_ms} ms ago: something writes it",
+            code="order.refused.disk_active",
+            field=str(path),
+            fix="find the host where this VM still runs",
+        )
+        self.path = path
+        self.changed_ms = changed_ms
+
+
 def fingerprint(path: Path) -> Fingerprint:
     """Touches the storage: only in its worker. Raises OSError."""
     with path.open("rb") as file:
@@ -53,12 +68,13 @@ async def wait_until_quiet(
 ) -> int:
     """How long all disks have been quiet, in ms, when that is at least ``quiet_ms``.
 
-    Raises Refused (`order.refused.disk_active`) when they are not after ``timeout_ms``; what ``read``
+    Raises StillActive when they are not after ``timeout_ms``; what ``read``
     raises goes through: a disk that can't be read is not a quiet one.
     """
-    began = clock.monotonic_ms()
     last = {path: await read(path) for path in paths}
-    changed_at = {path: clock.monotonic_ms() for path in paths}
+    # However long the first look took: the time to become quiet counts from it, as the quiet does.
+    began = clock.monotonic_ms()
+    changed_at = dict.fromkeys(paths, began)
     while paths:
         now = clock.monotonic_ms()
         quiet_for_ms = now - max(changed_at.values())
@@ -66,12 +82,7 @@ async def wait_until_quiet(
             return quiet_for_ms
         if now - began >= timeout_ms:
             worst = max(paths, key=lambda path: changed_at[path])
-            raise Refused(
-                f"disk {worst} changed {now - changed_at[worst]} ms ago: something writes it",
-                code="order.refused.disk_active",
-                field=str(worst),
-                fix="find the host where this VM still runs",
-            )
+            raise StillActive(worst, now - changed_at[worst])
         await asyncio.sleep(min(POLL_MS, quiet_ms - quiet_for_ms + 1) / 1_000)
         for path in paths:
             present = await read(path)

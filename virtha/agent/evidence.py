@@ -26,22 +26,12 @@ SERIAL_TAIL_BYTES = 64 << 10
 FREE_BYTES_MIN = 64 << 20
 """Below that much free space nothing is gathered: the agent's records need the room."""
 
-DUMP_DIRECTORY = Path("/var/lib/libvirt/qemu/dump")
-"""libvirt's default of ``auto_dump_path`` in qemu.conf."""
-
 _log = structlog.get_logger(__name__)
 
 
 class EvidenceKeeper:
-    def __init__(
-        self,
-        paths: AgentPaths,
-        hypervisor: DomainEvidence | None,
-        *,
-        dumps: Path = DUMP_DIRECTORY,
-    ) -> None:
+    def __init__(self, paths: AgentPaths, hypervisor: DomainEvidence | None) -> None:
         self._paths = paths
-        self._dumps = dumps
         self._hypervisor = hypervisor
 
     async def gather(
@@ -70,23 +60,6 @@ class EvidenceKeeper:
             vm_id=vm.id,
             fields={"vm": vm.name, "path": str(folder), "items": ", ".join(items)},
         )
-
-    def dumped(self, vm: Vm) -> Happened | None:
-        """Where libvirt wrote the memory of a VM whose watchdog's action is ``dump`` (W6); its names
-        are ``<domain id>-<name>-<time>``. None: there is no such file."""
-        try:
-            dumps = [
-                path
-                for path in self._dumps.iterdir()
-                if re.fullmatch(rf"\d+-{re.escape(vm.name)}-.+", path.name)
-            ]
-            newest = max(dumps, key=lambda path: path.stat().st_mtime_ns, default=None)
-        except OSError as error:
-            _log.warning("libvirt's dumps can't be listed", error=str(error))
-            return None
-        if newest is None:
-            return None
-        return Happened(code="vm.dumped", vm_id=vm.id, fields={"vm": vm.name, "path": str(newest)})
 
     def _free_bytes(self) -> int:
         free = os.statvfs(self._paths.evidence)

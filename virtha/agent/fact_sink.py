@@ -58,6 +58,11 @@ class FactSink:
         self._on_written()
         return durable
 
+    @property
+    def settled(self) -> bool:
+        """All that was emitted is on disk."""
+        return not self._outbox.waiting
+
     def on_its_way(self, body: FactBody) -> bool:
         return self._outbox.holds(body)
 

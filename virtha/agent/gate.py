@@ -8,11 +8,15 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 import zlib
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from virtha.agent import gate_hook
 from virtha.agent.files import Files, read_bounded
@@ -24,8 +28,14 @@ from virtha.model.value import Value
 
 HOOK_NAME = "virtha"
 GRANT_BYTES_MAX = gate_hook.GRANT_BYTES_MAX
-PROOF_VM_ID = VmId("f1a7e000-6a7e-4000-8000-000000000001")
+SPELLING_S = 1.0
+KNOWN_SPELLING_S = 0.1
+"""For all managed directories together, the second where each was followed before: the agent's disk thread
+has other things to write."""
+PROOF_VM_ID = VmId(gate_hook.PROOF_UUID)
 """The UUID of the domain whose start must be refused; it is always in the records."""
+
+_log = structlog.get_logger(__name__)
 
 _SHELL = """\
 #!/bin/sh
@@ -68,6 +78,7 @@ class GateRecords:
         self._paths = paths
         self._files = files
         self._boot = boot
+        self._spellings = Spellings()
 
     @property
     def records_path(self) -> Path:
@@ -86,13 +97,7 @@ class GateRecords:
             "format": 1,
             "installation": settings.installation_id,
             "managed": dict(sorted(managed.items())),
-            "paths": sorted(
-                {
-                    spelled
-                    for domain in settings.storage_domains
-                    for spelled in spellings(domain.path)
-                }
-            ),
+            "paths": sorted(self._paths_of(settings)),
         }
         body = json.dumps(content, indent=1).encode() + b"\n"
         data = b"%08x\n" % zlib.crc32(body) + body
@@ -103,6 +108,18 @@ class GateRecords:
             pass  # absent or unreadable: written anew just below
         self._files.write_atomic(self.records_path, data)
         return True
+
+    def _paths_of(self, settings: HostSettings) -> frozenset[str]:
+        paths = dict.fromkeys(domain.path for domain in settings.storage_domains)
+        spelled, complete = self._spellings.of(paths)
+        if complete:
+            return spelled
+        # Refuses too much for as long as that storage hangs, should a domain have been removed.
+        try:
+            before = gate_hook.read_records(str(self.records_path))
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None
+        return spelled if before is None else spelled | before.paths
 
     def grant(self, vm_id: VmId, incarnation: Incarnation, *, until_ms: int) -> None:
         """Allow one start. No fsync: it lies on a tmpfs, and no grant must survive a boot."""
@@ -174,7 +191,8 @@ def grants_complete(paths: AgentPaths, boot: BootId) -> bool:
 def spellings(path: str) -> tuple[str, ...]:
     """The path as configured, and without links: a VM may reach the domain by either.
 
-    Its last part is looked at only if nothing is mounted there: a mounted file system may hang.
+    Its last part is looked at only if nothing is mounted there. May hang all the same where a part above
+    it is a mounted file system that does not answer: only in a thread of its own (``_Spelling``).
     """
     plain = os.path.normpath(path)
     parent, _ = gate_hook.resolve(str(Path(plain).parent), frozenset())
@@ -182,6 +200,54 @@ def spellings(path: str) -> tuple[str, ...]:
     if real not in _mount_points():
         real, _ = gate_hook.resolve(real, frozenset())
     return (plain, real) if real != plain else (plain,)
+
+
+class _Spelling:
+    """One look at a path, by a daemon thread that may hang with the storage."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._over = threading.Event()
+        self._found: tuple[str, ...] = ()
+        threading.Thread(target=self._look, name="virtha-spelling", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            self._found = spellings(self._path)
+        except (OSError, ValueError) as error:
+            _log.warning("a storage domain's path can't be followed", error=str(error))
+            self._found = (os.path.normpath(self._path),)
+        self._over.set()
+
+    def result(self, timeout_s: float) -> tuple[str, ...] | None:
+        """None: it hangs still."""
+        return self._found if self._over.wait(timeout_s) else None
+
+
+class Spellings:
+    """All spellings of the managed directories, without ever waiting long for one of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, ...]] = {}
+        self._under_way: dict[str, _Spelling] = {}
+
+    def of(self, paths: Collection[str]) -> tuple[frozenset[str], bool]:
+        """(spellings, whether none is missing). One that hangs counts as it was last known."""
+        for path in paths:
+            if path not in self._under_way:
+                self._under_way[path] = _Spelling(path)
+        known = all(path in self._known for path in paths)
+        deadline = time.monotonic() + (KNOWN_SPELLING_S if known else SPELLING_S)
+        complete = True
+        found: set[str] = set()
+        for path in paths:
+            result = self._under_way[path].result(max(0.0, deadline - time.monotonic()))
+            if result is not None:
+                del self._under_way[path]
+                self._known[path] = result
+            complete = complete and path in self._known
+            found |= {os.path.normpath(path), *self._known.get(path, ())}
+        return frozenset(found), complete
 
 
 def _mount_points() -> frozenset[str]:

@@ -1,15 +1,17 @@
-# ruff: noqa: PTH115, PTH118, PTH123
+# ruff: noqa: PTH103, PTH104, PTH115, PTH118, PTH123
 # (importing pathlib would double the time that this adds to every start of a VM)
 """virtha's start gate: libvirt runs this before it starts any QEMU (safety.md, rules G2 and G3).
 
 Stand-alone on purpose: it must judge while the agent is stopped, half upgraded or gone, so it
-imports only the standard library and reads only files. It never asks libvirt (libvirt waits for
+imports only the standard library and judges by files only. It never asks libvirt (libvirt waits for
 us) and never touches a storage domain (its file system may hang). ``gate.install_gate`` copies it
 behind a few lines of shell to ``/etc/libvirt/hooks/qemu.d/virtha``.
 
     argv:   <domain name> prepare begin -
     stdin:  the domain's XML
     exit:   0 start, 1 refused (stderr says what to do, and a code gate.refused.*)
+    leaves: one small file per refusal below /run/virtha/refusals, which the agent tells the server.
+            Best effort, on a tmpfs, after the answer: what goes wrong with it changes nothing.
 
 It decides in this order:
   1. a grant of this boot that has not run out, for this domain's UUID   -> start
@@ -36,6 +38,14 @@ XML_BYTES_MAX = 8 << 20
 RECORDS_BYTES_MAX = 16 << 20
 GRANT_BYTES_MAX = 65_536
 DEPTH_MAX = 200
+PROOF_UUID = "f1a7e000-6a7e-4000-8000-000000000001"
+"""The domain whose start must be refused; nobody needs to be told of that."""
+REFUSALS_MAX = 256
+"""Files in the agent's spool; refusals beyond are only counted, one byte each."""
+UNCOUNTED_BYTES_MAX = 1 << 20
+UNCOUNTED = "uncounted"
+NAME_CHARACTERS_MAX = 128
+TEXT_CHARACTERS_MAX = 512
 LINKS_MAX = 40
 """The kernel's own limit of symbolic links in one path."""
 
@@ -46,6 +56,8 @@ class Refusal(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+        self.uuid = ""
+        self.name = ""
 
 
 class Domain:
@@ -229,6 +241,16 @@ def judge(data: bytes, state_directory: str, run_directory: str, boot: str, now_
         domain = read_domain(data)
     except ValueError as error:
         raise Refusal("gate.refused.unreadable", str(error)) from None
+    try:
+        _judge(domain, state_directory, run_directory, boot, now_ms)
+    except Refusal as refusal:
+        refusal.uuid, refusal.name = domain.uuid, domain.name
+        raise
+
+
+def _judge(
+    domain: Domain, state_directory: str, run_directory: str, boot: str, now_ms: int
+) -> None:
     grant = os.path.join(run_directory, "grants", f"{domain.uuid}.json")
     why_not = check_grant(grant, domain.uuid, boot, now_ms)
     if why_not is None:
@@ -282,6 +304,63 @@ def _refused_managed(name: str, code: str) -> Refusal:
     return Refusal(code, f"{why}; start it with 'virtha vm start {name}'")
 
 
+def leave_note(refusal: Refusal, name: str, directory: str, now_ms: int) -> None:
+    """One file of the refusal for the agent; ``now_ms``: UTC. Raises OSError.
+
+    On a tmpfs, so that nothing here can wait for a disk. Whole or not at all: it gets its name last.
+    """
+    if refusal.uuid == PROOF_UUID:
+        return
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    count = 0
+    with os.scandir(directory) as entries:
+        for _ in entries:
+            count += 1
+            if count >= REFUSALS_MAX:
+                break
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    if count >= REFUSALS_MAX:
+        descriptor = os.open(os.path.join(directory, UNCOUNTED), flags | os.O_APPEND, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < UNCOUNTED_BYTES_MAX:
+                os.write(descriptor, b".")
+        finally:
+            os.close(descriptor)
+        return
+    content = {
+        "code": refusal.code,
+        "uuid": refusal.uuid,
+        "name": _bounded(refusal.name or name, NAME_CHARACTERS_MAX),
+        "text": _bounded(str(refusal), TEXT_CHARACTERS_MAX),
+        "at_ms": now_ms,
+    }
+    stem = f"{now_ms:016d}-{os.getpid()}"
+    temporary = os.path.join(directory, f".{stem}.new")
+    descriptor = os.open(temporary, flags | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, json.dumps(content).encode())
+    finally:
+        os.close(descriptor)
+    os.rename(temporary, os.path.join(directory, f"{stem}.json"))
+
+
+def _bounded(text: str, characters_max: int) -> str:
+    """Without what is no UTF-8: a name of the command line may hold any bytes."""
+    return text[:characters_max].encode("utf-8", "replace").decode()
+
+
+def _answer(refusal: Refusal) -> None:
+    """libvirt's error first; the note may fail, and then libvirt's error is all that there is."""
+    sys.stderr.write(f"virtha: {refusal} ({refusal.code})\n")
+    sys.stderr.flush()
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    try:
+        now_ms = time.time_ns() // 1_000_000
+        leave_note(refusal, name, os.path.join(RUN_DIRECTORY, "refusals"), now_ms)
+    except OSError:
+        return
+
+
 def main() -> int:
     try:
         with open(BOOT_ID_FILE, encoding="ascii") as file:
@@ -293,7 +372,7 @@ def main() -> int:
         data = sys.stdin.buffer.read(XML_BYTES_MAX + 1)
         judge(data, STATE_DIRECTORY, RUN_DIRECTORY, boot or "\0", now_ms)
     except Refusal as refusal:
-        sys.stderr.write(f"virtha: {refusal} ({refusal.code})\n")
+        _answer(refusal)
         return 1
     return 0
 

@@ -16,13 +16,14 @@ from collections.abc import Callable
 import structlog
 
 from virtha import __version__
-from virtha.agent.agent_process import hold_lock, load_agent_properties
 from virtha.agent.files import Files
 from virtha.agent.guardian_channel import GuardianServer, Pulse, ReportFiles
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.paths import AgentPaths
+from virtha.agent.process_lock import hold_lock
 from virtha.agent.process_table import kill, look
+from virtha.agent.properties import load_agent_properties
 from virtha.agent.service_notify import notify
 from virtha.drivers.link import HelloState, HostLink
 from virtha.model.facts import Happened

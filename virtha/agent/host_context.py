@@ -94,6 +94,15 @@ class HostContext:
         known = {} if self.settings is None else {d.id: d for d in self.settings.storage_domains}
         return tuple({**self.prepared, **known}.values())
 
+    def is_managed(self, vm_id: VmId) -> bool:
+        """Whether it is a VM of this installation, on this host or another, as far as is known here."""
+        if self.loop.record(vm_id) is not None:
+            return True
+        settings = self.settings
+        return settings is not None and (
+            vm_id in settings.foreign_vms or any(held.vm.id == vm_id for held in settings.vms)
+        )
+
     def host_defaults(self) -> HostDefaults:
         """What domain XML needs to know of this host."""
         return HostDefaults(

@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import structlog
 
 from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.commands import is_gone
-from virtha.agent.disk_activity import Fingerprint, fingerprint, judged, wait_until_quiet
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
+from virtha.agent.order_disk_check import DiskGuard
 from virtha.agent.storage import (
     ORDER_DEADLINE_MS,
     ClaimRefused,
@@ -29,7 +28,6 @@ from virtha.model.facts import Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import (
-    DiskCheck,
     Grant,
     PauseVm,
     RebootMode,
@@ -39,7 +37,7 @@ from virtha.model.orders import (
     StopMode,
     StopVm,
 )
-from virtha.model.vm import DiskFormat, Reason, Vm, VmState
+from virtha.model.vm import Reason, Vm, VmState
 from virtha.ports.hypervisor import DomainMissing
 from virtha.sentinel.events import (
     PauseAccepted,
@@ -68,6 +66,7 @@ TOLD_POLL_S = 0.02
 class PowerOrders:
     def __init__(self, host: HostContext) -> None:
         self._host = host
+        self._disk_guard = DiskGuard(host)
 
     # Start
 
@@ -192,7 +191,7 @@ class PowerOrders:
         present = await self._present(vm.id)
         if present is not None and not is_gone(present):
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
-        await self._check_disks(order)
+        await self._disk_guard.check(order)
         try:
             await self._claim(vm, order.grant.incarnation)
         except ClaimRefused as error:
@@ -206,35 +205,6 @@ class PowerOrders:
             )
         await self.define(vm)
         return self._grant_objection(order.grant)
-
-    async def _check_disks(self, order: StartVm) -> None:
-        """A5: guards starts that carry no proof of the previous copy's death."""
-        properties, vm = self._host.properties, order.vm
-        if not properties.diskactivity_check:
-            return
-        if order.disk_check is not DiskCheck.RUN:
-            await self._host.facts.emit([judged(vm, "disk_check.skipped.proven")])
-            return
-        by_path: dict[Path, StorageDomain] = {}
-        for disk in vm.disks:
-            if disk.format is not DiskFormat.QCOW2 or disk.readonly:
-                continue
-            domain = self._host.storage_domain(disk.storage_domain_id)
-            by_path[Path(domain.path, disk.path)] = domain
-
-        async def read(path: Path) -> Fingerprint:
-            return await self._host.workers.call(
-                by_path[path], lambda: fingerprint(path), deadline_ms=ORDER_DEADLINE_MS
-            )
-
-        quiet_ms = await wait_until_quiet(
-            tuple(by_path),
-            read,
-            clock=self._host.clock,
-            quiet_ms=properties.diskactivity_quiet_ms,
-            timeout_ms=properties.diskactivity_timeout_s * 1_000,
-        )
-        await self._host.facts.emit([judged(vm, "disk_check.passed", quiet_ms=quiet_ms)])
 
     async def define(self, vm: Vm) -> None:
         """Define ``vm`` in libvirt: made anew, or patched when it is an adopted one."""

@@ -77,6 +77,11 @@ class AgentPaths(Value, frozen=True, kw_only=True):
         return self.state / "guardian-kills"
 
     @property
+    def refusals(self) -> Path:
+        """What the start gate refused, until the agent has told it; the hook makes it where need be."""
+        return self.run / "refusals"
+
+    @property
     def grants(self) -> Path:
         return self.run / "grants"
 

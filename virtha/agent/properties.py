@@ -12,6 +12,9 @@ import stat
 import tempfile
 from pathlib import Path
 
+import structlog
+
+from virtha.agent.paths import AgentPaths
 from virtha.agent.property_table import PROPERTIES, Kind, check_value, nearest_key
 from virtha.domainxml.host_defaults import Cpu, CpuMode, Rng, RngBackend
 from virtha.model.errors import InvalidInput
@@ -21,6 +24,7 @@ from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 _LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|\Z)")
 _BLANK = " \t\f"
 _BYTE_ORDER_MARK = "\ufeff"
+_log = structlog.get_logger(__name__)
 
 
 class AgentProperties(Value, frozen=True, kw_only=True):
@@ -122,6 +126,18 @@ def unset_property(text: str, key: str) -> str:
 def load_properties(path: Path) -> str:
     """The file's text. Bytes that are no UTF-8 survive into ``write_properties``. Raises OSError."""
     return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
+def load_agent_properties(paths: AgentPaths) -> AgentProperties:
+    """Raises InvalidInput (line and what is allowed). A missing file means the defaults."""
+    try:
+        text = load_properties(paths.properties)
+    except FileNotFoundError:
+        return AgentProperties()
+    values, warnings = read_properties(text)
+    for warning in warnings:
+        _log.warning("agent.properties", warning=warning)
+    return values
 
 
 def write_properties(path: Path, text: str) -> None:

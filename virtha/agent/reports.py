@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from virtha import __version__
 from virtha.agent.fact_sink import FactSink
@@ -145,6 +146,9 @@ class HostReporter:
             agent_version=__version__,
             gate_in_force=self._proof is not None and self._proof.in_force,
             libvirt_connected=self.connected and self.ready,
+            disk_check_ms=host.properties.diskactivity_timeout_s * 1_000
+            if host.properties.diskactivity_check
+            else UNSET,
         )
         if capabilities != self._told:
             self._told = capabilities

@@ -136,6 +136,9 @@ def make_grant(
     if beat is None:
         return None
     duration_ms = values.get(GRANT_DURATION, host_id=host.host.id, cluster_id=host.host.cluster_id)
+    if isinstance(check_ms := host.status.capabilities.disk_check_ms, int):
+        # The host watches the disks first (A5), and looks at the grant again after that.
+        duration_ms += check_ms
     return msgspec.structs.replace(
         wanted, boot=beat.boot, beat_monotonic_ms=beat.monotonic_ms, duration_ms=duration_ms
     )

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from msgspec import UNSET, UnsetType
+
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, StorageDomainId
 from virtha.model.policy import Policy
 from virtha.model.time import UtcMillis
@@ -57,6 +59,8 @@ class HostCapabilities(Value, frozen=True, kw_only=True):
     gate_in_force: bool = False
     """Proved by a start that must be refused (G3)."""
     libvirt_connected: bool = False
+    disk_check_ms: int | UnsetType = UNSET
+    """How long the disk activity check in front of a start may take (A5); left out where it is off."""
 
 
 class HostStatus(Value, frozen=True, kw_only=True):

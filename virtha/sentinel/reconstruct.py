@@ -7,9 +7,12 @@ refuses ungranted starts. So an HA VM whose QEMU died together with the agent co
 server. `unknown` and `daemon` name no cause, a VM missing from the list has none: the server decides.
 """
 
+from collections.abc import Collection
+
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.time import Millis
 from virtha.model.vm import Reason, VmState
+from virtha.model.watchdog import WatchdogAction
 from virtha.sentinel.events import (
     BootStatusRead,
     DomainsListed,
@@ -33,6 +36,8 @@ GAP_DEADLINE_MS = 300_000
 BOOT_LAG_MS = 120_000
 """From a reset to the kernel's first second: firmware, boot loader, a slow emulator."""
 RELIST_MS = 10_000
+TRACELESS = frozenset({WatchdogAction.NONE, WatchdogAction.INJECT_NMI, WatchdogAction.DUMP})
+"""The guest runs on after these, and neither libvirt nor the guest keeps that the card fired."""
 
 # A new boot of the host (P4)
 
@@ -252,6 +257,8 @@ def _ended_unseen(host: HostState, guarded: Guarded, report: DomainReport | None
     seen = cause is not ExitCause.UNKNOWN
     if not guarded.exit_told:
         _tell_between(host, guarded, "vm.stop.reconstructed", cause=cause.value)
+        if cause is ExitCause.GUEST_SHUTDOWN:
+            _tell_traceless(host, guarded, {WatchdogAction.SHUTDOWN})
     ending = Exit(cause=cause, at_ms=int(host.now), seen=seen, detail=detail)
     ended(host, guarded, ending, told=True)
 
@@ -349,6 +356,7 @@ def _judge(host: HostState, guarded: Guarded, bootstatus: int | None, boot_ms: M
     record = guarded.record
     assert record.gap_from_ms is not None
     if boot_ms <= record.gap_from_ms:
+        _tell_traceless(host, guarded, TRACELESS)
         guarded.set(gap_from_ms=None, guest_up=True)
         return
     if _known_boot(guarded, boot_ms):
@@ -405,6 +413,13 @@ def expire_gap(host: HostState, guarded: Guarded) -> None:
     deadline = gap_deadline(guarded)
     if deadline is not None and host.now >= deadline:
         close_gap(host, guarded, "its guest agent does not answer")
+
+
+def _tell_traceless(host: HostState, guarded: Guarded, actions: Collection[WatchdogAction]) -> None:
+    """Nobody watched, and a firing would have left nothing to find: that is told (W7), not the firing."""
+    card = guarded.record.vm.watchdog or host.default_watchdog
+    if card is not None and card.action in actions and not guarded.firing_told:
+        _tell_between(host, guarded, "vm.watchdog.unknown", action=card.action.value)
 
 
 def _tell_unknown_restart(host: HostState, guarded: Guarded) -> None:

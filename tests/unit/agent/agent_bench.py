@@ -5,12 +5,13 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from virtha.agent.agent_process import Agent
 from virtha.agent.files import Files
 from virtha.agent.gate import hook_path, install_gate
+from virtha.agent.host_agent import Agent
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import Identity
 from virtha.agent.paths import AgentPaths
@@ -29,11 +30,22 @@ from virtha.model.ids import (
     Term,
     VmId,
 )
-from virtha.model.orders import Grant, HeldVm, HostSettings, Order, OrderBody, StartVm
+from virtha.model.orders import (
+    Grant,
+    HeldVm,
+    HostSettings,
+    Order,
+    OrderBody,
+    PrepareStorage,
+    StartVm,
+    StopMode,
+    StopVm,
+)
 from virtha.model.vm import Disk, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sim.hypervisor import SimHypervisor
+from virtha.sim.libvirt import Qemu
 
 INSTALLATION = InstallationId("10000000-0000-4000-8000-000000000001")
 HOST = HostId("20000000-0000-4000-8000-000000000001")
@@ -134,8 +146,8 @@ class Bench:
         self.agent.outbox.align(0)  # as the first hello does
         return self.agent
 
-    def vm(self, vm_id: VmId = WEB1, name: str = "web1", **changes: object) -> Vm:
-        values: dict[str, object] = {
+    def vm(self, vm_id: VmId = WEB1, name: str = "web1", **changes: Any) -> Vm:
+        values: dict[str, Any] = {
             "id": vm_id,
             "name": name,
             "cluster_id": CLUSTER,
@@ -143,7 +155,7 @@ class Bench:
             "ha": True,
             "watchdog": Watchdog(model=WatchdogModel.I6300ESB, action=WatchdogAction.RESET),
         }
-        return Vm(**{**values, **changes})  # type: ignore[arg-type]
+        return Vm(**{**values, **changes})
 
     def disk(self, path: str = "disks/web1.qcow2", size_bytes: int = 1 << 20) -> Disk:
         return Disk(
@@ -154,15 +166,15 @@ class Bench:
             size_bytes=size_bytes,
         )
 
-    def settings(self, *vms: Vm, revision: int = 1, **changes: object) -> HostSettings:
-        values: dict[str, object] = {
+    def settings(self, *vms: Vm, revision: int = 1, **changes: Any) -> HostSettings:
+        values: dict[str, Any] = {
             "revision": revision,
             "installation_id": INSTALLATION,
             "term": Term(1),
             "storage_domains": (self.storage,),
             "vms": tuple(HeldVm(vm=vm, incarnation=Incarnation(1), wanted_up=True) for vm in vms),
         }
-        return HostSettings(**{**values, **changes})  # type: ignore[arg-type]
+        return HostSettings(**{**values, **changes})
 
     def grant(self, vm_id: VmId = WEB1, incarnation: int = 1, duration_ms: int = 60_000) -> Grant:
         return Grant(
@@ -173,16 +185,16 @@ class Bench:
             duration_ms=duration_ms,
         )
 
-    def order(self, body: OrderBody, **changes: object) -> Order:
+    def order(self, body: OrderBody, **changes: Any) -> Order:
         self._operation += 1
-        values: dict[str, object] = {
+        values: dict[str, Any] = {
             "operation_id": OperationId(f"70000000-0000-4000-8000-{self._operation:012d}"),
             "step": 0,
             "term": Term(1),
             "host_boot": self.boot,
             "body": body,
         }
-        return Order(**{**values, **changes})  # type: ignore[arg-type]
+        return Order(**{**values, **changes})
 
     # Looking and waiting
 
@@ -218,7 +230,7 @@ class Bench:
 
         await self.until(known)
 
-    async def do(self, body: OrderBody, **changes: object) -> Outcome:
+    async def do(self, body: OrderBody, **changes: Any) -> Outcome:
         order = self.order(body, **changes)
         return await self.give(order)
 
@@ -254,3 +266,33 @@ class Bench:
                 await asyncio.wait_for(life, 10)
 
         asyncio.run(live())
+
+
+# Orders that many stories give, and looks that they take
+
+
+def stop(
+    vm_id: VmId = WEB1,
+    mode: StopMode = StopMode.POWER_OFF,
+    *,
+    incarnation: int = 1,
+    deadline_ms: int = 60_000,
+) -> StopVm:
+    return StopVm(
+        vm_id=vm_id,
+        incarnation=Incarnation(incarnation),
+        mode=mode,
+        by="ann",
+        deadline_ms=deadline_ms,
+    )
+
+
+async def prepared(bench: Bench) -> Outcome:
+    """The bench's storage domain, with its header and directories."""
+    bench.agent.on_settings(bench.settings(bench.vm()))
+    return await bench.do(PrepareStorage(domain=bench.storage, installation_id=INSTALLATION))
+
+
+def qemu(bench: Bench, vm_id: VmId = WEB1) -> Qemu | None:
+    domain = bench.hypervisor.libvirt.find(vm_id)
+    return domain.qemu if domain is not None else None

@@ -16,6 +16,7 @@ from virtha.agent.images import ImageInfo, image_info
 from virtha.agent.service_notify import notify
 from virtha.cli.main import main
 from virtha.model.errors import Failed, Refused
+from virtha.model.ids import VmId
 from virtha.model.time import Millis, UtcMillis
 from virtha.ports.hypervisor import HypervisorFailed
 
@@ -23,10 +24,10 @@ from virtha.ports.hypervisor import HypervisorFailed
 
 
 class NoScreen:
-    async def screenshot(self, vm_id: str, path: str) -> str:
+    async def screenshot(self, vm_id: VmId, path: str) -> str:
         raise HypervisorFailed("no screens to take a picture of")
 
-    async def dump(self, vm_id: str, path: str) -> None:
+    async def dump(self, vm_id: VmId, path: str) -> None:
         raise AssertionError("nobody asks for a dump")
 
 
@@ -55,7 +56,7 @@ def test_evidence_holds_screen_console_and_event(bench: Bench) -> None:
 
 @pytest.mark.req("W12")
 def test_evidence_is_bounded_and_needs_no_screen(bench: Bench) -> None:
-    keeper = EvidenceKeeper(bench.paths, NoScreen())  # type: ignore[arg-type]
+    keeper = EvidenceKeeper(bench.paths, NoScreen())
 
     async def gather() -> None:
         for number in range(FOLDERS_PER_VM_MAX + 3):
@@ -128,6 +129,24 @@ def test_quiet_is_counted_from_the_last_change_that_was_seen(
     else:
         assert asyncio.run(check()) >= 30_000
         assert quiet_after_ms <= clock.now < quiet_after_ms + 2_500
+
+
+@pytest.mark.req("A5")
+def test_slow_looks_are_no_activity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as much time as quiet is asked for, a quiet disk on slow storage still passes."""
+    clock = Clock()
+
+    async def sleep(seconds: float) -> None:
+        clock.now += max(1, int(seconds * 1_000))
+
+    async def read(_: Path) -> Fingerprint:
+        clock.now += 700
+        return Fingerprint(modified_ns=1, size_bytes=1, blocks=1, head=b"")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    paths = (Path("/ds1/a.qcow2"), Path("/ds1/b.qcow2"))
+    quiet = wait_until_quiet(paths, read, clock=clock, quiet_ms=30_000, timeout_ms=30_000)
+    assert asyncio.run(quiet) >= 30_000
 
 
 # Images

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from agent_bench import INSTALLATION, WEB1, WEB2, Bench
@@ -16,6 +17,7 @@ from virtha.agent.files import Files
 from virtha.agent.guardian_channel import GuardianClient, GuardianServer, Pulse, ReportFiles
 from virtha.agent.guardian_process import GuardianProcess
 from virtha.agent.process_table import kill, look, qemu_processes, start_ticks
+from virtha.drivers.link import HostLink
 from virtha.model.facts import Happened
 from virtha.model.ids import Incarnation, Term
 from virtha.sentinel.guardian import QemuProcess
@@ -67,14 +69,14 @@ async def until_ended(process: subprocess.Popen[bytes]) -> int:
     return await asyncio.wait_for(asyncio.to_thread(process.wait), 15)
 
 
-def run_guardian(bench: Bench, story: object) -> None:
+def run_guardian(bench: Bench, story: Callable[[GuardianProcess], Awaitable[None]]) -> None:
     async def live() -> None:
         process = GuardianProcess(
             paths=bench.paths, boot=bench.boot, clock=bench.clock, files=Files()
         )
         life = asyncio.create_task(process.run())
         try:
-            await asyncio.wait_for(story(process), 40)  # type: ignore[operator]
+            await asyncio.wait_for(story(process), 40)
         finally:
             process.stopping.set()
             await asyncio.wait_for(life, 10)
@@ -144,12 +146,12 @@ def test_what_has_a_grant_or_can_not_be_judged_lives(
         nonlocal looks
         real = guardian._looked
 
-        def counted(seen: object) -> None:
+        def counted(seen: Any) -> None:
             nonlocal looks
             looks += 1
-            real(seen)  # type: ignore[arg-type]
+            real(seen)
 
-        guardian._looked = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(guardian, "_looked", counted)
         await bench.until(lambda: looks >= 5)
 
     run_guardian(bench, story)
@@ -243,7 +245,7 @@ def test_agent_and_guardian_hear_each_other_and_notice_the_end(tmp_path: Path) -
 def test_the_guardian_beats_and_says_when_the_agent_is_gone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[object] = []
+    sent: list[Any] = []
 
     class Link:
         server_instance = "s1"
@@ -259,13 +261,13 @@ def test_the_guardian_beats_and_says_when_the_agent_is_gone(
             return
 
     def alive() -> list[bool]:
-        return [beat.agent_alive for beat in sent]  # type: ignore[attr-defined]
+        return [beat.agent_alive for beat in sent]
 
     async def live() -> None:
         process = GuardianProcess(
             paths=bench.paths, boot=bench.boot, clock=bench.clock, files=Files()
         )
-        process.connect(Link())  # type: ignore[arg-type]
+        process.connect(cast(HostLink, Link()))
         life = asyncio.create_task(process.run())
         welcome = Welcome(
             version_major=1,
@@ -285,19 +287,21 @@ def test_the_guardian_beats_and_says_when_the_agent_is_gone(
         )
         running = asyncio.create_task(client.run())
         await bench.until(lambda: alive()[-1])
-        assert sent[-1].inventory_revision == 9  # type: ignore[attr-defined]
+        assert sent[-1].inventory_revision == 9
         running.cancel()
         await bench.until(lambda: not alive()[-1])
         process.on_disconnected("wire.closed.lost", "", "server")
         process.stopping.set()
         await asyncio.wait_for(life, 10)
-        numbers = [beat.sequence for beat in sent]  # type: ignore[attr-defined]
+        numbers = [beat.sequence for beat in sent]
         assert numbers == list(range(1, len(numbers) + 1))
 
     bench.make_agent()
     bench.agent.disk.close()
     bench.agent.outbox.close()
-    bench.agent.outbox = type("NoFacts", (), {"facts_after": lambda *_: ()})()  # type: ignore[assignment]
+    monkeypatch.setattr(
+        bench.agent, "outbox", type("NoFacts", (), {"facts_after": lambda *_: ()})()
+    )
     asyncio.run(live())
 
 

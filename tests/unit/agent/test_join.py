@@ -207,6 +207,7 @@ def untouched(paths: AgentPaths) -> bool:
 
 
 @pytest.mark.parametrize(("token", "kind", "code", "problem"), BAD.values(), ids=BAD.keys())
+@pytest.mark.bad_input("expired token", "used token", "wrong authority")
 def test_a_refused_host_is_as_it_was(
     server: Server,
     paths: AgentPaths,

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Fact, HostReport, Outcome, Result, VmReport
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import AdoptVm, ReleaseVm, StartVm
-from virtha.model.vm import VmState
+from virtha.model.vm import Vm, VmState
 from virtha.ports.hypervisor import GateRefused, HypervisorFailed, HypervisorTimeout
 from virtha.sentinel.events import HostStaysUp
 from virtha.sentinel.guardian import QemuProcess
@@ -27,8 +28,8 @@ FOREIGN = (
 )
 
 
-async def configured(bench: Bench, *vms: object, **changes: object) -> None:
-    bench.agent.on_settings(bench.settings(*vms, **changes))  # type: ignore[arg-type]
+async def configured(bench: Bench, *vms: Vm, **changes: Any) -> None:
+    bench.agent.on_settings(bench.settings(*vms, **changes))
     await bench.agent.host.settled.wait()
 
 

@@ -121,6 +121,7 @@ def test_a_crash_at_any_step_loses_nothing_that_was_promised(tmp_path: Path, ste
     assert counts(outbox)[-1] == 9
 
 
+@pytest.mark.bad_input("truncated outbox")
 def test_a_torn_end_is_no_damage_but_a_cut_promise_is(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
     outbox.append([event(1), event(2)])
@@ -202,6 +203,7 @@ def test_renumbering_survives_a_crash(tmp_path: Path, steps: int) -> None:
     assert sequences(outbox) == [51, 52]
 
 
+@pytest.mark.bad_input("full disk")
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     files = FullDisk()
     outbox = opened(tmp_path, files)
@@ -219,6 +221,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     assert counts(opened(tmp_path)) == [1, 2, "host.disk.full", 3, None]
 
 
+@pytest.mark.bad_input("full disk")
 def test_the_reserve_carries_the_news_of_a_full_disk(tmp_path: Path) -> None:
     class Tight(Files):
         """Full until the reserve is given up."""

@@ -15,9 +15,11 @@ from virtha.model.ids import BootId, Incarnation, OperationId
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
 from virtha.sentinel.events import (
+    Decision,
     DropRecord,
     SaveRecord,
     SaveWatched,
+    SentinelEvent,
     SentinelRecords,
     VmRecord,
     Watched,
@@ -124,8 +126,8 @@ def test_a_replay_shows_what_is_decided_differently(
     bench.run(story)
     real = Sentinel.step
 
-    def timid(self: Sentinel, now: Millis, events: list[object]) -> object:
-        decision = real(self, now, events)  # type: ignore[arg-type]
+    def timid(self: Sentinel, now: Millis, events: list[SentinelEvent]) -> Decision:
+        decision = real(self, now, events)
         return type(decision)(intents=decision.intents, wake_at=decision.wake_at)
 
     monkeypatch.setattr(Sentinel, "step", timid)

@@ -1,0 +1,89 @@
+"""Orders to stop, reboot, pause and resume: done once, and what can't be done says why."""
+
+import asyncio
+
+from agent_bench import WEB1, WEB2, Bench, qemu, stop
+
+from virtha.model.facts import Result
+from virtha.model.ids import Incarnation
+from virtha.model.orders import (
+    PauseVm,
+    RebootMode,
+    RebootVm,
+    ResumeVm,
+    StopMode,
+)
+
+# Stop and the rest of power
+
+
+def test_a_shutdown_that_the_guest_ignores_fails_and_says_so(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        outcome = await bench.do(stop(mode=StopMode.SHUTDOWN, deadline_ms=300))
+        assert (outcome.result, outcome.code) == (
+            Result.FAILED,
+            "order.failed.shutdown_ignored",
+        )
+        assert qemu(bench) is not None
+
+    bench.run(story)
+
+
+def test_a_power_off_overtakes_a_shutdown(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        slow = bench.order(stop(mode=StopMode.SHUTDOWN, deadline_ms=20_000))
+        bench.agent.on_order(slow)
+        await asyncio.sleep(0.1)
+        assert (await bench.do(stop())).result is Result.OK
+        await bench.until(lambda: bool(bench.outcomes(slow)))
+        assert bench.outcomes(slow)[0].result is Result.OK
+
+    bench.run(story)
+
+
+def test_a_shutdown_that_the_guest_obeys(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        order = bench.order(stop(mode=StopMode.SHUTDOWN, deadline_ms=20_000))
+        bench.agent.on_order(order)
+        await asyncio.sleep(0.1)
+        bench.hypervisor.libvirt.guest_shutdown(WEB1)
+        await bench.until(lambda: bool(bench.outcomes(order)))
+        assert bench.outcomes(order)[0].result is Result.OK
+        await bench.until(lambda: len(bench.released()) == 1)
+
+    bench.run(story)
+    assert "vm.restart.ordered" not in bench.codes()
+
+
+def test_stopping_what_is_stopped_is_done_and_what_is_not_here_refused(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        assert (await bench.do(stop())).result is Result.OK
+        assert (await bench.do(stop())).result is Result.OK
+        outcome = await bench.do(stop(WEB2))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.not_here")
+
+    bench.run(story)
+
+
+def test_pause_resume_and_what_is_not_running(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        one = Incarnation(1)
+        assert (await bench.do(PauseVm(vm_id=WEB1, incarnation=one, by="ann"))).result is Result.OK
+        await bench.until(lambda: bench.state() == "paused")
+        assert (await bench.do(ResumeVm(vm_id=WEB1, incarnation=one, by="a"))).result is Result.OK
+        await bench.until(lambda: bench.state() == "running")
+        await bench.start(incarnation=1)
+        older = await bench.do(PauseVm(vm_id=WEB1, incarnation=Incarnation(0), by="ann"))
+        assert older.code == "order.refused.incarnation"
+        await bench.do(stop())
+        outcome = await bench.do(
+            RebootVm(vm_id=WEB1, incarnation=one, mode=RebootMode.REBOOT, by="ann")
+        )
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "problem.vm.state")
+
+    bench.run(story)
