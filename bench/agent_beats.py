@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ class Authority:
 
 
 @contextmanager
-def server(pki: Authority, loop_name: str, core: int):  # type: ignore[no-untyped-def]
+def server(pki: Authority, loop_name: str, core: int) -> Iterator[tuple[int, int]]:
     """A gateway process pinned to ``core``: (process id, port)."""
     process = subprocess.Popen(
         [sys.executable, __file__, "--server", loop_name],
@@ -385,11 +386,7 @@ def main() -> int:
 
 
 def _has_uvloop() -> bool:
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("uvloop") is not None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 that remember what they were given."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from argon2 import PasswordHasher
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
+from story import Story as InstalledStory
+from story import telling
 
 from virtha.api.app import create_app
 from virtha.api.route import Services
@@ -188,3 +191,17 @@ def play(tmp_path: Path) -> Callable[[Story[T]], T]:
 def open_installation() -> Callable[[Path], Any]:
     """For tests that run the installation's loop by themselves."""
     return open_world
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledStory]:
+    """A real server process with a live host; one for all tests of a module."""
+    with telling(tmp_path_factory.mktemp("story")) as told:
+        yield told
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leaks_are_told_where_they_are_made() -> Iterator[None]:
+    """As in tests/unit: not in whichever later test the garbage collector happens to run."""
+    yield
+    gc.collect()

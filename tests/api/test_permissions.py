@@ -47,6 +47,7 @@ def test_the_table_says_what_was_agreed(route: Route) -> None:
 
 
 @pytest.mark.req("L6")
+@pytest.mark.bad_input("role that may not")
 def test_every_route_refuses_exactly_those_below_its_role(play: Callable[..., Any]) -> None:
     """Refused: 401 or 403. Allowed: anything else, for the references here name nothing."""
 
@@ -81,9 +82,9 @@ def test_no_route_without_a_role() -> None:
     async def handler(_call: Any) -> Any: ...
 
     with pytest.raises(TypeError):
-        Route(method="GET", path="/x", summary="", handler=handler)  # type: ignore[call-arg]
+        Route(method="GET", path="/x", summary="", handler=handler)  # type: ignore[call-arg]  # the mistake
     with pytest.raises(AssertionError):
-        Route(method="GET", path="/x", role=None, summary="", handler=handler)  # type: ignore[arg-type]
+        Route(method="GET", path="/x", role=None, summary="", handler=handler)  # type: ignore[arg-type]  # a mistake
     with pytest.raises(AssertionError):
         check_table((ROUTES[0], ROUTES[0]))
 

@@ -63,6 +63,7 @@ def test_requests_that_never_reach_a_handler(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.bad_input("unknown field")
 def test_bodies_that_are_wrong_as_such(play: Play) -> None:
     async def story(world: Any) -> None:
         async def post(raw: bytes, **headers: str) -> Any:
@@ -171,6 +172,7 @@ def test_a_fault_of_ours_is_a_number_to_quote_and_no_traceback(
     play(story)
 
 
+@pytest.mark.bad_input("locked database", story=True)
 def test_a_locked_database_is_a_clear_503_and_reading_goes_on(play: Play) -> None:
     async def story(world: Any) -> None:
         import aiosqlite
@@ -220,6 +222,7 @@ def test_health_is_that_of_the_store(play: Play, monkeypatch: pytest.MonkeyPatch
     play(story)
 
 
+@pytest.mark.bad_input("full disk", story=True)
 def test_a_full_disk_is_a_clear_503_and_reading_goes_on(play: Play) -> None:
     """SQLite's own page limit gives what a full disk gives: SQLITE_FULL in the middle of a commit."""
 
@@ -254,7 +257,7 @@ def test_an_expired_token_and_an_expired_join_token(play: Play) -> None:
         join = {"token": made["secret"], "csr_pem": csr, "name": "h1"}
         assert (await world.call("GET", "/v1/vms")).status_code == 200
         world.clock.ahead_ms = 10 * 365 * 86_400_000
-        check(await world.call("GET", "/v1/vms"), 401, "problem.unauthenticated")
+        check(await world.call("GET", "/v1/vms"), 401, "problem.token.expired")
         answer = await world.call("POST", "/v1/join", join, role=None)
         check(answer, 401, "problem.token.expired", "token")
 

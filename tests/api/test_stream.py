@@ -235,7 +235,7 @@ def test_keep_alive_while_nothing_happens_and_events_are_not_lost_by_it() -> Non
                 wake.set()
             if chunk.startswith(b"id: 2"):
                 break
-        await chunks.aclose()  # type: ignore[attr-defined]
+        await chunks.aclose()
         ids = [chunk for chunk in found if chunk.startswith(b"id:")]
         assert [chunk[:5] for chunk in ids] == [b"id: 1", b"id: 2"]
 
@@ -276,7 +276,8 @@ def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         chunks = event_chunks(events_then_nothing(1), allowed, 0)
         response = stream.EventStreamResponse(chunks, {}, asyncio.Event(), metrics)
         async with asyncio.timeout(DEADLINE_S):
-            await response({}, receive, send)  # type: ignore[typeddict-item, arg-type]
+            scope: Any = {}
+            await response(scope, receive, send)
         assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
         assert metrics.streams_dropped._value.get() == 1
         assert metrics.streams._value.get() == 0

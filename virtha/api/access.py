@@ -1,28 +1,33 @@
-"""Who may do what: sessions, users, tokens, joining; settings and hold."""
+"""Who may come in: sessions, users, join tokens, joining hosts."""
 
-from virtha.api.route import Answer, Call, NoBody, NoQuery
+from virtha.api.route import (
+    ADMINISTRATOR,
+    OPEN,
+    VIEWER,
+    Answer,
+    Call,
+    NoBody,
+    NoQuery,
+    Route,
+)
 from virtha.control.requests import (
-    HoldPut,
     JoinRequest,
     PageQuery,
     SessionCreate,
-    SettingPut,
     TokenCreate,
     UserChange,
     UserCreate,
 )
-from virtha.control.views import Page
-from virtha.model.errors import InvalidInput
-from virtha.model.ids import Revision
-from virtha.model.user import SettingScope
-from virtha.model.value import Request, Value
-
-
-class ScopeQuery(Request, frozen=True, kw_only=True):
-    """``subject``: id or name of the cluster or host; none for the global scope."""
-
-    scope: SettingScope = SettingScope.GLOBAL
-    subject: str | None = None
+from virtha.control.views import (
+    CurrentSession,
+    JoinAnswer,
+    Page,
+    SessionView,
+    TokenSecret,
+)
+from virtha.model.errors import InvalidInput, NotFound, Unauthenticated
+from virtha.model.user import Token, User
+from virtha.model.value import Value
 
 
 class AuthorityView(Value, frozen=True, kw_only=True):
@@ -35,6 +40,14 @@ class AuthorityView(Value, frozen=True, kw_only=True):
 async def sign_in(call: Call[NoQuery, SessionCreate]) -> Answer:
     session = await call.control.users.sign_in(call.body, address=call.address)
     return Answer(body=session, location="/v1/sessions/current")
+
+
+async def get_current(call: Call[NoQuery, NoBody]) -> Answer:
+    if call.token is not None:
+        return Answer(body=await call.control.users.current(call.token))
+    caller = call.caller
+    by_socket = CurrentSession(user=caller.name, role=caller.role, by="socket")
+    return Answer(body=by_socket)
 
 
 async def sign_out(call: Call[NoQuery, NoBody]) -> Answer:
@@ -100,35 +113,125 @@ async def delete_token(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer()
 
 
-async def list_settings(call: Call[NoQuery, NoBody]) -> Answer:
-    settings = await call.control.settings.list()
-    revision = max((setting.revision for setting in settings), default=Revision(0))
-    return Answer(body=Page(items=settings, revision=revision))
-
-
-async def put_setting(call: Call[ScopeQuery, SettingPut]) -> Answer:
-    query = call.query
-    setting = await call.control.settings.put(
-        call.caller, call.path["key"], call.body, scope=query.scope, subject=query.subject
-    )
-    return Answer(body=setting, revision=setting.revision)
-
-
-async def delete_setting(call: Call[ScopeQuery, NoBody]) -> Answer:
-    query = call.query
-    await call.control.settings.delete(
-        call.caller, call.path["key"], scope=query.scope, subject=query.subject
-    )
-    return Answer()
-
-
-async def get_hold(call: Call[NoQuery, NoBody]) -> Answer:
-    return Answer(body=await call.control.hold.get())
-
-
-async def set_hold(call: Call[NoQuery, HoldPut]) -> Answer:
-    return Answer(body=await call.control.hold.set(call.caller, call.body))
-
-
-async def lift_hold(call: Call[NoQuery, NoBody]) -> Answer:
-    return Answer(body=await call.control.hold.lift(call.caller))
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="GET",
+        path="/v1/authority",
+        role=OPEN,
+        summary="The certificate authority that hosts and users pin",
+        handler=get_authority,
+        answer=AuthorityView,
+    ),
+    Route(
+        method="POST",
+        path="/v1/sessions",
+        role=OPEN,
+        summary="Sign in; the token is shown this once",
+        handler=sign_in,
+        body=SessionCreate,
+        answer=SessionView,
+        status=201,
+        errors=(Unauthenticated,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/sessions/current",
+        role=VIEWER,
+        summary="Who am I, and until when?",
+        handler=get_current,
+        answer=CurrentSession,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/sessions/current",
+        role=VIEWER,
+        summary="Sign out",
+        handler=sign_out,
+        status=204,
+    ),
+    Route(
+        method="POST",
+        path="/v1/join",
+        role=OPEN,
+        summary="A host joins with a join token",
+        handler=join,
+        body=JoinRequest,
+        answer=JoinAnswer,
+        status=201,
+        errors=(Unauthenticated, NotFound),
+    ),
+    Route(
+        method="GET",
+        path="/v1/users",
+        role=ADMINISTRATOR,
+        summary="List users",
+        handler=list_users,
+        query=PageQuery,
+        answer=Page[User],
+    ),
+    Route(
+        method="POST",
+        path="/v1/users",
+        role=ADMINISTRATOR,
+        summary="Create a user",
+        handler=create_user,
+        body=UserCreate,
+        answer=User,
+        status=201,
+    ),
+    Route(
+        method="GET",
+        path="/v1/users/{ref}",
+        role=ADMINISTRATOR,
+        summary="Show a user",
+        handler=get_user,
+        answer=User,
+    ),
+    Route(
+        method="PATCH",
+        path="/v1/users/{ref}",
+        role=ADMINISTRATOR,
+        summary="Change a user's role or password, or disable them",
+        handler=change_user,
+        body=UserChange,
+        answer=User,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/users/{ref}",
+        role=ADMINISTRATOR,
+        summary="Delete a user",
+        handler=delete_user,
+        status=204,
+        conditional=True,
+    ),
+    Route(
+        method="GET",
+        path="/v1/tokens",
+        role=ADMINISTRATOR,
+        summary="List tokens, without their secrets",
+        handler=list_tokens,
+        query=PageQuery,
+        answer=Page[Token],
+    ),
+    Route(
+        method="POST",
+        path="/v1/tokens",
+        role=ADMINISTRATOR,
+        summary="Make a join token; its secret is shown this once",
+        handler=create_token,
+        body=TokenCreate,
+        answer=TokenSecret,
+        status=201,
+        errors=(NotFound,),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/tokens/{id}",
+        role=ADMINISTRATOR,
+        summary="Revoke a token",
+        handler=delete_token,
+        status=204,
+    ),
+)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 import structlog
 from litestar import HttpMethod, Litestar, Request, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
@@ -39,6 +38,7 @@ from virtha.api.route import (
 )
 from virtha.api.stream import EventStreamResponse
 from virtha.api.table import ROUTES
+from virtha.api.times import encode
 from virtha.control import Control
 from virtha.control.views import Caller
 from virtha.model.errors import (
@@ -205,7 +205,7 @@ def _respond(one: Route, answer: Answer, services: Services) -> ASGIApp:
         return EventStreamResponse(answer.stream, headers, services.stopping, services.metrics)
     raw = answer.raw
     if raw is None and one.answer is not None:
-        raw = msgspec.json.encode(answer.body)
+        raw = encode(answer.body, one.answer)
     return ASGIResponse(
         body=raw or b"",
         status_code=answer.status or one.status,

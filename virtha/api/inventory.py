@@ -1,6 +1,6 @@
 """Clusters, hosts, storage domains: thin over control."""
 
-from virtha.api.route import Answer, Call, NoBody, NoQuery
+from virtha.api.route import ADMINISTRATOR, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.control.requests import (
     AdoptRequest,
     ClusterChange,
@@ -8,7 +8,10 @@ from virtha.control.requests import (
     PageQuery,
     StorageCreate,
 )
-from virtha.control.views import Page
+from virtha.control.views import HostView, Page, StorageView
+from virtha.model.errors import NotFound, Unavailable
+from virtha.model.facts import Image
+from virtha.model.host import Cluster
 from virtha.model.operation import Operation
 from virtha.model.policy import Policy
 from virtha.model.value import Request
@@ -107,3 +110,164 @@ async def delete_storage(call: Call[NoQuery, NoBody]) -> Answer:
 async def list_images(call: Call[NoQuery, NoBody]) -> Answer:
     images = await call.control.storage.images(call.ref)
     return Answer(body=Page(items=images, revision=await call.control.events.current_revision()))
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="GET",
+        path="/v1/clusters",
+        role=VIEWER,
+        summary="List clusters",
+        handler=list_clusters,
+        query=PageQuery,
+        answer=Page[Cluster],
+    ),
+    Route(
+        method="POST",
+        path="/v1/clusters",
+        role=ADMINISTRATOR,
+        summary="Create a cluster",
+        handler=create_cluster,
+        body=ClusterCreate,
+        answer=Cluster,
+        status=201,
+    ),
+    Route(
+        method="GET",
+        path="/v1/clusters/{ref}",
+        role=VIEWER,
+        summary="Show a cluster",
+        handler=get_cluster,
+        answer=Cluster,
+    ),
+    Route(
+        method="PATCH",
+        path="/v1/clusters/{ref}",
+        role=ADMINISTRATOR,
+        summary="Change a cluster",
+        handler=change_cluster,
+        body=ClusterChange,
+        answer=Cluster,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/clusters/{ref}",
+        role=ADMINISTRATOR,
+        summary="Delete an empty cluster",
+        handler=delete_cluster,
+        status=204,
+        conditional=True,
+    ),
+    Route(
+        method="GET",
+        path="/v1/clusters/{ref}/policy",
+        role=VIEWER,
+        summary="Show a cluster's policy",
+        handler=get_policy,
+        answer=Policy,
+    ),
+    Route(
+        method="PUT",
+        path="/v1/clusters/{ref}/policy",
+        role=ADMINISTRATOR,
+        summary="Replace a cluster's policy",
+        handler=put_policy,
+        body=Policy,
+        answer=Policy,
+        conditional=True,
+    ),
+    Route(
+        method="GET",
+        path="/v1/hosts",
+        role=VIEWER,
+        summary="List hosts",
+        handler=list_hosts,
+        query=PageQuery,
+        answer=Page[HostView],
+    ),
+    Route(
+        method="GET",
+        path="/v1/hosts/{ref}",
+        role=VIEWER,
+        summary="Show a host",
+        handler=get_host,
+        answer=HostView,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/hosts/{ref}",
+        role=ADMINISTRATOR,
+        summary="Remove a host that holds no VM",
+        handler=delete_host,
+        query=DeleteHostQuery,
+        status=204,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/hosts/{ref}/scan",
+        role=OPERATOR,
+        summary="Look for libvirt domains that virtha does not manage",
+        handler=scan_host,
+        answer=Operation,
+        status=202,
+        errors=(Unavailable,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/hosts/{ref}/adopt",
+        role=OPERATOR,
+        summary="Adopt existing libvirt domains",
+        handler=adopt,
+        body=AdoptRequest,
+        answer=Operation,
+        status=202,
+        errors=(Unavailable,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/storage-domains",
+        role=VIEWER,
+        summary="List storage domains",
+        handler=list_storage,
+        query=PageQuery,
+        answer=Page[StorageView],
+    ),
+    Route(
+        method="POST",
+        path="/v1/storage-domains",
+        role=ADMINISTRATOR,
+        summary="Add a storage domain",
+        handler=create_storage,
+        body=StorageCreate,
+        answer=StorageView,
+        status=201,
+        errors=(NotFound,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/storage-domains/{ref}",
+        role=VIEWER,
+        summary="Show a storage domain",
+        handler=get_storage,
+        answer=StorageView,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/storage-domains/{ref}",
+        role=ADMINISTRATOR,
+        summary="Remove a storage domain without disks; its files stay",
+        handler=delete_storage,
+        status=204,
+        conditional=True,
+    ),
+    Route(
+        method="GET",
+        path="/v1/storage-domains/{ref}/images",
+        role=VIEWER,
+        summary="List the images of a storage domain",
+        handler=list_images,
+        answer=Page[Image],
+    ),
+)

@@ -1,10 +1,13 @@
 """Virtual machines and their watchdogs: thin over control."""
 
 from virtha.api.inventory import accepted
-from virtha.api.route import Answer, Call, NoBody, NoQuery
+from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
-from virtha.control.views import VmView
+from virtha.control.views import Page, VmView
+from virtha.model.errors import NotFound
+from virtha.model.operation import Operation
 from virtha.model.value import Request
+from virtha.model.watchdog import Watchdog
 
 
 class DeleteVmQuery(Request, frozen=True, kw_only=True):
@@ -97,3 +100,168 @@ async def put_watchdog(call: Call[NoQuery, WatchdogRequest]) -> Answer:
 async def remove_watchdog(call: Call[NoQuery, NoBody]) -> Answer:
     await call.control.vms.remove_watchdog(call.caller, call.ref, call.if_match)
     return Answer()
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="GET",
+        path="/v1/vms",
+        role=VIEWER,
+        summary="List VMs",
+        handler=list_vms,
+        query=VmQuery,
+        answer=Page[VmView],
+        errors=(NotFound,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms",
+        role=OPERATOR,
+        summary="Create a VM; the operation's subject is its id",
+        handler=create_vm,
+        body=VmCreate,
+        answer=Operation,
+        status=202,
+        errors=(NotFound,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/vms/{ref}",
+        role=VIEWER,
+        summary="Show a VM, why it is as it is and whether it is protected",
+        handler=get_vm,
+        answer=VmView,
+    ),
+    Route(
+        method="PATCH",
+        path="/v1/vms/{ref}",
+        role=OPERATOR,
+        summary="Change a VM",
+        handler=change_vm,
+        body=VmChange,
+        answer=VmView,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/vms/{ref}",
+        role=OPERATOR,
+        summary="Delete a stopped VM and, unless kept, its disks",
+        handler=delete_vm,
+        query=DeleteVmQuery,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/start",
+        role=OPERATOR,
+        summary="Start a VM",
+        handler=start_vm,
+        body=VmStart,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/shutdown",
+        role=OPERATOR,
+        summary="Ask the guest to shut down",
+        handler=shut_down_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/power-off",
+        role=OPERATOR,
+        summary="Power a VM off at once",
+        handler=power_off_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/reboot",
+        role=OPERATOR,
+        summary="Ask the guest to reboot",
+        handler=reboot_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/reset",
+        role=OPERATOR,
+        summary="Reset a VM at once",
+        handler=reset_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/pause",
+        role=OPERATOR,
+        summary="Pause a VM",
+        handler=pause_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/resume",
+        role=OPERATOR,
+        summary="Resume a paused VM",
+        handler=resume_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/release",
+        role=OPERATOR,
+        summary="Give an adopted VM back",
+        handler=release_vm,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="GET",
+        path="/v1/vms/{ref}/watchdog",
+        role=VIEWER,
+        summary="Show a VM's watchdog",
+        handler=get_watchdog,
+        answer=Watchdog,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/watchdog",
+        role=OPERATOR,
+        summary="Give a VM its watchdog",
+        handler=add_watchdog,
+        body=WatchdogRequest,
+        answer=Watchdog,
+        status=201,
+        conditional=True,
+    ),
+    Route(
+        method="PUT",
+        path="/v1/vms/{ref}/watchdog",
+        role=OPERATOR,
+        summary="Replace a VM's watchdog",
+        handler=put_watchdog,
+        body=WatchdogRequest,
+        answer=Watchdog,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/vms/{ref}/watchdog",
+        role=OPERATOR,
+        summary="Remove a VM's watchdog",
+        handler=remove_watchdog,
+        status=204,
+        conditional=True,
+    ),
+)

@@ -12,6 +12,7 @@ import msgspec
 from virtha import __version__
 from virtha.api.problems import MEDIA_TYPE, Problem, TooLarge, UnsupportedMediaType
 from virtha.api.route import JSON, OPEN, NoQuery, Route
+from virtha.api.times import document_times
 from virtha.model.errors import Failed, Unavailable, VirthaError
 
 REF = "#/components/schemas/{name}"
@@ -66,6 +67,7 @@ def _schemas(table: list[Route]) -> tuple[dict[Any, Json], Json]:
             if kind is not None and kind not in types:
                 types.append(kind)
     found, components = msgspec.json.schema_components(types, ref_template=REF)
+    document_times(types, components)
     return dict(zip(types, found, strict=True)), dict(components)
 
 

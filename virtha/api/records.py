@@ -1,16 +1,19 @@
 """What is known: status, operations, events, capabilities, codes; health and metrics of the server."""
 
 import asyncio
+from typing import Any
 
 from virtha.api.metrics import CONTENT_TYPE
 from virtha.api.openapi import document_json
-from virtha.api.route import Answer, Call, NoBody, NoQuery
+from virtha.api.route import OPEN, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.api.stream import event_chunks
 from virtha.control.requests import EventQuery, OperationQuery
-from virtha.control.views import Page
+from virtha.control.views import CapabilitiesView, ForeignDomains, Page, StatusView
 from virtha.model.codes import REGISTRY, Code, Severity
-from virtha.model.errors import Gone, InvalidInput, Unavailable, VirthaError
+from virtha.model.errors import Gone, InvalidInput, NotFound, Unavailable, VirthaError
+from virtha.model.event import Event
 from virtha.model.ids import Revision
+from virtha.model.operation import Operation
 from virtha.model.value import Request, Value
 
 WAIT_MS_MAX = 60_000
@@ -139,3 +142,103 @@ def _last_event_id(header: str | None) -> int | None:
             f"'{text}' is no id of an event", field="Last-Event-ID", allowed=("a revision",)
         )
     return int(text)
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="GET",
+        path="/healthz",
+        role=OPEN,
+        summary="Whether the server answers, its store included",
+        handler=health,
+        answer=Health,
+        errors=(Unavailable,),
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        role=OPEN,
+        summary="Figures for Prometheus",
+        handler=metrics,
+        media_type="text/plain",
+    ),
+    Route(
+        method="GET",
+        path="/v1/openapi.json",
+        role=OPEN,
+        summary="This document",
+        handler=openapi,
+        answer=dict[str, Any],
+    ),
+    Route(
+        method="GET",
+        path="/v1/status",
+        role=VIEWER,
+        summary="Am I protected?",
+        handler=get_status,
+        answer=StatusView,
+    ),
+    Route(
+        method="GET",
+        path="/v1/capabilities",
+        role=VIEWER,
+        summary="Watchdog models and actions on offer, per machine type and host",
+        handler=get_capabilities,
+        answer=CapabilitiesView,
+    ),
+    Route(
+        method="GET",
+        path="/v1/codes",
+        role=VIEWER,
+        summary="Every event, reason and problem with its number",
+        handler=list_codes,
+        answer=Page[Code],
+    ),
+    Route(
+        method="GET",
+        path="/v1/operations",
+        role=VIEWER,
+        summary="List operations, newest first",
+        handler=list_operations,
+        query=OperationQuery,
+        answer=Page[Operation],
+    ),
+    Route(
+        method="GET",
+        path="/v1/operations/{id}",
+        role=VIEWER,
+        summary="Show an operation, or wait for its end",
+        handler=get_operation,
+        query=WaitQuery,
+        answer=Operation,
+        errors=(Unavailable,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/operations/{id}/foreign",
+        role=VIEWER,
+        summary="What a scan found or an adoption did",
+        handler=list_foreign,
+        answer=ForeignDomains,
+    ),
+    Route(
+        method="GET",
+        path="/v1/events",
+        role=VIEWER,
+        summary="List events",
+        handler=list_events,
+        query=EventQuery,
+        answer=Page[Event],
+        errors=(Gone, NotFound),
+    ),
+    Route(
+        method="GET",
+        path="/v1/events/stream",
+        role=VIEWER,
+        summary="Follow events as they happen (SSE), resumable",
+        handler=stream_events,
+        query=StreamQuery,
+        errors=(Gone, NotFound),
+        media_type="text/event-stream",
+    ),
+)

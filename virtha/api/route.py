@@ -1,7 +1,7 @@
 """What one route is: method, path, role, types, handler. Router and OpenAPI document both come from it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -30,6 +30,7 @@ B = TypeVar("B")
 T = TypeVar("T")
 OPEN: Literal["open"] = "open"
 Access = Role | Literal["open"]
+VIEWER, OPERATOR, ADMINISTRATOR = Role
 JSON = "application/json"
 
 
@@ -110,7 +111,7 @@ class Answer:
     location: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
-    stream: AsyncIterator[bytes] | None = None
+    stream: AsyncGenerator[bytes, None] | None = None
 
 
 Handler = Callable[[Call[Any, Any]], Awaitable[Answer]]

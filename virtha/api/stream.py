@@ -6,14 +6,14 @@ Nothing can be lost or doubled: the cursor is the revision.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
-import msgspec
 import structlog
 from litestar.types import Receive, Scope, Send
 
 from virtha.api.metrics import Metrics
+from virtha.api.times import encode
 from virtha.model.errors import VirthaError
 from virtha.model.event import Event
 
@@ -28,7 +28,7 @@ MEDIA_TYPE = "text/event-stream"
 
 def encode_event(event: Event) -> bytes:
     """One SSE message; JSON has no raw line breaks, so one data line is enough."""
-    data = msgspec.json.encode(event)
+    data = encode(event, Event)
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.revision, event.code.encode(), data)
 
 
@@ -37,7 +37,7 @@ async def event_chunks(
     still_allowed: Callable[[], Awaitable[None]],
     after: int,
     keep_alive_s: float = KEEP_ALIVE_S,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The stream in chunks, for as long as ``events`` goes on.
 
     ``still_allowed`` raises when the reader's token has ended; it is asked with each keep-alive and
@@ -75,7 +75,7 @@ class EventStreamResponse:
 
     def __init__(
         self,
-        chunks: AsyncIterator[bytes],
+        chunks: AsyncGenerator[bytes, None],
         headers: dict[str, str],
         stopping: asyncio.Event,
         metrics: Metrics,
@@ -113,7 +113,7 @@ class EventStreamResponse:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]
+        async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
                 try:
                     async with asyncio.timeout(SEND_DEADLINE_S):

@@ -366,7 +366,7 @@ async def _check_heard(tx: Transaction, row: HostRow, *, powered_off: bool) -> N
         raise Refused(
             f"{name} has not reported its VMs since the restore: it may run some of them",
             code="start.blocked.inventory",
-            fix=f"bring it back; or power {name} off, and repeat this with powered_off=true",
+            fix=f"bring it back; or power {name} off, and repeat this with --powered-off (powered_off=true)",
         )
     if row.status.state in (HostState.UP, HostState.AGENT_DOWN):
         raise Refused(

@@ -21,6 +21,14 @@ TEXT_LENGTH_MAX = 1_000
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SIMILAR_LOOKED_AT = 500
+_NOUNS = {
+    "cluster": "cluster",
+    "host": "host",
+    "storage domain": "storage",
+    "user": "user",
+    "VM": "vm",
+}
+"""Of the kinds that are found by name: the word of the command line that lists them."""
 
 
 def check_name(name: str, *, field: str = "name") -> str:
@@ -84,7 +92,9 @@ def missing(kind: str, ref: str, names: Iterable[str], *, field: str | None = No
     return NotFound(
         f"there is no {kind} '{ref[: NAME_LENGTH_MAX + 1]}'",
         field=field,
-        fix=f"did you mean {' or '.join(near)}?" if near else "",
+        fix=f"did you mean {' or '.join(near)}?"
+        if near
+        else f"'virtha {_NOUNS[kind]} list' shows all",
     )
 
 

@@ -17,10 +17,10 @@ from virtha.control.secret_tokens import (
     parse_access,
     secret_matches,
 )
-from virtha.control.views import Caller, Page, SessionView
+from virtha.control.views import Caller, CurrentSession, Page, SessionView
 from virtha.model.errors import Conflict, Refused, Unauthenticated
 from virtha.model.ids import Revision, TokenId, UserId
-from virtha.model.time import UtcMillis
+from virtha.model.time import UtcMillis, format_utc
 from virtha.model.user import Role, Token, TokenKind, User
 from virtha.ports.clock import Clock
 from virtha.store.store import Store, Transaction, WriteTransaction
@@ -44,7 +44,9 @@ RESERVED = ("root", "virtha")
 
 
 def _not_signed_in() -> Unauthenticated:
-    return Unauthenticated("sign in first", fix="'virtha login URL'")
+    return Unauthenticated(
+        "the access token is wrong, or its sign-in has ended", fix="sign in: 'virtha login URL'"
+    )
 
 
 class Users:
@@ -105,7 +107,23 @@ class Users:
         )
 
     async def authenticate(self, token: str) -> Caller:
-        """Raises Unauthenticated."""
+        """Raises Unauthenticated (`problem.token.expired` to who knows an expired token's secret)."""
+        user, _ = await self._signed_in(token)
+        return Caller(name=user.name, role=user.role, user_id=user.id)
+
+    async def current(self, token: str) -> CurrentSession:
+        """What a sign-in says of itself. Raises Unauthenticated as ``authenticate`` does."""
+        user, signed_in = await self._signed_in(token)
+        return CurrentSession(
+            user=user.name,
+            role=user.role,
+            by="token",
+            token_id=signed_in.id,
+            created=signed_in.created,
+            expires=signed_in.expires,
+        )
+
+    async def _signed_in(self, token: str) -> tuple[User, Token]:
         parsed = parse_access(token)
         if parsed is None:
             raise _not_signed_in()
@@ -115,14 +133,19 @@ class Users:
                 row is None
                 or row.token.kind is not TokenKind.ACCESS
                 or not secret_matches(parsed.secret, row.secret_hash)
-                or row.token.expires <= self._clock.wall_ms()
                 or row.token.user_id is None
             ):
                 raise _not_signed_in()
+            if row.token.expires <= self._clock.wall_ms():
+                raise Unauthenticated(
+                    f"the sign-in ended at {format_utc(row.token.expires)}",
+                    code="problem.token.expired",
+                    fix="sign in again: 'virtha login URL'",
+                )
             user = await find_user(tx, row.token.user_id)
         if user is None or not user.user.enabled:
             raise _not_signed_in()
-        return Caller(name=user.user.name, role=user.user.role, user_id=user.user.id)
+        return user.user, row.token
 
     async def sign_out(self, token: str) -> None:
         await self.authenticate(token)

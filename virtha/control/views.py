@@ -1,11 +1,11 @@
 """What the use cases answer: views joined from several records, ready to be shown."""
 
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
 from virtha.model.host import Host, HostState, HostStatus, StorageDomain
-from virtha.model.ids import ClusterId, HostId, InstallationId, Revision, UserId, VmId
+from virtha.model.ids import ClusterId, HostId, InstallationId, Revision, TokenId, UserId, VmId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
@@ -135,6 +135,18 @@ class SessionView(Value, frozen=True, kw_only=True):
     expires: UtcMillis
     user: str
     role: Role
+
+
+class CurrentSession(Value, frozen=True, kw_only=True):
+    """Who asks. ``by``: the access token that a sign-in gave, or the server's Unix socket, where the
+    kernel says that it is root: then there is no token and nothing that expires."""
+
+    user: str
+    role: Role
+    by: Literal["token", "socket"]
+    token_id: TokenId | None = None
+    created: UtcMillis | None = None
+    expires: UtcMillis | None = None
 
 
 class TokenSecret(Value, frozen=True, kw_only=True):

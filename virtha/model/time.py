@@ -17,6 +17,9 @@ UtcMillis = NewType("UtcMillis", int)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+_LAST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+_TIME_FIX = "write for example 2026-01-31T12:00:00Z"
 
 
 def parse_duration_ms(text: str, *, field: str) -> int:
@@ -53,19 +56,19 @@ def format_duration_ms(duration_ms: int) -> str:
 
 
 def format_utc(moment: UtcMillis | int) -> str:
-    """RFC 3339 with milliseconds and Z, as the API shows time."""
-    stamp = _EPOCH + timedelta(milliseconds=int(moment))
-    return stamp.strftime("%Y-%m-%dT%H:%M:%S.") + f"{stamp.microsecond // 1_000:03d}Z"
+    """RFC 3339 with milliseconds and Z, as the API shows time. Moments beyond the years 1 to 9999, which
+    only a broken clock has, are shown as the nearest one."""
+    stamp = _EPOCH + timedelta(milliseconds=min(max(int(moment), _FIRST_MS), _LAST_MS))
+    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_utc(text: str, *, field: str) -> UtcMillis:
-    """Read RFC 3339; a date alone is its midnight, no zone is UTC. Raises InvalidInput."""
+    """Read RFC 3339 (``2026-01-31T12:00:00Z``, any zone). Raises InvalidInput naming ``field``, also
+    when the zone is missing: it would be a guess."""
     try:
         stamp = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise InvalidInput(
-            f"'{text}' is not a time", field=field, fix="write for example 2026-01-31T12:00:00Z"
-        ) from None
+        raise InvalidInput(f"'{text}' is not a time", field=field, fix=_TIME_FIX) from None
     if stamp.tzinfo is None:
-        stamp = stamp.replace(tzinfo=UTC)
+        raise InvalidInput(f"'{text}' does not say its time zone", field=field, fix=_TIME_FIX)
     return UtcMillis((stamp - _EPOCH) // timedelta(milliseconds=1))

@@ -38,9 +38,33 @@ def test_a_written_time_reads_back(moment: int) -> None:
     assert parse_utc(format_utc(UtcMillis(moment)), field="at") == moment
 
 
-def test_a_wrong_time_names_the_field() -> None:
-    with pytest.raises(InvalidInput, match="at: 'yesterday' is not a time"):
-        parse_utc("yesterday", field="at")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("yesterday", "is not a time"),
+        ("", "is not a time"),
+        ("2026-13-01T00:00:00Z", "is not a time"),
+        ("1795266307123", "is not a time"),
+        ("2026-11-21T13:05:07", "does not say its time zone"),
+        ("2026-11-21", "does not say its time zone"),
+    ],
+)
+def test_a_wrong_time_names_the_field_and_shows_a_right_one(text: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=f"at: '{text}' {says}") as wrong:
+        parse_utc(text, field="at")
+    assert parse_utc(wrong.value.fix.rpartition(" ")[2], field="at") == 1_769_860_800_000
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-31T12:00:00Z", "2026-01-31T13:30:00.000+01:30", " 2026-01-31 12:00:00+00:00"]
+)
+def test_any_zone_will_do(text: str) -> None:
+    assert format_utc(parse_utc(text, field="at")) == "2026-01-31T12:00:00.000Z"
+
+
+def test_moments_that_no_calendar_has_are_shown_as_the_nearest() -> None:
+    assert format_utc(1 << 62) == "9999-12-31T23:59:59.999Z"
+    assert format_utc(-(1 << 62)) == "0001-01-01T00:00:00.000Z"
 
 
 @pytest.mark.parametrize(
