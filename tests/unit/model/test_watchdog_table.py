@@ -33,6 +33,7 @@ def test_models_by_machine_and_libvirt(
     assert [*models_that_fit(architecture, machine, libvirt_version=version)] == expected
 
 
+@pytest.mark.bad_input("model that does not fit the machine")
 def test_a_model_that_does_not_fit_is_refused_listing_those_that_do() -> None:
     itco = Watchdog(model=WatchdogModel.ITCO, action=WatchdogAction.RESET)
     with pytest.raises(InvalidInput) as refused:
@@ -52,6 +53,7 @@ def test_a_model_that_does_not_fit_is_refused_listing_those_that_do() -> None:
         ("i6300esb:reset:", "problem.watchdog.action"),
     ],
 )
+@pytest.mark.bad_input("missing action")
 def test_wrong_text_says_what_is_allowed(text: str, code: str) -> None:
     with pytest.raises(InvalidInput) as wrong:
         parse_watchdog(text)
