@@ -1,41 +1,88 @@
-"""Which test covers which requirement: read from the `req` markers in the test files' syntax trees."""
+"""Which test covers what: read from the `req` and `bad_input` markers in the test files' syntax trees."""
 
 import ast
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
+BAD_INPUT: dict[str, str] = {
+    "second watchdog": "A second watchdog for a VM that has one",
+    "model that does not fit the machine": "A watchdog model that does not fit the machine type",
+    "missing action": "A watchdog without an action",
+    "name taken": "A name that is taken",
+    "disk path outside the domain": "A disk path outside its storage domain",
+    "disk of another VM": "A disk path that another VM uses already",
+    "memory beyond any host": "More memory than any host has",
+    "start with no host that fits": "A start with no host that fits: says per host why not",
+    "wrong password": "A wrong password",
+    "expired token": "A join token that has expired",
+    "used token": "A join token that was used already",
+    "wrong authority": "A server that is not of the authority that was promised",
+    "certificate of another authority": "A host certificate of another authority",
+    "hello of a future major version": "A hello of a future major version",
+    "frame of 1 GiB": "A frame of 1 GiB",
+    "half a frame, then silence": "Half a frame, then silence",
+    "truncated outbox": "An agent's outbox that was truncated",
+    "full disk": "A full disk: the server's, the host's, the storage's",
+    "locked database": "A database that another program has locked",
+    "agent with a wrong clock": "An agent whose clock is hours off",
+    "libvirtd gone and back": "libvirtd goes and comes back",
+    "properties without final newline": "agent.properties without a final newline",
+    "properties with CRLF": "agent.properties with CRLF line ends",
+    "properties with a duplicate key": "agent.properties with a key that stands twice",
+    "role that may not": "A role that may not do it",
+    "unknown field": "An unknown field",
+}
+"""The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is
+cheapest to catch, and as a user meets it (`story=True`): through the real API, by a command against a
+real server process, or by two real programs over a real connection."""
 
-def _ids(node: ast.AST) -> list[str]:
-    """The ids of every `pytest.mark.req("W7", …)` inside ``node``."""
-    return [
-        argument.value
-        for call in ast.walk(node)
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and call.func.attr == "req"
-        for argument in call.args
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
-    ]
+
+class Marked(NamedTuple):
+    """One name that a marker gives to a test."""
+
+    name: str
+    is_story: bool
 
 
-def covered() -> dict[str, list[str]]:
-    """Requirement id -> `file::test`, sorted. A module's `pytestmark` counts for all its tests."""
-    found: dict[str, set[str]] = defaultdict(set)
+def _marked(node: ast.AST, marker: str) -> Iterator[Marked]:
+    """The names of every `pytest.mark.<marker>("W7", …, story=…)` inside ``node``."""
+    for call in ast.walk(node):
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr == marker
+        ):
+            is_story = any(
+                keyword.arg == "story"
+                and isinstance(keyword.value, ast.Constant)
+                and keyword.value.value is True
+                for keyword in call.keywords
+            )
+            for argument in call.args:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield Marked(argument.value, is_story)
+
+
+def covered(marker: str) -> dict[Marked, list[str]]:
+    """What a marker names -> `file::test`, sorted. A module's `pytestmark` counts for all its tests."""
+    found: dict[Marked, set[str]] = defaultdict(set)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         tree = ast.parse(path.read_text())
-        module_ids = [
+        of_module = [
             each
             for node in tree.body
             if isinstance(node, ast.Assign)
             and any(isinstance(t, ast.Name) and t.id == "pytestmark" for t in node.targets)
-            for each in _ids(node.value)
+            for each in _marked(node.value, marker)
         ]
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                own = [each for decorator in node.decorator_list for each in _ids(decorator)]
-                for each in (*module_ids, *own):
+                own = [each for deco in node.decorator_list for each in _marked(deco, marker)]
+                for each in (*of_module, *own):
                     found[each].add(f"{path.relative_to(ROOT)}::{node.name}")
     return {each: sorted(tests) for each, tests in found.items()}
 
@@ -52,9 +99,27 @@ def coverage_markdown() -> str:
         "Generated from the `req` markers by `make docs`. A row that is missing has no test yet.",
         "",
     ]
-    tests = covered()
+    tests = {marked.name: found for marked, found in covered("req").items()}
     for requirement in sorted(tests, key=_order):
         lines += [f"## {requirement}", ""]
         lines += [f"- `{test}`" for test in tests[requirement]]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def bad_input_markdown() -> str:
+    lines = [
+        "# Bad input and the tests that prove its answer",
+        "",
+        "Generated from the `bad_input` markers by `make docs`. Each line: a clear error that names the",
+        "field and the way out, and nothing lost or changed. *Story*: as a user meets it, through real",
+        "programs; *part*: where it is cheapest to catch. A line without either fails the tests.",
+        "",
+    ]
+    tests = covered("bad_input")
+    for name, text in BAD_INPUT.items():
+        lines += [f"## {text}", ""]
+        for kind, is_story in (("story", True), ("part", False)):
+            lines += [f"- {kind}: `{test}`" for test in tests.get(Marked(name, is_story), ())]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

@@ -381,6 +381,7 @@ def test_autostart_is_shown_and_turned_off(rig: Rig) -> None:
 
 
 @pytest.mark.req("A8", "W7")
+@pytest.mark.bad_input("libvirtd gone and back")
 def test_losing_libvirt_touches_no_vm_and_is_told(rig: Rig) -> None:
     async def story(rig: Rig) -> None:
         await boot(rig)

@@ -1,6 +1,8 @@
 """Disk images through ``qemu-img``: look, make, copy. Each call is bounded in time and output."""
 
 import asyncio
+import errno
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -70,6 +72,7 @@ async def copy_image(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=_environment(),
     )
     errors = asyncio.ensure_future(_read_errors(process))
     try:
@@ -77,14 +80,14 @@ async def copy_image(
             on_percent(percent)
         async with asyncio.timeout(INFO_DEADLINE_S):
             code = await process.wait()
+            text = await errors
     except TimeoutError:
         raise Failed(f"copying {source.name} made no progress; is its storage alive?") from None
     finally:
         await _end(process)
         errors.cancel()
     if code != 0:
-        text = errors.result() if errors.done() and not errors.cancelled() else ""
-        raise Failed(f"copying {source.name} failed: {text or f'qemu-img ended with {code}'}")
+        raise _failed(f"copying {source.name} failed", text or f"qemu-img ended with {code}")
 
 
 async def _percents(process: asyncio.subprocess.Process) -> AsyncIterator[int]:
@@ -113,6 +116,7 @@ async def _run(*command: str) -> bytes:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=_environment(),
     )
     try:
         async with asyncio.timeout(INFO_DEADLINE_S):
@@ -122,8 +126,25 @@ async def _run(*command: str) -> bytes:
     finally:
         await _end(process)
     if process.returncode != 0:
-        raise Failed(f"{command[0]} {command[1]}: {errors.decode('utf-8', 'replace').strip()}")
+        text = errors.decode("utf-8", "replace").strip()
+        raise _failed(f"{command[0]} {command[1]}", text or f"it ended with {process.returncode}")
     return output[:OUTPUT_BYTES_MAX]
+
+
+def _environment() -> dict[str, str]:
+    """Messages in English: one of them is recognised."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _failed(what: str, text: str) -> Failed:
+    """``text``: what qemu-img said, in English."""
+    if os.strerror(errno.ENOSPC) not in text and os.strerror(errno.EDQUOT) not in text:
+        return Failed(f"{what}: {text}")
+    return Failed(
+        f"{what}: {text}",
+        code="problem.disk.full",
+        fix="delete something on that storage, or choose another one",
+    )
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -4,6 +4,7 @@ Nothing is trusted before the authority's fingerprint matches the one in the tok
 written before the server has signed; a failure leaves this host as it was.
 """
 
+import os
 import re
 import shutil
 import socket
@@ -38,10 +39,13 @@ from virtha.model.errors import (
 )
 from virtha.model.ids import HostId, InstallationId, Term
 from virtha.model.orders import HostSettings
+from virtha.model.size import format_size
 from virtha.model.value import Value
 
 DEADLINE_S = 15.0
 ANSWER_BYTES_MAX = 1 << 20
+ROOM_BYTES_MIN = 8 << 20
+"""For identity and properties, and for the agent's outbox with its reserve, which is most of it."""
 _TOKEN = re.compile(r"virtha-join\.([A-Za-z0-9-]{1,64})\.([A-Za-z0-9_-]{8,256})\.([0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
@@ -106,6 +110,7 @@ def join(
             code="problem.conflict",
             fix="--force leaves that one and joins anew; its VMs must be gone first",
         )
+    _check_room(paths)
     authority_pem = _fetch_authority(base, fingerprint)
     key_pem, csr_pem = make_key_and_csr(wanted_name)
     answer = _ask(base, authority_pem, token.strip(), csr_pem, wanted_name)
@@ -120,6 +125,24 @@ def join(
         url=base,
     )
     return _settle(paths, identity, answer, key_pem, files)
+
+
+def _check_room(paths: AgentPaths) -> None:
+    """Before the server is asked: a token is used up by an answer that can't be kept then."""
+    for wanted in (paths.state, paths.properties.parent, paths.hooks):
+        directory = next(one for one in (wanted, *wanted.parents) if one.exists())
+        found = os.statvfs(directory)
+        if found.f_bavail * found.f_frsize < ROOM_BYTES_MIN:
+            raise Unavailable(
+                f"{directory} has less than {format_size(ROOM_BYTES_MIN)} left",
+                code="problem.disk.full",
+                fix="free space there, then join again; the token is still good",
+            )
+        if not os.access(directory, os.W_OK):
+            raise Failed(
+                f"{directory} can't be written",
+                fix="run this as root, on a file system that is not read-only; the token is still good",
+            )
 
 
 def _checked_url(url: str) -> str:
@@ -137,7 +160,7 @@ def _checked_url(url: str) -> str:
 
 def _fetch_authority(base: str, fingerprint: str) -> str:
     """The only request without verified TLS: what it brings is checked against the token."""
-    with httpx.Client(verify=False, timeout=DEADLINE_S, trust_env=False) as client:  # noqa: S501
+    with httpx.Client(verify=False, timeout=DEADLINE_S, trust_env=False) as client:  # noqa: S501 - see above
         content = _content(_send(client, "GET", f"{base}/v1/authority"))
     try:
         pem = str(content["certificate_pem"])
@@ -173,12 +196,22 @@ def _send(client: httpx.Client, method: str, url: str, json: object = None) -> h
     try:
         response = client.request(method, url, json=json)
     except httpx.HTTPError as error:
-        raise Unavailable(
-            f"{url} can't be reached: {error}", fix="check address, port and firewall"
-        ) from error
+        fix = "check address, port and firewall"
+        if _is_out_of_its_time(error):
+            fix = "is this host's clock right, and the server's? Set both, then join again"
+        raise Unavailable(f"{url} can't be reached: {error}", fix=fix) from error
     if len(response.content) > ANSWER_BYTES_MAX:
         raise Failed(f"{url} answers with {len(response.content)} bytes; that is no virtha server")
     return response
+
+
+def _is_out_of_its_time(error: BaseException | None) -> bool:
+    """Whether a certificate is not valid yet, or not any more (X509_V_ERR_… 9 and 10)."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in (9, 10):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _content(response: httpx.Response) -> dict[str, Any]:

@@ -128,18 +128,29 @@ class Outbox:
         """Read what is there; damaged bytes are set aside and told as a fact."""
         self._directory.mkdir(parents=True, exist_ok=True)
         high_water, self._acknowledged = self._read_mark()
-        lost_bytes, corrupt = 0, False
+        lost_bytes, corrupt, missing = 0, False, False
+        due: int | None = None
         for path in sorted(self._directory.glob("*.seg")):
-            lost, is_corrupt = self._open_segment(path)
+            first = int(path.stem) if path.stem.isdecimal() else due or 0
+            lost, is_corrupt, supersedes = self._open_segment(path)
             lost_bytes += lost
-            corrupt = corrupt or is_corrupt
+            corrupt = is_corrupt or (corrupt and not supersedes)
+            # A segment is begun only after the one before it was whole: what lies between is gone.
+            gap = due is not None and first > max(due, self._acknowledged + 1)
+            missing = not supersedes and (missing or gap)
+            held = self._segments and self._segments[-1].path == path
+            due = self._segments[-1].last + 1 if held else first
         readable = max((s.last for s in self._segments), default=0)
         self._last = max(readable, high_water)
         self._awaits_hello = self._awaits_hello and self._last == 0
         self._has_gap = not self._contiguous() or (bool(self._segments) and readable < self._last)
         self._open_mark()
         self._make_reserve()
-        promised = corrupt or (high_water > readable and high_water > self._acknowledged)
+        promised = (
+            corrupt
+            or (missing and not self._damage_is_told())
+            or (high_water > readable and high_water > self._acknowledged)
+        )
         self.damage = Damage(lost_bytes=lost_bytes, promised=promised)
         if promised:
             self.append(
@@ -150,6 +161,14 @@ class Outbox:
                     )
                 ]
             )
+
+    def _damage_is_told(self) -> bool:
+        """By an agent before this one, to a server that has not heard it yet: ``align`` has not been."""
+        return any(
+            isinstance(fact.body, Happened) and fact.body.code == "host.outbox.truncated"
+            for fact in self._recent
+            if fact.sequence > self._acknowledged
+        )
 
     def _read_mark(self) -> tuple[int, int]:
         """(highest sequence ever written, last acknowledged one); zeros when it can't be read."""
@@ -169,24 +188,37 @@ class Outbox:
 
     def _open_mark(self) -> None:
         path = self._directory / "high_water"
-        self._mark_descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._mark_descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            # Not an inode left. Without the mark a later damage might go unnoticed; without an agent
+            # no VM is restarted.
+            _log.error("the outbox's mark can't be made", error=str(error))
         self._write_mark(0, self._last)
 
     def _write_mark(self, slot: int, value: int) -> None:
         """Not synced: it only has to outlive this process; for a power cut the segments are synced."""
-        assert self._mark_descriptor is not None
+        if self._mark_descriptor is None:
+            return
         data = struct.pack(">Q", value)
-        os.pwrite(self._mark_descriptor, data + struct.pack(">I", zlib.crc32(data)), slot * 12)
+        try:
+            os.pwrite(self._mark_descriptor, data + struct.pack(">I", zlib.crc32(data)), slot * 12)
+        except OSError as error:
+            # On a full disk, where the file is new or is written elsewhere each time. The facts are on
+            # disk: taken for a failed write of theirs, they would be written, and told, twice.
+            _log.error("the outbox's mark can't be written", error=str(error))
 
-    def _open_segment(self, path: Path) -> tuple[int, bool]:
-        """Adds it to the segments; (bytes set aside, whether they had once been whole)."""
+    def _open_segment(self, path: Path) -> tuple[int, bool, bool]:
+        """Adds it to the segments; (bytes set aside, whether they had once been whole, whether older
+        segments are void)."""
         data = path.read_bytes()
         if data[:4] != MAGIC or len(data) < HEADER_BYTES:
             self._set_aside(path, data)
             path.unlink()
             # Shorter than its header: created, and then the power went. Nothing was in it.
-            return len(data), len(data) >= HEADER_BYTES
-        if data[4:HEADER_BYTES] == SUPERSEDES:
+            return len(data), len(data) >= HEADER_BYTES, False
+        supersedes = data[4:HEADER_BYTES] == SUPERSEDES
+        if supersedes:
             for old in self._segments:
                 old.path.unlink(missing_ok=True)
             self._segments.clear()
@@ -204,20 +236,21 @@ class Outbox:
             self._recent.extend(facts)
         else:
             path.unlink()
-        return lost, corrupt
+        return lost, corrupt, supersedes
 
     def _set_aside(self, path: Path, data: bytes) -> None:
         if not data:
             return
         damaged = self._directory / "damaged"
-        damaged.mkdir(exist_ok=True)
         target = damaged / f"{path.name}.{self._clock.wall_ms()}"
         try:
+            damaged.mkdir(exist_ok=True)
             self._files.write_atomic(target, data)
         except OSError as error:
             _log.error(
                 "damaged outbox bytes can't be set aside", path=str(target), error=str(error)
             )
+            return
         for old in sorted(damaged.iterdir(), key=lambda p: p.stat().st_mtime)[:-DAMAGED_FILES_MAX]:
             old.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from virtha.agent.files import Files
 from virtha.agent.gate import hook_path, install_gate
 from virtha.agent.guardian_process import run_guardian
 from virtha.agent.host_clock import read_boot_id
+from virtha.agent.host_installation import install_host_units, uninstall
 from virtha.agent.join import join as join_server
 from virtha.agent.journal import replay as replay_journal
 from virtha.agent.paths import AgentPaths
@@ -43,6 +44,8 @@ Root = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The property's name.")]
+Text = Annotated[str, typer.Argument(metavar="VALUE", help="What it shall be.")]
 SLASH = Path("/")
 
 
@@ -98,7 +101,9 @@ def guardian(root: Root = SLASH) -> None:
 
 @app.command()
 def join(
-    url: Annotated[str, typer.Argument(help="The server, for example https://manager:8443.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The server, for example https://manager:8443.")
+    ],
     token: Annotated[
         str | None,
         typer.Option(help="Join token (virtha token create). '-' or nothing: from standard input."),
@@ -111,10 +116,15 @@ def join(
     ] = False,
     root: Root = SLASH,
 ) -> None:
-    """Make this host a member of a server's cluster, and install the start gate."""
+    """Make this host a member of a cluster. Installs the start gate."""
     if token in (None, "-"):
         token = sys.stdin.readline().strip()
-    joined = join_server(_paths(root), url, token or "", name=name, force=force)
+        if not token:
+            raise InvalidInput(
+                "is missing", field="--token", fix="make one on the server: virtha token create"
+            )
+    paths = _paths(root)
+    joined = join_server(paths, url, token or "", name=name, force=force)
     identity = joined.identity
     typer.echo(f"{identity.name} joined cluster {identity.cluster} as host {identity.number}")
     if joined.gate_is_new:
@@ -122,12 +132,13 @@ def join(
         typer.echo("  systemctl restart libvirtd")
     else:
         typer.echo("start gate is installed")
-    typer.echo("then start: systemctl enable --now virtha-guardian virtha-agent")
+    install_host_units(paths)
+    typer.echo("then start: systemctl enable --now virtha-agent   (its guardian with it)")
 
 
 @app.command()
 def check(root: Root = SLASH, as_json: AsJson = False) -> None:
-    """What would keep this host from protecting its VMs: gate, libvirt, servers, storage."""
+    """Say what keeps this host from protecting VMs. Looks at gate, libvirt, servers, storage."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -159,6 +170,25 @@ def install_gate_again(root: Root = SLASH) -> None:
         typer.echo("restart libvirtd once so that it loads it (VMs run on)")
 
 
+@app.command("install-units")
+def install_units_again(root: Root = SLASH) -> None:
+    """Write the systemd units anew. Nothing is started or stopped."""
+    changed = install_host_units(_paths(root))
+    typer.echo(f"written: {', '.join(changed)}" if changed else "nothing to change")
+
+
+@app.command("uninstall")
+def uninstall_host(
+    force: Annotated[
+        bool, typer.Option("--force", help="Although this host holds protected VMs.")
+    ] = False,
+    root: Root = SLASH,
+) -> None:
+    """Remove start gate and systemd units. The state below /var/lib/virtha stays."""
+    uninstall(_paths(root), force=force)
+    typer.echo("start gate and units removed; restart libvirtd once so that it forgets the gate")
+
+
 @app.command("host-shutdown")
 def host_is_shutting_down(
     cancel: Annotated[
@@ -169,7 +199,7 @@ def host_is_shutting_down(
     ] = False,
     root: Root = SLASH,
 ) -> None:
-    """Tell the agent that this host goes down: VMs that stop now are not restarted here."""
+    """Tell the agent that this host goes down. VMs that stop now are not restarted here."""
     paths = _paths(root)
     if cancel:
         host_shutdown.unmark(paths)
@@ -186,7 +216,7 @@ def host_is_shutting_down(
 def replay(
     journal: Annotated[Path, typer.Argument(help="A file of .../agent/journal.", exists=True)],
 ) -> None:
-    """Run a decision journal through this version and show where it decides differently."""
+    """Run a decision journal through this version. Shows where it decides differently."""
     count = 0
     try:
         for difference in replay_journal(journal):
@@ -235,17 +265,19 @@ def list_properties(root: Root = SLASH, as_json: AsJson = False) -> None:
 
 
 @properties_app.command("get")
-def get(key: str, root: Root = SLASH) -> None:
+def get(key: Key, root: Root = SLASH) -> None:
     """One value: what is set, else the default."""
     written = get_property(_text(_paths(root)), key)
     known = {item.key: item.default for item in TABLE}
     if written is None and key not in known:
-        raise NotFound(f"there is no property '{key}'", field="key", fix="properties list")
+        raise NotFound(
+            f"there is no property '{key}'", field="KEY", fix="virtha agent properties list"
+        )
     typer.echo(written if written is not None else known[key])
 
 
 @properties_app.command("set")
-def set_(key: str, value: str, root: Root = SLASH) -> None:
+def set_(key: Key, value: Text, root: Root = SLASH) -> None:
     """Set one key; comments and order stay. The agent reads it at its next start."""
     paths = _paths(root)
     text = set_property(_text(paths), key, value)
@@ -254,7 +286,7 @@ def set_(key: str, value: str, root: Root = SLASH) -> None:
 
 
 @properties_app.command("unset")
-def unset(key: str, root: Root = SLASH) -> None:
+def unset(key: Key, root: Root = SLASH) -> None:
     """Remove one key: its default holds."""
     paths = _paths(root)
     write_properties(paths.properties, unset_property(_text(paths), key))

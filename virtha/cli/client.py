@@ -112,7 +112,9 @@ def _over_network(url: str, token: str, login: Login) -> Target:
             authority = Path(named).read_text()
         except OSError as exc:
             raise InvalidInput(
-                f"can't read {named}: {exc.strerror}", field="VIRTHA_AUTHORITY"
+                f"can't read {named}: {exc.strerror}",
+                field="VIRTHA_AUTHORITY",
+                fix="name a copy of the server's authority.crt",
             ) from exc
     return Target(url=url, token=token or login.token, authority_pem=authority)
 
@@ -124,7 +126,11 @@ def pinned_context(authority_pem: str) -> ssl.SSLContext:
     try:
         context.load_verify_locations(cadata=authority_pem)
     except (ssl.SSLError, ValueError) as exc:
-        raise InvalidInput("the authority is no certificate", field="VIRTHA_AUTHORITY") from exc
+        raise InvalidInput(
+            "the authority is no certificate",
+            field="VIRTHA_AUTHORITY",
+            fix="name a copy of the server's authority.crt, or sign in: virtha login URL",
+        ) from exc
     return context
 
 

@@ -30,6 +30,7 @@ def chosen_cluster(client: Client, name: str | None) -> str:
         "which cluster?" if clusters else "there is no cluster",
         field="--cluster",
         allowed=tuple(sorted(item["name"] for item in clusters)),
+        fix="name the one that is meant" if clusters else "virtha cluster create NAME",
     )
 
 

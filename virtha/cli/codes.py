@@ -42,7 +42,7 @@ CODE = View(
 def codes(
     ctx: typer.Context,
     code: str | None = typer.Argument(
-        None, metavar="[CODE]", help="A name, a number, or vm.watchdog.*"
+        None, metavar="CODE", help="A name, a number, or vm.watchdog.*"
     ),
     kind: Kind | None = typer.Option(None, help="Only events, reasons or problems."),
 ) -> None:

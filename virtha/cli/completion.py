@@ -15,7 +15,7 @@ class Shell(StrEnum):
 
 
 @app.command()
-def completion(shell: Shell = typer.Argument(help="Your shell.")) -> None:
+def completion(shell: Shell = typer.Argument(metavar="bash|zsh|fish", help="Your shell.")) -> None:
     """Print the completion script. For bash: source <(virtha completion bash)"""
     from virtha.cli.main import command
 

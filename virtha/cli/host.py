@@ -8,7 +8,7 @@ import typer
 from virtha.cli.client import Client, ref
 from virtha.cli.options import options
 from virtha.cli.output import emit_list, write_data
-from virtha.cli.parsing import confirm
+from virtha.cli.parsing import confirm, confirm_by_name
 from virtha.cli.progress import failure_of, wait_for
 from virtha.cli.session import (
     TimeoutOption,
@@ -20,13 +20,29 @@ from virtha.cli.session import (
     show_one,
 )
 from virtha.cli.views import FOREIGN, HOST
+from virtha.model.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="KVM hosts that have joined.")
 HostArgument = typer.Argument(metavar="HOST", help="Name or id.")
+IT_IS_OFF = "--yes-it-is-off"
 
 
 def _path(name: str, *verb: str) -> str:
     return "/".join(["/v1/hosts", ref(name, field="HOST"), *verb])
+
+
+def _take_the_word(client: Client, given: str, *, certain: bool, stdin_is_terminal: bool) -> None:
+    """The operator's word (safety rule P6) has nothing behind it but the operator: --yes is not enough."""
+    name = str(client.get(_path(given))["host"]["name"])
+    confirm_by_name(
+        f"virtha will take it that {name} is off and that no VM runs there. If {name} still runs, the "
+        "same VM can start a second time on another host, both copies write to its disks, and its data "
+        "is lost. Look at the machine or its power interface: silence on the network proves nothing.",
+        name=name,
+        certain=certain,
+        flag=IT_IS_OFF,
+        stdin_is_terminal=stdin_is_terminal,
+    )
 
 
 @app.command("list")
@@ -47,7 +63,7 @@ def show_host(ctx: typer.Context, name: str = HostArgument, watch: bool = WatchO
 
 @app.command("scan")
 def scan_host(ctx: typer.Context, name: str = HostArgument, timeout: str = TimeoutOption) -> None:
-    """List a host's libvirt VMs that virtha does not manage, and what adopting would change."""
+    """List a host's VMs that virtha does not manage. Shows what adopting would change."""
     given = options(ctx)
     with connected(ctx) as client:
         operation = wait_for(client, given, client.post(_path(name, "scan")), timeout)
@@ -58,10 +74,30 @@ def scan_host(ctx: typer.Context, name: str = HostArgument, timeout: str = Timeo
 
 
 @app.command("remove")
-def remove_host(ctx: typer.Context, name: str = HostArgument, yes: bool = YesOption) -> None:
-    """Take a host without VMs out; its certificate is no longer accepted."""
-    confirm(f"Remove host {name}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
+def remove_host(
+    ctx: typer.Context,
+    name: str = HostArgument,
+    powered_off: bool = typer.Option(
+        False,
+        "--powered-off",
+        help="Your word that it is off: for a host that has not reported since a restore.",
+    ),
+    it_is_off: bool = typer.Option(
+        False, IT_IS_OFF, help="With --powered-off: you saw it off; don't have its name typed."
+    ),
+    yes: bool = YesOption,
+) -> None:
+    """Take a host without VMs out. Its certificate is no longer accepted."""
+    here = sys.stdin.isatty()
+    if it_is_off and not powered_off:
+        raise InvalidInput(
+            "goes with --powered-off only", field=IT_IS_OFF, fix="leave it out, or give both"
+        )
     with connected(ctx) as client:
-        answer = client.delete(_path(name))
+        if powered_off:
+            _take_the_word(client, name, certain=it_is_off, stdin_is_terminal=here)
+        else:
+            confirm(f"Remove host {name}?", yes=yes, stdin_is_terminal=here)
+        answer = client.delete(_path(name), powered_off=powered_off or None)
     if not write_data(options(ctx), answer):
         report(ctx, answer, f"host {name} is removed")

@@ -31,7 +31,7 @@ VmArgument = typer.Argument(metavar="VM", help="The VM's name.")
 
 @app.command("check")
 def check_machine() -> None:
-    """Can this machine run a lab? Names what is missing and how to get it."""
+    """Say whether this machine can run a lab. Names what is missing and how to get it."""
     found = preflight.checks()
     table = Table("NEED", "HOLDS", "WHAT", box=None)
     for check in found:
@@ -46,7 +46,7 @@ def check_machine() -> None:
 
 @app.command("image")
 def build_image() -> None:
-    """Build the tiny guest's image if it is not there; prints its path."""
+    """Build the tiny guest's image. Only if it is not there; prints its path."""
     typer.echo(tiny_image(Steps().say))
 
 
@@ -57,7 +57,7 @@ def up(
     port: int = typer.Option(0, help="Port on 127.0.0.1 that leads to REST; 0: a free one."),
     directory: Path | None = DirOption,
 ) -> None:
-    """Build a lab: a server, hosts that have joined, shared storage, an image."""
+    """Build a lab. A server, hosts that have joined, shared storage, an image."""
     steps = Steps()
     made = lab.up(lab_directory(directory), hosts=hosts, servers=servers, port=port, steps=steps)
     _print(overview(made))
@@ -87,7 +87,7 @@ def down(
     every: bool = typer.Option(False, "--all", help="Every lab of this machine."),
     keep_files: bool = typer.Option(False, "--keep-files", help="Keep logs and disks."),
 ) -> None:
-    """Stop all that the lab has started, by process id, and delete it. Works after any crash."""
+    """Stop and delete the lab. All that it started, by process id; works after any crash."""
     steps = Steps()
     if every:
         wanted = registered()
@@ -113,7 +113,7 @@ def status(
     directory: Path | None = DirOption,
     as_json: bool = typer.Option(False, "--json", help="As JSON."),
 ) -> None:
-    """What is on, plugged in and running, by what the kernel says."""
+    """What is on, plugged in and running. By what the kernel says."""
     found = overview(Lab.open(lab_directory(directory)))
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(found), indent=2))
@@ -143,10 +143,10 @@ def _print(found: Overview) -> None:
 )
 def execute(
     name: str = typer.Argument(metavar="NODE", help="h1, h2 …, s1."),
-    words: list[str] = typer.Argument(metavar="-- CMD…", help="The command and its arguments."),
+    words: list[str] = typer.Argument(metavar="CMD", help="The command and its arguments."),
     directory: Path | None = DirOption,
 ) -> None:
-    """Run a command inside a host: its own libvirt, network and processes. `-- bash` is a shell."""
+    """Run a command inside a host. With its own libvirt, network, processes; `-- bash` is a shell."""
     if words[0] == "--":  # click leaves it in, where options may follow anywhere
         words = words[1:]
     if not words:
@@ -216,7 +216,7 @@ def kill_qemu(vm: str = VmArgument, directory: Path | None = DirOption) -> None:
 
 @app.command("hang-guest")
 def hang_guest(vm: str = VmArgument, directory: Path | None = DirOption) -> None:
-    """kill -9 of the watchdog daemon inside a guest; its card fires 6 seconds later."""
+    """kill -9 of a guest's watchdog daemon. Its card fires 6 seconds later."""
     host = faults.hang_guest(Lab.open(lab_directory(directory)), vm)
     typer.echo(f"{vm} on {host.name} no longer feeds its watchdog")
 

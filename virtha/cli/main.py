@@ -8,15 +8,17 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from virtha import __version__
+from virtha.cli.file_errors import error_from_file
 from virtha.cli.options import Options, global_options, spread_options
 from virtha.cli.text import describe
-from virtha.model.errors import Failed, VirthaError
+from virtha.cli.usage import as_invalid_input
+from virtha.model.errors import Failed, InvalidInput, VirthaError
 
 
 class Noun(NamedTuple):
@@ -89,7 +91,7 @@ def _global_params() -> list[Any]:
     return list(typer.main.get_command(app).params)
 
 
-def _markup() -> str | None:
+def _markup() -> Literal["rich"] | None:
     return "rich" if sys.stdout.isatty() else None
 
 
@@ -98,7 +100,7 @@ class LazyNouns(TyperGroup):
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
-        self.rich_markup_mode = _markup()  # type: ignore[assignment]
+        self.rich_markup_mode = _markup()
         self.params = [*_global_params(), *self.params]
         for name, noun in NOUNS.items():
             self.add_command(TyperCommand(name=name, help=noun.help), name)
@@ -142,15 +144,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        command().main(args=arguments, prog_name="virtha", standalone_mode=True)
+        ended = command().main(args=arguments, prog_name="virtha", standalone_mode=False)
     except VirthaError as error:
+        return _told(error)
+    except typer.Abort:
         _flush()
-        typer.echo(describe(error), err=True)
-        return error.exit_code
+        typer.echo("nothing was done", err=True)
+        return 1
+    except typer.TyperException as error:
+        if wrong := as_invalid_input(error):
+            return _told(wrong)
+        _flush()
+        typer.echo(str(error), err=True)  # the help page; a terminal has had it with colours
+        return InvalidInput.exit_code
+    except OSError as error:
+        if (unusable := error_from_file(error)) is None:
+            raise
+        return _told(unusable)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         return code or _flush()
-    return _flush()
+    return (ended if isinstance(ended, int) else 0) or _flush()
+
+
+def _told(error: VirthaError) -> int:
+    _flush()
+    typer.echo(describe(error), err=True)
+    return error.exit_code
 
 
 def _flush() -> int:

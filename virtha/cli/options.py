@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import typer
@@ -116,11 +116,15 @@ def _flags(param: Any) -> set[str]:
 
 
 def spread_options(
-    command: Any, params: list[Any], *, wanted: Callable[[str], bool], markup: str | None
+    command: Any,
+    params: list[Any],
+    *,
+    wanted: Callable[[str], bool],
+    markup: Literal["rich"] | None,
 ) -> None:
     """Give ``command`` and all below it the global ``params`` whose flags it does not use itself."""
     if isinstance(command, TyperGroup | TyperCommand):
-        command.rich_markup_mode = markup  # type: ignore[assignment]
+        command.rich_markup_mode = markup
     if isinstance(command, TyperGroup):
         for sub in command.commands.values():
             spread_options(sub, params, wanted=wanted, markup=markup)

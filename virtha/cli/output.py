@@ -14,7 +14,6 @@ import yaml
 from virtha.cli.options import Options, Output
 from virtha.cli.text import clean
 from virtha.model.size import format_size
-from virtha.model.time import format_utc
 
 Object = dict[str, Any]
 
@@ -57,12 +56,9 @@ def size(value: Any) -> str:
 
 
 def moment(value: Any) -> str:
-    """`2026-01-31 12:00:00Z`, whether the API sent milliseconds or RFC 3339."""
-    if value is None or value == "":
-        return ""
-    text = format_utc(value) if isinstance(value, int) else str(value)
-    day, _, clock = text.partition("T")
-    return f"{day} {clock.partition('.')[0].rstrip('Z')}Z" if clock else text
+    """The API's `2026-01-31T12:00:00.123Z` for people: `2026-01-31 12:00:00Z`."""
+    day, _, clock = ("" if value is None else str(value)).partition("T")
+    return f"{day} {clock.partition('.')[0].rstrip('Z')}Z" if clock else day
 
 
 def chosen_output(given: Options) -> Output | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from virtha.cli.text import clean
 from virtha.model.errors import InvalidInput
 from virtha.model.size import parse_size_bytes
 
@@ -76,3 +77,23 @@ def confirm(question: str, *, yes: bool, stdin_is_terminal: bool) -> None:
     if not typer.confirm(question, err=True):
         typer.echo("nothing was done", err=True)
         raise typer.Exit(1)
+
+
+def confirm_by_name(
+    warning: str, *, name: str, certain: bool, flag: str, stdin_is_terminal: bool
+) -> None:
+    """Before a word that virtha can't check and acts upon: show what it leads to if it is wrong, and
+    have the thing's name typed. ``certain``: ``flag`` was given in its place. Raises InvalidInput where
+    nobody can answer, or another name is typed."""
+    typer.echo(clean(warning), err=True)
+    if certain:
+        return
+    if not stdin_is_terminal:
+        raise InvalidInput(
+            "nobody is here to type the name", field=flag, fix=f"look first, then give {flag}"
+        )
+    typed = str(typer.prompt(f"Type the name, {name}, to go on", err=True))
+    if typed.strip() != name:
+        raise InvalidInput(
+            f"'{typed}' is not {name}; nothing was done", field="name", fix=f"type {name}"
+        )

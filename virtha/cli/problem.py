@@ -35,6 +35,8 @@ _BY_STATUS: dict[int, type[VirthaError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+_OUT_OF_TIME = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED."""
 _FIX = {
     401: "sign in: virtha login URL (or set VIRTHA_URL and VIRTHA_TOKEN)",
     412: "look at its present state, then repeat the command",
@@ -73,6 +75,13 @@ def error_from_answer(status: int, content: bytes) -> VirthaError:
 def error_from_transport(error: Exception, *, where: str, changes: bool) -> VirthaError:
     """A request that got no answer. ``changes``: it may have been carried out all the same."""
     cause = _root_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _OUT_OF_TIME:
+        return Refused(
+            f"the certificate of {where} is not valid now: {cause.verify_message}",
+            code="problem.authority.wrong",
+            fix="is this machine's clock right, and the server's? If both are: virtha server "
+            "renew-certificate, there",
+        )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Refused(
             f"the certificate of {where} is not accepted: {cause.verify_message}",

@@ -15,9 +15,6 @@ class Login(Value, frozen=True, kw_only=True):
 
     authority_pem: str = ""
     token: str = ""
-    user: str = ""
-    role: str = ""
-    expires: int | str | None = None
 
 
 class Profile(Value, frozen=True, kw_only=True):

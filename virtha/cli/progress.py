@@ -8,11 +8,11 @@ import typer
 
 from virtha.cli.client import Client
 from virtha.cli.options import Options, options
-from virtha.cli.output import moment, note, stderr_console, write_data
+from virtha.cli.output import note, stderr_console, write_data
 from virtha.cli.text import clean
 from virtha.model.codes import REGISTRY, render
 from virtha.model.errors import Failed, Refused, Unavailable, VirthaError
-from virtha.model.time import parse_duration_ms
+from virtha.model.time import parse_duration_ms, parse_utc
 
 POLL_MS = 1_000
 """One long poll: short enough that steps show while they run."""
@@ -173,6 +173,7 @@ def finish(
 
 def _took(operation: dict[str, Any]) -> str:
     created, ended = operation.get("created"), operation.get("ended")
-    if isinstance(created, int) and isinstance(ended, int):
-        return f" ({(ended - created) / 1_000:.1f} s)"
-    return f" (at {moment(ended)})" if ended else ""
+    if not created or not ended:
+        return ""
+    taken_ms = parse_utc(ended, field="ended") - parse_utc(created, field="created")
+    return f" ({taken_ms / 1_000:.1f} s)"

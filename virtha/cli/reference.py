@@ -58,7 +58,8 @@ def _section(found: Any, path: str) -> list[str]:
 
 def _argument(param: Any) -> str:
     name = str(param.metavar or param.name.upper())
-    return name if param.required or name.startswith("[") else f"[{name}]"
+    name += "…" if param.nargs == -1 else ""
+    return name if param.required else f"[{name}]"
 
 
 def _options(found: Any) -> list[str]:

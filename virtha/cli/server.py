@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, VirthaError
 from virtha.model.time import format_utc
 from virtha.server import app as server_app
 from virtha.server.checks import CheckState, check_installation
@@ -17,7 +17,7 @@ from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths, read_config
 from virtha.server.logs import configure_logs
 from virtha.server.maintenance import back_up_installation, restore_installation
-from virtha.server.setup import InitAnswers, InitResult, set_up
+from virtha.server.setup import InitAnswers, InitResult, install_server_units, set_up
 
 app = typer.Typer(
     help="Run and set up the server.", invoke_without_command=True, no_args_is_help=False
@@ -32,6 +32,14 @@ Root = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 SLASH = Path("/")
+_INIT_OPTIONS = {
+    "name": "--admin",
+    "password": "--password-stdin",
+    "names": "--names",
+    "listen": "--listen",
+    "gateway_listen": "--gateway-listen",
+}
+"""The options of ``init`` by the fields that the errors of setting up name."""
 
 
 def _paths(root: Path) -> ServerPaths:
@@ -68,7 +76,7 @@ def init(
     as_json: AsJson = False,
     root: Root = SLASH,
 ) -> None:
-    """Set up a new installation; its secrets are shown this once."""
+    """Set up a new installation. Its secrets are shown this once."""
     wanted = InitAnswers(
         admin=admin,
         password=_password_from(sys.stdin.buffer.read) if password_stdin else None,
@@ -76,11 +84,18 @@ def init(
         gateway_listen=gateway_listen,
         names=_split(names),
     )
-    result = asyncio.run(set_up(_paths(root), wanted, SystemClock()))
+    paths = _paths(root)
+    try:
+        result = asyncio.run(set_up(paths, wanted, SystemClock()))
+    except VirthaError as error:
+        error.field = _INIT_OPTIONS.get(error.field or "", error.field)
+        raise
     if as_json:
         typer.echo(msgspec.json.encode(result).decode())
-        return
-    _show_result(result)
+    else:
+        _show_result(result)
+    sys.stdout.flush()  # the password is shown this once, whatever follows
+    install_server_units(paths)
 
 
 def _split(names: str | None) -> tuple[str, ...] | None:
@@ -98,10 +113,14 @@ def _password_from(read: Callable[[int], bytes]) -> str:
     try:
         text = raw.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise InvalidInput("the password is no UTF-8 text", field="--password-stdin") from None
+        raise InvalidInput(
+            "the password is no UTF-8 text", field="--password-stdin", fix="pipe one line"
+        ) from None
     if not text or len(raw) > PASSWORD_BYTES_MAX or "\n" in text:
         raise InvalidInput(
-            "one line with the password is expected on standard input", field="--password-stdin"
+            "one line with the password is expected on standard input",
+            field="--password-stdin",
+            fix="pipe in one line, or leave the option out: one is made up and shown",
         )
     return text
 
@@ -119,7 +138,17 @@ def _show_result(result: InitResult) -> None:
     if result.password is not None:
         lines.append(f"  password        {result.password}   (shown this once)")
     typer.echo("\n".join(lines))
-    typer.echo("\nNext: virtha server run", err=True)
+    typer.echo(
+        "\nNext: systemctl enable --now virtha-server   (or, in the foreground: virtha server run)",
+        err=True,
+    )
+
+
+@app.command("install-units")
+def install_units_again(root: Root = SLASH) -> None:
+    """Write the systemd unit anew. Nothing is started or stopped."""
+    changed = install_server_units(_paths(root))
+    typer.echo(f"written: {', '.join(changed)}" if changed else "nothing to change")
 
 
 @app.command()
@@ -129,7 +158,7 @@ def run(
     ] = False,
     root: Root = SLASH,
 ) -> None:
-    """Run the server in the foreground until SIGTERM or SIGINT."""
+    """Run the server in the foreground. SIGTERM or SIGINT ends it."""
     _run(root, as_json=as_json)
 
 
@@ -150,7 +179,7 @@ def _run(root: Path, *, as_json: bool) -> None:
 
 @app.command()
 def check(as_json: AsJson = False, root: Root = SLASH) -> None:
-    """Check configuration, authority, certificate and database; nothing is changed."""
+    """Check the installation. Configuration, authority, certificate and database; nothing is changed."""
     found = check_installation(_paths(root), SystemClock())
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
@@ -169,7 +198,7 @@ def backup(
     as_json: AsJson = False,
     root: Root = SLASH,
 ) -> None:
-    """Back up database, authority and configuration; the server may run meanwhile.
+    """Back up the installation. Database, authority and configuration; the server may run meanwhile.
 
     The file holds the authority's private key: keep it as you keep passwords.
     """
@@ -203,7 +232,7 @@ def restore(
 
 @app.command(name="renew-certificate")
 def renew_certificate(as_json: AsJson = False, root: Root = SLASH) -> None:
-    """Make a new key and certificate for the server, of the names in server.toml."""
+    """Make the server a new certificate. It is for the names in server.toml; its key is new too."""
     paths = _paths(root)
     config = read_config(paths)
     names = server_app.certificate_names(config.names)

@@ -12,6 +12,7 @@ from virtha.cli.client import Client, find_target
 from virtha.cli.options import Options, Output, options
 from virtha.cli.output import View, chosen_output, emit_list, emit_one, write_data
 from virtha.model.errors import InvalidInput, Unavailable
+from virtha.model.time import parse_duration_ms
 
 WATCH_S = 1.0
 
@@ -19,8 +20,20 @@ WatchOption = typer.Option(False, "--watch", "-w", help="Show again at every cha
 WaitOption = typer.Option(
     True, "--wait/--no-wait", help="Wait until it is done, showing its steps."
 )
+
+
+def _check_timeout(text: str) -> str:
+    """Before anything is asked of the server: a typing mistake must not surface when it is done."""
+    parse_duration_ms(text, field="--timeout")
+    return text
+
+
 TimeoutOption = typer.Option(
-    "10m", "--timeout", metavar="TIME", help="How long to wait for the end, for example 90s."
+    "10m",
+    "--timeout",
+    metavar="TIME",
+    help="How long to wait for the end, for example 90s.",
+    callback=_check_timeout,
 )
 YesOption = typer.Option(False, "--yes", "-y", help="Don't ask.")
 
@@ -106,7 +119,7 @@ def read_secret(prompt: str, *, from_stdin: bool, twice: bool = False) -> str:
             fix="give --password-stdin and pipe it in",
         )
     if not secret:
-        raise InvalidInput("the password is empty", field="--password-stdin")
+        raise InvalidInput("the password is empty", field="--password-stdin", fix="pipe one line")
     return secret
 
 

@@ -22,7 +22,9 @@ HostOption = typer.Option(None, "--host", help="The value of this host.")
 def _where(client: Client, cluster: str | None, host: str | None) -> dict[str, str]:
     """Scope and subject as the API names them; subjects are ids."""
     if cluster and host:
-        raise InvalidInput("give --cluster or --host, not both", field="--cluster")
+        raise InvalidInput(
+            "--cluster and --host exclude each other", field="--cluster", fix="give one of them"
+        )
     if cluster:
         return {"scope": "cluster", "subject": client.get(cluster_path(cluster))["id"]}
     if host:

@@ -112,12 +112,14 @@ def _vm_row(vm: dict[str, Any]) -> list[Any]:
 @hold_app.command()
 def hold(
     ctx: typer.Context,
-    reason: str | None = typer.Argument(None, metavar="[REASON]", help="Why; everybody sees it."),
+    reason: str | None = typer.Argument(None, metavar="REASON", help="Why; everybody sees it."),
     lift: bool = typer.Option(False, "--lift", help="Let automatic action run again."),
 ) -> None:
     """Stop all automatic action, with a reason; without one, show whether it is stopped."""
     if lift and reason:
-        raise InvalidInput("give a reason or --lift, not both", field="--lift")
+        raise InvalidInput(
+            "a reason and --lift exclude each other", field="--lift", fix="give one of them"
+        )
     with connected(ctx) as client:
         if lift:
             _lift(ctx, client)

@@ -56,7 +56,7 @@ def add_storage(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Add a directory that all hosts of a cluster see under the same path."""
+    """Add a directory that hosts share. They all see it under the same path."""
     body = {"name": name, "path": path, "cluster": cluster}
     given = options(ctx)
     with connected(ctx) as client:

@@ -1,6 +1,7 @@
 """Values and errors as text for a terminal. Imports nothing heavy: every command loads it."""
 
 import json
+import re
 from typing import Any
 
 from virtha.model.errors import VirthaError
@@ -25,9 +26,29 @@ def clean(value: Any) -> str:
     return "".join(ch if ch.isprintable() else " " if ch in "\n\t\r" else "?" for ch in text)
 
 
+_OPTIONS = {
+    "disks": "--disk",
+    "expires_ms": "--expires",
+    "memory_bytes": "--memory",
+    "nics": "--nic",
+    "storage_domain": "--storage",
+    "uses_max": "--uses",
+}
+"""Fields of the API whose option has another name."""
+
+
+def _as_typed(field: str) -> str:
+    """A field of the API as the person wrote it: ``--memory``, ``--nic: nics[1].mac``."""
+    first = re.split(r"[.\[]", field, maxsplit=1)[0]
+    option = _OPTIONS.get(first)
+    if option is None:
+        return field
+    return option if field == first else f"{option}: {field}"
+
+
 def describe(error: VirthaError) -> str:
     """The error as a person reads it: what, what is allowed, what to do, and its code."""
-    where = f"{clean(error.field)}: " if error.field else ""
+    where = f"{clean(_as_typed(error.field))}: " if error.field else ""
     lines = [f"error: {where}" + "\n  ".join(clean(line) for line in error.message.splitlines())]
     if error.allowed:
         lines.append(f"  allowed: {clean(error.allowed)}")

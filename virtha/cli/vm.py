@@ -33,7 +33,7 @@ watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
-NamesArgument = typer.Argument(metavar="VM…", help="Names or ids.")
+NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
 MODELS = ", ".join(WatchdogModel)
 ACTIONS = ", ".join(WatchdogAction)
 WatchdogHelp = f"MODEL:ACTION. Models: {MODELS}. Actions: {ACTIONS}."
@@ -94,7 +94,10 @@ def create_vm(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Create a VM, for example: virtha vm create web1 --image tiny --memory 128MiB --ha --start"""
+    """Create a VM, from an image or with empty disks.
+
+    For example: virtha vm create web1 --image tiny --memory 128MiB --ha --start
+    """
     body: dict[str, Any] = {
         "name": name,
         "image": image,
@@ -228,7 +231,7 @@ _verb("release", "is released", "Give adopted VMs back to libvirt as they were; 
 @app.command("adopt")
 def adopt_vms(
     ctx: typer.Context,
-    names: list[str] | None = typer.Argument(None, metavar="[NAME…]", help="libvirt's names."),
+    names: list[str] | None = typer.Argument(None, metavar="NAME", help="libvirt's names."),
     every: bool = typer.Option(False, "--all", help="All that can be adopted."),
     host: str | None = typer.Option(None, help="Where they are. Default: the only host."),
     ha: bool = typer.Option(False, "--ha/--no-ha", help="Restart them after a failure."),
@@ -236,7 +239,10 @@ def adopt_vms(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Take over existing libvirt VMs as they are, running or not (virtha host scan lists them)."""
+    """Take over libvirt's own VMs as they are, running or not.
+
+    virtha host scan lists them, and what adopting would change.
+    """
     if bool(names) == every:
         raise InvalidInput(
             "give the names of VMs, or --all" if not names else "give names or --all, not both",

@@ -164,6 +164,17 @@ def wanted_disks(request: VmCreate) -> tuple[DiskCreate, ...]:
     return (boot, *request.disks)
 
 
+def _disk_field(request: VmCreate, index: int) -> str:
+    """Where the request itself says it; '': the short way's boot disk has no place in its list."""
+    if request.image is None:
+        return f"disks[{index}]"
+    return f"disks[{index - 1}]" if index else ""
+
+
+def _below(field: str, name: str) -> str:
+    return f"{field}.{name}" if field else name
+
+
 async def plan_disks(
     tx: Transaction,
     request: VmCreate,
@@ -179,18 +190,26 @@ async def plan_disks(
     images = await _images(tx, domains)
     planned: list[PlannedDisk] = []
     for index, one in enumerate(wanted):
-        field = f"disks.{index}"
+        field = _disk_field(request, index)
         domain = await _domain_for(
             tx, one.storage_domain or request.storage_domain, domains, cluster_id, field
         )
         disk = _plan_disk(one, domain, images[domain.id], vm_id, index, field, make_id)
-        path_field = f"{field}.path"
+        path_field = _below(field, "path")
         await check_disk_free(tx, domain, disk.disk.path, field=path_field)
         for earlier in planned:
             if earlier.disk.name == disk.disk.name:
-                raise InvalidInput(f"'{disk.disk.name}' is there twice", field=f"{field}.name")
+                raise InvalidInput(
+                    f"'{disk.disk.name}' is there twice",
+                    field=_below(field, "name"),
+                    fix="choose another name",
+                )
             if (earlier.disk.storage_domain_id, earlier.disk.path) == (domain.id, disk.disk.path):
-                raise InvalidInput(f"'{disk.disk.path}' is there twice", field=path_field)
+                raise InvalidInput(
+                    f"'{disk.disk.path}' is there twice",
+                    field=path_field,
+                    fix="choose another path",
+                )
         planned.append(disk)
     return tuple(planned)
 
@@ -228,7 +247,7 @@ async def _domain_for(
     if domain.cluster_id != cluster_id:
         raise InvalidInput(
             f"{domain.name} belongs to another cluster",
-            field=f"{field}.storage_domain",
+            field=_below(field, "storage_domain"),
             allowed=names,
         )
     return domain
@@ -244,8 +263,9 @@ def _plan_disk(
     make_id: MakeId,
 ) -> PlannedDisk:
     if one.bus not in _BUSES:
-        raise InvalidInput(f"'{one.bus}' is no bus", field=f"{field}.bus", allowed=_BUSES)
-    name = check_name(one.name if one.name is not None else f"disk{index}", field=f"{field}.name")
+        raise InvalidInput(f"'{one.bus}' is no bus", field=_below(field, "bus"), allowed=_BUSES)
+    name = one.name if one.name is not None else f"disk{index}"
+    check_name(name, field=_below(field, "name"))
     disk_format = one.format
     size_bytes = one.size_bytes
     if one.image is not None:
@@ -253,7 +273,7 @@ def _plan_disk(
         if image is None:
             raise InvalidInput(
                 f"storage domain {domain.name} has no image '{one.image[:100]}'",
-                field="image" if index == 0 else f"{field}.image",
+                field=_below(field, "image"),
                 allowed=tuple(sorted(images)[:20]),
                 fix="put the image file into its images directory" if not images else "",
             )
@@ -263,7 +283,7 @@ def _plan_disk(
         if one.size_bytes is not None and one.size_bytes < image.virtual_size_bytes:
             raise InvalidInput(
                 f"{format_size(one.size_bytes)} is less than the image has",
-                field=f"{field}.size_bytes",
+                field=_below(field, "size_bytes"),
                 allowed=(f"{format_size(image.virtual_size_bytes)} or more",),
             )
     if size_bytes is None and one.path is None:
@@ -276,7 +296,7 @@ def _plan_disk(
     if size_bytes is not None and not DISK_BYTES_MIN <= size_bytes <= DISK_BYTES_MAX:
         raise InvalidInput(
             f"{size_bytes} bytes are out of range",
-            field=f"{field}.size_bytes",
+            field=_below(field, "size_bytes"),
             allowed=(f"{format_size(DISK_BYTES_MIN)} to {format_size(DISK_BYTES_MAX)}",),
         )
     path = one.path if one.path is not None else f"vms/{vm_id}/{name}.{disk_format.value}"
@@ -285,7 +305,7 @@ def _plan_disk(
             id=DiskId(make_id()),
             name=name,
             storage_domain_id=domain.id,
-            path=check_disk_path(path, domain, field=f"{field}.path"),
+            path=check_disk_path(path, domain, field=_below(field, "path")),
             format=disk_format,
             size_bytes=size_bytes or 0,
             bus=one.bus,
@@ -308,7 +328,7 @@ async def plan_nics(
     own = {nic.mac for nic in present}
     nics: list[Nic] = []
     for index, one in enumerate(wanted):
-        field = f"nics.{index}"
+        field = f"nics[{index}]"
         if not _BRIDGE.fullmatch(one.bridge):
             raise InvalidInput(
                 f"'{one.bridge[:64]}' is no bridge name",

@@ -162,7 +162,7 @@ class Lane:
             if error is not None:
                 future.set_exception(error)
             else:
-                future.set_result(answer)  # type: ignore[arg-type] # None only where Answer is None
+                future.set_result(answer)  # type: ignore[arg-type]  # None only where Answer is None
 
         try:
             loop.call_soon_threadsafe(finish)

@@ -4,6 +4,7 @@ The backup is a tar file with a manifest of checksums. It holds the authority's 
 has it can pose as a server or a host, so it is written with rights 0600.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -21,6 +22,7 @@ from virtha.model.time import UtcMillis, format_utc
 from virtha.model.value import Value
 from virtha.server.config import ServerPaths, parse_config
 from virtha.server.files import sync_directory, write_failed
+from virtha.store.errors import translated
 from virtha.store.migrate import check_known, copy_database
 from virtha.store.store import parse_database_url
 
@@ -60,7 +62,8 @@ def back_up(
     try:
         with tempfile.TemporaryDirectory(dir=paths.state, prefix="backup-") as scratch:
             copy = Path(scratch) / DATABASE
-            copy_database(database, copy)
+            with translated():
+                copy_database(database, copy)
             sources = _sources(paths, copy)
             manifest = Manifest(
                 format=FORMAT,
@@ -122,6 +125,8 @@ def unpack(source: Path, into: Path) -> Manifest:
     except FileNotFoundError:
         raise NotFound(f"there is no {source}", field="FILE") from None
     except (tarfile.TarError, EOFError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise write_failed(into, error) from error  # nothing is wrong with the backup
         raise InvalidInput(
             f"{source} is no complete backup: {error}", field="FILE", fix="use another backup"
         ) from None

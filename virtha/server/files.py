@@ -27,6 +27,9 @@ def write_whole(path: Path, data: bytes, *, mode: int) -> None:
         partial.replace(path)
         sync_directory(path.parent)
     except OSError as error:
+        # Half of it would take the room that the next attempt needs.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise write_failed(path, error) from error
 
 

@@ -31,7 +31,7 @@ _UCRED = struct.Struct("3i")
 class PeerCredentialProtocol(HttpToolsProtocol):
     """HTTP on the Unix socket. The uid comes from SO_PEERCRED, never from a header."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         self.app_state = {**self.app_state, PEER_UID: peer_uid(transport)}
 

@@ -108,6 +108,7 @@ def test_an_empty_file_gives_the_documented_defaults() -> None:
     ],
 )
 @pytest.mark.req("A1", "A7")
+@pytest.mark.bad_input("properties without final newline", "properties with CRLF")
 def test_line_ends_blanks_and_comments(text: str) -> None:
     values, warnings = read_properties(text)
     assert (values.workers, warnings) == (9, ())
@@ -146,6 +147,7 @@ def test_line_ends_blanks_and_comments(text: str) -> None:
     ],
 )
 @pytest.mark.req("A1", "W10")
+@pytest.mark.bad_input("properties with a duplicate key")
 def test_bad_lines_name_key_line_and_what_is_allowed(
     text: str, field: str, message: str, allowed: str
 ) -> None:
@@ -200,12 +202,14 @@ def test_unknown_keys_warn_with_the_nearest_known_one(key: str, near: str | None
     ],
 )
 @pytest.mark.req("A7", "L3")
+@pytest.mark.bad_input("properties without final newline", "properties with CRLF")
 def test_setting_touches_nothing_else(before: str, after: str) -> None:
     assert set_property(before, "host", "m1@static") == after
     assert get_property(after, "host") == "m1@static"
 
 
 @pytest.mark.req("A7")
+@pytest.mark.bad_input("properties with a duplicate key")
 def test_setting_refuses_what_reading_would_refuse() -> None:
     for text, key, value, message in (
         ("", "hsot", "m1", "did you mean host?"),
@@ -285,6 +289,7 @@ def test_writing_keeps_the_owner(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("A7")
+@pytest.mark.bad_input("full disk")
 def test_a_full_disk_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from virtha.api.times import encode
 
 
 class Asked(NamedTuple):
@@ -96,7 +97,7 @@ def handler_of(api: Api) -> type[BaseHTTPRequestHandler]:
                 return
             content = answer.raw
             if content is None:
-                content = b"" if answer.body is None else msgspec.json.encode(answer.body)
+                content = b"" if answer.body is None else encode(answer.body, type(answer.body))
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)

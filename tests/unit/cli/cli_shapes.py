@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from virtha.api.times import encode
 from virtha.control.views import (
     HostView,
     StatusHost,
@@ -29,7 +30,7 @@ NOON = UtcMillis(1_767_268_800_000)  # 2026-01-01T12:00:00Z
 
 def plain(value: Any) -> Any:
     """As it is on the wire."""
-    return msgspec.json.decode(msgspec.json.encode(value))
+    return msgspec.json.decode(encode(value, type(value)))
 
 
 def page(*items: Any, next: str | None = None, revision: int = 7) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_vm_create_sends_what_the_server_reads(api: Api, run: Run) -> None:
     ],
 )
 @pytest.mark.req("W1", "W2")
+@pytest.mark.bad_input("missing action")
 def test_wrong_vm_options_send_nothing(argv: list[str], says: str, api: Api, run: Run) -> None:
     ran = run("vm", "create", "web1", *argv)
     assert ran.code == 2
@@ -203,6 +204,47 @@ def test_hosts(api: Api, run: Run) -> None:
     assert "libvirt\t9.0.0" in run("host", "show", "h1").out
     assert run("host", "scan", "h1").out.startswith("NAME\tSTATE")
     assert run("host", "remove", "h1", "--yes").code == 0
+    assert api.calls("DELETE")[0].query == {}
+
+
+@pytest.mark.req("F9")
+def test_the_word_that_a_host_is_off_needs_more_than_yes(api: Api, run: Run) -> None:
+    """Safety rule P6: nobody but the operator stands behind it."""
+    api.on("GET", "/v1/hosts/id-of-h1", host_view())
+    api.on("DELETE", "/v1/hosts/id-of-h1", Answer(status=204))
+    remove = ("host", "remove", "id-of-h1")
+    ran = run(*remove, "--powered-off", "--yes")
+    assert ran.code == 2
+    assert "that h1 is off" in ran.err and "a second time" in ran.err
+    assert "error: --yes-it-is-off: nobody is here" in ran.err
+    ran = run(*remove, "--yes-it-is-off")
+    assert ran.code == 2
+    assert "--yes-it-is-off: goes with --powered-off only" in ran.err
+    assert api.calls("DELETE") == []
+    ran = run(*remove, "--powered-off", "--yes-it-is-off")
+    assert ran.code == 0
+    assert "a second time" in ran.err, "it is told what a wrong word leads to"
+    assert api.calls("DELETE")[0].query == {"powered_off": "true"}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["vm", "create", "web1"],
+        ["vm", "start", "web1"],
+        ["vm", "delete", "web1", "--yes"],
+        ["vm", "adopt", "--all"],
+        ["host", "scan", "h1"],
+        ["operation", "wait", "o-1"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_timeout_is_told_before_anything_is_done(
+    argv: list[str], api: Api, run: Run
+) -> None:
+    ran = run(*argv, "--timeout", "soon")
+    assert (ran.code, api.asked) == (2, [])
+    assert "--timeout: 'soon' is not a duration" in ran.err
 
 
 def test_storage_and_images(api: Api, run: Run) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_fake_api import Answer, Api, Ran
@@ -57,7 +58,53 @@ def test_version(run: Run) -> None:
 def test_usage_errors_are_2(argv: list[str], run: Run) -> None:
     ran = run(*argv)
     assert ran.code == 2
-    assert "Usage: virtha" in ran.out + ran.err
+    assert ran.out == ""
+    assert "fix: " in ran.err or "Usage: virtha" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("vm show", "VM: is missing\n  fix: write virtha vm show [OPTIONS] {VM}; see: virtha vm s"),
+        (
+            "vm create web1 --vcpus 0",
+            "--vcpus: must be greater than or equal to 1\n  fix: see: virt",
+        ),
+        ("vm create web1 --vcpus x", "--vcpus: must be a valid integer\n"),
+        ("vm create web1 --memory", "option '--memory' requires an argument\n"),
+        ("vm list --state up", "--state: 'up' is not one of 'unknown', 'down'"),
+        ("vm list --nope", "no such option: --nope"),
+        ("vm list extra", "got unexpected extra argument(s) (extra)"),
+        ("storage add s1", "--path: is missing\n"),
+        ("user create eve --role king", "--role: 'king' is not one of 'viewer', 'operator', 'adm"),
+        ("event list --limit 0", "--limit: must be greater than or equal to 1\n"),
+        ("completion tcsh", "bash|zsh|fish: 'tcsh' is not one of"),
+        ("nope", "no such command 'nope'\n  fix: see: virtha --help"),
+    ],
+)
+def test_usage_errors_read_like_all_others(argv: str, says: str, api: Api, run: Run) -> None:
+    ran = run(*argv.split())
+    assert (ran.code, ran.out, api.asked) == (2, "", [])
+    assert ran.err.startswith(f"error: {says}"), ran.err
+    assert "fix: " in ran.err and ran.err.endswith("  code: problem.invalid\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("memory_bytes", "--memory"),
+        ("expires_ms", "--expires"),
+        ("nics[1].mac", "--nic: nics[1].mac"),
+        ("nicsome", "nicsome"),
+        ("name", "name"),
+    ],
+)
+def test_fields_of_the_api_are_shown_as_they_were_typed(
+    field: str, shown: str, api: Api, run: Run
+) -> None:
+    problem = {"code": "problem.invalid", "detail": "is wrong", "field": field}
+    api.on("GET", "/v1/vms/web1", Answer(problem, status=400))
+    assert run("vm", "show", "web1").err.startswith(f"error: {shown}: is wrong\n")
 
 
 def test_a_wrong_word_gets_a_suggestion(run: Run) -> None:
@@ -114,11 +161,25 @@ def test_a_bug_of_ours_is_not_called_a_missing_extra(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("noun", OURS)
 def test_every_command_says_what_it_does(noun: str) -> None:
-    def check(command: object, path: str) -> None:
-        assert command.help, path  # type: ignore[attr-defined]
-        for param in command.params:  # type: ignore[attr-defined]
+    def check(command: Any, path: str) -> None:
+        assert command.help, path
+        for param in command.params:
             assert param.help or param.name == "help", f"{path}: {param.name}"
         for name, sub in getattr(command, "commands", {}).items():
+            check(sub, f"{path} {name}")
+
+    check(load(noun), noun)
+
+
+@pytest.mark.parametrize("noun", OURS)
+def test_overviews_have_whole_sentences(noun: str) -> None:
+    """On a screen of 80 columns; typer cuts what is longer, and a full stop ends the sentence."""
+
+    def check(command: Any, path: str) -> None:
+        commands = getattr(command, "commands", {})
+        width = 80 - 6 - max(map(len, commands), default=0)
+        for name, sub in commands.items():
+            assert not sub.get_short_help_str(width).endswith("..."), f"{path} {name}"
             check(sub, f"{path} {name}")
 
     check(load(noun), noun)

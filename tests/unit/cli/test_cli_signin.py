@@ -12,8 +12,9 @@ from cli_fake_api import Answer, Api, Authority, Ran, make_authority
 from cli_shapes import NOON, page, vm_view
 
 from virtha.cli.profile import Login, Profile, load_profile, profile_path, save_profile
-from virtha.control.views import SessionView
+from virtha.control.views import CurrentSession, SessionView
 from virtha.model.errors import Failed
+from virtha.model.ids import TokenId
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role
 
@@ -21,6 +22,15 @@ Run = Callable[..., Ran]
 StartTls = Callable[[Authority], Api]
 SESSION = SessionView(
     token="virtha-access.1.secret", expires=UtcMillis(NOON), user="admin", role=Role.ADMINISTRATOR
+)
+
+CURRENT = CurrentSession(
+    user="admin",
+    role=Role.ADMINISTRATOR,
+    by="token",
+    token_id=TokenId("1"),
+    created=UtcMillis(NOON - 3_600_000),
+    expires=NOON,
 )
 
 
@@ -36,7 +46,7 @@ def server(tls_api: StartTls, authority: Authority) -> Api:
     api.on("GET", "/v1/authority", offered)
     api.on("POST", "/v1/sessions", Answer(SESSION, status=201))
     api.on("GET", "/v1/vms", page(vm_view()))
-    api.on("GET", "/v1/hold", {"reason": None})
+    api.on("GET", "/v1/sessions/current", CURRENT)
     api.on("DELETE", "/v1/sessions/current", Answer(status=204))
     return api
 
@@ -57,6 +67,7 @@ def test_login_keeps_a_token_that_works(
     ran = sign_in("--fingerprint", authority.fingerprint)
     assert ran.code == 0
     assert "virtha-access" not in ran.out + ran.err
+    assert "as admin (administrator) until 2026-01-01 12:00:00Z" in ran.out
     assert server.calls("POST")[0].body == {"user": "admin", "password": "secret"}
     path = profile_path()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -77,6 +88,7 @@ def test_fingerprints_as_tools_print_them(
 
 
 @pytest.mark.req("L6")
+@pytest.mark.bad_input("wrong authority")
 def test_a_wrong_fingerprint_sends_no_password(
     sign_in: Callable[..., Ran], server: Api, authority: Authority
 ) -> None:
@@ -110,6 +122,7 @@ def test_a_kept_authority_is_not_asked_about_again(
 
 
 @pytest.mark.req("L6")
+@pytest.mark.bad_input("wrong authority")
 def test_a_changed_authority_is_refused(
     sign_in: Callable[..., Ran], server: Api, tmp_path: Path
 ) -> None:
@@ -160,6 +173,7 @@ def test_a_server_that_is_none_of_ours(
     assert server.calls("POST") == []
 
 
+@pytest.mark.bad_input("wrong password")
 def test_wrong_password(sign_in: Callable[..., Ran], server: Api, authority: Authority) -> None:
     problem = {"code": "problem.password.wrong", "detail": "user name or password is wrong"}
     server.on("POST", "/v1/sessions", Answer(problem, status=401))
@@ -206,16 +220,39 @@ def test_whoami_says_when_the_sign_in_has_ended(
     sign_in: Callable[..., Ran], server: Api, authority: Authority, run: Run
 ) -> None:
     sign_in("--fingerprint", authority.fingerprint)
-    server.on("GET", "/v1/hold", Answer({"code": "problem.token.expired"}, status=401))
+    server.on("GET", "/v1/sessions/current", Answer({"code": "problem.token.expired"}, status=401))
     ran = run("whoami")
     assert ran.code == 6
     assert "sign in: virtha login" in ran.err
 
 
 def test_whoami_on_the_socket(socket_api: Api, home: Path, run: Run) -> None:
-    socket_api.on("GET", "/v1/hold", {"reason": None})
-    out = run("whoami", "--root", str(home)).out
-    assert "user\troot\nrole\tadministrator" in out
+    session = CurrentSession(user="root", role=Role.ADMINISTRATOR, by="socket")
+    socket_api.on("GET", "/v1/sessions/current", session)
+    assert run("whoami", "--root", str(home)).out.splitlines()[1:] == [
+        "user\troot",
+        "role\tadministrator",
+        "signed in with\tthe server's socket",
+    ]
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_whoami_with_a_bare_token_asks_the_server(
+    given: str, api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.on("GET", "/v1/sessions/current", CURRENT)
+    argv = ["--token", "virtha-access.1.s"] if given == "option" else []
+    monkeypatch.setenv("VIRTHA_TOKEN", "" if argv else "virtha-access.1.s")
+    ran = run("whoami", *argv)
+    assert ran == Ran(
+        0,
+        f"server\t{api.url}\nuser\tadmin\nrole\tadministrator\n"
+        f"signed in with\t{'--token' if argv else 'VIRTHA_TOKEN'}\n"
+        "signed in\t2026-01-01 11:00:00Z\ngood until\t2026-01-01 12:00:00Z\n",
+        "",
+    )
+    assert api.asked[0].headers["authorization"] == "Bearer virtha-access.1.s"
+    assert "expires: '2026-01-01T12:00:00.000Z'" in run("whoami", *argv, "-o", "yaml").out
 
 
 def test_a_damaged_profile_says_what_to_do(run: Run) -> None:

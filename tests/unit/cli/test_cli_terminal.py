@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cli_fake_api import Answer, Api, Authority, make_authority
-from cli_shapes import operation, page, status_view, vm_view
+from cli_shapes import host_view, operation, page, status_view, vm_view
 
 from virtha.cli.profile import load_profile
 from virtha.model.operation import OperationState
@@ -138,6 +138,21 @@ def test_deleting_asks(answer: str, code: int, api: Api, terminal: Start) -> Non
     assert len(api.calls("DELETE")) == 1 - code
 
 
+@pytest.mark.req("F9")
+@pytest.mark.parametrize(("typed", "code"), [("h1", 0), ("yes", 2), ("id-of-h1", 2)])
+def test_that_a_host_is_off_is_confirmed_by_its_name(
+    typed: str, code: int, api: Api, terminal: Start
+) -> None:
+    api.on("GET", "/v1/hosts/id-of-h1", host_view())
+    api.on("DELETE", "/v1/hosts/id-of-h1", Answer(status=204))
+    shown = terminal("host", "remove", "id-of-h1", "--powered-off", "--yes")
+    shown.wait_for("Type the name, h1, to go on")
+    assert "its data is lost" in shown.text.replace("\r\n", "")
+    shown.type(f"{typed}\n")
+    assert shown.end() == code
+    assert len(api.calls("DELETE")) == (code == 0)
+
+
 @pytest.mark.req("L6")
 @pytest.mark.parametrize("trusted", [True, False])
 def test_login_shows_the_fingerprint_and_asks(
@@ -146,7 +161,12 @@ def test_login_shows_the_fingerprint_and_asks(
     authority = make_authority(tmp_path / "ca")
     api = tls_api(authority)
     api.on("GET", "/v1/authority", {"certificate_pem": authority.certificate_pem})
-    session = {"token": "virtha-access.1.s", "expires": 1, "user": "eve", "role": "viewer"}
+    session = {
+        "token": "virtha-access.1.s",
+        "expires": "2026-01-01T12:00:00.000Z",
+        "user": "eve",
+        "role": "viewer",
+    }
     api.on("POST", "/v1/sessions", Answer(session, status=201))
     shown = terminal("login", api.url)
     shown.wait_for("Trust it?")

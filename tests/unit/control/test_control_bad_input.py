@@ -91,7 +91,7 @@ BAD_VMS: list[tuple[str, dict[str, Any], str, str, str]] = [
             f"disk path {path}",
             {"disks": (DiskCreate(path=path, size_bytes=GIB),)},
             "problem.disk.outside",
-            "disks.1.path",
+            "disks[0].path",
             "relative path" if not path.startswith("images") else "image",
         )
         for path in (
@@ -110,56 +110,56 @@ BAD_VMS: list[tuple[str, dict[str, Any], str, str, str]] = [
         "disk of another VM",
         {"disks": (DiskCreate(path="mine/disk.qcow2", size_bytes=GIB),)},
         "problem.disk.in_use",
-        "disks.1.path",
+        "disks[0].path",
         "belongs to VM taken",
     ),
     (
         "disk of nothing",
         {"disks": (DiskCreate(),)},
         "problem.invalid",
-        "disks.1",
+        "disks[0]",
         "image, size_bytes, path",
     ),
     (
         "disk twice",
         {"disks": (DiskCreate(path="a", size_bytes=GIB), DiskCreate(path="a", size_bytes=GIB))},
         "problem.invalid",
-        "disks.2.path",
+        "disks[1].path",
         "twice",
     ),
     (
         "disk smaller than its image",
         {"disks": (DiskCreate(image="tiny", size_bytes=MIB),)},
         "problem.invalid",
-        "disks.1.size_bytes",
+        "disks[0].size_bytes",
         "64MiB or more",
     ),
     (
         "bus",
         {"disks": (DiskCreate(size_bytes=GIB, bus="usb"),)},
         "problem.invalid",
-        "disks.1.bus",
+        "disks[0].bus",
         "virtio",
     ),
     (
         "bridge",
         {"nics": (NicCreate(bridge="br0;rm"),)},
         "problem.invalid",
-        "nics.0.bridge",
+        "nics[0].bridge",
         "letters",
     ),
     (
         "group MAC",
         {"nics": (NicCreate(bridge="br0", mac="53:54:00:00:00:01"),)},
         "problem.invalid",
-        "nics.0.mac",
+        "nics[0].mac",
         "even",
     ),
     (
         "MAC of another VM",
         {"nics": (NicCreate(bridge="br0", mac="52:54:00:00:00:01"),)},
         "problem.mac.in_use",
-        "nics.0.mac",
+        "nics[0].mac",
         "taken",
     ),
 ]
@@ -170,6 +170,14 @@ BAD_VMS: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("changes", "code", "field", "told"),
     [row[1:] for row in BAD_VMS],
     ids=[row[0] for row in BAD_VMS],
+)
+@pytest.mark.bad_input(
+    "model that does not fit the machine",
+    "missing action",
+    "name taken",
+    "disk path outside the domain",
+    "disk of another VM",
+    "memory beyond any host",
 )
 def test_a_vm_that_can_not_be_is_refused_and_leaves_nothing(
     tell: Tell, changes: dict[str, Any], code: str, field: str, told: str
@@ -218,6 +226,7 @@ async def _token(world: Any, **more: Any) -> Any:
     return await world.control.tokens.create(ADMIN, TokenCreate(**more))
 
 
+@pytest.mark.bad_input("expired token", "used token", "wrong authority", "name taken")
 def test_join_tells_unknown_expired_used_and_foreign_tokens_apart(tell: Tell) -> None:
     async def story(world: Any) -> None:
         good = await _token(world)

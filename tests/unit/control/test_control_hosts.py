@@ -11,7 +11,7 @@ from virtha.control.views import Caller
 from virtha.model.errors import InvalidInput, NotFound, Refused, Stale
 from virtha.model.facts import ForeignDomain, HostReport, Released, Result, StorageReport, VmReport
 from virtha.model.host import HostCapabilities, HostState
-from virtha.model.ids import ClusterId, DiskId, Incarnation, Revision, VmId
+from virtha.model.ids import ClusterId, DiskId, Incarnation, Revision, StorageDomainId, VmId
 from virtha.model.operation import OperationState
 from virtha.model.orders import AdoptVm, ReleaseVm, ScanForeign
 from virtha.model.policy import Policy, RestartPolicy
@@ -40,7 +40,7 @@ def foreign(
                 Disk(
                     id=DiskId(f"disk{number}"),
                     name="vda",
-                    storage_domain_id=storage,  # type: ignore[arg-type]
+                    storage_domain_id=StorageDomainId(storage),
                     path=path or f"{name}.qcow2",
                     size_bytes=0,
                 ),

@@ -49,6 +49,7 @@ def test_a_sign_in_gives_a_token_that_works_until_it_ends(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.bad_input("wrong password")
 def test_failures_say_the_same_whatever_was_wrong(tell: Tell) -> None:
     async def story(world: Any) -> None:
         users = world.control.users

@@ -156,6 +156,7 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("lack", "told"), UNFIT, ids=[told for _, told in UNFIT])
+@pytest.mark.bad_input("start with no host that fits")
 def test_a_start_that_no_host_fits_says_why_per_host(
     tell: Tell, lack: dict[str, Any], told: str
 ) -> None:
@@ -411,6 +412,7 @@ def test_a_change_honours_if_match_and_reaches_the_holder(tell: Tell) -> None:
 
 
 @pytest.mark.req("W1")
+@pytest.mark.bad_input("second watchdog")
 def test_a_vm_has_at_most_one_watchdog(tell: Tell) -> None:
     async def story(world: Any) -> None:
         await world.join("h1")

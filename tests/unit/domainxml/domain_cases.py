@@ -1,6 +1,7 @@
 """One VM and host per golden file; also defined in a real libvirtd by tests/contract."""
 
 from pathlib import Path
+from typing import Any
 
 from virtha.domainxml.host_defaults import Cpu, CpuMode, HostDefaults, Rng, RngBackend
 from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
@@ -14,43 +15,43 @@ STORE = StorageDomainId("5d0e0000-0000-4000-8000-000000000001")
 SCRATCH = StorageDomainId("5d0e0000-0000-4000-8000-000000000002")
 
 
-def disk(number: int, **changes: object) -> Disk:
-    fields: dict[str, object] = {
+def disk(number: int, **changes: Any) -> Disk:
+    fields: dict[str, Any] = {
         "id": DiskId(f"d15c0000-0000-4000-8000-{number:012d}"),
         "name": f"disk{number}",
         "storage_domain_id": STORE,
         "path": f"vms/web1/disk{number}.qcow2",
         "size_bytes": 1 << 30,
     }
-    return Disk(**(fields | changes))  # type: ignore[arg-type]
+    return Disk(**(fields | changes))
 
 
-def nic(number: int, **changes: object) -> Nic:
-    fields: dict[str, object] = {
+def nic(number: int, **changes: Any) -> Nic:
+    fields: dict[str, Any] = {
         "id": NicId(f"41c00000-0000-4000-8000-{number:012d}"),
         "bridge": "br-test",
         "mac": f"52:54:00:00:00:{number:02x}",
     }
-    return Nic(**(fields | changes))  # type: ignore[arg-type]
+    return Nic(**(fields | changes))
 
 
-def vm(**changes: object) -> Vm:
-    fields: dict[str, object] = {
+def vm(**changes: Any) -> Vm:
+    fields: dict[str, Any] = {
         "id": VmId("6f1c2b52-8f43-4a8c-9a5e-000000000001"),
         "name": "web1",
         "cluster_id": ClusterId("c1"),
         "memory_bytes": 128 << 20,
     }
-    return Vm(**(fields | changes))  # type: ignore[arg-type]
+    return Vm(**(fields | changes))
 
 
-def host(**changes: object) -> HostDefaults:
-    fields: dict[str, object] = {
+def host(**changes: Any) -> HostDefaults:
+    fields: dict[str, Any] = {
         "domain_type": "qemu",
         "serial_directory": "/var/lib/virtha/agent/serial",
         "storage_paths": {STORE: "/srv/store/", SCRATCH: "/srv/store/scratch"},
     }
-    return HostDefaults(**(fields | changes))  # type: ignore[arg-type]
+    return HostDefaults(**(fields | changes))
 
 
 CASES: dict[str, tuple[Vm, HostDefaults]] = {

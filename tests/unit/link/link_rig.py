@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from virtha.control.views import HelloAnswer
 from virtha.drivers.link import HostCredentials, HostLink
@@ -227,7 +228,7 @@ class ServerRig:
         credentials: HostCredentials | None = None,
         servers: tuple[str, ...] = (),
         boot: str = "boot-1",
-        **options: object,
+        **options: Any,
     ) -> HostRig:
         events = Recorder()
         outbox = MemoryOutbox() if role is PeerRole.AGENT else None
@@ -238,7 +239,7 @@ class ServerRig:
             boot=BootId(boot),
             events=events,
             outbox=outbox,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         rig = HostRig(link, events, outbox, asyncio.create_task(link.run()))
         self.rigs.append(rig)
@@ -266,7 +267,7 @@ async def start_server(
     return ServerRig(pki, control, gateway, port)
 
 
-async def until(condition, what: str, *, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+async def until(condition: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
     """Wait for a condition, never for a time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -367,7 +367,9 @@ def test_metrics_count_sessions_and_ends(pki: Pki) -> None:
     run(story())
 
 
-def test_settings_that_fit_no_frame_are_refused_with_a_code(pki: Pki) -> None:
+def test_settings_that_fit_no_frame_are_refused_with_a_code(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story() -> None:
         async with server(pki) as rig:
             hello = rig.control.hello
@@ -376,7 +378,7 @@ def test_settings_that_fit_no_frame_are_refused_with_a_code(pki: Pki) -> None:
                 answer = await hello(host_id, **rest)
                 return msgspec.structs.replace(answer, settings=settings(2, "x" * (2 << 20)))
 
-            rig.control.hello = too_much  # type: ignore[method-assign]
+            monkeypatch.setattr(rig.control, "hello", too_much)
             host = rig.host()
             await until(lambda: host.events.ended, "refused")
             assert host.events.ended[0][0] == "wire.refused.frame_size"

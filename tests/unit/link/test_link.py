@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from link_rig import INSTALLATION, INSTALLATION_OTHER, Pki, ServerRig, start_server, until
+from link_rig import (
+    INSTALLATION,
+    INSTALLATION_OTHER,
+    Pki,
+    Recorder,
+    ServerRig,
+    start_server,
+    until,
+)
 
 from virtha.drivers.link import HelloState, HostLink, parse_address
 from virtha.drivers.pki import client_context
@@ -53,15 +61,15 @@ def beat(sequence: int) -> Beat:
     )
 
 
-def make_hello(**changes: object) -> Hello:
-    fields: dict[str, object] = {
+def make_hello(**changes: Any) -> Hello:
+    fields: dict[str, Any] = {
         "version_major": VERSION_MAJOR,
         "version_minor": VERSION_MINOR,
         "role": PeerRole.AGENT,
         "host_id": HostId("h1"),
         "boot": BootId("boot-1"),
     }
-    return Hello(**{**fields, **changes})  # type: ignore[arg-type]
+    return Hello(**{**fields, **changes})
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +118,7 @@ def test_agent_and_guardian_connect(pki: Pki, run: Run) -> None:
 
 @both_loops
 @pytest.mark.req("L6")
+@pytest.mark.bad_input("certificate of another authority")
 def test_a_host_of_another_authority_is_told_why(pki: Pki, other_pki: Pki, run: Run) -> None:
     """Its TLS handshake is finished when the server looks at its certificate: the alert must arrive."""
 
@@ -135,6 +144,7 @@ HOUR_MS = 3_600_000
 
 @pytest.mark.req("L6")
 @pytest.mark.parametrize("hours", [-20, 20])
+@pytest.mark.bad_input("agent with a wrong clock")
 def test_clocks_that_are_hours_apart_do_no_harm(pki: Pki, hours: int) -> None:
     async def story() -> None:
         async with server(pki) as rig:
@@ -146,6 +156,7 @@ def test_clocks_that_are_hours_apart_do_no_harm(pki: Pki, hours: int) -> None:
 
 @both_loops
 @pytest.mark.parametrize("days", [-900, 10])
+@pytest.mark.bad_input("agent with a wrong clock")
 def test_a_certificate_out_of_its_time_is_told(pki: Pki, run: Run, days: int) -> None:
     async def story() -> None:
         async with server(pki) as rig:
@@ -160,6 +171,7 @@ def test_a_certificate_out_of_its_time_is_told(pki: Pki, run: Run, days: int) ->
 
 
 @pytest.mark.req("L6")
+@pytest.mark.bad_input("certificate of another authority")
 def test_a_host_refuses_a_server_of_another_authority(pki: Pki, other_pki: Pki) -> None:
     async def story() -> None:
         async with server(pki) as rig:
@@ -237,6 +249,7 @@ BAD_HELLOS = [
 
 
 @pytest.mark.parametrize(("data", "code"), BAD_HELLOS, ids=[code for _, code in BAD_HELLOS])
+@pytest.mark.bad_input("hello of a future major version", "frame of 1 GiB")
 def test_bad_first_words_are_answered(pki: Pki, data: bytes, code: str) -> None:
     async def story() -> None:
         async with server(pki) as rig:
@@ -252,6 +265,7 @@ def test_bad_first_words_are_answered(pki: Pki, data: bytes, code: str) -> None:
 
 @both_loops
 @pytest.mark.req("L7")
+@pytest.mark.bad_input("half a frame, then silence")
 def test_half_a_frame_then_silence_is_closed(pki: Pki, run: Run) -> None:
     async def story() -> None:
         async with server(pki, silence_ms=300) as rig:
@@ -401,7 +415,7 @@ def test_a_second_live_server_instance_is_refused(pki: Pki) -> None:
     run(story())
 
 
-def test_a_callback_that_raises_ends_run(pki: Pki) -> None:
+def test_a_callback_that_raises_ends_run(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with server(pki) as rig:
             host = rig.host()
@@ -411,7 +425,7 @@ def test_a_callback_that_raises_ends_run(pki: Pki) -> None:
             def broken(settings: object) -> None:
                 raise ValueError("a mistake of ours")
 
-            host.events.on_settings = broken  # type: ignore[assignment]
+            monkeypatch.setattr(host.events, "on_settings", broken)
             settings = msgspec.structs.replace(host.events.settings[0], revision=99)
             rig.gateway.configure(HostId("h1"), settings)
             with pytest.raises(ValueError, match="mistake of ours"):
@@ -457,7 +471,7 @@ def test_the_pause_grows_and_is_short_in_a_short_outage(
         credentials=pki.host(),
         role=PeerRole.GUARDIAN,
         boot=BootId("b"),
-        events=None,  # type: ignore[arg-type]
+        events=Recorder(),
         jitter=lambda: 0.5,
     )
     asked: list[float] = []
@@ -527,7 +541,7 @@ def test_a_link_without_servers_is_refused(pki: Pki) -> None:
                 credentials=pki.host(),
                 role=PeerRole.GUARDIAN,
                 boot=BootId("b"),
-                events=None,  # type: ignore[arg-type]
+                events=Recorder(),
             )
         assert refused.value.field == "servers"
 

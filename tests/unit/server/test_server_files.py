@@ -27,6 +27,7 @@ def test_written_whole_with_its_rights(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["key"]
 
 
+@pytest.mark.bad_input("full disk")
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "key"
     write_whole(path, b"old", mode=0o600)

@@ -153,6 +153,7 @@ def test_commit_order_is_revision_order(tmp_path: Path) -> None:
     run(tmp_path / "virtha.db", story)
 
 
+@pytest.mark.bad_input("locked database")
 def test_a_lock_of_another_process_is_a_clear_error_and_passes(tmp_path: Path) -> None:
     database = tmp_path / "virtha.db"
 
@@ -173,6 +174,7 @@ def test_a_lock_of_another_process_is_a_clear_error_and_passes(tmp_path: Path) -
     run(database, story)
 
 
+@pytest.mark.bad_input("full disk")
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
     async def story(store: Store) -> None:
         async with store.write() as tx:
@@ -212,6 +214,7 @@ def test_commits_are_durable_and_foreign_keys_hold(tmp_path: Path) -> None:
     run(tmp_path / "virtha.db", story)
 
 
+@pytest.mark.bad_input("disk of another VM")
 def test_the_schema_itself_keeps_two_vms_off_one_disk(tmp_path: Path) -> None:
     def vm(name: str) -> Vm:
         disk = Disk(
@@ -365,6 +368,7 @@ def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
     assert "damaged" in str(damaged.value)
 
 
+@pytest.mark.bad_input("locked database")
 def test_a_locked_database_at_start_is_a_clear_error(tmp_path: Path) -> None:
     database = tmp_path / "virtha.db"
     _one_cluster(database)
