@@ -36,12 +36,25 @@ def _commands() -> str:
 
 
 def _states() -> str:
-    from virtha.sentinel.diagram import mermaid
+    from virtha.engine.machine import VM_TRANSITIONS
+    from virtha.engine.records import VmStage
+    from virtha.model.diagram import mermaid
+    from virtha.model.vm import VmState
+    from virtha.sentinel.machine import TRANSITIONS
 
     return (
-        "# States of a VM on its host\n\nGenerated from the sentinel's transition table "
-        "(`virtha/sentinel/machine.py`) by `make docs`.\n\n```mermaid\n" + mermaid() + "```\n"
+        "# States of a VM\n\nGenerated from the transition tables by `make docs`.\n\n"
+        "## On its host, as the sentinel sees it (`virtha/sentinel/machine.py`)\n\n"
+        f"```mermaid\n{mermaid(TRANSITIONS, start=VmState.DOWN)}```\n\n"
+        "## Its recovery, as the engine leads it (`virtha/engine/machine.py`)\n\n"
+        f"```mermaid\n{mermaid(VM_TRANSITIONS, start=VmStage.SETTLED)}```\n"
     )
+
+
+def _policy() -> str:
+    from virtha.model.policy.reference import reference_markdown
+
+    return reference_markdown()
 
 
 def _requirements() -> str:
@@ -51,13 +64,29 @@ def _requirements() -> str:
     return coverage_markdown()
 
 
+def _scenarios() -> str:
+    from virtha.scenario.reference import reference_markdown
+
+    return reference_markdown()
+
+
+def _bad_input() -> str:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from requirement_coverage import bad_input_markdown
+
+    return bad_input_markdown()
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "codes.md": _codes,
     "agent-properties.md": _properties,
     "openapi.json": _openapi,
     "commands.md": _commands,
     "states.md": _states,
+    "policy.md": _policy,
     "requirements.md": _requirements,
+    "bad-input.md": _bad_input,
+    "scenarios.md": _scenarios,
 }
 
 

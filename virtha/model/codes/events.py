@@ -154,6 +154,15 @@ EVENTS: tuple[Code, ...] = (
         "count",
         help="The host had been told that they are recorded: a restored database is older than that.",
     ),
+    _event(
+        1420,
+        "host.gate.refusals_uncounted",
+        WARNING,
+        "The start gate of {name} refused {count} more starts than it could take down",
+        "name",
+        "count",
+        help="Something on that host tries to start VMs again and again. libvirt's log names them.",
+    ),
     _event(1600, "storage.added", INFO, "Storage domain {name} added", "name"),
     _event(1601, "storage.removed", INFO, "Storage domain {name} removed", "name"),
     _event(
@@ -229,6 +238,33 @@ EVENTS: tuple[Code, ...] = (
     ),
     _event(
         2018, "vm.disk_check", INFO, "Disk activity check of {vm}: {result}", "vm", "result", "code"
+    ),
+    _event(
+        2019,
+        "vm.disk_check.failed",
+        ERROR,
+        "{host} did not start {vm}: {result}",
+        "vm",
+        "host",
+        "result",
+        "code",
+        help="Its disks may be written by another copy. Find the host where the VM still runs, or the "
+        "program that writes; then start it again.",
+    ),
+    _event(
+        2020,
+        "vm.start_refused",
+        WARNING,
+        "The start gate of {host} refused to start {vm} ({count} times, last at {last_at}): {reason}",
+        "vm",
+        "host",
+        "count",
+        "reason",
+        "code",
+        "uuid",
+        "first_at",
+        "last_at",
+        help="Somebody used libvirt's own tools, or libvirt's autostart did. Use 'virtha vm start'.",
     ),
     _event(
         2200,
@@ -311,6 +347,27 @@ EVENTS: tuple[Code, ...] = (
         "{vm} runs on after its watchdog's dump: {attempts} attempts to pause it failed",
         "vm",
         "attempts",
+    ),
+    _event(
+        2212,
+        "vm.dump_failed",
+        ERROR,
+        "No memory dump of {vm}, although its watchdog's action is dump: {detail}",
+        "vm",
+        "detail",
+        help="Make room where auto_dump_path of /etc/libvirt/qemu.conf points; libvirt's log has more.",
+    ),
+    _event(
+        2213,
+        "vm.watchdog.unknown",
+        INFO,
+        "Whether the watchdog of {vm} fired while its agent was down can't be told: the action {action} "
+        "leaves no trace",
+        "vm",
+        "action",
+        "after_ms",
+        "before_ms",
+        help="Told whenever nobody watched, fired or not. The actions reset, poweroff and pause leave a trace.",
     ),
     _event(
         2400,

@@ -39,7 +39,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8028, "problem.vm.state", "Not possible in the VM's present state"),
     _problem(8029, "problem.host.busy", "The host still has VMs"),
     _problem(8030, "problem.database.locked", "The database is locked by another program"),
-    _problem(8031, "problem.disk.full", "No space left on the server's disk"),
+    _problem(8031, "problem.disk.full", "No space left on the disk"),
     _problem(8032, "problem.schema.newer", "The database was made by a newer version"),
     _problem(8040, "problem.password.wrong", "User name or password is wrong"),
     _problem(8041, "problem.token.unknown", "The token is unknown"),

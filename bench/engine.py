@@ -1,0 +1,215 @@
+"""The engine under load: beats folded per second, and the step in which a rack's death is proven.
+
+Clusters of 100, 1,000 and 10,000 hosts with 20 VMs each. First all hosts beat for a while; then a rack of 40 falls silent, is
+judged and fenced, and the proofs of all 40 arrive in one step: 800 VMs become ready, 700 of them fit. Measured is that
+step, from the events to the decision with all reasons, and the longest of all steps of the run. CPU time of this process.
+"""
+
+import gc
+import sys
+import time
+
+from report import Figure, at_least, at_most, finish, shown
+from rich.console import Console
+from rich.table import Table
+
+from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.engine import Engine
+from virtha.engine.events import (
+    BeatSeen,
+    Decision,
+    EngineEvent,
+    EngineHost,
+    EngineVm,
+    HostConfigured,
+    HostSurveyed,
+    LeaseRenewed,
+    ProofFound,
+    StartCommand,
+    VmConfigured,
+    VmSeen,
+)
+from virtha.engine.records import ClusterRecord, EngineRecords
+from virtha.model.ids import BootId, HostId, Incarnation, Term, VmId
+from virtha.model.policy import Policy
+from virtha.model.proof import Proof, ProofKind
+from virtha.model.time import Millis
+from virtha.model.vm import VmState
+
+GIB = 1 << 30
+RACK = 40
+VMS_PER_HOST = 20
+TOO_LARGE = 100
+BEAT_ROUNDS = 20
+RUNS = 3
+BEGAN_MS = 1_000_000_000
+
+
+class Bench:
+    """One cluster, up and well."""
+
+    def __init__(self, hosts: int) -> None:
+        self.now = BEGAN_MS
+        self.policy = Policy()
+        self.ids = [HostId(f"h{number:05}") for number in range(1, hosts + 1)]
+        records = EngineRecords(cluster=ClusterRecord(term=Term(1)))
+        self.engine = Engine(policy=self.policy, records=records, now=Millis(self.now))
+        self.longest_ms = 0.0
+        ssd = frozenset({Feature(FeatureKind.TAG, "ssd")})
+        events: list[EngineEvent] = [LeaseRenewed(until_ms=BEGAN_MS * 2)]
+        for number, host_id in enumerate(self.ids, 1):
+            host = EngineHost(
+                host_id=host_id,
+                name=host_id,
+                number=number,
+                memory_bytes=256 * GIB,
+                cpus=64,
+                features=ssd if number % 5 else frozenset(),
+            )
+            events.append(HostConfigured(host=host))
+        for at in range(hosts * VMS_PER_HOST):
+            events.append(VmConfigured(vm=self._vm(at)))
+        for host_id in self.ids:
+            events += self._beats([host_id])
+            events.append(
+                HostSurveyed(
+                    host_id=host_id,
+                    boot=BootId(f"{host_id}b1"),
+                    gate_in_force=True,
+                    libvirt_connected=True,
+                )
+            )
+        for at in range(hosts * VMS_PER_HOST):
+            host_id = self.ids[at // VMS_PER_HOST]
+            events.append(
+                VmSeen(
+                    host_id=host_id,
+                    boot=BootId(f"{host_id}b1"),
+                    vm_id=_vm_id(at),
+                    incarnation=Incarnation(1),
+                    state=VmState.RUNNING,
+                )
+            )
+        self.step(events)
+        self.longest_ms = 0.0  # the first step reads a whole inventory, once
+
+    def _vm(self, at: int) -> EngineVm:
+        in_rack = at < RACK * VMS_PER_HOST
+        large = in_rack and at % (RACK * VMS_PER_HOST // TOO_LARGE) == 0
+        return EngineVm(
+            vm_id=_vm_id(at),
+            name=f"vm{at:06}",
+            memory_bytes=300 * GIB + at * GIB // 8 if large else (2, 4, 4, 8, 8, 16)[at % 6] * GIB,
+            ha=True,
+            wanted_up=True,
+            priority=at % 5,
+            features=frozenset({Feature(FeatureKind.TAG, "ssd")}) if at % 3 == 0 else frozenset(),
+        )
+
+    def step(self, events: list[EngineEvent]) -> tuple[Decision, float]:
+        began = time.process_time_ns()
+        decision = self.engine.step(Millis(self.now), events)
+        took_ms = (time.process_time_ns() - began) / 1e6
+        self.longest_ms = max(self.longest_ms, took_ms)
+        return decision, took_ms
+
+    def _beats(self, ids: list[HostId]) -> list[EngineEvent]:
+        return [
+            BeatSeen(host_id=host_id, boot=BootId(f"{host_id}b1"), agent_alive=True)
+            for host_id in ids
+        ]
+
+    def beats_per_s(self) -> float:
+        """Folded in steps of one beat interval's worth."""
+        beats = self._beats(self.ids)
+        spent_ms = 0.0
+        for _ in range(BEAT_ROUNDS):
+            self.now += self.policy.detection.beat_interval_ms
+            spent_ms += self.step(beats)[1]
+        return BEAT_ROUNDS * len(beats) / (spent_ms / 1e3)
+
+    def rack_dies(self) -> tuple[float, float]:
+        """CPU time of the step with the proofs, and the longest other step of this failure, in ms."""
+        self.longest_ms = 0.0
+        alive = self._beats(self.ids[RACK:])
+        for _ in range(60):
+            self.now += self.policy.detection.beat_interval_ms
+            self.step(alive)
+        longest = self.longest_ms
+        self.now += 1
+        proofs: list[EngineEvent] = [
+            ProofFound(
+                proof=Proof(
+                    kind=ProofKind.LEASE,
+                    host_id=host_id,
+                    boot=BootId(f"{host_id}b1"),
+                    at_ms=self.now,
+                )
+            )
+            for host_id in self.ids[:RACK]
+        ]
+        gc.collect()
+        decision, took_ms = self.step(proofs)
+        self._check(decision)
+        return took_ms, longest
+
+    def _check(self, decision: Decision) -> None:
+        """The step is the one that was meant to be measured: every VM is started, or has its reason."""
+        started = sum(isinstance(command, StartCommand) for command in decision.commands)
+        codes: dict[str, int] = {}
+        for at in range(RACK * VMS_PER_HOST):
+            reasons = self.engine.explain_vm(_vm_id(at))
+            assert reasons, f"vm {at} waits and nobody knows why"
+            codes[reasons[0].code] = codes.get(reasons[0].code, 0) + 1
+        assert started == codes.pop("recovery.starting"), codes
+        assert started == self.policy.recovery.starts_per_cluster, started
+        assert codes.pop("recovery.blocked.no_capacity") == TOO_LARGE, codes
+        waiting = codes.pop("recovery.waiting.cluster_limit", 0)
+        waiting += codes.pop("recovery.waiting.host_limit", 0)
+        assert waiting == RACK * VMS_PER_HOST - TOO_LARGE - started, codes
+        assert not codes, codes
+
+
+def _vm_id(at: int) -> VmId:
+    return VmId(f"vm{at:06}")
+
+
+def measure(hosts: int) -> dict[str, float]:
+    beats, proofs, longest = 0.0, float("inf"), float("inf")
+    for _ in range(RUNS):
+        gc.collect()
+        bench = Bench(hosts)
+        gc.freeze()
+        beats = max(beats, bench.beats_per_s())
+        took, others = bench.rack_dies()
+        proofs, longest = min(proofs, took), min(longest, others)
+        gc.unfreeze()
+    return {"beats_per_s": beats, "proofs_ms": proofs, "longest_ms": longest}
+
+
+def main() -> int:
+    rows = {hosts: measure(hosts) for hosts in (100, 1_000, 10_000)}
+    table = Table(title="a rack of 40 dies, CPU time", title_justify="left")
+    for column in ("hosts", "VMs", "beats/s", "proofs and plan, ms", "longest other step, ms"):
+        table.add_column(column, justify="right")
+    for hosts, row in rows.items():
+        table.add_row(
+            f"{hosts:,}",
+            f"{hosts * VMS_PER_HOST:,}",
+            f"{row['beats_per_s']:,.0f}",
+            f"{row['proofs_ms']:,.1f}",
+            f"{row['longest_ms']:,.1f}",
+        )
+    Console().print(table)
+    figures: dict[str, Figure] = {
+        "beats_per_s_1000_hosts": at_least(100_000, rows[1_000]["beats_per_s"], "/s", "our own"),
+        "plan_1000_hosts_ms": at_most(100, rows[1_000]["proofs_ms"], "ms", "800 VMs of 20,000"),
+        "plan_10000_hosts_ms": at_most(1_000, rows[10_000]["proofs_ms"], "ms", "of 200,000"),
+    }
+    for hosts, row in rows.items():
+        figures[f"longest_step_{hosts}_hosts_ms"] = shown(row["longest_ms"], "ms")
+    return finish("engine", figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

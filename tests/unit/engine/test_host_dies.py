@@ -1,0 +1,706 @@
+"""From silence to a VM that runs elsewhere, and every way in which that must not happen. Rules of safety.md."""
+
+import pytest
+from engine_driver import Play, vm
+
+from virtha.engine.dependencies import Dependency, StartCondition
+from virtha.engine.events import (
+    BrakeLifted,
+    CopyReleased,
+    DeathConfirmed,
+    HoldChanged,
+    HostSurveyed,
+    Investigate,
+    MaintenanceChanged,
+    OrderPower,
+    Poison,
+    ProofFound,
+    QuarantineLifted,
+    ReadPower,
+    ReferenceAnswered,
+    SessionChanged,
+    SlotChanged,
+    Stalled,
+    StartCommand,
+    StorageFence,
+)
+from virtha.engine.machine import Verdict
+from virtha.engine.records import VmStage
+from virtha.model.evidence import IdentityMatch, PowerState, ProcessKind
+from virtha.model.facts import Result
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
+from virtha.model.policy import FencingAction, FencingPolicy, Policy, Unreachable
+from virtha.model.power import PowerAction
+from virtha.model.proof import Proof, ProofKind
+
+
+def playing(hosts: int = 4, *, fencing: FencingPolicy | None = None, **settings: object) -> Play:
+    """v1 runs on h1, v2 on h2; everybody is well."""
+    policy = Policy() if fencing is None else Policy(fencing=fencing)
+    play = Play(hosts, policy=policy, **settings)
+    play.run("v1", "h1")
+    play.run("v2", "h2")
+    assert play.verdict("h1") is Verdict.ALIVE
+    return play
+
+
+# The roads to proof
+
+
+@pytest.mark.req("F9")
+def test_a_power_cut_whose_bmc_says_off_takes_the_quick_road():
+    play = playing()
+    play.hosts["h1"].cut()
+    took_ms = play.until(lambda: play.where("v1") != [])
+    assert play.where("v1") != ["h1"]
+    assert took_ms < play.policy.detection.dead_after_ms
+    # Off was ordered all the same, and read twice after that (P1).
+    assert play.offs() == ["h1"]
+    proof = play.host_record("h1").incident.proof
+    assert proof is not None and proof.kind is ProofKind.POWER_OFF
+
+
+def test_a_connection_that_broke_is_suspected_at_once():
+    play = playing()
+    play.hosts["h1"].cut()
+    for process in ProcessKind:
+        play.inbox.append(
+            SessionChanged(
+                host_id=HostId("h1"), process=process, boot=BootId("h1b1"), up=False, broken=True
+            )
+        )
+    play.tick()
+    assert play.verdict("h1") is Verdict.SUSPECT
+    broken_ms = play.until(lambda: play.where("v1") != [])
+    other = playing()
+    other.hosts["h1"].cut()
+    assert broken_ms < other.until(lambda: other.where("v1") != [])
+
+
+def test_a_hung_host_is_switched_off_then_its_vms_start_elsewhere():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.until(lambda: play.offs() == ["h1"])
+    assert play.hosts["h1"].powered is False
+    assert play.sent(StartCommand) == [], "a start before the power was read back"
+    play.until(lambda: "vm.recovered" in play.told())
+    assert play.where("v1") not in ([], ["h1"])
+    start = play.sent(StartCommand)[0]
+    assert [proof.kind for proof in start.proofs] == [ProofKind.POWER_OFF]
+    assert play.told().index("host.proven_dead") < play.told().index("vm.recovered")
+
+
+@pytest.mark.parametrize("kind", [ProofKind.LEASE, ProofKind.STORAGE_FENCE])
+def test_another_judges_proof_is_as_good(kind: ProofKind):
+    play = playing()
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    play.inbox.append(
+        ProofFound(
+            proof=Proof(kind=kind, host_id=HostId("h1"), boot=BootId("h1b1"), at_ms=play.now)
+        )
+    )
+    play.until(lambda: play.where("v1") != [], within_ms=1_000)
+
+
+def test_a_proof_of_another_boot_proves_nothing():
+    play = playing()
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    stale = Proof(kind=ProofKind.LEASE, host_id=HostId("h1"), boot=BootId("h1b0"), at_ms=play.now)
+    play.inbox.append(ProofFound(proof=stale))
+    play.advance(5_000)
+    assert play.sent(StartCommand) == []
+    assert play.vm_record("v1").stage is VmStage.LOST
+
+
+def test_a_new_boot_proves_the_old_one_dead():
+    play = playing()
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    play.hosts["h1"].boot_again()
+    play._greet(play.hosts["h1"])
+    play.until(lambda: play.where("v1") != [])
+    assert "host.returned" in play.told()
+    assert play.host_record("h1").incident is None
+
+
+def test_a_reboot_faster_than_any_suspicion_loses_no_vm():
+    play = playing()
+    play.hosts["h1"].boot_again()
+    play._greet(play.hosts["h1"])
+    play.until(lambda: play.where("v1") != [])
+    assert play.offs() == []
+
+
+# What is no proof, and what keeps a host from being shot
+
+
+def test_silence_alone_starts_nothing():
+    play = playing(fencing=FencingPolicy(action=FencingAction.NOTHING))
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.advance(120_000)
+    assert play.sent(StartCommand) == [] and play.sent(OrderPower) == []
+    assert "fence.blocked.action_nothing" in play.why("h1")
+    assert play.why_vm("v1") == ["recovery.waiting.proof"]
+
+
+@pytest.mark.req("F4")
+def test_blink_lights_the_led_once_and_proves_nothing():
+    play = playing(fencing=FencingPolicy(action=FencingAction.BLINK))
+    play.hosts["h1"].cut()
+    play.advance(120_000)
+    orders = play.sent(OrderPower)
+    assert [order.action for order in orders] == [PowerAction.BLINK]
+    assert play.sent(StartCommand) == []
+    assert "fence.blocked.action_blink" in play.why("h1")
+
+
+@pytest.mark.req("F1")
+def test_a_neighbour_that_sees_it_alive_keeps_it_from_being_shot():
+    play = playing()
+    play.hosts["h1"].beating = False
+    play.advance(120_000)
+    assert play.verdict("h1") is Verdict.ISOLATED
+    assert play.offs() == [] and play.sent(StartCommand) == []
+    assert play.sent(Investigate), "it is watched on"
+
+
+@pytest.mark.req("F2")
+def test_changing_disks_mean_alive():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.hosts["h1"].disks_change = True
+    play.advance(120_000)
+    assert play.offs() == []
+    assert play.why("h1") == ["host.suspect.disks_change"]
+    play.hosts["h1"].disks_change = False
+    play.until(lambda: play.offs() == ["h1"])
+
+
+def test_a_moving_slot_means_alive():
+    play = playing()
+    play.hosts["h1"].hang()
+    for _ in range(60):
+        play.inbox.append(
+            SlotChanged(
+                witness=HostId("h2"),
+                subject=HostId("h1"),
+                storage_domain_id=StorageDomainId("ds1"),
+                boot=BootId("h1b1"),
+            )
+        )
+        play.advance(1_000)
+    assert play.offs() == [] and play.verdict("h1") is Verdict.ISOLATED
+
+
+def test_a_cut_off_server_shoots_nobody():
+    play = playing()
+    for host in play.hosts.values():
+        host.beating = False
+        host.answers_neighbours = False
+    play.advance(120_000)
+    assert play.offs() == []
+    assert "fence.blocked.observer" in play.why("h1")
+
+
+def test_its_reference_address_tells_it_that_it_is_not_cut_off():
+    play = playing(hosts=2)
+    play.inbox.append(ReferenceAnswered(reached=True))
+    for host in play.hosts.values():
+        host.hang()
+    play.until(lambda: sorted(play.offs()) == ["h1", "h2"])
+
+
+def test_a_server_that_slept_observes_anew():
+    play = playing()
+    play.now += 60_000
+    play.inbox.append(Stalled())
+    play.hosts["h1"].beating = False  # its beats of that time lie unread in a buffer
+    play.advance(play.policy.detection.reconnect_ms)
+    assert play.verdict("h1") is Verdict.UNKNOWN
+    assert play.offs() == []
+
+
+@pytest.mark.req("F7")
+def test_the_cap_stops_the_fourth_power_down():
+    play = Play(12, vms=[vm(f"v{number}") for number in range(1, 5)])
+    for number in range(1, 5):
+        play.run(f"v{number}", f"h{number}")
+    for number in range(1, 4):
+        play.hosts[f"h{number}"].hang()
+        play.until(lambda number=number: play.where(f"v{number}") not in ([], [f"h{number}"]))
+        play.inbox.append(BrakeLifted(by="test"))
+    play.hosts["h4"].hang()
+    play.until(lambda: "fence.blocked.cap" in play.why("h4"))
+    play.new_leader(away_ms=1_000)
+    play.until(lambda: "fence.blocked.cap" in play.why("h4"))
+    assert play.offs() == ["h1", "h2", "h3"]
+    play.until(lambda: "h4" in play.offs(), within_ms=4_000_000)
+
+
+def test_the_cap_counts_no_host_that_was_off_already():
+    play = Play(12, vms=[vm(f"v{number}") for number in range(1, 6)])
+    for number in range(1, 6):
+        play.run(f"v{number}", f"h{number}")
+    for number in range(1, 6):
+        play.hosts[f"h{number}"].cut()
+        play.until(lambda number=number: play.where(f"v{number}") != [])
+        play.advance(play.policy.fencing.brake_window_ms)
+    assert len(play.offs()) == 5
+
+
+def test_the_brake_holds_orders_when_many_fall_at_once_and_lifts_when_storage_is_seen():
+    play = Play(9, vms=[vm(f"v{number}") for number in range(1, 4)])
+    for number in range(1, 4):
+        play.run(f"v{number}", f"h{number}")
+    for host in play.hosts.values():
+        host.storage = False
+        play.survey(host)
+    for number in range(1, 4):
+        play.hosts[f"h{number}"].hang()
+    play.until(lambda: "fence.brake.tripped" in play.told())
+    play.advance(180_000)
+    assert play.offs() == []
+    assert "fence.blocked.brake" in play.why("h1")
+    for host in play.hosts.values():
+        host.storage = True
+        if host.alive:
+            play.survey(host)
+    took_ms = play.until(lambda: "fence.brake.lifted" in play.told())
+    assert took_ms >= play.policy.fencing.brake_lift_ms - 1_000
+    play.until(lambda: all(play.where(f"v{number}") != [] for number in range(1, 4)))
+
+
+def test_the_brake_does_not_hold_what_is_proven():
+    play = Play(9, vms=[vm(f"v{number}") for number in range(1, 4)])
+    for number in range(1, 4):
+        play.run(f"v{number}", f"h{number}")
+        # Devices that name their hosts: else those that fell together keep each other from being proven.
+        play.hosts[f"h{number}"].bmc_identity = IdentityMatch.MATCH
+        play.test_power(play.hosts[f"h{number}"])
+    play.tick()
+    for number in range(1, 4):
+        play.hosts[f"h{number}"].cut()
+    play.until(lambda: all(play.where(f"v{number}") != [] for number in range(1, 4)))
+
+
+def test_an_order_needs_more_of_our_leadership_than_its_deadline():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.lease_ms = play.policy.fencing.order_deadline_ms
+    play.advance(60_000)
+    assert play.offs() == [] and "fence.blocked.own_lease" in play.why("h1")
+    play.lease_ms = None
+    play.until(lambda: play.offs() == ["h1"])
+
+
+def test_hold_stops_all_of_it_and_lifting_it_goes_on():
+    play = playing()
+    play.inbox.append(HoldChanged(reason="rewiring"))
+    play.hosts["h1"].cut()
+    play.advance(120_000)
+    assert play.offs() == [] and "fence.blocked.hold" in play.why("h1")
+    play.inbox.append(HoldChanged(reason=None))
+    play.until(lambda: play.where("v1") != [])
+
+
+def test_a_host_in_maintenance_is_not_shot():
+    play = playing()
+    play.inbox.append(MaintenanceChanged(host_id=HostId("h1"), on=True, by="admin"))
+    play.hosts["h1"].hang()
+    play.advance(60_000)
+    assert play.offs() == [] and "fence.blocked.maintenance" in play.why("h1")
+
+
+def test_a_host_without_anything_to_protect_is_left_alone():
+    play = Play(4, vms=[vm("v1", ha=False), vm("v2")])
+    play.run("v1", "h1")
+    play.hosts["h1"].hang()
+    play.advance(60_000)
+    assert play.offs() == [] and "fence.blocked.not_needed" in play.why("h1")
+
+
+# Power devices that don't do what they should
+
+
+def test_accepted_is_not_off():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_does_nothing = True
+    play.until(lambda: "fence.failed" in play.told())
+    assert play.sent(StartCommand) == []
+    failed = [one.fields["why"] for one in play.notices if one.code == "fence.level_failed"]
+    assert set(failed) == {"power.still_on"}
+
+
+def test_the_second_level_does_what_the_first_could_not():
+    play = Play(4, levels=2)
+    play.run("v1", "h1")
+    play.hosts["h1"].hang()
+
+    def first_level_dead(command: object) -> bool:
+        return isinstance(command, OrderPower) and command.device.endswith("power1")
+
+    play.on_command = first_level_dead
+    play.until(lambda: play.where("v1") not in ([], ["h1"]))
+    attempts = play.policy.fencing.attempts_per_device
+    assert play.offs() == ["h1"] * (attempts + 1)
+
+
+def test_all_levels_dead_is_told_and_tried_again_ever_more_slowly():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_dead = True
+    play.advance(900_000)
+    assert play.told().count("fence.failed") == 1
+    assert 4 <= len(play.offs()) <= 40, "an endless loop, or none at all"
+    assert len(play.sent(Poison)) == 1
+    assert play.sent(StartCommand) == []
+    play.hosts["h1"].bmc_dead = False
+    play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=1_200_000)
+
+
+def test_a_dead_bmc_starts_the_leases_clock_with_the_verdict():
+    play = playing()
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    play.advance(1_000)
+    assert [poison.boot for poison in play.sent(Poison)] == ["h1b1"]
+    assert "fence.failed" not in play.told()
+
+
+def test_a_host_without_power_devices_is_poisoned_all_the_same():
+    play = Play(4, levels=0)
+    play.run("v1", "h1")
+    play.hosts["h1"].cut()
+    play.until(lambda: len(play.sent(Poison)) == 1)
+    assert "fence.blocked.no_device" in play.why("h1")
+
+
+def test_a_host_whose_bmc_answers_is_not_poisoned():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.until(lambda: play.where("v1") not in ([], ["h1"]))
+    assert play.sent(Poison) == []
+
+
+def test_the_power_state_is_asked_at_the_first_late_beat():
+    play = playing()
+    play.hosts["h1"].cut()
+    took_ms = play.until(lambda: play.sent(ReadPower) != [])
+    assert took_ms <= play.policy.detection.late_after_ms + 200
+    assert play.verdict("h1") is Verdict.ALIVE and "host.suspected" not in play.told()
+
+
+def test_a_storage_fence_is_asked_for_where_the_policy_names_it():
+    ways = (Unreachable.NEXT_LEVEL, Unreachable.STORAGE_FENCE, Unreachable.OPERATOR)
+    play = playing(fencing=FencingPolicy(unreachable=ways))
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_refuses = "power.password"
+    play.until(lambda: play.sent(StorageFence) != [])
+    assert play.sent(Poison) == []
+
+
+def test_an_untested_device_proves_nothing():
+    play = Play(4, tested=False)
+    play.run("v1", "h1")
+    play.hosts["h1"].cut()
+    play.until(lambda: "fence.failed" in play.told())
+    assert play.sent(StartCommand) == []
+
+
+def test_a_device_that_names_its_host_needs_no_test_by_load():
+    play = Play(4)
+    play.run("v1", "h1")
+    for host in play.hosts.values():
+        host.bmc_identity = IdentityMatch.MATCH
+        play.test_power(host)
+    play.tick()
+    play.hosts["h1"].cut()
+    play.hosts["h2"].cut()
+    play.until(lambda: play.where("v1") != [])
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["both shot", "one shot"])
+def test_swapped_addresses_prove_nothing(protected: bool):
+    """h1 hangs; its device is h2's. h2 goes dark at our order, and h1 must not be called dead for it,
+    however often it is tried. ``Play`` itself fails a start while h1 runs the VM."""
+    play = Play(4, vms=[vm("v1"), vm("v2", ha=protected)])
+    play.run("v1", "h1")
+    play.run("v2", "h2")
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_strikes = play.hosts["h2"]
+    play.hosts["h2"].bmc_strikes = play.hosts["h1"]
+    play.advance(1_200_000)
+    assert play.hosts["h2"].powered is False
+    failed = {one.fields["why"] for one in play.notices if one.code == "fence.level_failed"}
+    assert "proof.blocked.swapped" in failed
+    if not protected:
+        assert play.where("v1") == ["h1"]
+
+
+def test_a_device_that_names_another_machine_is_told_and_proves_nothing():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_identity = IdentityMatch.MISMATCH
+    play.hosts["h1"].bmc_state = PowerState.OFF
+    play.advance(60_000)
+    assert "fence.device_of_another" in play.told()
+    assert play.sent(StartCommand) == []
+
+
+def test_a_beat_after_a_reading_off_makes_the_device_a_liar():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_does_nothing = True
+    play.hosts["h1"].bmc_state = PowerState.OFF
+    play.until(lambda: play.offs() == ["h1"])
+    play.until(
+        lambda: any(feed.off_since_ms for feed in play.host_record("h1").incident.fence.feeds)
+    )
+    play.hosts["h1"].beating = True
+    play.tick()
+    play.hosts["h1"].beating = False
+    play.advance(120_000)
+    assert "fence.contradicted" in play.told()
+    assert play.sent(StartCommand) == []
+
+
+def test_disks_that_change_after_off_block_until_they_are_quiet():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.until(lambda: play.offs() == ["h1"])
+    play.hosts["h1"].disks_change = True  # the kernel's queue of the dead host, or a liar
+    play.advance(10_000)
+    assert play.sent(StartCommand) == []
+    play.hosts["h1"].disks_change = False
+    play.until(lambda: play.where("v1") not in ([], ["h1"]))
+
+
+def test_a_beat_of_a_boot_that_was_proven_dead_is_an_alarm_and_no_return():
+    play = playing()
+    host = play.hosts["h1"]
+    host.cut()
+    play.until(lambda: play.where("v1") != [])
+    host.powered = host.beating = True
+    play.advance(2_000)
+    assert play.told().count("host.alive_though_proven_dead") == 1
+    assert play.verdict("h1") is Verdict.DEAD_PROVEN
+
+
+@pytest.mark.req("F4")
+def test_reboot_is_off_proof_then_on():
+    play = playing(fencing=FencingPolicy(action=FencingAction.REBOOT))
+    play.hosts["h1"].hang()
+    play.until(lambda: "host.returned" in play.told())
+    actions = [order.action for order in play.sent(OrderPower)]
+    assert actions == [PowerAction.OFF, PowerAction.ON]
+    assert play.told().index("host.proven_dead") < play.told().index("host.returned")
+    assert play.where("v1") not in ([], ["h1"])
+
+
+# The operator's word (P6)
+
+
+def confirm(play: Play, *, force: str | None = None, boot: str = "h1b1", incident: int = 1) -> None:
+    play.inbox.append(
+        DeathConfirmed(
+            host_id=HostId("h1"),
+            boot=BootId(boot),
+            incident=incident,
+            by="admin",
+            force_reason=force,
+        )
+    )
+    play.tick()
+
+
+def unproven(**settings: object) -> Play:
+    play = playing(fencing=FencingPolicy(action=FencingAction.NOTHING), **settings)
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    return play
+
+
+def test_an_operators_word_is_proof_and_fences_all_the_same():
+    play = unproven()
+    play.advance(60_000)
+    confirm(play)
+    play.until(lambda: play.where("v1") != [], within_ms=1_000)
+    assert len(play.sent(Poison)) == 1 and len(play.sent(StorageFence)) == 1
+
+
+@pytest.mark.parametrize(
+    ("boot", "incident"), [("h1b0", 1), ("h1b1", 2)], ids=["other boot", "other incident"]
+)
+def test_an_operators_word_about_something_else_is_refused(boot: str, incident: int):
+    play = unproven()
+    play.advance(60_000)
+    confirm(play, boot=boot, incident=incident)
+    play.advance(5_000)
+    assert play.sent(StartCommand) == []
+    assert play.notices[-1].fields["why"] == "confirm.refused.other_incident"
+
+
+def test_an_operators_word_is_refused_while_life_was_seen_unless_forced():
+    play = unproven()
+    confirm(play)
+    assert play.sent(StartCommand) == []
+    assert play.notices[-1].fields["why"] == "confirm.refused.life_seen"
+    confirm(play, force="I stand in front of it")
+    play.until(lambda: play.where("v1") != [], within_ms=1_000)
+
+
+# The targets, and what the record is for
+
+
+def test_a_start_that_fails_is_tried_elsewhere_and_given_up_in_the_end():
+    play = playing()
+    for host in play.hosts.values():
+        host.start_result = Result.FAILED
+    play.hosts["h1"].cut()
+    play.until(lambda: "vm.recovery_given_up" in play.told(), within_ms=3_000_000)
+    tried = [start.host_id for start in play.sent(StartCommand)]
+    assert len(tried) == play.policy.recovery.attempts_max
+    assert set(tried[:3]) == {"h2", "h3", "h4"}, "another host first"
+    assert play.why_vm("v1") == ["recovery.blocked.attempts"]
+
+
+def test_a_start_that_nobody_answers_is_taken_back_before_the_next():
+    play = playing()
+    for host in play.hosts.values():
+        host.start_result = None
+    play.hosts["h1"].cut()
+    play.until(lambda: len(play.sent(StartCommand)) == 1)
+    for host in play.hosts.values():
+        host.confirms_cancel = False
+        host.start_result = Result.OK
+    play.advance(120_000)
+    assert len(play.sent(StartCommand)) == 1, "a second start while the first may still come"
+    assert play.why_vm("v1") == ["recovery.waiting.cancel"]
+    for host in play.hosts.values():
+        host.confirms_cancel = True
+    play.until(lambda: len(play.sent(StartCommand)) == 2)
+
+
+def test_a_target_that_dies_while_starting_is_proven_dead_first():
+    play = playing()
+    for host in play.hosts.values():
+        host.start_result = None
+    play.hosts["h1"].cut()
+    play.until(lambda: len(play.sent(StartCommand)) == 1)
+    target = play.sent(StartCommand)[0].host_id
+    play.hosts[target].hang()
+    for host in play.hosts.values():
+        host.start_result = Result.OK
+    play.until(lambda: "vm.quarantined" in play.told())  # two hosts died with it (M5)
+    assert play.hosts[target].powered is False
+    play.inbox.append(QuarantineLifted(vm_id=VmId("v1"), by="admin"))
+    play.until(lambda: play.where("v1") != [])
+    assert len(play.sent(StartCommand)) == 2
+
+
+def test_a_vm_waits_for_what_it_depends_on_over_hosts_and_a_slow_proof():
+    database = vm("v1")
+    client = vm(
+        "v3",
+        priority=5,
+        depends_on=(Dependency(vm_id=VmId("v1"), name="v1", condition=StartCondition.GUEST_AGENT),),
+    )
+    play = Play(4, vms=[database, vm("v2"), client])
+    play.run("v1", "h1")
+    play.run("v3", "h1")
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_dead = True
+    play.advance(play.policy.recovery.dependency_wait_ms + 60_000)
+    play.hosts["h1"].bmc_dead = False
+    play.until(lambda: play.where("v3") not in ([], ["h1"]), within_ms=1_200_000)
+    assert [start.vm_id for start in play.sent(StartCommand)] == ["v1", "v3"]
+
+
+def test_two_hosts_that_died_with_it_quarantine_a_vm():
+    play = playing()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.where("v1") != [])
+    second = play.where("v1")[0]
+    play.hosts[second].cut()
+    play.until(lambda: "vm.quarantined" in play.told())
+    play.advance(60_000)
+    assert play.where("v1") == []
+    assert play.why_vm("v1") == ["recovery.blocked.quarantine"]
+
+
+def test_nothing_starts_before_every_host_told_what_it_runs():
+    play = playing()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_PROVEN or play.offs() == ["h1"])
+
+    def nobody_has_told() -> None:
+        play.inbox = [one for one in play.inbox if not isinstance(one, HostSurveyed)]
+
+    play.before_first_step = nobody_has_told
+    play.new_leader()
+    play.advance(30_000)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    for host in play.hosts.values():
+        if host.alive:
+            play.survey(host)
+    play.until(lambda: play.where("v1") != [])
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_a_leader_that_dies_at_any_step_is_followed_by_one_that_finishes(step: int):
+    play = playing()
+    play.hosts["h1"].hang()
+    play.until(lambda: play.offs() == ["h1"])
+    play.advance(step * 200)
+    play.new_leader(away_ms=3_000)
+    play.until(lambda: play.where("v1") not in ([], ["h1"]))
+    assert len(play.where("v1")) == 1
+
+
+def test_a_released_copy_needs_no_proof():
+    play = playing()
+    play.inbox.append(
+        CopyReleased(
+            host_id=HostId("h1"),
+            boot=BootId("h1b1"),
+            vm_id=VmId("v1"),
+            incarnation=Incarnation(1),
+        )
+    )
+    play.tick()
+    assert play.vm_record("v1").copies == ()
+    play.hosts["h1"].running.clear()
+    play.hosts["h1"].hang()
+    play.advance(60_000)
+    assert play.offs() == [], "shot for a VM that it no longer holds"
+
+
+def test_a_new_leader_calls_nobody_dead_before_they_could_connect():
+    play = playing()
+    play.hosts["h1"].beating = False
+    play.new_leader()
+    play.advance(play.policy.detection.reconnect_ms - 1_000)
+    assert play.verdict("h1") is Verdict.UNKNOWN
+
+
+def test_the_records_alone_give_the_same_answers():
+    play = playing()
+    play.hosts["h1"].hang()
+    play.answers = False
+    play.until(lambda: play.offs() == ["h1"])
+    before = play.host_record("h1")
+    play.new_leader()
+    assert play.host_record("h1") == before
+    assert play.offs() == ["h1", "h1"], "an order that may never have been sent is sent again"
+    first, second = play.sent(OrderPower)
+    assert first == second

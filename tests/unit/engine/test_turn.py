@@ -1,0 +1,122 @@
+"""The order of effects: journal, write under the term, then send; and nothing after a term that passed on."""
+
+import pytest
+
+from virtha.engine import turn as turn_module
+from virtha.engine.engine import Engine
+from virtha.engine.events import BeatSeen, EngineHost, HostConfigured, HostSurveyed, SessionChanged
+from virtha.engine.records import ClusterRecord, EngineRecords
+from virtha.engine.turn import InboxFull, Journal, Send, StepDown, Turn, Wait, Write
+from virtha.model.evidence import ProcessKind
+from virtha.model.ids import BootId, HostId, Term
+from virtha.model.policy import Policy
+from virtha.model.time import Millis
+
+NOW = Millis(1_000_000_000)
+
+
+def a_turn() -> Turn:
+    records = EngineRecords(cluster=ClusterRecord(term=Term(3)))
+    turn = Turn(Engine(policy=Policy(), records=records, now=NOW), term=Term(3))
+    turn.offer([HostConfigured(host=EngineHost(host_id=HostId("h1"), name="h1", number=1))])
+    return turn
+
+
+def beat(*, alive: bool = True) -> BeatSeen:
+    return BeatSeen(host_id=HostId("h1"), boot=BootId("b1"), agent_alive=alive)
+
+
+def broken() -> SessionChanged:
+    return SessionChanged(
+        host_id=HostId("h1"), process=ProcessKind.GUARDIAN, boot=BootId("b1"), up=False, broken=True
+    )
+
+
+def seen(turn: Turn) -> Turn:
+    """h1 beats and told what it runs; then its connection breaks, so that questions go out."""
+    turn.offer(
+        [
+            SessionChanged(
+                host_id=HostId("h1"), process=ProcessKind.GUARDIAN, boot=BootId("b1"), up=True
+            ),
+            beat(),
+            HostSurveyed(
+                host_id=HostId("h1"), boot=BootId("b1"), gate_in_force=True, libvirt_connected=True
+            ),
+        ]
+    )
+    turn.begin(NOW)
+    turn.journaled()
+    turn.written(held=True)
+    turn.sent()
+    turn.offer([broken()])
+    return turn
+
+
+def test_journal_then_write_then_send_then_wait():
+    turn = seen(a_turn())
+    journal = turn.begin(Millis(NOW + 100))
+    assert isinstance(journal, Journal) and journal.events == (broken(),)
+    write = turn.journaled()
+    assert isinstance(write, Write) and write.term == 3
+    assert [notice.code for notice in write.notices] == ["host.suspected"]
+    send = turn.written(held=True)
+    assert isinstance(send, Send) and send.commands
+    wait = turn.sent()
+    assert isinstance(wait, Wait) and wait.until is not None and wait.until > NOW + 100
+
+
+def test_a_term_that_passed_on_sends_nothing_ever_again():
+    turn = seen(a_turn())
+    turn.begin(Millis(NOW + 100))
+    turn.journaled()
+    assert turn.written(held=False) == StepDown()
+    turn.offer([beat()])
+    assert turn.begin(Millis(NOW + 200)) == StepDown()
+
+
+def test_nothing_to_write_is_no_transaction():
+    turn = seen(a_turn())
+    turn.begin(Millis(NOW + 100))
+    turn.journaled()
+    turn.written(held=True)
+    turn.sent()
+    turn.begin(Millis(NOW + 101))
+    assert isinstance(turn.journaled(), Wait)
+
+
+def test_beats_take_one_place_and_lose_no_change():
+    turn = a_turn()
+    turn.offer([beat(), beat(), beat(alive=False), beat(alive=False), beat()])
+    journal = turn.begin(NOW)
+    assert isinstance(journal, Journal)
+    beats = [event for event in journal.events if isinstance(event, BeatSeen)]
+    assert beats == [beat(), beat(alive=False), beat()]
+
+
+def test_what_comes_in_mid_turn_is_for_the_next():
+    turn = seen(a_turn())
+    turn.begin(Millis(NOW + 100))
+    turn.offer([beat()])
+    turn.journaled()
+    turn.written(held=True)
+    turn.sent()
+    assert turn.waiting
+    journal = turn.begin(Millis(NOW + 200))
+    assert isinstance(journal, Journal) and journal.events == (beat(),)
+
+
+def test_an_inbox_without_room_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(turn_module, "INBOX_MAX", 10)
+    turn = a_turn()
+    turn.offer([beat()] * 1_000)
+    with pytest.raises(InboxFull, match="12 events"):
+        turn.offer([broken()] * 10)
+
+
+def test_a_beat_from_before_a_break_is_read_before_it():
+    turn = a_turn()
+    turn.offer([beat(), broken(), beat(alive=False)])
+    journal = turn.begin(NOW)
+    assert isinstance(journal, Journal)
+    assert journal.events[-3:] == (beat(), broken(), beat(alive=False))

@@ -1,0 +1,1 @@
+"""The server's decisions for one cluster. Pure."""

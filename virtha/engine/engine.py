@@ -1,0 +1,251 @@
+"""The engine: decides for one cluster, on the server that leads it. Pure.
+
+Each step folds all events into the state, looks at the hosts and VMs that changed or are due, then hands out the
+records that changed and the commands that follow from them. So the undisturbed case, a restart of the server and a
+change of leader take one path: the records are read, and the next look goes on from there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from virtha.engine.events import (
+    BeatSeen,
+    BrakeLifted,
+    CopyReleased,
+    DeathConfirmed,
+    Decision,
+    DisksWatched,
+    DropHost,
+    DropVm,
+    EngineEvent,
+    GatewayLost,
+    HoldChanged,
+    HostConfigured,
+    HostRemoved,
+    HostSurveyed,
+    Intent,
+    LeaseRenewed,
+    LibvirtAnswered,
+    MaintenanceChanged,
+    NeighbourAnswered,
+    PolicyChanged,
+    PowerOrdered,
+    PowerRead,
+    PowerTested,
+    ProofFound,
+    QuarantineLifted,
+    ReferenceAnswered,
+    SaveCluster,
+    SaveHost,
+    SaveVm,
+    SessionChanged,
+    SlotChanged,
+    Stalled,
+    StartEnded,
+    VmConfigured,
+    VmRemoved,
+    VmSeen,
+)
+from virtha.engine.evidence import (
+    beat_seen,
+    disks_watched,
+    gateway_lost,
+    host_surveyed,
+    libvirt_answered,
+    neighbour_answered,
+    session_changed,
+    slot_changed,
+    stalled,
+)
+from virtha.engine.fencing import power_ordered, power_read, power_tested
+from virtha.engine.incident import proven
+from virtha.engine.invariants import check
+from virtha.engine.inventory import (
+    hold_changed,
+    host_configured,
+    host_removed,
+    maintenance_changed,
+    policy_changed,
+    vm_configured,
+    vm_removed,
+)
+from virtha.engine.machine import Verdict
+from virtha.engine.operator import brake_lifted, death_confirmed
+from virtha.engine.permits import brake_looks_at, watch_brake
+from virtha.engine.records import EngineRecords
+from virtha.engine.recovery import (
+    copy_released,
+    look_at_vm,
+    plan_recoveries,
+    quarantine_lifted,
+    start_ended,
+    vm_seen,
+)
+from virtha.engine.state import Cluster
+from virtha.engine.watch import look_at, reasons_of
+from virtha.model.ids import HostId, VmId
+from virtha.model.policy import Policy
+from virtha.model.time import Millis
+from virtha.model.vm import Reason
+
+
+class Engine:
+    """One per cluster and term. ``records``: all of a former leader's. Invariants: see ``invariants``."""
+
+    def __init__(self, *, policy: Policy, records: EngineRecords, now: Millis) -> None:
+        self._cluster = Cluster(policy=policy, records=records, now=now)
+
+    def step(self, now: Millis, events: Sequence[EngineEvent]) -> Decision:
+        """``now``: cluster time, never earlier than before. Costs what changed, not what there is."""
+        cluster = self._cluster
+        cluster.begin(now)
+        for event in events:
+            if type(event) is BeatSeen:
+                beat_seen(cluster, event)
+            else:
+                self._fold(event)
+        cluster.collect_due()
+        while cluster.dirty_hosts:
+            dirty, cluster.dirty_hosts = cluster.dirty_hosts, set()
+            for host_id in sorted(dirty):
+                node = cluster.hosts.get(host_id)
+                if node is not None:
+                    look_at(cluster, node)
+            watch_brake(cluster)
+        self._plan_vms()
+        intents = self._intents()
+        commands = cluster.ordered_commands()
+        check(cluster, intents, commands)
+        return Decision(
+            intents=intents,
+            commands=commands,
+            notices=tuple(cluster.notices),
+            wake_at=self._wake_at(),
+        )
+
+    # Answers (X1)
+
+    def verdict(self, host_id: HostId) -> Verdict | None:
+        node = self._cluster.hosts.get(host_id)
+        return None if node is None else node.verdict
+
+    def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
+        """Why it is as it is and what is awaited. Raises KeyError for an unknown host."""
+        return reasons_of(self._cluster, self._cluster.hosts[host_id])
+
+    def explain_vm(self, vm_id: VmId) -> tuple[Reason, ...]:
+        """Why it is not where it should be; empty when nothing is wrong. Raises KeyError."""
+        return self._cluster.vms[vm_id].reasons
+
+    def records(self) -> EngineRecords:
+        """What a new leader would read: all hosts and VMs, sorted."""
+        cluster = self._cluster
+        return EngineRecords(
+            cluster=cluster.record,
+            hosts=tuple(cluster.hosts[key].record for key in sorted(cluster.hosts)),
+            vms=tuple(cluster.vms[key].record for key in sorted(cluster.vms)),
+        )
+
+    # Fold
+
+    def _fold(self, event: EngineEvent) -> None:
+        cluster = self._cluster
+        handler = _HANDLERS[type(event)]
+        handler(cluster, event)
+
+    def _plan_vms(self) -> None:
+        cluster = self._cluster
+        # A look may change the VM once more; a plan orders starts, which are then looked at.
+        while cluster.dirty_vms or (cluster.ready and cluster.plan_wanted):
+            dirty, cluster.dirty_vms = cluster.dirty_vms, set()
+            for vm_id in sorted(dirty):
+                node = cluster.vms.get(vm_id)
+                if node is not None:
+                    look_at_vm(cluster, node)
+            if not cluster.dirty_vms and cluster.plan_wanted:
+                cluster.plan_wanted = False
+                plan_recoveries(cluster)
+
+    # What changed
+
+    def _intents(self) -> tuple[Intent, ...]:
+        cluster = self._cluster
+        intents: list[Intent] = [DropHost(host_id=one) for one in cluster.dropped_hosts]
+        intents += [DropVm(vm_id=one) for one in cluster.dropped_vms]
+        if cluster.record != cluster.saved_record:
+            cluster.saved_record = cluster.record
+            intents.append(SaveCluster(record=cluster.record))
+        for host_id in sorted(cluster.changed_hosts):
+            host = cluster.hosts.get(host_id)
+            if host is not None and host.record != host.saved:
+                host.saved = host.record
+                intents.append(SaveHost(record=host.record))
+        for vm_id in sorted(cluster.changed_vms):
+            vm = cluster.vms.get(vm_id)
+            if vm is not None and vm.record != vm.saved:
+                vm.saved = vm.record
+                intents.append(SaveVm(record=vm.record))
+        cluster.changed_hosts.clear()
+        cluster.changed_vms.clear()
+        return tuple(intents)
+
+    def _wake_at(self) -> Millis | None:
+        cluster = self._cluster
+        moments = [cluster.wake_at()]
+        brake = brake_looks_at(cluster)
+        if brake is not None:
+            moments.append(Millis(max(brake, cluster.now + 1)))
+        known = [moment for moment in moments if moment is not None]
+        assert all(moment > cluster.now for moment in known), f"due already: {known}"
+        return min(known) if known else None
+
+
+def _proof_found(cluster: Cluster, event: ProofFound) -> None:
+    node = cluster.hosts.get(event.proof.host_id)
+    if node is not None:
+        proven(cluster, node, event.proof)
+        cluster.touch(node)
+
+
+def _reference_answered(cluster: Cluster, event: ReferenceAnswered) -> None:
+    cluster.reference = event.reached
+
+
+def _lease_renewed(cluster: Cluster, event: LeaseRenewed) -> None:
+    cluster.lease_until_ms = event.until_ms
+
+
+def _stalled(cluster: Cluster, event: Stalled) -> None:
+    stalled(cluster)
+
+
+_HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
+    HostConfigured: host_configured,
+    HostRemoved: host_removed,
+    VmConfigured: vm_configured,
+    VmRemoved: vm_removed,
+    PolicyChanged: policy_changed,
+    HoldChanged: hold_changed,
+    SessionChanged: session_changed,
+    HostSurveyed: host_surveyed,
+    LibvirtAnswered: libvirt_answered,
+    VmSeen: vm_seen,
+    CopyReleased: copy_released,
+    NeighbourAnswered: neighbour_answered,
+    DisksWatched: disks_watched,
+    SlotChanged: slot_changed,
+    ReferenceAnswered: _reference_answered,
+    PowerRead: power_read,
+    PowerOrdered: power_ordered,
+    PowerTested: power_tested,
+    ProofFound: _proof_found,
+    StartEnded: start_ended,
+    DeathConfirmed: death_confirmed,
+    MaintenanceChanged: maintenance_changed,
+    QuarantineLifted: quarantine_lifted,
+    BrakeLifted: brake_lifted,
+    LeaseRenewed: _lease_renewed,
+    GatewayLost: gateway_lost,
+    Stalled: _stalled,
+}
+"""Every event but the beat, which has its own short way."""

@@ -1,0 +1,437 @@
+"""What goes into the engine and what comes out of it.
+
+One step: ``decision = engine.step(now, events)``. ``now`` is cluster time (M4): whole milliseconds that never
+run back and go on across a change of leader, so records may keep them. The order of effects is fixed:
+
+1. ``decision.intents`` are written in one transaction that holds only while our term does.
+2. ``decision.commands`` are sent, in their order; power before all else. Each may be sent twice.
+3. ``decision.notices`` are told; they were written with the intents, and are never read back.
+
+A step without intents has nothing to persist and may send at once.
+"""
+
+from virtha.engine.affinity import AffinityGroup
+from virtha.engine.capacity import Feature
+from virtha.engine.dependencies import Dependency
+from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
+from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
+from virtha.model.facts import Result
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
+from virtha.model.policy import PermissionGrade, Policy
+from virtha.model.power import PowerAction, PowerDeviceId, PowerLevel
+from virtha.model.proof import Proof
+from virtha.model.time import Millis
+from virtha.model.value import Fields, Value
+from virtha.model.vm import VmState
+
+# What the operator configured
+
+
+class EngineHost(Value, frozen=True, kw_only=True):
+    """A host as far as decisions need it. Sizes in bytes."""
+
+    host_id: HostId
+    name: str
+    number: int
+    memory_bytes: int = 0
+    """As it last reported, overcommit included (A2)."""
+    reserved_bytes: int = 0
+    cpus: int = 0
+    features: frozenset[Feature] = frozenset()
+    """All but its storage domains, whose use it reports in each survey."""
+    power: tuple[PowerLevel, ...] = ()
+    """Levels of power devices: the second is tried when the first fails (F9)."""
+    carries_server: bool = False
+    """This very server runs on it: never fenced by us (J4)."""
+
+
+class EngineVm(Value, frozen=True, kw_only=True):
+    """A VM as far as decisions need it."""
+
+    vm_id: VmId
+    name: str
+    memory_bytes: int
+    vcpus: int = 1
+    ha: bool = False
+    ignore: bool = False
+    """The operator took it out of all automatic action."""
+    wanted_up: bool = False
+    priority: int = 0
+    features: frozenset[Feature] = frozenset()
+    """What its host must have, its storage domains among them."""
+    groups: tuple[AffinityGroup, ...] = ()
+    depends_on: tuple[Dependency, ...] = ()
+    grade: PermissionGrade | None = None
+    """The lower of this and the cluster's counts; None: the cluster's."""
+
+
+class HostConfigured(Value, frozen=True, kw_only=True, tag="host_configured"):
+    host: EngineHost
+
+
+class HostRemoved(Value, frozen=True, kw_only=True, tag="host_removed"):
+    host_id: HostId
+
+
+class VmConfigured(Value, frozen=True, kw_only=True, tag="vm_configured"):
+    vm: EngineVm
+
+
+class VmRemoved(Value, frozen=True, kw_only=True, tag="vm_removed"):
+    vm_id: VmId
+
+
+class PolicyChanged(Value, frozen=True, kw_only=True, tag="policy"):
+    policy: Policy
+
+
+class HoldChanged(Value, frozen=True, kw_only=True, tag="hold"):
+    """`virtha hold`: the operator's reason; None lifts it."""
+
+    reason: str | None
+
+
+# What the hosts say
+
+
+class BeatSeen(Value, frozen=True, kw_only=True, tag="beat"):
+    """A guardian's beat, at the moment of its receipt by whichever gateway."""
+
+    host_id: HostId
+    boot: BootId
+    agent_alive: bool
+
+
+class SessionChanged(Value, frozen=True, kw_only=True, tag="session"):
+    """``broken``: the connection was seen to break (reset, closed), rather than to fall silent."""
+
+    host_id: HostId
+    process: ProcessKind
+    boot: BootId
+    up: bool
+    broken: bool = False
+
+
+class HostSurveyed(Value, frozen=True, kw_only=True, tag="surveyed"):
+    """A host's full report in its present boot: M2's inventory barrier, and its fitness as a target."""
+
+    host_id: HostId
+    boot: BootId
+    gate_in_force: bool
+    libvirt_connected: bool
+    storage_domains: frozenset[StorageDomainId] = frozenset()
+    """Usable from there right now."""
+    active: frozenset[VmId] = frozenset()
+    """Managed VMs that have a QEMU there, in whatever state."""
+
+
+class LibvirtAnswered(Value, frozen=True, kw_only=True, tag="libvirt"):
+    """Whether a host's libvirt still answers; a host where it hangs is no target, and is not fenced for it."""
+
+    host_id: HostId
+    answering: bool
+
+
+class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
+    """The present state of a VM as its host's sentinel reports it."""
+
+    host_id: HostId
+    boot: BootId
+    vm_id: VmId
+    incarnation: Incarnation
+    state: VmState
+    guest_agent: bool | None = None
+
+
+class CopyReleased(Value, frozen=True, kw_only=True, tag="released"):
+    """Durable word of a host: it holds that incarnation no longer and will not start it (G1, P5)."""
+
+    host_id: HostId
+    boot: BootId
+    vm_id: VmId
+    incarnation: Incarnation
+
+
+# What witnesses say
+
+
+class NeighbourAnswered(Value, frozen=True, kw_only=True, tag="neighbour"):
+    """``boot`` comes with an authenticated answer only."""
+
+    witness: HostId
+    subject: HostId
+    network: str
+    answer: Answer
+    boot: BootId | None = None
+
+
+class DisksWatched(Value, frozen=True, kw_only=True, tag="disks"):
+    """One reader's comparison of two reads of the disks of a host's VMs (J3). None: could not be told."""
+
+    witness: HostId
+    subject: HostId
+    changed: bool | None
+    disks: int = 0
+    """How many were compared."""
+
+
+class SlotChanged(Value, frozen=True, kw_only=True, tag="slot"):
+    """A reader saw the subject's heartbeat slot move on between two valid rounds: alive (J2)."""
+
+    witness: HostId
+    subject: HostId
+    storage_domain_id: StorageDomainId
+    boot: BootId
+
+
+class ReferenceAnswered(Value, frozen=True, kw_only=True, tag="reference"):
+    """Whether this server reaches its reference address (J4)."""
+
+    reached: bool
+
+
+class PowerRead(Value, frozen=True, kw_only=True, tag="power_read"):
+    """A device was asked for its state. ``order_id``: of the question."""
+
+    order_id: OrderId
+    host_id: HostId
+    device: PowerDeviceId
+    state: PowerState
+    identity: IdentityMatch = IdentityMatch.UNKNOWN
+    error: str | None = None
+    """Code of why the state is unknown."""
+
+
+class PowerOrdered(Value, frozen=True, kw_only=True, tag="power_ordered"):
+    """How an order to a device ended. ``OK``: accepted, which is not *off*."""
+
+    order_id: OrderId
+    host_id: HostId
+    device: PowerDeviceId
+    result: Result
+    error: str | None = None
+
+
+class PowerTested(Value, frozen=True, kw_only=True, tag="power_tested"):
+    """The scheduled or ordered test of a device, made while ``boot`` was beating (P1)."""
+
+    host_id: HostId
+    boot: BootId
+    device: PowerDeviceId
+    passed: bool
+    identity: IdentityMatch = IdentityMatch.UNKNOWN
+
+
+class ProofFound(Value, frozen=True, kw_only=True, tag="proof"):
+    """A proof of another judge: the storage lease (P2) or the storage-side fence (P3)."""
+
+    proof: Proof
+
+
+# How commands ended
+
+
+class StartEnded(Value, frozen=True, kw_only=True, tag="start_ended"):
+    """``REFUSED`` and ``FAILED``: no copy of this order can come to be any more (G2)."""
+
+    order_id: OrderId
+    host_id: HostId
+    vm_id: VmId
+    incarnation: Incarnation
+    result: Result
+    code: str | None = None
+
+
+# What an operator orders about hosts
+
+
+class DeathConfirmed(Value, frozen=True, kw_only=True, tag="confirmed"):
+    """The operator's word (P6): bound to boot and incident; ``force_reason`` overrides the refusals."""
+
+    host_id: HostId
+    boot: BootId
+    incident: int
+    by: str
+    force_reason: str | None = None
+
+
+class MaintenanceChanged(Value, frozen=True, kw_only=True, tag="maintenance"):
+    host_id: HostId
+    on: bool
+    by: str
+
+
+class QuarantineLifted(Value, frozen=True, kw_only=True, tag="unquarantine"):
+    """An operator frees a VM that was quarantined or given up."""
+
+    vm_id: VmId
+    by: str
+
+
+class BrakeLifted(Value, frozen=True, kw_only=True, tag="brake_lifted"):
+    by: str
+
+
+# What the leader says of itself
+
+
+class LeaseRenewed(Value, frozen=True, kw_only=True, tag="lease"):
+    """The leader's own lease lasts until ``until_ms`` of cluster time (J7)."""
+
+    until_ms: int
+
+
+class GatewayLost(Value, frozen=True, kw_only=True, tag="gateway_lost"):
+    """These hosts' sessions ended with their gateway, not by themselves (J1)."""
+
+    hosts: frozenset[HostId]
+
+
+class Stalled(Value, frozen=True, kw_only=True, tag="stalled"):
+    """This server itself was asleep: beats may lie unread, so it observes anew."""
+
+
+EngineEvent = (
+    HostConfigured
+    | HostRemoved
+    | VmConfigured
+    | VmRemoved
+    | PolicyChanged
+    | HoldChanged
+    | BeatSeen
+    | SessionChanged
+    | HostSurveyed
+    | LibvirtAnswered
+    | VmSeen
+    | CopyReleased
+    | NeighbourAnswered
+    | DisksWatched
+    | SlotChanged
+    | ReferenceAnswered
+    | PowerRead
+    | PowerOrdered
+    | PowerTested
+    | ProofFound
+    | StartEnded
+    | DeathConfirmed
+    | MaintenanceChanged
+    | QuarantineLifted
+    | BrakeLifted
+    | LeaseRenewed
+    | GatewayLost
+    | Stalled
+)
+
+
+# What comes out: intents
+
+
+class SaveHost(Value, frozen=True, kw_only=True, tag="save_host"):
+    record: HostRecord
+
+
+class SaveVm(Value, frozen=True, kw_only=True, tag="save_vm"):
+    record: VmRecord
+
+
+class SaveCluster(Value, frozen=True, kw_only=True, tag="save_cluster"):
+    record: ClusterRecord
+
+
+class DropHost(Value, frozen=True, kw_only=True, tag="drop_host"):
+    host_id: HostId
+
+
+class DropVm(Value, frozen=True, kw_only=True, tag="drop_vm"):
+    vm_id: VmId
+
+
+Intent = SaveHost | SaveVm | SaveCluster | DropHost | DropVm
+
+
+# What comes out: commands
+
+
+class Investigate(Value, frozen=True, kw_only=True, tag="investigate"):
+    """Ask these witnesses about ``subject`` now: authenticated probes over every network, and one
+    more comparison of its VMs' disks by ``disk_reader``. Answers come back as events."""
+
+    subject: HostId
+    boot: BootId | None
+    witnesses: tuple[HostId, ...]
+    disk_reader: HostId | None
+    vms: tuple[VmId, ...]
+    round: int
+
+
+class ReadPower(Value, frozen=True, kw_only=True, tag="read_power"):
+    order_id: OrderId
+    host_id: HostId
+    device: PowerDeviceId
+    deadline_ms: int
+
+
+class OrderPower(Value, frozen=True, kw_only=True, tag="order_power"):
+    order_id: OrderId
+    host_id: HostId
+    device: PowerDeviceId
+    action: PowerAction
+    deadline_ms: int
+
+
+class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):
+    """Cut the host off from shared storage where the driver can (P3); the proof comes back as an event."""
+
+    host_id: HostId
+    boot: BootId
+
+
+class Poison(Value, frozen=True, kw_only=True, tag="poison"):
+    """Poison the host's slots (P2); the lease's judge goes on from there."""
+
+    host_id: HostId
+    boot: BootId
+    incident: int
+
+
+class StartCommand(Value, frozen=True, kw_only=True, tag="start"):
+    """Start a VM: its record names ``host_id`` among the copies already. ``proofs``: one for each host
+    that held it in this recovery; never empty unless every former copy was released."""
+
+    order_id: OrderId
+    vm_id: VmId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
+    grant_ms: int
+    proofs: tuple[Proof, ...]
+
+
+class CancelStart(Value, frozen=True, kw_only=True, tag="cancel_start"):
+    """Take the grant back; the host confirms with a release (G2)."""
+
+    order_id: OrderId
+    vm_id: VmId
+    host_id: HostId
+    incarnation: Incarnation
+
+
+Command = Investigate | ReadPower | OrderPower | StorageFence | Poison | StartCommand | CancelStart
+
+
+class Notice(Value, frozen=True, kw_only=True):
+    """An event of the registry for audit log, stream and alerts."""
+
+    code: str
+    host_id: HostId | None = None
+    vm_id: VmId | None = None
+    incident: int | None = None
+    fields: Fields = {}
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    intents: tuple[Intent, ...] = ()
+    commands: tuple[Command, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    wake_at: Millis | None = None
+    """Earliest cluster time at which a step without input could decide differently."""

@@ -1,0 +1,161 @@
+"""Folds what hosts and witnesses say into the nodes. Nothing is judged here.
+
+The time of every piece of evidence is that of its receipt: no two clocks are compared.
+"""
+
+from virtha.engine.events import (
+    BeatSeen,
+    DisksWatched,
+    GatewayLost,
+    HostSurveyed,
+    LibvirtAnswered,
+    NeighbourAnswered,
+    SessionChanged,
+    SlotChanged,
+)
+from virtha.engine.incident import boot_began, sign_of_life
+from virtha.engine.inventory import refresh_target
+from virtha.engine.machine import Verdict
+from virtha.engine.state import Cluster, HostNode
+from virtha.model.evidence import Answer, ProcessKind
+from virtha.model.ids import BootId
+from virtha.model.time import Millis
+
+
+def beat_seen(cluster: Cluster, event: BeatSeen) -> None:
+    """The hot path: a beat that changes nothing costs four comparisons."""
+    node = cluster.hosts.get(event.host_id)
+    if node is None:
+        return
+    if (
+        event.boot == node.record.boot
+        and node.verdict is Verdict.ALIVE
+        and event.agent_alive
+        and node.broken_ms is None
+    ):
+        node.sign_ms = cluster.now
+        return
+    if not _of_this_boot(cluster, node, event.boot):
+        return
+    node.agent_alive = event.agent_alive
+    _signed(cluster, node)
+
+
+def session_changed(cluster: Cluster, event: SessionChanged) -> None:
+    node = cluster.hosts.get(event.host_id)
+    if node is None:
+        return
+    if event.up:
+        if not _of_this_boot(cluster, node, event.boot):
+            return
+        node.sessions[event.process] = event.boot
+        if event.process is ProcessKind.AGENT:
+            node.agent_alive = True
+        _signed(cluster, node)
+        return
+    if node.sessions.get(event.process) != event.boot:
+        return  # of a session that a later one has replaced
+    del node.sessions[event.process]
+    if event.process is ProcessKind.AGENT:
+        node.agent_alive = False
+    if event.broken and not node.sessions:
+        node.broken_ms = cluster.now
+    cluster.touch(node)
+
+
+def gateway_lost(cluster: Cluster, event: GatewayLost) -> None:
+    """Their sessions end with the gateway: each observed anew (J1)."""
+    for host_id in sorted(event.hosts):
+        node = cluster.hosts.get(host_id)
+        if node is not None:
+            node.sessions.clear()
+            node.broken_ms = None
+            node.observe_from_ms = cluster.now
+            cluster.touch(node)
+
+
+def stalled(cluster: Cluster) -> None:
+    """We were asleep: signs may lie unread, so nobody is judged by our own silence (J1)."""
+    cluster.began_ms = cluster.now
+    for node in cluster.hosts.values():
+        node.broken_ms = None
+        cluster.touch(node)
+
+
+def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
+    node = cluster.hosts.get(event.host_id)
+    if node is None or not _of_this_boot(cluster, node, event.boot):
+        return
+    node.survey = event
+    node.libvirt_answers = event.libvirt_connected
+    refresh_target(cluster, node)
+    cluster.awaited.discard(node.id)
+    cluster.plan_wanted = True
+    _signed(cluster, node)
+
+
+def libvirt_answered(cluster: Cluster, event: LibvirtAnswered) -> None:
+    node = cluster.hosts.get(event.host_id)
+    if node is not None and node.libvirt_answers is not event.answering:
+        node.libvirt_answers = event.answering
+        refresh_target(cluster, node)
+        cluster.plan_wanted = True
+        cluster.touch(node)
+
+
+def neighbour_answered(cluster: Cluster, event: NeighbourAnswered) -> None:
+    node = cluster.hosts.get(event.subject)
+    if node is None or event.witness not in cluster.hosts:
+        return
+    if event.answer is Answer.ALIVE and event.boot in node.record.dead_boots:
+        sign_of_life(cluster, node, event.boot, via=cluster.hosts[event.witness].config.name)
+        return
+    node.neighbours[event.witness, event.network] = (event.answer, cluster.now)
+    if node.verdict is not Verdict.ALIVE:
+        cluster.touch(node)
+
+
+def disks_watched(cluster: Cluster, event: DisksWatched) -> None:
+    """A change is one between two reads of one reader (J3). No change proves nothing."""
+    node = cluster.hosts.get(event.subject)
+    if node is None:
+        return
+    if event.changed:
+        node.disks_changed_ms = cluster.now
+        node.quiet_rounds = 0
+    elif event.changed is not None:
+        node.quiet_rounds += 1
+    cluster.touch(node)
+
+
+def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
+    node = cluster.hosts.get(event.subject)
+    if node is None or event.witness == event.subject:
+        return
+    if event.boot in node.record.dead_boots:
+        sign_of_life(cluster, node, event.boot, via="its heartbeat slot")
+        return
+    node.slot_ms = cluster.now
+    if node.verdict is not Verdict.ALIVE:
+        if event.boot == node.record.boot:
+            sign_of_life(cluster, node, event.boot, via="its heartbeat slot")
+        cluster.touch(node)
+
+
+def _of_this_boot(cluster: Cluster, node: HostNode, boot: BootId) -> bool:
+    """False: of a boot that is over. A boot not seen before is the host's new one (P4)."""
+    if boot in node.record.dead_boots:
+        sign_of_life(cluster, node, boot, via="its own session")
+        return False
+    if boot != node.record.boot:
+        boot_began(cluster, node, boot)
+    return True
+
+
+def _signed(cluster: Cluster, node: HostNode) -> None:
+    node.sign_ms = Millis(cluster.now)
+    node.broken_ms = None
+    incident = node.record.incident
+    if incident is not None and incident.boot == node.record.boot:
+        sign_of_life(cluster, node, incident.boot, via="its own session")
+    cluster.touch(node)

@@ -1,0 +1,446 @@
+"""The fencing ladder of one host: order off, read off twice, prove; else the next level, else what the policy
+says. Never `cycle`: a reboot is off, proof, then on as an intent of its own (P1).
+
+Each look at a host with an open incident goes through ``plan_fence``; it reads the record and moves it on by
+at most one step, so a new leader that finds the record half-way goes on from there.
+"""
+
+from msgspec.structs import replace
+
+from virtha.engine.events import (
+    OrderPower,
+    Poison,
+    PowerOrdered,
+    PowerRead,
+    PowerTested,
+    ReadPower,
+    StorageFence,
+)
+from virtha.engine.incident import give_up_fence, proven
+from virtha.engine.permits import count_order, is_counted, known_off, poison_refusal, refusal
+from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
+from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.verdict import last_sign_ms
+from virtha.model.evidence import IdentityMatch, PowerState
+from virtha.model.facts import Result
+from virtha.model.policy import FencingAction, Unreachable
+from virtha.model.power import PowerAction, PowerDeviceId
+from virtha.model.proof import Proof, ProofKind
+from virtha.model.time import Millis
+from virtha.model.vm import Reason
+
+RETRY_MS = 30_000
+"""Between two rounds through all levels; doubled up to ``RETRY_MS_MAX``: never an endless fast loop (F9)."""
+RETRY_MS_MAX = 600_000
+
+
+_PASSING = ("proof.blocked.disks_change", "proof.waiting.others")
+"""Doubts that time may settle; the others are the device's."""
+
+
+def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
+    """One look at the incident of ``node``; the answer is what it waits for, None when it is at work."""
+    incident = node.record.incident
+    assert incident is not None
+    if incident.proof is not None:
+        return _after_proof(cluster, node, incident)
+    if incident.fence is None:
+        return _begin(cluster, node, incident)
+    if _deaf(cluster, node):
+        _poison(cluster, node, incident)
+    if _lives_on(cluster, node, incident.fence):
+        give_up_fence(cluster, node, "it goes on beating")
+        return None
+    match incident.fence.step:
+        case FenceStep.OFF_ORDERED:
+            return _await_acceptance(cluster, node, incident.fence)
+        case FenceStep.READING:
+            return _read_back(cluster, node, incident.fence)
+        case FenceStep.RETRYING:
+            return _retry(cluster, node, incident.fence)
+        case FenceStep.ON_ORDERED:
+            return None
+
+
+# Beginning
+
+
+def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
+    if cluster.policy.fencing.action is FencingAction.BLINK:
+        return _blink(cluster, node, incident)
+    if _deaf(cluster, node):
+        _poison(cluster, node, incident)
+    why_not = refusal(cluster, node)
+    if why_not is not None:
+        return why_not
+    _order_level(cluster, node, level=0, attempt=1, rounds=0)
+    cluster.tell("fence.began", host=node, action=cluster.policy.fencing.action.value)
+    return None
+
+
+def _deaf(cluster: Cluster, node: HostNode) -> bool:
+    """No device of it has answered in as many questions as one order has attempts, or it has none: the
+    lease's clock should not wait until the orders have failed as well."""
+    answered = any(state is not PowerState.UNKNOWN for state, _ in node.power.values())
+    return not answered and node.rounds_asked > cluster.policy.fencing.attempts_per_device
+
+
+def _poison(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    wanted = Unreachable.LEASE in cluster.policy.fencing.unreachable
+    if not wanted or not cluster.policy.leases_in_use or incident.poisoned:
+        return
+    if poison_refusal(cluster, node) is None:
+        node.set_incident(poisoned=True)
+        cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
+
+
+def _order_level(
+    cluster: Cluster, node: HostNode, *, level: int, attempt: int, rounds: int
+) -> None:
+    incident = node.record.incident
+    assert incident is not None
+    off_already = known_off(node)
+    if not off_already and not is_counted(cluster, node, incident):
+        count_order(cluster, node)
+    before = incident.fence
+    feeds = tuple(FeedProgress(device=feed.device) for feed in node.config.power[level].feeds)
+    fence = Fence(
+        action=PowerAction.OFF,
+        level=level,
+        attempt=attempt,
+        step=FenceStep.OFF_ORDERED,
+        order_id=cluster.next_order(),
+        ordered_ms=int(cluster.now),
+        began_ms=before.began_ms if before is not None else int(cluster.now),
+        feeds=feeds,
+        on_after=cluster.policy.fencing.action is FencingAction.REBOOT,
+        known_off=off_already,
+        rounds=rounds,
+    )
+    node.set_incident(fence=fence)
+    _send(cluster, node, fence)
+
+
+def _send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
+    """Also by a new leader: the order it finds may never have been sent, and twice is harmless."""
+    node.sent = fence.order_id
+    deadline = cluster.policy.fencing.order_deadline_ms
+    for feed in fence.feeds:
+        cluster.order(
+            OrderPower(
+                order_id=fence.order_id,
+                host_id=node.id,
+                device=feed.device,
+                action=fence.action,
+                deadline_ms=deadline,
+            )
+        )
+    cluster.wake_host(node, cluster.now + deadline)
+
+
+def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
+    """Shows people which host it is; its VMs wait (F4)."""
+    if not incident.blinked and node.config.power and cluster.hold is None:
+        node.set_incident(blinked=True)
+        order_id = cluster.next_order()
+        for feed in node.config.power[0].feeds:
+            cluster.order(
+                OrderPower(
+                    order_id=order_id,
+                    host_id=node.id,
+                    device=feed.device,
+                    action=PowerAction.BLINK,
+                    deadline_ms=cluster.policy.fencing.order_deadline_ms,
+                )
+            )
+        cluster.tell("fence.blinked", host=node)
+    return reason("fence.blocked.action_blink")
+
+
+# Under way
+
+
+def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
+    if node.sent != fence.order_id:
+        _send(cluster, node, fence)
+    if all(feed.accepted for feed in fence.feeds):
+        node.set_incident(fence=replace(fence, step=FenceStep.READING))
+        _ask_feeds(cluster, node, fence)
+        return None
+    if cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms:
+        return level_failed(cluster, node, "power.no_answer")
+    cluster.wake_host(node, fence.ordered_ms + cluster.policy.fencing.order_deadline_ms)
+    return reason("fence.waiting.order", level=fence.level + 1, attempt=fence.attempt)
+
+
+def _read_back(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
+    incident = node.record.incident
+    assert incident is not None
+    if all(feed.confirmed for feed in fence.feeds):
+        return _conclude(cluster, node, incident, fence)
+    gap = cluster.policy.fencing.read_back_gap_ms
+    if cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms:
+        return level_failed(cluster, node, "power.still_on")
+    if node.power_asked_ms is None or cluster.now - node.power_asked_ms >= gap:
+        _ask_feeds(cluster, node, fence)
+    assert node.power_asked_ms is not None
+    cluster.wake_host(node, node.power_asked_ms + gap)
+    return reason("fence.waiting.readings", level=fence.level + 1)
+
+
+def _ask_feeds(cluster: Cluster, node: HostNode, fence: Fence) -> None:
+    node.power_asked_ms = cluster.now
+    cluster.wake_host(node, cluster.now + cluster.policy.fencing.read_back_gap_ms)
+    for feed in fence.feeds:
+        if not feed.confirmed:
+            cluster.order(_question(cluster, node, feed.device, fence.order_id))
+
+
+def _question(
+    cluster: Cluster, node: HostNode, device: PowerDeviceId, order_id: OrderId
+) -> ReadPower:
+    return ReadPower(
+        order_id=order_id,
+        host_id=node.id,
+        device=device,
+        deadline_ms=cluster.policy.fencing.read_deadline_ms,
+    )
+
+
+def _conclude(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
+    """Both readings are there; P1's conditions decide whether they prove anything."""
+    doubt = _doubt(cluster, node, incident, fence)
+    if doubt is None:
+        off = max(feed.off_since_ms or 0 for feed in fence.feeds)
+        proven(
+            cluster,
+            node,
+            Proof(
+                kind=ProofKind.POWER_OFF,
+                host_id=node.id,
+                boot=incident.boot,
+                at_ms=int(cluster.now),
+                detail=f"level {fence.level + 1}, off since {off}",
+            ),
+        )
+        return _after_proof(cluster, node, node.record.incident or incident)
+    if doubt.code in _PASSING:
+        cluster.wake_host(node, cluster.now + cluster.policy.detection.beat_interval_ms)
+        return doubt
+    return level_failed(cluster, node, doubt.code)
+
+
+def _doubt(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
+    """Why two readings *off* would still prove nothing (P1, J3)."""
+    if incident.disqualified:
+        return reason("proof.blocked.contradicted")
+    known = set(node.record.identified_devices)
+    tested = set(node.record.tested_devices)
+    for feed in node.config.power[fence.level].feeds:
+        if not feed.reads_state:
+            return reason("proof.blocked.no_status", device=feed.device)
+        if feed.device not in known and feed.device not in tested:
+            return reason("proof.blocked.untested", device=feed.device)
+    if any(feed.device not in known for feed in fence.feeds):
+        others = _others_since(cluster, node, fence)
+        if others is not None:
+            return others
+    times = cluster.policy.detection
+    quiet_ms = times.check_interval_ms * (1 + times.additional_checks)
+    if node.disks_changed_ms is not None and node.disks_changed_ms > fence.ordered_ms:
+        quiet = cluster.now - node.disks_changed_ms
+        if quiet < quiet_ms:
+            return reason("proof.blocked.disks_change", quiet_ms=quiet)
+    return None
+
+
+def _others_since(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
+    """Whose plug did we pull? Unless the device names its host, every other one must have given a sign after
+    it read *off*: one that fell silent around our first order, or after it, may be the one it belongs to (P1)."""
+    off_ms = max(feed.off_since_ms or 0 for feed in fence.feeds)
+    since = fence.began_ms - cluster.policy.detection.suspect_after_ms
+    silent: str | None = None
+    for other in cluster.hosts.values():
+        if other is node or other.record.boot is None or last_sign_ms(other) > off_ms:
+            continue
+        if other.id not in cluster.absent:
+            silent = other.config.name if silent is None else min(silent, other.config.name)
+        elif cluster.fallen_ms.get(other.id, 0) >= since:
+            return reason("proof.blocked.swapped", other=other.config.name)
+    return None if silent is None else reason("proof.waiting.others", other=silent)
+
+
+def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
+    """Signs long after the order: a late beat is no life."""
+    deadline = cluster.policy.fencing.order_deadline_ms
+    return node.sign_ms is not None and node.sign_ms > fence.ordered_ms + deadline
+
+
+# When a level fails
+
+
+def level_failed(cluster: Cluster, node: HostNode, code: str) -> Reason | None:
+    incident = node.record.incident
+    assert incident is not None and incident.fence is not None
+    fence = incident.fence
+    cluster.tell(
+        "fence.level_failed", host=node, level=fence.level + 1, attempt=fence.attempt, why=code
+    )
+    fencing = cluster.policy.fencing
+    if fence.attempt < fencing.attempts_per_device and not code.startswith("proof."):
+        return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt + 1)
+    more = fence.level + 1 < len(node.config.power)
+    if more and Unreachable.NEXT_LEVEL in fencing.unreachable:
+        return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
+    return _exhausted(cluster, node, incident, fence)
+
+
+def _again(
+    cluster: Cluster, node: HostNode, fence: Fence, *, level: int, attempt: int, pause_ms: int = 0
+) -> Reason | None:
+    """Every order goes out from one place, after the same questions as the first one."""
+    again = replace(
+        fence,
+        step=FenceStep.RETRYING,
+        level=level,
+        attempt=attempt,
+        next_ms=int(cluster.now) + pause_ms,
+    )
+    node.set_incident(fence=again)
+    return _retry(cluster, node, again)
+
+
+def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
+    """A state of its own, with a policy: never an endless loop (F9)."""
+    unreachable = cluster.policy.fencing.unreachable
+    if Unreachable.STORAGE_FENCE in unreachable and not incident.storage_fenced:
+        node.set_incident(storage_fenced=True)
+        cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
+    _poison(cluster, node, incident)
+    if fence.rounds == 0:
+        cluster.tell("fence.failed", host=node)
+    pause = min(RETRY_MS * 2 ** min(fence.rounds, 8), RETRY_MS_MAX)
+    rounds = replace(fence, rounds=fence.rounds + 1)
+    return _again(cluster, node, rounds, level=0, attempt=1, pause_ms=pause)
+
+
+def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
+    if cluster.now < fence.next_ms:
+        cluster.wake_host(node, fence.next_ms)
+        pause = fence.next_ms - cluster.now
+        return reason("fence.waiting.retry", rounds=fence.rounds, pause_ms=pause)
+    why_not = refusal(cluster, node)
+    if why_not is not None:
+        return why_not
+    _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
+    return None
+
+
+# After the proof
+
+
+def _after_proof(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
+    """Reboot's second half: on, as an intent of its own, once the proof is written."""
+    fence = incident.fence
+    if fence is None or not fence.on_after:
+        return None
+    if fence.step is FenceStep.ON_ORDERED:
+        if node.sent != fence.order_id:
+            _send(cluster, node, fence)
+        return None
+    # A former leader's *off* may still be on its way to the device, and would end the new boot (J7).
+    safe_ms = cluster.began_ms + cluster.policy.fencing.order_deadline_ms
+    if cluster.now < safe_ms:
+        cluster.wake_host(node, safe_ms)
+        return reason("fence.waiting.former_orders")
+    on = replace(
+        fence,
+        action=PowerAction.ON,
+        step=FenceStep.ON_ORDERED,
+        order_id=cluster.next_order(),
+        ordered_ms=int(cluster.now),
+    )
+    node.set_incident(fence=on)
+    _send(cluster, node, on)
+    return None
+
+
+# What the devices say
+
+
+def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
+    node = cluster.hosts.get(event.host_id)
+    incident = node.record.incident if node is not None else None
+    if node is None or incident is None or incident.fence is None:
+        return
+    fence = incident.fence
+    if fence.order_id != event.order_id or fence.step is not FenceStep.OFF_ORDERED:
+        return  # of an order that was given up
+    if event.result is not Result.OK:
+        level_failed(cluster, node, event.error or "power.failed")
+    else:
+        feeds = tuple(
+            replace(feed, accepted=True) if feed.device == event.device else feed
+            for feed in fence.feeds
+        )
+        node.set_incident(fence=replace(fence, feeds=feeds))
+    cluster.touch(node)
+
+
+def power_read(cluster: Cluster, event: PowerRead) -> None:
+    node = cluster.hosts.get(event.host_id)
+    if node is None:
+        return
+    node.power[event.device] = (event.state, Millis(cluster.now))
+    if event.identity is IdentityMatch.MISMATCH:
+        node.set(
+            identified_devices=_without(node.record.identified_devices, event.device),
+            tested_devices=_without(node.record.tested_devices, event.device),
+        )
+        cluster.tell("fence.device_of_another", host=node, device=event.device)
+    incident = node.record.incident
+    if incident is not None and incident.fence is not None:
+        _fold_reading(cluster, node, incident.fence, event)
+    cluster.touch(node)
+
+
+def _fold_reading(cluster: Cluster, node: HostNode, fence: Fence, event: PowerRead) -> None:
+    if fence.order_id != event.order_id or fence.step is not FenceStep.READING:
+        return  # asked before our order was accepted
+    gap = cluster.policy.fencing.read_back_gap_ms
+    feeds: list[FeedProgress] = []
+    for feed in fence.feeds:
+        if feed.device != event.device:
+            feeds.append(feed)
+        elif event.state is not PowerState.OFF or event.identity is IdentityMatch.MISMATCH:
+            feeds.append(replace(feed, off_since_ms=None, confirmed=False))
+        elif feed.off_since_ms is None:
+            feeds.append(replace(feed, off_since_ms=int(cluster.now)))
+        elif cluster.now - feed.off_since_ms >= gap:
+            feeds.append(replace(feed, confirmed=True))
+        else:
+            feeds.append(feed)
+    node.set_incident(fence=replace(fence, feeds=tuple(feeds)))
+
+
+def power_tested(cluster: Cluster, event: PowerTested) -> None:
+    """Only a test made while that very boot was beating says that the device is this host's (P1)."""
+    node = cluster.hosts.get(event.host_id)
+    if node is None or event.boot != node.record.boot or node.sign_ms is None:
+        return
+    if cluster.now - node.sign_ms >= cluster.policy.detection.suspect_after_ms:
+        return
+    identified = _without(node.record.identified_devices, event.device)
+    tested = _without(node.record.tested_devices, event.device)
+    if event.passed and event.identity is not IdentityMatch.MISMATCH:
+        tested = (*tested, event.device)
+        if event.identity is IdentityMatch.MATCH:
+            identified = (*identified, event.device)
+    node.set(identified_devices=identified, tested_devices=tested)
+    cluster.touch(node)
+
+
+def _without(
+    devices: tuple[PowerDeviceId, ...], device: PowerDeviceId
+) -> tuple[PowerDeviceId, ...]:
+    return tuple(one for one in devices if one != device)

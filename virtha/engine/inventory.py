@@ -1,0 +1,152 @@
+"""What operators configure: hosts, VMs, policy, hold and maintenance come and go."""
+
+from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
+from virtha.engine.events import (
+    HoldChanged,
+    HostConfigured,
+    HostRemoved,
+    MaintenanceChanged,
+    PolicyChanged,
+    VmConfigured,
+    VmRemoved,
+)
+from virtha.engine.machine import Verdict
+from virtha.engine.records import HostRecord, VmRecord
+from virtha.engine.state import Cluster, HostNode, VmNode, held
+
+
+def host_configured(cluster: Cluster, event: HostConfigured) -> None:
+    """New, or something about it changed. A host that the records know goes on from there."""
+    config = event.host
+    node = cluster.hosts.get(config.host_id)
+    if node is None:
+        kept = cluster.kept_hosts.pop(config.host_id, None)
+        record = kept if kept is not None else HostRecord(host_id=config.host_id)
+        node = HostNode(config, record, cluster.now)
+        node.saved = kept
+        cluster.hosts[config.host_id] = node
+        cluster.ring.add(node)
+        if record.boot is not None and (record.incident is None or record.incident.proof is None):
+            # A recorded host may hold anything until it has told, or is proven dead (M2).
+            cluster.await_survey(node)
+    else:
+        if node.config.number != config.number:
+            cluster.ring.remove(node.id)
+            node.config = config
+            cluster.ring.add(node)
+        node.config = config
+    refresh_target(cluster, node)
+    cluster.touch(node)
+
+
+def host_removed(cluster: Cluster, event: HostRemoved) -> None:
+    node = cluster.hosts.pop(event.host_id, None)
+    if node is None:
+        return
+    cluster.ring.remove(event.host_id)
+    for group in (cluster.absent, cluster.present, cluster.awaited):
+        group.discard(event.host_id)
+    cluster.fallen_ms.pop(event.host_id, None)
+    cluster.capacity.host_removed(event.host_id)
+    cluster.dropped_hosts.append(event.host_id)
+
+
+def vm_configured(cluster: Cluster, event: VmConfigured) -> None:
+    config = event.vm
+    node = cluster.vms.get(config.vm_id)
+    if node is None:
+        kept = cluster.kept_vms.pop(config.vm_id, None)
+        node = VmNode(config, VmRecord(vm_id=config.vm_id))
+        cluster.vms[config.vm_id] = node
+        if kept is not None:
+            node.saved = kept
+            changes = {field: getattr(kept, field) for field in kept.__struct_fields__}
+            cluster.set_vm(node, **changes)
+    else:
+        node.config = config
+        for copy in node.record.copies:
+            starting = node.record.start is not None and node.record.start.host_id == copy.host_id
+            cluster.capacity.vm_started(copy.host_id, held(config), in_flight=starting)
+    cluster.plan_wanted = True
+    cluster.touch_vm(node)
+
+
+def vm_removed(cluster: Cluster, event: VmRemoved) -> None:
+    node = cluster.vms.pop(event.vm_id, None)
+    if node is None:
+        return
+    for copy in node.record.copies:
+        cluster.vms_on.get(copy.host_id, set()).discard(event.vm_id)
+        cluster.capacity.vm_ended(copy.host_id, event.vm_id)
+    cluster.ready.discard(event.vm_id)
+    cluster.dropped_vms.append(event.vm_id)
+
+
+def policy_changed(cluster: Cluster, event: PolicyChanged) -> None:
+    """Also in mid-incident: orders on their way keep their deadline, the next step takes the new one."""
+    cluster.policy = event.policy
+    cluster.capacity.overcommit_changed(event.policy.recovery.memory_overcommit_percent)
+    _look_at_all(cluster)
+
+
+def hold_changed(cluster: Cluster, event: HoldChanged) -> None:
+    if event.reason == cluster.hold:
+        return
+    cluster.hold = event.reason
+    _look_at_all(cluster)
+
+
+def maintenance_changed(cluster: Cluster, event: MaintenanceChanged) -> None:
+    node = cluster.hosts.get(event.host_id)
+    if node is None or (node.record.maintenance is not None) is event.on:
+        return
+    node.set(maintenance=event.by if event.on else None)
+    refresh_target(cluster, node)
+    cluster.plan_wanted = True
+    cluster.touch(node)
+
+
+def refresh_target(cluster: Cluster, node: HostNode) -> None:
+    """Whether it is a place for starts right now, and what it has to give."""
+    config, survey = node.config, node.survey
+    storage: frozenset[Feature] = frozenset()
+    if survey is not None:
+        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in survey.storage_domains)
+    target = TargetHost(
+        id=node.id,
+        name=config.name,
+        number=config.number,
+        memory_bytes=config.memory_bytes,
+        reserved_bytes=config.reserved_bytes,
+        cpus=config.cpus,
+        features=config.features | storage,
+        unfit=_unfit(node),
+    )
+    if target != cluster.capacity.target(node.id):
+        cluster.capacity.host_changed(target)
+        cluster.plan_wanted = True
+
+
+def _unfit(node: HostNode) -> Unfit | None:
+    if node.verdict is Verdict.AGENT_DOWN:
+        return Unfit.DISCONNECTED
+    if node.verdict is not Verdict.ALIVE:
+        return Unfit.DOWN
+    if node.record.maintenance is not None:
+        return Unfit.MAINTENANCE
+    if node.survey is None or node.survey.boot != node.record.boot:
+        return Unfit.RETURNING
+    if not node.survey.gate_in_force:
+        return Unfit.GATE
+    if not node.libvirt_answers:
+        return Unfit.LIBVIRT
+    return None
+
+
+def _look_at_all(cluster: Cluster) -> None:
+    """The rare changes that concern everything."""
+    for host in cluster.hosts.values():
+        cluster.touch(host)
+    for vm in cluster.vms.values():
+        cluster.touch_vm(vm)
+    cluster.plan_wanted = True

@@ -1,0 +1,67 @@
+"""The operator's word about a host (P6): bound to its boot and incident, and refused while anything speaks
+against it, unless forced with a reason. Poison and storage fence go out all the same."""
+
+from virtha.engine.events import BrakeLifted, DeathConfirmed, Poison, StorageFence
+from virtha.engine.incident import proven
+from virtha.engine.permits import lift_brake
+from virtha.engine.state import Cluster, HostNode, reason
+from virtha.model.evidence import Answer, PowerState
+from virtha.model.proof import Proof, ProofKind
+from virtha.model.vm import Reason
+
+LIFE_MS = 60_000
+"""A witness that saw life this recently speaks against the operator's word (P6)."""
+
+
+def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
+    node = cluster.hosts.get(event.host_id)
+    if node is None:
+        return
+    why_not = _refusal(cluster, node, event)
+    if why_not is not None:
+        cluster.tell("host.confirmation_refused", host=node, by=event.by, why=why_not.code)
+        return
+    incident = node.record.incident
+    assert incident is not None
+    # The word may be wrong: what can keep a living copy from writing is done as well.
+    if not incident.poisoned:
+        node.set_incident(poisoned=True)
+        cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
+    if not incident.storage_fenced:
+        node.set_incident(storage_fenced=True)
+        cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
+    detail = event.by if event.force_reason is None else f"{event.by}, forced: {event.force_reason}"
+    proven(
+        cluster,
+        node,
+        Proof(
+            kind=ProofKind.OPERATOR,
+            host_id=node.id,
+            boot=incident.boot,
+            at_ms=int(cluster.now),
+            detail=detail,
+        ),
+    )
+    cluster.touch(node)
+
+
+def _refusal(cluster: Cluster, node: HostNode, event: DeathConfirmed) -> Reason | None:
+    incident = node.record.incident
+    if incident is None or incident.number != event.incident or incident.boot != event.boot:
+        return reason("confirm.refused.other_incident")
+    if incident.proof is not None:
+        return reason("confirm.refused.proven_already")
+    if event.force_reason is not None:
+        return None
+    since = cluster.now - LIFE_MS
+    signs = [node.sign_ms, node.slot_ms, node.disks_changed_ms]
+    signs += [at_ms for answer, at_ms in node.neighbours.values() if answer is Answer.ALIVE]
+    if any(sign is not None and sign > since for sign in signs):
+        return reason("confirm.refused.life_seen")
+    if any(state is PowerState.ON for state, _ in node.power.values()):
+        return reason("confirm.refused.power_on")
+    return None
+
+
+def brake_lifted(cluster: Cluster, event: BrakeLifted) -> None:
+    lift_brake(cluster, by=event.by)

@@ -1,0 +1,189 @@
+"""May this host be fenced now? Each answer is a coded reason, so that nobody has to guess why not (X1).
+
+The order of the questions is the order in which an operator would ask them. None of them concerns proof:
+they keep healthy hosts from being shot, and the proof rules keep VMs from running twice.
+"""
+
+from msgspec.structs import replace
+
+from virtha.engine.records import Brake, FenceCount, Incident
+from virtha.engine.state import Cluster, HostNode, reason
+from virtha.model.evidence import PowerState
+from virtha.model.policy import FencingAction, PermissionGrade
+from virtha.model.policy.quiet import quiet_until_ms
+from virtha.model.time import format_duration_ms
+from virtha.model.vm import Reason
+
+
+def refusal(cluster: Cluster, node: HostNode) -> Reason | None:
+    """Why no *off* may be ordered now; None: it may. Blink has its own, weaker questions."""
+    return (
+        poison_refusal(cluster, node)
+        or _no_device(node)
+        or _brake(cluster, node)
+        or _cap(cluster, node)
+        or _own_lease(cluster)
+    )
+
+
+def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
+    """Why not even its slots may be poisoned (P2), which ends its VMs if it lives."""
+    return _switched_off(cluster, node) or _not_needed(cluster, node) or _observer(cluster, node)
+
+
+def _switched_off(cluster: Cluster, node: HostNode) -> Reason | None:
+    if cluster.hold is not None:
+        return reason("fence.blocked.hold", why=cluster.hold)
+    if node.record.maintenance is not None:
+        return reason("fence.blocked.maintenance", by=node.record.maintenance)
+    if cluster.policy.fencing.action is FencingAction.NOTHING:
+        return reason("fence.blocked.action_nothing")
+    if not cluster.policy.recovery.grade.permits(PermissionGrade.FENCE):
+        return reason("fence.blocked.grade", grade=cluster.policy.recovery.grade.value)
+    quiet_until = quiet_until_ms(cluster.policy.fencing.quiet_times, cluster.now)
+    if quiet_until is not None:
+        return reason("fence.blocked.quiet_time", left_ms=quiet_until - cluster.now)
+    return None
+
+
+def _no_device(node: HostNode) -> Reason | None:
+    return None if node.config.power else reason("fence.blocked.no_device")
+
+
+def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:
+    for vm_id in cluster.vms_on.get(node.id, ()):
+        vm = cluster.vms.get(vm_id)
+        if vm is not None and vm.protected and vm.config.grade in (None, PermissionGrade.FENCE):
+            return None
+    return reason("fence.blocked.not_needed")
+
+
+def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
+    """J4: it may be us who is cut off."""
+    if node.config.carries_server:
+        return reason("fence.blocked.own_host")
+    others = len(cluster.hosts) - 1
+    reached = len(cluster.present - {node.id})
+    needed_percent = cluster.policy.fencing.witnesses_percent
+    if others and reached * 100 >= others * needed_percent:
+        return None
+    if cluster.reference:
+        return None
+    return reason("fence.blocked.observer", reached=reached, others=others)
+
+
+def _brake(cluster: Cluster, node: HostNode) -> Reason | None:
+    """J5. A host whose *off* was read already is not held: ordering it off changes nothing."""
+    brake = cluster.record.brake
+    if brake is None or known_off(node):
+        return None
+    return reason("fence.blocked.brake", hosts=brake.hosts)
+
+
+def _cap(cluster: Cluster, node: HostNode) -> Reason | None:
+    """F7 and J6. Further attempts on a host that was counted in this incident are the same power-down."""
+    incident = node.record.incident
+    if known_off(node) or (incident is not None and is_counted(cluster, node, incident)):
+        return None
+    fencing = cluster.policy.fencing
+    if len(counted(cluster)) < fencing.cap_count:
+        return None
+    return reason(
+        "fence.blocked.cap",
+        count=fencing.cap_count,
+        window=format_duration_ms(fencing.cap_window_ms),
+    )
+
+
+def _own_lease(cluster: Cluster) -> Reason | None:
+    """J7: an order that outlives our leadership could strike a host that a new leader has brought back."""
+    left = cluster.lease_until_ms - cluster.now
+    if left > cluster.policy.fencing.order_deadline_ms:
+        return None
+    return reason("fence.blocked.own_lease", left_ms=max(0, left))
+
+
+def known_off(node: HostNode) -> bool:
+    """Its devices of one level all read *off* before any order."""
+    return any(
+        all(
+            (read := node.power.get(feed.device)) is not None and read[0] is PowerState.OFF
+            for feed in level.feeds
+        )
+        for level in node.config.power
+    )
+
+
+def counted(cluster: Cluster) -> tuple[FenceCount, ...]:
+    """Orders inside the cap's window."""
+    since = cluster.now - cluster.policy.fencing.cap_window_ms
+    return tuple(count for count in cluster.record.fence_counts if count.at_ms > since)
+
+
+def is_counted(cluster: Cluster, node: HostNode, incident: Incident) -> bool:
+    return any(
+        count.host_id == node.id and count.at_ms >= incident.began_ms for count in counted(cluster)
+    )
+
+
+def count_order(cluster: Cluster, node: HostNode) -> None:
+    """Before an *off* goes out to a host that is not known to be off."""
+    counts = (*counted(cluster), FenceCount(host_id=node.id, at_ms=int(cluster.now)))
+    cluster.record = replace(cluster.record, fence_counts=counts)
+
+
+def cap_frees_at(cluster: Cluster) -> int | None:
+    counts = counted(cluster)
+    if len(counts) < cluster.policy.fencing.cap_count:
+        return None
+    return counts[0].at_ms + cluster.policy.fencing.cap_window_ms
+
+
+def watch_brake(cluster: Cluster) -> None:
+    """Trips when too many hosts fall silent within the window; lifts when a majority of the survivors has seen
+    its storage for as long as the policy says (J5)."""
+    fencing = cluster.policy.fencing
+    since = max(cluster.now - fencing.brake_window_ms, cluster.record.brake_lifted_ms)
+    fallen = sum(
+        1 for host_id in cluster.absent if cluster.fallen_ms.get(host_id, cluster.now) > since
+    )
+    limit = max(fencing.brake_hosts, -(-len(cluster.hosts) * fencing.brake_percent // 100))
+    brake = cluster.record.brake
+    if brake is None:
+        if fallen >= limit:
+            cluster.record = replace(
+                cluster.record, brake=Brake(tripped_ms=int(cluster.now), hosts=fallen)
+            )
+            cluster.tell("fence.brake.tripped", hosts=fallen, limit=limit)
+        return
+    if brake.hosts < fallen or not _survivors_see_storage(cluster):
+        # The clock of its lifting begins anew.
+        brake = Brake(tripped_ms=int(cluster.now), hosts=max(brake.hosts, fallen))
+        cluster.record = replace(cluster.record, brake=brake)
+    elif cluster.now - brake.tripped_ms >= fencing.brake_lift_ms:
+        lift_brake(cluster, by="the survivors' storage")
+
+
+def brake_looks_at(cluster: Cluster) -> int | None:
+    """When the brake may lift by itself."""
+    brake = cluster.record.brake
+    return None if brake is None else brake.tripped_ms + cluster.policy.fencing.brake_lift_ms
+
+
+def _survivors_see_storage(cluster: Cluster) -> bool:
+    """Only while the brake holds, so its scan over the hosts costs nothing in good times."""
+    seeing = sum(
+        1
+        for host_id in cluster.present
+        if (survey := cluster.hosts[host_id].survey) is not None and survey.storage_domains
+    )
+    return 2 * seeing > len(cluster.present)
+
+
+def lift_brake(cluster: Cluster, *, by: str) -> None:
+    if cluster.record.brake is None:
+        return
+    cluster.record = replace(cluster.record, brake=None, brake_lifted_ms=int(cluster.now))
+    cluster.tell("fence.brake.lifted", by=by)
+    for host_id in cluster.absent:
+        cluster.touch(cluster.hosts[host_id])

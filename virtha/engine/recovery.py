@@ -1,0 +1,416 @@
+"""Brings VMs back: from *lost* over *ready* to *starting* and settled. The proofs came before (``incident``).
+
+A start elsewhere is possible only when nobody may hold the VM any more (G1), it is written with its target among
+the holders before the order goes out, and a start whose end nobody knows is taken back before another is tried (G2).
+"""
+
+from msgspec.structs import replace
+
+from virtha.engine.dependencies import StartCondition
+from virtha.engine.events import (
+    CancelStart,
+    CopyReleased,
+    QuarantineLifted,
+    StartCommand,
+    StartEnded,
+    VmSeen,
+)
+from virtha.engine.incident import holder_back, settle_lost
+from virtha.engine.machine import Verdict, VmTrigger
+from virtha.engine.placement import Plan, VmToPlace, plan_placements
+from virtha.engine.records import Start, VmStage
+from virtha.engine.state import Cluster, HostNode, VmNode, reason
+from virtha.model.facts import Result
+from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.policy import PermissionGrade
+from virtha.model.vm import PossibleCopy, Reason, VmState
+
+_RUNS = frozenset({VmState.RUNNING})
+_ON_ITS_WAY = frozenset({VmStage.LOST, VmStage.READY, VmStage.STARTING, VmStage.CANCELLING})
+_UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRASHED})
+
+
+# One look
+
+
+def look_at_vm(cluster: Cluster, node: VmNode) -> None:
+    match node.record.stage:
+        case VmStage.LOST:
+            _look_at_lost(cluster, node)
+        case VmStage.READY:
+            _look_at_ready(cluster, node)
+        case VmStage.STARTING:
+            _look_at_start(cluster, node)
+        case VmStage.CANCELLING:
+            _cancel(cluster, node)
+        case VmStage.QUARANTINED:
+            node.reasons = (reason("recovery.blocked.quarantine"),)
+        case VmStage.GIVEN_UP:
+            node.reasons = (reason("recovery.blocked.attempts", count=node.record.attempts),)
+        case VmStage.SETTLED:
+            node.reasons = ()
+
+
+def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
+    settle_lost(cluster, node)
+    if node.record.stage is not VmStage.LOST:
+        return
+    holders = [(copy, cluster.hosts.get(copy.host_id)) for copy in node.record.copies]
+    if all(host is not None and _holds_on(host, copy) for copy, host in holders):
+        # Recorded as lost, but each of them lives on in the same boot.
+        holder_back(cluster, node)
+        return
+    names = ", ".join(
+        sorted(copy.host_id if host is None else host.config.name for copy, host in holders)
+    )
+    node.reasons = (reason("recovery.waiting.proof", hosts=names),)
+
+
+def _holds_on(host: HostNode, copy: PossibleCopy) -> bool:
+    return (
+        host.verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN)
+        and host.record.incident is None
+        and copy.boot in (None, host.record.boot)
+    )
+
+
+def _look_at_ready(cluster: Cluster, node: VmNode) -> None:
+    record = node.record
+    if not node.protected:
+        cluster.move_vm(node, VmTrigger.UNWANTED, proofs=(), lost_ms=None, attempts=0, tried=())
+        return
+    if record.attempts >= cluster.policy.recovery.attempts_max:
+        cluster.move_vm(node, VmTrigger.EXHAUSTED)
+        cluster.tell("vm.recovery_given_up", vm=node, attempts=record.attempts)
+        return
+    if record.next_ms > cluster.now:
+        node.reasons = (reason("recovery.waiting.delay", delay_ms=record.next_ms - cluster.now),)
+        cluster.wake_vm(node, record.next_ms)
+        return
+    cluster.plan_wanted = True
+
+
+def _look_at_start(cluster: Cluster, node: VmNode) -> None:
+    start = node.record.start
+    assert start is not None
+    ends_ms = start.ordered_ms + cluster.policy.recovery.attempt_ms
+    if cluster.now >= ends_ms:
+        _cancel_late(cluster, node)
+        return
+    if node.sent != start.order_id and cluster.hold is None and node.protected:
+        _send(cluster, node, start)
+    node.reasons = (reason("recovery.starting", host=_name(cluster, start.host_id)),)
+    cluster.wake_vm(node, ends_ms)
+
+
+def _send(cluster: Cluster, node: VmNode, start: Start) -> None:
+    """Also by a new leader: the order that it finds may never have been sent, and twice is harmless."""
+    node.sent = start.order_id
+    cluster.order(
+        StartCommand(
+            order_id=start.order_id,
+            vm_id=node.id,
+            host_id=start.host_id,
+            boot=start.boot,
+            incarnation=start.incarnation,
+            grant_ms=cluster.policy.recovery.start_deadline_ms,
+            proofs=node.record.proofs,
+        )
+    )
+
+
+def _cancel_late(cluster: Cluster, node: VmNode) -> None:
+    start = node.record.start
+    assert start is not None
+    cluster.tell("vm.start_overdue", vm=node, host=cluster.hosts.get(start.host_id))
+    cluster.move_vm(node, VmTrigger.OVERDUE)
+
+
+CANCEL_EVERY_MS = 5_000
+"""A cancellation that is not answered is sent again: the host's agent may have been restarting."""
+
+
+def _cancel(cluster: Cluster, node: VmNode) -> None:
+    """Until the host confirms by its release, or is proven dead, its copy is possible (G2)."""
+    start = node.record.start
+    assert start is not None
+    cluster.order(
+        CancelStart(
+            order_id=start.order_id,
+            vm_id=node.id,
+            host_id=start.host_id,
+            incarnation=start.incarnation,
+        )
+    )
+    node.reasons = (reason("recovery.waiting.cancel", host=_name(cluster, start.host_id)),)
+    cluster.wake_vm(node, cluster.now + CANCEL_EVERY_MS)
+
+
+def _name(cluster: Cluster, host_id: HostId) -> str:
+    host = cluster.hosts.get(host_id)
+    return host_id if host is None else host.config.name
+
+
+# The plan
+
+
+def plan_recoveries(cluster: Cluster) -> None:
+    """Places all VMs that are ready and due, and orders their starts."""
+    why_none = _barrier(cluster)
+    candidates: list[VmToPlace] = []
+    for vm_id in sorted(cluster.ready):
+        node = cluster.vms[vm_id]
+        if node.record.next_ms > cluster.now:
+            continue
+        why_not = why_none or _grade(cluster, node)
+        if why_not is not None:
+            node.reasons = (why_not,)
+            continue
+        candidates.append(_to_place(node))
+    if not candidates:
+        return
+    plan = plan_placements(
+        cluster.capacity,
+        candidates,
+        policy=cluster.policy.recovery,
+        now=cluster.now,
+        progress=_progress(cluster, candidates),
+    )
+    _carry_out(cluster, plan)
+
+
+def _barrier(cluster: Cluster) -> Reason | None:
+    if cluster.hold is not None:
+        return reason("recovery.blocked.hold", why=cluster.hold)
+    if cluster.awaited:
+        # M2: a host that has not told yet may run any of them.
+        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
+        return reason("recovery.waiting.inventory", hosts=names)
+    return None
+
+
+def _grade(cluster: Cluster, node: VmNode) -> Reason | None:
+    for grade in (cluster.policy.recovery.grade, node.config.grade):
+        if grade is not None and not grade.permits(PermissionGrade.MOVE):
+            return reason("recovery.blocked.grade", grade=grade.value)
+    return None
+
+
+def _to_place(node: VmNode) -> VmToPlace:
+    config = node.config
+    return VmToPlace(
+        id=config.vm_id,
+        name=config.name,
+        memory_bytes=config.memory_bytes,
+        vcpus=config.vcpus,
+        priority=config.priority,
+        features=config.features,
+        groups=config.groups,
+        depends_on=config.depends_on,
+        waits_since_ms=node.record.ready_ms,
+        attempts=node.record.attempts,
+        excluded=frozenset(node.record.tried),
+    )
+
+
+def _progress(cluster: Cluster, candidates: list[VmToPlace]) -> dict[VmId, list[StartCondition]]:
+    """How far those are that the candidates depend on."""
+    progress: dict[VmId, list[StartCondition]] = {}
+    for candidate in candidates:
+        for dependency in candidate.depends_on:
+            other = cluster.vms.get(dependency.vm_id)
+            if other is not None and dependency.vm_id not in progress:
+                reached = _reached(other)
+                if reached is not None:
+                    progress[other.id] = reached
+    return progress
+
+
+def _reached(node: VmNode) -> list[StartCondition] | None:
+    if node.record.stage in _ON_ITS_WAY:
+        return [] if node.protected else None
+    if node.record.stage is not VmStage.SETTLED or node.state not in _RUNS:
+        return None
+    if node.guest_agent:
+        return [StartCondition.STARTED, StartCondition.GUEST_AGENT]
+    return [StartCondition.STARTED]
+
+
+def _carry_out(cluster: Cluster, plan: Plan) -> None:
+    for placement in plan.placements:
+        _order_start(cluster, cluster.vms[placement.vm_id], placement.host_id)
+    for waiting in plan.waiting:
+        cluster.vms[waiting.vm_id].reasons = waiting.reasons
+    for blocked in plan.blocked:
+        node = cluster.vms[blocked.vm_id]
+        node.reasons = blocked.reasons
+        if any(one.code == "recovery.blocked.tried" for one in blocked.reasons):
+            # Nothing is left but what failed before: once more around.
+            cluster.set_vm(node, tried=())
+    if plan.wake_at is not None:
+        # One look at any of them makes the next plan.
+        undecided = [*(one.vm_id for one in plan.waiting), *(one.vm_id for one in plan.blocked)]
+        cluster.wake_vm(cluster.vms[undecided[0]], plan.wake_at)
+
+
+def _order_start(cluster: Cluster, node: VmNode, host_id: HostId) -> None:
+    host = cluster.hosts[host_id]
+    assert host.record.boot is not None, f"{host.config.name}: a target that was never seen"
+    record = node.record
+    incarnation = Incarnation(record.incarnation + 1)
+    start = Start(
+        order_id=cluster.next_order(),
+        host_id=host_id,
+        boot=host.record.boot,
+        incarnation=incarnation,
+        ordered_ms=int(cluster.now),
+    )
+    copy = PossibleCopy(host_id=host_id, incarnation=incarnation, boot=host.record.boot)
+    cluster.move_vm(node, VmTrigger.ORDERED, incarnation=incarnation, copies=(copy,), start=start)
+    cluster.tell("vm.recovery_started", vm=node, host=host, attempt=record.attempts + 1)
+
+
+# What comes back
+
+
+def start_ended(cluster: Cluster, event: StartEnded) -> None:
+    node = cluster.vms.get(event.vm_id)
+    start = node.record.start if node is not None else None
+    if node is None or start is None or start.order_id != event.order_id:
+        return  # of a start that was settled otherwise
+    match event.result:
+        case Result.OK:
+            _runs(cluster, node)
+        case Result.UNKNOWN:
+            if node.record.stage is VmStage.STARTING:
+                _cancel_late(cluster, node)
+        case Result.REFUSED | Result.FAILED:
+            _failed(cluster, node, event.host_id, event.code or "start.failed")
+
+
+def _runs(cluster: Cluster, node: VmNode) -> None:
+    lost_ms = node.record.lost_ms
+    host_id = node.record.copies[0].host_id
+    moved = cluster.move_vm(
+        node,
+        VmTrigger.RUNS,
+        start=None,
+        proofs=(),
+        attempts=0,
+        tried=(),
+        next_ms=0,
+        lost_ms=None,
+        ready_ms=None,
+    )
+    if moved:
+        node.state, node.state_host = VmState.RUNNING, host_id
+        cluster.plan_wanted = True
+        after_ms = 0 if lost_ms is None else cluster.now - lost_ms
+        cluster.tell("vm.recovered", vm=node, host=cluster.hosts.get(host_id), after_ms=after_ms)
+
+
+def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
+    """That copy can't come to be any more. Another host at once, then with growing delay."""
+    record = node.record
+    failures = record.attempts + 1
+    delay = cluster.policy.recovery.delay_before_ms(failures)
+    copies = tuple(copy for copy in record.copies if copy.host_id != host_id)
+    tried = record.tried if host_id in record.tried else (*record.tried, host_id)
+    moved = cluster.move_vm(
+        node,
+        VmTrigger.REFUSED,
+        copies=copies,
+        start=None,
+        attempts=failures,
+        tried=tried,
+        next_ms=int(cluster.now) + delay,
+    )
+    if moved:
+        cluster.tell(
+            "vm.recovery_failed",
+            vm=node,
+            host=cluster.hosts.get(host_id),
+            attempt=failures,
+            why=code,
+        )
+
+
+def copy_released(cluster: Cluster, event: CopyReleased) -> None:
+    """Durable word of the host (P5): this incarnation is over there."""
+    node = cluster.vms.get(event.vm_id)
+    if node is None:
+        return
+    start = node.record.start
+    if start is not None and (start.host_id, start.incarnation) == (
+        event.host_id,
+        event.incarnation,
+    ):
+        _failed(cluster, node, event.host_id, "start.cancelled")
+        return
+    copies = tuple(
+        copy
+        for copy in node.record.copies
+        if (copy.host_id, copy.incarnation) != (event.host_id, event.incarnation)
+    )
+    if copies != node.record.copies:
+        cluster.set_vm(node, copies=copies)
+        if node.state_host == event.host_id:
+            node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None
+
+
+def vm_seen(cluster: Cluster, event: VmSeen) -> None:
+    """What a host's sentinel reports of a VM that it runs or ran."""
+    node = cluster.vms.get(event.vm_id)
+    host = cluster.hosts.get(event.host_id)
+    if node is None or host is None or event.boot in host.record.dead_boots:
+        return
+    record = node.record
+    held = [copy for copy in record.copies if copy.host_id == event.host_id]
+    if event.state in _UP and not held:
+        _found_elsewhere(cluster, node, host, event)
+    elif event.incarnation > record.incarnation:
+        # A restored database is behind its hosts (M2): what they say counts.
+        raised = [replace(copy, incarnation=event.incarnation) for copy in held]
+        others = [copy for copy in record.copies if copy.host_id != event.host_id]
+        cluster.set_vm(node, incarnation=event.incarnation, copies=(*others, *raised))
+    if event.incarnation < node.record.incarnation:
+        return
+    changed = (node.state, node.guest_agent) != (event.state, event.guest_agent)
+    node.state, node.state_host = event.state, event.host_id
+    node.guest_agent = event.guest_agent
+    if changed:
+        cluster.plan_wanted = True  # somebody may depend on it
+        cluster.touch_vm(node)
+    if event.state in _RUNS and _is_the_one(node, event) and host.record.incident is None:
+        _runs(cluster, node)
+
+
+def _is_the_one(node: VmNode, event: VmSeen) -> bool:
+    """The start that was ordered; or, of several that may hold it, the one that runs it."""
+    start = node.record.start
+    if start is not None:
+        return start.host_id == event.host_id and start.incarnation == event.incarnation
+    return node.record.stage is VmStage.LOST and len(node.record.copies) == 1
+
+
+def _found_elsewhere(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> None:
+    """A host runs it that was no holder: it is one now, and no start goes out (M2)."""
+    found = PossibleCopy(host_id=event.host_id, incarnation=event.incarnation, boot=event.boot)
+    incarnation = max(event.incarnation, node.record.incarnation)
+    if node.record.stage is VmStage.READY:
+        cluster.move_vm(
+            node, VmTrigger.FOUND, copies=(found,), incarnation=incarnation, proofs=(), lost_ms=None
+        )
+    else:
+        cluster.set_vm(node, copies=(*node.record.copies, found), incarnation=incarnation)
+    cluster.tell("vm.found", vm=node, host=host)
+
+
+def quarantine_lifted(cluster: Cluster, event: QuarantineLifted) -> None:
+    node = cluster.vms.get(event.vm_id)
+    if node is None:
+        return
+    if cluster.move_vm(
+        node, VmTrigger.FREED, attempts=0, tried=(), next_ms=0, deaths=(), ready_ms=int(cluster.now)
+    ):
+        cluster.tell("vm.freed", vm=node, by=event.by)

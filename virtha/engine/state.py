@@ -1,0 +1,405 @@
+"""What the engine holds in memory between steps, and what one step has to say so far.
+
+Nothing here scans all hosts or all VMs: a step touches those that changed (``touch``) or are due (``due``).
+"""
+
+import heapq
+from bisect import bisect_left, bisect_right
+from typing import Any
+
+from msgspec.structs import replace
+
+from virtha.engine.capacity import Capacity, HeldVm
+from virtha.engine.events import (
+    Command,
+    EngineHost,
+    EngineVm,
+    HostSurveyed,
+    Notice,
+    OrderPower,
+    Poison,
+    ReadPower,
+    StartCommand,
+    StorageFence,
+)
+from virtha.engine.machine import Verdict, VmTrigger, next_stage
+from virtha.engine.records import (
+    ClusterRecord,
+    EngineRecords,
+    HostRecord,
+    OrderId,
+    VmRecord,
+    VmStage,
+)
+from virtha.model.evidence import Answer, PowerState, ProcessKind
+from virtha.model.ids import BootId, HostId, VmId
+from virtha.model.policy import Policy
+from virtha.model.power import PowerDeviceId
+from virtha.model.time import Millis
+from virtha.model.value import Scalar
+from virtha.model.vm import Reason, VmState
+
+ABSENT = frozenset({Verdict.SUSPECT, Verdict.DEAD_UNPROVEN, Verdict.DEAD_PROVEN})
+"""Counted by the brake (J5)."""
+
+
+class HostNode:
+    """One host: its record, and the evidence about it, all of it by the engine's own clock."""
+
+    __slots__ = (
+        "agent_alive",
+        "asked_ms",
+        "broken_ms",
+        "config",
+        "contradicted",
+        "disks_changed_ms",
+        "due_ms",
+        "investigated",
+        "libvirt_answers",
+        "neighbours",
+        "observe_from_ms",
+        "power",
+        "power_asked_ms",
+        "quiet_rounds",
+        "reasons",
+        "record",
+        "round",
+        "rounds_asked",
+        "saved",
+        "sent",
+        "sessions",
+        "sign_ms",
+        "slot_ms",
+        "survey",
+        "verdict",
+        "verdict_ms",
+    )
+
+    def __init__(self, config: EngineHost, record: HostRecord, now: Millis) -> None:
+        self.config = config
+        self.record = record
+        self.saved: HostRecord | None = None
+        self.sessions: dict[ProcessKind, BootId] = {}
+        self.sign_ms: Millis | None = None
+        """Last direct sign of life in this term: a beat or a session."""
+        self.agent_alive = False
+        self.broken_ms: Millis | None = None
+        self.observe_from_ms: Millis = now
+        self.neighbours: dict[tuple[HostId, str], tuple[Answer, Millis]] = {}
+        self.disks_changed_ms: Millis | None = None
+        self.quiet_rounds = 0
+        self.rounds_asked = 0
+        """In this suspicion; ``quiet_rounds`` of them came back without a change."""
+        self.round = 0
+        self.investigated = False
+        """Witnesses are being asked about it."""
+        self.asked_ms: Millis | None = None
+        self.slot_ms: Millis | None = None
+        self.power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}
+        self.power_asked_ms: Millis | None = None
+        self.sent: OrderId | None = None
+        """The power order that this process has sent: another one in the record is sent (again)."""
+        self.contradicted = False
+        """A sign of a boot that was proven dead was told."""
+        self.survey: HostSurveyed | None = None
+        self.libvirt_answers = True
+        self.verdict = Verdict.UNKNOWN
+        self.verdict_ms: Millis = now
+        self.reasons: tuple[Reason, ...] = ()
+        self.due_ms: Millis | None = None
+
+    @property
+    def id(self) -> HostId:
+        return self.config.host_id
+
+    def set(self, **changes: Any) -> None:
+        self.record = replace(self.record, **changes)
+
+    def set_incident(self, **changes: Any) -> None:
+        assert self.record.incident is not None, f"{self.config.name}: no incident to change"
+        self.set(incident=replace(self.record.incident, **changes))
+
+    def forget_investigation(self) -> None:
+        """A new suspicion begins with no witness heard."""
+        self.neighbours.clear()
+        self.quiet_rounds = self.rounds_asked = 0
+        self.asked_ms = self.power_asked_ms = None
+        self.power.clear()
+
+
+class VmNode:
+    """One VM: its record, what its host reports of it, and why it is not being recovered."""
+
+    __slots__ = (
+        "cancel_sent",
+        "config",
+        "due_ms",
+        "guest_agent",
+        "reasons",
+        "record",
+        "saved",
+        "sent",
+        "state",
+        "state_host",
+    )
+
+    def __init__(self, config: EngineVm, record: VmRecord) -> None:
+        self.config = config
+        self.record = record
+        self.saved: VmRecord | None = None
+        self.state = VmState.UNKNOWN
+        self.state_host: HostId | None = None
+        self.sent: OrderId | None = None
+        """The start, or its cancellation, that this process has sent."""
+        self.cancel_sent = False
+        self.guest_agent: bool | None = None
+        self.reasons: tuple[Reason, ...] = ()
+        self.due_ms: Millis | None = None
+
+    @property
+    def id(self) -> VmId:
+        return self.config.vm_id
+
+    @property
+    def protected(self) -> bool:
+        return self.config.ha and self.config.wanted_up and not self.config.ignore
+
+
+class Ring:
+    """The hosts by number: whose neighbours are asked about whom."""
+
+    def __init__(self) -> None:
+        self.ids: list[HostId] = []
+        self._numbers: list[int] = []
+
+    def add(self, node: HostNode) -> None:
+        at = bisect_left(self._numbers, node.config.number)
+        self._numbers.insert(at, node.config.number)
+        self.ids.insert(at, node.id)
+
+    def remove(self, host_id: HostId) -> None:
+        at = self.ids.index(host_id)
+        del self.ids[at], self._numbers[at]
+
+    def index_after(self, number: int) -> int:
+        return bisect_right(self._numbers, number)
+
+
+class Cluster:
+    """All of one cluster."""
+
+    def __init__(self, *, policy: Policy, records: EngineRecords, now: Millis) -> None:
+        self.policy = policy
+        self.now = now
+        self.record: ClusterRecord = records.cluster
+        self.saved_record: ClusterRecord | None = None
+        self.kept_hosts = {record.host_id: record for record in records.hosts}
+        self.kept_vms = {record.vm_id: record for record in records.vms}
+        self.hold: str | None = None
+        self.began_ms: Millis = now
+        """Since when this server watches without having been asleep, in this term (J1)."""
+        self.lease_until_ms = int(now)
+        self.reference: bool | None = None
+        self.hosts: dict[HostId, HostNode] = {}
+        self.ring = Ring()
+        self.vms: dict[VmId, VmNode] = {}
+        self.vms_on: dict[HostId, set[VmId]] = {}
+        """By the copies in the records: who may hold what."""
+        self.absent: set[HostId] = set()
+        self.present: set[HostId] = set()
+        """Verdict alive, with a sign in this term: who can be asked, and J4's majority."""
+        self.fallen_ms: dict[HostId, Millis] = {}
+        """When each host last became absent; for the brake's window and swapped addresses."""
+        self.capacity = Capacity(overcommit_percent=policy.recovery.memory_overcommit_percent)
+        self.dirty_hosts: set[HostId] = set()
+        """To be looked at in this step."""
+        self.dirty_vms: set[VmId] = set()
+        self.changed_hosts: set[HostId] = set()
+        """Whose records may have to be saved."""
+        self.changed_vms: set[VmId] = set()
+        self.ready: set[VmId] = set()
+        self.awaited: set[HostId] = set()
+        """Present hosts that have not told what they hold (M2)."""
+        self.plan_wanted = False
+        """Something changed that may let a waiting VM start."""
+        self._questions = 0
+        self._due: list[tuple[int, int, HostId | VmId]] = []
+        self.notices: list[Notice] = []
+        self.commands: list[Command] = []
+        self.dropped_hosts: list[HostId] = []
+        self.dropped_vms: list[VmId] = []
+
+    # Time and change
+
+    def begin(self, now: Millis) -> None:
+        assert now >= self.now, f"time went back from {self.now} to {now}"
+        self.now = now
+        self.notices, self.commands = [], []
+        self.dropped_hosts, self.dropped_vms = [], []
+
+    def touch(self, node: HostNode) -> None:
+        self.dirty_hosts.add(node.id)
+        self.changed_hosts.add(node.id)
+
+    def touch_vm(self, node: VmNode) -> None:
+        self.dirty_vms.add(node.id)
+        self.changed_vms.add(node.id)
+
+    def wake_host(self, node: HostNode, at: int) -> None:
+        """Look at it again at ``at``, or at an earlier time that was asked for."""
+        at = max(at, int(self.now) + 1)
+        if node.due_ms is None or at < node.due_ms:
+            node.due_ms = Millis(at)
+            heapq.heappush(self._due, (at, 0, node.id))
+
+    def wake_vm(self, node: VmNode, at: int) -> None:
+        at = max(at, int(self.now) + 1)
+        if node.due_ms is None or at < node.due_ms:
+            node.due_ms = Millis(at)
+            heapq.heappush(self._due, (at, 1, node.id))
+
+    def collect_due(self) -> None:
+        """What is due now counts as changed."""
+        while self._due and self._due[0][0] <= self.now:
+            at, kind, key = heapq.heappop(self._due)
+            if kind == 0:
+                host = self.hosts.get(HostId(key))
+                if host is not None and host.due_ms == at:
+                    host.due_ms = None
+                    self.touch(host)
+            else:
+                vm = self.vms.get(VmId(key))
+                if vm is not None and vm.due_ms == at:
+                    vm.due_ms = None
+                    self.touch_vm(vm)
+
+    def wake_at(self) -> Millis | None:
+        while self._due:
+            at, kind, key = self._due[0]
+            node = self.hosts.get(HostId(key)) if kind == 0 else self.vms.get(VmId(key))
+            if node is not None and node.due_ms == at:
+                return Millis(at)
+            heapq.heappop(self._due)
+        return None
+
+    # Records
+
+    def set_vm(self, node: VmNode, **changes: Any) -> None:
+        """Change its record, and the index of who may hold it."""
+        before = {copy.host_id for copy in node.record.copies}
+        node.record = replace(node.record, **changes)
+        after = {copy.host_id for copy in node.record.copies}
+        for host_id in before - after:
+            self.vms_on[host_id].discard(node.id)
+            self.capacity.vm_ended(host_id, node.id)
+        starting = node.record.stage in (VmStage.STARTING, VmStage.CANCELLING)
+        for host_id in after - before:
+            self.vms_on.setdefault(host_id, set()).add(node.id)
+            self.capacity.vm_started(host_id, held(node.config), in_flight=starting)
+        if not starting:
+            for host_id in after:
+                self.capacity.start_finished(host_id, node.id)
+        if node.record.stage is VmStage.READY:
+            self.ready.add(node.id)
+        else:
+            self.ready.discard(node.id)
+        self.touch_vm(node)
+
+    def move_vm(self, node: VmNode, trigger: VmTrigger, **changes: Any) -> bool:
+        """False: not expected in this stage, and nothing was changed."""
+        stage = next_stage(node.record.stage, trigger)
+        if stage is None:
+            return False
+        self.set_vm(node, stage=stage, **changes)
+        return True
+
+    def vms_held_by(self, host_id: HostId) -> list[VmNode]:
+        """Sorted by id, so that the same events give the same decision."""
+        return [
+            self.vms[vm_id] for vm_id in sorted(self.vms_on.get(host_id, ())) if vm_id in self.vms
+        ]
+
+    def next_order(self) -> OrderId:
+        self.record = replace(self.record, orders=self.record.orders + 1)
+        return OrderId(f"{self.record.term}.{self.record.orders}")
+
+    def next_question(self) -> OrderId:
+        """Of this process only: a question changes nothing, so nobody needs to find it again."""
+        self._questions += 1
+        return OrderId(f"{self.record.term}.q{self._questions}")
+
+    def next_incident(self) -> int:
+        self.record = replace(self.record, incidents=self.record.incidents + 1)
+        return self.record.incidents
+
+    def await_survey(self, node: HostNode) -> None:
+        """Nothing starts anywhere until it has told what it holds, or is proven dead (M2)."""
+        self.awaited.add(node.id)
+
+    # Saying
+
+    def tell(
+        self, code: str, *, host: HostNode | None = None, vm: VmNode | None = None, **fields: Scalar
+    ) -> None:
+        """An event of the registry; ``host`` and ``vm`` fill the fields of that name."""
+        named: dict[str, Scalar] = {}
+        if host is not None:
+            named["host"] = host.config.name
+        if vm is not None:
+            named["vm"] = vm.config.name
+        incident = host.record.incident if host is not None else None
+        self.notices.append(
+            Notice(
+                code=code,
+                host_id=host.id if host is not None else None,
+                vm_id=vm.id if vm is not None else None,
+                incident=incident.number if incident is not None else None,
+                fields={**named, **fields},
+            )
+        )
+
+    def order(self, command: Command) -> None:
+        self.commands.append(command)
+
+    def ordered_commands(self) -> tuple[Command, ...]:
+        """Power first: fencing has its own lane."""
+        return tuple(sorted(self.commands, key=_lane))
+
+    # Verdicts, counted
+
+    def note_verdict(self, node: HostNode, verdict: Verdict) -> None:
+        if verdict is node.verdict:
+            return
+        node.verdict, node.verdict_ms = verdict, self.now
+        if verdict in ABSENT and node.id not in self.absent:
+            self.fallen_ms[node.id] = self.now
+        _member(self.absent, node.id, verdict in ABSENT)
+        _member(self.present, node.id, verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN))
+        self.plan_wanted = True
+
+
+def held(config: EngineVm) -> HeldVm:
+    """The VM as its host's ledger counts it."""
+    groups = tuple(group.id for group in config.groups)
+    return HeldVm(id=config.vm_id, memory_bytes=config.memory_bytes, groups=groups)
+
+
+def _member(group: set[HostId], host_id: HostId, belongs: bool) -> None:
+    if belongs:
+        group.add(host_id)
+    else:
+        group.discard(host_id)
+
+
+def _lane(command: Command) -> int:
+    match command:
+        case OrderPower() | ReadPower() | StorageFence() | Poison():
+            return 0
+        case StartCommand():
+            return 2
+        case _:
+            return 1
+
+
+def reason(code: str, **fields: Scalar) -> Reason:
+    return Reason(code=code, fields=fields)

@@ -1,0 +1,170 @@
+"""Judges a host from the evidence about it. Pure reading: nothing is changed here.
+
+Silence is counted from the last direct sign under our own unbroken watch (J1): a server that has just begun,
+or that was itself asleep, first waits out the longest pause between two attempts of a host to connect.
+"""
+
+from virtha.engine.machine import Verdict
+from virtha.engine.state import Cluster, HostNode, reason
+from virtha.model.evidence import Answer, PowerState, ProcessKind
+from virtha.model.time import Millis
+from virtha.model.value import Value
+from virtha.model.vm import Reason
+
+
+class Judgement(Value, frozen=True, kw_only=True):
+    verdict: Verdict
+    reasons: tuple[Reason, ...] = ()
+    look_at_ms: int | None = None
+    """When this could change without new evidence."""
+    late: bool = False
+    """A beat is overdue: witnesses are asked already, so that they have answered when suspicion begins."""
+    via: str = ""
+    """Who sees it alive, where that is not us."""
+
+
+def silence_base_ms(cluster: Cluster, node: HostNode) -> int:
+    """From when on silence counts."""
+    began = max(cluster.began_ms, node.observe_from_ms)
+    if node.sign_ms is not None and node.sign_ms >= began:
+        return node.sign_ms
+    return began + cluster.policy.detection.reconnect_ms
+
+
+def silent_ms(cluster: Cluster, node: HostNode) -> int:
+    """Negative while silence does not count yet."""
+    return cluster.now - silence_base_ms(cluster, node)
+
+
+def judge(cluster: Cluster, node: HostNode) -> Judgement:
+    incident = node.record.incident
+    if incident is not None and incident.proof is not None:
+        proof = incident.proof
+        why = reason("host.dead.proven", proof=proof.kind.value, detail=proof.detail)
+        return Judgement(verdict=Verdict.DEAD_PROVEN, reasons=(why,))
+    times = cluster.policy.detection
+    base = silence_base_ms(cluster, node)
+    silent = cluster.now - base
+    if incident is not None and incident.fence is not None:
+        return _suspicion(cluster, node, base, silent, judged=True)
+    if silent < 0 or (node.record.boot is None and node.sign_ms is None):
+        look = base if node.record.boot is not None else None
+        return Judgement(
+            verdict=Verdict.UNKNOWN, reasons=(reason("host.not_heard_yet"),), look_at_ms=look
+        )
+    if silent < times.suspect_after_ms and node.broken_ms is None:
+        late = silent >= times.late_after_ms
+        look = base + (times.suspect_after_ms if late else times.late_after_ms)
+        return _alive(node, look, late=late)
+    return _suspicion(cluster, node, base, silent, judged=incident is not None)
+
+
+def _alive(node: HostNode, look_at_ms: int, *, late: bool) -> Judgement:
+    if node.agent_alive:
+        return Judgement(verdict=Verdict.ALIVE, look_at_ms=look_at_ms, late=late)
+    why = reason("host.agent_down")
+    return Judgement(verdict=Verdict.AGENT_DOWN, reasons=(why,), look_at_ms=look_at_ms, late=late)
+
+
+def _suspicion(
+    cluster: Cluster, node: HostNode, base: int, silent: int, *, judged: bool
+) -> Judgement:
+    times = cluster.policy.detection
+    witness = seen_alive_by(cluster, node)
+    if witness is not None:
+        name, fades_ms = witness
+        return Judgement(
+            verdict=Verdict.ISOLATED,
+            reasons=(reason("host.isolated.seen", witness=name),),
+            look_at_ms=fades_ms,
+            via=name,
+        )
+    if judged:
+        return Judgement(
+            verdict=Verdict.DEAD_UNPROVEN, reasons=(reason("host.dead.unproven", silent_ms=silent),)
+        )
+    after = times.hung_after_ms if hinted(cluster, node) else times.dead_after_ms
+    if ProcessKind.AGENT in node.sessions:
+        why = reason("host.suspect.guardian_silent", silent_ms=silent)
+        return Judgement(verdict=Verdict.SUSPECT, reasons=(why,))
+    if silent < after:
+        why = reason("host.suspect.silent", silent_ms=silent, dead_after_ms=after)
+        return Judgement(verdict=Verdict.SUSPECT, reasons=(why,), look_at_ms=base + after)
+    waiting = _awaited_checks(cluster, node)
+    if waiting is not None:
+        return Judgement(verdict=Verdict.SUSPECT, reasons=(waiting,))
+    return Judgement(
+        verdict=Verdict.DEAD_UNPROVEN, reasons=(reason("host.dead.unproven", silent_ms=silent),)
+    )
+
+
+def seen_alive_by(cluster: Cluster, node: HostNode) -> tuple[str, int] | None:
+    """A witness's name and when its word is too old: an authenticated answer, or its slot's change (J2)."""
+    oldest = cluster.now - cluster.policy.detection.evidence_max_age_ms
+    found: tuple[str, int] | None = None
+    for (witness, _), (answer, at_ms) in node.neighbours.items():
+        if answer is Answer.ALIVE and at_ms > oldest and witness in cluster.hosts:
+            fades = at_ms + cluster.policy.detection.evidence_max_age_ms
+            name = cluster.hosts[witness].config.name
+            if found is None or (fades, name) > (found[1], found[0]):
+                found = (name, fades)
+    if node.slot_ms is not None and node.slot_ms > oldest:
+        fades = node.slot_ms + cluster.policy.detection.evidence_max_age_ms
+        if found is None or fades > found[1]:
+            found = ("its heartbeat slot", fades)
+    return found
+
+
+def last_sign_ms(node: HostNode) -> int:
+    """The last sign of life by anybody; 0: none in this term."""
+    signs = [at_ms for answer, at_ms in node.neighbours.values() if answer is Answer.ALIVE]
+    signs += [at_ms for at_ms in (node.sign_ms, node.slot_ms) if at_ms is not None]
+    return max(signs, default=Millis(0))
+
+
+def hinted(cluster: Cluster, node: HostNode) -> bool:
+    """Something of it still answers: more likely hung than without power, so it gets more time."""
+    if any(state is PowerState.ON for state, _ in node.power.values()):
+        return True
+    return any(answer is Answer.HINT for answer, _ in node.neighbours.values())
+
+
+def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
+    """The rest of F2: a change of its VMs' disks since it fell silent means alive; else that many
+    quiet rounds more."""
+    if not cluster.vms_on.get(node.id):
+        return None
+    times = cluster.policy.detection
+    if node.disks_changed_ms is not None and node.disks_changed_ms > silence_base_ms(cluster, node):
+        quiet = cluster.now - node.disks_changed_ms
+        window = times.check_interval_ms * (1 + times.additional_checks)
+        if quiet < window or node.quiet_rounds <= times.additional_checks:
+            return reason("host.suspect.disks_change", quiet_ms=quiet)
+    if node.quiet_rounds > times.additional_checks:
+        return None
+    if node.rounds_asked - node.quiet_rounds > 2 * (1 + times.additional_checks):
+        return None  # nobody can tell: fencing, which proves by itself, must not wait for that
+    return reason(
+        "host.suspect.checking_disks", quiet=node.quiet_rounds, needed=times.additional_checks + 1
+    )
+
+
+def may_take_quick_road(cluster: Cluster, node: HostNode, judgement: Judgement) -> bool:
+    """Its BMC says off, nobody sees it alive, and it has been silent for one suspicion: it is ordered off
+    at once, which is harmless, for only readings after our order prove anything (P1)."""
+    if judgement.verdict is not Verdict.SUSPECT:
+        return False
+    answers = {answer for answer, _ in node.neighbours.values()}
+    if node.sessions and (Answer.SILENT not in answers or Answer.HINT in answers):
+        return False  # a connection still stands; only neighbours that find nothing outweigh it
+    if silent_ms(cluster, node) < cluster.policy.detection.suspect_after_ms and (
+        node.broken_ms is None
+    ):
+        return False
+    return any(
+        all(_reads_off(node, feed.device) for feed in level.feeds) for level in node.config.power
+    )
+
+
+def _reads_off(node: HostNode, device: str) -> bool:
+    return any(key == device and state is PowerState.OFF for key, (state, _) in node.power.items())

@@ -1,0 +1,133 @@
+"""One look at one host: judge it, ask what is still to be known, open or end its incident, go on fencing."""
+
+from virtha.engine.events import Investigate, ReadPower
+from virtha.engine.fencing import plan_fence
+from virtha.engine.incident import alive_after_all, open_incident
+from virtha.engine.inventory import refresh_target
+from virtha.engine.machine import Verdict
+from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.verdict import Judgement, judge, may_take_quick_road
+from virtha.model.ids import HostId
+from virtha.model.vm import Reason
+
+WITNESSES = 4
+"""Neighbours asked in one round: enough for two to fail, and no broadcast storm in a large cluster."""
+
+_ASKED_ABOUT = frozenset({Verdict.SUSPECT, Verdict.ISOLATED, Verdict.DEAD_UNPROVEN})
+
+
+def look_at(cluster: Cluster, node: HostNode) -> None:
+    judgement = judge(cluster, node)
+    asked_about = judgement.late or judgement.verdict in _ASKED_ABOUT
+    if asked_about and not node.investigated:
+        node.forget_investigation()
+    node.investigated = asked_about
+    _note(cluster, node, judgement)
+    incident = node.record.incident
+    if incident is None:
+        if judgement.verdict is Verdict.DEAD_UNPROVEN or may_take_quick_road(
+            cluster, node, judgement
+        ):
+            open_incident(cluster, node)
+            judgement = judge(cluster, node)
+            _note(cluster, node, judgement)
+    elif judgement.verdict is Verdict.ISOLATED and incident.fence is None:
+        # Seen alive before anything was done to it: nobody is to be shot (J2).
+        alive_after_all(cluster, node, judgement.via)
+    waiting = None
+    if node.record.incident is not None:
+        waiting = plan_fence(cluster, node)
+        judgement = judge(cluster, node)
+        _note(cluster, node, judgement)
+    node.reasons = judgement.reasons if waiting is None else (*judgement.reasons, waiting)
+    if judgement.late or judgement.verdict in _ASKED_ABOUT:
+        investigate(cluster, node)
+    if judgement.look_at_ms is not None:
+        cluster.wake_host(node, judgement.look_at_ms)
+
+
+def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
+    before = node.verdict
+    if judgement.verdict is before:
+        return
+    cluster.note_verdict(node, judgement.verdict)
+    refresh_target(cluster, node)
+    match judgement.verdict:
+        case Verdict.SUSPECT if before in (Verdict.ALIVE, Verdict.AGENT_DOWN):
+            cluster.tell("host.suspected", host=node)
+        case Verdict.ISOLATED:
+            cluster.tell("host.isolated", host=node, witness=judgement.via)
+        case Verdict.ALIVE if before in (Verdict.SUSPECT, Verdict.ISOLATED):
+            cluster.tell("host.answers_again", host=node)
+        case _:
+            pass
+    if judgement.verdict is Verdict.ALIVE and node.survey is None:
+        cluster.await_survey(node)
+    elif judgement.verdict is Verdict.DEAD_PROVEN:
+        cluster.awaited.discard(node.id)
+
+
+def investigate(cluster: Cluster, node: HostNode) -> None:
+    """All witnesses at once, again at each interval for as long as it is silent (F2)."""
+    interval = cluster.policy.detection.check_interval_ms
+    if node.asked_ms is not None and cluster.now - node.asked_ms < interval:
+        cluster.wake_host(node, node.asked_ms + interval)
+        return
+    node.asked_ms = cluster.now
+    node.round += 1
+    node.rounds_asked += 1
+    witnesses = _witnesses(cluster, node)
+    reader = witnesses[0] if witnesses and cluster.vms_on.get(node.id) else None
+    cluster.order(
+        Investigate(
+            subject=node.id,
+            boot=node.record.boot,
+            witnesses=witnesses,
+            disk_reader=reader,
+            vms=tuple(vm.id for vm in cluster.vms_held_by(node.id)),
+            round=node.round,
+        )
+    )
+    incident = node.record.incident
+    if incident is None or incident.fence is None:
+        _ask_power(cluster, node)
+    cluster.wake_host(node, cluster.now + interval)
+
+
+def _ask_power(cluster: Cluster, node: HostNode) -> None:
+    """Off already is the quick road to proof (P1); on says that it is hung rather than without power."""
+    for level in node.config.power:
+        for feed in level.feeds:
+            if feed.reads_state:
+                cluster.order(
+                    ReadPower(
+                        order_id=cluster.next_question(),
+                        host_id=node.id,
+                        device=feed.device,
+                        deadline_ms=cluster.policy.fencing.read_deadline_ms,
+                    )
+                )
+
+
+def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
+    """The next neighbours by number, other ones at each round; the first also reads the disks."""
+    present = cluster.present
+    if not present:
+        return ()
+    ring = cluster.ring
+    start = ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
+    chosen: list[HostId] = []
+    for step in range(len(ring.ids)):
+        host_id = ring.ids[(start + step) % len(ring.ids)]
+        if host_id != node.id and host_id in present:
+            chosen.append(host_id)
+            if len(chosen) == WITNESSES:
+                break
+    return tuple(chosen)
+
+
+def reasons_of(cluster: Cluster, node: HostNode) -> tuple[Reason, ...]:
+    """Why the host is as it is and what is awaited (X1)."""
+    if node.record.maintenance is not None:
+        return (*node.reasons, reason("host.maintenance", by=node.record.maintenance))
+    return node.reasons

@@ -1,0 +1,32 @@
+"""Power devices of a host, as far as decisions need them; how to reach them is the drivers' business."""
+
+from enum import StrEnum
+from typing import NewType
+
+from virtha.model.value import Value
+
+PowerDeviceId = NewType("PowerDeviceId", str)
+
+
+class PowerAction(StrEnum):
+    OFF = "off"
+    ON = "on"
+    BLINK = "blink"
+    """Lights the identify LED; proves nothing."""
+
+
+class PowerFeed(Value, frozen=True, kw_only=True):
+    """One device that feeds the host: a BMC, or one outlet of a power strip."""
+
+    device: PowerDeviceId
+    reads_state: bool = True
+    """False: a command without a status string. Its exit code 0 proves nothing (P1)."""
+
+
+class PowerLevel(Value, frozen=True, kw_only=True):
+    """Devices that must all be off for the host to be off; the next level is tried when this one fails."""
+
+    feeds: tuple[PowerFeed, ...]
+
+    def __post_init__(self) -> None:
+        assert self.feeds, "a level without a device proves nothing"

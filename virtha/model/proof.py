@@ -1,0 +1,34 @@
+"""What proves that the copies of a host's boot are dead (safety.md, section 2). Nothing else does."""
+
+from enum import StrEnum
+
+from virtha.model.ids import BootId, HostId
+from virtha.model.value import Value
+
+
+class ProofKind(StrEnum):
+    POWER_OFF = "power_off"
+    """P1: ordered off and read off twice, under P1's conditions."""
+    LEASE = "lease"
+    """P2: the poisoned slot of an armed host expired."""
+    STORAGE_FENCE = "storage_fence"
+    """P3: cut off from every writable disk."""
+    NEW_BOOT = "new_boot"
+    """P4: the host reports a later boot."""
+    RELEASED = "released"
+    """P5: the host's own durable word, about one incarnation."""
+    OPERATOR = "operator"
+    """P6: confirmed by a person, bound to boot and incident."""
+
+
+class Proof(Value, frozen=True, kw_only=True):
+    """``boot`` is the one whose copies are dead; of a later boot it says nothing.
+
+    ``at_ms``: cluster time at which it was complete. ``detail``: who or what it rests on, for people.
+    """
+
+    kind: ProofKind
+    host_id: HostId
+    boot: BootId
+    at_ms: int
+    detail: str = ""
