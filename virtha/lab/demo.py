@@ -229,7 +229,7 @@ def main() -> int:
         demo.tell()
         demo.story.close()
         if keep:  # before the report: the JSON line is the last one
-            print(_how_to_look_around(directory, demo.lab))  # noqa: T201
+            print(_how_to_look_around(directory, demo.lab))  # noqa: T201 - for who keeps it
         holds = report(demo)
         return 0 if holds else 1
     except VirthaError as error:

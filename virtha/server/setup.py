@@ -12,6 +12,7 @@ import msgspec
 
 from virtha.control.installation import initialise
 from virtha.drivers.pki import LocalAuthority, create_authority, fingerprint_of
+from virtha.drivers.systemd_units import install_units
 from virtha.model.errors import Conflict, InvalidInput
 from virtha.model.host import Installation
 from virtha.model.ids import InstallationId
@@ -34,6 +35,11 @@ GENERATED_FROM = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 """Without l, I, O, 0 and 1, which people misread."""
 GENERATED_LENGTH = 20
 """20 of 56 characters: 116 bits."""
+
+
+def install_server_units(paths: ServerPaths) -> tuple[str, ...]:
+    """Names of the units that are new or changed; none without systemd. Raises Failed."""
+    return install_units(Path(__file__).parent / "units", paths.root)
 
 
 class InitAnswers(Value, frozen=True, kw_only=True):
