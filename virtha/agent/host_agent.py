@@ -348,7 +348,7 @@ class Agent:
 
     def _on_listed(self, domains: tuple[DomainReport, ...], counts: dict[VmId, int]) -> None:
         self._grants.listed(domains, counts)
-        self.spawn("inventory of a list", self._inventory.listed(domains))
+        self._inventory.changed()
 
     # The server
 

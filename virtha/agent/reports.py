@@ -65,8 +65,8 @@ class InventoryReporter:
         self._last = None
         self._dirty.set()
 
-    async def listed(self, domains: tuple[DomainReport, ...]) -> None:
-        """A full list is known. Unchanged: nothing is told."""
+    async def _tell(self, domains: tuple[DomainReport, ...]) -> None:
+        """Unchanged: nothing is told."""
         # The gate's proof comes and goes and is nobody's VM.
         others = (domain for domain in domains if domain.vm_id != PROOF_VM_ID)
         domains = tuple(sorted(others, key=lambda domain: domain.vm_id))
@@ -86,9 +86,14 @@ class InventoryReporter:
             await asyncio.sleep(INVENTORY_QUIET_S)
             self._dirty.clear()
             try:
-                await self.listed(await self._catalog.domains())
+                domains = await self._catalog.domains()
             except HypervisorError as error:
                 _log.info("no inventory now", error=str(error))
+                continue
+            if not self._dirty.is_set():
+                # Else the list may show a VM whose release was told since: told after that, the server
+                # would take this host for a holder again, for good.
+                await self._tell(domains)
 
 
 class HostReporter:
