@@ -73,18 +73,11 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
+from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
 from virtha.wire.session import Closed, HostSession, OutboxView
 
 PORT_DEFAULT = 8250
 CONNECT_DEADLINE_S = 5.0
-BACKOFF_FIRST_S = 0.2
-BACKOFF_SHORT_S = 1.0
-"""The longest delay within ``SHORT_OUTAGE_S``: a server that was only restarted has its hosts back, and
-their facts, within two seconds."""
-SHORT_OUTAGE_S = 60.0
-BACKOFF_MAX_S = 5.0
-SESSION_GOOD_S = 10.0
-"""A session that lived this long was a good one: the next attempt comes at once."""
 
 
 class HostCredentials(Value, frozen=True, kw_only=True):
@@ -215,19 +208,19 @@ class HostLink:
             had_session = await self._attempt(address)
             if self._closing.is_set():
                 return True
-            if had_session and self._clock() - began > SESSION_GOOD_S * 1_000:
+            if had_session and self._clock() - began > SESSION_GOOD_MS:
                 return True
         return False
 
     async def _pause(self, failures: int, *, outage_s: float) -> None:
-        """Between 50 and 150 % of the delay, so that a server's return is no stampede."""
-        longest_s = BACKOFF_SHORT_S if outage_s < SHORT_OUTAGE_S else BACKOFF_MAX_S
-        delay_s = min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 10), longest_s) if failures else 0
-        if self.last_problem is not None and self.last_problem.code == "wire.closed.replaced":
-            # A second process with our identity took over; fighting back would never end.
-            delay_s = BACKOFF_MAX_S
+        delay_ms = redial_delay_ms(
+            failures,
+            outage_ms=int(outage_s * 1_000),
+            last_code=self.last_problem.code if self.last_problem is not None else None,
+            chance=self._jitter(),
+        )
         try:
-            async with asyncio.timeout(delay_s * (0.5 + self._jitter())):
+            async with asyncio.timeout(delay_ms / 1_000):
                 await self._closing.wait()
         except TimeoutError:
             pass  # the pause is over

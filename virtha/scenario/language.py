@@ -33,8 +33,9 @@ VERBS: dict[str, Verb] = {
     "hosts": Verb(words=(1, 64), help="hosts NAME...: the hosts, powered on, agents running"),
     "vm": Verb(
         words=(1, 1),
-        options=("on", "ha", "watchdog", "no-agent", "ignores-shutdown", "boot"),
-        help="vm NAME on=HOST [ha] [watchdog=MODEL:ACTION] [no-agent] [ignores-shutdown] [boot=2s]",
+        options=("on", "ha", "watchdog", "no-agent", "ignores-shutdown", "boot", "foreign"),
+        help="vm NAME on=HOST [ha] [watchdog=MODEL:ACTION] [no-agent] [ignores-shutdown] [boot=2s] "
+        "[foreign: not ours until it is adopted]",
     ),
     "policy": Verb(
         words=(0, 0),
@@ -97,8 +98,32 @@ VERBS: dict[str, Verb] = {
     "start-guardian": Verb(words=(1, 1), help="start-guardian HOST"),
     "stop-libvirt": Verb(words=(1, 1), help="stop-libvirt HOST: QEMUs run on"),
     "start-libvirt": Verb(words=(1, 1), help="start-libvirt HOST"),
-    "cut-net": Verb(words=(1, 1), help="cut-net HOST"),
+    "cut-net": Verb(words=(1, 1), help="cut-net HOST: its links, both ways; nobody is told"),
     "heal-net": Verb(words=(1, 1), help="heal-net HOST"),
+    "cut-link": Verb(
+        words=(2, 2),
+        options=("after", "of"),
+        help="cut-link FROM TO [after=BYTES] [of=agent|guardian]: that way only; 'server' is the server",
+    ),
+    "heal-link": Verb(words=(2, 2), help="heal-link FROM TO: what was held arrives"),
+    "reset-link": Verb(
+        words=(2, 2),
+        options=("after", "of"),
+        help="reset-link FROM TO [after=BYTES] [of=agent|guardian]: both see their connection break",
+    ),
+    "stop-server": Verb(words=(0, 0), help="stop-server: killed; its database stays"),
+    "start-server": Verb(words=(0, 0), help="start-server: a new instance, a new term"),
+    "backup-server": Verb(words=(0, 0), help="backup-server: of its database"),
+    "restore-server": Verb(
+        words=(0, 0), help="restore-server: started on the backup, in a new timeline"
+    ),
+    "empty-run": Verb(
+        words=(1, 1), help="empty-run HOST: somebody cleans /run, the grants are gone"
+    ),
+    "slow-start": Verb(
+        words=(2, 2),
+        help="slow-start HOST 90s: libvirt hangs so long before it makes the next QEMU",
+    ),
     "power-cut": Verb(words=(1, 1), help="power-cut HOST"),
     "boot": Verb(words=(1, 1), help="boot HOST"),
     "shutdown-host": Verb(words=(1, 1), help="shutdown-host HOST: guests are ended with SIGTERM"),

@@ -207,11 +207,21 @@ def _release_if_over(host: HostState, guarded: Guarded) -> None:
 
     A paused leftover of a failed attempt is still a copy: nothing is released while it exists. Nor
     while libvirt is lost: a start that it never answered may have made one.
+
+    A copy that somebody started outside after the release made this host a holder again (the server
+    saw it in the inventory); its end is said too, or the VM could start nowhere else.
     """
     record = guarded.record
     if record.state is VmState.DOWN and not record.released and host.connected:
         guarded.set(released=True)
         host.tell_released(guarded)
+    elif record.state is VmState.DOWN and record.outside and host.connected and _was_up(guarded):
+        host.tell_released(guarded)
+
+
+def _was_up(guarded: Guarded) -> bool:
+    """Before this step."""
+    return guarded.saved is not None and guarded.saved.state is not VmState.DOWN
 
 
 # Results

@@ -41,7 +41,12 @@ HOST_FAULTS = (
     "heal-net",
     "stop-guardian",
     "start-guardian",
+    "empty-run",
 )
+LINK_FAULTS = ("cut-link", "cut-link", "heal-link", "heal-link", "reset-link")
+SERVER_FAULTS = ("stop-server", "start-server", "start-server")
+"""No restore: what it forgets is caught by the claim on the VM's storage (G4), which this world has not."""
+BYTES = (0, 3, 20, 200)
 PAUSES = ("1ms", "50ms", "150ms", "300ms", "1s", "2s", "5s", "30s")
 FAILURES = (Violation, AssertionError)
 
@@ -71,7 +76,11 @@ def _fault(chance: random.Random, hosts: Sequence[str], vms: Sequence[str]) -> s
         return f"{chance.choice(GUEST_FAULTS)} {vm}"
     if kind < 0.6:
         return f"{chance.choice(ORDERS)} {vm}"
-    if kind < 0.85:
+    if kind < 0.68:
+        return _link_fault(chance, host)
+    if kind < 0.72:
+        return chance.choice(SERVER_FAULTS)
+    if kind < 0.87:
         verb = chance.choice(HOST_FAULTS)
         at = f" at={chance.choice(CRASH_POINTS)}" if verb == "crash-agent" else ""
         return f"{verb} {host}{at if chance.random() < 0.7 else ''}"
@@ -79,6 +88,7 @@ def _fault(chance: random.Random, hosts: Sequence[str], vms: Sequence[str]) -> s
         (
             f"fail-starts {host} 1",
             f"blind-starts {host} 1",
+            f"slow-start {host} {chance.choice(('10s', '20s', '90s'))}",
             f"virsh destroy {vm}",
             f"virsh start {vm}",
             f"migrating {vm} yes",
@@ -91,6 +101,17 @@ def _fault(chance: random.Random, hosts: Sequence[str], vms: Sequence[str]) -> s
             f"boot {host}",
         )
     )
+
+
+def _link_fault(chance: random.Random, host: str) -> str:
+    """One way only, or torn in the middle of a frame."""
+    verb = chance.choice(LINK_FAULTS)
+    ends = f"{host} server" if chance.random() < 0.5 else f"server {host}"
+    torn = verb != "heal-link" and chance.random() < 0.5
+    if not torn:
+        return f"{verb} {ends}"
+    role = chance.choice(("agent", "agent", "guardian"))
+    return f"{verb} {ends} after={chance.choice(BYTES)} of={role}"
 
 
 def applies(player: Player, step: Step) -> bool:
@@ -143,12 +164,14 @@ def play(lines: Sequence[str]) -> Player:
 
 
 def _heal(player: Player) -> None:
+    player.world.start_server()
     for host in player.world.hosts.values():
         host.crash_after = None
         if host.agent is not None:
             host.agent.crash_at = None
-        host.libvirt.starts_that_fail = host.blind_starts = 0
-        host.net = True
+        host.libvirt.starts_that_fail = host.blind_starts = host.slow_start_ms = 0
+        for link in player.world.network.links_of(host.name):
+            link.heal()
         if not host.powered:
             host.power_on()
         if not host.libvirt_up:

@@ -7,8 +7,10 @@ from virtha.model.ids import VmId
 from virtha.model.orders import StartVm
 from virtha.model.vm import VmState
 from virtha.sentinel.events import Command, GatherEvidence, Restart
+from virtha.sentinel.guardian import PULSE_FRESH_MS
 from virtha.sim.host import SimHost
 from virtha.sim.world import World
+from virtha.wire.messages import Beat
 
 TOLD_FIRING = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 TOLD_UNCLEAR = (
@@ -32,7 +34,8 @@ class Checkers:
         self.outside: set[VmId] = set()
         for host in world.hosts.values():
             self.watch_host(host)
-        world.kernel.watch(self.one_writer)
+        world.on_run = self.one_writer_of
+        world.on_beat = self.beat_is_true
 
     def watch_host(self, host: SimHost) -> None:
         host.on_start = self.start_is_granted
@@ -40,9 +43,13 @@ class Checkers:
 
     def one_writer(self) -> None:
         for vm_id in self.world.server.vms:
-            hosts = self.world.running_on(vm_id)
-            if len(hosts) > 1 and vm_id not in self.outside:
-                raise Violation(f"{vm_id} runs on {hosts} at {self.world.kernel.now}")
+            self.one_writer_of(vm_id)
+
+    def one_writer_of(self, vm_id: VmId) -> None:
+        """Asked whenever processors begin to run: only then can there be a second writer."""
+        hosts = self.world.running_on(vm_id)
+        if len(hosts) > 1 and vm_id not in self.outside:
+            raise Violation(f"{vm_id} runs on {hosts} at {self.world.kernel.now}")
 
     def start_is_granted(self, host: SimHost, vm_id: VmId) -> None:
         """Asked when our own agent lets processors run: the host must hold the current incarnation."""
@@ -62,6 +69,13 @@ class Checkers:
         if record.boot != host.boot:
             raise Violation(f"{vm_id} is run by a record of {record.boot}")
 
+    def beat_is_true(self, name: str, beat: Beat) -> None:
+        """Section 3: a guardian never says of a dead agent that it lives, but for one pulse's time."""
+        host = self.world.hosts[name]
+        dead_ms = beat.monotonic_ms - host.agent_since_ms if host.agent is None else 0
+        if beat.boot == host.boot and beat.agent_alive and dead_ms > PULSE_FRESH_MS:
+            raise Violation(f"{name}'s guardian says that its agent lives")
+
     def evidence_comes_last(self, commands: Sequence[Command]) -> None:
         """W12: gathering never delays a restart."""
         kinds = [type(command) for command in commands]
@@ -77,6 +91,8 @@ class Checkers:
             self.report_is_true(vm_id)
             self.release_is_told(vm_id)
             self.firings_are_told(vm_id)
+        for host in self.world.hosts.values():
+            self.history_is_whole(host)
         for entry in self.world.server.history:
             if entry.code not in REGISTRY:
                 raise Violation(f"unknown code {entry.code}")
@@ -87,8 +103,12 @@ class Checkers:
     def _settled(self, vm_id: VmId) -> SimHost | None:
         """Its host, if that could have told the server everything."""
         host = self.world.hosts[self.world.server.vms[vm_id].host]
-        can_tell = host.powered and host.net and host.agent is not None and host.libvirt_up
+        can_tell = self._tells(host) and host.libvirt_up
         return host if can_tell else None
+
+    def _tells(self, host: SimHost) -> bool:
+        """A live session, of a process that could have said everything."""
+        return host.powered and host.agent is not None and self.world.connected(host)
 
     def down_has_a_reason(self, vm_id: VmId) -> None:
         known = self.world.server.vms[vm_id]
@@ -131,6 +151,20 @@ class Checkers:
             return
         if record.released and host.name in known.holders:
             raise Violation(f"{known.vm.name} is released by {host.name}, which still holds it")
+
+    def history_is_whole(self, host: SimHost) -> None:
+        """Each event of the host is recorded once, in its order, whatever happened to its sessions."""
+        if not self._tells(host):
+            return
+        told = [
+            (entry.sequence, entry.code)
+            for entry in self.world.server.history
+            if entry.host == host.name
+        ]
+        if told != host.disk.history:
+            lost = [each for each in host.disk.history if each not in told]
+            doubled = [each for each in told if told.count(each) > 1]
+            raise Violation(f"history of {host.name}: lost {lost}, doubled {doubled}")
 
     def firings_are_told(self, vm_id: VmId) -> None:
         """None lost, none invented (W7)."""

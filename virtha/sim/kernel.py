@@ -9,29 +9,22 @@ ACTIONS_MAX = 5_000_000
 
 
 class Kernel:
-    def __init__(self) -> None:
-        self.now = 0
+    def __init__(self, *, began_ms: int = 0) -> None:
+        self.now = began_ms
         self._sequence = 0
         self._heap: list[tuple[int, int, Action]] = []
-        self._after_each: list[Action] = []
-        self._done = 0
+        self.done = 0
 
     def after(self, delay_ms: int, action: Action) -> None:
         assert delay_ms >= 0
         self._sequence += 1
         heapq.heappush(self._heap, (self.now + delay_ms, self._sequence, action))
 
-    def watch(self, check: Action) -> None:
-        """Run after every action: checkers."""
-        self._after_each.append(check)
-
     def advance(self, duration_ms: int) -> None:
         end = self.now + duration_ms
         while self._heap and self._heap[0][0] <= end:
             self.now, _, action = heapq.heappop(self._heap)
             action()
-            self._done += 1
-            assert self._done < ACTIONS_MAX, "the world turns in circles"
-            for check in self._after_each:
-                check()
+            self.done += 1
+            assert self.done < ACTIONS_MAX, "the world turns in circles"
         self.now = end

@@ -76,13 +76,16 @@ class SimLibvirt:
         self._gate = gate
         self._next_pid = first_pid
         self._domains: dict[VmId, Domain] = {}
+        """In the order of their ids."""
+        self.processes = 0
+        """Counts the beginnings and ends of QEMUs: while it stands still, so do they."""
         self.starts_that_fail = 0
         """So many next starts fail after QEMU was made, as with a vanished disk."""
 
     # Catalog
 
     def __iter__(self) -> Iterator[Domain]:
-        return iter([self._domains[vm_id] for vm_id in sorted(self._domains)])
+        return iter(tuple(self._domains.values()))
 
     def find(self, vm_id: VmId) -> Domain | None:
         return self._domains.get(vm_id)
@@ -104,7 +107,10 @@ class SimLibvirt:
             raise HypervisorFailed("a domain needs a name and a uuid")
         if any(other.name == name and other.vm_id != uuid for other in self._domains.values()):
             raise HypervisorFailed(f"domain '{name}' already exists with another uuid")
-        domain = self._domains.setdefault(VmId(uuid), Domain(VmId(uuid), name, xml))
+        if VmId(uuid) not in self._domains:
+            self._domains[VmId(uuid)] = Domain(VmId(uuid), name, xml)
+            self._domains = dict(sorted(self._domains.items()))
+        domain = self._domains[VmId(uuid)]
         domain.name, domain.xml, domain.persistent = name, xml, True
         card = root.find("./devices/watchdog")
         domain.watchdog_action = None if card is None else card.get("action", "reset")
@@ -133,6 +139,7 @@ class SimLibvirt:
             domain.state, domain.reason = DomainState.SHUTOFF, "failed"
             raise GateRefused(refusal)
         self._next_pid += 1
+        self.processes += 1
         domain.qemu = Qemu(self._next_pid, self._clock() // 10, self._clock())
         if self.starts_that_fail:
             self.starts_that_fail -= 1
@@ -235,6 +242,7 @@ class SimLibvirt:
     def end_silently(self, vm_id: VmId, reason: str) -> None:
         """It ended while libvirt itself was down: no event, only the state that is found."""
         domain = self.domain(vm_id)
+        self.processes += 1
         domain.qemu, domain.dumping = None, False
         domain.state, domain.reason = DomainState.SHUTOFF, reason
 
@@ -274,6 +282,7 @@ class SimLibvirt:
         self._stop(domain, "shutdown", reason="shutdown")
 
     def _stop(self, domain: Domain, detail: str, *, reason: str) -> None:
+        self.processes += 1
         domain.qemu, domain.dumping = None, False
         domain.state, domain.reason = DomainState.SHUTOFF, reason
         self._say(domain.vm_id, Kind.STOPPED, detail)

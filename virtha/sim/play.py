@@ -24,7 +24,10 @@ from virtha.scenario.language import Scenario, Step
 from virtha.sentinel.events import HostShuttingDown, MigrationMarked
 from virtha.sim.checkers import Checkers
 from virtha.sim.host import CRASH_POINTS, SimHost
+from virtha.sim.network import Link, Tear
 from virtha.sim.world import GuestKind, World
+
+_FOR_EVER_MS = 1 << 60
 
 _SHOWN = (
     "action",
@@ -44,6 +47,26 @@ _DURATIONS = {
     "delay_max": "delay_ms_max",
     "reset_loop_window": "reset_loop_window_ms",
 }
+ASKED = frozenset(
+    (
+        "policy",
+        "start",
+        "shutdown",
+        "power-off",
+        "reboot",
+        "reset",
+        "pause",
+        "resume",
+        "adopt",
+        "forget",
+        "set",
+        "hold",
+        "unhold",
+        "supersede",
+        "backup-server",
+    )
+)
+"""What the server has to be there for."""
 _COUNTS = ("restarts_max", "delay_growth", "reset_loop_count")
 
 
@@ -89,6 +112,15 @@ class Player:
             "start-libvirt": lambda step: self._host(step).start_libvirt(),
             "cut-net": lambda step: self._net(step, up=False),
             "heal-net": lambda step: self._net(step, up=True),
+            "cut-link": self._cut_link,
+            "heal-link": lambda step: self._link(step).heal(),
+            "reset-link": self._reset_link,
+            "stop-server": lambda _step: self.world.stop_server(),
+            "start-server": lambda _step: self.world.start_server(),
+            "backup-server": lambda _step: self.world.backup_server(),
+            "restore-server": self._restore_server,
+            "empty-run": lambda step: self._host(step).empty_run(),
+            "slow-start": self._slow_start,
             "fire": self._fire,
         }
         self._verbs["vanish-qemu"] = self._guest_fault
@@ -110,6 +142,10 @@ class Player:
 
     def do(self, step: Step) -> None:
         self.world.trace(f"> {step.text()}")
+        if step.verb in ASKED and not self.world.gateway.running:
+            if not self.tolerant:
+                raise _wrong(step, "nobody can be asked: the server is stopped", ("start-server",))
+            return
         try:
             self._verbs[step.verb](step)
         except HypervisorError:
@@ -163,11 +199,13 @@ class Player:
     def _hosts(self, step: Step) -> None:
         for name in step.words:
             self.checkers.watch_host(self.world.add_host(name))
+        if self.world.kernel.now < 0:
+            self.world.kernel.advance(-self.world.kernel.now)
 
     def _vm(self, step: Step) -> None:
         options = step.options
         card = options.get("watchdog")
-        self.world.add_vm(
+        vm_id = self.world.add_vm(
             step.words[0],
             self._named_host(step, options.get("on", "")).name,
             ha="ha" in options,
@@ -178,6 +216,9 @@ class Player:
                 ignores_shutdown="ignores-shutdown" in options,
             ),
         )
+        if "foreign" in options:
+            self.world.server.vms[vm_id].managed = False
+            self.world.push_settings()
 
     def _policy(self, step: Step) -> None:
         values: dict[str, int | bool] = {}
@@ -228,9 +269,11 @@ class Player:
     def _adopt(self, step: Step) -> None:
         vm_id = self._vm_id(step)
         known = self.world.server.vms[vm_id]
-        incarnation = self.world.server.grant(vm_id, known.host)
-        assert incarnation is not None
-        self._order(vm_id, AdoptVm(vm=known.vm, incarnation=incarnation))
+        grant = self.world.gateway.make_grant(known.host, vm_id, known.incarnation)
+        assert grant is not None, "its host is not connected"
+        known.managed = True
+        grant = self.world.server.grant(vm_id, known.host, grant)
+        self._order(vm_id, AdoptVm(vm=known.vm, incarnation=grant.incarnation))
 
     def _forget(self, step: Step) -> None:
         vm_id = self._vm_id(step)
@@ -291,9 +334,12 @@ class Player:
             case "run-ungranted":
                 # As with a hook that somebody removed: only the guardian is left.
                 self.checkers.outside.add(vm_id)
-                host.grants[vm_id] = self.world.server.vms[vm_id].incarnation
+                former = host.grants.get(vm_id)
+                host.grant(vm_id, self.world.server.vms[vm_id].incarnation, until_ms=_FOR_EVER_MS)
                 self._virsh_start(host, vm_id)
-                del host.grants[vm_id]
+                host.revoke(vm_id)
+                if former is not None:
+                    host.grants[vm_id] = former
             case "destroy":
                 libvirt.destroy(vm_id)
             case "suspend":
@@ -334,16 +380,50 @@ class Player:
             host.agent.crash_at = point
 
     def _stop_guardian(self, step: Step) -> None:
-        self._host(step).guardian = None
+        self._host(step).stop_guardian()
+
+    def _restore_server(self, step: Step) -> None:
+        if not self.world.restore_server():
+            raise _wrong(step, "there is no backup", ("backup-server",))
+
+    def _slow_start(self, step: Step) -> None:
+        self._host(step).slow_start_ms = parse_duration_ms(step.words[1], field=f"line {step.line}")
 
     def _net(self, step: Step, *, up: bool) -> None:
-        host = self._host(step)
-        host.net = up
-        self.world.exchange(host)
+        for link in self.world.network.links_of(self._host(step).name):
+            link.heal() if up else link.cut()
+
+    def _link(self, step: Step) -> Link:
+        known = self.world.network.endpoints
+        for name in step.words:
+            if name not in known:
+                raise _wrong(step, f"nothing called '{name}' on the network", tuple(sorted(known)))
+        return self.world.network.link(step.words[0], step.words[1])
+
+    def _cut_link(self, step: Step) -> None:
+        link = self._link(step)
+        if "after" in step.options:
+            link.tear = self._tear(step, resets=False)
+        else:
+            link.cut()
+
+    def _reset_link(self, step: Step) -> None:
+        link = self._link(step)
+        if "after" in step.options:
+            link.tear = self._tear(step, resets=True)
+            return
+        self.world.network.reset(*step.words, label=step.options.get("of"))
+
+    def _tear(self, step: Step, *, resets: bool) -> Tear:
+        after = step.options["after"]
+        if not after.isdecimal():
+            raise _wrong(step, f"'{after}' is no number of bytes", ("0", "1", "2"))
+        return Tear(int(after), resets=resets, label=step.options.get("of"))
 
     def _shutdown_host(self, step: Step) -> None:
         """The init system: the agent is told, guests get SIGTERM, then the power goes."""
         host = self._host(step)
+        host.shutting_down = True
         if host.agent is not None:
             host.agent.tell(HostShuttingDown())
         for domain in list(host.libvirt):

@@ -1,18 +1,33 @@
 """A small server: holders, incarnations, orders that are sent again, facts acknowledged in order.
 
-It stands in for the real one until the engine comes: it starts nothing by itself.
+It stands in for the real one (``virtha.control``) until the engine comes: it starts nothing by itself.
+Everything here is in its database and survives the process; sessions are ``virtha.sim.gateway``'s.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
-from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
-from virtha.model.ids import Incarnation, OperationId, VmId
+from virtha.model.domain import DomainReport, DomainState
+from virtha.model.facts import (
+    Fact,
+    Happened,
+    Inventory,
+    Outcome,
+    Released,
+    Result,
+    VmReport,
+)
+from virtha.model.host import HostState
+from virtha.model.ids import BootId, Incarnation, OperationId, Term, VmId
 from virtha.model.orders import (
     AdoptVm,
+    Grant,
     HeldVm,
+    HostSettings,
+    Order,
     OrderBody,
     PauseVm,
     RebootVm,
@@ -23,15 +38,14 @@ from virtha.model.orders import (
 from virtha.model.policy import Policy
 from virtha.model.value import Fields, Value
 from virtha.model.vm import Vm, VmState
-from virtha.sentinel.events import Configured
+from virtha.sim.line import INSTALLATION
 
-if TYPE_CHECKING:
-    from virtha.sim.host import SimHost
-
-LATENCY_MS = 5
-RESEND_MS = 1_000
-SILENCE_MS = 5_000
-AGENT_GRACE_MS = 2_000
+LIST_MARGIN_MS = 10_000
+"""As ``virtha.control.copies``: how much older than its fact an inventory's list may be."""
+VOID_AFTER_MS = 60_000
+_STOPPED = (VmState.DOWN, VmState.CRASHED, VmState.UNKNOWN)
+_RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
+_REFUSED_FOR = ("order.refused.running", "order.refused.incarnation")
 
 
 class HistoryEntry(Value, frozen=True, kw_only=True):
@@ -41,6 +55,9 @@ class HistoryEntry(Value, frozen=True, kw_only=True):
     code: str
     subject: str
     fields: Fields = {}
+    host: str = ""
+    sequence: int = 0
+    """Of the fact that said it; empty where the server itself did."""
 
 
 class ServerVm:
@@ -51,33 +68,91 @@ class ServerVm:
         self.incarnation = Incarnation(0)
         self.ordered = Incarnation(0)
         """The highest that was given out; ``incarnation`` is above it when another host superseded it."""
-        self.copies: set[Incarnation] = set()
-        """Starts of the one holder whose end it has not told."""
+        self.copies: dict[str, dict[Incarnation, Grant | None]] = {}
+        """Starts of each holder whose end it has not told."""
+        self.state = VmState.DOWN
         self.wanted_up = False
+        self.managed = True
         self.report: VmReport | None = None
+        """The last that counted; None: what it does is not known."""
 
-    def release(self, host: str, incarnation: Incarnation) -> None:
+    def of(self, host: str) -> dict[Incarnation, Grant | None]:
+        return self.copies.setdefault(host, {})
+
+    def drop(self, host: str) -> None:
+        self.holders.discard(host)
+        self.copies.pop(host, None)
+
+    def release(self, host: str, incarnation: Incarnation, boot: BootId | None) -> None:
         """A host stays a holder until each of its starts has ended (see ``virtha.control.copies``)."""
-        if self.incarnation > self.ordered:
+        if self.incarnation > self.ordered or host not in self.holders:
             return  # superseded from elsewhere: it settles nothing
-        known = bool(self.copies)
-        self.copies.discard(incarnation)
-        if not self.copies and (known or incarnation >= self.incarnation):
-            self.holders.discard(host)
+        mine = self.of(host)
+        if not mine:
+            if incarnation >= self.incarnation:
+                self.drop(host)
+            return
+        gone = [one for one in mine if one == incarnation or self._died(one, mine[one], boot)]
+        for one in gone:
+            del mine[one]
+        if not mine:
+            self.drop(host)
 
-    def held_incarnation(self, *, starting: bool) -> Incarnation:
-        if starting or self.incarnation > self.ordered:
+    def reported(self, host: str, incarnation: Incarnation) -> None:
+        """The host has a record of it: it takes one only when no earlier copy is there."""
+        mine = self.of(host)
+        if not mine:
+            return
+        for one in [one for one in mine if one < incarnation]:
+            del mine[one]
+        if incarnation > self.incarnation:
+            mine[incarnation] = None
+        if not mine:
+            self.drop(host)
+
+    def seen_off(self, host: str, boot: BootId, at_ms: int, present: BootId | None) -> None:
+        """Not active in a full list: that ends earlier starts whose grants were over by then."""
+        mine = self.of(host)
+        gone = [
+            one
+            for one, grant in mine.items()
+            if one < self.incarnation
+            and grant is not None
+            and (
+                self._died(one, grant, present)
+                or (grant.boot == boot and at_ms >= grant.ends_at_ms + LIST_MARGIN_MS)
+            )
+        ]
+        for one in gone:
+            del mine[one]
+        if gone and not mine:
+            self.drop(host)
+
+    def held_incarnation(self, host: str) -> Incarnation:
+        if self.state is VmState.STARTING or self.incarnation > self.ordered:
             return self.incarnation
-        return min(self.copies, default=self.incarnation)
+        return min(self.of(host), default=self.incarnation)
+
+    def start_over(self, *, unclear: bool) -> None:
+        if self.state is VmState.STARTING:
+            self.state = VmState.UNKNOWN if unclear else VmState.DOWN
+
+    def _died(self, one: Incarnation, grant: Grant | None, present: BootId | None) -> bool:
+        """P4, for earlier starts: the newest one's end is its host's to say."""
+        known = grant is not None and present is not None
+        return one < self.incarnation and known and grant.boot != present  # type: ignore[union-attr]
 
 
 class PendingOrder(Value, frozen=True, kw_only=True):
+    """``step`` is always 0 here."""
+
     operation_id: OperationId
     host: str
     body: OrderBody
+    created_ms: int
 
 
-def _subject(body: OrderBody) -> VmId | None:
+def subject_of(body: OrderBody) -> VmId | None:
     match body:
         case StartVm(vm=vm) | AdoptVm(vm=vm):
             return vm.id
@@ -89,144 +164,329 @@ def _subject(body: OrderBody) -> VmId | None:
             return None
 
 
-class HostSeen:
-    """What the server sees of one host: beats only."""
-
-    def __init__(self) -> None:
-        self.beat_ms = 0
-        self.agent_alive = True
-        self.agent_dead_since: int | None = None
-        self.state = "up"
-
-
 class SimServer:
-    def __init__(self, clock: Callable[[], int]) -> None:
+    """``clock``: the world's. ``wall_epoch_ms``: what its wall clocks add to it."""
+
+    _KEPT = (
+        "vms",
+        "policy",
+        "hold",
+        "history",
+        "pending",
+        "acknowledged",
+        "boots",
+        "states",
+        "timelines",
+        "timeline",
+        "term",
+        "revision",
+    )
+
+    def __init__(self, clock: Callable[[], int], *, wall_epoch_ms: int) -> None:
         self._clock = clock
+        self._epoch_ms = wall_epoch_ms
+        self._operations = 0
+        self._restores = 0
         self.vms: dict[VmId, ServerVm] = {}
         self.policy = Policy()
         self.hold: str | None = None
         self.history: list[HistoryEntry] = []
         self.pending: dict[OperationId, PendingOrder] = {}
-        self.outcomes: dict[OperationId, Outcome] = {}
         self.acknowledged: dict[str, int] = {}
-        self.seen: dict[str, HostSeen] = {}
-        self._operations = 0
+        self.boots: dict[str, BootId] = {}
+        self.states: dict[str, HostState] = {}
+        self.timelines: dict[str, int] = {}
+        self.timeline = 0
+        self.term = Term(0)
+        self.revision = 0
+        self.settings_due = False
+        """What a host is told has changed: after this transaction all get their settings."""
+
+    # The database as a whole
+
+    def backup(self) -> dict[str, Any]:
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._KEPT}
+
+    def restore(self, backup: dict[str, Any]) -> None:
+        """A new timeline: nothing starts before every host has told its inventory in it (M2)."""
+        for name, value in backup.items():
+            setattr(self, name, copy.deepcopy(value))
+        self._restores += 1
+        self.timeline = self._restores
+
+    def changed(self) -> None:
+        self.revision += 1
+        self.settings_due = True
+
+    def say(self, code: str, subject: str, **fields: str | int) -> None:
+        self.history.append(
+            HistoryEntry(at_ms=self._clock(), code=code, subject=subject, fields={**fields})
+        )
+
+    # Hosts
+
+    def hello(self, host: str, *, boot: BootId, term_seen: int, last: int) -> int:
+        """The agent's. Returns the last of its facts that is recorded."""
+        known = self.acknowledged.get(host, 0)
+        if term_seen > self.term:
+            # An agent followed a later term than our records know: a restored database (M1).
+            self.term = Term(term_seen + 1)
+        if last < known:
+            self.say("host.outbox.truncated", host)
+        if self.boots.get(host) != boot:
+            self.boots[host] = boot
+        self.revision += 1
+        self.judged(host, HostState.UP)
+        if last <= known:
+            self.void_starts(host)
+        return known
+
+    def judged(self, host: str, state: HostState) -> None:
+        before = self.states.get(host, HostState.UP)
+        self.states[host] = state
+        if before is state:
+            return
+        if before is HostState.UNREACHABLE:
+            self.say("host.reachable", host)
+        if before is HostState.AGENT_DOWN and state is HostState.UP:
+            self.say("host.agent.up", host)
+        if state is HostState.AGENT_DOWN:
+            self.say("host.agent.down", host)
+        if state is HostState.UNREACHABLE:
+            self.say("host.unreachable", host)
 
     # Facts in
 
-    def receive(self, host: "SimHost", facts: list[tuple[int, Fact]]) -> int:
-        """Facts come with their world time; those recorded already are skipped. Returns the last."""
-        last = self.acknowledged.get(host.name, 0)
-        for at_ms, fact in facts:
+    def record_facts(
+        self, host: str, facts: Sequence[Fact], made_after: Callable[[Fact], bool]
+    ) -> int:
+        """Those recorded already are skipped. Returns the last. ``made_after``: see ``HelloBook``."""
+        last = self.acknowledged.get(host, 0)
+        for fact in facts:
             if fact.sequence <= last:
                 continue
-            assert fact.sequence == last + 1, f"{host.name}: fact {fact.sequence} after {last}"
+            if fact.sequence > last + 1:
+                self.say("host.facts.lost", host, count=fact.sequence - last - 1)
+            self._record(host, fact, made_after)
             last = fact.sequence
-            self._record(host, at_ms, fact)
-        self.acknowledged[host.name] = last
+        self.acknowledged[host] = last
         return last
 
-    def _record(self, host: "SimHost", at_ms: int, fact: Fact) -> None:
+    def _record(self, host: str, fact: Fact, made_after: Callable[[Fact], bool]) -> None:
         match fact.body:
             case Happened(code=code, vm_id=vm_id, fields=fields):
                 known = self.vms.get(vm_id) if vm_id else None
-                subject = known.vm.name if known else host.name
+                at_ms, subject = fact.wall_ms - self._epoch_ms, known.vm.name if known else host
                 self.history.append(
-                    HistoryEntry(at_ms=at_ms, code=code, subject=subject, fields=fields)
+                    HistoryEntry(
+                        at_ms=at_ms,
+                        code=code,
+                        subject=subject,
+                        fields=fields,
+                        host=host,
+                        sequence=fact.sequence,
+                    )
                 )
-            case VmReport(vm_id=vm_id) as report:
-                known = self.vms.get(vm_id)
-                if known is not None and known.host == host.name:
-                    self._reported(known, report)
+            case VmReport() as report:
+                self._reported(host, report)
             case Released(vm_id=vm_id, incarnation=incarnation):
                 known = self.vms.get(vm_id)
-                if known is not None and host.name in known.holders:
-                    known.release(host.name, incarnation)
+                if known is not None:
+                    known.release(host, incarnation, self.boots.get(host))
+                    self.changed()
+            case Inventory(domains=domains):
+                if made_after(fact):
+                    self.timelines[host] = self.timeline
+                if fact.boot == self.boots.get(host):
+                    self._inventory(host, fact, domains)
             case Outcome(operation_id=operation_id) as outcome:
-                self._ended(self.pending.pop(operation_id, None), outcome)
-                self.outcomes[operation_id] = outcome
+                order = self.pending.pop(operation_id, None)
+                if order is not None and outcome.result is not Result.OK:
+                    self._failed(order, outcome)
 
-    def _reported(self, known: ServerVm, report: VmReport) -> None:
-        """As the real one: of a former incarnation only what may still be there, and no start is on
-        its way."""
-        older = report.incarnation < known.incarnation
-        may_be = report.incarnation in known.copies or not known.holders
-        if older and (self._starting(known.vm.id) or not may_be):
+    def _reported(self, host: str, report: VmReport) -> None:
+        known = self.vms.get(report.vm_id)
+        if known is None or not self._counts(known, host, report.incarnation):
             return
+        if host not in known.holders and host != known.host:
+            return
+        held = (known.holders.copy(), dict(known.of(host)))
+        known.reported(host, report.incarnation)
         known.incarnation = max(known.incarnation, report.incarnation)
-        known.report = report
-        for copy in [copy for copy in known.copies if copy < report.incarnation]:
-            known.release(known.host, copy)
+        known.ordered = max(known.ordered, report.incarnation)
+        known.report, known.state, known.host = report, report.state, host
+        if held != (known.holders, known.of(host)):
+            self.changed()
 
-    def _starting(self, vm_id: VmId) -> bool:
-        return any(
-            isinstance(order.body, StartVm) and order.body.vm.id == vm_id
-            for order in self.pending.values()
-        )
+    def _counts(self, known: ServerVm, host: str, incarnation: Incarnation) -> bool:
+        """Whether a host's report of that incarnation says how the VM is."""
+        if incarnation >= known.incarnation:
+            return True
+        if known.state is VmState.STARTING:
+            return False
+        return incarnation in known.of(host) or not known.holders
 
-    def _ended(self, order: PendingOrder | None, outcome: Outcome) -> None:
-        refused = outcome.result is Result.REFUSED
-        if order is None or not refused or not isinstance(order.body, StartVm):
+    # Inventories: they end doubts, and tell of copies that nobody granted
+
+    def _inventory(self, host: str, fact: Fact, domains: tuple[DomainReport, ...]) -> None:
+        active = {one.vm_id for one in domains if one.state is not DomainState.SHUTOFF}
+        for vm_id, known in self.vms.items():
+            if not known.managed:
+                continue
+            if vm_id in active and host not in known.holders:
+                known.holders.add(host)
+                self.say("vm.unmanaged_copy", known.vm.name)
+                self.changed()
+            elif vm_id not in active and host in known.holders:
+                self._inactive(host, fact, known)
+
+    def _inactive(self, host: str, fact: Fact, known: ServerVm) -> None:
+        held = known.holders.copy()
+        known.seen_off(host, fact.boot, fact.monotonic_ms, self.boots.get(host))
+        if (host != known.host or not known.incarnation) and not known.of(host):
+            # That copy is gone. It had no grant and no record there, so nothing starts it again.
+            known.drop(host)
+        if host == known.host and known.state in _RUNS:
+            known.state = VmState.UNKNOWN
+        if held != known.holders:
+            self.changed()
+
+    # Answers
+
+    def _failed(self, order: PendingOrder, outcome: Outcome) -> None:
+        """A holder goes by its durable release, never by an outcome (G1)."""
+        if not isinstance(order.body, StartVm):
             return
+        host, asked = order.host, order.body.grant.incarnation
         known, current = self.vms[order.body.vm.id], outcome.fields.get("current")
-        if outcome.code == "order.refused.boot":
-            # The simulated desk has no release of its own for an order of a boot that is over.
-            known.release(order.host, order.body.grant.incarnation)
-        if known.incarnation != order.body.grant.incarnation or not isinstance(current, int):
+        runs = outcome.code == "order.refused.running"
+        if known.incarnation != asked:
             return
-        if outcome.code in ("order.refused.running", "order.refused.incarnation"):
-            # The refused incarnation never was, the host's own is current: what it is doing is not
-            # known before its next report.
-            known.copies.discard(known.incarnation)
-            known.incarnation = Incarnation(current)
-            if order.host in known.holders:
-                known.copies.add(known.incarnation)
-            if outcome.code == "order.refused.running":
-                known.report = None
+        earlier = any(one != asked for one in known.of(host))
+        known.start_over(unclear=outcome.result is Result.UNKNOWN or runs or earlier)
+        self.changed()
+        refused = outcome.result is Result.REFUSED and outcome.code in _REFUSED_FOR
+        if not refused or not isinstance(current, int):
+            return
+        # The refused incarnation never was, the host's own is current: what it is doing is not
+        # known before its next report.
+        known.incarnation = known.ordered = Incarnation(current)
+        known.of(host).pop(asked, None)
+        if host in known.holders:
+            known.of(host).setdefault(known.incarnation, None)
+        if runs:
+            known.report = None
 
     # Orders out
 
     def order(self, host: str, body: OrderBody) -> PendingOrder:
         self._operations += 1
         order = PendingOrder(
-            operation_id=OperationId(f"op-{self._operations}"), host=host, body=body
+            operation_id=OperationId(f"op-{self._operations}"),
+            host=host,
+            body=body,
+            created_ms=self._clock(),
         )
         self.pending[order.operation_id] = order
         return order
 
-    def grant(self, vm_id: VmId, host: str) -> Incarnation | None:
-        """Target into the holder set before the order goes out (G1).
-
-        None: somebody else may hold it, it runs, or an order about it has not ended.
-        """
+    def objection(self, vm_id: VmId, host: str) -> str | None:
+        """Why a start on that host is refused; None: it may be ordered."""
         known = self.vms[vm_id]
+        if any(timeline != self.timeline for timeline in self.timelines.values()):
+            return "a host has not told its inventory since the restore"
         if known.holders - {host}:
-            return None
-        up = known.report is not None and known.report.state is not VmState.DOWN
-        if known.holders and up and known.report and known.report.incarnation == known.incarnation:
-            return None
-        if any(_subject(order.body) == vm_id for order in self.pending.values()):
-            return None
-        if host in known.holders and not known.copies:
-            known.copies.add(known.incarnation)
+            return "held elsewhere"
+        if known.state not in _STOPPED:
+            return f"it is {known.state}"
+        if any(subject_of(order.body) == vm_id for order in self.pending.values()):
+            return "an order about it has not ended"
+        return None
+
+    def grant(self, vm_id: VmId, host: str, grant: Grant) -> Grant:
+        """Target into the holder set before the order goes out (G1)."""
+        known = self.vms[vm_id]
+        mine = known.of(host)
+        if host in known.holders and not mine and known.incarnation:
+            # Adopted there, or seen there by an inventory.
+            mine[known.incarnation] = grant
         known.holders.add(host)
         known.host = host
         known.incarnation = known.ordered = Incarnation(known.incarnation + 1)
-        known.copies.add(known.incarnation)
-        known.wanted_up = True
-        return known.incarnation
+        grant = replace(grant, incarnation=known.incarnation)
+        for one, old in list(mine.items()):
+            # The last start of a former boot may have been sent again, with a grant of this one.
+            if old is not None and old.boot != grant.boot and one != known.incarnation - 1:
+                del mine[one]
+        # Grants given before end before this one: they quoted an older beat.
+        known.copies[host] = dict.fromkeys((*mine, known.incarnation), grant)
+        known.wanted_up, known.state = True, VmState.STARTING
+        self.changed()
+        return grant
 
-    def settings_for(self, host: str) -> Configured:
-        held = [
-            HeldVm(
-                vm=known.vm,
-                incarnation=known.held_incarnation(starting=self._starting(known.vm.id)),
-                wanted_up=known.wanted_up,
-            )
-            for _, known in sorted(self.vms.items())
-            if host in known.holders
-        ]
-        return Configured(policy=self.policy, hold=self.hold, vms=tuple(held))
+    def still_stands(self, order: PendingOrder) -> bool:
+        """A start stands while its host is held to have that very incarnation: sent again after its
+        release, it could be a second copy (G1)."""
+        if not isinstance(order.body, StartVm):
+            return True
+        grant, known = order.body.grant, self.vms[order.body.vm.id]
+        if order.host not in known.holders or known.incarnation != grant.incarnation:
+            return False
+        return grant.incarnation in (known.of(order.host) or {grant.incarnation})
+
+    def void_starts(self, host: str) -> None:
+        """End this host's starts that may not be sent again: it released them and did not answer."""
+        for order in self.unanswered(host):
+            if isinstance(order.body, StartVm) and not self.still_stands(order):
+                del self.pending[order.operation_id]
+                known = self.vms[order.body.vm.id]
+                if known.incarnation == order.body.grant.incarnation:
+                    known.start_over(unclear=bool(known.holders))
+                    self.changed()
+
+    def expire(self) -> None:
+        late = {
+            order.host
+            for order in self.pending.values()
+            if order.created_ms + VOID_AFTER_MS < self._clock() and not self.still_stands(order)
+        }
+        for host in sorted(late):
+            self.void_starts(host)
+
+    def unanswered(self, host: str) -> list[PendingOrder]:
+        return [order for order in self.pending.values() if order.host == host]
+
+    def addressed(self, order: PendingOrder, body: OrderBody) -> Order:
+        """For the host's present boot and our term."""
+        return Order(
+            operation_id=order.operation_id,
+            step=0,
+            term=self.term,
+            host_boot=self.boots[order.host],
+            body=body,
+        )
+
+    # Settings
+
+    def settings_for(self, host: str) -> HostSettings:
+        managed = [known for known in self.vms.values() if known.managed]
+        return HostSettings(
+            revision=self.revision,
+            installation_id=INSTALLATION,
+            term=self.term,
+            hold=self.hold,
+            policy=self.policy,
+            vms=tuple(
+                HeldVm(
+                    vm=known.vm,
+                    incarnation=known.held_incarnation(host),
+                    wanted_up=known.wanted_up,
+                )
+                for known in managed
+                if host in known.holders
+            ),
+            foreign_vms=tuple(known.vm.id for known in managed if host not in known.holders),
+        )
 
     def change_vm(self, vm_id: VmId, *, ha: bool) -> None:
         known = self.vms[vm_id]
@@ -237,40 +497,4 @@ class SimServer:
         known = self.vms[vm_id]
         known.holders.clear()
         known.copies.clear()
-        known.wanted_up, known.report = False, None
-
-    # Beats: host state
-
-    def beat(self, host: str, *, agent_alive: bool) -> None:
-        seen = self.seen.setdefault(host, HostSeen())
-        seen.beat_ms = self._clock()
-        seen.agent_alive = agent_alive
-        if agent_alive:
-            seen.agent_dead_since = None
-        elif seen.agent_dead_since is None:
-            seen.agent_dead_since = self._clock()
-
-    def judge_hosts(self) -> None:
-        """Silence proves nothing: `unreachable` starts nothing here."""
-        for name in sorted(self.seen):
-            seen = self.seen[name]
-            state = self._judge(seen)
-            if state == seen.state:
-                continue
-            code = {
-                ("unreachable", "up"): "host.reachable",
-                ("unreachable", "agent_down"): "host.agent.down",
-                ("agent_down", "up"): "host.agent.up",
-                ("up", "agent_down"): "host.agent.down",
-            }.get((seen.state, state), "host.unreachable")
-            seen.state = state
-            self.history.append(HistoryEntry(at_ms=self._clock(), code=code, subject=name))
-
-    def _judge(self, seen: HostSeen) -> str:
-        now = self._clock()
-        if now - seen.beat_ms > SILENCE_MS:
-            return "unreachable"
-        dead_since = seen.agent_dead_since
-        if dead_since is not None and now - dead_since >= AGENT_GRACE_MS:
-            return "agent_down"
-        return "up" if seen.state != "agent_down" or seen.agent_alive else "agent_down"
+        known.wanted_up, known.managed, known.report = False, False, None

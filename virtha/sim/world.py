@@ -1,27 +1,28 @@
-"""Hosts, the server and the wires between them, under virtual time; and the truth about all of it."""
+"""Hosts, the server and the network between them, under virtual time; and the truth about all of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from virtha.model.domain import DomainEvent, DomainEventKind
 from virtha.model.ids import ClusterId, Incarnation, VmId
-from virtha.model.orders import Grant, OrderBody, StartVm
+from virtha.model.orders import OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Value
 from virtha.model.vm import Vm, VmState
 from virtha.model.watchdog import Watchdog
-from virtha.sentinel.events import Configured, VmRecord
-from virtha.sentinel.guardian import SendBeat
-from virtha.sim.host import EVENT_MS, SEND_MS, SimAgent, SimHost
+from virtha.sentinel.events import VmRecord
+from virtha.sim.gateway import SimGateway
+from virtha.sim.host import EVENT_MS, WALL_EPOCH_MS, SimHost
 from virtha.sim.kernel import Kernel
-from virtha.sim.orders import OrderDesk
+from virtha.sim.line import SERVER
+from virtha.sim.network import Network
 from virtha.sim.server import ServerVm, SimServer
+from virtha.wire.messages import Beat
 
-SERVER_TICK_MS = 500
-GRANT_MS = 30_000
-
-
+CONNECTING_MS = 1_000
+"""A story begins at 0, when the hosts of its first line have been on for so long and are connected."""
 TRACELESS = ("none", "shutdown", "inject-nmi")
 """Firings that change nothing a later list or the guest's uptime could show."""
 
@@ -34,8 +35,10 @@ class GuestKind(Value, frozen=True, kw_only=True):
 
 class World:
     def __init__(self) -> None:
-        self.kernel = Kernel()
-        self.server = SimServer(lambda: self.kernel.now)
+        self.kernel = Kernel(began_ms=-CONNECTING_MS)
+        self.network = Network(self.kernel, "management")
+        self.network.attach(SERVER)
+        self.server = SimServer(lambda: self.kernel.now, wall_epoch_ms=WALL_EPOCH_MS)
         self.hosts: dict[str, SimHost] = {}
         self.guests: dict[VmId, GuestKind] = {}
         self.ids: dict[str, VmId] = {}
@@ -43,9 +46,13 @@ class World:
         self.fired: dict[VmId, int] = {}
         self.firings: dict[VmId, list[tuple[str, int] | None]] = {}
         """Each firing: None when an agent was there to see it, else the gap in which it happened."""
-        self._desks: dict[SimAgent, OrderDesk] = {}
-        self._sent: dict[str, Configured] = {}
-        self.kernel.after(SERVER_TICK_MS, self._tick)
+        self.on_run: Callable[[VmId], None] = lambda _vm_id: None
+        """Whenever the processors of a VM begin to run somewhere."""
+        self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
+        """Whenever the server takes one."""
+        self._server_starts = 0
+        self._backup: dict[str, Any] | None = None
+        self.gateway = self._new_gateway()
 
     def trace(self, line: str) -> None:
         self.trace_lines.append(f"{self.kernel.now} {line}")
@@ -53,9 +60,9 @@ class World:
     # Building
 
     def add_host(self, name: str) -> SimHost:
-        host = SimHost(self.kernel, name, trace=self.trace)
+        host = SimHost(self.kernel, self.network, name, trace=self.trace)
         host.on_event = self._domain_event
-        host.managed = lambda: frozenset(self.server.vms)
+        host.stubborn = lambda vm_id: self.guests[vm_id].ignores_shutdown
         self.hosts[name] = host
         host.power_on()
         return host
@@ -78,75 +85,53 @@ class World:
         self.server.vms[vm_id] = ServerVm(vm, host)
         for each in self.hosts.values():
             each.libvirt.define(_domain_xml(vm))
+        self.push_settings()
         return vm_id
 
-    # Wires
+    # The server's process
 
-    def _tick(self) -> None:
-        self.server.judge_hosts()
-        for host in self.hosts.values():
-            self.exchange(host)
-        self.kernel.after(SERVER_TICK_MS, self._tick)
+    def _new_gateway(self) -> SimGateway:
+        self._server_starts += 1
+        gateway = SimGateway(self.kernel, self.network, self.server, number=self._server_starts)
+        gateway.on_beat = lambda host, beat: self.on_beat(host, beat)
+        gateway.start()
+        return gateway
 
-    def exchange(self, host: SimHost) -> None:
-        """What a session carries: facts up, settings and unfinished orders down."""
-        guardian, agent = host.guardian, host.agent
-        reachable = host.powered and host.net
-        if guardian is not None:
-            guardian.on_beat = lambda beat: self._beat(host, beat)
-            guardian.link(up=reachable)
-        if agent is None or not reachable:
-            self._sent.pop(host.name, None)
-            return
-        acknowledged = self.server.receive(host, list(host.disk.outbox))
-        host.disk.outbox = [entry for entry in host.disk.outbox if entry[1].sequence > acknowledged]
-        self._configure(host, agent)
-        for _, order in sorted(self.server.pending.items()):
-            if order.host == host.name and host.agent is agent:
-                self._desk(agent).take(order)
+    def stop_server(self) -> None:
+        """Killed: sessions and beats are gone with it, its database is not."""
+        self.gateway.kill()
 
-    def _configure(self, host: SimHost, agent: SimAgent) -> None:
-        settings = self.server.settings_for(host.name)
-        encoded = msgspec.msgpack.encode(settings)
-        if self._sent.get(host.name) == settings and host.disk.settings == encoded:
-            return
-        self._sent[host.name] = settings
-        host.disk.settings = encoded
-        agent.tell(settings)
+    def start_server(self) -> None:
+        if not self.gateway.running:
+            self.gateway = self._new_gateway()
 
-    def _desk(self, agent: SimAgent) -> OrderDesk:
-        if agent not in self._desks:
-            stubborn = frozenset(
-                vm_id for vm_id, guest in self.guests.items() if guest.ignores_shutdown
-            )
-            self._desks[agent] = OrderDesk(agent, ignores_shutdown=stubborn)
-        return self._desks[agent]
+    def backup_server(self) -> None:
+        self._backup = self.server.backup()
 
-    def _beat(self, host: SimHost, beat: SendBeat) -> None:
-        if host.net:
-            alive = beat.agent_alive
-            self.kernel.after(SEND_MS, lambda: self.server.beat(host.name, agent_alive=alive))
+    def restore_server(self) -> bool:
+        """What was recorded since the backup is lost. False: there is none."""
+        if self._backup is None:
+            return False
+        self.gateway.kill()
+        self.server.restore(self._backup)
+        self.gateway = self._new_gateway()
+        return True
 
     # The operator
 
     def order(self, host: str, body: OrderBody) -> None:
-        self.server.order(host, body)
-        self.exchange(self.hosts[host])
+        self.gateway.deliver(self.server.order(host, body))
 
     def start(self, vm_id: VmId, host: str) -> bool:
-        """False: refused, another host may hold it (G1)."""
-        incarnation = self.server.grant(vm_id, host)
-        if incarnation is None:
-            self.trace(f"start of {vm_id} on {host} refused: held elsewhere")
+        """False: refused, as placement and the holder rule would (G1, G2, M2)."""
+        objection = self.server.objection(vm_id, host)
+        grant = self.gateway.make_grant(host, vm_id, Incarnation(0))
+        if objection is None and (grant is None or not self.gateway.agent_connected(host)):
+            objection = "its host is not connected"
+        if objection is not None or grant is None:
+            self.trace(f"start of {vm_id} on {host} refused: {objection}")
             return False
-        target = self.hosts[host]
-        grant = Grant(
-            vm_id=vm_id,
-            incarnation=incarnation,
-            boot=target.boot,
-            beat_monotonic_ms=target.clock(),
-            duration_ms=GRANT_MS,
-        )
+        grant = self.server.grant(vm_id, host, grant)
         self.order(host, StartVm(vm=self.server.vms[vm_id].vm, grant=grant, by="admin"))
         return True
 
@@ -155,8 +140,8 @@ class World:
         self.push_settings()
 
     def push_settings(self) -> None:
-        for host in self.hosts.values():
-            self.exchange(host)
+        self.server.changed()
+        self.gateway.carry_out()
 
     def supersede(self, vm_id: VmId) -> None:
         """The server holds a proof and has counted on."""
@@ -172,7 +157,10 @@ class World:
         match event.kind:
             case DomainEventKind.WATCHDOG:
                 self._count_firing(host, event.vm_id, event.detail)
-            case DomainEventKind.RESUMED | DomainEventKind.REBOOTED:
+            case DomainEventKind.RESUMED:
+                self.on_run(event.vm_id)
+                self._boot_guest(host, event.vm_id)
+            case DomainEventKind.REBOOTED:
                 self._boot_guest(host, event.vm_id)
             case DomainEventKind.SUSPENDED if event.detail == "watchdog":
                 self.kernel.after(3_000, lambda: host.libvirt.end_dump(event.vm_id))
@@ -220,6 +208,11 @@ class World:
         self.kernel.after(guest.boot_ms, up)
 
     # Truth
+
+    def connected(self, host: SimHost) -> bool:
+        """Whether its agent and the server have a session, and nothing holds up what they say."""
+        links = (self.network.link(host.name, SERVER), self.network.link(SERVER, host.name))
+        return self.gateway.agent_connected(host.name) and all(link.carries for link in links)
 
     def records(self, host: SimHost) -> dict[VmId, VmRecord]:
         return {

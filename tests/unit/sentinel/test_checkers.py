@@ -23,10 +23,11 @@ def played(extra: str = "") -> Player:
 def test_two_writers_are_seen() -> None:
     player = played()
     host, vm_id = player.world.hosts["h2"], player.world.ids["web"]
-    host.grants[vm_id] = player.world.server.vms[vm_id].incarnation
+    host.grant(vm_id, player.world.server.vms[vm_id].incarnation, until_ms=60_000)
     host.libvirt.start_paused(vm_id)
     player.checkers.one_writer()
-    host.libvirt.run(vm_id)
+    with pytest.raises(Violation, match="runs on"):
+        host.libvirt.run(vm_id)
     with pytest.raises(Violation, match="runs on"):
         player.checkers.one_writer()
 

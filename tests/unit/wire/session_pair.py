@@ -1,6 +1,7 @@
 """Two sessions, and the values they exchange, without any transport."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from virtha.model.facts import Fact, Happened
 from virtha.model.ids import BootId, HostId, InstallationId, Term
@@ -21,19 +22,19 @@ HOST = HostId("host-1")
 BOOT = BootId("boot-1")
 
 
-def make_hello(role: PeerRole = PeerRole.AGENT, **changes: object) -> Hello:
-    fields: dict[str, object] = {
+def make_hello(role: PeerRole = PeerRole.AGENT, **changes: Any) -> Hello:
+    fields: dict[str, Any] = {
         "version_major": VERSION_MAJOR,
         "version_minor": VERSION_MINOR,
         "role": role,
         "host_id": HOST,
         "boot": BOOT,
     }
-    return Hello(**{**fields, **changes})  # type: ignore[arg-type]
+    return Hello(**{**fields, **changes})
 
 
-def make_welcome(**changes: object) -> Welcome:
-    fields: dict[str, object] = {
+def make_welcome(**changes: Any) -> Welcome:
+    fields: dict[str, Any] = {
         "version_major": VERSION_MAJOR,
         "version_minor": VERSION_MINOR,
         "installation_id": INSTALLATION,
@@ -41,7 +42,7 @@ def make_welcome(**changes: object) -> Welcome:
         "term": Term(3),
         "silence_ms": 5_000,
     }
-    return Welcome(**{**fields, **changes})  # type: ignore[arg-type]
+    return Welcome(**{**fields, **changes})
 
 
 def make_beat(sequence: int, boot: BootId = BOOT) -> Beat:

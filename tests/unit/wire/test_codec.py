@@ -66,6 +66,7 @@ def test_unknown_message_lists_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("length", [1 << 30, FRAME_BYTES_MAX + 1, 0])
+@pytest.mark.bad_input("frame of 1 GiB")
 def test_a_frame_is_judged_by_its_header(length: int) -> None:
     reader = FrameReader()
     payloads, error = reader.feed(HEADER.pack(length) + b"x" * 10)

@@ -13,6 +13,7 @@ from session_pair import (
     make_welcome,
 )
 
+from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings
 from virtha.model.time import Millis
@@ -101,6 +102,7 @@ def test_a_later_minor_version_is_welcome() -> None:
     assert session.state is SessionState.GREETED
 
 
+@pytest.mark.bad_input("hello of a future major version")
 def test_version_refusal_says_what_is_supported() -> None:
     session = ServerSession(HOST, now=Millis(0))
     session.receive_data(encode_message(make_hello(version_major=7)), Millis(0))
@@ -301,9 +303,9 @@ def test_a_fact_that_fits_no_frame_is_replaced_and_blocks_nothing() -> None:
         (make_fact(-5),),
     ],
 )
-def test_gaps_and_doubles_are_refused(facts: tuple[object, ...]) -> None:
+def test_gaps_and_doubles_are_refused(facts: tuple[Fact, ...]) -> None:
     session = server_at(SessionState.ESTABLISHED)
-    message = Facts(facts=facts)  # type: ignore[arg-type]
+    message = Facts(facts=facts)
     assert session.receive_data(encode_message(message), Millis(1)) == ()
     assert refusal(session).code == "wire.refused.sequence"
 
@@ -425,6 +427,7 @@ def test_silence_is_noticed_in_seconds() -> None:
 
 
 @pytest.mark.req("L7")
+@pytest.mark.bad_input("half a frame, then silence")
 def test_half_a_frame_then_silence() -> None:
     session = server_at(SessionState.ESTABLISHED)
     session.receive_data(encode_message(Ping(nonce=1))[:5], Millis(1_000))
@@ -433,6 +436,8 @@ def test_half_a_frame_then_silence() -> None:
     assert session.closed is not None and session.closed.code == "wire.closed.silent"
 
 
+@pytest.mark.req("L7")
+@pytest.mark.bad_input("half a frame, then silence")
 def test_a_frame_that_trickles_ends_too() -> None:
     session = server_at(SessionState.ESTABLISHED)
     data = HEADER.pack(1_000) + bytes(1_000)

@@ -1,0 +1,154 @@
+"""A simulated guardian: the real core and its own session."""
+
+from typing import TYPE_CHECKING
+
+from virtha.model.facts import Happened
+from virtha.model.ids import HostId
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import Millis
+from virtha.sentinel.guardian import (
+    Guardian,
+    GuardianEvent,
+    Kill,
+    LinkLost,
+    ProcessesSeen,
+    QemuProcess,
+    Report,
+    SendBeat,
+    Welcomed,
+)
+from virtha.sim.line import HostLink
+from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Beat, Hello, PeerRole, Welcome
+
+if TYPE_CHECKING:
+    from virtha.sim.host import SimHost
+
+LOOK_MS = 1_000
+
+
+class SimGuardian:
+    def __init__(self, host: "SimHost") -> None:
+        self.host = host
+        self.core = Guardian(host.boot, host.clock())
+        self._wakes = 0
+        self._wake_at: Millis | None = None
+        self._seen: tuple[int, tuple[QemuProcess, ...]] = (-1, ())
+        self.link = HostLink(
+            host, host.network, self, hello=self._hello, live_instance=self._agent_instance
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.host.guardian is self
+
+    def begin(self) -> None:
+        self.link.dial()
+        self._look()
+
+    def tell(self, *events: GuardianEvent) -> None:
+        if not self.alive:
+            return
+        decision = self.core.step(self.host.clock(), events)
+        for command in decision.commands:
+            match command:
+                case SendBeat():
+                    self._send(command)
+                case Kill(process=process):
+                    self._kill(process)
+                case Report():
+                    self._report(command)
+        self._wake(decision.wake_at)
+
+    def _wake(self, wake_at: Millis | None) -> None:
+        if wake_at == self._wake_at:
+            return  # that one is on its way
+        self._wake_at = wake_at
+        self._wakes += 1
+        if wake_at is not None:
+            mine = self._wakes
+            delay_ms = max(wake_at - self.host.clock(), 0)
+            self.host.kernel.after(delay_ms, lambda: self._awake(mine))
+
+    def _awake(self, mine: int) -> None:
+        if mine == self._wakes:
+            self._wake_at = None
+            self.tell()
+
+    def _send(self, beat: SendBeat) -> None:
+        self.link.send_beat(
+            Beat(
+                sequence=beat.sequence,
+                boot=beat.boot,
+                monotonic_ms=beat.monotonic_ms,
+                inventory_revision=beat.inventory_revision,
+                agent_alive=beat.agent_alive,
+            )
+        )
+
+    def _look(self) -> None:
+        if not self.alive:
+            return
+        host = self.host
+        if self._seen[0] != host.libvirt.processes:
+            self._seen = (host.libvirt.processes, self._processes())
+        processes = self._seen[1]
+        known = not host.records_hidden
+        self.tell(
+            ProcessesSeen(
+                processes=processes,
+                managed=host.disk.gate_managed if known else None,
+                granted=frozenset(host.grants) if known and host.grants_complete else None,
+            )
+        )
+        host.kernel.after(LOOK_MS, self._look)
+
+    def _processes(self) -> tuple[QemuProcess, ...]:
+        return tuple(
+            QemuProcess(
+                pid=domain.qemu.pid, start_ticks=domain.qemu.start_ticks, vm_id=domain.vm_id
+            )
+            for domain in self.host.libvirt
+            if domain.qemu is not None
+        )
+
+    def _kill(self, process: QemuProcess) -> None:
+        domain = self.host.libvirt.find(process.vm_id)
+        same = domain is not None and domain.qemu is not None and domain.qemu.pid == process.pid
+        if same:
+            self.host.libvirt.kill_qemu(process.vm_id)
+
+    def _report(self, report: Report) -> None:
+        event = Happened(code=report.code, vm_id=report.vm_id, fields=report.fields)
+        self.host.disk.reports.append(event)
+        if self.host.agent is not None:
+            self.host.agent.collect_reports()
+
+    # The session
+
+    def _hello(self) -> Hello:
+        return Hello(
+            version_major=VERSION_MAJOR,
+            version_minor=VERSION_MINOR,
+            role=PeerRole.GUARDIAN,
+            host_id=HostId(self.host.name),
+            boot=self.host.boot,
+        )
+
+    def _agent_instance(self) -> str | None:
+        """Of the agent's live session (M1)."""
+        return self.host.agent.link.server_instance if self.host.agent is not None else None
+
+    def on_connected(self, welcome: Welcome) -> None:
+        self.tell(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
+
+    def on_disconnected(self, code: str) -> None:
+        self.tell(LinkLost())
+
+    def on_settings(self, settings: HostSettings) -> None:
+        """Settings and orders are the agent's."""
+
+    def on_order(self, order: Order) -> None:
+        """Settings and orders are the agent's."""
+
+    def on_facts_acknowledged(self, sequence: int) -> None:
+        """Guardians send no facts."""
