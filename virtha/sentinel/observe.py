@@ -6,7 +6,7 @@ from virtha.model.vm import VmState
 from virtha.sentinel.events import GuestAnswered, HintKind, PingGuest, ReadBootStatus
 from virtha.sentinel.machine import Trigger
 from virtha.sentinel.reconstruct import close_gap, started_outside
-from virtha.sentinel.restart import attempt_succeeded
+from virtha.sentinel.restart import attempt_succeeded, ended_in_attempt
 from virtha.sentinel.starts import start_succeeded
 from virtha.sentinel.state import Guarded, HostState, reason
 from virtha.sentinel.stops import add_hint, stopped
@@ -37,6 +37,7 @@ def domain_event(host: HostState, event: DomainEvent) -> None:
             _shutting_down(host, guarded, event.detail)
         case DomainEventKind.STOPPED:
             close_gap(host, guarded, "it stopped before it could be asked")
+            ended_in_attempt(host, guarded)
             stopped(host, guarded, event.detail)
         case DomainEventKind.PANICKED:
             _panicked(host, guarded)

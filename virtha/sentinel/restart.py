@@ -245,7 +245,6 @@ def restart_ended(host: HostState, event: RestartEnded) -> None:
 
 def attempt_succeeded(host: HostState, guarded: Guarded) -> None:
     record = guarded.record
-    attempt, ending = record.attempt, record.exit
     cause = record.pending.value if record.pending else "unknown"
     guarded.set(attempt=None, local_starts=record.local_starts + 1)
     # The list brings the process id, and tells if it died again before its result came.
@@ -260,8 +259,19 @@ def attempt_succeeded(host: HostState, guarded: Guarded) -> None:
         blocked=None,
         up=reason("vm.up.restarted", cause=cause),
     )
-    duration_ms = int(host.now) - ending.at_ms if ending else 0
-    host.tell(guarded, "vm.restarted", duration_ms=duration_ms, attempt=attempt)
+    _tell_restarted(host, guarded, record)
+
+
+def ended_in_attempt(host: HostState, guarded: Guarded) -> None:
+    """It ran, and stopped before the result of the attempt came: the restart was one all the same."""
+    if guarded.record.attempt is not None and guarded.record.state is VmState.RUNNING:
+        _tell_restarted(host, guarded, guarded.record)
+
+
+def _tell_restarted(host: HostState, guarded: Guarded, record: VmRecord) -> None:
+    """``record``: as it was during the attempt."""
+    duration_ms = int(host.now) - record.exit.at_ms if record.exit else 0
+    host.tell(guarded, "vm.restarted", duration_ms=duration_ms, attempt=record.attempt)
 
 
 def attempt_failed(host: HostState, guarded: Guarded, detail: str) -> None:

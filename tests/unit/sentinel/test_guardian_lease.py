@@ -474,6 +474,28 @@ def test_a_guardian_resumes_from_the_last_good_renewal_not_from_what_stands_ther
     assert late.killed() == {1}
 
 
+def test_a_guardian_that_restarts_in_a_waived_outage_feeds_and_kills_nobody() -> None:
+    unread = Unreadable(fault=BlockFault.UNREAD)
+    bench = Bench(own=unread, first_of_boot=False, now=9_000)
+    bench.step(QemusSeen(began_ms=9_000, qemus=(qemu(1, DS1),)), WaiverGiven(domain_id=DS1))
+    bench.step(DomainAttached(domain_id=DS1, index=0, own=own_slot(), direct_io=True))
+    bench.until(300_000)
+    assert bench.state() is LeaseState.WAIVED
+    assert bench.killed() == set() and bench.codes() == ["host.lease.waived"]
+
+
+def test_a_guardian_that_restarts_feeds_nothing_while_one_domain_is_unknown() -> None:
+    unread = Unreadable(fault=BlockFault.UNREAD)
+    bench = Bench(own=unread, domains=(DS1, DS2), first_of_boot=False, now=9_000)
+    bench.step(DomainAttached(domain_id=DS1, index=0, own=own_slot(good_ms=8_900), direct_io=True))
+    bench.until(15_000)
+    assert bench.state(DS1) is LeaseState.HELD
+    assert bench.times(ArmWatchdog) == []
+    other = own_slot(BootId("boot-0"), domain_id=DS2)
+    bench.step(DomainAttached(domain_id=DS2, index=0, own=other, direct_io=True))
+    assert len(bench.times(ArmWatchdog)) == 1
+
+
 def test_time_never_goes_back() -> None:
     bench = Bench(now=100)
     with pytest.raises(AssertionError, match="time went back"):
