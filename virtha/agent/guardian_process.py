@@ -24,8 +24,8 @@ from virtha.agent.paths import AgentPaths
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.process_table import kill, look
 from virtha.agent.properties import load_agent_properties
-from virtha.agent.service_notify import notify
 from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.service_notify import notify
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId
 from virtha.model.orders import HostSettings, Order

@@ -34,10 +34,10 @@ from virtha.agent.records import (
     sentinel_records,
 )
 from virtha.agent.reports import HostReporter, InventoryReporter, StorageReporter
-from virtha.agent.service_notify import notify
 from virtha.agent.settings_keeper import SettingsKeeper
 from virtha.agent.storage import StorageWorkers
 from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.service_notify import notify
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId, Term, VmId

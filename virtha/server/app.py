@@ -21,6 +21,7 @@ from virtha.api.route import Services
 from virtha.control import Control, make_control
 from virtha.control.requests import LIST_LIMIT_MAX, OperationQuery
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
+from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, NotFound, VirthaError
 from virtha.model.ids import Term
 from virtha.model.operation import OperationState
@@ -38,7 +39,6 @@ from virtha.server.listeners import (
     tls_listener,
     unix_listener,
 )
-from virtha.server.notify import notify
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
 

@@ -13,8 +13,8 @@ from virtha.agent import host_shutdown
 from virtha.agent.disk_activity import Fingerprint, wait_until_quiet
 from virtha.agent.evidence import FOLDERS_PER_VM_MAX, SERIAL_TAIL_BYTES, EvidenceKeeper
 from virtha.agent.images import ImageInfo, image_info
-from virtha.agent.service_notify import notify
 from virtha.cli.main import main
+from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, Refused
 from virtha.model.ids import VmId
 from virtha.model.time import Millis, UtcMillis

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from virtha.drivers.service_notify import notify
 from virtha.model.errors import Conflict, Failed, Unavailable
 from virtha.server.config import ServerPaths
 from virtha.server.files import is_locked, make_directories, only_server, write_whole
 from virtha.server.listeners import bind_unix
-from virtha.server.notify import notify
 
 
 def test_written_whole_with_its_rights(tmp_path: Path) -> None:
