@@ -18,12 +18,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 JUDGES = ("tests/scenarios", "tests/properties")
 # What the simulator does not run is judged by the tests that tell each finding's story from outside.
+LEASE_WORLD = ("tests/properties/test_lease_proof.py",)
 STORIES = {
     "virtha/agent/": (
         "tests/unit/agent/test_never_two_writers.py",
         "tests/unit/agent/test_gate_hook.py",
     ),
     "virtha/control/": ("tests/unit/control/test_control_safety.py",),
+    "virtha/engine/lease": LEASE_WORLD,
+    "virtha/sentinel/lease": LEASE_WORLD,
+    "virtha/sentinel/guardian_lease": LEASE_WORLD,
+    "virtha/sentinel/host_watchdog": LEASE_WORLD,
 }
 DEADLINE_S = 300
 

@@ -2,13 +2,14 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _docs_script() -> object:
+def _docs_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("virtha_docs", ROOT / "scripts" / "docs.py")
     assert spec is not None
     assert spec.loader is not None
@@ -17,9 +18,9 @@ def _docs_script() -> object:
     return module
 
 
-@pytest.mark.parametrize("page", sorted(_docs_script().PAGES))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("page", sorted(_docs_script().PAGES))
 def test_page_is_fresh(page: str) -> None:
     script = _docs_script()
     written = ROOT / "docs" / "reference" / page
     assert written.is_file(), "run `make docs`"
-    assert written.read_text() == script.PAGES[page](), "run `make docs`"  # type: ignore[attr-defined]
+    assert written.read_text() == script.PAGES[page](), "run `make docs`"

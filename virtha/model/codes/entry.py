@@ -35,3 +35,33 @@ class Code(Value, frozen=True, kw_only=True):
         used = {name for _, name, _, _ in string.Formatter().parse(self.template) if name}
         missing = used - set(self.fields)
         assert not missing, f"{self.name}: the template uses undeclared fields {sorted(missing)}"
+
+
+def event(
+    number: int, name: str, severity: Severity, template: str, *fields: str, help: str = ""
+) -> Code:
+    """One line of the registry's tables."""
+    return Code(
+        name=name,
+        number=number,
+        kind=Kind.EVENT,
+        severity=severity,
+        template=template,
+        fields=fields,
+        help=help,
+    )
+
+
+def reason(
+    number: int, name: str, severity: Severity, template: str, *fields: str, help: str = ""
+) -> Code:
+    """One line of the registry's tables."""
+    return Code(
+        name=name,
+        number=number,
+        kind=Kind.REASON,
+        severity=severity,
+        template=template,
+        fields=fields,
+        help=help,
+    )

@@ -3,36 +3,22 @@
 1000 installation, 1200 users, 1400 hosts, 1600 storage, 2000 VMs, 2200 watchdog and crash, 2400 recovery.
 """
 
-from virtha.model.codes.entry import Code, Kind, Severity
+from virtha.model.codes.entry import Code, Severity, event
 
 INFO, WARNING, ERROR, ALERT = Severity.INFO, Severity.WARNING, Severity.ERROR, Severity.ALERT
 
 
-def _event(
-    number: int, name: str, severity: Severity, template: str, *fields: str, help: str = ""
-) -> Code:
-    return Code(
-        name=name,
-        number=number,
-        kind=Kind.EVENT,
-        severity=severity,
-        template=template,
-        fields=fields,
-        help=help,
-    )
-
-
 EVENTS: tuple[Code, ...] = (
-    _event(
+    event(
         1000, "server.initialised", INFO, "Installation {installation} was set up", "installation"
     ),
-    _event(1001, "server.started", INFO, "Server started, version {version}", "version"),
-    _event(1002, "server.stopped", INFO, "Server stopped"),
-    _event(1003, "server.backup.made", INFO, "Backup written to {path}", "path"),
-    _event(1004, "server.restored", WARNING, "Installation restored from {path}", "path"),
-    _event(1010, "hold.set", WARNING, "Automatic action is on hold: {reason}", "reason"),
-    _event(1011, "hold.lifted", INFO, "Automatic action runs again"),
-    _event(
+    event(1001, "server.started", INFO, "Server started, version {version}", "version"),
+    event(1002, "server.stopped", INFO, "Server stopped"),
+    event(1003, "server.backup.made", INFO, "Backup written to {path}", "path"),
+    event(1004, "server.restored", WARNING, "Installation restored from {path}", "path"),
+    event(1010, "hold.set", WARNING, "Automatic action is on hold: {reason}", "reason"),
+    event(1011, "hold.lifted", INFO, "Automatic action runs again"),
+    event(
         1020,
         "setting.changed",
         INFO,
@@ -41,21 +27,21 @@ EVENTS: tuple[Code, ...] = (
         "scope",
         "value",
     ),
-    _event(1021, "policy.changed", INFO, "Policy of cluster {cluster} changed", "cluster"),
-    _event(1022, "cluster.created", INFO, "Cluster {name} created", "name"),
-    _event(1023, "cluster.deleted", INFO, "Cluster {name} deleted", "name"),
-    _event(1024, "cluster.changed", INFO, "Cluster {name} changed", "name"),
-    _event(1200, "user.signed_in", INFO, "{user} signed in", "user"),
-    _event(1201, "user.sign_in_failed", WARNING, "Sign-in as {user} failed", "user"),
-    _event(1202, "user.created", INFO, "User {user} created with role {role}", "user", "role"),
-    _event(1203, "user.changed", INFO, "User {user} changed", "user"),
-    _event(1204, "user.deleted", INFO, "User {user} deleted", "user"),
-    _event(1205, "token.created", INFO, "Join token created for cluster {cluster}", "cluster"),
-    _event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
-    _event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
-    _event(1400, "host.joined", INFO, "Host {name} joined", "name"),
-    _event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
-    _event(
+    event(1021, "policy.changed", INFO, "Policy of cluster {cluster} changed", "cluster"),
+    event(1022, "cluster.created", INFO, "Cluster {name} created", "name"),
+    event(1023, "cluster.deleted", INFO, "Cluster {name} deleted", "name"),
+    event(1024, "cluster.changed", INFO, "Cluster {name} changed", "name"),
+    event(1200, "user.signed_in", INFO, "{user} signed in", "user"),
+    event(1201, "user.sign_in_failed", WARNING, "Sign-in as {user} failed", "user"),
+    event(1202, "user.created", INFO, "User {user} created with role {role}", "user", "role"),
+    event(1203, "user.changed", INFO, "User {user} changed", "user"),
+    event(1204, "user.deleted", INFO, "User {user} deleted", "user"),
+    event(1205, "token.created", INFO, "Join token created for cluster {cluster}", "cluster"),
+    event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
+    event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
+    event(1400, "host.joined", INFO, "Host {name} joined", "name"),
+    event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
+    event(
         1402,
         "host.agent.down",
         WARNING,
@@ -63,19 +49,17 @@ EVENTS: tuple[Code, ...] = (
         "name",
         help="The guardian still beats, so VMs run on. Start the agent: systemctl start virtha-agent.",
     ),
-    _event(1403, "host.agent.up", INFO, "Agent of {name} is back", "name"),
-    _event(
+    event(1403, "host.agent.up", INFO, "Agent of {name} is back", "name"),
+    event(
         1404,
         "host.unreachable",
         ERROR,
         "Neither agent nor guardian of {name} answer; nothing is proved by that",
         "name",
     ),
-    _event(1405, "host.reachable", INFO, "Host {name} answers again", "name"),
-    _event(
-        1406, "host.rebooted", WARNING, "Host {name} has a new boot", "name", "boot", "old_boot"
-    ),
-    _event(
+    event(1405, "host.reachable", INFO, "Host {name} answers again", "name"),
+    event(1406, "host.rebooted", WARNING, "Host {name} has a new boot", "name", "boot", "old_boot"),
+    event(
         1407,
         "host.clock.wrong",
         WARNING,
@@ -84,9 +68,9 @@ EVENTS: tuple[Code, ...] = (
         "offset_ms",
         help="Order and decisions do not depend on it; logs and certificates do. Check its NTP.",
     ),
-    _event(1408, "host.libvirt.lost", WARNING, "libvirt on {name} does not answer", "name"),
-    _event(1409, "host.libvirt.back", INFO, "libvirt on {name} answers again", "name"),
-    _event(
+    event(1408, "host.libvirt.lost", WARNING, "libvirt on {name} does not answer", "name"),
+    event(1409, "host.libvirt.back", INFO, "libvirt on {name} answers again", "name"),
+    event(
         1410,
         "host.gate.missing",
         ERROR,
@@ -95,10 +79,10 @@ EVENTS: tuple[Code, ...] = (
         "detail",
         help="Restart libvirtd once, so that it loads the hook; then 'virtha agent check'.",
     ),
-    _event(
+    event(
         1411, "host.gate.proved", INFO, "The start gate of {name} refuses ungranted starts", "name"
     ),
-    _event(
+    event(
         1412,
         "host.outbox.truncated",
         ERROR,
@@ -106,9 +90,9 @@ EVENTS: tuple[Code, ...] = (
         "name",
         "lost",
     ),
-    _event(1413, "host.disk.full", ERROR, "No space left for the agent's state on {name}", "name"),
-    _event(1414, "host.removed", INFO, "Host {name} removed", "name"),
-    _event(
+    event(1413, "host.disk.full", ERROR, "No space left for the agent's state on {name}", "name"),
+    event(1414, "host.removed", INFO, "Host {name} removed", "name"),
+    event(
         1415,
         "host.guardian.killed_vm",
         ALERT,
@@ -117,7 +101,7 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "pid",
     ),
-    _event(
+    event(
         1416,
         "host.fact.too_large",
         ERROR,
@@ -126,7 +110,7 @@ EVENTS: tuple[Code, ...] = (
         "kind",
         "size",
     ),
-    _event(
+    event(
         1417,
         "host.guardian.kill_unconfirmed",
         ALERT,
@@ -137,7 +121,7 @@ EVENTS: tuple[Code, ...] = (
         "attempt",
         help="It hangs in the kernel, mostly on storage. Only a reset of the host ends it for sure.",
     ),
-    _event(
+    event(
         1418,
         "host.agent.overload",
         WARNING,
@@ -145,7 +129,7 @@ EVENTS: tuple[Code, ...] = (
         "name",
         "count",
     ),
-    _event(
+    event(
         1419,
         "host.facts.lost",
         ERROR,
@@ -154,7 +138,7 @@ EVENTS: tuple[Code, ...] = (
         "count",
         help="The host had been told that they are recorded: a restored database is older than that.",
     ),
-    _event(
+    event(
         1420,
         "host.gate.refusals_uncounted",
         WARNING,
@@ -163,9 +147,9 @@ EVENTS: tuple[Code, ...] = (
         "count",
         help="Something on that host tries to start VMs again and again. libvirt's log names them.",
     ),
-    _event(1600, "storage.added", INFO, "Storage domain {name} added", "name"),
-    _event(1601, "storage.removed", INFO, "Storage domain {name} removed", "name"),
-    _event(
+    event(1600, "storage.added", INFO, "Storage domain {name} added", "name"),
+    event(1601, "storage.removed", INFO, "Storage domain {name} removed", "name"),
+    event(
         1602,
         "storage.foreign",
         ERROR,
@@ -173,7 +157,7 @@ EVENTS: tuple[Code, ...] = (
         "name",
         "owner",
     ),
-    _event(
+    event(
         1603,
         "storage.unusable",
         ERROR,
@@ -182,17 +166,17 @@ EVENTS: tuple[Code, ...] = (
         "host",
         "detail",
     ),
-    _event(1604, "disk.created", INFO, "Disk {path} created", "path"),
-    _event(1605, "disk.deleted", INFO, "Disk {path} deleted", "path"),
-    _event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
-    _event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
-    _event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),
-    _event(
+    event(1604, "disk.created", INFO, "Disk {path} created", "path"),
+    event(1605, "disk.deleted", INFO, "Disk {path} deleted", "path"),
+    event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
+    event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
+    event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),
+    event(
         2003, "vm.adopted", INFO, "VM {vm} adopted on {host}: {changes}", "vm", "host", "changes"
     ),
-    _event(2004, "vm.released", INFO, "VM {vm} released on {host}", "vm", "host"),
-    _event(2005, "vm.started", INFO, "VM {vm} started on {host}", "vm", "host", "incarnation"),
-    _event(
+    event(2004, "vm.released", INFO, "VM {vm} released on {host}", "vm", "host"),
+    event(2005, "vm.started", INFO, "VM {vm} started on {host}", "vm", "host", "incarnation"),
+    event(
         2006,
         "vm.start_failed",
         ERROR,
@@ -201,8 +185,8 @@ EVENTS: tuple[Code, ...] = (
         "host",
         "detail",
     ),
-    _event(2007, "vm.stopped", INFO, "VM {vm} stopped: {cause}", "vm", "cause", "by"),
-    _event(
+    event(2007, "vm.stopped", INFO, "VM {vm} stopped: {cause}", "vm", "cause", "by"),
+    event(
         2008,
         "vm.stopped_unexpectedly",
         ERROR,
@@ -210,15 +194,15 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "cause",
     ),
-    _event(2009, "vm.paused", INFO, "VM {vm} paused: {cause}", "vm", "cause"),
-    _event(2010, "vm.resumed", INFO, "VM {vm} resumed", "vm"),
-    _event(2011, "vm.rebooted", INFO, "VM {vm} rebooted: {cause}", "vm", "cause", "by"),
-    _event(2012, "vm.agent.connected", INFO, "Guest agent of {vm} answers", "vm"),
-    _event(2013, "vm.agent.lost", WARNING, "Guest agent of {vm} no longer answers", "vm"),
-    _event(
+    event(2009, "vm.paused", INFO, "VM {vm} paused: {cause}", "vm", "cause"),
+    event(2010, "vm.resumed", INFO, "VM {vm} resumed", "vm"),
+    event(2011, "vm.rebooted", INFO, "VM {vm} rebooted: {cause}", "vm", "cause", "by"),
+    event(2012, "vm.agent.connected", INFO, "Guest agent of {vm} answers", "vm"),
+    event(2013, "vm.agent.lost", WARNING, "Guest agent of {vm} no longer answers", "vm"),
+    event(
         2015, "vm.unmanaged_copy", ALERT, "{vm} runs on {host} without a grant", "vm", "host", "pid"
     ),
-    _event(
+    event(
         2016,
         "vm.absent",
         WARNING,
@@ -227,7 +211,7 @@ EVENTS: tuple[Code, ...] = (
         "host",
         help="Its definition was removed with libvirt's own tools. 'virtha vm start' makes it anew.",
     ),
-    _event(
+    event(
         2017,
         "operation.failed",
         ERROR,
@@ -236,10 +220,10 @@ EVENTS: tuple[Code, ...] = (
         "detail",
         help="'virtha operation show' has the steps.",
     ),
-    _event(
+    event(
         2018, "vm.disk_check", INFO, "Disk activity check of {vm}: {result}", "vm", "result", "code"
     ),
-    _event(
+    event(
         2019,
         "vm.disk_check.failed",
         ERROR,
@@ -251,7 +235,7 @@ EVENTS: tuple[Code, ...] = (
         help="Its disks may be written by another copy. Find the host where the VM still runs, or the "
         "program that writes; then start it again.",
     ),
-    _event(
+    event(
         2020,
         "vm.start_refused",
         WARNING,
@@ -266,7 +250,7 @@ EVENTS: tuple[Code, ...] = (
         "last_at",
         help="Somebody used libvirt's own tools, or libvirt's autostart did. Use 'virtha vm start'.",
     ),
-    _event(
+    event(
         2200,
         "vm.watchdog.fired",
         WARNING,
@@ -276,9 +260,9 @@ EVENTS: tuple[Code, ...] = (
         "model",
         "count",
     ),
-    _event(2201, "vm.panicked", ERROR, "Kernel of {vm} panicked", "vm"),
-    _event(2202, "vm.crashed", ERROR, "QEMU of {vm} died: {cause}", "vm", "cause"),
-    _event(
+    event(2201, "vm.panicked", ERROR, "Kernel of {vm} panicked", "vm"),
+    event(2202, "vm.crashed", ERROR, "QEMU of {vm} died: {cause}", "vm", "cause"),
+    event(
         2203,
         "vm.watchdog.reset_loop",
         ERROR,
@@ -287,7 +271,7 @@ EVENTS: tuple[Code, ...] = (
         "count",
         "window",
     ),
-    _event(
+    event(
         2204,
         "vm.watchdog.reconstructed",
         WARNING,
@@ -297,7 +281,7 @@ EVENTS: tuple[Code, ...] = (
         "after_ms",
         "before_ms",
     ),
-    _event(
+    event(
         2205,
         "vm.restart.unknown",
         WARNING,
@@ -306,11 +290,9 @@ EVENTS: tuple[Code, ...] = (
         "after_ms",
         "before_ms",
     ),
-    _event(
-        2206, "vm.evidence.kept", INFO, "Evidence of {vm} kept in {path}", "vm", "path", "items"
-    ),
-    _event(2207, "vm.dumped", INFO, "Memory of {vm} dumped to {path}", "vm", "path"),
-    _event(
+    event(2206, "vm.evidence.kept", INFO, "Evidence of {vm} kept in {path}", "vm", "path", "items"),
+    event(2207, "vm.dumped", INFO, "Memory of {vm} dumped to {path}", "vm", "path"),
+    event(
         2208,
         "vm.stop.reconstructed",
         WARNING,
@@ -320,7 +302,7 @@ EVENTS: tuple[Code, ...] = (
         "after_ms",
         "before_ms",
     ),
-    _event(
+    event(
         2209,
         "vm.history.gap",
         INFO,
@@ -331,7 +313,7 @@ EVENTS: tuple[Code, ...] = (
         "before_ms",
         help="Install the guest agent: it tells how long the guest has been up.",
     ),
-    _event(
+    event(
         2210,
         "vm.superseded",
         ERROR,
@@ -340,7 +322,7 @@ EVENTS: tuple[Code, ...] = (
         "incarnation",
         "current",
     ),
-    _event(
+    event(
         2211,
         "vm.pause_failed",
         ERROR,
@@ -348,7 +330,7 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "attempts",
     ),
-    _event(
+    event(
         2212,
         "vm.dump_failed",
         ERROR,
@@ -357,7 +339,7 @@ EVENTS: tuple[Code, ...] = (
         "detail",
         help="Make room where auto_dump_path of /etc/libvirt/qemu.conf points; libvirt's log has more.",
     ),
-    _event(
+    event(
         2213,
         "vm.watchdog.unknown",
         INFO,
@@ -369,7 +351,7 @@ EVENTS: tuple[Code, ...] = (
         "before_ms",
         help="Told whenever nobody watched, fired or not. The actions reset, poweroff and pause leave a trace.",
     ),
-    _event(
+    event(
         2400,
         "vm.restart.ordered",
         WARNING,
@@ -379,7 +361,7 @@ EVENTS: tuple[Code, ...] = (
         "cause",
         "delay_ms",
     ),
-    _event(
+    event(
         2401,
         "vm.restarted",
         INFO,
@@ -388,7 +370,7 @@ EVENTS: tuple[Code, ...] = (
         "duration_ms",
         "attempt",
     ),
-    _event(
+    event(
         2402,
         "vm.restart.failed",
         ERROR,
@@ -397,7 +379,7 @@ EVENTS: tuple[Code, ...] = (
         "detail",
         "attempt",
     ),
-    _event(
+    event(
         2403,
         "vm.restart.exhausted",
         ALERT,
@@ -407,5 +389,5 @@ EVENTS: tuple[Code, ...] = (
         "window",
         help="Find out why it crashes (evidence is in 'virtha vm show'), then 'virtha vm start'.",
     ),
-    _event(2404, "vm.restart.blocked", WARNING, "{vm} is not restarted: {reason}", "vm", "reason"),
+    event(2404, "vm.restart.blocked", WARNING, "{vm} is not restarted: {reason}", "vm", "reason"),
 )

@@ -1,38 +1,12 @@
 """What guardian and engine say of storage leases: events 1440 to 1459, reasons 5420 to 5449."""
 
-from virtha.model.codes.entry import Code, Kind, Severity
+from virtha.model.codes.entry import Code, Severity, event, reason
 
 INFO, WARNING, ERROR, ALERT = Severity.INFO, Severity.WARNING, Severity.ERROR, Severity.ALERT
 
 
-def _code(
-    kind: Kind, number: int, name: str, severity: Severity, template: str, *fields: str, help: str
-) -> Code:
-    return Code(
-        name=name,
-        number=number,
-        kind=kind,
-        severity=severity,
-        template=template,
-        fields=fields,
-        help=help,
-    )
-
-
-def _event(
-    number: int, name: str, severity: Severity, template: str, *fields: str, help: str = ""
-) -> Code:
-    return _code(Kind.EVENT, number, name, severity, template, *fields, help=help)
-
-
-def _reason(
-    number: int, name: str, severity: Severity, template: str, *fields: str, help: str = ""
-) -> Code:
-    return _code(Kind.REASON, number, name, severity, template, *fields, help=help)
-
-
 LEASE_EVENTS: tuple[Code, ...] = (
-    _event(
+    event(
         1440,
         "host.lease.lost",
         ALERT,
@@ -43,7 +17,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         help="It could not write there for lease.self_fence_after, or it was poisoned by a server that "
         "took it for dead.",
     ),
-    _event(
+    event(
         1441,
         "host.lease.killed_vm",
         ALERT,
@@ -53,7 +27,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "domain",
         "pid",
     ),
-    _event(
+    event(
         1442,
         "host.lease.cleared",
         WARNING,
@@ -61,8 +35,8 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "name",
         "domain",
     ),
-    _event(1443, "host.lease.held_again", INFO, "{name} holds {domain} again", "name", "domain"),
-    _event(
+    event(1443, "host.lease.held_again", INFO, "{name} holds {domain} again", "name", "domain"),
+    event(
         1444,
         "host.lease.poisoned",
         ALERT,
@@ -71,7 +45,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "domain",
         help="Its VMs are started elsewhere. It takes none before it was rebooted.",
     ),
-    _event(
+    event(
         1445,
         "host.lease.reset",
         ALERT,
@@ -80,7 +54,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "domain",
         "count",
     ),
-    _event(
+    event(
         1446,
         "host.lease.waived",
         WARNING,
@@ -88,7 +62,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "name",
         "domain",
     ),
-    _event(
+    event(
         1447,
         "host.lease.unreadable",
         ERROR,
@@ -97,7 +71,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "domain",
         "fault",
     ),
-    _event(
+    event(
         1450,
         "host.watchdog.armed",
         INFO,
@@ -106,7 +80,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "timeout_ms",
         "no_way_out",
     ),
-    _event(
+    event(
         1451,
         "host.watchdog.unarmed",
         WARNING,
@@ -116,7 +90,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         help="Without it an expired lease of this host is evidence, never proof: its VMs wait for its "
         "power interface or for an operator.",
     ),
-    _event(
+    event(
         1452,
         "host.watchdog.broken",
         ALERT,
@@ -129,74 +103,74 @@ LEASE_EVENTS: tuple[Code, ...] = (
 
 LEASE_REASONS: tuple[Code, ...] = (
     # 5420: a poisoned lease as proof (P2)
-    _reason(5420, "lease.waits", INFO, "its lease is proof in {wait_ms} ms", "wait_ms"),
-    _reason(5421, "lease.expired", INFO, "its poisoned lease expired"),
-    _reason(
+    reason(5420, "lease.waits", INFO, "its lease is proof in {wait_ms} ms", "wait_ms"),
+    reason(5421, "lease.expired", INFO, "its poisoned lease expired"),
+    reason(
         5422,
         "lease.not_proof.no_watchdog",
         WARNING,
         "its slot declares no armed watchdog: evidence, not proof",
     ),
-    _reason(
+    reason(
         5423,
         "lease.not_proof.way_out",
         WARNING,
         "its watchdog can be stopped: evidence, not proof",
         help="Load the watchdog's driver with nowayout=1.",
     ),
-    _reason(
+    reason(
         5424,
         "lease.not_proof.other_feeder",
         WARNING,
         "its watchdog is fed by another process than the one that renews: evidence, not proof",
     ),
-    _reason(
+    reason(
         5425,
         "lease.not_proof.cached_io",
         WARNING,
         "it reads and writes its slot through a cache: evidence, not proof",
         help="The file system of that storage domain can't do direct I/O.",
     ),
-    _reason(5426, "lease.not_proof.waived", WARNING, "its lease was waived and proves nothing"),
-    _reason(
+    reason(5426, "lease.not_proof.waived", WARNING, "its lease was waived and proves nothing"),
+    reason(
         5427, "lease.not_proof.unreadable", WARNING, "its slot can't be read ({fault})", "fault"
     ),
-    _reason(5428, "lease.not_proof.other_boot", INFO, "its slot is of another boot"),
-    _reason(5429, "lease.not_proof.not_poisoned", INFO, "its slot has not been read as poisoned"),
-    _reason(5430, "lease.not_proof.unread", INFO, "nobody has read its slot yet"),
-    _reason(
+    reason(5428, "lease.not_proof.other_boot", INFO, "its slot is of another boot"),
+    reason(5429, "lease.not_proof.not_poisoned", INFO, "its slot has not been read as poisoned"),
+    reason(5430, "lease.not_proof.unread", INFO, "nobody has read its slot yet"),
+    reason(
         5431,
         "lease.not_proof.own_write",
         WARNING,
         "the reader does not see its own write: it reads from a cache, or the storage fails",
     ),
-    _reason(
+    reason(
         5432,
         "lease.not_proof.no_control",
         WARNING,
         "the reader saw no other host's slot go on: it may read from a cache",
     ),
-    _reason(5433, "lease.not_proof.cached_round", WARNING, "the reader can't read past its caches"),
+    reason(5433, "lease.not_proof.cached_round", WARNING, "the reader can't read past its caches"),
     # 5440: why a host's watchdog is not armed
-    _reason(
+    reason(
         5440, "host.watchdog.unarmed.absent", WARNING, "it has none, or another program holds it"
     ),
-    _reason(
+    reason(
         5441,
         "host.watchdog.unarmed.virtual",
         WARNING,
         "the host is itself a VM, and nothing says that its watchdog is real",
         help="A paused or migrated host stands still together with its watchdog.",
     ),
-    _reason(5442, "host.watchdog.unarmed.unknown", WARNING, "whether the host is a VM is unknown"),
-    _reason(
+    reason(5442, "host.watchdog.unarmed.unknown", WARNING, "whether the host is a VM is unknown"),
+    reason(
         5443,
         "host.watchdog.unarmed.suspend",
         WARNING,
         "the host can be suspended",
         help="Mask systemd's sleep targets.",
     ),
-    _reason(
+    reason(
         5444,
         "host.watchdog.unarmed.too_slow",
         WARNING,

@@ -1,68 +1,54 @@
 """Reasons: why something was done, was not done, or what is awaited (X1). Numbers 5000 to 7999."""
 
-from virtha.model.codes.entry import Code, Kind, Severity
+from virtha.model.codes.entry import Code, Severity, reason
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
 
-def _reason(
-    number: int, name: str, severity: Severity, template: str, *fields: str, help: str = ""
-) -> Code:
-    return Code(
-        name=name,
-        number=number,
-        kind=Kind.REASON,
-        severity=severity,
-        template=template,
-        fields=fields,
-        help=help,
-    )
-
-
 REASONS: tuple[Code, ...] = (
     # 5000: a VM's state, as `virtha vm show` explains it
-    _reason(5000, "vm.up.as_ordered", INFO, "runs since it was started by {by}", "by"),
-    _reason(5001, "vm.up.restarted", INFO, "was restarted after: {cause}", "cause"),
-    _reason(5002, "vm.down.as_ordered", INFO, "was stopped by {by}", "by"),
-    _reason(5003, "vm.down.guest_shutdown", INFO, "its guest shut down by itself"),
-    _reason(
+    reason(5000, "vm.up.as_ordered", INFO, "runs since it was started by {by}", "by"),
+    reason(5001, "vm.up.restarted", INFO, "was restarted after: {cause}", "cause"),
+    reason(5002, "vm.down.as_ordered", INFO, "was stopped by {by}", "by"),
+    reason(5003, "vm.down.guest_shutdown", INFO, "its guest shut down by itself"),
+    reason(
         5004,
         "vm.down.destroyed_outside",
         INFO,
         "was destroyed with libvirt's own tools on {host}",
         "host",
     ),
-    _reason(5005, "vm.down.host_shutdown", INFO, "its host {host} was shut down", "host"),
-    _reason(5006, "vm.down.never_started", INFO, "has never been started"),
-    _reason(5007, "vm.paused.watchdog", WARNING, "its watchdog paused it; resume it by hand"),
-    _reason(5008, "vm.paused.as_ordered", INFO, "was paused by {by}", "by"),
-    _reason(5009, "vm.paused.io_error", ERROR, "paused on an I/O error of its disk"),
-    _reason(5010, "vm.adopted.running", INFO, "was running when it was adopted"),
-    _reason(
+    reason(5005, "vm.down.host_shutdown", INFO, "its host {host} was shut down", "host"),
+    reason(5006, "vm.down.never_started", INFO, "has never been started"),
+    reason(5007, "vm.paused.watchdog", WARNING, "its watchdog paused it; resume it by hand"),
+    reason(5008, "vm.paused.as_ordered", INFO, "was paused by {by}", "by"),
+    reason(5009, "vm.paused.io_error", ERROR, "paused on an I/O error of its disk"),
+    reason(5010, "vm.adopted.running", INFO, "was running when it was adopted"),
+    reason(
         5011,
         "vm.up.started_outside",
         WARNING,
         "was started with libvirt's own tools on {host}",
         "host",
     ),
-    _reason(
+    reason(
         5012,
         "vm.paused.start_unfinished",
         WARNING,
         "its start did not come to an end: created, but its processors never ran",
         help="Resume it, or power it off and start it again.",
     ),
-    _reason(5013, "vm.paused.outside", INFO, "was paused with libvirt's own tools"),
-    _reason(5014, "vm.down.failed", WARNING, "stopped unexpectedly: {cause}", "cause"),
-    _reason(5015, "vm.down.moved", INFO, "was moved away or saved: {cause}", "cause"),
-    _reason(5016, "vm.down.start_failed", ERROR, "did not start: {detail}", "detail"),
-    _reason(5017, "vm.crashed.kept", ERROR, "its kernel panicked; its remains are kept"),
+    reason(5013, "vm.paused.outside", INFO, "was paused with libvirt's own tools"),
+    reason(5014, "vm.down.failed", WARNING, "stopped unexpectedly: {cause}", "cause"),
+    reason(5015, "vm.down.moved", INFO, "was moved away or saved: {cause}", "cause"),
+    reason(5016, "vm.down.start_failed", ERROR, "did not start: {detail}", "detail"),
+    reason(5017, "vm.crashed.kept", ERROR, "its kernel panicked; its remains are kept"),
     # 5100: the sentinel's restarts
-    _reason(5100, "restart.crash", INFO, "QEMU died"),
-    _reason(5101, "restart.panic", INFO, "the guest's kernel panicked"),
-    _reason(5102, "restart.watchdog_poweroff", INFO, "its watchdog powered it off"),
-    _reason(5103, "restart.watchdog_shutdown", INFO, "its watchdog shut it down"),
-    _reason(
+    reason(5100, "restart.crash", INFO, "QEMU died"),
+    reason(5101, "restart.panic", INFO, "the guest's kernel panicked"),
+    reason(5102, "restart.watchdog_poweroff", INFO, "its watchdog powered it off"),
+    reason(5103, "restart.watchdog_shutdown", INFO, "its watchdog shut it down"),
+    reason(
         5110,
         "restart.waiting.delay",
         WARNING,
@@ -70,9 +56,9 @@ REASONS: tuple[Code, ...] = (
         "delay_ms",
         "attempt",
     ),
-    _reason(5111, "restart.blocked.not_ha", INFO, "it is not marked as highly available"),
-    _reason(5112, "restart.blocked.hold", WARNING, "automatic action is on hold"),
-    _reason(
+    reason(5111, "restart.blocked.not_ha", INFO, "it is not marked as highly available"),
+    reason(5112, "restart.blocked.hold", WARNING, "automatic action is on hold"),
+    reason(
         5113,
         "restart.blocked.limit",
         ERROR,
@@ -80,17 +66,17 @@ REASONS: tuple[Code, ...] = (
         "count",
         "window",
     ),
-    _reason(5114, "restart.blocked.host_shutting_down", INFO, "its host is shutting down"),
-    _reason(
+    reason(5114, "restart.blocked.host_shutting_down", INFO, "its host is shutting down"),
+    reason(
         5115,
         "restart.blocked.other_boot",
         WARNING,
         "its exit was not seen in this boot of the host; the server decides",
     ),
-    _reason(
+    reason(
         5116, "restart.blocked.migrating", WARNING, "it is marked as migrating; the server decides"
     ),
-    _reason(
+    reason(
         5117,
         "restart.blocked.superseded",
         ERROR,
@@ -98,37 +84,37 @@ REASONS: tuple[Code, ...] = (
         "incarnation",
         "current",
     ),
-    _reason(
+    reason(
         5118,
         "restart.blocked.not_seen",
         WARNING,
         "its exit was not seen by this agent; the server decides",
     ),
-    _reason(
+    reason(
         5119, "restart.blocked.policy", INFO, "the policy does not restart after {cause}", "cause"
     ),
-    _reason(
+    reason(
         5120,
         "restart.blocked.stopped_on_purpose",
         INFO,
         "it was stopped on purpose: {cause}",
         "cause",
     ),
-    _reason(5121, "restart.blocked.libvirt_lost", WARNING, "libvirt does not answer"),
-    _reason(
+    reason(5121, "restart.blocked.libvirt_lost", WARNING, "libvirt does not answer"),
+    reason(
         5122, "restart.waiting.result", INFO, "waits for the result of attempt {attempt}", "attempt"
     ),
-    _reason(
+    reason(
         5123,
         "restart.blocked.outside",
         WARNING,
         "that copy was not started by virtha; the server decides",
     ),
     # 5200: why an order was refused by a host
-    _reason(
+    reason(
         5200, "order.refused.term", ERROR, "term {term} is older than {current}", "term", "current"
     ),
-    _reason(
+    reason(
         5201,
         "order.refused.boot",
         WARNING,
@@ -136,7 +122,7 @@ REASONS: tuple[Code, ...] = (
         "boot",
         "current",
     ),
-    _reason(
+    reason(
         5202,
         "order.refused.incarnation",
         ERROR,
@@ -144,16 +130,16 @@ REASONS: tuple[Code, ...] = (
         "incarnation",
         "current",
     ),
-    _reason(
+    reason(
         5203,
         "order.refused.grant_expired",
         WARNING,
         "the grant ran out before the VM could run",
         "late_ms",
     ),
-    _reason(5204, "order.refused.running", WARNING, "it runs already", "current"),
-    _reason(5205, "order.refused.not_here", WARNING, "this host does not have that VM"),
-    _reason(
+    reason(5204, "order.refused.running", WARNING, "it runs already", "current"),
+    reason(5205, "order.refused.not_here", WARNING, "this host does not have that VM"),
+    reason(
         5206,
         "order.refused.disk_active",
         ERROR,
@@ -161,14 +147,14 @@ REASONS: tuple[Code, ...] = (
         "path",
         "quiet_ms",
     ),
-    _reason(
+    reason(
         5207,
         "order.refused.storage_foreign",
         ERROR,
         "storage domain {name} belongs to another installation",
         "name",
     ),
-    _reason(
+    reason(
         5209,
         "order.failed.shutdown_ignored",
         WARNING,
@@ -176,34 +162,34 @@ REASONS: tuple[Code, ...] = (
         "deadline_ms",
         help="Guests obey ACPI or their guest agent. 'virtha vm power-off' ends it at once.",
     ),
-    _reason(
+    reason(
         5210,
         "order.unknown.interrupted",
         WARNING,
         "the agent was restarted while it carried the order out",
     ),
     # 5300: the gate
-    _reason(
+    reason(
         5300,
         "gate.refused.no_grant",
         WARNING,
         "no grant for this start; use 'virtha vm start {vm}'",
         "vm",
     ),
-    _reason(
+    reason(
         5301, "gate.refused.expired", WARNING, "the grant ran out; use 'virtha vm start {vm}'", "vm"
     ),
-    _reason(
+    reason(
         5302,
         "gate.refused.other_boot",
         WARNING,
         "the grant is of an earlier boot; use 'virtha vm start {vm}'",
         "vm",
     ),
-    _reason(
+    reason(
         5303, "gate.refused.disk", ERROR, "disk {path} belongs to a managed storage domain", "path"
     ),
-    _reason(
+    reason(
         5304,
         "gate.refused.unreadable",
         ERROR,
@@ -211,7 +197,7 @@ REASONS: tuple[Code, ...] = (
         "detail",
     ),
     # 5310: which host takes a VM, and why it has to wait
-    _reason(
+    reason(
         5310,
         "placement.most_free",
         INFO,
@@ -219,7 +205,7 @@ REASONS: tuple[Code, ...] = (
         "host",
         "left",
     ),
-    _reason(
+    reason(
         5311,
         "placement.fullest",
         INFO,
@@ -227,18 +213,18 @@ REASONS: tuple[Code, ...] = (
         "host",
         "left",
     ),
-    _reason(5312, "placement.preferred", INFO, "{host} is its preferred host", "host"),
-    _reason(
+    reason(5312, "placement.preferred", INFO, "{host} is its preferred host", "host"),
+    reason(
         5313, "placement.together", INFO, "{group} keeps it with others on {host}", "host", "group"
     ),
-    _reason(
+    reason(
         5314,
         "placement.soft_rule_broken",
         WARNING,
         "the soft rule {group} had to yield to capacity",
         "group",
     ),
-    _reason(
+    reason(
         5315,
         "placement.without_dependency",
         WARNING,
@@ -246,7 +232,7 @@ REASONS: tuple[Code, ...] = (
         "vm",
         "condition",
     ),
-    _reason(
+    reason(
         5320,
         "recovery.waiting.host_limit",
         INFO,
@@ -254,14 +240,14 @@ REASONS: tuple[Code, ...] = (
         "host",
         "limit",
     ),
-    _reason(
+    reason(
         5321,
         "recovery.waiting.cluster_limit",
         INFO,
         "waits until fewer than {limit} starts are under way in the cluster",
         "limit",
     ),
-    _reason(
+    reason(
         5322,
         "recovery.waiting.dependency",
         INFO,
@@ -270,7 +256,7 @@ REASONS: tuple[Code, ...] = (
         "condition",
     ),
     # 5330: why no host takes it, each with the number of hosts that it keeps out
-    _reason(
+    reason(
         5330,
         "recovery.blocked.no_capacity",
         ERROR,
@@ -282,7 +268,7 @@ REASONS: tuple[Code, ...] = (
         "hosts",
         help="What is kept for VMs that go before it doesn't count as free. Free memory on that host, add a host, or lower what the VM asks for.",
     ),
-    _reason(
+    reason(
         5331,
         "recovery.blocked.anti_affinity",
         ERROR,
@@ -291,7 +277,7 @@ REASONS: tuple[Code, ...] = (
         "hosts",
         help="Add a host, or make the rule soft.",
     ),
-    _reason(
+    reason(
         5332,
         "recovery.blocked.affinity",
         ERROR,
@@ -301,8 +287,8 @@ REASONS: tuple[Code, ...] = (
         "hosts",
         help="Make room there, or make the rule soft.",
     ),
-    _reason(5333, "recovery.blocked.tried", ERROR, "its start failed on {hosts} hosts", "hosts"),
-    _reason(
+    reason(5333, "recovery.blocked.tried", ERROR, "its start failed on {hosts} hosts", "hosts"),
+    reason(
         5334,
         "recovery.blocked.cpus",
         ERROR,
@@ -311,7 +297,7 @@ REASONS: tuple[Code, ...] = (
         "most",
         "hosts",
     ),
-    _reason(
+    reason(
         5335,
         "recovery.blocked.hardware",
         ERROR,
@@ -319,7 +305,7 @@ REASONS: tuple[Code, ...] = (
         "missing",
         "hosts",
     ),
-    _reason(
+    reason(
         5336,
         "recovery.blocked.tags",
         ERROR,
@@ -327,7 +313,7 @@ REASONS: tuple[Code, ...] = (
         "missing",
         "hosts",
     ),
-    _reason(
+    reason(
         5337,
         "recovery.blocked.storage",
         ERROR,
@@ -335,7 +321,7 @@ REASONS: tuple[Code, ...] = (
         "missing",
         "hosts",
     ),
-    _reason(
+    reason(
         5338,
         "recovery.blocked.no_host",
         ERROR,
@@ -343,7 +329,7 @@ REASONS: tuple[Code, ...] = (
         "hosts",
         "why",
     ),
-    _reason(
+    reason(
         5339,
         "recovery.blocked.reserve",
         WARNING,
@@ -354,7 +340,7 @@ REASONS: tuple[Code, ...] = (
         "hosts",
         help="Recoveries may use that reserve, ordered starts may not. Add a host, or lower recovery.reserve_hosts.",
     ),
-    _reason(
+    reason(
         5340,
         "recovery.blocked.dependency",
         ERROR,
@@ -362,7 +348,7 @@ REASONS: tuple[Code, ...] = (
         "vm",
         "condition",
     ),
-    _reason(
+    reason(
         5341,
         "recovery.blocked.dependency_expired",
         ERROR,
@@ -371,8 +357,8 @@ REASONS: tuple[Code, ...] = (
         "condition",
         help="Repair that VM, or set recovery.dependency_expired to start.",
     ),
-    _reason(5342, "recovery.dependency.down", ERROR, "it is down, and nothing starts it"),
-    _reason(
+    reason(5342, "recovery.dependency.down", ERROR, "it is down, and nothing starts it"),
+    reason(
         5343,
         "recovery.dependency.cycle",
         ERROR,
@@ -380,31 +366,31 @@ REASONS: tuple[Code, ...] = (
         help="Remove one of the dependencies.",
     ),
     # 5350: why a host is no target at all; with 5401, 5404 and 5406
-    _reason(5350, "host.unfit.down", ERROR, "it is down"),
-    _reason(5351, "host.unfit.maintenance", INFO, "it is in maintenance"),
-    _reason(
+    reason(5350, "host.unfit.down", ERROR, "it is down"),
+    reason(5351, "host.unfit.maintenance", INFO, "it is in maintenance"),
+    reason(
         5352,
         "host.unfit.returning",
         WARNING,
         "it is back, but its old copies are not all dealt with",
     ),
     # 5400: placement of an ordered start, per host
-    _reason(5400, "host.unfit.memory", WARNING, "{need} needed, {free} free", "need", "free"),
-    _reason(5401, "host.unfit.disconnected", WARNING, "its agent is not connected"),
-    _reason(5402, "host.unfit.storage", WARNING, "it has no storage domain {name}", "name"),
-    _reason(
+    reason(5400, "host.unfit.memory", WARNING, "{need} needed, {free} free", "need", "free"),
+    reason(5401, "host.unfit.disconnected", WARNING, "its agent is not connected"),
+    reason(5402, "host.unfit.storage", WARNING, "it has no storage domain {name}", "name"),
+    reason(
         5403,
         "host.unfit.watchdog",
         WARNING,
         "its libvirt does not accept watchdog {model}",
         "model",
     ),
-    _reason(5404, "host.unfit.gate", WARNING, "its start gate is not in force"),
-    _reason(5406, "host.unfit.libvirt", WARNING, "its libvirt does not answer"),
-    _reason(5407, "host.unfit.bridge", WARNING, "it has no bridge {bridge}", "bridge"),
-    _reason(5408, "host.unfit.arch", WARNING, "it is {arch}", "arch"),
-    _reason(5410, "host.unfit.holder", WARNING, "{holder} may still hold a copy of it", "holder"),
-    _reason(
+    reason(5404, "host.unfit.gate", WARNING, "its start gate is not in force"),
+    reason(5406, "host.unfit.libvirt", WARNING, "its libvirt does not answer"),
+    reason(5407, "host.unfit.bridge", WARNING, "it has no bridge {bridge}", "bridge"),
+    reason(5408, "host.unfit.arch", WARNING, "it is {arch}", "arch"),
+    reason(5410, "host.unfit.holder", WARNING, "{holder} may still hold a copy of it", "holder"),
+    reason(
         5411,
         "start.blocked.inventory",
         WARNING,
@@ -413,12 +399,12 @@ REASONS: tuple[Code, ...] = (
         help="A restored database may not know a copy that runs there. Bring the host back, or remove it.",
     ),
     # 5500: the disk activity check in front of a start (A5): what skips it, what came of it
-    _reason(5500, "disk_check.skipped.proven", INFO, "the previous copy's death is proved"),
-    _reason(
+    reason(5500, "disk_check.skipped.proven", INFO, "the previous copy's death is proved"),
+    reason(
         5501, "disk_check.skipped.local_restart", INFO, "this agent reaped the previous copy itself"
     ),
-    _reason(5503, "disk_check.passed", INFO, "disks were quiet for {quiet_ms} ms", "quiet_ms"),
-    _reason(
+    reason(5503, "disk_check.passed", INFO, "disks were quiet for {quiet_ms} ms", "quiet_ms"),
+    reason(
         5504,
         "disk_check.failed.active",
         ERROR,
@@ -426,14 +412,14 @@ REASONS: tuple[Code, ...] = (
         "path",
         "changed_ms",
     ),
-    _reason(
+    reason(
         5505,
         "disk_check.failed.unreadable",
         ERROR,
         "a disk can't be read, so it is not known to be quiet: {detail}",
         "detail",
     ),
-    _reason(
+    reason(
         5506,
         "disk_check.failed.grant",
         ERROR,
@@ -442,20 +428,20 @@ REASONS: tuple[Code, ...] = (
         "quiet_ms",
         help="Raise the setting grant.duration of that host, or update the server.",
     ),
-    _reason(5507, "disk_check.skipped.no_qcow2", INFO, "it has no qcow2 disk that it may write"),
+    reason(5507, "disk_check.skipped.no_qcow2", INFO, "it has no qcow2 disk that it may write"),
     # 5600: is it protected? one line each in `virtha status`
-    _reason(5600, "protection.ok", INFO, "protected"),
-    _reason(5601, "protection.no_ha", INFO, "not marked as highly available"),
-    _reason(5602, "protection.agent_down", WARNING, "the agent of its host is down"),
-    _reason(5603, "protection.host_unreachable", ERROR, "its host does not answer"),
-    _reason(5604, "protection.hold", WARNING, "automatic action is on hold"),
-    _reason(5605, "protection.exhausted", ERROR, "its restarts are used up"),
-    _reason(
+    reason(5600, "protection.ok", INFO, "protected"),
+    reason(5601, "protection.no_ha", INFO, "not marked as highly available"),
+    reason(5602, "protection.agent_down", WARNING, "the agent of its host is down"),
+    reason(5603, "protection.host_unreachable", ERROR, "its host does not answer"),
+    reason(5604, "protection.hold", WARNING, "automatic action is on hold"),
+    reason(5605, "protection.exhausted", ERROR, "its restarts are used up"),
+    reason(
         5606, "protection.no_watchdog", WARNING, "it has no watchdog; a hung guest is not noticed"
     ),
-    _reason(5607, "protection.gate", ERROR, "the start gate of its host is not in force"),
-    _reason(5608, "protection.single_host", WARNING, "no other host could take it"),
-    _reason(5610, "protection.policy", WARNING, "its cluster's policy has restarts turned off"),
-    _reason(5611, "protection.not_running", ERROR, "it should run but does not"),
-    _reason(5609, "protection.libvirt", ERROR, "libvirt of its host does not answer"),
+    reason(5607, "protection.gate", ERROR, "the start gate of its host is not in force"),
+    reason(5608, "protection.single_host", WARNING, "no other host could take it"),
+    reason(5610, "protection.policy", WARNING, "its cluster's policy has restarts turned off"),
+    reason(5611, "protection.not_running", ERROR, "it should run but does not"),
+    reason(5609, "protection.libvirt", ERROR, "libvirt of its host does not answer"),
 )

@@ -1,0 +1,352 @@
+"""The guardian's storage part, pure: renews slots, and ends VMs whose lease is lost (safety.md, section 3).
+
+Beside `guardian.py`, which beats and kills ungranted QEMUs, in the same process and on the same clock. A
+lease that is lost costs the VMs with disks in that domain; a poison costs all VMs of the host, for
+good: a poisoned boot never holds a lease again. Sessions don't matter here: an isolated host goes on as long
+as its leases hold, and no longer, because it can't know whether others lost the domain too. The one
+exception is the leader's waiver.
+
+A session is asked for only when the watchdog is armed for the first time: never on a host in trouble.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from virtha.model.ids import BootId, StorageDomainId
+from virtha.model.policy import LeasePolicy
+from virtha.model.slot import BlockFault, Declaration, Unreadable
+from virtha.model.time import Millis
+from virtha.sentinel.guardian import Kill, LinkLost, QemuProcess, Report, Welcomed
+from virtha.sentinel.host_watchdog import HostWatchdog, WatchdogState, fits
+from virtha.sentinel.lease import BOUND, DomainLease, LeaseState
+from virtha.sentinel.lease_events import (
+    AllowStarts,
+    DomainAttached,
+    HostNature,
+    LeaseCommand,
+    LeaseDecision,
+    LeasedQemu,
+    LeaseEvent,
+    LeaseOwner,
+    PolicySet,
+    QemuEnded,
+    QemusSeen,
+    RenewDone,
+    ResetHost,
+    WaiverEnded,
+    WaiverGiven,
+    WaiverOver,
+    WatchdogArmed,
+    WatchdogDisarmed,
+    WatchdogFailed,
+    WatchdogFed,
+)
+
+KILL_AGAIN_MS = 1_000
+RESET_AGAIN_MS = 1_000
+
+
+class LeaseGuardian:
+    """One per host and process. Invariants: see ``_check``."""
+
+    def __init__(
+        self,
+        *,
+        owner: LeaseOwner,
+        boot: BootId,
+        nature: HostNature,
+        policy: LeasePolicy,
+        now: Millis,
+        first_of_boot: bool,
+    ) -> None:
+        """``first_of_boot``: no guardian ran in this boot before this one."""
+        self._owner = owner
+        self._boot = boot
+        self._policy = policy
+        self._now = now
+        self._first_of_boot = first_of_boot
+        self._session = False
+        self._leases: dict[StorageDomainId, DomainLease] = {}
+        self._watchdog = HostWatchdog(nature)
+        self._qemus: dict[QemuProcess, LeasedQemu] = {}
+        """Each that was seen and has not ended for certain; one that merely vanished may have writes left."""
+        self._looked_from: int | None = None
+        self._looks: dict[StorageDomainId, Millis | None] = {}
+        """Since when starts are refused for certain in a lost domain; None: ordered in the last step."""
+        self._killed: dict[QemuProcess, Millis] = {}
+        self._kill_again_at: Millis | None = None
+        self._reset_again_at: Millis | None = None
+        self._renewed_now: set[StorageDomainId] = set()
+        self._waiver_ending: set[StorageDomainId] = set()
+
+    def step(self, now: Millis, events: Iterable[LeaseEvent]) -> LeaseDecision:
+        assert now >= self._now, f"time went back from {self._now} to {now}"
+        self._now = now
+        # The last step's commands were carried out before this step: what it refused is refused by now.
+        self._looks = {each: now if at is None else at for each, at in self._looks.items()}
+        told: list[LeaseCommand] = []
+        for event in events:
+            told += self._fold(event)
+        # Ends and relief first, then what promises: a step never feeds on a promise that it is about to break.
+        commands = [*self._lose(), *self._clear(), *self._kill(), *self._reset()]
+        commands += [*self._allow_starts(), *told]
+        commands += self._plan_watchdog()
+        commands += self._renew()
+        self._check()
+        return LeaseDecision(commands=tuple(commands), wake_at=self._wake_at())
+
+    def states(self) -> dict[StorageDomainId, LeaseState]:
+        return {domain_id: lease.state for domain_id, lease in self._leases.items()}
+
+    @property
+    def poisoned(self) -> bool:
+        return any(lease.poisoned for lease in self._leases.values())
+
+    # Fold
+
+    def _fold(self, event: LeaseEvent) -> list[LeaseCommand]:
+        match event:
+            case PolicySet(policy=policy):
+                self._policy = policy
+            case Welcomed():
+                self._session = True
+            case LinkLost():
+                self._session = False
+            case DomainAttached():
+                return self._attach(event)
+            case RenewDone():
+                return self._renewed(event)
+            case QemusSeen():
+                self._looked_from = event.began_ms
+                self._qemus |= {qemu.process: qemu for qemu in event.qemus}
+            case QemuEnded(process=process):
+                self._qemus.pop(process, None)
+                self._killed.pop(process, None)
+            case WaiverGiven(domain_id=domain_id):
+                return self._waive(domain_id)
+            case WaiverEnded(domain_id=domain_id):
+                if domain_id in self._leases:
+                    self._leases[domain_id].end_waiver()
+                    self._waiver_ending.add(domain_id)
+            case WatchdogArmed():
+                return self._watchdog.armed(event, self._now)
+            case WatchdogFailed(detail=detail):
+                return self._watchdog.failed(detail)
+            case WatchdogFed():
+                self._watchdog.fed()
+            case WatchdogDisarmed():
+                self._watchdog.disarmed()
+        return []
+
+    def _attach(self, event: DomainAttached) -> list[LeaseCommand]:
+        lease = self._leases.get(event.domain_id)
+        if lease is None:
+            lease = DomainLease(self._owner, self._boot, event)
+            self._leases[event.domain_id] = lease
+        if lease.state is not LeaseState.UNKNOWN:
+            return []
+        lease.attach(event, now=self._now, first_of_boot=self._first_of_boot)
+        own = event.own
+        if lease.state is not LeaseState.UNKNOWN or not isinstance(own, Unreadable):
+            return []
+        if own.fault is BlockFault.UNREAD:
+            return []  # announced, or the read failed: it is read again
+        return [self._report("host.lease.unreadable", lease, fault=own.fault.value)]
+
+    def _renewed(self, event: RenewDone) -> list[LeaseCommand]:
+        lease = self._leases.get(event.domain_id)
+        if lease is None:
+            return []
+        before, poisoned = lease.state, self.poisoned
+        good = lease.renewed(event)
+        told: list[LeaseCommand] = []
+        if lease.poisoned and not poisoned:
+            told.append(self._report("host.lease.poisoned", lease))
+        if lease.state is LeaseState.HELD and before is LeaseState.CLEARED:
+            self._looks.pop(lease.domain_id, None)
+            told.append(self._report("host.lease.held_again", lease))
+        if not good:
+            return told
+        if lease.state is LeaseState.HELD and lease.domain_id in self._waiver_ending:
+            self._waiver_ending.discard(lease.domain_id)
+            told.append(WaiverOver(domain_id=lease.domain_id))
+        self._renewed_now.add(lease.domain_id)
+        return told
+
+    def _waive(self, domain_id: StorageDomainId) -> list[LeaseCommand]:
+        lease = self._leases.get(domain_id)
+        if lease is None or self.poisoned or not lease.waive():
+            return []
+        self._waiver_ending.discard(domain_id)
+        self._looks.pop(domain_id, None)
+        return [self._report("host.lease.waived", lease)]
+
+    # Ends
+
+    def _lose(self) -> Iterator[LeaseCommand]:
+        for lease in self._leases.values():
+            deadline = lease.self_fence_at
+            due = deadline is not None and self._now >= deadline
+            killable = lease.state in (LeaseState.FREE, LeaseState.WAIVED, LeaseState.HELD)
+            if not (due or (self.poisoned and killable)):
+                continue
+            lease.lose(self._now)
+            self._looks[lease.domain_id] = None
+            yield AllowStarts(domain_id=lease.domain_id, until_ms=None)
+            yield self._report(
+                "host.lease.lost", lease, cause="poison" if self.poisoned else "storage"
+            )
+
+    def _allow_starts(self) -> Iterator[LeaseCommand]:
+        """After the losses of this step: what is lost now is allowed nothing, however good its renewal was."""
+        for domain_id in sorted(self._renewed_now):
+            lease = self._leases[domain_id]
+            if lease.state in (LeaseState.FREE, LeaseState.WAIVED, LeaseState.HELD):
+                until = lease.self_fence_at or self._now + self._policy.self_fence_after_ms
+                yield AllowStarts(domain_id=domain_id, until_ms=Millis(until))
+        self._renewed_now.clear()
+
+    def _doomed(self, lease: DomainLease) -> list[LeasedQemu]:
+        return [
+            qemu
+            for qemu in self._qemus.values()
+            if self.poisoned or qemu.may_write_to(lease.domain_id)
+        ]
+
+    def _clear(self) -> Iterator[LeaseCommand]:
+        """None of its VMs is left: all that were seen have ended for certain, and a look that began after
+        starts were refused shows none. What exists and was refused stays paused, and is killed at sight."""
+        for lease in self._leases.values():
+            if lease.state is not LeaseState.LOST or self._doomed(lease):
+                continue
+            refused_at = self._looks.get(lease.domain_id)
+            if refused_at is None or self._looked_from is None or self._looked_from < refused_at:
+                continue
+            lease.clear()
+            yield self._report("host.lease.cleared", lease)
+
+    def _kill(self) -> Iterator[LeaseCommand]:
+        ended = (LeaseState.LOST, LeaseState.CLEARED)
+        self._kill_again_at = None
+        for lease in self._leases.values():
+            for qemu in self._doomed(lease) if lease.state in ended else ():
+                killed_at = self._killed.get(qemu.process)
+                if killed_at is None or self._now >= killed_at + KILL_AGAIN_MS:
+                    self._killed[qemu.process] = self._now
+                    yield Kill(process=qemu.process, code="host.lease.killed_vm")
+                if killed_at is None:
+                    yield _killed(lease, qemu.process)
+                again = Millis(self._killed[qemu.process] + KILL_AGAIN_MS)
+                self._kill_again_at = min(self._kill_again_at or again, again)
+
+    def _reset(self) -> Iterator[LeaseCommand]:
+        """The kill time is over. The watchdog would do it too; this is sooner where it is not armed."""
+        due = [
+            lease
+            for lease in self._leases.values()
+            if lease.reset_at is not None and self._now >= lease.reset_at
+        ]
+        if not due:
+            self._reset_again_at = None
+            return
+        if self._reset_again_at is not None and self._now < self._reset_again_at:
+            return
+        if self._reset_again_at is None:
+            yield self._report("host.lease.reset", due[0], count=len(self._doomed(due[0])))
+        self._reset_again_at = Millis(self._now + RESET_AGAIN_MS)
+        yield ResetHost(domain_id=due[0].domain_id)
+
+    # Watchdog
+
+    @property
+    def _over_at(self) -> Millis | None:
+        """By when the VMs of the tightest lease have to be dead. Nothing binds the feeding of a watchdog that
+        no slot of this boot has declared: such a slot proves nothing."""
+        moments = [
+            lease.over_at
+            for lease in self._leases.values()
+            if lease.promised_watchdog_ms and lease.over_at is not None
+        ]
+        return min(moments, default=None)
+
+    def _plan_watchdog(self) -> list[LeaseCommand]:
+        leases = self._leases.values()
+        if any(lease.binds_unknown for lease in leases) and not self._first_of_boot:
+            return []  # the watchdog, if it runs, runs out
+        promised = [lease.promised_watchdog_ms for lease in leases if lease.promised_watchdog_ms]
+        held = any(lease.state is LeaseState.HELD for lease in leases)
+        planned: list[LeaseCommand] = []
+        if promised:
+            planned = self._watchdog.take_over(self._now, min(promised), self._over_at)
+        elif not self._policy.enabled:
+            planned = self._watchdog.disarm()
+        elif held and self._session:
+            planned = self._watchdog.arm(self._now, self._policy)
+        return planned or self._watchdog.feed(self._now, self._over_at)
+
+    # Renewals
+
+    def _renew(self) -> Iterator[LeaseCommand]:
+        for lease in self._leases.values():
+            done = lease.state is LeaseState.FREE and not self._policy.enabled
+            if done or lease.renew_at is None or self._now < lease.renew_at:
+                continue
+            yield lease.renew(
+                self._now,
+                self._declaration(),
+                wanted=self._policy.enabled,
+                renew_ms=self._policy.renew_ms,
+            )
+
+    def _declaration(self) -> Declaration:
+        watchdog = self._watchdog
+        # One whose driver rounded the timeout up past what leaves room for feeding is fed, not declared.
+        armed = watchdog.declared and fits(self._policy, watchdog.timeout_ms)
+        return Declaration(
+            armed=armed,
+            no_way_out=armed and watchdog.no_way_out,
+            fed_by_renewer=armed,
+            watchdog_ms=watchdog.timeout_ms if armed else 0,
+            self_fence_after_ms=self._policy.self_fence_after_ms,
+            kill_ms=self._policy.kill_ms,
+        )
+
+    # Around
+
+    def _wake_at(self) -> Millis | None:
+        moments = [
+            self._watchdog.feed_at(self._now, self._over_at),
+            self._kill_again_at,
+            self._reset_again_at,
+        ]
+        for lease in self._leases.values():
+            stopped = lease.state is LeaseState.FREE and not self._policy.enabled
+            moments += [lease.self_fence_at, None if stopped else lease.renew_at]
+            if self._reset_again_at is None:
+                moments.append(lease.reset_at)
+        known = [moment for moment in moments if moment is not None]
+        return Millis(max(min(known), self._now + 1)) if known else None
+
+    def _report(self, code: str, lease: DomainLease, **fields: str | int) -> Report:
+        return Report(code=code, fields={"domain": lease.domain_id, **fields})
+
+    def _check(self) -> None:
+        """What must hold after each step; a guardian that breaks it ends, and its watchdog runs out."""
+        for lease in self._leases.values():
+            deadline = lease.self_fence_at
+            assert deadline is None or deadline > self._now, "held past its deadline"
+            if self.poisoned:
+                ended = (LeaseState.LOST, LeaseState.CLEARED, LeaseState.UNKNOWN)
+                assert lease.state in ended, f"poisoned, yet {lease.state}"
+            if lease.state is LeaseState.CLEARED:
+                assert not lease.good_ms, "cleared, yet it counts"
+        assert self._watchdog.state is not WatchdogState.DISARMING or not any(
+            lease.state in BOUND and lease.promised_watchdog_ms for lease in self._leases.values()
+        ), "disarmed while a lease proves something"
+
+
+def _killed(lease: DomainLease, process: QemuProcess) -> Report:
+    return Report(
+        code="host.lease.killed_vm",
+        vm_id=process.vm_id,
+        fields={"domain": lease.domain_id, "vm": process.vm_id, "pid": process.pid},
+    )
