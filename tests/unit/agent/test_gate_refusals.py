@@ -1,6 +1,7 @@
 """What the gate refuses is told: the hook's notes, their bounds, and the agent that tells them."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -52,7 +53,11 @@ def try_start(bench: Bench, text: str, name: str = "web1") -> tuple[int, str]:
 
 
 def notes(bench: Bench) -> list[dict[str, object]]:
-    return [json.loads(path.read_bytes()) for path in sorted(bench.paths.refusals.glob("*.json"))]
+    found = []
+    for path in sorted(bench.paths.refusals.glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # the agent has read it meanwhile
+            found.append(json.loads(path.read_bytes()))
+    return found
 
 
 def refusals(bench: Bench) -> list[Happened]:

@@ -102,7 +102,12 @@ def test_two_commands_do_not_change_one_lab_at_once(
 
 
 def test_only_the_very_process_is_signalled() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    code = "print('up', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"  # its command line is there only after its exec
         process = namespaces.identify(child.pid)
         assert process is not None
         assert process.is_alive()
@@ -110,7 +115,7 @@ def test_only_the_very_process_is_signalled() -> None:
         other = namespaces.ProcessId(pid=child.pid, start_ticks=process.start_ticks + 1)
         assert namespaces.kill(other) is False
         assert process.is_alive()
-        assert namespaces.command_line(process)[-1] == "input()"
+        assert namespaces.command_line(process)[-1] == code
         assert namespaces.kill(process) is True
         assert namespaces.wait_gone([process], timeout_s=10.0) == []
         child.wait()
