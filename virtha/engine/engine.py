@@ -8,6 +8,7 @@ change of leader take one path: the records are read, and the next look goes on 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from virtha.engine.drain import moves_wanted, plan_moves
 from virtha.engine.events import (
     BeatSeen,
     BrakeLifted,
@@ -27,6 +28,7 @@ from virtha.engine.events import (
     LeaseRenewed,
     LibvirtAnswered,
     MaintenanceChanged,
+    MigrationEnded,
     NeighbourAnswered,
     PolicyChanged,
     PowerOrdered,
@@ -70,9 +72,10 @@ from virtha.engine.inventory import (
     vm_removed,
 )
 from virtha.engine.machine import Verdict
+from virtha.engine.migration import migration_ended
 from virtha.engine.operator import brake_lifted, death_confirmed
 from virtha.engine.permits import brake_looks_at, watch_brake
-from virtha.engine.records import EngineRecords
+from virtha.engine.records import EngineRecords, VmStage
 from virtha.engine.recovery import (
     copy_released,
     look_at_vm,
@@ -81,6 +84,7 @@ from virtha.engine.recovery import (
     start_ended,
     vm_seen,
 )
+from virtha.engine.snapshot import EngineSnapshot, cluster_of, take_snapshot
 from virtha.engine.state import Cluster
 from virtha.engine.watch import look_at, reasons_of
 from virtha.model.ids import HostId, VmId
@@ -95,6 +99,17 @@ class Engine:
     def __init__(self, *, policy: Policy, records: EngineRecords, now: Millis) -> None:
         self._cluster = Cluster(policy=policy, records=records, now=now)
 
+    @classmethod
+    def resumed(cls, snapshot: EngineSnapshot) -> "Engine":
+        """In the middle of a term, for a replay: it goes on exactly as the one that ``snapshot`` was taken of."""
+        engine = cls.__new__(cls)
+        engine._cluster = cluster_of(snapshot)
+        return engine
+
+    def snapshot(self) -> EngineSnapshot:
+        """All that it remembers, between two steps."""
+        return take_snapshot(self._cluster)
+
     def step(self, now: Millis, events: Sequence[EngineEvent]) -> Decision:
         """``now``: cluster time, never earlier than before. Costs what changed, not what there is."""
         cluster = self._cluster
@@ -105,6 +120,7 @@ class Engine:
             else:
                 self._fold(event)
         cluster.collect_due()
+        watch_brake(cluster)
         while cluster.dirty_hosts:
             dirty, cluster.dirty_hosts = cluster.dirty_hosts, set()
             for host_id in sorted(dirty):
@@ -129,6 +145,10 @@ class Engine:
         node = self._cluster.hosts.get(host_id)
         return None if node is None else node.verdict
 
+    def stage(self, vm_id: VmId) -> VmStage | None:
+        node = self._cluster.vms.get(vm_id)
+        return None if node is None else node.record.stage
+
     def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
         """Why it is as it is and what is awaited. Raises KeyError for an unknown host."""
         return reasons_of(self._cluster, self._cluster.hosts[host_id])
@@ -142,8 +162,14 @@ class Engine:
         cluster = self._cluster
         return EngineRecords(
             cluster=cluster.record,
-            hosts=tuple(cluster.hosts[key].record for key in sorted(cluster.hosts)),
-            vms=tuple(cluster.vms[key].record for key in sorted(cluster.vms)),
+            hosts=(
+                *(cluster.hosts[key].record for key in sorted(cluster.hosts)),
+                *(cluster.kept_hosts[key] for key in sorted(cluster.kept_hosts)),
+            ),
+            vms=(
+                *(cluster.vms[key].record for key in sorted(cluster.vms)),
+                *(cluster.kept_vms[key] for key in sorted(cluster.kept_vms)),
+            ),
         )
 
     # Fold
@@ -156,7 +182,9 @@ class Engine:
     def _plan_vms(self) -> None:
         cluster = self._cluster
         # A look may change the VM once more; a plan orders starts, which are then looked at.
-        while cluster.dirty_vms or (cluster.ready and cluster.plan_wanted):
+        while cluster.dirty_vms or (
+            cluster.plan_wanted and (cluster.ready or moves_wanted(cluster))
+        ):
             dirty, cluster.dirty_vms = cluster.dirty_vms, set()
             for vm_id in sorted(dirty):
                 node = cluster.vms.get(vm_id)
@@ -165,6 +193,7 @@ class Engine:
             if not cluster.dirty_vms and cluster.plan_wanted:
                 cluster.plan_wanted = False
                 plan_recoveries(cluster)
+                plan_moves(cluster)
 
     # What changed
 
@@ -240,6 +269,7 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     PowerTested: power_tested,
     ProofFound: _proof_found,
     StartEnded: start_ended,
+    MigrationEnded: migration_ended,
     DeathConfirmed: death_confirmed,
     MaintenanceChanged: maintenance_changed,
     QuarantineLifted: quarantine_lifted,

@@ -10,6 +10,8 @@ run back and go on across a change of leader, so records may keep them. The orde
 A step without intents has nothing to persist and may send at once.
 """
 
+from enum import StrEnum
+
 from virtha.engine.affinity import AffinityGroup
 from virtha.engine.capacity import Feature
 from virtha.engine.dependencies import Dependency
@@ -141,6 +143,8 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     incarnation: Incarnation
     state: VmState
     guest_agent: bool | None = None
+    io_error: bool = False
+    """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
 
 
 class CopyReleased(Value, frozen=True, kw_only=True, tag="released"):
@@ -242,6 +246,23 @@ class StartEnded(Value, frozen=True, kw_only=True, tag="start_ended"):
     code: str | None = None
 
 
+class MigrationEnded(Value, frozen=True, kw_only=True, tag="migration_ended"):
+    """One side's word about how a live migration stands; durable on that host until it is acknowledged.
+
+    - from the source: ``OK``: handed over. ``FAILED``, ``REFUSED``: not handed over, and it never will be by this
+      order; the VM goes on there. ``UNKNOWN``: all of it was sent, nobody confirmed; the VM stands still there (G6).
+    - from the target: ``OK``: it runs there. ``FAILED``, ``REFUSED``: it never ran there, nor can it by this order, and
+      no copy is left. ``UNKNOWN``: it stands still there, complete.
+    """
+
+    order_id: OrderId
+    host_id: HostId
+    """Who speaks."""
+    vm_id: VmId
+    result: Result
+    code: str | None = None
+
+
 # What an operator orders about hosts
 
 
@@ -256,9 +277,13 @@ class DeathConfirmed(Value, frozen=True, kw_only=True, tag="confirmed"):
 
 
 class MaintenanceChanged(Value, frozen=True, kw_only=True, tag="maintenance"):
+    """No new starts there. ``drain``: its VMs leave it by live migration, and until they have, it is fenced like any
+    other when it dies. Without: they stay, and the host is never fenced (somebody is at work on it)."""
+
     host_id: HostId
     on: bool
     by: str
+    drain: bool = True
 
 
 class QuarantineLifted(Value, frozen=True, kw_only=True, tag="unquarantine"):
@@ -313,6 +338,7 @@ EngineEvent = (
     | PowerTested
     | ProofFound
     | StartEnded
+    | MigrationEnded
     | DeathConfirmed
     | MaintenanceChanged
     | QuarantineLifted
@@ -416,7 +442,62 @@ class CancelStart(Value, frozen=True, kw_only=True, tag="cancel_start"):
     incarnation: Incarnation
 
 
-Command = Investigate | ReadPower | OrderPower | StorageFence | Poison | StartCommand | CancelStart
+class MigrateCommand(Value, frozen=True, kw_only=True, tag="migrate"):
+    """Move a running VM: its record names source and target among the copies already. To the target, whose gate lets that
+    copy in, then to the source. Sent once and never again; who doesn't know how it stands asks by ``SettleMigration``.
+    Pre-copy only (G6). Past the deadline the source ends the attempt, and the VM runs on where it was. Outcome:
+    ``MigrationEnded``, and a release by the side that lost it."""
+
+    order_id: OrderId
+    vm_id: VmId
+    source: HostId
+    target: HostId
+    source_boot: BootId
+    target_boot: BootId
+    source_incarnation: Incarnation
+    incarnation: Incarnation
+    """Of the target's copy; it counts on the storage from the moment it runs there."""
+    deadline_ms: int
+
+
+class MigrationWord(StrEnum):
+    """What one side of a migration is told. Whichever it is, a host that doesn't know the order refuses it from then
+    on, and says ``MigrationEnded(REFUSED)``: so an order that was under way too long begins nothing any more."""
+
+    TELL = "tell"
+    """Say how it stands; what is under way goes on."""
+    CANCEL = "cancel"
+    """Source: end the attempt, unless all of it was sent. Target: end the copy, unless it runs. Then tell."""
+    END = "end"
+    """Source: end what is left of a VM that was handed over and release it; if it was not, the VM goes on: tell."""
+    RUN = "run"
+    """The other side's copy is over (G6): let this one run if it is complete, else end and release it. Then tell."""
+
+
+class SettleMigration(Value, frozen=True, kw_only=True, tag="settle_migration"):
+    """To one side of a migration. May be sent again. ``proofs``: about the other side's copy, where it didn't say so
+    itself."""
+
+    order_id: OrderId
+    vm_id: VmId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
+    word: MigrationWord
+    proofs: tuple[Proof, ...] = ()
+
+
+Command = (
+    Investigate
+    | ReadPower
+    | OrderPower
+    | StorageFence
+    | Poison
+    | StartCommand
+    | CancelStart
+    | MigrateCommand
+    | SettleMigration
+)
 
 
 class Notice(Value, frozen=True, kw_only=True):

@@ -13,13 +13,15 @@ from virtha.engine.events import (
     SessionChanged,
     SlotChanged,
 )
-from virtha.engine.incident import boot_began, sign_of_life
+from virtha.engine.incident import of_this_boot, sign_of_life
 from virtha.engine.inventory import refresh_target
 from virtha.engine.machine import Verdict
+from virtha.engine.recovery import found
 from virtha.engine.state import Cluster, HostNode
 from virtha.model.evidence import Answer, ProcessKind
-from virtha.model.ids import BootId
 from virtha.model.time import Millis
+
+_SESSION = "its own session"
 
 
 def beat_seen(cluster: Cluster, event: BeatSeen) -> None:
@@ -35,7 +37,7 @@ def beat_seen(cluster: Cluster, event: BeatSeen) -> None:
     ):
         node.sign_ms = cluster.now
         return
-    if not _of_this_boot(cluster, node, event.boot):
+    if not of_this_boot(cluster, node, event.boot, via=_SESSION):
         return
     node.agent_alive = event.agent_alive
     _signed(cluster, node)
@@ -46,7 +48,7 @@ def session_changed(cluster: Cluster, event: SessionChanged) -> None:
     if node is None:
         return
     if event.up:
-        if not _of_this_boot(cluster, node, event.boot):
+        if not of_this_boot(cluster, node, event.boot, via=_SESSION):
             return
         node.sessions[event.process] = event.boot
         if event.process is ProcessKind.AGENT:
@@ -84,10 +86,14 @@ def stalled(cluster: Cluster) -> None:
 
 def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
     node = cluster.hosts.get(event.host_id)
-    if node is None or not _of_this_boot(cluster, node, event.boot):
+    if node is None or not of_this_boot(cluster, node, event.boot, via=_SESSION):
         return
     node.survey = event
     node.libvirt_answers = event.libvirt_connected
+    for vm_id in sorted(event.active):
+        vm = cluster.vms.get(vm_id)
+        if vm is not None and all(copy.host_id != node.id for copy in vm.record.copies):
+            found(cluster, vm, node, vm.record.incarnation)
     refresh_target(cluster, node)
     cluster.awaited.discard(node.id)
     cluster.plan_wanted = True
@@ -107,9 +113,17 @@ def neighbour_answered(cluster: Cluster, event: NeighbourAnswered) -> None:
     node = cluster.hosts.get(event.subject)
     if node is None or event.witness not in cluster.hosts:
         return
-    if event.answer is Answer.ALIVE and event.boot in node.record.dead_boots:
-        sign_of_life(cluster, node, event.boot, via=cluster.hosts[event.witness].config.name)
-        return
+    if event.answer is Answer.ALIVE:
+        name = cluster.hosts[event.witness].config.name
+        # An answer that names no boot is taken for one of the present boot: it speaks against its death.
+        boot = event.boot if event.boot is not None else node.record.boot
+        if boot in node.record.dead_boots:
+            sign_of_life(cluster, node, boot, via=name)
+            return
+        if boot == node.record.boot:
+            node.witnessed_ms = Millis(cluster.now)
+            if node.record.incident is not None:
+                sign_of_life(cluster, node, boot, via=name)
     node.neighbours[event.witness, event.network] = (event.answer, cluster.now)
     if node.verdict is not Verdict.ALIVE:
         cluster.touch(node)
@@ -130,7 +144,7 @@ def disks_watched(cluster: Cluster, event: DisksWatched) -> None:
 
 def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
     node = cluster.hosts.get(event.subject)
-    if node is None or event.witness == event.subject:
+    if node is None:
         return
     if event.boot in node.record.dead_boots:
         sign_of_life(cluster, node, event.boot, via="its heartbeat slot")
@@ -142,20 +156,10 @@ def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
         cluster.touch(node)
 
 
-def _of_this_boot(cluster: Cluster, node: HostNode, boot: BootId) -> bool:
-    """False: of a boot that is over. A boot not seen before is the host's new one (P4)."""
-    if boot in node.record.dead_boots:
-        sign_of_life(cluster, node, boot, via="its own session")
-        return False
-    if boot != node.record.boot:
-        boot_began(cluster, node, boot)
-    return True
-
-
 def _signed(cluster: Cluster, node: HostNode) -> None:
     node.sign_ms = Millis(cluster.now)
     node.broken_ms = None
     incident = node.record.incident
     if incident is not None and incident.boot == node.record.boot:
-        sign_of_life(cluster, node, incident.boot, via="its own session")
+        sign_of_life(cluster, node, incident.boot, via=_SESSION)
     cluster.touch(node)

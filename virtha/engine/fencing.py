@@ -17,10 +17,17 @@ from virtha.engine.events import (
     StorageFence,
 )
 from virtha.engine.incident import give_up_fence, proven
-from virtha.engine.permits import count_order, is_counted, known_off, poison_refusal, refusal
+from virtha.engine.permits import (
+    count_order,
+    hands_off,
+    is_counted,
+    known_off,
+    poison_refusal,
+    refusal,
+)
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import last_sign_ms
+from virtha.engine.verdict import fell_ms, last_sign_ms
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
 from virtha.model.policy import FencingAction, Unreachable
@@ -44,22 +51,49 @@ def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
     assert incident is not None
     if incident.proof is not None:
         return _after_proof(cluster, node, incident)
-    if incident.fence is None:
-        return _begin(cluster, node, incident)
-    if _deaf(cluster, node):
+    _send_again(cluster, node, incident)
+    if _is_deaf(cluster, node):
         _poison(cluster, node, incident)
-    if _lives_on(cluster, node, incident.fence):
-        give_up_fence(cluster, node, "it goes on beating")
+    fence = incident.fence
+    if fence is None:
+        return _begin(cluster, node, incident)
+    if _lives_on(cluster, node, fence):
+        give_up_fence(cluster, node, "it gives signs of life")
         return None
-    match incident.fence.step:
+    if _rewired(node, fence):
+        return _again(cluster, node, fence, level=0, attempt=1)
+    match fence.step:
         case FenceStep.OFF_ORDERED:
-            return _await_acceptance(cluster, node, incident.fence)
+            return _await_acceptance(cluster, node, fence)
         case FenceStep.READING:
-            return _read_back(cluster, node, incident.fence)
+            return _read_back(cluster, node, fence)
         case FenceStep.RETRYING:
-            return _retry(cluster, node, incident.fence)
-        case FenceStep.ON_ORDERED:
+            return _retry(cluster, node, fence)
+        case FenceStep.ON_ORDERED | FenceStep.ON_FAILED:
             return None
+
+
+def _rewired(node: HostNode, fence: Fence) -> bool:
+    """Its devices were configured anew in the meantime: what was ordered is not what would be proven."""
+    if fence.step is FenceStep.RETRYING:
+        return fence.level >= len(node.config.power) > 0
+    if fence.level >= len(node.config.power):
+        return bool(node.config.power)
+    level = node.config.power[fence.level]
+    return {feed.device for feed in fence.feeds} != {feed.device for feed in level.feeds}
+
+
+def _send_again(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    """What a former leader wrote down and may not have sent."""
+    if node.poison_sent or not (incident.poisoned or incident.storage_fenced):
+        return
+    if poison_refusal(cluster, node) is not None:
+        return
+    node.poison_sent = True
+    if incident.poisoned:
+        cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
+    if incident.storage_fenced:
+        cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
 
 
 # Beginning
@@ -68,9 +102,7 @@ def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
 def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
     if cluster.policy.fencing.action is FencingAction.BLINK:
         return _blink(cluster, node, incident)
-    if _deaf(cluster, node):
-        _poison(cluster, node, incident)
-    why_not = refusal(cluster, node)
+    why_not = refusal(cluster, node, 0)
     if why_not is not None:
         return why_not
     _order_level(cluster, node, level=0, attempt=1, rounds=0)
@@ -78,7 +110,7 @@ def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | Non
     return None
 
 
-def _deaf(cluster: Cluster, node: HostNode) -> bool:
+def _is_deaf(cluster: Cluster, node: HostNode) -> bool:
     """No device of it has answered in as many questions as one order has attempts, or it has none: the
     lease's clock should not wait until the orders have failed as well."""
     answered = any(state is not PowerState.UNKNOWN for state, _ in node.power.values())
@@ -91,6 +123,7 @@ def _poison(cluster: Cluster, node: HostNode, incident: Incident) -> None:
         return
     if poison_refusal(cluster, node) is None:
         node.set_incident(poisoned=True)
+        node.poison_sent = True
         cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
 
 
@@ -99,7 +132,7 @@ def _order_level(
 ) -> None:
     incident = node.record.incident
     assert incident is not None
-    off_already = known_off(node)
+    off_already = known_off(node, level)
     if not off_already and not is_counted(cluster, node, incident):
         count_order(cluster, node)
     before = incident.fence
@@ -161,13 +194,18 @@ def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
 
 
 def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    if node.sent != fence.order_id:
+    overdue = cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms
+    if node.sent != fence.order_id and not overdue:
+        # A former leader's: it may never have gone out, and much may have changed since.
+        why_not = refusal(cluster, node, fence.level)
+        if why_not is not None:
+            return why_not
         _send(cluster, node, fence)
     if all(feed.accepted for feed in fence.feeds):
         node.set_incident(fence=replace(fence, step=FenceStep.READING))
         _ask_feeds(cluster, node, fence)
         return None
-    if cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms:
+    if overdue:
         return level_failed(cluster, node, "power.no_answer")
     cluster.wake_host(node, fence.ordered_ms + cluster.policy.fencing.order_deadline_ms)
     return reason("fence.waiting.order", level=fence.level + 1, attempt=fence.attempt)
@@ -239,7 +277,9 @@ def _doubt(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
     for feed in node.config.power[fence.level].feeds:
         if not feed.reads_state:
             return reason("proof.blocked.no_status", device=feed.device)
-        if feed.device not in known and feed.device not in tested:
+        if feed.device in known:
+            continue
+        if feed.device not in tested or feed.device not in node.record.on_devices:
             return reason("proof.blocked.untested", device=feed.device)
     if any(feed.device not in known for feed in fence.feeds):
         others = _others_since(cluster, node, fence)
@@ -247,8 +287,11 @@ def _doubt(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
             return others
     times = cluster.policy.detection
     quiet_ms = times.check_interval_ms * (1 + times.additional_checks)
-    if node.disks_changed_ms is not None and node.disks_changed_ms > fence.ordered_ms:
-        quiet = cluster.now - node.disks_changed_ms
+    # What a former leader saw of the disks after its order is not written anywhere: watched anew (J3).
+    watched_ms = cluster.began_ms if cluster.began_ms > fence.ordered_ms else 0
+    changed_ms = max(node.disks_changed_ms or 0, watched_ms)
+    if changed_ms > fence.ordered_ms and cluster.vms_on.get(node.id):
+        quiet = cluster.now - changed_ms
         if quiet < quiet_ms:
             return reason("proof.blocked.disks_change", quiet_ms=quiet)
     return None
@@ -265,15 +308,25 @@ def _others_since(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | No
             continue
         if other.id not in cluster.absent:
             silent = other.config.name if silent is None else min(silent, other.config.name)
-        elif cluster.fallen_ms.get(other.id, 0) >= since:
+        elif fell_ms(cluster, other) >= since:
             return reason("proof.blocked.swapped", other=other.config.name)
+    for removal in cluster.record.removed:
+        if removal.at_ms >= since and removal.host_id != node.id:
+            return reason("proof.blocked.swapped", other=removal.host_id)
     return None if silent is None else reason("proof.waiting.others", other=silent)
 
 
 def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
-    """Signs long after the order: a late beat is no life."""
-    deadline = cluster.policy.fencing.order_deadline_ms
-    return node.sign_ms is not None and node.sign_ms > fence.ordered_ms + deadline
+    """Signs after the order, and it has nothing more under way: to order once more would shoot a living host.
+
+    While the order may still take effect a sign says nothing but that it has not yet.
+    """
+    recent = cluster.now - last_sign_ms(node) < cluster.policy.detection.evidence_max_age_ms
+    if last_sign_ms(node) <= fence.ordered_ms or not recent:
+        return False
+    if fence.step is FenceStep.RETRYING or node.sent != fence.order_id:
+        return True
+    return cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms
 
 
 # When a level fails
@@ -329,7 +382,10 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
         cluster.wake_host(node, fence.next_ms)
         pause = fence.next_ms - cluster.now
         return reason("fence.waiting.retry", rounds=fence.rounds, pause_ms=pause)
-    why_not = refusal(cluster, node)
+    why_not = refusal(cluster, node, fence.level)
+    more = fence.level + 1 < len(node.config.power)
+    if why_not is not None and why_not.code == "fence.blocked.foreign_device" and more:
+        return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
     if why_not is not None:
         return why_not
     _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
@@ -342,14 +398,25 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
 def _after_proof(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
     """Reboot's second half: on, as an intent of its own, once the proof is written."""
     fence = incident.fence
-    if fence is None or not fence.on_after:
+    if fence is None or not fence.on_after or fence.step is FenceStep.ON_FAILED:
         return None
-    if fence.step is FenceStep.ON_ORDERED:
-        if node.sent != fence.order_id:
-            _send(cluster, node, fence)
+    deadline = cluster.policy.fencing.order_deadline_ms
+    ordered = fence.step is FenceStep.ON_ORDERED
+    if (
+        ordered
+        and cluster.now - fence.ordered_ms >= deadline
+        and node.power_accepted != (fence.order_id)
+    ):
+        _on_failed(cluster, node, fence, "power.no_answer")
         return None
+    if ordered and node.sent == fence.order_id:
+        cluster.wake_host(node, fence.ordered_ms + deadline)
+        return None
+    held = hands_off(cluster, node)
+    if held is not None:
+        return held
     # A former leader's *off* may still be on its way to the device, and would end the new boot (J7).
-    safe_ms = cluster.began_ms + cluster.policy.fencing.order_deadline_ms
+    safe_ms = cluster.began_ms + deadline
     if cluster.now < safe_ms:
         cluster.wake_host(node, safe_ms)
         return reason("fence.waiting.former_orders")
@@ -365,6 +432,11 @@ def _after_proof(cluster: Cluster, node: HostNode, incident: Incident) -> Reason
     return None
 
 
+def _on_failed(cluster: Cluster, node: HostNode, fence: Fence, why: str) -> None:
+    node.set_incident(fence=replace(fence, step=FenceStep.ON_FAILED))
+    cluster.tell("fence.on_failed", host=node, why=why)
+
+
 # What the devices say
 
 
@@ -374,8 +446,16 @@ def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
     if node is None or incident is None or incident.fence is None:
         return
     fence = incident.fence
-    if fence.order_id != event.order_id or fence.step is not FenceStep.OFF_ORDERED:
+    if fence.order_id != event.order_id:
         return  # of an order that was given up
+    if fence.step is FenceStep.ON_ORDERED:
+        if event.result is Result.OK:
+            node.power_accepted = fence.order_id
+        else:
+            _on_failed(cluster, node, fence, event.error or "power.failed")
+        return
+    if fence.step is not FenceStep.OFF_ORDERED:
+        return
     if event.result is not Result.OK:
         level_failed(cluster, node, event.error or "power.failed")
     else:
@@ -393,11 +473,9 @@ def power_read(cluster: Cluster, event: PowerRead) -> None:
         return
     node.power[event.device] = (event.state, Millis(cluster.now))
     if event.identity is IdentityMatch.MISMATCH:
-        node.set(
-            identified_devices=_without(node.record.identified_devices, event.device),
-            tested_devices=_without(node.record.tested_devices, event.device),
-        )
-        cluster.tell("fence.device_of_another", host=node, device=event.device)
+        _is_foreign(cluster, node, event.device)
+    elif event.state is PowerState.ON and _is_beating(cluster, node):
+        node.set(on_devices=(*_without(node.record.on_devices, event.device), event.device))
     incident = node.record.incident
     if incident is not None and incident.fence is not None:
         _fold_reading(cluster, node, incident.fence, event)
@@ -426,17 +504,44 @@ def _fold_reading(cluster: Cluster, node: HostNode, fence: Fence, event: PowerRe
 def power_tested(cluster: Cluster, event: PowerTested) -> None:
     """Only a test made while that very boot was beating says that the device is this host's (P1)."""
     node = cluster.hosts.get(event.host_id)
-    if node is None or event.boot != node.record.boot or node.sign_ms is None:
+    if node is None or event.boot != node.record.boot or not _is_beating(cluster, node):
         return
-    if cluster.now - node.sign_ms >= cluster.policy.detection.suspect_after_ms:
+    record = node.record
+    if event.identity is IdentityMatch.MISMATCH:
+        _is_foreign(cluster, node, event.device)
         return
-    identified = _without(node.record.identified_devices, event.device)
-    tested = _without(node.record.tested_devices, event.device)
-    if event.passed and event.identity is not IdentityMatch.MISMATCH:
-        tested = (*tested, event.device)
+    identified = _without(record.identified_devices, event.device)
+    tested = _without(record.tested_devices, event.device)
+    on = _without(record.on_devices, event.device)
+    if event.passed:
+        tested, on = (*tested, event.device), (*on, event.device)
         if event.identity is IdentityMatch.MATCH:
             identified = (*identified, event.device)
-    node.set(identified_devices=identified, tested_devices=tested)
+    node.set(
+        identified_devices=identified,
+        tested_devices=tested,
+        on_devices=on,
+        foreign_devices=_without(record.foreign_devices, event.device),
+    )
+    cluster.touch(node)
+
+
+def _is_beating(cluster: Cluster, node: HostNode) -> bool:
+    suspect_ms = cluster.policy.detection.suspect_after_ms
+    return node.sign_ms is not None and cluster.now - node.sign_ms < suspect_ms
+
+
+def _is_foreign(cluster: Cluster, node: HostNode, device: PowerDeviceId) -> None:
+    """It names another machine: it proves nothing, and gets no orders until a test clears it."""
+    record = node.record
+    if device not in record.foreign_devices:
+        cluster.tell("fence.device_of_another", host=node, device=device)
+    node.set(
+        identified_devices=_without(record.identified_devices, device),
+        tested_devices=_without(record.tested_devices, device),
+        on_devices=_without(record.on_devices, device),
+        foreign_devices=(*_without(record.foreign_devices, device), device),
+    )
     cluster.touch(node)
 
 

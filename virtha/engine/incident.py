@@ -13,8 +13,8 @@ from virtha.model.ids import BootId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
-DEAD_BOOTS_KEPT = 8
-"""Enough to tell a late sign of a former boot from a new one."""
+DEAD_BOOTS_KEPT = 32
+"""Enough to tell a late sign of a former boot from a new one: a session outlives its boot by seconds."""
 
 
 def open_incident(cluster: Cluster, node: HostNode) -> None:
@@ -32,6 +32,7 @@ def open_incident(cluster: Cluster, node: HostNode) -> None:
     cluster.tell("host.judged_dead", host=node, silent_ms=cluster.now - silent_since)
     for vm in cluster.vms_held_by(node.id):
         cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+        cluster.touch_vm(vm)  # a migrating one is not lost with one of its sides
 
 
 def sign_of_life(cluster: Cluster, node: HostNode, boot: BootId | None, *, via: str) -> None:
@@ -49,41 +50,55 @@ def sign_of_life(cluster: Cluster, node: HostNode, boot: BootId | None, *, via: 
         _contradiction(cluster, node, via)
 
 
+def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) -> bool:
+    """False: of a boot that is over. A boot not seen before is the host's new one (P4)."""
+    if boot in node.record.dead_boots:
+        sign_of_life(cluster, node, boot, via=via)
+        return False
+    if boot != node.record.boot:
+        boot_began(cluster, node, boot)
+    return True
+
+
 def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
-    """The host reports another boot: everything of the one before is dead (P4)."""
+    """The host reports another boot: everything of the ones before is dead (P4)."""
     former = node.record.boot
-    node.set(boot=boot)
+    # A device that said *on* in the former boot may have been rewired since.
+    node.set(boot=boot, on_devices=())
     node.survey = None
-    node.slot_ms = None
+    node.slot_ms = node.witnessed_ms = None
     node.power.clear()
-    cluster.await_survey(node)
-    if former is None:
-        return
-    _bury(node, former)
+    node.power_asked_ms = None
+    cluster.touch(node)
+    if former is not None:
+        _bury(node, former)
     incident = node.record.incident
-    if incident is None:
+    if former is not None and incident is None:
         cluster.tell("host.rebooted_unseen", host=node)
-        # What it held went down with it, though nobody was judged dead.
-        for vm in cluster.vms_held_by(node.id):
-            cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
-    proof = Proof(
-        kind=ProofKind.NEW_BOOT,
-        host_id=node.id,
-        boot=former,
-        at_ms=int(cluster.now),
-        detail=f"boot {boot}",
-    )
-    _spread(cluster, node, proof)
+    for vm in cluster.vms_held_by(node.id):
+        mine = (copy.boot or former for copy in vm.record.copies if copy.host_id == node.id)
+        for over in sorted({one for one in mine if one is not None and one != boot}):
+            _die(cluster, vm, _new_boot_proof(cluster, node, over, boot))
     if incident is not None:
         cluster.tell("host.returned", host=node)
         _end_incident(cluster, node)
 
 
+def _new_boot_proof(cluster: Cluster, node: HostNode, over: BootId, boot: BootId) -> Proof:
+    return Proof(
+        kind=ProofKind.NEW_BOOT,
+        host_id=node.id,
+        boot=over,
+        at_ms=int(cluster.now),
+        detail=f"boot {boot}",
+    )
+
+
 def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     """The boot of its incident is proven dead: what it held may start elsewhere."""
     incident = node.record.incident
-    if incident is None or incident.boot != proof.boot:
-        return  # of an incident that is over
+    if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
+        return  # of an incident that is over: the host has lived since
     first = incident.proof is None
     node.set_incident(proofs=(*incident.proofs, proof))
     if not first:
@@ -101,9 +116,35 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
 
 def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     for vm in cluster.vms_held_by(node.id):
-        copies = tuple(copy for copy in vm.record.copies if not _dies_with(copy, proof))
-        if copies != vm.record.copies:
-            _remove_copies(cluster, vm, copies, proof)
+        _die(cluster, vm, proof)
+
+
+def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
+    """Whatever copies of ``vm`` the proof covers are over."""
+    copies = tuple(copy for copy in vm.record.copies if not _dies_with(copy, proof))
+    if copies != vm.record.copies:
+        # It may have been found there after the host was judged.
+        cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+        _remove_copies(cluster, vm, copies, proof)
+
+
+def reconcile(cluster: Cluster, vm: VmNode) -> None:
+    """A VM that is read from the records after its hosts: what happened to them happened to it."""
+    for host_id in sorted({copy.host_id for copy in vm.record.copies}):
+        node = cluster.hosts.get(host_id)
+        if node is None:
+            continue
+        incident = node.record.incident
+        if incident is not None:
+            cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+            for proof in incident.proofs:
+                _die(cluster, vm, proof)
+        for copy in vm.record.copies:
+            over = copy.boot is not None and copy.boot in node.record.dead_boots
+            if copy.host_id == host_id and over and node.record.boot is not None:
+                assert copy.boot is not None
+                proof = _new_boot_proof(cluster, node, copy.boot, node.record.boot)
+                _die(cluster, vm, proof)
 
 
 def _dies_with(copy: PossibleCopy, proof: Proof) -> bool:
@@ -139,7 +180,7 @@ def settle_lost(cluster: Cluster, vm: VmNode) -> None:
     """If nobody may hold a lost VM any more, it may be started, or needn't be."""
     if vm.record.copies or vm.record.stage is not VmStage.LOST:
         return
-    cluster.move_vm(vm, VmTrigger.ALL_PROVEN, ready_ms=int(cluster.now))
+    cluster.move_vm(vm, VmTrigger.ALL_PROVEN, ready_ms=int(cluster.now), migration=None)
     if not vm.protected:
         cluster.tell("vm.not_recovered", vm=vm)
         cluster.move_vm(vm, VmTrigger.UNWANTED, proofs=(), lost_ms=None)
@@ -156,18 +197,24 @@ def alive_after_all(cluster: Cluster, node: HostNode, via: str) -> None:
 
 def _end_incident(cluster: Cluster, node: HostNode) -> None:
     node.set(incident=None)
-    node.sent = None
+    node.sent = node.power_accepted = None
+    node.poison_sent = False
     node.forget_investigation()
     for vm in cluster.vms_held_by(node.id):
-        holder_back(cluster, vm)
+        if vm.record.stage is VmStage.LOST:
+            cluster.touch_vm(
+                vm
+            )  # perhaps it is lost no more: its other holders are looked at as well
 
 
 def holder_back(cluster: Cluster, vm: VmNode) -> None:
-    """Whoever may hold it lives: it is not lost, and a start that was under way there still is."""
+    """All that may hold it live: it is not lost, and a start that was under way there still is."""
     if vm.record.start is not None:
         cluster.move_vm(vm, VmTrigger.START_GOES_ON)
+    elif vm.record.migration is not None:
+        cluster.move_vm(vm, VmTrigger.MOVE_GOES_ON, lost_ms=None)
     else:
-        cluster.move_vm(vm, VmTrigger.HOLDER_BACK, lost_ms=None)
+        cluster.move_vm(vm, VmTrigger.HOLDER_BACK, lost_ms=None, proofs=())
     cluster.plan_wanted = True
 
 
@@ -186,6 +233,13 @@ def _disqualify(cluster: Cluster, node: HostNode, via: str) -> None:
     assert incident is not None and incident.fence is not None
     said_off = any(feed.off_since_ms is not None for feed in incident.fence.feeds)
     if said_off and not incident.disqualified:
+        # Whatever comes of this incident: they prove nothing until they pass a test again.
+        liars = {feed.device for feed in incident.fence.feeds if feed.off_since_ms is not None}
+        record = node.record
+        node.set(
+            tested_devices=tuple(one for one in record.tested_devices if one not in liars),
+            identified_devices=tuple(one for one in record.identified_devices if one not in liars),
+        )
         feeds = tuple(
             replace(feed, off_since_ms=None, confirmed=False) for feed in incident.fence.feeds
         )

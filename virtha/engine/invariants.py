@@ -3,8 +3,19 @@ from the records. No VM is touched by that."""
 
 from collections.abc import Sequence
 
-from virtha.engine.events import Command, Intent, OrderPower, SaveHost, SaveVm, StartCommand
-from virtha.engine.records import VmStage
+from virtha.engine.events import (
+    Command,
+    Intent,
+    MigrateCommand,
+    MigrationWord,
+    OrderPower,
+    SaveHost,
+    SaveVm,
+    SettleMigration,
+    StartCommand,
+)
+from virtha.engine.machine import Verdict
+from virtha.engine.records import MovePurpose, MoveStep, VmStage
 from virtha.engine.state import Cluster
 from virtha.model.power import PowerAction
 
@@ -15,9 +26,16 @@ def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Comman
     assert len({start.vm_id for start in starts}) == len(starts), "two starts of one VM"
     for start in starts:
         _check_start(cluster, start)
+    moves = [command for command in commands if isinstance(command, MigrateCommand)]
+    moved = {start.vm_id for start in starts} | {move.vm_id for move in moves}
+    assert len(moved) == len(starts) + len(moves), "two moves of one VM, or a start and a move"
+    for move in moves:
+        _check_move(cluster, move)
     for command in commands:
         if isinstance(command, OrderPower):
             _check_power(cluster, command)
+        elif isinstance(command, SettleMigration):
+            _check_word(cluster, command)
     for intent in intents:
         if isinstance(intent, SaveVm):
             _check_vm(cluster, intent)
@@ -41,6 +59,57 @@ def _check_start(cluster: Cluster, start: StartCommand) -> None:
     assert node.protected, f"{name}: started unasked"
 
 
+def _check_move(cluster: Cluster, move: MigrateCommand) -> None:
+    """Exactly the source holds it, both live in the boots that the order names, and nothing else is going on."""
+    node = cluster.vms[move.vm_id]
+    name = node.config.name
+    record = node.saved
+    assert record is not None and record == node.record, f"{name}: a move that is not durable"
+    migration = record.migration
+    assert migration is not None and migration.order_id == move.order_id, f"{name}: stray move"
+    assert record.stage is VmStage.MIGRATING, f"{name}: moved while {record.stage}"
+    assert migration.step is MoveStep.ORDERED, f"{name}: moved again"
+    # G1: the target is among the holders before the command goes out; nobody but the source was.
+    held = {(copy.host_id, copy.boot, copy.incarnation) for copy in record.copies}
+    assert held == {
+        (move.source, move.source_boot, move.source_incarnation),
+        (move.target, move.target_boot, move.incarnation),
+    }, f"{name}: moved while {sorted(copy.host_id for copy in record.copies)} may hold it"
+    assert move.source != move.target, f"{name}: moved to where it is"
+    assert move.incarnation == record.incarnation > move.source_incarnation, f"{name}: incarnation"
+    for host_id, boot in ((move.source, move.source_boot), (move.target, move.target_boot)):
+        host = cluster.hosts[host_id]
+        assert host.verdict is Verdict.ALIVE and host.record.incident is None, f"{name}: {host_id}"
+        assert host.record.boot == boot, f"{name}: {host_id} is in another boot"
+    if migration.purpose is MovePurpose.FAILBACK:
+        assert record.home == move.target, f"{name}: sent where it never was"
+    else:
+        assert cluster.hosts[move.source].record.drain is not None, f"{name}: moved unasked"
+    assert cluster.hold is None, f"{name}: moved while held"
+    assert not node.config.ignore, f"{name}: moved though out of automatic action"
+
+
+def _check_word(cluster: Cluster, command: SettleMigration) -> None:
+    """A side may be let run, or what was handed over be ended, only when the other side is out of the question (G6)."""
+    node = cluster.vms[command.vm_id]
+    name = node.config.name
+    record = node.saved
+    assert record is not None and record == node.record, f"{name}: a word that is not durable"
+    migration = record.migration
+    assert migration is not None and migration.order_id == command.order_id, f"{name}: stray word"
+    holders = {copy.host_id for copy in record.copies}
+    assert command.host_id in holders, f"{name}: a word to {command.host_id}, which holds nothing"
+    if command.word is MigrationWord.RUN:
+        assert holders == {command.host_id}, f"{name}: let run while {sorted(holders)} may hold it"
+        assert cluster.hold is None, f"{name}: let run while held"
+        target = command.host_id == migration.target
+        assert target or migration.never_ran, f"{name}: its disks may be newer than its memory"
+    elif command.word is MigrationWord.END:
+        assert command.host_id == migration.source, f"{name}: the target's copy is the newest"
+        others = holders - {command.host_id}
+        assert not others or migration.step is MoveStep.SWITCHED, f"{name}: ended in doubt"
+
+
 def _check_power(cluster: Cluster, command: OrderPower) -> None:
     node = cluster.hosts[command.host_id]
     name = node.config.name
@@ -62,3 +131,6 @@ def _check_vm(cluster: Cluster, intent: SaveVm) -> None:
         assert (record.start is not None) == started, f"{record.vm_id}: {record.stage}, its start"
     if record.stage is VmStage.READY:
         assert not record.copies, f"{record.vm_id}: ready while somebody may hold it"
+    if record.stage is not VmStage.LOST:  # lost with the last side of its migration, or not
+        moving = record.stage is VmStage.MIGRATING
+        assert (record.migration is not None) == moving, f"{record.vm_id}: {record.stage}, its move"

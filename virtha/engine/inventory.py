@@ -1,5 +1,7 @@
 """What operators configure: hosts, VMs, policy, hold and maintenance come and go."""
 
+from msgspec.structs import replace
+
 from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
 from virtha.engine.events import (
     HoldChanged,
@@ -10,9 +12,12 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
 )
-from virtha.engine.machine import Verdict
-from virtha.engine.records import HostRecord, VmRecord
+from virtha.engine.incident import reconcile
+from virtha.engine.machine import Verdict, VmTrigger
+from virtha.engine.records import Drain, FenceCount, HostRecord, VmRecord
 from virtha.engine.state import Cluster, HostNode, VmNode, held
+
+REMOVALS_KEPT = 32
 
 
 def host_configured(cluster: Cluster, event: HostConfigured) -> None:
@@ -26,6 +31,7 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
         node.saved = kept
         cluster.hosts[config.host_id] = node
         cluster.ring.add(node)
+        list_drain(cluster, node)
         if record.boot is not None and (record.incident is None or record.incident.proof is None):
             # A recorded host may hold anything until it has told, or is proven dead (M2).
             cluster.await_survey(node)
@@ -46,9 +52,22 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     cluster.ring.remove(event.host_id)
     for group in (cluster.absent, cluster.present, cluster.awaited):
         group.discard(event.host_id)
+    cluster.drains.discard(event.host_id)
     cluster.fallen_ms.pop(event.host_id, None)
     cluster.capacity.host_removed(event.host_id)
-    cluster.dropped_hosts.append(event.host_id)
+    cluster.plan_wanted = True
+    for vm in cluster.vms_held_by(event.host_id):
+        # Nobody watches it any more: proof can only come from its return, or from an operator.
+        cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+    if node.verdict not in (Verdict.ALIVE, Verdict.AGENT_DOWN):
+        removal = FenceCount(host_id=event.host_id, at_ms=int(cluster.now))
+        kept = (*cluster.record.removed, removal)[-REMOVALS_KEPT:]
+        cluster.record = replace(cluster.record, removed=kept)
+    if node.record.boot is None:
+        cluster.dropped_hosts.append(event.host_id)
+    else:
+        # Its boots are remembered: should it come back, a late sign of an old one must not look new (P4).
+        cluster.kept_hosts[event.host_id] = node.record
 
 
 def vm_configured(cluster: Cluster, event: VmConfigured) -> None:
@@ -62,6 +81,7 @@ def vm_configured(cluster: Cluster, event: VmConfigured) -> None:
             node.saved = kept
             changes = {field: getattr(kept, field) for field in kept.__struct_fields__}
             cluster.set_vm(node, **changes)
+            reconcile(cluster, node)
     else:
         node.config = config
         for copy in node.record.copies:
@@ -78,7 +98,8 @@ def vm_removed(cluster: Cluster, event: VmRemoved) -> None:
     for copy in node.record.copies:
         cluster.vms_on.get(copy.host_id, set()).discard(event.vm_id)
         cluster.capacity.vm_ended(copy.host_id, event.vm_id)
-    cluster.ready.discard(event.vm_id)
+    cluster.forget_vm(event.vm_id)
+    cluster.plan_wanted = True
     cluster.dropped_vms.append(event.vm_id)
 
 
@@ -97,13 +118,37 @@ def hold_changed(cluster: Cluster, event: HoldChanged) -> None:
 
 
 def maintenance_changed(cluster: Cluster, event: MaintenanceChanged) -> None:
+    """On again with another ``drain``: its VMs are to leave after all, or the rest of them is to stay."""
     node = cluster.hosts.get(event.host_id)
-    if node is None or (node.record.maintenance is not None) is event.on:
+    if node is None:
         return
-    node.set(maintenance=event.by if event.on else None)
+    before = node.record
+    drain = (before.drain or Drain.DRAINING) if event.on and event.drain else None
+    by = (before.maintenance or event.by) if event.on else None
+    if (by, drain) == (before.maintenance, before.drain):
+        return
+    node.set(maintenance=by, drain=drain)
+    left = cluster.vms_held_by(node.id)
+    if drain is not None and before.drain is None:
+        cluster.tell("host.drain_began", host=node, by=event.by, vms=len(left))
+    elif drain is None and before.drain is Drain.DRAINING:
+        cluster.tell("host.drain_stopped", host=node, by=event.by)
+    list_drain(cluster, node)
     refresh_target(cluster, node)
     cluster.plan_wanted = True
     cluster.touch(node)
+    for vm in left:
+        if drain is not None and before.drain is None and vm.record.retry is not None:
+            cluster.set_vm(vm, retry=None)  # what failed the last time may work now
+        cluster.touch_vm(vm)
+
+
+def list_drain(cluster: Cluster, node: HostNode) -> None:
+    """Among the hosts that VMs are to leave, or not."""
+    if node.record.drain is None:
+        cluster.drains.discard(node.id)
+    else:
+        cluster.drains.add(node.id)
 
 
 def refresh_target(cluster: Cluster, node: HostNode) -> None:

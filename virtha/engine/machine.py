@@ -38,6 +38,10 @@ class VmTrigger(StrEnum):
     UNWANTED = "nobody wants it up any more"
     FREED = "an operator freed it"
     FOUND = "a host runs it already"
+    MOVE_ORDERED = "a live migration is ordered"
+    MOVE_ENDED = "one side of the migration runs it, the other has given its copy back"
+    MOVE_LOST = "no side of the migration that is left can go on"
+    MOVE_GOES_ON = "the last side of the migration turned out to live"
 
 
 _SETTLED, _LOST, _READY, _STARTING = (
@@ -46,10 +50,11 @@ _SETTLED, _LOST, _READY, _STARTING = (
     VmStage.READY,
     VmStage.STARTING,
 )
-_CANCELLING, _QUARANTINED, _GIVEN_UP = (
+_CANCELLING, _QUARANTINED, _GIVEN_UP, _MIGRATING = (
     VmStage.CANCELLING,
     VmStage.QUARANTINED,
     VmStage.GIVEN_UP,
+    VmStage.MIGRATING,
 )
 
 VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
@@ -58,6 +63,7 @@ VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
         # The target of its start died: it may have started there, or not.
         _STARTING: _LOST,
         _CANCELLING: _LOST,
+        _LOST: _LOST,
     },
     VmTrigger.HOLDER_BACK: {_LOST: _SETTLED},
     VmTrigger.START_GOES_ON: {_LOST: _STARTING},
@@ -76,7 +82,19 @@ VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
         _QUARANTINED: _SETTLED,
     },
     VmTrigger.FREED: {_QUARANTINED: _READY, _GIVEN_UP: _READY},
-    VmTrigger.FOUND: {_READY: _SETTLED},
+    # Not QUARANTINED: who started it by hand may not know; but it is held by somebody, so nothing starts it.
+    VmTrigger.FOUND: {
+        _READY: _SETTLED,
+        _GIVEN_UP: _SETTLED,
+        _QUARANTINED: _SETTLED,
+        _STARTING: _SETTLED,
+        _CANCELLING: _SETTLED,
+    },
+    # A migrating VM is not lost with one of its hosts: the other side may run it.
+    VmTrigger.MOVE_ORDERED: {_SETTLED: _MIGRATING},
+    VmTrigger.MOVE_ENDED: {_MIGRATING: _SETTLED},
+    VmTrigger.MOVE_LOST: {_MIGRATING: _LOST},
+    VmTrigger.MOVE_GOES_ON: {_LOST: _MIGRATING},
 }
 
 

@@ -5,7 +5,8 @@ from virtha.engine.events import BrakeLifted, DeathConfirmed, Poison, StorageFen
 from virtha.engine.incident import proven
 from virtha.engine.permits import lift_brake
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.model.evidence import Answer, PowerState
+from virtha.engine.verdict import last_sign_ms
+from virtha.model.evidence import PowerState
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import Reason
 
@@ -54,10 +55,10 @@ def _refusal(cluster: Cluster, node: HostNode, event: DeathConfirmed) -> Reason 
     if event.force_reason is not None:
         return None
     since = cluster.now - LIFE_MS
-    signs = [node.sign_ms, node.slot_ms, node.disks_changed_ms]
-    signs += [at_ms for answer, at_ms in node.neighbours.values() if answer is Answer.ALIVE]
-    if any(sign is not None and sign > since for sign in signs):
+    if max(last_sign_ms(node), node.disks_changed_ms or 0) > since:
         return reason("confirm.refused.life_seen")
+    if cluster.began_ms > since:
+        return reason("confirm.refused.just_begun")  # it could not have seen any
     if any(state is PowerState.ON for state, _ in node.power.values()):
         return reason("confirm.refused.power_on")
     return None

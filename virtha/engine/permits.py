@@ -6,8 +6,9 @@ they keep healthy hosts from being shot, and the proof rules keep VMs from runni
 
 from msgspec.structs import replace
 
-from virtha.engine.records import Brake, FenceCount, Incident
+from virtha.engine.records import Brake, Drain, FenceCount, Incident
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.verdict import fell_ms, is_observed
 from virtha.model.evidence import PowerState
 from virtha.model.policy import FencingAction, PermissionGrade
 from virtha.model.policy.quiet import quiet_until_ms
@@ -15,27 +16,42 @@ from virtha.model.time import format_duration_ms
 from virtha.model.vm import Reason
 
 
-def refusal(cluster: Cluster, node: HostNode) -> Reason | None:
-    """Why no *off* may be ordered now; None: it may. Blink has its own, weaker questions."""
+def refusal(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
+    """Why no *off* may be ordered to that level now; None: it may. Asked before every order, repeated ones
+    of a former leader included. Blink has its own, weaker questions."""
     return (
         poison_refusal(cluster, node)
-        or _no_device(node)
-        or _brake(cluster, node)
-        or _cap(cluster, node)
+        or _no_device(node, level)
+        or _brake(cluster, node, level)
+        or _cap(cluster, node, level)
         or _own_lease(cluster)
     )
 
 
 def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
     """Why not even its slots may be poisoned (P2), which ends its VMs if it lives."""
-    return _switched_off(cluster, node) or _not_needed(cluster, node) or _observer(cluster, node)
+    return (
+        _switched_off(cluster, node)
+        or _not_observed(cluster, node)
+        or _not_needed(cluster, node)
+        or _observer(cluster, node)
+    )
+
+
+def hands_off(cluster: Cluster, node: HostNode) -> Reason | None:
+    """By the operator's will: nothing is switched off, nor on."""
+    if cluster.hold is not None:
+        return reason("fence.blocked.hold", why=cluster.hold)
+    if node.record.maintenance is not None and node.record.drain is not Drain.DRAINING:
+        # One that is still being emptied is fenced like any other: its VMs were to go on elsewhere.
+        return reason("fence.blocked.maintenance", by=node.record.maintenance)
+    return None
 
 
 def _switched_off(cluster: Cluster, node: HostNode) -> Reason | None:
-    if cluster.hold is not None:
-        return reason("fence.blocked.hold", why=cluster.hold)
-    if node.record.maintenance is not None:
-        return reason("fence.blocked.maintenance", by=node.record.maintenance)
+    held = hands_off(cluster, node)
+    if held is not None:
+        return held
     if cluster.policy.fencing.action is FencingAction.NOTHING:
         return reason("fence.blocked.action_nothing")
     if not cluster.policy.recovery.grade.permits(PermissionGrade.FENCE):
@@ -46,8 +62,17 @@ def _switched_off(cluster: Cluster, node: HostNode) -> Reason | None:
     return None
 
 
-def _no_device(node: HostNode) -> Reason | None:
-    return None if node.config.power else reason("fence.blocked.no_device")
+def _not_observed(cluster: Cluster, node: HostNode) -> Reason | None:
+    return None if is_observed(cluster, node) else reason("fence.blocked.observing")
+
+
+def _no_device(node: HostNode, level: int) -> Reason | None:
+    if not node.config.power:
+        return reason("fence.blocked.no_device")
+    for feed in node.config.power[level].feeds:
+        if feed.device in node.record.foreign_devices:
+            return reason("fence.blocked.foreign_device", device=feed.device)
+    return None
 
 
 def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:
@@ -72,18 +97,18 @@ def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
     return reason("fence.blocked.observer", reached=reached, others=others)
 
 
-def _brake(cluster: Cluster, node: HostNode) -> Reason | None:
+def _brake(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     """J5. A host whose *off* was read already is not held: ordering it off changes nothing."""
     brake = cluster.record.brake
-    if brake is None or known_off(node):
+    if brake is None or known_off(node, level):
         return None
     return reason("fence.blocked.brake", hosts=brake.hosts)
 
 
-def _cap(cluster: Cluster, node: HostNode) -> Reason | None:
+def _cap(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     """F7 and J6. Further attempts on a host that was counted in this incident are the same power-down."""
     incident = node.record.incident
-    if known_off(node) or (incident is not None and is_counted(cluster, node, incident)):
+    if known_off(node, level) or (incident is not None and is_counted(cluster, node, incident)):
         return None
     fencing = cluster.policy.fencing
     if len(counted(cluster)) < fencing.cap_count:
@@ -103,14 +128,11 @@ def _own_lease(cluster: Cluster) -> Reason | None:
     return reason("fence.blocked.own_lease", left_ms=max(0, left))
 
 
-def known_off(node: HostNode) -> bool:
-    """Its devices of one level all read *off* before any order."""
-    return any(
-        all(
-            (read := node.power.get(feed.device)) is not None and read[0] is PowerState.OFF
-            for feed in level.feeds
-        )
-        for level in node.config.power
+def known_off(node: HostNode, level: int) -> bool:
+    """The devices of that level all read *off* before any order to them."""
+    return all(
+        (read := node.power.get(feed.device)) is not None and read[0] is PowerState.OFF
+        for feed in node.config.power[level].feeds
     )
 
 
@@ -143,31 +165,33 @@ def watch_brake(cluster: Cluster) -> None:
     """Trips when too many hosts fall silent within the window; lifts when a majority of the survivors has seen
     its storage for as long as the policy says (J5)."""
     fencing = cluster.policy.fencing
-    since = max(cluster.now - fencing.brake_window_ms, cluster.record.brake_lifted_ms)
-    fallen = sum(
-        1 for host_id in cluster.absent if cluster.fallen_ms.get(host_id, cluster.now) > since
-    )
-    limit = max(fencing.brake_hosts, -(-len(cluster.hosts) * fencing.brake_percent // 100))
     brake = cluster.record.brake
+    since = max(cluster.now - fencing.brake_window_ms, cluster.record.brake_lifted_ms)
+    fallen = sum(fell_ms(cluster, cluster.hosts[host_id]) > since for host_id in cluster.absent)
+    limit = max(fencing.brake_hosts, -(-len(cluster.hosts) * fencing.brake_percent // 100))
     if brake is None:
         if fallen >= limit:
-            cluster.record = replace(
-                cluster.record, brake=Brake(tripped_ms=int(cluster.now), hosts=fallen)
-            )
+            tripped = Brake(tripped_ms=int(cluster.now), hosts=fallen)
+            cluster.record = replace(cluster.record, brake=tripped)
+            cluster.steady_since_ms = None
             cluster.tell("fence.brake.tripped", hosts=fallen, limit=limit)
         return
-    if brake.hosts < fallen or not _survivors_see_storage(cluster):
-        # The clock of its lifting begins anew.
-        brake = Brake(tripped_ms=int(cluster.now), hosts=max(brake.hosts, fallen))
-        cluster.record = replace(cluster.record, brake=brake)
-    elif cluster.now - brake.tripped_ms >= fencing.brake_lift_ms:
+    if fallen > brake.hosts:
+        cluster.record = replace(cluster.record, brake=replace(brake, hosts=fallen))
+        cluster.steady_since_ms = None
+    if not _survivors_see_storage(cluster):
+        cluster.steady_since_ms = None
+    elif cluster.steady_since_ms is None:
+        cluster.steady_since_ms = cluster.now
+    elif cluster.now - cluster.steady_since_ms >= fencing.brake_lift_ms:
         lift_brake(cluster, by="the survivors' storage")
 
 
 def brake_looks_at(cluster: Cluster) -> int | None:
     """When the brake may lift by itself."""
-    brake = cluster.record.brake
-    return None if brake is None else brake.tripped_ms + cluster.policy.fencing.brake_lift_ms
+    if cluster.record.brake is None or cluster.steady_since_ms is None:
+        return None
+    return cluster.steady_since_ms + cluster.policy.fencing.brake_lift_ms
 
 
 def _survivors_see_storage(cluster: Cluster) -> bool:
@@ -185,5 +209,6 @@ def lift_brake(cluster: Cluster, *, by: str) -> None:
         return
     cluster.record = replace(cluster.record, brake=None, brake_lifted_ms=int(cluster.now))
     cluster.tell("fence.brake.lifted", by=by)
+    cluster.plan_wanted = True
     for host_id in cluster.absent:
         cluster.touch(cluster.hosts[host_id])

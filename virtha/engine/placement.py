@@ -2,11 +2,12 @@
 
 The rules, in the order in which they yield:
 
-1. A VM that failed with its host goes before one that an operator starts; then the higher priority; then the one that
-   waits for fewer others, failed less often, is larger (large ones fit in fewer places), has the lesser id. What a VM
-   depends on inherits its place in that order. A lower VM never takes room that a higher one needs: the room of
-   those that wait for a start slot, or for a dependency that is on its way, is kept for them.
-2. Nothing that runs is moved. What a VM needs of a host, capacity and hard affinity are never broken.
+1. A VM that failed with its host goes before one that an operator starts, that before one that is to leave its host;
+   then the higher priority; then the one that waits for fewer others, failed less often, is larger (large ones fit in
+   fewer places), has the lesser id. What a VM depends on inherits its place in that order. A lower VM never takes room
+   that a higher one needs: the room of those that wait for a start slot, or for a dependency that is on its way, is
+   kept for them.
+2. Nothing that runs is moved to make room. What a VM needs of a host, capacity and hard affinity are never broken.
 3. Soft affinity yields to capacity only. It outweighs a free start slot: a slot is a matter of seconds, a place stays.
    For the same reason a free slot outweighs the preferred host, and both outweigh spreading.
 4. Spreading: the host with the largest share of its memory free afterwards (``spread`` off: the smallest that is left);
@@ -40,6 +41,8 @@ class Purpose(IntEnum):
     """It ran, and its host failed."""
     ORDER = 1
     """An operator starts it."""
+    MOVE = 2
+    """It runs, and is to run elsewhere: what the others leave is enough. Its own copy must not be counted either."""
 
 
 class VmToPlace(Value, frozen=True, kw_only=True):

@@ -25,6 +25,8 @@ class FenceStep(StrEnum):
     """Accepted; two readings *off*, a second apart, are the proof (P1)."""
     ON_ORDERED = "on_ordered"
     """Proven; the reboot's second half, an intent of its own."""
+    ON_FAILED = "on_failed"
+    """It stays off, and somebody was told."""
     RETRYING = "retrying"
     """Every level failed; the first is tried again at ``next_ms``."""
 
@@ -83,6 +85,14 @@ class Incident(Value, frozen=True, kw_only=True):
         return self.proofs[0] if self.proofs else None
 
 
+class Drain(StrEnum):
+    """How far a host in maintenance is that its VMs are to leave."""
+
+    DRAINING = "draining"
+    DRAINED = "drained"
+    """Nothing is left that it could hold."""
+
+
 class HostRecord(Value, frozen=True, kw_only=True):
     host_id: HostId
     boot: BootId | None = None
@@ -90,10 +100,16 @@ class HostRecord(Value, frozen=True, kw_only=True):
     incident: Incident | None = None
     maintenance: str | None = None
     """Who put it there."""
+    drain: Drain | None = None
+    """None: its VMs stay where they are."""
     tested_devices: tuple[PowerDeviceId, ...] = ()
     """Devices that passed a power test while a boot of this host was beating (P1)."""
     identified_devices: tuple[PowerDeviceId, ...] = ()
     """Devices whose own identity matched the host's."""
+    on_devices: tuple[PowerDeviceId, ...] = ()
+    """Devices that said *on* while the present boot was beating (P1)."""
+    foreign_devices: tuple[PowerDeviceId, ...] = ()
+    """Devices that named another machine: they get no orders until a test clears them."""
     dead_boots: tuple[BootId, ...] = ()
     """The last boots that ended or were proven dead, newest last: a sign of one is an alarm, never a return."""
 
@@ -112,6 +128,8 @@ class VmStage(StrEnum):
     """Two hosts died within the hour with it on them (M5)."""
     GIVEN_UP = "given_up"
     """As many attempts as the policy allows; somebody was told."""
+    MIGRATING = "migrating"
+    """On its way to another host while it runs; source and target may hold it until both have told."""
 
 
 class Start(Value, frozen=True, kw_only=True):
@@ -122,6 +140,56 @@ class Start(Value, frozen=True, kw_only=True):
     boot: BootId
     incarnation: Incarnation
     ordered_ms: int
+
+
+class MovePurpose(StrEnum):
+    MAINTENANCE = "maintenance"
+    FAILBACK = "failback"
+
+
+class MoveStep(StrEnum):
+    """What the two sides have said so far."""
+
+    ORDERED = "ordered"
+    """Under way, or not begun: nobody has said anything."""
+    DOUBTFUL = "doubtful"
+    """How it ended is not known."""
+    STAYED = "stayed"
+    """The source said that it goes on there; the target's copy is to be given back."""
+    SWITCHED = "switched"
+    """The target runs it, or the source handed it over; the source's copy is to be given back."""
+    CONTRADICTED = "contradicted"
+    """Both say that it runs there. Nothing is done to either; somebody was told."""
+
+
+class Migration(Value, frozen=True, kw_only=True):
+    """An ordered live migration. Durable, with its target among the copies, before the command (G1)."""
+
+    order_id: OrderId
+    purpose: MovePurpose
+    source: HostId
+    source_boot: BootId
+    source_incarnation: Incarnation
+    target: HostId
+    target_boot: BootId
+    incarnation: Incarnation
+    """Of the copy on the target; the source's keeps the one that it has."""
+    ordered_ms: int
+    step: MoveStep = MoveStep.ORDERED
+    never_ran: bool = False
+    """The target said that its copy never ran: only then is what the source still has in memory not out of date."""
+    code: str | None = None
+    """Why it failed."""
+
+
+class MoveRetry(Value, frozen=True, kw_only=True):
+    """Moves that failed since it last moved."""
+
+    failures: int = 0
+    tried: tuple[HostId, ...] = ()
+    """Targets; forgotten when none other is left."""
+    next_ms: int = 0
+    """No further attempt before that."""
 
 
 class Death(Value, frozen=True, kw_only=True):
@@ -149,10 +217,15 @@ class VmRecord(Value, frozen=True, kw_only=True):
     ready_ms: int | None = None
     """Since when nobody can hold it: from then on it may wait for those that it depends on."""
     deaths: tuple[Death, ...] = ()
+    migration: Migration | None = None
+    retry: MoveRetry | None = None
+    """None: no move of it has failed."""
+    home: HostId | None = None
+    """Where it ran before the engine itself moved it, or started it elsewhere."""
 
 
 class FenceCount(Value, frozen=True, kw_only=True):
-    """One order to a host that was not known to be off (J6)."""
+    """A host and a moment: an order to one that was not known to be off (J6), or a removal."""
 
     host_id: HostId
     at_ms: int
@@ -172,6 +245,9 @@ class ClusterRecord(Value, frozen=True, kw_only=True):
     fence_counts: tuple[FenceCount, ...] = ()
     """Within the cap's window, oldest first (F7): kept over restarts and changes of leader."""
     brake: Brake | None = None
+    removed: tuple[FenceCount, ...] = ()
+    """Hosts that were removed while nobody could say that they live, and when: one of them may be what an
+    order of ours struck (P1)."""
     brake_lifted_ms: int = 0
     """Hosts that had fallen by then trip it no more."""
 

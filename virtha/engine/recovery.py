@@ -4,8 +4,6 @@ A start elsewhere is possible only when nobody may hold the VM any more (G1), it
 the holders before the order goes out, and a start whose end nobody knows is taken back before another is tried (G2).
 """
 
-from msgspec.structs import replace
-
 from virtha.engine.dependencies import StartCondition
 from virtha.engine.events import (
     CancelStart,
@@ -15,8 +13,9 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.incident import holder_back, settle_lost
+from virtha.engine.incident import holder_back, of_this_boot, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
+from virtha.engine.migration import look_at_migration, side_seen
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import Start, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
@@ -47,8 +46,13 @@ def look_at_vm(cluster: Cluster, node: VmNode) -> None:
             node.reasons = (reason("recovery.blocked.quarantine"),)
         case VmStage.GIVEN_UP:
             node.reasons = (reason("recovery.blocked.attempts", count=node.record.attempts),)
+        case VmStage.MIGRATING:
+            look_at_migration(cluster, node)
         case VmStage.SETTLED:
             node.reasons = ()
+            leaving = any(copy.host_id in cluster.drains for copy in node.record.copies)
+            if leaving or node.record.home is not None:
+                cluster.plan_wanted = True  # the plan of moves says why it stays
 
 
 def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
@@ -56,14 +60,29 @@ def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
     if node.record.stage is not VmStage.LOST:
         return
     holders = [(copy, cluster.hosts.get(copy.host_id)) for copy in node.record.copies]
-    if all(host is not None and _holds_on(host, copy) for copy, host in holders):
-        # Recorded as lost, but each of them lives on in the same boot.
-        holder_back(cluster, node)
-        return
     names = ", ".join(
         sorted(copy.host_id if host is None else host.config.name for copy, host in holders)
     )
-    node.reasons = (reason("recovery.waiting.proof", hosts=names),)
+    if not all(host is not None and _holds_on(host, copy) for copy, host in holders):
+        node.reasons = (reason("recovery.waiting.proof", hosts=names), *_unfenced(holders))
+    elif node.record.migration is not None:
+        # Its last side lives after all; what it is to do with it is the migration's affair.
+        holder_back(cluster, node)
+    elif not node.record.proofs or any(state in _RUNS for _, state in node.seen.values()):
+        # Each of them lives on in the same boot, and none of its copies died, or it is seen running.
+        holder_back(cluster, node)
+    else:
+        # One side of a migration died, and the other may hold half a copy: it runs it, or gives it back (G6).
+        node.reasons = (reason("recovery.waiting.holder", hosts=names),)
+
+
+def _unfenced(holders: list[tuple[PossibleCopy, HostNode | None]]) -> list[Reason]:
+    """Hosts that are not fenced although VMs wait for their proof, for somebody may be at work on them."""
+    return [
+        reason("recovery.waiting.maintenance", host=host.config.name, by=host.record.maintenance)
+        for _, host in holders
+        if host is not None and host.record.maintenance is not None and host.record.drain is None
+    ]
 
 
 def _holds_on(host: HostNode, copy: PossibleCopy) -> bool:
@@ -76,8 +95,11 @@ def _holds_on(host: HostNode, copy: PossibleCopy) -> bool:
 
 def _look_at_ready(cluster: Cluster, node: VmNode) -> None:
     record = node.record
-    if not node.protected:
+    if not (node.config.ha and node.config.wanted_up):
         cluster.move_vm(node, VmTrigger.UNWANTED, proofs=(), lost_ms=None, attempts=0, tried=())
+        return
+    if node.config.ignore:
+        node.reasons = (reason("recovery.blocked.ignored"),)
         return
     if record.attempts >= cluster.policy.recovery.attempts_max:
         cluster.move_vm(node, VmTrigger.EXHAUSTED)
@@ -93,14 +115,24 @@ def _look_at_ready(cluster: Cluster, node: VmNode) -> None:
 def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     start = node.record.start
     assert start is not None
+    if node.seen.get(start.host_id) == (start.incarnation, VmState.RUNNING):
+        _runs(cluster, node)
+        return
     ends_ms = start.ordered_ms + cluster.policy.recovery.attempt_ms
-    if cluster.now >= ends_ms:
+    holders = {copy.host_id for copy in node.record.copies}
+    if cluster.now >= ends_ms or holders != {start.host_id} or _is_overtaken(node, start):
         _cancel_late(cluster, node)
         return
-    if node.sent != start.order_id and cluster.hold is None and node.protected:
+    why_not = None if node.sent == start.order_id else _barrier(cluster)
+    if why_not is None and node.sent != start.order_id and node.protected:
         _send(cluster, node, start)
-    node.reasons = (reason("recovery.starting", host=_name(cluster, start.host_id)),)
+    node.reasons = (why_not or reason("recovery.starting", host=_name(cluster, start.host_id)),)
     cluster.wake_vm(node, ends_ms)
+
+
+def _is_overtaken(node: VmNode, start: Start) -> bool:
+    """Somebody told of a later incarnation: the order would be refused, or worse, not be."""
+    return node.record.incarnation > start.incarnation
 
 
 def _send(cluster: Cluster, node: VmNode, start: Start) -> None:
@@ -166,7 +198,7 @@ def plan_recoveries(cluster: Cluster) -> None:
         if why_not is not None:
             node.reasons = (why_not,)
             continue
-        candidates.append(_to_place(node))
+        candidates.append(to_place(node))
     if not candidates:
         return
     plan = plan_placements(
@@ -190,13 +222,19 @@ def _barrier(cluster: Cluster) -> Reason | None:
 
 
 def _grade(cluster: Cluster, node: VmNode) -> Reason | None:
+    grade = may_move(cluster, node)
+    return None if grade is None else reason("recovery.blocked.grade", grade=grade.value)
+
+
+def may_move(cluster: Cluster, node: VmNode) -> PermissionGrade | None:
+    """The grade that forbids it to go to another host; None: it may."""
     for grade in (cluster.policy.recovery.grade, node.config.grade):
         if grade is not None and not grade.permits(PermissionGrade.MOVE):
-            return reason("recovery.blocked.grade", grade=grade.value)
+            return grade
     return None
 
 
-def _to_place(node: VmNode) -> VmToPlace:
+def to_place(node: VmNode) -> VmToPlace:
     config = node.config
     return VmToPlace(
         id=config.vm_id,
@@ -229,7 +267,8 @@ def _progress(cluster: Cluster, candidates: list[VmToPlace]) -> dict[VmId, list[
 def _reached(node: VmNode) -> list[StartCondition] | None:
     if node.record.stage in _ON_ITS_WAY:
         return [] if node.protected else None
-    if node.record.stage is not VmStage.SETTLED or node.state not in _RUNS:
+    settled = node.record.stage in (VmStage.SETTLED, VmStage.MIGRATING)
+    if not settled or node.state not in _RUNS:
         return None
     if node.guest_agent:
         return [StartCondition.STARTED, StartCondition.GUEST_AGENT]
@@ -244,6 +283,7 @@ def _carry_out(cluster: Cluster, plan: Plan) -> None:
     for blocked in plan.blocked:
         node = cluster.vms[blocked.vm_id]
         node.reasons = blocked.reasons
+        _tell_blocked(cluster, node, blocked.reasons[0].code)
         if any(one.code == "recovery.blocked.tried" for one in blocked.reasons):
             # Nothing is left but what failed before: once more around.
             cluster.set_vm(node, tried=())
@@ -251,6 +291,13 @@ def _carry_out(cluster: Cluster, plan: Plan) -> None:
         # One look at any of them makes the next plan.
         undecided = [*(one.vm_id for one in plan.waiting), *(one.vm_id for one in plan.blocked)]
         cluster.wake_vm(cluster.vms[undecided[0]], plan.wake_at)
+
+
+def _tell_blocked(cluster: Cluster, node: VmNode, code: str) -> None:
+    """Once for each kind of obstacle: a VM that stays down is somebody's business."""
+    if node.blocked_told != code:
+        node.blocked_told = code
+        cluster.tell("vm.recovery_blocked", vm=node, why=code)
 
 
 def _order_start(cluster: Cluster, node: VmNode, host_id: HostId) -> None:
@@ -266,7 +313,15 @@ def _order_start(cluster: Cluster, node: VmNode, host_id: HostId) -> None:
         ordered_ms=int(cluster.now),
     )
     copy = PossibleCopy(host_id=host_id, incarnation=incarnation, boot=host.record.boot)
-    cluster.move_vm(node, VmTrigger.ORDERED, incarnation=incarnation, copies=(copy,), start=start)
+    home = record.home or (record.proofs[0].host_id if record.proofs else None)
+    cluster.move_vm(
+        node,
+        VmTrigger.ORDERED,
+        incarnation=incarnation,
+        copies=(copy,),
+        start=start,
+        home=None if home == host_id else home,
+    )
     cluster.tell("vm.recovery_started", vm=node, host=host, attempt=record.attempts + 1)
 
 
@@ -280,7 +335,10 @@ def start_ended(cluster: Cluster, event: StartEnded) -> None:
         return  # of a start that was settled otherwise
     match event.result:
         case Result.OK:
-            _runs(cluster, node)
+            node.seen[event.host_id] = (event.incarnation, VmState.RUNNING)
+            cluster.touch_vm(node)
+            if node.record.stage is not VmStage.LOST:
+                _runs(cluster, node)
         case Result.UNKNOWN:
             if node.record.stage is VmStage.STARTING:
                 _cancel_late(cluster, node)
@@ -290,7 +348,8 @@ def start_ended(cluster: Cluster, event: StartEnded) -> None:
 
 def _runs(cluster: Cluster, node: VmNode) -> None:
     lost_ms = node.record.lost_ms
-    host_id = node.record.copies[0].host_id
+    start = node.record.start
+    host_id = node.record.copies[0].host_id if start is None else start.host_id
     moved = cluster.move_vm(
         node,
         VmTrigger.RUNS,
@@ -303,6 +362,7 @@ def _runs(cluster: Cluster, node: VmNode) -> None:
         ready_ms=None,
     )
     if moved:
+        node.blocked_told = None
         node.state, node.state_host = VmState.RUNNING, host_id
         cluster.plan_wanted = True
         after_ms = 0 if lost_ms is None else cluster.now - lost_ms
@@ -314,17 +374,31 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
     record = node.record
     failures = record.attempts + 1
     delay = cluster.policy.recovery.delay_before_ms(failures)
-    copies = tuple(copy for copy in record.copies if copy.host_id != host_id)
+    start = record.start
+    assert start is not None
+    copies = tuple(
+        copy
+        for copy in record.copies
+        if (copy.host_id, copy.incarnation) != (host_id, start.incarnation)
+    )
     tried = record.tried if host_id in record.tried else (*record.tried, host_id)
+    trigger = VmTrigger.REFUSED
+    if record.stage is VmStage.LOST:
+        # Lost together with the target of its start; that copy is over, others may not be.
+        trigger = VmTrigger.HOLDER_LOST
+    elif copies:
+        trigger = VmTrigger.FOUND  # somebody else has it: nothing is to be started
     moved = cluster.move_vm(
         node,
-        VmTrigger.REFUSED,
+        trigger,
         copies=copies,
         start=None,
         attempts=failures,
         tried=tried,
         next_ms=int(cluster.now) + delay,
+        ready_ms=int(cluster.now),
     )
+    settle_lost(cluster, node)
     if moved:
         cluster.tell(
             "vm.recovery_failed",
@@ -351,6 +425,7 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         copy
         for copy in node.record.copies
         if (copy.host_id, copy.incarnation) != (event.host_id, event.incarnation)
+        or copy.boot not in (None, event.boot)
     )
     if copies != node.record.copies:
         cluster.set_vm(node, copies=copies)
@@ -362,23 +437,29 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     """What a host's sentinel reports of a VM that it runs or ran."""
     node = cluster.vms.get(event.vm_id)
     host = cluster.hosts.get(event.host_id)
-    if node is None or host is None or event.boot in host.record.dead_boots:
+    if node is None or host is None:
         return
-    record = node.record
-    held = [copy for copy in record.copies if copy.host_id == event.host_id]
-    if event.state in _UP and not held:
-        _found_elsewhere(cluster, node, host, event)
-    elif event.incarnation > record.incarnation:
+    # The facts of a new boot may come before its first beat.
+    if not of_this_boot(cluster, host, event.boot, via="its agent's report"):
+        return
+    known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
+    if event.state is not VmState.DOWN and event.incarnation not in known:
+        found(cluster, node, host, event.incarnation)
+        known.add(event.incarnation)
+    elif event.incarnation > node.record.incarnation:
         # A restored database is behind its hosts (M2): what they say counts.
-        raised = [replace(copy, incarnation=event.incarnation) for copy in held]
-        others = [copy for copy in record.copies if copy.host_id != event.host_id]
-        cluster.set_vm(node, incarnation=event.incarnation, copies=(*others, *raised))
-    if event.incarnation < node.record.incarnation:
+        cluster.set_vm(node, incarnation=event.incarnation)
+    if node.record.migration is not None:
+        side_seen(cluster, node, event)
         return
-    changed = (node.state, node.guest_agent) != (event.state, event.guest_agent)
+    # A move that failed leaves the running copy below the record's incarnation.
+    if event.incarnation < node.record.incarnation and event.incarnation not in known:
+        return
+    node.seen[event.host_id] = (event.incarnation, event.state)
+    before = (node.state, node.guest_agent, node.io_error)
     node.state, node.state_host = event.state, event.host_id
-    node.guest_agent = event.guest_agent
-    if changed:
+    node.guest_agent, node.io_error = event.guest_agent, event.io_error
+    if before != (node.state, node.guest_agent, node.io_error):
         cluster.plan_wanted = True  # somebody may depend on it
         cluster.touch_vm(node)
     if event.state in _RUNS and _is_the_one(node, event) and host.record.incident is None:
@@ -393,24 +474,34 @@ def _is_the_one(node: VmNode, event: VmSeen) -> bool:
     return node.record.stage is VmStage.LOST and len(node.record.copies) == 1
 
 
-def _found_elsewhere(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> None:
-    """A host runs it that was no holder: it is one now, and no start goes out (M2)."""
-    found = PossibleCopy(host_id=event.host_id, incarnation=event.incarnation, boot=event.boot)
-    incarnation = max(event.incarnation, node.record.incarnation)
-    if node.record.stage is VmStage.READY:
-        cluster.move_vm(
-            node, VmTrigger.FOUND, copies=(found,), incarnation=incarnation, proofs=(), lost_ms=None
-        )
+def found(cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnation) -> None:
+    """A host has a copy that it was not known to hold: it is a holder now, and no start goes out (M2)."""
+    copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=host.record.boot)
+    changes = {
+        "copies": (*node.record.copies, copy),
+        "incarnation": max(incarnation, node.record.incarnation),
+        "home": None,  # whoever started it there had a reason: it is not taken away from there again
+    }
+    if node.record.start is None and cluster.move_vm(
+        node, VmTrigger.FOUND, **changes, proofs=(), lost_ms=None, attempts=0, tried=()
+    ):
+        node.blocked_told = None
     else:
-        cluster.set_vm(node, copies=(*node.record.copies, found), incarnation=incarnation)
+        cluster.set_vm(node, **changes)  # a start that is under way is taken back first
     cluster.tell("vm.found", vm=node, host=host)
+    if host.record.incident is not None:
+        # It told before it was judged: the copy is as lost as the host.
+        cluster.move_vm(node, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
 
 
 def quarantine_lifted(cluster: Cluster, event: QuarantineLifted) -> None:
     node = cluster.vms.get(event.vm_id)
     if node is None:
         return
+    if node.record.stage not in (VmStage.QUARANTINED, VmStage.GIVEN_UP):
+        return
+    trigger = VmTrigger.FOUND if node.record.copies else VmTrigger.FREED
     if cluster.move_vm(
-        node, VmTrigger.FREED, attempts=0, tried=(), next_ms=0, deaths=(), ready_ms=int(cluster.now)
+        node, trigger, attempts=0, tried=(), next_ms=0, deaths=(), ready_ms=int(cluster.now)
     ):
         cluster.tell("vm.freed", vm=node, by=event.by)

@@ -5,7 +5,7 @@ Nothing here scans all hosts or all VMs: a step touches those that changed (``to
 
 import heapq
 from bisect import bisect_left, bisect_right
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -15,6 +15,8 @@ from virtha.engine.events import (
     EngineHost,
     EngineVm,
     HostSurveyed,
+    MigrateCommand,
+    MigrationWord,
     Notice,
     OrderPower,
     Poison,
@@ -32,7 +34,7 @@ from virtha.engine.records import (
     VmStage,
 )
 from virtha.model.evidence import Answer, PowerState, ProcessKind
-from virtha.model.ids import BootId, HostId, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.policy import Policy
 from virtha.model.power import PowerDeviceId
 from virtha.model.time import Millis
@@ -41,6 +43,8 @@ from virtha.model.vm import Reason, VmState
 
 ABSENT = frozenset({Verdict.SUSPECT, Verdict.DEAD_UNPROVEN, Verdict.DEAD_PROVEN})
 """Counted by the brake (J5)."""
+UNSETTLED = frozenset({VmStage.LOST, VmStage.READY, VmStage.STARTING, VmStage.CANCELLING})
+"""A recovery of it is under way."""
 
 
 class HostNode:
@@ -58,7 +62,9 @@ class HostNode:
         "libvirt_answers",
         "neighbours",
         "observe_from_ms",
+        "poison_sent",
         "power",
+        "power_accepted",
         "power_asked_ms",
         "quiet_rounds",
         "reasons",
@@ -73,6 +79,7 @@ class HostNode:
         "survey",
         "verdict",
         "verdict_ms",
+        "witnessed_ms",
     )
 
     def __init__(self, config: EngineHost, record: HostRecord, now: Millis) -> None:
@@ -95,6 +102,12 @@ class HostNode:
         """Witnesses are being asked about it."""
         self.asked_ms: Millis | None = None
         self.slot_ms: Millis | None = None
+        self.witnessed_ms: Millis | None = None
+        """Last authenticated answer of this boot to any neighbour (J2)."""
+        self.power_accepted: OrderId | None = None
+        """The order to switch it on again, once its device took it."""
+        self.poison_sent = False
+        """By this process; a recorded poison that was not is sent (again)."""
         self.power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}
         self.power_asked_ms: Millis | None = None
         self.sent: OrderId | None = None
@@ -131,13 +144,18 @@ class VmNode:
     """One VM: its record, what its host reports of it, and why it is not being recovered."""
 
     __slots__ = (
+        "asked_ms",
+        "asked_words",
+        "blocked_told",
         "cancel_sent",
         "config",
         "due_ms",
         "guest_agent",
+        "io_error",
         "reasons",
         "record",
         "saved",
+        "seen",
         "sent",
         "state",
         "state_host",
@@ -149,10 +167,18 @@ class VmNode:
         self.saved: VmRecord | None = None
         self.state = VmState.UNKNOWN
         self.state_host: HostId | None = None
+        self.blocked_told: str | None = None
+        """The obstacle that was last told of."""
+        self.seen: dict[HostId, tuple[Incarnation, VmState]] = {}
+        """What each holder last said of it."""
         self.sent: OrderId | None = None
         """The start, or its cancellation, that this process has sent."""
         self.cancel_sent = False
+        self.asked_words: tuple[MigrationWord | None, ...] = ()
+        """What source and target of its migration were last told by this process, and when."""
+        self.asked_ms: Millis | None = None
         self.guest_agent: bool | None = None
+        self.io_error = False
         self.reasons: tuple[Reason, ...] = ()
         self.due_ms: Millis | None = None
 
@@ -200,6 +226,8 @@ class Cluster:
         """Since when this server watches without having been asleep, in this term (J1)."""
         self.lease_until_ms = int(now)
         self.reference: bool | None = None
+        self.steady_since_ms: Millis | None = None
+        """While the brake holds: since when a majority of the survivors sees its storage."""
         self.hosts: dict[HostId, HostNode] = {}
         self.ring = Ring()
         self.vms: dict[VmId, VmNode] = {}
@@ -218,11 +246,17 @@ class Cluster:
         """Whose records may have to be saved."""
         self.changed_vms: set[VmId] = set()
         self.ready: set[VmId] = set()
+        self.unsettled: set[VmId] = set()
+        self.migrating: set[VmId] = set()
+        self.homesick: set[VmId] = set()
+        """Away from their home."""
+        self.drains: set[HostId] = set()
+        """Hosts that VMs are to leave, or have left."""
         self.awaited: set[HostId] = set()
-        """Present hosts that have not told what they hold (M2)."""
+        """Hosts that this leader knows from the records, or reaches, and that have not told what they hold (M2)."""
         self.plan_wanted = False
         """Something changed that may let a waiting VM start."""
-        self._questions = 0
+        self.questions = 0
         self._due: list[tuple[int, int, HostId | VmId]] = []
         self.notices: list[Notice] = []
         self.commands: list[Command] = []
@@ -289,9 +323,13 @@ class Cluster:
         before = {copy.host_id for copy in node.record.copies}
         node.record = replace(node.record, **changes)
         after = {copy.host_id for copy in node.record.copies}
+        if before - after:
+            self.plan_wanted = True  # there is room now
         for host_id in before - after:
             self.vms_on[host_id].discard(node.id)
             self.capacity.vm_ended(host_id, node.id)
+            node.seen.pop(host_id, None)
+            self.plan_wanted = True
         starting = node.record.stage in (VmStage.STARTING, VmStage.CANCELLING)
         for host_id in after - before:
             self.vms_on.setdefault(host_id, set()).add(node.id)
@@ -299,11 +337,22 @@ class Cluster:
         if not starting:
             for host_id in after:
                 self.capacity.start_finished(host_id, node.id)
-        if node.record.stage is VmStage.READY:
-            self.ready.add(node.id)
-        else:
-            self.ready.discard(node.id)
+        self.index_vm(node)
         self.touch_vm(node)
+
+    def index_vm(self, node: VmNode) -> None:
+        """List it by its stage."""
+        stage = node.record.stage
+        if node.id in self.unsettled and stage not in UNSETTLED:
+            self.plan_wanted = True  # moves wait for calm
+        _member(self.ready, node.id, stage is VmStage.READY)
+        _member(self.unsettled, node.id, stage in UNSETTLED)
+        _member(self.migrating, node.id, stage is VmStage.MIGRATING)
+        _member(self.homesick, node.id, node.record.home is not None)
+
+    def forget_vm(self, vm_id: VmId) -> None:
+        for group in (self.ready, self.unsettled, self.migrating, self.homesick):
+            group.discard(vm_id)
 
     def move_vm(self, node: VmNode, trigger: VmTrigger, **changes: Any) -> bool:
         """False: not expected in this stage, and nothing was changed."""
@@ -325,8 +374,8 @@ class Cluster:
 
     def next_question(self) -> OrderId:
         """Of this process only: a question changes nothing, so nobody needs to find it again."""
-        self._questions += 1
-        return OrderId(f"{self.record.term}.q{self._questions}")
+        self.questions += 1
+        return OrderId(f"{self.record.term}.q{self.questions}")
 
     def next_incident(self) -> int:
         self.record = replace(self.record, incidents=self.record.incidents + 1)
@@ -384,11 +433,14 @@ def held(config: EngineVm) -> HeldVm:
     return HeldVm(id=config.vm_id, memory_bytes=config.memory_bytes, groups=groups)
 
 
-def _member(group: set[HostId], host_id: HostId, belongs: bool) -> None:
+_Id = TypeVar("_Id", HostId, VmId)
+
+
+def _member(group: set[_Id], one: _Id, belongs: bool) -> None:
     if belongs:
-        group.add(host_id)
+        group.add(one)
     else:
-        group.discard(host_id)
+        group.discard(one)
 
 
 def _lane(command: Command) -> int:
@@ -397,6 +449,8 @@ def _lane(command: Command) -> int:
             return 0
         case StartCommand():
             return 2
+        case MigrateCommand():
+            return 3
         case _:
             return 1
 

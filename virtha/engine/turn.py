@@ -8,7 +8,7 @@ send, wait. A leader whose write was refused because the term has passed on has 
 from collections.abc import Iterable
 
 from virtha.engine.engine import Engine
-from virtha.engine.events import BeatSeen, Command, EngineEvent, Intent, Notice
+from virtha.engine.events import BeatSeen, Command, Decision, EngineEvent, Intent, Notice
 from virtha.model.ids import HostId, Term
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -65,6 +65,8 @@ class Turn:
         self._beats: dict[HostId, BeatSeen] = {}
         self._now: Millis | None = None
         self._taken: tuple[EngineEvent, ...] = ()
+        self.decision: Decision | None = None
+        """Of this turn's step, or of the last one's, for the journal: it is written beside what went in."""
         self._commands: tuple[Command, ...] = ()
         self._wake_at: Millis | None = None
         self._deposed = False
@@ -98,11 +100,13 @@ class Turn:
         self._taken = (*self._events, *self._beats.values())
         self._events, self._beats = [], {}
         self._now = now
+        self.decision = None
         return Journal(now=now, events=self._taken)
 
     def journaled(self) -> Effect:
         assert self._now is not None, "no turn is under way"
         decision = self._engine.step(self._now, self._taken)
+        self.decision = decision
         self._commands, self._wake_at = decision.commands, decision.wake_at
         if decision.intents or decision.notices:
             return Write(term=self._term, intents=decision.intents, notices=decision.notices)

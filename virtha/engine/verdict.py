@@ -7,7 +7,6 @@ or that was itself asleep, first waits out the longest pause between two attempt
 from virtha.engine.machine import Verdict
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.model.evidence import Answer, PowerState, ProcessKind
-from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.model.vm import Reason
 
@@ -117,9 +116,24 @@ def seen_alive_by(cluster: Cluster, node: HostNode) -> tuple[str, int] | None:
 
 def last_sign_ms(node: HostNode) -> int:
     """The last sign of life by anybody; 0: none in this term."""
-    signs = [at_ms for answer, at_ms in node.neighbours.values() if answer is Answer.ALIVE]
-    signs += [at_ms for at_ms in (node.sign_ms, node.slot_ms) if at_ms is not None]
-    return max(signs, default=Millis(0))
+    return max(node.sign_ms or 0, node.slot_ms or 0, node.witnessed_ms or 0)
+
+
+def fell_ms(cluster: Cluster, node: HostNode) -> int:
+    """Since when it is absent, also where a former leader saw that."""
+    incident = node.record.incident
+    if incident is not None:
+        return incident.silent_since_ms
+    return cluster.fallen_ms.get(node.id, cluster.now)
+
+
+def is_observed(cluster: Cluster, node: HostNode) -> bool:
+    """Silent for a suspicion's length under our own watch (J1): what a former leader judged stands in the
+    record, but nothing new is done to a host that may only be on its way to us. A connection that we saw
+    break, and that did not come back, is as good."""
+    if node.broken_ms is not None and node.broken_ms >= cluster.began_ms:
+        return True
+    return silent_ms(cluster, node) >= cluster.policy.detection.suspect_after_ms
 
 
 def hinted(cluster: Cluster, node: HostNode) -> bool:
@@ -167,4 +181,6 @@ def may_take_quick_road(cluster: Cluster, node: HostNode, judgement: Judgement) 
 
 
 def _reads_off(node: HostNode, device: str) -> bool:
+    if device in node.record.foreign_devices:
+        return False
     return any(key == device and state is PowerState.OFF for key, (state, _) in node.power.items())

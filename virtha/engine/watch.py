@@ -1,11 +1,13 @@
 """One look at one host: judge it, ask what is still to be known, open or end its incident, go on fencing."""
 
+from virtha.engine.drain import drain_reasons
 from virtha.engine.events import Investigate, ReadPower
 from virtha.engine.fencing import plan_fence
 from virtha.engine.incident import alive_after_all, open_incident
 from virtha.engine.inventory import refresh_target
 from virtha.engine.machine import Verdict
-from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.records import VmStage
+from virtha.engine.state import ABSENT, Cluster, HostNode, reason
 from virtha.engine.verdict import Judgement, judge, may_take_quick_road
 from virtha.model.ids import HostId
 from virtha.model.vm import Reason
@@ -42,6 +44,10 @@ def look_at(cluster: Cluster, node: HostNode) -> None:
     node.reasons = judgement.reasons if waiting is None else (*judgement.reasons, waiting)
     if judgement.late or judgement.verdict in _ASKED_ABOUT:
         investigate(cluster, node)
+    elif _is_on_unread(node) and node.power_asked_ms is None:
+        # P1: a device whose identity is not known must have said *on* while this boot was beating.
+        node.power_asked_ms = cluster.now
+        _ask_power(cluster, node)
     if judgement.look_at_ms is not None:
         cluster.wake_host(node, judgement.look_at_ms)
 
@@ -61,10 +67,14 @@ def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
             cluster.tell("host.answers_again", host=node)
         case _:
             pass
-    if judgement.verdict is Verdict.ALIVE and node.survey is None:
-        cluster.await_survey(node)
-    elif judgement.verdict is Verdict.DEAD_PROVEN:
+    if judgement.verdict in ABSENT or judgement.verdict is Verdict.ISOLATED:
+        # Out of reach: what it holds by the records is waited for VM by VM.
         cluster.awaited.discard(node.id)
+        cluster.plan_wanted = True
+    elif judgement.verdict is Verdict.ALIVE:
+        for vm in cluster.vms_held_by(node.id):
+            if vm.record.stage is VmStage.LOST:
+                cluster.touch_vm(vm)
 
 
 def investigate(cluster: Cluster, node: HostNode) -> None:
@@ -92,6 +102,17 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     if incident is None or incident.fence is None:
         _ask_power(cluster, node)
     cluster.wake_host(node, cluster.now + interval)
+
+
+def _is_on_unread(node: HostNode) -> bool:
+    record = node.record
+    return any(
+        feed.reads_state
+        and feed.device not in record.identified_devices
+        and feed.device not in record.on_devices
+        for level in node.config.power
+        for feed in level.feeds
+    )
 
 
 def _ask_power(cluster: Cluster, node: HostNode) -> None:
@@ -128,6 +149,7 @@ def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
 
 def reasons_of(cluster: Cluster, node: HostNode) -> tuple[Reason, ...]:
     """Why the host is as it is and what is awaited (X1)."""
-    if node.record.maintenance is not None:
-        return (*node.reasons, reason("host.maintenance", by=node.record.maintenance))
-    return node.reasons
+    if node.record.maintenance is None:
+        return node.reasons
+    by = reason("host.maintenance", by=node.record.maintenance)
+    return (*node.reasons, by, *drain_reasons(cluster, node))

@@ -6,6 +6,7 @@ The simulator is the place for faults in combination; this one shows a single de
 from collections.abc import Callable, Sequence
 
 import msgspec
+from played_moves import PlayedMoves
 
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -23,6 +24,7 @@ from virtha.engine.events import (
     Intent,
     Investigate,
     LeaseRenewed,
+    MigrateCommand,
     NeighbourAnswered,
     Notice,
     OrderPower,
@@ -34,6 +36,7 @@ from virtha.engine.events import (
     SaveHost,
     SaveVm,
     SessionChanged,
+    SettleMigration,
     StartCommand,
     StartEnded,
     VmConfigured,
@@ -126,6 +129,7 @@ class Play:
         self.commands: list[tuple[int, Command]] = []
         self.saved: dict[str, Intent] = {}
         self.inbox: list[EngineEvent] = []
+        self.moves = PlayedMoves(self)
         self.answers = True
         self.levels = levels
         self.lease_ms: int | None = None
@@ -216,6 +220,7 @@ class Play:
 
     def tick(self) -> Decision:
         self.now += TICK_MS
+        self.moves.tick()
         events, self.inbox = self.inbox, []
         lease = 10_000_000 if self.lease_ms is None else self.lease_ms
         events.append(LeaseRenewed(until_ms=self.now + lease))
@@ -310,6 +315,10 @@ class Play:
                 self._order_power(command)
             case StartCommand():
                 self._start(command)
+            case MigrateCommand():
+                self.moves.begin(command)
+            case SettleMigration():
+                self.moves.settle(command)
             case CancelStart():
                 host = self.hosts[command.host_id]
                 if host.alive and host.confirms_cancel:
@@ -390,6 +399,8 @@ class Play:
             assert other.id == command.host_id or command.vm_id not in other.running, (
                 f"{command.vm_id} is started on {command.host_id} while {other.id} runs it"
             )
+        standing = self.moves.standing(command.vm_id)
+        assert not standing, f"{command.vm_id} is started while copies stand on {standing}"
         host = self.hosts[command.host_id]
         if not host.alive or host.start_result is None:
             return

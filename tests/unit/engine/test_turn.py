@@ -59,6 +59,7 @@ def test_journal_then_write_then_send_then_wait():
     assert isinstance(journal, Journal) and journal.events == (broken(),)
     write = turn.journaled()
     assert isinstance(write, Write) and write.term == 3
+    assert turn.decision is not None and turn.decision.notices == write.notices
     assert [notice.code for notice in write.notices] == ["host.suspected"]
     send = turn.written(held=True)
     assert isinstance(send, Send) and send.commands

@@ -1,0 +1,278 @@
+"""All that an engine remembers between two steps, as one value, and an engine made from it again.
+
+Records alone are what a *new leader* begins from: it has heard nobody yet. A segment of the journal begins in the
+middle of a term, so it needs the evidence too; an engine made from a snapshot decides exactly what the one it was
+taken from would have decided. What can be told from the rest (who is present, which VMs are ready, how full hosts are)
+is not stored but found again.
+"""
+
+from typing import Any
+
+from virtha.engine.capacity import TargetHost
+from virtha.engine.events import EngineHost, EngineVm, HostSurveyed, MigrationWord
+from virtha.engine.inventory import list_drain
+from virtha.engine.machine import Verdict
+from virtha.engine.records import (
+    ClusterRecord,
+    EngineRecords,
+    HostRecord,
+    OrderId,
+    VmRecord,
+)
+from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held
+from virtha.model.evidence import Answer, PowerState, ProcessKind
+from virtha.model.ids import BootId, HostId, Incarnation
+from virtha.model.policy import Policy
+from virtha.model.power import PowerDeviceId
+from virtha.model.time import Millis
+from virtha.model.value import Value
+from virtha.model.vm import Reason, VmState
+
+
+class NeighbourWord(Value, frozen=True, kw_only=True):
+    """What one witness last said over one network, and when."""
+
+    witness: HostId
+    network: str
+    answer: Answer
+    at_ms: Millis
+
+
+class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One host. Fields that ``HostNode`` has too mean what they mean there."""
+
+    config: EngineHost
+    record: HostRecord
+    unsaved: bool = False
+    """The record changed since it was last handed out; then ``saved`` is what was."""
+    saved: HostRecord | None = None
+    target: TargetHost | None = None
+    """As placement last saw it."""
+    fallen_ms: Millis | None = None
+    awaited: bool = False
+    dirty: bool = False
+    sessions: dict[ProcessKind, BootId] = {}
+    sign_ms: Millis | None = None
+    agent_alive: bool = False
+    broken_ms: Millis | None = None
+    observe_from_ms: Millis = Millis(0)
+    neighbours: tuple[NeighbourWord, ...] = ()
+    disks_changed_ms: Millis | None = None
+    quiet_rounds: int = 0
+    rounds_asked: int = 0
+    round: int = 0
+    investigated: bool = False
+    asked_ms: Millis | None = None
+    slot_ms: Millis | None = None
+    witnessed_ms: Millis | None = None
+    poison_sent: bool = False
+    power_accepted: OrderId | None = None
+    power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}
+    power_asked_ms: Millis | None = None
+    sent: OrderId | None = None
+    contradicted: bool = False
+    survey: HostSurveyed | None = None
+    libvirt_answers: bool = True
+    verdict: Verdict = Verdict.UNKNOWN
+    verdict_ms: Millis = Millis(0)
+    reasons: tuple[Reason, ...] = ()
+    due_ms: Millis | None = None
+
+
+class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One VM. Fields that ``VmNode`` has too mean what they mean there."""
+
+    config: EngineVm
+    record: VmRecord
+    unsaved: bool = False
+    saved: VmRecord | None = None
+    starting_on: tuple[HostId, ...] = ()
+    """Hosts that count it among their starts in flight."""
+    dirty: bool = False
+    state: VmState = VmState.UNKNOWN
+    state_host: HostId | None = None
+    sent: OrderId | None = None
+    cancel_sent: bool = False
+    asked_words: tuple[MigrationWord | None, ...] = ()
+    asked_ms: Millis | None = None
+    io_error: bool = False
+    seen: dict[HostId, tuple[Incarnation, VmState]] = {}
+    blocked_told: str | None = None
+    guest_agent: bool | None = None
+    reasons: tuple[Reason, ...] = ()
+    due_ms: Millis | None = None
+
+
+class EngineSnapshot(Value, frozen=True, kw_only=True):
+    """``now``: of the last step, or of the engine's making. Hosts and VMs in the engine's own order."""
+
+    now: Millis
+    policy: Policy
+    cluster: ClusterRecord
+    cluster_saved: bool
+    hold: str | None
+    began_ms: Millis
+    lease_until_ms: int
+    reference: bool | None
+    steady_since_ms: Millis | None = None
+    questions: int
+    plan_wanted: bool
+    hosts: tuple[HostState, ...]
+    vms: tuple[VmNodeState, ...]
+    kept_hosts: tuple[HostRecord, ...]
+    """Recorded, but not configured yet in this term."""
+    kept_vms: tuple[VmRecord, ...]
+
+    @property
+    def records(self) -> EngineRecords:
+        """What the leader's store holds at this point, as far as the engine knows."""
+        return EngineRecords(
+            cluster=self.cluster,
+            hosts=(*(host.record for host in self.hosts), *self.kept_hosts),
+            vms=(*(vm.record for vm in self.vms), *self.kept_vms),
+        )
+
+
+_HOST_PLAIN = tuple(
+    name
+    for name in HostState.__struct_fields__
+    if name in HostNode.__slots__ and name not in ("saved", "neighbours", "sessions", "power")
+)
+_VM_PLAIN = tuple(
+    name
+    for name in VmNodeState.__struct_fields__
+    if name in VmNode.__slots__ and name not in ("saved", "seen")
+)
+
+
+def take_snapshot(cluster: Cluster) -> EngineSnapshot:
+    """Between two steps only. Costs what there is: once per segment of the journal, not per step."""
+    assert not cluster.changed_hosts and not cluster.changed_vms, "a snapshot in mid-step"
+    return EngineSnapshot(
+        now=cluster.now,
+        policy=cluster.policy,
+        cluster=cluster.record,
+        cluster_saved=cluster.saved_record == cluster.record,
+        hold=cluster.hold,
+        began_ms=cluster.began_ms,
+        lease_until_ms=cluster.lease_until_ms,
+        reference=cluster.reference,
+        steady_since_ms=cluster.steady_since_ms,
+        questions=cluster.questions,
+        plan_wanted=cluster.plan_wanted,
+        hosts=tuple(_host_state(cluster, node) for node in cluster.hosts.values()),
+        vms=tuple(_vm_state(cluster, node) for node in cluster.vms.values()),
+        kept_hosts=tuple(cluster.kept_hosts.values()),
+        kept_vms=tuple(cluster.kept_vms.values()),
+    )
+
+
+def _host_state(cluster: Cluster, node: HostNode) -> HostState:
+    plain: dict[str, Any] = {name: getattr(node, name) for name in _HOST_PLAIN}
+    unsaved = node.saved != node.record
+    return HostState(
+        **plain,
+        unsaved=unsaved,
+        saved=node.saved if unsaved else None,
+        target=cluster.capacity.target(node.id),
+        fallen_ms=cluster.fallen_ms.get(node.id),
+        awaited=node.id in cluster.awaited,
+        dirty=node.id in cluster.dirty_hosts,
+        sessions=dict(node.sessions),
+        power=dict(node.power),
+        neighbours=tuple(
+            NeighbourWord(witness=witness, network=network, answer=answer, at_ms=at_ms)
+            for (witness, network), (answer, at_ms) in node.neighbours.items()
+        ),
+    )
+
+
+def _vm_state(cluster: Cluster, node: VmNode) -> VmNodeState:
+    plain: dict[str, Any] = {name: getattr(node, name) for name in _VM_PLAIN}
+    unsaved = node.saved != node.record
+    return VmNodeState(
+        **plain,
+        unsaved=unsaved,
+        saved=node.saved if unsaved else None,
+        dirty=node.id in cluster.dirty_vms,
+        seen=dict(node.seen),
+        starting_on=_starting_on(cluster, node),
+    )
+
+
+def _starting_on(cluster: Cluster, node: VmNode) -> tuple[HostId, ...]:
+    ledgers = cluster.capacity.ledgers
+    holders = sorted({copy.host_id for copy in node.record.copies})
+    return tuple(
+        host_id
+        for host_id in holders
+        if host_id in ledgers and node.id in ledgers[host_id].starting
+    )
+
+
+def cluster_of(snapshot: EngineSnapshot) -> Cluster:
+    """The memory that the snapshot was taken from."""
+    kept = EngineRecords(cluster=snapshot.cluster, hosts=snapshot.kept_hosts, vms=snapshot.kept_vms)
+    cluster = Cluster(policy=snapshot.policy, records=kept, now=snapshot.now)
+    cluster.saved_record = snapshot.cluster if snapshot.cluster_saved else None
+    cluster.hold = snapshot.hold
+    cluster.began_ms = snapshot.began_ms
+    cluster.lease_until_ms = snapshot.lease_until_ms
+    cluster.reference = snapshot.reference
+    cluster.steady_since_ms = snapshot.steady_since_ms
+    cluster.questions = snapshot.questions
+    for host in snapshot.hosts:
+        _restore_host(cluster, host)
+    for vm in snapshot.vms:
+        _restore_vm(cluster, vm)
+    cluster.plan_wanted = snapshot.plan_wanted
+    return cluster
+
+
+def _restore_host(cluster: Cluster, state: HostState) -> None:
+    node = HostNode(state.config, state.record, cluster.now)
+    for name in _HOST_PLAIN:
+        setattr(node, name, getattr(state, name))
+    node.saved = state.saved if state.unsaved else state.record
+    node.sessions = dict(state.sessions)
+    node.power = dict(state.power)
+    node.neighbours = {
+        (word.witness, word.network): (word.answer, word.at_ms) for word in state.neighbours
+    }
+    cluster.hosts[node.id] = node
+    cluster.ring.add(node)
+    list_drain(cluster, node)
+    if state.target is not None:
+        cluster.capacity.host_changed(state.target)
+    if node.verdict in ABSENT:
+        cluster.absent.add(node.id)
+    elif node.verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN):
+        cluster.present.add(node.id)
+    if state.fallen_ms is not None:
+        cluster.fallen_ms[node.id] = state.fallen_ms
+    if state.awaited:
+        cluster.awaited.add(node.id)
+    if state.dirty:
+        cluster.dirty_hosts.add(node.id)
+    if state.due_ms is not None:
+        node.due_ms = None
+        cluster.wake_host(node, state.due_ms)
+
+
+def _restore_vm(cluster: Cluster, state: VmNodeState) -> None:
+    node = VmNode(state.config, state.record)
+    for name in _VM_PLAIN:
+        setattr(node, name, getattr(state, name))
+    node.saved = state.saved if state.unsaved else state.record
+    node.seen = dict(state.seen)
+    cluster.vms[node.id] = node
+    for copy in node.record.copies:
+        cluster.vms_on.setdefault(copy.host_id, set()).add(node.id)
+        starting = copy.host_id in state.starting_on
+        cluster.capacity.vm_started(copy.host_id, held(node.config), in_flight=starting)
+    cluster.index_vm(node)
+    if state.dirty:
+        cluster.dirty_vms.add(node.id)
+    if state.due_ms is not None:
+        node.due_ms = None
+        cluster.wake_vm(node, state.due_ms)
