@@ -35,6 +35,11 @@ BAD_INPUT: dict[str, str] = {
     "properties with a duplicate key": "agent.properties with a key that stands twice",
     "role that may not": "A role that may not do it",
     "unknown field": "An unknown field",
+    "truncated journal": "A journal that was cut short",
+    "damaged journal": "A journal with a flipped bit",
+    "newer journal": "A journal of a newer version",
+    "foreign journal": "A file that is no journal",
+    "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is
 cheapest to catch, and as a user meets it (`story=True`): through the real API, by a command against a

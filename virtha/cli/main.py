@@ -51,10 +51,12 @@ NOUNS: dict[str, Noun] = {
     "setting": Noun("setting", "app", "Settings: global, per cluster, per host."),
     "capabilities": Noun("codes", "capabilities_app", "Watchdog models and actions on offer."),
     "codes": Noun("codes", "codes_app", "Explain a code, or list all of them (works offline)."),
+    "replay": Noun("replay", "app", "What the engine decided, and whether it still would."),
     "server": Noun("server", "app", "Run and set up the server.", "server"),
     "agent": Noun("agent", "app", "Run the host agent, join a server.", "agent"),
     "guardian": Noun("agent", "guardian_app", "Run the host's guardian.", "agent"),
     "lab": Noun("lab", "app", "Real hosts on this machine, to try and to break.", "agent,server"),
+    "simulate": Noun("simulate", "app", "What if hosts lost power? Which VMs return, and when."),
     "completion": Noun("completion", "app", "Shell completion for bash, zsh and fish."),
 }
 

@@ -443,5 +443,6 @@ REASONS: tuple[Code, ...] = (
     reason(5608, "protection.single_host", WARNING, "no other host could take it"),
     reason(5610, "protection.policy", WARNING, "its cluster's policy has restarts turned off"),
     reason(5611, "protection.not_running", ERROR, "it should run but does not"),
+    reason(5612, "protection.ignored", INFO, "taken out of all automatic action"),
     reason(5609, "protection.libvirt", ERROR, "libvirt of its host does not answer"),
 )

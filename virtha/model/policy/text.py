@@ -110,6 +110,11 @@ def changes_from_yaml(text: str, *, file: str) -> list[Change]:
     root = read_yaml(text, file=file, bytes_max=BYTES_MAX)
     if root is None or (isinstance(root, YamlScalar) and root.value is None):
         raise InvalidInput(f"{file}: the document is empty", field="policy", allowed=_names(Policy))
+    return changes_from_node(root)
+
+
+def changes_from_node(root: YamlNode) -> list[Change]:
+    """The same of a policy that is a part of another document."""
     if not isinstance(root, YamlMap):
         raise _wrong(root.at, "this must be sections with fields", "", _names(Policy))
     changes: list[Change] = []
