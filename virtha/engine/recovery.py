@@ -65,8 +65,8 @@ def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
     )
     if not all(host is not None and _holds_on(host, copy) for copy, host in holders):
         node.reasons = (reason("recovery.waiting.proof", hosts=names), *_unfenced(holders))
-    elif node.record.migration is not None:
-        # Its last side lives after all; what it is to do with it is the migration's affair.
+    elif node.record.migration is not None or node.record.start is not None:
+        # The last side of its migration, or the target of its start, lives after all: that goes on, or is taken back.
         holder_back(cluster, node)
     elif not node.record.proofs or any(state in _RUNS for _, state in node.seen.values()):
         # Each of them lives on in the same boot, and none of its copies died, or it is seen running.

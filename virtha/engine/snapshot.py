@@ -6,6 +6,7 @@ taken from would have decided. What can be told from the rest (who is present, w
 is not stored but found again.
 """
 
+from operator import attrgetter
 from typing import Any
 
 from virtha.engine.capacity import TargetHost
@@ -21,7 +22,7 @@ from virtha.engine.records import (
 )
 from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held
 from virtha.model.evidence import Answer, PowerState, ProcessKind
-from virtha.model.ids import BootId, HostId, Incarnation
+from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.policy import Policy
 from virtha.model.power import PowerDeviceId
 from virtha.model.time import Millis
@@ -143,11 +144,13 @@ _VM_PLAIN = tuple(
     for name in VmNodeState.__struct_fields__
     if name in VmNode.__slots__ and name not in ("saved", "seen")
 )
+_vm_plain = attrgetter(*_VM_PLAIN)
 
 
 def take_snapshot(cluster: Cluster) -> EngineSnapshot:
     """Between two steps only. Costs what there is: once per segment of the journal, not per step."""
     assert not cluster.changed_hosts and not cluster.changed_vms, "a snapshot in mid-step"
+    starts = _starts(cluster)
     return EngineSnapshot(
         now=cluster.now,
         policy=cluster.policy,
@@ -161,7 +164,9 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
         hosts=tuple(_host_state(cluster, node) for node in cluster.hosts.values()),
-        vms=tuple(_vm_state(cluster, node) for node in cluster.vms.values()),
+        vms=tuple(
+            [_vm_state(cluster, node, starts.get(key, ())) for key, node in cluster.vms.items()]
+        ),
         kept_hosts=tuple(cluster.kept_hosts.values()),
         kept_vms=tuple(cluster.kept_vms.values()),
     )
@@ -187,27 +192,26 @@ def _host_state(cluster: Cluster, node: HostNode) -> HostState:
     )
 
 
-def _vm_state(cluster: Cluster, node: VmNode) -> VmNodeState:
-    plain: dict[str, Any] = {name: getattr(node, name) for name in _VM_PLAIN}
-    unsaved = node.saved != node.record
+def _vm_state(cluster: Cluster, node: VmNode, starting_on: tuple[HostId, ...]) -> VmNodeState:
+    record, saved = node.record, node.saved
+    unsaved = saved is not record and saved != record
     return VmNodeState(
-        **plain,
+        **dict(zip(_VM_PLAIN, _vm_plain(node), strict=True)),
         unsaved=unsaved,
-        saved=node.saved if unsaved else None,
+        saved=saved if unsaved else None,
         dirty=node.id in cluster.dirty_vms,
-        seen=dict(node.seen),
-        starting_on=_starting_on(cluster, node),
+        seen=node.seen.copy(),
+        starting_on=starting_on,
     )
 
 
-def _starting_on(cluster: Cluster, node: VmNode) -> tuple[HostId, ...]:
-    ledgers = cluster.capacity.ledgers
-    holders = sorted({copy.host_id for copy in node.record.copies})
-    return tuple(
-        host_id
-        for host_id in holders
-        if host_id in ledgers and node.id in ledgers[host_id].starting
-    )
+def _starts(cluster: Cluster) -> dict[VmId, tuple[HostId, ...]]:
+    """Which hosts count which VMs among their starts in flight."""
+    found: dict[VmId, tuple[HostId, ...]] = {}
+    for host_id in sorted(cluster.capacity.ledgers):
+        for vm_id in cluster.capacity.ledgers[host_id].starting:
+            found[vm_id] = (*found.get(vm_id, ()), host_id)
+    return found
 
 
 def cluster_of(snapshot: EngineSnapshot) -> Cluster:

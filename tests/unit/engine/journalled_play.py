@@ -75,15 +75,16 @@ class JournalledEngine(Engine):
         self._turns = 0
         state = self.snapshot()
         head = header(len(self.segments) + 1, term=state.cluster.term)
-        self.segments.append(bytearray(self._writer.begin(head, state)))
+        self._segment = bytearray(self._writer.begin(head, state))
+        self.segments.append(self._segment)
 
     def step(self, now: Millis, events: Sequence[EngineEvent]) -> Decision:
         if self._turns >= self.turns_per_segment:
             self._begin()
         self._turns += 1
-        self.segments[-1] += self._writer.turn(now, events)
+        self._segment += self._writer.turn(now, events)
         decision = super().step(now, events)
-        self.segments[-1] += self._writer.decided(decision)
+        self._segment += self._writer.decided(decision)
         return decision
 
 

@@ -118,6 +118,7 @@ class PlayedMoves:
         elif word is MigrationWord.RUN:
             assert not move.target_ran, f"{move.vm_id}: old memory on newer disks"
             self._run(move, copy)
+            self._say_state(move, copy, VmState.RUNNING)
             move.phase = Phase.OVER
             self._say(copy.host, move.order_id, move.vm_id, Result.FAILED)
         else:
@@ -167,6 +168,8 @@ class PlayedMoves:
             else:
                 move.phase, target.whole = Phase.SENT, True
                 del source.host.running[move.vm_id]
+                self._say_state(move, source, VmState.PAUSED)
+                self._say_state(move, target, VmState.PAUSED)
         elif move.phase is Phase.SENT:
             if source.gone or target.gone:
                 return  # whoever is left stands still until it is told (G6)
@@ -212,16 +215,18 @@ class PlayedMoves:
         )
 
     def _say_runs(self, move: Move) -> None:
-        host = move.target.host
-        self._say(host, move.order_id, move.vm_id, Result.OK)
+        self._say(move.target.host, move.order_id, move.vm_id, Result.OK)
+        self._say_state(move, move.target, VmState.RUNNING)
+
+    def _say_state(self, move: Move, copy: Copy, state: VmState) -> None:
         self._tell(
-            host,
+            copy.host,
             VmSeen(
-                host_id=host.id,
-                boot=host.boot,
+                host_id=copy.host.id,
+                boot=copy.boot,
                 vm_id=move.vm_id,
-                incarnation=move.target.incarnation,
-                state=VmState.RUNNING,
+                incarnation=copy.incarnation,
+                state=state,
             ),
         )
 

@@ -4,9 +4,10 @@ down without a reason, and when all is mended every VM runs once and nobody else
 from random import Random
 
 import pytest
+from drain_driver import settled_once, told_why
 from engine_driver import Play, vm
 from played_moves import Phase
-from test_drain import STABLE_MS, settled_once, told_why
+from test_failback import STABLE_MS
 
 from virtha.engine.events import (
     BrakeLifted,

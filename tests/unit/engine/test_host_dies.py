@@ -608,6 +608,24 @@ def test_a_target_that_dies_while_starting_is_proven_dead_first():
     assert len(play.sent(StartCommand)) == 2
 
 
+def test_a_target_that_was_judged_dead_in_mid_start_and_lives_gives_it_back():
+    """The order never arrived: nothing of it runs there, and nobody else would ever say so."""
+    play = playing()
+    for host in play.hosts.values():
+        host.start_result = None
+    play.hosts["h1"].cut()
+    play.until(lambda: len(play.sent(StartCommand)) == 1)
+    target = play.hosts[play.sent(StartCommand)[0].host_id]
+    target.hang()
+    target.bmc_dead = True
+    play.until(lambda: play.vm_record("v1").stage is VmStage.LOST)
+    for host in play.hosts.values():
+        host.start_result = Result.OK
+    target.beating = target.answers_neighbours = True
+    play.until(lambda: play.where("v1") != [])
+    assert len(play.sent(StartCommand)) == 2
+
+
 def test_a_vm_waits_for_what_it_depends_on_over_hosts_and_a_slow_proof():
     database = vm("v1")
     client = vm(
