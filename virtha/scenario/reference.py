@@ -1,11 +1,12 @@
 """The reference page of the scenario language, made from its table of verbs."""
 
-from virtha.scenario.language import SEPARATOR, VERBS
+from virtha.scenario.language import SEPARATOR
+from virtha.scenario.verbs import VERBS
 
 _INTRODUCTION = (
     "# Scenario language",
     "",
-    "Generated from `virtha/scenario/language.py` by `make docs`.",
+    "Generated from `virtha/scenario/verbs.py` by `make docs`.",
     "",
     "A scenario is one story: a comment that tells it, commands, then `"
     + SEPARATOR
@@ -23,6 +24,18 @@ _INTRODUCTION = (
     "a cut link holds arrives when it is healed, if the connection is still there; nobody is told of a "
     "cut, only the session's own silence ends it. A reset is seen by both sides. With `after=BYTES` the "
     "cut or the reset comes when so many more bytes went that way: in the middle of a frame.",
+    "",
+    "With `engine` as its first command the server decides about failed hosts, by the real engine. Each host then has "
+    "power devices, and three networks: management (`net`), storage and BMC. Names of links: `server` on net and bmc, "
+    "`storage` on storage. Lines of the engine show all their fields. A VM that runs writes to its disk; what a host "
+    "could not write waits in its kernel, longer than the QEMU that wrote it. The story fails when writes of two "
+    "incarnations interleave on a disk, when a VM is started while another host has it, when a host is ordered off "
+    "that most others see alive, when more are than the cap allows, or when a protected VM is down and nobody says "
+    "why. The end of each host that is not simply alive stands before those of the VMs, with its open reasons.",
+    "",
+    "The leader works in turns; `kill-server` and `freeze-server` can strike at a point of one: `journal` (before what "
+    "came is written down), `intents` (decided, not written), `commands` (written, not sent), `sent`. With `of=` they "
+    "wait for a command of that kind: `order_power`, `start`, `investigate`, `read_power`, `cancel_start`.",
     "",
     "| command | what it does |",
     "|---|---|",

@@ -43,6 +43,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.guardian import AgentPulse
 from virtha.sentinel.sentinel import Sentinel
+from virtha.sim.kernel import Actor
 from virtha.sim.libvirt import Qemu
 from virtha.sim.line import INSTALLATION, HostLink
 from virtha.sim.orders import OrderDesk
@@ -73,6 +74,7 @@ class SimAgent:
 
     def __init__(self, host: "SimHost") -> None:
         self.host = host
+        self.kernel = Actor(host.kernel)
         self.dead = False
         self.crash_at: str | None = None
         self.last_steps = 0
@@ -89,7 +91,7 @@ class SimAgent:
         self.desk = OrderDesk(self, term_seen=settings.term if settings else Term(0))
         self.link = HostLink(
             host,
-            host.network,
+            self.kernel,
             self,
             hello=self._hello,
             live_instance=self._guardian_instance,
@@ -141,7 +143,7 @@ class SimAgent:
         if self.host.libvirt_up and not self.host.grants_complete:
             # Somebody removed the grants' directory. The list tells whose grants to write again.
             self.list_domains()
-        self.host.kernel.after(PULSE_MS, self._pulse)
+        self.kernel.after(PULSE_MS, self._pulse)
 
     # Steps
 
@@ -163,7 +165,7 @@ class SimAgent:
         if not self.dead and wake_at is not None:
             mine = self._wakes
             delay_ms = max(wake_at - self.host.clock(), 0)
-            self.host.kernel.after(delay_ms, lambda: self._awake(mine))
+            self.kernel.after(delay_ms, lambda: self._awake(mine))
 
     def _awake(self, mine: int) -> None:
         if mine == self._wakes:
@@ -355,7 +357,7 @@ class SimAgent:
         self.emit([Happened(code="vm.evidence.kept", vm_id=vm_id, fields={**fields})])
 
     def later(self, delay_ms: int, action: Callable[[], None]) -> None:
-        self.host.kernel.after(delay_ms, lambda: None if self.dead else action())
+        self.kernel.after(delay_ms, lambda: None if self.dead else action())
 
     def locked(self, vm_id: VmId, action: Callable[[], None]) -> None:
         """One thing at a time is done to a VM; ``action`` ends by ``unlock``."""

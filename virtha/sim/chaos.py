@@ -9,7 +9,7 @@ same trace on every machine and under every hash seed.
 import argparse
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from virtha.model.vm import VmState
 from virtha.scenario.language import Scenario, Step, parse
@@ -205,14 +205,15 @@ def run_seed(seed: int, *, steps: int = 40) -> list[str]:
     return play(write_scenario(random.Random(seed), steps=steps)).world.trace_lines  # noqa: S311
 
 
-def shrink(lines: list[str]) -> list[str]:
-    """Leave out what is not needed for the failure, larger pieces first."""
+def shrink(lines: list[str], fails: Callable[[list[str]], bool] | None = None) -> list[str]:
+    """Leave out what is not needed for the failure, larger pieces first. ``fails``: with this world's faults."""
+    still_fails = fails or _fails
     size = len(lines) // 2
     while size >= 1:
         start = 0
         while start < len(lines):
             shorter = lines[:start] + lines[start + size :]
-            if _fails(shorter):
+            if still_fails(shorter):
                 lines = shorter
             else:
                 start += size

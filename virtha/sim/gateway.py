@@ -6,6 +6,7 @@ facts are committed at the moment at which they come in. All of it is lost with 
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -14,7 +15,7 @@ from virtha.model.host import HostState
 from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.orders import Grant, Order, OrderBody, StartVm
 from virtha.model.time import Millis
-from virtha.sim.kernel import Kernel
+from virtha.sim.kernel import Actor, Kernel
 from virtha.sim.line import INSTALLATION, SERVER, Line
 from virtha.sim.network import End, Network
 from virtha.sim.server import PendingOrder, SimServer
@@ -29,6 +30,9 @@ from virtha.wire.messages import (
     Welcome,
 )
 from virtha.wire.session import Closed, ServerSession
+
+if TYPE_CHECKING:
+    from virtha.sim.failover import Failover
 
 TICK_MS = 500
 BEAT_INTERVAL_MS = 1_000
@@ -70,7 +74,8 @@ class _HostLine:
 class SimGateway:
     def __init__(self, kernel: Kernel, network: Network, server: SimServer, *, number: int) -> None:
         """``number``: of this start of the server."""
-        self._kernel = kernel
+        self.kernel = Actor(kernel)
+        self._kernel = self.kernel
         self._network = network
         self._server = server
         self.instance = f"instance-{number}"
@@ -78,6 +83,8 @@ class SimGateway:
         self._peers: dict[_Peer, None] = {}
         self._began_ms = kernel.now
         self.running = False
+        self.failover: Failover | None = None
+        """The engine's side, where this world has one."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
 
     # The process
@@ -89,12 +96,25 @@ class SimGateway:
         for name in self._network.endpoints:
             if name != SERVER:
                 self._lines[name] = _HostLine()
-        self._network.attach(SERVER).accept = self._accept
+        self._network.attach(SERVER).accept = lambda end: self.kernel.deliver(
+            lambda: self._accept(end)
+        )
         self._kernel.after(TICK_MS, self._tick)
 
     def kill(self) -> None:
+        if self.running:
+            self._network.attach(SERVER).accept = None
         self.running = False
-        self._network.attach(SERVER).accept = None
+        for peer in self._peers:
+            peer.line.kill()
+        self._peers.clear()
+        self.kernel.die()
+        if self.failover is not None:
+            self.failover.leader.die()
+
+    def lose_address(self) -> None:
+        """Another server answers at its address now; the process lives on and is not told."""
+        self.running = False
         for peer in self._peers:
             peer.line.kill()
         self._peers.clear()
@@ -108,6 +128,9 @@ class SimGateway:
     # Sessions
 
     def _accept(self, end: End) -> None:
+        if not self.running:
+            end.close()  # its address went to another while it slept
+            return
         session = ServerSession(HostId(end.peer_name), now=self._now())
         peer = _Peer(session)
         self._peers[peer] = None
@@ -119,7 +142,7 @@ class SimGateway:
             on_message=partial(self._message, peer),
             on_ended=partial(self._ended, peer),
         )
-        peer.line.flush()
+        peer.line.begin()
 
     def _message(self, peer: _Peer, message: Message, now: Millis) -> None:
         hello = peer.session.hello
@@ -132,6 +155,8 @@ class SimGateway:
                 if line.sessions.get(PeerRole.GUARDIAN) is peer:
                     line.beat, line.beat_at = message, now
                     self.on_beat(str(hello.host_id), message)
+                    if self.failover is not None:
+                        self.failover.beat(str(hello.host_id), message)
             case Facts(facts=facts):
                 if line.agent is peer:
                     made_after = partial(self._made_after, line)
@@ -155,6 +180,8 @@ class SimGateway:
         peer.role = hello.role
         line.sessions[hello.role] = peer
         line.boot = hello.boot
+        if self.failover is not None:
+            self.failover.session(host, hello.role, hello.boot, up=True)
         peer.session.welcome(
             Welcome(
                 version_major=VERSION_MAJOR,
@@ -163,7 +190,7 @@ class SimGateway:
                 server_instance=self.instance,
                 term=server.term,
                 fact_sequence_acknowledged=acknowledged,
-                beat_interval_ms=BEAT_INTERVAL_MS,
+                beat_interval_ms=self._beat_interval_ms,
                 silence_ms=SILENCE_MS,
             ),
             self._now(),
@@ -186,6 +213,10 @@ class SimGateway:
             del line.sessions[peer.role]
             if peer.role is PeerRole.AGENT:
                 line.agent_seen = peer.session.heard_at
+            if self.failover is not None:
+                broken = closed.code == "wire.closed.lost"
+                host = str(hello.host_id)
+                self.failover.session(host, peer.role, hello.boot, up=False, broken=broken)
 
     def _made_after(self, line: _HostLine, fact: Fact) -> bool:
         """As ``virtha.control.hellos``: what lay in the outbox may be older than the restore."""
@@ -201,6 +232,8 @@ class SimGateway:
         if not self._server.settings_due or not self.running:
             return
         self._server.settings_due = False
+        if self.failover is not None:
+            self.failover.settings_changed()
         for host, line in self._lines.items():
             peer = line.agent
             if peer is None:
@@ -222,6 +255,22 @@ class SimGateway:
     def agent_connected(self, host: str) -> bool:
         return self.running and self.line_of(host).agent is not None
 
+    def connected(self, host: str) -> bool:
+        """Some process of it has a session."""
+        return self.running and bool(self.line_of(host).sessions)
+
+    @property
+    def _grant_ms(self) -> int:
+        policy = self._server.policy.recovery
+        return GRANT_MS if self.failover is None else policy.start_deadline_ms
+
+    @property
+    def _beat_interval_ms(self) -> int:
+        """What a guardian is told when it connects: a policy that changes later reaches it with its next
+        session."""
+        policy = self._server.policy.detection
+        return BEAT_INTERVAL_MS if self.failover is None else policy.beat_interval_ms
+
     # Grants: each quotes a beat (G2)
 
     def make_grant(self, host: str, vm_id: VmId, incarnation: Incarnation) -> Grant | None:
@@ -237,7 +286,7 @@ class SimGateway:
             incarnation=incarnation,
             boot=beat.boot,
             beat_monotonic_ms=beat.monotonic_ms,
-            duration_ms=GRANT_MS,
+            duration_ms=self._grant_ms,
         )
 
     def _renewed(self, host: str) -> list[Order]:

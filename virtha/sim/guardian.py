@@ -17,6 +17,7 @@ from virtha.sentinel.guardian import (
     SendBeat,
     Welcomed,
 )
+from virtha.sim.kernel import Actor
 from virtha.sim.line import HostLink
 from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Beat, Hello, PeerRole, Welcome
 
@@ -29,12 +30,13 @@ LOOK_MS = 1_000
 class SimGuardian:
     def __init__(self, host: "SimHost") -> None:
         self.host = host
+        self.kernel = Actor(host.kernel)
         self.core = Guardian(host.boot, host.clock())
         self._wakes = 0
         self._wake_at: Millis | None = None
         self._seen: tuple[int, tuple[QemuProcess, ...]] = (-1, ())
         self.link = HostLink(
-            host, host.network, self, hello=self._hello, live_instance=self._agent_instance
+            host, self.kernel, self, hello=self._hello, live_instance=self._agent_instance
         )
 
     @property
@@ -46,6 +48,9 @@ class SimGuardian:
         self._look()
 
     def tell(self, *events: GuardianEvent) -> None:
+        self.kernel.deliver(lambda: self._take(events))
+
+    def _take(self, events: tuple[GuardianEvent, ...]) -> None:
         if not self.alive:
             return
         decision = self.core.step(self.host.clock(), events)
@@ -67,7 +72,7 @@ class SimGuardian:
         if wake_at is not None:
             mine = self._wakes
             delay_ms = max(wake_at - self.host.clock(), 0)
-            self.host.kernel.after(delay_ms, lambda: self._awake(mine))
+            self.kernel.after(delay_ms, lambda: self._awake(mine))
 
     def _awake(self, mine: int) -> None:
         if mine == self._wakes:
@@ -100,7 +105,7 @@ class SimGuardian:
                 granted=frozenset(host.grants) if known and host.grants_complete else None,
             )
         )
-        host.kernel.after(LOOK_MS, self._look)
+        self.kernel.after(LOOK_MS, self._look)
 
     def _processes(self) -> tuple[QemuProcess, ...]:
         return tuple(

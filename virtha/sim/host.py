@@ -13,14 +13,13 @@ from virtha.sentinel.events import Command
 from virtha.sentinel.guardian import AgentGone
 from virtha.sim.agent import SimAgent
 from virtha.sim.guardian import SimGuardian
-from virtha.sim.kernel import Kernel
+from virtha.sim.kernel import Actor, Kernel
 from virtha.sim.libvirt import SimLibvirt
 from virtha.sim.network import Network
+from virtha.sim.world_time import WALL_EPOCH_MS
 
 EVENT_MS = 1
 CRASH_POINTS = ("history", "intents", "commands", "states")
-WALL_EPOCH_MS = 1_800_000_000_000
-"""What wall clocks add to the world's time."""
 
 
 class SimGrant(Value, frozen=True, kw_only=True):
@@ -57,7 +56,7 @@ class SimHost:
     def __init__(
         self, kernel: Kernel, network: Network, name: str, *, trace: Callable[[str], None]
     ) -> None:
-        self.kernel = kernel
+        self.kernel = Actor(kernel)
         self.network = network
         self.name = name
         self.trace = trace
@@ -65,9 +64,12 @@ class SimHost:
         self.boots = 0
         self.booted_ms = 0
         self.powered = False
+        self.fed = True
+        """Its mains are there."""
         self.libvirt_up = False
         self.shutting_down = False
         self.disk = HostDisk()
+        self.memory_bytes = 8 << 30
         self.grants: dict[VmId, SimGrant] = {}
         self.grants_complete = False
         """The mark beside them: a missing grant is none. It goes when somebody empties /run."""
@@ -90,6 +92,10 @@ class SimHost:
         self.on_event: Callable[[SimHost, DomainEvent], None] = lambda _host, _event: None
         self.on_commands: Callable[[Sequence[Command]], None] = lambda _commands: None
         self.on_start: Callable[[SimHost, VmId], None] = lambda _host, _vm_id: None
+        self.on_power: Callable[[SimHost], None] = lambda _host: None
+        """Just before its processes begin, and after they have ended."""
+        self.on_libvirt: Callable[[SimHost], None] = lambda _host: None
+        """Whenever libvirt comes or goes."""
         self.libvirt = SimLibvirt(clock=self.clock, emit=self._emit, gate=self._gate)
 
     def clock(self) -> Millis:
@@ -114,6 +120,7 @@ class SimHost:
         self.shutting_down = False
         self.grants.clear()
         self.grants_complete = False
+        self.on_power(self)
         self.start_guardian()
         self.start_agent()
         for domain in list(self.libvirt):
@@ -128,22 +135,28 @@ class SimHost:
             self.trace(f"gate {vm_id}: {refusal.message}")
 
     def power_cut(self) -> None:
+        if not self.powered:
+            return
         self.powered = self.libvirt_up = False
+        self.kernel.die()
         self.endpoint.power_off()
         self.stop_agent()
         self.stop_guardian()
         for domain in list(self.libvirt):
             if domain.qemu is not None:
                 self.libvirt.end_silently(domain.vm_id, "unknown")
+        self.on_power(self)
 
     def stop_libvirt(self) -> None:
         self.libvirt_up = False
+        self.on_libvirt(self)
         if self.agent is not None:
             self.agent.libvirt_lost()
 
     def start_libvirt(self) -> None:
         assert self.powered
         self.libvirt_up = True
+        self.on_libvirt(self)
         if self.agent is not None:
             self.agent.list_domains()
 
@@ -151,7 +164,7 @@ class SimHost:
         self.on_event(self, event)
         agent = self.agent
         if agent is not None and self.libvirt_up:
-            self.kernel.after(EVENT_MS, lambda: agent.on_domain_event(event))
+            agent.kernel.after(EVENT_MS, lambda: agent.on_domain_event(event))
 
     # Grants and gate
 

@@ -77,6 +77,8 @@ class SimLibvirt:
         self._next_pid = first_pid
         self._domains: dict[VmId, Domain] = {}
         """In the order of their ids."""
+        self.on_running: Callable[[VmId, bool], None] = lambda _vm_id, _runs: None
+        """Whenever the processors of a QEMU begin to run, or do so no more."""
         self.processes = 0
         """Counts the beginnings and ends of QEMUs: while it stands still, so do they."""
         self.starts_that_fail = 0
@@ -158,6 +160,7 @@ class SimLibvirt:
         if not qemu.ran:
             qemu.ran, qemu.guest_boot_ms = True, self._clock()
         domain.state, domain.reason = DomainState.RUNNING, "unpaused"
+        self.on_running(vm_id, True)
         self._say(vm_id, Kind.RESUMED, "unpaused")
 
     def pause(self, vm_id: VmId) -> None:
@@ -201,6 +204,7 @@ class SimLibvirt:
         match domain.on_crash:
             case "preserve":
                 qemu.running = False
+                self.on_running(vm_id, False)
                 domain.state, domain.reason = DomainState.CRASHED, "panicked"
             case "restart":
                 self._reboot_guest(vm_id, qemu, bootstatus=0)
@@ -242,8 +246,7 @@ class SimLibvirt:
     def end_silently(self, vm_id: VmId, reason: str) -> None:
         """It ended while libvirt itself was down: no event, only the state that is found."""
         domain = self.domain(vm_id)
-        self.processes += 1
-        domain.qemu, domain.dumping = None, False
+        self._gone(domain)
         domain.state, domain.reason = DomainState.SHUTOFF, reason
 
     # Inside
@@ -261,8 +264,14 @@ class SimLibvirt:
             raise HypervisorFailed(f"domain '{domain.name}' is paused")
         return domain, qemu
 
+    def _gone(self, domain: Domain) -> None:
+        self.processes += 1
+        domain.qemu, domain.dumping = None, False
+        self.on_running(domain.vm_id, False)
+
     def _suspend(self, domain: Domain, qemu: Qemu, reason: str, detail: str) -> None:
         qemu.running = False
+        self.on_running(domain.vm_id, False)
         domain.state, domain.reason = DomainState.PAUSED, reason
         self._say(domain.vm_id, Kind.SUSPENDED, detail)
 
@@ -282,8 +291,7 @@ class SimLibvirt:
         self._stop(domain, "shutdown", reason="shutdown")
 
     def _stop(self, domain: Domain, detail: str, *, reason: str) -> None:
-        self.processes += 1
-        domain.qemu, domain.dumping = None, False
+        self._gone(domain)
         domain.state, domain.reason = DomainState.SHUTOFF, reason
         self._say(domain.vm_id, Kind.STOPPED, detail)
         if not domain.persistent:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 from virtha.model.ids import InstallationId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
-from virtha.sim.kernel import Kernel
-from virtha.sim.network import End, Network
+from virtha.sim.kernel import Actor, Kernel
+from virtha.sim.network import End
 from virtha.wire.messages import (
     Beat,
     BeatAck,
@@ -45,7 +45,7 @@ class Line:
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | Actor,
         clock: Callable[[], Millis],
         end: End,
         session: Session,
@@ -63,7 +63,17 @@ class Line:
         self._over = False
         self._timers = 0
         self._armed_in: SessionState | None = None
-        end.on_data, end.on_lost, end.on_room = self._data, self._lost, self._room
+        self._unread, end.unread = end.unread, []
+        end.on_data = lambda data: kernel.deliver(lambda: self._data(data))
+        end.on_lost = lambda why: kernel.deliver(lambda: self._lost(why))
+        end.on_room = self._room
+
+    def begin(self) -> None:
+        """Once its owner knows it: what came before is read now."""
+        unread, self._unread = self._unread, []
+        for data in unread:
+            self._data(data)
+        self.flush()
 
     def flush(self) -> None:
         """Send what the session has to say, and end the connection if it is over."""
@@ -161,7 +171,7 @@ class HostLink:
     def __init__(
         self,
         host: "SimHost",
-        network: Network,
+        kernel: Actor,
         events: HostLinkEvents,
         *,
         hello: Callable[[], Hello],
@@ -169,14 +179,14 @@ class HostLink:
         outbox: OutboxView | None = None,
     ) -> None:
         self._host = host
-        self._network = network
+        self._kernel = kernel
         self._events = events
         self._hello = hello
         self._live_instance = live_instance
         self._outbox = outbox
         self._failures = 0
         self._attempts = 0
-        self._began_ms = self._outage_ms = host.kernel.now
+        self._began_ms = self._outage_ms = kernel.now
         self._dialled: End | None = None
         self._line: Line | None = None
         self._session: HostSession | None = None
@@ -192,9 +202,14 @@ class HostLink:
         mine = self._attempts
         hello = self._hello()
         label = hello.role.value
-        self._began_ms = self._host.kernel.now
-        self._dialled = self._network.dial(self._host.name, SERVER, label, self._answered)
-        self._host.kernel.after(CONNECT_DEADLINE_MS, lambda: self._too_late(mine))
+        self._began_ms = self._kernel.now
+        self._dialled = self._host.network.dial(
+            self._host.name,
+            SERVER,
+            label,
+            lambda end: self._kernel.deliver(lambda: self._answered(end)),
+        )
+        self._kernel.after(CONNECT_DEADLINE_MS, lambda: self._too_late(mine))
 
     def facts_written(self) -> None:
         if self._line is not None:
@@ -244,7 +259,7 @@ class HostLink:
             live_instance=self._live_instance(),
         )
         self._line = Line(
-            self._host.kernel,
+            self._kernel,
             self._host.clock,
             end,
             self._session,
@@ -254,7 +269,7 @@ class HostLink:
         self._line.flush()
 
     def _ended(self, closed: Closed) -> None:
-        now = self._host.kernel.now
+        now = self._kernel.now
         lasted = self.welcome is not None and now - self._began_ms > SESSION_GOOD_MS
         self._line = self._session = self.welcome = self._dialled = None
         if self._stopped:
@@ -265,7 +280,7 @@ class HostLink:
         delay_ms = redial_delay_ms(
             self._failures, outage_ms=now - self._outage_ms, last_code=closed.code, chance=CHANCE
         )
-        self._host.kernel.after(int(delay_ms), lambda: None if self._stopped else self.dial())
+        self._kernel.after(int(delay_ms), lambda: None if self._stopped else self.dial())
 
     def _message(self, message: Message, _now: Millis) -> None:
         match message:

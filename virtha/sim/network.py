@@ -76,7 +76,9 @@ class End:
         self.label = label
         self.closed = False
         self.peer: End | None = None
-        self.on_data: Callable[[bytes], None] = lambda _data: None
+        self.unread: list[bytes] = []
+        """What came before its process took the connection."""
+        self.on_data: Callable[[bytes], None] = self.unread.append
         self.on_lost: Callable[[str], None] = lambda _why: None
         self.on_room: Callable[[bool], None] = lambda _room: None
         self._here = here

@@ -1,9 +1,13 @@
 """Plays a scenario on the simulated world; its outcome is what the server recorded, and the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
+from virtha.engine.machine import Verdict
+from virtha.engine.records import VmStage
 from virtha.model.errors import InvalidInput
-from virtha.model.ids import VmId
+from virtha.model.ids import HostId, VmId
 from virtha.model.orders import (
     AdoptVm,
     OrderBody,
@@ -16,6 +20,7 @@ from virtha.model.orders import (
     StopVm,
 )
 from virtha.model.policy import Policy, RestartPolicy
+from virtha.model.size import parse_size_bytes
 from virtha.model.time import parse_duration_ms
 from virtha.model.value import Fields
 from virtha.model.watchdog import parse_watchdog
@@ -23,8 +28,10 @@ from virtha.ports.hypervisor import GateRefused, HypervisorError
 from virtha.scenario.language import Scenario, Step
 from virtha.sentinel.events import HostShuttingDown, MigrationMarked
 from virtha.sim.checkers import Checkers
+from virtha.sim.faults import FaultVerbs, policy_from
 from virtha.sim.host import CRASH_POINTS, SimHost
 from virtha.sim.network import Link, Tear
+from virtha.sim.truth import Truth
 from virtha.sim.world import GuestKind, World
 
 _FOR_EVER_MS = 1 << 60
@@ -76,8 +83,12 @@ class Player:
         self.tolerant = tolerant
         self.world = World()
         self.checkers = Checkers(self.world)
+        self.truth = Truth(self.world, self.checkers)
+        self.faults = FaultVerbs(self.world)
         self._verbs: dict[str, Callable[[Step], None]] = {
+            **self.faults.verbs,
             "hosts": self._hosts,
+            "host": self._one_host,
             "vm": self._vm,
             "policy": self._policy,
             "advance": lambda step: self.advance(step.words[0]),
@@ -101,8 +112,6 @@ class Player:
             "blind-starts": self._blind_starts,
             "hide-records": self._hide_records,
             "crash-agent": self._crash_agent,
-            "power-cut": lambda step: self._host(step).power_cut(),
-            "boot": lambda step: self._host(step).power_on(),
             "shutdown-host": self._shutdown_host,
             "stop-agent": lambda step: self._host(step).stop_agent(),
             "start-agent": lambda step: self._host(step).start_agent(),
@@ -137,8 +146,12 @@ class Player:
     def play(self, scenario: Scenario) -> list[str]:
         for step in scenario.steps:
             self.do(step)
-        self.checkers.at_end()
+        self.at_end()
         return self.outcome()
+
+    def at_end(self) -> None:
+        self.checkers.at_end()
+        self.truth.at_end()
 
     def do(self, step: Step) -> None:
         self.world.trace(f"> {step.text()}")
@@ -151,15 +164,39 @@ class Player:
         except HypervisorError:
             if not self.tolerant:
                 raise
+        self.truth.look()
 
     # Outcome
 
     def outcome(self) -> list[str]:
         lines = [
-            f"{entry.at_ms / 1_000:9.3f} {entry.subject} {entry.code}{_shown(entry.fields)}"
+            (
+                entry.at_ms,
+                f"{entry.subject} {entry.code}{_shown(entry.fields, all_of=entry.by_engine)}",
+            )
             for entry in self.world.server.history
         ]
-        return [*lines, *(self._end_of(name) for name in sorted(self.world.ids))]
+        for at_ms, text in self.faults.explained:
+            later = [index for index, (said_ms, _) in enumerate(lines) if said_ms > at_ms]
+            lines.insert(later[0] if later else len(lines), (at_ms, text))
+        return [
+            *(f"{at_ms / 1_000:9.3f} {text}" for at_ms, text in lines),
+            *self._ends_of_hosts(),
+            *(self._end_of(name) for name in sorted(self.world.ids)),
+        ]
+
+    def _ends_of_hosts(self) -> list[str]:
+        """What the engine thinks of them in the end, where it has anything to say."""
+        failover = self.world.gateway.failover
+        if failover is None:
+            return []
+        lines: list[str] = []
+        for name in self.world.hosts:
+            verdict = failover.engine.verdict(HostId(name))
+            reasons = " ".join(why.code for why in failover.engine.explain_host(HostId(name)))
+            if verdict is not Verdict.ALIVE or reasons:
+                lines.append(f"end-host {name} {verdict} [{reasons}]")
+        return lines
 
     def _end_of(self, name: str) -> str:
         known = self.world.server.vms[self.world.ids[name]]
@@ -169,6 +206,16 @@ class Player:
         reasons = (
             " ".join(why.code + _shown(why.fields) for why in report.reasons) if report else ""
         )
+        failover = self.world.gateway.failover
+        if failover is not None:
+            open_reasons = failover.engine.explain_vm(known.vm.id)
+            record = self.world.server.table.vms.get(known.vm.id)
+            settled = record is None or record.stage is VmStage.SETTLED
+            if not settled or not where:
+                # What its host said of it last is no longer how it is.
+                state = state if settled and known.host in known.holders else "unknown"
+                reasons = reasons if settled and known.host in known.holders else ""
+            reasons = " ".join((*(why.code for why in open_reasons), *filter(None, (reasons,))))
         holders = ",".join(sorted(known.holders)) or "nobody"
         return (
             f"end {name} {state} runs_on={','.join(where) or 'none'} held_by={holders} "
@@ -197,8 +244,16 @@ class Player:
     # Building and time
 
     def _hosts(self, step: Step) -> None:
-        for name in step.words:
-            self.checkers.watch_host(self.world.add_host(name))
+        hosts = [self.faults.add_host(name, step) for name in step.words]
+        self._connect(hosts)
+
+    def _one_host(self, step: Step) -> None:
+        self._connect([self.faults.add_host(step.words[0], step)])
+
+    def _connect(self, hosts: Sequence[SimHost]) -> None:
+        for host in hosts:
+            self.checkers.watch_host(host)
+            self.world.connect_host(host)
         if self.world.kernel.now < 0:
             self.world.kernel.advance(-self.world.kernel.now)
 
@@ -216,11 +271,24 @@ class Player:
                 ignores_shutdown="ignores-shutdown" in options,
             ),
         )
+        known = self.world.server.vms[vm_id]
+        known.placing = self.faults.placing(step)
+        if "memory" in options:
+            size = parse_size_bytes(options["memory"], field=f"line {step.line}")
+            known.vm = replace(known.vm, memory_bytes=size)
+        if "writes" in options:
+            disk = self.world.storage.disk(vm_id)
+            disk.interval_ms = parse_duration_ms(options["writes"], field=f"line {step.line}")
+        self.world.push_settings()
         if "foreign" in options:
             self.world.server.vms[vm_id].managed = False
             self.world.push_settings()
 
     def _policy(self, step: Step) -> None:
+        policy = policy_from(step, self.world.server.policy)
+        if policy is not None:
+            self.world.change_policy(policy)
+            return
         values: dict[str, int | bool] = {}
         for name, text in step.options.items():
             if name in _DURATIONS:
@@ -248,6 +316,8 @@ class Player:
         vm_id = self._vm_id(step)
         known = self.world.server.vms[vm_id]
         known.wanted_up = False
+        if self.world.with_engine:
+            self.world.push_settings()
         body = StopVm(vm_id=vm_id, incarnation=known.incarnation, mode=mode, by="admin")
         self._order(vm_id, body)
 
@@ -433,9 +503,10 @@ class Player:
         host.power_cut()
 
 
-def _shown(fields: Fields) -> str:
+def _shown(fields: Fields, *, all_of: bool = False) -> str:
+    names = sorted(fields) if all_of else _SHOWN
     return "".join(
-        f" {name}={fields[name]}" for name in _SHOWN if fields.get(name) not in (None, "")
+        f" {name}={fields[name]}" for name in names if fields.get(name) not in (None, "")
     )
 
 

@@ -1,6 +1,7 @@
 """A small server: holders, incarnations, orders that are sent again, facts acknowledged in order.
 
-It stands in for the real one (``virtha.control``) until the engine comes: it starts nothing by itself.
+It stands in for the real one (``virtha.control``) and starts nothing by itself: that is the engine's, where a
+world has one (``virtha.sim.failover``), whose records lie in ``table`` and are mirrored into the VMs' holders.
 Everything here is in its database and survives the process; sessions are ``virtha.sim.gateway``'s.
 """
 
@@ -10,6 +11,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from virtha.engine.affinity import AffinityGroup
+from virtha.engine.dependencies import Dependency
+from virtha.engine.records import VmRecord, VmStage
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
     Fact,
@@ -36,8 +40,9 @@ from virtha.model.orders import (
     StopVm,
 )
 from virtha.model.policy import Policy
-from virtha.model.value import Fields, Value
+from virtha.model.value import Fields, Scalar, Value
 from virtha.model.vm import Vm, VmState
+from virtha.sim.engine_table import EngineTable
 from virtha.sim.line import INSTALLATION
 
 LIST_MARGIN_MS = 10_000
@@ -58,6 +63,15 @@ class HistoryEntry(Value, frozen=True, kw_only=True):
     host: str = ""
     sequence: int = 0
     """Of the fact that said it; empty where the server itself did."""
+    by_engine: bool = False
+
+
+class Placing(Value, frozen=True, kw_only=True):
+    """What the operator wants of a VM's place, and of its turn."""
+
+    priority: int = 0
+    groups: tuple[AffinityGroup, ...] = ()
+    depends_on: tuple[Dependency, ...] = ()
 
 
 class ServerVm:
@@ -73,6 +87,7 @@ class ServerVm:
         self.state = VmState.DOWN
         self.wanted_up = False
         self.managed = True
+        self.placing = Placing()
         self.report: VmReport | None = None
         """The last that counted; None: what it does is not known."""
 
@@ -180,6 +195,7 @@ class SimServer:
         "timeline",
         "term",
         "revision",
+        "table",
     )
 
     def __init__(self, clock: Callable[[], int], *, wall_epoch_ms: int) -> None:
@@ -199,6 +215,9 @@ class SimServer:
         self.timeline = 0
         self.term = Term(0)
         self.revision = 0
+        self.table = EngineTable()
+        self.on_fact: Callable[[str, Fact, bool], None] = lambda _host, _fact, _made_after: None
+        """After each new one is recorded; the flag: see ``made_after``."""
         self.settings_due = False
         """What a host is told has changed: after this transaction all get their settings."""
 
@@ -218,10 +237,50 @@ class SimServer:
         self.revision += 1
         self.settings_due = True
 
-    def say(self, code: str, subject: str, **fields: str | int) -> None:
+    def say(self, code: str, subject: str, *, by_engine: bool = False, **fields: Scalar) -> None:
         self.history.append(
-            HistoryEntry(at_ms=self._clock(), code=code, subject=subject, fields={**fields})
+            HistoryEntry(
+                at_ms=self._clock(),
+                code=code,
+                subject=subject,
+                fields={**fields},
+                by_engine=by_engine,
+            )
         )
+
+    def mirror(self, record: VmRecord) -> None:
+        """What the engine wrote of a VM: who may hold it, and as what. An operator's start that the engine
+        has not heard of yet keeps its host."""
+        known = self.vms[record.vm_id]
+        ordered = {
+            order.host
+            for order in self.pending.values()
+            if isinstance(order.body, StartVm)
+            and order.body.vm.id == record.vm_id
+            and order.body.grant.incarnation > record.incarnation
+        }
+        held: dict[str, list[Incarnation]] = {}
+        for copy_ in record.copies:
+            held.setdefault(copy_.host_id, []).append(copy_.incarnation)
+        before = (known.holders.copy(), known.incarnation)
+        for host in known.holders - set(held) - ordered:
+            known.drop(host)
+        for host, incarnations in held.items():
+            known.holders.add(host)
+            for incarnation in incarnations:
+                known.of(host).setdefault(incarnation, None)
+        if held:
+            # A migration that failed has counted on, and its source still holds what it held.
+            held_as = [copy_.incarnation for copy_ in record.copies]
+            newest = max(held_as) if record.migration is None else min(held_as)
+            known.incarnation = known.incarnation if ordered else newest
+            known.ordered = max(known.incarnation, newest)
+        if record.start is not None and record.stage is VmStage.STARTING:
+            known.host, known.state = record.start.host_id, VmState.STARTING
+        if known.host not in known.holders and record.copies != ():
+            known.report = None  # what its former host said of it last is no longer how it is
+        if before != (known.holders, known.incarnation):
+            self.changed()
 
     # Hosts
 
@@ -268,6 +327,7 @@ class SimServer:
             if fact.sequence > last + 1:
                 self.say("host.facts.lost", host, count=fact.sequence - last - 1)
             self._record(host, fact, made_after)
+            self.on_fact(host, fact, made_after(fact))
             last = fact.sequence
         self.acknowledged[host] = last
         return last
@@ -379,10 +439,13 @@ class SimServer:
 
     # Orders out
 
-    def order(self, host: str, body: OrderBody) -> PendingOrder:
+    def order(
+        self, host: str, body: OrderBody, *, operation_id: OperationId | None = None
+    ) -> PendingOrder:
+        """``operation_id``: of an order that may have been given before; else it is a new one."""
         self._operations += 1
         order = PendingOrder(
-            operation_id=OperationId(f"op-{self._operations}"),
+            operation_id=operation_id or OperationId(f"op-{self._operations}"),
             host=host,
             body=body,
             created_ms=self._clock(),
@@ -412,7 +475,9 @@ class SimServer:
             mine[known.incarnation] = grant
         known.holders.add(host)
         known.host = host
-        known.incarnation = known.ordered = Incarnation(known.incarnation + 1)
+        counted = self.table.vms.get(vm_id)
+        newest = max(known.incarnation, counted.incarnation if counted is not None else 0)
+        known.incarnation = known.ordered = Incarnation(newest + 1)
         grant = replace(grant, incarnation=known.incarnation)
         for one, old in list(mine.items()):
             # The last start of a former boot may have been sent again, with a grant of this one.

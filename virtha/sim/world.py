@@ -1,26 +1,37 @@
 """Hosts, the server and the network between them, under virtual time; and the truth about all of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from virtha.engine.events import Command as EngineCommand
+from virtha.engine.events import Intent
 from virtha.model.domain import DomainEvent, DomainEventKind
-from virtha.model.ids import ClusterId, Incarnation, VmId
+from virtha.model.ids import ClusterId, Incarnation, Term, VmId
 from virtha.model.orders import OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Value
 from virtha.model.vm import Vm, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import VmRecord
+from virtha.sim.failover import Failover
 from virtha.sim.gateway import SimGateway
-from virtha.sim.host import EVENT_MS, WALL_EPOCH_MS, SimHost
+from virtha.sim.host import EVENT_MS, SimHost
 from virtha.sim.kernel import Kernel
 from virtha.sim.line import SERVER
 from virtha.sim.network import Network
+from virtha.sim.power import PowerDevices
 from virtha.sim.server import ServerVm, SimServer
+from virtha.sim.storage import SharedStorage, Writer
+from virtha.sim.world_time import WALL_EPOCH_MS
 from virtha.wire.messages import Beat
 
+STORAGE = "storage"
+"""Its name on its network."""
+AGENT_NOTICES_MS = 1_000
+"""Until an agent has noticed that its storage went or came."""
 CONNECTING_MS = 1_000
 """A story begins at 0, when the hosts of its first line have been on for so long and are connected."""
 TRACELESS = ("none", "shutdown", "inject-nmi")
@@ -37,7 +48,17 @@ class World:
     def __init__(self) -> None:
         self.kernel = Kernel(began_ms=-CONNECTING_MS)
         self.network = Network(self.kernel, "management")
+        self.storage_network = Network(self.kernel, "storage")
+        self.bmc_network = Network(self.kernel, "bmc")
         self.network.attach(SERVER)
+        self.bmc_network.attach(SERVER)
+        self.storage_network.attach(STORAGE)
+        self.storage = SharedStorage(self.kernel)
+        self.power = PowerDevices(self.kernel, self.bmc_network)
+        self.power_tested: set[str] = set()
+        self.with_engine = False
+        self.database_up = True
+        self.stalled_storage = False
         self.server = SimServer(lambda: self.kernel.now, wall_epoch_ms=WALL_EPOCH_MS)
         self.hosts: dict[str, SimHost] = {}
         self.guests: dict[VmId, GuestKind] = {}
@@ -50,6 +71,9 @@ class World:
         """Whenever the processors of a VM begin to run somewhere."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
         """Whenever the server takes one."""
+        self.on_engine_command: Callable[[Term, EngineCommand], None] = lambda _term, _command: None
+        self.on_written: Callable[[Term, Sequence[Intent]], None] = lambda _term, _intents: None
+        """After each of a leader's transactions."""
         self._server_starts = 0
         self._backup: dict[str, Any] | None = None
         self.gateway = self._new_gateway()
@@ -63,9 +87,27 @@ class World:
         host = SimHost(self.kernel, self.network, name, trace=self.trace)
         host.on_event = self._domain_event
         host.stubborn = lambda vm_id: self.guests[vm_id].ignores_shutdown
+        host.on_power = self._power_changed
+        host.on_libvirt = self._libvirt_changed
+        host.libvirt.on_running = lambda vm_id, runs: self._running(host, vm_id, runs=runs)
         self.hosts[name] = host
-        host.power_on()
+        for known in self.server.vms.values():
+            host.libvirt.define(_domain_xml(known.vm))
+        self.storage_network.attach(name)
+        self.bmc_network.attach(name)
         return host
+
+    def connect_host(self, host: SimHost) -> None:
+        """Switch it on, once the operator has told the server of it and of its power devices."""
+        if self.gateway.failover is not None:
+            self.gateway.failover.host_known(host)
+        host.power_on()
+
+    def lead_with_engine(self) -> None:
+        """From the server's next start on, which is now: before there are hosts."""
+        self.with_engine = True
+        self.gateway.kill()
+        self.gateway = self._new_gateway()
 
     def add_vm(
         self, name: str, host: str, *, ha: bool, watchdog: Watchdog | None, guest: GuestKind
@@ -95,6 +137,13 @@ class World:
         gateway = SimGateway(self.kernel, self.network, self.server, number=self._server_starts)
         gateway.on_beat = lambda host, beat: self.on_beat(host, beat)
         gateway.start()
+        if self.with_engine:
+            failover = Failover(self, gateway, gateway.kernel)
+            gateway.failover = failover
+            self.server.on_fact = lambda host, fact, made_after: failover.fact(
+                host, fact, made_after=made_after
+            )
+            failover.begin()
         return gateway
 
     def stop_server(self) -> None:
@@ -104,6 +153,11 @@ class World:
     def start_server(self) -> None:
         if not self.gateway.running:
             self.gateway = self._new_gateway()
+
+    def second_server(self) -> None:
+        """Another takes over the address and the lead; the first is not told."""
+        self.gateway.lose_address()
+        self.gateway = self._new_gateway()
 
     def backup_server(self) -> None:
         self._backup = self.server.backup()
@@ -206,6 +260,48 @@ class World:
                 host.libvirt.connect_agent(vm_id)
 
         self.kernel.after(guest.boot_ms, up)
+
+    # Storage and power
+
+    def _running(self, host: SimHost, vm_id: VmId, *, runs: bool) -> None:
+        grant = host.grants.get(vm_id)
+        if not runs:
+            self.storage.stands(vm_id, host.name)
+        elif grant is not None:
+            self.storage.runs(vm_id, Writer(host.name, grant.incarnation))
+
+    def _power_changed(self, host: SimHost) -> None:
+        self.storage.power_lost(host.name)
+
+    def _libvirt_changed(self, host: SimHost) -> None:
+        failover, up = self.gateway.failover, host.libvirt_up
+        if failover is not None:
+            self.kernel.after(
+                AGENT_NOTICES_MS, lambda: failover.libvirt_noticed(host.name, answering=up)
+            )
+
+    def storage_changed(self) -> None:
+        """Links of the storage network, or the storage itself, changed."""
+        for host in self.hosts.values():
+            ways = (
+                self.storage_network.link(host.name, STORAGE),
+                self.storage_network.link(STORAGE, host.name),
+            )
+            up = all(way.carries for way in ways) and not self.stalled_storage
+            self.storage.set_up(host.name, up=up)
+        failover = self.gateway.failover
+        if failover is not None:
+            for name in self.hosts:
+                self.kernel.after(AGENT_NOTICES_MS, partial(failover.storage_noticed, name))
+
+    def hang(self, host: SimHost) -> None:
+        """Powered, and nothing in it moves."""
+        host.kernel.freeze()
+        self.storage.set_awake(host.name, awake=False)
+
+    def thaw(self, host: SimHost) -> None:
+        self.storage.set_awake(host.name, awake=True)
+        host.kernel.thaw()
 
     # Truth
 

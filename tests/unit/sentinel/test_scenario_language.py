@@ -3,7 +3,8 @@
 import pytest
 
 from virtha.model.errors import InvalidInput
-from virtha.scenario.language import VERBS, parse, render
+from virtha.scenario.language import parse, render
+from virtha.scenario.verbs import VERBS
 from virtha.sim.play import Player
 
 GOOD = "# a story\nhosts h1\nvm web on=h1 ha\n\nadvance 5s\n----\nend\n"

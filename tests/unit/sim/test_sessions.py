@@ -6,8 +6,9 @@ from msgspec.structs import replace
 from virtha.model.errors import InvalidInput
 from virtha.model.host import HostState
 from virtha.model.ids import Term
-from virtha.scenario.language import VERBS, parse
+from virtha.scenario.language import parse
 from virtha.scenario.reference import reference_markdown
+from virtha.scenario.verbs import VERBS
 from virtha.sim.checkers import Violation
 from virtha.sim.play import Player
 from virtha.wire.redial import BACKOFF_MAX_MS, BACKOFF_SHORT_MS, redial_delay_ms

@@ -15,7 +15,7 @@ class MaintenancePolicy(Section, frozen=True, kw_only=True):
         count(
             1,
             32,
-            "Live migrations away from one host at the same time.",
+            "Live migrations in which one host takes part at the same time, as source or target.",
             source="oVirt's default; more share one network card and each takes longer",
         ),
     ] = 2

@@ -9,7 +9,7 @@ from virtha.model.policy.rule import Rule, Sum, one, relation
 
 
 class Failback(StrEnum):
-    """What happens to VMs when the host that they preferred is healthy again."""
+    """What happens to VMs when the host that the engine moved them away from is healthy again."""
 
     NEVER = "never"
     AUTOMATIC = "automatic"
@@ -179,7 +179,8 @@ class RecoveryPolicy(Section, frozen=True, kw_only=True):
     failback: Annotated[
         Failback,
         choice(
-            "Move VMs back by live migration when the host that they prefer is healthy again.",
+            "Move VMs back by live migration when the host that they were moved away from is "
+            "healthy again.",
             source="healthy VMs are not moved unless somebody wants it",
         ),
     ] = Failback.NEVER

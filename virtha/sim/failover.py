@@ -1,0 +1,447 @@
+"""The engine on the simulated server: what the gateway sees goes in, what it orders goes out.
+
+One per start of the server. Its memory goes with the process; what it wrote is in ``SimServer.table``.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.engine import Engine
+from virtha.engine.events import (
+    BeatSeen,
+    CancelStart,
+    Command,
+    CopyReleased,
+    EngineEvent,
+    EngineHost,
+    EngineVm,
+    HoldChanged,
+    HostConfigured,
+    HostSurveyed,
+    Intent,
+    Investigate,
+    LibvirtAnswered,
+    MigrateCommand,
+    MigrationEnded,
+    Notice,
+    OrderPower,
+    Poison,
+    PolicyChanged,
+    PowerOrdered,
+    PowerRead,
+    PowerTested,
+    ReadPower,
+    SessionChanged,
+    SettleMigration,
+    StartCommand,
+    StartEnded,
+    StorageFence,
+    VmConfigured,
+    VmSeen,
+)
+from virtha.model.domain import DomainState
+from virtha.model.evidence import PowerState, ProcessKind
+from virtha.model.facts import Fact, Inventory, Outcome, Released, Result, VmReport
+from virtha.model.ids import BootId, HostId, OperationId, StorageDomainId, Term, VmId
+from virtha.model.orders import Grant, StartVm
+from virtha.sim.host import SimHost
+from virtha.sim.kernel import Actor
+from virtha.sim.leader import Leader
+from virtha.sim.line import SERVER
+from virtha.sim.server import ServerVm
+from virtha.sim.witness import Witnesses
+from virtha.sim.world_time import cluster_time
+from virtha.wire.messages import Beat, PeerRole
+
+if TYPE_CHECKING:
+    from virtha.sim.gateway import SimGateway
+    from virtha.sim.world import World
+
+SHARED = StorageDomainId("shared")
+BY = "engine"
+HOST_MEMORY_BYTES = 8 << 30
+HOST_CPUS = 8
+NOTICE_MS = 1_000
+"""Until an agent has noticed that a storage domain went or came."""
+
+_PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
+
+
+class Failover:
+    def __init__(self, world: "World", gateway: "SimGateway", kernel: Actor) -> None:
+        self._world = world
+        self._gateway = gateway
+        self._server = world.server
+        self._configured: dict[VmId, EngineVm] = {}
+        self._hold: str | None = None
+        self._policy = self._server.policy
+        self._surveys: dict[str, HostSurveyed] = {}
+        self._starts: dict[str, StartCommand] = {}
+        self._cancels = 0
+        self._witnesses = Witnesses(world)
+        term = self._server.term
+        engine = Engine(
+            policy=self._policy,
+            records=self._server.table.records(term),
+            now=cluster_time(kernel.now),
+        )
+        self.leader = Leader(
+            kernel,
+            engine,
+            term,
+            stall_ms=lambda: self._server.policy.detection.stall_ms,
+            write=self._write,
+            carry_out=self._carry_out,
+            trace=world.trace,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        return self.leader.engine
+
+    def begin(self) -> None:
+        for host in self._world.hosts.values():
+            self.host_known(host)
+        self.settings_changed()
+        self._tell_releases()
+        self.leader.begin()
+
+    def _tell_releases(self) -> None:
+        """A release is committed and acknowledged with its fact; a leader that died before its engine had
+        written what follows leaves the copy in the engine's records, and the host will not say it again."""
+        for record in self._server.table.vms.values():
+            known = self._server.vms[record.vm_id]
+            for copy in record.copies:
+                held = known.copies.get(copy.host_id, {})
+                if copy.host_id in known.holders and copy.incarnation in held:
+                    continue
+                self.leader.offer(
+                    CopyReleased(
+                        host_id=copy.host_id,
+                        boot=copy.boot or BootId(""),
+                        vm_id=record.vm_id,
+                        incarnation=copy.incarnation,
+                    )
+                )
+
+    # What operators configure
+
+    def host_known(self, host: SimHost) -> None:
+        number = list(self._world.hosts).index(host.name) + 1
+        config = EngineHost(
+            host_id=HostId(host.name),
+            name=host.name,
+            number=number,
+            memory_bytes=host.memory_bytes,
+            cpus=HOST_CPUS,
+            power=self._world.power.levels.get(host.name, ()),
+        )
+        self.leader.offer(HostConfigured(host=config))
+
+    def settings_changed(self) -> None:
+        """VMs, hold or policy."""
+        events: list[EngineEvent] = []
+        if self._server.policy != self._policy:
+            self._policy = self._server.policy
+            events.append(PolicyChanged(policy=self._policy))
+        if self._server.hold != self._hold:
+            self._hold = self._server.hold
+            events.append(HoldChanged(reason=self._hold))
+        for known in self._server.vms.values():
+            config = _engine_vm(known)
+            if self._configured.get(config.vm_id) != config:
+                self._configured[config.vm_id] = config
+                events.append(VmConfigured(vm=config))
+        if events:
+            self.leader.offer(*events)
+
+    # What the gateway sees
+
+    def beat(self, host: str, beat: Beat) -> None:
+        self.leader.offer(
+            BeatSeen(host_id=HostId(host), boot=beat.boot, agent_alive=beat.agent_alive)
+        )
+
+    def session(
+        self, host: str, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
+    ) -> None:
+        host_id = HostId(host)
+        self.leader.offer(
+            SessionChanged(
+                host_id=host_id, process=_PROCESSES[role], boot=boot, up=up, broken=broken
+            )
+        )
+        sim_host = self._world.hosts[host]
+        if up and role is PeerRole.AGENT:
+            self.leader.offer(LibvirtAnswered(host_id=host_id, answering=sim_host.libvirt_up))
+            self._test_power(sim_host, boot)
+
+    def _test_power(self, host: SimHost, boot: BootId) -> None:
+        """Once, as the operator's set-up did it: read on while its beats come."""
+        if host.name in self._world.power_tested:
+            return
+        self._world.power_tested.add(host.name)
+        for device in self._world.power.of(host.name):
+            passed = device.state() is PowerState.ON and device.answers
+            self.leader.offer(
+                PowerTested(
+                    host_id=HostId(host.name),
+                    boot=boot,
+                    device=device.name,
+                    passed=passed,
+                    identity=device.identity,
+                )
+            )
+
+    def fact(self, host: str, fact: Fact, *, made_after: bool) -> None:
+        """Each new one, once it is recorded."""
+        host_id = HostId(host)
+        match fact.body:
+            case VmReport() as report:
+                self.leader.offer(
+                    VmSeen(
+                        host_id=host_id,
+                        boot=fact.boot,
+                        vm_id=report.vm_id,
+                        incarnation=report.incarnation,
+                        state=report.state,
+                        guest_agent=report.guest_agent,
+                    )
+                )
+            case Released(vm_id=vm_id, incarnation=incarnation):
+                self.leader.offer(
+                    CopyReleased(
+                        host_id=host_id, boot=fact.boot, vm_id=vm_id, incarnation=incarnation
+                    )
+                )
+            case Inventory() as inventory if made_after:
+                self._survey(host, fact.boot, inventory)
+            case Outcome() as outcome:
+                self._outcome(host_id, outcome)
+            case _:
+                pass
+
+    def _survey(self, host: str, boot: BootId, inventory: Inventory) -> None:
+        active = {one.vm_id for one in inventory.domains if one.state is not DomainState.SHUTOFF}
+        survey = HostSurveyed(
+            host_id=HostId(host),
+            boot=boot,
+            gate_in_force=True,
+            libvirt_connected=self._world.hosts[host].libvirt_up,
+            storage_domains=self._domains(host),
+            active=frozenset(active & set(self._server.vms)),
+        )
+        self._surveys[host] = survey
+        self.leader.offer(survey)
+
+    def _domains(self, host: str) -> frozenset[StorageDomainId]:
+        return frozenset({SHARED}) if self._world.storage.reaches(host) else frozenset()
+
+    def storage_noticed(self, host: str) -> None:
+        """Its agent says which domains it can use now."""
+        before = self._surveys.get(host)
+        if before is None:
+            return
+        survey = replace(before, storage_domains=self._domains(host))
+        if survey != before and self._world.hosts[host].boot == survey.boot:
+            self._surveys[host] = survey
+            self._agent_says(host, survey)
+
+    def libvirt_noticed(self, host: str, *, answering: bool) -> None:
+        self._agent_says(host, LibvirtAnswered(host_id=HostId(host), answering=answering))
+
+    def _agent_says(self, host: str, event: EngineEvent) -> None:
+        """Over its session, if it has one that carries."""
+        agent = self._world.hosts[host].agent
+        if agent is None or agent.kernel.frozen or not self._gateway.agent_connected(host):
+            return
+        link = self._world.network.link(host, SERVER)
+        if link.carries:
+            link.carry(lambda: self._hear(event))
+
+    def _outcome(self, host_id: HostId, outcome: Outcome) -> None:
+        start = self._starts.get(outcome.operation_id)
+        if start is None:
+            return
+        # "It runs here already" is no word about its end (G2).
+        runs = outcome.code == "order.refused.running"
+        self.leader.offer(
+            StartEnded(
+                order_id=start.order_id,
+                host_id=host_id,
+                vm_id=start.vm_id,
+                incarnation=start.incarnation,
+                result=Result.UNKNOWN if runs else outcome.result,
+                code=outcome.code,
+            )
+        )
+
+    # The records
+
+    def _write(
+        self, term: Term, intents: Sequence[Intent], notices: Sequence[Notice]
+    ) -> bool | None:
+        server = self._server
+        if not self._world.database_up:
+            return None
+        if term != server.term:
+            return False
+        server.table.write(intents, on_vm=server.mirror)
+        for notice in notices:
+            self._say(notice)
+        self._world.on_written(term, intents)
+        self._gateway.carry_out()
+        return True
+
+    def _say(self, notice: Notice) -> None:
+        subject = "cluster"
+        if notice.vm_id is not None:
+            subject = self._server.vms[notice.vm_id].vm.name
+        elif notice.host_id is not None:
+            subject = str(notice.host_id)
+        fields = {
+            name: value
+            for name, value in notice.fields.items()
+            if not (name in ("host", "vm") and value == subject)
+        }
+        self._server.say(notice.code, subject, by_engine=True, **fields)
+
+    # Its hands
+
+    def _carry_out(self, command: Command) -> None:
+        world = self._world
+        world.on_engine_command(self.leader.term, command)
+        match command:
+            case Investigate():
+                self._witnesses.ask(command, self._gateway.connected, self._hear)
+            case ReadPower(order_id=order_id, host_id=host_id, device=device):
+                world.power.read(
+                    device,
+                    command.deadline_ms,
+                    lambda state, identity: self._hear(
+                        PowerRead(
+                            order_id=order_id,
+                            host_id=host_id,
+                            device=device,
+                            state=state,
+                            identity=identity,
+                        )
+                    ),
+                )
+            case OrderPower():
+                self._order_power(command)
+            case StartCommand():
+                self._start(command)
+            case CancelStart():
+                self._cancel(command)
+            case MigrateCommand(source=source, target=target):
+                self._refuse_migration(command, source)
+                self._refuse_migration(command, target)
+            case SettleMigration(host_id=host_id):
+                self._refuse_migration(command, host_id)
+            case Poison(host_id=host_id) | StorageFence(host_id=host_id):
+                world.trace(f"nobody answers: {type(command).__name__} of {host_id}")
+
+    def _hear(self, event: EngineEvent) -> None:
+        """An answer that a driver or a session brought: a process that sleeps reads it when it wakes."""
+        self.leader.kernel.deliver(lambda: self.leader.offer(event))
+
+    def _refuse_migration(self, command: MigrateCommand | SettleMigration, host_id: HostId) -> None:
+        """This world's agents can't migrate: they never began, and never will by this order."""
+        host = self._world.hosts[host_id]
+        refused = MigrationEnded(
+            order_id=command.order_id,
+            host_id=host_id,
+            vm_id=command.vm_id,
+            result=Result.REFUSED,
+        )
+        link = self._world.network.link(SERVER, host.name)
+        if link.carries and self._gateway.agent_connected(host.name):
+            self._world.kernel.after(
+                link.delay_ms,
+                lambda: host.kernel.deliver(lambda: self._agent_says(host.name, refused)),
+            )
+
+    def _order_power(self, command: OrderPower) -> None:
+        def ended(result: Result, error: str | None) -> None:
+            self._hear(
+                PowerOrdered(
+                    order_id=command.order_id,
+                    host_id=command.host_id,
+                    device=command.device,
+                    result=result,
+                    error=error,
+                )
+            )
+
+        self._world.trace(f"order {command.action} to {command.device}")
+        self._world.power.order(command.device, command.action, command.deadline_ms, ended)
+
+    def _start(self, command: StartCommand) -> None:
+        """The start order that every other start is, with a grant that quotes a beat."""
+        if self.leader.term != self._server.term:
+            self._world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
+            return
+        self._starts[command.order_id] = command
+        known, host = self._server.vms[command.vm_id], str(command.host_id)
+        grant = self._gateway.make_grant(host, command.vm_id, command.incarnation)
+        if grant is not None and grant.boot != command.boot:
+            grant = None
+        granted = grant is not None
+        if grant is None:
+            # It goes out with the first beat that can be quoted, if the engine still wants it then.
+            grant = _spent(command)
+        order = self._server.order(
+            host,
+            StartVm(vm=known.vm, grant=grant, by=BY),
+            operation_id=OperationId(command.order_id),
+        )
+        if granted:
+            self._gateway.deliver(order)
+
+    def _cancel(self, command: CancelStart) -> None:
+        """The same start with a grant that is spent: whoever has not begun releases it, and whoever has
+        made it says so."""
+        server, prefix = self._server, f"{command.order_id}.cancel"
+        if self.leader.term != server.term:
+            return
+        for operation_id in list(server.pending):
+            if operation_id == OperationId(command.order_id) or operation_id.startswith(prefix):
+                del server.pending[operation_id]
+        self._cancels += 1
+        body = StartVm(vm=server.vms[command.vm_id].vm, grant=_spent(command), by=BY)
+        order = server.order(
+            str(command.host_id), body, operation_id=OperationId(f"{prefix}{self._cancels}")
+        )
+        if self._gateway.agent_connected(order.host):
+            self._gateway.deliver(order)
+        del server.pending[order.operation_id]
+
+
+def _spent(command: StartCommand | CancelStart) -> Grant:
+    """Never valid: whatever the clock of a boot says, it is over."""
+    boot = command.boot if isinstance(command, StartCommand) else BootId("")
+    return Grant(
+        vm_id=command.vm_id,
+        incarnation=command.incarnation,
+        boot=boot,
+        beat_monotonic_ms=0,
+        duration_ms=0,
+    )
+
+
+def _engine_vm(known: ServerVm) -> EngineVm:
+    return EngineVm(
+        vm_id=known.vm.id,
+        name=known.vm.name,
+        memory_bytes=known.vm.memory_bytes,
+        ha=known.vm.ha and known.managed,
+        wanted_up=known.wanted_up,
+        priority=known.placing.priority,
+        features=frozenset({Feature(FeatureKind.STORAGE, SHARED)}),
+        groups=known.placing.groups,
+        depends_on=known.placing.depends_on,
+    )

@@ -1,0 +1,195 @@
+"""The leader's loop around the real engine: the effects of ``virtha.engine.turn``, each with its own delay.
+
+Between two effects the process can die or freeze, as a server can. What it sends goes to ``carry_out``; nothing it
+sent comes to an end in here.
+"""
+
+from collections.abc import Callable, Sequence
+
+from virtha.engine.engine import Engine
+from virtha.engine.events import Command, EngineEvent, Intent, LeaseRenewed, Notice, Stalled
+from virtha.engine.turn import Effect, Journal, Send, StepDown, Turn, Wait, Write
+from virtha.model.ids import Term
+from virtha.model.time import Millis
+from virtha.sim.kernel import Actor
+from virtha.sim.world_time import cluster_time
+
+TURN_MS = 1
+"""What comes within it goes into one turn."""
+WRITE_MS = 3
+TICK_MS = 500
+"""How often it looks at its own watch."""
+LEASE_MS = 90_000
+"""The leader's own lease; above the longest order of every profile, or none would be given (J7)."""
+LEASE_EVERY_MS = 5_000
+DATABASE_RETRY_MS = 200
+
+POINTS = ("journal", "intents", "commands", "sent")
+"""Before what came is journalled; decided and not written; written and not sent; sent."""
+
+WriteRecords = Callable[[Term, Sequence[Intent], Sequence[Notice]], bool | None]
+"""True: durable. False: the term is over. None: the database does not answer."""
+
+
+class Trap:
+    """Armed at a point of a turn: what happens to the process there. ``of``: only at a command of that kind.
+    ``passes``: so many times nothing happens there first."""
+
+    def __init__(
+        self, point: str, of: str | None, spring: Callable[[], None], *, passes: int = 0
+    ) -> None:
+        self.point = point
+        self.of = of
+        self.spring = spring
+        self.passes = passes
+
+
+class Leader:
+    def __init__(
+        self,
+        kernel: Actor,
+        engine: Engine,
+        term: Term,
+        *,
+        stall_ms: Callable[[], int],
+        write: WriteRecords,
+        carry_out: Callable[[Command], None],
+        trace: Callable[[str], None],
+    ) -> None:
+        self.kernel = kernel
+        self.engine = engine
+        self.term = term
+        self.alive = True
+        self.trap: Trap | None = None
+        self.turns = 0
+        self._turn = Turn(engine, term=term)
+        self._busy = False
+        self._due = False
+        self._timers = 0
+        self._ticked_ms = kernel.now
+        self._lease_asked_ms: int | None = None
+        self._stall_ms = stall_ms
+        self._write = write
+        self._carry_out = carry_out
+        self._trace = trace
+
+    def begin(self) -> None:
+        self._tick()
+
+    def die(self) -> None:
+        self.alive = False
+
+    def offer(self, *events: EngineEvent) -> None:
+        if not self.alive:
+            return
+        self._turn.offer(events)
+        self._begin_soon()
+
+    # Its own watch
+
+    def _tick(self) -> None:
+        if not self.alive:
+            return
+        self._look_at_watch()
+        asked = self._lease_asked_ms
+        if asked is None or self.kernel.now - asked >= LEASE_EVERY_MS:
+            self._renew_lease()
+        self.kernel.after(TICK_MS, self._tick)
+
+    def _look_at_watch(self) -> None:
+        asleep_ms = self.kernel.now - self._ticked_ms
+        self._ticked_ms = self.kernel.now
+        if asleep_ms >= TICK_MS + self._stall_ms():
+            self._trace(f"leader of term {self.term} was asleep for {asleep_ms} ms")
+            self.offer(Stalled())
+
+    def _renew_lease(self) -> None:
+        """Its end counts from the asking, not from the answer."""
+        asked_ms = self.kernel.now
+        held = self._write(self.term, (), ())
+        if held:
+            self._lease_asked_ms = asked_ms
+            self.offer(LeaseRenewed(until_ms=int(cluster_time(asked_ms)) + LEASE_MS))
+        elif held is False:
+            self._step_down()
+
+    # Turns
+
+    def _begin_soon(self) -> None:
+        if not self._busy and not self._due:
+            self._due = True
+            self.kernel.after(TURN_MS, self._begin)
+
+    def _begin(self) -> None:
+        self._due = False
+        if not self.alive or self._busy:
+            return
+        self._look_at_watch()
+        self._timers += 1
+        self._busy = True
+        self.turns += 1
+        self._do(self._turn.begin(Millis(cluster_time(self.kernel.now))))
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Journal():
+                self._at("journal", (), lambda: self._do(self._turn.journaled()))
+            case Write():
+                self._at(
+                    "intents", (), lambda: self.kernel.after(WRITE_MS, lambda: self._try(effect))
+                )
+            case Send(commands=commands):
+                self._at("commands", commands, lambda: self._send(commands))
+            case Wait(until=until):
+                self._wait(until)
+            case StepDown():
+                self._step_down()
+
+    def _at(self, point: str, commands: Sequence[Command], go_on: Callable[[], None]) -> None:
+        trap = self.trap
+        hit = trap is not None and trap.point == point
+        if hit and trap is not None and trap.of is not None:
+            hit = any(trap.of in type(command).__struct_config__.tag for command in commands)  # type: ignore[operator]
+        if hit and trap is not None and trap.passes:
+            trap.passes -= 1
+        elif hit and trap is not None:
+            self.trap = None
+            self._trace(f"leader of term {self.term} is struck at its {point}")
+            trap.spring()
+        if self.alive:
+            self.kernel.deliver(go_on)
+
+    def _try(self, effect: Write) -> None:
+        if not self.alive:
+            return
+        held = self._write(effect.term, effect.intents, effect.notices)
+        if held is None:
+            self.kernel.after(DATABASE_RETRY_MS, lambda: self._try(effect))
+            return
+        self._do(self._turn.written(held=held))
+
+    def _send(self, commands: Sequence[Command]) -> None:
+        if not self.alive:
+            return
+        for command in commands:
+            self._carry_out(command)
+        self._at("sent", commands, lambda: self._do(self._turn.sent()))
+
+    def _wait(self, until: Millis | None) -> None:
+        self._busy = False
+        if self._turn.waiting:
+            self._begin_soon()
+        if until is not None:
+            self._timers += 1
+            mine = self._timers
+            delay_ms = max(0, until - cluster_time(self.kernel.now))
+            self.kernel.after(delay_ms, lambda: self._timer(mine))
+
+    def _timer(self, mine: int) -> None:
+        if mine == self._timers and self.alive and not self._busy:
+            self._begin()
+
+    def _step_down(self) -> None:
+        if self.alive:
+            self._trace(f"leader of term {self.term} steps down")
+        self.alive = False

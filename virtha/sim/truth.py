@@ -1,0 +1,147 @@
+"""Checkers of what the engine does to hosts and VMs: they read the world's truth, never the engine's state.
+
+What may be asked of the engine is only its answer to *why is this VM down* (``explain_vm``).
+"""
+
+from collections.abc import Sequence
+
+from virtha.engine.events import Command, Intent, OrderPower, StartCommand
+from virtha.model.codes import REGISTRY
+from virtha.model.ids import BootId, Term, VmId
+from virtha.model.power import PowerAction
+from virtha.sim.checkers import Checkers, Violation
+from virtha.sim.host import SimHost
+from virtha.sim.network import Network
+from virtha.sim.power import PowerDevice
+from virtha.sim.world import World
+
+
+class Truth:
+    """``checkers.outside``: VMs whose second copy the scenario itself made."""
+
+    def __init__(self, world: World, checkers: Checkers) -> None:
+        self._world = world
+        self._checkers = checkers
+        self._term = Term(0)
+        self._seen_since: dict[str, int] = {}
+        """Hosts that most of the others can reach, and since when."""
+        self._struck: dict[tuple[str, BootId], int] = {}
+        world.storage.on_breach = self.writes_interleave
+        world.on_engine_command = self.command_given
+        world.on_written = self.written_under
+        world.power.on_off = self.off_arrives
+
+    # One writer
+
+    def writes_interleave(self, vm_id: VmId, what: str) -> None:
+        if vm_id not in self._checkers.outside:
+            raise Violation(f"disk of {vm_id} at {self._world.kernel.now}: {what}")
+
+    def written_under(self, term: Term, _intents: Sequence[Intent]) -> None:
+        """M1: once a later term has begun, nothing of an earlier one is written."""
+        if term < self._term:
+            raise Violation(f"records were written under term {term} after {self._term}")
+        self._term = term
+
+    # Starts need proof for every holder (G1)
+
+    def command_given(self, term: Term, command: Command) -> None:
+        """Agents refuse what an earlier term orders; power devices know of no terms."""
+        match command:
+            case StartCommand() if term == self._world.server.term:
+                self._start_given(command)
+            case OrderPower(action=PowerAction.OFF):
+                self._off_given(self._world.hosts[command.host_id])
+            case _:
+                pass
+
+    def _start_given(self, start: StartCommand) -> None:
+        world, vm_id = self._world, start.vm_id
+        if vm_id in self._checkers.outside:
+            return
+        for host in world.hosts.values():
+            if host.name == start.host_id:
+                continue
+            domain = host.libvirt.find(vm_id)
+            if domain is not None and domain.qemu is not None:
+                raise Violation(f"{vm_id} is started on {start.host_id} while {host.name} has it")
+            if any(queued == vm_id for queued, _ in world.storage.path(host.name).queue):
+                raise Violation(
+                    f"{vm_id} is started on {start.host_id} while {host.name} has writes of it queued"
+                )
+
+    # Fencing
+
+    def look(self) -> None:
+        """After each change of the world that a story makes."""
+        if not self._world.with_engine:
+            return
+        for host in self._world.hosts.values():
+            if not self._seen_by_most(host):
+                self._seen_since.pop(host.name, None)
+            else:
+                self._seen_since.setdefault(host.name, self._world.kernel.now)
+
+    def _seen_by_most(self, host: SimHost) -> bool:
+        if not self._answers(host):
+            return False
+        networks = (self._world.network, self._world.storage_network)
+        others = [
+            other
+            for other in self._world.hosts.values()
+            if other is not host and self._answers(other)
+        ]
+        seen = sum(
+            any(_joined(network, host.name, other.name) for network in networks) for other in others
+        )
+        return 2 * seen > len(others)
+
+    def _answers(self, host: SimHost) -> bool:
+        processes = (host.guardian, host.agent)
+        return (
+            host.powered
+            and not host.kernel.frozen
+            and any(one is not None and not one.kernel.frozen for one in processes)
+        )
+
+    def _off_given(self, host: SimHost) -> None:
+        """J2, J4: nobody is shot whom most of the others have seen alive for as long as evidence counts."""
+        since = self._seen_since.get(host.name)
+        age_ms = self._world.server.policy.detection.evidence_max_age_ms
+        if since is not None and self._answers(host) and self._world.kernel.now - since > age_ms:
+            raise Violation(f"{host.name} is ordered off while most others see it alive")
+
+    def off_arrives(self, device: PowerDevice) -> None:
+        """F7: the cap holds for hosts that had power, whoever led."""
+        host = device.host
+        if not host.powered:
+            return
+        fencing, now = self._world.server.policy.fencing, self._world.kernel.now
+        self._struck.setdefault((host.name, host.boot), now)
+        recent = [at for at in self._struck.values() if at > now - fencing.cap_window_ms]
+        if len(recent) > fencing.cap_count:
+            raise Violation(f"{len(recent)} hosts were ordered off, {fencing.cap_count} may be")
+
+    # The second rule
+
+    def at_end(self) -> None:
+        failover = self._world.gateway.failover
+        if failover is None or not failover.leader.alive:
+            return
+        for vm_id, known in self._world.server.vms.items():
+            protected = known.vm.ha and known.wanted_up and known.managed
+            if not protected or self._world.running_on(vm_id):
+                continue
+            told = [why.code for why in failover.engine.explain_vm(vm_id)]
+            host = self._world.hosts[known.host]
+            if known.report is not None and self._world.connected(host):
+                told += [why.code for why in known.report.reasons]
+            if not told:
+                raise Violation(f"{known.vm.name} is down and nobody says why")
+            unknown = [code for code in told if code not in REGISTRY]
+            if unknown:
+                raise Violation(f"{known.vm.name} has unknown reasons {unknown}")
+
+
+def _joined(network: Network, one: str, other: str) -> bool:
+    return network.link(one, other).carries and network.link(other, one).carries
