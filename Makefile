@@ -42,6 +42,8 @@ lab: setup ## real libvirt, QEMU and guests (needs root)
 
 verify: setup ## the long runs: mutants, chaos, the lab's acceptance rounds, benchmarks; each can be run alone
 	@$(MAKE) --no-print-directory mutants chaos
+	@echo "==> an outbox cut at every byte"
+	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
 	@echo "==> lab: twenty kills of the agent around a firing"
 	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
 	@$(MAKE) --no-print-directory bench

@@ -31,7 +31,7 @@ def open_incident(cluster: Cluster, node: HostNode) -> None:
     )
     cluster.tell("host.judged_dead", host=node, silent_ms=cluster.now - silent_since)
     for vm in cluster.vms_held_by(node.id):
-        cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+        lose(cluster, vm)
         cluster.touch_vm(vm)  # a migrating one is not lost with one of its sides
 
 
@@ -119,12 +119,17 @@ def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
         _die(cluster, vm, proof)
 
 
+def lose(cluster: Cluster, vm: VmNode) -> None:
+    """A host that may hold it is judged, gone or dead. Lost is lost from the first of them on."""
+    since = vm.record.lost_ms if vm.record.stage is VmStage.LOST else None
+    cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now) if since is None else since)
+
+
 def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
     """Whatever copies of ``vm`` the proof covers are over."""
     copies = tuple(copy for copy in vm.record.copies if not _dies_with(copy, proof))
     if copies != vm.record.copies:
-        # It may have been found there after the host was judged.
-        cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+        lose(cluster, vm)  # found there after the host was judged, or nobody was judged
         _remove_copies(cluster, vm, copies, proof)
 
 
@@ -136,7 +141,7 @@ def reconcile(cluster: Cluster, vm: VmNode) -> None:
             continue
         incident = node.record.incident
         if incident is not None:
-            cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+            lose(cluster, vm)
             for proof in incident.proofs:
                 _die(cluster, vm, proof)
         for copy in vm.record.copies:

@@ -12,8 +12,8 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
 )
-from virtha.engine.incident import reconcile
-from virtha.engine.machine import Verdict, VmTrigger
+from virtha.engine.incident import lose, reconcile
+from virtha.engine.machine import Verdict
 from virtha.engine.records import Drain, FenceCount, HostRecord, VmRecord
 from virtha.engine.state import Cluster, HostNode, VmNode, held
 
@@ -58,7 +58,7 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     cluster.plan_wanted = True
     for vm in cluster.vms_held_by(event.host_id):
         # Nobody watches it any more: proof can only come from its return, or from an operator.
-        cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+        lose(cluster, vm)
     if node.verdict not in (Verdict.ALIVE, Verdict.AGENT_DOWN):
         removal = FenceCount(host_id=event.host_id, at_ms=int(cluster.now))
         kept = (*cluster.record.removed, removal)[-REMOVALS_KEPT:]

@@ -13,7 +13,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.incident import holder_back, of_this_boot, settle_lost
+from virtha.engine.incident import holder_back, lose, of_this_boot, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, side_seen
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
@@ -491,7 +491,7 @@ def found(cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnati
     cluster.tell("vm.found", vm=node, host=host)
     if host.record.incident is not None:
         # It told before it was judged: the copy is as lost as the host.
-        cluster.move_vm(node, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now))
+        lose(cluster, node)
 
 
 def quarantine_lifted(cluster: Cluster, event: QuarantineLifted) -> None:
