@@ -192,7 +192,7 @@ def plan_recoveries(cluster: Cluster) -> None:
     candidates: list[VmToPlace] = []
     for vm_id in sorted(cluster.ready):
         node = cluster.vms[vm_id]
-        if node.record.next_ms > cluster.now:
+        if node.record.next_ms > cluster.now or node.config.ignore:
             continue
         why_not = why_none or _grade(cluster, node)
         if why_not is not None:

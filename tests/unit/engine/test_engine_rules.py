@@ -592,7 +592,6 @@ def test_a_host_whose_gate_is_not_in_force_is_no_target():
     assert play.where("v1") == ["h4"]
 
 
-@pytest.mark.xfail(reason="the plan of recoveries takes a VM that is out of automatic action")
 def test_a_vm_taken_out_of_automatic_action_waits_until_it_is_put_back():
     play = playing()
     play.inbox.append(HoldChanged(reason="look first"))
