@@ -22,7 +22,7 @@ SUM_MS = expiry_ms(
 
 
 def world(**levers: int | bool) -> World:
-    made = World(**levers)  # type: ignore[arg-type]
+    made = World(**levers)  # type: ignore[arg-type]  # handed on as they are
     made.run_ms(SETTLED_MS)
     return made
 

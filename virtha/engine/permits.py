@@ -154,13 +154,6 @@ def count_order(cluster: Cluster, node: HostNode) -> None:
     cluster.record = replace(cluster.record, fence_counts=counts)
 
 
-def cap_frees_at(cluster: Cluster) -> int | None:
-    counts = counted(cluster)
-    if len(counts) < cluster.policy.fencing.cap_count:
-        return None
-    return counts[0].at_ms + cluster.policy.fencing.cap_window_ms
-
-
 def watch_brake(cluster: Cluster) -> None:
     """Trips when too many hosts fall silent within the window; lifts when a majority of the survivors has seen
     its storage for as long as the policy says (J5)."""

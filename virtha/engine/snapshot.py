@@ -93,7 +93,6 @@ class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
     state: VmState = VmState.UNKNOWN
     state_host: HostId | None = None
     sent: OrderId | None = None
-    cancel_sent: bool = False
     asked_words: tuple[MigrationWord | None, ...] = ()
     asked_ms: Millis | None = None
     io_error: bool = False

@@ -147,7 +147,6 @@ class VmNode:
         "asked_ms",
         "asked_words",
         "blocked_told",
-        "cancel_sent",
         "config",
         "due_ms",
         "guest_agent",
@@ -173,7 +172,6 @@ class VmNode:
         """What each holder last said of it."""
         self.sent: OrderId | None = None
         """The start, or its cancellation, that this process has sent."""
-        self.cancel_sent = False
         self.asked_words: tuple[MigrationWord | None, ...] = ()
         """What source and target of its migration were last told by this process, and when."""
         self.asked_ms: Millis | None = None

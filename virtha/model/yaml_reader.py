@@ -190,7 +190,7 @@ def _meaning(event: yaml.ScalarEvent) -> Plain | float:
     text = str(event.value)
     if event.style:  # quoted, or a block: text and nothing else
         return text
-    match _resolver.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG):  # type: ignore[no-untyped-call]
+    match _resolver.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG):  # type: ignore[no-untyped-call]  # PyYAML has no types here
         case "null":
             return None
         case "bool":

@@ -202,7 +202,7 @@ def _demand_liveness(player: Player) -> None:
 
 def run_seed(seed: int, *, steps: int = 40) -> list[str]:
     """The trace of that seed. Raises Violation or AssertionError."""
-    return play(write_scenario(random.Random(seed), steps=steps)).world.trace_lines  # noqa: S311
+    return play(write_scenario(random.Random(seed), steps=steps)).world.trace_lines  # noqa: S311 - a seed, to be repeated
 
 
 def shrink(lines: list[str], fails: Callable[[list[str]], bool] | None = None) -> list[str]:
@@ -246,7 +246,7 @@ def main() -> int:
             run_seed(seed, steps=arguments.steps)
         except FAILURES as failure:
             failed += 1
-            lines = write_scenario(random.Random(seed), steps=arguments.steps)  # noqa: S311
+            lines = write_scenario(random.Random(seed), steps=arguments.steps)  # noqa: S311 - a seed, to be repeated
             story = "\n".join(shrink(lines))
             sys.stdout.write(f"seed {seed}: {failure}\n{story}\n\n")
     sys.stdout.write(f"chaos: {arguments.seeds} seeds, {failed} failed\n")

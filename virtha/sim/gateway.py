@@ -92,7 +92,7 @@ class SimGateway:
     def start(self) -> None:
         """Each start is a term of its own (M1)."""
         self.running = True
-        self._server.term += 1  # type: ignore[assignment]
+        self._server.term += 1  # type: ignore[assignment]  # adding to a NewType gives its base
         for name in self._network.endpoints:
             if name != SERVER:
                 self._lines[name] = _HostLine()

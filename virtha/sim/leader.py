@@ -149,7 +149,7 @@ class Leader:
         trap = self.trap
         hit = trap is not None and trap.point == point
         if hit and trap is not None and trap.of is not None:
-            hit = any(trap.of in type(command).__struct_config__.tag for command in commands)  # type: ignore[operator]
+            hit = any(trap.of in type(command).__struct_config__.tag for command in commands)  # type: ignore[operator]  # each command is made with a tag
         if hit and trap is not None and trap.passes:
             trap.passes -= 1
         elif hit and trap is not None:

@@ -297,7 +297,7 @@ class Player:
                 values[name] = int(text)
             else:
                 values[name] = text == "yes"
-        self.world.change_policy(Policy(restart=RestartPolicy(**values)))  # type: ignore[arg-type]
+        self.world.change_policy(Policy(restart=RestartPolicy(**values)))  # type: ignore[arg-type]  # the policy checks its own fields
 
     def advance(self, duration: str) -> None:
         self.world.kernel.advance(parse_duration_ms(duration, field="advance"))

@@ -154,8 +154,9 @@ class ServerVm:
 
     def _died(self, one: Incarnation, grant: Grant | None, present: BootId | None) -> bool:
         """P4, for earlier starts: the newest one's end is its host's to say."""
-        known = grant is not None and present is not None
-        return one < self.incarnation and known and grant.boot != present  # type: ignore[union-attr]
+        if grant is None or present is None:
+            return False
+        return one < self.incarnation and grant.boot != present
 
 
 class PendingOrder(Value, frozen=True, kw_only=True):
