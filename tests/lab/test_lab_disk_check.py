@@ -42,8 +42,8 @@ def checking(story: Story, name: str) -> Iterator[None]:
         faults.start_agent(story.lab, name)
 
     def told() -> bool:
-        status = story.api.get(f"/v1/hosts/{name}")["status"]
-        return status["state"] == "up" and "disk_check_ms" in status["capabilities"]
+        view = story.api.get(f"/v1/hosts/{name}")
+        return view["agent_connected"] and "disk_check_ms" in view["status"]["capabilities"]
 
     for key, value in KEYS.items():
         host.run_checked(["virtha", "agent", "properties", "set", key, value])

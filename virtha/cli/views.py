@@ -113,6 +113,8 @@ def _host_details(item: Object) -> list[tuple[str, Any]]:
         ("id", host["id"]),
         ("number", host["number"]),
         ("state", status["state"]),
+        ("agent connected", item["agent_connected"]),
+        ("guardian beats", item["beating"]),
         ("last seen", moment(status["last_seen"])),
         ("cluster", item["cluster_name"]),
         ("vms", item["vms"]),

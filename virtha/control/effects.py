@@ -67,6 +67,12 @@ class Dispatcher:
         for host_id, settings in (await settings_for(tx, cluster_id, rows)).items():
             self._links.configure(host_id, settings)
 
+    def agent_connected(self, host_id: HostId) -> bool:
+        return self._links.agent_connected(host_id)
+
+    def beating(self, host: HostRow) -> bool:
+        return fresh_beat(self._links, host, self._store.clock.monotonic_ms()) is not None
+
     async def unanswered(self, tx: Transaction, host: HostRow) -> tuple[Order, ...]:
         """This host's unanswered orders, renewed for its present boot and term.
 

@@ -64,7 +64,7 @@ class Hosts:
         async with self._store.read() as tx:
             rows, more = page_of(await hosts_after(tx, query.after or "", limit + 1), limit)
             names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
-            views = [await _view(tx, row, names[row.host.cluster_id]) for row in rows]
+            views = [await self._view(tx, row, names[row.host.cluster_id]) for row in rows]
             return Page(
                 items=tuple(views),
                 revision=await tx.revision_now(),
@@ -75,7 +75,20 @@ class Hosts:
         async with self._store.read() as tx:
             row = await the_host(tx, ref)
             names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
-            return await _view(tx, row, names[row.host.cluster_id])
+            return await self._view(tx, row, names[row.host.cluster_id])
+
+    async def _view(self, tx: Transaction, row: HostRow, cluster_name: str) -> HostView:
+        held = await vms_held_by(tx, row.host.id)
+        used_bytes = sum(one.vm.memory_bytes for one in held)
+        return HostView(
+            host=row.host,
+            status=row.status,
+            cluster_name=cluster_name,
+            vms=tuple(one.vm.name for one in held),
+            free_memory_bytes=max(row.status.capabilities.memory_bytes - used_bytes, 0),
+            agent_connected=self._dispatcher.agent_connected(row.host.id),
+            beating=self._dispatcher.beating(row),
+        )
 
     async def all_ids(self) -> tuple[HostId, ...]:
         async with self._store.read() as tx:
@@ -342,18 +355,6 @@ class Hosts:
             if row is None:
                 raise NotFound(f"there is no host {host_id}")
             return (await settings_for(tx, row.host.cluster_id, (row,)))[host_id]
-
-
-async def _view(tx: Transaction, row: HostRow, cluster_name: str) -> HostView:
-    held = await vms_held_by(tx, row.host.id)
-    used_bytes = sum(one.vm.memory_bytes for one in held)
-    return HostView(
-        host=row.host,
-        status=row.status,
-        cluster_name=cluster_name,
-        vms=tuple(one.vm.name for one in held),
-        free_memory_bytes=max(row.status.capabilities.memory_bytes - used_bytes, 0),
-    )
 
 
 async def _check_heard(tx: Transaction, row: HostRow, *, powered_off: bool) -> None:

@@ -44,6 +44,10 @@ class HostView(Value, frozen=True, kw_only=True):
     vms: tuple[str, ...] = ()
     """Names of the VMs that it may hold, sorted."""
     free_memory_bytes: int = 0
+    agent_connected: bool = False
+    """At this moment, with this server; ``status.state`` stands for some seconds after a server's start (J1)."""
+    beating: bool = False
+    """Its guardian was heard just now in its present boot: without that no start is granted (G2)."""
 
 
 class StorageView(Value, frozen=True, kw_only=True):

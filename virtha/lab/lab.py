@@ -260,14 +260,19 @@ def hosts_not_up(lab: Lab) -> list[str]:
     """What is still missing, per host, in words; empty: all hosts can take VMs."""
     missing = []
     with lab.api() as api:
-        found = {item["host"]["name"]: item["status"] for item in api.get("/v1/hosts")["items"]}
+        found = {item["host"]["name"]: item for item in api.get("/v1/hosts")["items"]}
     for host in lab.hosts:
-        status = found.get(host.name)
-        if status is None:
+        item = found.get(host.name)
+        if item is None:
             missing.append(f"{host.name}: not joined")
-        elif status["state"] != "up":
-            missing.append(f"{host.name}: {status['state']}")
-        elif not status["capabilities"]["gate_in_force"]:
+        elif item["status"]["state"] != "up":
+            missing.append(f"{host.name}: {item['status']['state']}")
+        elif not item["agent_connected"]:
+            # A server just started goes on calling it up until it had time to come back.
+            missing.append(f"{host.name}: its agent is not connected")
+        elif not item["beating"]:
+            missing.append(f"{host.name}: no beat of its guardian")
+        elif not item["status"]["capabilities"]["gate_in_force"]:
             missing.append(f"{host.name}: its start gate is not proved")
     return missing
 

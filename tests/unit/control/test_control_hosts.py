@@ -6,7 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from virtha.control.requests import AdoptRequest, HoldPut, VmQuery, VmStart, WatchdogRequest
+from virtha.control.requests import (
+    AdoptRequest,
+    HoldPut,
+    PageQuery,
+    VmQuery,
+    VmStart,
+    WatchdogRequest,
+)
 from virtha.control.views import Caller
 from virtha.model.errors import InvalidInput, NotFound, Refused, Stale
 from virtha.model.facts import ForeignDomain, HostReport, Released, Result, StorageReport, VmReport
@@ -282,5 +289,23 @@ def test_capabilities_offer_what_fits_and_is_accepted(tell: Tell) -> None:
         assert [model.value for model in offers["x86_64", "q35"].accepted] == ["i6300esb", "ib700"]
         assert "itco" in [model.value for model in offers["x86_64", "q35"].models]
         assert msgspec.json.encode(view)
+
+    tell(story)
+
+
+@pytest.mark.req("G2", "J1")
+def test_a_host_view_tells_what_is_heard_now_beside_the_state_that_stands(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        seen = await world.control.hosts.get("h1")
+        assert (seen.status.state, seen.agent_connected, seen.beating) == (HostState.UP, True, True)
+        # The guardian is silent for longer than a grant would bear.
+        world.clock.advance(5_001)
+        assert not (await world.control.hosts.get("h1")).beating
+        host.beat()
+        # A session that just broke: the state stands, for the host may be back in a moment.
+        host.vanish()
+        (seen,) = (await world.control.hosts.list(PageQuery())).items
+        assert (seen.status.state, seen.agent_connected) == (HostState.UP, False)
 
     tell(story)
