@@ -3,10 +3,11 @@
     {"bench": …, "figures": {name: {"value", "unit", "target", "holds"}}, "machine": {…}, "commit": …}
 
 ``holds`` is computed from value, target and direction, never set; a figure without a target has null
-for both. ``finish`` returns the exit code: 1 when a figure misses its target.
+for both. ``finish`` returns the exit code: 1 when a figure misses its target. ``growth_svg`` draws how something grows.
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -99,6 +100,86 @@ def finish(bench: str, figures: Mapping[str, Figure]) -> int:
         flush=True,
     )
     return 1 if any(figure.holds is False for figure in figures.values()) else 0
+
+
+class Series(NamedTuple):
+    """A line of a plot: (x, y) with both above zero."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 400, 64, 44, 200, 52
+_COLOURS = ("#0b5fa5", "#b3541e", "#3a7d34", "#6b3fa0")
+
+
+def growth_svg(
+    title: str,
+    x_title: str,
+    y_title: str,
+    series: Sequence[Series],
+    targets: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Both axes logarithmic, so that what grows in proportion has the slope of the dotted line. ``targets``: points
+    below which something has to stay."""
+    points = [point for one in series for point in one.points] + list(targets)
+    left, right = _decades([x for x, _ in points])
+    low, high = _decades([y for _, y in points])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (math.log10(x) - left) / (right - left)
+        up = (math.log10(y) - low) / (high - low)
+        return (
+            round(_LEFT + across * (_WIDTH - _LEFT - _RIGHT), 1),
+            round(_HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM), 1),
+        )
+
+    def text(x: float, y: float, what: str, *, anchor: str = "middle", colour: str = "#333") -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{colour}">{what}</text>'
+
+    def line(ends: Sequence[tuple[float, float]], style: str) -> str:
+        path = " ".join(f"{x},{y}" for x, y in ends)
+        return f'<polyline points="{path}" fill="none" {style}/>'
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
+        f'<text x="{_LEFT}" y="24" font-size="15" fill="#111">{title}</text>',
+    ]
+    for decade in range(left, right + 1):
+        ends = [at(10**decade, 10**low), at(10**decade, 10**high)]
+        parts.append(line(ends, 'stroke="#ddd"'))
+        parts.append(text(ends[0][0], ends[0][1] + 18, f"{10**decade:,}"))
+    for decade in range(low, high + 1):
+        ends = [at(10**left, 10**decade), at(10**right, 10**decade)]
+        parts.append(line(ends, 'stroke="#ddd"'))
+        parts.append(text(_LEFT - 8, ends[0][1] + 4, f"{10**decade:,g} {y_title}", anchor="end"))
+    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, x_title))
+    reach = min(right - left, high - low)
+    slope = [at(10**left, 10**low), at(10 ** (left + reach), 10 ** (low + reach))]
+    parts.append(line(slope, 'stroke="#999" stroke-dasharray="2 4"'))
+    for one, colour in zip(series, _COLOURS, strict=False):
+        ends = [at(*point) for point in one.points]
+        parts.append(line(ends, f'stroke="{colour}" stroke-width="2"'))
+        parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>' for x, y in ends]
+    legend = [(one.name, colour) for one, colour in zip(series, _COLOURS, strict=False)]
+    legend += [("● measured, ▽ target: at most", "#333"), ("dotted: in proportion", "#777")]
+    for row, (name, colour) in enumerate(legend):
+        parts.append(
+            text(_WIDTH - _RIGHT + 14, _TOP + 12 + 20 * row, name, anchor="start", colour=colour)
+        )
+    for x, y in (at(*target) for target in targets):
+        parts.append(
+            f'<path d="M{x - 6},{y - 5}h12l-6,10z" fill="#fff" stroke="#333" stroke-width="1.5"/>'
+        )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _decades(values: Sequence[float]) -> tuple[int, int]:
+    """The powers of ten around them."""
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return first, max(last, first + 1)
 
 
 def machine() -> dict[str, Any]:

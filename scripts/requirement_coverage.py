@@ -39,6 +39,10 @@ BAD_INPUT: dict[str, str] = {
     "damaged journal": "A journal with a flipped bit",
     "newer journal": "A journal of a newer version",
     "foreign journal": "A file that is no journal",
+    "broken story": "A story for the simulator with an unknown host, VM or command, or a file that is none",
+    "wrong seeds": "Seeds that are no range",
+    "foreign run file": "A resume file of another range, another version or something else",
+    "unwritable picture": "A picture where it can't be written",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

@@ -1,20 +1,26 @@
 """Seeded bugs: each patch breaks one rule in a copy of the package; scenarios and checkers must notice.
 
-    python tests/mutants/run.py [NAME...]
+    python tests/mutants/run.py [--jobs N] [--hint] [NAME...]
 
 The unit test of the patched function is not run: what protects a rule must see it from outside.
-A patch that no longer applies fails, as does one that nothing catches. A patch may name in its head, as ``# first: TEST``,
-the judge that is asked before all others: a hint, which saves time where it is right and costs some where it is not.
+A patch that no longer applies fails, as does one that nothing catches, and one whose catcher fails without it too.
+A patch may name in its head, as ``# first: TEST``, the judge that is asked before all others: a hint, which saves time
+where it is right and costs some where it is not. ``--hint`` writes those that are missing or wrong.
 """
 
+import argparse
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -28,8 +34,11 @@ ENGINE_PLAYS = tuple(
         "engine_rules",
         "engine_review",
         "engine_review_recovery",
+        "late_orders",
+        "silent_hosts",
         "migration",
         "drain",
+        "move_asked",
         "failback",
         "host_dies",
         "engine_fuzz",
@@ -43,7 +52,11 @@ STORIES = {
     ),
     "virtha/control/": ("tests/unit/control/test_control_safety.py",),
     "virtha/engine/lease": LEASE_WORLD,
-    "virtha/engine/turn": ("tests/unit/engine/test_turn.py",),
+    "virtha/engine/waiver": ("tests/scenarios",),
+    "virtha/engine/turn": (
+        "tests/unit/engine/test_turn.py",
+        "tests/unit/engine/test_late_orders.py",
+    ),
     "virtha/engine/": ENGINE_PLAYS,
     "virtha/sentinel/lease": LEASE_WORLD,
     "virtha/sentinel/guardian_lease": LEASE_WORLD,
@@ -51,9 +64,31 @@ STORIES = {
 }
 FIRST = "# first: "
 # Without the plugins that no judge needs: loading them would take longer than many a judge.
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-x")
-PYTEST += ("-p", "no:cacheprovider", "-p", "pytest_timeout")
+OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout")
+# Loaded once, before the judges are forked off; nothing of virtha, which is another one for each of them.
+PRELOADED = (
+    "pytest",
+    "hypothesis",
+    "hypothesis.stateful",
+    "hypothesis.strategies",
+    "msgspec",
+    "yaml",
+    "sqlalchemy.ext.asyncio",
+    "litestar",
+    "structlog",
+    "httpx",
+)
 DEADLINE_S = 300
+POLL_S = 0.02
+GREEN, FOUND, BROKEN = 0, 1, 70
+
+
+class Verdict(NamedTuple):
+    """``detail``: what caught it, or why nothing did."""
+
+    word: str
+    detail: str
+    took_s: float
 
 
 def headline(patch: Path) -> str:
@@ -61,12 +96,27 @@ def headline(patch: Path) -> str:
     return patch.read_text().splitlines()[0].removeprefix("# ")
 
 
-def copy_to(folder: Path) -> None:
+def copy_base(folder: Path) -> None:
+    """With what Python compiled of it: a copy keeps the times by which that is known to be of this source."""
     for name in ("virtha", "tests"):
-        shutil.copytree(
-            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("lab", "mutants"))
+    # The package's own lab is no test.
+    if not (folder / "virtha" / "lab").exists():
+        shutil.copytree(ROOT / "virtha" / "lab", folder / "virtha" / "lab")
     shutil.copy(ROOT / "pyproject.toml", folder)
+    compileall = (sys.executable, "-m", "compileall", "-q", "virtha")
+    subprocess.run(compileall, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def copy_linked(base: Path, folder: Path, patch: Path) -> None:
+    """The same files as the base's, but for those that the patch changes."""
+    shutil.copytree(base, folder, copy_function=os.link)
+    for line in patch.read_text().splitlines():
+        if line.startswith("+++ b/"):
+            path = folder / line.removeprefix("+++ b/").strip()
+            if path.exists():
+                path.unlink()
+                shutil.copy2(base / path.relative_to(folder), path)
 
 
 def apply(patch: Path, folder: Path) -> str | None:
@@ -85,96 +135,231 @@ def judges_of(patch: Path) -> tuple[tuple[str, ...], ...]:
     text = patch.read_text()
     known = (stories for room, stories in STORIES.items() if f"+++ b/{room}" in text)
     judges = next(known, JUDGES)
-    hint = text.splitlines()[1]
-    if hint.startswith(FIRST):
-        return (hint.removeprefix(FIRST),), judges
-    return (judges,)
+    hint = hint_of(patch)
+    return (judges,) if hint is None else ((hint,), judges)
 
 
-def judge(folder: Path, judges: tuple[str, ...]) -> tuple[int, str]:
-    """Exit code of the judges on that copy, and the first failing test."""
-    done = subprocess.run(
-        [*PYTEST, *judges],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-    )
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    # Only its own package counts: a copy that imports the original would prove nothing.
-    return done.returncode, failed[0].split(" - ")[0] if failed else done.stdout[-300:]
+def hint_of(patch: Path) -> str | None:
+    second = patch.read_text().splitlines()[1]
+    return second.removeprefix(FIRST) if second.startswith(FIRST) else None
 
 
-def run(patch: Path) -> tuple[str, str, float]:
-    """The verdict, what caught it or why nothing did, and how long that took, in s."""
-    began = time.monotonic()
-    verdict, detail = verdict_on(patch)
-    return verdict, detail, time.monotonic() - began
+def write_hint(patch: Path, test: str) -> None:
+    first, *rest = patch.read_text().splitlines(keepends=True)
+    if rest[0].startswith(FIRST):
+        rest = rest[1:]
+    patch.write_text("".join((first, f"{FIRST}{test}\n", *rest)))
 
 
-def verdict_on(patch: Path) -> tuple[str, str]:
-    with tempfile.TemporaryDirectory(prefix="virtha-mutant-") as name:
-        folder = Path(name)
-        copy_to(folder)
-        problem = apply(patch, folder)
-        if problem is not None:
-            return "does not apply", problem.splitlines()[-1]
-        code, caught_by = 0, ""
-        try:
-            for judges in judges_of(patch):
-                code, caught_by = judge(folder, judges)
-                if code == 1:
-                    break
-        except subprocess.TimeoutExpired:
-            return "caught", "it never came to an end"
-    if code == 1:
-        return "caught", caught_by.removeprefix("FAILED ")
-    return ("survived" if code == 0 else "broken run"), caught_by
+# Judging: pytest in a process that is forked off this one
 
 
-def imports_the_copy() -> bool:
-    """The judges must load the copy, not the installed package."""
-    with tempfile.TemporaryDirectory(prefix="virtha-mutant-") as name:
-        folder = Path(name)
-        copy_to(folder)
-        done = subprocess.run(
-            [sys.executable, "-c", "import virtha; print(virtha.__file__)"],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder)},
-            check=True,
-            capture_output=True,
-            text=True,
+class Judging:
+    """One run of pytest in ``folder``. Only its own package counts: a copy that imports the original would prove
+    nothing, so that is asked first."""
+
+    def __init__(self, folder: Path, judges: Sequence[str], *, options: Sequence[str]) -> None:
+        self.began_s = time.monotonic()
+        self._output = folder / "judged.log"
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = BROKEN
+            try:
+                code = self._judge(folder, judges, options)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+
+    def _judge(self, folder: Path, judges: Sequence[str], options: Sequence[str]) -> int:
+        os.setsid()
+        log = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.chdir(folder)
+        # Of the runner's own folder and of the original nothing is imported.
+        sys.path[:] = [
+            str(folder),
+            *(path for path in sys.path if path not in (str(HERE), str(ROOT))),
+        ]
+        sys.dont_write_bytecode = True
+        os.environ.update(
+            PYTHONPATH=str(folder),
+            PYTHONDONTWRITEBYTECODE="1",
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
         )
-        return Path(done.stdout.strip()).is_relative_to(folder)
+        virtha = importlib.import_module("virtha")
+        if not Path(str(virtha.__file__)).is_relative_to(folder):
+            sys.stderr.write(f"{virtha.__file__} was imported: nothing would be proved\n")
+            return BROKEN
+        pytest = importlib.import_module("pytest")
+        code = int(pytest.main([*options, *judges]))
+        sys.stdout.flush()
+        return code
+
+    def ended(self, code: int) -> tuple[int, str]:
+        """The exit code, and the first test that failed."""
+        text = self._output.read_text(errors="replace")
+        failed = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return code, failed[0].split(" - ")[0] if failed else text[-300:]
+
+    def stop(self) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+class Mutant:
+    """Its copy, and the judges that are still to be asked."""
+
+    def __init__(self, patch: Path, base: Path, room: Path) -> None:
+        self.patch = patch
+        self.began_s = time.monotonic()
+        self.folder = room / patch.stem
+        copy_linked(base, self.folder, patch)
+        self.problem = apply(patch, self.folder)
+        self._groups = list(judges_of(patch))
+        self.judging: Judging | None = None
+        if self.problem is None:
+            self._next()
+
+    def _next(self) -> None:
+        self.judging = Judging(self.folder, self._groups.pop(0), options=OPTIONS)
+
+    def take(self, code: int) -> Verdict | None:
+        """The judging process ended. None: another one is asked now."""
+        assert self.judging is not None
+        code, told = self.judging.ended(code)
+        if code == FOUND:
+            return self._verdict("caught", told.removeprefix("FAILED "))
+        if self._groups:
+            self._next()
+            return None
+        return self._verdict("survived" if code == GREEN else "broken run", told)
+
+    def overdue(self) -> Verdict | None:
+        if self.judging is None or time.monotonic() - self.judging.began_s < DEADLINE_S:
+            return None
+        self.judging.stop()
+        return self._verdict("caught", "it never came to an end")
+
+    def _verdict(self, word: str, detail: str) -> Verdict:
+        return Verdict(word, detail, time.monotonic() - self.began_s)
+
+    def not_applied(self) -> Verdict:
+        assert self.problem is not None
+        return self._verdict("does not apply", self.problem.splitlines()[-1])
+
+
+def run_all(
+    patches: Sequence[Path], base: Path, room: Path, jobs: int
+) -> Iterator[tuple[Path, Verdict]]:
+    """As they end. This process has no threads, so that it may fork."""
+    waiting = list(patches)
+    running: dict[int, Mutant] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant = Mutant(waiting.pop(0), base, room)
+            if mutant.judging is None:
+                yield mutant.patch, mutant.not_applied()
+            else:
+                running[mutant.judging.pid] = mutant
+        for pid in list(running):
+            mutant = running[pid]
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            verdict = mutant.overdue() if not ended else mutant.take(_code(status))
+            if ended and verdict is None and mutant.judging is not None:
+                del running[pid]
+                running[mutant.judging.pid] = mutant
+            elif verdict is not None:
+                del running[pid]
+                shutil.rmtree(mutant.folder)
+                yield mutant.patch, verdict
+        time.sleep(POLL_S)
+
+
+def _code(status: int) -> int:
+    return os.waitstatus_to_exitcode(status)
+
+
+def not_green(base: Path, tests: Sequence[str]) -> str | None:
+    """Asked on the unchanged copy: a judge that fails there catches nothing. None: all are green."""
+    if not tests:
+        return None
+    judging = Judging(base, tests, options=OPTIONS)
+    _, status = os.waitpid(judging.pid, 0)
+    code, told = judging.ended(_code(status))
+    return None if code == GREEN else told
+
+
+def preload() -> None:
+    for name in PRELOADED:
+        importlib.import_module(name)
+
+
+def tests_there(tests: Sequence[str]) -> list[str]:
+    """Of hints whose file has gone nothing is asked; the others' tests are looked for by pytest."""
+    return sorted({test for test in tests if (ROOT / test.partition("::")[0]).exists()})
+
+
+def judge_all(patches: Sequence[Path], jobs: int, *, hint: bool) -> dict[str, int]:
+    counts = {"caught": 0, "survived": 0, "does not apply": 0, "broken run": 0, "judge is red": 0}
+    with tempfile.TemporaryDirectory(prefix="virtha-mutants-") as name:
+        room = Path(name)
+        base = room / "base"
+        copy_base(base)
+        hinted = tests_there([test for patch in patches if (test := hint_of(patch))])
+        red = not_green(base, hinted)
+        if red is not None:
+            sys.stdout.write(f"without any mutant: {red}\n")
+            sys.stdout.write("a judge is not green, or is gone (--hint writes the hints anew)\n")
+            counts["judge is red"] += 1
+            if not hint:
+                return counts
+        caught_by: dict[Path, str] = {}
+        for patch, verdict in run_all(patches, base, room, jobs):
+            counts[verdict.word] += 1
+            if verdict.word == "caught" and "::" in verdict.detail:
+                caught_by[patch] = verdict.detail
+                if hint and hint_of(patch) != verdict.detail:
+                    write_hint(patch, verdict.detail)
+            sys.stdout.write(
+                f"{verdict.word:15}{patch.stem:40}{verdict.took_s:6.1f} s  {verdict.detail[-100:]}\n"
+            )
+            sys.stdout.write(f"{'':15}{headline(patch)}\n")
+            sys.stdout.flush()
+        unasked = sorted(set(caught_by.values()) - set(hinted if red is None else ()))
+        red = not_green(base, unasked)
+        if red is not None:
+            sys.stdout.write(f"without any mutant: {red}\n")
+            counts["judge is red"] += 1
+    return counts
 
 
 def main() -> int:
-    wanted = set(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="seeded bugs; each must be caught")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--hint", action="store_true", help="write which judge catches each")
+    parser.add_argument("names", nargs="*")
+    given = parser.parse_args()
+    wanted = set(given.names)
     patches = [
         patch for patch in sorted(HERE.glob("*.patch")) if not wanted or patch.stem in wanted
     ]
-    if not patches:
-        sys.stdout.write("no such mutant\n")
+    unknown = sorted(wanted - {patch.stem for patch in patches})
+    if unknown or not patches or given.jobs < 1:
+        sys.stdout.write(
+            f"no such mutant: {', '.join(unknown)}\n" if unknown else "nothing to do\n"
+        )
         return 2
-    if not imports_the_copy():
-        sys.stdout.write("the copy is not what is imported: nothing would be proved\n")
-        return 2
-    counts = {"caught": 0, "survived": 0, "does not apply": 0, "broken run": 0}
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
-        for patch, (verdict, detail, took) in zip(patches, workers.map(run, patches), strict=True):
-            counts[verdict] += 1
-            sys.stdout.write(f"{verdict:15}{patch.stem:40}{took:6.1f} s  {detail[-100:]}\n")
-            sys.stdout.write(f"{'':15}{headline(patch)}\n")
-            sys.stdout.flush()
-    told = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
-    sys.stdout.write(f"mutants: {len(patches)}; {told}\n")
-    return 0 if counts["caught"] == len(patches) else 1
+    preload()
+    began_s = time.monotonic()
+    counts = judge_all(patches, given.jobs, hint=given.hint)
+    told = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
+    sys.stdout.write(f"{told or 'none'}; {time.monotonic() - began_s:.0f} s\n")
+    sys.stdout.write(f"mutants: {counts['caught']}/{len(patches)} caught\n")
+    return 0 if counts["caught"] == len(patches) and not counts["judge is red"] else 1
 
 
 if __name__ == "__main__":

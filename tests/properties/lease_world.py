@@ -269,6 +269,7 @@ class Writer:
             policy=self.policy,
             now=self.clock.read(self.world.now),
             first_of_boot=first_of_boot,
+            watchdog_runs_ms=0 if first_of_boot else self._timeout_ms,
         )
         self._attach()
         self._look(self.life)

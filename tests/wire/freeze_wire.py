@@ -22,6 +22,7 @@ from virtha.model.facts import (
     HostReport,
     Image,
     Inventory,
+    MigrationReport,
     Outcome,
     Progress,
     Released,
@@ -54,20 +55,26 @@ from virtha.model.orders import (
     Grant,
     HeldVm,
     HostSettings,
+    MigrateVm,
+    MigrationSide,
+    MigrationWord,
     Order,
     OrderBody,
     PauseVm,
     PrepareStorage,
     RebootMode,
     RebootVm,
+    ReceiveVm,
     ReleaseVm,
     ResumeVm,
     ScanForeign,
+    SettleMigration,
     StartVm,
     StopMode,
     StopVm,
 )
 from virtha.model.policy import Policy, RestartPolicy
+from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Disk, DiskFormat, Nic, Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
@@ -93,6 +100,7 @@ DIRECTORY = Path(__file__).parent / "v1"
 
 BOOT = BootId("7f7c4a4e-54b5-4c40-8a4e-27a7e3f0a001")
 VM_ID = VmId("0b2f5f0e-1111-4a7a-9d55-000000000001")
+MIGRATION = OperationId("12.7")
 OPERATION = OperationId("0b2f5f0e-2222-4a7a-9d55-000000000002")
 DOMAIN = StorageDomainId("0b2f5f0e-3333-4a7a-9d55-000000000003")
 INSTALLATION = InstallationId("0b2f5f0e-4444-4a7a-9d55-000000000004")
@@ -242,6 +250,13 @@ FACT_BODIES: tuple[FactBody, ...] = (
         ),
     ),
     Progress(operation_id=OPERATION, step=1, percent=55),
+    MigrationReport(
+        migration_id=MIGRATION,
+        vm_id=VM_ID,
+        incarnation=Incarnation(3),
+        result=Result.FAILED,
+        code="migration.ended.late",
+    ),
 )
 
 CHECKING_HOST = HostReport(capabilities=HostCapabilities(disk_check_ms=120_000))
@@ -266,6 +281,33 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
     ScanForeign(),
     AdoptVm(vm=VM, incarnation=Incarnation(1), dry_run=True),
     ReleaseVm(vm_id=VM_ID),
+    ReceiveVm(vm=VM, migration_id=MIGRATION, grant=GRANT, by="engine"),
+    MigrateVm(
+        vm_id=VM_ID,
+        migration_id=MIGRATION,
+        incarnation=Incarnation(3),
+        target=HostId("0b2f5f0e-9999-4a7a-9d55-000000000008"),
+        target_incarnation=Incarnation(4),
+        deadline_ms=600_000,
+        by="engine",
+    ),
+    SettleMigration(
+        vm=VM,
+        migration_id=MIGRATION,
+        side=MigrationSide.SOURCE,
+        incarnation=Incarnation(3),
+        target_incarnation=Incarnation(4),
+        word=MigrationWord.RUN,
+        proofs=(
+            Proof(
+                kind=ProofKind.POWER_OFF,
+                host_id=HostId("0b2f5f0e-9999-4a7a-9d55-000000000008"),
+                boot=BOOT,
+                at_ms=1_700_000_000_000,
+                detail="level 1",
+            ),
+        ),
+    ),
 )
 
 

@@ -29,6 +29,7 @@ from virtha.ports.hypervisor import (
     HypervisorUnavailable,
 )
 from virtha.sentinel.events import (
+    AbortMove,
     BootStatusRead,
     Command,
     DomainsListed,
@@ -279,6 +280,9 @@ class CommandRunner:
                 if not self._listing:
                     self._listing = True
                     self._spawn("list domains", self._list())
+            case AbortMove():
+                # This agent begins no migrations yet: it refuses the orders.
+                _log.error("asked to end a migration that it can't have begun", vm=command.vm_id)
             case _:
                 assert_never(command)
 

@@ -18,17 +18,21 @@ from virtha.model.orders import (
     CreateDisk,
     DefineVm,
     ForgetVm,
+    MigrateVm,
+    MigrationSide,
     Order,
     PauseVm,
     PrepareStorage,
     RebootVm,
+    ReceiveVm,
     ReleaseVm,
     ResumeVm,
     ScanForeign,
+    SettleMigration,
     StartVm,
     StopVm,
 )
-from virtha.sentinel.events import ReportAgain
+from virtha.sentinel.events import ArrivalRefused, MoveRefused, ReportAgain
 
 AT_ONCE_MAX = 1_024
 """Orders that are carried out at once; those beyond wait in the order in which they came."""
@@ -164,8 +168,42 @@ class OrderDesk:
                 return await self._inventory.adopt(body)
             case ReleaseVm():
                 return await self._inventory.release(body)
+            case ReceiveVm() | MigrateVm() | SettleMigration():
+                return await self._refuse_move(body)
             case _:
                 assert_never(body)
+
+    async def _refuse_move(self, body: ReceiveVm | MigrateVm | SettleMigration) -> Answer:
+        """This agent moves nothing yet. What it says of it is as durable as if it did: nothing of that order begins."""
+        code = "order.refused.unsupported"
+        match body:
+            case MigrateVm():
+                pass  # it was let in nowhere, and the server asks before it goes on
+            case SettleMigration(side=MigrationSide.SOURCE):
+                await self._host.loop.told(
+                    MoveRefused(
+                        vm=body.vm,
+                        migration_id=body.migration_id,
+                        incarnation=body.incarnation,
+                        target_incarnation=body.target_incarnation,
+                        code=code,
+                    )
+                )
+            case ReceiveVm() | SettleMigration():
+                incarnation = (
+                    body.grant.incarnation
+                    if isinstance(body, ReceiveVm)
+                    else body.target_incarnation
+                )
+                await self._host.loop.told(
+                    ArrivalRefused(
+                        vm=body.vm,
+                        migration_id=body.migration_id,
+                        incarnation=incarnation,
+                        code=code,
+                    )
+                )
+        return refused(code, "this agent can't move running VMs")
 
     async def _reboot(self, order: Order, body: RebootVm) -> Answer:
         """The one order whose repetition does harm, and of which no trace tells whether it was done."""

@@ -10,6 +10,8 @@ from virtha.engine.events import (
     Command,
     DropHost,
     DropVm,
+    EndWaiver,
+    GiveWaiver,
     Intent,
     Investigate,
     MigrateCommand,
@@ -146,6 +148,10 @@ def _command_text(command: Command, names: Names) -> str:
             return "cut off from shared storage"
         case Poison():
             return "its slots are poisoned"
+        case GiveWaiver(domain_id=domain_id):
+            return f"its lease on {domain_id} is waived"
+        case EndWaiver(domain_id=domain_id):
+            return f"its lease on {domain_id} is to be kept again"
         case StartCommand():
             proofs = ", ".join(proof.kind for proof in command.proofs) or "none needed"
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"

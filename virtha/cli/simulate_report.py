@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from virtha.cli.options import Options
-from virtha.cli.output import chosen_output, print_table, write_data
+from virtha.cli.output import chosen_output, note, print_table, write_data
 from virtha.model.codes import render
+from virtha.model.errors import Failed
 from virtha.model.policy.budget import budget
 from virtha.model.policy.profiles import profile_of
 from virtha.model.time import format_duration_ms
@@ -55,6 +57,19 @@ def shown(at_ms: int | None) -> str:
     rounded = round(abs(at_ms) / 100) * 100
     text = "0s" if rounded == 0 else format_duration_ms(rounded)
     return f"-{text}" if at_ms < 0 and rounded else text
+
+
+def write_picture(given: Options, path: Path, picture: str) -> None:
+    """Raises Failed where there is no room or right."""
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise Failed(
+            f"{path} can't be written: {error.strerror}",
+            field="--svg",
+            fix="name a file in a directory where you may write",
+        ) from None
+    note(given, f"the picture is in {path}")
 
 
 # For programs
@@ -233,7 +248,7 @@ def _show_hosts(story: "Story") -> None:
             f"\n{_names([one.name for one in hosts])} {verb} not proven dead, so {whose} VMs may start "
             "nowhere else:"
         )
-        _bullets(hosts[0].reasons)
+        bullets(hosts[0].reasons)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -326,7 +341,7 @@ def _show_budget(story: "Story") -> None:
         )
 
 
-def _bullets(reasons: Sequence[Reason]) -> None:
+def bullets(reasons: Sequence[Reason]) -> None:
     from virtha.sim.what_if_story import reason_help
 
     for one in reasons:
@@ -357,7 +372,7 @@ def show_explained(given: Options, story: "Story", wanted: Wanted) -> None:
     moment = "at the end" if wanted.until_ms is None else f"at {shown(wanted.until_ms)}"
     if reasons:
         typer.echo(f"\nWhy it is so {moment}:")
-        _bullets(reasons)
+        bullets(reasons)
     else:
         typer.echo(f"\nNothing is awaited {moment}.")
 

@@ -20,7 +20,11 @@ class Unfit(StrEnum):
 
     DOWN = "host.unfit.down"
     DISCONNECTED = "host.unfit.disconnected"
+    GUARDIAN = "host.unfit.guardian"
+    """Its agent is connected, but a start needs a beat that its grant can quote (G2)."""
     MAINTENANCE = "host.unfit.maintenance"
+    LEAVING = "host.unfit.leaving"
+    """It gives its VMs back, for it is being shut down."""
     LIBVIRT = "host.unfit.libvirt"
     """It hangs or is gone: no place for starts, and no reason to fence."""
     GATE = "host.unfit.gate"

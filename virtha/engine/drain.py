@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from virtha.engine.events import MoveAsked
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import order_move
 from virtha.engine.placement import Plan, Purpose, VmToPlace, plan_placements
@@ -28,11 +29,16 @@ from virtha.model.vm import Reason, VmState
 
 def moves_wanted(cluster: Cluster) -> bool:
     """Whether a plan of moves could have anything to do."""
-    return bool(cluster.drains) or (bool(cluster.homesick) and _goes_home(cluster))
+    return bool(cluster.drains or cluster.moves_asked) or (
+        bool(cluster.homesick) and _goes_home(cluster)
+    )
 
 
 def plan_moves(cluster: Cluster) -> None:
     """After the recoveries' plan. Orders what may move now, and says of each other VM why it doesn't."""
+    asked, cluster.moves_asked = cluster.moves_asked, []
+    for event in asked:
+        _answer(cluster, event)
     movers: dict[VmId, tuple[VmNode, HostNode]] = {}
     for host_id in sorted(cluster.drains):
         host = cluster.hosts[host_id]
@@ -86,6 +92,19 @@ def _why_not(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | None:
     grade = may_move(cluster, node)
     if grade is not None:
         return reason("migration.blocked.grade", grade=grade.value)
+    why_not = _why_it_cannot(cluster, node, host)
+    if why_not is not None:
+        return why_not
+    retry = node.record.retry
+    if retry is not None and retry.next_ms > cluster.now:
+        cluster.wake_vm(node, retry.next_ms)
+        delay_ms = retry.next_ms - cluster.now
+        return reason("migration.waiting.retry", count=retry.failures, delay_ms=delay_ms)
+    return None
+
+
+def _why_it_cannot(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | None:
+    """Also when an operator asks for it."""
     others = sorted({copy.host_id for copy in node.record.copies} - {host.id})
     if others or len(node.record.copies) != 1:
         names = [cluster.hosts[one].config.name if one in cluster.hosts else one for one in others]
@@ -98,11 +117,6 @@ def _why_not(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | None:
         return reason("migration.blocked.io_error")
     if node.state is not VmState.RUNNING:
         return reason("migration.blocked.not_running", state=node.state.value)
-    retry = node.record.retry
-    if retry is not None and retry.next_ms > cluster.now:
-        cluster.wake_vm(node, retry.next_ms)
-        delay_ms = retry.next_ms - cluster.now
-        return reason("migration.waiting.retry", count=retry.failures, delay_ms=delay_ms)
     return None
 
 
@@ -199,6 +213,54 @@ def _moving(cluster: Cluster) -> Counter[HostId]:
         if migration is not None:
             moving.update((migration.source, migration.target))
     return moving
+
+
+# Asked for by an operator
+
+
+def move_asked(cluster: Cluster, event: MoveAsked) -> None:
+    """At once or not at all: nobody wants a move that begins an hour later."""
+    cluster.moves_asked.append(event)
+    cluster.plan_wanted = True
+
+
+def _answer(cluster: Cluster, event: MoveAsked) -> None:
+    node = cluster.vms.get(event.vm_id)
+    if node is None:
+        return
+    why_not = _try_move(cluster, node, event.target)
+    if why_not is None:
+        return
+    target = cluster.hosts.get(event.target) if event.target is not None else None
+    name = "another host" if event.target is None else event.target
+    cluster.tell(
+        "vm.move_refused",
+        vm=node,
+        why=why_not.code,
+        target=name if target is None else target.config.name,
+    )
+
+
+def _try_move(cluster: Cluster, node: VmNode, target_id: HostId | None) -> Reason | None:
+    if node.record.stage is not VmStage.SETTLED or not node.record.copies:
+        first = next(iter(node.reasons), None)
+        return first or reason("migration.blocked.not_running", state=node.state.value)
+    source = cluster.hosts.get(node.record.copies[0].host_id)
+    if source is None or target_id == source.id or (target_id or source.id) not in cluster.hosts:
+        return reason("migration.blocked.no_target", host=node.record.copies[0].host_id)
+    why_not = _why_nobody(cluster, source) or _why_it_cannot(cluster, node, source)
+    if why_not is not None:
+        return why_not
+    plan = _plan(cluster, [node], {} if target_id is None else {node.id: target_id})
+    place = next((one.host_id for one in plan.placements if one.vm_id == node.id), None)
+    if place is None or target_id not in (None, place):
+        return reason("migration.blocked.no_target", host=source.config.name)
+    limit, moving = cluster.policy.maintenance.migrations_per_host, _moving(cluster)
+    for one in (source, cluster.hosts[place]):
+        if moving[one.id] >= limit:
+            return reason("migration.waiting.limit", host=one.config.name, limit=limit)
+    order_move(cluster, node, source, cluster.hosts[place], MovePurpose.OPERATOR)
+    return None
 
 
 # Failback

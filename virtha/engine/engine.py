@@ -8,10 +8,11 @@ change of leader take one path: the records are read, and the next look goes on 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from virtha.engine.drain import moves_wanted, plan_moves
+from virtha.engine.drain import move_asked, moves_wanted, plan_moves
 from virtha.engine.events import (
     BeatSeen,
     BrakeLifted,
+    CopyGranted,
     CopyReleased,
     DeathConfirmed,
     Decision,
@@ -29,6 +30,8 @@ from virtha.engine.events import (
     LibvirtAnswered,
     MaintenanceChanged,
     MigrationEnded,
+    MoveAsked,
+    MoveCancelled,
     NeighbourAnswered,
     PolicyChanged,
     PowerOrdered,
@@ -47,15 +50,14 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
     VmSeen,
+    WaiverOver,
 )
 from virtha.engine.evidence import (
     beat_seen,
     disks_watched,
     gateway_lost,
-    host_surveyed,
     libvirt_answered,
     neighbour_answered,
-    session_changed,
     slot_changed,
     stalled,
 )
@@ -72,11 +74,12 @@ from virtha.engine.inventory import (
     vm_removed,
 )
 from virtha.engine.machine import Verdict
-from virtha.engine.migration import migration_ended
+from virtha.engine.migration import migration_ended, move_cancelled
 from virtha.engine.operator import brake_lifted, death_confirmed
 from virtha.engine.permits import brake_looks_at, watch_brake
 from virtha.engine.records import EngineRecords, VmStage
 from virtha.engine.recovery import (
+    copy_granted,
     copy_released,
     look_at_vm,
     plan_recoveries,
@@ -86,6 +89,13 @@ from virtha.engine.recovery import (
 )
 from virtha.engine.snapshot import EngineSnapshot, cluster_of, take_snapshot
 from virtha.engine.state import Cluster
+from virtha.engine.waiver import (
+    session_told,
+    storage_looks_at,
+    surveyed,
+    waiver_over,
+    watch_storage,
+)
 from virtha.engine.watch import look_at, reasons_of
 from virtha.model.ids import HostId, VmId
 from virtha.model.policy import Policy
@@ -120,6 +130,7 @@ class Engine:
             else:
                 self._fold(event)
         cluster.collect_due()
+        watch_storage(cluster)
         watch_brake(cluster)
         while cluster.dirty_hosts:
             dirty, cluster.dirty_hosts = cluster.dirty_hosts, set()
@@ -221,6 +232,9 @@ class Engine:
     def _wake_at(self) -> Millis | None:
         cluster = self._cluster
         moments = [cluster.wake_at()]
+        storage = storage_looks_at(cluster)
+        if storage is not None:
+            moments.append(Millis(max(storage, cluster.now + 1)))
         brake = brake_looks_at(cluster)
         if brake is not None:
             moments.append(Millis(max(brake, cluster.now + 1)))
@@ -237,7 +251,7 @@ def _proof_found(cluster: Cluster, event: ProofFound) -> None:
 
 
 def _reference_answered(cluster: Cluster, event: ReferenceAnswered) -> None:
-    cluster.reference = event.reached
+    cluster.reference, cluster.reference_ms = event.reached, cluster.now
 
 
 def _lease_renewed(cluster: Cluster, event: LeaseRenewed) -> None:
@@ -255,10 +269,11 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     VmRemoved: vm_removed,
     PolicyChanged: policy_changed,
     HoldChanged: hold_changed,
-    SessionChanged: session_changed,
-    HostSurveyed: host_surveyed,
+    SessionChanged: session_told,
+    HostSurveyed: surveyed,
     LibvirtAnswered: libvirt_answered,
     VmSeen: vm_seen,
+    CopyGranted: copy_granted,
     CopyReleased: copy_released,
     NeighbourAnswered: neighbour_answered,
     DisksWatched: disks_watched,
@@ -268,10 +283,13 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     PowerOrdered: power_ordered,
     PowerTested: power_tested,
     ProofFound: _proof_found,
+    WaiverOver: waiver_over,
     StartEnded: start_ended,
     MigrationEnded: migration_ended,
     DeathConfirmed: death_confirmed,
     MaintenanceChanged: maintenance_changed,
+    MoveAsked: move_asked,
+    MoveCancelled: move_cancelled,
     QuarantineLifted: quarantine_lifted,
     BrakeLifted: brake_lifted,
     LeaseRenewed: _lease_renewed,

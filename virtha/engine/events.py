@@ -10,15 +10,14 @@ run back and go on across a change of leader, so records may keep them. The orde
 A step without intents has nothing to persist and may send at once.
 """
 
-from enum import StrEnum
-
 from virtha.engine.affinity import AffinityGroup
 from virtha.engine.capacity import Feature
 from virtha.engine.dependencies import Dependency
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
-from virtha.model.facts import Result
+from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
+from virtha.model.orders import MigrationWord as MigrationWord
 from virtha.model.policy import PermissionGrade, Policy
 from virtha.model.power import PowerAction, PowerDeviceId, PowerLevel
 from virtha.model.proof import Proof
@@ -45,6 +44,8 @@ class EngineHost(Value, frozen=True, kw_only=True):
     """Levels of power devices: the second is tried when the first fails (F9)."""
     carries_server: bool = False
     """This very server runs on it: never fenced by us (J4)."""
+    untold: bool = False
+    """It has not told what it runs since the database was restored, or another was put in its place (M2)."""
 
 
 class EngineVm(Value, frozen=True, kw_only=True):
@@ -147,6 +148,16 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
 
 
+class CopyGranted(Value, frozen=True, kw_only=True, tag="granted"):
+    """A person's order gave this host a grant, or made it adopt the VM: it may hold it from now on (G1). Told before the
+    order goes out; what runs there then is no find."""
+
+    host_id: HostId
+    boot: BootId
+    vm_id: VmId
+    incarnation: Incarnation
+
+
 class CopyReleased(Value, frozen=True, kw_only=True, tag="released"):
     """Durable word of a host: it holds that incarnation no longer and will not start it (G1, P5)."""
 
@@ -154,6 +165,8 @@ class CopyReleased(Value, frozen=True, kw_only=True, tag="released"):
     boot: BootId
     vm_id: VmId
     incarnation: Incarnation
+    cause: ReleaseCause | None = None
+    """None: not said, by an agent of an earlier version; then it is taken for meant."""
 
 
 # What witnesses say
@@ -207,7 +220,8 @@ class PowerRead(Value, frozen=True, kw_only=True, tag="power_read"):
 
 
 class PowerOrdered(Value, frozen=True, kw_only=True, tag="power_ordered"):
-    """How an order to a device ended. ``OK``: accepted, which is not *off*."""
+    """How an order to a device ended. ``OK``: accepted, which is not *off*. ``REFUSED`` with ``power.too_late``: it
+    was too old and never went to its device."""
 
     order_id: OrderId
     host_id: HostId
@@ -230,6 +244,15 @@ class ProofFound(Value, frozen=True, kw_only=True, tag="proof"):
     """A proof of another judge: the storage lease (P2) or the storage-side fence (P3)."""
 
     proof: Proof
+
+
+class WaiverOver(Value, frozen=True, kw_only=True, tag="waiver_over"):
+    """That boot keeps its lease again, after a waiver that was to end."""
+
+    waiver_id: OrderId
+    host_id: HostId
+    boot: BootId
+    domain_id: StorageDomainId
 
 
 # How commands ended
@@ -286,6 +309,21 @@ class MaintenanceChanged(Value, frozen=True, kw_only=True, tag="maintenance"):
     drain: bool = True
 
 
+class MoveAsked(Value, frozen=True, kw_only=True, tag="move_asked"):
+    """An operator wants a running VM elsewhere; ``target`` None: wherever it is placed best. Done at once or refused."""
+
+    vm_id: VmId
+    target: HostId | None
+    by: str
+
+
+class MoveCancelled(Value, frozen=True, kw_only=True, tag="move_cancelled"):
+    """An operator calls a migration off; past the point of no return it goes on."""
+
+    vm_id: VmId
+    by: str
+
+
 class QuarantineLifted(Value, frozen=True, kw_only=True, tag="unquarantine"):
     """An operator frees a VM that was quarantined or given up."""
 
@@ -328,6 +366,7 @@ EngineEvent = (
     | HostSurveyed
     | LibvirtAnswered
     | VmSeen
+    | CopyGranted
     | CopyReleased
     | NeighbourAnswered
     | DisksWatched
@@ -337,10 +376,13 @@ EngineEvent = (
     | PowerOrdered
     | PowerTested
     | ProofFound
+    | WaiverOver
     | StartEnded
     | MigrationEnded
     | DeathConfirmed
     | MaintenanceChanged
+    | MoveAsked
+    | MoveCancelled
     | QuarantineLifted
     | BrakeLifted
     | LeaseRenewed
@@ -398,11 +440,23 @@ class ReadPower(Value, frozen=True, kw_only=True, tag="read_power"):
 
 
 class OrderPower(Value, frozen=True, kw_only=True, tag="order_power"):
+    """Whoever carries it out looks at the cluster clock right before the device is asked: later than ``not_after_ms``
+    it is not carried out, and comes back as ``PowerOrdered(REFUSED, "power.too_late")``. So what was decided before
+    a freeze, or waited for the database, strikes no host that has come back since.
+
+    What is left: an actor that stops between that look and the packet (a machine that is frozen as a whole). Its order
+    may strike a host that lives again and end what runs there. It makes no second writer: proof needs readings of *off*
+    after an order that the leader knows of, and a new boot is judged anew.
+    """
+
     order_id: OrderId
     host_id: HostId
     device: PowerDeviceId
     action: PowerAction
     deadline_ms: int
+    """From its sending until its end must be known."""
+    not_after_ms: int = 0
+    """Cluster time (M4); 0, in journals from before there was one: never."""
 
 
 class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):
@@ -413,11 +467,33 @@ class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):
 
 
 class Poison(Value, frozen=True, kw_only=True, tag="poison"):
-    """Poison the host's slots (P2); the lease's judge goes on from there."""
+    """Poison the host's slots (P2); the lease's judge goes on from there. Comes again with more domains when a copy with
+    a disk elsewhere came to light."""
 
     host_id: HostId
     boot: BootId
     incident: int
+    domain_ids: frozenset[StorageDomainId] = frozenset()
+    """All domains in which copies that the host may hold have disks: the lease has to expire on each."""
+
+
+class GiveWaiver(Value, frozen=True, kw_only=True, tag="give_waiver"):
+    """To the host's guardian: keep your VMs though you can't renew there. Its record says so already. May be sent
+    again."""
+
+    waiver_id: OrderId
+    host_id: HostId
+    boot: BootId
+    domain_id: StorageDomainId
+
+
+class EndWaiver(Value, frozen=True, kw_only=True, tag="end_waiver"):
+    """To the host's guardian: keep the lease again, and say when you do (``WaiverOver``). May be sent again."""
+
+    waiver_id: OrderId
+    host_id: HostId
+    boot: BootId
+    domain_id: StorageDomainId
 
 
 class StartCommand(Value, frozen=True, kw_only=True, tag="start"):
@@ -460,20 +536,6 @@ class MigrateCommand(Value, frozen=True, kw_only=True, tag="migrate"):
     deadline_ms: int
 
 
-class MigrationWord(StrEnum):
-    """What one side of a migration is told. Whichever it is, a host that doesn't know the order refuses it from then
-    on, and says ``MigrationEnded(REFUSED)``: so an order that was under way too long begins nothing any more."""
-
-    TELL = "tell"
-    """Say how it stands; what is under way goes on."""
-    CANCEL = "cancel"
-    """Source: end the attempt, unless all of it was sent. Target: end the copy, unless it runs. Then tell."""
-    END = "end"
-    """Source: end what is left of a VM that was handed over and release it; if it was not, the VM goes on: tell."""
-    RUN = "run"
-    """The other side's copy is over (G6): let this one run if it is complete, else end and release it. Then tell."""
-
-
 class SettleMigration(Value, frozen=True, kw_only=True, tag="settle_migration"):
     """To one side of a migration. May be sent again. ``proofs``: about the other side's copy, where it didn't say so
     itself."""
@@ -493,6 +555,8 @@ Command = (
     | OrderPower
     | StorageFence
     | Poison
+    | GiveWaiver
+    | EndWaiver
     | StartCommand
     | CancelStart
     | MigrateCommand

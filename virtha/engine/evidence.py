@@ -14,10 +14,10 @@ from virtha.engine.events import (
     SlotChanged,
 )
 from virtha.engine.incident import of_this_boot, sign_of_life
-from virtha.engine.inventory import refresh_target
 from virtha.engine.machine import Verdict
 from virtha.engine.recovery import found
 from virtha.engine.state import Cluster, HostNode
+from virtha.engine.targets import refresh_target, told
 from virtha.model.evidence import Answer, ProcessKind
 from virtha.model.time import Millis
 
@@ -95,7 +95,7 @@ def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
         if vm is not None and all(copy.host_id != node.id for copy in vm.record.copies):
             found(cluster, vm, node, vm.record.incarnation)
     refresh_target(cluster, node)
-    cluster.awaited.discard(node.id)
+    told(cluster, node)
     cluster.plan_wanted = True
     _signed(cluster, node)
 

@@ -7,16 +7,16 @@ at most one step, so a new leader that finds the record half-way goes on from th
 
 from msgspec.structs import replace
 
+from virtha.engine.doubts import doubt
 from virtha.engine.events import (
     OrderPower,
-    Poison,
     PowerOrdered,
     PowerRead,
     PowerTested,
     ReadPower,
     StorageFence,
 )
-from virtha.engine.incident import give_up_fence, proven
+from virtha.engine.incident import alive_after_all, give_up_fence, poison, proven
 from virtha.engine.permits import (
     count_order,
     hands_off,
@@ -24,14 +24,15 @@ from virtha.engine.permits import (
     known_off,
     poison_refusal,
     refusal,
+    uncount_order,
 )
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import fell_ms, last_sign_ms
+from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
 from virtha.model.policy import FencingAction, Unreachable
-from virtha.model.power import PowerAction, PowerDeviceId
+from virtha.model.power import TOO_LATE, PowerAction, PowerDeviceId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
@@ -78,7 +79,7 @@ def _rewired(node: HostNode, fence: Fence) -> bool:
     if fence.step is FenceStep.RETRYING:
         return fence.level >= len(node.config.power) > 0
     if fence.level >= len(node.config.power):
-        return bool(node.config.power)
+        return True
     level = node.config.power[fence.level]
     return {feed.device for feed in fence.feeds} != {feed.device for feed in level.feeds}
 
@@ -91,7 +92,7 @@ def _send_again(cluster: Cluster, node: HostNode, incident: Incident) -> None:
         return
     node.poison_sent = True
     if incident.poisoned:
-        cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
+        poison(cluster, node, incident)
     if incident.storage_fenced:
         cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
 
@@ -124,7 +125,7 @@ def _poison(cluster: Cluster, node: HostNode, incident: Incident) -> None:
     if poison_refusal(cluster, node) is None:
         node.set_incident(poisoned=True)
         node.poison_sent = True
-        cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
+        poison(cluster, node, incident)
 
 
 def _order_level(
@@ -132,7 +133,7 @@ def _order_level(
 ) -> None:
     incident = node.record.incident
     assert incident is not None
-    off_already = known_off(node, level)
+    off_already = known_off(cluster, node, level)
     if not off_already and not is_counted(cluster, node, incident):
         count_order(cluster, node)
     before = incident.fence
@@ -156,8 +157,11 @@ def _order_level(
 
 def _send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
     """Also by a new leader: the order it finds may never have been sent, and twice is harmless."""
-    node.sent = fence.order_id
+    node.sent, node.sent_ms = fence.order_id, cluster.now
+    cluster.just_ordered.add(node.id)
+    cluster.wake_host(node, cluster.now + 1)  # to note when it had gone out
     deadline = cluster.policy.fencing.order_deadline_ms
+    not_after_ms = _not_after_ms(cluster)
     for feed in fence.feeds:
         cluster.order(
             OrderPower(
@@ -166,9 +170,30 @@ def _send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
                 device=feed.device,
                 action=fence.action,
                 deadline_ms=deadline,
+                not_after_ms=not_after_ms,
             )
         )
-    cluster.wake_host(node, cluster.now + deadline)
+
+
+def _not_after_ms(cluster: Cluster) -> int:
+    """Till when an order that is decided now may go to its device: while the evidence for it still counts, and early
+    enough for its whole deadline to lie within our own lease (J7)."""
+    decided_ms, policy = int(cluster.now), cluster.policy
+    fresh_until_ms = decided_ms + policy.detection.evidence_max_age_ms
+    lease_ms = cluster.lease_until_ms - policy.fencing.order_deadline_ms
+    return max(decided_ms, min(fresh_until_ms, lease_ms))
+
+
+def _ordered_ms(node: HostNode, fence: Fence) -> int:
+    """When it really went out, where we sent it: the record can only say when that was decided."""
+    if node.sent == fence.order_id and node.sent_ms is not None:
+        return node.sent_ms
+    return fence.ordered_ms
+
+
+def _overdue(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
+    deadline_ms = cluster.policy.fencing.order_deadline_ms
+    return cluster.now - _ordered_ms(node, fence) >= deadline_ms
 
 
 def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
@@ -184,6 +209,7 @@ def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
                     device=feed.device,
                     action=PowerAction.BLINK,
                     deadline_ms=cluster.policy.fencing.order_deadline_ms,
+                    not_after_ms=_not_after_ms(cluster),
                 )
             )
         cluster.tell("fence.blinked", host=node)
@@ -194,20 +220,23 @@ def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
 
 
 def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    overdue = cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms
-    if node.sent != fence.order_id and not overdue:
+    overdue = _overdue(cluster, node, fence)
+    if node.sent != fence.order_id:
         # A former leader's: it may never have gone out, and much may have changed since.
+        if overdue:
+            return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
         why_not = refusal(cluster, node, fence.level)
         if why_not is not None:
             return why_not
         _send(cluster, node, fence)
     if all(feed.accepted for feed in fence.feeds):
         node.set_incident(fence=replace(fence, step=FenceStep.READING))
+        node.power_asked_ms = None
         _ask_feeds(cluster, node, fence)
         return None
     if overdue:
         return level_failed(cluster, node, "power.no_answer")
-    cluster.wake_host(node, fence.ordered_ms + cluster.policy.fencing.order_deadline_ms)
+    cluster.wake_host(node, _ordered_ms(node, fence) + cluster.policy.fencing.order_deadline_ms)
     return reason("fence.waiting.order", level=fence.level + 1, attempt=fence.attempt)
 
 
@@ -216,22 +245,44 @@ def _read_back(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     assert incident is not None
     if all(feed.confirmed for feed in fence.feeds):
         return _conclude(cluster, node, incident, fence)
-    gap = cluster.policy.fencing.read_back_gap_ms
-    if cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms:
+    if _overdue(cluster, node, fence):
+        if node.sent != fence.order_id:
+            # A former leader's, and nobody has read since: that says nothing of the device.
+            return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
         return level_failed(cluster, node, "power.still_on")
-    if node.power_asked_ms is None or cluster.now - node.power_asked_ms >= gap:
-        _ask_feeds(cluster, node, fence)
-    assert node.power_asked_ms is not None
-    cluster.wake_host(node, node.power_asked_ms + gap)
+    _ask_feeds(cluster, node, fence)
     return reason("fence.waiting.readings", level=fence.level + 1)
 
 
 def _ask_feeds(cluster: Cluster, node: HostNode, fence: Fence) -> None:
-    node.power_asked_ms = cluster.now
-    cluster.wake_host(node, cluster.now + cluster.policy.fencing.read_back_gap_ms)
+    """Those whose next reading is due, as P1 wants them: the second asked for no sooner than the gap after the first
+    was here, so that the two can't tell of one moment, and no answer comes a moment too early to count."""
+    asked_ms = node.power_asked_ms
+    next_ms: list[int] = []
     for feed in fence.feeds:
-        if not feed.confirmed:
+        if feed.confirmed:
+            continue
+        due_ms = _due_ms(cluster, node, feed, asked_ms)
+        if due_ms <= cluster.now:
+            node.power_asked_ms = cluster.now
             cluster.order(_question(cluster, node, feed.device, fence.order_id))
+            due_ms = _due_ms(cluster, node, feed, int(cluster.now))
+        next_ms.append(due_ms)
+    cluster.wake_host(node, min(next_ms))
+
+
+def _due_ms(cluster: Cluster, node: HostNode, feed: FeedProgress, asked_ms: int | None) -> int:
+    """When it is to be asked (again). One question at a time: an answer that is late belongs to the last one."""
+    if asked_ms is None:
+        return int(cluster.now)
+    fencing = cluster.policy.fencing
+    gap_ms = fencing.read_back_gap_ms
+    if feed.off_since_ms is not None and asked_ms < feed.off_since_ms + gap_ms:
+        return feed.off_since_ms + gap_ms
+    read = node.power.get(feed.device)
+    if read is not None and read[1] >= asked_ms:
+        return asked_ms + gap_ms
+    return asked_ms + max(gap_ms, fencing.read_deadline_ms)
 
 
 def _question(
@@ -247,8 +298,8 @@ def _question(
 
 def _conclude(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
     """Both readings are there; P1's conditions decide whether they prove anything."""
-    doubt = _doubt(cluster, node, incident, fence)
-    if doubt is None:
+    why_not = doubt(cluster, node, incident, fence)
+    if why_not is None:
         off = max(feed.off_since_ms or 0 for feed in fence.feeds)
         proven(
             cluster,
@@ -262,58 +313,10 @@ def _conclude(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence
             ),
         )
         return _after_proof(cluster, node, node.record.incident or incident)
-    if doubt.code in _PASSING:
+    if why_not.code in _PASSING:
         cluster.wake_host(node, cluster.now + cluster.policy.detection.beat_interval_ms)
-        return doubt
-    return level_failed(cluster, node, doubt.code)
-
-
-def _doubt(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
-    """Why two readings *off* would still prove nothing (P1, J3)."""
-    if incident.disqualified:
-        return reason("proof.blocked.contradicted")
-    known = set(node.record.identified_devices)
-    tested = set(node.record.tested_devices)
-    for feed in node.config.power[fence.level].feeds:
-        if not feed.reads_state:
-            return reason("proof.blocked.no_status", device=feed.device)
-        if feed.device in known:
-            continue
-        if feed.device not in tested or feed.device not in node.record.on_devices:
-            return reason("proof.blocked.untested", device=feed.device)
-    if any(feed.device not in known for feed in fence.feeds):
-        others = _others_since(cluster, node, fence)
-        if others is not None:
-            return others
-    times = cluster.policy.detection
-    quiet_ms = times.check_interval_ms * (1 + times.additional_checks)
-    # What a former leader saw of the disks after its order is not written anywhere: watched anew (J3).
-    watched_ms = cluster.began_ms if cluster.began_ms > fence.ordered_ms else 0
-    changed_ms = max(node.disks_changed_ms or 0, watched_ms)
-    if changed_ms > fence.ordered_ms and cluster.vms_on.get(node.id):
-        quiet = cluster.now - changed_ms
-        if quiet < quiet_ms:
-            return reason("proof.blocked.disks_change", quiet_ms=quiet)
-    return None
-
-
-def _others_since(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    """Whose plug did we pull? Unless the device names its host, every other one must have given a sign after
-    it read *off*: one that fell silent around our first order, or after it, may be the one it belongs to (P1)."""
-    off_ms = max(feed.off_since_ms or 0 for feed in fence.feeds)
-    since = fence.began_ms - cluster.policy.detection.suspect_after_ms
-    silent: str | None = None
-    for other in cluster.hosts.values():
-        if other is node or other.record.boot is None or last_sign_ms(other) > off_ms:
-            continue
-        if other.id not in cluster.absent:
-            silent = other.config.name if silent is None else min(silent, other.config.name)
-        elif fell_ms(cluster, other) >= since:
-            return reason("proof.blocked.swapped", other=other.config.name)
-    for removal in cluster.record.removed:
-        if removal.at_ms >= since and removal.host_id != node.id:
-            return reason("proof.blocked.swapped", other=removal.host_id)
-    return None if silent is None else reason("proof.waiting.others", other=silent)
+        return why_not
+    return level_failed(cluster, node, why_not.code)
 
 
 def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
@@ -322,11 +325,11 @@ def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
     While the order may still take effect a sign says nothing but that it has not yet.
     """
     recent = cluster.now - last_sign_ms(node) < cluster.policy.detection.evidence_max_age_ms
-    if last_sign_ms(node) <= fence.ordered_ms or not recent:
+    if last_sign_ms(node) <= _ordered_ms(node, fence) or not recent:
         return False
     if fence.step is FenceStep.RETRYING or node.sent != fence.order_id:
         return True
-    return cluster.now - fence.ordered_ms >= cluster.policy.fencing.order_deadline_ms
+    return _overdue(cluster, node, fence)
 
 
 # When a level fails
@@ -360,7 +363,8 @@ def _again(
         next_ms=int(cluster.now) + pause_ms,
     )
     node.set_incident(fence=again)
-    return _retry(cluster, node, again)
+    cluster.touch(node)  # looked at once more in this very step: whether it lives, too
+    return None
 
 
 def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
@@ -402,21 +406,20 @@ def _after_proof(cluster: Cluster, node: HostNode, incident: Incident) -> Reason
         return None
     deadline = cluster.policy.fencing.order_deadline_ms
     ordered = fence.step is FenceStep.ON_ORDERED
-    if (
-        ordered
-        and cluster.now - fence.ordered_ms >= deadline
-        and node.power_accepted != (fence.order_id)
-    ):
+    if ordered and _overdue(cluster, node, fence) and node.power_accepted != fence.order_id:
         _on_failed(cluster, node, fence, "power.no_answer")
         return None
     if ordered and node.sent == fence.order_id:
-        cluster.wake_host(node, fence.ordered_ms + deadline)
+        cluster.wake_host(node, _ordered_ms(node, fence) + deadline)
         return None
     held = hands_off(cluster, node)
     if held is not None:
         return held
     # A former leader's *off* may still be on its way to the device, and would end the new boot (J7).
     safe_ms = cluster.began_ms + deadline
+    if not ordered and not all(feed.accepted for feed in fence.feeds):
+        # So may our own, where the proof came from somebody else.
+        safe_ms = max(safe_ms, _ordered_ms(node, fence) + deadline)
     if cluster.now < safe_ms:
         cluster.wake_host(node, safe_ms)
         return reason("fence.waiting.former_orders")
@@ -448,6 +451,9 @@ def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
     fence = incident.fence
     if fence.order_id != event.order_id:
         return  # of an order that was given up
+    if event.result is Result.REFUSED and event.error == TOO_LATE:
+        _was_too_late(cluster, node, fence, event.device)
+        return
     if fence.step is FenceStep.ON_ORDERED:
         if event.result is Result.OK:
             node.power_accepted = fence.order_id
@@ -456,6 +462,8 @@ def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
         return
     if fence.step is not FenceStep.OFF_ORDERED:
         return
+    if incident.proof is not None and event.result is not Result.OK:
+        return  # it is dead by another proof: nobody orders it off again
     if event.result is not Result.OK:
         level_failed(cluster, node, event.error or "power.failed")
     else:
@@ -467,11 +475,46 @@ def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
     cluster.touch(node)
 
 
+def _was_too_late(cluster: Cluster, node: HostNode, fence: Fence, device: PowerDeviceId) -> None:
+    """An order that never went to its device: as if it had not been given, and judged on what is known by now."""
+    cluster.touch(node)
+    if fence.step is FenceStep.ON_ORDERED:
+        node.set_incident(fence=replace(fence, action=PowerAction.OFF, step=FenceStep.READING))
+        return
+    if fence.step is not FenceStep.OFF_ORDERED:
+        return
+    feeds = tuple(
+        replace(feed, too_late=True) if feed.device == device else feed for feed in fence.feeds
+    )
+    node.set_incident(fence=replace(fence, feeds=feeds))
+    if not all(feed.too_late or feed.accepted for feed in feeds):
+        return  # its other devices may have been asked in time
+    cluster.tell("fence.order_too_late", host=node, late_ms=cluster.now - fence.ordered_ms)
+    never = not any(feed.accepted for feed in feeds)
+    ours = fence.order_id.startswith(f"{cluster.record.term}.")  # else a former leader sent it too
+    if never and ours and fence.ordered_ms == fence.began_ms:
+        # The first one: nothing was done to it.
+        uncount_order(cluster, node, fence.ordered_ms)
+        node.set_incident(fence=None)
+        if last_sign_ms(node) > fence.ordered_ms:
+            alive_after_all(cluster, node, "what came meanwhile")
+    else:
+        node.set_incident(
+            fence=replace(fence, feeds=feeds, step=FenceStep.RETRYING, next_ms=int(cluster.now))
+        )
+
+
 def power_read(cluster: Cluster, event: PowerRead) -> None:
     node = cluster.hosts.get(event.host_id)
     if node is None:
         return
     node.power[event.device] = (event.state, Millis(cluster.now))
+    if event.state is PowerState.OFF and event.identity is not IdentityMatch.MISMATCH:
+        since_ms = node.off_since.get(event.device)
+        if since_ms is None or last_sign_ms(node) >= since_ms:
+            node.off_since[event.device] = Millis(cluster.now)
+    else:
+        node.off_since.pop(event.device, None)
     if event.identity is IdentityMatch.MISMATCH:
         _is_foreign(cluster, node, event.device)
     elif event.state is PowerState.ON and _is_beating(cluster, node):

@@ -6,10 +6,13 @@ that can happen: told as an alert, and the copies that it may still hold are nam
 
 from msgspec.structs import replace
 
+from virtha.engine.capacity import FeatureKind
+from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import Death, Incident, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode
-from virtha.model.ids import BootId
+from virtha.model.facts import ReleaseCause
+from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -64,10 +67,11 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     """The host reports another boot: everything of the ones before is dead (P4)."""
     former = node.record.boot
     # A device that said *on* in the former boot may have been rewired since.
-    node.set(boot=boot, on_devices=())
+    node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=())
     node.survey = None
-    node.slot_ms = node.witnessed_ms = None
+    node.slot_ms = node.witnessed_ms = node.leaving_ms = None
     node.power.clear()
+    node.off_since.clear()
     node.power_asked_ms = None
     cluster.touch(node)
     if former is not None:
@@ -99,11 +103,21 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     incident = node.record.incident
     if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
         return  # of an incident that is over: the host has lived since
+    held = cluster.vms_held_by(node.id)
+    if proof.kind is ProofKind.LEASE and not all(
+        domains_of(vm).issubset(proof.domain_ids) for vm in held
+    ):
+        # A copy with a disk elsewhere came to light since: that lease has to expire too.
+        poison(cluster, node, incident)
+        return
     first = incident.proof is None
     node.set_incident(proofs=(*incident.proofs, proof))
     if not first:
         return
     _bury(node, proof.boot)
+    node.untold = False
+    cluster.awaited.discard(node.id)
+    cluster.plan_wanted = True
     cluster.tell(
         "host.proven_dead",
         host=node,
@@ -127,7 +141,7 @@ def lose(cluster: Cluster, vm: VmNode) -> None:
 
 def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
     """Whatever copies of ``vm`` the proof covers are over."""
-    copies = tuple(copy for copy in vm.record.copies if not _dies_with(copy, proof))
+    copies = tuple(copy for copy in vm.record.copies if not _dies_with(vm, copy, proof))
     if copies != vm.record.copies:
         lose(cluster, vm)  # found there after the host was judged, or nobody was judged
         _remove_copies(cluster, vm, copies, proof)
@@ -145,16 +159,38 @@ def reconcile(cluster: Cluster, vm: VmNode) -> None:
             for proof in incident.proofs:
                 _die(cluster, vm, proof)
         for copy in vm.record.copies:
-            over = copy.boot is not None and copy.boot in node.record.dead_boots
+            # One that was proven dead and has not come up anew died by that proof, as far as it goes.
+            over = copy.boot != node.record.boot and copy.boot in node.record.dead_boots
             if copy.host_id == host_id and over and node.record.boot is not None:
                 assert copy.boot is not None
                 proof = _new_boot_proof(cluster, node, copy.boot, node.record.boot)
                 _die(cluster, vm, proof)
 
 
-def _dies_with(copy: PossibleCopy, proof: Proof) -> bool:
+def _dies_with(vm: VmNode, copy: PossibleCopy, proof: Proof) -> bool:
     """A copy without a boot was made before starts named one: it can't be of a boot not yet seen."""
+    if proof.kind is ProofKind.LEASE and not domains_of(vm).issubset(proof.domain_ids):
+        return False  # it says nothing about a copy that writes elsewhere as well (P2)
     return copy.host_id == proof.host_id and copy.boot in (None, proof.boot)
+
+
+def domains_of(vm: VmNode) -> frozenset[StorageDomainId]:
+    """Where it has disks."""
+    return frozenset(
+        StorageDomainId(feature.name)
+        for feature in vm.config.features
+        if feature.kind is FeatureKind.STORAGE
+    )
+
+
+def poison(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    """Of all domains that the host's copies have disks in (P2)."""
+    domains = frozenset[StorageDomainId]().union(
+        *(domains_of(vm) for vm in cluster.vms_held_by(node.id))
+    )
+    cluster.order(
+        Poison(host_id=node.id, boot=incident.boot, incident=incident.number, domain_ids=domains)
+    )
 
 
 def _remove_copies(
@@ -181,11 +217,28 @@ def _remove_copies(
     settle_lost(cluster, vm)
 
 
+STILL_WANTED = frozenset(
+    {ReleaseCause.HOST_SHUTDOWN, ReleaseCause.HOST_BOOTED, ReleaseCause.LEASE_LOST, None}
+)
+"""Releases that say nothing against starting it elsewhere."""
+
+
+def _stays_down(vm: VmNode) -> bool:
+    """Its host was only thought dead, and says that it ended there otherwise: nothing died that has to be brought back."""
+    given_back = vm.record.given_back
+    if given_back is None or vm.record.proofs:
+        return False
+    return given_back.cause not in STILL_WANTED
+
+
 def settle_lost(cluster: Cluster, vm: VmNode) -> None:
     """If nobody may hold a lost VM any more, it may be started, or needn't be."""
     if vm.record.copies or vm.record.stage is not VmStage.LOST:
         return
     cluster.move_vm(vm, VmTrigger.ALL_PROVEN, ready_ms=int(cluster.now), migration=None)
+    if vm.protected and _stays_down(vm):
+        cluster.move_vm(vm, VmTrigger.UNWANTED, lost_ms=None)
+        return
     if not vm.protected:
         cluster.tell("vm.not_recovered", vm=vm)
         cluster.move_vm(vm, VmTrigger.UNWANTED, proofs=(), lost_ms=None)
@@ -201,8 +254,13 @@ def alive_after_all(cluster: Cluster, node: HostNode, via: str) -> None:
 
 
 def _end_incident(cluster: Cluster, node: HostNode) -> None:
-    node.set(incident=None)
-    node.sent = node.power_accepted = None
+    incident = node.record.incident
+    fence = incident.fence if incident is not None else None
+    struck_ms = node.record.struck_ms
+    if fence is not None:
+        struck_ms = max(fence.ordered_ms, node.sent_ms or 0)
+    node.set(incident=None, struck_ms=struck_ms)
+    node.sent = node.sent_ms = node.power_accepted = None
     node.poison_sent = False
     node.forget_investigation()
     for vm in cluster.vms_held_by(node.id):

@@ -83,10 +83,11 @@ def _check_move(cluster: Cluster, move: MigrateCommand) -> None:
         assert host.record.boot == boot, f"{name}: {host_id} is in another boot"
     if migration.purpose is MovePurpose.FAILBACK:
         assert record.home == move.target, f"{name}: sent where it never was"
-    else:
+    elif migration.purpose is MovePurpose.MAINTENANCE:
         assert cluster.hosts[move.source].record.drain is not None, f"{name}: moved unasked"
     assert cluster.hold is None, f"{name}: moved while held"
-    assert not node.config.ignore, f"{name}: moved though out of automatic action"
+    asked = migration.purpose is MovePurpose.OPERATOR
+    assert asked or not node.config.ignore, f"{name}: moved though out of automatic action"
 
 
 def _check_word(cluster: Cluster, command: SettleMigration) -> None:
@@ -120,6 +121,9 @@ def _check_power(cluster: Cluster, command: OrderPower) -> None:
     fence = incident.fence
     assert fence is not None and node.saved == node.record, f"{name}: an order that is not durable"
     assert fence.order_id == command.order_id and fence.action is command.action, f"{name}: stray"
+    assert command.not_after_ms >= cluster.now, f"{name}: an order that is too late already"
+    if command.action is PowerAction.OFF:
+        assert incident.proof is None, f"{name}: ordered off after the proof"
     if command.action is PowerAction.ON:
         assert incident.proof is not None, f"{name}: switched on before the proof was written"
 

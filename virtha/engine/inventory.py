@@ -2,7 +2,6 @@
 
 from msgspec.structs import replace
 
-from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
 from virtha.engine.events import (
     HoldChanged,
     HostConfigured,
@@ -16,6 +15,7 @@ from virtha.engine.incident import lose, reconcile
 from virtha.engine.machine import Verdict
 from virtha.engine.records import Drain, FenceCount, HostRecord, VmRecord
 from virtha.engine.state import Cluster, HostNode, VmNode, held
+from virtha.engine.targets import refresh_target
 
 REMOVALS_KEPT = 32
 
@@ -32,8 +32,10 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
         cluster.hosts[config.host_id] = node
         cluster.ring.add(node)
         list_drain(cluster, node)
-        if record.boot is not None and (record.incident is None or record.incident.proof is None):
-            # A recorded host may hold anything until it has told, or is proven dead (M2).
+        proven = record.incident is not None and record.incident.proof is not None
+        if node.untold or (record.boot is not None and not proven):
+            # A recorded host may hold anything until it has told, or is proven dead (M2). After a restore
+            # the record may be older than the host: it may have come back since, with another boot.
             cluster.await_survey(node)
     else:
         if node.config.number != config.number:
@@ -113,7 +115,7 @@ def policy_changed(cluster: Cluster, event: PolicyChanged) -> None:
 def hold_changed(cluster: Cluster, event: HoldChanged) -> None:
     if event.reason == cluster.hold:
         return
-    cluster.hold = event.reason
+    cluster.record = replace(cluster.record, hold=event.reason)
     _look_at_all(cluster)
 
 
@@ -149,43 +151,6 @@ def list_drain(cluster: Cluster, node: HostNode) -> None:
         cluster.drains.discard(node.id)
     else:
         cluster.drains.add(node.id)
-
-
-def refresh_target(cluster: Cluster, node: HostNode) -> None:
-    """Whether it is a place for starts right now, and what it has to give."""
-    config, survey = node.config, node.survey
-    storage: frozenset[Feature] = frozenset()
-    if survey is not None:
-        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in survey.storage_domains)
-    target = TargetHost(
-        id=node.id,
-        name=config.name,
-        number=config.number,
-        memory_bytes=config.memory_bytes,
-        reserved_bytes=config.reserved_bytes,
-        cpus=config.cpus,
-        features=config.features | storage,
-        unfit=_unfit(node),
-    )
-    if target != cluster.capacity.target(node.id):
-        cluster.capacity.host_changed(target)
-        cluster.plan_wanted = True
-
-
-def _unfit(node: HostNode) -> Unfit | None:
-    if node.verdict is Verdict.AGENT_DOWN:
-        return Unfit.DISCONNECTED
-    if node.verdict is not Verdict.ALIVE:
-        return Unfit.DOWN
-    if node.record.maintenance is not None:
-        return Unfit.MAINTENANCE
-    if node.survey is None or node.survey.boot != node.record.boot:
-        return Unfit.RETURNING
-    if not node.survey.gate_in_force:
-        return Unfit.GATE
-    if not node.libvirt_answers:
-        return Unfit.LIBVIRT
-    return None
 
 
 def _look_at_all(cluster: Cluster) -> None:

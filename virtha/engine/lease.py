@@ -53,6 +53,14 @@ class LeaseTarget(Value, frozen=True, kw_only=True):
     domain_ids: frozenset[StorageDomainId]
 
 
+class LifeSign(Value, frozen=True, kw_only=True):
+    """A slot went on at some moment of the last ``within_ms``: much, when its reader did not reach it for a while."""
+
+    host_id: HostId
+    boot: BootId
+    within_ms: int
+
+
 def expiry_ms(said: Declaration, policy: LeasePolicy) -> int:
     """P2's sum on the reader's clock, over what the slot promises. The reader's policy gives the rest: one
     read period for a mailbox that the writer read from a view that old, one for a slot that the reader did."""
@@ -172,11 +180,15 @@ class _Reader:
         self._boot: BootId | None = None
         self._slots: dict[HostId, Slot] = {}
         self._ever: set[HostId] = set()
+        self._ended_ms = 0
+        self.gap_ms = 0
+        """From the end of the round before to the end of the last one."""
 
     def advanced(self, seen: SlotRound) -> tuple[frozenset[HostId], frozenset[HostId]]:
         """Hosts whose slots went on since this reader's round before, and those that ever did."""
         if seen.reader_boot != self._boot:
             self._boot, self._slots, self._ever = seen.reader_boot, {}, set()
+        self.gap_ms, self._ended_ms = seen.ended_ms - self._ended_ms, seen.ended_ms
         now = {host: slot for host, slot in seen.slots.items() if isinstance(slot, Slot)}
         went_on = frozenset(
             host for host, slot in now.items() if _went_on(self._slots.get(host), slot)
@@ -204,6 +216,9 @@ class LeaseJudge:
         self._watches: dict[tuple[HostId, StorageDomainId], LeaseWatch] = {}
         self._readers: dict[tuple[HostId, StorageDomainId], _Reader] = {}
         self._waived: set[tuple[HostId, StorageDomainId]] = set()
+        self.signs: tuple[LifeSign, ...] = ()
+        """Whose slots went on, by the last round that was read (J2). Empty where that round does not show its
+        reader's own write."""
 
     def watch(self, target: LeaseTarget) -> None:
         assert target.domain_ids, "a lease proof is about copies with disks in some domain"
@@ -234,6 +249,7 @@ class LeaseJudge:
         """Fold one round; ``now`` is cluster time. The proofs that stand after it, if this round touched them."""
         reader = self._readers.setdefault((seen.reader_id, seen.domain_id), _Reader())
         went_on, ever = reader.advanced(seen)
+        self.signs = self._signs(seen, went_on, reader.gap_ms)
         proofs = []
         for target in self._targets.values():
             watch = self._watches.get((target.host_id, seen.domain_id))
@@ -256,6 +272,26 @@ class LeaseJudge:
             return {}
         return {each: self._watches[host_id, each].reason for each in sorted(target.domain_ids)}
 
+    def _signs(
+        self, seen: SlotRound, went_on: frozenset[HostId], within_ms: int
+    ) -> tuple[LifeSign, ...]:
+        if not seen.direct_io or not self._fresh(seen):
+            return ()
+        found = [(host_id, seen.slots[host_id]) for host_id in sorted(went_on - {seen.reader_id})]
+        return tuple(
+            LifeSign(host_id=host_id, boot=slot.boot, within_ms=within_ms)
+            for host_id, slot in found
+            if isinstance(slot, Slot)
+        )
+
+    def _fresh(self, seen: SlotRound) -> bool:
+        own = seen.slots.get(seen.reader_id)
+        return (
+            isinstance(own, Slot)
+            and own.installation_id == self._installation_id
+            and (own.boot, own.counter) == (seen.reader_boot, seen.own_counter)
+        )
+
     def _why_not(
         self,
         seen: SlotRound,
@@ -264,15 +300,9 @@ class LeaseJudge:
         ever: frozenset[HostId],
     ) -> Reason | None:
         """None: the round counts."""
-        own = seen.slots.get(seen.reader_id)
-        fresh = (
-            isinstance(own, Slot)
-            and own.installation_id == self._installation_id
-            and (own.boot, own.counter) == (seen.reader_boot, seen.own_counter)
-        )
         if not seen.direct_io:
             return Reason(code="lease.not_proof.cached_round")
-        if not fresh:
+        if not self._fresh(seen):
             return Reason(code="lease.not_proof.own_write")
         controls = ever & {target} if self.two_hosts else went_on - {target, seen.reader_id}
         return None if controls else Reason(code="lease.not_proof.no_control")
@@ -285,4 +315,5 @@ class LeaseJudge:
             boot=target.boot,
             at_ms=int(now),
             detail=f"poisoned lease expired on {domains}",
+            domain_ids=tuple(sorted(target.domain_ids)),
         )

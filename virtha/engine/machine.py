@@ -37,6 +37,7 @@ class VmTrigger(StrEnum):
     TWO_DEATHS = "two hosts died with it"
     UNWANTED = "nobody wants it up any more"
     FREED = "an operator freed it"
+    GIVEN_BACK = "its host went down in order and gave it back"
     FOUND = "a host runs it already"
     MOVE_ORDERED = "a live migration is ordered"
     MOVE_ENDED = "one side of the migration runs it, the other has given its copy back"
@@ -68,6 +69,7 @@ VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
     VmTrigger.HOLDER_BACK: {_LOST: _SETTLED},
     VmTrigger.START_GOES_ON: {_LOST: _STARTING},
     VmTrigger.ALL_PROVEN: {_LOST: _READY, _CANCELLING: _READY},
+    VmTrigger.GIVEN_BACK: {_SETTLED: _READY},
     VmTrigger.ORDERED: {_READY: _STARTING},
     # CANCELLING: the start won the race against its cancellation.
     VmTrigger.RUNS: {_STARTING: _SETTLED, _CANCELLING: _SETTLED, _LOST: _SETTLED},

@@ -21,17 +21,19 @@ than the source's memory, so what is left of it is ended and the VM starts afres
 from msgspec.structs import replace
 
 from virtha.engine.events import (
+    CopyReleased,
     MigrateCommand,
     MigrationEnded,
     MigrationWord,
+    MoveCancelled,
     SettleMigration,
     VmSeen,
 )
 from virtha.engine.incident import settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
-from virtha.engine.records import Migration, MovePurpose, MoveRetry, MoveStep
+from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveRetry, MoveStep
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
-from virtha.model.facts import Result
+from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -117,6 +119,9 @@ def look_at_migration(cluster: Cluster, node: VmNode) -> None:
         _look_at_source(cluster, node, migration)
     elif target is not None:
         _look_at_target(cluster, node, migration)
+    elif node.record.given_back is not None:
+        # Stopped on purpose while it moved, by its operator or its guest: nothing is lost.
+        cluster.move_vm(node, VmTrigger.MOVE_ENDED, migration=None, retry=None, proofs=())
     else:
         cluster.tell(
             "vm.migration_lost",
@@ -124,7 +129,7 @@ def look_at_migration(cluster: Cluster, node: VmNode) -> None:
             source=_name(cluster, migration.source),
             target=_name(cluster, migration.target),
         )
-        cluster.move_vm(node, VmTrigger.MOVE_LOST, lost_ms=int(cluster.now))
+        cluster.move_vm(node, VmTrigger.MOVE_LOST, lost_ms=_lost_since_ms(cluster, migration))
         settle_lost(cluster, node)
 
 
@@ -201,6 +206,14 @@ def _last_side(
     _say(cluster, node, migration, words)
 
 
+def _lost_since_ms(cluster: Cluster, migration: Migration) -> int:
+    """Since the first of its hosts failed; if none did, since now."""
+    hosts = [cluster.hosts.get(one) for one in (migration.source, migration.target)]
+    incidents = [host.record.incident for host in hosts if host is not None]
+    began = [one.began_ms for one in incidents if one is not None]
+    return min((*began, int(cluster.now)))
+
+
 def _lose(cluster: Cluster, node: VmNode, host_id: HostId) -> None:
     """The last side's host failed. The migration stays on record: that host may turn out to live."""
     host = cluster.hosts.get(host_id)
@@ -217,6 +230,23 @@ def _doubt(cluster: Cluster, node: VmNode, migration: Migration) -> Migration:
         target=_name(cluster, migration.target),
     )
     return _set(cluster, node, migration, step=MoveStep.DOUBTFUL)
+
+
+def move_cancelled(cluster: Cluster, event: MoveCancelled) -> None:
+    """Both sides are asked to end it; from then on it is as one that nobody knows the end of."""
+    node = cluster.vms.get(event.vm_id)
+    migration = node.record.migration if node is not None else None
+    if node is None or migration is None or migration.step is not MoveStep.ORDERED:
+        return
+    cluster.tell(
+        "vm.migration_cancelled",
+        vm=node,
+        source=_name(cluster, migration.source),
+        target=_name(cluster, migration.target),
+        by=event.by,
+    )
+    _set(cluster, node, migration, step=MoveStep.DOUBTFUL)
+    cluster.touch_vm(node)
 
 
 # Asking
@@ -267,10 +297,17 @@ def _reachable(cluster: Cluster, copy: PossibleCopy) -> bool:
 
 def _moved(cluster: Cluster, node: VmNode, migration: Migration) -> None:
     home: HostId | None = node.record.home or migration.source
-    if migration.purpose is MovePurpose.FAILBACK or home == migration.target:
-        home = None
+    if migration.purpose is not MovePurpose.MAINTENANCE or home == migration.target:
+        home = None  # it is back there; or an operator wants it where it is now
     cluster.move_vm(
-        node, VmTrigger.MOVE_ENDED, migration=None, retry=None, proofs=(), lost_ms=None, home=home
+        node,
+        VmTrigger.MOVE_ENDED,
+        migration=None,
+        retry=None,
+        proofs=(),
+        lost_ms=None,
+        home=home,
+        given_back=None,
     )
     if node.state_host != migration.target:
         node.state, node.state_host = VmState.RUNNING, migration.target
@@ -295,7 +332,13 @@ def _stayed(cluster: Cluster, node: VmNode, migration: Migration) -> None:
         next_ms=int(cluster.now) + recovery.delay_before_ms(failures + 1),
     )
     cluster.move_vm(
-        node, VmTrigger.MOVE_ENDED, migration=None, retry=retry, proofs=(), lost_ms=None
+        node,
+        VmTrigger.MOVE_ENDED,
+        migration=None,
+        retry=retry,
+        proofs=(),
+        lost_ms=None,
+        given_back=None,
     )
     cluster.plan_wanted = True
     if failures <= recovery.attempts_max:
@@ -358,6 +401,18 @@ def _target_said(
             copy for copy in node.record.copies if (copy.host_id, copy.incarnation) != over
         )
         cluster.set_vm(node, copies=copies)
+
+
+def note_given_back(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
+    """One side's copy is over: was that meant for the VM? A copy that was moved or never came says nothing of that, nor
+    does a crash at the source, which its host would have answered with a restart but for the move."""
+    migration = node.record.migration
+    assert migration is not None
+    ran = event.host_id == migration.target and migration.step is MoveStep.SWITCHED
+    meant = event.cause is ReleaseCause.INTENDED or (ran and event.cause is ReleaseCause.ENDED)
+    if meant:
+        given_back = GivenBack(host_id=event.host_id, cause=event.cause)
+        cluster.set_vm(node, given_back=given_back)
 
 
 def side_seen(cluster: Cluster, node: VmNode, event: VmSeen) -> None:

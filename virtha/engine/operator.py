@@ -1,8 +1,8 @@
 """The operator's word about a host (P6): bound to its boot and incident, and refused while anything speaks
 against it, unless forced with a reason. Poison and storage fence go out all the same."""
 
-from virtha.engine.events import BrakeLifted, DeathConfirmed, Poison, StorageFence
-from virtha.engine.incident import proven
+from virtha.engine.events import BrakeLifted, DeathConfirmed, StorageFence
+from virtha.engine.incident import poison, proven
 from virtha.engine.permits import lift_brake
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.engine.verdict import last_sign_ms
@@ -27,7 +27,7 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
     # The word may be wrong: what can keep a living copy from writing is done as well.
     if not incident.poisoned:
         node.set_incident(poisoned=True)
-        cluster.order(Poison(host_id=node.id, boot=incident.boot, incident=incident.number))
+        poison(cluster, node, incident)
     if not incident.storage_fenced:
         node.set_incident(storage_fenced=True)
         cluster.order(StorageFence(host_id=node.id, boot=incident.boot))

@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from virtha.engine.records import Brake, Drain, FenceCount, Incident
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import fell_ms, is_observed
-from virtha.model.evidence import PowerState
+from virtha.engine.verdict import fell_ms, is_observed, last_sign_ms, silent_ms
+from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.policy import FencingAction, PermissionGrade
 from virtha.model.policy.quiet import quiet_until_ms
+from virtha.model.power import PowerDeviceId
 from virtha.model.time import format_duration_ms
 from virtha.model.vm import Reason
 
@@ -22,6 +23,7 @@ def refusal(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     return (
         poison_refusal(cluster, node)
         or _no_device(node, level)
+        or _struck_another(cluster, node, level)
         or _brake(cluster, node, level)
         or _cap(cluster, node, level)
         or _own_lease(cluster)
@@ -75,6 +77,25 @@ def _no_device(node: HostNode, level: int) -> Reason | None:
     return None
 
 
+def _struck_another(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
+    """P1: another host fell silent around our first order and is back in a new boot. A device that does not name its
+    host may be the other one's: ordered again, it would strike it again. What reads *off* is not the other one's."""
+    incident = node.record.incident
+    if incident is None or incident.fence is None or known_off(cluster, node, level):
+        return None
+    known = node.record.identified_devices
+    if all(feed.device in known for feed in node.config.power[level].feeds):
+        return None
+    ordered_ms = incident.fence.began_ms
+    since = ordered_ms - cluster.policy.detection.suspect_after_ms
+    for other in cluster.hosts.values():
+        # One that had fallen long before is back by itself; when it fell is not known to a new leader.
+        fell = cluster.fallen_ms.get(other.id, cluster.now)
+        if other is not node and other.record.boot_seen_ms > ordered_ms and fell >= since:
+            return reason("fence.blocked.struck_another", other=other.config.name)
+    return None
+
+
 def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:
     for vm_id in cluster.vms_on.get(node.id, ()):
         vm = cluster.vms.get(vm_id)
@@ -84,23 +105,38 @@ def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:
 
 
 def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
-    """J4: it may be us who is cut off."""
+    """J4: it may be us who is cut off. The reference address suffices by itself, as that rule has it, but only what was
+    reached lately: an answer from before we were cut off says nothing."""
     if node.config.carries_server:
         return reason("fence.blocked.own_host")
     others = len(cluster.hosts) - 1
     reached = len(cluster.present - {node.id})
     needed_percent = cluster.policy.fencing.witnesses_percent
+    if reached * 100 < others * needed_percent:
+        reached += sum(
+            other is not node and _agent_reached(cluster, other) for other in cluster.hosts.values()
+        )
     if others and reached * 100 >= others * needed_percent:
         return None
-    if cluster.reference:
-        return None
+    if cluster.reference and cluster.reference_ms is not None:
+        age_ms = cluster.now - cluster.reference_ms
+        if age_ms <= cluster.policy.detection.evidence_max_age_ms:
+            return None
     return reason("fence.blocked.observer", reached=reached, others=others)
+
+
+def _agent_reached(cluster: Cluster, node: HostNode) -> bool:
+    """Its guardian is silent, and has been for longer than a session may be before it is given up: its agent's still
+    stands, so that is heard (J2). A guardian that is down does not cut us off."""
+    if node.id in cluster.present or ProcessKind.AGENT not in node.sessions:
+        return False
+    return silent_ms(cluster, node) >= cluster.policy.detection.hung_after_ms
 
 
 def _brake(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     """J5. A host whose *off* was read already is not held: ordering it off changes nothing."""
     brake = cluster.record.brake
-    if brake is None or known_off(node, level):
+    if brake is None or known_off(cluster, node, level):
         return None
     return reason("fence.blocked.brake", hosts=brake.hosts)
 
@@ -108,7 +144,9 @@ def _brake(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
 def _cap(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     """F7 and J6. Further attempts on a host that was counted in this incident are the same power-down."""
     incident = node.record.incident
-    if known_off(node, level) or (incident is not None and is_counted(cluster, node, incident)):
+    if incident is not None and is_counted(cluster, node, incident):
+        return None
+    if known_off(cluster, node, level):
         return None
     fencing = cluster.policy.fencing
     if len(counted(cluster)) < fencing.cap_count:
@@ -128,18 +166,34 @@ def _own_lease(cluster: Cluster) -> Reason | None:
     return reason("fence.blocked.own_lease", left_ms=max(0, left))
 
 
-def known_off(node: HostNode, level: int) -> bool:
+def known_off(cluster: Cluster, node: HostNode, level: int) -> bool:
     """The devices of that level all read *off* before any order to them."""
-    return all(
-        (read := node.power.get(feed.device)) is not None and read[0] is PowerState.OFF
-        for feed in node.config.power[level].feeds
-    )
+    return all(reads_off(cluster, node, feed.device) for feed in node.config.power[level].feeds)
+
+
+def reads_off(cluster: Cluster, node: HostNode, device: PowerDeviceId) -> bool:
+    """Asked at least twice and *off* each time, lately, and no sign of the host since the first. One reading of *off*
+    may be wrong (P1), and would let an order to a living host pass the brake and the cap."""
+    first_ms = node.off_since.get(device)
+    if first_ms is None or last_sign_ms(node) >= first_ms:
+        return False
+    state, last_ms = node.power[device]
+    assert state is PowerState.OFF, f"{device}: off since {first_ms}, and {state}"
+    fresh = cluster.now - last_ms <= cluster.policy.detection.evidence_max_age_ms
+    return fresh and last_ms > first_ms
 
 
 def counted(cluster: Cluster) -> tuple[FenceCount, ...]:
     """Orders inside the cap's window."""
     since = cluster.now - cluster.policy.fencing.cap_window_ms
     return tuple(count for count in cluster.record.fence_counts if count.at_ms > since)
+
+
+def uncount_order(cluster: Cluster, node: HostNode, at_ms: int) -> None:
+    """The order that was counted then was never carried out."""
+    mine = FenceCount(host_id=node.id, at_ms=at_ms)
+    counts = tuple(count for count in cluster.record.fence_counts if count != mine)
+    cluster.record = replace(cluster.record, fence_counts=counts)
 
 
 def is_counted(cluster: Cluster, node: HostNode, incident: Incident) -> bool:

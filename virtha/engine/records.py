@@ -7,7 +7,10 @@ that may be under way, and finishes it.
 from enum import StrEnum
 from typing import NewType
 
-from virtha.model.ids import BootId, HostId, Incarnation, Term, VmId
+from msgspec.structs import replace
+
+from virtha.model.facts import ReleaseCause
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, Term, VmId
 from virtha.model.power import PowerAction, PowerDeviceId
 from virtha.model.proof import Proof
 from virtha.model.value import Value
@@ -41,6 +44,8 @@ class FeedProgress(Value, frozen=True, kw_only=True):
     """The first reading *off* after that, with no other reading since."""
     confirmed: bool = False
     """A second one, long enough after the first."""
+    too_late: bool = False
+    """Its order was too old when it would have gone out: never carried out."""
 
 
 class Fence(Value, frozen=True, kw_only=True):
@@ -93,10 +98,24 @@ class Drain(StrEnum):
     """Nothing is left that it could hold."""
 
 
+class Waiver(Value, frozen=True, kw_only=True):
+    """That boot need not kill its VMs though it can't renew there; while it stands, its lease proves nothing (P2).
+    Durable before it is given."""
+
+    waiver_id: OrderId
+    """The host's word that it is over is about this one, not about one before."""
+    domain_id: StorageDomainId
+    boot: BootId
+    ending: bool = False
+    """The host is asked to keep the lease again, and has not said that it does."""
+
+
 class HostRecord(Value, frozen=True, kw_only=True):
     host_id: HostId
     boot: BootId | None = None
     """The boot last seen: the one whose death would have to be proven."""
+    boot_seen_ms: int = 0
+    """When that boot was first heard of; 0: before this was kept."""
     incident: Incident | None = None
     maintenance: str | None = None
     """Who put it there."""
@@ -110,8 +129,11 @@ class HostRecord(Value, frozen=True, kw_only=True):
     """Devices that said *on* while the present boot was beating (P1)."""
     foreign_devices: tuple[PowerDeviceId, ...] = ()
     """Devices that named another machine: they get no orders until a test clears them."""
+    struck_ms: int = 0
+    """When the last order went to its power devices in the incident that its return ended; 0: never."""
     dead_boots: tuple[BootId, ...] = ()
     """The last boots that ended or were proven dead, newest last: a sign of one is an alarm, never a return."""
+    waived: tuple[Waiver, ...] = ()
 
 
 class VmStage(StrEnum):
@@ -145,6 +167,7 @@ class Start(Value, frozen=True, kw_only=True):
 class MovePurpose(StrEnum):
     MAINTENANCE = "maintenance"
     FAILBACK = "failback"
+    OPERATOR = "operator"
 
 
 class MoveStep(StrEnum):
@@ -199,6 +222,13 @@ class Death(Value, frozen=True, kw_only=True):
     at_ms: int
 
 
+class GivenBack(Value, frozen=True, kw_only=True):
+    """The release after which nobody held the VM any more."""
+
+    host_id: HostId
+    cause: ReleaseCause | None
+
+
 class VmRecord(Value, frozen=True, kw_only=True):
     vm_id: VmId
     incarnation: Incarnation = Incarnation(0)
@@ -222,6 +252,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """None: no move of it has failed."""
     home: HostId | None = None
     """Where it ran before the engine itself moved it, or started it elsewhere."""
+    given_back: GivenBack | None = None
+    """None: somebody may hold it, or its last copy went by a proof."""
 
 
 class FenceCount(Value, frozen=True, kw_only=True):
@@ -250,6 +282,12 @@ class ClusterRecord(Value, frozen=True, kw_only=True):
     order of ours struck (P1)."""
     brake_lifted_ms: int = 0
     """Hosts that had fallen by then trip it no more."""
+    hold: str | None = None
+    """The operator's reason: it holds the next leader too, before that has read the settings."""
+
+    def led_in(self, term: Term) -> "ClusterRecord":
+        """As the leader of that term takes it over: all of it stands, and its orders are counted in its own term."""
+        return replace(self, term=term, orders=0)
 
 
 class EngineRecords(Value, frozen=True, kw_only=True):

@@ -7,19 +7,21 @@ the holders before the order goes out, and a start whose end nobody knows is tak
 from virtha.engine.dependencies import StartCondition
 from virtha.engine.events import (
     CancelStart,
+    CopyGranted,
     CopyReleased,
     QuarantineLifted,
     StartCommand,
     StartEnded,
     VmSeen,
 )
-from virtha.engine.incident import holder_back, lose, of_this_boot, settle_lost
+from virtha.engine.incident import STILL_WANTED, holder_back, lose, of_this_boot, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
-from virtha.engine.migration import look_at_migration, side_seen
+from virtha.engine.migration import look_at_migration, note_given_back, side_seen
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
-from virtha.engine.records import Start, VmStage
+from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
-from virtha.model.facts import Result
+from virtha.engine.targets import goes_down, without_guardian
+from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.policy import PermissionGrade
 from virtha.model.vm import PossibleCopy, Reason, VmState
@@ -49,10 +51,24 @@ def look_at_vm(cluster: Cluster, node: VmNode) -> None:
         case VmStage.MIGRATING:
             look_at_migration(cluster, node)
         case VmStage.SETTLED:
-            node.reasons = ()
+            node.reasons = _why_down(cluster, node)
             leaving = any(copy.host_id in cluster.drains for copy in node.record.copies)
             if leaving or node.record.home is not None:
                 cluster.plan_wanted = True  # the plan of moves says why it stays
+
+
+def _why_down(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
+    """Of a settled VM that should be up and that nobody holds: its former host may be gone, so it is told here."""
+    given_back = node.record.given_back
+    if given_back is None or node.record.copies or not node.protected:
+        return ()
+    return (
+        reason(
+            "recovery.not_due.given_back",
+            host=_name(cluster, given_back.host_id),
+            cause=given_back.cause.value if given_back.cause is not None else "not said",
+        ),
+    )
 
 
 def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
@@ -120,7 +136,13 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
         return
     ends_ms = start.ordered_ms + cluster.policy.recovery.attempt_ms
     holders = {copy.host_id for copy in node.record.copies}
-    if cluster.now >= ends_ms or holders != {start.host_id} or _is_overtaken(node, start):
+    target = cluster.hosts.get(start.host_id)
+    if (
+        cluster.now >= ends_ms
+        or holders != {start.host_id}
+        or _is_overtaken(node, start)
+        or (target is not None and without_guardian(target))
+    ):
         _cancel_late(cluster, node)
         return
     why_not = None if node.sent == start.order_id else _barrier(cluster)
@@ -313,16 +335,24 @@ def _order_start(cluster: Cluster, node: VmNode, host_id: HostId) -> None:
         ordered_ms=int(cluster.now),
     )
     copy = PossibleCopy(host_id=host_id, incarnation=incarnation, boot=host.record.boot)
-    home = record.home or (record.proofs[0].host_id if record.proofs else None)
+    home = record.home or _left(record)
     cluster.move_vm(
         node,
         VmTrigger.ORDERED,
         incarnation=incarnation,
         copies=(copy,),
         start=start,
+        given_back=None,
         home=None if home == host_id else home,
     )
     cluster.tell("vm.recovery_started", vm=node, host=host, attempt=record.attempts + 1)
+
+
+def _left(record: VmRecord) -> HostId | None:
+    """Where it ran before this recovery."""
+    if record.proofs:
+        return record.proofs[0].host_id
+    return None if record.given_back is None else record.given_back.host_id
 
 
 # What comes back
@@ -409,6 +439,20 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
         )
 
 
+def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
+    """By a person's order: as good as found there, but nothing to wonder at."""
+    node = cluster.vms.get(event.vm_id)
+    host = cluster.hosts.get(event.host_id)
+    if node is None or host is None or event.boot in host.record.dead_boots:
+        return  # that boot is over, and with it the grant
+    copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    if all(
+        (one.host_id, one.incarnation) != (copy.host_id, copy.incarnation)
+        for one in node.record.copies
+    ):
+        _holds(cluster, node, host, copy)
+
+
 def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     """Durable word of the host (P5): this incarnation is over there."""
     node = cluster.vms.get(event.vm_id)
@@ -427,10 +471,29 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         if (copy.host_id, copy.incarnation) != (event.host_id, event.incarnation)
         or copy.boot not in (None, event.boot)
     )
-    if copies != node.record.copies:
-        cluster.set_vm(node, copies=copies)
-        if node.state_host == event.host_id:
-            node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None
+    if copies == node.record.copies:
+        return
+    cluster.set_vm(node, copies=copies)
+    if node.state_host == event.host_id:
+        node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None
+    host = cluster.hosts.get(event.host_id)
+    if event.cause is ReleaseCause.HOST_SHUTDOWN and host is not None:
+        goes_down(cluster, host, event.boot)
+    if node.record.migration is not None:
+        note_given_back(cluster, node, event)
+    elif not copies and event.incarnation == node.record.incarnation:
+        _given_back(cluster, node, event)
+
+
+def _given_back(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
+    """Its last copy is over by its host's own word: what that host said of it decides whether it starts elsewhere."""
+    now = int(cluster.now)
+    cluster.set_vm(node, given_back=GivenBack(host_id=event.host_id, cause=event.cause))
+    if event.cause is not None and event.cause in STILL_WANTED and node.protected:
+        if event.cause is ReleaseCause.LEASE_LOST and event.host_id not in node.record.tried:
+            # What it said of its storage before may not be taken back yet; it would refuse the start.
+            cluster.set_vm(node, tried=(*node.record.tried, event.host_id))
+        cluster.move_vm(node, VmTrigger.GIVEN_BACK, lost_ms=now, ready_ms=now)
 
 
 def vm_seen(cluster: Cluster, event: VmSeen) -> None:
@@ -439,6 +502,8 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     host = cluster.hosts.get(event.host_id)
     if node is None or host is None:
         return
+    if event.boot in host.record.dead_boots and event.boot != host.record.boot:
+        return  # what its outbox kept of a boot that it has left: no sign of life of that one
     # The facts of a new boot may come before its first beat.
     if not of_this_boot(cluster, host, event.boot, via="its agent's report"):
         return
@@ -477,9 +542,15 @@ def _is_the_one(node: VmNode, event: VmSeen) -> bool:
 def found(cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnation) -> None:
     """A host has a copy that it was not known to hold: it is a holder now, and no start goes out (M2)."""
     copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=host.record.boot)
+    _holds(cluster, node, host, copy)
+    cluster.tell("vm.found", vm=node, host=host)
+
+
+def _holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:
     changes = {
         "copies": (*node.record.copies, copy),
-        "incarnation": max(incarnation, node.record.incarnation),
+        "incarnation": max(copy.incarnation, node.record.incarnation),
+        "given_back": None,
         "home": None,  # whoever started it there had a reason: it is not taken away from there again
     }
     if node.record.start is None and cluster.move_vm(
@@ -488,7 +559,6 @@ def found(cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnati
         node.blocked_told = None
     else:
         cluster.set_vm(node, **changes)  # a start that is under way is taken back first
-    cluster.tell("vm.found", vm=node, host=host)
     if host.record.incident is not None:
         # It told before it was judged: the copy is as lost as the host.
         lose(cluster, node)

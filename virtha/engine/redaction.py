@@ -25,7 +25,7 @@ from virtha.engine.events import (
     Notice,
 )
 from virtha.engine.journal import SegmentReader, SegmentWriter
-from virtha.engine.records import HostRecord
+from virtha.engine.records import ClusterRecord, HostRecord
 from virtha.engine.snapshot import EngineSnapshot, NeighbourWord
 from virtha.model.policy import Policy
 from virtha.model.proof import Proof, ProofKind
@@ -45,6 +45,7 @@ _ID_OF: dict[type, str] = {
 _WRITTEN: dict[type, str] = {
     HoldChanged: "reason",
     EngineSnapshot: "hold",
+    ClusterRecord: "hold",
     DeathConfirmed: "force_reason",
 }
 """What a person wrote."""

@@ -9,6 +9,8 @@ is not stored but found again.
 from operator import attrgetter
 from typing import Any
 
+from msgspec.structs import replace
+
 from virtha.engine.capacity import TargetHost
 from virtha.engine.events import EngineHost, EngineVm, HostSurveyed, MigrationWord
 from virtha.engine.inventory import list_drain
@@ -22,7 +24,7 @@ from virtha.engine.records import (
 )
 from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held
 from virtha.model.evidence import Answer, PowerState, ProcessKind
-from virtha.model.ids import BootId, HostId, Incarnation, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy
 from virtha.model.power import PowerDeviceId
 from virtha.model.time import Millis
@@ -57,6 +59,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     agent_alive: bool = False
     broken_ms: Millis | None = None
     observe_from_ms: Millis = Millis(0)
+    off_since: dict[PowerDeviceId, Millis] = {}
     neighbours: tuple[NeighbourWord, ...] = ()
     disks_changed_ms: Millis | None = None
     quiet_rounds: int = 0
@@ -71,9 +74,14 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}
     power_asked_ms: Millis | None = None
     sent: OrderId | None = None
+    sent_ms: Millis | None = None
+    just_ordered: bool = False
     contradicted: bool = False
     survey: HostSurveyed | None = None
+    untold: bool = False
+    told_ms: Millis | None = None
     libvirt_answers: bool = True
+    leaving_ms: Millis | None = None
     verdict: Verdict = Verdict.UNKNOWN
     verdict_ms: Millis = Millis(0)
     reasons: tuple[Reason, ...] = ()
@@ -114,6 +122,8 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     began_ms: Millis
     lease_until_ms: int
     reference: bool | None
+    reference_ms: Millis | None = None
+    storage_out: dict[StorageDomainId, Millis | None] = {}
     steady_since_ms: Millis | None = None
     questions: int
     plan_wanted: bool
@@ -136,7 +146,8 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
 _HOST_PLAIN = tuple(
     name
     for name in HostState.__struct_fields__
-    if name in HostNode.__slots__ and name not in ("saved", "neighbours", "sessions", "power")
+    if name in HostNode.__slots__
+    and name not in ("saved", "neighbours", "sessions", "power", "off_since")
 )
 _VM_PLAIN = tuple(
     name
@@ -159,6 +170,8 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         began_ms=cluster.began_ms,
         lease_until_ms=cluster.lease_until_ms,
         reference=cluster.reference,
+        reference_ms=cluster.reference_ms,
+        storage_out=dict(cluster.storage_out),
         steady_since_ms=cluster.steady_since_ms,
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
@@ -184,6 +197,8 @@ def _host_state(cluster: Cluster, node: HostNode) -> HostState:
         dirty=node.id in cluster.dirty_hosts,
         sessions=dict(node.sessions),
         power=dict(node.power),
+        off_since=dict(node.off_since),
+        just_ordered=node.id in cluster.just_ordered,
         neighbours=tuple(
             NeighbourWord(witness=witness, network=network, answer=answer, at_ms=at_ms)
             for (witness, network), (answer, at_ms) in node.neighbours.items()
@@ -218,10 +233,14 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     kept = EngineRecords(cluster=snapshot.cluster, hosts=snapshot.kept_hosts, vms=snapshot.kept_vms)
     cluster = Cluster(policy=snapshot.policy, records=kept, now=snapshot.now)
     cluster.saved_record = snapshot.cluster if snapshot.cluster_saved else None
-    cluster.hold = snapshot.hold
+    if snapshot.hold is not None and snapshot.cluster.hold is None:
+        # A segment of a version whose records did not keep it.
+        cluster.record = replace(cluster.record, hold=snapshot.hold)
     cluster.began_ms = snapshot.began_ms
     cluster.lease_until_ms = snapshot.lease_until_ms
     cluster.reference = snapshot.reference
+    cluster.reference_ms = snapshot.reference_ms
+    cluster.storage_out = dict(snapshot.storage_out)
     cluster.steady_since_ms = snapshot.steady_since_ms
     cluster.questions = snapshot.questions
     for host in snapshot.hosts:
@@ -239,6 +258,7 @@ def _restore_host(cluster: Cluster, state: HostState) -> None:
     node.saved = state.saved if state.unsaved else state.record
     node.sessions = dict(state.sessions)
     node.power = dict(state.power)
+    node.off_since = dict(state.off_since)
     node.neighbours = {
         (word.witness, word.network): (word.answer, word.at_ms) for word in state.neighbours
     }
@@ -257,6 +277,8 @@ def _restore_host(cluster: Cluster, state: HostState) -> None:
         cluster.awaited.add(node.id)
     if state.dirty:
         cluster.dirty_hosts.add(node.id)
+    if state.just_ordered:
+        cluster.just_ordered.add(node.id)
     if state.due_ms is not None:
         node.due_ms = None
         cluster.wake_host(node, state.due_ms)

@@ -12,11 +12,14 @@ from msgspec.structs import replace
 from virtha.engine.capacity import Capacity, HeldVm
 from virtha.engine.events import (
     Command,
+    EndWaiver,
     EngineHost,
     EngineVm,
+    GiveWaiver,
     HostSurveyed,
     MigrateCommand,
     MigrationWord,
+    MoveAsked,
     Notice,
     OrderPower,
     Poison,
@@ -34,7 +37,7 @@ from virtha.engine.records import (
     VmStage,
 )
 from virtha.model.evidence import Answer, PowerState, ProcessKind
-from virtha.model.ids import BootId, HostId, Incarnation, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy
 from virtha.model.power import PowerDeviceId
 from virtha.model.time import Millis
@@ -59,9 +62,11 @@ class HostNode:
         "disks_changed_ms",
         "due_ms",
         "investigated",
+        "leaving_ms",
         "libvirt_answers",
         "neighbours",
         "observe_from_ms",
+        "off_since",
         "poison_sent",
         "power",
         "power_accepted",
@@ -73,10 +78,13 @@ class HostNode:
         "rounds_asked",
         "saved",
         "sent",
+        "sent_ms",
         "sessions",
         "sign_ms",
         "slot_ms",
         "survey",
+        "told_ms",
+        "untold",
         "verdict",
         "verdict_ms",
         "witnessed_ms",
@@ -109,13 +117,23 @@ class HostNode:
         self.poison_sent = False
         """By this process; a recorded poison that was not is sent (again)."""
         self.power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}
+        self.off_since: dict[PowerDeviceId, Millis] = {}
+        """Of devices whose last readings were all *off*: the first of them."""
         self.power_asked_ms: Millis | None = None
         self.sent: OrderId | None = None
         """The power order that this process has sent: another one in the record is sent (again)."""
+        self.sent_ms: Millis | None = None
+        """When that went out: not before it was written, which may take long."""
         self.contradicted = False
         """A sign of a boot that was proven dead was told."""
         self.survey: HostSurveyed | None = None
+        self.untold = config.untold
+        """Until it has told: its silence doesn't do, only proof that it is dead does (M2)."""
+        self.told_ms: Millis | None = None
+        """When it first did, while ``untold`` lasts."""
         self.libvirt_answers = True
+        self.leaving_ms: Millis | None = None
+        """When it last gave a VM back because it is being shut down."""
         self.verdict = Verdict.UNKNOWN
         self.verdict_ms: Millis = now
         self.reasons: tuple[Reason, ...] = ()
@@ -138,6 +156,7 @@ class HostNode:
         self.quiet_rounds = self.rounds_asked = 0
         self.asked_ms = self.power_asked_ms = None
         self.power.clear()
+        self.off_since.clear()
 
 
 class VmNode:
@@ -219,11 +238,18 @@ class Cluster:
         self.saved_record: ClusterRecord | None = None
         self.kept_hosts = {record.host_id: record for record in records.hosts}
         self.kept_vms = {record.vm_id: record for record in records.vms}
-        self.hold: str | None = None
         self.began_ms: Millis = now
         """Since when this server watches without having been asleep, in this term (J1)."""
         self.lease_until_ms = int(now)
         self.reference: bool | None = None
+        self.reference_ms: Millis | None = None
+        """When that was told: what was reached long ago says nothing of now (J4)."""
+        self.just_ordered: set[HostId] = set()
+        """Hosts whose power orders were handed out in the last step: sent by the time of the next one."""
+        self.storage_out: dict[StorageDomainId, Millis | None] = {}
+        """Domains that some host lacks which needs them; since when most do, or None: most see it."""
+        self.storage_told = False
+        """In this step a host said something of its storage that may change whose lease is waived."""
         self.steady_since_ms: Millis | None = None
         """While the brake holds: since when a majority of the survivors sees its storage."""
         self.hosts: dict[HostId, HostNode] = {}
@@ -258,14 +284,26 @@ class Cluster:
         self._due: list[tuple[int, int, HostId | VmId]] = []
         self.notices: list[Notice] = []
         self.commands: list[Command] = []
+        self.moves_asked: list[MoveAsked] = []
+        """In this step, by operators; ordered or refused at its end, when every host was looked at."""
         self.dropped_hosts: list[HostId] = []
         self.dropped_vms: list[VmId] = []
+
+    @property
+    def hold(self) -> str | None:
+        """Why nothing is done of its own accord, by the operator's will."""
+        return self.record.hold
 
     # Time and change
 
     def begin(self, now: Millis) -> None:
         assert now >= self.now, f"time went back from {self.now} to {now}"
         self.now = now
+        for host_id in sorted(self.just_ordered):
+            # A step begins when all that the one before ordered has been written and sent.
+            if host_id in self.hosts:
+                self.hosts[host_id].sent_ms = now
+        self.just_ordered.clear()
         self.notices, self.commands = [], []
         self.dropped_hosts, self.dropped_vms = [], []
 
@@ -443,7 +481,7 @@ def _member(group: set[_Id], one: _Id, belongs: bool) -> None:
 
 def _lane(command: Command) -> int:
     match command:
-        case OrderPower() | ReadPower() | StorageFence() | Poison():
+        case OrderPower() | ReadPower() | StorageFence() | Poison() | GiveWaiver() | EndWaiver():
             return 0
         case StartCommand():
             return 2

@@ -3,13 +3,29 @@
 The server's loop and the simulator both interpret it, so that a crash between two effects in the simulator is a crash
 that can happen on a server. One turn: journal what came, decide, write what was decided while our term still holds,
 send, wait. A leader whose write was refused because the term has passed on has nothing more to say.
+
+A write may take long (the database is away, this process was asleep). A power order that is too old by then is not
+sent: the engine is told so as an event of the next turn, and decides on what is known by then. Whoever carries the others
+out looks at the clock again, right before the device is asked (see ``OrderPower``).
 """
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from virtha.engine.engine import Engine
-from virtha.engine.events import BeatSeen, Command, Decision, EngineEvent, Intent, Notice
+from virtha.engine.events import (
+    BeatSeen,
+    Command,
+    Decision,
+    EngineEvent,
+    Intent,
+    Notice,
+    OrderPower,
+    PowerOrdered,
+)
+from virtha.model.facts import Result
 from virtha.model.ids import HostId, Term
+from virtha.model.power import TOO_LATE
 from virtha.model.time import Millis
 from virtha.model.value import Value
 
@@ -30,6 +46,9 @@ class Write(Value, frozen=True, kw_only=True):
     term: Term
     intents: tuple[Intent, ...]
     notices: tuple[Notice, ...]
+    receipts: dict[HostId, int] = {}
+    """Of each host the last fact that this turn knows of. Only when all of this is durable may that host be told that
+    it can forget them: a release that is lost with a leader would never be said again."""
 
 
 class Send(Value, frozen=True, kw_only=True):
@@ -55,6 +74,22 @@ class InboxFull(Exception):
     """The leader is too slow for what happens; it must step down rather than decide on half of it."""
 
 
+def is_too_late(command: Command, now: Millis) -> TypeGuard[OrderPower]:
+    """Asked after a late write, and by whoever carries it out, right before the device is."""
+    return isinstance(command, OrderPower) and now > command.not_after_ms
+
+
+def not_carried_out(order: OrderPower) -> PowerOrdered:
+    """What comes back of an order that was too old: it never went to its device, and that is certain."""
+    return PowerOrdered(
+        order_id=order.order_id,
+        host_id=order.host_id,
+        device=order.device,
+        result=Result.REFUSED,
+        error=TOO_LATE,
+    )
+
+
 class Turn:
     """Call ``begin``, then for each effect the method that says that it is done. The answer is the next effect."""
 
@@ -63,6 +98,9 @@ class Turn:
         self._term = term
         self._events: list[EngineEvent] = []
         self._beats: dict[HostId, BeatSeen] = {}
+        self._receipts: dict[HostId, int] = {}
+        self.settled: dict[HostId, int] = {}
+        """Receipts of turns that had nothing to write: to be written beside the turns, whenever the database answers."""
         self._now: Millis | None = None
         self._taken: tuple[EngineEvent, ...] = ()
         self.decision: Decision | None = None
@@ -88,10 +126,14 @@ class Turn:
         if len(self._events) > INBOX_MAX:
             raise InboxFull(f"{len(self._events)} events wait for the engine")
 
+    def took(self, host_id: HostId, sequence: int) -> None:
+        """All that follows from that host's facts up to this one has been offered."""
+        self._receipts[host_id] = sequence
+
     @property
     def waiting(self) -> bool:
         """Whether there is something for a turn."""
-        return bool(self._events or self._beats)
+        return bool(self._events or self._beats or self._receipts)
 
     def begin(self, now: Millis) -> Effect:
         assert self._now is None, "a turn is under way"
@@ -99,6 +141,8 @@ class Turn:
             return StepDown()
         self._taken = (*self._events, *self._beats.values())
         self._events, self._beats = [], {}
+        self.settled |= self._receipts
+        self._receipts = {}
         self._now = now
         self.decision = None
         return Journal(now=now, events=self._taken)
@@ -109,16 +153,26 @@ class Turn:
         self.decision = decision
         self._commands, self._wake_at = decision.commands, decision.wake_at
         if decision.intents or decision.notices:
-            return Write(term=self._term, intents=decision.intents, notices=decision.notices)
+            return Write(
+                term=self._term,
+                intents=decision.intents,
+                notices=decision.notices,
+                receipts=self.settled,
+            )
         return self._send()
 
-    def written(self, *, held: bool) -> Effect:
-        """``held``: the term was still ours, and all of it is durable."""
+    def written(self, *, held: bool, now: Millis) -> Effect:
+        """``held``: the term was still ours, and all of it is durable. ``now``: when that was known."""
         if not held:
             self._deposed = True
             self._now = None
             self._commands = ()
             return StepDown()
+        self.settled = {}
+        late = [one for one in self._commands if is_too_late(one, now)]
+        if late:
+            self._commands = tuple(one for one in self._commands if one not in late)
+            self.offer(not_carried_out(one) for one in late)
         return self._send()
 
     def sent(self) -> Effect:

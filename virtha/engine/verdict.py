@@ -54,6 +54,10 @@ def judge(cluster: Cluster, node: HostNode) -> Judgement:
     if silent < times.suspect_after_ms and node.broken_ms is None:
         late = silent >= times.late_after_ms
         look = base + (times.suspect_after_ms if late else times.late_after_ms)
+        if node.sign_ms is None or node.sign_ms < max(cluster.began_ms, node.observe_from_ms):
+            # It had its time to connect, and did not: what it was before says nothing.
+            why = reason("host.not_heard_yet")
+            return Judgement(verdict=Verdict.UNKNOWN, reasons=(why,), look_at_ms=look, late=late)
         return _alive(node, look, late=late)
     return _suspicion(cluster, node, base, silent, judged=incident is not None)
 

@@ -4,13 +4,13 @@ from virtha.engine.drain import drain_reasons
 from virtha.engine.events import Investigate, ReadPower
 from virtha.engine.fencing import plan_fence
 from virtha.engine.incident import alive_after_all, open_incident
-from virtha.engine.inventory import refresh_target
 from virtha.engine.machine import Verdict
-from virtha.engine.records import VmStage
-from virtha.engine.state import ABSENT, Cluster, HostNode, reason
+from virtha.engine.records import FenceStep, VmStage
+from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, reason
+from virtha.engine.targets import look_at_waits, refresh_target
 from virtha.engine.verdict import Judgement, judge, may_take_quick_road
 from virtha.model.ids import HostId
-from virtha.model.vm import Reason
+from virtha.model.vm import Reason, VmState
 
 WITNESSES = 4
 """Neighbours asked in one round: enough for two to fail, and no broadcast storm in a large cluster."""
@@ -44,12 +44,13 @@ def look_at(cluster: Cluster, node: HostNode) -> None:
     node.reasons = judgement.reasons if waiting is None else (*judgement.reasons, waiting)
     if judgement.late or judgement.verdict in _ASKED_ABOUT:
         investigate(cluster, node)
-    elif _is_on_unread(node) and node.power_asked_ms is None:
+    elif node.power_asked_ms is None and _is_on_unread(node):
         # P1: a device whose identity is not known must have said *on* while this boot was beating.
         node.power_asked_ms = cluster.now
         _ask_power(cluster, node)
     if judgement.look_at_ms is not None:
         cluster.wake_host(node, judgement.look_at_ms)
+    look_at_waits(cluster, node)
 
 
 def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
@@ -59,7 +60,7 @@ def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
     cluster.note_verdict(node, judgement.verdict)
     refresh_target(cluster, node)
     match judgement.verdict:
-        case Verdict.SUSPECT if before in (Verdict.ALIVE, Verdict.AGENT_DOWN):
+        case Verdict.SUSPECT if before in (Verdict.ALIVE, Verdict.AGENT_DOWN, Verdict.UNKNOWN):
             cluster.tell("host.suspected", host=node)
         case Verdict.ISOLATED:
             cluster.tell("host.isolated", host=node, witness=judgement.via)
@@ -68,9 +69,13 @@ def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
         case _:
             pass
     if judgement.verdict in ABSENT or judgement.verdict is Verdict.ISOLATED:
-        # Out of reach: what it holds by the records is waited for VM by VM.
-        cluster.awaited.discard(node.id)
+        # Out of reach: what it holds by the records is waited for VM by VM, unless they are not to be believed.
+        if not node.untold:
+            cluster.awaited.discard(node.id)
         cluster.plan_wanted = True
+        for vm in cluster.vms_held_by(node.id):
+            if vm.record.stage is VmStage.STARTING:
+                cluster.touch_vm(vm)
     elif judgement.verdict is Verdict.ALIVE:
         for vm in cluster.vms_held_by(node.id):
             if vm.record.stage is VmStage.LOST:
@@ -87,21 +92,43 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     node.round += 1
     node.rounds_asked += 1
     witnesses = _witnesses(cluster, node)
-    reader = witnesses[0] if witnesses and cluster.vms_on.get(node.id) else None
+    vms = tuple(
+        vm.id for vm in cluster.vms_held_by(node.id) if not runs_elsewhere(cluster, vm, node)
+    )
+    reader = witnesses[0] if witnesses and vms else None
     cluster.order(
         Investigate(
             subject=node.id,
             boot=node.record.boot,
             witnesses=witnesses,
             disk_reader=reader,
-            vms=tuple(vm.id for vm in cluster.vms_held_by(node.id)),
+            vms=vms,
             round=node.round,
         )
     )
     incident = node.record.incident
-    if incident is None or incident.fence is None:
+    fence = incident.fence if incident is not None else None
+    if fence is None or fence.step is FenceStep.RETRYING or node.sent != fence.order_id:
         _ask_power(cluster, node)
     cluster.wake_host(node, cluster.now + interval)
+
+
+def runs_elsewhere(cluster: Cluster, vm: VmNode, node: HostNode) -> bool:
+    """Another holder, which lives, says that it has it up: its disks are written there, so a change of them
+    is no sign of ``node`` (J3)."""
+    for copy in vm.record.copies:
+        other = cluster.hosts.get(copy.host_id)
+        if other is None or other is node or other.verdict is not Verdict.ALIVE:
+            continue
+        if copy.boot not in (None, other.record.boot):
+            continue
+        incarnation, state = vm.seen.get(other.id, (None, VmState.UNKNOWN))
+        if incarnation == copy.incarnation and state in _WRITE:
+            return True
+    return False
+
+
+_WRITE = frozenset({VmState.RUNNING, VmState.STOPPING})
 
 
 def _is_on_unread(node: HostNode) -> bool:

@@ -33,11 +33,32 @@ class VmReport(Value, frozen=True, kw_only=True, tag="vm"):
     restart_count: int = 0
 
 
-class Released(Value, frozen=True, kw_only=True, tag="released"):
+class ReleaseCause(StrEnum):
+    """Why a host gave a copy back. Only the first three leave a VM that is still wanted up."""
+
+    HOST_SHUTDOWN = "host_shutdown"
+    """Its host goes down in order and took it along."""
+    HOST_BOOTED = "host_booted"
+    """Its host came up anew without it."""
+    LEASE_LOST = "lease_lost"
+    """Its host lost the storage, and killed it in time."""
+    INTENDED = "intended"
+    """Stopped by an operator, by its guest, or with the host's own tools; moved or saved with those."""
+    ENDED = "ended"
+    """It crashed or vanished, and its host does not restart it (any more)."""
+    NEVER_RAN = "never_ran"
+    """Its start was refused or failed, or it never came by the migration that it was awaited by."""
+    MOVED = "moved"
+    """Handed over to another host by a migration that the server ordered."""
+
+
+class Released(Value, frozen=True, kw_only=True, tag="released", omit_defaults=True):
     """This host no longer holds that incarnation, and won't start it (G1, P5)."""
 
     vm_id: VmId
     incarnation: Incarnation
+    cause: ReleaseCause | None = None
+    """None: an agent of an earlier version does not say."""
 
 
 class Inventory(Value, frozen=True, kw_only=True, tag="inventory"):
@@ -104,6 +125,23 @@ class Outcome(Value, frozen=True, kw_only=True, tag="outcome"):
     foreign: tuple[ForeignDomain, ...] = ()
 
 
+class MigrationReport(Value, frozen=True, kw_only=True, tag="migration"):
+    """How a migration stands, as this side of it knows for certain. Said again when it is asked for.
+
+    - from the source: ``OK``: handed over. ``FAILED``, ``REFUSED``: not handed over, and it never will be by this
+      order; the VM goes on there. ``UNKNOWN``: all of it was sent, nobody confirmed; the VM stands still there (G6).
+    - from the target: ``OK``: it runs there. ``FAILED``, ``REFUSED``: it never ran there, nor can it by this order,
+      and no copy is left. ``UNKNOWN``: it stands still there, complete.
+    """
+
+    migration_id: OperationId
+    vm_id: VmId
+    incarnation: Incarnation
+    """Of the copy of the side that speaks."""
+    result: Result
+    code: str | None = None
+
+
 class Progress(Value, frozen=True, kw_only=True, tag="progress"):
     """How far a long order (a disk copy) is; a later one makes an earlier one void."""
 
@@ -113,7 +151,15 @@ class Progress(Value, frozen=True, kw_only=True, tag="progress"):
 
 
 FactBody = (
-    Happened | VmReport | Released | Inventory | HostReport | StorageReport | Outcome | Progress
+    Happened
+    | VmReport
+    | Released
+    | Inventory
+    | HostReport
+    | StorageReport
+    | Outcome
+    | Progress
+    | MigrationReport
 )
 
 

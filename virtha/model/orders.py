@@ -7,8 +7,9 @@ incarnation, with a coded reason (`order.refused.…`).
 from enum import StrEnum
 
 from virtha.model.host import StorageDomain
-from virtha.model.ids import BootId, Incarnation, InstallationId, OperationId, Term, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, OperationId, Term, VmId
 from virtha.model.policy import Policy
+from virtha.model.proof import Proof
 from virtha.model.value import Value
 from virtha.model.vm import Disk, Vm
 
@@ -134,6 +135,65 @@ class ReleaseVm(Value, frozen=True, kw_only=True, tag="release"):
     vm_id: VmId
 
 
+class ReceiveVm(Value, frozen=True, kw_only=True, tag="receive"):
+    """Let one incoming migration in (G1, G3): ``grant`` is of the copy that comes, and lets nothing else be started.
+
+    Done when the gate knows it; the source is ordered only then. How it went is told as ``MigrationReport``.
+    """
+
+    vm: Vm
+    migration_id: OperationId
+    grant: Grant
+    by: str
+
+
+class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate"):
+    """Move a running VM to ``target``, memory first (G6: no post-copy). Sent once, never again: a host that was
+    asked about ``target_incarnation`` before refuses it. Past ``deadline_ms`` the source ends the attempt."""
+
+    vm_id: VmId
+    migration_id: OperationId
+    incarnation: Incarnation
+    """Of the copy that runs here."""
+    target: HostId
+    target_incarnation: Incarnation
+    deadline_ms: int
+    by: str
+
+
+class MigrationSide(StrEnum):
+    SOURCE = "source"
+    TARGET = "target"
+
+
+class MigrationWord(StrEnum):
+    """What one side of a migration is told. Whichever it is, a host that doesn't know the migration refuses it from
+    then on, and says so: so an order that was under way too long begins nothing any more."""
+
+    TELL = "tell"
+    """Say how it stands; what is under way goes on."""
+    CANCEL = "cancel"
+    """Source: end the attempt, unless all of it was sent. Target: end the copy, unless it runs. Then tell."""
+    END = "end"
+    """Source: end what is left of a VM that was handed over and release it; if it was not, the VM goes on: tell."""
+    RUN = "run"
+    """The other side's copy is over (G6): let this one run if it is complete, else end and release it. Then tell."""
+
+
+class SettleMigration(Value, frozen=True, kw_only=True, tag="settle_migration"):
+    """To one side of a migration; may be sent again. ``proofs``: about the other side's copy, where it didn't say so
+    itself. Answered by a ``MigrationReport``, a release, or both."""
+
+    vm: Vm
+    migration_id: OperationId
+    side: MigrationSide
+    incarnation: Incarnation
+    """Of the copy of the side that is asked."""
+    target_incarnation: Incarnation
+    word: MigrationWord
+    proofs: tuple[Proof, ...] = ()
+
+
 OrderBody = (
     StartVm
     | StopVm
@@ -147,6 +207,9 @@ OrderBody = (
     | ScanForeign
     | AdoptVm
     | ReleaseVm
+    | ReceiveVm
+    | MigrateVm
+    | SettleMigration
 )
 
 

@@ -7,6 +7,9 @@ from virtha.model.value import Value
 
 PowerDeviceId = NewType("PowerDeviceId", str)
 
+TOO_LATE = "power.too_late"
+"""Of an order that was refused because it was too old when it would have gone to its device: never carried out."""
+
 
 class PowerAction(StrEnum):
     OFF = "off"

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from virtha.model.ids import BootId, HostId
+from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.value import Value
 
 
@@ -32,3 +32,5 @@ class Proof(Value, frozen=True, kw_only=True):
     boot: BootId
     at_ms: int
     detail: str = ""
+    domain_ids: tuple[StorageDomainId, ...] = ()
+    """Of a lease: it says nothing about a VM with a disk in any other domain (P2)."""

@@ -37,7 +37,8 @@ class State(Value, frozen=True, kw_only=True):
 
 
 class Happening(Value, frozen=True, kw_only=True):
-    """``at_ms`` counts from the failure; before it is negative. ``text``: for people who point at it."""
+    """``at_ms`` counts from the failure, before which it is negative, or from the story's beginning. ``text``: for
+    people who point at it."""
 
     at_ms: int
     lane: str
@@ -65,8 +66,11 @@ class Timeline(Value, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(states))
 
 
-def make_timeline(title: str, happenings: Sequence[Happening]) -> Timeline:
-    """Lanes stand in the order in which they are first named. Raises ValueError when there is nothing."""
+def make_timeline(
+    title: str, happenings: Sequence[Happening], *, end_ms: int | None = None
+) -> Timeline:
+    """Lanes stand in the order in which they are first named. ``end_ms``: None: a little after the last happening.
+    Raises ValueError when there is nothing."""
     if not happenings:
         raise ValueError("a timeline of nothing")
     by_lane: dict[str, list[Happening]] = {}
@@ -75,7 +79,7 @@ def make_timeline(title: str, happenings: Sequence[Happening]) -> Timeline:
     begin = min(one.at_ms for one in happenings)
     last = max(one.at_ms for one in happenings)
     # The last states must be seen: they get a tenth of the picture.
-    end = last + max((last - begin) // 9, 1)
+    end = last + max((last - begin) // 9, 1) if end_ms is None else max(end_ms, last + 1)
     lanes = []
     for name, group in by_lane.items():
         ordered = sorted(group, key=lambda one: one.at_ms)

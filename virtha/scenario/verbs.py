@@ -31,10 +31,11 @@ VERBS: dict[str, Verb] = {
             "apart",
             "prefer-apart",
             "together",
+            "storage",
         ),
         help="vm NAME on=HOST [ha] [watchdog=MODEL:ACTION] [no-agent] [ignores-shutdown] [boot=2s] "
         "[writes=500ms] [memory=1GiB] [priority=0] [depends=VM[:CONDITION]] [apart=GROUP] "
-        "[prefer-apart=GROUP] [together=GROUP] "
+        "[prefer-apart=GROUP] [together=GROUP] [storage=DOMAIN] "
         "[foreign: not ours until it is adopted]",
     ),
     "policy": Verb(
@@ -62,9 +63,10 @@ VERBS: dict[str, Verb] = {
     ),
     "host": Verb(
         words=(1, 1),
-        options=("power", "named", "shares-feed", "memory"),
+        options=("power", "named", "shares-feed", "memory", "watchdog", "virtual", "cached-io"),
         help="host NAME [power=bmc|outlets|blind|none, levels with commas] [named: its devices tell whose "
-        "they are] [shares-feed: a BMC without power of its own] [memory=8GiB]: one more host",
+        "they are] [shares-feed: a BMC without power of its own] [memory=8GiB] [watchdog=armed|way-out|none, with "
+        "leases] [virtual: it is itself a VM] [cached-io: its storage can't do direct I/O]: one more host",
     ),
     "advance": Verb(words=(1, 1), help="advance 5s: let time pass"),
     "start": Verb(words=(1, 1), options=("on",), help="start VM [on=HOST]: the operator's order"),
@@ -81,7 +83,7 @@ VERBS: dict[str, Verb] = {
     "unhold": Verb(words=(0, 0), help="unhold: automatic action runs again"),
     "migrating": Verb(words=(2, 2), help="migrating VM yes|no: the mark on its record"),
     "supersede": Verb(words=(1, 1), help="supersede VM: the server proved it dead, counts it up"),
-    "kill-qemu": Verb(words=(1, 1), help="kill-qemu VM: kill -9"),
+    "kill-qemu": Verb(words=(1, 1), options=("on",), help="kill-qemu VM [on=HOST]: kill -9"),
     "vanish-qemu": Verb(
         words=(1, 1), help="vanish-qemu VM: gone while libvirt was down, which names no cause"
     ),
@@ -92,9 +94,16 @@ VERBS: dict[str, Verb] = {
     "guest-reboot": Verb(words=(1, 1), help="guest-reboot VM: from inside"),
     "io-error": Verb(words=(1, 1), help="io-error VM: paused on an I/O error"),
     "virsh": Verb(
-        words=(2, 2), options=("on",), help="virsh start|destroy|suspend|resume|run-ungranted VM"
+        words=(2, 2),
+        options=("on", "to"),
+        help="virsh start|destroy|suspend|resume|run-ungranted|migrate|edit VM [on=HOST] [to=HOST]",
     ),
-    "autostart": Verb(words=(1, 1), help="autostart VM: turned on with libvirt's own tools"),
+    "autostart": Verb(
+        words=(1, 1),
+        options=("on", "managed-save"),
+        help="autostart VM [on=HOST] [managed-save: an old image of its memory lies there]: turned on with "
+        "libvirt's own tools",
+    ),
     "fail-starts": Verb(words=(2, 2), help="fail-starts HOST COUNT: the next starts fail"),
     "blind-starts": Verb(words=(2, 2), help="blind-starts HOST COUNT: results stay unknown"),
     "hide-records": Verb(words=(2, 2), help="hide-records HOST yes|no: guardian can't read them"),
@@ -145,17 +154,69 @@ VERBS: dict[str, Verb] = {
         help="heal-all: whatever was cut, stopped, frozen, switched off or made to lie is well again; a cut "
         "or frozen server is followed by a new one",
     ),
-    "stall-storage": Verb(
-        words=(0, 0), help="stall-storage: it answers nobody; kernels queue writes"
+    "lease": Verb(
+        words=(0, 16),
+        help="lease [DOMAIN...]: storage leases on these domains; before the first host",
     ),
-    "resume-storage": Verb(words=(0, 0), help="resume-storage: what was queued lands"),
-    "hang": Verb(words=(1, 1), help="hang HOST: powered, and nothing in it moves"),
-    "freeze": Verb(words=(2, 2), help="freeze HOST agent|guardian: that process sleeps"),
+    "stall-storage": Verb(
+        words=(0, 0),
+        options=("on", "domain"),
+        help="stall-storage [on=HOST] [domain=NAME]: it answers nobody, or not that host; kernels queue writes",
+    ),
+    "break-storage": Verb(
+        words=(1, 1),
+        options=("on", "domain"),
+        help="break-storage errors|read-only [on=HOST] [domain=NAME]: it answers with errors, at once",
+    ),
+    "resume-storage": Verb(
+        words=(0, 0),
+        options=("on", "domain"),
+        help="resume-storage [on=HOST] [domain=NAME]: what was queued lands",
+    ),
+    "tear-slot": Verb(
+        words=(1, 1),
+        options=("domain",),
+        help="tear-slot HOST [domain=NAME]: half of its next slot write lands, and is acknowledged",
+    ),
+    "late-slot": Verb(
+        words=(2, 2),
+        options=("domain",),
+        help="late-slot HOST 25s [domain=NAME]: its next slot write ends with an error and lands that much later",
+    ),
+    "stale-slots": Verb(
+        words=(1, 1),
+        options=("domain", "of"),
+        help="stale-slots HOST [of=HOST] [domain=NAME]: it reads all slots but its own, or that host's, as they are now",
+    ),
+    "fresh-slots": Verb(
+        words=(1, 1),
+        options=("domain",),
+        help="fresh-slots HOST [domain=NAME]: it reads what is there again",
+    ),
+    "drift": Verb(
+        words=(2, 2),
+        help="drift HOST PPM: its clock runs that much too fast, or too slow with a minus",
+    ),
+    "jump-clock": Verb(
+        words=(2, 2),
+        help="jump-clock HOST 1d: its wall clock jumps, back with a minus; no other does",
+    ),
+    "hang": Verb(
+        words=(1, 1),
+        options=("at",),
+        help="hang HOST [at=renew|kill|reset|feed|arm|allow|read|poison|waiver]: powered, and nothing in it moves; "
+        "or when its guardian has next decided that, before it is done",
+    ),
+    "freeze": Verb(
+        words=(2, 2),
+        options=("at",),
+        help="freeze HOST agent|guardian [at=POINT, as with hang]: that process sleeps",
+    ),
     "thaw": Verb(words=(1, 1), help="thaw HOST: it and its processes go on where they were"),
     "bmc": Verb(
         words=(2, 3),
         options=("device",),
-        help="bmc HOST ok|dead|refuses|lies|nothing|slow TIME|of HOST [device=NAME]: how its power devices "
+        help="bmc HOST ok|dead|refuses|lies|nothing|slow TIME|late TIME|of HOST [device=NAME]: how its power devices "
         "behave, or whom they really switch",
     ),
     "kill-server": Verb(
@@ -165,6 +226,10 @@ VERBS: dict[str, Verb] = {
     ),
     "freeze-server": Verb(
         words=(0, 0), options=("at", "of"), help="freeze-server [at=POINT] [of=COMMAND]: it sleeps"
+    ),
+    "stop-driver": Verb(
+        words=(0, 0),
+        help="stop-driver: the driver of the next power order stops between its look at the clock and the packet",
     ),
     "thaw-server": Verb(words=(0, 0), help="thaw-server: those that sleep go on"),
     "second-server": Verb(
@@ -177,11 +242,41 @@ VERBS: dict[str, Verb] = {
         options=("force",),
         help="confirm-dead HOST [force=REASON]: the operator's word",
     ),
-    "maintenance": Verb(words=(2, 2), help="maintenance HOST on|off"),
+    "maintenance": Verb(
+        words=(2, 2),
+        options=("keep-vms",),
+        help="maintenance HOST on|off [keep-vms: nothing is moved away]",
+    ),
+    "migrate": Verb(
+        words=(1, 1),
+        options=("to",),
+        help="migrate VM [to=HOST]: the operator's order, while it runs",
+    ),
+    "cancel-migration": Verb(words=(1, 1), help="cancel-migration VM: the operator's order"),
+    "busy": Verb(
+        words=(2, 2), help="busy VM yes|no: it writes memory faster than the network carries it"
+    ),
+    "in-migration": Verb(
+        words=(3, 8),
+        options=("on", "at", "of", "device", "after"),
+        help="in-migration VM begun|copying|stands|runs|over VERB WORD...: that happens the next time its move "
+        "comes so far",
+    ),
     "free": Verb(words=(1, 1), help="free VM: from quarantine, or after it was given up"),
     "lift-brake": Verb(words=(0, 0), help="lift-brake: the operator's word"),
     "explain": Verb(words=(1, 1), help="explain VM|HOST: why it is as it is, now"),
+    "must-run": Verb(
+        words=(0, 0),
+        help="must-run: all is well; within twice the policy's time budget every protected VM runs, or has a "
+        "reason that lasts",
+    ),
+    "crash-points": Verb(
+        words=(0, 0),
+        help="crash-points: a mark; this story is also played with the leader and the agents struck at every point",
+    ),
     "power-cut": Verb(words=(1, 1), help="power-cut HOST: its mains are gone"),
-    "boot": Verb(words=(1, 1), help="boot HOST"),
+    "boot": Verb(
+        words=(1, 1), options=("agent-after",), help="boot HOST [agent-after=60s: and its guardian]"
+    ),
     "shutdown-host": Verb(words=(1, 1), help="shutdown-host HOST: guests are ended with SIGTERM"),
 }

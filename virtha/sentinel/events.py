@@ -18,8 +18,8 @@ from enum import StrEnum
 
 from virtha.model.domain import DomainEvent, DomainReport
 from virtha.model.facts import FactBody, Happened, Result
-from virtha.model.ids import BootId, Incarnation, VmId
-from virtha.model.orders import HeldVm, RebootMode, StopMode
+from virtha.model.ids import BootId, Incarnation, OperationId, VmId
+from virtha.model.orders import HeldVm, MigrationSide, RebootMode, StopMode
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -53,6 +53,8 @@ class ExitCause(StrEnum):
     SAVED = "saved"
     START_FAILED = "start_failed"
     NEW_BOOT = "new_boot"
+    LEASE = "lease"
+    """The guardian killed it: the lease on its storage is lost. It may run elsewhere, not here."""
     UNKNOWN = "unknown"
 
 
@@ -74,6 +76,7 @@ class HintKind(StrEnum):
     PANIC = "panic"
     GUEST_SHUTDOWN = "guest_shutdown"
     HOST_SIGNAL = "host_signal"
+    LEASE = "lease"
 
 
 class Hint(Value, frozen=True, kw_only=True):
@@ -94,6 +97,27 @@ class RebootMark(Value, frozen=True, kw_only=True):
     by: str
     ends_at_ms: int
     """A reboot that comes later is the guest's own."""
+
+
+class Move(Value, frozen=True, kw_only=True):
+    """The migration that this copy last took part in; see ``moves``."""
+
+    migration_id: OperationId
+    side: MigrationSide
+    incarnation: Incarnation
+    """Of the target's copy."""
+    ends_ms: int
+    """On the boot-time clock: the source ends the attempt then."""
+    by: str
+    stood: bool = False
+    """Source: it stands still, for all of it was sent."""
+    ending: bool = False
+    """Source: what was left of it is ended on the server's word."""
+    arrived: bool = False
+    """Target: it ran here."""
+    told: Result | None = None
+    """What the server was told last."""
+    code: str | None = None
 
 
 class VmRecord(Value, frozen=True, kw_only=True):
@@ -156,6 +180,9 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """Its agent connected since ``started_ms``."""
     gap_from_ms: int | None = None
     """Nobody watched from then on, and what the guest did is not cleared up yet."""
+    move: Move | None = None
+    moves_to: Incarnation = Incarnation(0)
+    """The highest target's copy of a migration that this host was asked about: none begins that is not above it."""
 
 
 class Watched(Value, frozen=True, kw_only=True):
@@ -282,11 +309,107 @@ class ResumeAccepted(Value, frozen=True, kw_only=True):
     by: str
 
 
+class KilledForLease(Value, frozen=True, kw_only=True):
+    """The guardian is about to kill it, because the lease on its storage is lost. Comes before libvirt says that
+    it ended; where it does not come, an exit without a seen cause is not answered by a restart either (G5)."""
+
+    vm_id: VmId
+
+
 class MigrationMarked(Value, frozen=True, kw_only=True):
     """A migration is about to begin (stepped, and its intents written, before it does), or is over."""
 
     vm_id: VmId
     migrating: bool
+
+
+class MoveAccepted(Value, frozen=True, kw_only=True):
+    """Source: a migration was checked (``Sentinel.move_refusal``) and begins when this step's intents are durable."""
+
+    vm_id: VmId
+    migration_id: OperationId
+    incarnation: Incarnation
+    target_incarnation: Incarnation
+    deadline_ms: int
+    by: str
+
+
+class MoveRefused(Value, frozen=True, kw_only=True):
+    """Source: that migration is not known here, or refused. Nothing begins by it any more."""
+
+    vm: Vm
+    migration_id: OperationId
+    incarnation: Incarnation
+    target_incarnation: Incarnation
+    code: str | None = None
+
+
+class MoveEnded(Value, frozen=True, kw_only=True):
+    """Source: libvirt's word on the attempt. ``UNKNOWN``: it has none, or it can't be had."""
+
+    vm_id: VmId
+    migration_id: OperationId
+    result: Result
+    code: str | None = None
+
+
+class MoveToldAgain(Value, frozen=True, kw_only=True):
+    """The server asked, and nothing has changed since it was told; ``unclear``: it stands still here."""
+
+    vm_id: VmId
+    migration_id: OperationId
+    target_incarnation: Incarnation
+    unclear: bool = False
+
+
+class MoveEnding(Value, frozen=True, kw_only=True):
+    """Source: what is left of it is about to be ended on the server's word, for it was handed over."""
+
+    vm_id: VmId
+
+
+class MoveGivenUp(Value, frozen=True, kw_only=True):
+    """Source: nothing is left here of a copy that was on its way, and the server asked."""
+
+    vm_id: VmId
+
+
+class ArrivalAccepted(Value, frozen=True, kw_only=True):
+    """Target: a copy may come in. Its grant is put down after this step's intents are durable."""
+
+    vm: Vm
+    migration_id: OperationId
+    incarnation: Incarnation
+    ends_ms: int
+    by: str
+
+
+class ArrivalRefused(Value, frozen=True, kw_only=True):
+    """Target: that migration is not known here, or refused, and no copy of it is or will be here."""
+
+    vm: Vm
+    migration_id: OperationId
+    incarnation: Incarnation
+    code: str | None = None
+
+
+class ArrivalCalledOff(Value, frozen=True, kw_only=True):
+    """Target: its grant is gone, and libvirt shows no copy."""
+
+    vm_id: VmId
+
+
+MoveEvent = (
+    MoveAccepted
+    | MoveRefused
+    | MoveEnded
+    | MoveToldAgain
+    | MoveEnding
+    | MoveGivenUp
+    | ArrivalAccepted
+    | ArrivalRefused
+    | ArrivalCalledOff
+)
 
 
 class Adopted(Value, frozen=True, kw_only=True):
@@ -344,12 +467,14 @@ SentinelEvent = (
     | RebootAccepted
     | PauseAccepted
     | ResumeAccepted
+    | KilledForLease
     | MigrationMarked
     | Adopted
     | Forgotten
     | RestartEnded
     | BootStatusRead
     | GuestAnswered
+    | MoveEvent
 )
 
 
@@ -414,11 +539,20 @@ class PauseDomain(Value, frozen=True, kw_only=True):
     vm_id: VmId
 
 
+class AbortMove(Value, frozen=True, kw_only=True):
+    """End a migration away from here that is past its time, if libvirt still can. Answered by ``MoveEnded``."""
+
+    vm_id: VmId
+    code: str
+
+
 class ListDomains(Value, frozen=True, kw_only=True):
     """Ask libvirt for all domains again. Answered by ``DomainsListed``."""
 
 
-Command = Restart | GatherEvidence | ReadBootStatus | PingGuest | PauseDomain | ListDomains
+Command = (
+    Restart | GatherEvidence | ReadBootStatus | PingGuest | PauseDomain | AbortMove | ListDomains
+)
 
 
 class Decision(Value, frozen=True, kw_only=True):

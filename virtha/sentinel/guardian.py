@@ -109,6 +109,8 @@ class Guardian:
         self._pulse_at: Millis | None = None
         self._inventory_revision = 0
         self._alive_said: bool | None = None
+        self._all_well: ProcessesSeen | None = None
+        """The last look, if nobody was suspected and no kill was open: the same again says nothing new."""
         self._suspects: dict[QemuProcess, Millis] = {}
         self._killed: dict[QemuProcess, tuple[Millis, int]] = {}
 
@@ -118,8 +120,9 @@ class Guardian:
         commands: list[GuardianCommand] = []
         for event in events:
             commands += self._fold(event)
-        commands += self._beat_if_due()
-        return GuardianDecision(commands=tuple(commands), wake_at=self._wake_at())
+        alive = self._agent_alive()
+        commands += self._beat_if_due(alive=alive)
+        return GuardianDecision(commands=tuple(commands), wake_at=self._wake_at(alive=alive))
 
     def _fold(self, event: GuardianEvent) -> list[GuardianCommand]:
         match event:
@@ -143,10 +146,9 @@ class Guardian:
     def _agent_alive(self) -> bool:
         return self._pulse_at is not None and self._now - self._pulse_at < PULSE_FRESH_MS
 
-    def _beat_if_due(self) -> list[GuardianCommand]:
+    def _beat_if_due(self, *, alive: bool) -> list[GuardianCommand]:
         if self._interval_ms is None:
             return []
-        alive = self._agent_alive()
         # A change is told at once: "agent down" must not wait out a slow beat.
         if self._now < self._beat_at and alive == self._alive_said:
             return []
@@ -164,16 +166,19 @@ class Guardian:
             )
         ]
 
-    def _wake_at(self) -> Millis | None:
+    def _wake_at(self, *, alive: bool) -> Millis | None:
         if self._interval_ms is None:
             return None
-        if self._pulse_at is not None and self._agent_alive():
+        if self._pulse_at is not None and alive:
             return Millis(min(self._beat_at, self._pulse_at + PULSE_FRESH_MS))
         return self._beat_at
 
     # Kills
 
     def _look(self, seen: ProcessesSeen) -> list[GuardianCommand]:
+        if seen == self._all_well:
+            return []
+        self._all_well = None
         commands = self._confirm_kills(seen)
         if seen.managed is None or seen.granted is None:
             # Unreadable records say nothing, so they also interrupt a suspicion.
@@ -184,6 +189,8 @@ class Guardian:
             for process in sorted(seen.processes, key=lambda process: process.pid)
             if process.vm_id in seen.managed and process.vm_id not in seen.granted
         ]
+        if not ungranted and not self._killed:
+            self._all_well = seen
         self._suspects = {process: self._suspects.get(process, self._now) for process in ungranted}
         for process, since in self._suspects.items():
             if self._now - since >= UNGRANTED_MS and process not in self._killed:

@@ -41,6 +41,7 @@ from virtha.sentinel.lease_events import (
     WatchdogFed,
 )
 
+ENDED = (LeaseState.LOST, LeaseState.CLEARED)
 KILL_AGAIN_MS = 1_000
 RESET_AGAIN_MS = 1_000
 
@@ -57,8 +58,10 @@ class LeaseGuardian:
         policy: LeasePolicy,
         now: Millis,
         first_of_boot: bool,
+        watchdog_runs_ms: int = 0,
     ) -> None:
-        """``first_of_boot``: no guardian ran in this boot before this one."""
+        """``first_of_boot``: no guardian ran in this boot before this one. ``watchdog_runs_ms``: the timeout with
+        which the host's watchdog runs already, as its driver says it; 0: it does not run, or nobody can tell."""
         self._owner = owner
         self._boot = boot
         self._policy = policy
@@ -66,9 +69,14 @@ class LeaseGuardian:
         self._first_of_boot = first_of_boot
         self._session = False
         self._leases: dict[StorageDomainId, DomainLease] = {}
+        self.poisoned = False
+        """For good: it is the boot that was poisoned, by any of its mailboxes."""
         self._watchdog = HostWatchdog(nature)
+        self._watchdog_runs_ms = watchdog_runs_ms
         self._qemus: dict[QemuProcess, LeasedQemu] = {}
         """Each that was seen and has not ended for certain; one that merely vanished may have writes left."""
+        self._seen: tuple[LeasedQemu, ...] = ()
+        """In the last look, if none has ended since: the same again adds none."""
         self._looked_from: int | None = None
         self._looks: dict[StorageDomainId, Millis | None] = {}
         """Since when starts are refused for certain in a lost domain; None: ordered in the last step."""
@@ -77,29 +85,45 @@ class LeaseGuardian:
         self._reset_again_at: Millis | None = None
         self._renewed_now: set[StorageDomainId] = set()
         self._waiver_ending: set[StorageDomainId] = set()
+        self._calm_until = now
+        """Until then a look that shows what the one before it did asks for nothing."""
 
     def step(self, now: Millis, events: Iterable[LeaseEvent]) -> LeaseDecision:
         assert now >= self._now, f"time went back from {self._now} to {now}"
         self._now = now
         # The last step's commands were carried out before this step: what it refused is refused by now.
-        self._looks = {each: now if at is None else at for each, at in self._looks.items()}
+        if self._looks:
+            self._looks = {each: now if at is None else at for each, at in self._looks.items()}
         told: list[LeaseCommand] = []
+        shows_nothing_new = True
         for event in events:
+            known = isinstance(event, QemusSeen) and event.qemus == self._seen
+            shows_nothing_new = shows_nothing_new and known
             told += self._fold(event)
+        if shows_nothing_new and now < self._calm_until:
+            return LeaseDecision(wake_at=self._calm_until)
         # Ends and relief first, then what promises: a step never feeds on a promise that it is about to break.
-        commands = [*self._lose(), *self._clear(), *self._kill(), *self._reset()]
+        commands = [*self._lose()]
+        if any(lease.state in ENDED for lease in self._leases.values()):
+            commands += [*self._clear(), *self._kill(), *self._reset()]
+        else:
+            self._kill_again_at = self._reset_again_at = None
         commands += [*self._allow_starts(), *told]
         commands += self._plan_watchdog()
         commands += self._renew()
         self._check()
-        return LeaseDecision(commands=tuple(commands), wake_at=self._wake_at())
+        wake_at = self._wake_at()
+        self._calm_until = wake_at if wake_at is not None and self._is_calm() else now
+        return LeaseDecision(commands=tuple(commands), wake_at=wake_at)
 
     def states(self) -> dict[StorageDomainId, LeaseState]:
         return {domain_id: lease.state for domain_id, lease in self._leases.items()}
 
-    @property
-    def poisoned(self) -> bool:
-        return any(lease.poisoned for lease in self._leases.values())
+    def _is_calm(self) -> bool:
+        """All is held and fed: only an event, or the moment to wake at, can ask for something."""
+        return self._watchdog.state is WatchdogState.ARMED and all(
+            lease.state is LeaseState.HELD for lease in self._leases.values()
+        )
 
     # Fold
 
@@ -117,8 +141,11 @@ class LeaseGuardian:
                 return self._renewed(event)
             case QemusSeen():
                 self._looked_from = event.began_ms
-                self._qemus |= {qemu.process: qemu for qemu in event.qemus}
+                if event.qemus != self._seen:
+                    self._seen = event.qemus
+                    self._qemus |= {qemu.process: qemu for qemu in event.qemus}
             case QemuEnded(process=process):
+                self._seen = ()
                 self._qemus.pop(process, None)
                 self._killed.pop(process, None)
             case WaiverGiven(domain_id=domain_id):
@@ -145,6 +172,7 @@ class LeaseGuardian:
         if lease.state is not LeaseState.UNKNOWN:
             return []
         lease.attach(event, now=self._now, first_of_boot=self._first_of_boot)
+        self.poisoned = self.poisoned or lease.poisoned
         own = event.own
         if lease.state is not LeaseState.UNKNOWN or not isinstance(own, Unreadable):
             return []
@@ -157,7 +185,8 @@ class LeaseGuardian:
         if lease is None:
             return []
         before, poisoned = lease.state, self.poisoned
-        good = lease.renewed(event)
+        good = lease.renewed(event, self._now)
+        self.poisoned = poisoned or lease.poisoned
         told: list[LeaseCommand] = []
         if lease.poisoned and not poisoned:
             told.append(self._report("host.lease.poisoned", lease))
@@ -225,10 +254,9 @@ class LeaseGuardian:
             yield self._report("host.lease.cleared", lease)
 
     def _kill(self) -> Iterator[LeaseCommand]:
-        ended = (LeaseState.LOST, LeaseState.CLEARED)
         self._kill_again_at = None
         for lease in self._leases.values():
-            for qemu in self._doomed(lease) if lease.state in ended else ():
+            for qemu in self._doomed(lease) if lease.state in ENDED else ():
                 killed_at = self._killed.get(qemu.process)
                 if killed_at is None or self._now >= killed_at + KILL_AGAIN_MS:
                     self._killed[qemu.process] = self._now
@@ -262,26 +290,30 @@ class LeaseGuardian:
         """By when the VMs of the tightest lease have to be dead. Nothing binds the feeding of a watchdog that
         no slot of this boot has declared: such a slot proves nothing."""
         moments = [
-            lease.over_at
+            over_at
             for lease in self._leases.values()
-            if lease.promised_watchdog_ms and lease.over_at is not None
+            if lease.promised_watchdog_ms and (over_at := lease.over_at) is not None
         ]
         return min(moments, default=None)
 
     def _plan_watchdog(self) -> list[LeaseCommand]:
         leases = self._leases.values()
-        if any(lease.binds_unknown for lease in leases) and not self._first_of_boot:
+        if not self._first_of_boot and any(lease.binds_unknown for lease in leases):
             return []  # the watchdog, if it runs, runs out
         promised = [lease.promised_watchdog_ms for lease in leases if lease.promised_watchdog_ms]
-        held = any(lease.state is LeaseState.HELD for lease in leases)
+        over_at = self._over_at
         planned: list[LeaseCommand] = []
         if promised:
-            planned = self._watchdog.take_over(self._now, min(promised), self._over_at)
+            planned = self._watchdog.take_over(self._now, min(promised), over_at)
+        elif self._watchdog_runs_ms and any(lease.waived_unread for lease in leases):
+            # What it was declared with can't be read, but it was declared with what its driver says; and by the
+            # waiver nobody relies on it now. Unfed it would end a host that the leader wants to live.
+            planned = self._watchdog.take_over(self._now, self._watchdog_runs_ms, None)
         elif not self._policy.enabled:
             planned = self._watchdog.disarm()
-        elif held and self._session:
+        elif self._session and any(lease.state is LeaseState.HELD for lease in leases):
             planned = self._watchdog.arm(self._now, self._policy)
-        return planned or self._watchdog.feed(self._now, self._over_at)
+        return planned or self._watchdog.feed(self._now, over_at)
 
     # Renewals
 

@@ -13,6 +13,7 @@ is ever under way: a queue of them would add up.
 from enum import StrEnum
 
 from virtha.model.policy import LeasePolicy
+from virtha.model.policy.lease import LAST_CALL_MS
 from virtha.model.time import Millis
 from virtha.sentinel.guardian import Report
 from virtha.sentinel.lease_events import (
@@ -25,9 +26,6 @@ from virtha.sentinel.lease_events import (
 )
 
 FEEDS_PER_TIMEOUT = 5
-LAST_CALL_MS = 100
-"""The last feeding is ordered that much before it would be too late, so that a timer's delay doesn't cost a
-fifth of the timeout."""
 RETRY_MS = 30_000
 
 

@@ -72,6 +72,8 @@ class DomainLease:
         self._acknowledged = 0
         self._mailbox_counter = 0
         self._visible: tuple[Terms, ...] = ()
+        self.terms: Terms | None = None
+        """The shortest of all that somebody may read."""
         self._settled = True
         self._number = 0
         self._under_way: Slot | None = None
@@ -116,16 +118,6 @@ class DomainLease:
     # Deadlines
 
     @property
-    def terms(self) -> Terms | None:
-        """The shortest of all that somebody may read."""
-        if not self._visible:
-            return None
-        return Terms(
-            self_fence_after_ms=min(each.self_fence_after_ms for each in self._visible),
-            kill_ms=min(each.kill_ms for each in self._visible),
-        )
-
-    @property
     def self_fence_at(self) -> Millis | None:
         """From when on its VMs must be killed; None while nothing is promised."""
         if self.state is not LeaseState.HELD or self.good_ms is None or self.terms is None:
@@ -167,6 +159,11 @@ class DomainLease:
     def binds_unknown(self) -> bool:
         """Somebody may rely on a promise that nobody here knows."""
         return self.state is LeaseState.UNKNOWN and not self._waived_ahead
+
+    @property
+    def waived_unread(self) -> bool:
+        """The leader waived it, and what its slot says is not known yet."""
+        return self.state is LeaseState.UNKNOWN and self._waived_ahead
 
     def waive(self) -> bool:
         """Whether the waiver was taken: what is lost already stays lost. A guardian that restarts in an outage
@@ -224,7 +221,7 @@ class DomainLease:
         )
         return RenewSlot(domain_id=self.domain_id, number=self._number, slot=self._under_way)
 
-    def renewed(self, done: RenewDone) -> bool:
+    def renewed(self, done: RenewDone, now: Millis) -> bool:
         """Fold the result; whether the renewal was good. A good one counts from its decision, however late
         its result comes: a result past the deadline changes nothing any more."""
         slot = self._under_way
@@ -239,15 +236,19 @@ class DomainLease:
             self._proven_working = False
             return False
         if self._settled:
-            self._visible = (_terms(slot.declaration),)
+            self._show(_terms(slot.declaration))
             self.promised_watchdog_ms = _promised_watchdog_ms(slot.declaration)
-        self._count(slot)
+        self._count(slot, now)
         return True
 
-    def _count(self, slot: Slot) -> None:
+    def _count(self, slot: Slot, now: Millis) -> None:
         submitted = Millis(slot.submitted_ms)
         self._proven_working = True
         if self.state is LeaseState.CLEARED and not self.poisoned and not slot.declaration.waived:
+            # One that hung in an outage for longer than a lease lasts would be lost again at once, with a kill
+            # time that is over: the host would reset itself when its storage comes back. The next one holds it.
+            if self.terms is None or now >= submitted + self.terms.self_fence_after_ms:
+                return
             self.state = LeaseState.HELD
         if self.state is not LeaseState.HELD:
             return
@@ -273,10 +274,17 @@ class DomainLease:
         self.poisoned = True
         return False
 
+    def _show(self, *visible: Terms) -> None:
+        self._visible = visible
+        self.terms = Terms(
+            self_fence_after_ms=min(each.self_fence_after_ms for each in visible),
+            kill_ms=min(each.kill_ms for each in visible),
+        )
+
     def _promise(self, said: Declaration) -> None:
         terms = _terms(said)
         if terms not in self._visible:
-            self._visible = (*self._visible, terms)
+            self._show(*self._visible, terms)
         both = (self.promised_watchdog_ms, _promised_watchdog_ms(said))
         self.promised_watchdog_ms = min(filter(None, both), default=0)
 

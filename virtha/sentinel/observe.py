@@ -5,6 +5,15 @@ from virtha.model.time import Millis
 from virtha.model.vm import VmState
 from virtha.sentinel.events import GuestAnswered, HintKind, PingGuest, ReadBootStatus
 from virtha.sentinel.machine import Trigger
+from virtha.sentinel.moves import (
+    STANDS,
+    arrival_gone,
+    arrived,
+    awaited,
+    goes_on,
+    is_handed_over,
+    stands_still,
+)
 from virtha.sentinel.reconstruct import close_gap, started_outside
 from virtha.sentinel.restart import attempt_succeeded, ended_in_attempt
 from virtha.sentinel.starts import start_succeeded
@@ -38,7 +47,11 @@ def domain_event(host: HostState, event: DomainEvent) -> None:
         case DomainEventKind.STOPPED:
             close_gap(host, guarded, "it stopped before it could be asked")
             ended_in_attempt(host, guarded)
-            stopped(host, guarded, event.detail)
+            if awaited(guarded.record):
+                arrival_gone(host, guarded, event.detail)
+            else:
+                # A move that came off is told by the server, as one thing.
+                stopped(host, guarded, event.detail, told=is_handed_over(guarded, event.detail))
         case DomainEventKind.PANICKED:
             _panicked(host, guarded)
         case DomainEventKind.REBOOTED:
@@ -62,9 +75,12 @@ def _started(host: HostState, guarded: Guarded) -> None:
 
 
 def _resumed(host: HostState, guarded: Guarded) -> None:
-    before = guarded.record.state
+    before, comes = guarded.record.state, awaited(guarded.record)
     if not guarded.move(Trigger.RUNS):
         host.list_wanted = True
+        return
+    if comes:
+        arrived(host, guarded)
         return
     if before is VmState.UNKNOWN:
         # The start whose result was unknown has come to its end.
@@ -78,8 +94,11 @@ def _resumed(host: HostState, guarded: Guarded) -> None:
     if guarded.record.dump_pending:
         pause_after_dump(host, guarded)
         return
+    stood = guarded.record.pause is not None and guarded.record.pause.code == STANDS
+    goes_on(guarded)
     guarded.set(pause=None, pause_by=None, pending=None, blocked=None)
-    host.tell(guarded, "vm.resumed")
+    if not stood:
+        host.tell(guarded, "vm.resumed")
 
 
 def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
@@ -88,6 +107,11 @@ def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
         host.list_wanted = True
         return
     if guarded.record.state is not VmState.PAUSED:
+        return
+    if detail == "migrated":
+        # Told by its report: it lasts a moment, or the server asks what it is about.
+        guarded.set(pause=reason(STANDS), pause_by=None)
+        stands_still(guarded)
         return
     code, by = _pause_reason(guarded, detail)
     dump_goes_on = record.dump_pending and detail == "watchdog"

@@ -23,6 +23,15 @@ from virtha.sentinel.events import (
     Told,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
+from virtha.sentinel.moves import (
+    STANDS,
+    awaited,
+    compare_arrival,
+    goes_on,
+    leaves,
+    stands_still,
+    tell_open_moves,
+)
 from virtha.sentinel.restart import attempt_failed, attempt_succeeded
 from virtha.sentinel.starts import start_failed, start_succeeded
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
@@ -88,6 +97,12 @@ def _close_old_boot(host: HostState, guarded: Guarded) -> None:
         host.tell_released(guarded)
         return
     was_up = record.state is not VmState.DOWN
+    if awaited(record):
+        # It was to come, and its boot is over: nothing of it was here that anybody missed.
+        ending = Exit(cause=ExitCause.NEW_BOOT, at_ms=0, seen=False)
+        guarded.set(state=VmState.DOWN, exit=ending, released=True)
+        host.tell_released(guarded)
+        return
     stopped_on_purpose = record.stop is not None
     cause = ExitCause.ORDERED if stopped_on_purpose else ExitCause.NEW_BOOT
     if was_up:
@@ -121,7 +136,7 @@ def libvirt_lost(host: HostState) -> None:
     host.lost_ms = host.now
     for guarded in host.all():
         # The list that ends the outage is surely later than what came before it.
-        guarded.moved = False
+        guarded.moved = guarded.arrival_watched = False
     host.tell(None, "host.libvirt.lost")
 
 
@@ -135,6 +150,8 @@ def domains_listed(host: HostState, event: DomainsListed) -> None:
     host.listed = {report.vm_id: report for report in event.domains}
     if before is LibvirtLink.LOST:
         host.tell(None, "host.libvirt.back")
+    if at_start:
+        tell_open_moves(host)
     for guarded in host.all():
         gap_ms = _gap_from(host, guarded, before, at_start=at_start)
         if gap_ms is not None and guarded.up and guarded.record.gap_from_ms is None:
@@ -175,7 +192,9 @@ def _compare(
         return
     active = report is not None and report.state in ACTIVE
     unresolved = at_start or record.state is VmState.UNKNOWN
-    if record.attempt is not None:
+    if awaited(record):
+        compare_arrival(host, guarded, report)
+    elif record.attempt is not None:
         if unresolved:
             _resolve_attempt(host, guarded, report if active else None)
     elif record.state in (VmState.STARTING, VmState.UNKNOWN):
@@ -255,7 +274,8 @@ def _ended_unseen(host: HostState, guarded: Guarded, report: DomainReport | None
     detail = report.reason if report is not None else "missing"
     cause = attribute(record, detail, now=host.now, host_shutting_down=host.shutting_down)
     seen = cause is not ExitCause.UNKNOWN
-    if not guarded.exit_told:
+    handed_over = cause is ExitCause.MIGRATED and leaves(record)
+    if not guarded.exit_told and not handed_over:
         _tell_between(host, guarded, "vm.stop.reconstructed", cause=cause.value)
         if cause is ExitCause.GUEST_SHUTDOWN:
             _tell_traceless(host, guarded, {WatchdogAction.SHUTDOWN})
@@ -295,6 +315,7 @@ def _another_qemu(host: HostState, guarded: Guarded, report: DomainReport) -> No
 
 def _runs_again(host: HostState, guarded: Guarded) -> None:
     guarded.move(Trigger.RUNS)
+    goes_on(guarded)
     if guarded.record.dump_pending:
         pause_after_dump(host, guarded)
         return
@@ -307,6 +328,10 @@ def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None
     guarded.move(Trigger.PAUSES)
     if record.pause is not None:
         # It was known to be paused when it was asked to stop.
+        return
+    if report.reason == "migration":
+        guarded.set(pause=reason(STANDS))
+        stands_still(guarded)
         return
     if record.dump_pending:
         # Either the dump goes on, or our pause came through: both show as paused by the watchdog.

@@ -84,6 +84,8 @@ def delayed(host: HostState, record: VmRecord) -> Reason | None:
 
 
 def attempts_in_window(host: HostState, record: VmRecord) -> tuple[int, ...]:
+    if not record.attempts_ms:
+        return ()
     since = host.now - host.policy.restart.window_ms
     return tuple(at for at in record.attempts_ms if at > since)
 

@@ -11,11 +11,15 @@ from typing import assert_never
 from virtha.model.domain import DomainEvent
 from virtha.model.facts import VmReport
 from virtha.model.ids import BootId, Incarnation, VmId
+from virtha.model.orders import SettleMigration
 from virtha.model.time import Millis
 from virtha.model.vm import Reason, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import (
     Adopted,
+    ArrivalAccepted,
+    ArrivalCalledOff,
+    ArrivalRefused,
     BootStatusRead,
     Configured,
     Decision,
@@ -26,9 +30,17 @@ from virtha.sentinel.events import (
     HostShuttingDown,
     HostStaysUp,
     Intent,
+    KilledForLease,
     LibvirtLost,
     ListDomains,
     MigrationMarked,
+    MoveAccepted,
+    MoveEnded,
+    MoveEnding,
+    MoveEvent,
+    MoveGivenUp,
+    MoveRefused,
+    MoveToldAgain,
     PauseAccepted,
     RebootAccepted,
     ReportAgain,
@@ -47,6 +59,25 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.explain import reasons_of
 from virtha.sentinel.invariants import check
+from virtha.sentinel.moves import (
+    CopySeen,
+    SettleAction,
+    arrival_accepted,
+    arrival_called_off,
+    arrival_refusal,
+    arrival_refused,
+    give_up,
+    move_accepted,
+    move_ended,
+    move_ending,
+    move_ends_at,
+    move_refusal,
+    move_refused,
+    move_told_again,
+    never_came,
+    plan_move,
+    settle_action,
+)
 from virtha.sentinel.observe import (
     agent_grace_ends,
     domain_event,
@@ -86,7 +117,12 @@ from virtha.sentinel.starts import (
     start_refused,
 )
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink
-from virtha.sentinel.stops import expire_stop_mark, stop_accepted, stop_may_lapse
+from virtha.sentinel.stops import (
+    expire_stop_mark,
+    killed_for_lease,
+    stop_accepted,
+    stop_may_lapse,
+)
 from virtha.sentinel.watchdog import pause_retry_at, retry_pause
 
 WATCHED_EVERY_MS = 5_000
@@ -108,10 +144,14 @@ class Sentinel:
         self._host = HostState(
             boot=boot, records=records, now=now, default_watchdog=default_watchdog
         )
+        self._at_rest = False
+        """The last step had no events, changed nothing, and left nothing that time alone could change."""
 
     def step(self, now: Millis, events: Sequence[SentinelEvent]) -> Decision:
         host = self._host
         host.begin(now)
+        if self._at_rest and not events:
+            return self._rest()
         if not host.opened:
             host.opened = True
             open_records(host)
@@ -124,11 +164,29 @@ class Sentinel:
         self._report()
         commands = host.ordered_commands()
         check(host, intents, commands)
+        self._at_rest = not (events or commands or host.notices) and self._may_rest(intents)
         return Decision(
             intents=intents,
             commands=commands,
             notices=tuple(host.notices),
             wake_at=self._wake_at(),
+        )
+
+    def _may_rest(self, intents: Sequence[Intent]) -> bool:
+        """Attempts count for a window of time, and a list that is wanted is asked for again."""
+        return not self._host.list_wanted and (
+            all(isinstance(intent, SaveWatched) for intent in intents)
+            and not any(
+                guarded.record.attempts_ms or self._moments(guarded) for guarded in self._host.all()
+            )
+        )
+
+    def _rest(self) -> Decision:
+        """Nothing to be looked at but the time until which all is known."""
+        watched = self._watched_now()
+        return Decision(
+            intents=() if watched is None else (SaveWatched(watched=watched),),
+            wake_at=self._watched_due() if self._watches() else None,
         )
 
     @property
@@ -140,6 +198,20 @@ class Sentinel:
     def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
         """Why a start order must be refused now; only without one is ``StartAccepted`` allowed."""
         return start_refusal(self._host, vm_id, incarnation)
+
+    def move_refusal(
+        self, vm_id: VmId, incarnation: Incarnation, target_incarnation: Incarnation
+    ) -> Reason | None:
+        """Why an order to move it away must be refused now; see ``MoveAccepted``."""
+        return move_refusal(self._host, vm_id, incarnation, target_incarnation)
+
+    def arrival_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
+        """Why no copy may come in now; see ``ArrivalAccepted``."""
+        return arrival_refusal(self._host, vm_id, incarnation)
+
+    def settle_action(self, order: SettleMigration, copy: CopySeen) -> SettleAction:
+        """What the server's word about a migration comes to here; ``copy``: as libvirt shows it now."""
+        return settle_action(self._host, order, copy)
 
     def view(self) -> tuple[VmRecord, ...]:
         return tuple(guarded.record for guarded in self._host.all())
@@ -169,8 +241,44 @@ class Sentinel:
                 boot_status_read(host, event)
             case GuestAnswered():
                 guest_answered(host, event)
+            case (
+                MoveAccepted()
+                | MoveRefused()
+                | MoveEnded()
+                | MoveToldAgain()
+                | MoveEnding()
+                | MoveGivenUp()
+                | ArrivalAccepted()
+                | ArrivalRefused()
+                | ArrivalCalledOff()
+            ):
+                self._fold_move(event)
             case _:
                 self._fold_order(event)
+
+    def _fold_move(self, event: MoveEvent) -> None:
+        host = self._host
+        match event:
+            case MoveAccepted():
+                move_accepted(host, event)
+            case MoveRefused():
+                move_refused(host, event)
+            case MoveEnded():
+                move_ended(host, event)
+            case MoveToldAgain():
+                move_told_again(host, event)
+            case MoveEnding():
+                move_ending(host, event)
+            case MoveGivenUp():
+                give_up(host, event)
+            case ArrivalAccepted():
+                arrival_accepted(host, event)
+            case ArrivalRefused():
+                arrival_refused(host, event)
+            case ArrivalCalledOff():
+                arrival_called_off(host, event)
+            case _:
+                assert_never(event)
 
     def _fold_order(
         self,
@@ -181,6 +289,7 @@ class Sentinel:
         | RebootAccepted
         | PauseAccepted
         | ResumeAccepted
+        | KilledForLease
         | MigrationMarked
         | Adopted
         | Forgotten,
@@ -201,6 +310,8 @@ class Sentinel:
                 pause_accepted(host, event)
             case ResumeAccepted():
                 resume_accepted(host, event)
+            case KilledForLease():
+                killed_for_lease(host, event)
             case MigrationMarked():
                 migration_marked(host, event)
             case Adopted():
@@ -218,6 +329,7 @@ class Sentinel:
         expire_gap(host, guarded)
         tell_silent_agent(host, guarded)
         retry_pause(host, guarded)
+        plan_move(host, guarded)
         plan(host, guarded)
         gather_evidence(host, guarded)
 
@@ -238,8 +350,10 @@ class Sentinel:
         host = self._host
         intents: list[Intent] = [DropRecord(vm_id=vm_id) for vm_id in host.dropped]
         for guarded in host.all():
-            guarded.set(reasons=reasons_of(host, guarded.record))
-            if guarded.record == guarded.saved:
+            reasons = reasons_of(host, guarded.record)
+            if reasons != guarded.record.reasons:
+                guarded.set(reasons=reasons)
+            if guarded.record is guarded.saved or guarded.record == guarded.saved:
                 continue
             alive = guarded.record.state is not VmState.DOWN and guarded.record.boot == host.boot
             # Not while libvirt is away: a record that new settings change is not one that was seen.
@@ -247,19 +361,22 @@ class Sentinel:
                 guarded.set(last_alive_ms=int(host.now))
             guarded.saved = guarded.record
             intents.append(SaveRecord(record=guarded.record))
-        watched = self._watched()
+        watched = self._watched_now()
         if watched is not None:
-            host.watched = watched
             intents.append(SaveWatched(watched=watched))
         return tuple(intents)
 
-    def _watched(self) -> Watched | None:
+    def _watches(self) -> bool:
         host = self._host
-        if not host.connected or not any(guarded.up for guarded in host.vms.values()):
+        return host.connected and any(guarded.up for guarded in host.vms.values())
+
+    def _watched_now(self) -> Watched | None:
+        """To be saved, if it is due."""
+        host = self._host
+        if not self._watches() or host.now < self._watched_due():
             return None
-        if host.now < self._watched_due():
-            return None
-        return Watched(boot=host.boot, until_ms=int(host.now))
+        host.watched = Watched(boot=host.boot, until_ms=int(host.now))
+        return host.watched
 
     def _watched_due(self) -> Millis:
         watched = self._host.watched
@@ -269,7 +386,7 @@ class Sentinel:
 
     def _report(self) -> None:
         for guarded in self._host.all():
-            if not guarded.known:
+            if not guarded.known or never_came(guarded.record):
                 continue
             record = guarded.record
             report = VmReport(
@@ -294,7 +411,7 @@ class Sentinel:
     def _wake_at(self) -> Millis | None:
         host = self._host
         moments = [moment for guarded in host.all() for moment in self._moments(guarded)]
-        if host.connected and any(guarded.up for guarded in host.vms.values()):
+        if self._watches():
             moments.append(self._watched_due())
         if host.connected and host.list_wanted and host.listing_ms is not None:
             moments.append(Millis(host.listing_ms + RELIST_MS))
@@ -308,6 +425,7 @@ class Sentinel:
             gap_deadline(guarded),
             agent_grace_ends(guarded),
             pause_retry_at(guarded) if host.connected else None,
+            move_ends_at(host, guarded),
             exit_expected_until(host, guarded) if guarded.evidence else None,
         ]
         if stop_may_lapse(record):

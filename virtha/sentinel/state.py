@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport
-from virtha.model.facts import FactBody, Happened, Released, VmReport
+from virtha.model.facts import FactBody, Happened, ReleaseCause, Released, VmReport
 from virtha.model.ids import BootId, VmId
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
@@ -15,6 +15,7 @@ from virtha.model.vm import Reason
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import (
     Command,
+    ExitCause,
     GatherEvidence,
     ListDomains,
     Restart,
@@ -50,6 +51,12 @@ class Guarded:
         self.gap_seen_ms: Millis | None = None
         self.pause_sent_ms: Millis | None = None
         self.rebooted_ms: Millis | None = None
+        self.abort_sent = False
+        """Its migration was too late, and libvirt was asked to end it."""
+        self.arrival_watched = False
+        """Nothing can have happened unseen since its arrival was accepted."""
+        self.called_off = False
+        """No copy of it is to come here any more."""
 
     @property
     def up(self) -> bool:
@@ -130,7 +137,11 @@ class HostState:
 
     def tell_released(self, guarded: Guarded) -> None:
         record = guarded.record
-        self.notices.append(Released(vm_id=record.vm.id, incarnation=record.incarnation))
+        self.notices.append(
+            Released(
+                vm_id=record.vm.id, incarnation=record.incarnation, cause=_release_cause(record)
+            )
+        )
 
     def order(self, command: Command) -> None:
         self.commands.append(command)
@@ -138,6 +149,39 @@ class HostState:
     def ordered_commands(self) -> tuple[Command, ...]:
         """Restarts before all else, evidence after all else (W12)."""
         return tuple(sorted(self.commands, key=_urgency))
+
+
+_INTENDED = frozenset(
+    {
+        ExitCause.ORDERED,
+        ExitCause.GUEST_SHUTDOWN,
+        ExitCause.DESTROYED_OUTSIDE,
+        ExitCause.SIGNAL,
+        ExitCause.MIGRATED,
+        ExitCause.SAVED,
+    }
+)
+
+
+def _release_cause(record: VmRecord) -> ReleaseCause | None:
+    """What the server has to know to decide whether it starts elsewhere. None: no exit is recorded."""
+    if record.exit is None:
+        return None
+    cause = record.exit.cause
+    blocked = record.blocked.code if record.blocked is not None else ""
+    if cause is ExitCause.HOST_SHUTDOWN or blocked == "restart.blocked.host_shutting_down":
+        return ReleaseCause.HOST_SHUTDOWN
+    if cause is ExitCause.MIGRATED and record.moves_to:
+        return ReleaseCause.MOVED
+    if cause in _INTENDED:
+        return ReleaseCause.INTENDED
+    if cause is ExitCause.LEASE:
+        return ReleaseCause.LEASE_LOST
+    if cause is ExitCause.NEW_BOOT:
+        return ReleaseCause.HOST_BOOTED
+    if cause is ExitCause.START_FAILED:
+        return ReleaseCause.NEVER_RAN
+    return ReleaseCause.ENDED
 
 
 def _urgency(command: Command) -> int:

@@ -10,6 +10,7 @@ from virtha.sentinel.events import (
     ExitCause,
     Hint,
     HintKind,
+    KilledForLease,
     StopAccepted,
     StopMark,
     VmRecord,
@@ -57,6 +58,8 @@ def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down:
     """``detail``: libvirt's, of the STOPPED event or of the shut-off state."""
     if record.stop is not None:
         return ExitCause.ORDERED
+    if record.move is not None and record.move.ending:
+        return ExitCause.MIGRATED
     match detail:
         case "destroyed" | "from_snapshot":
             return ExitCause.DESTROYED_OUTSIDE
@@ -75,6 +78,9 @@ def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down:
 def _attribute_end(
     record: VmRecord, detail: str, hints: frozenset[HintKind], *, host_shutting_down: bool
 ) -> ExitCause:
+    if HintKind.LEASE in hints:
+        # Before all others: whatever else it was about to do, on this host it may not run again.
+        return ExitCause.LEASE
     if HintKind.PANIC in hints:
         return ExitCause.PANIC
     if HintKind.WATCHDOG_POWEROFF in hints:
@@ -91,6 +97,12 @@ def _attribute_end(
 
 
 # Folding
+
+
+def killed_for_lease(host: HostState, event: KilledForLease) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is not None:
+        add_hint(host, guarded, HintKind.LEASE)
 
 
 def stop_accepted(host: HostState, event: StopAccepted) -> None:
@@ -123,12 +135,13 @@ def expire_stop_mark(host: HostState, guarded: Guarded) -> None:
     guarded.set(stop=None)
 
 
-def stopped(host: HostState, guarded: Guarded, detail: str) -> None:
+def stopped(host: HostState, guarded: Guarded, detail: str, *, told: bool = False) -> None:
     record = guarded.record
     if guarded.up or (record.outside and record.state is VmState.STARTING):
         cause = attribute(record, detail, now=host.now, host_shutting_down=host.shutting_down)
         seen = cause is not ExitCause.UNKNOWN
-        ended(host, guarded, Exit(cause=cause, at_ms=host.now, seen=seen, detail=detail))
+        ending = Exit(cause=cause, at_ms=host.now, seen=seen, detail=detail)
+        ended(host, guarded, ending, told=told)
     elif record.attempt is not None or record.state in (VmState.STARTING, VmState.UNKNOWN):
         # Part of a start that fails: its result comes from who makes the attempt, or from a list.
         host.list_wanted = host.list_wanted or record.state is VmState.UNKNOWN
@@ -167,7 +180,13 @@ def _tell_exit(host: HostState, guarded: Guarded, cause: ExitCause, by: str) -> 
     match cause:
         case ExitCause.CRASH:
             host.tell(guarded, "vm.crashed", cause="QEMU ended without a shutdown")
-        case ExitCause.PANIC | ExitCause.WATCHDOG_POWEROFF | ExitCause.UNKNOWN | ExitCause.SIGNAL:
+        case (
+            ExitCause.PANIC
+            | ExitCause.WATCHDOG_POWEROFF
+            | ExitCause.LEASE
+            | ExitCause.UNKNOWN
+            | ExitCause.SIGNAL
+        ):
             host.tell(guarded, "vm.stopped_unexpectedly", cause=cause.value)
         case _:
             host.tell(guarded, "vm.stopped", cause=cause.value, by=by)

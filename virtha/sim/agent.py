@@ -15,8 +15,8 @@ from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
 from virtha.ports.hypervisor import GateRefused
-from virtha.sentinel.events import BootStatusRead as BootStatus
 from virtha.sentinel.events import (
+    AbortMove,
     Command,
     Configured,
     Decision,
@@ -25,6 +25,7 @@ from virtha.sentinel.events import (
     GatherEvidence,
     GuestAnswered,
     HostShuttingDown,
+    KilledForLease,
     LibvirtLost,
     ListDomains,
     PauseDomain,
@@ -41,9 +42,11 @@ from virtha.sentinel.events import (
     VmRecord,
     Watched,
 )
+from virtha.sentinel.events import BootStatusRead as BootStatus
 from virtha.sentinel.guardian import AgentPulse
 from virtha.sentinel.sentinel import Sentinel
 from virtha.sim.kernel import Actor
+from virtha.sim.lease import KILLED
 from virtha.sim.libvirt import Qemu
 from virtha.sim.line import INSTALLATION, HostLink
 from virtha.sim.orders import OrderDesk
@@ -63,6 +66,8 @@ PULSE_MS = 500
 INVENTORY_QUIET_MS = 200
 GRANT_SETTLE_MS = 2_000
 RESTART_GRANT_MS = 60_000
+WRITE_BACK_MS = 500
+"""How often it looks whether a storage that hangs has taken what a VM that is down wrote."""
 FACTS_KEPT_MAX = 4_096
 """Acknowledged ones that are still on disk: what an agent has told already."""
 
@@ -165,7 +170,7 @@ class SimAgent:
         if not self.dead and wake_at is not None:
             mine = self._wakes
             delay_ms = max(wake_at - self.host.clock(), 0)
-            self.kernel.after(delay_ms, lambda: self._awake(mine))
+            self.kernel.after(delay_ms, partial(self._awake, mine))
 
     def _awake(self, mine: int) -> None:
         if mine == self._wakes:
@@ -198,6 +203,10 @@ class SimAgent:
                 record = self.record(state.vm_id)
                 if record is not None and record.incarnation > state.incarnation:
                     continue  # a later start was accepted here since; that one has its own release
+                if self.host.outstanding(state.vm_id):
+                    # P5: what it wrote is written back first, or it would land after a start elsewhere.
+                    self.later(WRITE_BACK_MS, partial(self._tell_states, (state,)))
+                    continue
                 # The right to start goes first: nothing may start what the server starts elsewhere.
                 self.host.released(state.vm_id, state.incarnation)
             told.append(state)
@@ -261,6 +270,9 @@ class SimAgent:
     def collect_reports(self) -> None:
         reports, self.host.disk.reports = self.host.disk.reports, []
         self.emit(reports)
+        for report in reports:
+            if report.code == KILLED and report.vm_id is not None:
+                self.tell(KilledForLease(vm_id=report.vm_id))
 
     # The session
 
@@ -310,6 +322,7 @@ class SimAgent:
             if ungranted and self.record(held.vm.id) is None:
                 self.host.hold(held.vm.id, held.incarnation)
         self._write_gate(disk.settings)
+        self.host.settings_changed()
         self.tell(Configured(policy=settings.policy, hold=settings.hold, vms=settings.vms))
 
     def on_order(self, order: Order) -> None:
@@ -349,6 +362,8 @@ class SimAgent:
                     self._ping(vm_id)
                 case PauseDomain(vm_id=vm_id):
                     self.later(ASK_GUEST_MS, partial(self._pause, vm_id))
+                case AbortMove(vm_id=vm_id, code=code):
+                    self.desk.moves.abort(vm_id, code)
                 case ListDomains():
                     self.list_domains()
 
@@ -448,7 +463,7 @@ class SimAgent:
             self.later(RUN_MS, let_run)
 
         def let_run() -> None:
-            objection = still_allowed()
+            objection = still_allowed() or host.lease_objection(vm_id)
             if objection is not None:
                 self._take_back(vm_id, objection, ended)
                 return
@@ -557,6 +572,8 @@ class SimAgent:
         # Told from a list of its own: this one may be older than an event, and a release, told since.
         self._inventory_changed()
         self.tell(DomainsListed(domains=reports, at_start=at_start))
+        if not self.dead:
+            self.desk.moves.watch_open()
 
     def _restore_grants(self, alive: set[VmId]) -> None:
         """The directory is new: at boot, or somebody emptied /run. What this host may hold gets its

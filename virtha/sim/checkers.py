@@ -39,6 +39,7 @@ class Checkers:
 
     def watch_host(self, host: SimHost) -> None:
         host.on_start = self.start_is_granted
+        host.on_release = self.release_leaves_nothing
         host.on_commands = self.evidence_comes_last
 
     def one_writer(self) -> None:
@@ -70,6 +71,11 @@ class Checkers:
             raise Violation(f"{vm_id} is run as {record.incarnation}, not {known.incarnation}")
         if record.boot != host.boot:
             raise Violation(f"{vm_id} is run by a record of {record.boot}")
+
+    def release_leaves_nothing(self, host: SimHost, vm_id: VmId) -> None:
+        """P5: whoever gives a copy back has no write of it left, not even one that waits in the kernel."""
+        if self.world.storage.outstanding(vm_id, host.name):
+            raise Violation(f"{vm_id} is released by {host.name}, which has writes of it queued")
 
     def beat_is_true(self, name: str, beat: Beat) -> None:
         """Section 3: a guardian never says of a dead agent that it lives, but for one pulse's time."""
@@ -138,6 +144,8 @@ class Checkers:
         known, host = self.world.server.vms[vm_id], self._settled(vm_id)
         if host is None or known.report is None:
             return
+        if self.world.with_engine and host.name not in known.holders:
+            return  # of a copy that is proven dead: the engine's stage speaks
         domain = host.libvirt.find(vm_id)
         exists = domain is not None and domain.qemu is not None
         said_up = known.report.state not in (VmState.DOWN, VmState.UNKNOWN)

@@ -30,15 +30,7 @@ class EngineTable:
 
     def records(self, term: Term) -> EngineRecords:
         """As the leader of ``term`` reads them: its orders and incidents are counted on from there."""
-        before = self.cluster or ClusterRecord(term=term)
-        cluster = ClusterRecord(
-            term=term,
-            orders=0,
-            incidents=before.incidents,
-            fence_counts=before.fence_counts,
-            brake=before.brake,
-            brake_lifted_ms=before.brake_lifted_ms,
-        )
+        cluster = (self.cluster or ClusterRecord(term=term)).led_in(term)
         return EngineRecords(
             cluster=cluster,
             hosts=tuple(self.hosts[key] for key in sorted(self.hosts)),

@@ -3,7 +3,7 @@
 One per start of the server. Its memory goes with the process; what it wrote is in ``SimServer.table``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -14,10 +14,13 @@ from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
+    CopyGranted,
     CopyReleased,
+    EndWaiver,
     EngineEvent,
     EngineHost,
     EngineVm,
+    GiveWaiver,
     HoldChanged,
     HostConfigured,
     HostSurveyed,
@@ -25,7 +28,6 @@ from virtha.engine.events import (
     Investigate,
     LibvirtAnswered,
     MigrateCommand,
-    MigrationEnded,
     Notice,
     OrderPower,
     Poison,
@@ -42,15 +44,26 @@ from virtha.engine.events import (
     VmConfigured,
     VmSeen,
 )
+from virtha.engine.turn import is_too_late, not_carried_out
 from virtha.model.domain import DomainState
 from virtha.model.evidence import PowerState, ProcessKind
-from virtha.model.facts import Fact, Inventory, Outcome, Released, Result, VmReport
+from virtha.model.facts import (
+    Fact,
+    Inventory,
+    MigrationReport,
+    Outcome,
+    Released,
+    Result,
+    VmReport,
+)
 from virtha.model.ids import BootId, HostId, OperationId, StorageDomainId, Term, VmId
 from virtha.model.orders import Grant, StartVm
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
 from virtha.sim.leader import Leader
+from virtha.sim.lease_desk import LeaseDesk
 from virtha.sim.line import SERVER
+from virtha.sim.move_orders import MoveOrders
 from virtha.sim.server import ServerVm
 from virtha.sim.witness import Witnesses
 from virtha.sim.world_time import cluster_time
@@ -60,7 +73,6 @@ if TYPE_CHECKING:
     from virtha.sim.gateway import SimGateway
     from virtha.sim.world import World
 
-SHARED = StorageDomainId("shared")
 BY = "engine"
 HOST_MEMORY_BYTES = 8 << 30
 HOST_CPUS = 8
@@ -76,16 +88,21 @@ class Failover:
         self._gateway = gateway
         self._server = world.server
         self._configured: dict[VmId, EngineVm] = {}
-        self._hold: str | None = None
+        records = self._server.table.records(self._server.term)
+        self._hold = records.cluster.hold
+        """As the engine knows it."""
         self._policy = self._server.policy
         self._surveys: dict[str, HostSurveyed] = {}
         self._starts: dict[str, StartCommand] = {}
+        self._offered: dict[str, int] = dict(self._server.acknowledged)
+        """The last fact of each host that the engine was given."""
         self._cancels = 0
+        self._moves = MoveOrders(self._server, gateway)
         self._witnesses = Witnesses(world)
         term = self._server.term
         engine = Engine(
             policy=self._policy,
-            records=self._server.table.records(term),
+            records=records,
             now=cluster_time(kernel.now),
         )
         self.leader = Leader(
@@ -97,6 +114,10 @@ class Failover:
             carry_out=self._carry_out,
             trace=world.trace,
         )
+        self.lease: LeaseDesk | None = None
+        if world.slots:
+            self.keep_leases()
+        self.leader.on_point = lambda point, commands: world.on_leader_point(point, commands)
 
     @property
     def engine(self) -> Engine:
@@ -106,26 +127,12 @@ class Failover:
         for host in self._world.hosts.values():
             self.host_known(host)
         self.settings_changed()
-        self._tell_releases()
         self.leader.begin()
 
-    def _tell_releases(self) -> None:
-        """A release is committed and acknowledged with its fact; a leader that died before its engine had
-        written what follows leaves the copy in the engine's records, and the host will not say it again."""
-        for record in self._server.table.vms.values():
-            known = self._server.vms[record.vm_id]
-            for copy in record.copies:
-                held = known.copies.get(copy.host_id, {})
-                if copy.host_id in known.holders and copy.incarnation in held:
-                    continue
-                self.leader.offer(
-                    CopyReleased(
-                        host_id=copy.host_id,
-                        boot=copy.boot or BootId(""),
-                        vm_id=record.vm_id,
-                        incarnation=copy.incarnation,
-                    )
-                )
+    def keep_leases(self) -> None:
+        """This world has slots, which somebody has to read."""
+        self.lease = LeaseDesk(self._world, self._gateway, self.leader)
+        self.lease.begin()
 
     # What operators configure
 
@@ -138,6 +145,7 @@ class Failover:
             memory_bytes=host.memory_bytes,
             cpus=HOST_CPUS,
             power=self._world.power.levels.get(host.name, ()),
+            untold=self._server.untold(host.name),
         )
         self.leader.offer(HostConfigured(host=config))
 
@@ -151,12 +159,23 @@ class Failover:
             self._hold = self._server.hold
             events.append(HoldChanged(reason=self._hold))
         for known in self._server.vms.values():
-            config = _engine_vm(known)
+            config = _engine_vm(known, self._world.storage.domain_of(known.vm.id))
             if self._configured.get(config.vm_id) != config:
                 self._configured[config.vm_id] = config
                 events.append(VmConfigured(vm=config))
         if events:
             self.leader.offer(*events)
+
+    def granted(self, vm_id: VmId, host: str, grant: Grant) -> None:
+        """By an operator's order."""
+        self.leader.offer(
+            CopyGranted(
+                host_id=HostId(host),
+                boot=grant.boot,
+                vm_id=vm_id,
+                incarnation=grant.incarnation,
+            )
+        )
 
     # What the gateway sees
 
@@ -197,8 +216,11 @@ class Failover:
             )
 
     def fact(self, host: str, fact: Fact, *, made_after: bool) -> None:
-        """Each new one, once it is recorded."""
+        """Each new one, once it is recorded; also those that were recorded and not written by the leader before."""
         host_id = HostId(host)
+        if fact.sequence <= self._offered.get(host, 0):
+            return  # sent again over a new session while a turn still has it
+        self._offered[host] = fact.sequence
         match fact.body:
             case VmReport() as report:
                 self.leader.offer(
@@ -211,18 +233,29 @@ class Failover:
                         guest_agent=report.guest_agent,
                     )
                 )
-            case Released(vm_id=vm_id, incarnation=incarnation):
+            case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):
                 self.leader.offer(
                     CopyReleased(
-                        host_id=host_id, boot=fact.boot, vm_id=vm_id, incarnation=incarnation
+                        host_id=host_id,
+                        boot=fact.boot,
+                        vm_id=vm_id,
+                        incarnation=incarnation,
+                        cause=cause,
                     )
                 )
             case Inventory() as inventory if made_after:
                 self._survey(host, fact.boot, inventory)
             case Outcome() as outcome:
                 self._outcome(host_id, outcome)
+                self._moves.ended(outcome)
+            case MigrationReport() as told:
+                self.leader.offer(self._moves.told(host_id, told))
             case _:
                 pass
+
+    def took(self, host: str, sequence: int) -> None:
+        """That host's facts up to this one were given: it may forget them once what follows is written."""
+        self.leader.took(HostId(host), sequence)
 
     def _survey(self, host: str, boot: BootId, inventory: Inventory) -> None:
         active = {one.vm_id for one in inventory.domains if one.state is not DomainState.SHUTOFF}
@@ -238,7 +271,8 @@ class Failover:
         self.leader.offer(survey)
 
     def _domains(self, host: str) -> frozenset[StorageDomainId]:
-        return frozenset({SHARED}) if self._world.storage.reaches(host) else frozenset()
+        storage = self._world.storage
+        return frozenset(one for one in self._world.domains if storage.reaches(host, one))
 
     def storage_noticed(self, host: str) -> None:
         """Its agent says which domains it can use now."""
@@ -282,7 +316,11 @@ class Failover:
     # The records
 
     def _write(
-        self, term: Term, intents: Sequence[Intent], notices: Sequence[Notice]
+        self,
+        term: Term,
+        intents: Sequence[Intent],
+        notices: Sequence[Notice],
+        receipts: Mapping[HostId, int],
     ) -> bool | None:
         server = self._server
         if not self._world.database_up:
@@ -292,6 +330,9 @@ class Failover:
         server.table.write(intents, on_vm=server.mirror)
         for notice in notices:
             self._say(notice)
+        for host_id, sequence in receipts.items():
+            server.acknowledged[host_id] = max(sequence, server.acknowledged.get(host_id, 0))
+            self._gateway.acknowledge(host_id)
         self._world.on_written(term, intents)
         self._gateway.carry_out()
         return True
@@ -337,33 +378,27 @@ class Failover:
                 self._start(command)
             case CancelStart():
                 self._cancel(command)
-            case MigrateCommand(source=source, target=target):
-                self._refuse_migration(command, source)
-                self._refuse_migration(command, target)
-            case SettleMigration(host_id=host_id):
-                self._refuse_migration(command, host_id)
-            case Poison(host_id=host_id) | StorageFence(host_id=host_id):
+            case MigrateCommand() | SettleMigration() if self.leader.term != self._server.term:
+                world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
+            case MigrateCommand():
+                self._moves.begin(command)
+            case SettleMigration():
+                self._moves.settle(command)
+            case Poison() if self.lease is not None:
+                self.lease.poison(command)
+            case GiveWaiver() | EndWaiver() if self.lease is not None:
+                self.lease.carry_out(command)
+            case (
+                Poison(host_id=host_id)
+                | StorageFence(host_id=host_id)
+                | GiveWaiver(host_id=host_id)
+                | EndWaiver(host_id=host_id)
+            ):
                 world.trace(f"nobody answers: {type(command).__name__} of {host_id}")
 
     def _hear(self, event: EngineEvent) -> None:
         """An answer that a driver or a session brought: a process that sleeps reads it when it wakes."""
         self.leader.kernel.deliver(lambda: self.leader.offer(event))
-
-    def _refuse_migration(self, command: MigrateCommand | SettleMigration, host_id: HostId) -> None:
-        """This world's agents can't migrate: they never began, and never will by this order."""
-        host = self._world.hosts[host_id]
-        refused = MigrationEnded(
-            order_id=command.order_id,
-            host_id=host_id,
-            vm_id=command.vm_id,
-            result=Result.REFUSED,
-        )
-        link = self._world.network.link(SERVER, host.name)
-        if link.carries and self._gateway.agent_connected(host.name):
-            self._world.kernel.after(
-                link.delay_ms,
-                lambda: host.kernel.deliver(lambda: self._agent_says(host.name, refused)),
-            )
 
     def _order_power(self, command: OrderPower) -> None:
         def ended(result: Result, error: str | None) -> None:
@@ -377,8 +412,13 @@ class Failover:
                 )
             )
 
-        self._world.trace(f"order {command.action} to {command.device}")
-        self._world.power.order(command.device, command.action, command.deadline_ms, ended)
+        world = self._world
+        if is_too_late(command, cluster_time(world.kernel.now)):
+            world.trace(f"too late: order {command.action} to {command.device}")
+            self._hear(not_carried_out(command))
+            return
+        world.trace(f"order {command.action} to {command.device}")
+        world.power.order(command.device, command.action, command.deadline_ms, ended)
 
     def _start(self, command: StartCommand) -> None:
         """The start order that every other start is, with a grant that quotes a beat."""
@@ -433,7 +473,7 @@ def _spent(command: StartCommand | CancelStart) -> Grant:
     )
 
 
-def _engine_vm(known: ServerVm) -> EngineVm:
+def _engine_vm(known: ServerVm, domain: StorageDomainId) -> EngineVm:
     return EngineVm(
         vm_id=known.vm.id,
         name=known.vm.name,
@@ -441,7 +481,7 @@ def _engine_vm(known: ServerVm) -> EngineVm:
         ha=known.vm.ha and known.managed,
         wanted_up=known.wanted_up,
         priority=known.placing.priority,
-        features=frozenset({Feature(FeatureKind.STORAGE, SHARED)}),
+        features=frozenset({Feature(FeatureKind.STORAGE, domain)}),
         groups=known.placing.groups,
         depends_on=known.placing.depends_on,
     )

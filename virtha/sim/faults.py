@@ -8,7 +8,6 @@ from virtha.engine.events import (
     BrakeLifted,
     DeathConfirmed,
     EngineEvent,
-    MaintenanceChanged,
     QuarantineLifted,
 )
 from virtha.model.errors import InvalidInput
@@ -17,19 +16,23 @@ from virtha.model.policy import Policy
 from virtha.model.policy.text import read_policy
 from virtha.model.size import parse_size_bytes
 from virtha.model.time import parse_duration_ms
+from virtha.model.vm import Reason
 from virtha.scenario.language import Step
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
 from virtha.sim.leader import POINTS, Leader, Trap
+from virtha.sim.lease_faults import LeaseVerbs
 from virtha.sim.line import SERVER
 from virtha.sim.network import Link, Network
-from virtha.sim.power import ANSWER_MS, Mood
+from virtha.sim.power import ANSWER_MS, SWITCH_MS, Mood
 from virtha.sim.server import Placing
 from virtha.sim.world import STORAGE, World
 
 ADMIN = "admin"
 _LEVELS = ("bmc", "outlets", "blind")
-_MOODS = (*(mood.value for mood in Mood), "slow", "of")
+_TIMED = ("slow", "late")
+"""To answer; to do what was ordered and accepted."""
+_MOODS = (*(mood.value for mood in Mood), *_TIMED, "of")
 
 
 def wrong(step: Step, message: str, allowed: Iterable[str]) -> InvalidInput:
@@ -43,12 +46,11 @@ class FaultVerbs:
         self.world = world
         self.explained: list[tuple[int, str]] = []
         self._frozen_leaders: list[Actor] = []
+        self.leases = LeaseVerbs(world, self.host_called)
         self.verbs: dict[str, Callable[[Step], None]] = {
             "engine": self._engine,
             "cut": lambda step: self._network(step, up=False),
             "heal": lambda step: self._network(step, up=True),
-            "stall-storage": lambda _step: self._stall(stalled=True),
-            "resume-storage": lambda _step: self._stall(stalled=False),
             "power-cut": self._power_cut,
             "boot": self._boot,
             "hang": self._hang,
@@ -58,15 +60,16 @@ class FaultVerbs:
             "bmc": self._bmc,
             "kill-server": self._kill_server,
             "freeze-server": self._freeze_server,
+            "stop-driver": self._stop_driver,
             "thaw-server": lambda _step: self._wake_leaders(),
             "second-server": lambda _step: world.second_server(),
             "stop-database": lambda _step: self._database(up=False),
             "start-database": lambda _step: self._database(up=True),
             "confirm-dead": self._confirm_dead,
-            "maintenance": self._maintenance,
             "free": self._free,
             "lift-brake": lambda _step: self._tell(BrakeLifted(by=ADMIN)),
             "explain": self._explain,
+            **self.leases.verbs,
         }
 
     # Finding
@@ -100,6 +103,7 @@ class FaultVerbs:
     def add_host(self, name: str, step: Step) -> SimHost:
         """Known, and not yet switched on."""
         host = self.world.add_host(name)
+        self.leases.equip(host, step)
         if "memory" in step.options:
             host.memory_bytes = parse_size_bytes(step.options["memory"], field=f"line {step.line}")
         levels = step.options.get("power", "bmc").split(",")
@@ -173,10 +177,6 @@ class FaultVerbs:
         if network is self.world.storage_network:
             self.world.storage_changed()
 
-    def _stall(self, *, stalled: bool) -> None:
-        self.world.stalled_storage = stalled
-        self.world.storage_changed()
-
     # Power, and processes that sleep
 
     def _power_cut(self, step: Step) -> None:
@@ -190,11 +190,15 @@ class FaultVerbs:
         for device in self.world.power.of(host.name):
             device.on = True
         if not host.powered:
+            delay = step.options.get("agent-after", "0s")
+            host.start_delay_ms = parse_duration_ms(delay, field=f"line {step.line}")
             host.power_on()
 
     def _hang(self, step: Step) -> None:
         host = self.host(step)
-        if host.powered:
+        if "at" in step.options:
+            self.leases.trap(step, host, lambda: self.world.hang(host))
+        elif host.powered:
             self.world.hang(host)
 
     def _heal_all(self) -> None:
@@ -203,9 +207,11 @@ class FaultVerbs:
             for name in network.endpoints:
                 for link in network.links_of(name):
                     link.heal()
-        world.database_up, world.stalled_storage = True, False
+        world.database_up = True
+        self.leases.heal()
         for device in world.power.by_name.values():
             device.mood, device.strikes, device.delay_ms = Mood.OK, device.host, ANSWER_MS
+            device.switch_ms = SWITCH_MS
             device.on = True
         self._wake_leaders()
         if world.gateway.failover is not None and not world.gateway.failover.leader.alive:
@@ -239,8 +245,14 @@ class FaultVerbs:
         if process not in processes:
             raise wrong(step, f"no process '{process}'", processes)
         sleeper = processes[process]
-        if sleeper is not None:
+        if "at" in step.options:
+            self.leases.trap(step, host, lambda: self._sleep(host))
+        elif sleeper is not None:
             sleeper.kernel.freeze()
+
+    def _sleep(self, host: SimHost) -> None:
+        if host.guardian is not None:
+            host.guardian.kernel.freeze()
 
     def _thaw(self, step: Step) -> None:
         self._wake(self.host(step))
@@ -260,16 +272,18 @@ class FaultVerbs:
             devices = [device for device in devices if device.name == step.options["device"]]
             if not devices:
                 raise wrong(step, f"no device '{step.options['device']}'", names)
-        if mood not in _MOODS or (mood in ("slow", "of")) != (len(step.words) == 3):
+        if mood not in _MOODS or (mood in (*_TIMED, "of")) != (len(step.words) == 3):
             raise wrong(step, f"'{' '.join(step.words[1:])}' is no behaviour", _MOODS)
         for device in devices:
             if mood == "of":
                 device.strikes = self.host(step, 2)
             elif mood == "slow":
                 device.delay_ms = parse_duration_ms(step.words[2], field=f"line {step.line}")
+            elif mood == "late":
+                device.switch_ms = parse_duration_ms(step.words[2], field=f"line {step.line}")
             else:
                 device.mood = Mood(mood)
-                device.delay_ms = ANSWER_MS
+                device.delay_ms, device.switch_ms = ANSWER_MS, SWITCH_MS
 
     # The leader
 
@@ -294,6 +308,9 @@ class FaultVerbs:
             self._frozen_leaders.append(gateway.kernel)
 
         self._strike(step, sleep)
+
+    def _stop_driver(self, _step: Step) -> None:
+        self.world.power.drivers_that_stop += 1
 
     def _wake_leaders(self) -> None:
         sleepers, self._frozen_leaders = self._frozen_leaders, []
@@ -321,12 +338,6 @@ class FaultVerbs:
             )
         )
 
-    def _maintenance(self, step: Step) -> None:
-        host, word = self.host(step), step.words[1]
-        if word not in ("on", "off"):
-            raise wrong(step, f"maintenance '{word}'", ("on", "off"))
-        self._tell(MaintenanceChanged(host_id=HostId(host.name), on=word == "on", by=ADMIN))
-
     def _free(self, step: Step) -> None:
         name = step.words[0]
         if name not in self.world.ids:
@@ -338,9 +349,19 @@ class FaultVerbs:
         if name in self.world.ids:
             reasons = engine.explain_vm(self.world.ids[name])
         else:
-            reasons = engine.explain_host(HostId(self.host(step).name))
+            reasons = explain_host(self.world, self.host(step).name)
         codes = " ".join(why.code for why in reasons)
         self.explained.append((self.world.kernel.now, f"explain {name} [{codes}]"))
+
+
+def explain_host(world: World, name: str) -> tuple[Reason, ...]:
+    """Why it is as it is: the engine's reasons, then those for which its lease is no proof."""
+    failover = world.gateway.failover
+    if failover is None:
+        return ()
+    host_id = HostId(name)
+    lease = failover.lease.reasons(host_id) if failover.lease is not None else ()
+    return (*failover.engine.explain_host(host_id), *lease)
 
 
 def policy_from(step: Step, current: Policy) -> Policy | None:

@@ -160,8 +160,13 @@ class SimGateway:
             case Facts(facts=facts):
                 if line.agent is peer:
                     made_after = partial(self._made_after, line)
-                    last = self._server.record_facts(hello.host_id, facts, made_after)
-                    peer.session.acknowledge(last)
+                    host = str(hello.host_id)
+                    last = self._server.record_facts(host, facts, made_after)
+                    if self.failover is not None:
+                        self.failover.took(host, last)
+                    else:
+                        self._server.acknowledged[host] = last
+                        self.acknowledge(host)
                     self.carry_out()
             case _:
                 raise AssertionError(f"the session passed on {message!r}")
@@ -191,7 +196,7 @@ class SimGateway:
                 term=server.term,
                 fact_sequence_acknowledged=acknowledged,
                 beat_interval_ms=self._beat_interval_ms,
-                silence_ms=SILENCE_MS,
+                silence_ms=self._silence_ms,
             ),
             self._now(),
         )
@@ -244,6 +249,13 @@ class SimGateway:
                 peer.session.send_settings(settings)
                 peer.line.flush()
 
+    def acknowledge(self, host: str) -> None:
+        """What is durable of its facts, it may forget."""
+        peer = self.line_of(host).agent
+        if self.running and peer is not None:
+            peer.session.acknowledge(self._server.acknowledged.get(host, 0))
+            peer.line.flush()
+
     def deliver(self, order: PendingOrder) -> None:
         """No session: it goes out after the next hello."""
         self.carry_out()
@@ -254,6 +266,9 @@ class SimGateway:
 
     def agent_connected(self, host: str) -> bool:
         return self.running and self.line_of(host).agent is not None
+
+    def guardian_connected(self, host: str) -> bool:
+        return self.running and PeerRole.GUARDIAN in self.line_of(host).sessions
 
     def connected(self, host: str) -> bool:
         """Some process of it has a session."""
@@ -270,6 +285,11 @@ class SimGateway:
         session."""
         policy = self._server.policy.detection
         return BEAT_INTERVAL_MS if self.failover is None else policy.beat_interval_ms
+
+    @property
+    def _silence_ms(self) -> int:
+        policy = self._server.policy.detection
+        return SILENCE_MS if self.failover is None else policy.session_silence_ms
 
     # Grants: each quotes a beat (G2)
 

@@ -1,5 +1,6 @@
 """A simulated guardian: the real core and its own session."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from virtha.model.facts import Happened
@@ -18,6 +19,7 @@ from virtha.sentinel.guardian import (
     Welcomed,
 )
 from virtha.sim.kernel import Actor
+from virtha.sim.lease import SimLease
 from virtha.sim.line import HostLink
 from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Beat, Hello, PeerRole, Welcome
 
@@ -35,6 +37,7 @@ class SimGuardian:
         self._wakes = 0
         self._wake_at: Millis | None = None
         self._seen: tuple[int, tuple[QemuProcess, ...]] = (-1, ())
+        self.lease = SimLease(self, host.lease) if host.lease is not None else None
         self.link = HostLink(
             host, self.kernel, self, hello=self._hello, live_instance=self._agent_instance
         )
@@ -45,10 +48,17 @@ class SimGuardian:
 
     def begin(self) -> None:
         self.link.dial()
+        if self.lease is not None:
+            self.lease.begin()
         self._look()
 
+    def die(self) -> None:
+        self.link.kill()
+        if self.lease is not None:
+            self.lease.die()
+
     def tell(self, *events: GuardianEvent) -> None:
-        self.kernel.deliver(lambda: self._take(events))
+        self.kernel.deliver(self._take, events)
 
     def _take(self, events: tuple[GuardianEvent, ...]) -> None:
         if not self.alive:
@@ -72,7 +82,7 @@ class SimGuardian:
         if wake_at is not None:
             mine = self._wakes
             delay_ms = max(wake_at - self.host.clock(), 0)
-            self.kernel.after(delay_ms, lambda: self._awake(mine))
+            self.kernel.after(delay_ms, partial(self._awake, mine))
 
     def _awake(self, mine: int) -> None:
         if mine == self._wakes:
@@ -105,6 +115,8 @@ class SimGuardian:
                 granted=frozenset(host.grants) if known and host.grants_complete else None,
             )
         )
+        if self.lease is not None:
+            self.lease.look(processes)
         self.kernel.after(LOOK_MS, self._look)
 
     def _processes(self) -> tuple[QemuProcess, ...]:
@@ -145,9 +157,13 @@ class SimGuardian:
 
     def on_connected(self, welcome: Welcome) -> None:
         self.tell(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
+        if self.lease is not None:
+            self.lease.connected(welcome.beat_interval_ms)
 
     def on_disconnected(self, code: str) -> None:
         self.tell(LinkLost())
+        if self.lease is not None:
+            self.lease.disconnected()
 
     def on_settings(self, settings: HostSettings) -> None:
         """Settings and orders are the agent's."""

@@ -12,11 +12,13 @@ from virtha.ports.hypervisor import GateRefused
 from virtha.sentinel.events import Command
 from virtha.sentinel.guardian import AgentGone
 from virtha.sim.agent import SimAgent
+from virtha.sim.clock import HostClock
 from virtha.sim.guardian import SimGuardian
 from virtha.sim.kernel import Actor, Kernel
+from virtha.sim.lease import HostLease
 from virtha.sim.libvirt import SimLibvirt
+from virtha.sim.migration import SimMigrations
 from virtha.sim.network import Network
-from virtha.sim.world_time import WALL_EPOCH_MS
 
 EVENT_MS = 1
 CRASH_POINTS = ("history", "intents", "commands", "states")
@@ -29,6 +31,8 @@ class SimGrant(Value, frozen=True, kw_only=True):
     incarnation: Incarnation
     held: bool
     until_ms: int = 0
+    incoming: bool = False
+    """It lets in what comes from another host, and starts nothing."""
 
 
 class HostDisk:
@@ -62,10 +66,14 @@ class SimHost:
         self.trace = trace
         self.endpoint = network.attach(name)
         self.boots = 0
-        self.booted_ms = 0
         self.powered = False
         self.fed = True
         """Its mains are there."""
+        self.resetting = False
+        """It has power, and its next boot has not begun yet."""
+        self.clocks = HostClock(kernel)
+        self.lease: HostLease | None = None
+        """Where this world has storage leases."""
         self.libvirt_up = False
         self.shutting_down = False
         self.disk = HostDisk()
@@ -75,6 +83,8 @@ class SimHost:
         """The mark beside them: a missing grant is none. It goes when somebody empties /run."""
         self.records_hidden = False
         self.blind_starts = 0
+        self.start_delay_ms = 0
+        """How long after its next boot its guardian and agent begin."""
         self.slow_start_ms = 0
         """How long libvirt hangs before it begins to make the next QEMU."""
         self.lists = 0
@@ -92,18 +102,25 @@ class SimHost:
         self.on_event: Callable[[SimHost, DomainEvent], None] = lambda _host, _event: None
         self.on_commands: Callable[[Sequence[Command]], None] = lambda _commands: None
         self.on_start: Callable[[SimHost, VmId], None] = lambda _host, _vm_id: None
+        self.outstanding: Callable[[VmId], bool] = lambda _vm_id: False
+        """Whether something that the VM wrote here waits in the kernel."""
+        self.on_release: Callable[[SimHost, VmId], None] = lambda _host, _vm_id: None
+        """Just before it says that a copy is given back."""
         self.on_power: Callable[[SimHost], None] = lambda _host: None
         """Just before its processes begin, and after they have ended."""
         self.on_libvirt: Callable[[SimHost], None] = lambda _host: None
         """Whenever libvirt comes or goes."""
         self.libvirt = SimLibvirt(clock=self.clock, emit=self._emit, gate=self._gate)
+        self.libvirt.incoming_gate = self._incoming_gate
+        self.migrations: SimMigrations
+        """Of the world."""
 
     def clock(self) -> Millis:
         """The host's boot-time clock."""
-        return Millis(self.kernel.now - self.booted_ms)
+        return self.clocks.read()
 
     def wall_ms(self) -> int:
-        return self.kernel.now + WALL_EPOCH_MS
+        return self.clocks.wall_ms()
 
     @property
     def boot(self) -> BootId:
@@ -114,18 +131,33 @@ class SimHost:
     def power_on(self) -> None:
         assert not self.powered
         self.boots += 1
-        self.booted_ms = self.kernel.now
+        self.resetting = False
+        self.clocks.boot()
         self.agent_since_ms = 0
         self.powered = self.endpoint.up = self.libvirt_up = True
         self.shutting_down = False
         self.grants.clear()
         self.grants_complete = False
         self.on_power(self)
-        self.start_guardian()
-        self.start_agent()
+        self._start_ours()
         for domain in list(self.libvirt):
             if domain.autostart:
                 self._autostart(domain.vm_id)
+
+    def _start_ours(self) -> None:
+        delay_ms, self.start_delay_ms = self.start_delay_ms, 0
+        if not delay_ms:
+            self.start_guardian()
+            self.start_agent()
+            return
+        boots = self.boots
+
+        def later() -> None:
+            if self.boots == boots:
+                self.start_guardian()
+                self.start_agent()
+
+        self.kernel.after(delay_ms, later)
 
     def _autostart(self, vm_id: VmId) -> None:
         try:
@@ -135,6 +167,7 @@ class SimHost:
             self.trace(f"gate {vm_id}: {refusal.message}")
 
     def power_cut(self) -> None:
+        self.resetting = False
         if not self.powered:
             return
         self.powered = self.libvirt_up = False
@@ -171,9 +204,20 @@ class SimHost:
     def _gate(self, vm_id: VmId) -> str | None:
         """All of a world's domains carry our mark, so each needs a grant."""
         grant = self.grants.get(vm_id)
-        if grant is None or grant.held:
+        if grant is None or grant.held or grant.incoming:
             return f"gate.refused.no_grant for {vm_id}"
         return None if self.clock() < grant.until_ms else f"gate.refused.expired for {vm_id}"
+
+    def _incoming_gate(self, vm_id: VmId) -> str | None:
+        grant = self.grants.get(vm_id)
+        if grant is None or grant.held or not grant.incoming:
+            return f"gate.refused.no_grant for {vm_id}"
+        return None if self.clock() < grant.until_ms else f"gate.refused.expired for {vm_id}"
+
+    def expect(self, vm_id: VmId, incarnation: Incarnation, *, until_ms: int) -> None:
+        self.grants[vm_id] = SimGrant(
+            incarnation=incarnation, held=False, until_ms=until_ms, incoming=True
+        )
 
     def hold(self, vm_id: VmId, incarnation: Incarnation) -> None:
         self.grants[vm_id] = SimGrant(incarnation=incarnation, held=True)
@@ -187,6 +231,7 @@ class SimHost:
     def released(self, vm_id: VmId, incarnation: Incarnation) -> None:
         """Take back the grant of that incarnation; a newer one stays, and one that is held by an older
         start, for what bears it may run."""
+        self.on_release(self, vm_id)
         grant = self.grants.get(vm_id)
         if grant is None or grant.incarnation > incarnation:
             return
@@ -225,5 +270,14 @@ class SimHost:
 
     def stop_guardian(self) -> None:
         if self.guardian is not None:
-            self.guardian.link.kill()
+            self.guardian.die()
             self.guardian = None
+
+    def settings_changed(self) -> None:
+        """Its agent has written others."""
+        if self.guardian is not None and self.guardian.lease is not None:
+            self.guardian.lease.settings_changed()
+
+    def lease_objection(self, vm_id: VmId) -> str | None:
+        """Why its processors may not run here now; None: they may."""
+        return None if self.lease is None else self.lease.objection(vm_id)

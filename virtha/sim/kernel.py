@@ -1,7 +1,11 @@
-"""Virtual time: a heap of (moment, sequence, action). Same calls, same order, always."""
+"""Virtual time: a heap of moments, each with its actions in the order in which they were asked for. Same calls,
+same order, always."""
 
 import heapq
+from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 Action = Callable[[], None]
 ACTIONS_MAX = 5_000_000
@@ -11,27 +15,46 @@ ACTIONS_MAX = 5_000_000
 class Kernel:
     def __init__(self, *, began_ms: int = 0) -> None:
         self.now = began_ms
-        self._sequence = 0
-        self._heap: list[tuple[int, int, Action]] = []
+        self._moments: list[int] = []
+        self._actions: dict[int, deque[tuple[Action, Actor | None]]] = {}
+        """By moment. Hosts beat in step, so most moments have several."""
         self.done = 0
+        self.frozen_actors = 0
+        """While nobody is frozen, which is nearly always, nobody has to be asked whether he is."""
 
-    def after(self, delay_ms: int, action: Action) -> None:
+    def after(self, delay_ms: int, action: Action, actor: "Actor | None" = None) -> None:
+        """``actor``: who is to do it; the world itself never freezes."""
         assert delay_ms >= 0
-        self._sequence += 1
-        heapq.heappush(self._heap, (self.now + delay_ms, self._sequence, action))
+        at = self.now + delay_ms
+        actions = self._actions.get(at)
+        if actions is None:
+            self._actions[at] = deque(((action, actor),))
+            heapq.heappush(self._moments, at)
+        else:
+            actions.append((action, actor))
 
-    def deliver(self, action: Action) -> None:
-        """As an ``Actor`` does; the world itself never freezes."""
-        action()
+    def deliver(self, action: Callable[..., None], *arguments: Any) -> None:
+        """As an ``Actor`` does."""
+        action(*arguments)
 
     def advance(self, duration_ms: int) -> None:
         end = self.now + duration_ms
-        while self._heap and self._heap[0][0] <= end:
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
-            self.done += 1
-            assert self.done < ACTIONS_MAX, "the world turns in circles"
+        while self._moments and self._moments[0] <= end:
+            self.now = self._moments[0]
+            self._do_all(self._actions[self.now])
+            del self._actions[heapq.heappop(self._moments)]
         self.now = end
+
+    def _do_all(self, actions: deque[tuple[Action, "Actor | None"]]) -> None:
+        """Those as well that they ask for without delay."""
+        while actions:
+            action, actor = actions.popleft()
+            self.done += 1
+            if actor is None or not self.frozen_actors:
+                action()
+            else:
+                actor.do(action)
+            assert self.done < ACTIONS_MAX, "the world turns in circles"
 
 
 class Actor:
@@ -40,33 +63,52 @@ class Actor:
 
     def __init__(self, parent: "Kernel | Actor") -> None:
         self._parent = parent
+        self._kernel: Kernel = parent if isinstance(parent, Kernel) else parent._kernel
         self._held: list[Action] = []
-        self.frozen = False
+        self._frozen = False
 
     @property
     def now(self) -> int:
-        return self._parent.now
+        return self._kernel.now
+
+    @property
+    def frozen(self) -> bool:
+        return self._frozen
 
     def after(self, delay_ms: int, action: Action) -> None:
-        self._parent.after(delay_ms, lambda: self.deliver(action))
+        self._kernel.after(delay_ms, action, self)
 
-    def deliver(self, action: Action) -> None:
+    def deliver(self, action: Callable[..., None], *arguments: Any) -> None:
         """Now, or as soon as it thaws."""
-        if self.frozen:
-            self._held.append(action)
+        if not self._kernel.frozen_actors:
+            action(*arguments)
+        elif self._frozen:
+            self._held.append(partial(action, *arguments))
         else:
-            self._parent.deliver(action)
+            self._parent.deliver(action, *arguments)
+
+    def do(self, action: Action) -> None:
+        """What its time came for: the machine that it runs on is asked first."""
+        mine = partial(self.deliver, action)
+        if isinstance(self._parent, Actor):
+            self._parent.do(mine)
+        else:
+            mine()
 
     def freeze(self) -> None:
-        self.frozen = True
+        self._set_frozen(frozen=True)
 
     def thaw(self) -> None:
-        self.frozen = False
+        self._set_frozen(frozen=False)
         held, self._held = self._held, []
         for action in held:
             self.deliver(action)
 
     def die(self) -> None:
         """What it had still to do and to hear is gone."""
-        self.frozen = False
+        self._set_frozen(frozen=False)
         self._held.clear()
+
+    def _set_frozen(self, *, frozen: bool) -> None:
+        self._kernel.frozen_actors += frozen - self._frozen
+        self._frozen = frozen

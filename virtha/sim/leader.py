@@ -4,12 +4,12 @@ Between two effects the process can die or freeze, as a server can. What it send
 sent comes to an end in here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from virtha.engine.engine import Engine
 from virtha.engine.events import Command, EngineEvent, Intent, LeaseRenewed, Notice, Stalled
 from virtha.engine.turn import Effect, Journal, Send, StepDown, Turn, Wait, Write
-from virtha.model.ids import Term
+from virtha.model.ids import HostId, Term
 from virtha.model.time import Millis
 from virtha.sim.kernel import Actor
 from virtha.sim.world_time import cluster_time
@@ -27,12 +27,15 @@ DATABASE_RETRY_MS = 200
 POINTS = ("journal", "intents", "commands", "sent")
 """Before what came is journalled; decided and not written; written and not sent; sent."""
 
-WriteRecords = Callable[[Term, Sequence[Intent], Sequence[Notice]], bool | None]
+WriteRecords = Callable[
+    [Term, Sequence[Intent], Sequence[Notice], Mapping[HostId, int]], bool | None
+]
 """True: durable. False: the term is over. None: the database does not answer."""
 
 
 class Trap:
-    """Armed at a point of a turn: what happens to the process there. ``of``: only at a command of that kind.
+    """Armed at a point of a turn: what happens to the process there. ``of``: only at an event of that kind, or from the
+    commands on at a command of that kind.
     ``passes``: so many times nothing happens there first."""
 
     def __init__(
@@ -61,6 +64,8 @@ class Leader:
         self.term = term
         self.alive = True
         self.trap: Trap | None = None
+        self.on_point: Callable[[str, Sequence[Command]], None] = lambda _point, _commands: None
+        """Whenever it passes one of ``POINTS``, before what follows."""
         self.turns = 0
         self._turn = Turn(engine, term=term)
         self._busy = False
@@ -68,6 +73,7 @@ class Leader:
         self._timers = 0
         self._ticked_ms = kernel.now
         self._lease_asked_ms: int | None = None
+        self._came: Sequence[EngineEvent] = ()
         self._stall_ms = stall_ms
         self._write = write
         self._carry_out = carry_out
@@ -85,12 +91,19 @@ class Leader:
         self._turn.offer(events)
         self._begin_soon()
 
+    def took(self, host_id: HostId, sequence: int) -> None:
+        """See ``Turn.took``."""
+        if self.alive:
+            self._turn.took(host_id, sequence)
+            self._begin_soon()
+
     # Its own watch
 
     def _tick(self) -> None:
         if not self.alive:
             return
         self._look_at_watch()
+        self._give_receipts()
         asked = self._lease_asked_ms
         if asked is None or self.kernel.now - asked >= LEASE_EVERY_MS:
             self._renew_lease()
@@ -106,12 +119,18 @@ class Leader:
     def _renew_lease(self) -> None:
         """Its end counts from the asking, not from the answer."""
         asked_ms = self.kernel.now
-        held = self._write(self.term, (), ())
+        held = self._write(self.term, (), (), {})
         if held:
             self._lease_asked_ms = asked_ms
             self.offer(LeaseRenewed(until_ms=int(cluster_time(asked_ms)) + LEASE_MS))
         elif held is False:
             self._step_down()
+
+    def _give_receipts(self) -> None:
+        """Nothing waits for them: between two turns, and again when the database answers."""
+        settled = self._turn.settled
+        if settled and not self._busy and self._write(self.term, (), (), settled):
+            self._turn.settled = {}
 
     # Turns
 
@@ -132,11 +151,15 @@ class Leader:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case Journal():
-                self._at("journal", (), lambda: self._do(self._turn.journaled()))
+            case Journal(events=events):
+                self._came = events
+                self._at("journal", (), lambda: self._do(self._turn.journaled()), came=events)
             case Write():
                 self._at(
-                    "intents", (), lambda: self.kernel.after(WRITE_MS, lambda: self._try(effect))
+                    "intents",
+                    (),
+                    lambda: self.kernel.after(WRITE_MS, lambda: self._try(effect)),
+                    came=self._came,
                 )
             case Send(commands=commands):
                 self._at("commands", commands, lambda: self._send(commands))
@@ -145,11 +168,20 @@ class Leader:
             case StepDown():
                 self._step_down()
 
-    def _at(self, point: str, commands: Sequence[Command], go_on: Callable[[], None]) -> None:
+    def _at(
+        self,
+        point: str,
+        commands: Sequence[Command],
+        go_on: Callable[[], None],
+        *,
+        came: Sequence[EngineEvent] = (),
+    ) -> None:
+        """``came``: what a trap looks at before anything is ordered."""
+        self.on_point(point, commands)
         trap = self.trap
         hit = trap is not None and trap.point == point
         if hit and trap is not None and trap.of is not None:
-            hit = any(trap.of in type(command).__struct_config__.tag for command in commands)  # type: ignore[operator]  # each command is made with a tag
+            hit = any(trap.of in type(one).__struct_config__.tag for one in (*came, *commands))  # type: ignore[operator]  # each is made with a tag
         if hit and trap is not None and trap.passes:
             trap.passes -= 1
         elif hit and trap is not None:
@@ -162,11 +194,12 @@ class Leader:
     def _try(self, effect: Write) -> None:
         if not self.alive:
             return
-        held = self._write(effect.term, effect.intents, effect.notices)
+        held = self._write(effect.term, effect.intents, effect.notices, effect.receipts)
         if held is None:
             self.kernel.after(DATABASE_RETRY_MS, lambda: self._try(effect))
             return
-        self._do(self._turn.written(held=held))
+        now = Millis(cluster_time(self.kernel.now))
+        self._do(self._turn.written(held=held, now=now))
 
     def _send(self, commands: Sequence[Command]) -> None:
         if not self.alive:
@@ -177,6 +210,7 @@ class Leader:
 
     def _wait(self, until: Millis | None) -> None:
         self._busy = False
+        self._give_receipts()
         if self._turn.waiting:
             self._begin_soon()
         if until is not None:

@@ -35,6 +35,8 @@ class Qemu:
         self.guest_boot_ms = born_ms
         self.bootstatus = 0
         self.agent_connected = False
+        self.whole = True
+        """All of its memory is there: not so while it comes from another host."""
 
 
 class Domain:
@@ -74,6 +76,8 @@ class SimLibvirt:
         self._clock = clock
         self._emit = emit
         self._gate = gate
+        self.incoming_gate: Gate = gate
+        """For what comes from another host."""
         self._next_pid = first_pid
         self._domains: dict[VmId, Domain] = {}
         """In the order of their ids."""
@@ -156,6 +160,8 @@ class SimLibvirt:
         domain, qemu = self._live(vm_id)
         if qemu.running:
             return
+        if not qemu.whole:
+            raise HypervisorFailed(f"domain '{domain.name}' is still on its way")
         qemu.running = True
         if not qemu.ran:
             qemu.ran, qemu.guest_boot_ms = True, self._clock()
@@ -181,11 +187,57 @@ class SimLibvirt:
         if domain.qemu is not None:
             self._stop(domain, "destroyed", reason="destroyed")
 
+    # Live migration, one side each: ``virtha.sim.migration`` leads it
+
+    def receive(self, vm_id: VmId, *, uptime_ms: int) -> Qemu:
+        """An empty QEMU that waits for a guest; ``uptime_ms``: how long that has been up."""
+        domain = self.domain(vm_id)
+        if domain.qemu is not None:
+            raise HypervisorFailed(f"domain '{domain.name}' is already running")
+        refusal = self.incoming_gate(vm_id)
+        if refusal is not None:
+            raise GateRefused(refusal)
+        self._next_pid += 1
+        self.processes += 1
+        qemu = domain.qemu = Qemu(self._next_pid, self._clock() // 10, self._clock())
+        qemu.guest_boot_ms, qemu.ran, qemu.whole = self._clock() - uptime_ms, True, False
+        domain.state, domain.reason = DomainState.PAUSED, "migration"
+        self._say(vm_id, Kind.STARTED, "migrated")
+        return qemu
+
+    def stand_still(self, vm_id: VmId) -> None:
+        """The source, when all of it was sent."""
+        domain, qemu = self._live(vm_id)
+        self._suspend(domain, qemu, "migration", "migrated")
+
+    def go_on(self, vm_id: VmId) -> None:
+        """The target, now that it has all; or the source, for the target said no."""
+        domain, qemu = self._live(vm_id)
+        qemu.running = True
+        domain.state, domain.reason = DomainState.RUNNING, "migrated"
+        domain.managed_save = False
+        self.on_running(vm_id, True)
+        self._say(vm_id, Kind.RESUMED, "migrated")
+
+    def handed_over(self, vm_id: VmId) -> None:
+        self._stop(self.domain(vm_id), "migrated", reason="migrated")
+
+    def drop_part(self, vm_id: VmId) -> None:
+        """The target, whose guest will not come."""
+        self._stop(self.domain(vm_id), "failed", reason="failed")
+
     # What happens to QEMU and its guest
 
     def kill_qemu(self, vm_id: VmId) -> None:
         self._live(vm_id)
         self._stop(self.domain(vm_id), "failed", reason="crashed")
+
+    def stun(self, vm_id: VmId) -> None:
+        """Killed, and not reaped yet: its processors are gone, libvirt sees nothing."""
+        _, qemu = self._live(vm_id)
+        if qemu.running:
+            qemu.running = False
+            self.on_running(vm_id, False)
 
     def terminate_qemu(self, vm_id: VmId) -> None:
         domain, _ = self._live(vm_id)

@@ -4,6 +4,7 @@ The sessions are the real ones, and so are the bytes; what is left out is TLS.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from virtha.model.ids import InstallationId
@@ -64,8 +65,8 @@ class Line:
         self._timers = 0
         self._armed_in: SessionState | None = None
         self._unread, end.unread = end.unread, []
-        end.on_data = lambda data: kernel.deliver(lambda: self._data(data))
-        end.on_lost = lambda why: kernel.deliver(lambda: self._lost(why))
+        end.on_data = partial(kernel.deliver, self._data)
+        end.on_lost = partial(kernel.deliver, self._lost)
         end.on_room = self._room
 
     def begin(self) -> None:
@@ -132,20 +133,27 @@ class Line:
         self._end.close()
         self._on_ended(closed)
 
-    # Time: one timer at a time, armed at each change of state and when it fires
+    # Time: one timer at a time, armed at each change of state and when it fires. Whatever comes in moves the
+    # moment on, so it mostly fires early, and is armed again for what is left.
 
     def _arm_timer(self) -> None:
         self._timers += 1
         self._armed_in = self._session.state
-        due = self._session.next_timer()
+        self._arm(self._session.next_timer(), self._clock())
+
+    def _arm(self, due: Millis | None, now: Millis) -> None:
         if due is not None:
-            mine = self._timers
-            self._kernel.after(max(0, due - self._clock()) + 1, lambda: self._timer_fired(mine))
+            left_ms = due - now if due > now else 0
+            self._kernel.after(left_ms + 1, partial(self._timer_fired, self._timers))
 
     def _timer_fired(self, mine: int) -> None:
         if mine != self._timers or self._over:
             return
-        self._session.handle_timer(self._clock())
+        now, due = self._clock(), self._session.next_timer()
+        if due is not None and now < due:
+            self._arm(due, now)
+            return
+        self._session.handle_timer(now)
         self.flush()
         if not self._over:
             self._arm_timer()
@@ -207,7 +215,7 @@ class HostLink:
             self._host.name,
             SERVER,
             label,
-            lambda end: self._kernel.deliver(lambda: self._answered(end)),
+            partial(self._kernel.deliver, self._answered),
         )
         self._kernel.after(CONNECT_DEADLINE_MS, lambda: self._too_late(mine))
 

@@ -6,6 +6,7 @@ again); nobody is told. Only whoever waits for an answer finds out: the session'
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from virtha.sim.kernel import Action, Kernel
 
@@ -148,10 +149,10 @@ class End:
         if not data:
             return
         if self._out.carries:
-            self._out.carry(lambda: self._arrive(data))
+            self._out.carry(partial(self._arrive, data))
             return
         self._kept_bytes += len(data)
-        self._out.carry(lambda: self._arrive_late(data))
+        self._out.carry(partial(self._arrive_late, data))
         if not self._full and self._kept_bytes > ROOM_BYTES_HIGH:
             self._full = True
             self.on_room(False)

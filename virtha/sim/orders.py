@@ -13,12 +13,15 @@ from virtha.model.ids import Incarnation, Term, VmId
 from virtha.model.orders import (
     AdoptVm,
     Grant,
+    MigrateVm,
     Order,
     PauseVm,
     RebootMode,
     RebootVm,
+    ReceiveVm,
     ReleaseVm,
     ResumeVm,
+    SettleMigration,
     StartVm,
     StopMode,
     StopVm,
@@ -38,6 +41,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
+from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
     from virtha.sim.agent import SimAgent
@@ -48,6 +52,7 @@ FIRST_LIST_MS = 10_000
 """How long a start waits for libvirt's first list."""
 POLL_MS = 50
 """How often what waits for it looks."""
+LEASE = "order.refused.lease"
 START_UNFINISHED = "vm.paused.start_unfinished"
 
 
@@ -68,6 +73,7 @@ class OrderDesk:
         self.term_seen = term_seen
         self._in_hand: set[str] = set()
         self._waiting: list[Order] = []
+        self.moves = MoveDesk(agent)
 
     def accept(self, order: Order) -> None:
         """The answer is an ``Outcome`` fact."""
@@ -93,11 +99,22 @@ class OrderDesk:
         elif agent.sentinel.ready:
             self._begin(order)
         else:
+            self._drop_older_words(order)
             self._waiting.append(order)
             if isinstance(order.body, StartVm):
                 left_ms = order.body.grant.ends_at_ms - agent.host.clock()
                 delay_ms = max(0, min(FIRST_LIST_MS, left_ms))
                 agent.later(delay_ms, partial(self._without_libvirt, order, order.body))
+
+    def _drop_older_words(self, order: Order) -> None:
+        """What the server said of a migration before is not what it wants now."""
+        if isinstance(order.body, SettleMigration):
+            self._waiting = [
+                other
+                for other in self._waiting
+                if not isinstance(other.body, SettleMigration)
+                or other.body.migration_id != order.body.migration_id
+            ]
 
     def look_again(self) -> None:
         """What waited for libvirt's list: carried out before it, it would cover up what happened."""
@@ -150,8 +167,26 @@ class OrderDesk:
                 self.agent.locked(vm.id, partial(self._at_once, order, vm.id))
             case StopVm() | RebootVm() | PauseVm() | ResumeVm() | ReleaseVm() as body:
                 self.agent.locked(body.vm_id, partial(self._at_once, order, body.vm_id))
+            case ReceiveVm() | SettleMigration() as body:
+                self.agent.locked(body.vm.id, partial(self._move, order, body))
+            case MigrateVm() as body:
+                self.agent.locked(body.vm_id, partial(self._move, order, body))
             case _:
                 raise AssertionError(f"the simulator has no order {order.body}")
+
+    def _move(self, order: Order, body: MoveOrder) -> None:
+        """Begun, or settled: what comes of it is told by itself."""
+        vm_id = body.vm_id if isinstance(body, MigrateVm) else body.vm.id
+        refusal = self.moves.carry_out(body, self._arrival_objection)
+        if refusal is None:
+            self._end(order, Result.OK)
+        else:
+            self._end(order, Result.REFUSED, refusal=_Refused(refusal.code, refusal.fields))
+        self.agent.unlock(vm_id)
+
+    def _arrival_objection(self, order: ReceiveVm) -> Reason | None:
+        objection = self._grant_objection(order.grant)
+        return None if objection is None else Reason(code=objection.code, fields=objection.fields)
 
     # Start
 
@@ -205,7 +240,7 @@ class OrderDesk:
     def _carry_on(self, order: Order, start: StartVm) -> None:
         """An agent before us made its QEMU and died before its processors ran."""
         agent, grant = self.agent, start.grant
-        objection = self._grant_objection(grant)
+        objection = self._grant_objection(grant) or self._lease_objection(grant.vm_id)
         if objection is not None:
             self._unlocked(start, lambda: self._end(order, Result.REFUSED, refusal=objection))
             return
@@ -227,6 +262,11 @@ class OrderDesk:
         if late_ms >= 0:
             return _Refused("order.refused.grant_expired", {"late_ms": late_ms})
         return None
+
+    def _lease_objection(self, vm_id: VmId) -> _Refused | None:
+        """Whoever lets processors run asks the guardian's lease first."""
+        code = self.agent.host.lease_objection(vm_id)
+        return None if code is None else _Refused(code)
 
     def _running_unseen(self, start: StartVm) -> _Refused | None:
         domain = self.agent.host.libvirt.find(start.vm.id)
@@ -250,7 +290,7 @@ class OrderDesk:
             )
             refusal = None
             if result is Result.REFUSED:
-                refusal = _Refused("order.refused.grant_expired")
+                refusal = _Refused(detail if detail == LEASE else "order.refused.grant_expired")
             self._unlocked(start, lambda: self._end(order, result, detail, refusal=refusal))
 
         agent.start(
@@ -314,6 +354,9 @@ class OrderDesk:
                 self._if_alive(lambda: agent.host.libvirt.pause(vm_id))
             case ResumeVm(vm_id=vm_id, incarnation=incarnation, by=by):
                 self._check_running(vm_id, incarnation)
+                lost = self._lease_objection(vm_id)
+                if lost is not None:
+                    raise lost
                 agent.tell(ResumeAccepted(vm_id=vm_id, by=by))
                 self._if_alive(lambda: agent.host.libvirt.run(vm_id))
             case AdoptVm() as adopt:

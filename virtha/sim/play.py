@@ -24,12 +24,15 @@ from virtha.model.size import parse_size_bytes
 from virtha.model.time import parse_duration_ms
 from virtha.model.value import Fields
 from virtha.model.watchdog import parse_watchdog
-from virtha.ports.hypervisor import GateRefused, HypervisorError
+from virtha.ports.hypervisor import GateRefused, HypervisorError, HypervisorUnavailable
 from virtha.scenario.language import Scenario, Step
 from virtha.sentinel.events import HostShuttingDown, MigrationMarked
 from virtha.sim.checkers import Checkers
-from virtha.sim.faults import FaultVerbs, policy_from
+from virtha.sim.faults import FaultVerbs, explain_host, policy_from
 from virtha.sim.host import CRASH_POINTS, SimHost
+from virtha.sim.liveness import must_run
+from virtha.sim.move_truth import MoveTruth
+from virtha.sim.move_verbs import MoveVerbs
 from virtha.sim.network import Link, Tear
 from virtha.sim.truth import Truth
 from virtha.sim.world import GuestKind, World
@@ -85,8 +88,11 @@ class Player:
         self.checkers = Checkers(self.world)
         self.truth = Truth(self.world, self.checkers)
         self.faults = FaultVerbs(self.world)
+        self.move_truth = MoveTruth(self.world, self.checkers, self.truth)
+        self.moves = MoveVerbs(self.world, self.do, self.move_truth)
         self._verbs: dict[str, Callable[[Step], None]] = {
             **self.faults.verbs,
+            **self.moves.verbs,
             "hosts": self._hosts,
             "host": self._one_host,
             "vm": self._vm,
@@ -131,6 +137,8 @@ class Player:
             "empty-run": lambda step: self._host(step).empty_run(),
             "slow-start": self._slow_start,
             "fire": self._fire,
+            "must-run": lambda _step: self._must_run(),
+            "crash-points": lambda _step: None,
         }
         self._verbs["vanish-qemu"] = self._guest_fault
         for verb in (
@@ -193,7 +201,7 @@ class Player:
         lines: list[str] = []
         for name in self.world.hosts:
             verdict = failover.engine.verdict(HostId(name))
-            reasons = " ".join(why.code for why in failover.engine.explain_host(HostId(name)))
+            reasons = " ".join(why.code for why in explain_host(self.world, name))
             if verdict is not Verdict.ALIVE or reasons:
                 lines.append(f"end-host {name} {verdict} [{reasons}]")
         return lines
@@ -276,6 +284,8 @@ class Player:
         if "memory" in options:
             size = parse_size_bytes(options["memory"], field=f"line {step.line}")
             known.vm = replace(known.vm, memory_bytes=size)
+        if "storage" in options:
+            self.world.storage.place(vm_id, self.faults.leases.domain(step, "storage"))
         if "writes" in options:
             disk = self.world.storage.disk(vm_id)
             disk.interval_ms = parse_duration_ms(options["writes"], field=f"line {step.line}")
@@ -301,6 +311,9 @@ class Player:
 
     def advance(self, duration: str) -> None:
         self.world.kernel.advance(parse_duration_ms(duration, field="advance"))
+
+    def _must_run(self) -> None:
+        must_run(self.world)
 
     # Orders
 
@@ -375,7 +388,10 @@ class Player:
 
     def _guest_fault(self, step: Step) -> None:
         vm_id = self._vm_id(step)
-        libvirt = self._host_of(vm_id).libvirt
+        host = self._host_of(vm_id)
+        if "on" in step.options:
+            host = self._named_host(step, step.options["on"])
+        libvirt = host.libvirt
         faults: dict[str, Callable[[VmId], None]] = {
             "kill-qemu": libvirt.kill_qemu,
             "term-qemu": libvirt.terminate_qemu,
@@ -398,6 +414,8 @@ class Player:
         if "on" in step.options:
             host = self._named_host(step, step.options["on"])
         libvirt = host.libvirt
+        if not host.powered:
+            raise HypervisorUnavailable(f"{host.name} has no power")
         match action:
             case "start":
                 self._virsh_start(host, vm_id)
@@ -416,8 +434,23 @@ class Player:
                 libvirt.pause(vm_id)
             case "resume":
                 libvirt.run(vm_id)
+            case "migrate":
+                target = self._named_host(step, step.options.get("to", ""))
+                self.world.migrations.begin(host, vm_id, target.name)
+            case "edit":
+                # Its definition is written anew; what runs goes on as it is.
+                libvirt.define(libvirt.domain(vm_id).xml)
             case _:
-                raise _wrong(step, f"virsh {action}", ("start", "destroy", "suspend", "resume"))
+                known = (
+                    "start",
+                    "destroy",
+                    "suspend",
+                    "resume",
+                    "run-ungranted",
+                    "migrate",
+                    "edit",
+                )
+                raise _wrong(step, f"virsh {action}", known)
 
     def _virsh_start(self, host: SimHost, vm_id: VmId) -> None:
         try:
@@ -428,7 +461,11 @@ class Player:
 
     def _autostart(self, step: Step) -> None:
         vm_id = self._vm_id(step)
-        self._host_of(vm_id).libvirt.domain(vm_id).autostart = True
+        host = self._host_of(vm_id)
+        if "on" in step.options:
+            host = self._named_host(step, step.options["on"])
+        domain = host.libvirt.domain(vm_id)
+        domain.autostart, domain.managed_save = True, "managed-save" in step.options
 
     def _fail_starts(self, step: Step) -> None:
         self._host(step).libvirt.starts_that_fail = int(step.words[1])

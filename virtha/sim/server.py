@@ -90,6 +90,8 @@ class ServerVm:
         self.placing = Placing()
         self.report: VmReport | None = None
         """The last that counted; None: what it does is not known."""
+        self.reports: dict[str, VmReport] = {}
+        """The last of each host."""
 
     def of(self, host: str) -> dict[Incarnation, Grant | None]:
         return self.copies.setdefault(host, {})
@@ -189,6 +191,7 @@ class SimServer:
         "hold",
         "history",
         "pending",
+        "recorded",
         "acknowledged",
         "boots",
         "states",
@@ -209,7 +212,10 @@ class SimServer:
         self.hold: str | None = None
         self.history: list[HistoryEntry] = []
         self.pending: dict[OperationId, PendingOrder] = {}
+        self.recorded: dict[str, int] = {}
+        """The last of each host's facts that is in the records."""
         self.acknowledged: dict[str, int] = {}
+        """The last that it may forget: what the engine makes of it is in its records as well."""
         self.boots: dict[str, BootId] = {}
         self.states: dict[str, HostState] = {}
         self.timelines: dict[str, int] = {}
@@ -218,7 +224,9 @@ class SimServer:
         self.revision = 0
         self.table = EngineTable()
         self.on_fact: Callable[[str, Fact, bool], None] = lambda _host, _fact, _made_after: None
-        """After each new one is recorded; the flag: see ``made_after``."""
+        """After each is recorded, and of one that comes again; the flag: see ``made_after``."""
+        self.on_grant: Callable[[VmId, str, Grant], None] = lambda _vm_id, _host, _grant: None
+        """Of an operator's order, in the transaction that makes that host a holder."""
         self.settings_due = False
         """What a host is told has changed: after this transaction all get their settings."""
 
@@ -233,6 +241,10 @@ class SimServer:
             setattr(self, name, copy.deepcopy(value))
         self._restores += 1
         self.timeline = self._restores
+
+    def untold(self, host: str) -> bool:
+        """Whether it has not told what it runs in this timeline of the database (M2)."""
+        return self.timelines.get(host, 0) != self.timeline
 
     def changed(self) -> None:
         self.revision += 1
@@ -280,13 +292,26 @@ class SimServer:
             known.host, known.state = record.start.host_id, VmState.STARTING
         if known.host not in known.holders and record.copies != ():
             known.report = None  # what its former host said of it last is no longer how it is
+            self._follow(known, record)
+        if record.copies == () and known.report is None:
+            last = known.reports.get(known.host)
+            known.report = last if last is not None and last.state is VmState.DOWN else None
         if before != (known.holders, known.incarnation):
             self.changed()
+
+    def _follow(self, known: ServerVm, record: VmRecord) -> None:
+        """It was moved, and its former host spoke last."""
+        if record.stage is not VmStage.SETTLED or len(known.holders) != 1:
+            return
+        (host,) = known.holders
+        report = known.reports.get(host)
+        if report is not None and report.incarnation == known.incarnation:
+            known.report, known.state, known.host = report, report.state, host
 
     # Hosts
 
     def hello(self, host: str, *, boot: BootId, term_seen: int, last: int) -> int:
-        """The agent's. Returns the last of its facts that is recorded."""
+        """The agent's. Returns the last of its facts that it need not send again."""
         known = self.acknowledged.get(host, 0)
         if term_seen > self.term:
             # An agent followed a later term than our records know: a restored database (M1).
@@ -297,7 +322,7 @@ class SimServer:
             self.boots[host] = boot
         self.revision += 1
         self.judged(host, HostState.UP)
-        if last <= known:
+        if last <= self.recorded.get(host, 0):
             self.void_starts(host)
         return known
 
@@ -321,16 +346,17 @@ class SimServer:
         self, host: str, facts: Sequence[Fact], made_after: Callable[[Fact], bool]
     ) -> int:
         """Those recorded already are skipped. Returns the last. ``made_after``: see ``HelloBook``."""
-        last = self.acknowledged.get(host, 0)
+        last = self.recorded.get(host, 0)
         for fact in facts:
             if fact.sequence <= last:
+                self.on_fact(host, fact, made_after(fact))
                 continue
             if fact.sequence > last + 1:
                 self.say("host.facts.lost", host, count=fact.sequence - last - 1)
             self._record(host, fact, made_after)
             self.on_fact(host, fact, made_after(fact))
             last = fact.sequence
-        self.acknowledged[host] = last
+        self.recorded[host] = last
         return last
 
     def _record(self, host: str, fact: Fact, made_after: Callable[[Fact], bool]) -> None:
@@ -371,6 +397,7 @@ class SimServer:
             return
         if host not in known.holders and host != known.host:
             return
+        known.reports[host] = report
         held = (known.holders.copy(), dict(known.of(host)))
         known.reported(host, report.incarnation)
         known.incarnation = max(known.incarnation, report.incarnation)
@@ -487,6 +514,7 @@ class SimServer:
         # Grants given before end before this one: they quoted an older beat.
         known.copies[host] = dict.fromkeys((*mine, known.incarnation), grant)
         known.wanted_up, known.state = True, VmState.STARTING
+        self.on_grant(vm_id, host, grant)
         self.changed()
         return grant
 

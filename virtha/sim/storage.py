@@ -1,17 +1,21 @@
 """Shared storage, as truth: which host wrote which VM's disk, as what incarnation, and when that landed.
 
 A VM that runs writes at its interval. Nothing happens at each write: a stretch of them is one ``Stretch``, and
-what landed between two moments is counted when somebody asks. A host that does not reach the storage keeps what
-was written in its kernel's queue, which outlives the QEMU that wrote it: it lands when the path is back, unless
-the host lost its power before. So a late write of a dead copy is in the log like every other.
+what landed between two moments is counted when somebody asks. A host whose storage hangs keeps what was written in
+its kernel's queue, which outlives the QEMU that wrote it: it lands when the path is back, unless the host lost its
+power before. So a late write of a dead copy is in the log like every other. A path that answers with errors keeps
+nothing: its QEMUs stop on them.
 """
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import NamedTuple
 
-from virtha.model.ids import Incarnation, VmId
+from virtha.model.ids import Incarnation, StorageDomainId, VmId
 from virtha.sim.kernel import Kernel
 
+SHARED = StorageDomainId("shared")
+"""The domain of a world that names no other."""
 WRITE_MS = 500
 """Between two writes of a guest that nobody asked to write."""
 
@@ -57,11 +61,20 @@ class Disk:
         return last if last is not None and last.ended_ms is None else None
 
 
+class PathState(StrEnum):
+    WELL = "well"
+    READ_ONLY = "read-only"
+    ERRORS = "errors"
+    """Each read and write ends with an error, at once."""
+    STALLED = "stalled"
+    """Nothing ends: what was asked waits in the kernel."""
+
+
 class HostPath:
-    """One host's way to the storage, and what waits in its kernel."""
+    """One host's way to one storage domain, and what waits in its kernel."""
 
     def __init__(self) -> None:
-        self.up = True
+        self.state = PathState.WELL
         self.awake = True
         self.running: dict[VmId, Writer] = {}
         self.queue: dict[tuple[VmId, Writer], int] = {}
@@ -69,58 +82,91 @@ class HostPath:
 
     @property
     def lands(self) -> bool:
-        return self.up and self.awake
+        return self.awake and self.state is PathState.WELL
+
+    @property
+    def reads(self) -> bool:
+        return self.awake and self.state in (PathState.WELL, PathState.READ_ONLY)
+
+    @property
+    def hangs(self) -> bool:
+        return not self.awake or self.state is PathState.STALLED
 
 
 class SharedStorage:
-    """``on_breach`` gets a sentence whenever the writes of two writers interleave on one disk."""
+    """All domains. ``on_breach`` gets a sentence whenever the writes of two writers interleave on one disk."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._disks: dict[VmId, Disk] = {}
-        self._paths: dict[str, HostPath] = {}
+        self._paths: dict[tuple[str, StorageDomainId], HostPath] = {}
+        self._domains: dict[VmId, StorageDomainId] = {}
         self.on_breach: Callable[[VmId, str], None] = lambda _vm_id, _what: None
+        self.on_failed: Callable[[VmId, str], None] = lambda _vm_id, _host: None
+        """A VM that runs on that host writes, and gets an error."""
 
     def disk(self, vm_id: VmId) -> Disk:
         return self._disks.setdefault(vm_id, Disk())
 
-    def path(self, host: str) -> HostPath:
-        return self._paths.setdefault(host, HostPath())
+    def place(self, vm_id: VmId, domain: StorageDomainId) -> None:
+        """All disks of that VM lie there; before it first runs."""
+        self._domains[vm_id] = domain
+
+    def domain_of(self, vm_id: VmId) -> StorageDomainId:
+        return self._domains.get(vm_id, SHARED)
+
+    def path(self, host: str, domain: StorageDomainId = SHARED) -> HostPath:
+        return self._paths.setdefault((host, domain), HostPath())
+
+    def _path_of(self, vm_id: VmId, host: str) -> HostPath:
+        return self.path(host, self.domain_of(vm_id))
 
     # What happens to QEMUs and hosts
 
     def runs(self, vm_id: VmId, writer: Writer) -> None:
         """Its processors run there from now on."""
-        path = self.path(writer.host)
+        path = self._path_of(vm_id, writer.host)
         path.running[vm_id] = writer
         self._begin(path, vm_id, writer)
 
     def stands(self, vm_id: VmId, host: str) -> None:
         """They stand still, or its QEMU is gone. What it wrote before may still be in the kernel's queue."""
-        path = self.path(host)
+        path = self._path_of(vm_id, host)
         writer = path.running.pop(vm_id, None)
         if writer is not None and path.lands:
             self._end(vm_id, writer)
 
     def power_lost(self, host: str) -> None:
         """With all that its kernel had still to write."""
-        path = self.path(host)
-        for vm_id in list(path.running):
-            self.stands(vm_id, host)
-        path.queue.clear()
-        path.awake = True
+        for (name, _), path in self._paths.items():
+            if name != host:
+                continue
+            for vm_id in list(path.running):
+                self.stands(vm_id, host)
+            path.queue.clear()
+            path.awake = True
+
+    def set_state(self, host: str, state: PathState, domain: StorageDomainId = SHARED) -> None:
+        self._change(host, self.path(host, domain), state=state)
 
     def set_up(self, host: str, *, up: bool) -> None:
-        self._change(host, up=up)
+        """The way to the domain of a world that names no other."""
+        self.set_state(host, PathState.WELL if up else PathState.STALLED)
 
     def set_awake(self, host: str, *, awake: bool) -> None:
         """A host that hangs writes nothing and keeps all."""
-        self._change(host, awake=awake)
+        for name, domain in [key for key in self._paths if key[0] == host]:
+            self._change(name, self.path(name, domain), awake=awake)
 
     # What readers see
 
-    def reaches(self, host: str) -> bool:
-        return self.path(host).lands
+    def reaches(self, host: str, domain: StorageDomainId = SHARED) -> bool:
+        return self.path(host, domain).lands
+
+    def outstanding(self, vm_id: VmId, host: str) -> bool:
+        """Something that it wrote there waits in that host's kernel, whether its QEMU lives or not."""
+        path = self._paths.get((host, self.domain_of(vm_id)))
+        return path is not None and any(queued == vm_id for queued, _ in path.queue)
 
     def written(self, vm_id: VmId, after_ms: int, until_ms: int) -> bool:
         """Whether anything landed on its disks in (after, until]."""
@@ -128,17 +174,25 @@ class SharedStorage:
 
     # Inside
 
-    def _change(self, host: str, *, up: bool | None = None, awake: bool | None = None) -> None:
-        path = self.path(host)
-        before = path.lands
-        path.up = path.up if up is None else up
+    def _change(
+        self,
+        host: str,
+        path: HostPath,
+        *,
+        state: PathState | None = None,
+        awake: bool | None = None,
+    ) -> None:
+        before = (path.state, path.awake)
+        path.state = path.state if state is None else state
         path.awake = path.awake if awake is None else awake
-        if path.lands == before:
+        if (path.state, path.awake) == before:
             return
         if not path.lands:
-            for vm_id, writer in path.running.items():
+            if not path.hangs:
+                path.queue.clear()  # each ends with an error
+            for vm_id, writer in list(path.running.items()):
                 self._end(vm_id, writer)
-                path.queue[vm_id, writer] = self._kernel.now
+                self._fail(path, vm_id, writer)
             return
         queue, path.queue = path.queue, {}
         for vm_id, writer in queue:
@@ -146,9 +200,15 @@ class SharedStorage:
         for vm_id, writer in path.running.items():
             self._begin(path, vm_id, writer)
 
+    def _fail(self, path: HostPath, vm_id: VmId, writer: Writer) -> None:
+        if path.hangs:
+            path.queue.setdefault((vm_id, writer), self._kernel.now)
+        else:
+            self.on_failed(vm_id, writer.host)
+
     def _begin(self, path: HostPath, vm_id: VmId, writer: Writer) -> None:
         if not path.lands:
-            path.queue.setdefault((vm_id, writer), self._kernel.now)
+            self._fail(path, vm_id, writer)
             return
         disk = self.disk(vm_id)
         still = disk.open_stretch()

@@ -1,203 +1,317 @@
-"""Random faults of whole clusters from a seed: a phase in which anything may break, then all is well again and
-every protected VM must run, or say why it never will.
+"""Random worlds from seeds: a phase in which anything may break, then all is well again and every protected VM must
+run, or say why it never will. ``virtha simulate --seed 1..1000`` plays many of them.
 
-    python -m virtha.sim.swarm --seeds 200 --first 1
-
-As ``virtha.sim.chaos``, which plays single hosts without an engine; a failing seed is printed with the shortest
-story that still fails.
+A world is a function of its seed: the same seed gives the same digest on every machine and under every hash seed.
 """
 
-import argparse
-import random
+import hashlib
 import re
-import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from virtha.scenario.language import parse
-from virtha.sim.chaos import applies, shrink
+import msgspec
+
+from virtha.engine.events import Command, Intent, OrderPower
+from virtha.model.errors import InvalidInput
+from virtha.model.ids import Term
+from virtha.model.power import PowerAction
+from virtha.model.value import Value
+from virtha.ports.hypervisor import HypervisorError
+from virtha.scenario.language import Step, parse
 from virtha.sim.checkers import Violation
-from virtha.sim.leader import POINTS
-from virtha.sim.play import Player
+from virtha.sim.liveness import Late, NotLive, must_run
+from virtha.sim.play import ASKED, Player
+from virtha.sim.swarm_story import Story, write_story
+from virtha.sim.world import World
 
-HEALED_MS = 600_000
-"""Until everything must be right again: the longest pause between two attempts is half of it."""
-PAUSES = ("100ms", "1s", "2s", "5s", "5s", "10s", "20s", "60s")
-LASTING = (
-    "recovery.blocked.quarantine",
-    "recovery.blocked.attempts",
-    "vm.down.",
-    "vm.paused.",
-    "restart.blocked.",
+TRIES_MAX = 300
+CONTRADICTIONS = (
+    "fence.contradicted",
+    "host.alive_though_proven_dead",
+    "vm.migration_contradicted",
 )
-"""Reasons that only a person ends."""
+RECOVERED = "vm.recovered"
+GUEST_FAULTS = (
+    "kill-qemu",
+    "term-qemu",
+    "fire",
+    "panic",
+    "guest-shutdown",
+    "guest-reboot",
+    "io-error",
+)
+ANYTIME = (
+    "maintenance",
+    "confirm-dead",
+    "heal-net",
+    "cut-net",
+    "set",
+    "free",
+    "migrate",
+    "cancel-migration",
+    "busy",
+    "in-migration",
+    "stale-slots",
+    "fresh-slots",
+    "drift",
+    "jump-clock",
+)
+"""They need no host that is on."""
+BUILDING = ("engine", "hosts", "host", "vm", "policy", "advance", "must-run")
 _FAILURES = (Violation, AssertionError)
 
 
-def write_story(chance: random.Random, *, steps: int) -> list[str]:
-    hosts = [f"h{number}" for number in range(1, chance.randint(2, 6) + 1)]
-    vms = [f"vm{number}" for number in range(1, chance.randint(1, 5) + 1)]
-    profile = chance.choice(("fast", "balanced", "balanced"))
-    lines = ["engine", f"policy profile={profile}"]
-    named = " named" if chance.random() < 0.3 else ""
-    lines += [f"host {host}{named} power={chance.choice(_POWER)}" for host in hosts]
-    lines.append("advance 2s")
-    for vm in vms:
-        lines.append(f"vm {vm} on={chance.choice(hosts)} ha")
-    lines += [f"start {vm}" for vm in vms]
-    lines.append("advance 10s")
-    for _ in range(steps):
-        lines += _fault(chance, hosts, vms)
-        lines.append(f"advance {chance.choice(PAUSES)}")
-    return lines
+class Failure(NamedTuple):
+    """``rule``: ``safety``, ``liveness``, or ``broken`` where the world itself came apart."""
+
+    rule: str
+    message: str
+
+    @property
+    def shape(self) -> str:
+        """The same for the same rule broken by other hosts at another time."""
+        return re.sub(r"[\w-]*\d[\w-]*", "#", self.message)
 
 
-_POWER = ("bmc", "bmc", "bmc,outlets", "outlets", "none")
+class WorldResult(Value, frozen=True, kw_only=True):
+    """What came of one seed. ``kinds``: of what really happened in it. ``story``: the shortest that still fails,
+    in the scenario language."""
+
+    seed: int
+    virtual_ms: int
+    digest: str
+    kinds: tuple[str, ...] = ()
+    fenced: bool = False
+    recovered: bool = False
+    contradicted: bool = False
+    late: tuple[Late, ...] = ()
+    rule: str = ""
+    message: str = ""
+    story: str = ""
 
 
-def _fault(chance: random.Random, hosts: Sequence[str], vms: Sequence[str]) -> list[str]:
-    kind = chance.random()
-    if kind < 0.2:
-        return _leader_fault(chance)
-    if kind < 0.3:
-        return ["heal-all"]
-    return [_host_fault(chance, chance.choice(hosts), chance.choice(vms))]
+class Recorder:
+    """The decisions of a world's leaders, beside what its checkers make of them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._hash = hashlib.sha256()
+        self._encoder = msgspec.json.Encoder(order="deterministic")
+        self.offs = 0
+        """Orders to switch a host off."""
+        on_command, on_written = world.on_engine_command, world.on_written
+
+        def command(term: Term, given: Command) -> None:
+            self._take("command", term, given)
+            self.offs += isinstance(given, OrderPower) and given.action is PowerAction.OFF
+            on_command(term, given)
+
+        def written(term: Term, intents: Sequence[Intent]) -> None:
+            if intents:
+                self._take("written", term, tuple(intents))
+            on_written(term, intents)
+
+        world.on_engine_command, world.on_written = command, written
+
+    def _take(self, what: str, term: Term, value: object) -> None:
+        self._hash.update(f"{self._world.kernel.now} {what} {term} ".encode())
+        self._hash.update(self._encoder.encode(value))
+
+    def digest(self, outcome: Iterable[str]) -> str:
+        """Of all decisions, of the world's trace, and of what was recorded in the end."""
+        whole = self._hash.copy()
+        for line in (*self._world.trace_lines, *outcome):
+            whole.update(line.encode() + b"\n")
+        return whole.hexdigest()
 
 
-def _host_fault(chance: random.Random, host: str, vm: str) -> str:
-    kind = chance.random()
-    if kind < 0.35:
-        return chance.choice(
-            (
-                f"power-cut {host}",
-                f"power-cut {host}",
-                f"hang {host}",
-                f"hang {host}",
-                f"boot {host}",
-                f"thaw {host}",
-            )
-        )
-    if kind < 0.55:
-        network = chance.choice(("net", "net", "storage", "bmc"))
-        one_way = f" to {_centre(network)}" if chance.random() < 0.3 else ""
-        return f"{chance.choice(('cut', 'cut', 'heal'))} {network} {host}{one_way}"
-    if kind < 0.7:
-        process = chance.choice(("agent", "guardian"))
-        verbs = (f"freeze {host} {process}", f"thaw {host}", f"stop-{process} {host}")
-        return chance.choice((*verbs, f"start-{process} {host}", f"crash-agent {host}"))
-    if kind < 0.8:
-        return f"bmc {host} {chance.choice(('dead', 'refuses', 'nothing', 'slow 1s', 'slow 5s', 'ok'))}"
-    return chance.choice(
-        (
-            f"kill-qemu {vm}",
-            f"slow-start {host} {chance.choice(('5s', '20s', '90s'))}",
-            f"fail-starts {host} 1",
-            f"stop-libvirt {host}",
-            f"start-libvirt {host}",
-            f"maintenance {host} {chance.choice(('on', 'off'))}",
-            "stall-storage",
-            "resume-storage",
-        )
-    )
+class Played(NamedTuple):
+    """``done``: the lines that applied, as numbers from 1. ``healed``: a failure came only when all was well again."""
+
+    player: Player
+    recorder: Recorder
+    done: tuple[int, ...]
+    late: tuple[Late, ...]
+    failure: Failure | None
+    healed: bool
 
 
-def _centre(network: str) -> str:
-    return "storage" if network == "storage" else "server"
+def play(lines: Sequence[str], *, strict: bool = False) -> Played:
+    """The lines, then healing, then what must run. ``strict``: lines that don't apply are errors, and the healing is
+    the lines' own."""
+    player = Player()
+    recorder = Recorder(player.world)
+    done: list[int] = []
+    late: tuple[Late, ...] = ()
+    failure = None
+    healed = False
+    try:
+        for step in parse("# random faults\n" + "\n".join(lines)).steps:
+            if strict or do_if_it_applies(player, step):
+                if strict:
+                    player.do(step)
+                done.append(step.line - 1)
+        if not strict:
+            healed = True
+            for line in healing(player.world):
+                player.do(parse(f"# healed\n{line}\n").steps[0])
+            late = must_run(player.world)
+        player.at_end()
+    except NotLive as error:
+        failure = Failure("liveness", str(error))
+    except Violation as error:
+        failure = Failure("safety", str(error))
+    except InvalidInput:
+        raise
+    except Exception as error:  # one broken world must not end the run of the others
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({place.name})"
+        failure = Failure("broken", told)
+    return Played(player, recorder, tuple(done), late, failure, healed)
 
 
-def _leader_fault(chance: random.Random) -> list[str]:
-    """Each comes to an end, or the rest of the story would have no leader."""
-    at = f" at={chance.choice(POINTS)}" if chance.random() < 0.6 else ""
-    pause = f"advance {chance.choice(PAUSES)}"
-    return chance.choice(
-        (
-            [f"kill-server{at}", pause, "start-server"],
-            [f"freeze-server{at}", pause, "thaw-server"],
-            [f"freeze-server{at}", pause, "second-server", pause, "thaw-server"],
-            ["second-server"],
-            ["stop-database", pause, "start-database"],
-        )
-    )
+def healing(world: World) -> list[str]:
+    """Of what no kind of fault ends by itself."""
+    drained = [f"maintenance {name} off" for name in world.hosts] if world.with_engine else []
+    return ["heal-all", *drained]
 
 
-def play(lines: Sequence[str]) -> Player:
-    """Raises what a checker found."""
-    scenario = parse("# random faults\n" + "\n".join(lines))
-    player = Player(tolerant=True)
-    for step in scenario.steps:
-        if applies(player, step):
-            player.do(step)
-    for step in parse("# healed\nheal-all\n").steps:
+def do_if_it_applies(player: Player, step: Step) -> bool:
+    """False: it makes no sense in the world as it is, and was passed over."""
+    if step.verb in ASKED and not player.world.gateway.running:
+        return False
+    if not applies(player, step):
+        return False
+    try:
         player.do(step)
-    for host in player.world.hosts:
-        player.do(parse(f"# healed\nmaintenance {host} off\n").steps[0])
-    player.world.kernel.advance(HEALED_MS)
-    player.at_end()
-    demand_liveness(player)
-    return player
+    except HypervisorError:
+        return False
+    return True
 
 
-def demand_liveness(player: Player) -> None:
-    """Every protected VM runs, or its reason is one that only a person ends."""
+def applies(player: Player, step: Step) -> bool:
+    """Whether the step makes sense in the world as it is."""
     world = player.world
-    failover = world.gateway.failover
-    if failover is None:
-        raise ValueError("a story without an engine")
-    if not failover.leader.alive:
-        raise Violation("nobody leads after all was healed")
-    for vm_id, known in world.server.vms.items():
-        if not (known.vm.ha and known.wanted_up) or world.running_on(vm_id):
-            continue
-        codes = [why.code for why in failover.engine.explain_vm(vm_id)]
-        if known.report is not None:
-            codes += [why.code for why in known.report.reasons]
-        if not any(code.startswith(LASTING) for code in codes):
-            raise Violation(f"{known.vm.name} does not run though all is well: {codes}")
+    if step.verb in BUILDING or not step.words:
+        return True
+    if step.verb in ANYTIME:
+        return True
+    if step.words[0] not in world.hosts:
+        return _applies_to_vm(player, step)
+    host = world.hosts[step.words[0]]
+    match step.verb:
+        case "boot":
+            return not host.powered
+        case "stop-libvirt":
+            return host.powered and host.libvirt_up
+        case "start-libvirt":
+            return host.powered and not host.libvirt_up
+        case "crash-agent":
+            return host.agent is not None
+        case "bmc":
+            return bool(world.power.of(host.name))
+        case _:
+            return host.powered
 
 
-def run_seed(seed: int, *, steps: int = 25) -> list[str]:
-    """The trace of that seed. Raises Violation or AssertionError."""
-    return play(write_story(random.Random(seed), steps=steps)).world.trace_lines  # noqa: S311 - a seed, to be repeated
+def _applies_to_vm(player: Player, step: Step) -> bool:
+    """Commands for VMs need a host that is on; networks, the building and time need nothing."""
+    world = player.world
+    named = [word for word in step.words if word in world.ids]
+    if not named:
+        return True
+    known = world.server.vms[world.ids[named[0]]]
+    host = world.hosts[step.options.get("on", known.host)]
+    match step.verb:
+        case "migrating":
+            return world.hosts[known.host].agent is not None
+        case "fire":
+            return known.vm.watchdog is not None and host.powered
+        case verb if verb in GUEST_FAULTS:
+            return world.hosts[known.host].powered
+        case _:
+            return host.powered
 
 
-def kind_of(failure: BaseException) -> str:
-    """The same for the same rule broken by other hosts at another time."""
-    return re.sub(r"[\w-]*\d[\w-]*", "#", str(failure))
+# One seed
 
 
-def fails_like(failure: BaseException) -> Callable[[list[str]], bool]:
+def run_seed(seed: int, *, cluster: bool | None = None, steps: int | None = None) -> WorldResult:
+    """``cluster``, ``steps``: not as the seed would have them."""
+    story = write_story(seed, cluster=cluster, steps=steps)
+    played = play(story.lines)
+    player = played.player
+    codes = {entry.code for entry in player.world.server.history}
+    failure = played.failure
+    return WorldResult(
+        seed=seed,
+        virtual_ms=player.world.kernel.now,
+        digest=played.recorder.digest(() if failure is not None else player.outcome()),
+        kinds=_kinds(story, played.done),
+        fenced=played.recorder.offs > 0,
+        recovered=RECOVERED in codes,
+        contradicted=not codes.isdisjoint(CONTRADICTIONS),
+        late=played.late,
+        rule="" if failure is None else failure.rule,
+        message="" if failure is None else failure.message,
+        story="" if failure is None else _failing_story(seed, story, played, failure),
+    )
+
+
+def _kinds(story: Story, done: Sequence[int]) -> tuple[str, ...]:
+    happened = set(done)
+    return tuple(sorted({kind for line, kind in story.kinds if line in happened}))
+
+
+# Shrinking
+
+
+def _failing_story(seed: int, story: Story, played: Played, failure: Failure) -> str:
+    """A scenario that fails in the same way, with as few lines as were found to do."""
+    applied = set(played.done)
+    lines = [line for number, line in enumerate(story.lines, 1) if number in applied]
+    ends = [*healing(played.player.world), "must-run"]
+    if not played.healed:
+        # The line that failed was not counted among those that were done.
+        after = max(applied, default=0)
+        lines, ends = [*lines, *story.lines[after : after + 1]], []
+    fails = fails_like(failure)
+    head = f"# Seed {seed} of the swarm, shortened. {failure.rule}: {failure.message}"
+    if not fails([*lines, *ends]):
+        return "\n".join((head, "# It fails in the swarm only:", *story.lines)) + "\n"
+    # What heals stays: a story that ends in the middle of a failure is another one.
+    shortest = shrink(lines, lambda shorter: fails([*shorter, *ends]))
+    return "\n".join((head, *shortest, *ends)) + "\n"
+
+
+def fails_like(failure: Failure) -> Callable[[list[str]], bool]:
     """Whether a story breaks the same rule: another one it breaks would be another finding."""
 
     def fails(lines: list[str]) -> bool:
         try:
-            play(lines)
-        except _FAILURES as other:
-            return kind_of(other) == kind_of(failure)
-        except Exception:
+            found = play(lines, strict=True).failure
+        except InvalidInput:
             # The shortened story no longer makes sense.
             return False
-        return False
+        return found is not None and found[0] == failure.rule and found.shape == failure.shape
 
     return fails
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="random faults of clusters on the simulator")
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=25)
-    arguments = parser.parse_args()
-    failed = 0
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        try:
-            run_seed(seed, steps=arguments.steps)
-        except _FAILURES as failure:
-            failed += 1
-            lines = write_story(random.Random(seed), steps=arguments.steps)  # noqa: S311 - a seed, to be repeated
-            story = "\n".join(shrink(lines, fails_like(failure)))
-            sys.stdout.write(f"seed {seed}: {failure}\n{story}\n\n")
-    sys.stdout.write(f"swarm: {arguments.seeds} seeds, {failed} failed\n")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def shrink(lines: list[str], fails: Callable[[list[str]], bool]) -> list[str]:
+    """Leave out what is not needed for the failure, larger pieces first, until no single line can go, or until
+    ``TRIES_MAX`` plays: each takes about as long as a world."""
+    size, tries = len(lines) // 2, 0
+    while size >= 1 and tries < TRIES_MAX:
+        before, start = len(lines), 0
+        while start < len(lines) and tries < TRIES_MAX:
+            tries += 1
+            shorter = lines[:start] + lines[start + size :]
+            if fails(shorter):
+                lines = shorter
+            else:
+                start += size
+        if size > 1 or len(lines) == before:
+            size //= 2
+    return lines

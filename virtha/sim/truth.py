@@ -5,10 +5,10 @@ What may be asked of the engine is only its answer to *why is this VM down* (``e
 
 from collections.abc import Sequence
 
-from virtha.engine.events import Command, Intent, OrderPower, StartCommand
+from virtha.engine.events import Command, Intent, SaveHost, StartCommand
 from virtha.model.codes import REGISTRY
 from virtha.model.ids import BootId, Term, VmId
-from virtha.model.power import PowerAction
+from virtha.model.proof import Proof, ProofKind
 from virtha.sim.checkers import Checkers, Violation
 from virtha.sim.host import SimHost
 from virtha.sim.network import Network
@@ -25,6 +25,7 @@ class Truth:
         self._term = Term(0)
         self._seen_since: dict[str, int] = {}
         """Hosts that most of the others can reach, and since when."""
+        self._lease_proofs: set[Proof] = set()
         self._struck: dict[tuple[str, BootId], int] = {}
         world.storage.on_breach = self.writes_interleave
         world.on_engine_command = self.command_given
@@ -37,11 +38,32 @@ class Truth:
         if vm_id not in self._checkers.outside:
             raise Violation(f"disk of {vm_id} at {self._world.kernel.now}: {what}")
 
-    def written_under(self, term: Term, _intents: Sequence[Intent]) -> None:
+    def written_under(self, term: Term, intents: Sequence[Intent]) -> None:
         """M1: once a later term has begun, nothing of an earlier one is written."""
         if term < self._term:
             raise Violation(f"records were written under term {term} after {self._term}")
         self._term = term
+        for intent in intents:
+            if isinstance(intent, SaveHost) and intent.record.incident is not None:
+                for proof in intent.record.incident.proofs:
+                    self._lease_proof_written(proof)
+
+    def _lease_proof_written(self, proof: Proof) -> None:
+        """P2: from here on no copy of that boot can write, and nothing that one wrote is still to land."""
+        host = self._world.hosts[proof.host_id]
+        if proof.kind is not ProofKind.LEASE or proof in self._lease_proofs:
+            return
+        self._lease_proofs.add(proof)
+        if not host.powered or host.boot != proof.boot:
+            return
+        for domain in host.libvirt:
+            runs = domain.qemu is not None and domain.qemu.running
+            late = self._world.storage.outstanding(domain.vm_id, host.name)
+            if (runs or late) and domain.vm_id not in self._checkers.outside:
+                what = "it runs there" if runs else "a write of it waits there"
+                raise Violation(
+                    f"{host.name} is proven dead by its lease, and of {domain.vm_id} {what}"
+                )
 
     # Starts need proof for every holder (G1)
 
@@ -50,8 +72,6 @@ class Truth:
         match command:
             case StartCommand() if term == self._world.server.term:
                 self._start_given(command)
-            case OrderPower(action=PowerAction.OFF):
-                self._off_given(self._world.hosts[command.host_id])
             case _:
                 pass
 
@@ -65,7 +85,7 @@ class Truth:
             domain = host.libvirt.find(vm_id)
             if domain is not None and domain.qemu is not None:
                 raise Violation(f"{vm_id} is started on {start.host_id} while {host.name} has it")
-            if any(queued == vm_id for queued, _ in world.storage.path(host.name).queue):
+            if world.storage.outstanding(vm_id, host.name):
                 raise Violation(
                     f"{vm_id} is started on {start.host_id} while {host.name} has writes of it queued"
                 )
@@ -104,7 +124,7 @@ class Truth:
             and any(one is not None and not one.kernel.frozen for one in processes)
         )
 
-    def _off_given(self, host: SimHost) -> None:
+    def _may_be_struck(self, host: SimHost) -> None:
         """J2, J4: nobody is shot whom most of the others have seen alive for as long as evidence counts."""
         since = self._seen_since.get(host.name)
         age_ms = self._world.server.policy.detection.evidence_max_age_ms
@@ -112,8 +132,9 @@ class Truth:
             raise Violation(f"{host.name} is ordered off while most others see it alive")
 
     def off_arrives(self, device: PowerDevice) -> None:
-        """F7: the cap holds for hosts that had power, whoever led."""
+        """Whoever decided it, and however long ago. F7: the cap holds for hosts that had power, whoever led."""
         host = device.host
+        self._may_be_struck(host)
         if not host.powered:
             return
         fencing, now = self._world.server.policy.fencing, self._world.kernel.now

@@ -71,8 +71,6 @@ WARM_UP_MS = 20_000
 WATCH_EVERY_MS = 1_000
 BEAT_PHASES = 10
 """Hosts don't beat in step: each tenth of them a tenth of the interval later."""
-SESSION_SILENCE_MS = 5_000
-"""What the agent protocol ends a silent session after (`wire.messages.Welcome.silence_ms`)."""
 PROBE_MS = 200
 """A neighbour's probe that finds nothing, and its comparison of the disks."""
 POISON_MS = 50
@@ -244,7 +242,8 @@ class _World:
     def _tell_watch(self) -> Sequence[EngineEvent]:
         self.watch(self.now - self.failed_ms)
         self.at(self.now + WATCH_EVERY_MS, self._tell_watch)
-        return ()
+        # What was reached long ago says nothing of now (J4).
+        return (ReferenceAnswered(reached=True),) if self.inventory.reference else ()
 
     # What is there before
 
@@ -266,8 +265,6 @@ class _World:
 
     def _begin(self) -> Sequence[EngineEvent]:
         events: list[EngineEvent] = [LeaseRenewed(until_ms=self.now + LEADER_MS)]
-        if self.inventory.reference:
-            events.append(ReferenceAnswered(reached=True))
         events += [HostConfigured(host=engine_host(one)) for one in self.inventory.hosts]
         events += [VmConfigured(vm=engine_vm(one)) for one in self.inventory.vms]
         for host in self.inventory.hosts:
@@ -303,6 +300,7 @@ class _World:
     def _fail(self) -> Sequence[EngineEvent]:
         self.failed = True
         self.beats = self._beats()
+        detection = self.inventory.policy.detection
         for host_id in self.lost:
             first_ms = self._phase_ms(self.hosts[host_id].number % BEAT_PHASES)
             since_ms = (self.now - 1 - first_ms) % self.interval_ms + 1
@@ -311,7 +309,7 @@ class _World:
                 SessionChanged(host_id=host_id, process=process, boot=boot_of(host_id), up=False)
                 for process in ProcessKind
             ]
-            self.after(SESSION_SILENCE_MS - since_ms, *ends)
+            self.after(detection.session_silence_ms - since_ms, *ends)
         return ()
 
     # What the engine orders

@@ -9,22 +9,26 @@ import msgspec
 from virtha.engine.events import Command as EngineCommand
 from virtha.engine.events import Intent
 from virtha.model.domain import DomainEvent, DomainEventKind
-from virtha.model.ids import ClusterId, Incarnation, Term, VmId
+from virtha.model.ids import ClusterId, Incarnation, StorageDomainId, Term, VmId
 from virtha.model.orders import OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Value
 from virtha.model.vm import Vm, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import VmRecord
+from virtha.sentinel.lease_events import HostNature
 from virtha.sim.failover import Failover
 from virtha.sim.gateway import SimGateway
 from virtha.sim.host import EVENT_MS, SimHost
 from virtha.sim.kernel import Kernel
+from virtha.sim.lease import HostLease
 from virtha.sim.line import SERVER
+from virtha.sim.migration import SimMigrations
 from virtha.sim.network import Network
 from virtha.sim.power import PowerDevices
 from virtha.sim.server import ServerVm, SimServer
-from virtha.sim.storage import SharedStorage, Writer
+from virtha.sim.slots import SlotDomain
+from virtha.sim.storage import SHARED, PathState, SharedStorage, Writer
 from virtha.sim.world_time import WALL_EPOCH_MS
 from virtha.wire.messages import Beat
 
@@ -32,6 +36,8 @@ STORAGE = "storage"
 """Its name on its network."""
 AGENT_NOTICES_MS = 1_000
 """Until an agent has noticed that its storage went or came."""
+FIRMWARE_MS = 30_000
+"""From a reset to the next boot's first process."""
 CONNECTING_MS = 1_000
 """A story begins at 0, when the hosts of its first line have been on for so long and are connected."""
 TRACELESS = ("none", "shutdown", "inject-nmi")
@@ -54,11 +60,17 @@ class World:
         self.bmc_network.attach(SERVER)
         self.storage_network.attach(STORAGE)
         self.storage = SharedStorage(self.kernel)
+        self.storage.on_failed = self._write_failed
         self.power = PowerDevices(self.kernel, self.bmc_network)
         self.power_tested: set[str] = set()
+        self.migrations = SimMigrations(self)
         self.with_engine = False
         self.database_up = True
-        self.stalled_storage = False
+        self.domains: list[StorageDomainId] = [SHARED]
+        self.slots: dict[StorageDomainId, SlotDomain] = {}
+        """Where this world has leases."""
+        self.storage_faults: dict[tuple[str, StorageDomainId], PathState] = {}
+        """By host, "" for all, and domain."""
         self.server = SimServer(lambda: self.kernel.now, wall_epoch_ms=WALL_EPOCH_MS)
         self.hosts: dict[str, SimHost] = {}
         self.guests: dict[VmId, GuestKind] = {}
@@ -74,6 +86,10 @@ class World:
         self.on_engine_command: Callable[[Term, EngineCommand], None] = lambda _term, _command: None
         self.on_written: Callable[[Term, Sequence[Intent]], None] = lambda _term, _intents: None
         """After each of a leader's transactions."""
+        self.on_leader_point: Callable[[str, Sequence[EngineCommand]], None] = (
+            lambda _point, _sent: None
+        )
+        """Whenever a leader passes a point of its turn (``leader.POINTS``), and what it sends there."""
         self._server_starts = 0
         self._backup: dict[str, Any] | None = None
         self.gateway = self._new_gateway()
@@ -85,7 +101,9 @@ class World:
 
     def add_host(self, name: str) -> SimHost:
         host = SimHost(self.kernel, self.network, name, trace=self.trace)
+        host.migrations = self.migrations
         host.on_event = self._domain_event
+        host.outstanding = lambda vm_id: self.storage.outstanding(vm_id, name)
         host.stubborn = lambda vm_id: self.guests[vm_id].ignores_shutdown
         host.on_power = self._power_changed
         host.on_libvirt = self._libvirt_changed
@@ -95,7 +113,29 @@ class World:
             host.libvirt.define(_domain_xml(known.vm))
         self.storage_network.attach(name)
         self.bmc_network.attach(name)
+        for domain_id in self.domains:
+            self.storage.path(name, domain_id)
         return host
+
+    def keep_leases(self, domains: Sequence[StorageDomainId]) -> None:
+        """From here on each new host has a slot on each of these domains: before there are hosts."""
+        self.domains = list(domains)
+        self.slots = {domain_id: SlotDomain(domain_id) for domain_id in domains}
+        if self.gateway.failover is not None:
+            self.gateway.failover.keep_leases()
+
+    def give_lease(self, host: SimHost, *, nature: HostNature, watchdog: str) -> None:
+        """Before it is switched on."""
+        host.lease = HostLease(
+            self.kernel,
+            host,
+            self.storage,
+            list(self.slots.values()),
+            index=list(self.hosts).index(host.name),
+            nature=nature,
+            watchdog=watchdog,
+            reset=lambda why: self.reset(host, why),
+        )
 
     def connect_host(self, host: SimHost) -> None:
         """Switch it on, once the operator has told the server of it and of its power devices."""
@@ -143,6 +183,7 @@ class World:
             self.server.on_fact = lambda host, fact, made_after: failover.fact(
                 host, fact, made_after=made_after
             )
+            self.server.on_grant = failover.granted
             failover.begin()
         return gateway
 
@@ -213,7 +254,8 @@ class World:
                 self._count_firing(host, event.vm_id, event.detail)
             case DomainEventKind.RESUMED:
                 self.on_run(event.vm_id)
-                self._boot_guest(host, event.vm_id)
+                arrives = event.detail == "migrated"
+                self._boot_guest(host, event.vm_id, boot_ms=EVENT_MS if arrives else None)
             case DomainEventKind.REBOOTED:
                 self._boot_guest(host, event.vm_id)
             case DomainEventKind.SUSPENDED if event.detail == "watchdog":
@@ -246,7 +288,7 @@ class World:
         told = self.firings.get(vm_id, [])
         return sum(each is None for each in told) + len({each for each in told if each})
 
-    def _boot_guest(self, host: SimHost, vm_id: VmId) -> None:
+    def _boot_guest(self, host: SimHost, vm_id: VmId, *, boot_ms: int | None = None) -> None:
         domain = host.libvirt.find(vm_id)
         guest = self.guests.get(vm_id)
         if domain is None or domain.qemu is None or guest is None or not guest.has_agent:
@@ -259,22 +301,50 @@ class World:
             if same:
                 host.libvirt.connect_agent(vm_id)
 
-        self.kernel.after(guest.boot_ms, up)
+        self.kernel.after(guest.boot_ms if boot_ms is None else boot_ms, up)
 
     # Storage and power
 
     def _running(self, host: SimHost, vm_id: VmId, *, runs: bool) -> None:
-        grant = host.grants.get(vm_id)
         if not runs:
             self.storage.stands(vm_id, host.name)
-        elif grant is not None:
-            self.storage.runs(vm_id, Writer(host.name, grant.incarnation))
+            return
+        incarnation = self.runs_as(host, vm_id)
+        if incarnation is not None:
+            self.storage.runs(vm_id, Writer(host.name, incarnation))
+
+    def runs_as(self, host: SimHost, vm_id: VmId) -> Incarnation | None:
+        """The number that a copy there bears; its record's where somebody took the grants away."""
+        grant = host.grants.get(vm_id)
+        if grant is not None:
+            return grant.incarnation
+        record = self.records(host).get(vm_id)
+        return None if record is None else record.incarnation
 
     def _power_changed(self, host: SimHost) -> None:
         self.storage.power_lost(host.name)
+        if host.lease is not None:
+            host.lease.power_lost()
+
+    def reset(self, host: SimHost, why: str) -> None:
+        """Its boot ends here and now; the next one begins when its firmware is through."""
+        if not host.powered:
+            return
+        self.trace(f"{host.name} is reset: {why}")
+        host.power_cut()
+        host.resetting = True
+        boots = host.boots
+
+        def begin() -> None:
+            if host.resetting and host.boots == boots:
+                host.power_on()
+
+        self.kernel.after(FIRMWARE_MS, begin)
 
     def _libvirt_changed(self, host: SimHost) -> None:
         failover, up = self.gateway.failover, host.libvirt_up
+        if up:
+            self.migrations.libvirt_back(host)
         if failover is not None:
             self.kernel.after(
                 AGENT_NOTICES_MS, lambda: failover.libvirt_noticed(host.name, answering=up)
@@ -287,12 +357,38 @@ class World:
                 self.storage_network.link(host.name, STORAGE),
                 self.storage_network.link(STORAGE, host.name),
             )
-            up = all(way.carries for way in ways) and not self.stalled_storage
-            self.storage.set_up(host.name, up=up)
+            cut = not all(way.carries for way in ways)
+            for domain_id in self.domains:
+                self.storage.set_state(
+                    host.name,
+                    PathState.STALLED if cut else self._fault(host.name, domain_id),
+                    domain_id,
+                )
+            if host.lease is not None:
+                host.lease.paths_changed()
         failover = self.gateway.failover
         if failover is not None:
             for name in self.hosts:
                 self.kernel.after(AGENT_NOTICES_MS, partial(failover.storage_noticed, name))
+
+    def _fault(self, host: str, domain_id: StorageDomainId) -> PathState:
+        """The worst that was done to it."""
+        found = [self.storage_faults.get((name, domain_id), PathState.WELL) for name in ("", host)]
+        return max(found, key=list(PathState).index)
+
+    def _write_failed(self, vm_id: VmId, name: str) -> None:
+        """Its QEMU stops it at its next write."""
+        host = self.hosts[name]
+
+        def stop() -> None:
+            domain = host.libvirt.find(vm_id)
+            path = self.storage.path(name, self.storage.domain_of(vm_id))
+            if domain is None or domain.qemu is None or not domain.qemu.running:
+                return
+            if not path.lands and not path.hangs:
+                host.libvirt.io_error(vm_id)
+
+        self.kernel.after(self.storage.disk(vm_id).interval_ms, stop)
 
     def hang(self, host: SimHost) -> None:
         """Powered, and nothing in it moves."""
@@ -302,6 +398,8 @@ class World:
     def thaw(self, host: SimHost) -> None:
         self.storage.set_awake(host.name, awake=True)
         host.kernel.thaw()
+        if host.lease is not None:
+            host.lease.paths_changed()
 
     # Truth
 

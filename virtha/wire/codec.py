@@ -99,14 +99,11 @@ def _malformed(detail: str) -> Refused:
 class FrameReader:
     """Cuts a byte stream into frames, holding at most one incomplete frame."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_buffer", "holds_partial_frame")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-
-    @property
-    def holds_partial_frame(self) -> bool:
-        return bool(self._buffer)
+        self.holds_partial_frame = False
 
     def feed(self, data: bytes) -> tuple[list[bytes], Refused | None]:
         """The payloads that are complete now, and the error that ends the stream, if one did.
@@ -114,9 +111,10 @@ class FrameReader:
         The error comes beside the payloads, not instead: what was sent before it was sent.
         """
         # One whole frame per read is the common case: a beat, or its acknowledgement.
-        if not self._buffer and len(data) >= _HEADER_BYTES:
+        size = len(data) - _HEADER_BYTES
+        if 0 < size <= FRAME_BYTES_MAX and not self._buffer:
             (length,) = HEADER.unpack_from(data)
-            if length == len(data) - _HEADER_BYTES and 0 < length <= FRAME_BYTES_MAX:
+            if length == size:
                 return [data[_HEADER_BYTES:]], None
         return self._feed_slowly(data)
 
@@ -139,6 +137,7 @@ class FrameReader:
             payloads.append(bytes(buffer[position + _HEADER_BYTES : end]))
             position = end
         del buffer[:position]
+        self.holds_partial_frame = bool(buffer)
         return payloads, error
 
 

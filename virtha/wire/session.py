@@ -165,6 +165,8 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """All that waits to be sent. Call it again until it is empty, while the transport takes it."""
+        if not self._out:
+            return b""
         data = bytes(self._out)
         self._out.clear()
         return data
@@ -193,7 +195,10 @@ class Session:
             return None
         if self.state is not SessionState.ESTABLISHED:
             return Millis(self._deadline_at)
-        ping_at = max(self._heard_at, self._pinged_at) + self._silence_ms // 3
+        heard_at, silence_ms = self._heard_at, self._silence_ms
+        ping_at = max(heard_at, self._pinged_at) + silence_ms // 3
+        if self._partial_since is None and self._paused_since is None:
+            return Millis(min(ping_at, heard_at + silence_ms))
         return Millis(min(ping_at, *self._ends()))
 
     def handle_timer(self, now: Millis) -> None:
@@ -349,16 +354,19 @@ class HostSession(Session):
         return True
 
     def data_to_send(self) -> bytes:
-        self._send_facts()
+        if self._outbox is not None and self.state is SessionState.ESTABLISHED:
+            self._send_facts(self._outbox)
         return super().data_to_send()
 
-    def _send_facts(self) -> None:
-        if self.state is not SessionState.ESTABLISHED or self._outbox is None:
-            return
+    def _send_facts(self, outbox: OutboxView) -> None:
         window = self._window
-        while len(self._out) < SEND_BUFFER_BYTES_HIGH and window.free > 0:
-            limit = min(FACTS_PER_FRAME_MAX, window.free)
-            facts = self._outbox.facts_after(window.last, limit)
+        while (
+            outbox.last_sequence > window.last
+            and len(self._out) < SEND_BUFFER_BYTES_HIGH
+            and (free := window.free) > 0
+        ):
+            limit = min(FACTS_PER_FRAME_MAX, free)
+            facts = outbox.facts_after(window.last, limit)
             if not facts:
                 return
             gap = facts[0].sequence != window.last + 1

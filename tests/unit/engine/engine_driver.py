@@ -32,6 +32,7 @@ from virtha.engine.events import (
     PowerRead,
     PowerTested,
     ReadPower,
+    ReferenceAnswered,
     SaveCluster,
     SaveHost,
     SaveVm,
@@ -70,6 +71,8 @@ class PlayedHost:
         self.powered = True
         self.beating = True
         self.agent_alive = True
+        self.guardian_down = False
+        """Its agent's session stands, and nothing beats."""
         self.answers_neighbours = True
         self.answers_ping = True
         self.disks_change = False
@@ -133,6 +136,8 @@ class Play:
         self.answers = True
         self.levels = levels
         self.lease_ms: int | None = None
+        self.reference: bool | None = None
+        """Told at each tick; None: not at all."""
         self.before_first_step: Callable[[], None] = lambda: None
         self.on_command: Callable[[Command], bool] | None = None
         """True: it has dealt with that command."""
@@ -224,8 +229,10 @@ class Play:
         events, self.inbox = self.inbox, []
         lease = 10_000_000 if self.lease_ms is None else self.lease_ms
         events.append(LeaseRenewed(until_ms=self.now + lease))
+        if self.reference is not None:
+            events.append(ReferenceAnswered(reached=self.reference))
         for host in self.hosts.values():
-            if host.alive:
+            if host.alive and not host.guardian_down:
                 events.append(
                     BeatSeen(host_id=host.id, boot=host.boot, agent_alive=host.agent_alive)
                 )
@@ -282,13 +289,7 @@ class Play:
         cluster = self.saved["cluster"]
         assert isinstance(cluster, SaveCluster)
         term = Term(cluster.record.term + 1)
-        record = ClusterRecord(
-            term=term,
-            incidents=cluster.record.incidents,
-            fence_counts=cluster.record.fence_counts,
-            brake=cluster.record.brake,
-            brake_lifted_ms=cluster.record.brake_lifted_ms,
-        )
+        record = cluster.record.led_in(term)
         hosts = [one.record for one in self.saved.values() if isinstance(one, SaveHost)]
         vms = [one.record for one in self.saved.values() if isinstance(one, SaveVm)]
         records = EngineRecords(cluster=record, hosts=tuple(hosts), vms=tuple(vms))

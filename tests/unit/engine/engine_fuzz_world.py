@@ -19,6 +19,7 @@ from virtha.engine.events import (
     BrakeLifted,
     CancelStart,
     Command,
+    CopyGranted,
     CopyReleased,
     DeathConfirmed,
     Decision,
@@ -56,7 +57,7 @@ from virtha.engine.events import (
 )
 from virtha.engine.records import ClusterRecord, EngineRecords
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
-from virtha.model.facts import Result
+from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, Term, VmId
 from virtha.model.policy import FencingAction, FencingPolicy, Policy
 from virtha.model.power import PowerAction, PowerDeviceId, PowerFeed, PowerLevel
@@ -123,6 +124,8 @@ class Judge:
             case SlotChanged() | NeighbourAnswered(answer=Answer.ALIVE):
                 self._sign(event.subject, event.boot or self.boots.get(event.subject, ""))
             case VmSeen() if event.state not in (VmState.DOWN, VmState.UNKNOWN):
+                self._add(Copy(event.vm_id, event.host_id, event.boot, event.incarnation))
+            case CopyGranted():
                 self._add(Copy(event.vm_id, event.host_id, event.boot, event.incarnation))
             case CopyReleased():
                 self._drop(event.vm_id, event.host_id, event.incarnation)
@@ -527,8 +530,21 @@ def _seen_in_any_boot(run: Run, host: str, vm: str, number: int) -> list[EngineE
 
 def _release(run: Run, host: str, vm: str, number: int) -> list[EngineEvent]:
     boot = _boot(host, run.boot[host])
-    incarnation = Incarnation(1 + number % 4)
-    return [CopyReleased(host_id=HostId(host), boot=boot, vm_id=VmId(vm), incarnation=incarnation)]
+    return [
+        CopyReleased(
+            host_id=HostId(host),
+            boot=boot,
+            vm_id=VmId(vm),
+            incarnation=Incarnation(1 + number % 4),
+            cause=(None, *ReleaseCause)[number % (1 + len(ReleaseCause))],
+        )
+    ]
+
+
+def _grant(run: Run, host: str, vm: str, number: int) -> list[EngineEvent]:
+    boot = _boot(host, 1 + number % run.boot[host])
+    incarnation = Incarnation(1 + number % 6)
+    return [CopyGranted(host_id=HostId(host), boot=boot, vm_id=VmId(vm), incarnation=incarnation)]
 
 
 def _neighbour(run: Run, host: str, vm: str, number: int) -> list[EngineEvent]:
@@ -582,6 +598,7 @@ _EVENTS = (
     _seen_somewhere,
     _seen_in_any_boot,
     _release,
+    _grant,
     _neighbour,
     _slot,
     _session,

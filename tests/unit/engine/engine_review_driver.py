@@ -8,6 +8,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
+from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.policy import FencingPolicy, Policy
@@ -20,6 +21,15 @@ def playing(hosts: int = 4, *, fencing: FencingPolicy | None = None, **settings:
     play = Play(hosts, policy=policy, **settings)
     play.run("v1", "h1")
     play.run("v2", "h2")
+    return play
+
+
+def named(play: Play) -> Play:
+    """Each power device names its host: two that fall silent at once are not taken for swapped."""
+    for host in play.hosts.values():
+        host.bmc_identity = IdentityMatch.MATCH
+        play.test_power(host)
+    play.tick()
     return play
 
 

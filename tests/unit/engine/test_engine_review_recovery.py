@@ -23,7 +23,6 @@ from virtha.engine.events import (
     OrderPower,
     Poison,
     PowerOrdered,
-    ReferenceAnswered,
     VmConfigured,
 )
 from virtha.engine.machine import Verdict
@@ -191,7 +190,7 @@ def test_d11_capacity_that_appears_by_a_release():
     play.run("v2", "h2")
     play.hosts["h1"].bmc_identity = IdentityMatch.MATCH
     play.test_power(play.hosts["h1"])
-    play.inbox.append(ReferenceAnswered(reached=True))
+    play.reference = True
     play.hosts["h1"].cut()
     play.until(lambda: "recovery.blocked.no_capacity" in play.why_vm("v1"))
     down = msgspec.structs.replace(play.vms[1], wanted_up=False)
@@ -380,7 +379,7 @@ def test_g5_the_brake_wakes_without_end():
         host.bmc_identity = IdentityMatch.MATCH
         play.test_power(host)
     play.tick()
-    play.inbox.append(ReferenceAnswered(reached=True))
+    play.reference = True
     play.vms.append(vm("v3"))
     play.inbox.append(VmConfigured(vm=play.vms[-1]))
     play.run("v3", "h3")

@@ -277,7 +277,7 @@ def test_a_contradicted_incident_is_not_proven_even_after_a_new_test():
     assert play.host_record("h1").tested_devices == ("h1-power1",)
     play.hosts["h1"].beating = False
     unanswered(play, ReadPower)
-    play.advance(3_000)  # its sign is no longer news, which would end the incident
+    play.advance(5_500)  # its sign is no longer news, which would end the incident
     play.on_command = None
     play.advance(60_000)
     incident = play.host_record("h1").incident

@@ -139,10 +139,12 @@ IN_SNAPSHOT = {
     "saved_record",
     "kept_hosts",
     "kept_vms",
-    "hold",
     "began_ms",
     "lease_until_ms",
     "reference",
+    "reference_ms",
+    "just_ordered",
+    "storage_out",
     "steady_since_ms",
     "hosts",
     "vms",
@@ -172,6 +174,8 @@ EMPTY_BETWEEN_STEPS = {
     "notices",
     "commands",
     "dropped_hosts",
+    "moves_asked",
+    "storage_told",
     "dropped_vms",
 }
 

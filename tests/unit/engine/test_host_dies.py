@@ -1,5 +1,6 @@
 """From silence to a VM that runs elsewhere, and every way in which that must not happen. Rules of safety.md."""
 
+import msgspec
 import pytest
 from engine_driver import Play, vm
 
@@ -210,10 +211,20 @@ def test_a_cut_off_server_shoots_nobody():
 
 def test_its_reference_address_tells_it_that_it_is_not_cut_off():
     play = playing(hosts=2)
-    play.inbox.append(ReferenceAnswered(reached=True))
+    play.reference = True
     for host in play.hosts.values():
         host.hang()
     play.until(lambda: sorted(play.offs()) == ["h1", "h2"])
+
+
+def test_a_reference_address_that_answered_long_ago_says_nothing():
+    play = playing(hosts=2)
+    play.inbox.append(ReferenceAnswered(reached=True))
+    for host in play.hosts.values():
+        host.hang()
+    play.advance(60_000)
+    assert play.offs() == []
+    assert "fence.blocked.observer" in play.why("h1")
 
 
 def test_a_server_that_slept_observes_anew():
@@ -432,7 +443,8 @@ def test_a_device_that_names_its_host_needs_no_test_by_load():
 @pytest.mark.parametrize("protected", [True, False], ids=["both shot", "one shot"])
 def test_swapped_addresses_prove_nothing(protected: bool):
     """h1 hangs; its device is h2's. h2 goes dark at our order, and h1 must not be called dead for it,
-    however often it is tried. ``Play`` itself fails a start while h1 runs the VM."""
+    however often it is tried, unless h2's device, which is h1's, says *off* as well: then both are, whichever is whose.
+    ``Play`` itself fails a start while h1 runs the VM."""
     play = Play(4, vms=[vm("v1"), vm("v2", ha=protected)])
     play.run("v1", "h1")
     play.run("v2", "h2")
@@ -441,9 +453,13 @@ def test_swapped_addresses_prove_nothing(protected: bool):
     play.hosts["h2"].bmc_strikes = play.hosts["h1"]
     play.advance(1_200_000)
     assert play.hosts["h2"].powered is False
-    failed = {one.fields["why"] for one in play.notices if one.code == "fence.level_failed"}
-    assert "proof.blocked.swapped" in failed
-    if not protected:
+    if protected:
+        assert play.hosts["h1"].powered is False
+        assert play.where("v1") not in ([], ["h1"])
+        assert play.where("v2") not in ([], ["h2"])
+    else:
+        failed = {one.fields["why"] for one in play.notices if one.code == "fence.level_failed"}
+        assert "proof.blocked.swapped" in failed
         assert play.where("v1") == ["h1"]
 
 
@@ -725,4 +741,6 @@ def test_the_records_alone_give_the_same_answers():
     # An order that may never have been sent is sent again, once it is clear that the host is silent here too.
     play.until(lambda: play.offs() == ["h1", "h1"], within_ms=15_000)
     first, second = play.sent(OrderPower)
-    assert first == second
+    assert isinstance(first, OrderPower) and isinstance(second, OrderPower)
+    assert second.not_after_ms > first.not_after_ms
+    assert msgspec.structs.replace(second, not_after_ms=first.not_after_ms) == first

@@ -145,6 +145,7 @@ def test_a_poisoned_lease_is_proof_to_the_millisecond() -> None:
         boot=BOOT,
         at_ms=1_000_000,
         detail="poisoned lease expired on ds1",
+        domain_ids=(StorageDomainId("ds1"),),
     )
     assert readings.reason == "lease.expired"
 

@@ -47,7 +47,7 @@ def seen(turn: Turn) -> Turn:
     )
     turn.begin(NOW)
     turn.journaled()
-    turn.written(held=True)
+    turn.written(held=True, now=NOW)
     turn.sent()
     turn.offer([broken()])
     return turn
@@ -61,7 +61,7 @@ def test_journal_then_write_then_send_then_wait():
     assert isinstance(write, Write) and write.term == 3
     assert turn.decision is not None and turn.decision.notices == write.notices
     assert [notice.code for notice in write.notices] == ["host.suspected"]
-    send = turn.written(held=True)
+    send = turn.written(held=True, now=NOW)
     assert isinstance(send, Send) and send.commands
     wait = turn.sent()
     assert isinstance(wait, Wait) and wait.until is not None and wait.until > NOW + 100
@@ -71,7 +71,7 @@ def test_a_term_that_passed_on_sends_nothing_ever_again():
     turn = seen(a_turn())
     turn.begin(Millis(NOW + 100))
     turn.journaled()
-    assert turn.written(held=False) == StepDown()
+    assert turn.written(held=False, now=NOW) == StepDown()
     turn.offer([beat()])
     assert turn.begin(Millis(NOW + 200)) == StepDown()
 
@@ -80,7 +80,7 @@ def test_nothing_to_write_is_no_transaction():
     turn = seen(a_turn())
     turn.begin(Millis(NOW + 100))
     turn.journaled()
-    turn.written(held=True)
+    turn.written(held=True, now=NOW)
     turn.sent()
     turn.begin(Millis(NOW + 101))
     assert isinstance(turn.journaled(), Wait)
@@ -100,7 +100,7 @@ def test_what_comes_in_mid_turn_is_for_the_next():
     turn.begin(Millis(NOW + 100))
     turn.offer([beat()])
     turn.journaled()
-    turn.written(held=True)
+    turn.written(held=True, now=NOW)
     turn.sent()
     assert turn.waiting
     journal = turn.begin(Millis(NOW + 200))
@@ -121,3 +121,38 @@ def test_a_beat_from_before_a_break_is_read_before_it():
     journal = turn.begin(NOW)
     assert isinstance(journal, Journal)
     assert journal.events[-3:] == (beat(), broken(), beat(alive=False))
+
+
+def test_a_host_may_forget_only_what_is_durable():
+    """A receipt goes with the turn's own writing, or waits beside the turns where there is nothing to write."""
+    turn = a_turn()
+    turn.took(HostId("h1"), 7)
+    turn.begin(NOW)
+    write = turn.journaled()
+    assert isinstance(write, Write) and write.receipts == {HostId("h1"): 7}
+    assert turn.settled == {HostId("h1"): 7}, "not forgotten before it is written"
+    turn.took(HostId("h1"), 9)
+    turn.written(held=True, now=NOW)
+    assert turn.settled == {}
+    assert turn.waiting, "what came meanwhile is the next turn's"
+
+
+def test_a_turn_with_nothing_but_receipts_does_not_wait_for_the_database():
+    turn = seen(a_turn())
+    turn.begin(NOW)
+    turn.journaled()
+    turn.written(held=True, now=NOW)
+    turn.sent()
+    turn.took(HostId("h1"), 3)
+    turn.begin(Millis(NOW + 1))
+    assert not isinstance(turn.journaled(), Write)
+    assert turn.settled == {HostId("h1"): 3}
+
+
+def test_receipts_of_a_leader_that_is_deposed_are_never_given():
+    turn = a_turn()
+    turn.took(HostId("h1"), 7)
+    turn.begin(NOW)
+    turn.journaled()
+    turn.written(held=False, now=NOW)
+    assert turn.settled == {HostId("h1"): 7}

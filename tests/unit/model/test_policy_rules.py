@@ -107,8 +107,10 @@ CASES = {
     ),
     "renew < self-fence": Case(
         good={"lease.renew_ms": 1_999, "lease.self_fence_after_ms": 4_000,
+              "lease.kill_ms": 10_000, "lease.watchdog_ms": 4_000,
               "detection.dead_after_ms": 3_500, "detection.evidence_max_age_ms": 3_000},
         bad={"lease.renew_ms": 2_000, "lease.self_fence_after_ms": 4_000,
+             "lease.kill_ms": 10_000, "lease.watchdog_ms": 4_000,
              "detection.dead_after_ms": 3_500, "detection.evidence_max_age_ms": 3_000},
         field="lease.renew_ms",
         says=("2 * lease.renew 2s = 4s", "lease.self_fence_after 4s"),
@@ -130,6 +132,16 @@ CASES = {
         bad={"lease.read_period_ms": 15_000},
         field="lease.read_period_ms",
         says=("lease.read_period 15s", "lease.self_fence_after 15s"),
+    ),
+    "room for a late renewal": Case(
+        good={"lease.watchdog_ms": 15_000, "lease.renew_ms": 1_450},
+        bad={"lease.watchdog_ms": 15_000, "lease.renew_ms": 1_451},
+        field="lease.watchdog_ms",
+        says=(
+            "lease.watchdog 15s + 2 * lease.renew 1.451s + the last feeding's head start 100ms = 18.002s must be at "
+            "most lease.self_fence_after 15s + lease.kill 3s = 18s",
+            "the watchdog would never be armed",
+        ),
     ),
     "starts per host <= per cluster": Case(
         good={"recovery.starts_per_host": 64},
@@ -162,8 +174,8 @@ CASES = {
         says=("the delays of 5 restarts add up to 40s", "not less than the window of 40s"),
     ),
     "dead < self-fence": Case(
-        good={"lease.self_fence_after_ms": 6_001},
-        bad={"lease.self_fence_after_ms": 6_000},
+        good={"lease.self_fence_after_ms": 6_001, "lease.watchdog_ms": 5_000},
+        bad={"lease.self_fence_after_ms": 6_000, "lease.watchdog_ms": 5_000},
         field="detection.dead_after_ms",
         says=("detection.dead_after 6s", "lease.self_fence_after 6s"),
     ),
@@ -322,15 +334,15 @@ def test_a_section_alone_checks_its_own_rules() -> None:
 def test_p2s_sum() -> None:
     lease = LeasePolicy(
         self_fence_after_ms=1_000,
-        kill_ms=500,
+        kill_ms=1_500,
         watchdog_ms=2_000,
         read_period_ms=333,
         renew_ms=200,
         drift_percent=3,
     )
-    # 1000 + 500 + 2000 + 2 * 333 = 4166; 3 % of it, rounded up: a wait is never shortened
-    assert lease.expiry_ms == 4_291
-    assert lease.host_side_ms == 3_500 < lease.expiry_ms
+    # 1000 + 1500 + 2000 + 2 * 333 = 5166; 3 % of it, rounded up: a wait is never shortened
+    assert lease.expiry_ms == 5_321
+    assert lease.host_side_ms == 4_500 < lease.expiry_ms
 
 
 def test_below_the_grade_fence_no_host_kills_its_vms_for_a_lease() -> None:

@@ -96,6 +96,7 @@ class Bench:
         now: int = 0,
         first_of_boot: bool = True,
         works: bool = True,
+        watchdog_runs_ms: int = 0,
     ) -> None:
         self.core = LeaseGuardian(
             owner=LeaseOwner(installation_id=OURS, host_id=HOST),
@@ -104,6 +105,7 @@ class Bench:
             policy=POLICY,
             now=Millis(now),
             first_of_boot=first_of_boot,
+            watchdog_runs_ms=watchdog_runs_ms,
         )
         self.now = now
         self.mailbox: MailboxReading = mailbox()
@@ -482,6 +484,39 @@ def test_a_guardian_that_restarts_in_a_waived_outage_feeds_and_kills_nobody() ->
     bench.until(300_000)
     assert bench.state() is LeaseState.WAIVED
     assert bench.killed() == set() and bench.codes() == ["host.lease.waived"]
+
+
+def test_one_that_restarts_under_a_waiver_takes_over_the_watchdog_as_it_runs() -> None:
+    unread = Unreadable(fault=BlockFault.UNREAD)
+    bench = Bench(own=unread, now=50_000, first_of_boot=False, watchdog_runs_ms=7_000)
+    bench.until(51_000)
+    assert bench.times(ArmWatchdog) == []
+    bench.step(WaiverGiven(domain_id=DS1))
+    assert [each for _, each in bench.said if isinstance(each, ArmWatchdog)] == [
+        ArmWatchdog(timeout_ms=7_000)
+    ]
+    bench.step(WatchdogArmed(timeout_ms=7_000, no_way_out=True))
+    bench.until(120_000)
+    assert len(bench.times(FeedWatchdog)) > 69_000 // 7_000
+    assert bench.killed() == set()
+
+
+@pytest.mark.req("F2")
+def test_a_host_without_vms_outlives_an_outage_of_its_storage() -> None:
+    """The renewal that hung in it would be lost again at once, its kill time over with it."""
+    bench = armed()
+    bench.works[DS1] = False
+    bench.until(bench.now + 4 * FENCE)
+    bench.step(QemusSeen(began_ms=bench.now, qemus=()))
+    bench.until(bench.now + 10 * FENCE)
+    assert bench.state() is LeaseState.CLEARED
+    resets = len(bench.times(ResetHost))
+    number = max(each.number for _, each in bench.said if isinstance(each, RenewSlot))
+    bench.works[DS1] = True
+    bench.step(RenewDone(domain_id=DS1, number=number, written=True, mailbox=bench.mailbox))
+    bench.until(bench.now + 5_000)
+    assert len(bench.times(ResetHost)) == resets
+    assert bench.state() is LeaseState.HELD
 
 
 def test_a_guardian_that_restarts_feeds_nothing_while_one_domain_is_unknown() -> None:

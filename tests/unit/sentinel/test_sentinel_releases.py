@@ -4,11 +4,13 @@ import pytest
 from sentinel_bench import BOOT, WEB, Bench, codes, releases, reports
 
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.facts import Result
-from virtha.model.ids import Incarnation
+from virtha.model.facts import ReleaseCause, Released, Result
+from virtha.model.ids import BootId, Incarnation
+from virtha.model.orders import StopMode
 from virtha.model.vm import VmState
 from virtha.sentinel.events import (
     Adopted,
+    Decision,
     DomainsListed,
     HostShuttingDown,
     HostStaysUp,
@@ -19,6 +21,7 @@ from virtha.sentinel.events import (
     StartAccepted,
     StartEnded,
     StartRefused,
+    StopAccepted,
 )
 
 pytestmark = pytest.mark.req("A8")
@@ -159,3 +162,61 @@ def test_vms_are_reported_again_when_asked() -> None:
     assert len(reports(decision)) == 1
     assert any(isinstance(command, ListDomains) for command in decision.commands)
     assert bench.record.boot == BOOT
+
+
+# What the release says of the end
+
+
+def causes(*decisions: Decision) -> list[ReleaseCause | None]:
+    return [
+        notice.cause
+        for decision in decisions
+        for notice in decision.notices
+        if isinstance(notice, Released)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "detail", "cause"),
+    [
+        ([], "shutdown", ReleaseCause.INTENDED),
+        ([], "destroyed", ReleaseCause.INTENDED),
+        ([], "migrated", ReleaseCause.INTENDED),
+        ([("shutdown", "host")], "shutdown", ReleaseCause.INTENDED),
+        ([], "something new", ReleaseCause.ENDED),
+    ],
+)
+def test_a_release_says_whether_somebody_meant_it(
+    before: list[tuple[str, str]], detail: str, cause: ReleaseCause
+) -> None:
+    bench = running()
+    for kind, word in before:
+        bench.event(kind, word)
+    assert causes(bench.event("stopped", detail)) == [cause]
+
+
+@pytest.mark.parametrize("detail", ["shutdown", "failed"])
+def test_a_host_that_goes_down_says_so_of_what_it_takes_along(detail: str) -> None:
+    """Also of a QEMU that crashes then: it would have been restarted here but for that."""
+    bench = running()
+    bench.tell(HostShuttingDown())
+    bench.event("shutdown", "host")
+    assert causes(bench.event("stopped", detail)) == [ReleaseCause.HOST_SHUTDOWN]
+    bench.restart()
+    assert causes(bench.tell()) == [ReleaseCause.HOST_SHUTDOWN]
+
+
+def test_a_stop_that_was_ordered_before_the_host_goes_down_is_meant() -> None:
+    bench = running()
+    bench.tell(StopAccepted(vm_id=WEB, mode=StopMode.SHUTDOWN, by="admin", deadline_ms=60_000))
+    bench.tell(HostShuttingDown())
+    assert causes(bench.event("stopped", "shutdown")) == [ReleaseCause.INTENDED]
+
+
+def test_a_refused_start_never_ran_and_a_new_boot_ended_what_ran() -> None:
+    bench = ready()
+    assert causes(bench.tell(refused(bench, 3))) == [ReleaseCause.NEVER_RAN]
+    bench = running()
+    bench.now = 0
+    bench.restart(boot=BootId("boot-2"))
+    assert causes(bench.tell()) == [ReleaseCause.HOST_BOOTED]

@@ -2,11 +2,10 @@
 
 import pytest
 
-from virtha.engine.events import OrderPower, StartCommand
+from virtha.engine.events import StartCommand
 from virtha.engine.records import OrderId
 from virtha.model.errors import InvalidInput
 from virtha.model.ids import BootId, HostId, Incarnation, Term
-from virtha.model.power import PowerAction, PowerDeviceId
 from virtha.scenario.language import parse
 from virtha.sim.checkers import Violation
 from virtha.sim.play import Player
@@ -19,16 +18,6 @@ def played(lines: str) -> Player:
     for step in parse(f"# a story\n{lines}").steps:
         player.do(step)
     return player
-
-
-def off(host: str) -> OrderPower:
-    return OrderPower(
-        order_id=OrderId("9.1"),
-        host_id=HostId(host),
-        device=PowerDeviceId(f"{host}-bmc1"),
-        action=PowerAction.OFF,
-        deadline_ms=1_000,
-    )
 
 
 def start(player: Player, host: str) -> StartCommand:
@@ -64,7 +53,7 @@ def test_a_start_while_writes_wait_in_a_kernel_is_a_violation():
 def test_shooting_a_host_that_everybody_sees_is_a_violation():
     player = played(RUNNING)
     with pytest.raises(Violation, match="most others see it alive"):
-        player.truth.command_given(player.world.server.term, off("h1"))
+        player.truth.off_arrives(player.world.power.of("h1")[0])
 
 
 @pytest.mark.parametrize(
@@ -74,12 +63,12 @@ def test_shooting_a_host_that_everybody_sees_is_a_violation():
 )
 def test_shooting_a_host_that_nobody_sees_is_none(fault: str):
     player = played(f"{RUNNING}{fault}\nadvance 100ms\n")
-    player.truth.command_given(player.world.server.term, off("h1"))
+    player.truth.off_arrives(player.world.power.of("h1")[0])
 
 
 def test_a_host_that_has_only_just_come_back_may_still_be_shot():
     player = played(f"{RUNNING}hang h1\nadvance 2s\nthaw h1\nadvance 1s\n")
-    player.truth.command_given(player.world.server.term, off("h1"))
+    player.truth.off_arrives(player.world.power.of("h1")[0])
 
 
 def test_more_hosts_shot_than_the_cap_allows_is_a_violation():

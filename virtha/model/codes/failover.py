@@ -129,6 +129,15 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="Look for a common cause: a switch, a power feed, the storage, this server's own network.",
     ),
     event(3048, "fence.brake.lifted", INFO, "Power orders go out again: {by}", "by"),
+    event(
+        3050,
+        "fence.order_too_late",
+        WARNING,
+        "An order to the power devices of {host} was {late_ms} ms old and was not carried out; it is judged anew",
+        "host",
+        "late_ms",
+        help="This server stood still or waited for its database.",
+    ),
     # 3080: VMs
     event(
         3080,
@@ -288,6 +297,25 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "source",
         "target",
     ),
+    event(
+        3120,
+        "vm.migration_cancelled",
+        INFO,
+        "The move of {vm} from {source} to {target} was called off by {by}, unless it is past that",
+        "vm",
+        "source",
+        "target",
+        "by",
+    ),
+    event(
+        3121,
+        "vm.move_refused",
+        WARNING,
+        "{vm} is not moved to {target}: {why}",
+        "vm",
+        "target",
+        "why",
+    ),
 )
 
 FAILOVER_REASONS: tuple[Code, ...] = (
@@ -401,6 +429,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         help="Correct its address, then test it.",
     ),
     reason(
+        6065,
+        "fence.blocked.struck_another",
+        ERROR,
+        "{other} fell silent at the first order and is back: the device, which does not name its host, may be that one's",
+        "other",
+        help="Correct the addresses of both power devices, then test them.",
+    ),
+    reason(
         6070,
         "fence.waiting.order",
         INFO,
@@ -422,6 +458,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
     reason(6090, "power.failed", ERROR, "the device refused or failed"),
     reason(6091, "power.no_answer", ERROR, "the device did not answer"),
     reason(6092, "power.still_on", ERROR, "the device took the order, and the host stayed on"),
+    reason(6093, "power.too_late", WARNING, "the order was too old to be carried out"),
     # 6100: why readings *off* prove nothing
     reason(
         6100, "proof.blocked.contradicted", ERROR, "the host gave a sign after it was read as off"
@@ -516,6 +553,15 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         ERROR,
         "{count} starts failed, which is the limit",
         "count",
+    ),
+    reason(
+        6165,
+        "recovery.not_due.given_back",
+        INFO,
+        "{host} gave it back, and nothing starts it by itself: {cause}",
+        "host",
+        "cause",
+        help="Start it when it is to run again.",
     ),
     reason(6170, "start.failed", ERROR, "the host could not start it"),
     reason(6171, "start.cancelled", WARNING, "its start was taken back"),
@@ -623,6 +669,13 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         help="End the copy that is out of date.",
     ),
     reason(6209, "migration.failed", ERROR, "the host could not move it"),
+    reason(
+        6207,
+        "migration.ended.late",
+        WARNING,
+        "its move had not ended by its deadline: its guest wrote faster than the network carried, or it hung",
+    ),
+    reason(6208, "migration.ended.cancelled", INFO, "its move was called off"),
     reason(
         6210,
         "host.draining",

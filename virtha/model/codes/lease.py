@@ -72,6 +72,25 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "fault",
     ),
     event(
+        1448,
+        "storage.outage",
+        ALERT,
+        "{domain} is out for {hosts} hosts, {seeing} see it: the {hosts} keep their VMs, which wait for it",
+        "domain",
+        "hosts",
+        "seeing",
+        help="Their leases are waived: killing the VMs would help nobody, for no host could start them. While that "
+        "stands an expired lease of these hosts is no proof.",
+    ),
+    event(
+        1449,
+        "storage.lease_again",
+        INFO,
+        "{host} keeps its lease on {domain} again",
+        "host",
+        "domain",
+    ),
+    event(
         1450,
         "host.watchdog.armed",
         INFO,

@@ -42,6 +42,15 @@ REASONS: tuple[Code, ...] = (
     reason(5014, "vm.down.failed", WARNING, "stopped unexpectedly: {cause}", "cause"),
     reason(5015, "vm.down.moved", INFO, "was moved away or saved: {cause}", "cause"),
     reason(5016, "vm.down.start_failed", ERROR, "did not start: {detail}", "detail"),
+    reason(
+        5020, "vm.up.migrated", INFO, "runs here since it came from another host, by {by}", "by"
+    ),
+    reason(
+        5021,
+        "vm.paused.migration",
+        WARNING,
+        "stands still at the end of its move; which side goes on is the server's word",
+    ),
     reason(5017, "vm.crashed.kept", ERROR, "its kernel panicked; its remains are kept"),
     # 5100: the sentinel's restarts
     reason(5100, "restart.crash", INFO, "QEMU died"),
@@ -167,6 +176,20 @@ REASONS: tuple[Code, ...] = (
         "order.unknown.interrupted",
         WARNING,
         "the agent was restarted while it carried the order out",
+    ),
+    reason(
+        5211,
+        "order.refused.migration",
+        WARNING,
+        "that migration was begun, ended or refused here before",
+    ),
+    reason(5212, "order.refused.state", WARNING, "it is {state} here", "state"),
+    reason(5213, "order.refused.unsupported", ERROR, "this agent can't move running VMs"),
+    reason(
+        5214,
+        "order.refused.lease",
+        WARNING,
+        "this host does not hold the lease on the storage of its disks",
     ),
     # 5300: the gate
     reason(
@@ -368,6 +391,8 @@ REASONS: tuple[Code, ...] = (
     # 5350: why a host is no target at all; with 5401, 5404 and 5406
     reason(5350, "host.unfit.down", ERROR, "it is down"),
     reason(5351, "host.unfit.maintenance", INFO, "it is in maintenance"),
+    reason(5353, "host.unfit.leaving", INFO, "it is being shut down"),
+    reason(5354, "host.unfit.guardian", WARNING, "its guardian does not beat"),
     reason(
         5352,
         "host.unfit.returning",

@@ -10,6 +10,7 @@ from enum import StrEnum
 from virtha.model.policy.detection import DetectionPolicy
 from virtha.model.policy.document import Policy
 from virtha.model.policy.fencing import FencingAction, Unreachable
+from virtha.model.policy.lease import LeasePolicy
 from virtha.model.policy.permission import PermissionGrade
 from virtha.model.value import Value
 
@@ -23,6 +24,8 @@ POWER_OFF_TYPICAL_MS = 4_000
 """From the order until the power is read as off: emulated and real ones take 1 to 11 s."""
 POISON_MS = (50, 1_000)
 """One direct write on storage that works."""
+LOOK_MS = (20, 250)
+"""One look of a reader at the slots of a domain, which lie in one piece."""
 START_MS = (600, 1_000)
 """Order, gate, QEMU: measured at 0.4 to 0.6 s here."""
 
@@ -264,34 +267,7 @@ def _lease(policy: Policy) -> list[BudgetStep]:
     detection, fencing, lease = policy.detection, policy.fencing, policy.lease
     known_at = detection.late_after_ms + fencing.attempts_per_device * fencing.read_deadline_ms
     unreachable_ms = max(0, known_at - detection.dead_at_ms)
-    added = lease.host_side_ms + 2 * lease.read_period_ms
-    waits = (
-        (
-            "self-fencing",
-            lease.self_fence_after_ms,
-            "Its guardian, if it lives, gives its VMs up by then (P2).",
-            "lease.self_fence_after_ms",
-        ),
-        ("kill", lease.kill_ms, "And has killed them by then.", "lease.kill_ms"),
-        (
-            "watchdog",
-            lease.watchdog_ms,
-            "A guardian that is frozen feeds no watchdog: it has reset the host by then.",
-            "lease.watchdog_ms",
-        ),
-        (
-            "two looks",
-            2 * lease.read_period_ms,
-            "Two looks at the slots show that reading works and that this one stands still.",
-            "lease.read_period_ms",
-        ),
-        (
-            "clock drift",
-            lease.expiry_ms - added,
-            "The host's clock may be that much slower than ours.",
-            "lease.drift_percent",
-        ),
-    )
+    period_ms = lease.read_period_ms
     return [
         _silence(
             detection,
@@ -309,9 +285,53 @@ def _lease(policy: Policy) -> list[BudgetStep]:
         ),
         _step("record the poison", RECORD_MS, "The intent is written down first."),
         _step("poison", POISON_MS, "The slot's mailbox is poisoned, and storage acknowledges it."),
+        _step(
+            "poison seen",
+            (period_ms // 2, period_ms),
+            "Until the next look reads the poison: from then on it is waited.",
+            "lease.read_period_ms",
+        ),
         *(
             _step(name, (wait_ms, wait_ms), meaning, setting)
-            for name, wait_ms, meaning, setting in waits
+            for name, wait_ms, meaning, setting in _lease_waits(lease)
+        ),
+        _step(
+            "last look",
+            (period_ms // 2 + LOOK_MS[0], period_ms + LOOK_MS[1]),
+            "The look that ends it begins after all that, and still finds nothing new.",
+            "lease.read_period_ms",
         ),
         *_start(),
     ]
+
+
+def _lease_waits(lease: LeasePolicy) -> tuple[tuple[str, int, str, str], ...]:
+    """What ``lease.expiry_ms`` is made of, in the order in which it passes on the host."""
+    two_looks_ms = 2 * lease.read_period_ms
+    return (
+        (
+            "self-fencing",
+            lease.self_fence_after_ms,
+            "Its guardian, if it lives, gives its VMs up by then (P2).",
+            "lease.self_fence_after_ms",
+        ),
+        ("kill", lease.kill_ms, "And has killed them by then.", "lease.kill_ms"),
+        (
+            "watchdog",
+            lease.watchdog_ms,
+            "A guardian that is frozen feeds no watchdog: it has reset the host by then.",
+            "lease.watchdog_ms",
+        ),
+        (
+            "two looks",
+            two_looks_ms,
+            "What its guardian read may be one look's time old, and so may what a reader reads.",
+            "lease.read_period_ms",
+        ),
+        (
+            "clock drift",
+            lease.expiry_ms - lease.host_side_ms - two_looks_ms,
+            "The host's clock may be that much slower than ours.",
+            "lease.drift_percent",
+        ),
+    )

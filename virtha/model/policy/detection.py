@@ -14,6 +14,9 @@ CHECKED = Sum(
 )
 """Silence until the last look at the disks is over (F2)."""
 
+SESSION_SILENCE_MS = 5_000
+"""The protocol's own (`wire.messages.Welcome.silence_ms`)."""
+
 _RULES = (
     relation(
         one("detection.beat_interval_ms", 2),
@@ -170,6 +173,12 @@ class DetectionPolicy(Section, frozen=True, kw_only=True):
         """A beat that has not come half an interval after it was due is late: the power interface is
         asked and the neighbours look, so that the answers are there when suspicion begins."""
         return self.beat_interval_ms * 3 // 2
+
+    @property
+    def session_silence_ms(self) -> int:
+        """After so much silence a host's sessions end, which is told to it as it connects. A host whose agent still has a
+        session is not judged: so no later than a dead host is."""
+        return min(SESSION_SILENCE_MS, self.dead_after_ms)
 
     @property
     def dead_at_ms(self) -> int:

@@ -16,6 +16,10 @@ EXPIRY = Sum(
 )
 """P2's sum: from the acknowledged poison until no VM of that boot can write any more."""
 
+LAST_CALL_MS = 100
+"""The watchdog's last feeding is ordered that much before it would be too late, so that a timer's delay doesn't cost a
+fifth of its timeout."""
+
 _RULES = (
     relation(
         one("lease.renew_ms", 2),
@@ -42,6 +46,19 @@ _RULES = (
         one("lease.self_fence_after_ms"),
         why="a lease would end between two looks at it",
         fix="lower lease.read_period or raise lease.self_fence_after",
+    ),
+    relation(
+        Sum(
+            parts=((1, "lease.watchdog_ms"), (2, "lease.renew_ms")),
+            constant_ms=LAST_CALL_MS,
+            constant_name="the last feeding's head start",
+        ),
+        Sum(parts=((1, "lease.self_fence_after_ms"), (1, "lease.kill_ms"))),
+        strict=False,
+        why="between two good renewals there would be no room for one that comes late, so the watchdog would never be "
+        "armed, and no lease could prove anything",
+        fix="lower lease.watchdog or raise lease.self_fence_after",
+        when=("lease.enabled", True),
     ),
 )
 

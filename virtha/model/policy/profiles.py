@@ -11,7 +11,7 @@ from virtha.model.policy.recovery import RecoveryPolicy
 
 class Profile(StrEnum):
     FAST = "fast"
-    """For good power interfaces, two networks, and storage that never pauses for 5 s."""
+    """For good power interfaces, two networks, and storage that never pauses for 4 s."""
     BALANCED = "balanced"
     """The default."""
     CONSERVATIVE = "conservative"
@@ -34,11 +34,11 @@ PROFILES: dict[Profile, Policy] = {
             brake_window_ms=60_000, order_deadline_ms=10_000, read_deadline_ms=900
         ),
         lease=LeasePolicy(
-            renew_ms=500,
-            self_fence_after_ms=5_000,
-            kill_ms=2_000,
-            watchdog_ms=5_000,
-            read_period_ms=1_000,
+            renew_ms=250,
+            self_fence_after_ms=4_500,
+            kill_ms=1_500,
+            watchdog_ms=4_000,
+            read_period_ms=500,
         ),
         recovery=RecoveryPolicy(start_deadline_ms=10_000, grant_margin_ms=500),
     ),

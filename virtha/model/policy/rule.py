@@ -33,6 +33,9 @@ class Sum(Value, frozen=True, kw_only=True):
     parts: tuple[tuple[int | str, str], ...]
     plus_percent: str = ""
     share_percent: str = ""
+    constant_ms: int = 0
+    """Added; ``constant_name`` says what it is."""
+    constant_name: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -44,6 +47,7 @@ class Sum(Value, frozen=True, kw_only=True):
 
     def value(self, read: Read) -> int:
         total = sum(_factor(factor, read) * int(read(path)) for factor, path in self.parts)
+        total += self.constant_ms
         if self.share_percent:
             return -(-total * int(read(self.share_percent)) // 100)
         if self.plus_percent:
@@ -66,6 +70,8 @@ class Sum(Value, frozen=True, kw_only=True):
             self._product(factor, number) + shown_path(path) + number(path)
             for factor, path in self.parts
         ]
+        if self.constant_ms:
+            words.append(f"{self.constant_name} {format_duration_ms(self.constant_ms)}")
         text = " + ".join(words)
         if self.plus_percent:
             text += f" + {shown_path(self.plus_percent)}{number(self.plus_percent)} of it"

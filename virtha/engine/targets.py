@@ -1,0 +1,112 @@
+"""Whether a host may be given starts now, and from when on it may again."""
+
+from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
+from virtha.engine.machine import Verdict
+from virtha.engine.state import Cluster, HostNode
+from virtha.model.evidence import ProcessKind
+from virtha.model.ids import BootId
+from virtha.model.time import Millis
+
+LEAVING_MS = 600_000
+"""A host that still lives then has had its shutdown called off: systemd gives guests half of that by default."""
+
+
+def refresh_target(cluster: Cluster, node: HostNode) -> None:
+    """Whether it is a place for starts right now, and what it has to give."""
+    config, survey = node.config, node.survey
+    storage: frozenset[Feature] = frozenset()
+    if survey is not None:
+        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in survey.storage_domains)
+    target = TargetHost(
+        id=node.id,
+        name=config.name,
+        number=config.number,
+        memory_bytes=config.memory_bytes,
+        reserved_bytes=config.reserved_bytes,
+        cpus=config.cpus,
+        features=config.features | storage,
+        unfit=_unfit(cluster, node),
+    )
+    if target != cluster.capacity.target(node.id):
+        cluster.capacity.host_changed(target)
+        cluster.plan_wanted = True
+
+
+def goes_down(cluster: Cluster, node: HostNode, boot: BootId) -> None:
+    """It gave a VM back because it is being shut down: nothing starts there."""
+    if boot == node.record.boot:
+        node.leaving_ms = Millis(cluster.now)
+        cluster.touch(node)
+        refresh_target(cluster, node)
+
+
+def told(cluster: Cluster, node: HostNode) -> None:
+    """Its survey came. After a restore it may have been given a start that we know nothing of, and that it has not
+    begun: that one is only over when its grant is (M2, G2)."""
+    if not node.untold:
+        cluster.awaited.discard(node.id)
+    elif node.told_ms is None:
+        node.told_ms = Millis(cluster.now)
+        cluster.touch(node)
+
+
+def without_guardian(node: HostNode) -> bool:
+    """Its agent is connected and a witness sees it, but its guardian does not beat: no grant can be given there (G2),
+    and nobody would end its VMs."""
+    return node.verdict is Verdict.ISOLATED and ProcessKind.AGENT in node.sessions
+
+
+def struck_until_ms(cluster: Cluster, node: HostNode) -> int:
+    """Until then an order to its power devices may be under way that was given before it came back (J7): it may be
+    sent as long as its evidence counts, and take its deadline."""
+    policy = cluster.policy
+    may_take_ms = policy.detection.evidence_max_age_ms + policy.fencing.order_deadline_ms
+    return node.record.struck_ms + may_take_ms if node.record.struck_ms else 0
+
+
+def look_at_waits(cluster: Cluster, node: HostNode) -> None:
+    """In each look at a host: what keeps it from being a target, or others from being one, and ends by itself."""
+    if node.leaving_ms is not None:
+        _look_at(cluster, node, node.leaving_ms + LEAVING_MS)
+        if cluster.now >= node.leaving_ms + LEAVING_MS:
+            node.leaving_ms = None
+            refresh_target(cluster, node)
+    if node.untold and node.told_ms is not None:
+        settled_ms = node.told_ms + cluster.policy.recovery.attempt_ms
+        _look_at(cluster, node, settled_ms)
+        if cluster.now >= settled_ms:
+            node.untold = False
+            cluster.awaited.discard(node.id)
+            cluster.plan_wanted = True
+    if node.record.struck_ms:
+        _look_at(cluster, node, struck_until_ms(cluster, node))
+        target = cluster.capacity.target(node.id)
+        if target is not None and target.unfit is Unfit.RETURNING:
+            refresh_target(cluster, node)
+
+
+def _look_at(cluster: Cluster, node: HostNode, at_ms: int) -> None:
+    if at_ms > cluster.now:
+        cluster.wake_host(node, at_ms)
+
+
+def _unfit(cluster: Cluster, node: HostNode) -> Unfit | None:
+    if node.verdict is Verdict.AGENT_DOWN:
+        return Unfit.DISCONNECTED
+    if node.verdict in (Verdict.SUSPECT, Verdict.ISOLATED) and ProcessKind.AGENT in node.sessions:
+        return Unfit.GUARDIAN
+    if node.verdict is not Verdict.ALIVE or node.record.incident is not None:
+        return Unfit.DOWN
+    if node.record.maintenance is not None:
+        return Unfit.MAINTENANCE
+    if node.leaving_ms is not None:
+        return Unfit.LEAVING
+    if node.survey is None or node.survey.boot != node.record.boot:
+        return Unfit.RETURNING
+    if cluster.now < struck_until_ms(cluster, node):
+        return Unfit.RETURNING
+    if not node.survey.gate_in_force:
+        return Unfit.GATE
+    if not node.libvirt_answers:
+        return Unfit.LIBVIRT
+    return None

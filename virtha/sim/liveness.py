@@ -1,0 +1,143 @@
+"""The second rule, in time: once all is well again, what is protected runs within twice the policy's time budget.
+
+What takes longer must name what it waits for, and come to an end; what never will run names a reason that only a
+person ends.
+"""
+
+from typing import TYPE_CHECKING
+
+from virtha.model.codes import REGISTRY
+from virtha.model.ids import VmId
+from virtha.model.policy import Policy
+from virtha.model.policy.budget import budget
+from virtha.model.value import Value
+from virtha.model.vm import VmState
+from virtha.sim.checkers import Violation
+
+if TYPE_CHECKING:
+    from virtha.sim.server import ServerVm
+    from virtha.sim.world import World
+
+BUDGETS = 2
+"""How many times the policy's budget a return may take once all is well."""
+WAITS_MS = 600_000
+"""Until also those run that name a pause before their next attempt: twice the longest pause."""
+SINGLE_MS = 1_200_000
+"""Of worlds without an engine: the longest delay before a local restart is a part of it."""
+LASTING = (
+    "recovery.blocked.quarantine",
+    "recovery.blocked.attempts",
+    "vm.down.",
+    "vm.paused.",
+    "restart.blocked.",
+)
+"""Reasons that only a person ends."""
+_FULL = ("recovery.blocked.anti_affinity", "recovery.blocked.no_host")
+_DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
+DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
+"""Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
+
+
+class NotLive(Violation):
+    """Nothing wrong was done; what should have come back did not."""
+
+
+class Late(Value, frozen=True, kw_only=True):
+    """A VM that took more than twice the budget, and what it named as the reason then."""
+
+    vm: str
+    reasons: tuple[str, ...]
+
+
+def bound_ms(policy: Policy) -> int:
+    """Twice the longest sum of all ways on which the policy acts by itself."""
+    return BUDGETS * max((one.worst_ms for one in budget(policy).ways), default=0)
+
+
+def must_run(world: "World") -> tuple[Late, ...]:
+    """Lets time pass. Raises NotLive."""
+    if not world.with_engine:
+        world.kernel.advance(SINGLE_MS)
+        _demand_single(world)
+        return ()
+    bound = bound_ms(world.server.policy)
+    world.kernel.advance(bound)
+    _demand_leader(world)
+    late = _down(world)
+    for one in late:
+        if not any(code.startswith(DECLARED) for code in one.reasons):
+            raise NotLive(f"{one.vm} does not run though all is well: {list(one.reasons)}")
+    world.kernel.advance(max(WAITS_MS - bound, 0))
+    _demand_leader(world)
+    for one in _down(world):
+        raise NotLive(f"{one.vm} does not run though all is well: {list(one.reasons)}")
+    return late
+
+
+def _demand_leader(world: "World") -> None:
+    failover = world.gateway.failover
+    if failover is None or not failover.leader.alive:
+        raise NotLive("nobody leads after all was healed")
+
+
+def _down(world: "World") -> tuple[Late, ...]:
+    """Those that should run, don't, and name nothing that lasts."""
+    found = []
+    for vm_id, known in world.server.vms.items():
+        if not _wanted(known) or world.running_on(vm_id):
+            continue
+        reasons = reasons_of(world, vm_id)
+        unknown = [code for code in reasons if code not in REGISTRY]
+        if unknown:
+            raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
+        if not any(code.startswith(LASTING) for code in reasons) and not _has_no_place(
+            world, known, reasons
+        ):
+            found.append(Late(vm=known.vm.name, reasons=reasons))
+    return tuple(found)
+
+
+def reasons_of(world: "World", vm_id: VmId) -> tuple[str, ...]:
+    failover, known = world.gateway.failover, world.server.vms[vm_id]
+    codes = [] if failover is None else [why.code for why in failover.engine.explain_vm(vm_id)]
+    if known.report is not None:
+        codes += [why.code for why in known.report.reasons]
+    return tuple(codes)
+
+
+def _wanted(known: "ServerVm") -> bool:
+    return known.vm.ha and known.wanted_up and known.managed
+
+
+def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -> bool:
+    """By the truth: each host has one that it must keep away from, or what it needs first is down as well."""
+    if any(code.startswith(_FULL) for code in reasons):
+        apart = {group.id for group in known.placing.groups if group.hard}
+        taken = {
+            name
+            for vm_id, other in world.server.vms.items()
+            if other is not known and apart & {group.id for group in other.placing.groups}
+            for name in (*world.running_on(vm_id), *other.holders)
+        }
+        return bool(apart) and taken >= set(world.hosts)
+    if any(code.startswith(_DEPENDS) for code in reasons):
+        return any(not world.running_on(each.vm_id) for each in known.placing.depends_on)
+    return False
+
+
+def _demand_single(world: "World") -> None:
+    """What is protected runs, or its reason is one that lasts; no order stays open."""
+    server = world.server
+    if server.pending:
+        raise NotLive(f"orders never ended: {sorted(server.pending)}")
+    for known in server.vms.values():
+        report = known.report
+        if report is None or report.state is not VmState.DOWN or not known.vm.ha:
+            continue
+        codes = [why.code for why in report.reasons]
+        if any(code.startswith("restart.waiting") for code in codes):
+            raise NotLive(f"{known.vm.name} still waits: {codes}")
+        held = world.hosts[known.host].name in known.holders
+        migrating = "restart.blocked.migrating" in codes
+        if held and not migrating:
+            raise NotLive(f"{known.vm.name} is down, given up, and still held: {codes}")
