@@ -8,7 +8,13 @@ from msgspec.structs import replace
 
 from virtha.engine.records import Brake, Drain, FenceCount, Incident
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import fell_ms, is_observed, last_sign_ms, silent_ms
+from virtha.engine.verdict import (
+    fell_ms,
+    is_observed,
+    last_sign_ms,
+    newcomers_unheard,
+    silent_ms,
+)
 from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.policy import FencingAction, PermissionGrade
 from virtha.model.policy.quiet import quiet_until_ms
@@ -37,6 +43,7 @@ def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
         or _not_observed(cluster, node)
         or _not_needed(cluster, node)
         or _observer(cluster, node)
+        or _newcomers(node)
     )
 
 
@@ -123,6 +130,11 @@ def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
         if age_ms <= cluster.policy.detection.evidence_max_age_ms:
             return None
     return reason("fence.blocked.observer", reached=reached, others=others)
+
+
+def _newcomers(node: HostNode) -> Reason | None:
+    """J2: whoever came within reach since it fell silent is asked first."""
+    return reason("fence.blocked.newcomers") if newcomers_unheard(node) else None
 
 
 def _agent_reached(cluster: Cluster, node: HostNode) -> bool:

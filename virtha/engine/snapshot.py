@@ -64,7 +64,10 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     disks_changed_ms: Millis | None = None
     quiet_rounds: int = 0
     rounds_asked: int = 0
+    reader_rounds: int = 0
     round: int = 0
+    newcomers: tuple[HostId, ...] = ()
+    newcomer_round: int = 0
     investigated: bool = False
     asked_ms: Millis | None = None
     slot_ms: Millis | None = None
@@ -147,7 +150,7 @@ _HOST_PLAIN = tuple(
     name
     for name in HostState.__struct_fields__
     if name in HostNode.__slots__
-    and name not in ("saved", "neighbours", "sessions", "power", "off_since")
+    and name not in ("saved", "neighbours", "newcomers", "sessions", "power", "off_since")
 )
 _VM_PLAIN = tuple(
     name
@@ -198,6 +201,7 @@ def _host_state(cluster: Cluster, node: HostNode) -> HostState:
         sessions=dict(node.sessions),
         power=dict(node.power),
         off_since=dict(node.off_since),
+        newcomers=tuple(sorted(node.newcomers)),
         just_ordered=node.id in cluster.just_ordered,
         neighbours=tuple(
             NeighbourWord(witness=witness, network=network, answer=answer, at_ms=at_ms)
@@ -259,6 +263,7 @@ def _restore_host(cluster: Cluster, state: HostState) -> None:
     node.sessions = dict(state.sessions)
     node.power = dict(state.power)
     node.off_since = dict(state.off_since)
+    node.newcomers = set(state.newcomers)
     node.neighbours = {
         (word.witness, word.network): (word.answer, word.at_ms) for word in state.neighbours
     }

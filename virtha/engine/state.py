@@ -65,6 +65,8 @@ class HostNode:
         "leaving_ms",
         "libvirt_answers",
         "neighbours",
+        "newcomer_round",
+        "newcomers",
         "observe_from_ms",
         "off_since",
         "poison_sent",
@@ -72,6 +74,7 @@ class HostNode:
         "power_accepted",
         "power_asked_ms",
         "quiet_rounds",
+        "reader_rounds",
         "reasons",
         "record",
         "round",
@@ -105,7 +108,13 @@ class HostNode:
         self.quiet_rounds = 0
         self.rounds_asked = 0
         """In this suspicion; ``quiet_rounds`` of them came back without a change."""
+        self.reader_rounds = 0
+        """Those of them in which somebody was asked to read its disks."""
         self.round = 0
+        self.newcomers: set[HostId] = set()
+        """Hosts that came within reach since it fell silent: each may see what none of the others could."""
+        self.newcomer_round = 0
+        """The round in which the last of them came."""
         self.investigated = False
         """Witnesses are being asked about it."""
         self.asked_ms: Millis | None = None
@@ -153,7 +162,8 @@ class HostNode:
     def forget_investigation(self) -> None:
         """A new suspicion begins with no witness heard."""
         self.neighbours.clear()
-        self.quiet_rounds = self.rounds_asked = 0
+        self.newcomers.clear()
+        self.quiet_rounds = self.rounds_asked = self.reader_rounds = 0
         self.asked_ms = self.power_asked_ms = None
         self.power.clear()
         self.off_since.clear()
@@ -459,8 +469,20 @@ class Cluster:
         if verdict in ABSENT and node.id not in self.absent:
             self.fallen_ms[node.id] = self.now
         _member(self.absent, node.id, verdict in ABSENT)
-        _member(self.present, node.id, verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN))
+        if verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN) and node.id not in self.present:
+            self.present.add(node.id)
+            self._note_newcomer(node)
+        else:
+            _member(self.present, node.id, verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN))
         self.plan_wanted = True
+
+    def _note_newcomer(self, newcomer: HostNode) -> None:
+        """To every host that is silent: once each, so that one which comes and goes can't put off a fence for ever."""
+        for host_id in self.absent:
+            node = self.hosts[host_id]
+            if newcomer.id not in node.newcomers:
+                node.newcomers.add(newcomer.id)
+                node.newcomer_round = node.round
 
 
 def held(config: EngineVm) -> HeldVm:

@@ -5,10 +5,13 @@ or that was itself asleep, first waits out the longest pause between two attempt
 """
 
 from virtha.engine.machine import Verdict
-from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.value import Value
-from virtha.model.vm import Reason
+from virtha.model.vm import Reason, VmState
+
+ROUNDS_OF_A_NEWCOMER = 2
+"""When the second is asked, the first had a whole interval for its answers."""
 
 
 class Judgement(Value, frozen=True, kw_only=True):
@@ -140,6 +143,11 @@ def is_observed(cluster: Cluster, node: HostNode) -> bool:
     return silent_ms(cluster, node) >= cluster.policy.detection.suspect_after_ms
 
 
+def newcomers_unheard(node: HostNode) -> bool:
+    """A host came within reach since this one fell silent, and has not had a whole round to say what it sees (J2)."""
+    return bool(node.newcomers) and node.round < node.newcomer_round + ROUNDS_OF_A_NEWCOMER
+
+
 def hinted(cluster: Cluster, node: HostNode) -> bool:
     """Something of it still answers: more likely hung than without power, so it gets more time."""
     if any(state is PowerState.ON for state, _ in node.power.values()):
@@ -165,6 +173,24 @@ def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     return reason(
         "host.suspect.checking_disks", quiet=node.quiet_rounds, needed=times.additional_checks + 1
     )
+
+
+def runs_elsewhere(cluster: Cluster, vm: VmNode, node: HostNode) -> bool:
+    """Another holder, which lives, says that it has it up: its disks are written there, so a change of them
+    is no sign of ``node`` (J3)."""
+    for copy in vm.record.copies:
+        other = cluster.hosts.get(copy.host_id)
+        if other is None or other is node or other.verdict is not Verdict.ALIVE:
+            continue
+        if copy.boot not in (None, other.record.boot):
+            continue
+        incarnation, state = vm.seen.get(other.id, (None, VmState.UNKNOWN))
+        if incarnation == copy.incarnation and state in _WRITE:
+            return True
+    return False
+
+
+_WRITE = frozenset({VmState.RUNNING, VmState.STOPPING})
 
 
 def may_take_quick_road(cluster: Cluster, node: HostNode, judgement: Judgement) -> bool:

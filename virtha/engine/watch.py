@@ -6,11 +6,17 @@ from virtha.engine.fencing import plan_fence
 from virtha.engine.incident import alive_after_all, open_incident
 from virtha.engine.machine import Verdict
 from virtha.engine.records import FenceStep, VmStage
-from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, reason
+from virtha.engine.state import ABSENT, Cluster, HostNode, reason
 from virtha.engine.targets import look_at_waits, refresh_target
-from virtha.engine.verdict import Judgement, judge, may_take_quick_road
+from virtha.engine.verdict import (
+    Judgement,
+    judge,
+    may_take_quick_road,
+    newcomers_unheard,
+    runs_elsewhere,
+)
 from virtha.model.ids import HostId
-from virtha.model.vm import Reason, VmState
+from virtha.model.vm import Reason
 
 WITNESSES = 4
 """Neighbours asked in one round: enough for two to fail, and no broadcast storm in a large cluster."""
@@ -96,6 +102,8 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
         vm.id for vm in cluster.vms_held_by(node.id) if not runs_elsewhere(cluster, vm, node)
     )
     reader = witnesses[0] if witnesses and vms else None
+    if reader is not None:
+        node.reader_rounds += 1
     cluster.order(
         Investigate(
             subject=node.id,
@@ -111,24 +119,6 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     if fence is None or fence.step is FenceStep.RETRYING or node.sent != fence.order_id:
         _ask_power(cluster, node)
     cluster.wake_host(node, cluster.now + interval)
-
-
-def runs_elsewhere(cluster: Cluster, vm: VmNode, node: HostNode) -> bool:
-    """Another holder, which lives, says that it has it up: its disks are written there, so a change of them
-    is no sign of ``node`` (J3)."""
-    for copy in vm.record.copies:
-        other = cluster.hosts.get(copy.host_id)
-        if other is None or other is node or other.verdict is not Verdict.ALIVE:
-            continue
-        if copy.boot not in (None, other.record.boot):
-            continue
-        incarnation, state = vm.seen.get(other.id, (None, VmState.UNKNOWN))
-        if incarnation == copy.incarnation and state in _WRITE:
-            return True
-    return False
-
-
-_WRITE = frozenset({VmState.RUNNING, VmState.STOPPING})
 
 
 def _is_on_unread(node: HostNode) -> bool:
@@ -158,20 +148,29 @@ def _ask_power(cluster: Cluster, node: HostNode) -> None:
 
 
 def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
-    """The next neighbours by number, other ones at each round; the first also reads the disks."""
+    """The next neighbours by number, other ones at each round; the first also reads the disks. Hosts that have just
+    come within reach go first: the others were asked before."""
     present = cluster.present
     if not present:
         return ()
-    ring = cluster.ring
-    start = ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
+    start = cluster.ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
     chosen: list[HostId] = []
-    for step in range(len(ring.ids)):
-        host_id = ring.ids[(start + step) % len(ring.ids)]
-        if host_id != node.id and host_id in present:
-            chosen.append(host_id)
-            if len(chosen) == WITNESSES:
-                break
+    if newcomers_unheard(node):
+        _choose(cluster, node, node.newcomers & present, start, chosen)
+    _choose(cluster, node, present, start, chosen)
     return tuple(chosen)
+
+
+def _choose(
+    cluster: Cluster, node: HostNode, among: set[HostId], start: int, chosen: list[HostId]
+) -> None:
+    ids = cluster.ring.ids
+    for step in range(len(ids)):
+        if len(chosen) == WITNESSES:
+            return
+        host_id = ids[(start + step) % len(ids)]
+        if host_id != node.id and host_id in among and host_id not in chosen:
+            chosen.append(host_id)
 
 
 def reasons_of(cluster: Cluster, node: HostNode) -> tuple[Reason, ...]:

@@ -437,6 +437,12 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         help="Correct the addresses of both power devices, then test them.",
     ),
     reason(
+        6066,
+        "fence.blocked.newcomers",
+        INFO,
+        "hosts that came back within reach are asked first whether they see it",
+    ),
+    reason(
         6070,
         "fence.waiting.order",
         INFO,
