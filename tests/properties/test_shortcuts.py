@@ -1,7 +1,7 @@
 """What is skipped because it could change nothing changes nothing: each story comes out the same without the shortcuts.
 
-They are: the sentinel's rest, the guardians' looks that show nothing new, actors that are not asked whether they are
-frozen while nobody is, and blocks that are decoded once.
+They are: the sentinel's rest, the guardians' looks that show nothing new, the steps of a lease guardian in calm, actors
+that are not asked whether they are frozen while nobody is, and blocks that are decoded once.
 """
 
 from collections import Counter
@@ -107,15 +107,23 @@ def test_the_shortcuts_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         taken["rest"] += 1
         return rest(self)
 
+    step_in_calm = LeaseGuardian._step_in_calm
+
+    def stepping(self: LeaseGuardian, *arguments: Any) -> Any:
+        taken["calm"] += 1
+        return step_in_calm(self, *arguments)
+
     def asking(self: Actor, action: Callable[[], None]) -> None:
         taken["asked"] += 1
         asked(self, action)
 
     monkeypatch.setattr(Sentinel, "_rest", resting)
+    monkeypatch.setattr(LeaseGuardian, "_step_in_calm", stepping)
     monkeypatch.setattr(Actor, "do", asking)
     player = Player()
-    lines = "# quiet\nengine\nhosts h1 h2\nvm web on=h1 ha\nstart web\nadvance 60s\n"
+    lines = "# quiet\nengine\nlease\nhosts h1 h2\nvm web on=h1 ha\nstart web\nadvance 60s\n"
     for step in parse(lines).steps:
         player.do(step)
     assert taken["rest"] > 5
+    assert taken["calm"] > 2 * 2 * 40  # an order and a result each second on each host
     assert taken["asked"] == 0

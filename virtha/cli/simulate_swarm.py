@@ -206,7 +206,7 @@ def show_swarm(
         if digest:
             for one in results:
                 typer.echo(f"digest {one.seed} {one.digest}")
-        if rare:
+        if rare and len(results) >= SHARES_FROM:
             typer.echo(f"\nHardly met, in less than {SHARE_PERCENT_MIN:g} %: {', '.join(rare)}")
     return 1 if failed or (rare and len(results) >= SHARES_FROM) else 0
 

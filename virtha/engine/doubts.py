@@ -27,7 +27,7 @@ from collections.abc import Collection
 from virtha.engine.permits import reads_off
 from virtha.engine.records import Fence, FenceStep, Incident
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import fell_ms, last_sign_ms
+from virtha.engine.verdict import fell_ms, last_sign_ms, runs_elsewhere, silence_base_ms
 from virtha.model.value import Value
 from virtha.model.vm import Reason
 
@@ -49,20 +49,31 @@ def doubt(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) ->
         others = _others(cluster, node, fence)
         if others is not None:
             return others
-    return _disks(cluster, node, fence)
+    return _disks(cluster, node, incident, fence)
 
 
-def _disks(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    """J3: after our own verified *off* a change blocks until it has been quiet."""
+def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
+    """J3: after our own verified *off* a change blocks until readers found the disks quiet; no word is no quiet. So does
+    one that was seen in the same silence before the *off*, for readings may come and go between two looks at the disks.
+
+    A leader that did not watch from the first order on has the disks watched anew, except where nobody can read them:
+    no change is known then, and the readings prove by themselves.
+    """
+    if all(runs_elsewhere(cluster, vm, node) for vm in cluster.vms_held_by(node.id)):
+        return None
     times = cluster.policy.detection
-    quiet_ms = times.check_interval_ms * (1 + times.additional_checks)
-    # What a former leader saw of the disks after its order is not written anywhere: watched anew (J3).
-    watched_ms = cluster.began_ms if cluster.began_ms > fence.ordered_ms else 0
-    changed_ms = max(node.disks_changed_ms or 0, watched_ms)
-    if changed_ms > fence.ordered_ms and cluster.vms_on.get(node.id):
-        quiet = cluster.now - changed_ms
-        if quiet < quiet_ms:
-            return reason("proof.blocked.disks_change", quiet_ms=quiet)
+    rounds = 1 + times.additional_checks
+    quiet_ms = cluster.now - max(node.disks_changed_ms or 0, cluster.began_ms)
+    quiet = node.quiet_rounds >= rounds and quiet_ms >= times.check_interval_ms * rounds
+    changed_before = (node.disks_changed_ms or 0) > silence_base_ms(cluster, node)
+    if (incident.disks_written or changed_before) and not quiet:
+        if incident.disks_written and node.disks_changed_ms is not None:
+            changed_ms = cluster.now - node.disks_changed_ms
+            return reason("proof.blocked.disks_change", quiet_ms=changed_ms)
+        return reason("proof.waiting.disks", quiet=node.quiet_rounds, needed=rounds)
+    unread = node.reader_rounds - node.quiet_rounds > 2 * rounds
+    if cluster.began_ms > fence.began_ms and not quiet and not unread:
+        return reason("proof.waiting.disks", quiet=node.quiet_rounds, needed=rounds)
     return None
 
 

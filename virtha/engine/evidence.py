@@ -81,6 +81,8 @@ def stalled(cluster: Cluster) -> None:
     cluster.began_ms = cluster.now
     for node in cluster.hosts.values():
         node.broken_ms = None
+        # Quiet rounds from before say nothing of the time that was slept through (J3).
+        node.quiet_rounds = node.rounds_asked = node.reader_rounds = 0
         cluster.touch(node)
 
 
@@ -137,6 +139,10 @@ def disks_watched(cluster: Cluster, event: DisksWatched) -> None:
     if event.changed:
         node.disks_changed_ms = cluster.now
         node.quiet_rounds = 0
+        incident = node.record.incident
+        if incident is not None and incident.fence is not None and incident.proof is None:
+            # Durable: a later leader must not find the readings alone, and believe them.
+            node.set_incident(disks_written=True)
     elif event.changed is not None:
         node.quiet_rounds += 1
     cluster.touch(node)

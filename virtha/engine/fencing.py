@@ -42,7 +42,7 @@ RETRY_MS = 30_000
 RETRY_MS_MAX = 600_000
 
 
-_PASSING = ("proof.blocked.disks_change", "proof.waiting.others")
+_PASSING = ("proof.blocked.disks_change", "proof.waiting.disks", "proof.waiting.others")
 """Doubts that time may settle; the others are the device's."""
 
 

@@ -84,6 +84,8 @@ class Incident(Value, frozen=True, kw_only=True):
     blinked: bool = False
     disqualified: bool = False
     """A sign of that boot came after an order of ours: power readings of this incident prove nothing any more."""
+    disks_written: bool = False
+    """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
 
     @property
     def proof(self) -> Proof | None:

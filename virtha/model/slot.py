@@ -15,6 +15,7 @@ servers where a version rises.
 """
 
 from enum import StrEnum
+from functools import lru_cache
 from struct import Struct
 from zlib import crc32
 
@@ -30,12 +31,15 @@ _MAILBOX_MAGIC = b"VIRTMAIL"
 _ID_BYTES = 40
 """UUID text is 36. Text, so that `hexdump -C` shows an administrator whose block it is."""
 _HEAD = Struct(f"<8sH2xI{_ID_BYTES}s{_ID_BYTES}s{_ID_BYTES}s{_ID_BYTES}s")
-_SLOT = Struct("<QQqQIIII")
+_SLOT = Struct("<QQqQ16s")
+_DECLARATION = Struct("<IIII")
 _MAILBOX = Struct(f"<QQ{_ID_BYTES}s{_ID_BYTES}s")
 _CHECKSUM = Struct("<I")
 _CHECKED_BYTES = SECTOR_BYTES - _CHECKSUM.size
 _MILLIS_MAX = (1 << 32) - 1
 _NEVER = -1
+_CACHED_MAX = 1_024
+"""Renewals differ in their counters and times only. What a host's blocks have in common is made, and read, once."""
 
 
 class Declaration(Value, frozen=True, kw_only=True):
@@ -143,16 +147,12 @@ class Place(Value, frozen=True, kw_only=True):
 
 def encode_slot(slot: Slot) -> bytes:
     """``BLOCK_BYTES`` bytes. Raises InvalidInput when a field does not fit."""
-    said = slot.declaration
     body = _SLOT.pack(
         _counter("slot.counter", slot.counter),
         _counter("slot.submitted_ms", slot.submitted_ms),
         _NEVER if slot.good_ms is None else _counter("slot.good_ms", slot.good_ms),
         _counter("slot.acknowledged_poison", slot.acknowledged_poison),
-        _flags(said),
-        _millis("slot.declaration.watchdog_ms", said.watchdog_ms),
-        _millis("slot.declaration.self_fence_after_ms", said.self_fence_after_ms),
-        _millis("slot.declaration.kill_ms", said.kill_ms),
+        _declared(slot.declaration),
     )
     return _block(_SLOT_MAGIC, slot, boot=slot.boot, body=body)
 
@@ -177,9 +177,7 @@ def decode_slot(block: bytes, place: Place) -> SlotReading:
     if isinstance(head, Unreadable):
         return head
     host_id, boot = head
-    counter, submitted_ms, good_ms, acknowledged, flags, watchdog, self_fence, kill = (
-        _SLOT.unpack_from(block, _HEAD.size)
-    )
+    counter, submitted_ms, good_ms, acknowledged, declared = _SLOT.unpack_from(block, _HEAD.size)
     return Slot(
         installation_id=place.installation_id,
         domain_id=place.domain_id,
@@ -190,12 +188,7 @@ def decode_slot(block: bytes, place: Place) -> SlotReading:
         submitted_ms=submitted_ms,
         good_ms=None if good_ms == _NEVER else good_ms,
         acknowledged_poison=acknowledged,
-        declaration=Declaration(
-            **{name: bool(flags & bit) for name, bit in _BITS.items()},
-            watchdog_ms=watchdog,
-            self_fence_after_ms=self_fence,
-            kill_ms=kill,
-        ),
+        declaration=_declaration(declared),
     )
 
 
@@ -226,25 +219,64 @@ def decode_mailbox(block: bytes, place: Place) -> MailboxReading:
 _BITS = {"armed": 1, "no_way_out": 2, "fed_by_renewer": 4, "direct_io": 8, "waived": 16}
 
 
-def _flags(said: Declaration) -> int:
-    return sum(bit for name, bit in _BITS.items() if getattr(said, name))
+@lru_cache(_CACHED_MAX)
+def _declared(said: Declaration) -> bytes:
+    return _DECLARATION.pack(
+        sum(bit for name, bit in _BITS.items() if getattr(said, name)),
+        _millis("slot.declaration.watchdog_ms", said.watchdog_ms),
+        _millis("slot.declaration.self_fence_after_ms", said.self_fence_after_ms),
+        _millis("slot.declaration.kill_ms", said.kill_ms),
+    )
+
+
+@lru_cache(_CACHED_MAX)
+def _declaration(declared: bytes) -> Declaration:
+    flags, watchdog, self_fence, kill = _DECLARATION.unpack(declared)
+    return Declaration(
+        **{name: bool(flags & bit) for name, bit in _BITS.items()},
+        watchdog_ms=watchdog,
+        self_fence_after_ms=self_fence,
+        kill_ms=kill,
+    )
 
 
 def _block(magic: bytes, told: Slot | Mailbox, *, boot: str, body: bytes) -> bytes:
     kind = "slot" if isinstance(told, Slot) else "mailbox"
-    if not 0 <= told.index <= _MILLIS_MAX:
-        raise InvalidInput(f"{told.index} is out of range", field=f"{kind}.index")
-    head = _HEAD.pack(
-        magic,
-        VERSION,
-        told.index,
-        _text(f"{kind}.installation_id", told.installation_id),
-        _text(f"{kind}.domain_id", told.domain_id),
-        _text(f"{kind}.host_id", told.host_id),
-        _text(f"{kind}.boot", boot),
-    )
+    names = (told.installation_id, told.domain_id, told.host_id, boot)
+    head = _packed_head(magic, kind, told.index, *names)
     said = (head + body).ljust(_CHECKED_BYTES, b"\0")
     return (said + _CHECKSUM.pack(crc32(said))).ljust(BLOCK_BYTES, b"\0")
+
+
+@lru_cache(_CACHED_MAX)
+def _packed_head(
+    magic: bytes,
+    kind: str,
+    index: int,
+    installation_id: str,
+    domain_id: str,
+    host_id: str,
+    boot: str,
+) -> bytes:
+    if not 0 <= index <= _MILLIS_MAX:
+        raise InvalidInput(f"{index} is out of range", field=f"{kind}.index")
+    return _HEAD.pack(
+        magic,
+        VERSION,
+        index,
+        _text(f"{kind}.installation_id", installation_id),
+        _text(f"{kind}.domain_id", domain_id),
+        _text(f"{kind}.host_id", host_id),
+        _text(f"{kind}.boot", boot),
+    )
+
+
+@lru_cache(_CACHED_MAX)
+def _unpacked_head(head: bytes) -> tuple[bytes, int, int, str, str, str, str]:
+    """Magic, version, index, installation, domain, host and boot."""
+    magic, version, index, *names = _HEAD.unpack(head)
+    installation, domain, host, boot = (_read(name) for name in names)
+    return magic, version, index, installation, domain, host, boot
 
 
 def _head(block: bytes, magic: bytes, place: Place) -> tuple[str, str] | Unreadable:
@@ -254,7 +286,7 @@ def _head(block: bytes, magic: bytes, place: Place) -> tuple[str, str] | Unreada
     sector = bytes(block[:SECTOR_BYTES])
     if not any(sector):
         return Unreadable(fault=BlockFault.EMPTY)
-    found, version, index, *names = _HEAD.unpack_from(sector)
+    found, version, index, installation, domain, host, boot = _unpacked_head(sector[: _HEAD.size])
     if found != magic:
         return Unreadable(fault=BlockFault.ALIEN, detail=repr(found))
     # Before the version: of a torn block not even that can be believed. All versions keep this checksum.
@@ -262,7 +294,6 @@ def _head(block: bytes, magic: bytes, place: Place) -> tuple[str, str] | Unreada
         return Unreadable(fault=BlockFault.TORN)
     if version != VERSION:
         return Unreadable(fault=BlockFault.FUTURE, detail=f"version {version}")
-    installation, domain, host, boot = (_read(name) for name in names)
     if installation != place.installation_id:
         return Unreadable(fault=BlockFault.FOREIGN, detail=installation)
     if (domain, index) != (place.domain_id, place.index):

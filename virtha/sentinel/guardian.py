@@ -170,7 +170,8 @@ class Guardian:
         if self._interval_ms is None:
             return None
         if self._pulse_at is not None and alive:
-            return Millis(min(self._beat_at, self._pulse_at + PULSE_FRESH_MS))
+            stale_at = Millis(self._pulse_at + PULSE_FRESH_MS)
+            return stale_at if stale_at < self._beat_at else self._beat_at
         return self._beat_at
 
     # Kills

@@ -10,6 +10,7 @@ A session is asked for only when the watchdog is armed for the first time: never
 """
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.policy import LeasePolicy
@@ -44,6 +45,15 @@ from virtha.sentinel.lease_events import (
 ENDED = (LeaseState.LOST, LeaseState.CLEARED)
 KILL_AGAIN_MS = 1_000
 RESET_AGAIN_MS = 1_000
+
+
+class _Times(NamedTuple):
+    """The earliest of all leases: from when on one is lost, by when its VMs have to be dead where a watchdog was
+    promised (``_over_at``), and when one is to be renewed."""
+
+    end_at: Millis
+    over_at: Millis | None
+    renew_at: Millis | None
 
 
 class LeaseGuardian:
@@ -87,6 +97,8 @@ class LeaseGuardian:
         self._waiver_ending: set[StorageDomainId] = set()
         self._calm_until = now
         """Until then a look that shows what the one before it did asks for nothing."""
+        self._was_calm = False
+        """After the last step."""
 
     def step(self, now: Millis, events: Iterable[LeaseEvent]) -> LeaseDecision:
         assert now >= self._now, f"time went back from {self._now} to {now}"
@@ -102,6 +114,9 @@ class LeaseGuardian:
             told += self._fold(event)
         if shows_nothing_new and now < self._calm_until:
             return LeaseDecision(wake_at=self._calm_until)
+        times = self._times_in_calm() if self._was_calm else None
+        if times is not None:
+            return self._step_in_calm(times, told)
         # Ends and relief first, then what promises: a step never feeds on a promise that it is about to break.
         commands = [*self._lose()]
         if any(lease.state in ENDED for lease in self._leases.values()):
@@ -113,7 +128,8 @@ class LeaseGuardian:
         commands += self._renew()
         self._check()
         wake_at = self._wake_at()
-        self._calm_until = wake_at if wake_at is not None and self._is_calm() else now
+        self._was_calm = wake_at is not None and self._is_calm()
+        self._calm_until = wake_at if wake_at is not None and self._was_calm else now
         return LeaseDecision(commands=tuple(commands), wake_at=wake_at)
 
     def states(self) -> dict[StorageDomainId, LeaseState]:
@@ -124,6 +140,57 @@ class LeaseGuardian:
         return self._watchdog.state is WatchdogState.ARMED and all(
             lease.state is LeaseState.HELD for lease in self._leases.values()
         )
+
+    def _times_in_calm(self) -> _Times | None:
+        """None: not all is held and fed any more, or something ends one in this step: a deadline, a poison, a policy
+        without leases."""
+        if (
+            self.poisoned
+            or not self._policy.enabled
+            or self._watchdog.state is not WatchdogState.ARMED
+        ):
+            return None
+        # Written out, without lists of one: it is asked at each renewal, result and feeding of each host.
+        end_at = over_at = renew_at = None
+        for lease in self._leases.values():
+            its_end_at, its_renew_at = lease.self_fence_at, lease.renew_at
+            if its_end_at is None or self._now >= its_end_at:
+                return None
+            if end_at is None or its_end_at < end_at:
+                end_at = its_end_at
+            if its_renew_at is not None and (renew_at is None or its_renew_at < renew_at):
+                renew_at = its_renew_at
+            if lease.promised_watchdog_ms:
+                its_over_at = lease.over_at
+                if over_at is None or (its_over_at is not None and its_over_at < over_at):
+                    over_at = its_over_at
+        return None if end_at is None else _Times(end_at, over_at, renew_at)
+
+    def _step_in_calm(self, times: _Times, told: list[LeaseCommand]) -> LeaseDecision:
+        """The rest of a step that began and goes on in calm, and in which none ends: it decides what ``step`` would
+        without it, for less. Nothing is lost then, so nothing is cleared, killed or reset, and the step before has left
+        nothing of that to end. All slots are known, the watchdog runs and is wanted: it is neither taken over nor armed
+        nor disarmed, only fed. And what binds changes at most by ordering a renewal."""
+        now = self._now
+        commands = [*self._allow_starts(), *told] if self._renewed_now else told
+        feed_at = self._watchdog.feed_at(now, times.over_at)
+        if feed_at is not None and now >= feed_at:
+            commands += self._watchdog.feed(now, times.over_at)
+            feed_at = self._watchdog.feed_at(now, times.over_at)
+        if times.renew_at is not None and now >= times.renew_at:
+            commands += self._renew()
+            self._check()
+            after = self._times_in_calm()
+            assert after is not None, "a renewal ended the calm"
+            times, feed_at = after, self._watchdog.feed_at(now, after.over_at)
+        # None of these is past: the step that comes next is after this one.
+        wake_at = times.end_at
+        if times.renew_at is not None and times.renew_at < wake_at:
+            wake_at = times.renew_at
+        if feed_at is not None and feed_at < wake_at:
+            wake_at = feed_at
+        self._calm_until = wake_at
+        return LeaseDecision(commands=tuple(commands), wake_at=wake_at)
 
     # Fold
 

@@ -143,9 +143,9 @@ class HostWatchdog:
         if over_at is not None:
             latest = over_at - self.timeout_ms
             last_call = latest - LAST_CALL_MS
-            if last_call > self._ordered_at:
-                due = min(due, last_call)
-            if max(due, now) > latest:
+            if self._ordered_at < last_call < due:
+                due = last_call
+            if due > latest or now > latest:
                 return None
         return Millis(due)
 

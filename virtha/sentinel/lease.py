@@ -76,6 +76,10 @@ class DomainLease:
         """The shortest of all that somebody may read."""
         self._settled = True
         self._number = 0
+        self._asked: Declaration | None = None
+        """What the last slot was ordered to declare, ``_said`` what it declared, and ``_said_terms`` that one's terms."""
+        self._said = Declaration()
+        self._said_terms = _terms(self._said)
         self._under_way: Slot | None = None
         self._renew_at: Millis | None = None
         self._proven_working = False
@@ -199,11 +203,16 @@ class DomainLease:
             # Binds from here: the slot of this renewal may be read at any time from now on.
             self.state = LeaseState.HELD
             self.good_ms = now
+        declaration = self._that_holds(declaration, now)
         # LOST without a good renewal: poisoned while it promised nothing, and so it goes on.
         promising = self.state is LeaseState.CLEARED or self.good_ms is not None
         waived = not (promising and wanted)
-        said = replace(declaration, waived=waived, direct_io=self.direct_io)
-        self._promise(said)
+        if declaration != self._asked or waived != self._said.waived:
+            self._asked = declaration
+            self._said = replace(declaration, waived=waived, direct_io=self.direct_io)
+            self._said_terms = _terms(self._said)
+            self._promise(self._said)
+        # Else the last slot said the same: what it promised is promised still.
         self._counter += 1
         self._number += 1
         self._renew_at = Millis(now + renew_ms)
@@ -217,9 +226,21 @@ class DomainLease:
             submitted_ms=now,
             good_ms=self.good_ms,
             acknowledged_poison=self._acknowledged,
-            declaration=said,
+            declaration=self._said,
         )
         return RenewSlot(domain_id=self.domain_id, number=self._number, slot=self._under_way)
+
+    def _that_holds(self, wanted: Declaration, now: Millis) -> Declaration:
+        """A shorter promise begins when a renewal is good: made while they fail it could be broken already."""
+        if self.self_fence_at is None or self.good_ms is None or self.terms is None:
+            return wanted
+        if now < self.good_ms + wanted.self_fence_after_ms:
+            return wanted
+        return replace(
+            wanted,
+            self_fence_after_ms=self.terms.self_fence_after_ms,
+            kill_ms=self.terms.kill_ms,
+        )
 
     def renewed(self, done: RenewDone, now: Millis) -> bool:
         """Fold the result; whether the renewal was good. A good one counts from its decision, however late
@@ -236,7 +257,8 @@ class DomainLease:
             self._proven_working = False
             return False
         if self._settled:
-            self._show(_terms(slot.declaration))
+            if self._visible != (self._said_terms,):
+                self._show(self._said_terms)
             self.promised_watchdog_ms = _promised_watchdog_ms(slot.declaration)
         self._count(slot, now)
         return True

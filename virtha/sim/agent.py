@@ -191,7 +191,7 @@ class SimAgent:
         self.host.decisions += 1
         for point, effect in effects:
             effect()
-            if point == self.crash_at or self.host.crash_after == (self.host.decisions, point):
+            if point == self.crash_at or self.host.is_struck(self.host.decisions, point):
                 self.host.trace(f"agent of {self.host.name} crashes after its {point}")
                 self.host.crash_agent()
                 return

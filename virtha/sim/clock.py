@@ -33,7 +33,9 @@ class HostClock:
 
     def until(self, shown_ms: int) -> int:
         """How long the world waits until it shows that: 0 where it does already."""
-        left = max(0, shown_ms - self.read())
+        left = shown_ms - self.read()
+        if left <= 0:
+            return 0
         return -(-left * MILLION // (MILLION + self.drift_ppm)) if self.drift_ppm else left
 
     def wall_ms(self) -> int:

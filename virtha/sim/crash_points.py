@@ -1,16 +1,18 @@
-"""Plays a story again and again, each time with one process struck at another point of what it does.
+"""Plays a story with one process struck at one of the points of what it does, for each of them.
 
 The leader is killed, or sleeps for a minute while another takes over, at each effect of each turn in which it writes
 something, or sends something else than the turn before; each agent is killed at each effect of each of its decisions. Whatever is struck: the checkers hold,
 and in the end the same VMs run as in the story as it is.
 """
 
+import gc
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, NoReturn
 
 from virtha.scenario.language import Scenario, Step
 from virtha.sim.checkers import Violation
-from virtha.sim.host import CRASH_POINTS
 from virtha.sim.play import ASKED, Player
 from virtha.sim.swarm import do_if_it_applies
 
@@ -23,11 +25,15 @@ SLEEP_MS = 60_000
 TAKEOVER_MS = 5_000
 SETTLE_MS = 60_000
 """After the story, until the end is looked at: longer than the sleep of a leader."""
+SETTLE_AWAKE_MS = 20_000
+"""The same where nobody sleeps."""
 SETTLE_MS_MAX = 600_000
 """Until it must be that of the untouched story: twice the longest pause between two attempts."""
 SETTLE_STEP_MS = 20_000
 ASK_AGAIN_MS = 100
 KILL, SLEEP = "kill", "sleep"
+MESSAGE_MAX = 4_000
+"""Bytes that a pipe takes without a reader."""
 
 
 class Strike(NamedTuple):
@@ -67,13 +73,20 @@ def play_untouched(scenario: Scenario, *, to_the_end: bool = True) -> Untouched:
         _Pass(point, tuple(type(command).__name__ for command in commands))
     )
     begin, built = _beginning(scenario), 0
-    decided: dict[str, int] = {}
+    decided: list[Strike] = []
+
+    def note(name: str, number: int, point: str) -> bool:
+        decided.append(Strike(name, KILL, number, point))
+        return False
+
     for number, step in enumerate(scenario.steps):
         if number == begin:
             built = len(passed)
-            decided = {name: host.decisions for name, host in player.world.hosts.items()}
+            decided.clear()
         _do(player, step)
-    ended = {name: host.decisions for name, host in player.world.hosts.items()}
+        for name, host in player.world.hosts.items():
+            host.is_struck = partial(note, name)
+    agents = tuple(decided)
     struck_at = _that_do_something(passed)
     if to_the_end:
         player.world.kernel.advance(SETTLE_MS_MAX)
@@ -84,13 +97,7 @@ def play_untouched(scenario: Scenario, *, to_the_end: bool = True) -> Untouched:
         if number > built
         for how in (KILL, SLEEP)
     ]
-    strikes += [
-        Strike(name, KILL, number, point)
-        for name, last in ended.items()
-        for number in range(decided.get(name, 0) + 1, last + 1)
-        for point in CRASH_POINTS
-    ]
-    return Untouched(tuple(strikes), _running(player) if to_the_end else None)
+    return Untouched((*strikes, *agents), _running(player) if to_the_end else None)
 
 
 def _beginning(scenario: Scenario) -> int:
@@ -126,44 +133,113 @@ def _that_do_something(passed: Sequence[_Pass]) -> list[tuple[int, str]]:
     return found
 
 
-def play_struck(scenario: Scenario, strike: Strike, *, running: dict[str, bool] | None) -> None:
-    """``running``: which VMs run in the end; None: only the checkers are asked. Raises Violation."""
+def play_struck(
+    scenario: Scenario, strikes: Sequence[Strike], *, running: dict[str, bool] | None
+) -> list[tuple[Strike, str]]:
+    """The strikes that broke something, and what. ``running``: which VMs run in the end; None: only the checkers are
+    asked. The story is played once; where a strike falls, a forked process goes on with the struck world to the end and
+    this one with the untouched world, so that what comes before a strike is not played for each anew."""
     player = Player()
-    if strike.who == "leader":
-        _Blow(player, strike)
-    for step in scenario.steps:
-        _do(player, step)
-        if strike.who in player.world.hosts:
-            player.world.hosts[strike.who].crash_after = (strike.number, strike.point)
-    player.world.kernel.advance(SETTLE_MS)
-    settled_ms = SETTLE_MS
-    while running is not None and _running(player) != running and settled_ms < SETTLE_MS_MAX:
-        player.world.kernel.advance(SETTLE_STEP_MS)
-        settled_ms += SETTLE_STEP_MS
-    player.at_end()
+    fork = _Fork(player, strikes, running)
+    gc.collect()
+    gc.freeze()  # or each child would copy all of it at its first collection
+    try:
+        for step in scenario.steps:
+            _do(player, step)
+            fork.watch_agents()
+    except BaseException as error:  # whatever ends a struck world must not go on as this process
+        if fork.report is None:
+            raise
+        fork.end(f"{type(error).__name__}: {error}")
+    finally:
+        gc.unfreeze()
+    if fork.report is not None:
+        fork.end(_ended(player, running, fork.settle_ms))
+    missed = [(strike, "its point was not reached") for strike in fork.left]
+    return fork.found + missed
+
+
+def _ended(player: Player, running: dict[str, bool] | None, settled_ms: int) -> str:
+    """What is wrong with that end; empty: nothing."""
+    try:
+        player.world.kernel.advance(settled_ms)
+        while running is not None and _running(player) != running and settled_ms < SETTLE_MS_MAX:
+            player.world.kernel.advance(SETTLE_STEP_MS)
+            settled_ms += SETTLE_STEP_MS
+        player.at_end()
+    except Exception as error:  # told by whoever forked this process
+        return str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
     found = _running(player)
-    if running is not None and found != running:
-        changed = sorted(name for name in running if found.get(name) != running[name])
-        told = ", ".join(f"{name} {'runs' if found.get(name) else 'is down'}" for name in changed)
-        raise Violation(f"another end than without the strike: {told}")
+    if running is None or found == running:
+        return ""
+    changed = sorted(name for name in running if found.get(name) != running[name])
+    told = ", ".join(f"{name} {'runs' if found.get(name) else 'is down'}" for name in changed)
+    return f"another end than without the strike: {told}"
 
 
-class _Blow:
-    """Falls once, when that point is passed."""
+class _Fork:
+    """``report``: in a struck process, where what became of it is written; None: this world is untouched."""
 
-    def __init__(self, player: Player, strike: Strike) -> None:
+    def __init__(
+        self, player: Player, strikes: Sequence[Strike], running: dict[str, bool] | None
+    ) -> None:
+        self.left = list(strikes)
+        self.found: list[tuple[Strike, str]] = []
+        self.report: int | None = None
+        self.settle_ms = 0
         self._world = player.world
-        self._strike = strike
+        self._running = running
         self._passed = 0
-        player.world.on_leader_point = self._pass
+        self._world.on_leader_point = self._pass
 
-    def _pass(self, _point: str, _commands: object) -> None:
+    def watch_agents(self) -> None:
+        """Of hosts that have come into the story."""
+        for name, host in self._world.hosts.items():
+            if any(strike.who == name for strike in self.left):
+                host.is_struck = partial(self._agent_at, name)
+
+    def _agent_at(self, name: str, number: int, point: str) -> bool:
+        return self._falls(Strike(name, KILL, number, point))
+
+    def _pass(self, point: str, _commands: object) -> None:
         self._passed += 1
-        if self._passed != self._strike.number:
-            return
+        for how in (KILL, SLEEP):
+            if self._falls(Strike("leader", how, self._passed, point)):
+                self._strike_leader(how)
+                return
+
+    def _falls(self, strike: Strike) -> bool:
+        """In the process that goes on struck: True. Here, once that has ended: False."""
+        if self.report is not None or strike not in self.left:
+            return False
+        self.left.remove(strike)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            self.report = writing
+            self.settle_ms = SETTLE_AWAKE_MS if strike.how == KILL else SETTLE_MS
+            self._world.trace(f"struck: {strike.text()}")
+            return True
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            message = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if status:
+            message = message or f"its process ended with status {status}"
+        if message:
+            self.found.append((strike, message))
+        return False
+
+    def end(self, message: str) -> NoReturn:
+        """Of a struck process: nothing of what forked it may run on in it."""
+        assert self.report is not None, "only a struck process ends here"
+        os.write(self.report, message[:MESSAGE_MAX].encode())
+        os._exit(0)
+
+    def _strike_leader(self, how: str) -> None:
         world, gateway = self._world, self._world.gateway
-        world.trace(f"struck: {self._strike.text()}")
-        if self._strike.how == KILL:
+        if how == KILL:
             gateway.kill()
             world.kernel.after(AWAY_MS, world.start_server)
             return

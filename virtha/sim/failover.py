@@ -127,6 +127,8 @@ class Failover:
         for host in self._world.hosts.values():
             self.host_known(host)
         self.settings_changed()
+        # What the orders of a former leader's time made possible, and no turn of it has written.
+        self.leader.offer(*self._server.table.granted)
         self.leader.begin()
 
     def keep_leases(self) -> None:
@@ -166,16 +168,9 @@ class Failover:
         if events:
             self.leader.offer(*events)
 
-    def granted(self, vm_id: VmId, host: str, grant: Grant) -> None:
+    def granted(self, granted: CopyGranted) -> None:
         """By an operator's order."""
-        self.leader.offer(
-            CopyGranted(
-                host_id=HostId(host),
-                boot=grant.boot,
-                vm_id=vm_id,
-                incarnation=grant.incarnation,
-            )
-        )
+        self.leader.offer(granted)
 
     # What the gateway sees
 
@@ -327,7 +322,9 @@ class Failover:
             return None
         if term != server.term:
             return False
-        server.table.write(intents, on_vm=server.mirror)
+        # A renewal of the lease may come in mid-turn, and writes nothing of it.
+        told = self.leader.told if intents or notices else ()
+        server.table.write(intents, told=told, on_vm=server.mirror)
         for notice in notices:
             self._say(notice)
         for host_id, sequence in receipts.items():
@@ -421,12 +418,18 @@ class Failover:
         world.power.order(command.device, command.action, command.deadline_ms, ended)
 
     def _start(self, command: StartCommand) -> None:
-        """The start order that every other start is, with a grant that quotes a beat."""
+        """The start order that every other start is, with a grant that quotes a beat. Not while the server's
+        own record names another holder (G1): a person may have ordered a start while this one was written, of
+        which the next turn is told. A server looks in the transaction that makes the order."""
         if self.leader.term != self._server.term:
             self._world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             return
         self._starts[command.order_id] = command
         known, host = self._server.vms[command.vm_id], str(command.host_id)
+        others = sorted(known.holders - {host})
+        if others:
+            self._world.trace(f"not sent, {', '.join(others)} may hold it: {command.order_id}")
+            return
         grant = self._gateway.make_grant(host, command.vm_id, command.incarnation)
         if grant is not None and grant.boot != command.boot:
             grant = None

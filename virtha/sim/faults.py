@@ -226,7 +226,6 @@ class FaultVerbs:
             self._heal_host(host)
 
     def _heal_host(self, host: SimHost) -> None:
-        host.crash_after = None
         if host.agent is not None:
             host.agent.crash_at = None
         host.libvirt.starts_that_fail = host.blind_starts = host.slow_start_ms = 0

@@ -76,6 +76,8 @@ class SimGateway:
         """``number``: of this start of the server."""
         self.kernel = Actor(kernel)
         self._kernel = self.kernel
+        self._time = kernel
+        """Only read: it shows the same to all."""
         self._network = network
         self._server = server
         self.instance = f"instance-{number}"
@@ -120,7 +122,7 @@ class SimGateway:
         self._peers.clear()
 
     def _now(self) -> Millis:
-        return Millis(self._kernel.now)
+        return Millis(self._time.now)
 
     def line_of(self, host: str) -> _HostLine:
         return self._lines.setdefault(host, _HostLine())
@@ -310,7 +312,9 @@ class SimGateway:
         )
 
     def _renewed(self, host: str) -> list[Order]:
-        """Unanswered orders for the present boot and term. A start whose grant can't be renewed waits."""
+        """Unanswered orders for the present boot and term. A start whose grant can't be renewed waits. Under an
+        engine a start is for the boot that it was made for: that boot's end is a proof (P4), by which the engine
+        starts the VM elsewhere, and it may be writing so now."""
         orders = []
         for order in self._server.unanswered(host):
             body: OrderBody = order.body
@@ -320,6 +324,8 @@ class SimGateway:
                 grant = self.make_grant(host, body.vm.id, body.grant.incarnation)
                 if grant is None:
                     continue
+                if self.failover is not None and grant.boot != body.grant.boot:
+                    continue
                 body = replace(body, grant=grant)
             orders.append(self._server.addressed(order, body))
         return orders
@@ -328,7 +334,7 @@ class SimGateway:
         """Orders that quote a beat can't go out with the agent's hello when the guardian has not come
         yet: they go when the first beat of that boot is here."""
         beat, peer = line.beat, line.agent
-        fresh = beat is not None and self._kernel.now - line.beat_at < SILENCE_MS
+        fresh = beat is not None and self._time.now - line.beat_at < SILENCE_MS
         if beat is None or peer is None or not fresh or beat.boot != line.boot:
             line.resent = None
         elif line.resent != beat.boot:

@@ -34,6 +34,8 @@ class SimGuardian:
         self.host = host
         self.kernel = Actor(host.kernel)
         self.core = Guardian(host.boot, host.clock())
+        self.alive = False
+        """From ``begin`` to ``die``."""
         self._wakes = 0
         self._wake_at: Millis | None = None
         self._seen: tuple[int, tuple[QemuProcess, ...]] = (-1, ())
@@ -42,11 +44,8 @@ class SimGuardian:
             host, self.kernel, self, hello=self._hello, live_instance=self._agent_instance
         )
 
-    @property
-    def alive(self) -> bool:
-        return self.host.guardian is self
-
     def begin(self) -> None:
+        self.alive = True
         self.link.dial()
         if self.lease is not None:
             self.lease.begin()
@@ -56,6 +55,7 @@ class SimGuardian:
         self.link.kill()
         if self.lease is not None:
             self.lease.die()
+        self.alive = False
 
     def tell(self, *events: GuardianEvent) -> None:
         self.kernel.deliver(self._take, events)
@@ -81,8 +81,8 @@ class SimGuardian:
         self._wakes += 1
         if wake_at is not None:
             mine = self._wakes
-            delay_ms = max(wake_at - self.host.clock(), 0)
-            self.kernel.after(delay_ms, partial(self._awake, mine))
+            delay_ms = wake_at - self.host.clock()
+            self.kernel.after(delay_ms if delay_ms > 0 else 0, partial(self._awake, mine))
 
     def _awake(self, mine: int) -> None:
         if mine == self._wakes:

@@ -6,7 +6,6 @@ from virtha.model.domain import DomainEvent
 from virtha.model.facts import Fact, Happened, Outcome
 from virtha.model.ids import BootId, Incarnation, OperationId, VmId
 from virtha.model.orders import HostSettings
-from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.ports.hypervisor import GateRefused
 from virtha.sentinel.events import Command
@@ -56,6 +55,10 @@ class HostDisk:
         """The guardian's, for the agent to tell."""
 
 
+def _nowhere(_decision: int, _point: str) -> bool:
+    return False
+
+
 class SimHost:
     def __init__(
         self, kernel: Kernel, network: Network, name: str, *, trace: Callable[[str], None]
@@ -72,6 +75,8 @@ class SimHost:
         self.resetting = False
         """It has power, and its next boot has not begun yet."""
         self.clocks = HostClock(kernel)
+        self.clock = self.clocks.read
+        """The host's boot-time clock."""
         self.lease: HostLease | None = None
         """Where this world has storage leases."""
         self.libvirt_up = False
@@ -91,8 +96,8 @@ class SimHost:
         """Lists that an agent has got: what ends a gap."""
         self.decisions = 0
         """Of all its agents so far, counting those that say or order something."""
-        self.crash_after: tuple[int, str] | None = None
-        """(decision, point): where a crash-point run kills the agent."""
+        self.is_struck: Callable[[int, str], bool] = _nowhere
+        """Asked at each (decision, point): whether a crash-point run kills the agent there."""
         self.agent: SimAgent | None = None
         self.agent_since_ms = 0
         """On the host's clock: since when there is one, or none."""
@@ -114,10 +119,6 @@ class SimHost:
         self.libvirt.incoming_gate = self._incoming_gate
         self.migrations: SimMigrations
         """Of the world."""
-
-    def clock(self) -> Millis:
-        """The host's boot-time clock."""
-        return self.clocks.read()
 
     def wall_ms(self) -> int:
         return self.clocks.wall_ms()

@@ -26,12 +26,11 @@ class Kernel:
         """``actor``: who is to do it; the world itself never freezes."""
         assert delay_ms >= 0
         at = self.now + delay_ms
-        actions = self._actions.get(at)
-        if actions is None:
+        if at in self._actions:
+            self._actions[at].append((action, actor))
+        else:
             self._actions[at] = deque(((action, actor),))
             heapq.heappush(self._moments, at)
-        else:
-            actions.append((action, actor))
 
     def deliver(self, action: Callable[..., None], *arguments: Any) -> None:
         """As an ``Actor`` does."""
@@ -66,6 +65,8 @@ class Actor:
         self._kernel: Kernel = parent if isinstance(parent, Kernel) else parent._kernel
         self._held: list[Action] = []
         self._frozen = False
+        self.after: Callable[[int, Action], None] = partial(self._kernel.after, actor=self)
+        """(delay_ms, action): as the kernel's, for this actor."""
 
     @property
     def now(self) -> int:
@@ -74,9 +75,6 @@ class Actor:
     @property
     def frozen(self) -> bool:
         return self._frozen
-
-    def after(self, delay_ms: int, action: Action) -> None:
-        self._kernel.after(delay_ms, action, self)
 
     def deliver(self, action: Callable[..., None], *arguments: Any) -> None:
         """Now, or as soon as it thaws."""

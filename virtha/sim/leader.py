@@ -7,7 +7,15 @@ sent comes to an end in here.
 from collections.abc import Callable, Mapping, Sequence
 
 from virtha.engine.engine import Engine
-from virtha.engine.events import Command, EngineEvent, Intent, LeaseRenewed, Notice, Stalled
+from virtha.engine.events import (
+    Command,
+    CopyGranted,
+    EngineEvent,
+    Intent,
+    LeaseRenewed,
+    Notice,
+    Stalled,
+)
 from virtha.engine.turn import Effect, Journal, Send, StepDown, Turn, Wait, Write
 from virtha.model.ids import HostId, Term
 from virtha.model.time import Millis
@@ -73,6 +81,8 @@ class Leader:
         self._timers = 0
         self._ticked_ms = kernel.now
         self._lease_asked_ms: int | None = None
+        self.told: list[CopyGranted] = []
+        """Of which turns were told since the last write."""
         self._came: Sequence[EngineEvent] = ()
         self._stall_ms = stall_ms
         self._write = write
@@ -153,6 +163,7 @@ class Leader:
         match effect:
             case Journal(events=events):
                 self._came = events
+                self.told += [one for one in events if isinstance(one, CopyGranted)]
                 self._at("journal", (), lambda: self._do(self._turn.journaled()), came=events)
             case Write():
                 self._at(
@@ -198,6 +209,7 @@ class Leader:
         if held is None:
             self.kernel.after(DATABASE_RETRY_MS, lambda: self._try(effect))
             return
+        self.told.clear()
         now = Millis(cluster_time(self.kernel.now))
         self._do(self._turn.written(held=held, now=now))
 

@@ -297,27 +297,30 @@ class SimLease:
             return  # of the step whose commands are still to be carried out
         taken, self._inbox = self._inbox, []
         decision = self.core.step(self._host.clock(), taken)
+        if not decision.commands and decision.wake_at == self._wake_at:
+            return  # nothing to carry out, and nothing else to wait for
         self._busy = True
-        if self._kit.trap is not None:
-            self._spring(*(type(each).__name__ for each in decision.commands))
+        if self._kit.trap is None:
+            # Whoever decides is awake, and only a trap can put him to sleep in between.
+            self._act(decision.commands, decision.wake_at)
+            return
+        self._spring(*(type(each).__name__ for each in decision.commands))
         self._guardian.kernel.deliver(self._act, decision.commands, decision.wake_at)
 
     def _act(self, commands: Sequence[LeaseCommand], wake_at: Millis | None) -> None:
-        # The agent is told before the kill: what libvirt will say of the exit needs its cause.
-        for command in sorted(commands, key=lambda one: not _is_told_first(one)):
-            if self._is_gone():
-                return
+        if len(commands) > 1:
+            # The agent is told before the kill: what libvirt will say of the exit needs its cause.
+            commands = sorted(commands, key=lambda one: not _is_told_first(one))
+        for command in commands:
+            if not self._guardian.alive:
+                return  # perhaps by what it has just done itself
             self._carry_out(command)
-        if self._is_gone():
+        if not self._guardian.alive:
             return
         self._busy = False
         self._wake(wake_at)
         if self._inbox:
             self.tell()
-
-    def _is_gone(self) -> bool:
-        """Its process, perhaps by what it has just done itself."""
-        return not self._guardian.alive
 
     def _spring(self, *points: str) -> None:
         """Whoever was to be made to sleep between the decision and its act sleeps from here on."""
@@ -328,7 +331,7 @@ class SimLease:
 
     def _wake(self, wake_at: Millis | None) -> None:
         if wake_at == self._wake_at:
-            return
+            return  # that one is on its way
         self._wake_at = wake_at
         self._wakes += 1
         if wake_at is not None:

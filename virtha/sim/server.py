@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.affinity import AffinityGroup
 from virtha.engine.dependencies import Dependency
+from virtha.engine.events import CopyGranted
 from virtha.engine.records import VmRecord, VmStage
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
@@ -25,7 +26,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.host import HostState
-from virtha.model.ids import BootId, Incarnation, OperationId, Term, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, OperationId, Term, VmId
 from virtha.model.orders import (
     AdoptVm,
     Grant,
@@ -225,8 +226,8 @@ class SimServer:
         self.table = EngineTable()
         self.on_fact: Callable[[str, Fact, bool], None] = lambda _host, _fact, _made_after: None
         """After each is recorded, and of one that comes again; the flag: see ``made_after``."""
-        self.on_grant: Callable[[VmId, str, Grant], None] = lambda _vm_id, _host, _grant: None
-        """Of an operator's order, in the transaction that makes that host a holder."""
+        self.on_grant: Callable[[CopyGranted], None] = lambda _granted: None
+        """Of an operator's order, after the transaction that makes that host a holder."""
         self.settings_due = False
         """What a host is told has changed: after this transaction all get their settings."""
 
@@ -262,15 +263,13 @@ class SimServer:
         )
 
     def mirror(self, record: VmRecord) -> None:
-        """What the engine wrote of a VM: who may hold it, and as what. An operator's start that the engine
-        has not heard of yet keeps its host."""
+        """What the engine wrote of a VM: who may hold it, and as what. An operator's start that this turn
+        was not told of keeps its host."""
         known = self.vms[record.vm_id]
         ordered = {
-            order.host
-            for order in self.pending.values()
-            if isinstance(order.body, StartVm)
-            and order.body.vm.id == record.vm_id
-            and order.body.grant.incarnation > record.incarnation
+            str(one.host_id)
+            for one in self.table.granted_of(record.vm_id)
+            if one.incarnation in known.copies.get(one.host_id, ())
         }
         held: dict[str, list[Incarnation]] = {}
         for copy_ in record.copies:
@@ -288,7 +287,7 @@ class SimServer:
             newest = max(held_as) if record.migration is None else min(held_as)
             known.incarnation = known.incarnation if ordered else newest
             known.ordered = max(known.incarnation, newest)
-        if record.start is not None and record.stage is VmStage.STARTING:
+        if record.start is not None and record.stage is VmStage.STARTING and not ordered:
             known.host, known.state = record.start.host_id, VmState.STARTING
         if known.host not in known.holders and record.copies != ():
             known.report = None  # what its former host said of it last is no longer how it is
@@ -495,7 +494,7 @@ class SimServer:
         return None
 
     def grant(self, vm_id: VmId, host: str, grant: Grant) -> Grant:
-        """Target into the holder set before the order goes out (G1)."""
+        """Target into the holder set before the order goes out, where the next leader finds it too (G1)."""
         known = self.vms[vm_id]
         mine = known.of(host)
         if host in known.holders and not mine and known.incarnation:
@@ -514,7 +513,11 @@ class SimServer:
         # Grants given before end before this one: they quoted an older beat.
         known.copies[host] = dict.fromkeys((*mine, known.incarnation), grant)
         known.wanted_up, known.state = True, VmState.STARTING
-        self.on_grant(vm_id, host, grant)
+        granted = CopyGranted(
+            host_id=HostId(host), boot=grant.boot, vm_id=vm_id, incarnation=grant.incarnation
+        )
+        self.table.granted.append(granted)
+        self.on_grant(granted)
         self.changed()
         return grant
 

@@ -24,7 +24,7 @@ from virtha.model.slot import (
 )
 from virtha.sim.kernel import Kernel
 from virtha.sim.line import INSTALLATION
-from virtha.sim.storage import HostPath, PathState
+from virtha.sim.storage import HostPath
 
 IO_MS = 2
 """A block there and back."""
@@ -151,39 +151,38 @@ class HostIo:
             self._kernel.after(delay_ms, lambda: self._domain.land_slot(self._host_id, block))
             self._kernel.after(FAILED_MS, lambda: answered(False))
             return
-        self._submit(lambda: self._domain.land_slot(self._host_id, block), answered, writes=True)
+        self._submit(partial(self._domain.land_slot, self._host_id, block), answered)
 
     def write_mailbox(self, mailbox: Mailbox, answered: Callable[[bool], None]) -> None:
         block = encode_mailbox(mailbox)
         host_id = mailbox.host_id
-        self._submit(lambda: self._domain.land_mailbox(host_id, block), answered, writes=True)
+        self._submit(partial(self._domain.land_mailbox, host_id, block), answered)
 
     def read(self, answered: Callable[[bool], None]) -> None:
         """``answered`` reads the domain itself, at that moment."""
-        self._submit(lambda: None, answered, writes=False)
+        self._submit(None, answered)
 
     # Inside
 
-    def _submit(
-        self, land: Callable[[], None], answered: Callable[[bool], None], *, writes: bool
-    ) -> None:
-        self._in_power(IO_MS, partial(self._try, land, answered, writes=writes))
+    def _submit(self, land: Callable[[], None] | None, answered: Callable[[bool], None]) -> None:
+        """``land``: what a write does; None: a read."""
+        self._kernel.after(IO_MS, partial(self._try, self._power, land, answered))
 
     def _try(
-        self, land: Callable[[], None], answered: Callable[[bool], None], *, writes: bool
+        self, power: int, land: Callable[[], None] | None, answered: Callable[[bool], None]
     ) -> None:
+        if power != self._power:
+            return  # its host has lost power since, and with it what was on its way
         path = self._path
-        if path.hangs:
-            self._waiting.append(lambda: self._try(land, answered, writes=writes))
-        elif path.state is PathState.ERRORS or (writes and not path.lands):
-            self._in_power(FAILED_MS, lambda: answered(False))
-        else:
-            land()
+        if path.lands or (land is None and path.reads):
+            if land is not None:
+                land()
             answered(True)
+        elif path.hangs:
+            self._waiting.append(partial(self._try, power, land, answered))
+        else:
+            self._kernel.after(FAILED_MS, partial(self._fail, power, answered))
 
-    def _in_power(self, delay_ms: int, action: Callable[[], None]) -> None:
-        self._kernel.after(delay_ms, partial(self._if_on, self._power, action))
-
-    def _if_on(self, power: int, action: Callable[[], None]) -> None:
+    def _fail(self, power: int, answered: Callable[[bool], None]) -> None:
         if power == self._power:
-            action()
+            answered(False)

@@ -34,13 +34,14 @@ _KNOWN_TAGS = frozenset(str(kind.__struct_config__.tag) for kind in Message.__ar
 def encode_message(message: Message) -> bytes:
     """One message as a frame. Raises InvalidInput when it is larger than a frame may be."""
     payload = _encode(message)
-    if len(payload) > FRAME_BYTES_MAX:
+    size = len(payload)
+    if size > FRAME_BYTES_MAX:
         raise InvalidInput(
-            f"a {message.__struct_config__.tag} message of {len(payload)} bytes does not fit a frame "
+            f"a {message.__struct_config__.tag} message of {size} bytes does not fit a frame "
             f"of {FRAME_BYTES_MAX}",
             code="wire.refused.frame_size",
         )
-    return HEADER.pack(len(payload)) + payload
+    return HEADER.pack(size) + payload
 
 
 def encode_beat_ack(sequence: int) -> bytes:

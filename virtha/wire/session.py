@@ -195,10 +195,11 @@ class Session:
             return None
         if self.state is not SessionState.ESTABLISHED:
             return Millis(self._deadline_at)
-        heard_at, silence_ms = self._heard_at, self._silence_ms
-        ping_at = max(heard_at, self._pinged_at) + silence_ms // 3
+        heard_at, pinged_at, silence_ms = self._heard_at, self._pinged_at, self._silence_ms
+        ping_at = (heard_at if heard_at > pinged_at else pinged_at) + silence_ms // 3
         if self._partial_since is None and self._paused_since is None:
-            return Millis(min(ping_at, heard_at + silence_ms))
+            silent_at = heard_at + silence_ms
+            return Millis(ping_at if ping_at < silent_at else silent_at)
         return Millis(min(ping_at, *self._ends()))
 
     def handle_timer(self, now: Millis) -> None:
@@ -274,20 +275,20 @@ class Session:
     def _put(self, frame: bytes) -> None:
         if self.closed is not None:
             return
-        if len(self._out) + len(frame) > SEND_BUFFER_BYTES_MAX:
+        self._out += frame
+        if len(self._out) > SEND_BUFFER_BYTES_MAX:
             # Nothing of it will be read; the goodbye takes the place of what waits.
             self._out.clear()
             self._close_with_bye("wire.closed.overload", "the peer does not read")
-            return
-        self._out += frame
 
     def _take(self, message: Message, size: int) -> Message | None:
-        handler = self._TABLE[self.state].get(type(message))
-        if handler is None:
+        try:
+            handler = self._TABLE[self.state][type(message)]
+        except KeyError:
             raise Refused(
                 f"a {message.__struct_config__.tag} message is not allowed while {self.state}",
                 code="wire.refused.unexpected",
-            )
+            ) from None
         return handler(self, message, size)
 
     def _on_ping(self, ping: Ping, size: int) -> Message | None:
@@ -356,7 +357,7 @@ class HostSession(Session):
     def data_to_send(self) -> bytes:
         if self._outbox is not None and self.state is SessionState.ESTABLISHED:
             self._send_facts(self._outbox)
-        return super().data_to_send()
+        return super().data_to_send() if self._out else b""
 
     def _send_facts(self, outbox: OutboxView) -> None:
         window = self._window

@@ -389,6 +389,30 @@ def test_shorter_times_bind_from_submission_longer_ones_from_acknowledgement() -
     assert other.state() is LeaseState.HELD, "and now the new one"
 
 
+def test_a_shorter_time_that_is_over_already_begins_with_the_next_good_renewal() -> None:
+    """Found at review: promised while renewals fail it was broken at once, which ended the guardian and reset the host."""
+    bench = armed()
+    bench.step(QemusSeen(began_ms=bench.now, qemus=(qemu(1, DS1),)))
+    bench.works[DS1] = False
+    good = bench.slots[-1].submitted_ms
+    bench.until(good + 12_000)
+    shorter = msgspec.structs.replace(POLICY, self_fence_after_ms=11_000)
+    bench.step(PolicySet(policy=shorter))
+    for _ in range(2):
+        failed = bench.slots[-1].counter
+        bench.step(RenewDone(domain_id=DS1, number=failed, written=False, mailbox=bench.mailbox))
+        bench.until(bench.now + 1_000)
+        assert bench.slots[-1].counter == failed + 1
+    assert bench.slots[-1].declaration.self_fence_after_ms == FENCE
+    assert bench.state() is LeaseState.HELD and bench.killed() == set()
+    bench.works[DS1] = True
+    last = bench.slots[-1].counter
+    bench.step(RenewDone(domain_id=DS1, number=last, written=True, mailbox=bench.mailbox))
+    bench.until(bench.now + 2_000)
+    assert bench.slots[-1].declaration.self_fence_after_ms == 11_000
+    assert bench.state() is LeaseState.HELD
+
+
 def test_the_watchdog_is_disarmed_only_when_no_slot_can_prove_anything() -> None:
     bench = Bench()
     bench.step(Welcomed(beat_interval_ms=1_000))

@@ -92,7 +92,7 @@ def test_the_budget_of_the_lease_is_an_upper_bound_step_by_step_in_every_phase(
     """Whenever the host fails between two looks of the readers, and whenever it last beat before."""
     policy = PROFILES[profile]
     steps = {step.name: step.worst_ms for step in budget(policy).of(Way.LEASE).steps}
-    judged_ms = steps["silence"] + steps["disk checks"] + steps["session"]
+    judged_ms = steps["silence"] + steps["disk checks"]
     waits = ("self-fencing", "kill", "watchdog", "two looks", "clock drift")
     looks_ms = steps["poison"] + steps["poison seen"] + steps["last look"]
     period_ms, interval_ms = policy.lease.read_period_ms, policy.detection.beat_interval_ms

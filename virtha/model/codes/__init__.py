@@ -7,7 +7,8 @@ and the problem details of the API all render from here; tests assert codes, nev
 
 from virtha.model.codes.entry import Code, Kind, Severity
 from virtha.model.codes.events import EVENTS as _EVENTS
-from virtha.model.codes.failover import FAILOVER_EVENTS, FAILOVER_REASONS
+from virtha.model.codes.failover import FAILOVER_EVENTS
+from virtha.model.codes.failover_reasons import FAILOVER_REASONS
 from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.reasons import REASONS as _REASONS

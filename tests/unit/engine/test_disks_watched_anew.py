@@ -1,0 +1,168 @@
+"""After an order, disks that were seen written are quiet only by readers' word, whoever leads (J3)."""
+
+import pytest
+from engine_driver import Play
+from engine_review_driver import playing
+
+from virtha.engine.events import Command, DisksWatched, Investigate, Stalled
+from virtha.engine.machine import Verdict
+from virtha.engine.records import Incident
+from virtha.model.evidence import IdentityMatch, PowerState
+
+pytestmark = pytest.mark.req("F2")
+
+
+class Readers:
+    """Of the disks of all hosts. ``changed``: their word; None: that they can't read. ``silent``: no word at all."""
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.changed: bool | None = False
+        self.silent = False
+        self.words = 0
+        play.on_command = self.answer
+
+    def answer(self, command: Command) -> bool:
+        if not isinstance(command, Investigate):
+            return False
+        if command.disk_reader is None or self.silent:
+            return True
+        self.words += 1
+        self.play.inbox.append(
+            DisksWatched(
+                witness=command.disk_reader, subject=command.subject, changed=self.changed, disks=1
+            )
+        )
+        return True
+
+
+def lying() -> tuple[Play, Readers]:
+    """h1 hangs, its BMC, which names it, says *off* without doing anything, and the order was just given."""
+    play = playing()
+    for host in play.hosts.values():
+        host.bmc_identity = IdentityMatch.MATCH
+        play.test_power(host)
+    readers = Readers(play)
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_does_nothing = True
+    play.hosts["h1"].bmc_state = PowerState.OFF
+    play.until(lambda: play.offs() == ["h1"])
+    return play, readers
+
+
+def incident_of(play: Play) -> Incident:
+    """Of h1, as it was written down."""
+    records = play.engine.records()
+    incident = next(one.incident for one in records.hosts if one.host_id == "h1")
+    assert incident is not None
+    return incident
+
+
+def is_proven(play: Play) -> bool:
+    return play.verdict("h1") is Verdict.DEAD_PROVEN
+
+
+def really_off(play: Play, readers: Readers) -> None:
+    play.hosts["h1"].cut()
+    readers.silent, readers.changed, readers.words = False, False, 0
+
+
+def written_after_off() -> tuple[Play, Readers]:
+    play, readers = lying()
+    readers.changed = True
+    play.until(lambda: "proof.blocked.disks_change" in play.why("h1"))
+    return play, readers
+
+
+def test_no_word_is_no_quiet_for_who_saw_them_written() -> None:
+    play, readers = written_after_off()
+    readers.silent = True
+    play.advance(120_000)
+    assert not is_proven(play) and "proof.blocked.disks_change" in play.why("h1")
+    really_off(play, readers)
+    play.until(lambda: is_proven(play))
+
+
+@pytest.mark.parametrize("word", ["silent", "unreadable"])
+def test_a_new_leader_finds_in_the_records_that_they_were_written(word: str) -> None:
+    play, readers = written_after_off()
+    assert incident_of(play).disks_written
+    readers.silent, readers.changed = word == "silent", None
+    play.new_leader()
+    play.advance(120_000)
+    assert not is_proven(play) and "proof.waiting.disks" in play.why("h1")
+    really_off(play, readers)
+    play.until(lambda: is_proven(play))
+    assert readers.words > play.policy.detection.additional_checks
+
+
+def test_a_second_new_leader_finds_it_too() -> None:
+    play, readers = written_after_off()
+    readers.silent = True
+    play.new_leader()
+    play.advance(10_000)
+    play.new_leader()
+    play.advance(60_000)
+    assert not is_proven(play)
+
+
+def taken_over_unwatched() -> tuple[Play, Readers]:
+    """The order of the former leader was accepted and read back once; nobody had looked at the disks since."""
+    play, readers = lying()
+    play.tick()
+    assert not is_proven(play) and not incident_of(play).disks_written
+    play.new_leader()
+    readers.words = 0
+    return play, readers
+
+
+def test_a_new_leader_has_disks_watched_that_nobody_saw_written() -> None:
+    play, readers = taken_over_unwatched()
+    play.hosts["h1"].cut()
+    play.until(lambda: is_proven(play))
+    assert readers.words > play.policy.detection.additional_checks
+
+
+def test_what_a_new_leader_sees_first_is_that_they_are_written() -> None:
+    play, readers = taken_over_unwatched()
+    readers.changed = True
+    play.advance(120_000)
+    assert not is_proven(play) and incident_of(play).disks_written
+
+
+@pytest.mark.parametrize("word", ["silent", "unreadable"])
+def test_disks_that_were_never_seen_written_and_that_nobody_can_read_hold_no_proof_up(
+    word: str,
+) -> None:
+    play, readers = taken_over_unwatched()
+    play.hosts["h1"].cut()
+    readers.silent, readers.changed = word == "silent", None
+    play.until(lambda: is_proven(play), within_ms=60_000)
+
+
+def test_rounds_without_a_reader_are_not_rounds_in_which_nobody_could_read() -> None:
+    play, readers = lying()
+    play.tick()
+    others = [host for name, host in play.hosts.items() if name != "h1"]
+    for host in others:
+        host.beating = False  # not connected to the new leader yet
+    play.new_leader()
+    readers.words = 0
+    play.advance(20_000)
+    assert play.sent(Investigate) and not is_proven(play)
+    assert readers.words == 0
+    for host in others:
+        host.beating = True
+    really_off(play, readers)
+    play.until(lambda: is_proven(play))
+
+
+def test_quiet_looks_from_before_we_slept_do_not_count() -> None:
+    play, readers = lying()
+    readers.silent = True
+    play.inbox.append(Stalled())
+    times = play.policy.detection
+    play.advance((2 + times.additional_checks) * times.check_interval_ms)
+    assert not is_proven(play) and "proof.waiting.disks" in play.why("h1")
+    really_off(play, readers)
+    play.until(lambda: is_proven(play))
