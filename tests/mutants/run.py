@@ -40,6 +40,12 @@ ENGINE_PLAYS = tuple(
         "drain",
         "move_asked",
         "failback",
+        "disks_watched_anew",
+        "given_back",
+        "hold_and_ignore",
+        "lease_domains",
+        "restored",
+        "without_guardian",
         "host_dies",
         "engine_fuzz",
     )
@@ -163,6 +169,8 @@ class Judging:
     def __init__(self, folder: Path, judges: Sequence[str], *, options: Sequence[str]) -> None:
         self.began_s = time.monotonic()
         self._output = folder / "judged.log"
+        # In a copy it would be a hard link to the base's, and all would write into one file.
+        self._output.unlink(missing_ok=True)
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
