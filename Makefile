@@ -9,7 +9,7 @@ SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
 # Of all that decides what a long run does: a run goes on only where it is still the same.
 SOURCES = $$(find virtha tests/scenarios tests/crash_points -name '*.py' -o -name '*.txt' | sort | xargs cat | sha256sum | cut -c 1-16)
-.PHONY: help demo test check lint unit sim lab beside-lab simulator verify bench mutants swarm crash-points lab-clean docs lock setup setup-check
+.PHONY: help demo test check lint unit sim lab beside-lab simulator verify bench mutants swarm chaos crash-points lab-clean docs lock setup setup-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,8 @@ simulator: setup-check ## scenarios, 60 s of random worlds, crash points, mutant
 swarm: setup-check ## random worlds from fixed seeds, for a minute (SEEDS=1..20000 TIME=60s)
 	@echo "==> random worlds"
 	@$(PYTHON) -m virtha.cli.main simulate --seed $(SEEDS) --time $(or $(TIME),60s) --save .stamp/swarm-failures
+
+chaos: swarm ## another name of swarm
 
 crash-points: setup-check ## stories with the leader and the agents struck at every point
 	@echo "==> crash points"
