@@ -88,7 +88,7 @@ class _Worker:
             result, error = None, None
             try:
                 result = call()
-            except Exception as caught:
+            except Exception as caught:  # raised again where its answer is awaited
                 error = caught
             try:
                 loop.call_soon_threadsafe(finish, result, error)

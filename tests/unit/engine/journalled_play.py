@@ -210,7 +210,7 @@ def journalled(*, turns_per_segment: int = 250) -> Iterator[list[bytearray]]:
     try:
         yield JournalledEngine.segments
     finally:
-        engine_driver.Engine = real  # type: ignore[misc]
+        engine_driver.Engine = real  # type: ignore[misc]  # as it was
 
 
 def journal_of(seed: int, *, ticks: int = 900) -> tuple[Play, list[bytes]]:

@@ -85,7 +85,7 @@ def test_an_order_that_waited_too_long_for_the_database_is_given_back_instead():
     engine.decisions[0] = msgspec.structs.replace(
         engine.decisions[0], notices=(Notice(code="fence.began"),)
     )
-    turn = Turn(engine, term=Term(1))  # type: ignore[arg-type]
+    turn = Turn(engine, term=Term(1))  # type: ignore[arg-type]  # as above
     turn.begin(NOW)
     assert isinstance(turn.journaled(), Write)
     assert turn.written(held=True, now=Millis(NOW + 5_001)) == Send(commands=(in_time,))

@@ -14,7 +14,7 @@ from virtha.sim.play import Player
 
 TESTS = Path(__file__).parents[2]
 sys.path.insert(0, str(TESTS / "unit" / "engine"))
-from journalled_play import JournalledEngine, journalled  # noqa: E402
+from journalled_play import JournalledEngine, journalled  # noqa: E402 - found only through the path set above
 
 SCENARIOS = (
     "host-power-cut",
