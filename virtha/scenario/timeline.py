@@ -13,6 +13,7 @@ from virtha.model.value import Value
 COLUMNS = 100
 NAME_COLUMNS_MAX = 20
 TICKS_MAX = 8
+_MINUTE_MS = 60_000
 
 
 class Mood(StrEnum):
@@ -107,10 +108,13 @@ def ticks(timeline: Timeline) -> tuple[int, ...]:
 
 
 def shown_ms(at_ms: int) -> str:
-    """A time of the picture: ``0s``, ``2.5s``, ``-1s``."""
-    if at_ms == 0:
-        return "0s"
-    return f"-{format_duration_ms(-at_ms)}" if at_ms < 0 else format_duration_ms(at_ms)
+    """A time of the picture: ``0s``, ``2.5s``, ``-1s``, ``1m20s``; side by side, so minutes are split off of all."""
+    if at_ms < 0:
+        return f"-{shown_ms(-at_ms)}"
+    minutes, rest_ms = divmod(at_ms, _MINUTE_MS)
+    if minutes == 0 or rest_ms == 0:
+        return format_duration_ms(at_ms) if at_ms else "0s"
+    return f"{minutes}m{format_duration_ms(rest_ms)}"
 
 
 # Text

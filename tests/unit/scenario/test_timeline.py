@@ -81,7 +81,15 @@ def test_what_is_drawn_is_text_not_markup() -> None:
 
 
 @pytest.mark.parametrize(
-    ("at_ms", "text"), [(0, "0s"), (-1_500, "-1.5s"), (40, "40ms"), (61_000, "61s")]
+    ("at_ms", "text"),
+    [
+        (0, "0s"),
+        (-1_500, "-1.5s"),
+        (40, "40ms"),
+        (61_000, "1m1s"),
+        (-80_500, "-1m20.5s"),
+        (120_000, "2m"),
+    ],
 )
 def test_times(at_ms: int, text: str) -> None:
     assert shown_ms(at_ms) == text
