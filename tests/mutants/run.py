@@ -35,6 +35,7 @@ ENGINE_PLAYS = tuple(
         "engine_review",
         "engine_review_recovery",
         "late_orders",
+        "power_on",
         "silent_hosts",
         "migration",
         "drain",

@@ -1,5 +1,5 @@
 """The fencing ladder of one host: order off, read off twice, prove; else the next level, else what the policy
-says. Never `cycle`: a reboot is off, proof, then on as an intent of its own (P1).
+says. Never `cycle`: a reboot is off, proof, then on as an intent of its own (P1, ``power_on``).
 
 Each look at a host with an open incident goes through ``plan_fence``; it reads the record and moves it on by
 at most one step, so a new leader that finds the record half-way goes on from there.
@@ -19,12 +19,22 @@ from virtha.engine.events import (
 from virtha.engine.incident import alive_after_all, give_up_fence, poison, proven
 from virtha.engine.permits import (
     count_order,
-    hands_off,
     is_counted,
     known_off,
     poison_refusal,
     refusal,
     uncount_order,
+)
+from virtha.engine.power_on import after_proof, on_answered
+from virtha.engine.power_orders import (
+    late_pause,
+    not_after_ms,
+    note_too_late,
+    off_strikes_until_ms,
+    ordered_ms,
+    overdue,
+    retry_pause_ms,
+    send,
 )
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
@@ -37,11 +47,6 @@ from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 
-RETRY_MS = 30_000
-"""Between two rounds through all levels; doubled up to ``RETRY_MS_MAX``: never an endless fast loop (F9)."""
-RETRY_MS_MAX = 600_000
-
-
 _PASSING = ("proof.blocked.disks_change", "proof.waiting.disks", "proof.waiting.others")
 """Doubts that time may settle; the others are the device's."""
 
@@ -51,7 +56,7 @@ def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
     incident = node.record.incident
     assert incident is not None
     if incident.proof is not None:
-        return _after_proof(cluster, node, incident)
+        return after_proof(cluster, node, incident)
     _send_again(cluster, node, incident)
     if _is_deaf(cluster, node):
         _poison(cluster, node, incident)
@@ -70,8 +75,8 @@ def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
             return _read_back(cluster, node, fence)
         case FenceStep.RETRYING:
             return _retry(cluster, node, fence)
-        case FenceStep.ON_ORDERED | FenceStep.ON_FAILED:
-            return None
+        case _:
+            return None  # all other steps come after a proof
 
 
 def _rewired(node: HostNode, fence: Fence) -> bool:
@@ -103,7 +108,7 @@ def _send_again(cluster: Cluster, node: HostNode, incident: Incident) -> None:
 def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
     if cluster.policy.fencing.action is FencingAction.BLINK:
         return _blink(cluster, node, incident)
-    why_not = refusal(cluster, node, 0)
+    why_not = refusal(cluster, node, 0) or late_pause(cluster, node, incident)
     if why_not is not None:
         return why_not
     _order_level(cluster, node, level=0, attempt=1, rounds=0)
@@ -150,50 +155,10 @@ def _order_level(
         on_after=cluster.policy.fencing.action is FencingAction.REBOOT,
         known_off=off_already,
         rounds=rounds,
+        off_until_ms=off_strikes_until_ms(cluster, node, before) if before is not None else 0,
     )
     node.set_incident(fence=fence)
-    _send(cluster, node, fence)
-
-
-def _send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
-    """Also by a new leader: the order it finds may never have been sent, and twice is harmless."""
-    node.sent, node.sent_ms = fence.order_id, cluster.now
-    cluster.just_ordered.add(node.id)
-    cluster.wake_host(node, cluster.now + 1)  # to note when it had gone out
-    deadline = cluster.policy.fencing.order_deadline_ms
-    not_after_ms = _not_after_ms(cluster)
-    for feed in fence.feeds:
-        cluster.order(
-            OrderPower(
-                order_id=fence.order_id,
-                host_id=node.id,
-                device=feed.device,
-                action=fence.action,
-                deadline_ms=deadline,
-                not_after_ms=not_after_ms,
-            )
-        )
-
-
-def _not_after_ms(cluster: Cluster) -> int:
-    """Till when an order that is decided now may go to its device: while the evidence for it still counts, and early
-    enough for its whole deadline to lie within our own lease (J7)."""
-    decided_ms, policy = int(cluster.now), cluster.policy
-    fresh_until_ms = decided_ms + policy.detection.evidence_max_age_ms
-    lease_ms = cluster.lease_until_ms - policy.fencing.order_deadline_ms
-    return max(decided_ms, min(fresh_until_ms, lease_ms))
-
-
-def _ordered_ms(node: HostNode, fence: Fence) -> int:
-    """When it really went out, where we sent it: the record can only say when that was decided."""
-    if node.sent == fence.order_id and node.sent_ms is not None:
-        return node.sent_ms
-    return fence.ordered_ms
-
-
-def _overdue(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
-    deadline_ms = cluster.policy.fencing.order_deadline_ms
-    return cluster.now - _ordered_ms(node, fence) >= deadline_ms
+    send(cluster, node, fence)
 
 
 def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
@@ -209,7 +174,7 @@ def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
                     device=feed.device,
                     action=PowerAction.BLINK,
                     deadline_ms=cluster.policy.fencing.order_deadline_ms,
-                    not_after_ms=_not_after_ms(cluster),
+                    not_after_ms=not_after_ms(cluster),
                 )
             )
         cluster.tell("fence.blinked", host=node)
@@ -220,23 +185,26 @@ def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
 
 
 def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    overdue = _overdue(cluster, node, fence)
+    is_overdue = overdue(cluster, node, fence)
     if node.sent != fence.order_id:
         # A former leader's: it may never have gone out, and much may have changed since.
-        if overdue:
+        if is_overdue:
             return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
         why_not = refusal(cluster, node, fence.level)
         if why_not is not None:
             return why_not
-        _send(cluster, node, fence)
+        # The time of the last one that may have gone out is what counts for whoever leads next (J7).
+        fence = replace(fence, ordered_ms=int(cluster.now))
+        node.set_incident(fence=fence)
+        send(cluster, node, fence)
     if all(feed.accepted for feed in fence.feeds):
         node.set_incident(fence=replace(fence, step=FenceStep.READING))
         node.power_asked_ms = None
         _ask_feeds(cluster, node, fence)
         return None
-    if overdue:
+    if is_overdue:
         return level_failed(cluster, node, "power.no_answer")
-    cluster.wake_host(node, _ordered_ms(node, fence) + cluster.policy.fencing.order_deadline_ms)
+    cluster.wake_host(node, ordered_ms(node, fence) + cluster.policy.fencing.order_deadline_ms)
     return reason("fence.waiting.order", level=fence.level + 1, attempt=fence.attempt)
 
 
@@ -245,7 +213,7 @@ def _read_back(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     assert incident is not None
     if all(feed.confirmed for feed in fence.feeds):
         return _conclude(cluster, node, incident, fence)
-    if _overdue(cluster, node, fence):
+    if overdue(cluster, node, fence):
         if node.sent != fence.order_id:
             # A former leader's, and nobody has read since: that says nothing of the device.
             return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
@@ -312,7 +280,7 @@ def _conclude(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence
                 detail=f"level {fence.level + 1}, off since {off}",
             ),
         )
-        return _after_proof(cluster, node, node.record.incident or incident)
+        return after_proof(cluster, node, node.record.incident or incident)
     if why_not.code in _PASSING:
         cluster.wake_host(node, cluster.now + cluster.policy.detection.beat_interval_ms)
         return why_not
@@ -325,11 +293,11 @@ def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
     While the order may still take effect a sign says nothing but that it has not yet.
     """
     recent = cluster.now - last_sign_ms(node) < cluster.policy.detection.evidence_max_age_ms
-    if last_sign_ms(node) <= _ordered_ms(node, fence) or not recent:
+    if last_sign_ms(node) <= ordered_ms(node, fence) or not recent:
         return False
     if fence.step is FenceStep.RETRYING or node.sent != fence.order_id:
         return True
-    return _overdue(cluster, node, fence)
+    return overdue(cluster, node, fence)
 
 
 # When a level fails
@@ -376,7 +344,7 @@ def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fenc
     _poison(cluster, node, incident)
     if fence.rounds == 0:
         cluster.tell("fence.failed", host=node)
-    pause = min(RETRY_MS * 2 ** min(fence.rounds, 8), RETRY_MS_MAX)
+    pause = retry_pause_ms(fence.rounds)
     rounds = replace(fence, rounds=fence.rounds + 1)
     return _again(cluster, node, rounds, level=0, attempt=1, pause_ms=pause)
 
@@ -390,54 +358,13 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     more = fence.level + 1 < len(node.config.power)
     if why_not is not None and why_not.code == "fence.blocked.foreign_device" and more:
         return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
+    incident = node.record.incident
+    assert incident is not None
+    why_not = why_not or late_pause(cluster, node, incident)
     if why_not is not None:
         return why_not
     _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
     return None
-
-
-# After the proof
-
-
-def _after_proof(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
-    """Reboot's second half: on, as an intent of its own, once the proof is written."""
-    fence = incident.fence
-    if fence is None or not fence.on_after or fence.step is FenceStep.ON_FAILED:
-        return None
-    deadline = cluster.policy.fencing.order_deadline_ms
-    ordered = fence.step is FenceStep.ON_ORDERED
-    if ordered and _overdue(cluster, node, fence) and node.power_accepted != fence.order_id:
-        _on_failed(cluster, node, fence, "power.no_answer")
-        return None
-    if ordered and node.sent == fence.order_id:
-        cluster.wake_host(node, _ordered_ms(node, fence) + deadline)
-        return None
-    held = hands_off(cluster, node)
-    if held is not None:
-        return held
-    # A former leader's *off* may still be on its way to the device, and would end the new boot (J7).
-    safe_ms = cluster.began_ms + deadline
-    if not ordered and not all(feed.accepted for feed in fence.feeds):
-        # So may our own, where the proof came from somebody else.
-        safe_ms = max(safe_ms, _ordered_ms(node, fence) + deadline)
-    if cluster.now < safe_ms:
-        cluster.wake_host(node, safe_ms)
-        return reason("fence.waiting.former_orders")
-    on = replace(
-        fence,
-        action=PowerAction.ON,
-        step=FenceStep.ON_ORDERED,
-        order_id=cluster.next_order(),
-        ordered_ms=int(cluster.now),
-    )
-    node.set_incident(fence=on)
-    _send(cluster, node, on)
-    return None
-
-
-def _on_failed(cluster: Cluster, node: HostNode, fence: Fence, why: str) -> None:
-    node.set_incident(fence=replace(fence, step=FenceStep.ON_FAILED))
-    cluster.tell("fence.on_failed", host=node, why=why)
 
 
 # What the devices say
@@ -451,16 +378,13 @@ def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
     fence = incident.fence
     if fence.order_id != event.order_id:
         return  # of an order that was given up
-    if event.result is Result.REFUSED and event.error == TOO_LATE:
-        _was_too_late(cluster, node, fence, event.device)
-        return
-    if fence.step is FenceStep.ON_ORDERED:
-        if event.result is Result.OK:
-            node.power_accepted = fence.order_id
-        else:
-            _on_failed(cluster, node, fence, event.error or "power.failed")
+    if fence.action is PowerAction.ON:
+        on_answered(cluster, node, fence, event)
         return
     if fence.step is not FenceStep.OFF_ORDERED:
+        return
+    if event.result is Result.REFUSED and event.error == TOO_LATE:
+        _was_too_late(cluster, node, incident, event.device)
         return
     if incident.proof is not None and event.result is not Result.OK:
         return  # it is dead by another proof: nobody orders it off again
@@ -475,14 +399,17 @@ def power_ordered(cluster: Cluster, event: PowerOrdered) -> None:
     cluster.touch(node)
 
 
-def _was_too_late(cluster: Cluster, node: HostNode, fence: Fence, device: PowerDeviceId) -> None:
-    """An order that never went to its device: as if it had not been given, and judged on what is known by now."""
+def _was_too_late(
+    cluster: Cluster, node: HostNode, incident: Incident, device: PowerDeviceId
+) -> None:
+    """An *off* that never went to its device: as if it had not been given, and judged on what is known by now.
+
+    Where another proof has come by then, nothing is taken back but its count: that proof stands without it, the
+    incident lasts until the host is back, and a reboot goes on from there (``power_on``).
+    """
+    fence = incident.fence
+    assert fence is not None
     cluster.touch(node)
-    if fence.step is FenceStep.ON_ORDERED:
-        node.set_incident(fence=replace(fence, action=PowerAction.OFF, step=FenceStep.READING))
-        return
-    if fence.step is not FenceStep.OFF_ORDERED:
-        return
     feeds = tuple(
         replace(feed, too_late=True) if feed.device == device else feed for feed in fence.feeds
     )
@@ -490,11 +417,13 @@ def _was_too_late(cluster: Cluster, node: HostNode, fence: Fence, device: PowerD
     if not all(feed.too_late or feed.accepted for feed in feeds):
         return  # its other devices may have been asked in time
     cluster.tell("fence.order_too_late", host=node, late_ms=cluster.now - fence.ordered_ms)
+    note_too_late(cluster, node, incident)
     never = not any(feed.accepted for feed in feeds)
-    ours = fence.order_id.startswith(f"{cluster.record.term}.")  # else a former leader sent it too
-    if never and ours and fence.ordered_ms == fence.began_ms:
-        # The first one: nothing was done to it.
+    first = never and fence.ordered_ms == fence.began_ms
+    if first:
+        # Nothing was done to it. One that a former leader may have sent as well was ordered before.
         uncount_order(cluster, node, fence.ordered_ms)
+    if first and incident.proof is None:
         node.set_incident(fence=None)
         if last_sign_ms(node) > fence.ordered_ms:
             alive_after_all(cluster, node, "what came meanwhile")

@@ -260,7 +260,7 @@ def _end_incident(cluster: Cluster, node: HostNode) -> None:
     if fence is not None:
         struck_ms = max(fence.ordered_ms, node.sent_ms or 0)
     node.set(incident=None, struck_ms=struck_ms)
-    node.sent = node.sent_ms = node.power_accepted = None
+    node.sent = node.sent_ms = None
     node.poison_sent = False
     node.forget_investigation()
     for vm in cluster.vms_held_by(node.id):

@@ -32,7 +32,7 @@ def refusal(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
         or _struck_another(cluster, node, level)
         or _brake(cluster, node, level)
         or _cap(cluster, node, level)
-        or _own_lease(cluster)
+        or own_lease(cluster)
     )
 
 
@@ -170,7 +170,7 @@ def _cap(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     )
 
 
-def _own_lease(cluster: Cluster) -> Reason | None:
+def own_lease(cluster: Cluster) -> Reason | None:
     """J7: an order that outlives our leadership could strike a host that a new leader has brought back."""
     left = cluster.lease_until_ms - cluster.now
     if left > cluster.policy.fencing.order_deadline_ms:

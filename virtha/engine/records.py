@@ -26,10 +26,16 @@ class FenceStep(StrEnum):
     OFF_ORDERED = "off_ordered"
     READING = "reading"
     """Accepted; two readings *off*, a second apart, are the proof (P1)."""
+    ON_DUE = "on_due"
+    """Proven; an *on* was too late to be carried out and is to be ordered again."""
     ON_ORDERED = "on_ordered"
     """Proven; the reboot's second half, an intent of its own."""
+    ON_TAKEN = "on_taken"
+    """A device took the *on*; the host has until ``next_ms`` to come back."""
     ON_FAILED = "on_failed"
     """It stays off, and somebody was told."""
+    NOT_BACK = "not_back"
+    """Switched on, it gave no sign in its time, and somebody was told."""
     RETRYING = "retrying"
     """Every level failed; the first is tried again at ``next_ms``."""
 
@@ -67,6 +73,8 @@ class Fence(Value, frozen=True, kw_only=True):
     next_ms: int = 0
     rounds: int = 0
     """How often all levels have failed."""
+    off_until_ms: int = 0
+    """Until then an *off* that was ordered before this one may still strike."""
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -84,6 +92,10 @@ class Incident(Value, frozen=True, kw_only=True):
     blinked: bool = False
     disqualified: bool = False
     """A sign of that boot came after an order of ours: power readings of this incident prove nothing any more."""
+    late_orders: int = 0
+    """Power orders that were too late to be carried out."""
+    next_order_ms: int = 0
+    """None before that, because of those: what is always too late is not repeated at once without end (F9)."""
     disks_written: bool = False
     """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
 

@@ -74,6 +74,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     witnessed_ms: Millis | None = None
     poison_sent: bool = False
     power_accepted: OrderId | None = None
+    """In journals from before the record itself said so (``FenceStep.ON_TAKEN``)."""
     power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}
     power_asked_ms: Millis | None = None
     sent: OrderId | None = None

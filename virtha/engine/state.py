@@ -71,7 +71,6 @@ class HostNode:
         "off_since",
         "poison_sent",
         "power",
-        "power_accepted",
         "power_asked_ms",
         "quiet_rounds",
         "reader_rounds",
@@ -121,8 +120,6 @@ class HostNode:
         self.slot_ms: Millis | None = None
         self.witnessed_ms: Millis | None = None
         """Last authenticated answer of this boot to any neighbour (J2)."""
-        self.power_accepted: OrderId | None = None
-        """The order to switch it on again, once its device took it."""
         self.poison_sent = False
         """By this process; a recorded poison that was not is sent (again)."""
         self.power: dict[PowerDeviceId, tuple[PowerState, Millis]] = {}

@@ -30,8 +30,8 @@ _INTRODUCTION = (
     "`storage` on storage. Lines of the engine show all their fields. A VM that runs writes to its disk; what a host "
     "could not write waits in its kernel, longer than the QEMU that wrote it. The story fails when writes of two "
     "incarnations interleave on a disk, when a VM is started while another host has it, when a host is ordered off "
-    "that most others see alive, when more are than the cap allows, or when a protected VM is down and nobody says "
-    "why. The end of each host that is not simply alive stands before those of the VMs, with its open reasons.",
+    "that most others see alive, when more are than the cap allows, when power orders or the engine's own wakes turn "
+    "in circles, or when a protected VM is down and nobody says why. The end of each host that is not simply alive stands before those of the VMs, with its open reasons.",
     "",
     "The leader works in turns; `kill-server` and `freeze-server` can strike at a point of one: `journal` (before what "
     "came is written down), `intents` (decided, not written), `commands` (written, not sent), `sent`. With `of=` they "

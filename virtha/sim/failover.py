@@ -117,6 +117,7 @@ class Failover:
         self.lease: LeaseDesk | None = None
         if world.slots:
             self.keep_leases()
+        self.leader.on_idle = lambda: world.on_idle_turn()
         self.leader.on_point = lambda point, commands: world.on_leader_point(point, commands)
 
     @property

@@ -74,6 +74,8 @@ class Leader:
         self.trap: Trap | None = None
         self.on_point: Callable[[str, Sequence[Command]], None] = lambda _point, _commands: None
         """Whenever it passes one of ``POINTS``, before what follows."""
+        self.on_idle: Callable[[], None] = lambda: None
+        """Whenever it begins a turn for which nothing came: its engine asked to be woken."""
         self.turns = 0
         self._turn = Turn(engine, term=term)
         self._busy = False
@@ -157,6 +159,8 @@ class Leader:
         self._timers += 1
         self._busy = True
         self.turns += 1
+        if not self._turn.waiting:
+            self.on_idle()
         self._do(self._turn.begin(Millis(cluster_time(self.kernel.now))))
 
     def _do(self, effect: Effect) -> None:

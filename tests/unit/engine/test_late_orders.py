@@ -231,12 +231,15 @@ def test_what_a_former_leader_may_have_sent_is_not_taken_for_never_sent():
     play.answers = False
     play.until(lambda: play.offs() == ["h1"])
     counted = play.engine.records().cluster.fence_counts
+    began_ms = play.now
     play.new_leader()
     play.answers = True
     play.on_command = lambda command: late(play, command)
     play.until(lambda: "fence.order_too_late" in play.told())
     assert len(counted) == 1
     assert play.engine.records().cluster.fence_counts == counted
+    fence = play.host_record("h1").incident.fence
+    assert fence is not None and fence.began_ms == began_ms, "whoever fell silent then counts (P1)"
 
 
 # After another proof

@@ -1,14 +1,16 @@
 """The checkers of the clusters' truth fire when their rule is broken, and only then."""
 
 import pytest
+from msgspec.structs import replace
 
-from virtha.engine.events import StartCommand
+from virtha.engine.events import SaveHost, StartCommand
 from virtha.engine.records import OrderId
 from virtha.model.errors import InvalidInput
 from virtha.model.ids import BootId, HostId, Incarnation, Term
 from virtha.scenario.language import parse
 from virtha.sim.checkers import Violation
 from virtha.sim.play import Player
+from virtha.sim.truth import IDLE_TURNS_PER_HOST, POWER_ORDERS
 
 RUNNING = "engine\nhosts h1 h2 h3\nvm web on=h1 ha\nstart web\nadvance 10s\n"
 
@@ -78,6 +80,41 @@ def test_more_hosts_shot_than_the_cap_allows_is_a_violation():
     player.truth.off_arrives(player.world.power.of("h1")[0])  # the same boot once more
     with pytest.raises(Violation, match="4 hosts were ordered off, 3 may be"):
         player.truth.off_arrives(player.world.power.of("h4")[0])
+
+
+def written(player: Player, number: int) -> None:
+    """A power order of that number is written for h1, as a leader would."""
+    server = player.world.server
+    record = server.table.hosts[HostId("h1")]
+    assert record.incident is not None and record.incident.fence is not None
+    fence = replace(record.incident.fence, order_id=OrderId(f"9.{number}"))
+    incident = replace(record.incident, fence=fence)
+    player.truth.written_under(server.term, (SaveHost(record=replace(record, incident=incident)),))
+
+
+@pytest.mark.req("F9")
+def test_power_orders_that_turn_in_circles_are_a_violation():
+    player = played(f"{RUNNING}power-cut h1\nadvance 5s\n")
+    for number in range(POWER_ORDERS - 1):
+        written(player, number)
+        written(player, number)  # the same one once more
+    with pytest.raises(Violation, match="21 power orders were written for h1 in a minute"):
+        written(player, POWER_ORDERS)
+
+
+@pytest.mark.req("F9")
+def test_an_engine_that_wakes_itself_in_circles_is_a_violation():
+    player = played(RUNNING)
+    limit = IDLE_TURNS_PER_HOST * 4
+    player.advance("60s")  # and counts anew in each minute
+    for _ in range(limit // 2):
+        player.truth.woken_for_nothing()
+    player.advance("60s")
+    for _ in range(limit // 2):
+        player.truth.woken_for_nothing()
+    with pytest.raises(Violation, match="woke itself 1201 times within a minute"):
+        for _ in range(limit):
+            player.truth.woken_for_nothing()
 
 
 def test_records_of_an_earlier_term_are_a_violation():

@@ -138,6 +138,15 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "late_ms",
         help="This server stood still or waited for its database.",
     ),
+    event(
+        3051,
+        "fence.not_back",
+        ERROR,
+        "{host} was switched on {after_ms} ms ago and has not come back",
+        "host",
+        "after_ms",
+        help="Look at its console: it may hang in its firmware or its boot, or have no mains. Its VMs run elsewhere.",
+    ),
     # 3080: VMs
     event(
         3080,

@@ -146,7 +146,34 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "rounds",
         "pause_ms",
     ),
-    reason(6073, "fence.waiting.former_orders", INFO, "a former leader's orders may still arrive"),
+    reason(
+        6073, "fence.waiting.former_orders", INFO, "an off that was ordered before may still arrive"
+    ),
+    reason(
+        6074,
+        "fence.waiting.late_orders",
+        WARNING,
+        "{orders} power orders were too old to be carried out; the next in {pause_ms} ms",
+        "orders",
+        "pause_ms",
+        help="This server stands still again and again, or its database is slow.",
+    ),
+    reason(6075, "fence.waiting.on", INFO, "ordered on; its device has not answered yet"),
+    reason(6076, "fence.waiting.return", INFO, "switched on; it has not come back yet"),
+    reason(
+        6077,
+        "fence.blocked.on_failed",
+        ERROR,
+        "it could not be switched on again",
+        help="Switch it on by hand; look at its power device.",
+    ),
+    reason(
+        6078,
+        "fence.blocked.not_back",
+        ERROR,
+        "it was switched on again and did not come back",
+        help="Look at its console: it may hang in its firmware or its boot, or have no mains.",
+    ),
     # 6090: how a power device failed
     reason(6090, "power.failed", ERROR, "the device refused or failed"),
     reason(6091, "power.no_answer", ERROR, "the device did not answer"),

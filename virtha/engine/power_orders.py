@@ -1,0 +1,104 @@
+"""How a power order goes out, how long it may be under way, and what happens when it is too late.
+
+Every *off* and *on* of a fence goes through ``send``: its record is durable before it leaves (J7), and it says itself
+till when it may be carried out.
+"""
+
+from virtha.engine.events import OrderPower
+from virtha.engine.records import Fence, Incident
+from virtha.engine.state import Cluster, HostNode, reason
+from virtha.model.vm import Reason
+
+RETRY_MS = 30_000
+"""Between two rounds through all levels; doubled up to ``RETRY_MS_MAX``: never an endless fast loop (F9)."""
+RETRY_MS_MAX = 600_000
+LATE_MS = 1_000
+"""Before an order is given once more that was too late twice; doubled up to ``RETRY_MS``. The first time costs nothing:
+one slow write is no reason to let VMs wait."""
+
+
+def send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
+    """Also by a new leader: the order it finds may never have been sent, and twice is harmless."""
+    node.sent, node.sent_ms = fence.order_id, cluster.now
+    cluster.just_ordered.add(node.id)
+    cluster.wake_host(node, cluster.now + 1)  # to note when it had gone out
+    deadline = cluster.policy.fencing.order_deadline_ms
+    not_after = not_after_ms(cluster)
+    for feed in fence.feeds:
+        cluster.order(
+            OrderPower(
+                order_id=fence.order_id,
+                host_id=node.id,
+                device=feed.device,
+                action=fence.action,
+                deadline_ms=deadline,
+                not_after_ms=not_after,
+            )
+        )
+
+
+def not_after_ms(cluster: Cluster) -> int:
+    """Till when an order that is decided now may go to its device: while the evidence for it still counts, and early
+    enough for its whole deadline to lie within our own lease (J7)."""
+    decided_ms, policy = int(cluster.now), cluster.policy
+    fresh_until_ms = decided_ms + policy.detection.evidence_max_age_ms
+    lease_ms = cluster.lease_until_ms - policy.fencing.order_deadline_ms
+    return max(decided_ms, min(fresh_until_ms, lease_ms))
+
+
+def ordered_ms(node: HostNode, fence: Fence) -> int:
+    """When it really went out, where we sent it: the record can only say when that was decided."""
+    if node.sent == fence.order_id and node.sent_ms is not None:
+        return node.sent_ms
+    return fence.ordered_ms
+
+
+def overdue(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
+    deadline_ms = cluster.policy.fencing.order_deadline_ms
+    return cluster.now - ordered_ms(node, fence) >= deadline_ms
+
+
+# Until when an off may strike
+
+
+def strikes_until_ms(cluster: Cluster, given_ms: int) -> int:
+    """Until then an *off* that was decided at ``given_ms``, or before, may still take a host's power: it may be sent for as
+    long as its evidence counts (``not_after_ms``), and take its deadline after that.
+
+    ``given_ms=cluster.began_ms`` bounds what any former leader ordered (J7). What it decides after we lead is refused by
+    the store, so never sent; so what it did send was decided before that, however much of its own lease was left.
+    """
+    policy = cluster.policy
+    return given_ms + policy.detection.evidence_max_age_ms + policy.fencing.order_deadline_ms
+
+
+def off_strikes_until_ms(cluster: Cluster, node: HostNode, fence: Fence) -> int:
+    """The same of all that was ordered *off* in this fence. One that its device confirmed, by readings after it, has struck;
+    one that was too late never will."""
+    if all(feed.confirmed or feed.too_late for feed in fence.feeds):
+        return fence.off_until_ms
+    return max(fence.off_until_ms, strikes_until_ms(cluster, ordered_ms(node, fence)))
+
+
+# Orders that came too late
+
+
+def retry_pause_ms(rounds: int) -> int:
+    return min(RETRY_MS << min(rounds, 8), RETRY_MS_MAX)
+
+
+def note_too_late(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    """Whatever makes orders too late (a slow database, a full lane, a lease that ends) is likely to do it again."""
+    late = incident.late_orders
+    pause_ms = 0 if late == 0 else min(LATE_MS << min(late - 1, 8), RETRY_MS)
+    node.set_incident(late_orders=late + 1, next_order_ms=int(cluster.now) + pause_ms)
+    cluster.touch(node)
+
+
+def late_pause(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
+    """Why no order goes out yet, after others that were too late."""
+    if cluster.now >= incident.next_order_ms:
+        return None
+    cluster.wake_host(node, incident.next_order_ms)
+    pause_ms = incident.next_order_ms - cluster.now
+    return reason("fence.waiting.late_orders", orders=incident.late_orders, pause_ms=pause_ms)
