@@ -42,6 +42,7 @@ ENGINE_PLAYS = tuple(
         "failback",
         "disks_watched_anew",
         "given_back",
+        "boots_nobody_heard_of",
         "hold_and_ignore",
         "lease_domains",
         "restored",

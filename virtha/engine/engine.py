@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtha.engine.drain import move_asked, moves_wanted, plan_moves
+from virtha.engine.early import facts_of_begun
 from virtha.engine.events import (
     BeatSeen,
     BrakeLifted,
@@ -129,6 +130,9 @@ class Engine:
                 beat_seen(cluster, event)
             else:
                 self._fold(event)
+        if cluster.begun:
+            for fact in facts_of_begun(cluster):
+                self._fold(fact)
         cluster.collect_due()
         watch_storage(cluster)
         watch_brake(cluster)

@@ -5,6 +5,7 @@ the holders before the order goes out, and a start whose end nobody knows is tak
 """
 
 from virtha.engine.dependencies import StartCondition
+from virtha.engine.early import forget_released, is_kept, replaced, tells_of_now
 from virtha.engine.events import (
     CancelStart,
     CopyGranted,
@@ -14,7 +15,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.incident import STILL_WANTED, holder_back, lose, of_this_boot, settle_lost
+from virtha.engine.incident import STILL_WANTED, holder_back, lose, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, note_given_back, side_seen
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
@@ -22,7 +23,7 @@ from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
-from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.policy import PermissionGrade
 from virtha.model.vm import PossibleCopy, Reason, VmState
 
@@ -410,6 +411,7 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
         copy
         for copy in record.copies
         if (copy.host_id, copy.incarnation) != (host_id, start.incarnation)
+        or copy.boot not in (None, start.boot)
     )
     tried = record.tried if host_id in record.tried else (*record.tried, host_id)
     trigger = VmTrigger.REFUSED
@@ -448,6 +450,7 @@ def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
     copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
     if all(
         (one.host_id, one.incarnation) != (copy.host_id, copy.incarnation)
+        or one.boot not in (None, copy.boot)
         for one in node.record.copies
     ):
         _holds(cluster, node, host, copy)
@@ -458,9 +461,13 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     node = cluster.vms.get(event.vm_id)
     if node is None:
         return
+    host = cluster.hosts.get(event.host_id)
+    if host is not None:
+        forget_released(host, event)
     start = node.record.start
-    if start is not None and (start.host_id, start.incarnation) == (
+    if start is not None and (start.host_id, start.boot, start.incarnation) == (
         event.host_id,
+        event.boot,
         event.incarnation,
     ):
         _failed(cluster, node, event.host_id, "start.cancelled")
@@ -476,7 +483,6 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     cluster.set_vm(node, copies=copies)
     if node.state_host == event.host_id:
         node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None
-    host = cluster.hosts.get(event.host_id)
     if event.cause is ReleaseCause.HOST_SHUTDOWN and host is not None:
         goes_down(cluster, host, event.boot)
     if node.record.migration is not None:
@@ -502,14 +508,14 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     host = cluster.hosts.get(event.host_id)
     if node is None or host is None:
         return
-    if event.boot in host.record.dead_boots and event.boot != host.record.boot:
-        return  # what its outbox kept of a boot that it has left: no sign of life of that one
-    # The facts of a new boot may come before its first beat.
-    if not of_this_boot(cluster, host, event.boot, via="its agent's report"):
+    if not tells_of_now(cluster, host, event):
+        if is_kept(host, event) and event.state is not VmState.DOWN:
+            _may_run(cluster, node, host, event)
         return
+    replaced(host, event)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
-        found(cluster, node, host, event.incarnation)
+        found(cluster, node, host, event.incarnation, event.boot)
         known.add(event.incarnation)
     elif event.incarnation > node.record.incarnation:
         # A restored database is behind its hosts (M2): what they say counts.
@@ -539,9 +545,18 @@ def _is_the_one(node: VmNode, event: VmSeen) -> bool:
     return node.record.stage is VmStage.LOST and len(node.record.copies) == 1
 
 
-def found(cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnation) -> None:
+def _may_run(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> None:
+    """In a boot that has not begun as far as we know: nothing starts elsewhere before that one is proven dead (G1)."""
+    copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    if copy not in node.record.copies:
+        found(cluster, node, host, event.incarnation, event.boot)
+
+
+def found(
+    cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnation, boot: BootId
+) -> None:
     """A host has a copy that it was not known to hold: it is a holder now, and no start goes out (M2)."""
-    copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=host.record.boot)
+    copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=boot)
     _holds(cluster, node, host, copy)
     cluster.tell("vm.found", vm=node, host=host)
 
@@ -559,8 +574,8 @@ def _holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -
         node.blocked_told = None
     else:
         cluster.set_vm(node, **changes)  # a start that is under way is taken back first
-    if host.record.incident is not None:
-        # It told before it was judged: the copy is as lost as the host.
+    if host.record.incident is not None or copy.boot != host.record.boot:
+        # It told before it was judged, or of a boot that we have not heard of: the copy is as lost as that.
         lose(cluster, node)
 
 

@@ -169,6 +169,7 @@ FOUND_AGAIN = {
     "drains",
 }
 EMPTY_BETWEEN_STEPS = {
+    "begun",
     "changed_hosts",
     "changed_vms",
     "notices",
