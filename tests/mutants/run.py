@@ -43,6 +43,7 @@ ENGINE_PLAYS = tuple(
         "disks_watched_anew",
         "given_back",
         "boots_nobody_heard_of",
+        "removed_hosts",
         "hold_and_ignore",
         "lease_domains",
         "restored",

@@ -14,9 +14,9 @@ from virtha.engine.events import (
     SessionChanged,
     SlotChanged,
 )
+from virtha.engine.holders import found
 from virtha.engine.incident import of_this_boot, sign_of_life
 from virtha.engine.machine import Verdict
-from virtha.engine.recovery import found
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.targets import refresh_target, told
 from virtha.model.evidence import Answer, ProcessKind

@@ -131,6 +131,7 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     steady_since_ms: Millis | None = None
     questions: int
     plan_wanted: bool
+    fresh: bool = False
     hosts: tuple[HostState, ...]
     vms: tuple[VmNodeState, ...]
     kept_hosts: tuple[HostRecord, ...]
@@ -179,6 +180,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         steady_since_ms=cluster.steady_since_ms,
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
+        fresh=cluster.fresh,
         hosts=tuple(_host_state(cluster, node) for node in cluster.hosts.values()),
         vms=tuple(
             [_vm_state(cluster, node, starts.get(key, ())) for key, node in cluster.vms.items()]
@@ -249,6 +251,7 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     cluster.storage_out = dict(snapshot.storage_out)
     cluster.steady_since_ms = snapshot.steady_since_ms
     cluster.questions = snapshot.questions
+    cluster.fresh = snapshot.fresh
     for host in snapshot.hosts:
         _restore_host(cluster, host)
     for vm in snapshot.vms:

@@ -251,6 +251,10 @@ class Cluster:
         self.record: ClusterRecord = records.cluster
         self.saved_record: ClusterRecord | None = None
         self.kept_hosts = {record.host_id: record for record in records.hosts}
+        self.changed_kept: set[HostId] = set()
+        """Whose kept records are to be saved."""
+        self.fresh = True
+        """What is configured is not known yet."""
         self.kept_vms = {record.vm_id: record for record in records.vms}
         self.began_ms: Millis = now
         """Since when this server watches without having been asleep, in this term (J1)."""
