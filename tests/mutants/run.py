@@ -50,6 +50,7 @@ ENGINE_PLAYS = tuple(
         "without_guardian",
         "host_dies",
         "engine_fuzz",
+        "late_facts",
     )
 )
 # The first that fits.

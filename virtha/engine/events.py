@@ -296,7 +296,8 @@ class MigrationEnded(Value, frozen=True, kw_only=True, tag="migration_ended"):
 
 
 class DeathConfirmed(Value, frozen=True, kw_only=True, tag="confirmed"):
-    """The operator's word (P6): bound to boot and incident; ``force_reason`` overrides the refusals."""
+    """The operator's word (P6): bound to boot and incident; ``force_reason`` overrides the refusals. Also about a host that
+    was removed: the incident is then the one that ``host.removed_unproven`` named."""
 
     host_id: HostId
     boot: BootId
