@@ -43,12 +43,15 @@ ENGINE_PLAYS = tuple(
         "failback",
         "disks_watched_anew",
         "given_back",
+        "boots_nobody_heard_of",
+        "removed_hosts",
         "hold_and_ignore",
         "lease_domains",
         "restored",
         "without_guardian",
         "host_dies",
         "engine_fuzz",
+        "late_facts",
     )
 )
 # The first that fits.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtha.engine.drain import move_asked, moves_wanted, plan_moves
+from virtha.engine.early import facts_of_begun
 from virtha.engine.events import (
     BeatSeen,
     BrakeLifted,
@@ -62,12 +63,12 @@ from virtha.engine.evidence import (
     stalled,
 )
 from virtha.engine.fencing import power_ordered, power_read, power_tested
+from virtha.engine.holders import copy_granted
 from virtha.engine.incident import proven
 from virtha.engine.invariants import check
 from virtha.engine.inventory import (
     hold_changed,
     host_configured,
-    host_removed,
     maintenance_changed,
     policy_changed,
     vm_configured,
@@ -79,13 +80,20 @@ from virtha.engine.operator import brake_lifted, death_confirmed
 from virtha.engine.permits import brake_looks_at, watch_brake
 from virtha.engine.records import EngineRecords, VmStage
 from virtha.engine.recovery import (
-    copy_granted,
     copy_released,
     look_at_vm,
     plan_recoveries,
     quarantine_lifted,
     start_ended,
     vm_seen,
+)
+from virtha.engine.removal import (
+    hold_fast,
+    host_removed,
+    is_removed,
+    keep,
+    node_of,
+    removed_while_nobody_led,
 )
 from virtha.engine.snapshot import EngineSnapshot, cluster_of, take_snapshot
 from virtha.engine.state import Cluster
@@ -129,6 +137,10 @@ class Engine:
                 beat_seen(cluster, event)
             else:
                 self._fold(event)
+        if cluster.begun:
+            for fact in facts_of_begun(cluster):
+                self._fold(fact)
+        removed_while_nobody_led(cluster)
         cluster.collect_due()
         watch_storage(cluster)
         watch_brake(cluster)
@@ -220,12 +232,18 @@ class Engine:
             if host is not None and host.record != host.saved:
                 host.saved = host.record
                 intents.append(SaveHost(record=host.record))
+        intents += [
+            SaveHost(record=cluster.kept_hosts[one])
+            for one in sorted(cluster.changed_kept)
+            if one in cluster.kept_hosts
+        ]
         for vm_id in sorted(cluster.changed_vms):
             vm = cluster.vms.get(vm_id)
             if vm is not None and vm.record != vm.saved:
                 vm.saved = vm.record
                 intents.append(SaveVm(record=vm.record))
         cluster.changed_hosts.clear()
+        cluster.changed_kept.clear()
         cluster.changed_vms.clear()
         return tuple(intents)
 
@@ -244,10 +262,16 @@ class Engine:
 
 
 def _proof_found(cluster: Cluster, event: ProofFound) -> None:
-    node = cluster.hosts.get(event.proof.host_id)
+    host_id = event.proof.host_id
+    node = cluster.hosts.get(host_id)
     if node is not None:
         proven(cluster, node, event.proof)
         cluster.touch(node)
+    elif is_removed(cluster, host_id):
+        node = node_of(cluster, host_id)
+        proven(cluster, node, event.proof)
+        keep(cluster, node)
+        hold_fast(cluster, node)
 
 
 def _reference_answered(cluster: Cluster, event: ReferenceAnswered) -> None:

@@ -120,6 +120,8 @@ class HostSurveyed(Value, frozen=True, kw_only=True, tag="surveyed"):
 
     host_id: HostId
     boot: BootId
+    carried_by: BootId | None = None
+    """As in ``VmSeen``."""
     gate_in_force: bool
     libvirt_connected: bool
     storage_domains: frozenset[StorageDomainId] = frozenset()
@@ -136,10 +138,13 @@ class LibvirtAnswered(Value, frozen=True, kw_only=True, tag="libvirt"):
 
 
 class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
-    """The present state of a VM as its host's sentinel reports it."""
+    """The present state of a VM as its host's sentinel reports it. A fact: it may have lain in an outbox for long, over
+    boots of which nobody heard, so it is no sign of life and begins no boot."""
 
     host_id: HostId
     boot: BootId
+    carried_by: BootId | None = None
+    """The boot whose session brought it: of another boot than that, it tells of one that is over (P4). None: not known."""
     vm_id: VmId
     incarnation: Incarnation
     state: VmState
@@ -159,7 +164,8 @@ class CopyGranted(Value, frozen=True, kw_only=True, tag="granted"):
 
 
 class CopyReleased(Value, frozen=True, kw_only=True, tag="released"):
-    """Durable word of a host: it holds that incarnation no longer and will not start it (G1, P5)."""
+    """Durable word of a host: it holds that incarnation no longer and will not start it (G1, P5). Of whatever boot:
+    what that one held."""
 
     host_id: HostId
     boot: BootId
@@ -290,7 +296,8 @@ class MigrationEnded(Value, frozen=True, kw_only=True, tag="migration_ended"):
 
 
 class DeathConfirmed(Value, frozen=True, kw_only=True, tag="confirmed"):
-    """The operator's word (P6): bound to boot and incident; ``force_reason`` overrides the refusals."""
+    """The operator's word (P6): bound to boot and incident; ``force_reason`` overrides the refusals. Also about a host that
+    was removed: the incident is then the one that ``host.removed_unproven`` named."""
 
     host_id: HostId
     boot: BootId

@@ -3,6 +3,7 @@
 The time of every piece of evidence is that of its receipt: no two clocks are compared.
 """
 
+from virtha.engine.early import is_kept, replaced, tells_of_now
 from virtha.engine.events import (
     BeatSeen,
     DisksWatched,
@@ -13,12 +14,13 @@ from virtha.engine.events import (
     SessionChanged,
     SlotChanged,
 )
+from virtha.engine.holders import found
 from virtha.engine.incident import of_this_boot, sign_of_life
 from virtha.engine.machine import Verdict
-from virtha.engine.recovery import found
-from virtha.engine.state import Cluster, HostNode
+from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.targets import refresh_target, told
 from virtha.model.evidence import Answer, ProcessKind
+from virtha.model.ids import BootId
 from virtha.model.time import Millis
 
 _SESSION = "its own session"
@@ -88,18 +90,29 @@ def stalled(cluster: Cluster) -> None:
 
 def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
     node = cluster.hosts.get(event.host_id)
-    if node is None or not of_this_boot(cluster, node, event.boot, via=_SESSION):
+    if node is None:
         return
+    now = tells_of_now(cluster, node, event)
+    if now or is_kept(node, event):
+        for vm_id in sorted(event.active):
+            vm = cluster.vms.get(vm_id)
+            if vm is not None and not _may_hold(node, vm, event.boot):
+                found(cluster, vm, node, vm.record.incarnation, event.boot)
+    if not now:
+        return
+    replaced(node, event)
     node.survey = event
     node.libvirt_answers = event.libvirt_connected
-    for vm_id in sorted(event.active):
-        vm = cluster.vms.get(vm_id)
-        if vm is not None and all(copy.host_id != node.id for copy in vm.record.copies):
-            found(cluster, vm, node, vm.record.incarnation)
     refresh_target(cluster, node)
     told(cluster, node)
     cluster.plan_wanted = True
     _signed(cluster, node)
+
+
+def _may_hold(node: HostNode, vm: VmNode, boot: BootId) -> bool:
+    """As a copy of whatever incarnation; of the present boot's, also one that was made before copies named a boot."""
+    may = (boot,) if boot != node.record.boot else (boot, None)
+    return any(copy.host_id == node.id and copy.boot in may for copy in vm.record.copies)
 
 
 def libvirt_answered(cluster: Cluster, event: LibvirtAnswered) -> None:

@@ -54,7 +54,8 @@ def sign_of_life(cluster: Cluster, node: HostNode, boot: BootId | None, *, via: 
 
 
 def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) -> bool:
-    """False: of a boot that is over. A boot not seen before is the host's new one (P4)."""
+    """False: of a boot that is over. A boot not seen before is the host's new one (P4): only for what nobody but the boot
+    that runs now can have sent, a beat or a session. A fact may be of any boot before it (``early``)."""
     if boot in node.record.dead_boots:
         sign_of_life(cluster, node, boot, via=via)
         return False
@@ -66,6 +67,7 @@ def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) ->
 def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     """The host reports another boot: everything of the ones before is dead (P4)."""
     former = node.record.boot
+    cluster.begun.add(node.id)
     # A device that said *on* in the former boot may have been rewired since.
     node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=())
     node.survey = None
@@ -86,6 +88,22 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     if incident is not None:
         cluster.tell("host.returned", host=node)
         _end_incident(cluster, node)
+
+
+def boot_passed(cluster: Cluster, node: HostNode, over: BootId, later: BootId) -> None:
+    """``later``'s session brought facts of ``over``, which was never the present boot here: a boot between two others,
+    that nobody heard of before (P4). It says nothing of the present one, nor of copies without a boot."""
+    assert over != node.record.boot, f"{node.config.name}: only a live sign ends the present boot"
+    _bury(node, over)
+    cluster.changed_hosts.add(node.id)
+    proof = _new_boot_proof(cluster, node, over, later)
+    for vm in cluster.vms_held_by(node.id):
+        copies = tuple(
+            copy for copy in vm.record.copies if (copy.host_id, copy.boot) != (node.id, over)
+        )
+        if copies != vm.record.copies:
+            lose(cluster, vm)
+            _remove_copies(cluster, vm, copies, proof)
 
 
 def _new_boot_proof(cluster: Cluster, node: HostNode, over: BootId, boot: BootId) -> Proof:
@@ -204,7 +222,7 @@ def _remove_copies(
     if vm.state_host == proof.host_id:
         vm.state, vm.state_host, vm.guest_agent = VmState.UNKNOWN, None, None
     start, attempts = vm.record.start, vm.record.attempts
-    if start is not None and start.host_id == proof.host_id:
+    if start is not None and (start.host_id, start.boot) == (proof.host_id, proof.boot):
         start, attempts = None, attempts + 1
     cluster.set_vm(
         vm,

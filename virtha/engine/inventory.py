@@ -5,19 +5,16 @@ from msgspec.structs import replace
 from virtha.engine.events import (
     HoldChanged,
     HostConfigured,
-    HostRemoved,
     MaintenanceChanged,
     PolicyChanged,
     VmConfigured,
     VmRemoved,
 )
-from virtha.engine.incident import lose, reconcile
-from virtha.engine.machine import Verdict
-from virtha.engine.records import Drain, FenceCount, HostRecord, VmRecord
+from virtha.engine.incident import reconcile
+from virtha.engine.records import Drain, HostRecord, VmRecord
+from virtha.engine.removal import added_again, hold_fast, is_removed, node_of
 from virtha.engine.state import Cluster, HostNode, VmNode, held
 from virtha.engine.targets import refresh_target
-
-REMOVALS_KEPT = 32
 
 
 def host_configured(cluster: Cluster, event: HostConfigured) -> None:
@@ -26,9 +23,9 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
     node = cluster.hosts.get(config.host_id)
     if node is None:
         kept = cluster.kept_hosts.pop(config.host_id, None)
-        record = kept if kept is not None else HostRecord(host_id=config.host_id)
+        record = HostRecord(host_id=config.host_id) if kept is None else added_again(kept)
         node = HostNode(config, record, cluster.now)
-        node.saved = kept
+        node.saved = None if config.host_id in cluster.changed_kept else kept
         cluster.hosts[config.host_id] = node
         cluster.ring.add(node)
         list_drain(cluster, node)
@@ -37,6 +34,8 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
             # A recorded host may hold anything until it has told, or is proven dead (M2). After a restore
             # the record may be older than the host: it may have come back since, with another boot.
             cluster.await_survey(node)
+        for vm in cluster.vms_held_by(node.id):
+            cluster.touch_vm(vm)
     else:
         if node.config.number != config.number:
             cluster.ring.remove(node.id)
@@ -45,31 +44,6 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
         node.config = config
     refresh_target(cluster, node)
     cluster.touch(node)
-
-
-def host_removed(cluster: Cluster, event: HostRemoved) -> None:
-    node = cluster.hosts.pop(event.host_id, None)
-    if node is None:
-        return
-    cluster.ring.remove(event.host_id)
-    for group in (cluster.absent, cluster.present, cluster.awaited):
-        group.discard(event.host_id)
-    cluster.drains.discard(event.host_id)
-    cluster.fallen_ms.pop(event.host_id, None)
-    cluster.capacity.host_removed(event.host_id)
-    cluster.plan_wanted = True
-    for vm in cluster.vms_held_by(event.host_id):
-        # Nobody watches it any more: proof can only come from its return, or from an operator.
-        lose(cluster, vm)
-    if node.verdict not in (Verdict.ALIVE, Verdict.AGENT_DOWN):
-        removal = FenceCount(host_id=event.host_id, at_ms=int(cluster.now))
-        kept = (*cluster.record.removed, removal)[-REMOVALS_KEPT:]
-        cluster.record = replace(cluster.record, removed=kept)
-    if node.record.boot is None:
-        cluster.dropped_hosts.append(event.host_id)
-    else:
-        # Its boots are remembered: should it come back, a late sign of an old one must not look new (P4).
-        cluster.kept_hosts[event.host_id] = node.record
 
 
 def vm_configured(cluster: Cluster, event: VmConfigured) -> None:
@@ -84,6 +58,9 @@ def vm_configured(cluster: Cluster, event: VmConfigured) -> None:
             changes = {field: getattr(kept, field) for field in kept.__struct_fields__}
             cluster.set_vm(node, **changes)
             reconcile(cluster, node)
+            for host_id in sorted({copy.host_id for copy in node.record.copies}):
+                if is_removed(cluster, host_id):
+                    hold_fast(cluster, node_of(cluster, host_id))
     else:
         node.config = config
         for copy in node.record.copies:

@@ -4,6 +4,7 @@ against it, unless forced with a reason. Poison and storage fence go out all the
 from virtha.engine.events import BrakeLifted, DeathConfirmed, StorageFence
 from virtha.engine.incident import poison, proven
 from virtha.engine.permits import lift_brake
+from virtha.engine.removal import hold_fast, is_removed, keep, node_of
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import PowerState
@@ -15,7 +16,8 @@ LIFE_MS = 60_000
 
 
 def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
-    node = cluster.hosts.get(event.host_id)
+    removed = is_removed(cluster, event.host_id)
+    node = node_of(cluster, event.host_id) if removed else cluster.hosts.get(event.host_id)
     if node is None:
         return
     why_not = _refusal(cluster, node, event)
@@ -43,7 +45,11 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
             detail=detail,
         ),
     )
-    cluster.touch(node)
+    if removed:
+        keep(cluster, node)
+        hold_fast(cluster, node)
+    else:
+        cluster.touch(node)
 
 
 def _refusal(cluster: Cluster, node: HostNode, event: DeathConfirmed) -> Reason | None:

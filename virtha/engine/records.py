@@ -98,6 +98,10 @@ class Incident(Value, frozen=True, kw_only=True):
     """None before that, because of those: what is always too late is not repeated at once without end (F9)."""
     disks_written: bool = False
     """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
+    by_removal: bool = False
+    """Nobody judged it dead: it was removed while VMs might run there."""
+    told_removed: bool = False
+    """That it was removed without proof was told."""
 
     @property
     def proof(self) -> Proof | None:
@@ -148,6 +152,8 @@ class HostRecord(Value, frozen=True, kw_only=True):
     dead_boots: tuple[BootId, ...] = ()
     """The last boots that ended or were proven dead, newest last: a sign of one is an alarm, never a return."""
     waived: tuple[Waiver, ...] = ()
+    name: str | None = None
+    """What it was called, once it is not configured any more; None: it is."""
 
 
 class VmStage(StrEnum):

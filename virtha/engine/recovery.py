@@ -5,20 +5,22 @@ the holders before the order goes out, and a start whose end nobody knows is tak
 """
 
 from virtha.engine.dependencies import StartCondition
+from virtha.engine.early import forget_released, is_kept, replaced, tells_of_now
 from virtha.engine.events import (
     CancelStart,
-    CopyGranted,
     CopyReleased,
     QuarantineLifted,
     StartCommand,
     StartEnded,
     VmSeen,
 )
-from virtha.engine.incident import STILL_WANTED, holder_back, lose, of_this_boot, settle_lost
+from virtha.engine.holders import found, may_run
+from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, note_given_back, side_seen
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
+from virtha.engine.removal import node_of
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
@@ -79,7 +81,12 @@ def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
     names = ", ".join(
         sorted(copy.host_id if host is None else host.config.name for copy, host in holders)
     )
-    if not all(host is not None and _holds_on(host, copy) for copy, host in holders):
+    removed = sorted(
+        {node_of(cluster, copy.host_id).config.name for copy, host in holders if host is None}
+    )
+    if removed:
+        node.reasons = (reason("recovery.waiting.removed", hosts=", ".join(removed)),)
+    elif not all(host is not None and _holds_on(host, copy) for copy, host in holders):
         node.reasons = (reason("recovery.waiting.proof", hosts=names), *_unfenced(holders))
     elif node.record.migration is not None or node.record.start is not None:
         # The last side of its migration, or the target of its start, lives after all: that goes on, or is taken back.
@@ -410,6 +417,7 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
         copy
         for copy in record.copies
         if (copy.host_id, copy.incarnation) != (host_id, start.incarnation)
+        or copy.boot not in (None, start.boot)
     )
     tried = record.tried if host_id in record.tried else (*record.tried, host_id)
     trigger = VmTrigger.REFUSED
@@ -439,28 +447,18 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
         )
 
 
-def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
-    """By a person's order: as good as found there, but nothing to wonder at."""
-    node = cluster.vms.get(event.vm_id)
-    host = cluster.hosts.get(event.host_id)
-    if node is None or host is None or event.boot in host.record.dead_boots:
-        return  # that boot is over, and with it the grant
-    copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
-    if all(
-        (one.host_id, one.incarnation) != (copy.host_id, copy.incarnation)
-        for one in node.record.copies
-    ):
-        _holds(cluster, node, host, copy)
-
-
 def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     """Durable word of the host (P5): this incarnation is over there."""
     node = cluster.vms.get(event.vm_id)
     if node is None:
         return
+    host = cluster.hosts.get(event.host_id)
+    if host is not None:
+        forget_released(host, event)
     start = node.record.start
-    if start is not None and (start.host_id, start.incarnation) == (
+    if start is not None and (start.host_id, start.boot, start.incarnation) == (
         event.host_id,
+        event.boot,
         event.incarnation,
     ):
         _failed(cluster, node, event.host_id, "start.cancelled")
@@ -476,7 +474,6 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     cluster.set_vm(node, copies=copies)
     if node.state_host == event.host_id:
         node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None
-    host = cluster.hosts.get(event.host_id)
     if event.cause is ReleaseCause.HOST_SHUTDOWN and host is not None:
         goes_down(cluster, host, event.boot)
     if node.record.migration is not None:
@@ -502,14 +499,14 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     host = cluster.hosts.get(event.host_id)
     if node is None or host is None:
         return
-    if event.boot in host.record.dead_boots and event.boot != host.record.boot:
-        return  # what its outbox kept of a boot that it has left: no sign of life of that one
-    # The facts of a new boot may come before its first beat.
-    if not of_this_boot(cluster, host, event.boot, via="its agent's report"):
+    if not tells_of_now(cluster, host, event):
+        if is_kept(host, event) and event.state is not VmState.DOWN:
+            may_run(cluster, node, host, event)
         return
+    replaced(host, event)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
-        found(cluster, node, host, event.incarnation)
+        found(cluster, node, host, event.incarnation, event.boot)
         known.add(event.incarnation)
     elif event.incarnation > node.record.incarnation:
         # A restored database is behind its hosts (M2): what they say counts.
@@ -537,31 +534,6 @@ def _is_the_one(node: VmNode, event: VmSeen) -> bool:
     if start is not None:
         return start.host_id == event.host_id and start.incarnation == event.incarnation
     return node.record.stage is VmStage.LOST and len(node.record.copies) == 1
-
-
-def found(cluster: Cluster, node: VmNode, host: HostNode, incarnation: Incarnation) -> None:
-    """A host has a copy that it was not known to hold: it is a holder now, and no start goes out (M2)."""
-    copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=host.record.boot)
-    _holds(cluster, node, host, copy)
-    cluster.tell("vm.found", vm=node, host=host)
-
-
-def _holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:
-    changes = {
-        "copies": (*node.record.copies, copy),
-        "incarnation": max(copy.incarnation, node.record.incarnation),
-        "given_back": None,
-        "home": None,  # whoever started it there had a reason: it is not taken away from there again
-    }
-    if node.record.start is None and cluster.move_vm(
-        node, VmTrigger.FOUND, **changes, proofs=(), lost_ms=None, attempts=0, tried=()
-    ):
-        node.blocked_told = None
-    else:
-        cluster.set_vm(node, **changes)  # a start that is under way is taken back first
-    if host.record.incident is not None:
-        # It told before it was judged: the copy is as lost as the host.
-        lose(cluster, node)
 
 
 def quarantine_lifted(cluster: Cluster, event: QuarantineLifted) -> None:

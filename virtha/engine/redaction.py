@@ -40,6 +40,7 @@ _ID_OF: dict[type, str] = {
     AffinityGroup: "id",
     Dependency: "vm_id",
     TargetHost: "id",
+    HostRecord: "host_id",
 }
 """Which field stands for ``name``."""
 _WRITTEN: dict[type, str] = {
@@ -80,6 +81,9 @@ class Redactor:
             self._learn(host.config)
         for vm in snapshot.vms:
             self._learn(vm.config)
+        for record in snapshot.kept_hosts:
+            if record.name is not None:
+                self._word_for[record.name] = record.host_id
         return self._anew(snapshot)
 
     def events(self, events: Sequence[EngineEvent]) -> tuple[EngineEvent, ...]:
@@ -127,7 +131,7 @@ class Redactor:
         return structs.replace(value, **changes) if changes else value
 
     def _field(self, kind: type, name: str, before: Any, value: Struct) -> Any:
-        if name == "name" and kind in _ID_OF:
+        if name == "name" and kind in _ID_OF and before is not None:
             return getattr(value, _ID_OF[kind])
         if isinstance(before, str):
             if name == "by" or name == _PERSON.get(kind):

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
-from virtha.engine.events import EngineHost, EngineVm, HostSurveyed, MigrationWord
+from virtha.engine.events import EngineHost, EngineVm, HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
 from virtha.engine.machine import Verdict
 from virtha.engine.records import (
@@ -22,7 +22,7 @@ from virtha.engine.records import (
     OrderId,
     VmRecord,
 )
-from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held
+from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held, subject_of
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy
@@ -82,6 +82,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     just_ordered: bool = False
     contradicted: bool = False
     survey: HostSurveyed | None = None
+    early: tuple[VmSeen | HostSurveyed, ...] = ()
     untold: bool = False
     told_ms: Millis | None = None
     libvirt_answers: bool = True
@@ -131,6 +132,7 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     steady_since_ms: Millis | None = None
     questions: int
     plan_wanted: bool
+    fresh: bool = False
     hosts: tuple[HostState, ...]
     vms: tuple[VmNodeState, ...]
     kept_hosts: tuple[HostRecord, ...]
@@ -151,7 +153,7 @@ _HOST_PLAIN = tuple(
     name
     for name in HostState.__struct_fields__
     if name in HostNode.__slots__
-    and name not in ("saved", "neighbours", "newcomers", "sessions", "power", "off_since")
+    and name not in ("saved", "neighbours", "newcomers", "sessions", "power", "off_since", "early")
 )
 _VM_PLAIN = tuple(
     name
@@ -179,6 +181,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         steady_since_ms=cluster.steady_since_ms,
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
+        fresh=cluster.fresh,
         hosts=tuple(_host_state(cluster, node) for node in cluster.hosts.values()),
         vms=tuple(
             [_vm_state(cluster, node, starts.get(key, ())) for key, node in cluster.vms.items()]
@@ -203,6 +206,7 @@ def _host_state(cluster: Cluster, node: HostNode) -> HostState:
         power=dict(node.power),
         off_since=dict(node.off_since),
         newcomers=tuple(sorted(node.newcomers)),
+        early=tuple(node.early.values()),
         just_ordered=node.id in cluster.just_ordered,
         neighbours=tuple(
             NeighbourWord(witness=witness, network=network, answer=answer, at_ms=at_ms)
@@ -248,6 +252,7 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     cluster.storage_out = dict(snapshot.storage_out)
     cluster.steady_since_ms = snapshot.steady_since_ms
     cluster.questions = snapshot.questions
+    cluster.fresh = snapshot.fresh
     for host in snapshot.hosts:
         _restore_host(cluster, host)
     for vm in snapshot.vms:
@@ -265,6 +270,7 @@ def _restore_host(cluster: Cluster, state: HostState) -> None:
     node.power = dict(state.power)
     node.off_since = dict(state.off_since)
     node.newcomers = set(state.newcomers)
+    node.early = {subject_of(event): event for event in state.early}
     node.neighbours = {
         (word.witness, word.network): (word.answer, word.at_ms) for word in state.neighbours
     }

@@ -26,6 +26,7 @@ from virtha.engine.events import (
     ReadPower,
     StartCommand,
     StorageFence,
+    VmSeen,
 )
 from virtha.engine.machine import Verdict, VmTrigger, next_stage
 from virtha.engine.records import (
@@ -61,6 +62,7 @@ class HostNode:
         "contradicted",
         "disks_changed_ms",
         "due_ms",
+        "early",
         "investigated",
         "leaving_ms",
         "libvirt_answers",
@@ -133,6 +135,8 @@ class HostNode:
         self.contradicted = False
         """A sign of a boot that was proven dead was told."""
         self.survey: HostSurveyed | None = None
+        self.early: dict[str, VmSeen | HostSurveyed] = {}
+        """Facts of a boot that has not begun, by VM; the survey's key is empty."""
         self.untold = config.untold
         """Until it has told: its silence doesn't do, only proof that it is dead does (M2)."""
         self.told_ms: Millis | None = None
@@ -244,6 +248,10 @@ class Cluster:
         self.record: ClusterRecord = records.cluster
         self.saved_record: ClusterRecord | None = None
         self.kept_hosts = {record.host_id: record for record in records.hosts}
+        self.changed_kept: set[HostId] = set()
+        """Whose kept records are to be saved."""
+        self.fresh = True
+        """What is configured is not known yet."""
         self.kept_vms = {record.vm_id: record for record in records.vms}
         self.began_ms: Millis = now
         """Since when this server watches without having been asleep, in this term (J1)."""
@@ -273,6 +281,8 @@ class Cluster:
         self.dirty_hosts: set[HostId] = set()
         """To be looked at in this step."""
         self.dirty_vms: set[VmId] = set()
+        self.begun: set[HostId] = set()
+        """Hosts of which a boot began in this step."""
         self.changed_hosts: set[HostId] = set()
         """Whose records may have to be saved."""
         self.changed_vms: set[VmId] = set()
@@ -508,6 +518,11 @@ def _lane(command: Command) -> int:
             return 3
         case _:
             return 1
+
+
+def subject_of(event: VmSeen | HostSurveyed) -> str:
+    """The key of a kept fact."""
+    return event.vm_id if isinstance(event, VmSeen) else ""
 
 
 def reason(code: str, **fields: Scalar) -> Reason:

@@ -217,12 +217,14 @@ class Failover:
         if fact.sequence <= self._offered.get(host, 0):
             return  # sent again over a new session while a turn still has it
         self._offered[host] = fact.sequence
+        carried_by = self._gateway.agent_boot(host)
         match fact.body:
             case VmReport() as report:
                 self.leader.offer(
                     VmSeen(
                         host_id=host_id,
                         boot=fact.boot,
+                        carried_by=carried_by,
                         vm_id=report.vm_id,
                         incarnation=report.incarnation,
                         state=report.state,

@@ -269,6 +269,12 @@ class SimGateway:
     def agent_connected(self, host: str) -> bool:
         return self.running and self.line_of(host).agent is not None
 
+    def agent_boot(self, host: str) -> BootId | None:
+        """Of the agent whose session stands."""
+        agent = self.line_of(host).agent
+        hello = agent.session.hello if agent is not None else None
+        return hello.boot if hello is not None else None
+
     def guardian_connected(self, host: str) -> bool:
         return self.running and PeerRole.GUARDIAN in self.line_of(host).sessions
 

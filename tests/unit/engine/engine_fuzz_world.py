@@ -115,9 +115,11 @@ class Judge:
                 self.known.add(event.host.host_id)
             case HostRemoved():
                 self.known.discard(event.host_id)
-            case BeatSeen() | HostSurveyed():
+            case BeatSeen():
                 self._sign(event.host_id, event.boot)
                 self._boot(event.host_id, event.boot)
+            case HostSurveyed():
+                self._sign(event.host_id, event.boot)
             case SessionChanged(up=True):
                 self._sign(event.host_id, event.boot)
                 self._boot(event.host_id, event.boot)
@@ -524,7 +526,7 @@ def _seen_somewhere(run: Run, host: str, vm: str, number: int) -> list[EngineEve
 
 
 def _seen_in_any_boot(run: Run, host: str, vm: str, number: int) -> list[EngineEvent]:
-    boot = 1 + number % run.boot[host]
+    boot = 1 + number % (run.boot[host] + 1)  # the next one, too, which has not begun
     return [run._seen(host, boot, vm, 1 + number % 4, STATES[number % len(STATES)])]
 
 
@@ -542,7 +544,7 @@ def _release(run: Run, host: str, vm: str, number: int) -> list[EngineEvent]:
 
 
 def _grant(run: Run, host: str, vm: str, number: int) -> list[EngineEvent]:
-    boot = _boot(host, 1 + number % run.boot[host])
+    boot = _boot(host, 1 + number % (run.boot[host] + 1))
     incarnation = Incarnation(1 + number % 6)
     return [CopyGranted(host_id=HostId(host), boot=boot, vm_id=VmId(vm), incarnation=incarnation)]
 
@@ -618,7 +620,7 @@ _EVENTS = (
     ],
     lambda run, host, vm, number: [LeaseRenewed(until_ms=run.now + number * 10_000)],
     lambda run, host, vm, number: [ReferenceAnswered(reached=number % 2 == 0)],
-    lambda run, host, vm, number: [run._survey(host, 1 + number % run.boot[host])],
+    lambda run, host, vm, number: [run._survey(host, 1 + number % (run.boot[host] + 1))],
     lambda run, host, vm, number: [
         DisksWatched(
             witness=HostId("h1"), subject=HostId(host), changed=(True, False, None)[number % 3]

@@ -133,6 +133,7 @@ def test_each_slot_of_a_node_is_in_the_snapshot() -> None:
 
 
 IN_SNAPSHOT = {
+    "fresh",
     "policy",
     "now",
     "record",
@@ -169,6 +170,8 @@ FOUND_AGAIN = {
     "drains",
 }
 EMPTY_BETWEEN_STEPS = {
+    "changed_kept",
+    "begun",
     "changed_hosts",
     "changed_vms",
     "notices",

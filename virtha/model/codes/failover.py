@@ -64,6 +64,17 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "host",
         "why",
     ),
+    event(
+        3010,
+        "host.removed_unproven",
+        ERROR,
+        "{host} was removed while it may still run {vms} (boot {boot}): they wait for proof that it is dead",
+        "host",
+        "vms",
+        "boot",
+        help="Make sure that it is off, then confirm its death for the incident of this event; or add it again, "
+        "and it tells by itself what it runs.",
+    ),
     # 3040: fencing
     event(3040, "fence.began", WARNING, "Fencing {host}: {action}", "host", "action"),
     event(3041, "fence.blinked", INFO, "The identify light of {host} was lit", "host"),

@@ -260,6 +260,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "waits until {hosts} runs it or gives its copy back",
         "hosts",
     ),
+    reason(
+        6156,
+        "recovery.waiting.removed",
+        ERROR,
+        "{hosts} may still run it and was removed before that was disproved: nobody watches it any more",
+        "hosts",
+        help="Make sure that it is off, then confirm its death; or add it again.",
+    ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),
     reason(

@@ -1,0 +1,396 @@
+"""Hosts with a true history, and an engine that hears of it late: sessions and beats in their order, facts out of durable
+outboxes whenever they like, in any order and more than once; orders arrive late or never.
+
+No power devices: what frees a copy is a new boot, a release, or an operator who is right. So every start elsewhere, and every
+boot that the engine calls dead, can be compared with the truth.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from virtha.engine.engine import Engine
+from virtha.engine.events import (
+    BeatSeen,
+    CancelStart,
+    Command,
+    CopyGranted,
+    CopyReleased,
+    EngineEvent,
+    EngineHost,
+    EngineVm,
+    HostConfigured,
+    HostSurveyed,
+    LeaseRenewed,
+    ReferenceAnswered,
+    SessionChanged,
+    StartCommand,
+    StartEnded,
+    VmConfigured,
+    VmSeen,
+)
+from virtha.engine.records import ClusterRecord, EngineRecords, VmRecord, VmStage
+from virtha.model.evidence import ProcessKind
+from virtha.model.facts import ReleaseCause, Result
+from virtha.model.ids import BootId, HostId, Incarnation, Term, VmId
+from virtha.model.policy import Policy
+from virtha.model.time import Millis
+from virtha.model.vm import VmState
+
+Move = tuple[int, int, int]
+GIB = 1 << 30
+HOSTS = ("h1", "h2", "h3")
+VMS = ("v1", "v2")
+Fact = VmSeen | HostSurveyed | CopyReleased | StartEnded
+
+
+class Order(msgspec.Struct):
+    """On its way to a host. ``order_id`` None: a person's."""
+
+    host: str
+    boot: BootId
+    vm: str
+    incarnation: int
+    order_id: str | None
+
+
+class TrueHost:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.boots = 1
+        self.connected = False
+        self.running: dict[str, int] = {}
+        self.refused: set[tuple[str, int]] = set()
+        """Given back, or to be cancelled: its agent starts them no more."""
+        self.outbox: list[Fact] = []
+
+    @property
+    def boot(self) -> BootId:
+        return BootId(f"{self.name}b{self.boots}")
+
+    @property
+    def id(self) -> HostId:
+        return HostId(self.name)
+
+    def see(self, vm: str, incarnation: int, state: VmState) -> None:
+        self.outbox.append(
+            VmSeen(
+                host_id=self.id,
+                boot=self.boot,
+                vm_id=VmId(vm),
+                incarnation=Incarnation(incarnation),
+                state=state,
+            )
+        )
+
+    def release(self, vm: str, incarnation: int, cause: ReleaseCause) -> None:
+        self.refused.add((vm, incarnation))
+        self.outbox.append(
+            CopyReleased(
+                host_id=self.id,
+                boot=self.boot,
+                vm_id=VmId(vm),
+                incarnation=Incarnation(incarnation),
+                cause=cause,
+            )
+        )
+
+    def survey(self) -> None:
+        self.outbox.append(
+            HostSurveyed(
+                host_id=self.id,
+                boot=self.boot,
+                gate_in_force=True,
+                libvirt_connected=True,
+                active=frozenset(VmId(one) for one in self.running),
+            )
+        )
+
+
+class LateWorld:
+    def __init__(self, *, told: bool = True, orderly: bool = False) -> None:
+        """``told``: facts say over which boot's session they came. ``orderly``: each host's come in their order and once, as
+        their sequence has it; only how late is anybody's guess."""
+        self.now = 1_000_000_000
+        self.told, self.orderly = told, orderly
+        self.hosts = {name: TrueHost(name) for name in HOSTS}
+        self.lines: list[Fact] = []
+        """Read from an outbox over some session, and not given to the engine."""
+        self.given: list[Fact] = []
+        self.orders: list[Order] = []
+        self.starts = 0
+        self.reboots_unseen = 0
+        records = EngineRecords(cluster=ClusterRecord(term=Term(1)))
+        self.engine = Engine(policy=Policy(), records=records, now=Millis(self.now))
+        self.step(self._configured())
+        for name in HOSTS:
+            self.connect(name)
+        self.pass_time(5)
+        for vm, name in zip(VMS, HOSTS, strict=False):
+            self.person_starts(vm, name)
+        self.settle(20)
+
+    def _configured(self) -> list[EngineEvent]:
+        hosts = [
+            HostConfigured(
+                host=EngineHost(
+                    host_id=HostId(name),
+                    name=name,
+                    number=int(name[1]),
+                    memory_bytes=8 * GIB,
+                    cpus=8,
+                )
+            )
+            for name in HOSTS
+        ]
+        vms = [
+            VmConfigured(
+                vm=EngineVm(vm_id=VmId(name), name=name, memory_bytes=GIB, ha=True, wanted_up=True)
+            )
+            for name in VMS
+        ]
+        return [
+            *hosts,
+            *vms,
+            ReferenceAnswered(reached=True),
+            LeaseRenewed(until_ms=self.now + 10**9),
+        ]
+
+    # The engine
+
+    def step(self, events: list[EngineEvent]) -> None:
+        self.now += 1
+        decision = self.engine.step(Millis(self.now), events)
+        self.judge()
+        for command in decision.commands:
+            self._take(command)
+
+    def _take(self, command: Command) -> None:
+        match command:
+            case StartCommand():
+                self.starts += 1
+                self.orders.append(
+                    Order(
+                        command.host_id,
+                        command.boot,
+                        command.vm_id,
+                        command.incarnation,
+                        command.order_id,
+                    )
+                )
+            case CancelStart():
+                host = self.hosts[command.host_id]
+                if not host.connected:
+                    return
+                if host.running.get(command.vm_id) == command.incarnation:
+                    host.see(command.vm_id, command.incarnation, VmState.RUNNING)
+                else:
+                    host.release(command.vm_id, command.incarnation, ReleaseCause.HOST_BOOTED)
+            case _:
+                pass
+
+    def judge(self) -> None:
+        """The truth beside what the engine believes."""
+        records = self.engine.records()
+        for record in records.hosts:
+            host = self.hosts[record.host_id]
+            assert host.boot not in record.dead_boots, f"{host.boot} lives and is called dead"
+        for vm in records.vms:
+            there = {host.name for host in self.hosts.values() if vm.vm_id in host.running}
+            assert len(there) <= 1, f"{vm.vm_id} has two writers: {there}"
+            if vm.stage is VmStage.READY:
+                assert not there, f"{vm.vm_id} is ready while it runs on {there}"
+            elif vm.stage is VmStage.STARTING and vm.start is not None:
+                assert there <= {vm.start.host_id}, f"{vm.vm_id} is started beside {there}"
+
+    def record(self, vm: str) -> VmRecord:
+        return next(one for one in self.engine.records().vms if one.vm_id == vm)
+
+    # What is true of hosts
+
+    def connect(self, name: str) -> None:
+        host = self.hosts[name]
+        if host.connected:
+            return
+        host.connected = True
+        host.survey()
+        for vm, incarnation in host.running.items():
+            host.see(vm, incarnation, VmState.RUNNING)
+        self.step(
+            [
+                SessionChanged(host_id=host.id, process=process, boot=host.boot, up=True)
+                for process in ProcessKind
+            ]
+        )
+        self.read_outbox(host)
+
+    def disconnect(self, name: str) -> None:
+        host = self.hosts[name]
+        if host.connected:
+            host.connected = False
+            self.step(
+                [
+                    SessionChanged(host_id=host.id, process=process, boot=host.boot, up=False)
+                    for process in ProcessKind
+                ]
+            )
+
+    def reboot(self, name: str) -> None:
+        """Its session breaks, which need not be told before the next one stands."""
+        host = self.hosts[name]
+        if not host.connected:
+            self.reboots_unseen += 1
+        before, host.running = host.running, {}
+        host.boots += 1
+        host.connected = False
+        for vm, incarnation in before.items():
+            host.see(vm, incarnation, VmState.DOWN)
+            host.release(vm, incarnation, ReleaseCause.HOST_BOOTED)
+        host.survey()
+
+    def crash(self, name: str, vm: str) -> None:
+        host = self.hosts[name]
+        incarnation = host.running.pop(vm, None)
+        if incarnation is not None:
+            host.see(vm, incarnation, VmState.DOWN)
+            host.release(vm, incarnation, ReleaseCause.HOST_SHUTDOWN)
+
+    def person_starts(self, vm: str, name: str) -> None:
+        """As a server lets them: nobody may hold it, and the engine is told before the order goes out."""
+        host, record = self.hosts[name], self.record(vm)
+        if record.copies or record.start is not None or not host.connected:
+            return
+        incarnation = Incarnation(record.incarnation + 1)
+        grant = CopyGranted(
+            host_id=host.id, boot=host.boot, vm_id=VmId(vm), incarnation=incarnation
+        )
+        self.orders.append(Order(name, host.boot, vm, incarnation, None))
+        self.step([grant])
+
+    def arrive(self, number: int) -> None:
+        """One of the orders under way; twice is possible, for it may have been sent again."""
+        if not self.orders:
+            return
+        order = self.orders[number % len(self.orders)]
+        host = self.hosts[order.host]
+        refused = (order.vm, order.incarnation) in host.refused
+        if not host.connected and order.order_id is None:
+            return  # a server gives a person's order again until it is answered
+        if number % 3:
+            self.orders.remove(order)
+        if not host.connected:
+            return
+        if host.boot != order.boot or refused:
+            if order.order_id is not None:
+                host.outbox.append(self._ended(order, Result.REFUSED))
+            elif not refused:
+                host.release(order.vm, order.incarnation, ReleaseCause.HOST_BOOTED)
+        elif order.vm not in host.running:
+            host.running[order.vm] = order.incarnation
+            host.see(order.vm, order.incarnation, VmState.RUNNING)
+            if order.order_id is not None:
+                host.outbox.append(self._ended(order, Result.OK))
+        self.judge()
+
+    def _ended(self, order: Order, result: Result) -> StartEnded:
+        assert order.order_id is not None
+        return StartEnded(
+            order_id=order.order_id,
+            host_id=HostId(order.host),
+            vm_id=VmId(order.vm),
+            incarnation=Incarnation(order.incarnation),
+            result=result,
+        )
+
+    # Roads of facts
+
+    def read_outbox(self, host: TrueHost) -> None:
+        """Over the session that stands."""
+        if host.connected:
+            facts, host.outbox = host.outbox, []
+            self.lines += [self._carried(fact, host.boot) for fact in facts]
+
+    def _carried(self, fact: Fact, boot: BootId) -> Fact:
+        if self.told and isinstance(fact, VmSeen | HostSurveyed):
+            return msgspec.structs.replace(fact, carried_by=boot)
+        return fact
+
+    def deliver(self, number: int) -> None:
+        if self.lines:
+            at = number % len(self.lines)
+            if self.orderly:
+                of = self.lines[at].host_id
+                at = next(one for one, fact in enumerate(self.lines) if fact.host_id == of)
+            fact = self.lines.pop(at)
+            self.given.append(fact)
+            self.step([fact])
+
+    def deliver_again(self, number: int) -> None:
+        if self.given and not self.orderly:
+            self.step([self.given[number % len(self.given)]])
+
+    # Time
+
+    def beats(self) -> list[EngineEvent]:
+        return [
+            BeatSeen(host_id=host.id, boot=host.boot, agent_alive=True)
+            for host in self.hosts.values()
+            if host.connected
+        ]
+
+    def pass_time(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 999
+            self.step(self.beats())
+            for host in self.hosts.values():
+                self.read_outbox(host)
+
+    def settle(self, seconds: int) -> None:
+        """Everybody is well, and nothing is under way any longer than a second."""
+        for name in HOSTS:
+            self.connect(name)
+        for _ in range(seconds):
+            self.pass_time(1)
+            while self.orders:
+                self.arrive(1)
+            for host in self.hosts.values():
+                self.read_outbox(host)
+            while self.lines:
+                self.deliver(0)
+
+    def new_leader(self) -> None:
+        """What was on its way to the former one comes again."""
+        self.now += 1_000
+        records = self.engine.records()
+        cluster = records.cluster.led_in(Term(records.cluster.term + 1))
+        records = msgspec.structs.replace(records, cluster=cluster)
+        self.engine = Engine(policy=Policy(), records=records, now=Millis(self.now))
+        self.step(self._configured())
+        for host in self.hosts.values():
+            if host.connected:
+                host.connected = False
+                self.connect(host.name)
+
+    def move(self, move: Move) -> None:
+        kind, which, number = move
+        _MOVES[kind % len(_MOVES)](self, HOSTS[which % len(HOSTS)], number)
+
+
+_MOVES: tuple[Callable[[LateWorld, str, int], None], ...] = (
+    lambda world, host, number: world.connect(host),
+    lambda world, host, number: world.connect(host),
+    lambda world, host, number: world.disconnect(host),
+    lambda world, host, number: world.reboot(host),
+    lambda world, host, number: world.reboot(host),
+    lambda world, host, number: world.crash(host, VMS[number % len(VMS)]),
+    lambda world, host, number: world.person_starts(VMS[number % len(VMS)], host),
+    lambda world, host, number: world.arrive(number),
+    lambda world, host, number: world.arrive(number),
+    lambda world, host, number: world.deliver(number),
+    lambda world, host, number: world.deliver(number),
+    lambda world, host, number: world.deliver(number),
+    lambda world, host, number: world.deliver_again(number),
+    lambda world, host, number: world.pass_time(1 + number % 12),
+    lambda world, host, number: world.pass_time(1 + number % 3),
+    lambda world, host, number: world.new_leader(),
+)

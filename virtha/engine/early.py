@@ -1,0 +1,67 @@
+"""Facts of a boot that is not the present one. An outbox is durable: what it brings may be of any boot of its host.
+
+Only a beat or a session begins a boot (``incident.of_this_boot``). A fact of a boot that is neither the present one nor
+known to be over tells of the host's next boot, whose session is on its way here by another road, or of one between two
+others that nobody heard of. Both look the same. So what it says to run there may run there, until that boot is proven
+dead (G1); the fact itself is kept until that boot begins. Over a session of *another* boot it is of one that is over.
+"""
+
+from collections.abc import Iterator
+
+from virtha.engine.events import CopyReleased, HostSurveyed, VmSeen
+from virtha.engine.incident import boot_passed, sign_of_life
+from virtha.engine.state import Cluster, HostNode, subject_of
+
+_VIA = "its agent's report"
+
+
+def tells_of_now(cluster: Cluster, node: HostNode, event: VmSeen | HostSurveyed) -> bool:
+    """Whether it is of the present boot. If of one that may still begin, it is kept (``is_kept``)."""
+    boot, record = event.boot, node.record
+    carried_by = event.carried_by
+    if boot in record.dead_boots:
+        if boot == record.boot and carried_by in (None, boot):
+            sign_of_life(cluster, node, boot, via=_VIA)
+        return False  # else what its outbox kept of a boot that it has left: no sign of life
+    if boot == record.boot:
+        return True
+    if carried_by is not None and carried_by != boot:
+        boot_passed(cluster, node, boot, carried_by)
+        return False
+    if any(kept.boot != boot for kept in node.early.values()):
+        node.early.clear()  # at most one boot is the next one; what the other may hold is in the records
+    node.early[subject_of(event)] = event
+    return False
+
+
+def is_kept(node: HostNode, event: VmSeen | HostSurveyed) -> bool:
+    """It is of a boot that may still begin."""
+    return node.early.get(subject_of(event)) is event
+
+
+def replaced(node: HostNode, event: VmSeen | HostSurveyed) -> None:
+    """A later one of the same subject came."""
+    if node.early:
+        node.early.pop(subject_of(event), None)
+
+
+def forget_released(node: HostNode, event: CopyReleased) -> None:
+    """What that boot said of it before is over."""
+    kept = node.early.get(event.vm_id)
+    if (
+        isinstance(kept, VmSeen)
+        and kept.boot == event.boot
+        and kept.incarnation == event.incarnation
+    ):
+        del node.early[event.vm_id]
+
+
+def facts_of_begun(cluster: Cluster) -> Iterator[VmSeen | HostSurveyed]:
+    """What came before the first beat or session of boots that began in this step; each once."""
+    for host_id in sorted(cluster.begun):
+        node = cluster.hosts.get(host_id)
+        if node is None:
+            continue
+        kept, node.early = node.early, {}
+        yield from (event for event in kept.values() if event.boot == node.record.boot)
+    cluster.begun.clear()

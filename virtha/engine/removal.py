@@ -1,0 +1,129 @@
+"""Hosts that are no longer configured although VMs may run there: removed by an operator, or while nobody led.
+
+Nobody watches such a host any more, so no proof comes by itself. Its VMs are lost and say so; an incident bound to the boot in
+question is open, so that the operator's word (P6) has something to be about; and its record is kept, for it may be added
+again: then its own session or next boot tells. The record stays after the proof too: a late sign of an old boot must not
+look new (P4).
+"""
+
+from msgspec.structs import replace
+
+from virtha.engine.events import EngineHost, HostRemoved
+from virtha.engine.incident import lose
+from virtha.engine.machine import Verdict
+from virtha.engine.records import FenceCount, HostRecord, Incident
+from virtha.engine.state import Cluster, HostNode
+from virtha.model.ids import BootId, HostId
+from virtha.model.time import Millis
+
+REMOVALS_KEPT = 32
+
+
+def host_removed(cluster: Cluster, event: HostRemoved) -> None:
+    node = cluster.hosts.pop(event.host_id, None)
+    if node is None:
+        return
+    cluster.ring.remove(event.host_id)
+    for group in (cluster.absent, cluster.present, cluster.awaited):
+        group.discard(event.host_id)
+    cluster.drains.discard(event.host_id)
+    cluster.fallen_ms.pop(event.host_id, None)
+    cluster.capacity.host_removed(event.host_id)
+    cluster.plan_wanted = True
+    if node.verdict not in (Verdict.ALIVE, Verdict.AGENT_DOWN):
+        removal = FenceCount(host_id=event.host_id, at_ms=int(cluster.now))
+        kept = (*cluster.record.removed, removal)[-REMOVALS_KEPT:]
+        cluster.record = replace(cluster.record, removed=kept)
+    if node.record.boot is None and not cluster.vms_held_by(node.id):
+        cluster.dropped_hosts.append(event.host_id)
+    else:
+        node.set(name=node.config.name)
+        keep(cluster, node)
+        hold_fast(cluster, node)
+
+
+def removed_while_nobody_led(cluster: Cluster) -> None:
+    """Once, when this leader knows what is configured: hosts that the records know and that are not."""
+    if not cluster.fresh or not cluster.hosts:
+        return
+    cluster.fresh = False
+    for host_id, record in sorted(cluster.kept_hosts.items()):
+        if record.name is None and cluster.vms_held_by(host_id):
+            cluster.kept_hosts[host_id] = replace(record, name=host_id)
+            hold_fast(cluster, node_of(cluster, host_id))
+
+
+def node_of(cluster: Cluster, host_id: HostId) -> HostNode:
+    """A host that is not configured, as if it were: to be changed and then ``keep``-ed."""
+    record = cluster.kept_hosts.get(host_id) or HostRecord(host_id=host_id, name=host_id)
+    config = EngineHost(host_id=host_id, name=record.name or host_id, number=0)
+    node = HostNode(config, record, cluster.now)
+    if record.incident is not None:
+        node.sign_ms = Millis(record.incident.silent_since_ms)
+    return node
+
+
+def is_removed(cluster: Cluster, host_id: HostId) -> bool:
+    kept = cluster.kept_hosts.get(host_id)
+    return kept is not None and kept.name is not None
+
+
+def keep(cluster: Cluster, node: HostNode) -> None:
+    """Write down what ``node``, which is not configured, has become."""
+    cluster.kept_hosts[node.id] = node.record
+    cluster.changed_kept.add(node.id)
+
+
+def hold_fast(cluster: Cluster, node: HostNode) -> None:
+    """What may run there is lost, and somebody is told, once for each boot that is to be proven dead."""
+    held = cluster.vms_held_by(node.id)
+    for vm in held:
+        lose(cluster, vm)
+        cluster.touch_vm(vm)
+    boots = {
+        copy.boot or node.record.boot or BootId("")
+        for vm in held
+        for copy in vm.record.copies
+        if copy.host_id == node.id
+    }
+    if not boots:
+        return
+    incident = node.record.incident
+    if incident is None or incident.proof is not None or incident.boot not in boots:
+        boot = node.record.boot if node.record.boot in boots else min(boots)
+        assert boot is not None
+        last_sign_ms = node.sign_ms if node.sign_ms is not None else cluster.began_ms
+        opened = Incident(
+            number=cluster.next_incident(),
+            boot=boot,
+            silent_since_ms=last_sign_ms,
+            began_ms=cluster.now,
+            by_removal=True,
+        )
+        node.set(incident=opened)
+    elif incident.told_removed:
+        return
+    node.set_incident(told_removed=True)
+    keep(cluster, node)
+    cluster.tell(
+        "host.removed_unproven",
+        host=node,
+        vms=", ".join(vm.config.name for vm in held),
+        boot=boot_of(node),
+    )
+
+
+def boot_of(node: HostNode) -> BootId:
+    assert node.record.incident is not None
+    return node.record.incident.boot
+
+
+def added_again(record: HostRecord) -> HostRecord:
+    """As its node begins with. That it was removed is no judgement: nothing is done to it for that."""
+    incident = record.incident
+    if incident is not None and incident.by_removal:
+        proven_dead = incident.proof is not None and incident.boot == record.boot
+        incident = incident if proven_dead else None
+    elif incident is not None:
+        incident = replace(incident, told_removed=False)
+    return replace(record, name=None, incident=incident)
