@@ -410,7 +410,8 @@ def _after_proof(cluster: Cluster, node: HostNode, incident: Incident) -> Reason
         _on_failed(cluster, node, fence, "power.no_answer")
         return None
     if ordered and node.sent == fence.order_id:
-        cluster.wake_host(node, _ordered_ms(node, fence) + deadline)
+        if not _overdue(cluster, node, fence):
+            cluster.wake_host(node, _ordered_ms(node, fence) + deadline)
         return None
     held = hands_off(cluster, node)
     if held is not None:
