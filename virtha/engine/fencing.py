@@ -28,6 +28,7 @@ from virtha.engine.permits import (
 )
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.struck import note_order, tell_if_struck
 from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
@@ -158,6 +159,8 @@ def _order_level(
 def _send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
     """Also by a new leader: the order it finds may never have been sent, and twice is harmless."""
     node.sent, node.sent_ms = fence.order_id, cluster.now
+    if fence.action is PowerAction.OFF:
+        note_order(cluster, node)
     cluster.just_ordered.add(node.id)
     cluster.wake_host(node, cluster.now + 1)  # to note when it had gone out
     deadline = cluster.policy.fencing.order_deadline_ms
@@ -227,6 +230,7 @@ def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason 
             return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
         why_not = refusal(cluster, node, fence.level)
         if why_not is not None:
+            tell_if_struck(cluster, node, why_not)
             return why_not
         _send(cluster, node, fence)
     if all(feed.accepted for feed in fence.feeds):
@@ -391,6 +395,7 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     if why_not is not None and why_not.code == "fence.blocked.foreign_device" and more:
         return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
     if why_not is not None:
+        tell_if_struck(cluster, node, why_not)
         return why_not
     _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
     return None

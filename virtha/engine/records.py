@@ -69,6 +69,22 @@ class Fence(Value, frozen=True, kw_only=True):
     """How often all levels have failed."""
 
 
+class Orders(Value, frozen=True, kw_only=True):
+    """*Off*s that followed each other so quickly that what they may have done can't be told apart."""
+
+    first_ms: int
+    last_ms: int
+
+
+class Struck(Value, frozen=True, kw_only=True):
+    """A host that fell silent around an *off* that was meant for another, and came back in a new boot (P1)."""
+
+    host_id: HostId
+    until_ms: int | None = None
+    """Nobody saw when it fell silent: taken for struck till then. None: it was around the order."""
+    told: bool = False
+
+
 class Incident(Value, frozen=True, kw_only=True):
     """One host's failure, from judgement to return. Bound to one boot."""
 
@@ -86,6 +102,11 @@ class Incident(Value, frozen=True, kw_only=True):
     """A sign of that boot came after an order of ours: power readings of this incident prove nothing any more."""
     disks_written: bool = False
     """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
+
+    orders: tuple[Orders, ...] = ()
+    """When it was ordered off, oldest first."""
+    struck: tuple[Struck, ...] = ()
+    """Hosts that those orders may have struck instead."""
 
     @property
     def proof(self) -> Proof | None:

@@ -3,6 +3,7 @@
 from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
 from virtha.engine.machine import Verdict
 from virtha.engine.state import Cluster, HostNode
+from virtha.engine.struck import may_take_ms
 from virtha.model.evidence import ProcessKind
 from virtha.model.ids import BootId
 from virtha.model.time import Millis
@@ -57,11 +58,8 @@ def without_guardian(node: HostNode) -> bool:
 
 
 def struck_until_ms(cluster: Cluster, node: HostNode) -> int:
-    """Until then an order to its power devices may be under way that was given before it came back (J7): it may be
-    sent as long as its evidence counts, and take its deadline."""
-    policy = cluster.policy
-    may_take_ms = policy.detection.evidence_max_age_ms + policy.fencing.order_deadline_ms
-    return node.record.struck_ms + may_take_ms if node.record.struck_ms else 0
+    """Until then an order to its power devices may be under way that was given before it came back (J7)."""
+    return node.record.struck_ms + may_take_ms(cluster) if node.record.struck_ms else 0
 
 
 def look_at_waits(cluster: Cluster, node: HostNode) -> None:

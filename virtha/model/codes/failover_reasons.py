@@ -119,9 +119,10 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6065,
         "fence.blocked.struck_another",
         ERROR,
-        "{other} fell silent at the first order and is back: the device, which does not name its host, may be that one's",
+        "{other} fell silent around an order and is back: the device, which does not name its host, may be that one's",
         "other",
-        help="Correct the addresses of both power devices, then test them.",
+        help="Make sure that the host is off and confirm it as dead; or correct the addresses of both power devices and "
+        "test the other one's: once that names its host, or this one's says off, it goes on.",
     ),
     reason(
         6066,
