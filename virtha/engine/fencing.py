@@ -7,7 +7,7 @@ at most one step, so a new leader that finds the record half-way goes on from th
 
 from msgspec.structs import replace
 
-from virtha.engine.doubts import doubt
+from virtha.engine.doubts import awaited_disks, doubt, may_settle
 from virtha.engine.events import (
     OrderPower,
     PowerOrdered,
@@ -41,10 +41,6 @@ from virtha.model.vm import Reason
 RETRY_MS = 30_000
 """Between two rounds through all levels; doubled up to ``RETRY_MS_MAX``: never an endless fast loop (F9)."""
 RETRY_MS_MAX = 600_000
-
-
-_PASSING = ("proof.blocked.disks_change", "proof.waiting.disks", "proof.waiting.others")
-"""Doubts that time may settle; the others are the device's."""
 
 
 def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
@@ -151,6 +147,7 @@ def _order_level(
         on_after=cluster.policy.fencing.action is FencingAction.REBOOT,
         known_off=off_already,
         rounds=rounds,
+        failed=before.failed if before is not None else "",
     )
     node.set_incident(fence=fence)
     _send(cluster, node, fence)
@@ -317,7 +314,7 @@ def _conclude(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence
             ),
         )
         return _after_proof(cluster, node, node.record.incident or incident)
-    if why_not.code in _PASSING:
+    if may_settle(cluster, fence, why_not.code):
         cluster.wake_host(node, cluster.now + cluster.policy.detection.beat_interval_ms)
         return why_not
     return level_failed(cluster, node, why_not.code)
@@ -342,7 +339,9 @@ def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
 def level_failed(cluster: Cluster, node: HostNode, code: str) -> Reason | None:
     incident = node.record.incident
     assert incident is not None and incident.fence is not None
-    fence = incident.fence
+    fence = replace(incident.fence, failed=code)
+    for vm in cluster.vms_held_by(node.id):
+        cluster.touch_vm(vm)  # its reasons name the doubt
     cluster.tell(
         "fence.level_failed", host=node, level=fence.level + 1, attempt=fence.attempt, why=code
     )
@@ -386,10 +385,10 @@ def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fenc
 
 
 def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    if cluster.now < fence.next_ms:
+    awaited = awaited_disks(cluster, node, fence) if cluster.now < fence.next_ms else None
+    if awaited is not None:
         cluster.wake_host(node, fence.next_ms)
-        pause = fence.next_ms - cluster.now
-        return reason("fence.waiting.retry", rounds=fence.rounds, pause_ms=pause)
+        return awaited
     why_not = refusal(cluster, node, fence.level)
     more = fence.level + 1 < len(node.config.power)
     if why_not is not None and why_not.code == "fence.blocked.foreign_device" and more:

@@ -67,6 +67,8 @@ class Fence(Value, frozen=True, kw_only=True):
     next_ms: int = 0
     rounds: int = 0
     """How often all levels have failed."""
+    failed: str = ""
+    """The code of the last failure of a level; empty: none has failed."""
 
 
 class Orders(Value, frozen=True, kw_only=True):

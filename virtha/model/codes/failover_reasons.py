@@ -180,6 +180,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         ERROR,
         "disks of its VMs changed {quiet_ms} ms ago, after it was read as off",
         "quiet_ms",
+        help="Its power device lies, or somebody else writes them. Make sure that the host is off, then confirm it.",
     ),
     reason(
         6105,
@@ -233,6 +234,15 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         WARNING,
         "waits until {hosts} runs it or gives its copy back",
         "hosts",
+    ),
+    reason(
+        6156,
+        "recovery.waiting.doubt",
+        WARNING,
+        "{host} was read as off, which proves nothing: {why}",
+        "host",
+        "why",
+        help="Look at the host's own reasons. Make sure that it is off, then confirm it.",
     ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),
