@@ -52,6 +52,33 @@ def doubt(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) ->
     return _disks(cluster, node, incident, fence)
 
 
+PASSING = ("proof.blocked.disks_change", "proof.waiting.disks", "proof.waiting.others")
+"""Doubts that time may settle; the others are the device's."""
+DISKS = ("proof.blocked.disks_change", "proof.waiting.disks")
+
+
+def may_settle(cluster: Cluster, fence: Fence, code: str) -> bool:
+    """Whether that doubt is waited for at all, and still. After that the level has failed, so that the next one, the lease
+    and the operator have their turn (F9): by then a host that hangs was judged, ordered off and read, and disks
+    that are quiet and that anybody can read were found so."""
+    policy = cluster.policy
+    patience_ms = policy.detection.hung_at_ms + policy.fencing.order_deadline_ms
+    if code not in DISKS:
+        patience_ms *= 2  # that long for each of two that wait for each other
+    off_ms = max(feed.off_since_ms or 0 for feed in fence.feeds)
+    return code in PASSING and cluster.now - max(off_ms, cluster.began_ms) < patience_ms
+
+
+def awaited_disks(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
+    """Between two rounds of the ladder: what speaks against another one at once. None: its disks were what the last one
+    failed for, and by now they are quiet."""
+    incident = node.record.incident
+    if incident is not None and fence.failed in DISKS:
+        return _disks(cluster, node, incident, fence)
+    pause_ms = fence.next_ms - cluster.now
+    return reason("fence.waiting.retry", rounds=fence.rounds, pause_ms=pause_ms)
+
+
 def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
     """J3: after our own verified *off* a change blocks until readers found the disks quiet; no word is no quiet. So does
     one that was seen in the same silence before the *off*, for readings may come and go between two looks at the disks.

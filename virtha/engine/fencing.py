@@ -7,7 +7,7 @@ at most one step, so a new leader that finds the record half-way goes on from th
 
 from msgspec.structs import replace
 
-from virtha.engine.doubts import doubt
+from virtha.engine.doubts import awaited_disks, doubt, may_settle
 from virtha.engine.events import (
     OrderPower,
     PowerOrdered,
@@ -38,6 +38,7 @@ from virtha.engine.power_orders import (
 )
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.struck import tell_if_struck
 from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
@@ -46,9 +47,6 @@ from virtha.model.power import TOO_LATE, PowerAction, PowerDeviceId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
-
-_PASSING = ("proof.blocked.disks_change", "proof.waiting.disks", "proof.waiting.others")
-"""Doubts that time may settle; the others are the device's."""
 
 
 def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
@@ -156,6 +154,7 @@ def _order_level(
         known_off=off_already,
         rounds=rounds,
         off_until_ms=off_strikes_until_ms(cluster, node, before) if before is not None else 0,
+        failed=before.failed if before is not None else "",
     )
     node.set_incident(fence=fence)
     send(cluster, node, fence)
@@ -192,6 +191,7 @@ def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason 
             return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
         why_not = refusal(cluster, node, fence.level)
         if why_not is not None:
+            tell_if_struck(cluster, node, why_not)
             return why_not
         # The time of the last one that may have gone out is what counts for whoever leads next (J7).
         fence = replace(fence, ordered_ms=int(cluster.now))
@@ -281,7 +281,7 @@ def _conclude(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence
             ),
         )
         return after_proof(cluster, node, node.record.incident or incident)
-    if why_not.code in _PASSING:
+    if may_settle(cluster, fence, why_not.code):
         cluster.wake_host(node, cluster.now + cluster.policy.detection.beat_interval_ms)
         return why_not
     return level_failed(cluster, node, why_not.code)
@@ -306,7 +306,9 @@ def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
 def level_failed(cluster: Cluster, node: HostNode, code: str) -> Reason | None:
     incident = node.record.incident
     assert incident is not None and incident.fence is not None
-    fence = incident.fence
+    fence = replace(incident.fence, failed=code)
+    for vm in cluster.vms_held_by(node.id):
+        cluster.touch_vm(vm)  # its reasons name the doubt
     cluster.tell(
         "fence.level_failed", host=node, level=fence.level + 1, attempt=fence.attempt, why=code
     )
@@ -350,10 +352,10 @@ def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fenc
 
 
 def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    if cluster.now < fence.next_ms:
+    awaited = awaited_disks(cluster, node, fence) if cluster.now < fence.next_ms else None
+    if awaited is not None:
         cluster.wake_host(node, fence.next_ms)
-        pause = fence.next_ms - cluster.now
-        return reason("fence.waiting.retry", rounds=fence.rounds, pause_ms=pause)
+        return awaited
     why_not = refusal(cluster, node, fence.level)
     more = fence.level + 1 < len(node.config.power)
     if why_not is not None and why_not.code == "fence.blocked.foreign_device" and more:
@@ -362,6 +364,7 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     assert incident is not None
     why_not = why_not or late_pause(cluster, node, incident)
     if why_not is not None:
+        tell_if_struck(cluster, node, why_not)
         return why_not
     _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
     return None

@@ -11,6 +11,7 @@ from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import Death, Incident, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode
+from virtha.engine.struck import note_return
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
@@ -68,6 +69,8 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     """The host reports another boot: everything of the ones before is dead (P4)."""
     former = node.record.boot
     cluster.begun.add(node.id)
+    if former is not None:
+        note_return(cluster, node)
     # A device that said *on* in the former boot may have been rewired since.
     node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=())
     node.survey = None

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from virtha.engine.records import Brake, Drain, FenceCount, Incident
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.struck import struck_by
 from virtha.engine.verdict import (
     fell_ms,
     is_observed,
@@ -85,22 +86,12 @@ def _no_device(node: HostNode, level: int) -> Reason | None:
 
 
 def _struck_another(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
-    """P1: another host fell silent around our first order and is back in a new boot. A device that does not name its
-    host may be the other one's: ordered again, it would strike it again. What reads *off* is not the other one's."""
-    incident = node.record.incident
-    if incident is None or incident.fence is None or known_off(cluster, node, level):
+    """P1: a device that does not name its host may be another one's, and would strike that one again. What reads *off*
+    is not that one's, which is up."""
+    other = struck_by(cluster, node, level)
+    if other is None or known_off(cluster, node, level):
         return None
-    known = node.record.identified_devices
-    if all(feed.device in known for feed in node.config.power[level].feeds):
-        return None
-    ordered_ms = incident.fence.began_ms
-    since = ordered_ms - cluster.policy.detection.suspect_after_ms
-    for other in cluster.hosts.values():
-        # One that had fallen long before is back by itself; when it fell is not known to a new leader.
-        fell = cluster.fallen_ms.get(other.id, cluster.now)
-        if other is not node and other.record.boot_seen_ms > ordered_ms and fell >= since:
-            return reason("fence.blocked.struck_another", other=other.config.name)
-    return None
+    return reason("fence.blocked.struck_another", other=other.config.name)
 
 
 def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:

@@ -19,10 +19,10 @@ from virtha.engine.power_orders import (
     off_strikes_until_ms,
     ordered_ms,
     send,
-    strikes_until_ms,
 )
 from virtha.engine.records import Fence, FenceStep, Incident
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.struck import strikes_until_ms
 from virtha.engine.targets import struck_until_ms
 from virtha.model.facts import Result
 from virtha.model.power import TOO_LATE, PowerAction

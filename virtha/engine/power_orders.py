@@ -7,6 +7,8 @@ till when it may be carried out.
 from virtha.engine.events import OrderPower
 from virtha.engine.records import Fence, Incident
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.struck import note_order, strikes_until_ms
+from virtha.model.power import PowerAction
 from virtha.model.vm import Reason
 
 RETRY_MS = 30_000
@@ -20,6 +22,8 @@ one slow write is no reason to let VMs wait."""
 def send(cluster: Cluster, node: HostNode, fence: Fence) -> None:
     """Also by a new leader: the order it finds may never have been sent, and twice is harmless."""
     node.sent, node.sent_ms = fence.order_id, cluster.now
+    if fence.action is PowerAction.OFF:
+        note_order(cluster, node)
     cluster.just_ordered.add(node.id)
     cluster.wake_host(node, cluster.now + 1)  # to note when it had gone out
     deadline = cluster.policy.fencing.order_deadline_ms
@@ -59,17 +63,6 @@ def overdue(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
 
 
 # Until when an off may strike
-
-
-def strikes_until_ms(cluster: Cluster, given_ms: int) -> int:
-    """Until then an *off* that was decided at ``given_ms``, or before, may still take a host's power: it may be sent for as
-    long as its evidence counts (``not_after_ms``), and take its deadline after that.
-
-    ``given_ms=cluster.began_ms`` bounds what any former leader ordered (J7). What it decides after we lead is refused by
-    the store, so never sent; so what it did send was decided before that, however much of its own lease was left.
-    """
-    policy = cluster.policy
-    return given_ms + policy.detection.evidence_max_age_ms + policy.fencing.order_deadline_ms
 
 
 def off_strikes_until_ms(cluster: Cluster, node: HostNode, fence: Fence) -> int:

@@ -75,6 +75,24 @@ class Fence(Value, frozen=True, kw_only=True):
     """How often all levels have failed."""
     off_until_ms: int = 0
     """Until then an *off* that was ordered before this one may still strike."""
+    failed: str = ""
+    """The code of the last failure of a level; empty: none has failed."""
+
+
+class Orders(Value, frozen=True, kw_only=True):
+    """*Off*s that followed each other so quickly that what they may have done can't be told apart."""
+
+    first_ms: int
+    last_ms: int
+
+
+class Struck(Value, frozen=True, kw_only=True):
+    """A host that fell silent around an *off* that was meant for another, and came back in a new boot (P1)."""
+
+    host_id: HostId
+    until_ms: int | None = None
+    """Nobody saw when it fell silent: taken for struck till then. None: it was around the order."""
+    told: bool = False
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -102,6 +120,11 @@ class Incident(Value, frozen=True, kw_only=True):
     """Nobody judged it dead: it was removed while VMs might run there."""
     told_removed: bool = False
     """That it was removed without proof was told."""
+
+    orders: tuple[Orders, ...] = ()
+    """When it was ordered off, oldest first."""
+    struck: tuple[Struck, ...] = ()
+    """Hosts that those orders may have struck instead."""
 
     @property
     def proof(self) -> Proof | None:

@@ -87,7 +87,8 @@ def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
     if removed:
         node.reasons = (reason("recovery.waiting.removed", hosts=", ".join(removed)),)
     elif not all(host is not None and _holds_on(host, copy) for copy, host in holders):
-        node.reasons = (reason("recovery.waiting.proof", hosts=names), *_unfenced(holders))
+        waits = reason("recovery.waiting.proof", hosts=names)
+        node.reasons = (waits, *_unfenced(holders), *_doubted(holders))
     elif node.record.migration is not None or node.record.start is not None:
         # The last side of its migration, or the target of its start, lives after all: that goes on, or is taken back.
         holder_back(cluster, node)
@@ -106,6 +107,19 @@ def _unfenced(holders: list[tuple[PossibleCopy, HostNode | None]]) -> list[Reaso
         for _, host in holders
         if host is not None and host.record.maintenance is not None and host.record.drain is None
     ]
+
+
+def _doubted(holders: list[tuple[PossibleCopy, HostNode | None]]) -> list[Reason]:
+    """Hosts that were read as off, which proves nothing as things are."""
+    found = []
+    for host in {host.id: host for _, host in holders if host is not None}.values():
+        incident = host.record.incident
+        failed = (
+            incident.fence.failed if incident is not None and incident.fence is not None else ""
+        )
+        if failed.startswith("proof."):
+            found.append(reason("recovery.waiting.doubt", host=host.config.name, why=failed))
+    return found
 
 
 def _holds_on(host: HostNode, copy: PossibleCopy) -> bool:

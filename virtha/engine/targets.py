@@ -2,8 +2,8 @@
 
 from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
 from virtha.engine.machine import Verdict
-from virtha.engine.power_orders import strikes_until_ms
 from virtha.engine.state import Cluster, HostNode
+from virtha.engine.struck import strikes_until_ms
 from virtha.model.evidence import ProcessKind
 from virtha.model.ids import BootId
 from virtha.model.time import Millis

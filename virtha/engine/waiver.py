@@ -80,7 +80,10 @@ def watch_storage(cluster: Cluster) -> None:
 
 
 def storage_looks_at(cluster: Cluster) -> Millis | None:
-    """When a domain has been out for so long that something is done."""
+    """When a domain has been out for so long that something is done. None also where no host kills for a lease: once
+    the policy has that changed, the next step finds the outage as old as it is."""
+    if not cluster.policy.leases_in_use:
+        return None
     wait_ms = cluster.policy.lease.self_fence_after_ms // WAIT_SHARE
     moments = [since + wait_ms for since in cluster.storage_out.values() if since is not None]
     return Millis(min(moments)) if moments else None

@@ -15,6 +15,7 @@ from virtha.engine.verdict import (
     newcomers_unheard,
     runs_elsewhere,
 )
+from virtha.model.evidence import ProcessKind
 from virtha.model.ids import HostId
 from virtha.model.vm import Reason
 
@@ -101,7 +102,7 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     vms = tuple(
         vm.id for vm in cluster.vms_held_by(node.id) if not runs_elsewhere(cluster, vm, node)
     )
-    reader = witnesses[0] if witnesses and vms else None
+    reader = _reader(cluster, node, witnesses) if vms else None
     if reader is not None:
         node.reader_rounds += 1
     cluster.order(
@@ -148,8 +149,8 @@ def _ask_power(cluster: Cluster, node: HostNode) -> None:
 
 
 def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
-    """The next neighbours by number, other ones at each round; the first also reads the disks. Hosts that have just
-    come within reach go first: the others were asked before."""
+    """The next neighbours by number, other ones at each round. Hosts that have just come within reach go first: the
+    others were asked before."""
     present = cluster.present
     if not present:
         return ()
@@ -159,6 +160,25 @@ def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
         _choose(cluster, node, node.newcomers & present, start, chosen)
     _choose(cluster, node, present, start, chosen)
     return tuple(chosen)
+
+
+def _reader(cluster: Cluster, node: HostNode, witnesses: tuple[HostId, ...]) -> HostId | None:
+    """Of the witnesses if one can: agents read disks, so one whose agent is gone would say nothing. None: nobody can."""
+    for host_id in witnesses:
+        if _can_read(cluster, host_id):
+            return host_id
+    ids = cluster.ring.ids
+    start = cluster.ring.index_after(node.config.number) + node.round
+    for step in range(len(ids)):
+        host_id = ids[(start + step) % len(ids)]
+        if host_id != node.id and host_id in cluster.present and _can_read(cluster, host_id):
+            return host_id
+    return None
+
+
+def _can_read(cluster: Cluster, host_id: HostId) -> bool:
+    other = cluster.hosts[host_id]
+    return other.verdict is Verdict.ALIVE and ProcessKind.AGENT in other.sessions
 
 
 def _choose(

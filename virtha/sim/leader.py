@@ -20,6 +20,7 @@ from virtha.engine.turn import Effect, Journal, Send, StepDown, Turn, Wait, Writ
 from virtha.model.ids import HostId, Term
 from virtha.model.time import Millis
 from virtha.sim.kernel import Actor
+from virtha.sim.wakes import Wakes
 from virtha.sim.world_time import cluster_time
 
 TURN_MS = 1
@@ -78,6 +79,9 @@ class Leader:
         """Whenever it begins a turn for which nothing came: its engine asked to be woken."""
         self.turns = 0
         self._turn = Turn(engine, term=term)
+        self._wakes = Wakes()
+        self._given = False
+        """This turn began because something came, not because its time had."""
         self._busy = False
         self._due = False
         self._timers = 0
@@ -159,7 +163,8 @@ class Leader:
         self._timers += 1
         self._busy = True
         self.turns += 1
-        if not self._turn.waiting:
+        self._given = self._turn.waiting
+        if not self._given:
             self.on_idle()
         self._do(self._turn.begin(Millis(cluster_time(self.kernel.now))))
 
@@ -168,7 +173,7 @@ class Leader:
             case Journal(events=events):
                 self._came = events
                 self.told += [one for one in events if isinstance(one, CopyGranted)]
-                self._at("journal", (), lambda: self._do(self._turn.journaled()), came=events)
+                self._at("journal", (), self._step, came=events)
             case Write():
                 self._at(
                     "intents",
@@ -182,6 +187,13 @@ class Leader:
                 self._wait(until)
             case StepDown():
                 self._step_down()
+
+    def _step(self) -> None:
+        effect = self._turn.journaled()
+        decision = self._turn.decision
+        assert decision is not None, "a step without a decision"
+        self._wakes.stepped(Millis(cluster_time(self.kernel.now)), decision, came=self._given)
+        self._do(effect)
 
     def _at(
         self,

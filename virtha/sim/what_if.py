@@ -64,6 +64,7 @@ from virtha.scenario.inventory import (
     engine_vm,
 )
 from virtha.scenario.section import nearest
+from virtha.sim.wakes import Wakes
 from virtha.sim.what_if_slots import Slots, boot_of
 
 WARM_UP_MS = 20_000
@@ -189,6 +190,7 @@ class _World:
         self.interval_ms = inventory.policy.detection.beat_interval_ms
         self.beats = self._beats()
         self.engine = Engine(policy=inventory.policy, records=self._records(), now=Millis(self.now))
+        self.wakes = Wakes()
         self.slots = Slots(inventory, lost=self.lost, failed_ms=failed_ms)
         self.reading_slots = False
         self.cancelled: set[OrderId] = set()
@@ -229,6 +231,7 @@ class _World:
             while self._due and self._due[0][0] <= self.now:
                 events += heapq.heappop(self._due)[2]()
             decision = self.engine.step(Millis(self.now), events)
+            self.wakes.stepped(Millis(self.now), decision, came=bool(events))
             quiet = all(type(event) is BeatSeen for event in events) and self.now != wake
             wake = decision.wake_at
             self._note(decision)

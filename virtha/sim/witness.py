@@ -88,6 +88,8 @@ class Witnesses:
 
     def _read_disks(self, reader: HostId, command: Investigate, tell: Tell) -> None:
         host, first_ms = self._hosts[reader], self._kernel.now
+        if host.agent is None:
+            return
         reached = self._storage.reaches(reader)
 
         def second() -> None:

@@ -64,6 +64,7 @@ from virtha.model.power import PowerAction, PowerDeviceId, PowerFeed, PowerLevel
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
+from virtha.sim.wakes import Wakes
 
 Move = tuple[int, int, int, int]
 GIB = 1 << 30
@@ -232,6 +233,7 @@ class Run:
         self.start_result: Result | None = Result.OK
         self.pending: list[Command] = []
         self.wake_at: int | None = None
+        self.wakes = Wakes()
         self.levels = dict.fromkeys(HOSTS, 1)
         self.removed: set[str] = set()
         self.configs = {name: _vm(name) for name in VMS}
@@ -309,6 +311,7 @@ class Run:
         self.digest.update(msgspec.msgpack.encode(decision.wake_at))
         self.digest.update(repr((decision.intents, decision.commands, decision.notices)).encode())
         self.judge.decision(decision)
+        self.wakes.stepped(Millis(self.now), decision, came=bool(events))
         assert decision.wake_at is None or decision.wake_at > self.now, "due already"
         self.wake_at = decision.wake_at
         self.pending = [*self.pending, *decision.commands][-40:]
@@ -328,7 +331,11 @@ class Run:
     def _go_on(self, seconds: int) -> None:
         """A second each: who beats beats, and what was ordered is answered as the switches say."""
         for _ in range(seconds):
-            self.now += 1_000
+            second_ms = self.now + 1_000
+            while self.wake_at is not None and self.now < self.wake_at < second_ms:
+                self.now = self.wake_at
+                self.step(())
+            self.now = second_ms
             orders, self.pending = self.pending, []
             events: list[EngineEvent] = []
             for host in sorted(self.beating):

@@ -4,7 +4,7 @@ import pytest
 from engine_driver import Play
 from engine_review_driver import playing
 
-from virtha.engine.events import Command, DisksWatched, Investigate, Stalled
+from virtha.engine.events import Command, DisksWatched, Investigate, OrderPower, Stalled
 from virtha.engine.machine import Verdict
 from virtha.engine.records import Incident
 from virtha.model.evidence import IdentityMatch, PowerState
@@ -36,9 +36,9 @@ class Readers:
         return True
 
 
-def lying() -> tuple[Play, Readers]:
+def lying(*, levels: int = 1) -> tuple[Play, Readers]:
     """h1 hangs, its BMC, which names it, says *off* without doing anything, and the order was just given."""
-    play = playing()
+    play = playing(levels=levels)
     for host in play.hosts.values():
         host.bmc_identity = IdentityMatch.MATCH
         play.test_power(host)
@@ -67,8 +67,8 @@ def really_off(play: Play, readers: Readers) -> None:
     readers.silent, readers.changed, readers.words = False, False, 0
 
 
-def written_after_off() -> tuple[Play, Readers]:
-    play, readers = lying()
+def written_after_off(*, levels: int = 1) -> tuple[Play, Readers]:
+    play, readers = lying(levels=levels)
     readers.changed = True
     play.until(lambda: "proof.blocked.disks_change" in play.why("h1"))
     return play, readers
@@ -81,6 +81,64 @@ def test_no_word_is_no_quiet_for_who_saw_them_written() -> None:
     assert not is_proven(play) and "proof.blocked.disks_change" in play.why("h1")
     really_off(play, readers)
     play.until(lambda: is_proven(play))
+
+
+@pytest.mark.req("F9")
+@pytest.mark.parametrize("word", ["written", "silent", "unreadable"])
+def test_without_quiet_the_ladder_goes_on_and_somebody_is_told(word: str) -> None:
+    play, readers = written_after_off()
+    readers.silent, readers.changed = word == "silent", None if word == "unreadable" else True
+    play.advance(60_000)
+    assert play.told().count("fence.failed") == 1
+    failed = [one.fields["why"] for one in play.notices if one.code == "fence.level_failed"]
+    assert failed == ["proof.blocked.disks_change"]
+    assert play.why_vm("v1") == ["recovery.waiting.proof", "recovery.waiting.doubt"]
+    began = len(play.offs())
+    play.advance(3_600_000)
+    assert not is_proven(play) and play.told().count("fence.failed") == 1
+    assert 4 <= len(play.offs()) - began <= 10, "with a growing pause"
+
+
+@pytest.mark.req("F9")
+def test_without_quiet_the_next_level_has_its_turn() -> None:
+    play, readers = written_after_off(levels=2)
+    readers.silent = True
+    play.advance(60_000)
+    devices = [one.device for one in play.sent(OrderPower) if isinstance(one, OrderPower)]
+    assert devices[:2] == ["h1-power1", "h1-power2"]
+
+
+@pytest.mark.req("F9")
+def test_quiet_disks_end_even_a_long_pause() -> None:
+    play, readers = written_after_off()
+    readers.silent = True
+    play.advance(3_600_000)
+    last = len(play.offs())
+    play.until(lambda: len(play.offs()) > last, within_ms=700_000)
+    play.advance(120_000)
+    really_off(play, readers)
+    play.until(lambda: is_proven(play), within_ms=30_000)
+
+
+@pytest.mark.req("F9")
+def test_a_new_leader_without_readers_tells_it_too() -> None:
+    play, readers = written_after_off()
+    readers.silent = True
+    play.new_leader()
+    play.advance(60_000)
+    assert "fence.failed" in play.told() and not is_proven(play)
+    assert "recovery.waiting.doubt" in play.why_vm("v1")
+
+
+def test_who_has_no_agent_is_not_asked_to_read() -> None:
+    play = playing(8)
+    for name in ("h2", "h3", "h4", "h5", "h6", "h7"):
+        play.hosts[name].agent_alive = False
+    play.tick()
+    play.hosts["h1"].hang()
+    play.until(lambda: is_proven(play))
+    asked = [one.disk_reader for one in play.sent(Investigate) if isinstance(one, Investigate)]
+    assert len(asked) > 2 and set(asked) == {"h8"}
 
 
 @pytest.mark.parametrize("word", ["silent", "unreadable"])

@@ -4,11 +4,12 @@ import random
 
 import msgspec
 import pytest
-from engine_driver import TICK_MS, Play, vm
+from engine_driver import TICK_MS, Play, PlayedHost, vm
 
-from virtha.engine.events import MaintenanceChanged, PowerRead
+from virtha.engine.events import HostConfigured, MaintenanceChanged, PowerRead
 from virtha.engine.permits import reads_off
 from virtha.engine.records import FeedProgress, OrderId
+from virtha.engine.struck import UNSURE_MS
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.ids import HostId
 from virtha.model.policy import FencingPolicy, Policy
@@ -166,6 +167,121 @@ def test_a_return_by_chance_only_delays_it():
     play.hosts["h1"].bmc_dead = False
     play.until(lambda: play.where("v1") not in ([], ["h1"]))
     assert play.hosts["h2"].powered
+
+
+def struck_for_another() -> Play:
+    """h1 hangs, its device is h2's, which was switched off and is back."""
+    play = playing(protected=1)
+    rewire(play, ("h1", "h2"), ("h2", "h1"))
+    play.hosts["h1"].hang()
+    play.until(lambda: not play.hosts["h2"].powered)
+    play.advance(8_000)
+    comes_back(play, "h2")
+    play.advance(60_000)
+    assert "fence.blocked.struck_another" in play.why("h1")
+    return play
+
+
+def comes_back(play: Play, name: str) -> None:
+    play.hosts[name].boot_again()
+    play._greet(play.hosts[name])
+
+
+def barred(play: Play) -> bool:
+    return "fence.blocked.struck_another" in play.why("h1")
+
+
+@pytest.mark.req("F9")
+def test_somebody_is_told_once_that_it_is_not_struck_again():
+    play = struck_for_another()
+    play.new_leader()
+    play.advance(60_000)
+    assert barred(play)
+    (told,) = [one for one in play.notices if one.code == "fence.struck_another"]
+    assert (told.host_id, told.fields["other"]) == ("h1", "h2")
+
+
+def test_it_is_not_struck_again_after_its_next_boot_either():
+    play = struck_for_another()
+    play.advance(3_600_000)
+    play.hosts["h2"].cut()
+    play.tick()
+    comes_back(play, "h2")
+    play.advance(1_200_000)
+    assert barred(play) and play.offs() == ["h1"]
+    assert play.hosts["h2"].powered
+
+
+def test_one_whose_devices_name_it_was_not_struck():
+    play = struck_for_another()
+    rewire(play, ("h1", "h1"), ("h2", "h2"))
+    play.hosts["h2"].bmc_identity = IdentityMatch.MATCH
+    play.test_power(play.hosts["h2"])
+    play.advance(60_000)
+    assert len(play.offs()) > 1
+
+
+def unfenced_for_long() -> Play:
+    """h1 hangs, its device answers nobody. It is ordered off again and again, at last each ten minutes."""
+    play = playing(protected=1)
+    play.hosts["h1"].bmc_dead = True
+    play.hosts["h1"].hang()
+    play.advance(3_600_000)
+    last = len(play.offs())
+    play.until(lambda: len(play.offs()) > last, within_ms=700_000)
+    play.advance(120_000)
+    return play
+
+
+@pytest.mark.req("F9")
+def test_a_reboot_long_after_an_order_bars_nothing():
+    play = unfenced_for_long()
+    play.hosts["h2"].cut()
+    play.advance(20_000)
+    comes_back(play, "h2")
+    play.hosts["h1"].bmc_dead = False
+    play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=700_000)
+
+
+def test_a_reboot_around_one_of_the_later_orders_bars():
+    play = unfenced_for_long()
+    last = len(play.offs())
+    play.until(lambda: len(play.offs()) > last, within_ms=700_000)
+    play.advance(5_000)
+    play.hosts["h2"].cut()
+    play.advance(120_000)
+    comes_back(play, "h2")
+    play.advance(1_200_000)
+    assert barred(play)
+
+
+@pytest.mark.req("F9")
+def test_a_host_that_was_never_seen_before_bars_nothing():
+    play = unfenced_for_long()
+    played = PlayedHost(9)
+    play.hosts["h9"] = played
+    play.inbox.append(HostConfigured(host=play._config(played)))
+    play._greet(played)
+    play.hosts["h1"].bmc_dead = False
+    play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=700_000)
+
+
+@pytest.mark.req("F9")
+def test_a_new_leader_that_does_not_know_when_it_fell_waits_and_then_goes_on():
+    """The order and the return of h2 lie in different terms, and h2 was in nobody's sight between them."""
+    play = playing(protected=1)
+    play.hosts["h1"].bmc_dead = True
+    play.hosts["h1"].hang()
+    play.until(lambda: play.offs() == ["h1"])
+    play.hosts["h2"].cut()
+    play.new_leader(away_ms=120_000)
+    comes_back(play, "h2")
+    play.advance(UNSURE_MS - 60_000)
+    assert barred(play) and "fence.struck_another" in play.told()
+    before = len(play.offs())
+    play.hosts["h1"].bmc_dead = False
+    play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=700_000)
+    assert len(play.offs()) == before + 1
 
 
 def test_a_host_back_in_a_new_boot_does_not_vouch_for_the_former_one():

@@ -9,6 +9,7 @@ from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.events import (
     EndWaiver,
     GiveWaiver,
+    PolicyChanged,
     SessionChanged,
     WaiverOver,
 )
@@ -122,10 +123,16 @@ def test_who_is_alone_with_its_loss_fences_itself(
     ],
 )
 def test_where_no_host_kills_for_a_lease_there_is_nothing_to_waive(policy: Policy):
+    """Nor to wake up for, until the policy has leases kept: then the outage is as old as it is."""
     play = playing(policy=policy)
     loses(play, "h1", "h2", "h3")
     play.advance(10 * WAIT_MS)
     assert given(play) == []
+    wake_at = play.tick().wake_at
+    assert wake_at is not None and wake_at > play.now + 1
+    play.inbox.append(PolicyChanged(policy=Policy()))
+    play.tick()
+    assert given(play) == ["h1", "h2"]
 
 
 def test_it_stands_until_the_host_says_that_it_keeps_its_lease():

@@ -158,6 +158,17 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "after_ms",
         help="Look at its console: it may hang in its firmware or its boot, or have no mains. Its VMs run elsewhere.",
     ),
+    event(
+        3052,
+        "fence.struck_another",
+        ALERT,
+        "An order for {host} may have struck {other} instead, which fell silent around it and is back: {host} is not "
+        "ordered off again",
+        "host",
+        "other",
+        help="Make sure that {host} is off and confirm it as dead; or correct the addresses of both power devices and test "
+        "those of {other}.",
+    ),
     # 3080: VMs
     event(
         3080,

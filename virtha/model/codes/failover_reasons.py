@@ -119,9 +119,10 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6065,
         "fence.blocked.struck_another",
         ERROR,
-        "{other} fell silent at the first order and is back: the device, which does not name its host, may be that one's",
+        "{other} fell silent around an order and is back: the device, which does not name its host, may be that one's",
         "other",
-        help="Correct the addresses of both power devices, then test them.",
+        help="Make sure that the host is off and confirm it as dead; or correct the addresses of both power devices and "
+        "test the other one's: once that names its host, or this one's says off, it goes on.",
     ),
     reason(
         6066,
@@ -206,6 +207,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         ERROR,
         "disks of its VMs changed {quiet_ms} ms ago, after it was read as off",
         "quiet_ms",
+        help="Its power device lies, or somebody else writes them. Make sure that the host is off, then confirm it.",
     ),
     reason(
         6105,
@@ -267,6 +269,15 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "{hosts} may still run it and was removed before that was disproved: nobody watches it any more",
         "hosts",
         help="Make sure that it is off, then confirm its death; or add it again.",
+    ),
+    reason(
+        6157,
+        "recovery.waiting.doubt",
+        WARNING,
+        "{host} was read as off, which proves nothing: {why}",
+        "host",
+        "why",
+        help="Look at the host's own reasons. Make sure that it is off, then confirm it.",
     ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),
