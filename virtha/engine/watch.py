@@ -15,6 +15,7 @@ from virtha.engine.verdict import (
     newcomers_unheard,
     runs_elsewhere,
 )
+from virtha.model.evidence import ProcessKind
 from virtha.model.ids import HostId
 from virtha.model.vm import Reason
 
@@ -101,7 +102,7 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     vms = tuple(
         vm.id for vm in cluster.vms_held_by(node.id) if not runs_elsewhere(cluster, vm, node)
     )
-    reader = witnesses[0] if witnesses and vms else None
+    reader = witnesses[0] if vms and witnesses and witnesses[0] in cluster.present else None
     if reader is not None:
         node.reader_rounds += 1
     cluster.order(
@@ -151,20 +152,25 @@ def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
     """The next neighbours by number, other ones at each round; the first also reads the disks. Hosts that have just
     come within reach go first: the others were asked before."""
     present = cluster.present
-    if not present:
-        return ()
     start = cluster.ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
     chosen: list[HostId] = []
     if newcomers_unheard(node):
         _choose(cluster, node, node.newcomers & present, start, chosen)
     _choose(cluster, node, present, start, chosen)
+    if len(chosen) < WITNESSES:
+        # Whoever is heard by its agent alone counts as reached (J4), so it must have been asked as well (J2).
+        _choose(cluster, node, _heard_by_agent(cluster), start, chosen)
     return tuple(chosen)
+
+
+def _heard_by_agent(cluster: Cluster) -> set[HostId]:
+    return {one.id for one in cluster.hosts.values() if ProcessKind.AGENT in one.sessions}
 
 
 def _choose(
     cluster: Cluster, node: HostNode, among: set[HostId], start: int, chosen: list[HostId]
 ) -> None:
-    ids = cluster.ring.ids
+    ids = cluster.ring.ids if among else ()
     for step in range(len(ids)):
         if len(chosen) == WITNESSES:
             return
