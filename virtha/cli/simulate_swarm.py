@@ -19,7 +19,7 @@ from virtha.cli.run_journal import RunJournal, code_digest
 from virtha.cli.worker_pool import worker_pool
 from virtha.model.errors import InvalidInput
 from virtha.sim.swarm import WorldResult, run_seed
-from virtha.sim.swarm_story import KINDS
+from virtha.sim.swarm_kinds import KINDS
 
 SEED_MAX = (1 << 63) - 1
 WORLDS_MAX = 10_000_000

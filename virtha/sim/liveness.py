@@ -22,6 +22,10 @@ BUDGETS = 2
 """How many times the policy's budget a return may take once all is well."""
 WAITS_MS = 600_000
 """Until also those run that name a pause before their next attempt: twice the longest pause."""
+LASTS_MS = 600_000
+"""The least that a world lasts."""
+SETTLES_MS = 20_000
+"""After all that was waited for has come: what it set off comes to rest."""
 SINGLE_MS = 1_200_000
 """Of worlds without an engine: the longest delay before a local restart is a part of it."""
 LASTING = (
@@ -67,7 +71,9 @@ def must_run(world: "World") -> tuple[Late, ...]:
     for one in late:
         if not any(code.startswith(DECLARED) for code in one.reasons):
             raise NotLive(f"{one.vm} does not run though all is well: {list(one.reasons)}")
-    world.kernel.advance(max(WAITS_MS - bound, 0))
+    # What nobody waits for is not played to the end: of idle worlds nothing is learnt.
+    rest = max(LASTS_MS - world.kernel.now, SETTLES_MS)
+    world.kernel.advance(max(WAITS_MS - bound, rest) if late else rest)
     _demand_leader(world)
     for one in _down(world):
         raise NotLive(f"{one.vm} does not run though all is well: {list(one.reasons)}")

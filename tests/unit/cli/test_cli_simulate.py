@@ -20,7 +20,7 @@ from virtha.cli.simulate_swarm import Seeds, parse_seeds, rare_kinds, shares, sh
 from virtha.model.errors import Failed, InvalidInput
 from virtha.scenario.language import parse
 from virtha.sim.swarm import WorldResult
-from virtha.sim.swarm_story import KINDS
+from virtha.sim.swarm_kinds import KINDS
 
 Run = Callable[..., Ran]
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
