@@ -131,6 +131,44 @@ def test_a_failure_behind_a_line_that_did_not_apply_is_told(
     assert story.splitlines()[-1] == "advance 60s" and "boot h2" not in story
 
 
+TOO_FULL = (
+    "engine",
+    "host h1 memory=4GiB",
+    "host h2 memory=4GiB",
+    "vm one on=h1 ha memory=3GiB",
+    "vm two on=h2 ha memory=3GiB",
+    "vm three on=h1 ha memory=2GiB",
+    "advance 2s",
+    "start one",
+    "start two",
+    "start three",
+    "advance 10s",
+    "power-cut h1",
+    "advance 30s",
+)
+
+
+@pytest.mark.req("X3")
+def test_a_vm_that_fits_nowhere_need_not_run() -> None:
+    played = play(TOO_FULL)
+    assert played.failure is None
+    world = played.player.world
+    runs = {name: bool(world.running_on(vm_id)) for name, vm_id in world.ids.items()}
+    assert sorted(runs.values()) == [False, True, True]
+    assert "recovery.blocked.no_capacity" in played.recorder.reasons
+
+
+@pytest.mark.req("X3")
+def test_a_vm_that_is_said_to_fit_nowhere_and_does_must_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The judge asks the truth, not the engine."""
+    monkeypatch.setattr("virtha.sim.liveness._has_no_room", lambda *_: False)
+    failure = play(TOO_FULL).failure
+    assert failure is not None and failure.rule == "liveness"
+    assert "recovery.blocked.no_capacity" in failure.message
+
+
 def test_what_is_counted_are_codes_that_exist() -> None:
     assert {code for any_of in SEEN.values() for code in any_of} <= set(REGISTRY)
 

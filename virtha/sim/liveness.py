@@ -36,7 +36,11 @@ LASTING = (
     "restart.blocked.",
 )
 """Reasons that only a person ends."""
-_FULL = ("recovery.blocked.anti_affinity", "recovery.blocked.no_host")
+_FULL = (
+    "recovery.blocked.anti_affinity",
+    "recovery.blocked.no_capacity",
+    "recovery.blocked.no_host",
+)
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -116,19 +120,25 @@ def _wanted(known: "ServerVm") -> bool:
 
 
 def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -> bool:
-    """By the truth: each host has one that it must keep away from, or what it needs first is down as well."""
+    """By the truth: each host has one that it must keep away from, or no room; or what it needs first is down as well."""
     if any(code.startswith(_FULL) for code in reasons):
-        apart = {group.id for group in known.placing.groups if group.hard}
-        taken = {
-            name
-            for vm_id, other in world.server.vms.items()
-            if other is not known and apart & {group.id for group in other.placing.groups}
-            for name in (*world.running_on(vm_id), *other.holders)
-        }
-        return bool(apart) and taken >= set(world.hosts)
+        return all(_has_no_room(world, known, name) for name in world.hosts)
     if any(code.startswith(_DEPENDS) for code in reasons):
         return any(not world.running_on(each.vm_id) for each in known.placing.depends_on)
     return False
+
+
+def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
+    there = [
+        other
+        for vm_id, other in world.server.vms.items()
+        if other is not known and name in (*world.running_on(vm_id), *other.holders)
+    ]
+    apart = {group.id for group in known.placing.groups if group.hard}
+    if any(apart & {group.id for group in other.placing.groups} for other in there):
+        return True
+    taken = sum(other.vm.memory_bytes for other in there)
+    return taken + known.vm.memory_bytes > world.hosts[name].memory_bytes
 
 
 def _demand_single(world: "World") -> None:

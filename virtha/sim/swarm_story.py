@@ -26,6 +26,10 @@ TWO_DOMAINS_PERCENT = 15
 HOSTS = {2: 18, 3: 32, 4: 24, 5: 14, 6: 8, 9: 2, 12: 2}
 """How many worlds of a hundred have so many hosts."""
 SMALL_HOSTS = 6
+TIGHT_PERCENT = 30
+"""Worlds in which not each VM fits everywhere."""
+HOST_MEMORY = "4GiB"
+VM_MEMORY = ("1GiB", "2GiB", "3GiB")
 FAULTS_MS = (240_000, 480_000)
 """How long faults go on: with the healing and what is waited for after it, a world takes ten minutes and more."""
 STEPS_MAX = 60
@@ -160,7 +164,9 @@ def _cluster(
     if domains:
         lines.append(" ".join(("lease", *domains)) if len(domains) > 1 else "lease")
     named = " named" if chance.random() < 0.4 else ""
-    lines += [f"host {host}{named}{_host(chance, leased=bool(domains))}" for host in hosts]
+    tight = chance.randrange(100) < TIGHT_PERCENT
+    room = f" memory={HOST_MEMORY}" if tight else ""
+    lines += [f"host {host}{named}{room}{_host(chance, leased=bool(domains))}" for host in hosts]
     lines.append("advance 2s")
     first = next(iter(homes))
     for vm, home in homes.items():
@@ -177,6 +183,8 @@ def _cluster(
             options.append(f"depends={first}")
         if len(domains) > 1:
             options.append(f"storage={chance.choice(domains)}")
+        if tight:
+            options.append(f"memory={chance.choice(VM_MEMORY)}")
         lines.append(f"vm {vm} {' '.join(options)}")
     return [*lines, *(f"start {vm}" for vm in homes), "advance 10s"]
 
