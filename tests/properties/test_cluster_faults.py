@@ -169,6 +169,23 @@ def test_a_vm_that_is_said_to_fit_nowhere_and_does_must_run(
     assert "recovery.blocked.no_capacity" in failure.message
 
 
+@pytest.mark.req("X3")
+def test_what_a_host_once_said_of_a_stop_is_no_excuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeded bug: nobody plans recoveries. The host says *failed* and *another boot*: of both the server decides."""
+    monkeypatch.setattr("virtha.engine.engine.plan_recoveries", lambda *_: None)
+    lines = ("engine", "hosts h1 h2", "vm web on=h1 ha", "start web", "advance 10s")
+    failure = play((*lines, "power-cut h1", "advance 30s", "boot h1", "advance 5s")).failure
+    assert failure is not None and failure.rule == "liveness"
+    assert "restart.blocked.other_boot" in failure.message
+
+
+@pytest.mark.req("X3")
+def test_a_vm_that_was_given_up_unprotected_need_not_run() -> None:
+    lines = ("engine", "hosts h1 h2", "vm web on=h1", "start web", "advance 10s", "power-cut h1")
+    played = play((*lines, "advance 10s", "boot h1", "advance 20s", "set web ha=yes"))
+    assert played.failure is None
+
+
 def test_what_is_counted_are_codes_that_exist() -> None:
     assert {code for any_of in SEEN.values() for code in any_of} <= set(REGISTRY)
 

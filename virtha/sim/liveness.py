@@ -28,19 +28,33 @@ SETTLES_MS = 20_000
 """After all that was waited for has come: what it set off comes to rest."""
 SINGLE_MS = 1_200_000
 """Of worlds without an engine: the longest delay before a local restart is a part of it."""
-LASTING = (
-    "recovery.blocked.quarantine",
-    "recovery.blocked.attempts",
-    "vm.down.",
-    "vm.paused.",
-    "restart.blocked.",
+LASTING = frozenset(
+    (
+        "recovery.blocked.quarantine",
+        "recovery.blocked.attempts",
+        "recovery.not_due.given_back",
+        "vm.down.as_ordered",
+        "vm.down.guest_shutdown",
+        "vm.down.destroyed_outside",
+        "vm.paused.as_ordered",
+        "vm.paused.io_error",
+        "vm.paused.outside",
+        "vm.paused.start_unfinished",
+        "vm.paused.watchdog",
+        "restart.blocked.limit",
+        "restart.blocked.not_ha",
+        "restart.blocked.policy",
+        "restart.blocked.stopped_on_purpose",
+    )
 )
-"""Reasons that only a person ends."""
+"""Reasons that only a person ends. Of the others that a host gives, the server decides: it failed, its host went down, another
+agent or boot saw its end."""
 _FULL = (
     "recovery.blocked.anti_affinity",
     "recovery.blocked.no_capacity",
     "recovery.blocked.no_host",
 )
+_SETTLES = ("vm.not_recovered", "vm.started", "vm.recovered")
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -100,11 +114,17 @@ def _down(world: "World") -> tuple[Late, ...]:
         unknown = [code for code in reasons if code not in REGISTRY]
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
-        if not any(code.startswith(LASTING) for code in reasons) and not _has_no_place(
-            world, known, reasons
-        ):
+        lasting = not LASTING.isdisjoint(reasons) or _was_given_up(world, known)
+        if not lasting and not _has_no_place(world, known, reasons):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
+
+
+def _was_given_up(world: "World", known: "ServerVm") -> bool:
+    """Its host died while it was not protected: an event said so, and a person starts it."""
+    told = [entry.code for entry in world.server.history if entry.subject == known.vm.name]
+    ends = [code for code in told if code in _SETTLES]
+    return bool(ends) and ends[-1] == "vm.not_recovered"
 
 
 def reasons_of(world: "World", vm_id: VmId) -> tuple[str, ...]:
