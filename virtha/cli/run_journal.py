@@ -4,7 +4,9 @@ first line says of which run."""
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from virtha import __version__
@@ -40,7 +42,7 @@ class RunJournal:
             raise InvalidInput(
                 f"there is no directory {path.parent}", field=field, fix="make it first"
             )
-        self._file = path.open("a+b")
+        self._file = path.open("a+b", buffering=0)
         try:
             self._lock()
             self._load()
@@ -60,7 +62,8 @@ class RunJournal:
 
     def _load(self) -> None:
         self._file.seek(0)
-        data = self._file.read()
+        data = self._file.read() or b""
+        header = self._header()
         # A line that was cut when the run was killed is no line: that is done again.
         whole = data.rfind(b"\n") + 1
         lines = data[:whole].splitlines()
@@ -73,16 +76,20 @@ class RunJournal:
                     raise self._foreign(f"line {number} can't be read") from None
             self._file.truncate(whole)
             self.lines = tuple(lines[1:])
-        elif data:
+        elif not header.startswith(data):
             raise self._foreign("its first line does not say so")
         else:
-            header = {
-                "virtha_run": FORMAT,
-                "what": self._what,
-                "version": __version__,
-                "code": self._code,
-            }
-            self.add(json.dumps(header).encode())
+            self._file.truncate(0)
+            self.add(header)
+
+    def _header(self) -> bytes:
+        said = {
+            "virtha_run": FORMAT,
+            "what": self._what,
+            "version": __version__,
+            "code": self._code,
+        }
+        return json.dumps(said).encode()
 
     def _check(self, line: bytes) -> None:
         try:
@@ -114,8 +121,15 @@ class RunJournal:
         )
 
     def add(self, line: bytes) -> None:
-        self._file.write(line + b"\n")
-        self._file.flush()
+        """Raises OSError, which names the file: then nothing of the line is in it."""
+        before, rest = os.fstat(self._file.fileno()).st_size, line + b"\n"
+        try:
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
+        except OSError as error:
+            with suppress(OSError):  # a line that was cut is passed over as well
+                self._file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         self._file.close()

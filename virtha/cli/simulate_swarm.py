@@ -1,11 +1,13 @@
 """`virtha simulate --seed`: many random worlds in parallel processes, and what came of all of them."""
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +15,18 @@ from typing import Any, NamedTuple
 import msgspec
 import typer
 
+from virtha import __version__
+from virtha.cli.failing_stories import FailingStories
 from virtha.cli.options import Options
 from virtha.cli.output import chosen_output, note, print_table, stderr_console, write_data
 from virtha.cli.run_journal import RunJournal, code_digest
 from virtha.cli.worker_pool import worker_pool
-from virtha.model.errors import InvalidInput
-from virtha.sim.swarm import WorldResult, run_seed
-from virtha.sim.swarm_story import KINDS
+from virtha.model.errors import Failed, InvalidInput
+from virtha.model.proof import ProofKind
+from virtha.model.time import format_duration_ms
+from virtha.sim.swarm import SEEN, WorldResult, run_seed
+from virtha.sim.swarm_kinds import KINDS
+from virtha.sim.swarm_story import write_story
 
 SEED_MAX = (1 << 63) - 1
 WORLDS_MAX = 10_000_000
@@ -30,6 +37,17 @@ SHARES_FROM = 1_000
 AHEAD = 4
 """Worlds handed out per worker: enough that none waits, few enough that a stop is soon one."""
 FAILED_SHOWN = 20
+PROOFS = {
+    "a proof by power off": ProofKind.POWER_OFF,
+    "a proof by lease": ProofKind.LEASE,
+    "a proof by an operator": ProofKind.OPERATOR,
+}
+"""Of those that an incident waits for: a host that reports a new boot ends it."""
+WORLD_S_MAX = 3_600
+"""Processor time of one world, shortening included: a thousand times what one takes. One that never ends must not hold up
+the others."""
+TOLD_EVERY_S = 60
+"""Where nobody sees a bar."""
 
 
 class Seeds(NamedTuple):
@@ -82,15 +100,18 @@ def swarm(
     ``seconds``: no world is begun after so many of real time."""
     if save.exists() and not save.is_dir():
         raise InvalidInput(f"{save} is no directory", field="--save", fix="name a directory")
-    journal = None
+    journal, code = None, code_digest()
+    stories = FailingStories(given, save)
     results: dict[int, WorldResult] = {}
     if resume is not None:
         what = f"seeds {seeds.first}..{seeds.last}"
-        journal = RunJournal(resume, what=what, code=code_digest())
+        journal = RunJournal(resume, what=what, code=code)
         played = (msgspec.json.decode(line, type=WorldResult) for line in journal.lines)
         results = {one.seed: one for one in played}
     if results:
         note(given, f"{len(results)} of {seeds.worlds} worlds were played before")
+    for one in results.values():
+        stories.keep_again(one)
     began_s = time.monotonic()
     until_s = None if seconds is None else began_s + seconds
     todo = (seed for seed in range(seeds.first, seeds.last + 1) if seed not in results)
@@ -98,10 +119,10 @@ def swarm(
         with _progress(given, seeds.worlds, len(results)) as told:
             for result in _played(todo, jobs, until_s):
                 results[result.seed] = result
+                if result.rule:
+                    stories.keep(result)
                 if journal is not None:
                     journal.add(msgspec.json.encode(result))
-                if result.rule:
-                    _tell_failure(given, result, save)
                 told(len(results), sum(bool(one.rule) for one in results.values()))
     except KeyboardInterrupt:
         note(given, f"stopped after {len(results)} worlds")
@@ -111,6 +132,7 @@ def swarm(
     finally:
         if journal is not None:
             journal.close()
+        stories.end()
     return show_swarm(
         given,
         [results[seed] for seed in sorted(results)],
@@ -130,7 +152,7 @@ def _played(seeds: Iterator[int], jobs: int, until_s: float | None) -> Iterator[
             yield seed
 
     if jobs == 1:
-        yield from map(run_seed, more())
+        yield from map(run_limited, more())
         return
     waiting = more()
     with worker_pool(jobs) as pool:
@@ -138,14 +160,47 @@ def _played(seeds: Iterator[int], jobs: int, until_s: float | None) -> Iterator[
         try:
             while True:
                 while len(running) < jobs * AHEAD and (seed := next(waiting, None)) is not None:
-                    running.add(pool.submit(run_seed, seed))
+                    running.add(pool.submit(run_limited, seed))
                 if not running:
                     return
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for each in ended:
                     yield each.result()
+        except BrokenProcessPool as error:
+            raise Failed(
+                "a process that plays worlds was ended from outside",
+                fix="look whether memory ran out; fewer --jobs need less; with --resume the same command goes on",
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _TooLong(BaseException):
+    """Not an error of the world's: nothing in it may catch it."""
+
+
+def run_limited(seed: int) -> WorldResult:
+    """As ``run_seed``, within ``WORLD_S_MAX``; in a process's main thread."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, WORLD_S_MAX)
+    try:
+        return run_seed(seed)
+    except _TooLong:
+        return WorldResult(
+            seed=seed,
+            virtual_ms=0,
+            digest="",
+            rule="broken",
+            message=f"took more than {WORLD_S_MAX} s of processor time",
+            story="\n".join((f"# Seed {seed} of the swarm.", *write_story(seed).lines)) + "\n",
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def usable_processors() -> int:
@@ -153,10 +208,29 @@ def usable_processors() -> int:
 
 
 def _progress(given: Options, total: int, already: int) -> Any:
-    """A bar on a terminal, nothing elsewhere."""
-    if given.quiet or not sys.stderr.isatty() or total - already < 2:
+    """A bar on a terminal, a line each minute elsewhere."""
+    if given.quiet or total - already < 2:
         return nullcontext(lambda _done, _failed: None)
+    if not sys.stderr.isatty():
+        return nullcontext(_Lines(given, total, already).told)
     return _Bar(total, already)
+
+
+class _Lines:
+    def __init__(self, given: Options, total: int, already: int) -> None:
+        self._given = given
+        self._total = total
+        self._already = already
+        self._began_s = self._told_s = time.monotonic()
+
+    def told(self, done: int, failed: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s < TOLD_EVERY_S:
+            return
+        self._told_s = now_s
+        each_ms = 1_000 * (now_s - self._began_s) / max(done - self._already, 1)
+        left = format_duration_ms((int(each_ms * (self._total - done)) // 60_000 + 1) * 60_000)
+        note(self._given, f"{done} of {self._total} worlds, {failed} failed, about {left} to go")
 
 
 class _Bar:
@@ -183,13 +257,6 @@ class _Bar:
         self._bar.stop()
 
 
-def _tell_failure(given: Options, result: WorldResult, save: Path) -> None:
-    save.mkdir(parents=True, exist_ok=True)
-    path = save / f"seed-{result.seed}.txt"
-    path.write_text(result.story, encoding="utf-8")
-    note(given, f"seed {result.seed}: {result.rule}: {result.message}; {path} tells it")
-
-
 # What came of it
 
 
@@ -199,6 +266,7 @@ def show_swarm(
     rare = rare_kinds(results)
     failed = any(one.rule for one in results)
     data = {**_data(results, seeds), "seconds": round(took_s, 1), "rare": rare}
+    data |= {"version": __version__, "code": code_digest()}
     if digest:
         data["digests"] = {str(one.seed): one.digest for one in results}
     if not write_data(given, data) and not given.quiet:
@@ -215,12 +283,13 @@ def shares(results: Sequence[WorldResult]) -> dict[str, int]:
     """How many worlds had each: first what came of them, then each kind of fault."""
     met: Counter[str] = Counter()
     for one in results:
-        met.update(one.kinds)
+        met.update((*one.kinds, *one.seen, *one.proofs))
     return {
         "a fence": sum(one.fenced for one in results),
         "a recovery": sum(one.recovered for one in results),
         "a contradiction": sum(one.contradicted for one in results),
-        **{kind.name: met[kind.name] for kind in KINDS},
+        **{name: met[kind] for name, kind in PROOFS.items()},
+        **{name: met[name] for name in (*SEEN, *(kind.name for kind in KINDS))},
     }
 
 
@@ -248,13 +317,14 @@ def _data(results: Sequence[WorldResult], seeds: Seeds) -> dict[str, Any]:
             if one.rule
         ],
         "shares": shares(results),
+        "reasons": dict(sorted(Counter(code for one in results for code in one.reasons).items())),
     }
 
 
 def _show(given: Options, results: Sequence[WorldResult], data: dict[str, Any]) -> None:
     plain = chosen_output(given) is None
     names = ("worlds", "virtual_seconds", "virtual_seconds_min", "safety_violations",
-             "liveness_failures", "broken_worlds", "late_worlds", "seconds")  # fmt: skip
+             "liveness_failures", "broken_worlds", "late_worlds", "seconds", "code")  # fmt: skip
     print_table(
         ("of all", "count"), [[_words(name), str(data[name])] for name in names], plain=plain
     )
@@ -278,4 +348,5 @@ def _words(name: str) -> str:
         "virtual_seconds_min": "virtual seconds of the shortest",
         "late_worlds": "worlds later than twice the budget, with a reason",
         "seconds": "seconds this run took",
+        "code": "digest of the program's sources",
     }.get(name, name.replace("_", " "))

@@ -14,6 +14,7 @@ from virtha.engine.verdict import (
     is_observed,
     last_sign_ms,
     newcomers_unheard,
+    seen_alive_by,
     silent_ms,
 )
 from virtha.model.evidence import PowerState, ProcessKind
@@ -42,6 +43,7 @@ def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
     return (
         _switched_off(cluster, node)
         or _not_observed(cluster, node)
+        or _seen_alive(cluster, node)
         or _not_needed(cluster, node)
         or _observer(cluster, node)
         or _newcomers(node)
@@ -74,6 +76,13 @@ def _switched_off(cluster: Cluster, node: HostNode) -> Reason | None:
 
 def _not_observed(cluster: Cluster, node: HostNode) -> Reason | None:
     return None if is_observed(cluster, node) else reason("fence.blocked.observing")
+
+
+def _seen_alive(cluster: Cluster, node: HostNode) -> Reason | None:
+    """J2: in whichever boot. What was begun against a former one must not strike the host that came back out of our reach,
+    and that its neighbours hear."""
+    witness = seen_alive_by(cluster, node)
+    return None if witness is None else reason("fence.blocked.seen_alive", witness=witness[0])
 
 
 def _no_device(node: HostNode, level: int) -> Reason | None:

@@ -152,13 +152,14 @@ def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
     """The next neighbours by number, other ones at each round. Hosts that have just come within reach go first: the
     others were asked before."""
     present = cluster.present
-    if not present:
-        return ()
     start = cluster.ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
     chosen: list[HostId] = []
     if newcomers_unheard(node):
         _choose(cluster, node, node.newcomers & present, start, chosen)
     _choose(cluster, node, present, start, chosen)
+    if len(chosen) < WITNESSES:
+        # Whoever is heard by its agent alone counts as reached (J4), so it must have been asked as well (J2).
+        _choose(cluster, node, _heard_by_agent(cluster), start, chosen)
     return tuple(chosen)
 
 
@@ -181,10 +182,14 @@ def _can_read(cluster: Cluster, host_id: HostId) -> bool:
     return other.verdict is Verdict.ALIVE and ProcessKind.AGENT in other.sessions
 
 
+def _heard_by_agent(cluster: Cluster) -> set[HostId]:
+    return {one.id for one in cluster.hosts.values() if ProcessKind.AGENT in one.sessions}
+
+
 def _choose(
     cluster: Cluster, node: HostNode, among: set[HostId], start: int, chosen: list[HostId]
 ) -> None:
-    ids = cluster.ring.ids
+    ids = cluster.ring.ids if among else ()
     for step in range(len(ids)):
         if len(chosen) == WITNESSES:
             return

@@ -22,17 +22,39 @@ BUDGETS = 2
 """How many times the policy's budget a return may take once all is well."""
 WAITS_MS = 600_000
 """Until also those run that name a pause before their next attempt: twice the longest pause."""
+LASTS_MS = 600_000
+"""The least that a world lasts."""
+SETTLES_MS = 20_000
+"""After all that was waited for has come: what it set off comes to rest."""
 SINGLE_MS = 1_200_000
 """Of worlds without an engine: the longest delay before a local restart is a part of it."""
-LASTING = (
-    "recovery.blocked.quarantine",
-    "recovery.blocked.attempts",
-    "vm.down.",
-    "vm.paused.",
-    "restart.blocked.",
+LASTING = frozenset(
+    (
+        "recovery.blocked.quarantine",
+        "recovery.blocked.attempts",
+        "recovery.not_due.given_back",
+        "vm.down.as_ordered",
+        "vm.down.guest_shutdown",
+        "vm.down.destroyed_outside",
+        "vm.paused.as_ordered",
+        "vm.paused.io_error",
+        "vm.paused.outside",
+        "vm.paused.start_unfinished",
+        "vm.paused.watchdog",
+        "restart.blocked.limit",
+        "restart.blocked.not_ha",
+        "restart.blocked.policy",
+        "restart.blocked.stopped_on_purpose",
+    )
 )
-"""Reasons that only a person ends."""
-_FULL = ("recovery.blocked.anti_affinity", "recovery.blocked.no_host")
+"""Reasons that only a person ends. Of the others that a host gives, the server decides: it failed, its host went down, another
+agent or boot saw its end."""
+_FULL = (
+    "recovery.blocked.anti_affinity",
+    "recovery.blocked.no_capacity",
+    "recovery.blocked.no_host",
+)
+_SETTLES = ("vm.not_recovered", "vm.started", "vm.recovered")
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -67,7 +89,9 @@ def must_run(world: "World") -> tuple[Late, ...]:
     for one in late:
         if not any(code.startswith(DECLARED) for code in one.reasons):
             raise NotLive(f"{one.vm} does not run though all is well: {list(one.reasons)}")
-    world.kernel.advance(max(WAITS_MS - bound, 0))
+    # What nobody waits for is not played to the end: of idle worlds nothing is learnt.
+    rest = max(LASTS_MS - world.kernel.now, SETTLES_MS)
+    world.kernel.advance(max(WAITS_MS - bound, rest) if late else rest)
     _demand_leader(world)
     for one in _down(world):
         raise NotLive(f"{one.vm} does not run though all is well: {list(one.reasons)}")
@@ -90,11 +114,17 @@ def _down(world: "World") -> tuple[Late, ...]:
         unknown = [code for code in reasons if code not in REGISTRY]
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
-        if not any(code.startswith(LASTING) for code in reasons) and not _has_no_place(
-            world, known, reasons
-        ):
+        lasting = not LASTING.isdisjoint(reasons) or _was_given_up(world, known)
+        if not lasting and not _has_no_place(world, known, reasons):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
+
+
+def _was_given_up(world: "World", known: "ServerVm") -> bool:
+    """Its host died while it was not protected: an event said so, and a person starts it."""
+    told = [entry.code for entry in world.server.history if entry.subject == known.vm.name]
+    ends = [code for code in told if code in _SETTLES]
+    return bool(ends) and ends[-1] == "vm.not_recovered"
 
 
 def reasons_of(world: "World", vm_id: VmId) -> tuple[str, ...]:
@@ -110,19 +140,25 @@ def _wanted(known: "ServerVm") -> bool:
 
 
 def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -> bool:
-    """By the truth: each host has one that it must keep away from, or what it needs first is down as well."""
+    """By the truth: each host has one that it must keep away from, or no room; or what it needs first is down as well."""
     if any(code.startswith(_FULL) for code in reasons):
-        apart = {group.id for group in known.placing.groups if group.hard}
-        taken = {
-            name
-            for vm_id, other in world.server.vms.items()
-            if other is not known and apart & {group.id for group in other.placing.groups}
-            for name in (*world.running_on(vm_id), *other.holders)
-        }
-        return bool(apart) and taken >= set(world.hosts)
+        return all(_has_no_room(world, known, name) for name in world.hosts)
     if any(code.startswith(_DEPENDS) for code in reasons):
         return any(not world.running_on(each.vm_id) for each in known.placing.depends_on)
     return False
+
+
+def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
+    there = [
+        other
+        for vm_id, other in world.server.vms.items()
+        if other is not known and name in (*world.running_on(vm_id), *other.holders)
+    ]
+    apart = {group.id for group in known.placing.groups if group.hard}
+    if any(apart & {group.id for group in other.placing.groups} for other in there):
+        return True
+    taken = sum(other.vm.memory_bytes for other in there)
+    return taken + known.vm.memory_bytes > world.hosts[name].memory_bytes
 
 
 def _demand_single(world: "World") -> None:

@@ -12,14 +12,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from virtha.engine.events import Command, Intent, OrderPower
+from virtha.engine.events import Command, Intent, OrderPower, SaveHost
+from virtha.engine.machine import Verdict
 from virtha.model.errors import InvalidInput
-from virtha.model.ids import Term
+from virtha.model.ids import HostId, Term
 from virtha.model.power import PowerAction
 from virtha.model.value import Value
 from virtha.ports.hypervisor import HypervisorError
 from virtha.scenario.language import Step, parse
 from virtha.sim.checkers import Violation
+from virtha.sim.faults import explain_host
+from virtha.sim.host import SimHost
 from virtha.sim.liveness import Late, NotLive, must_run
 from virtha.sim.play import ASKED, Player
 from virtha.sim.swarm_story import Story, write_story
@@ -32,6 +35,26 @@ CONTRADICTIONS = (
     "vm.migration_contradicted",
 )
 RECOVERED = "vm.recovered"
+SEEN: dict[str, tuple[str, ...]] = {
+    "a waiver": ("host.lease.waived",),
+    "self-fencing": ("host.lease.killed_vm", "host.lease.reset"),
+    "a storage outage": ("storage.outage",),
+    "an isolated host": ("host.isolated",),
+    "the brake": ("fence.brake.tripped",),
+    "the cap": ("fence.blocked.cap",),
+    "a fence given up": ("fence.failed",),
+    "a device of another host": ("fence.device_of_another",),
+    "disks written against an off": ("proof.blocked.disks_change",),
+    "an operator refused": ("host.confirmation_refused",),
+    "a host back after its recovery": ("host.returned",),
+    "a reboot unseen": ("host.rebooted_unseen",),
+    "a migration done": ("vm.migrated",),
+    "a migration in doubt": ("vm.migration_doubtful",),
+    "a copy found": ("vm.found",),
+    "a quarantine": ("vm.quarantined",),
+    "no room for a VM": ("recovery.blocked.no_capacity",),
+}
+"""What came of a world, by the codes of its history and of the reasons that were given on the way."""
 GUEST_FAULTS = (
     "kill-qemu",
     "term-qemu",
@@ -43,7 +66,6 @@ GUEST_FAULTS = (
 )
 ANYTIME = (
     "maintenance",
-    "confirm-dead",
     "heal-net",
     "cut-net",
     "set",
@@ -75,8 +97,9 @@ class Failure(NamedTuple):
 
 
 class WorldResult(Value, frozen=True, kw_only=True):
-    """What came of one seed. ``kinds``: of what really happened in it. ``story``: the shortest that still fails,
-    in the scenario language."""
+    """What came of one seed. ``kinds``: of what really happened in it. ``proofs``: kinds of what proved hosts dead.
+    ``seen``: names of ``SEEN``. ``reasons``: all codes that explained a host or a VM on the way. ``story``: the shortest
+    that still fails, in the scenario language."""
 
     seed: int
     virtual_ms: int
@@ -85,6 +108,9 @@ class WorldResult(Value, frozen=True, kw_only=True):
     fenced: bool = False
     recovered: bool = False
     contradicted: bool = False
+    proofs: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     late: tuple[Late, ...] = ()
     rule: str = ""
     message: str = ""
@@ -100,6 +126,8 @@ class Recorder:
         self._encoder = msgspec.json.Encoder(order="deterministic")
         self.offs = 0
         """Orders to switch a host off."""
+        self.proofs: set[str] = set()
+        self.reasons: set[str] = set()
         on_command, on_written = world.on_engine_command, world.on_written
 
         def command(term: Term, given: Command) -> None:
@@ -110,9 +138,28 @@ class Recorder:
         def written(term: Term, intents: Sequence[Intent]) -> None:
             if intents:
                 self._take("written", term, tuple(intents))
+                self._note_proofs(intents)
             on_written(term, intents)
 
         world.on_engine_command, world.on_written = command, written
+
+    def _note_proofs(self, intents: Sequence[Intent]) -> None:
+        for intent in intents:
+            if isinstance(intent, SaveHost) and intent.record.incident is not None:
+                self.proofs |= {proof.kind.value for proof in intent.record.incident.proofs}
+
+    def ask_why(self) -> None:
+        """Why hosts and VMs are as they are now: not all that holds up a proof is ever an event."""
+        failover = self._world.gateway.failover
+        if failover is None or not failover.leader.alive:
+            return
+        engine = failover.engine
+        for name in self._world.hosts:
+            if engine.verdict(HostId(name)) not in (None, Verdict.ALIVE):
+                self.reasons |= {why.code for why in explain_host(self._world, name)}
+        for vm_id in self._world.server.vms:
+            if engine.stage(vm_id) is not None:
+                self.reasons |= {why.code for why in engine.explain_vm(vm_id)}
 
     def _take(self, what: str, term: Term, value: object) -> None:
         self._hash.update(f"{self._world.kernel.now} {what} {term} ".encode())
@@ -127,11 +174,13 @@ class Recorder:
 
 
 class Played(NamedTuple):
-    """``done``: the lines that applied, as numbers from 1. ``healed``: a failure came only when all was well again."""
+    """``done``: the lines that applied, as numbers from 1. ``last``: the one that was played last, done or not.
+    ``healed``: a failure came only when all was well again."""
 
     player: Player
     recorder: Recorder
     done: tuple[int, ...]
+    last: int
     late: tuple[Late, ...]
     failure: Failure | None
     healed: bool
@@ -143,15 +192,20 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
     player = Player()
     recorder = Recorder(player.world)
     done: list[int] = []
+    last = 0
     late: tuple[Late, ...] = ()
     failure = None
     healed = False
     try:
         for step in parse("# random faults\n" + "\n".join(lines)).steps:
-            if strict or do_if_it_applies(player, step):
-                if strict:
-                    player.do(step)
+            last = step.line - 1
+            if strict:
+                _do_if_it_makes_sense(player, step)
                 done.append(step.line - 1)
+            elif do_if_it_applies(player, step):
+                done.append(step.line - 1)
+            if step.verb == "advance":
+                recorder.ask_why()
         if not strict:
             healed = True
             for line in healing(player.world):
@@ -162,13 +216,20 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
         failure = Failure("liveness", str(error))
     except Violation as error:
         failure = Failure("safety", str(error))
-    except InvalidInput:
-        raise
     except Exception as error:  # one broken world must not end the run of the others
+        if strict and isinstance(error, InvalidInput):
+            raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({place.name})"
         failure = Failure("broken", told)
-    return Played(player, recorder, tuple(done), late, failure, healed)
+    return Played(player, recorder, tuple(done), last, late, failure, healed)
+
+
+def _do_if_it_makes_sense(player: Player, step: Step) -> None:
+    """Shortened, a story must not become one of an operator who did not look."""
+    if step.verb == "confirm-dead" and not applies(player, step):
+        raise InvalidInput("nobody would confirm that", field=f"line {step.line}")
+    player.do(step)
 
 
 def healing(world: World) -> list[str]:
@@ -187,6 +248,10 @@ def do_if_it_applies(player: Player, step: Step) -> bool:
         player.do(step)
     except HypervisorError:
         return False
+    except InvalidInput:
+        if step.verb != "restore-server":
+            raise
+        return False  # nobody could be asked for a backup
     return True
 
 
@@ -211,8 +276,16 @@ def applies(player: Player, step: Step) -> bool:
             return host.agent is not None
         case "bmc":
             return bool(world.power.of(host.name))
+        case "confirm-dead":
+            return _may_be_confirmed(world, host)
         case _:
             return host.powered
+
+
+def _may_be_confirmed(world: World, host: SimHost) -> bool:
+    """An operator who says of a host that lives unseen that it is dead is outside of what P6 can hold: this one has
+    looked, or errs about a host that the server hears, and must be refused."""
+    return not host.powered or world.connected(host)
 
 
 def _applies_to_vm(player: Player, step: Step) -> bool:
@@ -243,6 +316,7 @@ def run_seed(seed: int, *, cluster: bool | None = None, steps: int | None = None
     played = play(story.lines)
     player = played.player
     codes = {entry.code for entry in player.world.server.history}
+    told = codes | played.recorder.reasons
     failure = played.failure
     return WorldResult(
         seed=seed,
@@ -252,6 +326,9 @@ def run_seed(seed: int, *, cluster: bool | None = None, steps: int | None = None
         fenced=played.recorder.offs > 0,
         recovered=RECOVERED in codes,
         contradicted=not codes.isdisjoint(CONTRADICTIONS),
+        proofs=tuple(sorted(played.recorder.proofs)),
+        seen=tuple(name for name, any_of in SEEN.items() if not told.isdisjoint(any_of)),
+        reasons=tuple(sorted(played.recorder.reasons)),
         late=played.late,
         rule="" if failure is None else failure.rule,
         message="" if failure is None else failure.message,
@@ -274,8 +351,9 @@ def _failing_story(seed: int, story: Story, played: Played, failure: Failure) ->
     ends = [*healing(played.player.world), "must-run"]
     if not played.healed:
         # The line that failed was not counted among those that were done.
-        after = max(applied, default=0)
-        lines, ends = [*lines, *story.lines[after : after + 1]], []
+        if played.last not in applied:
+            lines.append(story.lines[played.last - 1])
+        ends = []
     fails = fails_like(failure)
     head = f"# Seed {seed} of the swarm, shortened. {failure.rule}: {failure.message}"
     if not fails([*lines, *ends]):

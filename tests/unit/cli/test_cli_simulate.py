@@ -1,5 +1,6 @@
 """`virtha simulate` with a story or with seeds: what it prints, its exit codes, its files, and what it refuses."""
 
+import errno
 import json
 import os
 import signal
@@ -19,8 +20,8 @@ from virtha.cli.simulate_report import write_picture
 from virtha.cli.simulate_swarm import Seeds, parse_seeds, rare_kinds, shares, show_swarm
 from virtha.model.errors import Failed, InvalidInput
 from virtha.scenario.language import parse
-from virtha.sim.swarm import WorldResult
-from virtha.sim.swarm_story import KINDS
+from virtha.sim.swarm import SEEN, WorldResult
+from virtha.sim.swarm_kinds import KINDS
 
 Run = Callable[..., Ran]
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
@@ -332,6 +333,148 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["worlds"] == 4
 
 
+@pytest.mark.req("X3")
+def test_a_run_killed_at_any_byte_goes_on(tmp_path: Path) -> None:
+    """Whatever is left of its file: what was whole is known, and the next line is written behind it."""
+    path = tmp_path / "run.journal"
+    journal = RunJournal(path, what="seeds 1..3", code="c")
+    for seed in (1, 2, 3):
+        journal.add(msgspec.json.encode(_result(seed, kinds=())))
+    journal.close()
+    whole = path.read_bytes()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        journal = RunJournal(path, what="seeds 1..3", code="c")
+        assert len(journal.lines) == max(whole[:length].count(b"\n") - 1, 0)
+        journal.add(b"{}")
+        journal.close()
+        assert path.read_bytes().endswith(b"}\n{}\n")
+
+
+@pytest.mark.req("X3")
+@pytest.mark.bad_input("full disk")
+def test_a_full_disk_ends_a_run_with_all_that_was_known(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.journal"
+    real, written = os.write, []
+
+    def full(descriptor: int, data: bytes) -> int:
+        if Path(f"/proc/self/fd/{descriptor}").resolve() != path:
+            return real(descriptor, data)
+        written.append(data)
+        if len(written) == 4:
+            return real(descriptor, data[:10])
+        if len(written) > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data)
+
+    monkeypatch.setattr("virtha.cli.simulate_swarm.run_seed", _result)
+    command = ("simulate", "--seed", "1..5", "--jobs", "1", "--resume", str(path), "-o", "json")
+    monkeypatch.setattr(os, "write", full)
+    ran = run(*command)
+    monkeypatch.setattr(os, "write", real)
+    assert ran.code == 5
+    assert f"no space left to write {path}" in ran.err and "problem.disk.full" in ran.err
+    assert path.read_bytes().count(b"\n") == 3 and path.read_bytes().endswith(b"\n")
+    again = run(*command)
+    assert "2 of 5 worlds were played before" in again.err
+    assert json.loads(again.out)["worlds"] == 5
+
+
+@pytest.mark.req("X3")
+@pytest.mark.bad_input("full disk")
+def test_a_story_that_can_not_be_saved_ends_no_run_and_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its place is a directory: for one seed until the end of the run, for the other for good."""
+    save = tmp_path / "failures"
+    for seed in (1, 2):
+        (save / f"seed-{seed}.part").mkdir(parents=True)
+
+    def fail(seed: int) -> WorldResult:
+        if seed == 3:
+            (save / "seed-1.part").rmdir()
+            return _result(seed)
+        return _result(seed, rule="safety", message="two writers", story=f"# Story {seed}\n")
+
+    monkeypatch.setattr("virtha.cli.simulate_swarm.run_seed", fail)
+    ran = run("simulate", "--seed", "1..3", "--jobs", "1", "--save", str(save))
+    assert ran.code == 1
+    assert "its story can't be saved yet" in ran.err
+    assert (save / "seed-1.txt").read_text() == "# Story 1\n"
+    assert "seed-2.txt can't be written" in ran.err and "# Story 2" in ran.err
+
+
+def test_a_story_that_an_earlier_run_did_not_save_is_saved(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(seed: int) -> WorldResult:
+        return _result(seed, rule="safety", message="two writers", story="# Story\n")
+
+    monkeypatch.setattr("virtha.cli.simulate_swarm.run_seed", fail)
+    save, path = tmp_path / "failures", tmp_path / "run.journal"
+    command = ("simulate", "--seed", "1..2", "--jobs", "1", "--resume", str(path))
+    assert run(*command, "--save", str(save)).code == 1
+    (save / "seed-2.txt").unlink()
+    assert run(*command, "--save", str(save)).code == 1
+    assert (save / "seed-2.txt").read_text() == "# Story\n"
+
+
+def test_a_world_that_never_ends_does_not_hold_up_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(seed: int) -> WorldResult:
+        while seed == 1:
+            pass
+        return _result(seed)
+
+    monkeypatch.setattr("virtha.cli.simulate_swarm.run_seed", endless)
+    monkeypatch.setattr("virtha.cli.simulate_swarm.WORLD_S_MAX", 0.2)
+    command = ("simulate", "--seed", "1..3", "--jobs", "1", "--save", str(tmp_path), "-o", "json")
+    ran = run(*command)
+    assert ran.code == 1
+    told = json.loads(ran.out)
+    assert (told["worlds"], told["broken_worlds"]) == (3, 1)
+    assert "processor time" in told["failed"][0]["message"]
+    assert (tmp_path / "seed-1.txt").read_text().startswith("# Seed 1 of the swarm.\nengine")
+
+
+def test_a_run_that_nobody_watches_says_how_far_it_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtha.cli.simulate_swarm.run_seed", _result)
+    assert "to go" not in run("simulate", "--seed", "1..3", "--jobs", "1").err
+    monkeypatch.setattr("virtha.cli.simulate_swarm.TOLD_EVERY_S", 0)
+    ran = run("simulate", "--seed", "1..3", "--jobs", "1")
+    assert "2 of 3 worlds, 0 failed, about 1m to go" in ran.err
+
+
+@pytest.mark.req("X3")
+def test_a_worker_that_is_killed_ends_the_run_with_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    command = [
+        sys.executable, "-m", "virtha.cli.main", "simulate", "--seed", "1..60", "--jobs", "2",
+        "--resume", str(path), "--save", str(tmp_path / "failures"),
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not path.exists() or path.read_bytes().count(b"\n") < 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        workers = [pid for child in _children(process.pid) for pid in _children(child)]
+        os.kill(workers[0], signal.SIGKILL)
+        _, told = process.communicate()
+    assert process.returncode == 1
+    assert "was ended from outside" in told and "--resume" in told and "Traceback" not in told
+
+
+def _children(parent: int) -> list[int]:
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     program = tmp_path / "program.py"
@@ -358,7 +501,8 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
 def _result(seed: int, **changes: object) -> WorldResult:
     plain = WorldResult(
         seed=seed, virtual_ms=900_000, digest="d", kinds=tuple(kind.name for kind in KINDS),
-        fenced=True, recovered=True, contradicted=True,
+        fenced=True, recovered=True, contradicted=True, proofs=("power_off", "lease", "operator"),
+        seen=tuple(SEEN), reasons=("host.dead.unproven",),
     )  # fmt: skip
     return msgspec.structs.replace(plain, **changes)
 

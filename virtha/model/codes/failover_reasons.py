@@ -131,6 +131,13 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "hosts that came back within reach are asked first whether they see it",
     ),
     reason(
+        6067,
+        "fence.blocked.seen_alive",
+        INFO,
+        "{witness} sees it alive, whether or not in the boot that was judged dead",
+        "witness",
+    ),
+    reason(
         6070,
         "fence.waiting.order",
         INFO,
