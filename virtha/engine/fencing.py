@@ -500,7 +500,7 @@ def _was_too_late(cluster: Cluster, node: HostNode, fence: Fence, device: PowerD
     if never and ours and fence.ordered_ms == fence.began_ms:
         # The first one: nothing was done to it.
         uncount_order(cluster, node, fence.ordered_ms)
-        node.set_incident(fence=None)
+        node.set_incident(fence=None, orders=(), struck=())
         if last_sign_ms(node) > fence.ordered_ms:
             alive_after_all(cluster, node, "what came meanwhile")
     else:
