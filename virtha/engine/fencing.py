@@ -427,7 +427,7 @@ def _was_too_late(
         # Nothing was done to it. One that a former leader may have sent as well was ordered before.
         uncount_order(cluster, node, fence.ordered_ms)
     if first and incident.proof is None:
-        node.set_incident(fence=None)
+        node.set_incident(fence=None, orders=(), struck=())
         if last_sign_ms(node) > fence.ordered_ms:
             alive_after_all(cluster, node, "what came meanwhile")
     else:

@@ -165,6 +165,11 @@ def test_an_order_that_was_never_carried_out_does_not_count():
     play.on_command = lambda command: late(play, command)
     play.until(lambda: "fence.order_too_late" in play.told())
     assert len(play.engine.records().cluster.fence_counts) <= 1
+    incident = play.host_record("h1").incident
+    assert incident is not None and incident.fence is not None
+    assert [one.first_ms for one in incident.orders] == [incident.fence.began_ms], (
+        "it struck nobody"
+    )
     play.hosts["h1"].beating = play.hosts["h1"].answers_neighbours = True
     play.advance(10_000)
     assert play.engine.records().cluster.fence_counts == ()
