@@ -296,6 +296,7 @@ class Gateway:
     def on_hello(self, connection: ServerConnection, hello: Hello) -> None:
         line = self._lines.setdefault(hello.host_id, HostLine(hello.host_id))
         connection.owner = line
+        self._end_other_boots(line, hello.boot)
         older = line.newest.get(hello.role)
         line.newest[hello.role] = connection
         if older is not None and older is not line.session(hello.role):
@@ -307,6 +308,15 @@ class Gateway:
         self._spawn(
             self._answer_hello(line, connection, hello), f"hello {hello.role} {hello.host_id}"
         )
+
+    def _end_other_boots(self, line: HostLine, boot: BootId) -> None:
+        """A host runs one boot: sessions of another one are over, also those whose hello is still being answered. That
+        answer, late as it is, must not make the former boot the present one again (P4)."""
+        for role, connection in tuple(line.newest.items()):
+            hello = connection.wire.hello
+            if hello is not None and hello.boot != boot:
+                del line.newest[role]
+                connection.close("wire.closed.replaced")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

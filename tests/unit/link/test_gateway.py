@@ -175,6 +175,46 @@ def test_the_newest_session_of_a_role_wins(pki: Pki) -> None:
     run(story())
 
 
+@pytest.mark.req("F9")
+def test_a_late_answer_to_a_former_boot_does_not_bring_it_back(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            rig.control.hello_gate.clear()
+            former = rig.host(credentials=credentials, boot="boot-1")
+            await until(lambda: rig.control.hellos, "the former boot's hello is being answered")
+            guardian = await connected(
+                rig, PeerRole.GUARDIAN, credentials=credentials, boot="boot-2"
+            )
+            await until(lambda: former.events.ended, "the former boot's session is over")
+            assert former.events.ended[0][0] == "wire.closed.replaced"
+            former.link.close()
+            await former.task
+            rig.control.hello_gate.set()
+            await connected(rig, credentials=pki.host(HostId("h2")))  # so that answer is over too
+            assert guardian.link.connected
+            presence = rig.gateway.presence(H1)
+            assert presence is not None
+            assert (presence.agent_connected, presence.boot) == (False, "boot-2")
+
+    run(story())
+
+
+def test_a_new_boots_first_session_ends_those_of_the_former_one(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            agent = await connected(rig, credentials=credentials, boot="boot-1")
+            guardian = await connected(
+                rig, PeerRole.GUARDIAN, credentials=credentials, boot="boot-1"
+            )
+            rig.host(credentials=credentials, boot="boot-2")
+            await until(lambda: agent.events.ended and guardian.events.ended, "both are over")
+            assert {one.events.ended[0][0] for one in (agent, guardian)} == {"wire.closed.replaced"}
+
+    run(story())
+
+
 @pytest.mark.req("L6")
 def test_revoked_certificates_are_refused(pki: Pki) -> None:
     async def story() -> None:
