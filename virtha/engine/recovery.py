@@ -492,7 +492,8 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         goes_down(cluster, host, event.boot)
     if node.record.migration is not None:
         note_given_back(cluster, node, event)
-    elif not copies and event.incarnation == node.record.incarnation:
+    elif not copies:
+        # Not by its incarnation: a move that was begun and failed has counted it up, and the copy stayed the one it was.
         _given_back(cluster, node, event)
 
 

@@ -159,7 +159,7 @@ def _cluster(
 ) -> list[str]:
     profile = chance.choice(("fast", "balanced", "balanced", "conservative"))
     action = " fencing.action=reboot" if chance.random() < 0.12 else ""
-    cap = f" fencing.cap_count={chance.randint(1, 2)}" if chance.random() < 0.2 else ""
+    cap = f" fencing.cap_count={chance.randint(1, 2)}" if chance.random() < 0.35 else ""
     lines = ["engine", f"policy profile={profile}{action}{cap}"]
     if domains:
         lines.append(" ".join(("lease", *domains)) if len(domains) > 1 else "lease")
