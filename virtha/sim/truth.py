@@ -13,7 +13,7 @@ from virtha.model.proof import Proof, ProofKind
 from virtha.sim.checkers import Checkers, Violation
 from virtha.sim.host import SimHost
 from virtha.sim.network import Network
-from virtha.sim.power import PowerDevice
+from virtha.sim.power import Mood, PowerDevice
 from virtha.sim.world import World
 
 MINUTE_MS = 60_000
@@ -170,10 +170,11 @@ class Truth:
             raise Violation(f"{host.name} is ordered off while most others see it alive")
 
     def off_arrives(self, device: PowerDevice) -> None:
-        """Whoever decided it, and however long ago. F7: the cap holds for hosts that had power, whoever led."""
+        """Whoever decided it, and however long ago. F7: the cap holds for hosts that had power, whoever led. Not where the
+        device says that it is off: such an order isn't counted (J6), and one that lies takes it without effect."""
         host = device.host
         self._may_be_struck(host)
-        if not host.powered:
+        if not host.powered or device.mood is Mood.LIES:
             return
         fencing, now = self._world.server.policy.fencing, self._world.kernel.now
         self._struck.setdefault((host.name, host.boot), now)
