@@ -17,9 +17,10 @@ class Kernel:
         self.now = began_ms
         self._moments: list[int] = []
         self._actions: dict[int, list[_Asked]] = {}
-        """By moment. Hosts beat in step, so most moments have several."""
+        """By moment, and those as well that are asked for without delay while it is gone through: a list may grow then.
+        Hosts beat in step, so many moments have several."""
         self._under_way: Iterator[_Asked] | None = None
-        """What is left of the present moment's."""
+        """What is left of the present moment's: after one that failed it goes on with the next."""
         self.done = 0
         self.frozen_actors = 0
         """While nobody is frozen, which is nearly always, nobody has to be asked whether he is."""
@@ -30,9 +31,9 @@ class Kernel:
         """``actor``: who is to do it."""
         assert delay_ms >= 0
         at = self.now + delay_ms
-        try:
+        if at in self._actions:
             self._actions[at].append((action, actor))
-        except KeyError:
+        else:
             self._actions[at] = [(action, actor)]
             heapq.heappush(self._moments, at)
 
@@ -46,26 +47,21 @@ class Kernel:
         action(*arguments)
 
     def advance(self, duration_ms: int) -> None:
-        end = self.now + duration_ms
-        while self._moments and self._moments[0] <= end:
+        end, moments = self.now + duration_ms, self._moments
+        while moments and moments[0] <= end:
             if self._under_way is None:
-                self.now = self._moments[0]
+                self.now = moments[0]
                 self._under_way = iter(self._actions[self.now])
-            self._do_all(self._under_way)
+            for action, actor in self._under_way:
+                self.done += 1
+                if actor is None or not self.frozen_actors:
+                    action()
+                else:
+                    actor.do(action)
+                assert self.done < ACTIONS_MAX, "the world turns in circles"
             self._under_way = None
-            del self._actions[heapq.heappop(self._moments)]
+            del self._actions[heapq.heappop(moments)]
         self.now = end
-
-    def _do_all(self, actions: Iterator["_Asked"]) -> None:
-        """Those as well that they ask for without delay: a list may grow while it is gone through. After one that failed
-        it goes on with the next."""
-        for action, actor in actions:
-            self.done += 1
-            if actor is None or not self.frozen_actors:
-                action()
-            else:
-                actor.do(action)
-            assert self.done < ACTIONS_MAX, "the world turns in circles"
 
 
 class Actor:
