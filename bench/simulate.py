@@ -5,7 +5,7 @@ device per host that is read at set-up and in every suspicion, probes by neighbo
 of the world's truth. In quiet times nobody is suspected, so nobody is probed: the counts say what happened.
 ``bare`` leaves out the storage leases; ``quiet`` has them, with real blocks (each guardian renews its slot and reads
 its mailbox each second, two hosts read all slots every two seconds) and armed host watchdogs; ``faults`` is the
-same with hosts that lose power, hang, are cut off or lose their agents, one after the other. Nothing is elided.
+same with hosts that lose power, hang, are cut off or lose their agents, one after the other. No beat, renewal or frame is elided.
 
 The machine is rarely quiet: of many short stretches the best shows what the code costs, the median what one gets.
 Function calls per simulated second, by the profiler, don't depend on what else runs.

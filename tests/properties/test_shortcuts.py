@@ -1,7 +1,9 @@
 """What is skipped because it could change nothing changes nothing: each story comes out the same without the shortcuts.
 
-They are: the sentinel's rest, the guardians' looks that show nothing new, the steps of a lease guardian in calm, actors
-that are not asked whether they are frozen while nobody is, and blocks that are decoded once.
+They are: the sentinel's rest, the guardians' looks that show nothing new, what guardians take without a step, the steps of
+a lease guardian in calm and the moments that it remembers in it, hosts that beat in time and are not looked at closely,
+actors that are not asked whether they are frozen while nobody is, a leader's timer that serves again, and blocks that are
+decoded once.
 """
 
 from collections import Counter
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from virtha.engine import watch
 from virtha.engine.engine import Engine
 from virtha.scenario.language import parse
 from virtha.sentinel.guardian import Guardian
@@ -57,7 +60,7 @@ def told(text: str, patch: pytest.MonkeyPatch) -> list[Any]:
         player.do(step)
     world = player.world
     disks = [(name, host.disk.records, host.disk.facts) for name, host in world.hosts.items()]
-    return [*said, world.trace_lines, world.server.history, disks, world.kernel.done]
+    return [*said, world.trace_lines, world.server.history, disks]
 
 
 def without_shortcuts(patch: pytest.MonkeyPatch) -> None:
@@ -66,7 +69,12 @@ def without_shortcuts(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Sentinel, "_may_rest", lambda _self, _intents: False)
     patch.setattr(LeaseGuardian, "_is_calm", lambda _self: False)
+    patch.setattr(LeaseGuardian, "_times", always(lambda: None), raising=False)
+    patch.setattr(LeaseGuardian, "takes_in_passing", lambda _self, _look, _now: False)
+    patch.setattr(Guardian, "takes_in_passing", lambda _self, _now, _event: False)
     patch.setattr(Guardian, "_all_well", always(lambda: None), raising=False)
+    patch.setattr(watch, "_beats_on", lambda _cluster, _node: False)
+    patch.setattr(Kernel, "is_last", lambda _self, _at, _action: False)
     patch.setattr(Kernel, "frozen_actors", always(lambda: 1), raising=False)
     patch.setattr(SlotDomain, "_read_slots", always(dict), raising=False)
     patch.setattr(SlotDomain, "_read_mailboxes", always(dict), raising=False)
@@ -117,6 +125,21 @@ def test_the_shortcuts_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         taken["asked"] += 1
         asked(self, action)
 
+    def counted(owner: Any, name: str, what: str) -> None:
+        """Each time that it says yes."""
+        answers: Callable[..., bool] = getattr(owner, name)
+
+        def answering(*arguments: Any) -> bool:
+            answer = answers(*arguments)
+            taken[what] += answer
+            return answer
+
+        monkeypatch.setattr(owner, name, answering)
+
+    counted(Guardian, "takes_in_passing", "pulses and looks")
+    counted(LeaseGuardian, "takes_in_passing", "looks at leases")
+    counted(watch, "_beats_on", "beats")
+    counted(Kernel, "is_last", "timers")
     monkeypatch.setattr(Sentinel, "_rest", resting)
     monkeypatch.setattr(LeaseGuardian, "_step_in_calm", stepping)
     monkeypatch.setattr(Actor, "do", asking)
@@ -127,3 +150,9 @@ def test_the_shortcuts_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken["rest"] > 5
     assert taken["calm"] > 2 * 2 * 40  # an order and a result each second on each host
     assert taken["asked"] == 0
+    assert (
+        taken["pulses and looks"] > 2 * 2 * 50
+    )  # of each host two pulses each second, or one and a look
+    assert taken["looks at leases"] > 2 * 40
+    assert taken["beats"] > 2 * 40
+    assert taken["timers"] > 10

@@ -142,19 +142,22 @@ class Engine:
                 self._fold(fact)
         removed_while_nobody_led(cluster)
         cluster.collect_due()
-        watch_storage(cluster)
-        watch_brake(cluster)
+        # While nobody is absent and every host sees its storage, which is nearly always, there is nothing to watch.
+        if cluster.storage_told or cluster.storage_out:
+            watch_storage(cluster)
+        self._watch_brake()
         while cluster.dirty_hosts:
             dirty, cluster.dirty_hosts = cluster.dirty_hosts, set()
             for host_id in sorted(dirty):
                 node = cluster.hosts.get(host_id)
                 if node is not None:
                     look_at(cluster, node)
-            watch_brake(cluster)
+            self._watch_brake()
         self._plan_vms()
         intents = self._intents()
         commands = cluster.ordered_commands()
-        check(cluster, intents, commands)
+        if intents or commands:
+            check(cluster, intents, commands)
         return Decision(
             intents=intents,
             commands=commands,
@@ -202,6 +205,10 @@ class Engine:
         handler = _HANDLERS[type(event)]
         handler(cluster, event)
 
+    def _watch_brake(self) -> None:
+        if self._cluster.absent or self._cluster.record.brake is not None:
+            watch_brake(self._cluster)
+
     def _plan_vms(self) -> None:
         cluster = self._cluster
         # A look may change the VM once more; a plan orders starts, which are then looked at.
@@ -224,12 +231,12 @@ class Engine:
         cluster = self._cluster
         intents: list[Intent] = [DropHost(host_id=one) for one in cluster.dropped_hosts]
         intents += [DropVm(vm_id=one) for one in cluster.dropped_vms]
-        if cluster.record != cluster.saved_record:
+        if cluster.record is not cluster.saved_record and cluster.record != cluster.saved_record:
             cluster.saved_record = cluster.record
             intents.append(SaveCluster(record=cluster.record))
         for host_id in sorted(cluster.changed_hosts):
             host = cluster.hosts.get(host_id)
-            if host is not None and host.record != host.saved:
+            if host is not None and host.record is not host.saved and host.record != host.saved:
                 host.saved = host.record
                 intents.append(SaveHost(record=host.record))
         intents += [
@@ -250,7 +257,7 @@ class Engine:
     def _wake_at(self) -> Millis | None:
         cluster = self._cluster
         moments = [cluster.wake_at()]
-        storage = storage_looks_at(cluster)
+        storage = storage_looks_at(cluster) if cluster.storage_out else None
         if storage is not None:
             moments.append(Millis(max(storage, cluster.now + 1)))
         brake = brake_looks_at(cluster)

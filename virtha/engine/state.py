@@ -325,8 +325,9 @@ class Cluster:
         self.dropped_hosts, self.dropped_vms = [], []
 
     def touch(self, node: HostNode) -> None:
-        self.dirty_hosts.add(node.id)
-        self.changed_hosts.add(node.id)
+        host_id = node.id
+        self.dirty_hosts.add(host_id)
+        self.changed_hosts.add(host_id)
 
     def touch_vm(self, node: VmNode) -> None:
         self.dirty_vms.add(node.id)

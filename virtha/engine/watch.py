@@ -26,6 +26,38 @@ _ASKED_ABOUT = frozenset({Verdict.SUSPECT, Verdict.ISOLATED, Verdict.DEAD_UNPROV
 
 
 def look_at(cluster: Cluster, node: HostNode) -> None:
+    if not _beats_on(cluster, node):
+        _look_closely(cluster, node)
+
+
+def _beats_on(cluster: Cluster, node: HostNode) -> bool:
+    """The short way for a host that is as it was, and whose beats come in time, which is most of all looks: it is looked
+    at again when the next one would be late. Decides what the close look would."""
+    sign_ms, record = node.sign_ms, node.record
+    if (
+        node.verdict is not Verdict.ALIVE
+        or record.incident is not None
+        or sign_ms is None
+        or sign_ms < cluster.began_ms
+        or sign_ms < node.observe_from_ms
+        or node.broken_ms is not None
+        or not node.agent_alive
+        or node.investigated
+        or node.reasons
+        or node.leaving_ms is not None
+        or node.untold
+        or record.struck_ms
+        or (node.power_asked_ms is None and _is_on_unread(node))
+    ):
+        return False
+    late_ms = sign_ms + cluster.policy.detection.late_after_ms
+    if cluster.now >= late_ms:
+        return False
+    cluster.wake_host(node, late_ms)
+    return True
+
+
+def _look_closely(cluster: Cluster, node: HostNode) -> None:
     judgement = judge(cluster, node)
     asked_about = judgement.late or judgement.verdict in _ASKED_ABOUT
     if asked_about and not node.investigated:
@@ -124,13 +156,13 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
 
 def _is_on_unread(node: HostNode) -> bool:
     record = node.record
-    return any(
-        feed.reads_state
-        and feed.device not in record.identified_devices
-        and feed.device not in record.on_devices
-        for level in node.config.power
-        for feed in level.feeds
-    )
+    for level in node.config.power:
+        for feed in level.feeds:
+            device = feed.device
+            known = device in record.identified_devices or device in record.on_devices
+            if feed.reads_state and not known:
+                return True
+    return False
 
 
 def _ask_power(cluster: Cluster, node: HostNode) -> None:

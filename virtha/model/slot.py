@@ -37,6 +37,7 @@ _MAILBOX = Struct(f"<QQ{_ID_BYTES}s{_ID_BYTES}s")
 _CHECKSUM = Struct("<I")
 _CHECKED_BYTES = SECTOR_BYTES - _CHECKSUM.size
 _MILLIS_MAX = (1 << 32) - 1
+_COUNTER_MAX = (1 << 63) - 1
 _NEVER = -1
 _CACHED_MAX = 1_024
 """Renewals differ in their counters and times only. What a host's blocks have in common is made, and read, once."""
@@ -147,11 +148,17 @@ class Place(Value, frozen=True, kw_only=True):
 
 def encode_slot(slot: Slot) -> bytes:
     """``BLOCK_BYTES`` bytes. Raises InvalidInput when a field does not fit."""
+    good_ms = slot.submitted_ms if slot.good_ms is None else slot.good_ms
+    numbers = (slot.counter, slot.submitted_ms, good_ms, slot.acknowledged_poison)
+    if min(numbers) < 0 or max(numbers) > _COUNTER_MAX:
+        names = ("counter", "submitted_ms", "good_ms", "acknowledged_poison")
+        for name, number in zip(names, numbers, strict=True):
+            _counter(f"slot.{name}", number)
     body = _SLOT.pack(
-        _counter("slot.counter", slot.counter),
-        _counter("slot.submitted_ms", slot.submitted_ms),
-        _NEVER if slot.good_ms is None else _counter("slot.good_ms", slot.good_ms),
-        _counter("slot.acknowledged_poison", slot.acknowledged_poison),
+        slot.counter,
+        slot.submitted_ms,
+        _NEVER if slot.good_ms is None else good_ms,
+        slot.acknowledged_poison,
         _declared(slot.declaration),
     )
     return _block(_SLOT_MAGIC, slot, boot=slot.boot, body=body)
@@ -317,7 +324,7 @@ def _read(data: bytes) -> str:
 
 
 def _counter(field: str, value: int) -> int:
-    if not 0 <= value < 1 << 63:
+    if not 0 <= value <= _COUNTER_MAX:
         raise InvalidInput(f"{value} is out of range", field=field, allowed=("0 to 2^63 - 1",))
     return value
 

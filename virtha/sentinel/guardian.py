@@ -11,7 +11,7 @@ What the caller owes to it:
   not "its starting time has not run out". An adopted VM gets its grant before it counts as managed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from virtha.model.ids import BootId, VmId
 from virtha.model.time import Millis
@@ -109,6 +109,8 @@ class Guardian:
         self._pulse_at: Millis | None = None
         self._inventory_revision = 0
         self._alive_said: bool | None = None
+        self._waits_until = now
+        """What the last step waits for; in the past if it waits for nothing."""
         self._all_well: ProcessesSeen | None = None
         """The last look, if nobody was suspected and no kill was open: the same again says nothing new."""
         self._suspects: dict[QemuProcess, Millis] = {}
@@ -120,11 +122,31 @@ class Guardian:
         commands: list[GuardianCommand] = []
         for event in events:
             commands += self._fold(event)
+        if self._interval_ms is None:
+            self._waits_until = now
+            return GuardianDecision(commands=tuple(commands))
         alive = self._agent_alive()
-        commands += self._beat_if_due(alive=alive)
-        return GuardianDecision(commands=tuple(commands), wake_at=self._wake_at(alive=alive))
+        # A change is told at once: "agent down" must not wait out a slow beat.
+        if now >= self._beat_at or alive != self._alive_said:
+            commands.append(self._beat(self._interval_ms, alive=alive))
+        self._waits_until = self._wake_at(alive=alive)
+        return GuardianDecision(commands=tuple(commands), wake_at=self._waits_until)
 
-    def _fold(self, event: GuardianEvent) -> list[GuardianCommand]:
+    def takes_in_passing(self, now: Millis, event: ProcessesSeen | AgentPulse) -> bool:
+        """Most of what a guardian hears is what it heard before. True: the event was taken, and a step with it would
+        decide nothing and wait for the same moment. False: it was not taken, and needs a step."""
+        if now >= self._waits_until:
+            return False
+        if event is self._all_well:
+            return True
+        waits_for_pulse = self._waits_until != self._beat_at
+        if type(event) is not AgentPulse or not self._alive_said or waits_for_pulse:
+            return False
+        self._now = self._pulse_at = now
+        self._inventory_revision = event.inventory_revision
+        return True
+
+    def _fold(self, event: GuardianEvent) -> Sequence[GuardianCommand]:
         match event:
             case Welcomed(beat_interval_ms=interval_ms):
                 self._interval_ms = max(interval_ms, 1)
@@ -139,36 +161,28 @@ class Guardian:
                 self._pulse_at = None
             case ProcessesSeen():
                 return self._look(event)
-        return []
+        return ()
 
     # Beats
 
     def _agent_alive(self) -> bool:
         return self._pulse_at is not None and self._now - self._pulse_at < PULSE_FRESH_MS
 
-    def _beat_if_due(self, *, alive: bool) -> list[GuardianCommand]:
-        if self._interval_ms is None:
-            return []
-        # A change is told at once: "agent down" must not wait out a slow beat.
-        if self._now < self._beat_at and alive == self._alive_said:
-            return []
+    def _beat(self, interval_ms: int, *, alive: bool) -> SendBeat:
         self._sequence += 1
         self._alive_said = alive
         # Counted from now: after a stall one beat goes out, not a burst of those that were missed.
-        self._beat_at = Millis(self._now + self._interval_ms)
-        return [
-            SendBeat(
-                sequence=self._sequence,
-                boot=self._boot,
-                monotonic_ms=self._now,
-                inventory_revision=self._inventory_revision,
-                agent_alive=alive,
-            )
-        ]
+        self._beat_at = Millis(self._now + interval_ms)
+        return SendBeat(
+            sequence=self._sequence,
+            boot=self._boot,
+            monotonic_ms=self._now,
+            inventory_revision=self._inventory_revision,
+            agent_alive=alive,
+        )
 
-    def _wake_at(self, *, alive: bool) -> Millis | None:
-        if self._interval_ms is None:
-            return None
+    def _wake_at(self, *, alive: bool) -> Millis:
+        """For the next beat, or for the pulse that will be missing."""
         if self._pulse_at is not None and alive:
             stale_at = Millis(self._pulse_at + PULSE_FRESH_MS)
             return stale_at if stale_at < self._beat_at else self._beat_at

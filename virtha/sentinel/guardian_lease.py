@@ -10,12 +10,12 @@ A session is asked for only when the watchdog is armed for the first time: never
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.policy import LeasePolicy
 from virtha.model.slot import BlockFault, Declaration, Unreadable
 from virtha.model.time import Millis
+from virtha.model.value import Value
 from virtha.sentinel.guardian import Kill, LinkLost, QemuProcess, Report, Welcomed
 from virtha.sentinel.host_watchdog import HostWatchdog, WatchdogState, fits
 from virtha.sentinel.lease import BOUND, DomainLease, LeaseState
@@ -47,7 +47,7 @@ KILL_AGAIN_MS = 1_000
 RESET_AGAIN_MS = 1_000
 
 
-class _Times(NamedTuple):
+class _Times(Value, frozen=True, kw_only=True):
     """The earliest of all leases: from when on one is lost, by when its VMs have to be dead where a watchdog was
     promised (``_over_at``), and when one is to be renewed."""
 
@@ -99,6 +99,8 @@ class LeaseGuardian:
         """Until then a look that shows what the one before it did asks for nothing."""
         self._was_calm = False
         """After the last step."""
+        self._times: _Times | None = None
+        """As ``_times_in_calm`` would find them, for what came since changed no lease."""
 
     def step(self, now: Millis, events: Iterable[LeaseEvent]) -> LeaseDecision:
         assert now >= self._now, f"time went back from {self._now} to {now}"
@@ -109,14 +111,24 @@ class LeaseGuardian:
         told: list[LeaseCommand] = []
         shows_nothing_new = True
         for event in events:
-            known = isinstance(event, QemusSeen) and event.qemus == self._seen
-            shows_nothing_new = shows_nothing_new and known
+            if type(event) is QemusSeen and event.qemus == self._seen:
+                self._looked_from = event.began_ms
+                continue
+            shows_nothing_new = False
+            if type(event) is WatchdogFed:
+                self._watchdog.fed()
+                continue
+            self._times = None
             told += self._fold(event)
         if shows_nothing_new and now < self._calm_until:
             return LeaseDecision(wake_at=self._calm_until)
-        times = self._times_in_calm() if self._was_calm else None
-        if times is not None:
-            return self._step_in_calm(times, told)
+        if self._was_calm:
+            times = self._times
+            if times is None or now >= times.end_at:
+                times = self._times_in_calm()
+            if times is not None:
+                return self._step_in_calm(times, told)
+        self._times = None
         # Ends and relief first, then what promises: a step never feeds on a promise that it is about to break.
         commands = [*self._lose()]
         if any(lease.state in ENDED for lease in self._leases.values()):
@@ -131,6 +143,14 @@ class LeaseGuardian:
         self._was_calm = wake_at is not None and self._is_calm()
         self._calm_until = wake_at if wake_at is not None and self._was_calm else now
         return LeaseDecision(commands=tuple(commands), wake_at=wake_at)
+
+    def takes_in_passing(self, look: QemusSeen, now: Millis) -> bool:
+        """In calm a look mostly shows what the one before it did. True: it was taken, and a step with it would decide
+        nothing and wait for the same moment. False: it was not taken, and needs a step."""
+        if now >= self._calm_until or self._looks or look.qemus != self._seen:
+            return False
+        self._now, self._looked_from = now, look.began_ms
+        return True
 
     def states(self) -> dict[StorageDomainId, LeaseState]:
         return {domain_id: lease.state for domain_id, lease in self._leases.items()}
@@ -153,18 +173,22 @@ class LeaseGuardian:
         # Written out, without lists of one: it is asked at each renewal, result and feeding of each host.
         end_at = over_at = renew_at = None
         for lease in self._leases.values():
-            its_end_at, its_renew_at = lease.self_fence_at, lease.renew_at
-            if its_end_at is None or self._now >= its_end_at:
+            moments = lease.held_moments
+            if moments is None:
+                return None
+            its_end_at, its_over_at, its_renew_at = moments
+            if self._now >= its_end_at:
                 return None
             if end_at is None or its_end_at < end_at:
                 end_at = its_end_at
             if its_renew_at is not None and (renew_at is None or its_renew_at < renew_at):
                 renew_at = its_renew_at
-            if lease.promised_watchdog_ms:
-                its_over_at = lease.over_at
-                if over_at is None or (its_over_at is not None and its_over_at < over_at):
-                    over_at = its_over_at
-        return None if end_at is None else _Times(end_at, over_at, renew_at)
+            if lease.promised_watchdog_ms and (over_at is None or its_over_at < over_at):
+                over_at = its_over_at
+        if end_at is None:
+            return None
+        over = None if over_at is None else Millis(over_at)
+        return _Times(end_at=Millis(end_at), over_at=over, renew_at=renew_at)
 
     def _step_in_calm(self, times: _Times, told: list[LeaseCommand]) -> LeaseDecision:
         """The rest of a step that began and goes on in calm, and in which none ends: it decides what ``step`` would
@@ -182,7 +206,10 @@ class LeaseGuardian:
             self._check()
             after = self._times_in_calm()
             assert after is not None, "a renewal ended the calm"
-            times, feed_at = after, self._watchdog.feed_at(now, after.over_at)
+            if after.over_at != times.over_at:
+                feed_at = self._watchdog.feed_at(now, after.over_at)
+            times = after
+        self._times = times
         # None of these is past: the step that comes next is after this one.
         wake_at = times.end_at
         if times.renew_at is not None and times.renew_at < wake_at:
@@ -292,14 +319,16 @@ class LeaseGuardian:
                 "host.lease.lost", lease, cause="poison" if self.poisoned else "storage"
             )
 
-    def _allow_starts(self) -> Iterator[LeaseCommand]:
+    def _allow_starts(self) -> list[LeaseCommand]:
         """After the losses of this step: what is lost now is allowed nothing, however good its renewal was."""
+        allowed: list[LeaseCommand] = []
         for domain_id in sorted(self._renewed_now):
             lease = self._leases[domain_id]
             if lease.state in (LeaseState.FREE, LeaseState.WAIVED, LeaseState.HELD):
                 until = lease.self_fence_at or self._now + self._policy.self_fence_after_ms
-                yield AllowStarts(domain_id=domain_id, until_ms=Millis(until))
+                allowed.append(AllowStarts(domain_id=domain_id, until_ms=Millis(until)))
         self._renewed_now.clear()
+        return allowed
 
     def _doomed(self, lease: DomainLease) -> list[LeasedQemu]:
         return [
@@ -384,17 +413,22 @@ class LeaseGuardian:
 
     # Renewals
 
-    def _renew(self) -> Iterator[LeaseCommand]:
+    def _renew(self) -> list[LeaseCommand]:
+        ordered: list[LeaseCommand] = []
         for lease in self._leases.values():
             done = lease.state is LeaseState.FREE and not self._policy.enabled
-            if done or lease.renew_at is None or self._now < lease.renew_at:
+            renew_at = lease.renew_at
+            if done or renew_at is None or self._now < renew_at:
                 continue
-            yield lease.renew(
-                self._now,
-                self._declaration(),
-                wanted=self._policy.enabled,
-                renew_ms=self._policy.renew_ms,
+            ordered.append(
+                lease.renew(
+                    self._now,
+                    self._declaration(),
+                    wanted=self._policy.enabled,
+                    renew_ms=self._policy.renew_ms,
+                )
             )
+        return ordered
 
     def _declaration(self) -> Declaration:
         watchdog = self._watchdog

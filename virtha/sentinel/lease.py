@@ -129,6 +129,15 @@ class DomainLease:
         return Millis(self.good_ms + self.terms.self_fence_after_ms)
 
     @property
+    def held_moments(self) -> tuple[int, int, Millis | None] | None:
+        """``self_fence_at``, ``over_at`` and ``renew_at`` at once, for who asks often; None: it is not held."""
+        good_ms, terms = self.good_ms, self.terms
+        if self.state is not LeaseState.HELD or good_ms is None or terms is None:
+            return None
+        end_at = good_ms + terms.self_fence_after_ms
+        return end_at, end_at + terms.kill_ms, None if self._under_way else self._renew_at
+
+    @property
     def reset_at(self) -> Millis | None:
         """From when on the host must be reset, if the kills are not confirmed."""
         if self.state is not LeaseState.LOST or self.lost_ms is None or self.terms is None:

@@ -144,7 +144,7 @@ class SimAgent:
             return
         if self.host.guardian is not None:
             revision = self.host.disk.inventory_revision
-            self.host.guardian.tell(AgentPulse(inventory_revision=revision))
+            self.host.guardian.hear(AgentPulse(inventory_revision=revision))
         if self.host.libvirt_up and not self.host.grants_complete:
             # Somebody removed the grants' directory. The list tells whose grants to write again.
             self.list_domains()

@@ -175,10 +175,8 @@ class Failover:
 
     # What the gateway sees
 
-    def beat(self, host: str, beat: Beat) -> None:
-        self.leader.offer(
-            BeatSeen(host_id=HostId(host), boot=beat.boot, agent_alive=beat.agent_alive)
-        )
+    def beat(self, host_id: HostId, beat: Beat) -> None:
+        self.leader.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
 
     def session(
         self, host: str, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False

@@ -46,8 +46,9 @@ GRANT_MS = 15_000
 class _Peer:
     """One connection of a host."""
 
-    def __init__(self, session: ServerSession) -> None:
+    def __init__(self, session: ServerSession, host_line: "_HostLine") -> None:
         self.session = session
+        self.host_line = host_line
         self.line: Line
         self.role: PeerRole | None = None
 
@@ -78,6 +79,7 @@ class SimGateway:
         self._kernel = self.kernel
         self._time = kernel
         """Only read: it shows the same to all."""
+        self._now: Callable[[], Millis] = partial(getattr, kernel, "now")
         self._network = network
         self._server = server
         self.instance = f"instance-{number}"
@@ -121,11 +123,11 @@ class SimGateway:
             peer.line.kill()
         self._peers.clear()
 
-    def _now(self) -> Millis:
-        return Millis(self._time.now)
-
     def line_of(self, host: str) -> _HostLine:
-        return self._lines.setdefault(host, _HostLine())
+        line = self._lines.get(host)
+        if line is None:
+            line = self._lines[host] = _HostLine()
+        return line
 
     # Sessions
 
@@ -134,7 +136,7 @@ class SimGateway:
             end.close()  # its address went to another while it slept
             return
         session = ServerSession(HostId(end.peer_name), now=self._now())
-        peer = _Peer(session)
+        peer = _Peer(session, self.line_of(end.peer_name))
         self._peers[peer] = None
         peer.line = Line(
             self._kernel,
@@ -149,16 +151,16 @@ class SimGateway:
     def _message(self, peer: _Peer, message: Message, now: Millis) -> None:
         hello = peer.session.hello
         assert hello is not None
-        line = self.line_of(hello.host_id)
+        line = peer.host_line
         match message:
-            case Hello():
-                self._hello(peer, line, message)
             case Beat():
                 if line.sessions.get(PeerRole.GUARDIAN) is peer:
                     line.beat, line.beat_at = message, now
-                    self.on_beat(str(hello.host_id), message)
+                    self.on_beat(hello.host_id, message)
                     if self.failover is not None:
-                        self.failover.beat(str(hello.host_id), message)
+                        self.failover.beat(hello.host_id, message)
+            case Hello():
+                self._hello(peer, line, message)
             case Facts(facts=facts):
                 if line.agent is peer:
                     made_after = partial(self._made_after, line)
@@ -215,7 +217,7 @@ class SimGateway:
         hello = peer.session.hello
         if hello is None or peer.role is None:
             return
-        line = self.line_of(hello.host_id)
+        line = peer.host_line
         if line.sessions.get(peer.role) is peer:
             del line.sessions[peer.role]
             if peer.role is PeerRole.AGENT:
@@ -354,21 +356,28 @@ class SimGateway:
     def _tick(self) -> None:
         if not self.running:
             return
+        now, states = self._time.now, self._server.states
         for host, line in self._lines.items():
-            before = self._server.states.get(host)
-            after = self._judge(before, line)
+            before, agent, beat = states.get(host), line.sessions.get(PeerRole.AGENT), line.beat
+            after = HostState.UP if agent is not None else self._judge(before, line)
             if after is not None and after is not before:
                 self._server.judged(host, after)
-            self._send_what_waited(host, line)
+            nothing_waits = (
+                agent is not None
+                and beat is not None
+                and beat.boot == line.boot == line.resent
+                and now - line.beat_at < SILENCE_MS
+            )
+            if not nothing_waits:
+                self._send_what_waited(host, line)
         if self._server.pending:
             self._server.expire()
             self.carry_out()
         self._kernel.after(TICK_MS, self._tick)
 
     def _judge(self, before: HostState | None, line: _HostLine) -> HostState | None:
-        """As ``virtha.server.presence``: silence proves nothing, `unreachable` starts nothing here."""
-        if line.agent is not None:
-            return HostState.UP
+        """Of one whose agent has no session. As ``virtha.server.presence``: silence proves nothing, `unreachable` starts
+        nothing here."""
         beat_age_ms = self._age_ms(line.beat_at if line.beat is not None else None)
         agent_age_ms = self._age_ms(line.agent_seen)
         if line.beat is not None and beat_age_ms < SILENCE_MS:

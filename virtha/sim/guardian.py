@@ -8,6 +8,7 @@ from virtha.model.ids import HostId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.sentinel.guardian import (
+    AgentPulse,
     Guardian,
     GuardianEvent,
     Kill,
@@ -39,6 +40,7 @@ class SimGuardian:
         self._wakes = 0
         self._wake_at: Millis | None = None
         self._seen: tuple[int, tuple[QemuProcess, ...]] = (-1, ())
+        self._look_before = ProcessesSeen(processes=(), managed=None, granted=None)
         self.lease = SimLease(self, host.lease) if host.lease is not None else None
         self.link = HostLink(
             host, self.kernel, self, hello=self._hello, live_instance=self._agent_instance
@@ -57,13 +59,23 @@ class SimGuardian:
             self.lease.die()
         self.alive = False
 
+    def hear(self, event: ProcessesSeen | AgentPulse) -> None:
+        """What comes all the time, and mostly says what was said before."""
+        awake = self.alive and not self.kernel.root.frozen_actors
+        if not awake or not self.core.takes_in_passing(self.host.clock(), event):
+            self.tell(event)
+
     def tell(self, *events: GuardianEvent) -> None:
-        self.kernel.deliver(self._take, events)
+        if self.kernel.root.frozen_actors:
+            self.kernel.deliver(self._take, events)
+        else:
+            self._take(events)
 
     def _take(self, events: tuple[GuardianEvent, ...]) -> None:
         if not self.alive:
             return
-        decision = self.core.step(self.host.clock(), events)
+        now = self.host.clock()
+        decision = self.core.step(now, events)
         for command in decision.commands:
             match command:
                 case SendBeat():
@@ -72,16 +84,16 @@ class SimGuardian:
                     self._kill(process)
                 case Report():
                     self._report(command)
-        self._wake(decision.wake_at)
+        if decision.wake_at != self._wake_at:
+            self._wake(decision.wake_at, now)
 
-    def _wake(self, wake_at: Millis | None) -> None:
-        if wake_at == self._wake_at:
-            return  # that one is on its way
+    def _wake(self, wake_at: Millis | None, now: Millis) -> None:
+        """Not the moment that it waits for already: that one is on its way."""
         self._wake_at = wake_at
         self._wakes += 1
         if wake_at is not None:
             mine = self._wakes
-            delay_ms = wake_at - self.host.clock()
+            delay_ms = wake_at - now
             self.kernel.after(delay_ms if delay_ms > 0 else 0, partial(self._awake, mine))
 
     def _awake(self, mine: int) -> None:
@@ -108,13 +120,20 @@ class SimGuardian:
             self._seen = (host.libvirt.processes, self._processes())
         processes = self._seen[1]
         known = not host.records_hidden
-        self.tell(
-            ProcessesSeen(
+        managed = host.disk.gate_managed if known else None
+        granted = host.grants.keys() if known and host.grants_complete else None
+        seen = self._look_before
+        if (
+            seen.processes is not processes
+            or seen.managed is not managed
+            or seen.granted != granted
+        ):
+            seen = self._look_before = ProcessesSeen(
                 processes=processes,
-                managed=host.disk.gate_managed if known else None,
-                granted=frozenset(host.grants) if known and host.grants_complete else None,
+                managed=managed,
+                granted=None if granted is None else frozenset(granted),
             )
-        )
+        self.hear(seen)
         if self.lease is not None:
             self.lease.look(processes)
         self.kernel.after(LOOK_MS, self._look)

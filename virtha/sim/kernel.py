@@ -2,12 +2,12 @@
 same order, always."""
 
 import heapq
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 Action = Callable[[], None]
+_Asked: TypeAlias = "tuple[Action, Actor | None]"
 ACTIONS_MAX = 5_000_000
 """A run that needs more turns in circles."""
 
@@ -16,44 +16,52 @@ class Kernel:
     def __init__(self, *, began_ms: int = 0) -> None:
         self.now = began_ms
         self._moments: list[int] = []
-        self._actions: dict[int, deque[tuple[Action, Actor | None]]] = {}
-        """By moment. Hosts beat in step, so most moments have several."""
+        self._actions: dict[int, list[_Asked]] = {}
+        """By moment, and those as well that are asked for without delay while it is gone through: a list may grow then.
+        Hosts beat in step, so many moments have several."""
+        self._under_way: Iterator[_Asked] | None = None
+        """What is left of the present moment's: after one that failed it goes on with the next."""
         self.done = 0
         self.frozen_actors = 0
         """While nobody is frozen, which is nearly always, nobody has to be asked whether he is."""
+        self.after: Callable[[int, Action], None] = partial(self.after_by, None)
+        """(delay_ms, action): the world itself does it, which never freezes."""
 
-    def after(self, delay_ms: int, action: Action, actor: "Actor | None" = None) -> None:
-        """``actor``: who is to do it; the world itself never freezes."""
+    def after_by(self, actor: "Actor | None", delay_ms: int, action: Action) -> None:
+        """``actor``: who is to do it."""
         assert delay_ms >= 0
         at = self.now + delay_ms
         if at in self._actions:
             self._actions[at].append((action, actor))
         else:
-            self._actions[at] = deque(((action, actor),))
+            self._actions[at] = [(action, actor)]
             heapq.heappush(self._moments, at)
+
+    def is_last(self, at: int, action: Action) -> bool:
+        """Of all that was asked for at that moment, which is still to come."""
+        actions = self._actions.get(at)
+        return actions is not None and actions[-1][0] is action
 
     def deliver(self, action: Callable[..., None], *arguments: Any) -> None:
         """As an ``Actor`` does."""
         action(*arguments)
 
     def advance(self, duration_ms: int) -> None:
-        end = self.now + duration_ms
-        while self._moments and self._moments[0] <= end:
-            self.now = self._moments[0]
-            self._do_all(self._actions[self.now])
-            del self._actions[heapq.heappop(self._moments)]
+        end, moments = self.now + duration_ms, self._moments
+        while moments and moments[0] <= end:
+            if self._under_way is None:
+                self.now = moments[0]
+                self._under_way = iter(self._actions[self.now])
+            for action, actor in self._under_way:
+                self.done += 1
+                if actor is None or not self.frozen_actors:
+                    action()
+                else:
+                    actor.do(action)
+                assert self.done < ACTIONS_MAX, "the world turns in circles"
+            self._under_way = None
+            del self._actions[heapq.heappop(moments)]
         self.now = end
-
-    def _do_all(self, actions: deque[tuple[Action, "Actor | None"]]) -> None:
-        """Those as well that they ask for without delay."""
-        while actions:
-            action, actor = actions.popleft()
-            self.done += 1
-            if actor is None or not self.frozen_actors:
-                action()
-            else:
-                actor.do(action)
-            assert self.done < ACTIONS_MAX, "the world turns in circles"
 
 
 class Actor:
@@ -62,15 +70,17 @@ class Actor:
 
     def __init__(self, parent: "Kernel | Actor") -> None:
         self._parent = parent
-        self._kernel: Kernel = parent if isinstance(parent, Kernel) else parent._kernel
+        self.root: Kernel = parent if isinstance(parent, Kernel) else parent.root
+        """Whose ``frozen_actors`` says whether anybody is: while nobody is, what came may be done at once, without
+        ``deliver``."""
         self._held: list[Action] = []
         self._frozen = False
-        self.after: Callable[[int, Action], None] = partial(self._kernel.after, actor=self)
+        self.after: Callable[[int, Action], None] = partial(self.root.after_by, self)
         """(delay_ms, action): as the kernel's, for this actor."""
 
     @property
     def now(self) -> int:
-        return self._kernel.now
+        return self.root.now
 
     @property
     def frozen(self) -> bool:
@@ -78,7 +88,7 @@ class Actor:
 
     def deliver(self, action: Callable[..., None], *arguments: Any) -> None:
         """Now, or as soon as it thaws."""
-        if not self._kernel.frozen_actors:
+        if not self.root.frozen_actors:
             action(*arguments)
         elif self._frozen:
             self._held.append(partial(action, *arguments))
@@ -108,5 +118,5 @@ class Actor:
         self._held.clear()
 
     def _set_frozen(self, *, frozen: bool) -> None:
-        self._kernel.frozen_actors += frozen - self._frozen
+        self.root.frozen_actors += frozen - self._frozen
         self._frozen = frozen

@@ -5,6 +5,7 @@ sent comes to an end in here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -19,7 +20,7 @@ from virtha.engine.events import (
 from virtha.engine.turn import Effect, Journal, Send, StepDown, Turn, Wait, Write
 from virtha.model.ids import HostId, Term
 from virtha.model.time import Millis
-from virtha.sim.kernel import Actor
+from virtha.sim.kernel import Action, Actor
 from virtha.sim.wakes import Wakes
 from virtha.sim.world_time import cluster_time
 
@@ -85,6 +86,11 @@ class Leader:
         self._busy = False
         self._due = False
         self._timers = 0
+        self._timer = 0
+        """The one that counts, by number; 0: none."""
+        self._timer_at = kernel.now
+        self._last_timer: Action = self._tick
+        """The one that was made last, and when it is due: a turn mostly leaves the moment as it was."""
         self._ticked_ms = kernel.now
         self._lease_asked_ms: int | None = None
         self.told: list[CopyGranted] = []
@@ -105,7 +111,8 @@ class Leader:
         if not self.alive:
             return
         self._turn.offer(events)
-        self._begin_soon()
+        if not self._due:
+            self._begin_soon()
 
     def took(self, host_id: HostId, sequence: int) -> None:
         """See ``Turn.took``."""
@@ -160,7 +167,7 @@ class Leader:
         if not self.alive or self._busy:
             return
         self._look_at_watch()
-        self._timers += 1
+        self._timer = 0
         self._busy = True
         self.turns += 1
         self._given = self._turn.waiting
@@ -172,8 +179,8 @@ class Leader:
         match effect:
             case Journal(events=events):
                 self._came = events
-                self.told += [one for one in events if isinstance(one, CopyGranted)]
-                self._at("journal", (), self._step, came=events)
+                self.told += [one for one in events if type(one) is CopyGranted]
+                self._at("journal", (), self._decide, came=events)
             case Write():
                 self._at(
                     "intents",
@@ -188,7 +195,7 @@ class Leader:
             case StepDown():
                 self._step_down()
 
-    def _step(self) -> None:
+    def _decide(self) -> None:
         effect = self._turn.journaled()
         decision = self._turn.decision
         assert decision is not None, "a step without a decision"
@@ -206,17 +213,23 @@ class Leader:
         """``came``: what a trap looks at before anything is ordered."""
         self.on_point(point, commands)
         trap = self.trap
-        hit = trap is not None and trap.point == point
-        if hit and trap is not None and trap.of is not None:
-            hit = any(trap.of in type(one).__struct_config__.tag for one in (*came, *commands))  # type: ignore[operator]  # each is made with a tag
-        if hit and trap is not None and trap.passes:
-            trap.passes -= 1
-        elif hit and trap is not None:
-            self.trap = None
-            self._trace(f"leader of term {self.term} is struck at its {point}")
-            trap.spring()
+        if trap is not None and trap.point == point:
+            self._strike(trap, point, (*came, *commands))
         if self.alive:
             self.kernel.deliver(go_on)
+
+    def _strike(self, trap: Trap, point: str, around: Sequence[EngineEvent | Command]) -> None:
+        if trap.of is not None and not any(
+            trap.of in type(one).__struct_config__.tag  # type: ignore[operator]  # each is made with a tag
+            for one in around
+        ):
+            return
+        if trap.passes:
+            trap.passes -= 1
+            return
+        self.trap = None
+        self._trace(f"leader of term {self.term} is struck at its {point}")
+        trap.spring()
 
     def _try(self, effect: Write) -> None:
         if not self.alive:
@@ -242,13 +255,21 @@ class Leader:
         if self._turn.waiting:
             self._begin_soon()
         if until is not None:
-            self._timers += 1
-            mine = self._timers
-            delay_ms = max(0, until - cluster_time(self.kernel.now))
-            self.kernel.after(delay_ms, lambda: self._timer(mine))
+            self._arm(max(0, until - cluster_time(self.kernel.now)))
 
-    def _timer(self, mine: int) -> None:
-        if mine == self._timers and self.alive and not self._busy:
+    def _arm(self, delay_ms: int) -> None:
+        """The last timer serves again where it is for that moment and nothing was asked for behind it: a new one would
+        come in its place."""
+        root = self.kernel.root
+        at = root.now + delay_ms
+        if not (delay_ms and at == self._timer_at and root.is_last(at, self._last_timer)):
+            self._timers += 1
+            self._last_timer, self._timer_at = partial(self._timer_fired, self._timers), at
+            self.kernel.after(delay_ms, self._last_timer)
+        self._timer = self._timers
+
+    def _timer_fired(self, mine: int) -> None:
+        if mine == self._timer and self.alive and not self._busy:
             self._begin()
 
     def _step_down(self) -> None:

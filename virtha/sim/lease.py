@@ -5,9 +5,9 @@ What the kernel has (blocks on their way, the watchdog) outlives the guardian's 
 be made to sleep (``trap``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtha.engine.lease import SlotRound
 from virtha.model.facts import Happened
@@ -61,6 +61,7 @@ KILLED = "host.lease.killed_vm"
 REFUSED = "order.refused.lease"
 OFF = LeasePolicy(enabled=False)
 """Until the first settings came."""
+_UNREAD = Unreadable(fault=BlockFault.UNREAD)
 
 
 class Duty(NamedTuple):
@@ -210,6 +211,7 @@ class SimLease:
         self._guardian = guardian
         self._kit = kit
         self._host = guardian.host
+        self._root = guardian.kernel.root
         self._policy = kit.policy
         self._busy = False
         self._inbox: list[LeaseEvent] = []
@@ -237,8 +239,7 @@ class SimLease:
 
     def begin(self) -> None:
         """All domains are announced in the first step; their own slots are read then."""
-        unread = Unreadable(fault=BlockFault.UNREAD)
-        self.tell(*(self._attached(domain_id, unread) for domain_id in self._kit.domains))
+        self.tell(*(self._attached(domain_id, _UNREAD) for domain_id in self._kit.domains))
         for domain_id in self._kit.domains:
             self._read_own(domain_id)
 
@@ -259,7 +260,7 @@ class SimLease:
             self.tell(self._attached(domain_id, own))
 
         if self._guardian.alive:
-            self._kit.io[domain_id].read(self._hear(answered))
+            self._kit.io[domain_id].read(partial(self._heard, answered))
 
     def die(self) -> None:
         self._kit.watchdog.released()
@@ -287,16 +288,20 @@ class SimLease:
             self.tell(PolicySet(policy=self._policy))
 
     def tell(self, *events: LeaseEvent) -> None:
-        self._guardian.kernel.deliver(self._take, events)
+        if self._root.frozen_actors:
+            self._guardian.kernel.deliver(self._take, events)
+        else:
+            self._take(events)
 
     def _take(self, events: Sequence[LeaseEvent]) -> None:
         if not self._guardian.alive:
             return
-        self._inbox += events
         if self._busy:
+            self._inbox += events
             return  # of the step whose commands are still to be carried out
-        taken, self._inbox = self._inbox, []
-        decision = self.core.step(self._host.clock(), taken)
+        if self._inbox:
+            events, self._inbox = (*self._inbox, *events), []
+        decision = self.core.step(self._host.clock(), events)
         if not decision.commands and decision.wake_at == self._wake_at:
             return  # nothing to carry out, and nothing else to wait for
         self._busy = True
@@ -311,14 +316,16 @@ class SimLease:
         if len(commands) > 1:
             # The agent is told before the kill: what libvirt will say of the exit needs its cause.
             commands = sorted(commands, key=lambda one: not _is_told_first(one))
+        guardian = self._guardian
         for command in commands:
-            if not self._guardian.alive:
+            if not guardian.alive:
                 return  # perhaps by what it has just done itself
             self._carry_out(command)
-        if not self._guardian.alive:
+        if not guardian.alive:
             return
         self._busy = False
-        self._wake(wake_at)
+        if wake_at != self._wake_at:
+            self._wake(wake_at)
         if self._inbox:
             self.tell()
 
@@ -330,8 +337,7 @@ class SimLease:
             trap()
 
     def _wake(self, wake_at: Millis | None) -> None:
-        if wake_at == self._wake_at:
-            return  # that one is on its way
+        """Not the moment that it waits for already: that one is on its way."""
         self._wake_at = wake_at
         self._wakes += 1
         if wake_at is not None:
@@ -344,13 +350,18 @@ class SimLease:
             self._wake_at = None
             self._take(())
 
-    def _hear(self, action: Callable[[bool], None]) -> Callable[[bool], None]:
-        """Of the kernel's answer: it waits for a process that sleeps, and is nobody's if that is gone."""
-        return partial(self._guardian.kernel.deliver, self._if_alive, action)
+    def _heard(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Of the kernel's answer, the last of the arguments: it waits for a process that sleeps, and is nobody's if that
+        is gone."""
+        guardian = self._guardian
+        if self._root.frozen_actors:
+            guardian.kernel.deliver(self._if_alive, action, *arguments)
+        elif guardian.alive:
+            action(*arguments)
 
-    def _if_alive(self, action: Callable[[bool], None], done: bool) -> None:
+    def _if_alive(self, action: Callable[..., None], *arguments: Any) -> None:
         if self._guardian.alive:
-            action(done)
+            action(*arguments)
 
     # Its hands
 
@@ -411,10 +422,17 @@ class SimLease:
             self._qemus = (seen, qemus) if len(seen) == len(self._known) else None
         else:
             qemus = self._qemus[1]
-        self.tell(
-            *(QemuEnded(process=process) for process in gone),
-            QemusSeen(began_ms=self._host.clock(), qemus=qemus),
-        )
+        now = self._host.clock()
+        look = QemusSeen(began_ms=now, qemus=qemus)
+        awake = self._guardian.alive and not self._root.frozen_actors
+        if (
+            gone
+            or self._busy
+            or self._inbox
+            or not awake
+            or not self.core.takes_in_passing(look, now)
+        ):
+            self.tell(*(QemuEnded(process=process) for process in gone), look)
 
     def _compare(self, seen: tuple[QemuProcess, ...]) -> list[QemuProcess]:
         """Those that have ended since."""
@@ -436,42 +454,56 @@ class SimLease:
     # Its worker: one thing at a time on each domain
 
     def _renew(self, command: RenewSlot) -> None:
-        domain_id, began_ms = command.domain_id, self._host.clock()
-        io, domain = self._kit.io[domain_id], self._kit.domains[domain_id]
-        me = HostId(self._host.name)
+        began_ms = self._host.clock()
+        duty = self._kit.duties.get(command.domain_id)
+        if duty is not None and duty.poisons:
+            then = partial(self._write_slot, command, began_ms)
+            self._poison(command.domain_id, duty.poisons, then=then)
+        else:
+            self._write_slot(command, began_ms)
 
-        def done(mailbox: MailboxReading, *, written: bool) -> None:
-            self.tell(
-                RenewDone(
-                    domain_id=domain_id, number=command.number, written=written, mailbox=mailbox
-                )
+    def _write_slot(self, command: RenewSlot, began_ms: int) -> None:
+        io = self._kit.io[command.domain_id]
+        io.write_slot(command.slot, partial(self._heard, self._slot_written, command, began_ms))
+
+    def _slot_written(self, command: RenewSlot, began_ms: int, landed: bool) -> None:
+        if landed:
+            io = self._kit.io[command.domain_id]
+            io.read(partial(self._heard, self._mailbox_read, command, began_ms))
+        else:
+            self._renewed(command, _UNREAD, written=False)
+
+    def _mailbox_read(self, command: RenewSlot, began_ms: int, reached: bool) -> None:
+        if not reached:
+            self._renewed(command, _UNREAD, written=True)
+            return
+        name = self._host.name
+        mailbox = self._kit.domains[command.domain_id].read_mailbox(name, HostId(name))
+        self._renewed(command, mailbox, written=True)
+        if command.domain_id in self._kit.duties:
+            self._read_others(command.domain_id, began_ms, command.slot.counter)
+
+    def _renewed(self, command: RenewSlot, mailbox: MailboxReading, *, written: bool) -> None:
+        self.tell(
+            RenewDone(
+                domain_id=command.domain_id,
+                number=command.number,
+                written=written,
+                mailbox=mailbox,
             )
+        )
 
-        def written(landed: bool) -> None:
-            if landed:
-                io.read(self._hear(read))
-            else:
-                done(Unreadable(fault=BlockFault.UNREAD), written=False)
-
-        def read(reached: bool) -> None:
-            mailbox: MailboxReading = Unreadable(fault=BlockFault.UNREAD)
-            if reached:
-                mailbox = domain.read_mailbox(self._host.name, me)
-            done(mailbox, written=True)
-            if reached:
-                self._read_others(domain_id, began_ms, command.slot.counter)
-
-        def write(_poisoned: bool) -> None:
-            io.write_slot(command.slot, self._hear(written))
-
-        self._poison(domain_id, then=write)
-
-    def _poison(self, domain_id: StorageDomainId, *, then: Callable[[bool], None]) -> None:
+    def _poison(
+        self,
+        domain_id: StorageDomainId,
+        poisons: Mapping[HostId, Poison],
+        *,
+        then: Callable[[], None],
+    ) -> None:
         """First the mailboxes of others, where the server asked for that; each one's counter goes on."""
-        duty = self._kit.duties.get(domain_id)
         domain, io = self._kit.domains[domain_id], self._kit.io[domain_id]
         due: list[Mailbox] = []
-        for host_id, poison in duty.poisons.items() if duty is not None else ():
+        for host_id, poison in poisons.items():
             found = domain.read_mailbox(self._host.name, host_id)
             if isinstance(found, Mailbox) and found.poison != poison:
                 place = domain.places[host_id]
@@ -486,15 +518,15 @@ class SimLease:
                     )
                 )
         if not due:
-            then(True)
+            then()
             return
         self._spring("poison")
 
         def write(_landed: bool) -> None:
             if due:
-                io.write_mailbox(due.pop(), self._hear(write))
+                io.write_mailbox(due.pop(), partial(self._heard, write))
             else:
-                then(True)
+                then()
 
         self._guardian.kernel.deliver(lambda: write(True))
 
@@ -524,4 +556,4 @@ class SimLease:
             self._spring("read")
             self._guardian.kernel.deliver(lambda: duty.tell(seen))
 
-        self._kit.io[domain_id].read(self._hear(read))
+        self._kit.io[domain_id].read(partial(self._heard, read))

@@ -66,11 +66,15 @@ class LeaseDesk:
 
     def _assign(self, domain_id: StorageDomainId) -> None:
         """Whoever reads well goes on: a judge compares rounds of one reader."""
-        able = [name for name in self._world.hosts if self._able(name, domain_id)]
-        kept = [name for name in self._readers.get(domain_id, ()) if name in able]
-        others = [name for name in able if name not in kept]
-        readers = tuple((kept + others)[:READERS])
-        for name in self._readers.get(domain_id, ()):
+        before = self._readers.get(domain_id, ())
+        chosen = [name for name in before if self._able(name, domain_id)]
+        for name in self._world.hosts:
+            if len(chosen) >= READERS:
+                break
+            if name not in chosen and self._able(name, domain_id):
+                chosen.append(name)
+        readers = tuple(chosen)
+        for name in before:
             if name not in readers:
                 self._send(name, partial(self._relieve, domain_id))
         self._readers[domain_id] = readers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 from virtha.model.ids import InstallationId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
-from virtha.sim.kernel import Actor, Kernel
+from virtha.sim.kernel import Action, Actor, Kernel
 from virtha.sim.network import End
 from virtha.wire.messages import (
     Beat,
@@ -62,10 +62,13 @@ class Line:
         self._on_ended = on_ended
         self._has_room = True
         self._over = False
+        self._root = kernel if isinstance(kernel, Kernel) else kernel.root
         self._timers = 0
+        self._timer: Action = lambda: None
+        """The one that counts."""
         self._armed_in: SessionState | None = None
         self._unread, end.unread = end.unread, []
-        end.on_data = partial(kernel.deliver, self._data)
+        end.on_data = self._data
         end.on_lost = partial(kernel.deliver, self._lost)
         end.on_room = self._room
 
@@ -83,6 +86,8 @@ class Line:
             return
         while self._has_room and (data := session.data_to_send()):
             self._end.send(data)
+            if not session.holds_back:
+                break  # that was all
         if session.closed is not None:
             self._finish(session.closed)
         elif session.state is not self._armed_in:
@@ -100,18 +105,19 @@ class Line:
     def reset(self) -> None:
         self._end.reset()
 
-    def _data(self, data: bytes) -> None:
+    def _data(self, data: bytes, *, delivered: bool = False) -> None:
+        if self._root.frozen_actors and not delivered:
+            self._kernel.deliver(partial(self._data, data, delivered=True))
+            return
         if self._over:
             return
-        now = self._clock()
-        for message in self._session.receive_data(data, now):
-            self._take(message, now)
-        self.flush()
-
-    def _take(self, message: Message, now: Millis) -> None:
-        """A message may end its process; those behind it are read by nobody."""
-        if not self._over:
-            self._on_message(message, now)
+        now, session = self._clock(), self._session
+        for message in session.receive_data(data, now):
+            # A message may end its process; those behind it are read by nobody.
+            if not self._over:
+                self._on_message(message, now)
+        if session.unsent or session.holds_back or session.state is not self._armed_in:
+            self.flush()
 
     def _room(self, room: bool) -> None:
         self._has_room = room
@@ -138,20 +144,19 @@ class Line:
 
     def _arm_timer(self) -> None:
         self._timers += 1
+        self._timer = partial(self._timer_fired, self._timers)
         self._armed_in = self._session.state
-        self._arm(self._session.next_timer(), self._clock())
-
-    def _arm(self, due: Millis | None, now: Millis) -> None:
+        due, now = self._session.next_timer(), self._clock()
         if due is not None:
             left_ms = due - now if due > now else 0
-            self._kernel.after(left_ms + 1, partial(self._timer_fired, self._timers))
+            self._kernel.after(left_ms + 1, self._timer)
 
     def _timer_fired(self, mine: int) -> None:
         if mine != self._timers or self._over:
             return
         now, due = self._clock(), self._session.next_timer()
         if due is not None and now < due:
-            self._arm(due, now)
+            self._kernel.after(due - now + 1, self._timer)
             return
         self._session.handle_timer(now)
         self.flush()

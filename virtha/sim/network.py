@@ -31,7 +31,7 @@ class Link:
     """From one endpoint to another, that way only."""
 
     def __init__(self, kernel: Kernel, delay_ms: int) -> None:
-        self._kernel = kernel
+        self.kernel = kernel
         self._held: list[Action] = []
         self.delay_ms = delay_ms
         self.carries = True
@@ -39,7 +39,7 @@ class Link:
 
     def carry(self, arrive: Action) -> None:
         if self.carries:
-            self._kernel.after(self.delay_ms, arrive)
+            self.kernel.after(self.delay_ms, arrive)
         else:
             self._held.append(arrive)
 
@@ -98,7 +98,11 @@ class End:
     def send(self, data: bytes) -> None:
         if self.closed:
             return
-        tear = self._out.tear
+        out = self._out
+        tear = out.tear
+        if tear is None and out.carries and data:
+            out.kernel.after(out.delay_ms, partial(self._arrive, data))
+            return
         if tear is not None and tear.label in (None, self.label):
             now, data = data[: tear.bytes_left], data[tear.bytes_left :]
             tear.bytes_left -= len(now)
@@ -165,9 +169,9 @@ class End:
             self.on_room(True)
 
     def _arrive(self, data: bytes) -> None:
-        peer = self._reached()
-        if peer is None:
-            return
+        peer = self.peer
+        if self._vanished or peer is None or not peer._here.up:
+            return  # as ``_reached``, which would be asked for each frame
         if peer.closed:
             # Its machine knows of no such connection, and says so.
             peer._out.carry(lambda: self._lose("the connection broke: reset"))

@@ -24,7 +24,7 @@ from virtha.model.slot import (
 )
 from virtha.sim.kernel import Kernel
 from virtha.sim.line import INSTALLATION
-from virtha.sim.storage import HostPath
+from virtha.sim.storage import HostPath, PathState
 
 IO_MS = 2
 """A block there and back."""
@@ -74,7 +74,7 @@ class SlotDomain:
 
     def read_slot(self, reader: str, host_id: HostId) -> SlotReading:
         blocks = self.slots
-        if reader in self._views and host_id in self._views[reader][0]:
+        if self._views and reader in self._views and host_id in self._views[reader][0]:
             blocks = self._views[reader][0]
         block = blocks.get(host_id, _EMPTY)
         last = self._read_slots.get(host_id)
@@ -85,7 +85,7 @@ class SlotDomain:
 
     def read_mailbox(self, reader: str, host_id: HostId) -> MailboxReading:
         blocks = self.mailboxes
-        if reader in self._views and host_id in self._views[reader][1]:
+        if self._views and reader in self._views and host_id in self._views[reader][1]:
             blocks = self._views[reader][1]
         block = blocks.get(host_id, _EMPTY)
         last = self._read_mailboxes.get(host_id)
@@ -160,21 +160,22 @@ class HostIo:
 
     def read(self, answered: Callable[[bool], None]) -> None:
         """``answered`` reads the domain itself, at that moment."""
-        self._submit(None, answered)
+        self._kernel.after(IO_MS, partial(self._try, self._power, None, answered))
 
     # Inside
 
-    def _submit(self, land: Callable[[], None] | None, answered: Callable[[bool], None]) -> None:
-        """``land``: what a write does; None: a read."""
+    def _submit(self, land: Callable[[], None], answered: Callable[[bool], None]) -> None:
         self._kernel.after(IO_MS, partial(self._try, self._power, land, answered))
 
     def _try(
         self, power: int, land: Callable[[], None] | None, answered: Callable[[bool], None]
     ) -> None:
+        """``land``: what a write does; None: a read."""
         if power != self._power:
             return  # its host has lost power since, and with it what was on its way
         path = self._path
-        if path.lands or (land is None and path.reads):
+        # As ``path.lands``: asked at each block.
+        if (path.awake and path.state is PathState.WELL) or (land is None and path.reads):
             if land is not None:
                 land()
             answered(True)

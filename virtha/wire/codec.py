@@ -1,13 +1,24 @@
 """Frames: a 4-byte big-endian length, then one message in msgpack."""
 
+from functools import lru_cache
 from struct import Struct
 
 import msgspec
 
 from virtha.model.errors import InvalidInput, Refused, VirthaError
-from virtha.wire.messages import FRAME_BYTES_MAX, VERSION_MAJOR, BeatAck, Message
+from virtha.model.facts import Fact, Happened
+from virtha.wire.messages import (
+    FRAME_BYTES_MAX,
+    VERSION_MAJOR,
+    BeatAck,
+    Facts,
+    Message,
+    Ping,
+    Pong,
+)
 
 HEADER = Struct(">I")
+_TEXT_MAX = 500
 _HEADER_BYTES = HEADER.size
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -48,6 +59,41 @@ def encode_beat_ack(sequence: int) -> bytes:
     """The same message as ``encode_message(BeatAck(…))``, made by one pack: it is sent once a second to
     each host. The number always takes nine bytes, which every msgpack reader accepts."""
     return _BEAT_ACK.pack(_BEAT_ACK_LENGTH, _ACK_SAMPLE, _MSGPACK_UINT64, sequence)
+
+
+@lru_cache(maxsize=4_096)
+def encode_ping(nonce: int) -> bytes:
+    """All sessions count from one: of many the same is sent by each."""
+    return encode_message(Ping(nonce=nonce))
+
+
+@lru_cache(maxsize=4_096)
+def encode_pong(nonce: int) -> bytes:
+    return encode_message(Pong(nonce=nonce))
+
+
+def encode_facts(facts: tuple[Fact, ...], *, gap: bool) -> tuple[bytes, int]:
+    """The longest beginning of ``facts`` (by halving) that fits one frame, and its number of facts."""
+    count = len(facts)
+    while True:
+        try:
+            return encode_message(Facts(facts=facts[:count], gap=gap)), count
+        except InvalidInput as error:
+            if count == 1:
+                return encode_message(Facts(facts=(_too_large(facts[0], error),), gap=gap)), 1
+            count //= 2
+
+
+def _too_large(fact: Fact, error: InvalidInput) -> Fact:
+    """What stands in for a fact that no frame can carry: it must not block all those behind it."""
+    fields = {"kind": str(fact.body.__struct_config__.tag), "size": error.message[:_TEXT_MAX]}
+    return Fact(
+        sequence=fact.sequence,
+        boot=fact.boot,
+        monotonic_ms=fact.monotonic_ms,
+        wall_ms=fact.wall_ms,
+        body=Happened(code="host.fact.too_large", fields={**fields}),
+    )
 
 
 def decode_payload(payload: bytes | bytearray | memoryview) -> Message:
@@ -111,15 +157,6 @@ class FrameReader:
 
         The error comes beside the payloads, not instead: what was sent before it was sent.
         """
-        # One whole frame per read is the common case: a beat, or its acknowledgement.
-        size = len(data) - _HEADER_BYTES
-        if 0 < size <= FRAME_BYTES_MAX and not self._buffer:
-            (length,) = HEADER.unpack_from(data)
-            if length == size:
-                return [data[_HEADER_BYTES:]], None
-        return self._feed_slowly(data)
-
-    def _feed_slowly(self, data: bytes) -> tuple[list[bytes], Refused | None]:
         self._buffer += data
         buffer = self._buffer
         payloads: list[bytes] = []

@@ -17,17 +17,21 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
-from virtha.model.errors import InvalidInput, Refused, VirthaError
-from virtha.model.facts import Fact, Happened
+from virtha.model.errors import Refused, VirthaError
+from virtha.model.facts import Fact
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.wire.codec import (
+    HEADER,
     FrameReader,
     decode_payload,
     encode_beat_ack,
+    encode_facts,
     encode_message,
+    encode_ping,
+    encode_pong,
     version_refusal,
 )
 from virtha.wire.messages import (
@@ -63,6 +67,7 @@ SEND_BUFFER_BYTES_MAX = 4 * FRAME_BYTES_MAX
 SEQUENCE_MAX = (1 << 62) - 1
 """Stores keep 63 bits."""
 _TEXT_MAX = 500
+_LENGTH = HEADER.unpack_from
 
 
 class SessionState(StrEnum):
@@ -108,15 +113,16 @@ class Session:
         "_deadline_at",
         "_heard_at",
         "_nonce",
-        "_out",
         "_partial_since",
         "_paused_since",
         "_pinged_at",
         "_reader",
         "_silence_ms",
         "closed",
+        "holds_back",
         "role",
         "state",
+        "unsent",
     )
     _TABLE: ClassVar[Mapping[SessionState, Mapping[type[Message], Handler]]]
 
@@ -124,8 +130,11 @@ class Session:
         self.state = SessionState.CONNECTING
         self.closed: Closed | None = None
         self.role: PeerRole | None = None
+        self.holds_back = False
+        """The last ``data_to_send`` left facts in the outbox."""
         self._reader = FrameReader()
-        self._out = bytearray()
+        self.unsent = bytearray()
+        """Only to be looked at: ``data_to_send`` takes it."""
         self._heard_at = now
         self._pinged_at = now
         self._deadline_at = now + HELLO_DEADLINE_MS
@@ -144,6 +153,22 @@ class Session:
         if self.closed is not None:
             return ()
         self._heard_at = now
+        size = len(data) - HEADER.size
+        whole = 0 < size <= FRAME_BYTES_MAX and _LENGTH(data) == (size,)
+        if self._reader.holds_partial_frame or not whole:
+            return self._receive_frames(data, now)
+        # One whole frame is the common case: a beat, its acknowledgement, a ping.
+        self._partial_since = None
+        try:
+            message = decode_payload(data[HEADER.size :])
+            handler = self._TABLE[self.state].get(type(message), Session._take)
+            event = handler(self, message, size)
+        except Refused as refused:
+            self._refuse(refused)
+            return ()
+        return () if event is None else (event,)
+
+    def _receive_frames(self, data: bytes, now: Millis) -> tuple[Message, ...]:
         payloads, error = self._reader.feed(data)
         events: list[Message] = []
         for payload in payloads:
@@ -165,15 +190,11 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """All that waits to be sent. Call it again until it is empty, while the transport takes it."""
-        if not self._out:
+        if not self.unsent:
             return b""
-        data = bytes(self._out)
-        self._out.clear()
+        data = bytes(self.unsent)
+        self.unsent.clear()
         return data
-
-    @property
-    def waiting_bytes(self) -> int:
-        return len(self._out)
 
     def set_writable(self, writable: bool, now: Millis) -> None:
         """The transport's buffer is full, or has room again."""
@@ -199,7 +220,7 @@ class Session:
         ping_at = (heard_at if heard_at > pinged_at else pinged_at) + silence_ms // 3
         if self._partial_since is None and self._paused_since is None:
             silent_at = heard_at + silence_ms
-            return Millis(ping_at if ping_at < silent_at else silent_at)
+            return ping_at if ping_at < silent_at else silent_at  # type: ignore[return-value]  # sums of times; asked too often to be wrapped
         return Millis(min(ping_at, *self._ends()))
 
     def handle_timer(self, now: Millis) -> None:
@@ -227,7 +248,7 @@ class Session:
         elif now >= max(self._heard_at, self._pinged_at) + self._silence_ms // 3:
             self._pinged_at = now
             self._nonce += 1
-            self._put(encode_message(Ping(nonce=self._nonce)))
+            self._put(encode_ping(self._nonce))
 
     def _ends(self) -> tuple[int, int, int]:
         """When silence, an unfinished frame, and a peer that does not read end the session."""
@@ -248,17 +269,17 @@ class Session:
     def connection_lost(self, message: str, code: str = "wire.closed.lost") -> None:
         """The transport is gone; nothing can be sent any more."""
         self._end(Closed(code=code, message=message))
-        self._out.clear()
+        self.unsent.clear()
 
     def _close_with_bye(self, code: str, message: str) -> None:
         if self.closed is None:
-            self._out += encode_message(Bye(code=code))
+            self.unsent += encode_message(Bye(code=code))
             self._end(Closed(code=code, message=message))
 
     def _refuse(self, error: VirthaError) -> None:
         if self.closed is None:
             text = str(error)[:_TEXT_MAX]
-            self._out += encode_message(Refuse(code=error.code, message=text, field=error.field))
+            self.unsent += encode_message(Refuse(code=error.code, message=text, field=error.field))
             self._end(Closed(code=error.code, message=text))
 
     def _end(self, closed: Closed) -> None:
@@ -275,10 +296,10 @@ class Session:
     def _put(self, frame: bytes) -> None:
         if self.closed is not None:
             return
-        self._out += frame
-        if len(self._out) > SEND_BUFFER_BYTES_MAX:
+        self.unsent += frame
+        if len(self.unsent) > SEND_BUFFER_BYTES_MAX:
             # Nothing of it will be read; the goodbye takes the place of what waits.
-            self._out.clear()
+            self.unsent.clear()
             self._close_with_bye("wire.closed.overload", "the peer does not read")
 
     def _take(self, message: Message, size: int) -> Message | None:
@@ -292,7 +313,7 @@ class Session:
         return handler(self, message, size)
 
     def _on_ping(self, ping: Ping, size: int) -> Message | None:
-        self._put(encode_message(Pong(nonce=ping.nonce)))
+        self._put(encode_pong(ping.nonce))
         return None
 
     def _on_pong(self, pong: Pong, size: int) -> Message | None:
@@ -348,22 +369,26 @@ class HostSession(Session):
 
     def send_beat(self, beat: Beat) -> bool:
         """False: not connected, or the line is full; a beat is never kept, the next one says more."""
-        if self.state is not SessionState.ESTABLISHED or len(self._out) > SEND_BUFFER_BYTES_HIGH:
+        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
             return False
         assert self.role is PeerRole.GUARDIAN
         self._put(encode_message(beat))
         return True
 
     def data_to_send(self) -> bytes:
-        if self._outbox is not None and self.state is SessionState.ESTABLISHED:
-            self._send_facts(self._outbox)
-        return super().data_to_send() if self._out else b""
+        outbox = self._outbox
+        if outbox is not None and self.state is SessionState.ESTABLISHED:
+            self.holds_back = outbox.last_sequence > self._window.last
+            if self.holds_back:
+                self._send_facts(outbox)
+                self.holds_back = outbox.last_sequence > self._window.last
+        return super().data_to_send() if self.unsent else b""
 
     def _send_facts(self, outbox: OutboxView) -> None:
         window = self._window
         while (
             outbox.last_sequence > window.last
-            and len(self._out) < SEND_BUFFER_BYTES_HIGH
+            and len(self.unsent) < SEND_BUFFER_BYTES_HIGH
             and (free := window.free) > 0
         ):
             limit = min(FACTS_PER_FRAME_MAX, free)
@@ -372,7 +397,7 @@ class HostSession(Session):
                 return
             gap = facts[0].sequence != window.last + 1
             assert not gap or facts[0].sequence > window.last, "the outbox went backwards"
-            frame, count = _facts_frame(tuple(facts[:limit]), gap=gap)
+            frame, count = encode_facts(tuple(facts[:limit]), gap=gap)
             window.add(facts[count - 1].sequence, count=count, size=len(frame))
             self._put(frame)
 
@@ -446,30 +471,6 @@ class HostSession(Session):
             **_ENDINGS,
         },
     }
-
-
-def _facts_frame(facts: tuple[Fact, ...], *, gap: bool) -> tuple[bytes, int]:
-    """The longest beginning of ``facts`` (by halving) that fits one frame, and its number of facts."""
-    count = len(facts)
-    while True:
-        try:
-            return encode_message(Facts(facts=facts[:count], gap=gap)), count
-        except InvalidInput as error:
-            if count == 1:
-                return encode_message(Facts(facts=(_too_large(facts[0], error),), gap=gap)), 1
-            count //= 2
-
-
-def _too_large(fact: Fact, error: InvalidInput) -> Fact:
-    """What stands in for a fact that no frame can carry: it must not block all those behind it."""
-    fields = {"kind": str(fact.body.__struct_config__.tag), "size": error.message[:_TEXT_MAX]}
-    return Fact(
-        sequence=fact.sequence,
-        boot=fact.boot,
-        monotonic_ms=fact.monotonic_ms,
-        wall_ms=fact.wall_ms,
-        body=Happened(code="host.fact.too_large", fields={**fields}),
-    )
 
 
 class ServerSession(Session):

@@ -1,5 +1,7 @@
 """The guardian's core: beats, "agent down", and whom it kills."""
 
+import random
+
 import pytest
 
 from virtha.model.ids import BootId, VmId
@@ -173,3 +175,35 @@ def test_time_never_goes_back() -> None:
     step(core, 100)
     with pytest.raises(AssertionError, match="time went back"):
         step(core, 99)
+
+
+@pytest.mark.req("X3")
+def test_what_is_taken_in_passing_is_what_a_step_would_have_made_of_it() -> None:
+    """At random: the guardian that takes what it can without a step beats, kills and waits as one that never does."""
+    taken = 0
+    for seed in range(40):
+        chance = random.Random(seed)
+        short, long = guardian(), guardian()
+        looks = [look(QEMU, granted="web")] * 6 + [look(QEMU), look(granted=UNKNOWN)]
+        rare: list[GuardianEvent] = [AgentGone(), LinkLost(), Welcomed(beat_interval_ms=1_000)]
+        now, wake_at = Millis(0), None
+        short.step(now, [rare[2]])
+        long.step(now, [rare[2]])
+        for _ in range(600):
+            after = Millis(now + chance.choice((1, 250, 499, 500, 500, 500, 900)))
+            now = after if wake_at is None else min(after, wake_at)
+            event: GuardianEvent | None = None
+            if now == after:
+                pulse = AgentPulse(inventory_revision=chance.choice((7, 7, 7, 8)))
+                event = chance.choice((pulse, pulse, pulse, *looks[chance.randrange(8) :][:3]))
+                event = chance.choice(rare) if chance.random() < 0.02 else event
+            said = long.step(now, [event] if event is not None else [])
+            usual = isinstance(event, AgentPulse | ProcessesSeen)
+            if usual and short.takes_in_passing(now, event):
+                taken += 1
+                assert not said.commands
+                assert said.wake_at == wake_at
+            else:
+                assert short.step(now, [event] if event is not None else []) == said
+            wake_at = said.wake_at
+    assert taken > 4_000

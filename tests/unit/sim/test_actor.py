@@ -1,5 +1,7 @@
 """Who is frozen neither acts nor hears, and goes on where it was."""
 
+import pytest
+
 from virtha.sim.kernel import Actor, Kernel
 
 
@@ -52,3 +54,38 @@ def test_what_the_dead_had_still_to_do_is_gone():
     actor.die()
     actor.thaw()
     assert done == []
+
+
+def test_what_stands_behind_an_action_that_failed_is_still_done():
+    kernel, done = Kernel(), list[str]()
+
+    def fail() -> None:
+        kernel.after(0, lambda: done.append("asked for by it"))
+        raise RuntimeError("broken")
+
+    kernel.after(5, lambda: done.append("before"))
+    kernel.after(5, fail)
+    kernel.after(5, lambda: done.append("behind"))
+    with pytest.raises(RuntimeError, match="broken"):
+        kernel.advance(10)
+    assert (kernel.now, done) == (5, ["before"])
+    kernel.advance(10)
+    assert (kernel.now, done) == (15, ["before", "behind", "asked for by it"])
+
+
+def test_the_last_of_a_moment_is_the_one_that_was_asked_for_last():
+    kernel, done = Kernel(), list[str]()
+
+    def first() -> None:
+        done.append("first")
+
+    def second() -> None:
+        done.append("second")
+
+    kernel.after(5, first)
+    assert kernel.is_last(5, first)
+    kernel.after(5, second)
+    assert (kernel.is_last(5, first), kernel.is_last(5, second)) == (False, True)
+    kernel.advance(5)
+    assert done == ["first", "second"]
+    assert not kernel.is_last(5, second)
