@@ -176,12 +176,14 @@ class Engine:
         return None if node is None else node.record.stage
 
     def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
-        """Why it is as it is and what is awaited. Raises KeyError for an unknown host."""
-        return reasons_of(self._cluster, self._cluster.hosts[host_id])
+        """Why it is as it is and what is awaited; empty too of one that this leader was not told of yet."""
+        node = self._cluster.hosts.get(host_id)
+        return () if node is None else reasons_of(self._cluster, node)
 
     def explain_vm(self, vm_id: VmId) -> tuple[Reason, ...]:
-        """Why it is not where it should be; empty when nothing is wrong. Raises KeyError."""
-        return self._cluster.vms[vm_id].reasons
+        """Why it is not where it should be; empty when nothing is wrong, or this leader was not told of it yet."""
+        node = self._cluster.vms.get(vm_id)
+        return () if node is None else node.reasons
 
     def records(self) -> EngineRecords:
         """What a new leader would read: all hosts and VMs, sorted."""

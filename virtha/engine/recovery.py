@@ -61,9 +61,12 @@ def look_at_vm(cluster: Cluster, node: VmNode) -> None:
 
 def _why_down(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     """Of a settled VM that should be up and that nobody holds: its former host may be gone, so it is told here."""
-    given_back = node.record.given_back
-    if given_back is None or node.record.copies or not node.protected:
+    record, given_back = node.record, node.record.given_back
+    if record.copies or not node.protected or record.incarnation == 0:
         return ()
+    if given_back is None:
+        # Its protection was turned on, or on again, after its host had died.
+        return (reason("recovery.not_due.unprotected"),)
     return (
         reason(
             "recovery.not_due.given_back",

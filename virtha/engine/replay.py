@@ -187,11 +187,8 @@ def explain(
     engine: Engine, *, host: HostId | None, vm: VmId | None
 ) -> tuple[str, tuple[Reason, ...]]:
     """State and reasons of the one that is given, as this engine sees it; "" for one that is not there."""
-    try:
-        if host is not None:
-            return str(engine.verdict(host) or ""), engine.explain_host(host)
-        if vm is not None:
-            return str(engine.stage(vm) or ""), engine.explain_vm(vm)
-    except KeyError:
-        pass
+    if host is not None:
+        return str(engine.verdict(host) or ""), engine.explain_host(host)
+    if vm is not None:
+        return str(engine.stage(vm) or ""), engine.explain_vm(vm)
     return "", ()

@@ -33,6 +33,7 @@ LASTING = frozenset(
         "recovery.blocked.quarantine",
         "recovery.blocked.attempts",
         "recovery.not_due.given_back",
+        "recovery.not_due.unprotected",
         "vm.down.as_ordered",
         "vm.down.guest_shutdown",
         "vm.down.destroyed_outside",
@@ -54,7 +55,6 @@ _FULL = (
     "recovery.blocked.no_capacity",
     "recovery.blocked.no_host",
 )
-_SETTLES = ("vm.not_recovered", "vm.started", "vm.recovered")
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -114,17 +114,10 @@ def _down(world: "World") -> tuple[Late, ...]:
         unknown = [code for code in reasons if code not in REGISTRY]
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
-        lasting = not LASTING.isdisjoint(reasons) or _was_given_up(world, known)
+        lasting = not LASTING.isdisjoint(reasons)
         if not lasting and not _has_no_place(world, known, reasons):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
-
-
-def _was_given_up(world: "World", known: "ServerVm") -> bool:
-    """Its host died while it was not protected: an event said so, and a person starts it."""
-    told = [entry.code for entry in world.server.history if entry.subject == known.vm.name]
-    ends = [code for code in told if code in _SETTLES]
-    return bool(ends) and ends[-1] == "vm.not_recovered"
 
 
 def reasons_of(world: "World", vm_id: VmId) -> tuple[str, ...]:

@@ -318,6 +318,13 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "cause",
         help="Start it when it is to run again.",
     ),
+    reason(
+        6166,
+        "recovery.not_due.unprotected",
+        WARNING,
+        "it went down with its host while it was not highly available, and nothing starts it by itself",
+        help="Start it when it is to run again; from then on it is protected.",
+    ),
     reason(6170, "start.failed", ERROR, "the host could not start it"),
     reason(6171, "start.cancelled", WARNING, "its start was taken back"),
     # 6190: planned moves
