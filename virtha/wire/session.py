@@ -115,6 +115,7 @@ class Session:
         "_nonce",
         "_partial_since",
         "_paused_since",
+        "_ping_after_ms",
         "_pinged_at",
         "_reader",
         "_silence_ms",
@@ -125,6 +126,9 @@ class Session:
         "unsent",
     )
     _TABLE: ClassVar[Mapping[SessionState, Mapping[type[Message], Handler]]]
+    _PING_AFTER: ClassVar[tuple[int, int]]
+    """Which part of the silence that ends a session. The host asks first, and its question tells the server that it lives: if both
+    asked at the same moment, every idle session would carry twice the frames."""
 
     def __init__(self, now: Millis) -> None:
         self.state = SessionState.CONNECTING
@@ -138,7 +142,7 @@ class Session:
         self._heard_at = now
         self._pinged_at = now
         self._deadline_at = now + HELLO_DEADLINE_MS
-        self._silence_ms = HELLO_DEADLINE_MS
+        self._silence_ms = self._ping_after_ms = HELLO_DEADLINE_MS
         self._partial_since: int | None = None
         self._paused_since: int | None = None
         self._nonce = 0
@@ -217,7 +221,7 @@ class Session:
         if self.state is not SessionState.ESTABLISHED:
             return Millis(self._deadline_at)
         heard_at, pinged_at, silence_ms = self._heard_at, self._pinged_at, self._silence_ms
-        ping_at = (heard_at if heard_at > pinged_at else pinged_at) + silence_ms // 3
+        ping_at = (heard_at if heard_at > pinged_at else pinged_at) + self._ping_after_ms
         if self._partial_since is None and self._paused_since is None:
             silent_at = heard_at + silence_ms
             return ping_at if ping_at < silent_at else silent_at  # type: ignore[return-value]  # sums of times; asked too often to be wrapped
@@ -245,7 +249,7 @@ class Session:
             self._close_with_bye("wire.closed.silent", "a frame was begun and never finished")
         elif now >= stalled_at:
             self._close_with_bye("wire.closed.overload", "the peer does not read")
-        elif now >= max(self._heard_at, self._pinged_at) + self._silence_ms // 3:
+        elif now >= max(self._heard_at, self._pinged_at) + self._ping_after_ms:
             self._pinged_at = now
             self._nonce += 1
             self._put(encode_ping(self._nonce))
@@ -292,6 +296,7 @@ class Session:
     def _establish(self, silence_ms: int) -> None:
         self.state = SessionState.ESTABLISHED
         self._silence_ms = silence_ms
+        self._ping_after_ms = silence_ms * self._PING_AFTER[0] // self._PING_AFTER[1]
 
     def _put(self, frame: bytes) -> None:
         if self.closed is not None:
@@ -346,6 +351,7 @@ class HostSession(Session):
     Messages for the caller: Welcome, Settings, GiveOrder, FactsAck, BeatAck.
     """
 
+    _PING_AFTER = (1, 3)
     __slots__ = ("_hello", "_installation_id", "_live_instance", "_outbox", "_window")
 
     def __init__(
@@ -476,6 +482,7 @@ class HostSession(Session):
 class ServerSession(Session):
     """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones)."""
 
+    _PING_AFTER = (2, 5)
     __slots__ = ("_beat_last", "_host_id", "_window", "hello")
 
     def __init__(self, host_id: HostId, *, now: Millis) -> None:
