@@ -258,6 +258,23 @@ def test_v3_traps_of_a_restarted_server_are_no_replays() -> None:
     asyncio.run(story())
 
 
+def test_a_manager_with_two_addresses_is_found_at_the_second(daemon: OwnTrapDaemon) -> None:
+    async def story() -> None:
+        async def resolve(host: str, port: int) -> list[str]:
+            return ["127.0.0.99", "127.0.0.1"]
+
+        told = SnmpMessenger(
+            v3(daemon), KEYS, deadline_ms=6_000, started_s=int(time.time()), resolve=resolve
+        )
+        began = len(daemon.notices())
+        for number in (1, 2):
+            assert (await told.send(message(number))).code == "notify.accepted"
+        await told.close()
+        assert [one["virthaNoticeId"] for one in daemon.notices()[began:]] == ["d1", "d2"]
+
+    asyncio.run(story())
+
+
 def test_boots_and_time_are_the_process_s_in_each_engine() -> None:
     """Read out of the bytes: snmptrapd would show a time that went back only after 150 s."""
     from pyasn1.codec.ber import decoder
