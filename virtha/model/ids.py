@@ -16,6 +16,9 @@ NicId = NewType("NicId", str)
 OperationId = NewType("OperationId", str)
 UserId = NewType("UserId", str)
 TokenId = NewType("TokenId", str)
+ReceiverId = NewType("ReceiverId", str)
+SubscriptionId = NewType("SubscriptionId", str)
+DeliveryId = NewType("DeliveryId", str)
 
 BootId = NewType("BootId", str)
 """A host's boot: the kernel's boot id on real hosts, a lab host's own in the lab."""

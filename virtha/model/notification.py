@@ -1,0 +1,166 @@
+"""Who is told of what: receivers, subscriptions, and what became of each message (W7, F4).
+
+A *receiver* is a way to people or machines: a mail server, an SNMP manager, a webhook. A *subscription* says which
+events go to which receiver. A *delivery* is one event on its way by one subscription; it is durable.
+"""
+
+from enum import StrEnum
+
+from virtha.model.codes import Severity
+from virtha.model.event import Event
+from virtha.model.ids import (
+    ClusterId,
+    DeliveryId,
+    HostId,
+    ReceiverId,
+    Revision,
+    SubscriptionId,
+    UserId,
+    VmId,
+)
+from virtha.model.time import UtcMillis
+from virtha.model.value import Value
+
+
+class MailSecurity(StrEnum):
+    NONE = "none"
+    STARTTLS = "starttls"
+    """Required, not tried: a server that does not offer it gets no mail."""
+    TLS = "tls"
+
+
+class MailSettings(Value, frozen=True, kw_only=True, tag="mail"):
+    """Secrets: ``password``."""
+
+    host: str
+    port: int = 587
+    security: MailSecurity = MailSecurity.STARTTLS
+    user: str | None = None
+    sender: str
+    reply_to: str | None = None
+    html: bool = True
+    """A second part beside the text."""
+    authority_pem: str | None = None
+    """Who signed the server's certificate; None: the system's authorities."""
+
+
+class SnmpVersion(StrEnum):
+    V2C = "2c"
+    V3 = "3"
+
+
+class SnmpAuthentication(StrEnum):
+    NONE = "none"
+    SHA1 = "sha1"
+    SHA256 = "sha256"
+    SHA512 = "sha512"
+
+
+class SnmpPrivacy(StrEnum):
+    NONE = "none"
+    AES128 = "aes128"
+    AES256 = "aes256"
+
+
+class SnmpSettings(Value, frozen=True, kw_only=True, tag="snmp"):
+    """Secrets: ``community`` (v2c), ``authentication_password`` and ``privacy_password`` (v3)."""
+
+    host: str
+    port: int = 162
+    version: SnmpVersion = SnmpVersion.V3
+    inform: bool = True
+    """Acknowledged, and so repeated until it came. False: a trap, of which nobody learns whether it came."""
+    user: str | None = None
+    authentication: SnmpAuthentication = SnmpAuthentication.SHA256
+    privacy: SnmpPrivacy = SnmpPrivacy.AES128
+    engine_id: str | None = None
+    """Of v3 traps: ours, hexadecimal, 5 to 32 bytes; None: made from the installation's id."""
+
+
+class WebhookSettings(Value, frozen=True, kw_only=True, tag="webhook"):
+    """Secrets: ``secret`` (signs each body with HMAC-SHA256)."""
+
+    url: str
+    authority_pem: str | None = None
+    private_addresses: bool = False
+    """Whether it may go to loopback, link-local or private addresses, which are refused otherwise."""
+
+
+ReceiverSettings = MailSettings | SnmpSettings | WebhookSettings
+
+
+class Receiver(Value, frozen=True, kw_only=True):
+    """``secrets``: the names of those that are set; what they are never leaves the store."""
+
+    id: ReceiverId
+    name: str
+    settings: ReceiverSettings
+    secrets: tuple[str, ...] = ()
+    enabled: bool = True
+    revision: Revision = Revision(0)
+
+
+class Subscription(Value, frozen=True, kw_only=True):
+    """Events that match *all* of codes, severity and subject. An empty ``codes`` means every code; one may end in
+    ``*``. ``severity``: the least one. ``address``: for mail; None: the user's own."""
+
+    id: SubscriptionId
+    name: str
+    receiver_id: ReceiverId
+    user_id: UserId | None = None
+    address: str | None = None
+    codes: tuple[str, ...] = ()
+    severity: Severity = Severity.WARNING
+    cluster_id: ClusterId | None = None
+    host_id: HostId | None = None
+    vm_id: VmId | None = None
+    enabled: bool = True
+    since: Revision = Revision(0)
+    """Events up to this one are older than the subscription."""
+    revision: Revision = Revision(0)
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"
+    SENT = "sent"
+    """The receiver accepted it (a trap: it was sent)."""
+    REFUSED = "refused"
+    """The receiver said that it never will accept it."""
+    EXPIRED = "expired"
+    """It could not be delivered for so long that nobody wants it any more."""
+    DROPPED = "dropped"
+    """Its subscription or receiver was removed or switched off first."""
+
+
+class Delivery(Value, frozen=True, kw_only=True):
+    """``code``: of the last attempt's outcome (``Receipt.code``); ``detail``: the receiver's own words."""
+
+    id: DeliveryId
+    subscription_id: SubscriptionId
+    receiver_id: ReceiverId
+    event_revision: Revision
+    state: DeliveryState = DeliveryState.PENDING
+    attempts: int = 0
+    created: UtcMillis
+    next_at: UtcMillis
+    expires: UtcMillis
+    done_at: UtcMillis | None = None
+    code: str | None = None
+    detail: str | None = None
+
+
+class Message(Value, frozen=True, kw_only=True):
+    """All that a receiver is told of one event. ``delivery_id`` is the same at each attempt, and so is whatever is
+    made from it (Message-ID, SNMP's notice id, the webhook's id): who gets it twice can tell."""
+
+    delivery_id: DeliveryId
+    address: str | None = None
+    event: Event
+    installation_id: str
+    installation: str
+    """Its name."""
+    cluster: str | None = None
+    host: str | None = None
+    vm: str | None = None
+    test: bool = False
+    """Asked for by ``virtha notify test``: nothing happened."""
