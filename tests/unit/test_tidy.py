@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "virtha"
-PURE_ROOMS = ("model", "engine", "sentinel", "wire", "scenario", "domainxml")
+PURE_ROOMS = ("model", "engine", "sentinel", "wire", "scenario", "domainxml", "alerts")
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 800
 BANNED_FILE_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}

@@ -25,8 +25,10 @@ from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, NotFound, VirthaError
 from virtha.model.ids import Term
 from virtha.model.operation import OperationState
+from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
+from virtha.ports.receivers import Messengers
 from virtha.server.clock import SystemClock
 from virtha.server.config import ServerConfig, ServerPaths, split_address
 from virtha.server.files import only_server, write_whole
@@ -39,6 +41,8 @@ from virtha.server.listeners import (
     tls_listener,
     unix_listener,
 )
+from virtha.server.notifier import Notifier
+from virtha.server.secret_key import open_box, store_has_sealed
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
 
@@ -72,6 +76,8 @@ class Running:
     listeners: tuple[Listener, ...]
     sockets: tuple[socket.socket, ...]
     watch: PresenceWatch
+    notifier: Notifier | None
+    """None: built without messengers, so that nothing is sent."""
     ready: Ready
 
 
@@ -103,7 +109,11 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def running(
-    paths: ServerPaths, config: ServerConfig, clock: Clock, stopping: asyncio.Event
+    paths: ServerPaths,
+    config: ServerConfig,
+    clock: Clock,
+    stopping: asyncio.Event,
+    messengers: Messengers | None = None,
 ) -> AsyncIterator[Running]:
     """Everything built and bound, nothing served yet."""
     async with contextlib.AsyncExitStack() as stack:
@@ -126,9 +136,12 @@ async def running(
             authority=authority,
             clock=clock,
             servers=server_addresses(config.names, gateway_port),
+            box=open_box(paths, sealed=await store_has_sealed(store)),
+            messengers=messengers,
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
+        await control.receivers.check_secrets_readable()
         metrics = Metrics()
         metrics.term.set(term)
         services = Services(
@@ -136,7 +149,7 @@ async def running(
             authority=authority,
             metrics=metrics,
             stopping=stopping,
-            refresh_metrics=lambda: _refresh(metrics, control, gateway),
+            refresh_metrics=lambda: _refresh(metrics, control, gateway, clock.wall_ms()),
         )
         app = create_app(services)
         pem = authority.certificate_pem()
@@ -158,6 +171,9 @@ async def running(
             listeners=(tls_listener(app, plain), unix_listener(app)),
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
+            notifier=Notifier(control.deliveries, messengers, clock, metrics)
+            if messengers is not None
+            else None,
             ready=Ready(
                 url=f"https://{address_of(rest)}",
                 gateway=f"{gateway_host}:{gateway_port}",
@@ -262,9 +278,14 @@ async def _until_stopped(
         "expire": _at_intervals(
             server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
         ),
+        "prune-messages": _at_intervals(
+            server.control.deliveries.prune, PRUNE_INTERVAL_S, "old messages forgotten", stopping
+        ),
         "ready": _announce(paths, server, stopping, on_ready),
         "stop": _stop(server, stopping),
     }
+    if server.notifier is not None:
+        tasks["notifier"] = server.notifier.run(stopping)
     try:
         async with asyncio.TaskGroup() as group:
             for name, work in tasks.items():
@@ -330,7 +351,7 @@ async def _at_intervals(
                 await stopping.wait()
 
 
-async def _refresh(metrics: Metrics, control: Control, gateway: Gateway) -> None:
+async def _refresh(metrics: Metrics, control: Control, gateway: Gateway, now: UtcMillis) -> None:
     """Gauges that are read, not counted. Without the store the others are shown all the same."""
     links = gateway.metrics()
     metrics.sessions.labels("agent").set(links.agents)
@@ -340,6 +361,7 @@ async def _refresh(metrics: Metrics, control: Control, gateway: Gateway) -> None
     try:
         metrics.events.set(await control.events.current_revision())
         page = await control.operations.list(OperationQuery(open=True, limit=LIST_LIMIT_MAX))
+        figures = await control.deliveries.figures()
     except VirthaError as error:
         metrics.store_failures.inc()
         log.warning("figures of the store are missing", error=str(error))
@@ -347,6 +369,10 @@ async def _refresh(metrics: Metrics, control: Control, gateway: Gateway) -> None
     for state in (OperationState.PENDING, OperationState.RUNNING):
         count = sum(1 for operation in page.items if operation.state is state)
         metrics.operations.labels(state.value).set(count)
+    for name, count in figures.counts.items():
+        metrics.deliveries.labels(name).set(count)
+    waited_ms = now - figures.oldest_pending if figures.oldest_pending is not None else 0
+    metrics.oldest_pending.set(max(0, waited_ms) / 1_000)
 
 
 def run(paths: ServerPaths, config: ServerConfig, *, on_ready: Callable[[Ready], None]) -> None:
