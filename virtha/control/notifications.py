@@ -108,12 +108,12 @@ class Notifications:
 
     async def test(self, caller: Caller, ref: str, request: ReceiverTest) -> ReceiverTestView:
         """One attempt, now, beside the queue; what became of it is kept as a delivery like any other."""
-        if self._messengers is None:
-            raise Unavailable("this server sends no notifications")
         async with self._store.read() as tx:
             row = await the_receiver(tx, ref)
             address = await _test_address(tx, caller, row, request.address)
             deadline_ms = (await setting_values(tx)).get(NOTIFICATION_DEADLINE)
+        if self._messengers is None:
+            raise Unavailable("this server sends no notifications")
         secrets = self._receivers.opened(row)
         one, message = await self._begin_test(caller, row, address, deadline_ms)
         began = self._store.clock.monotonic_ms()
