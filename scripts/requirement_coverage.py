@@ -43,6 +43,8 @@ BAD_INPUT: dict[str, str] = {
     "wrong seeds": "Seeds that are no range",
     "foreign run file": "A resume file of another range, another version or something else",
     "unwritable picture": "A picture where it can't be written",
+    "address with a line break": "An e-mail address with a line break (a header smuggled in)",
+    "lost secrets key": "A server whose secrets.key is missing or another one",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

@@ -112,9 +112,9 @@ def _refuse_unknown(value: Any, kind: inspect.Type | None, parts: list[str]) -> 
 def _chosen(kind: inspect.Type | None, value: Any) -> inspect.Type | None:
     """Of several kinds of object told apart by a tag: the one that ``value`` says it is."""
     if isinstance(kind, inspect.UnionType) and isinstance(value, dict):
-        for one in kind.types:
-            tagged = isinstance(one, inspect.StructType) and one.tag_field is not None
-            if tagged and value.get(one.tag_field) == one.tag:
+        structs = (one for one in kind.types if isinstance(one, inspect.StructType))
+        for one in structs:
+            if one.tag_field is not None and value.get(one.tag_field) == one.tag:
                 return one
     return kind
 

@@ -123,7 +123,7 @@ async def _all_sent(world: NotifiedWorld) -> bool:
     return set(await world.states()) == {"sent"}
 
 
-@pytest.mark.bad_input("queue of 100,000 messages", story=True)
+@pytest.mark.req("W7")
 def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: Path) -> None:
     """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue."""
     waiting, sent_max = 100_000, 250
