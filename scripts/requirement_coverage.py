@@ -45,6 +45,10 @@ BAD_INPUT: dict[str, str] = {
     "unwritable picture": "A picture where it can't be written",
     "address with a line break": "An e-mail address with a line break (a header smuggled in)",
     "lost secrets key": "A server whose secrets.key is missing or another one",
+    "mail server that drops or stalls": "A mail server that accepts and drops, stalls, or puts off (greylisting)",
+    "receiver with a wrong certificate": "A receiver with a wrong certificate: another authority or name, expired",
+    "SNMP keys that differ": "SNMP v3 with wrong keys",
+    "webhook into our own network": "A webhook that leads or redirects to loopback, link-local or private addresses",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

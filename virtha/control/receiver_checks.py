@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
+from virtha.alerts.addresses import forbidden_address
 from virtha.model.errors import InvalidInput
 from virtha.model.notification import (
     SECRET_NAMES,
@@ -252,8 +253,7 @@ def _refuse_private(host: str, *, field: str) -> None:
     except ValueError:
         private = host.rstrip(".").lower() == "localhost" or host.lower().endswith(".localhost")
     else:
-        address = getattr(address, "ipv4_mapped", None) or address
-        private = not address.is_global
+        private = forbidden_address(address)
     if private:
         raise InvalidInput(
             f"{host} is a loopback, link-local or private address",

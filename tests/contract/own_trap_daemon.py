@@ -1,0 +1,113 @@
+"""net-snmp's snmptrapd on a loopback port of its own, away from the machine's: its users, its MIBs, its log."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import virtha.alerts
+
+MIBS = Path(__file__).parent / "mibs"
+OUR_MIB = Path(virtha.alerts.__file__).with_name("VIRTHA-MIB.txt")
+AUTHENTICATION_PASSWORD = "auth-Pass/phrase"
+PRIVACY_PASSWORD = "priv-Pass/phrase"
+ENGINE_ID = "80001f88050102030405"
+START_S = 20.0
+_PAIR = re.compile(r"VIRTHA-MIB::(\w+)\.0 = (.*)")
+
+
+class OwnTrapDaemon:
+    """``users``: name to (authentication, privacy) in snmptrapd's words."""
+
+    def __init__(self, users: dict[str, tuple[str, str]], *, port: int | None = None) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="vt-snmp-")
+        self._users = users
+        self.port = port or _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "OwnTrapDaemon":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._directory.cleanup()
+
+    def start(self) -> None:
+        directory = Path(self._directory.name)
+        (directory / "state").mkdir(exist_ok=True)
+        (directory / "conf").write_text(self._configuration())
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("snmptrapd", "-f", "-Lo", "-C", "-c", str(directory / "conf"), "-OQ"),
+                    *("-M", f"{MIBS}:{OUR_MIB.parent}", "-m", "VIRTHA-MIB:SNMPv2-MIB"),
+                    f"udp:127.0.0.1:{self.port}",
+                ],
+                stdout=log,
+                stderr=log,
+                env={
+                    **os.environ,
+                    "SNMP_PERSISTENT_DIR": str(directory / "state"),
+                    "SNMPCONFPATH": str(directory),
+                },
+            )
+        self._until_bound()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    def notices(self) -> list[dict[str, str]]:
+        """What came, decoded with the MIB; beside the objects ``notification``."""
+        found = []
+        for line in self._log.read_text(errors="replace").splitlines():
+            if line.startswith("NOTICE"):
+                parts = line.split("\t")
+                notice = {"notification": parts[2].partition(" = ")[2].removeprefix("VIRTHA-MIB::")}
+                for part in parts[3:]:
+                    match = _PAIR.fullmatch(part)
+                    assert match is not None, part
+                    notice[match[1]] = match[2]
+                found.append(notice)
+        return found
+
+    async def until(self, count: int) -> list[dict[str, str]]:
+        """The notices, once there are so many."""
+        async with asyncio.timeout(15):
+            while len(self.notices()) < count:  # noqa: ASYNC110 - another process writes them
+                await asyncio.sleep(0.02)
+        return self.notices()
+
+    @property
+    def _log(self) -> Path:
+        return Path(self._directory.name) / "log"
+
+    def _configuration(self) -> str:
+        lines = ["disableAuthorization no", "authCommunity log public", r"format2 NOTICE\t%v\n"]
+        for user, (authentication, privacy) in self._users.items():
+            keys = f'{user} {authentication} "{AUTHENTICATION_PASSWORD}" {privacy} "{PRIVACY_PASSWORD}"'
+            # The first for traps, of which the sender is the authority; the second for informs.
+            lines += [f"createUser -e 0x{ENGINE_ID} {keys}", f"createUser {keys}"]
+            lines.append(f"authUser log {user} priv")
+        return "\n".join(lines) + "\n"
+
+    def _until_bound(self) -> None:
+        wanted = f"0100007F:{self.port:04X}"
+        deadline = time.monotonic() + START_S
+        while wanted not in Path("/proc/net/udp").read_text():
+            assert self._process is not None and self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,117 @@
+"""What a webhook is sent: JSON in a versioned schema, and the headers that sign it.
+
+The body is the same at each attempt; only the time stamp and with it the signature differ.
+"""
+
+import hashlib
+import hmac
+
+import msgspec
+
+from virtha.alerts.notice import SOLVES, help_of, kind_of, number_of
+from virtha.model.notification import Message
+from virtha.model.time import format_utc
+from virtha.model.value import Fields, Value
+
+SCHEMA = "virtha.event/1"
+"""Within ``/1`` fields are only added."""
+
+
+class Named(Value, frozen=True, kw_only=True):
+    id: str
+    name: str | None
+
+
+class EventBody(Value, frozen=True, kw_only=True):
+    """``at``, ``host_at``: RFC 3339 in UTC; the host's own clock may be wrong. ``solves``: codes of earlier events
+    of the same object that are over now."""
+
+    number: int
+    code: str
+    code_number: int
+    severity: str
+    message: str
+    help: str
+    solves: tuple[str, ...]
+    fields: Fields
+    at: str
+    host_at: str | None
+    operation_id: str | None
+    user: str | None
+
+
+class WebhookBody(Value, frozen=True, kw_only=True):
+    """``id``: of the delivery, the same when it is sent again. ``kind``: problem, solved, notice or test."""
+
+    schema: str
+    id: str
+    kind: str
+    test: bool
+    installation: Named
+    cluster: Named | None
+    host: Named | None
+    vm: Named | None
+    event: EventBody
+
+
+def webhook_body(message: Message) -> bytes:
+    """JSON in UTF-8."""
+    event = message.event
+    return msgspec.json.encode(
+        WebhookBody(
+            schema=SCHEMA,
+            id=message.delivery_id,
+            kind=kind_of(message),
+            test=message.test,
+            installation=Named(id=message.installation_id, name=message.installation),
+            cluster=_named(event.cluster_id, message.cluster),
+            host=_named(event.host_id, message.host),
+            vm=_named(event.vm_id, message.vm),
+            event=EventBody(
+                number=event.revision,
+                code=event.code,
+                code_number=number_of(message),
+                severity=event.severity,
+                message=event.message,
+                help=help_of(message),
+                solves=SOLVES.get(event.code, ()),
+                fields=event.fields,
+                at=format_utc(event.at),
+                host_at=None if event.host_at is None else format_utc(event.host_at),
+                operation_id=event.operation_id,
+                user=event.user,
+            ),
+        )
+    )
+
+
+def signature(secret: str, body: bytes, *, at_s: int) -> str:
+    """``v1=`` and the hexadecimal HMAC-SHA256 over ``<seconds since 1970>.<body>``: the time is signed with the
+    body, so that whoever caught a message can't send it again later."""
+    signed = str(at_s).encode() + b"." + body
+    return "v1=" + hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+
+
+def webhook_headers(
+    message: Message, body: bytes, *, secret: str | None, at_s: int
+) -> dict[str, str]:
+    """Unsigned when there is no secret."""
+    headers = {
+        "Content-Type": "application/json",
+        "X-Virtha-Delivery": _plain(message.delivery_id),
+        "X-Virtha-Code": _plain(message.event.code),
+        "X-Virtha-Timestamp": str(at_s),
+    }
+    if secret:
+        headers["X-Virtha-Signature"] = signature(secret, body, at_s=at_s)
+    return headers
+
+
+def _named(found: str | None, name: str | None) -> Named | None:
+    return None if found is None else Named(id=found, name=name)
+
+
+def _plain(text: str) -> str:
+    return "".join(
+        character if character.isascii() and character.isprintable() else "_" for character in text
+    )
