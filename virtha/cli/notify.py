@@ -14,6 +14,7 @@ from virtha.cli.output import write_data
 from virtha.cli.parsing import confirm
 from virtha.cli.session import WatchOption, YesOption, connected, report, show_list, show_one
 from virtha.cli.several import each
+from virtha.drivers.mib import mib_text
 from virtha.model.codes.entry import Severity
 from virtha.model.errors import Failed
 from virtha.model.notification import DeliveryState
@@ -159,6 +160,12 @@ def retry_messages(
             report(ctx, answer, f"{ident} is sent again")
 
         each(idents, retry)
+
+
+@app.command("mib")
+def print_mib() -> None:
+    """Print the MIB of our SNMP notifications (works offline)."""
+    typer.echo(mib_text(), nl=False)
 
 
 def _path(ident: str) -> str:

@@ -20,6 +20,7 @@ from virtha.api.metrics import Metrics
 from virtha.api.route import Services
 from virtha.control import Control, make_control
 from virtha.control.requests import LIST_LIMIT_MAX, OperationQuery
+from virtha.drivers.messengers import NetworkMessengers
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
 from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, NotFound, VirthaError
@@ -28,7 +29,6 @@ from virtha.model.operation import OperationState
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.ports.receivers import Messengers
 from virtha.server.clock import SystemClock
 from virtha.server.config import ServerConfig, ServerPaths, split_address
 from virtha.server.files import only_server, write_whole
@@ -76,8 +76,7 @@ class Running:
     listeners: tuple[Listener, ...]
     sockets: tuple[socket.socket, ...]
     watch: PresenceWatch
-    notifier: Notifier | None
-    """None: built without messengers, so that nothing is sent."""
+    notifier: Notifier
     ready: Ready
 
 
@@ -113,7 +112,6 @@ async def running(
     config: ServerConfig,
     clock: Clock,
     stopping: asyncio.Event,
-    messengers: Messengers | None = None,
 ) -> AsyncIterator[Running]:
     """Everything built and bound, nothing served yet."""
     async with contextlib.AsyncExitStack() as stack:
@@ -130,6 +128,7 @@ async def running(
             installation_id=authority.installation_id,
             instance=str(uuid.uuid4()),
         )
+        messengers = NetworkMessengers()
         control = make_control(
             store=store,
             links=gateway,
@@ -171,9 +170,7 @@ async def running(
             listeners=(tls_listener(app, plain), unix_listener(app)),
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
-            notifier=Notifier(control.deliveries, messengers, clock, metrics)
-            if messengers is not None
-            else None,
+            notifier=Notifier(control.deliveries, messengers, clock, metrics),
             ready=Ready(
                 url=f"https://{address_of(rest)}",
                 gateway=f"{gateway_host}:{gateway_port}",
@@ -272,6 +269,7 @@ async def _until_stopped(
         "rest": server.listeners[0].run_until_stopped(server.sockets[0]),
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
+        "notifier": server.notifier.run(stopping),
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping
         ),
@@ -284,8 +282,6 @@ async def _until_stopped(
         "ready": _announce(paths, server, stopping, on_ready),
         "stop": _stop(server, stopping),
     }
-    if server.notifier is not None:
-        tasks["notifier"] = server.notifier.run(stopping)
     try:
         async with asyncio.TaskGroup() as group:
             for name, work in tasks.items():
