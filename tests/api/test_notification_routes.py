@@ -115,6 +115,19 @@ def test_a_test_says_how_it_fared_and_is_in_the_list(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.req("W7")
+def test_a_password_is_not_led_to_another_server(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await add_mail(world)
+        elsewhere = {**MAIL, "user": "virtha", "host": "mine.example.net"}
+        answer = await world.call("PATCH", "/v1/receivers/mail1", {"settings": elsewhere})
+        assert (answer.status_code, answer.json()["field"]) == (400, "secrets.password")
+        anew = {"settings": elsewhere, "secrets": {"password": "for-the-other-one"}}
+        await world.ok("PATCH", "/v1/receivers/mail1", anew)
+
+    play(story)
+
+
 def test_a_users_address_and_the_subscription_that_ends_with_the_user(play: Play) -> None:
     async def story(world: Any) -> None:
         await add_mail(world)

@@ -174,6 +174,9 @@ def set_receiver(
         kind = present["settings"]["type"]
         changed = _chosen(kind, given)
         secrets: dict[str, str | None] = dict(_read_secrets(kind)) if secrets_stdin else {}
+        if {"host", "authority_pem"} & changed.keys() and present["secrets"] and not secrets:
+            # The server takes no new place with the old secrets.
+            secrets = dict(_ask_secrets(kind, {**present["settings"], **changed}))
         secrets |= _no_longer_used(present, {**present["settings"], **changed})
         body: dict[str, Any] = {"name": rename, "enabled": enabled, "secrets": secrets or None}
         if changed:

@@ -24,7 +24,7 @@ from virtha.control.views import Caller, Page, ReceiverView
 from virtha.model.codes import render
 from virtha.model.errors import InvalidInput, Refused, VirthaError
 from virtha.model.ids import ReceiverId, Revision
-from virtha.model.notification import Receiver
+from virtha.model.notification import Receiver, ReceiverSettings, WebhookSettings
 from virtha.model.time import UtcMillis
 from virtha.store.deliveries import delivery_counts, drop_pending, oldest_pending
 from virtha.store.notifications import (
@@ -98,6 +98,7 @@ class Receivers:
                     fix="create another receiver",
                 )
             check_settings(settings)
+            _check_not_led_away(present, settings, request)
             names, sealed = self._changed_secrets(row, request)
             changed = msgspec.structs.replace(
                 present,
@@ -170,6 +171,24 @@ class Receivers:
 
 
 _LOOKED_AT = 1_000
+
+
+def _check_not_led_away(
+    present: Receiver, settings: ReceiverSettings, request: ReceiverChange
+) -> None:
+    """Secrets are for the one that they were given for: who could lead them elsewhere could read them
+    there. A webhook's only signs, and is not sent."""
+    if isinstance(settings, WebhookSettings):
+        return
+    for field in ("host", "authority_pem"):
+        before, after = getattr(present.settings, field, None), getattr(settings, field, None)
+        staying = [name for name in present.secrets if name not in request.secrets]
+        if before != after and staying:
+            raise InvalidInput(
+                f"must be given anew, for {field} changes",
+                field=f"secrets.{staying[0]}",
+                fix="send it along with the new settings",
+            )
 
 
 async def _record(tx: WriteTransaction, code: str, receiver: Receiver, caller: Caller) -> None:

@@ -194,10 +194,11 @@ async def end_delivery(
     code: str,
     detail: str,
 ) -> bool:
-    """False: it was over already, as something else ended it meanwhile."""
+    """False: something else ended it meanwhile. What was sent is sent, whatever that was."""
     return await _settle(
         tx,
         done,
+        from_any_state=state is DeliveryState.SENT,
         state=state.value,
         attempts=attempts,
         done_at=tx.clock.wall_ms(),
@@ -207,12 +208,13 @@ async def end_delivery(
     )
 
 
-async def _settle(tx: WriteTransaction, one: Delivery, **values: object) -> bool:
-    done = await tx.connection.execute(
-        update(delivery)
-        .where(delivery.c.id == one.id, delivery.c.state == PENDING)
-        .values(**values)
-    )
+async def _settle(
+    tx: WriteTransaction, one: Delivery, *, from_any_state: bool = False, **values: object
+) -> bool:
+    where = [delivery.c.id == one.id]
+    if not from_any_state:
+        where.append(delivery.c.state == PENDING)
+    done = await tx.connection.execute(update(delivery).where(*where).values(**values))
     return bool(done.rowcount)
 
 

@@ -332,7 +332,7 @@ def test_dropped_with_its_subscription_even_if_it_was_handed_out(
             await world.until(lambda: _all_over(world, 5))
             await asyncio.sleep(0.05)
         assert len(world.messengers.tried) == 1, "only the one that was on its way"
-        assert await world.states() == ["dropped"] * 5
+        assert await world.states() == ["sent", *["dropped"] * 4]
 
     tell(story)
 
@@ -441,6 +441,34 @@ def test_a_test_message_answers_at_once_and_is_kept(tell: Callable[[Story], None
             await asyncio.sleep(0.05)
         assert len(world.messengers.tried) == 2, "a failed test is not tried again by itself"
         assert world.messengers.open == 0
+
+    tell(story)
+
+
+def test_a_test_whose_server_died_meanwhile_is_sent_by_the_next_one(
+    tell: Callable[[Story], None],
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await world.add_mail()
+        gate = asyncio.Event()
+        world.messengers.answer = lambda _message: gate
+        request = ReceiverTest(address="me@example.org")
+        asking = asyncio.create_task(world.control.notifications.test(ADMIN, "mail1", request))
+        await world.until(lambda: world.messengers.tried)
+        async with world.notifying():
+            await asyncio.sleep(0.05)
+            assert len(world.messengers.tried) == 1, "the queue does not send it beside that"
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert world.messengers.open == 0
+        world.messengers.answer = lambda _message: ACCEPTED
+        world.clock.wall += schedule.LATER_MAX_MS
+        async with world.notifying():
+            await world.until(lambda: _all_over(world, 1))
+        assert [m.delivery_id for m in world.messengers.sent] == [
+            world.messengers.tried[0].delivery_id
+        ]
+        assert world.messengers.sent[0].test
 
     tell(story)
 
