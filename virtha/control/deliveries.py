@@ -57,6 +57,8 @@ CURSOR_STEP = 1_000
 """Revisions without a match after which the cursor is written all the same: what a crash has to look at
 anew."""
 EXPIRE_BATCH = 500
+STATUS_STEP_MS = 1_000
+"""How fresh ``accepted_at`` is kept: not a further write for each message of a burst."""
 
 
 class Routed(Value, frozen=True, kw_only=True):
@@ -311,7 +313,9 @@ async def took_a_message(tx: WriteTransaction, receiver_id: ReceiverId) -> None:
     row = await find_receiver(tx, receiver_id)
     if row is None:
         return
-    now = tx.clock.wall_ms()
+    now, before = tx.clock.wall_ms(), row.status
+    if before.away_since is None and abs(now - (before.accepted_at or 0)) < STATUS_STEP_MS:
+        return
     await save_receiver_status(tx, receiver_id, ReceiverStatus(accepted_at=now))
     if row.status.away_told:
         await record(

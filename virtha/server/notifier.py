@@ -203,6 +203,8 @@ class Sender:
         try:
             while not self._stopped:
                 self._woken.clear()
+                # Here, not when a pause begins: what changed during the attempt ends the pause after it.
+                self._hurried.clear()
                 due = await self._insist(lambda: self._deliveries.due(self.receiver_id, BATCH))
                 if due is not None and due.items:
                     if await self._send_batch(due) is _Next.PAUSE:
@@ -223,7 +225,6 @@ class Sender:
     async def _pause(self) -> None:
         """Away: left alone for a while, whatever new messages come; a retry or a change ends it."""
         self._failures += 1
-        self._hurried.clear()
         if self._stopped:
             return
         with contextlib.suppress(TimeoutError):

@@ -264,6 +264,38 @@ def test_a_retry_ends_the_pause_of_a_receiver_taken_for_away(
     tell(story)
 
 
+def test_settings_that_change_during_a_failing_attempt_are_tried_at_once(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier_module, "away_ms", lambda _failures: 3_600_000)
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.add_mail()
+        await world.subscribe()
+        await world.happen(1)
+        gate = asyncio.Event()
+
+        def away_with_the_old(message: Message) -> Answer:
+            return AWAY if len(world.messengers.secrets) == 1 else ACCEPTED
+
+        world.messengers.answer = away_with_the_old
+        original = world.control.deliveries.away
+
+        async def changed_meanwhile(*given: object) -> None:
+            if not gate.is_set():
+                gate.set()
+                await world.control.receivers.change(
+                    ADMIN, "mail1", ReceiverChange(name="mail-other")
+                )
+            await original(*given)  # type: ignore[arg-type]
+
+        world.control.deliveries.away = changed_meanwhile  # type: ignore[method-assign]
+        async with world.notifying():
+            await world.until(lambda: len(world.messengers.sent) == 1)
+
+    tell(story)
+
+
 async def _away(world: NotifiedWorld) -> bool:
     return (await world.control.receivers.get("mail1")).status.away_since is not None
 
