@@ -49,18 +49,34 @@ def about_receiver(event: Event) -> ReceiverId | None:
     return ReceiverId(told) if isinstance(told, str) else None
 
 
-def check_patterns(patterns: Iterable[str], *, field: str = "codes") -> tuple[str, ...]:
-    """Each is the code of an event, or the beginning of one and ``*``. Raises InvalidInput naming the
-    nearest. Returns them without doubles, in their order."""
+def check_patterns(
+    patterns: Iterable[str], severity: Severity, *, field: str = "codes"
+) -> tuple[str, ...]:
+    """Each is the code of an event, or the beginning of one and ``*``, and can be as severe as ``severity``.
+    Raises InvalidInput naming the nearest. Returns them without doubles, in their order."""
     found = tuple(dict.fromkeys(patterns))
     if len(found) > PATTERNS_MAX:
         raise InvalidInput(
             f"has {len(found)} patterns", field=field, allowed=(f"at most {PATTERNS_MAX}",)
         )
     for number, pattern in enumerate(found):
-        if not any(fits(pattern, code) for code in _EVENT_CODES):
+        severities = [code.severity for code in EVENTS if fits(pattern, code.name)]
+        if not severities:
             raise _unknown(pattern, f"{field}[{number}]")
+        highest = max(severities, key=lambda one: _RANK[one])
+        if _RANK[highest] < _RANK[severity]:
+            raise InvalidInput(
+                f"'{pattern}' is of severity {highest} at most, so with the least severity {severity} "
+                "it would never come",
+                field=f"{field}[{number}]",
+                fix=f"lower the least severity to {highest}, or leave it out",
+            )
     return found
+
+
+def default_severity(patterns: tuple[str, ...]) -> Severity:
+    """Where none is asked for: who names codes wants them all."""
+    return Severity.INFO if patterns else Severity.WARNING
 
 
 def _unknown(pattern: str, field: str) -> InvalidInput:

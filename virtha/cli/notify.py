@@ -35,7 +35,9 @@ def subscribe(
     code: list[str] | None = typer.Option(
         None, "--code", metavar="CODE", help="Only this event; may end in *. Repeatable."
     ),
-    severity: Severity = typer.Option(Severity.WARNING, help="The least severity."),
+    severity: Severity | None = typer.Option(
+        None, help="The least severity. Default: info with --code, else warning."
+    ),
     cluster: str | None = typer.Option(None, help="Only of this cluster."),
     host: str | None = typer.Option(None, help="Only of this host."),
     vm: str | None = typer.Option(None, help="Only of this VM."),
@@ -47,7 +49,7 @@ def subscribe(
         "address": address,
         "user": user,
         "codes": code or None,
-        "severity": severity.value,
+        "severity": severity.value if severity else None,
         "cluster": cluster,
         "host": host,
         "vm": vm,

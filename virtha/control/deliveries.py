@@ -255,14 +255,14 @@ class Deliveries:
     # their end
 
     async def expire(self) -> int:
-        """Give up what nobody wants any more; one event per receiver."""
-        total = 0
-        while count := await self._expire_batch():
+        """Give up what nobody wants any more, in bounded steps; one event per receiver, with the last."""
+        now = self._store.clock.wall_ms()
+        total, untold = 0, Counter[ReceiverId]()
+        while count := await self._expire_batch(now, untold):
             total += count
         return total
 
-    async def _expire_batch(self) -> int:
-        now = self._store.clock.wall_ms()
+    async def _expire_batch(self, now: int, untold: Counter[ReceiverId]) -> int:
         async with self._store.read() as tx:
             if not await expired_deliveries(tx, now, 1):
                 return 0
@@ -271,17 +271,13 @@ class Deliveries:
             events = await events_at(wtx, [one.event_revision for one in expired])
             code = "notify.queue.expired"
             await expire_all(wtx, (one.id for one in expired), code=code, detail=render(code, {}))
-            counts = Counter(
+            untold.update(
                 one.receiver_id
                 for one in expired
                 if (event := events.get(one.event_revision)) is None or not is_own(event.code)
             )
-            for receiver_id, count in sorted(counts.items()):
-                row = await find_receiver(wtx, receiver_id)
-                name = row.receiver.name if row is not None else receiver_id
-                await record(
-                    wtx, "notify.expired", receiver=name, receiver_id=receiver_id, count=count
-                )
+            if not await expired_deliveries(wtx, now, 1):
+                await _tell_expired(wtx, untold)
         return len(expired)
 
     async def prune(self) -> int:
@@ -325,6 +321,13 @@ async def took_a_message(tx: WriteTransaction, receiver_id: ReceiverId) -> None:
             receiver_id=receiver_id,
             away_ms=max(0, now - (row.status.away_since or now)),
         )
+
+
+async def _tell_expired(tx: WriteTransaction, counts: Counter[ReceiverId]) -> None:
+    for receiver_id, count in sorted(counts.items()):
+        row = await find_receiver(tx, receiver_id)
+        name = row.receiver.name if row is not None else receiver_id
+        await record(tx, "notify.expired", receiver=name, receiver_id=receiver_id, count=count)
 
 
 async def refuse(

@@ -212,14 +212,15 @@ class ReceiverTest(Request, frozen=True, kw_only=True):
 
 
 class SubscriptionCreate(Request, frozen=True, kw_only=True):
-    """Cluster, host, VM, user and receiver by id or name. For mail: ``address`` or ``user``, not both."""
+    """Cluster, host, VM, user and receiver by id or name. For mail: ``address`` or ``user``, not both.
+    ``severity``, the least one: if left out, info where codes are given, else warning."""
 
     receiver: str
     name: str | None = None
     user: str | None = None
     address: str | None = None
     codes: tuple[str, ...] = ()
-    severity: Severity = Severity.WARNING
+    severity: Severity | None = None
     cluster: str | None = None
     host: str | None = None
     vm: str | None = None

@@ -6,7 +6,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from virtha.alerts.match import check_patterns
+from virtha.alerts.match import check_patterns, default_severity
 from virtha.control.history import record
 from virtha.control.names import (
     NAME_LENGTH_MAX,
@@ -68,7 +68,8 @@ class Subscriptions:
             return await _view(tx, await the_subscription(tx, ref))
 
     async def create(self, caller: Caller, request: SubscriptionCreate) -> SubscriptionView:
-        codes = check_patterns(request.codes)
+        severity = request.severity or default_severity(request.codes)
+        codes = check_patterns(request.codes, severity)
         async with self._store.write() as tx:
             row = await the_receiver(tx, request.receiver, field="receiver")
             made = await _with_subject(
@@ -79,7 +80,7 @@ class Subscriptions:
                     receiver_id=row.receiver.id,
                     address=request.address,
                     codes=codes,
-                    severity=request.severity,
+                    severity=severity,
                     enabled=request.enabled,
                 ),
                 cluster=request.cluster,
@@ -100,20 +101,23 @@ class Subscriptions:
         if_match: Revision | None = None,
     ) -> SubscriptionView:
         """Messages that wait go by the new address; those that a new limit excludes go all the same."""
-        codes = check_patterns(request.codes) if request.codes is not UNSET else UNSET
         async with self._store.write() as tx:
             present = await the_subscription(tx, ref)
             check_revision(if_match, present.revision)
             receiver = (await the_receiver(tx, present.receiver_id)).receiver
             if request.name is not UNSET and request.name != present.name:
                 await _check_new_name(tx, request.name)
+            severity = _or(request.severity, present.severity)
+            codes = _or(request.codes, present.codes)
+            if (codes, severity) != (present.codes, present.severity):
+                codes = check_patterns(codes, severity)
             enabled = _or(request.enabled, present.enabled)
             changed = msgspec.structs.replace(
                 present,
                 name=_or(request.name, present.name),
                 address=_or(request.address, present.address),
-                codes=_or(codes, present.codes),
-                severity=_or(request.severity, present.severity),
+                codes=codes,
+                severity=severity,
                 enabled=enabled,
                 # What happened while it was switched off is not told afterwards.
                 since=tx.revision if enabled and not present.enabled else present.since,

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtha.alerts.match import about_receiver, check_patterns, fits, is_own, matches
+from virtha.alerts.match import (
+    about_receiver,
+    check_patterns,
+    default_severity,
+    fits,
+    is_own,
+    matches,
+)
 from virtha.alerts.schedule import (
     AWAY_FIRST_MS,
     AWAY_MAX_MS,
@@ -80,11 +87,11 @@ def test_what_is_about_a_receiver_never_goes_through_it() -> None:
 @pytest.mark.req("W7", "F4")
 def test_every_event_can_be_subscribed() -> None:
     for code in EVENTS:
-        assert check_patterns((code.name,)) == (code.name,)
+        assert check_patterns((code.name,), Severity.INFO) == (code.name,)
         assert fits(code.name.rsplit(".", 1)[0] + ".*", code.name)
     # Watchdog, crash, recovery and fencing, by their groups.
     for pattern in ("vm.watchdog.*", "vm.crashed", "vm.restart.*", "fence.*", "*"):
-        assert check_patterns((pattern,)) == (pattern,)
+        assert check_patterns((pattern,), Severity.WARNING) == (pattern,)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +106,22 @@ def test_every_event_can_be_subscribed() -> None:
 )
 def test_a_pattern_that_can_never_match_is_refused(pattern: str, says: str) -> None:
     with pytest.raises(InvalidInput) as wrong:
-        check_patterns(("vm.*", pattern))
+        check_patterns(("vm.*", pattern), Severity.INFO)
     assert wrong.value.field == "codes[1]" and says in wrong.value.fix
 
 
+def test_a_severity_that_a_code_never_has_is_refused() -> None:
+    with pytest.raises(InvalidInput) as wrong:
+        check_patterns(("hold.*", "hold.lifted"), Severity.WARNING)
+    assert wrong.value.field == "codes[1]" and "info" in wrong.value.fix
+    assert default_severity(("hold.lifted",)) is Severity.INFO
+    assert default_severity(()) is Severity.WARNING
+
+
 def test_too_many_patterns_and_doubles() -> None:
-    assert check_patterns(("vm.*", "vm.*")) == ("vm.*",)
+    assert check_patterns(("vm.*", "vm.*"), Severity.INFO) == ("vm.*",)
     with pytest.raises(InvalidInput):
-        check_patterns(tuple(f"vm.{number}*" for number in range(101)))
+        check_patterns(tuple(f"vm.{number}*" for number in range(101)), Severity.INFO)
 
 
 @given(count=st.integers(min_value=1, max_value=10_000))

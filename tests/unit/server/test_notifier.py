@@ -240,6 +240,27 @@ def test_what_expires_is_told_once_and_can_be_sent_all_the_same(
     tell(story)
 
 
+def test_many_that_expire_are_told_once_per_receiver(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtha.control.deliveries.EXPIRE_BATCH", 4)
+
+    async def story(world: NotifiedWorld) -> None:
+        for name in ("mail1", "mail2"):
+            await world.add_mail(name)
+            await world.subscribe(name)
+        await world.happen(8)
+        while (await world.control.deliveries.route()).more:
+            pass
+        world.clock.wall += 24 * 3_600_000
+        assert await world.control.deliveries.expire() == 16
+        told = await world.events("notify.expired")
+        assert sorted(str(event.fields["receiver"]) for event in told) == ["mail1", "mail2"]
+        assert {event.fields["count"] for event in told} == {8}
+
+    tell(story)
+
+
 async def _is_sent(world: NotifiedWorld) -> bool:
     return (await world.states())[0] == "sent"
 
