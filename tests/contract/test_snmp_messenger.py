@@ -22,7 +22,7 @@ from told_messages import EVENT, INSTALLATION_ID, message
 
 from virtha.alerts.traps import OBJECTS, ROOT, trap
 from virtha.drivers.mib import mib_text
-from virtha.drivers.snmp import SnmpMessenger
+from virtha.drivers.snmp import SnmpMessenger, engine_id_of
 from virtha.model.codes import Severity
 from virtha.model.notification import (
     SnmpAuthentication,
@@ -254,6 +254,48 @@ def test_v3_traps_of_a_restarted_server_are_no_replays() -> None:
             await sent(messenger(settings, KEYS, started_s=int(time.time())), 3)
             notices = await running.until(3)
             assert [one["virthaNoticeId"] for one in notices] == ["d1", "d2", "d3"]
+
+    asyncio.run(story())
+
+
+def test_a_manager_with_two_addresses_is_found_at_the_second(daemon: OwnTrapDaemon) -> None:
+    async def story() -> None:
+        async def resolve(host: str, port: int) -> list[str]:
+            return ["127.0.0.99", "127.0.0.1"]
+
+        told = SnmpMessenger(
+            v3(daemon), KEYS, deadline_ms=6_000, started_s=int(time.time()), resolve=resolve
+        )
+        began = len(daemon.notices())
+        for number in (1, 2):
+            assert (await told.send(message(number))).code == "notify.accepted"
+        await told.close()
+        assert [one["virthaNoticeId"] for one in daemon.notices()[began:]] == ["d1", "d2"]
+
+    asyncio.run(story())
+
+
+def test_boots_and_time_are_the_process_s_in_each_engine() -> None:
+    """Read out of the bytes: snmptrapd would show a time that went back only after 150 s."""
+    from pyasn1.codec.ber import decoder
+
+    from virtha.drivers.snmp_engine import BOOTS_SINCE_S
+
+    async def story() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.settimeout(10)
+            settings = SnmpSettings(
+                host="127.0.0.1", port=listening.getsockname()[1], inform=False, user="virtha"
+            )
+            began = int(time.time()) - 100_000
+            await sent(messenger(settings, KEYS, started_s=began))
+            packet = await asyncio.to_thread(listening.recv, 65_535)
+        whole, _ = decoder.decode(packet)
+        security, _ = decoder.decode(bytes(whole[2]))
+        assert bytes(security[0]) == engine_id_of(INSTALLATION_ID)
+        assert int(security[1]) == began - BOOTS_SINCE_S
+        assert 100_000 <= int(security[2]) < 100_060
 
     asyncio.run(story())
 

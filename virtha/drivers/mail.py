@@ -26,6 +26,8 @@ from virtha.ports.receivers import Outcome, Receipt
 
 GOODBYE_S = 1.0
 """How long a server may take to answer QUIT before we hang up."""
+OWN_NAME_S = 2.0
+_NO_NAME = "[127.0.0.1]"
 _POLICY = SMTP_POLICY.clone(cte_type="7bit")
 """Plain ASCII on the wire: a relay on the way need not know 8BITMIME."""
 _NO_SMTPUTF8 = (
@@ -70,6 +72,7 @@ class MailMessenger:
         self._idle_s = idle_ms / 1_000
         self._client: aiosmtplib.SMTP | None = None
         self._context: ssl.SSLContext | None = None
+        self._name: str | None = None
         self._phase = _Phase.CONNECTING
         self._idle: asyncio.Task[None] | None = None
 
@@ -156,7 +159,7 @@ class MailMessenger:
         self._client = aiosmtplib.SMTP(
             hostname=settings.host,
             port=settings.port,
-            local_hostname=await asyncio.to_thread(_own_name),
+            local_hostname=await self._own_name(),
             use_tls=settings.security is MailSecurity.TLS,
             start_tls=False,
             tls_context=context,
@@ -181,6 +184,16 @@ class MailMessenger:
             return self._receipts.make(Outcome.AWAY, "notify.mail.no_sign_in")
         await self._client.login(self._settings.user, self._password or "")
         return None
+
+    async def _own_name(self) -> str:
+        """For EHLO. Where DNS hangs, mail goes out under an address: it must not wait for a name."""
+        if self._name is None:
+            try:
+                async with asyncio.timeout(OWN_NAME_S):
+                    self._name = await asyncio.to_thread(_name_of_this_machine)
+            except TimeoutError:
+                self._name = _NO_NAME
+        return self._name
 
     async def _trust(self) -> ssl.SSLContext:
         if self._context is None:
@@ -312,12 +325,12 @@ def _moment(date_ms: int) -> datetime:
         return datetime.fromtimestamp(0, tz=UTC)
 
 
-def _own_name() -> str:
-    """What EHLO says: the full name, or an address where there is none (RFC 5321, section 4.1.4). May ask DNS."""
+def _name_of_this_machine() -> str:
+    """The full name, or an address where there is none (RFC 5321, section 4.1.4). May ask DNS."""
     name = socket.getfqdn()
     if "." in name:
         return name
     try:
         return f"[{socket.gethostbyname(socket.gethostname())}]"
     except OSError:
-        return "[127.0.0.1]"
+        return _NO_NAME

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from virtha.alerts.traps import Trap, trap
@@ -24,6 +24,9 @@ _FLUSH_S = 0.1
 PASSPHRASE_CHARACTERS = 8
 """RFC 3414, section 11.2: the least."""
 _NET_SNMP_ENTERPRISE = 8072
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""(host, port) into addresses, at least one. Raises OSError."""
 
 
 class _Engine(Protocol):
@@ -47,22 +50,23 @@ class SnmpMessenger:
         *,
         deadline_ms: int,
         started_s: int,
+        resolve: Resolve | None = None,
     ) -> None:
         self._settings = settings
         self._secrets = dict(secrets)
         self._receipts = Receipts(secrets, settings.user)
         self._deadline_s = deadline_ms / 1_000
         self._started_s = started_s
+        self._resolve = resolve or _resolve
         self._engine: _Engine | None = None
+        self._last: str | None = None
 
     async def send(self, message: Message) -> Receipt:
         try:
             async with asyncio.timeout(self._deadline_s):
                 receipt = await self._attempt(message)
         except TimeoutError:
-            receipt = self._receipts.make(
-                Outcome.AWAY, "notify.no_answer", f"no answer within {self._deadline_s:g} s"
-            )
+            receipt = self._no_answer()
         except BaseException:
             self._drop()
             raise
@@ -83,12 +87,37 @@ class SnmpMessenger:
         if unusable:
             return self._receipts.make(Outcome.AWAY, "notify.unusable_settings", unusable)
         try:
-            address = await _resolve(self._settings.host, self._settings.port)
-            if self._engine is None:
-                self._engine = await asyncio.to_thread(self._build, message.installation_id)
-        except OSError as error:
+            addresses = await self._resolve(self._settings.host, self._settings.port)
+        except (OSError, UnicodeError) as error:
             return self._receipts.of_error(error)
-        return await self._notify(self._engine, trap(message), address)
+        if not self._settings.inform:
+            addresses = addresses[
+                :1
+            ]  # nobody learns whether a trap came: the first is the system's choice
+        return await self._try_each(message, addresses)
+
+    async def _try_each(self, message: Message, addresses: list[str]) -> Receipt:
+        """Until one answers; the one that did is asked first next time."""
+        share_s = self._deadline_s / len(addresses)
+        receipt = self._no_answer()
+        for address in sorted(addresses, key=lambda one: one != self._last):
+            try:
+                async with asyncio.timeout(share_s):
+                    if self._engine is None:
+                        self._engine = await asyncio.to_thread(self._build, message.installation_id)
+                    receipt = await self._notify(self._engine, trap(message), address)
+            except TimeoutError:
+                receipt = self._no_answer()
+            if receipt.code != "notify.no_answer":
+                self._last = address
+                break
+            self._drop()
+        return receipt
+
+    def _no_answer(self) -> Receipt:
+        return self._receipts.make(
+            Outcome.AWAY, "notify.no_answer", f"no answer within {self._deadline_s:g} s"
+        )
 
     async def _notify(self, engine: _Engine, told: Trap, address: str) -> Receipt:
         from pysnmp.error import PySnmpError
@@ -156,7 +185,7 @@ def engine_id_of(installation_id: str) -> bytes:
     return enterprise + b"\x05" + hashlib.sha256(installation_id.encode()).digest()[:12]
 
 
-async def _resolve(host: str, port: int) -> str:
+async def _resolve(host: str, port: int) -> list[str]:
     """Anew for each message: a manager may have moved. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    return str(found[0][4][0])
+    return list(dict.fromkeys(str(one[4][0]) for one in found))

@@ -73,3 +73,11 @@ def test_whatever_passes_can_end_no_line_and_no_command(text: str) -> None:
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8"])
 def test_public_addresses(address: str) -> None:
     assert not forbidden_address(ip_address(address))
+
+
+@pytest.mark.bad_input("webhook into our own network")
+@pytest.mark.parametrize(
+    "address", ["2002:7f00:1::", "2002:a00:1::", "64:ff9b::a00:1", "::ffff:10.0.0.1", "2001::1"]
+)
+def test_what_wraps_a_private_address_is_one(address: str) -> None:
+    assert forbidden_address(ip_address(address))
