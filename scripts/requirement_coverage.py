@@ -44,6 +44,7 @@ BAD_INPUT: dict[str, str] = {
     "foreign run file": "A resume file of another range, another version or something else",
     "unwritable picture": "A picture where it can't be written",
     "address with a line break": "An e-mail address with a line break (a header smuggled in)",
+    "lost secrets key": "A server whose secrets.key is missing or another one",
     "mail server that drops or stalls": "A mail server that accepts and drops, stalls, or puts off (greylisting)",
     "receiver with a wrong certificate": "A receiver with a wrong certificate: another authority or name, expired",
     "SNMP keys that differ": "SNMP v3 with wrong keys",

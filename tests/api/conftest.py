@@ -3,7 +3,7 @@ that remember what they were given."""
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,14 @@ from virtha.api.route import Services
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
+from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.drivers.pki import LocalAuthority, create_authority
 from virtha.model.ids import HostId, InstallationId
+from virtha.model.notification import Message, Receiver
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import UtcMillis
 from virtha.ports.hosts import LastBeat
+from virtha.ports.receivers import Outcome, Receipt
 from virtha.server.clock import SystemClock
 from virtha.store import Store, open_store
 
@@ -79,6 +82,26 @@ class RememberingLinks:
         self.closed.append((host_id, code))
 
 
+@dataclass
+class TakingMessengers:
+    """``Messengers`` that take everything, but for what goes to addresses at refused.example."""
+
+    deadline_ms: int = 0
+    told: list[Message] = field(default_factory=list)
+
+    def messenger(self, receiver: Receiver, secrets: Mapping[str, str]) -> "TakingMessengers":
+        return self
+
+    async def send(self, message: Message) -> Receipt:
+        self.told.append(message)
+        if (message.address or "").endswith("@refused.example"):
+            return Receipt(outcome=Outcome.NEVER, code="notify.queue.failed", detail="550 no")
+        return Receipt(outcome=Outcome.ACCEPTED, code="notify.accepted", detail="250 yes")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
 @dataclass(kw_only=True)
 class World:
     store: Store
@@ -87,6 +110,7 @@ class World:
     app: Litestar
     client: "AsyncTestClient[Litestar]"
     links: RememberingLinks
+    messengers: TakingMessengers
     clock: MovableClock
     tokens: dict[str, str] = field(default_factory=dict)
 
@@ -122,7 +146,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
     # The cheapest argon2 there is: its price is tested where it is made, in tests/unit/control.
     passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
-    links = RememberingLinks()
+    links, messengers = RememberingLinks(), TakingMessengers()
     authority = LocalAuthority(*_AUTHORITY)
     try:
         await initialise(
@@ -139,6 +163,8 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
             clock=clock,
             servers=("127.0.0.1:8250",),
             passwords=passwords,
+            box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
+            messengers=messengers,
         )
         services = Services(control=control, authority=authority)
         app = create_app(services)
@@ -150,6 +176,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
                 app=app,
                 client=client,
                 links=links,
+                messengers=messengers,
                 clock=clock,
             )
             await _sign_in_all(world)

@@ -1,1 +1,1 @@
-"""Telling people and machines what happened: what a message says. PURE: no clock, no chance, no I/O (W7)."""
+"""PURE: who is told of an event, when it is tried again, and what a message says (W7)."""

@@ -21,6 +21,7 @@ class NoticeKind(StrEnum):
 
 SOLVES: dict[str, tuple[str, ...]] = {
     "hold.lifted": ("hold.set",),
+    "notify.receiver_back": ("notify.receiver_away",),
     "host.agent.up": ("host.agent.down",),
     "host.reachable": ("host.unreachable",),
     "host.libvirt.back": ("host.libvirt.lost",),

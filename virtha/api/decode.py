@@ -95,9 +95,11 @@ def explain(text: str, wanted: type) -> InvalidInput:
 def _refuse_unknown(value: Any, kind: inspect.Type | None, parts: list[str]) -> None:
     """For values of the model, which ignore unknown fields for the wire's sake: what a user misspells
     in a policy must not be dropped in silence."""
-    kind = _plain(kind)
+    kind = _chosen(_plain(kind), value)
     if isinstance(value, dict):
         for name, inner in value.items():
+            if isinstance(kind, inspect.StructType) and name == kind.tag_field:
+                continue
             below = _inner(kind, name)
             if below is None and isinstance(kind, inspect.StructType):
                 raise _unknown(name, kind, parts)
@@ -105,6 +107,16 @@ def _refuse_unknown(value: Any, kind: inspect.Type | None, parts: list[str]) -> 
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _refuse_unknown(inner, _inner(kind, "[]"), [*parts, f"[{index}]"])
+
+
+def _chosen(kind: inspect.Type | None, value: Any) -> inspect.Type | None:
+    """Of several kinds of object told apart by a tag: the one that ``value`` says it is."""
+    if isinstance(kind, inspect.UnionType) and isinstance(value, dict):
+        structs = (one for one in kind.types if isinstance(one, inspect.StructType))
+        for one in structs:
+            if one.tag_field is not None and value.get(one.tag_field) == one.tag:
+                return one
+    return kind
 
 
 def _unknown(name: str, kind: inspect.Type | None, parts: list[str]) -> InvalidInput:
@@ -162,7 +174,18 @@ def _inner(kind: inspect.Type | None, part: str) -> inspect.Type | None:
         return kind.item_type
     if isinstance(kind, inspect.DictType):
         return kind.value_type
+    if isinstance(kind, inspect.UnionType):
+        return _inner_of_several(kind, part)
     return None
+
+
+def _inner_of_several(kind: inspect.UnionType, part: str) -> inspect.Type | None:
+    """Of objects told apart by a tag: the tag itself, or a field that only one of them has."""
+    structs = [one for one in kind.types if isinstance(one, inspect.StructType)]
+    if structs and all(one.tag_field == part for one in structs):
+        return inspect.LiteralType(tuple(str(one.tag) for one in structs))
+    found = [inner for one in structs if (inner := _inner(one, part)) is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def _allowed(kind: inspect.Type | None) -> tuple[str, ...]:
@@ -172,6 +195,12 @@ def _allowed(kind: inspect.Type | None) -> tuple[str, ...]:
         return tuple(str(value) for value in kind.values)
     if isinstance(kind, inspect.BoolType):
         return ("true", "false")
+    if isinstance(kind, inspect.UnionType):
+        return tuple(
+            f"{one.tag_field} {one.tag}"
+            for one in kind.types
+            if isinstance(one, inspect.StructType) and one.tag is not None
+        )
     return ()
 
 

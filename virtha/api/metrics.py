@@ -57,6 +57,23 @@ class Metrics:
         self.beats = Counter(
             "virtha_beats_total", "Beats received from all guardians.", registry=self.registry
         )
+        self.notifications = Counter(
+            "virtha_notification_attempts_total",
+            "Attempts to deliver a message, by how they ended.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.deliveries = Gauge(
+            "virtha_notifications",
+            "Messages that are kept, by state; pending ones wait to be delivered.",
+            ("state",),
+            registry=self.registry,
+        )
+        self.oldest_pending = Gauge(
+            "virtha_notification_oldest_pending_seconds",
+            "How long the message has waited that has waited longest; 0: none waits.",
+            registry=self.registry,
+        )
         self._facts_seen = 0
         self._beats_seen = 0
 

@@ -1,6 +1,6 @@
 """Every route there is. Each stands beside its handler: method, path, role, types."""
 
-from virtha.api import access, inventory, machines, records, settings
+from virtha.api import access, inventory, machines, notifications, records, settings
 from virtha.api.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -9,5 +9,6 @@ ROUTES: tuple[Route, ...] = (
     *inventory.ROUTES,
     *machines.ROUTES,
     *settings.ROUTES,
+    *notifications.ROUTES,
 )
 """The whole API. Router, OpenAPI document and the test of who may do what all read this."""

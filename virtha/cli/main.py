@@ -40,6 +40,7 @@ NOUNS: dict[str, Noun] = {
     "storage": Noun("storage", "app", "Shared directories for disks and images."),
     "image": Noun("image", "app", "Images that VMs can be created from."),
     "event": Noun("event", "app", "The audit log: list it or follow it live."),
+    "notify": Noun("notify", "app", "Tell people and machines: mail, SNMP, webhooks."),
     "operation": Noun("operation", "app", "Long work: what runs and how it ended."),
     "hold": Noun("status", "hold_app", "Stop all automatic action, with a reason."),
     "unhold": Noun("status", "unhold_app", "Let automatic action run again."),

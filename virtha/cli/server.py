@@ -15,8 +15,10 @@ from virtha.server import app as server_app
 from virtha.server.checks import CheckState, check_installation
 from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths, read_config
+from virtha.server.files import only_server
 from virtha.server.logs import configure_logs
 from virtha.server.maintenance import back_up_installation, restore_installation
+from virtha.server.secret_key import write_new_key
 from virtha.server.setup import InitAnswers, InitResult, install_server_units, set_up
 
 app = typer.Typer(
@@ -242,3 +244,17 @@ def renew_certificate(as_json: AsJson = False, root: Root = SLASH) -> None:
         typer.echo(msgspec.json.encode({"names": names}).decode())
         return
     typer.echo(f"New certificate for {', '.join(names)}; restart the server to use it")
+
+
+@app.command(name="new-secrets-key")
+def new_secrets_key(root: Root = SLASH) -> None:
+    """Make a new key for the receivers' secrets, when the old one is lost; the server must be stopped.
+
+    What was encrypted with the old one can't be read by the new one: give each receiver its secrets anew.
+    """
+    paths = _paths(root)
+    with only_server(paths):
+        aside = write_new_key(paths)
+    typer.echo(f"New key in {paths.secrets_key}")
+    if aside is not None:
+        typer.echo(f"The old one is kept as {aside}")

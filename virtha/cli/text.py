@@ -27,18 +27,26 @@ def clean(value: Any) -> str:
 
 
 _OPTIONS = {
+    "codes": "--code",
     "disks": "--disk",
     "expires_ms": "--expires",
     "memory_bytes": "--memory",
     "nics": "--nic",
+    "secrets": "--secrets-stdin",
     "storage_domain": "--storage",
     "uses_max": "--uses",
 }
 """Fields of the API whose option has another name."""
+_SETTINGS = {"authority_pem": "--authority", "type": "TYPE", "version": "--snmp-version"}
+"""The same, of a receiver's settings."""
 
 
 def _as_typed(field: str) -> str:
     """A field of the API as the person wrote it: ``--memory``, ``--nic: nics[1].mac``."""
+    if field.startswith("settings."):
+        # A receiver's settings are options of their own.
+        inner = field.removeprefix("settings.")
+        return _SETTINGS.get(inner, "--" + inner.replace("_", "-"))
     first = re.split(r"[.\[]", field, maxsplit=1)[0]
     option = _OPTIONS.get(first)
     if option is None:

@@ -36,12 +36,15 @@ def create_user(
     ctx: typer.Context,
     name: str = typer.Argument(metavar="NAME", help="Its name."),
     role: Role = typer.Option(Role.VIEWER, help="What it may do."),
+    email: str | None = typer.Option(None, help="Where notifications for them go."),
     password_stdin: bool = StdinOption,
 ) -> None:
     """Create a user."""
     password = read_secret(f"Password of {name}", from_stdin=password_stdin, twice=True)
     with connected(ctx) as client:
         body = {"name": name, "role": str(role), "password": password}
+        if email:
+            body["email"] = email
         answer = client.post("/v1/users", body)
     report(ctx, answer, f"user {name} is created, role {role}")
 
@@ -52,13 +55,18 @@ def edit_user(
     name: str = UserArgument,
     role: Role | None = typer.Option(None, help="What it may do."),
     enabled: bool | None = typer.Option(None, "--enable/--disable", help="May it sign in?"),
+    email: str | None = typer.Option(None, help="Where notifications go; '' for nowhere."),
     revision: int | None = typer.Option(None, help="Only if it is still at this revision."),
 ) -> None:
-    """Change a user's role, or lock it out."""
+    """Change a user's role or e-mail address, or lock it out."""
     body: dict[str, Any] = {"role": str(role) if role else None, "enabled": enabled}
     body = {key: value for key, value in body.items() if value is not None}
+    if email is not None:
+        body["email"] = email or None
     if not body:
-        raise InvalidInput("nothing to change is given", fix="give --role, --enable or --disable")
+        raise InvalidInput(
+            "nothing to change is given", fix="give --role, --email, --enable or --disable"
+        )
     with connected(ctx) as client:
         match = f'"{revision}"' if revision is not None else None
         answer = client.call("PATCH", _path(name), body=body, if_match=match).body

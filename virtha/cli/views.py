@@ -278,6 +278,7 @@ USER = View(
         Column("NAME", at("name")),
         Column("ROLE", at("role")),
         Column("ENABLED", at("enabled")),
+        Column("EMAIL", at("email")),
         Column("ID", at("id"), wide=True),
     ),
 )

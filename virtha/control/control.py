@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from virtha.control.clusters import Clusters
+from virtha.control.deliveries import Deliveries
 from virtha.control.effects import Dispatcher
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
@@ -12,18 +13,24 @@ from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
 from virtha.control.launch import Launcher
+from virtha.control.notifications import Notifications
+from virtha.control.notifier_bell import NotifierBell
 from virtha.control.operations import Operations
 from virtha.control.passwords import Passwords
+from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
+from virtha.control.secret_box import NoKeyBox, SecretBox
 from virtha.control.settings import Settings
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
+from virtha.control.subscriptions import Subscriptions
 from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
+from virtha.ports.receivers import Messengers
 from virtha.store import Store
 
 
@@ -45,6 +52,10 @@ class Control:
     join: Join
     status: Status
     facts: FactRecorder
+    receivers: Receivers
+    subscriptions: Subscriptions
+    notifications: Notifications
+    deliveries: Deliveries
 
 
 def make_control(
@@ -55,11 +66,16 @@ def make_control(
     clock: Clock,
     servers: tuple[str, ...] = (),
     passwords: Passwords | None = None,
+    box: SecretBox | None = None,
+    messengers: Messengers | None = None,
 ) -> Control:
-    """``servers``: addresses (`name:port`) that a joining host is told to connect to."""
+    """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
+    can have no secrets; ``messengers`` None: nothing is sent."""
     dispatcher = Dispatcher(store, links)
     runner = Runner(Launcher(links))
     hellos = HelloBook()
+    bell = NotifierBell()
+    receivers = Receivers(store, box or NoKeyBox(), bell)
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
@@ -75,4 +91,8 @@ def make_control(
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links),
         facts=FactRecorder(store, runner, dispatcher, hellos),
+        receivers=receivers,
+        subscriptions=Subscriptions(store),
+        notifications=Notifications(store, receivers, bell, messengers),
+        deliveries=Deliveries(store, receivers, bell),
     )

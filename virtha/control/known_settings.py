@@ -103,6 +103,33 @@ CLOCK_OFFSET_MAX = KnownSetting(
     scopes=_GLOBAL,
     help="A host whose clock is further off than this is told of; nothing is decided by its clock.",
 )
+NOTIFICATION_EXPIRY = KnownSetting(
+    key="notification.expiry",
+    kind=SettingKind.DURATION,
+    default=24 * 3_600_000,
+    low=60_000,
+    high=7 * 86_400_000,  # its event is kept at least as long (event.retention)
+    scopes=_GLOBAL,
+    help="A message that could not be delivered for this long is given up, and that is told.",
+)
+NOTIFICATION_DEADLINE = KnownSetting(
+    key="notification.deadline",
+    kind=SettingKind.DURATION,
+    default=15_000,
+    low=1_000,
+    high=120_000,
+    scopes=_GLOBAL,
+    help="How long one attempt to deliver a message may take.",
+)
+NOTIFICATION_RETENTION = KnownSetting(
+    key="notification.retention",
+    kind=SettingKind.DURATION,
+    default=30 * 86_400_000,
+    low=3_600_000,
+    high=3_650 * 86_400_000,
+    scopes=_GLOBAL,
+    help="How long it is kept what became of each message.",
+)
 
 KNOWN_SETTINGS: dict[str, KnownSetting] = {
     known.key: known
@@ -110,6 +137,9 @@ KNOWN_SETTINGS: dict[str, KnownSetting] = {
         CLOCK_OFFSET_MAX,
         EVENT_RETENTION,
         GRANT_DURATION,
+        NOTIFICATION_DEADLINE,
+        NOTIFICATION_EXPIRY,
+        NOTIFICATION_RETENTION,
         ORDER_DEADLINE,
         SESSION_LIFETIME,
     )

@@ -9,9 +9,18 @@ from virtha.control.requests import LIST_LIMIT_MAX
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Stale
 from virtha.model.host import Cluster, StorageDomain
 from virtha.model.ids import Revision
+from virtha.model.notification import Subscription
 from virtha.store.clusters import all_clusters, clusters_after, find_cluster, find_storage
 from virtha.store.hosts import HostRow, find_host, hosts_after
+from virtha.store.notifications import (
+    ReceiverRow,
+    find_receiver,
+    find_subscription,
+    receivers_after,
+    subscriptions_after,
+)
 from virtha.store.store import Transaction
+from virtha.store.users import UserRow, find_user, users_after
 from virtha.store.vms import VmFilter, VmRow, find_vm, vms_after
 
 T = TypeVar("T")
@@ -24,11 +33,13 @@ _SIMILAR_LOOKED_AT = 500
 _NOUNS = {
     "cluster": "cluster",
     "host": "host",
+    "receiver": "notify receiver list",
     "storage domain": "storage",
+    "subscription": "notify subscriptions",
     "user": "user",
     "VM": "vm",
 }
-"""Of the kinds that are found by name: the word of the command line that lists them."""
+"""Of the kinds that are found by name: the words of the command line that list them; a single word is followed by ``list``."""
 
 
 def check_name(name: str, *, field: str = "name") -> str:
@@ -89,12 +100,11 @@ def taken(kind: str, name: str, *, field: str = "name") -> Conflict:
 
 def missing(kind: str, ref: str, names: Iterable[str], *, field: str | None = None) -> NotFound:
     near = tuple(get_close_matches(ref, list(names), n=3))
+    listing = _NOUNS[kind] if " " in _NOUNS[kind] else f"{_NOUNS[kind]} list"
     return NotFound(
         f"there is no {kind} '{ref[: NAME_LENGTH_MAX + 1]}'",
         field=field,
-        fix=f"did you mean {' or '.join(near)}?"
-        if near
-        else f"'virtha {_NOUNS[kind]} list' shows all",
+        fix=f"did you mean {' or '.join(near)}?" if near else f"'virtha {listing}' shows all",
     )
 
 
@@ -137,6 +147,30 @@ async def the_vm(tx: Transaction, ref: str, *, field: str | None = None) -> VmRo
     if found is None:
         near = await vms_after(tx, VmFilter(), "", _SIMILAR_LOOKED_AT)
         raise missing("VM", ref, (row.vm.name for row in near), field=field)
+    return found
+
+
+async def the_user(tx: Transaction, ref: str, *, field: str | None = None) -> UserRow:
+    row = await find_user(tx, ref)
+    if row is None:
+        near = await users_after(tx, "", _SIMILAR_LOOKED_AT)
+        raise missing("user", ref, (user.name for user in near), field=field)
+    return row
+
+
+async def the_receiver(tx: Transaction, ref: str, *, field: str | None = None) -> ReceiverRow:
+    found = await find_receiver(tx, ref)
+    if found is None:
+        near = await receivers_after(tx, "", _SIMILAR_LOOKED_AT)
+        raise missing("receiver", ref, (row.receiver.name for row in near), field=field)
+    return found
+
+
+async def the_subscription(tx: Transaction, ref: str, *, field: str | None = None) -> Subscription:
+    found = await find_subscription(tx, ref)
+    if found is None:
+        near = await subscriptions_after(tx, "", _SIMILAR_LOOKED_AT)
+        raise missing("subscription", ref, (one.name for one in near), field=field)
     return found
 
 

@@ -6,6 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from virtha.model.codes import Severity
 from virtha.model.machine import MachineType
+from virtha.model.notification import DeliveryState, ReceiverSettings
 from virtha.model.user import Role
 from virtha.model.value import Request
 from virtha.model.vm import DiskFormat, VmState
@@ -145,12 +146,16 @@ class UserCreate(Request, frozen=True, kw_only=True):
     name: str
     password: str
     role: Role = Role.VIEWER
+    email: str | None = None
 
 
 class UserChange(Request, frozen=True, kw_only=True):
+    """``email`` None: no address any more."""
+
     password: str | UnsetType = UNSET
     role: Role | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
+    email: str | UnsetType | None = UNSET
 
 
 class SessionCreate(Request, frozen=True, kw_only=True):
@@ -180,3 +185,68 @@ class SettingPut(Request, frozen=True, kw_only=True):
 
 class HoldPut(Request, frozen=True, kw_only=True):
     reason: str
+
+
+class ReceiverCreate(Request, frozen=True, kw_only=True):
+    """``secrets``: by name; they are never shown again."""
+
+    name: str
+    settings: ReceiverSettings
+    secrets: dict[str, str] = {}
+    enabled: bool = True
+
+
+class ReceiverChange(Request, frozen=True, kw_only=True):
+    """``settings`` replaces all of them. ``secrets``: those that change; None takes one away."""
+
+    name: str | UnsetType = UNSET
+    settings: ReceiverSettings | UnsetType = UNSET
+    secrets: dict[str, str | None] = {}
+    enabled: bool | UnsetType = UNSET
+
+
+class ReceiverTest(Request, frozen=True, kw_only=True):
+    """``address``: for mail; none: the caller's own."""
+
+    address: str | None = None
+
+
+class SubscriptionCreate(Request, frozen=True, kw_only=True):
+    """Cluster, host, VM, user and receiver by id or name. For mail: ``address`` or ``user``, not both.
+    ``severity``, the least one: if left out, info where codes are given, else warning."""
+
+    receiver: str
+    name: str | None = None
+    user: str | None = None
+    address: str | None = None
+    codes: tuple[str, ...] = ()
+    severity: Severity | None = None
+    cluster: str | None = None
+    host: str | None = None
+    vm: str | None = None
+    enabled: bool = True
+
+
+class SubscriptionChange(Request, frozen=True, kw_only=True):
+    """None takes a limit away."""
+
+    name: str | UnsetType = UNSET
+    user: str | UnsetType | None = UNSET
+    address: str | UnsetType | None = UNSET
+    codes: tuple[str, ...] | UnsetType = UNSET
+    severity: Severity | UnsetType = UNSET
+    cluster: str | UnsetType | None = UNSET
+    host: str | UnsetType | None = UNSET
+    vm: str | UnsetType | None = UNSET
+    enabled: bool | UnsetType = UNSET
+
+
+class DeliveryQuery(Request, frozen=True, kw_only=True):
+    """Newest first. ``event``: its revision."""
+
+    receiver: str | None = None
+    subscription: str | None = None
+    state: DeliveryState | None = None
+    event: int | None = None
+    limit: int = LIST_LIMIT
+    after: str | None = None

@@ -7,8 +7,16 @@ from msgspec import UNSET
 
 from virtha.control.history import record
 from virtha.control.known_settings import SESSION_LIFETIME, setting_values
-from virtha.control.names import check_limit, check_name, check_revision, missing, page_of, taken
+from virtha.control.names import (
+    check_limit,
+    check_name,
+    check_revision,
+    page_of,
+    taken,
+    the_user,
+)
 from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, SignInBrake, check_password
+from virtha.control.receiver_checks import check_address
 from virtha.control.requests import PageQuery, SessionCreate, UserChange, UserCreate
 from virtha.control.secret_tokens import (
     access_text,
@@ -17,6 +25,7 @@ from virtha.control.secret_tokens import (
     parse_access,
     secret_matches,
 )
+from virtha.control.subscriptions import end_subscriptions_of
 from virtha.control.views import Caller, CurrentSession, Page, SessionView
 from virtha.model.errors import Conflict, Refused, Unauthenticated
 from virtha.model.ids import Revision, TokenId, UserId
@@ -168,30 +177,37 @@ class Users:
 
     async def get(self, ref: str) -> User:
         async with self._store.read() as tx:
-            return (await _the_user(tx, ref)).user
+            return (await the_user(tx, ref)).user
 
     async def create(self, caller: Caller, request: UserCreate) -> User:
         check_user_name(request.name)
+        if request.email is not None:
+            check_address(request.email, field="email")
         password_hash = await self._passwords.hash(check_password(request.password))
         async with self._store.write() as tx:
             if await find_user(tx, request.name) is not None:
                 raise taken("user", request.name)
-            return await insert_user(tx, request.name, request.role, password_hash, by=caller.name)
+            return await insert_user(
+                tx, request.name, request.role, password_hash, by=caller.name, email=request.email
+            )
 
     async def change(
         self, caller: Caller, ref: str, request: UserChange, if_match: Revision | None = None
     ) -> User:
         """A new password, and being disabled, sign the user out everywhere."""
         password_hash = None
+        if request.email is not UNSET and request.email is not None:
+            check_address(request.email, field="email")
         if request.password is not UNSET:
             password_hash = await self._passwords.hash(check_password(request.password))
         async with self._store.write() as tx:
-            user = (await _the_user(tx, ref)).user
+            user = (await the_user(tx, ref)).user
             check_revision(if_match, user.revision)
             changed = msgspec.structs.replace(
                 user,
                 role=request.role if request.role is not UNSET else user.role,
                 enabled=request.enabled if request.enabled is not UNSET else user.enabled,
+                email=request.email if request.email is not UNSET else user.email,
             )
             if not _administers(changed):
                 await _check_not_last(tx, user)
@@ -210,9 +226,10 @@ class Users:
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
         async with self._store.write() as tx:
-            user = (await _the_user(tx, ref)).user
+            user = (await the_user(tx, ref)).user
             check_revision(if_match, user.revision)
             await _check_not_last(tx, user)
+            await end_subscriptions_of(tx, user, by=caller.name)
             await drop_user(tx, user.id)
             await record(tx, "user.deleted", by=caller.name, user=user.name)
 
@@ -229,9 +246,15 @@ def check_user_name(name: str) -> str:
 
 
 async def insert_user(
-    tx: WriteTransaction, name: str, role: Role, password_hash: str, *, by: str
+    tx: WriteTransaction,
+    name: str,
+    role: Role,
+    password_hash: str,
+    *,
+    by: str,
+    email: str | None = None,
 ) -> User:
-    user = User(id=UserId(str(uuid4())), name=name, role=role)
+    user = User(id=UserId(str(uuid4())), name=name, role=role, email=email)
     saved = await add_user(tx, user, password_hash)
     await record(tx, "user.created", by=by, user=name, role=role.value)
     return saved
@@ -248,11 +271,3 @@ async def _check_not_last(tx: Transaction, user: User) -> None:
             code="problem.administrator.last",
             fix="make another one first",
         )
-
-
-async def _the_user(tx: Transaction, ref: str) -> UserRow:
-    row = await find_user(tx, ref)
-    if row is None:
-        near = await users_after(tx, "", 500)
-        raise missing("user", ref, (user.name for user in near))
-    return row

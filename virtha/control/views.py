@@ -6,6 +6,7 @@ from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
 from virtha.model.host import Host, HostState, HostStatus, StorageDomain
 from virtha.model.ids import ClusterId, HostId, InstallationId, Revision, TokenId, UserId, VmId
+from virtha.model.notification import Delivery, Receiver, ReceiverStatus, Subscription
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
@@ -214,3 +215,50 @@ class HelloAnswer(Value, frozen=True, kw_only=True):
     fact_sequence_acknowledged: int
     settings: HostSettings
     orders: tuple[Order, ...]
+
+
+class ReceiverView(Value, frozen=True, kw_only=True):
+    receiver: Receiver
+    kind: str
+    status: ReceiverStatus
+    reason_text: str = ""
+    """``status.code`` rendered."""
+    deliveries: dict[str, int] = {}
+    """By state: how many there are that are still kept."""
+    oldest_pending: UtcMillis | None = None
+    """Since when the one has waited that has waited longest."""
+    subscriptions: tuple[str, ...] = ()
+    """Their names."""
+
+
+class SubscriptionView(Value, frozen=True, kw_only=True):
+    """Names of what its ids stand for; None where nothing is named, or it is gone."""
+
+    subscription: Subscription
+    receiver_name: str
+    user_name: str | None = None
+    cluster_name: str | None = None
+    host_name: str | None = None
+    vm_name: str | None = None
+
+
+class DeliveryView(Value, frozen=True, kw_only=True):
+    """``event`` None: it is no longer kept."""
+
+    delivery: Delivery
+    receiver_name: str | None
+    subscription_name: str | None
+    event: Event | None = None
+    reason_text: str = ""
+    """``delivery.code`` rendered."""
+
+
+class ReceiverTestView(Value, frozen=True, kw_only=True):
+    """How a test message fared, at once: ``outcome`` as in ``ports/receivers.py``."""
+
+    delivery: Delivery
+    outcome: str
+    code: str
+    detail: str
+    reason_text: str
+    duration_ms: int

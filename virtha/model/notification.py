@@ -88,6 +88,13 @@ class WebhookSettings(Value, frozen=True, kw_only=True, tag="webhook"):
 
 ReceiverSettings = MailSettings | SnmpSettings | WebhookSettings
 
+SECRET_NAMES: dict[str, tuple[str, ...]] = {
+    "mail": ("password",),
+    "snmp": ("community", "authentication_password", "privacy_password"),
+    "webhook": ("secret",),
+}
+"""By the settings' ``type``."""
+
 
 class Receiver(Value, frozen=True, kw_only=True):
     """``secrets``: the names of those that are set; what they are never leaves the store."""
@@ -133,20 +140,41 @@ class DeliveryState(StrEnum):
 
 
 class Delivery(Value, frozen=True, kw_only=True):
-    """``code``: of the last attempt's outcome (``Receipt.code``); ``detail``: the receiver's own words."""
+    """``number`` counts up: the order of sending and of lists. ``code``: of the last attempt's outcome
+    (``Receipt.code``); ``detail``: the receiver's own words."""
 
     id: DeliveryId
-    subscription_id: SubscriptionId
+    number: int
+    subscription_id: SubscriptionId | None = None
+    """None: a test, which no subscription asked for."""
     receiver_id: ReceiverId
     event_revision: Revision
+    address: str | None = None
+    """Mail: to whom it went, or is to go as things stand."""
+    test: bool = False
     state: DeliveryState = DeliveryState.PENDING
     attempts: int = 0
+    """Those that told something of this message: while its receiver is away none is counted."""
     created: UtcMillis
     next_at: UtcMillis
+    """Not before; in the past: as soon as the receiver takes it."""
     expires: UtcMillis
     done_at: UtcMillis | None = None
     code: str | None = None
     detail: str | None = None
+
+
+class ReceiverStatus(Value, frozen=True, kw_only=True):
+    """What its deliveries showed. ``away_since`` None: it took the last message, or none was sent yet."""
+
+    away_since: UtcMillis | None = None
+    away_told: bool = False
+    """As an event: then its return is one too."""
+    code: str | None = None
+    """Why it is away (``Receipt.code``)."""
+    detail: str | None = None
+    accepted_at: UtcMillis | None = None
+    """When it last took a message."""
 
 
 class Message(Value, frozen=True, kw_only=True):

@@ -26,6 +26,8 @@ class User(Value, frozen=True, kw_only=True):
     name: str
     role: Role
     enabled: bool = True
+    email: str | None = None
+    """Where notifications for this user go (F4)."""
     revision: Revision = Revision(0)
 
 

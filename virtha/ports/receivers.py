@@ -42,6 +42,9 @@ class Messenger(Protocol):
 
 
 class Messengers(Protocol):
+    deadline_ms: int
+    """Of one attempt. May be changed; holds for messengers that are made from then on."""
+
     def messenger(self, receiver: Receiver, secrets: Mapping[str, str]) -> Messenger:
         """Nothing is connected yet. ``secrets``: by the names in ``receiver.secrets``."""
         ...

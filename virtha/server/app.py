@@ -20,11 +20,13 @@ from virtha.api.metrics import Metrics
 from virtha.api.route import Services
 from virtha.control import Control, make_control
 from virtha.control.requests import LIST_LIMIT_MAX, OperationQuery
+from virtha.drivers.messengers import NetworkMessengers
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
 from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, NotFound, VirthaError
 from virtha.model.ids import Term
 from virtha.model.operation import OperationState
+from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.server.clock import SystemClock
@@ -39,6 +41,8 @@ from virtha.server.listeners import (
     tls_listener,
     unix_listener,
 )
+from virtha.server.notifier import Notifier
+from virtha.server.secret_key import open_box, store_has_sealed
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
 
@@ -72,6 +76,7 @@ class Running:
     listeners: tuple[Listener, ...]
     sockets: tuple[socket.socket, ...]
     watch: PresenceWatch
+    notifier: Notifier
     ready: Ready
 
 
@@ -103,7 +108,10 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def running(
-    paths: ServerPaths, config: ServerConfig, clock: Clock, stopping: asyncio.Event
+    paths: ServerPaths,
+    config: ServerConfig,
+    clock: Clock,
+    stopping: asyncio.Event,
 ) -> AsyncIterator[Running]:
     """Everything built and bound, nothing served yet."""
     async with contextlib.AsyncExitStack() as stack:
@@ -120,15 +128,19 @@ async def running(
             installation_id=authority.installation_id,
             instance=str(uuid.uuid4()),
         )
+        messengers = NetworkMessengers()
         control = make_control(
             store=store,
             links=gateway,
             authority=authority,
             clock=clock,
             servers=server_addresses(config.names, gateway_port),
+            box=open_box(paths, sealed=await store_has_sealed(store)),
+            messengers=messengers,
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
+        await control.receivers.check_secrets_readable()
         metrics = Metrics()
         metrics.term.set(term)
         services = Services(
@@ -136,7 +148,7 @@ async def running(
             authority=authority,
             metrics=metrics,
             stopping=stopping,
-            refresh_metrics=lambda: _refresh(metrics, control, gateway),
+            refresh_metrics=lambda: _refresh(metrics, control, gateway, clock.wall_ms()),
         )
         app = create_app(services)
         pem = authority.certificate_pem()
@@ -158,6 +170,7 @@ async def running(
             listeners=(tls_listener(app, plain), unix_listener(app)),
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
+            notifier=Notifier(control.deliveries, messengers, clock, metrics),
             ready=Ready(
                 url=f"https://{address_of(rest)}",
                 gateway=f"{gateway_host}:{gateway_port}",
@@ -256,11 +269,15 @@ async def _until_stopped(
         "rest": server.listeners[0].run_until_stopped(server.sockets[0]),
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
+        "notifier": server.notifier.run(stopping),
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping
         ),
         "expire": _at_intervals(
             server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
+        ),
+        "prune-messages": _at_intervals(
+            server.control.deliveries.prune, PRUNE_INTERVAL_S, "old messages forgotten", stopping
         ),
         "ready": _announce(paths, server, stopping, on_ready),
         "stop": _stop(server, stopping),
@@ -330,7 +347,7 @@ async def _at_intervals(
                 await stopping.wait()
 
 
-async def _refresh(metrics: Metrics, control: Control, gateway: Gateway) -> None:
+async def _refresh(metrics: Metrics, control: Control, gateway: Gateway, now: UtcMillis) -> None:
     """Gauges that are read, not counted. Without the store the others are shown all the same."""
     links = gateway.metrics()
     metrics.sessions.labels("agent").set(links.agents)
@@ -340,6 +357,7 @@ async def _refresh(metrics: Metrics, control: Control, gateway: Gateway) -> None
     try:
         metrics.events.set(await control.events.current_revision())
         page = await control.operations.list(OperationQuery(open=True, limit=LIST_LIMIT_MAX))
+        figures = await control.deliveries.figures()
     except VirthaError as error:
         metrics.store_failures.inc()
         log.warning("figures of the store are missing", error=str(error))
@@ -347,6 +365,10 @@ async def _refresh(metrics: Metrics, control: Control, gateway: Gateway) -> None
     for state in (OperationState.PENDING, OperationState.RUNNING):
         count = sum(1 for operation in page.items if operation.state is state)
         metrics.operations.labels(state.value).set(count)
+    for name, count in figures.counts.items():
+        metrics.deliveries.labels(name).set(count)
+    waited_ms = now - figures.oldest_pending if figures.oldest_pending is not None else 0
+    metrics.oldest_pending.set(max(0, waited_ms) / 1_000)
 
 
 def run(paths: ServerPaths, config: ServerConfig, *, on_ready: Callable[[Ready], None]) -> None:

@@ -1,7 +1,7 @@
-"""Backup and restore of a whole installation: database, authority with its key, configuration.
+"""Backup and restore of a whole installation: database, authority with its key, configuration, key of secrets.
 
 The backup is a tar file with a manifest of checksums. It holds the authority's private key: whoever
-has it can pose as a server or a host, so it is written with rights 0600.
+has it can pose as a server or a host, and read the receivers' passwords, so it is written with rights 0600.
 """
 
 import errno
@@ -32,6 +32,8 @@ DATABASE = "virtha.db"
 CONFIG = "server.toml"
 AUTHORITY_FILES = ("authority.crt", "authority.key", "server.crt", "server.key")
 MEMBERS = (DATABASE, CONFIG, *(f"authority/{name}" for name in AUTHORITY_FILES))
+SECRETS_KEY = "secrets.key"
+"""Not in backups of before there were secrets."""
 MANIFEST_BYTES_MAX = 1 << 16
 
 
@@ -86,6 +88,8 @@ def back_up(
 def _sources(paths: ServerPaths, database: Path) -> dict[str, Path]:
     sources = {DATABASE: database, CONFIG: paths.config}
     sources |= {f"authority/{name}": paths.authority / name for name in AUTHORITY_FILES}
+    if paths.secrets_key.is_file():
+        sources[SECRETS_KEY] = paths.secrets_key
     missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
         raise Failed(f"can't back up: {', '.join(missing)} missing", fix="virtha server check")
@@ -120,7 +124,7 @@ def unpack(source: Path, into: Path) -> Manifest:
     try:
         with tarfile.open(source, "r:gz") as tar:
             manifest = _read_manifest(tar)
-            for name in MEMBERS:
+            for name in (*MEMBERS, *((SECRETS_KEY,) if SECRETS_KEY in manifest.files else ())):
                 _unpack_one(tar, name, manifest, into)
     except FileNotFoundError:
         raise NotFound(f"there is no {source}", field="FILE") from None

@@ -16,6 +16,7 @@ from virtha.server.app import certificate_names, load_authority
 from virtha.server.config import ServerConfig, ServerPaths, read_config
 from virtha.server.files import is_locked
 from virtha.server.listeners import bind_tcp
+from virtha.server.secret_key import read_key
 from virtha.store.errors import translated
 from virtha.store.migrate import check_known
 from virtha.store.store import parse_database_url
@@ -107,6 +108,7 @@ def check_installation(paths: ServerPaths, clock: Clock) -> list[Check]:
     if attempt("authority", open_authority):
         attempt("certificate", lambda: _check_certificate(paths, config[0], clock))
         attempt("database", lambda: _check_database(paths, config[0], authority[0]))
+    attempt("secrets", lambda: _check_secrets_key(paths))
     running = paths.lock.exists() and is_locked(paths.lock)
     attempt("server", lambda: "runs" if running else "is stopped")
     if not running:
@@ -125,6 +127,31 @@ def _check_key_rights(key: Path) -> Check | None:
         detail=f"{key} can be read by others (mode {mode:o}): they could pose as any host",
         fix=f"chmod 600 {key}",
     )
+
+
+def _check_secrets_key(paths: ServerPaths) -> str | Check:
+    path = paths.secrets_key
+    try:
+        read_key(path)
+    except FileNotFoundError:
+        return Check(
+            name="secrets",
+            state=CheckState.WARNING,
+            detail=f"there is no {path}: receivers' secrets can't be read",
+            fix="restore it from a backup; where no receiver has secrets yet, the next start makes it",
+        )
+    except OSError as error:
+        raise Failed(
+            f"can't read {path}: {error.strerror or error}", fix="check its rights"
+        ) from None
+    if path.stat().st_mode & PRIVATE_BITS:
+        return Check(
+            name="secrets",
+            state=CheckState.WARNING,
+            detail=f"{path} can be read by others: with the database they have the receivers' secrets",
+            fix=f"chmod 600 {path}",
+        )
+    return str(path)
 
 
 def _check_certificate(paths: ServerPaths, config: ServerConfig, clock: Clock) -> str | Check:

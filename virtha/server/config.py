@@ -48,6 +48,8 @@ class ServerPaths:
         self.authority_key = self.authority / "authority.key"
         self.server_certificate = self.authority / "server.crt"
         self.server_key = self.authority / "server.key"
+        self.secrets_key = self.state / "secrets.key"
+        """What the receivers' secrets in the database are encrypted with."""
         self.lock = self.state / "server.lock"
         self.run = root / "run/virtha"
         self.socket = self.run / "server.sock"

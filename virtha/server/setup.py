@@ -28,6 +28,7 @@ from virtha.server.config import (
     split_address,
 )
 from virtha.server.files import make_directories, only_server, sync_directory, write_whole
+from virtha.server.secret_key import write_new_key
 from virtha.store import open_store
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -108,6 +109,7 @@ async def set_up(paths: ServerPaths, wanted: InitAnswers, clock: Clock) -> InitR
         made = await _make_database(fresh, wanted.admin, password, clock)
         fingerprint = _write_authority(paths, config, made.id, clock)
         _write_config(paths, config)
+        write_new_key(paths)
         fresh.replace(database)
         sync_directory(database.parent)
     return InitResult(

@@ -82,3 +82,16 @@ async def events_before(
         select(event.c.body).where(*where).order_by(event.c.revision.desc()).limit(limit)
     )
     return tuple(decode(Event, body) for body in rows)
+
+
+async def find_event(tx: Transaction, revision: int) -> Event | None:
+    body = await tx.connection.scalar(select(event.c.body).where(event.c.revision == revision))
+    return decode(Event, body) if body is not None else None
+
+
+async def events_at(tx: Transaction, revisions: Sequence[int]) -> dict[Revision, Event]:
+    """Those that are still kept."""
+    rows = await tx.connection.scalars(
+        select(event.c.body).where(event.c.revision.in_(tuple(revisions)))
+    )
+    return {found.revision: found for found in (decode(Event, body) for body in rows)}

@@ -240,6 +240,7 @@ user_account = Table(
     Column("role", Text, nullable=False),
     Column("enabled", Boolean, nullable=False),
     Column("password_hash", Text, nullable=False),
+    Column("email", Text),
     _revision(),
 )
 
@@ -277,3 +278,73 @@ certificate = Table(
     Column("revoked", Boolean, nullable=False),
 )
 Index(None, certificate.c.host_id)
+
+receiver = Table(
+    "receiver",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("enabled", Boolean, nullable=False),
+    _body(),
+    # The secrets, encrypted (control/secret_box.py). Never in the body.
+    Column("sealed", Text),
+    _revision(),
+)
+
+# Apart from the receiver: how its messages fare is no change of the receiver, and has no revision.
+receiver_status = Table(
+    "receiver_status",
+    metadata,
+    _refers("receiver_id", "receiver.id", cascade=True, primary=True),
+    _body(),
+)
+
+subscription = Table(
+    "subscription",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    # RESTRICT: a receiver that is in use can't vanish.
+    _refers("receiver_id", "receiver.id"),
+    Column("user_id", Text, ForeignKey("user_account.id", ondelete="RESTRICT")),
+    _body(),
+    _revision(),
+)
+Index(None, subscription.c.receiver_id)
+Index(None, subscription.c.user_id)
+
+# The queue, and what became of each message. No foreign keys: it outlives what it is about. No body: whole
+# queues change state in one statement.
+delivery = Table(
+    "delivery",
+    metadata,
+    _key(),
+    Column("number", BigInteger, nullable=False, unique=True),
+    Column("subscription_id", Text),
+    Column("receiver_id", Text, nullable=False),
+    Column("event_revision", BigInteger, nullable=False),
+    Column("address", Text),
+    Column("test", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    # 0: may go now. So the next ones to send are found in their order, however many wait.
+    Column("wait_until", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("done_at", BigInteger),
+    Column("code", Text),
+    Column("detail", Text),
+)
+Index(None, delivery.c.receiver_id, delivery.c.state, delivery.c.wait_until, delivery.c.number)
+Index(None, delivery.c.state, delivery.c.wait_until)
+Index(None, delivery.c.state, delivery.c.expires)
+Index(None, delivery.c.subscription_id)
+Index(None, delivery.c.event_revision)
+
+# Up to where the events were looked at by those who follow them.
+follower = Table(
+    "follower",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+)

@@ -1,5 +1,7 @@
 """Users and tokens."""
 
+from typing import Any
+
 import msgspec
 from sqlalchemy import delete, func, insert, or_, select, update
 
@@ -30,14 +32,7 @@ async def find_user(tx: Transaction, ref: str) -> UserRow | None:
     ).one_or_none()
     if row is None:
         return None
-    user = User(
-        id=UserId(row.id),
-        name=row.name,
-        role=Role(row.role),
-        enabled=row.enabled,
-        revision=Revision(row.revision),
-    )
-    return UserRow(user=user, password_hash=row.password_hash)
+    return UserRow(user=_user(row), password_hash=row.password_hash)
 
 
 async def users_after(tx: Transaction, name: str, limit: int) -> tuple[User, ...]:
@@ -47,15 +42,17 @@ async def users_after(tx: Transaction, name: str, limit: int) -> tuple[User, ...
         .order_by(user_account.c.name)
         .limit(limit)
     )
-    return tuple(
-        User(
-            id=UserId(row.id),
-            name=row.name,
-            role=Role(row.role),
-            enabled=row.enabled,
-            revision=Revision(row.revision),
-        )
-        for row in rows
+    return tuple(_user(row) for row in rows)
+
+
+def _user(row: Any) -> User:
+    return User(
+        id=UserId(row.id),
+        name=row.name,
+        role=Role(row.role),
+        enabled=row.enabled,
+        email=row.email,
+        revision=Revision(row.revision),
     )
 
 
@@ -68,6 +65,7 @@ async def add_user(tx: WriteTransaction, value: User, password_hash: str) -> Use
             role=saved.role.value,
             enabled=saved.enabled,
             password_hash=password_hash,
+            email=saved.email,
             revision=saved.revision,
         )
     )
@@ -80,6 +78,7 @@ async def save_user(tx: WriteTransaction, value: User, password_hash: str | None
     values: dict[str, object] = {
         "role": saved.role.value,
         "enabled": saved.enabled,
+        "email": saved.email,
         "revision": saved.revision,
     }
     if password_hash is not None:

@@ -1,0 +1,188 @@
+"""A store with use cases and a notifier over played receivers, and a clock that tests move."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from argon2 import PasswordHasher
+from played_receivers import PlayedMessengers
+
+from virtha.api.metrics import Metrics
+from virtha.control import Control, make_control
+from virtha.control.history import record
+from virtha.control.installation import initialise
+from virtha.control.passwords import Passwords
+from virtha.control.requests import (
+    DeliveryQuery,
+    ReceiverCreate,
+    SubscriptionCreate,
+)
+from virtha.control.secret_box import KeyBox
+from virtha.control.views import Caller, DeliveryView
+from virtha.model.codes import Severity
+from virtha.model.event import Event
+from virtha.model.ids import HostId
+from virtha.model.notification import MailSecurity, MailSettings, WebhookSettings
+from virtha.model.orders import HostSettings, Order
+from virtha.model.time import Millis, UtcMillis
+from virtha.model.user import Role
+from virtha.ports.authority import SignedCertificate
+from virtha.ports.hosts import LastBeat
+from virtha.server.notifier import Notifier
+from virtha.store import Store, open_store
+from virtha.store.events import EventFilter, events_after
+
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+PASSWORDS = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+KEY = bytes(range(32))
+WAIT_S = 20.0
+
+
+class MovedClock:
+    """Wall time as the test says; monotonic time is never asked here."""
+
+    def __init__(self) -> None:
+        self.wall = 1_700_000_000_000
+
+    def monotonic_ms(self) -> Millis:
+        return Millis(self.wall)
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(self.wall)
+
+
+class NoLinks:
+    def agent_connected(self, host_id: HostId) -> bool:
+        return False
+
+    def last_beat(self, host_id: HostId) -> LastBeat | None:
+        return None
+
+    def deliver(self, host_id: HostId, order: Order) -> bool:
+        return False
+
+    def configure(self, host_id: HostId, settings: HostSettings) -> None: ...
+
+    def disconnect(self, host_id: HostId, code: str) -> None: ...
+
+
+class NoAuthority:
+    def certificate_pem(self) -> str:
+        return ""
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def sign_host(self, csr_pem: str, *, host_id: HostId) -> SignedCertificate:
+        raise NotImplementedError
+
+
+@dataclass
+class NotifiedWorld:
+    clock: MovedClock
+    store: Store
+    control: Control
+    messengers: PlayedMessengers
+    metrics: Metrics
+
+    @asynccontextmanager
+    async def notifying(self) -> AsyncIterator[Notifier]:
+        """The notifier runs; at the end it is stopped as the server stops it."""
+        stopping = asyncio.Event()
+        notifier = Notifier(self.control.deliveries, self.messengers, self.clock, self.metrics)
+        task = asyncio.create_task(notifier.run(stopping))
+        try:
+            yield notifier
+        finally:
+            stopping.set()
+            await task
+
+    async def add_mail(self, name: str = "mail1", *, password: str | None = None) -> None:
+        settings = MailSettings(
+            host="mail.example.org",
+            sender="virtha@example.org",
+            security=MailSecurity.STARTTLS,
+            user="virtha" if password else None,
+        )
+        secrets = {"password": password} if password else {}
+        await self.control.receivers.create(
+            ADMIN, ReceiverCreate(name=name, settings=settings, secrets=secrets)
+        )
+
+    async def add_webhook(self, name: str = "hook1") -> None:
+        settings = WebhookSettings(url="https://hooks.example.org/virtha")
+        await self.control.receivers.create(ADMIN, ReceiverCreate(name=name, settings=settings))
+
+    async def subscribe(self, receiver: str = "mail1", **wanted: object) -> None:
+        if receiver.startswith("mail"):
+            wanted.setdefault("address", "operators@example.org")
+        wanted.setdefault("codes", ("hold.*",))
+        wanted.setdefault("severity", Severity.INFO)
+        await self.control.subscriptions.create(
+            ADMIN,
+            SubscriptionCreate(receiver=receiver, **wanted),  # type: ignore[arg-type]
+        )
+
+    async def happen(self, count: int = 1, code: str = "hold.set") -> None:
+        """Events, one transaction each, numbered in their ``reason``."""
+        for number in range(count):
+            async with self.store.write() as tx:
+                await record(tx, code, reason=str(number))
+
+    async def deliveries(self, **wanted: object) -> list[DeliveryView]:
+        """Oldest first."""
+        query = DeliveryQuery(limit=1_000, **wanted)  # type: ignore[arg-type]
+        return list((await self.control.notifications.list(query)).items)[::-1]
+
+    async def states(self) -> list[str]:
+        return [view.delivery.state.value for view in await self.deliveries()]
+
+    async def events(self, code: str) -> list[Event]:
+        async with self.store.read() as tx:
+            return list(await events_after(tx, EventFilter(code=code), 0, 10_000))
+
+    def reasons(self) -> list[object]:
+        """Of what was accepted."""
+        return [message.event.fields.get("reason") for message in self.messengers.sent]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Waits for a condition, never for a time."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                found = condition()
+                if asyncio.iscoroutine(found):
+                    found = await found
+                if found:
+                    return
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def open_notified(directory: Path) -> AsyncIterator[NotifiedWorld]:
+    """Opened anew in the same directory, it is the same installation."""
+    clock = MovedClock()
+    store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
+    try:
+        if not await store.is_initialised():
+            await initialise(
+                store=store,
+                name="virtha",
+                administrator="admin",
+                password="correct horse battery",
+                passwords=PASSWORDS,
+            )
+        messengers = PlayedMessengers()
+        control = make_control(
+            store=store,
+            links=NoLinks(),
+            authority=NoAuthority(),
+            clock=clock,
+            passwords=PASSWORDS,
+            box=KeyBox(KEY, where="secrets.key"),
+            messengers=messengers,
+        )
+        yield NotifiedWorld(clock, store, control, messengers, Metrics())
+    finally:
+        await store.close()

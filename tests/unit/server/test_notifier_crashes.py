@@ -1,0 +1,211 @@
+"""Kills at the points that matter, and a queue of 100,000: nothing lost, nothing without bound."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from notified_world import NotifiedWorld, open_notified
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy import insert, select
+
+from virtha.model.errors import Unavailable
+from virtha.model.ids import Revision
+from virtha.server.notifier import BATCH
+from virtha.store.schema import delivery
+
+HERE = Path(__file__).parent
+
+
+def run_killed(directory: Path, kill_at: int) -> int:
+    return subprocess.run(
+        [sys.executable, str(HERE / "killed_notifier.py"), str(directory), str(kill_at)],
+        timeout=100,
+        check=False,
+    ).returncode
+
+
+@pytest.mark.req("W7")
+def test_killed_between_acceptance_and_record_only_that_message_comes_twice(tmp_path: Path) -> None:
+    async def prepare() -> None:
+        async with open_notified(tmp_path) as world:
+            await world.add_mail()
+            await world.subscribe()
+            await world.happen(12)
+
+    asyncio.run(prepare())
+    assert run_killed(tmp_path, 5) == -signal.SIGKILL
+    assert run_killed(tmp_path, 4) == -signal.SIGKILL
+    assert run_killed(tmp_path, 0) == 0
+    lines = [line.split() for line in (tmp_path / "accepted").read_text().splitlines()]
+    assert [reason for _, reason in lines] == [
+        *["0", "1", "2", "3", "4"],
+        *["4", "5", "6", "7"],
+        *["7", "8", "9", "10", "11"],
+    ]
+    assert len({message_id for message_id, _ in lines}) == 12, "twice is under the same id"
+
+
+@pytest.mark.req("W7")
+def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """The route from events to messages, cut off before each of its commits."""
+
+    async def story() -> None:
+        async with open_notified(tmp_path) as world:
+            await world.add_mail()
+            await world.subscribe()
+            await world.happen(450)
+            original = world.store.write
+            for _ in range(6):
+                world.store.write = _cut(original)  # type: ignore[method-assign,assignment]
+                with pytest.raises(asyncio.CancelledError):
+                    await world.control.deliveries.route()
+                world.store.write = original  # type: ignore[method-assign]
+                # A server that begins anew knows nothing but what was written.
+                world.control.deliveries._cursor = Revision(0)
+                if not (await world.control.deliveries.route()).more:
+                    break
+            found = [view.event.fields["reason"] for view in await world.deliveries() if view.event]
+            assert found == [str(number) for number in range(450)]
+
+    asyncio.run(story())
+
+
+def _cut(original: Any) -> Any:
+    """A write transaction whose task is cancelled just before it would be committed."""
+    from contextlib import asynccontextmanager
+
+    @asynccontextmanager
+    async def write() -> Any:
+        async with original() as tx:
+            yield tx
+            raise asyncio.CancelledError
+
+    return write
+
+
+@pytest.mark.bad_input("locked database")
+def test_a_store_that_refuses_the_outcome_is_asked_until_it_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message went out: it must not go out again because of that."""
+    monkeypatch.setattr("virtha.server.notifier.STORE_PAUSE_S", 0.001)
+
+    async def story() -> None:
+        async with open_notified(tmp_path) as world:
+            await world.add_mail()
+            await world.subscribe()
+            await world.happen(2)
+            accepted = world.control.deliveries.accepted
+            refusals = 3
+
+            async def refusing(*given: Any) -> None:
+                nonlocal refusals
+                if refusals:
+                    refusals -= 1
+                    raise Unavailable("the disk is full", code="problem.disk.full")
+                await accepted(*given)
+
+            world.control.deliveries.accepted = refusing  # type: ignore[method-assign]
+            async with world.notifying():
+                await world.until(lambda: len(world.messengers.sent) == 2)
+                await world.until(lambda: _all_sent(world))
+            assert world.reasons() == ["0", "1"]
+            assert refusals == 0
+
+    asyncio.run(story())
+
+
+async def _all_sent(world: NotifiedWorld) -> bool:
+    return set(await world.states()) == {"sent"}
+
+
+@pytest.mark.req("W7")
+def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: Path) -> None:
+    """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue."""
+    waiting, sent_max = 100_000, 250
+
+    async def story() -> None:
+        async with open_notified(tmp_path) as world:
+            await world.add_mail()
+            await world.subscribe()
+            await world.happen(1)
+            while (await world.control.deliveries.route()).more:
+                pass
+            await _multiply(world, waiting)
+            gate = asyncio.Event()
+            from played_receivers import ACCEPTED, Answer
+
+            def some(_message: object) -> Answer:
+                return ACCEPTED if len(world.messengers.sent) < sent_max else gate
+
+            world.messengers.answer = some
+            seen = _Counted(world)
+            async with world.notifying():
+                await world.until(lambda: len(world.messengers.tried) > sent_max)
+            seen.stop()
+            batches = sent_max // BATCH + 1
+            # Per message: is it still due, its end, its receiver twice.
+            assert seen.statements <= sent_max * 12 + batches * 12 + 100, seen.statements
+            assert seen.rows_max == BATCH, "no statement brought more than a batch"
+            plans = await _plans(world)
+            assert not [plan for plan in plans if "SCAN delivery" in plan], plans
+
+    asyncio.run(story())
+
+
+class _Counted:
+    """Statements of the store from now on, and the most rows that one of them brought."""
+
+    def __init__(self, world: NotifiedWorld) -> None:
+        self.statements = 0
+        self.rows_max = 0
+        self._engines = [world.store._reader.sync_engine, world.store._writer.sync_engine]
+        for engine in self._engines:
+            sqlalchemy_event.listen(engine, "after_cursor_execute", self._count)
+
+    def stop(self) -> None:
+        for engine in self._engines:
+            sqlalchemy_event.remove(engine, "after_cursor_execute", self._count)
+
+    def _count(self, _connection: Any, cursor: Any, *_rest: Any) -> None:
+        self.statements += 1
+        rows = getattr(cursor, "_rows", None)
+        if rows is not None:
+            self.rows_max = max(self.rows_max, len(rows))
+
+
+async def _multiply(world: NotifiedWorld, count: int) -> None:
+    async with world.store.write() as tx:
+        (row,) = (await tx.connection.execute(select(delivery))).mappings().all()
+        for first in range(2, count, 10_000):
+            await tx.connection.execute(
+                insert(delivery),
+                [
+                    {**row, "id": f"d{number}", "number": number}
+                    for number in range(first, min(first + 10_000, count + 1))
+                ],
+            )
+
+
+async def _plans(world: NotifiedWorld) -> list[str]:
+    """How SQLite answers the queries of the loops."""
+    queries = (
+        "SELECT * FROM delivery WHERE receiver_id='x' AND state='pending' AND wait_until=0 "
+        "ORDER BY number LIMIT 100",
+        "SELECT min(wait_until) FROM delivery WHERE state='pending' AND wait_until>0",
+        "SELECT min(expires) FROM delivery WHERE state='pending'",
+        "UPDATE delivery SET wait_until=0 WHERE state='pending' AND wait_until BETWEEN 1 AND 5",
+        "SELECT max(number) FROM delivery",
+        "SELECT id FROM receiver WHERE EXISTS (SELECT 1 FROM delivery WHERE "
+        "delivery.receiver_id=receiver.id AND delivery.state='pending' AND delivery.wait_until=0)",
+    )
+    plans = []
+    async with world.store.read() as tx:
+        for query in queries:
+            rows = await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}")
+            plans += [str(row[3]) for row in rows]
+    return plans

@@ -1,0 +1,359 @@
+"""The queue: events become messages, messages are handed out to be sent, and what became of them is kept.
+
+Routing moves its cursor in the transaction that adds the messages, so a crash neither loses nor doubles one. A
+message is over in one transaction after the receiver took it: a crash between the two repeats that one, under
+the same id.
+"""
+
+from collections import Counter
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from virtha.alerts.match import is_own, matches
+from virtha.alerts.schedule import LATER_MAX_MS, later_ms
+from virtha.control.due import Due, due_of
+from virtha.control.history import record
+from virtha.control.known_settings import (
+    NOTIFICATION_EXPIRY,
+    NOTIFICATION_RETENTION,
+    setting_values,
+)
+from virtha.control.notifier_bell import NotifierBell
+from virtha.control.receivers import Receivers
+from virtha.model.codes import render
+from virtha.model.event import Event
+from virtha.model.ids import DeliveryId, ReceiverId, Revision
+from virtha.model.notification import Delivery, DeliveryState, ReceiverStatus, Subscription
+from virtha.model.time import UtcMillis
+from virtha.model.value import Value
+from virtha.ports.receivers import Outcome, Receipt
+from virtha.store.deliveries import (
+    add_deliveries,
+    cursor_of,
+    delivery_counts,
+    end_delivery,
+    expire_all,
+    expired_deliveries,
+    is_pending,
+    last_number,
+    move_cursor,
+    next_expiry,
+    next_wait,
+    oldest_pending,
+    prune_deliveries,
+    put_off,
+    receivers_with_ready,
+    release_waiting,
+)
+from virtha.store.events import EventFilter, events_after, events_at
+from virtha.store.notifications import find_receiver, live_subscriptions, save_receiver_status
+from virtha.store.store import Store, Transaction, WriteTransaction
+
+log = structlog.get_logger("virtha.control.deliveries")
+ROUTE_BATCH = 200
+CURSOR_STEP = 1_000
+"""Revisions without a match after which the cursor is written all the same: what a crash has to look at
+anew."""
+EXPIRE_BATCH = 500
+STATUS_STEP_MS = 1_000
+"""How fresh ``accepted_at`` is kept: not a further write for each message of a burst."""
+
+
+class Routed(Value, frozen=True, kw_only=True):
+    """``to``: who has something new. ``more``: there are further events already."""
+
+    up_to: Revision
+    to: frozenset[ReceiverId] = frozenset()
+    more: bool = False
+
+
+class QueueFigures(Value, frozen=True, kw_only=True):
+    """``counts`` by state."""
+
+    counts: dict[str, int]
+    oldest_pending: UtcMillis | None
+
+
+class Deliveries:
+    def __init__(self, store: Store, receivers: Receivers, bell: NotifierBell) -> None:
+        self._store = store
+        self._receivers = receivers
+        self.bell = bell
+        self._cursor = Revision(0)
+
+    # from events to messages
+
+    async def route(self) -> Routed:
+        """One batch of events."""
+        async with self._store.read() as tx:
+            found = await self._look(tx)
+        if not found.matched and found.up_to - found.stored < CURSOR_STEP:
+            self._cursor = found.up_to
+            return Routed(up_to=found.up_to, more=found.more)
+        async with self._store.write() as wtx:
+            # Looked at anew: somebody may have unsubscribed meanwhile.
+            found = await self._look(wtx)
+            made = await self._make(wtx, found)
+            await move_cursor(wtx, found.up_to)
+        self._cursor = found.up_to
+        return Routed(
+            up_to=found.up_to, to=frozenset(one.receiver_id for one in made), more=found.more
+        )
+
+    async def _look(self, tx: Transaction) -> "_Found":
+        subscriptions = await live_subscriptions(tx)
+        stored = await cursor_of(tx) or Revision(0)
+        now = await tx.revision_now()
+        after = max(self._cursor, stored)
+        if not subscriptions:
+            return _Found(stored=stored, up_to=now)
+        after = max(after, min(one.since for one in subscriptions))
+        events = await events_after(tx, EventFilter(), after, ROUTE_BATCH)
+        more = len(events) == ROUTE_BATCH
+        return _Found(
+            stored=stored,
+            up_to=events[-1].revision if more else max(now, after),
+            more=more,
+            matched=tuple(
+                (event, one) for event in events for one in subscriptions if matches(one, event)
+            ),
+        )
+
+    async def _make(self, tx: WriteTransaction, found: "_Found") -> tuple[Delivery, ...]:
+        if not found.matched:
+            return ()
+        now = tx.clock.wall_ms()
+        expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
+        first = await last_number(tx) + 1
+        made = tuple(
+            Delivery(
+                id=DeliveryId(str(uuid4())),
+                number=number,
+                subscription_id=one.id,
+                receiver_id=one.receiver_id,
+                event_revision=event.revision,
+                address=one.address,
+                created=now,
+                next_at=now,
+                expires=expires,
+            )
+            for number, (event, one) in enumerate(found.matched, first)
+        )
+        await add_deliveries(tx, made)
+        return made
+
+    async def beyond(self, revision: Revision) -> None:
+        """Waits until there may be something to route."""
+        await self._store.changes.beyond(revision)
+
+    # from messages to receivers
+
+    async def ready(self) -> frozenset[ReceiverId]:
+        """Who has messages that may go now; those whose wait is over are among them."""
+        async with self._store.read() as tx:
+            wait = await next_wait(tx)
+        now = self._store.clock.wall_ms()
+        if wait is not None and not now < wait <= now + LATER_MAX_MS:
+            async with self._store.write() as wtx:
+                await release_waiting(wtx, now, LATER_MAX_MS)
+        async with self._store.read() as tx:
+            return frozenset(await receivers_with_ready(tx))
+
+    async def next_moment(self) -> UtcMillis | None:
+        """When the first wait ends or the first message expires."""
+        async with self._store.read() as tx:
+            moments = (await next_wait(tx), await next_expiry(tx))
+        return min((one for one in moments if one is not None), default=None)
+
+    async def due(self, receiver_id: ReceiverId, limit: int) -> Due | None:
+        """The next messages for it, in order; None: it is gone or switched off."""
+        async with self._store.read() as tx:
+            row = await find_receiver(tx, receiver_id)
+            if row is None or not row.receiver.enabled:
+                return None
+            return await due_of(tx, row, limit, self._receivers.opened)
+
+    async def still_due(self, delivery_id: DeliveryId, receiver_revision: Revision) -> bool:
+        """Asked just before it is sent: it was not dropped, and its receiver is still as it was."""
+        async with self._store.read() as tx:
+            return await is_pending(tx, delivery_id, receiver_revision)
+
+    # what became of them
+
+    async def accepted(self, one: Delivery, receipt: Receipt) -> None:
+        async with self._store.write() as tx:
+            await end_delivery(
+                tx,
+                one,
+                DeliveryState.SENT,
+                attempts=one.attempts + 1,
+                code=receipt.code,
+                detail=receipt.detail,
+            )
+            await took_a_message(tx, one.receiver_id)
+
+    async def refused(self, one: Delivery, event: Event, receipt: Receipt) -> None:
+        """For good. A receiver that refuses one message is there."""
+        async with self._store.write() as tx:
+            await refuse(tx, one, event, receipt, attempts=one.attempts + 1)
+
+    async def later(self, one: Delivery, receipt: Receipt) -> None:
+        wait_ms = later_ms(one.attempts + 1)
+        async with self._store.write() as tx:
+            await put_off(
+                tx,
+                one,
+                wait_until=tx.clock.wall_ms() + wait_ms,
+                code=receipt.code,
+                detail=receipt.detail,
+            )
+
+    async def ended(self, one: Delivery, state: DeliveryState, code: str) -> None:
+        """Without an attempt."""
+        async with self._store.write() as tx:
+            await end_delivery(
+                tx, one, state, attempts=one.attempts, code=code, detail=render(code, {})
+            )
+
+    async def away(self, receiver_id: ReceiverId, receipt: Receipt, event_code: str | None) -> None:
+        """Its receiver can't be used; no message is the worse for it. Told once, and not for a message
+        about messages (``is_own``)."""
+        async with self._store.read() as tx:
+            row = await find_receiver(tx, receiver_id)
+        if row is None:
+            return
+        before = row.status
+        tell = not before.away_told and (event_code is None or not is_own(event_code))
+        known = before.away_since is not None and before.code == receipt.code
+        if known and not tell and before.detail == receipt.detail:
+            return
+        async with self._store.write() as wtx:
+            await save_receiver_status(
+                wtx,
+                receiver_id,
+                msgspec.structs.replace(
+                    before,
+                    away_since=before.away_since or wtx.clock.wall_ms(),
+                    away_told=before.away_told or tell,
+                    code=receipt.code,
+                    detail=receipt.detail,
+                ),
+            )
+            if tell:
+                await record(
+                    wtx,
+                    "notify.receiver_away",
+                    receiver=row.receiver.name,
+                    receiver_id=receiver_id,
+                    reason=render(receipt.code, {}),
+                    reason_code=receipt.code,
+                    detail=receipt.detail,
+                )
+
+    # their end
+
+    async def expire(self) -> int:
+        """Give up what nobody wants any more, in bounded steps; one event per receiver, with the last."""
+        now = self._store.clock.wall_ms()
+        total, untold = 0, Counter[ReceiverId]()
+        while count := await self._expire_batch(now, untold):
+            total += count
+        return total
+
+    async def _expire_batch(self, now: int, untold: Counter[ReceiverId]) -> int:
+        async with self._store.read() as tx:
+            if not await expired_deliveries(tx, now, 1):
+                return 0
+        async with self._store.write() as wtx:
+            expired = await expired_deliveries(wtx, now, EXPIRE_BATCH)
+            events = await events_at(wtx, [one.event_revision for one in expired])
+            code = "notify.queue.expired"
+            await expire_all(wtx, (one.id for one in expired), code=code, detail=render(code, {}))
+            untold.update(
+                one.receiver_id
+                for one in expired
+                if (event := events.get(one.event_revision)) is None or not is_own(event.code)
+            )
+            if not await expired_deliveries(wtx, now, 1):
+                await _tell_expired(wtx, untold)
+        return len(expired)
+
+    async def prune(self) -> int:
+        """Forget what became of messages long ago. The server calls it at intervals."""
+        async with self._store.write() as tx:
+            keep_ms = (await setting_values(tx)).get(NOTIFICATION_RETENTION)
+            return await prune_deliveries(tx, tx.clock.wall_ms() - keep_ms)
+
+    async def figures(self) -> QueueFigures:
+        counts: dict[str, int] = {state.value: 0 for state in DeliveryState}
+        async with self._store.read() as tx:
+            for one in await delivery_counts(tx):
+                counts[one.state.value] += one.count
+            oldest = await oldest_pending(tx)
+        return QueueFigures(counts=counts, oldest_pending=min(oldest.values(), default=None))
+
+
+class _Found(Value, frozen=True, kw_only=True):
+    """What one look at the events found; ``stored``: the cursor in the database."""
+
+    stored: Revision
+    up_to: Revision
+    more: bool = False
+    matched: tuple[tuple[Event, Subscription], ...] = ()
+
+
+async def took_a_message(tx: WriteTransaction, receiver_id: ReceiverId) -> None:
+    """It is there; if its absence was told, its return is."""
+    row = await find_receiver(tx, receiver_id)
+    if row is None:
+        return
+    now, before = tx.clock.wall_ms(), row.status
+    if before.away_since is None and abs(now - (before.accepted_at or 0)) < STATUS_STEP_MS:
+        return
+    await save_receiver_status(tx, receiver_id, ReceiverStatus(accepted_at=now))
+    if row.status.away_told:
+        await record(
+            tx,
+            "notify.receiver_back",
+            receiver=row.receiver.name,
+            receiver_id=receiver_id,
+            away_ms=max(0, now - (row.status.away_since or now)),
+        )
+
+
+async def _tell_expired(tx: WriteTransaction, counts: Counter[ReceiverId]) -> None:
+    for receiver_id, count in sorted(counts.items()):
+        row = await find_receiver(tx, receiver_id)
+        name = row.receiver.name if row is not None else receiver_id
+        await record(tx, "notify.expired", receiver=name, receiver_id=receiver_id, count=count)
+
+
+async def refuse(
+    tx: WriteTransaction, one: Delivery, event: Event, receipt: Receipt, *, attempts: int
+) -> None:
+    """Ends it; an event, but for a message about messages."""
+    assert receipt.outcome is Outcome.NEVER, receipt
+    ended = await end_delivery(
+        tx,
+        one,
+        DeliveryState.REFUSED,
+        attempts=attempts,
+        code=receipt.code,
+        detail=receipt.detail,
+    )
+    row = await find_receiver(tx, one.receiver_id)
+    if not ended or row is None or is_own(event.code):
+        return
+    await record(
+        tx,
+        "notify.refused",
+        receiver=row.receiver.name,
+        receiver_id=one.receiver_id,
+        delivery=one.id,
+        event_code=event.code,
+        reason=render(receipt.code, {}),
+        reason_code=receipt.code,
+        detail=receipt.detail,
+    )

@@ -1,0 +1,168 @@
+"""The next messages of one receiver, made ready: events, names, addresses, secrets. Bounded by ``limit``."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
+from virtha.control.receiver_checks import kind_of
+from virtha.model.errors import Failed
+from virtha.model.event import Event
+from virtha.model.notification import (
+    Delivery,
+    DeliveryState,
+    Message,
+    Receiver,
+    Subscription,
+)
+from virtha.model.value import Value
+from virtha.store.clusters import find_cluster
+from virtha.store.deliveries import next_deliveries
+from virtha.store.events import events_at
+from virtha.store.hosts import find_host
+from virtha.store.installations import InstallationRow, the_installation
+from virtha.store.notifications import ReceiverRow, find_subscription
+from virtha.store.store import Transaction
+from virtha.store.users import find_user
+from virtha.store.vms import find_vm
+
+
+class DueMessage(Value, frozen=True, kw_only=True):
+    """``message`` None: it can't be sent, it ends in ``end`` for the reason ``code``."""
+
+    delivery: Delivery
+    event: Event | None
+    message: Message | None = None
+    end: DeliveryState = DeliveryState.DROPPED
+    code: str = ""
+
+
+class Due(Value, frozen=True, kw_only=True):
+    """``secrets`` None: they can't be read, and ``problem`` says why."""
+
+    receiver: Receiver
+    items: tuple[DueMessage, ...]
+    secrets: dict[str, str] | None
+    problem: str = ""
+    deadline_ms: int
+
+    def __repr__(self) -> str:
+        return f"Due({self.receiver.name}, {len(self.items)} messages)"
+
+
+async def due_of(
+    tx: Transaction, row: ReceiverRow, limit: int, opened: Callable[[ReceiverRow], dict[str, str]]
+) -> Due:
+    deliveries = await next_deliveries(tx, row.receiver.id, limit)
+    events = await events_at(tx, [one.event_revision for one in deliveries])
+    names = MessageMaker(tx, row.receiver, await the_installation(tx))
+    secrets: dict[str, str] | None = None
+    problem = ""
+    try:
+        secrets = opened(row)
+    except Failed as error:
+        problem = error.message
+    return Due(
+        receiver=row.receiver,
+        items=tuple([await names.make(one, events.get(one.event_revision)) for one in deliveries]),
+        secrets=secrets,
+        problem=problem,
+        deadline_ms=(await setting_values(tx)).get(NOTIFICATION_DEADLINE),
+    )
+
+
+class MessageMaker:
+    """Of one snapshot. Looks up each name once, however many messages need it."""
+
+    def __init__(self, tx: Transaction, receiver: Receiver, installation: InstallationRow) -> None:
+        self._tx = tx
+        self._receiver = receiver
+        self._installation = installation.installation
+        self._names: dict[str, str | None] = {}
+        self._subscriptions: dict[str, Subscription | None] = {}
+
+    async def make(self, one: Delivery, event: Event | None) -> DueMessage:
+        if event is None:
+            return DueMessage(
+                delivery=one,
+                event=None,
+                end=DeliveryState.EXPIRED,
+                code="notify.queue.event_gone",
+            )
+        address = one.address
+        if one.subscription_id is not None:
+            subscription = await self._subscription(one.subscription_id)
+            if subscription is None or not subscription.enabled:
+                return DueMessage(delivery=one, event=event, code="notify.queue.dropped")
+            try:
+                address = await self._address(subscription)
+            except _UserOff:
+                return DueMessage(delivery=one, event=event, code="notify.queue.dropped")
+        if address is None and kind_of(self._receiver.settings) == "mail":
+            return DueMessage(
+                delivery=one,
+                event=event,
+                end=DeliveryState.REFUSED,
+                code="notify.queue.no_address",
+            )
+        one = msgspec.structs.replace(one, address=address)
+        return DueMessage(
+            delivery=one, event=event, message=await self.message(one, event, address)
+        )
+
+    async def message(self, one: Delivery, event: Event, address: str | None) -> Message:
+        told = event.fields
+        return Message(
+            delivery_id=one.id,
+            address=address,
+            event=event,
+            installation_id=self._installation.id,
+            installation=self._installation.name,
+            cluster=await self._name("cluster", event.cluster_id) or _text(told.get("cluster")),
+            host=await self._name("host", event.host_id) or _text(told.get("host")),
+            vm=await self._name("vm", event.vm_id) or _text(told.get("vm")),
+            test=one.test,
+        )
+
+    async def _subscription(self, subscription_id: str) -> Subscription | None:
+        if subscription_id not in self._subscriptions:
+            found = await find_subscription(self._tx, subscription_id)
+            self._subscriptions[subscription_id] = found
+        return self._subscriptions[subscription_id]
+
+    async def _address(self, one: Subscription) -> str | None:
+        if one.user_id is None:
+            return one.address
+        key = f"user {one.user_id}"
+        if key not in self._names:
+            row = await find_user(self._tx, one.user_id)
+            if row is None or not row.user.enabled:
+                raise _UserOff
+            self._names[key] = row.user.email
+        return self._names[key]
+
+    async def _name(self, kind: str, found_id: str | None) -> str | None:
+        """None: nothing is named, or it is gone."""
+        if found_id is None:
+            return None
+        if found_id not in self._names:
+            self._names[found_id] = await self._look_up(kind, found_id)
+        return self._names[found_id]
+
+    async def _look_up(self, kind: str, found_id: str) -> str | None:
+        if kind == "cluster":
+            cluster = await find_cluster(self._tx, found_id)
+            return cluster.name if cluster is not None else None
+        if kind == "host":
+            host = await find_host(self._tx, found_id)
+            return host.host.name if host is not None else None
+        vm = await find_vm(self._tx, found_id)
+        return vm.vm.name if vm is not None else None
+
+
+class _UserOff(Exception):
+    """The subscription's user is gone or locked out."""
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,278 @@
+"""Subscriptions: who is told of which events, by which receiver."""
+
+from typing import TypeVar
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from virtha.alerts.match import check_patterns, default_severity
+from virtha.control.history import record
+from virtha.control.names import (
+    NAME_LENGTH_MAX,
+    check_limit,
+    check_name,
+    check_revision,
+    page_of,
+    taken,
+    the_cluster,
+    the_host,
+    the_receiver,
+    the_subscription,
+    the_user,
+    the_vm,
+)
+from virtha.control.receiver_checks import check_address, kind_of
+from virtha.control.requests import PageQuery, SubscriptionChange, SubscriptionCreate
+from virtha.control.views import Caller, Page, SubscriptionView
+from virtha.model.errors import InvalidInput
+from virtha.model.ids import Revision, SubscriptionId
+from virtha.model.notification import Receiver, Subscription
+from virtha.model.user import User
+from virtha.store.clusters import find_cluster
+from virtha.store.deliveries import drop_pending
+from virtha.store.hosts import find_host
+from virtha.store.notifications import (
+    add_subscription,
+    drop_subscription,
+    find_receiver,
+    find_subscription,
+    save_subscription,
+    subscriptions_after,
+    subscriptions_of,
+)
+from virtha.store.store import Store, Transaction, WriteTransaction
+from virtha.store.users import find_user
+from virtha.store.vms import find_vm
+
+T = TypeVar("T")
+DROPPED = "notify.queue.dropped"
+
+
+class Subscriptions:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def list(self, query: PageQuery) -> Page[SubscriptionView]:
+        limit = check_limit(query.limit)
+        async with self._store.read() as tx:
+            rows, more = page_of(await subscriptions_after(tx, query.after or "", limit + 1), limit)
+            return Page(
+                items=tuple([await _view(tx, one) for one in rows]),
+                revision=await tx.revision_now(),
+                next=rows[-1].name if more else None,
+            )
+
+    async def get(self, ref: str) -> SubscriptionView:
+        async with self._store.read() as tx:
+            return await _view(tx, await the_subscription(tx, ref))
+
+    async def create(self, caller: Caller, request: SubscriptionCreate) -> SubscriptionView:
+        severity = request.severity or default_severity(request.codes)
+        codes = check_patterns(request.codes, severity)
+        async with self._store.write() as tx:
+            row = await the_receiver(tx, request.receiver, field="receiver")
+            made = await _with_subject(
+                tx,
+                Subscription(
+                    id=SubscriptionId(str(uuid4())),
+                    name=await _new_name(tx, request.name, row.receiver),
+                    receiver_id=row.receiver.id,
+                    address=request.address,
+                    codes=codes,
+                    severity=severity,
+                    enabled=request.enabled,
+                ),
+                cluster=request.cluster,
+                host=request.host,
+                vm=request.vm,
+                user=request.user,
+            )
+            await _check_whom(tx, row.receiver, made)
+            saved = await add_subscription(tx, made)
+            await _record(tx, "notify.subscription.created", saved, row.receiver, caller.name)
+            return await _view(tx, saved)
+
+    async def change(
+        self,
+        caller: Caller,
+        ref: str,
+        request: SubscriptionChange,
+        if_match: Revision | None = None,
+    ) -> SubscriptionView:
+        """Messages that wait go by the new address; those that a new limit excludes go all the same."""
+        async with self._store.write() as tx:
+            present = await the_subscription(tx, ref)
+            check_revision(if_match, present.revision)
+            receiver = (await the_receiver(tx, present.receiver_id)).receiver
+            if request.name is not UNSET and request.name != present.name:
+                await _check_new_name(tx, request.name)
+            severity = _or(request.severity, present.severity)
+            codes = _or(request.codes, present.codes)
+            if (codes, severity) != (present.codes, present.severity):
+                codes = check_patterns(codes, severity)
+            enabled = _or(request.enabled, present.enabled)
+            changed = msgspec.structs.replace(
+                present,
+                name=_or(request.name, present.name),
+                address=_or(request.address, present.address),
+                codes=codes,
+                severity=severity,
+                enabled=enabled,
+                # What happened while it was switched off is not told afterwards.
+                since=tx.revision if enabled and not present.enabled else present.since,
+            )
+            changed = await _with_subject(
+                tx,
+                changed,
+                cluster=request.cluster,
+                host=request.host,
+                vm=request.vm,
+                user=request.user,
+            )
+            await _check_whom(tx, receiver, changed)
+            saved = await save_subscription(tx, changed)
+            if not saved.enabled:
+                await drop_pending(tx, code=DROPPED, subscription_id=saved.id)
+            await _record(tx, "notify.subscription.changed", saved, receiver, caller.name)
+            return await _view(tx, saved)
+
+    async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
+        """What still waits by it is dropped."""
+        async with self._store.write() as tx:
+            present = await the_subscription(tx, ref)
+            check_revision(if_match, present.revision)
+            await _end(tx, present, by=caller.name)
+
+
+async def end_subscriptions_of(tx: WriteTransaction, user: User, *, by: str) -> None:
+    """With the user they go."""
+    for one in await subscriptions_of(tx, user.id):
+        await _end(tx, one, by=by)
+
+
+async def _end(tx: WriteTransaction, one: Subscription, *, by: str) -> None:
+    receiver = (await the_receiver(tx, one.receiver_id)).receiver
+    await drop_subscription(tx, one.id)
+    await drop_pending(tx, code=DROPPED, subscription_id=one.id)
+    await _record(tx, "notify.subscription.removed", one, receiver, by)
+
+
+async def _record(
+    tx: WriteTransaction, code: str, one: Subscription, receiver: Receiver, by: str
+) -> None:
+    await record(
+        tx,
+        code,
+        by=by,
+        cluster_id=one.cluster_id,
+        subscription=one.name,
+        receiver=receiver.name,
+        receiver_id=receiver.id,
+    )
+
+
+def _or(given: T | UnsetType, present: T) -> T:
+    return present if isinstance(given, UnsetType) else given
+
+
+async def _with_subject(
+    tx: Transaction,
+    one: Subscription,
+    *,
+    cluster: str | UnsetType | None,
+    host: str | UnsetType | None,
+    vm: str | UnsetType | None,
+    user: str | UnsetType | None,
+) -> Subscription:
+    """With the ids of what is named. Raises NotFound (the field), InvalidInput where nothing could match."""
+    limits: dict[str, str | None] = {}
+    inside: list[tuple[str, str]] = []
+    if not isinstance(cluster, UnsetType):
+        limits["cluster_id"] = (
+            (await the_cluster(tx, cluster, field="cluster")).id if cluster is not None else None
+        )
+    if not isinstance(host, UnsetType):
+        row = await the_host(tx, host, field="host") if host is not None else None
+        limits["host_id"] = row.host.id if row is not None else None
+        inside += [("host", row.host.cluster_id)] if row is not None else []
+    if not isinstance(vm, UnsetType):
+        found = await the_vm(tx, vm, field="vm") if vm is not None else None
+        limits["vm_id"] = found.vm.id if found is not None else None
+        inside += [("vm", found.vm.cluster_id)] if found is not None else []
+    if not isinstance(user, UnsetType):
+        limits["user_id"] = (
+            (await the_user(tx, user, field="user")).user.id if user is not None else None
+        )
+    changed: Subscription = msgspec.structs.replace(one, **limits)
+    for field, cluster_id in inside:
+        if changed.cluster_id not in (None, cluster_id):
+            raise InvalidInput(
+                "is in another cluster than the one named: no event could ever match",
+                field=field,
+                fix="leave one of them out",
+            )
+    return changed
+
+
+async def _check_whom(tx: Transaction, receiver: Receiver, one: Subscription) -> None:
+    """Mail needs an address, or a user who has one; others have none."""
+    if kind_of(receiver.settings) != "mail":
+        for field, value in (("address", one.address), ("user", one.user_id)):
+            if value is not None:
+                raise InvalidInput(
+                    f"{receiver.name} is no mail receiver: it has its one destination itself",
+                    field=field,
+                    fix="leave it out",
+                )
+        return
+    if one.address is not None and one.user_id is not None:
+        raise InvalidInput("excludes a user", field="address", fix="give one of them")
+    if one.address is not None:
+        check_address(one.address, field="address")
+        return
+    if one.user_id is None:
+        raise InvalidInput("is missing", field="address", fix="give an address or a user")
+    found = await find_user(tx, one.user_id)
+    assert found is not None, "a foreign key holds it"
+    if found.user.email is None:
+        raise InvalidInput(
+            f"{found.user.name} has no e-mail address",
+            field="user",
+            fix=f"virtha user edit {found.user.name} --email ADDRESS; or give an address here",
+        )
+
+
+async def _new_name(tx: Transaction, wanted: str | None, receiver: Receiver) -> str:
+    if wanted is not None:
+        await _check_new_name(tx, wanted)
+        return wanted
+    number = 1
+    # Room for the number, or a long receiver's name would make one that is too long.
+    stem = receiver.name[: NAME_LENGTH_MAX - 8].rstrip("._-")
+    while await find_subscription(tx, f"{stem}-{number}") is not None:
+        number += 1
+    return f"{stem}-{number}"
+
+
+async def _check_new_name(tx: Transaction, name: str) -> None:
+    check_name(name)
+    if await find_subscription(tx, name) is not None:
+        raise taken("subscription", name)
+
+
+async def _view(tx: Transaction, one: Subscription) -> SubscriptionView:
+    receiver = await find_receiver(tx, one.receiver_id)
+    user = await find_user(tx, one.user_id) if one.user_id is not None else None
+    cluster = await find_cluster(tx, one.cluster_id) if one.cluster_id is not None else None
+    host = await find_host(tx, one.host_id) if one.host_id is not None else None
+    vm = await find_vm(tx, one.vm_id) if one.vm_id is not None else None
+    assert receiver is not None, "a foreign key holds it"
+    return SubscriptionView(
+        subscription=one,
+        receiver_name=receiver.receiver.name,
+        user_name=user.user.name if user is not None else None,
+        cluster_name=cluster.name if cluster is not None else None,
+        host_name=host.host.name if host is not None else None,
+        vm_name=vm.vm.name if vm is not None else None,
+    )

@@ -1,0 +1,324 @@
+"""The queue of messages, and up to where the events have been looked at for it.
+
+Nothing here takes a revision: how a message fares wakes nobody who follows the installation.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
+
+from virtha.model.ids import DeliveryId, ReceiverId, Revision, SubscriptionId
+from virtha.model.notification import Delivery, DeliveryState
+from virtha.model.time import UtcMillis
+from virtha.model.value import Value
+from virtha.store.body import put
+from virtha.store.schema import delivery, follower, receiver
+from virtha.store.store import Transaction, WriteTransaction
+
+NOTIFIER = "notifier"
+READY = 0
+"""``wait_until`` of a delivery that may go now."""
+PENDING = DeliveryState.PENDING.value
+
+
+class DeliveryFilter(Value, frozen=True, kw_only=True):
+    receiver_id: ReceiverId | None = None
+    subscription_id: SubscriptionId | None = None
+    state: DeliveryState | None = None
+    event_revision: Revision | None = None
+
+
+class DeliveryCount(Value, frozen=True, kw_only=True):
+    receiver_id: ReceiverId
+    state: DeliveryState
+    count: int
+
+
+def _delivery(row: Any) -> Delivery:
+    return Delivery(
+        id=DeliveryId(row.id),
+        number=row.number,
+        subscription_id=SubscriptionId(row.subscription_id) if row.subscription_id else None,
+        receiver_id=ReceiverId(row.receiver_id),
+        event_revision=Revision(row.event_revision),
+        address=row.address,
+        test=row.test,
+        state=DeliveryState(row.state),
+        attempts=row.attempts,
+        created=UtcMillis(row.created),
+        next_at=UtcMillis(row.wait_until or row.created),
+        expires=UtcMillis(row.expires),
+        done_at=UtcMillis(row.done_at) if row.done_at is not None else None,
+        code=row.code,
+        detail=row.detail,
+    )
+
+
+async def cursor_of(tx: Transaction) -> Revision | None:
+    found = await tx.connection.scalar(
+        select(follower.c.revision).where(follower.c.name == NOTIFIER)
+    )
+    return Revision(found) if found is not None else None
+
+
+async def move_cursor(tx: WriteTransaction, revision: Revision) -> None:
+    await put(tx, follower, {"name": NOTIFIER}, {"revision": revision})
+
+
+async def last_number(tx: Transaction) -> int:
+    return int(await tx.connection.scalar(select(func.max(delivery.c.number))) or 0)
+
+
+async def add_deliveries(
+    tx: WriteTransaction, values: Sequence[Delivery], *, wait_until: int = READY
+) -> None:
+    if not values:
+        return
+    await tx.connection.execute(
+        insert(delivery),
+        [
+            {
+                "id": one.id,
+                "number": one.number,
+                "subscription_id": one.subscription_id,
+                "receiver_id": one.receiver_id,
+                "event_revision": one.event_revision,
+                "address": one.address,
+                "test": one.test,
+                "state": one.state.value,
+                "wait_until": wait_until,
+                "attempts": one.attempts,
+                "created": one.created,
+                "expires": one.expires,
+            }
+            for one in values
+        ],
+    )
+
+
+async def find_delivery(tx: Transaction, delivery_id: str) -> Delivery | None:
+    row = (
+        await tx.connection.execute(select(delivery).where(delivery.c.id == delivery_id))
+    ).one_or_none()
+    return _delivery(row) if row is not None else None
+
+
+async def next_deliveries(
+    tx: Transaction, receiver_id: ReceiverId, limit: int
+) -> tuple[Delivery, ...]:
+    """Those that may go now, in their order."""
+    rows = await tx.connection.execute(
+        select(delivery)
+        .where(
+            delivery.c.receiver_id == receiver_id,
+            delivery.c.state == PENDING,
+            delivery.c.wait_until == READY,
+        )
+        .order_by(delivery.c.number)
+        .limit(limit)
+    )
+    return tuple(_delivery(row) for row in rows)
+
+
+async def is_pending(tx: Transaction, delivery_id: DeliveryId, receiver_revision: int) -> bool:
+    """Whether it still is to be sent, and its receiver is as it was at that revision."""
+    found = await tx.connection.scalar(
+        select(receiver.c.revision)
+        .join(delivery, delivery.c.receiver_id == receiver.c.id)
+        .where(
+            delivery.c.id == delivery_id, delivery.c.state == PENDING, receiver.c.enabled.is_(True)
+        )
+    )
+    return found == receiver_revision
+
+
+async def receivers_with_ready(tx: Transaction) -> tuple[ReceiverId, ...]:
+    """Looks at one message of each, however many there are."""
+    waiting = exists().where(
+        delivery.c.receiver_id == receiver.c.id,
+        delivery.c.state == PENDING,
+        delivery.c.wait_until == READY,
+    )
+    rows = await tx.connection.scalars(select(receiver.c.id).where(waiting))
+    return tuple(ReceiverId(found) for found in rows)
+
+
+async def release_waiting(tx: WriteTransaction, now: int, wait_max_ms: int) -> int:
+    """Those whose wait is over may go. A wait longer than any that is given was written before the clock was
+    set back: it is over too."""
+    # Two ranges of the index, one statement each: with OR the whole queue would be read.
+    over = delivery.c.wait_until.between(READY + 1, now)
+    wrong = delivery.c.wait_until > now + wait_max_ms
+    released = 0
+    for which in (over, wrong):
+        done = await tx.connection.execute(
+            update(delivery).where(delivery.c.state == PENDING, which).values(wait_until=READY)
+        )
+        released += int(done.rowcount)
+    return released
+
+
+async def next_wait(tx: Transaction) -> UtcMillis | None:
+    """When the first of those that wait may go."""
+    found = await tx.connection.scalar(
+        select(func.min(delivery.c.wait_until)).where(
+            delivery.c.state == PENDING, delivery.c.wait_until > READY
+        )
+    )
+    return UtcMillis(found) if found is not None else None
+
+
+async def next_expiry(tx: Transaction) -> UtcMillis | None:
+    found = await tx.connection.scalar(
+        select(func.min(delivery.c.expires)).where(delivery.c.state == PENDING)
+    )
+    return UtcMillis(found) if found is not None else None
+
+
+async def put_off(
+    tx: WriteTransaction, done: Delivery, *, wait_until: int, code: str, detail: str
+) -> None:
+    """One attempt more that showed nothing for good."""
+    await _settle(
+        tx, done, attempts=done.attempts + 1, wait_until=wait_until, code=code, detail=detail
+    )
+
+
+async def end_delivery(
+    tx: WriteTransaction,
+    done: Delivery,
+    state: DeliveryState,
+    *,
+    attempts: int,
+    code: str,
+    detail: str,
+) -> bool:
+    """False: something else ended it meanwhile. What was sent is sent, whatever that was."""
+    return await _settle(
+        tx,
+        done,
+        from_any_state=state is DeliveryState.SENT,
+        state=state.value,
+        attempts=attempts,
+        done_at=tx.clock.wall_ms(),
+        code=code,
+        detail=detail,
+        address=done.address,
+    )
+
+
+async def _settle(
+    tx: WriteTransaction, one: Delivery, *, from_any_state: bool = False, **values: object
+) -> bool:
+    where = [delivery.c.id == one.id]
+    if not from_any_state:
+        where.append(delivery.c.state == PENDING)
+    done = await tx.connection.execute(update(delivery).where(*where).values(**values))
+    return bool(done.rowcount)
+
+
+async def reopen_delivery(tx: WriteTransaction, delivery_id: DeliveryId, expires: int) -> None:
+    """To be sent again, or at once."""
+    await tx.connection.execute(
+        update(delivery)
+        .where(delivery.c.id == delivery_id)
+        .values(state=PENDING, wait_until=READY, expires=expires, done_at=None)
+    )
+
+
+async def drop_pending(
+    tx: WriteTransaction,
+    *,
+    code: str,
+    receiver_id: ReceiverId | None = None,
+    subscription_id: SubscriptionId | None = None,
+) -> int:
+    """Ends all that waits for a receiver or of a subscription."""
+    where: list[ColumnElement[bool]] = [delivery.c.state == PENDING]
+    if receiver_id is not None:
+        where.append(delivery.c.receiver_id == receiver_id)
+    if subscription_id is not None:
+        where.append(delivery.c.subscription_id == subscription_id)
+    assert len(where) > 1, "never all of them"
+    done = await tx.connection.execute(
+        update(delivery)
+        .where(*where)
+        .values(state=DeliveryState.DROPPED.value, done_at=tx.clock.wall_ms(), code=code)
+    )
+    return int(done.rowcount)
+
+
+async def expired_deliveries(tx: Transaction, now: int, limit: int) -> tuple[Delivery, ...]:
+    rows = await tx.connection.execute(
+        select(delivery)
+        .where(delivery.c.state == PENDING, delivery.c.expires <= now)
+        .order_by(delivery.c.expires)
+        .limit(limit)
+    )
+    return tuple(_delivery(row) for row in rows)
+
+
+async def expire_all(
+    tx: WriteTransaction, ids: Iterable[DeliveryId], *, code: str, detail: str
+) -> None:
+    await tx.connection.execute(
+        update(delivery)
+        .where(delivery.c.id.in_(tuple(ids)))
+        .values(
+            state=DeliveryState.EXPIRED.value,
+            done_at=tx.clock.wall_ms(),
+            code=code,
+            detail=func.coalesce(delivery.c.detail, detail),
+        )
+    )
+
+
+async def prune_deliveries(tx: WriteTransaction, older_than_ms: int) -> int:
+    """Forget those that were over before that moment (UTC)."""
+    done = await tx.connection.execute(
+        delete(delivery).where(delivery.c.state != PENDING, delivery.c.done_at < older_than_ms)
+    )
+    return int(done.rowcount)
+
+
+async def deliveries_before(
+    tx: Transaction, wanted: DeliveryFilter, number: int | None, limit: int
+) -> tuple[Delivery, ...]:
+    """Newest first, below ``number``."""
+    where: list[ColumnElement[bool]] = []
+    if number is not None:
+        where.append(delivery.c.number < number)
+    if wanted.receiver_id is not None:
+        where.append(delivery.c.receiver_id == wanted.receiver_id)
+    if wanted.subscription_id is not None:
+        where.append(delivery.c.subscription_id == wanted.subscription_id)
+    if wanted.state is not None:
+        where.append(delivery.c.state == wanted.state.value)
+    if wanted.event_revision is not None:
+        where.append(delivery.c.event_revision == wanted.event_revision)
+    rows = await tx.connection.execute(
+        select(delivery).where(*where).order_by(delivery.c.number.desc()).limit(limit)
+    )
+    return tuple(_delivery(row) for row in rows)
+
+
+async def delivery_counts(tx: Transaction) -> tuple[DeliveryCount, ...]:
+    rows = await tx.connection.execute(
+        select(delivery.c.receiver_id, delivery.c.state, func.count())
+        .group_by(delivery.c.receiver_id, delivery.c.state)
+        .order_by(delivery.c.receiver_id, delivery.c.state)
+    )
+    return tuple(
+        DeliveryCount(receiver_id=ReceiverId(of), state=DeliveryState(state), count=count)
+        for of, state, count in rows
+    )
+
+
+async def oldest_pending(tx: Transaction) -> dict[ReceiverId, UtcMillis]:
+    rows = await tx.connection.execute(
+        select(delivery.c.receiver_id, func.min(delivery.c.created))
+        .where(delivery.c.state == PENDING)
+        .group_by(delivery.c.receiver_id)
+    )
+    return {ReceiverId(of): UtcMillis(created) for of, created in rows}
