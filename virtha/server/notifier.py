@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from virtha.alerts.schedule import HANGS_MAX, away_ms
 from virtha.api.metrics import Metrics
@@ -34,6 +35,8 @@ STORE_PAUSE_S = 1.0
 """After the store refused something (locked, disk full)."""
 STOP_GRACE_S = 1.0
 """At the server's stop: for the message in flight, so that it is not sent twice."""
+_NO_ANSWER = ("notify.queue.deadline", "notify.no_answer")
+"""The first is ours, of a messenger that does not end; the second a messenger's own."""
 
 
 class _Next(Enum):
@@ -305,7 +308,9 @@ class Sender:
             async with asyncio.timeout((due.deadline_ms + GRACE_MS) / 1_000):
                 receipt = await messenger.send(one.message)
         except TimeoutError:
-            return await self._hung_up_on(due, one)
+            await self._hang_up()
+            waited = f"no answer within {format_duration_ms(due.deadline_ms)}"
+            receipt = Receipt(outcome=Outcome.AWAY, code="notify.queue.deadline", detail=waited)
         except Exception as error:
             # Messengers raise nothing; if one does, it is its fault. Not what it says: it may hold a secret.
             log.error(
@@ -313,20 +318,17 @@ class Sender:
             )
             await self._hang_up()
             return Receipt(outcome=Outcome.LATER, code="notify.queue.failed")
-        self._hung = (None, 0)
-        return receipt
+        if receipt.code not in _NO_ANSWER:
+            self._hung = (None, 0)
+            return receipt
+        return self._unanswered(one, receipt)
 
-    async def _hung_up_on(self, due: Due, one: DueMessage) -> Receipt:
+    def _unanswered(self, one: DueMessage, receipt: Receipt) -> Receipt:
         """It did not keep its deadline. The receiver is taken for away, but not for one message for ever."""
-        await self._hang_up()
         last, count = self._hung
         count = count + 1 if last == one.delivery.id else 1
         self._hung = (one.delivery.id, count)
-        return Receipt(
-            outcome=Outcome.LATER if count >= HANGS_MAX else Outcome.AWAY,
-            code="notify.queue.deadline",
-            detail=f"no answer within {format_duration_ms(due.deadline_ms)}",
-        )
+        return replace(receipt, outcome=Outcome.LATER) if count >= HANGS_MAX else receipt
 
     async def _connection(self, due: Due) -> Messenger:
         wanted = (due.receiver.revision, due.deadline_ms)

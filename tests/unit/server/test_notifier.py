@@ -19,6 +19,7 @@ from virtha.control.requests import (
 from virtha.model.codes import Severity
 from virtha.model.errors import InvalidInput, Refused
 from virtha.model.notification import DeliveryState, Message
+from virtha.ports.receivers import Outcome, Receipt
 from virtha.server import notifier as notifier_module
 
 Story = Callable[[NotifiedWorld], Awaitable[None]]
@@ -344,6 +345,28 @@ def test_a_messenger_that_hangs_is_cut_off_and_does_not_block_the_rest_for_ever(
         assert first.delivery.code == "notify.queue.deadline"
         assert world.messengers.deadline_ms == 1_000
         assert world.messengers.open == 0
+
+    tell(story)
+
+
+def test_a_message_that_is_never_answered_does_not_block_the_rest_for_ever(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As messengers tell of it themselves: they end at their own deadline, before ours."""
+    monkeypatch.setattr(notifier_module, "away_ms", lambda _failures: 1)
+    unanswered = Receipt(outcome=Outcome.AWAY, code="notify.no_answer", detail="no answer in 1 s")
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.add_mail()
+        await world.subscribe()
+        await world.happen(2)
+        world.messengers.answer = lambda message: (
+            unanswered if message.event.fields["reason"] == "0" else ACCEPTED
+        )
+        async with world.notifying():
+            await world.until(lambda: world.reasons() == ["1"])
+            await world.until(lambda: _is_put_off(world))
+        assert len([m for m in world.messengers.tried if m.event.fields["reason"] == "0"]) == 3
 
     tell(story)
 
