@@ -142,6 +142,10 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
 
 
 def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
+    """A host without power has none: all were switched on when all was healed, so a late order of ours ended it since, and
+    nobody switches it on for VMs that it does not hold."""
+    if not world.hosts[name].powered:
+        return True
     there = [
         other
         for vm_id, other in world.server.vms.items()

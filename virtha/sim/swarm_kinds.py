@@ -140,16 +140,31 @@ def _libvirt_away(draw: Draw) -> list[str]:
 
 
 def _isolated_liar(draw: Draw) -> list[str]:
-    """Cut off towards the server while its BMC says off: its disks are written."""
+    """Cut off towards the server while its BMC says off: its disks are written, and there are hosts to see that."""
     host = draw.host
-    lines = [f"bmc {host} lies", f"cut net {host}", draw.pause, draw.pause]
+    lines = [
+        "heal-all",
+        "advance 10s",
+        f"bmc {host} lies",
+        f"cut net {host}",
+        draw.pause,
+        draw.pause,
+    ]
     return [*lines, f"heal net {host}", f"bmc {host} ok"]
 
 
 def _sleeping_liar(draw: Draw) -> list[str]:
-    """Ordered off and said to be off, while its disks are written; then its processes go on."""
+    """Ordered off and said to be off, while its disks are written, and there are hosts to see that; then its processes
+    go on."""
     host = draw.host
-    lines = [f"bmc {host} lies", f"freeze {host} agent", f"freeze {host} guardian", "advance 20s"]
+    lines = [
+        "heal-all",
+        "advance 10s",
+        f"bmc {host} lies",
+        f"freeze {host} agent",
+        f"freeze {host} guardian",
+        "advance 20s",
+    ]
     return [*lines, draw.pause, f"thaw {host}", draw.pause, f"bmc {host} ok"]
 
 
@@ -262,10 +277,17 @@ def _storage_out(draw: Draw) -> list[str]:
 
 
 def _bmc_of_another(draw: Draw) -> list[str]:
-    """Swapped after it was tested: its orders strike, and its readings tell of, another host."""
+    """Swapped after it was tested: its orders strike, and its readings tell of, another host. Others see the disks of the
+    host that sleeps."""
     host = draw.host
     other = draw.one(*(one for one in draw.hosts if one != host))
-    lines = [f"bmc {host} of {other}", f"freeze {host} agent", f"freeze {host} guardian"]
+    lines = [
+        "heal-all",
+        "advance 10s",
+        f"bmc {host} of {other}",
+        f"freeze {host} agent",
+        f"freeze {host} guardian",
+    ]
     return [*lines, "advance 20s", draw.pause, f"thaw {host}", draw.pause, f"bmc {host} of {host}"]
 
 
