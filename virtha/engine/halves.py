@@ -12,7 +12,7 @@ from virtha.engine.machine import VmTrigger
 from virtha.engine.records import Migration, MovePurpose, MoveStep, VmRecord
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.ids import BootId, HostId, Incarnation
-from virtha.model.vm import PossibleCopy, Reason, VmState
+from virtha.model.vm import PossibleCopy, Reason
 
 LOOK_EVERY_MS = 1_000
 """While hosts have not told what they hold."""
@@ -34,6 +34,16 @@ def half_seen(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> 
         cluster.tell("vm.migration_found", vm=node, host=host)
     if host.record.incident is not None or event.boot != host.record.boot:
         lose(cluster, node)  # it told before it was judged, or of a boot that has not begun
+
+
+def note_arrived(node: VmNode, event: VmSeen) -> None:
+    """Of a copy that is awaited no state is told: what that host tells of it now has run there. It may have been left
+    by another migration since, as whose source it stands still."""
+    half = node.half
+    if half is None or half.host_id != event.host_id:
+        return
+    if event.incarnation >= half.incarnation:
+        node.half = None
 
 
 def _ends_start(record: VmRecord, copy: PossibleCopy) -> bool:
@@ -73,8 +83,7 @@ def look_at_half(cluster: Cluster, node: VmNode) -> None:
     mine = PossibleCopy(host_id=half.host_id, incarnation=half.incarnation, boot=half.boot)
     others = [one for one in record.copies if not _same(one, mine)]
     held = len(others) < len(record.copies)
-    runs = node.seen.get(half.host_id) == (half.incarnation, VmState.RUNNING)
-    if record.migration is not None or not held or (runs and not others):
+    if record.migration is not None or not held:
         node.half = None  # on record, or over
     elif record.start is None and cluster.awaited:
         cluster.wake_vm(node, cluster.now + LOOK_EVERY_MS)

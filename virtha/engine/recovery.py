@@ -14,7 +14,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.halves import half_seen, look_at_half, why_half
+from virtha.engine.halves import half_seen, look_at_half, note_arrived, why_half
 from virtha.engine.holders import found, may_run
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
@@ -544,6 +544,7 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.awaited_by is not None:
         half_seen(cluster, node, host, event)
         return
+    note_arrived(node, event)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
         found(cluster, node, host, event.incarnation, event.boot)
