@@ -38,6 +38,7 @@ ENGINE_PLAYS = tuple(
         "power_on",
         "silent_hosts",
         "migration",
+        "halves",
         "drain",
         "move_asked",
         "failback",

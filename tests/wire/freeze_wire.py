@@ -15,6 +15,7 @@ import msgspec
 
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
+    Awaited,
     Fact,
     FactBody,
     ForeignDomain,
@@ -257,6 +258,7 @@ FACT_BODIES: tuple[FactBody, ...] = (
         result=Result.FAILED,
         code="migration.ended.late",
     ),
+    Awaited(migration_id=MIGRATION, vm_id=VM_ID, incarnation=Incarnation(3)),
 )
 
 CHECKING_HOST = HostReport(capabilities=HostCapabilities(disk_check_ms=120_000))

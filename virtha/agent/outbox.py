@@ -29,6 +29,7 @@ import structlog
 
 from virtha.agent.files import Files
 from virtha.model.facts import (
+    Awaited,
     Fact,
     FactBody,
     Happened,
@@ -524,7 +525,7 @@ class Outbox:
 def superseded_by_key(body: FactBody) -> str | None:
     """None: must never be dropped. A later fact of the same key makes it void; '' : simply dropped."""
     match body:
-        case VmReport():
+        case VmReport() | Awaited():
             return f"vm {body.vm_id}"
         case Inventory():
             return "inventory"

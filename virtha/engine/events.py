@@ -151,6 +151,8 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     guest_agent: bool | None = None
     io_error: bool = False
     """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
+    awaited_by: OrderId | None = None
+    """Not how the VM is: its copy is to come there by that migration, or comes, and has not run there."""
 
 
 class CopyGranted(Value, frozen=True, kw_only=True, tag="granted"):

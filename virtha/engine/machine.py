@@ -41,6 +41,8 @@ class VmTrigger(StrEnum):
     FOUND = "a host runs it already"
     MOVE_ORDERED = "a live migration is ordered"
     MOVE_ENDED = "one side of the migration runs it, the other has given its copy back"
+    HALF_FOUND = "a host awaits its copy by a migration that is not on record"
+    MOVE_FOUND = "a migration that was not on record is settled"
     MOVE_LOST = "no side of the migration that is left can go on"
     MOVE_GOES_ON = "the last side of the migration turned out to live"
 
@@ -94,6 +96,11 @@ VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
     },
     # A migrating VM is not lost with one of its hosts: the other side may run it.
     VmTrigger.MOVE_ORDERED: {_SETTLED: _MIGRATING},
+    # The host awaits a copy of the very incarnation that a start was given: that start can't come to be there.
+    VmTrigger.HALF_FOUND: dict.fromkeys(
+        (_READY, _GIVEN_UP, _QUARANTINED, _STARTING, _CANCELLING), _LOST
+    ),
+    VmTrigger.MOVE_FOUND: {_SETTLED: _MIGRATING, _LOST: _MIGRATING},
     VmTrigger.MOVE_ENDED: {_MIGRATING: _SETTLED},
     VmTrigger.MOVE_LOST: {_MIGRATING: _LOST},
     VmTrigger.MOVE_GOES_ON: {_LOST: _MIGRATING},

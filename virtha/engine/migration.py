@@ -129,7 +129,7 @@ def look_at_migration(cluster: Cluster, node: VmNode) -> None:
             source=_name(cluster, migration.source),
             target=_name(cluster, migration.target),
         )
-        cluster.move_vm(node, VmTrigger.MOVE_LOST, lost_ms=_lost_since_ms(cluster, migration))
+        cluster.move_vm(node, VmTrigger.MOVE_LOST, lost_ms=_lost_since_ms(cluster, node, migration))
         settle_lost(cluster, node)
 
 
@@ -206,12 +206,13 @@ def _last_side(
     _say(cluster, node, migration, words)
 
 
-def _lost_since_ms(cluster: Cluster, migration: Migration) -> int:
-    """Since the first of its hosts failed; if none did, since now."""
+def _lost_since_ms(cluster: Cluster, node: VmNode, migration: Migration) -> int:
+    """Since the first of its hosts failed, or it was lost before the migration came to light; else since now."""
     hosts = [cluster.hosts.get(one) for one in (migration.source, migration.target)]
     incidents = [host.record.incident for host in hosts if host is not None]
     began = [one.began_ms for one in incidents if one is not None]
-    return min((*began, int(cluster.now)))
+    since_ms = node.record.lost_ms
+    return min((*began, int(cluster.now) if since_ms is None else since_ms))
 
 
 def _lose(cluster: Cluster, node: VmNode, host_id: HostId) -> None:

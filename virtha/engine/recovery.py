@@ -14,6 +14,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
+from virtha.engine.halves import half_seen, look_at_half, note_arrived, why_half
 from virtha.engine.holders import found, may_run
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
@@ -37,6 +38,14 @@ _UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRAS
 
 
 def look_at_vm(cluster: Cluster, node: VmNode) -> None:
+    if node.half is not None:
+        look_at_half(cluster, node)
+    _look_by_stage(cluster, node)
+    if node.half is not None:
+        node.reasons = (*node.reasons, *why_half(cluster, node))
+
+
+def _look_by_stage(cluster: Cluster, node: VmNode) -> None:
     match node.record.stage:
         case VmStage.LOST:
             _look_at_lost(cluster, node)
@@ -201,6 +210,17 @@ def _cancel_late(cluster: Cluster, node: VmNode) -> None:
     start = node.record.start
     assert start is not None
     cluster.tell("vm.start_overdue", vm=node, host=cluster.hosts.get(start.host_id))
+    cluster.move_vm(node, VmTrigger.OVERDUE)
+
+
+def _take_back(cluster: Cluster, node: VmNode, code: str | None) -> None:
+    """Its host can't say how the start ended. With a code it has answered, and is not late."""
+    if code is None:
+        _cancel_late(cluster, node)
+        return
+    start = node.record.start
+    assert start is not None
+    cluster.tell("vm.start_unclear", vm=node, host=cluster.hosts.get(start.host_id), why=code)
     cluster.move_vm(node, VmTrigger.OVERDUE)
 
 
@@ -395,7 +415,7 @@ def start_ended(cluster: Cluster, event: StartEnded) -> None:
                 _runs(cluster, node)
         case Result.UNKNOWN:
             if node.record.stage is VmStage.STARTING:
-                _cancel_late(cluster, node)
+                _take_back(cluster, node, event.code)
         case Result.REFUSED | Result.FAILED:
             _failed(cluster, node, event.host_id, event.code or "start.failed")
 
@@ -518,10 +538,16 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if node is None or host is None:
         return
     if not tells_of_now(cluster, host, event):
-        if is_kept(host, event) and event.state is not VmState.DOWN:
+        if is_kept(host, event) and event.awaited_by is not None:
+            half_seen(cluster, node, host, event)
+        elif is_kept(host, event) and event.state is not VmState.DOWN:
             may_run(cluster, node, host, event)
         return
     replaced(host, event)
+    if event.awaited_by is not None:
+        half_seen(cluster, node, host, event)
+        return
+    note_arrived(node, event)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
         found(cluster, node, host, event.incarnation, event.boot)

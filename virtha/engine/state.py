@@ -180,6 +180,7 @@ class VmNode:
         "config",
         "due_ms",
         "guest_agent",
+        "half",
         "io_error",
         "reasons",
         "record",
@@ -205,6 +206,8 @@ class VmNode:
         self.asked_words: tuple[MigrationWord | None, ...] = ()
         """What source and target of its migration were last told by this process, and when."""
         self.asked_ms: Millis | None = None
+        self.half: VmSeen | None = None
+        """Of a migration that the records have lost: what its target says that it awaits (``halves``)."""
         self.guest_agent: bool | None = None
         self.io_error = False
         self.reasons: tuple[Reason, ...] = ()

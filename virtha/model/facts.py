@@ -142,6 +142,16 @@ class MigrationReport(Value, frozen=True, kw_only=True, tag="migration"):
     code: str | None = None
 
 
+class Awaited(Value, frozen=True, kw_only=True, tag="awaited"):
+    """A copy is to come to this host by a live migration, or comes, and has not run here. Not how the VM is: that its
+    source says. Told for those who have no record of the migration, whose database was restored from before it (M2)."""
+
+    migration_id: OperationId
+    vm_id: VmId
+    incarnation: Incarnation
+    """Of that copy."""
+
+
 class Progress(Value, frozen=True, kw_only=True, tag="progress"):
     """How far a long order (a disk copy) is; a later one makes an earlier one void."""
 
@@ -160,6 +170,7 @@ FactBody = (
     | Outcome
     | Progress
     | MigrationReport
+    | Awaited
 )
 
 

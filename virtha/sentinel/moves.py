@@ -5,7 +5,7 @@ goes only when it is certain that nothing was handed over. A copy that stood sti
 run from here: that is the server's word. One that ended while it was marked, and nobody can say whether it had been
 handed over by then, is given back: whoever has the rest of it is asked by the server.
 
-**The target** awaits one copy of one incarnation, and has nothing to report of it before it runs. That it never ran it
+**The target** awaits one copy of one incarnation, and of it reports only that, before it runs. That it never ran it
 says only if it watched from the acceptance on: libvirt's events tell the order of things, a look at the domain does not.
 
 A migration is known by its target's incarnation, which only rises: a host that was asked about one begins none that is
@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.facts import MigrationReport, Released, Result
+from virtha.model.facts import Awaited, MigrationReport, Released, Result
 from virtha.model.ids import Incarnation, OperationId, VmId
 from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration
 from virtha.model.time import Millis
@@ -54,9 +54,20 @@ def awaited(record: VmRecord) -> bool:
 
 
 def never_came(record: VmRecord) -> bool:
-    """Nothing to report: what runs elsewhere is not down, and what comes is not here."""
+    """No state to report: what runs elsewhere is not down, and what comes is not here."""
     move = record.move
     return move is not None and move.side is MigrationSide.TARGET and not move.arrived
+
+
+def awaited_report(record: VmRecord) -> Awaited | None:
+    """Of a copy that has not run here. None: nor will it."""
+    if not awaited(record) or record.move is None:
+        return None
+    return Awaited(
+        migration_id=record.move.migration_id,
+        vm_id=record.vm.id,
+        incarnation=record.incarnation,
+    )
 
 
 def leaves(record: VmRecord) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from virtha.model.domain import DomainEvent
-from virtha.model.facts import VmReport
+from virtha.model.facts import Awaited, VmReport
 from virtha.model.ids import BootId, Incarnation, VmId
 from virtha.model.orders import SettleMigration
 from virtha.model.time import Millis
@@ -66,6 +66,7 @@ from virtha.sentinel.moves import (
     arrival_called_off,
     arrival_refusal,
     arrival_refused,
+    awaited_report,
     give_up,
     move_accepted,
     move_ended,
@@ -386,20 +387,24 @@ class Sentinel:
 
     def _report(self) -> None:
         for guarded in self._host.all():
-            if not guarded.known or never_came(guarded.record):
+            if not guarded.known:
                 continue
-            record = guarded.record
-            report = VmReport(
-                vm_id=record.vm.id,
-                incarnation=record.incarnation,
-                state=record.state,
-                reasons=record.reasons,
-                guest_agent=record.guest_agent,
-                restart_count=len(attempts_in_window(self._host, record)),
-            )
-            if report != guarded.reported:
+            report = self._report_of(guarded.record)
+            if report is not None and report != guarded.reported:
                 guarded.reported = report
                 self._host.notices.append(report)
+
+    def _report_of(self, record: VmRecord) -> VmReport | Awaited | None:
+        if never_came(record):
+            return awaited_report(record)
+        return VmReport(
+            vm_id=record.vm.id,
+            incarnation=record.incarnation,
+            state=record.state,
+            reasons=record.reasons,
+            guest_agent=record.guest_agent,
+            restart_count=len(attempts_in_window(self._host, record)),
+        )
 
     def _report_again(self, vm_id: VmId | None) -> None:
         host = self._host

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport
-from virtha.model.facts import FactBody, Happened, ReleaseCause, Released, VmReport
+from virtha.model.facts import Awaited, FactBody, Happened, ReleaseCause, Released, VmReport
 from virtha.model.ids import BootId, VmId
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
@@ -39,7 +39,7 @@ class Guarded:
     def __init__(self, record: VmRecord, *, saved: VmRecord | None) -> None:
         self.record = record
         self.saved = saved
-        self.reported: VmReport | None = None
+        self.reported: VmReport | Awaited | None = None
         self.known = False
         """Compared with libvirt, or learned from it: worth reporting."""
         self.moved = False

@@ -44,10 +44,12 @@ from virtha.engine.events import (
     VmConfigured,
     VmSeen,
 )
+from virtha.engine.records import OrderId
 from virtha.engine.turn import is_too_late, not_carried_out
 from virtha.model.domain import DomainState
 from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import (
+    Awaited,
     Fact,
     Inventory,
     MigrationReport,
@@ -58,6 +60,7 @@ from virtha.model.facts import (
 )
 from virtha.model.ids import BootId, HostId, OperationId, StorageDomainId, Term, VmId
 from virtha.model.orders import Grant, StartVm
+from virtha.model.vm import VmState
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
 from virtha.sim.leader import Leader
@@ -227,6 +230,18 @@ class Failover:
                         incarnation=report.incarnation,
                         state=report.state,
                         guest_agent=report.guest_agent,
+                    )
+                )
+            case Awaited(vm_id=vm_id, incarnation=incarnation, migration_id=migration_id):
+                self.leader.offer(
+                    VmSeen(
+                        host_id=host_id,
+                        boot=fact.boot,
+                        carried_by=carried_by,
+                        vm_id=vm_id,
+                        incarnation=incarnation,
+                        state=VmState.STARTING,
+                        awaited_by=OrderId(migration_id),
                     )
                 )
             case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):

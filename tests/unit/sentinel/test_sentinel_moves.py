@@ -3,7 +3,7 @@
 import pytest
 from sentinel_bench import BOOT, WEB, Bench, releases, reports
 
-from virtha.model.facts import MigrationReport, ReleaseCause, Released, Result
+from virtha.model.facts import Awaited, MigrationReport, ReleaseCause, Released, Result
 from virtha.model.ids import BootId, Incarnation, OperationId
 from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration
 from virtha.model.vm import VmState
@@ -22,6 +22,7 @@ from virtha.sentinel.events import (
     MoveGivenUp,
     MoveRefused,
     MoveToldAgain,
+    ReportAgain,
     Restart,
 )
 from virtha.sentinel.moves import CopySeen, SettleAction
@@ -270,6 +271,36 @@ def test_nothing_is_reported_of_a_copy_that_is_on_its_way() -> None:
     bench = awaiting()
     told = [*bench.tell(after_ms=1_000).notices, *bench.event("started", "migrated").notices]
     assert told == []
+
+
+def awaited(decision: Decision) -> list[tuple[int, str]]:
+    return [
+        (one.incarnation, one.migration_id) for one in decision.states if isinstance(one, Awaited)
+    ]
+
+
+def test_a_server_with_a_new_memory_is_told_what_is_awaited_here() -> None:
+    """It may have been restored from before that migration was ordered (M2)."""
+    bench = awaiting()
+    assert awaited(bench.tell(ReportAgain())) == [(2, MOVE)]
+    bench.event("started", "migrated")
+    assert awaited(bench.tell(ReportAgain())) == [(2, MOVE)], "it has not run here yet"
+    bench.event("resumed", "migrated")
+    assert awaited(bench.tell(ReportAgain())) == []
+
+
+def test_so_it_is_by_an_agent_that_began_after_it_was_accepted() -> None:
+    bench = awaiting()
+    bench.restart()
+    assert awaited(bench.tell(DomainsListed(domains=(), at_start=True))) == [(2, MOVE)]
+
+
+def test_what_did_not_come_is_awaited_no_more() -> None:
+    bench = awaiting()
+    bench.event("started", "migrated")
+    decision = bench.event("stopped", "destroyed")
+    assert awaited(decision) == [] and releases(decision) == [2]
+    assert awaited(bench.tell(ReportAgain())) == []
 
 
 def test_a_copy_that_arrives_is_told_and_restarted_here_when_it_crashes() -> None:

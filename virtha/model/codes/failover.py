@@ -241,6 +241,15 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="`virtha explain` shows what each host lacks.",
     ),
     event(3087, "vm.freed", INFO, "{vm} was freed by {by}", "vm", "by"),
+    event(
+        3090,
+        "vm.start_unclear",
+        WARNING,
+        "{host} can't say how the start of {vm} ended ({why}); it is taken back",
+        "vm",
+        "host",
+        "why",
+    ),
     event(3088, "vm.found", WARNING, "{vm} runs on {host}, which nobody ordered", "vm", "host"),
     # 3110: planned moves
     event(
@@ -308,6 +317,16 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "vm",
         "source",
         "target",
+    ),
+    event(
+        3122,
+        "vm.migration_found",
+        WARNING,
+        "{host} awaits {vm} by a move that is not on record",
+        "vm",
+        "host",
+        help="The database was restored from before that move was ordered. Nothing is to be done: the hosts are asked, "
+        "and {vm} goes on where it can.",
     ),
     event(
         3118,

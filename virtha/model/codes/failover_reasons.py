@@ -430,6 +430,15 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "target",
         help="End the copy that is out of date.",
     ),
+    reason(
+        6210,
+        "migration.blocked.source_unknown",
+        ERROR,
+        "{host} awaits it by a move that is not on record, and no record says from where",
+        "host",
+        help="Find the host where it ran: the database was restored, and may not name that host any more. Have it join "
+        "again before anything else.",
+    ),
     reason(6209, "migration.failed", ERROR, "the host could not move it"),
     reason(
         6207,
