@@ -6,11 +6,12 @@ put on record as one that nobody knows the end of, and goes on as such (``migrat
 a copy that was received whole may run when nobody else can hold the VM, and any other is given back.
 """
 
-from virtha.engine.events import VmSeen
+from virtha.engine.events import CopyReleased, VmSeen
 from virtha.engine.incident import STILL_WANTED, lose
 from virtha.engine.machine import VmTrigger
-from virtha.engine.records import Migration, MovePurpose, MoveStep, VmRecord
+from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, VmRecord
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
+from virtha.model.facts import ReleaseCause
 from virtha.model.ids import BootId, HostId, Incarnation
 from virtha.model.vm import PossibleCopy, Reason
 
@@ -44,6 +45,15 @@ def note_arrived(node: VmNode, event: VmSeen) -> None:
         return
     if event.incarnation >= half.incarnation:
         node.half = None
+
+
+def note_source_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
+    """Another host's copy is over while this one awaits its own: as of a migration on record, only a stop on purpose
+    is meant for the VM."""
+    if node.half is not None and event.host_id != node.half.host_id:
+        meant = event.cause is ReleaseCause.INTENDED
+        given_back = GivenBack(host_id=event.host_id, cause=event.cause if meant else None)
+        cluster.set_vm(node, given_back=given_back)
 
 
 def _ends_start(record: VmRecord, copy: PossibleCopy) -> bool:

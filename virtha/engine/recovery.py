@@ -14,7 +14,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.halves import half_seen, look_at_half, note_arrived, why_half
+from virtha.engine.halves import half_seen, look_at_half, note_arrived, note_source_over, why_half
 from virtha.engine.holders import found, may_run
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
@@ -515,6 +515,8 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         goes_down(cluster, host, event.boot)
     if node.record.migration is not None:
         note_given_back(cluster, node, event)
+    elif copies and node.half is not None:
+        note_source_over(cluster, node, event)
     elif not copies:
         # Not by its incarnation: a move that was begun and failed has counted it up, and the copy stayed the one it was.
         _given_back(cluster, node, event)

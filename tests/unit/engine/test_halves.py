@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from engine_driver import Play
 from engine_review_driver import named, playing, released, seen
+from test_given_back import gives_back
 
 from virtha.engine.events import (
     CancelStart,
@@ -15,7 +16,7 @@ from virtha.engine.events import (
     VmSeen,
 )
 from virtha.engine.records import OrderId, VmStage
-from virtha.model.facts import Result
+from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.vm import VmState
 
@@ -168,6 +169,25 @@ def test_of_an_unknown_source_nothing_is_ended_or_started():
     play.advance(120_000)
     assert words(play) == [] and play.sent(StartCommand) == []
     assert play.why_vm("v1") == ["migration.blocked.source_unknown"]
+
+
+@pytest.mark.parametrize("cause", [ReleaseCause.MOVED, ReleaseCause.INTENDED])
+def test_its_source_says_that_its_copy_is_over(cause: ReleaseCause):
+    """Moved: what has become of it only the target knows. Stopped on purpose: it stays down."""
+    play = by_hand(named(playing(5)))
+    play.hosts["h5"].bmc_dead = True
+    play.hosts["h5"].hang()
+    restored(play)
+    awaits(play, "h2")
+    play.tick()
+    gives_back(play, "v1", cause)
+    play.tick()
+    play.hosts["h5"].boot_again()
+    play._greet(play.hosts["h5"])
+    play.until(lambda: (HostId("h2"), MigrationWord.RUN) in words(play))
+    released(play, "h2", "v1", 2)
+    play.advance(60_000)
+    assert (play.where("v1") == []) == (cause is ReleaseCause.INTENDED)
 
 
 def test_of_two_living_sides_both_are_asked_to_end_it():
