@@ -215,6 +215,7 @@ def test_of_two_living_sides_both_are_asked_to_end_it():
 def test_a_half_that_has_run_is_none_any_more(state: VmState):
     """Paused: it may have left by another forgotten migration since, and its memory be older than its disks."""
     play = by_hand(named(playing(5)))
+    play.hosts["h5"].bmc_dead = True
     play.hosts["h5"].hang()
     restored(play)
     awaits(play, "h2")
@@ -224,7 +225,9 @@ def test_a_half_that_has_run_is_none_any_more(state: VmState):
     seen(play, "h2", "v1", state, incarnation=2)
     del play.hosts["h1"].running[VmId("v1")]
     released(play, "h1", "v1", 1)
-    play.advance(300_000)
+    play.hosts["h5"].boot_again()
+    play._greet(play.hosts["h5"])
+    play.advance(120_000)
     assert words(play) == [] and play.vm_record("v1").stage is VmStage.SETTLED
     assert play.sent(StartCommand) == []
 

@@ -431,7 +431,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         help="End the copy that is out of date.",
     ),
     reason(
-        6210,
+        6213,
         "migration.blocked.source_unknown",
         ERROR,
         "{host} awaits it by a move that is not on record, and no record says from where",
