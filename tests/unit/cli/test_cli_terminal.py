@@ -29,7 +29,8 @@ class Terminal:
         self.text = ""
         self._main, child = pty.openpty()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "virtha.cli.main", *argv],
+            # At a terminal Ctrl-C is never ignored; what a shell starts in the background inherits that it is.
+            ["env", "--default-signal=INT", sys.executable, "-m", "virtha.cli.main", *argv],
             stdin=child,
             stdout=child,
             stderr=child,
