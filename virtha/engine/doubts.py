@@ -27,7 +27,7 @@ from collections.abc import Collection
 from virtha.engine.permits import reads_off
 from virtha.engine.records import Fence, FenceStep, Incident
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import fell_ms, last_sign_ms, runs_elsewhere, silence_base_ms
+from virtha.engine.verdict import fell_ms, last_sign_of_boot_ms, runs_elsewhere, silence_base_ms
 from virtha.model.value import Value
 from virtha.model.vm import Reason
 
@@ -155,7 +155,7 @@ def _is_out_of_question(cluster: Cluster, other: HostNode, since: int) -> bool:
 
 def _was_on(other: HostNode, offs: Collection[_Off]) -> bool:
     """In one boot, at some reading of each of the devices."""
-    began_ms, sign_ms = other.record.boot_seen_ms, last_sign_ms(other)
+    began_ms, sign_ms = other.record.boot_seen_ms, last_sign_of_boot_ms(other)
     return all(
         began_ms <= off.first_ms < sign_ms or began_ms <= off.last_ms < sign_ms for off in offs
     )
@@ -201,7 +201,7 @@ def _unheard(cluster: Cluster, silent: Collection[str], offs: Collection[_Off]) 
     waiting: str | None = None
     for other in cluster.hosts.values():
         record = other.record
-        if record.boot_seen_ms <= earliest and last_sign_ms(other) > latest:
+        if record.boot_seen_ms <= earliest and last_sign_of_boot_ms(other) > latest:
             continue
         if other.id in silent or other.id in cluster.absent or record.boot is None:
             continue  # absent ones were looked at already

@@ -137,6 +137,8 @@ def neighbour_answered(cluster: Cluster, event: NeighbourAnswered) -> None:
             return
         if boot == node.record.boot:
             node.witnessed_ms = Millis(cluster.now)
+            if event.boot is not None:
+                node.named_ms = node.witnessed_ms
             if node.record.incident is not None:
                 sign_of_life(cluster, node, boot, via=name)
     node.neighbours[event.witness, event.network] = (event.answer, cluster.now)
@@ -169,6 +171,8 @@ def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
         sign_of_life(cluster, node, event.boot, via="its heartbeat slot")
         return
     node.slot_ms = cluster.now
+    if event.boot == node.record.boot:
+        node.named_ms = cluster.now
     if node.verdict is not Verdict.ALIVE:
         if event.boot == node.record.boot:
             sign_of_life(cluster, node, event.boot, via="its heartbeat slot")

@@ -74,7 +74,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     # A device that said *on* in the former boot may have been rewired since.
     node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=())
     node.survey = None
-    node.slot_ms = node.witnessed_ms = node.leaving_ms = None
+    node.slot_ms = node.named_ms = node.witnessed_ms = node.leaving_ms = None
     node.power.clear()
     node.off_since.clear()
     node.power_asked_ms = None

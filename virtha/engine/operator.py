@@ -20,7 +20,7 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
     node = node_of(cluster, event.host_id) if removed else cluster.hosts.get(event.host_id)
     if node is None:
         return
-    why_not = _refusal(cluster, node, event)
+    why_not = _refusal(cluster, node, event, watched=not removed)
     if why_not is not None:
         cluster.tell("host.confirmation_refused", host=node, by=event.by, why=why_not.code)
         return
@@ -52,7 +52,9 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
         cluster.touch(node)
 
 
-def _refusal(cluster: Cluster, node: HostNode, event: DeathConfirmed) -> Reason | None:
+def _refusal(
+    cluster: Cluster, node: HostNode, event: DeathConfirmed, *, watched: bool
+) -> Reason | None:
     incident = node.record.incident
     if incident is None or incident.number != event.incident or incident.boot != event.boot:
         return reason("confirm.refused.other_incident")
@@ -60,6 +62,8 @@ def _refusal(cluster: Cluster, node: HostNode, event: DeathConfirmed) -> Reason 
         return reason("confirm.refused.proven_already")
     if event.force_reason is not None:
         return None
+    if not watched:
+        return reason("confirm.refused.unwatched")  # whatever it does, nobody would have seen it
     since = cluster.now - LIFE_MS
     if max(last_sign_ms(node), node.disks_changed_ms or 0) > since:
         return reason("confirm.refused.life_seen")

@@ -71,6 +71,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     investigated: bool = False
     asked_ms: Millis | None = None
     slot_ms: Millis | None = None
+    named_ms: Millis | None = None
     witnessed_ms: Millis | None = None
     poison_sent: bool = False
     power_accepted: OrderId | None = None

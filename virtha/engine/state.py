@@ -66,6 +66,7 @@ class HostNode:
         "investigated",
         "leaving_ms",
         "libvirt_answers",
+        "named_ms",
         "neighbours",
         "newcomer_round",
         "newcomers",
@@ -119,6 +120,8 @@ class HostNode:
         self.investigated = False
         """Witnesses are being asked about it."""
         self.asked_ms: Millis | None = None
+        self.named_ms: Millis | None = None
+        """When a slot or a neighbour's answer last named the present boot."""
         self.slot_ms: Millis | None = None
         self.witnessed_ms: Millis | None = None
         """Last authenticated answer of this boot to any neighbour (J2)."""

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from virtha.engine.records import Incident, Orders, Struck
 from virtha.engine.state import Cluster, HostNode
-from virtha.engine.verdict import last_sign_ms
+from virtha.engine.verdict import last_sign_of_boot_ms
 from virtha.model.vm import Reason
 
 UNSURE_MS = 600_000
@@ -63,7 +63,7 @@ def note_return(cluster: Cluster, other: HostNode) -> None:
 
 def _fell_ms(cluster: Cluster, other: HostNode) -> tuple[int, int]:
     """Between which moments; the same twice where it was heard to the last."""
-    sign_ms = last_sign_ms(other)
+    sign_ms = last_sign_of_boot_ms(other)
     began_ms = max(cluster.began_ms, other.observe_from_ms)
     suspect_ms = cluster.policy.detection.suspect_after_ms
     if sign_ms > began_ms + suspect_ms:

@@ -126,6 +126,12 @@ def last_sign_ms(node: HostNode) -> int:
     return max(node.sign_ms or 0, node.slot_ms or 0, node.witnessed_ms or 0)
 
 
+def last_sign_of_boot_ms(node: HostNode) -> int:
+    """The last sign that names the present boot. A host that is back in a boot that has not told us yet may renew its slot
+    already: whoever asks how long the present boot lived must not take that for its sign (P1)."""
+    return max(node.sign_ms or 0, node.named_ms or 0)
+
+
 def fell_ms(cluster: Cluster, node: HostNode) -> int:
     """Since when it is absent, also where a former leader saw that."""
     incident = node.record.incident

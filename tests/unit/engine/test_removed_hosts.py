@@ -43,7 +43,11 @@ def incident_of(play: Play, name: str = "h1") -> Incident:
 def confirm(play: Play, name: str = "h1", **changes: object) -> None:
     incident = incident_of(play, name)
     word = DeathConfirmed(
-        host_id=HostId(name), boot=incident.boot, incident=incident.number, by="admin"
+        host_id=HostId(name),
+        boot=incident.boot,
+        incident=incident.number,
+        by="admin",
+        force_reason="I pulled its plug",
     )
     play.inbox.append(msgspec.structs.replace(word, **changes))
     play.tick()
@@ -111,13 +115,15 @@ def test_a_word_about_something_else_is_refused(changes: dict[str, object]):
 
 
 @pytest.mark.bad_input
-def test_a_word_right_after_its_last_sign_is_refused_unless_forced():
+def test_a_word_is_refused_unless_forced_for_nobody_would_see_it_live():
     play = playing()
     remove(play)
-    confirm(play)
+    play.hosts["h1"].beating = True
+    play.advance(300_000)
+    confirm(play, force_reason=None)
     play.advance(10_000)
     refused = [one for one in play.notices if one.code == "host.confirmation_refused"]
-    assert [one.fields["why"] for one in refused] == ["confirm.refused.life_seen"]
+    assert [one.fields["why"] for one in refused] == ["confirm.refused.unwatched"]
     assert play.sent(StartCommand) == []
     play.hosts["h1"].cut()
     confirm(play, force_reason="I pulled its plug")

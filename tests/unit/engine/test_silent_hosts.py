@@ -1,17 +1,24 @@
 """Several silent hosts whose devices don't name them: what their readings prove together, and what not (P1, J6)."""
 
 import random
+from collections.abc import Callable
 
 import msgspec
 import pytest
 from engine_driver import TICK_MS, Play, PlayedHost, vm
 
-from virtha.engine.events import HostConfigured, MaintenanceChanged, PowerRead
+from virtha.engine.events import (
+    HostConfigured,
+    MaintenanceChanged,
+    NeighbourAnswered,
+    PowerRead,
+    SlotChanged,
+)
 from virtha.engine.permits import reads_off
 from virtha.engine.records import FeedProgress, OrderId
 from virtha.engine.struck import UNSURE_MS
-from virtha.model.evidence import IdentityMatch, PowerState
-from virtha.model.ids import HostId
+from virtha.model.evidence import Answer, IdentityMatch, PowerState
+from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.policy import FencingPolicy, Policy
 from virtha.model.power import PowerDeviceId, PowerFeed, PowerLevel
 
@@ -322,6 +329,56 @@ def read(play: Play, state: PowerState) -> None:
 
 
 @pytest.mark.req("F7")
+def seen_by_slot(play: Play, boot: str) -> None:
+    play.inbox.append(
+        SlotChanged(
+            witness=HostId("h3"),
+            subject=HostId("h2"),
+            storage_domain_id=StorageDomainId("ds1"),
+            boot=BootId(boot),
+        )
+    )
+
+
+def seen_by_neighbour(play: Play, _boot: str) -> None:
+    """Whose answer names no boot."""
+    play.inbox.append(
+        NeighbourAnswered(
+            subject=HostId("h2"),
+            witness=HostId("h3"),
+            network="lan",
+            answer=Answer.ALIVE,
+        )
+    )
+
+
+@pytest.mark.parametrize("seen", [seen_by_slot, seen_by_neighbour])
+@pytest.mark.parametrize("away_ms", [8_000, 90_000])
+def test_a_sign_that_names_another_boot_or_none_vouches_for_nobody(
+    away_ms: int, seen: Callable[[Play, str], None]
+):
+    """Swapped: our order struck h2 while h1 hangs. h2 is back, and is seen before its own session reaches us: that is no
+    sign of the boot in which it was asked, so it was not "on at the readings", and it did not fall just now."""
+    play = playing(protected=1)
+    rewire(play, ("h1", "h2"), ("h2", "h1"))
+    play.advance(30_000)
+    h1, h2 = play.hosts["h1"], play.hosts["h2"]
+    h1.hang()
+    play.until(lambda: not h2.powered)
+    play.advance(away_ms)
+    h2.boot_again()
+    h2.beating = h2.answers_neighbours = False
+    until_ms = play.now + 6_000
+    while play.now < until_ms:
+        seen(play, h2.boot)
+        play.tick()
+    h2.beating = h2.answers_neighbours = True
+    play.advance(200_000)
+    assert play.where("v1") == ["h1"]
+    assert h2.powered and h2.boots == 2
+    assert "fence.struck_another" in play.told()
+
+
 def test_one_reading_of_off_does_not_pass_the_brake():
     """Three hosts hang; the device of one says *off* once, by mistake."""
     play = playing(9, protected=9, fencing=FencingPolicy(brake_hosts=3))

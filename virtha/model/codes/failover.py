@@ -72,7 +72,8 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "host",
         "vms",
         "boot",
-        help="Make sure that it is off, then confirm its death for the incident of this event; or add it again, "
+        help="Make sure that it is off, then confirm its death for the incident of this event, forced with a "
+        "reason, for nobody watches it any more; or add it again, "
         "and it tells by itself what it runs.",
     ),
     # 3040: fencing

@@ -242,6 +242,13 @@ FAILOVER_REASONS: tuple[Code, ...] = (
     reason(6121, "confirm.refused.proven_already", INFO, "it is proven dead already"),
     reason(6122, "confirm.refused.life_seen", ERROR, "a witness saw it alive within a minute"),
     reason(6123, "confirm.refused.power_on", ERROR, "its power device says on"),
+    reason(
+        6125,
+        "confirm.refused.unwatched",
+        ERROR,
+        "it was removed, so nobody watches it: no sign of life could have been seen",
+        help="Look at the machine itself, then confirm with a reason (force); or add it again.",
+    ),
     # 6150: why a VM is not started yet
     reason(
         6150,
