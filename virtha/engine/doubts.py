@@ -83,7 +83,7 @@ def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
     """J3: after our own verified *off* a change blocks until readers found the disks quiet; no word is no quiet. So does
     one that was seen in the same silence before the *off*, for readings may come and go between two looks at the disks.
 
-    A leader that did not watch from the first order on has the disks watched anew, except where nobody can read them:
+    A leader that did not watch from the first order on, or had no reader yet when it did, has the disks watched anew, except where nobody can read them:
     no change is known then, and the readings prove by themselves.
     """
     if all(runs_elsewhere(cluster, vm, node) for vm in cluster.vms_held_by(node.id)):
@@ -99,9 +99,16 @@ def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
             return reason("proof.blocked.disks_change", quiet_ms=changed_ms)
         return reason("proof.waiting.disks", quiet=node.quiet_rounds, needed=rounds)
     unread = node.reader_rounds - node.quiet_rounds > 2 * rounds
-    if cluster.began_ms > fence.began_ms and not quiet and not unread:
+    blind = node.blind and cluster.now < readers_due_ms(cluster)
+    if (cluster.began_ms > fence.began_ms or blind) and not quiet and not unread:
         return reason("proof.waiting.disks", quiet=node.quiet_rounds, needed=rounds)
     return None
+
+
+def readers_due_ms(cluster: Cluster) -> int:
+    """By then agents that could read have come to a leader that has just begun, or are not coming: twice the longest
+    pause of a host, for the first attempt may have gone to a server that hangs (J1)."""
+    return cluster.began_ms + 2 * cluster.policy.detection.reconnect_ms
 
 
 class _Off(Value, frozen=True, kw_only=True):

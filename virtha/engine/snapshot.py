@@ -65,6 +65,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     quiet_rounds: int = 0
     rounds_asked: int = 0
     reader_rounds: int = 0
+    blind: bool = False
     round: int = 0
     newcomers: tuple[HostId, ...] = ()
     newcomer_round: int = 0

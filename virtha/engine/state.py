@@ -57,6 +57,7 @@ class HostNode:
     __slots__ = (
         "agent_alive",
         "asked_ms",
+        "blind",
         "broken_ms",
         "config",
         "contradicted",
@@ -111,6 +112,8 @@ class HostNode:
         self.rounds_asked = 0
         """In this suspicion; ``quiet_rounds`` of them came back without a change."""
         self.reader_rounds = 0
+        self.blind = False
+        """Nobody could be asked to read its disks, so soon after we began that this may change by itself (J3)."""
         """Those of them in which somebody was asked to read its disks."""
         self.round = 0
         self.newcomers: set[HostId] = set()
@@ -168,6 +171,7 @@ class HostNode:
         self.neighbours.clear()
         self.newcomers.clear()
         self.quiet_rounds = self.rounds_asked = self.reader_rounds = 0
+        self.blind = False
         self.asked_ms = self.power_asked_ms = None
         self.power.clear()
         self.off_since.clear()

@@ -1,5 +1,6 @@
 """One look at one host: judge it, ask what is still to be known, open or end its incident, go on fencing."""
 
+from virtha.engine.doubts import readers_due_ms
 from virtha.engine.drain import drain_reasons
 from virtha.engine.events import Investigate, ReadPower
 from virtha.engine.fencing import plan_fence
@@ -137,6 +138,8 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     reader = _reader(cluster, node, witnesses) if vms else None
     if reader is not None:
         node.reader_rounds += 1
+    elif vms and cluster.now < readers_due_ms(cluster):
+        node.blind = True
     cluster.order(
         Investigate(
             subject=node.id,

@@ -163,7 +163,14 @@ class Truth:
         )
 
     def _may_be_struck(self, host: SimHost) -> None:
-        """J2, J4: nobody is shot whom most of the others have seen alive for as long as evidence counts."""
+        """J2, J4: nobody is shot whom most of the others have seen alive for as long as evidence counts, where any of them has
+        a session to tell it by: an agent that takes the server for a second one has none (M1)."""
+        if not any(
+            self._world.connected(other)
+            for other in self._world.hosts.values()
+            if other is not host and self._answers(other)
+        ):
+            return
         since = self._seen_since.get(host.name)
         age_ms = self._world.server.policy.detection.evidence_max_age_ms
         if since is not None and self._answers(host) and self._world.kernel.now - since > age_ms:
