@@ -3,11 +3,21 @@
 import pytest
 from engine_driver import Play
 from engine_review_driver import playing
+from msgspec.structs import replace
 
-from virtha.engine.events import Command, DisksWatched, Investigate, OrderPower, Stalled
+from virtha.engine.events import (
+    Command,
+    DisksWatched,
+    Investigate,
+    OrderPower,
+    SaveHost,
+    SessionChanged,
+    Stalled,
+)
 from virtha.engine.machine import Verdict
 from virtha.engine.records import Incident
-from virtha.model.evidence import IdentityMatch, PowerState
+from virtha.model.evidence import IdentityMatch, PowerState, ProcessKind
+from virtha.model.ids import HostId
 
 pytestmark = pytest.mark.req("F2")
 
@@ -213,6 +223,30 @@ def test_rounds_without_a_reader_are_not_rounds_in_which_nobody_could_read() -> 
         host.beating = True
     really_off(play, readers)
     play.until(lambda: is_proven(play))
+
+
+def test_soon_after_a_leader_began_readers_are_waited_for() -> None:
+    """Guardians come to a new leader at once, agents some seconds later: until then nobody can say that the disks of a host
+    are written, whose BMC lies."""
+    play, readers = lying()
+    play.saved["host h1"] = SaveHost(record=replace(play.engine.records().hosts[0], incident=None))
+    play.new_leader()
+    readers.words, readers.changed = 0, True
+    for name, host in play.hosts.items():
+        host.agent_alive = False
+        down = SessionChanged(
+            host_id=HostId(name), process=ProcessKind.AGENT, boot=host.boot, up=False
+        )
+        play.inbox.append(down)
+    play.until(lambda: play.offs() == ["h1", "h1"])
+    play.advance(4_000)
+    assert readers.words == 0 and not is_proven(play)
+    for name, host in play.hosts.items():
+        if name != "h1":
+            host.agent_alive = True
+            play._greet(host)
+    play.advance(300_000)
+    assert readers.words and not is_proven(play)
 
 
 def test_quiet_looks_from_before_we_slept_do_not_count() -> None:
