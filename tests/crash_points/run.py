@@ -3,7 +3,8 @@
     python tests/crash_points/run.py [--all] [--jobs N] [--resume FILE] [NAME...]
 
 All points of the stories that are marked with ``crash-points``, and their end compared with the end without the strike; of
-the other stories a tenth of the points, the same tenth each time, and the checkers only. ``--all``: all points of those too.
+the other stories a tenth of the points, the same tenth each time, and the checkers only; of those that last longer than
+``LONG_MS`` a hundredth, for each strike is played to the end. ``--all``: all points of all stories.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from typing import NamedTuple
 from virtha.cli.run_journal import RunJournal, code_digest
 from virtha.cli.worker_pool import worker_pool
 from virtha.model.errors import VirthaError
-from virtha.scenario.language import parse
+from virtha.model.time import parse_duration_ms
+from virtha.scenario.language import Scenario, parse
 from virtha.sim.crash_points import Strike, is_marked, parse_strike, play_struck, play_untouched
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
-TENTH = 10
+TENTH, HUNDREDTH = 10, 100
+LONG_MS = 600_000
 PIECE = 100
 """Strikes that one process is given at a time: one play of the story up to the last, and each one's own end."""
 MARKED_MIN = 25
@@ -50,8 +53,14 @@ def plan(name: str, *, everything: bool) -> Plan:
     strikes = untouched.strikes
     if not marked and not everything and strikes:
         chance = random.Random(name)
-        strikes = tuple(chance.sample(strikes, -(-len(strikes) // TENTH)))
+        part = HUNDREDTH if _lasts_ms(scenario) > LONG_MS else TENTH
+        strikes = tuple(chance.sample(strikes, -(-len(strikes) // part)))
     return Plan(name, strikes, untouched.running)
+
+
+def _lasts_ms(scenario: Scenario) -> int:
+    advances = (step.words[0] for step in scenario.steps if step.verb == "advance")
+    return sum(parse_duration_ms(text, field="advance") for text in advances)
 
 
 def play(piece: Piece) -> list[tuple[str, str]]:
