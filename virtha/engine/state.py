@@ -495,10 +495,13 @@ class Cluster:
         self.plan_wanted = True
 
     def _note_newcomer(self, newcomer: HostNode) -> None:
-        """To every host that is silent: once each, so that one which comes and goes can't put off a fence for ever."""
+        """To every host that is silent. Again only after it was away for so long that what it saw before counts no more:
+        one which comes and goes can't put off a fence for ever."""
+        away_ms = self.now - self.fallen_ms.get(newcomer.id, self.now)
+        outdated = away_ms > self.policy.detection.evidence_max_age_ms
         for host_id in self.absent:
             node = self.hosts[host_id]
-            if newcomer.id not in node.newcomers:
+            if outdated or newcomer.id not in node.newcomers:
                 node.newcomers.add(newcomer.id)
                 node.newcomer_round = node.round
 
