@@ -214,7 +214,7 @@ class VmNode:
         """What source and target of its migration were last told by this process, and when."""
         self.asked_ms: Millis | None = None
         self.half: VmSeen | None = None
-        """Of a migration that the records have lost: what its target says that it awaits (``halves``)."""
+        """Of a migration that the records have lost: what its target or its source tells of it (``halves``)."""
         self.guest_agent: bool | None = None
         self.io_error = False
         self.reasons: tuple[Reason, ...] = ()
