@@ -1,11 +1,11 @@
 """Live migrations that the records have lost: the database was restored from before they were ordered (M2).
 
 Either side tells of one: the target that it awaits a copy, the source that it stands still until it is told how it goes
-on. Each names the other side's copy as its order did. Both may come to run it, so both are holders from then on (G1), and no
-start is given the incarnation of either (G4). When every host has told what it holds, and nobody but those two may hold
-the VM, the migration is put on record as one that nobody knows the end of, and goes on as such (``migration``, G6; ADR
-10): both sides are asked, a copy that was received whole may run when nobody else can hold the VM, the source when the target says
-that it never ran, and any other is given back.
+on. Each names the other side's copy as its order did. Who tells is a holder from then on (G1), and no start is given the
+incarnation that it has (G4). When every host has told what it holds, and nobody but those two may hold the VM, the migration
+is put on record, with both as holders, as one that nobody knows the end of, and goes on as such (``migration``, G6; ADR
+10): both sides are asked, a copy that was received whole may run when nobody else can hold the VM, the source when the
+target says that it never ran, and any other is given back.
 
 Nothing that was said or proven of other copies is taken for the end of its source: that would let the target run beside a
 host that the restored records don't name.
@@ -35,70 +35,66 @@ def half_seen(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> 
     assert event.awaited_by is not None, f"{node.config.name}: no half of a migration"
     if _is_on_record(node, event.awaited_by):
         return
-    _remember(cluster, node, event)
+    if node.half is None or _rank(event) >= _rank(node.half):
+        node.half = event
+    cluster.touch_vm(node)
     copy = _told_by(event)
     if _ends_start(node.record, copy):
         _hold(cluster, node, copy)
     elif not any(_same(one, copy) for one in node.record.copies):
         _hold(cluster, node, copy)
         cluster.tell("vm.migration_found", vm=node, host=host)
-    _hold_other(cluster, node, event)
+    _hold_unknown(cluster, node, event)
     if host.record.incident is not None or event.boot != host.record.boot:
         lose(cluster, node)  # it told before it was judged, or of a boot that has not begun
 
 
-def state_seen(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> None:
-    """A host told how the VM is there."""
-    _note_arrived(node, event)
-    if event.leaves_by is not None and event.other is not None:
-        _source_stands(cluster, node, host, event)
-
-
-def _source_stands(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> None:
-    """Of a migration on record that is nothing new."""
-    assert event.leaves_by is not None, f"{node.config.name}: no source of a migration"
-    if _is_on_record(node, event.leaves_by):
-        return
-    if node.half is None or _order(node.half) != event.leaves_by:
-        cluster.tell("vm.migration_source_found", vm=node, host=host)
-    _remember(cluster, node, event)
-    _hold_other(cluster, node, event)
-
-
-def _note_arrived(node: VmNode, event: VmSeen) -> None:
-    """Of a copy that is awaited no state is told: what that host tells of it now has run there. It may have been left
-    by another migration since, as whose source it stands still."""
-    half = node.half
-    if half is None or half.awaited_by is None or half.host_id != event.host_id:
-        return
-    if event.incarnation >= half.incarnation:
+def state_seen(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
+    """A host told how the VM is there. Of a copy that is awaited no state is told: it has run there since. It may have
+    been left by another migration, as whose source it stands still."""
+    half, stands = node.half, node.stands
+    if half is not None and half.host_id == event.host_id and event.incarnation >= half.incarnation:
         node.half = None
+    if stands is not None and stands.host_id == event.host_id:
+        node.stands = None  # told by an agent that had not said yet how it went on
+    if event.leaves_by is None or event.other is None or _is_on_record(node, event.leaves_by):
+        return
+    if node.stands is None or _rank(event) >= _rank(node.stands):
+        node.stands = event
+    cluster.touch_vm(node)
+    _hold_unknown(cluster, node, event)
 
 
 def note_side_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
     """Another host's copy is over while this one awaits its own: as of a migration on record, only a stop on purpose
     is meant for the VM."""
     half = node.half
-    if half is not None and (half.awaited_by is None or event.host_id != half.host_id):
+    if node.stands is not None or (half is not None and event.host_id != half.host_id):
         meant = event.cause is ReleaseCause.INTENDED
         given_back = GivenBack(host_id=event.host_id, cause=event.cause if meant else None)
         cluster.set_vm(node, given_back=given_back)
 
 
-def _remember(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
-    """The latest of them: it was ordered when the ones before were over. Of one and the same rather what its source
-    tells, which waits for an answer whatever becomes of the target."""
-    if node.half is None or _rank(event) >= _rank(node.half):
-        node.half = event
-    cluster.touch_vm(node)
-
-
 def _rank(event: VmSeen) -> tuple[int, bool]:
+    """The latest counts: it was ordered when the ones before were over. Of one and the same rather what its source tells,
+    which waits for an answer whatever becomes of the target."""
     _, target = _sides(event)
     return target.incarnation, event.leaves_by is not None
 
 
+def _forgotten(node: VmNode) -> VmSeen | None:
+    told = [one for one in (node.half, node.stands) if one is not None]
+    return max(told, key=_rank, default=None)
+
+
 # Holding
+
+
+def _hold_unknown(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
+    """No inventory tells of a host that is not configured (M2). Any other tells itself; what was told of it here may be of
+    long ago."""
+    if event.other is not None and event.other.host_id not in cluster.hosts:
+        _hold_other(cluster, node, event)
 
 
 def _hold_other(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
@@ -153,31 +149,38 @@ def _hold(cluster: Cluster, node: VmNode, copy: PossibleCopy) -> None:
 
 def look_at_half(cluster: Cluster, node: VmNode) -> None:
     """Puts the migration on record as soon as everybody who could know of it has told."""
-    half, record = node.half, node.record
-    assert half is not None
-    if _is_on_record(node, _order(half)) or _is_over(record, half):
-        node.half = None
-    elif record.start is None and cluster.awaited:
+    _drop_what_is_over(node)
+    half = _forgotten(node)
+    if half is None or node.record.start is not None:
+        return
+    if cluster.awaited:
         cluster.wake_vm(node, cluster.now + LOOK_EVERY_MS)
-    elif record.start is None:
-        _end_former_boots(cluster, node, half)
-        if _is_over(node.record, half):
-            node.half = None
-            return
-        source, others = _source_and_others(node.record, half)
-        _, target = _sides(half)
-        # A migration on record that it came after is over: its last side was this one's source.
-        migration = node.record.migration
-        last = migration is None or migration.incarnation < target.incarnation
-        if source is not None and not others and last:
-            _put_on_record(cluster, node, half, source)
-        else:
-            _tell_blocked(cluster, node)
+        return
+    source, others = _source_and_others(node.record, half)
+    _, target = _sides(half)
+    # A migration on record that it came after is over: its last side was this one's source.
+    migration = node.record.migration
+    last = migration is None or migration.incarnation < target.incarnation
+    if source is not None and not others and last:
+        _put_on_record(cluster, node, half, source)
+    else:
+        _tell_blocked(cluster, node)
+
+
+def _drop_what_is_over(node: VmNode) -> None:
+    """Put on record, or the copy of its host is over."""
+    for name in ("half", "stands"):
+        told: VmSeen | None = getattr(node, name)
+        if told is None:
+            continue
+        held = any(_same(one, _told_by(told)) for one in node.record.copies)
+        if not held or _is_on_record(node, _order(told)):
+            setattr(node, name, None)
 
 
 def why_half(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     """What keeps it from being put on record."""
-    half, record = node.half, node.record
+    half, record = _forgotten(node), node.record
     if half is None or record.start is not None or record.migration is not None:
         return ()  # what is under way gives its own
     if cluster.awaited:
@@ -198,14 +201,6 @@ def _tell_blocked(cluster: Cluster, node: VmNode) -> None:
         if node.blocked_told != why.code:
             node.blocked_told = why.code
             cluster.tell("vm.migration_unsettled", vm=node, why=why.code)
-
-
-def _is_over(record: VmRecord, half: VmSeen) -> bool:
-    """Nobody is left who waits. A source that stands tells so itself, whatever its target has said."""
-    source, target = _sides(half)
-    sides = (target,) if half.awaited_by is not None else (source, target)
-    held = (one for one in record.copies for side in sides if side and _same(one, side))
-    return next(held, None) is None
 
 
 def _source_and_others(
@@ -238,9 +233,12 @@ def _end_former_boots(cluster: Cluster, node: VmNode, half: VmSeen) -> None:
 
 def _put_on_record(cluster: Cluster, node: VmNode, half: VmSeen, source: PossibleCopy) -> None:
     _, target = _sides(half)
+    # Whatever the other side has given back, it is asked: a source may go on only if the target says that it never ran (G6).
+    _hold_other(cluster, node, half)
+    _end_former_boots(cluster, node, half)
     if half.leaves_by is not None:
-        # What it has given back it is asked once more: only if it never ran may the source go on (G6).
-        _hold_other(cluster, node, half)
+        source_host = cluster.hosts.get(source.host_id)
+        cluster.tell("vm.migration_source_found", vm=node, host=source_host)
     migration = Migration(
         order_id=_order(half),
         purpose=MovePurpose.OPERATOR,
@@ -262,7 +260,7 @@ def _put_on_record(cluster: Cluster, node: VmNode, half: VmSeen, source: Possibl
     if cluster.move_vm(
         node, VmTrigger.MOVE_FOUND, migration=migration, given_back=given_back, copies=copies
     ):
-        node.half = None
+        node.half = node.stands = None
         node.asked_words, node.asked_ms = (), None
 
 

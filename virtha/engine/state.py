@@ -194,6 +194,7 @@ class VmNode:
         "saved",
         "seen",
         "sent",
+        "stands",
         "state",
         "state_host",
     )
@@ -214,7 +215,9 @@ class VmNode:
         """What source and target of its migration were last told by this process, and when."""
         self.asked_ms: Millis | None = None
         self.half: VmSeen | None = None
-        """Of a migration that the records have lost: what its target or its source tells of it (``halves``)."""
+        """Of a migration that the records have lost: what its target says that it awaits (``halves``)."""
+        self.stands: VmSeen | None = None
+        """What its source says, which stands still."""
         self.guest_agent: bool | None = None
         self.io_error = False
         self.reasons: tuple[Reason, ...] = ()
