@@ -23,7 +23,7 @@ from virtha.model.power import PowerAction, PowerDeviceId, PowerLevel
 from virtha.model.proof import Proof
 from virtha.model.time import Millis
 from virtha.model.value import Fields, Value
-from virtha.model.vm import VmState
+from virtha.model.vm import PossibleCopy, VmState
 
 # What the operator configured
 
@@ -153,6 +153,10 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
     awaited_by: OrderId | None = None
     """Not how the VM is: its copy is to come there by that migration, or comes, and has not run there."""
+    leaves_by: OrderId | None = None
+    """It stands still there as that migration's source until it is told how it goes on."""
+    other: PossibleCopy | None = None
+    """The other side's copy of either, as its order named it. None: an agent of an earlier version."""
 
 
 class CopyGranted(Value, frozen=True, kw_only=True, tag="granted"):

@@ -14,7 +14,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.halves import half_seen, look_at_half, note_arrived, note_source_over, why_half
+from virtha.engine.halves import half_seen, look_at_half, note_side_over, state_seen, why_half
 from virtha.engine.holders import found, may_run
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
@@ -38,10 +38,11 @@ _UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRAS
 
 
 def look_at_vm(cluster: Cluster, node: VmNode) -> None:
-    if node.half is not None:
+    if node.half is None and node.stands is None:
+        _look_by_stage(cluster, node)
+    else:
         look_at_half(cluster, node)
-    _look_by_stage(cluster, node)
-    if node.half is not None:
+        _look_by_stage(cluster, node)
         node.reasons = (*node.reasons, *why_half(cluster, node))
 
 
@@ -515,8 +516,8 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         goes_down(cluster, host, event.boot)
     if node.record.migration is not None:
         note_given_back(cluster, node, event)
-    elif copies and node.half is not None:
-        note_source_over(cluster, node, event)
+    elif copies and (node.half is not None or node.stands is not None):
+        note_side_over(cluster, node, event)
     elif not copies:
         # Not by its incarnation: a move that was begun and failed has counted it up, and the copy stayed the one it was.
         _given_back(cluster, node, event)
@@ -549,7 +550,7 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.awaited_by is not None:
         half_seen(cluster, node, host, event)
         return
-    note_arrived(node, event)
+    state_seen(cluster, node, event)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
         found(cluster, node, host, event.incarnation, event.boot)

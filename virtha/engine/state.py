@@ -194,6 +194,7 @@ class VmNode:
         "saved",
         "seen",
         "sent",
+        "stands",
         "state",
         "state_host",
     )
@@ -215,6 +216,8 @@ class VmNode:
         self.asked_ms: Millis | None = None
         self.half: VmSeen | None = None
         """Of a migration that the records have lost: what its target says that it awaits (``halves``)."""
+        self.stands: VmSeen | None = None
+        """What its source says, which stands still."""
         self.guest_agent: bool | None = None
         self.io_error = False
         self.reasons: tuple[Reason, ...] = ()

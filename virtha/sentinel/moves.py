@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.facts import Awaited, MigrationReport, Released, Result
+from virtha.model.facts import Awaited, Leaving, MigrationReport, Released, Result
 from virtha.model.ids import Incarnation, OperationId, VmId
 from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration
 from virtha.model.time import Millis
@@ -67,7 +67,18 @@ def awaited_report(record: VmRecord) -> Awaited | None:
         migration_id=record.move.migration_id,
         vm_id=record.vm.id,
         incarnation=record.incarnation,
+        source=record.move.other,
     )
+
+
+def leaving_report(record: VmRecord) -> Leaving | None:
+    """Of a source that stands still: what it waits for. None: it waits for nobody's word."""
+    move = record.move
+    if move is None or move.other is None or not leaves(record):
+        return None
+    if not move.stood or record.state is not VmState.PAUSED:
+        return None
+    return Leaving(migration_id=move.migration_id, target=move.other)
 
 
 def leaves(record: VmRecord) -> bool:
@@ -132,6 +143,7 @@ def move_accepted(host: HostState, event: MoveAccepted) -> None:
         incarnation=event.target_incarnation,
         ends_ms=int(host.now) + event.deadline_ms,
         by=event.by,
+        other=event.target,
     )
     guarded.set(move=move, moves_to=event.target_incarnation, migrating=True)
     guarded.abort_sent = False
@@ -172,6 +184,7 @@ def arrival_accepted(host: HostState, event: ArrivalAccepted) -> None:
             incarnation=event.incarnation,
             ends_ms=event.ends_ms,
             by=event.by,
+            other=event.source,
         ),
     )
     guarded = old or Guarded(record, saved=None)

@@ -220,7 +220,7 @@ class Failover:
         self._offered[host] = fact.sequence
         carried_by = self._gateway.agent_boot(host)
         match fact.body:
-            case VmReport() as report:
+            case VmReport(leaves=leaves) as report:
                 self.leader.offer(
                     VmSeen(
                         host_id=host_id,
@@ -230,18 +230,21 @@ class Failover:
                         incarnation=report.incarnation,
                         state=report.state,
                         guest_agent=report.guest_agent,
+                        leaves_by=None if leaves is None else OrderId(leaves.migration_id),
+                        other=None if leaves is None else leaves.target,
                     )
                 )
-            case Awaited(vm_id=vm_id, incarnation=incarnation, migration_id=migration_id):
+            case Awaited() as half:
                 self.leader.offer(
                     VmSeen(
                         host_id=host_id,
                         boot=fact.boot,
                         carried_by=carried_by,
-                        vm_id=vm_id,
-                        incarnation=incarnation,
+                        vm_id=half.vm_id,
+                        incarnation=half.incarnation,
                         state=VmState.STARTING,
-                        awaited_by=OrderId(migration_id),
+                        awaited_by=OrderId(half.migration_id),
+                        other=half.source,
                     )
                 )
             case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):

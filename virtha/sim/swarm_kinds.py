@@ -415,7 +415,13 @@ KINDS: tuple[Kind, ...] = (
     Kind("libvirt restarted", 3, 4, _libvirt_away),
     Kind("starts fail", 3, 4, lambda d: [f"fail-starts {d.host} {d.one('1', '2')}"]),
     Kind("starts without result", 2, 4, lambda d: [f"blind-starts {d.host} 1"]),
-    Kind("start hangs", 3, 4, lambda d: [f"slow-start {d.host} {d.one('5s', '20s', '90s')}"]),
+    Kind(
+        "start hangs",
+        3,
+        4,
+        lambda d: [f"slow-start {d.host} {d.one('5s', '20s', '90s')}"],
+        hides=True,
+    ),
     Kind("grants wiped", 2, 2, lambda d: [f"empty-run {d.host}"]),
     # Guests and their processes
     Kind("QEMU killed", 4, 18, lambda d: [f"kill-qemu {d.vm}"]),

@@ -330,6 +330,26 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "and {vm} goes on where it can.",
     ),
     event(
+        3123,
+        "vm.migration_source_found",
+        WARNING,
+        "{vm} stands still on {host}, which was to move it by a move that is not on record",
+        "vm",
+        "host",
+        help="The database was restored from before that move was ordered. Nothing is to be done: the host that it was to "
+        "go to is asked, and {vm} goes on where it can.",
+    ),
+    event(
+        3124,
+        "vm.migration_unsettled",
+        ERROR,
+        "A move of {vm} that is not on record can't be settled: {why}",
+        "vm",
+        "why",
+        help="`virtha explain` names the hosts that may hold {vm}. Look at them; end the copies that are out of date, "
+        "or have the missing host join again.",
+    ),
+    event(
         3118,
         "vm.migration_contradicted",
         ALERT,
