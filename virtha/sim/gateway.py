@@ -19,6 +19,7 @@ from virtha.sim.kernel import Actor, Kernel
 from virtha.sim.line import INSTALLATION, SERVER, Line
 from virtha.sim.network import End, Network
 from virtha.sim.server import PendingOrder, SimServer
+from virtha.wire.hellos import followed_elsewhere
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -66,6 +67,8 @@ class _HostLine:
         self.first_hello: tuple[int, BootId, int] | None = None
         """(timeline, boot, the last fact written by then): since when its inventories count (M2)."""
         self.resent: BootId | None = None
+        self.told: set[PeerRole] = set()
+        """Processes of it that this server told its term."""
 
     @property
     def agent(self) -> _Peer | None:
@@ -90,6 +93,8 @@ class SimGateway:
         self.failover: Failover | None = None
         """The engine's side, where this world has one."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
+        self.on_later_term: Callable[[], None] = lambda: None
+        """This server's term is over, for a host followed a later one, which its records did not know."""
 
     # The process
 
@@ -178,9 +183,14 @@ class SimGateway:
     def _hello(self, peer: _Peer, line: _HostLine, hello: Hello) -> None:
         server, host = self._server, str(hello.host_id)
         acknowledged = 0
+        elsewhere = followed_elsewhere(hello, told=line.told, term=server.term)
+        if server.followed(elsewhere) and self.failover is not None:
+            self.on_later_term()
+            return
+        line.told.add(hello.role)
         if hello.role is PeerRole.AGENT:
             last = hello.fact_sequence_last
-            acknowledged = server.hello(host, boot=hello.boot, term_seen=hello.term_seen, last=last)
+            acknowledged = server.hello(host, boot=hello.boot, last=last)
             if line.first_hello is None or line.first_hello[:2] != (server.timeline, hello.boot):
                 line.first_hello = (server.timeline, hello.boot, max(last, acknowledged))
         older = line.sessions.get(hello.role)
