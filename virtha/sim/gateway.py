@@ -19,7 +19,7 @@ from virtha.sim.kernel import Actor, Kernel
 from virtha.sim.line import INSTALLATION, SERVER, Line
 from virtha.sim.network import End, Network
 from virtha.sim.server import PendingOrder, SimServer
-from virtha.wire.hellos import followed_elsewhere
+from virtha.wire.hellos import PresentBoot, followed_elsewhere
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -51,6 +51,8 @@ class _Peer:
         self.session = session
         self.host_line = host_line
         self.line: Line
+        self.number = 0
+        """Counted up as they are accepted."""
         self.role: PeerRole | None = None
 
 
@@ -64,6 +66,7 @@ class _HostLine:
         self.agent_seen: int | None = None
         self.settings_revision = 0
         self.boot: BootId | None = None
+        self.present = PresentBoot()
         self.first_hello: tuple[int, BootId, int] | None = None
         """(timeline, boot, the last fact written by then): since when its inventories count (M2)."""
         self.resent: BootId | None = None
@@ -88,6 +91,7 @@ class SimGateway:
         self.instance = f"instance-{number}"
         self._lines: dict[str, _HostLine] = {}
         self._peers: dict[_Peer, None] = {}
+        self._opened_last = 0
         self._began_ms = kernel.now
         self.running = False
         self.failover: Failover | None = None
@@ -143,6 +147,8 @@ class SimGateway:
         session = ServerSession(HostId(end.peer_name), now=self._now())
         peer = _Peer(session, self.line_of(end.peer_name))
         self._peers[peer] = None
+        self._opened_last += 1
+        peer.number = self._opened_last
         peer.line = Line(
             self._kernel,
             self._now,
@@ -182,6 +188,12 @@ class SimGateway:
 
     def _hello(self, peer: _Peer, line: _HostLine, hello: Hello) -> None:
         server, host = self._server, str(hello.host_id)
+        if not line.present.takes(hello.boot, opened=peer.number, opened_last=self._opened_last):
+            peer.session.refuse("wire.refused.overtaken", "another boot was heard since")
+            return
+        for other in list(line.sessions.values()):
+            if other.session.hello is not None and other.session.hello.boot != hello.boot:
+                other.line.close("wire.closed.replaced")
         acknowledged = 0
         elsewhere = followed_elsewhere(hello, told=line.told, term=server.term)
         if server.followed(elsewhere) and self.failover is not None:
