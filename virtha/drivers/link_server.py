@@ -39,7 +39,7 @@ class ServerLinkEvents(Protocol):
 class ServerConnection(Connection):
     """One host's connection. After ``on_hello`` the gateway keeps what it knows in ``owner``."""
 
-    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "owner")
+    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "number", "owner")
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class ServerConnection(Connection):
         self.host_id: HostId | None = None
         self.certificate_serial = ""
         self.owner: object = None
+        self.number = 0
+        """Counted up as they are accepted, each before its handshake is answered."""
 
     @property
     def wire(self) -> ServerSession:
@@ -113,6 +115,8 @@ class ServerLink:
         self._handshakes: set[ServerConnection] = set()
         self._server: asyncio.Server | None = None
         self._all_gone = asyncio.Event()
+        self.opened_last = 0
+        """The number of the connection that was accepted last."""
 
     async def listen(self, host: str, port: int) -> int:
         """Returns the port (useful with 0). Raises OSError when the address can't be had."""
@@ -141,6 +145,8 @@ class ServerLink:
     # For the connections
 
     def begun(self, connection: ServerConnection) -> None:
+        self.opened_last += 1
+        connection.number = self.opened_last
         self._connections.add(connection)
         self._handshakes.add(connection)
         if len(self._handshakes) > HANDSHAKES_MAX:

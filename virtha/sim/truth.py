@@ -11,6 +11,7 @@ from virtha.model.codes import REGISTRY
 from virtha.model.ids import BootId, HostId, Term, VmId
 from virtha.model.proof import Proof, ProofKind
 from virtha.sim.checkers import Checkers, Violation
+from virtha.sim.engine_table import Lead
 from virtha.sim.host import SimHost
 from virtha.sim.network import Network
 from virtha.sim.power import Mood, PowerDevice
@@ -30,7 +31,7 @@ class Truth:
     def __init__(self, world: World, checkers: Checkers) -> None:
         self._world = world
         self._checkers = checkers
-        self._term = Term(0)
+        self._lead = Lead(0, Term(0))
         self._seen_since: dict[str, int] = {}
         """Hosts that most of the others can reach, and since when."""
         self._lease_proofs: set[Proof] = set()
@@ -51,11 +52,12 @@ class Truth:
         if vm_id not in self._checkers.outside:
             raise Violation(f"disk of {vm_id} at {self._world.kernel.now}: {what}")
 
-    def written_under(self, term: Term, intents: Sequence[Intent]) -> None:
-        """M1: once a later term has begun, nothing of an earlier one is written."""
-        if term < self._term:
-            raise Violation(f"records were written under term {term} after {self._term}")
-        self._term = term
+    def written_under(self, lead: Lead, intents: Sequence[Intent]) -> None:
+        """M1: once a later term has begun, nothing of an earlier one is written; nor, in the timeline of a restored
+        database, anything of one before it, where terms may have the same numbers."""
+        if lead < self._lead:
+            raise Violation(f"records were written under {_shown(lead)} after {_shown(self._lead)}")
+        self._lead = lead
         for intent in intents:
             if isinstance(intent, SaveHost) and intent.record.incident is not None:
                 self._fence_written(intent.record.host_id, intent.record.incident.fence)
@@ -81,10 +83,10 @@ class Truth:
 
     # Starts need proof for every holder (G1)
 
-    def command_given(self, term: Term, command: Command) -> None:
+    def command_given(self, lead: Lead, command: Command) -> None:
         """Agents refuse what an earlier term orders; power devices know of no terms."""
         match command:
-            case StartCommand() if term == self._world.server.term:
+            case StartCommand() if lead == self._world.server.lead:
                 self._start_given(command)
             case _:
                 pass
@@ -212,3 +214,7 @@ class Truth:
 
 def _joined(network: Network, one: str, other: str) -> bool:
     return network.link(one, other).carries and network.link(other, one).carries
+
+
+def _shown(lead: Lead) -> str:
+    return f"term {lead.term}" + (f" of timeline {lead.timeline}" if lead.timeline else "")

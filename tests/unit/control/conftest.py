@@ -176,7 +176,7 @@ class PlayedHost:
             self.id,
             boot=self.boot,
             certificate_serial=self.serial,
-            term_seen=0,
+            term_elsewhere=0,
             fact_sequence_last=self.sequence,
         )
         self.world.links.connected.add(self.id)
