@@ -119,8 +119,9 @@ def start_ended(host: HostState, event: StartEnded) -> None:
                 # It ran, yet the start is said to have failed: libvirt knows.
                 host.list_wanted = True
         case Result.UNKNOWN:
-            # Neither success nor failure: the list decides.
-            guarded.move(Trigger.UNCLEAR)
+            # Neither success nor failure: the list decides. Where its end was seen meanwhile, that says more.
+            if guarded.record.state is not VmState.DOWN:
+                guarded.move(Trigger.UNCLEAR)
             host.list_wanted = True
 
 
