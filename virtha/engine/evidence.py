@@ -3,7 +3,7 @@
 The time of every piece of evidence is that of its receipt: no two clocks are compared.
 """
 
-from virtha.engine.early import is_kept, replaced, tells_of_now
+from virtha.engine.early import is_kept, replaced, session_began, tells_of_now
 from virtha.engine.events import (
     BeatSeen,
     DisksWatched,
@@ -52,6 +52,8 @@ def session_changed(cluster: Cluster, event: SessionChanged) -> None:
     if event.up:
         if not of_this_boot(cluster, node, event.boot, via=_SESSION):
             return
+        if node.sessions.get(event.process) != event.boot:
+            session_began(cluster, node)
         node.sessions[event.process] = event.boot
         if event.process is ProcessKind.AGENT:
             node.agent_alive = True
