@@ -14,7 +14,7 @@ from virtha.engine.events import (
     SessionChanged,
     SlotChanged,
 )
-from virtha.engine.holders import found
+from virtha.engine.holders import surveyed_there
 from virtha.engine.incident import of_this_boot, sign_of_life
 from virtha.engine.machine import Verdict
 from virtha.engine.state import Cluster, HostNode, VmNode
@@ -99,7 +99,7 @@ def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
         for vm_id in sorted(event.active):
             vm = cluster.vms.get(vm_id)
             if vm is not None and not _may_hold(node, vm, event.boot):
-                found(cluster, vm, node, vm.record.incarnation, event.boot)
+                surveyed_there(cluster, vm, node, event.boot)
     if not now:
         return
     replaced(node, event)

@@ -7,6 +7,7 @@ a copy that was received whole may run when nobody else can hold the VM, and any
 """
 
 from virtha.engine.events import CopyReleased, VmSeen
+from virtha.engine.holders import incarnation_told, same_copy
 from virtha.engine.incident import STILL_WANTED, lose
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, VmRecord
@@ -30,11 +31,12 @@ def half_seen(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> 
     copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
     if _ends_start(node.record, copy):
         _hold(cluster, node, copy)
-    elif not any(_same(one, copy) for one in node.record.copies):
+    elif not any(same_copy(one, copy) for one in node.record.copies):
         _hold(cluster, node, copy)
         cluster.tell("vm.migration_found", vm=node, host=host)
     if host.record.incident is not None or event.boot != host.record.boot:
         lose(cluster, node)  # it told before it was judged, or of a boot that has not begun
+    incarnation_told(cluster, node, copy)
 
 
 def note_arrived(node: VmNode, event: VmSeen) -> None:
@@ -91,7 +93,7 @@ def look_at_half(cluster: Cluster, node: VmNode) -> None:
     half, record = node.half, node.record
     assert half is not None and half.awaited_by is not None
     mine = PossibleCopy(host_id=half.host_id, incarnation=half.incarnation, boot=half.boot)
-    others = [one for one in record.copies if not _same(one, mine)]
+    others = [one for one in record.copies if not same_copy(one, mine)]
     held = len(others) < len(record.copies)
     if record.migration is not None or not held:
         node.half = None  # on record, or over
@@ -160,11 +162,6 @@ def _name(cluster: Cluster, host_id: HostId) -> str:
 def _boot_of(cluster: Cluster, host_id: HostId) -> BootId:
     host = cluster.hosts.get(host_id)
     return BootId("") if host is None or host.record.boot is None else host.record.boot
-
-
-def _same(one: PossibleCopy, other: PossibleCopy) -> bool:
-    same = (one.host_id, one.incarnation) == (other.host_id, other.incarnation)
-    return same and one.boot in (None, other.boot)
 
 
 def _is_former(one: PossibleCopy, half: PossibleCopy) -> bool:
