@@ -45,6 +45,7 @@ ENGINE_PLAYS = tuple(
         "disks_watched_anew",
         "given_back",
         "boots_nobody_heard_of",
+        "guessed_incarnations",
         "removed_hosts",
         "hold_and_ignore",
         "lease_domains",

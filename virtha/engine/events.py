@@ -106,7 +106,11 @@ class BeatSeen(Value, frozen=True, kw_only=True, tag="beat"):
 
 
 class SessionChanged(Value, frozen=True, kw_only=True, tag="session"):
-    """``broken``: the connection was seen to break (reset, closed), rather than to fall silent."""
+    """``broken``: the connection was seen to break (reset, closed), rather than to fall silent.
+
+    One host's sessions and beats are told in the order in which they were, whichever gateway has them; and none of a boot
+    after a fact or grant of a later one, unless that names its carrier. So a leader is given what it finds recorded before
+    any session (P4)."""
 
     host_id: HostId
     process: ProcessKind
@@ -144,7 +148,8 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     host_id: HostId
     boot: BootId
     carried_by: BootId | None = None
-    """The boot whose session brought it: of another boot than that, it tells of one that is over (P4). None: not known."""
+    """The boot whose session brought it: of another boot than that, it tells of one that is over (P4). None: not known, as
+    of those that a leader finds recorded."""
     vm_id: VmId
     incarnation: Incarnation
     state: VmState

@@ -14,6 +14,7 @@ host that the restored records don't name.
 from msgspec.structs import replace
 
 from virtha.engine.events import CopyReleased, VmSeen
+from virtha.engine.holders import incarnation_told, same_copy
 from virtha.engine.incident import STILL_WANTED, boot_passed, lose, reconcile
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, OrderId, VmRecord
@@ -41,12 +42,13 @@ def half_seen(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> 
     copy = _told_by(event)
     if _ends_start(node.record, copy):
         _hold(cluster, node, copy)
-    elif not any(_same(one, copy) for one in node.record.copies):
+    elif not any(same_copy(one, copy) for one in node.record.copies):
         _hold(cluster, node, copy)
         cluster.tell("vm.migration_found", vm=node, host=host)
     _hold_unknown(cluster, node, event)
     if host.record.incident is not None or event.boot != host.record.boot:
         lose(cluster, node)  # it told before it was judged, or of a boot that has not begun
+    incarnation_told(cluster, node, copy)
 
 
 def state_seen(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
@@ -100,7 +102,7 @@ def _hold_unknown(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
 def _hold_other(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
     """Until it says itself that it doesn't, or is proven dead: what it said before the restore is forgotten."""
     other = event.other
-    if other is None or any(_same(one, other) for one in node.record.copies):
+    if other is None or any(same_copy(one, other) for one in node.record.copies):
         return
     host = cluster.hosts.get(other.host_id)
     if host is not None:
@@ -173,7 +175,7 @@ def _drop_what_is_over(node: VmNode) -> None:
         told: VmSeen | None = getattr(node, name)
         if told is None:
             continue
-        held = any(_same(one, _told_by(told)) for one in node.record.copies)
+        held = any(same_copy(one, _told_by(told)) for one in node.record.copies)
         if not held or _is_on_record(node, _order(told)):
             setattr(node, name, None)
 
@@ -209,9 +211,9 @@ def _source_and_others(
     """Where it comes from, and who else may hold it. An agent of an earlier version does not say where from: then the only
     other holder is it; None: there is none, so a host may run it that the restored records don't name."""
     source, target = _sides(half)
-    others = [one for one in record.copies if not _same(one, target)]
+    others = [one for one in record.copies if not same_copy(one, target)]
     if source is not None:
-        return source, [one for one in others if not _same(one, source)]
+        return source, [one for one in others if not same_copy(one, source)]
     if len(others) == 1 and others[0].host_id != target.host_id:
         return others[0], []
     return None, others
@@ -226,7 +228,7 @@ def _end_former_boots(cluster: Cluster, node: VmNode, half: VmSeen) -> None:
             continue
         boot = host.record.boot
         tells = host.verdict is Verdict.ALIVE and host.survey.boot == boot
-        held = any(_same(one, side) for one in node.record.copies)
+        held = any(same_copy(one, side) for one in node.record.copies)
         if held and tells and boot is not None and side.boot not in (boot, *host.record.dead_boots):
             boot_passed(cluster, host, side.boot, boot)
 
@@ -255,7 +257,8 @@ def _put_on_record(cluster: Cluster, node: VmNode, half: VmSeen, source: Possibl
     if given_back is not None and given_back.cause in STILL_WANTED:
         given_back = None  # its source went down in order: that says nothing against it
     copies = tuple(
-        replace(one, boot=source.boot) if _same(one, source) else one for one in node.record.copies
+        replace(one, boot=source.boot) if same_copy(one, source) else one
+        for one in node.record.copies
     )
     if cluster.move_vm(
         node, VmTrigger.MOVE_FOUND, migration=migration, given_back=given_back, copies=copies
@@ -298,11 +301,6 @@ def _name(cluster: Cluster, host_id: HostId) -> str:
 def _boot_of(cluster: Cluster, host_id: HostId) -> BootId:
     host = cluster.hosts.get(host_id)
     return BootId("") if host is None or host.record.boot is None else host.record.boot
-
-
-def _same(one: PossibleCopy, other: PossibleCopy) -> bool:
-    same = (one.host_id, one.incarnation) == (other.host_id, other.incarnation)
-    return same and one.boot in (None, other.boot)
 
 
 def _is_former(one: PossibleCopy, half: PossibleCopy) -> bool:

@@ -94,8 +94,9 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
 
 
 def boot_passed(cluster: Cluster, node: HostNode, over: BootId, later: BootId) -> None:
-    """``later``'s session brought facts of ``over``, which was never the present boot here: a boot between two others,
-    that nobody heard of before (P4). It says nothing of the present one, nor of copies without a boot."""
+    """``later``'s session brought facts of ``over``, or began after they had come. That was never the present boot here:
+    a boot between two others, that nobody heard of before (P4). It says nothing of the present one, nor of copies without
+    a boot."""
     assert over != node.record.boot, f"{node.config.name}: only a live sign ends the present boot"
     _bury(node, over)
     cluster.changed_hosts.add(node.id)

@@ -277,6 +277,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     incarnation: Incarnation = Incarnation(0)
     copies: tuple[PossibleCopy, ...] = ()
     """Every incarnation that some host may hold (G1), the present one included."""
+    guessed: tuple[PossibleCopy, ...] = ()
+    """Those of them whose incarnation is a guess: a survey named the VM, and which start that was the host is yet to tell."""
     stage: VmStage = VmStage.SETTLED
     start: Start | None = None
     proofs: tuple[Proof, ...] = ()

@@ -15,7 +15,7 @@ from virtha.engine.events import (
     VmSeen,
 )
 from virtha.engine.halves import half_seen, look_at_half, note_side_over, state_seen, why_half
-from virtha.engine.holders import found, may_run
+from virtha.engine.holders import found, incarnation_told, may_run, why_held
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, note_given_back, side_seen
@@ -72,8 +72,10 @@ def _look_by_stage(cluster: Cluster, node: VmNode) -> None:
 def _why_down(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     """Of a settled VM that should be up and that nobody holds: its former host may be gone, so it is told here."""
     record, given_back = node.record, node.record.given_back
-    if record.copies or not node.protected or record.incarnation == 0:
+    if not node.protected or record.incarnation == 0:
         return ()
+    if record.copies:
+        return why_held(cluster, node)
     if given_back is None:
         # Its protection was turned on, or on again, after its host had died.
         return (reason("recovery.not_due.unprotected"),)
@@ -551,6 +553,8 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
         half_seen(cluster, node, host, event)
         return
     state_seen(cluster, node, event)
+    told = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    incarnation_told(cluster, node, told)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
         found(cluster, node, host, event.incarnation, event.boot)

@@ -388,7 +388,10 @@ class Cluster:
     def set_vm(self, node: VmNode, **changes: Any) -> None:
         """Change its record, and the index of who may hold it."""
         before = {copy.host_id for copy in node.record.copies}
-        node.record = replace(node.record, **changes)
+        record = node.record = replace(node.record, **changes)
+        if record.guessed and not set(record.guessed) <= set(record.copies):
+            left = tuple(one for one in record.guessed if one in record.copies)
+            node.record = replace(record, guessed=left)
         after = {copy.host_id for copy in node.record.copies}
         if before - after:
             self.plan_wanted = True  # there is room now

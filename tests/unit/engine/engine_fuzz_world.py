@@ -124,6 +124,7 @@ class Judge:
             case SessionChanged(up=True):
                 self._sign(event.host_id, event.boot)
                 self._boot(event.host_id, event.boot)
+                self._session(event.host_id, event.boot)
             case SlotChanged() | NeighbourAnswered(answer=Answer.ALIVE):
                 self._sign(event.subject, event.boot or self.boots.get(event.subject, ""))
             case VmSeen() if event.state not in (VmState.DOWN, VmState.UNKNOWN):
@@ -179,6 +180,12 @@ class Judge:
             self.boots[host] = boot
             if former is not None:
                 self.dead.add((host, former))
+
+    def _session(self, host: str, boot: str) -> None:
+        """P4: what told of another boot came before, and names no session that brought it. Also where one stood already."""
+        if self.boots[host] == boot:
+            told = {(host, one.boot) for one in self.copies if one.host == host}
+            self.dead |= told - {(host, boot)}
 
     def _add(self, copy: Copy) -> None:
         """What a host says that was removed is not heard: its session was closed, its certificate ended."""
