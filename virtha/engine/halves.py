@@ -10,6 +10,7 @@ from virtha.engine.events import CopyReleased, VmSeen
 from virtha.engine.incident import STILL_WANTED, lose
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, VmRecord
+from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import BootId, HostId, Incarnation
@@ -109,8 +110,7 @@ def why_half(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     if half is None:
         return ()
     if cluster.awaited:
-        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
-        return (reason("recovery.waiting.inventory", hosts=names),)
+        return why_inventory(cluster)
     if len(node.record.copies) == 1:
         return (reason("migration.blocked.source_unknown", host=_name(cluster, half.host_id)),)
     return ()

@@ -76,6 +76,15 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "reason, for nobody watches it any more; or add it again, "
         "and it tells by itself what it runs.",
     ),
+    event(
+        3011,
+        "host.judged_anew",
+        WARNING,
+        "{host} was judged dead before the database was restored; it may have come back since, so it is judged anew",
+        "host",
+        help="Nothing starts before it has told what it runs, or is proven dead once more. Where it can't be fenced, make "
+        "sure that it is off and confirm its death.",
+    ),
     # 3040: fencing
     event(3040, "fence.began", WARNING, "Fencing {host}: {action}", "host", "action"),
     event(3041, "fence.blinked", INFO, "The identify light of {host} was lit", "host"),

@@ -293,6 +293,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "why",
         help="Look at the host's own reasons. Make sure that it is off, then confirm it.",
     ),
+    reason(
+        6158,
+        "recovery.waiting.restored",
+        ERROR,
+        "{host} has told nothing since the database was restored, is silent, and not proven dead: it may run it",
+        "host",
+        help="Its own reasons say why it is not fenced. Bring it back; or make sure that it is off and confirm its death.",
+    ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),
     reason(
