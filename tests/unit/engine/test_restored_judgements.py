@@ -17,7 +17,7 @@ from virtha.engine.events import (
     StartCommand,
 )
 from virtha.engine.machine import Verdict
-from virtha.engine.records import Fence, FenceStep
+from virtha.engine.records import Fence, FenceStep, VmStage
 from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.policy import FencingAction, FencingPolicy, PermissionGrade
 from virtha.model.proof import Proof, ProofKind
@@ -25,10 +25,10 @@ from virtha.model.proof import Proof, ProofKind
 pytestmark = pytest.mark.req("F4", "F9")
 
 
-def restored(play: Play) -> None:
+def restored(play: Play, timeline: str = "restored") -> None:
     """A leader begins in another timeline of the database; nobody has told anything in it."""
     play.configs = [
-        msgspec.structs.replace(one, untold=True, timeline="restored") for one in play.configs
+        msgspec.structs.replace(one, untold=True, timeline=timeline) for one in play.configs
     ]
     play.new_leader()
 
@@ -69,6 +69,18 @@ def test_a_proof_of_the_restored_records_is_not_believed():
     play.until(lambda: play.where("v1") != [])
 
 
+def test_a_proof_of_an_earlier_timeline_is_not_believed():
+    """Restored twice: h2 was proven dead in between."""
+    play = named(playing(5))
+    restored(play, "first")
+    h2_is_dead(play)
+    lives_unseen(play)
+    restored(play, "second")
+    play.hosts["h1"].cut()
+    play.advance(300_000)
+    assert play.where("v1") == [] and play.verdict("h2") is Verdict.DEAD_UNPROVEN
+
+
 def test_it_is_proven_dead_anew_as_soon_as_a_vm_waits_for_it():
     play = h2_is_dead(named(playing(5)))
     restored(play)
@@ -99,9 +111,10 @@ def test_a_host_that_the_records_call_alive_is_fenced_for_those_that_wait_for_it
 def test_it_is_not_fenced_for_vms_whose_grade_forbids_it():
     play = h2_is_dead(named(playing(5, vms=[vm("v1", grade=PermissionGrade.MOVE), vm("v2")])))
     restored(play)
-    play.hosts["h1"].cut()
+    play.hosts["h1"].boot_again()
     play.advance(120_000)
-    assert play.offs() == ["h2"]
+    assert play.vm_record("v1").stage is VmStage.READY and play.offs() == ["h2"]
+    assert play.why_vm("v1") == ["recovery.waiting.inventory", "recovery.waiting.restored"]
 
 
 def test_readings_from_before_the_restore_prove_nothing():

@@ -73,8 +73,8 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "vms",
         "boot",
         help="Make sure that it is off, then confirm its death for the incident of this event, forced with a "
-        "reason, for nobody watches it any more; or add it again, "
-        "and it tells by itself what it runs.",
+        "reason, for nobody watches it any more. A machine that joins again is another host here: what it tells says nothing "
+        "of its former one.",
     ),
     event(
         3011,

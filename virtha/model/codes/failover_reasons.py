@@ -247,7 +247,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "confirm.refused.unwatched",
         ERROR,
         "it was removed, so nobody watches it: no sign of life could have been seen",
-        help="Look at the machine itself, then confirm with a reason (force); or add it again.",
+        help="Look at the machine itself, then confirm with a reason (force).",
     ),
     # 6150: why a VM is not started yet
     reason(
@@ -282,7 +282,8 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         ERROR,
         "{hosts} may still run it and was removed before that was disproved: nobody watches it any more",
         "hosts",
-        help="Make sure that it is off, then confirm its death; or add it again.",
+        help="Make sure that it is off, or that the machine has rebooted, then confirm its death. Joined again it is another "
+        "host here.",
     ),
     reason(
         6157,
