@@ -71,7 +71,7 @@ def bars_starts(cluster: Cluster, node: HostNode) -> bool:
     if not node.untold or node.told_ms is not None or node.id not in cluster.awaited:
         return False
     return any(
-        (vm.record.stage is VmStage.READY or vm.half is not None)
+        (vm.record.stage in (VmStage.LOST, VmStage.READY) or vm.half is not None)
         and vm.protected
         and vm.config.grade in (None, PermissionGrade.FENCE)
         for vm in cluster.vms.values()
