@@ -46,6 +46,8 @@ class EngineHost(Value, frozen=True, kw_only=True):
     """This very server runs on it: never fenced by us (J4)."""
     untold: bool = False
     """It has not told what it runs since the database was restored, or another was put in its place (M2)."""
+    timeline: str = ""
+    """Which database this is: another one after each restore. Empty: not known, so no record is believed to be of it."""
 
 
 class EngineVm(Value, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from virtha.engine.incident import STILL_WANTED, boot_passed, lose, reconcile
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, OrderId, VmRecord
 from virtha.engine.removal import hold_fast, node_of
+from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import BootId, HostId
@@ -186,8 +187,7 @@ def why_half(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     if half is None or record.start is not None or record.migration is not None:
         return ()  # what is under way gives its own
     if cluster.awaited:
-        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
-        return (reason("recovery.waiting.inventory", hosts=names),)
+        return why_inventory(cluster)
     source, others = _source_and_others(record, half)
     if others:
         names = ", ".join(sorted({_name(cluster, one.host_id) for one in others}))

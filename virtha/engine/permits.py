@@ -7,6 +7,7 @@ they keep healthy hosts from being shot, and the proof rules keep VMs from runni
 from msgspec.structs import replace
 
 from virtha.engine.records import Brake, Drain, FenceCount, Incident
+from virtha.engine.restored import bars_starts
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.engine.struck import struck_by
 from virtha.engine.verdict import (
@@ -108,6 +109,8 @@ def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:
         vm = cluster.vms.get(vm_id)
         if vm is not None and vm.protected and vm.config.grade in (None, PermissionGrade.FENCE):
             return None
+    if bars_starts(cluster, node):
+        return None
     return reason("fence.blocked.not_needed")
 
 

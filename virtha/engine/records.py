@@ -120,6 +120,10 @@ class Incident(Value, frozen=True, kw_only=True):
     """Nobody judged it dead: it was removed while VMs might run there."""
     told_removed: bool = False
     """That it was removed without proof was told."""
+    timeline: str = ""
+    """Of the database in which it was judged: what was found in another says nothing after a restore (M2)."""
+    once_proven: bool = False
+    """By a proof of another timeline: that boot's signs are an alarm all the same."""
 
     orders: tuple[Orders, ...] = ()
     """When it was ordered off, oldest first."""

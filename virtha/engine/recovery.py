@@ -22,6 +22,7 @@ from virtha.engine.migration import look_at_migration, note_given_back, side_see
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
+from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
@@ -181,10 +182,10 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     ):
         _cancel_late(cluster, node)
         return
-    why_not = None if node.sent == start.order_id else _barrier(cluster)
-    if why_not is None and node.sent != start.order_id and node.protected:
+    why_not = () if node.sent == start.order_id else _barrier(cluster)
+    if not why_not and node.sent != start.order_id and node.protected:
         _send(cluster, node, start)
-    node.reasons = (why_not or reason("recovery.starting", host=_name(cluster, start.host_id)),)
+    node.reasons = why_not or (reason("recovery.starting", host=_name(cluster, start.host_id)),)
     cluster.wake_vm(node, ends_ms)
 
 
@@ -264,8 +265,8 @@ def plan_recoveries(cluster: Cluster) -> None:
         if node.record.next_ms > cluster.now or node.config.ignore:
             continue
         why_not = why_none or _grade(cluster, node)
-        if why_not is not None:
-            node.reasons = (why_not,)
+        if why_not:
+            node.reasons = why_not
             continue
         candidates.append(to_place(node))
     if not candidates:
@@ -280,19 +281,17 @@ def plan_recoveries(cluster: Cluster) -> None:
     _carry_out(cluster, plan)
 
 
-def _barrier(cluster: Cluster) -> Reason | None:
+def _barrier(cluster: Cluster) -> tuple[Reason, ...]:
+    """Empty: nothing keeps all of them."""
     if cluster.hold is not None:
-        return reason("recovery.blocked.hold", why=cluster.hold)
-    if cluster.awaited:
-        # M2: a host that has not told yet may run any of them.
-        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
-        return reason("recovery.waiting.inventory", hosts=names)
-    return None
+        return (reason("recovery.blocked.hold", why=cluster.hold),)
+    # M2: a host that has not told yet may run any of them.
+    return why_inventory(cluster) if cluster.awaited else ()
 
 
-def _grade(cluster: Cluster, node: VmNode) -> Reason | None:
+def _grade(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     grade = may_move(cluster, node)
-    return None if grade is None else reason("recovery.blocked.grade", grade=grade.value)
+    return () if grade is None else (reason("recovery.blocked.grade", grade=grade.value),)
 
 
 def may_move(cluster: Cluster, node: VmNode) -> PermissionGrade | None:

@@ -156,6 +156,7 @@ class Failover:
             cpus=HOST_CPUS,
             power=self._world.power.levels.get(host.name, ()),
             untold=self._server.untold(host.name),
+            timeline=str(self._server.timeline),
         )
         self.leader.offer(HostConfigured(host=config))
 

