@@ -109,10 +109,10 @@ def why_half(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     if half is None:
         return ()
     if cluster.awaited:
-        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
+        names = ", ".join(sorted(cluster.host_name(one) for one in cluster.awaited))
         return (reason("recovery.waiting.inventory", hosts=names),)
     if len(node.record.copies) == 1:
-        return (reason("migration.blocked.source_unknown", host=_name(cluster, half.host_id)),)
+        return (reason("migration.blocked.source_unknown", host=cluster.host_name(half.host_id)),)
     return ()
 
 
@@ -150,11 +150,6 @@ def _gone(record: VmRecord, half: VmSeen) -> PossibleCopy | None:
     return PossibleCopy(
         host_id=host_id, incarnation=Incarnation(half.incarnation - 1), boot=BootId("")
     )
-
-
-def _name(cluster: Cluster, host_id: HostId) -> str:
-    host = cluster.hosts.get(host_id)
-    return host_id if host is None else host.config.name
 
 
 def _boot_of(cluster: Cluster, host_id: HostId) -> BootId:

@@ -79,7 +79,7 @@ def _why_down(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     return (
         reason(
             "recovery.not_due.given_back",
-            host=_name(cluster, given_back.host_id),
+            host=cluster.host_name(given_back.host_id),
             cause=given_back.cause.value if given_back.cause is not None else "not said",
         ),
     )
@@ -181,7 +181,7 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     why_not = None if node.sent == start.order_id else _barrier(cluster)
     if why_not is None and node.sent != start.order_id and node.protected:
         _send(cluster, node, start)
-    node.reasons = (why_not or reason("recovery.starting", host=_name(cluster, start.host_id)),)
+    node.reasons = (why_not or reason("recovery.starting", host=cluster.host_name(start.host_id)),)
     cluster.wake_vm(node, ends_ms)
 
 
@@ -240,13 +240,8 @@ def _cancel(cluster: Cluster, node: VmNode) -> None:
             incarnation=start.incarnation,
         )
     )
-    node.reasons = (reason("recovery.waiting.cancel", host=_name(cluster, start.host_id)),)
+    node.reasons = (reason("recovery.waiting.cancel", host=cluster.host_name(start.host_id)),)
     cluster.wake_vm(node, cluster.now + CANCEL_EVERY_MS)
-
-
-def _name(cluster: Cluster, host_id: HostId) -> str:
-    host = cluster.hosts.get(host_id)
-    return host_id if host is None else host.config.name
 
 
 # The plan
@@ -282,7 +277,7 @@ def _barrier(cluster: Cluster) -> Reason | None:
         return reason("recovery.blocked.hold", why=cluster.hold)
     if cluster.awaited:
         # M2: a host that has not told yet may run any of them.
-        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
+        names = ", ".join(sorted(cluster.host_name(one) for one in cluster.awaited))
         return reason("recovery.waiting.inventory", hosts=names)
     return None
 
