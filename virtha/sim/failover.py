@@ -112,7 +112,7 @@ class Failover:
             kernel,
             engine,
             term,
-            hosts=len(world.hosts),
+            hosts=lambda: len(world.hosts),
             stall_ms=lambda: self._server.policy.detection.stall_ms,
             write=self._write,
             carry_out=self._carry_out,

@@ -64,7 +64,7 @@ class Leader:
         engine: Engine,
         term: Term,
         *,
-        hosts: int,
+        hosts: Callable[[], int],
         stall_ms: Callable[[], int],
         write: WriteRecords,
         carry_out: Callable[[Command], None],

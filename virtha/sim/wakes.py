@@ -1,5 +1,7 @@
 """A checker: the engine doesn't ask to be woken again and again for nothing, as a time that it never gets past makes it do."""
 
+from collections.abc import Callable
+
 from virtha.engine.events import Decision
 from virtha.model.time import Millis
 
@@ -17,10 +19,10 @@ class BusyWake(AssertionError):
 
 
 class Wakes:
-    """Told of each step of one engine, of a cluster of so many ``hosts``. It costs two comparisons while something comes."""
+    """Told of each step of one engine, of a cluster of so many ``hosts`` by then. It costs two comparisons while something comes."""
 
-    def __init__(self, *, hosts: int) -> None:
-        self._per_minute = IDLE_PER_HOST * (1 + hosts)
+    def __init__(self, *, hosts: Callable[[], int]) -> None:
+        self._hosts = hosts
         self._idle = 0
         """Steps in a row into which nothing came, out of which nothing did, and that asked for the next one at once."""
         self._minute = 0
@@ -44,5 +46,5 @@ class Wakes:
         if minute != self._minute:
             self._minute, self._woken = minute, 0
         self._woken += 1
-        if self._woken > self._per_minute:
+        if self._woken > IDLE_PER_HOST * (1 + self._hosts()):
             raise BusyWake(f"the engine woke itself {self._woken} times within a minute")

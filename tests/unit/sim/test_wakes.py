@@ -15,28 +15,28 @@ def decided(wake_ms: int, *commands: Command) -> Decision:
 
 
 def test_one_that_is_woken_each_millisecond_for_nothing_is_caught():
-    wakes = Wakes(hosts=3)
+    wakes = Wakes(hosts=lambda: 3)
     with pytest.raises(BusyWake, match="nothing came or was done"):
         for now in range(IDLE_MAX + 1):
             wakes.stepped(Millis(now), decided(now + 1), came=False)
 
 
 def test_what_comes_or_is_done_begins_the_count_anew():
-    wakes = Wakes(hosts=3)
+    wakes = Wakes(hosts=lambda: 3)
     for now in range(10 * IDLE_MAX):
         done = (DONE,) if now % IDLE_MAX == 3 else ()
         wakes.stepped(Millis(now), decided(now + 1, *done), came=now % IDLE_MAX == 7)
 
 
 def test_one_that_waits_between_is_not_busy():
-    wakes = Wakes(hosts=3)
+    wakes = Wakes(hosts=lambda: 3)
     for now in range(10 * IDLE_MAX):
         wakes.stepped(Millis(now), decided(now + SOON_MS + 1), came=False)
 
 
 @pytest.mark.req("F9")
 def test_a_slower_circle_is_caught_by_the_minute_whatever_is_done_in_it():
-    wakes, limit = Wakes(hosts=3), IDLE_PER_HOST * 4
+    wakes, limit = Wakes(hosts=lambda: 3), IDLE_PER_HOST * 4
     every_ms = MINUTE_MS // limit
     for turn in range(3 * limit):  # just as many in each minute
         now = turn * every_ms
@@ -49,6 +49,6 @@ def test_a_slower_circle_is_caught_by_the_minute_whatever_is_done_in_it():
 
 
 def test_what_comes_is_not_counted():
-    wakes = Wakes(hosts=0)
+    wakes = Wakes(hosts=lambda: 0)
     for now in range(3 * IDLE_PER_HOST):
         wakes.stepped(Millis(now), decided(now + SOON_MS + 1), came=True)
