@@ -190,10 +190,10 @@ def why_half(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
         return why_inventory(cluster)
     source, others = _source_and_others(record, half)
     if others:
-        names = ", ".join(sorted({_name(cluster, one.host_id) for one in others}))
+        names = ", ".join(sorted({cluster.host_name(one.host_id) for one in others}))
         return (reason("migration.blocked.copies", hosts=names),)
     if source is None:
-        return (reason("migration.blocked.source_unknown", host=_name(cluster, half.host_id)),)
+        return (reason("migration.blocked.source_unknown", host=cluster.host_name(half.host_id)),)
     return ()
 
 
@@ -291,11 +291,6 @@ def _order(event: VmSeen) -> OrderId:
 def _is_on_record(node: VmNode, order_id: OrderId) -> bool:
     migration = node.record.migration
     return migration is not None and migration.order_id == order_id
-
-
-def _name(cluster: Cluster, host_id: HostId) -> str:
-    host = cluster.hosts.get(host_id)
-    return host_id if host is None else host.config.name
 
 
 def _boot_of(cluster: Cluster, host_id: HostId) -> BootId:

@@ -83,7 +83,7 @@ def _why_down(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     return (
         reason(
             "recovery.not_due.given_back",
-            host=_name(cluster, given_back.host_id),
+            host=cluster.host_name(given_back.host_id),
             cause=given_back.cause.value if given_back.cause is not None else "not said",
         ),
     )
@@ -185,7 +185,7 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     why_not = () if node.sent == start.order_id else _barrier(cluster)
     if not why_not and node.sent != start.order_id and node.protected:
         _send(cluster, node, start)
-    node.reasons = why_not or (reason("recovery.starting", host=_name(cluster, start.host_id)),)
+    node.reasons = why_not or (reason("recovery.starting", host=cluster.host_name(start.host_id)),)
     cluster.wake_vm(node, ends_ms)
 
 
@@ -244,13 +244,8 @@ def _cancel(cluster: Cluster, node: VmNode) -> None:
             incarnation=start.incarnation,
         )
     )
-    node.reasons = (reason("recovery.waiting.cancel", host=_name(cluster, start.host_id)),)
+    node.reasons = (reason("recovery.waiting.cancel", host=cluster.host_name(start.host_id)),)
     cluster.wake_vm(node, cluster.now + CANCEL_EVERY_MS)
-
-
-def _name(cluster: Cluster, host_id: HostId) -> str:
-    host = cluster.hosts.get(host_id)
-    return host_id if host is None else host.config.name
 
 
 # The plan

@@ -438,6 +438,11 @@ class Cluster:
             self.vms[vm_id] for vm_id in sorted(self.vms_on.get(host_id, ())) if vm_id in self.vms
         ]
 
+    def host_name(self, host_id: HostId) -> str:
+        """What people call it; its id where it is not configured (any more)."""
+        node = self.hosts.get(host_id)
+        return host_id if node is None else node.config.name
+
     def next_order(self) -> OrderId:
         self.record = replace(self.record, orders=self.record.orders + 1)
         return OrderId(f"{self.record.term}.{self.record.orders}")

@@ -112,6 +112,7 @@ class Failover:
             kernel,
             engine,
             self._lead.term,
+            hosts=lambda: len(world.hosts),
             stall_ms=lambda: self._server.policy.detection.stall_ms,
             write=self._write,
             carry_out=self._carry_out,
@@ -120,7 +121,6 @@ class Failover:
         self.lease: LeaseDesk | None = None
         if world.slots:
             self.keep_leases()
-        self.leader.on_idle = lambda: world.on_idle_turn()
         self.leader.on_point = lambda point, commands: world.on_leader_point(point, commands)
 
     @property

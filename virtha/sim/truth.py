@@ -21,8 +21,6 @@ MINUTE_MS = 60_000
 POWER_ORDERS = 20
 """For one host within a minute. The longest ladder that a story has is one round of two levels, two attempts
 each, and the next round half a minute later."""
-IDLE_TURNS_PER_HOST = 300
-"""That an engine may ask for within a minute, for each host and one more: five a second. Stories have up to ninety."""
 
 
 class Truth:
@@ -37,14 +35,12 @@ class Truth:
         self._lease_proofs: set[Proof] = set()
         self._struck: dict[tuple[str, BootId], int] = {}
         self._minute = 0
-        self._idle_turns = 0
-        """In this minute, as the next."""
         self._power_orders: dict[HostId, set[OrderId]] = {}
+        """In this minute."""
         world.storage.on_breach = self.writes_interleave
         world.on_engine_command = self.command_given
         world.on_written = self.written_under
         world.power.on_off = self.off_arrives
-        world.on_idle_turn = self.woken_for_nothing
 
     # One writer
 
@@ -108,27 +104,18 @@ class Truth:
 
     # No endless fast loop (F9)
 
-    def woken_for_nothing(self) -> None:
-        self._look_at_minute()
-        self._idle_turns += 1
-        if self._idle_turns > IDLE_TURNS_PER_HOST * (1 + len(self._world.hosts)):
-            raise Violation(f"the engine woke itself {self._idle_turns} times within a minute")
-
     def _fence_written(self, host_id: HostId, fence: Fence | None) -> None:
         """Also an order that is too late to be sent was one."""
         if fence is None:
             return
-        self._look_at_minute()
+        minute = self._world.kernel.now // MINUTE_MS
+        if minute != self._minute:
+            self._minute = minute
+            self._power_orders.clear()
         orders = self._power_orders.setdefault(host_id, set())
         orders.add(fence.order_id)
         if len(orders) > POWER_ORDERS:
             raise Violation(f"{len(orders)} power orders were written for {host_id} in a minute")
-
-    def _look_at_minute(self) -> None:
-        minute = self._world.kernel.now // MINUTE_MS
-        if minute != self._minute:
-            self._minute, self._idle_turns = minute, 0
-            self._power_orders.clear()
 
     # Fencing
 

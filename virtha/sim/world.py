@@ -91,8 +91,6 @@ class World:
             lambda _point, _sent: None
         )
         """Whenever a leader passes a point of its turn (``leader.POINTS``), and what it sends there."""
-        self.on_idle_turn: Callable[[], None] = lambda: None
-        """Whenever a leader begins a turn because its engine asked for that time, and nothing came."""
         self._server_starts = 0
         self._backup: dict[str, Any] | None = None
         self.gateway = self._new_gateway()

@@ -240,7 +240,7 @@ class Run:
         self.start_result: Result | None = Result.OK
         self.pending: list[Command] = []
         self.wake_at: int | None = None
-        self.wakes = Wakes()
+        self.wakes = Wakes(hosts=lambda: len(HOSTS))
         self.levels = dict.fromkeys(HOSTS, 1)
         self.removed: set[str] = set()
         self.configs = {name: _vm(name) for name in VMS}

@@ -420,6 +420,19 @@ def test_a_storage_fence_is_asked_for_where_the_policy_names_it():
     assert play.sent(Poison) == []
 
 
+def test_a_hold_stops_the_storage_fence_too():
+    play = playing(fencing=FencingPolicy(unreachable=(Unreachable.STORAGE_FENCE, Unreachable.WAIT)))
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_dead = True
+    attempts = play.policy.fencing.attempts_per_device
+    play.until(lambda: len(play.offs()) == attempts)  # its end would ask for the next way
+    play.inbox.append(HoldChanged(reason="upgrade"))
+    play.advance(120_000)
+    assert play.sent(StorageFence) == []
+    play.inbox.append(HoldChanged(reason=None))
+    play.until(lambda: play.sent(StorageFence) != [])
+
+
 def test_an_untested_device_proves_nothing():
     play = Play(4, tested=False)
     play.run("v1", "h1")

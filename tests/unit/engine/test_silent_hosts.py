@@ -14,9 +14,9 @@ from virtha.engine.events import (
     PowerRead,
     SlotChanged,
 )
-from virtha.engine.permits import reads_off
 from virtha.engine.records import FeedProgress, OrderId
 from virtha.engine.struck import UNSURE_MS
+from virtha.engine.verdict import reads_off
 from virtha.model.evidence import Answer, IdentityMatch, PowerState
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.policy import FencingPolicy, Policy

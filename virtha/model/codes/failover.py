@@ -154,9 +154,11 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         3050,
         "fence.order_too_late",
         WARNING,
-        "An order to the power devices of {host} was {late_ms} ms old and was not carried out; it is judged anew",
+        "An order to the power devices of {host} was {late_ms} ms old and was not carried out ({orders} so far); it is "
+        "judged anew",
         "host",
         "late_ms",
+        "orders",
         help="This server stood still or waited for its database.",
     ),
     event(
@@ -178,6 +180,35 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "other",
         help="Make sure that {host} is off and confirm it as dead; or correct the addresses of both power devices and test "
         "those of {other}.",
+    ),
+    event(
+        3053,
+        "fence.next_level",
+        WARNING,
+        "Fencing {host} goes on with level {level}",
+        "host",
+        "level",
+    ),
+    event(
+        3054,
+        "fence.orders_late",
+        ALERT,
+        "{orders} power orders ({action}) for {host} were too old to be carried out: it is not known when one will be in time",
+        "host",
+        "orders",
+        "action",
+        help="They are tried on, each half minute. This server stands still again and again, or its database is slow: mend "
+        "that; or make sure that the host is off and confirm it as dead.",
+    ),
+    event(
+        3055,
+        "fence.disks_written",
+        ALERT,
+        "{host} was ordered off, and the disks of its VMs are written on: it is taken for alive, and not ordered off again "
+        "before they are quiet",
+        "host",
+        help="Its power device lies or is another host's, or somebody else writes those disks. Find out which; if the host "
+        "is off, confirm it as dead.",
     ),
     # 3080: VMs
     event(

@@ -138,6 +138,16 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "witness",
     ),
     reason(
+        6068,
+        "fence.blocked.disks_change",
+        WARNING,
+        "disks of its VMs were written since it fell silent: taken for alive, until {needed} looks find them quiet ({quiet} "
+        "so far)",
+        "quiet",
+        "needed",
+        help="If nobody can read them any more, make sure that the host is off and confirm it as dead.",
+    ),
+    reason(
         6070,
         "fence.waiting.order",
         INFO,
@@ -212,7 +222,8 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6104,
         "proof.blocked.disks_change",
         ERROR,
-        "disks of its VMs changed {quiet_ms} ms ago, after it was read as off",
+        "disks of its VMs changed {quiet_ms} ms ago, after it was read as off: that proves nothing, and it is not ordered "
+        "off again before they are quiet",
         "quiet_ms",
         help="Its power device lies, or somebody else writes them. Make sure that the host is off, then confirm it.",
     ),
