@@ -50,6 +50,8 @@ ENGINE_PLAYS = tuple(
         "lease_domains",
         "restored",
         "without_guardian",
+        "operators_word",
+        "odd_power_devices",
         "host_dies",
         "engine_fuzz",
         "late_facts",
