@@ -32,9 +32,7 @@ def run_killed(directory: Path, kill_at: int) -> int:
 def test_killed_between_acceptance_and_record_only_that_message_comes_twice(tmp_path: Path) -> None:
     async def prepare() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(12)
+            await world.subscribe_mail(events=12)
 
     asyncio.run(prepare())
     assert run_killed(tmp_path, 5) == -signal.SIGKILL
@@ -55,9 +53,7 @@ def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> 
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(450)
+            await world.subscribe_mail(events=450)
             original = world.store.write
             for _ in range(6):
                 world.store.write = _cut(original)  # type: ignore[method-assign,assignment]  # a crash at this write
@@ -96,9 +92,7 @@ def test_a_store_that_refuses_the_outcome_is_asked_until_it_takes_it(
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(2)
+            await world.subscribe_mail(events=2)
             accepted = world.control.deliveries.accepted
             refusals = 3
 
@@ -130,11 +124,8 @@ def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: P
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(1)
-            while (await world.control.deliveries.route()).more:
-                pass
+            await world.subscribe_mail(events=1)
+            await world.route_all()
             await _multiply(world, waiting)
             gate = asyncio.Event()
             from played_receivers import ACCEPTED, Answer
