@@ -26,7 +26,9 @@ Story = Callable[[NotifiedWorld], Awaitable[None]]
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
+def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story], None]:
+    fresh_database(tmp_path)
+
     def run(story: Story) -> None:
         async def main() -> None:
             async with open_notified(tmp_path) as world:
