@@ -265,7 +265,7 @@ def test_a_manager_with_two_addresses_is_found_at_the_second(daemon: OwnTrapDaem
             return ["127.0.0.99", "127.0.0.1"]
 
         told = SnmpMessenger(
-            v3(daemon), KEYS, deadline_ms=3_000, started_s=int(time.time()), resolve=resolve
+            v3(daemon), KEYS, deadline_ms=6_000, started_s=int(time.time()), resolve=resolve
         )
         began = len(daemon.notices())
         for number in (1, 2):
