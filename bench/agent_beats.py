@@ -39,6 +39,7 @@ from virtha.model.orders import HostSettings
 from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis, UtcMillis
 from virtha.server.gateway import Gateway
+from virtha.wire.host_session import HostSession
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -51,7 +52,7 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
-from virtha.wire.session import Closed, HostSession
+from virtha.wire.session import Closed
 
 INSTALLATION = InstallationId("bench")
 GUARDIANS = 100

@@ -53,6 +53,8 @@ ENGINE_PLAYS = tuple(
         "restored",
         "restored_judgements",
         "without_guardian",
+        "operators_word",
+        "odd_power_devices",
         "host_dies",
         "engine_fuzz",
         "late_facts",

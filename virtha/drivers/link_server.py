@@ -11,7 +11,8 @@ from virtha.model.errors import Refused
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.time import Millis
 from virtha.wire.messages import Beat, Facts, Hello, Message
-from virtha.wire.session import Closed, ServerSession
+from virtha.wire.server_session import ServerSession
+from virtha.wire.session import Closed
 
 HANDSHAKES_MAX = 1_024
 """Connections without a session, at once. More are cut at once and come again later."""

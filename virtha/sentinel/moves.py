@@ -42,7 +42,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.starts import start_refusal, unlisted_domain
-from virtha.sentinel.state import Guarded, HostState, reason
+from virtha.sentinel.state import Guarded, HostState, reason, take_in
 
 STANDS = "vm.paused.migration"
 _SETTLED = (Result.OK, Result.FAILED, Result.REFUSED)
@@ -165,33 +165,19 @@ def move_refused(host: HostState, event: MoveRefused) -> None:
 
 
 def arrival_accepted(host: HostState, event: ArrivalAccepted) -> None:
-    old = host.vms.get(event.vm.id)
     refusal = arrival_refusal(host, event.vm.id, event.incarnation)
     assert refusal is None, f"{event.vm.id}: {refusal}"
-    record = VmRecord(
-        vm=event.vm,
+    move = Move(
+        migration_id=event.migration_id,
+        side=MigrationSide.TARGET,
         incarnation=event.incarnation,
-        boot=host.boot,
-        state=VmState.STARTING,
-        wanted_up=True,
-        firing_count=old.record.firing_count if old else 0,
-        last_alive_ms=int(host.now),
-        started_ms=int(host.now),
-        up=reason("vm.up.migrated", by=event.by),
-        move=Move(
-            migration_id=event.migration_id,
-            side=MigrationSide.TARGET,
-            incarnation=event.incarnation,
-            ends_ms=event.ends_ms,
-            by=event.by,
-            other=event.source,
-        ),
+        ends_ms=event.ends_ms,
+        by=event.by,
+        other=event.source,
     )
-    guarded = old or Guarded(record, saved=None)
-    guarded.record = record
-    guarded.known, guarded.evidence, guarded.agent_lost_ms = True, None, None
+    up = reason("vm.up.migrated", by=event.by)
+    guarded = take_in(host, event.vm, event.incarnation, up=up, move=move)
     guarded.arrival_watched, guarded.called_off = True, False
-    host.vms[event.vm.id] = guarded
 
 
 def arrival_refused(host: HostState, event: ArrivalRefused) -> None:

@@ -30,7 +30,8 @@ from virtha.wire.messages import (
     PeerRole,
     Welcome,
 )
-from virtha.wire.session import Closed, ServerSession
+from virtha.wire.server_session import ServerSession
+from virtha.wire.session import Closed
 
 if TYPE_CHECKING:
     from virtha.sim.failover import Failover

@@ -80,7 +80,7 @@ def twice_rebooted() -> Play:
     tells(play, "h1b3", VmState.RUNNING, incarnation=9, carried_by="h1b3")
     play.advance(1_000)
     assert copies(play) == {("h1", "h1b3", 9)}
-    play.commands.clear()
+    play.forget_commands()
     play.notices.clear()
     return play
 
