@@ -46,6 +46,7 @@ def judged_anew(cluster: Cluster, config: EngineHost, record: HostRecord) -> Hos
         proofs=(),
         poisoned=False,
         storage_fenced=False,
+        levels_told=0,
         once_proven=was_proven or incident.once_proven,
     )
     struck_ms = record.struck_ms
