@@ -56,7 +56,7 @@ class FakeQemus:
 def process_table() -> Iterator[None]:
     """A guardian kills what it finds in the machine's process table, where one test's QEMUs are another's: one at a
     time, those of other workers and other checkouts included."""
-    with open(Path(tempfile.gettempdir()) / "virtha-test-process-table.lock", "w") as lock:
+    with Path(tempfile.gettempdir(), "virtha-test-process-table.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
