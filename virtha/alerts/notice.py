@@ -92,7 +92,9 @@ def facts(message: Message) -> tuple[tuple[str, str], ...]:
 def one_line(text: str, limit: int = 1_000) -> str:
     """Without line breaks, control characters and marks that turn the direction of writing; at most ``limit``
     characters."""
-    shown = "".join(" " if _breaks(character) else character for character in text)
+    shown = text
+    if not (text.isascii() and text.isprintable()):
+        shown = "".join(" " if _breaks(character) else character for character in text)
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
