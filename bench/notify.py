@@ -164,9 +164,11 @@ async def run(directory: Path) -> dict[str, Figure]:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the server does
-            return finish("notify", runner.run(run(Path(directory))))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,  # as the server has it
+    ):
+        return finish("notify", runner.run(run(Path(directory))))
 
 
 if __name__ == "__main__":
