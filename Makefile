@@ -81,6 +81,8 @@ verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acce
 	  --resume .stamp/swarm-$(SEEDS)-$(SOURCES).journal
 	@echo "==> an outbox cut at every byte"
 	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
+	@echo "==> receivers of notifications away for five minutes, the server killed twice"
+	@VIRTHA_OUTAGE_S=300 $(PYTEST) -q tests/api/test_notification_story.py
 	@echo "==> lab: twenty kills of the agent around a firing"
 	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
 	@$(MAKE) --no-print-directory bench

@@ -50,6 +50,47 @@ def test_killed_between_acceptance_and_record_only_that_message_comes_twice(tmp_
     assert len({message_id for message_id, _ in lines}) == 12, "twice is under the same id"
 
 
+@pytest.mark.req("W7", "F4")
+def test_five_minutes_away_and_a_kill_meanwhile_lose_nothing_and_keep_the_order(
+    tmp_path: Path,
+) -> None:
+    """On time that runs a hundred times as fast: one receiver away for 300 s, the server killed after 150 s."""
+
+    def run(*words: int) -> int:
+        program = [sys.executable, str(HERE / "outage_notifier.py"), str(tmp_path)]
+        return subprocess.run([*program, *map(str, words)], timeout=100, check=False).returncode
+
+    assert run(0, 300, 150) == -signal.SIGKILL
+    first = (tmp_path / "told").read_text().splitlines()
+    assert run(150, 300, 0) == 0
+    told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+    everything = list(range(0, 330, 10))
+
+    def taken(receiver: str) -> list[tuple[int, str]]:
+        return [
+            (int(n), of) for name, said, of, n in told if (name, said) == (receiver, "accepted")
+        ]
+
+    assert [number for number, _ in taken("mail1")] == everything, "each once, in order"
+    hooks = taken("hook1")
+    (twice,) = [one for one in set(hooks) if hooks.count(one) > 1]
+    assert twice == (int(first[-1].split()[3]), first[-1].split()[2]), "only what was in flight"
+    assert [number for number, _ in hooks] == sorted([*everything, twice[0]])
+    # Left alone ever longer: 1, 2, 4 … 60 s; once anew after the kill.
+    assert 2 <= sum(said == "away" for _, said, _, _ in told) <= 20
+
+    async def look() -> None:
+        async with open_notified(tmp_path) as world:
+            mails = [one.delivery for one in await world.deliveries(receiver="mail1")]
+            assert {one.attempts for one in mails} == {1}, "none is the worse for it"
+            (away,) = await world.events("notify.receiver_away")
+            (back,) = await world.events("notify.receiver_back")
+            away_ms = back.fields["away_ms"]
+            assert isinstance(away_ms, int) and away_ms > 0 and back.revision > away.revision
+
+    asyncio.run(look())
+
+
 @pytest.mark.req("W7")
 def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     """The route from events to messages, cut off before each of its commits."""
