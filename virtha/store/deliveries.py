@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, exists, func, insert, select, update
 
 from virtha.model.ids import DeliveryId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, DeliveryState
@@ -22,6 +22,29 @@ NOTIFIER = "notifier"
 READY = 0
 """``wait_until`` of a delivery that may go now."""
 PENDING = DeliveryState.PENDING.value
+
+
+# Made once: they run with every message, and making them costs more than running them.
+_END = (
+    update(delivery)
+    .where(delivery.c.id == bindparam("of_id"))
+    .values(
+        {
+            name: bindparam(f"new_{name}")
+            for name in ("state", "attempts", "done_at", "code", "detail", "address")
+        }
+    )
+)
+_END_PENDING = _END.where(delivery.c.state == PENDING)
+_IS_PENDING = (
+    select(receiver.c.revision)
+    .join(delivery, delivery.c.receiver_id == receiver.c.id)
+    .where(
+        delivery.c.id == bindparam("of_id"),
+        delivery.c.state == PENDING,
+        receiver.c.enabled.is_(True),
+    )
+)
 
 
 class DeliveryFilter(Value, frozen=True, kw_only=True):
@@ -121,13 +144,7 @@ async def next_deliveries(
 
 async def is_pending(tx: Transaction, delivery_id: DeliveryId, receiver_revision: int) -> bool:
     """Whether it still is to be sent, and its receiver is as it was at that revision."""
-    found = await tx.connection.scalar(
-        select(receiver.c.revision)
-        .join(delivery, delivery.c.receiver_id == receiver.c.id)
-        .where(
-            delivery.c.id == delivery_id, delivery.c.state == PENDING, receiver.c.enabled.is_(True)
-        )
-    )
+    found = await tx.connection.scalar(_IS_PENDING, {"of_id": delivery_id})
     return found == receiver_revision
 
 
@@ -195,25 +212,22 @@ async def end_delivery(
     detail: str,
 ) -> bool:
     """False: something else ended it meanwhile. What was sent is sent, whatever that was."""
-    ending = (
-        update(delivery)
-        .where(delivery.c.id == done.id)
-        .values(
-            state=state.value,
-            attempts=attempts,
-            done_at=tx.clock.wall_ms(),
-            code=code,
-            detail=detail,
-            address=done.address,
-        )
-    )
+    values = {
+        "of_id": done.id,
+        "new_state": state.value,
+        "new_attempts": attempts,
+        "new_done_at": tx.clock.wall_ms(),
+        "new_code": code,
+        "new_detail": detail,
+        "new_address": done.address,
+    }
     before: str | None = PENDING
-    ended = await tx.connection.execute(ending.where(delivery.c.state == PENDING))
+    ended = await tx.connection.execute(_END_PENDING, values)
     if not ended.rowcount:
         before = await _state_of(tx, done.id) if state is DeliveryState.SENT else None
         if before is None:
             return False
-        await tx.connection.execute(ending)
+        await tx.connection.execute(_END, values)
     await moved(tx, done.receiver_id, before=before, after=state.value)
     return True
 

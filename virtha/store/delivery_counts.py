@@ -3,13 +3,27 @@
 Only ``store/deliveries.py`` changes a message's state, and each of its functions that does calls ``moved``.
 """
 
-from sqlalchemy import case, delete, insert, select, update
+from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
 from virtha.model.ids import ReceiverId
 from virtha.model.notification import DeliveryState
 from virtha.model.value import Value
 from virtha.store.schema import delivery_count
 from virtha.store.store import Transaction, WriteTransaction
+
+_OF = delivery_count.c
+# Made once: it runs with every message, and making it costs more than running it.
+_MOVE = (
+    update(delivery_count)
+    .where(
+        _OF.receiver_id == bindparam("of_receiver"),
+        or_(_OF.state == bindparam("left"), _OF.state == bindparam("reached")),
+    )
+    .values(
+        count=_OF.count
+        + case((_OF.state == bindparam("left"), -bindparam("by")), else_=bindparam("by"))
+    )
+)
 
 
 class DeliveryCount(Value, frozen=True, kw_only=True):
@@ -30,26 +44,21 @@ async def moved(
     if before == after or count == 0:
         return
     states = tuple(state for state in (before, after) if state is not None)
-    change = {state: -count if state == before else count for state in states}
-    table = delivery_count.c
     done = await tx.connection.execute(
-        update(delivery_count)
-        .where(table.receiver_id == receiver_id, table.state.in_(states))
-        .values(count=table.count + case(change, value=table.state, else_=0))
+        _MOVE, {"of_receiver": receiver_id, "left": before, "reached": after, "by": count}
     )
     if done.rowcount == len(states):
         return
     there = set(
         await tx.connection.scalars(
-            select(table.state).where(table.receiver_id == receiver_id, table.state.in_(states))
+            select(_OF.state).where(_OF.receiver_id == receiver_id, _OF.state.in_(states))
         )
     )
     for state in states:
         if state not in there:
+            change = -count if state == before else count
             await tx.connection.execute(
-                insert(delivery_count).values(
-                    receiver_id=receiver_id, state=state, count=change[state]
-                )
+                insert(delivery_count).values(receiver_id=receiver_id, state=state, count=change)
             )
 
 
@@ -60,11 +69,10 @@ async def forget_empty(tx: WriteTransaction) -> None:
 
 async def delivery_counts(tx: Transaction) -> tuple[DeliveryCount, ...]:
     """Those above zero."""
-    table = delivery_count.c
     rows = await tx.connection.execute(
-        select(table.receiver_id, table.state, table.count)
-        .where(table.count > 0)
-        .order_by(table.receiver_id, table.state)
+        select(_OF.receiver_id, _OF.state, _OF.count)
+        .where(_OF.count > 0)
+        .order_by(_OF.receiver_id, _OF.state)
     )
     return tuple(
         DeliveryCount(receiver_id=ReceiverId(of), state=DeliveryState(state), count=count)
