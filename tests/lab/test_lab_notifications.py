@@ -29,7 +29,7 @@ def test_a_watchdog_that_fires_is_told_by_mail_and_by_snmp(story: Story) -> None
         host = story.lab.host_of("bell").name
         body = mail.get_body(("plain",))
         assert body is not None
-        said = body.get_content()
+        said = body.get_content().replace("\r\n", "\n")
         assert "WARNING" in mail["Subject"] and event["message"] in said
         assert mail["X-Virtha-Event"] == str(event["revision"])
         assert mail["References"].startswith(f"<vm.{vm_id}@")
