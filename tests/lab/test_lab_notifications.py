@@ -4,6 +4,7 @@ import pytest
 from told_receivers import told
 
 from virtha.lab import faults
+from virtha.lab.node import wait_until
 from virtha.lab.story import Story
 from virtha.lab.watching import LibvirtWitness
 
@@ -40,7 +41,10 @@ def test_a_watchdog_that_fires_is_told_by_mail_and_by_snmp(story: Story) -> None
         assert notice["virthaSeverity"] == "warning"
         assert notice["virthaMessage"] == event["message"]
 
-        # Each once, and the queue says so.
-        delivered = story.api.get("/v1/deliveries", event=event["revision"])["items"]
-        assert {one["delivery"]["state"] for one in delivered} == {"sent"}, delivered
+        # Each once, and the queue says so as soon as it has heard that they were accepted.
+        def all_sent() -> bool:
+            items = story.api.get("/v1/deliveries", event=event["revision"])["items"]
+            return [one["delivery"]["state"] for one in items] == ["sent", "sent"]
+
+        wait_until(all_sent, "both messages are known as sent", timeout_s=TOLD_WITHIN_S)
         assert len(mails.since(0)) == len(traps.since(0)) == 1
