@@ -14,6 +14,7 @@ import pytest
 from own_web_server import FINE, Answer, WebServer, status
 from receiver_certificates import authority, context_of
 from told_messages import EVENT, INSTALLATION_ID, message
+from waiting import until
 
 from virtha.drivers.webhook import WebhookMessenger
 from virtha.model.codes import REGISTRY, Severity
@@ -102,7 +103,7 @@ def test_the_body_is_the_same_again_and_a_connection_serves_many() -> None:
                 assert (await told.send(message(number))).outcome is Outcome.ACCEPTED
             assert server.connections == 1
             assert server.requests[0].body == server.requests[1].body
-            await asyncio.sleep(1.5)
+            await until(lambda: server.ended == 1)
             assert (await told.send(message(4))).outcome is Outcome.ACCEPTED
             assert server.connections == 2
             await told.close()

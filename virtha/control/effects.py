@@ -10,6 +10,7 @@ from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import GRANT_DURATION, SettingValues, setting_values
 from virtha.model.ids import BootId, ClusterId, HostId, Term
 from virtha.model.orders import Grant, Order, StartVm
+from virtha.model.policy.detection import SESSION_SILENCE_MS
 from virtha.model.time import Millis
 from virtha.ports.hosts import HostLinks, LastBeat
 from virtha.store.hosts import HostRow, find_host, hosts_of_cluster
@@ -18,8 +19,8 @@ from virtha.store.operations import unanswered_orders
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import find_vm
 
-BEAT_SILENCE_MS = 5_000
-"""As the gateway's ``silence_ms``: a guardian that has not beaten for longer may be dead. Nobody would
+BEAT_SILENCE_MS = SESSION_SILENCE_MS
+"""After which every policy ends a session: a guardian that has not beaten for longer may be dead. Nobody would
 kill a QEMU without a grant then, and a grant that quotes its last beat is short or over."""
 
 

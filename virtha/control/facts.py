@@ -62,10 +62,10 @@ class FactRecorder:
         self._dispatcher = dispatcher
         self._hellos = hellos
 
-    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
+    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
         """Returns the last sequence that is recorded now: what the host may forget.
 
-        ``boot`` is the session's; a fact carries its own, for it may be older. Raises NotFound (the
+        ``carried_by``: the boot of the session's hello; a fact carries its own, for it may be older. Raises NotFound (the
         host was removed), Unavailable (nothing was recorded; send them again).
         """
         effects = Effects()

@@ -102,7 +102,7 @@ class Failover:
         self._cancels = 0
         self._moves = MoveOrders(self._server, gateway)
         self._witnesses = Witnesses(world)
-        term = self._server.term
+        self._lead = self._server.lead
         engine = Engine(
             policy=self._policy,
             records=records,
@@ -111,7 +111,8 @@ class Failover:
         self.leader = Leader(
             kernel,
             engine,
-            term,
+            self._lead.term,
+            hosts=lambda: len(world.hosts),
             stall_ms=lambda: self._server.policy.detection.stall_ms,
             write=self._write,
             carry_out=self._carry_out,
@@ -120,12 +121,15 @@ class Failover:
         self.lease: LeaseDesk | None = None
         if world.slots:
             self.keep_leases()
-        self.leader.on_idle = lambda: world.on_idle_turn()
         self.leader.on_point = lambda point, commands: world.on_leader_point(point, commands)
 
     @property
     def engine(self) -> Engine:
         return self.leader.engine
+
+    @property
+    def _leads(self) -> bool:
+        return self._lead == self._server.lead
 
     def begin(self) -> None:
         for host in self._world.hosts.values():
@@ -152,6 +156,7 @@ class Failover:
             cpus=HOST_CPUS,
             power=self._world.power.levels.get(host.name, ()),
             untold=self._server.untold(host.name),
+            timeline=str(self._server.timeline),
         )
         self.leader.offer(HostConfigured(host=config))
 
@@ -220,7 +225,7 @@ class Failover:
         self._offered[host] = fact.sequence
         carried_by = self._gateway.agent_boot(host)
         match fact.body:
-            case VmReport() as report:
+            case VmReport(leaves=leaves) as report:
                 self.leader.offer(
                     VmSeen(
                         host_id=host_id,
@@ -230,18 +235,21 @@ class Failover:
                         incarnation=report.incarnation,
                         state=report.state,
                         guest_agent=report.guest_agent,
+                        leaves_by=None if leaves is None else OrderId(leaves.migration_id),
+                        other=None if leaves is None else leaves.target,
                     )
                 )
-            case Awaited(vm_id=vm_id, incarnation=incarnation, migration_id=migration_id):
+            case Awaited() as half:
                 self.leader.offer(
                     VmSeen(
                         host_id=host_id,
                         boot=fact.boot,
                         carried_by=carried_by,
-                        vm_id=vm_id,
-                        incarnation=incarnation,
+                        vm_id=half.vm_id,
+                        incarnation=half.incarnation,
                         state=VmState.STARTING,
-                        awaited_by=OrderId(migration_id),
+                        awaited_by=OrderId(half.migration_id),
+                        other=half.source,
                     )
                 )
             case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):
@@ -328,7 +336,7 @@ class Failover:
 
     def _write(
         self,
-        term: Term,
+        _term: Term,
         intents: Sequence[Intent],
         notices: Sequence[Notice],
         receipts: Mapping[HostId, int],
@@ -336,7 +344,7 @@ class Failover:
         server = self._server
         if not self._world.database_up:
             return None
-        if term != server.term:
+        if not self._leads:
             return False
         # A renewal of the lease may come in mid-turn, and writes nothing of it.
         told = self.leader.told if intents or notices else ()
@@ -346,7 +354,7 @@ class Failover:
         for host_id, sequence in receipts.items():
             server.acknowledged[host_id] = max(sequence, server.acknowledged.get(host_id, 0))
             self._gateway.acknowledge(host_id)
-        self._world.on_written(term, intents)
+        self._world.on_written(self._lead, intents)
         self._gateway.carry_out()
         return True
 
@@ -367,7 +375,7 @@ class Failover:
 
     def _carry_out(self, command: Command) -> None:
         world = self._world
-        world.on_engine_command(self.leader.term, command)
+        world.on_engine_command(self._lead, command)
         match command:
             case Investigate():
                 self._witnesses.ask(command, self._gateway.connected, self._hear)
@@ -391,7 +399,7 @@ class Failover:
                 self._start(command)
             case CancelStart():
                 self._cancel(command)
-            case MigrateCommand() | SettleMigration() if self.leader.term != self._server.term:
+            case MigrateCommand() | SettleMigration() if not self._leads:
                 world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             case MigrateCommand():
                 self._moves.begin(command)
@@ -437,7 +445,7 @@ class Failover:
         """The start order that every other start is, with a grant that quotes a beat. Not while the server's
         own record names another holder (G1): a person may have ordered a start while this one was written, of
         which the next turn is told. A server looks in the transaction that makes the order."""
-        if self.leader.term != self._server.term:
+        if not self._leads:
             self._world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             return
         self._starts[command.order_id] = command
@@ -465,7 +473,7 @@ class Failover:
         """The same start with a grant that is spent: whoever has not begun releases it, and whoever has
         made it says so."""
         server, prefix = self._server, f"{command.order_id}.cancel"
-        if self.leader.term != server.term:
+        if not self._leads:
             return
         for operation_id in list(server.pending):
             if operation_id == OperationId(command.order_id) or operation_id.startswith(prefix):

@@ -14,6 +14,7 @@ from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, OperationId
 from virtha.model.orders import Grant, MigrateVm, MigrationSide, OrderBody, ReceiveVm
 from virtha.model.orders import SettleMigration as SettleOrder
+from virtha.model.vm import PossibleCopy
 
 if TYPE_CHECKING:
     from virtha.sim.gateway import SimGateway
@@ -50,6 +51,11 @@ class MoveOrders:
             migration_id=OperationId(command.order_id),
             grant=grant,
             by=BY,
+            source=PossibleCopy(
+                host_id=command.source,
+                incarnation=command.source_incarnation,
+                boot=command.source_boot,
+            ),
         )
         sent = self._send(target, command.target_boot, body)
         if sent is not None:
@@ -84,6 +90,7 @@ class MoveOrders:
             target_incarnation=command.incarnation,
             deadline_ms=command.deadline_ms,
             by=BY,
+            target_boot=command.target_boot,
         )
         self._send(str(command.source), command.source_boot, body)
 

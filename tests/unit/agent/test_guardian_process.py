@@ -23,7 +23,11 @@ from virtha.model.ids import Incarnation, Term
 from virtha.sentinel.guardian import QemuProcess
 from virtha.wire.messages import Welcome
 
-pytestmark = pytest.mark.req("A8")
+pytestmark = [
+    pytest.mark.req("A8"),
+    # A guardian kills what it finds in the machine's process table: one test's QEMUs are another's.
+    pytest.mark.xdist_group("process table"),
+]
 
 
 class FakeQemus:

@@ -113,6 +113,14 @@ class NotifiedWorld:
             ADMIN, ReceiverCreate(name=name, settings=settings, secrets=secrets)
         )
 
+    async def subscribe_mail(
+        self, name: str = "mail1", *, events: int = 0, **wanted: object
+    ) -> None:
+        """A mail receiver with a subscription; then ``events`` happen."""
+        await self.add_mail(name)
+        await self.subscribe(name, **wanted)
+        await self.happen(events)
+
     async def add_webhook(self, name: str = "hook1") -> None:
         settings = WebhookSettings(url="https://hooks.example.org/virtha")
         await self.control.receivers.create(ADMIN, ReceiverCreate(name=name, settings=settings))
@@ -134,6 +142,11 @@ class NotifiedWorld:
         for number in range(count):
             async with self.store.write() as tx:
                 await record(tx, code, reason=str(number) if reason is None else reason)
+
+    async def route_all(self) -> None:
+        """What happened becomes messages."""
+        while (await self.control.deliveries.route()).more:
+            pass
 
     async def deliveries(self, **wanted: object) -> list[DeliveryView]:
         """Oldest first."""

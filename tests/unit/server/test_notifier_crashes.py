@@ -1,6 +1,7 @@
-"""Kills at the points that matter, and a queue of 100,000: nothing lost, nothing without bound."""
+"""Kills at the points that matter, and a long queue: nothing lost, nothing without bound."""
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -33,9 +34,7 @@ def run_killed(directory: Path, kill_at: int) -> int:
 def test_killed_between_acceptance_and_record_only_that_message_comes_twice(tmp_path: Path) -> None:
     async def prepare() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(12)
+            await world.subscribe_mail(events=12)
 
     asyncio.run(prepare())
     assert run_killed(tmp_path, 5) == -signal.SIGKILL
@@ -97,9 +96,7 @@ def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> 
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(450)
+            await world.subscribe_mail(events=450)
             original = world.store.write
             for _ in range(6):
                 world.store.write = _cut(original)  # type: ignore[method-assign,assignment]  # a crash at this write
@@ -138,9 +135,7 @@ def test_a_store_that_refuses_the_outcome_is_asked_until_it_takes_it(
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(2)
+            await world.subscribe_mail(events=2)
             accepted = world.control.deliveries.accepted
             refusals = 3
 
@@ -167,16 +162,15 @@ async def _all_sent(world: NotifiedWorld) -> bool:
 
 @pytest.mark.req("W7")
 def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: Path) -> None:
-    """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue."""
-    waiting, sent_max = 100_000, 250
+    """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue.
+
+    `make verify` lets so many wait; here it is a tenth, by which the count would be passed as well."""
+    waiting, sent_max = 100_000 if os.environ.get("VIRTHA_WHOLE_QUEUE") else 10_000, 250
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(1)
-            while (await world.control.deliveries.route()).more:
-                pass
+            await world.subscribe_mail(events=1)
+            await world.route_all()
             await _multiply(world, waiting)
             gate = asyncio.Event()
             from played_receivers import ACCEPTED, Answer
