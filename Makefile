@@ -87,6 +87,8 @@ verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acce
 	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
 	@echo "==> a queue of 100,000 notifications"
 	@VIRTHA_WHOLE_QUEUE=1 $(PYTEST) -q tests/unit/server/test_notifier_crashes.py -k hundred_thousand
+	@echo "==> receivers of notifications away for five minutes, the server killed twice"
+	@VIRTHA_OUTAGE_S=300 $(PYTEST) -q tests/api/test_notification_story.py
 	@echo "==> lab: twenty kills of the agent around a firing"
 	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
 	@$(MAKE) --no-print-directory bench

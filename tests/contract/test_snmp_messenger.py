@@ -23,7 +23,7 @@ from told_messages import EVENT, INSTALLATION_ID, message
 from virtha.alerts.traps import OBJECTS, ROOT, trap
 from virtha.drivers.mib import mib_text
 from virtha.drivers.snmp import SnmpMessenger, engine_id_of
-from virtha.model.codes import Severity
+from virtha.model.codes import REGISTRY, Severity
 from virtha.model.notification import (
     SnmpAuthentication,
     SnmpPrivacy,
@@ -111,7 +111,7 @@ def test_it_arrives_and_the_mib_names_all_of_it(
             "virthaSeverity": "error",
             "virthaKind": "problem",
             "virthaMessage": "QEMU of wéb-№1 died: signal 9",
-            "virthaHelp": "",
+            "virthaHelp": REGISTRY["vm.crashed"].help,
             "virthaTime": "2026-1-31,12:0:0.2,+0:0",
             "virthaCluster": "main",
             "virthaHost": "node-1",

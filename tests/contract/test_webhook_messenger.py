@@ -17,7 +17,7 @@ from told_messages import EVENT, INSTALLATION_ID, message
 from waiting import until
 
 from virtha.drivers.webhook import WebhookMessenger
-from virtha.model.codes import Severity
+from virtha.model.codes import REGISTRY, Severity
 from virtha.model.notification import WebhookSettings
 from virtha.ports.receivers import Outcome, Receipt
 
@@ -79,7 +79,7 @@ def test_the_body_is_signed_and_says_all() -> None:
                 "code_number": 2202,
                 "severity": "error",
                 "message": "QEMU of wéb-№1 died: signal 9",
-                "help": "",
+                "help": REGISTRY["vm.crashed"].help,
                 "solves": [],
                 "fields": {"vm": "wéb-№1", "cause": "signal 9"},
                 "at": "2026-01-31T12:00:00.250Z",

@@ -25,6 +25,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} is judged dead after {silent_ms} ms of silence; proof is sought",
         "host",
         "silent_ms",
+        help="Nothing is to be done while proof is sought. If none comes, make sure that it is off, then confirm it.",
     ),
     event(3004, "host.alive_after_all", WARNING, "{host} lives: seen by {via}", "host", "via"),
     event(
@@ -113,6 +114,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} was ordered off and lives on: {detail}",
         "host",
         "detail",
+        help="Make sure which machine its power devices switch, and test them.",
     ),
     event(
         3045,
@@ -139,6 +141,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} could not be switched on again: {why}",
         "host",
         "why",
+        help="Switch it on by hand, or mend its power device. Its VMs don't wait for it.",
     ),
     event(
         3047,
@@ -407,6 +410,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "vm",
         "source",
         "target",
+        help="It is started anew where there is room, once neither host can hold it.",
     ),
     event(
         3120,
