@@ -298,10 +298,18 @@ class Failover:
         before = self._surveys.get(host)
         if before is None:
             return
-        survey = replace(before, storage_domains=self._domains(host))
+        survey = replace(before, storage_domains=self._domains(host), active=self._active(host))
         if survey != before and self._world.hosts[host].boot == survey.boot:
             self._surveys[host] = survey
             self._agent_says(host, survey)
+
+    def _active(self, host: str) -> frozenset[VmId]:
+        """As it is now: what the last list said may be over by this time, and told to be. Without libvirt nobody can look."""
+        there = self._world.hosts[host]
+        if not there.libvirt_up:
+            return self._surveys[host].active
+        found = {vm_id: there.libvirt.find(vm_id) for vm_id in self._server.vms}
+        return frozenset(vm_id for vm_id, one in found.items() if one is not None and one.qemu)
 
     def libvirt_noticed(self, host: str, *, answering: bool) -> None:
         self._agent_says(host, LibvirtAnswered(host_id=HostId(host), answering=answering))
