@@ -171,6 +171,11 @@ class Engine:
         node = self._cluster.hosts.get(host_id)
         return None if node is None else node.verdict
 
+    @property
+    def stall_ms(self) -> int:
+        """Whoever leads and did nothing for so long observes anew (J1)."""
+        return self._cluster.policy.detection.stall_ms
+
     def stage(self, vm_id: VmId) -> VmStage | None:
         node = self._cluster.vms.get(vm_id)
         return None if node is None else node.record.stage

@@ -22,6 +22,7 @@ from virtha.engine.events import (
     Notice,
     OrderPower,
     PowerOrdered,
+    Stalled,
 )
 from virtha.model.facts import Result
 from virtha.model.ids import HostId, Term
@@ -162,13 +163,20 @@ class Turn:
         return self._send()
 
     def written(self, *, held: bool, now: Millis) -> Effect:
-        """``held``: the term was still ours, and all of it is durable. ``now``: when that was known."""
+        """``held``: the term was still ours, and all of it is durable. ``now``: when that was known.
+
+        While a write waits nobody is asked and nobody judged. One that took as long as a stall was one (J1): what the
+        witnesses said before it is too old by then, and what they would have said was not asked.
+        """
         if not held:
             self._deposed = True
             self._now = None
             self._commands = ()
             return StepDown()
         self.settled = {}
+        assert self._now is not None, "no turn is under way"
+        if now - self._now >= self._engine.stall_ms:
+            self.offer([Stalled()])
         late = [one for one in self._commands if is_too_late(one, now)]
         if late:
             self._commands = tuple(one for one in self._commands if one not in late)

@@ -4,7 +4,14 @@ import pytest
 
 from virtha.engine import turn as turn_module
 from virtha.engine.engine import Engine
-from virtha.engine.events import BeatSeen, EngineHost, HostConfigured, HostSurveyed, SessionChanged
+from virtha.engine.events import (
+    BeatSeen,
+    EngineHost,
+    HostConfigured,
+    HostSurveyed,
+    SessionChanged,
+    Stalled,
+)
 from virtha.engine.records import ClusterRecord, EngineRecords
 from virtha.engine.turn import InboxFull, Journal, Send, StepDown, Turn, Wait, Write
 from virtha.model.evidence import ProcessKind
@@ -156,3 +163,25 @@ def test_receipts_of_a_leader_that_is_deposed_are_never_given():
     turn.journaled()
     turn.written(held=False, now=NOW)
     assert turn.settled == {HostId("h1"): 7}
+
+
+@pytest.mark.req("F1")
+def test_a_write_that_took_as_long_as_a_stall_was_one():
+    """J1: nobody was asked meanwhile, so nobody is judged by what was not said."""
+    turn = seen(a_turn())
+    turn.begin(Millis(NOW + 100))
+    turn.journaled()
+    turn.written(held=True, now=Millis(NOW + 100 + Policy().detection.stall_ms))
+    turn.sent()
+    later = Millis(NOW + 200 + Policy().detection.stall_ms)
+    assert turn.begin(later) == Journal(now=later, events=(Stalled(),))
+    turn.journaled()
+
+
+def test_a_write_in_its_time_was_none():
+    turn = seen(a_turn())
+    turn.begin(Millis(NOW + 100))
+    turn.journaled()
+    turn.written(held=True, now=Millis(NOW + 99 + Policy().detection.stall_ms))
+    turn.sent()
+    assert not turn.waiting
