@@ -231,8 +231,9 @@ class _World:
             while self._due and self._due[0][0] <= self.now:
                 events += heapq.heappop(self._due)[2]()
             decision = self.engine.step(Millis(self.now), events)
-            self.wakes.stepped(Millis(self.now), decision, came=bool(events))
-            quiet = all(type(event) is BeatSeen for event in events) and self.now != wake
+            asked = self.now == wake  # by the engine itself; else this world had something due
+            self.wakes.stepped(Millis(self.now), decision, came=bool(events) or not asked)
+            quiet = all(type(event) is BeatSeen for event in events) and not asked
             wake = decision.wake_at
             self._note(decision)
             for command in decision.commands:
