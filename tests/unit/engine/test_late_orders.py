@@ -14,6 +14,7 @@ from virtha.engine.events import (
     PowerRead,
     PowerTested,
     ReadPower,
+    Stalled,
     StartCommand,
 )
 from virtha.engine.records import FenceStep, OrderId
@@ -53,6 +54,7 @@ class Decided:
     def __init__(self, *commands: Command) -> None:
         self.decisions = [Decision(commands=commands, notices=())]
         self.seen: list[object] = []
+        self.stall_ms = Policy().detection.stall_ms
 
     def step(self, now: Millis, events: object) -> Decision:
         self.seen.append(events)
@@ -100,7 +102,7 @@ def test_an_order_that_waited_too_long_for_the_database_is_given_back_instead():
         result=Result.REFUSED,
         error="power.too_late",
     )
-    assert engine.seen[-1] == (told,)
+    assert engine.seen[-1] == (Stalled(), told)
 
 
 # The engine
