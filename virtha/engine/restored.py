@@ -2,7 +2,8 @@
 
 The restored records may be older than the hosts: whom they call dead may have come back since and run anything. So what they
 know of a host's failure is judged anew: no proof of theirs, no order and no reading counts towards a proof any more,
-only what came in this timeline of the database does. Who is proven dead in it has answered, whoever leads.
+only what came in this timeline of the database does. Who is proven dead in it has answered, whoever leads. Where that
+does not hold yet is said in docs/architecture.md, "Known to be open".
 
 A host that neither tells nor is proven dead holds every start of the cluster. So it is fenced like one that VMs are lost
 with, as soon as any waits for it; where that can't be done, the operator's word ends the wait (P6).
