@@ -14,6 +14,7 @@ heard of has no boot that could be proven dead: it comes, or is removed.
 from msgspec.structs import replace
 
 from virtha.engine.events import EngineHost
+from virtha.engine.machine import Verdict
 from virtha.engine.records import HostRecord, Told, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.policy import PermissionGrade
@@ -63,16 +64,25 @@ def has_told(cluster: Cluster, node: HostNode) -> None:
     if told.since_ms is None:
         node.set(told=replace(told, since_ms=int(cluster.now)))
         cluster.touch(node)
-    elif cluster.now >= told.since_ms + cluster.policy.recovery.attempt_ms:
-        settle(cluster, node)
+
+
+def sees_again(cluster: Cluster, node: HostNode) -> None:
+    """Its libvirt answers again: what came up meanwhile it is about to tell."""
+    told = node.record.told
+    if node.untold and told is not None and told.since_ms is not None:
+        node.set(told=replace(told, since_ms=int(cluster.now)))
 
 
 def settles_ms(cluster: Cluster, node: HostNode) -> int | None:
-    """What it says from then on settles it; its silence never does. None: it has told nothing yet, or all is settled."""
+    """A sign of it from then on settles it: it told, and was heard without a break, guardian and agent, for as long as a
+    grant may last. What it told before a break may have been followed by what still lies in its outbox. None: it has told
+    nothing yet, can't tell now, or all is settled."""
     told = node.record.told
     if not node.untold or told is None or told.since_ms is None:
         return None
-    return told.since_ms + cluster.policy.recovery.attempt_ms
+    if node.verdict is not Verdict.ALIVE or not node.libvirt_answers:
+        return None
+    return max(told.since_ms, node.verdict_ms) + cluster.policy.recovery.attempt_ms
 
 
 def settle(cluster: Cluster, node: HostNode) -> None:

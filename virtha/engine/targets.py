@@ -72,10 +72,9 @@ def look_at_waits(cluster: Cluster, node: HostNode) -> None:
     settled_ms = settles_ms(cluster, node)
     if settled_ms is not None:
         _look_at(cluster, node, settled_ms)
-        # What began there by then was told by a host that is heard whole, agent and all; of a silent one nobody knows.
-        if node.verdict is Verdict.ALIVE and (node.sign_ms or 0) >= settled_ms:
+        if (node.sign_ms or 0) >= settled_ms:
             settle(cluster, node)
-    elif is_missing(node):
+    if is_missing(node):
         missing_ms = silence_base_ms(cluster, node)
         _look_at(cluster, node, missing_ms)
         if cluster.now >= missing_ms:

@@ -4,15 +4,17 @@ silence, whoever leads; no test of its devices; no proof of the boot that the re
 import msgspec
 import pytest
 from engine_driver import Play, PlayedHost, vm
-from engine_review_driver import named, playing
+from engine_review_driver import named, playing, seen
 from test_restored_judgements import h2_is_dead, lives_unseen, next_leader, restored
 
 from virtha.engine.events import (
     CopyReleased,
+    DeathConfirmed,
     EngineHost,
     HostConfigured,
     HostRemoved,
     Investigate,
+    LibvirtAnswered,
     ProofFound,
     StartCommand,
 )
@@ -90,7 +92,41 @@ def test_it_is_not_settled_while_only_its_guardian_is_heard():
     play.advance(60_000)
     assert play.sent(StartCommand) == [] and play.offs() == ["h1"]
     play.hosts["h3"].agent_alive = True
-    play.until(lambda: play.where("v1") != [], within_ms=5_000)
+    waited_ms = play.until(lambda: play.where("v1") != [])
+    assert waited_ms >= play.policy.recovery.attempt_ms, "its outbox may still tell"
+
+
+def test_a_host_that_is_heard_again_has_its_time_to_tell_what_came_up():
+    """Its report lies behind its beats."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    host = play.hosts["h3"]
+    host.hang()
+    host.running[VmId("v1")] = Incarnation(2)
+    play.hosts["h1"].running.pop(VmId("v1"))
+    play.advance(60_000)
+    host.beating = host.answers_neighbours = host.answers_ping = True
+    shuts_down(play, "h1")
+    play.advance(5_000)
+    assert play.sent(StartCommand) == []
+    seen(play, "h3", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h3"]
+
+
+def test_a_host_whose_libvirt_hangs_cannot_tell():
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.inbox.append(LibvirtAnswered(host_id=HostId("h3"), answering=False))
+    shuts_down(play, "h1")
+    play.advance(60_000)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    play.inbox.append(LibvirtAnswered(host_id=HostId("h3"), answering=True))
+    waited_ms = play.until(lambda: play.where("v1") != [])
+    assert waited_ms >= play.policy.recovery.attempt_ms
 
 
 # Whoever leads
@@ -278,3 +314,31 @@ def test_a_host_that_the_records_never_heard_of_is_named_with_its_way_out():
     assert play.told().count("host.missing_since_restore") == 1, "once in a timeline"
     play.inbox.append(HostRemoved(host_id=HostId("h6")))
     play.until(lambda: play.where("v1") != [], within_ms=5_000)
+
+
+def test_a_word_about_a_removed_host_counts_when_it_is_added_again():
+    """It was given in this timeline, in which the host never told."""
+    play = named(playing(5))
+    play.hosts["h2"].bmc_dead = True
+    play.hosts["h2"].hang()
+    restored(play)
+    play.inbox.append(HostRemoved(host_id=HostId("h2")))
+    play.tick()
+    play.hosts["h2"].cut()  # so the operator is right
+    incident = play.host_record("h2").incident
+    assert incident is not None
+    play.inbox.append(
+        DeathConfirmed(
+            host_id=HostId("h2"),
+            boot=incident.boot,
+            incident=incident.number,
+            by="admin",
+            force_reason="it is in pieces",
+        )
+    )
+    play.until(lambda: play.where("v2") != [], within_ms=60_000)
+    play.inbox.append(HostConfigured(host=play.configs[1]))
+    play.tick()
+    assert play.verdict("h2") is Verdict.DEAD_PROVEN and "host.judged_anew" not in play.told()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.where("v1") != [], within_ms=60_000)
