@@ -52,6 +52,7 @@ ENGINE_PLAYS = tuple(
         "lease_domains",
         "restored",
         "restored_judgements",
+        "restored_untold",
         "without_guardian",
         "operators_word",
         "odd_power_devices",

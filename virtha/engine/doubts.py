@@ -32,7 +32,7 @@ from virtha.engine.verdict import (
     fell_ms,
     last_sign_of_boot_ms,
     reads_off,
-    runs_elsewhere,
+    watched_for,
 )
 from virtha.model.value import Value
 from virtha.model.vm import Reason
@@ -95,7 +95,7 @@ def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
     A leader that did not watch from the first order on, or had no reader yet when it did, has the disks watched anew, except where nobody can read them:
     no change is known then, and the readings prove by themselves.
     """
-    if all(runs_elsewhere(cluster, vm, node) for vm in cluster.vms_held_by(node.id)):
+    if not watched_for(cluster, node):
         return None
     rounds = 1 + cluster.policy.detection.additional_checks
     quiet = disks_are_quiet(cluster, node)

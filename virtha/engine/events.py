@@ -45,7 +45,9 @@ class EngineHost(Value, frozen=True, kw_only=True):
     carries_server: bool = False
     """This very server runs on it: never fenced by us (J4)."""
     untold: bool = False
-    """It has not told what it runs since the database was restored, or another was put in its place (M2)."""
+    """The server has no word of what it runs since the database was restored, or another was put in its place (M2). Counts
+    of hosts only that the engine has no record of; of the others it knows itself what they told its leaders. Where the
+    timeline isn't known, of all."""
     timeline: str = ""
     """Which database this is: another one after each restore. Empty: not known, so no record is believed to be of it."""
 

@@ -17,6 +17,7 @@ from virtha.engine.events import (
 from virtha.engine.holders import surveyed_there
 from virtha.engine.incident import of_this_boot, sign_of_life
 from virtha.engine.machine import Verdict
+from virtha.engine.restored import sees_again
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.targets import refresh_target, told
 from virtha.model.evidence import Answer, ProcessKind
@@ -104,6 +105,8 @@ def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
         return
     replaced(node, event)
     node.survey = event
+    if event.libvirt_connected and not node.libvirt_answers:
+        sees_again(cluster, node)
     node.libvirt_answers = event.libvirt_connected
     refresh_target(cluster, node)
     told(cluster, node)
@@ -121,6 +124,8 @@ def libvirt_answered(cluster: Cluster, event: LibvirtAnswered) -> None:
     node = cluster.hosts.get(event.host_id)
     if node is not None and node.libvirt_answers is not event.answering:
         node.libvirt_answers = event.answering
+        if event.answering:
+            sees_again(cluster, node)
         refresh_target(cluster, node)
         cluster.plan_wanted = True
         cluster.touch(node)

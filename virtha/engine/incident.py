@@ -10,7 +10,7 @@ from virtha.engine.capacity import FeatureKind
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import Death, Incident, VmStage
-from virtha.engine.restored import may_hold
+from virtha.engine.restored import covers_all, forget_told, may_hold, settle
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.model.facts import ReleaseCause
@@ -85,7 +85,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     node.power.clear()
     node.off_since.clear()
     node.power_asked_ms = None
-    node.told_ms = None  # what was told is of the boot before
+    forget_told(node)
     cluster.touch(node)
     if former is not None:
         _bury(node, former)
@@ -139,12 +139,14 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
         # A copy with a disk elsewhere came to light since: that lease has to expire too.
         poison(cluster, node, incident)
         return
+    if not covers_all(node, proof):
+        return
     first = incident.proof is None
     node.set_incident(proofs=(*incident.proofs, proof))
     if not first:
         return
     _bury(node, proof.boot)
-    node.untold = False
+    settle(cluster, node)
     cluster.awaited.discard(node.id)
     cluster.plan_wanted = True
     cluster.tell(

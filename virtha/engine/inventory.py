@@ -11,9 +11,9 @@ from virtha.engine.events import (
     VmRemoved,
 )
 from virtha.engine.incident import reconcile
-from virtha.engine.records import Drain, HostRecord, VmRecord
+from virtha.engine.records import Drain, VmRecord
 from virtha.engine.removal import added_again, look_for_removed
-from virtha.engine.restored import has_answered, is_outdated, judged_anew
+from virtha.engine.restored import is_outdated, is_untold, joined, taken_over
 from virtha.engine.state import Cluster, HostNode, VmNode, held
 from virtha.engine.targets import refresh_target
 
@@ -24,20 +24,19 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
     node = cluster.hosts.get(config.host_id)
     if node is None:
         kept = cluster.kept_hosts.pop(config.host_id, None)
-        record = HostRecord(host_id=config.host_id) if kept is None else added_again(cluster, kept)
+        record = joined(config) if kept is None else added_again(cluster, kept)
         outdated = is_outdated(config, record)
-        if outdated:
-            record = judged_anew(cluster, config, record)
+        record = taken_over(cluster, config, record)
         node = HostNode(config, record, cluster.now)
+        node.untold = is_untold(config, record)
         node.saved = None if config.host_id in cluster.changed_kept else kept
         cluster.hosts[config.host_id] = node
         cluster.ring.add(node)
         list_drain(cluster, node)
         if outdated:
             cluster.tell("host.judged_anew", host=node)
-        if has_answered(config, record):
-            node.untold = False
-        elif node.untold or record.boot is not None:
+        proven_dead = record.incident is not None and record.incident.proof is not None
+        if node.untold or (record.boot is not None and not proven_dead):
             # A recorded host may hold anything until it has told, or is proven dead (M2).
             cluster.await_survey(node)
         for vm in cluster.vms_held_by(node.id):

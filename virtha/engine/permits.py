@@ -17,9 +17,9 @@ from virtha.engine.verdict import (
     is_observed,
     newcomers_unheard,
     reads_off,
-    runs_elsewhere,
     seen_alive_by,
     silent_ms,
+    watched_for,
 )
 from virtha.model.evidence import ProcessKind
 from virtha.model.policy import FencingAction, PermissionGrade
@@ -96,7 +96,7 @@ def _written(cluster: Cluster, node: HostNode) -> Reason | None:
     after_order = incident is not None and incident.disks_written
     if not (after_order or disks_changed(cluster, node)) or disks_are_quiet(cluster, node):
         return None
-    if all(runs_elsewhere(cluster, vm, node) for vm in cluster.vms_held_by(node.id)):
+    if not watched_for(cluster, node):
         return None
     needed = 1 + cluster.policy.detection.additional_checks
     return reason("fence.blocked.disks_change", quiet=node.quiet_rounds, needed=needed)

@@ -141,6 +141,20 @@ class Incident(Value, frozen=True, kw_only=True):
         return self.proofs[0] if self.proofs else None
 
 
+class Told(Value, frozen=True, kw_only=True):
+    """What a host has said of itself in one timeline of the database (M2). The engine's own word for it: what the server
+    has noted of a host's survey may be more than any leader knows of it."""
+
+    timeline: str
+    since_ms: int | None = None
+    """When its first survey in the present boot came, or its libvirt answered again. None: no survey has, in this timeline."""
+    settled: bool = False
+    """No start that lost records knew of can begin there any more, or have begun untold: it was heard throughout the longest
+    grant (G2), is proven dead, or joined in that timeline."""
+    missing: bool = False
+    """That the records never heard of it, and that it does not come, was told."""
+
+
 class Drain(StrEnum):
     """How far a host in maintenance is that its VMs are to leave."""
 
@@ -186,6 +200,8 @@ class HostRecord(Value, frozen=True, kw_only=True):
     dead_boots: tuple[BootId, ...] = ()
     """The last boots that ended or were proven dead, newest last: a sign of one is an alarm, never a return."""
     waived: tuple[Waiver, ...] = ()
+    told: Told | None = None
+    """None: in a database whose timeline is not known, or before this was kept."""
     name: str | None = None
     """What it was called, once it is not configured any more; None: it is."""
 

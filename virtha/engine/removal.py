@@ -12,6 +12,7 @@ from virtha.engine.events import EngineHost, HostRemoved
 from virtha.engine.incident import lose
 from virtha.engine.machine import Verdict
 from virtha.engine.records import FenceCount, HostRecord, Incident
+from virtha.engine.restored import is_untold
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import Millis
@@ -88,11 +89,19 @@ def _note_removal(cluster: Cluster, host_id: HostId) -> None:
 def node_of(cluster: Cluster, host_id: HostId) -> HostNode:
     """A host that is not configured, as if it were: to be changed and then ``keep``-ed."""
     record = cluster.kept_hosts.get(host_id) or HostRecord(host_id=host_id, name=host_id)
-    config = EngineHost(host_id=host_id, name=record.name or host_id, number=0)
+    config = EngineHost(
+        host_id=host_id, name=record.name or host_id, number=0, timeline=_timeline(cluster)
+    )
     node = HostNode(config, record, cluster.now)
+    node.untold = is_untold(config, record)
     if record.incident is not None:
         node.sign_ms = Millis(record.incident.silent_since_ms)
     return node
+
+
+def _timeline(cluster: Cluster) -> str:
+    """All hosts' configuration names the same; empty while none is known."""
+    return next((node.config.timeline for node in cluster.hosts.values()), "")
 
 
 def is_removed(cluster: Cluster, host_id: HostId) -> bool:
@@ -130,6 +139,7 @@ def hold_fast(cluster: Cluster, node: HostNode) -> None:
             boot=boot,
             silent_since_ms=last_sign_ms,
             began_ms=cluster.now,
+            timeline=node.config.timeline,
             by_removal=True,
         )
         node.set(incident=opened)

@@ -86,7 +86,6 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     survey: HostSurveyed | None = None
     early: tuple[VmSeen | HostSurveyed, ...] = ()
     untold: bool = False
-    told_ms: Millis | None = None
     libvirt_answers: bool = True
     leaving_ms: Millis | None = None
     verdict: Verdict = Verdict.UNKNOWN

@@ -89,7 +89,6 @@ class HostNode:
         "sign_ms",
         "slot_ms",
         "survey",
-        "told_ms",
         "untold",
         "verdict",
         "verdict_ms",
@@ -144,9 +143,8 @@ class HostNode:
         self.early: dict[str, VmSeen | HostSurveyed] = {}
         """Facts of a boot that has not begun, by VM; the survey's key is empty."""
         self.untold = config.untold
-        """Until it has told: its silence doesn't do, only proof that it is dead does (M2)."""
-        self.told_ms: Millis | None = None
-        """When it first did, while ``untold`` lasts."""
+        """It may run what restored records have lost: its silence doesn't do, only proof that it is dead does (M2). How far
+        it is with telling is in its record."""
         self.libvirt_answers = True
         self.leaving_ms: Millis | None = None
         """When it last gave a VM back because it is being shut down."""

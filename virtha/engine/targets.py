@@ -2,8 +2,10 @@
 
 from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
 from virtha.engine.machine import Verdict
+from virtha.engine.restored import has_told, is_missing, settle, settles_ms, tell_missing
 from virtha.engine.state import Cluster, HostNode
 from virtha.engine.struck import strikes_until_ms
+from virtha.engine.verdict import silence_base_ms
 from virtha.model.evidence import ProcessKind
 from virtha.model.ids import BootId
 from virtha.model.time import Millis
@@ -42,13 +44,11 @@ def goes_down(cluster: Cluster, node: HostNode, boot: BootId) -> None:
 
 
 def told(cluster: Cluster, node: HostNode) -> None:
-    """Its survey came. After a restore it may have been given a start that we know nothing of, and that it has not
-    begun: that one is only over when its grant is (M2, G2)."""
-    if not node.untold:
+    """Its survey came."""
+    if node.untold:
+        has_told(cluster, node)
+    else:
         cluster.awaited.discard(node.id)
-    elif node.told_ms is None:
-        node.told_ms = Millis(cluster.now)
-        cluster.touch(node)
 
 
 def without_guardian(node: HostNode) -> bool:
@@ -69,13 +69,16 @@ def look_at_waits(cluster: Cluster, node: HostNode) -> None:
         if cluster.now >= node.leaving_ms + LEAVING_MS:
             node.leaving_ms = None
             refresh_target(cluster, node)
-    if node.untold and node.told_ms is not None:
-        settled_ms = node.told_ms + cluster.policy.recovery.attempt_ms
+    settled_ms = settles_ms(cluster, node)
+    if settled_ms is not None:
         _look_at(cluster, node, settled_ms)
-        if cluster.now >= settled_ms:
-            node.untold = False
-            cluster.awaited.discard(node.id)
-            cluster.plan_wanted = True
+        if (node.sign_ms or 0) >= settled_ms:
+            settle(cluster, node)
+    if is_missing(node):
+        missing_ms = silence_base_ms(cluster, node)
+        _look_at(cluster, node, missing_ms)
+        if cluster.now >= missing_ms:
+            tell_missing(cluster, node)
     if node.record.struck_ms:
         until_ms = struck_until_ms(cluster, node)
         _look_at(cluster, node, until_ms)

@@ -5,6 +5,7 @@ or that was itself asleep, first waits out the longest pause between two attempt
 """
 
 from virtha.engine.machine import Verdict
+from virtha.engine.restored import may_hold
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.power import PowerDeviceId
@@ -165,7 +166,7 @@ def hinted(cluster: Cluster, node: HostNode) -> bool:
 def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     """The rest of F2: a change of its VMs' disks since it fell silent means alive; else that many
     quiet rounds more."""
-    if not cluster.vms_on.get(node.id):
+    if not (watched_for(cluster, node) if node.untold else cluster.vms_on.get(node.id)):
         return None
     times = cluster.policy.detection
     if disks_changed(cluster, node) and not disks_are_quiet(cluster, node):
@@ -178,6 +179,12 @@ def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     return reason(
         "host.suspect.checking_disks", quiet=node.quiet_rounds, needed=times.additional_checks + 1
     )
+
+
+def watched_for(cluster: Cluster, node: HostNode) -> list[VmNode]:
+    """The VMs whose disks speak for it when they change (F2, J3): of a host that has not told since a restore, all that
+    nobody else is known to run."""
+    return [vm for vm in may_hold(cluster, node) if not runs_elsewhere(cluster, vm, node)]
 
 
 def disks_changed(cluster: Cluster, node: HostNode) -> bool:

@@ -14,7 +14,7 @@ from virtha.engine.verdict import (
     judge,
     may_take_quick_road,
     newcomers_unheard,
-    runs_elsewhere,
+    watched_for,
 )
 from virtha.model.evidence import ProcessKind
 from virtha.model.ids import HostId
@@ -84,8 +84,8 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
     node.reasons = judgement.reasons if waiting is None else (*judgement.reasons, waiting)
     if judgement.late or judgement.verdict in _ASKED_ABOUT:
         investigate(cluster, node)
-    elif node.power_asked_ms is None and _is_on_unread(node):
-        # P1: a device whose identity is not known must have said *on* while this boot was beating.
+    elif _beats(judgement) and node.power_asked_ms is None and _is_on_unread(node):
+        # P1: a device whose identity is not known must have said *on* while this boot was beating, and not before.
         node.power_asked_ms = cluster.now
         _ask_power(cluster, node)
     if judgement.look_at_ms is not None:
@@ -132,9 +132,7 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     node.round += 1
     node.rounds_asked += 1
     witnesses = _witnesses(cluster, node)
-    vms = tuple(
-        vm.id for vm in cluster.vms_held_by(node.id) if not runs_elsewhere(cluster, vm, node)
-    )
+    vms = tuple(vm.id for vm in watched_for(cluster, node))
     reader = _reader(cluster, node, witnesses) if vms else None
     if reader is not None:
         node.reader_rounds += 1
@@ -155,6 +153,10 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
     if fence is None or fence.step is FenceStep.RETRYING or node.sent != fence.order_id:
         _ask_power(cluster, node)
     cluster.wake_host(node, cluster.now + interval)
+
+
+def _beats(judgement: Judgement) -> bool:
+    return judgement.verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN)
 
 
 def _is_on_unread(node: HostNode) -> bool:

@@ -86,6 +86,14 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="Nothing starts before it has told what it runs, or is proven dead once more. Where it can't be fenced, make "
         "sure that it is off and confirm its death.",
     ),
+    event(
+        3012,
+        "host.missing_since_restore",
+        ERROR,
+        "{host} has not come since the database was restored, whose records never heard of it; no VM is started elsewhere",
+        "host",
+        help="It may run anything that was started after the backup. Bring it back; or make sure that it is off and remove it.",
+    ),
     # 3040: fencing
     event(3040, "fence.began", WARNING, "Fencing {host}: {action}", "host", "action"),
     event(3041, "fence.blinked", INFO, "The identify light of {host} was lit", "host"),

@@ -313,6 +313,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "host",
         help="Its own reasons say why it is not fenced. Bring it back; or make sure that it is off and confirm its death.",
     ),
+    reason(
+        6167,
+        "recovery.waiting.missing",
+        ERROR,
+        "{host} has told nothing since the database was restored, and its records never heard of it: it may run it",
+        "host",
+        help="Nobody can prove it dead, for no boot of it is known. Bring it back; or make sure that it is off and remove it.",
+    ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),
     reason(

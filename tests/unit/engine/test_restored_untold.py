@@ -1,0 +1,344 @@
+"""A host that has not told and settled since a restore may hold any VM, and nothing of the former timeline counts (M2): not its
+silence, whoever leads; no test of its devices; no proof of the boot that the records know; no quiet of disks nobody watched."""
+
+import msgspec
+import pytest
+from engine_driver import Play, PlayedHost, vm
+from engine_review_driver import named, playing, seen
+from test_restored_judgements import h2_is_dead, lives_unseen, next_leader, restored
+
+from virtha.engine.events import (
+    CopyReleased,
+    DeathConfirmed,
+    EngineHost,
+    HostConfigured,
+    HostRemoved,
+    Investigate,
+    LibvirtAnswered,
+    ProofFound,
+    StartCommand,
+)
+from virtha.engine.machine import Verdict
+from virtha.model.evidence import PowerState
+from virtha.model.facts import ReleaseCause
+from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.proof import Proof, ProofKind
+
+pytestmark = pytest.mark.req("F2", "F4", "F9")
+
+LONG_MS = 300_000
+
+
+def runs_v1_unseen(play: Play, host: str) -> PlayedHost:
+    """By what the lost records said: out of everybody's reach, while the restored ones say h1."""
+    played = play.hosts[host]
+    played.hang()
+    played.running[VmId("v1")] = Incarnation(2)
+    play.hosts["h1"].running.pop(VmId("v1"), None)
+    return played
+
+
+def shuts_down(play: Play, host: str) -> None:
+    """It gives v1 back, which is to run on elsewhere, and goes."""
+    played = play.hosts[host]
+    play.inbox.append(
+        CopyReleased(
+            host_id=played.id,
+            boot=played.boot,
+            vm_id=VmId("v1"),
+            incarnation=Incarnation(1),
+            cause=ReleaseCause.HOST_SHUTDOWN,
+        )
+    )
+    played.cut()
+
+
+# Its silence settles nothing
+
+
+def test_a_host_that_told_and_fell_silent_is_not_settled_by_time():
+    """The lost server's start hung there in create when it told; it comes up within its grant (G2)."""
+    play = named(playing(5))
+    host = play.hosts["h3"]
+    host.bmc_dead = True
+    restored(play)
+    play.advance(2_000)
+    host.hang()
+    host.running[VmId("v1")] = Incarnation(2)
+    play.hosts["h1"].cut()
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory", "recovery.waiting.restored"]
+    assert "fence.blocked.not_needed" not in play.why("h3")
+
+
+def test_a_host_that_told_and_fell_silent_is_fenced_for_those_that_wait():
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.hosts["h3"].hang()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.where("v1") != [])
+    assert "h3" in play.offs()
+
+
+def test_it_is_not_settled_while_only_its_guardian_is_heard():
+    """Nobody there could tell what came up since."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.hosts["h3"].agent_alive = False
+    play.hosts["h1"].cut()
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.offs() == ["h1"]
+    play.hosts["h3"].agent_alive = True
+    waited_ms = play.until(lambda: play.where("v1") != [])
+    assert waited_ms >= play.policy.recovery.attempt_ms, "its outbox may still tell"
+
+
+def test_a_host_that_is_heard_again_has_its_time_to_tell_what_came_up():
+    """Its report lies behind its beats."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    host = play.hosts["h3"]
+    host.hang()
+    host.running[VmId("v1")] = Incarnation(2)
+    play.hosts["h1"].running.pop(VmId("v1"))
+    play.advance(60_000)
+    host.beating = host.answers_neighbours = host.answers_ping = True
+    shuts_down(play, "h1")
+    play.advance(5_000)
+    assert play.sent(StartCommand) == []
+    seen(play, "h3", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h3"]
+
+
+def test_a_host_whose_libvirt_hangs_cannot_tell():
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.inbox.append(LibvirtAnswered(host_id=HostId("h3"), answering=False))
+    shuts_down(play, "h1")
+    play.advance(60_000)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    play.inbox.append(LibvirtAnswered(host_id=HostId("h3"), answering=True))
+    waited_ms = play.until(lambda: play.where("v1") != [])
+    assert waited_ms >= play.policy.recovery.attempt_ms
+
+
+# Whoever leads
+
+
+def test_the_next_leader_waits_for_lost_grants_from_when_the_hosts_told():
+    play = named(playing(5))
+    restored(play)
+    restored_ms = play.now
+    play.advance(1_000)
+    next_leader(play)
+    shuts_down(play, "h1")
+    play.until(lambda: play.sent(StartCommand) != [])
+    waited_ms = play.now - restored_ms
+    attempt_ms = play.policy.recovery.attempt_ms
+    assert attempt_ms <= waited_ms
+
+
+def test_what_no_leader_wrote_down_was_not_told():
+    play = named(playing(5))
+    runs_v1_unseen(play, "h2").bmc_dead = True
+    play.hosts["h2"].running[VmId("v1")] = Incarnation(2)
+    play.configs = [
+        msgspec.structs.replace(one, untold=False, timeline="restored") for one in play.configs
+    ]
+    play.new_leader()
+    play.hosts["h1"].cut()
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == []
+    assert "recovery.waiting.restored" in play.why_vm("v1")
+
+
+def test_a_restored_proof_is_not_believed_of_a_host_that_no_leader_heard_tell():
+    play = h2_is_dead(named(playing(5)))
+    play.forget_commands()
+    play.hosts["h2"].boot_again()
+    runs_v1_unseen(play, "h2").bmc_dead = True
+    play.configs = [
+        msgspec.structs.replace(one, untold=False, timeline="restored") for one in play.configs
+    ]
+    play.new_leader()
+    play.hosts["h1"].cut()
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == [] and play.verdict("h2") is Verdict.DEAD_UNPROVEN
+
+
+def test_who_settled_in_this_timeline_is_settled_for_every_leader_in_it():
+    play = named(playing(5))
+    restored(play)
+    play.until(lambda: all(_told(play, name) for name in play.hosts))
+    next_leader(play, *play.hosts)
+    play.hosts["h5"].bmc_dead = True
+    play.hosts["h5"].hang()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.where("v1") != [], within_ms=60_000)
+
+
+def _told(play: Play, host: str) -> bool:
+    told = play.host_record(host).told
+    return told is not None and told.settled
+
+
+def test_a_host_that_joins_in_this_timeline_has_nothing_to_tell():
+    play = named(playing(5))
+    restored(play)
+    play.until(lambda: all(_told(play, name) for name in play.hosts))
+    newcomer = _another(play, untold=False)
+    play.inbox.append(HostConfigured(host=newcomer))
+    play.hosts["h1"].cut()
+    play.until(lambda: play.where("v1") != [], within_ms=60_000)
+    assert _told(play, "h6")
+
+
+def _another(play: Play, *, untold: bool) -> EngineHost:
+    """Configured, without a power device, and silent from the beginning."""
+    host = PlayedHost(6)
+    host.cut()
+    host.hang()
+    play.hosts["h6"] = host
+    config = msgspec.structs.replace(
+        play.configs[-1], host_id=HostId("h6"), name="h6", number=6, power=(), untold=untold
+    )
+    play.configs.append(config)
+    return config
+
+
+# Nothing of the former timeline counts
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_device_that_said_on_before_the_restore_is_read_anew(written: bool):
+    """It does not name its host, and was rewired since to a machine that is none; the host booted since, and nobody knows."""
+    play = playing(5)
+    play.advance(2_000)
+    assert play.host_record("h5").on_devices != ()
+    play.hosts["h5"].boot_again()
+    host = runs_v1_unseen(play, "h5")
+    host.bmc_strikes, host.disks_change = PlayedHost(9), written
+    restored(play)
+    play.advance(60_000)
+    shuts_down(play, "h1")
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == [] and play.verdict("h5") is not Verdict.DEAD_PROVEN
+
+
+def test_what_a_device_said_in_this_timeline_counts_for_its_next_leader():
+    play = playing(5)
+    play.advance(2_000)
+    restored(play)
+    play.advance(5_000)
+    on = play.host_record("h5").on_devices
+    assert on != (), "it was read again, for the host beats"
+    next_leader(play)
+    assert play.host_record("h5").on_devices == on
+
+
+def test_a_storage_fence_of_one_boot_does_not_answer_for_the_host():
+    """P3: it is about that boot's addresses and nonces, and the host may be in another."""
+    play = h2_is_dead(named(playing(5)))
+    play.forget_commands()
+    lives_unseen(play)
+    runs_v1_unseen(play, "h2")
+    restored(play)
+    play.hosts["h1"].cut()
+    play.advance(60_000)
+    incident = play.host_record("h2").incident
+    assert incident is not None
+    proof = Proof(
+        kind=ProofKind.STORAGE_FENCE, host_id=HostId("h2"), boot=incident.boot, at_ms=play.now
+    )
+    play.inbox.append(ProofFound(proof=proof))
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.verdict("h2") is Verdict.DEAD_UNPROVEN
+
+
+# Its disks are all disks
+
+
+@pytest.mark.parametrize("on_record", [False, True])
+def test_the_disks_of_all_vms_speak_for_it(on_record: bool):
+    """Its device says *off* and lies; v1, of which the records know nothing there, is written on."""
+    play = named(playing(5, vms=[vm("v1"), vm("v2"), vm("v3")]))
+    if on_record:
+        play.run("v3", "h5")
+    play.hosts["h5"].boot_again()
+    host = runs_v1_unseen(play, "h5")
+    host.disks_change = host.bmc_does_nothing = True
+    host.bmc_state = PowerState.OFF
+    play.forget_commands()
+    restored(play)
+    play.hosts["h1"].cut()
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == [] and "h5" not in play.offs()
+    assert "host.suspect.disks_change" in play.why("h5")
+    asked = [one for one in play.sent(Investigate) if isinstance(one, Investigate)]
+    assert "v1" in {vm_id for one in asked if one.subject == "h5" for vm_id in one.vms}
+
+
+def test_disks_that_a_living_host_writes_are_no_sign_of_it():
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.hosts["h5"].hang()
+    play.advance(10_000)
+    asked = [one for one in play.sent(Investigate) if isinstance(one, Investigate)]
+    last = [one for one in asked if one.subject == "h5"][-1]
+    assert last.vms == (), "h1 and h2 run v1 and v2"
+
+
+# One that the records never heard of
+
+
+def test_a_host_that_the_records_never_heard_of_is_named_with_its_way_out():
+    play = named(playing(5))
+    _another(play, untold=True)
+    play.notices.clear()
+    restored(play)
+    play.hosts["h1"].cut()
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory", "recovery.waiting.missing"]
+    assert play.told().count("host.missing_since_restore") == 1
+    next_leader(play, "h6")
+    play.advance(60_000)
+    assert play.told().count("host.missing_since_restore") == 1, "once in a timeline"
+    play.inbox.append(HostRemoved(host_id=HostId("h6")))
+    play.until(lambda: play.where("v1") != [], within_ms=5_000)
+
+
+def test_a_word_about_a_removed_host_counts_when_it_is_added_again():
+    """It was given in this timeline, in which the host never told."""
+    play = named(playing(5))
+    play.hosts["h2"].bmc_dead = True
+    play.hosts["h2"].hang()
+    restored(play)
+    play.inbox.append(HostRemoved(host_id=HostId("h2")))
+    play.tick()
+    play.hosts["h2"].cut()  # so the operator is right
+    incident = play.host_record("h2").incident
+    assert incident is not None
+    play.inbox.append(
+        DeathConfirmed(
+            host_id=HostId("h2"),
+            boot=incident.boot,
+            incident=incident.number,
+            by="admin",
+            force_reason="it is in pieces",
+        )
+    )
+    play.until(lambda: play.where("v2") != [], within_ms=60_000)
+    play.inbox.append(HostConfigured(host=play.configs[1]))
+    play.tick()
+    assert play.verdict("h2") is Verdict.DEAD_PROVEN and "host.judged_anew" not in play.told()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.where("v1") != [], within_ms=60_000)
