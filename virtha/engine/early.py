@@ -31,6 +31,10 @@ def tells_of_now(cluster: Cluster, node: HostNode, event: VmSeen | HostSurveyed)
     if carried_by is not None and carried_by != boot:
         boot_passed(cluster, node, boot, carried_by)
         return False
+    if carried_by == boot and boot not in record.next_boots:
+        # Durable: a later leader is told of the copy, not of who brought the word of it.
+        node.set(next_boots=(*record.next_boots, boot))
+        cluster.changed_hosts.add(node.id)
     if any(kept.boot != boot for kept in node.early.values()):
         node.early.clear()  # at most one boot is the next one; what the other may hold is in the records
     node.early[subject_of(event)] = event
@@ -49,8 +53,7 @@ def session_began(cluster: Cluster, node: HostNode) -> None:
         for copy in vm.record.copies
         if copy.host_id == node.id and copy.boot is not None
     }
-    awaited = {fact.boot for fact in node.early.values() if fact.carried_by == fact.boot}
-    over = told - awaited - {boot}
+    over = told - {boot, *node.record.next_boots}
     node.early = {key: fact for key, fact in node.early.items() if fact.boot not in over}
     for passed in sorted(over):
         boot_passed(cluster, node, passed, boot)
