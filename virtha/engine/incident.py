@@ -73,13 +73,15 @@ def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) ->
 
 
 def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
-    """The host reports another boot: everything of the ones before is dead (P4)."""
+    """The host reports another boot: everything of the ones before is dead (P4). Not of one whose own session has brought
+    facts and is yet to be told: sessions are told in their order, so that one is the later."""
     former = node.record.boot
     cluster.begun.add(node.id)
     if former is not None:
         note_return(cluster, node)
     # A device that said *on* in the former boot may have been rewired since.
-    node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=(), next_boots=())
+    later = tuple(one for one in node.record.next_boots if one != boot)
+    node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=(), next_boots=later)
     node.survey = None
     node.slot_ms = node.named_ms = node.witnessed_ms = node.leaving_ms = None
     node.power.clear()
@@ -94,7 +96,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
         cluster.tell("host.rebooted_unseen", host=node)
     for vm in cluster.vms_held_by(node.id):
         mine = (copy.boot or former for copy in vm.record.copies if copy.host_id == node.id)
-        for over in sorted({one for one in mine if one is not None and one != boot}):
+        for over in sorted({one for one in mine if one is not None} - {boot, *later}):
             _die(cluster, vm, _new_boot_proof(cluster, node, over, boot))
     if incident is not None:
         cluster.tell("host.returned", host=node)

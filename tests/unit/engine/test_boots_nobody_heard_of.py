@@ -345,6 +345,31 @@ def test_nor_does_it_under_the_next_leader():
     assert play.host_record("h1").next_boots == ()
 
 
+@pytest.mark.parametrize("another_leader", [False, True])
+def test_a_boot_that_begins_ends_none_whose_own_session_brought_facts(another_leader: bool):
+    """h1 went through h1b2, whose session is told late, after h1b3's brought a report over another gateway."""
+    play = playing()
+    tells(play, "h1b3", VmState.RUNNING, incarnation=5, carried_by="h1b3")
+    play.tick()
+    play.hosts["h1"].boot_again()
+    if another_leader:
+        play.new_leader()
+    begins(play, "h1b2")
+    play.advance(30_000)
+    assert play.host_record("h1").boot == "h1b2"
+    assert copies(play) == {("h1", "h1b3", 5)} and play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.proof"]
+    play.hosts["h1"].boot_again()
+    play.hosts["h1"].running[VmId("v1")] = Incarnation(5)
+    begins(play, "h1b3")
+    if another_leader:
+        tells(play, "h1b3", VmState.RUNNING, incarnation=5, carried_by="h1b3")
+    play.advance(1_000)
+    assert copies(play) == {("h1", "h1b3", 5)} and play.why_vm("v1") == []
+    assert play.vm_record("v1").stage is VmStage.SETTLED
+    lives_on(play)
+
+
 def test_a_boot_that_brought_facts_itself_is_over_when_a_later_one_says_so():
     play = told_by_the_next_boot()
     tells(play, "h1b2", VmState.DOWN, vm_id="v2", carried_by="h1b3")
