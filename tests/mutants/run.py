@@ -39,6 +39,7 @@ ENGINE_PLAYS = tuple(
         "silent_hosts",
         "migration",
         "halves",
+        "forgotten_sides",
         "drain",
         "move_asked",
         "failback",

@@ -6,7 +6,9 @@ others that nobody heard of. Both look the same. So what it says to run there ma
 dead (G1); the fact itself is kept until that boot begins. Over a session of *another* boot it is of one that is over.
 
 So it is once the present boot has begun a session since (P4): the host runs that boot now, and told of the other before.
-Not so if that other boot's own session brought it: then that session is known to be on its way, and this one may be late.
+Not so if that other boot's own session brought it: then that session is known to be on its way, and this one may be late,
+be it of a boot that was not heard of before either. That is on record until that boot begins or is over
+(``HostRecord.next_boots``), for a later leader is told of sessions that stand, and of the copy only from the records.
 """
 
 from collections.abc import Iterator
@@ -31,6 +33,10 @@ def tells_of_now(cluster: Cluster, node: HostNode, event: VmSeen | HostSurveyed)
     if carried_by is not None and carried_by != boot:
         boot_passed(cluster, node, boot, carried_by)
         return False
+    if carried_by == boot and boot not in record.next_boots:
+        # Durable: a later leader is told of the copy, not of who brought the word of it.
+        node.set(next_boots=(*record.next_boots, boot))
+        cluster.changed_hosts.add(node.id)
     if any(kept.boot != boot for kept in node.early.values()):
         node.early.clear()  # at most one boot is the next one; what the other may hold is in the records
     node.early[subject_of(event)] = event
@@ -49,8 +55,7 @@ def session_began(cluster: Cluster, node: HostNode) -> None:
         for copy in vm.record.copies
         if copy.host_id == node.id and copy.boot is not None
     }
-    awaited = {fact.boot for fact in node.early.values() if fact.carried_by == fact.boot}
-    over = told - awaited - {boot}
+    over = told - {boot, *node.record.next_boots}
     node.early = {key: fact for key, fact in node.early.items() if fact.boot not in over}
     for passed in sorted(over):
         boot_passed(cluster, node, passed, boot)
@@ -62,9 +67,10 @@ def is_kept(node: HostNode, event: VmSeen | HostSurveyed) -> bool:
 
 
 def replaced(node: HostNode, event: VmSeen | HostSurveyed) -> None:
-    """A later one of the same subject came."""
-    if node.early:
-        node.early.pop(subject_of(event), None)
+    """A later one of that boot and subject came."""
+    kept = node.early.get(subject_of(event))
+    if kept is not None and kept.boot == event.boot:
+        del node.early[subject_of(event)]
 
 
 def forget_released(node: HostNode, event: CopyReleased) -> None:
@@ -84,6 +90,7 @@ def facts_of_begun(cluster: Cluster) -> Iterator[VmSeen | HostSurveyed]:
         node = cluster.hosts.get(host_id)
         if node is None:
             continue
-        kept, node.early = node.early, {}
+        kept, later = node.early, node.record.next_boots
+        node.early = {key: fact for key, fact in kept.items() if fact.boot in later}
         yield from (event for event in kept.values() if event.boot == node.record.boot)
     cluster.begun.clear()

@@ -15,7 +15,13 @@ from msgspec.structs import replace
 
 from virtha.engine.events import CopyReleased, VmSeen
 from virtha.engine.holders import incarnation_told, same_copy
-from virtha.engine.incident import STILL_WANTED, boot_passed, lose, reconcile
+from virtha.engine.incident import (
+    STILL_WANTED,
+    boot_passed,
+    end_side,
+    lose,
+    reconcile,
+)
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, OrderId, VmRecord
 from virtha.engine.removal import hold_fast, node_of
@@ -109,6 +115,7 @@ def _hold_other(cluster: Cluster, node: VmNode, event: VmSeen) -> None:
     if host is not None:
         _hold(cluster, node, other)
         reconcile(cluster, node)
+        end_side(cluster, node, host, other)
         return
     removed = node_of(cluster, other.host_id)
     if other.boot not in removed.record.dead_boots:

@@ -73,13 +73,15 @@ def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) ->
 
 
 def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
-    """The host reports another boot: everything of the ones before is dead (P4)."""
+    """The host reports another boot: everything of the ones before is dead (P4). Not of one whose own session has brought
+    facts and is yet to be told: sessions are told in their order, so that one is the later."""
     former = node.record.boot
     cluster.begun.add(node.id)
     if former is not None:
         note_return(cluster, node)
     # A device that said *on* in the former boot may have been rewired since.
-    node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=())
+    later = tuple(one for one in node.record.next_boots if one != boot)
+    node.set(boot=boot, boot_seen_ms=int(cluster.now), on_devices=(), next_boots=later)
     node.survey = None
     node.slot_ms = node.named_ms = node.witnessed_ms = node.leaving_ms = None
     node.power.clear()
@@ -94,7 +96,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
         cluster.tell("host.rebooted_unseen", host=node)
     for vm in cluster.vms_held_by(node.id):
         mine = (copy.boot or former for copy in vm.record.copies if copy.host_id == node.id)
-        for over in sorted({one for one in mine if one is not None and one != boot}):
+        for over in sorted({one for one in mine if one is not None} - {boot, *later}):
             _die(cluster, vm, _new_boot_proof(cluster, node, over, boot))
     if incident is not None:
         cluster.tell("host.returned", host=node)
@@ -144,6 +146,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     first = incident.proof is None
     node.set_incident(proofs=(*incident.proofs, proof))
     if not first:
+        _end_sides(cluster, node)
         return
     _bury(node, proof.boot)
     settle(cluster, node)
@@ -162,6 +165,52 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
 def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     for vm in cluster.vms_held_by(node.id):
         _die(cluster, vm, proof)
+    _end_sides(cluster, node)
+
+
+_OF_THE_MACHINE = frozenset({ProofKind.POWER_OFF, ProofKind.OPERATOR})
+
+
+def end_side(cluster: Cluster, vm: VmNode, node: HostNode, copy: PossibleCopy) -> None:
+    """``copy``: of a boot that a forgotten order named, and that is not the one which ``node``'s incident is about. A proof
+    of this timeline that the machine is off holds for that boot too: it began before the restore, for what was ordered
+    since is on record with a boot that was seen (P1, M2). A lease or a storage fence is about one boot."""
+    incident = node.record.incident
+    if incident is None or copy.boot is None or not _is_of_now(node, incident):
+        return
+    for proof in incident.proofs:
+        if proof.kind in _OF_THE_MACHINE:
+            _die(cluster, vm, replace(proof, boot=copy.boot))
+
+
+def _is_of_now(node: HostNode, incident: Incident) -> bool:
+    """Judged in this timeline of the database."""
+    return bool(node.config.timeline) and incident.timeline == node.config.timeline
+
+
+def sides_left(cluster: Cluster, node: HostNode) -> list[tuple[VmNode, PossibleCopy]]:
+    """Copies there that are sides of migrations on record in a boot that was not the present one, so of forgotten ones."""
+    left: list[tuple[VmNode, PossibleCopy]] = []
+    incident = node.record.incident
+    if incident is None or not _is_of_now(node, incident):
+        return left
+    for vm in cluster.vms_held_by(node.id):
+        move = vm.record.migration
+        if move is not None:
+            sides = ((move.source, move.source_boot), (move.target, move.target_boot))
+            left += [
+                (vm, copy)
+                for copy in vm.record.copies
+                if copy.host_id == node.id
+                and (copy.host_id, copy.boot) in sides
+                and copy.boot not in (None, node.record.boot)
+            ]
+    return left
+
+
+def _end_sides(cluster: Cluster, node: HostNode) -> None:
+    for vm, copy in sides_left(cluster, node):
+        end_side(cluster, vm, node, copy)
 
 
 def lose(cluster: Cluster, vm: VmNode) -> None:
@@ -351,3 +400,5 @@ def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
 def _bury(node: HostNode, boot: BootId) -> None:
     if boot not in node.record.dead_boots:
         node.set(dead_boots=(*node.record.dead_boots, boot)[-DEAD_BOOTS_KEPT:])
+    if boot in node.record.next_boots:
+        node.set(next_boots=tuple(one for one in node.record.next_boots if one != boot))

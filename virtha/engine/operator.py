@@ -2,7 +2,7 @@
 against it, unless forced with a reason. Poison and storage fence go out all the same."""
 
 from virtha.engine.events import BrakeLifted, DeathConfirmed, StorageFence
-from virtha.engine.incident import poison, proven
+from virtha.engine.incident import poison, proven, sides_left
 from virtha.engine.permits import lift_brake
 from virtha.engine.removal import hold_fast, is_removed, keep, node_of
 from virtha.engine.state import Cluster, HostNode, reason
@@ -58,7 +58,7 @@ def _refusal(
     incident = node.record.incident
     if incident is None or incident.number != event.incident or incident.boot != event.boot:
         return reason("confirm.refused.other_incident")
-    if incident.proof is not None:
+    if incident.proof is not None and not sides_left(cluster, node):
         return reason("confirm.refused.proven_already")
     if event.force_reason is not None:
         return None

@@ -199,6 +199,9 @@ class HostRecord(Value, frozen=True, kw_only=True):
     that it can't strike any more (J7)."""
     dead_boots: tuple[BootId, ...] = ()
     """The last boots that ended or were proven dead, newest last: a sign of one is an alarm, never a return."""
+    next_boots: tuple[BootId, ...] = ()
+    """Boots whose own session brought facts before it was told: a session of another boot, which may be the late one, ends
+    none of them, whoever leads (P4). Until one begins."""
     waived: tuple[Waiver, ...] = ()
     told: Told | None = None
     """None: in a database whose timeline is not known, or before this was kept."""

@@ -151,7 +151,11 @@ def bars_starts(cluster: Cluster, node: HostNode) -> bool:
     if not node.untold or node.id not in cluster.awaited:
         return False
     return any(
-        (vm.record.stage in (VmStage.LOST, VmStage.READY) or vm.half is not None)
+        (
+            vm.record.stage in (VmStage.LOST, VmStage.READY)
+            or vm.half is not None
+            or vm.stands is not None  # by its source it is settled, and stands still
+        )
         and vm.protected
         and vm.config.grade in (None, PermissionGrade.FENCE)
         for vm in cluster.vms.values()

@@ -1,7 +1,8 @@
 """Hosts with a true history, and an engine that hears of it late: sessions and beats in their order, facts out of durable
 outboxes whenever they like, in any order and more than once; orders arrive late or never. Leaders change, at once or after a
 time in which nobody led: hosts reboot and facts are recorded all the same, and the next leader is given those first, of which
-it is not known any more over which session they came.
+it is not known any more over which session they came. A host may have connected elsewhere: its facts come over a session of
+which the engine is told later, in its order, and until then the one before is told to a next leader as standing (P4).
 
 No power devices: what frees a copy is a new boot, a release, or an operator who is right. So every start elsewhere, and every
 boot that the engine calls dead, can be compared with the truth.
@@ -65,6 +66,10 @@ class TrueHost:
         self.refused: set[tuple[str, int]] = set()
         """Given back, or to be cancelled: its agent starts them no more."""
         self.outbox: list[Fact] = []
+        self.untold: list[BootId] = []
+        """Boots whose sessions stand or stood at another gateway, and that the engine has not been told of."""
+        self.stood: BootId | None = None
+        """The last of which it was; None: it may not be told of that one again, for it was given what later ones made."""
 
     @property
     def boot(self) -> BootId:
@@ -219,30 +224,52 @@ class LateWorld:
 
     def connect(self, name: str) -> None:
         host = self.hosts[name]
-        if host.connected:
-            return
+        if not host.connected:
+            self._reaches_a_server(host)
+        self.tell_sessions(host)
+        self.read_outbox(host)
+
+    def connect_elsewhere(self, name: str) -> None:
+        """Nothing can be told late of a host whose facts don't say over which session they came."""
+        host = self.hosts[name]
+        if not self.told:
+            self.connect(name)
+        elif not host.connected:
+            self._reaches_a_server(host)
+            self.read_outbox(host)
+
+    def _reaches_a_server(self, host: TrueHost) -> None:
         host.connected = True
+        host.untold.append(host.boot)
         host.survey()
         for vm, incarnation in host.running.items():
             host.see(vm, incarnation, VmState.RUNNING)
+
+    def tell_session(self, host: TrueHost) -> None:
+        """The earliest that it was not told of."""
+        if host.untold:
+            host.stood = host.untold.pop(0)
+            self._tells(host, host.stood, up=True)
+
+    def tell_sessions(self, host: TrueHost) -> None:
+        while host.untold:
+            self.tell_session(host)
+
+    def _tells(self, host: TrueHost, boot: BootId, *, up: bool) -> None:
         self.step(
             [
-                SessionChanged(host_id=host.id, process=process, boot=host.boot, up=True)
+                SessionChanged(host_id=host.id, process=process, boot=boot, up=up)
                 for process in ProcessKind
             ]
         )
-        self.read_outbox(host)
 
     def disconnect(self, name: str) -> None:
         host = self.hosts[name]
         if host.connected:
+            self.tell_sessions(host)
             host.connected = False
-            self.step(
-                [
-                    SessionChanged(host_id=host.id, process=process, boot=host.boot, up=False)
-                    for process in ProcessKind
-                ]
-            )
+            host.stood = None
+            self._tells(host, host.boot, up=False)
 
     def reboot(self, name: str) -> None:
         """Its session breaks, which need not be told before the next one stands."""
@@ -274,6 +301,7 @@ class LateWorld:
         grant = CopyGranted(
             host_id=host.id, boot=host.boot, vm_id=VmId(vm), incarnation=incarnation
         )
+        self.tell_sessions(host)  # none is told after a grant for a later boot
         self.orders.append(Order(name, host.boot, vm, incarnation, None))
         if not self.led:
             self.grants.append(grant)
@@ -364,7 +392,7 @@ class LateWorld:
         return [
             BeatSeen(host_id=host.id, boot=host.boot, agent_alive=True)
             for host in self.hosts.values()
-            if host.connected
+            if host.connected and not host.untold
         ]
 
     def pass_time(self, seconds: int) -> None:
@@ -410,13 +438,20 @@ class LateWorld:
             self.given += facts
         self.step([*self._configured(), *grants, *facts])
         for host in self.hosts.values():
-            if host.connected:
+            if recorded:
+                host.untold, host.stood = [], None
+            if host.untold:
+                if host.stood is not None:
+                    self._tells(host, host.stood, up=True)
+            elif host.connected:
                 host.connected = False
                 self.connect(host.name)
 
     def nobody_leads(self) -> None:
         """Gateways go on: hosts connect, what they tell is recorded, persons start VMs."""
         self.led = False
+        for host in self.hosts.values():
+            host.stood = None
 
     def unheard_boot(self, name: str) -> None:
         """A boot that ran what the one before did, and that no leader heard of; what it told may not have been read."""
@@ -436,7 +471,8 @@ class LateWorld:
 
 _MOVES: tuple[Callable[[LateWorld, str, int], None], ...] = (
     lambda world, host, number: world.connect(host),
-    lambda world, host, number: world.connect(host),
+    lambda world, host, number: world.connect_elsewhere(host),
+    lambda world, host, number: world.tell_session(world.hosts[host]),
     lambda world, host, number: world.disconnect(host),
     lambda world, host, number: world.reboot(host),
     lambda world, host, number: world.reboot(host),

@@ -320,6 +320,74 @@ def test_a_session_ends_no_boot_whose_own_session_brought_facts():
     assert "h1b2" not in play.host_record("h1").dead_boots
 
 
+def told_by_the_next_boot() -> Play:
+    """h1's session of h1b2 brought a report over another gateway, before it was told here."""
+    play = playing()
+    tells(play, "h1b2", VmState.RUNNING, incarnation=5, carried_by="h1b2")
+    play.tick()
+    play.hosts["h1"].running.clear()
+    return play
+
+
+def test_nor_does_it_under_the_next_leader():
+    """That one reads of the copy in the records, and is told of the session that still stands."""
+    play = told_by_the_next_boot()
+    play.new_leader()
+    play.advance(30_000)
+    assert copies(play) == {("h1", "h1b1", 1), ("h1", "h1b2", 5)}
+    assert "h1b2" not in play.host_record("h1").dead_boots
+    assert play.sent(StartCommand) == []
+    play.hosts["h1"].boot_again()
+    begins(play, "h1b2")
+    play.tick()
+    assert copies(play) == {("h1", "h1b2", 5)}
+    assert "h1b2" not in play.host_record("h1").dead_boots
+    assert play.host_record("h1").next_boots == ()
+
+
+@pytest.mark.parametrize("another_leader", [False, True])
+def test_a_boot_that_begins_ends_none_whose_own_session_brought_facts(another_leader: bool):
+    """h1 went through h1b2, whose session is told late, after h1b3's brought a report over another gateway."""
+    play = playing()
+    tells(play, "h1b3", VmState.RUNNING, incarnation=5, carried_by="h1b3")
+    play.tick()
+    play.hosts["h1"].boot_again()
+    if another_leader:
+        play.new_leader()
+    begins(play, "h1b2")
+    play.advance(30_000)
+    assert play.host_record("h1").boot == "h1b2"
+    assert copies(play) == {("h1", "h1b3", 5)} and play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.proof"]
+    play.hosts["h1"].boot_again()
+    play.hosts["h1"].running[VmId("v1")] = Incarnation(5)
+    begins(play, "h1b3")
+    if another_leader:
+        tells(play, "h1b3", VmState.RUNNING, incarnation=5, carried_by="h1b3")
+    play.advance(1_000)
+    assert copies(play) == {("h1", "h1b3", 5)} and play.why_vm("v1") == []
+    assert play.vm_record("v1").stage is VmStage.SETTLED
+    lives_on(play)
+
+
+def test_a_boot_that_brought_facts_itself_is_over_when_a_later_one_says_so():
+    play = told_by_the_next_boot()
+    tells(play, "h1b2", VmState.DOWN, vm_id="v2", carried_by="h1b3")
+    play.tick()
+    assert copies(play) == {("h1", "h1b1", 1)} and play.host_record("h1").next_boots == ()
+
+
+def test_a_fact_of_still_another_boot_does_not_let_it_be_ended():
+    """At most one boot's facts are kept; whose session is on its way is known of all."""
+    play = told_by_the_next_boot()
+    tells(play, "h1b0", VmState.RUNNING, vm_id="v2", incarnation=7)
+    play.tick()
+    reconnects(play, "h1b1")
+    assert copies(play) == {("h1", "h1b1", 1), ("h1", "h1b2", 5)}
+    assert copies(play, "v2") == {("h2", "h2b1", 1)}
+    assert play.host_record("h1").dead_boots == (BootId("h1b0"),)
+
+
 def test_a_report_over_another_session_ends_no_present_boot():
     """Only that session itself does: it is on its way, and may be anybody's guess until then."""
     play = playing()
