@@ -313,6 +313,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "host",
         help="Its own reasons say why it is not fenced. Bring it back; or make sure that it is off and confirm its death.",
     ),
+    reason(
+        6168,
+        "recovery.waiting.disks",
+        WARNING,
+        "{host} is judged dead, and not ordered off while the disks of its VMs are written",
+        "host",
+        help="Find out who writes them. If the host is off, confirm it as dead.",
+    ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),
     reason(
