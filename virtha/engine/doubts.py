@@ -78,10 +78,14 @@ def may_settle(cluster: Cluster, fence: Fence, code: str) -> bool:
 def awaited_before_next(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     """What speaks against the next order of the ladder, after one that failed. Where that was read as *off* and disks were
     written after it, the two contradict each other: that is no proof, and no reason to order off what may live, for as
-    long as they are written and the pause may be over (F2, J3). Quiet, they end the pause."""
+    long as they are written and the pause may be over (F2, J3). Quiet, they end the pause. Disks that nobody was seen to
+    write only delay the proof: where they are never read, the next level, the lease and the operator have their turn (F9).
+    """
     incident = node.record.incident
     if incident is not None and fence.failed in DISKS:
-        return _disks(cluster, node, incident, fence)
+        why = _disks(cluster, node, incident, fence)
+        if why is None or _seen_written(cluster, node, incident) or cluster.now < fence.next_ms:
+            return why
     if cluster.now >= fence.next_ms:
         return None
     pause_ms = fence.next_ms - cluster.now
@@ -92,14 +96,15 @@ def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
     """J3: after our own verified *off* a change blocks until readers found the disks quiet; no word is no quiet. So does
     one that was seen in the same silence before the *off*, for readings may come and go between two looks at the disks.
 
-    A leader that did not watch from the first order on, or had no reader yet when it did, has the disks watched anew, except where nobody can read them:
-    no change is known then, and the readings prove by themselves.
+    A leader that did not watch from the first order on, or had no reader yet when it did, has the disks watched anew, except
+    where those that were asked can't read them: no change is known then, and the readings prove by themselves. While nobody
+    is there to be asked, nobody is there to start a VM either: they prove nothing yet.
     """
     if not watched_for(cluster, node):
         return None
     rounds = 1 + cluster.policy.detection.additional_checks
     quiet = disks_are_quiet(cluster, node)
-    if (incident.disks_written or disks_changed(cluster, node)) and not quiet:
+    if _seen_written(cluster, node, incident) and not quiet:
         if incident.disks_written and node.disks_changed_ms is not None:
             changed_ms = cluster.now - node.disks_changed_ms
             return reason("proof.blocked.disks_change", quiet_ms=changed_ms)
@@ -109,6 +114,10 @@ def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
     if (cluster.began_ms > fence.began_ms or blind) and not quiet and not unread:
         return reason("proof.waiting.disks", quiet=node.quiet_rounds, needed=rounds)
     return None
+
+
+def _seen_written(cluster: Cluster, node: HostNode, incident: Incident) -> bool:
+    return incident.disks_written or disks_changed(cluster, node)
 
 
 def readers_due_ms(cluster: Cluster) -> int:

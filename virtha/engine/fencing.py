@@ -108,7 +108,11 @@ def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | Non
         return _blink(cluster, node, incident)
     why_not = refusal(cluster, node, 0) or late_pause(cluster, node, incident)
     if why_not is not None:
+        _tell_refusal(cluster, node, why_not)
         return why_not
+    node.set_incident(told_written=False)  # written after an order of ours says more
+    for vm in cluster.vms_held_by(node.id):
+        cluster.touch_vm(vm)  # they may have named the disks that are quiet now
     _order_level(cluster, node, level=0, attempt=1, rounds=0)
     return None
 
@@ -394,11 +398,18 @@ def _tell_refusal(cluster: Cluster, node: HostNode, why: Reason) -> None:
 
 
 def _tell_written(cluster: Cluster, node: HostNode) -> None:
-    """Once: it was ordered off, and is written on. Who lives then, a person has to find out (J3)."""
+    """Once before it was ordered off, and once after: it is written on. Who lives then, a person has to find out (J3)."""
     incident = node.record.incident
-    if incident is not None and incident.disks_written and not incident.told_written:
+    if incident is None or incident.told_written:
+        return
+    if incident.disks_written:
         node.set_incident(told_written=True)
         cluster.tell("fence.disks_written", host=node)
+    elif incident.fence is None:
+        node.set_incident(told_written=True)
+        cluster.tell("fence.held_by_disks", host=node)
+        for vm in cluster.vms_held_by(node.id):
+            cluster.touch_vm(vm)
 
 
 # What the devices say

@@ -121,7 +121,7 @@ class Incident(Value, frozen=True, kw_only=True):
     disks_written: bool = False
     """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
     told_written: bool = False
-    """That was told, once a further order had to wait for it."""
+    """Of the present state of its fence: that disks are written was told, once an order had to wait for it."""
     by_removal: bool = False
     """Nobody judged it dead: it was removed while VMs might run there."""
     told_removed: bool = False

@@ -126,7 +126,7 @@ def _unfenced(holders: list[tuple[PossibleCopy, HostNode | None]]) -> list[Reaso
 
 
 def _doubted(holders: list[tuple[PossibleCopy, HostNode | None]]) -> list[Reason]:
-    """Hosts that were read as off, which proves nothing as things are."""
+    """Hosts that were read as off, which proves nothing as things are, or that are not ordered off as they may live."""
     found = []
     for host in {host.id: host for _, host in holders if host is not None}.values():
         incident = host.record.incident
@@ -135,6 +135,8 @@ def _doubted(holders: list[tuple[PossibleCopy, HostNode | None]]) -> list[Reason
         )
         if failed.startswith("proof."):
             found.append(reason("recovery.waiting.doubt", host=host.config.name, why=failed))
+        elif any(why.code == "fence.blocked.disks_change" for why in host.reasons):
+            found.append(reason("recovery.waiting.disks", host=host.config.name))
     return found
 
 

@@ -126,6 +126,8 @@ def judged_anew(cluster: Cluster, config: EngineHost, record: HostRecord) -> Hos
         poisoned=False,
         storage_fenced=False,
         levels_told=0,
+        told_written=False,
+        told_late=False,
         once_proven=was_proven or incident.once_proven,
     )
     struck_ms = record.struck_ms

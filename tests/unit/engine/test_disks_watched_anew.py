@@ -79,6 +79,15 @@ def really_off(play: Play, readers: Readers) -> None:
     readers.silent, readers.changed, readers.words = False, False, 0
 
 
+def without_agents(play: Play) -> None:
+    for name, host in play.hosts.items():
+        host.agent_alive = False
+        down = SessionChanged(
+            host_id=HostId(name), process=ProcessKind.AGENT, boot=host.boot, up=False
+        )
+        play.inbox.append(down)
+
+
 def written_after_off(*, levels: int = 1) -> tuple[Play, Readers]:
     play, readers = lying(levels=levels)
     readers.changed = True
@@ -230,6 +239,24 @@ def test_rounds_without_a_reader_are_not_rounds_in_which_nobody_could_read() -> 
     play.until(lambda: is_proven(play))
 
 
+@pytest.mark.req("F9")
+@pytest.mark.parametrize("levels", [1, 2])
+def test_where_nobody_ever_reads_the_ladder_goes_on_under_a_new_leader(levels: int) -> None:
+    """No change is known, so there is nothing to wait for with the next order; the readings alone prove nothing for all that."""
+    play, readers = lying(levels=levels)
+    without_agents(play)
+    play.new_leader(away_ms=1_000)
+    readers.words = 0
+    without_agents(play)
+    play.advance(1_800_000)
+    assert readers.words == 0 and not is_proven(play)
+    tried = {one.device for one in play.sent(OrderPower) if isinstance(one, OrderPower)}
+    assert tried == {f"h1-power{level + 1}" for level in range(levels)}
+    assert len(play.offs()) > 3 and play.told().count("fence.failed") == 1
+    assert play.told().count("fence.next_level") == levels - 1
+    assert "fence.disks_written" not in play.told()
+
+
 def test_soon_after_a_leader_began_readers_are_waited_for() -> None:
     """Guardians come to a new leader at once, agents some seconds later: until then nobody can say that the disks of a host
     are written, whose BMC lies."""
@@ -237,12 +264,7 @@ def test_soon_after_a_leader_began_readers_are_waited_for() -> None:
     play.saved["host h1"] = SaveHost(record=replace(play.engine.records().hosts[0], incident=None))
     play.new_leader()
     readers.words, readers.changed = 0, True
-    for name, host in play.hosts.items():
-        host.agent_alive = False
-        down = SessionChanged(
-            host_id=HostId(name), process=ProcessKind.AGENT, boot=host.boot, up=False
-        )
-        play.inbox.append(down)
+    without_agents(play)
     play.until(lambda: play.offs() == ["h1", "h1"])
     play.advance(4_000)
     assert readers.words == 0 and not is_proven(play)
@@ -298,8 +320,35 @@ def test_who_writes_while_the_first_order_waits_is_not_ordered_off() -> None:
     play.advance(120_000)
     assert play.offs() == [] and "fence.blocked.disks_change" in play.why("h1")
     assert "fence.disks_written" not in play.told(), "it was never ordered off"
+    assert play.told().count("fence.held_by_disks") == 1
+    assert play.why_vm("v1") == ["recovery.waiting.proof", "recovery.waiting.disks"]
+    play.new_leader()
+    play.advance(60_000)
+    assert play.told().count("fence.held_by_disks") == 1, "whoever leads"
+    assert play.offs() == []
     host.disks_change = False
     play.until(lambda: play.offs() == ["h1"], within_ms=10_000)
+
+
+@pytest.mark.req("F9")
+def test_written_before_the_order_and_after_it_are_told_each() -> None:
+    play = playing()
+    play.inbox.append(HoldChanged(reason="upgrade"))
+    host = play.hosts["h1"]
+    host.hang()
+    host.bmc_dead = True
+    play.until(lambda: "fence.blocked.hold" in play.why("h1"))
+    host.disks_change = True
+    play.advance(5_000)
+    play.inbox.append(HoldChanged(reason=None))
+    play.until(lambda: "fence.held_by_disks" in play.told())
+    host.disks_change = False
+    play.until(lambda: play.offs() == ["h1"])
+    host.disks_change = True
+    play.until(lambda: "fence.disks_written" in play.told())
+    play.advance(600_000)
+    told = play.told()
+    assert (told.count("fence.held_by_disks"), told.count("fence.disks_written")) == (1, 1)
 
 
 def test_a_bmc_that_says_off_is_no_quick_road_while_disks_are_written() -> None:

@@ -221,6 +221,15 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="Its power device lies or is another host's, or somebody else writes those disks. Find out which; if the host "
         "is off, confirm it as dead.",
     ),
+    event(
+        3056,
+        "fence.held_by_disks",
+        ALERT,
+        "{host} is judged dead, and the disks of its VMs are written: it is taken for alive, and not ordered off before they "
+        "are quiet",
+        "host",
+        help="Find out who writes: the host itself, out of our reach, or somebody else. If the host is off, confirm it as dead.",
+    ),
     # 3080: VMs
     event(
         3080,
