@@ -19,10 +19,13 @@ def held_up(rig: ServerRig) -> asyncio.Event:
     return check
 
 
-def newest_serial(rig: ServerRig) -> str:
+async def revoke_newest(rig: ServerRig) -> None:
+    """The certificate of whoever connected last."""
     link = rig.gateway._link
     assert link is not None
-    return max(link._connections, key=lambda one: one.number).certificate_serial
+    newest = max(link._connections, key=lambda one: one.number)
+    await until(lambda: newest.certificate_serial, "the server's side of the handshake")
+    rig.control.revoked.add(newest.certificate_serial)
 
 
 @pytest.mark.req("L6")
@@ -35,14 +38,16 @@ def test_a_revoked_certificate_of_that_host_ends_nobody(pki: Pki, role: PeerRole
             guardian = await connected(rig, PeerRole.GUARDIAN, credentials=credentials)
             early = await peer(rig, pki, credentials)
             stranger = await peer(rig, pki, pki.host())
-            rig.control.revoked.add(newest_serial(rig))
+            await revoke_newest(rig)
             stranger.hello("boot-9", role)
             assert await stranger.ended_by() == "wire.refused.revoked"
             assert agent.link.connected and guardian.link.connected
             presence = rig.gateway.presence(H1)
             assert presence is not None and presence.boot == "boot-1"
             assert (presence.agent_connected, presence.guardian_connected) == (True, True)
-            early.hello("boot-2")  # the host has booted, and connected before that stranger said anything
+            early.hello(
+                "boot-2"
+            )  # the host has booted, and connected before that stranger said anything
             await until(lambda: rig.gateway.presence(H1).boot == "boot-2", "not overtaken by it")
 
     run(story())
@@ -54,7 +59,7 @@ def test_a_revoked_certificate_does_not_cost_a_known_guardian_its_way_in(pki: Pk
             credentials = pki.host()
             guardian = await connected(rig, PeerRole.GUARDIAN, credentials=credentials)
             stranger = await peer(rig, pki, pki.host())
-            rig.control.revoked.add(newest_serial(rig))
+            await revoke_newest(rig)
             stranger.hello("boot-1", PeerRole.GUARDIAN)
             assert await stranger.ended_by() == "wire.refused.revoked"
             guardian.link.close()

@@ -244,6 +244,7 @@ def start_ended(result: Result) -> StartEnded:
 def test_nothing_is_given_back_that_a_start_under_way_may_still_make() -> None:
     bench = ended_while_starting()
     assert releases(bench.tell(NOTHING, after_ms=30_000)) == []
+    assert releases(bench.tell(NOTHING)) == []
     refusal = bench.sentinel.start_refusal(WEB, Incarnation(2))
     assert refusal is not None and refusal.code == "order.refused.running"
     decision = bench.tell(start_ended(Result.UNKNOWN))

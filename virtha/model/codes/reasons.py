@@ -113,7 +113,9 @@ REASONS: tuple[Code, ...] = (
     reason(
         5122, "restart.waiting.result", INFO, "waits for the result of attempt {attempt}", "attempt"
     ),
-    reason(5124, "start.waiting.result", INFO, "waits for the result of the start that was ordered"),
+    reason(
+        5124, "start.waiting.result", INFO, "waits for the result of the start that was ordered"
+    ),
     reason(
         5123,
         "restart.blocked.outside",
