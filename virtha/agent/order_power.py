@@ -279,7 +279,9 @@ class PowerOrders:
         record = self._host.loop.record(grant.vm_id)
         if objection is not None:
             return objection.message
-        if record is not None and record.stop is not None:
+        if record is None or record.incarnation != grant.incarnation or record.released:
+            return "it was given back meanwhile"
+        if record.stop is not None:
             return "it was stopped on purpose meanwhile"
         return None
 

@@ -147,7 +147,7 @@ def neighbour_answered(cluster: Cluster, event: NeighbourAnswered) -> None:
             if event.boot is not None:
                 node.named_ms = node.witnessed_ms
             if node.record.incident is not None:
-                sign_of_life(cluster, node, boot, via=name)
+                sign_of_life(cluster, node, boot, via=name, named=event.boot is not None)
     node.neighbours[event.witness, event.network] = (event.answer, cluster.now)
     if node.verdict is not Verdict.ALIVE:
         cluster.touch(node)

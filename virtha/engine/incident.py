@@ -44,15 +44,18 @@ def open_incident(cluster: Cluster, node: HostNode) -> None:
         cluster.touch_vm(vm)  # a migrating one is not lost with one of its sides
 
 
-def sign_of_life(cluster: Cluster, node: HostNode, boot: BootId | None, *, via: str) -> None:
-    """A sign of ``boot``, which is judged or proven dead."""
+def sign_of_life(
+    cluster: Cluster, node: HostNode, boot: BootId | None, *, via: str, named: bool = True
+) -> None:
+    """A sign of ``boot``, which is judged or proven dead. Not ``named``: it is only taken for one of that boot, and the host may
+    have booted since another timeline's proof."""
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
-        if incident.once_proven:
+        if incident.proof is not None or (incident.once_proven and named):
             _contradiction(cluster, node, via)
         if incident.proof is not None:
-            _contradiction(cluster, node, via)
-        elif incident.fence is None:
+            return
+        if incident.fence is None:
             alive_after_all(cluster, node, via)
         else:
             # Our order may still take effect: no reading of before this sign may prove anything (P1).

@@ -164,6 +164,9 @@ class VmRecord(Value, frozen=True, kw_only=True):
     attempt: int | None = None
     """A ``Restart`` was ordered and has not been answered."""
     attempt_ms: int = 0
+    start_open: bool = False
+    """An ordered start was accepted and has not been answered: whatever is seen to end meanwhile, it may still make a
+    copy (G2)."""
     exhausted: bool = False
     loop_told: bool = False
     blocked: Reason | None = None

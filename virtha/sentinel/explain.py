@@ -39,6 +39,8 @@ def _starting(record: VmRecord) -> tuple[Reason, ...]:
 def _down(host: HostState, record: VmRecord) -> tuple[Reason, ...]:
     if record.exit is None:
         return (reason("vm.down.never_started"),)
+    if record.start_open:
+        return (*_exit(record), reason("start.waiting.result"))
     if record.blocked is not None:
         return (*_exit(record), record.blocked)
     if record.pending is None:

@@ -49,5 +49,6 @@ def _check_record(guarded: Guarded) -> None:
         assert record.state is VmState.DOWN, f"{name}: released, yet {record.state}"
     if record.released:
         assert record.pending is None and record.attempt is None, f"{name}: released, yet pending"
+        assert not record.start_open, f"{name}: released, and its start is under way"
     if record.attempt is not None:
         assert record.attempts_ms, f"{name}: an attempt that is not counted"

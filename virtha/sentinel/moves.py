@@ -204,7 +204,11 @@ def _remember_as_over(host: HostState, event: MoveRefused | ArrivalRefused) -> b
     """Down, and released by the plan: whatever comes of that incarnation is refused from now on. Not where another
     copy is or may be: that record speaks. False: nothing was recorded."""
     old = host.vms.get(event.vm.id)
-    if old is not None and (old.record.state is not VmState.DOWN or old.record.attempt is not None):
+    if old is not None and (
+        old.record.state is not VmState.DOWN
+        or old.record.attempt is not None
+        or old.record.start_open
+    ):
         return False
     if old is None and host.connected and unlisted_domain(host, event.vm.id) is not None:
         return False

@@ -16,7 +16,7 @@ from virtha.sentinel.moves import (
 )
 from virtha.sentinel.reconstruct import close_gap, started_outside
 from virtha.sentinel.restart import attempt_succeeded, ended_in_attempt
-from virtha.sentinel.starts import start_succeeded
+from virtha.sentinel.starts import appeared, start_succeeded
 from virtha.sentinel.state import Guarded, HostState, reason
 from virtha.sentinel.stops import add_hint, stopped
 from virtha.sentinel.watchdog import fired, pause_after_dump, reset_just_now
@@ -67,7 +67,9 @@ def domain_event(host: HostState, event: DomainEvent) -> None:
 
 
 def _started(host: HostState, guarded: Guarded) -> None:
-    if guarded.record.state is VmState.DOWN:
+    if guarded.record.state is VmState.DOWN and guarded.record.start_open:
+        appeared(guarded)
+    elif guarded.record.state is VmState.DOWN:
         started_outside(host, guarded)
     elif guarded.up and guarded.record.pending is None:
         # Its stop was missed.

@@ -33,7 +33,7 @@ from virtha.sentinel.moves import (
     tell_open_moves,
 )
 from virtha.sentinel.restart import attempt_failed, attempt_succeeded
-from virtha.sentinel.starts import start_failed, start_succeeded
+from virtha.sentinel.starts import appeared, forget_end, start_failed, start_succeeded
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
 from virtha.sentinel.stops import attribute, ended
 from virtha.sentinel.watchdog import count_firing, pause_after_dump, paused_by_watchdog
@@ -90,8 +90,9 @@ def _recall(guarded: Guarded, told: Told) -> None:
 
 
 def _close_old_boot(host: HostState, guarded: Guarded) -> None:
-    record = guarded.record
     guarded.known = True
+    guarded.set(start_open=False)
+    record = guarded.record
     if record.state is VmState.DOWN and record.pending is None:
         guarded.set(released=True)
         host.tell_released(guarded)
@@ -153,6 +154,11 @@ def domains_listed(host: HostState, event: DomainsListed) -> None:
     if at_start:
         tell_open_moves(host)
     for guarded in host.all():
+        if at_start and guarded.record.start_open:
+            # Nobody will answer that start any more: the list does.
+            guarded.set(start_open=False)
+            if guarded.record.state is VmState.DOWN:
+                guarded.move(Trigger.UNCLEAR)
         gap_ms = _gap_from(host, guarded, before, at_start=at_start)
         if gap_ms is not None and guarded.up and guarded.record.gap_from_ms is None:
             guarded.set(gap_from_ms=int(gap_ms))
@@ -205,6 +211,8 @@ def _compare(
         _same_or_changed(host, guarded, report)
     elif guarded.up:
         _ended_unseen(host, guarded, report)
+    elif active and record.start_open:
+        appeared(guarded)
     elif active and report is not None:
         started_outside(host, guarded)
         guarded.move(Trigger.RUNS)
@@ -249,6 +257,7 @@ def _resolve_start(host: HostState, guarded: Guarded, active: DomainReport | Non
         _same_or_changed(host, guarded, active)
         return
     guarded.move(Trigger.LEFT_PAUSED)
+    forget_end(guarded)
     guarded.set(pause=reason("vm.paused.start_unfinished"))
 
 

@@ -17,6 +17,7 @@ from virtha.model.time import Millis, format_duration_ms
 from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import Cause, GatherEvidence, HintKind, Restart, RestartEnded, VmRecord
 from virtha.sentinel.machine import Trigger
+from virtha.sentinel.starts import start_unclear
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
 from virtha.sentinel.stops import ATTRIBUTION_MS, live_hints
 
@@ -119,6 +120,8 @@ def plan(host: HostState, guarded: Guarded) -> None:
     if record.attempt is not None:
         _expire_attempt(host, guarded)
         return
+    _expire_start(host, guarded)
+    record = guarded.record
     if record.pending is None:
         _release_if_over(host, guarded)
         return
@@ -132,6 +135,8 @@ def plan(host: HostState, guarded: Guarded) -> None:
     if wait is not None:
         _block(host, guarded, wait)
         return
+    if record.start_open:
+        return  # it may still make a copy
     guarded.set(blocked=None, attempts_ms=attempts_in_window(host, record))
     if len(guarded.record.attempts_ms) >= host.policy.restart.restarts_max:
         _exhaust(host, guarded)
@@ -208,12 +213,15 @@ def _release_if_over(host: HostState, guarded: Guarded) -> None:
     """Down, and never started here again without a new grant (P5).
 
     A paused leftover of a failed attempt is still a copy: nothing is released while it exists. Nor
-    while libvirt is lost: a start that it never answered may have made one.
+    while libvirt is lost: a start that it never answered may have made one. Nor while an ordered start
+    is under way, which may still make one (G2).
 
     A copy that somebody started outside after the release made this host a holder again (the server
     saw it in the inventory); its end is said too, or the VM could start nowhere else.
     """
     record = guarded.record
+    if record.start_open:
+        return
     if record.state is VmState.DOWN and not record.released and host.connected:
         guarded.set(released=True)
         host.tell_released(guarded)
@@ -299,6 +307,19 @@ def _expire_attempt(host: HostState, guarded: Guarded) -> None:
     overdue = host.now - record.attempt_ms >= ATTEMPT_DEADLINE_MS
     if overdue and record.state in (VmState.STARTING, VmState.DOWN):
         _attempt_unclear(host, guarded)
+
+
+def _expire_start(host: HostState, guarded: Guarded) -> None:
+    """The copy that ended was somebody else's; what came of ours, its answer says, and without one the list."""
+    record = guarded.record
+    if not record.start_open or record.state is not VmState.DOWN:
+        return
+    if start_overdue_ms(record) <= host.now:
+        start_unclear(host, guarded)
+
+
+def start_overdue_ms(record: VmRecord) -> int:
+    return max(record.started_ms, record.down_ms) + ATTEMPT_DEADLINE_MS
 
 
 # Evidence (W12)

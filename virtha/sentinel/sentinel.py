@@ -104,6 +104,7 @@ from virtha.sentinel.restart import (
     gather_evidence,
     plan,
     restart_ended,
+    start_overdue_ms,
 )
 from virtha.sentinel.starts import (
     adopted,
@@ -439,8 +440,12 @@ class Sentinel:
             assert record.stop is not None
             moments.append(Millis(record.stop.ends_at_ms))
         if record.attempt is not None:
-            if record.state is VmState.STARTING and host.libvirt is not LibvirtLink.UNSEEN:
+            overdue = record.state in (VmState.STARTING, VmState.DOWN)
+            if overdue and host.libvirt is not LibvirtLink.UNSEEN:
                 moments.append(Millis(record.attempt_ms + ATTEMPT_DEADLINE_MS))
+        elif record.start_open:
+            if record.state is VmState.DOWN:
+                moments.append(Millis(start_overdue_ms(record)))
         elif host.connected and awaits_restart(record) and record.blocked is None:
             moments.append(due_at(host, record))
         return [moment for moment in moments if moment is not None]

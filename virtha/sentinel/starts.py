@@ -45,7 +45,7 @@ def _refusal_by_record(host: HostState, vm_id: VmId, incarnation: Incarnation) -
         return None
     record = guarded.record
     # STARTING and UNKNOWN: a copy may be there; a second start that fails would release the first.
-    if record.state is not VmState.DOWN or record.attempt is not None:
+    if record.state is not VmState.DOWN or record.attempt is not None or record.start_open:
         # With the incarnation that runs, so that the server counts back to it.
         return reason("order.refused.running", current=record.incarnation)
     again = incarnation == record.incarnation and not record.released
@@ -58,7 +58,8 @@ def start_accepted(host: HostState, event: StartAccepted) -> None:
     """The server's word ends all that was counted and held against the VM."""
     refusal = _refusal_by_record(host, event.vm.id, event.incarnation)
     assert refusal is None, f"{event.vm.id}: {refusal}"
-    take_in(host, event.vm, event.incarnation, up=reason("vm.up.as_ordered", by=event.by))
+    up = reason("vm.up.as_ordered", by=event.by)
+    take_in(host, event.vm, event.incarnation, up=up).set(start_open=True)
 
 
 def start_refused(host: HostState, event: StartRefused) -> None:
@@ -93,7 +94,11 @@ def start_ended(host: HostState, event: StartEnded) -> None:
     guarded = host.vms.get(event.vm_id)
     if guarded is None or guarded.record.incarnation != event.incarnation:
         return
+    guarded.set(start_open=False)
     match event.result:
+        case Result.OK if guarded.record.state is VmState.DOWN:
+            # Which copy it was that ended, and whether the one that is told of here runs, the list knows.
+            start_unclear(host, guarded)
         case Result.OK:
             start_succeeded(host, guarded)
             host.list_wanted = True
@@ -104,10 +109,7 @@ def start_ended(host: HostState, event: StartEnded) -> None:
                 # It ran, yet the start is said to have failed: libvirt knows.
                 host.list_wanted = True
         case Result.UNKNOWN:
-            # Neither success nor failure: the list decides. Where its end was seen meanwhile, that says more.
-            if guarded.record.state is not VmState.DOWN:
-                guarded.move(Trigger.UNCLEAR)
-            host.list_wanted = True
+            start_unclear(host, guarded)
 
 
 def start_succeeded(host: HostState, guarded: Guarded) -> None:
@@ -116,20 +118,41 @@ def start_succeeded(host: HostState, guarded: Guarded) -> None:
         return
     if record.state in (VmState.STARTING, VmState.UNKNOWN):
         guarded.move(Trigger.RUNS)
+    forget_end(guarded)
     if not record.outside:
         host.tell(guarded, "vm.started")
 
 
+def appeared(guarded: Guarded) -> None:
+    """A copy, while an ordered start is under way: taken for that one's, as any is that comes before the first end."""
+    guarded.move(Trigger.START_ORDERED)
+    forget_end(guarded)
+
+
+def forget_end(guarded: Guarded) -> None:
+    """Of a copy before this one, which somebody else made while this start was under way."""
+    guarded.set(exit=None, pending=None, blocked=None)
+
+
+def start_unclear(host: HostState, guarded: Guarded) -> None:
+    """Neither success nor failure, also where somebody else's copy was seen to end meanwhile: the list decides."""
+    guarded.set(start_open=False)
+    guarded.move(Trigger.UNCLEAR)
+    host.list_wanted = True
+
+
 def start_failed(host: HostState, guarded: Guarded, detail: str) -> None:
-    """Down again; the plan releases it, for this host won't try again by itself."""
+    """Down again; the plan releases it, for this host won't try again by itself. Where a copy that somebody else made was
+    seen to end meanwhile, that says more of why it is down."""
     guarded.move(Trigger.START_FAILED)
-    guarded.set(
-        exit=Exit(cause=ExitCause.START_FAILED, at_ms=int(host.now), seen=True, detail=detail),
-        pending=None,
-        down_ms=int(host.now),
-        stop=None,
-    )
-    host.tell(guarded, "vm.start_failed", detail=detail)
+    if guarded.record.exit is None:
+        guarded.set(
+            exit=Exit(cause=ExitCause.START_FAILED, at_ms=int(host.now), seen=True, detail=detail),
+            pending=None,
+            down_ms=int(host.now),
+            stop=None,
+        )
+        host.tell(guarded, "vm.start_failed", detail=detail)
 
 
 def reboot_accepted(host: HostState, event: RebootAccepted) -> None:

@@ -265,13 +265,28 @@ class Gateway:
         line = self._lines.setdefault(hello.host_id, HostLine(hello.host_id))
         connection.owner = line
         assert self._link is not None
-        if not line.present.takes(
-            hello.boot, opened=connection.number, opened_last=self._link.opened_last
-        ):
-            return self._refuse(connection, _overtaken())
+        self._spawn(
+            self._answer_hello(line, connection, hello, self._link.opened_last),
+            f"hello {hello.role} {hello.host_id}",
+        )
+
+    def _take_in(
+        self, line: HostLine, connection: ServerConnection, hello: Hello, opened_last: int
+    ) -> bool:
+        """Its certificate is accepted, so its hello counts: before, it touches nothing of the host, which goes by that name
+        rightly. False: something else has happened meanwhile, and it doesn't. ``opened_last``: when it was read."""
+        if connection.wire.closed is not None:
+            return False
+        if self._lines.get(line.host_id) is not line:
+            connection.close("wire.closed.replaced")  # all of that host were sent away meanwhile
+            return False
+        if not line.present.takes(hello.boot, opened=connection.number, opened_last=opened_last):
+            self._refuse(connection, _overtaken())  # nothing of that boot may be put on record
+            return False
         older = line.newest.get(hello.role)
         if older is not None and older.number > connection.number:
-            return connection.close("wire.closed.replaced")  # its hello lay unread meanwhile
+            connection.close("wire.closed.replaced")  # its hello lay unread meanwhile
+            return False
         self._end_other_boots(line, hello.boot)
         line.newest[hello.role] = connection
         if older is not None and older is not line.session(hello.role):
@@ -280,9 +295,7 @@ class Gateway:
             line.agent_hellos += 1
             if line.pending_orders is None:
                 line.pending_orders = {}
-        self._spawn(
-            self._answer_hello(line, connection, hello), f"hello {hello.role} {hello.host_id}"
-        )
+        return True
 
     def _end_other_boots(self, line: HostLine, boot: BootId) -> None:
         """A host runs one boot: sessions of another one are over, also those whose hello is still being answered. That
@@ -302,13 +315,15 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer_hello(
-        self, line: HostLine, connection: ServerConnection, hello: Hello
+        self, line: HostLine, connection: ServerConnection, hello: Hello, opened_last: int
     ) -> None:
+        taken = False
         try:
             async with asyncio.timeout(HELLO_DEADLINE_S), self._slots:
                 await self._check_certificate(line, connection, hello)
-                if line.newest.get(hello.role) is not connection:
-                    return  # over: its boot must not be put on record behind a later one
+                taken = self._take_in(line, connection, hello, opened_last)
+                if not taken:
+                    return
                 answer = await self._ask_control(line, connection, hello)
             if line.newest.get(hello.role) is connection:
                 self._take_over(line, connection, hello, answer)
@@ -323,7 +338,7 @@ class Gateway:
             _log.exception("hello failed", host_id=hello.host_id)
             self._refuse(connection, _unavailable(f"server error: {error}"))
         finally:
-            if hello.role is PeerRole.AGENT:
+            if taken and hello.role is PeerRole.AGENT:
                 self._agent_hello_over(line)
 
     def _agent_hello_over(self, line: HostLine) -> None:
@@ -353,7 +368,8 @@ class Gateway:
                 raise
             allowed = True
         if not allowed:
-            line.serial_allowed = None
+            if line.serial_allowed == serial:
+                line.serial_allowed = None
             raise _revoked()
         line.serial_allowed = serial
 

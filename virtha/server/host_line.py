@@ -47,14 +47,14 @@ class HostLine:
         """Hellos of agents that are being answered."""
         self.guardian: ServerConnection | None = None
         self.newest: dict[PeerRole, ServerConnection] = {}
-        """Whose hello came last, answered or not: the newest session wins."""
+        """Whose accepted hello came last, answered or not: the newest session wins."""
         self.agent_seen: Millis | None = None
         self.beat: Beat | None = None
         self.beat_at = Millis(0)
         self.boot: BootId | None = None
         """Of the newest session that was welcomed."""
         self.present = PresentBoot()
-        """Of the newest hello, answered or not."""
+        """Of the newest hello whose certificate was accepted, answered or not."""
         self.told: set[PeerRole] = set()
         """Processes of it that this server has welcomed."""
         self.detection: DetectionPolicy | None = None

@@ -31,10 +31,11 @@ class PresentBoot:
         self._opened_before = 0
 
     def takes(self, boot: BootId, *, opened: int, opened_last: int) -> bool:
-        """Whether a hello that is read now counts. False: its boot may be over (`wire.refused.overtaken`).
+        """Whether a hello counts, asked once its sender is known to be that host. False: its boot may be over
+        (`wire.refused.overtaken`).
 
         Connections of a gateway have numbers, counted up as it accepts them, before it answers a handshake. ``opened``:
-        of this one. ``opened_last``: the highest so far.
+        of this one. ``opened_last``: the highest when its hello was read.
         """
         if boot == self.boot:
             return True

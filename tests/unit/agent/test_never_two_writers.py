@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from agent_bench import INSTALLATION, WEB1, WEB2, Bench, SimHost
+from agent_bench import INSTALLATION, WEB1, WEB2, Bench, SimHost, qemu
 
 from virtha.agent import host_shutdown
 from virtha.agent.gate import GateRecords, GrantState, read_grant
@@ -18,6 +18,7 @@ from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import AdoptVm, ReleaseVm, StartVm
 from virtha.model.vm import Vm, VmState
 from virtha.ports.hypervisor import GateRefused, HypervisorFailed, HypervisorTimeout
+from virtha.sentinel import restart
 from virtha.sentinel.events import HostStaysUp
 from virtha.sentinel.guardian import QemuProcess
 from virtha.wire.messages import Welcome
@@ -382,6 +383,38 @@ def test_a_restart_looks_again_before_its_processors_run(
         await bench.until(lambda: "vm.restart.failed" in bench.codes())
         assert bench.hypervisor.libvirt.domain(WEB1).qemu is None
         assert "vm.restarted" not in bench.codes()
+
+    bench.run(story)
+
+
+@pytest.mark.req("A8")
+def test_an_ordered_start_that_outlives_its_release_is_not_let_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2: libvirt had asked the gate before it hung, and thaws after the VM was given back."""
+    monkeypatch.setattr(restart, "ATTEMPT_DEADLINE_MS", 50)
+    libvirt, ran = bench.hypervisor.libvirt, []
+
+    async def hangs(vm_id: VmId) -> None:
+        libvirt.start_paused(vm_id)  # by hand
+        libvirt.run(vm_id)
+        await bench.until(lambda: bench.state() == "running")
+        libvirt.guest_shutdown(vm_id)
+        await bench.until(lambda: bool(bench.released()))
+        hook, bench.hypervisor.hook = bench.hypervisor.hook, bench.paths.grant(VmId("none"))
+        libvirt.start_paused(vm_id)
+        bench.hypervisor.hook = hook
+
+    async def run(vm_id: VmId) -> None:
+        ran.append(vm_id)
+
+    monkeypatch.setattr(bench.hypervisor, "start_paused", hangs)
+    monkeypatch.setattr(bench.hypervisor, "run", run)
+
+    async def story() -> None:
+        await configured(bench, bench.vm())
+        assert (await bench.start()).result is Result.REFUSED
+        assert qemu(bench) is None and ran == []
 
     bench.run(story)
 

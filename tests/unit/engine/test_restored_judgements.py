@@ -12,12 +12,14 @@ from virtha.engine.events import (
     BeatSeen,
     DeathConfirmed,
     MigrationWord,
+    NeighbourAnswered,
     Poison,
     ProofFound,
     StartCommand,
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import Fence, FenceStep, VmStage
+from virtha.model.evidence import Answer
 from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.policy import FencingAction, FencingPolicy, PermissionGrade
 from virtha.model.proof import Proof, ProofKind
@@ -256,6 +258,22 @@ def test_a_sign_of_the_boot_that_was_proven_dead_is_an_alarm_and_it_is_heard():
     play.advance(5_000)
     assert play.told().count("host.alive_though_proven_dead") == 1
     assert play.verdict("h2") is Verdict.ALIVE
+
+
+def test_an_answer_that_names_no_boot_is_no_sign_of_the_one_proven_dead_before():
+    """It may be of a boot that it has begun since."""
+    play = h2_is_dead(named(playing(5)))
+    restored(play)
+    play.advance(60_000)
+    for _ in range(5):
+        play.inbox.append(
+            NeighbourAnswered(
+                witness=HostId("h3"), subject=HostId("h2"), network="lan", answer=Answer.ALIVE
+            )
+        )
+        play.tick()
+    assert "host.alive_though_proven_dead" not in play.told()
+    assert "h2" not in play.offs()[1:] and play.verdict("h2") is not Verdict.DEAD_PROVEN
 
 
 def on(name: str) -> frozenset[Feature]:

@@ -88,6 +88,8 @@ class MemoryControl:
         self.fail: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.checks: list[asyncio.Event] = []
+        """Each holds up one question for a certificate, first come first held."""
         self.hello_gate = asyncio.Event()
         self.hello_gate.set()
 
@@ -102,7 +104,10 @@ class MemoryControl:
     async def certificate_allowed(self, host_id: HostId, serial: str) -> bool:
         if self.fail is not None:
             raise self.fail
-        return serial not in self.revoked
+        allowed = serial not in self.revoked
+        if self.checks:
+            await self.checks.pop(0).wait()
+        return allowed
 
     async def agent_lost(self, host_id: HostId) -> None:
         self.lost.append(host_id)

@@ -317,30 +317,6 @@ def test_a_new_boot_ends_also_a_session_whose_successor_is_still_being_answered(
 
 
 @pytest.mark.req("F9")
-def test_a_former_boots_hello_is_not_put_on_record_behind_a_later_ones(
-    pki: Pki, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gateway_module, "HELLOS_MAX", 1)
-
-    async def story() -> None:
-        async with server(pki) as rig:
-            credentials = pki.host()
-            rig.control.hello_gate.clear()
-            rig.host(credentials=pki.host(HostId("h2")))
-            await until(lambda: rig.control.hellos, "another host's hello is being answered")
-            former = await peer(rig, pki, credentials)
-            former.hello("boot-1")
-            await until(lambda: rig.gateway.presence(H1) is not None, "it waits its turn")
-            later = rig.host(credentials=credentials, boot="boot-2")
-            assert await former.ended_by() == "wire.closed.replaced"
-            rig.control.hello_gate.set()
-            await until(lambda: later.link.connected, "the later one")
-            assert "boot-1" not in rig.control.boots[1:]
-
-    run(story())
-
-
-@pytest.mark.req("F9")
 def test_sessions_are_as_patient_as_the_clusters_policy(pki: Pki) -> None:
     async def story() -> None:
         policy = PROFILES[Profile.FAST]

@@ -23,6 +23,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
+from virtha.sentinel.restart import ATTEMPT_DEADLINE_MS
 
 pytestmark = pytest.mark.req("A8")
 NOTHING = DomainsListed(domains=())
@@ -220,3 +221,104 @@ def test_a_refused_start_never_ran_and_a_new_boot_ended_what_ran() -> None:
     bench.now = 0
     bench.restart(boot=BootId("boot-2"))
     assert causes(bench.tell()) == [ReleaseCause.HOST_BOOTED]
+
+
+# A start under way, whatever is seen to end meanwhile (G2)
+
+
+def ended_while_starting(kind: str = "shutdown") -> Bench:
+    """An ordered start hangs; somebody started the VM by hand meanwhile, and it ended."""
+    bench = ready()
+    bench.tell(StartAccepted(vm=bench.vm, incarnation=Incarnation(1), by="admin"))
+    bench.tell(bench.happens("started", "booted"), bench.happens("resumed", "unpaused"))
+    decision = bench.event("stopped", kind)
+    assert releases(decision) == [] and bench.record.state is VmState.DOWN
+    assert [why.code for why in bench.record.reasons][-1] == "start.waiting.result"
+    return bench
+
+
+def start_ended(result: Result) -> StartEnded:
+    return StartEnded(vm_id=WEB, incarnation=Incarnation(1), result=result)
+
+
+def test_nothing_is_given_back_that_a_start_under_way_may_still_make() -> None:
+    bench = ended_while_starting()
+    assert releases(bench.tell(NOTHING, after_ms=30_000)) == []
+    assert releases(bench.tell(NOTHING)) == []
+    refusal = bench.sentinel.start_refusal(WEB, Incarnation(2))
+    assert refusal is not None and refusal.code == "order.refused.running"
+    decision = bench.tell(start_ended(Result.UNKNOWN))
+    assert releases(decision) == [] and bench.record.state is VmState.UNKNOWN
+    assert any(isinstance(command, ListDomains) for command in decision.commands)
+    assert causes(bench.tell(NOTHING)) == [ReleaseCause.INTENDED], "its guest shut it down"
+
+
+@pytest.mark.parametrize("result", [Result.UNKNOWN, Result.OK])
+def test_what_a_start_made_after_all_is_kept(result: Result) -> None:
+    bench = ended_while_starting()
+    assert releases(bench.tell(start_ended(result))) == []
+    assert releases(bench.tell(bench.listed())) == []
+    assert bench.record.state is VmState.RUNNING and not bench.record.outside
+    assert (bench.record.exit, bench.record.pending) == (None, None)
+
+
+def test_what_an_unclear_start_makes_before_the_list_comes_is_kept() -> None:
+    bench = ended_while_starting("failed")
+    bench.tell(start_ended(Result.UNKNOWN))
+    bench.tell(bench.happens("started", "booted"), bench.happens("resumed", "unpaused"))
+    assert bench.record.state is VmState.RUNNING and not bench.record.outside
+    assert (bench.record.exit, bench.record.pending) == (None, None)
+
+
+@pytest.mark.parametrize("seen_by", ["events", "list"])
+def test_what_a_start_makes_after_somebody_elses_copy_ended_is_its_own(seen_by: str) -> None:
+    bench = ended_while_starting("failed")
+    if seen_by == "list":
+        bench.tell(ReportAgain(vm_id=WEB))
+        bench.tell(bench.listed("paused", "starting"))
+    else:
+        bench.tell(bench.happens("started", "booted"), bench.happens("suspended", "paused"))
+    assert bench.record.state is VmState.STARTING
+    bench.tell(bench.happens("resumed", "unpaused"), start_ended(Result.OK))
+    assert bench.record.state is VmState.RUNNING and not bench.record.outside
+    assert (bench.record.exit, bench.record.pending) == (None, None)
+
+
+def test_a_start_that_certainly_failed_ends_the_wait_at_once() -> None:
+    bench = ended_while_starting()
+    assert causes(bench.tell(start_ended(Result.FAILED))) == [ReleaseCause.INTENDED]
+
+
+def test_a_start_under_way_is_not_doubled_by_a_restart() -> None:
+    bench = ended_while_starting("failed")
+    bench.tell(after_ms=30_000)
+    assert bench.record.attempt is None
+    bench.tell(start_ended(Result.UNKNOWN))
+    decision = bench.tell(NOTHING)
+    assert releases(decision) == [] and bench.record.attempt == 1, "it crashed: that stands"
+
+
+def test_a_start_that_nobody_answers_is_unclear_in_the_end() -> None:
+    bench = ended_while_starting()
+    assert bench.tell().wake_at == ATTEMPT_DEADLINE_MS
+    decision = bench.tell(after_ms=ATTEMPT_DEADLINE_MS)
+    assert any(isinstance(command, ListDomains) for command in decision.commands)
+    assert releases(decision) == []
+    assert releases(bench.tell(NOTHING)) == [1]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_the_next_agent_asks_libvirt_what_came_of_a_start_under_way(made: bool) -> None:
+    bench = ended_while_starting()
+    bench.restart()
+    assert releases(bench.tell()) == []
+    listed = bench.listed(at_start=True) if made else DomainsListed(domains=(), at_start=True)
+    assert releases(bench.tell(listed, after_ms=1_000)) == ([] if made else [1])
+    assert (bench.record.state is VmState.RUNNING) is made and not bench.record.outside
+
+
+def test_in_another_boot_no_start_is_under_way() -> None:
+    bench = ended_while_starting()
+    bench.now = 0
+    bench.restart(boot=BootId("boot-2"))
+    assert releases(bench.tell()) == [1]

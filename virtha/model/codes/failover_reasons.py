@@ -314,21 +314,20 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         help="Its own reasons say why it is not fenced. Bring it back; or make sure that it is off and confirm its death.",
     ),
     reason(
-<<<<<<< HEAD
         6167,
         "recovery.waiting.missing",
         ERROR,
         "{host} has told nothing since the database was restored, and its records never heard of it: it may run it",
         "host",
         help="Nobody can prove it dead, for no boot of it is known. Bring it back; or make sure that it is off and remove it.",
-=======
+    ),
+    reason(
         6168,
         "recovery.waiting.disks",
         WARNING,
         "{host} is judged dead, and not ordered off while the disks of its VMs are written",
         "host",
         help="Find out who writes them. If the host is off, confirm it as dead.",
->>>>>>> review-3
     ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),

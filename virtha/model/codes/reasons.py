@@ -114,6 +114,9 @@ REASONS: tuple[Code, ...] = (
         5122, "restart.waiting.result", INFO, "waits for the result of attempt {attempt}", "attempt"
     ),
     reason(
+        5124, "start.waiting.result", INFO, "waits for the result of the start that was ordered"
+    ),
+    reason(
         5123,
         "restart.blocked.outside",
         WARNING,
