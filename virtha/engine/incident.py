@@ -13,6 +13,7 @@ from virtha.engine.records import Death, Incident, VmStage
 from virtha.engine.restored import covers_all, forget_told, may_hold, settle
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
+from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
@@ -91,6 +92,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     node.off_since.clear()
     node.power_asked_ms = None
     forget_told(node)
+    refresh_target(cluster, node)  # no place for starts before it tells, also if nobody noticed its silence
     cluster.touch(node)
     if former is not None:
         _bury(node, former)

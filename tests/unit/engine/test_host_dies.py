@@ -5,6 +5,7 @@ import pytest
 from engine_driver import Play, vm
 from engine_review_driver import playing
 
+from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.dependencies import Dependency, StartCondition
 from virtha.engine.events import (
     BrakeLifted,
@@ -132,6 +133,24 @@ def test_a_reboot_faster_than_any_suspicion_loses_no_vm():
     play._greet(play.hosts["h1"])
     play.until(lambda: play.where("v1") != [])
     assert play.offs() == []
+
+
+def test_a_host_that_rebooted_unnoticed_is_no_target_before_it_tells():
+    """What runs there by itself since (a VM with autostart) only its survey says."""
+    needs = frozenset({Feature(FeatureKind.STORAGE, "ds1")})
+    play = playing(2, vms=[vm("v1", features=needs)])
+    play.hosts["h2"].storage = False
+    play.survey(play.hosts["h2"])
+    play.hosts["h1"].boot_again()
+    for process in ProcessKind:
+        play.inbox.append(
+            SessionChanged(host_id=HostId("h1"), process=process, boot=BootId("h1b2"), up=True)
+        )
+    play.advance(3_000)
+    assert play.sent(StartCommand) == []
+    assert "'returning'" in str(play.engine.explain_vm(VmId("v1")))
+    play.survey(play.hosts["h1"])
+    play.until(lambda: play.where("v1") == ["h1"])
 
 
 # What is no proof, and what keeps a host from being shot
