@@ -2,7 +2,7 @@
 
 Beats live in memory only and are acknowledged by the session itself: whatever the database does, they
 are answered. Facts pass to the use cases one batch at a time per host, and are acknowledged after the
-commit; while the store is unavailable they wait (the session's window bounds how many) and stay on
+commit, and after what the engine makes of them is durable as well (``watcher``); while the store is unavailable they wait (the session's window bounds how many) and stay on
 their host's disk. The wiring::
 
     gateway = Gateway(clock=clock, installation_id=…)
@@ -16,8 +16,8 @@ import asyncio
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import structlog
 
@@ -31,6 +31,7 @@ from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
+from virtha.server.gateway_uses import GatewayUseCases, HostWatcher, SessionTimes
 from virtha.server.host_line import HostLine
 from virtha.server.presence import Sighting
 from virtha.wire.messages import (
@@ -56,36 +57,6 @@ LOG_REPEAT_MS = 60_000
 LOG_KEYS_MAX = 1_000
 
 _log = structlog.get_logger(__name__)
-
-
-class HostUseCases(Protocol):
-    async def hello(
-        self,
-        host_id: HostId,
-        *,
-        boot: BootId,
-        certificate_serial: str,
-        term_seen: int,
-        fact_sequence_last: int,
-    ) -> HelloAnswer: ...
-
-    async def certificate_allowed(self, host_id: HostId, serial: str) -> bool: ...
-
-    async def agent_lost(self, host_id: HostId) -> None: ...
-
-
-class FactUseCases(Protocol):
-    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int: ...
-
-
-class GatewayUseCases(Protocol):
-    """The part of ``virtha.control.Control`` that the gateway needs."""
-
-    @property
-    def hosts(self) -> HostUseCases: ...
-
-    @property
-    def facts(self) -> FactUseCases: ...
 
 
 class HostPresence(Value, frozen=True, kw_only=True):
@@ -127,13 +98,13 @@ class Gateway:
         instance: str | None = None,
     ) -> None:
         """``instance``: this start of the server; made here unless given (tests)."""
-        assert 2 * beat_interval_ms < silence_ms, "one lost beat must not be silence"
         self._clock = clock
         self._installation_id = installation_id
-        self._beat_interval_ms = beat_interval_ms
-        self._silence_ms = silence_ms
+        self._default_times = SessionTimes(beat_interval_ms=beat_interval_ms, silence_ms=silence_ms)
         self.instance = instance or str(uuid.uuid4())
         self._control: GatewayUseCases | None = None
+        self.watcher: HostWatcher | None = None
+        """None: hosts may forget what is recorded."""
         self._term = Term(0)
         self._link: ServerLink | None = None
         self._lines: dict[HostId, HostLine] = {}
@@ -225,6 +196,34 @@ class Gateway:
             line.agent.wire.send_settings(settings)
             line.agent.flush()
 
+    def acknowledge(self, host_id: HostId, sequence: int) -> None:
+        """The host may forget its facts up to this one."""
+        line = self._lines.get(host_id)
+        if line is not None and line.agent is not None:
+            line.agent.wire.acknowledge(sequence)
+            line.agent.flush()
+
+    def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]:
+        """Those that stand at this moment."""
+        line = self._lines.get(host_id)
+        if line is None:
+            return ()
+        found = []
+        for role in PeerRole:
+            session = line.session(role)
+            if session is not None and session.wire.hello is not None:
+                found.append((role, session.wire.hello.boot))
+        return tuple(found)
+
+    def begin_anew(self, instance: str) -> None:
+        """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
+        they run (M2)."""
+        self.instance = instance
+        for line in self._lines.values():
+            for connection in {line.agent, line.guardian, *line.newest.values()}:
+                if connection is not None:
+                    connection.close("wire.closed.shutdown")
+
     def disconnect(self, host_id: HostId, code: str) -> None:
         line = self._lines.pop(host_id, None)
         if line is None:
@@ -290,6 +289,8 @@ class Gateway:
             line.beat = beat
             line.beat_at = now
             self._beats += 1
+            if self.watcher is not None:
+                self.watcher.beat(line.host_id, beat)
 
     # ServerLinkEvents: hello
 
@@ -401,6 +402,7 @@ class Gateway:
         else:
             self._term = Term(max(self._term, answer.term))
             line.agent = connection
+        times = self._times(line.host_id)
         connection.wire.welcome(
             Welcome(
                 version_major=VERSION_MAJOR,
@@ -409,8 +411,8 @@ class Gateway:
                 server_instance=self.instance,
                 term=self._term,
                 fact_sequence_acknowledged=answer.fact_sequence_acknowledged if answer else 0,
-                beat_interval_ms=self._beat_interval_ms,
-                silence_ms=self._silence_ms,
+                beat_interval_ms=times.beat_interval_ms,
+                silence_ms=times.silence_ms,
                 server_wall_ms=self._clock.wall_ms(),
             ),
             self._clock.monotonic_ms(),
@@ -418,7 +420,13 @@ class Gateway:
         if answer is not None:
             self._send_what_waits(line, connection, answer)
         connection.flush()
+        if self.watcher is not None:
+            self.watcher.session(line.host_id, hello.role, hello.boot, up=True)
         _log.info("host connected", host_id=line.host_id, role=hello.role, peer=connection.peer)
+
+    def _times(self, host_id: HostId) -> SessionTimes:
+        told = self.watcher.times(host_id) if self.watcher is not None else None
+        return told or self._default_times
 
     def _send_what_waits(
         self, line: HostLine, connection: ServerConnection, answer: HelloAnswer
@@ -442,6 +450,7 @@ class Gateway:
         if not isinstance(line, HostLine):
             self._log_seldom(connection, closed)
             return
+        self._tell_ended(line, connection, closed)
         if line.agent is connection:
             line.agent = None
             line.agent_seen = connection.wire.heard_at
@@ -459,6 +468,15 @@ class Gateway:
             detail=closed.message,
             by_peer=closed.by_peer,
         )
+
+    def _tell_ended(self, line: HostLine, connection: ServerConnection, closed: Closed) -> None:
+        """Not of one that a newer session has replaced, nor that this server ends with itself."""
+        hello = connection.wire.hello
+        if self.watcher is None or self._closing or hello is None:
+            return
+        if line.session(hello.role) is connection:
+            broken = closed.code == "wire.closed.lost"
+            self.watcher.session(line.host_id, hello.role, hello.boot, up=False, broken=broken)
 
     async def _tell_agent_lost(self, host_id: HostId) -> None:
         assert self._control is not None
@@ -511,8 +529,13 @@ class Gateway:
                     continue
                 line.drop(frames)
                 self._facts += len(batch)
-                connection.wire.acknowledge(acknowledged)
-                connection.flush()
+                if self.watcher is None:
+                    connection.wire.acknowledge(acknowledged)
+                    connection.flush()
+                    continue
+                assert connection.wire.hello is not None
+                boot = connection.wire.hello.boot
+                await self.watcher.facts(line.host_id, boot, batch, acknowledged)
         finally:
             line.recorder = None
 

@@ -1,0 +1,85 @@
+"""What the gateway needs of the use cases, and whom it tells of every sign."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from virtha.control.views import HelloAnswer
+from virtha.model.facts import Fact
+from virtha.model.ids import BootId, HostId
+from virtha.model.value import Value
+from virtha.wire.messages import Beat, PeerRole
+
+
+class SessionTimes(Value, frozen=True, kw_only=True):
+    """What a host is told as it connects."""
+
+    beat_interval_ms: int
+    silence_ms: int
+
+    def __post_init__(self) -> None:
+        assert 2 * self.beat_interval_ms < self.silence_ms, "one lost beat must not be silence"
+
+
+class HostUseCases(Protocol):
+    async def hello(
+        self,
+        host_id: HostId,
+        *,
+        boot: BootId,
+        certificate_serial: str,
+        term_seen: int,
+        fact_sequence_last: int,
+    ) -> HelloAnswer: ...
+
+    async def certificate_allowed(self, host_id: HostId, serial: str) -> bool: ...
+
+    async def agent_lost(self, host_id: HostId) -> None: ...
+
+
+class FactUseCases(Protocol):
+    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int: ...
+
+
+class GatewayUseCases(Protocol):
+    """The part of ``virtha.control.Control`` that the gateway needs."""
+
+    @property
+    def hosts(self) -> HostUseCases: ...
+
+    @property
+    def facts(self) -> FactUseCases: ...
+
+
+class WatchedGateway(Protocol):
+    """The gateway as the engines see it."""
+
+    watcher: "HostWatcher | None"
+
+    def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]: ...
+
+    def acknowledge(self, host_id: HostId, sequence: int) -> None: ...
+
+    def begin_anew(self, instance: str) -> None: ...
+
+
+class HostWatcher(Protocol):
+    """Who is told of every sign of a host, beside the use cases: the engines. Only ``facts`` may take its time."""
+
+    def times(self, host_id: HostId) -> SessionTimes | None:
+        """By its cluster's policy; None: not known yet."""
+        ...
+
+    def beat(self, host_id: HostId, beat: Beat) -> None: ...
+
+    def session(
+        self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
+    ) -> None:
+        """``broken``: the connection was seen to break, rather than to fall silent or to be ended."""
+        ...
+
+    async def facts(
+        self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int
+    ) -> None:
+        """They are recorded up to ``recorded``; some perhaps before. ``Gateway.acknowledge`` follows when the host may forget
+        them. Never raises."""
+        ...
