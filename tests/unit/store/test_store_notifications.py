@@ -8,7 +8,7 @@ from pathlib import Path
 from virtha.store.migrate import MIGRATIONS, migrate
 
 
-def _scripts_up_to(tmp_path: Path, last: str) -> Path:
+def scripts_up_to(tmp_path: Path, last: str) -> Path:
     """The migrations as they were when ``last`` was the newest."""
     scripts = tmp_path / f"migrations-{last}"
     shutil.copytree(MIGRATIONS, scripts)
@@ -20,7 +20,7 @@ def _scripts_up_to(tmp_path: Path, last: str) -> Path:
 
 def test_an_installation_of_before_notifications_keeps_all_it_had(tmp_path: Path) -> None:
     database = tmp_path / "virtha.db"
-    migrate(database, migrations=_scripts_up_to(tmp_path, "0001"))
+    migrate(database, migrations=scripts_up_to(tmp_path, "0001"))
     with closing(sqlite3.connect(database)) as old, old:
         old.execute(
             "INSERT INTO installation VALUES ('i', 'virtha', NULL, 41, 3, 't', 0, 0)",
