@@ -208,6 +208,8 @@ class Leading:
         async with self._store.write() as tx:
             if (await the_installation(tx)).term != term:
                 return False
+            if await find_cluster(tx, cluster_id) is None:
+                return True  # deleted, so it has no hosts or VMs; its leader is about to end
             for granted in told:
                 await drop_grant(tx, granted)
             cluster: ClusterRecord | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from led_world import ADMIN, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
 
-from virtha.control.requests import HoldPut, OperationQuery, VmStart
+from virtha.control.requests import ClusterCreate, HoldPut, OperationQuery, VmStart
 from virtha.engine.events import StartCommand
 from virtha.engine.records import VmStage
 from virtha.engine.turn import Send, Write
@@ -434,6 +434,22 @@ def test_a_deleted_vm_leaves_no_record(tmp_path: Path) -> None:
         await world.settle()
         async with world.store.read() as tx:
             assert (await engine_records(tx, cluster_id)).vms == ()
+
+    tell(tmp_path, story)
+
+
+def test_a_leader_whose_cluster_was_deleted_writes_nothing(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        made = await world.control.clusters.create(ADMIN, ClusterCreate(name="other"))
+        await world.engines.refresh()
+        leader = world.engines.feeds[made.id].leader
+        assert leader is not None
+        await world.control.clusters.delete(ADMIN, "other")
+        await leader.turn()
+        async with world.store.read() as tx:
+            assert (await engine_records(tx, made.id)).cluster is None
+        await world.engines.refresh()
+        assert list(world.engines.feeds) == [world.feed.cluster_id]
 
     tell(tmp_path, story)
 
