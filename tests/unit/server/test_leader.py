@@ -257,6 +257,33 @@ def test_an_engines_start_that_a_persons_has_overtaken_is_not_sent(tmp_path: Pat
     tell(tmp_path, story)
 
 
+def test_what_a_storage_domain_says_of_a_later_start_holds_the_engine_too(tmp_path: Path) -> None:
+    """G4: h1 is named as the one that started it last, above all that is known here. It is asked, and nothing starts."""
+
+    async def story(world: LedWorld) -> None:
+        vm_id = await h1_dies(world)
+        h1, h2 = world.hosts["h1"], world.hosts["h2"]
+        await h1.hello("h1-boot2")
+        await world.settle()
+        (order,) = h2.starts()
+        await h1.tell_all()
+        claim = {"incarnation": 9, "current": 9, "holder_host": h1.id}
+        await h2.answer(order, Result.REFUSED, code="order.refused.incarnation", fields=claim)
+        await h2.tell(
+            Released(vm_id=vm_id, incarnation=Incarnation(2), cause=ReleaseCause.NEVER_RAN)
+        )
+        await world.settle()
+        await world.pass_time(5_000, beating=("h1", "h2"))
+        assert len(engines_orders(world)) == 1
+        view = await world.vm()
+        assert view.status.holders == (h1.id,) and view.status.incarnation == 9
+        assert [(one.host_id, one.incarnation) for one in (await world.record(vm_id)).copies] == [
+            (h1.id, 9)
+        ]
+
+    tell(tmp_path, story)
+
+
 @pytest.mark.req("A8")
 def test_a_vm_that_its_host_gave_back_as_it_went_down_starts_elsewhere(tmp_path: Path) -> None:
     async def story(world: LedWorld) -> None:
