@@ -5,6 +5,9 @@ PYTEST := $(PYTHON) -m pytest
 .DEFAULT_GOAL := help
 # What the steps run, so that one can be put in another's place: make beside-lab LAB='sleep 60'
 LAB = $(PYTEST) -q -m lab tests
+# Databases, outboxes and records are synced to disk at each write, ten thousand times; in memory that is no wait.
+IN_MEMORY = $$([ -w /dev/shm ] && [ "$$(df --output=avail -m /dev/shm | tail -n 1)" -ge 1000 ] && echo env PYTEST_DEBUG_TEMPROOT=/dev/shm)
+KEEP_FAILED = -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
 # Of all that decides what a long run does: a run goes on only where it is still the same.
@@ -36,7 +39,8 @@ lint:
 
 unit:
 	@echo "==> unit, contract and API tests"
-	@$(PYTEST) -q -n 2 -m "not lab" --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
+	@$(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILED) \
+	  --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 
 sim: setup-check ## scenarios and properties on the simulator
 	@echo "==> scenarios and properties"
@@ -81,6 +85,10 @@ verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acce
 	  --resume .stamp/swarm-$(SEEDS)-$(SOURCES).journal
 	@echo "==> an outbox cut at every byte"
 	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
+	@echo "==> a queue of 100,000 notifications"
+	@VIRTHA_WHOLE_QUEUE=1 $(PYTEST) -q tests/unit/server/test_notifier_crashes.py -k hundred_thousand
+	@echo "==> receivers of notifications away for five minutes, the server killed twice"
+	@VIRTHA_OUTAGE_S=300 $(PYTEST) -q tests/api/test_notification_story.py
 	@echo "==> lab: twenty kills of the agent around a firing"
 	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
 	@$(MAKE) --no-print-directory bench

@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 from report import Figure, at_least, at_most, finish, shown
 
-from virtha.control.views import HelloAnswer
+from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.drivers.link_connection import Connection, monotonic_ms
 from virtha.drivers.pki import (
     LocalAuthority,
@@ -36,8 +36,10 @@ from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Fact, Inventory
 from virtha.model.ids import BootId, HostId, InstallationId, Term, VmId
 from virtha.model.orders import HostSettings
+from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis, UtcMillis
 from virtha.server.gateway import Gateway
+from virtha.wire.host_session import HostSession
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -50,7 +52,7 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
-from virtha.wire.session import Closed, HostSession
+from virtha.wire.session import Closed
 
 INSTALLATION = InstallationId("bench")
 GUARDIANS = 100
@@ -91,7 +93,10 @@ class MemoryUseCases:
             orders=(),
         )
 
-    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
+    async def guardian_hello(self, host_id: HostId, *, term_elsewhere: Term) -> GuardianAnswer:
+        return GuardianAnswer(term=Term(1), detection=DetectionPolicy())
+
+    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
         self.acknowledged[host_id] = facts[-1].sequence
         return facts[-1].sequence
 

@@ -2,7 +2,9 @@
 
 The store, the queue, the notifier and the mail messenger are the server's own; the receiver is aiosmtpd on
 loopback. Both stamp with one clock. Every message is matched by the number in its event: none may be missing,
-none may come twice, and the order must be that of the events.
+none may come twice, and the order must be that of the events. CPU time is that of the whole process: events,
+notifier and receiver. Statements are those of the database for one message of the burst, its event's three and
+what routing shares between several among them; they don't depend on what else the machine does.
 """
 
 import asyncio
@@ -16,8 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from aiosmtpd.controller import Controller
 from report import Figure, at_least, at_most, finish, quantile, shown
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy.engine import Engine
 
 from virtha.api.metrics import Metrics
 from virtha.control.deliveries import Deliveries
@@ -64,6 +69,20 @@ class Mailbox:
         return "250 OK"
 
 
+class Statements:
+    """How many the database is given, from now until ``stop``."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        sqlalchemy_event.listen(Engine, "after_cursor_execute", self._one)
+
+    def stop(self) -> None:
+        sqlalchemy_event.remove(Engine, "after_cursor_execute", self._one)
+
+    def _one(self, *_given: object) -> None:
+        self.count += 1
+
+
 async def happen(store: Store) -> tuple[int, float]:
     """One event; its number, and when it was committed."""
     async with store.write() as tx:
@@ -97,8 +116,11 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
             await box.until_accepted(number)
         first = list(box.accepted)
         box.accepted.clear()
+        statements, cpu_s = Statements(), time.process_time()
         burst = [await happen(store) for _ in range(BURST)]
         await box.until_accepted(BURST)
+        cpu_s = time.process_time() - cpu_s
+        statements.stop()
         await asyncio.sleep(0.2)  # for what must not come: a second copy
     finally:
         stopping.set()
@@ -112,6 +134,8 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
         "burst_median": shown(quantile(many, 0.5), "ms"),
         "burst_worst": shown(max(many), "ms"),
         "burst_rate": shown(BURST / took_s, "messages/s"),
+        "burst_cpu": shown(cpu_s / BURST * 1_000, "ms of CPU each"),
+        "burst_statements": shown(statements.count / BURST, "statements each"),
         "burst_arrived": at_least(BURST, len(set(numbers)), "messages"),
         "burst_twice": at_most(0, len(numbers) - len(set(numbers)), "messages"),
         "burst_out_of_order": at_most(0, sum(a > b for a, b in pairwise(numbers)), "messages"),
@@ -140,8 +164,11 @@ async def run(directory: Path) -> dict[str, Figure]:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        return finish("notify", asyncio.run(run(Path(directory))))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,  # as the server has it
+    ):
+        return finish("notify", runner.run(run(Path(directory))))
 
 
 if __name__ == "__main__":

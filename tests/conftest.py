@@ -1,8 +1,14 @@
 """Options and rules for the whole test tree."""
 
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+SHARED_SERVERS = {"story", "server", "daemon", "own_libvirtd", "initialised"}
+"""Fixtures of a module or of the whole run that start programs."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,13 +20,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lab tests run unless VIRTHA_NO_LAB=1: a lab that can't run must fail, not hide."""
+    """Lab tests run unless VIRTHA_NO_LAB=1: a lab that can't run must fail, not hide.
+
+    Tests of a module that share a server stay in one worker (`--dist loadgroup`): another would start its own.
+    """
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        if not SHARED_SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(config.rootpath))))
     if os.environ.get("VIRTHA_NO_LAB") != "1":
         return
     skip = pytest.mark.skip(reason="VIRTHA_NO_LAB=1")
     for item in items:
         if "lab" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Lays an empty, migrated `virtha.db` into a directory: to migrate one costs more than most tests do with it."""
+    # Here: many a run of a single test needs none of it.
+    from virtha.store.migrate import migrate
+
+    made = tmp_path_factory.mktemp("migrated") / "virtha.db"
+    migrate(made)
+
+    def lay(directory: Path) -> None:
+        shutil.copy(made, directory / made.name)
+
+    return lay
 
 
 @pytest.fixture

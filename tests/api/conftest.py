@@ -201,8 +201,9 @@ Story = Callable[[World], Awaitable[T]]
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Story[T]], T]:
+def play(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story[T]], T]:
     """Run one story in a fresh installation."""
+    fresh_database(tmp_path)
 
     def run(story: Story[T]) -> T:
         async def main() -> T:

@@ -1,10 +1,12 @@
-"""Mail from a real server process to a real mail server: through an outage and a kill, nothing is lost."""
+"""From a real server process to real receivers: through outages and kills, nothing is lost."""
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from email import message_from_bytes
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ import pytest
 from aiosmtpd.controller import Controller
 from server_process import Server, initialise, serving
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+from own_trap_daemon import OwnTrapDaemon
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root on the Unix socket needs root")
 WAIT_S = 60.0
+OUTAGE_S = float(os.environ.get("VIRTHA_OUTAGE_S", "4"))
+"""How long the receivers are away in the long story: 300 in `make verify`."""
 
 
 class Mailbox:
@@ -21,9 +28,12 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.mails: list[Any] = []
+        self.at: dict[int, Callable[[], None]] = {}
+        """What happens with the mail of that number, accepted and not yet answered."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         self.mails.append(message_from_bytes(envelope.content))
+        self.at.pop(len(self.mails), lambda: None)()
         return "250 OK"
 
     def codes(self) -> list[str]:
@@ -97,5 +107,92 @@ def test_an_outage_and_a_kill_lose_no_mail(tmp_path: Path) -> None:
     assert [f"reason {number}" in subject for number, subject in enumerate(subjects)] == [True] * 7
 
 
-def _away(server: Server) -> bool:
-    return ask(server, "GET", "/v1/receivers/mail1")["status"]["away_since"] is not None
+@pytest.mark.req("W7", "F4")
+@pytest.mark.timeout(OUTAGE_S + 180)
+def test_receivers_down_together_and_the_server_killed_twice_meanwhile(tmp_path: Path) -> None:
+    """A mail server and an SNMP manager are down for ``OUTAGE_S``. The server is killed halfway, and again when a mail
+    of the backlog was accepted but not yet written down. All arrives at both, in order; twice only what was in flight.
+    """
+    initialise(tmp_path)
+    box, port = Mailbox(), free_port()
+    manager = OwnTrapDaemon({})
+    with serving(tmp_path) as server:
+        _subscribe_both(server, port, manager.port)
+        hold_and_wait(server, 0, 1, 2, 3)
+        until(lambda: _away(server) and _away(server, "nms"))
+        kill(server)
+    with serving(tmp_path) as server:
+        hold_and_wait(server, 4, 5, 6, 7)
+        box.at[4] = lambda: kill(server)
+        controller = Controller(box, hostname="127.0.0.1", port=port)
+        controller.start()
+        manager.start()
+        try:
+            until(lambda: not box.at)
+            server.process.wait()
+            with serving(tmp_path) as again:
+                hold(again, 8)
+                for name in ("mail1", "nms"):
+                    until(lambda name=name: _all_sent(again, name, 9))  # type: ignore[misc]
+                away = ask(again, "GET", "/v1/events?code=notify.receiver_*&order=asc")["items"]
+            notices = manager.notices()
+        finally:
+            controller.stop()
+            manager.__exit__()
+    for name in ("mail1", "nms"):
+        codes = [event["code"] for event in away if event["fields"]["receiver"] == name]
+        # Once each, unless the machine has so much else to do that the deadline passes without an outage, too.
+        assert codes == ["notify.receiver_away", "notify.receiver_back"] * (len(codes) // 2)
+        assert codes
+    mails = [(mail["Subject"].rsplit(" ", 1)[1], mail["Message-ID"]) for mail in box.mails]
+    expected = [str(number) for number in range(9)]
+    assert [number for number, _ in without_repeats(mails)] == expected
+    assert len(mails) == 10 and mails[3] == mails[4], "only what was in flight, once more"
+    told = [(one["virthaMessage"].rsplit(" ", 1)[1], one["virthaNoticeId"]) for one in notices]
+    assert [number for number, _ in without_repeats(told)] == expected
+    assert len(told) <= 10
+
+
+def hold_and_wait(server: Server, *numbers: int) -> None:
+    """Half of the outage, with events all the time."""
+    for number in numbers:
+        hold(server, number)
+        time.sleep(OUTAGE_S / 2 / len(numbers))
+
+
+def _subscribe_both(server: Server, mail_port: int, snmp_port: int) -> None:
+    # A manager that is down says nothing: the deadline is how long that takes to be seen.
+    ask(server, "PUT", "/v1/settings/notification.deadline", {"value": "3s"})
+    mail = {"type": "mail", "host": "127.0.0.1", "port": mail_port, "security": "none"}
+    mail["sender"] = "virtha@example.org"
+    snmp = {"type": "snmp", "host": "127.0.0.1", "port": snmp_port, "version": "2c"}
+    ask(server, "POST", "/v1/receivers", {"name": "mail1", "settings": mail})
+    secrets = {"community": "public"}
+    ask(server, "POST", "/v1/receivers", {"name": "nms", "settings": snmp, "secrets": secrets})
+    for receiver, address in (("mail1", "ops@example.org"), ("nms", None)):
+        wanted = {"receiver": receiver, "codes": ["hold.set"]}
+        ask(
+            server,
+            "POST",
+            "/v1/subscriptions",
+            {**wanted, **({"address": address} if address else {})},
+        )
+
+
+def without_repeats(told: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What follows itself under the same id, once."""
+    return [one for one, _ in groupby(told)]
+
+
+def kill(server: Server) -> None:
+    server.process.kill()
+    server.process.wait()
+
+
+def _all_sent(server: Server, receiver: str, count: int) -> bool:
+    return bool(ask(server, "GET", f"/v1/receivers/{receiver}")["deliveries"] == {"sent": count})
+
+
+def _away(server: Server, receiver: str = "mail1") -> bool:
+    view = ask(server, "GET", f"/v1/receivers/{receiver}")
+    return view["status"]["away_since"] is not None

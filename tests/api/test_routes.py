@@ -44,7 +44,7 @@ async def connect_host(world: Any, host_id: HostId) -> None:
         host_id,
         boot=BOOT,
         certificate_serial=view.host.certificate_serial,
-        term_seen=0,
+        term_elsewhere=0,
         fact_sequence_last=0,
     )
     world.links.connected.add(host_id)

@@ -24,6 +24,8 @@ class Mailbox:
         self.sessions: list[Session] = []
         self.refuse_rcpt: str | None = None
         self.connections = 0
+        self.ended = 0
+        """Of the connections."""
 
     @property
     def mails(self) -> list[EmailMessage]:
@@ -44,6 +46,12 @@ class Mailbox:
         self.envelopes.append(envelope)
         self.sessions.append(session)
         return "250 2.0.0 queued as 4711"
+
+
+class _Counted(SMTP):
+    def connection_lost(self, error: Exception | None) -> None:
+        self.event_handler.ended += 1
+        super().connection_lost(error)
 
 
 def accept_only_ours(
@@ -73,7 +81,7 @@ async def mail_server(
             return protocol()
 
     def protocol() -> SMTP:
-        return SMTP(
+        return _Counted(
             box,
             hostname="mail.test",
             enable_SMTPUTF8=smtputf8,

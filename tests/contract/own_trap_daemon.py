@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import virtha.alerts
@@ -21,9 +22,17 @@ _PAIR = re.compile(r"VIRTHA-MIB::(\w+)\.0 = (.*)")
 
 
 class OwnTrapDaemon:
-    """``users``: name to (authentication, privacy) in snmptrapd's words."""
+    """``users``: name to (authentication, privacy) in snmptrapd's words. ``within``: the words before a command
+    that is to run elsewhere, in a network namespace for example."""
 
-    def __init__(self, users: dict[str, tuple[str, str]], *, port: int | None = None) -> None:
+    def __init__(
+        self,
+        users: dict[str, tuple[str, str]],
+        *,
+        port: int | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
+        self._within = within
         self._directory = tempfile.TemporaryDirectory(prefix="vt-snmp-")
         self._users = users
         self.port = port or _free_port()
@@ -44,6 +53,7 @@ class OwnTrapDaemon:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._within,
                     *("snmptrapd", "-f", "-Lo", "-C", "-c", str(directory / "conf"), "-OQ"),
                     *("-M", f"{MIBS}:{OUR_MIB.parent}", "-m", "VIRTHA-MIB:SNMPv2-MIB"),
                     f"udp:127.0.0.1:{self.port}",
@@ -66,17 +76,9 @@ class OwnTrapDaemon:
 
     def notices(self) -> list[dict[str, str]]:
         """What came, decoded with the MIB; beside the objects ``notification``."""
-        found = []
-        for line in self._log.read_text(errors="replace").splitlines():
-            if line.startswith("NOTICE"):
-                parts = line.split("\t")
-                notice = {"notification": parts[2].partition(" = ")[2].removeprefix("VIRTHA-MIB::")}
-                for part in parts[3:]:
-                    match = _PAIR.fullmatch(part)
-                    assert match is not None, part
-                    notice[match[1]] = match[2]
-                found.append(notice)
-        return found
+        text = self._log.read_text(errors="replace")
+        # What is still being written has no end yet.
+        return [_notice(line) for line in text.split("\n")[:-1] if line.startswith("NOTICE")]
 
     async def until(self, count: int) -> list[dict[str, str]]:
         """The notices, once there are so many."""
@@ -101,10 +103,23 @@ class OwnTrapDaemon:
     def _until_bound(self) -> None:
         wanted = f"0100007F:{self.port:04X}"
         deadline = time.monotonic() + START_S
-        while wanted not in Path("/proc/net/udp").read_text():
-            assert self._process is not None and self._process.poll() is None, self._log.read_text()
+        assert self._process is not None
+        # As it sees the network: it may be in one of its own.
+        bound = Path(f"/proc/{self._process.pid}/net/udp")
+        while self._process.poll() is not None or wanted not in bound.read_text():
+            assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.02)
+
+
+def _notice(line: str) -> dict[str, str]:
+    parts = line.split("\t")
+    notice = {"notification": parts[2].partition(" = ")[2].removeprefix("VIRTHA-MIB::")}
+    for part in parts[3:]:
+        match = _PAIR.fullmatch(part)
+        assert match is not None, part
+        notice[match[1]] = match[2]
+    return notice
 
 
 def _free_port() -> int:

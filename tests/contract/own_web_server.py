@@ -30,6 +30,8 @@ class WebServer:
         self.answer = answer
         self.requests: list[Request] = []
         self.connections = 0
+        self.ended = 0
+        """Of the connections."""
         self.server_names: list[str | None] = []
 
     @asynccontextmanager
@@ -56,6 +58,7 @@ class WebServer:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.ended += 1
             writer.close()
 
 

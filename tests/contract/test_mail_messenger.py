@@ -9,6 +9,7 @@ import pytest
 from own_mail_server import PASSWORD, USER, Mailbox, OddServer, mail_server
 from receiver_certificates import authority, context_of
 from told_messages import AT, EVENT, INSTALLATION_ID, message
+from waiting import until
 
 from virtha.drivers.mail import MailMessenger
 from virtha.model.ids import VmId
@@ -121,11 +122,11 @@ def test_one_connection_for_many_mails_and_closed_when_idle() -> None:
     async def story() -> None:
         box = Mailbox()
         async with mail_server(box, tls=context_of(OURS)) as port:
-            told = messenger(TLS, port, idle_ms=50)
+            told = messenger(TLS, port, idle_ms=300)
             for number in range(5):
                 assert (await told.send(message(number))).outcome is Outcome.ACCEPTED
             assert box.connections == 1
-            await asyncio.sleep(1.0)
+            await until(lambda: box.ended == 1)
             assert (await told.send(message(9))).outcome is Outcome.ACCEPTED
             assert box.connections == 2
             await told.close()

@@ -14,9 +14,10 @@ import pytest
 from own_web_server import FINE, Answer, WebServer, status
 from receiver_certificates import authority, context_of
 from told_messages import EVENT, INSTALLATION_ID, message
+from waiting import until
 
 from virtha.drivers.webhook import WebhookMessenger
-from virtha.model.codes import Severity
+from virtha.model.codes import REGISTRY, Severity
 from virtha.model.notification import WebhookSettings
 from virtha.ports.receivers import Outcome, Receipt
 
@@ -78,7 +79,7 @@ def test_the_body_is_signed_and_says_all() -> None:
                 "code_number": 2202,
                 "severity": "error",
                 "message": "QEMU of wéb-№1 died: signal 9",
-                "help": "",
+                "help": REGISTRY["vm.crashed"].help,
                 "solves": [],
                 "fields": {"vm": "wéb-№1", "cause": "signal 9"},
                 "at": "2026-01-31T12:00:00.250Z",
@@ -102,7 +103,7 @@ def test_the_body_is_the_same_again_and_a_connection_serves_many() -> None:
                 assert (await told.send(message(number))).outcome is Outcome.ACCEPTED
             assert server.connections == 1
             assert server.requests[0].body == server.requests[1].body
-            await asyncio.sleep(1.5)
+            await until(lambda: server.ended == 1)
             assert (await told.send(message(4))).outcome is Outcome.ACCEPTED
             assert server.connections == 2
             await told.close()

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from lease_world import DOMAIN, POLICY, US, WRITER, World, end_waiver, waive
+from lease_blocks import DOMAIN, POLICY, US, WRITER
+from lease_world import World, end_waiver, waive
 
 from virtha.engine.lease import expiry_ms
 from virtha.model.slot import Declaration

@@ -23,6 +23,7 @@ from virtha.model.facts import (
     HostReport,
     Image,
     Inventory,
+    Leaving,
     MigrationReport,
     Outcome,
     Progress,
@@ -77,7 +78,7 @@ from virtha.model.orders import (
 from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import UtcMillis
-from virtha.model.vm import Disk, DiskFormat, Nic, Reason, Vm, VmState
+from virtha.model.vm import Disk, DiskFormat, Nic, PossibleCopy, Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.wire.codec import HEADER, encode_beat_ack, encode_message
 from virtha.wire.messages import (
@@ -264,6 +265,33 @@ FACT_BODIES: tuple[FactBody, ...] = (
 CHECKING_HOST = HostReport(capabilities=HostCapabilities(disk_check_ms=120_000))
 """A field that is left out where it says nothing: hosts without it send what they always sent."""
 
+COPY = PossibleCopy(
+    host_id=HostId("0b2f5f0e-9999-4a7a-9d55-000000000008"), incarnation=Incarnation(4), boot=BOOT
+)
+MOVE_FACTS: tuple[FactBody, ...] = (
+    Awaited(migration_id=MIGRATION, vm_id=VM_ID, incarnation=Incarnation(5), source=COPY),
+    VmReport(
+        vm_id=VM_ID,
+        incarnation=Incarnation(3),
+        state=VmState.PAUSED,
+        leaves=Leaving(migration_id=MIGRATION, target=COPY),
+    ),
+)
+"""With the other side's copy, which earlier versions did not name."""
+MOVE_ORDERS: tuple[OrderBody, ...] = (
+    ReceiveVm(vm=VM, migration_id=MIGRATION, grant=GRANT, by="engine", source=COPY),
+    MigrateVm(
+        vm_id=VM_ID,
+        migration_id=MIGRATION,
+        incarnation=Incarnation(3),
+        target=HostId("0b2f5f0e-9999-4a7a-9d55-000000000008"),
+        target_incarnation=Incarnation(4),
+        deadline_ms=600_000,
+        by="engine",
+        target_boot=BOOT,
+    ),
+)
+
 ORDER_BODIES: tuple[OrderBody, ...] = (
     StartVm(vm=VM, grant=GRANT, by="admin", disk_check=DiskCheck.SKIP_PROVEN),
     StopVm(
@@ -368,6 +396,11 @@ def _messages() -> dict[str, Message]:
     facts = tuple(_fact(index, body) for index, body in enumerate(FACT_BODIES))
     messages["facts"] = Facts(facts=facts, gap=True)
     messages["facts_disk_check"] = Facts(facts=(_fact(0, CHECKING_HOST),))
+    moves = tuple(_fact(index, body) for index, body in enumerate(MOVE_FACTS))
+    messages["facts_moves"] = Facts(facts=moves)
+    for body in MOVE_ORDERS:
+        order = Order(operation_id=OPERATION, step=1, term=Term(5), host_boot=BOOT, body=body)
+        messages[f"order_{body.__struct_config__.tag}_named"] = GiveOrder(order=order)
     for index, body in enumerate(ORDER_BODIES):
         order = Order(operation_id=OPERATION, step=index, term=Term(5), host_boot=BOOT, body=body)
         messages[f"order_{body.__struct_config__.tag}"] = GiveOrder(order=order)

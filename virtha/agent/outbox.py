@@ -84,7 +84,7 @@ class _Segment:
 
 
 class Outbox:
-    """Implements ``virtha.wire.session.OutboxView``. One writer thread; any thread may read."""
+    """Implements ``virtha.wire.host_session.OutboxView``. One writer thread; any thread may read."""
 
     def __init__(
         self,

@@ -26,16 +26,28 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "host.reachable": ("host.unreachable",),
     "host.libvirt.back": ("host.libvirt.lost",),
     "host.gate.proved": ("host.gate.missing",),
-    "host.answers_again": ("host.suspected",),
-    "host.returned": ("host.judged_dead", "host.proven_dead", "fence.failed"),
-    "host.lease.held_again": ("host.lease.lost",),
+    "host.answers_again": ("host.suspected", "host.isolated"),
+    "host.returned": (
+        "host.judged_dead",
+        "host.proven_dead",
+        "fence.failed",
+        "fence.on_failed",
+        "fence.not_back",
+    ),
+    "host.lease.held_again": ("host.lease.lost", "host.lease.cleared"),
     "storage.lease_again": ("storage.outage",),
     "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
     "fence.brake.lifted": ("fence.brake.tripped",),
     "vm.agent.connected": ("vm.agent.lost",),
     "vm.restarted": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly", "vm.restart.failed"),
-    "vm.recovered": ("vm.recovery_failed", "vm.recovery_blocked"),
-    "vm.freed": ("vm.quarantined",),
+    "vm.recovered": (
+        "vm.recovery_failed",
+        "vm.recovery_blocked",
+        "vm.start_overdue",
+        "vm.start_unclear",
+        "vm.migration_lost",
+    ),
+    "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
 }
 """Which trouble, of the same object, an event ends: a receiver may close it."""
 
@@ -92,7 +104,9 @@ def facts(message: Message) -> tuple[tuple[str, str], ...]:
 def one_line(text: str, limit: int = 1_000) -> str:
     """Without line breaks, control characters and marks that turn the direction of writing; at most ``limit``
     characters."""
-    shown = "".join(" " if _breaks(character) else character for character in text)
+    shown = text
+    if not (text.isascii() and text.isprintable()):
+        shown = "".join(" " if _breaks(character) else character for character in text)
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 

@@ -198,7 +198,7 @@ class Client:
                 content=content,
                 params=_given(params),
                 headers=headers,
-                timeout=httpx.Timeout(answer_s, connect=CONNECT_S),
+                timeout=httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s)),
             )
         except httpx.HTTPError as exc:
             raise error_from_transport(

@@ -16,9 +16,12 @@ class Shell(StrEnum):
 
 @app.command()
 def completion(shell: Shell = typer.Argument(metavar="bash|zsh|fish", help="Your shell.")) -> None:
-    """Print the completion script. For bash: source <(virtha completion bash)"""
-    from virtha.cli.main import command
+    """Print the completion script. For bash: source <(virtha completion bash).
+
+    It completes commands and options, and names of VMs, hosts and all else from the server that you are signed in to.
+    """
+    from virtha.cli.main import COMPLETING, command
 
     # The shells' own entry: with this variable set the program prints the script and ends.
-    os.environ["_VIRTHA_COMPLETE"] = f"source_{shell}"
+    os.environ[COMPLETING] = f"source_{shell}"
     command().main(args=[], prog_name="virtha")

@@ -59,9 +59,12 @@ NOUNS: dict[str, Noun] = {
     "lab": Noun("lab", "app", "Real hosts on this machine, to try and to break.", "agent,server"),
     "simulate": Noun("simulate", "app", "What if hosts lost power? Which VMs return, and when."),
     "completion": Noun("completion", "app", "Shell completion for bash, zsh and fish."),
+    "man": Noun("man", "app", "Man pages: read one, or write all."),
 }
 
 
+COMPLETING = "_VIRTHA_COMPLETE"
+"""The shell sets it when it asks what could follow, and when it asks for its script."""
 _COMPLETION_PARAMS = ("install_completion", "show_completion")
 
 
@@ -85,6 +88,10 @@ def load(name: str) -> Any:
     # Words of the programs (`agent join --token`) are their own; only --root is common to all.
     wanted = (lambda param: param == "root") if noun.extra else (lambda param: True)
     spread_options(command, _global_params(), wanted=wanted, markup=_markup())
+    if os.environ.get(COMPLETING) and not noun.extra:
+        from virtha.cli.live_names import offer_names
+
+        offer_names(name, command)
     return command
 
 

@@ -1,6 +1,9 @@
 """`virtha notify receiver`: mail servers, SNMP managers, webhooks."""
 
+import inspect
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,63 @@ def receiver_path(name: str) -> str:
     return f"/v1/receivers/{ref(name, field='RECEIVER')}"
 
 
+def _settings(
+    host: str | None = HostOption,
+    port: int | None = PortOption,
+    security: MailSecurity | None = SecurityOption,
+    user: str | None = UserOption,
+    sender: str | None = SenderOption,
+    reply_to: str | None = ReplyToOption,
+    html: bool | None = HtmlOption,
+    authority: Path | None = AuthorityOption,
+    version: SnmpVersion | None = VersionOption,
+    inform: bool | None = InformOption,
+    authentication: SnmpAuthentication | None = AuthenticationOption,
+    privacy: SnmpPrivacy | None = PrivacyOption,
+    engine_id: str | None = EngineOption,
+    url: str | None = UrlOption,
+    private_addresses: bool | None = PrivateOption,
+) -> dict[str, Any]:
+    """What was given of a receiver's settings, by the API's names; None: nothing was."""
+    return {
+        "host": host,
+        "port": port,
+        "security": security,
+        "user": user,
+        "sender": sender,
+        "reply_to": reply_to,
+        "html": html,
+        "authority_pem": _read_authority(authority),
+        "version": version,
+        "inform": inform,
+        "authentication": authentication,
+        "privacy": privacy,
+        "engine_id": engine_id,
+        "url": url,
+        "private_addresses": private_addresses,
+    }
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a receiver's settings in the place of the parameter ``given``, which gets what came of them."""
+    options = inspect.signature(_settings).parameters
+    parameters: list[inspect.Parameter] = []
+    for name, own in inspect.signature(command).parameters.items():
+        parameters += options.values() if name == "given" else [own]
+
+    @wraps(command)
+    def call(**words: Any) -> None:
+        given = _settings(**{name: words.pop(name) for name in options})
+        command(given=given, **words)
+
+    # Typer reads both.
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # functions may carry one (PEP 362)
+        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    )
+    return call
+
+
 @app.command("list")
 def list_receivers(ctx: typer.Context, watch: bool = WatchOption) -> None:
     """List receivers and how their messages fare."""
@@ -78,47 +138,18 @@ def show_receiver(
 
 
 @app.command("add")
+@_with_settings
 def add_receiver(
     ctx: typer.Context,
     kind: str = typer.Argument(metavar="TYPE", help="mail, snmp or webhook."),
     name: str = typer.Argument(metavar="NAME", help="Its name."),
-    host: str | None = HostOption,
-    port: int | None = PortOption,
-    security: MailSecurity | None = SecurityOption,
-    user: str | None = UserOption,
-    sender: str | None = SenderOption,
-    reply_to: str | None = ReplyToOption,
-    html: bool | None = HtmlOption,
-    authority: Path | None = AuthorityOption,
-    version: SnmpVersion | None = VersionOption,
-    inform: bool | None = InformOption,
-    authentication: SnmpAuthentication | None = AuthenticationOption,
-    privacy: SnmpPrivacy | None = PrivacyOption,
-    engine_id: str | None = EngineOption,
-    url: str | None = UrlOption,
-    private_addresses: bool | None = PrivateOption,
+    *,
+    given: dict[str, Any],
     secrets_stdin: bool = SecretsOption,
 ) -> None:
     """Add a receiver. Secrets are asked for, or read from stdin; never on the command line."""
     if kind not in TYPES:
         raise InvalidInput(f"'{kind}' is no type of receiver", field="TYPE", allowed=TYPES)
-    given = {
-        "host": host,
-        "port": port,
-        "security": security,
-        "user": user,
-        "sender": sender,
-        "reply_to": reply_to,
-        "html": html,
-        "authority_pem": _read_authority(authority),
-        "version": version,
-        "inform": inform,
-        "authentication": authentication,
-        "privacy": privacy,
-        "engine_id": engine_id,
-        "url": url,
-        "private_addresses": private_addresses,
-    }
     settings = _chosen(kind, given)
     secrets = _read_secrets(kind) if secrets_stdin else _ask_secrets(kind, settings)
     with connected(ctx) as client:
@@ -128,46 +159,17 @@ def add_receiver(
 
 
 @app.command("set")
+@_with_settings
 def set_receiver(
     ctx: typer.Context,
     name: str = ReceiverArgument,
     rename: str | None = typer.Option(None, "--name", metavar="NEW", help="New name."),
-    host: str | None = HostOption,
-    port: int | None = PortOption,
-    security: MailSecurity | None = SecurityOption,
-    user: str | None = UserOption,
-    sender: str | None = SenderOption,
-    reply_to: str | None = ReplyToOption,
-    html: bool | None = HtmlOption,
-    authority: Path | None = AuthorityOption,
-    version: SnmpVersion | None = VersionOption,
-    inform: bool | None = InformOption,
-    authentication: SnmpAuthentication | None = AuthenticationOption,
-    privacy: SnmpPrivacy | None = PrivacyOption,
-    engine_id: str | None = EngineOption,
-    url: str | None = UrlOption,
-    private_addresses: bool | None = PrivateOption,
+    *,
+    given: dict[str, Any],
     enabled: bool | None = typer.Option(None, "--enable/--disable", help="Is it used?"),
     secrets_stdin: bool = SecretsOption,
 ) -> None:
     """Change a receiver. Switched off, it drops what waits for it."""
-    given = {
-        "host": host,
-        "port": port,
-        "security": security,
-        "user": user,
-        "sender": sender,
-        "reply_to": reply_to,
-        "html": html,
-        "authority_pem": _read_authority(authority),
-        "version": version,
-        "inform": inform,
-        "authentication": authentication,
-        "privacy": privacy,
-        "engine_id": engine_id,
-        "url": url,
-        "private_addresses": private_addresses,
-    }
     with connected(ctx) as client:
         found = client.call("GET", receiver_path(name))
         present = found.body["receiver"]

@@ -51,9 +51,11 @@ def _remember(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any
     if top.obj is None:
         top.obj = Options()
     # The default of a later position must not undo what an earlier one said.
-    if value is None or value is False or ctx.resilient_parsing:
+    if value is None or value is False:
         return value
     if param.name == "output" and value not in list(Output):
+        if ctx.resilient_parsing:  # a line that is still being typed
+            return value
         raise InvalidInput(
             f"'{value}' is no output format", field="--output", allowed=tuple(Output)
         )
@@ -142,3 +144,16 @@ def spread_options(
         # One that every reader of a help page looks for; the others are in the overview.
         ours.hidden = param.name != "output"
         command.params.append(ours)
+
+
+def option_flags(param: Any) -> tuple[str, ...]:
+    """All that can be typed for it."""
+    return (*param.opts, *param.secondary_opts)
+
+
+def option_default(param: Any) -> str:
+    """As it would be typed; empty: there is none worth showing."""
+    value = param.default
+    if param.required or value is None or value is False or value in ([], ()) or callable(value):
+        return ""
+    return str(param.opts[0]) if value is True else str(getattr(value, "value", value))

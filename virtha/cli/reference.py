@@ -6,6 +6,7 @@ from typing import Any
 from typer.core import TyperArgument, TyperGroup
 
 from virtha.cli.main import NOUNS, command, load
+from virtha.cli.options import option_default, option_flags
 
 EXIT_CODES = (
     (0, "done"),
@@ -67,7 +68,7 @@ def _options(found: Any) -> list[str]:
     for param in found.params:
         if getattr(param, "hidden", False) or (param.name in ("output", "help") and found.name):
             continue
-        flags = ", ".join(f"`{flag}`" for flag in (*param.opts, *param.secondary_opts))
+        flags = ", ".join(f"`{flag}`" for flag in option_flags(param))
         if isinstance(param, TyperArgument):
             flags = f"`{param.metavar or param.name.upper()}`"
         default = _default(param)
@@ -76,12 +77,8 @@ def _options(found: Any) -> list[str]:
 
 
 def _default(param: Any) -> str:
-    value = param.default
-    if param.required or value is None or value is False or value in ([], ()) or callable(value):
-        return ""
-    if value is True:
-        return f"`{param.opts[0]}`"
-    return f"`{getattr(value, 'value', value)}`" if value != "" else ""
+    shown = option_default(param)
+    return f"`{shown}`" if shown else ""
 
 
 def _text(text: str | None) -> str:

@@ -32,7 +32,6 @@ from virtha.ports.receivers import Outcome, Receipt
 from virtha.store.deliveries import (
     add_deliveries,
     cursor_of,
-    delivery_counts,
     end_delivery,
     expire_all,
     expired_deliveries,
@@ -47,6 +46,7 @@ from virtha.store.deliveries import (
     receivers_with_ready,
     release_waiting,
 )
+from virtha.store.delivery_counts import delivery_counts
 from virtha.store.events import EventFilter, events_after, events_at
 from virtha.store.notifications import find_receiver, live_subscriptions, save_receiver_status
 from virtha.store.store import Store, Transaction, WriteTransaction
@@ -69,6 +69,13 @@ class Routed(Value, frozen=True, kw_only=True):
     more: bool = False
 
 
+class Upcoming(Value, frozen=True, kw_only=True):
+    """The message that is to go out next, and its receiver as it was when the message was made ready."""
+
+    delivery_id: DeliveryId
+    receiver_revision: Revision
+
+
 class QueueFigures(Value, frozen=True, kw_only=True):
     """``counts`` by state."""
 
@@ -82,6 +89,8 @@ class Deliveries:
         self._receivers = receivers
         self.bell = bell
         self._cursor = Revision(0)
+        self._present: dict[ReceiverId, UtcMillis] = {}
+        """Who is known to be there, and when its status was last looked at."""
 
     # from events to messages
 
@@ -93,9 +102,8 @@ class Deliveries:
             self._cursor = found.up_to
             return Routed(up_to=found.up_to, more=found.more)
         async with self._store.write() as wtx:
-            # Looked at anew: somebody may have unsubscribed meanwhile.
-            found = await self._look(wtx)
-            made = await self._make(wtx, found)
+            # Asked anew: somebody may have unsubscribed meanwhile. Of events nothing can have come before these.
+            made = await self._make(wtx, await _still_wanted(wtx, found.matched))
             await move_cursor(wtx, found.up_to)
         self._cursor = found.up_to
         return Routed(
@@ -121,8 +129,8 @@ class Deliveries:
             ),
         )
 
-    async def _make(self, tx: WriteTransaction, found: "_Found") -> tuple[Delivery, ...]:
-        if not found.matched:
+    async def _make(self, tx: WriteTransaction, matched: "_Matched") -> tuple[Delivery, ...]:
+        if not matched:
             return ()
         now = tx.clock.wall_ms()
         expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
@@ -139,7 +147,7 @@ class Deliveries:
                 next_at=now,
                 expires=expires,
             )
-            for number, (event, one) in enumerate(found.matched, first)
+            for number, (event, one) in enumerate(matched, first)
         )
         await add_deliveries(tx, made)
         return made
@@ -175,14 +183,14 @@ class Deliveries:
                 return None
             return await due_of(tx, row, limit, self._receivers.opened)
 
-    async def still_due(self, delivery_id: DeliveryId, receiver_revision: Revision) -> bool:
-        """Asked just before it is sent: it was not dropped, and its receiver is still as it was."""
-        async with self._store.read() as tx:
-            return await is_pending(tx, delivery_id, receiver_revision)
+    # What became of them. Each answers whether ``upcoming`` may go out: it was not dropped meanwhile, and its
+    # receiver is as it was. Asked in the same transaction, for this is just before it is sent.
 
-    # what became of them
-
-    async def accepted(self, one: Delivery, receipt: Receipt) -> None:
+    async def accepted(
+        self, one: Delivery, receipt: Receipt, upcoming: Upcoming | None = None
+    ) -> bool:
+        now, looked = self._store.clock.wall_ms(), self._present.get(one.receiver_id)
+        look = looked is None or abs(now - looked) >= STATUS_STEP_MS
         async with self._store.write() as tx:
             await end_delivery(
                 tx,
@@ -192,14 +200,24 @@ class Deliveries:
                 code=receipt.code,
                 detail=receipt.detail,
             )
-            await took_a_message(tx, one.receiver_id)
+            if look:
+                await took_a_message(tx, one.receiver_id)
+            due = await _is_due(tx, upcoming)
+        if look:
+            self._present[one.receiver_id] = now
+        return due
 
-    async def refused(self, one: Delivery, event: Event, receipt: Receipt) -> None:
+    async def refused(
+        self, one: Delivery, event: Event, receipt: Receipt, upcoming: Upcoming | None = None
+    ) -> bool:
         """For good. A receiver that refuses one message is there."""
         async with self._store.write() as tx:
             await refuse(tx, one, event, receipt, attempts=one.attempts + 1)
+            return await _is_due(tx, upcoming)
 
-    async def later(self, one: Delivery, receipt: Receipt) -> None:
+    async def later(
+        self, one: Delivery, receipt: Receipt, upcoming: Upcoming | None = None
+    ) -> bool:
         wait_ms = later_ms(one.attempts + 1)
         async with self._store.write() as tx:
             await put_off(
@@ -209,17 +227,22 @@ class Deliveries:
                 code=receipt.code,
                 detail=receipt.detail,
             )
+            return await _is_due(tx, upcoming)
 
-    async def ended(self, one: Delivery, state: DeliveryState, code: str) -> None:
+    async def ended(
+        self, one: Delivery, state: DeliveryState, code: str, upcoming: Upcoming | None = None
+    ) -> bool:
         """Without an attempt."""
         async with self._store.write() as tx:
             await end_delivery(
                 tx, one, state, attempts=one.attempts, code=code, detail=render(code, {})
             )
+            return await _is_due(tx, upcoming)
 
     async def away(self, receiver_id: ReceiverId, receipt: Receipt, event_code: str | None) -> None:
         """Its receiver can't be used; no message is the worse for it. Told once, and not for a message
         about messages (``is_own``)."""
+        self._present.pop(receiver_id, None)
         async with self._store.read() as tx:
             row = await find_receiver(tx, receiver_id)
         if row is None:
@@ -270,7 +293,7 @@ class Deliveries:
             expired = await expired_deliveries(wtx, now, EXPIRE_BATCH)
             events = await events_at(wtx, [one.event_revision for one in expired])
             code = "notify.queue.expired"
-            await expire_all(wtx, (one.id for one in expired), code=code, detail=render(code, {}))
+            await expire_all(wtx, expired, code=code, detail=render(code, {}))
             untold.update(
                 one.receiver_id
                 for one in expired
@@ -295,13 +318,31 @@ class Deliveries:
         return QueueFigures(counts=counts, oldest_pending=min(oldest.values(), default=None))
 
 
+_Matched = tuple[tuple[Event, Subscription], ...]
+
+
 class _Found(Value, frozen=True, kw_only=True):
     """What one look at the events found; ``stored``: the cursor in the database."""
 
     stored: Revision
     up_to: Revision
     more: bool = False
-    matched: tuple[tuple[Event, Subscription], ...] = ()
+    matched: _Matched = ()
+
+
+async def _still_wanted(tx: Transaction, matched: _Matched) -> _Matched:
+    live = {one.id: one for one in await live_subscriptions(tx)}
+    return tuple(
+        (event, live[one.id])
+        for event, one in matched
+        if one.id in live and matches(live[one.id], event)
+    )
+
+
+async def _is_due(tx: Transaction, upcoming: Upcoming | None) -> bool:
+    return upcoming is not None and await is_pending(
+        tx, upcoming.delivery_id, upcoming.receiver_revision
+    )
 
 
 async def took_a_message(tx: WriteTransaction, receiver_id: ReceiverId) -> None:

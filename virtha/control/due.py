@@ -52,8 +52,11 @@ class Due(Value, frozen=True, kw_only=True):
 
 async def due_of(
     tx: Transaction, row: ReceiverRow, limit: int, opened: Callable[[ReceiverRow], dict[str, str]]
-) -> Due:
+) -> Due | None:
+    """None: nothing may go now."""
     deliveries = await next_deliveries(tx, row.receiver.id, limit)
+    if not deliveries:
+        return None
     events = await events_at(tx, [one.event_revision for one in deliveries])
     names = MessageMaker(tx, row.receiver, await the_installation(tx))
     secrets: dict[str, str] | None = None

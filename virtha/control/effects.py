@@ -11,6 +11,7 @@ from virtha.control.known_settings import GRANT_DURATION, SettingValues
 from virtha.engine.events import CopyGranted, EngineVm
 from virtha.model.ids import BootId, ClusterId, HostId, Term
 from virtha.model.orders import Grant, Order, StartVm
+from virtha.model.policy.detection import SESSION_SILENCE_MS
 from virtha.model.time import Millis
 from virtha.ports.hosts import HostLinks, LastBeat
 from virtha.ports.leaders import Leaders
@@ -20,8 +21,8 @@ from virtha.store.operations import unanswered_orders
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import find_vm
 
-BEAT_SILENCE_MS = 5_000
-"""As the gateway's ``silence_ms``: a guardian that has not beaten for longer may be dead. Nobody would
+BEAT_SILENCE_MS = SESSION_SILENCE_MS
+"""After which every policy ends a session: a guardian that has not beaten for longer may be dead. Nobody would
 kill a QEMU without a grant then, and a grant that quotes its last beat is short or over."""
 
 

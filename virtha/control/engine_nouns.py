@@ -24,6 +24,7 @@ def engine_host(row: HostRow, *, timeline: str, defined: Collection[VmId]) -> En
         cpus=able.cpus,
         features=frozenset(features),
         untold=row.timeline != timeline,
+        timeline=timeline,
     )
 
 

@@ -70,11 +70,11 @@ class FactRecorder:
         self._hellos = hellos
         self._leaders = leaders
 
-    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
+    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
         """Returns the last sequence that is recorded now. Where engines lead, the host may forget it only when what
         they make of it is durable as well; else at once.
 
-        ``boot`` is the session's; a fact carries its own, for it may be older. Raises NotFound (the
+        ``carried_by``: the boot of the session's hello; a fact carries its own, for it may be older. Raises NotFound (the
         host was removed), Unavailable (nothing was recorded; send them again).
         """
         effects = Effects()

@@ -19,6 +19,7 @@ from virtha.control.runner import Runner
 from virtha.control.views import (
     Caller,
     CapabilitiesView,
+    GuardianAnswer,
     HelloAnswer,
     HostView,
     Page,
@@ -32,7 +33,7 @@ from virtha.model.operation import Operation
 from virtha.model.orders import HostSettings, ScanForeign
 from virtha.model.watchdog import WatchdogAction, models_that_fit
 from virtha.ports.leaders import Leaders
-from virtha.store.clusters import all_clusters
+from virtha.store.clusters import all_clusters, find_cluster
 from virtha.store.hosts import (
     HostRow,
     all_hosts,
@@ -240,10 +241,11 @@ class Hosts:
         *,
         boot: BootId,
         certificate_serial: str,
-        term_seen: int,
+        term_elsewhere: Term,
         fact_sequence_last: int,
     ) -> HelloAnswer:
-        """An agent's session begins. Raises Unauthenticated (`wire.refused.revoked`), NotFound."""
+        """An agent's session begins. ``term_elsewhere``: see ``wire.hellos.followed_elsewhere``. Raises
+        Unauthenticated (`wire.refused.revoked`), NotFound."""
         effects = Effects()
         async with self._store.write() as tx:
             row = await find_host(tx, host_id)
@@ -254,12 +256,7 @@ class Hosts:
                     fix="join the host again: 'virtha agent join'",
                 )
             installation = await the_installation(tx)
-            term = installation.term
-            if term_seen > term:
-                # An agent followed a later term than our records know: a restored database (M1).
-                term = Term(term_seen + 1)
-                self._leaders.term_raised(term)
-                await set_term(tx, term)
+            term = await self._term_above(tx, term_elsewhere)
             acknowledged = await self._check_sequence(tx, row, fact_sequence_last)
             await self._note_hello(tx, row, boot)
             if fact_sequence_last <= row.fact_sequence:
@@ -281,6 +278,29 @@ class Hosts:
                 settings=settings,
                 orders=await self._dispatcher.unanswered(tx, row),
             )
+
+    async def guardian_hello(self, host_id: HostId, *, term_elsewhere: Term) -> GuardianAnswer:
+        """A guardian's session begins; ``term_elsewhere`` as above: it refuses a server that goes by a lower one, and its
+        agent, whose hello would tell, may be down. Raises NotFound."""
+        async with self._store.read() as tx:
+            row = await find_host(tx, host_id)
+            cluster = await find_cluster(tx, row.host.cluster_id) if row is not None else None
+            term = (await the_installation(tx)).term
+        if cluster is None:
+            raise NotFound("the host was removed in the meantime")
+        if term_elsewhere and term_elsewhere >= term:
+            async with self._store.write() as writing:
+                term = await self._term_above(writing, term_elsewhere)
+        return GuardianAnswer(term=term, detection=cluster.policy.detection)
+
+    async def _term_above(self, tx: WriteTransaction, elsewhere: Term) -> Term:
+        """Ours, counted on where a host followed one that our records don't know: a restored database (M1)."""
+        term = (await the_installation(tx)).term
+        if elsewhere and elsewhere >= term:
+            term = Term(elsewhere + 1)
+            self._leaders.term_raised(term)
+            await set_term(tx, term)
+        return term
 
     async def _check_sequence(
         self, tx: WriteTransaction, row: HostRow, fact_sequence_last: int

@@ -1,9 +1,9 @@
 """Finding records by id or name, and checking names; every error says what there is."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from virtha.control.requests import LIST_LIMIT_MAX
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Stale
@@ -24,6 +24,7 @@ from virtha.store.users import UserRow, find_user, users_after
 from virtha.store.vms import VmFilter, VmRow, find_vm, vms_after
 
 T = TypeVar("T")
+Near = TypeVar("Near")
 NAME_LENGTH_MAX = 63
 """A DNS label's (RFC 1035): names end up as host names and file names."""
 TEXT_LENGTH_MAX = 1_000
@@ -108,70 +109,78 @@ def missing(kind: str, ref: str, names: Iterable[str], *, field: str | None = No
     )
 
 
+class _Kind(NamedTuple, Generic[T, Near]):
+    """What can be found by name or id. ``after``: by name, to see which are near."""
+
+    noun: str
+    find: Callable[[Transaction, str], Awaitable[T | None]]
+    after: Callable[[Transaction, str, int], Awaitable[Sequence[Near]]] | None
+    name: Callable[[Near], str]
+
+
+async def _vms_after(tx: Transaction, after: str, limit: int) -> Sequence[VmRow]:
+    return await vms_after(tx, VmFilter(), after, limit)
+
+
+_CLUSTER = _Kind("cluster", find_cluster, clusters_after, lambda cluster: cluster.name)
+_HOST = _Kind("host", find_host, hosts_after, lambda row: row.host.name)
+_STORAGE: _Kind[StorageDomain, StorageDomain] = _Kind(
+    "storage domain", find_storage, None, lambda domain: domain.name
+)
+_VM = _Kind("VM", find_vm, _vms_after, lambda row: row.vm.name)
+_USER = _Kind("user", find_user, users_after, lambda user: user.name)
+_RECEIVER = _Kind("receiver", find_receiver, receivers_after, lambda row: row.receiver.name)
+_SUBSCRIPTION = _Kind(
+    "subscription", find_subscription, subscriptions_after, lambda subscription: subscription.name
+)
+
+
+async def _the(kind: _Kind[T, Near], tx: Transaction, ref: str, field: str | None) -> T:
+    """Raises NotFound, which names what is near."""
+    found = await kind.find(tx, ref)
+    if found is None:
+        near = await kind.after(tx, "", _SIMILAR_LOOKED_AT) if kind.after is not None else ()
+        raise missing(kind.noun, ref, map(kind.name, near), field=field)
+    return found
+
+
 async def the_cluster(tx: Transaction, ref: str | None, *, field: str | None = None) -> Cluster:
     """``ref`` None: the only one there is. Raises NotFound, InvalidInput (several)."""
-    if ref is None:
-        clusters = await all_clusters(tx)
-        if len(clusters) == 1:
-            return clusters[0]
-        raise InvalidInput(
-            "is missing, and there are several" if clusters else "there is none yet",
-            field="cluster",
-            allowed=tuple(cluster.name for cluster in clusters[:10]),
-            fix="name the cluster" if clusters else "create one first",
-        )
-    found = await find_cluster(tx, ref)
-    if found is None:
-        near = await clusters_after(tx, "", _SIMILAR_LOOKED_AT)
-        raise missing("cluster", ref, (cluster.name for cluster in near), field=field)
-    return found
+    if ref is not None:
+        return await _the(_CLUSTER, tx, ref, field)
+    clusters = await all_clusters(tx)
+    if len(clusters) == 1:
+        return clusters[0]
+    raise InvalidInput(
+        "is missing, and there are several" if clusters else "there is none yet",
+        field="cluster",
+        allowed=tuple(cluster.name for cluster in clusters[:10]),
+        fix="name the cluster" if clusters else "create one first",
+    )
 
 
 async def the_host(tx: Transaction, ref: str, *, field: str | None = None) -> HostRow:
-    found = await find_host(tx, ref)
-    if found is None:
-        near = await hosts_after(tx, "", _SIMILAR_LOOKED_AT)
-        raise missing("host", ref, (row.host.name for row in near), field=field)
-    return found
+    return await _the(_HOST, tx, ref, field)
 
 
 async def the_storage(tx: Transaction, ref: str, *, field: str | None = None) -> StorageDomain:
-    found = await find_storage(tx, ref)
-    if found is None:
-        raise missing("storage domain", ref, (), field=field)
-    return found
+    return await _the(_STORAGE, tx, ref, field)
 
 
 async def the_vm(tx: Transaction, ref: str, *, field: str | None = None) -> VmRow:
-    found = await find_vm(tx, ref)
-    if found is None:
-        near = await vms_after(tx, VmFilter(), "", _SIMILAR_LOOKED_AT)
-        raise missing("VM", ref, (row.vm.name for row in near), field=field)
-    return found
+    return await _the(_VM, tx, ref, field)
 
 
 async def the_user(tx: Transaction, ref: str, *, field: str | None = None) -> UserRow:
-    row = await find_user(tx, ref)
-    if row is None:
-        near = await users_after(tx, "", _SIMILAR_LOOKED_AT)
-        raise missing("user", ref, (user.name for user in near), field=field)
-    return row
+    return await _the(_USER, tx, ref, field)
 
 
 async def the_receiver(tx: Transaction, ref: str, *, field: str | None = None) -> ReceiverRow:
-    found = await find_receiver(tx, ref)
-    if found is None:
-        near = await receivers_after(tx, "", _SIMILAR_LOOKED_AT)
-        raise missing("receiver", ref, (row.receiver.name for row in near), field=field)
-    return found
+    return await _the(_RECEIVER, tx, ref, field)
 
 
 async def the_subscription(tx: Transaction, ref: str, *, field: str | None = None) -> Subscription:
-    found = await find_subscription(tx, ref)
-    if found is None:
-        near = await subscriptions_after(tx, "", _SIMILAR_LOOKED_AT)
-        raise missing("subscription", ref, (one.name for one in near), field=field)
-    return found
+    return await _the(_SUBSCRIPTION, tx, ref, field)
 
 
 def page_of(rows: tuple[T, ...], limit: int) -> tuple[tuple[T, ...], bool]:

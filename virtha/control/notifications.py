@@ -102,7 +102,7 @@ class Notifications:
             if await find_event(tx, one.event_revision) is None:
                 raise Refused("its event is no longer kept (setting event.retention)")
             expiry_ms = (await setting_values(tx)).get(NOTIFICATION_EXPIRY)
-            await reopen_delivery(tx, one.id, tx.clock.wall_ms() + expiry_ms)
+            await reopen_delivery(tx, one, tx.clock.wall_ms() + expiry_ms)
         self._bell.hurry(one.receiver_id)
         return await self.get(delivery_id)
 

@@ -26,7 +26,8 @@ from virtha.model.errors import InvalidInput, Refused, VirthaError
 from virtha.model.ids import ReceiverId, Revision
 from virtha.model.notification import Receiver, ReceiverSettings, WebhookSettings
 from virtha.model.time import UtcMillis
-from virtha.store.deliveries import delivery_counts, drop_pending, oldest_pending
+from virtha.store.deliveries import drop_pending, oldest_pending
+from virtha.store.delivery_counts import delivery_counts
 from virtha.store.notifications import (
     ReceiverRow,
     drop_receiver,

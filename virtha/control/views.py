@@ -5,9 +5,19 @@ from typing import Generic, Literal, TypeVar
 from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
 from virtha.model.host import Host, HostState, HostStatus, StorageDomain
-from virtha.model.ids import ClusterId, HostId, InstallationId, Revision, TokenId, UserId, VmId
+from virtha.model.ids import (
+    ClusterId,
+    HostId,
+    InstallationId,
+    Revision,
+    Term,
+    TokenId,
+    UserId,
+    VmId,
+)
 from virtha.model.notification import Delivery, Receiver, ReceiverStatus, Subscription
 from virtha.model.orders import HostSettings, Order
+from virtha.model.policy import DetectionPolicy
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
 from virtha.model.value import Value
@@ -226,6 +236,13 @@ class HelloAnswer(Value, frozen=True, kw_only=True):
     fact_sequence_acknowledged: int
     settings: HostSettings
     orders: tuple[Order, ...]
+
+
+class GuardianAnswer(Value, frozen=True, kw_only=True):
+    """What a guardian's fresh session is told."""
+
+    term: Term
+    detection: DetectionPolicy
 
 
 class ReceiverView(Value, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ The host's side, as the agent and the guardian use it::
         role=PeerRole.AGENT,                     # GUARDIAN: no outbox, beats instead
         boot=boot_id,
         events=self,                             # HostLinkEvents: plain calls on the event loop
-        outbox=outbox,                           # virtha.wire.session.OutboxView (agent only)
+        outbox=outbox,                           # virtha.wire.host_session.OutboxView (agent only)
         hello_state=lambda: HelloState(term_seen=…, settings_revision=…),
         live_instance=lambda: other_process_instance,   # M1, see below; optional
     )
@@ -55,6 +55,7 @@ from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.model.value import Value
+from virtha.wire.host_session import HostSession, OutboxView
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -74,7 +75,7 @@ from virtha.wire.messages import (
     Welcome,
 )
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
-from virtha.wire.session import Closed, HostSession, OutboxView
+from virtha.wire.session import Closed
 
 PORT_DEFAULT = 8250
 CONNECT_DEADLINE_S = 5.0

@@ -11,7 +11,8 @@ from virtha.model.errors import Refused
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.time import Millis
 from virtha.wire.messages import Beat, Facts, Hello, Message
-from virtha.wire.session import Closed, ServerSession
+from virtha.wire.server_session import ServerSession
+from virtha.wire.session import Closed
 
 HANDSHAKES_MAX = 1_024
 """Connections without a session, at once. More are cut at once and come again later."""
@@ -39,7 +40,7 @@ class ServerLinkEvents(Protocol):
 class ServerConnection(Connection):
     """One host's connection. After ``on_hello`` the gateway keeps what it knows in ``owner``."""
 
-    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "owner")
+    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "number", "owner")
 
     def __init__(
         self,
@@ -54,6 +55,8 @@ class ServerConnection(Connection):
         self.host_id: HostId | None = None
         self.certificate_serial = ""
         self.owner: object = None
+        self.number = 0
+        """Counted up as they are accepted, each before its handshake is answered."""
 
     @property
     def wire(self) -> ServerSession:
@@ -113,6 +116,8 @@ class ServerLink:
         self._handshakes: set[ServerConnection] = set()
         self._server: asyncio.Server | None = None
         self._all_gone = asyncio.Event()
+        self.opened_last = 0
+        """The number of the connection that was accepted last."""
 
     async def listen(self, host: str, port: int) -> int:
         """Returns the port (useful with 0). Raises OSError when the address can't be had."""
@@ -141,6 +146,8 @@ class ServerLink:
     # For the connections
 
     def begun(self, connection: ServerConnection) -> None:
+        self.opened_last += 1
+        connection.number = self.opened_last
         self._connections.add(connection)
         self._handshakes.add(connection)
         if len(self._handshakes) > HANDSHAKES_MAX:

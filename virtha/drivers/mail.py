@@ -8,17 +8,12 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.headerregistry import Address
-from email.message import EmailMessage
-from email.policy import SMTP as SMTP_POLICY
 from enum import StrEnum
-from typing import NamedTuple
 
 import aiosmtplib
 
-from virtha.alerts.addresses import mail_address
-from virtha.alerts.mail_text import MailText, mail_text
+from virtha.alerts.mail_text import mail_text
+from virtha.drivers.mail_format import AssembledMail, assemble
 from virtha.drivers.receipts import Receipts
 from virtha.model.errors import InvalidInput
 from virtha.model.notification import MailSecurity, MailSettings, Message
@@ -28,8 +23,8 @@ GOODBYE_S = 1.0
 """How long a server may take to answer QUIT before we hang up."""
 OWN_NAME_S = 2.0
 _NO_NAME = "[127.0.0.1]"
-_POLICY = SMTP_POLICY.clone(cte_type="7bit")
-"""Plain ASCII on the wire: a relay on the way need not know 8BITMIME."""
+
+
 _NO_SMTPUTF8 = (
     "notify.mail.address_unusable",
     "the mail server takes no addresses with letters beyond ASCII before the @",
@@ -45,13 +40,6 @@ class _Phase(StrEnum):
     SENDER = "naming the sender"
     RECIPIENT = "naming the recipient"
     DATA = "handing over the mail"
-
-
-class _Mail(NamedTuple):
-    sender: str
-    recipient: str
-    content: bytes
-    ascii: bool
 
 
 class MailMessenger:
@@ -97,7 +85,7 @@ class MailMessenger:
 
     async def _attempt(self, message: Message) -> Receipt:
         try:
-            mail = _assemble(mail_text(message, self._settings), self._settings, message.address)
+            mail = assemble(mail_text(message, self._settings), self._settings, message.address)
         except InvalidInput as error:
             return self._receipts.make(Outcome.NEVER, "notify.mail.address_unusable", str(error))
         reused = self._client is not None
@@ -107,7 +95,7 @@ class MailMessenger:
             receipt = await self._once(mail)
         return receipt
 
-    async def _once(self, mail: _Mail) -> Receipt:
+    async def _once(self, mail: AssembledMail) -> Receipt:
         try:
             if self._client is None or not self._client.is_connected:
                 self._client = None
@@ -289,40 +277,6 @@ def _meaning(phase: _Phase, error: aiosmtplib.SMTPResponseException) -> tuple[Ou
     if phase is _Phase.ENCRYPTING:
         return Outcome.AWAY, "notify.tls_failed"
     return Outcome.AWAY, "notify.busy"
-
-
-def _assemble(said: MailText, settings: MailSettings, address: str | None) -> _Mail:
-    """MIME, with CR LF. Addresses are checked again though they were checked when they were stored: nothing but this
-    stands between a line break in them and the mail server. In other headers ``EmailMessage`` refuses one."""
-    own, own_domain = mail_address(settings.sender)
-    local, domain = mail_address(address or "")
-    in_ascii = own.isascii() and local.isascii()
-    mail = EmailMessage(policy=_POLICY if in_ascii else _POLICY.clone(utf8=True))
-    try:
-        mail["From"] = Address(said.sender_name, own, own_domain)
-        mail["To"] = Address("", local, domain)
-        mail["Subject"] = said.subject
-        mail["Date"] = _moment(said.date)
-        for name, value in said.headers:
-            mail[name] = value
-    except ValueError as error:
-        raise InvalidInput(str(error), field="headers") from None
-    mail.set_content(said.text, charset="utf-8")
-    if said.html is not None:
-        mail.add_alternative(said.html, subtype="html", charset="utf-8")
-    return _Mail(
-        sender=f"{own}@{own_domain}",
-        recipient=f"{local}@{domain}",
-        content=mail.as_bytes(),
-        ascii=in_ascii,
-    )
-
-
-def _moment(date_ms: int) -> datetime:
-    try:
-        return datetime.fromtimestamp(date_ms / 1_000, tz=UTC)
-    except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0, tz=UTC)
 
 
 def _name_of_this_machine() -> str:

@@ -24,10 +24,16 @@ really another host's: both hosts live on by their other feed, and nobody falls 
 
 from collections.abc import Collection
 
-from virtha.engine.permits import reads_off
 from virtha.engine.records import Fence, FenceStep, Incident
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.verdict import fell_ms, last_sign_of_boot_ms, runs_elsewhere, silence_base_ms
+from virtha.engine.verdict import (
+    disks_are_quiet,
+    disks_changed,
+    fell_ms,
+    last_sign_of_boot_ms,
+    reads_off,
+    runs_elsewhere,
+)
 from virtha.model.value import Value
 from virtha.model.vm import Reason
 
@@ -69,12 +75,15 @@ def may_settle(cluster: Cluster, fence: Fence, code: str) -> bool:
     return code in PASSING and cluster.now - max(off_ms, cluster.began_ms) < patience_ms
 
 
-def awaited_disks(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    """Between two rounds of the ladder: what speaks against another one at once. None: its disks were what the last one
-    failed for, and by now they are quiet."""
+def awaited_before_next(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
+    """What speaks against the next order of the ladder, after one that failed. Where that was read as *off* and disks were
+    written after it, the two contradict each other: that is no proof, and no reason to order off what may live, for as
+    long as they are written and the pause may be over (F2, J3). Quiet, they end the pause."""
     incident = node.record.incident
     if incident is not None and fence.failed in DISKS:
         return _disks(cluster, node, incident, fence)
+    if cluster.now >= fence.next_ms:
+        return None
     pause_ms = fence.next_ms - cluster.now
     return reason("fence.waiting.retry", rounds=fence.rounds, pause_ms=pause_ms)
 
@@ -88,12 +97,9 @@ def _disks(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -
     """
     if all(runs_elsewhere(cluster, vm, node) for vm in cluster.vms_held_by(node.id)):
         return None
-    times = cluster.policy.detection
-    rounds = 1 + times.additional_checks
-    quiet_ms = cluster.now - max(node.disks_changed_ms or 0, cluster.began_ms)
-    quiet = node.quiet_rounds >= rounds and quiet_ms >= times.check_interval_ms * rounds
-    changed_before = (node.disks_changed_ms or 0) > silence_base_ms(cluster, node)
-    if (incident.disks_written or changed_before) and not quiet:
+    rounds = 1 + cluster.policy.detection.additional_checks
+    quiet = disks_are_quiet(cluster, node)
+    if (incident.disks_written or disks_changed(cluster, node)) and not quiet:
         if incident.disks_written and node.disks_changed_ms is not None:
             changed_ms = cluster.now - node.disks_changed_ms
             return reason("proof.blocked.disks_change", quiet_ms=changed_ms)
@@ -180,7 +186,7 @@ def _offs(cluster: Cluster, other: HostNode, level: int, *, feeds: int) -> set[_
     for feed in other.config.power[level].feeds:
         first_ms = after.get(feed.device)
         if not feed.reads_state or feed.device in other.record.foreign_devices:
-            return None
+            return None  # whatever it said after an order
         if first_ms is not None:
             found.add(_Off(first_ms=first_ms, last_ms=first_ms))
         elif reads_off(cluster, other, feed.device):

@@ -4,6 +4,9 @@ Only a beat or a session begins a boot (``incident.of_this_boot``). A fact of a 
 known to be over tells of the host's next boot, whose session is on its way here by another road, or of one between two
 others that nobody heard of. Both look the same. So what it says to run there may run there, until that boot is proven
 dead (G1); the fact itself is kept until that boot begins. Over a session of *another* boot it is of one that is over.
+
+So it is once the present boot has begun a session since (P4): the host runs that boot now, and told of the other before.
+Not so if that other boot's own session brought it: then that session is known to be on its way, and this one may be late.
 """
 
 from collections.abc import Iterator
@@ -32,6 +35,25 @@ def tells_of_now(cluster: Cluster, node: HostNode, event: VmSeen | HostSurveyed)
         node.early.clear()  # at most one boot is the next one; what the other may hold is in the records
     node.early[subject_of(event)] = event
     return False
+
+
+def session_began(cluster: Cluster, node: HostNode) -> None:
+    """One of the present boot that did not stand before: every other boot that facts told of by now is over (P4).
+    Sound because no session is told here after what a later boot made (see ``SessionChanged``)."""
+    boot = node.record.boot
+    assert boot is not None, f"{node.config.name}: a session of no boot"
+    told = {fact.boot for fact in node.early.values()}
+    told |= {
+        copy.boot
+        for vm in cluster.vms_held_by(node.id)
+        for copy in vm.record.copies
+        if copy.host_id == node.id and copy.boot is not None
+    }
+    awaited = {fact.boot for fact in node.early.values() if fact.carried_by == fact.boot}
+    over = told - awaited - {boot}
+    node.early = {key: fact for key, fact in node.early.items() if fact.boot not in over}
+    for passed in sorted(over):
+        boot_passed(cluster, node, passed, boot)
 
 
 def is_kept(node: HostNode, event: VmSeen | HostSurveyed) -> bool:

@@ -23,7 +23,7 @@ from virtha.model.power import PowerAction, PowerDeviceId, PowerLevel
 from virtha.model.proof import Proof
 from virtha.model.time import Millis
 from virtha.model.value import Fields, Value
-from virtha.model.vm import VmState
+from virtha.model.vm import PossibleCopy, VmState
 
 # What the operator configured
 
@@ -46,6 +46,8 @@ class EngineHost(Value, frozen=True, kw_only=True):
     """This very server runs on it: never fenced by us (J4)."""
     untold: bool = False
     """It has not told what it runs since the database was restored, or another was put in its place (M2)."""
+    timeline: str = ""
+    """Which database this is: another one after each restore. Empty: not known, so no record is believed to be of it."""
 
 
 class EngineVm(Value, frozen=True, kw_only=True):
@@ -106,7 +108,11 @@ class BeatSeen(Value, frozen=True, kw_only=True, tag="beat"):
 
 
 class SessionChanged(Value, frozen=True, kw_only=True, tag="session"):
-    """``broken``: the connection was seen to break (reset, closed), rather than to fall silent."""
+    """``broken``: the connection was seen to break (reset, closed), rather than to fall silent.
+
+    One host's sessions and beats are told in the order in which they were, whichever gateway has them; and none of a boot
+    after a fact or grant of a later one, unless that names its carrier. So a leader is given what it finds recorded before
+    any session (P4)."""
 
     host_id: HostId
     process: ProcessKind
@@ -144,7 +150,8 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     host_id: HostId
     boot: BootId
     carried_by: BootId | None = None
-    """The boot whose session brought it: of another boot than that, it tells of one that is over (P4). None: not known."""
+    """The boot whose session brought it: of another boot than that, it tells of one that is over (P4). None: not known, as
+    of those that a leader finds recorded."""
     vm_id: VmId
     incarnation: Incarnation
     state: VmState
@@ -153,6 +160,10 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
     awaited_by: OrderId | None = None
     """Not how the VM is: its copy is to come there by that migration, or comes, and has not run there."""
+    leaves_by: OrderId | None = None
+    """It stands still there as that migration's source until it is told how it goes on."""
+    other: PossibleCopy | None = None
+    """The other side's copy of either, as its order named it. None: an agent of an earlier version."""
 
 
 class CopyGranted(Value, frozen=True, kw_only=True, tag="granted"):

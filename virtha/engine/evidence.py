@@ -3,7 +3,7 @@
 The time of every piece of evidence is that of its receipt: no two clocks are compared.
 """
 
-from virtha.engine.early import is_kept, replaced, tells_of_now
+from virtha.engine.early import is_kept, replaced, session_began, tells_of_now
 from virtha.engine.events import (
     BeatSeen,
     DisksWatched,
@@ -14,7 +14,7 @@ from virtha.engine.events import (
     SessionChanged,
     SlotChanged,
 )
-from virtha.engine.holders import found
+from virtha.engine.holders import surveyed_there
 from virtha.engine.incident import of_this_boot, sign_of_life
 from virtha.engine.machine import Verdict
 from virtha.engine.state import Cluster, HostNode, VmNode
@@ -52,6 +52,8 @@ def session_changed(cluster: Cluster, event: SessionChanged) -> None:
     if event.up:
         if not of_this_boot(cluster, node, event.boot, via=_SESSION):
             return
+        if node.sessions.get(event.process) != event.boot:
+            session_began(cluster, node)
         node.sessions[event.process] = event.boot
         if event.process is ProcessKind.AGENT:
             node.agent_alive = True
@@ -97,7 +99,7 @@ def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
         for vm_id in sorted(event.active):
             vm = cluster.vms.get(vm_id)
             if vm is not None and not _may_hold(node, vm, event.boot):
-                found(cluster, vm, node, vm.record.incarnation, event.boot)
+                surveyed_there(cluster, vm, node, event.boot)
     if not now:
         return
     replaced(node, event)

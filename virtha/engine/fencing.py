@@ -7,7 +7,7 @@ at most one step, so a new leader that finds the record half-way goes on from th
 
 from msgspec.structs import replace
 
-from virtha.engine.doubts import awaited_disks, doubt, may_settle
+from virtha.engine.doubts import DISKS, awaited_before_next, doubt, may_settle
 from virtha.engine.events import (
     OrderPower,
     PowerOrdered,
@@ -110,7 +110,6 @@ def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | Non
     if why_not is not None:
         return why_not
     _order_level(cluster, node, level=0, attempt=1, rounds=0)
-    cluster.tell("fence.began", host=node, action=cluster.policy.fencing.action.value)
     return None
 
 
@@ -158,6 +157,20 @@ def _order_level(
     )
     node.set_incident(fence=fence)
     send(cluster, node, fence)
+    _tell_level(cluster, node, level)
+
+
+def _tell_level(cluster: Cluster, node: HostNode, level: int) -> None:
+    """Once for each level of an incident, however often it is ordered."""
+    incident = node.record.incident
+    assert incident is not None
+    if level < incident.levels_told:
+        return
+    node.set_incident(levels_told=level + 1)
+    if level == 0:
+        cluster.tell("fence.began", host=node, action=cluster.policy.fencing.action.value)
+    else:
+        cluster.tell("fence.next_level", host=node, level=level + 1)
 
 
 def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
@@ -191,7 +204,7 @@ def _await_acceptance(cluster: Cluster, node: HostNode, fence: Fence) -> Reason 
             return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
         why_not = refusal(cluster, node, fence.level)
         if why_not is not None:
-            tell_if_struck(cluster, node, why_not)
+            _tell_refusal(cluster, node, why_not)
             return why_not
         # The time of the last one that may have gone out is what counts for whoever leads next (J7).
         fence = replace(fence, ordered_ms=int(cluster.now))
@@ -312,6 +325,8 @@ def level_failed(cluster: Cluster, node: HostNode, code: str) -> Reason | None:
     cluster.tell(
         "fence.level_failed", host=node, level=fence.level + 1, attempt=fence.attempt, why=code
     )
+    if code in DISKS:
+        _tell_written(cluster, node)
     fencing = cluster.policy.fencing
     if fence.attempt < fencing.attempts_per_device and not code.startswith("proof."):
         return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt + 1)
@@ -339,8 +354,8 @@ def _again(
 
 def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
     """A state of its own, with a policy: never an endless loop (F9)."""
-    unreachable = cluster.policy.fencing.unreachable
-    if Unreachable.STORAGE_FENCE in unreachable and not incident.storage_fenced:
+    wanted = Unreachable.STORAGE_FENCE in cluster.policy.fencing.unreachable
+    if wanted and not incident.storage_fenced and poison_refusal(cluster, node) is None:
         node.set_incident(storage_fenced=True)
         cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
     _poison(cluster, node, incident)
@@ -352,9 +367,10 @@ def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fenc
 
 
 def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
-    awaited = awaited_disks(cluster, node, fence) if cluster.now < fence.next_ms else None
+    awaited = awaited_before_next(cluster, node, fence)
     if awaited is not None:
-        cluster.wake_host(node, fence.next_ms)
+        if cluster.now < fence.next_ms:
+            cluster.wake_host(node, fence.next_ms)
         return awaited
     why_not = refusal(cluster, node, fence.level)
     more = fence.level + 1 < len(node.config.power)
@@ -364,10 +380,25 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
     assert incident is not None
     why_not = why_not or late_pause(cluster, node, incident)
     if why_not is not None:
-        tell_if_struck(cluster, node, why_not)
+        _tell_refusal(cluster, node, why_not)
         return why_not
     _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
     return None
+
+
+def _tell_refusal(cluster: Cluster, node: HostNode, why: Reason) -> None:
+    """Why the ladder does not go on, where an operator has to know."""
+    tell_if_struck(cluster, node, why)
+    if why.code == "fence.blocked.disks_change":
+        _tell_written(cluster, node)
+
+
+def _tell_written(cluster: Cluster, node: HostNode) -> None:
+    """Once: it was ordered off, and is written on. Who lives then, a person has to find out (J3)."""
+    incident = node.record.incident
+    if incident is not None and incident.disks_written and not incident.told_written:
+        node.set_incident(told_written=True)
+        cluster.tell("fence.disks_written", host=node)
 
 
 # What the devices say
@@ -419,8 +450,7 @@ def _was_too_late(
     node.set_incident(fence=replace(fence, feeds=feeds))
     if not all(feed.too_late or feed.accepted for feed in feeds):
         return  # its other devices may have been asked in time
-    cluster.tell("fence.order_too_late", host=node, late_ms=cluster.now - fence.ordered_ms)
-    note_too_late(cluster, node, incident)
+    note_too_late(cluster, node, fence)
     never = not any(feed.accepted for feed in feeds)
     first = never and fence.ordered_ms == fence.began_ms
     if first:

@@ -4,9 +4,9 @@ from virtha.engine.events import CopyGranted, VmSeen
 from virtha.engine.incident import lose
 from virtha.engine.machine import VmTrigger
 from virtha.engine.removal import hold_fast, node_of
-from virtha.engine.state import Cluster, HostNode, VmNode
+from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.ids import BootId, Incarnation
-from virtha.model.vm import PossibleCopy
+from virtha.model.vm import PossibleCopy, Reason, VmState
 
 
 def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
@@ -16,11 +16,9 @@ def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
     if node is None or event.boot in host.record.dead_boots:
         return  # that boot is over, and with it the grant
     copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
-    if all(
-        (one.host_id, one.incarnation) != (copy.host_id, copy.incarnation)
-        or one.boot not in (None, copy.boot)
-        for one in node.record.copies
-    ):
+    if copy in node.record.guessed:
+        incarnation_told(cluster, node, copy)
+    if not any(same_copy(one, copy) for one in node.record.copies):
         _holds(cluster, node, host, copy)
         if host.id not in cluster.hosts:
             hold_fast(cluster, host)  # it was removed when that order had gone out
@@ -29,6 +27,7 @@ def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
 def may_run(cluster: Cluster, node: VmNode, host: HostNode, event: VmSeen) -> None:
     """In a boot that has not begun as far as we know: nothing starts elsewhere before that one is proven dead (G1)."""
     copy = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    incarnation_told(cluster, node, copy)
     if copy not in node.record.copies:
         found(cluster, node, host, event.incarnation, event.boot)
 
@@ -40,6 +39,40 @@ def found(
     copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=boot)
     _holds(cluster, node, host, copy)
     cluster.tell("vm.found", vm=node, host=host)
+
+
+def surveyed_there(cluster: Cluster, node: VmNode, host: HostNode, boot: BootId) -> None:
+    """Its QEMU is there, of an incarnation that a survey does not name: the highest known one stands for it till it is told."""
+    incarnation = node.record.incarnation
+    guess = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=boot)
+    found(cluster, node, host, incarnation, boot)
+    cluster.set_vm(node, guessed=(*node.record.guessed, guess))
+
+
+def incarnation_told(cluster: Cluster, node: VmNode, told: PossibleCopy) -> None:
+    """By its host or by whoever ordered it: a guess about that boot gives way, for a host has one domain of a VM. Else its
+    release would leave the guess, which nothing but a reboot ends."""
+    record = node.record
+    guesses = [
+        one for one in record.guessed if (one.host_id, one.boot) == (told.host_id, told.boot)
+    ]
+    if not guesses:
+        return
+    copies = tuple(one for one in record.copies if one not in guesses)
+    if not any(same_copy(one, told) for one in copies):
+        copies = (*copies, told)
+    cluster.set_vm(
+        node,
+        copies=copies,
+        guessed=tuple(one for one in record.guessed if one not in guesses),
+        incarnation=max(told.incarnation, record.incarnation),
+    )
+
+
+def same_copy(one: PossibleCopy, other: PossibleCopy) -> bool:
+    """``one``, which may have been made before copies named a boot, is ``other``."""
+    same = (one.host_id, one.incarnation) == (other.host_id, other.incarnation)
+    return same and one.boot in (None, other.boot)
 
 
 def _holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:
@@ -58,3 +91,17 @@ def _holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -
     if host.record.incident is not None or copy.boot != host.record.boot:
         # It told before it was judged, or of a boot that we have not heard of: the copy is as lost as that.
         lose(cluster, node)
+
+
+def why_held(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
+    """Hosts that keep it from being started elsewhere, when none of them is known to run it."""
+    holders = {copy.host_id for copy in node.record.copies}
+    said = {host_id: state for host_id, (_, state) in node.seen.items() if host_id in holders}
+    if any(state is not VmState.DOWN for state in said.values()):
+        return ()
+    holding = {guess.host_id for guess in node.record.guessed} | said.keys()
+    if not holding:
+        return ()  # they are yet to tell
+    nodes = [cluster.hosts.get(one) or node_of(cluster, one) for one in holding]
+    names = ", ".join(sorted(host.config.name for host in nodes))
+    return (reason("recovery.waiting.holder", hosts=names),)

@@ -7,7 +7,7 @@ from virtha.engine.records import Migration, VmRecord
 from virtha.model.ids import BootId, OperationId
 from virtha.model.orders import Grant, MigrateVm, MigrationSide, ReceiveVm
 from virtha.model.orders import SettleMigration as SettleOrder
-from virtha.model.vm import Vm
+from virtha.model.vm import PossibleCopy, Vm
 
 BY = "engine"
 
@@ -37,7 +37,17 @@ def receive_order(command: MigrateCommand, vm: Vm, grant: Grant | None) -> Recei
         )
     else:
         grant = replace(grant, duration_ms=command.deadline_ms)
-    return ReceiveVm(vm=vm, migration_id=OperationId(command.order_id), grant=grant, by=BY)
+    return ReceiveVm(
+        vm=vm,
+        migration_id=OperationId(command.order_id),
+        grant=grant,
+        by=BY,
+        source=PossibleCopy(
+            host_id=command.source,
+            incarnation=command.source_incarnation,
+            boot=command.source_boot,
+        ),
+    )
 
 
 def migrate_order(command: MigrateCommand) -> MigrateVm:
@@ -50,6 +60,7 @@ def migrate_order(command: MigrateCommand) -> MigrateVm:
         target_incarnation=command.incarnation,
         deadline_ms=command.deadline_ms,
         by=BY,
+        target_boot=command.target_boot,
     )
 
 

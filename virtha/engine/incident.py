@@ -10,6 +10,7 @@ from virtha.engine.capacity import FeatureKind
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import Death, Incident, VmStage
+from virtha.engine.restored import may_hold
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.model.facts import ReleaseCause
@@ -30,7 +31,11 @@ def open_incident(cluster: Cluster, node: HostNode) -> None:
     silent_since = node.sign_ms if node.sign_ms is not None else cluster.began_ms
     node.set(
         incident=Incident(
-            number=number, boot=boot, silent_since_ms=silent_since, began_ms=cluster.now
+            number=number,
+            boot=boot,
+            silent_since_ms=silent_since,
+            began_ms=cluster.now,
+            timeline=node.config.timeline,
         )
     )
     cluster.tell("host.judged_dead", host=node, silent_ms=cluster.now - silent_since)
@@ -43,6 +48,8 @@ def sign_of_life(cluster: Cluster, node: HostNode, boot: BootId | None, *, via: 
     """A sign of ``boot``, which is judged or proven dead."""
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
+        if incident.once_proven:
+            _contradiction(cluster, node, via)
         if incident.proof is not None:
             _contradiction(cluster, node, via)
         elif incident.fence is None:
@@ -78,6 +85,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     node.power.clear()
     node.off_since.clear()
     node.power_asked_ms = None
+    node.told_ms = None  # what was told is of the boot before
     cluster.touch(node)
     if former is not None:
         _bury(node, former)
@@ -94,8 +102,9 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
 
 
 def boot_passed(cluster: Cluster, node: HostNode, over: BootId, later: BootId) -> None:
-    """``later``'s session brought facts of ``over``, which was never the present boot here: a boot between two others,
-    that nobody heard of before (P4). It says nothing of the present one, nor of copies without a boot."""
+    """``later``'s session brought facts of ``over``, or began after they had come. That was never the present boot here:
+    a boot between two others, that nobody heard of before (P4). It says nothing of the present one, nor of copies without
+    a boot."""
     assert over != node.record.boot, f"{node.config.name}: only a live sign ends the present boot"
     _bury(node, over)
     cluster.changed_hosts.add(node.id)
@@ -124,9 +133,8 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     incident = node.record.incident
     if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
         return  # of an incident that is over: the host has lived since
-    held = cluster.vms_held_by(node.id)
     if proof.kind is ProofKind.LEASE and not all(
-        domains_of(vm).issubset(proof.domain_ids) for vm in held
+        domains_of(vm).issubset(proof.domain_ids) for vm in may_hold(cluster, node)
     ):
         # A copy with a disk elsewhere came to light since: that lease has to expire too.
         poison(cluster, node, incident)
@@ -207,7 +215,7 @@ def domains_of(vm: VmNode) -> frozenset[StorageDomainId]:
 def poison(cluster: Cluster, node: HostNode, incident: Incident) -> None:
     """Of all domains that the host's copies have disks in (P2)."""
     domains = frozenset[StorageDomainId]().union(
-        *(domains_of(vm) for vm in cluster.vms_held_by(node.id))
+        *(domains_of(vm) for vm in may_hold(cluster, node))
     )
     cluster.order(
         Poison(host_id=node.id, boot=incident.boot, incident=incident.number, domain_ids=domains)

@@ -12,7 +12,8 @@ from virtha.engine.events import (
 )
 from virtha.engine.incident import reconcile
 from virtha.engine.records import Drain, HostRecord, VmRecord
-from virtha.engine.removal import added_again, hold_fast, is_removed, node_of
+from virtha.engine.removal import added_again, look_for_removed
+from virtha.engine.restored import has_answered, is_outdated, judged_anew
 from virtha.engine.state import Cluster, HostNode, VmNode, held
 from virtha.engine.targets import refresh_target
 
@@ -23,16 +24,21 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
     node = cluster.hosts.get(config.host_id)
     if node is None:
         kept = cluster.kept_hosts.pop(config.host_id, None)
-        record = HostRecord(host_id=config.host_id) if kept is None else added_again(kept)
+        record = HostRecord(host_id=config.host_id) if kept is None else added_again(cluster, kept)
+        outdated = is_outdated(config, record)
+        if outdated:
+            record = judged_anew(cluster, config, record)
         node = HostNode(config, record, cluster.now)
         node.saved = None if config.host_id in cluster.changed_kept else kept
         cluster.hosts[config.host_id] = node
         cluster.ring.add(node)
         list_drain(cluster, node)
-        proven = record.incident is not None and record.incident.proof is not None
-        if node.untold or (record.boot is not None and not proven):
-            # A recorded host may hold anything until it has told, or is proven dead (M2). After a restore
-            # the record may be older than the host: it may have come back since, with another boot.
+        if outdated:
+            cluster.tell("host.judged_anew", host=node)
+        if has_answered(config, record):
+            node.untold = False
+        elif node.untold or record.boot is not None:
+            # A recorded host may hold anything until it has told, or is proven dead (M2).
             cluster.await_survey(node)
         for vm in cluster.vms_held_by(node.id):
             cluster.touch_vm(vm)
@@ -58,9 +64,7 @@ def vm_configured(cluster: Cluster, event: VmConfigured) -> None:
             changes = {field: getattr(kept, field) for field in kept.__struct_fields__}
             cluster.set_vm(node, **changes)
             reconcile(cluster, node)
-            for host_id in sorted({copy.host_id for copy in node.record.copies}):
-                if is_removed(cluster, host_id):
-                    hold_fast(cluster, node_of(cluster, host_id))
+            look_for_removed(cluster, node)
     else:
         node.config = config
         for copy in node.record.copies:

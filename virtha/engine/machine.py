@@ -100,7 +100,8 @@ VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
     VmTrigger.HALF_FOUND: dict.fromkeys(
         (_READY, _GIVEN_UP, _QUARANTINED, _STARTING, _CANCELLING), _LOST
     ),
-    VmTrigger.MOVE_FOUND: {_SETTLED: _MIGRATING, _LOST: _MIGRATING},
+    # MIGRATING: what is on record is over since the backup, or the other could not have been ordered.
+    VmTrigger.MOVE_FOUND: dict.fromkeys((_SETTLED, _LOST, _MIGRATING), _MIGRATING),
     VmTrigger.MOVE_ENDED: {_MIGRATING: _SETTLED},
     VmTrigger.MOVE_LOST: {_MIGRATING: _LOST},
     VmTrigger.MOVE_GOES_ON: {_LOST: _MIGRATING},

@@ -108,7 +108,7 @@ def look_at_migration(cluster: Cluster, node: VmNode) -> None:
     sides = (migration.source, migration.target)
     others = sorted(copy.host_id for copy in node.record.copies if copy.host_id not in sides)
     if others and (source is not None or target is not None):
-        names = ", ".join(_name(cluster, one) for one in others)
+        names = ", ".join(cluster.host_name(one) for one in others)
         node.reasons = (reason("migration.blocked.copies", hosts=names),)
         _say(cluster, node, migration, (_TELL, _TELL))
     elif others:
@@ -126,8 +126,8 @@ def look_at_migration(cluster: Cluster, node: VmNode) -> None:
         cluster.tell(
             "vm.migration_lost",
             vm=node,
-            source=_name(cluster, migration.source),
-            target=_name(cluster, migration.target),
+            source=cluster.host_name(migration.source),
+            target=cluster.host_name(migration.target),
         )
         cluster.move_vm(node, VmTrigger.MOVE_LOST, lost_ms=_lost_since_ms(cluster, node, migration))
         settle_lost(cluster, node)
@@ -136,7 +136,7 @@ def look_at_migration(cluster: Cluster, node: VmNode) -> None:
 def _look_at_both(cluster: Cluster, node: VmNode, migration: Migration) -> None:
     source_lost = _lost(cluster, node, migration.source)
     target_lost = _lost(cluster, node, migration.target)
-    source, target = _name(cluster, migration.source), _name(cluster, migration.target)
+    source, target = cluster.host_name(migration.source), cluster.host_name(migration.target)
     ends_ms = _ends_ms(cluster, migration)
     if migration.step is MoveStep.ORDERED and (
         source_lost or target_lost or cluster.now >= ends_ms
@@ -202,7 +202,7 @@ def _last_side(
     if cluster.hold is not None and _RUN in words:
         node.reasons = (reason("recovery.blocked.hold", why=cluster.hold),)
         return
-    node.reasons = (reason("migration.waiting.last_side", host=_name(cluster, host_id)),)
+    node.reasons = (reason("migration.waiting.last_side", host=cluster.host_name(host_id)),)
     _say(cluster, node, migration, words)
 
 
@@ -227,8 +227,8 @@ def _doubt(cluster: Cluster, node: VmNode, migration: Migration) -> Migration:
     cluster.tell(
         "vm.migration_doubtful",
         vm=node,
-        source=_name(cluster, migration.source),
-        target=_name(cluster, migration.target),
+        source=cluster.host_name(migration.source),
+        target=cluster.host_name(migration.target),
     )
     return _set(cluster, node, migration, step=MoveStep.DOUBTFUL)
 
@@ -242,8 +242,8 @@ def move_cancelled(cluster: Cluster, event: MoveCancelled) -> None:
     cluster.tell(
         "vm.migration_cancelled",
         vm=node,
-        source=_name(cluster, migration.source),
-        target=_name(cluster, migration.target),
+        source=cluster.host_name(migration.source),
+        target=cluster.host_name(migration.target),
         by=event.by,
     )
     _set(cluster, node, migration, step=MoveStep.DOUBTFUL)
@@ -346,7 +346,7 @@ def _stayed(cluster: Cluster, node: VmNode, migration: Migration) -> None:
         cluster.tell(
             "vm.migration_failed",
             vm=node,
-            target=_name(cluster, target),
+            target=cluster.host_name(target),
             attempt=failures,
             why=migration.code or "migration.failed",
         )
@@ -453,8 +453,8 @@ def _contradict(cluster: Cluster, node: VmNode, migration: Migration) -> None:
     cluster.tell(
         "vm.migration_contradicted",
         vm=node,
-        source=_name(cluster, migration.source),
-        target=_name(cluster, migration.target),
+        source=cluster.host_name(migration.source),
+        target=cluster.host_name(migration.target),
     )
 
 
@@ -482,8 +482,3 @@ def _lost(cluster: Cluster, node: VmNode, host_id: HostId) -> bool:
     """Its host was judged dead, or is no longer of this cluster."""
     host = cluster.hosts.get(host_id)
     return host is None or host.record.incident is not None
-
-
-def _name(cluster: Cluster, host_id: HostId) -> str:
-    host = cluster.hosts.get(host_id)
-    return host_id if host is None else host.config.name

@@ -7,20 +7,23 @@ they keep healthy hosts from being shot, and the proof rules keep VMs from runni
 from msgspec.structs import replace
 
 from virtha.engine.records import Brake, Drain, FenceCount, Incident
+from virtha.engine.restored import bars_starts
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.engine.struck import struck_by
 from virtha.engine.verdict import (
+    disks_are_quiet,
+    disks_changed,
     fell_ms,
     is_observed,
-    last_sign_ms,
     newcomers_unheard,
+    reads_off,
+    runs_elsewhere,
     seen_alive_by,
     silent_ms,
 )
-from virtha.model.evidence import PowerState, ProcessKind
+from virtha.model.evidence import ProcessKind
 from virtha.model.policy import FencingAction, PermissionGrade
 from virtha.model.policy.quiet import quiet_until_ms
-from virtha.model.power import PowerDeviceId
 from virtha.model.time import format_duration_ms
 from virtha.model.vm import Reason
 
@@ -44,6 +47,7 @@ def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
         _switched_off(cluster, node)
         or _not_observed(cluster, node)
         or _seen_alive(cluster, node)
+        or _written(cluster, node)
         or _not_needed(cluster, node)
         or _observer(cluster, node)
         or _newcomers(node)
@@ -85,6 +89,19 @@ def _seen_alive(cluster: Cluster, node: HostNode) -> Reason | None:
     return None if witness is None else reason("fence.blocked.seen_alive", witness=witness[0])
 
 
+def _written(cluster: Cluster, node: HostNode) -> Reason | None:
+    """F2, J3: before *each* action a change of its VMs' disks since it fell silent means that it lives, also between two
+    orders of one fence; where an order went before, whoever led then."""
+    incident = node.record.incident
+    after_order = incident is not None and incident.disks_written
+    if not (after_order or disks_changed(cluster, node)) or disks_are_quiet(cluster, node):
+        return None
+    if all(runs_elsewhere(cluster, vm, node) for vm in cluster.vms_held_by(node.id)):
+        return None
+    needed = 1 + cluster.policy.detection.additional_checks
+    return reason("fence.blocked.disks_change", quiet=node.quiet_rounds, needed=needed)
+
+
 def _no_device(node: HostNode, level: int) -> Reason | None:
     if not node.config.power:
         return reason("fence.blocked.no_device")
@@ -108,6 +125,8 @@ def _not_needed(cluster: Cluster, node: HostNode) -> Reason | None:
         vm = cluster.vms.get(vm_id)
         if vm is not None and vm.protected and vm.config.grade in (None, PermissionGrade.FENCE):
             return None
+    if bars_starts(cluster, node):
+        return None
     return reason("fence.blocked.not_needed")
 
 
@@ -181,18 +200,6 @@ def own_lease(cluster: Cluster) -> Reason | None:
 def known_off(cluster: Cluster, node: HostNode, level: int) -> bool:
     """The devices of that level all read *off* before any order to them."""
     return all(reads_off(cluster, node, feed.device) for feed in node.config.power[level].feeds)
-
-
-def reads_off(cluster: Cluster, node: HostNode, device: PowerDeviceId) -> bool:
-    """Asked at least twice and *off* each time, lately, and no sign of the host since the first. One reading of *off*
-    may be wrong (P1), and would let an order to a living host pass the brake and the cap."""
-    first_ms = node.off_since.get(device)
-    if first_ms is None or last_sign_ms(node) >= first_ms:
-        return False
-    state, last_ms = node.power[device]
-    assert state is PowerState.OFF, f"{device}: off since {first_ms}, and {state}"
-    fresh = cluster.now - last_ms <= cluster.policy.detection.evidence_max_age_ms
-    return fresh and last_ms > first_ms
 
 
 def counted(cluster: Cluster) -> tuple[FenceCount, ...]:

@@ -122,14 +122,11 @@ def _await_return(cluster: Cluster, node: HostNode, fence: Fence) -> Reason:
 
 def on_answered(cluster: Cluster, node: HostNode, fence: Fence, event: PowerOrdered) -> None:
     """What a device says of the *on*. One that took it is enough for a host to come back; each that did not is told."""
-    incident = node.record.incident
-    assert incident is not None
     cluster.touch(node)
     if event.result is Result.REFUSED and event.error == TOO_LATE:
         if fence.step in (FenceStep.ON_ORDERED, FenceStep.ON_TAKEN):
-            cluster.tell("fence.order_too_late", host=node, late_ms=cluster.now - fence.ordered_ms)
             node.set_incident(fence=replace(fence, step=FenceStep.ON_DUE))
-            note_too_late(cluster, node, incident)
+            note_too_late(cluster, node, fence)
     elif event.result is Result.OK:
         if fence.step in (FenceStep.ON_ORDERED, FenceStep.ON_FAILED):
             until_ms = int(cluster.now) + RETURN_MS

@@ -80,11 +80,24 @@ def retry_pause_ms(rounds: int) -> int:
     return min(RETRY_MS << min(rounds, 8), RETRY_MS_MAX)
 
 
-def note_too_late(cluster: Cluster, node: HostNode, incident: Incident) -> None:
-    """Whatever makes orders too late (a slow database, a full lane, a lease that ends) is likely to do it again."""
+def note_too_late(cluster: Cluster, node: HostNode, fence: Fence) -> None:
+    """Whatever makes orders too late (a slow database, a full lane, a lease that ends) is likely to do it again.
+
+    Told at the first, second, fourth one and so on, and as given up once there were as many as a device has attempts: a
+    state of its own, in which they are tried on, but nobody has to wait for more mails to know (F9).
+    """
+    incident = node.record.incident
+    assert incident is not None
     late = incident.late_orders
     pause_ms = 0 if late == 0 else min(LATE_MS << min(late - 1, 8), RETRY_MS)
-    node.set_incident(late_orders=late + 1, next_order_ms=int(cluster.now) + pause_ms)
+    orders = late + 1
+    node.set_incident(late_orders=orders, next_order_ms=int(cluster.now) + pause_ms)
+    if orders & (orders - 1) == 0:
+        late_ms = cluster.now - fence.ordered_ms
+        cluster.tell("fence.order_too_late", host=node, late_ms=late_ms, orders=orders)
+    if orders >= cluster.policy.fencing.attempts_per_device and not incident.told_late:
+        node.set_incident(told_late=True)
+        cluster.tell("fence.orders_late", host=node, orders=orders, action=fence.action.value)
     cluster.touch(node)
 
 

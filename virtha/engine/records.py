@@ -114,12 +114,22 @@ class Incident(Value, frozen=True, kw_only=True):
     """Power orders that were too late to be carried out."""
     next_order_ms: int = 0
     """None before that, because of those: what is always too late is not repeated at once without end (F9)."""
+    told_late: bool = False
+    """That as many as a device has attempts were too late was told."""
+    levels_told: int = 0
+    """Of so many levels it was told that they were begun with."""
     disks_written: bool = False
     """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
+    told_written: bool = False
+    """That was told, once a further order had to wait for it."""
     by_removal: bool = False
     """Nobody judged it dead: it was removed while VMs might run there."""
     told_removed: bool = False
     """That it was removed without proof was told."""
+    timeline: str = ""
+    """Of the database in which it was judged: what was found in another says nothing after a restore (M2)."""
+    once_proven: bool = False
+    """By a proof of another timeline: that boot's signs are an alarm all the same."""
 
     orders: tuple[Orders, ...] = ()
     """When it was ordered off, oldest first."""
@@ -171,7 +181,8 @@ class HostRecord(Value, frozen=True, kw_only=True):
     foreign_devices: tuple[PowerDeviceId, ...] = ()
     """Devices that named another machine: they get no orders until a test clears them."""
     struck_ms: int = 0
-    """When the last order went to its power devices in the incident that its return ended; 0: never."""
+    """When the last order went to its power devices in the incident that its return ended; 0: never, or so long ago
+    that it can't strike any more (J7)."""
     dead_boots: tuple[BootId, ...] = ()
     """The last boots that ended or were proven dead, newest last: a sign of one is an alarm, never a return."""
     waived: tuple[Waiver, ...] = ()
@@ -277,6 +288,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     incarnation: Incarnation = Incarnation(0)
     copies: tuple[PossibleCopy, ...] = ()
     """Every incarnation that some host may hold (G1), the present one included."""
+    guessed: tuple[PossibleCopy, ...] = ()
+    """Those of them whose incarnation is a guess: a survey named the VM, and which start that was the host is yet to tell."""
     stage: VmStage = VmStage.SETTLED
     start: Start | None = None
     proofs: tuple[Proof, ...] = ()

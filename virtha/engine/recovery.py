@@ -14,14 +14,15 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
-from virtha.engine.halves import half_seen, look_at_half, note_arrived, note_source_over, why_half
-from virtha.engine.holders import found, may_run
+from virtha.engine.halves import half_seen, look_at_half, note_side_over, state_seen, why_half
+from virtha.engine.holders import found, incarnation_told, may_run, why_held
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, note_given_back, side_seen
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
+from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
@@ -38,10 +39,11 @@ _UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRAS
 
 
 def look_at_vm(cluster: Cluster, node: VmNode) -> None:
-    if node.half is not None:
+    if node.half is None and node.stands is None:
+        _look_by_stage(cluster, node)
+    else:
         look_at_half(cluster, node)
-    _look_by_stage(cluster, node)
-    if node.half is not None:
+        _look_by_stage(cluster, node)
         node.reasons = (*node.reasons, *why_half(cluster, node))
 
 
@@ -71,15 +73,17 @@ def _look_by_stage(cluster: Cluster, node: VmNode) -> None:
 def _why_down(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     """Of a settled VM that should be up and that nobody holds: its former host may be gone, so it is told here."""
     record, given_back = node.record, node.record.given_back
-    if record.copies or not node.protected or record.incarnation == 0:
+    if not node.protected or record.incarnation == 0:
         return ()
+    if record.copies:
+        return why_held(cluster, node)
     if given_back is None:
         # Its protection was turned on, or on again, after its host had died.
         return (reason("recovery.not_due.unprotected"),)
     return (
         reason(
             "recovery.not_due.given_back",
-            host=_name(cluster, given_back.host_id),
+            host=cluster.host_name(given_back.host_id),
             cause=given_back.cause.value if given_back.cause is not None else "not said",
         ),
     )
@@ -178,10 +182,10 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     ):
         _cancel_late(cluster, node)
         return
-    why_not = None if node.sent == start.order_id else _barrier(cluster)
-    if why_not is None and node.sent != start.order_id and node.protected:
+    why_not = () if node.sent == start.order_id else _barrier(cluster)
+    if not why_not and node.sent != start.order_id and node.protected:
         _send(cluster, node, start)
-    node.reasons = (why_not or reason("recovery.starting", host=_name(cluster, start.host_id)),)
+    node.reasons = why_not or (reason("recovery.starting", host=cluster.host_name(start.host_id)),)
     cluster.wake_vm(node, ends_ms)
 
 
@@ -240,13 +244,8 @@ def _cancel(cluster: Cluster, node: VmNode) -> None:
             incarnation=start.incarnation,
         )
     )
-    node.reasons = (reason("recovery.waiting.cancel", host=_name(cluster, start.host_id)),)
+    node.reasons = (reason("recovery.waiting.cancel", host=cluster.host_name(start.host_id)),)
     cluster.wake_vm(node, cluster.now + CANCEL_EVERY_MS)
-
-
-def _name(cluster: Cluster, host_id: HostId) -> str:
-    host = cluster.hosts.get(host_id)
-    return host_id if host is None else host.config.name
 
 
 # The plan
@@ -261,8 +260,8 @@ def plan_recoveries(cluster: Cluster) -> None:
         if node.record.next_ms > cluster.now or node.config.ignore:
             continue
         why_not = why_none or _grade(cluster, node)
-        if why_not is not None:
-            node.reasons = (why_not,)
+        if why_not:
+            node.reasons = why_not
             continue
         candidates.append(to_place(node))
     if not candidates:
@@ -277,19 +276,17 @@ def plan_recoveries(cluster: Cluster) -> None:
     _carry_out(cluster, plan)
 
 
-def _barrier(cluster: Cluster) -> Reason | None:
+def _barrier(cluster: Cluster) -> tuple[Reason, ...]:
+    """Empty: nothing keeps all of them."""
     if cluster.hold is not None:
-        return reason("recovery.blocked.hold", why=cluster.hold)
-    if cluster.awaited:
-        # M2: a host that has not told yet may run any of them.
-        names = ", ".join(sorted(_name(cluster, one) for one in cluster.awaited))
-        return reason("recovery.waiting.inventory", hosts=names)
-    return None
+        return (reason("recovery.blocked.hold", why=cluster.hold),)
+    # M2: a host that has not told yet may run any of them.
+    return why_inventory(cluster) if cluster.awaited else ()
 
 
-def _grade(cluster: Cluster, node: VmNode) -> Reason | None:
+def _grade(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:
     grade = may_move(cluster, node)
-    return None if grade is None else reason("recovery.blocked.grade", grade=grade.value)
+    return () if grade is None else (reason("recovery.blocked.grade", grade=grade.value),)
 
 
 def may_move(cluster: Cluster, node: VmNode) -> PermissionGrade | None:
@@ -515,8 +512,8 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         goes_down(cluster, host, event.boot)
     if node.record.migration is not None:
         note_given_back(cluster, node, event)
-    elif copies and node.half is not None:
-        note_source_over(cluster, node, event)
+    elif copies and (node.half is not None or node.stands is not None):
+        note_side_over(cluster, node, event)
     elif not copies:
         # Not by its incarnation: a move that was begun and failed has counted it up, and the copy stayed the one it was.
         _given_back(cluster, node, event)
@@ -549,7 +546,9 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.awaited_by is not None:
         half_seen(cluster, node, host, event)
         return
-    note_arrived(node, event)
+    state_seen(cluster, node, event)
+    told = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    incarnation_told(cluster, node, told)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
         found(cluster, node, host, event.incarnation, event.boot)

@@ -12,7 +12,7 @@ from virtha.engine.events import EngineHost, HostRemoved
 from virtha.engine.incident import lose
 from virtha.engine.machine import Verdict
 from virtha.engine.records import FenceCount, HostRecord, Incident
-from virtha.engine.state import Cluster, HostNode
+from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import Millis
 
@@ -31,9 +31,7 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     cluster.capacity.host_removed(event.host_id)
     cluster.plan_wanted = True
     if node.verdict not in (Verdict.ALIVE, Verdict.AGENT_DOWN):
-        removal = FenceCount(host_id=event.host_id, at_ms=int(cluster.now))
-        kept = (*cluster.record.removed, removal)[-REMOVALS_KEPT:]
-        cluster.record = replace(cluster.record, removed=kept)
+        _note_removal(cluster, event.host_id)
     if node.record.boot is None and not cluster.vms_held_by(node.id):
         cluster.dropped_hosts.append(event.host_id)
     else:
@@ -43,14 +41,48 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
 
 
 def removed_while_nobody_led(cluster: Cluster) -> None:
-    """Once, when this leader knows what is configured: hosts that the records know and that are not."""
-    if not cluster.fresh or not cluster.hosts:
+    """When this leader has learned what is configured, and again when it learned of VMs later: hosts that the records know
+    and that are not. Where no host comes at all, after the time in which one would."""
+    if not cluster.fresh:
+        return
+    if not cluster.hosts and cluster.now < patience_ms(cluster):
         return
     cluster.fresh = False
-    for host_id, record in sorted(cluster.kept_hosts.items()):
-        if record.name is None and cluster.vms_held_by(host_id):
-            cluster.kept_hosts[host_id] = replace(record, name=host_id)
-            hold_fast(cluster, node_of(cluster, host_id))
+    for record in list(cluster.kept_hosts.values()):
+        if record.name is None and record.boot is not None:
+            # Nobody can say any more when it fell silent: an order of ours may have struck it (P1). Once: the name is kept.
+            _note_removal(cluster, record.host_id)
+            keep(cluster, _named(cluster, record))
+    for host_id in sorted(cluster.vms_on):
+        if host_id not in cluster.hosts and cluster.vms_held_by(host_id):
+            record = cluster.kept_hosts.get(host_id) or HostRecord(host_id=host_id)
+            hold_fast(cluster, _named(cluster, record))
+
+
+def patience_ms(cluster: Cluster) -> int:
+    """Until then hosts may still be made known to a leader that has just begun."""
+    return cluster.began_ms + cluster.policy.detection.reconnect_ms
+
+
+def look_for_removed(cluster: Cluster, vm: VmNode) -> None:
+    """``vm`` was read from the records: its holders may have been removed since, or be made known in this very step."""
+    missing = [one.host_id for one in vm.record.copies if one.host_id not in cluster.hosts]
+    if missing:
+        cluster.fresh = True
+        if not cluster.hosts:
+            cluster.wake_vm(vm, patience_ms(cluster))
+
+
+def _named(cluster: Cluster, record: HostRecord) -> HostNode:
+    """Its name went with its configuration, unless this leader removed it."""
+    cluster.kept_hosts[record.host_id] = replace(record, name=record.name or record.host_id)
+    return node_of(cluster, record.host_id)
+
+
+def _note_removal(cluster: Cluster, host_id: HostId) -> None:
+    removal = FenceCount(host_id=host_id, at_ms=int(cluster.now))
+    kept = (*cluster.record.removed, removal)[-REMOVALS_KEPT:]
+    cluster.record = replace(cluster.record, removed=kept)
 
 
 def node_of(cluster: Cluster, host_id: HostId) -> HostNode:
@@ -118,8 +150,12 @@ def boot_of(node: HostNode) -> BootId:
     return node.record.incident.boot
 
 
-def added_again(record: HostRecord) -> HostRecord:
-    """As its node begins with. That it was removed is no judgement: nothing is done to it for that."""
+def added_again(cluster: Cluster, record: HostRecord) -> HostRecord:
+    """As its node begins with. That it was removed is no judgement: nothing is done to it for that, and from now on it is
+    heard itself about whether an order struck it."""
+    left = tuple(one for one in cluster.record.removed if one.host_id != record.host_id)
+    if left != cluster.record.removed:
+        cluster.record = replace(cluster.record, removed=left)
     incident = record.incident
     if incident is not None and incident.by_removal:
         proven_dead = incident.proof is not None and incident.boot == record.boot

@@ -111,6 +111,7 @@ class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
     asked_words: tuple[MigrationWord | None, ...] = ()
     asked_ms: Millis | None = None
     half: VmSeen | None = None
+    stands: VmSeen | None = None
     io_error: bool = False
     seen: dict[HostId, tuple[Incarnation, VmState]] = {}
     blocked_told: str | None = None

@@ -194,6 +194,7 @@ class VmNode:
         "saved",
         "seen",
         "sent",
+        "stands",
         "state",
         "state_host",
     )
@@ -215,6 +216,8 @@ class VmNode:
         self.asked_ms: Millis | None = None
         self.half: VmSeen | None = None
         """Of a migration that the records have lost: what its target says that it awaits (``halves``)."""
+        self.stands: VmSeen | None = None
+        """What its source says, which stands still."""
         self.guest_agent: bool | None = None
         self.io_error = False
         self.reasons: tuple[Reason, ...] = ()
@@ -385,7 +388,10 @@ class Cluster:
     def set_vm(self, node: VmNode, **changes: Any) -> None:
         """Change its record, and the index of who may hold it."""
         before = {copy.host_id for copy in node.record.copies}
-        node.record = replace(node.record, **changes)
+        record = node.record = replace(node.record, **changes)
+        if record.guessed and not set(record.guessed) <= set(record.copies):
+            left = tuple(one for one in record.guessed if one in record.copies)
+            node.record = replace(record, guessed=left)
         after = {copy.host_id for copy in node.record.copies}
         if before - after:
             self.plan_wanted = True  # there is room now
@@ -431,6 +437,11 @@ class Cluster:
         return [
             self.vms[vm_id] for vm_id in sorted(self.vms_on.get(host_id, ())) if vm_id in self.vms
         ]
+
+    def host_name(self, host_id: HostId) -> str:
+        """What people call it; its id where it is not configured (any more)."""
+        node = self.hosts.get(host_id)
+        return host_id if node is None else node.config.name
 
     def next_order(self) -> OrderId:
         self.record = replace(self.record, orders=self.record.orders + 1)

@@ -77,7 +77,11 @@ def look_at_waits(cluster: Cluster, node: HostNode) -> None:
             cluster.awaited.discard(node.id)
             cluster.plan_wanted = True
     if node.record.struck_ms:
-        _look_at(cluster, node, struck_until_ms(cluster, node))
+        until_ms = struck_until_ms(cluster, node)
+        _look_at(cluster, node, until_ms)
+        if cluster.now >= until_ms:
+            node.set(struck_ms=0)  # said of no later moment: its looks may be the short ones again
+            cluster.changed_hosts.add(node.id)
         target = cluster.capacity.target(node.id)
         if target is not None and target.unfit is Unfit.RETURNING:
             refresh_target(cluster, node)

@@ -30,7 +30,7 @@ def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> Engin
     """None: it says nothing to the engine, or not by itself: an inventory and an outcome need what the server knows.
     ``carried_by``: the boot whose session brought it."""
     match fact.body:
-        case VmReport() as report:
+        case VmReport(leaves=leaves) as report:
             return VmSeen(
                 host_id=host_id,
                 boot=fact.boot,
@@ -39,16 +39,19 @@ def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> Engin
                 incarnation=report.incarnation,
                 state=report.state,
                 guest_agent=report.guest_agent,
+                leaves_by=None if leaves is None else OrderId(leaves.migration_id),
+                other=None if leaves is None else leaves.target,
             )
-        case Awaited(vm_id=vm_id, incarnation=incarnation, migration_id=migration_id):
+        case Awaited() as half:
             return VmSeen(
                 host_id=host_id,
                 boot=fact.boot,
                 carried_by=carried_by,
-                vm_id=vm_id,
-                incarnation=incarnation,
+                vm_id=half.vm_id,
+                incarnation=half.incarnation,
                 state=VmState.STARTING,
-                awaited_by=OrderId(migration_id),
+                awaited_by=OrderId(half.migration_id),
+                other=half.source,
             )
         case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):
             return CopyReleased(

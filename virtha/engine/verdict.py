@@ -7,6 +7,7 @@ or that was itself asleep, first waits out the longest pause between two attempt
 from virtha.engine.machine import Verdict
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.evidence import Answer, PowerState, ProcessKind
+from virtha.model.power import PowerDeviceId
 from virtha.model.value import Value
 from virtha.model.vm import Reason, VmState
 
@@ -167,11 +168,9 @@ def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     if not cluster.vms_on.get(node.id):
         return None
     times = cluster.policy.detection
-    if node.disks_changed_ms is not None and node.disks_changed_ms > silence_base_ms(cluster, node):
-        quiet = cluster.now - node.disks_changed_ms
-        window = times.check_interval_ms * (1 + times.additional_checks)
-        if quiet < window or node.quiet_rounds <= times.additional_checks:
-            return reason("host.suspect.disks_change", quiet_ms=quiet)
+    if disks_changed(cluster, node) and not disks_are_quiet(cluster, node):
+        quiet = cluster.now - (node.disks_changed_ms or 0)
+        return reason("host.suspect.disks_change", quiet_ms=quiet)
     if node.quiet_rounds > times.additional_checks:
         return None
     if node.rounds_asked - node.quiet_rounds > 2 * (1 + times.additional_checks):
@@ -179,6 +178,19 @@ def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     return reason(
         "host.suspect.checking_disks", quiet=node.quiet_rounds, needed=times.additional_checks + 1
     )
+
+
+def disks_changed(cluster: Cluster, node: HostNode) -> bool:
+    """Since it fell silent, as one reader saw between two reads (J3)."""
+    return (node.disks_changed_ms or 0) > silence_base_ms(cluster, node)
+
+
+def disks_are_quiet(cluster: Cluster, node: HostNode) -> bool:
+    """For as long, and in as many looks of ours, as F2 wants before anything is done. No word is no quiet (J3)."""
+    times = cluster.policy.detection
+    rounds = 1 + times.additional_checks
+    quiet_ms = cluster.now - max(node.disks_changed_ms or 0, cluster.began_ms)
+    return node.quiet_rounds >= rounds and quiet_ms >= times.check_interval_ms * rounds
 
 
 def runs_elsewhere(cluster: Cluster, vm: VmNode, node: HostNode) -> bool:
@@ -201,8 +213,11 @@ _WRITE = frozenset({VmState.RUNNING, VmState.STOPPING})
 
 def may_take_quick_road(cluster: Cluster, node: HostNode, judgement: Judgement) -> bool:
     """Its BMC says off, nobody sees it alive, and it has been silent for one suspicion: it is ordered off
-    at once, which is harmless, for only readings after our order prove anything (P1)."""
+    at once, which is harmless, for only readings after our order prove anything (P1). Not while its disks are
+    written: then that BMC lies, or is another host's (F2)."""
     if judgement.verdict is not Verdict.SUSPECT:
+        return False
+    if disks_changed(cluster, node) and not disks_are_quiet(cluster, node):
         return False
     answers = {answer for answer, _ in node.neighbours.values()}
     if node.sessions and (Answer.SILENT not in answers or Answer.HINT in answers):
@@ -212,11 +227,23 @@ def may_take_quick_road(cluster: Cluster, node: HostNode, judgement: Judgement) 
     ):
         return False
     return any(
-        all(_reads_off(node, feed.device) for feed in level.feeds) for level in node.config.power
+        all(reads_off(cluster, node, feed.device, readings=1) for feed in level.feeds)
+        for level in node.config.power
     )
 
 
-def _reads_off(node: HostNode, device: str) -> bool:
+def reads_off(
+    cluster: Cluster, node: HostNode, device: PowerDeviceId, *, readings: int = 2
+) -> bool:
+    """It is its own device, asked at least ``readings`` times (1 or 2) and *off* each time, lately, and no sign of the
+    host came since the first. One reading may be wrong (P1): it is enough to look closer, and would let an order to a
+    living host pass the brake and the cap."""
+    first_ms = node.off_since.get(device)
+    if first_ms is None or last_sign_ms(node) >= first_ms:
+        return False
     if device in node.record.foreign_devices:
         return False
-    return any(key == device and state is PowerState.OFF for key, (state, _) in node.power.items())
+    state, last_ms = node.power[device]
+    assert state is PowerState.OFF, f"{device}: off since {first_ms}, and {state}"
+    fresh = cluster.now - last_ms <= cluster.policy.detection.evidence_max_age_ms
+    return fresh and (readings < 2 or last_ms > first_ms)

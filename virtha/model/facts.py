@@ -10,7 +10,7 @@ from virtha.model.domain import DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import BootId, Incarnation, OperationId, StorageDomainId, VmId
 from virtha.model.value import Fields, Value
-from virtha.model.vm import Reason, Vm, VmState
+from virtha.model.vm import PossibleCopy, Reason, Vm, VmState
 
 
 class Happened(Value, frozen=True, kw_only=True, tag="happened"):
@@ -22,7 +22,15 @@ class Happened(Value, frozen=True, kw_only=True, tag="happened"):
     fields: Fields = {}
 
 
-class VmReport(Value, frozen=True, kw_only=True, tag="vm"):
+class Leaving(Value, frozen=True, kw_only=True):
+    """The migration by which a copy was to leave its host."""
+
+    migration_id: OperationId
+    target: PossibleCopy
+    """With its boot. Only that host can say whether it ran there (G6)."""
+
+
+class VmReport(Value, frozen=True, kw_only=True, tag="vm", omit_defaults=True):
     """The present state of one managed VM on this host, as the sentinel knows it."""
 
     vm_id: VmId
@@ -31,6 +39,9 @@ class VmReport(Value, frozen=True, kw_only=True, tag="vm"):
     reasons: tuple[Reason, ...] = ()
     guest_agent: bool | None = None
     restart_count: int = 0
+    leaves: Leaving | None = None
+    """It stands still as the source of that migration until the server says how it goes on. Told for those who have no
+    record of it, as ``Awaited`` is (M2). None: it does not, or the order was an earlier version's."""
 
 
 class ReleaseCause(StrEnum):
@@ -142,7 +153,7 @@ class MigrationReport(Value, frozen=True, kw_only=True, tag="migration"):
     code: str | None = None
 
 
-class Awaited(Value, frozen=True, kw_only=True, tag="awaited"):
+class Awaited(Value, frozen=True, kw_only=True, tag="awaited", omit_defaults=True):
     """A copy is to come to this host by a live migration, or comes, and has not run here. Not how the VM is: that its
     source says. Told for those who have no record of the migration, whose database was restored from before it (M2)."""
 
@@ -150,6 +161,8 @@ class Awaited(Value, frozen=True, kw_only=True, tag="awaited"):
     vm_id: VmId
     incarnation: Incarnation
     """Of that copy."""
+    source: PossibleCopy | None = None
+    """Where it comes from, as the order said; None: the order was an earlier version's."""
 
 
 class Progress(Value, frozen=True, kw_only=True, tag="progress"):

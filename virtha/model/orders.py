@@ -11,7 +11,7 @@ from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, Operat
 from virtha.model.policy import Policy
 from virtha.model.proof import Proof
 from virtha.model.value import Value
-from virtha.model.vm import Disk, Vm
+from virtha.model.vm import Disk, PossibleCopy, Vm
 
 
 class Grant(Value, frozen=True, kw_only=True):
@@ -135,7 +135,7 @@ class ReleaseVm(Value, frozen=True, kw_only=True, tag="release"):
     vm_id: VmId
 
 
-class ReceiveVm(Value, frozen=True, kw_only=True, tag="receive"):
+class ReceiveVm(Value, frozen=True, kw_only=True, tag="receive", omit_defaults=True):
     """Let one incoming migration in (G1, G3): ``grant`` is of the copy that comes, and lets nothing else be started.
 
     Done when the gate knows it; the source is ordered only then. How it went is told as ``MigrationReport``.
@@ -145,9 +145,11 @@ class ReceiveVm(Value, frozen=True, kw_only=True, tag="receive"):
     migration_id: OperationId
     grant: Grant
     by: str
+    source: PossibleCopy | None = None
+    """The copy that is to come: a restored server is told of it (M2)."""
 
 
-class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate"):
+class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate", omit_defaults=True):
     """Move a running VM to ``target``, memory first (G6: no post-copy). Sent once, never again: a host that was
     asked about ``target_incarnation`` before refuses it. Past ``deadline_ms`` the source ends the attempt."""
 
@@ -159,6 +161,8 @@ class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate"):
     target_incarnation: Incarnation
     deadline_ms: int
     by: str
+    target_boot: BootId | None = None
+    """What another boot of the target says of this migration is worth nothing: a restored server is told of it (M2)."""
 
 
 class MigrationSide(StrEnum):

@@ -23,7 +23,7 @@ from virtha.model.orders import HeldVm, MigrationSide, RebootMode, StopMode
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Value
-from virtha.model.vm import Reason, Vm, VmState
+from virtha.model.vm import PossibleCopy, Reason, Vm, VmState
 
 
 class Cause(StrEnum):
@@ -118,6 +118,8 @@ class Move(Value, frozen=True, kw_only=True):
     told: Result | None = None
     """What the server was told last."""
     code: str | None = None
+    other: PossibleCopy | None = None
+    """The other side's, for a server that was restored from before the order (M2)."""
 
 
 class VmRecord(Value, frozen=True, kw_only=True):
@@ -332,6 +334,8 @@ class MoveAccepted(Value, frozen=True, kw_only=True):
     target_incarnation: Incarnation
     deadline_ms: int
     by: str
+    target: PossibleCopy | None = None
+    """None: an earlier version's order, without the target's boot."""
 
 
 class MoveRefused(Value, frozen=True, kw_only=True):
@@ -382,6 +386,8 @@ class ArrivalAccepted(Value, frozen=True, kw_only=True):
     incarnation: Incarnation
     ends_ms: int
     by: str
+    source: PossibleCopy | None = None
+    """None: an earlier version's order."""
 
 
 class ArrivalRefused(Value, frozen=True, kw_only=True):

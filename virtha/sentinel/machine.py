@@ -76,7 +76,8 @@ TRANSITIONS: dict[Trigger, dict[VmState, VmState]] = {
         _STARTING: _DOWN,
     },
     Trigger.START_FAILED: {_STARTING: _DOWN, _UNKNOWN: _DOWN, _DOWN: _DOWN},
-    Trigger.UNCLEAR: {_STARTING: _UNKNOWN, _UNKNOWN: _UNKNOWN},
+    # DOWN: somebody else started it while ours was under way, and it ended since; ours may still make a copy.
+    Trigger.UNCLEAR: {_STARTING: _UNKNOWN, _UNKNOWN: _UNKNOWN, _DOWN: _UNKNOWN},
 }
 
 UP_STATES = frozenset({_RUNNING, _PAUSED, _STOPPING, _CRASHED})

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.facts import Awaited, MigrationReport, Released, Result
+from virtha.model.facts import Awaited, Leaving, MigrationReport, Released, Result
 from virtha.model.ids import Incarnation, OperationId, VmId
 from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration
 from virtha.model.time import Millis
@@ -42,7 +42,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.starts import start_refusal, unlisted_domain
-from virtha.sentinel.state import Guarded, HostState, reason
+from virtha.sentinel.state import Guarded, HostState, reason, take_in
 
 STANDS = "vm.paused.migration"
 _SETTLED = (Result.OK, Result.FAILED, Result.REFUSED)
@@ -67,7 +67,18 @@ def awaited_report(record: VmRecord) -> Awaited | None:
         migration_id=record.move.migration_id,
         vm_id=record.vm.id,
         incarnation=record.incarnation,
+        source=record.move.other,
     )
+
+
+def leaving_report(record: VmRecord) -> Leaving | None:
+    """Of a source that stands still: what it waits for. None: it waits for nobody's word."""
+    move = record.move
+    if move is None or move.other is None or not leaves(record):
+        return None
+    if not move.stood or record.state is not VmState.PAUSED:
+        return None
+    return Leaving(migration_id=move.migration_id, target=move.other)
 
 
 def leaves(record: VmRecord) -> bool:
@@ -132,6 +143,7 @@ def move_accepted(host: HostState, event: MoveAccepted) -> None:
         incarnation=event.target_incarnation,
         ends_ms=int(host.now) + event.deadline_ms,
         by=event.by,
+        other=event.target,
     )
     guarded.set(move=move, moves_to=event.target_incarnation, migrating=True)
     guarded.abort_sent = False
@@ -153,32 +165,19 @@ def move_refused(host: HostState, event: MoveRefused) -> None:
 
 
 def arrival_accepted(host: HostState, event: ArrivalAccepted) -> None:
-    old = host.vms.get(event.vm.id)
     refusal = arrival_refusal(host, event.vm.id, event.incarnation)
     assert refusal is None, f"{event.vm.id}: {refusal}"
-    record = VmRecord(
-        vm=event.vm,
+    move = Move(
+        migration_id=event.migration_id,
+        side=MigrationSide.TARGET,
         incarnation=event.incarnation,
-        boot=host.boot,
-        state=VmState.STARTING,
-        wanted_up=True,
-        firing_count=old.record.firing_count if old else 0,
-        last_alive_ms=int(host.now),
-        started_ms=int(host.now),
-        up=reason("vm.up.migrated", by=event.by),
-        move=Move(
-            migration_id=event.migration_id,
-            side=MigrationSide.TARGET,
-            incarnation=event.incarnation,
-            ends_ms=event.ends_ms,
-            by=event.by,
-        ),
+        ends_ms=event.ends_ms,
+        by=event.by,
+        other=event.source,
     )
-    guarded = old or Guarded(record, saved=None)
-    guarded.record = record
-    guarded.known, guarded.evidence, guarded.agent_lost_ms = True, None, None
+    up = reason("vm.up.migrated", by=event.by)
+    guarded = take_in(host, event.vm, event.incarnation, up=up, move=move)
     guarded.arrival_watched, guarded.called_off = True, False
-    host.vms[event.vm.id] = guarded
 
 
 def arrival_refused(host: HostState, event: ArrivalRefused) -> None:

@@ -297,7 +297,7 @@ def _attempt_unclear(host: HostState, guarded: Guarded) -> None:
 def _expire_attempt(host: HostState, guarded: Guarded) -> None:
     record = guarded.record
     overdue = host.now - record.attempt_ms >= ATTEMPT_DEADLINE_MS
-    if overdue and record.state is VmState.STARTING:
+    if overdue and record.state in (VmState.STARTING, VmState.DOWN):
         _attempt_unclear(host, guarded)
 
 

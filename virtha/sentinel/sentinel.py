@@ -68,6 +68,7 @@ from virtha.sentinel.moves import (
     arrival_refused,
     awaited_report,
     give_up,
+    leaving_report,
     move_accepted,
     move_ended,
     move_ending,
@@ -404,6 +405,7 @@ class Sentinel:
             reasons=record.reasons,
             guest_agent=record.guest_agent,
             restart_count=len(attempts_in_window(self._host, record)),
+            leaves=leaving_report(record),
         )
 
     def _report_again(self, vm_id: VmId | None) -> None:

@@ -22,7 +22,7 @@ from virtha.sentinel.events import (
     VmRecord,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
-from virtha.sentinel.state import Guarded, HostState, reason
+from virtha.sentinel.state import Guarded, HostState, reason, take_in
 
 REBOOT_WAIT_MS = 300_000
 """An ordered reboot that the guest has not begun by then is forgotten; a later one is its own."""
@@ -56,24 +56,9 @@ def _refusal_by_record(host: HostState, vm_id: VmId, incarnation: Incarnation) -
 
 def start_accepted(host: HostState, event: StartAccepted) -> None:
     """The server's word ends all that was counted and held against the VM."""
-    old = host.vms.get(event.vm.id)
     refusal = _refusal_by_record(host, event.vm.id, event.incarnation)
     assert refusal is None, f"{event.vm.id}: {refusal}"
-    record = VmRecord(
-        vm=event.vm,
-        incarnation=event.incarnation,
-        boot=host.boot,
-        state=VmState.STARTING,
-        wanted_up=True,
-        firing_count=old.record.firing_count if old else 0,
-        last_alive_ms=int(host.now),
-        started_ms=int(host.now),
-        up=reason("vm.up.as_ordered", by=event.by),
-    )
-    guarded = old or Guarded(record, saved=None)
-    guarded.record = record
-    guarded.known, guarded.evidence, guarded.agent_lost_ms = True, None, None
-    host.vms[event.vm.id] = guarded
+    take_in(host, event.vm, event.incarnation, up=reason("vm.up.as_ordered", by=event.by))
 
 
 def start_refused(host: HostState, event: StartRefused) -> None:
@@ -119,8 +104,9 @@ def start_ended(host: HostState, event: StartEnded) -> None:
                 # It ran, yet the start is said to have failed: libvirt knows.
                 host.list_wanted = True
         case Result.UNKNOWN:
-            # Neither success nor failure: the list decides.
-            guarded.move(Trigger.UNCLEAR)
+            # Neither success nor failure: the list decides. Where its end was seen meanwhile, that says more.
+            if guarded.record.state is not VmState.DOWN:
+                guarded.move(Trigger.UNCLEAR)
             host.list_wanted = True
 
 

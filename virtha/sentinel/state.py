@@ -7,17 +7,18 @@ from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport
 from virtha.model.facts import Awaited, FactBody, Happened, ReleaseCause, Released, VmReport
-from virtha.model.ids import BootId, VmId
+from virtha.model.ids import BootId, Incarnation, VmId
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Scalar
-from virtha.model.vm import Reason
+from virtha.model.vm import Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import (
     Command,
     ExitCause,
     GatherEvidence,
     ListDomains,
+    Move,
     Restart,
     SentinelRecords,
     VmRecord,
@@ -198,3 +199,27 @@ def _urgency(command: Command) -> int:
 
 def reason(code: str, **fields: Scalar) -> Reason:
     return Reason(code=code, fields=fields)
+
+
+def take_in(
+    host: HostState, vm: Vm, incarnation: Incarnation, *, up: Reason, move: Move | None = None
+) -> Guarded:
+    """A copy that was accepted, to be started or to arrive: what was counted and held against the VM has ended."""
+    old = host.vms.get(vm.id)
+    record = VmRecord(
+        vm=vm,
+        incarnation=incarnation,
+        boot=host.boot,
+        state=VmState.STARTING,
+        wanted_up=True,
+        firing_count=old.record.firing_count if old else 0,
+        last_alive_ms=int(host.now),
+        started_ms=int(host.now),
+        up=up,
+        move=move,
+    )
+    guarded = old or Guarded(record, saved=None)
+    guarded.record = record
+    guarded.known, guarded.evidence, guarded.agent_lost_ms = True, None, None
+    host.vms[vm.id] = guarded
+    return guarded

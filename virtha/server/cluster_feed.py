@@ -42,7 +42,6 @@ from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Operatio
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
-from virtha.server.gateway_uses import SessionTimes
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.wire.messages import Beat, PeerRole
@@ -141,7 +140,8 @@ class ClusterFeed:
         vms: Iterable[LedVm],
         hold: str | None,
     ) -> None:
-        """From the records; then what is configured, then what no turn has written, then what came meanwhile."""
+        """From the records; then what is configured, then what no turn has written, then which sessions there are: none
+        of those may come after a session of a boot that follows theirs (P4)."""
         assert self.leader is None, "it leads already"
         clock = ClusterClock(self._clock, written=taken.clock)
         self._policy = taken.policy
@@ -158,13 +158,16 @@ class ClusterFeed:
             acknowledged=self._acknowledged,
             stall_ms=lambda: self._policy.detection.stall_ms,
         )
-        for host in hosts:
-            self.host(host)
+        known = tuple(hosts)
+        for host in known:
+            self._configure(host)
         self.hold(hold)
         for vm in vms:
             self.vm(vm)
         early, self._early = self._early, []
         self.offer(*taken.granted, *early)
+        for host in known:
+            self._tell_sessions(host.host.host_id)
 
     def close(self) -> None:
         """Waits for the journal's disk, for a second at most."""
@@ -192,18 +195,26 @@ class ClusterFeed:
         """New, or something about it has changed."""
         host_id = led.host.host_id
         before = self._hosts.get(host_id)
+        self._configure(led)
+        if before is None:
+            self._tell_sessions(host_id)
+        elif before.libvirt_connected is not led.libvirt_connected:
+            self.offer(LibvirtAnswered(host_id=host_id, answering=led.libvirt_connected))
+        self._survey_again(led)
+
+    def _configure(self, led: LedHost) -> None:
+        host_id = led.host.host_id
+        before = self._hosts.get(host_id)
         self._hosts[host_id] = led
         if before is None:
             self._offered[host_id] = led.acknowledged
         if before is None or before.host != led.host:
             self.offer(HostConfigured(host=led.host))
-        if before is None:
-            # What connected before it was known here.
-            for role, boot in self._sessions(host_id):
-                self.session(host_id, role, boot, up=True)
-        elif before.libvirt_connected is not led.libvirt_connected:
-            self.offer(LibvirtAnswered(host_id=host_id, answering=led.libvirt_connected))
-        self._survey_again(led)
+
+    def _tell_sessions(self, host_id: HostId) -> None:
+        """Of what connected before it was known here."""
+        for role, boot in self._sessions(host_id):
+            self.session(host_id, role, boot, up=True)
 
     def host_gone(self, host_id: HostId) -> None:
         if self._hosts.pop(host_id, None) is not None:
@@ -226,12 +237,6 @@ class ClusterFeed:
         self.offer(granted)
 
     # What the gateway sees
-
-    def times(self) -> SessionTimes:
-        detection = self._policy.detection
-        return SessionTimes(
-            beat_interval_ms=detection.beat_interval_ms, silence_ms=detection.session_silence_ms
-        )
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
         self.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))

@@ -1,6 +1,6 @@
 """The engines of all clusters on this server: one leader each, in the one term of the installation.
 
-Implements ``ports.leaders.Leaders`` (the use cases' view) and ``gateway_uses.HostWatcher`` (the gateway's). What is
+Implements ``ports.leaders.Leaders`` (the use cases' view) and ``gateway_use_cases.HostWatcher`` (the gateway's). What is
 configured is followed by the store's revision, so that whatever changes it is seen. The wiring::
 
     engines = Engines(gateway=…, clock=…, journals=…, installation_id=…)
@@ -27,7 +27,7 @@ from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.server.cluster_feed import ClusterFeed
-from virtha.server.gateway_uses import SessionTimes, WatchedGateway
+from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
 from virtha.wire.messages import Beat, PeerRole
 
@@ -304,10 +304,6 @@ class Engines:
         """None: it joined just now; its sessions are asked for when it is known here."""
         cluster_id = self._cluster_of.get(host_id)
         return self._feeds.get(cluster_id) if cluster_id is not None else None
-
-    def times(self, host_id: HostId) -> SessionTimes | None:
-        feed = self._feed_of(host_id)
-        return feed.times() if feed is not None else None
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
         feed = self._feed_of(host_id)

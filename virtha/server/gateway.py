@@ -27,13 +27,15 @@ from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
+from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
-from virtha.server.gateway_uses import GatewayUseCases, HostWatcher, SessionTimes
+from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import Sighting
+from virtha.wire.hellos import followed_elsewhere
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -93,14 +95,11 @@ class Gateway:
         *,
         clock: Clock,
         installation_id: InstallationId,
-        beat_interval_ms: int = 1_000,
-        silence_ms: int = 5_000,
         instance: str | None = None,
     ) -> None:
         """``instance``: this start of the server; made here unless given (tests)."""
         self._clock = clock
         self._installation_id = installation_id
-        self._default_times = SessionTimes(beat_interval_ms=beat_interval_ms, silence_ms=silence_ms)
         self.instance = instance or str(uuid.uuid4())
         self._control: GatewayUseCases | None = None
         self.watcher: HostWatcher | None = None
@@ -297,8 +296,15 @@ class Gateway:
     def on_hello(self, connection: ServerConnection, hello: Hello) -> None:
         line = self._lines.setdefault(hello.host_id, HostLine(hello.host_id))
         connection.owner = line
-        self._end_other_boots(line, hello.boot)
+        assert self._link is not None
+        if not line.present.takes(
+            hello.boot, opened=connection.number, opened_last=self._link.opened_last
+        ):
+            return self._refuse(connection, _overtaken())
         older = line.newest.get(hello.role)
+        if older is not None and older.number > connection.number:
+            return connection.close("wire.closed.replaced")  # its hello lay unread meanwhile
+        self._end_other_boots(line, hello.boot)
         line.newest[hello.role] = connection
         if older is not None and older is not line.session(hello.role):
             older.close("wire.closed.replaced")  # its hello isn't answered yet
@@ -314,10 +320,13 @@ class Gateway:
         """A host runs one boot: sessions of another one are over, also those whose hello is still being answered. That
         answer, late as it is, must not make the former boot the present one again (P4)."""
         for role, connection in tuple(line.newest.items()):
-            hello = connection.wire.hello
-            if hello is not None and hello.boot != boot:
+            if _boot_of(connection) != boot:
                 del line.newest[role]
                 connection.close("wire.closed.replaced")
+        # Also one whose successor of the same boot was still being answered.
+        for session in (line.agent, line.guardian):
+            if session is not None and _boot_of(session) != boot:
+                session.close("wire.closed.replaced")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -329,6 +338,9 @@ class Gateway:
     ) -> None:
         try:
             async with asyncio.timeout(HELLO_DEADLINE_S), self._slots:
+                await self._check_certificate(line, connection, hello)
+                if line.newest.get(hello.role) is not connection:
+                    return  # over: its boot must not be put on record behind a later one
                 answer = await self._ask_control(line, connection, hello)
             if line.newest.get(hello.role) is connection:
                 self._take_over(line, connection, hello, answer)
@@ -358,10 +370,10 @@ class Gateway:
         for order in orders.values():
             self.deliver(line.host_id, order)
 
-    async def _ask_control(
+    async def _check_certificate(
         self, line: HostLine, connection: ServerConnection, hello: Hello
-    ) -> HelloAnswer | None:
-        """What an agent is told; None for a guardian. Raises VirthaError to refuse."""
+    ) -> None:
+        """Raises VirthaError to refuse."""
         assert self._control is not None
         serial = connection.certificate_serial
         try:
@@ -376,15 +388,40 @@ class Gateway:
             line.serial_allowed = None
             raise _revoked()
         line.serial_allowed = serial
+
+    async def _ask_control(
+        self, line: HostLine, connection: ServerConnection, hello: Hello
+    ) -> HelloAnswer | None:
+        """What an agent is told; None for a guardian. Raises VirthaError to refuse."""
+        assert self._control is not None
+        elsewhere = followed_elsewhere(hello, told=line.told, term=self._term)
         if hello.role is PeerRole.GUARDIAN:
+            await self._ask_for_guardian(line, elsewhere)
             return None
-        return await self._control.hosts.hello(
+        answer = await self._control.hosts.hello(
             hello.host_id,
             boot=hello.boot,
-            certificate_serial=serial,
-            term_seen=hello.term_seen,
+            certificate_serial=connection.certificate_serial,
+            term_elsewhere=elsewhere,
             fact_sequence_last=hello.fact_sequence_last,
         )
+        self._term = Term(max(self._term, answer.term))
+        line.detection = answer.settings.policy.detection
+        return answer
+
+    async def _ask_for_guardian(self, line: HostLine, elsewhere: Term) -> None:
+        assert self._control is not None
+        try:
+            answer = await self._control.hosts.guardian_hello(
+                line.host_id, term_elsewhere=elsewhere
+            )
+        except Unavailable:
+            # As with its certificate. A term that is not on record can't be told to anybody.
+            if line.detection is None or (elsewhere and elsewhere >= self._term):
+                raise
+            return
+        self._term = Term(max(self._term, answer.term))
+        line.detection = answer.detection
 
     def _take_over(
         self,
@@ -397,12 +434,12 @@ class Gateway:
         if older is not None:
             older.close("wire.closed.replaced")
         line.boot = hello.boot
+        line.told.add(hello.role)
+        detection = line.detection or DetectionPolicy()
         if answer is None:
             line.guardian = connection
         else:
-            self._term = Term(max(self._term, answer.term))
             line.agent = connection
-        times = self._times(line.host_id)
         connection.wire.welcome(
             Welcome(
                 version_major=VERSION_MAJOR,
@@ -411,8 +448,8 @@ class Gateway:
                 server_instance=self.instance,
                 term=self._term,
                 fact_sequence_acknowledged=answer.fact_sequence_acknowledged if answer else 0,
-                beat_interval_ms=times.beat_interval_ms,
-                silence_ms=times.silence_ms,
+                beat_interval_ms=detection.beat_interval_ms,
+                silence_ms=detection.session_silence_ms,
                 server_wall_ms=self._clock.wall_ms(),
             ),
             self._clock.monotonic_ms(),
@@ -423,10 +460,6 @@ class Gateway:
         if self.watcher is not None:
             self.watcher.session(line.host_id, hello.role, hello.boot, up=True)
         _log.info("host connected", host_id=line.host_id, role=hello.role, peer=connection.peer)
-
-    def _times(self, host_id: HostId) -> SessionTimes:
-        told = self.watcher.times(host_id) if self.watcher is not None else None
-        return told or self._default_times
 
     def _send_what_waits(
         self, line: HostLine, connection: ServerConnection, answer: HelloAnswer
@@ -543,12 +576,12 @@ class Gateway:
         self, line: HostLine, connection: ServerConnection, batch: list[Fact]
     ) -> int | None:
         """The sequence that the store has now; None: these facts can't be recorded in this session."""
-        assert self._control is not None and connection.wire.hello is not None
-        boot = connection.wire.hello.boot
+        assert self._control is not None
+        carried_by = _boot_of(connection)
         delay_s = STORE_RETRY_FIRST_S
         while connection is line.agent and not self._closing:
             try:
-                return await self._control.facts.record_facts(line.host_id, boot, batch)
+                return await self._control.facts.record_facts(line.host_id, carried_by, batch)
             except Unavailable as error:
                 self._store_retries += 1
                 _log.warning("facts wait for the store", host_id=line.host_id, error=str(error))
@@ -565,6 +598,21 @@ class Gateway:
 
 def _newer(one: HostSettings | None, other: HostSettings) -> HostSettings:
     return one if one is not None and one.revision > other.revision else other
+
+
+def _boot_of(connection: ServerConnection) -> BootId:
+    """Of one that said hello."""
+    hello = connection.wire.hello
+    assert hello is not None
+    return hello.boot
+
+
+def _overtaken() -> VirthaError:
+    return VirthaError(
+        "another boot of this host was heard after this connection was opened: connect again",
+        code="wire.refused.overtaken",
+        field="boot",
+    )
 
 
 def _unavailable(message: str) -> VirthaError:

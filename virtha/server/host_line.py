@@ -7,7 +7,9 @@ from virtha.drivers.link_server import ServerConnection
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, OperationId
 from virtha.model.orders import HostSettings, Order
+from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis
+from virtha.wire.hellos import PresentBoot
 from virtha.wire.messages import Beat, PeerRole
 
 COMMIT_FACTS_MAX = 1_024
@@ -24,15 +26,18 @@ class HostLine:
         "beat",
         "beat_at",
         "boot",
+        "detection",
         "guardian",
         "host_id",
         "newest",
         "pending_orders",
         "pending_settings",
+        "present",
         "queue",
         "recorder",
         "serial_allowed",
         "settings_revision",
+        "told",
     )
 
     def __init__(self, host_id: HostId) -> None:
@@ -47,6 +52,13 @@ class HostLine:
         self.beat: Beat | None = None
         self.beat_at = Millis(0)
         self.boot: BootId | None = None
+        """Of the newest session that was welcomed."""
+        self.present = PresentBoot()
+        """Of the newest hello, answered or not."""
+        self.told: set[PeerRole] = set()
+        """Processes of it that this server has welcomed."""
+        self.detection: DetectionPolicy | None = None
+        """Of its cluster's policy, as it was when a process of it came last."""
         self.serial_allowed: str | None = None
         self.queue: deque[tuple[ServerConnection, tuple[Fact, ...]]] = deque()
         self.recorder: asyncio.Task[None] | None = None

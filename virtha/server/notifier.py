@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from virtha.alerts.schedule import HANGS_MAX, away_ms
 from virtha.api.metrics import Metrics
-from virtha.control.deliveries import Deliveries
+from virtha.control.deliveries import Deliveries, Upcoming
 from virtha.control.due import Due, DueMessage
 from virtha.control.notifications import GRACE_MS
 from virtha.model.errors import VirthaError
@@ -31,6 +31,8 @@ BATCH = 100
 IDLE_S = 60.0
 """How long a sender without messages keeps its connection."""
 LOOK_S_MAX = 60.0
+ROUTE_STEP_S = 0.02
+"""The first of a burst of events is looked at at once; the others together, for each look costs as much as ten."""
 STORE_PAUSE_S = 1.0
 """After the store refused something (locked, disk full)."""
 STOP_GRACE_S = 1.0
@@ -55,7 +57,8 @@ class Notifier:
         self._metrics = metrics
         self._stopping = asyncio.Event()
         self._look = asyncio.Event()
-        """Set when there is a new wait or a new expiry to keep."""
+        """Set when there is a new wait to keep. For a new expiry it need not be: none is nearer than
+        ``LOOK_S_MAX``."""
         self._senders: dict[ReceiverId, Sender] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,9 +100,8 @@ class Notifier:
             up_to = routed.up_to
             for receiver_id in sorted(routed.to):
                 self._wake(receiver_id)
-            if routed.to:
-                self._look.set()
             if not routed.more:
+                await asyncio.sleep(ROUTE_STEP_S)
                 await self._deliveries.beyond(up_to)
 
     async def _keep_times(self) -> None:
@@ -209,7 +211,7 @@ class Sender:
                 # Here, not when a pause begins: what changed during the attempt ends the pause after it.
                 self._hurried.clear()
                 due = await self._insist(lambda: self._deliveries.due(self.receiver_id, BATCH))
-                if due is not None and due.items:
+                if due is not None:
                     if await self._send_batch(due) is _Next.PAUSE:
                         await self._pause()
                     continue
@@ -241,44 +243,44 @@ class Sender:
                 outcome=Outcome.AWAY, code="notify.queue.secrets", detail=due.problem[:500]
             )
             return await self._away(receipt, due.items[0])
-        for one in due.items:
-            if self._stopped:
+        still_due = True  # as of a moment ago
+        for place, one in enumerate(due.items):
+            if self._stopped or not still_due:
                 break
-            after = await self._deal_with(due, one)
+            after, still_due = await self._deal_with(due, one, _upcoming(due, place))
             if after is not _Next.GO_ON:
                 return after
         return _Next.LOOK_ANEW
 
-    async def _deal_with(self, due: Due, one: DueMessage) -> _Next:
+    async def _deal_with(
+        self, due: Due, one: DueMessage, upcoming: Upcoming | None
+    ) -> tuple[_Next, bool]:
+        """What is next, and whether ``upcoming`` may still go out."""
         if one.message is None:
-            await self._cannot_be_sent(one)
-            return _Next.GO_ON
-        if not await self._insist(
-            lambda: self._deliveries.still_due(one.delivery.id, due.receiver.revision)
-        ):
-            return _Next.LOOK_ANEW
+            return _Next.GO_ON, await self._cannot_be_sent(one, upcoming)
         receipt = await self._attempt(due, one)
         self._metrics.notifications.labels(receipt.outcome.value).inc()
-        return await self._settle(one, receipt)
+        if receipt.outcome is Outcome.AWAY:
+            return await self._away(receipt, one), False
+        return _Next.GO_ON, await self._settle(one, receipt, upcoming)
 
-    async def _settle(self, one: DueMessage, receipt: Receipt) -> _Next:
+    async def _settle(self, one: DueMessage, receipt: Receipt, upcoming: Upcoming | None) -> bool:
         """What became of it is written before the next goes out, however long the store takes: in the
         meantime it must not be sent once more."""
         delivery, event = one.delivery, one.event
         assert event is not None, "its message was made from it"
-        match receipt.outcome:
-            case Outcome.AWAY:
-                return await self._away(receipt, one)
-            case Outcome.ACCEPTED:
-                self._failures = 0
-                await self._insist(lambda: self._deliveries.accepted(delivery, receipt))
-            case Outcome.NEVER:
-                self._failures = 0
-                await self._insist(lambda: self._deliveries.refused(delivery, event, receipt))
-            case Outcome.LATER:
-                await self._insist(lambda: self._deliveries.later(delivery, receipt))
-                self._waits()
-        return _Next.GO_ON
+        if receipt.outcome is Outcome.LATER:
+            due = await self._insist(lambda: self._deliveries.later(delivery, receipt, upcoming))
+            self._waits()
+            return due
+        self._failures = 0
+        if receipt.outcome is Outcome.ACCEPTED:
+            return await self._insist(
+                lambda: self._deliveries.accepted(delivery, receipt, upcoming)
+            )
+        return await self._insist(
+            lambda: self._deliveries.refused(delivery, event, receipt, upcoming)
+        )
 
     async def _away(self, receipt: Receipt, one: DueMessage) -> _Next:
         await self._hang_up()
@@ -293,13 +295,16 @@ class Sender:
             )
         return _Next.PAUSE
 
-    async def _cannot_be_sent(self, one: DueMessage) -> None:
+    async def _cannot_be_sent(self, one: DueMessage, upcoming: Upcoming | None) -> bool:
         event = one.event
         if one.end is DeliveryState.REFUSED and event is not None:
             receipt = Receipt(outcome=Outcome.NEVER, code=one.code)
-            await self._insist(lambda: self._deliveries.refused(one.delivery, event, receipt))
-        else:
-            await self._insist(lambda: self._deliveries.ended(one.delivery, one.end, one.code))
+            return await self._insist(
+                lambda: self._deliveries.refused(one.delivery, event, receipt, upcoming)
+            )
+        return await self._insist(
+            lambda: self._deliveries.ended(one.delivery, one.end, one.code, upcoming)
+        )
 
     async def _attempt(self, due: Due, one: DueMessage) -> Receipt:
         assert one.message is not None and due.secrets is not None, "looked at before"
@@ -356,3 +361,12 @@ class Sender:
                 self._metrics.store_failures.inc()
                 log.warning("the queue can't be written now", code=error.code, error=str(error))
                 await asyncio.sleep(STORE_PAUSE_S)
+
+
+def _upcoming(due: Due, place: int) -> Upcoming | None:
+    """What follows it in its batch."""
+    if place + 1 >= len(due.items):
+        return None
+    return Upcoming(
+        delivery_id=due.items[place + 1].delivery.id, receiver_revision=due.receiver.revision
+    )

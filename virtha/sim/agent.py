@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport, DomainState
-from virtha.model.errors import VirthaError
-from virtha.model.facts import Fact, FactBody, Happened, Inventory, Released, Result
-from virtha.model.ids import HostId, Incarnation, Term, VmId
+from virtha.model.facts import Fact, FactBody, Happened, Inventory, Released
+from virtha.model.ids import HostId, Term, VmId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
-from virtha.ports.hypervisor import GateRefused
 from virtha.sentinel.events import (
     AbortMove,
     Command,
@@ -33,7 +31,6 @@ from virtha.sentinel.events import (
     ReadBootStatus,
     ReportAgain,
     Restart,
-    RestartEnded,
     SaveRecord,
     SaveWatched,
     SentinelEvent,
@@ -50,6 +47,7 @@ from virtha.sim.lease import KILLED
 from virtha.sim.libvirt import Qemu
 from virtha.sim.line import INSTALLATION, HostLink
 from virtha.sim.orders import OrderDesk
+from virtha.sim.starter import Starter
 from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Hello, PeerRole, Welcome
 
 if TYPE_CHECKING:
@@ -57,21 +55,15 @@ if TYPE_CHECKING:
 
 LIST_MS = 5
 EVIDENCE_MS = 50
-CREATE_MS = 120
-CREATE_DEADLINE_MS = 60_000
-RUN_MS = 80
 ASK_GUEST_MS = 20
 ASK_GUEST_DEADLINE_MS = 5_000
 PULSE_MS = 500
 INVENTORY_QUIET_MS = 200
 GRANT_SETTLE_MS = 2_000
-RESTART_GRANT_MS = 60_000
 WRITE_BACK_MS = 500
 """How often it looks whether a storage that hangs has taken what a VM that is down wrote."""
 FACTS_KEPT_MAX = 4_096
 """Acknowledged ones that are still on disk: what an agent has told already."""
-
-Ended = Callable[[Result, str], None]
 
 
 class SimAgent:
@@ -94,6 +86,7 @@ class SimAgent:
         settings = host.disk.settings
         self.sentinel = Sentinel(boot=host.boot, now=host.clock(), records=self._records(settings))
         self.desk = OrderDesk(self, term_seen=settings.term if settings else Term(0))
+        self.starter = Starter(self)
         self.link = HostLink(
             host,
             self.kernel,
@@ -353,7 +346,7 @@ class SimAgent:
             match command:
                 case Restart():
                     self.host.trace(f"{self.host.name} restart {command.vm_id} {command.attempt}")
-                    self.locked(command.vm_id, partial(self._restart, command))
+                    self.locked(command.vm_id, partial(self.starter.restart, command))
                 case GatherEvidence(vm_id=vm_id, cause=cause):
                     self.later(EVIDENCE_MS, partial(self._keep_evidence, vm_id, cause))
                 case ReadBootStatus(vm_id=vm_id):
@@ -370,6 +363,11 @@ class SimAgent:
     def _keep_evidence(self, vm_id: VmId, cause: str) -> None:
         fields = {"path": "kept", "items": cause}
         self.emit([Happened(code="vm.evidence.kept", vm_id=vm_id, fields={**fields})])
+
+    def _pause(self, vm_id: VmId) -> None:
+        domain = self.host.libvirt.find(vm_id)
+        if self.host.libvirt_up and domain is not None and domain.qemu is not None:
+            self.host.libvirt.pause(vm_id)
 
     def later(self, delay_ms: int, action: Callable[[], None]) -> None:
         self.kernel.after(delay_ms, lambda: None if self.dead else action())
@@ -388,146 +386,6 @@ class SimAgent:
             self._locks.pop(vm_id, None)
         elif not self.dead:
             waiting.pop(0)()
-
-    # Starts: created paused, then run (G2); a crash in between leaves it paused
-
-    def _restart(self, command: Restart) -> None:
-        until_ms = self.host.clock() + RESTART_GRANT_MS
-
-        def ended(result: Result, detail: str) -> None:
-            self.unlock(command.vm_id)
-            self.tell(
-                RestartEnded(
-                    vm_id=command.vm_id,
-                    incarnation=command.incarnation,
-                    attempt=command.attempt,
-                    result=result,
-                    detail=detail,
-                )
-            )
-
-        objection = self._objection(command, until_ms)
-        if objection is not None:
-            self.later(0, lambda: ended(Result.REFUSED, objection))
-            return
-        self.start(
-            command.vm_id,
-            command.incarnation,
-            until_ms=until_ms,
-            still_allowed=lambda: self._objection(command, until_ms),
-            ended=ended,
-        )
-
-    def _objection(self, command: Restart, until_ms: int) -> str | None:
-        """A stop, a hold, the host's shutdown may have come between the decision and now."""
-        record, settings = self.record(command.vm_id), self.host.disk.settings
-        if record is None or record.incarnation != command.incarnation:
-            return "the VM is no longer this host's"
-        if record.stop is not None or record.released or not record.wanted_up:
-            return "it was stopped on purpose meanwhile"
-        if record.superseded_by is not None:
-            return f"incarnation {record.superseded_by} was started elsewhere meanwhile"
-        if record.migrating:
-            return "it is marked as migrating"
-        if self.host.shutting_down:
-            return "this host is shutting down"
-        if settings is not None and settings.hold is not None:
-            return f"automatic action is on hold: {settings.hold}"
-        return (
-            "creating its QEMU took longer than the grant"
-            if self.host.clock() >= until_ms
-            else None
-        )
-
-    def start(
-        self,
-        vm_id: VmId,
-        incarnation: Incarnation,
-        *,
-        until_ms: int,
-        still_allowed: Callable[[], str | None],
-        ended: Ended,
-    ) -> None:
-        """The caller holds the VM's lock. ``still_allowed`` is asked once more when QEMU exists."""
-        host = self.host
-        host.grant(vm_id, incarnation, until_ms=until_ms)
-        slow_ms, host.slow_start_ms = host.slow_start_ms, 0
-        if slow_ms > CREATE_DEADLINE_MS:
-            self._hang(vm_id, slow_ms, ended)
-            return
-
-        def create() -> None:
-            self._attempt(vm_id, lambda: self._create(vm_id), ended, then=run)
-
-        def run() -> None:
-            self.later(RUN_MS, let_run)
-
-        def let_run() -> None:
-            objection = still_allowed() or host.lease_objection(vm_id)
-            if objection is not None:
-                self._take_back(vm_id, objection, ended)
-                return
-            # Before, not after: from the first instruction on no gap may tempt the guardian.
-            host.hold(vm_id, incarnation)
-            self._attempt(vm_id, lambda: self._run(vm_id), ended, then=lambda: ended(Result.OK, ""))
-
-        self.later(CREATE_MS + slow_ms, create)
-
-    def _hang(self, vm_id: VmId, slow_ms: int, ended: Ended) -> None:
-        """libvirt thaws and makes it long after everybody has given up, whether the agent lives or not."""
-        host, boots = self.host, self.host.boots
-
-        def thaw() -> None:
-            if host.boots != boots or not host.powered:
-                return
-            try:
-                host.libvirt.start_paused(vm_id)
-                host.trace(f"libvirt of {host.name} thaws and makes {vm_id}")
-            except VirthaError as error:
-                host.trace(f"libvirt of {host.name} thaws: {error.message}")
-
-        host.kernel.after(slow_ms, thaw)
-        self.later(CREATE_DEADLINE_MS, lambda: ended(Result.UNKNOWN, "libvirt does not answer"))
-
-    def _create(self, vm_id: VmId) -> None:
-        domain = self.host.libvirt.find(vm_id)
-        if domain is None or domain.qemu is None:
-            self.host.libvirt.start_paused(vm_id)
-
-    def _run(self, vm_id: VmId) -> None:
-        self.host.on_start(self.host, vm_id)
-        self.host.libvirt.run(vm_id)
-
-    def _take_back(self, vm_id: VmId, why: str, ended: Ended) -> None:
-        if not self.host.libvirt_up:
-            ended(Result.UNKNOWN, f"{why}; and its QEMU could not be ended")
-            return
-        self.host.libvirt.destroy(vm_id)
-        self.host.revoke(vm_id)
-        ended(Result.REFUSED, why)
-
-    def _attempt(
-        self, vm_id: VmId, action: Callable[[], None], ended: Ended, *, then: Callable[[], None]
-    ) -> None:
-        if not self.host.libvirt_up:
-            ended(Result.UNKNOWN, "libvirt does not answer")
-            return
-        try:
-            action()
-        except (GateRefused, VirthaError) as error:
-            self.host.revoke(vm_id)
-            ended(Result.FAILED, error.message)
-            return
-        if self.host.blind_starts:
-            self.host.blind_starts -= 1
-            ended(Result.UNKNOWN, "no answer within the deadline")
-            return
-        then()
-
-    def _pause(self, vm_id: VmId) -> None:
-        domain = self.host.libvirt.find(vm_id)
-        if self.host.libvirt_up and domain is not None and domain.qemu is not None:
-            self.host.libvirt.pause(vm_id)
 
     # libvirt
 

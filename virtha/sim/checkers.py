@@ -58,6 +58,10 @@ class Checkers:
         record = self.world.records(host).get(vm_id)
         if record is None:
             raise Violation(f"{vm_id} is run on {host.name} without a record")
+        if record.boot != host.boot:
+            raise Violation(f"{vm_id} is run by a record of {record.boot}")
+        if self.world.server.untold(host.name):
+            return  # restored records don't know what it was granted; nothing starts elsewhere until it has told (M2)
         if host.name not in known.holders:
             raise Violation(f"{vm_id} is run on {host.name}, which does not hold it")
         # A start order that has not arrived yet: the former incarnation's host is the same.
@@ -69,8 +73,6 @@ class Checkers:
         source = self.world.with_engine and record.incarnation in known.of(host.name)
         if record.incarnation != known.incarnation and not underway and not source:
             raise Violation(f"{vm_id} is run as {record.incarnation}, not {known.incarnation}")
-        if record.boot != host.boot:
-            raise Violation(f"{vm_id} is run by a record of {record.boot}")
 
     def release_leaves_nothing(self, host: SimHost, vm_id: VmId) -> None:
         """P5: whoever gives a copy back has no write of it left, not even one that waits in the kernel."""

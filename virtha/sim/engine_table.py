@@ -7,6 +7,7 @@ the next, which is told of it before it decides anything. A server does the same
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from virtha.engine.events import (
     CopyGranted,
@@ -19,6 +20,14 @@ from virtha.engine.events import (
 )
 from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
 from virtha.model.ids import HostId, Term, VmId
+
+
+class Lead(NamedTuple):
+    """What lets a leader write. Of an earlier timeline it is over, whatever its term: a restored database counts from
+    its backup's again, and may come to a number that another leader still goes by (M1, M2)."""
+
+    timeline: int
+    term: Term
 
 
 class EngineTable:

@@ -93,7 +93,7 @@ class Failover:
         self._cancels = 0
         self._moves = MoveOrders(self._server, gateway)
         self._witnesses = Witnesses(world)
-        term = self._server.term
+        self._lead = self._server.lead
         engine = Engine(
             policy=self._policy,
             records=records,
@@ -102,7 +102,8 @@ class Failover:
         self.leader = Leader(
             kernel,
             engine,
-            term,
+            self._lead.term,
+            hosts=lambda: len(world.hosts),
             stall_ms=lambda: self._server.policy.detection.stall_ms,
             write=self._write,
             carry_out=self._carry_out,
@@ -111,12 +112,15 @@ class Failover:
         self.lease: LeaseDesk | None = None
         if world.slots:
             self.keep_leases()
-        self.leader.on_idle = lambda: world.on_idle_turn()
         self.leader.on_point = lambda point, commands: world.on_leader_point(point, commands)
 
     @property
     def engine(self) -> Engine:
         return self.leader.engine
+
+    @property
+    def _leads(self) -> bool:
+        return self._lead == self._server.lead
 
     def begin(self) -> None:
         for host in self._world.hosts.values():
@@ -143,6 +147,7 @@ class Failover:
             cpus=HOST_CPUS,
             power=self._world.power.levels.get(host.name, ()),
             untold=self._server.untold(host.name),
+            timeline=str(self._server.timeline),
         )
         self.leader.offer(HostConfigured(host=config))
 
@@ -247,10 +252,18 @@ class Failover:
         before = self._surveys.get(host)
         if before is None:
             return
-        survey = replace(before, storage_domains=self._domains(host))
+        survey = replace(before, storage_domains=self._domains(host), active=self._active(host))
         if survey != before and self._world.hosts[host].boot == survey.boot:
             self._surveys[host] = survey
             self._agent_says(host, survey)
+
+    def _active(self, host: str) -> frozenset[VmId]:
+        """As it is now: what the last list said may be over by this time, and told to be. Without libvirt nobody can look."""
+        there = self._world.hosts[host]
+        if not there.libvirt_up:
+            return self._surveys[host].active
+        found = {vm_id: there.libvirt.find(vm_id) for vm_id in self._server.vms}
+        return frozenset(vm_id for vm_id, one in found.items() if one is not None and one.qemu)
 
     def libvirt_noticed(self, host: str, *, answering: bool) -> None:
         self._agent_says(host, LibvirtAnswered(host_id=HostId(host), answering=answering))
@@ -273,7 +286,7 @@ class Failover:
 
     def _write(
         self,
-        term: Term,
+        _term: Term,
         intents: Sequence[Intent],
         notices: Sequence[Notice],
         receipts: Mapping[HostId, int],
@@ -281,7 +294,7 @@ class Failover:
         server = self._server
         if not self._world.database_up:
             return None
-        if term != server.term:
+        if not self._leads:
             return False
         # A renewal of the lease may come in mid-turn, and writes nothing of it.
         told = self.leader.told if intents or notices else ()
@@ -291,7 +304,7 @@ class Failover:
         for host_id, sequence in receipts.items():
             server.acknowledged[host_id] = max(sequence, server.acknowledged.get(host_id, 0))
             self._gateway.acknowledge(host_id)
-        self._world.on_written(term, intents)
+        self._world.on_written(self._lead, intents)
         self._gateway.carry_out()
         return True
 
@@ -312,7 +325,7 @@ class Failover:
 
     def _carry_out(self, command: Command) -> None:
         world = self._world
-        world.on_engine_command(self.leader.term, command)
+        world.on_engine_command(self._lead, command)
         match command:
             case Investigate():
                 self._witnesses.ask(command, self._gateway.connected, self._hear)
@@ -336,7 +349,7 @@ class Failover:
                 self._start(command)
             case CancelStart():
                 self._cancel(command)
-            case MigrateCommand() | SettleMigration() if self.leader.term != self._server.term:
+            case MigrateCommand() | SettleMigration() if not self._leads:
                 world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             case MigrateCommand():
                 self._moves.begin(command)
@@ -382,7 +395,7 @@ class Failover:
         """The start order that every other start is, with a grant that quotes a beat. Not while the server's
         own record names another holder (G1): a person may have ordered a start while this one was written, of
         which the next turn is told. A server looks in the transaction that makes the order."""
-        if self.leader.term != self._server.term:
+        if not self._leads:
             self._world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             return
         self._starts[command.order_id] = command
@@ -410,7 +423,7 @@ class Failover:
         """The same start with a grant that is spent: whoever has not begun releases it, and whoever has
         made it says so."""
         server, prefix = self._server, f"{command.order_id}.cancel"
-        if self.leader.term != server.term:
+        if not self._leads:
             return
         for operation_id in list(server.pending):
             if operation_id == OperationId(command.order_id) or operation_id.startswith(prefix):

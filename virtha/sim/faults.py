@@ -24,8 +24,8 @@ from virtha.sim.leader import POINTS, Leader, Trap
 from virtha.sim.lease_faults import LeaseVerbs
 from virtha.sim.line import SERVER
 from virtha.sim.network import Link, Network
+from virtha.sim.placing import Placing
 from virtha.sim.power import ANSWER_MS, SWITCH_MS, Mood
-from virtha.sim.server import Placing
 from virtha.sim.world import STORAGE, World
 
 ADMIN = "admin"

@@ -19,6 +19,7 @@ from virtha.sim.kernel import Actor, Kernel
 from virtha.sim.line import INSTALLATION, SERVER, Line
 from virtha.sim.network import End, Network
 from virtha.sim.server import PendingOrder, SimServer
+from virtha.wire.hellos import PresentBoot, followed_elsewhere
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -29,7 +30,8 @@ from virtha.wire.messages import (
     PeerRole,
     Welcome,
 )
-from virtha.wire.session import Closed, ServerSession
+from virtha.wire.server_session import ServerSession
+from virtha.wire.session import Closed
 
 if TYPE_CHECKING:
     from virtha.sim.failover import Failover
@@ -50,6 +52,8 @@ class _Peer:
         self.session = session
         self.host_line = host_line
         self.line: Line
+        self.number = 0
+        """Counted up as they are accepted."""
         self.role: PeerRole | None = None
 
 
@@ -63,9 +67,12 @@ class _HostLine:
         self.agent_seen: int | None = None
         self.settings_revision = 0
         self.boot: BootId | None = None
+        self.present = PresentBoot()
         self.first_hello: tuple[int, BootId, int] | None = None
         """(timeline, boot, the last fact written by then): since when its inventories count (M2)."""
         self.resent: BootId | None = None
+        self.told: set[PeerRole] = set()
+        """Processes of it that this server told its term."""
 
     @property
     def agent(self) -> _Peer | None:
@@ -85,11 +92,14 @@ class SimGateway:
         self.instance = f"instance-{number}"
         self._lines: dict[str, _HostLine] = {}
         self._peers: dict[_Peer, None] = {}
+        self._opened_last = 0
         self._began_ms = kernel.now
         self.running = False
         self.failover: Failover | None = None
         """The engine's side, where this world has one."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
+        self.on_later_term: Callable[[], None] = lambda: None
+        """This server's term is over, for a host followed a later one, which its records did not know."""
 
     # The process
 
@@ -138,6 +148,8 @@ class SimGateway:
         session = ServerSession(HostId(end.peer_name), now=self._now())
         peer = _Peer(session, self.line_of(end.peer_name))
         self._peers[peer] = None
+        self._opened_last += 1
+        peer.number = self._opened_last
         peer.line = Line(
             self._kernel,
             self._now,
@@ -177,10 +189,21 @@ class SimGateway:
 
     def _hello(self, peer: _Peer, line: _HostLine, hello: Hello) -> None:
         server, host = self._server, str(hello.host_id)
+        if not line.present.takes(hello.boot, opened=peer.number, opened_last=self._opened_last):
+            peer.session.refuse("wire.refused.overtaken", "another boot was heard since")
+            return
+        for other in list(line.sessions.values()):
+            if other.session.hello is not None and other.session.hello.boot != hello.boot:
+                other.line.close("wire.closed.replaced")
         acknowledged = 0
+        elsewhere = followed_elsewhere(hello, told=line.told, term=server.term)
+        if server.followed(elsewhere) and self.failover is not None:
+            self.on_later_term()
+            return
+        line.told.add(hello.role)
         if hello.role is PeerRole.AGENT:
             last = hello.fact_sequence_last
-            acknowledged = server.hello(host, boot=hello.boot, term_seen=hello.term_seen, last=last)
+            acknowledged = server.hello(host, boot=hello.boot, last=last)
             if line.first_hello is None or line.first_hello[:2] != (server.timeline, hello.boot):
                 line.first_hello = (server.timeline, hello.boot, max(last, acknowledged))
         older = line.sessions.get(hello.role)

@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from virtha.model.facts import Happened
-from virtha.model.ids import HostId
+from virtha.model.ids import HostId, Term
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.sentinel.guardian import (
@@ -37,6 +37,7 @@ class SimGuardian:
         self.core = Guardian(host.boot, host.clock())
         self.alive = False
         """From ``begin`` to ``die``."""
+        self._term_seen = Term(0)
         self._wakes = 0
         self._wake_at: Millis | None = None
         self._seen: tuple[int, tuple[QemuProcess, ...]] = (-1, ())
@@ -168,6 +169,7 @@ class SimGuardian:
             role=PeerRole.GUARDIAN,
             host_id=HostId(self.host.name),
             boot=self.host.boot,
+            term_seen=self._term_seen,
         )
 
     def _agent_instance(self) -> str | None:
@@ -175,6 +177,7 @@ class SimGuardian:
         return self.host.agent.link.server_instance if self.host.agent is not None else None
 
     def on_connected(self, welcome: Welcome) -> None:
+        self._term_seen = max(self._term_seen, welcome.term)  # as virtha.drivers.link keeps it
         self.tell(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
         if self.lease is not None:
             self.lease.connected(welcome.beat_interval_ms)

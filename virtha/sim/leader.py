@@ -64,6 +64,7 @@ class Leader:
         engine: Engine,
         term: Term,
         *,
+        hosts: Callable[[], int],
         stall_ms: Callable[[], int],
         write: WriteRecords,
         carry_out: Callable[[Command], None],
@@ -76,11 +77,9 @@ class Leader:
         self.trap: Trap | None = None
         self.on_point: Callable[[str, Sequence[Command]], None] = lambda _point, _commands: None
         """Whenever it passes one of ``POINTS``, before what follows."""
-        self.on_idle: Callable[[], None] = lambda: None
-        """Whenever it begins a turn for which nothing came: its engine asked to be woken."""
         self.turns = 0
         self._turn = Turn(engine, term=term)
-        self._wakes = Wakes()
+        self._wakes = Wakes(hosts=hosts)
         self._given = False
         """This turn began because something came, not because its time had."""
         self._busy = False
@@ -171,8 +170,6 @@ class Leader:
         self._busy = True
         self.turns += 1
         self._given = self._turn.waiting
-        if not self._given:
-            self.on_idle()
         self._do(self._turn.begin(Millis(cluster_time(self.kernel.now))))
 
     def _do(self, effect: Effect) -> None:

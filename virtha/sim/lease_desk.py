@@ -190,8 +190,8 @@ class LeaseDesk:
             self._assign(domain_id)
 
     def _watch(self, host_id: HostId, boot: BootId) -> None:
-        """All domains that copies which it may hold have disks in."""
-        domains = {
+        """All domains that copies which it may hold have disks in, as the engine named them and as the records do by now."""
+        domains = set(self._poisons[host_id][0].domain_ids) | {
             self._world.storage.domain_of(record.vm_id)
             for record in self._world.server.table.vms.values()
             if any(copy.host_id == host_id for copy in record.copies)

@@ -12,6 +12,7 @@ from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.sim.kernel import Action, Actor, Kernel
 from virtha.sim.network import End
+from virtha.wire.host_session import HostSession, OutboxView
 from virtha.wire.messages import (
     Beat,
     BeatAck,
@@ -28,7 +29,7 @@ from virtha.wire.messages import (
     Welcome,
 )
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
-from virtha.wire.session import Closed, HostSession, OutboxView, Session, SessionState
+from virtha.wire.session import Closed, Session, SessionState
 
 if TYPE_CHECKING:
     from virtha.sim.host import SimHost

@@ -11,7 +11,7 @@ from virtha.model.errors import VirthaError
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import MigrateVm, MigrationSide, ReceiveVm, SettleMigration
-from virtha.model.vm import Reason
+from virtha.model.vm import PossibleCopy, Reason
 from virtha.sentinel.events import (
     ArrivalAccepted,
     ArrivalCalledOff,
@@ -81,6 +81,7 @@ class MoveDesk:
                 incarnation=grant.incarnation,
                 ends_ms=grant.ends_at_ms,
                 by=order.by,
+                source=order.source,
             )
         )
         if not agent.dead:
@@ -113,6 +114,7 @@ class MoveDesk:
                 target_incarnation=order.target_incarnation,
                 deadline_ms=order.deadline_ms,
                 by=order.by,
+                target=_target(order),
             )
         )
         if not agent.dead:
@@ -259,3 +261,11 @@ class MoveDesk:
         host.libvirt.run(vm_id)
         if order.side is MigrationSide.SOURCE:
             self._watch(vm_id)
+
+
+def _target(order: MigrateVm) -> PossibleCopy | None:
+    if order.target_boot is None:
+        return None
+    return PossibleCopy(
+        host_id=order.target, incarnation=order.target_incarnation, boot=order.target_boot
+    )

@@ -1,10 +1,11 @@
 """Checkers of live migrations: they read the world's truth, never what the engine or a sentinel holds of them."""
 
 from virtha.engine.events import Command, MigrateCommand, SettleMigration
-from virtha.model.ids import Term, VmId
+from virtha.model.ids import VmId
 from virtha.model.orders import MigrationWord
 from virtha.model.policy import Failback
 from virtha.sim.checkers import Checkers, Violation
+from virtha.sim.engine_table import Lead
 from virtha.sim.host import SimHost
 from virtha.sim.migration import LiveMigration
 from virtha.sim.truth import Truth
@@ -23,10 +24,10 @@ class MoveTruth:
         world.on_engine_command = self.command_given
         world.migrations.on_commit = self.committed
 
-    def command_given(self, term: Term, command: Command) -> None:
+    def command_given(self, lead: Lead, command: Command) -> None:
         """Agents refuse what an earlier term orders."""
-        self._truth.command_given(term, command)
-        if term != self._world.server.term:
+        self._truth.command_given(lead, command)
+        if lead != self._world.server.lead:
             return
         match command:
             case MigrateCommand(vm_id=vm_id) if vm_id not in self._checkers.outside:

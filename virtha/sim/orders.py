@@ -293,7 +293,7 @@ class OrderDesk:
                 refusal = _Refused(detail if detail == LEASE else "order.refused.grant_expired")
             self._unlocked(start, lambda: self._end(order, result, detail, refusal=refusal))
 
-        agent.start(
+        agent.starter.start(
             grant.vm_id,
             grant.incarnation,
             until_ms=grant.ends_at_ms,

@@ -93,6 +93,7 @@ class Player:
         self._verbs: dict[str, Callable[[Step], None]] = {
             **self.faults.verbs,
             **self.moves.verbs,
+            "heal-all": self._heal_all,
             "hosts": self._hosts,
             "host": self._one_host,
             "vm": self._vm,
@@ -250,6 +251,10 @@ class Player:
         return self.world.hosts[name]
 
     # Building and time
+
+    def _heal_all(self, step: Step) -> None:
+        self.moves.forget_what_waits()
+        self.faults.verbs[step.verb](step)
 
     def _hosts(self, step: Step) -> None:
         hosts = [self.faults.add_host(name, step) for name in step.words]

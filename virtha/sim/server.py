@@ -11,8 +11,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from virtha.engine.affinity import AffinityGroup
-from virtha.engine.dependencies import Dependency
 from virtha.engine.events import CopyGranted
 from virtha.engine.records import VmRecord, VmStage
 from virtha.model.domain import DomainReport, DomainState
@@ -43,8 +41,9 @@ from virtha.model.orders import (
 from virtha.model.policy import Policy
 from virtha.model.value import Fields, Scalar, Value
 from virtha.model.vm import Vm, VmState
-from virtha.sim.engine_table import EngineTable
+from virtha.sim.engine_table import EngineTable, Lead
 from virtha.sim.line import INSTALLATION
+from virtha.sim.placing import Placing
 
 LIST_MARGIN_MS = 10_000
 """As ``virtha.control.copies``: how much older than its fact an inventory's list may be."""
@@ -65,14 +64,6 @@ class HistoryEntry(Value, frozen=True, kw_only=True):
     sequence: int = 0
     """Of the fact that said it; empty where the server itself did."""
     by_engine: bool = False
-
-
-class Placing(Value, frozen=True, kw_only=True):
-    """What the operator wants of a VM's place, and of its turn."""
-
-    priority: int = 0
-    groups: tuple[AffinityGroup, ...] = ()
-    depends_on: tuple[Dependency, ...] = ()
 
 
 class ServerVm:
@@ -243,6 +234,10 @@ class SimServer:
         self._restores += 1
         self.timeline = self._restores
 
+    @property
+    def lead(self) -> Lead:
+        return Lead(self.timeline, self.term)
+
     def untold(self, host: str) -> bool:
         """Whether it has not told what it runs in this timeline of the database (M2)."""
         return self.timelines.get(host, 0) != self.timeline
@@ -309,12 +304,17 @@ class SimServer:
 
     # Hosts
 
-    def hello(self, host: str, *, boot: BootId, term_seen: int, last: int) -> int:
+    def followed(self, term: Term) -> bool:
+        """A host did, under another server; 0: none. Whether that is one that our records don't know, as those of a
+        restored database do not (M1). They count on from there."""
+        later = bool(term) and term >= self.term
+        if later:
+            self.term = Term(term + 1)
+        return later
+
+    def hello(self, host: str, *, boot: BootId, last: int) -> int:
         """The agent's. Returns the last of its facts that it need not send again."""
         known = self.acknowledged.get(host, 0)
-        if term_seen > self.term:
-            # An agent followed a later term than our records know: a restored database (M1).
-            self.term = Term(term_seen + 1)
         if last < known:
             self.say("host.outbox.truncated", host)
         if self.boots.get(host) != boot:

@@ -21,6 +21,7 @@ from virtha.model.value import Value
 from virtha.ports.hypervisor import HypervisorError
 from virtha.scenario.language import Step, parse
 from virtha.sim.checkers import Violation
+from virtha.sim.engine_table import Lead
 from virtha.sim.faults import explain_host
 from virtha.sim.host import SimHost
 from virtha.sim.liveness import Late, NotLive, must_run
@@ -130,16 +131,16 @@ class Recorder:
         self.reasons: set[str] = set()
         on_command, on_written = world.on_engine_command, world.on_written
 
-        def command(term: Term, given: Command) -> None:
-            self._take("command", term, given)
+        def command(lead: Lead, given: Command) -> None:
+            self._take("command", lead.term, given)
             self.offs += isinstance(given, OrderPower) and given.action is PowerAction.OFF
-            on_command(term, given)
+            on_command(lead, given)
 
-        def written(term: Term, intents: Sequence[Intent]) -> None:
+        def written(lead: Lead, intents: Sequence[Intent]) -> None:
             if intents:
-                self._take("written", term, tuple(intents))
+                self._take("written", lead.term, tuple(intents))
                 self._note_proofs(intents)
-            on_written(term, intents)
+            on_written(lead, intents)
 
         world.on_engine_command, world.on_written = command, written
 

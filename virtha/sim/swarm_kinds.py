@@ -330,6 +330,19 @@ def _commits_lost(draw: Draw) -> list[str]:
     return ["backup-server", happens, draw.pause, "restore-server"]
 
 
+def _terms_lost(draw: Draw) -> list[str]:
+    """Leaders among what the database forgets: the next ones come to their numbers. One of them may only sleep (M1)."""
+    leaders = [
+        line
+        for _ in range(draw.number(1, 3))
+        for line in draw.one("second-server", "freeze-server second-server").split()
+    ]
+    happens = draw.one(f"power-cut {draw.host}", f"cut net {draw.host}", f"crash-agent {draw.host}")
+    again = draw.one("", draw.pause)
+    restored = ["restore-server", *([again, "restore-server"] if again else [])]
+    return ["backup-server", *leaders, happens, draw.pause, *restored, draw.pause, "thaw-server"]
+
+
 def _well_for_long(draw: Draw) -> list[str]:
     return ["heal-all", draw.long]
 
@@ -348,6 +361,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("started elsewhere in mid-failure", 3, 0, _started_in_mid_failure),
     Kind("failure on hold", 3, 0, _held_in_mid_failure),
     Kind("database loses commits", 3, 0, _commits_lost),
+    Kind("database loses terms", 3, 0, _terms_lost),
     Kind("well for long", 3, 0, _well_for_long, basic=True),
     # Whole hosts
     Kind("power cut", 8, 3, lambda d: [f"power-cut {d.host}"], basic=True),
@@ -415,7 +429,13 @@ KINDS: tuple[Kind, ...] = (
     Kind("libvirt restarted", 3, 4, _libvirt_away),
     Kind("starts fail", 3, 4, lambda d: [f"fail-starts {d.host} {d.one('1', '2')}"]),
     Kind("starts without result", 2, 4, lambda d: [f"blind-starts {d.host} 1"]),
-    Kind("start hangs", 3, 4, lambda d: [f"slow-start {d.host} {d.one('5s', '20s', '90s')}"]),
+    Kind(
+        "start hangs",
+        3,
+        4,
+        lambda d: [f"slow-start {d.host} {d.one('5s', '20s', '90s')}"],
+        hides=True,
+    ),
     Kind("grants wiped", 2, 2, lambda d: [f"empty-run {d.host}"]),
     # Guests and their processes
     Kind("QEMU killed", 4, 18, lambda d: [f"kill-qemu {d.vm}"]),

@@ -11,6 +11,7 @@ from virtha.model.codes import REGISTRY
 from virtha.model.ids import BootId, HostId, Term, VmId
 from virtha.model.proof import Proof, ProofKind
 from virtha.sim.checkers import Checkers, Violation
+from virtha.sim.engine_table import Lead
 from virtha.sim.host import SimHost
 from virtha.sim.network import Network
 from virtha.sim.power import Mood, PowerDevice
@@ -20,8 +21,6 @@ MINUTE_MS = 60_000
 POWER_ORDERS = 20
 """For one host within a minute. The longest ladder that a story has is one round of two levels, two attempts
 each, and the next round half a minute later."""
-IDLE_TURNS_PER_HOST = 300
-"""That an engine may ask for within a minute, for each host and one more: five a second. Stories have up to ninety."""
 
 
 class Truth:
@@ -30,20 +29,18 @@ class Truth:
     def __init__(self, world: World, checkers: Checkers) -> None:
         self._world = world
         self._checkers = checkers
-        self._term = Term(0)
+        self._lead = Lead(0, Term(0))
         self._seen_since: dict[str, int] = {}
         """Hosts that most of the others can reach, and since when."""
         self._lease_proofs: set[Proof] = set()
         self._struck: dict[tuple[str, BootId], int] = {}
         self._minute = 0
-        self._idle_turns = 0
-        """In this minute, as the next."""
         self._power_orders: dict[HostId, set[OrderId]] = {}
+        """In this minute."""
         world.storage.on_breach = self.writes_interleave
         world.on_engine_command = self.command_given
         world.on_written = self.written_under
         world.power.on_off = self.off_arrives
-        world.on_idle_turn = self.woken_for_nothing
 
     # One writer
 
@@ -51,11 +48,12 @@ class Truth:
         if vm_id not in self._checkers.outside:
             raise Violation(f"disk of {vm_id} at {self._world.kernel.now}: {what}")
 
-    def written_under(self, term: Term, intents: Sequence[Intent]) -> None:
-        """M1: once a later term has begun, nothing of an earlier one is written."""
-        if term < self._term:
-            raise Violation(f"records were written under term {term} after {self._term}")
-        self._term = term
+    def written_under(self, lead: Lead, intents: Sequence[Intent]) -> None:
+        """M1: once a later term has begun, nothing of an earlier one is written; nor, in the timeline of a restored
+        database, anything of one before it, where terms may have the same numbers."""
+        if lead < self._lead:
+            raise Violation(f"records were written under {_shown(lead)} after {_shown(self._lead)}")
+        self._lead = lead
         for intent in intents:
             if isinstance(intent, SaveHost) and intent.record.incident is not None:
                 self._fence_written(intent.record.host_id, intent.record.incident.fence)
@@ -81,10 +79,10 @@ class Truth:
 
     # Starts need proof for every holder (G1)
 
-    def command_given(self, term: Term, command: Command) -> None:
+    def command_given(self, lead: Lead, command: Command) -> None:
         """Agents refuse what an earlier term orders; power devices know of no terms."""
         match command:
-            case StartCommand() if term == self._world.server.term:
+            case StartCommand() if lead == self._world.server.lead:
                 self._start_given(command)
             case _:
                 pass
@@ -106,27 +104,18 @@ class Truth:
 
     # No endless fast loop (F9)
 
-    def woken_for_nothing(self) -> None:
-        self._look_at_minute()
-        self._idle_turns += 1
-        if self._idle_turns > IDLE_TURNS_PER_HOST * (1 + len(self._world.hosts)):
-            raise Violation(f"the engine woke itself {self._idle_turns} times within a minute")
-
     def _fence_written(self, host_id: HostId, fence: Fence | None) -> None:
         """Also an order that is too late to be sent was one."""
         if fence is None:
             return
-        self._look_at_minute()
+        minute = self._world.kernel.now // MINUTE_MS
+        if minute != self._minute:
+            self._minute = minute
+            self._power_orders.clear()
         orders = self._power_orders.setdefault(host_id, set())
         orders.add(fence.order_id)
         if len(orders) > POWER_ORDERS:
             raise Violation(f"{len(orders)} power orders were written for {host_id} in a minute")
-
-    def _look_at_minute(self) -> None:
-        minute = self._world.kernel.now // MINUTE_MS
-        if minute != self._minute:
-            self._minute, self._idle_turns = minute, 0
-            self._power_orders.clear()
 
     # Fencing
 
@@ -212,3 +201,7 @@ class Truth:
 
 def _joined(network: Network, one: str, other: str) -> bool:
     return network.link(one, other).carries and network.link(other, one).carries
+
+
+def _shown(lead: Lead) -> str:
+    return f"term {lead.term}" + (f" of timeline {lead.timeline}" if lead.timeline else "")

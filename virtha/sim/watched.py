@@ -15,6 +15,7 @@ from virtha.scenario.timeline import Happening, Mood, State, Timeline, make_time
 from virtha.sim.checkers import Violation
 from virtha.sim.faults import explain_host
 from virtha.sim.host import SimHost
+from virtha.sim.picture import BLOCKED, STARTING, reasons_text
 from virtha.sim.play import Player
 
 LOOK_MS = 100
@@ -227,8 +228,6 @@ _PROOF = State(
     meaning="its old copy may still be alive",
 )
 _WAITS = State(name="waits", mark="~", mood=Mood.WAIT, tint_percent=50, meaning="not yet its turn")
-_BLOCKED = State(name="blocked", mark="B", mood=Mood.BAD, meaning="may not start, or has no place")
-_STARTING = State(name="starting", mark=">", mood=Mood.WORK, meaning="its start is ordered")
 _TWO = State(name="two writers", mark="#", mood=Mood.BAD, meaning="what must never be")
 
 _STEP = State(name="step", mark="*", mood=Mood.WORK, tint_percent=40, meaning="a line of the story")
@@ -294,11 +293,11 @@ def _true_vm(player: Player, vm_id: VmId, reasons: tuple[Reason, ...]) -> tuple[
     if "recovery.waiting.proof" in codes:
         return _PROOF, "waits for proof"
     if any(code.startswith("recovery.starting") for code in codes):
-        return _STARTING, "is being started"
+        return STARTING, "is being started"
     if any(code.startswith(("recovery.waiting.", "restart.waiting.")) for code in codes):
         return _WAITS, "waits"
     if any(code.startswith(("recovery.blocked.", "restart.blocked.")) for code in codes):
-        return _BLOCKED, "is blocked"
+        return BLOCKED, "is blocked"
     return _DOWN, "is down"
 
 
@@ -376,5 +375,5 @@ def _lane(name: str, lane: list[Seen]) -> list[Happening]:
 
 
 def _told(seen: Seen) -> str:
-    reasons = "; ".join(render(why.code, why.fields) for why in seen.reasons)
+    reasons = reasons_text(seen.reasons)
     return f"{seen.text}: {reasons}" if reasons else seen.text

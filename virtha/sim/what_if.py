@@ -190,7 +190,7 @@ class _World:
         self.interval_ms = inventory.policy.detection.beat_interval_ms
         self.beats = self._beats()
         self.engine = Engine(policy=inventory.policy, records=self._records(), now=Millis(self.now))
-        self.wakes = Wakes()
+        self.wakes = Wakes(hosts=lambda: len(self.hosts))
         self.slots = Slots(inventory, lost=self.lost, failed_ms=failed_ms)
         self.reading_slots = False
         self.cancelled: set[OrderId] = set()

@@ -13,6 +13,7 @@ from virtha.model.value import Value
 from virtha.model.vm import Reason
 from virtha.scenario.inventory import InventoryVm
 from virtha.scenario.timeline import Happening, Mood, State, Timeline, make_timeline
+from virtha.sim.picture import BLOCKED, STARTING, reasons_text
 from virtha.sim.what_if import Reasons, WhatIf
 
 
@@ -228,8 +229,6 @@ _DOWN = State(
     name="down", mark="_", mood=Mood.BAD, tint_percent=60, meaning="went down with its host"
 )
 _WAITS = State(name="waits", mark="~", mood=Mood.WAIT, meaning="has a place, not yet its turn")
-_BLOCKED = State(name="blocked", mark="B", mood=Mood.BAD, meaning="may not start, or has no place")
-_STARTING = State(name="starting", mark=">", mood=Mood.WORK, meaning="its start is ordered")
 _BOOTS = State(
     name="boots", mark="+", mood=Mood.GOOD, tint_percent=50, meaning="its process runs again"
 )
@@ -293,7 +292,7 @@ def _vm_lane(what_if: WhatIf, vm: VmStory) -> list[Happening]:
         state = _vm_state(entry, vm)
         if state is None:
             continue
-        text = "; ".join(reason_text(one) for one in entry.reasons)
+        text = reasons_text(entry.reasons)
         if state is not found[-1].state:
             found.append(Happening(at_ms=entry.at_ms, lane=vm.name, state=state, text=text))
     if vm.agent_ms is not None:
@@ -310,5 +309,5 @@ def _vm_state(entry: Reasons, vm: VmStory) -> State | None:
     if code == "recovery.waiting.proof":
         return _DOWN
     if code == "recovery.starting":
-        return _STARTING
-    return _WAITS if code.startswith("recovery.waiting.") else _BLOCKED
+        return STARTING
+    return _WAITS if code.startswith("recovery.waiting.") else BLOCKED

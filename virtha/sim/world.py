@@ -9,7 +9,7 @@ import msgspec
 from virtha.engine.events import Command as EngineCommand
 from virtha.engine.events import Intent
 from virtha.model.domain import DomainEvent, DomainEventKind
-from virtha.model.ids import ClusterId, Incarnation, StorageDomainId, Term, VmId
+from virtha.model.ids import ClusterId, Incarnation, StorageDomainId, VmId
 from virtha.model.orders import OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Value
@@ -17,6 +17,7 @@ from virtha.model.vm import Vm, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import VmRecord
 from virtha.sentinel.lease_events import HostNature
+from virtha.sim.engine_table import Lead
 from virtha.sim.failover import Failover
 from virtha.sim.gateway import SimGateway
 from virtha.sim.host import EVENT_MS, SimHost
@@ -83,15 +84,13 @@ class World:
         """Whenever the processors of a VM begin to run somewhere."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
         """Whenever the server takes one."""
-        self.on_engine_command: Callable[[Term, EngineCommand], None] = lambda _term, _command: None
-        self.on_written: Callable[[Term, Sequence[Intent]], None] = lambda _term, _intents: None
+        self.on_engine_command: Callable[[Lead, EngineCommand], None] = lambda _lead, _command: None
+        self.on_written: Callable[[Lead, Sequence[Intent]], None] = lambda _lead, _intents: None
         """After each of a leader's transactions."""
         self.on_leader_point: Callable[[str, Sequence[EngineCommand]], None] = (
             lambda _point, _sent: None
         )
         """Whenever a leader passes a point of its turn (``leader.POINTS``), and what it sends there."""
-        self.on_idle_turn: Callable[[], None] = lambda: None
-        """Whenever a leader begins a turn because its engine asked for that time, and nothing came."""
         self._server_starts = 0
         self._backup: dict[str, Any] | None = None
         self.gateway = self._new_gateway()
@@ -178,6 +177,7 @@ class World:
         self._server_starts += 1
         gateway = SimGateway(self.kernel, self.network, self.server, number=self._server_starts)
         gateway.on_beat = lambda host, beat: self.on_beat(host, beat)
+        gateway.on_later_term = self._lead_anew
         gateway.start()
         if self.with_engine:
             failover = Failover(self, gateway, gateway.kernel)
@@ -188,6 +188,13 @@ class World:
             self.server.on_grant = failover.granted
             failover.begin()
         return gateway
+
+    def _lead_anew(self) -> None:
+        """What this leader decided and wrote, it did under a term that is over (M1): its process ends, as a leader's
+        does that finds itself deposed, and the next one reads the records anew."""
+        self.trace(f"term {self.server.term} begins: a host followed a later one than was known")
+        self.gateway.kill()
+        self.gateway = self._new_gateway()
 
     def stop_server(self) -> None:
         """Killed: sessions and beats are gone with it, its database is not."""

@@ -3,16 +3,18 @@
 Nothing here takes a revision: how a message fares wakes nobody who follows the installation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, exists, func, insert, select, update
 
 from virtha.model.ids import DeliveryId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, DeliveryState
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import put
+from virtha.store.delivery_counts import forget_empty, moved
 from virtha.store.schema import delivery, follower, receiver
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -22,17 +24,34 @@ READY = 0
 PENDING = DeliveryState.PENDING.value
 
 
+# Made once: they run with every message, and making them costs more than running them.
+_END = (
+    update(delivery)
+    .where(delivery.c.id == bindparam("of_id"))
+    .values(
+        {
+            name: bindparam(f"new_{name}")
+            for name in ("state", "attempts", "done_at", "code", "detail", "address")
+        }
+    )
+)
+_END_PENDING = _END.where(delivery.c.state == PENDING)
+_IS_PENDING = (
+    select(receiver.c.revision)
+    .join(delivery, delivery.c.receiver_id == receiver.c.id)
+    .where(
+        delivery.c.id == bindparam("of_id"),
+        delivery.c.state == PENDING,
+        receiver.c.enabled.is_(True),
+    )
+)
+
+
 class DeliveryFilter(Value, frozen=True, kw_only=True):
     receiver_id: ReceiverId | None = None
     subscription_id: SubscriptionId | None = None
     state: DeliveryState | None = None
     event_revision: Revision | None = None
-
-
-class DeliveryCount(Value, frozen=True, kw_only=True):
-    receiver_id: ReceiverId
-    state: DeliveryState
-    count: int
 
 
 def _delivery(row: Any) -> Delivery:
@@ -95,6 +114,8 @@ async def add_deliveries(
             for one in values
         ],
     )
+    for (receiver_id, state), count in Counter((v.receiver_id, v.state) for v in values).items():
+        await moved(tx, receiver_id, after=state.value, count=count)
 
 
 async def find_delivery(tx: Transaction, delivery_id: str) -> Delivery | None:
@@ -123,13 +144,7 @@ async def next_deliveries(
 
 async def is_pending(tx: Transaction, delivery_id: DeliveryId, receiver_revision: int) -> bool:
     """Whether it still is to be sent, and its receiver is as it was at that revision."""
-    found = await tx.connection.scalar(
-        select(receiver.c.revision)
-        .join(delivery, delivery.c.receiver_id == receiver.c.id)
-        .where(
-            delivery.c.id == delivery_id, delivery.c.state == PENDING, receiver.c.enabled.is_(True)
-        )
-    )
+    found = await tx.connection.scalar(_IS_PENDING, {"of_id": delivery_id})
     return found == receiver_revision
 
 
@@ -180,8 +195,10 @@ async def put_off(
     tx: WriteTransaction, done: Delivery, *, wait_until: int, code: str, detail: str
 ) -> None:
     """One attempt more that showed nothing for good."""
-    await _settle(
-        tx, done, attempts=done.attempts + 1, wait_until=wait_until, code=code, detail=detail
+    await tx.connection.execute(
+        update(delivery)
+        .where(delivery.c.id == done.id, delivery.c.state == PENDING)
+        .values(attempts=done.attempts + 1, wait_until=wait_until, code=code, detail=detail)
     )
 
 
@@ -195,36 +212,39 @@ async def end_delivery(
     detail: str,
 ) -> bool:
     """False: something else ended it meanwhile. What was sent is sent, whatever that was."""
-    return await _settle(
-        tx,
-        done,
-        from_any_state=state is DeliveryState.SENT,
-        state=state.value,
-        attempts=attempts,
-        done_at=tx.clock.wall_ms(),
-        code=code,
-        detail=detail,
-        address=done.address,
-    )
+    values = {
+        "of_id": done.id,
+        "new_state": state.value,
+        "new_attempts": attempts,
+        "new_done_at": tx.clock.wall_ms(),
+        "new_code": code,
+        "new_detail": detail,
+        "new_address": done.address,
+    }
+    before: str | None = PENDING
+    ended = await tx.connection.execute(_END_PENDING, values)
+    if not ended.rowcount:
+        before = await _state_of(tx, done.id) if state is DeliveryState.SENT else None
+        if before is None:
+            return False
+        await tx.connection.execute(_END, values)
+    await moved(tx, done.receiver_id, before=before, after=state.value)
+    return True
 
 
-async def _settle(
-    tx: WriteTransaction, one: Delivery, *, from_any_state: bool = False, **values: object
-) -> bool:
-    where = [delivery.c.id == one.id]
-    if not from_any_state:
-        where.append(delivery.c.state == PENDING)
-    done = await tx.connection.execute(update(delivery).where(*where).values(**values))
-    return bool(done.rowcount)
+async def _state_of(tx: Transaction, delivery_id: DeliveryId) -> str | None:
+    found = await tx.connection.scalar(select(delivery.c.state).where(delivery.c.id == delivery_id))
+    return None if found is None else str(found)
 
 
-async def reopen_delivery(tx: WriteTransaction, delivery_id: DeliveryId, expires: int) -> None:
-    """To be sent again, or at once."""
+async def reopen_delivery(tx: WriteTransaction, done: Delivery, expires: int) -> None:
+    """To be sent again, or at once. ``done`` as it is now."""
     await tx.connection.execute(
         update(delivery)
-        .where(delivery.c.id == delivery_id)
+        .where(delivery.c.id == done.id)
         .values(state=PENDING, wait_until=READY, expires=expires, done_at=None)
     )
+    await moved(tx, done.receiver_id, before=done.state.value, after=PENDING)
 
 
 async def drop_pending(
@@ -241,10 +261,14 @@ async def drop_pending(
     if subscription_id is not None:
         where.append(delivery.c.subscription_id == subscription_id)
     assert len(where) > 1, "never all of them"
+    dropped = DeliveryState.DROPPED.value
+    rows = await tx.connection.execute(
+        select(delivery.c.receiver_id, func.count()).where(*where).group_by(delivery.c.receiver_id)
+    )
+    for of, count in rows.all():
+        await moved(tx, ReceiverId(of), before=PENDING, after=dropped, count=count)
     done = await tx.connection.execute(
-        update(delivery)
-        .where(*where)
-        .values(state=DeliveryState.DROPPED.value, done_at=tx.clock.wall_ms(), code=code)
+        update(delivery).where(*where).values(state=dropped, done_at=tx.clock.wall_ms(), code=code)
     )
     return int(done.rowcount)
 
@@ -260,26 +284,40 @@ async def expired_deliveries(tx: Transaction, now: int, limit: int) -> tuple[Del
 
 
 async def expire_all(
-    tx: WriteTransaction, ids: Iterable[DeliveryId], *, code: str, detail: str
+    tx: WriteTransaction, these: Sequence[Delivery], *, code: str, detail: str
 ) -> None:
+    """``these`` as this transaction found them: pending."""
+    expired = DeliveryState.EXPIRED.value
     await tx.connection.execute(
         update(delivery)
-        .where(delivery.c.id.in_(tuple(ids)))
+        .where(delivery.c.id.in_([one.id for one in these]))
         .values(
-            state=DeliveryState.EXPIRED.value,
+            state=expired,
             done_at=tx.clock.wall_ms(),
             code=code,
             detail=func.coalesce(delivery.c.detail, detail),
         )
     )
+    for receiver_id, count in Counter(one.receiver_id for one in these).items():
+        await moved(tx, receiver_id, before=PENDING, after=expired, count=count)
 
 
 async def prune_deliveries(tx: WriteTransaction, older_than_ms: int) -> int:
     """Forget those that were over before that moment (UTC)."""
-    done = await tx.connection.execute(
-        delete(delivery).where(delivery.c.state != PENDING, delivery.c.done_at < older_than_ms)
+    old = (delivery.c.done_at < older_than_ms, delivery.c.state != PENDING)
+    rows = await tx.connection.execute(
+        select(delivery.c.receiver_id, delivery.c.state, func.count())
+        .where(*old)
+        .group_by(delivery.c.receiver_id, delivery.c.state)
     )
-    return int(done.rowcount)
+    found = rows.all()
+    if not found:
+        return 0
+    await tx.connection.execute(delete(delivery).where(*old))
+    for of, state, count in found:
+        await moved(tx, ReceiverId(of), before=state, count=count)
+    await forget_empty(tx)
+    return sum(count for _, _, count in found)
 
 
 async def deliveries_before(
@@ -303,22 +341,12 @@ async def deliveries_before(
     return tuple(_delivery(row) for row in rows)
 
 
-async def delivery_counts(tx: Transaction) -> tuple[DeliveryCount, ...]:
-    rows = await tx.connection.execute(
-        select(delivery.c.receiver_id, delivery.c.state, func.count())
-        .group_by(delivery.c.receiver_id, delivery.c.state)
-        .order_by(delivery.c.receiver_id, delivery.c.state)
-    )
-    return tuple(
-        DeliveryCount(receiver_id=ReceiverId(of), state=DeliveryState(state), count=count)
-        for of, state, count in rows
-    )
-
-
 async def oldest_pending(tx: Transaction) -> dict[ReceiverId, UtcMillis]:
-    rows = await tx.connection.execute(
-        select(delivery.c.receiver_id, func.min(delivery.c.created))
-        .where(delivery.c.state == PENDING)
-        .group_by(delivery.c.receiver_id)
+    """Of each receiver that has any: one look into the index each, however many wait."""
+    oldest = (
+        select(func.min(delivery.c.created))
+        .where(delivery.c.receiver_id == receiver.c.id, delivery.c.state == PENDING)
+        .scalar_subquery()
     )
-    return {ReceiverId(of): UtcMillis(created) for of, created in rows}
+    rows = await tx.connection.execute(select(receiver.c.id, oldest))
+    return {ReceiverId(of): UtcMillis(created) for of, created in rows if created is not None}

@@ -342,6 +342,18 @@ Index(None, delivery.c.state, delivery.c.wait_until)
 Index(None, delivery.c.state, delivery.c.expires)
 Index(None, delivery.c.subscription_id)
 Index(None, delivery.c.event_revision)
+# The message that has waited longest, per receiver; and what is old enough to be forgotten.
+Index(None, delivery.c.receiver_id, delivery.c.state, delivery.c.created)
+Index(None, delivery.c.done_at)
+
+# How many there are, kept with each change: counting them would read all that the queue keeps, at each look.
+delivery_count = Table(
+    "delivery_count",
+    metadata,
+    Column("receiver_id", Text, primary_key=True),
+    Column("state", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
 
 # Up to where the events were looked at by those who follow them.
 follower = Table(

@@ -13,48 +13,30 @@ which state is each class's ``_TABLE``; anything else ends the session. Events a
 themselves, checked; pings, and facts that were known already, are dealt with here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from virtha.model.errors import Refused, VirthaError
-from virtha.model.facts import Fact
-from virtha.model.ids import HostId, InstallationId
-from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.wire.codec import (
     HEADER,
     FrameReader,
     decode_payload,
-    encode_beat_ack,
-    encode_facts,
     encode_message,
     encode_ping,
     encode_pong,
-    version_refusal,
 )
 from virtha.wire.messages import (
-    FACTS_PER_FRAME_MAX,
-    FACTS_UNACKNOWLEDGED_MAX,
     FRAME_BYTES_MAX,
-    VERSION_MAJOR,
-    Beat,
-    BeatAck,
     Bye,
-    Facts,
-    FactsAck,
-    GiveOrder,
-    Hello,
     Message,
     PeerRole,
     Ping,
     Pong,
     Refuse,
-    Settings,
-    Welcome,
 )
-from virtha.wire.window import FactWindow
 
 HELLO_DEADLINE_MS = 10_000
 """From the connection to the established session, for either side."""
@@ -83,23 +65,6 @@ class Closed(Value, frozen=True, kw_only=True):
     code: str
     message: str = ""
     by_peer: bool = False
-
-
-class OutboxView(Protocol):
-    """The host's durable facts, as the session reads them."""
-
-    @property
-    def last_sequence(self) -> int:
-        """The last fact ever written; 0: none."""
-        ...
-
-    def facts_after(self, sequence: int, limit: int) -> Sequence[Fact]:
-        """Facts with a higher sequence, consecutive, oldest first, at most ``limit``.
-
-        The first may be further on than ``sequence + 1`` when those between are lost: the server is
-        told of the gap.
-        """
-        ...
 
 
 Handler = Callable[[Any, Any, int], Message | None]
@@ -341,263 +306,5 @@ class Session:
         )
 
 
-_ENDINGS: dict[type[Message], Handler] = {Bye: Session._on_bye, Refuse: Session._on_refuse}
-_LIFE: dict[type[Message], Handler] = {Ping: Session._on_ping, Pong: Session._on_pong}
-
-
-class HostSession(Session):
-    """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
-
-    Messages for the caller: Welcome, Settings, GiveOrder, FactsAck, BeatAck.
-    """
-
-    _PING_AFTER = (1, 3)
-    __slots__ = ("_hello", "_installation_id", "_live_instance", "_outbox", "_window")
-
-    def __init__(
-        self,
-        hello: Hello,
-        *,
-        installation_id: InstallationId,
-        now: Millis,
-        outbox: OutboxView | None = None,
-        live_instance: str | None = None,
-    ) -> None:
-        """``live_instance``: the only server instance that may answer; None: any (M1)."""
-        super().__init__(now)
-        self.role = hello.role
-        self._hello = hello
-        self._installation_id = installation_id
-        self._live_instance = live_instance
-        self._outbox = outbox
-        self._window = FactWindow(0)
-        self._put(encode_message(hello))
-
-    def send_beat(self, beat: Beat) -> bool:
-        """False: not connected, or the line is full; a beat is never kept, the next one says more."""
-        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
-            return False
-        assert self.role is PeerRole.GUARDIAN
-        self._put(encode_message(beat))
-        return True
-
-    def data_to_send(self) -> bytes:
-        outbox = self._outbox
-        if outbox is not None and self.state is SessionState.ESTABLISHED:
-            self.holds_back = outbox.last_sequence > self._window.last
-            if self.holds_back:
-                self._send_facts(outbox)
-                self.holds_back = outbox.last_sequence > self._window.last
-        return super().data_to_send() if self.unsent else b""
-
-    def _send_facts(self, outbox: OutboxView) -> None:
-        window = self._window
-        while (
-            outbox.last_sequence > window.last
-            and len(self.unsent) < SEND_BUFFER_BYTES_HIGH
-            and (free := window.free) > 0
-        ):
-            limit = min(FACTS_PER_FRAME_MAX, free)
-            facts = outbox.facts_after(window.last, limit)
-            if not facts:
-                return
-            gap = facts[0].sequence != window.last + 1
-            assert not gap or facts[0].sequence > window.last, "the outbox went backwards"
-            frame, count = encode_facts(tuple(facts[:limit]), gap=gap)
-            window.add(facts[count - 1].sequence, count=count, size=len(frame))
-            self._put(frame)
-
-    def _on_welcome(self, welcome: Welcome, size: int) -> Message | None:
-        self._check_welcome(welcome)
-        self._window = FactWindow(welcome.fact_sequence_acknowledged)
-        self._establish(welcome.silence_ms)
-        return welcome
-
-    def _check_welcome(self, welcome: Welcome) -> None:
-        if welcome.version_major != VERSION_MAJOR:
-            raise version_refusal(welcome.version_major)
-        if welcome.installation_id != self._installation_id:
-            raise Refused(
-                f"the server is of installation {welcome.installation_id}, "
-                f"this host of {self._installation_id}",
-                code="wire.refused.identity",
-                field="installation_id",
-            )
-        if welcome.term < self._hello.term_seen:
-            raise Refused(
-                f"the server's term {welcome.term} is older than {self._hello.term_seen}, which this "
-                "host has seen: its database is an old copy",
-                code="wire.refused.term",
-                field="term",
-            )
-        if self._live_instance not in (None, welcome.server_instance):
-            raise Refused(
-                f"server instance {self._live_instance} is live for this host, "
-                f"so {welcome.server_instance} is a second one",
-                code="wire.refused.instance",
-                field="server_instance",
-            )
-        if not 0 < welcome.beat_interval_ms <= welcome.silence_ms <= 3_600_000 or not (
-            0 <= welcome.fact_sequence_acknowledged <= SEQUENCE_MAX
-        ):
-            raise Refused("the welcome makes no sense", code="wire.refused.malformed")
-
-    def _on_facts_ack(self, ack: FactsAck, size: int) -> Message | None:
-        if self._outbox is None:
-            raise self._wrong_role(ack)
-        if ack.sequence > self._window.last:
-            raise Refused(
-                f"fact {ack.sequence} was acknowledged, {self._window.last} is the last one sent",
-                code="wire.refused.sequence",
-                field="sequence",
-            )
-        if ack.sequence <= self._window.acknowledged:
-            return None  # said before
-        self._window.acknowledge(ack.sequence)
-        return ack
-
-    def _for_agent(self, message: Settings | GiveOrder, size: int) -> Message | None:
-        if self.role is not PeerRole.AGENT:
-            raise self._wrong_role(message)
-        return message
-
-    def _for_guardian(self, message: BeatAck, size: int) -> Message | None:
-        if self.role is not PeerRole.GUARDIAN:
-            raise self._wrong_role(message)
-        return message
-
-    _TABLE = {
-        SessionState.CONNECTING: {Welcome: _on_welcome, **_ENDINGS},
-        SessionState.ESTABLISHED: {
-            BeatAck: _for_guardian,
-            FactsAck: _on_facts_ack,
-            Settings: _for_agent,
-            GiveOrder: _for_agent,
-            **_LIFE,
-            **_ENDINGS,
-        },
-    }
-
-
-class ServerSession(Session):
-    """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones)."""
-
-    _PING_AFTER = (2, 5)
-    __slots__ = ("_beat_last", "_host_id", "_window", "hello")
-
-    def __init__(self, host_id: HostId, *, now: Millis) -> None:
-        """``host_id``: as the peer's certificate says."""
-        super().__init__(now)
-        self._host_id = host_id
-        self._beat_last = -1
-        self._window = FactWindow(0)
-        self.hello: Hello | None = None
-
-    def welcome(self, welcome: Welcome, now: Millis) -> None:
-        """Answer the hello; the session is established."""
-        if self.closed is not None:
-            return
-        assert self.state is SessionState.GREETED and self.hello is not None
-        self._window = FactWindow(welcome.fact_sequence_acknowledged)
-        self._heard_at = self._pinged_at = now
-        self._put(encode_message(welcome))
-        self._establish(welcome.silence_ms)
-
-    def refuse(self, code: str, message: str, field: str | None = None) -> None:
-        self._refuse(Refused(message, code=code, field=field))
-
-    def send_settings(self, settings: HostSettings) -> None:
-        self._put(encode_message(Settings(settings=settings)))
-
-    def send_order(self, order: Order) -> None:
-        self._put(encode_message(GiveOrder(order=order)))
-
-    def acknowledge(self, sequence: int) -> None:
-        """All facts up to ``sequence`` are committed."""
-        # The store may be ahead of this session: it then holds facts that an earlier session sent.
-        sequence = min(sequence, self._window.last)
-        if self.closed is None and sequence > self._window.acknowledged:
-            self._window.acknowledge(sequence)
-            self._put(encode_message(FactsAck(sequence=sequence)))
-
-    def _on_hello(self, hello: Hello, size: int) -> Message | None:
-        if hello.version_major != VERSION_MAJOR:
-            raise version_refusal(hello.version_major)
-        if hello.host_id != self._host_id:
-            raise Refused(
-                f"the hello is of host {hello.host_id}, the certificate of {self._host_id}",
-                code="wire.refused.identity",
-                field="host_id",
-                fix="one identity directory per host; was it copied?",
-            )
-        numbers = (hello.fact_sequence_last, hello.term_seen, hello.settings_revision)
-        if not all(0 <= number <= SEQUENCE_MAX for number in numbers) or not hello.boot:
-            raise Refused("the hello makes no sense", code="wire.refused.malformed")
-        self.hello = hello
-        self.role = hello.role
-        self.state = SessionState.GREETED
-        return hello
-
-    def _on_beat(self, beat: Beat, size: int) -> Message | None:
-        assert self.hello is not None
-        if beat.sequence <= self._beat_last or beat.boot != self.hello.boot:
-            raise Refused(
-                f"beat {beat.sequence} of boot {beat.boot[:64]} after {self._beat_last} "
-                f"of {self.hello.boot[:64]}",
-                code="wire.refused.sequence",
-                field="sequence",
-            )
-        if self.role is not PeerRole.GUARDIAN:
-            raise self._wrong_role(beat)
-        self._beat_last = beat.sequence
-        self._put(encode_beat_ack(beat.sequence))
-        return beat
-
-    def _on_facts(self, facts: Facts, size: int) -> Message | None:
-        if self.role is not PeerRole.AGENT:
-            raise self._wrong_role(facts)
-        batch = facts.facts
-        if not batch or len(batch) > FACTS_PER_FRAME_MAX:
-            raise Refused(
-                f"{len(batch)} facts in a frame",
-                code="wire.refused.malformed",
-                allowed=(f"1 to {FACTS_PER_FRAME_MAX}",),
-            )
-        self._check_sequences(batch, gap=facts.gap)
-        window = self._window
-        if batch[-1].sequence <= window.last:
-            # Sent again after a break. What is committed is acknowledged again, or the host would
-            # keep it for ever; what is still with the caller will be.
-            if batch[-1].sequence <= window.acknowledged:
-                self._put(encode_message(FactsAck(sequence=window.acknowledged)))
-            return None
-        known = max(0, window.last - batch[0].sequence + 1)
-        if len(batch) - known > window.free:
-            raise Refused(
-                "more facts are under way than allowed",
-                code="wire.refused.sequence",
-                allowed=(f"{FACTS_UNACKNOWLEDGED_MAX} unacknowledged",),
-            )
-        window.add(batch[-1].sequence, count=len(batch) - known, size=size)
-        return Facts(facts=batch[known:], gap=facts.gap) if known else facts
-
-    def _check_sequences(self, batch: tuple[Fact, ...], *, gap: bool) -> None:
-        first = batch[0].sequence
-        expected = first if gap else min(first, self._window.last + 1)
-        for fact in batch:
-            if fact.sequence != expected or not 0 < expected <= SEQUENCE_MAX:
-                raise Refused(
-                    f"fact {fact.sequence} came where {expected} was due",
-                    code="wire.refused.sequence",
-                    field="sequence",
-                    fix="the outbox has a gap; restart the agent, which repairs it",
-                )
-            if not (0 <= fact.monotonic_ms <= SEQUENCE_MAX and 0 <= fact.wall_ms <= SEQUENCE_MAX):
-                raise Refused("a fact's time makes no sense", code="wire.refused.malformed")
-            expected += 1
-
-    _TABLE = {
-        SessionState.CONNECTING: {Hello: _on_hello, **_ENDINGS},
-        SessionState.GREETED: _ENDINGS,
-        SessionState.ESTABLISHED: {Beat: _on_beat, Facts: _on_facts, **_LIFE, **_ENDINGS},
-    }
+ENDINGS: dict[type[Message], Handler] = {Bye: Session._on_bye, Refuse: Session._on_refuse}
+LIFE: dict[type[Message], Handler] = {Ping: Session._on_ping, Pong: Session._on_pong}

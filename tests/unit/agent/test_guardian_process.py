@@ -2,9 +2,11 @@
 """The guardian on real processes, and its talk with the agent over the real socket."""
 
 import asyncio
+import fcntl
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -48,6 +50,15 @@ class FakeQemus:
         for process in self._made:
             process.kill()
             process.wait(10)
+
+
+@pytest.fixture(autouse=True)
+def process_table() -> Iterator[None]:
+    """A guardian kills what it finds in the machine's process table, where one test's QEMUs are another's: one at a
+    time, those of other workers and other checkouts included."""
+    with Path(tempfile.gettempdir(), "virtha-test-process-table.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

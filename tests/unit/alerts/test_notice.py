@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import virtha.drivers
 from virtha.alerts.mail_text import SUBJECT_CHARACTERS, mail_text, message_id
+from virtha.alerts.match import check_patterns
 from virtha.alerts.notice import SOLVES, cut_utf8, one_line
 from virtha.alerts.traps import date_and_time, trap
 from virtha.alerts.webhook_body import signature, webhook_body, webhook_headers
-from virtha.model.codes import REGISTRY, Kind, Severity
+from virtha.model.codes import EVENTS, REGISTRY, Kind, Severity
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, HostId, Revision, VmId
@@ -49,6 +50,21 @@ def test_what_solves_what_is_in_the_registry() -> None:
         for code in (solved, *problems):
             assert REGISTRY[code].kind is Kind.EVENT
         assert REGISTRY[solved].severity is Severity.INFO
+
+
+@pytest.mark.req("W7", "F4")
+def test_who_is_told_of_trouble_is_told_what_to_do() -> None:
+    bad = (Severity.ERROR, Severity.ALERT)
+    assert [code.name for code in EVENTS if code.severity in bad and not code.help] == []
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize(
+    "pattern",
+    ["vm.watchdog.*", "vm.crashed", "vm.panicked", "vm.recover*", "fence.*", "host.proven_dead"],
+)
+def test_what_people_want_to_be_told_of_can_be_subscribed(pattern: str) -> None:
+    assert check_patterns((pattern,), Severity.INFO) == (pattern,)
 
 
 def test_every_receipt_has_its_reason_and_every_reason_its_advice() -> None:

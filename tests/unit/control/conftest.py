@@ -176,7 +176,7 @@ class PlayedHost:
             self.id,
             boot=self.boot,
             certificate_serial=self.serial,
-            term_seen=0,
+            term_elsewhere=0,
             fact_sequence_last=self.sequence,
         )
         self.world.links.connected.add(self.id)
@@ -376,8 +376,9 @@ Story = Callable[[World], Awaitable[None]]
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
+def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story], None]:
     """Runs one story in a fresh world."""
+    fresh_database(tmp_path)
 
     def run(story: Story) -> None:
         async def main() -> None:

@@ -342,7 +342,7 @@ def test_a_hello_of_a_later_term_raises_ours(tell: Tell) -> None:
             host.id,
             boot=host.boot,
             certificate_serial=host.serial,
-            term_seen=first + 6,
+            term_elsewhere=first + 6,
             fact_sequence_last=host.sequence,
         )
         assert answer.term == answer.settings.term == first + 7

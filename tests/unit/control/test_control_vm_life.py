@@ -226,7 +226,7 @@ def test_an_operation_survives_the_server(tell: Tell) -> None:
             host.id,
             boot=host.boot,
             certificate_serial=host.serial,
-            term_seen=0,
+            term_elsewhere=0,
             fact_sequence_last=host.sequence,
         )
         assert answer.orders == (), "no beat of its boot can be quoted yet"

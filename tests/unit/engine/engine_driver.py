@@ -130,6 +130,8 @@ class Play:
         self.hosts = {f"h{number}": PlayedHost(number) for number in range(1, hosts + 1)}
         self.notices: list[Notice] = []
         self.commands: list[tuple[int, Command]] = []
+        self._offs: list[HostId] = []
+        """Kept beside them: asked at every tick, a look through all of them is most of a long play."""
         self.saved: dict[str, Intent] = {}
         self.inbox: list[EngineEvent] = []
         self.moves = PlayedMoves(self)
@@ -243,6 +245,11 @@ class Play:
             self._save(intent)
         self.notices += decision.notices
         self.commands += [(self.now, command) for command in decision.commands]
+        self._offs += [
+            command.host_id
+            for command in decision.commands
+            if isinstance(command, OrderPower) and command.action is PowerAction.OFF
+        ]
         for command in decision.commands:
             if self.answers and not (self.on_command is not None and self.on_command(command)):
                 self._answer(command)
@@ -437,11 +444,12 @@ class Play:
         return [command for _, command in self.commands if isinstance(command, kind)]
 
     def offs(self) -> list[HostId]:
-        return [
-            command.host_id
-            for _, command in self.commands
-            if isinstance(command, OrderPower) and command.action is PowerAction.OFF
-        ]
+        return list(self._offs)
+
+    def forget_commands(self) -> None:
+        """What is asked for from here on is what comes from here on."""
+        self.commands.clear()
+        self._offs.clear()
 
     def where(self, vm_id: str) -> list[str]:
         return [host.id for host in self.hosts.values() if VmId(vm_id) in host.running]

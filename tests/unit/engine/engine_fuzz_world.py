@@ -1,4 +1,4 @@
-"""Random events for the engine, and a judge of its starts that shares no line with it.
+"""Random events for the engine, and the world that answers what it orders; ``engine_fuzz_judge`` watches its starts.
 
 A run is a list of moves, each four small numbers, so that Hypothesis shrinks them and any other generator can make
 them. Three hosts with two boots each, three VMs. Some moves give one event, legal or not; some let the world go on
@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 
 import msgspec
+from engine_fuzz_judge import Judge
 
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -22,7 +23,6 @@ from virtha.engine.events import (
     CopyGranted,
     CopyReleased,
     DeathConfirmed,
-    Decision,
     DisksWatched,
     EngineEvent,
     EngineHost,
@@ -60,7 +60,7 @@ from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, Term, VmId
 from virtha.model.policy import FencingAction, FencingPolicy, Policy
-from virtha.model.power import PowerAction, PowerDeviceId, PowerFeed, PowerLevel
+from virtha.model.power import PowerDeviceId, PowerFeed, PowerLevel
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
@@ -77,147 +77,6 @@ POWERS = tuple(PowerState)
 MATCHES = tuple(IdentityMatch)
 POLICIES = tuple(Policy(fencing=FencingPolicy(action=action)) for action in FencingAction)
 LATER_MS = (0, 1, 100, 1_000, 3_000, 21_000)
-READ_GAP_MS = 1_000
-
-
-class Copy(msgspec.Struct, frozen=True):
-    vm: str
-    host: str
-    boot: str
-    incarnation: int
-
-
-class Readings:
-    """Of one order to one device: what P1 asks for, counted by hand."""
-
-    def __init__(self, host: str, boot: str, device: str) -> None:
-        self.host, self.boot, self.device = host, boot, device
-        self.accepted = False
-        self.first_ms: int | None = None
-
-
-class Judge:
-    """Which copies may live, by the events given and the starts ordered so far. Lenient where the rules leave it
-    open: what it calls dead may be alive to the engine, never the other way round."""
-
-    def __init__(self) -> None:
-        self.copies: set[Copy] = set()
-        self.dead: set[tuple[str, str]] = set()
-        self.boots: dict[str, str] = {}
-        self.orders: dict[str, Readings] = {}
-        self.starts: dict[str, Copy] = {}
-        self.known: set[str] = set()
-        self.tested: set[tuple[str, str, str]] = set()
-        """(host, boot, device)"""
-
-    def event(self, now: int, event: EngineEvent) -> None:
-        match event:
-            case HostConfigured():
-                self.known.add(event.host.host_id)
-            case HostRemoved():
-                self.known.discard(event.host_id)
-            case BeatSeen():
-                self._sign(event.host_id, event.boot)
-                self._boot(event.host_id, event.boot)
-            case HostSurveyed():
-                self._sign(event.host_id, event.boot)
-            case SessionChanged(up=True):
-                self._sign(event.host_id, event.boot)
-                self._boot(event.host_id, event.boot)
-            case SlotChanged() | NeighbourAnswered(answer=Answer.ALIVE):
-                self._sign(event.subject, event.boot or self.boots.get(event.subject, ""))
-            case VmSeen() if event.state not in (VmState.DOWN, VmState.UNKNOWN):
-                self._add(Copy(event.vm_id, event.host_id, event.boot, event.incarnation))
-            case CopyGranted():
-                self._add(Copy(event.vm_id, event.host_id, event.boot, event.incarnation))
-            case CopyReleased():
-                self._drop(event.vm_id, event.host_id, event.incarnation)
-            case StartEnded(result=Result.REFUSED | Result.FAILED):
-                self.copies.discard(self.starts.get(event.order_id, Copy("", "", "", 0)))
-            case ProofFound():
-                self.dead.add((event.proof.host_id, event.proof.boot))
-            case DeathConfirmed():
-                self.dead.add((event.host_id, event.boot))
-            case VmRemoved():
-                self.copies = {copy for copy in self.copies if copy.vm != event.vm_id}
-            case _:
-                self._power(now, event)
-
-    def _power(self, now: int, event: EngineEvent) -> None:
-        match event:
-            case PowerTested(passed=True) if self.boots.get(event.host_id) == event.boot:
-                self.tested.add((event.host_id, event.boot, event.device))
-            case PowerOrdered(result=Result.OK) if event.order_id in self.orders:
-                self.orders[event.order_id].accepted = True
-            case PowerRead():
-                self._read(now, event)
-            case _:
-                pass
-
-    def _read(self, now: int, event: PowerRead) -> None:
-        seen = self.orders.get(event.order_id)
-        if seen is None or not seen.accepted:
-            return
-        if event.state is not PowerState.OFF or event.identity is IdentityMatch.MISMATCH:
-            seen.first_ms = None
-        elif seen.first_ms is None:
-            seen.first_ms = now
-        elif now - seen.first_ms < READ_GAP_MS:
-            pass
-        elif (seen.host, seen.boot, seen.device) in self.tested:
-            self.dead.add((seen.host, seen.boot))
-
-    def _sign(self, host: str, boot: str) -> None:
-        """Any sign of that boot: what was read before it proves nothing any more."""
-        for seen in self.orders.values():
-            if (seen.host, seen.boot) == (host, boot):
-                seen.first_ms = None
-
-    def _boot(self, host: str, boot: str) -> None:
-        former = self.boots.get(host)
-        if former is None or boot > former:
-            self.boots[host] = boot
-            if former is not None:
-                self.dead.add((host, former))
-
-    def _add(self, copy: Copy) -> None:
-        """What a host says that was removed is not heard: its session was closed, its certificate ended."""
-        if copy.host in self.known and (copy.host, copy.boot) not in self.dead:
-            self.copies.add(copy)
-
-    def _drop(self, vm: str, host: str, incarnation: int) -> None:
-        gone = {
-            one
-            for one in self.copies
-            if (one.vm, one.host) == (vm, host) and one.incarnation <= incarnation
-        }
-        self.copies -= gone
-
-    def decision(self, decision: Decision) -> None:
-        """Raises AssertionError for a start while another copy may live."""
-        for command in decision.commands:
-            match command:
-                case OrderPower(action=PowerAction.OFF):
-                    boot = self.boots.get(command.host_id, "")
-                    readings = Readings(command.host_id, boot, command.device)
-                    self.orders.setdefault(command.order_id, readings)
-                case StartCommand():
-                    self._start(command)
-                case _:
-                    pass
-
-    def _start(self, start: StartCommand) -> None:
-        others = [
-            copy
-            for copy in self.copies
-            if copy.vm == start.vm_id
-            and (copy.host, copy.boot) not in self.dead
-            and (copy.host, copy.boot) != (start.host_id, start.boot)
-        ]
-        assert not others, f"{start.vm_id} is started on {start.host_id} while {others} may live"
-        copy = Copy(start.vm_id, start.host_id, start.boot, start.incarnation)
-        self.starts[start.order_id] = copy
-        self.copies.add(copy)
 
 
 class Run:
@@ -233,7 +92,7 @@ class Run:
         self.start_result: Result | None = Result.OK
         self.pending: list[Command] = []
         self.wake_at: int | None = None
-        self.wakes = Wakes()
+        self.wakes = Wakes(hosts=lambda: len(HOSTS))
         self.levels = dict.fromkeys(HOSTS, 1)
         self.removed: set[str] = set()
         self.configs = {name: _vm(name) for name in VMS}

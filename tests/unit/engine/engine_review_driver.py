@@ -8,6 +8,7 @@ from virtha.engine.events import (
     StartEnded,
     VmSeen,
 )
+from virtha.engine.machine import Verdict
 from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
@@ -21,6 +22,7 @@ def playing(hosts: int = 4, *, fencing: FencingPolicy | None = None, **settings:
     play = Play(hosts, policy=policy, **settings)
     play.run("v1", "h1")
     play.run("v2", "h2")
+    assert play.verdict("h1") is Verdict.ALIVE
     return play
 
 

@@ -1,5 +1,7 @@
 """Hosts with a true history, and an engine that hears of it late: sessions and beats in their order, facts out of durable
-outboxes whenever they like, in any order and more than once; orders arrive late or never.
+outboxes whenever they like, in any order and more than once; orders arrive late or never. Leaders change, at once or after a
+time in which nobody led: hosts reboot and facts are recorded all the same, and the next leader is given those first, of which
+it is not known any more over which session they came.
 
 No power devices: what frees a copy is a new boot, a release, or an operator who is right. So every start elsewhere, and every
 boot that the engine calls dead, can be compared with the truth.
@@ -118,6 +120,9 @@ class LateWorld:
         """Read from an outbox over some session, and not given to the engine."""
         self.given: list[Fact] = []
         self.orders: list[Order] = []
+        self.led = True
+        self.grants: list[CopyGranted] = []
+        """Given while nobody led."""
         self.starts = 0
         self.reboots_unseen = 0
         records = EngineRecords(cluster=ClusterRecord(term=Term(1)))
@@ -160,6 +165,8 @@ class LateWorld:
 
     def step(self, events: list[EngineEvent]) -> None:
         self.now += 1
+        if not self.led:
+            return
         decision = self.engine.step(Millis(self.now), events)
         self.judge()
         for command in decision.commands:
@@ -198,6 +205,8 @@ class LateWorld:
         for vm in records.vms:
             there = {host.name for host in self.hosts.values() if vm.vm_id in host.running}
             assert len(there) <= 1, f"{vm.vm_id} has two writers: {there}"
+            if not self.led:
+                continue
             if vm.stage is VmStage.READY:
                 assert not there, f"{vm.vm_id} is ready while it runs on {there}"
             elif vm.stage is VmStage.STARTING and vm.start is not None:
@@ -258,14 +267,29 @@ class LateWorld:
     def person_starts(self, vm: str, name: str) -> None:
         """As a server lets them: nobody may hold it, and the engine is told before the order goes out."""
         host, record = self.hosts[name], self.record(vm)
-        if record.copies or record.start is not None or not host.connected:
+        if record.start is not None or self._held(vm) or not host.connected:
             return
-        incarnation = Incarnation(record.incarnation + 1)
+        former = [record.incarnation, *(one.incarnation for one in self.grants if one.vm_id == vm)]
+        incarnation = Incarnation(max(former) + 1)
         grant = CopyGranted(
             host_id=host.id, boot=host.boot, vm_id=VmId(vm), incarnation=incarnation
         )
         self.orders.append(Order(name, host.boot, vm, incarnation, None))
+        if not self.led:
+            self.grants.append(grant)
         self.step([grant])
+
+    def _held(self, vm: str) -> bool:
+        """As a server knows it, which records what hosts tell also while nobody leads."""
+        held = {(one.host_id, one.incarnation) for one in self.record(vm).copies}
+        if not self.led:
+            held |= {(one.host_id, one.incarnation) for one in self.grants if one.vm_id == vm}
+            held -= {
+                (fact.host_id, fact.incarnation)
+                for fact in self.lines
+                if isinstance(fact, CopyReleased) and fact.vm_id == vm
+            }
+        return bool(held)
 
     def arrive(self, number: int) -> None:
         """One of the orders under way; twice is possible, for it may have been sent again."""
@@ -315,8 +339,13 @@ class LateWorld:
             return msgspec.structs.replace(fact, carried_by=boot)
         return fact
 
+    def _uncarried(self, fact: Fact) -> Fact:
+        if isinstance(fact, VmSeen | HostSurveyed):
+            return msgspec.structs.replace(fact, carried_by=None)
+        return fact
+
     def deliver(self, number: int) -> None:
-        if self.lines:
+        if self.lines and self.led:
             at = number % len(self.lines)
             if self.orderly:
                 of = self.lines[at].host_id
@@ -326,7 +355,7 @@ class LateWorld:
             self.step([fact])
 
     def deliver_again(self, number: int) -> None:
-        if self.given and not self.orderly:
+        if self.given and not self.orderly and self.led:
             self.step([self.given[number % len(self.given)]])
 
     # Time
@@ -347,6 +376,8 @@ class LateWorld:
 
     def settle(self, seconds: int) -> None:
         """Everybody is well, and nothing is under way any longer than a second."""
+        if not self.led:
+            self.new_leader(recorded=True)
         for name in HOSTS:
             self.connect(name)
         for _ in range(seconds):
@@ -358,18 +389,45 @@ class LateWorld:
             while self.lines:
                 self.deliver(0)
 
-    def new_leader(self) -> None:
-        """What was on its way to the former one comes again."""
+    def connect_anew(self) -> None:
+        """Each host, in its present boot."""
+        for name in HOSTS:
+            self.disconnect(name)
+            self.connect(name)
+
+    def new_leader(self, *, recorded: bool) -> None:
+        """What was on its way to the former one comes again; ``recorded``: before any host connects."""
+        self.led = True
         self.now += 1_000
         records = self.engine.records()
         cluster = records.cluster.led_in(Term(records.cluster.term + 1))
         records = msgspec.structs.replace(records, cluster=cluster)
         self.engine = Engine(policy=Policy(), records=records, now=Millis(self.now))
-        self.step(self._configured())
+        grants, self.grants = self.grants, []
+        facts: list[Fact] = []
+        if recorded:
+            facts, self.lines = [self._uncarried(fact) for fact in self.lines], []
+            self.given += facts
+        self.step([*self._configured(), *grants, *facts])
         for host in self.hosts.values():
             if host.connected:
                 host.connected = False
                 self.connect(host.name)
+
+    def nobody_leads(self) -> None:
+        """Gateways go on: hosts connect, what they tell is recorded, persons start VMs."""
+        self.led = False
+
+    def unheard_boot(self, name: str) -> None:
+        """A boot that ran what the one before did, and that no leader heard of; what it told may not have been read."""
+        self.nobody_leads()
+        self.reboot(name)
+        self.connect(name)
+        for vm in VMS:
+            self.person_starts(vm, name)
+        for number in range(len(self.orders)):
+            self.arrive(1 + 3 * number)
+        self.reboot(name)
 
     def move(self, move: Move) -> None:
         kind, which, number = move
@@ -392,5 +450,8 @@ _MOVES: tuple[Callable[[LateWorld, str, int], None], ...] = (
     lambda world, host, number: world.deliver_again(number),
     lambda world, host, number: world.pass_time(1 + number % 12),
     lambda world, host, number: world.pass_time(1 + number % 3),
-    lambda world, host, number: world.new_leader(),
+    lambda world, host, number: world.new_leader(recorded=not world.led or number % 2 == 0),
+    lambda world, host, number: world.new_leader(recorded=not world.led or number % 2 == 0),
+    lambda world, host, number: world.nobody_leads(),
+    lambda world, host, number: world.unheard_boot(host),
 )

@@ -80,7 +80,7 @@ def twice_rebooted() -> Play:
     tells(play, "h1b3", VmState.RUNNING, incarnation=9, carried_by="h1b3")
     play.advance(1_000)
     assert copies(play) == {("h1", "h1b3", 9)}
-    play.commands.clear()
+    play.forget_commands()
     play.notices.clear()
     return play
 
@@ -264,6 +264,60 @@ def test_proof_for_the_boot_before_does_not_free_what_the_next_may_run():
     assert play.sent(StartCommand) == []
     assert play.vm_record("v1").stage is VmStage.LOST
     assert play.why_vm("v1") == ["recovery.waiting.proof"]
+
+
+def reconnects(play: Play, boot: str) -> None:
+    """h1's sessions, each after its end."""
+    for up in (False, True):
+        for process in ProcessKind:
+            play.inbox.append(
+                SessionChanged(
+                    host_id=play.hosts["h1"].id, process=process, boot=BootId(boot), up=up
+                )
+            )
+    play.tick()
+
+
+def test_a_new_session_of_the_present_boot_ends_what_facts_told_of_before():
+    """P4: it runs now, and of the other the host had told before. No incident is open that a word could be about."""
+    play = twice_rebooted()
+    tells(play, "h1b2", VmState.RUNNING, incarnation=4)
+    play.tick()
+    assert play.why_vm("v1") == ["recovery.waiting.proof"]
+    reconnects(play, "h1b3")
+    assert copies(play) == {("h1", "h1b3", 9)}
+    assert "h1b2" in play.host_record("h1").dead_boots
+    tells(play, "h1b2", VmState.RUNNING, incarnation=4)  # once more, by whatever road
+    tells(play, "h1b3", VmState.RUNNING, incarnation=9)
+    play.tick()
+    assert copies(play) == {("h1", "h1b3", 9)} and play.why_vm("v1") == []
+    lives_on(play)
+
+
+def test_a_session_that_stands_ends_nothing():
+    """Told once more it is not a new one: the next boot may have told since it began."""
+    play = playing()
+    tells(play, "h1b2", VmState.RUNNING, incarnation=5)
+    begins(play, "h1b1")
+    play.tick()
+    assert copies(play) == {("h1", "h1b1", 1), ("h1", "h1b2", 5)}
+    assert "h1b2" not in play.host_record("h1").dead_boots
+
+
+def test_a_session_ends_no_boot_whose_own_session_brought_facts():
+    """That one is on its way here, so this one may be late: nothing starts beside what may run there (G1)."""
+    play = playing()
+    tells(play, "h1b2", VmState.RUNNING, incarnation=5, carried_by="h1b2")
+    play.tick()
+    reconnects(play, "h1b1")
+    play.advance(30_000)
+    assert copies(play) == {("h1", "h1b1", 1), ("h1", "h1b2", 5)}
+    assert play.sent(StartCommand) == []
+    play.hosts["h1"].boot_again()
+    begins(play, "h1b2")
+    play.tick()
+    assert copies(play) == {("h1", "h1b2", 5)}
+    assert "h1b2" not in play.host_record("h1").dead_boots
 
 
 def test_a_report_over_another_session_ends_no_present_boot():

@@ -8,8 +8,10 @@ from msgspec.structs import replace
 from virtha.engine.events import (
     Command,
     DisksWatched,
+    HoldChanged,
     Investigate,
     OrderPower,
+    Poison,
     SaveHost,
     SessionChanged,
     Stalled,
@@ -94,38 +96,40 @@ def test_no_word_is_no_quiet_for_who_saw_them_written() -> None:
 
 
 @pytest.mark.req("F9")
+@pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("word", ["written", "silent", "unreadable"])
-def test_without_quiet_the_ladder_goes_on_and_somebody_is_told(word: str) -> None:
-    play, readers = written_after_off()
+def test_without_quiet_no_further_order_goes_out_and_somebody_is_told(
+    word: str, levels: int
+) -> None:
+    play, readers = written_after_off(levels=levels)
     readers.silent, readers.changed = word == "silent", None if word == "unreadable" else True
     play.advance(60_000)
-    assert play.told().count("fence.failed") == 1
+    assert play.told().count("fence.disks_written") == 1
     failed = [one.fields["why"] for one in play.notices if one.code == "fence.level_failed"]
     assert failed == ["proof.blocked.disks_change"]
     assert play.why_vm("v1") == ["recovery.waiting.proof", "recovery.waiting.doubt"]
-    began = len(play.offs())
     play.advance(3_600_000)
-    assert not is_proven(play) and play.told().count("fence.failed") == 1
-    assert 4 <= len(play.offs()) - began <= 10, "with a growing pause"
+    assert play.offs() == ["h1"] and not is_proven(play)
+    assert play.why("h1") == ["host.dead.unproven", "proof.blocked.disks_change"]
+    assert play.told().count("fence.disks_written") == 1
+    assert play.told().count("fence.failed") == (1 if levels == 1 else 0)
 
 
 @pytest.mark.req("F9")
-def test_without_quiet_the_next_level_has_its_turn() -> None:
+def test_when_they_are_quiet_the_next_level_has_its_turn() -> None:
     play, readers = written_after_off(levels=2)
-    readers.silent = True
     play.advance(60_000)
+    readers.changed = False
+    play.until(lambda: len(play.offs()) == 2, within_ms=10_000)
     devices = [one.device for one in play.sent(OrderPower) if isinstance(one, OrderPower)]
-    assert devices[:2] == ["h1-power1", "h1-power2"]
+    assert devices == ["h1-power1", "h1-power2"]
+    assert play.told().count("fence.next_level") == 1
 
 
-@pytest.mark.req("F9")
-def test_quiet_disks_end_even_a_long_pause() -> None:
+def test_quiet_disks_end_the_wait_at_once() -> None:
     play, readers = written_after_off()
     readers.silent = True
     play.advance(3_600_000)
-    last = len(play.offs())
-    play.until(lambda: len(play.offs()) > last, within_ms=700_000)
-    play.advance(120_000)
     really_off(play, readers)
     play.until(lambda: is_proven(play), within_ms=30_000)
 
@@ -136,7 +140,8 @@ def test_a_new_leader_without_readers_tells_it_too() -> None:
     readers.silent = True
     play.new_leader()
     play.advance(60_000)
-    assert "fence.failed" in play.told() and not is_proven(play)
+    assert "fence.disks_written" in play.told() and "fence.failed" in play.told()
+    assert not is_proven(play) and len(play.offs()) == 1
     assert "recovery.waiting.doubt" in play.why_vm("v1")
 
 
@@ -258,3 +263,66 @@ def test_quiet_looks_from_before_we_slept_do_not_count() -> None:
     assert not is_proven(play) and "proof.waiting.disks" in play.why("h1")
     really_off(play, readers)
     play.until(lambda: is_proven(play))
+
+
+# Before each order, not before the first only (F2)
+
+
+def test_who_writes_after_an_order_that_failed_is_not_ordered_off_again() -> None:
+    play = playing(levels=2)
+    host = play.hosts["h1"]
+    host.hang()
+    host.bmc_dead = True
+    play.until(lambda: play.offs() == ["h1"])
+    host.disks_change = True
+    play.advance(600_000)
+    assert play.offs() == ["h1"]
+    assert "fence.blocked.disks_change" in play.why("h1")
+    assert play.told().count("fence.disks_written") == 1
+    play.new_leader()
+    play.advance(60_000)
+    assert play.offs() == ["h1"]
+    host.disks_change = False
+    play.until(lambda: len(play.offs()) == 2, within_ms=10_000)
+
+
+def test_who_writes_while_the_first_order_waits_is_not_ordered_off() -> None:
+    play = playing()
+    play.inbox.append(HoldChanged(reason="upgrade"))
+    host = play.hosts["h1"]
+    host.hang()
+    play.until(lambda: "fence.blocked.hold" in play.why("h1"))
+    host.disks_change = True
+    play.advance(5_000)
+    play.inbox.append(HoldChanged(reason=None))
+    play.advance(120_000)
+    assert play.offs() == [] and "fence.blocked.disks_change" in play.why("h1")
+    assert "fence.disks_written" not in play.told(), "it was never ordered off"
+    host.disks_change = False
+    play.until(lambda: play.offs() == ["h1"], within_ms=10_000)
+
+
+def test_a_bmc_that_says_off_is_no_quick_road_while_disks_are_written() -> None:
+    play = playing()
+    host = play.hosts["h1"]
+    host.hang()
+    host.disks_change, host.bmc_state = True, PowerState.OFF
+    play.advance(120_000)
+    assert play.offs() == [] and play.why("h1") == ["host.suspect.disks_change"]
+
+
+def test_the_slots_of_one_who_writes_are_not_poisoned() -> None:
+    """That would end its VMs: an action as well."""
+    play = playing()
+    play.inbox.append(HoldChanged(reason="upgrade"))
+    host = play.hosts["h1"]
+    host.hang()
+    host.bmc_dead = True
+    play.until(lambda: "fence.blocked.hold" in play.why("h1"))
+    host.disks_change = True
+    play.advance(5_000)
+    play.inbox.append(HoldChanged(reason=None))
+    play.advance(60_000)
+    assert play.sent(Poison) == []
+    host.disks_change = False
+    play.until(lambda: len(play.sent(Poison)) == 1, within_ms=10_000)

@@ -13,7 +13,6 @@ from played_moves import Phase
 from virtha.engine.events import (
     Command,
     CopyReleased,
-    DeathConfirmed,
     DisksWatched,
     GatewayLost,
     HoldChanged,
@@ -38,7 +37,6 @@ from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import Result
 from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.policy import (
-    FencingAction,
     FencingPolicy,
     PermissionGrade,
     Policy,
@@ -368,47 +366,6 @@ def test_a_driver_without_a_status_string_proves_nothing():
     assert "host.proven_dead" not in play.told()
     failed = {one.fields["why"] for one in play.notices if one.code == "fence.level_failed"}
     assert failed == {"proof.blocked.no_status"}
-
-
-# The operator's word (P6)
-
-
-def said(play: Play) -> str:
-    """To an incident of more than a minute: proven, or why not."""
-    incident = play.host_record("h1").incident
-    assert incident is not None
-    play.inbox.append(
-        DeathConfirmed(host_id=H1, boot=incident.boot, incident=incident.number, by="admin")
-    )
-    play.tick()
-    if play.verdict("h1") is Verdict.DEAD_PROVEN:
-        return "proven"
-    refused = [one for one in play.notices if one.code == "host.confirmation_refused"]
-    return str(refused[-1].fields["why"])
-
-
-@pytest.mark.parametrize(
-    ("doubt", "answer"),
-    [
-        ("power", "confirm.refused.power_on"),
-        ("disks", "confirm.refused.life_seen"),
-        ("none", "proven"),
-    ],
-)
-def test_what_speaks_against_the_operators_word(doubt: str, answer: str):
-    play = playing(fencing=FencingPolicy(action=FencingAction.NOTHING))
-    host = play.hosts["h1"]
-    host.hang()
-    host.bmc_dead = doubt != "power"
-    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
-    play.advance(70_000)
-    host.disks_change = doubt == "disks"
-    play.advance(5_000)
-    host.disks_change = False
-    play.advance(5_000)
-    if doubt == "none":
-        host.cut()
-    assert said(play) == answer
 
 
 # When a host may be judged

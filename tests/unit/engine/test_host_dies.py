@@ -3,47 +3,33 @@
 import msgspec
 import pytest
 from engine_driver import Play, vm
+from engine_review_driver import playing
 
 from virtha.engine.dependencies import Dependency, StartCondition
 from virtha.engine.events import (
     BrakeLifted,
     CopyReleased,
-    DeathConfirmed,
     HoldChanged,
     HostSurveyed,
     Investigate,
     MaintenanceChanged,
     OrderPower,
-    Poison,
     ProofFound,
     QuarantineLifted,
-    ReadPower,
     ReferenceAnswered,
     SessionChanged,
     SlotChanged,
     Stalled,
     StartCommand,
-    StorageFence,
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import VmStage
-from virtha.model.evidence import IdentityMatch, PowerState, ProcessKind
+from virtha.model.evidence import IdentityMatch, ProcessKind
 from virtha.model.facts import Result
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
-from virtha.model.policy import FencingAction, FencingPolicy, Policy, Unreachable
+from virtha.model.policy import FencingAction, FencingPolicy, Policy
 from virtha.model.power import PowerAction
 from virtha.model.proof import Proof, ProofKind
-
-
-def playing(hosts: int = 4, *, fencing: FencingPolicy | None = None, **settings: object) -> Play:
-    """v1 runs on h1, v2 on h2; everybody is well."""
-    policy = Policy() if fencing is None else Policy(fencing=fencing)
-    play = Play(hosts, policy=policy, **settings)
-    play.run("v1", "h1")
-    play.run("v2", "h2")
-    assert play.verdict("h1") is Verdict.ALIVE
-    return play
-
 
 # The roads to proof
 
@@ -115,6 +101,17 @@ def test_a_proof_of_another_boot_proves_nothing():
     play.advance(5_000)
     assert play.sent(StartCommand) == []
     assert play.vm_record("v1").stage is VmStage.LOST
+
+
+@pytest.mark.req("F4")
+def test_reboot_is_off_proof_then_on():
+    play = playing(fencing=FencingPolicy(action=FencingAction.REBOOT))
+    play.hosts["h1"].hang()
+    play.until(lambda: "host.returned" in play.told())
+    actions = [order.action for order in play.sent(OrderPower)]
+    assert actions == [PowerAction.OFF, PowerAction.ON]
+    assert play.told().index("host.proven_dead") < play.told().index("host.returned")
+    assert play.where("v1") not in ([], ["h1"])
 
 
 def test_a_new_boot_proves_the_old_one_dead():
@@ -336,244 +333,6 @@ def test_a_host_without_anything_to_protect_is_left_alone():
     play.hosts["h1"].hang()
     play.advance(60_000)
     assert play.offs() == [] and "fence.blocked.not_needed" in play.why("h1")
-
-
-# Power devices that don't do what they should
-
-
-def test_accepted_is_not_off():
-    play = playing()
-    play.hosts["h1"].hang()
-    play.hosts["h1"].bmc_does_nothing = True
-    play.until(lambda: "fence.failed" in play.told())
-    assert play.sent(StartCommand) == []
-    failed = [one.fields["why"] for one in play.notices if one.code == "fence.level_failed"]
-    assert set(failed) == {"power.still_on"}
-
-
-def test_the_second_level_does_what_the_first_could_not():
-    play = Play(4, levels=2)
-    play.run("v1", "h1")
-    play.hosts["h1"].hang()
-
-    def first_level_dead(command: object) -> bool:
-        return isinstance(command, OrderPower) and command.device.endswith("power1")
-
-    play.on_command = first_level_dead
-    play.until(lambda: play.where("v1") not in ([], ["h1"]))
-    attempts = play.policy.fencing.attempts_per_device
-    assert play.offs() == ["h1"] * (attempts + 1)
-
-
-def test_all_levels_dead_is_told_and_tried_again_ever_more_slowly():
-    play = playing()
-    play.hosts["h1"].hang()
-    play.hosts["h1"].bmc_dead = True
-    play.advance(900_000)
-    assert play.told().count("fence.failed") == 1
-    assert 4 <= len(play.offs()) <= 40, "an endless loop, or none at all"
-    assert len(play.sent(Poison)) == 1
-    assert play.sent(StartCommand) == []
-    play.hosts["h1"].bmc_dead = False
-    play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=1_200_000)
-
-
-def test_a_dead_bmc_starts_the_leases_clock_with_the_verdict():
-    play = playing()
-    play.hosts["h1"].cut()
-    play.hosts["h1"].bmc_dead = True
-    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
-    play.advance(1_000)
-    assert [poison.boot for poison in play.sent(Poison)] == ["h1b1"]
-    assert "fence.failed" not in play.told()
-
-
-def test_a_host_without_power_devices_is_poisoned_all_the_same():
-    play = Play(4, levels=0)
-    play.run("v1", "h1")
-    play.hosts["h1"].cut()
-    play.until(lambda: len(play.sent(Poison)) == 1)
-    assert "fence.blocked.no_device" in play.why("h1")
-
-
-def test_a_host_whose_bmc_answers_is_not_poisoned():
-    play = playing()
-    play.hosts["h1"].hang()
-    play.until(lambda: play.where("v1") not in ([], ["h1"]))
-    assert play.sent(Poison) == []
-
-
-def test_the_power_state_is_asked_at_the_first_late_beat():
-    play = playing()
-    play.hosts["h1"].cut()
-    took_ms = play.until(lambda: play.sent(ReadPower) != [])
-    assert took_ms <= play.policy.detection.late_after_ms + 200
-    assert play.verdict("h1") is Verdict.ALIVE and "host.suspected" not in play.told()
-
-
-def test_a_storage_fence_is_asked_for_where_the_policy_names_it():
-    ways = (Unreachable.NEXT_LEVEL, Unreachable.STORAGE_FENCE, Unreachable.OPERATOR)
-    play = playing(fencing=FencingPolicy(unreachable=ways))
-    play.hosts["h1"].hang()
-    play.hosts["h1"].bmc_refuses = "power.password"
-    play.until(lambda: play.sent(StorageFence) != [])
-    assert play.sent(Poison) == []
-
-
-def test_an_untested_device_proves_nothing():
-    play = Play(4, tested=False)
-    play.run("v1", "h1")
-    play.hosts["h1"].cut()
-    play.until(lambda: "fence.failed" in play.told())
-    assert play.sent(StartCommand) == []
-
-
-def test_a_device_that_names_its_host_needs_no_test_by_load():
-    play = Play(4)
-    play.run("v1", "h1")
-    for host in play.hosts.values():
-        host.bmc_identity = IdentityMatch.MATCH
-        play.test_power(host)
-    play.tick()
-    play.hosts["h1"].cut()
-    play.hosts["h2"].cut()
-    play.until(lambda: play.where("v1") != [])
-
-
-@pytest.mark.parametrize("protected", [True, False], ids=["both shot", "one shot"])
-def test_swapped_addresses_prove_nothing(protected: bool):
-    """h1 hangs; its device is h2's. h2 goes dark at our order, and h1 must not be called dead for it,
-    however often it is tried, unless h2's device, which is h1's, says *off* as well: then both are, whichever is whose.
-    ``Play`` itself fails a start while h1 runs the VM."""
-    play = Play(4, vms=[vm("v1"), vm("v2", ha=protected)])
-    play.run("v1", "h1")
-    play.run("v2", "h2")
-    play.hosts["h1"].hang()
-    play.hosts["h1"].bmc_strikes = play.hosts["h2"]
-    play.hosts["h2"].bmc_strikes = play.hosts["h1"]
-    play.advance(1_200_000)
-    assert play.hosts["h2"].powered is False
-    if protected:
-        assert play.hosts["h1"].powered is False
-        assert play.where("v1") not in ([], ["h1"])
-        assert play.where("v2") not in ([], ["h2"])
-    else:
-        failed = {one.fields["why"] for one in play.notices if one.code == "fence.level_failed"}
-        assert "proof.blocked.swapped" in failed
-        assert play.where("v1") == ["h1"]
-
-
-def test_a_device_that_names_another_machine_is_told_and_proves_nothing():
-    play = playing()
-    play.hosts["h1"].hang()
-    play.hosts["h1"].bmc_identity = IdentityMatch.MISMATCH
-    play.hosts["h1"].bmc_state = PowerState.OFF
-    play.advance(60_000)
-    assert "fence.device_of_another" in play.told()
-    assert play.sent(StartCommand) == []
-
-
-def test_a_beat_after_a_reading_off_makes_the_device_a_liar():
-    play = playing()
-    play.hosts["h1"].hang()
-    play.hosts["h1"].bmc_does_nothing = True
-    play.hosts["h1"].bmc_state = PowerState.OFF
-    play.until(lambda: play.offs() == ["h1"])
-    play.until(
-        lambda: any(feed.off_since_ms for feed in play.host_record("h1").incident.fence.feeds)
-    )
-    play.hosts["h1"].beating = True
-    play.tick()
-    play.hosts["h1"].beating = False
-    play.advance(120_000)
-    assert "fence.contradicted" in play.told()
-    assert play.sent(StartCommand) == []
-
-
-def test_disks_that_change_after_off_block_until_they_are_quiet():
-    play = playing()
-    play.hosts["h1"].hang()
-    play.until(lambda: play.offs() == ["h1"])
-    play.hosts["h1"].disks_change = True  # the kernel's queue of the dead host, or a liar
-    play.advance(10_000)
-    assert play.sent(StartCommand) == []
-    play.hosts["h1"].disks_change = False
-    play.until(lambda: play.where("v1") not in ([], ["h1"]))
-
-
-def test_a_beat_of_a_boot_that_was_proven_dead_is_an_alarm_and_no_return():
-    play = playing()
-    host = play.hosts["h1"]
-    host.cut()
-    play.until(lambda: play.where("v1") != [])
-    host.powered = host.beating = True
-    play.advance(2_000)
-    assert play.told().count("host.alive_though_proven_dead") == 1
-    assert play.verdict("h1") is Verdict.DEAD_PROVEN
-
-
-@pytest.mark.req("F4")
-def test_reboot_is_off_proof_then_on():
-    play = playing(fencing=FencingPolicy(action=FencingAction.REBOOT))
-    play.hosts["h1"].hang()
-    play.until(lambda: "host.returned" in play.told())
-    actions = [order.action for order in play.sent(OrderPower)]
-    assert actions == [PowerAction.OFF, PowerAction.ON]
-    assert play.told().index("host.proven_dead") < play.told().index("host.returned")
-    assert play.where("v1") not in ([], ["h1"])
-
-
-# The operator's word (P6)
-
-
-def confirm(play: Play, *, force: str | None = None, boot: str = "h1b1", incident: int = 1) -> None:
-    play.inbox.append(
-        DeathConfirmed(
-            host_id=HostId("h1"),
-            boot=BootId(boot),
-            incident=incident,
-            by="admin",
-            force_reason=force,
-        )
-    )
-    play.tick()
-
-
-def unproven(**settings: object) -> Play:
-    play = playing(fencing=FencingPolicy(action=FencingAction.NOTHING), **settings)
-    play.hosts["h1"].cut()
-    play.hosts["h1"].bmc_dead = True
-    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
-    return play
-
-
-def test_an_operators_word_is_proof_and_fences_all_the_same():
-    play = unproven()
-    play.advance(60_000)
-    confirm(play)
-    play.until(lambda: play.where("v1") != [], within_ms=1_000)
-    assert len(play.sent(Poison)) == 1 and len(play.sent(StorageFence)) == 1
-
-
-@pytest.mark.parametrize(
-    ("boot", "incident"), [("h1b0", 1), ("h1b1", 2)], ids=["other boot", "other incident"]
-)
-def test_an_operators_word_about_something_else_is_refused(boot: str, incident: int):
-    play = unproven()
-    play.advance(60_000)
-    confirm(play, boot=boot, incident=incident)
-    play.advance(5_000)
-    assert play.sent(StartCommand) == []
-    assert play.notices[-1].fields["why"] == "confirm.refused.other_incident"
-
-
-def test_an_operators_word_is_refused_while_life_was_seen_unless_forced():
-    play = unproven()
-    confirm(play)
-    assert play.sent(StartCommand) == []
-    assert play.notices[-1].fields["why"] == "confirm.refused.life_seen"
-    confirm(play, force="I stand in front of it")
-    play.until(lambda: play.where("v1") != [], within_ms=1_000)
 
 
 # The targets, and what the record is for

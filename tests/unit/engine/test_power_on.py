@@ -153,6 +153,11 @@ def test_orders_that_always_come_too_late_are_given_ever_more_slowly(
     before = len(play.sent(OrderPower))
     play.advance(600_000)
     assert len(play.sent(OrderPower)) - before in range(18, 22), "once each half minute"
+    late = [one.fields["orders"] for one in play.notices if one.code == "fence.order_too_late"]
+    assert late == [1, 2, 4, 8, 16]
+    (told,) = [one for one in play.notices if one.code == "fence.orders_late"]
+    assert told.fields["orders"] == play.policy.fencing.attempts_per_device
+    assert play.told().count("fence.began") == 1
     play.on_command = None
     play.until(lambda: "host.returned" in play.told(), within_ms=120_000)
     assert "fence.on_failed" not in play.told()

@@ -3,12 +3,13 @@ proven dead; whose writes those of a VM with two holders are (J3); when a host t
 
 import msgspec
 import pytest
-from engine_driver import Play, vm
+from engine_driver import TICK_MS, Play, vm
 from engine_review_driver import named, playing, released, seen
 
-from virtha.engine.events import DeathConfirmed, HostRemoved, Investigate, StartCommand
+from virtha.engine.events import DeathConfirmed, HostRemoved, Investigate, SaveHost, StartCommand
 from virtha.engine.machine import Verdict
 from virtha.engine.records import VmStage
+from virtha.engine.struck import strikes_until_ms
 from virtha.engine.targets import struck_until_ms
 from virtha.model.ids import HostId
 from virtha.model.vm import VmState
@@ -34,7 +35,7 @@ def test_a_silent_host_holds_every_start_after_a_restore():
     play.advance(300_000)
     assert play.verdict("h2") is Verdict.DEAD_UNPROVEN
     assert play.sent(StartCommand) == []
-    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    assert play.why_vm("v1") == ["recovery.waiting.inventory", "recovery.waiting.restored"]
     assert play.engine.explain_vm(play.vms[0].vm_id)[0].fields["hosts"] == "h2"
 
 
@@ -79,21 +80,6 @@ def test_removing_it_ends_the_wait():
     play.advance(120_000)
     play.inbox.append(HostRemoved(host_id=HostId("h2")))
     play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=5_000)
-
-
-def test_a_proof_of_the_restored_records_is_not_believed():
-    """h2 was proven dead by then; it may have come back since, and run anything."""
-    play = named(playing(5))
-    play.hosts["h2"].cut()
-    play.until(lambda: play.verdict("h2") is Verdict.DEAD_PROVEN and play.where("v2") != [])
-    restored(play)
-    play.hosts["h1"].cut()
-    play.advance(300_000)
-    assert play.where("v1") == []
-    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
-    play.hosts["h2"].boot_again()
-    play._greet(play.hosts["h2"])
-    play.until(lambda: play.where("v1") != [])
 
 
 def test_a_start_that_nobody_knows_of_is_waited_for_until_its_grant_is_over():
@@ -185,3 +171,25 @@ def test_a_host_that_was_struck_takes_no_vm_while_the_order_may_still_be_under_w
     assert play.now - ordered_ms >= may_take_ms
     cluster = play.engine._cluster
     assert struck_until_ms(cluster, cluster.hosts[HostId("h1")]) <= play.now
+
+
+def test_an_order_that_can_strike_no_more_is_forgotten_and_not_before():
+    """Else each look at a host that was fenced once would be a close one, for ever."""
+    play = playing()
+    play.hosts["h1"].cut()
+    play.until(lambda: play.offs() == ["h1"])
+    ordered_ms = play.now
+    play.until(lambda: "host.proven_dead" in play.told())
+    play.hosts["h1"].boot_again()
+    play._greet(play.hosts["h1"])
+    play.tick()
+    cluster = play.engine._cluster
+    until_ms = struck_until_ms(cluster, cluster.hosts[HostId("h1")])
+    assert until_ms >= strikes_until_ms(cluster, ordered_ms)
+    while play.now < until_ms - TICK_MS:
+        play.tick()
+        assert play.host_record("h1").struck_ms, "it may still strike"
+    play.advance(1_000)
+    assert play.host_record("h1").struck_ms == 0
+    saved = play.saved["host h1"]
+    assert isinstance(saved, SaveHost) and saved.record.struck_ms == 0

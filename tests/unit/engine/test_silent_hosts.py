@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 
 import msgspec
 import pytest
@@ -14,9 +16,9 @@ from virtha.engine.events import (
     PowerRead,
     SlotChanged,
 )
-from virtha.engine.permits import reads_off
 from virtha.engine.records import FeedProgress, OrderId
 from virtha.engine.struck import UNSURE_MS
+from virtha.engine.verdict import reads_off
 from virtha.model.evidence import Answer, IdentityMatch, PowerState
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.policy import FencingPolicy, Policy
@@ -230,6 +232,12 @@ def test_one_whose_devices_name_it_was_not_struck():
 
 def unfenced_for_long() -> Play:
     """h1 hangs, its device answers nobody. It is ordered off again and again, at last each ten minutes."""
+    return deepcopy(_unfenced_for_long())
+
+
+@cache
+def _unfenced_for_long() -> Play:
+    """Played once: more than an hour, step by step."""
     play = playing(protected=1)
     play.hosts["h1"].bmc_dead = True
     play.hosts["h1"].hang()

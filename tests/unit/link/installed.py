@@ -9,7 +9,7 @@ from link_rig import HostRig, MemoryOutbox, Recorder, SystemClock
 
 from virtha.control.control import Control, make_control
 from virtha.control.installation import initialise
-from virtha.control.requests import EventQuery, JoinRequest, TokenCreate
+from virtha.control.requests import EventQuery, JoinRequest, PageQuery, TokenCreate
 from virtha.control.views import Caller
 from virtha.drivers.link import HostCredentials, HostLink
 from virtha.drivers.pki import (
@@ -19,6 +19,7 @@ from virtha.drivers.pki import (
     server_context,
 )
 from virtha.model.ids import BootId, Term
+from virtha.model.policy import Policy
 from virtha.model.user import Role
 from virtha.server.gateway import Gateway
 from virtha.store import open_store
@@ -49,17 +50,20 @@ class Installed:
         self.context = server_context(self.authority_pem, pem, server_key)
 
     @asynccontextmanager
-    async def server(self, *, silence_ms: int = 5_000) -> AsyncIterator[tuple[Control, Gateway]]:
+    async def server(
+        self, *, policy: Policy | None = None
+    ) -> AsyncIterator[tuple[Control, Gateway]]:
         store = await open_store(f"sqlite:///{self.database}", clock=self.clock)
         gateway = Gateway(
             clock=self.clock,
             installation_id=self.installation_id,
-            beat_interval_ms=min(1_000, silence_ms // 3),
-            silence_ms=silence_ms,
         )
         control = make_control(
             store=store, links=gateway, authority=self.authority, clock=self.clock
         )
+        if policy is not None:
+            (cluster,) = (await control.clusters.list(PageQuery())).items
+            await control.clusters.put_policy(ADMIN, cluster.id, policy)
         self.port = await gateway.start(
             control, term=Term(1), context=self.context, host="127.0.0.1", port=self.port
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtha.control.views import HelloAnswer
+from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.drivers.link import HostCredentials, HostLink
 from virtha.drivers.link_connection import monotonic_ms
 from virtha.drivers.pki import (
@@ -18,6 +18,7 @@ from virtha.drivers.pki import (
 from virtha.model.facts import Fact, Happened
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
+from virtha.model.policy import Policy
 from virtha.model.time import Millis, UtcMillis
 from virtha.server.gateway import Gateway
 from virtha.wire.messages import PeerRole, Welcome
@@ -76,6 +77,14 @@ class MemoryControl:
         self.settings_revision = 1
         self.hellos: list[HostId] = []
         self.lost: list[HostId] = []
+        self.boots: list[BootId] = []
+        """Of the hellos that were recorded."""
+        self.carried_by: list[BootId] = []
+        """Of each batch."""
+        self.term = Term(3)
+        self.counts_on = True
+        """Past terms of other servers."""
+        self.policy = Policy()
         self.fail: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -106,33 +115,49 @@ class MemoryControl:
         *,
         boot: BootId,
         certificate_serial: str,
-        term_seen: int,
+        term_elsewhere: Term,
         fact_sequence_last: int,
     ) -> HelloAnswer:
         self.hellos.append(host_id)
+        self.boots.append(boot)
+        self._count_on(term_elsewhere)
         acknowledged = self.acknowledged(host_id)
         orders = tuple(self.orders)
         await self.hello_gate.wait()
         return HelloAnswer(
             installation_id=INSTALLATION,
-            term=3,
+            term=self.term,
             fact_sequence_acknowledged=acknowledged,
             settings=HostSettings(
-                revision=self.settings_revision, installation_id=INSTALLATION, term=Term(3)
+                revision=self.settings_revision,
+                installation_id=INSTALLATION,
+                term=self.term,
+                policy=self.policy,
             ),
             orders=orders,
         )
+
+    async def guardian_hello(self, host_id: HostId, *, term_elsewhere: Term) -> GuardianAnswer:
+        if self.fail is not None:
+            raise self.fail
+        self._count_on(term_elsewhere)
+        return GuardianAnswer(term=self.term, detection=self.policy.detection)
+
+    def _count_on(self, elsewhere: Term) -> None:
+        if self.counts_on and elsewhere >= self.term:
+            self.term = Term(elsewhere + 1)
 
     def acknowledged(self, host_id: HostId) -> int:
         facts = self.recorded.get(host_id)
         return facts[-1].sequence if facts else 0
 
-    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int:
+    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
         if self.fail is not None:
             raise self.fail
         await self.gate.wait()
         known = self.acknowledged(host_id)
         self.batches.append(len(facts))
+        self.carried_by.append(carried_by)
         self.recorded.setdefault(host_id, []).extend(f for f in facts if f.sequence > known)
         return self.acknowledged(host_id)
 
@@ -252,14 +277,13 @@ class ServerRig:
 
 
 async def start_server(
-    pki: Pki, *, control: MemoryControl | None = None, silence_ms: int = 5_000, port: int = 0
+    pki: Pki, *, control: MemoryControl | None = None, policy: Policy | None = None, port: int = 0
 ) -> ServerRig:
     control = control or MemoryControl()
+    control.policy = policy or control.policy
     gateway = Gateway(
         clock=SystemClock(),
         installation_id=pki.installation_id,
-        beat_interval_ms=min(1_000, silence_ms // 3),
-        silence_ms=silence_ms,
     )
     port = await gateway.start(
         control, term=Term(3), context=pki.context, host="127.0.0.1", port=port
@@ -267,7 +291,7 @@ async def start_server(
     return ServerRig(pki, control, gateway, port)
 
 
-async def until(condition: Callable[[], object], what: str, *, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
     """Wait for a condition, never for a time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -10,12 +10,16 @@ import pytest
 from link_rig import INSTALLATION, HostRig, Pki, ServerRig, start_server, until
 
 from virtha.drivers import link_server
+from virtha.drivers.link import HelloState, HostCredentials
+from virtha.drivers.pki import client_context
 from virtha.model.errors import Unavailable
 from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Term
 from virtha.model.orders import HostSettings, Order, ScanForeign
+from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.ports.hosts import HostLinks
 from virtha.server import gateway as gateway_module
-from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.codec import HEADER, encode_message
+from virtha.wire.messages import Beat, Hello, PeerRole
 
 H1 = HostId("h1")
 
@@ -211,6 +215,175 @@ def test_a_new_boots_first_session_ends_those_of_the_former_one(pki: Pki) -> Non
             rig.host(credentials=credentials, boot="boot-2")
             await until(lambda: agent.events.ended and guardian.events.ended, "both are over")
             assert {one.events.ended[0][0] for one in (agent, guardian)} == {"wire.closed.replaced"}
+
+    run(story())
+
+
+class Peer:
+    """A connection with a host's certificate that says hello when the test wants it to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def hello(self, boot: str, role: PeerRole = PeerRole.AGENT) -> None:
+        hello = Hello(version_major=1, version_minor=0, role=role, host_id=H1, boot=BootId(boot))
+        self._writer.write(encode_message(hello))
+
+    async def ended_by(self) -> str:
+        """The code that the server says before it ends the connection."""
+        (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+        code: str = msgspec.msgpack.decode(await self._reader.readexactly(length))["code"]
+        self._writer.close()
+        return code
+
+
+async def peer(rig: ServerRig, pki: Pki, credentials: HostCredentials) -> Peer:
+    context = client_context(pki.authority_pem, credentials.certificate_pem, credentials.key_pem)
+    before = rig.gateway.metrics().connections
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, ssl=context)
+    assert rig.gateway.metrics().connections > before
+    return Peer(reader, writer)
+
+
+@pytest.mark.req("F9")
+def test_a_hello_of_a_former_boot_read_after_the_later_ones_does_not_count(pki: Pki) -> None:
+    """P4: the present boot's copies would be taken for dead while they write."""
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            former = await peer(rig, pki, credentials)
+            agent = await connected(rig, credentials=credentials, boot="boot-2")
+            former.hello("boot-1")
+            assert await former.ended_by() == "wire.refused.overtaken"
+            guardian = await connected(
+                rig, PeerRole.GUARDIAN, credentials=credentials, boot="boot-2"
+            )
+            assert agent.link.connected and guardian.link.connected
+            assert rig.control.boots == ["boot-2"], "nothing was recorded of the former one"
+            assert rig.gateway.presence(H1).boot == "boot-2"
+
+    run(story())
+
+
+def test_a_boot_that_connected_before_another_was_heard_is_taken_when_it_comes_again(
+    pki: Pki,
+) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            early = await peer(rig, pki, credentials)
+            late = await peer(rig, pki, credentials)
+            late.hello("boot-1")  # in truth the former one: its hello was read first
+            await until(lambda: rig.gateway.agent_connected(H1), "boot-1")
+            early.hello("boot-2")
+            assert await early.ended_by() == "wire.refused.overtaken"
+            assert rig.control.boots == ["boot-1"]
+            await connected(rig, credentials=credentials, boot="boot-2")
+            assert rig.gateway.presence(H1).boot == "boot-2"
+
+    run(story())
+
+
+def test_an_older_connection_of_the_same_boot_does_not_replace_a_newer_one(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            older = await peer(rig, pki, credentials)
+            newer = await connected(rig, credentials=credentials, boot="boot-1")
+            older.hello("boot-1")
+            assert await older.ended_by() == "wire.closed.replaced"
+            assert newer.link.connected and rig.gateway.agent_connected(H1)
+
+    run(story())
+
+
+@pytest.mark.req("F9")
+def test_a_new_boot_ends_also_a_session_whose_successor_is_still_being_answered(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            former = await connected(rig, credentials=credentials, boot="boot-1")
+            rig.control.hello_gate.clear()
+            rig.host(credentials=credentials, boot="boot-1")
+            await until(lambda: len(rig.control.hellos) == 2, "its successor is being answered")
+            await connected(rig, PeerRole.GUARDIAN, credentials=credentials, boot="boot-2")
+            await until(lambda: former.events.ended, "the former boot's session is over")
+            assert not rig.gateway.agent_connected(H1)
+            rig.control.hello_gate.set()
+
+    run(story())
+
+
+@pytest.mark.req("F9")
+def test_a_former_boots_hello_is_not_put_on_record_behind_a_later_ones(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "HELLOS_MAX", 1)
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            credentials = pki.host()
+            rig.control.hello_gate.clear()
+            rig.host(credentials=pki.host(HostId("h2")))
+            await until(lambda: rig.control.hellos, "another host's hello is being answered")
+            former = await peer(rig, pki, credentials)
+            former.hello("boot-1")
+            await until(lambda: rig.gateway.presence(H1) is not None, "it waits its turn")
+            later = rig.host(credentials=credentials, boot="boot-2")
+            assert await former.ended_by() == "wire.closed.replaced"
+            rig.control.hello_gate.set()
+            await until(lambda: later.link.connected, "the later one")
+            assert "boot-1" not in rig.control.boots[1:]
+
+    run(story())
+
+
+@pytest.mark.req("F9")
+def test_sessions_are_as_patient_as_the_clusters_policy(pki: Pki) -> None:
+    async def story() -> None:
+        policy = PROFILES[Profile.FAST]
+        async with server(pki, policy=policy) as rig:
+            credentials = pki.host()
+            for role in PeerRole:
+                host = await connected(rig, role, credentials=credentials)
+                (welcome,) = host.events.welcomes
+                assert welcome.silence_ms == policy.detection.session_silence_ms == 3_000
+                assert welcome.beat_interval_ms == policy.detection.beat_interval_ms == 500
+
+    run(story())
+
+
+@pytest.mark.req("F9")
+def test_facts_come_with_the_boot_whose_session_brought_them(pki: Pki) -> None:
+    async def story() -> None:
+        async with server(pki) as rig:
+            host = await connected(rig, boot="boot-7")
+            host.outbox.write(2)
+            host.link.facts_written()
+            await until(lambda: host.events.facts_acknowledged[-1:] == [2], "acknowledged")
+            assert set(rig.control.carried_by) == {"boot-7"}
+
+    run(story())
+
+
+@pytest.mark.parametrize("role", PeerRole)
+@pytest.mark.parametrize("term_seen", [3, 9])
+def test_a_term_that_a_host_has_of_another_server_is_counted_past(
+    pki: Pki, role: PeerRole, term_seen: int
+) -> None:
+    """M1: a restored database; also for a guardian, whose agent may be down."""
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            state = HelloState(term_seen=Term(term_seen))
+            host = await connected(rig, role, hello_state=lambda: state)
+            assert host.events.welcomes[-1].term == term_seen + 1
+            again = await connected(
+                rig, role, hello_state=lambda: HelloState(term_seen=Term(term_seen + 1))
+            )
+            assert again.events.welcomes[-1].term == term_seen + 1, "that was our own"
 
     run(story())
 

@@ -25,6 +25,7 @@ from virtha.drivers.pki import client_context
 from virtha.model.errors import InvalidInput
 from virtha.model.ids import BootId, HostId, Term
 from virtha.model.orders import HostSettings
+from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.wire.codec import HEADER, encode_message
 from virtha.wire.messages import (
     VERSION_MAJOR,
@@ -268,7 +269,7 @@ def test_bad_first_words_are_answered(pki: Pki, data: bytes, code: str) -> None:
 @pytest.mark.bad_input("half a frame, then silence")
 def test_half_a_frame_then_silence_is_closed(pki: Pki, run: Run) -> None:
     async def story() -> None:
-        async with server(pki, silence_ms=300) as rig:
+        async with server(pki, policy=PROFILES[Profile.FAST]) as rig:
             _, writer = await raw(rig, pki)
             writer.write(encode_message(make_hello()) + b"\x00\x00")
             await until(lambda: rig.gateway.agent_connected(HostId("h1")), "connected")
@@ -394,6 +395,7 @@ def test_facts_survive_breaks_and_server_restarts(pki: Pki, run: Run) -> None:
 def test_a_lower_term_is_refused(pki: Pki) -> None:
     async def story() -> None:
         async with server(pki) as rig:
+            rig.control.counts_on = False
             host = rig.host(hello_state=lambda: HelloState(term_seen=Term(9)))
             await until(lambda: host.events.ended, "refusal")
             assert host.events.ended[0][0] == "wire.refused.term"

@@ -8,9 +8,11 @@ import pytest
 from installed import Installed, recorded
 from link_rig import until
 
+from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.wire.messages import PeerRole
 
-SILENCE_MS = 600
+FAST = PROFILES[Profile.FAST]
+"""Its sessions end after three seconds of silence."""
 
 
 class Line:
@@ -76,7 +78,7 @@ def test_an_event_in_half_a_frame_comes_once_after_the_break(
     async def story() -> None:
         installed = Installed(tmp_path)
         await installed.initialise()
-        async with installed.server(silence_ms=SILENCE_MS) as (control, gateway):
+        async with installed.server(policy=FAST) as (control, gateway):
             line = Line(installed.port)
             await line.open()
             host = installed.connect(await installed.join(control), PeerRole.AGENT, port=line.port)

@@ -3,10 +3,18 @@
 import pytest
 from sentinel_bench import BOOT, WEB, Bench, releases, reports
 
-from virtha.model.facts import Awaited, MigrationReport, ReleaseCause, Released, Result
-from virtha.model.ids import BootId, Incarnation, OperationId
+from virtha.model.facts import (
+    Awaited,
+    Leaving,
+    MigrationReport,
+    ReleaseCause,
+    Released,
+    Result,
+    VmReport,
+)
+from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration
-from virtha.model.vm import VmState
+from virtha.model.vm import PossibleCopy, VmState
 from virtha.sentinel.events import (
     AbortMove,
     ArrivalAccepted,
@@ -38,6 +46,8 @@ COPIES = CopySeen(active=True, under_way=True)
 STANDS = CopySeen(active=True, stands=True)
 PART, WHOLE = STANDS, CopySeen(active=True, stands=True, whole=True)
 GONE = CopySeen()
+GOING = PossibleCopy(host_id=HostId("h1"), incarnation=Incarnation(1), boot=BootId("h1b1"))
+COMING = PossibleCopy(host_id=HostId("h2"), incarnation=Incarnation(2), boot=BootId("h2b1"))
 
 
 def accepted(deadline_ms: int = 60_000) -> MoveAccepted:
@@ -48,6 +58,7 @@ def accepted(deadline_ms: int = 60_000) -> MoveAccepted:
         target_incarnation=Incarnation(2),
         deadline_ms=deadline_ms,
         by="engine",
+        target=COMING,
     )
 
 
@@ -67,7 +78,12 @@ def awaiting() -> Bench:
     assert bench.sentinel.arrival_refusal(WEB, Incarnation(2)) is None
     bench.tell(
         ArrivalAccepted(
-            vm=bench.vm, migration_id=MOVE, incarnation=Incarnation(2), ends_ms=60_000, by="engine"
+            vm=bench.vm,
+            migration_id=MOVE,
+            incarnation=Incarnation(2),
+            ends_ms=60_000,
+            by="engine",
+            source=GOING,
         )
     )
     return bench
@@ -264,6 +280,31 @@ def test_what_does_not_just_run_is_not_moved(state: str) -> None:
     assert refusal.code == "order.refused.state"
 
 
+def told_to_wait_for(decision: Decision) -> list[Leaving | None]:
+    return [one.leaves for one in decision.states if isinstance(one, VmReport)]
+
+
+def test_a_source_that_stands_tells_whose_word_it_waits_for() -> None:
+    """Who has no record of that migration must know whom to ask (M2): before it stands there is nothing to be asked."""
+    bench = leaving()
+    assert told_to_wait_for(bench.tell(ReportAgain())) == [None]
+    waits = Leaving(migration_id=MOVE, target=COMING)
+    assert told_to_wait_for(bench.event("suspended", "migrated")) == [waits]
+    assert told_to_wait_for(bench.tell(ReportAgain())) == [waits]
+    bench.restart()
+    bench.tell(bench.listed("paused", "migration", at_start=True))
+    assert told_to_wait_for(bench.tell(ReportAgain())) == [waits], "also by the next agent"
+
+
+def test_a_source_that_goes_on_waits_for_nobody() -> None:
+    bench = leaving()
+    bench.event("suspended", "migrated")
+    assert told_to_wait_for(bench.event("resumed", "migrated")) == [None]
+    bench.tell(ended(Result.FAILED))
+    bench.event("suspended", "paused")
+    assert told_to_wait_for(bench.tell(ReportAgain())) == [None], "paused for another reason"
+
+
 # The target
 
 
@@ -282,7 +323,9 @@ def awaited(decision: Decision) -> list[tuple[int, str]]:
 def test_a_server_with_a_new_memory_is_told_what_is_awaited_here() -> None:
     """It may have been restored from before that migration was ordered (M2)."""
     bench = awaiting()
-    assert awaited(bench.tell(ReportAgain())) == [(2, MOVE)]
+    decision = bench.tell(ReportAgain())
+    assert awaited(decision) == [(2, MOVE)]
+    assert [one.source for one in decision.states if isinstance(one, Awaited)] == [GOING]
     bench.event("started", "migrated")
     assert awaited(bench.tell(ReportAgain())) == [(2, MOVE)], "it has not run here yet"
     bench.event("resumed", "migrated")

@@ -38,7 +38,7 @@ from virtha.ports.authority import SignedCertificate
 from virtha.ports.hosts import LastBeat
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
-from virtha.server.gateway_uses import HostWatcher
+from virtha.server.gateway_use_cases import HostWatcher
 from virtha.server.leader import Leader
 from virtha.store import Store, open_store
 from virtha.store.engine import find_vm_record
@@ -158,7 +158,7 @@ class PlayedHost:
             self.id,
             boot=self.boot,
             certificate_serial=self.serial,
-            term_seen=term_seen,
+            term_elsewhere=Term(term_seen),
             fact_sequence_last=self.sequence,
         )
         for role in (PeerRole.GUARDIAN, PeerRole.AGENT):
@@ -417,7 +417,11 @@ async def _started(
         leaders=engines,
     )
     term = await control.installation.started(version="test")
-    await engines.begin(control, term)
+    try:
+        await engines.begin(control, term)
+    except BaseException:
+        await store.close()
+        raise
     return store, control, engines, term
 
 

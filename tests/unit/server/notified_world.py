@@ -29,6 +29,7 @@ from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.user import Role
 from virtha.ports.authority import SignedCertificate
+from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
 from virtha.server.notifier import Notifier
 from virtha.store import Store, open_store
@@ -91,7 +92,8 @@ class NotifiedWorld:
     async def notifying(self) -> AsyncIterator[Notifier]:
         """The notifier runs; at the end it is stopped as the server stops it."""
         stopping = asyncio.Event()
-        notifier = Notifier(self.control.deliveries, self.messengers, self.clock, self.metrics)
+        clock = self.store.clock
+        notifier = Notifier(self.control.deliveries, self.messengers, clock, self.metrics)
         task = asyncio.create_task(notifier.run(stopping))
         try:
             yield notifier
@@ -111,6 +113,14 @@ class NotifiedWorld:
             ADMIN, ReceiverCreate(name=name, settings=settings, secrets=secrets)
         )
 
+    async def subscribe_mail(
+        self, name: str = "mail1", *, events: int = 0, **wanted: object
+    ) -> None:
+        """A mail receiver with a subscription; then ``events`` happen."""
+        await self.add_mail(name)
+        await self.subscribe(name, **wanted)
+        await self.happen(events)
+
     async def add_webhook(self, name: str = "hook1") -> None:
         settings = WebhookSettings(url="https://hooks.example.org/virtha")
         await self.control.receivers.create(ADMIN, ReceiverCreate(name=name, settings=settings))
@@ -125,11 +135,18 @@ class NotifiedWorld:
             SubscriptionCreate(receiver=receiver, **wanted),  # type: ignore[arg-type]  # any field
         )
 
-    async def happen(self, count: int = 1, code: str = "hold.set") -> None:
-        """Events, one transaction each, numbered in their ``reason``."""
+    async def happen(
+        self, count: int = 1, code: str = "hold.set", *, reason: str | None = None
+    ) -> None:
+        """Events, one transaction each, numbered in their ``reason`` unless that is given."""
         for number in range(count):
             async with self.store.write() as tx:
-                await record(tx, code, reason=str(number))
+                await record(tx, code, reason=str(number) if reason is None else reason)
+
+    async def route_all(self) -> None:
+        """What happened becomes messages."""
+        while (await self.control.deliveries.route()).more:
+            pass
 
     async def deliveries(self, **wanted: object) -> list[DeliveryView]:
         """Oldest first."""
@@ -160,9 +177,13 @@ class NotifiedWorld:
 
 
 @asynccontextmanager
-async def open_notified(directory: Path) -> AsyncIterator[NotifiedWorld]:
-    """Opened anew in the same directory, it is the same installation."""
-    clock = MovedClock()
+async def open_notified(
+    directory: Path, clock: Clock | None = None
+) -> AsyncIterator[NotifiedWorld]:
+    """Opened anew in the same directory, it is the same installation. Without a ``clock`` the test moves its own,
+    ``world.clock``."""
+    moved = MovedClock()
+    clock = clock or moved
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     try:
         if not await store.is_initialised():
@@ -183,6 +204,6 @@ async def open_notified(directory: Path) -> AsyncIterator[NotifiedWorld]:
             box=KeyBox(KEY, where="secrets.key"),
             messengers=messengers,
         )
-        yield NotifiedWorld(clock, store, control, messengers, Metrics())
+        yield NotifiedWorld(moved, store, control, messengers, Metrics())
     finally:
         await store.close()

@@ -78,7 +78,7 @@ def test_a_host_that_followed_a_later_term_makes_all_begin_anew(tmp_path: Path) 
         assert world.leader.term == 41
         assert [copy.host_id for copy in (await world.record(vm_id)).copies] == [h1.id]
         for host in (h1, h2):
-            await host.hello(term_seen=41)
+            await host.hello()
             await host.tell_all()
         await until(lambda: len(world.all_starts()) == 2)
         ordered = [order for _, order in world.all_starts()][-1:]

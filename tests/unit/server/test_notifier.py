@@ -26,7 +26,9 @@ Story = Callable[[NotifiedWorld], Awaitable[None]]
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
+def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story], None]:
+    fresh_database(tmp_path)
+
     def run(story: Story) -> None:
         async def main() -> None:
             async with open_notified(tmp_path) as world:
@@ -91,8 +93,7 @@ def test_the_cursor_is_written_with_the_messages_and_rarely_without(
     tell: Callable[[Story], None],
 ) -> None:
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
+        await world.subscribe_mail()
         writes = 0
         original = world.store.write
 
@@ -109,8 +110,7 @@ def test_the_cursor_is_written_with_the_messages_and_rarely_without(
             ADMIN, "mail1-1", SubscriptionChange(codes=("vm.*",))
         )
         world.store.write = counted  # type: ignore[method-assign,assignment]  # counts, then does it
-        while (await world.control.deliveries.route()).more:
-            pass
+        await world.route_all()
         assert writes == 0, "nothing matched, and it is not far"
 
     tell(story)
@@ -118,9 +118,7 @@ def test_the_cursor_is_written_with_the_messages_and_rarely_without(
 
 def test_a_message_put_off_lets_others_pass_and_comes_later(tell: Callable[[Story], None]) -> None:
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(3)
+        await world.subscribe_mail(events=3)
         world.messengers.answer = lambda message: (
             LATER
             if message.event.fields["reason"] == "0" and len(world.messengers.tried) < 4
@@ -160,9 +158,7 @@ def test_while_the_receiver_is_away_all_wait_and_none_is_the_worse_for_it(
     monkeypatch.setattr(notifier_module, "away_ms", quick)
 
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(5)
+        await world.subscribe_mail(events=5)
         world.messengers.answer = in_turn(*[AWAY] * 9, ACCEPTED)
         async with world.notifying():
             await world.until(lambda: len(world.messengers.sent) == 5)
@@ -184,8 +180,7 @@ def test_a_refusal_is_told_but_never_through_itself_nor_about_tellings(
 ) -> None:
     async def story(world: NotifiedWorld) -> None:
         for name in ("mail1", "mail2"):
-            await world.add_mail(name)
-            await world.subscribe(name, codes=())
+            await world.subscribe_mail(name, codes=())
         world.messengers.answer = lambda _message: NEVER
         await world.happen(1)
         async with world.notifying():
@@ -215,9 +210,7 @@ def test_what_expires_is_told_once_and_can_be_sent_all_the_same(
 ) -> None:
     async def story(world: NotifiedWorld) -> None:
         await world.control.settings.put(ADMIN, "notification.expiry", SettingPut(value="1h"))
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(3)
+        await world.subscribe_mail(events=3)
         world.messengers.answer = lambda _message: AWAY
         async with world.notifying():
             await world.until(lambda: world.messengers.tried)
@@ -248,11 +241,9 @@ def test_many_that_expire_are_told_once_per_receiver(
 
     async def story(world: NotifiedWorld) -> None:
         for name in ("mail1", "mail2"):
-            await world.add_mail(name)
-            await world.subscribe(name)
+            await world.subscribe_mail(name)
         await world.happen(8)
-        while (await world.control.deliveries.route()).more:
-            pass
+        await world.route_all()
         world.clock.wall += 24 * 3_600_000
         assert await world.control.deliveries.expire() == 16
         told = await world.events("notify.expired")
@@ -272,9 +263,7 @@ def test_a_retry_ends_the_pause_of_a_receiver_taken_for_away(
     monkeypatch.setattr(notifier_module, "away_ms", lambda _failures: 3_600_000)
 
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(1)
+        await world.subscribe_mail(events=1)
         world.messengers.answer = in_turn(AWAY, ACCEPTED)
         async with world.notifying():
             await world.until(lambda: _away(world))
@@ -292,9 +281,7 @@ def test_settings_that_change_during_a_failing_attempt_are_tried_at_once(
     monkeypatch.setattr(notifier_module, "away_ms", lambda _failures: 3_600_000)
 
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(1)
+        await world.subscribe_mail(events=1)
         gate = asyncio.Event()
 
         def away_with_the_old(message: Message) -> Answer:
@@ -330,9 +317,7 @@ def test_a_messenger_that_hangs_is_cut_off_and_does_not_block_the_rest_for_ever(
 
     async def story(world: NotifiedWorld) -> None:
         await world.control.settings.put(ADMIN, "notification.deadline", SettingPut(value="1s"))
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(2)
+        await world.subscribe_mail(events=2)
         never = asyncio.Event()
         world.messengers.answer = lambda message: (
             never if message.event.fields["reason"] == "0" else ACCEPTED
@@ -357,9 +342,7 @@ def test_a_message_that_is_never_answered_does_not_block_the_rest_for_ever(
     unanswered = Receipt(outcome=Outcome.AWAY, code="notify.no_answer", detail="no answer in 1 s")
 
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(2)
+        await world.subscribe_mail(events=2)
         world.messengers.answer = lambda message: (
             unanswered if message.event.fields["reason"] == "0" else ACCEPTED
         )
@@ -396,9 +379,7 @@ def test_dropped_with_its_subscription_even_if_it_was_handed_out(
     tell: Callable[[Story], None],
 ) -> None:
     async def story(world: NotifiedWorld) -> None:
-        await world.add_mail()
-        await world.subscribe()
-        await world.happen(5)
+        await world.subscribe_mail(events=5)
         gate = asyncio.Event()
         world.messengers.answer = lambda _message: gate
         async with world.notifying():
@@ -450,8 +431,7 @@ def test_mail_goes_where_its_user_is_now_and_not_to_one_who_is_locked_out(
         await users.change(ADMIN, "admin", UserChange(email="old@example.org"))
         await world.subscribe(user="admin", address=None)
         await world.happen(1)
-        while (await world.control.deliveries.route()).more:
-            pass
+        await world.route_all()
         await users.change(ADMIN, "admin", UserChange(email="new@example.org"))
         async with world.notifying():
             await world.until(lambda: len(world.messengers.sent) == 1)
@@ -473,8 +453,7 @@ def test_two_that_tell_of_each_other_end(
 
     async def story(world: NotifiedWorld) -> None:
         for name in ("mail1", "mail2"):
-            await world.add_mail(name)
-            await world.subscribe(name, codes=())
+            await world.subscribe_mail(name, codes=())
         # Away at every second attempt: flapping, for whatever is told.
         count = iter(range(10_000))
         world.messengers.answer = lambda _message: AWAY if next(count) % 2 else ACCEPTED

@@ -1,6 +1,8 @@
-"""Kills at the points that matter, and a queue of 100,000: nothing lost, nothing without bound."""
+"""Kills at the points that matter, and a long queue: nothing lost, nothing without bound."""
 
 import asyncio
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,9 +34,7 @@ def run_killed(directory: Path, kill_at: int) -> int:
 def test_killed_between_acceptance_and_record_only_that_message_comes_twice(tmp_path: Path) -> None:
     async def prepare() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(12)
+            await world.subscribe_mail(events=12)
 
     asyncio.run(prepare())
     assert run_killed(tmp_path, 5) == -signal.SIGKILL
@@ -49,15 +49,54 @@ def test_killed_between_acceptance_and_record_only_that_message_comes_twice(tmp_
     assert len({message_id for message_id, _ in lines}) == 12, "twice is under the same id"
 
 
+@pytest.mark.req("W7", "F4")
+def test_five_minutes_away_and_a_kill_meanwhile_lose_nothing_and_keep_the_order(
+    tmp_path: Path,
+) -> None:
+    """On time that runs a hundred times as fast: one receiver away for 300 s, the server killed after 150 s."""
+
+    def run(*words: int) -> int:
+        program = [sys.executable, str(HERE / "outage_notifier.py"), str(tmp_path)]
+        return subprocess.run([*program, *map(str, words)], timeout=100, check=False).returncode
+
+    assert run(0, 300, 150) == -signal.SIGKILL
+    first = (tmp_path / "told").read_text().splitlines()
+    assert run(150, 300, 0) == 0
+    told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+    everything = list(range(0, 330, 10))
+
+    def taken(receiver: str) -> list[tuple[int, str]]:
+        return [
+            (int(n), of) for name, said, of, n in told if (name, said) == (receiver, "accepted")
+        ]
+
+    assert [number for number, _ in taken("mail1")] == everything, "each once, in order"
+    hooks = taken("hook1")
+    (twice,) = [one for one in set(hooks) if hooks.count(one) > 1]
+    assert twice == (int(first[-1].split()[3]), first[-1].split()[2]), "only what was in flight"
+    assert [number for number, _ in hooks] == sorted([*everything, twice[0]])
+    # Left alone ever longer: 1, 2, 4 … 60 s; once anew after the kill.
+    assert 2 <= sum(said == "away" for _, said, _, _ in told) <= 20
+
+    async def look() -> None:
+        async with open_notified(tmp_path) as world:
+            mails = [one.delivery for one in await world.deliveries(receiver="mail1")]
+            assert {one.attempts for one in mails} == {1}, "none is the worse for it"
+            (away,) = await world.events("notify.receiver_away")
+            (back,) = await world.events("notify.receiver_back")
+            away_ms = back.fields["away_ms"]
+            assert isinstance(away_ms, int) and away_ms > 0 and back.revision > away.revision
+
+    asyncio.run(look())
+
+
 @pytest.mark.req("W7")
 def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     """The route from events to messages, cut off before each of its commits."""
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(450)
+            await world.subscribe_mail(events=450)
             original = world.store.write
             for _ in range(6):
                 world.store.write = _cut(original)  # type: ignore[method-assign,assignment]  # a crash at this write
@@ -96,9 +135,7 @@ def test_a_store_that_refuses_the_outcome_is_asked_until_it_takes_it(
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(2)
+            await world.subscribe_mail(events=2)
             accepted = world.control.deliveries.accepted
             refusals = 3
 
@@ -125,16 +162,15 @@ async def _all_sent(world: NotifiedWorld) -> bool:
 
 @pytest.mark.req("W7")
 def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: Path) -> None:
-    """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue."""
-    waiting, sent_max = 100_000, 250
+    """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue.
+
+    `make verify` lets so many wait; here it is a tenth, by which the count would be passed as well."""
+    waiting, sent_max = 100_000 if os.environ.get("VIRTHA_WHOLE_QUEUE") else 10_000, 250
 
     async def story() -> None:
         async with open_notified(tmp_path) as world:
-            await world.add_mail()
-            await world.subscribe()
-            await world.happen(1)
-            while (await world.control.deliveries.route()).more:
-                pass
+            await world.subscribe_mail(events=1)
+            await world.route_all()
             await _multiply(world, waiting)
             gate = asyncio.Event()
             from played_receivers import ACCEPTED, Answer
@@ -148,11 +184,43 @@ def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: P
                 await world.until(lambda: len(world.messengers.tried) > sent_max)
             seen.stop()
             batches = sent_max // BATCH + 1
-            # Per message: is it still due, its end, its receiver twice.
-            assert seen.statements <= sent_max * 12 + batches * 12 + 100, seen.statements
+            # Per message one transaction of five: begin, revision, its end, how many there are, may the next go.
+            assert seen.statements <= sent_max * 5 + batches * 12 + 100, seen.statements
             assert seen.rows_max == BATCH, "no statement brought more than a batch"
             plans = await _plans(world)
             assert not [plan for plan in plans if "SCAN delivery" in plan], plans
+
+    asyncio.run(story())
+
+
+@pytest.mark.req("W7")
+def test_how_many_wait_is_known_without_counting_them(tmp_path: Path) -> None:
+    """What the metrics and the views of receivers ask reads no queue, however long it is."""
+
+    async def story() -> None:
+        async with open_notified(tmp_path) as world:
+            for name in ("mail1", "mail2"):
+                await world.add_mail(name)
+            await world.subscribe()
+            await world.happen(20)
+            while (await world.control.deliveries.route()).more:
+                pass
+            seen = _Counted(world)
+            figures = await world.control.deliveries.figures()
+            view = await world.control.receivers.get("mail1")
+            seen.stop()
+            assert figures.counts["pending"] == 20 and view.deliveries == {"pending": 20}
+            assert figures.oldest_pending == view.oldest_pending == world.clock.wall
+            async with world.store.read() as tx:
+                for asked in seen.asked:
+                    rows = await tx.connection.exec_driver_sql(
+                        f"EXPLAIN QUERY PLAN {asked}", tuple("x" for _ in range(asked.count("?")))
+                    )
+                    plan = [str(row[3]) for row in rows]
+                    read = [step for step in plan if re.search(r"\bdelivery\b", step)]
+                    for step in read:
+                        # Beyond the state there is one more column, of which the first entry is taken.
+                        assert "ix_delivery_receiver_id_state_created" in step, plan
 
     asyncio.run(story())
 
@@ -162,6 +230,7 @@ class _Counted:
 
     def __init__(self, world: NotifiedWorld) -> None:
         self.statements = 0
+        self.asked: list[str] = []
         self.rows_max = 0
         self._engines = [world.store._reader.sync_engine, world.store._writer.sync_engine]
         for engine in self._engines:
@@ -171,8 +240,10 @@ class _Counted:
         for engine in self._engines:
             sqlalchemy_event.remove(engine, "after_cursor_execute", self._count)
 
-    def _count(self, _connection: Any, cursor: Any, *_rest: Any) -> None:
+    def _count(self, _connection: Any, cursor: Any, statement: str, *_rest: Any) -> None:
         self.statements += 1
+        if statement.startswith("SELECT"):
+            self.asked.append(statement)
         rows = getattr(cursor, "_rows", None)
         if rows is not None:
             self.rows_max = max(self.rows_max, len(rows))

@@ -1,7 +1,6 @@
 """The presence loop: what it tells control, when the store is away, and when it slept itself."""
 
 import asyncio
-import inspect
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +13,10 @@ from virtha.control.effects import BEAT_SILENCE_MS
 from virtha.model.errors import Unavailable
 from virtha.model.host import HostState
 from virtha.model.ids import BootId, HostId
+from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.model.time import Millis, UtcMillis
 from virtha.ports.hosts import LastBeat
-from virtha.server.gateway import Gateway, HostPresence
+from virtha.server.gateway import HostPresence
 from virtha.server.presence import PresenceTimes, Sighting
 from virtha.server.watch import INTERVAL_MS, PresenceWatch
 
@@ -241,6 +241,6 @@ def test_the_loop_ends_when_the_server_stops() -> None:
     asyncio.run(main())
 
 
-def test_a_beat_is_as_old_for_a_grant_as_for_the_gateway() -> None:
-    silence = inspect.signature(Gateway).parameters["silence_ms"].default
-    assert silence == BEAT_SILENCE_MS
+@pytest.mark.parametrize("profile", Profile)
+def test_no_session_lives_longer_than_its_last_beat_may_be_quoted(profile: Profile) -> None:
+    assert PROFILES[profile].detection.session_silence_ms <= BEAT_SILENCE_MS

@@ -215,14 +215,14 @@ def lease_proof(player: Player) -> SaveHost:
 def test_a_lease_proof_of_a_host_that_can_still_write_is_a_violation(before: str, what: str):
     player = played(RUNNING + before)
     with pytest.raises(Violation, match=what):
-        player.truth.written_under(player.world.server.term, [lease_proof(player)])
+        player.truth.written_under(player.world.server.lead, [lease_proof(player)])
 
 
 def test_a_lease_proof_of_a_boot_that_is_over_is_none():
     player = played(RUNNING)
     proof = lease_proof(player)
     player.world.reset(player.world.hosts["h1"], "for the test")
-    player.truth.written_under(player.world.server.term, [proof])
+    player.truth.written_under(player.world.server.lead, [proof])
 
 
 @pytest.mark.req("F1")

@@ -145,3 +145,34 @@ def test_redialling_slows_down(
     assert mean == delay_ms
     least = redial_delay_ms(failures, outage_ms=outage_ms, last_code=code, chance=0)
     assert least == delay_ms / 2
+
+
+AGENTS_LATER = (
+    "# s\nengine\nhosts h1 h2\nadvance 5s\nbackup-server\nstop-server\nstart-server\nadvance 3s\n"
+)
+
+
+def test_a_restored_server_never_leads_under_a_number_that_a_host_has_of_another() -> None:
+    """M1: counted from the backup, its first term has the number of the one before the restore."""
+    player = Player()
+    for step in parse(AGENTS_LATER).steps:
+        player.do(step)
+    known = player.world.server.term
+    player.do(parse("# s\nrestore-server\n").steps[0])
+    assert player.world.server.term == known
+    player.advance("5s")
+    failover = player.world.gateway.failover
+    assert failover is not None and failover.leader.alive
+    assert failover.leader.term == player.world.server.term > known
+
+
+def test_a_guardian_alone_makes_a_restored_server_count_on() -> None:
+    """M1: it would refuse the lower term, and a host whose agent is down would look like a dead one."""
+    player = Player()
+    for step in parse(AGENTS_LATER).steps:
+        player.do(step)
+    known = player.world.server.term
+    for step in parse("# s\nstop-agent h1\nstop-agent h2\nrestore-server\nadvance 5s\n").steps:
+        player.do(step)
+    assert player.world.server.term > known
+    assert player.world.gateway.guardian_connected("h1")

@@ -140,17 +140,17 @@ def move(player: Player, source: str, target: str) -> MigrateCommand:
 
 def test_moving_a_vm_that_nobody_wants_moved_is_a_violation():
     player = played(RUNNING)
-    term = player.world.server.term
+    lead = player.world.server.lead
     with pytest.raises(Violation, match="nobody wanted that"):
-        player.move_truth.command_given(term, move(player, "h1", "h2"))
+        player.move_truth.command_given(lead, move(player, "h1", "h2"))
     player.move_truth.emptied.add("h1")
-    player.move_truth.command_given(term, move(player, "h1", "h2"))
+    player.move_truth.command_given(lead, move(player, "h1", "h2"))
 
 
 def test_moving_a_vm_while_a_third_host_has_it_is_a_violation():
     player = played(f"{RUNNING}maintenance h2 on\n")
     with pytest.raises(Violation, match="while h1 has it"):
-        player.move_truth.command_given(player.world.server.term, move(player, "h2", "h3"))
+        player.move_truth.command_given(player.world.server.lead, move(player, "h2", "h3"))
 
 
 def test_letting_one_side_run_while_the_other_has_something_left_is_a_violation():
@@ -166,7 +166,7 @@ def test_letting_one_side_run_while_the_other_has_something_left_is_a_violation(
         word=MigrationWord.RUN,
     )
     with pytest.raises(Violation, match="while h2 has some of it"):
-        player.move_truth.command_given(player.world.server.term, word)
+        player.move_truth.command_given(player.world.server.lead, word)
 
 
 def test_letting_a_source_run_after_the_target_wrote_is_a_violation():
@@ -182,7 +182,7 @@ def test_letting_a_source_run_after_the_target_wrote_is_a_violation():
         word=MigrationWord.RUN,
     )
     with pytest.raises(Violation, match="its disks are h2's"):
-        player.move_truth.command_given(player.world.server.term, word)
+        player.move_truth.command_given(player.world.server.lead, word)
 
 
 # The language

@@ -245,14 +245,14 @@ def test_a_record_that_cannot_be_read_is_named(
 def test_an_installation_of_before_the_engine_keeps_all_it_had(tmp_path: Path) -> None:
     """Whatever was recorded by then has been acknowledged: its hosts have forgotten it."""
     database = tmp_path / "virtha.db"
-    migrate(database, migrations=scripts_up_to(tmp_path, "0002"))
+    migrate(database, migrations=scripts_up_to(tmp_path, "0003"))
     with closing(sqlite3.connect(database)) as old, old:
         old.execute("INSERT INTO installation VALUES ('i', 'virtha', NULL, 41, 3, 't', 1, 0)")
         old.execute("INSERT INTO cluster VALUES ('c', 'default', '{}', 1)")
         old.execute("INSERT INTO host VALUES ('h', 'h1', 1, 'c', NULL, '{}', 2)")
         old.execute("INSERT INTO host_status VALUES ('h', 'up', 977, 't', '{}', 3)")
     backup = migrate(database)
-    assert backup is not None and backup.name.startswith("virtha.db.before-0002-")
+    assert backup is not None and backup.name.startswith("virtha.db.before-0003-")
     with closing(sqlite3.connect(database)) as new:
         found = new.execute("SELECT host_id, fact_sequence, fact_acknowledged FROM host_status")
         assert found.fetchall() == [("h", 977, 977)]

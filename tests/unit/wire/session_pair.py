@@ -6,6 +6,7 @@ from typing import Any
 from virtha.model.facts import Fact, Happened
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.time import Millis
+from virtha.wire.host_session import HostSession, OutboxView
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -15,7 +16,7 @@ from virtha.wire.messages import (
     PeerRole,
     Welcome,
 )
-from virtha.wire.session import HostSession, OutboxView, ServerSession
+from virtha.wire.server_session import ServerSession
 
 INSTALLATION = InstallationId("installation-1")
 HOST = HostId("host-1")

@@ -36,11 +36,11 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
+from virtha.wire.server_session import ServerSession
 from virtha.wire.session import (
     HELLO_DEADLINE_MS,
     PARTIAL_FRAME_DEADLINE_MS,
     SEND_BUFFER_BYTES_MAX,
-    ServerSession,
     SessionState,
 )
 

@@ -7,7 +7,8 @@ from session_pair import HOST, ListOutbox, make_beat, make_fact, make_hello, mak
 from virtha.model.time import Millis
 from virtha.wire.codec import encode_message
 from virtha.wire.messages import Facts, Message, PeerRole, Ping
-from virtha.wire.session import Closed, ServerSession, SessionState
+from virtha.wire.server_session import ServerSession
+from virtha.wire.session import Closed, SessionState
 
 # A busy machine makes examples slowly; that says nothing about the code.
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -56,6 +56,7 @@ EVENTS: tuple[Code, ...] = (
         ERROR,
         "Neither agent nor guardian of {name} answer; nothing is proved by that",
         "name",
+        help="Look at its console, its power and its network. Its VMs stay where they are until it answers or is proven dead.",
     ),
     event(1405, "host.reachable", INFO, "Host {name} answers again", "name"),
     event(1406, "host.rebooted", WARNING, "Host {name} has a new boot", "name", "boot", "old_boot"),
@@ -89,8 +90,16 @@ EVENTS: tuple[Code, ...] = (
         "Outbox of {name} was damaged; {lost} bytes were set aside",
         "name",
         "lost",
+        help="Look for disk errors in that host's kernel log. The history of its VMs may have a gap.",
     ),
-    event(1413, "host.disk.full", ERROR, "No space left for the agent's state on {name}", "name"),
+    event(
+        1413,
+        "host.disk.full",
+        ERROR,
+        "No space left for the agent's state on {name}",
+        "name",
+        help="Make room below /var/lib/virtha on that host.",
+    ),
     event(1414, "host.removed", INFO, "Host {name} removed", "name"),
     event(
         1415,
@@ -100,6 +109,7 @@ EVENTS: tuple[Code, ...] = (
         "name",
         "vm",
         "pid",
+        help="It was started with libvirt's own tools, or outlived its grant. If it runs nowhere now, 'virtha vm start'.",
     ),
     event(
         1416,
@@ -109,6 +119,7 @@ EVENTS: tuple[Code, ...] = (
         "name",
         "kind",
         "size",
+        help="This is an error of virtha. Report it with the agent's log of that minute.",
     ),
     event(
         1417,
@@ -156,6 +167,7 @@ EVENTS: tuple[Code, ...] = (
         "Storage domain {name} belongs to another installation",
         "name",
         "owner",
+        help="Another virtha manages the VMs there, and two managers of one disk end in two writers. Use another directory.",
     ),
     event(
         1603,
@@ -165,6 +177,7 @@ EVENTS: tuple[Code, ...] = (
         "name",
         "host",
         "detail",
+        help="Look at its mount on that host: path, rights, free space.",
     ),
     event(1604, "disk.created", INFO, "Disk {path} created", "path"),
     event(1605, "disk.deleted", INFO, "Disk {path} deleted", "path"),
@@ -184,6 +197,7 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "host",
         "detail",
+        help="The detail is the host's own word. Mend it, then 'virtha vm start'.",
     ),
     event(2007, "vm.stopped", INFO, "VM {vm} stopped: {cause}", "vm", "cause", "by"),
     event(
@@ -193,6 +207,7 @@ EVENTS: tuple[Code, ...] = (
         "VM {vm} stopped unexpectedly: {cause}",
         "vm",
         "cause",
+        help="If it is highly available it is restarted as its policy says; if it stays down, 'virtha vm show' says why.",
     ),
     event(2009, "vm.paused", INFO, "VM {vm} paused: {cause}", "vm", "cause"),
     event(2010, "vm.resumed", INFO, "VM {vm} resumed", "vm"),
@@ -200,7 +215,14 @@ EVENTS: tuple[Code, ...] = (
     event(2012, "vm.agent.connected", INFO, "Guest agent of {vm} answers", "vm"),
     event(2013, "vm.agent.lost", WARNING, "Guest agent of {vm} no longer answers", "vm"),
     event(
-        2015, "vm.unmanaged_copy", ALERT, "{vm} runs on {host} without a grant", "vm", "host", "pid"
+        2015,
+        "vm.unmanaged_copy",
+        ALERT,
+        "{vm} runs on {host} without a grant",
+        "vm",
+        "host",
+        "pid",
+        help="Find out at once whether it also runs elsewhere: two writers destroy a disk. End the copy that is not managed.",
     ),
     event(
         2016,
@@ -260,8 +282,23 @@ EVENTS: tuple[Code, ...] = (
         "model",
         "count",
     ),
-    event(2201, "vm.panicked", ERROR, "Kernel of {vm} panicked", "vm"),
-    event(2202, "vm.crashed", ERROR, "QEMU of {vm} died: {cause}", "vm", "cause"),
+    event(
+        2201,
+        "vm.panicked",
+        ERROR,
+        "Kernel of {vm} panicked",
+        "vm",
+        help="If it is highly available, it is restarted as its policy says. Its console log and the evidence ('virtha vm show') say why it panicked.",
+    ),
+    event(
+        2202,
+        "vm.crashed",
+        ERROR,
+        "QEMU of {vm} died: {cause}",
+        "vm",
+        "cause",
+        help="If it is highly available, it is restarted as its policy says. QEMU's log on that host says why it died.",
+    ),
     event(
         2203,
         "vm.watchdog.reset_loop",
@@ -270,6 +307,7 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "count",
         "window",
+        help="Look at its console. If it only boots slowly, give its watchdog more time; else repair the guest.",
     ),
     event(
         2204,
@@ -321,6 +359,7 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "incarnation",
         "current",
+        help="A newer copy was started elsewhere. Don't resume this one: it is ended by itself once that is certain.",
     ),
     event(
         2211,
@@ -329,6 +368,7 @@ EVENTS: tuple[Code, ...] = (
         "{vm} runs on after its watchdog's dump: {attempts} attempts to pause it failed",
         "vm",
         "attempts",
+        help="Pause it ('virtha vm pause') to look at it, or reset it. libvirt's log on that host says why it could not be paused.",
     ),
     event(
         2212,
@@ -378,6 +418,7 @@ EVENTS: tuple[Code, ...] = (
         "vm",
         "detail",
         "attempt",
+        help="It is tried again as its policy says. The detail is the host's own word.",
     ),
     event(
         2403,

@@ -25,6 +25,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} is judged dead after {silent_ms} ms of silence; proof is sought",
         "host",
         "silent_ms",
+        help="Nothing is to be done while proof is sought. If none comes, make sure that it is off, then confirm it.",
     ),
     event(3004, "host.alive_after_all", WARNING, "{host} lives: seen by {via}", "host", "via"),
     event(
@@ -73,8 +74,17 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "vms",
         "boot",
         help="Make sure that it is off, then confirm its death for the incident of this event, forced with a "
-        "reason, for nobody watches it any more; or add it again, "
-        "and it tells by itself what it runs.",
+        "reason, for nobody watches it any more. A machine that joins again is another host here: what it tells says nothing "
+        "of its former one.",
+    ),
+    event(
+        3011,
+        "host.judged_anew",
+        WARNING,
+        "{host} was judged dead before the database was restored; it may have come back since, so it is judged anew",
+        "host",
+        help="Nothing starts before it has told what it runs, or is proven dead once more. Where it can't be fenced, make "
+        "sure that it is off and confirm its death.",
     ),
     # 3040: fencing
     event(3040, "fence.began", WARNING, "Fencing {host}: {action}", "host", "action"),
@@ -104,6 +114,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} was ordered off and lives on: {detail}",
         "host",
         "detail",
+        help="Make sure which machine its power devices switch, and test them.",
     ),
     event(
         3045,
@@ -130,6 +141,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} could not be switched on again: {why}",
         "host",
         "why",
+        help="Switch it on by hand, or mend its power device. Its VMs don't wait for it.",
     ),
     event(
         3047,
@@ -145,9 +157,11 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         3050,
         "fence.order_too_late",
         WARNING,
-        "An order to the power devices of {host} was {late_ms} ms old and was not carried out; it is judged anew",
+        "An order to the power devices of {host} was {late_ms} ms old and was not carried out ({orders} so far); it is "
+        "judged anew",
         "host",
         "late_ms",
+        "orders",
         help="This server stood still or waited for its database.",
     ),
     event(
@@ -169,6 +183,35 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "other",
         help="Make sure that {host} is off and confirm it as dead; or correct the addresses of both power devices and test "
         "those of {other}.",
+    ),
+    event(
+        3053,
+        "fence.next_level",
+        WARNING,
+        "Fencing {host} goes on with level {level}",
+        "host",
+        "level",
+    ),
+    event(
+        3054,
+        "fence.orders_late",
+        ALERT,
+        "{orders} power orders ({action}) for {host} were too old to be carried out: it is not known when one will be in time",
+        "host",
+        "orders",
+        "action",
+        help="They are tried on, each half minute. This server stands still again and again, or its database is slow: mend "
+        "that; or make sure that the host is off and confirm it as dead.",
+    ),
+    event(
+        3055,
+        "fence.disks_written",
+        ALERT,
+        "{host} was ordered off, and the disks of its VMs are written on: it is taken for alive, and not ordered off again "
+        "before they are quiet",
+        "host",
+        help="Its power device lies or is another host's, or somebody else writes those disks. Find out which; if the host "
+        "is off, confirm it as dead.",
     ),
     # 3080: VMs
     event(
@@ -330,6 +373,26 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "and {vm} goes on where it can.",
     ),
     event(
+        3123,
+        "vm.migration_source_found",
+        WARNING,
+        "{vm} stands still on {host}, which was to move it by a move that is not on record",
+        "vm",
+        "host",
+        help="The database was restored from before that move was ordered. Nothing is to be done: the host that it was to "
+        "go to is asked, and {vm} goes on where it can.",
+    ),
+    event(
+        3124,
+        "vm.migration_unsettled",
+        ERROR,
+        "A move of {vm} that is not on record can't be settled: {why}",
+        "vm",
+        "why",
+        help="`virtha explain` names the hosts that may hold {vm}. Look at them; end the copies that are out of date, "
+        "or have the missing host join again.",
+    ),
+    event(
         3118,
         "vm.migration_contradicted",
         ALERT,
@@ -347,6 +410,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "vm",
         "source",
         "target",
+        help="It is started anew where there is room, once neither host can hold it.",
     ),
     event(
         3120,

@@ -138,6 +138,16 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "witness",
     ),
     reason(
+        6068,
+        "fence.blocked.disks_change",
+        WARNING,
+        "disks of its VMs were written since it fell silent: taken for alive, until {needed} looks find them quiet ({quiet} "
+        "so far)",
+        "quiet",
+        "needed",
+        help="If nobody can read them any more, make sure that the host is off and confirm it as dead.",
+    ),
+    reason(
         6070,
         "fence.waiting.order",
         INFO,
@@ -212,7 +222,8 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6104,
         "proof.blocked.disks_change",
         ERROR,
-        "disks of its VMs changed {quiet_ms} ms ago, after it was read as off",
+        "disks of its VMs changed {quiet_ms} ms ago, after it was read as off: that proves nothing, and it is not ordered "
+        "off again before they are quiet",
         "quiet_ms",
         help="Its power device lies, or somebody else writes them. Make sure that the host is off, then confirm it.",
     ),
@@ -247,7 +258,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "confirm.refused.unwatched",
         ERROR,
         "it was removed, so nobody watches it: no sign of life could have been seen",
-        help="Look at the machine itself, then confirm with a reason (force); or add it again.",
+        help="Look at the machine itself, then confirm with a reason (force).",
     ),
     # 6150: why a VM is not started yet
     reason(
@@ -282,7 +293,8 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         ERROR,
         "{hosts} may still run it and was removed before that was disproved: nobody watches it any more",
         "hosts",
-        help="Make sure that it is off, then confirm its death; or add it again.",
+        help="Make sure that it is off, or that the machine has rebooted, then confirm its death. Joined again it is another "
+        "host here.",
     ),
     reason(
         6157,
@@ -292,6 +304,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "host",
         "why",
         help="Look at the host's own reasons. Make sure that it is off, then confirm it.",
+    ),
+    reason(
+        6158,
+        "recovery.waiting.restored",
+        ERROR,
+        "{host} has told nothing since the database was restored, is silent, and not proven dead: it may run it",
+        "host",
+        help="Its own reasons say why it is not fenced. Bring it back; or make sure that it is off and confirm its death.",
     ),
     reason(6164, "recovery.blocked.ignored", INFO, "an operator took it out of automatic action"),
     reason(6160, "recovery.blocked.hold", WARNING, "automatic action is on hold: {why}", "why"),

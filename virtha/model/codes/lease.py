@@ -26,6 +26,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "vm",
         "domain",
         "pid",
+        help="It is started elsewhere. Find out why this host lost its storage.",
     ),
     event(
         1442,
@@ -53,6 +54,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "name",
         "domain",
         "count",
+        help="QEMU hung in its storage. If the host does not come back, look at its console.",
     ),
     event(
         1446,
@@ -70,6 +72,7 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "name",
         "domain",
         "fault",
+        help="Look at the storage domain on that host. Until it can use its slot, its lease proves nothing.",
     ),
     event(
         1448,

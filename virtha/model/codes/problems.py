@@ -74,4 +74,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8075, "wire.refused.unavailable", "The server can't take sessions at present"),
     _problem(8076, "wire.closed.lost", "The connection broke"),
     _problem(8077, "wire.closed.unreachable", "No connection could be made"),
+    _problem(
+        8078, "wire.refused.overtaken", "Another boot of the host was heard first: connect again"
+    ),
 )

@@ -1,23 +1,12 @@
-"""What the gateway needs of the use cases, and whom it tells of every sign."""
+"""What the gateway needs of ``virtha.control``, and whom it tells of every sign."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from virtha.control.views import HelloAnswer
+from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.model.facts import Fact
-from virtha.model.ids import BootId, HostId
-from virtha.model.value import Value
+from virtha.model.ids import BootId, HostId, Term
 from virtha.wire.messages import Beat, PeerRole
-
-
-class SessionTimes(Value, frozen=True, kw_only=True):
-    """What a host is told as it connects."""
-
-    beat_interval_ms: int
-    silence_ms: int
-
-    def __post_init__(self) -> None:
-        assert 2 * self.beat_interval_ms < self.silence_ms, "one lost beat must not be silence"
 
 
 class HostUseCases(Protocol):
@@ -27,9 +16,11 @@ class HostUseCases(Protocol):
         *,
         boot: BootId,
         certificate_serial: str,
-        term_seen: int,
+        term_elsewhere: Term,
         fact_sequence_last: int,
     ) -> HelloAnswer: ...
+
+    async def guardian_hello(self, host_id: HostId, *, term_elsewhere: Term) -> GuardianAnswer: ...
 
     async def certificate_allowed(self, host_id: HostId, serial: str) -> bool: ...
 
@@ -37,7 +28,9 @@ class HostUseCases(Protocol):
 
 
 class FactUseCases(Protocol):
-    async def record_facts(self, host_id: HostId, boot: BootId, facts: Sequence[Fact]) -> int: ...
+    async def record_facts(
+        self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]
+    ) -> int: ...
 
 
 class GatewayUseCases(Protocol):
@@ -64,10 +57,6 @@ class WatchedGateway(Protocol):
 
 class HostWatcher(Protocol):
     """Who is told of every sign of a host, beside the use cases: the engines. Only ``facts`` may take its time."""
-
-    def times(self, host_id: HostId) -> SessionTimes | None:
-        """By its cluster's policy; None: not known yet."""
-        ...
 
     def beat(self, host_id: HostId, beat: Beat) -> None: ...
 

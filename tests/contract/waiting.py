@@ -1,0 +1,13 @@
+"""Waiting for what another side does: for a condition, never for a time."""
+
+import asyncio
+from collections.abc import Callable
+
+WAIT_S = 20
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Raises TimeoutError when it does not come about."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.01)
