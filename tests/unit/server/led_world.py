@@ -1,5 +1,6 @@
 """A real store, real use cases and real engines; hosts are played, time is the test's, and each effect can be the last."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import the_installation
 from virtha.wire.messages import Beat, PeerRole
 
+WAIT_S = 20.0
 GIB = 1 << 30
 MIB = 1 << 20
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -267,6 +269,8 @@ class LedWorld:
     engines: Engines
     term: Term
     hosts: dict[str, PlayedHost] = field(default_factory=dict)
+    leads_itself: bool = False
+    """The engines run in their tasks; else the test makes each turn."""
 
     @property
     def feed(self) -> ClusterFeed:
@@ -281,10 +285,21 @@ class LedWorld:
 
     async def settle(self, rounds: int = 4) -> None:
         """Turns, commands and what they change, until the engine has had its say."""
+        if self.leads_itself:
+            await self._all_durable()
+            return
         for _ in range(rounds):
             await self.engines.refresh()
             await self.leader.turn()
             await self.leader.send_all()
+
+    async def _all_durable(self) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while any(  # noqa: ASYNC110
+                self.gateway.acknowledged.get(host.id, 0) < host.sequence
+                for host in self.hosts.values()
+            ):
+                await asyncio.sleep(0.005)
 
     async def pass_time(self, duration_ms: int, *, beating: tuple[str, ...]) -> None:
         """In steps of half a second, with turns."""

@@ -21,6 +21,7 @@ WAIT_S = 20.0
 @asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[tuple[LedWorld, "asyncio.Task[None]"]]:
     async with led_world(directory) as world:
+        world.leads_itself = True
         stopping = asyncio.Event()
         task = asyncio.create_task(world.engines.run(stopping))
         try:
