@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from virtha.control.clusters import Clusters
 from virtha.control.deliveries import Deliveries
 from virtha.control.effects import Dispatcher
+from virtha.control.engine_orders import EngineOrders
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
@@ -13,6 +14,7 @@ from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
 from virtha.control.launch import Launcher
+from virtha.control.leading import Leading
 from virtha.control.notifications import Notifications
 from virtha.control.notifier_bell import NotifierBell
 from virtha.control.operations import Operations
@@ -30,6 +32,7 @@ from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.receivers import Messengers
 from virtha.store import Store
 
@@ -56,6 +59,8 @@ class Control:
     subscriptions: Subscriptions
     notifications: Notifications
     deliveries: Deliveries
+    leading: Leading
+    engine_orders: EngineOrders
 
 
 def make_control(
@@ -68,10 +73,13 @@ def make_control(
     passwords: Passwords | None = None,
     box: SecretBox | None = None,
     messengers: Messengers | None = None,
+    leaders: Leaders | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
-    can have no secrets; ``messengers`` None: nothing is sent."""
-    dispatcher = Dispatcher(store, links)
+    can have no secrets; ``messengers`` None: nothing is sent.
+    ``leaders`` None: no engine leads, nothing is done when a host fails."""
+    leaders = leaders or NobodyLeads()
+    dispatcher = Dispatcher(store, links, leaders)
     runner = Runner(Launcher(links))
     hellos = HelloBook()
     bell = NotifierBell()
@@ -79,9 +87,9 @@ def make_control(
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
-        hosts=Hosts(store, runner, dispatcher, hellos),
+        hosts=Hosts(store, runner, dispatcher, hellos, leaders),
         storage=StorageDomains(store, runner, dispatcher),
-        vms=Vms(store, links, runner, dispatcher),
+        vms=Vms(store, links, runner, dispatcher, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
         users=Users(store, clock, passwords or Passwords()),
@@ -89,10 +97,12 @@ def make_control(
         settings=Settings(store),
         hold=Hold(store, dispatcher),
         join=Join(store, authority, dispatcher, servers),
-        status=Status(store, links),
-        facts=FactRecorder(store, runner, dispatcher, hellos),
+        status=Status(store, links, leaders),
+        facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
+        leading=Leading(store, dispatcher, hellos),
+        engine_orders=EngineOrders(store, links, runner, dispatcher),
     )

@@ -26,11 +26,13 @@ from virtha.model.facts import (
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import UtcMillis
 from virtha.model.vm import VmState, VmStatus
+from virtha.ports.leaders import Leaders
 from virtha.store.clusters import find_report, find_storage, save_report
 from virtha.store.events import add_event
 from virtha.store.hosts import (
     HostRow,
     find_host,
+    save_fact_acknowledged,
     save_fact_sequence,
     save_host_status,
     save_inventory_timeline,
@@ -55,15 +57,22 @@ _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 class FactRecorder:
     def __init__(
-        self, store: Store, runner: Runner, dispatcher: Dispatcher, hellos: HelloBook
+        self,
+        store: Store,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        hellos: HelloBook,
+        leaders: Leaders,
     ) -> None:
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
         self._hellos = hellos
+        self._leaders = leaders
 
     async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
-        """Returns the last sequence that is recorded now: what the host may forget.
+        """Returns the last sequence that is recorded now. Where engines lead, the host may forget it only when what
+        they make of it is durable as well; else at once.
 
         ``carried_by``: the boot of the session's hello; a fact carries its own, for it may be older. Raises NotFound (the
         host was removed), Unavailable (nothing was recorded; send them again).
@@ -93,6 +102,8 @@ class FactRecorder:
             last = fact.sequence
         if last > host.fact_sequence:
             await save_fact_sequence(tx, host_id, last)
+        if not self._leaders.lead:
+            await save_fact_acknowledged(tx, host_id, last)
         return last
 
     async def _take(

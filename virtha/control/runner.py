@@ -11,6 +11,7 @@ import msgspec
 from virtha.control.adopting import plan_adoptions
 from virtha.control.copies import claimed_by, copies_on, refused_for
 from virtha.control.effects import Effects, still_stands
+from virtha.control.engine_nouns import engine_vm
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.plan import (
@@ -23,14 +24,16 @@ from virtha.control.plan import (
     decode_plan,
     encode_plan,
 )
+from virtha.engine.events import CopyGranted
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order, PrepareStorage
 from virtha.model.value import Value
-from virtha.model.vm import VmState, VmStatus
+from virtha.model.vm import Vm, VmState, VmStatus
 from virtha.store.body import decode, encode
+from virtha.store.engine import add_grant
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
 from virtha.store.operations import (
@@ -46,6 +49,7 @@ from virtha.store.store import WriteTransaction
 from virtha.store.vms import VmRow, add_definition, drop_vm, find_vm, save_vm_status
 
 DETAIL_LENGTH_MAX = 500
+VOID = "its host gave the VM up, or began another boot, before it answered"
 _REFUSED_FOR = ("order.refused.running", "order.refused.incarnation")
 _RUNNING, _PENDING = OperationState.RUNNING, OperationState.PENDING
 
@@ -183,11 +187,13 @@ class Runner:
         await self._advance(tx, effects, run, refuse=False)
 
     async def void_starts(self, tx: WriteTransaction, effects: Effects, host_id: HostId) -> None:
-        """End this host's starts that may not be sent again: it released them and did not answer."""
+        """End this host's starts that may not be sent again and that it did not answer: it released them, or the boot is
+        over that they were for."""
+        host = await find_host(tx, host_id)
         for waiting in await unanswered_orders(tx, host_id):
             order = waiting.order
-            if not await still_stands(tx, host_id, order):
-                message = "its host gave the VM up before it answered"
+            if host is not None and not await still_stands(tx, host, order):
+                message = VOID
                 await self.give_up(tx, effects, order.operation_id, order.step, message)
 
     # one step's end
@@ -331,7 +337,7 @@ class Runner:
         current, claimant = outcome.fields.get("current"), outcome.fields.get("holder_host")
         refused = outcome.result is Result.REFUSED
         if refused and outcome.code == "order.refused.incarnation" and isinstance(claimant, str):
-            status = await _claimed(tx, status, HostId(claimant), outcome)
+            status = await _claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
         elif refused and outcome.code in _REFUSED_FOR and isinstance(current, int):
             status = refused_for(status, host_id, step.incarnation, Incarnation(current))
         if await self._save_changed(tx, row, status):
@@ -471,7 +477,12 @@ def _start_over(status: VmStatus, *, unclear: bool) -> VmStatus:
 
 
 async def _claimed(
-    tx: WriteTransaction, status: VmStatus, claimant: HostId, outcome: Outcome
+    tx: WriteTransaction,
+    effects: Effects,
+    vm: Vm,
+    status: VmStatus,
+    claimant: HostId,
+    outcome: Outcome,
 ) -> VmStatus:
     """The storage knows of a later start than we do. Never counted past: that copy may run (G4)."""
     present = outcome.fields.get("incarnation")
@@ -482,6 +493,16 @@ async def _claimed(
     claimed = claimed_by(status, claimant, Incarnation(present), known=known)
     if not known:
         return claimed
+    if host is not None and host.status.boot is not None:
+        # In which boot it was started nobody says: taken for the present one, whose end is still to come.
+        granted = CopyGranted(
+            host_id=claimant,
+            boot=host.status.boot,
+            vm_id=status.vm_id,
+            incarnation=Incarnation(present),
+        )
+        await add_grant(tx, granted)
+        effects.grant(vm.cluster_id, engine_vm(vm, status), granted)
     return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
 
 

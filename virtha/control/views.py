@@ -59,6 +59,13 @@ class HostView(Value, frozen=True, kw_only=True):
     """At this moment, with this server; ``status.state`` stands for some seconds after a server's start (J1)."""
     beating: bool = False
     """Its guardian was heard just now in its present boot: without that no start is granted (G2)."""
+    verdict: str | None = None
+    """The engine's judgement: `unknown`, `alive`, `agent_down`, `suspect`, `isolated`, `dead_unproven`, `dead_proven`; None:
+    no engine knows of it yet."""
+    engine: tuple[Reason, ...] = ()
+    """Why the engine judges so, and what it waits for."""
+    engine_text: tuple[str, ...] = ()
+    """``engine`` rendered, in the same order."""
 
 
 class StorageView(Value, frozen=True, kw_only=True):
@@ -83,6 +90,10 @@ class VmView(Value, frozen=True, kw_only=True):
     reason_text: tuple[str, ...] = ()
     """``status.reasons`` rendered, in the same order."""
     protection_text: tuple[str, ...] = ()
+    engine: tuple[Reason, ...] = ()
+    """Why the engine has not brought it back, or what it does with it; empty when nothing is wrong."""
+    engine_text: tuple[str, ...] = ()
+    """``engine`` rendered, in the same order."""
     last_events: tuple[Event, ...] = ()
     """Newest first; only where one VM is asked for."""
 

@@ -12,6 +12,7 @@ from virtha.model.host import Cluster, HostState
 from virtha.model.ids import ClusterId, HostId, Revision
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders
 from virtha.store.clusters import all_clusters
 from virtha.store.hosts import HostRow, hosts_with_ids
 from virtha.store.installations import the_installation
@@ -42,8 +43,9 @@ class Landscape:
 
 
 class VmViews:
-    def __init__(self, store: Store, links: HostLinks) -> None:
+    def __init__(self, store: Store, links: HostLinks, leaders: Leaders) -> None:
         self._landscape = Landscape(store)
+        self._leaders = leaders
         self._now = store.clock.monotonic_ms
         self._links = links
 
@@ -84,6 +86,7 @@ class VmViews:
             other_host_fits=self._other_host_fits(row, surroundings),
         )
         reasons = _reasons(row, host)
+        engine = self._leaders.explain_vm(row.vm.id)
         status = msgspec.structs.replace(row.status, state=row.shown, reasons=reasons)
         return VmView(
             vm=row.vm,
@@ -94,6 +97,8 @@ class VmViews:
             protection=protection,
             reason_text=texts(reasons),
             protection_text=texts(protection),
+            engine=engine,
+            engine_text=texts(engine),
         )
 
     def _other_host_fits(self, row: VmRow, surroundings: Surroundings) -> bool:

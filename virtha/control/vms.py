@@ -45,6 +45,7 @@ from virtha.model.orders import CreateDisk, DefineVm, ForgetVm, ReleaseVm
 from virtha.model.vm import Vm, VmStatus
 from virtha.model.watchdog import Watchdog
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders
 from virtha.store.events import EventFilter, events_before
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import (
@@ -67,13 +68,18 @@ def _new_id() -> str:
 
 class Vms:
     def __init__(
-        self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
+        self,
+        store: Store,
+        links: HostLinks,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        leaders: Leaders,
     ) -> None:
         self._store = store
         self._links = links
         self._runner = runner
         self._dispatcher = dispatcher
-        self._views = VmViews(store, links)
+        self._views = VmViews(store, links, leaders)
         self._power = VmPower(store, runner, dispatcher)
 
     async def list(self, query: VmQuery) -> Page[VmView]:
