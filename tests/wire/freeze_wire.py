@@ -44,14 +44,17 @@ from virtha.model.ids import (
     OperationId,
     Revision,
     StorageDomainId,
+    TemplateId,
     Term,
     VmId,
 )
 from virtha.model.machine import MachineType
 from virtha.model.orders import (
     AdoptVm,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     DiskCheck,
     ForgetVm,
     Grant,
@@ -118,6 +121,8 @@ DISK = Disk(
     bus="virtio",
     readonly=False,
 )
+TEMPLATE = TemplateId("0b2f5f0e-bbbb-4a7a-9d55-00000000000b")
+SEALED = msgspec.structs.replace(DISK, path=f"templates/{TEMPLATE}/vda.qcow2")
 VM = Vm(
     id=VM_ID,
     name="web1",
@@ -338,6 +343,15 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
             ),
         ),
     ),
+    CopyDisk(
+        source=DISK,
+        target=SEALED,
+        thin=True,
+        sealed=True,
+        vm_id=VM_ID,
+        incarnation=Incarnation(3),
+    ),
+    DeleteTemplate(template_id=TEMPLATE, disks=(SEALED,)),
 )
 
 

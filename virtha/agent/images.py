@@ -46,6 +46,12 @@ async def create_empty(path: Path, disk_format: str, size_bytes: int) -> None:
     await _run("qemu-img", "create", "-q", "-f", disk_format, str(path), str(size_bytes))
 
 
+async def create_thin(path: Path, backing: str, backing_format: str) -> None:
+    """As large as ``backing``, which is relative to the directory of ``path``; raises Failed when that is not there."""
+    formats = ("-f", "qcow2", "-F", backing_format, "-b", backing)
+    await _run("qemu-img", "create", "-q", *formats, str(path))
+
+
 async def resize(path: Path, disk_format: str, size_bytes: int) -> None:
     await _run("qemu-img", "resize", "-q", "-f", disk_format, str(path), str(size_bytes))
 

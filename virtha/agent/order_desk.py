@@ -10,13 +10,16 @@ from virtha.agent.host_context import HostContext
 from virtha.agent.order_inventory import InventoryOrders
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.order_storage import StorageOrders
+from virtha.agent.order_template import TemplateOrders
 from virtha.model.errors import VirthaError
 from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Term
 from virtha.model.orders import (
     AdoptVm,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     ForgetVm,
     MigrateVm,
     MigrationSide,
@@ -52,6 +55,7 @@ class OrderDesk:
         self._power = PowerOrders(host)
         self._inventory = InventoryOrders(host, self._power)
         self._storage = StorageOrders(host)
+        self._templates = TemplateOrders(host)
 
     def accept(self, order: Order) -> None:
         """Never waits. The answer is an ``Outcome`` fact."""
@@ -162,6 +166,10 @@ class OrderDesk:
                 return await self._storage.prepare(body)
             case CreateDisk():
                 return await self._storage.create_disk(order, body)
+            case CopyDisk():
+                return await self._templates.copy_disk(order, body)
+            case DeleteTemplate():
+                return await self._templates.delete(body)
             case ScanForeign():
                 return await self._inventory.scan()
             case AdoptVm():

@@ -24,6 +24,7 @@ from virtha.control.settings import Settings
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
 from virtha.control.subscriptions import Subscriptions
+from virtha.control.templates import Templates
 from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
@@ -42,6 +43,7 @@ class Control:
     clusters: Clusters
     hosts: Hosts
     storage: StorageDomains
+    templates: Templates
     vms: Vms
     operations: Operations
     events: Events
@@ -81,6 +83,7 @@ def make_control(
         clusters=Clusters(store, dispatcher),
         hosts=Hosts(store, runner, dispatcher, hellos),
         storage=StorageDomains(store, runner, dispatcher),
+        templates=Templates(store, links, runner, dispatcher),
         vms=Vms(store, links, runner, dispatcher),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),

@@ -16,20 +16,31 @@ from virtha.control.launch import Launcher
 from virtha.control.plan import (
     AdoptFound,
     DropRecord,
+    DropTemplate,
     Give,
     Launch,
     Plan,
+    ReadyTemplate,
     Step,
     decode_plan,
     encode_plan,
 )
+from virtha.control.template_steps import carry_out
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order, PrepareStorage
+from virtha.model.orders import (
+    AdoptVm,
+    CopyDisk,
+    CreateDisk,
+    DefineVm,
+    ForgetVm,
+    Order,
+    PrepareStorage,
+)
 from virtha.model.value import Value
-from virtha.model.vm import VmState, VmStatus
+from virtha.model.vm import Disk, VmState, VmStatus
 from virtha.store.body import decode, encode
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
@@ -43,6 +54,7 @@ from virtha.store.operations import (
     unanswered_orders,
 )
 from virtha.store.store import WriteTransaction
+from virtha.store.templates import end_template_use
 from virtha.store.vms import VmRow, add_definition, drop_vm, find_vm, save_vm_status
 
 DETAIL_LENGTH_MAX = 500
@@ -205,7 +217,9 @@ class Runner:
         host = await find_host(tx, step.host_id)
         operation_id = run.operation.id
         match step.order:
-            case CreateDisk(disk=disk):
+            case CreateDisk(disk=disk) | CopyDisk(target=disk):
+                if isinstance(step.order, CopyDisk) and not step.order.thin:
+                    await end_template_use(tx, disk)  # it is whole by itself from now on
                 await record(
                     tx,
                     "disk.created",
@@ -216,6 +230,7 @@ class Runner:
                 )
             case ForgetVm(disks=disks):
                 for disk in disks:
+                    await end_template_use(tx, disk)
                     await record(
                         tx,
                         "disk.deleted",
@@ -409,6 +424,10 @@ class Runner:
                 await self._drop(tx, effects, run, step)
                 run.set_step(index, OperationState.DONE, now)
                 return False
+            case ReadyTemplate() | DropTemplate():
+                await carry_out(tx, step, operation_id=run.operation.id, by=run.plan.by)
+                run.set_step(index, OperationState.DONE, now)
+                return False
             case AdoptFound():
                 found = decode(FoundByScan, run.foreign) if run.foreign else FoundByScan()
                 steps = await plan_adoptions(tx, effects, step, found.items)
@@ -451,6 +470,9 @@ class Runner:
         if row is None:
             return
         host = await find_host(tx, step.host_id) if step.host_id else None
+        if run.operation.kind == "vm.create":
+            for disk in row.vm.disks:
+                await end_template_use(tx, disk)  # none of its disks was ever started from
         await drop_vm(tx, step.vm_id)
         effects.configure(row.vm.cluster_id)
         await record(
@@ -485,15 +507,23 @@ async def _claimed(
     return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
 
 
+def _made_by(step: Give) -> Disk | None:
+    match step.order:
+        case CreateDisk(disk=disk) | CopyDisk(target=disk):
+            return disk
+        case _:
+            return None
+
+
 def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:
     """Without the disks that this operation has not made: a disk that was there already, and for
     which ``CreateDisk`` was refused, is somebody's data."""
     created = {
-        step.order.disk.id
+        disk.id
         for step, shown in zip(run.plan.steps, run.operation.steps, strict=True)
         if shown.state is OperationState.DONE
         and isinstance(step, Give)
-        and isinstance(step.order, CreateDisk)
+        and (disk := _made_by(step)) is not None
     }
     return tuple(
         msgspec.structs.replace(
