@@ -43,6 +43,7 @@ from virtha.model.ids import (
     NicId,
     OperationId,
     Revision,
+    SnapshotId,
     StorageDomainId,
     TemplateId,
     Term,
@@ -51,6 +52,7 @@ from virtha.model.ids import (
 from virtha.model.machine import MachineType
 from virtha.model.orders import (
     AdoptVm,
+    ChangeSnapshots,
     CopyDisk,
     CreateDisk,
     DefineVm,
@@ -74,6 +76,7 @@ from virtha.model.orders import (
     ResumeVm,
     ScanForeign,
     SettleMigration,
+    SnapshotAction,
     StartVm,
     StopMode,
     StopVm,
@@ -352,6 +355,13 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
         incarnation=Incarnation(3),
     ),
     DeleteTemplate(template_id=TEMPLATE, disks=(SEALED,)),
+    ChangeSnapshots(
+        vm=VM,
+        grant=GRANT,
+        snapshot_id=SnapshotId("0b2f5f0e-cccc-4a7a-9d55-00000000000c"),
+        action=SnapshotAction.REVERT,
+        by="admin",
+    ),
 )
 
 

@@ -22,6 +22,7 @@ from virtha.cli.session import (
     show_one,
 )
 from virtha.cli.several import each
+from virtha.cli.snapshot import app as snapshot_app
 from virtha.cli.template import from_template, template_path
 from virtha.cli.views import EVENT, FOREIGN, VM
 from virtha.model.errors import InvalidInput
@@ -32,6 +33,7 @@ from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
+app.add_typer(snapshot_app, name="snapshot")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")

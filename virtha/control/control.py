@@ -21,6 +21,7 @@ from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
 from virtha.control.settings import Settings
+from virtha.control.snapshots import Snapshots
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
 from virtha.control.subscriptions import Subscriptions
@@ -43,6 +44,7 @@ class Control:
     clusters: Clusters
     hosts: Hosts
     storage: StorageDomains
+    snapshots: Snapshots
     templates: Templates
     vms: Vms
     operations: Operations
@@ -74,7 +76,7 @@ def make_control(
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent."""
     dispatcher = Dispatcher(store, links)
-    runner = Runner(Launcher(links))
+    runner = Runner(Launcher(links), links)
     hellos = HelloBook()
     bell = NotifierBell()
     receivers = Receivers(store, box or NoKeyBox(), bell)
@@ -83,6 +85,7 @@ def make_control(
         clusters=Clusters(store, dispatcher),
         hosts=Hosts(store, runner, dispatcher, hellos),
         storage=StorageDomains(store, runner, dispatcher),
+        snapshots=Snapshots(store, links, runner, dispatcher),
         templates=Templates(store, links, runner, dispatcher),
         vms=Vms(store, links, runner, dispatcher),
         operations=Operations(store, links, runner, dispatcher),

@@ -9,7 +9,7 @@ from virtha.control.copies import copies_on
 from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import GRANT_DURATION, SettingValues, setting_values
 from virtha.model.ids import BootId, ClusterId, HostId, Term
-from virtha.model.orders import Grant, Order, StartVm
+from virtha.model.orders import ChangeSnapshots, Grant, Order, StartVm
 from virtha.model.policy.detection import SESSION_SILENCE_MS
 from virtha.model.time import Millis
 from virtha.ports.hosts import HostLinks, LastBeat
@@ -95,7 +95,7 @@ class Dispatcher:
         self, order: Order, host: HostRow, boot: BootId, term: Term, values: SettingValues
     ) -> Order | None:
         body = order.body
-        if isinstance(body, StartVm):
+        if isinstance(body, StartVm | ChangeSnapshots):
             now = self._store.clock.monotonic_ms()
             grant = make_grant(self._links, host, body.grant, values, now)
             if grant is None:
@@ -117,7 +117,7 @@ async def still_stands(tx: Transaction, host_id: HostId, order: Order) -> bool:
     A start stands while its host is held to have that very incarnation. After its release the next
     start may be on another host: sent again with a new grant, this one would be a second copy (G1).
     """
-    if not isinstance(order.body, StartVm):
+    if not isinstance(order.body, StartVm | ChangeSnapshots):
         return True
     grant = order.body.grant
     row = await find_vm(tx, grant.vm_id)

@@ -5,7 +5,7 @@
 
 import msgspec
 
-from virtha.model.ids import HostId, Incarnation, TemplateId, VmId
+from virtha.model.ids import HostId, Incarnation, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
     CopyDisk,
@@ -19,6 +19,7 @@ from virtha.model.orders import (
     ReleaseVm,
     ResumeVm,
     ScanForeign,
+    SnapshotAction,
     StopVm,
 )
 from virtha.model.value import Value
@@ -96,7 +97,19 @@ class DropTemplate(Value, frozen=True, kw_only=True, tag="drop_template"):
     code: str | None = None
 
 
-Step = Give | Launch | DropRecord | AdoptFound | ReadyTemplate | DropTemplate
+class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
+    """Take the next incarnation and let ``host_id`` change the snapshots in the VM's disks under it."""
+
+    name: str
+    vm_id: VmId
+    host_id: HostId
+    snapshot_id: SnapshotId
+    action: SnapshotAction
+    incarnation: Incarnation | None = None
+    """Set when the order went out."""
+
+
+Step = SnapshotStep | Give | Launch | DropRecord | AdoptFound | ReadyTemplate | DropTemplate
 
 
 class Plan(Value, frozen=True, kw_only=True):

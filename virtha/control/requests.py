@@ -138,6 +138,11 @@ class VmFromTemplate(Request, frozen=True, kw_only=True):
     start: bool = False
 
 
+class SnapshotCreate(Request, frozen=True, kw_only=True):
+    name: str
+    description: str = ""
+
+
 class VmStart(Request, frozen=True, kw_only=True):
     host: str | None = None
 

@@ -21,10 +21,12 @@ from virtha.control.plan import (
     Launch,
     Plan,
     ReadyTemplate,
+    SnapshotStep,
     Step,
     decode_plan,
     encode_plan,
 )
+from virtha.control.snapshot_steps import order_change, settle
 from virtha.control.template_steps import carry_out
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
@@ -41,6 +43,7 @@ from virtha.model.orders import (
 )
 from virtha.model.value import Value
 from virtha.model.vm import Disk, VmState, VmStatus
+from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
@@ -113,8 +116,9 @@ class _Run:
 
 
 class Runner:
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, links: HostLinks) -> None:
         self._launcher = launcher
+        self._links = links
 
     async def begin(
         self,
@@ -190,6 +194,9 @@ class Runner:
         if isinstance(planned, Launch):
             # It may have been taken all the same: only its host knows.
             await self._launch_given_up(tx, effects, planned)
+        if isinstance(planned, SnapshotStep):
+            operation_id, by = run.operation.id, run.plan.by
+            await settle(tx, planned, Result.UNKNOWN, operation_id=operation_id, by=by)
         error = Unavailable(message)
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
@@ -212,6 +219,8 @@ class Runner:
         if outcome.foreign:
             run.foreign = encode(FoundByScan(items=outcome.foreign))
         step = run.plan.steps[outcome.step]
+        if isinstance(step, SnapshotStep):
+            await settle(tx, step, Result.OK, operation_id=run.operation.id, by=run.plan.by)
         if not isinstance(step, Give):
             return
         host = await find_host(tx, step.host_id)
@@ -265,6 +274,9 @@ class Runner:
         step = run.plan.steps[outcome.step]
         code = outcome.code or "problem.failed"
         message = outcome.message or message_of(code, outcome.fields)
+        if isinstance(step, SnapshotStep):
+            operation_id, by = run.operation.id, run.plan.by
+            await settle(tx, step, outcome.result, operation_id=operation_id, by=by)
         if isinstance(step, Launch):
             await self._launch_failed(tx, effects, step, host_id, outcome)
         if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
@@ -418,6 +430,20 @@ class Runner:
                 )
                 run.set_planned(index, launched)
                 await self._put_order(tx, effects, host_id, order)
+                run.set_step(index, OperationState.RUNNING, now)
+                return True
+            case SnapshotStep():
+                changing, order = await order_change(
+                    tx,
+                    effects,
+                    self._links,
+                    step,
+                    operation_id=run.operation.id,
+                    index=index,
+                    by=run.plan.by,
+                )
+                run.set_planned(index, changing)
+                await self._put_order(tx, effects, step.host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
             case DropRecord():

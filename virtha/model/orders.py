@@ -13,6 +13,7 @@ from virtha.model.ids import (
     Incarnation,
     InstallationId,
     OperationId,
+    SnapshotId,
     TemplateId,
     Term,
     VmId,
@@ -150,6 +151,26 @@ class DeleteTemplate(Value, frozen=True, kw_only=True, tag="delete_template"):
     disks: tuple[Disk, ...]
 
 
+class SnapshotAction(StrEnum):
+    CREATE = "create"
+    REVERT = "revert"
+    DELETE = "delete"
+
+
+class ChangeSnapshots(Value, frozen=True, kw_only=True, tag="snapshots"):
+    """Make, go back to or delete a snapshot inside the disks of a VM that is down.
+
+    It writes to the disks, so it is a start as far as G1, G2 and G4 go: an incarnation of its own, a grant, the claim on
+    the storage; the host is a holder until it has released that incarnation. Nothing is started.
+    """
+
+    vm: Vm
+    grant: Grant
+    snapshot_id: SnapshotId
+    action: SnapshotAction
+    by: str
+
+
 class ScanForeign(Value, frozen=True, kw_only=True, tag="scan_foreign"):
     """List the domains that virtha does not manage (outcome's ``foreign``)."""
 
@@ -243,6 +264,7 @@ OrderBody = (
     | CreateDisk
     | CopyDisk
     | DeleteTemplate
+    | ChangeSnapshots
     | ScanForeign
     | AdoptVm
     | ReleaseVm

@@ -218,6 +218,16 @@ template_use = Table(
 )
 Index(None, template_use.c.template_id)
 
+snapshot = Table(
+    "snapshot",
+    metadata,
+    _key(),
+    _refers("vm_id", "vm.id", cascade=True),
+    Column("name", Text, nullable=False),
+    _body(),
+    UniqueConstraint("vm_id", "name"),
+)
+
 # No foreign keys: the history outlives what it is about.
 event = Table(
     "event",
