@@ -128,8 +128,9 @@ def create_template(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Make a template from a VM that is down: its settings, its watchdog, full copies of its disks.
+    """Make a template from a VM that is down.
 
+    It has the VM's settings, its watchdog and full copies of its disks.
     For example: virtha template create web --from web1
     """
     body = {"name": name, "vm": source, "description": description}
