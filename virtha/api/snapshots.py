@@ -3,6 +3,7 @@
 from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.control.requests import SnapshotCreate
+from virtha.control.views import Page
 from virtha.model.errors import NotFound
 from virtha.model.operation import Operation
 from virtha.model.snapshot import Snapshot
@@ -33,7 +34,7 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List a VM's snapshots, oldest first",
         handler=list_snapshots,
-        answer=tuple[Snapshot, ...],
+        answer=Page[Snapshot],
     ),
     Route(
         method="POST",

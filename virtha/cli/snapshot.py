@@ -44,7 +44,7 @@ def list_snapshots(ctx: typer.Context, vm: str = VmArgument) -> None:
     """List a VM's snapshots, oldest first."""
 
     def fetch(client: Client) -> list[Any]:
-        return list(client.get(snapshot_path(vm)))
+        return list(client.get(snapshot_path(vm))["items"])
 
     show_list(ctx, fetch, SNAPSHOT)
 

@@ -13,7 +13,7 @@ from virtha.control.plan import Plan, SnapshotStep
 from virtha.control.requests import SnapshotCreate
 from virtha.control.runner import Runner
 from virtha.control.templates import check_is_down
-from virtha.control.views import Caller
+from virtha.control.views import Caller, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.ids import SnapshotId
 from virtha.model.operation import Operation
@@ -38,10 +38,11 @@ class Snapshots:
         self._runner = runner
         self._dispatcher = dispatcher
 
-    async def list(self, ref: str) -> tuple[Snapshot, ...]:
-        """Oldest first."""
+    async def list(self, ref: str) -> Page[Snapshot]:
+        """All of them, oldest first."""
         async with self._store.read() as tx:
-            return await snapshots_of(tx, (await the_vm(tx, ref)).vm.id)
+            found = await snapshots_of(tx, (await the_vm(tx, ref)).vm.id)
+            return Page(items=found, revision=await tx.revision_now())
 
     async def create(self, caller: Caller, ref: str, request: SnapshotCreate) -> Operation:
         """Of all disks of a VM that is down. Raises Refused (`problem.vm.state`)."""

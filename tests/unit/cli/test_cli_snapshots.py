@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from cli_fake_api import Answer, Api, Ran
-from cli_shapes import operation
+from cli_shapes import NOON, operation
 
 from virtha.cli import progress as progress_module
 
@@ -25,10 +25,13 @@ def accepted(op: dict[str, Any]) -> Answer:
 def test_snapshots_are_made_gone_back_to_and_deleted(api: Api, run: Run) -> None:
     done = accepted(operation(kind="vm.snapshot"))
     api.on("POST", PATH, done)
+    made = {"id": "s-1", "name": "before", "state": "ready", "created": NOON, "disks": ["disk0"]}
+    api.on("GET", PATH, Answer({"items": [{**made, "description": ""}], "revision": 1}))
     api.on("POST", f"{PATH}/before/revert", done)
     api.on("DELETE", f"{PATH}/before", done)
     assert run("vm", "snapshot", "create", "web1", "before").out.startswith("snapshot before of")
     assert api.asked[0].body == {"name": "before"}
+    assert "before" in run("vm", "snapshot", "list", "web1").out
     assert run("vm", "snapshot", "revert", "web1", "before", "--yes").out.startswith("web1 is back")
     assert run("vm", "snapshot", "delete", "web1", "before", "--yes").code == 0
 

@@ -38,7 +38,7 @@ async def _done(host: Any, result: Result = Result.OK, **more: Any) -> None:
 
 
 async def _state(world: Any) -> SnapshotState:
-    (one,) = await world.control.snapshots.list("web1")
+    (one,) = (await world.control.snapshots.list("web1")).items
     return one.state
 
 
@@ -77,7 +77,7 @@ def test_the_host_is_a_holder_until_it_has_released(tell: Tell) -> None:
         for action in (snapshots.revert, snapshots.delete):
             await action(ADMIN, "web1", "before")
             await _done(maker)
-        assert await snapshots.list("web1") == ()
+        assert (await snapshots.list("web1")).items == ()
         await world.control.vms.start(ADMIN, "web1", VmStart())
         starts = [o.body for h in (host, other) for o in h.orders if isinstance(o.body, StartVm)]
         assert starts[-1].grant.incarnation == 4
