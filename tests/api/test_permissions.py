@@ -23,6 +23,8 @@ OPERATOR_PREFIXES = (
     "PATCH /v1/vms",
     "PUT /v1/vms",
     "DELETE /v1/vms",
+    "POST /v1/templates",
+    "DELETE /v1/templates",
     "POST /v1/hosts/{ref}/",
     "PUT /v1/hold",
     "DELETE /v1/hold",

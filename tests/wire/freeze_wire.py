@@ -43,15 +43,20 @@ from virtha.model.ids import (
     NicId,
     OperationId,
     Revision,
+    SnapshotId,
     StorageDomainId,
+    TemplateId,
     Term,
     VmId,
 )
 from virtha.model.machine import MachineType
 from virtha.model.orders import (
     AdoptVm,
+    ChangeSnapshots,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     DiskCheck,
     ForgetVm,
     Grant,
@@ -71,6 +76,7 @@ from virtha.model.orders import (
     ResumeVm,
     ScanForeign,
     SettleMigration,
+    SnapshotAction,
     StartVm,
     StopMode,
     StopVm,
@@ -118,6 +124,8 @@ DISK = Disk(
     bus="virtio",
     readonly=False,
 )
+TEMPLATE = TemplateId("0b2f5f0e-bbbb-4a7a-9d55-00000000000b")
+SEALED = msgspec.structs.replace(DISK, path=f"templates/{TEMPLATE}/vda.qcow2")
 VM = Vm(
     id=VM_ID,
     name="web1",
@@ -337,6 +345,22 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
                 detail="level 1",
             ),
         ),
+    ),
+    CopyDisk(
+        source=DISK,
+        target=SEALED,
+        thin=True,
+        sealed=True,
+        vm_id=VM_ID,
+        incarnation=Incarnation(3),
+    ),
+    DeleteTemplate(template_id=TEMPLATE, disks=(SEALED,)),
+    ChangeSnapshots(
+        vm=VM,
+        grant=GRANT,
+        snapshot_id=SnapshotId("0b2f5f0e-cccc-4a7a-9d55-00000000000c"),
+        action=SnapshotAction.REVERT,
+        by="admin",
     ),
 )
 

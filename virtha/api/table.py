@@ -1,6 +1,15 @@
 """Every route there is. Each stands beside its handler: method, path, role, types."""
 
-from virtha.api import access, inventory, machines, notifications, records, settings
+from virtha.api import (
+    access,
+    inventory,
+    machines,
+    notifications,
+    records,
+    settings,
+    snapshots,
+    templates,
+)
 from virtha.api.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -10,5 +19,7 @@ ROUTES: tuple[Route, ...] = (
     *machines.ROUTES,
     *settings.ROUTES,
     *notifications.ROUTES,
+    *templates.ROUTES,
+    *snapshots.ROUTES,
 )
 """The whole API. Router, OpenAPI document and the test of who may do what all read this."""

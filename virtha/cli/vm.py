@@ -22,6 +22,8 @@ from virtha.cli.session import (
     show_one,
 )
 from virtha.cli.several import each
+from virtha.cli.snapshot import app as snapshot_app
+from virtha.cli.template import from_template, template_path
 from virtha.cli.views import EVENT, FOREIGN, VM
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
@@ -31,6 +33,7 @@ from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
+app.add_typer(snapshot_app, name="snapshot")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
@@ -77,6 +80,12 @@ def create_vm(
     ctx: typer.Context,
     name: str = typer.Argument(metavar="NAME", help="Its name."),
     image: str | None = typer.Option(None, help="Image for the boot disk (virtha image list)."),
+    template: str | None = typer.Option(
+        None, help="Make it from a template (virtha template list)."
+    ),
+    thin: bool = typer.Option(
+        False, "--thin", help="With --template: keep only what differs; the template must stay."
+    ),
     storage: str | None = typer.Option(None, help="Storage domain. Default: the only one."),
     memory: str = typer.Option("1GiB", metavar="SIZE", help="Memory, for example 512MiB."),
     vcpus: int = typer.Option(1, min=1, help="Virtual processors."),
@@ -94,10 +103,12 @@ def create_vm(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Create a VM, from an image or with empty disks.
+    """Create a VM, from an image, from a template or with empty disks.
 
     For example: virtha vm create web1 --image tiny --memory 128MiB --ha --start
     """
+    if template is None and thin:
+        raise InvalidInput("--thin goes with --template only", field="--thin", fix="leave it out")
     body: dict[str, Any] = {
         "name": name,
         "image": image,
@@ -116,8 +127,12 @@ def create_vm(
     }
     # What was not said is left to the server, whose defaults may be newer than ours.
     body = {key: value for key, value in body.items() if value not in (None, [], "")}
+    path = "/v1/vms"
+    if template is not None:
+        path = template_path(template, "vms")
+        body = from_template(ctx, body, thin=thin)
     with connected(ctx) as client:
-        operation = client.post("/v1/vms", body)
+        operation = client.post(path, body)
         done = f"VM {name} is created" + (" and started" if start else "")
         finish(ctx, client, operation, done, wait=wait, timeout=timeout)
 

@@ -23,9 +23,11 @@ from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
 from virtha.control.settings import Settings
+from virtha.control.snapshots import Snapshots
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
 from virtha.control.subscriptions import Subscriptions
+from virtha.control.templates import Templates
 from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
@@ -45,6 +47,8 @@ class Control:
     clusters: Clusters
     hosts: Hosts
     storage: StorageDomains
+    snapshots: Snapshots
+    templates: Templates
     vms: Vms
     operations: Operations
     events: Events
@@ -80,7 +84,7 @@ def make_control(
     ``leaders`` None: no engine leads, nothing is done when a host fails."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
-    runner = Runner(Launcher(links))
+    runner = Runner(Launcher(links), links)
     hellos = HelloBook()
     bell = NotifierBell()
     receivers = Receivers(store, box or NoKeyBox(), bell)
@@ -89,6 +93,8 @@ def make_control(
         clusters=Clusters(store, dispatcher),
         hosts=Hosts(store, runner, dispatcher, hellos, leaders),
         storage=StorageDomains(store, runner, dispatcher),
+        snapshots=Snapshots(store, links, runner, dispatcher),
+        templates=Templates(store, links, runner, dispatcher),
         vms=Vms(store, links, runner, dispatcher, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),

@@ -30,7 +30,14 @@ VOID_AFTER_MS = 60_000
 """A release and the outcome after it are told within moments of each other: the outcome says more."""
 RECOVER = "vm.recover"
 """A start by the engine."""
-_BLOCK_ALL = ("vm.create", "vm.delete", "vm.release", "host.adopt")
+_BLOCK_ALL = (
+    "vm.create",
+    "vm.delete",
+    "vm.release",
+    "host.adopt",
+    "template.create",
+    "vm.snapshot",
+)
 _BLOCK_START = ("vm.start", RECOVER, "vm.shutdown", "vm.power_off")
 
 

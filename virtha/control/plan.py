@@ -5,11 +5,13 @@
 
 import msgspec
 
-from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.ids import HostId, Incarnation, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     ForgetVm,
     PauseVm,
     PrepareStorage,
@@ -17,6 +19,7 @@ from virtha.model.orders import (
     ReleaseVm,
     ResumeVm,
     ScanForeign,
+    SnapshotAction,
     StopVm,
 )
 from virtha.model.value import Value
@@ -30,6 +33,8 @@ FixedOrder = (
     | ForgetVm
     | PrepareStorage
     | CreateDisk
+    | CopyDisk
+    | DeleteTemplate
     | ScanForeign
     | AdoptVm
     | ReleaseVm
@@ -77,7 +82,34 @@ class AdoptFound(Value, frozen=True, kw_only=True, tag="adopt_found"):
     dry_run: bool = False
 
 
-Step = Give | Launch | DropRecord | AdoptFound
+class ReadyTemplate(Value, frozen=True, kw_only=True, tag="ready_template"):
+    """All of its disks are whole: VMs may be made from it."""
+
+    name: str
+    template_id: TemplateId
+
+
+class DropTemplate(Value, frozen=True, kw_only=True, tag="drop_template"):
+    """Forget a template whose files are gone. ``code``: the event for it; None: nobody ever saw it ready."""
+
+    name: str
+    template_id: TemplateId
+    code: str | None = None
+
+
+class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
+    """Take the next incarnation and let ``host_id`` change the snapshots in the VM's disks under it."""
+
+    name: str
+    vm_id: VmId
+    host_id: HostId
+    snapshot_id: SnapshotId
+    action: SnapshotAction
+    incarnation: Incarnation | None = None
+    """Set when the order went out."""
+
+
+Step = SnapshotStep | Give | Launch | DropRecord | AdoptFound | ReadyTemplate | DropTemplate
 
 
 class Plan(Value, frozen=True, kw_only=True):

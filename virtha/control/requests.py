@@ -114,6 +114,35 @@ class VmChange(Request, frozen=True, kw_only=True):
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
 
 
+class TemplateCreate(Request, frozen=True, kw_only=True):
+    """``vm``: name or id of the VM that it is made from, which must be down."""
+
+    name: str
+    vm: str
+    description: str = ""
+
+
+class VmFromTemplate(Request, frozen=True, kw_only=True):
+    """What is left out is as in the template; cards get new addresses. ``storage_domain``: of full copies; default:
+    each beside the template's disk. ``watchdog`` None: no card of its own."""
+
+    name: str
+    thin: bool = False
+    storage_domain: str | None = None
+    memory_bytes: int | UnsetType = UNSET
+    vcpus: int | UnsetType = UNSET
+    watchdog: WatchdogRequest | UnsetType | None = UNSET
+    ha: bool | UnsetType = UNSET
+    nics: tuple[NicCreate, ...] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    start: bool = False
+
+
+class SnapshotCreate(Request, frozen=True, kw_only=True):
+    name: str
+    description: str = ""
+
+
 class VmStart(Request, frozen=True, kw_only=True):
     host: str | None = None
 

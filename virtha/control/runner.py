@@ -17,21 +17,35 @@ from virtha.control.launch import Launcher
 from virtha.control.plan import (
     AdoptFound,
     DropRecord,
+    DropTemplate,
     Give,
     Launch,
     Plan,
+    ReadyTemplate,
+    SnapshotStep,
     Step,
     decode_plan,
     encode_plan,
 )
+from virtha.control.snapshot_steps import order_change, settle
+from virtha.control.template_steps import carry_out
 from virtha.engine.events import CopyGranted
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order, PrepareStorage
+from virtha.model.orders import (
+    AdoptVm,
+    CopyDisk,
+    CreateDisk,
+    DefineVm,
+    ForgetVm,
+    Order,
+    PrepareStorage,
+)
 from virtha.model.value import Value
-from virtha.model.vm import Vm, VmState, VmStatus
+from virtha.model.vm import Disk, Vm, VmState, VmStatus
+from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
 from virtha.store.engine import add_grant
 from virtha.store.hosts import find_host
@@ -46,6 +60,7 @@ from virtha.store.operations import (
     unanswered_orders,
 )
 from virtha.store.store import WriteTransaction
+from virtha.store.templates import end_template_use
 from virtha.store.vms import VmRow, add_definition, drop_vm, find_vm, save_vm_status
 
 DETAIL_LENGTH_MAX = 500
@@ -105,8 +120,9 @@ class _Run:
 
 
 class Runner:
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, links: HostLinks) -> None:
         self._launcher = launcher
+        self._links = links
 
     async def begin(
         self,
@@ -182,6 +198,9 @@ class Runner:
         if isinstance(planned, Launch):
             # It may have been taken all the same: only its host knows.
             await self._launch_given_up(tx, effects, planned)
+        if isinstance(planned, SnapshotStep):
+            operation_id, by = run.operation.id, run.plan.by
+            await settle(tx, planned, Result.UNKNOWN, operation_id=operation_id, by=by)
         error = Unavailable(message)
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
@@ -206,12 +225,16 @@ class Runner:
         if outcome.foreign:
             run.foreign = encode(FoundByScan(items=outcome.foreign))
         step = run.plan.steps[outcome.step]
+        if isinstance(step, SnapshotStep):
+            await settle(tx, step, Result.OK, operation_id=run.operation.id, by=run.plan.by)
         if not isinstance(step, Give):
             return
         host = await find_host(tx, step.host_id)
         operation_id = run.operation.id
         match step.order:
-            case CreateDisk(disk=disk):
+            case CreateDisk(disk=disk) | CopyDisk(target=disk):
+                if isinstance(step.order, CopyDisk) and not step.order.thin:
+                    await end_template_use(tx, disk)  # it is whole by itself from now on
                 await record(
                     tx,
                     "disk.created",
@@ -222,6 +245,7 @@ class Runner:
                 )
             case ForgetVm(disks=disks):
                 for disk in disks:
+                    await end_template_use(tx, disk)
                     await record(
                         tx,
                         "disk.deleted",
@@ -256,6 +280,9 @@ class Runner:
         step = run.plan.steps[outcome.step]
         code = outcome.code or "problem.failed"
         message = outcome.message or message_of(code, outcome.fields)
+        if isinstance(step, SnapshotStep):
+            operation_id, by = run.operation.id, run.plan.by
+            await settle(tx, step, outcome.result, operation_id=operation_id, by=by)
         if isinstance(step, Launch):
             await self._launch_failed(tx, effects, step, host_id, outcome)
         if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
@@ -411,8 +438,26 @@ class Runner:
                 await self._put_order(tx, effects, host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
+            case SnapshotStep():
+                changing, order = await order_change(
+                    tx,
+                    effects,
+                    self._links,
+                    step,
+                    operation_id=run.operation.id,
+                    index=index,
+                    by=run.plan.by,
+                )
+                run.set_planned(index, changing)
+                await self._put_order(tx, effects, step.host_id, order)
+                run.set_step(index, OperationState.RUNNING, now)
+                return True
             case DropRecord():
                 await self._drop(tx, effects, run, step)
+                run.set_step(index, OperationState.DONE, now)
+                return False
+            case ReadyTemplate() | DropTemplate():
+                await carry_out(tx, step, operation_id=run.operation.id, by=run.plan.by)
                 run.set_step(index, OperationState.DONE, now)
                 return False
             case AdoptFound():
@@ -457,6 +502,9 @@ class Runner:
         if row is None:
             return
         host = await find_host(tx, step.host_id) if step.host_id else None
+        if run.operation.kind == "vm.create":
+            for disk in row.vm.disks:
+                await end_template_use(tx, disk)  # none of its disks was ever started from
         await drop_vm(tx, step.vm_id)
         effects.configure(row.vm.cluster_id)
         await record(
@@ -506,15 +554,23 @@ async def _claimed(
     return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
 
 
+def _made_by(step: Give) -> Disk | None:
+    match step.order:
+        case CreateDisk(disk=disk) | CopyDisk(target=disk):
+            return disk
+        case _:
+            return None
+
+
 def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:
     """Without the disks that this operation has not made: a disk that was there already, and for
     which ``CreateDisk`` was refused, is somebody's data."""
     created = {
-        step.order.disk.id
+        disk.id
         for step, shown in zip(run.plan.steps, run.operation.steps, strict=True)
         if shown.state is OperationState.DONE
         and isinstance(step, Give)
-        and isinstance(step.order, CreateDisk)
+        and (disk := _made_by(step)) is not None
     }
     return tuple(
         msgspec.structs.replace(

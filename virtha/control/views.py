@@ -18,6 +18,7 @@ from virtha.model.ids import (
 from virtha.model.notification import Delivery, Receiver, ReceiverStatus, Subscription
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
+from virtha.model.template import Template
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
 from virtha.model.value import Value
@@ -96,6 +97,13 @@ class VmView(Value, frozen=True, kw_only=True):
     """``engine`` rendered, in the same order."""
     last_events: tuple[Event, ...] = ()
     """Newest first; only where one VM is asked for."""
+
+
+class TemplateView(Value, frozen=True, kw_only=True):
+    template: Template
+    cluster_name: str
+    used_by: tuple[str, ...] = ()
+    """Names of the VMs whose disks need it, sorted; of a disk that was kept without its VM, the file."""
 
 
 class ForeignDomains(Value, frozen=True, kw_only=True):

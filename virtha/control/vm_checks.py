@@ -13,6 +13,7 @@ from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
 from virtha.model.machine import MachineType
 from virtha.model.size import format_size
+from virtha.model.template import DIRECTORY as TEMPLATES
 from virtha.model.value import Value
 from virtha.model.vm import Disk, DiskFormat, Nic
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, models_that_fit
@@ -134,6 +135,13 @@ def check_disk_path(path: str, domain: StorageDomain, *, field: str) -> str:
             field=field,
             allowed=(f"a relative path below {domain.path}, without '..' and hidden parts",),
             fix="write for example vms/web1/disk0.qcow2",
+        )
+    if parts[0] == TEMPLATES:
+        raise InvalidInput(
+            f"'{path}' is a template's, which no VM may write to",
+            code="problem.disk.outside",
+            field=field,
+            fix="make the VM from the template: 'virtha vm create NAME --template TEMPLATE'",
         )
     if parts[0] == IMAGES:
         raise InvalidInput(

@@ -8,7 +8,8 @@ from msgspec import UNSET
 
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
-from virtha.control.launch import Surroundings, place, read_surroundings
+from virtha.control.launch import Surroundings, read_surroundings
+from virtha.control.maker import choose_maker
 from virtha.control.names import (
     check_limit,
     check_name,
@@ -21,7 +22,6 @@ from virtha.control.names import (
     the_vm,
 )
 from virtha.control.operations import check_nothing_open
-from virtha.control.placement import Placement, no_host_fits
 from virtha.control.plan import DropRecord, Give, Launch, Plan, Step
 from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
 from virtha.control.runner import Runner
@@ -59,7 +59,6 @@ from virtha.store.vms import (
 )
 
 LAST_EVENTS = 10
-_NEEDED_TO_DEFINE = {"host.unfit.disconnected", "host.unfit.libvirt", "host.unfit.storage"}
 
 
 def _new_id() -> str:
@@ -174,21 +173,7 @@ class Vms:
         check_sizes(request.memory_bytes, request.vcpus, capabilities_of(surroundings))
 
     def _maker(self, vm: Vm, surroundings: Surroundings) -> Host:
-        """The host that makes the disks: the one that would start it, else one that sees its storage."""
-        placement = place(vm, surroundings, self._links, self._store.clock.monotonic_ms())
-        if placement.chosen is not None:
-            return placement.chosen
-        in_the_way = tuple(
-            msgspec.structs.replace(
-                one,
-                reasons=tuple(reason for reason in one.reasons if reason.code in _NEEDED_TO_DEFINE),
-            )
-            for one in placement.unfit
-        )
-        for one in in_the_way:
-            if not one.reasons:
-                return one.host
-        raise no_host_fits(vm, Placement(chosen=None, unfit=in_the_way))
+        return choose_maker(vm, surroundings, self._links, self._store.clock.monotonic_ms())
 
     # change
 

@@ -187,6 +187,49 @@ nic = Table(
 )
 Index(None, nic.c.vm_id)
 
+template = Table(
+    "template",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _refers("cluster_id", "cluster.id"),
+    _body(),
+    _revision(),
+)
+
+# RESTRICT: a storage domain that holds a template can't vanish.
+template_disk = Table(
+    "template_disk",
+    metadata,
+    _key(),
+    _refers("template_id", "template.id", cascade=True),
+    _refers("storage_domain_id", "storage_domain.id"),
+    Column("path", Text, nullable=False),
+    UniqueConstraint("storage_domain_id", "path"),
+)
+Index(None, template_disk.c.template_id)
+
+# Files that need a template: thin disks for as long as they exist, also those that outlive their VM, full
+# copies while they are made. RESTRICT: a template that is in use can't vanish.
+template_use = Table(
+    "template_use",
+    metadata,
+    _refers("storage_domain_id", "storage_domain.id", primary=True),
+    Column("path", Text, primary_key=True),
+    _refers("template_id", "template.id"),
+)
+Index(None, template_use.c.template_id)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    _key(),
+    _refers("vm_id", "vm.id", cascade=True),
+    Column("name", Text, nullable=False),
+    _body(),
+    UniqueConstraint("vm_id", "name"),
+)
+
 # No foreign keys: the history outlives what it is about.
 event = Table(
     "event",

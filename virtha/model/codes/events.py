@@ -181,6 +181,13 @@ EVENTS: tuple[Code, ...] = (
     ),
     event(1604, "disk.created", INFO, "Disk {path} created", "path"),
     event(1605, "disk.deleted", INFO, "Disk {path} deleted", "path"),
+    event(
+        1610, "template.created", INFO, "Template {name} made from VM {source}", "name", "source"
+    ),
+    event(1620, "snapshot.created", INFO, "Snapshot {name} of {vm} made", "name", "vm"),
+    event(1621, "snapshot.reverted", INFO, "{vm} is back at snapshot {name}", "name", "vm"),
+    event(1622, "snapshot.deleted", INFO, "Snapshot {name} of {vm} deleted", "name", "vm"),
+    event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
     event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),

@@ -54,6 +54,9 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8046, "problem.operation.open", "Another operation on it is under way"),
     _problem(8047, "problem.administrator.last", "The last administrator must stay"),
     _problem(8048, "problem.mac.in_use", "The MAC address belongs to another VM"),
+    _problem(8055, "problem.template.in_use", "Something needs the template"),
+    _problem(8056, "problem.template.state", "The template is not ready"),
+    _problem(8057, "problem.snapshot.state", "Not possible in the snapshot's present state"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"
