@@ -34,6 +34,10 @@ async def change_vm(call: Call[NoQuery, VmChange]) -> Answer:
     return _shown(await call.control.vms.change(call.caller, call.ref, call.body, call.if_match))
 
 
+async def drop_pending(call: Call[NoQuery, NoBody]) -> Answer:
+    return _shown(await call.control.vms.drop_pending(call.caller, call.ref, call.if_match))
+
+
 async def delete_vm(call: Call[DeleteVmQuery, NoBody]) -> Answer:
     operation = await call.control.vms.delete(
         call.caller, call.ref, keep_disks=call.query.keep_disks, if_match=call.if_match
@@ -139,6 +143,15 @@ ROUTES: tuple[Route, ...] = (
         summary="Change a VM",
         handler=change_vm,
         body=VmChange,
+        answer=VmView,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/drop-pending",
+        role=OPERATOR,
+        summary="Drop the changes that wait for a VM's next start; disks stay",
+        handler=drop_pending,
         answer=VmView,
         conditional=True,
     ),

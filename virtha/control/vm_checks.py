@@ -14,7 +14,7 @@ from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
 from virtha.model.machine import MachineType
 from virtha.model.size import format_size
 from virtha.model.value import Value
-from virtha.model.vm import Disk, DiskFormat, Nic
+from virtha.model.vm import Disk, DiskFormat, Nic, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, models_that_fit
 from virtha.store.clusters import reports_of, storage_of_cluster
 from virtha.store.store import Transaction
@@ -358,6 +358,18 @@ async def plan_nics(
             )
         nics.append(Nic(id=NicId(make_id()), bridge=one.bridge, mac=mac, model=one.model))
     return tuple(nics)
+
+
+async def check_mac_free(tx: Transaction, nic: Nic, vm: Vm) -> None:
+    """Raises Conflict: another VM has it by now. ``vm`` itself may."""
+    owner = await mac_owner(tx, nic.mac)
+    if owner is not None and owner != vm.name:
+        raise Conflict(
+            f"{nic.mac} belongs to VM {owner}",
+            code="problem.mac.in_use",
+            field="nics",
+            fix=f"take it from {owner} first",
+        )
 
 
 async def _free_mac(tx: Transaction, chosen: list[Nic]) -> str:

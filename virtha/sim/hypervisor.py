@@ -65,7 +65,8 @@ class SimHypervisor:
         return self._reachable().domain(vm_id).report()
 
     async def xml(self, vm_id: VmId, *, inactive: bool = True) -> str:
-        return self._reachable().domain(vm_id).xml
+        domain = self._reachable().domain(vm_id)
+        return domain.xml if inactive or domain.qemu is None else domain.live_xml
 
     async def define(self, xml: str) -> None:
         self._reachable().define(xml)

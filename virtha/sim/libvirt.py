@@ -44,6 +44,8 @@ class Domain:
         self.vm_id = vm_id
         self.name = name
         self.xml = xml
+        self.live_xml = xml
+        """Of its QEMU: what was defined when that was made."""
         self.watchdog_action: str | None = None
         self.on_crash = "destroy"
         self.state = DomainState.SHUTOFF
@@ -147,6 +149,7 @@ class SimLibvirt:
         self._next_pid += 1
         self.processes += 1
         domain.qemu = Qemu(self._next_pid, self._clock() // 10, self._clock())
+        domain.live_xml = domain.xml
         if self.starts_that_fail:
             self.starts_that_fail -= 1
             self._stop(domain, "failed", reason="failed")
