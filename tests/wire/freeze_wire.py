@@ -64,6 +64,7 @@ from virtha.model.orders import (
     Order,
     OrderBody,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootMode,
     RebootVm,
@@ -75,6 +76,7 @@ from virtha.model.orders import (
     StartVm,
     StopMode,
     StopVm,
+    UnplugDevice,
 )
 from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.proof import Proof, ProofKind
@@ -352,6 +354,10 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
                 detail="level 1",
             ),
         ),
+    ),
+    PlugDevice(vm=VM, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0]),
+    UnplugDevice(
+        vm_id=VM_ID, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0], deadline_ms=20_000
     ),
 )
 

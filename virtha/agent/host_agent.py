@@ -47,6 +47,7 @@ from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
     DomainControl,
+    DomainDevices,
     DomainEvidence,
     DomainWatch,
     GuestAgent,
@@ -70,7 +71,15 @@ GOODBYE_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
-class Hypervisor(DomainControl, DomainCatalog, DomainWatch, DomainEvidence, HostFacts, Protocol):
+class Hypervisor(
+    DomainControl,
+    DomainDevices,
+    DomainCatalog,
+    DomainWatch,
+    DomainEvidence,
+    HostFacts,
+    Protocol,
+):
     """All that the agent needs of libvirt; ``LibvirtHost`` in production."""
 
 
@@ -154,6 +163,7 @@ class Agent:
             workers=StorageWorkers(),
             control=hypervisor,
             catalog=hypervisor,
+            devices=hypervisor,
             starter=Starter(hypervisor, hypervisor, gate),
             evidence=evidence,
             loop=self.loop,
@@ -170,6 +180,7 @@ class Agent:
             paths.state / "inventory_revision", hypervisor, facts, files
         )
         self._running = RunningTeller(self.host)
+        self.host.on_plugged = self._running.changed
         self._reporter = HostReporter(
             self.host, hypervisor, GateProver(hypervisor, hypervisor, paths)
         )

@@ -7,6 +7,7 @@ import structlog
 
 from virtha.agent.answers import Answer, of_error, outcome_of, refused
 from virtha.agent.host_context import HostContext
+from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_inventory import InventoryOrders
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.order_storage import StorageOrders
@@ -22,6 +23,7 @@ from virtha.model.orders import (
     MigrationSide,
     Order,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootVm,
     ReceiveVm,
@@ -31,6 +33,7 @@ from virtha.model.orders import (
     SettleMigration,
     StartVm,
     StopVm,
+    UnplugDevice,
 )
 from virtha.sentinel.events import ArrivalRefused, MoveRefused, ReportAgain
 
@@ -52,6 +55,7 @@ class OrderDesk:
         self._power = PowerOrders(host)
         self._inventory = InventoryOrders(host, self._power)
         self._storage = StorageOrders(host)
+        self._devices = DeviceOrders(host, self._power)
 
     def accept(self, order: Order) -> None:
         """Never waits. The answer is an ``Outcome`` fact."""
@@ -162,6 +166,10 @@ class OrderDesk:
                 return await self._storage.prepare(body)
             case CreateDisk():
                 return await self._storage.create_disk(order, body)
+            case PlugDevice():
+                return await self._devices.plug(body)
+            case UnplugDevice():
+                return await self._devices.unplug(order, body)
             case ScanForeign():
                 return await self._inventory.scan()
             case AdoptVm():

@@ -193,7 +193,7 @@ class PowerOrders:
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
         await self._disk_guard.check(order)
         try:
-            await self._claim(vm, order.grant.incarnation)
+            await self.claim(vm, order.grant.incarnation)
         except ClaimRefused as error:
             # Of a start that the server may not remember (M2): it learns who made it.
             return refused(
@@ -224,7 +224,7 @@ class PowerOrders:
             return
         await host.catalog.define(build_domain(vm, host.host_defaults()))
 
-    async def _claim(self, vm: Vm, incarnation: Incarnation) -> None:
+    async def claim(self, vm: Vm, incarnation: Incarnation) -> None:
         """Record the incarnation on every storage domain of the VM (G4)."""
         host = self._host
         claim = VmHeader(

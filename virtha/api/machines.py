@@ -2,7 +2,15 @@
 
 from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
-from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
+from virtha.control.requests import (
+    DiskCreate,
+    NicCreate,
+    VmChange,
+    VmCreate,
+    VmQuery,
+    VmStart,
+    WatchdogRequest,
+)
 from virtha.control.views import Page, VmView
 from virtha.model.errors import NotFound
 from virtha.model.operation import Operation
@@ -104,6 +112,26 @@ async def put_watchdog(call: Call[NoQuery, WatchdogRequest]) -> Answer:
 async def remove_watchdog(call: Call[NoQuery, NoBody]) -> Answer:
     await call.control.vms.remove_watchdog(call.caller, call.ref, call.if_match)
     return Answer()
+
+
+async def add_disk(call: Call[NoQuery, DiskCreate]) -> Answer:
+    devices = call.control.vms.devices
+    return accepted(await devices.add_disk(call.caller, call.ref, call.body, call.if_match))
+
+
+async def remove_disk(call: Call[NoQuery, NoBody]) -> Answer:
+    devices, disk = call.control.vms.devices, call.path["disk"]
+    return accepted(await devices.remove_disk(call.caller, call.ref, disk, call.if_match))
+
+
+async def add_nic(call: Call[NoQuery, NicCreate]) -> Answer:
+    devices = call.control.vms.devices
+    return accepted(await devices.add_nic(call.caller, call.ref, call.body, call.if_match))
+
+
+async def remove_nic(call: Call[NoQuery, NoBody]) -> Answer:
+    devices, nic = call.control.vms.devices, call.path["nic"]
+    return accepted(await devices.remove_nic(call.caller, call.ref, nic, call.if_match))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -275,6 +303,48 @@ ROUTES: tuple[Route, ...] = (
         summary="Remove a VM's watchdog",
         handler=remove_watchdog,
         status=204,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/disks",
+        role=OPERATOR,
+        summary="Add a disk, to a running VM without a restart",
+        handler=add_disk,
+        body=DiskCreate,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/vms/{ref}/disks/{disk}",
+        role=OPERATOR,
+        summary="Remove a disk; its file stays",
+        handler=remove_disk,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/nics",
+        role=OPERATOR,
+        summary="Add a network card, to a running VM without a restart",
+        handler=add_nic,
+        body=NicCreate,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/vms/{ref}/nics/{nic}",
+        role=OPERATOR,
+        summary="Remove a network card",
+        handler=remove_nic,
+        answer=Operation,
+        status=202,
         conditional=True,
     ),
 )

@@ -23,6 +23,7 @@ from virtha.cli.session import (
 )
 from virtha.cli.several import each
 from virtha.cli.views import EVENT, FOREIGN, VM, pending_lines
+from virtha.cli.vm_devices import disk_app, nic_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
 from virtha.model.vm import VmState
@@ -31,6 +32,8 @@ from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
+app.add_typer(disk_app, name="disk")
+app.add_typer(nic_app, name="nic")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")

@@ -26,7 +26,7 @@ from virtha.store.store import Store, Transaction
 
 VOID_AFTER_MS = 60_000
 """A release and the outcome after it are told within moments of each other: the outcome says more."""
-_BLOCK_ALL = ("vm.create", "vm.delete", "vm.release", "host.adopt")
+_BLOCK_ALL = ("vm.create", "vm.delete", "vm.release", "host.adopt", "vm.add", "vm.remove")
 _BLOCK_START = ("vm.start", "vm.shutdown", "vm.power_off")
 
 

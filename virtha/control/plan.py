@@ -5,21 +5,24 @@
 
 import msgspec
 
-from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.ids import DiskId, HostId, Incarnation, NicId, VmId
 from virtha.model.orders import (
     AdoptVm,
     CreateDisk,
     DefineVm,
     ForgetVm,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootVm,
     ReleaseVm,
     ResumeVm,
     ScanForeign,
     StopVm,
+    UnplugDevice,
 )
 from virtha.model.value import Value
+from virtha.model.vm import Disk, Nic
 
 FixedOrder = (
     StopVm
@@ -33,6 +36,8 @@ FixedOrder = (
     | ScanForeign
     | AdoptVm
     | ReleaseVm
+    | PlugDevice
+    | UnplugDevice
 )
 """Every order but a start, whose grant can't be made ahead."""
 
@@ -77,7 +82,25 @@ class AdoptFound(Value, frozen=True, kw_only=True, tag="adopt_found"):
     dry_run: bool = False
 
 
-Step = Give | Launch | DropRecord | AdoptFound
+class AddDevice(Value, frozen=True, kw_only=True, tag="add_device"):
+    """Put a disk or network card into the VM's record; ``plug``: and into its running copy, if it has one."""
+
+    name: str
+    vm_id: VmId
+    disk: Disk | None = None
+    nic: Nic | None = None
+    plug: bool = True
+
+
+class RemoveDevice(Value, frozen=True, kw_only=True, tag="remove_device"):
+    """Take a disk or network card out of the VM's record; no copy has it any more."""
+
+    name: str
+    vm_id: VmId
+    device_id: DiskId | NicId
+
+
+Step = Give | Launch | DropRecord | AdoptFound | AddDevice | RemoveDevice
 
 
 class Plan(Value, frozen=True, kw_only=True):

@@ -10,15 +10,18 @@ import msgspec
 
 from virtha.control.adopting import plan_adoptions
 from virtha.control.copies import claimed_by, copies_on, refused_for
+from virtha.control.device_steps import add_device, remove_device
 from virtha.control.effects import Effects, still_stands
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.plan import (
+    AddDevice,
     AdoptFound,
     DropRecord,
     Give,
     Launch,
     Plan,
+    RemoveDevice,
     Step,
     decode_plan,
     encode_plan,
@@ -408,6 +411,15 @@ class Runner:
             case DropRecord():
                 await self._drop(tx, effects, run, step)
                 run.set_step(index, OperationState.DONE, now)
+                return False
+            case AddDevice() | RemoveDevice():
+                following = (
+                    await add_device(tx, effects, step, run.plan.by)
+                    if isinstance(step, AddDevice)
+                    else await remove_device(tx, effects, step, run.plan.by)
+                )
+                run.set_step(index, OperationState.DONE, now)
+                run.add_steps(following)
                 return False
             case AdoptFound():
                 found = decode(FoundByScan, run.foreign) if run.foreign else FoundByScan()

@@ -214,6 +214,29 @@ async def plan_disks(
     return tuple(planned)
 
 
+async def plan_disk(tx: Transaction, one: DiskCreate, vm: Vm, *, make_id: MakeId) -> PlannedDisk:
+    """A further disk of a VM that is there."""
+    if len(vm.disks) >= DISKS_MAX:
+        raise InvalidInput(
+            f"{vm.name} has {len(vm.disks)} already", field="disks", allowed=(f"{DISKS_MAX}",)
+        )
+    names = {disk.name for disk in vm.disks}
+    index = next(index for index in range(DISKS_MAX + 1) if f"disk{index}" not in names)
+    domains = await storage_of_cluster(tx, vm.cluster_id)
+    images = await _images(tx, domains)
+    domain = await _domain_for(tx, one.storage_domain, domains, vm.cluster_id, "")
+    planned = _plan_disk(one, domain, images[domain.id], vm.id, index, "", make_id)
+    if planned.disk.name in names:
+        raise Conflict(
+            f"{vm.name} has a disk '{planned.disk.name}' already",
+            code="problem.name_taken",
+            field="name",
+            fix="choose another name",
+        )
+    await check_disk_free(tx, domain, planned.disk.path, field="path")
+    return planned
+
+
 async def _images(
     tx: Transaction, domains: tuple[StorageDomain, ...]
 ) -> dict[StorageDomainId, dict[str, Image]]:

@@ -6,6 +6,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET
 
+from virtha.control.devices import Devices
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
 from virtha.control.launch import Surroundings, place, read_surroundings
@@ -77,6 +78,7 @@ class Vms:
         self._dispatcher = dispatcher
         self._views = VmViews(store, links)
         self._power = VmPower(store, runner, dispatcher)
+        self.devices = Devices(store, runner, dispatcher, self._maker)
 
     async def list(self, query: VmQuery) -> Page[VmView]:
         limit = check_limit(query.limit)

@@ -11,7 +11,7 @@ from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, Operat
 from virtha.model.policy import Policy
 from virtha.model.proof import Proof
 from virtha.model.value import Value
-from virtha.model.vm import Disk, PossibleCopy, Vm
+from virtha.model.vm import Disk, Nic, PossibleCopy, Vm
 
 
 class Grant(Value, frozen=True, kw_only=True):
@@ -117,6 +117,29 @@ class CreateDisk(Value, frozen=True, kw_only=True, tag="create_disk"):
     image: str | None = None
 
 
+class PlugDevice(Value, frozen=True, kw_only=True, tag="plug"):
+    """Give the running copy of that incarnation one disk or network card; it is in ``vm``. There already is done.
+
+    A disk only if no other copy can have it open: the incarnation is claimed on its storage domain first (G4).
+    """
+
+    vm: Vm
+    incarnation: Incarnation
+    disk: Disk | None = None
+    nic: Nic | None = None
+
+
+class UnplugDevice(Value, frozen=True, kw_only=True, tag="unplug"):
+    """Take one disk or network card from the running copy of that incarnation. The guest may refuse: it is waited
+    for until ``deadline_ms``. Absent is done already; the definition stays as it is."""
+
+    vm_id: VmId
+    incarnation: Incarnation
+    disk: Disk | None = None
+    nic: Nic | None = None
+    deadline_ms: int = 20_000
+
+
 class ScanForeign(Value, frozen=True, kw_only=True, tag="scan_foreign"):
     """List the domains that virtha does not manage (outcome's ``foreign``)."""
 
@@ -214,6 +237,8 @@ OrderBody = (
     | ReceiveVm
     | MigrateVm
     | SettleMigration
+    | PlugDevice
+    | UnplugDevice
 )
 
 

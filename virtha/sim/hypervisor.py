@@ -56,6 +56,14 @@ class SimHypervisor:
     async def destroy(self, vm_id: VmId) -> None:
         self._reachable().destroy(vm_id)
 
+    # DomainDevices
+
+    async def attach(self, vm_id: VmId, device_xml: str) -> None:
+        self._reachable().attach(vm_id, device_xml)
+
+    async def detach(self, vm_id: VmId, device_xml: str) -> None:
+        self._reachable().detach(vm_id, device_xml)
+
     # DomainCatalog
 
     async def domains(self) -> tuple[DomainReport, ...]:

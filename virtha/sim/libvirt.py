@@ -11,6 +11,7 @@ It speaks the events that libvirt 9.0 with QEMU 7.2 sends, in their order:
 """
 
 from collections.abc import Callable, Iterator
+from xml.etree.ElementTree import Element, tostring
 
 from defusedxml.ElementTree import fromstring
 
@@ -39,6 +40,15 @@ class Qemu:
         """All of its memory is there: not so while it comes from another host."""
 
 
+def _place(device: Element) -> tuple[str | None, str | None]:
+    """What tells a card or a disk from others."""
+    mac, source = device.find("mac"), device.find("source")
+    return (
+        None if mac is None else mac.get("address"),
+        None if source is None else source.get("file"),
+    )
+
+
 class Domain:
     def __init__(self, vm_id: VmId, name: str, xml: str) -> None:
         self.vm_id = vm_id
@@ -55,6 +65,7 @@ class Domain:
         self.managed_save = False
         self.qemu: Qemu | None = None
         self.dumping = False
+        self.keeps_devices = False
 
     def report(self) -> DomainReport:
         return DomainReport(
@@ -134,6 +145,26 @@ class SimLibvirt:
         if domain.qemu is None:
             del self._domains[vm_id]
         self._say(vm_id, Kind.UNDEFINED)
+
+    # Devices
+
+    def attach(self, vm_id: VmId, device_xml: str) -> None:
+        domain, _ = self._live(vm_id)
+        devices = domain.live_xml.rindex("</devices>")
+        domain.live_xml = domain.live_xml[:devices] + device_xml + domain.live_xml[devices:]
+
+    def detach(self, vm_id: VmId, device_xml: str) -> None:
+        """``keeps_devices``: the guest does not answer, as one without ACPI."""
+        domain, _ = self._live(vm_id)
+        root, wanted = fromstring(domain.live_xml), fromstring(device_xml)
+        devices = root.find("devices")
+        for device in () if devices is None else devices.findall(wanted.tag):
+            if _place(device) == _place(wanted):
+                if not domain.keeps_devices:
+                    devices.remove(device)
+                    domain.live_xml = tostring(root, encoding="unicode")
+                return
+        raise HypervisorFailed("there is no such device")
 
     # Power
 

@@ -130,7 +130,7 @@ def test_vm_edit_shows_and_drops_what_waits_for_the_next_start(api: Api, run: Ru
     )
     api.on("PATCH", "/v1/vms/web1", msgspec.structs.replace(vm_view(), pending=waits))
     edited = run("vm", "edit", "web1", "--memory", "2GiB")
-    assert "applies at its next start: memory: 1 GiB now, 2 GiB wanted" in edited.err
+    assert "applies at its next start: memory: 1GiB now, 2GiB wanted" in edited.err
     assert "nics.52:54:00:00:00:77: none now, virtio on br0 wanted" in edited.err
     api.on("POST", "/v1/vms/web1/drop-pending", vm_view())
     assert run("vm", "edit", "web1", "--drop-pending", "--revision", "5").code == 0
