@@ -33,6 +33,11 @@ _BUSES: dict[MachineType, tuple[str, ...]] = {
 }
 
 
+SPARE_PORTS = 8
+_OWN_PORTS_MAX = 4
+"""Of balloon, channel, random numbers and SCSI controller."""
+
+
 def build_domain(vm: Vm, host: HostDefaults) -> str:
     """The domain XML of ``vm`` on ``host``.
 
@@ -100,6 +105,11 @@ def _devices(vm: Vm, host: HostDefaults) -> Element:
     if host.rng is not None:
         devices.append(rng_element(host.rng))
     devices.append(panic_element(vm.machine))
+    if vm.machine is MachineType.Q35:
+        # Each takes one device while the guest runs; by itself libvirt (9.0) leaves room for one only.
+        add(devices, "controller", {"type": "pci", "index": "0", "model": "pcie-root"})
+        for _ in range(SPARE_PORTS + _OWN_PORTS_MAX + len(vm.disks) + len(vm.nics)):
+            add(devices, "controller", {"type": "pci", "model": "pcie-root-port"})
     return devices
 
 
