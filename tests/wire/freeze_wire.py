@@ -29,6 +29,7 @@ from virtha.model.facts import (
     Progress,
     Released,
     Result,
+    RunsWith,
     StorageReport,
     VmReport,
 )
@@ -68,6 +69,7 @@ from virtha.model.orders import (
     Order,
     OrderBody,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootMode,
     RebootVm,
@@ -80,11 +82,12 @@ from virtha.model.orders import (
     StartVm,
     StopMode,
     StopVm,
+    UnplugDevice,
 )
 from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import UtcMillis
-from virtha.model.vm import Disk, DiskFormat, Nic, PossibleCopy, Reason, Vm, VmState
+from virtha.model.vm import Disk, DiskFormat, Hardware, Nic, PossibleCopy, Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.wire.codec import HEADER, encode_beat_ack, encode_message
 from virtha.wire.messages import (
@@ -270,6 +273,20 @@ FACT_BODIES: tuple[FactBody, ...] = (
     Awaited(migration_id=MIGRATION, vm_id=VM_ID, incarnation=Incarnation(3)),
 )
 
+HARDWARE = RunsWith(
+    vm_id=VM_ID,
+    incarnation=Incarnation(3),
+    hardware=Hardware(
+        memory_bytes=VM.memory_bytes,
+        vcpus=VM.vcpus,
+        machine=VM.machine,
+        watchdog=VM.watchdog,
+        default_watchdog=VM.watchdog,
+        disks=VM.disks,
+        nics=VM.nics,
+    ),
+)
+
 CHECKING_HOST = HostReport(capabilities=HostCapabilities(disk_check_ms=120_000))
 """A field that is left out where it says nothing: hosts without it send what they always sent."""
 
@@ -362,6 +379,10 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
         action=SnapshotAction.REVERT,
         by="admin",
     ),
+    PlugDevice(vm=VM, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0]),
+    UnplugDevice(
+        vm_id=VM_ID, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0], deadline_ms=20_000
+    ),
 )
 
 
@@ -421,6 +442,7 @@ def _messages() -> dict[str, Message]:
     messages["facts"] = Facts(facts=facts, gap=True)
     messages["facts_disk_check"] = Facts(facts=(_fact(0, CHECKING_HOST),))
     moves = tuple(_fact(index, body) for index, body in enumerate(MOVE_FACTS))
+    messages["facts_hardware"] = Facts(facts=(_fact(0, HARDWARE),))
     messages["facts_moves"] = Facts(facts=moves)
     for body in MOVE_ORDERS:
         order = Order(operation_id=OPERATION, step=1, term=Term(5), host_boot=BOOT, body=body)

@@ -8,6 +8,7 @@ import pytest
 from freeze_wire import (
     DIRECTORY,
     FACT_BODIES,
+    HARDWARE,
     MESSAGES,
     ORDER_BODIES,
     UNKNOWN_FIELDS,
@@ -51,7 +52,7 @@ def test_the_fast_acknowledgement_is_the_same_message() -> None:
 
 def test_every_kind_is_frozen() -> None:
     assert {type(message) for message in MESSAGES.values()} == set(typing.get_args(Message))
-    assert {type(body) for body in FACT_BODIES} == set(typing.get_args(FactBody))
+    assert {type(body) for body in (*FACT_BODIES, HARDWARE)} == set(typing.get_args(FactBody))
     assert {type(body) for body in ORDER_BODIES} == set(typing.get_args(OrderBody))
 
 

@@ -34,6 +34,7 @@ from virtha.agent.records import (
     sentinel_records,
 )
 from virtha.agent.reports import HostReporter, InventoryReporter, StorageReporter
+from virtha.agent.running import RunningTeller
 from virtha.agent.settings_keeper import SettingsKeeper
 from virtha.agent.storage import StorageWorkers
 from virtha.drivers.link import HelloState, HostLink
@@ -46,6 +47,7 @@ from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
     DomainControl,
+    DomainDevices,
     DomainEvidence,
     DomainWatch,
     GuestAgent,
@@ -69,7 +71,15 @@ GOODBYE_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
-class Hypervisor(DomainControl, DomainCatalog, DomainWatch, DomainEvidence, HostFacts, Protocol):
+class Hypervisor(
+    DomainControl,
+    DomainDevices,
+    DomainCatalog,
+    DomainWatch,
+    DomainEvidence,
+    HostFacts,
+    Protocol,
+):
     """All that the agent needs of libvirt; ``LibvirtHost`` in production."""
 
 
@@ -153,6 +163,7 @@ class Agent:
             workers=StorageWorkers(),
             control=hypervisor,
             catalog=hypervisor,
+            devices=hypervisor,
             starter=Starter(hypervisor, hypervisor, gate),
             evidence=evidence,
             loop=self.loop,
@@ -168,6 +179,8 @@ class Agent:
         self._inventory = InventoryReporter(
             paths.state / "inventory_revision", hypervisor, facts, files
         )
+        self._running = RunningTeller(self.host)
+        self.host.on_plugged = self._running.changed
         self._reporter = HostReporter(
             self.host, hypervisor, GateProver(hypervisor, hypervisor, paths)
         )
@@ -271,6 +284,7 @@ class Agent:
         self.spawn("settings", self._settings.run())
         self.spawn("refusals of the gate", self._refusals.run())
         self.spawn("inventory", self._inventory.run())
+        self.spawn("running hardware", self._running.run())
         self.spawn("host report", self._reporter.run())
         self.spawn("storage reports", self._storage.run())
         self.spawn("guardian channel", self._guardian.run())
@@ -342,6 +356,8 @@ class Agent:
             return
         self.loop.tell(event)
         self._inventory.changed()
+        if event.kind is DomainEventKind.STARTED:
+            self._running.changed(event.vm_id)
         if event.kind is DomainEventKind.STOPPED:
             self.host.stops.stopped(event.vm_id)
             self._grants.stopped(event.vm_id)
@@ -349,6 +365,7 @@ class Agent:
     def _on_listed(self, domains: tuple[DomainReport, ...], counts: dict[VmId, int]) -> None:
         self._grants.listed(domains, counts)
         self._inventory.changed()
+        self._running.all_changed()
 
     # The server
 
@@ -360,6 +377,7 @@ class Agent:
             # Its memory is new, perhaps a restored one: rule M2 waits for what runs here.
             self._server_instance = welcome.server_instance
             self._inventory.tell_again()
+            self._running.tell_again()
             self.loop.tell(ReportAgain())
 
     def on_disconnected(self, code: str, message: str, address: str) -> None:

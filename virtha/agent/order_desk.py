@@ -7,6 +7,7 @@ import structlog
 
 from virtha.agent.answers import Answer, of_error, outcome_of, refused
 from virtha.agent.host_context import HostContext
+from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_inventory import InventoryOrders
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.order_snapshot import SnapshotOrders
@@ -27,6 +28,7 @@ from virtha.model.orders import (
     MigrationSide,
     Order,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootVm,
     ReceiveVm,
@@ -36,6 +38,7 @@ from virtha.model.orders import (
     SettleMigration,
     StartVm,
     StopVm,
+    UnplugDevice,
 )
 from virtha.sentinel.events import ArrivalRefused, MoveRefused, ReportAgain
 
@@ -59,6 +62,7 @@ class OrderDesk:
         self._storage = StorageOrders(host)
         self._templates = TemplateOrders(host)
         self._snapshots = SnapshotOrders(host, self._power)
+        self._devices = DeviceOrders(host, self._power)
 
     def accept(self, order: Order) -> None:
         """Never waits. The answer is an ``Outcome`` fact."""
@@ -177,6 +181,10 @@ class OrderDesk:
                 return await self._templates.delete(body)
             case ChangeSnapshots():
                 return await self._snapshots.change(order, body)
+            case PlugDevice():
+                return await self._devices.plug(body)
+            case UnplugDevice():
+                return await self._devices.unplug(order, body)
             case ScanForeign():
                 return await self._inventory.scan()
             case AdoptVm():

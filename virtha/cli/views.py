@@ -37,6 +37,22 @@ def _nic(nic: Object) -> str:
     return f"{nic['bridge']} {nic['mac']} ({nic['model']})"
 
 
+def _pending_value(field: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    return size(value) if field.endswith("_bytes") else str(value)
+
+
+def pending_lines(item: Object) -> list[str]:
+    """``memory: 1 GiB now, 2 GiB wanted``."""
+    return [
+        f"{field.removesuffix('_bytes')}: {_pending_value(field, one['running'])} now, "
+        f"{_pending_value(field, one['wanted'])} wanted"
+        for one in item.get("pending") or ()
+        for field in (one["field"],)
+    ]
+
+
 def _vm_details(item: Object) -> list[tuple[str, Any]]:
     vm, status = item["vm"], item["status"]
     lines: list[tuple[str, Any]] = [
@@ -62,6 +78,7 @@ def _vm_details(item: Object) -> list[tuple[str, Any]]:
         ("machine", f"{vm['machine']} ({vm['architecture']})"),
         *[("disk", _disk(disk)) for disk in vm["disks"]],
         *[("nic", _nic(nic)) for nic in vm["nics"]],
+        *[("at next start", line) for line in pending_lines(item)],
         ("adopted", vm["adopted"]),
         ("incarnation", status["incarnation"]),
         ("revision", vm["revision"]),

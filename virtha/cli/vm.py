@@ -24,7 +24,8 @@ from virtha.cli.session import (
 from virtha.cli.several import each
 from virtha.cli.snapshot import app as snapshot_app
 from virtha.cli.template import from_template, template_path
-from virtha.cli.views import EVENT, FOREIGN, VM
+from virtha.cli.views import EVENT, FOREIGN, VM, pending_lines
+from virtha.cli.vm_devices import disk_app, nic_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
 from virtha.model.vm import VmState
@@ -34,6 +35,8 @@ app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(disk_app, name="disk")
+app.add_typer(nic_app, name="nic")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
@@ -152,8 +155,12 @@ def edit_vm(
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
     nic: list[str] | None = typer.Option(None, metavar="bridge=BR,…", help="Replaces all cards."),
     revision: int | None = typer.Option(None, help="Only if it is still at this revision."),
+    drop_pending: bool = typer.Option(
+        False, "--drop-pending", help="Take back what waits for its next start; disks stay."
+    ),
 ) -> None:
-    """Change a VM. A running one takes up hardware changes at its next start."""
+    """Change a VM. A running one takes up hardware changes at its next start: until then
+    virtha vm show lists them as pending."""
     body: dict[str, Any] = {
         "name": rename,
         "description": description,
@@ -166,12 +173,28 @@ def edit_vm(
     body = {key: value for key, value in body.items() if value is not None}
     if watchdog is not None:
         body["watchdog"] = None if watchdog == "none" else _watchdog_body(watchdog)
+    if drop_pending:
+        if body:
+            raise InvalidInput(
+                "changes and takes back at once",
+                field="--drop-pending",
+                fix="give it alone, then the changes",
+            )
+        with connected(ctx) as client:
+            match = f'"{revision}"' if revision is not None else None
+            view = client.call("POST", vm_path(name, "drop-pending"), if_match=match).body
+        report(ctx, view, f"VM {view['vm']['name']} has no changes waiting for its next start")
+        for line in pending_lines(view):
+            note(options(ctx), f"still waits: {line}")
+        return
     if not body:
         raise InvalidInput("nothing to change is given", fix="see: virtha vm edit --help")
     with connected(ctx) as client:
         match = f'"{revision}"' if revision is not None else None
         view = client.call("PATCH", vm_path(name), body=body, if_match=match).body
     report(ctx, view, f"VM {view['vm']['name']} is changed")
+    for line in pending_lines(view):
+        note(options(ctx), f"applies at its next start: {line}")
 
 
 @app.command("delete")

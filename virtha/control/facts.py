@@ -20,12 +20,13 @@ from virtha.model.facts import (
     Outcome,
     Progress,
     Released,
+    RunsWith,
     StorageReport,
     VmReport,
 )
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import UtcMillis
-from virtha.model.vm import VmState, VmStatus
+from virtha.model.vm import Running, VmState, VmStatus
 from virtha.ports.leaders import Leaders
 from virtha.store.clusters import find_report, find_storage, save_report
 from virtha.store.events import add_event
@@ -114,6 +115,8 @@ class FactRecorder:
                 await self._happened(tx, host, fact, body)
             case VmReport() as body:
                 await self._vm_report(tx, effects, host, body)
+            case RunsWith() as body:
+                await self._runs_with(tx, host, body)
             case Released() as body:
                 await self._released(tx, effects, host, body)
             case Inventory() as body:
@@ -183,6 +186,16 @@ class FactRecorder:
             effects.configure(row.vm.cluster_id)
         if changed != status or row.shown is not changed.state:
             await save_vm_status(tx, changed)
+
+    async def _runs_with(self, tx: WriteTransaction, host: HostRow, body: RunsWith) -> None:
+        row = await find_vm(tx, body.vm_id)
+        if row is None or not counts(row.status, host.host.id, body.incarnation):
+            return
+        if host.host.id not in row.status.holders:
+            return  # nothing of it runs there any more
+        running = Running(incarnation=body.incarnation, hardware=body.hardware)
+        if running != row.status.running:
+            await save_vm_status(tx, msgspec.structs.replace(row.status, running=running))
 
     async def _released(
         self, tx: WriteTransaction, effects: Effects, host: HostRow, body: Released

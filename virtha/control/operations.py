@@ -37,6 +37,8 @@ _BLOCK_ALL = (
     "host.adopt",
     "template.create",
     "vm.snapshot",
+    "vm.add",
+    "vm.remove",
 )
 _BLOCK_START = ("vm.start", RECOVER, "vm.shutdown", "vm.power_off")
 

@@ -5,7 +5,7 @@
 
 import msgspec
 
-from virtha.model.ids import HostId, Incarnation, SnapshotId, TemplateId, VmId
+from virtha.model.ids import DiskId, HostId, Incarnation, NicId, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
     CopyDisk,
@@ -14,6 +14,7 @@ from virtha.model.orders import (
     DeleteTemplate,
     ForgetVm,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootVm,
     ReleaseVm,
@@ -21,8 +22,10 @@ from virtha.model.orders import (
     ScanForeign,
     SnapshotAction,
     StopVm,
+    UnplugDevice,
 )
 from virtha.model.value import Value
+from virtha.model.vm import Disk, Nic
 
 FixedOrder = (
     StopVm
@@ -38,6 +41,8 @@ FixedOrder = (
     | ScanForeign
     | AdoptVm
     | ReleaseVm
+    | PlugDevice
+    | UnplugDevice
 )
 """Every order but a start, whose grant can't be made ahead."""
 
@@ -109,7 +114,35 @@ class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
     """Set when the order went out."""
 
 
-Step = SnapshotStep | Give | Launch | DropRecord | AdoptFound | ReadyTemplate | DropTemplate
+class AddDevice(Value, frozen=True, kw_only=True, tag="add_device"):
+    """Put a disk or network card into the VM's record; ``plug``: and into its running copy, if it has one."""
+
+    name: str
+    vm_id: VmId
+    disk: Disk | None = None
+    nic: Nic | None = None
+    plug: bool = True
+
+
+class RemoveDevice(Value, frozen=True, kw_only=True, tag="remove_device"):
+    """Take a disk or network card out of the VM's record; no copy has it any more."""
+
+    name: str
+    vm_id: VmId
+    device_id: DiskId | NicId
+
+
+Step = (
+    SnapshotStep
+    | Give
+    | Launch
+    | DropRecord
+    | AdoptFound
+    | ReadyTemplate
+    | DropTemplate
+    | AddDevice
+    | RemoveDevice
+)
 
 
 class Plan(Value, frozen=True, kw_only=True):

@@ -10,11 +10,13 @@ import msgspec
 
 from virtha.control.adopting import plan_adoptions
 from virtha.control.copies import claimed_by, copies_on, refused_for
+from virtha.control.device_steps import add_device, remove_device
 from virtha.control.effects import Effects, still_stands
 from virtha.control.engine_nouns import engine_vm
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.plan import (
+    AddDevice,
     AdoptFound,
     DropRecord,
     DropTemplate,
@@ -22,6 +24,7 @@ from virtha.control.plan import (
     Launch,
     Plan,
     ReadyTemplate,
+    RemoveDevice,
     SnapshotStep,
     Step,
     decode_plan,
@@ -459,6 +462,15 @@ class Runner:
             case ReadyTemplate() | DropTemplate():
                 await carry_out(tx, step, operation_id=run.operation.id, by=run.plan.by)
                 run.set_step(index, OperationState.DONE, now)
+                return False
+            case AddDevice() | RemoveDevice():
+                following = (
+                    await add_device(tx, effects, step, run.plan.by)
+                    if isinstance(step, AddDevice)
+                    else await remove_device(tx, effects, step, run.plan.by)
+                )
+                run.set_step(index, OperationState.DONE, now)
+                run.add_steps(following)
                 return False
             case AdoptFound():
                 found = decode(FoundByScan, run.foreign) if run.foreign else FoundByScan()

@@ -81,6 +81,17 @@ class StorageView(Value, frozen=True, kw_only=True):
     images: tuple[Image, ...] = ()
 
 
+class PendingChange(Value, frozen=True, kw_only=True):
+    """A field whose wanted value applies at the VM's next start. None: it has none, or is to have none.
+
+    Devices have a field each: `disks.NAME`, `nics.MAC`.
+    """
+
+    field: str
+    running: str | int | None
+    wanted: str | int | None
+
+
 class VmView(Value, frozen=True, kw_only=True):
     vm: Vm
     status: VmStatus
@@ -90,6 +101,8 @@ class VmView(Value, frozen=True, kw_only=True):
     protection: tuple[Reason, ...] = ()
     reason_text: tuple[str, ...] = ()
     """``status.reasons`` rendered, in the same order."""
+    pending: tuple[PendingChange, ...] = ()
+    """What differs between ``vm`` and what runs; as the VM's host told last."""
     protection_text: tuple[str, ...] = ()
     engine: tuple[Reason, ...] = ()
     """Why the engine has not brought it back, or what it does with it; empty when nothing is wrong."""

@@ -15,7 +15,7 @@ from virtha.model.machine import MachineType
 from virtha.model.size import format_size
 from virtha.model.template import DIRECTORY as TEMPLATES
 from virtha.model.value import Value
-from virtha.model.vm import Disk, DiskFormat, Nic
+from virtha.model.vm import Disk, DiskFormat, Nic, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, models_that_fit
 from virtha.store.clusters import reports_of, storage_of_cluster
 from virtha.store.store import Transaction
@@ -222,6 +222,29 @@ async def plan_disks(
     return tuple(planned)
 
 
+async def plan_disk(tx: Transaction, one: DiskCreate, vm: Vm, *, make_id: MakeId) -> PlannedDisk:
+    """A further disk of a VM that is there."""
+    if len(vm.disks) >= DISKS_MAX:
+        raise InvalidInput(
+            f"{vm.name} has {len(vm.disks)} already", field="disks", allowed=(f"{DISKS_MAX}",)
+        )
+    names = {disk.name for disk in vm.disks}
+    index = next(index for index in range(DISKS_MAX + 1) if f"disk{index}" not in names)
+    domains = await storage_of_cluster(tx, vm.cluster_id)
+    images = await _images(tx, domains)
+    domain = await _domain_for(tx, one.storage_domain, domains, vm.cluster_id, "")
+    planned = _plan_disk(one, domain, images[domain.id], vm.id, index, "", make_id)
+    if planned.disk.name in names:
+        raise Conflict(
+            f"{vm.name} has a disk '{planned.disk.name}' already",
+            code="problem.name_taken",
+            field="name",
+            fix="choose another name",
+        )
+    await check_disk_free(tx, domain, planned.disk.path, field="path")
+    return planned
+
+
 async def _images(
     tx: Transaction, domains: tuple[StorageDomain, ...]
 ) -> dict[StorageDomainId, dict[str, Image]]:
@@ -366,6 +389,18 @@ async def plan_nics(
             )
         nics.append(Nic(id=NicId(make_id()), bridge=one.bridge, mac=mac, model=one.model))
     return tuple(nics)
+
+
+async def check_mac_free(tx: Transaction, nic: Nic, vm: Vm) -> None:
+    """Raises Conflict: another VM has it by now. ``vm`` itself may."""
+    owner = await mac_owner(tx, nic.mac)
+    if owner is not None and owner != vm.name:
+        raise Conflict(
+            f"{nic.mac} belongs to VM {owner}",
+            code="problem.mac.in_use",
+            field="nics",
+            fix=f"take it from {owner} first",
+        )
 
 
 async def _free_mac(tx: Transaction, chosen: list[Nic]) -> str:

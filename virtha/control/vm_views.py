@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from virtha.control.launch import Surroundings, place, read_surroundings
+from virtha.control.pending import pending_changes
 from virtha.control.protection import protection_of, texts
 from virtha.control.views import VmView
 from virtha.model.event import Event
@@ -95,6 +96,7 @@ class VmViews:
             cluster_name=cluster.name,
             holder_names=tuple(sorted(hosts[host_id].host.name for host_id in row.status.holders)),
             protection=protection,
+            pending=pending_changes(row),
             reason_text=texts(reasons),
             protection_text=texts(protection),
             engine=engine,

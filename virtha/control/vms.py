@@ -6,6 +6,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET
 
+from virtha.control.devices import Devices
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
 from virtha.control.launch import Surroundings, read_surroundings
@@ -22,6 +23,7 @@ from virtha.control.names import (
     the_vm,
 )
 from virtha.control.operations import check_nothing_open
+from virtha.control.pending import without_pending
 from virtha.control.plan import DropRecord, Give, Launch, Plan, Step
 from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
 from virtha.control.runner import Runner
@@ -29,6 +31,7 @@ from virtha.control.views import Caller, Page, VmView
 from virtha.control.vm_checks import (
     PlannedDisk,
     capabilities_of,
+    check_mac_free,
     check_machine,
     check_sizes,
     check_watchdog,
@@ -80,6 +83,7 @@ class Vms:
         self._dispatcher = dispatcher
         self._views = VmViews(store, links, leaders)
         self._power = VmPower(store, runner, dispatcher)
+        self.devices = Devices(store, runner, dispatcher, self._maker)
 
     async def list(self, query: VmQuery) -> Page[VmView]:
         limit = check_limit(query.limit)
@@ -208,6 +212,28 @@ class Vms:
             if changed != row.vm:
                 saved = await save_vm(tx, changed)
                 await record(tx, "vm.changed", vm=saved, by=caller.name)
+                effects.configure(saved.cluster_id)
+                await self._define(tx, effects, caller, row, saved)
+            row = await the_vm(tx, row.vm.id)
+        await self._dispatcher.carry_out(effects)
+        async with self._store.read() as reading:
+            return await self._view(reading, row)
+
+    async def drop_pending(
+        self, caller: Caller, ref: str, if_match: Revision | None = None
+    ) -> VmView:
+        """The record is again what runs, but for disks; nothing of the running VM changes."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await the_vm(tx, ref)
+            check_revision(if_match, row.vm.revision)
+            await check_nothing_open(tx, row.vm.id, "a change")
+            kept = without_pending(row)
+            for nic in kept.nics:
+                await check_mac_free(tx, nic, row.vm)
+            if kept != row.vm:
+                saved = await save_vm(tx, kept)
+                await record(tx, "vm.pending_dropped", vm=saved, by=caller.name)
                 effects.configure(saved.cluster_id)
                 await self._define(tx, effects, caller, row, saved)
             row = await the_vm(tx, row.vm.id)

@@ -21,7 +21,7 @@ from virtha.model.ids import (
 from virtha.model.policy import Policy
 from virtha.model.proof import Proof
 from virtha.model.value import Value
-from virtha.model.vm import Disk, PossibleCopy, Vm
+from virtha.model.vm import Disk, Nic, PossibleCopy, Vm
 
 
 class Grant(Value, frozen=True, kw_only=True):
@@ -171,6 +171,29 @@ class ChangeSnapshots(Value, frozen=True, kw_only=True, tag="snapshots"):
     by: str
 
 
+class PlugDevice(Value, frozen=True, kw_only=True, tag="plug"):
+    """Give the running copy of that incarnation one disk or network card; it is in ``vm``. There already is done.
+
+    A disk only if no other copy can have it open: the incarnation is claimed on its storage domain first (G4).
+    """
+
+    vm: Vm
+    incarnation: Incarnation
+    disk: Disk | None = None
+    nic: Nic | None = None
+
+
+class UnplugDevice(Value, frozen=True, kw_only=True, tag="unplug"):
+    """Take one disk or network card from the running copy of that incarnation. The guest may refuse: it is waited
+    for until ``deadline_ms``. Absent is done already; the definition stays as it is."""
+
+    vm_id: VmId
+    incarnation: Incarnation
+    disk: Disk | None = None
+    nic: Nic | None = None
+    deadline_ms: int = 20_000
+
+
 class ScanForeign(Value, frozen=True, kw_only=True, tag="scan_foreign"):
     """List the domains that virtha does not manage (outcome's ``foreign``)."""
 
@@ -271,6 +294,8 @@ OrderBody = (
     | ReceiveVm
     | MigrateVm
     | SettleMigration
+    | PlugDevice
+    | UnplugDevice
 )
 
 

@@ -190,6 +190,13 @@ EVENTS: tuple[Code, ...] = (
     event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
+    event(
+        2030,
+        "vm.pending_dropped",
+        INFO,
+        "Changes of VM {vm} that waited for its next start were dropped",
+        "vm",
+    ),
     event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),
     event(
         2003, "vm.adopted", INFO, "VM {vm} adopted on {host}: {changes}", "vm", "host", "changes"

@@ -33,6 +33,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8022, "problem.watchdog.model", "The watchdog model does not fit"),
     _problem(8023, "problem.watchdog.action", "The watchdog action is missing or unknown"),
     _problem(8024, "problem.disk.outside", "The disk's path is outside its storage domain"),
+    _problem(8090, "problem.disk.bus", "That bus takes no disk while the guest runs"),
     _problem(8025, "problem.disk.in_use", "The disk belongs to another VM"),
     _problem(8026, "problem.memory.beyond", "No host has that much memory"),
     _problem(8027, "problem.no_host_fits", "No host can take it"),
