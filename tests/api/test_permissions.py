@@ -24,6 +24,8 @@ OPERATOR_PREFIXES = (
     "PUT /v1/vms",
     "DELETE /v1/vms",
     "POST /v1/hosts/{ref}/",
+    "GET /v1/vms/{ref}/console-log",
+    "GET /v1/vms/{ref}/screenshot",
     "PUT /v1/hold",
     "DELETE /v1/hold",
 )

@@ -1,6 +1,6 @@
 """Every route there is. Each stands beside its handler: method, path, role, types."""
 
-from virtha.api import access, inventory, machines, notifications, records, settings
+from virtha.api import access, consoles, inventory, machines, notifications, records, settings
 from virtha.api.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -8,6 +8,7 @@ ROUTES: tuple[Route, ...] = (
     *access.ROUTES,
     *inventory.ROUTES,
     *machines.ROUTES,
+    *consoles.ROUTES,
     *settings.ROUTES,
     *notifications.ROUTES,
 )

@@ -23,6 +23,7 @@ from virtha.cli.session import (
 )
 from virtha.cli.several import each
 from virtha.cli.views import EVENT, FOREIGN, VM
+from virtha.cli.vm_console import console_log, screenshot
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
 from virtha.model.vm import VmState
@@ -292,6 +293,10 @@ def vm_events(
     if follow:
         newest = found[0]["revision"] if found else None
         follow_events(ctx, {"vm": ident, "code": code}, after=newest)
+
+
+app.command("console-log")(console_log)
+app.command("screenshot")(screenshot)
 
 
 CARD = View(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from virtha.control.clusters import Clusters
+from virtha.control.consoles import Consoles, NoChannels
 from virtha.control.deliveries import Deliveries
 from virtha.control.effects import Dispatcher
 from virtha.control.events import Events
@@ -28,6 +29,7 @@ from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
+from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
 from virtha.ports.receivers import Messengers
@@ -56,6 +58,7 @@ class Control:
     subscriptions: Subscriptions
     notifications: Notifications
     deliveries: Deliveries
+    consoles: Consoles
 
 
 def make_control(
@@ -68,9 +71,10 @@ def make_control(
     passwords: Passwords | None = None,
     box: SecretBox | None = None,
     messengers: Messengers | None = None,
+    channels: HostChannels | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
-    can have no secrets; ``messengers`` None: nothing is sent."""
+    can have no secrets; ``messengers`` None: nothing is sent; ``channels`` None: consoles can't be seen."""
     dispatcher = Dispatcher(store, links)
     runner = Runner(Launcher(links))
     hellos = HelloBook()
@@ -95,4 +99,5 @@ def make_control(
         subscriptions=Subscriptions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
+        consoles=Consoles(store, links, channels or NoChannels()),
     )

@@ -29,6 +29,16 @@ class VmQuery(Request, frozen=True, kw_only=True):
     after: str | None = None
 
 
+class ConsoleLogQuery(Request, frozen=True, kw_only=True):
+    """``contains``: only lines with this text; ``after``: the ``end`` of a part that is known already, and then
+    ``wait_ms``: how long to wait for something new."""
+
+    lines: int = 1_000
+    contains: str | None = None
+    after: str | None = None
+    wait_ms: int = 0
+
+
 class OperationQuery(Request, frozen=True, kw_only=True):
     """Newest first. ``subject`` is an id."""
 

@@ -137,6 +137,7 @@ async def running(
             servers=server_addresses(config.names, gateway_port),
             box=open_box(paths, sealed=await store_has_sealed(store)),
             messengers=messengers,
+            channels=gateway.channels,
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)

@@ -54,6 +54,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8046, "problem.operation.open", "Another operation on it is under way"),
     _problem(8047, "problem.administrator.last", "The last administrator must stay"),
     _problem(8048, "problem.mac.in_use", "The MAC address belongs to another VM"),
+    _problem(8055, "problem.console.busy", "The console is in use"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"
@@ -77,4 +78,5 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(
         8078, "wire.refused.overtaken", "Another boot of the host was heard first: connect again"
     ),
+    _problem(8079, "wire.closed.finished", "The channel was ended by who used it"),
 )
