@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -13,6 +14,8 @@ from virtha.agent.paths import AgentPaths
 from virtha.agent.picture import as_png
 from virtha.agent.records import safe_name
 from virtha.agent.serial_log import wait_and_read
+from virtha.agent.terminals import SerialTerminal, VncTerminal, relay
+from virtha.domainxml.console import serial_terminal, vnc_address
 from virtha.drivers.channel import ChannelStream
 from virtha.model.console import (
     LOG_LINES_MAX,
@@ -25,6 +28,7 @@ from virtha.model.console import (
 from virtha.model.errors import Failed, InvalidInput, NotFound, Refused, VirthaError
 from virtha.model.ids import VmId
 from virtha.ports.hypervisor import (
+    DomainCatalog,
     DomainEvidence,
     DomainMissing,
     HypervisorError,
@@ -39,13 +43,17 @@ _log = structlog.get_logger(__name__)
 Dial = Callable[[str], Awaitable[ChannelStream]]
 
 
+class ConsoleHypervisor(DomainCatalog, DomainEvidence, Protocol):
+    """Live XML and screenshots."""
+
+
 class ChannelDesk:
     """``is_managed``: only VMs of this installation are shown to its users."""
 
     def __init__(
         self,
         paths: AgentPaths,
-        hypervisor: DomainEvidence,
+        hypervisor: ConsoleHypervisor,
         *,
         spawn: Spawn,
         is_managed: Callable[[VmId], bool],
@@ -55,6 +63,7 @@ class ChannelDesk:
         self._spawn = spawn
         self._is_managed = is_managed
         self._open = 0
+        self._serial_in_use: set[VmId] = set()
 
     def accept(self, request: OpenChannel, dial: Dial) -> None:
         if self._open >= CHANNELS_MAX:
@@ -95,7 +104,32 @@ class ChannelDesk:
             case TakeScreenshot():
                 await _send_all(stream, await self._screenshot(subject.vm_id))
             case OpenSerial() | OpenScreen():
-                raise Refused("this agent has no interactive consoles yet")
+                await self._interactive(stream, subject)
+
+    async def _interactive(self, stream: ChannelStream, subject: OpenSerial | OpenScreen) -> None:
+        xml = await self._hypervisor.xml(subject.vm_id, inactive=False)
+        if isinstance(subject, OpenScreen):
+            address = vnc_address(xml)
+            if address is None:
+                raise Refused("the VM has no VNC screen, or does not run", code="problem.vm.state")
+            await relay(stream, await VncTerminal.connect(address))
+            return
+        path = serial_terminal(xml)
+        if path is None:
+            raise Refused(
+                "the VM has no serial port that can be typed at, or does not run",
+                code="problem.vm.state",
+            )
+        if subject.vm_id in self._serial_in_use:
+            # Two readers of one terminal would each get half of what it says.
+            raise Refused(
+                "somebody else is at its serial console already", code="problem.console.busy"
+            )
+        self._serial_in_use.add(subject.vm_id)
+        try:
+            await relay(stream, SerialTerminal(path))
+        finally:
+            self._serial_in_use.discard(subject.vm_id)
 
     async def _read_log(self, request: ReadSerialLog) -> bytes:
         if not 1 <= request.lines <= LOG_LINES_MAX or not 0 <= request.wait_ms <= LOG_WAIT_MS_MAX:

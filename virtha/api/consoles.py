@@ -1,8 +1,8 @@
 """Consoles of VMs: log and screenshot. What a guest shows may be secret, so viewers may not."""
 
 from virtha.api.route import OPERATOR, Answer, Call, NoBody, NoQuery, Route
-from virtha.control.requests import ConsoleLogQuery
-from virtha.control.views import ConsoleLog
+from virtha.control.requests import ConsoleLogQuery, ConsoleTicketCreate
+from virtha.control.views import ConsoleLog, ConsoleTicket
 from virtha.model.errors import Refused, Unavailable
 
 PNG = "image/png"
@@ -16,6 +16,11 @@ async def get_log(call: Call[ConsoleLogQuery, NoBody]) -> Answer:
 async def get_screenshot(call: Call[NoQuery, NoBody]) -> Answer:
     picture = call.control.consoles.screenshot(call.ref)
     return Answer(raw=await call.services.unless_stopping(picture))
+
+
+async def create_ticket(call: Call[NoQuery, ConsoleTicketCreate]) -> Answer:
+    made = await call.control.consoles.make_ticket(call.caller, call.ref, call.body)
+    return Answer(body=made, location=made.path)
 
 
 ROUTES: tuple[Route, ...] = (
@@ -37,5 +42,16 @@ ROUTES: tuple[Route, ...] = (
         handler=get_screenshot,
         media_type=PNG,
         errors=(Refused, Unavailable),
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/console-tickets",
+        role=OPERATOR,
+        summary="A ticket for one WebSocket to /v1/console, within 60 s",
+        handler=create_ticket,
+        body=ConsoleTicketCreate,
+        answer=ConsoleTicket,
+        status=201,
+        errors=(Unavailable,),
     ),
 )

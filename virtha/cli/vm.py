@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from virtha.cli.client import Client, ref
+from virtha.cli.console_terminal import console
 from virtha.cli.event import follow_events
 from virtha.cli.options import options
 from virtha.cli.output import View, emit_list, note
@@ -296,6 +297,7 @@ def vm_events(
 
 
 app.command("console-log")(console_log)
+app.command("console")(console)
 app.command("screenshot")(screenshot)
 
 

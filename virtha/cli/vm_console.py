@@ -33,9 +33,9 @@ def console_log(
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on with what comes."),
     raw: bool = typer.Option(False, "--raw", help="With the guest's escape sequences."),
 ) -> None:
-    """What a VM wrote to its serial port, from all hosts that have some of it.
+    """What a VM wrote to its serial port.
 
-    Each host keeps about 8 MiB of it. --grep looks through all that the hosts send (4 MiB each).
+    All hosts that have some of it are asked; each keeps about 8 MiB. --grep looks through all that the hosts send (4 MiB each).
     """
     pattern = _pattern(grep)
     if tail > LOG_LINES_MAX:

@@ -2,19 +2,32 @@
 kept on the server."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import msgspec
 
+from virtha.control.console_tickets import ConsoleTickets
+from virtha.control.history import record
 from virtha.control.names import the_vm
-from virtha.control.requests import ConsoleLogQuery
-from virtha.control.views import ConsoleLog, ConsoleLogPart, MissingPart
+from virtha.control.requests import ConsoleLogQuery, ConsoleTicketCreate
+from virtha.control.views import (
+    Caller,
+    ConsoleLog,
+    ConsoleLogPart,
+    ConsoleTicket,
+    MissingPart,
+)
 from virtha.model.console import (
     LOG_BYTES_MAX,
     LOG_LINES_MAX,
     LOG_WAIT_MS_MAX,
     PICTURE_BYTES_MAX,
     ChannelSubject,
+    ConsoleKind,
     LogPosition,
+    OpenScreen,
+    OpenSerial,
     ReadSerialLog,
     SerialLog,
     TakeScreenshot,
@@ -49,6 +62,7 @@ class Consoles:
         self._store = store
         self._links = links
         self._channels = channels
+        self._tickets = ConsoleTickets(store.clock)
 
     async def log(self, ref: str, query: ConsoleLogQuery) -> ConsoleLog:
         """The parts that the VM's hosts have of its serial log, oldest first, the present host's last.
@@ -111,6 +125,47 @@ class Consoles:
         if not picture.startswith(PICTURE):
             raise Failed("its host sent something that is no picture")
         return picture
+
+    async def make_ticket(
+        self, caller: Caller, ref: str, request: ConsoleTicketCreate
+    ) -> ConsoleTicket:
+        """Raises Refused: it doesn't run, or too many tickets; Unavailable: its host is away."""
+        row, _ = await self._hosts(ref)
+        if not self._links.agent_connected(running_on(row)):
+            raise Unavailable(
+                "the agent of its host is not connected", fix="virtha host list says why"
+            )
+        ticket = self._tickets.make(caller, row.vm.id, request.kind)
+        return ConsoleTicket(ticket=ticket, path=f"/v1/console?ticket={ticket}")
+
+    @asynccontextmanager
+    async def enter(self, ticket: str) -> AsyncIterator[ByteStream]:
+        """The console that the ticket was made for; who looks at it is in the audit log.
+
+        Raises Unauthenticated: no such ticket, used, too old; and what ``screenshot`` raises.
+        """
+        admission = self._tickets.use(ticket)
+        async with self._store.read() as tx:
+            # As it is now: the VM may have moved or ended since the ticket was made.
+            row = await the_vm(tx, admission.vm_id)
+        host_id = running_on(row)
+        subject: ChannelSubject = OpenScreen(vm_id=row.vm.id)
+        if admission.kind is ConsoleKind.SERIAL:
+            subject = OpenSerial(vm_id=row.vm.id)
+        stream = await self._channels.open(host_id, subject)
+        try:
+            await self._tell("vm.console.opened", row, admission.kind, admission.user)
+            yield stream
+        finally:
+            stream.close()
+            # Its end is told also when the task that held it was cancelled.
+            await asyncio.shield(
+                self._tell("vm.console.closed", row, admission.kind, admission.user)
+            )
+
+    async def _tell(self, code: str, row: VmRow, kind: ConsoleKind, user: str) -> None:
+        async with self._store.write() as tx:
+            await record(tx, code, vm=row.vm, by=user, kind=kind.value, user=user)
 
     async def _ask(
         self, host_id: HostId, subject: ChannelSubject, bytes_max: int, *, extra_s: float = 0

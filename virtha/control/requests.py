@@ -5,6 +5,7 @@ from typing import Literal
 from msgspec import UNSET, UnsetType
 
 from virtha.model.codes import Severity
+from virtha.model.console import ConsoleKind
 from virtha.model.machine import MachineType
 from virtha.model.notification import DeliveryState, ReceiverSettings
 from virtha.model.user import Role
@@ -37,6 +38,10 @@ class ConsoleLogQuery(Request, frozen=True, kw_only=True):
     contains: str | None = None
     after: str | None = None
     wait_ms: int = 0
+
+
+class ConsoleTicketCreate(Request, frozen=True, kw_only=True):
+    kind: ConsoleKind
 
 
 class OperationQuery(Request, frozen=True, kw_only=True):

@@ -308,3 +308,10 @@ class ConsoleLog(Value, frozen=True, kw_only=True):
 
     parts: tuple[ConsoleLogPart, ...]
     missing: tuple[MissingPart, ...]
+
+
+class ConsoleTicket(Value, frozen=True, kw_only=True):
+    """For one WebSocket to ``path`` within 60 s."""
+
+    ticket: str
+    path: str

@@ -1,6 +1,8 @@
 """What is asked of a host about a VM's console, over a channel of its own (never over the session that carries beats,
 facts and orders)."""
 
+from enum import StrEnum
+
 from virtha.model.ids import VmId
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
@@ -10,6 +12,11 @@ LOG_BYTES_MAX = 4 << 20
 """Of one answer of one host; what is older stays on the host."""
 LOG_WAIT_MS_MAX = 20_000
 PICTURE_BYTES_MAX = 64 << 20
+
+
+class ConsoleKind(StrEnum):
+    VNC = "vnc"
+    SERIAL = "serial"
 
 
 class LogPosition(Value, frozen=True, kw_only=True):
