@@ -72,8 +72,14 @@ def test_the_serial_console_and_vnc_of_a_real_guest(story: Story) -> None:
     assert b"# " in at_console(
         story, "shown2", "serial", b"\recho vir''tha-$((40+2))\r", b"virtha-42"
     )
-    codes = [
-        event["code"]
-        for event in story.api.get("/v1/events", after=began, code="vm.console.*")["items"]
-    ]
-    assert codes == ["vm.console.opened", "vm.console.closed"]
+    wait_until(
+        lambda: (
+            [
+                event["code"]
+                for event in story.api.get("/v1/events", after=began, code="vm.console.*")["items"]
+            ]
+            == ["vm.console.opened", "vm.console.closed"]
+        ),
+        "who looked, from when to when",
+        timeout_s=30.0,
+    )

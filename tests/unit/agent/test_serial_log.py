@@ -46,7 +46,6 @@ def test_going_on_behind_a_place_also_after_a_rotation(tmp_path: Path) -> None:
     assert read_log(path, ask(after=end)).text == b"two\nthree\n"
 
 
-@pytest.mark.bad_input("a place in a log that is gone")
 def test_a_place_that_is_gone_means_all(tmp_path: Path) -> None:
     path = tmp_path / "vm.log"
     path.write_bytes(b"one\n")
@@ -59,7 +58,6 @@ def test_no_log_is_no_error(tmp_path: Path) -> None:
     assert read_log(tmp_path / "vm.log", ask()).end is None
 
 
-@pytest.mark.bad_input("a guest that writes for ever")
 def test_no_more_than_the_bound_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "vm.log"
     path.write_bytes((b"x" * 99 + b"\n") * (3 * LOG_BYTES_MAX // 100))
@@ -96,7 +94,6 @@ def test_a_pixmap_becomes_a_png() -> None:
     assert as_png(png) == png
 
 
-@pytest.mark.bad_input("a picture that is cut short")
 @pytest.mark.parametrize("bad", [b"", b"P5\n1 1\n255\nx", b"P6\n9 9\n255\nx", b"P6\n0 9\n255\n"])
 def test_a_picture_that_is_none(bad: bytes) -> None:
     with pytest.raises(Failed):

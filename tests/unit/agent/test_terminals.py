@@ -7,8 +7,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from virtha.agent.channel_desk import ChannelDesk
 from virtha.agent.paths import AgentPaths
 from virtha.domainxml.console import VncAddress, serial_terminal, vnc_address
@@ -83,7 +81,6 @@ class Rig:
         return stream
 
 
-@pytest.mark.bad_input("two at one serial console", "a VM of somebody else")
 def test_a_serial_console_is_one_users(tmp_path: Path) -> None:
     async def main() -> None:
         master, slave = os.openpty()
@@ -116,7 +113,6 @@ def test_a_serial_console_is_one_users(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.bad_input("VM down")
 def test_vnc_over_its_socket(tmp_path: Path) -> None:
     async def main() -> None:
         async def vnc(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -106,7 +106,6 @@ def at_terminal(path: Path, ticket: str, typed: bytes, until: bytes) -> tuple[by
     return bytes(shown), ended
 
 
-@pytest.mark.bad_input("ticket used twice", "ticket of another server", "server restart amidst")
 def test_a_console_over_a_real_web_socket(tell: Callable[..., None], tmp_path: Path) -> None:
     async def story(world: Any) -> None:
         vm_id, _, channels = await running_vm(world)
@@ -152,7 +151,6 @@ def test_a_console_over_a_real_web_socket(tell: Callable[..., None], tmp_path: P
     tell(story)
 
 
-@pytest.mark.bad_input("VM down", "host away", "ticket expired", "too many tickets")
 def test_what_is_refused_before_a_socket_is_there(tell: Callable[..., None]) -> None:
     async def story(world: Any) -> None:
         _, host, channels = await running_vm(world)
@@ -177,7 +175,6 @@ def test_what_is_refused_before_a_socket_is_there(tell: Callable[..., None]) -> 
     tell(story)
 
 
-@pytest.mark.bad_input("VM down")
 def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) -> None:
     async def story(world: Any) -> None:
         vm_id, host, channels = await running_vm(world)

@@ -102,7 +102,6 @@ def test_both_ways_at_once(pki: Pki) -> None:
     run(story, pki)
 
 
-@pytest.mark.bad_input("a viewer that reads nothing")
 def test_a_reader_that_takes_nothing_costs_one_window(pki: Pki) -> None:
     sent = 0
 
@@ -128,7 +127,6 @@ def test_a_reader_that_takes_nothing_costs_one_window(pki: Pki) -> None:
     run(story, pki)
 
 
-@pytest.mark.bad_input("VM down", "agent away")
 def test_refusals_keep_their_code(pki: Pki) -> None:
     async def refuse(stream: ChannelStream) -> None:
         stream.refuse(NotFound("no such VM here"))
@@ -155,7 +153,6 @@ def test_an_agent_without_the_feature_is_never_asked(pki: Pki) -> None:
     run(story, pki)
 
 
-@pytest.mark.bad_input("a channel of another host", "a channel number that was guessed")
 def test_only_the_host_that_was_asked_can_attach(pki: Pki) -> None:
     stolen: list[str] = []
 
@@ -187,7 +184,6 @@ def test_only_the_host_that_was_asked_can_attach(pki: Pki) -> None:
     run(story, pki)
 
 
-@pytest.mark.bad_input("agent killed amidst")
 def test_a_line_that_breaks_is_told_on_the_other_side(pki: Pki) -> None:
     async def break_off(stream: ChannelStream) -> None:
         await stream.send(b"half")
