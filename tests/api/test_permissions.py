@@ -26,6 +26,8 @@ OPERATOR_PREFIXES = (
     "POST /v1/templates",
     "DELETE /v1/templates",
     "POST /v1/hosts/{ref}/",
+    "GET /v1/vms/{ref}/console-log",
+    "GET /v1/vms/{ref}/screenshot",
     "PUT /v1/hold",
     "DELETE /v1/hold",
 )

@@ -13,6 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from virtha.model.console import (
+    ChannelSubject,
+    LogPosition,
+    OpenScreen,
+    OpenSerial,
+    ReadSerialLog,
+    TakeScreenshot,
+)
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
     Awaited,
@@ -91,14 +99,19 @@ from virtha.model.vm import Disk, DiskFormat, Hardware, Nic, PossibleCopy, Reaso
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.wire.codec import HEADER, encode_beat_ack, encode_message
 from virtha.wire.messages import (
+    Attach,
+    Attached,
     Beat,
     BeatAck,
     Bye,
+    ChannelCredit,
+    ChannelData,
     Facts,
     FactsAck,
     GiveOrder,
     Hello,
     Message,
+    OpenChannel,
     PeerRole,
     Ping,
     Pong,
@@ -386,6 +399,20 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
 )
 
 
+CHANNEL_SUBJECTS: tuple[ChannelSubject, ...] = (
+    ReadSerialLog(
+        vm_id=VM_ID,
+        lines=1_000,
+        contains="panic",
+        after=LogPosition(file=131_074, offset=4_096),
+        wait_ms=10_000,
+    ),
+    TakeScreenshot(vm_id=VM_ID),
+    OpenSerial(vm_id=VM_ID),
+    OpenScreen(vm_id=VM_ID),
+)
+
+
 def _fact(index: int, body: FactBody) -> Fact:
     return Fact(
         sequence=991 + index,
@@ -437,6 +464,16 @@ def _messages() -> dict[str, Message]:
         "ping": Ping(nonce=7),
         "pong": Pong(nonce=7),
         "bye": Bye(code="wire.closed.shutdown"),
+        "attach": Attach(channel="Zm9vYmFy"),
+        "attached": Attached(silence_ms=10_000),
+        "channel_data": ChannelData(data=b"tiny login: "),
+        "channel_credit": ChannelCredit(size=65_536),
+        **{
+            f"open_channel_{subject.__struct_config__.tag}": OpenChannel(
+                channel="Zm9vYmFy", subject=subject
+            )
+            for subject in CHANNEL_SUBJECTS
+        },
     }
     facts = tuple(_fact(index, body) for index, body in enumerate(FACT_BODIES))
     messages["facts"] = Facts(facts=facts, gap=True)

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from virtha.agent import host_shutdown
+from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
 from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
@@ -63,7 +64,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.sentinel import Sentinel
-from virtha.wire.messages import Welcome
+from virtha.wire.messages import OpenChannel, Welcome
 
 TICK_S = 0.5
 GOODBYE_S = 2.0
@@ -206,6 +207,10 @@ class Agent:
         self._guardian = GuardianClient(
             paths.guardian_socket, pulse=self._pulse, on_reports=self._collect_reports_soon
         )
+        self._channels = ChannelDesk(
+            paths, hypervisor, spawn=self.spawn, is_managed=self.host.is_managed
+        )
+        self._dial: Dial | None = None
         self._link: HostLink | None = None
         self._link_task: asyncio.Task[None] | None = None
 
@@ -238,8 +243,10 @@ class Agent:
             host_name=identity.name,
         )
 
-    def connect(self, link: HostLink) -> None:
+    def connect(self, link: HostLink, dial: Dial | None = None) -> None:
+        """``dial``: opens channels to the server of the present session; None: there are none."""
         self._link = link
+        self._dial = dial
         self.host.facts.on_written(link.facts_written)
 
     @property
@@ -388,6 +395,10 @@ class Agent:
 
     def on_order(self, order: Order) -> None:
         self.desk.accept(order)
+
+    def on_channel(self, request: OpenChannel) -> None:
+        if self._dial is not None:
+            self._channels.accept(request, self._dial)
 
     def on_facts_acknowledged(self, sequence: int) -> None:
         self.outbox.on_facts_acknowledged(sequence)

@@ -2,6 +2,7 @@
 
 from virtha.api import (
     access,
+    consoles,
     inventory,
     machines,
     notifications,
@@ -17,6 +18,7 @@ ROUTES: tuple[Route, ...] = (
     *access.ROUTES,
     *inventory.ROUTES,
     *machines.ROUTES,
+    *consoles.ROUTES,
     *settings.ROUTES,
     *notifications.ROUTES,
     *templates.ROUTES,

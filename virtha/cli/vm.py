@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from virtha.cli.client import Client, ref
+from virtha.cli.console_terminal import console
 from virtha.cli.event import follow_events
 from virtha.cli.options import options
 from virtha.cli.output import View, emit_list, note
@@ -25,6 +26,7 @@ from virtha.cli.several import each
 from virtha.cli.snapshot import app as snapshot_app
 from virtha.cli.template import from_template, template_path
 from virtha.cli.views import EVENT, FOREIGN, VM, pending_lines
+from virtha.cli.vm_console import console_log, screenshot
 from virtha.cli.vm_devices import disk_app, nic_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
@@ -330,6 +332,11 @@ def vm_events(
     if follow:
         newest = found[0]["revision"] if found else None
         follow_events(ctx, {"vm": ident, "code": code}, after=newest)
+
+
+app.command("console-log")(console_log)
+app.command("console")(console)
+app.command("screenshot")(screenshot)
 
 
 CARD = View(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from virtha.control.clusters import Clusters
+from virtha.control.consoles import Consoles, NoChannels
 from virtha.control.deliveries import Deliveries
 from virtha.control.effects import Dispatcher
 from virtha.control.engine_orders import EngineOrders
@@ -32,6 +33,7 @@ from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
+from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders, NobodyLeads
@@ -65,6 +67,7 @@ class Control:
     deliveries: Deliveries
     leading: Leading
     engine_orders: EngineOrders
+    consoles: Consoles
 
 
 def make_control(
@@ -78,10 +81,11 @@ def make_control(
     box: SecretBox | None = None,
     messengers: Messengers | None = None,
     leaders: Leaders | None = None,
+    channels: HostChannels | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
-    ``leaders`` None: no engine leads, nothing is done when a host fails."""
+    ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
     runner = Runner(Launcher(links), links)
@@ -111,4 +115,5 @@ def make_control(
         deliveries=Deliveries(store, receivers, bell),
         leading=Leading(store, dispatcher, hellos),
         engine_orders=EngineOrders(store, links, runner, dispatcher),
+        consoles=Consoles(store, links, channels or NoChannels()),
     )

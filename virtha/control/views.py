@@ -311,3 +311,39 @@ class ReceiverTestView(Value, frozen=True, kw_only=True):
     detail: str
     reason_text: str
     duration_ms: int
+
+
+class ConsoleLogPart(Value, frozen=True, kw_only=True):
+    """What one host has of a VM's serial log, or the end of it. ``end``: to be given as ``after`` to go on."""
+
+    host_id: HostId
+    host: str
+    text: str
+    """As the guest wrote it, control characters and all."""
+    written_at: UtcMillis | None
+    cut: bool
+    """There is older text that was not sent."""
+    end: str | None
+
+
+class MissingPart(Value, frozen=True, kw_only=True):
+    """A host that may have a part of the log and could not be asked."""
+
+    host_id: HostId
+    host: str
+    code: str
+    reason: str
+
+
+class ConsoleLog(Value, frozen=True, kw_only=True):
+    """A serial log knows no times: parts are in the order of their newest bytes, the present host's last."""
+
+    parts: tuple[ConsoleLogPart, ...]
+    missing: tuple[MissingPart, ...]
+
+
+class ConsoleTicket(Value, frozen=True, kw_only=True):
+    """For one WebSocket to ``path`` within 60 s."""
+
+    ticket: str
+    path: str

@@ -146,6 +146,7 @@ async def running(
             box=open_box(paths, sealed=await store_has_sealed(store)),
             messengers=messengers,
             leaders=engines,
+            channels=gateway.channels,
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)

@@ -32,6 +32,7 @@ from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
+from virtha.server.channel_desk import ChannelDesk
 from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import Sighting
@@ -115,6 +116,7 @@ class Gateway:
         self._store_retries = 0
         self._told: dict[tuple[str, str], Millis] = {}
         self._closing = False
+        self.channels = ChannelDesk(self._agent_session)
 
     # Wiring
 
@@ -131,7 +133,11 @@ class Gateway:
         self._control = control
         self._term = term
         self._link = ServerLink(
-            self, context, installation_id=self._installation_id, clock=self._clock.monotonic_ms
+            self,
+            context,
+            installation_id=self._installation_id,
+            clock=self._clock.monotonic_ms,
+            channels=self.channels,
         )
         return await self._link.listen(host, port)
 
@@ -154,6 +160,10 @@ class Gateway:
     def agent_connected(self, host_id: HostId) -> bool:
         line = self._lines.get(host_id)
         return line is not None and line.agent is not None
+
+    def _agent_session(self, host_id: HostId) -> ServerConnection | None:
+        line = self._lines.get(host_id)
+        return line.agent if line is not None else None
 
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         line = self._lines.get(host_id)
@@ -218,12 +228,14 @@ class Gateway:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
         they run (M2)."""
         self.instance = instance
-        for line in self._lines.values():
+        for host_id, line in self._lines.items():
+            self.channels.disconnect(host_id)
             for connection in {line.agent, line.guardian, *line.newest.values()}:
                 if connection is not None:
                     connection.close("wire.closed.shutdown")
 
     def disconnect(self, host_id: HostId, code: str) -> None:
+        self.channels.disconnect(host_id)
         line = self._lines.pop(host_id, None)
         if line is None:
             return

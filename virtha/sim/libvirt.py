@@ -158,7 +158,8 @@ class SimLibvirt:
         domain, _ = self._live(vm_id)
         root, wanted = fromstring(domain.live_xml), fromstring(device_xml)
         devices = root.find("devices")
-        for device in () if devices is None else devices.findall(wanted.tag):
+        assert devices is not None, "a live domain has devices"
+        for device in devices.findall(wanted.tag):
             if _place(device) == _place(wanted):
                 if not domain.keeps_devices:
                     devices.remove(device)

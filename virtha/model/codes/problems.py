@@ -58,6 +58,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8055, "problem.template.in_use", "Something needs the template"),
     _problem(8056, "problem.template.state", "The template is not ready"),
     _problem(8057, "problem.snapshot.state", "Not possible in the snapshot's present state"),
+    _problem(8058, "problem.console.busy", "The console is in use"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"
@@ -81,4 +82,5 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(
         8078, "wire.refused.overtaken", "Another boot of the host was heard first: connect again"
     ),
+    _problem(8079, "wire.closed.finished", "The channel was ended by who used it"),
 )
