@@ -53,6 +53,8 @@ class Decided:
     def __init__(self, *commands: Command) -> None:
         self.decisions = [Decision(commands=commands, notices=())]
         self.seen: list[object] = []
+        self.stall_ms = 60_000
+        """Longer than any write here takes: of stalls ``test_turn`` tells."""
 
     def step(self, now: Millis, events: object) -> Decision:
         self.seen.append(events)
