@@ -85,11 +85,22 @@ class PlayedHost:
     Link and outbox are the real ones. Implements ``HostLinkEvents``.
     """
 
-    def __init__(self, host: JoinedHost, gateway: str, *, clock_ahead_ms: int = 0) -> None:
+    def __init__(
+        self,
+        host: JoinedHost,
+        gateway: str,
+        *,
+        clock_ahead_ms: int = 0,
+        boot: BootId = BOOT,
+        starts: bool = True,
+    ) -> None:
+        """``starts``: whether it carries starts out, or is never heard of them again."""
+        self.boot = boot
+        self.starts = starts
         self.credentials = host.credentials
         self.outbox = Outbox(
             host.root / "outbox",
-            boot=BOOT,
+            boot=boot,
             clock=WrongClock(ahead_ms=clock_ahead_ms),
             files=Files(),
             host_name=host.credentials.host_id,
@@ -157,6 +168,8 @@ class PlayedHost:
 
     def on_order(self, order: Order) -> None:
         self.orders.append(order)
+        if isinstance(order.body, StartVm) and not self.starts:
+            return
         match order.body:
             case PrepareStorage(domain=domain):
                 report = StorageReport(
@@ -199,7 +212,7 @@ class PlayedHost:
                 servers=(self._gateway,),
                 credentials=self.credentials,
                 role=role,
-                boot=BOOT,
+                boot=self.boot,
                 events=self,
                 outbox=self.outbox if role is PeerRole.AGENT else None,
             )
@@ -219,7 +232,7 @@ class PlayedHost:
             guardian.send_beat(
                 Beat(
                     sequence=sequence,
-                    boot=BOOT,
+                    boot=self.boot,
                     monotonic_ms=monotonic_ms(),
                     inventory_revision=0,
                     agent_alive=True,

@@ -54,7 +54,8 @@ class Story:
         """All that a refused request must leave alone; what only time changes is left out."""
 
         def strip(item: dict[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in item.items() if name != "status"}
+            moving = ("status", "agent_connected", "beating", "verdict", "engine", "engine_text")
+            return {name: value for name, value in item.items() if name not in moving}
 
         with self.rest() as client:
             found: dict[str, Any] = {

@@ -23,7 +23,11 @@ OPERATOR_PREFIXES = (
     "PATCH /v1/vms",
     "PUT /v1/vms",
     "DELETE /v1/vms",
+    "POST /v1/templates",
+    "DELETE /v1/templates",
     "POST /v1/hosts/{ref}/",
+    "GET /v1/vms/{ref}/console-log",
+    "GET /v1/vms/{ref}/screenshot",
     "PUT /v1/hold",
     "DELETE /v1/hold",
 )

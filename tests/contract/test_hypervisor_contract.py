@@ -17,12 +17,14 @@ from own_libvirtd import OwnLibvirtd
 
 from virtha.domainxml.build import build_domain
 from virtha.domainxml.host_defaults import HostDefaults
+from virtha.domainxml.plugging import find_device, plug_xml
+from virtha.domainxml.running import read_hardware
 from virtha.drivers.guest_agent import LibvirtGuestAgent
 from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainState
-from virtha.model.ids import ClusterId, VmId
+from virtha.model.ids import ClusterId, DiskId, StorageDomainId, VmId
 from virtha.model.machine import MachineType
-from virtha.model.vm import Vm
+from virtha.model.vm import Disk, DiskFormat, Vm
 from virtha.model.watchdog import WatchdogModel, parse_watchdog
 from virtha.ports.hypervisor import (
     DomainMissing,
@@ -517,3 +519,43 @@ def test_a_managed_save_is_never_resumed(real: RealRig, own_libvirtd: OwnLibvirt
         assert not (await rig.host.domain(VM_ID)).managed_save
 
     play(real, story)
+
+
+@pytest.mark.req("A8")
+def test_a_plugged_disk_is_in_the_live_xml_only(rig: Rig, tmp_path: Path) -> None:
+    """And what is defined meanwhile does not show there."""
+    disk = Disk(
+        id=DiskId("d1"),
+        name="data",
+        storage_domain_id=StorageDomainId("s"),
+        path="data.raw",
+        format=DiskFormat.RAW,
+        size_bytes=1 << 20,
+    )
+    defaults = HostDefaults(
+        domain_type="qemu",
+        storage_paths={disk.storage_domain_id: str(tmp_path)},
+        # Temporary directories need not take O_DIRECT.
+        buffered_storage=(disk.storage_domain_id,),
+    )
+    with (tmp_path / "data.raw").open("wb") as file:
+        file.truncate(disk.size_bytes)
+
+    async def story(rig: Rig) -> None:
+        await boot(rig)
+        live = await rig.host.xml(VM_ID, inactive=False)
+        assert find_device(live, disk, defaults) is None
+        await rig.host.attach(VM_ID, plug_xml(live, VM, disk, defaults))
+        found = find_device(await rig.host.xml(VM_ID, inactive=False), disk, defaults)
+        assert found is not None
+        assert find_device(await rig.host.xml(VM_ID), disk, defaults) is None
+        await rig.host.define(rig.xml.replace(">1</vcpu>", ">2</vcpu>"))
+        hardware = read_hardware(await rig.host.xml(VM_ID, inactive=False), VM, defaults)
+        assert hardware is not None
+        assert (hardware.vcpus, len(hardware.disks), hardware.watchdog) == (1, 1, VM.watchdog)
+        assert hardware.memory_bytes == VM.memory_bytes
+        other = found.replace("data.raw", "other.raw").replace("vda", "vdz")
+        with pytest.raises(HypervisorFailed):
+            await rig.host.detach(VM_ID, other)
+
+    play(rig, story)

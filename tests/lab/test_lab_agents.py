@@ -134,9 +134,10 @@ def test_a_cut_cable_is_unreachable_and_nothing_is_started_twice(story: Story) -
     assert story.lab.host("h2").qemu_of("cut1") == before
 
 
-@pytest.mark.req("F1")
+@pytest.mark.req("F1", "F3")
 def test_a_silent_power_cut_and_the_next_boot(story: Story) -> None:
     story.create_vm("gone1", host="h2")
+    began = story.revision()
     first_boot = story.api.get("/v1/hosts/h2")["status"]["boot"]
     faults.kill_host(story.lab, "h2", silent=True)
     story.lab = Lab.open(story.lab.directory)
@@ -148,8 +149,10 @@ def test_a_silent_power_cut_and_the_next_boot(story: Story) -> None:
     story.lab = Lab.open(story.lab.directory)
     wait_until(lambda: host_state(story, "h2") == "up", "h2 is up again", timeout_s=60.0)
     assert story.api.get("/v1/hosts/h2")["status"]["boot"] != first_boot
-    # Its exit was not seen in this boot: nobody but the server may start it again (G5).
-    down = story.wait_state("gone1", "down")
-    assert down["status"]["reasons"]
-    story.start_vm("gone1")
+    # Its exit was not seen in this boot: nobody but the server may start it again (G5). The boot is the proof (P4).
+    recovered = story.wait_event("gone1", "vm.recovered", after=began)
+    running = story.wait_state("gone1", "running")
+    assert running["host_name"] == recovered["fields"]["host"]
+    assert running["status"]["incarnation"] == 2 and len(running["holder_names"]) == 1
     assert len(story.lab.copies_of("gone1")) == 1
+    assert len(story.events("gone1", began, "vm.recovery_started")) == 1

@@ -68,7 +68,11 @@ STORIES = {
         "tests/unit/agent/test_never_two_writers.py",
         "tests/unit/agent/test_gate_hook.py",
     ),
-    "virtha/control/": ("tests/unit/control/test_control_safety.py",),
+    "virtha/control/": (
+        "tests/unit/control/test_control_safety.py",
+        "tests/unit/server/test_leader.py",
+    ),
+    "virtha/server/": ("tests/unit/server/test_leader.py", "tests/unit/server/test_engines.py"),
     "virtha/engine/lease": LEASE_WORLD,
     "virtha/engine/waiver": ("tests/scenarios",),
     "virtha/engine/turn": (

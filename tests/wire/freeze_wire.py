@@ -13,6 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from virtha.model.console import (
+    ChannelSubject,
+    LogPosition,
+    OpenScreen,
+    OpenSerial,
+    ReadSerialLog,
+    TakeScreenshot,
+)
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
     Awaited,
@@ -29,6 +37,7 @@ from virtha.model.facts import (
     Progress,
     Released,
     Result,
+    RunsWith,
     StorageReport,
     VmReport,
 )
@@ -43,15 +52,20 @@ from virtha.model.ids import (
     NicId,
     OperationId,
     Revision,
+    SnapshotId,
     StorageDomainId,
+    TemplateId,
     Term,
     VmId,
 )
 from virtha.model.machine import MachineType
 from virtha.model.orders import (
     AdoptVm,
+    ChangeSnapshots,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     DiskCheck,
     ForgetVm,
     Grant,
@@ -63,6 +77,7 @@ from virtha.model.orders import (
     Order,
     OrderBody,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootMode,
     RebootVm,
@@ -71,25 +86,32 @@ from virtha.model.orders import (
     ResumeVm,
     ScanForeign,
     SettleMigration,
+    SnapshotAction,
     StartVm,
     StopMode,
     StopVm,
+    UnplugDevice,
 )
 from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import UtcMillis
-from virtha.model.vm import Disk, DiskFormat, Nic, PossibleCopy, Reason, Vm, VmState
+from virtha.model.vm import Disk, DiskFormat, Hardware, Nic, PossibleCopy, Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.wire.codec import HEADER, encode_beat_ack, encode_message
 from virtha.wire.messages import (
+    Attach,
+    Attached,
     Beat,
     BeatAck,
     Bye,
+    ChannelCredit,
+    ChannelData,
     Facts,
     FactsAck,
     GiveOrder,
     Hello,
     Message,
+    OpenChannel,
     PeerRole,
     Ping,
     Pong,
@@ -118,6 +140,8 @@ DISK = Disk(
     bus="virtio",
     readonly=False,
 )
+TEMPLATE = TemplateId("0b2f5f0e-bbbb-4a7a-9d55-00000000000b")
+SEALED = msgspec.structs.replace(DISK, path=f"templates/{TEMPLATE}/vda.qcow2")
 VM = Vm(
     id=VM_ID,
     name="web1",
@@ -262,6 +286,20 @@ FACT_BODIES: tuple[FactBody, ...] = (
     Awaited(migration_id=MIGRATION, vm_id=VM_ID, incarnation=Incarnation(3)),
 )
 
+HARDWARE = RunsWith(
+    vm_id=VM_ID,
+    incarnation=Incarnation(3),
+    hardware=Hardware(
+        memory_bytes=VM.memory_bytes,
+        vcpus=VM.vcpus,
+        machine=VM.machine,
+        watchdog=VM.watchdog,
+        default_watchdog=VM.watchdog,
+        disks=VM.disks,
+        nics=VM.nics,
+    ),
+)
+
 CHECKING_HOST = HostReport(capabilities=HostCapabilities(disk_check_ms=120_000))
 """A field that is left out where it says nothing: hosts without it send what they always sent."""
 
@@ -338,6 +376,40 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
             ),
         ),
     ),
+    CopyDisk(
+        source=DISK,
+        target=SEALED,
+        thin=True,
+        sealed=True,
+        vm_id=VM_ID,
+        incarnation=Incarnation(3),
+    ),
+    DeleteTemplate(template_id=TEMPLATE, disks=(SEALED,)),
+    ChangeSnapshots(
+        vm=VM,
+        grant=GRANT,
+        snapshot_id=SnapshotId("0b2f5f0e-cccc-4a7a-9d55-00000000000c"),
+        action=SnapshotAction.REVERT,
+        by="admin",
+    ),
+    PlugDevice(vm=VM, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0]),
+    UnplugDevice(
+        vm_id=VM_ID, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0], deadline_ms=20_000
+    ),
+)
+
+
+CHANNEL_SUBJECTS: tuple[ChannelSubject, ...] = (
+    ReadSerialLog(
+        vm_id=VM_ID,
+        lines=1_000,
+        contains="panic",
+        after=LogPosition(file=131_074, offset=4_096),
+        wait_ms=10_000,
+    ),
+    TakeScreenshot(vm_id=VM_ID),
+    OpenSerial(vm_id=VM_ID),
+    OpenScreen(vm_id=VM_ID),
 )
 
 
@@ -392,11 +464,22 @@ def _messages() -> dict[str, Message]:
         "ping": Ping(nonce=7),
         "pong": Pong(nonce=7),
         "bye": Bye(code="wire.closed.shutdown"),
+        "attach": Attach(channel="Zm9vYmFy"),
+        "attached": Attached(silence_ms=10_000),
+        "channel_data": ChannelData(data=b"tiny login: "),
+        "channel_credit": ChannelCredit(size=65_536),
+        **{
+            f"open_channel_{subject.__struct_config__.tag}": OpenChannel(
+                channel="Zm9vYmFy", subject=subject
+            )
+            for subject in CHANNEL_SUBJECTS
+        },
     }
     facts = tuple(_fact(index, body) for index, body in enumerate(FACT_BODIES))
     messages["facts"] = Facts(facts=facts, gap=True)
     messages["facts_disk_check"] = Facts(facts=(_fact(0, CHECKING_HOST),))
     moves = tuple(_fact(index, body) for index, body in enumerate(MOVE_FACTS))
+    messages["facts_hardware"] = Facts(facts=(_fact(0, HARDWARE),))
     messages["facts_moves"] = Facts(facts=moves)
     for body in MOVE_ORDERS:
         order = Order(operation_id=OPERATION, step=1, term=Term(5), host_boot=BOOT, body=body)

@@ -6,8 +6,10 @@ import typing
 import msgspec
 import pytest
 from freeze_wire import (
+    CHANNEL_SUBJECTS,
     DIRECTORY,
     FACT_BODIES,
+    HARDWARE,
     MESSAGES,
     ORDER_BODIES,
     UNKNOWN_FIELDS,
@@ -15,6 +17,7 @@ from freeze_wire import (
     frames,
 )
 
+from virtha.model.console import ChannelSubject
 from virtha.model.facts import FactBody
 from virtha.model.orders import OrderBody
 from virtha.wire.codec import HEADER, decode_payload, encode_message
@@ -51,8 +54,9 @@ def test_the_fast_acknowledgement_is_the_same_message() -> None:
 
 def test_every_kind_is_frozen() -> None:
     assert {type(message) for message in MESSAGES.values()} == set(typing.get_args(Message))
-    assert {type(body) for body in FACT_BODIES} == set(typing.get_args(FactBody))
+    assert {type(body) for body in (*FACT_BODIES, HARDWARE)} == set(typing.get_args(FactBody))
     assert {type(body) for body in ORDER_BODIES} == set(typing.get_args(OrderBody))
+    assert {type(subject) for subject in CHANNEL_SUBJECTS} == set(typing.get_args(ChannelSubject))
 
 
 def test_files_and_samples_are_the_same_set() -> None:
@@ -64,4 +68,5 @@ def test_files_and_samples_are_the_same_set() -> None:
 def test_description_says_what_the_frame_holds(name: str) -> None:
     text = (DIRECTORY / f"{name}.json").read_text(encoding="utf-8")
     assert text == description(name)
-    assert json.loads(text)["content"] == msgspec.msgpack.decode(read(name)[HEADER.size :])
+    held = msgspec.msgpack.decode(read(name)[HEADER.size :])
+    assert json.loads(text)["content"] == msgspec.to_builtins(held)  # bytes as base64

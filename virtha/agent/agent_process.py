@@ -16,6 +16,7 @@ from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.properties import load_agent_properties
+from virtha.drivers.channel import dial_channel
 from virtha.drivers.guest_agent import LibvirtGuestAgent
 from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.link import HostLink
@@ -55,8 +56,9 @@ async def run_agent(paths: AgentPaths) -> None:
         hello_state=agent.hello_state,
         live_instance=lambda: agent.guardian.server_instance,
         program_version=__version__,
+        on_channel=agent.on_channel,
     )
-    agent.connect(link)
+    agent.connect(link, lambda channel: dial_channel(link.address or "", credentials, channel))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

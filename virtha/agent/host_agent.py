@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from virtha.agent import host_shutdown
+from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
 from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
@@ -34,6 +35,7 @@ from virtha.agent.records import (
     sentinel_records,
 )
 from virtha.agent.reports import HostReporter, InventoryReporter, StorageReporter
+from virtha.agent.running import RunningTeller
 from virtha.agent.settings_keeper import SettingsKeeper
 from virtha.agent.storage import StorageWorkers
 from virtha.drivers.link import HelloState, HostLink
@@ -46,6 +48,7 @@ from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
     DomainControl,
+    DomainDevices,
     DomainEvidence,
     DomainWatch,
     GuestAgent,
@@ -61,7 +64,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.sentinel import Sentinel
-from virtha.wire.messages import Welcome
+from virtha.wire.messages import OpenChannel, Welcome
 
 TICK_S = 0.5
 GOODBYE_S = 2.0
@@ -69,7 +72,15 @@ GOODBYE_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
-class Hypervisor(DomainControl, DomainCatalog, DomainWatch, DomainEvidence, HostFacts, Protocol):
+class Hypervisor(
+    DomainControl,
+    DomainDevices,
+    DomainCatalog,
+    DomainWatch,
+    DomainEvidence,
+    HostFacts,
+    Protocol,
+):
     """All that the agent needs of libvirt; ``LibvirtHost`` in production."""
 
 
@@ -153,6 +164,7 @@ class Agent:
             workers=StorageWorkers(),
             control=hypervisor,
             catalog=hypervisor,
+            devices=hypervisor,
             starter=Starter(hypervisor, hypervisor, gate),
             evidence=evidence,
             loop=self.loop,
@@ -168,6 +180,8 @@ class Agent:
         self._inventory = InventoryReporter(
             paths.state / "inventory_revision", hypervisor, facts, files
         )
+        self._running = RunningTeller(self.host)
+        self.host.on_plugged = self._running.changed
         self._reporter = HostReporter(
             self.host, hypervisor, GateProver(hypervisor, hypervisor, paths)
         )
@@ -193,6 +207,10 @@ class Agent:
         self._guardian = GuardianClient(
             paths.guardian_socket, pulse=self._pulse, on_reports=self._collect_reports_soon
         )
+        self._channels = ChannelDesk(
+            paths, hypervisor, spawn=self.spawn, is_managed=self.host.is_managed
+        )
+        self._dial: Dial | None = None
         self._link: HostLink | None = None
         self._link_task: asyncio.Task[None] | None = None
 
@@ -225,8 +243,10 @@ class Agent:
             host_name=identity.name,
         )
 
-    def connect(self, link: HostLink) -> None:
+    def connect(self, link: HostLink, dial: Dial | None = None) -> None:
+        """``dial``: opens channels to the server of the present session; None: there are none."""
         self._link = link
+        self._dial = dial
         self.host.facts.on_written(link.facts_written)
 
     @property
@@ -271,6 +291,7 @@ class Agent:
         self.spawn("settings", self._settings.run())
         self.spawn("refusals of the gate", self._refusals.run())
         self.spawn("inventory", self._inventory.run())
+        self.spawn("running hardware", self._running.run())
         self.spawn("host report", self._reporter.run())
         self.spawn("storage reports", self._storage.run())
         self.spawn("guardian channel", self._guardian.run())
@@ -342,6 +363,8 @@ class Agent:
             return
         self.loop.tell(event)
         self._inventory.changed()
+        if event.kind is DomainEventKind.STARTED:
+            self._running.changed(event.vm_id)
         if event.kind is DomainEventKind.STOPPED:
             self.host.stops.stopped(event.vm_id)
             self._grants.stopped(event.vm_id)
@@ -349,6 +372,7 @@ class Agent:
     def _on_listed(self, domains: tuple[DomainReport, ...], counts: dict[VmId, int]) -> None:
         self._grants.listed(domains, counts)
         self._inventory.changed()
+        self._running.all_changed()
 
     # The server
 
@@ -360,6 +384,7 @@ class Agent:
             # Its memory is new, perhaps a restored one: rule M2 waits for what runs here.
             self._server_instance = welcome.server_instance
             self._inventory.tell_again()
+            self._running.tell_again()
             self.loop.tell(ReportAgain())
 
     def on_disconnected(self, code: str, message: str, address: str) -> None:
@@ -370,6 +395,10 @@ class Agent:
 
     def on_order(self, order: Order) -> None:
         self.desk.accept(order)
+
+    def on_channel(self, request: OpenChannel) -> None:
+        if self._dial is not None:
+            self._channels.accept(request, self._dial)
 
     def on_facts_acknowledged(self, sequence: int) -> None:
         self.outbox.on_facts_acknowledged(sequence)

@@ -20,7 +20,7 @@ from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, VmId
 from virtha.model.orders import HostSettings
 from virtha.ports.clock import Clock
-from virtha.ports.hypervisor import DomainCatalog, DomainControl
+from virtha.ports.hypervisor import DomainCatalog, DomainControl, DomainDevices
 
 
 async def _nobody(_vm_id: VmId) -> None:
@@ -62,6 +62,7 @@ class HostContext:
     workers: StorageWorkers
     control: DomainControl
     catalog: DomainCatalog
+    devices: DomainDevices
     starter: Starter
     evidence: EvidenceKeeper
     loop: AgentLoop
@@ -78,6 +79,8 @@ class HostContext:
     """Storage domains of a PrepareStorage order that the settings may not have yet."""
     buffered: set[StorageDomainId] = field(default_factory=set)
     on_prepared: Callable[[], None] = lambda: None
+    on_plugged: Callable[[VmId], None] = lambda _vm_id: None
+    """What its running copy has changed: the server is told."""
     on_given_back: Callable[[VmId], Awaitable[None]] = _nobody
 
     def storage_domain(self, domain_id: StorageDomainId) -> StorageDomain:

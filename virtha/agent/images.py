@@ -32,6 +32,14 @@ class ImageInfo(Value, frozen=True, kw_only=True, rename="kebab"):
     backing_filename: str | None = None
 
 
+class _Named(Value, frozen=True, kw_only=True):
+    name: str
+
+
+class _Snapshots(Value, frozen=True, kw_only=True):
+    snapshots: tuple[_Named, ...] = ()
+
+
 async def image_info(path: Path) -> ImageInfo:
     """Raises Failed: not there, no image, no answer in time. Also of an image that a VM writes."""
     # The sandbox of an untrusted image: -U takes no lock, no backing chain is followed.
@@ -46,8 +54,56 @@ async def create_empty(path: Path, disk_format: str, size_bytes: int) -> None:
     await _run("qemu-img", "create", "-q", "-f", disk_format, str(path), str(size_bytes))
 
 
+async def create_thin(path: Path, backing: str, backing_format: str) -> None:
+    """As large as ``backing``, which is relative to the directory of ``path``; raises Failed when that is not there."""
+    formats = ("-f", "qcow2", "-F", backing_format, "-b", backing)
+    await _run("qemu-img", "create", "-q", *formats, str(path))
+
+
 async def resize(path: Path, disk_format: str, size_bytes: int) -> None:
     await _run("qemu-img", "resize", "-q", "-f", disk_format, str(path), str(size_bytes))
+
+
+class ToolHangs(Failed):
+    """qemu-img hangs in the kernel: what it was to write it may write yet."""
+
+
+_SNAPSHOT_OPTIONS = {"create": "-c", "revert": "-a", "delete": "-d"}
+
+
+async def change_snapshot(path: Path, action: str, tag: str) -> None:
+    """``action``: create, revert, delete. QEMU's lock on the image refuses one that runs on this host.
+
+    Raises Failed, ToolHangs. However it ends but for the latter, nothing writes any more.
+    """
+    await _run("qemu-img", "snapshot", "-q", _SNAPSHOT_OPTIONS[action], tag, str(path), writes=True)
+
+
+async def snapshots_in(path: Path) -> frozenset[str]:
+    """Tags of its internal snapshots."""
+    output = await _run("qemu-img", "info", "-U", "--output=json", str(path))
+    try:
+        return frozenset(one.name for one in msgspec.json.decode(output, type=_Snapshots).snapshots)
+    except msgspec.MsgspecError as error:
+        raise Failed(f"qemu-img's answer about {path} can't be read: {error}") from error
+
+
+async def snapshot_tool_runs(paths: tuple[Path, ...]) -> bool:
+    """Whether a qemu-img that names one of these files is among the host's processes."""
+    return await asyncio.to_thread(_names_one_of, {str(path).encode() for path in paths})
+
+
+def _names_one_of(paths: set[bytes]) -> bool:
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended while we looked
+        if words[0].rpartition(b"/")[2] == b"qemu-img" and paths.intersection(words):
+            return True
+    return False
 
 
 async def copy_image(
@@ -110,7 +166,7 @@ async def _read_errors(process: asyncio.subprocess.Process) -> str:
     return (await process.stderr.read(OUTPUT_BYTES_MAX)).decode("utf-8", "replace").strip()
 
 
-async def _run(*command: str) -> bytes:
+async def _run(*command: str, writes: bool = False) -> bytes:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -119,12 +175,14 @@ async def _run(*command: str) -> bytes:
         env=_environment(),
     )
     try:
-        async with asyncio.timeout(INFO_DEADLINE_S):
+        async with asyncio.timeout(STALL_DEADLINE_S if writes else INFO_DEADLINE_S):
             output, errors = await process.communicate()
     except TimeoutError:
         raise Failed(f"{command[0]} {command[1]} did not answer; is the storage alive?") from None
     finally:
         await _end(process)
+        if writes and process.returncode is None:
+            raise ToolHangs(f"{command[0]} {command[1]} hangs in the kernel")
     if process.returncode != 0:
         text = errors.decode("utf-8", "replace").strip()
         raise _failed(f"{command[0]} {command[1]}", text or f"it ended with {process.returncode}")

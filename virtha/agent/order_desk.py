@@ -7,21 +7,28 @@ import structlog
 
 from virtha.agent.answers import Answer, of_error, outcome_of, refused
 from virtha.agent.host_context import HostContext
+from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_inventory import InventoryOrders
 from virtha.agent.order_power import PowerOrders
+from virtha.agent.order_snapshot import SnapshotOrders
 from virtha.agent.order_storage import StorageOrders
+from virtha.agent.order_template import TemplateOrders
 from virtha.model.errors import VirthaError
 from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Term
 from virtha.model.orders import (
     AdoptVm,
+    ChangeSnapshots,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     ForgetVm,
     MigrateVm,
     MigrationSide,
     Order,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootVm,
     ReceiveVm,
@@ -31,6 +38,7 @@ from virtha.model.orders import (
     SettleMigration,
     StartVm,
     StopVm,
+    UnplugDevice,
 )
 from virtha.sentinel.events import ArrivalRefused, MoveRefused, ReportAgain
 
@@ -52,6 +60,9 @@ class OrderDesk:
         self._power = PowerOrders(host)
         self._inventory = InventoryOrders(host, self._power)
         self._storage = StorageOrders(host)
+        self._templates = TemplateOrders(host)
+        self._snapshots = SnapshotOrders(host, self._power)
+        self._devices = DeviceOrders(host, self._power)
 
     def accept(self, order: Order) -> None:
         """Never waits. The answer is an ``Outcome`` fact."""
@@ -112,7 +123,9 @@ class OrderDesk:
                 answer = await self._carry_out(order)
             except (VirthaError, OSError) as error:
                 answer = of_error(error)
-        elif answer.code == "order.refused.boot" and isinstance(order.body, StartVm):
+        elif answer.code == "order.refused.boot" and isinstance(
+            order.body, StartVm | ChangeSnapshots
+        ):
             # The boot that it was for is over, and so is whatever it might have started.
             await self._power.decline(order.body, answer.message)
         outcome = outcome_of(order, answer)
@@ -162,6 +175,16 @@ class OrderDesk:
                 return await self._storage.prepare(body)
             case CreateDisk():
                 return await self._storage.create_disk(order, body)
+            case CopyDisk():
+                return await self._templates.copy_disk(order, body)
+            case DeleteTemplate():
+                return await self._templates.delete(body)
+            case ChangeSnapshots():
+                return await self._snapshots.change(order, body)
+            case PlugDevice():
+                return await self._devices.plug(body)
+            case UnplugDevice():
+                return await self._devices.unplug(order, body)
             case ScanForeign():
                 return await self._inventory.scan()
             case AdoptVm():

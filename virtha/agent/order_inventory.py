@@ -13,6 +13,7 @@ from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import safe_name
+from virtha.agent.serial_log import remove_log
 from virtha.agent.storage import ORDER_DEADLINE_MS, check_header, forget_vm, inside
 from virtha.domainxml.adopt import managed_vm_id, patch_domain, read_domain, unpatch_domain
 from virtha.model.domain import DomainReport
@@ -87,7 +88,7 @@ class InventoryOrders:
         paths = self._host.paths
         for suffix in ("xml", "json"):
             (paths.adopted / f"{safe_name(vm_id)}.{suffix}").unlink(missing_ok=True)
-        paths.serial_log(vm_id).unlink(missing_ok=True)
+        remove_log(paths.serial_log(vm_id))
         self._host.evidence.forget(vm_id)
 
     # Scan

@@ -28,6 +28,7 @@ from virtha.model.facts import Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import (
+    ChangeSnapshots,
     Grant,
     PauseVm,
     RebootMode,
@@ -84,10 +85,10 @@ class PowerOrders:
     async def _start(self, order: StartVm) -> Answer:
         """The VM's lock is held. Nothing is made before ``_begin``."""
         grant = order.grant
-        refusal = await self._refusal(grant)
+        refusal = await self.refusal(grant)
         if refusal is not None:
             return await self._refused_by_sentinel(order, refusal)
-        objection = self._grant_objection(grant)
+        objection = self.grant_objection(grant)
         if objection is None:
             try:
                 objection = await self._prepare_start(order)
@@ -102,7 +103,7 @@ class PowerOrders:
             return objection
         return await self._begin(order)
 
-    async def _refusal(self, grant: Grant) -> Reason | None:
+    async def refusal(self, grant: Grant) -> Reason | None:
         """The sentinel's. An agent that has just begun gives libvirt a moment for its first list."""
         host = self._host
         deadline = min(host.clock.monotonic_ms() + FIRST_LIST_MS, grant.ends_at_ms)
@@ -137,7 +138,7 @@ class PowerOrders:
         if record is not None and (record.state is not VmState.DOWN or record.attempt is not None):
             return self._runs_already(order, f"it was {record.state} when libvirt was last asked")
         await self.decline(order, render(refusal.code, refusal.fields))
-        objection = self._grant_objection(order.grant)
+        objection = self.grant_objection(order.grant)
         if objection is not None:
             return objection
         return refused(refusal.code, render(refusal.code, refusal.fields), **refusal.fields)
@@ -151,7 +152,7 @@ class PowerOrders:
     async def _carry_on(self, order: StartVm) -> Answer:
         """An agent before us made its QEMU and died before its processors ran."""
         grant, host = order.grant, self._host
-        objection = self._grant_objection(grant)
+        objection = self.grant_objection(grant)
         if objection is not None:
             return objection
         await host.loop.told(ResumeAccepted(vm_id=grant.vm_id, by=order.by))
@@ -159,13 +160,13 @@ class PowerOrders:
         await host.control.run(grant.vm_id)
         return OK
 
-    async def _present(self, vm_id: VmId) -> DomainReport | None:
+    async def present(self, vm_id: VmId) -> DomainReport | None:
         try:
             return await self._host.catalog.domain(vm_id)
         except DomainMissing:
             return None
 
-    def _grant_objection(self, grant: Grant) -> Answer | None:
+    def grant_objection(self, grant: Grant) -> Answer | None:
         host = self._host
         if host.shutting_down:
             return refused("restart.blocked.host_shutting_down", "this host is shutting down")
@@ -188,12 +189,12 @@ class PowerOrders:
     async def _prepare_start(self, order: StartVm) -> Answer | None:
         """All that must be true before QEMU is made; raises or returns what objects."""
         vm = order.vm
-        present = await self._present(vm.id)
+        present = await self.present(vm.id)
         if present is not None and not is_gone(present):
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
         await self._disk_guard.check(order)
         try:
-            await self._claim(vm, order.grant.incarnation)
+            await self.claim(vm, order.grant.incarnation)
         except ClaimRefused as error:
             # Of a start that the server may not remember (M2): it learns who made it.
             return refused(
@@ -204,7 +205,7 @@ class PowerOrders:
                 holder_host=error.present.host_id,
             )
         await self.define(vm)
-        return self._grant_objection(order.grant)
+        return self.grant_objection(order.grant)
 
     async def define(self, vm: Vm) -> None:
         """Define ``vm`` in libvirt: made anew, or patched when it is an adopted one."""
@@ -224,7 +225,7 @@ class PowerOrders:
             return
         await host.catalog.define(build_domain(vm, host.host_defaults()))
 
-    async def _claim(self, vm: Vm, incarnation: Incarnation) -> None:
+    async def claim(self, vm: Vm, incarnation: Incarnation) -> None:
         """Record the incarnation on every storage domain of the VM (G4)."""
         host = self._host
         claim = VmHeader(
@@ -275,7 +276,7 @@ class PowerOrders:
         return Answer(result=result, code=code, message=detail)
 
     def _changed_mind(self, grant: Grant) -> str | None:
-        objection = self._grant_objection(grant)
+        objection = self.grant_objection(grant)
         record = self._host.loop.record(grant.vm_id)
         if objection is not None:
             return objection.message
@@ -285,7 +286,7 @@ class PowerOrders:
             return "it was stopped on purpose meanwhile"
         return None
 
-    async def decline(self, order: StartVm, why: str) -> None:
+    async def decline(self, order: StartVm | ChangeSnapshots, why: str) -> None:
         """Nothing of this incarnation was made here: the server may try elsewhere (P5).
 
         The sentinel records it before it says so, and says nothing where a copy may run.
@@ -303,7 +304,7 @@ class PowerOrders:
             return objection
         gone = host.stops.event(vm_id)
         async with host.locks.of(vm_id):
-            present = await self._present(vm_id)
+            present = await self.present(vm_id)
             if present is None and host.loop.record(vm_id) is None:
                 return refused("order.refused.not_here", "this host does not have that VM")
             await host.loop.told(
@@ -325,7 +326,7 @@ class PowerOrders:
         host = self._host
         deadline = host.clock.monotonic_ms() + order.deadline_ms
         while True:
-            present = await self._present(order.vm_id)
+            present = await self.present(order.vm_id)
             if present is None or is_gone(present):
                 await self._until_told(order.vm_id)
                 return OK
@@ -410,7 +411,7 @@ class PowerOrders:
         if objection is not None:
             return objection
         async with host.locks.of(vm_id):
-            present = await self._present(vm_id)
+            present = await self.present(vm_id)
             if present is None:
                 return refused("order.refused.not_here", "this host does not have that VM")
             if is_gone(present):

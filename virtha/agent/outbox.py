@@ -36,6 +36,7 @@ from virtha.model.facts import (
     HostReport,
     Inventory,
     Progress,
+    RunsWith,
     StorageReport,
     VmReport,
 )
@@ -527,6 +528,8 @@ def superseded_by_key(body: FactBody) -> str | None:
     match body:
         case VmReport() | Awaited():
             return f"vm {body.vm_id}"
+        case RunsWith():
+            return f"runs with {body.vm_id}"
         case Inventory():
             return "inventory"
         case HostReport():

@@ -14,6 +14,7 @@ from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Method
 
+from virtha.api.console_socket import console_handler
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
 from virtha.api.metrics import Metrics
 from virtha.api.problems import (
@@ -64,7 +65,10 @@ AnyRequest = Request[Any, Any, Any]
 def create_app(services: Services) -> Litestar:
     check_table(ROUTES)
     return Litestar(
-        route_handlers=[_litestar_handler(one, services) for one in ROUTES],
+        route_handlers=[
+            *(_litestar_handler(one, services) for one in ROUTES),
+            console_handler(services),
+        ],
         exception_handlers={Exception: _make_exception_handler(services.metrics)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py
         request_max_body_size=BODY_BYTES_MAX,

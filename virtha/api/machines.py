@@ -2,7 +2,15 @@
 
 from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
-from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
+from virtha.control.requests import (
+    DiskCreate,
+    NicCreate,
+    VmChange,
+    VmCreate,
+    VmQuery,
+    VmStart,
+    WatchdogRequest,
+)
 from virtha.control.views import Page, VmView
 from virtha.model.errors import NotFound
 from virtha.model.operation import Operation
@@ -32,6 +40,10 @@ async def get_vm(call: Call[NoQuery, NoBody]) -> Answer:
 
 async def change_vm(call: Call[NoQuery, VmChange]) -> Answer:
     return _shown(await call.control.vms.change(call.caller, call.ref, call.body, call.if_match))
+
+
+async def drop_pending(call: Call[NoQuery, NoBody]) -> Answer:
+    return _shown(await call.control.vms.drop_pending(call.caller, call.ref, call.if_match))
 
 
 async def delete_vm(call: Call[DeleteVmQuery, NoBody]) -> Answer:
@@ -102,6 +114,26 @@ async def remove_watchdog(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer()
 
 
+async def add_disk(call: Call[NoQuery, DiskCreate]) -> Answer:
+    devices = call.control.vms.devices
+    return accepted(await devices.add_disk(call.caller, call.ref, call.body, call.if_match))
+
+
+async def remove_disk(call: Call[NoQuery, NoBody]) -> Answer:
+    devices, disk = call.control.vms.devices, call.path["disk"]
+    return accepted(await devices.remove_disk(call.caller, call.ref, disk, call.if_match))
+
+
+async def add_nic(call: Call[NoQuery, NicCreate]) -> Answer:
+    devices = call.control.vms.devices
+    return accepted(await devices.add_nic(call.caller, call.ref, call.body, call.if_match))
+
+
+async def remove_nic(call: Call[NoQuery, NoBody]) -> Answer:
+    devices, nic = call.control.vms.devices, call.path["nic"]
+    return accepted(await devices.remove_nic(call.caller, call.ref, nic, call.if_match))
+
+
 ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
@@ -139,6 +171,15 @@ ROUTES: tuple[Route, ...] = (
         summary="Change a VM",
         handler=change_vm,
         body=VmChange,
+        answer=VmView,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/drop-pending",
+        role=OPERATOR,
+        summary="Drop the changes that wait for a VM's next start; disks stay",
+        handler=drop_pending,
         answer=VmView,
         conditional=True,
     ),
@@ -262,6 +303,48 @@ ROUTES: tuple[Route, ...] = (
         summary="Remove a VM's watchdog",
         handler=remove_watchdog,
         status=204,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/disks",
+        role=OPERATOR,
+        summary="Add a disk, to a running VM without a restart",
+        handler=add_disk,
+        body=DiskCreate,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/vms/{ref}/disks/{disk}",
+        role=OPERATOR,
+        summary="Remove a disk; its file stays",
+        handler=remove_disk,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/nics",
+        role=OPERATOR,
+        summary="Add a network card, to a running VM without a restart",
+        handler=add_nic,
+        body=NicCreate,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/vms/{ref}/nics/{nic}",
+        role=OPERATOR,
+        summary="Remove a network card",
+        handler=remove_nic,
+        answer=Operation,
+        status=202,
         conditional=True,
     ),
 )

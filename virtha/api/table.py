@@ -1,6 +1,16 @@
 """Every route there is. Each stands beside its handler: method, path, role, types."""
 
-from virtha.api import access, inventory, machines, notifications, records, settings
+from virtha.api import (
+    access,
+    consoles,
+    inventory,
+    machines,
+    notifications,
+    records,
+    settings,
+    snapshots,
+    templates,
+)
 from virtha.api.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -8,7 +18,10 @@ ROUTES: tuple[Route, ...] = (
     *access.ROUTES,
     *inventory.ROUTES,
     *machines.ROUTES,
+    *consoles.ROUTES,
     *settings.ROUTES,
     *notifications.ROUTES,
+    *templates.ROUTES,
+    *snapshots.ROUTES,
 )
 """The whole API. Router, OpenAPI document and the test of who may do what all read this."""

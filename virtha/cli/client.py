@@ -218,6 +218,16 @@ class Client:
     def post(self, path: str, body: Any = None, **params: Any) -> Any:
         return self.call("POST", path, body=body, params=params).body
 
+    def get_bytes(self, path: str) -> bytes:
+        """An answer that is no JSON, such as a picture."""
+        try:
+            answer = self._http.get(path, headers={"Accept": "*/*"})
+        except httpx.HTTPError as exc:
+            raise error_from_transport(exc, where=self.target.place, changes=False) from exc
+        if answer.status_code >= 300:
+            raise error_from_answer(answer.status_code, answer.content)
+        return answer.content
+
     def delete(self, path: str, **params: Any) -> Any:
         return self.call("DELETE", path, params=params).body
 

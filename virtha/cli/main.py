@@ -39,6 +39,7 @@ NOUNS: dict[str, Noun] = {
     "policy": Noun("policy", "app", "What is done by itself when something fails."),
     "storage": Noun("storage", "app", "Shared directories for disks and images."),
     "image": Noun("image", "app", "Images that VMs can be created from."),
+    "template": Noun("template", "app", "Templates that VMs are made from."),
     "event": Noun("event", "app", "The audit log: list it or follow it live."),
     "notify": Noun("notify", "app", "Tell people and machines: mail, SNMP, webhooks."),
     "operation": Noun("operation", "app", "Long work: what runs and how it ended."),

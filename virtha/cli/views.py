@@ -37,6 +37,22 @@ def _nic(nic: Object) -> str:
     return f"{nic['bridge']} {nic['mac']} ({nic['model']})"
 
 
+def _pending_value(field: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    return size(value) if field.endswith("_bytes") else str(value)
+
+
+def pending_lines(item: Object) -> list[str]:
+    """``memory: 1 GiB now, 2 GiB wanted``."""
+    return [
+        f"{field.removesuffix('_bytes')}: {_pending_value(field, one['running'])} now, "
+        f"{_pending_value(field, one['wanted'])} wanted"
+        for one in item.get("pending") or ()
+        for field in (one["field"],)
+    ]
+
+
 def _vm_details(item: Object) -> list[tuple[str, Any]]:
     vm, status = item["vm"], item["status"]
     lines: list[tuple[str, Any]] = [
@@ -46,6 +62,7 @@ def _vm_details(item: Object) -> list[tuple[str, Any]]:
         ("state", status["state"]),
         ("since", moment(status["since"])),
         *[("why", text) for text in item.get("reason_text") or ()],
+        *[("recovery", text) for text in item.get("engine_text") or ()],
         ("host", item["host_name"]),
         ("may be held by", item.get("holder_names")),
         ("wanted up", status["wanted_up"]),
@@ -61,6 +78,7 @@ def _vm_details(item: Object) -> list[tuple[str, Any]]:
         ("machine", f"{vm['machine']} ({vm['architecture']})"),
         *[("disk", _disk(disk)) for disk in vm["disks"]],
         *[("nic", _nic(nic)) for nic in vm["nics"]],
+        *[("at next start", line) for line in pending_lines(item)],
         ("adopted", vm["adopted"]),
         ("incarnation", status["incarnation"]),
         ("revision", vm["revision"]),
@@ -115,6 +133,8 @@ def _host_details(item: Object) -> list[tuple[str, Any]]:
         ("state", status["state"]),
         ("agent connected", item["agent_connected"]),
         ("guardian beats", item["beating"]),
+        ("judged", (item.get("verdict") or "").replace("_", " ")),
+        *[("because", text) for text in item.get("engine_text") or ()],
         ("last seen", moment(status["last_seen"])),
         ("cluster", item["cluster_name"]),
         ("vms", item["vms"]),

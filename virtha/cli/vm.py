@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from virtha.cli.client import Client, ref
+from virtha.cli.console_terminal import console
 from virtha.cli.event import follow_events
 from virtha.cli.options import options
 from virtha.cli.output import View, emit_list, note
@@ -22,7 +23,11 @@ from virtha.cli.session import (
     show_one,
 )
 from virtha.cli.several import each
-from virtha.cli.views import EVENT, FOREIGN, VM
+from virtha.cli.snapshot import app as snapshot_app
+from virtha.cli.template import from_template, template_path
+from virtha.cli.views import EVENT, FOREIGN, VM, pending_lines
+from virtha.cli.vm_console import console_log, screenshot
+from virtha.cli.vm_devices import disk_app, nic_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
 from virtha.model.vm import VmState
@@ -31,6 +36,9 @@ from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
+app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(disk_app, name="disk")
+app.add_typer(nic_app, name="nic")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
@@ -77,6 +85,12 @@ def create_vm(
     ctx: typer.Context,
     name: str = typer.Argument(metavar="NAME", help="Its name."),
     image: str | None = typer.Option(None, help="Image for the boot disk (virtha image list)."),
+    template: str | None = typer.Option(
+        None, help="Make it from a template (virtha template list)."
+    ),
+    thin: bool = typer.Option(
+        False, "--thin", help="With --template: keep only what differs; the template must stay."
+    ),
     storage: str | None = typer.Option(None, help="Storage domain. Default: the only one."),
     memory: str = typer.Option("1GiB", metavar="SIZE", help="Memory, for example 512MiB."),
     vcpus: int = typer.Option(1, min=1, help="Virtual processors."),
@@ -94,10 +108,12 @@ def create_vm(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Create a VM, from an image or with empty disks.
+    """Create a VM, from an image, from a template or with empty disks.
 
     For example: virtha vm create web1 --image tiny --memory 128MiB --ha --start
     """
+    if template is None and thin:
+        raise InvalidInput("--thin goes with --template only", field="--thin", fix="leave it out")
     body: dict[str, Any] = {
         "name": name,
         "image": image,
@@ -116,8 +132,12 @@ def create_vm(
     }
     # What was not said is left to the server, whose defaults may be newer than ours.
     body = {key: value for key, value in body.items() if value not in (None, [], "")}
+    path = "/v1/vms"
+    if template is not None:
+        path = template_path(template, "vms")
+        body = from_template(ctx, body, thin=thin)
     with connected(ctx) as client:
-        operation = client.post("/v1/vms", body)
+        operation = client.post(path, body)
         done = f"VM {name} is created" + (" and started" if start else "")
         finish(ctx, client, operation, done, wait=wait, timeout=timeout)
 
@@ -137,8 +157,12 @@ def edit_vm(
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
     nic: list[str] | None = typer.Option(None, metavar="bridge=BR,…", help="Replaces all cards."),
     revision: int | None = typer.Option(None, help="Only if it is still at this revision."),
+    drop_pending: bool = typer.Option(
+        False, "--drop-pending", help="Take back what waits for its next start; disks stay."
+    ),
 ) -> None:
-    """Change a VM. A running one takes up hardware changes at its next start."""
+    """Change a VM. A running one takes up hardware changes at its next start: until then
+    virtha vm show lists them as pending."""
     body: dict[str, Any] = {
         "name": rename,
         "description": description,
@@ -151,12 +175,28 @@ def edit_vm(
     body = {key: value for key, value in body.items() if value is not None}
     if watchdog is not None:
         body["watchdog"] = None if watchdog == "none" else _watchdog_body(watchdog)
+    if drop_pending:
+        if body:
+            raise InvalidInput(
+                "changes and takes back at once",
+                field="--drop-pending",
+                fix="give it alone, then the changes",
+            )
+        with connected(ctx) as client:
+            match = f'"{revision}"' if revision is not None else None
+            view = client.call("POST", vm_path(name, "drop-pending"), if_match=match).body
+        report(ctx, view, f"VM {view['vm']['name']} has no changes waiting for its next start")
+        for line in pending_lines(view):
+            note(options(ctx), f"still waits: {line}")
+        return
     if not body:
         raise InvalidInput("nothing to change is given", fix="see: virtha vm edit --help")
     with connected(ctx) as client:
         match = f'"{revision}"' if revision is not None else None
         view = client.call("PATCH", vm_path(name), body=body, if_match=match).body
     report(ctx, view, f"VM {view['vm']['name']} is changed")
+    for line in pending_lines(view):
+        note(options(ctx), f"applies at its next start: {line}")
 
 
 @app.command("delete")
@@ -292,6 +332,11 @@ def vm_events(
     if follow:
         newest = found[0]["revision"] if found else None
         follow_events(ctx, {"vm": ident, "code": code}, after=newest)
+
+
+app.command("console-log")(console_log)
+app.command("console")(console)
+app.command("screenshot")(screenshot)
 
 
 CARD = View(

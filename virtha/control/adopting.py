@@ -3,14 +3,17 @@
 import msgspec
 
 from virtha.control.effects import Effects
+from virtha.control.engine_nouns import engine_vm
 from virtha.control.names import check_name
 from virtha.control.plan import AdoptFound, Give, Step
+from virtha.engine.events import CopyGranted
 from virtha.model.errors import NotFound, Refused, VirthaError
 from virtha.model.facts import ForeignDomain
-from virtha.model.ids import ClusterId, HostId, Incarnation
+from virtha.model.ids import BootId, ClusterId, HostId, Incarnation
 from virtha.model.orders import AdoptVm
 from virtha.model.vm import Vm, VmState, VmStatus
 from virtha.store.clusters import storage_of_cluster
+from virtha.store.engine import add_grant
 from virtha.store.hosts import find_host
 from virtha.store.store import WriteTransaction
 from virtha.store.vms import (
@@ -47,7 +50,15 @@ async def plan_adoptions(
                 raise
             continue
         if not step.dry_run:
-            await _record_adopted(tx, vm, step.host_id, domain)
+            status = await _record_adopted(tx, vm, step.host_id, domain)
+            granted = CopyGranted(
+                host_id=step.host_id,
+                boot=host.status.boot or BootId(""),
+                vm_id=vm.id,
+                incarnation=FIRST,
+            )
+            await add_grant(tx, granted)
+            effects.grant(vm.cluster_id, engine_vm(vm, status), granted)
             effects.configure(vm.cluster_id)
         order = AdoptVm(vm=vm, incarnation=FIRST, dry_run=step.dry_run)
         # Optional: one domain that libvirt won't patch must not keep the others out.
@@ -106,10 +117,10 @@ async def _adoptable(
 
 async def _record_adopted(
     tx: WriteTransaction, vm: Vm, host_id: HostId, domain: ForeignDomain
-) -> None:
+) -> VmStatus:
     runs = domain.state in _RUNNING
     await save_vm(tx, vm)
-    await save_vm_status(
+    status = await save_vm_status(
         tx,
         VmStatus(
             vm_id=vm.id,
@@ -124,3 +135,4 @@ async def _record_adopted(
         ),
     )
     await add_definition(tx, vm.id, host_id)
+    return status

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from virtha.control.clusters import Clusters
+from virtha.control.consoles import Consoles, NoChannels
 from virtha.control.deliveries import Deliveries
 from virtha.control.effects import Dispatcher
+from virtha.control.engine_orders import EngineOrders
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
@@ -13,6 +15,7 @@ from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
 from virtha.control.launch import Launcher
+from virtha.control.leading import Leading
 from virtha.control.notifications import Notifications
 from virtha.control.notifier_bell import NotifierBell
 from virtha.control.operations import Operations
@@ -21,15 +24,19 @@ from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
 from virtha.control.settings import Settings
+from virtha.control.snapshots import Snapshots
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
 from virtha.control.subscriptions import Subscriptions
+from virtha.control.templates import Templates
 from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
+from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.receivers import Messengers
 from virtha.store import Store
 
@@ -42,6 +49,8 @@ class Control:
     clusters: Clusters
     hosts: Hosts
     storage: StorageDomains
+    snapshots: Snapshots
+    templates: Templates
     vms: Vms
     operations: Operations
     events: Events
@@ -56,6 +65,9 @@ class Control:
     subscriptions: Subscriptions
     notifications: Notifications
     deliveries: Deliveries
+    leading: Leading
+    engine_orders: EngineOrders
+    consoles: Consoles
 
 
 def make_control(
@@ -68,20 +80,26 @@ def make_control(
     passwords: Passwords | None = None,
     box: SecretBox | None = None,
     messengers: Messengers | None = None,
+    leaders: Leaders | None = None,
+    channels: HostChannels | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
-    can have no secrets; ``messengers`` None: nothing is sent."""
-    dispatcher = Dispatcher(store, links)
-    runner = Runner(Launcher(links))
+    can have no secrets; ``messengers`` None: nothing is sent.
+    ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen."""
+    leaders = leaders or NobodyLeads()
+    dispatcher = Dispatcher(store, links, leaders)
+    runner = Runner(Launcher(links), links)
     hellos = HelloBook()
     bell = NotifierBell()
     receivers = Receivers(store, box or NoKeyBox(), bell)
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
-        hosts=Hosts(store, runner, dispatcher, hellos),
+        hosts=Hosts(store, runner, dispatcher, hellos, leaders),
         storage=StorageDomains(store, runner, dispatcher),
-        vms=Vms(store, links, runner, dispatcher),
+        snapshots=Snapshots(store, links, runner, dispatcher),
+        templates=Templates(store, links, runner, dispatcher),
+        vms=Vms(store, links, runner, dispatcher, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
         users=Users(store, clock, passwords or Passwords()),
@@ -89,10 +107,13 @@ def make_control(
         settings=Settings(store),
         hold=Hold(store, dispatcher),
         join=Join(store, authority, dispatcher, servers),
-        status=Status(store, links),
-        facts=FactRecorder(store, runner, dispatcher, hellos),
+        status=Status(store, links, leaders),
+        facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
+        leading=Leading(store, dispatcher, hellos),
+        engine_orders=EngineOrders(store, links, runner, dispatcher),
+        consoles=Consoles(store, links, channels or NoChannels()),
     )

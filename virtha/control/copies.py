@@ -13,6 +13,8 @@ from virtha.model.vm import PossibleCopy, VmState, VmStatus
 
 LIST_MARGIN_MS = 10_000
 """How much older than its fact an inventory's list may be: libvirt answered, then it was written."""
+NEVER_MS = 1 << 62
+"""The end of a grant that is not known."""
 
 
 def copies_on(status: VmStatus, host_id: HostId) -> tuple[PossibleCopy, ...]:
@@ -164,6 +166,41 @@ def claimed_by(
 def without(status: VmStatus, host_id: HostId) -> VmStatus:
     holders = tuple(one for one in status.holders if one != host_id)
     return msgspec.structs.replace(_with(status, host_id, []), holders=holders)
+
+
+def without_copy(status: VmStatus, gone: PossibleCopy) -> VmStatus:
+    """The engine has a proof that this one is over (P1 to P6). Its host stays a holder while it may have another."""
+    if gone.host_id not in status.holders:
+        return status
+    left = [
+        copy
+        for copy in copies_on(status, gone.host_id)
+        if copy.incarnation != gone.incarnation
+        or (copy.boot != gone.boot and copy.boot is not None and gone.boot is not None)
+    ]
+    return _settled(status, gone.host_id, left)
+
+
+def with_copy(status: VmStatus, copy: PossibleCopy) -> VmStatus:
+    """The engine made it possible, or found it. Its grant's end is not known, so no list ends it."""
+    mine = list(copies_on(status, copy.host_id))
+    if all(known.incarnation != copy.incarnation for known in mine):
+        mine.append(msgspec.structs.replace(copy, grant_ends_at_ms=NEVER_MS))
+    holders = (*(one for one in status.holders if one != copy.host_id), copy.host_id)
+    return msgspec.structs.replace(_with(status, copy.host_id, mine), holders=holders)
+
+
+def granted_until(
+    status: VmStatus, host_id: HostId, incarnation: Incarnation, ends_at_ms: int
+) -> VmStatus:
+    """The order for a copy that the engine made possible goes out, with a grant that ends then."""
+    mine = [
+        msgspec.structs.replace(copy, grant_ends_at_ms=ends_at_ms)
+        if copy.incarnation == incarnation
+        else copy
+        for copy in copies_on(status, host_id)
+    ]
+    return _with(status, host_id, mine)
 
 
 def _settled(status: VmStatus, host_id: HostId, left: list[PossibleCopy]) -> VmStatus:

@@ -7,12 +7,14 @@ import msgspec
 
 from virtha.control.copies import copies_on
 from virtha.control.host_settings import settings_for
-from virtha.control.known_settings import GRANT_DURATION, SettingValues, setting_values
+from virtha.control.known_settings import GRANT_DURATION, SettingValues
+from virtha.engine.events import CopyGranted, EngineVm
 from virtha.model.ids import BootId, ClusterId, HostId, Term
-from virtha.model.orders import Grant, Order, StartVm
+from virtha.model.orders import ChangeSnapshots, Grant, Order, StartVm
 from virtha.model.policy.detection import SESSION_SILENCE_MS
 from virtha.model.time import Millis
 from virtha.ports.hosts import HostLinks, LastBeat
+from virtha.ports.leaders import Leaders
 from virtha.store.hosts import HostRow, find_host, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.operations import unanswered_orders
@@ -32,6 +34,8 @@ class Effects:
         """All of whose hosts need new settings."""
         self.orders: list[tuple[HostId, Order]] = []
         self.disconnected: list[tuple[HostId, str]] = []
+        self.granted: list[tuple[ClusterId, EngineVm, CopyGranted]] = []
+        """Copies that these orders make possible: entered in the same transaction (G1)."""
 
     def configure(self, cluster_id: ClusterId) -> None:
         self.clusters.add(cluster_id)
@@ -42,13 +46,20 @@ class Effects:
     def disconnect(self, host_id: HostId, code: str) -> None:
         self.disconnected.append((host_id, code))
 
+    def grant(self, cluster_id: ClusterId, vm: EngineVm, granted: CopyGranted) -> None:
+        self.granted.append((cluster_id, vm, granted))
+
 
 class Dispatcher:
-    def __init__(self, store: Store, links: HostLinks) -> None:
+    def __init__(self, store: Store, links: HostLinks, leaders: Leaders) -> None:
         self._store = store
         self._links = links
+        self._leaders = leaders
 
     async def carry_out(self, effects: Effects) -> None:
+        for cluster_id, vm, granted in effects.granted:
+            # Before the order goes out: nothing starts elsewhere from now on (G1).
+            self._leaders.granted(cluster_id, vm, granted)
         if effects.clusters:
             async with self._store.read() as tx:
                 for cluster_id in sorted(effects.clusters):
@@ -80,24 +91,21 @@ class Dispatcher:
         A start whose grant can't be renewed, for want of a beat of this boot, waits for the next time.
         """
         row = await the_installation(tx)
-        values = await setting_values(tx)
         renewed = []
         for waiting in await unanswered_orders(tx, host.host.id):
             boot = host.status.boot
-            if boot is None or not await still_stands(tx, host.host.id, waiting.order):
+            if boot is None or not await still_stands(tx, host, waiting.order):
                 continue
-            order = self._renewed(waiting.order, host, boot, row.term, values)
+            order = self._renewed(waiting.order, host, boot, row.term)
             if order is not None:
                 renewed.append(order)
         return tuple(renewed)
 
-    def _renewed(
-        self, order: Order, host: HostRow, boot: BootId, term: Term, values: SettingValues
-    ) -> Order | None:
+    def _renewed(self, order: Order, host: HostRow, boot: BootId, term: Term) -> Order | None:
         body = order.body
-        if isinstance(body, StartVm):
+        if isinstance(body, StartVm | ChangeSnapshots):
             now = self._store.clock.monotonic_ms()
-            grant = make_grant(self._links, host, body.grant, values, now)
+            grant = quoting(self._links, host, body.grant, now)
             if grant is None:
                 return None
             body = msgspec.structs.replace(body, grant=grant)
@@ -111,15 +119,19 @@ class Dispatcher:
         return sum(self._links.deliver(host_id, order) for order in orders)
 
 
-async def still_stands(tx: Transaction, host_id: HostId, order: Order) -> bool:
+async def still_stands(tx: Transaction, host: HostRow, order: Order) -> bool:
     """Whether a host may still be sent this order.
 
     A start stands while its host is held to have that very incarnation. After its release the next
     start may be on another host: sent again with a new grant, this one would be a second copy (G1).
+    And it is for the boot that it was made for: that boot's end is a proof (P4), by which the engine
+    starts the VM elsewhere, and it may be writing so now.
     """
-    if not isinstance(order.body, StartVm):
+    if not isinstance(order.body, StartVm | ChangeSnapshots):
         return True
-    grant = order.body.grant
+    host_id, grant = host.host.id, order.body.grant
+    if grant.boot != host.status.boot:
+        return False
     row = await find_vm(tx, grant.vm_id)
     if row is None or host_id not in row.status.holders:
         return False
@@ -135,17 +147,18 @@ def fresh_beat(links: HostLinks, host: HostRow, now: Millis) -> LastBeat | None:
     return beat if now - beat.received_at < BEAT_SILENCE_MS else None
 
 
-def make_grant(
-    links: HostLinks, host: HostRow, wanted: Grant, values: SettingValues, now: Millis
-) -> Grant | None:
+def quoting(links: HostLinks, host: HostRow, wanted: Grant, now: Millis) -> Grant | None:
     """``wanted`` for the host's present boot, from its last beat; None: there is no beat to quote (G2)."""
     beat = fresh_beat(links, host, now)
     if beat is None:
         return None
+    return msgspec.structs.replace(wanted, boot=beat.boot, beat_monotonic_ms=beat.monotonic_ms)
+
+
+def grant_duration_ms(host: HostRow, values: SettingValues) -> int:
+    """Of a start that a person orders."""
     duration_ms = values.get(GRANT_DURATION, host_id=host.host.id, cluster_id=host.host.cluster_id)
     if isinstance(check_ms := host.status.capabilities.disk_check_ms, int):
         # The host watches the disks first (A5), and looks at the grant again after that.
         duration_ms += check_ms
-    return msgspec.structs.replace(
-        wanted, boot=beat.boot, beat_monotonic_ms=beat.monotonic_ms, duration_ms=duration_ms
-    )
+    return duration_ms

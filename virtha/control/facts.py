@@ -20,17 +20,20 @@ from virtha.model.facts import (
     Outcome,
     Progress,
     Released,
+    RunsWith,
     StorageReport,
     VmReport,
 )
 from virtha.model.ids import BootId, HostId
 from virtha.model.time import UtcMillis
-from virtha.model.vm import VmState, VmStatus
+from virtha.model.vm import Running, VmState, VmStatus
+from virtha.ports.leaders import Leaders
 from virtha.store.clusters import find_report, find_storage, save_report
 from virtha.store.events import add_event
 from virtha.store.hosts import (
     HostRow,
     find_host,
+    save_fact_acknowledged,
     save_fact_sequence,
     save_host_status,
     save_inventory_timeline,
@@ -55,15 +58,22 @@ _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 class FactRecorder:
     def __init__(
-        self, store: Store, runner: Runner, dispatcher: Dispatcher, hellos: HelloBook
+        self,
+        store: Store,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        hellos: HelloBook,
+        leaders: Leaders,
     ) -> None:
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
         self._hellos = hellos
+        self._leaders = leaders
 
     async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
-        """Returns the last sequence that is recorded now: what the host may forget.
+        """Returns the last sequence that is recorded now. Where engines lead, the host may forget it only when what
+        they make of it is durable as well; else at once.
 
         ``carried_by``: the boot of the session's hello; a fact carries its own, for it may be older. Raises NotFound (the
         host was removed), Unavailable (nothing was recorded; send them again).
@@ -93,6 +103,8 @@ class FactRecorder:
             last = fact.sequence
         if last > host.fact_sequence:
             await save_fact_sequence(tx, host_id, last)
+        if not self._leaders.lead:
+            await save_fact_acknowledged(tx, host_id, last)
         return last
 
     async def _take(
@@ -103,6 +115,8 @@ class FactRecorder:
                 await self._happened(tx, host, fact, body)
             case VmReport() as body:
                 await self._vm_report(tx, effects, host, body)
+            case RunsWith() as body:
+                await self._runs_with(tx, host, body)
             case Released() as body:
                 await self._released(tx, effects, host, body)
             case Inventory() as body:
@@ -172,6 +186,16 @@ class FactRecorder:
             effects.configure(row.vm.cluster_id)
         if changed != status or row.shown is not changed.state:
             await save_vm_status(tx, changed)
+
+    async def _runs_with(self, tx: WriteTransaction, host: HostRow, body: RunsWith) -> None:
+        row = await find_vm(tx, body.vm_id)
+        if row is None or not counts(row.status, host.host.id, body.incarnation):
+            return
+        if host.host.id not in row.status.holders:
+            return  # nothing of it runs there any more
+        running = Running(incarnation=body.incarnation, hardware=body.hardware)
+        if running != row.status.running:
+            await save_vm_status(tx, msgspec.structs.replace(row.status, running=running))
 
     async def _released(
         self, tx: WriteTransaction, effects: Effects, host: HostRow, body: Released

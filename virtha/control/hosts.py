@@ -13,6 +13,7 @@ from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
 from virtha.control.names import check_limit, check_revision, page_of, the_host
 from virtha.control.operations import check_nothing_open
 from virtha.control.plan import AdoptFound, Give, Plan, Step
+from virtha.control.protection import texts
 from virtha.control.requests import AdoptRequest, PageQuery
 from virtha.control.runner import Runner
 from virtha.control.views import (
@@ -31,6 +32,7 @@ from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
 from virtha.model.orders import HostSettings, ScanForeign
 from virtha.model.watchdog import WatchdogAction, models_that_fit
+from virtha.ports.leaders import Leaders
 from virtha.store.clusters import all_clusters, find_cluster
 from virtha.store.hosts import (
     HostRow,
@@ -40,6 +42,7 @@ from virtha.store.hosts import (
     find_host,
     hosts_after,
     revoke_certificates,
+    save_fact_acknowledged,
     save_host_status,
 )
 from virtha.store.installations import set_term, the_installation
@@ -53,12 +56,18 @@ ADOPT_NAMES_MAX = 10_000
 
 class Hosts:
     def __init__(
-        self, store: Store, runner: Runner, dispatcher: Dispatcher, hellos: HelloBook
+        self,
+        store: Store,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        hellos: HelloBook,
+        leaders: Leaders,
     ) -> None:
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
         self._hellos = hellos
+        self._leaders = leaders
 
     async def list(self, query: PageQuery) -> Page[HostView]:
         limit = check_limit(query.limit)
@@ -81,6 +90,7 @@ class Hosts:
     async def _view(self, tx: Transaction, row: HostRow, cluster_name: str) -> HostView:
         held = await vms_held_by(tx, row.host.id)
         used_bytes = sum(one.vm.memory_bytes for one in held)
+        reasons = self._leaders.explain_host(row.host.id)
         return HostView(
             host=row.host,
             status=row.status,
@@ -89,6 +99,9 @@ class Hosts:
             free_memory_bytes=max(row.status.capabilities.memory_bytes - used_bytes, 0),
             agent_connected=self._dispatcher.agent_connected(row.host.id),
             beating=self._dispatcher.beating(row),
+            verdict=self._leaders.verdict(row.host.id),
+            engine=reasons,
+            engine_text=texts(reasons),
         )
 
     async def all_ids(self) -> tuple[HostId, ...]:
@@ -243,14 +256,14 @@ class Hosts:
                     fix="join the host again: 'virtha agent join'",
                 )
             installation = await the_installation(tx)
-            term = await _term_above(tx, term_elsewhere)
+            term = await self._term_above(tx, term_elsewhere)
             acknowledged = await self._check_sequence(tx, row, fact_sequence_last)
             await self._note_hello(tx, row, boot)
-            if fact_sequence_last <= acknowledged:
+            if fact_sequence_last <= row.fact_sequence:
                 # All that it said is recorded, so no answer to them is on its way.
                 await self._runner.void_starts(tx, effects, host_id)
         self._hellos.note(
-            host_id, installation.timeline, boot, max(fact_sequence_last, acknowledged)
+            host_id, installation.timeline, boot, max(fact_sequence_last, row.fact_sequence)
         )
         await self._dispatcher.carry_out(effects)
         async with self._store.read() as tx:
@@ -277,14 +290,23 @@ class Hosts:
             raise NotFound("the host was removed in the meantime")
         if term_elsewhere and term_elsewhere >= term:
             async with self._store.write() as writing:
-                term = await _term_above(writing, term_elsewhere)
+                term = await self._term_above(writing, term_elsewhere)
         return GuardianAnswer(term=term, detection=cluster.policy.detection)
+
+    async def _term_above(self, tx: WriteTransaction, elsewhere: Term) -> Term:
+        """Ours, counted on where a host followed one that our records don't know: a restored database (M1)."""
+        term = (await the_installation(tx)).term
+        if elsewhere and elsewhere >= term:
+            term = Term(elsewhere + 1)
+            self._leaders.term_raised(term)
+            await set_term(tx, term)
+        return term
 
     async def _check_sequence(
         self, tx: WriteTransaction, row: HostRow, fact_sequence_last: int
     ) -> int:
-        """A host that counts from below what we have has lost its outbox. Its numbers go on after
-        ours, so that (host, sequence) stays an order; what it had not sent yet is lost, and told."""
+        """The last fact that it may forget. A host that counts from below what we have has lost its outbox. Its numbers
+        go on after ours, so that (host, sequence) stays an order; what it had not sent yet is lost, and told."""
         if fact_sequence_last < row.fact_sequence:
             await record(
                 tx,
@@ -295,7 +317,9 @@ class Hosts:
                 sequence_known=row.fact_sequence,
                 sequence_last=fact_sequence_last,
             )
-        return row.fact_sequence
+            await save_fact_acknowledged(tx, row.host.id, row.fact_sequence)
+            return row.fact_sequence
+        return row.fact_acknowledged
 
     async def _note_hello(self, tx: WriteTransaction, row: HostRow, boot: BootId) -> None:
         before = row.status
@@ -367,15 +391,6 @@ class Hosts:
             if row is None:
                 raise NotFound(f"there is no host {host_id}")
             return (await settings_for(tx, row.host.cluster_id, (row,)))[host_id]
-
-
-async def _term_above(tx: WriteTransaction, elsewhere: Term) -> Term:
-    """Ours, counted on where a host followed one that our records don't know: a restored database (M1)."""
-    term = (await the_installation(tx)).term
-    if elsewhere and elsewhere >= term:
-        term = Term(elsewhere + 1)
-        await set_term(tx, term)
-    return term
 
 
 async def _check_heard(tx: Transaction, row: HostRow, *, powered_off: bool) -> None:

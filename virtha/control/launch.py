@@ -3,10 +3,12 @@
 import msgspec
 
 from virtha.control.copies import ordered, unknown_hosts
-from virtha.control.effects import Effects, fresh_beat, make_grant
+from virtha.control.effects import Effects, fresh_beat, grant_duration_ms, quoting
+from virtha.control.engine_nouns import engine_vm
 from virtha.control.known_settings import setting_values
 from virtha.control.placement import Beating, Candidate, Placement, choose_host, no_host_fits
 from virtha.control.plan import Launch
+from virtha.engine.events import CopyGranted
 from virtha.model.codes import render
 from virtha.model.errors import Refused
 from virtha.model.host import HostState
@@ -16,6 +18,7 @@ from virtha.model.time import Millis
 from virtha.model.vm import Vm, VmState
 from virtha.ports.hosts import HostLinks
 from virtha.store.clusters import reports_of, storage_of_cluster
+from virtha.store.engine import add_grant, find_vm_record
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.store import Transaction, WriteTransaction
@@ -183,18 +186,21 @@ class Launcher:
         host_id = placement.chosen.id
         host = next(one for one in surroundings.hosts if one.host.id == host_id)
         assert host.status.boot is not None, "it is connected"
-        incarnation = Incarnation(row.status.incarnation + 1)
+        # The engine may have counted on: of a start that came to nothing, or one that is being written.
+        recorded = await find_vm_record(tx, row.vm.id)
+        newest = max(row.status.incarnation, recorded.incarnation if recorded is not None else 0)
+        incarnation = Incarnation(newest + 1)
         blank = Grant(
             vm_id=row.vm.id,
             incarnation=incarnation,
             boot=BootId(host.status.boot),
             beat_monotonic_ms=0,
-            duration_ms=0,
+            duration_ms=grant_duration_ms(host, await setting_values(tx)),
         )
-        grant = make_grant(self._links, host, blank, await setting_values(tx), now)
+        grant = quoting(self._links, host, blank, now)
         if grant is None:
             raise no_host_fits(row.vm, placement)
-        await save_vm_status(
+        status = await save_vm_status(
             tx,
             msgspec.structs.replace(
                 # Before the order goes out: from now on that host may hold a copy (G1).
@@ -210,6 +216,11 @@ class Launcher:
             ),
         )
         await add_definition(tx, row.vm.id, host_id)
+        granted = CopyGranted(
+            host_id=host_id, boot=grant.boot, vm_id=row.vm.id, incarnation=incarnation
+        )
+        await add_grant(tx, granted)
+        effects.grant(row.vm.cluster_id, engine_vm(row.vm, status), granted)
         effects.configure(row.vm.cluster_id)
         order = Order(
             operation_id=operation_id,

@@ -10,6 +10,7 @@ from virtha.model.errors import Conflict, InvalidInput, NotFound, Stale
 from virtha.model.host import Cluster, StorageDomain
 from virtha.model.ids import Revision
 from virtha.model.notification import Subscription
+from virtha.model.template import Template
 from virtha.store.clusters import all_clusters, clusters_after, find_cluster, find_storage
 from virtha.store.hosts import HostRow, find_host, hosts_after
 from virtha.store.notifications import (
@@ -20,6 +21,7 @@ from virtha.store.notifications import (
     subscriptions_after,
 )
 from virtha.store.store import Transaction
+from virtha.store.templates import find_template, templates_after
 from virtha.store.users import UserRow, find_user, users_after
 from virtha.store.vms import VmFilter, VmRow, find_vm, vms_after
 
@@ -37,6 +39,7 @@ _NOUNS = {
     "receiver": "notify receiver list",
     "storage domain": "storage",
     "subscription": "notify subscriptions",
+    "template": "template",
     "user": "user",
     "VM": "vm",
 }
@@ -133,6 +136,7 @@ _RECEIVER = _Kind("receiver", find_receiver, receivers_after, lambda row: row.re
 _SUBSCRIPTION = _Kind(
     "subscription", find_subscription, subscriptions_after, lambda subscription: subscription.name
 )
+_TEMPLATE = _Kind("template", find_template, templates_after, lambda template: template.name)
 
 
 async def _the(kind: _Kind[T, Near], tx: Transaction, ref: str, field: str | None) -> T:
@@ -181,6 +185,10 @@ async def the_receiver(tx: Transaction, ref: str, *, field: str | None = None) -
 
 async def the_subscription(tx: Transaction, ref: str, *, field: str | None = None) -> Subscription:
     return await _the(_SUBSCRIPTION, tx, ref, field)
+
+
+async def the_template(tx: Transaction, ref: str, *, field: str | None = None) -> Template:
+    return await _the(_TEMPLATE, tx, ref, field)
 
 
 def page_of(rows: tuple[T, ...], limit: int) -> tuple[tuple[T, ...], bool]:

@@ -10,10 +10,12 @@ from virtha.control.requests import OperationQuery
 from virtha.control.runner import FoundByScan, Runner
 from virtha.control.views import ForeignDomains, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound
+from virtha.model.ids import HostId, OperationId
 from virtha.model.operation import Operation
 from virtha.model.time import format_duration_ms
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode
+from virtha.store.hosts import find_host
 from virtha.store.operations import (
     OperationFilter,
     OperationRow,
@@ -26,16 +28,34 @@ from virtha.store.store import Store, Transaction
 
 VOID_AFTER_MS = 60_000
 """A release and the outcome after it are told within moments of each other: the outcome says more."""
-_BLOCK_ALL = ("vm.create", "vm.delete", "vm.release", "host.adopt")
-_BLOCK_START = ("vm.start", "vm.shutdown", "vm.power_off")
+RECOVER = "vm.recover"
+"""A start by the engine."""
+_BLOCK_ALL = (
+    "vm.create",
+    "vm.delete",
+    "vm.release",
+    "host.adopt",
+    "template.create",
+    "vm.snapshot",
+    "vm.add",
+    "vm.remove",
+)
+_BLOCK_START = ("vm.start", RECOVER, "vm.shutdown", "vm.power_off")
 
 
 async def check_nothing_open(
-    tx: Transaction, subject: str, what: str, *, starts: bool = False
+    tx: Transaction,
+    subject: str,
+    what: str,
+    *,
+    starts: bool = False,
+    but: OperationId | None = None,
 ) -> None:
     """Raises Conflict. Ordered stops may overtake each other and a start that hangs, nothing else may."""
     for row in await open_operations_of(tx, subject):
         kind = row.operation.kind
+        if row.operation.id == but:
+            continue
         if kind in _BLOCK_ALL or (starts and kind in _BLOCK_START):
             raise Conflict(
                 f"{what} must wait: {kind} is under way",
@@ -110,12 +130,7 @@ class Operations:
                 for row in await all_unanswered_orders(tx)
                 if row.created + deadline_ms < now and not self._links.agent_connected(row.host_id)
             ]
-            void = {
-                row.host_id
-                for row in await all_unanswered_orders(tx)
-                if row.created + VOID_AFTER_MS < now
-                and not await still_stands(tx, row.host_id, row.order)
-            }
+            void = await _void(tx, now)
         if not late and not void:
             return 0
         effects = Effects()
@@ -128,6 +143,18 @@ class Operations:
                 await self._runner.void_starts(wtx, effects, host_id)
         await self._dispatcher.carry_out(effects)
         return len(late) + len(void)
+
+
+async def _void(tx: Transaction, now: int) -> set[HostId]:
+    """Hosts with orders that may not be sent again."""
+    found: set[HostId] = set()
+    for row in await all_unanswered_orders(tx):
+        if row.created + VOID_AFTER_MS >= now:
+            continue
+        host = await find_host(tx, row.host_id)
+        if host is not None and not await still_stands(tx, host, row.order):
+            found.add(row.host_id)
+    return found
 
 
 async def _the_operation(tx: Transaction, operation_id: str) -> OperationRow:

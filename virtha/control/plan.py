@@ -5,21 +5,27 @@
 
 import msgspec
 
-from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.ids import DiskId, HostId, Incarnation, NicId, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
+    CopyDisk,
     CreateDisk,
     DefineVm,
+    DeleteTemplate,
     ForgetVm,
     PauseVm,
+    PlugDevice,
     PrepareStorage,
     RebootVm,
     ReleaseVm,
     ResumeVm,
     ScanForeign,
+    SnapshotAction,
     StopVm,
+    UnplugDevice,
 )
 from virtha.model.value import Value
+from virtha.model.vm import Disk, Nic
 
 FixedOrder = (
     StopVm
@@ -30,9 +36,13 @@ FixedOrder = (
     | ForgetVm
     | PrepareStorage
     | CreateDisk
+    | CopyDisk
+    | DeleteTemplate
     | ScanForeign
     | AdoptVm
     | ReleaseVm
+    | PlugDevice
+    | UnplugDevice
 )
 """Every order but a start, whose grant can't be made ahead."""
 
@@ -77,7 +87,62 @@ class AdoptFound(Value, frozen=True, kw_only=True, tag="adopt_found"):
     dry_run: bool = False
 
 
-Step = Give | Launch | DropRecord | AdoptFound
+class ReadyTemplate(Value, frozen=True, kw_only=True, tag="ready_template"):
+    """All of its disks are whole: VMs may be made from it."""
+
+    name: str
+    template_id: TemplateId
+
+
+class DropTemplate(Value, frozen=True, kw_only=True, tag="drop_template"):
+    """Forget a template whose files are gone. ``code``: the event for it; None: nobody ever saw it ready."""
+
+    name: str
+    template_id: TemplateId
+    code: str | None = None
+
+
+class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
+    """Take the next incarnation and let ``host_id`` change the snapshots in the VM's disks under it."""
+
+    name: str
+    vm_id: VmId
+    host_id: HostId
+    snapshot_id: SnapshotId
+    action: SnapshotAction
+    incarnation: Incarnation | None = None
+    """Set when the order went out."""
+
+
+class AddDevice(Value, frozen=True, kw_only=True, tag="add_device"):
+    """Put a disk or network card into the VM's record; ``plug``: and into its running copy, if it has one."""
+
+    name: str
+    vm_id: VmId
+    disk: Disk | None = None
+    nic: Nic | None = None
+    plug: bool = True
+
+
+class RemoveDevice(Value, frozen=True, kw_only=True, tag="remove_device"):
+    """Take a disk or network card out of the VM's record; no copy has it any more."""
+
+    name: str
+    vm_id: VmId
+    device_id: DiskId | NicId
+
+
+Step = (
+    SnapshotStep
+    | Give
+    | Launch
+    | DropRecord
+    | AdoptFound
+    | ReadyTemplate
+    | DropTemplate
+    | AddDevice
+    | RemoveDevice
+)
 
 
 class Plan(Value, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from typing import Literal
 from msgspec import UNSET, UnsetType
 
 from virtha.model.codes import Severity
+from virtha.model.console import ConsoleKind
 from virtha.model.machine import MachineType
 from virtha.model.notification import DeliveryState, ReceiverSettings
 from virtha.model.user import Role
@@ -27,6 +28,20 @@ class VmQuery(Request, frozen=True, kw_only=True):
     ha: bool | None = None
     limit: int = LIST_LIMIT
     after: str | None = None
+
+
+class ConsoleLogQuery(Request, frozen=True, kw_only=True):
+    """``contains``: only lines with this text; ``after``: the ``end`` of a part that is known already, and then
+    ``wait_ms``: how long to wait for something new."""
+
+    lines: int = 1_000
+    contains: str | None = None
+    after: str | None = None
+    wait_ms: int = 0
+
+
+class ConsoleTicketCreate(Request, frozen=True, kw_only=True):
+    kind: ConsoleKind
 
 
 class OperationQuery(Request, frozen=True, kw_only=True):
@@ -112,6 +127,35 @@ class VmChange(Request, frozen=True, kw_only=True):
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
+
+
+class TemplateCreate(Request, frozen=True, kw_only=True):
+    """``vm``: name or id of the VM that it is made from, which must be down."""
+
+    name: str
+    vm: str
+    description: str = ""
+
+
+class VmFromTemplate(Request, frozen=True, kw_only=True):
+    """What is left out is as in the template; cards get new addresses. ``storage_domain``: of full copies; default:
+    each beside the template's disk. ``watchdog`` None: no card of its own."""
+
+    name: str
+    thin: bool = False
+    storage_domain: str | None = None
+    memory_bytes: int | UnsetType = UNSET
+    vcpus: int | UnsetType = UNSET
+    watchdog: WatchdogRequest | UnsetType | None = UNSET
+    ha: bool | UnsetType = UNSET
+    nics: tuple[NicCreate, ...] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    start: bool = False
+
+
+class SnapshotCreate(Request, frozen=True, kw_only=True):
+    name: str
+    description: str = ""
 
 
 class VmStart(Request, frozen=True, kw_only=True):

@@ -10,27 +10,47 @@ import msgspec
 
 from virtha.control.adopting import plan_adoptions
 from virtha.control.copies import claimed_by, copies_on, refused_for
+from virtha.control.device_steps import add_device, remove_device
 from virtha.control.effects import Effects, still_stands
+from virtha.control.engine_nouns import engine_vm
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.plan import (
+    AddDevice,
     AdoptFound,
     DropRecord,
+    DropTemplate,
     Give,
     Launch,
     Plan,
+    ReadyTemplate,
+    RemoveDevice,
+    SnapshotStep,
     Step,
     decode_plan,
     encode_plan,
 )
+from virtha.control.snapshot_steps import order_change, settle
+from virtha.control.template_steps import carry_out
+from virtha.engine.events import CopyGranted
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.orders import AdoptVm, CreateDisk, DefineVm, ForgetVm, Order, PrepareStorage
+from virtha.model.orders import (
+    AdoptVm,
+    CopyDisk,
+    CreateDisk,
+    DefineVm,
+    ForgetVm,
+    Order,
+    PrepareStorage,
+)
 from virtha.model.value import Value
-from virtha.model.vm import VmState, VmStatus
+from virtha.model.vm import Disk, Vm, VmState, VmStatus
+from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
+from virtha.store.engine import add_grant
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
 from virtha.store.operations import (
@@ -43,9 +63,11 @@ from virtha.store.operations import (
     unanswered_orders,
 )
 from virtha.store.store import WriteTransaction
+from virtha.store.templates import end_template_use
 from virtha.store.vms import VmRow, add_definition, drop_vm, find_vm, save_vm_status
 
 DETAIL_LENGTH_MAX = 500
+VOID = "its host gave the VM up, or began another boot, before it answered"
 _REFUSED_FOR = ("order.refused.running", "order.refused.incarnation")
 _RUNNING, _PENDING = OperationState.RUNNING, OperationState.PENDING
 
@@ -101,8 +123,9 @@ class _Run:
 
 
 class Runner:
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, links: HostLinks) -> None:
         self._launcher = launcher
+        self._links = links
 
     async def begin(
         self,
@@ -178,16 +201,21 @@ class Runner:
         if isinstance(planned, Launch):
             # It may have been taken all the same: only its host knows.
             await self._launch_given_up(tx, effects, planned)
+        if isinstance(planned, SnapshotStep):
+            operation_id, by = run.operation.id, run.plan.by
+            await settle(tx, planned, Result.UNKNOWN, operation_id=operation_id, by=by)
         error = Unavailable(message)
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
 
     async def void_starts(self, tx: WriteTransaction, effects: Effects, host_id: HostId) -> None:
-        """End this host's starts that may not be sent again: it released them and did not answer."""
+        """End this host's starts that may not be sent again and that it did not answer: it released them, or the boot is
+        over that they were for."""
+        host = await find_host(tx, host_id)
         for waiting in await unanswered_orders(tx, host_id):
             order = waiting.order
-            if not await still_stands(tx, host_id, order):
-                message = "its host gave the VM up before it answered"
+            if host is not None and not await still_stands(tx, host, order):
+                message = VOID
                 await self.give_up(tx, effects, order.operation_id, order.step, message)
 
     # one step's end
@@ -200,12 +228,16 @@ class Runner:
         if outcome.foreign:
             run.foreign = encode(FoundByScan(items=outcome.foreign))
         step = run.plan.steps[outcome.step]
+        if isinstance(step, SnapshotStep):
+            await settle(tx, step, Result.OK, operation_id=run.operation.id, by=run.plan.by)
         if not isinstance(step, Give):
             return
         host = await find_host(tx, step.host_id)
         operation_id = run.operation.id
         match step.order:
-            case CreateDisk(disk=disk):
+            case CreateDisk(disk=disk) | CopyDisk(target=disk):
+                if isinstance(step.order, CopyDisk) and not step.order.thin:
+                    await end_template_use(tx, disk)  # it is whole by itself from now on
                 await record(
                     tx,
                     "disk.created",
@@ -216,6 +248,7 @@ class Runner:
                 )
             case ForgetVm(disks=disks):
                 for disk in disks:
+                    await end_template_use(tx, disk)
                     await record(
                         tx,
                         "disk.deleted",
@@ -250,6 +283,9 @@ class Runner:
         step = run.plan.steps[outcome.step]
         code = outcome.code or "problem.failed"
         message = outcome.message or message_of(code, outcome.fields)
+        if isinstance(step, SnapshotStep):
+            operation_id, by = run.operation.id, run.plan.by
+            await settle(tx, step, outcome.result, operation_id=operation_id, by=by)
         if isinstance(step, Launch):
             await self._launch_failed(tx, effects, step, host_id, outcome)
         if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
@@ -331,7 +367,7 @@ class Runner:
         current, claimant = outcome.fields.get("current"), outcome.fields.get("holder_host")
         refused = outcome.result is Result.REFUSED
         if refused and outcome.code == "order.refused.incarnation" and isinstance(claimant, str):
-            status = await _claimed(tx, status, HostId(claimant), outcome)
+            status = await _claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
         elif refused and outcome.code in _REFUSED_FOR and isinstance(current, int):
             status = refused_for(status, host_id, step.incarnation, Incarnation(current))
         if await self._save_changed(tx, row, status):
@@ -405,9 +441,36 @@ class Runner:
                 await self._put_order(tx, effects, host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
+            case SnapshotStep():
+                changing, order = await order_change(
+                    tx,
+                    effects,
+                    self._links,
+                    step,
+                    operation_id=run.operation.id,
+                    index=index,
+                    by=run.plan.by,
+                )
+                run.set_planned(index, changing)
+                await self._put_order(tx, effects, step.host_id, order)
+                run.set_step(index, OperationState.RUNNING, now)
+                return True
             case DropRecord():
                 await self._drop(tx, effects, run, step)
                 run.set_step(index, OperationState.DONE, now)
+                return False
+            case ReadyTemplate() | DropTemplate():
+                await carry_out(tx, step, operation_id=run.operation.id, by=run.plan.by)
+                run.set_step(index, OperationState.DONE, now)
+                return False
+            case AddDevice() | RemoveDevice():
+                following = (
+                    await add_device(tx, effects, step, run.plan.by)
+                    if isinstance(step, AddDevice)
+                    else await remove_device(tx, effects, step, run.plan.by)
+                )
+                run.set_step(index, OperationState.DONE, now)
+                run.add_steps(following)
                 return False
             case AdoptFound():
                 found = decode(FoundByScan, run.foreign) if run.foreign else FoundByScan()
@@ -451,6 +514,9 @@ class Runner:
         if row is None:
             return
         host = await find_host(tx, step.host_id) if step.host_id else None
+        if run.operation.kind == "vm.create":
+            for disk in row.vm.disks:
+                await end_template_use(tx, disk)  # none of its disks was ever started from
         await drop_vm(tx, step.vm_id)
         effects.configure(row.vm.cluster_id)
         await record(
@@ -471,7 +537,12 @@ def _start_over(status: VmStatus, *, unclear: bool) -> VmStatus:
 
 
 async def _claimed(
-    tx: WriteTransaction, status: VmStatus, claimant: HostId, outcome: Outcome
+    tx: WriteTransaction,
+    effects: Effects,
+    vm: Vm,
+    status: VmStatus,
+    claimant: HostId,
+    outcome: Outcome,
 ) -> VmStatus:
     """The storage knows of a later start than we do. Never counted past: that copy may run (G4)."""
     present = outcome.fields.get("incarnation")
@@ -482,18 +553,36 @@ async def _claimed(
     claimed = claimed_by(status, claimant, Incarnation(present), known=known)
     if not known:
         return claimed
+    if host is not None and host.status.boot is not None:
+        # In which boot it was started nobody says: taken for the present one, whose end is still to come.
+        granted = CopyGranted(
+            host_id=claimant,
+            boot=host.status.boot,
+            vm_id=status.vm_id,
+            incarnation=Incarnation(present),
+        )
+        await add_grant(tx, granted)
+        effects.grant(vm.cluster_id, engine_vm(vm, status), granted)
     return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
+
+
+def _made_by(step: Give) -> Disk | None:
+    match step.order:
+        case CreateDisk(disk=disk) | CopyDisk(target=disk):
+            return disk
+        case _:
+            return None
 
 
 def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:
     """Without the disks that this operation has not made: a disk that was there already, and for
     which ``CreateDisk`` was refused, is somebody's data."""
     created = {
-        step.order.disk.id
+        disk.id
         for step, shown in zip(run.plan.steps, run.operation.steps, strict=True)
         if shown.state is OperationState.DONE
         and isinstance(step, Give)
-        and isinstance(step.order, CreateDisk)
+        and (disk := _made_by(step)) is not None
     }
     return tuple(
         msgspec.structs.replace(

@@ -13,6 +13,7 @@ from virtha.model.host import HostState
 from virtha.model.value import Fields
 from virtha.model.vm import Reason, VmState
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders
 from virtha.store.clusters import all_clusters
 from virtha.store.hosts import HostRow, all_hosts
 from virtha.store.installations import the_installation
@@ -21,9 +22,9 @@ from virtha.store.vms import VmRow, all_vms
 
 
 class Status:
-    def __init__(self, store: Store, links: HostLinks) -> None:
+    def __init__(self, store: Store, links: HostLinks, leaders: Leaders) -> None:
         self._store = store
-        self._views = VmViews(store, links)
+        self._views = VmViews(store, links, leaders)
 
     async def get(self) -> StatusView:
         async with self._store.read() as tx:

@@ -35,6 +35,7 @@ from virtha.store.clusters import (
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.store import Store, Transaction
+from virtha.store.templates import template_disk_count
 
 KINDS = ("directory",)
 PATH_LENGTH_MAX = 512
@@ -154,6 +155,12 @@ class StorageDomains:
                 raise Refused(
                     f"{disks} disks of VMs are on storage domain {domain.name}",
                     fix="delete these VMs first",
+                )
+            sealed = await template_disk_count(tx, domain.id)
+            if sealed:
+                raise Refused(
+                    f"{sealed} disks of templates are on storage domain {domain.name}",
+                    fix="delete these templates first: 'virtha template list'",
                 )
             await drop_storage(tx, domain.id)
             await record(

@@ -18,6 +18,7 @@ from virtha.model.ids import (
 from virtha.model.notification import Delivery, Receiver, ReceiverStatus, Subscription
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
+from virtha.model.template import Template
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
 from virtha.model.value import Value
@@ -59,6 +60,13 @@ class HostView(Value, frozen=True, kw_only=True):
     """At this moment, with this server; ``status.state`` stands for some seconds after a server's start (J1)."""
     beating: bool = False
     """Its guardian was heard just now in its present boot: without that no start is granted (G2)."""
+    verdict: str | None = None
+    """The engine's judgement: `unknown`, `alive`, `agent_down`, `suspect`, `isolated`, `dead_unproven`, `dead_proven`; None:
+    no engine knows of it yet."""
+    engine: tuple[Reason, ...] = ()
+    """Why the engine judges so, and what it waits for."""
+    engine_text: tuple[str, ...] = ()
+    """``engine`` rendered, in the same order."""
 
 
 class StorageView(Value, frozen=True, kw_only=True):
@@ -73,6 +81,17 @@ class StorageView(Value, frozen=True, kw_only=True):
     images: tuple[Image, ...] = ()
 
 
+class PendingChange(Value, frozen=True, kw_only=True):
+    """A field whose wanted value applies at the VM's next start. None: it has none, or is to have none.
+
+    Devices have a field each: `disks.NAME`, `nics.MAC`.
+    """
+
+    field: str
+    running: str | int | None
+    wanted: str | int | None
+
+
 class VmView(Value, frozen=True, kw_only=True):
     vm: Vm
     status: VmStatus
@@ -82,9 +101,22 @@ class VmView(Value, frozen=True, kw_only=True):
     protection: tuple[Reason, ...] = ()
     reason_text: tuple[str, ...] = ()
     """``status.reasons`` rendered, in the same order."""
+    pending: tuple[PendingChange, ...] = ()
+    """What differs between ``vm`` and what runs; as the VM's host told last."""
     protection_text: tuple[str, ...] = ()
+    engine: tuple[Reason, ...] = ()
+    """Why the engine has not brought it back, or what it does with it; empty when nothing is wrong."""
+    engine_text: tuple[str, ...] = ()
+    """``engine`` rendered, in the same order."""
     last_events: tuple[Event, ...] = ()
     """Newest first; only where one VM is asked for."""
+
+
+class TemplateView(Value, frozen=True, kw_only=True):
+    template: Template
+    cluster_name: str
+    used_by: tuple[str, ...] = ()
+    """Names of the VMs whose disks need it, sorted; of a disk that was kept without its VM, the file."""
 
 
 class ForeignDomains(Value, frozen=True, kw_only=True):
@@ -279,3 +311,39 @@ class ReceiverTestView(Value, frozen=True, kw_only=True):
     detail: str
     reason_text: str
     duration_ms: int
+
+
+class ConsoleLogPart(Value, frozen=True, kw_only=True):
+    """What one host has of a VM's serial log, or the end of it. ``end``: to be given as ``after`` to go on."""
+
+    host_id: HostId
+    host: str
+    text: str
+    """As the guest wrote it, control characters and all."""
+    written_at: UtcMillis | None
+    cut: bool
+    """There is older text that was not sent."""
+    end: str | None
+
+
+class MissingPart(Value, frozen=True, kw_only=True):
+    """A host that may have a part of the log and could not be asked."""
+
+    host_id: HostId
+    host: str
+    code: str
+    reason: str
+
+
+class ConsoleLog(Value, frozen=True, kw_only=True):
+    """A serial log knows no times: parts are in the order of their newest bytes, the present host's last."""
+
+    parts: tuple[ConsoleLogPart, ...]
+    missing: tuple[MissingPart, ...]
+
+
+class ConsoleTicket(Value, frozen=True, kw_only=True):
+    """For one WebSocket to ``path`` within 60 s."""
+
+    ticket: str
+    path: str

@@ -13,8 +13,9 @@ from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
 from virtha.model.machine import MachineType
 from virtha.model.size import format_size
+from virtha.model.template import DIRECTORY as TEMPLATES
 from virtha.model.value import Value
-from virtha.model.vm import Disk, DiskFormat, Nic
+from virtha.model.vm import Disk, DiskFormat, Nic, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, models_that_fit
 from virtha.store.clusters import reports_of, storage_of_cluster
 from virtha.store.store import Transaction
@@ -135,6 +136,13 @@ def check_disk_path(path: str, domain: StorageDomain, *, field: str) -> str:
             allowed=(f"a relative path below {domain.path}, without '..' and hidden parts",),
             fix="write for example vms/web1/disk0.qcow2",
         )
+    if parts[0] == TEMPLATES:
+        raise InvalidInput(
+            f"'{path}' is a template's, which no VM may write to",
+            code="problem.disk.outside",
+            field=field,
+            fix="make the VM from the template: 'virtha vm create NAME --template TEMPLATE'",
+        )
     if parts[0] == IMAGES:
         raise InvalidInput(
             f"'{path}' is an image, which no VM may write to",
@@ -212,6 +220,29 @@ async def plan_disks(
                 )
         planned.append(disk)
     return tuple(planned)
+
+
+async def plan_disk(tx: Transaction, one: DiskCreate, vm: Vm, *, make_id: MakeId) -> PlannedDisk:
+    """A further disk of a VM that is there."""
+    if len(vm.disks) >= DISKS_MAX:
+        raise InvalidInput(
+            f"{vm.name} has {len(vm.disks)} already", field="disks", allowed=(f"{DISKS_MAX}",)
+        )
+    names = {disk.name for disk in vm.disks}
+    index = next(index for index in range(DISKS_MAX + 1) if f"disk{index}" not in names)
+    domains = await storage_of_cluster(tx, vm.cluster_id)
+    images = await _images(tx, domains)
+    domain = await _domain_for(tx, one.storage_domain, domains, vm.cluster_id, "")
+    planned = _plan_disk(one, domain, images[domain.id], vm.id, index, "", make_id)
+    if planned.disk.name in names:
+        raise Conflict(
+            f"{vm.name} has a disk '{planned.disk.name}' already",
+            code="problem.name_taken",
+            field="name",
+            fix="choose another name",
+        )
+    await check_disk_free(tx, domain, planned.disk.path, field="path")
+    return planned
 
 
 async def _images(
@@ -358,6 +389,18 @@ async def plan_nics(
             )
         nics.append(Nic(id=NicId(make_id()), bridge=one.bridge, mac=mac, model=one.model))
     return tuple(nics)
+
+
+async def check_mac_free(tx: Transaction, nic: Nic, vm: Vm) -> None:
+    """Raises Conflict: another VM has it by now. ``vm`` itself may."""
+    owner = await mac_owner(tx, nic.mac)
+    if owner is not None and owner != vm.name:
+        raise Conflict(
+            f"{nic.mac} belongs to VM {owner}",
+            code="problem.mac.in_use",
+            field="nics",
+            fix=f"take it from {owner} first",
+        )
 
 
 async def _free_mac(tx: Transaction, chosen: list[Nic]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from virtha.control.launch import Surroundings, place, read_surroundings
+from virtha.control.pending import pending_changes
 from virtha.control.protection import protection_of, texts
 from virtha.control.views import VmView
 from virtha.model.event import Event
@@ -12,6 +13,7 @@ from virtha.model.host import Cluster, HostState
 from virtha.model.ids import ClusterId, HostId, Revision
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders
 from virtha.store.clusters import all_clusters
 from virtha.store.hosts import HostRow, hosts_with_ids
 from virtha.store.installations import the_installation
@@ -42,8 +44,9 @@ class Landscape:
 
 
 class VmViews:
-    def __init__(self, store: Store, links: HostLinks) -> None:
+    def __init__(self, store: Store, links: HostLinks, leaders: Leaders) -> None:
         self._landscape = Landscape(store)
+        self._leaders = leaders
         self._now = store.clock.monotonic_ms
         self._links = links
 
@@ -84,6 +87,7 @@ class VmViews:
             other_host_fits=self._other_host_fits(row, surroundings),
         )
         reasons = _reasons(row, host)
+        engine = self._leaders.explain_vm(row.vm.id)
         status = msgspec.structs.replace(row.status, state=row.shown, reasons=reasons)
         return VmView(
             vm=row.vm,
@@ -92,8 +96,11 @@ class VmViews:
             cluster_name=cluster.name,
             holder_names=tuple(sorted(hosts[host_id].host.name for host_id in row.status.holders)),
             protection=protection,
+            pending=pending_changes(row),
             reason_text=texts(reasons),
             protection_text=texts(protection),
+            engine=engine,
+            engine_text=texts(engine),
         )
 
     def _other_host_fits(self, row: VmRow, surroundings: Surroundings) -> bool:

@@ -6,9 +6,11 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET
 
+from virtha.control.devices import Devices
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
-from virtha.control.launch import Surroundings, place, read_surroundings
+from virtha.control.launch import Surroundings, read_surroundings
+from virtha.control.maker import choose_maker
 from virtha.control.names import (
     check_limit,
     check_name,
@@ -21,7 +23,7 @@ from virtha.control.names import (
     the_vm,
 )
 from virtha.control.operations import check_nothing_open
-from virtha.control.placement import Placement, no_host_fits
+from virtha.control.pending import without_pending
 from virtha.control.plan import DropRecord, Give, Launch, Plan, Step
 from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
 from virtha.control.runner import Runner
@@ -29,6 +31,7 @@ from virtha.control.views import Caller, Page, VmView
 from virtha.control.vm_checks import (
     PlannedDisk,
     capabilities_of,
+    check_mac_free,
     check_machine,
     check_sizes,
     check_watchdog,
@@ -45,6 +48,7 @@ from virtha.model.orders import CreateDisk, DefineVm, ForgetVm, ReleaseVm
 from virtha.model.vm import Vm, VmStatus
 from virtha.model.watchdog import Watchdog
 from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders
 from virtha.store.events import EventFilter, events_before
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import (
@@ -58,7 +62,6 @@ from virtha.store.vms import (
 )
 
 LAST_EVENTS = 10
-_NEEDED_TO_DEFINE = {"host.unfit.disconnected", "host.unfit.libvirt", "host.unfit.storage"}
 
 
 def _new_id() -> str:
@@ -67,14 +70,20 @@ def _new_id() -> str:
 
 class Vms:
     def __init__(
-        self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
+        self,
+        store: Store,
+        links: HostLinks,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        leaders: Leaders,
     ) -> None:
         self._store = store
         self._links = links
         self._runner = runner
         self._dispatcher = dispatcher
-        self._views = VmViews(store, links)
+        self._views = VmViews(store, links, leaders)
         self._power = VmPower(store, runner, dispatcher)
+        self.devices = Devices(store, runner, dispatcher, self._maker)
 
     async def list(self, query: VmQuery) -> Page[VmView]:
         limit = check_limit(query.limit)
@@ -168,21 +177,7 @@ class Vms:
         check_sizes(request.memory_bytes, request.vcpus, capabilities_of(surroundings))
 
     def _maker(self, vm: Vm, surroundings: Surroundings) -> Host:
-        """The host that makes the disks: the one that would start it, else one that sees its storage."""
-        placement = place(vm, surroundings, self._links, self._store.clock.monotonic_ms())
-        if placement.chosen is not None:
-            return placement.chosen
-        in_the_way = tuple(
-            msgspec.structs.replace(
-                one,
-                reasons=tuple(reason for reason in one.reasons if reason.code in _NEEDED_TO_DEFINE),
-            )
-            for one in placement.unfit
-        )
-        for one in in_the_way:
-            if not one.reasons:
-                return one.host
-        raise no_host_fits(vm, Placement(chosen=None, unfit=in_the_way))
+        return choose_maker(vm, surroundings, self._links, self._store.clock.monotonic_ms())
 
     # change
 
@@ -217,6 +212,28 @@ class Vms:
             if changed != row.vm:
                 saved = await save_vm(tx, changed)
                 await record(tx, "vm.changed", vm=saved, by=caller.name)
+                effects.configure(saved.cluster_id)
+                await self._define(tx, effects, caller, row, saved)
+            row = await the_vm(tx, row.vm.id)
+        await self._dispatcher.carry_out(effects)
+        async with self._store.read() as reading:
+            return await self._view(reading, row)
+
+    async def drop_pending(
+        self, caller: Caller, ref: str, if_match: Revision | None = None
+    ) -> VmView:
+        """The record is again what runs, but for disks; nothing of the running VM changes."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await the_vm(tx, ref)
+            check_revision(if_match, row.vm.revision)
+            await check_nothing_open(tx, row.vm.id, "a change")
+            kept = without_pending(row)
+            for nic in kept.nics:
+                await check_mac_free(tx, nic, row.vm)
+            if kept != row.vm:
+                saved = await save_vm(tx, kept)
+                await record(tx, "vm.pending_dropped", vm=saved, by=caller.name)
                 effects.configure(saved.cluster_id)
                 await self._define(tx, effects, caller, row, saved)
             row = await the_vm(tx, row.vm.id)

@@ -25,12 +25,17 @@ from virtha.model.vm import Disk, Nic, Vm
 
 register_namespace("virtha", NAMESPACE)
 
-_BUS_PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
+BUS_PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
 _BUSES: dict[MachineType, tuple[str, ...]] = {
     MachineType.Q35: ("virtio", "scsi", "sata"),
     MachineType.PC: ("virtio", "scsi", "sata", "ide"),
     MachineType.S390_CCW: ("virtio", "scsi"),
 }
+
+
+SPARE_PORTS = 8
+_OWN_PORTS_MAX = 4
+"""Of balloon, channel, random numbers and SCSI controller."""
 
 
 def build_domain(vm: Vm, host: HostDefaults) -> str:
@@ -80,7 +85,7 @@ def _add_firmware_and_processor(domain: Element, vm: Vm, host: HostDefaults) -> 
 def _devices(vm: Vm, host: HostDefaults) -> Element:
     devices = make("devices")
     _append_disks(devices, vm, host)
-    devices.extend(_nic(nic) for nic in vm.nics)
+    devices.extend(nic_element(nic) for nic in vm.nics)
     if vm.machine is MachineType.S390_CCW:
         console = add(devices, "console", {"type": "pty"})
         add(console, "log", {"file": host.serial_log(vm.id), "append": "on"})
@@ -100,6 +105,11 @@ def _devices(vm: Vm, host: HostDefaults) -> Element:
     if host.rng is not None:
         devices.append(rng_element(host.rng))
     devices.append(panic_element(vm.machine))
+    if vm.machine is MachineType.Q35:
+        # Each takes one device while the guest runs; by itself libvirt (9.0) leaves room for one only.
+        add(devices, "controller", {"type": "pci", "index": "0", "model": "pcie-root"})
+        for _ in range(SPARE_PORTS + _OWN_PORTS_MAX + len(vm.disks) + len(vm.nics)):
+            add(devices, "controller", {"type": "pci", "model": "pcie-root-port"})
     return devices
 
 
@@ -114,10 +124,10 @@ def _append_disks(devices: Element, vm: Vm, host: HostDefaults) -> None:
                 allowed=allowed,
                 fix="choose one of these buses",
             )
-        prefix = _BUS_PREFIX[disk.bus]
+        prefix = BUS_PREFIX[disk.bus]
         index = used.get(prefix, 0)
         used[prefix] = index + 1
-        devices.append(_disk(disk, prefix + _letters(index), host))
+        devices.append(disk_element(disk, prefix + letters(index), host))
     if any(disk.bus == "scsi" for disk in vm.disks):
         add(devices, "controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"})
 
@@ -142,7 +152,7 @@ def disk_path(disk: Disk, host: HostDefaults) -> str:
     return "/".join((directory.rstrip("/"), *parts))
 
 
-def _disk(disk: Disk, target: str, host: HostDefaults) -> Element:
+def disk_element(disk: Disk, target: str, host: HostDefaults) -> Element:
     path = disk_path(disk, host)
     # cache=none: dirty pages of a killed QEMU would still be written out by the host's kernel
     # afterwards, behind the back of the next incarnation (safety.md, section 3). Threads, not
@@ -166,7 +176,7 @@ def _disk(disk: Disk, target: str, host: HostDefaults) -> Element:
     return element
 
 
-def _nic(nic: Nic) -> Element:
+def nic_element(nic: Nic) -> Element:
     element = make("interface", {"type": "bridge"})
     add(element, "mac", {"address": nic.mac})
     add(element, "source", {"bridge": nic.bridge})
@@ -174,7 +184,7 @@ def _nic(nic: Nic) -> Element:
     return element
 
 
-def _letters(index: int) -> str:
+def letters(index: int) -> str:
     """0 -> a, 25 -> z, 26 -> aa: as Linux and libvirt name disks."""
     letters = ""
     index += 1

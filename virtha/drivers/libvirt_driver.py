@@ -228,6 +228,20 @@ class LibvirtHost:
             changes=True,
         )
 
+    # DomainDevices
+
+    async def attach(self, vm_id: VmId, device_xml: str) -> None:
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        await self._change(
+            "plug into", vm_id, lambda domain: domain.attachDeviceFlags(device_xml, flags)
+        )
+
+    async def detach(self, vm_id: VmId, device_xml: str) -> None:
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        await self._change(
+            "unplug from", vm_id, lambda domain: domain.detachDeviceFlags(device_xml, flags)
+        )
+
     # DomainCatalog
 
     async def domains(self) -> tuple[DomainReport, ...]:

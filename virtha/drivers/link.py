@@ -57,16 +57,22 @@ from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.wire.host_session import HostSession, OutboxView
 from virtha.wire.messages import (
+    CHANNEL_FEATURE,
     VERSION_MAJOR,
     VERSION_MINOR,
+    Attach,
+    Attached,
     Beat,
     BeatAck,
     Bye,
+    ChannelCredit,
+    ChannelData,
     Facts,
     FactsAck,
     GiveOrder,
     Hello,
     Message,
+    OpenChannel,
     PeerRole,
     Ping,
     Pong,
@@ -131,10 +137,14 @@ class HostLink:
         hello_state: Callable[[], HelloState] = HelloState,
         live_instance: Callable[[], str | None] = lambda: None,
         program_version: str = "",
+        on_channel: Callable[[OpenChannel], None] | None = None,
         clock: Callable[[], Millis] = monotonic_ms,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Raises InvalidInput: no or malformed server addresses, unusable certificate or key."""
+        """``on_channel``: the server wants a channel; None: it is told that this host opens none.
+
+        Raises InvalidInput: no or malformed server addresses, unusable certificate or key.
+        """
         assert (outbox is not None) == (role is PeerRole.AGENT)
         self._servers = _checked(servers)
         self._credentials = credentials
@@ -148,6 +158,7 @@ class HostLink:
         self._hello_state = hello_state
         self._live_instance = live_instance
         self._program_version = program_version
+        self._on_channel = on_channel
         self._clock = clock
         self._jitter = jitter
         self._term_seen = Term(0)
@@ -276,6 +287,7 @@ class HostLink:
         hello = Hello(
             version_major=VERSION_MAJOR,
             version_minor=VERSION_MINOR,
+            features=() if self._on_channel is None else (CHANNEL_FEATURE,),
             role=self._role,
             host_id=self._credentials.host_id,
             boot=self._boot,
@@ -300,6 +312,9 @@ class HostLink:
                 self._events.on_facts_acknowledged(message.sequence)
             case GiveOrder():
                 self._events.on_order(message.order)
+            case OpenChannel():
+                if self._on_channel is not None:
+                    self._on_channel(message)
             case Settings():
                 self._term_seen = max(self._term_seen, message.settings.term)
                 self._events.on_settings(message.settings)
@@ -307,7 +322,19 @@ class HostLink:
                 self._term_seen = max(self._term_seen, message.term)
                 self._welcome = message
                 self._events.on_connected(message, self.address or "")
-            case Hello() | Beat() | Facts() | Ping() | Pong() | Refuse() | Bye():
+            case (
+                Hello()
+                | Beat()
+                | Facts()
+                | Ping()
+                | Pong()
+                | Refuse()
+                | Bye()
+                | Attach()
+                | Attached()
+                | ChannelData()
+                | ChannelCredit()
+            ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:
                 assert_never(message)

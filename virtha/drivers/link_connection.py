@@ -146,6 +146,9 @@ class Connection(asyncio.BufferedProtocol):
         """``address:port`` of the other end."""
         return self._peer
 
+    def clock_ms(self) -> Millis:
+        return self._clock()
+
     def flush(self) -> None:
         """Send what the session has to say, and end the connection if it is over."""
         session = self.session

@@ -5,12 +5,14 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
+from virtha.drivers.channel import ChannelStream
 from virtha.drivers.link_connection import Connection, monotonic_ms
 from virtha.drivers.pki import host_identity
 from virtha.model.errors import Refused
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.time import Millis
-from virtha.wire.messages import Beat, Facts, Hello, Message
+from virtha.wire.channel_session import ServerChannelSession
+from virtha.wire.messages import CHANNEL_PROTOCOL, Attach, Beat, Facts, Hello, Message
 from virtha.wire.server_session import ServerSession
 from virtha.wire.session import Closed
 
@@ -37,10 +39,27 @@ class ServerLinkEvents(Protocol):
         ...
 
 
-class ServerConnection(Connection):
-    """One host's connection. After ``on_hello`` the gateway keeps what it knows in ``owner``."""
+class ServerChannelEvents(Protocol):
+    """What the server hears of connections that are channels."""
 
-    __slots__ = ("_events", "_listener", "certificate_serial", "host_id", "number", "owner")
+    def on_attach(self, connection: "ServerConnection", attach: Attach) -> None:
+        """Answer by ``connection.channel.accept`` or ``.refuse``, then ``connection.flush()``."""
+        ...
+
+
+class ServerConnection(Connection):
+    """One host's connection. After ``on_hello`` the gateway keeps what it knows in ``owner``; ``stream`` is there
+    if it is a channel."""
+
+    __slots__ = (
+        "_events",
+        "_listener",
+        "certificate_serial",
+        "host_id",
+        "number",
+        "owner",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -55,12 +74,18 @@ class ServerConnection(Connection):
         self.host_id: HostId | None = None
         self.certificate_serial = ""
         self.owner: object = None
+        self.stream: ChannelStream | None = None
         self.number = 0
         """Counted up as they are accepted, each before its handshake is answered."""
 
     @property
     def wire(self) -> ServerSession:
         assert isinstance(self.session, ServerSession)
+        return self.session
+
+    @property
+    def channel(self) -> ServerChannelSession:
+        assert isinstance(self.session, ServerChannelSession)
         return self.session
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -71,7 +96,7 @@ class ServerConnection(Connection):
         super().connection_lost(error)
         self._listener.gone(self)
 
-    def _tls_ready(self, peer_certificate: bytes) -> ServerSession:
+    def _tls_ready(self, peer_certificate: bytes) -> ServerSession | ServerChannelSession:
         identity = host_identity(peer_certificate)
         if identity.installation_id != self._listener.installation_id:
             raise Refused(
@@ -80,6 +105,9 @@ class ServerConnection(Connection):
             )
         self.host_id = identity.host_id
         self.certificate_serial = identity.serial
+        if self._tls.selected_alpn_protocol() == CHANNEL_PROTOCOL:
+            self.stream = ChannelStream(self)
+            return ServerChannelSession(self._clock())
         return ServerSession(identity.host_id, now=self._clock())
 
     def _message(self, message: Message, now: Millis) -> None:
@@ -87,6 +115,11 @@ class ServerConnection(Connection):
             self._events.on_beat(self, message, now)
         elif type(message) is Facts:
             self._events.on_facts(self, message)
+        elif type(message) is Attach:
+            self._listener.greeted(self)
+            self._listener.channels.on_attach(self, message)
+        elif self.stream is not None:
+            self.stream.take(message)
         else:
             assert type(message) is Hello
             self._listener.greeted(self)
@@ -94,7 +127,16 @@ class ServerConnection(Connection):
 
     def _ended(self, closed: Closed) -> None:
         self._listener.greeted(self)
-        self._events.on_ended(self, closed)
+        if self.stream is not None:
+            self.stream.ended(closed)
+        else:
+            self._events.on_ended(self, closed)
+
+
+class _NoChannels:
+    def on_attach(self, connection: ServerConnection, attach: Attach) -> None:
+        connection.channel.refuse("wire.refused.unexpected", "this server has no channels")
+        connection.flush()
 
 
 class ServerLink:
@@ -107,8 +149,11 @@ class ServerLink:
         *,
         installation_id: InstallationId,
         clock: Callable[[], Millis] = monotonic_ms,
+        channels: ServerChannelEvents | None = None,
     ) -> None:
         self.events = events
+        self.channels: ServerChannelEvents = channels or _NoChannels()
+        context.set_alpn_protocols([CHANNEL_PROTOCOL])
         self.installation_id = installation_id
         self._context = context
         self._clock = clock

@@ -10,7 +10,7 @@ from virtha.model.domain import DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import BootId, Incarnation, OperationId, StorageDomainId, VmId
 from virtha.model.value import Fields, Value
-from virtha.model.vm import PossibleCopy, Reason, Vm, VmState
+from virtha.model.vm import Hardware, PossibleCopy, Reason, Vm, VmState
 
 
 class Happened(Value, frozen=True, kw_only=True, tag="happened"):
@@ -165,6 +165,14 @@ class Awaited(Value, frozen=True, kw_only=True, tag="awaited", omit_defaults=Tru
     """Where it comes from, as the order said; None: the order was an earlier version's."""
 
 
+class RunsWith(Value, frozen=True, kw_only=True, tag="runs_with", omit_defaults=True):
+    """What this host's copy of a VM has at present: a change of the VM that is not in it waits for a start."""
+
+    vm_id: VmId
+    incarnation: Incarnation
+    hardware: Hardware
+
+
 class Progress(Value, frozen=True, kw_only=True, tag="progress"):
     """How far a long order (a disk copy) is; a later one makes an earlier one void."""
 
@@ -184,6 +192,7 @@ FactBody = (
     | Progress
     | MigrationReport
     | Awaited
+    | RunsWith
 )
 
 

@@ -7,11 +7,21 @@ incarnation, with a coded reason (`order.refused.…`).
 from enum import StrEnum
 
 from virtha.model.host import StorageDomain
-from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, OperationId, Term, VmId
+from virtha.model.ids import (
+    BootId,
+    HostId,
+    Incarnation,
+    InstallationId,
+    OperationId,
+    SnapshotId,
+    TemplateId,
+    Term,
+    VmId,
+)
 from virtha.model.policy import Policy
 from virtha.model.proof import Proof
 from virtha.model.value import Value
-from virtha.model.vm import Disk, PossibleCopy, Vm
+from virtha.model.vm import Disk, Nic, PossibleCopy, Vm
 
 
 class Grant(Value, frozen=True, kw_only=True):
@@ -117,6 +127,73 @@ class CreateDisk(Value, frozen=True, kw_only=True, tag="create_disk"):
     image: str | None = None
 
 
+class CopyDisk(Value, frozen=True, kw_only=True, tag="copy_disk", omit_defaults=True):
+    """Make ``target`` out of ``source``: of a VM that is down, or of a template. Never overwrites.
+
+    With ``vm_id`` the source is that VM's: refused, or failed when it is seen at the end only, if it runs here or
+    its storage names a later start than ``incarnation``.
+    """
+
+    source: Disk
+    target: Disk
+    thin: bool = False
+    """``target`` (qcow2, same storage domain) keeps what differs from ``source``, which it needs from then on."""
+    sealed: bool = False
+    """``target`` is a template's: its file is read-only."""
+    vm_id: VmId | None = None
+    incarnation: Incarnation = Incarnation(0)
+
+
+class DeleteTemplate(Value, frozen=True, kw_only=True, tag="delete_template"):
+    """Delete a template's sealed disks and what is left of half copies of them; absent is done already."""
+
+    template_id: TemplateId
+    disks: tuple[Disk, ...]
+
+
+class SnapshotAction(StrEnum):
+    CREATE = "create"
+    REVERT = "revert"
+    DELETE = "delete"
+
+
+class ChangeSnapshots(Value, frozen=True, kw_only=True, tag="snapshots"):
+    """Make, go back to or delete a snapshot inside the disks of a VM that is down.
+
+    It writes to the disks, so it is a start as far as G1, G2 and G4 go: an incarnation of its own, a grant, the claim on
+    the storage; the host is a holder until it has released that incarnation. Nothing is started.
+    """
+
+    vm: Vm
+    grant: Grant
+    snapshot_id: SnapshotId
+    action: SnapshotAction
+    by: str
+
+
+class PlugDevice(Value, frozen=True, kw_only=True, tag="plug"):
+    """Give the running copy of that incarnation one disk or network card; it is in ``vm``. There already is done.
+
+    A disk only if no other copy can have it open: the incarnation is claimed on its storage domain first (G4).
+    """
+
+    vm: Vm
+    incarnation: Incarnation
+    disk: Disk | None = None
+    nic: Nic | None = None
+
+
+class UnplugDevice(Value, frozen=True, kw_only=True, tag="unplug"):
+    """Take one disk or network card from the running copy of that incarnation. The guest may refuse: it is waited
+    for until ``deadline_ms``. Absent is done already; the definition stays as it is."""
+
+    vm_id: VmId
+    incarnation: Incarnation
+    disk: Disk | None = None
+    nic: Nic | None = None
+    deadline_ms: int = 20_000
+
+
 class ScanForeign(Value, frozen=True, kw_only=True, tag="scan_foreign"):
     """List the domains that virtha does not manage (outcome's ``foreign``)."""
 
@@ -208,12 +285,17 @@ OrderBody = (
     | ForgetVm
     | PrepareStorage
     | CreateDisk
+    | CopyDisk
+    | DeleteTemplate
+    | ChangeSnapshots
     | ScanForeign
     | AdoptVm
     | ReleaseVm
     | ReceiveVm
     | MigrateVm
     | SettleMigration
+    | PlugDevice
+    | UnplugDevice
 )
 
 

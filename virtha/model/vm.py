@@ -69,6 +69,26 @@ class Vm(Value, frozen=True, kw_only=True):
     revision: Revision = Revision(0)
 
 
+class Hardware(Value, frozen=True, kw_only=True):
+    """What a copy's QEMU has, read from libvirt's live XML: what it was started with, and what was plugged since."""
+
+    memory_bytes: int
+    vcpus: int
+    machine: MachineType
+    watchdog: Watchdog | None = None
+    default_watchdog: Watchdog | None = None
+    """What its host gives to a VM without a card of its own (W10)."""
+    disks: tuple[Disk, ...] = ()
+    """Their ``id``, ``name`` and ``size_bytes`` are not to be relied on: XML doesn't have them."""
+    nics: tuple[Nic, ...] = ()
+    """``id`` as little."""
+
+
+class Running(Value, frozen=True, kw_only=True):
+    incarnation: Incarnation
+    hardware: Hardware
+
+
 class VmState(StrEnum):
     """What runs. ``UNKNOWN``: the host that holds it can't be asked."""
 
@@ -122,6 +142,8 @@ class VmStatus(Value, frozen=True, kw_only=True):
     since: UtcMillis | None = None
     last_watchdog: UtcMillis | None = None
     watchdog_count: int = 0
+    running: Running | None = None
+    """What the copy of that incarnation has; its host tells it after each start."""
     restart_count: int = 0
     """Automatic restarts inside the policy's present window (M5: travels with the VM)."""
     revision: Revision = Revision(0)

@@ -64,6 +64,16 @@ class DomainControl(Protocol):
         ...
 
 
+class DomainDevices(Protocol):
+    """Devices of a running domain. Its definition stays as it is."""
+
+    async def attach(self, vm_id: VmId, device_xml: str) -> None: ...
+
+    async def detach(self, vm_id: VmId, device_xml: str) -> None:
+        """Ask the guest to give it up; returns when asked, not when done. HypervisorFailed: it said no at once."""
+        ...
+
+
 class DomainCatalog(Protocol):
     """Which domains there are, and their definitions."""
 

@@ -31,6 +31,7 @@ from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.server.clock import SystemClock
 from virtha.server.config import ServerConfig, ServerPaths, split_address
+from virtha.server.engines import Engines
 from virtha.server.files import only_server, write_whole
 from virtha.server.gateway import Gateway
 from virtha.server.listeners import (
@@ -76,6 +77,7 @@ class Running:
     listeners: tuple[Listener, ...]
     sockets: tuple[socket.socket, ...]
     watch: PresenceWatch
+    engines: Engines
     notifier: Notifier
     ready: Ready
 
@@ -129,6 +131,12 @@ async def running(
             instance=str(uuid.uuid4()),
         )
         messengers = NetworkMessengers()
+        engines = Engines(
+            gateway=gateway,
+            clock=clock,
+            journals=paths.journals,
+            installation_id=authority.installation_id,
+        )
         control = make_control(
             store=store,
             links=gateway,
@@ -137,6 +145,8 @@ async def running(
             servers=server_addresses(config.names, gateway_port),
             box=open_box(paths, sealed=await store_has_sealed(store)),
             messengers=messengers,
+            leaders=engines,
+            channels=gateway.channels,
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
@@ -150,6 +160,7 @@ async def running(
             stopping=stopping,
             refresh_metrics=lambda: _refresh(metrics, control, gateway, clock.wall_ms()),
         )
+        await engines.begin(control, term)
         app = create_app(services)
         pem = authority.certificate_pem()
         plain = server_context(pem, certificate, key, client_certificates=False)
@@ -170,6 +181,7 @@ async def running(
             listeners=(tls_listener(app, plain), unix_listener(app)),
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
+            engines=engines,
             notifier=Notifier(control.deliveries, messengers, clock, metrics),
             ready=Ready(
                 url=f"https://{address_of(rest)}",
@@ -269,6 +281,7 @@ async def _until_stopped(
         "rest": server.listeners[0].run_until_stopped(server.sockets[0]),
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
+        "engines": server.engines.run(stopping),
         "notifier": server.notifier.run(stopping),
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping

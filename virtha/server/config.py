@@ -50,6 +50,8 @@ class ServerPaths:
         self.server_key = self.authority / "server.key"
         self.secrets_key = self.state / "secrets.key"
         """What the receivers' secrets in the database are encrypted with."""
+        self.journals = self.state / "journals"
+        """Of the engines, one directory per cluster."""
         self.lock = self.state / "server.lock"
         self.run = root / "run/virtha"
         self.socket = self.run / "server.sock"

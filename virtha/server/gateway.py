@@ -2,7 +2,7 @@
 
 Beats live in memory only and are acknowledged by the session itself: whatever the database does, they
 are answered. Facts pass to the use cases one batch at a time per host, and are acknowledged after the
-commit; while the store is unavailable they wait (the session's window bounds how many) and stay on
+commit, and after what the engine makes of them is durable as well (``watcher``); while the store is unavailable they wait (the session's window bounds how many) and stay on
 their host's disk. The wiring::
 
     gateway = Gateway(clock=clock, installation_id=…)
@@ -32,7 +32,8 @@ from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
-from virtha.server.gateway_use_cases import GatewayUseCases
+from virtha.server.channel_desk import ChannelDesk
+from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import Sighting
 from virtha.wire.hellos import followed_elsewhere
@@ -102,6 +103,8 @@ class Gateway:
         self._installation_id = installation_id
         self.instance = instance or str(uuid.uuid4())
         self._control: GatewayUseCases | None = None
+        self.watcher: HostWatcher | None = None
+        """None: hosts may forget what is recorded."""
         self._term = Term(0)
         self._link: ServerLink | None = None
         self._lines: dict[HostId, HostLine] = {}
@@ -113,6 +116,7 @@ class Gateway:
         self._store_retries = 0
         self._told: dict[tuple[str, str], Millis] = {}
         self._closing = False
+        self.channels = ChannelDesk(self._agent_session)
 
     # Wiring
 
@@ -129,7 +133,11 @@ class Gateway:
         self._control = control
         self._term = term
         self._link = ServerLink(
-            self, context, installation_id=self._installation_id, clock=self._clock.monotonic_ms
+            self,
+            context,
+            installation_id=self._installation_id,
+            clock=self._clock.monotonic_ms,
+            channels=self.channels,
         )
         return await self._link.listen(host, port)
 
@@ -152,6 +160,10 @@ class Gateway:
     def agent_connected(self, host_id: HostId) -> bool:
         line = self._lines.get(host_id)
         return line is not None and line.agent is not None
+
+    def _agent_session(self, host_id: HostId) -> ServerConnection | None:
+        line = self._lines.get(host_id)
+        return line.agent if line is not None else None
 
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         line = self._lines.get(host_id)
@@ -193,7 +205,37 @@ class Gateway:
             line.agent.wire.send_settings(settings)
             line.agent.flush()
 
+    def acknowledge(self, host_id: HostId, sequence: int) -> None:
+        """The host may forget its facts up to this one."""
+        line = self._lines.get(host_id)
+        if line is not None and line.agent is not None:
+            line.agent.wire.acknowledge(sequence)
+            line.agent.flush()
+
+    def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]:
+        """Those that stand at this moment."""
+        line = self._lines.get(host_id)
+        if line is None:
+            return ()
+        found = []
+        for role in PeerRole:
+            session = line.session(role)
+            if session is not None and session.wire.hello is not None:
+                found.append((role, session.wire.hello.boot))
+        return tuple(found)
+
+    def begin_anew(self, instance: str) -> None:
+        """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
+        they run (M2)."""
+        self.instance = instance
+        for host_id, line in self._lines.items():
+            self.channels.disconnect(host_id)
+            for connection in {line.agent, line.guardian, *line.newest.values()}:
+                if connection is not None:
+                    connection.close("wire.closed.shutdown")
+
     def disconnect(self, host_id: HostId, code: str) -> None:
+        self.channels.disconnect(host_id)
         line = self._lines.pop(host_id, None)
         if line is None:
             return
@@ -258,6 +300,8 @@ class Gateway:
             line.beat = beat
             line.beat_at = now
             self._beats += 1
+            if self.watcher is not None:
+                self.watcher.beat(line.host_id, beat)
 
     # ServerLinkEvents: hello
 
@@ -441,6 +485,8 @@ class Gateway:
         if answer is not None:
             self._send_what_waits(line, connection, answer)
         connection.flush()
+        if self.watcher is not None:
+            self.watcher.session(line.host_id, hello.role, hello.boot, up=True)
         _log.info("host connected", host_id=line.host_id, role=hello.role, peer=connection.peer)
 
     def _send_what_waits(
@@ -465,6 +511,7 @@ class Gateway:
         if not isinstance(line, HostLine):
             self._log_seldom(connection, closed)
             return
+        self._tell_ended(line, connection, closed)
         if line.agent is connection:
             line.agent = None
             line.agent_seen = connection.wire.heard_at
@@ -482,6 +529,15 @@ class Gateway:
             detail=closed.message,
             by_peer=closed.by_peer,
         )
+
+    def _tell_ended(self, line: HostLine, connection: ServerConnection, closed: Closed) -> None:
+        """Not of one that a newer session has replaced, nor that this server ends with itself."""
+        hello = connection.wire.hello
+        if self.watcher is None or self._closing or hello is None:
+            return
+        if line.session(hello.role) is connection:
+            broken = closed.code == "wire.closed.lost"
+            self.watcher.session(line.host_id, hello.role, hello.boot, up=False, broken=broken)
 
     async def _tell_agent_lost(self, host_id: HostId) -> None:
         assert self._control is not None
@@ -534,8 +590,13 @@ class Gateway:
                     continue
                 line.drop(frames)
                 self._facts += len(batch)
-                connection.wire.acknowledge(acknowledged)
-                connection.flush()
+                if self.watcher is None:
+                    connection.wire.acknowledge(acknowledged)
+                    connection.flush()
+                    continue
+                assert connection.wire.hello is not None
+                boot = connection.wire.hello.boot
+                await self.watcher.facts(line.host_id, boot, batch, acknowledged)
         finally:
             line.recorder = None
 

@@ -1,4 +1,4 @@
-"""What the gateway needs of ``virtha.control``."""
+"""What the gateway needs of ``virtha.control``, and whom it tells of every sign."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,6 +6,7 @@ from typing import Protocol
 from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, Term
+from virtha.wire.messages import Beat, PeerRole
 
 
 class HostUseCases(Protocol):
@@ -40,3 +41,34 @@ class GatewayUseCases(Protocol):
 
     @property
     def facts(self) -> FactUseCases: ...
+
+
+class WatchedGateway(Protocol):
+    """The gateway as the engines see it."""
+
+    watcher: "HostWatcher | None"
+
+    def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]: ...
+
+    def acknowledge(self, host_id: HostId, sequence: int) -> None: ...
+
+    def begin_anew(self, instance: str) -> None: ...
+
+
+class HostWatcher(Protocol):
+    """Who is told of every sign of a host, beside the use cases: the engines. Only ``facts`` may take its time."""
+
+    def beat(self, host_id: HostId, beat: Beat) -> None: ...
+
+    def session(
+        self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
+    ) -> None:
+        """``broken``: the connection was seen to break, rather than to fall silent or to be ended."""
+        ...
+
+    async def facts(
+        self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int
+    ) -> None:
+        """They are recorded up to ``recorded``; some perhaps before. ``Gateway.acknowledge`` follows when the host may forget
+        them. Never raises."""
+        ...

@@ -25,6 +25,8 @@ log = structlog.get_logger("virtha.server")
 CONNECTIONS_MAX = 1_000
 """Per listener; one more is answered with 503 by uvicorn."""
 STOP_GRACE_S = 1
+WEBSOCKET_BYTES_MAX = 1 << 20
+"""Of one message; what people type and paste."""
 _UCRED = struct.Struct("3i")
 
 
@@ -85,7 +87,8 @@ def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
         app,
         **{"http": "httptools", **more},
         loop="none",
-        ws="none",
+        ws="wsproto",  # for consoles only
+        ws_max_size=WEBSOCKET_BYTES_MAX,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -15,7 +15,6 @@ from virtha.engine.events import (
     CancelStart,
     Command,
     CopyGranted,
-    CopyReleased,
     EndWaiver,
     EngineEvent,
     EngineHost,
@@ -39,28 +38,21 @@ from virtha.engine.events import (
     SessionChanged,
     SettleMigration,
     StartCommand,
-    StartEnded,
     StorageFence,
     VmConfigured,
-    VmSeen,
 )
-from virtha.engine.records import OrderId
+from virtha.engine.host_orders import BY, spent_grant
+from virtha.engine.told import active_vms, event_of, start_ended
 from virtha.engine.turn import is_too_late, not_carried_out
-from virtha.model.domain import DomainState
 from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import (
-    Awaited,
     Fact,
     Inventory,
-    MigrationReport,
     Outcome,
-    Released,
     Result,
-    VmReport,
 )
 from virtha.model.ids import BootId, HostId, OperationId, StorageDomainId, Term, VmId
-from virtha.model.orders import Grant, StartVm
-from virtha.model.vm import VmState
+from virtha.model.orders import StartVm
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
 from virtha.sim.leader import Leader
@@ -76,7 +68,6 @@ if TYPE_CHECKING:
     from virtha.sim.gateway import SimGateway
     from virtha.sim.world import World
 
-BY = "engine"
 HOST_MEMORY_BYTES = 8 << 30
 HOST_CPUS = 8
 NOTICE_MS = 1_000
@@ -225,66 +216,29 @@ class Failover:
         self._offered[host] = fact.sequence
         carried_by = self._gateway.agent_boot(host)
         match fact.body:
-            case VmReport(leaves=leaves) as report:
-                self.leader.offer(
-                    VmSeen(
-                        host_id=host_id,
-                        boot=fact.boot,
-                        carried_by=carried_by,
-                        vm_id=report.vm_id,
-                        incarnation=report.incarnation,
-                        state=report.state,
-                        guest_agent=report.guest_agent,
-                        leaves_by=None if leaves is None else OrderId(leaves.migration_id),
-                        other=None if leaves is None else leaves.target,
-                    )
-                )
-            case Awaited() as half:
-                self.leader.offer(
-                    VmSeen(
-                        host_id=host_id,
-                        boot=fact.boot,
-                        carried_by=carried_by,
-                        vm_id=half.vm_id,
-                        incarnation=half.incarnation,
-                        state=VmState.STARTING,
-                        awaited_by=OrderId(half.migration_id),
-                        other=half.source,
-                    )
-                )
-            case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):
-                self.leader.offer(
-                    CopyReleased(
-                        host_id=host_id,
-                        boot=fact.boot,
-                        vm_id=vm_id,
-                        incarnation=incarnation,
-                        cause=cause,
-                    )
-                )
-            case Inventory() as inventory if made_after:
-                self._survey(host, fact.boot, inventory)
+            case Inventory() as inventory:
+                if made_after:
+                    self._survey(host, fact.boot, inventory)
             case Outcome() as outcome:
-                self._outcome(host_id, outcome)
+                self._outcome(outcome)
                 self._moves.ended(outcome)
-            case MigrationReport() as told:
-                self.leader.offer(self._moves.told(host_id, told))
             case _:
-                pass
+                event = event_of(host_id, fact, carried_by=carried_by)
+                if event is not None:
+                    self.leader.offer(event)
 
     def took(self, host: str, sequence: int) -> None:
         """That host's facts up to this one were given: it may forget them once what follows is written."""
         self.leader.took(HostId(host), sequence)
 
     def _survey(self, host: str, boot: BootId, inventory: Inventory) -> None:
-        active = {one.vm_id for one in inventory.domains if one.state is not DomainState.SHUTOFF}
         survey = HostSurveyed(
             host_id=HostId(host),
             boot=boot,
             gate_in_force=True,
             libvirt_connected=self._world.hosts[host].libvirt_up,
             storage_domains=self._domains(host),
-            active=frozenset(active & set(self._server.vms)),
+            active=active_vms(inventory, self._server.vms),
         )
         self._surveys[host] = survey
         self.leader.offer(survey)
@@ -323,22 +277,10 @@ class Failover:
         if link.carries:
             link.carry(lambda: self._hear(event))
 
-    def _outcome(self, host_id: HostId, outcome: Outcome) -> None:
+    def _outcome(self, outcome: Outcome) -> None:
         start = self._starts.get(outcome.operation_id)
-        if start is None:
-            return
-        # "It runs here already" is no word about its end (G2).
-        runs = outcome.code == "order.refused.running"
-        self.leader.offer(
-            StartEnded(
-                order_id=start.order_id,
-                host_id=host_id,
-                vm_id=start.vm_id,
-                incarnation=start.incarnation,
-                result=Result.UNKNOWN if runs else outcome.result,
-                code=outcome.code,
-            )
-        )
+        if start is not None:
+            self.leader.offer(start_ended(start, outcome))
 
     # The records
 
@@ -468,7 +410,7 @@ class Failover:
         granted = grant is not None
         if grant is None:
             # It goes out with the first beat that can be quoted, if the engine still wants it then.
-            grant = _spent(command)
+            grant = spent_grant(command)
         order = self._server.order(
             host,
             StartVm(vm=known.vm, grant=grant, by=BY),
@@ -487,25 +429,13 @@ class Failover:
             if operation_id == OperationId(command.order_id) or operation_id.startswith(prefix):
                 del server.pending[operation_id]
         self._cancels += 1
-        body = StartVm(vm=server.vms[command.vm_id].vm, grant=_spent(command), by=BY)
+        body = StartVm(vm=server.vms[command.vm_id].vm, grant=spent_grant(command), by=BY)
         order = server.order(
             str(command.host_id), body, operation_id=OperationId(f"{prefix}{self._cancels}")
         )
         if self._gateway.agent_connected(order.host):
             self._gateway.deliver(order)
         del server.pending[order.operation_id]
-
-
-def _spent(command: StartCommand | CancelStart) -> Grant:
-    """Never valid: whatever the clock of a boot says, it is over."""
-    boot = command.boot if isinstance(command, StartCommand) else BootId("")
-    return Grant(
-        vm_id=command.vm_id,
-        incarnation=command.incarnation,
-        boot=boot,
-        beat_monotonic_ms=0,
-        duration_ms=0,
-    )
 
 
 def _engine_vm(known: ServerVm, domain: StorageDomainId) -> EngineVm:

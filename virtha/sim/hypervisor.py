@@ -56,6 +56,14 @@ class SimHypervisor:
     async def destroy(self, vm_id: VmId) -> None:
         self._reachable().destroy(vm_id)
 
+    # DomainDevices
+
+    async def attach(self, vm_id: VmId, device_xml: str) -> None:
+        self._reachable().attach(vm_id, device_xml)
+
+    async def detach(self, vm_id: VmId, device_xml: str) -> None:
+        self._reachable().detach(vm_id, device_xml)
+
     # DomainCatalog
 
     async def domains(self) -> tuple[DomainReport, ...]:
@@ -65,7 +73,8 @@ class SimHypervisor:
         return self._reachable().domain(vm_id).report()
 
     async def xml(self, vm_id: VmId, *, inactive: bool = True) -> str:
-        return self._reachable().domain(vm_id).xml
+        domain = self._reachable().domain(vm_id)
+        return domain.xml if inactive or domain.qemu is None else domain.live_xml
 
     async def define(self, xml: str) -> None:
         self._reachable().define(xml)

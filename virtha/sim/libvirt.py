@@ -11,6 +11,7 @@ It speaks the events that libvirt 9.0 with QEMU 7.2 sends, in their order:
 """
 
 from collections.abc import Callable, Iterator
+from xml.etree.ElementTree import Element, tostring
 
 from defusedxml.ElementTree import fromstring
 
@@ -39,11 +40,22 @@ class Qemu:
         """All of its memory is there: not so while it comes from another host."""
 
 
+def _place(device: Element) -> tuple[str | None, str | None]:
+    """What tells a card or a disk from others."""
+    mac, source = device.find("mac"), device.find("source")
+    return (
+        None if mac is None else mac.get("address"),
+        None if source is None else source.get("file"),
+    )
+
+
 class Domain:
     def __init__(self, vm_id: VmId, name: str, xml: str) -> None:
         self.vm_id = vm_id
         self.name = name
         self.xml = xml
+        self.live_xml = xml
+        """Of its QEMU: what was defined when that was made."""
         self.watchdog_action: str | None = None
         self.on_crash = "destroy"
         self.state = DomainState.SHUTOFF
@@ -53,6 +65,7 @@ class Domain:
         self.managed_save = False
         self.qemu: Qemu | None = None
         self.dumping = False
+        self.keeps_devices = False
 
     def report(self) -> DomainReport:
         return DomainReport(
@@ -133,6 +146,27 @@ class SimLibvirt:
             del self._domains[vm_id]
         self._say(vm_id, Kind.UNDEFINED)
 
+    # Devices
+
+    def attach(self, vm_id: VmId, device_xml: str) -> None:
+        domain, _ = self._live(vm_id)
+        devices = domain.live_xml.rindex("</devices>")
+        domain.live_xml = domain.live_xml[:devices] + device_xml + domain.live_xml[devices:]
+
+    def detach(self, vm_id: VmId, device_xml: str) -> None:
+        """``keeps_devices``: the guest does not answer, as one without ACPI."""
+        domain, _ = self._live(vm_id)
+        root, wanted = fromstring(domain.live_xml), fromstring(device_xml)
+        devices = root.find("devices")
+        assert devices is not None, "a live domain has devices"
+        for device in devices.findall(wanted.tag):
+            if _place(device) == _place(wanted):
+                if not domain.keeps_devices:
+                    devices.remove(device)
+                    domain.live_xml = tostring(root, encoding="unicode")
+                return
+        raise HypervisorFailed("there is no such device")
+
     # Power
 
     def start_paused(self, vm_id: VmId) -> None:
@@ -147,6 +181,7 @@ class SimLibvirt:
         self._next_pid += 1
         self.processes += 1
         domain.qemu = Qemu(self._next_pid, self._clock() // 10, self._clock())
+        domain.live_xml = domain.xml
         if self.starts_that_fail:
             self.starts_that_fail -= 1
             self._stop(domain, "failed", reason="failed")

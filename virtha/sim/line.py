@@ -14,14 +14,19 @@ from virtha.sim.kernel import Action, Actor, Kernel
 from virtha.sim.network import End
 from virtha.wire.host_session import HostSession, OutboxView
 from virtha.wire.messages import (
+    Attach,
+    Attached,
     Beat,
     BeatAck,
     Bye,
+    ChannelCredit,
+    ChannelData,
     Facts,
     FactsAck,
     GiveOrder,
     Hello,
     Message,
+    OpenChannel,
     Ping,
     Pong,
     Refuse,
@@ -309,7 +314,20 @@ class HostLink:
             case Welcome():
                 self.welcome = message
                 self._events.on_connected(message)
-            case Hello() | Beat() | Facts() | Ping() | Pong() | Refuse() | Bye():
+            case (
+                Hello()
+                | Beat()
+                | Facts()
+                | Ping()
+                | Pong()
+                | Refuse()
+                | Bye()
+                | OpenChannel()
+                | Attach()
+                | Attached()
+                | ChannelData()
+                | ChannelCredit()
+            ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:
                 assert_never(message)

@@ -7,7 +7,7 @@ from virtha.model.facts import StorageReport
 from virtha.model.host import Cluster, StorageDomain
 from virtha.model.ids import ClusterId, HostId, StorageDomainId
 from virtha.store.body import decode, encode, put
-from virtha.store.schema import cluster, disk, host, storage_domain, storage_report, vm
+from virtha.store.schema import cluster, disk, host, storage_domain, storage_report, template, vm
 from virtha.store.store import Transaction, WriteTransaction
 
 
@@ -48,9 +48,10 @@ async def drop_cluster(tx: WriteTransaction, cluster_id: ClusterId) -> None:
 
 
 async def cluster_members(tx: Transaction, cluster_id: ClusterId) -> dict[str, int]:
-    """How many hosts, VMs and storage domains it has."""
+    """How many hosts, VMs, storage domains and templates it has."""
     counts = {}
-    for name, table in (("hosts", host), ("vms", vm), ("storage domains", storage_domain)):
+    tables = (host, vm, storage_domain, template)
+    for name, table in zip(("hosts", "vms", "storage domains", "templates"), tables, strict=True):
         counted = await tx.connection.scalar(
             select(func.count()).select_from(table).where(table.c.cluster_id == cluster_id)
         )

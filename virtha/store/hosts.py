@@ -19,6 +19,8 @@ class HostRow(Value, frozen=True, kw_only=True):
     status: HostStatus
     fact_sequence: int
     """The last fact of this host that is recorded."""
+    fact_acknowledged: int
+    """The last that it may forget; never above ``fact_sequence``."""
     timeline: str
     """The timeline in which it last sent its inventory (M2)."""
 
@@ -27,6 +29,7 @@ _JOINED = select(
     host.c.body.label("host_body"),
     host_status.c.body.label("status_body"),
     host_status.c.fact_sequence,
+    host_status.c.fact_acknowledged,
     host_status.c.timeline,
 ).join(host_status, host_status.c.host_id == host.c.id)
 
@@ -41,6 +44,7 @@ async def _rows(
             host=decode(Host, row.host_body),
             status=decode(HostStatus, row.status_body),
             fact_sequence=row.fact_sequence,
+            fact_acknowledged=row.fact_acknowledged,
             timeline=row.timeline,
         )
         for row in rows
@@ -100,6 +104,7 @@ async def add_host(
             host_id=saved.id,
             state=status.state.value,
             fact_sequence=0,
+            fact_acknowledged=0,
             timeline=timeline,
             body=encode(status),
             revision=tx.revision,
@@ -122,6 +127,15 @@ async def save_fact_sequence(tx: WriteTransaction, host_id: HostId, sequence: in
     """Moves no revision: nobody is shown this number."""
     await tx.connection.execute(
         update(host_status).where(host_status.c.host_id == host_id).values(fact_sequence=sequence)
+    )
+
+
+async def save_fact_acknowledged(tx: WriteTransaction, host_id: HostId, sequence: int) -> None:
+    """Up to there the host may forget them. Never lowered. Moves no revision."""
+    await tx.connection.execute(
+        update(host_status)
+        .where(host_status.c.host_id == host_id, host_status.c.fact_acknowledged < sequence)
+        .values(fact_acknowledged=sequence)
     )
 
 

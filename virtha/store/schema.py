@@ -95,6 +95,8 @@ host_status = Table(
     _refers("host_id", "host.id", cascade=True, primary=True),
     Column("state", Text, nullable=False),
     Column("fact_sequence", BigInteger, nullable=False),
+    # Up to which fact the host may forget: what the engine made of it is in its records as well.
+    Column("fact_acknowledged", BigInteger, nullable=False),
     # The timeline in which this host last sent its inventory.
     Column("timeline", Text, nullable=False),
     _body(),
@@ -184,6 +186,49 @@ nic = Table(
     Column("mac", Text, nullable=False, unique=True),
 )
 Index(None, nic.c.vm_id)
+
+template = Table(
+    "template",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _refers("cluster_id", "cluster.id"),
+    _body(),
+    _revision(),
+)
+
+# RESTRICT: a storage domain that holds a template can't vanish.
+template_disk = Table(
+    "template_disk",
+    metadata,
+    _key(),
+    _refers("template_id", "template.id", cascade=True),
+    _refers("storage_domain_id", "storage_domain.id"),
+    Column("path", Text, nullable=False),
+    UniqueConstraint("storage_domain_id", "path"),
+)
+Index(None, template_disk.c.template_id)
+
+# Files that need a template: thin disks for as long as they exist, also those that outlive their VM, full
+# copies while they are made. RESTRICT: a template that is in use can't vanish.
+template_use = Table(
+    "template_use",
+    metadata,
+    _refers("storage_domain_id", "storage_domain.id", primary=True),
+    Column("path", Text, primary_key=True),
+    _refers("template_id", "template.id"),
+)
+Index(None, template_use.c.template_id)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    _key(),
+    _refers("vm_id", "vm.id", cascade=True),
+    Column("name", Text, nullable=False),
+    _body(),
+    UniqueConstraint("vm_id", "name"),
+)
 
 # No foreign keys: the history outlives what it is about.
 event = Table(
@@ -359,4 +404,44 @@ follower = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("revision", BigInteger, nullable=False),
+)
+
+# The engine's records (engine/records.py): what the leader of each cluster keeps, written under its term.
+engine_cluster = Table(
+    "engine_cluster",
+    metadata,
+    _refers("cluster_id", "cluster.id", cascade=True, primary=True),
+    # Cluster time of the last write (M4): the next leader's never begins before it.
+    Column("clock", BigInteger, nullable=False),
+    _body(),
+)
+
+# No foreign key to the host: the record of a removed one stays, for its VMs' sake.
+engine_host = Table(
+    "engine_host",
+    metadata,
+    _key("host_id"),
+    _refers("cluster_id", "cluster.id", cascade=True),
+    _body(),
+)
+Index(None, engine_host.c.cluster_id)
+
+engine_vm = Table(
+    "engine_vm",
+    metadata,
+    _key("vm_id"),
+    _refers("cluster_id", "cluster.id", cascade=True),
+    _body(),
+)
+Index(None, engine_vm.c.cluster_id)
+
+# Copies that people's orders made possible and that no write of the engine knows of yet (G1).
+engine_grant = Table(
+    "engine_grant",
+    metadata,
+    _refers("vm_id", "vm.id", cascade=True, primary=True),
+    Column("host_id", Text, primary_key=True),
+    Column("boot", Text, primary_key=True),
+    Column("incarnation", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
 )

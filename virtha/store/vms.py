@@ -125,8 +125,11 @@ async def save_vm(tx: WriteTransaction, value: Vm) -> Vm:
     return saved
 
 
-async def save_vm_status(tx: WriteTransaction, value: VmStatus) -> VmStatus:
-    """The one place that writes holders, in both of their forms."""
+async def save_vm_status(
+    tx: WriteTransaction, value: VmStatus, *, shown: VmState | None = None
+) -> VmStatus:
+    """The one place that writes holders, in both of their forms. ``shown``: what may be claimed of it now; None: that it
+    is as it says."""
     holders = tuple(sorted(set(value.holders)))
     saved = msgspec.structs.replace(value, holders=holders, revision=tx.revision)
     await put(
@@ -134,7 +137,7 @@ async def save_vm_status(tx: WriteTransaction, value: VmStatus) -> VmStatus:
         vm_status,
         {"vm_id": saved.vm_id},
         {
-            "state": saved.state.value,
+            "state": (saved.state if shown is None else shown).value,
             "host_id": saved.host_id,
             "body": encode(saved),
             "revision": saved.revision,

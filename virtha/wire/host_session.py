@@ -17,6 +17,7 @@ from virtha.wire.messages import (
     GiveOrder,
     Hello,
     Message,
+    OpenChannel,
     PeerRole,
     Settings,
     Welcome,
@@ -52,7 +53,7 @@ class OutboxView(Protocol):
 class HostSession(Session):
     """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
 
-    Messages for the caller: Welcome, Settings, GiveOrder, FactsAck, BeatAck.
+    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck.
     """
 
     _PING_AFTER = (1, 3)
@@ -160,7 +161,7 @@ class HostSession(Session):
         self._window.acknowledge(ack.sequence)
         return ack
 
-    def _for_agent(self, message: Settings | GiveOrder, size: int) -> Message | None:
+    def _for_agent(self, message: Settings | GiveOrder | OpenChannel, size: int) -> Message | None:
         if self.role is not PeerRole.AGENT:
             raise self._wrong_role(message)
         return message
@@ -177,6 +178,7 @@ class HostSession(Session):
             FactsAck: _on_facts_ack,
             Settings: _for_agent,
             GiveOrder: _for_agent,
+            OpenChannel: _for_agent,
             **LIFE,
             **ENDINGS,
         },

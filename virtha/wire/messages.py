@@ -7,6 +7,7 @@ by byte, under ``tests/wire/v1/``.
 
 from enum import StrEnum
 
+from virtha.model.console import ChannelSubject
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
@@ -16,6 +17,13 @@ VERSION_MAJOR = 1
 VERSION_MINOR = 0
 FRAME_BYTES_MAX = 1 << 20
 """1 MiB: an inventory of 2,000 domains is 300 KB."""
+CHANNEL_FEATURE = "channels"
+"""In a host's hello: it can open channels. A host without it would refuse to be asked."""
+CHANNEL_PROTOCOL = "virtha-channel/1"
+"""By ALPN: this connection is a channel, not a session."""
+CHANNEL_WINDOW_BYTES = 256 * 1024
+"""So much may be under way in each direction; the receiver's credit says how much of it was taken."""
+CHANNEL_DATA_BYTES_MAX = 32 * 1024
 FACTS_PER_FRAME_MAX = 256
 FACTS_UNACKNOWLEDGED_MAX = 4_096
 
@@ -112,6 +120,37 @@ class Pong(Value, frozen=True, kw_only=True, tag="pong"):
     nonce: int
 
 
+class OpenChannel(Value, frozen=True, kw_only=True, tag="open_channel"):
+    """To an agent: connect once more, and attach that connection to ``channel``, which only it was told."""
+
+    channel: str
+    subject: ChannelSubject
+
+
+class Attach(Value, frozen=True, kw_only=True, tag="attach"):
+    """The host's first message on a connection that is a channel."""
+
+    channel: str
+
+
+class Attached(Value, frozen=True, kw_only=True, tag="attached"):
+    """The server's answer; from now on both may send."""
+
+    silence_ms: int
+
+
+class ChannelData(Value, frozen=True, kw_only=True, tag="channel_data"):
+    """Bytes of whatever the channel carries; none: the sender has said all."""
+
+    data: bytes
+
+
+class ChannelCredit(Value, frozen=True, kw_only=True, tag="channel_credit"):
+    """So many bytes were taken by whoever they were for: as many more may be sent."""
+
+    size: int
+
+
 class Bye(Value, frozen=True, kw_only=True, tag="bye"):
     code: str = "wire.closed.shutdown"
 
@@ -129,4 +168,9 @@ Message = (
     | Ping
     | Pong
     | Bye
+    | OpenChannel
+    | Attach
+    | Attached
+    | ChannelData
+    | ChannelCredit
 )

@@ -16,6 +16,7 @@ from virtha.wire.messages import (
     GiveOrder,
     Hello,
     Message,
+    OpenChannel,
     PeerRole,
     Settings,
     Welcome,
@@ -56,6 +57,9 @@ class ServerSession(Session):
 
     def send_order(self, order: Order) -> None:
         self._put(encode_message(GiveOrder(order=order)))
+
+    def send_open_channel(self, request: OpenChannel) -> None:
+        self._put(encode_message(request))
 
     def acknowledge(self, sequence: int) -> None:
         """All facts up to ``sequence`` are committed."""

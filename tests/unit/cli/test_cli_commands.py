@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from cli_fake_api import Answer, Api, Ran
@@ -24,6 +25,7 @@ from virtha.control.requests import StorageCreate, TokenCreate, UserCreate, VmCh
 from virtha.control.views import (
     CapabilitiesView,
     ForeignDomains,
+    PendingChange,
     SettingView,
     StorageView,
     TokenSecret,
@@ -67,7 +69,6 @@ def test_vm_create_sends_what_the_server_reads(api: Api, run: Run) -> None:
         *("--nic", "bridge=br0", "--nic", "br1"),
     )
     assert ran == Ran(0, "VM web1 is created and started (2.5 s)\n", "start on h1: done\n")
-    import msgspec
 
     sent = msgspec.convert(api.asked[0].body, VmCreate)
     assert (sent.name, sent.image, sent.storage_domain) == ("web1", "tiny", "ds1")
@@ -110,8 +111,6 @@ def test_wrong_vm_options_send_nothing(argv: list[str], says: str, api: Api, run
 
 
 def test_vm_edit_sends_only_what_changes(api: Api, run: Run) -> None:
-    import msgspec
-
     api.on("PATCH", "/v1/vms/web1", vm_view())
     assert run("vm", "edit", "web1", "--no-ha", "--memory", "1GiB", "--revision", "5").code == 0
     assert run("vm", "edit", "web1", "--watchdog", "none").code == 0
@@ -122,6 +121,23 @@ def test_vm_edit_sends_only_what_changes(api: Api, run: Run) -> None:
     assert api.asked[0].headers["if-match"] == '"5"'
     msgspec.convert(api.asked[0].body, VmChange)
     assert run("vm", "edit", "web1").code == 2
+
+
+def test_vm_edit_shows_and_drops_what_waits_for_the_next_start(api: Api, run: Run) -> None:
+    waits = (
+        PendingChange(field="memory_bytes", running=1 << 30, wanted=2 << 30),
+        PendingChange(field="nics.52:54:00:00:00:77", running=None, wanted="virtio on br0"),
+    )
+    api.on("PATCH", "/v1/vms/web1", msgspec.structs.replace(vm_view(), pending=waits))
+    edited = run("vm", "edit", "web1", "--memory", "2GiB")
+    assert "applies at its next start: memory: 1GiB now, 2GiB wanted" in edited.err
+    assert "nics.52:54:00:00:00:77: none now, virtio on br0 wanted" in edited.err
+    api.on("POST", "/v1/vms/web1/drop-pending", vm_view())
+    assert run("vm", "edit", "web1", "--drop-pending", "--revision", "5").code == 0
+    assert api.asked[-1].headers["if-match"] == '"5"'
+    both = run("vm", "edit", "web1", "--drop-pending", "--vcpus", "2")
+    assert both.code == 2
+    assert "--drop-pending" in both.err
 
 
 @pytest.mark.parametrize(
@@ -248,7 +264,6 @@ def test_a_wrong_timeout_is_told_before_anything_is_done(
 
 
 def test_storage_and_images(api: Api, run: Run) -> None:
-    import msgspec
 
     image = Image(
         name="tiny", path="images/tiny.qcow2", format="qcow2", size_bytes=1, virtual_size_bytes=2
@@ -279,8 +294,6 @@ def test_clusters_users_tokens_settings(
     api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import io
-
-    import msgspec
 
     cluster = Cluster(id=ClusterId("c-1"), name="default")
     api.on("GET", "/v1/clusters/default", cluster)

@@ -178,17 +178,21 @@ def test_g2_a_list_without_it_ends_the_doubt_once_the_grant_is_over(
     tell(story)
 
 
-def test_g1_a_start_sent_again_after_a_reboot_is_not_forgotten_with_its_boot(tell: Tell) -> None:
+def test_g1_a_start_of_a_former_boot_is_kept_until_somebody_says_that_it_is_over(
+    tell: Tell,
+) -> None:
     async def story(world: Any) -> None:
         await two_hosts(world)
         host = await start(world, host="h1")
         vm_id = host.orders[-1].body.vm.id
         await host.hello("h1-boot2")
-        assert await world.control.hosts.resend(host.id) == 1
-        await host.answer(result=Result.UNKNOWN)
+        assert await world.control.hosts.resend(host.id) == 0, "it was for the boot before"
+        assert (await status_of(world)).holders == (host.id,)
         await start(world)
         await host.tell(release(vm_id, 2))
-        assert (await status_of(world)).holders == (host.id,), "start 1 may run in this boot"
+        assert (await status_of(world)).holders == (host.id,), "start 1 was never answered"
+        await host.tell(release(vm_id, 1))
+        assert (await status_of(world)).holders == ()
 
     tell(story)
 

@@ -218,11 +218,10 @@ def test_an_operation_survives_the_server(tell: Tell) -> None:
         await world.reopen()
         answer = await host.hello()
         await host.answer(answer.orders[0])
-        # The start went out, the server dies before the host answers; the host reboots meanwhile.
+        # The start went out, the server dies before the host answers.
         assert kinds(host.orders) == ["StartVm"]
         await world.reopen()
         world.links.beats.clear()
-        host.boot = "h1-boot2"
         answer = await world.control.hosts.hello(
             host.id,
             boot=host.boot,
@@ -230,16 +229,36 @@ def test_an_operation_survives_the_server(tell: Tell) -> None:
             term_elsewhere=0,
             fact_sequence_last=host.sequence,
         )
-        assert answer.orders == (), "no beat of this boot can be quoted yet"
+        assert answer.orders == (), "no beat of its boot can be quoted yet"
         world.links.connected.add(host.id)
         host.beat()
         assert await world.control.hosts.resend(host.id) == 1
-        order = host.orders[-1]
-        assert order.host_boot == "h1-boot2" and order.body.grant.boot == "h1-boot2"
-        await host.started(order)
+        await host.started(host.orders[-1])
         done = await world.control.operations.get(operation.id)
         assert done.state is OperationState.DONE and done.progress == 100
         assert (await world.control.vms.get("web1")).status.state is VmState.RUNNING
+
+    tell(story)
+
+
+def test_a_start_is_not_sent_to_another_boot_than_it_was_made_for(tell: Tell) -> None:
+    """That boot's end is a proof (P4), by which the engine may be starting the VM elsewhere."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        operation = await world.control.vms.start(ADMIN, "web1", VmStart())
+        answer = await host.hello("h1-boot2")
+        assert answer.orders == ()
+        assert await world.control.hosts.resend(host.id) == 0
+        ended = await world.control.operations.get(operation.id)
+        assert ended.state is OperationState.FAILED and "another boot" in ended.message
+        status = (await world.control.vms.get("web1")).status
+        assert status.holders == (host.id,), (
+            "what ran in the former boot is its host's to say, or proven"
+        )
+        assert status.state is VmState.UNKNOWN
 
     tell(story)
 

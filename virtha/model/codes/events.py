@@ -181,8 +181,22 @@ EVENTS: tuple[Code, ...] = (
     ),
     event(1604, "disk.created", INFO, "Disk {path} created", "path"),
     event(1605, "disk.deleted", INFO, "Disk {path} deleted", "path"),
+    event(
+        1610, "template.created", INFO, "Template {name} made from VM {source}", "name", "source"
+    ),
+    event(1620, "snapshot.created", INFO, "Snapshot {name} of {vm} made", "name", "vm"),
+    event(1621, "snapshot.reverted", INFO, "{vm} is back at snapshot {name}", "name", "vm"),
+    event(1622, "snapshot.deleted", INFO, "Snapshot {name} of {vm} deleted", "name", "vm"),
+    event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
+    event(
+        2030,
+        "vm.pending_dropped",
+        INFO,
+        "Changes of VM {vm} that waited for its next start were dropped",
+        "vm",
+    ),
     event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),
     event(
         2003, "vm.adopted", INFO, "VM {vm} adopted on {host}: {changes}", "vm", "host", "changes"
@@ -350,6 +364,24 @@ EVENTS: tuple[Code, ...] = (
         "after_ms",
         "before_ms",
         help="Install the guest agent: it tells how long the guest has been up.",
+    ),
+    event(
+        2120,
+        "vm.console.opened",
+        INFO,
+        "{user} looks at {vm} ({kind} console)",
+        "user",
+        "vm",
+        "kind",
+    ),
+    event(
+        2121,
+        "vm.console.closed",
+        INFO,
+        "{user} no longer looks at {vm} ({kind} console)",
+        "user",
+        "vm",
+        "kind",
     ),
     event(
         2210,

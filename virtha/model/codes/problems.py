@@ -33,6 +33,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8022, "problem.watchdog.model", "The watchdog model does not fit"),
     _problem(8023, "problem.watchdog.action", "The watchdog action is missing or unknown"),
     _problem(8024, "problem.disk.outside", "The disk's path is outside its storage domain"),
+    _problem(8090, "problem.disk.bus", "That bus takes no disk while the guest runs"),
     _problem(8025, "problem.disk.in_use", "The disk belongs to another VM"),
     _problem(8026, "problem.memory.beyond", "No host has that much memory"),
     _problem(8027, "problem.no_host_fits", "No host can take it"),
@@ -54,6 +55,10 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8046, "problem.operation.open", "Another operation on it is under way"),
     _problem(8047, "problem.administrator.last", "The last administrator must stay"),
     _problem(8048, "problem.mac.in_use", "The MAC address belongs to another VM"),
+    _problem(8055, "problem.template.in_use", "Something needs the template"),
+    _problem(8056, "problem.template.state", "The template is not ready"),
+    _problem(8057, "problem.snapshot.state", "Not possible in the snapshot's present state"),
+    _problem(8058, "problem.console.busy", "The console is in use"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"
@@ -77,4 +82,5 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(
         8078, "wire.refused.overtaken", "Another boot of the host was heard first: connect again"
     ),
+    _problem(8079, "wire.closed.finished", "The channel was ended by who used it"),
 )

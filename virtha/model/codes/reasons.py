@@ -175,6 +175,24 @@ REASONS: tuple[Code, ...] = (
         help="Guests obey ACPI or their guest agent. 'virtha vm power-off' ends it at once.",
     ),
     reason(
+        5231,
+        "order.refused.not_plugged",
+        WARNING,
+        "the running VM does not have {device}",
+        "device",
+        help="It would have it from its next start on. Shut the VM down, then remove it.",
+    ),
+    reason(
+        5230,
+        "order.failed.unplug_refused",
+        WARNING,
+        "its guest did not give {device} up within {deadline_ms} ms; it keeps it",
+        "device",
+        "deadline_ms",
+        help="A guest gives up a device that it does not use: unmount the disk there, or take the card down, and try "
+        "again. With the VM shut down it is removed without being asked.",
+    ),
+    reason(
         5210,
         "order.unknown.interrupted",
         WARNING,

@@ -1,0 +1,191 @@
+# ruff: noqa: ASYNC220, ASYNC240 - small files and processes of a test
+"""Snapshots inside disks, with real qemu-img: under an incarnation of their own, given back when nothing writes any more."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_bench import WEB1, Bench, prepared
+
+from virtha.agent import images, order_snapshot
+from virtha.model.facts import Outcome, Result
+from virtha.model.ids import BootId, Incarnation, SnapshotId
+from virtha.model.orders import ChangeSnapshots, CreateDisk, Grant, SnapshotAction
+from virtha.model.vm import Vm
+
+pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
+ONE = SnapshotId("snapshot-1")
+MIB = 1 << 20
+CREATE, REVERT, DELETE = SnapshotAction.CREATE, SnapshotAction.REVERT, SnapshotAction.DELETE
+
+
+async def _vm(bench: Bench) -> Vm:
+    await prepared(bench)
+    disks = tuple(
+        bench.disk(f"vms/web1/disk{number}.qcow2", size_bytes=4 * MIB) for number in (0, 1)
+    )
+    for disk in disks:
+        assert (await bench.do(CreateDisk(disk=disk))).result is Result.OK
+    return bench.vm(disks=disks)
+
+
+def _write(bench: Bench, vm: Vm, pattern: int) -> None:
+    for disk in vm.disks:
+        path = f"{bench.storage.path}/{disk.path}"
+        command = ["qemu-io", "-c", f"write -P {pattern} 0 1M", path]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def _holds(bench: Bench, vm: Vm, pattern: int) -> bool:
+    for disk in vm.disks:
+        path = f"{bench.storage.path}/{disk.path}"
+        command = ["qemu-io", "-c", f"read -P {pattern} 0 1M", path]
+        done = subprocess.run(command, check=True, capture_output=True)
+        if b"Pattern verification failed" in done.stdout:
+            return False
+    return True
+
+
+def _tags(bench: Bench, vm: Vm) -> list[set[str]]:
+    found = []
+    for disk in vm.disks:
+        command = ["qemu-img", "info", "--output=json", f"{bench.storage.path}/{disk.path}"]
+        info = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        found.append({one["name"] for one in info.get("snapshots", [])})
+    return found
+
+
+def _order(
+    bench: Bench, vm: Vm, action: SnapshotAction, incarnation: int, boot: BootId | None = None
+) -> ChangeSnapshots:
+    grant = Grant(
+        vm_id=vm.id,
+        incarnation=Incarnation(incarnation),
+        boot=boot or bench.boot,
+        beat_monotonic_ms=bench.agent.host.clock.monotonic_ms(),
+        duration_ms=30_000,
+    )
+    return ChangeSnapshots(vm=vm, grant=grant, snapshot_id=ONE, action=action, by="admin")
+
+
+async def _released(bench: Bench, incarnation: int) -> None:
+    await bench.until(lambda: incarnation in [fact.incarnation for fact in bench.released()])
+
+
+@pytest.mark.req("G1", "G4")
+def test_a_snapshot_is_made_gone_back_to_and_deleted(bench: Bench) -> None:
+    record = Path(bench.storage.path, ".virtha", "vms", f"{WEB1}.json")
+
+    async def story() -> None:
+        vm = await _vm(bench)
+        _write(bench, vm, 1)
+        assert (await bench.do(_order(bench, vm, CREATE, 1))).result is Result.OK
+        assert json.loads(record.read_text())["incarnation"] == 1, "claimed, as for a start"
+        await _released(bench, 1)
+        assert _tags(bench, vm) == [{ONE}, {ONE}]
+        _write(bench, vm, 2)
+        assert (await bench.do(_order(bench, vm, REVERT, 2))).result is Result.OK
+        await _released(bench, 2)
+        assert _holds(bench, vm, 1)
+        assert (await bench.do(_order(bench, vm, DELETE, 3))).result is Result.OK
+        await _released(bench, 3)
+        assert _tags(bench, vm) == [set(), set()]
+        gone = await bench.do(_order(bench, vm, REVERT, 4))
+        assert gone.result is Result.REFUSED and "not every disk" in gone.message
+        await _released(bench, 4)
+        assert (await bench.start(vm, incarnation=5)).result is Result.OK
+
+    bench.run(story)
+
+
+@pytest.mark.req("G1", "G2", "G4")
+@pytest.mark.bad_input("an order about snapshots that comes late")
+def test_a_late_order_writes_nothing(bench: Bench) -> None:
+    record = Path(bench.storage.path, ".virtha", "vms", f"{WEB1}.json")
+
+    async def story() -> None:
+        vm = await _vm(bench)
+        early = _order(bench, vm, CREATE, 1)
+        await bench.do(_order(bench, vm, DELETE, 2))
+        claim = json.loads(record.read_text())
+        late: list[tuple[ChangeSnapshots, str]] = [
+            (early, "order.refused.incarnation"),
+            (_order(bench, vm, CREATE, 3, BootId("former")), "order.refused.boot"),
+        ]
+        for order, code in late:
+            outcome = await bench.do(order)
+            assert (outcome.result, outcome.code) == (Result.REFUSED, code)
+        record.write_text(json.dumps({**claim, "incarnation": 9, "host_id": "another"}))
+        outcome = await bench.do(_order(bench, vm, CREATE, 4))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.incarnation")
+        record.write_text(json.dumps(claim))
+        assert (await bench.start(vm, incarnation=10)).result is Result.OK
+        running = await bench.do(_order(bench, vm, CREATE, 11))
+        assert (running.result, running.code) == (Result.REFUSED, "order.refused.running")
+        assert 11 not in [fact.incarnation for fact in bench.released()]
+        assert _tags(bench, vm) == [set(), set()]
+
+    bench.run(story)
+
+
+@pytest.mark.req("G1")
+@pytest.mark.bad_input("a qemu-img that outlives its agent, or hangs")
+def test_nothing_is_given_back_while_something_may_write(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(*_: Any) -> None:
+        raise images.ToolHangs("qemu-img snapshot hangs in the kernel")
+
+    async def story() -> Outcome:
+        vm = await _vm(bench)
+        path = f"{bench.storage.path}/{vm.disks[1].path}"
+        # A process of that name with that file, as the kernel lists it.
+        orphan = subprocess.Popen(
+            ["qemu-img", "-f", path], executable="/usr/bin/tail", stdout=subprocess.DEVNULL
+        )
+        try:
+            outcome = await bench.do(_order(bench, vm, CREATE, 1))
+            assert (outcome.result, outcome.code) == (
+                Result.UNKNOWN,
+                "order.unknown.interrupted",
+            )
+            assert _tags(bench, vm) == [set(), set()]
+        finally:
+            orphan.kill()
+            orphan.wait()
+        monkeypatch.setattr(order_snapshot, "change_snapshot", hangs)
+        outcome = await bench.do(_order(bench, vm, CREATE, 2))
+        assert outcome.result is Result.UNKNOWN
+        assert bench.released() == []
+        return outcome
+
+    bench.run(story)
+
+
+@pytest.mark.bad_input("a disk that fails in the midst of a snapshot")
+def test_a_snapshot_is_of_all_disks_or_of_none(bench: Bench) -> None:
+    async def story() -> None:
+        vm = await _vm(bench)
+        second = Path(bench.storage.path, vm.disks[1].path)
+        kept = second.read_bytes()
+        holder = subprocess.Popen(
+            ["qemu-io", str(second)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            assert holder.stdin is not None and holder.stdout is not None
+            holder.stdin.write(b"length\n")
+            holder.stdin.flush()
+            holder.stdout.read(8)  # it has opened the image, and holds QEMU's lock on it
+            outcome = await bench.do(_order(bench, vm, CREATE, 1))
+            assert outcome.result is Result.FAILED and "lock" in outcome.message
+        finally:
+            holder.kill()
+            holder.communicate()
+        await _released(bench, 1)
+        assert _tags(bench, vm) == [set(), set()]
+        assert second.read_bytes() == kept
+
+    bench.run(story)

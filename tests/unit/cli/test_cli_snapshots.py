@@ -1,0 +1,43 @@
+"""`virtha vm snapshot`: what is asked of the server, and what is asked of the user first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cli_fake_api import Answer, Api, Ran
+from cli_shapes import NOON, operation
+
+from virtha.cli import progress as progress_module
+
+Run = Callable[..., Ran]
+PATH = "/v1/vms/web1/snapshots"
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
+
+
+def accepted(op: dict[str, Any]) -> Answer:
+    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
+
+
+def test_snapshots_are_made_gone_back_to_and_deleted(api: Api, run: Run) -> None:
+    done = accepted(operation(kind="vm.snapshot"))
+    api.on("POST", PATH, done)
+    made = {"id": "s-1", "name": "before", "state": "ready", "created": NOON, "disks": ["disk0"]}
+    api.on("GET", PATH, Answer({"items": [{**made, "description": ""}], "revision": 1}))
+    api.on("POST", f"{PATH}/before/revert", done)
+    api.on("DELETE", f"{PATH}/before", done)
+    assert run("vm", "snapshot", "create", "web1", "before").out.startswith("snapshot before of")
+    assert api.asked[0].body == {"name": "before"}
+    assert "before" in run("vm", "snapshot", "list", "web1").out
+    assert run("vm", "snapshot", "revert", "web1", "before", "--yes").out.startswith("web1 is back")
+    assert run("vm", "snapshot", "delete", "web1", "before", "--yes").code == 0
+
+
+@pytest.mark.bad_input("going back without having said yes")
+def test_nothing_is_lost_without_a_yes(api: Api, run: Run) -> None:
+    for verb in ("revert", "delete"):
+        assert run("vm", "snapshot", verb, "web1", "before").code == 2
+    assert not api.asked

@@ -1,0 +1,70 @@
+"""`virtha template` and `virtha vm create --template`: what is sent, what is refused before it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from cli_fake_api import Answer, Api, Ran
+from cli_shapes import operation
+
+from virtha.cli import progress as progress_module
+from virtha.control.requests import TemplateCreate, VmFromTemplate
+
+Run = Callable[..., Ran]
+
+
+def accepted(op: dict[str, Any]) -> Answer:
+    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
+
+
+@pytest.mark.req("W5")
+def test_a_vm_from_a_template_sends_only_what_was_typed(api: Api, run: Run) -> None:
+    api.on("POST", "/v1/templates/gold/vms", accepted(operation(kind="vm.create")))
+    assert run("vm", "create", "web2", "--template", "gold").code == 0
+    assert api.asked[-1].body == {"name": "web2", "start": False, "thin": False}
+    ran = run(
+        *("vm", "create", "web2", "--template", "gold", "--thin", "--start", "--no-ha"),
+        *("--memory", "128MiB", "--nic", "br1", "--watchdog", "ib700:reset"),
+    )
+    assert ran.out.startswith("VM web2 is created and started")
+    asked = next(one for one in reversed(api.asked) if one.method == "POST")
+    sent = msgspec.convert(asked.body, VmFromTemplate)
+    assert (sent.thin, sent.start, sent.ha, sent.memory_bytes) == (True, True, False, 134_217_728)
+    assert sent.vcpus is msgspec.UNSET and sent.description is msgspec.UNSET
+    assert isinstance(sent.nics, tuple) and sent.nics[0].bridge == "br1"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--thin"], "--thin: --thin goes with --template only"),
+        (["--template", "gold", "--image", "tiny"], "--image: --image is the template's"),
+        (["--template", "gold", "--machine", "q35"], "--machine: --machine is the template's"),
+        (["--template", "gold", "--disk", "size=1GiB"], "--disk: --disk is the template's"),
+    ],
+)
+@pytest.mark.bad_input("a template and what it says already")
+def test_what_the_template_says_is_not_typed(
+    api: Api, run: Run, argv: list[str], says: str
+) -> None:
+    ran = run("vm", "create", "web1", *argv)
+    assert ran.code == 2
+    assert says in ran.err
+    assert not api.asked
+
+
+@pytest.mark.req("W5")
+def test_a_template_is_made_and_deleted(api: Api, run: Run) -> None:
+    api.on("POST", "/v1/templates", accepted(operation(kind="template.create")))
+    api.on("DELETE", "/v1/templates/gold", accepted(operation(kind="template.delete")))
+    assert run("template", "create", "gold", "--from", "web1").out.startswith("template gold is")
+    sent = msgspec.convert(api.asked[0].body, TemplateCreate)
+    assert (sent.name, sent.vm, sent.description) == ("gold", "web1", "")
+    assert run("template", "delete", "gold", "--yes").out.startswith("template gold is deleted")
+    assert run("template", "create", "gold").code == 2

@@ -1,0 +1,194 @@
+"""Tickets, and the WebSocket that they open: real control, real uvicorn, the command line's own WebSocket end."""
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtha.api.app import create_app
+from virtha.api.route import Services
+from virtha.cli.console_terminal import LEAVE, relay
+from virtha.control.console_tickets import PER_USER_MAX, VALID_MS
+from virtha.control.requests import ConsoleTicketCreate
+from virtha.control.views import Caller
+from virtha.model.console import ChannelSubject, ConsoleKind, OpenScreen, OpenSerial
+from virtha.model.errors import Refused, Unauthenticated, Unavailable
+from virtha.model.ids import HostId
+from virtha.model.user import Role
+from virtha.ports.channels import ByteStream
+from virtha.server.listeners import bind_unix, unix_listener
+
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+SERIAL = ConsoleTicketCreate(kind=ConsoleKind.SERIAL)
+VNC = ConsoleTicketCreate(kind=ConsoleKind.VNC)
+
+
+class Echo:
+    """A console that greets, and shows what is typed in capitals; ``quit`` ends it."""
+
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self._said.put_nowait(b"login: ")
+        self.closed = False
+
+    async def receive(self) -> bytes:
+        return await self._said.get()
+
+    async def send(self, data: bytes) -> None:
+        await self._said.put(b"" if data == b"quit" else data.upper())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class EchoChannels:
+    def __init__(self) -> None:
+        self.asked: list[ChannelSubject] = []
+        self.streams: list[Echo] = []
+        self._news = asyncio.Event()
+
+    async def reached(self, count: int) -> None:
+        async with asyncio.timeout(30):
+            while len(self.asked) < count:
+                self._news.clear()
+                await self._news.wait()
+
+    async def open(self, host_id: HostId, subject: ChannelSubject) -> ByteStream:
+        self.asked.append(subject)
+        self.streams.append(Echo())
+        self._news.set()
+        return self.streams[-1]
+
+
+async def running_vm(world: Any) -> tuple[Any, Any, EchoChannels]:
+    await world.join("h1")
+    await world.add_storage()
+    await world.add_vm()
+    vm_id, host = await world.run_vm()
+    channels = EchoChannels()
+    world.control.consoles._channels = channels
+    return vm_id, host, channels
+
+
+def at_terminal(path: Path, ticket: str, typed: bytes, until: bytes) -> tuple[bytes, str]:
+    """As a user at a terminal: what was shown, and why it ended. ``until``: leaves when it has seen that."""
+    keyboard, keys = os.pipe()
+    screen, sink = os.pipe()
+    os.set_blocking(screen, True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(60)
+        sock.connect(str(path))
+        os.write(keys, typed)
+
+        shown = bytearray()
+
+        def look() -> None:
+            while data := os.read(screen, 4096):
+                shown.extend(data)
+                if until and until in shown:
+                    os.write(keys, LEAVE)
+                    return
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            ended = relay(sock, ticket, keyboard, sink)
+        finally:
+            os.close(sink)
+            looking.join(60)
+            for descriptor in (keyboard, keys, screen):
+                os.close(descriptor)
+    return bytes(shown), ended
+
+
+def test_a_console_over_a_real_web_socket(tell: Callable[..., None], tmp_path: Path) -> None:
+    async def story(world: Any) -> None:
+        vm_id, _, channels = await running_vm(world)
+        services = Services(control=world.control, authority=world.authority)
+        path = tmp_path / "s.sock"
+        listener = unix_listener(create_app(services))
+        serving = asyncio.create_task(listener.run_until_stopped(bind_unix(path)))
+        await listener.accepting.wait()
+        consoles = world.control.consoles
+
+        made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        assert made.path == f"/v1/console?ticket={made.ticket}"
+        shown, ended = await asyncio.to_thread(at_terminal, path, made.ticket, b"root", b"ROOT")
+        assert shown == b"login: ROOT" and ended == ""
+        assert channels.asked == [OpenSerial(vm_id=vm_id)]
+
+        _, ended = await asyncio.to_thread(at_terminal, path, made.ticket, b"", b"")
+        assert ended.startswith("problem.token.used")
+        _, ended = await asyncio.to_thread(at_terminal, path, "made-up", b"", b"")
+        assert ended.startswith("problem.token.unknown")
+
+        made = await consoles.make_ticket(ADMIN, "web1", VNC)
+        shown, ended = await asyncio.to_thread(at_terminal, path, made.ticket, b"quit", b"")
+        assert shown == b"login: " and ended.startswith("problem.failed")
+        assert channels.asked[1:] == [OpenScreen(vm_id=vm_id)]
+
+        made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        amidst = asyncio.create_task(asyncio.to_thread(at_terminal, path, made.ticket, b"", b""))
+        await channels.reached(3)
+        services.stopping.set()
+        listener.stop()
+        assert (await amidst)[1] != ""
+        await serving
+        assert all(stream.closed for stream in channels.streams)
+        assert [event.fields["kind"] for event in await world.events("vm.console.opened")] == [
+            "serial",
+            "vnc",
+            "serial",
+        ]
+        assert len(await world.events("vm.console.closed")) == 3
+        assert {event.user for event in await world.events("vm.console.*")} == {"admin"}
+
+    tell(story)
+
+
+def test_what_is_refused_before_a_socket_is_there(tell: Callable[..., None]) -> None:
+    async def story(world: Any) -> None:
+        _, host, channels = await running_vm(world)
+        consoles = world.control.consoles
+        made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        world.clock.advance(VALID_MS)
+        with pytest.raises(Unauthenticated) as late:
+            async with consoles.enter(made.ticket):
+                raise AssertionError
+        assert late.value.code == "problem.token.expired"
+        for _ in range(PER_USER_MAX):
+            made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        with pytest.raises(Refused) as many:
+            await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        assert many.value.code == "problem.console.busy"
+        host.vanish()
+        world.clock.advance(VALID_MS)
+        with pytest.raises(Unavailable):
+            await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        assert channels.asked == []
+
+    tell(story)
+
+
+def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) -> None:
+    async def story(world: Any) -> None:
+        vm_id, host, channels = await running_vm(world)
+        consoles = world.control.consoles
+        made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+        await host.stopped(vm_id, 1)
+        for attempt in (consoles.make_ticket(ADMIN, "web1", SERIAL), entered(consoles, made)):
+            with pytest.raises(Refused) as refused:
+                await attempt
+            assert refused.value.code == "problem.vm.state"
+        assert channels.asked == []
+
+    async def entered(consoles: Any, made: Any) -> None:
+        async with consoles.enter(made.ticket):
+            raise AssertionError
+
+    tell(story)

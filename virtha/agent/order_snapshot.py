@@ -1,0 +1,117 @@
+"""Orders about snapshots inside the disks of a VM that is down (ADR 0013)."""
+
+from functools import partial
+from pathlib import Path
+
+from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.commands import is_gone
+from virtha.agent.host_context import HostContext
+from virtha.agent.images import ToolHangs, change_snapshot, snapshot_tool_runs, snapshots_in
+from virtha.agent.order_power import PowerOrders
+from virtha.agent.storage import ORDER_DEADLINE_MS, ClaimRefused, inside
+from virtha.model.codes import render
+from virtha.model.errors import Failed, Refused, VirthaError
+from virtha.model.facts import Result
+from virtha.model.orders import ChangeSnapshots, Order, SnapshotAction
+
+DONE = "its snapshots were changed"
+
+
+class SnapshotOrders:
+    def __init__(self, host: HostContext, power: PowerOrders) -> None:
+        self._host = host
+        self._power = power
+
+    async def change(self, order: Order, body: ChangeSnapshots) -> Answer:
+        vm_id, host = body.vm.id, self._host
+        async with host.locks.of(vm_id):
+            host.locks.begin_start(vm_id)
+            try:
+                return await self._change(order, body)
+            finally:
+                host.locks.end_start(vm_id)
+
+    async def _change(self, order: Order, body: ChangeSnapshots) -> Answer:
+        """The VM's lock is held. What writes has ended before the incarnation is given back."""
+        refusal = await self._power.refusal(body.grant)
+        if refusal is not None:
+            if refusal.code == "host.unfit.libvirt":
+                await self._power.decline(body, render(refusal.code, refusal.fields))
+            return refused(refusal.code, render(refusal.code, refusal.fields), **refusal.fields)
+        try:
+            paths = await self._paths(body)
+            if await snapshot_tool_runs(paths):
+                # Of an agent before us that was killed. It may write yet: nothing is given back.
+                return Answer(
+                    result=Result.UNKNOWN,
+                    code="order.unknown.interrupted",
+                    message="an earlier qemu-img still works on these disks",
+                )
+            objection = await self._objection(body)
+            answer = objection or await self._write(order, body, paths)
+        except ToolHangs as error:
+            return Answer(
+                result=Result.UNKNOWN, code="order.unknown.interrupted", message=str(error)
+            )
+        except (VirthaError, OSError) as error:
+            answer = of_error(error)
+        if answer.code != "order.refused.running":
+            await self._power.decline(body, answer.message or DONE)
+        return answer
+
+    async def _objection(self, body: ChangeSnapshots) -> Answer | None:
+        """As before a start: the grant, no copy here, and the claim on the storage (G2, G4)."""
+        power, vm = self._power, body.vm
+        objection = power.grant_objection(body.grant)
+        if objection is not None:
+            return objection
+        present = await power.present(vm.id)
+        if present is not None and not is_gone(present):
+            return refused("order.refused.running", f"{vm.name} is {present.state} here already")
+        try:
+            await power.claim(vm, body.grant.incarnation)
+        except ClaimRefused as error:
+            return refused(
+                "order.refused.incarnation",
+                str(error),
+                incarnation=error.present.incarnation,
+                current=error.present.incarnation,
+                holder_host=error.present.host_id,
+            )
+        return power.grant_objection(body.grant)
+
+    async def _write(self, order: Order, body: ChangeSnapshots, paths: tuple[Path, ...]) -> Answer:
+        """All disks or, of a new snapshot, none. Each can be repeated: the VM has not run in between."""
+        host = self._host
+        await host.disk(host.outcomes.begin, order.operation_id, order.step)
+        tag = body.snapshot_id
+        have = [tag in await snapshots_in(path) for path in paths]
+        if body.action is SnapshotAction.REVERT and not all(have):
+            raise Refused(
+                f"not every disk of {body.vm.name} has that snapshot", fix="choose another one"
+            )
+        try:
+            for path, has in zip(paths, have, strict=True):
+                if body.action is SnapshotAction.REVERT or has is (
+                    body.action is SnapshotAction.DELETE
+                ):
+                    await change_snapshot(path, body.action.value, tag)
+        except Failed:
+            if body.action is SnapshotAction.CREATE:
+                for path in paths:
+                    if tag in await snapshots_in(path):
+                        await change_snapshot(path, SnapshotAction.DELETE.value, tag)
+            raise
+        return OK
+
+    async def _paths(self, body: ChangeSnapshots) -> tuple[Path, ...]:
+        paths = []
+        for disk in body.vm.disks:
+            if disk.readonly:
+                continue
+            domain = self._host.storage_domain(disk.storage_domain_id)
+            inner = partial(inside, domain, disk.path)
+            paths.append(
+                await self._host.workers.call(domain, inner, deadline_ms=ORDER_DEADLINE_MS)
+            )
+        return tuple(paths)

@@ -1,0 +1,89 @@
+"""The steps that change a VM's devices: into its record, and what its running copy is then told."""
+
+import msgspec
+
+from virtha.control.effects import Effects
+from virtha.control.history import record
+from virtha.control.names import the_storage
+from virtha.control.plan import AddDevice, Give, RemoveDevice, Step
+from virtha.control.vm_checks import check_disk_free, check_mac_free
+from virtha.model.errors import Refused, Unavailable
+from virtha.model.ids import HostId, VmId
+from virtha.model.orders import DefineVm, PlugDevice
+from virtha.model.vm import Vm, VmState
+from virtha.store.store import WriteTransaction
+from virtha.store.vms import VmRow, find_vm, save_vm
+
+
+def live_host(row: VmRow) -> HostId | None:
+    """The one host of its one running copy; None: there is no copy at all. Raises Refused where that is not certain:
+    no device of a VM is touched whose holders are not exactly known (G1)."""
+    status = row.status
+    if not status.holders and not status.copies:
+        return None
+    runs = row.shown in (VmState.RUNNING, VmState.PAUSED)
+    known = all(
+        copy.host_id == status.host_id and copy.incarnation == status.incarnation
+        for copy in status.copies
+    )
+    if runs and known and status.holders == (status.host_id,):
+        return status.host_id
+    raise Refused(
+        f"{row.vm.name} is {row.shown.value}, or several hosts may hold it",
+        code="problem.vm.state",
+        fix="wait until it runs or is down: 'virtha vm show' says why it is neither",
+    )
+
+
+async def add_device(
+    tx: WriteTransaction, effects: Effects, step: AddDevice, by: str
+) -> tuple[Step, ...]:
+    """What is to follow. Raises what is in the way by now."""
+    row = await _row(tx, step.vm_id)
+    vm, host_id = row.vm, live_host(row)
+    if step.disk is not None:
+        domain = await the_storage(tx, step.disk.storage_domain_id)
+        await check_disk_free(tx, domain, step.disk.path, field="path")
+        vm = msgspec.structs.replace(vm, disks=(*vm.disks, step.disk))
+    if step.nic is not None:
+        await check_mac_free(tx, step.nic, vm)
+        vm = msgspec.structs.replace(vm, nics=(*vm.nics, step.nic))
+    saved = await _save(tx, effects, vm, by)
+    if host_id is None or not step.plug:
+        return ()
+    plug = PlugDevice(vm=saved, incarnation=row.status.incarnation, disk=step.disk, nic=step.nic)
+    # The definition after it: a restart by the sentinel must not open a disk that was never claimed.
+    return (
+        Give(name="plug it in", host_id=host_id, order=plug),
+        Give(name="define the changed domain", host_id=host_id, order=DefineVm(vm=saved)),
+    )
+
+
+async def remove_device(
+    tx: WriteTransaction, effects: Effects, step: RemoveDevice, by: str
+) -> tuple[Step, ...]:
+    row = await _row(tx, step.vm_id)
+    vm = msgspec.structs.replace(
+        row.vm,
+        disks=tuple(disk for disk in row.vm.disks if disk.id != step.device_id),
+        nics=tuple(nic for nic in row.vm.nics if nic.id != step.device_id),
+    )
+    saved = await _save(tx, effects, vm, by)
+    return tuple(
+        Give(name="define the changed domain", host_id=host_id, order=DefineVm(vm=saved))
+        for host_id in row.status.holders
+    )
+
+
+async def _row(tx: WriteTransaction, vm_id: VmId) -> VmRow:
+    row = await find_vm(tx, vm_id)
+    if row is None:
+        raise Unavailable("the VM was deleted in the meantime")
+    return row
+
+
+async def _save(tx: WriteTransaction, effects: Effects, vm: Vm, by: str) -> Vm:
+    saved = await save_vm(tx, vm)
+    await record(tx, "vm.changed", vm=saved, by=by)
+    effects.configure(saved.cluster_id)
+    return saved

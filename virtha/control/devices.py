@@ -1,0 +1,173 @@
+"""Disks and network cards of a VM: added and removed, where it runs without a restart."""
+
+from collections.abc import Callable
+from uuid import uuid4
+
+from virtha.control.device_steps import live_host
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.launch import Surroundings, read_surroundings
+from virtha.control.names import check_revision, the_vm
+from virtha.control.operations import check_nothing_open
+from virtha.control.plan import AddDevice, Give, Plan, RemoveDevice, Step
+from virtha.control.requests import DiskCreate, NicCreate
+from virtha.control.runner import Runner
+from virtha.control.views import Caller
+from virtha.control.vm_checks import NICS_MAX, plan_disk, plan_nics
+from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.host import Host
+from virtha.model.ids import Revision
+from virtha.model.operation import Operation
+from virtha.model.orders import CreateDisk, UnplugDevice
+from virtha.model.vm import Disk, Nic, Vm
+from virtha.store.store import Store, WriteTransaction
+from virtha.store.vms import VmRow
+
+
+def _new_id() -> str:
+    return str(uuid4())
+
+
+class Devices:
+    """Each is one operation: the record says what is so, whichever step fails."""
+
+    def __init__(
+        self,
+        store: Store,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        maker: Callable[[Vm, Surroundings], Host],
+    ) -> None:
+        """``maker``: chooses the host that makes a disk of a VM that is down."""
+        self._store = store
+        self._runner = runner
+        self._dispatcher = dispatcher
+        self._maker = maker
+
+    async def add_disk(
+        self, caller: Caller, ref: str, request: DiskCreate, if_match: Revision | None = None
+    ) -> Operation:
+        """A new one is plugged into the running VM; one that is there already waits for its next start, which
+        looks first whether anybody writes to it (A5)."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await self._changeable(tx, ref, if_match)
+            planned = await plan_disk(tx, request, row.vm, make_id=_new_id)
+            steps: list[Step] = []
+            if planned.create:
+                host_id = live_host(row)
+                if host_id is None:
+                    host_id = self._maker(row.vm, await read_surroundings(tx, row.vm.cluster_id)).id
+                order = CreateDisk(disk=planned.disk, image=planned.image)
+                name = f"create {planned.disk.name}"
+                steps.append(Give(name=name, host_id=host_id, order=order))
+            steps.append(
+                AddDevice(
+                    name=f"add {planned.disk.name}",
+                    vm_id=row.vm.id,
+                    disk=planned.disk,
+                    plug=planned.create,
+                )
+            )
+            operation = await self._begin(tx, effects, caller, row, "vm.add", steps)
+        await self._dispatcher.carry_out(effects)
+        return operation
+
+    async def add_nic(
+        self, caller: Caller, ref: str, request: NicCreate, if_match: Revision | None = None
+    ) -> Operation:
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await self._changeable(tx, ref, if_match)
+            if len(row.vm.nics) >= NICS_MAX:
+                raise InvalidInput(
+                    f"{row.vm.name} has {len(row.vm.nics)} already",
+                    field="nics",
+                    allowed=(f"{NICS_MAX}",),
+                )
+            (nic,) = await plan_nics(tx, (request,), make_id=_new_id)
+            step = AddDevice(name=f"add {nic.mac}", vm_id=row.vm.id, nic=nic)
+            operation = await self._begin(tx, effects, caller, row, "vm.add", [step])
+        await self._dispatcher.carry_out(effects)
+        return operation
+
+    async def remove_disk(
+        self, caller: Caller, ref: str, disk_ref: str, if_match: Revision | None = None
+    ) -> Operation:
+        """By name or id. Its file stays where it is."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await self._changeable(tx, ref, if_match)
+            for disk in row.vm.disks:
+                if disk_ref in (disk.name, disk.id):
+                    operation = await self._remove(tx, effects, caller, row, disk)
+                    break
+            else:
+                raise _no_device(row.vm, "disk", disk_ref, [disk.name for disk in row.vm.disks])
+        await self._dispatcher.carry_out(effects)
+        return operation
+
+    async def remove_nic(
+        self, caller: Caller, ref: str, nic_ref: str, if_match: Revision | None = None
+    ) -> Operation:
+        """By address or id."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await self._changeable(tx, ref, if_match)
+            for nic in row.vm.nics:
+                if nic_ref.lower() in (nic.mac, nic.id):
+                    operation = await self._remove(tx, effects, caller, row, nic)
+                    break
+            else:
+                raise _no_device(row.vm, "network card", nic_ref, [nic.mac for nic in row.vm.nics])
+        await self._dispatcher.carry_out(effects)
+        return operation
+
+    async def _remove(
+        self, tx: WriteTransaction, effects: Effects, caller: Caller, row: VmRow, device: Disk | Nic
+    ) -> Operation:
+        name = device.name if isinstance(device, Disk) else device.mac
+        host_id = live_host(row)
+        steps: list[Step] = []
+        if host_id is not None:
+            order = UnplugDevice(
+                vm_id=row.vm.id,
+                incarnation=row.status.incarnation,
+                disk=device if isinstance(device, Disk) else None,
+                nic=device if isinstance(device, Nic) else None,
+            )
+            steps.append(Give(name=f"unplug {name}", host_id=host_id, order=order))
+        steps.append(RemoveDevice(name=f"remove {name}", vm_id=row.vm.id, device_id=device.id))
+        return await self._begin(tx, effects, caller, row, "vm.remove", steps)
+
+    async def _changeable(self, tx: WriteTransaction, ref: str, if_match: Revision | None) -> VmRow:
+        row = await the_vm(tx, ref)
+        check_revision(if_match, row.vm.revision)
+        await check_nothing_open(tx, row.vm.id, "a change", starts=True)
+        if row.vm.adopted:
+            raise Refused(
+                f"{row.vm.name} was adopted: its devices are as its own XML has them",
+                code="problem.vm.state",
+                fix="change them with 'virsh edit', while it is down",
+            )
+        live_host(row)  # raises Refused
+        return row
+
+    async def _begin(
+        self,
+        tx: WriteTransaction,
+        effects: Effects,
+        caller: Caller,
+        row: VmRow,
+        kind: str,
+        steps: list[Step],
+    ) -> Operation:
+        return await self._runner.begin(
+            tx, effects, kind=kind, subject=row.vm.id, by=caller.name, plan=Plan(steps=tuple(steps))
+        )
+
+
+def _no_device(vm: Vm, what: str, ref: str, there: list[str]) -> NotFound:
+    return NotFound(
+        f"{vm.name} has no {what} '{ref[:64]}'",
+        fix=f"it has {', '.join(there)}" if there else "it has none",
+    )

@@ -1,0 +1,271 @@
+"""The engine's commands to hosts: orders, each made in a transaction that looks at the holders and the term again.
+
+A start is an operation like one that a person orders (`vm.recover`), shown, sent again after a hello, and ended by the
+host's answer. Orders of migrations and the taking back of a start are sent once: the engine asks again (ADR 10).
+"""
+
+from uuid import NAMESPACE_URL, uuid5
+
+from virtha.control.copies import granted_until, unknown_hosts
+from virtha.control.effects import Dispatcher, Effects, quoting, still_stands
+from virtha.control.operations import RECOVER, check_nothing_open
+from virtha.control.plan import Launch, Plan, encode_plan
+from virtha.control.runner import VOID, Runner
+from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
+from virtha.engine.host_orders import (
+    BY,
+    migrate_order,
+    receive_order,
+    recorded_migration,
+    settle_order,
+    spent_grant,
+)
+from virtha.model.errors import Conflict
+from virtha.model.ids import BootId, ClusterId, HostId, OperationId, Term
+from virtha.model.operation import Operation, OperationState, OperationStep
+from virtha.model.orders import DiskCheck, Grant, Order, OrderBody, StartVm
+from virtha.ports.hosts import HostLinks
+from virtha.store.engine import find_vm_record
+from virtha.store.hosts import HostRow, find_host
+from virtha.store.installations import the_installation
+from virtha.store.operations import (
+    all_unanswered_orders,
+    find_operation,
+    find_order,
+    save_operation,
+    save_order,
+)
+from virtha.store.store import Store, Transaction, WriteTransaction
+from virtha.store.vms import VmRow, add_definition, find_vm, save_vm_status
+
+STEP = 0
+"""Each of the engine's orders has one."""
+
+
+def operation_of(cluster_id: ClusterId, order_id: str) -> OperationId:
+    """The same for the same order, whoever sends it: orders are numbered per cluster and term."""
+    return OperationId(str(uuid5(NAMESPACE_URL, f"virtha:{cluster_id}/{order_id}")))
+
+
+def receiving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
+    """Of the order to its target."""
+    return operation_of(cluster_id, f"{command.order_id}.receive")
+
+
+class EngineOrders:
+    def __init__(
+        self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
+    ) -> None:
+        self._store = store
+        self._links = links
+        self._runner = runner
+        self._dispatcher = dispatcher
+
+    async def start(self, cluster_id: ClusterId, term: Term, command: StartCommand) -> str | None:
+        """Send the start. None: it is on its way, or goes with the host's next beat; else why it was not ordered: the engine
+        takes it back in its time. Raises Unavailable."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.host_id)
+            if row is None or host is None:
+                return "the VM or its host was removed"
+            await self._void_starts(tx, effects, row)
+            why_not = await self._objection(tx, term, command, row, host)
+            if why_not is not None:
+                return why_not
+            operation_id = operation_of(cluster_id, command.order_id)
+            order, goes_out = self._order(term, operation_id, command, row, host)
+            known = await find_operation(tx, operation_id)
+            if known is None:
+                await _begin(tx, operation_id, command, row, host)
+                await add_definition(tx, row.vm.id, host.host.id)
+                await save_order(tx, host.host.id, order)
+            if goes_out:
+                await _note_grant(tx, row, order)
+                effects.deliver(host.host.id, order)
+        await self._dispatcher.carry_out(effects)
+        return None
+
+    async def _void_starts(self, tx: WriteTransaction, effects: Effects, row: VmRow) -> None:
+        """A person's start whose host has begun another boot died with the former one: it keeps nobody from bringing the VM
+        back."""
+        for waiting in await all_unanswered_orders(tx):
+            order = waiting.order
+            if not isinstance(order.body, StartVm) or order.body.vm.id != row.vm.id:
+                continue
+            host = await find_host(tx, waiting.host_id)
+            if host is not None and not await still_stands(tx, host, order):
+                await self._runner.give_up(tx, effects, order.operation_id, order.step, VOID)
+
+    async def _objection(
+        self, tx: Transaction, term: Term, command: StartCommand, row: VmRow, host: HostRow
+    ) -> str | None:
+        """A person may have ordered something while the engine's decision was written, of which its next turn is told."""
+        if (await the_installation(tx)).term != term:
+            return "the term is over"
+        status = row.status
+        others = [one for one in status.holders if one != command.host_id]
+        others += [copy.host_id for copy in unknown_hosts(status)]
+        if others:
+            return f"{', '.join(sorted(set(others)))} may hold it (G1)"
+        if command.host_id not in status.holders or status.incarnation != command.incarnation:
+            return "its host is not on record for that incarnation any more"
+        if host.status.boot != command.boot:
+            return "its host has begun another boot"
+        mine = operation_of(row.vm.cluster_id, command.order_id)
+        try:
+            await check_nothing_open(tx, row.vm.id, "a recovery", starts=True, but=mine)
+        except Conflict as error:
+            return str(error)
+        return None
+
+    def _order(
+        self,
+        term: Term,
+        operation_id: OperationId,
+        command: StartCommand,
+        row: VmRow,
+        host: HostRow,
+    ) -> tuple[Order, bool]:
+        """The order, and whether it can go out now. Without a beat of that boot to quote it waits for one (G2)."""
+        wanted = Grant(
+            vm_id=command.vm_id,
+            incarnation=command.incarnation,
+            boot=command.boot,
+            beat_monotonic_ms=0,
+            duration_ms=command.grant_ms,
+        )
+        grant = quoting(self._links, host, wanted, self._store.clock.monotonic_ms())
+        if grant is not None and grant.boot != command.boot:
+            grant = None
+        # Every former copy is proven dead, or was released: there is nothing to watch the disks for.
+        body = StartVm(vm=row.vm, grant=grant or wanted, by=BY, disk_check=DiskCheck.SKIP_PROVEN)
+        order = Order(
+            operation_id=operation_id, step=STEP, term=term, host_boot=command.boot, body=body
+        )
+        return order, grant is not None
+
+    async def cancel(
+        self, cluster_id: ClusterId, term: Term, command: CancelStart, *, attempt: int
+    ) -> None:
+        """Take a start back: the same start with a grant that is spent. Whoever has not begun releases it, and whoever has
+        made it says so. ``attempt``: of this term; each is an order of its own."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.host_id)
+            present = (await the_installation(tx)).term == term
+            if row is None or host is None or host.status.boot is None or not present:
+                return
+            operation_id = operation_of(cluster_id, command.order_id)
+            if await find_order(tx, operation_id, STEP) is not None:
+                message = "it took too long, and was taken back"
+                await self._runner.give_up(tx, effects, operation_id, STEP, message)
+            cancelling = f"{command.order_id}.cancel.{term}.{attempt}"
+            body = StartVm(vm=row.vm, grant=spent_grant(command), by=BY)
+            effects.deliver(
+                host.host.id,
+                Order(
+                    operation_id=operation_of(cluster_id, cancelling),
+                    step=STEP,
+                    term=term,
+                    host_boot=host.status.boot,
+                    body=body,
+                ),
+            )
+        await self._dispatcher.carry_out(effects)
+
+    # Live migration
+
+    async def receive(self, cluster_id: ClusterId, term: Term, command: MigrateCommand) -> bool:
+        """To the target, whose answer names ``receiving``. False: it could not be sent. Sent once (ADR 10)."""
+        async with self._store.read() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.target)
+            sides = {command.source, command.target}
+            if row is None or host is None or set(row.status.holders) != sides:
+                return False
+            wanted = Grant(
+                vm_id=command.vm_id,
+                incarnation=command.incarnation,
+                boot=command.target_boot,
+                beat_monotonic_ms=0,
+                duration_ms=command.deadline_ms,
+            )
+            grant = quoting(self._links, host, wanted, self._store.clock.monotonic_ms())
+            body = receive_order(command, row.vm, grant)
+            operation_id = receiving(cluster_id, command)
+            return await self._send(tx, term, host, command.target_boot, operation_id, body)
+
+    async def migrate(self, cluster_id: ClusterId, term: Term, command: MigrateCommand) -> None:
+        """To the source, once the target has said that it lets the copy in."""
+        async with self._store.read() as tx:
+            host = await find_host(tx, command.source)
+            if host is not None:
+                operation_id = operation_of(cluster_id, f"{command.order_id}.migrate")
+                body = migrate_order(command)
+                await self._send(tx, term, host, command.source_boot, operation_id, body)
+
+    async def settle(
+        self, cluster_id: ClusterId, term: Term, command: SettleMigration, *, attempt: int
+    ) -> None:
+        async with self._store.read() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.host_id)
+            migration = recorded_migration(command, await find_vm_record(tx, command.vm_id))
+            if row is None or host is None or migration is None:
+                return
+            body = settle_order(command, row.vm, migration)
+            asking = f"{command.order_id}.settle.{term}.{attempt}"
+            operation_id = operation_of(cluster_id, asking)
+            await self._send(tx, term, host, command.boot, operation_id, body)
+
+    async def _send(
+        self,
+        tx: Transaction,
+        term: Term,
+        host: HostRow,
+        boot: BootId,
+        operation_id: OperationId,
+        body: OrderBody,
+    ) -> bool:
+        """Once, over the session that there is, to that boot."""
+        present = (await the_installation(tx)).term == term
+        if not present or host.status.boot != boot:
+            return False
+        order = Order(operation_id=operation_id, step=STEP, term=term, host_boot=boot, body=body)
+        return self._links.deliver(HostId(host.host.id), order)
+
+
+async def _begin(
+    tx: WriteTransaction,
+    operation_id: OperationId,
+    command: StartCommand,
+    row: VmRow,
+    host: HostRow,
+) -> None:
+    """As the runner begins a person's start: its answer moves it on."""
+    now = tx.clock.wall_ms()
+    name = f"start {row.vm.name} on {host.host.name}"
+    step = Launch(name=name, vm_id=row.vm.id, host_id=host.host.id, incarnation=command.incarnation)
+    operation = Operation(
+        id=operation_id,
+        kind=RECOVER,
+        subject=row.vm.id,
+        state=OperationState.RUNNING,
+        steps=(OperationStep(name=name, state=OperationState.RUNNING, started=now),),
+        asked_by=BY,
+        created=now,
+    )
+    await save_operation(tx, operation, encode_plan(Plan(steps=(step,), by=BY)))
+
+
+async def _note_grant(tx: WriteTransaction, row: VmRow, order: Order) -> None:
+    """From its end on the host's own list says whether that copy ever came to be."""
+    assert isinstance(order.body, StartVm)
+    grant = order.body.grant
+    holder = row.status.holders[0]
+    changed = granted_until(row.status, holder, grant.incarnation, grant.ends_at_ms)
+    if changed != row.status:
+        await save_vm_status(tx, changed, shown=row.shown)

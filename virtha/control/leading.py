@@ -1,0 +1,361 @@
+"""What a cluster's leader reads before it begins, what it is told of changes, and what it writes, all under its term.
+
+The engine's records, what follows for hosts and VMs, its events and what hosts may forget are one transaction.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from virtha.control.copies import copies_on
+from virtha.control.effects import Dispatcher, Effects
+from virtha.control.engine_nouns import engine_host, engine_vm
+from virtha.control.hellos import HelloBook
+from virtha.control.history import message_of, severity_of
+from virtha.control.mirror import mirrored
+from virtha.engine.events import (
+    CopyGranted,
+    DropVm,
+    EngineHost,
+    EngineVm,
+    Intent,
+    Notice,
+    SaveCluster,
+    SaveHost,
+    SaveVm,
+)
+from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
+from virtha.model.errors import NotFound, Unavailable
+from virtha.model.event import Event
+from virtha.model.facts import Fact
+from virtha.model.ids import BootId, ClusterId, HostId, Revision, StorageDomainId, Term, VmId
+from virtha.model.policy import Policy
+from virtha.model.time import Millis
+from virtha.model.value import Value
+from virtha.model.vm import PossibleCopy
+from virtha.store.changed import (
+    adopted_on,
+    all_host_ids,
+    all_vm_ids,
+    counts,
+    hosts_changed,
+    usable_storage,
+    vms_changed,
+)
+from virtha.store.clusters import all_clusters, find_cluster
+from virtha.store.engine import (
+    RecordRows,
+    drop_grant,
+    engine_records,
+    find_vm_record,
+    grants_of,
+    save_cluster_record,
+    save_intent,
+)
+from virtha.store.events import add_event
+from virtha.store.hosts import HostRow, hosts_of_cluster, save_fact_acknowledged
+from virtha.store.installations import the_installation
+from virtha.store.store import Store, Transaction, WriteTransaction
+from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_of_cluster
+
+
+class LedHost(Value, frozen=True, kw_only=True):
+    """A host as its cluster's leader needs it."""
+
+    cluster_id: ClusterId
+    host: EngineHost
+    gate_in_force: bool
+    libvirt_connected: bool
+    storage_domains: frozenset[StorageDomainId]
+    """Usable from there, by its own word."""
+    acknowledged: int
+    """The last of its facts that it may forget."""
+
+
+class LedVm(Value, frozen=True, kw_only=True):
+    cluster_id: ClusterId
+    vm: EngineVm
+
+
+class Changes(Value, frozen=True, kw_only=True):
+    """What concerns leaders and has changed since a revision."""
+
+    revision: Revision
+    timeline: str
+    hold: str | None
+    policies: dict[ClusterId, Policy]
+    """Of all clusters that there are."""
+    hosts: tuple[LedHost, ...]
+    vms: tuple[LedVm, ...]
+    gone_hosts: frozenset[HostId]
+    gone_vms: frozenset[VmId]
+
+
+class Takeover(Value, frozen=True, kw_only=True):
+    """All that a leader has of those before it."""
+
+    policy: Policy
+    records: EngineRecords
+    clock: Millis
+    """Cluster time of the last write (M4); 0: there was none."""
+    granted: tuple[CopyGranted, ...]
+    """Copies that those records know nothing of, to be told before anything is decided."""
+
+
+class Leading:
+    def __init__(self, store: Store, dispatcher: Dispatcher, hellos: HelloBook) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._hellos = hellos
+
+    # Before and beside
+
+    async def term(self) -> Term:
+        async with self._store.read() as tx:
+            return (await the_installation(tx)).term
+
+    async def moved_beyond(self, revision: Revision) -> None:
+        """Waits until something has changed since."""
+        await self._store.changes.beyond(revision)
+
+    async def changes(
+        self, since: Revision, *, hosts: Collection[HostId], vms: Collection[VmId]
+    ) -> Changes:
+        """``hosts``, ``vms``: those that are known already."""
+        async with self._store.read() as tx:
+            installation = await the_installation(tx)
+            changed = await vms_changed(tx, since)
+            adopted = [row.vm.id for row in changed if row.vm.adopted]
+            led_hosts = await _led_hosts(
+                tx, await hosts_changed(tx, since, adopted), installation.timeline
+            )
+            there = await counts(tx)
+            known_hosts = {one.host.host_id for one in led_hosts} | set(hosts)
+            known_vms = {row.vm.id for row in changed} | set(vms)
+            host_ids = await all_host_ids(tx) if there[0] != len(known_hosts) else known_hosts
+            vm_ids = await all_vm_ids(tx) if there[1] != len(known_vms) else known_vms
+            return Changes(
+                revision=await tx.revision_now(),
+                timeline=installation.timeline,
+                hold=installation.installation.hold,
+                policies={one.id: one.policy for one in await all_clusters(tx)},
+                hosts=led_hosts,
+                vms=tuple(
+                    LedVm(cluster_id=row.vm.cluster_id, vm=engine_vm(row.vm, row.status))
+                    for row in changed
+                ),
+                gone_hosts=frozenset(known_hosts - host_ids),
+                gone_vms=frozenset(known_vms - vm_ids),
+            )
+
+    def made_after(self, host_id: HostId, timeline: str, fact: Fact) -> bool:
+        """See ``HelloBook.made_after``."""
+        return self._hellos.made_after(host_id, timeline, fact)
+
+    async def take_over(self, cluster_id: ClusterId, term: Term) -> Takeover | None:
+        """None: the term is over. Raises NotFound (no such cluster), Failed (a record can't be read), Unavailable."""
+        async with self._store.write() as tx:
+            if (await the_installation(tx)).term != term:
+                return None
+            cluster = await find_cluster(tx, cluster_id)
+            if cluster is None:
+                raise NotFound(f"there is no cluster {cluster_id}")
+            rows = await engine_records(tx, cluster_id)
+            hosts = await hosts_of_cluster(tx, cluster_id)
+            vms = await vms_of_cluster(tx, cluster_id)
+            # What no leader has written yet stands as the use cases know it, from now on in a record.
+            new_hosts, new_vms = _unwritten_hosts(rows, hosts), _unwritten_vms(rows, vms)
+            for host_record in new_hosts:
+                await save_intent(tx, cluster_id, SaveHost(record=host_record))
+            for vm_record in new_vms:
+                await save_intent(tx, cluster_id, SaveVm(record=vm_record))
+            there = {row.vm.id for row in vms}
+            for gone in rows.vms:
+                if gone.vm_id not in there:
+                    await save_intent(tx, cluster_id, DropVm(vm_id=gone.vm_id))
+        kept = [record for record in rows.vms if record.vm_id in there]
+        record = rows.cluster or ClusterRecord(term=term)
+        records = EngineRecords(
+            cluster=record.led_in(term),
+            hosts=tuple(sorted((*rows.hosts, *new_hosts), key=lambda one: one.host_id)),
+            vms=tuple(sorted((*kept, *new_vms), key=lambda one: one.vm_id)),
+        )
+        return Takeover(
+            policy=cluster.policy,
+            records=records,
+            clock=rows.clock,
+            granted=(*rows.granted, *_unknown_copies(rows, hosts, vms)),
+        )
+
+    # Under the term
+
+    async def holds(self, term: Term) -> bool:
+        return await self.term() == term
+
+    async def write(
+        self,
+        cluster_id: ClusterId,
+        term: Term,
+        *,
+        intents: Sequence[Intent],
+        notices: Sequence[Notice],
+        receipts: Mapping[HostId, int],
+        told: Iterable[CopyGranted],
+        clock: Millis,
+    ) -> bool:
+        """False: the term is over, and nothing was written. ``told``: copies by people's orders that ``intents`` are made
+        in the knowledge of. ``clock``: cluster time now. Raises Unavailable: nothing was written, to be tried again."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            if (await the_installation(tx)).term != term:
+                return False
+            if await find_cluster(tx, cluster_id) is None:
+                return True  # deleted, so it has no hosts or VMs; its leader is about to end
+            for granted in told:
+                await drop_grant(tx, granted)
+            cluster: ClusterRecord | None = None
+            for intent in intents:
+                if isinstance(intent, SaveCluster):
+                    cluster = intent.record
+                    continue
+                if isinstance(intent, SaveVm):
+                    await self._mirror(tx, effects, intent.record)
+                await save_intent(tx, cluster_id, intent)
+            await save_cluster_record(tx, cluster_id, cluster, clock)
+            for notice in notices:
+                await _tell(tx, cluster_id, notice)
+            await _acknowledge(tx, receipts)
+        # What is written stands: a host that does not get its settings now gets them with the next change, or its hello.
+        with contextlib.suppress(Unavailable):
+            await self._dispatcher.carry_out(effects)
+        return True
+
+    async def acknowledge(self, term: Term, receipts: Mapping[HostId, int]) -> bool:
+        """Of turns that had nothing to write: those hosts may forget that much. As ``write``."""
+        async with self._store.write() as tx:
+            if (await the_installation(tx)).term != term:
+                return False
+            await _acknowledge(tx, receipts)
+            return True
+
+    async def _mirror(self, tx: WriteTransaction, effects: Effects, record: VmRecord) -> None:
+        row = await find_vm(tx, record.vm_id)
+        if row is None:
+            return  # deleted: the engine is about to be told
+        ordered = {
+            one.host_id
+            for one in await grants_of(tx, record.vm_id)
+            if any(
+                one.incarnation == copy.incarnation for copy in copies_on(row.status, one.host_id)
+            )
+        }
+        before = await find_vm_record(tx, record.vm_id)
+        now = tx.clock.wall_ms()
+        changed = mirrored(row.status, before, record, ordered=ordered, now=now)
+        if changed == row.status:
+            return
+        # Of a host that does not answer no more may be claimed than before.
+        same = (changed.state, changed.host_id) == (row.status.state, row.status.host_id)
+        await save_vm_status(tx, changed, shown=row.shown if same else None)
+        effects.configure(row.vm.cluster_id)
+
+
+async def _led_hosts(
+    tx: Transaction, rows: Sequence[HostRow], timeline: str
+) -> tuple[LedHost, ...]:
+    ids = [row.host.id for row in rows]
+    usable = await usable_storage(tx, ids)
+    adopted = await adopted_on(tx, ids)
+    return tuple(
+        LedHost(
+            cluster_id=row.host.cluster_id,
+            host=engine_host(row, timeline=timeline, defined=adopted.get(row.host.id, ())),
+            gate_in_force=row.status.capabilities.gate_in_force,
+            libvirt_connected=row.status.capabilities.libvirt_connected,
+            storage_domains=usable.get(row.host.id, frozenset()),
+            acknowledged=row.fact_acknowledged,
+        )
+        for row in rows
+    )
+
+
+def _unwritten_hosts(rows: RecordRows, hosts: Sequence[HostRow]) -> list[HostRecord]:
+    """Last seen in the boot that the use cases know: another one ends it (P4)."""
+    known = {record.host_id for record in rows.hosts}
+    return [
+        HostRecord(host_id=row.host.id, boot=row.status.boot)
+        for row in hosts
+        if row.host.id not in known and row.status.boot is not None
+    ]
+
+
+def _unwritten_vms(rows: RecordRows, vms: Sequence[VmRow]) -> list[VmRecord]:
+    """Held by whom the use cases know."""
+    known = {record.vm_id for record in rows.vms}
+    return [
+        VmRecord(
+            vm_id=row.vm.id,
+            incarnation=row.status.incarnation,
+            copies=tuple(_copies(row, row.status.holders)),
+        )
+        for row in vms
+        if row.vm.id not in known and row.status.holders
+    ]
+
+
+def _copies(row: VmRow, holders: Iterable[HostId]) -> list[PossibleCopy]:
+    """Adopted ones, and such as were held before starts were kept one by one, have no copy that names them."""
+    copies: list[PossibleCopy] = []
+    for host_id in holders:
+        held = copies_on(row.status, host_id)
+        copies += [
+            PossibleCopy(host_id=host_id, incarnation=copy.incarnation, boot=copy.boot)
+            for copy in held
+        ] or [PossibleCopy(host_id=host_id, incarnation=row.status.incarnation)]
+    return copies
+
+
+def _unknown_copies(
+    rows: RecordRows, hosts: Sequence[HostRow], vms: Sequence[VmRow]
+) -> list[CopyGranted]:
+    """Holders that the use cases know of and no write of the engine: whatever made them so, they may hold it (G1)."""
+    records = {record.vm_id: record for record in rows.vms}
+    boots = {row.host.id: row.status.boot for row in hosts}
+    found: list[CopyGranted] = []
+    for row in vms:
+        record = records.get(row.vm.id)
+        if record is None:
+            continue
+        known = {copy.host_id for copy in record.copies}
+        for copy in _copies(row, [one for one in row.status.holders if one not in known]):
+            granted = CopyGranted(
+                host_id=copy.host_id,
+                boot=copy.boot or boots.get(copy.host_id) or BootId(""),
+                vm_id=row.vm.id,
+                incarnation=copy.incarnation,
+            )
+            if granted not in rows.granted:
+                found.append(granted)
+    return found
+
+
+async def _tell(tx: WriteTransaction, cluster_id: ClusterId, notice: Notice) -> None:
+    fields = dict(notice.fields)
+    if notice.incident is not None:
+        fields.setdefault("incident", notice.incident)
+    await add_event(
+        tx,
+        Event(
+            code=notice.code,
+            severity=severity_of(notice.code),
+            message=message_of(notice.code, fields),
+            fields=fields,
+            cluster_id=cluster_id,
+            host_id=notice.host_id,
+            vm_id=notice.vm_id,
+        ),
+    )
+
+
+async def _acknowledge(tx: WriteTransaction, receipts: Mapping[HostId, int]) -> None:
+    for host_id in sorted(receipts):
+        await save_fact_acknowledged(tx, host_id, receipts[host_id])

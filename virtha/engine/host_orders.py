@@ -1,0 +1,84 @@
+"""The engine's commands as what hosts are ordered. Pure, and the same for the server and the simulated world."""
+
+from msgspec.structs import replace
+
+from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
+from virtha.engine.records import Migration, VmRecord
+from virtha.model.ids import BootId, OperationId
+from virtha.model.orders import Grant, MigrateVm, MigrationSide, ReceiveVm
+from virtha.model.orders import SettleMigration as SettleOrder
+from virtha.model.vm import PossibleCopy, Vm
+
+BY = "engine"
+
+
+def spent_grant(command: StartCommand | CancelStart) -> Grant:
+    """Never valid: whatever the clock of a boot says, it is over."""
+    boot = command.boot if isinstance(command, StartCommand) else BootId("")
+    return Grant(
+        vm_id=command.vm_id,
+        incarnation=command.incarnation,
+        boot=boot,
+        beat_monotonic_ms=0,
+        duration_ms=0,
+    )
+
+
+def receive_order(command: MigrateCommand, vm: Vm, grant: Grant | None) -> ReceiveVm:
+    """To the target. ``grant``: what a beat of its present boot allows; None: there is none to quote."""
+    if grant is None or grant.boot != command.target_boot:
+        # Nothing to quote: it is refused there, for good, and the engine hears that.
+        grant = Grant(
+            vm_id=command.vm_id,
+            incarnation=command.incarnation,
+            boot=command.target_boot,
+            beat_monotonic_ms=0,
+            duration_ms=0,
+        )
+    else:
+        grant = replace(grant, duration_ms=command.deadline_ms)
+    return ReceiveVm(
+        vm=vm,
+        migration_id=OperationId(command.order_id),
+        grant=grant,
+        by=BY,
+        source=PossibleCopy(
+            host_id=command.source,
+            incarnation=command.source_incarnation,
+            boot=command.source_boot,
+        ),
+    )
+
+
+def migrate_order(command: MigrateCommand) -> MigrateVm:
+    """To the source, once the target has taken its order."""
+    return MigrateVm(
+        vm_id=command.vm_id,
+        migration_id=OperationId(command.order_id),
+        incarnation=command.source_incarnation,
+        target=command.target,
+        target_incarnation=command.incarnation,
+        deadline_ms=command.deadline_ms,
+        by=BY,
+        target_boot=command.target_boot,
+    )
+
+
+def recorded_migration(command: SettleMigration, record: VmRecord | None) -> Migration | None:
+    """The migration that the command is about, if it is still the one on record."""
+    migration = record.migration if record is not None else None
+    same = migration is not None and migration.order_id == command.order_id
+    return migration if same else None
+
+
+def settle_order(command: SettleMigration, vm: Vm, migration: Migration) -> SettleOrder:
+    is_target = command.host_id == migration.target
+    return SettleOrder(
+        vm=vm,
+        migration_id=OperationId(command.order_id),
+        side=MigrationSide.TARGET if is_target else MigrationSide.SOURCE,
+        incarnation=command.incarnation,
+        target_incarnation=migration.incarnation,
+        word=command.word,
+        proofs=command.proofs,
+    )

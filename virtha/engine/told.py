@@ -1,0 +1,89 @@
+"""What hosts tell, as events of the engine. Pure, and the same for the server and the simulated world."""
+
+from collections.abc import Collection
+
+from virtha.engine.events import (
+    CopyReleased,
+    EngineEvent,
+    MigrationEnded,
+    StartCommand,
+    StartEnded,
+    VmSeen,
+)
+from virtha.engine.records import OrderId
+from virtha.model.domain import DomainState
+from virtha.model.facts import (
+    Awaited,
+    Fact,
+    Inventory,
+    MigrationReport,
+    Outcome,
+    Released,
+    Result,
+    VmReport,
+)
+from virtha.model.ids import BootId, HostId, VmId
+from virtha.model.vm import VmState
+
+
+def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> EngineEvent | None:
+    """None: it says nothing to the engine, or not by itself: an inventory and an outcome need what the server knows.
+    ``carried_by``: the boot whose session brought it."""
+    match fact.body:
+        case VmReport(leaves=leaves) as report:
+            return VmSeen(
+                host_id=host_id,
+                boot=fact.boot,
+                carried_by=carried_by,
+                vm_id=report.vm_id,
+                incarnation=report.incarnation,
+                state=report.state,
+                guest_agent=report.guest_agent,
+                leaves_by=None if leaves is None else OrderId(leaves.migration_id),
+                other=None if leaves is None else leaves.target,
+            )
+        case Awaited() as half:
+            return VmSeen(
+                host_id=host_id,
+                boot=fact.boot,
+                carried_by=carried_by,
+                vm_id=half.vm_id,
+                incarnation=half.incarnation,
+                state=VmState.STARTING,
+                awaited_by=OrderId(half.migration_id),
+                other=half.source,
+            )
+        case Released(vm_id=vm_id, incarnation=incarnation, cause=cause):
+            return CopyReleased(
+                host_id=host_id, boot=fact.boot, vm_id=vm_id, incarnation=incarnation, cause=cause
+            )
+        case MigrationReport() as told:
+            return MigrationEnded(
+                order_id=OrderId(told.migration_id),
+                host_id=host_id,
+                vm_id=told.vm_id,
+                result=told.result,
+                code=told.code,
+            )
+        case _:
+            return None
+
+
+def active_vms(inventory: Inventory, managed: Collection[VmId]) -> frozenset[VmId]:
+    """Managed VMs that have a QEMU there, in whatever state."""
+    active = {one.vm_id for one in inventory.domains if one.state is not DomainState.SHUTOFF}
+    return frozenset(active.intersection(managed))
+
+
+def start_ended(start: StartCommand, outcome: Outcome) -> StartEnded:
+    """How the order ended that ``start`` became."""
+    # "It runs here already" is no word about its end (G2).
+    runs = outcome.code == "order.refused.running"
+    return StartEnded(
+        order_id=start.order_id,
+        host_id=start.host_id,
+        vm_id=start.vm_id,
+        incarnation=start.incarnation,
+        result=Result.UNKNOWN if runs else outcome.result,
+        code=outcome.code,
+    )

@@ -1,0 +1,357 @@
+"""One cluster's leader and what it is told of: configuration, sessions, beats and facts become events of its engine, its
+commands become orders. Its memory goes with it; what it wrote is in the store.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+from msgspec.structs import replace
+
+from virtha.control.engine_orders import EngineOrders, operation_of, receiving
+from virtha.control.leading import Leading, LedHost, LedVm, Takeover
+from virtha.engine.engine import Engine
+from virtha.engine.events import (
+    BeatSeen,
+    CancelStart,
+    Command,
+    CopyGranted,
+    EngineEvent,
+    HoldChanged,
+    HostConfigured,
+    HostRemoved,
+    HostSurveyed,
+    Intent,
+    LibvirtAnswered,
+    MigrateCommand,
+    Notice,
+    PolicyChanged,
+    SessionChanged,
+    SettleMigration,
+    StartCommand,
+    VmConfigured,
+    VmRemoved,
+)
+from virtha.engine.told import active_vms, event_of, start_ended
+from virtha.model.errors import Unavailable
+from virtha.model.evidence import ProcessKind
+from virtha.model.facts import Fact, Inventory, Outcome, Result
+from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, OperationId, Term, VmId
+from virtha.model.policy import Policy
+from virtha.model.time import Millis
+from virtha.ports.clock import Clock
+from virtha.server.journal import EngineJournal
+from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
+from virtha.wire.messages import Beat, PeerRole
+
+log = structlog.get_logger("virtha.server.engines")
+_PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
+
+Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
+"""Of a host, those that stand at this moment."""
+
+
+class _ClusterRecords:
+    """``Leading`` for one cluster and term: implements ``leader.Records``."""
+
+    def __init__(self, leading: Leading, cluster_id: ClusterId, term: Term) -> None:
+        self._leading = leading
+        self._cluster_id = cluster_id
+        self._term = term
+
+    async def write(
+        self,
+        *,
+        intents: Sequence[Intent],
+        notices: Sequence[Notice],
+        receipts: Mapping[HostId, int],
+        told: Iterable[CopyGranted],
+        clock: Millis,
+    ) -> bool:
+        return await self._leading.write(
+            self._cluster_id,
+            self._term,
+            intents=intents,
+            notices=notices,
+            receipts=receipts,
+            told=told,
+            clock=clock,
+        )
+
+    async def acknowledge(self, receipts: Mapping[HostId, int]) -> bool:
+        return await self._leading.acknowledge(self._term, receipts)
+
+    async def held(self) -> bool:
+        return await self._leading.holds(self._term)
+
+
+class ClusterFeed:
+    def __init__(
+        self,
+        cluster_id: ClusterId,
+        *,
+        term: Term,
+        installation_id: InstallationId,
+        leading: Leading,
+        orders: EngineOrders,
+        clock: Clock,
+        journal: Path,
+        sessions: Sessions,
+        acknowledged: Callable[[Mapping[HostId, int]], None],
+    ) -> None:
+        self.cluster_id = cluster_id
+        self.term = term
+        self._leading = leading
+        self._orders = orders
+        self._clock = clock
+        self._sessions = sessions
+        self._acknowledged = acknowledged
+        self._journal = EngineJournal(
+            journal,
+            installation_id=installation_id,
+            cluster_id=cluster_id,
+            term=term,
+            on_trouble=lambda trouble: log.warning(trouble),
+        )
+        self._early: list[EngineEvent] = []
+        """What came before it was known what had been decided before."""
+        self.leader: Leader | None = None
+        self._policy = Policy()
+        self._hold: str | None = None
+        self._hosts: dict[HostId, LedHost] = {}
+        self._vms: dict[VmId, LedVm] = {}
+        self._surveys: dict[HostId, HostSurveyed] = {}
+        self._offered: dict[HostId, int] = {}
+        """The last fact of each host that the engine was given."""
+        self._starts: dict[OperationId, StartCommand] = {}
+        self._let_in: dict[OperationId, MigrateCommand] = {}
+        """Orders to targets; the source of each is ordered when its target has taken it."""
+        self._attempts = 0
+
+    # Its beginning and end
+
+    def begin(
+        self,
+        taken: Takeover,
+        *,
+        hosts: Iterable[LedHost],
+        vms: Iterable[LedVm],
+        hold: str | None,
+    ) -> None:
+        """From the records; then what is configured, then what no turn has written, then which sessions there are: none
+        of those may come after a session of a boot that follows theirs (P4)."""
+        assert self.leader is None, "it leads already"
+        clock = ClusterClock(self._clock, written=taken.clock)
+        self._policy = taken.policy
+        self._hold = taken.records.cluster.hold
+        engine = Engine(policy=taken.policy, records=taken.records, now=clock.now())
+        self.leader = Leader(
+            name=self.cluster_id,
+            engine=engine,
+            term=self.term,
+            clock=clock,
+            records=_ClusterRecords(self._leading, self.cluster_id, self.term),
+            journal=self._journal,
+            carry_out=self.carry_out,
+            acknowledged=self._acknowledged,
+            stall_ms=lambda: self._policy.detection.stall_ms,
+        )
+        known = tuple(hosts)
+        for host in known:
+            self._configure(host)
+        self.hold(hold)
+        for vm in vms:
+            self.vm(vm)
+        early, self._early = self._early, []
+        self.offer(*taken.granted, *early)
+        for host in known:
+            self._tell_sessions(host.host.host_id)
+
+    def close(self) -> None:
+        """Waits for the journal's disk, for a second at most."""
+        self._journal.close(1.0)
+
+    def offer(self, *events: EngineEvent) -> None:
+        if self.leader is None:
+            self._early += events
+        else:
+            self.leader.offer(*events)
+
+    # What operators configure
+
+    def policy(self, policy: Policy) -> None:
+        if policy != self._policy:
+            self._policy = policy
+            self.offer(PolicyChanged(policy=policy))
+
+    def hold(self, reason: str | None) -> None:
+        if reason != self._hold:
+            self._hold = reason
+            self.offer(HoldChanged(reason=reason))
+
+    def host(self, led: LedHost) -> None:
+        """New, or something about it has changed."""
+        host_id = led.host.host_id
+        before = self._hosts.get(host_id)
+        self._configure(led)
+        if before is None:
+            self._tell_sessions(host_id)
+        elif before.libvirt_connected is not led.libvirt_connected:
+            self.offer(LibvirtAnswered(host_id=host_id, answering=led.libvirt_connected))
+        self._survey_again(led)
+
+    def _configure(self, led: LedHost) -> None:
+        host_id = led.host.host_id
+        before = self._hosts.get(host_id)
+        self._hosts[host_id] = led
+        if before is None:
+            self._offered[host_id] = led.acknowledged
+        if before is None or before.host != led.host:
+            self.offer(HostConfigured(host=led.host))
+
+    def _tell_sessions(self, host_id: HostId) -> None:
+        """Of what connected before it was known here."""
+        for role, boot in self._sessions(host_id):
+            self.session(host_id, role, boot, up=True)
+
+    def host_gone(self, host_id: HostId) -> None:
+        if self._hosts.pop(host_id, None) is not None:
+            self._surveys.pop(host_id, None)
+            self.offer(HostRemoved(host_id=host_id))
+
+    def vm(self, led: LedVm) -> None:
+        before = self._vms.get(led.vm.vm_id)
+        self._vms[led.vm.vm_id] = led
+        if before is None or before.vm != led.vm:
+            self.offer(VmConfigured(vm=led.vm))
+
+    def vm_gone(self, vm_id: VmId) -> None:
+        if self._vms.pop(vm_id, None) is not None:
+            self.offer(VmRemoved(vm_id=vm_id))
+
+    def granted(self, led: LedVm, granted: CopyGranted) -> None:
+        """By a person's order. Of a VM that it was not told of yet, that comes first."""
+        self.vm(led)
+        self.offer(granted)
+
+    # What the gateway sees
+
+    def beat(self, host_id: HostId, beat: Beat) -> None:
+        self.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
+
+    def session(
+        self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
+    ) -> None:
+        survey = self._surveys.get(host_id)
+        if up and survey is not None and survey.boot != boot:
+            del self._surveys[host_id]
+        self.offer(
+            SessionChanged(
+                host_id=host_id, process=_PROCESSES[role], boot=boot, up=up, broken=broken
+            )
+        )
+
+    def knows(self, facts: Sequence[Fact]) -> bool:
+        """Whether it was told of all that these facts are about, and need no newer picture of their host."""
+        for fact in facts:
+            vm_id: VmId | None = getattr(fact.body, "vm_id", None)
+            if isinstance(fact.body, Inventory) or (vm_id is not None and vm_id not in self._vms):
+                return False
+        return True
+
+    async def facts(
+        self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int, timeline: str
+    ) -> None:
+        """Each once, also those that were recorded and not written by a leader before."""
+        assert self.leader is not None, "facts before it leads"
+        for fact in facts:
+            if fact.sequence <= self._offered.get(host_id, 0):
+                continue  # sent again over a new session while a turn still has it
+            self._offered[host_id] = fact.sequence
+            match fact.body:
+                case Inventory() as inventory:
+                    if self._leading.made_after(host_id, timeline, fact):
+                        self._survey(host_id, fact.boot, boot, inventory)
+                case Outcome() as outcome:
+                    await self._ended(outcome)
+                case _:
+                    event = event_of(host_id, fact, carried_by=boot)
+                    if event is not None:
+                        self.offer(event)
+        self.leader.took(host_id, recorded)
+
+    def _survey(
+        self, host_id: HostId, boot: BootId, carried_by: BootId, inventory: Inventory
+    ) -> None:
+        led = self._hosts[host_id]
+        survey = HostSurveyed(
+            host_id=host_id,
+            boot=boot,
+            carried_by=carried_by,
+            gate_in_force=led.gate_in_force,
+            libvirt_connected=led.libvirt_connected,
+            storage_domains=led.storage_domains,
+            active=active_vms(inventory, self._vms),
+        )
+        self._surveys[host_id] = survey
+        self.offer(survey)
+
+    def _survey_again(self, led: LedHost) -> None:
+        """Its agent says otherwise of its gate, libvirt or storage; only while it says so in the boot that it surveyed."""
+        host_id = led.host.host_id
+        before = self._surveys.get(host_id)
+        if before is None or (PeerRole.AGENT, before.boot) not in self._sessions(host_id):
+            return
+        survey = replace(
+            before,
+            gate_in_force=led.gate_in_force,
+            libvirt_connected=led.libvirt_connected,
+            storage_domains=led.storage_domains,
+        )
+        if survey != before:
+            self._surveys[host_id] = survey
+            self.offer(survey)
+
+    async def _ended(self, outcome: Outcome) -> None:
+        start = self._starts.get(outcome.operation_id)
+        if start is not None:
+            self.offer(start_ended(start, outcome))
+        command = self._let_in.pop(outcome.operation_id, None)
+        if command is None or outcome.result is not Result.OK:
+            return  # a target that refused says so itself, durably
+        while True:
+            with contextlib.suppress(Unavailable):
+                await self._orders.migrate(self.cluster_id, self.term, command)
+                return
+            await asyncio.sleep(DATABASE_RETRY_MS / 1_000)
+
+    # Its hands
+
+    async def carry_out(self, command: Command) -> None:
+        """Raises Unavailable. What nobody can do yet (asking neighbours, power, leases) has no answer, and no answer is
+        none: the engine goes on from what it knows."""
+        match command:
+            case StartCommand():
+                self._starts[operation_of(self.cluster_id, command.order_id)] = command
+                why_not = await self._orders.start(self.cluster_id, self.term, command)
+                if why_not is not None:
+                    log.info("a start was not ordered", order=command.order_id, why=why_not)
+            case CancelStart():
+                self._attempts += 1
+                await self._orders.cancel(
+                    self.cluster_id, self.term, command, attempt=self._attempts
+                )
+            case MigrateCommand():
+                operation_id = receiving(self.cluster_id, command)
+                self._let_in[operation_id] = command
+                if not await self._orders.receive(self.cluster_id, self.term, command):
+                    del self._let_in[operation_id]
+            case SettleMigration():
+                self._attempts += 1
+                await self._orders.settle(
+                    self.cluster_id, self.term, command, attempt=self._attempts
+                )
+            case _:
+                log.debug("nobody can do this yet", command=repr(command))

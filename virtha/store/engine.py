@@ -1,0 +1,171 @@
+"""The engine's records, and the copies that people's orders made possible beside them (G1).
+
+A copy is entered by the transaction that makes its order, and goes with the write of the turn that was told of it. So it
+is known before the order goes out, without waiting for a turn: a leader that dies or sleeps in between leaves it to
+the next, which is told of it before it decides anything.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import ColumnElement, Table, delete, select, update
+
+from virtha.engine.events import (
+    CopyGranted,
+    DropHost,
+    DropVm,
+    Intent,
+    SaveCluster,
+    SaveHost,
+    SaveVm,
+)
+from virtha.engine.records import ClusterRecord, HostRecord, VmRecord
+from virtha.model.errors import Failed
+from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, VmId
+from virtha.model.time import Millis
+from virtha.model.value import Value
+from virtha.store.body import decode, encode, put
+from virtha.store.schema import engine_cluster, engine_grant, engine_host, engine_vm, vm
+from virtha.store.store import Transaction, WriteTransaction
+
+T = TypeVar("T")
+
+
+class RecordRows(Value, frozen=True, kw_only=True):
+    """All of one cluster, sorted by id. ``cluster`` None: nobody has led it yet."""
+
+    cluster: ClusterRecord | None
+    clock: Millis
+    """Cluster time of the last write; 0: there was none."""
+    hosts: tuple[HostRecord, ...]
+    vms: tuple[VmRecord, ...]
+    granted: tuple[CopyGranted, ...]
+    """In their order."""
+
+
+def _decoded(wanted: type[T], text: str, what: str) -> T:
+    """Raises Failed: nobody may lead with half of what was decided before."""
+    try:
+        return decode(wanted, text)
+    except (msgspec.DecodeError, AssertionError) as error:
+        raise Failed(
+            f"the engine's record of {what} can't be read: {error}",
+            fix="run the version that wrote it, or a newer one; or restore a backup",
+        ) from None
+
+
+async def engine_records(tx: Transaction, cluster_id: ClusterId) -> RecordRows:
+    """Raises Failed, naming the record that can't be read."""
+    row = (
+        await tx.connection.execute(
+            select(engine_cluster.c.body, engine_cluster.c.clock).where(
+                engine_cluster.c.cluster_id == cluster_id
+            )
+        )
+    ).one_or_none()
+    cluster = _decoded(ClusterRecord, row.body, f"cluster {cluster_id}") if row else None
+    hosts = await tx.connection.execute(
+        select(engine_host)
+        .where(engine_host.c.cluster_id == cluster_id)
+        .order_by(engine_host.c.host_id)
+    )
+    vms = await tx.connection.execute(
+        select(engine_vm).where(engine_vm.c.cluster_id == cluster_id).order_by(engine_vm.c.vm_id)
+    )
+    return RecordRows(
+        cluster=cluster,
+        clock=Millis(row.clock if row is not None else 0),
+        hosts=tuple(_decoded(HostRecord, one.body, f"host {one.host_id}") for one in hosts),
+        vms=tuple(_decoded(VmRecord, one.body, f"VM {one.vm_id}") for one in vms),
+        granted=await _grants(tx, vm.c.cluster_id == cluster_id),
+    )
+
+
+async def find_vm_record(tx: Transaction, vm_id: VmId) -> VmRecord | None:
+    """None: no leader has written one."""
+    body = await tx.connection.scalar(select(engine_vm.c.body).where(engine_vm.c.vm_id == vm_id))
+    return None if body is None else _decoded(VmRecord, body, f"VM {vm_id}")
+
+
+async def save_intent(tx: WriteTransaction, cluster_id: ClusterId, intent: Intent) -> None:
+    """Moves no revision: what follows for hosts and VMs is shown by their own rows."""
+    match intent:
+        case SaveCluster():
+            raise AssertionError("with the clock: save_cluster_record")
+        case SaveHost(record=record):
+            values = {"cluster_id": cluster_id, "body": encode(record)}
+            await put(tx, engine_host, {"host_id": record.host_id}, values)
+        case SaveVm(record=record):
+            values = {"cluster_id": cluster_id, "body": encode(record)}
+            await put(tx, engine_vm, {"vm_id": record.vm_id}, values)
+        case DropHost(host_id=host_id):
+            await _drop(tx, engine_host, "host_id", host_id)
+        case DropVm(vm_id=vm_id):
+            await _drop(tx, engine_vm, "vm_id", vm_id)
+
+
+async def _drop(tx: WriteTransaction, table: Table, key: str, value: str) -> None:
+    await tx.connection.execute(delete(table).where(table.c[key] == value))
+
+
+async def save_cluster_record(
+    tx: WriteTransaction, cluster_id: ClusterId, record: ClusterRecord | None, clock: Millis
+) -> None:
+    """``record`` None: as it was, only the clock has gone on. A cluster that nobody has led has no row yet, and gets none
+    by that."""
+    values: dict[str, Any] = {"clock": int(clock)}
+    if record is not None:
+        await put(
+            tx, engine_cluster, {"cluster_id": cluster_id}, {**values, "body": encode(record)}
+        )
+        return
+    await tx.connection.execute(
+        update(engine_cluster).where(engine_cluster.c.cluster_id == cluster_id).values(**values)
+    )
+
+
+# Copies that no write of the engine knows of yet
+
+
+async def add_grant(tx: WriteTransaction, granted: CopyGranted) -> None:
+    """Twice is once."""
+    await put(tx, engine_grant, _key(granted), {"number": tx.next_revision()})
+
+
+async def grants_of(tx: Transaction, vm_id: VmId) -> tuple[CopyGranted, ...]:
+    """In the order in which they were given."""
+    return await _grants(tx, engine_grant.c.vm_id == vm_id)
+
+
+async def _grants(tx: Transaction, where: ColumnElement[bool]) -> tuple[CopyGranted, ...]:
+    rows = await tx.connection.execute(
+        select(engine_grant)
+        .join(vm, vm.c.id == engine_grant.c.vm_id)
+        .where(where)
+        .order_by(engine_grant.c.number)
+    )
+    return tuple(
+        CopyGranted(
+            host_id=HostId(row.host_id),
+            boot=BootId(row.boot),
+            vm_id=VmId(row.vm_id),
+            incarnation=Incarnation(row.incarnation),
+        )
+        for row in rows
+    )
+
+
+async def drop_grant(tx: WriteTransaction, granted: CopyGranted) -> None:
+    table = engine_grant
+    await tx.connection.execute(
+        delete(table).where(*(table.c[name] == value for name, value in _key(granted).items()))
+    )
+
+
+def _key(granted: CopyGranted) -> dict[str, Any]:
+    return {
+        "vm_id": granted.vm_id,
+        "host_id": granted.host_id,
+        "boot": granted.boot,
+        "incarnation": int(granted.incarnation),
+    }

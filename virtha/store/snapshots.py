@@ -1,0 +1,38 @@
+"""Snapshots of VMs' disks."""
+
+from sqlalchemy import delete, or_, select
+
+from virtha.model.ids import SnapshotId, VmId
+from virtha.model.snapshot import Snapshot
+from virtha.store.body import decode, encode, put
+from virtha.store.schema import snapshot
+from virtha.store.store import Transaction, WriteTransaction
+
+
+async def snapshots_of(tx: Transaction, vm_id: VmId) -> tuple[Snapshot, ...]:
+    """Oldest first."""
+    rows = await tx.connection.scalars(select(snapshot.c.body).where(snapshot.c.vm_id == vm_id))
+    found = [decode(Snapshot, body) for body in rows]
+    return tuple(sorted(found, key=lambda one: (one.created, one.name)))
+
+
+async def find_snapshot(tx: Transaction, vm_id: VmId, ref: str) -> Snapshot | None:
+    """By id or name."""
+    body = await tx.connection.scalar(
+        select(snapshot.c.body).where(
+            snapshot.c.vm_id == vm_id, or_(snapshot.c.id == ref, snapshot.c.name == ref)
+        )
+    )
+    return decode(Snapshot, body) if body is not None else None
+
+
+async def save_snapshot(tx: WriteTransaction, value: Snapshot) -> Snapshot:
+    _ = tx.revision
+    values = {"vm_id": value.vm_id, "name": value.name, "body": encode(value)}
+    await put(tx, snapshot, {"id": value.id}, values)
+    return value
+
+
+async def drop_snapshot(tx: WriteTransaction, snapshot_id: SnapshotId) -> None:
+    _ = tx.revision
+    await tx.connection.execute(delete(snapshot).where(snapshot.c.id == snapshot_id))
