@@ -92,7 +92,8 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     node.off_since.clear()
     node.power_asked_ms = None
     forget_told(node)
-    refresh_target(cluster, node)  # no place for starts before it tells, also if nobody noticed its silence
+    # No place for starts before it tells, also if nobody noticed its silence.
+    refresh_target(cluster, node)
     cluster.touch(node)
     if former is not None:
         _bury(node, former)
