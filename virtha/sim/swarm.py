@@ -229,7 +229,9 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
 def _do_if_it_makes_sense(player: Player, step: Step) -> None:
     """Shortened, a story must not become one of an operator who did not look, or of a lie that nobody could catch."""
     if (step.verb == "confirm-dead" or "lies" in step.words) and not applies(player, step):
-        raise InvalidInput("nobody would confirm that, or could see through it", field=f"line {step.line}")
+        raise InvalidInput(
+            "nobody would confirm that, or could see through it", field=f"line {step.line}"
+        )
     player.do(step)
 
 
