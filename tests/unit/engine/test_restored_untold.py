@@ -16,10 +16,12 @@ from virtha.engine.events import (
     Investigate,
     LibvirtAnswered,
     ProofFound,
+    SessionChanged,
+    Stalled,
     StartCommand,
 )
 from virtha.engine.machine import Verdict
-from virtha.model.evidence import PowerState
+from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.proof import Proof, ProofKind
@@ -127,6 +129,103 @@ def test_a_host_whose_libvirt_hangs_cannot_tell():
     play.inbox.append(LibvirtAnswered(host_id=HostId("h3"), answering=True))
     waited_ms = play.until(lambda: play.where("v1") != [])
     assert waited_ms >= play.policy.recovery.attempt_ms
+
+
+def gives_back(play: Play, host: str) -> None:
+    """It gives v1 back and lives on: nothing but the barrier keeps v1 from a start."""
+    played = play.hosts[host]
+    played.running.pop(VmId("v1"))
+    play.inbox.append(
+        CopyReleased(
+            host_id=played.id,
+            boot=played.boot,
+            vm_id=VmId("v1"),
+            incarnation=Incarnation(1),
+            cause=ReleaseCause.HOST_SHUTDOWN,
+        )
+    )
+
+
+def comes_up_untold(play: Play, host: str) -> None:
+    """The lost server's start of v1, within its grant; nobody has read a report of it yet."""
+    play.hosts[host].running[VmId("v1")] = Incarnation(2)
+
+
+def test_what_we_slept_through_was_not_heard():
+    """J1: after a sleep, or a write that took as long, beats are read at once, and reports when they are on record."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(1_000)
+    gives_back(play, "h1")
+    play.advance(1_000)
+    comes_up_untold(play, "h4")
+    play.now += 30_000
+    play.inbox.append(Stalled())
+    play.advance(play.policy.recovery.attempt_ms - 2_000)
+    assert play.sent(StartCommand) == []
+    seen(play, "h4", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h4"]
+
+
+def agent_session(play: Play, host: str, *, up: bool) -> None:
+    played = play.hosts[host]
+    play.inbox.append(
+        SessionChanged(host_id=played.id, process=ProcessKind.AGENT, boot=played.boot, up=up)
+    )
+
+
+def test_it_is_not_settled_while_its_agent_cannot_reach_us():
+    """Its guardian beats and says that the agent is well: it counts as alive, and can't tell."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(1_000)
+    gives_back(play, "h1")
+    agent_session(play, "h4", up=False)
+    comes_up_untold(play, "h4")
+    play.advance(60_000)
+    assert play.verdict("h4") is Verdict.ALIVE and play.sent(StartCommand) == []
+    agent_session(play, "h4", up=True)
+    play.advance(play.policy.recovery.attempt_ms - 2_000)
+    assert play.sent(StartCommand) == [], "its outbox may still tell"
+    seen(play, "h4", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h4"]
+
+
+def test_a_session_that_replaces_the_one_that_hung_may_bring_what_that_one_did_not():
+    """Nobody saw the former one end."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(1_000)
+    gives_back(play, "h1")
+    play.advance(play.policy.recovery.attempt_ms - 3_000)
+    comes_up_untold(play, "h4")
+    agent_session(play, "h4", up=True)
+    play.advance(5_000)
+    assert play.sent(StartCommand) == []
+    seen(play, "h4", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h4"]
+
+
+def test_the_next_leader_has_to_hear_itself_whether_libvirt_answers():
+    """It hung under the leader before, and the host has surveyed nothing since."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.inbox.append(LibvirtAnswered(host_id=HostId("h4"), answering=False))
+    play.tick()
+    comes_up_untold(play, "h4")
+    hangs = play.hosts["h4"]
+    surveys, says = play.survey, play._say
+    play.survey = lambda host: None if host is hangs else surveys(host)
+    play._say = lambda host, vm_id, **more: None if host is hangs else says(host, vm_id, **more)
+    next_leader(play)
+    gives_back(play, "h1")
+    play.advance(60_000)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
 
 
 # Whoever leads
