@@ -98,7 +98,7 @@ def _suspicion(
     if silent < after:
         why = reason("host.suspect.silent", silent_ms=silent, dead_after_ms=after)
         return Judgement(verdict=Verdict.SUSPECT, reasons=(why,), look_at_ms=base + after)
-    waiting = _awaited_checks(cluster, node)
+    waiting = awaited_checks(cluster, node)
     if waiting is not None:
         return Judgement(verdict=Verdict.SUSPECT, reasons=(waiting,))
     return Judgement(
@@ -163,7 +163,7 @@ def hinted(cluster: Cluster, node: HostNode) -> bool:
     return any(answer is Answer.HINT for answer, _ in node.neighbours.values())
 
 
-def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
+def awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     """The rest of F2: a change of its VMs' disks since it fell silent means alive; else that many
     quiet rounds more."""
     if not (watched_for(cluster, node) if node.untold else cluster.vms_on.get(node.id)):
