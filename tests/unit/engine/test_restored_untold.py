@@ -24,6 +24,7 @@ from virtha.engine.machine import Verdict
 from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.power import PowerDeviceId, PowerFeed, PowerLevel
 from virtha.model.proof import Proof, ProofKind
 
 pytestmark = pytest.mark.req("F2", "F4", "F9")
@@ -413,6 +414,30 @@ def test_a_host_that_the_records_never_heard_of_is_named_with_its_way_out():
     assert play.told().count("host.missing_since_restore") == 1, "once in a timeline"
     play.inbox.append(HostRemoved(host_id=HostId("h6")))
     play.until(lambda: play.where("v1") != [], within_ms=5_000)
+
+
+def test_its_device_may_be_the_one_that_reads_off():
+    """P1: the outlets of h5 and h6 were swapped since the backup, which knows no boot of h6. Neither names its host."""
+    play = playing(5)
+    _another(play, untold=True)
+    level = PowerLevel(feeds=(PowerFeed(device=PowerDeviceId("h6-power1")),))
+    play.configs[-1] = msgspec.structs.replace(play.configs[-1], power=(level,))
+    h5, h6 = play.hosts["h5"], play.hosts["h6"]
+    h6.powered = True
+    h5.bmc_strikes, h6.bmc_strikes = h6, h5
+    restored(play)
+    play.advance(5_000)
+    assert play.host_record("h5").on_devices != (), "h6 is on, and h5 beats"
+    gives_back(play, "h1")
+    runs_v1_unseen(play, "h5")
+    play.advance(60_000)
+    assert play.offs() != [] and set(play.offs()) == {"h5"} and not h6.powered
+    assert play.verdict("h5") is Verdict.DEAD_UNPROVEN
+    h6.boot_again()
+    play._greet(h6)
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == [] and "fence.failed" in play.told()
+    assert "recovery.waiting.restored" in play.why_vm("v1")
 
 
 def test_a_word_about_a_removed_host_counts_when_it_is_added_again():
