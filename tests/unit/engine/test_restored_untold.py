@@ -380,9 +380,43 @@ def test_the_disks_of_all_vms_speak_for_it(on_record: bool):
     play.hosts["h1"].cut()
     play.advance(LONG_MS)
     assert play.sent(StartCommand) == [] and "h5" not in play.offs()
-    assert "host.suspect.disks_change" in play.why("h5")
+    assert play.why("h5") == ["host.dead.unproven", "fence.blocked.disks_change"]
     asked = [one for one in play.sent(Investigate) if isinstance(one, Investigate)]
     assert "v1" in {vm_id for one in asked if one.subject == "h5" for vm_id in one.vms}
+
+
+def test_where_they_keep_vms_down_somebody_is_told_and_may_give_the_word():
+    """h4 is cut off and runs v2, h5 is dead: whose writes they are nobody can say, and v1 waits for both."""
+    play = named(playing(6))
+    h4, h5 = play.hosts["h4"], play.hosts["h5"]
+    h4.hang()
+    h4.running[VmId("v2")] = play.hosts["h2"].running.pop(VmId("v2"))
+    h5.cut()
+    h4.disks_change = h5.disks_change = True
+    restored(play)
+    play.advance(60_000)
+    assert play.verdict("h5") is Verdict.SUSPECT, "nobody waits for it"
+    gives_back(play, "h1")
+    play.advance(LONG_MS)
+    assert play.offs() == [] and play.sent(StartCommand) == []
+    assert play.told().count("fence.held_by_disks") == 2
+    waits = ["recovery.waiting.inventory", "recovery.waiting.restored", "recovery.waiting.restored"]
+    assert play.why_vm("v1") == waits
+    incident = play.host_record("h5").incident
+    assert incident is not None
+    word = DeathConfirmed(
+        host_id=h5.id,
+        boot=incident.boot,
+        incident=incident.number,
+        by="admin",
+        force_reason="its power supply burnt",
+    )
+    play.inbox.append(word)
+    h4.beating = h4.answers_neighbours = True
+    play._greet(h4)
+    seen(play, "h4", "v2", incarnation=1)
+    play.until(lambda: play.where("v1") != [], within_ms=60_000)
+    assert play.where("v2") == ["h4"] and play.offs() == []
 
 
 def test_disks_that_a_living_host_writes_are_no_sign_of_it():
