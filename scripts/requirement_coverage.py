@@ -49,6 +49,12 @@ BAD_INPUT: dict[str, str] = {
     "receiver with a wrong certificate": "A receiver with a wrong certificate: another authority or name, expired",
     "SNMP keys that differ": "SNMP v3 with wrong keys",
     "webhook into our own network": "A webhook that leads or redirects to loopback, link-local or private addresses",
+    "template of a running VM": "A template of a VM that runs",
+    "template in use": "A template that goes while a VM's thin disk needs it",
+    "snapshot of a running VM": "A snapshot of a VM that runs",
+    "two edits at once": "Two edits of a VM at once",
+    "name of a VM or disk": "A name with unicode, spaces, 300 characters or a path",
+    "device of a VM": "A disk or network card that can't be",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

@@ -102,7 +102,6 @@ def test_a_snapshot_is_made_gone_back_to_and_deleted(bench: Bench) -> None:
 
 
 @pytest.mark.req("G1", "G2", "G4")
-@pytest.mark.bad_input("an order about snapshots that comes late")
 def test_a_late_order_writes_nothing(bench: Bench) -> None:
     record = Path(bench.storage.path, ".virtha", "vms", f"{WEB1}.json")
 
@@ -132,7 +131,6 @@ def test_a_late_order_writes_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.req("G1")
-@pytest.mark.bad_input("a qemu-img that outlives its agent, or hangs")
 def test_nothing_is_given_back_while_something_may_write(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +163,6 @@ def test_nothing_is_given_back_while_something_may_write(
     bench.run(story)
 
 
-@pytest.mark.bad_input("a disk that fails in the midst of a snapshot")
 def test_a_snapshot_is_of_all_disks_or_of_none(bench: Bench) -> None:
     async def story() -> None:
         vm = await _vm(bench)

@@ -88,7 +88,6 @@ def test_the_host_is_a_holder_until_it_has_released(tell: Tell) -> None:
 
 
 @pytest.mark.req("G1")
-@pytest.mark.bad_input("a host that dies while it changes snapshots")
 def test_an_end_that_nobody_knows_frees_nothing(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _with_vm(world)
@@ -109,7 +108,6 @@ def test_an_end_that_nobody_knows_frees_nothing(tell: Tell) -> None:
     tell(story)
 
 
-@pytest.mark.bad_input("a revert that fails half way")
 def test_a_torn_revert_is_not_started_from(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _with_vm(world)
@@ -131,7 +129,7 @@ def test_a_torn_revert_is_not_started_from(tell: Tell) -> None:
     tell(story)
 
 
-@pytest.mark.bad_input("snapshots of VMs that run, with raw disks, with bad names")
+@pytest.mark.bad_input("snapshot of a running VM")
 def test_bad_wishes_are_refused_before_anything_is_ordered(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _with_vm(world)
