@@ -90,8 +90,9 @@ def settles_ms(cluster: Cluster, node: HostNode) -> int | None:
 def _can_tell(node: HostNode) -> bool:
     """That its agent is well its guardian says as well; but what came up only the agent tells, and only if libvirt answers,
     which this leader knows from a survey of its own."""
-    surveyed = node.survey is not None and node.survey.boot == node.record.boot
-    return surveyed and node.libvirt_answers and ProcessKind.AGENT in node.sessions
+    boot = node.record.boot
+    surveyed = node.survey is not None and node.survey.boot == boot
+    return surveyed and node.libvirt_answers and node.sessions.get(ProcessKind.AGENT) == boot
 
 
 def settle(cluster: Cluster, node: HostNode) -> None:

@@ -17,11 +17,12 @@ from virtha.engine.events import (
     NeighbourAnswered,
     Poison,
     ProofFound,
+    SessionChanged,
     StartCommand,
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import Fence, FenceStep, VmStage
-from virtha.model.evidence import Answer
+from virtha.model.evidence import Answer, ProcessKind
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import FencingAction, FencingPolicy, PermissionGrade
@@ -325,12 +326,15 @@ def test_what_a_host_told_of_a_boot_that_is_over_is_no_answer():
     host = play.hosts["h2"]
     host.boot_again()
     play.inbox.append(BeatSeen(host_id=host.id, boot=host.boot, agent_alive=True))
+    for process in ProcessKind:
+        play.inbox.append(SessionChanged(host_id=host.id, process=process, boot=host.boot, up=True))
     play.hosts["h1"].cut()
     play.advance(120_000)
     assert play.where("v1") == []
     assert play.why_vm("v1")[0] == "recovery.waiting.inventory"
     play.survey(host)
-    play.until(lambda: play.where("v1") != [], within_ms=120_000)
+    waited_ms = play.until(lambda: play.where("v1") != [], within_ms=120_000)
+    assert waited_ms >= play.policy.recovery.attempt_ms
 
 
 @pytest.mark.parametrize("action", [FencingAction.NOTHING, FencingAction.BLINK])
