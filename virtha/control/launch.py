@@ -8,6 +8,7 @@ from virtha.control.engine_nouns import engine_vm
 from virtha.control.known_settings import setting_values
 from virtha.control.placement import Beating, Candidate, Placement, choose_host, no_host_fits
 from virtha.control.plan import Launch
+from virtha.control.torn import check_not_torn
 from virtha.engine.events import CopyGranted
 from virtha.model.codes import render
 from virtha.model.errors import Refused
@@ -172,6 +173,7 @@ class Launcher:
         row = await find_vm(tx, step.vm_id)
         if row is None:
             raise Refused("the VM was deleted in the meantime", code="problem.vm.state")
+        await check_not_torn(tx, row.vm)
         surroundings = await read_surroundings(tx, row.vm.cluster_id)
         await check_inventories(tx, surroundings)
         surroundings = await only_where_defined(tx, row.vm, surroundings)

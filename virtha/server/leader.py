@@ -15,14 +15,19 @@ import structlog
 
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
+    CancelStart,
     Command,
     CopyGranted,
     Decision,
     EngineEvent,
     Intent,
+    Investigate,
     LeaseRenewed,
+    MigrateCommand,
     Notice,
+    SettleMigration,
     Stalled,
+    StartCommand,
 )
 from virtha.engine.snapshot import EngineSnapshot
 from virtha.engine.turn import Effect, InboxFull, Journal, Send, StepDown, Turn, Wait, Write
@@ -91,7 +96,19 @@ class Records(Protocol):
 
 
 class LostTerm(Exception):
-    """Another term has begun: nothing more is sent."""
+    """Another term or timeline has begun: nothing more is sent."""
+
+
+def lane_of(command: Command) -> str:
+    """Commands of one lane are sent in their order; no lane waits for another. What fences a host, or leads to it, waits
+    for nothing but what was decided about that host before (F4): not for starts, nor for another host's device."""
+    match command:
+        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration():
+            return "vms"
+        case Investigate(subject=host_id):
+            return f"evidence of {host_id}"
+        case _:
+            return f"fence of {command.host_id}"
 
 
 class Leader:
@@ -110,7 +127,7 @@ class Leader:
         acknowledged: Callable[[Mapping[HostId, int]], None],
         stall_ms: Callable[[], int],
     ) -> None:
-        """``name``: of the cluster. ``carry_out``: one command, in the order of its sending; raises Unavailable to be called
+        """``name``: of the cluster. ``carry_out``: one command, in the order of its lane; raises Unavailable to be called
         again.
         ``acknowledged``: these hosts may forget their facts up to there."""
         self.name = name
@@ -129,9 +146,11 @@ class Leader:
         self._lease_asked_ms: Millis | None = None
         self._told: list[CopyGranted] = []
         """Of which turns were told since the last write."""
-        self._lane: deque[Command] = deque()
+        self._lanes: dict[str, deque[Command]] = {}
+        """What is not carried out yet, by ``lane_of``. The first of each is under way."""
+        self._emptying: set[str] = set()
         self._handed = asyncio.Event()
-        """Something may be in the lane."""
+        """Something may be in a lane that nobody empties."""
         self._overrun: InboxFull | None = None
 
     # What comes in; never waits, never fails
@@ -155,7 +174,7 @@ class Leader:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._tick_on(), name=f"watch of {self.name}")
-                group.create_task(self._send_on(), name=f"commands of {self.name}")
+                group.create_task(self._send_on(group), name=f"commands of {self.name}")
                 group.create_task(self._turn_on(), name=f"turns of {self.name}")
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -206,8 +225,7 @@ class Leader:
                 held = await self._write(effect)
                 return self._turn.written(held=held, now=self.clock.now())
             case Send(commands=commands):
-                self._lane += commands
-                self._handed.set()
+                self.hand_over(commands)
                 return self._turn.sent()
             case StepDown():
                 raise LostTerm
@@ -304,20 +322,40 @@ class Leader:
 
     # Commands
 
-    async def _send_on(self) -> None:
+    def hand_over(self, commands: Sequence[Command]) -> None:
+        """To their lanes."""
+        for command in commands:
+            self._lanes.setdefault(lane_of(command), deque()).append(command)
+        self._handed.set()
+
+    async def _send_on(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._handed.wait()
-            await self.send_all()
+            self._begin_lanes(group)
 
     async def send_all(self) -> None:
-        """What was handed to its lane, in its order. The ends come back as events."""
+        """What was handed to the lanes by now. The ends come back as events."""
+        async with asyncio.TaskGroup() as group:
+            self._begin_lanes(group)
+
+    def _begin_lanes(self, group: asyncio.TaskGroup) -> None:
         self._handed.clear()
-        while self._lane:
-            await self._send(self._lane[0])
-            self._lane.popleft()
+        for name in self._lanes.keys() - self._emptying:
+            self._emptying.add(name)
+            group.create_task(self._empty(name), name=f"{name} in {self.name}")
+
+    async def _empty(self, name: str) -> None:
+        lane = self._lanes[name]
+        try:
+            while lane:
+                await self._send(lane[0])
+                lane.popleft()
+            del self._lanes[name]
+        finally:
+            self._emptying.discard(name)
 
     async def _send(self, command: Command) -> None:
-        """Also while the database is away: it waits for it, and the others for this one."""
+        """Also while the database is away: it waits for it, and its lane for this one."""
         while True:
             try:
                 await self._carry_out(command)
