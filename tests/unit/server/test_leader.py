@@ -423,7 +423,9 @@ def test_an_installation_of_before_the_engine_goes_on_with_what_its_hosts_hold(
         assert engines_orders(world) == [], "h1 has not told what it holds (M2)"
         await h1.tell_all()
         await world.settle()
-        assert engines_orders(world) == [], "no leader wrote down what they told: they are heard a while (G2)"
+        assert engines_orders(world) == [], (
+            "no leader wrote down what they told: they are heard a while (G2)"
+        )
         await world.pass_time(60_000, beating=("h1", "h2"))
         assert len(engines_orders(world)) == 1, "its former boot is over, whoever had recorded it"
         assert len((await world.vm()).status.holders) == 1
