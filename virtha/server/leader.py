@@ -9,17 +9,20 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
+from virtha.engine import turn
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
+    BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
     Decision,
     EngineEvent,
+    HostConfigured,
     Intent,
     Investigate,
     LeaseRenewed,
@@ -28,6 +31,7 @@ from virtha.engine.events import (
     SettleMigration,
     Stalled,
     StartCommand,
+    VmConfigured,
 )
 from virtha.engine.snapshot import EngineSnapshot
 from virtha.engine.turn import Effect, InboxFull, Journal, Send, StepDown, Turn, Wait, Write
@@ -39,6 +43,8 @@ from virtha.ports.clock import Clock
 log = structlog.get_logger("virtha.server.leader")
 TURN_MS = 2
 """What comes within it goes into one turn."""
+EVENTS_MAX = 2_000
+"""In one turn: a tenth of a second. More than that waits for the next one, and the gateway is served between them."""
 TICK_MS = 500
 """How often it looks at its own watch."""
 LEASE_MS = 90_000
@@ -93,6 +99,13 @@ class Records(Protocol):
     async def acknowledge(self, receipts: Mapping[HostId, int]) -> bool: ...
 
     async def held(self) -> bool: ...
+
+
+class _Took(NamedTuple):
+    """A receipt behind the events that it is about."""
+
+    host_id: HostId
+    sequence: int
 
 
 class LostTerm(Exception):
@@ -152,20 +165,62 @@ class Leader:
         self._handed = asyncio.Event()
         """Something may be in a lane that nobody empties."""
         self._overrun: InboxFull | None = None
+        self._offered = 0
+        """Events for the next turn."""
+        self._behind: deque[EngineEvent | _Took] = deque()
+        """For those after it, in their order."""
+        self._behind_counted = 0
 
     # What comes in; never waits, never fails
 
     def offer(self, *events: EngineEvent) -> None:
-        try:
-            self._turn.offer(events)
-        except InboxFull as error:
-            self._overrun = error
+        """A turn takes some of them, but all hosts that it is told of first: an engine that knows of some takes the others for
+        removed."""
+        for event in events:
+            if self._behind or (self._offered >= EVENTS_MAX and type(event) is not HostConfigured):
+                self._put_behind(event)
+            else:
+                self._put(event)
         self._came.set()
 
     def took(self, host_id: HostId, sequence: int) -> None:
         """See ``Turn.took``."""
-        self._turn.took(host_id, sequence)
+        if self._behind:
+            self._behind.append(_Took(host_id, sequence))
+        else:
+            self._turn.took(host_id, sequence)
         self._came.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether more waits than the next turn takes."""
+        return bool(self._behind)
+
+    def _put(self, event: EngineEvent) -> None:
+        self._offered += type(event) is not BeatSeen  # one of each host at most
+        try:
+            self._turn.offer((event,))
+        except InboxFull as error:
+            self._overrun = error
+
+    def _put_behind(self, event: EngineEvent) -> None:
+        self._behind.append(event)
+        # What is configured comes all at once, when it begins: no sign of being too slow.
+        self._behind_counted += type(event) not in (HostConfigured, VmConfigured)
+        if self._behind_counted > turn.INBOX_MAX:
+            self._overrun = InboxFull(f"{self._behind_counted} events wait for the engine")
+
+    def _catch_up(self) -> None:
+        """The next turn has begun: what waited goes into the one after it, as far as it has room."""
+        self._offered = 0
+        while self._behind and self._offered < EVENTS_MAX:
+            one = self._behind.popleft()
+            if isinstance(one, _Took):
+                self._turn.took(one.host_id, one.sequence)
+            else:
+                self._behind_counted -= type(one) not in (HostConfigured, VmConfigured)
+                self._put(one)
+            self._came.set()
 
     # The loop
 
@@ -209,6 +264,7 @@ class Leader:
         self._look_at_watch()
         self._came.clear()
         effect = self._turn.begin(self.clock.now())
+        self._catch_up()
         while not isinstance(effect, Wait):
             yield effect
             effect = await self._do(effect)

@@ -4,22 +4,30 @@ believe a session that is over."""
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from led_world import ADMIN, LedWorld, ManualClock, led_world, two_hosts_and_a_vm
 from msgspec.structs import replace
 
 from virtha.control.requests import VmStart
+from virtha.engine import turn
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
+    BeatSeen,
+    BrakeLifted,
     Command,
     CopyGranted,
     EngineEvent,
+    EngineHost,
+    EngineVm,
+    HostConfigured,
     Investigate,
     OrderPower,
     ReadPower,
     SessionChanged,
     StartCommand,
+    VmConfigured,
 )
 from virtha.engine.records import ClusterRecord, EngineRecords, OrderId
 from virtha.engine.snapshot import EngineSnapshot
@@ -43,7 +51,7 @@ from virtha.model.snapshot import Snapshot, SnapshotState
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.vm import PossibleCopy
 from virtha.server.cluster_feed import ClusterFeed
-from virtha.server.leader import ClusterClock, Leader, LostTerm
+from virtha.server.leader import EVENTS_MAX, ClusterClock, Leader, LostTerm
 from virtha.store.engine import find_vm_record
 from virtha.store.installations import set_timeline
 from virtha.store.snapshots import save_snapshot
@@ -165,7 +173,11 @@ class NoRecords:
         return True
 
 
-def a_leader(carry_out: Callable[[Command], Awaitable[None]]) -> Leader:
+def a_leader(
+    carry_out: Callable[[Command], Awaitable[None]],
+    journal: NoJournal | None = None,
+    store: NoRecords | None = None,
+) -> Leader:
     clock = ClusterClock(ManualClock(), written=Millis(0))
     records = EngineRecords(cluster=ClusterRecord(term=Term(1)), hosts=(), vms=())
     return Leader(
@@ -173,8 +185,8 @@ def a_leader(carry_out: Callable[[Command], Awaitable[None]]) -> Leader:
         engine=Engine(policy=Policy(), records=records, now=clock.now()),
         term=Term(1),
         clock=clock,
-        records=NoRecords(),
-        journal=NoJournal(),
+        records=store or NoRecords(),
+        journal=journal or NoJournal(),
         carry_out=carry_out,
         acknowledged=lambda _receipts: None,
         stall_ms=lambda: 1_000,
@@ -409,3 +421,90 @@ def test_events_that_end_no_boot_are_kept_till_the_leader_begins(tmp_path: Path)
         feed.close()
 
     tell(tmp_path, story)
+
+
+# Many at once
+
+
+class TurnsKept(NoJournal):
+    def __init__(self) -> None:
+        self.turns: list[list[EngineEvent]] = []
+
+    def turn(self, now: Millis, events: Sequence[EngineEvent]) -> None:
+        self.turns.append(list(events))
+
+
+class ReceiptsKept(NoRecords):
+    def __init__(self, journal: TurnsKept) -> None:
+        self._journal = journal
+        self.after_turns: list[int] = []
+
+    async def write(self, **more: Any) -> bool:
+        return await self.acknowledge(more["receipts"])
+
+    async def acknowledge(self, receipts: object) -> bool:
+        if receipts:
+            self.after_turns.append(len(self._journal.turns))
+        return True
+
+
+def test_what_is_configured_is_taken_in_many_turns_with_all_hosts_in_the_first() -> None:
+    """Thousands of hosts and VMs in one step would hold up the gateway, and more events than an inbox has are no sign of being
+    too slow. What comes after them stays after them, and nothing is acknowledged before its turn."""
+
+    async def nothing(_command: Command) -> None: ...
+
+    async def main() -> None:
+        journal = TurnsKept()
+        records = ReceiptsKept(journal)
+        leader = a_leader(nothing, journal, records)
+        hosts = [
+            HostConfigured(
+                host=EngineHost(host_id=HostId(f"h{number}"), name=f"h{number}", number=number)
+            )
+            for number in range(EVENTS_MAX + 10)
+        ]
+        count = 3 * EVENTS_MAX
+        vms = [
+            VmConfigured(vm=EngineVm(vm_id=VmId(f"v{number}"), name=f"v{number}", memory_bytes=1))
+            for number in range(count)
+        ]
+        boot = BootId("b1")
+        session = SessionChanged(
+            host_id=HostId("h1"), process=ProcessKind.AGENT, boot=boot, up=True
+        )
+        beat = BeatSeen(host_id=HostId("h1"), boot=boot, agent_alive=True)
+        leader.offer(*hosts)
+        leader.offer(*vms)
+        leader.offer(session, beat)
+        leader.took(HostId("h1"), 7)
+        while leader.busy:
+            await leader.turn()
+        await leader.turn()
+        first, *others = journal.turns
+        assert [one for one in first if isinstance(one, HostConfigured)] == hosts
+        assert max(len(events) for events in others) <= EVENTS_MAX + 1
+        told = [event for events in journal.turns for event in events]
+        assert told == [*hosts, *vms, session, beat]
+        last = next(number for number, events in enumerate(journal.turns) if session in events)
+        assert records.after_turns and min(records.after_turns) > last
+        assert leader.engine.verdict(HostId("h1")) == "alive"
+
+    asyncio.run(main())
+
+
+def test_too_many_events_behind_are_a_leader_that_cannot_keep_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turn, "INBOX_MAX", EVENTS_MAX + 50)
+
+    async def nothing(_command: Command) -> None: ...
+
+    async def main() -> None:
+        leader = a_leader(nothing, NoJournal(), NoRecords())
+        for number in range(2 * EVENTS_MAX + 100):
+            leader.offer(BrakeLifted(by=f"{number}"))
+        with pytest.raises(Failed, match="can't keep up"):
+            await leader.turn()
+
+    asyncio.run(main())
