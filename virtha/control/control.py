@@ -11,6 +11,7 @@ from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
+from virtha.control.host_care import HostCare
 from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
@@ -58,6 +59,7 @@ class Control:
     tokens: Tokens
     settings: Settings
     hold: Hold
+    host_care: HostCare
     join: Join
     status: Status
     facts: FactRecorder
@@ -106,6 +108,7 @@ def make_control(
         tokens=Tokens(store, authority),
         settings=Settings(store),
         hold=Hold(store, dispatcher),
+        host_care=HostCare(store, leaders),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links, leaders),
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),

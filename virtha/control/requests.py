@@ -227,6 +227,22 @@ class SettingPut(Request, frozen=True, kw_only=True):
     value: str
 
 
+class MaintenanceChange(Request, frozen=True, kw_only=True):
+    """``drain``: its VMs leave it by live migration; without, they stay, and the host is never fenced meanwhile."""
+
+    on: bool
+    drain: bool = True
+
+
+class DeathConfirmation(Request, frozen=True, kw_only=True):
+    """The operator's word that a host is dead (P6). ``name``: the host's, as typed; ``force_reason``: how it is known, where
+    something speaks against it."""
+
+    ticket: str
+    name: str
+    force_reason: str | None = None
+
+
 class HoldPut(Request, frozen=True, kw_only=True):
     reason: str
 
