@@ -9,8 +9,9 @@ from uuid import uuid4
 import msgspec
 
 from virtha.control.adopting import plan_adoptions
+from virtha.control.cleanup import CANCELLED, check_can_cancel, only_created, running_copies
 from virtha.control.copies import claimed_by, copies_on, refused_for
-from virtha.control.device_steps import add_device, remove_device
+from virtha.control.device_steps import add_device, remove_device, set_disk_size
 from virtha.control.effects import Effects, still_stands
 from virtha.control.engine_nouns import engine_vm
 from virtha.control.history import message_of, record
@@ -21,10 +22,12 @@ from virtha.control.plan import (
     DropRecord,
     DropTemplate,
     Give,
+    GrowStep,
     Launch,
     Plan,
     ReadyTemplate,
     RemoveDevice,
+    SetDiskSize,
     SnapshotStep,
     Step,
     decode_plan,
@@ -39,6 +42,7 @@ from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
     AdoptVm,
+    CancelWork,
     CopyDisk,
     CreateDisk,
     DefineVm,
@@ -47,7 +51,7 @@ from virtha.model.orders import (
     PrepareStorage,
 )
 from virtha.model.value import Value
-from virtha.model.vm import Disk, Vm, VmState, VmStatus
+from virtha.model.vm import Vm, VmState, VmStatus
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
 from virtha.store.engine import add_grant
@@ -184,6 +188,7 @@ class Runner:
         run = _Run(row, row.operation, decode_plan(row.plan))
         if outcome.result is Result.OK:
             await self._step_done(tx, effects, run, outcome)
+            self._clean_cancelled(run)
         else:
             await self._step_failed(tx, effects, run, host_id, outcome)
         await self._advance(tx, effects, run, refuse=False)
@@ -208,6 +213,32 @@ class Runner:
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
 
+    async def cancel(
+        self, tx: WriteTransaction, effects: Effects, row: OperationRow, by: str
+    ) -> Operation:
+        """Take back what only makes or copies disks so far. Raises Refused (`problem.operation.cancel`).
+
+        It is over when its host has said that it stopped; what was made is removed then.
+        """
+        run = _Run(row, row.operation, decode_plan(row.plan))
+        stopping = check_can_cancel(run.operation, run.plan)
+        run.plan = msgspec.structs.replace(run.plan, cancelled_by=by)
+        now = tx.clock.wall_ms()
+        for index, step in enumerate(run.operation.steps):
+            if step.state is _PENDING:
+                run.set_step(index, OperationState.CANCELLED, now)
+        run.change(code=CANCELLED, message=f"it was taken back by {by}")
+        for index in stopping:
+            step = run.plan.steps[index]
+            assert isinstance(step, Give), "check_can_cancel names no other"
+            order = CancelWork(operation_id=run.operation.id, step=index)
+            name = f"stop: {step.name}"
+            run.add_steps(
+                (Give(name=name, host_id=step.host_id, order=order, optional=True, parallel=True),)
+            )
+        await self._advance(tx, effects, run, refuse=False)
+        return run.operation
+
     async def void_starts(self, tx: WriteTransaction, effects: Effects, host_id: HostId) -> None:
         """End this host's starts that may not be sent again and that it did not answer: it released them, or the boot is
         over that they were for."""
@@ -229,7 +260,15 @@ class Runner:
             run.foreign = encode(FoundByScan(items=outcome.foreign))
         step = run.plan.steps[outcome.step]
         if isinstance(step, SnapshotStep):
-            await settle(tx, step, Result.OK, operation_id=run.operation.id, by=run.plan.by)
+            frozen = outcome.fields.get("frozen")
+            await settle(
+                tx,
+                step,
+                Result.OK,
+                operation_id=run.operation.id,
+                by=run.plan.by,
+                frozen=frozen if isinstance(frozen, bool) else None,
+            )
         if not isinstance(step, Give):
             return
         host = await find_host(tx, step.host_id)
@@ -300,6 +339,11 @@ class Runner:
         self._fail(run, outcome.step, now, code, message)
         run.change(fields=outcome.fields)
 
+    def _clean_cancelled(self, run: _Run) -> None:
+        """It was done before its host heard that it was taken back: the disk goes again."""
+        if run.plan.cancelled_by is not None and not running_copies(run.operation, run.plan):
+            self._clean_up(run)
+
     async def _storage_refused(
         self, tx: WriteTransaction, step: Give, order: PrepareStorage, code: str, outcome: Outcome
     ) -> None:
@@ -317,8 +361,15 @@ class Runner:
         if run.operation.code is None:
             run.change(code=code, message=message)
         # What was made before a start that fails is whole, and stays.
-        keeps = run.plan.failed or isinstance(run.plan.steps[index], Launch)
-        cleanup = () if keeps else _only_created(run, run.plan.on_failure)
+        if not isinstance(run.plan.steps[index], Launch):
+            self._clean_up(run)
+        run.plan = msgspec.structs.replace(run.plan, failed=True)
+
+    def _clean_up(self, run: _Run) -> None:
+        """Once."""
+        if run.plan.failed:
+            return
+        cleanup = only_created(run.plan, run.operation.steps, run.plan.on_failure)
         run.plan = msgspec.structs.replace(run.plan, failed=True)
         run.add_steps(cleanup)
 
@@ -405,20 +456,28 @@ class Runner:
 
     async def _end(self, tx: WriteTransaction, run: _Run) -> None:
         failed = run.operation.code is not None
+        cancelled_by = run.plan.cancelled_by
+        ended = OperationState.CANCELLED if cancelled_by else OperationState.FAILED
         run.change(
-            state=OperationState.FAILED if failed else OperationState.DONE,
+            state=ended if failed else OperationState.DONE,
             progress=run.operation.progress if failed else 100,
             ended=tx.clock.wall_ms(),
         )
         if failed:
             row = await find_vm(tx, run.operation.subject)
+            vm, kind = row.vm if row is not None else None, run.operation.kind
+            operation_id = run.operation.id
+            if cancelled_by:
+                code, by = "operation.cancelled", cancelled_by
+                await record(tx, code, vm=vm, operation_id=operation_id, by=by, kind=kind)
+                return
             await record(
                 tx,
                 "operation.failed",
-                vm=row.vm if row is not None else None,
-                operation_id=run.operation.id,
+                vm=vm,
+                operation_id=operation_id,
                 by=run.plan.by,
-                kind=run.operation.kind,
+                kind=kind,
                 detail=run.operation.message[:DETAIL_LENGTH_MAX],
             )
 
@@ -441,7 +500,7 @@ class Runner:
                 await self._put_order(tx, effects, host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
-            case SnapshotStep():
+            case SnapshotStep() | GrowStep():
                 changing, order = await order_change(
                     tx,
                     effects,
@@ -455,6 +514,11 @@ class Runner:
                 await self._put_order(tx, effects, step.host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
+            case SetDiskSize():
+                operation_id, by = run.operation.id, run.plan.by
+                await set_disk_size(tx, effects, step, operation_id, by)
+                run.set_step(index, OperationState.DONE, now)
+                return False
             case DropRecord():
                 await self._drop(tx, effects, run, step)
                 run.set_step(index, OperationState.DONE, now)
@@ -564,34 +628,3 @@ async def _claimed(
         await add_grant(tx, granted)
         effects.grant(vm.cluster_id, engine_vm(vm, status), granted)
     return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
-
-
-def _made_by(step: Give) -> Disk | None:
-    match step.order:
-        case CreateDisk(disk=disk) | CopyDisk(target=disk):
-            return disk
-        case _:
-            return None
-
-
-def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Without the disks that this operation has not made: a disk that was there already, and for
-    which ``CreateDisk`` was refused, is somebody's data."""
-    created = {
-        disk.id
-        for step, shown in zip(run.plan.steps, run.operation.steps, strict=True)
-        if shown.state is OperationState.DONE
-        and isinstance(step, Give)
-        and (disk := _made_by(step)) is not None
-    }
-    return tuple(
-        msgspec.structs.replace(
-            step,
-            order=msgspec.structs.replace(
-                step.order, disks=tuple(disk for disk in step.order.disks if disk.id in created)
-            ),
-        )
-        if isinstance(step, Give) and isinstance(step.order, ForgetVm)
-        else step
-        for step in cleanup
-    )
