@@ -104,7 +104,9 @@ class GuestFreezer:
         await self._tell("vm.guest_thawed", vm_id)
 
     async def _until_thawed(self, vm_id: VmId) -> None:
-        while not await self._is_thawed(vm_id):
+        while True:
+            if await self._is_thawed(vm_id):
+                break
             await asyncio.sleep(THAW_AGAIN_S)
         await self._disk(self._forget, vm_id)
         self._held.discard(vm_id)

@@ -229,13 +229,16 @@ class Runner:
                 run.set_step(index, OperationState.CANCELLED, now)
         run.change(code=CANCELLED, message=f"it was taken back by {by}")
         for index in stopping:
-            step = run.plan.steps[index]
-            assert isinstance(step, Give), "check_can_cancel names no other"
-            order = CancelWork(operation_id=run.operation.id, step=index)
-            name = f"stop: {step.name}"
-            run.add_steps(
-                (Give(name=name, host_id=step.host_id, order=order, optional=True, parallel=True),)
+            planned = run.plan.steps[index]
+            assert isinstance(planned, Give), "check_can_cancel names no other"
+            stop = Give(
+                name=f"stop: {planned.name}",
+                host_id=planned.host_id,
+                order=CancelWork(operation_id=run.operation.id, step=index),
+                optional=True,
+                parallel=True,
             )
+            run.add_steps((stop,))
         await self._advance(tx, effects, run, refuse=False)
         return run.operation
 

@@ -67,7 +67,7 @@ class LibvirtGuestAgent:
         def thaw(domain: "libvirt.virDomain") -> bool:
             deadline = _Deadline(deadline_ms)
             _command(domain, "guest-fsfreeze-thaw", {}, deadline)
-            return _command(domain, "guest-fsfreeze-status", {}, deadline) == "thawed"
+            return bool(_command(domain, "guest-fsfreeze-status", {}, deadline) == "thawed")
 
         return await self._within("thaw", vm_id, thaw, deadline_ms) or False
 

@@ -104,7 +104,7 @@ class DefineVm(Value, frozen=True, kw_only=True, tag="define"):
     vm: Vm
 
 
-class ForgetVm(Value, frozen=True, kw_only=True, tag="forget"):
+class ForgetVm(Value, frozen=True, kw_only=True, tag="forget", omit_defaults=True):
     """Undefine the (stopped) domain and delete ``disks``; absent is done already.
 
     With ``incarnation``: refused, before any disk goes, where their storage names a later start of the VM.
