@@ -49,6 +49,15 @@ BAD_INPUT: dict[str, str] = {
     "receiver with a wrong certificate": "A receiver with a wrong certificate: another authority or name, expired",
     "SNMP keys that differ": "SNMP v3 with wrong keys",
     "webhook into our own network": "A webhook that leads or redirects to loopback, link-local or private addresses",
+    "template of a running VM": "A template of a VM that runs",
+    "template in use": "A template that goes while a VM's thin disk needs it",
+    "snapshot of a running VM": "A snapshot of a VM that runs and whose guest can't be frozen, or lets go, or whose host's agent dies",
+    "disk that is to shrink": "A disk that is to shrink, or to grow with snapshots inside",
+    "deletion of a VM that may run": "A deletion of the data of a VM that may run, that others need, or that is cut half way",
+    "cancel of what is done": "An operation taken back that is over, or that a host may have carried out",
+    "two edits at once": "Two edits of a VM at once",
+    "name of a VM or disk": "A name with unicode, spaces, 300 characters or a path",
+    "device of a VM": "A disk or network card that can't be",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

@@ -12,13 +12,15 @@ from virtha.api.openapi import document_json
 from virtha.api.stream import encode_event
 from virtha.api.table import ROUTES
 from virtha.api.times import encode
-from virtha.control.views import CurrentSession, Page, ReceiverView
+from virtha.control.views import ConsoleLogPart, CurrentSession, Page, ReceiverView
 from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.host import HostStatus
 from virtha.model.ids import OperationId, Revision
 from virtha.model.notification import Delivery, ReceiverStatus
 from virtha.model.operation import Operation, OperationStep
+from virtha.model.snapshot import Snapshot
+from virtha.model.template import Template
 from virtha.model.time import UtcMillis, parse_utc
 from virtha.model.user import Role, Token
 from virtha.model.vm import Reason, VmStatus
@@ -41,6 +43,9 @@ TIMES = {
     Delivery: {"created", "next_at", "expires", "done_at"},
     ReceiverStatus: {"away_since", "accepted_at"},
     ReceiverView: {"oldest_pending"},
+    ConsoleLogPart: {"written_at"},
+    Snapshot: {"created"},
+    Template: {"created"},
 }
 
 

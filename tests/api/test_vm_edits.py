@@ -67,7 +67,7 @@ def test_of_two_edits_at_once_one_is_done_and_the_other_told_why(play: Play) -> 
     play(story)
 
 
-@pytest.mark.bad_input("name of a VM")
+@pytest.mark.bad_input("name of a VM or disk")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_none_is_refused_and_never_found(play: Play, name: str) -> None:
     async def story(world: Any) -> None:

@@ -25,6 +25,7 @@ from virtha.drivers.mib import mib_text
 from virtha.drivers.snmp import SnmpMessenger, engine_id_of
 from virtha.model.codes import REGISTRY, Severity
 from virtha.model.notification import (
+    Message,
     SnmpAuthentication,
     SnmpPrivacy,
     SnmpSettings,
@@ -199,6 +200,15 @@ def test_a_wrong_community_has_no_answer(daemon: OwnTrapDaemon) -> None:
     asyncio.run(story())
 
 
+async def is_accepted(told: SnmpMessenger, what: Message) -> None:
+    """As the queue goes on: a manager that does not answer in time, on a machine with much to do, is asked again."""
+    again: list[Receipt] = []
+    while not again or again[-1].outcome is Outcome.AWAY:
+        assert len(again) < 10, again
+        again.append(await told.send(what))
+    assert again[-1].code == "notify.accepted", again
+
+
 @pytest.mark.parametrize("version", [SnmpVersion.V2C, SnmpVersion.V3])
 def test_a_manager_that_was_away_is_found_again(version: SnmpVersion) -> None:
     """Also when it comes back as another engine: its state was lost."""
@@ -212,10 +222,7 @@ def test_a_manager_that_was_away_is_found_again(version: SnmpVersion) -> None:
             assert (await told.send(message(1))).code == "notify.accepted"
         assert (await told.send(message(2))).code == "notify.no_answer"
         with OwnTrapDaemon({"sha256": ("SHA-256", "AES")}, port=first.port) as second:
-            again = [await told.send(message(2))]
-            if again[0].outcome is not Outcome.ACCEPTED:
-                again.append(await told.send(message(2)))
-            assert again[-1].code == "notify.accepted", again
+            await is_accepted(told, message(2))
             assert (await second.until(1))[0]["virthaNoticeId"] == "d2"
         await told.close()
 
@@ -230,11 +237,7 @@ def test_a_manager_that_came_back_meanwhile_is_found_again() -> None:
             told = messenger(v3(first), KEYS, deadline_ms=3_000)
             assert (await told.send(message(1))).code == "notify.accepted"
         with OwnTrapDaemon({"sha256": ("SHA-256", "AES")}, port=first.port):
-            again = [await told.send(message(2))]
-            if again[0].outcome is not Outcome.ACCEPTED:
-                assert again[0].outcome is Outcome.AWAY
-                again.append(await told.send(message(2)))
-            assert again[-1].code == "notify.accepted", again
+            await is_accepted(told, message(2))
         await told.close()
 
     asyncio.run(story())

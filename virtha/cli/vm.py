@@ -108,7 +108,7 @@ def create_vm(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Create a VM, from an image, from a template or with empty disks.
+    """Create a VM from an image or a template, or with empty disks.
 
     For example: virtha vm create web1 --image tiny --memory 128MiB --ha --start
     """

@@ -30,9 +30,9 @@ def live_host(row: VmRow) -> HostId | None:
     if runs and known and status.holders == (status.host_id,):
         return status.host_id
     raise Refused(
-        f"{row.vm.name} is {row.shown.value}, or several hosts may hold it",
+        f"{row.vm.name} is {row.shown.value}, and it is not certain on which one host it is, or that it is on none",
         code="problem.vm.state",
-        fix="wait until it runs or is down: 'virtha vm show' says why it is neither",
+        fix="wait until it runs, or is down and held by no host: 'virtha vm show' says what it waits for",
     )
 
 

@@ -30,6 +30,10 @@ def _new_id() -> str:
     return str(uuid4())
 
 
+COLD_BUSES = ("ide", "sata")
+"""QEMU takes no disk of these while a guest runs."""
+
+
 class Devices:
     """Each is one operation: the record says what is so, whichever step fails."""
 
@@ -58,6 +62,13 @@ class Devices:
             steps: list[Step] = []
             if planned.create:
                 host_id = live_host(row)
+                if host_id is not None and planned.disk.bus in COLD_BUSES:
+                    raise InvalidInput(
+                        f"a disk on {planned.disk.bus} can't be plugged into {row.vm.name} while it runs",
+                        field="bus",
+                        allowed=("virtio", "scsi"),
+                        fix="choose another bus, or add the disk while the VM is down",
+                    )
                 if host_id is None:
                     host_id = self._maker(row.vm, await read_surroundings(tx, row.vm.cluster_id)).id
                 order = CreateDisk(disk=planned.disk, image=planned.image)

@@ -59,7 +59,7 @@ def _left(bench: Bench) -> list[str]:
 
 
 @pytest.mark.parametrize("removals", range(4))
-@pytest.mark.bad_input("the storage, and then the agent, ends half way through a deletion")
+@pytest.mark.bad_input("deletion of a VM that may run")
 def test_half_a_deletion_is_finished_by_the_next_order(bench: Bench, removals: int) -> None:
     files = bench.files = CutFiles()
     half = Path(bench.storage.path, "vms", WEB1, ".one.qcow2.some-operation.part")
@@ -87,7 +87,7 @@ def test_half_a_deletion_is_finished_by_the_next_order(bench: Bench, removals: i
 
 
 @pytest.mark.req("M2", "G4")
-@pytest.mark.bad_input("a deletion that a restored server asks for, of a VM that was started since")
+@pytest.mark.bad_input("deletion of a VM that may run")
 def test_nothing_goes_where_the_storage_knows_of_a_later_start(bench: Bench) -> None:
     async def story() -> None:
         await _ran(bench)
@@ -108,7 +108,7 @@ def test_nothing_goes_where_the_storage_knows_of_a_later_start(bench: Bench) -> 
     bench.run(story)
 
 
-@pytest.mark.bad_input("a disk that lies among images or templates")
+@pytest.mark.bad_input("deletion of a VM that may run")
 @pytest.mark.parametrize("path", ["images/tiny.qcow2", "templates/t1/disk0.qcow2"])
 def test_what_others_need_stays(bench: Bench, path: str) -> None:
     async def story() -> None:

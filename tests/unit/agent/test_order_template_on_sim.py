@@ -110,7 +110,6 @@ def test_a_disk_that_may_be_written_is_not_copied(bench: Bench) -> None:
 
 
 @pytest.mark.req("W5")
-@pytest.mark.bad_input("a VM that is started while its template is made")
 def test_a_start_in_the_midst_of_a_copy_voids_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +141,6 @@ def test_a_start_in_the_midst_of_a_copy_voids_it(
     bench.run(story)
 
 
-@pytest.mark.bad_input("an agent that is killed while it copies")
 def test_the_half_file_of_a_killed_agent_is_never_taken_for_a_disk(bench: Bench) -> None:
     async def story() -> None:
         source = await _source(bench)
@@ -165,7 +163,6 @@ def test_the_half_file_of_a_killed_agent_is_never_taken_for_a_disk(bench: Bench)
 
 
 @pytest.mark.parametrize("path", ["vms/web1/disk0.qcow2", "templates/other/x.qcow2", "../x"])
-@pytest.mark.bad_input("a template's order that names other files")
 def test_only_the_templates_own_files_are_deleted(bench: Bench, path: str) -> None:
     async def story() -> None:
         await prepared(bench)
@@ -175,7 +172,6 @@ def test_only_the_templates_own_files_are_deleted(bench: Bench, path: str) -> No
     bench.run(story)
 
 
-@pytest.mark.bad_input("thin disks that can't be")
 def test_copies_that_can_not_be_are_refused_and_leave_nothing(bench: Bench) -> None:
     async def story() -> None:
         source = await _source(bench)

@@ -36,7 +36,6 @@ def test_snapshots_are_made_gone_back_to_and_deleted(api: Api, run: Run) -> None
     assert run("vm", "snapshot", "delete", "web1", "before", "--yes").code == 0
 
 
-@pytest.mark.bad_input("going back without having said yes")
 def test_nothing_is_lost_without_a_yes(api: Api, run: Run) -> None:
     for verb in ("revert", "delete"):
         assert run("vm", "snapshot", verb, "web1", "before").code == 2

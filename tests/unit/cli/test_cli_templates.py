@@ -49,7 +49,6 @@ def test_a_vm_from_a_template_sends_only_what_was_typed(api: Api, run: Run) -> N
         (["--template", "gold", "--disk", "size=1GiB"], "--disk: --disk is the template's"),
     ],
 )
-@pytest.mark.bad_input("a template and what it says already")
 def test_what_the_template_says_is_not_typed(
     api: Api, run: Run, argv: list[str], says: str
 ) -> None:

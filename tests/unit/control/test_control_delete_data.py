@@ -62,7 +62,7 @@ def test_a_read_only_disk_is_not_the_vms_to_delete(tell: Tell) -> None:
 
 
 @pytest.mark.req("W5")
-@pytest.mark.bad_input("a VM whose disk is a template's")
+@pytest.mark.bad_input("deletion of a VM that may run")
 def test_what_others_need_is_not_deleted(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _installed(world)
@@ -82,7 +82,7 @@ def test_what_others_need_is_not_deleted(tell: Tell) -> None:
 
 
 @pytest.mark.req("M2", "G1", "G4")
-@pytest.mark.bad_input("a VM that another host may still run")
+@pytest.mark.bad_input("deletion of a VM that may run")
 def test_no_data_goes_while_somebody_may_write_to_it(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _installed(world)
@@ -108,7 +108,7 @@ def test_no_data_goes_while_somebody_may_write_to_it(tell: Tell) -> None:
     tell(story)
 
 
-@pytest.mark.bad_input("the server, and then the host, end half way through a deletion")
+@pytest.mark.bad_input("deletion of a VM that may run")
 def test_half_a_deletion_goes_on_and_a_failed_one_is_asked_for_again(
     tell: Tell, tmp_path: Path
 ) -> None:

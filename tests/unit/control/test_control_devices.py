@@ -216,6 +216,11 @@ def test_wrong_devices_are_told_with_their_field(tell: Tell) -> None:
                 "bus",
             ),
             (
+                devices.add_disk(ADMIN, "web1", DiskCreate(bus="ide", size_bytes=MIB)),
+                InvalidInput,
+                "bus",
+            ),
+            (
                 devices.add_disk(ADMIN, "web1", DiskCreate(name="disk0", size_bytes=MIB)),
                 Conflict,
                 "name",

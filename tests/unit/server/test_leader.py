@@ -16,6 +16,7 @@ from virtha.model.facts import ReleaseCause, Released, Result, VmReport
 from virtha.model.ids import Incarnation, Term, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.orders import DiskCheck, StartVm
+from virtha.model.policy import Policy
 from virtha.model.vm import VmState
 from virtha.server.leader import ClusterClock, LostTerm
 from virtha.store.engine import engine_records, find_vm_record, grants_of
@@ -422,6 +423,9 @@ def test_an_installation_of_before_the_engine_goes_on_with_what_its_hosts_hold(
         await world.settle()
         assert engines_orders(world) == [], "h1 has not told what it holds (M2)"
         await h1.tell_all()
+        await world.settle()
+        assert engines_orders(world) == [], "a start that nobody recorded may still come up (G2)"
+        await world.pass_time(Policy().recovery.attempt_ms + 1_000, beating=("h1", "h2"))
         await world.settle()
         assert len(engines_orders(world)) == 1, "its former boot is over, whoever had recorded it"
         assert len((await world.vm()).status.holders) == 1
