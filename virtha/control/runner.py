@@ -10,12 +10,12 @@ import msgspec
 
 from virtha.control.adopting import plan_adoptions
 from virtha.control.cleanup import CANCELLED, check_can_cancel, only_created, running_copies
-from virtha.control.copies import claimed_by, copies_on, refused_for
+from virtha.control.copies import copies_on, refused_for
 from virtha.control.device_steps import add_device, remove_device, set_disk_size
 from virtha.control.effects import Effects, still_stands
-from virtha.control.engine_nouns import engine_vm
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
+from virtha.control.launch_ends import claimed, start_over
 from virtha.control.plan import (
     AddDevice,
     AdoptFound,
@@ -35,7 +35,6 @@ from virtha.control.plan import (
 )
 from virtha.control.snapshot_steps import order_change, settle
 from virtha.control.template_steps import carry_out
-from virtha.engine.events import CopyGranted
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
@@ -51,10 +50,9 @@ from virtha.model.orders import (
     PrepareStorage,
 )
 from virtha.model.value import Value
-from virtha.model.vm import Vm, VmState, VmStatus
+from virtha.model.vm import VmState, VmStatus
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
-from virtha.store.engine import add_grant
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
 from virtha.store.operations import (
@@ -397,7 +395,7 @@ class Runner:
         if row is not None and row.status.incarnation == step.incarnation:
             # No holder: it was released, so nothing of it is anywhere.
             unclear = bool(row.status.holders)
-            if await self._save_changed(tx, row, _start_over(row.status, unclear=unclear)):
+            if await self._save_changed(tx, row, start_over(row.status, unclear=unclear)):
                 effects.configure(row.vm.cluster_id)
 
     async def _launch_failed(
@@ -417,11 +415,11 @@ class Runner:
         runs = outcome.code == "order.refused.running"
         if status.incarnation == step.incarnation:
             unclear = outcome.result is Result.UNKNOWN or runs or earlier
-            status = _start_over(status, unclear=unclear)
+            status = start_over(status, unclear=unclear)
         current, claimant = outcome.fields.get("current"), outcome.fields.get("holder_host")
         refused = outcome.result is Result.REFUSED
         if refused and outcome.code == "order.refused.incarnation" and isinstance(claimant, str):
-            status = await _claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
+            status = await claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
         elif refused and outcome.code in _REFUSED_FOR and isinstance(current, int):
             status = refused_for(status, host_id, step.incarnation, Incarnation(current))
         if await self._save_changed(tx, row, status):
@@ -594,40 +592,3 @@ class Runner:
             operation_id=run.operation.id,
             by=run.plan.by,
         )
-
-
-def _start_over(status: VmStatus, *, unclear: bool) -> VmStatus:
-    """Unless a report has said more already."""
-    if status.state is not VmState.STARTING:
-        return status
-    return msgspec.structs.replace(status, state=VmState.UNKNOWN if unclear else VmState.DOWN)
-
-
-async def _claimed(
-    tx: WriteTransaction,
-    effects: Effects,
-    vm: Vm,
-    status: VmStatus,
-    claimant: HostId,
-    outcome: Outcome,
-) -> VmStatus:
-    """The storage knows of a later start than we do. Never counted past: that copy may run (G4)."""
-    present = outcome.fields.get("incarnation")
-    if not isinstance(present, int):
-        return status
-    host = await find_host(tx, claimant)
-    known = host is not None and host.host.id == claimant
-    claimed = claimed_by(status, claimant, Incarnation(present), known=known)
-    if not known:
-        return claimed
-    if host is not None and host.status.boot is not None:
-        # In which boot it was started nobody says: taken for the present one, whose end is still to come.
-        granted = CopyGranted(
-            host_id=claimant,
-            boot=host.status.boot,
-            vm_id=status.vm_id,
-            incarnation=Incarnation(present),
-        )
-        await add_grant(tx, granted)
-        effects.grant(vm.cluster_id, engine_vm(vm, status), granted)
-    return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
