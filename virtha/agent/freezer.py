@@ -21,6 +21,7 @@ from virtha.model.facts import Happened
 from virtha.model.ids import BootId, VmId
 from virtha.ports.hypervisor import DomainCatalog, DomainMissing, GuestAgent, HypervisorError
 
+PING_MS = 5_000
 FREEZE_MS = 10_000
 THAW_MS = 5_000
 STATUS_MS = 3_000
@@ -62,6 +63,9 @@ class GuestFreezer:
         """Of how many file systems. Raises Refused (`order.refused.guest_silent`); thawed also then."""
         if vm_id in self._held:
             raise _silent("it has not confirmed the end of an earlier freeze")
+        if not await self._guest.ping(vm_id, deadline_ms=PING_MS):
+            # Never asked, it is not frozen: there is nothing to thaw, and nothing to tell of.
+            raise _silent("its guest agent does not answer")
         self._held.add(vm_id)
         await self._disk(self._note, vm_id)
         try:

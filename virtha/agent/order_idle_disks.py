@@ -21,7 +21,7 @@ from virtha.model.errors import Failed, InvalidInput, Refused, VirthaError
 from virtha.model.facts import Result
 from virtha.model.orders import ChangeSnapshots, GrowDisk, GrowLiveDisk, Order, SnapshotAction
 from virtha.model.size import format_size
-from virtha.model.vm import Disk, DiskFormat
+from virtha.model.vm import Disk
 
 DONE = "its disks were changed"
 
@@ -106,12 +106,6 @@ class IdleDiskOrders:
         check_not_smaller(disk, has_bytes, body.size_bytes)
         if has_bytes == body.size_bytes:
             return OK
-        if disk.format is DiskFormat.QCOW2 and await snapshots_in(path):
-            raise Refused(
-                f"{disk.name} has snapshots of its present size inside",
-                code="problem.snapshot.state",
-                fix="delete them first",
-            )
         await resize(path, disk.format.value, body.size_bytes)
         return OK
 

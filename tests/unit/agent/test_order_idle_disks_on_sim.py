@@ -228,10 +228,10 @@ def test_a_disk_of_a_vm_that_is_down_grows_under_an_incarnation_of_its_own(bench
         late = await bench.do(_growth(bench, vm, 16 * MIB, 1))
         assert (late.result, late.code) == (Result.REFUSED, "order.refused.incarnation")
         assert (await bench.do(_order(bench, vm, CREATE, 4))).result is Result.OK
-        kept = await bench.do(_growth(bench, vm, 16 * MIB, 5))
-        assert (kept.result, kept.code) == (Result.REFUSED, "problem.snapshot.state")
+        # The server has no record of it, or it would not have asked: nobody goes back to that one.
+        assert (await bench.do(_growth(bench, vm, 16 * MIB, 5))).result is Result.OK
         await _released(bench, 5)
-        assert _size(bench, vm) == 8 * MIB
+        assert _size(bench, vm) == 16 * MIB
         assert (await bench.start(vm, incarnation=6)).result is Result.OK
         running = await bench.do(_growth(bench, vm, 16 * MIB, 7))
         assert (running.result, running.code) == (Result.REFUSED, "order.refused.running")

@@ -20,20 +20,25 @@ CREATE, DELETE = SnapshotAction.CREATE, SnapshotAction.DELETE
 
 
 class PlayedGuest(SilentGuest):
-    """Its own agent answers while ``alive``; ``lets_go``: it thaws by itself, as Windows does."""
+    """Its own agent answers while ``alive``, and ``dies`` of a freeze; ``lets_go``: it thaws by itself, as Windows does."""
 
     def __init__(self, file_systems: int = 1) -> None:
         self.alive = True
+        self.dies = False
         self.held = False
         self.lets_go = False
         self.file_systems = file_systems
         self.said: list[str] = []
 
+    async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool:
+        return self.alive
+
     async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
-        if not self.alive:
-            return await super().freeze(vm_id, deadline_ms=deadline_ms)
         self.said.append("freeze")
         self.held = self.file_systems > 0
+        if self.dies:
+            self.alive = False
+            raise HypervisorTimeout("the guest agent did not answer; it may yet happen")
         return self.file_systems
 
     async def thaw(self, vm_id: VmId, *, deadline_ms: int) -> bool:
@@ -158,11 +163,26 @@ def test_whatever_goes_wrong_the_guest_is_thawed(bench: Bench) -> None:
 
 
 @pytest.mark.bad_input("snapshot of a running VM")
-def test_a_silent_guest_is_refused_and_asked_to_thaw_until_it_is_gone(
+def test_a_guest_without_an_agent_is_refused_and_nobody_is_alarmed(bench: Bench) -> None:
+    async def story() -> None:
+        await _running(bench)
+        outcome = await bench.do(_order(bench))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.guest_silent")
+        assert bench.hypervisor.disk_calls == []
+        assert _notes(bench) == []
+        assert "vm.guest_frozen" not in bench.codes()
+
+    bench.run(story)
+
+
+@pytest.mark.bad_input("snapshot of a running VM")
+def test_a_guest_that_falls_silent_is_asked_to_thaw_until_it_is_gone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(freezer, "PATIENCE_S", 0.1)
     monkeypatch.setattr(freezer, "THAW_AGAIN_S", 0.01)
+    guest = bench.guest = PlayedGuest()
+    guest.dies = True
 
     async def story() -> None:
         await _running(bench)
