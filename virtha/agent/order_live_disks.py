@@ -2,7 +2,7 @@
 
 import msgspec
 
-from virtha.agent.answers import OK, Answer, refused
+from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.freezer import GuestFreezer
 from virtha.agent.host_context import HostContext
 from virtha.agent.order_devices import DeviceOrders
@@ -11,7 +11,7 @@ from virtha.domainxml.build import disk_path
 from virtha.model.codes import render
 from virtha.model.facts import Result
 from virtha.model.orders import ChangeLiveSnapshots, GrowLiveDisk, Order, SnapshotAction
-from virtha.ports.hypervisor import LiveDisk
+from virtha.ports.hypervisor import HypervisorError, HypervisorFailed, LiveDisk
 
 
 class LiveDiskOrders:
@@ -74,8 +74,29 @@ class LiveDiskOrders:
                     # Of a try whose end nobody saw: whether its guest was frozen nobody knows.
                     await host.disks.delete_snapshot(vm_id, path, tag)
             await host.disk(host.outcomes.begin, order.operation_id, order.step)
-            await host.disks.make_snapshot(vm_id, tuple(paths.values()), tag)
+            try:
+                await host.disks.make_snapshot(vm_id, tuple(paths.values()), tag)
+            except HypervisorFailed as error:
+                return await self._not_made(body, tuple(paths.values()), error)
         return OK
+
+    async def _not_made(
+        self, body: ChangeLiveSnapshots, paths: tuple[str, ...], error: HypervisorFailed
+    ) -> Answer:
+        """QEMU said no, or it ended in the midst and another one runs by now: nothing of it is left, or nobody knows."""
+        vm_id, tag = body.vm.id, body.snapshot_id
+        try:
+            live = await self._live_disks(body)
+            for path in paths:
+                if tag in live[path].snapshots:
+                    await self._host.disks.delete_snapshot(vm_id, path, tag)
+        except (HypervisorError, KeyError) as further:
+            return Answer(
+                result=Result.UNKNOWN,
+                code=error.code,
+                message=f"{error}; and its disks can't be looked at: {further}",
+            )
+        return of_error(error)
 
     async def _delete(self, body: ChangeLiveSnapshots) -> Answer:
         """Absent is done already."""

@@ -66,7 +66,11 @@ class LibvirtGuestAgent:
     async def thaw(self, vm_id: VmId, *, deadline_ms: int) -> bool:
         def thaw(domain: "libvirt.virDomain") -> bool:
             deadline = _Deadline(deadline_ms)
-            _command(domain, "guest-fsfreeze-thaw", {}, deadline)
+            try:
+                # Whatever it thinks: what its former process froze it may not know.
+                _command(domain, "guest-fsfreeze-thaw", {}, deadline)
+            except libvirt.libvirtError as error:
+                _log.info("guest_agent.thaw_failed", error=str(error))
             return bool(_command(domain, "guest-fsfreeze-status", {}, deadline) == "thawed")
 
         return await self._within("thaw", vm_id, thaw, deadline_ms) or False

@@ -154,6 +154,8 @@ def test_whatever_goes_wrong_the_guest_is_thawed(bench: Bench) -> None:
         ):
             bench.hypervisor.fails_once = error
             assert (await bench.do(_order(bench))).result is result
+            left = set() if result is Result.FAILED else {TAG}
+            assert _tags(bench) == left, "what is known to have failed leaves nothing"
             assert (guest.held, guest.said[-1], _notes(bench)) == (False, "thaw", [])
             await bench.do(_order(bench, DELETE))
         guest.file_systems = 0  # nothing is mounted that could be let go
