@@ -183,7 +183,14 @@ class PlayedHost:
             case StartVm(vm=vm, grant=grant):
                 running = VmState.RUNNING
                 self._incarnations[vm.id] = grant.incarnation
-                self._add(VmReport(vm_id=vm.id, incarnation=grant.incarnation, state=running))
+                self._add(
+                    VmReport(
+                        vm_id=vm.id,
+                        incarnation=grant.incarnation,
+                        state=running,
+                        guest_agent=False,
+                    )
+                )
             case StopVm(vm_id=vm_id):
                 held = self._incarnations[vm_id]
                 self._add(

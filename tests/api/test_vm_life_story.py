@@ -12,13 +12,25 @@ def revision(story: Story, vm: str) -> str:
 
 @pytest.mark.req("W5")
 @pytest.mark.bad_input(
-    "template of a running VM", "snapshot of a running VM", "device of a VM", story=True
+    "template of a running VM",
+    "snapshot of a running VM",
+    "device of a VM",
+    "disk that is to shrink",
+    "deletion of a VM that may run",
+    story=True,
 )
 @pytest.mark.parametrize(
     ("words", "code", "problem", "told"),
     [
         (("template", "create", "web", "--from", "web1"), 4, "problem.vm.state", "web1"),
-        (("vm", "snapshot", "create", "web1", "before"), 4, "problem.vm.state", "web1"),
+        (
+            ("vm", "snapshot", "create", "web1", "before"),
+            4,
+            "order.refused.guest_silent",
+            "--crash-consistent",
+        ),
+        (("vm", "disk", "resize", "web1", "disk0", "1MiB"), 2, "problem.disk.shrink", "64MiB"),
+        (("vm", "delete", "web1", "--delete-data", "--yes"), 4, "problem.vm.state", "power-off"),
         (("vm", "nic", "add", "web1", "bridge=br0,mac=zz"), 2, "problem.invalid", "mac"),
         (("vm", "nic", "add", "web1", "bridge=br0,model=ne2k"), 2, "problem.invalid", "model"),
         (
@@ -84,6 +96,15 @@ def test_a_template_stays_as_long_as_a_thin_disk_needs_it(story: Story) -> None:
     done = story.run("template", "delete", "base", "--yes")
     refused(done, 4, "problem.template.in_use", "web2", "fix: ")
     assert story.state() == before
-    story.ok("vm", "delete", "web2", "--yes")
+    story.ok("vm", "delete", "web2", "--yes", "--delete-data")
     story.ok("template", "delete", "base", "--yes")
-    story.ok("vm", "delete", "golden", "--yes")
+    story.ok("vm", "delete", "golden", "--yes", "--delete-data")
+
+
+@pytest.mark.bad_input("cancel of what is done", story=True)
+def test_what_is_done_is_not_taken_back(story: Story) -> None:
+    newest = json.loads(story.ok("operation", "list", "--limit", "1", "-o", "json"))[0]
+    before = story.state()
+    done = story.run("operation", "cancel", newest["id"])
+    refused(done, 4, "problem.operation.cancel", f"{newest['kind']} is {newest['state']} already")
+    assert story.state() == before

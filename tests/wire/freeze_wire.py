@@ -61,6 +61,8 @@ from virtha.model.ids import (
 from virtha.model.machine import MachineType
 from virtha.model.orders import (
     AdoptVm,
+    CancelWork,
+    ChangeLiveSnapshots,
     ChangeSnapshots,
     CopyDisk,
     CreateDisk,
@@ -69,6 +71,8 @@ from virtha.model.orders import (
     DiskCheck,
     ForgetVm,
     Grant,
+    GrowDisk,
+    GrowLiveDisk,
     HeldVm,
     HostSettings,
     MigrateVm,
@@ -396,6 +400,16 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
     UnplugDevice(
         vm_id=VM_ID, incarnation=Incarnation(3), disk=DISK, nic=VM.nics[0], deadline_ms=20_000
     ),
+    ChangeLiveSnapshots(
+        vm=VM,
+        incarnation=Incarnation(3),
+        snapshot_id=SnapshotId("0b2f5f0e-cccc-4a7a-9d55-00000000000c"),
+        action=SnapshotAction.CREATE,
+        freeze=True,
+    ),
+    GrowDisk(vm=VM, grant=GRANT, disk_id=DISK.id, size_bytes=2 << 30, by="admin"),
+    GrowLiveDisk(vm=VM, incarnation=Incarnation(3), disk_id=DISK.id, size_bytes=2 << 30),
+    CancelWork(operation_id=OperationId("0b2f5f0e-dddd-4a7a-9d55-00000000000d"), step=1),
 )
 
 

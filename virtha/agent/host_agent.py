@@ -14,6 +14,7 @@ from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
 from virtha.agent.files import Files
+from virtha.agent.freezer import GuestFreezer
 from virtha.agent.gate import PROOF_VM_ID, GateRecords
 from virtha.agent.gate_proof import GateProver
 from virtha.agent.gate_refusals import RefusalSpool, RefusalTeller
@@ -49,6 +50,7 @@ from virtha.ports.hypervisor import (
     DomainCatalog,
     DomainControl,
     DomainDevices,
+    DomainDisks,
     DomainEvidence,
     DomainWatch,
     GuestAgent,
@@ -75,6 +77,7 @@ _log = structlog.get_logger(__name__)
 class Hypervisor(
     DomainControl,
     DomainDevices,
+    DomainDisks,
     DomainCatalog,
     DomainWatch,
     DomainEvidence,
@@ -165,8 +168,20 @@ class Agent:
             control=hypervisor,
             catalog=hypervisor,
             devices=hypervisor,
+            disks=hypervisor,
             starter=Starter(hypervisor, hypervisor, gate),
             evidence=evidence,
+            freezer=GuestFreezer(
+                directory=paths.frozen,
+                boot=boot,
+                files=files,
+                disk=self.disk,
+                guest=guest,
+                catalog=hypervisor,
+                facts=facts,
+                spawn=self.spawn,
+                name_of=self._name_of,
+            ),
             loop=self.loop,
             spawn=self.spawn,
             properties=properties,
@@ -300,6 +315,7 @@ class Agent:
             self._link_task = self.spawn("link", self._link.run())
         self.loop.on_ready = self._on_ready
         await self._hypervisor.start()
+        host.freezer.go_on()
         self._collect_reports_soon()
         notify("READY=1")
 
@@ -429,6 +445,10 @@ class Agent:
         facts = [self._named(event) for _, event in found]
         if await self.host.facts.emit(facts):
             await self.disk(self._reports.done, [path for path, _ in found])
+
+    def _name_of(self, vm_id: VmId) -> str:
+        record = self.loop.record(vm_id)
+        return record.vm.name if record is not None else vm_id
 
     def _named(self, event: Happened) -> Happened:
         """The guardian knows ids; people know names."""

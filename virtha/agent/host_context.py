@@ -8,6 +8,7 @@ from virtha.agent.commands import Spawn, Starter, VmLocks
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
 from virtha.agent.files import Files
+from virtha.agent.freezer import GuestFreezer
 from virtha.agent.gate import GateRecords
 from virtha.agent.loop import AgentLoop
 from virtha.agent.paths import AgentPaths
@@ -20,7 +21,7 @@ from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, VmId
 from virtha.model.orders import HostSettings
 from virtha.ports.clock import Clock
-from virtha.ports.hypervisor import DomainCatalog, DomainControl, DomainDevices
+from virtha.ports.hypervisor import DomainCatalog, DomainControl, DomainDevices, DomainDisks
 
 
 async def _nobody(_vm_id: VmId) -> None:
@@ -63,8 +64,10 @@ class HostContext:
     control: DomainControl
     catalog: DomainCatalog
     devices: DomainDevices
+    disks: DomainDisks
     starter: Starter
     evidence: EvidenceKeeper
+    freezer: GuestFreezer
     loop: AgentLoop
     spawn: Spawn
     properties: AgentProperties

@@ -40,10 +40,14 @@ class _Snapshots(Value, frozen=True, kw_only=True):
     snapshots: tuple[_Named, ...] = ()
 
 
-async def image_info(path: Path) -> ImageInfo:
-    """Raises Failed: not there, no image, no answer in time. Also of an image that a VM writes."""
+async def image_info(path: Path, disk_format: str | None = None) -> ImageInfo:
+    """Raises Failed: not there, no image, no answer in time. Also of an image that a VM writes.
+
+    ``disk_format`` None: what it looks like, which of a raw disk the guest decides.
+    """
+    known = ("-f", disk_format) if disk_format is not None else ()
     # The sandbox of an untrusted image: -U takes no lock, no backing chain is followed.
-    output = await _run("qemu-img", "info", "-U", "--output=json", str(path))
+    output = await _run("qemu-img", "info", "-U", "--output=json", *known, str(path))
     try:
         return msgspec.json.decode(output, type=ImageInfo)
     except msgspec.MsgspecError as error:
@@ -61,7 +65,9 @@ async def create_thin(path: Path, backing: str, backing_format: str) -> None:
 
 
 async def resize(path: Path, disk_format: str, size_bytes: int) -> None:
-    await _run("qemu-img", "resize", "-q", "-f", disk_format, str(path), str(size_bytes))
+    """Raises Failed, ToolHangs."""
+    size = str(size_bytes)
+    await _run("qemu-img", "resize", "-q", "-f", disk_format, str(path), size, writes=True)
 
 
 class ToolHangs(Failed):

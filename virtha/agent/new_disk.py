@@ -1,5 +1,6 @@
 """A new disk file: made whole beside its place, durable, then visible under its name; nothing is overwritten."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -51,9 +52,15 @@ async def make_disk(
     await host.workers.call(domain, remove_part, deadline_ms=ORDER_DEADLINE_MS)
     try:
         await make(part)
-        await host.workers.call(
-            domain, partial(_publish, part, target, host.files), deadline_ms=ORDER_DEADLINE_MS
+        publishing = asyncio.ensure_future(
+            host.workers.call(
+                domain, partial(_publish, part, target, host.files), deadline_ms=ORDER_DEADLINE_MS
+            )
         )
+        try:
+            await asyncio.shield(publishing)
+        except asyncio.CancelledError:
+            await publishing  # too late to take it back: it has its name, and that is said
     finally:
         await host.workers.call(domain, remove_part, deadline_ms=ORDER_DEADLINE_MS)
     return OK

@@ -1,16 +1,18 @@
 """Where orders come in: checked, carried out once, answered (also when they come again)."""
 
 import asyncio
-from typing import assert_never
+from collections.abc import Coroutine
+from typing import Any, assert_never
 
 import structlog
 
-from virtha.agent.answers import Answer, of_error, outcome_of, refused
+from virtha.agent.answers import OK, Answer, of_error, outcome_of, refused
 from virtha.agent.host_context import HostContext
 from virtha.agent.order_devices import DeviceOrders
+from virtha.agent.order_idle_disks import IdleDiskOrders
 from virtha.agent.order_inventory import InventoryOrders
+from virtha.agent.order_live_disks import LiveDiskOrders
 from virtha.agent.order_power import PowerOrders
-from virtha.agent.order_snapshot import SnapshotOrders
 from virtha.agent.order_storage import StorageOrders
 from virtha.agent.order_template import TemplateOrders
 from virtha.model.errors import VirthaError
@@ -18,12 +20,17 @@ from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Term
 from virtha.model.orders import (
     AdoptVm,
+    CancelWork,
+    ChangeLiveSnapshots,
     ChangeSnapshots,
     CopyDisk,
     CreateDisk,
     DefineVm,
     DeleteTemplate,
     ForgetVm,
+    GrantedBody,
+    GrowDisk,
+    GrowLiveDisk,
     MigrateVm,
     MigrationSide,
     Order,
@@ -47,6 +54,8 @@ AT_ONCE_MAX = 1_024
 IN_HAND_MAX = 16_384
 """With those that wait. One beyond is refused: unanswered, it would come again only after a new hello."""
 
+CANCELLED = "it was taken back; nothing of it is left"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -61,8 +70,11 @@ class OrderDesk:
         self._inventory = InventoryOrders(host, self._power)
         self._storage = StorageOrders(host)
         self._templates = TemplateOrders(host)
-        self._snapshots = SnapshotOrders(host, self._power)
+        self._idle_disks = IdleDiskOrders(host, self._power)
         self._devices = DeviceOrders(host, self._power)
+        self._live_disks = LiveDiskOrders(host, self._devices, host.freezer)
+        self._stoppable: dict[tuple[str, int], asyncio.Task[Answer]] = {}
+        self._to_stop: set[tuple[str, int]] = set()
 
     def accept(self, order: Order) -> None:
         """Never waits. The answer is an ``Outcome`` fact."""
@@ -108,6 +120,7 @@ class OrderDesk:
                 self._host.loop.tell(ReportAgain(vm_id=order.body.vm.id))
         finally:
             self._in_hand.discard((order.operation_id, order.step))
+            self._to_stop.discard((order.operation_id, order.step))
 
     async def _outcome(self, order: Order) -> Outcome:
         host = self._host
@@ -123,9 +136,7 @@ class OrderDesk:
                 answer = await self._carry_out(order)
             except (VirthaError, OSError) as error:
                 answer = of_error(error)
-        elif answer.code == "order.refused.boot" and isinstance(
-            order.body, StartVm | ChangeSnapshots
-        ):
+        elif answer.code == "order.refused.boot" and isinstance(order.body, GrantedBody):
             # The boot that it was for is over, and so is whatever it might have started.
             await self._power.decline(order.body, answer.message)
         outcome = outcome_of(order, answer)
@@ -174,13 +185,19 @@ class OrderDesk:
             case PrepareStorage():
                 return await self._storage.prepare(body)
             case CreateDisk():
-                return await self._storage.create_disk(order, body)
+                return await self._unless_stopped(order, self._storage.create_disk(order, body))
             case CopyDisk():
-                return await self._templates.copy_disk(order, body)
+                return await self._unless_stopped(order, self._templates.copy_disk(order, body))
+            case CancelWork():
+                return self._stop_work(body)
             case DeleteTemplate():
                 return await self._templates.delete(body)
-            case ChangeSnapshots():
-                return await self._snapshots.change(order, body)
+            case ChangeSnapshots() | GrowDisk():
+                return await self._idle_disks.change(order, body)
+            case ChangeLiveSnapshots():
+                return await self._live_disks.change(order, body)
+            case GrowLiveDisk():
+                return await self._live_disks.grow(body)
             case PlugDevice():
                 return await self._devices.plug(body)
             case UnplugDevice():
@@ -195,6 +212,29 @@ class OrderDesk:
                 return await self._refuse_move(body)
             case _:
                 assert_never(body)
+
+    async def _unless_stopped(self, order: Order, work: Coroutine[Any, Any, Answer]) -> Answer:
+        key = (order.operation_id, order.step)
+        task = self._stoppable[key] = asyncio.ensure_future(work)
+        if key in self._to_stop:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if key not in self._to_stop:
+                raise
+            return Answer(result=Result.FAILED, code="order.failed.cancelled", message=CANCELLED)
+        finally:
+            self._stoppable.pop(key, None)
+
+    def _stop_work(self, body: CancelWork) -> Answer:
+        """Of work that is over, or that never comes, nothing is to be done."""
+        key = (body.operation_id, body.step)
+        if key in self._in_hand:
+            self._to_stop.add(key)
+        if key in self._stoppable:
+            self._stoppable[key].cancel()
+        return OK
 
     async def _refuse_move(self, body: ReceiveVm | MigrateVm | SettleMigration) -> Answer:
         """This agent moves nothing yet. What it says of it is as durable as if it did: nothing of that order begins."""

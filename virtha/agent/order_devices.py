@@ -25,7 +25,7 @@ class DeviceOrders:
     async def plug(self, order: PlugDevice) -> Answer:
         host, vm = self._host, order.vm
         async with host.locks.of(vm.id):
-            objection = await self._objection(vm.id, order.incarnation)
+            objection = await self.objection(vm.id, order.incarnation)
             if objection is not None:
                 return objection
             live = await host.catalog.xml(vm.id, inactive=False)
@@ -44,7 +44,7 @@ class DeviceOrders:
         asked = host.outcomes.begun(order.operation_id, order.step)
         while True:
             async with host.locks.of(vm_id):
-                objection = await self._objection(vm_id, body.incarnation)
+                objection = await self.objection(vm_id, body.incarnation)
                 if objection is not None:
                     return objection
                 live = await host.catalog.xml(vm_id, inactive=False)
@@ -71,8 +71,8 @@ class DeviceOrders:
             # Not under the lock: a power off must not wait for a guest that ignores us.
             await asyncio.sleep(GONE_POLL_S)
 
-    async def _objection(self, vm_id: VmId, incarnation: Incarnation) -> Answer | None:
-        """Only the very copy that the order is about is touched."""
+    async def objection(self, vm_id: VmId, incarnation: Incarnation) -> Answer | None:
+        """Only the very copy that an order is about is touched."""
         record = self._host.loop.record(vm_id)
         try:
             present = await self._host.catalog.domain(vm_id)

@@ -1,5 +1,6 @@
 """Orders about definitions: define, forget, scan, adopt, release."""
 
+import glob
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +12,25 @@ from virtha.agent.files import Files, read_bounded
 from virtha.agent.gate import PROOF_VM_ID
 from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
+from virtha.agent.new_disk import part_name
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import safe_name
 from virtha.agent.serial_log import remove_log
-from virtha.agent.storage import ORDER_DEADLINE_MS, check_header, forget_vm, inside
+from virtha.agent.storage import (
+    ORDER_DEADLINE_MS,
+    check_header,
+    forget_vm,
+    inside,
+    read_vm_header,
+)
 from virtha.domainxml.adopt import managed_vm_id, patch_domain, read_domain, unpatch_domain
 from virtha.model.domain import DomainReport
-from virtha.model.errors import Failed, VirthaError
+from virtha.model.errors import Failed, Refused, VirthaError
 from virtha.model.facts import ForeignDomain, Result
 from virtha.model.host import StorageDomain
-from virtha.model.ids import InstallationId, VmId
+from virtha.model.ids import Incarnation, InstallationId, VmId
 from virtha.model.orders import AdoptVm, DefineVm, ForgetVm, ReleaseVm
+from virtha.model.template import DIRECTORY
 from virtha.model.value import Value
 from virtha.model.vm import Disk, Vm
 from virtha.ports.hypervisor import DomainMissing
@@ -59,6 +68,8 @@ class InventoryOrders:
                 present = None
             if present is not None and not is_gone(present):
                 return refused("order.refused.running", f"{present.name} is {present.state}")
+            if order.incarnation is not None:
+                await self._check_not_superseded(order, order.incarnation)
             # First the definition: a crash in between leaves disks without a VM, never the reverse.
             await host.catalog.undefine(vm_id)
             host.gate.revoke(vm_id)
@@ -74,6 +85,21 @@ class InventoryOrders:
             await host.loop.told(Forgotten(vm_id=vm_id))
         await host.disk(self._remove_traces, vm_id)
         return OK
+
+    async def _check_not_superseded(self, order: ForgetVm, incarnation: Incarnation) -> None:
+        """Raises Refused: its storage knows of a start that the server did not when it asked (M2, G4)."""
+        host, vm_id = self._host, order.vm_id
+        for domain_id in sorted({disk.storage_domain_id for disk in order.disks}):
+            domain = host.storage_domain(domain_id)
+            read = partial(read_vm_header, domain, vm_id)
+            header = await host.workers.call(domain, read, deadline_ms=ORDER_DEADLINE_MS)
+            if header is not None and header.incarnation > incarnation:
+                raise Refused(
+                    f"host {header.host_id} started the VM with incarnation {header.incarnation}, which is later than "
+                    f"the server knew ({incarnation}): it may run there",
+                    code="order.refused.incarnation",
+                    fix="wait until that host has told what it holds",
+                )
 
     async def _delete(self, disk: Disk) -> None:
         host = self._host
@@ -274,9 +300,20 @@ def _remove_both(path: Path) -> None:
 def _delete_disk(
     domain: StorageDomain, disk: Disk, installation_id: InstallationId, files: Files
 ) -> None:
-    """Only below a domain that is ours. Absent is done already."""
+    """Only below a domain that is ours, with what is left of half copies of it. Absent is done already."""
     check_header(domain, installation_id)
     path = inside(domain, disk.path)
-    if path.parent == Path(domain.path, "images"):
-        raise VirthaError(f"{disk.path} is an image, not a disk", code="problem.disk.outside")
+    if disk.path.split("/")[0] in ("images", DIRECTORY):
+        raise VirthaError(
+            f"{disk.path} is an image or a template's, not a disk", code="problem.disk.outside"
+        )
     files.remove(path)
+    if not path.parent.is_dir():
+        return
+    for half in path.parent.glob(part_name(glob.escape(path.name), "*")):
+        files.remove(half)
+    if path.parent.parent == Path(domain.path, "vms"):
+        try:
+            path.parent.rmdir()
+        except OSError:
+            return  # other disks are there yet, or somebody's files

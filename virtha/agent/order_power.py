@@ -28,8 +28,8 @@ from virtha.model.facts import Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import (
-    ChangeSnapshots,
     Grant,
+    GrantedBody,
     PauseVm,
     RebootMode,
     RebootVm,
@@ -286,7 +286,7 @@ class PowerOrders:
             return "it was stopped on purpose meanwhile"
         return None
 
-    async def decline(self, order: StartVm | ChangeSnapshots, why: str) -> None:
+    async def decline(self, order: GrantedBody, why: str) -> None:
         """Nothing of this incarnation was made here: the server may try elsewhere (P5).
 
         The sentinel records it before it says so, and says nothing where a copy may run.

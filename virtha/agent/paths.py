@@ -57,6 +57,11 @@ class AgentPaths(Value, frozen=True, kw_only=True):
         return self.state / "adopted"
 
     @property
+    def frozen(self) -> Path:
+        """Guests that may be frozen for a snapshot."""
+        return self.state / "frozen"
+
+    @property
     def evidence(self) -> Path:
         return self.state / "evidence"
 

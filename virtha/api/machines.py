@@ -4,6 +4,7 @@ from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.control.requests import (
     DiskCreate,
+    DiskResize,
     NicCreate,
     VmChange,
     VmCreate,
@@ -19,7 +20,7 @@ from virtha.model.watchdog import Watchdog
 
 
 class DeleteVmQuery(Request, frozen=True, kw_only=True):
-    keep_disks: bool = False
+    delete_data: bool = False
 
 
 def _shown(view: VmView) -> Answer:
@@ -48,7 +49,7 @@ async def drop_pending(call: Call[NoQuery, NoBody]) -> Answer:
 
 async def delete_vm(call: Call[DeleteVmQuery, NoBody]) -> Answer:
     operation = await call.control.vms.delete(
-        call.caller, call.ref, keep_disks=call.query.keep_disks, if_match=call.if_match
+        call.caller, call.ref, delete_data=call.query.delete_data, if_match=call.if_match
     )
     return accepted(operation)
 
@@ -124,6 +125,13 @@ async def remove_disk(call: Call[NoQuery, NoBody]) -> Answer:
     return accepted(await devices.remove_disk(call.caller, call.ref, disk, call.if_match))
 
 
+async def resize_disk(call: Call[NoQuery, DiskResize]) -> Answer:
+    devices, disk = call.control.vms.devices, call.path["disk"]
+    return accepted(
+        await devices.resize_disk(call.caller, call.ref, disk, call.body, call.if_match)
+    )
+
+
 async def add_nic(call: Call[NoQuery, NicCreate]) -> Answer:
     devices = call.control.vms.devices
     return accepted(await devices.add_nic(call.caller, call.ref, call.body, call.if_match))
@@ -187,7 +195,7 @@ ROUTES: tuple[Route, ...] = (
         method="DELETE",
         path="/v1/vms/{ref}",
         role=OPERATOR,
-        summary="Delete a stopped VM and, unless kept, its disks",
+        summary="Delete a stopped VM; its disks stay, unless delete_data is said",
         handler=delete_vm,
         query=DeleteVmQuery,
         answer=Operation,
@@ -322,6 +330,17 @@ ROUTES: tuple[Route, ...] = (
         role=OPERATOR,
         summary="Remove a disk; its file stays",
         handler=remove_disk,
+        answer=Operation,
+        status=202,
+        conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/disks/{disk}/resize",
+        role=OPERATOR,
+        summary="Make a disk larger, of a running VM without a restart",
+        handler=resize_disk,
+        body=DiskResize,
         answer=Operation,
         status=202,
         conditional=True,

@@ -3,9 +3,10 @@
 import asyncio
 from typing import Any
 
+from virtha.api.inventory import accepted
 from virtha.api.metrics import CONTENT_TYPE
 from virtha.api.openapi import document_json
-from virtha.api.route import OPEN, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import OPEN, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.api.stream import event_chunks
 from virtha.control.requests import EventQuery, OperationQuery
 from virtha.control.views import CapabilitiesView, ForeignDomains, Page, StatusView
@@ -91,6 +92,10 @@ async def get_operation(call: Call[WaitQuery, NoBody]) -> Answer:
     else:
         operation = await call.services.unless_stopping(operations.wait(call.path["id"], wait_ms))
     return Answer(body=operation, revision=operation.revision)
+
+
+async def cancel_operation(call: Call[NoQuery, NoBody]) -> Answer:
+    return accepted(await call.control.operations.cancel(call.caller, call.path["id"]))
 
 
 async def list_foreign(call: Call[NoQuery, NoBody]) -> Answer:
@@ -212,6 +217,16 @@ ROUTES: tuple[Route, ...] = (
         query=WaitQuery,
         answer=Operation,
         errors=(Unavailable,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/operations/{id}/cancel",
+        role=OPERATOR,
+        summary="Take an operation back, as long as it only makes or copies disks",
+        handler=cancel_operation,
+        answer=Operation,
+        status=202,
+        errors=(NotFound,),
     ),
     Route(
         method="GET",

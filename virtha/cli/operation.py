@@ -5,8 +5,17 @@ from typing import Any
 import typer
 
 from virtha.cli.client import Client, ref
-from virtha.cli.progress import finish
-from virtha.cli.session import TimeoutOption, WatchOption, connected, show_list, show_one
+from virtha.cli.options import options
+from virtha.cli.output import note
+from virtha.cli.progress import finish, wait_for
+from virtha.cli.session import (
+    TimeoutOption,
+    WatchOption,
+    connected,
+    report,
+    show_list,
+    show_one,
+)
 from virtha.cli.views import OPERATION
 
 app = typer.Typer(no_args_is_help=True, help="Long work.")
@@ -45,3 +54,17 @@ def wait_operation(
     with connected(ctx) as client:
         operation = client.get(f"/v1/operations/{ref(ident, field='ID')}")
         finish(ctx, client, operation, f"{operation['kind']} done", wait=True, timeout=timeout)
+
+
+@app.command("cancel")
+def cancel_operation(
+    ctx: typer.Context, ident: str = IdArgument, timeout: str = TimeoutOption
+) -> None:
+    """Take an operation back, as long as it only makes or copies disks. What it made is removed."""
+    with connected(ctx) as client:
+        operation = client.post(f"/v1/operations/{ref(ident, field='ID')}/cancel")
+        operation = wait_for(client, options(ctx), operation, timeout)
+        report(ctx, operation, f"{operation['kind']} is {operation['state']}")
+        for step in operation["steps"]:
+            if step["state"] == "failed" and step.get("detail"):
+                note(options(ctx), f"{step['name']}: {step['detail']}")

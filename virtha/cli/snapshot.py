@@ -21,12 +21,16 @@ app = typer.Typer(no_args_is_help=True, help="Snapshots of a VM's disks.")
 VmArgument = typer.Argument(metavar="VM", help="Name or id.")
 SnapshotArgument = typer.Argument(metavar="SNAPSHOT", help="Name or id.")
 
+_GUEST = {None: "down", True: "frozen", False: "not frozen"}
+"""What its VM was like when it was made."""
+
 SNAPSHOT = View(
     name=at("name"),
     columns=(
         Column("NAME", at("name")),
         Column("STATE", at("state")),
         Column("MADE", lambda item: moment(item["created"])),
+        Column("GUEST", lambda item: _GUEST[item.get("frozen")]),
         Column("DISKS", at("disks")),
         Column("DESCRIPTION", at("description")),
         Column("ID", at("id"), wide=True),
@@ -55,11 +59,20 @@ def create_snapshot(
     vm: str = VmArgument,
     name: str = typer.Argument(metavar="NAME", help="Its name."),
     description: str = typer.Option("", help="A remark."),
+    crash_consistent: bool = typer.Option(
+        False,
+        "--crash-consistent",
+        help="Don't freeze its guest: the disks as they would be after a power failure.",
+    ),
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Make a snapshot of all disks of a VM that is down."""
-    body = {"name": name, **({"description": description} if description else {})}
+    """Make a snapshot of all disks of a VM. The guest of one that runs is frozen for it by its guest agent."""
+    body = {
+        "name": name,
+        **({"description": description} if description else {}),
+        **({"crash_consistent": True} if crash_consistent else {}),
+    }
     with connected(ctx) as client:
         operation = client.post(snapshot_path(vm), body)
         done = f"snapshot {name} of {vm} is made"
@@ -93,7 +106,7 @@ def delete_snapshot(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Delete a snapshot of a VM that is down. Its disks stay as they are."""
+    """Delete a snapshot. The disks stay as they are."""
     confirm(f"Delete snapshot {name} of {vm}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
     with connected(ctx) as client:
         operation = client.delete(snapshot_path(vm, name))

@@ -203,19 +203,25 @@ def edit_vm(
 def delete_vm(
     ctx: typer.Context,
     names: list[str] = NamesArgument,
-    keep_disks: bool = typer.Option(False, "--keep-disks", help="Leave its disks where they are."),
+    delete_data: bool = typer.Option(
+        False, "--delete-data", help="With the files of the disks that it writes to."
+    ),
     yes: bool = YesOption,
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Delete stopped VMs with their disks."""
-    what = "but keep its disks" if keep_disks else "with all its disks"
+    """Delete stopped VMs. The files of their disks stay where they are, unless --delete-data is given."""
+    what = "with all that is on its disks" if delete_data else "and leave its disks' files"
     confirm(f"Delete {', '.join(names)} {what}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
     with connected(ctx) as client:
 
         def one(name: str) -> None:
-            operation = client.delete(vm_path(name), keep_disks=keep_disks or None)
-            finish(ctx, client, operation, f"VM {name} is deleted", wait=wait, timeout=timeout)
+            kept = [] if delete_data else client.get(vm_path(name))["vm"]["disks"]
+            operation = client.delete(vm_path(name), delete_data=delete_data or None)
+            done = f"VM {name} is deleted"
+            finish(ctx, client, operation, done, wait=wait, timeout=timeout)
+            for disk in kept:
+                note(options(ctx), f"its disk {disk['name']} stays: {disk['path']}")
 
         each(names, one)
 

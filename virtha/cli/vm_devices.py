@@ -117,6 +117,28 @@ def remove_disk(
         finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
 
 
+@disk_app.command("resize")
+def resize_disk(
+    ctx: typer.Context,
+    vm: str = VmArgument,
+    name: str = typer.Argument(metavar="DISK", help="Its name or id."),
+    disk_size: str = typer.Argument(metavar="SIZE", help="What it is to have, for example 20GiB."),
+    revision: int | None = RevisionOption,
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Make a disk larger, of a running VM at once. Partitions and file systems are its guest's to grow.
+
+    For example: virtha vm disk resize web1 data 20GiB
+    """
+    body = {"size_bytes": parse_size(disk_size, field="SIZE")}
+    with connected(ctx) as client:
+        path = _path(vm, "disks", ref(name, field="DISK"), "resize")
+        answer = client.call("POST", path, body=body, if_match=_match(revision))
+        done = f"{name} of VM {vm} has {disk_size}"
+        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
+
+
 @nic_app.command("list")
 def list_nics(ctx: typer.Context, vm: str = VmArgument) -> None:
     """List a VM's network cards."""

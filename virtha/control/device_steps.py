@@ -5,11 +5,12 @@ import msgspec
 from virtha.control.effects import Effects
 from virtha.control.history import record
 from virtha.control.names import the_storage
-from virtha.control.plan import AddDevice, Give, RemoveDevice, Step
+from virtha.control.plan import AddDevice, Give, RemoveDevice, SetDiskSize, Step
 from virtha.control.vm_checks import check_disk_free, check_mac_free
 from virtha.model.errors import Refused, Unavailable
-from virtha.model.ids import HostId, VmId
+from virtha.model.ids import HostId, OperationId, VmId
 from virtha.model.orders import DefineVm, PlugDevice
+from virtha.model.size import format_size
 from virtha.model.vm import Vm, VmState
 from virtha.store.store import WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm
@@ -73,6 +74,33 @@ async def remove_device(
         Give(name="define the changed domain", host_id=host_id, order=DefineVm(vm=saved))
         for host_id in row.status.holders
     )
+
+
+async def set_disk_size(
+    tx: WriteTransaction, effects: Effects, step: SetDiskSize, operation_id: OperationId, by: str
+) -> None:
+    """After the disk has it: a record that is behind is put right by asking again, one that promises more than the
+    disk has would not."""
+    row = await _row(tx, step.vm_id)
+    disks = []
+    for disk in row.vm.disks:
+        if disk.id != step.disk_id:
+            disks.append(disk)
+            continue
+        disks.append(msgspec.structs.replace(disk, size_bytes=step.size_bytes))
+        await record(
+            tx,
+            "disk.resized",
+            vm=row.vm,
+            operation_id=operation_id,
+            by=by,
+            disk=disk.name,
+            size=format_size(step.size_bytes),
+        )
+    changed = msgspec.structs.replace(row.vm, disks=tuple(disks))
+    if changed != row.vm:
+        await save_vm(tx, changed)
+        effects.configure(row.vm.cluster_id)
 
 
 async def _row(tx: WriteTransaction, vm_id: VmId) -> VmRow:

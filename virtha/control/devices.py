@@ -8,18 +8,21 @@ from virtha.control.effects import Dispatcher, Effects
 from virtha.control.launch import Surroundings, read_surroundings
 from virtha.control.names import check_revision, the_vm
 from virtha.control.operations import check_nothing_open
-from virtha.control.plan import AddDevice, Give, Plan, RemoveDevice, Step
-from virtha.control.requests import DiskCreate, NicCreate
+from virtha.control.plan import AddDevice, Give, GrowStep, Plan, RemoveDevice, SetDiskSize, Step
+from virtha.control.requests import DiskCreate, DiskResize, NicCreate
 from virtha.control.runner import Runner
+from virtha.control.templates import check_is_down
 from virtha.control.views import Caller
-from virtha.control.vm_checks import NICS_MAX, plan_disk, plan_nics
+from virtha.control.vm_checks import NICS_MAX, check_growth, plan_disk, plan_nics
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.host import Host
 from virtha.model.ids import Revision
 from virtha.model.operation import Operation
-from virtha.model.orders import CreateDisk, UnplugDevice
+from virtha.model.orders import CreateDisk, GrowLiveDisk, UnplugDevice
+from virtha.model.size import format_size
 from virtha.model.vm import Disk, Nic, Vm
-from virtha.store.store import Store, WriteTransaction
+from virtha.store.snapshots import snapshots_of
+from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow
 
 
@@ -117,6 +120,61 @@ class Devices:
         await self._dispatcher.carry_out(effects)
         return operation
 
+    async def resize_disk(
+        self,
+        caller: Caller,
+        ref: str,
+        disk_ref: str,
+        request: DiskResize,
+        if_match: Revision | None = None,
+    ) -> Operation:
+        """By name or id. The disk first, then its record: whatever ends in between, asking again finishes it.
+
+        Raises InvalidInput (`problem.disk.shrink`), Refused: it has snapshots, or nobody knows who writes to it.
+        """
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await self._changeable(tx, ref, if_match)
+            disk = next((one for one in row.vm.disks if disk_ref in (one.name, one.id)), None)
+            if disk is None:
+                raise _no_device(row.vm, "disk", disk_ref, [one.name for one in row.vm.disks])
+            check_growth(disk, request.size_bytes)
+            await _check_no_snapshots(tx, row.vm)
+            name = f"make {disk.name} {format_size(request.size_bytes)} large"
+            grown = SetDiskSize(
+                name=f"note the size of {disk.name}",
+                vm_id=row.vm.id,
+                disk_id=disk.id,
+                size_bytes=request.size_bytes,
+            )
+            step = await self._growth(tx, row, disk, request.size_bytes, name)
+            operation = await self._begin(tx, effects, caller, row, "vm.resize", [step, grown])
+        await self._dispatcher.carry_out(effects)
+        return operation
+
+    async def _growth(
+        self, tx: WriteTransaction, row: VmRow, disk: Disk, size_bytes: int, name: str
+    ) -> Step:
+        """By the copy that has it open, else by a host that holds the VM meanwhile (G1)."""
+        host_id = live_host(row)
+        if host_id is not None:
+            order = GrowLiveDisk(
+                vm=row.vm,
+                incarnation=row.status.incarnation,
+                disk_id=disk.id,
+                size_bytes=size_bytes,
+            )
+            return Give(name=name, host_id=host_id, order=order)
+        check_is_down(row)
+        maker = self._maker(row.vm, await read_surroundings(tx, row.vm.cluster_id))
+        return GrowStep(
+            name=name,
+            vm_id=row.vm.id,
+            host_id=maker.id,
+            disk_id=disk.id,
+            size_bytes=size_bytes,
+        )
+
     async def remove_nic(
         self, caller: Caller, ref: str, nic_ref: str, if_match: Revision | None = None
     ) -> Operation:
@@ -174,6 +232,18 @@ class Devices:
     ) -> Operation:
         return await self._runner.begin(
             tx, effects, kind=kind, subject=row.vm.id, by=caller.name, plan=Plan(steps=tuple(steps))
+        )
+
+
+async def _check_no_snapshots(tx: Transaction, vm: Vm) -> None:
+    """Going back to one would make the disk as small as it was then, whatever its record says."""
+    names = [one.name for one in await snapshots_of(tx, vm.id)]
+    if names:
+        raise Refused(
+            f"{vm.name} has the snapshots {', '.join(names)}, of which each is of the size that the disk has now",
+            code="problem.snapshot.state",
+            field="disk",
+            fix=f"delete them first: 'virtha vm snapshot delete {vm.name} {names[0]}'",
         )
 
 

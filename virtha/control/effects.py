@@ -10,7 +10,7 @@ from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import GRANT_DURATION, SettingValues
 from virtha.engine.events import CopyGranted, EngineVm
 from virtha.model.ids import BootId, ClusterId, HostId, Term
-from virtha.model.orders import ChangeSnapshots, Grant, Order, StartVm
+from virtha.model.orders import Grant, GrantedBody, Order
 from virtha.model.policy.detection import SESSION_SILENCE_MS
 from virtha.model.time import Millis
 from virtha.ports.hosts import HostLinks, LastBeat
@@ -103,7 +103,7 @@ class Dispatcher:
 
     def _renewed(self, order: Order, host: HostRow, boot: BootId, term: Term) -> Order | None:
         body = order.body
-        if isinstance(body, StartVm | ChangeSnapshots):
+        if isinstance(body, GrantedBody):
             now = self._store.clock.monotonic_ms()
             grant = quoting(self._links, host, body.grant, now)
             if grant is None:
@@ -127,7 +127,7 @@ async def still_stands(tx: Transaction, host: HostRow, order: Order) -> bool:
     And it is for the boot that it was made for: that boot's end is a proof (P4), by which the engine
     starts the VM elsewhere, and it may be writing so now.
     """
-    if not isinstance(order.body, StartVm | ChangeSnapshots):
+    if not isinstance(order.body, GrantedBody):
         return True
     host_id, grant = host.host.id, order.body.grant
     if grant.boot != host.status.boot:

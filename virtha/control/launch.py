@@ -127,7 +127,7 @@ def check_can_start(
             f"{row.vm.name}: {render('host.unfit.holder', {'holder': name})}; it started incarnation "
             f"{strangers[0].incarnation}, which is later than what is recorded here",
             code="host.unfit.holder",
-            fix="make sure that the VM runs nowhere; then delete it with keep_disks, and create it anew "
+            fix="make sure that the VM runs nowhere; then delete it without its data, and create it anew "
             "with the same disks",
         )
     if not status.holders:

@@ -8,7 +8,7 @@ from virtha.control.names import check_limit, page_of
 from virtha.control.plan import decode_plan
 from virtha.control.requests import OperationQuery
 from virtha.control.runner import FoundByScan, Runner
-from virtha.control.views import ForeignDomains, Page
+from virtha.control.views import Caller, ForeignDomains, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound
 from virtha.model.ids import HostId, OperationId
 from virtha.model.operation import Operation
@@ -39,6 +39,7 @@ _BLOCK_ALL = (
     "vm.snapshot",
     "vm.add",
     "vm.remove",
+    "vm.resize",
 )
 _BLOCK_START = ("vm.start", RECOVER, "vm.shutdown", "vm.power_off")
 
@@ -105,6 +106,16 @@ class Operations:
                     await self._store.changes.beyond(seen)
             except TimeoutError:
                 return await self.get(operation_id)
+
+    async def cancel(self, caller: Caller, operation_id: str) -> Operation:
+        """Raises Refused (`problem.operation.cancel`), which says what can be done instead. It is over when its host
+        has answered; what was made is removed then."""
+        effects = Effects()
+        async with self._store.write() as tx:
+            row = await _the_operation(tx, operation_id)
+            operation = await self._runner.cancel(tx, effects, row, caller.name)
+        await self._dispatcher.carry_out(effects)
+        return operation
 
     async def foreign(self, operation_id: str) -> ForeignDomains:
         async with self._store.read() as tx:

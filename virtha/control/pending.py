@@ -33,6 +33,7 @@ def pending_changes(row: VmRow) -> tuple[PendingChange, ...]:
         _change("machine", has.machine.value, vm.machine.value),
         _change("watchdog", *_cards(has, vm.watchdog)),
     ]
+    # Sizes are no part of the domain's XML; what the record says of one holds for both.
     disks = {disk.path: disk for disk in (*has.disks, *vm.disks)}
     attached, wanted = {disk.path for disk in has.disks}, {disk.path for disk in vm.disks}
     for path, disk in sorted(disks.items()):

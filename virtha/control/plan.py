@@ -8,11 +8,13 @@ import msgspec
 from virtha.model.ids import DiskId, HostId, Incarnation, NicId, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
+    CancelWork,
     CopyDisk,
     CreateDisk,
     DefineVm,
     DeleteTemplate,
     ForgetVm,
+    GrowLiveDisk,
     PauseVm,
     PlugDevice,
     PrepareStorage,
@@ -43,6 +45,8 @@ FixedOrder = (
     | ReleaseVm
     | PlugDevice
     | UnplugDevice
+    | GrowLiveDisk
+    | CancelWork
 )
 """Every order but a start, whose grant can't be made ahead."""
 
@@ -103,7 +107,8 @@ class DropTemplate(Value, frozen=True, kw_only=True, tag="drop_template"):
 
 
 class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
-    """Take the next incarnation and let ``host_id`` change the snapshots in the VM's disks under it."""
+    """Take the next incarnation and let ``host_id`` change the snapshots in the VM's disks under it. ``live``: the
+    copy that runs there does it, under its own."""
 
     name: str
     vm_id: VmId
@@ -112,6 +117,29 @@ class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
     action: SnapshotAction
     incarnation: Incarnation | None = None
     """Set when the order went out."""
+    live: bool = False
+    freeze: bool = False
+
+
+class GrowStep(Value, frozen=True, kw_only=True, tag="grow"):
+    """Take the next incarnation and let ``host_id`` make a disk of a VM that is down larger under it."""
+
+    name: str
+    vm_id: VmId
+    host_id: HostId
+    disk_id: DiskId
+    size_bytes: int
+    incarnation: Incarnation | None = None
+    """Set when the order went out."""
+
+
+class SetDiskSize(Value, frozen=True, kw_only=True, tag="set_disk_size"):
+    """Write a disk's size, which it has by now, into its VM's record."""
+
+    name: str
+    vm_id: VmId
+    disk_id: DiskId
+    size_bytes: int
 
 
 class AddDevice(Value, frozen=True, kw_only=True, tag="add_device"):
@@ -134,6 +162,8 @@ class RemoveDevice(Value, frozen=True, kw_only=True, tag="remove_device"):
 
 Step = (
     SnapshotStep
+    | GrowStep
+    | SetDiskSize
     | Give
     | Launch
     | DropRecord
@@ -152,6 +182,8 @@ class Plan(Value, frozen=True, kw_only=True):
     on_failure: tuple[Step, ...] = ()
     failed: bool = False
     """The steps that run now clean up; the operation ends as failed."""
+    cancelled_by: str | None = None
+    """Somebody took it back: no further step begins, and it ends as cancelled."""
     by: str = ""
     changes: tuple[str, ...] = ()
     """What adopting changed, in words."""

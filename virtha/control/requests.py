@@ -91,6 +91,12 @@ class DiskCreate(Request, frozen=True, kw_only=True):
     bus: str = "virtio"
 
 
+class DiskResize(Request, frozen=True, kw_only=True):
+    """What the disk is to have; never less than it has."""
+
+    size_bytes: int
+
+
 class NicCreate(Request, frozen=True, kw_only=True):
     bridge: str
     mac: str | None = None
@@ -154,8 +160,11 @@ class VmFromTemplate(Request, frozen=True, kw_only=True):
 
 
 class SnapshotCreate(Request, frozen=True, kw_only=True):
+    """``crash_consistent``: a VM that runs is not frozen for it, its disks are as after a power failure."""
+
     name: str
     description: str = ""
+    crash_consistent: bool = False
 
 
 class VmStart(Request, frozen=True, kw_only=True):

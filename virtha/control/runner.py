@@ -9,22 +9,25 @@ from uuid import uuid4
 import msgspec
 
 from virtha.control.adopting import plan_adoptions
-from virtha.control.copies import claimed_by, copies_on, refused_for
-from virtha.control.device_steps import add_device, remove_device
+from virtha.control.cleanup import CANCELLED, check_can_cancel, only_created, running_copies
+from virtha.control.copies import copies_on, refused_for
+from virtha.control.device_steps import add_device, remove_device, set_disk_size
 from virtha.control.effects import Effects, still_stands
-from virtha.control.engine_nouns import engine_vm
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
+from virtha.control.launch_ends import claimed, start_over
 from virtha.control.plan import (
     AddDevice,
     AdoptFound,
     DropRecord,
     DropTemplate,
     Give,
+    GrowStep,
     Launch,
     Plan,
     ReadyTemplate,
     RemoveDevice,
+    SetDiskSize,
     SnapshotStep,
     Step,
     decode_plan,
@@ -32,13 +35,13 @@ from virtha.control.plan import (
 )
 from virtha.control.snapshot_steps import order_change, settle
 from virtha.control.template_steps import carry_out
-from virtha.engine.events import CopyGranted
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
     AdoptVm,
+    CancelWork,
     CopyDisk,
     CreateDisk,
     DefineVm,
@@ -47,10 +50,9 @@ from virtha.model.orders import (
     PrepareStorage,
 )
 from virtha.model.value import Value
-from virtha.model.vm import Disk, Vm, VmState, VmStatus
+from virtha.model.vm import VmState, VmStatus
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
-from virtha.store.engine import add_grant
 from virtha.store.hosts import find_host
 from virtha.store.installations import the_installation
 from virtha.store.operations import (
@@ -184,6 +186,7 @@ class Runner:
         run = _Run(row, row.operation, decode_plan(row.plan))
         if outcome.result is Result.OK:
             await self._step_done(tx, effects, run, outcome)
+            self._clean_cancelled(run)
         else:
             await self._step_failed(tx, effects, run, host_id, outcome)
         await self._advance(tx, effects, run, refuse=False)
@@ -208,6 +211,35 @@ class Runner:
         self._fail(run, step, tx.clock.wall_ms(), error.code, message)
         await self._advance(tx, effects, run, refuse=False)
 
+    async def cancel(
+        self, tx: WriteTransaction, effects: Effects, row: OperationRow, by: str
+    ) -> Operation:
+        """Take back what only makes or copies disks so far. Raises Refused (`problem.operation.cancel`).
+
+        It is over when its host has said that it stopped; what was made is removed then.
+        """
+        run = _Run(row, row.operation, decode_plan(row.plan))
+        stopping = check_can_cancel(run.operation, run.plan)
+        run.plan = msgspec.structs.replace(run.plan, cancelled_by=by)
+        now = tx.clock.wall_ms()
+        for index, step in enumerate(run.operation.steps):
+            if step.state is _PENDING:
+                run.set_step(index, OperationState.CANCELLED, now)
+        run.change(code=CANCELLED, message=f"it was taken back by {by}")
+        for index in stopping:
+            planned = run.plan.steps[index]
+            assert isinstance(planned, Give), "check_can_cancel names no other"
+            stop = Give(
+                name=f"stop: {planned.name}",
+                host_id=planned.host_id,
+                order=CancelWork(operation_id=run.operation.id, step=index),
+                optional=True,
+                parallel=True,
+            )
+            run.add_steps((stop,))
+        await self._advance(tx, effects, run, refuse=False)
+        return run.operation
+
     async def void_starts(self, tx: WriteTransaction, effects: Effects, host_id: HostId) -> None:
         """End this host's starts that may not be sent again and that it did not answer: it released them, or the boot is
         over that they were for."""
@@ -229,7 +261,15 @@ class Runner:
             run.foreign = encode(FoundByScan(items=outcome.foreign))
         step = run.plan.steps[outcome.step]
         if isinstance(step, SnapshotStep):
-            await settle(tx, step, Result.OK, operation_id=run.operation.id, by=run.plan.by)
+            frozen = outcome.fields.get("frozen")
+            await settle(
+                tx,
+                step,
+                Result.OK,
+                operation_id=run.operation.id,
+                by=run.plan.by,
+                frozen=frozen if isinstance(frozen, bool) else None,
+            )
         if not isinstance(step, Give):
             return
         host = await find_host(tx, step.host_id)
@@ -300,6 +340,11 @@ class Runner:
         self._fail(run, outcome.step, now, code, message)
         run.change(fields=outcome.fields)
 
+    def _clean_cancelled(self, run: _Run) -> None:
+        """It was done before its host heard that it was taken back: the disk goes again."""
+        if run.plan.cancelled_by is not None and not running_copies(run.operation, run.plan):
+            self._clean_up(run)
+
     async def _storage_refused(
         self, tx: WriteTransaction, step: Give, order: PrepareStorage, code: str, outcome: Outcome
     ) -> None:
@@ -317,8 +362,15 @@ class Runner:
         if run.operation.code is None:
             run.change(code=code, message=message)
         # What was made before a start that fails is whole, and stays.
-        keeps = run.plan.failed or isinstance(run.plan.steps[index], Launch)
-        cleanup = () if keeps else _only_created(run, run.plan.on_failure)
+        if not isinstance(run.plan.steps[index], Launch):
+            self._clean_up(run)
+        run.plan = msgspec.structs.replace(run.plan, failed=True)
+
+    def _clean_up(self, run: _Run) -> None:
+        """Once."""
+        if run.plan.failed:
+            return
+        cleanup = only_created(run.plan, run.operation.steps, run.plan.on_failure)
         run.plan = msgspec.structs.replace(run.plan, failed=True)
         run.add_steps(cleanup)
 
@@ -343,7 +395,7 @@ class Runner:
         if row is not None and row.status.incarnation == step.incarnation:
             # No holder: it was released, so nothing of it is anywhere.
             unclear = bool(row.status.holders)
-            if await self._save_changed(tx, row, _start_over(row.status, unclear=unclear)):
+            if await self._save_changed(tx, row, start_over(row.status, unclear=unclear)):
                 effects.configure(row.vm.cluster_id)
 
     async def _launch_failed(
@@ -363,11 +415,11 @@ class Runner:
         runs = outcome.code == "order.refused.running"
         if status.incarnation == step.incarnation:
             unclear = outcome.result is Result.UNKNOWN or runs or earlier
-            status = _start_over(status, unclear=unclear)
+            status = start_over(status, unclear=unclear)
         current, claimant = outcome.fields.get("current"), outcome.fields.get("holder_host")
         refused = outcome.result is Result.REFUSED
         if refused and outcome.code == "order.refused.incarnation" and isinstance(claimant, str):
-            status = await _claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
+            status = await claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
         elif refused and outcome.code in _REFUSED_FOR and isinstance(current, int):
             status = refused_for(status, host_id, step.incarnation, Incarnation(current))
         if await self._save_changed(tx, row, status):
@@ -405,20 +457,28 @@ class Runner:
 
     async def _end(self, tx: WriteTransaction, run: _Run) -> None:
         failed = run.operation.code is not None
+        cancelled_by = run.plan.cancelled_by
+        ended = OperationState.CANCELLED if cancelled_by else OperationState.FAILED
         run.change(
-            state=OperationState.FAILED if failed else OperationState.DONE,
+            state=ended if failed else OperationState.DONE,
             progress=run.operation.progress if failed else 100,
             ended=tx.clock.wall_ms(),
         )
         if failed:
             row = await find_vm(tx, run.operation.subject)
+            vm, kind = row.vm if row is not None else None, run.operation.kind
+            operation_id = run.operation.id
+            if cancelled_by:
+                code, by = "operation.cancelled", cancelled_by
+                await record(tx, code, vm=vm, operation_id=operation_id, by=by, kind=kind)
+                return
             await record(
                 tx,
                 "operation.failed",
-                vm=row.vm if row is not None else None,
-                operation_id=run.operation.id,
+                vm=vm,
+                operation_id=operation_id,
                 by=run.plan.by,
-                kind=run.operation.kind,
+                kind=kind,
                 detail=run.operation.message[:DETAIL_LENGTH_MAX],
             )
 
@@ -441,7 +501,7 @@ class Runner:
                 await self._put_order(tx, effects, host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
-            case SnapshotStep():
+            case SnapshotStep() | GrowStep():
                 changing, order = await order_change(
                     tx,
                     effects,
@@ -455,6 +515,11 @@ class Runner:
                 await self._put_order(tx, effects, step.host_id, order)
                 run.set_step(index, OperationState.RUNNING, now)
                 return True
+            case SetDiskSize():
+                operation_id, by = run.operation.id, run.plan.by
+                await set_disk_size(tx, effects, step, operation_id, by)
+                run.set_step(index, OperationState.DONE, now)
+                return False
             case DropRecord():
                 await self._drop(tx, effects, run, step)
                 run.set_step(index, OperationState.DONE, now)
@@ -527,71 +592,3 @@ class Runner:
             operation_id=run.operation.id,
             by=run.plan.by,
         )
-
-
-def _start_over(status: VmStatus, *, unclear: bool) -> VmStatus:
-    """Unless a report has said more already."""
-    if status.state is not VmState.STARTING:
-        return status
-    return msgspec.structs.replace(status, state=VmState.UNKNOWN if unclear else VmState.DOWN)
-
-
-async def _claimed(
-    tx: WriteTransaction,
-    effects: Effects,
-    vm: Vm,
-    status: VmStatus,
-    claimant: HostId,
-    outcome: Outcome,
-) -> VmStatus:
-    """The storage knows of a later start than we do. Never counted past: that copy may run (G4)."""
-    present = outcome.fields.get("incarnation")
-    if not isinstance(present, int):
-        return status
-    host = await find_host(tx, claimant)
-    known = host is not None and host.host.id == claimant
-    claimed = claimed_by(status, claimant, Incarnation(present), known=known)
-    if not known:
-        return claimed
-    if host is not None and host.status.boot is not None:
-        # In which boot it was started nobody says: taken for the present one, whose end is still to come.
-        granted = CopyGranted(
-            host_id=claimant,
-            boot=host.status.boot,
-            vm_id=status.vm_id,
-            incarnation=Incarnation(present),
-        )
-        await add_grant(tx, granted)
-        effects.grant(vm.cluster_id, engine_vm(vm, status), granted)
-    return msgspec.structs.replace(claimed, host_id=claimant, state=VmState.UNKNOWN)
-
-
-def _made_by(step: Give) -> Disk | None:
-    match step.order:
-        case CreateDisk(disk=disk) | CopyDisk(target=disk):
-            return disk
-        case _:
-            return None
-
-
-def _only_created(run: _Run, cleanup: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Without the disks that this operation has not made: a disk that was there already, and for
-    which ``CreateDisk`` was refused, is somebody's data."""
-    created = {
-        disk.id
-        for step, shown in zip(run.plan.steps, run.operation.steps, strict=True)
-        if shown.state is OperationState.DONE
-        and isinstance(step, Give)
-        and (disk := _made_by(step)) is not None
-    }
-    return tuple(
-        msgspec.structs.replace(
-            step,
-            order=msgspec.structs.replace(
-                step.order, disks=tuple(disk for disk in step.order.disks if disk.id in created)
-            ),
-        )
-        if isinstance(step, Give) and isinstance(step.order, ForgetVm)
-        else step
-        for step in cleanup
-    )

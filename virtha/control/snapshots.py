@@ -4,10 +4,11 @@ from uuid import uuid4
 
 import msgspec
 
+from virtha.control.device_steps import live_host
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.launch import read_surroundings
 from virtha.control.maker import choose_maker
-from virtha.control.names import check_name, check_text, taken, the_vm
+from virtha.control.names import check_name, check_text, taken, the_host, the_vm
 from virtha.control.operations import check_nothing_open
 from virtha.control.plan import Plan, SnapshotStep
 from virtha.control.requests import SnapshotCreate
@@ -15,11 +16,11 @@ from virtha.control.runner import Runner
 from virtha.control.templates import check_is_down
 from virtha.control.views import Caller, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
-from virtha.model.ids import SnapshotId
+from virtha.model.ids import HostId, SnapshotId
 from virtha.model.operation import Operation
 from virtha.model.orders import SnapshotAction
 from virtha.model.snapshot import Snapshot, SnapshotState
-from virtha.model.vm import Disk, DiskFormat, Vm
+from virtha.model.vm import Disk, DiskFormat, Vm, VmState
 from virtha.ports.hosts import HostLinks
 from virtha.store.snapshots import find_snapshot, save_snapshot, snapshots_of
 from virtha.store.store import Store, Transaction, WriteTransaction
@@ -45,10 +46,23 @@ class Snapshots:
             return Page(items=found, revision=await tx.revision_now())
 
     async def create(self, caller: Caller, ref: str, request: SnapshotCreate) -> Operation:
-        """Of all disks of a VM that is down. Raises Refused (`problem.vm.state`)."""
+        """Of all disks of a VM, as one moment. One that runs is frozen for it, unless that was waived.
+
+        Raises Refused: `problem.vm.state`, `order.refused.guest_silent`.
+        """
         effects = Effects()
         async with self._store.write() as tx:
             row = await self._the_vm(tx, ref, "a snapshot")
+            host_id = _runs_on(row)
+            freeze = host_id is not None and not request.crash_consistent
+            if freeze and row.status.guest_agent is False:
+                raise Refused(
+                    f"{row.vm.name} runs, and its guest agent does not answer: it can't be frozen for a snapshot",
+                    code="order.refused.guest_silent",
+                    field="crash_consistent",
+                    fix="start qemu-guest-agent in the guest, or shut the VM down; or take its disks as they would be "
+                    "after a power failure: '--crash-consistent'",
+                )
             check_name(request.name)
             check_text(request.description, field="description")
             present = await snapshots_of(tx, row.vm.id)
@@ -70,12 +84,14 @@ class Snapshots:
                 disks=tuple(disk.name for disk in disks),
                 created=tx.clock.wall_ms(),
             )
-            operation = await self._begin(tx, effects, caller, row, made, SnapshotAction.CREATE)
+            operation = await self._begin(
+                tx, effects, caller, row, made, SnapshotAction.CREATE, freeze=freeze
+            )
         await self._dispatcher.carry_out(effects)
         return operation
 
     async def revert(self, caller: Caller, ref: str, name: str) -> Operation:
-        """What was written since is lost. The snapshot stays."""
+        """What was written since is lost. The snapshot stays. Of a VM that is down only."""
         return await self._change(caller, ref, name, SnapshotAction.REVERT)
 
     async def delete(self, caller: Caller, ref: str, name: str) -> Operation:
@@ -95,6 +111,7 @@ class Snapshots:
                     fix=f"it has {', '.join(names)}" if names else "it has none",
                 )
             if action is SnapshotAction.REVERT:
+                check_is_down(row)
                 await _check_revert(tx, row.vm, found)
             operation = await self._begin(tx, effects, caller, row, found, action)
         await self._dispatcher.carry_out(effects)
@@ -103,7 +120,8 @@ class Snapshots:
     async def _the_vm(self, tx: Transaction, ref: str, what: str) -> VmRow:
         row = await the_vm(tx, ref)
         await check_nothing_open(tx, row.vm.id, what, starts=True)
-        check_is_down(row)
+        if _runs_on(row) is None:
+            check_is_down(row)
         return row
 
     async def _begin(
@@ -114,9 +132,15 @@ class Snapshots:
         row: VmRow,
         snapshot: Snapshot,
         action: SnapshotAction,
+        *,
+        freeze: bool = False,
     ) -> Operation:
-        surroundings = await read_surroundings(tx, row.vm.cluster_id)
-        maker = choose_maker(row.vm, surroundings, self._links, tx.clock.monotonic_ms())
+        live_on = _runs_on(row)
+        if live_on is not None:
+            maker = (await the_host(tx, live_on)).host
+        else:
+            surroundings = await read_surroundings(tx, row.vm.cluster_id)
+            maker = choose_maker(row.vm, surroundings, self._links, tx.clock.monotonic_ms())
         # Before the order goes out: whatever becomes of it, the record says what may have been done.
         await save_snapshot(tx, msgspec.structs.replace(snapshot, state=_MEANWHILE[action]))
         step = SnapshotStep(
@@ -125,6 +149,8 @@ class Snapshots:
             host_id=maker.id,
             snapshot_id=snapshot.id,
             action=action,
+            live=live_on is not None,
+            freeze=freeze,
         )
         return await self._runner.begin(
             tx,
@@ -134,6 +160,12 @@ class Snapshots:
             by=caller.name,
             plan=Plan(steps=(step,)),
         )
+
+
+def _runs_on(row: VmRow) -> HostId | None:
+    """The host of its one running copy, which then changes its disks itself. Raises Refused where that is not certain."""
+    runs = row.shown in (VmState.RUNNING, VmState.PAUSED) and not row.vm.adopted
+    return live_host(row) if runs else None
 
 
 _MEANWHILE = {

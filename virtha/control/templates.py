@@ -195,7 +195,7 @@ def check_is_down(row: VmRow) -> None:
         )
     if status.holders or status.copies or status.state is not VmState.DOWN:
         raise Refused(
-            f"{vm.name} is {row.shown.value}, or a host may still hold it: a copy of its disks would not be consistent",
+            f"{vm.name} is {row.shown.value}, or a host may still hold it: its disks must stand still for this",
             code="problem.vm.state",
             field="vm",
             fix=f"shut it down first: 'virtha vm shutdown {vm.name}'",

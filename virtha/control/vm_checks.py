@@ -27,6 +27,7 @@ VCPUS_MAX = 710
 """QEMU 7.2's limit for q35 is 288, later ones have more; the host's libvirt has the last word."""
 DISK_BYTES_MIN = 1 << 10
 DISK_BYTES_MAX = 1 << 50
+DISK_BYTES_STEP = 512
 DISKS_MAX = 24
 NICS_MAX = 24
 PATH_LENGTH_MAX = 512
@@ -161,6 +162,29 @@ async def check_disk_free(tx: Transaction, domain: StorageDomain, path: str, *, 
             code="problem.disk.in_use",
             field=field,
             fix="choose another path",
+        )
+
+
+def check_growth(disk: Disk, size_bytes: int) -> None:
+    """Raises InvalidInput. As large as it is on record already is no error: its file may be behind."""
+    if disk.readonly:
+        raise InvalidInput(f"{disk.name} is read-only", field="disk", fix="choose another disk")
+    if size_bytes < disk.size_bytes:
+        raise InvalidInput(
+            f"{disk.name} has {format_size(disk.size_bytes)}, and a disk can't be made smaller: what its guest keeps at "
+            "the end would be cut off",
+            code="problem.disk.shrink",
+            field="size_bytes",
+            allowed=(f"{format_size(disk.size_bytes)} or more",),
+            fix="add a smaller disk, copy the data in the guest, then remove this one",
+        )
+    if not DISK_BYTES_MIN <= size_bytes <= DISK_BYTES_MAX or size_bytes % DISK_BYTES_STEP:
+        raise InvalidInput(
+            f"{size_bytes} bytes can't be a disk's size",
+            field="size_bytes",
+            allowed=(
+                f"{format_size(DISK_BYTES_MIN)} to {format_size(DISK_BYTES_MAX)}, in steps of {DISK_BYTES_STEP} bytes",
+            ),
         )
 
 

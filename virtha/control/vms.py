@@ -9,7 +9,7 @@ from msgspec import UNSET
 from virtha.control.devices import Devices
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
-from virtha.control.launch import Surroundings, read_surroundings
+from virtha.control.launch import Surroundings, check_inventories, read_surroundings
 from virtha.control.maker import choose_maker
 from virtha.control.names import (
     check_limit,
@@ -29,6 +29,7 @@ from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, Watchd
 from virtha.control.runner import Runner
 from virtha.control.views import Caller, Page, VmView
 from virtha.control.vm_checks import (
+    IMAGES,
     PlannedDisk,
     capabilities_of,
     check_mac_free,
@@ -42,13 +43,15 @@ from virtha.control.vm_power import VmPower
 from virtha.control.vm_views import VmViews
 from virtha.model.errors import Conflict, NotFound, Refused
 from virtha.model.host import Host
-from virtha.model.ids import Revision, VmId
+from virtha.model.ids import Incarnation, Revision, VmId
 from virtha.model.operation import Operation
 from virtha.model.orders import CreateDisk, DefineVm, ForgetVm, ReleaseVm
+from virtha.model.template import DIRECTORY
 from virtha.model.vm import Vm, VmStatus
 from virtha.model.watchdog import Watchdog
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders
+from virtha.store.engine import find_vm_record
 from virtha.store.events import EventFilter, events_before
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import (
@@ -325,9 +328,13 @@ class Vms:
         caller: Caller,
         ref: str,
         *,
-        keep_disks: bool = False,
+        delete_data: bool = False,
         if_match: Revision | None = None,
     ) -> Operation:
+        """Its disks' files stay, unless ``delete_data``: then all that it writes to goes, read-only disks stay.
+
+        Ended half way, by a host's or the server's end, it goes on by itself; failed, it is asked for again.
+        """
         effects = Effects()
         async with self._store.write() as tx:
             row = await the_vm(tx, ref)
@@ -339,7 +346,9 @@ class Vms:
                     code="problem.vm.state",
                     fix=f"power it off first: 'virtha vm power-off {row.vm.name}'",
                 )
-            steps = await self._deletion(tx, row, keep_disks=keep_disks)
+            if delete_data:
+                await _check_data(tx, row)
+            steps = await self._deletion(tx, row, delete_data=delete_data)
             operation = await self._runner.begin(
                 tx,
                 effects,
@@ -351,13 +360,15 @@ class Vms:
         await self._dispatcher.carry_out(effects)
         return operation
 
-    async def _deletion(self, tx: Transaction, row: VmRow, *, keep_disks: bool) -> tuple[Step, ...]:
+    async def _deletion(
+        self, tx: Transaction, row: VmRow, *, delete_data: bool
+    ) -> tuple[Step, ...]:
         """Forget the domain on each host that has it and answers; one of them deletes the disks.
 
         On a host that does not answer a definition is left behind, which its gate never lets start.
         """
         surroundings = await read_surroundings(tx, row.vm.cluster_id)
-        disks = () if keep_disks else row.vm.disks
+        disks = tuple(disk for disk in row.vm.disks if delete_data and not disk.readonly)
         eraser = self._maker(row.vm, surroundings).id if disks else None
         known = await definitions(tx, row.vm.id)
         hosts = [
@@ -375,7 +386,11 @@ class Vms:
             for host_id in hosts
         ]
         if eraser is not None:
-            order = ForgetVm(vm_id=row.vm.id, disks=disks)
+            recorded = await find_vm_record(tx, row.vm.id)
+            newest = max(
+                row.status.incarnation, recorded.incarnation if recorded is not None else 0
+            )
+            order = ForgetVm(vm_id=row.vm.id, disks=disks, incarnation=Incarnation(newest))
             steps.append(Give(name="delete its disks", host_id=eraser, order=order))
         steps.append(DropRecord(name="forget it", vm_id=row.vm.id, code="vm.deleted"))
         return tuple(steps)
@@ -391,7 +406,7 @@ class Vms:
                 raise Refused(
                     f"{row.vm.name} was created by virtha, not adopted",
                     code="problem.vm.state",
-                    fix="delete it, with keep_disks if its disks are to stay",
+                    fix="delete it; its disks stay unless delete_data is said",
                 )
             if len(row.status.holders) > 1:
                 raise Refused(
@@ -446,6 +461,24 @@ class Vms:
 
     async def resume(self, caller: Caller, ref: str) -> Operation:
         return await self._power.resume(caller, ref)
+
+
+async def _check_data(tx: Transaction, row: VmRow) -> None:
+    """Raises Refused: a copy that nobody here knows may still write, or the data is not the VM's alone (M2, G1)."""
+    await check_inventories(tx, await read_surroundings(tx, row.vm.cluster_id))
+    if row.status.copies:
+        raise Refused(
+            f"a host that this installation does not know may still hold {row.vm.name}",
+            code="problem.vm.state",
+            fix="make sure that it runs nowhere; delete the VM without its data, and its files by hand",
+        )
+    for disk in row.vm.disks:
+        if disk.path.split("/")[0] in (DIRECTORY, IMAGES):
+            raise Refused(
+                f"{disk.path} is a template's or an image: others need it",
+                code="problem.disk.outside",
+                fix="delete the VM without its data",
+            )
 
 
 def _creation(vm: Vm, disks: tuple[PlannedDisk, ...], maker: Host, *, start: bool) -> Plan:

@@ -52,6 +52,36 @@ class LibvirtGuestAgent:
 
         return await self._within(f"read {path} in", vm_id, read, deadline_ms)
 
+    async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
+        """How many file systems it holds now. Raises HypervisorFailed and the like: they may be frozen all the same."""
+
+        def freeze(domain: "libvirt.virDomain") -> int:
+            count = _command(domain, "guest-fsfreeze-freeze", {}, _Deadline(deadline_ms))
+            if not isinstance(count, int):
+                raise HypervisorFailed(f"the guest agent says {count!r} to a freeze")
+            return count
+
+        return await self._host.with_guest("freeze", vm_id, freeze, deadline_ms=deadline_ms)
+
+    async def thaw(self, vm_id: VmId, *, deadline_ms: int) -> bool:
+        def thaw(domain: "libvirt.virDomain") -> bool:
+            deadline = _Deadline(deadline_ms)
+            try:
+                # Whatever it thinks: what its former process froze it may not know.
+                _command(domain, "guest-fsfreeze-thaw", {}, deadline)
+            except libvirt.libvirtError as error:
+                _log.info("guest_agent.thaw_failed", error=str(error))
+            return bool(_command(domain, "guest-fsfreeze-status", {}, deadline) == "thawed")
+
+        return await self._within("thaw", vm_id, thaw, deadline_ms) or False
+
+    async def is_frozen(self, vm_id: VmId, *, deadline_ms: int) -> bool | None:
+        def ask(domain: "libvirt.virDomain") -> bool | None:
+            status = _command(domain, "guest-fsfreeze-status", {}, _Deadline(deadline_ms))
+            return None if status is None else status == "frozen"
+
+        return await self._within("ask whether frozen", vm_id, ask, deadline_ms)
+
     async def _within(
         self,
         what: str,

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import libvirt
 import structlog
 
+from virtha.drivers import libvirt_disks
 from virtha.drivers.libvirt_connection import KeptConnection
 from virtha.drivers.libvirt_probe import bridges, probe, read_guest
 from virtha.drivers.libvirt_words import (
@@ -24,7 +25,7 @@ from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import VmId
 from virtha.model.value import Value
-from virtha.ports.hypervisor import DomainMissing, HypervisorFailed
+from virtha.ports.hypervisor import DomainMissing, HypervisorFailed, LiveDisk
 
 Answer = TypeVar("Answer")
 
@@ -49,7 +50,7 @@ class Deadlines(Value, frozen=True, kw_only=True):
 
 
 class LibvirtHost:
-    """DomainControl, DomainCatalog, DomainWatch, DomainEvidence and HostFacts.
+    """DomainControl, DomainDevices, DomainDisks, DomainCatalog, DomainWatch, DomainEvidence and HostFacts.
 
     Two connections: libvirtd serves only five calls of a connection at a time, and a dump or a dead
     guest agent must not stand in the way of a start. Each kind of call has its own bounded threads.
@@ -240,6 +241,33 @@ class LibvirtHost:
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE
         await self._change(
             "unplug from", vm_id, lambda domain: domain.detachDeviceFlags(device_xml, flags)
+        )
+
+    # DomainDisks
+
+    async def live_disks(self, vm_id: VmId) -> tuple[LiveDisk, ...]:
+        return await self._ask(
+            f"look at the disks of {vm_id}",
+            lambda connection: libvirt_disks.live_disks(_live(_lookup(connection, vm_id))),
+        )
+
+    async def grow_disk(self, vm_id: VmId, path: str, size_bytes: int) -> None:
+        await self._change(
+            "grow a disk of", vm_id, lambda domain: libvirt_disks.grow(domain, path, size_bytes)
+        )
+
+    async def make_snapshot(self, vm_id: VmId, paths: tuple[str, ...], name: str) -> None:
+        await self._change(
+            "make a snapshot of",
+            vm_id,
+            lambda domain: libvirt_disks.make_snapshot(_live(domain), paths, name),
+        )
+
+    async def delete_snapshot(self, vm_id: VmId, path: str, name: str) -> None:
+        await self._change(
+            "delete a snapshot of",
+            vm_id,
+            lambda domain: libvirt_disks.delete_snapshot(_live(domain), path, name),
         )
 
     # DomainCatalog

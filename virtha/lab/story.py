@@ -77,7 +77,7 @@ class Story:
         if self.api.vm(name)["status"]["state"] not in ("down", "unknown"):
             self.api.operate(f"/v1/vms/{name}/power-off")
             self.wait_state(name, "down")
-        answer = self.api.request("DELETE", f"/v1/vms/{name}", params={"keep_disks": "false"})
+        answer = self.api.request("DELETE", f"/v1/vms/{name}", params={"delete_data": "true"})
         if answer.status_code >= 400:
             raise Failed(f"delete {name}: {answer.status_code}: {answer.text[:500]}")
         ended = self.api.finish(answer.json())

@@ -9,6 +9,7 @@ from enum import StrEnum
 from virtha.model.host import StorageDomain
 from virtha.model.ids import (
     BootId,
+    DiskId,
     HostId,
     Incarnation,
     InstallationId,
@@ -103,11 +104,15 @@ class DefineVm(Value, frozen=True, kw_only=True, tag="define"):
     vm: Vm
 
 
-class ForgetVm(Value, frozen=True, kw_only=True, tag="forget"):
-    """Undefine the (stopped) domain and delete ``disks``; absent is done already."""
+class ForgetVm(Value, frozen=True, kw_only=True, tag="forget", omit_defaults=True):
+    """Undefine the (stopped) domain and delete ``disks``; absent is done already.
+
+    With ``incarnation``: refused, before any disk goes, where their storage names a later start of the VM.
+    """
 
     vm_id: VmId
     disks: tuple[Disk, ...] = ()
+    incarnation: Incarnation | None = None
 
 
 class PrepareStorage(Value, frozen=True, kw_only=True, tag="prepare_storage"):
@@ -169,6 +174,50 @@ class ChangeSnapshots(Value, frozen=True, kw_only=True, tag="snapshots"):
     snapshot_id: SnapshotId
     action: SnapshotAction
     by: str
+
+
+class ChangeLiveSnapshots(Value, frozen=True, kw_only=True, tag="live_snapshots"):
+    """Make or delete a snapshot inside the disks of the running copy of that incarnation, by its own QEMU. All disks
+    or none; nothing else writes, so no holder is added (ADR 0013). There already, or absent already, is done.
+
+    With ``freeze`` the guest's file systems are frozen for it by the guest agent, and thawed however it ends; a guest
+    that can't be frozen is a refusal. The outcome's field ``frozen`` says whether they were.
+    """
+
+    vm: Vm
+    incarnation: Incarnation
+    snapshot_id: SnapshotId
+    action: SnapshotAction
+    """Not ``REVERT``: that takes a VM that is down."""
+    freeze: bool = False
+
+
+class GrowDisk(Value, frozen=True, kw_only=True, tag="grow_disk"):
+    """Make a disk of a VM that is down larger: under a grant and an incarnation, as ``ChangeSnapshots``. Never
+    smaller; that large already is done."""
+
+    vm: Vm
+    grant: Grant
+    disk_id: DiskId
+    size_bytes: int
+    by: str
+
+
+class GrowLiveDisk(Value, frozen=True, kw_only=True, tag="grow_live_disk"):
+    """As ``GrowDisk``, by the QEMU of the running copy of that incarnation; its guest sees it at once."""
+
+    vm: Vm
+    incarnation: Incarnation
+    disk_id: DiskId
+    size_bytes: int
+
+
+class CancelWork(Value, frozen=True, kw_only=True, tag="cancel_work"):
+    """End the making or copying of a disk (``CreateDisk``, ``CopyDisk``) of that operation's step; nothing of it is
+    left. Its own outcome says so (`order.failed.cancelled`), or that it was done already. What is no such work goes on."""
+
+    operation_id: OperationId
+    step: int
 
 
 class PlugDevice(Value, frozen=True, kw_only=True, tag="plug"):
@@ -288,6 +337,10 @@ OrderBody = (
     | CopyDisk
     | DeleteTemplate
     | ChangeSnapshots
+    | ChangeLiveSnapshots
+    | GrowDisk
+    | GrowLiveDisk
+    | CancelWork
     | ScanForeign
     | AdoptVm
     | ReleaseVm
@@ -297,6 +350,9 @@ OrderBody = (
     | PlugDevice
     | UnplugDevice
 )
+
+GrantedBody = StartVm | ChangeSnapshots | GrowDisk
+"""Orders under a grant, by which their host becomes a holder (G1, G2)."""
 
 
 class Order(Value, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from virtha.model.domain import DomainEvent, DomainReport
 from virtha.model.errors import VirthaError
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import VmId
+from virtha.model.value import Value
 
 
 class HypervisorError(VirthaError):
@@ -74,6 +75,30 @@ class DomainDevices(Protocol):
         ...
 
 
+class LiveDisk(Value, frozen=True, kw_only=True):
+    """A disk as the QEMU that has it open sees it."""
+
+    path: str
+    size_bytes: int
+    """What its guest sees."""
+    snapshots: frozenset[str] = frozenset()
+    """Names of those inside it."""
+
+
+class DomainDisks(Protocol):
+    """Disks of a running domain, changed by its own QEMU; paths are absolute."""
+
+    async def live_disks(self, vm_id: VmId) -> tuple[LiveDisk, ...]: ...
+
+    async def grow_disk(self, vm_id: VmId, path: str, size_bytes: int) -> None: ...
+
+    async def make_snapshot(self, vm_id: VmId, paths: tuple[str, ...], name: str) -> None:
+        """Inside all of these disks, as they are in one moment; or in none."""
+        ...
+
+    async def delete_snapshot(self, vm_id: VmId, path: str, name: str) -> None: ...
+
+
 class DomainCatalog(Protocol):
     """Which domains there are, and their definitions."""
 
@@ -133,6 +158,19 @@ class GuestAgent(Protocol):
 
     async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool:
         """Sync, then ping. False: the channel is there but nobody answers in time."""
+        ...
+
+    async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
+        """Write out and hold all its file systems; how many. HypervisorFailed: it can't, or nobody answers; they may be
+        frozen all the same."""
+        ...
+
+    async def thaw(self, vm_id: VmId, *, deadline_ms: int) -> bool:
+        """True: it says that nothing is frozen (any more). Raises DomainMissing and HypervisorUnavailable."""
+        ...
+
+    async def is_frozen(self, vm_id: VmId, *, deadline_ms: int) -> bool | None:
+        """None: nobody answers."""
         ...
 
     async def read_file(self, vm_id: VmId, path: str, *, deadline_ms: int) -> bytes | None:

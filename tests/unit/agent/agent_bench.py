@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from virtha.agent.files import Files
@@ -43,6 +44,7 @@ from virtha.model.orders import (
 )
 from virtha.model.vm import Disk, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
+from virtha.ports.hypervisor import GuestAgent, HypervisorFailed, LiveDisk
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sim.hypervisor import SimHypervisor
 from virtha.sim.libvirt import Qemu
@@ -56,12 +58,17 @@ WEB2 = VmId("50000000-0000-4000-8000-000000000002")
 
 
 class SimHost(SimHypervisor):
-    """With the ports that the simulator does not need: facts of the host, evidence."""
+    """With the ports that the simulator does not need: facts of the host, evidence, insides of disks."""
 
     def __init__(self, hook: Path) -> None:
         super().__init__(gate=self._ask_hook, clock=BoottimeClock().monotonic_ms)
         self.hook = hook
         self.loses_starts = False
+        self.opened: dict[str, LiveDisk] = {}
+        """What QEMU has open, by path: put there by the test."""
+        self.disk_calls: list[str] = []
+        self.fails_once: Exception | None = None
+        """Raised by the next call that changes disks, after it was carried out."""
 
     def _ask_hook(self, vm_id: VmId) -> str | None:
         """As libvirt does it: the real hook script, with the domain's XML on its standard input."""
@@ -80,6 +87,31 @@ class SimHost(SimHypervisor):
         self._reachable()
         return HostCapabilities(memory_bytes=8 << 30, cpus=4, domain_type="qemu")
 
+    async def live_disks(self, vm_id: VmId) -> tuple[LiveDisk, ...]:
+        self._reachable().domain(vm_id)
+        return tuple(self.opened.values())
+
+    async def grow_disk(self, vm_id: VmId, path: str, size_bytes: int) -> None:
+        self.opened[path] = msgspec.structs.replace(self.opened[path], size_bytes=size_bytes)
+        self._changed(f"grow {Path(path).name} {size_bytes}")
+
+    async def make_snapshot(self, vm_id: VmId, paths: tuple[str, ...], name: str) -> None:
+        for path in paths:
+            tags = self.opened[path].snapshots | {name}
+            self.opened[path] = msgspec.structs.replace(self.opened[path], snapshots=tags)
+        self._changed(f"snapshot of {len(paths)}")
+
+    async def delete_snapshot(self, vm_id: VmId, path: str, name: str) -> None:
+        tags = self.opened[path].snapshots - {name}
+        self.opened[path] = msgspec.structs.replace(self.opened[path], snapshots=tags)
+        self._changed(f"delete in {Path(path).name}")
+
+    def _changed(self, call: str) -> None:
+        self.disk_calls.append(call)
+        error, self.fails_once = self.fails_once, None
+        if error is not None:
+            raise error
+
     async def screenshot(self, vm_id: VmId, path: str) -> str:
         picture = Path(path + ".ppm")
         await asyncio.to_thread(picture.write_bytes, b"P6 1 1 255\n\0\0\0")
@@ -92,6 +124,15 @@ class SimHost(SimHypervisor):
 class SilentGuest:
     async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool:
         return False
+
+    async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
+        raise HypervisorFailed("Guest agent is not responding")
+
+    async def thaw(self, vm_id: VmId, *, deadline_ms: int) -> bool:
+        return False
+
+    async def is_frozen(self, vm_id: VmId, *, deadline_ms: int) -> bool | None:
+        return None
 
     async def read_file(self, vm_id: VmId, path: str, *, deadline_ms: int) -> bytes | None:
         return None
@@ -115,6 +156,7 @@ class Bench:
         )
         Path(self.storage.path).mkdir()
         self.hypervisor = SimHost(hook_path(self.paths))
+        self.guest: GuestAgent = SilentGuest()
         self.properties = AgentProperties()
         self.qemus: Callable[[], tuple[QemuProcess, ...]] = tuple
         """The simulated QEMUs are none of the kernel's."""
@@ -138,7 +180,7 @@ class Bench:
             properties=self.properties,
             boot=self.boot,
             hypervisor=self.hypervisor,
-            guest=SilentGuest(),
+            guest=self.guest,
             clock=self.clock,
             files=self.files,
             qemus=lambda: self.qemus(),

@@ -178,8 +178,19 @@ def test_delete_asks_or_needs_yes(api: Api, run: Run) -> None:
     ran = run("vm", "delete", "web1")
     assert (ran.code, api.asked) == (2, [])
     assert "give --yes" in ran.err
-    assert run("vm", "delete", "web1", "--yes", "--keep-disks").code == 0
-    assert api.asked[0].query == {"keep_disks": "true"}
+    assert run("vm", "delete", "web1", "--yes", "--delete-data").code == 0
+    assert api.asked[0].query == {"delete_data": "true"}
+
+
+def test_a_disk_stays_and_is_named_unless_its_end_is_asked_for(api: Api, run: Run) -> None:
+    shape = plain(vm_view())
+    shape["vm"]["disks"] = [{"name": "disk0", "path": "vms/x/disk0.qcow2"}]
+    api.on("GET", "/v1/vms/web1", shape)
+    api.on("DELETE", "/v1/vms/web1", accepted(operation(kind="vm.delete")))
+    ran = run("vm", "delete", "web1", "--yes")
+    assert ran.code == 0
+    assert api.calls("DELETE")[0].query == {}
+    assert "its disk disk0 stays: vms/x/disk0.qcow2" in ran.err
 
 
 @pytest.mark.req("A8")

@@ -132,8 +132,8 @@ def test_watching_redraws_says_when_it_is_out_of_date_and_ends_with_0(
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
 def test_deleting_asks(answer: str, code: int, api: Api, terminal: Start) -> None:
     api.on("DELETE", "/v1/vms/web1", Answer(operation(kind="vm.delete"), status=202))
-    shown = terminal("vm", "delete", "web1")
-    shown.wait_for("Delete web1 with all its disks?")
+    shown = terminal("vm", "delete", "web1", "--delete-data")
+    shown.wait_for("Delete web1 with all that is on its disks?")
     shown.type(answer)
     assert shown.end() == code
     assert len(api.calls("DELETE")) == 1 - code

@@ -8,12 +8,18 @@ import pytest
 from virtha.control.requests import DiskCreate, SnapshotCreate, VmStart
 from virtha.control.views import Caller
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
-from virtha.model.facts import Released, Result
+from virtha.model.facts import Released, Result, VmReport
+from virtha.model.ids import Incarnation
 from virtha.model.operation import OperationState
-from virtha.model.orders import ChangeSnapshots, SnapshotAction, StartVm
+from virtha.model.orders import (
+    ChangeLiveSnapshots,
+    ChangeSnapshots,
+    SnapshotAction,
+    StartVm,
+)
 from virtha.model.snapshot import SnapshotState
 from virtha.model.user import Role
-from virtha.model.vm import DiskFormat
+from virtha.model.vm import DiskFormat, VmState
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 Tell = Callable[[Any], None]
@@ -150,12 +156,72 @@ def test_bad_wishes_are_refused_before_anything_is_ordered(tell: Tell) -> None:
             await snapshots.create(ADMIN, "raw1", NAME)
         await world.run_vm()
         before = len(host.orders)
-        await _refused(
-            Refused,
-            "problem.vm.state",
-            snapshots.create(ADMIN, "web1", SnapshotCreate(name="live")),
-        )
         await _refused(Refused, "problem.vm.state", snapshots.revert(ADMIN, "web1", "before"))
         assert len(host.orders) == before
+
+    tell(story)
+
+
+@pytest.mark.req("G1", "G4")
+def test_a_running_copy_makes_and_deletes_its_own_snapshots(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await _with_vm(world)
+        await world.run_vm()
+        before = (await world.control.vms.get("web1")).status
+        snapshots = world.control.snapshots
+        for name, crash_consistent in (("frozen", False), ("crashed", True)):
+            wanted = SnapshotCreate(name=name, crash_consistent=crash_consistent)
+            operation = await snapshots.create(ADMIN, "web1", wanted)
+            order = host.orders[-1].body
+            assert isinstance(order, ChangeLiveSnapshots)
+            assert (order.action, order.incarnation) == (SnapshotAction.CREATE, 1)
+            assert order.freeze is not crash_consistent
+            status = (await world.control.vms.get("web1")).status
+            assert (status.holders, status.incarnation) == (before.holders, 1), "no new holder"
+            await host.answer(fields={"frozen": not crash_consistent})
+            assert (await world.control.operations.get(operation.id)).state is OperationState.DONE
+        shown = {one.name: one.frozen for one in (await snapshots.list("web1")).items}
+        assert shown == {"frozen": True, "crashed": False}
+        await snapshots.delete(ADMIN, "web1", "crashed")
+        order = host.orders[-1].body
+        assert isinstance(order, ChangeLiveSnapshots) and order.action is SnapshotAction.DELETE
+        await host.answer()
+        assert [one.name for one in (await snapshots.list("web1")).items] == ["frozen"]
+
+    tell(story)
+
+
+@pytest.mark.bad_input("snapshot of a running VM")
+def test_a_live_snapshot_that_failed_is_none_and_an_unknown_one_is_deleted_later(
+    tell: Tell,
+) -> None:
+    async def story(world: Any) -> None:
+        host = await _with_vm(world)
+        vm_id, _ = await world.run_vm()
+        snapshots = world.control.snapshots
+        for result, code, left in (
+            (Result.REFUSED, "order.refused.guest_silent", []),
+            (Result.FAILED, "order.failed.not_frozen", []),
+            (Result.UNKNOWN, "problem.failed", [SnapshotState.DELETING]),
+        ):
+            operation = await snapshots.create(ADMIN, "web1", NAME)
+            await host.answer(result=result, code=code)
+            ended = await world.control.operations.get(operation.id)
+            assert (ended.state, ended.code) == (OperationState.FAILED, code)
+            assert [one.state for one in (await snapshots.list("web1")).items] == left
+        await snapshots.delete(ADMIN, "web1", "before")
+        await host.answer()
+        assert (await snapshots.list("web1")).items == ()
+        silent = VmReport(
+            vm_id=vm_id, incarnation=Incarnation(1), state=VmState.RUNNING, guest_agent=False
+        )
+        await host.tell(silent)
+        since = len(host.orders)
+        with pytest.raises(Refused) as refused:
+            await snapshots.create(ADMIN, "web1", NAME)
+        assert refused.value.code == "order.refused.guest_silent"
+        assert "--crash-consistent" in refused.value.fix
+        assert len(host.orders) == since
+        assert (await snapshots.list("web1")).items == ()
 
     tell(story)

@@ -130,7 +130,7 @@ def test_a_template_goes_only_when_no_thin_disk_needs_it(tell: Tell) -> None:
         assert "thin1" in str(error) and "full1" not in str(error)
 
         # A disk that is kept needs its template all the same; it is said by its path then.
-        deleted = await control.vms.delete(ADMIN, "thin1", keep_disks=True)
+        deleted = await control.vms.delete(ADMIN, "thin1")
         await world.play(deleted.id)
         error = await _refused(
             Refused, "problem.template.in_use", control.templates.delete(ADMIN, "gold")
@@ -138,7 +138,7 @@ def test_a_template_goes_only_when_no_thin_disk_needs_it(tell: Tell) -> None:
         assert thin.disks[0].path in str(error)
 
         other = await _vm(world, "thin2", thin=True)
-        await world.play((await control.vms.delete(ADMIN, other.name)).id)
+        await world.play((await control.vms.delete(ADMIN, other.name, delete_data=True)).id)
         users = (await control.templates.get("gold")).used_by
         assert users == (f"the file {thin.disks[0].path}",)
 
@@ -297,7 +297,7 @@ def test_bad_wishes_name_field_and_fix(tell: Tell) -> None:
             await vms.get("web9")
         assert (await templates.get("gold")).used_by == ()
         with pytest.raises(Refused, match="templates are on storage domain ds1"):
-            await world.play((await vms.delete(ADMIN, "web1")).id)
+            await world.play((await vms.delete(ADMIN, "web1", delete_data=True)).id)
             await world.control.storage.delete(ADMIN, "ds1")
 
     tell(story)

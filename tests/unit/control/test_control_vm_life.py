@@ -373,7 +373,7 @@ def test_shutdown_power_off_and_deletion(tell: Tell) -> None:
         ):
             with pytest.raises(Refused):
                 await refused(ADMIN, "web1")
-        operation = await world.control.vms.delete(ADMIN, "web1")
+        operation = await world.control.vms.delete(ADMIN, "web1", delete_data=True)
         forget = host.orders[-1].body
         assert isinstance(forget, ForgetVm) and len(forget.disks) == 1
         await world.play(operation.id)

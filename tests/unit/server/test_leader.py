@@ -462,7 +462,7 @@ def test_a_deleted_vm_leaves_no_record(tmp_path: Path) -> None:
         assert (await world.control.operations.get(operation.id)).is_over
         await world.settle()
         assert len(world.all_starts()) == 1, "nobody wants it up"
-        gone = await world.control.vms.delete(ADMIN, "web1")
+        gone = await world.control.vms.delete(ADMIN, "web1", delete_data=True)
         await world.done(gone.id)
         await world.settle()
         async with world.store.read() as tx:

@@ -187,6 +187,9 @@ EVENTS: tuple[Code, ...] = (
     event(1620, "snapshot.created", INFO, "Snapshot {name} of {vm} made", "name", "vm"),
     event(1621, "snapshot.reverted", INFO, "{vm} is back at snapshot {name}", "name", "vm"),
     event(1622, "snapshot.deleted", INFO, "Snapshot {name} of {vm} deleted", "name", "vm"),
+    event(
+        1640, "disk.resized", INFO, "Disk {disk} of {vm} is {size} large now", "disk", "vm", "size"
+    ),
     event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
@@ -255,6 +258,25 @@ EVENTS: tuple[Code, ...] = (
         "kind",
         "detail",
         help="'virtha operation show' has the steps.",
+    ),
+    event(2140, "operation.cancelled", INFO, "{kind} was taken back by {by}", "kind", "by"),
+    event(
+        2141,
+        "vm.guest_frozen",
+        ALERT,
+        "The guest of {vm} may be frozen on {host}: it does not confirm the thaw",
+        "vm",
+        "host",
+        help="Its file systems were frozen for a snapshot. The host goes on thawing it until it answers or ends. Look "
+        "at it by its console; 'virtha vm reset' ends the freeze at once, as a power failure would.",
+    ),
+    event(
+        2142,
+        "vm.guest_thawed",
+        INFO,
+        "The guest of {vm} on {host} is not frozen any more",
+        "vm",
+        "host",
     ),
     event(
         2018, "vm.disk_check", INFO, "Disk activity check of {vm}: {result}", "vm", "result", "code"

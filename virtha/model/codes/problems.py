@@ -58,6 +58,8 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8055, "problem.template.in_use", "Something needs the template"),
     _problem(8056, "problem.template.state", "The template is not ready"),
     _problem(8057, "problem.snapshot.state", "Not possible in the snapshot's present state"),
+    _problem(8110, "problem.disk.shrink", "A disk can only grow"),
+    _problem(8111, "problem.operation.cancel", "That can't be taken back"),
     _problem(8058, "problem.console.busy", "The console is in use"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(

@@ -193,6 +193,24 @@ REASONS: tuple[Code, ...] = (
         "again. With the VM shut down it is removed without being asked.",
     ),
     reason(
+        5240,
+        "order.refused.guest_silent",
+        WARNING,
+        "its guest can't be frozen: {detail}",
+        "detail",
+        help="Is QEMU's guest agent installed and running in the guest? Else take the snapshot with the VM down, or as "
+        "it would be after a power failure ('--crash-consistent').",
+    ),
+    reason(
+        5241,
+        "order.failed.not_frozen",
+        WARNING,
+        "its guest went on writing before the snapshot was made",
+        help="There is no snapshot. Windows lets go of a freeze after ten seconds by itself; a slow storage may need "
+        "longer. Try again, or take it with the VM down.",
+    ),
+    reason(5242, "order.failed.cancelled", INFO, "it was taken back"),
+    reason(
         5210,
         "order.unknown.interrupted",
         WARNING,

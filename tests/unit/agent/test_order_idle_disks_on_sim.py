@@ -1,20 +1,29 @@
-# ruff: noqa: ASYNC220, ASYNC240 - small files and processes of a test
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC230, ASYNC240 - small files and processes of a test
 """Snapshots inside disks, with real qemu-img: under an incarnation of their own, given back when nothing writes any more."""
 
+import asyncio
 import json
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from agent_bench import WEB1, Bench, prepared
 
-from virtha.agent import images, order_snapshot
+from virtha.agent import images, order_idle_disks, order_storage
 from virtha.model.facts import Outcome, Result
 from virtha.model.ids import BootId, Incarnation, SnapshotId
-from virtha.model.orders import ChangeSnapshots, CreateDisk, Grant, SnapshotAction
-from virtha.model.vm import Vm
+from virtha.model.orders import (
+    CancelWork,
+    ChangeSnapshots,
+    CreateDisk,
+    Grant,
+    GrowDisk,
+    SnapshotAction,
+)
+from virtha.model.vm import DiskFormat, Vm
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 ONE = SnapshotId("snapshot-1")
@@ -154,7 +163,7 @@ def test_nothing_is_given_back_while_something_may_write(
         finally:
             orphan.kill()
             orphan.wait()
-        monkeypatch.setattr(order_snapshot, "change_snapshot", hangs)
+        monkeypatch.setattr(order_idle_disks, "change_snapshot", hangs)
         outcome = await bench.do(_order(bench, vm, CREATE, 2))
         assert outcome.result is Result.UNKNOWN
         assert bench.released() == []
@@ -184,5 +193,97 @@ def test_a_snapshot_is_of_all_disks_or_of_none(bench: Bench) -> None:
         await _released(bench, 1)
         assert _tags(bench, vm) == [set(), set()]
         assert second.read_bytes() == kept
+
+    bench.run(story)
+
+
+def _growth(bench: Bench, vm: Vm, size_bytes: int, incarnation: int, disk: int = 0) -> GrowDisk:
+    return GrowDisk(
+        vm=vm,
+        grant=bench.grant(vm.id, incarnation),
+        disk_id=vm.disks[disk].id,
+        size_bytes=size_bytes,
+        by="admin",
+    )
+
+
+def _size(bench: Bench, vm: Vm) -> int:
+    command = ["qemu-img", "info", "--output=json", f"{bench.storage.path}/{vm.disks[0].path}"]
+    info = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return int(info["virtual-size"])
+
+
+@pytest.mark.req("G1", "G2", "G4")
+@pytest.mark.bad_input("disk that is to shrink")
+def test_a_disk_of_a_vm_that_is_down_grows_under_an_incarnation_of_its_own(bench: Bench) -> None:
+    async def story() -> None:
+        vm = await _vm(bench)
+        _write(bench, vm, 7)
+        assert (await bench.do(_growth(bench, vm, 8 * MIB, 1))).result is Result.OK
+        await _released(bench, 1)
+        assert (_size(bench, vm), _holds(bench, vm, 7)) == (8 * MIB, True)
+        assert (await bench.do(_growth(bench, vm, 8 * MIB, 2))).result is Result.OK, "done already"
+        smaller = await bench.do(_growth(bench, vm, 4 * MIB, 3))
+        assert (smaller.result, smaller.code) == (Result.REFUSED, "problem.disk.shrink")
+        late = await bench.do(_growth(bench, vm, 16 * MIB, 1))
+        assert (late.result, late.code) == (Result.REFUSED, "order.refused.incarnation")
+        assert (await bench.do(_order(bench, vm, CREATE, 4))).result is Result.OK
+        # The server has no record of it, or it would not have asked: nobody goes back to that one.
+        assert (await bench.do(_growth(bench, vm, 16 * MIB, 5))).result is Result.OK
+        await _released(bench, 5)
+        assert _size(bench, vm) == 16 * MIB
+        assert (await bench.start(vm, incarnation=6)).result is Result.OK
+        running = await bench.do(_growth(bench, vm, 16 * MIB, 7))
+        assert (running.result, running.code) == (Result.REFUSED, "order.refused.running")
+
+    bench.run(story)
+
+
+@pytest.mark.bad_input("disk that is to shrink")
+def test_a_raw_disk_is_as_large_as_its_file_whatever_is_in_it(bench: Bench) -> None:
+    async def story() -> None:
+        await prepared(bench)
+        disk = msgspec.structs.replace(
+            bench.disk("vms/web1/raw.raw", size_bytes=MIB), format=DiskFormat.RAW
+        )
+        assert (await bench.do(CreateDisk(disk=disk))).result is Result.OK
+        inner = Path(bench.storage.path, "inner.qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(inner), "1T"], check=True)
+        path = Path(bench.storage.path, disk.path)
+        with path.open("r+b") as file:
+            file.write(inner.read_bytes()[: 1 << 19])
+        vm = bench.vm(disks=(disk,))
+        assert (await bench.do(_growth(bench, vm, 2 * MIB, 1))).result is Result.OK
+        assert path.stat().st_size == 2 * MIB
+
+    bench.run(story)
+
+
+def test_the_making_of_a_disk_is_stopped_and_nothing_is_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def slow(*_: Any) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def story() -> None:
+        await prepared(bench)
+        monkeypatch.setattr(order_storage, "create_empty", slow)
+        making = bench.order(CreateDisk(disk=bench.disk("vms/web1/new.qcow2")))
+        bench.agent.on_order(making)
+        await begun.wait()
+        stop = CancelWork(operation_id=making.operation_id, step=making.step)
+        assert (await bench.do(stop)).result is Result.OK
+        await bench.until(lambda: bool(bench.outcomes(making)))
+        (outcome,) = bench.outcomes(making)
+        assert (outcome.result, outcome.code) == (Result.FAILED, "order.failed.cancelled")
+        assert list(Path(bench.storage.path, "vms/web1").iterdir()) == []
+        monkeypatch.setattr(order_storage, "create_empty", images.create_empty)
+        assert (await bench.do(stop)).result is Result.OK, "of work that is over nothing is to do"
+        again = await bench.give(making)
+        assert again.code == "order.failed.cancelled", "an order that comes again is answered"
+        assert (await bench.do(CreateDisk(disk=bench.disk()))).result is Result.OK
 
     bench.run(story)
