@@ -55,11 +55,11 @@ class GrantKeeper:
         for vm_id, grant in host.gate.grants().items():
             untouched = host.locks.count(vm_id) == counts.get(vm_id, 0)
             idle = vm_id not in alive and untouched and not host.locks.is_starting(vm_id)
-            late = grant.state is GrantState.GRANTED and (
+            open_still = grant.state is not GrantState.HELD and (
                 host.clock.monotonic_ms() < grant.until_ms
             )
             # A grant that has not run out may belong to a QEMU that libvirt is still making.
-            if idle and not late:
+            if idle and not open_still:
                 host.gate.revoke(vm_id)
 
     def _restore(self, alive: set[VmId]) -> None:

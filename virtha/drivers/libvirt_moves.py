@@ -24,7 +24,6 @@ Answer = TypeVar("Answer")
 Look = Callable[[str, VmId, Callable[["libvirt.virDomain"], Answer]], Awaitable[Answer]]
 LEFT_S = 5.0
 LEFT_POLL_S = 0.02
-ANSWER_BYTES_MAX = 1 << 16
 
 _log = structlog.get_logger(__name__)
 
@@ -53,8 +52,7 @@ class Movers:
         tls_directory: Path,
         serial_directory: str,
     ) -> MoveEnd:
-        # asyncio removes a socket that a killed mover left. Its directory is of root alone.
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Cancelled, it leaves the mover alone."""
         request = MoveRequest(
             vm_id=vm_id,
             source_uri=self._uri,
@@ -63,29 +61,48 @@ class Movers:
             tls_directory=str(tls_directory),
             serial_directory=serial_directory,
         )
-        process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        # Before it has its request it does nothing: whoever comes after us finds it by this file.
-        self._note(vm_id, process.pid)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(OSError):
-            process.stdin.write(msgspec.json.encode(request))
-            await process.stdin.drain()
-            process.stdin.close()
-        said = await process.stdout.read(ANSWER_BYTES_MAX)
-        await process.wait()
-        self._forget(vm_id, process.pid)
-        try:
-            return msgspec.json.decode(said, type=MoveEnd)
-        except msgspec.MsgspecError:
-            return MoveEnd(
-                result=Result.UNKNOWN, detail=f"its mover ended with {process.returncode}"
+        pid = self._begin(vm_id, msgspec.json.encode(request))
+        # Not asyncio's subprocess: that kills what still runs when the agent's event loop is closed.
+        while (code := _exit_code(pid)) is None:  # noqa: ASYNC110 - no event of ours tells it
+            await asyncio.sleep(LEFT_POLL_S)
+        return self._end_of(vm_id, pid, code)
+
+    def _begin(self, vm_id: VmId, request: bytes) -> int:
+        # The socket of a mover that was killed is removed by asyncio's server; the directory is of root alone.
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reading, writing = os.pipe()
+        with self._said(vm_id).open("wb") as said, os.fdopen(writing, "wb") as asked:
+            pid = os.posix_spawn(
+                self.command[0],
+                self.command,
+                dict(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, reading, 0),
+                    (os.POSIX_SPAWN_DUP2, said.fileno(), 1),
+                ],
+                setsid=True,
             )
+            os.close(reading)
+            # Before it has its request it does nothing: whoever comes after us finds it by this file.
+            self._note(vm_id, pid)
+            with contextlib.suppress(OSError):
+                asked.write(request)
+                asked.flush()
+        return pid
+
+    def _end_of(self, vm_id: VmId, pid: int, code: int) -> MoveEnd:
+        try:
+            end = msgspec.json.decode(self._said(vm_id).read_bytes(), type=MoveEnd)
+        except (OSError, msgspec.MsgspecError):
+            end = MoveEnd(result=Result.UNKNOWN, detail=f"its mover ended with {code}")
+        found = self._read(vm_id)
+        if found is not None and found.pid == pid:
+            self._path(vm_id).unlink(missing_ok=True)
+            self._said(vm_id).unlink(missing_ok=True)
+        return end
+
+    def _said(self, vm_id: VmId) -> Path:
+        return self._directory / f"{vm_id}.said"
 
     def _note(self, vm_id: VmId, pid: int) -> None:
         ticks = _start_ticks(pid)
@@ -95,11 +112,6 @@ class Movers:
         temporary = path.with_suffix(".new")
         temporary.write_bytes(msgspec.json.encode(Mover(pid=pid, start_ticks=ticks)))
         temporary.replace(path)
-
-    def _forget(self, vm_id: VmId, pid: int) -> None:
-        found = self._read(vm_id)
-        if found is not None and found.pid == pid:
-            self._path(vm_id).unlink(missing_ok=True)
 
     def _path(self, vm_id: VmId) -> Path:
         return self._directory / f"{vm_id}.json"
@@ -204,6 +216,12 @@ def _leaves(domain: "libvirt.virDomain") -> bool:
 
 def _copies(domain: "libvirt.virDomain") -> bool:
     return _leaves(domain) and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+
+
+def _exit_code(pid: int) -> int | None:
+    """Of a child; None: it runs."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return None if ended == 0 else os.waitstatus_to_exitcode(status)
 
 
 def _start_ticks(pid: int) -> int | None:
