@@ -59,7 +59,7 @@ FORMER_QEMU_MS = 30_000
 FORMER_QEMU_POLL_S = 0.2
 
 _log = structlog.get_logger(__name__)
-Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+Spawn = Callable[[str, Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class VmLocks:

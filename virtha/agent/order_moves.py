@@ -17,7 +17,7 @@ from virtha.agent.storage import ClaimRefused
 from virtha.model.codes import render
 from virtha.model.domain import DomainState
 from virtha.model.errors import VirthaError
-from virtha.model.facts import Result
+from virtha.model.facts import Progress, Result
 from virtha.model.ids import OperationId, VmId
 from virtha.model.orders import (
     MigrateVm,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from virtha.agent.order_power import PowerOrders
 
 WATCH_S = 0.2
+PROGRESS_S = 1.0
 EVENTS_S = 0.2
 """Longer than libvirt's events take: what they say of the end comes first."""
 LEFT_S = 10.0
@@ -227,11 +228,33 @@ class MoveOrders:
         return answer
 
     async def _lead(self, order: MigrateVm, destination: MoveDestination) -> None:
+        telling = self._host.spawn(f"progress of {order.vm_id}", self._tell_progress(order))
         try:
             end = await self._host.moves.move(order.vm_id, destination)
         except (VirthaError, OSError) as error:
             end = MoveEnd(result=Result.UNKNOWN, detail=str(error))
+        finally:
+            telling.cancel()
         await self._see_to_end(order.vm_id, end)
+
+    async def _tell_progress(self, order: MigrateVm) -> None:
+        """Until it is cancelled."""
+        told = 0
+        while order.progress_of is not None:
+            await asyncio.sleep(PROGRESS_S)
+            try:
+                found = await self._host.moves.move_progress(order.vm_id)
+            except HypervisorError:
+                continue
+            if found is None or not found.bytes_total:
+                continue
+            # A guest that writes makes it fall again; and it is not done before its target runs.
+            percent = min(99, 100 * (found.bytes_total - found.bytes_left) // found.bytes_total)
+            if percent > told:
+                told = percent
+                await self._host.facts.emit(
+                    [Progress(operation_id=order.progress_of, step=0, percent=percent)]
+                )
 
     def watch_open(self) -> None:
         """What a former agent of this boot began."""

@@ -162,6 +162,13 @@ class VmStart(Request, frozen=True, kw_only=True):
     host: str | None = None
 
 
+class VmMigrate(Request, frozen=True, kw_only=True):
+    host: str | None = None
+    """None: the best that fits."""
+    bandwidth_mib_s: int | None = None
+    """At most so much a second; None: as fast as it goes."""
+
+
 class ClusterCreate(Request, frozen=True, kw_only=True):
     name: str
     description: str = ""

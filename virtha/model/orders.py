@@ -261,6 +261,8 @@ class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate", omit_defaults=T
     """What another boot of the target says of this migration is worth nothing: a restored server is told of it (M2)."""
     destination: MoveDestination | None = None
     """As the target told it; None: by an earlier version, and nothing is begun."""
+    progress_of: OperationId | None = None
+    """What its progress is told of, as of its first step."""
 
 
 class MigrationSide(StrEnum):
