@@ -12,6 +12,7 @@ from virtha.model.ids import VmId
 from virtha.model.orders import HostSettings
 from virtha.model.vm import VmState
 from virtha.ports.hypervisor import HypervisorError
+from virtha.sentinel.moves import awaited
 
 GRANT_SETTLE_S = 2.0
 """A stopped VM's grant goes a little later: a restart must not wait behind the question whether it
@@ -41,7 +42,9 @@ class GrantKeeper:
                     gone = is_gone(await host.catalog.domain(vm_id))
                 except HypervisorError:
                     return  # unknown: the next list settles it
-                if gone and not host.locks.is_starting(vm_id):
+                record = host.loop.record(vm_id)
+                comes_back = record is not None and awaited(record)
+                if gone and not host.locks.is_starting(vm_id) and not comes_back:
                     host.gate.revoke(vm_id)
         finally:
             self._settling.discard(vm_id)

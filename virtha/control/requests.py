@@ -230,6 +230,14 @@ class JoinRequest(Request, frozen=True, kw_only=True):
     libvirt_uuid: str | None = None
 
 
+class MigrationCertificateRequest(Request, frozen=True, kw_only=True):
+    certificate_pem: str
+    """The host's, of joining."""
+    csr_pem: str
+    signature: str
+    """Of ``csr_pem``, by the host's key, base64."""
+
+
 class SettingPut(Request, frozen=True, kw_only=True):
     value: str
 

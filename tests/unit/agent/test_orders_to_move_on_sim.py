@@ -1,11 +1,13 @@
 """An agent lets copies of moving VMs in and sends its own away; the sentinel decides, libvirt is played (ADR 10, 14)."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
+from virtha.agent.grant_keeper import GRANT_SETTLE_S
 from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import (
@@ -257,6 +259,31 @@ def test_a_vm_is_handed_over(bench: Bench) -> None:
         bench.moves.end(WEB1, Result.OK)
         await bench.until(lambda: words(bench) == [(1, Result.OK, None)])
         await bench.until(lambda: [one.incarnation for one in bench.released()] == [1])
+
+    moving(bench, then)
+
+
+def test_a_vm_that_comes_back_at_once_is_let_in(bench: Bench) -> None:
+    """What is left to be tidied up of the copy that left does not touch the grant of the one that comes."""
+    bench.destination = HERE
+
+    async def then() -> None:
+        bench.hypervisor.libvirt.stand_still(WEB1)
+        bench.hypervisor.libvirt.handed_over(WEB1)
+        bench.moves.end(WEB1, Result.OK)
+        await bench.until(lambda: [one.incarnation for one in bench.released()] == [1])
+        order = ReceiveVm(
+            vm=bench.vm(),
+            migration_id=OperationId("1.8"),
+            grant=bench.grant(WEB1, incarnation=3),
+            by="engine",
+            source=SOURCE,
+        )
+        assert (await bench.do(order)).result is Result.OK
+        await asyncio.sleep(GRANT_SETTLE_S + 0.3)
+        bench.hypervisor.libvirt.receive(WEB1, uptime_ms=5_000)
+        bench.hypervisor.libvirt.go_on(WEB1)
+        await bench.until(lambda: words(bench)[-1] == (3, Result.OK, None))
 
     moving(bench, then)
 
