@@ -1,6 +1,7 @@
 """An agent lets copies of moving VMs in and sends its own away; the sentinel decides, libvirt is played (ADR 10, 14)."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
 from virtha.agent.grant_keeper import GRANT_SETTLE_S
+from virtha.agent.records import RecordStore
 from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import (
@@ -416,6 +418,27 @@ def test_a_source_refuses_and_its_vm_runs_on(
         assert WEB1 not in bench.moves.begun
         assert bench.state() == "running"
         assert all(one.incarnation != 1 for one in bench.released())
+
+    bench.run(story)
+
+
+@pytest.mark.bad_input
+def test_a_source_that_can_t_write_its_mark_moves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await bench.start()
+
+        def no_space(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        with monkeypatch.context() as full:
+            full.setattr(RecordStore, "write", no_space)
+            outcome = await bench.do(migrate())
+        assert outcome.result is Result.FAILED, outcome
+        assert WEB1 not in bench.moves.begun
+        await bench.until(lambda: [one[:2] for one in words(bench)] == [(1, Result.FAILED)])
+        await bench.until(lambda: bench.state() == "running")
 
     bench.run(story)
 
