@@ -32,6 +32,7 @@ from virtha.control.subscriptions import Subscriptions
 from virtha.control.templates import Templates
 from virtha.control.tokens import Tokens
 from virtha.control.users import Users
+from virtha.control.vm_moves import VmMoves
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
 from virtha.ports.channels import HostChannels
@@ -53,6 +54,7 @@ class Control:
     snapshots: Snapshots
     templates: Templates
     vms: Vms
+    moves: VmMoves
     operations: Operations
     events: Events
     users: Users
@@ -102,6 +104,7 @@ def make_control(
         snapshots=Snapshots(store, links, runner, dispatcher),
         templates=Templates(store, links, runner, dispatcher),
         vms=Vms(store, links, runner, dispatcher, leaders),
+        moves=VmMoves(store, links, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
         users=Users(store, clock, passwords or Passwords()),

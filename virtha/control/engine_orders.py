@@ -6,12 +6,16 @@ host's answer. Orders of migrations and the taking back of a start are sent once
 
 from uuid import NAMESPACE_URL, uuid5
 
+import msgspec
+from msgspec.structs import replace
+
 from virtha.control.copies import granted_until, unknown_hosts
 from virtha.control.effects import Dispatcher, Effects, quoting, still_stands
 from virtha.control.operations import RECOVER, check_nothing_open
 from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
+from virtha.control.vm_moves import BANDWIDTH, open_move
 from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.host_orders import (
     BY,
@@ -24,13 +28,21 @@ from virtha.engine.host_orders import (
 from virtha.model.errors import Conflict, Refused
 from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.orders import DiskCheck, Grant, Order, OrderBody, StartVm
-from virtha.model.value import Value
+from virtha.model.orders import (
+    DiskCheck,
+    Grant,
+    MoveDestination,
+    Order,
+    OrderBody,
+    StartVm,
+)
+from virtha.model.value import Fields, Value
 from virtha.ports.hosts import HostLinks
 from virtha.store.engine import find_vm_record
 from virtha.store.hosts import HostRow, find_host
 from virtha.store.installations import Lead, the_installation
 from virtha.store.operations import (
+    OperationRow,
     all_unanswered_orders,
     find_operation,
     find_order,
@@ -213,13 +225,20 @@ class EngineOrders:
             operation_id = receiving(cluster_id, command)
             return await self._send(tx, lead, host, command.target_boot, operation_id, body)
 
-    async def migrate(self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand) -> None:
-        """To the source, once the target has said that it lets the copy in."""
+    async def migrate(
+        self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand, let_in: Fields
+    ) -> None:
+        """To the source, once the target has said that it lets the copy in, and where: ``let_in``."""
         async with self._store.read() as tx:
             host = await find_host(tx, command.source)
             if host is not None:
                 operation_id = operation_of(cluster_id, f"{command.order_id}.migrate")
-                body = migrate_order(command)
+                asked = await open_move(tx, command.vm_id)
+                body = replace(
+                    migrate_order(command),
+                    destination=_destination(let_in, asked),
+                    progress_of=asked.operation.id if asked is not None else None,
+                )
                 await self._send(tx, lead, host, command.source_boot, operation_id, body)
 
     async def settle(
@@ -253,6 +272,18 @@ class EngineOrders:
             operation_id=operation_id, step=STEP, term=lead.term, host_boot=boot, body=body
         )
         return self._links.deliver(HostId(host.host.id), order)
+
+
+def _destination(let_in: Fields, asked: OperationRow | None) -> MoveDestination | None:
+    """None: an agent that says no place, or one that can't be understood. Its source refuses that."""
+    try:
+        destination = msgspec.convert(let_in, MoveDestination)
+    except msgspec.ValidationError:
+        return None
+    limit = asked.operation.fields.get(BANDWIDTH) if asked is not None else None
+    if not destination.data_uri:
+        return None
+    return replace(destination, bandwidth_mib_s=limit if isinstance(limit, int) else 0)
 
 
 async def _begin(

@@ -12,6 +12,7 @@ from virtha.control.engine_nouns import engine_host, engine_vm
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
+from virtha.control.vm_moves import end_forgotten, follow_moves
 from virtha.engine.events import (
     CopyGranted,
     DropVm,
@@ -170,6 +171,7 @@ class Leading:
             for vm_record in new_vms:
                 await save_intent(tx, cluster_id, SaveVm(record=vm_record))
             there = {row.vm.id for row in vms}
+            await end_forgotten(tx, {one.vm_id: one for one in (*rows.vms, *new_vms)})
             for gone in rows.vms:
                 if gone.vm_id not in there:
                     await save_intent(tx, cluster_id, DropVm(vm_id=gone.vm_id))
@@ -214,16 +216,20 @@ class Leading:
             for granted in told:
                 await drop_grant(tx, granted)
             cluster: ClusterRecord | None = None
+            saved: dict[VmId, tuple[VmRecord | None, VmRecord]] = {}
             for intent in intents:
                 if isinstance(intent, SaveCluster):
                     cluster = intent.record
                     continue
                 if isinstance(intent, SaveVm):
-                    await self._mirror(tx, effects, intent.record)
+                    before = await find_vm_record(tx, intent.record.vm_id)
+                    saved[intent.record.vm_id] = (before, intent.record)
+                    await self._mirror(tx, effects, before, intent.record)
                 await save_intent(tx, cluster_id, intent)
             await save_cluster_record(tx, cluster_id, cluster, clock)
             for notice in notices:
                 await _tell(tx, cluster_id, notice)
+            await follow_moves(tx, notices, saved)
             await _acknowledge(tx, receipts)
         # What is written stands: a host that does not get its settings now gets them with the next change, or its hello.
         with contextlib.suppress(Unavailable):
@@ -238,7 +244,9 @@ class Leading:
             await _acknowledge(tx, receipts)
             return True
 
-    async def _mirror(self, tx: WriteTransaction, effects: Effects, record: VmRecord) -> None:
+    async def _mirror(
+        self, tx: WriteTransaction, effects: Effects, before: VmRecord | None, record: VmRecord
+    ) -> None:
         row = await find_vm(tx, record.vm_id)
         if row is None:
             return  # deleted: the engine is about to be told
@@ -249,7 +257,6 @@ class Leading:
                 one.incarnation == copy.incarnation for copy in copies_on(row.status, one.host_id)
             )
         }
-        before = await find_vm_record(tx, record.vm_id)
         now = tx.clock.wall_ms()
         changed = mirrored(row.status, before, record, ordered=ordered, now=now)
         if changed == row.status:

@@ -171,6 +171,13 @@ class VmStart(Request, frozen=True, kw_only=True):
     host: str | None = None
 
 
+class VmMigrate(Request, frozen=True, kw_only=True):
+    host: str | None = None
+    """None: the best that fits."""
+    bandwidth_mib_s: int | None = None
+    """At most so much a second; None: as fast as it goes."""
+
+
 class ClusterCreate(Request, frozen=True, kw_only=True):
     name: str
     description: str = ""
@@ -230,6 +237,14 @@ class JoinRequest(Request, frozen=True, kw_only=True):
     csr_pem: str
     name: str
     libvirt_uuid: str | None = None
+
+
+class MigrationCertificateRequest(Request, frozen=True, kw_only=True):
+    certificate_pem: str
+    """The host's, of joining."""
+    csr_pem: str
+    signature: str
+    """Of ``csr_pem``, by the host's key, base64."""
 
 
 class SettingPut(Request, frozen=True, kw_only=True):

@@ -248,6 +248,13 @@ class JoinAnswer(Value, frozen=True, kw_only=True):
     servers: tuple[str, ...]
 
 
+class MigrationCertificate(Value, frozen=True, kw_only=True):
+    certificate_pem: str
+    authority_pem: str
+    name: str
+    """In the certificate: how other hosts know it."""
+
+
 class SettingView(Value, frozen=True, kw_only=True):
     """One known setting at one scope. ``value`` None: not set there, ``default`` or a wider one holds."""
 

@@ -327,7 +327,7 @@ class ClusterFeed:
             return  # a target that refused says so itself, durably
         while True:
             with contextlib.suppress(Unavailable):
-                await self._orders.migrate(self.cluster_id, self.lead, command)
+                await self._orders.migrate(self.cluster_id, self.lead, command, outcome.fields)
                 return
             await asyncio.sleep(DATABASE_RETRY_MS / 1_000)
 

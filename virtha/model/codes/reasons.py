@@ -230,6 +230,13 @@ REASONS: tuple[Code, ...] = (
         WARNING,
         "this host does not hold the lease on the storage of its disks",
     ),
+    reason(
+        5215,
+        "order.refused.migration_setup",
+        ERROR,
+        "the host is not set up for live migration",
+        help="Run 'virtha agent setup-migration --address ADDRESS' on it.",
+    ),
     # 5300: the gate
     reason(
         5300,
