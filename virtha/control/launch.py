@@ -146,15 +146,16 @@ def check_can_start(
 
 
 async def check_inventories(tx: Transaction, surroundings: Surroundings) -> None:
-    """After a restore nothing starts before every host has said what runs there (M2)."""
+    """After a restore nothing starts before every host has said what runs there, and was then heard for as long as a start that
+    the lost records knew of may take (M2): the same barrier as the engine's."""
     timeline = (await the_installation(tx)).timeline
-    silent = [row.host.name for row in surroundings.hosts if row.timeline != timeline]
+    silent = [row.host.name for row in surroundings.hosts if row.settled_timeline != timeline]
     if silent:
         raise Refused(
             render("start.blocked.inventory", {"host": ", ".join(silent)}),
             code="start.blocked.inventory",
-            fix="bring these hosts back, or restart their agents (which touches no VM); a host that is "
-            "powered off for good can be removed, with powered_off=true",
+            fix="wait a minute for those that are connected; bring the others back, or restart their agents (which touches "
+            "no VM); a host that is powered off for good can be removed, with powered_off=true",
         )
 
 

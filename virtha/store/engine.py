@@ -25,6 +25,7 @@ from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, VmId
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
+from virtha.store.hosts import save_settled
 from virtha.store.schema import engine_cluster, engine_grant, engine_host, engine_vm, vm
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -122,6 +123,8 @@ async def save_intent(tx: WriteTransaction, cluster_id: ClusterId, intent: Inten
         case SaveHost(record=record):
             values = {"cluster_id": cluster_id, "body": encode(record)}
             await put(tx, engine_host, {"host_id": record.host_id}, values)
+            if record.told is not None and record.told.settled:
+                await save_settled(tx, record.host_id, record.told.timeline)
         case SaveVm(record=record):
             values = {"cluster_id": cluster_id, "body": encode(record)}
             await put(tx, engine_vm, {"vm_id": record.vm_id}, values)

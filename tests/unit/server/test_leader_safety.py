@@ -304,6 +304,38 @@ def test_a_start_of_before_a_restore_is_not_sent(tmp_path: Path) -> None:
     tell(tmp_path, story)
 
 
+def test_a_persons_start_and_a_removal_wait_as_the_engine_does(tmp_path: Path) -> None:
+    """M2, G2: a start that only the lost records knew of may come up after its host told. A person's start would run beside it,
+    and with the host removed nobody would wait for it."""
+
+    async def story(world: LedWorld) -> None:
+        vm_id = await two_hosts_and_a_vm(world)
+        await world.add_vm("web2")
+        async with world.store.write() as tx:
+            await set_timeline(tx, "another")
+        await world.restart()
+        h1, h2 = world.hosts["h1"], world.hosts["h2"]
+        for host, running in ((h1, (vm_id,)), (h2, ())):
+            await host.hello()
+            await host.tell_all(*running)
+        await world.settle()
+        with pytest.raises(Refused) as start:
+            await world.control.vms.start(ADMIN, "web2", VmStart())
+        assert start.value.code == "start.blocked.inventory"
+        h2.vanish()
+        with pytest.raises(Refused) as removal:
+            await world.control.hosts.delete(ADMIN, "h2")
+        assert removal.value.code == "start.blocked.inventory"
+        await h2.hello()
+        await h2.tell_all()
+        await world.pass_time(60_000, beating=("h1", "h2"))
+        await world.settle()
+        await world.control.hosts.delete(ADMIN, "h2")
+        assert (await world.control.vms.start(ADMIN, "web2", VmStart())).kind == "vm.start"
+
+    tell(tmp_path, story)
+
+
 def test_a_server_whose_database_was_restored_beneath_it_ends(tmp_path: Path) -> None:
     async def story(world: LedWorld) -> None:
         await two_hosts_and_a_vm(world)

@@ -465,9 +465,10 @@ REASONS: tuple[Code, ...] = (
         5411,
         "start.blocked.inventory",
         WARNING,
-        "{host} has not reported its VMs since the restore",
+        "{host} has not reported its VMs since the restore, or not long enough ago",
         "host",
-        help="A restored database may not know a copy that runs there. Bring the host back, or remove it.",
+        help="A restored database may not know a copy that runs there, or that still comes up by a start from before. Wait a "
+        "minute if the host is connected; else bring it back, or remove it.",
     ),
     # 5500: the disk activity check in front of a start (A5): what skips it, what came of it
     reason(5500, "disk_check.skipped.proven", INFO, "the previous copy's death is proved"),
