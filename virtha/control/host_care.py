@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from virtha.control.history import record
 from virtha.control.names import check_text, the_host
 from virtha.control.requests import DeathConfirmation, MaintenanceChange
 from virtha.control.views import Caller, DeathTicket, DeathView, MaintenanceView
@@ -23,6 +24,7 @@ from virtha.ports.clock import Clock
 from virtha.ports.leaders import Leaders
 from virtha.store.engine import LedRecord, find_host_record
 from virtha.store.events import EventFilter, events_after
+from virtha.store.hosts import find_host
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import vms_held_by
 
@@ -72,6 +74,7 @@ class HostCare:
         """
         async with self._store.read() as tx:
             subject = await _configured(tx, ref)
+            before = await _view(tx, subject)
         event = MaintenanceChanged(
             host_id=subject.host_id, on=request.on, by=caller.name, drain=request.drain
         )
@@ -83,7 +86,22 @@ class HostCare:
             as_asked = view.on is request.on and (not view.on or view.drain is request.drain)
             return view if as_asked else None
 
-        return await _until(written)
+        view = await _until(written)
+        if (view.on, view.drain) != (before.on, before.drain):
+            await self._tell(caller, subject, view)
+        return view
+
+    async def _tell(self, caller: Caller, subject: _Subject, view: MaintenanceView) -> None:
+        async with self._store.write() as tx:
+            row = await find_host(tx, subject.host_id)
+            host = row.host if row is not None else None
+            if view.on:
+                vms = "are to leave it" if view.drain else "stay there, and it is not fenced"
+                code = "host.maintenance.begun"
+                await record(tx, code, host=host, by=caller.name, name=subject.name, vms=vms)
+            else:
+                code = "host.maintenance.ended"
+                await record(tx, code, host=host, by=caller.name, name=subject.name)
 
     # P6
 

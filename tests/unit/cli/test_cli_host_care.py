@@ -8,7 +8,7 @@ from cli_fake_api import Answer, Api, Ran
 Run = Callable[..., Ran]
 
 
-@pytest.mark.bad_input("a word that virtha can't check, from nobody")
+@pytest.mark.req("F9")
 def test_the_word_that_a_host_is_dead_wants_its_name(api: Api, run: Run) -> None:
     ticket = {
         "ticket": "t1",

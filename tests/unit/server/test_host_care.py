@@ -200,6 +200,9 @@ def test_a_host_in_maintenance_takes_no_start_and_stays_so_over_a_restart(tmp_pa
         off = MaintenanceChange(on=False)
         await while_turning(world, world.control.host_care.set_maintenance(ADMIN, "h1", off))
         assert not (await world.control.host_care.maintenance("h1")).on
+        told = [*await world.events("host.maintenance.begun")]
+        told += await world.events("host.maintenance.ended")
+        assert [(one.host_id, one.user) for one in told] == [(world.hosts["h1"].id, "admin")] * 2
         async with world.store.read() as tx:
             assert await hosts_in_maintenance(tx, world.feed.cluster_id) == frozenset()
             assert await find_host_record(tx, HostId("nobody")) is None

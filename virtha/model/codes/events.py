@@ -109,6 +109,16 @@ EVENTS: tuple[Code, ...] = (
     ),
     event(1414, "host.removed", INFO, "Host {name} removed", "name"),
     event(
+        1460,
+        "host.maintenance.begun",
+        WARNING,
+        "{name} was put into maintenance: its VMs {vms}",
+        "name",
+        "vms",
+        help="No VM starts there. End it with 'virtha host maintenance HOST --off'.",
+    ),
+    event(1461, "host.maintenance.ended", INFO, "{name} is no longer in maintenance", "name"),
+    event(
         1415,
         "host.guardian.killed_vm",
         ALERT,
