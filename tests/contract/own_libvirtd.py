@@ -35,7 +35,10 @@ host_uuid = "{uuid}"
 
 
 class OwnLibvirtd:
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, host_uuid: str = "6f1c2b52-8f43-4a8c-9a5e-0123456789ab"
+    ) -> None:
+        """``host_uuid``: libvirt moves nothing between two of the same."""
         self.directory = directory
         self._init: subprocess.Popen[bytes] | None = None
         for name in BINDS:
@@ -47,9 +50,7 @@ class OwnLibvirtd:
         hook.parent.mkdir(exist_ok=True)
         hook.write_text(f'#!/bin/sh\n[ -x {self.gate} ] || exit 0\nexec {self.gate} "$@"\n')
         hook.chmod(0o755)
-        (directory / "etc" / "libvirtd.conf").write_text(
-            LIBVIRTD_CONF.format(uuid="6f1c2b52-8f43-4a8c-9a5e-0123456789ab")
-        )
+        (directory / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(uuid=host_uuid))
 
     @property
     def socket(self) -> Path:

@@ -72,7 +72,11 @@ STORIES = {
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",
     ),
-    "virtha/server/": ("tests/unit/server/test_leader.py", "tests/unit/server/test_engines.py"),
+    "virtha/server/": (
+        "tests/unit/server/test_leader.py",
+        "tests/unit/server/test_leader_safety.py",
+        "tests/unit/server/test_engines.py",
+    ),
     "virtha/engine/lease": LEASE_WORLD,
     "virtha/engine/waiver": ("tests/scenarios",),
     "virtha/engine/turn": (

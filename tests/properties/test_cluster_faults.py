@@ -112,6 +112,24 @@ def test_a_story_without_the_operators_look_is_none() -> None:
         )
 
 
+LYING = ["engine", "host h1", "host h2 named", "vm web on=h2 ha", "advance 10s"]
+
+
+def test_a_device_lies_only_where_a_writing_vm_can_give_it_away() -> None:
+    """A tested device is believed (P1). Of a host on which nothing runs nobody sees disks written (F2): a world in which it
+    sleeps while its device says off can't be decided right."""
+    lies = parse("# x\nbmc h2 lies\n").steps[0]
+    player = Player()
+    for step in parse("# x\n" + "\n".join(LYING) + "\n").steps:
+        player.do(step)
+    assert not applies(player, lies)
+    for step in parse("# x\nstart web\nadvance 5s\n").steps:
+        player.do(step)
+    assert applies(player, lies)
+    with pytest.raises(InvalidInput, match="see through it"):
+        play([*LYING, "bmc h2 lies"], strict=True)
+
+
 def test_a_failure_behind_a_line_that_did_not_apply_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,12 +13,14 @@ from virtha.agent.files import Files
 from virtha.agent.host_agent import Agent
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import load_credentials, load_identity
+from virtha.agent.migration_setup import destination
 from virtha.agent.paths import AgentPaths
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.properties import load_agent_properties
 from virtha.drivers.channel import dial_channel
 from virtha.drivers.guest_agent import LibvirtGuestAgent
 from virtha.drivers.libvirt_driver import LibvirtHost
+from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostLink
 from virtha.wire.messages import PeerRole
 
@@ -45,6 +47,13 @@ async def run_agent(paths: AgentPaths) -> None:
         guest=LibvirtGuestAgent(hypervisor),
         clock=BoottimeClock(),
         files=Files(),
+        moves=LibvirtMoves(
+            Movers(paths.movers, properties.hypervisor_uri),
+            hypervisor.with_domain,
+            tls_directory=paths.migration,
+            serial_directory=str(paths.serial),
+        ),
+        destination=destination(paths, properties, identity),
     )
     link = HostLink(
         servers=properties.host or identity.servers,

@@ -76,10 +76,13 @@ class ChannelDesk:
     async def _serve(self, request: OpenChannel, dial: Dial) -> None:
         try:
             stream = await dial(request.channel)
-        except VirthaError as error:
+            await self._answer_all(stream, request)
+        except (VirthaError, OSError) as error:
             _log.warning("no channel", error=str(error))
+        finally:
             self._open -= 1
-            return
+
+    async def _answer_all(self, stream: ChannelStream, request: OpenChannel) -> None:
         try:
             await self._answer(stream, request)
         except VirthaError as error:
@@ -92,7 +95,6 @@ class ChannelDesk:
             stream.refuse(Failed(f"agent error: {error}"))
         finally:
             stream.close()
-            self._open -= 1
 
     async def _answer(self, stream: ChannelStream, request: OpenChannel) -> None:
         subject = request.subject

@@ -59,7 +59,7 @@ FORMER_QEMU_MS = 30_000
 FORMER_QEMU_POLL_S = 0.2
 
 _log = structlog.get_logger(__name__)
-Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+Spawn = Callable[[str, Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class VmLocks:
@@ -246,6 +246,7 @@ class CommandRunner:
         self._host_objection: Callable[[], str | None] = lambda: None
         self.on_listed: Callable[[tuple[DomainReport, ...], dict[VmId, int]], None]
         self.on_listed = lambda _domains, _counts: None
+        self.on_abort: Callable[[VmId, str], None] = lambda _vm_id, _code: None
 
     def connect(
         self,
@@ -281,8 +282,7 @@ class CommandRunner:
                     self._listing = True
                     self._spawn("list domains", self._list())
             case AbortMove():
-                # This agent begins no migrations yet: it refuses the orders.
-                _log.error("asked to end a migration that it can't have begun", vm=command.vm_id)
+                self.on_abort(command.vm_id, command.code)
             case _:
                 assert_never(command)
 

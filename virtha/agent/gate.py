@@ -40,9 +40,9 @@ _log = structlog.get_logger(__name__)
 _SHELL = """\
 #!/bin/sh
 ''':'
-# Written by virtha; changes are lost. Only the begin of "prepare" is judged: a failing "reconnect"
-# would make libvirtd kill a running VM, and a "release" must not hold up a stop.
-[ "${2-}" = prepare ] && [ "${3-}" = begin ] || exit 0
+# Written by virtha; changes are lost. Only the begins of "prepare" and "migrate" are judged: a failing
+# "reconnect" would make libvirtd kill a running VM, and a "release" must not hold up a stop.
+case "${2-} ${3-}" in "prepare begin" | "migrate begin") ;; *) exit 0 ;; esac
 [ -x "@PYTHON@" ] || {
   echo "virtha: the start gate has no Python at @PYTHON@; run 'virtha agent check'" \\
     "(gate.refused.unreadable)" >&2
@@ -57,6 +57,8 @@ exec "@PYTHON@" -I -S -E "$0" "$@"
 class GrantState(StrEnum):
     GRANTED = "granted"
     """It may be started until ``until_ms``."""
+    ARRIVING = "arriving"
+    """A copy of it may come in from another host until ``until_ms``; nothing may be started."""
     HELD = "held"
     """Its processors run: the guardian leaves it alone, the gate starts nothing."""
 
@@ -125,12 +127,17 @@ class GateRecords:
         """Allow one start. No fsync: it lies on a tmpfs, and no grant must survive a boot."""
         self._write_grant(vm_id, incarnation, GrantState.GRANTED, until_ms)
 
+    def expect(self, vm_id: VmId, incarnation: Incarnation, *, until_ms: int) -> None:
+        """Let one copy come in by a live migration; starts nothing."""
+        self._write_grant(vm_id, incarnation, GrantState.ARRIVING, until_ms)
+
     def hold(self, vm_id: VmId, incarnation: Incarnation) -> None:
         """Its processors run, or are about to: from here on the file only keeps the guardian off."""
         self._write_grant(vm_id, incarnation, GrantState.HELD, 0)
 
     def revoke(self, vm_id: VmId) -> None:
         self._paths.grant(vm_id).unlink(missing_ok=True)
+        self._paths.grant(vm_id).with_suffix(".comes").unlink(missing_ok=True)
 
     def released(self, vm_id: VmId, incarnation: Incarnation) -> None:
         """Take back the grant of that incarnation; a newer one stays.

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH103, PTH104, PTH115, PTH118, PTH123
+# ruff: noqa: PTH103, PTH104, PTH108, PTH115, PTH118, PTH123
 # (importing pathlib would double the time that this adds to every start of a VM)
 """virtha's start gate: libvirt runs this before it starts any QEMU (safety.md, rules G2 and G3).
 
@@ -7,7 +7,8 @@ imports only the standard library and judges by files only. It never asks libvir
 us) and never touches a storage domain (its file system may hang). ``gate.install_gate`` copies it
 behind a few lines of shell to ``/etc/libvirt/hooks/qemu.d/virtha``.
 
-    argv:   <domain name> prepare begin -
+    argv:   <domain name> prepare begin -     (before each start, and before a copy comes in)
+            <domain name> migrate begin -     (before that one only, and first)
     stdin:  the domain's XML
     exit:   0 start, 1 refused (stderr says what to do, and a code gate.refused.*)
     leaves: one small file per refusal below /run/virtha/refusals, which the agent tells the server.
@@ -15,6 +16,7 @@ behind a few lines of shell to ``/etc/libvirt/hooks/qemu.d/virtha``.
 
 It decides in this order:
   1. a grant of this boot that has not run out, for this domain's UUID   -> start
+     (of a copy that is to come from another host: only right after libvirt's ``migrate``, once)
   2. marked by our metadata, or managed by UUID                         -> refused, no grant
   3. a disk below a managed storage domain                              -> refused, disk
   4. records that can't be read, and the domain opens any file          -> refused, unreadable
@@ -46,6 +48,8 @@ UNCOUNTED_BYTES_MAX = 1 << 20
 UNCOUNTED = "uncounted"
 NAME_CHARACTERS_MAX = 128
 TEXT_CHARACTERS_MAX = 512
+COMES_MS = 10_000
+"""libvirt makes the QEMU of a copy that comes in right after it asked ``migrate``."""
 LINKS_MAX = 40
 """The kernel's own limit of symbolic links in one path."""
 
@@ -183,7 +187,9 @@ def read_records(path: str) -> Records | None:
     return Records(managed, paths)
 
 
-def check_grant(path: str, uuid: str, boot: str, now_ms: int) -> str | None:
+def check_grant(
+    path: str, uuid: str, boot: str, now_ms: int, operation: str = "prepare"
+) -> str | None:
     """None: a valid grant; else the code that says why there is none."""
     try:
         content = json.loads(_read_file(path, GRANT_BYTES_MAX))
@@ -193,10 +199,29 @@ def check_grant(path: str, uuid: str, boot: str, now_ms: int) -> str | None:
         return "gate.refused.no_grant"
     if not same_boot:
         return "gate.refused.other_boot"
+    wanted = ("arriving",) if operation == "migrate" else ("granted", "arriving")
     # "held" belongs to a copy that ran already: it keeps the guardian off, it starts nothing.
-    if not same_vm or state != "granted" or not isinstance(until_ms, int):
+    if not same_vm or state not in wanted or not isinstance(until_ms, int):
         return "gate.refused.no_grant"
-    return None if now_ms < until_ms else "gate.refused.expired"
+    if now_ms >= until_ms:
+        return "gate.refused.expired"
+    if state == "granted":
+        return None
+    return _check_coming(path.removesuffix(".json") + ".comes", now_ms, operation)
+
+
+def _check_coming(mark: str, now_ms: int, operation: str) -> str | None:
+    """``migrate`` leaves a mark, which lets one ``prepare`` through. So this grant starts nothing by itself."""
+    try:
+        if operation == "migrate":
+            with open(mark, "w", encoding="ascii") as file:
+                file.write(str(now_ms))
+            return None
+        left_ms = int(_read_file(mark, GRANT_BYTES_MAX))
+        os.unlink(mark)
+    except (OSError, ValueError):
+        return "gate.refused.no_grant"
+    return None if 0 <= now_ms - left_ms < COMES_MS else "gate.refused.no_grant"
 
 
 def resolve(path: str, managed_paths: frozenset[str]) -> tuple[str, bool]:
@@ -235,24 +260,36 @@ def _below(managed: str, rest: list[str]) -> tuple[str, bool]:
     return os.path.normpath("/".join([managed, *rest])), True
 
 
-def judge(data: bytes, state_directory: str, run_directory: str, boot: str, now_ms: int) -> None:
+def judge(
+    data: bytes,
+    state_directory: str,
+    run_directory: str,
+    boot: str,
+    now_ms: int,
+    operation: str = "prepare",
+) -> None:
     """Raises Refusal; returns when the start may go on. ``now_ms``: CLOCK_BOOTTIME."""
     try:
         domain = read_domain(data)
     except ValueError as error:
         raise Refusal("gate.refused.unreadable", str(error)) from None
     try:
-        _judge(domain, state_directory, run_directory, boot, now_ms)
+        _judge(domain, state_directory, run_directory, boot, now_ms, operation)
     except Refusal as refusal:
         refusal.uuid, refusal.name = domain.uuid, domain.name
         raise
 
 
 def _judge(
-    domain: Domain, state_directory: str, run_directory: str, boot: str, now_ms: int
+    domain: Domain,
+    state_directory: str,
+    run_directory: str,
+    boot: str,
+    now_ms: int,
+    operation: str,
 ) -> None:
     grant = os.path.join(run_directory, "grants", f"{domain.uuid}.json")
-    why_not = check_grant(grant, domain.uuid, boot, now_ms)
+    why_not = check_grant(grant, domain.uuid, boot, now_ms, operation)
     if why_not is None:
         return
     name = domain.name or domain.uuid
@@ -370,7 +407,8 @@ def main() -> int:
     now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
     try:
         data = sys.stdin.buffer.read(XML_BYTES_MAX + 1)
-        judge(data, STATE_DIRECTORY, RUN_DIRECTORY, boot or "\0", now_ms)
+        operation = sys.argv[2] if len(sys.argv) > 2 else "prepare"
+        judge(data, STATE_DIRECTORY, RUN_DIRECTORY, boot or "\0", now_ms, operation)
     except Refusal as refusal:
         _answer(refusal)
         return 1

@@ -12,6 +12,7 @@ from virtha.model.ids import VmId
 from virtha.model.orders import HostSettings
 from virtha.model.vm import VmState
 from virtha.ports.hypervisor import HypervisorError
+from virtha.sentinel.moves import awaited
 
 GRANT_SETTLE_S = 2.0
 """A stopped VM's grant goes a little later: a restart must not wait behind the question whether it
@@ -41,7 +42,9 @@ class GrantKeeper:
                     gone = is_gone(await host.catalog.domain(vm_id))
                 except HypervisorError:
                     return  # unknown: the next list settles it
-                if gone and not host.locks.is_starting(vm_id):
+                record = host.loop.record(vm_id)
+                comes_back = record is not None and awaited(record)
+                if gone and not host.locks.is_starting(vm_id) and not comes_back:
                     host.gate.revoke(vm_id)
         finally:
             self._settling.discard(vm_id)
@@ -55,11 +58,11 @@ class GrantKeeper:
         for vm_id, grant in host.gate.grants().items():
             untouched = host.locks.count(vm_id) == counts.get(vm_id, 0)
             idle = vm_id not in alive and untouched and not host.locks.is_starting(vm_id)
-            late = grant.state is GrantState.GRANTED and (
+            open_still = grant.state is not GrantState.HELD and (
                 host.clock.monotonic_ms() < grant.until_ms
             )
             # A grant that has not run out may belong to a QEMU that libvirt is still making.
-            if idle and not late:
+            if idle and not open_still:
                 host.gate.revoke(vm_id)
 
     def _restore(self, alive: set[VmId]) -> None:

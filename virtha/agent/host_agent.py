@@ -44,7 +44,7 @@ from virtha.drivers.service_notify import notify
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId, Term, VmId
-from virtha.model.orders import HostSettings, Order
+from virtha.model.orders import HostSettings, MoveDestination, Order
 from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
@@ -52,6 +52,7 @@ from virtha.ports.hypervisor import (
     DomainDevices,
     DomainDisks,
     DomainEvidence,
+    DomainMoves,
     DomainWatch,
     GuestAgent,
     HostFacts,
@@ -101,9 +102,12 @@ class Agent:
         guest: GuestAgent,
         clock: Clock,
         files: Files,
+        moves: DomainMoves,
+        destination: MoveDestination | None = None,
         qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
     ) -> None:
-        """``qemus``: the kernel's by default; simulated ones are not among those."""
+        """``destination``: where this host lets moved VMs in; None: not set up. ``qemus``: the kernel's by default;
+        simulated ones are not among those."""
         paths.make_directories()
         self._paths = paths
         self._hypervisor = hypervisor
@@ -169,6 +173,8 @@ class Agent:
             catalog=hypervisor,
             devices=hypervisor,
             disks=hypervisor,
+            moves=moves,
+            destination=destination,
             starter=Starter(hypervisor, hypervisor, gate),
             evidence=evidence,
             freezer=GuestFreezer(
@@ -192,6 +198,7 @@ class Agent:
         self.desk = OrderDesk(
             self.host, term_seen=settings.term if settings is not None else Term(0)
         )
+        self._runner.on_abort = self.desk.moves.abort_soon
         self._inventory = InventoryReporter(
             paths.state / "inventory_revision", hypervisor, facts, files
         )
@@ -389,6 +396,10 @@ class Agent:
         self._grants.listed(domains, counts)
         self._inventory.changed()
         self._running.all_changed()
+        self.desk.moves.watch_open()
+        # A copy that begins to run here makes the sentinel ask for a list: so this comes right after.
+        for record in self.loop.records():
+            self.desk.moves.looked_at(record.vm.id)
 
     # The server
 

@@ -19,9 +19,15 @@ from virtha.domainxml.host_defaults import HostDefaults
 from virtha.model.errors import Failed
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, VmId
-from virtha.model.orders import HostSettings
+from virtha.model.orders import HostSettings, MoveDestination
 from virtha.ports.clock import Clock
-from virtha.ports.hypervisor import DomainCatalog, DomainControl, DomainDevices, DomainDisks
+from virtha.ports.hypervisor import (
+    DomainCatalog,
+    DomainControl,
+    DomainDevices,
+    DomainDisks,
+    DomainMoves,
+)
 
 
 async def _nobody(_vm_id: VmId) -> None:
@@ -65,6 +71,7 @@ class HostContext:
     catalog: DomainCatalog
     devices: DomainDevices
     disks: DomainDisks
+    moves: DomainMoves
     starter: Starter
     evidence: EvidenceKeeper
     freezer: GuestFreezer
@@ -84,6 +91,8 @@ class HostContext:
     on_prepared: Callable[[], None] = lambda: None
     on_plugged: Callable[[VmId], None] = lambda _vm_id: None
     """What its running copy has changed: the server is told."""
+    destination: MoveDestination | None = None
+    """Where other hosts' VMs are let in; None: it is not set up."""
     on_given_back: Callable[[VmId], Awaitable[None]] = _nobody
 
     def storage_domain(self, domain_id: StorageDomainId) -> StorageDomain:

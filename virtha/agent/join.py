@@ -179,13 +179,19 @@ def _fetch_authority(base: str, fingerprint: str) -> str:
     return pem
 
 
-def _ask(base: str, authority_pem: str, token: str, csr_pem: str, name: str) -> JoinAnswer:
+def post_to_server(
+    base: str, path: str, body: dict[str, str], *, authority_pem: str
+) -> dict[str, Any]:
+    """Of a server of that authority. Raises what it answers, and Unavailable."""
     context = ssl.create_default_context(cadata=authority_pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    body = {"token": token, "csr_pem": csr_pem, "name": name}
     with httpx.Client(verify=context, timeout=DEADLINE_S, trust_env=False) as client:
-        response = _send(client, "POST", f"{base}/v1/join", json=body)
-    content = _content(response)
+        return _content(_send(client, "POST", f"{base}{path}", json=body))
+
+
+def _ask(base: str, authority_pem: str, token: str, csr_pem: str, name: str) -> JoinAnswer:
+    body = {"token": token, "csr_pem": csr_pem, "name": name}
+    content = post_to_server(base, "/v1/join", body, authority_pem=authority_pem)
     try:
         return msgspec.convert(content, JoinAnswer)
     except msgspec.ValidationError as error:

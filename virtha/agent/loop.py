@@ -19,21 +19,25 @@ from virtha.agent.journal import Journal
 from virtha.agent.records import RecordStore
 from virtha.model.facts import FactBody, Happened, Released
 from virtha.model.ids import Incarnation, VmId
+from virtha.model.orders import SettleMigration
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.sentinel.events import (
+    ArrivalAccepted,
     Command,
     Decision,
     DropRecord,
     Intent,
     ListDomains,
+    MoveAccepted,
     SaveRecord,
     SentinelEvent,
     SentinelRecords,
     StartAccepted,
     VmRecord,
 )
+from virtha.sentinel.moves import CopySeen, SettleAction
 
 INBOX_MAX = 20_000
 """Events of one stall; at this many the loop lists all domains instead of following each."""
@@ -50,14 +54,26 @@ class SentinelCore(Protocol):
 
     def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None: ...
 
+    def arrival_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None: ...
+
+    def move_refusal(
+        self, vm_id: VmId, incarnation: Incarnation, target_incarnation: Incarnation
+    ) -> Reason | None: ...
+
+    def settle_action(self, order: SettleMigration, copy: CopySeen) -> SettleAction: ...
+
     def view(self) -> tuple[VmRecord, ...]: ...
+
+
+Accepted = StartAccepted | ArrivalAccepted | MoveAccepted
+"""What the sentinel takes only while it has nothing against it."""
 
 
 class _Waiting(NamedTuple):
     event: SentinelEvent
     done: "asyncio.Future[bool] | None" = None
     start: "asyncio.Future[tuple[bool, Reason | None]] | None" = None
-    """An ordered start: stepped alone, if the sentinel then has nothing against it."""
+    """An ordered start or move: the first of its step, if the sentinel then has nothing against it."""
 
 
 class AgentLoop:
@@ -120,7 +136,7 @@ class AgentLoop:
         self._wake.set()
         return await done
 
-    async def told_start(self, event: StartAccepted) -> tuple[bool, Reason | None]:
+    async def told_start(self, event: Accepted) -> tuple[bool, Reason | None]:
         """(durable, None), or (False, why the sentinel refuses it): a crash, a restart or a shutdown of
         the host may have come after the order was checked."""
         done: asyncio.Future[tuple[bool, Reason | None]]
@@ -131,6 +147,26 @@ class AgentLoop:
 
     def start_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
         return self._sentinel.start_refusal(vm_id, incarnation)
+
+    def arrival_refusal(self, vm_id: VmId, incarnation: Incarnation) -> Reason | None:
+        return self._sentinel.arrival_refusal(vm_id, incarnation)
+
+    def settle_action(self, order: SettleMigration, copy: CopySeen) -> SettleAction:
+        """Of what the sentinel knows by now; see there."""
+        return self._sentinel.settle_action(order, copy)
+
+    def _refusal(self, event: SentinelEvent) -> Reason | None:
+        match event:
+            case StartAccepted():
+                return self._sentinel.start_refusal(event.vm.id, event.incarnation)
+            case ArrivalAccepted():
+                return self._sentinel.arrival_refusal(event.vm.id, event.incarnation)
+            case MoveAccepted():
+                return self._sentinel.move_refusal(
+                    event.vm_id, event.incarnation, event.target_incarnation
+                )
+            case _:
+                raise AssertionError(f"nobody asks before {event}")
 
     def record(self, vm_id: VmId) -> VmRecord | None:
         return self._by_id.get(vm_id)
@@ -200,9 +236,7 @@ class AgentLoop:
             if waiting.start is not None:
                 if batch:
                     break  # what came before it may decide whether it is still allowed
-                event = waiting.event
-                assert isinstance(event, StartAccepted)
-                refusal = self.start_refusal(event.vm.id, event.incarnation)
+                refusal = self._refusal(waiting.event)
                 if refusal is not None:
                     self._inbox.popleft()
                     if not waiting.start.done():

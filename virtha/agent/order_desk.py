@@ -12,6 +12,7 @@ from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_idle_disks import IdleDiskOrders
 from virtha.agent.order_inventory import InventoryOrders
 from virtha.agent.order_live_disks import LiveDiskOrders
+from virtha.agent.order_moves import MoveOrders
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.order_storage import StorageOrders
 from virtha.agent.order_template import TemplateOrders
@@ -32,7 +33,6 @@ from virtha.model.orders import (
     GrowDisk,
     GrowLiveDisk,
     MigrateVm,
-    MigrationSide,
     Order,
     PauseVm,
     PlugDevice,
@@ -47,7 +47,7 @@ from virtha.model.orders import (
     StopVm,
     UnplugDevice,
 )
-from virtha.sentinel.events import ArrivalRefused, MoveRefused, ReportAgain
+from virtha.sentinel.events import ReportAgain
 
 AT_ONCE_MAX = 1_024
 """Orders that are carried out at once; those beyond wait in the order in which they came."""
@@ -75,6 +75,7 @@ class OrderDesk:
         self._live_disks = LiveDiskOrders(host, self._devices, host.freezer)
         self._stoppable: dict[tuple[str, int], asyncio.Task[Answer]] = {}
         self._to_stop: set[tuple[str, int]] = set()
+        self.moves = MoveOrders(host, self._power)
 
     def accept(self, order: Order) -> None:
         """Never waits. The answer is an ``Outcome`` fact."""
@@ -208,8 +209,12 @@ class OrderDesk:
                 return await self._inventory.adopt(body)
             case ReleaseVm():
                 return await self._inventory.release(body)
-            case ReceiveVm() | MigrateVm() | SettleMigration():
-                return await self._refuse_move(body)
+            case ReceiveVm():
+                return await self.moves.receive(body)
+            case MigrateVm():
+                return await self.moves.migrate(body)
+            case SettleMigration():
+                return await self.moves.settle(body)
             case _:
                 assert_never(body)
 
@@ -235,38 +240,6 @@ class OrderDesk:
         if key in self._stoppable:
             self._stoppable[key].cancel()
         return OK
-
-    async def _refuse_move(self, body: ReceiveVm | MigrateVm | SettleMigration) -> Answer:
-        """This agent moves nothing yet. What it says of it is as durable as if it did: nothing of that order begins."""
-        code = "order.refused.unsupported"
-        match body:
-            case MigrateVm():
-                pass  # it was let in nowhere, and the server asks before it goes on
-            case SettleMigration(side=MigrationSide.SOURCE):
-                await self._host.loop.told(
-                    MoveRefused(
-                        vm=body.vm,
-                        migration_id=body.migration_id,
-                        incarnation=body.incarnation,
-                        target_incarnation=body.target_incarnation,
-                        code=code,
-                    )
-                )
-            case ReceiveVm() | SettleMigration():
-                incarnation = (
-                    body.grant.incarnation
-                    if isinstance(body, ReceiveVm)
-                    else body.target_incarnation
-                )
-                await self._host.loop.told(
-                    ArrivalRefused(
-                        vm=body.vm,
-                        migration_id=body.migration_id,
-                        incarnation=incarnation,
-                        code=code,
-                    )
-                )
-        return refused(code, "this agent can't move running VMs")
 
     async def _reboot(self, order: Order, body: RebootVm) -> Answer:
         """The one order whose repetition does harm, and of which no trace tells whether it was done."""

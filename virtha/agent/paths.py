@@ -33,6 +33,15 @@ class AgentPaths(Value, frozen=True, kw_only=True):
         return self.state / "identity"
 
     @property
+    def migration(self) -> Path:
+        """Certificates and key of live migration, as QEMU and libvirt want them to be named."""
+        return Path(self.root, "etc/virtha/migration")
+
+    @property
+    def movers(self) -> Path:
+        return self.run / "movers"
+
+    @property
     def outbox(self) -> Path:
         return self.state / "outbox"
 

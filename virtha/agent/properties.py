@@ -47,6 +47,7 @@ class AgentProperties(Value, frozen=True, kw_only=True):
     diskactivity_check: bool = False
     diskactivity_timeout_s: int = 120
     diskactivity_quiet_ms: int = 30_000
+    migration_address: str = ""
 
 
 class _Line(Value, frozen=True, kw_only=True):
@@ -277,6 +278,7 @@ def _typed(written: dict[str, str], numbers: dict[str, int]) -> AgentProperties:
         diskactivity_check=text("vm.diskactivity.checkenabled") == "true",
         diskactivity_timeout_s=timeout_s,
         diskactivity_quiet_ms=quiet_ms,
+        migration_address=text("migration.address"),
     )
 
 

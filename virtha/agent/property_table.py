@@ -231,6 +231,11 @@ TABLE: tuple[Property, ...] = (
         meaning="How long they must have been quiet.",
         requirement="A5",
     ),
+    Property(
+        key="migration.address",
+        meaning="Name or address under which other hosts reach this host's libvirt and QEMU, to move VMs to it. "
+        "Written by `virtha agent setup-migration`; without it no VM is moved to this host.",
+    ),
 )
 
 PROPERTIES: dict[str, Property] = {item.key: item for item in TABLE}

@@ -106,8 +106,10 @@ async def relay(stream: ByteStream, terminal: Terminal) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        terminal.close()
+        try:
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            terminal.close()
     for task, result in zip(tasks, results, strict=True):
         if task in done and isinstance(result, VirthaError | OSError):
             raise result

@@ -12,6 +12,7 @@ from virtha.api.route import (
 )
 from virtha.control.requests import (
     JoinRequest,
+    MigrationCertificateRequest,
     PageQuery,
     SessionCreate,
     TokenCreate,
@@ -21,6 +22,7 @@ from virtha.control.requests import (
 from virtha.control.views import (
     CurrentSession,
     JoinAnswer,
+    MigrationCertificate,
     Page,
     SessionView,
     TokenSecret,
@@ -73,6 +75,10 @@ async def get_authority(call: Call[NoQuery, NoBody]) -> Answer:
 async def join(call: Call[NoQuery, JoinRequest]) -> Answer:
     answer = await call.control.join.join(call.body, address=call.address)
     return Answer(body=answer, location=f"/v1/hosts/{answer.host_id}")
+
+
+async def migration_certificate(call: Call[NoQuery, MigrationCertificateRequest]) -> Answer:
+    return Answer(body=await call.control.join.migration_certificate(call.body))
 
 
 async def list_users(call: Call[PageQuery, NoBody]) -> Answer:
@@ -159,6 +165,17 @@ ROUTES: tuple[Route, ...] = (
         answer=JoinAnswer,
         status=201,
         errors=(Unauthenticated, NotFound),
+    ),
+    Route(
+        method="POST",
+        path="/v1/join/migration",
+        role=OPEN,
+        summary="A host that has joined has its migration certificate signed",
+        handler=migration_certificate,
+        body=MigrationCertificateRequest,
+        answer=MigrationCertificate,
+        status=201,
+        errors=(Unauthenticated,),
     ),
     Route(
         method="GET",

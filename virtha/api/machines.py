@@ -8,6 +8,7 @@ from virtha.control.requests import (
     NicCreate,
     VmChange,
     VmCreate,
+    VmMigrate,
     VmQuery,
     VmStart,
     WatchdogRequest,
@@ -56,6 +57,14 @@ async def delete_vm(call: Call[DeleteVmQuery, NoBody]) -> Answer:
 
 async def start_vm(call: Call[NoQuery, VmStart]) -> Answer:
     return accepted(await call.control.vms.start(call.caller, call.ref, call.body))
+
+
+async def migrate_vm(call: Call[NoQuery, VmMigrate]) -> Answer:
+    return accepted(await call.control.moves.migrate(call.caller, call.ref, call.body))
+
+
+async def cancel_migration(call: Call[NoQuery, NoBody]) -> Answer:
+    return accepted(await call.control.moves.cancel(call.caller, call.ref))
 
 
 async def shut_down_vm(call: Call[NoQuery, NoBody]) -> Answer:
@@ -209,6 +218,25 @@ ROUTES: tuple[Route, ...] = (
         summary="Start a VM",
         handler=start_vm,
         body=VmStart,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/migrate",
+        role=OPERATOR,
+        summary="Move a running VM to another host",
+        handler=migrate_vm,
+        body=VmMigrate,
+        answer=Operation,
+        status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/cancel-migration",
+        role=OPERATOR,
+        summary="Call a move off, unless it is past its switch-over",
+        handler=cancel_migration,
         answer=Operation,
         status=202,
     ),

@@ -3,6 +3,7 @@
 from virtha.api import (
     access,
     consoles,
+    host_care,
     inventory,
     machines,
     notifications,
@@ -17,6 +18,7 @@ ROUTES: tuple[Route, ...] = (
     *records.ROUTES,
     *access.ROUTES,
     *inventory.ROUTES,
+    *host_care.ROUTES,
     *machines.ROUTES,
     *consoles.ROUTES,
     *settings.ROUTES,

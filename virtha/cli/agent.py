@@ -21,6 +21,7 @@ from virtha.agent.host_clock import read_boot_id
 from virtha.agent.host_installation import install_host_units, uninstall
 from virtha.agent.join import join as join_server
 from virtha.agent.journal import replay as replay_journal
+from virtha.agent.migration_setup import set_up
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import (
     get_property,
@@ -168,6 +169,32 @@ def install_gate_again(root: Root = SLASH) -> None:
     typer.echo(f"start gate is in {hook_path(paths)}")
     if is_new:
         typer.echo("restart libvirtd once so that it loads it (VMs run on)")
+
+
+@app.command("setup-migration")
+def setup_migration(
+    address: Annotated[
+        str,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="Name or address under which other hosts reach this host.",
+        ),
+    ],
+    root: Root = SLASH,
+) -> None:
+    """Let live migrations in and out: a certificate, and libvirt's configuration to use it."""
+    changed = set_up(_paths(root), address)
+    typer.echo(
+        f"other hosts reach this one at {address} (16514/tcp, and 49152 to 49215/tcp for QEMU)"
+    )
+    if changed:
+        typer.echo(f"written: {', '.join(changed)}")
+    typer.echo("then (VMs run on):")
+    typer.echo(
+        "  systemctl stop libvirtd; systemctl enable --now libvirtd-tls.socket; systemctl start libvirtd"
+    )
+    typer.echo("  systemctl restart virtha-agent")
 
 
 @app.command("install-units")

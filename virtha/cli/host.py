@@ -73,6 +73,75 @@ def scan_host(ctx: typer.Context, name: str = HostArgument, timeout: str = Timeo
     emit_list(given, found["items"], FOREIGN)
 
 
+@app.command("maintenance")
+def maintenance(
+    ctx: typer.Context,
+    name: str = HostArgument,
+    on: bool | None = typer.Option(
+        None, "--on/--off", help="Begin it, or end it; without either it is shown."
+    ),
+    stay: bool = typer.Option(
+        False, "--stay", help="With --on: its VMs stay there, and the host is never fenced."
+    ),
+) -> None:
+    """Let no VM start on a host, and its VMs leave it by live migration."""
+    if stay and not on:
+        raise InvalidInput("goes with --on only", field="--stay", fix="leave it out, or give both")
+    with connected(ctx) as client:
+        path = _path(name, "maintenance")
+        if on is None:
+            found = client.get(path)
+        else:
+            found = client.post(path, {"on": on, "drain": on and not stay})
+    if not write_data(options(ctx), found):
+        report(ctx, found, _maintenance_text(found))
+
+
+def _maintenance_text(found: dict[str, Any]) -> str:
+    if not found["on"]:
+        return f"host {found['host']} is not in maintenance"
+    vms = ", ".join(found["vms"]) or "none"
+    stay = "are to leave it" if found["drain"] else "stay there, and it is not fenced"
+    return f"host {found['host']} is in maintenance, by {found['by']}; its VMs ({vms}) {stay}"
+
+
+IT_IS_DEAD = "--yes-it-is-dead"
+
+
+@app.command("confirm-dead")
+def confirm_dead(
+    ctx: typer.Context,
+    name: str = HostArgument,
+    force: str | None = typer.Option(
+        None,
+        "--force",
+        metavar="REASON",
+        help="How you know it, although something speaks against it.",
+    ),
+    it_is_dead: bool = typer.Option(
+        False, IT_IS_DEAD, help="You saw it off; don't have its name typed."
+    ),
+) -> None:
+    """Your word that a host is dead, where virtha can't prove it: its VMs start elsewhere."""
+    with connected(ctx) as client:
+        ticket = client.post(_path(name, "death-tickets"), {})
+        host, vms = ticket["host"], ", ".join(ticket["vms"]) or "none is on record"
+        confirm_by_name(
+            f"virtha will take it that {host} (boot {ticket['boot']}, failure {ticket['incident']}) is dead, and start "
+            f"its VMs elsewhere: {vms}. If {host} still runs, each of them runs twice, both copies write to its "
+            "disks, and its data is lost. Look at the machine or its power interface: silence on the network "
+            "proves nothing. Pull its power before you go on.",
+            name=host,
+            certain=it_is_dead,
+            flag=IT_IS_DEAD,
+            stdin_is_terminal=sys.stdin.isatty(),
+        )
+        body = {"ticket": ticket["ticket"], "name": host, "force_reason": force}
+        answer = client.post(_path(name, "confirm-dead"), body)
+    if not write_data(options(ctx), answer):
+        report(ctx, answer, f"host {host} is taken for dead; its VMs start elsewhere")
+
+
 @app.command("remove")
 def remove_host(
     ctx: typer.Context,

@@ -33,6 +33,7 @@ from virtha.model.machine import MachineType
 from virtha.model.vm import VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse_watchdog
 
+MIB = 1 << 20
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
 app.add_typer(watchdog_app, name="watchdog")
@@ -241,6 +242,51 @@ def start_vm(
         def one(name: str) -> None:
             operation = client.post(vm_path(name, "start"), body)
             finish(ctx, client, operation, f"VM {name} runs", wait=wait, timeout=timeout)
+
+        each(names, one)
+
+
+@app.command("migrate")
+def migrate_vm(
+    ctx: typer.Context,
+    names: list[str] = NamesArgument,
+    to: str | None = typer.Option(
+        None, "--to", metavar="HOST", help="Move it there. Default: the best that fits."
+    ),
+    bandwidth: str | None = typer.Option(
+        None, metavar="SIZE", help="At most so much a second, for example 100MiB."
+    ),
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Move running VMs to another host. They run on meanwhile."""
+    body: dict[str, Any] = {"host": to} if to else {}
+    if bandwidth is not None:
+        size = parse_size(bandwidth, field="--bandwidth")
+        if not size or size % MIB:
+            raise InvalidInput(
+                f"'{bandwidth}' is not a whole number of MiB",
+                field="--bandwidth",
+                fix="for example 100MiB",
+            )
+        body["bandwidth_mib_s"] = size // MIB
+    with connected(ctx) as client:
+
+        def one(name: str) -> None:
+            operation = client.post(vm_path(name, "migrate"), body)
+            finish(ctx, client, operation, f"VM {name} is moved", wait=wait, timeout=timeout)
+
+        each(names, one)
+
+
+@app.command("cancel-migration")
+def cancel_migration(ctx: typer.Context, names: list[str] = NamesArgument) -> None:
+    """Call moves off. One that is past its switch-over goes on."""
+    with connected(ctx) as client:
+
+        def one(name: str) -> None:
+            operation = client.post(vm_path(name, "cancel-migration"))
+            note(options(ctx), f"asked; see 'virtha operation wait {operation['id']}'")
 
         each(names, one)
 

@@ -63,6 +63,7 @@ class Consoles:
         self._links = links
         self._channels = channels
         self._tickets = ConsoleTickets(store.clock)
+        self._telling: set[asyncio.Future[None]] = set()
 
     async def log(self, ref: str, query: ConsoleLogQuery) -> ConsoleLog:
         """The parts that the VM's hosts have of its serial log, oldest first, the present host's last.
@@ -158,10 +159,13 @@ class Consoles:
             yield stream
         finally:
             stream.close()
-            # Its end is told also when the task that held it was cancelled.
-            await asyncio.shield(
+            # Its end is told also when the task that held it was cancelled; nobody else holds that task then.
+            telling = asyncio.ensure_future(
                 self._tell("vm.console.closed", row, admission.kind, admission.user)
             )
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+            await asyncio.shield(telling)
 
     async def _tell(self, code: str, row: VmRow, kind: ConsoleKind, user: str) -> None:
         async with self._store.write() as tx:

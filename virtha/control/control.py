@@ -11,6 +11,7 @@ from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
+from virtha.control.host_care import HostCare
 from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
@@ -31,6 +32,7 @@ from virtha.control.subscriptions import Subscriptions
 from virtha.control.templates import Templates
 from virtha.control.tokens import Tokens
 from virtha.control.users import Users
+from virtha.control.vm_moves import VmMoves
 from virtha.control.vms import Vms
 from virtha.ports.authority import Authority
 from virtha.ports.channels import HostChannels
@@ -52,12 +54,14 @@ class Control:
     snapshots: Snapshots
     templates: Templates
     vms: Vms
+    moves: VmMoves
     operations: Operations
     events: Events
     users: Users
     tokens: Tokens
     settings: Settings
     hold: Hold
+    host_care: HostCare
     join: Join
     status: Status
     facts: FactRecorder
@@ -100,12 +104,14 @@ def make_control(
         snapshots=Snapshots(store, links, runner, dispatcher),
         templates=Templates(store, links, runner, dispatcher),
         vms=Vms(store, links, runner, dispatcher, leaders),
+        moves=VmMoves(store, links, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
         users=Users(store, clock, passwords or Passwords()),
         tokens=Tokens(store, authority),
         settings=Settings(store),
         hold=Hold(store, dispatcher),
+        host_care=HostCare(store, leaders),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links, leaders),
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),

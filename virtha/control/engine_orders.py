@@ -1,4 +1,4 @@
-"""The engine's commands to hosts: orders, each made in a transaction that looks at the holders and the term again.
+"""The engine's commands to hosts: orders, each made in a transaction that looks at the holders and the lead again.
 
 A start is an operation like one that a person orders (`vm.recover`), shown, sent again after a hello, and ended by the
 host's answer. Orders of migrations and the taking back of a start are sent once: the engine asks again (ADR 10).
@@ -6,11 +6,16 @@ host's answer. Orders of migrations and the taking back of a start are sent once
 
 from uuid import NAMESPACE_URL, uuid5
 
+import msgspec
+from msgspec.structs import replace
+
 from virtha.control.copies import granted_until, unknown_hosts
 from virtha.control.effects import Dispatcher, Effects, quoting, still_stands
 from virtha.control.operations import RECOVER, check_nothing_open
 from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
+from virtha.control.torn import check_not_torn
+from virtha.control.vm_moves import BANDWIDTH, open_move
 from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.host_orders import (
     BY,
@@ -20,15 +25,24 @@ from virtha.engine.host_orders import (
     settle_order,
     spent_grant,
 )
-from virtha.model.errors import Conflict
-from virtha.model.ids import BootId, ClusterId, HostId, OperationId, Term
+from virtha.model.errors import Conflict, Refused
+from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.orders import DiskCheck, Grant, Order, OrderBody, StartVm
+from virtha.model.orders import (
+    DiskCheck,
+    Grant,
+    MoveDestination,
+    Order,
+    OrderBody,
+    StartVm,
+)
+from virtha.model.value import Fields, Value
 from virtha.ports.hosts import HostLinks
 from virtha.store.engine import find_vm_record
 from virtha.store.hosts import HostRow, find_host
-from virtha.store.installations import the_installation
+from virtha.store.installations import Lead, the_installation
 from virtha.store.operations import (
+    OperationRow,
     all_unanswered_orders,
     find_operation,
     find_order,
@@ -52,6 +66,14 @@ def receiving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
     return operation_of(cluster_id, f"{command.order_id}.receive")
 
 
+class NotOrdered(Value, frozen=True, kw_only=True):
+    """A start that was not ordered. ``code``: why it never can be, where nothing of that order went out before; None: the
+    engine takes it back in its time."""
+
+    why: str
+    code: str | None = None
+
+
 class EngineOrders:
     def __init__(
         self, store: Store, links: HostLinks, runner: Runner, dispatcher: Dispatcher
@@ -61,22 +83,27 @@ class EngineOrders:
         self._runner = runner
         self._dispatcher = dispatcher
 
-    async def start(self, cluster_id: ClusterId, term: Term, command: StartCommand) -> str | None:
-        """Send the start. None: it is on its way, or goes with the host's next beat; else why it was not ordered: the engine
-        takes it back in its time. Raises Unavailable."""
+    async def start(
+        self, cluster_id: ClusterId, lead: Lead, command: StartCommand
+    ) -> NotOrdered | None:
+        """Send the start. None: it is on its way, or goes with the host's next beat. Raises Unavailable."""
         effects = Effects()
         async with self._store.write() as tx:
             row = await find_vm(tx, command.vm_id)
             host = await find_host(tx, command.host_id)
             if row is None or host is None:
-                return "the VM or its host was removed"
+                return NotOrdered(why="the VM or its host was removed")
             await self._void_starts(tx, effects, row)
-            why_not = await self._objection(tx, term, command, row, host)
+            why_not = await self._objection(tx, lead, command, row, host)
             if why_not is not None:
-                return why_not
+                return NotOrdered(why=why_not)
             operation_id = operation_of(cluster_id, command.order_id)
-            order, goes_out = self._order(term, operation_id, command, row, host)
             known = await find_operation(tx, operation_id)
+            try:
+                await check_not_torn(tx, row.vm)
+            except Refused as error:
+                return NotOrdered(why=str(error), code=None if known is not None else error.code)
+            order, goes_out = self._order(lead, operation_id, command, row, host)
             if known is None:
                 await _begin(tx, operation_id, command, row, host)
                 await add_definition(tx, row.vm.id, host.host.id)
@@ -99,11 +126,11 @@ class EngineOrders:
                 await self._runner.give_up(tx, effects, order.operation_id, order.step, VOID)
 
     async def _objection(
-        self, tx: Transaction, term: Term, command: StartCommand, row: VmRow, host: HostRow
+        self, tx: Transaction, lead: Lead, command: StartCommand, row: VmRow, host: HostRow
     ) -> str | None:
         """A person may have ordered something while the engine's decision was written, of which its next turn is told."""
-        if (await the_installation(tx)).term != term:
-            return "the term is over"
+        if (await the_installation(tx)).lead != lead:
+            return "its lead is over"
         status = row.status
         others = [one for one in status.holders if one != command.host_id]
         others += [copy.host_id for copy in unknown_hosts(status)]
@@ -122,7 +149,7 @@ class EngineOrders:
 
     def _order(
         self,
-        term: Term,
+        lead: Lead,
         operation_id: OperationId,
         command: StartCommand,
         row: VmRow,
@@ -142,12 +169,12 @@ class EngineOrders:
         # Every former copy is proven dead, or was released: there is nothing to watch the disks for.
         body = StartVm(vm=row.vm, grant=grant or wanted, by=BY, disk_check=DiskCheck.SKIP_PROVEN)
         order = Order(
-            operation_id=operation_id, step=STEP, term=term, host_boot=command.boot, body=body
+            operation_id=operation_id, step=STEP, term=lead.term, host_boot=command.boot, body=body
         )
         return order, grant is not None
 
     async def cancel(
-        self, cluster_id: ClusterId, term: Term, command: CancelStart, *, attempt: int
+        self, cluster_id: ClusterId, lead: Lead, command: CancelStart, *, attempt: int
     ) -> None:
         """Take a start back: the same start with a grant that is spent. Whoever has not begun releases it, and whoever has
         made it says so. ``attempt``: of this term; each is an order of its own."""
@@ -155,21 +182,21 @@ class EngineOrders:
         async with self._store.write() as tx:
             row = await find_vm(tx, command.vm_id)
             host = await find_host(tx, command.host_id)
-            present = (await the_installation(tx)).term == term
+            present = (await the_installation(tx)).lead == lead
             if row is None or host is None or host.status.boot is None or not present:
                 return
             operation_id = operation_of(cluster_id, command.order_id)
             if await find_order(tx, operation_id, STEP) is not None:
                 message = "it took too long, and was taken back"
                 await self._runner.give_up(tx, effects, operation_id, STEP, message)
-            cancelling = f"{command.order_id}.cancel.{term}.{attempt}"
+            cancelling = f"{command.order_id}.cancel.{lead.term}.{attempt}"
             body = StartVm(vm=row.vm, grant=spent_grant(command), by=BY)
             effects.deliver(
                 host.host.id,
                 Order(
                     operation_id=operation_of(cluster_id, cancelling),
                     step=STEP,
-                    term=term,
+                    term=lead.term,
                     host_boot=host.status.boot,
                     body=body,
                 ),
@@ -178,7 +205,7 @@ class EngineOrders:
 
     # Live migration
 
-    async def receive(self, cluster_id: ClusterId, term: Term, command: MigrateCommand) -> bool:
+    async def receive(self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand) -> bool:
         """To the target, whose answer names ``receiving``. False: it could not be sent. Sent once (ADR 10)."""
         async with self._store.read() as tx:
             row = await find_vm(tx, command.vm_id)
@@ -196,19 +223,26 @@ class EngineOrders:
             grant = quoting(self._links, host, wanted, self._store.clock.monotonic_ms())
             body = receive_order(command, row.vm, grant)
             operation_id = receiving(cluster_id, command)
-            return await self._send(tx, term, host, command.target_boot, operation_id, body)
+            return await self._send(tx, lead, host, command.target_boot, operation_id, body)
 
-    async def migrate(self, cluster_id: ClusterId, term: Term, command: MigrateCommand) -> None:
-        """To the source, once the target has said that it lets the copy in."""
+    async def migrate(
+        self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand, let_in: Fields
+    ) -> None:
+        """To the source, once the target has said that it lets the copy in, and where: ``let_in``."""
         async with self._store.read() as tx:
             host = await find_host(tx, command.source)
             if host is not None:
                 operation_id = operation_of(cluster_id, f"{command.order_id}.migrate")
-                body = migrate_order(command)
-                await self._send(tx, term, host, command.source_boot, operation_id, body)
+                asked = await open_move(tx, command.vm_id)
+                body = replace(
+                    migrate_order(command),
+                    destination=_destination(let_in, asked),
+                    progress_of=asked.operation.id if asked is not None else None,
+                )
+                await self._send(tx, lead, host, command.source_boot, operation_id, body)
 
     async def settle(
-        self, cluster_id: ClusterId, term: Term, command: SettleMigration, *, attempt: int
+        self, cluster_id: ClusterId, lead: Lead, command: SettleMigration, *, attempt: int
     ) -> None:
         async with self._store.read() as tx:
             row = await find_vm(tx, command.vm_id)
@@ -217,25 +251,39 @@ class EngineOrders:
             if row is None or host is None or migration is None:
                 return
             body = settle_order(command, row.vm, migration)
-            asking = f"{command.order_id}.settle.{term}.{attempt}"
+            asking = f"{command.order_id}.settle.{lead.term}.{attempt}"
             operation_id = operation_of(cluster_id, asking)
-            await self._send(tx, term, host, command.boot, operation_id, body)
+            await self._send(tx, lead, host, command.boot, operation_id, body)
 
     async def _send(
         self,
         tx: Transaction,
-        term: Term,
+        lead: Lead,
         host: HostRow,
         boot: BootId,
         operation_id: OperationId,
         body: OrderBody,
     ) -> bool:
         """Once, over the session that there is, to that boot."""
-        present = (await the_installation(tx)).term == term
+        present = (await the_installation(tx)).lead == lead
         if not present or host.status.boot != boot:
             return False
-        order = Order(operation_id=operation_id, step=STEP, term=term, host_boot=boot, body=body)
+        order = Order(
+            operation_id=operation_id, step=STEP, term=lead.term, host_boot=boot, body=body
+        )
         return self._links.deliver(HostId(host.host.id), order)
+
+
+def _destination(let_in: Fields, asked: OperationRow | None) -> MoveDestination | None:
+    """None: an agent that says no place, or one that can't be understood. Its source refuses that."""
+    try:
+        destination = msgspec.convert(let_in, MoveDestination)
+    except msgspec.ValidationError:
+        return None
+    limit = asked.operation.fields.get(BANDWIDTH) if asked is not None else None
+    if not destination.data_uri:
+        return None
+    return replace(destination, bandwidth_mib_s=limit if isinstance(limit, int) else 0)
 
 
 async def _begin(

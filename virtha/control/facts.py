@@ -37,6 +37,7 @@ from virtha.store.hosts import (
     save_fact_sequence,
     save_host_status,
     save_inventory_timeline,
+    save_settled,
 )
 from virtha.store.installations import the_installation
 from virtha.store.store import Store, WriteTransaction
@@ -219,6 +220,8 @@ class FactRecorder:
         timeline = (await the_installation(tx)).timeline
         if self._hellos.made_after(host.host.id, timeline, fact):
             await save_inventory_timeline(tx, host.host.id, timeline)
+            if not self._leaders.lead:
+                await save_settled(tx, host.host.id, timeline)
         if fact.boot != host.status.boot:
             return  # what ran in a former boot is dead (P4), and says nothing of this one
         fresh = await find_host(tx, host.host.id)

@@ -396,14 +396,15 @@ class Hosts:
 async def _check_heard(tx: Transaction, row: HostRow, *, powered_off: bool) -> None:
     """M2: a host that may run what a restored database does not know can't be forgotten silently, for
     every start would then go past it. Raises Refused."""
-    if row.timeline == (await the_installation(tx)).timeline:
+    if row.settled_timeline == (await the_installation(tx)).timeline:
         return
     name = row.host.name
     if not powered_off:
         raise Refused(
-            f"{name} has not reported its VMs since the restore: it may run some of them",
+            f"{name} has not reported its VMs since the restore, or not long enough ago: it may run some of them",
             code="start.blocked.inventory",
-            fix=f"bring it back; or power {name} off, and repeat this with --powered-off (powered_off=true)",
+            fix=f"bring it back and wait a minute; or power {name} off, and repeat this with --powered-off "
+            "(powered_off=true)",
         )
     if row.status.state in (HostState.UP, HostState.AGENT_DOWN):
         raise Refused(

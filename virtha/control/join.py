@@ -1,5 +1,6 @@
 """A host joins: token in, certificate out (L6)."""
 
+import base64
 import re
 from uuid import UUID, uuid4
 
@@ -8,9 +9,9 @@ import msgspec
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
 from virtha.control.names import check_name, taken
-from virtha.control.requests import JoinRequest
+from virtha.control.requests import JoinRequest, MigrationCertificateRequest
 from virtha.control.secret_tokens import parse_join, secret_matches
-from virtha.control.views import JoinAnswer
+from virtha.control.views import JoinAnswer, MigrationCertificate
 from virtha.model.errors import Conflict, InvalidInput, Unauthenticated, VirthaError
 from virtha.model.host import Cluster, Host
 from virtha.model.ids import HostId
@@ -20,6 +21,7 @@ from virtha.store.clusters import find_cluster
 from virtha.store.hosts import (
     add_certificate,
     add_host,
+    certificate_is_valid,
     find_host,
     find_host_by_libvirt_uuid,
 )
@@ -55,6 +57,42 @@ class Join:
         effects.configure(cluster.id)
         await self._dispatcher.carry_out(effects)
         return answer
+
+    async def migration_certificate(
+        self, request: MigrationCertificateRequest
+    ) -> MigrationCertificate:
+        """For a host that has joined: its request is signed by the key that it joined with.
+
+        Raises Unauthenticated (of no host, or of one that was removed), InvalidInput.
+        """
+        for field in ("certificate_pem", "csr_pem", "signature"):
+            if len(getattr(request, field)) > CSR_LENGTH_MAX:
+                raise InvalidInput(
+                    "is too long", field=field, allowed=(f"{CSR_LENGTH_MAX} characters",)
+                )
+        try:
+            signature = base64.b64decode(request.signature, validate=True)
+        except ValueError:
+            raise InvalidInput("is no base64", field="signature") from None
+        signed = self._authority.asking_host(
+            request.certificate_pem, request.csr_pem.encode(), signature
+        )
+        async with self._store.write() as tx:
+            row = await find_host(tx, signed.host_id)
+            if row is None or not await certificate_is_valid(tx, signed.serial, signed.host_id):
+                raise Unauthenticated(
+                    "this host was removed, or its certificate revoked",
+                    code="wire.refused.revoked",
+                    field="certificate_pem",
+                    fix="join again",
+                )
+            certificate = self._authority.sign_migration(request.csr_pem, host_id=row.host.id)
+            await record(tx, "host.migration_certificate", host=row.host, name=row.host.name)
+        return MigrationCertificate(
+            certificate_pem=certificate.certificate_pem,
+            authority_pem=self._authority.certificate_pem(),
+            name=f"{row.host.id}.migration.virtha",
+        )
 
     async def _join(self, request: JoinRequest) -> tuple[JoinAnswer, Cluster]:
         libvirt_uuid = _check_request(request)

@@ -8,6 +8,7 @@ from virtha.control.engine_nouns import engine_vm
 from virtha.control.known_settings import setting_values
 from virtha.control.placement import Beating, Candidate, Placement, choose_host, no_host_fits
 from virtha.control.plan import Launch
+from virtha.control.torn import check_not_torn
 from virtha.engine.events import CopyGranted
 from virtha.model.codes import render
 from virtha.model.errors import Refused
@@ -18,7 +19,7 @@ from virtha.model.time import Millis
 from virtha.model.vm import Vm, VmState
 from virtha.ports.hosts import HostLinks
 from virtha.store.clusters import reports_of, storage_of_cluster
-from virtha.store.engine import add_grant, find_vm_record
+from virtha.store.engine import add_grant, find_vm_record, hosts_in_maintenance
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.store import Transaction, WriteTransaction
@@ -42,6 +43,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[VmRow, ...]
     storage_names: dict[StorageDomainId, str]
     usable: dict[tuple[HostId, StorageDomainId], bool]
+    in_maintenance: frozenset[HostId] = frozenset()
 
     def memory_used_bytes(self, host_id: HostId, *, without: Vm | None = None) -> int:
         return sum(
@@ -59,6 +61,7 @@ async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundi
         vms=await vms_of_cluster(tx, cluster_id),
         storage_names={domain.id: domain.name for domain in domains},
         usable={key: report.usable for key, report in reports.items()},
+        in_maintenance=await hosts_in_maintenance(tx, cluster_id),
     )
 
 
@@ -80,6 +83,7 @@ def candidate_of(
         connected=row.status.state is HostState.UP and links.agent_connected(row.host.id),
         beating=Beating.YES if beats else Beating.NO,
         capabilities=row.status.capabilities,
+        in_maintenance=row.host.id in surroundings.in_maintenance,
         memory_used_bytes=surroundings.memory_used_bytes(row.host.id, without=vm),
         storage_usable={
             domain_id: surroundings.usable.get((row.host.id, domain_id), False)
@@ -142,15 +146,16 @@ def check_can_start(
 
 
 async def check_inventories(tx: Transaction, surroundings: Surroundings) -> None:
-    """After a restore nothing starts before every host has said what runs there (M2)."""
+    """After a restore nothing starts before every host has said what runs there, and was then heard for as long as a start that
+    the lost records knew of may take (M2): the same barrier as the engine's."""
     timeline = (await the_installation(tx)).timeline
-    silent = [row.host.name for row in surroundings.hosts if row.timeline != timeline]
+    silent = [row.host.name for row in surroundings.hosts if row.settled_timeline != timeline]
     if silent:
         raise Refused(
             render("start.blocked.inventory", {"host": ", ".join(silent)}),
             code="start.blocked.inventory",
-            fix="bring these hosts back, or restart their agents (which touches no VM); a host that is "
-            "powered off for good can be removed, with powered_off=true",
+            fix="wait a minute for those that are connected; bring the others back, or restart their agents (which touches "
+            "no VM); a host that is powered off for good can be removed, with powered_off=true",
         )
 
 
@@ -172,6 +177,7 @@ class Launcher:
         row = await find_vm(tx, step.vm_id)
         if row is None:
             raise Refused("the VM was deleted in the meantime", code="problem.vm.state")
+        await check_not_torn(tx, row.vm)
         surroundings = await read_surroundings(tx, row.vm.cluster_id)
         await check_inventories(tx, surroundings)
         surroundings = await only_where_defined(tx, row.vm, surroundings)

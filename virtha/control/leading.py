@@ -1,4 +1,4 @@
-"""What a cluster's leader reads before it begins, what it is told of changes, and what it writes, all under its term.
+"""What a cluster's leader reads before it begins, what it is told of changes, and what it writes, all under its term and timeline.
 
 The engine's records, what follows for hosts and VMs, its events and what hosts may forget are one transaction.
 """
@@ -12,6 +12,7 @@ from virtha.control.engine_nouns import engine_host, engine_vm
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
+from virtha.control.vm_moves import end_forgotten, follow_moves
 from virtha.engine.events import (
     CopyGranted,
     DropVm,
@@ -27,7 +28,7 @@ from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRe
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
 from virtha.model.facts import Fact
-from virtha.model.ids import BootId, ClusterId, HostId, Revision, StorageDomainId, Term, VmId
+from virtha.model.ids import BootId, ClusterId, HostId, Revision, StorageDomainId, VmId
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -53,7 +54,7 @@ from virtha.store.engine import (
 )
 from virtha.store.events import add_event
 from virtha.store.hosts import HostRow, hosts_of_cluster, save_fact_acknowledged
-from virtha.store.installations import the_installation
+from virtha.store.installations import Lead, the_installation
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_of_cluster
 
@@ -109,9 +110,10 @@ class Leading:
 
     # Before and beside
 
-    async def term(self) -> Term:
+    async def lead(self) -> Lead:
+        """Whose it is now."""
         async with self._store.read() as tx:
-            return (await the_installation(tx)).term
+            return (await the_installation(tx)).lead
 
     async def moved_beyond(self, revision: Revision) -> None:
         """Waits until something has changed since."""
@@ -151,10 +153,10 @@ class Leading:
         """See ``HelloBook.made_after``."""
         return self._hellos.made_after(host_id, timeline, fact)
 
-    async def take_over(self, cluster_id: ClusterId, term: Term) -> Takeover | None:
-        """None: the term is over. Raises NotFound (no such cluster), Failed (a record can't be read), Unavailable."""
+    async def take_over(self, cluster_id: ClusterId, lead: Lead) -> Takeover | None:
+        """None: the lead is over. Raises NotFound (no such cluster), Failed (a record can't be read), Unavailable."""
         async with self._store.write() as tx:
-            if (await the_installation(tx)).term != term:
+            if (await the_installation(tx)).lead != lead:
                 return None
             cluster = await find_cluster(tx, cluster_id)
             if cluster is None:
@@ -169,13 +171,14 @@ class Leading:
             for vm_record in new_vms:
                 await save_intent(tx, cluster_id, SaveVm(record=vm_record))
             there = {row.vm.id for row in vms}
+            await end_forgotten(tx, {one.vm_id: one for one in (*rows.vms, *new_vms)})
             for gone in rows.vms:
                 if gone.vm_id not in there:
                     await save_intent(tx, cluster_id, DropVm(vm_id=gone.vm_id))
         kept = [record for record in rows.vms if record.vm_id in there]
-        record = rows.cluster or ClusterRecord(term=term)
+        record = rows.cluster or ClusterRecord(term=lead.term)
         records = EngineRecords(
-            cluster=record.led_in(term),
+            cluster=record.led_in(lead.term),
             hosts=tuple(sorted((*rows.hosts, *new_hosts), key=lambda one: one.host_id)),
             vms=tuple(sorted((*kept, *new_vms), key=lambda one: one.vm_id)),
         )
@@ -186,15 +189,15 @@ class Leading:
             granted=(*rows.granted, *_unknown_copies(rows, hosts, vms)),
         )
 
-    # Under the term
+    # Under term and timeline
 
-    async def holds(self, term: Term) -> bool:
-        return await self.term() == term
+    async def holds(self, lead: Lead) -> bool:
+        return await self.lead() == lead
 
     async def write(
         self,
         cluster_id: ClusterId,
-        term: Term,
+        lead: Lead,
         *,
         intents: Sequence[Intent],
         notices: Sequence[Notice],
@@ -202,42 +205,48 @@ class Leading:
         told: Iterable[CopyGranted],
         clock: Millis,
     ) -> bool:
-        """False: the term is over, and nothing was written. ``told``: copies by people's orders that ``intents`` are made
+        """False: the lead is over, and nothing was written. ``told``: copies by people's orders that ``intents`` are made
         in the knowledge of. ``clock``: cluster time now. Raises Unavailable: nothing was written, to be tried again."""
         effects = Effects()
         async with self._store.write() as tx:
-            if (await the_installation(tx)).term != term:
+            if (await the_installation(tx)).lead != lead:
                 return False
             if await find_cluster(tx, cluster_id) is None:
                 return True  # deleted, so it has no hosts or VMs; its leader is about to end
             for granted in told:
                 await drop_grant(tx, granted)
             cluster: ClusterRecord | None = None
+            saved: dict[VmId, tuple[VmRecord | None, VmRecord]] = {}
             for intent in intents:
                 if isinstance(intent, SaveCluster):
                     cluster = intent.record
                     continue
                 if isinstance(intent, SaveVm):
-                    await self._mirror(tx, effects, intent.record)
+                    before = await find_vm_record(tx, intent.record.vm_id)
+                    saved[intent.record.vm_id] = (before, intent.record)
+                    await self._mirror(tx, effects, before, intent.record)
                 await save_intent(tx, cluster_id, intent)
             await save_cluster_record(tx, cluster_id, cluster, clock)
             for notice in notices:
                 await _tell(tx, cluster_id, notice)
+            await follow_moves(tx, notices, saved)
             await _acknowledge(tx, receipts)
         # What is written stands: a host that does not get its settings now gets them with the next change, or its hello.
         with contextlib.suppress(Unavailable):
             await self._dispatcher.carry_out(effects)
         return True
 
-    async def acknowledge(self, term: Term, receipts: Mapping[HostId, int]) -> bool:
+    async def acknowledge(self, lead: Lead, receipts: Mapping[HostId, int]) -> bool:
         """Of turns that had nothing to write: those hosts may forget that much. As ``write``."""
         async with self._store.write() as tx:
-            if (await the_installation(tx)).term != term:
+            if (await the_installation(tx)).lead != lead:
                 return False
             await _acknowledge(tx, receipts)
             return True
 
-    async def _mirror(self, tx: WriteTransaction, effects: Effects, record: VmRecord) -> None:
+    async def _mirror(
+        self, tx: WriteTransaction, effects: Effects, before: VmRecord | None, record: VmRecord
+    ) -> None:
         row = await find_vm(tx, record.vm_id)
         if row is None:
             return  # deleted: the engine is about to be told
@@ -248,7 +257,6 @@ class Leading:
                 one.incarnation == copy.incarnation for copy in copies_on(row.status, one.host_id)
             )
         }
-        before = await find_vm_record(tx, record.vm_id)
         now = tx.clock.wall_ms()
         changed = mirrored(row.status, before, record, ordered=ordered, now=now)
         if changed == row.status:
@@ -317,7 +325,8 @@ def _copies(row: VmRow, holders: Iterable[HostId]) -> list[PossibleCopy]:
 def _unknown_copies(
     rows: RecordRows, hosts: Sequence[HostRow], vms: Sequence[VmRow]
 ) -> list[CopyGranted]:
-    """Holders that the use cases know of and no write of the engine: whatever made them so, they may hold it (G1)."""
+    """What the use cases recorded and no write of the engine knows: whatever a host was held to have, it may have (G1). Also
+    beside what it is known to have, for that may end by its next boot (P4)."""
     records = {record.vm_id: record for record in rows.vms}
     boots = {row.host.id: row.status.boot for row in hosts}
     found: list[CopyGranted] = []
@@ -325,8 +334,13 @@ def _unknown_copies(
         record = records.get(row.vm.id)
         if record is None:
             continue
-        known = {copy.host_id for copy in record.copies}
-        for copy in _copies(row, [one for one in row.status.holders if one not in known]):
+        known = {(copy.host_id, copy.incarnation) for copy in record.copies}
+        held = {copy.host_id for copy in record.copies}
+        for copy in _copies(row, row.status.holders):
+            if (copy.host_id, copy.incarnation) in known:
+                continue
+            if copy.host_id in held and not copies_on(row.status, copy.host_id):
+                continue  # no start that it names: it stands for whatever the engine knows there
             granted = CopyGranted(
                 host_id=copy.host_id,
                 boot=copy.boot or boots.get(copy.host_id) or BootId(""),

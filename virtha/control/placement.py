@@ -24,6 +24,7 @@ class Candidate(Value, frozen=True, kw_only=True):
     connected: bool
     beating: Beating
     capabilities: HostCapabilities
+    in_maintenance: bool = False
     memory_used_bytes: int
     """Of all VMs that it may hold, but the one to be placed."""
     storage_usable: Mapping[StorageDomainId, bool]
@@ -52,6 +53,8 @@ def reasons_against(
         # Whatever else is known of it is old.
         return (Reason(code="host.unfit.disconnected"),)
     found: list[Reason] = []
+    if candidate.in_maintenance:
+        found.append(Reason(code="host.unfit.maintenance"))
     if not able.libvirt_connected:
         found.append(Reason(code="host.unfit.libvirt"))
     if not able.gate_in_force:

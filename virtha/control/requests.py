@@ -171,6 +171,13 @@ class VmStart(Request, frozen=True, kw_only=True):
     host: str | None = None
 
 
+class VmMigrate(Request, frozen=True, kw_only=True):
+    host: str | None = None
+    """None: the best that fits."""
+    bandwidth_mib_s: int | None = None
+    """At most so much a second; None: as fast as it goes."""
+
+
 class ClusterCreate(Request, frozen=True, kw_only=True):
     name: str
     description: str = ""
@@ -232,8 +239,32 @@ class JoinRequest(Request, frozen=True, kw_only=True):
     libvirt_uuid: str | None = None
 
 
+class MigrationCertificateRequest(Request, frozen=True, kw_only=True):
+    certificate_pem: str
+    """The host's, of joining."""
+    csr_pem: str
+    signature: str
+    """Of ``csr_pem``, by the host's key, base64."""
+
+
 class SettingPut(Request, frozen=True, kw_only=True):
     value: str
+
+
+class MaintenanceChange(Request, frozen=True, kw_only=True):
+    """``drain``: its VMs leave it by live migration; without, they stay, and the host is never fenced meanwhile."""
+
+    on: bool
+    drain: bool = True
+
+
+class DeathConfirmation(Request, frozen=True, kw_only=True):
+    """The operator's word that a host is dead (P6). ``name``: the host's, as typed; ``force_reason``: how it is known, where
+    something speaks against it."""
+
+    ticket: str
+    name: str
+    force_reason: str | None = None
 
 
 class HoldPut(Request, frozen=True, kw_only=True):

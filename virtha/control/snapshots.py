@@ -203,14 +203,3 @@ async def _check_revert(tx: Transaction, vm: Vm, snapshot: Snapshot) -> None:
             code="problem.snapshot.state",
             fix="choose a later snapshot",
         )
-
-
-async def check_not_torn(tx: Transaction, vm: Vm) -> None:
-    """Raises Refused while a revert has not succeeded: the disks may be of different times."""
-    for one in await snapshots_of(tx, vm.id):
-        if one.state is SnapshotState.REVERTING:
-            raise Refused(
-                f"{vm.name} is half way back to snapshot {one.name}: its disks may be of different times",
-                code="problem.snapshot.state",
-                fix=f"finish it: 'virtha vm snapshot revert {vm.name} {one.name}'",
-            )

@@ -6,6 +6,7 @@ from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
 from virtha.model.host import Host, HostState, HostStatus, StorageDomain
 from virtha.model.ids import (
+    BootId,
     ClusterId,
     HostId,
     InstallationId,
@@ -67,6 +68,38 @@ class HostView(Value, frozen=True, kw_only=True):
     """Why the engine judges so, and what it waits for."""
     engine_text: tuple[str, ...] = ()
     """``engine`` rendered, in the same order."""
+
+
+class MaintenanceView(Value, frozen=True, kw_only=True):
+    host: str
+    on: bool
+    by: str | None = None
+    drain: bool = False
+    """Its VMs are to leave it; False: they stay, and the host is not fenced."""
+    vms: tuple[str, ...] = ()
+    """Names of the VMs that it may still hold, sorted."""
+
+
+class DeathTicket(Value, frozen=True, kw_only=True):
+    """What confirming a host's death is about. If it is wrong, the VMs named run twice and their disks are lost."""
+
+    ticket: str
+    host_id: HostId
+    host: str
+    boot: BootId
+    incident: int
+    vms: tuple[str, ...] = ()
+    """Names of the VMs that may be started elsewhere by it, sorted."""
+    valid_ms: int
+
+
+class DeathView(Value, frozen=True, kw_only=True):
+    """The engine has taken the operator's word: these are proven dead."""
+
+    host_id: HostId
+    host: str
+    boot: BootId
+    incident: int
 
 
 class StorageView(Value, frozen=True, kw_only=True):
@@ -213,6 +246,13 @@ class JoinAnswer(Value, frozen=True, kw_only=True):
     certificate_pem: str
     authority_pem: str
     servers: tuple[str, ...]
+
+
+class MigrationCertificate(Value, frozen=True, kw_only=True):
+    certificate_pem: str
+    authority_pem: str
+    name: str
+    """In the certificate: how other hosts know it."""
 
 
 class SettingView(Value, frozen=True, kw_only=True):

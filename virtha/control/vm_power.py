@@ -10,7 +10,6 @@ from virtha.control.operations import check_nothing_open
 from virtha.control.plan import FixedOrder, Give, Launch, Plan, Step
 from virtha.control.requests import VmStart
 from virtha.control.runner import Runner
-from virtha.control.snapshots import check_not_torn
 from virtha.control.views import Caller
 from virtha.model.errors import InvalidInput, Refused
 from virtha.model.operation import Operation
@@ -38,7 +37,6 @@ class VmPower:
         async with self._store.write() as tx:
             row = await the_vm(tx, ref)
             await check_nothing_open(tx, row.vm.id, f"starting {row.vm.name}", starts=True)
-            await check_not_torn(tx, row.vm)
             host_id = None
             if request.host is not None:
                 host = (await the_host(tx, request.host, field="host")).host

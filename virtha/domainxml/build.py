@@ -93,9 +93,10 @@ def _devices(vm: Vm, host: HostDefaults) -> Element:
     else:
         devices.append(serial_element(host.serial_log(vm.id)))
     devices.append(channel_element())
-    # For screenshots and consoles. The loopback address only: it has no password.
-    graphics = add(devices, "graphics", {"type": "vnc", "port": "-1", "autoport": "yes"})
-    add(graphics, "listen", {"type": "address", "address": "127.0.0.1"})
+    # For screenshots and consoles. It has no password, so not on the network, be it the loopback's: any local user could
+    # connect. libvirt names the socket, in a directory that only QEMU's user and root may enter.
+    graphics = add(devices, "graphics", {"type": "vnc"})
+    add(graphics, "listen", {"type": "socket"})
     video = add(devices, "video")
     add(video, "model", {"type": "virtio" if vm.machine is MachineType.S390_CCW else "vga"})
     watchdog = effective_watchdog(vm, host)

@@ -454,6 +454,20 @@ class LibvirtHost:
             changes=False,
         )
 
+    # For LibvirtMoves
+
+    async def with_domain(
+        self, what: str, vm_id: VmId, function: Callable[["libvirt.virDomain"], Answer]
+    ) -> Answer:
+        """One attempt within the deadline of a change. Raises as all calls here do."""
+        return await self._main.call(
+            self._control,
+            f"{what} {vm_id}",
+            lambda connection: function(_lookup(connection, vm_id)),
+            deadline_ms=self._deadlines.change_ms,
+            changes=True,
+        )
+
     # For LibvirtGuestAgent
 
     async def with_guest(

@@ -7,6 +7,7 @@ Keys are EC P-256. Everything passes as PEM text; the caller keeps the files.
 | authority | CN `virtha authority`, O installation id | - | 20 years |
 | server | CN `virtha server`, O installation id | DNS/IP of ``names``, URI `virtha://<installation>/server` | 825 days |
 | host | CN host id, O installation id | URI `virtha://<installation>/host/<host id>` | 825 days |
+| migration | CN `<host id>.migration.virtha`, O installation id | DNS, the same | 825 days |
 
 825 days is the longest that Apple's clients accept of a private authority; the REST API shows the
 same server certificate. A host's life is not shorter because a host whose certificate ends is a host
@@ -30,11 +31,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from virtha.model.errors import InvalidInput, Refused
+from virtha.model.errors import InvalidInput, Refused, Unauthenticated, VirthaError
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.ports.authority import SignedCertificate
+from virtha.ports.authority import HostSigned, SignedCertificate
 
 AUTHORITY_LIFE = timedelta(days=20 * 365)
 CERTIFICATE_LIFE = timedelta(days=825)
@@ -80,6 +81,22 @@ def make_key_and_csr(name: str) -> tuple[str, str]:
     request = x509.CertificateSigningRequestBuilder().subject_name(subject)
     csr = request.sign(key, hashes.SHA256())
     return _key_pem(key), csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def migration_name(host_id: HostId) -> str:
+    """In a host's migration certificate."""
+    return f"{host_id}.migration.virtha"
+
+
+def signed_by(key_pem: str, message: bytes) -> bytes:
+    """Raises InvalidInput: that is no host's key."""
+    try:
+        key = serialization.load_pem_private_key(key_pem.encode(), password=None)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"the host's key can't be read: {error}", field="host.key") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InvalidInput("the host's key is of another kind", field="host.key")
+    return key.sign(message, ec.ECDSA(hashes.SHA256()))
 
 
 def fingerprint_of(certificate_pem: str) -> str:
@@ -197,7 +214,7 @@ class LocalAuthority:
             common_name=host_id,
             public_key=_public_key_of_request(csr_pem),
             names=[x509.UniformResourceIdentifier(uri)],
-            purpose=ExtendedKeyUsageOID.CLIENT_AUTH,
+            purpose=(ExtendedKeyUsageOID.CLIENT_AUTH,),
         )
         return SignedCertificate(
             certificate_pem=_pem(certificate),
@@ -216,9 +233,49 @@ class LocalAuthority:
             common_name="virtha server",
             public_key=key.public_key(),
             names=[*map(_general_name, names), x509.UniformResourceIdentifier(uri)],
-            purpose=ExtendedKeyUsageOID.SERVER_AUTH,
+            purpose=(ExtendedKeyUsageOID.SERVER_AUTH,),
         )
         return _pem(certificate), _key_pem(key)
+
+    def sign_migration(self, csr_pem: str, *, host_id: HostId) -> SignedCertificate:
+        """For a host's libvirt and QEMU, which are servers and clients of one another. It has no URI of ours, so it is
+        good for no session with a virtha server, and poses as none. Its name is the host's id, never an address.
+
+        Raises InvalidInput (field ``csr``).
+        """
+        name = migration_name(host_id)
+        certificate = self._sign(
+            common_name=name,
+            public_key=_public_key_of_request(csr_pem),
+            names=[x509.DNSName(name)],
+            purpose=(ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+            # GnuTLS needs it for RSA only, but libvirt 9.0 and QEMU 7.2 refuse any certificate without it.
+            key_encipherment=True,
+        )
+        return SignedCertificate(
+            certificate_pem=_pem(certificate),
+            serial=format(certificate.serial_number, "x"),
+            not_after=UtcMillis(int(certificate.not_valid_after_utc.timestamp() * 1_000)),
+        )
+
+    def asking_host(self, certificate_pem: str, message: bytes, signature: bytes) -> HostSigned:
+        """Raises Unauthenticated: no host's certificate of this authority, or not signed by its key."""
+        try:
+            certificate = _load(certificate_pem)
+            certificate.verify_directly_issued_by(self._certificate)
+            found = host_identity(certificate_pem)
+            key = certificate.public_key()
+            if not isinstance(key, ec.EllipticCurvePublicKey):
+                raise InvalidSignature
+            key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        except (VirthaError, ValueError, TypeError, InvalidSignature) as error:
+            raise Unauthenticated(
+                "the request is not signed by a host of this installation",
+                code="wire.refused.certificate",
+                field="certificate_pem",
+                fix="has the host joined this server? If not: 'virtha agent join'",
+            ) from error
+        return HostSigned(host_id=found.host_id, serial=found.serial)
 
     def _sign(
         self,
@@ -226,16 +283,20 @@ class LocalAuthority:
         common_name: str,
         public_key: ec.EllipticCurvePublicKey,
         names: list[x509.GeneralName],
-        purpose: x509.ObjectIdentifier,
+        purpose: tuple[x509.ObjectIdentifier, ...],
+        key_encipherment: bool = False,
     ) -> x509.Certificate:
         subject = _name(common_name, self._installation_id)
         issuer = self._certificate.subject
         return (
             _builder(subject, issuer, public_key, self._wall_ms(), CERTIFICATE_LIFE)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(
+                _key_usage(signs_certificates=False, key_encipherment=key_encipherment),
+                critical=True,
+            )
             # One purpose each: a host's certificate can't pose as the server, nor the reverse.
-            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(purpose), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(
@@ -337,11 +398,11 @@ def _builder(
     )
 
 
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def _key_usage(*, signs_certificates: bool, key_encipherment: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         content_commitment=False,
-        key_encipherment=False,
+        key_encipherment=key_encipherment,
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=signs_certificates,

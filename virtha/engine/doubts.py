@@ -169,10 +169,15 @@ def _is_out_of_question(cluster: Cluster, other: HostNode, since: int) -> bool:
     """No device of ours can be its: never seen, each of its devices names it, or proven dead long before (P1)."""
     record = other.record
     feeds = [feed.device for level in other.config.power for feed in level.feeds]
-    if record.boot is None or (feeds and all(one in record.identified_devices for one in feeds)):
+    if _never_came(other) or (feeds and all(one in record.identified_devices for one in feeds)):
         return True
     proven = record.incident is not None and record.incident.proof is not None
     return proven and fell_ms(cluster, other) < since
+
+
+def _never_came(other: HostNode) -> bool:
+    """A machine of which we know no boot. After a restore that says nothing: it may have been at work since the backup."""
+    return other.record.boot is None and not other.untold
 
 
 def _was_on(other: HostNode, offs: Collection[_Off]) -> bool:
@@ -225,7 +230,7 @@ def _unheard(cluster: Cluster, silent: Collection[str], offs: Collection[_Off]) 
         record = other.record
         if record.boot_seen_ms <= earliest and last_sign_of_boot_ms(other) > latest:
             continue
-        if other.id in silent or other.id in cluster.absent or record.boot is None:
+        if other.id in silent or other.id in cluster.absent or _never_came(other):
             continue  # absent ones were looked at already
         if _was_on(other, offs):
             continue

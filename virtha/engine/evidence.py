@@ -58,6 +58,7 @@ def session_changed(cluster: Cluster, event: SessionChanged) -> None:
         node.sessions[event.process] = event.boot
         if event.process is ProcessKind.AGENT:
             node.agent_alive = True
+            sees_again(cluster, node)
         _signed(cluster, node)
         return
     if node.sessions.get(event.process) != event.boot:

@@ -24,6 +24,7 @@ from virtha.engine.permits import (
     poison_refusal,
     refusal,
     uncount_order,
+    unlooked,
 )
 from virtha.engine.power_on import after_proof, on_answered
 from virtha.engine.power_orders import (
@@ -56,9 +57,9 @@ def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
     if incident.proof is not None:
         return after_proof(cluster, node, incident)
     _send_again(cluster, node, incident)
-    if _is_deaf(cluster, node):
-        _poison(cluster, node, incident)
     fence = incident.fence
+    if _is_deaf(cluster, node) and (fence is not None or unlooked(cluster, node) is None):
+        _poison(cluster, node, incident)
     if fence is None:
         return _begin(cluster, node, incident)
     if _lives_on(cluster, node, fence):
@@ -106,7 +107,9 @@ def _send_again(cluster: Cluster, node: HostNode, incident: Incident) -> None:
 def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
     if cluster.policy.fencing.action is FencingAction.BLINK:
         return _blink(cluster, node, incident)
-    why_not = refusal(cluster, node, 0) or late_pause(cluster, node, incident)
+    why_not = (
+        refusal(cluster, node, 0) or unlooked(cluster, node) or late_pause(cluster, node, incident)
+    )
     if why_not is not None:
         _tell_refusal(cluster, node, why_not)
         return why_not

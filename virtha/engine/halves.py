@@ -22,7 +22,7 @@ from virtha.engine.incident import (
     lose,
     reconcile,
 )
-from virtha.engine.machine import Verdict, VmTrigger
+from virtha.engine.machine import VmTrigger
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveStep, OrderId, VmRecord
 from virtha.engine.removal import hold_fast, node_of
 from virtha.engine.restored import why_inventory
@@ -234,9 +234,11 @@ def _end_former_boots(cluster: Cluster, node: VmNode, half: VmSeen) -> None:
         if side is None or side.boot is None or host is None or host.survey is None:
             continue
         boot = host.record.boot
-        tells = host.verdict is Verdict.ALIVE and host.survey.boot == boot
+        told = (
+            host.survey.boot == boot
+        )  # whether it is within reach now or not: boots don't come back
         held = any(same_copy(one, side) for one in node.record.copies)
-        if held and tells and boot is not None and side.boot not in (boot, *host.record.dead_boots):
+        if held and told and boot is not None and side.boot not in (boot, *host.record.dead_boots):
             boot_passed(cluster, host, side.boot, boot)
 
 

@@ -11,6 +11,7 @@ from virtha.engine.restored import bars_starts
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.engine.struck import struck_by
 from virtha.engine.verdict import (
+    awaited_checks,
     disks_are_quiet,
     disks_changed,
     fell_ms,
@@ -100,6 +101,16 @@ def _written(cluster: Cluster, node: HostNode) -> Reason | None:
         return None
     needed = 1 + cluster.policy.detection.additional_checks
     return reason("fence.blocked.disks_change", quiet=node.quiet_rounds, needed=needed)
+
+
+def unlooked(cluster: Cluster, node: HostNode) -> Reason | None:
+    """F2: before the first order of an incident its VMs' disks are looked at as often as before a judgement. Whoever
+    judged it did; but that may have been a former leader, or one of another timeline, or before we slept. What its device
+    says of itself, that it is off, suffices as it does for judging."""
+    for level in node.config.power:
+        if all(reads_off(cluster, node, feed.device, readings=1) for feed in level.feeds):
+            return None
+    return awaited_checks(cluster, node)
 
 
 def _no_device(node: HostNode, level: int) -> Reason | None:

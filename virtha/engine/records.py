@@ -147,7 +147,7 @@ class Told(Value, frozen=True, kw_only=True):
 
     timeline: str
     since_ms: int | None = None
-    """When its first survey in the present boot came, or its libvirt answered again. None: no survey has, in this timeline."""
+    """When its first survey in the present boot came, or its agent or libvirt was there again. None: no survey has, in this timeline."""
     settled: bool = False
     """No start that lost records knew of can begin there any more, or have begun untold: it was heard throughout the longest
     grant (G2), is proven dead, or joined in that timeline."""

@@ -17,6 +17,7 @@ from virtha.engine.events import EngineHost
 from virtha.engine.machine import Verdict
 from virtha.engine.records import HostRecord, Told, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
+from virtha.model.evidence import ProcessKind
 from virtha.model.policy import PermissionGrade
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import Reason
@@ -67,7 +68,7 @@ def has_told(cluster: Cluster, node: HostNode) -> None:
 
 
 def sees_again(cluster: Cluster, node: HostNode) -> None:
-    """Its libvirt answers again: what came up meanwhile it is about to tell."""
+    """Its libvirt answers again, or its agent is connected anew: what came up meanwhile it is about to tell."""
     told = node.record.told
     if node.untold and told is not None and told.since_ms is not None:
         node.set(told=replace(told, since_ms=int(cluster.now)))
@@ -75,14 +76,23 @@ def sees_again(cluster: Cluster, node: HostNode) -> None:
 
 def settles_ms(cluster: Cluster, node: HostNode) -> int | None:
     """A sign of it from then on settles it: it told, and was heard without a break, guardian and agent, for as long as a
-    grant may last. What it told before a break may have been followed by what still lies in its outbox. None: it has told
-    nothing yet, can't tell now, or all is settled."""
+    grant may last. What it told before a break may have been followed by what still lies in its outbox; and what we slept
+    through nobody heard (J1). None: it has told nothing yet, can't tell now, or all is settled."""
     told = node.record.told
     if not node.untold or told is None or told.since_ms is None:
         return None
-    if node.verdict is not Verdict.ALIVE or not node.libvirt_answers:
+    if node.verdict is not Verdict.ALIVE or not _can_tell(node):
         return None
-    return max(told.since_ms, node.verdict_ms) + cluster.policy.recovery.attempt_ms
+    since_ms = max(told.since_ms, node.verdict_ms, cluster.began_ms)
+    return since_ms + cluster.policy.recovery.attempt_ms
+
+
+def _can_tell(node: HostNode) -> bool:
+    """That its agent is well its guardian says as well; but what came up only the agent tells, and only if libvirt answers,
+    which this leader knows from a survey of its own."""
+    boot = node.record.boot
+    surveyed = node.survey is not None and node.survey.boot == boot
+    return surveyed and node.libvirt_answers and node.sessions.get(ProcessKind.AGENT) == boot
 
 
 def settle(cluster: Cluster, node: HostNode) -> None:

@@ -5,7 +5,7 @@ or that was itself asleep, first waits out the longest pause between two attempt
 """
 
 from virtha.engine.machine import Verdict
-from virtha.engine.restored import may_hold
+from virtha.engine.restored import bars_starts, may_hold
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.power import PowerDeviceId
@@ -98,8 +98,8 @@ def _suspicion(
     if silent < after:
         why = reason("host.suspect.silent", silent_ms=silent, dead_after_ms=after)
         return Judgement(verdict=Verdict.SUSPECT, reasons=(why,), look_at_ms=base + after)
-    waiting = _awaited_checks(cluster, node)
-    if waiting is not None:
+    waiting = awaited_checks(cluster, node)
+    if waiting is not None and not _is_held_by_disks(cluster, node, waiting):
         return Judgement(verdict=Verdict.SUSPECT, reasons=(waiting,))
     return Judgement(
         verdict=Verdict.DEAD_UNPROVEN, reasons=(reason("host.dead.unproven", silent_ms=silent),)
@@ -163,7 +163,13 @@ def hinted(cluster: Cluster, node: HostNode) -> bool:
     return any(answer is Answer.HINT for answer, _ in node.neighbours.values())
 
 
-def _awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
+def _is_held_by_disks(cluster: Cluster, node: HostNode, waiting: Reason) -> bool:
+    """Disks that change may be anybody's where a host has not told what it runs. They hold every order (``permits``). But
+    while they keep starts from VMs, it is judged like one that was: so somebody is told, and may give the word (P6)."""
+    return waiting.code == "host.suspect.disks_change" and bars_starts(cluster, node)
+
+
+def awaited_checks(cluster: Cluster, node: HostNode) -> Reason | None:
     """The rest of F2: a change of its VMs' disks since it fell silent means alive; else that many
     quiet rounds more."""
     if not (watched_for(cluster, node) if node.untold else cluster.vms_on.get(node.id)):

@@ -249,9 +249,10 @@ def _join_token(lab: Lab) -> str:
 
 
 def _join_and_start(lab: Lab, host: Node, token: str) -> None:
-    """Join first: libvirt looks for its hooks once, when it starts."""
+    """Join first: libvirt looks for its hooks once, when it starts, and for its certificates."""
     url = f"https://{lab.server.address}:8443"
     host.run_checked(["virtha", "agent", "join", url, "--token", token, "--name", host.name])
+    host.run_checked(["virtha", "agent", "setup-migration", "--address", host.address])
     for service in ("virtlogd", "libvirtd", "guardian", "agent"):
         host.start_service(service)
 

@@ -39,6 +39,7 @@ LIBVIRTD_CONF = """\
 host_uuid = "{host_uuid}"
 auth_unix_rw = "none"
 unix_sock_rw_perms = "0700"
+listen_tls = 0
 log_level = 3
 log_outputs = "3:stderr"
 """
@@ -148,7 +149,11 @@ class Node:
                 "command": ["virtlogd"],
                 "wait_for": "/run/libvirt/virtlogd-sock",
             },
-            {"name": "libvirtd", "command": ["libvirtd"], "wait_for": "/run/libvirt/libvirt-sock"},
+            {
+                "name": "libvirtd",
+                "command": ["libvirtd", "--listen"],
+                "wait_for": "/run/libvirt/libvirt-sock",
+            },
             {
                 "name": "guardian",
                 "command": [*virtha, "guardian"],

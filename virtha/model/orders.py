@@ -275,6 +275,25 @@ class ReceiveVm(Value, frozen=True, kw_only=True, tag="receive", omit_defaults=T
     """The copy that is to come: a restored server is told of it (M2)."""
 
 
+class MoveDestination(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a target lets a migration in: told by its agent when it has taken the order to receive it."""
+
+    address: str = ""
+    """Of its libvirt and its QEMU, as other hosts reach it."""
+    port: int = 16_514
+    """Of its libvirt, TLS."""
+    name: str = ""
+    """In its certificate."""
+    serial_directory: str = ""
+    """Where its VMs' serial logs lie."""
+    socket: str = ""
+    """Of a libvirt on the same machine (tests): no TLS then."""
+    data_uri: str = ""
+    """Where its QEMU listens; libvirt there picks the port."""
+    bandwidth_mib_s: int = 0
+    """At most so much a second; 0: as fast as it goes."""
+
+
 class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate", omit_defaults=True):
     """Move a running VM to ``target``, memory first (G6: no post-copy). Sent once, never again: a host that was
     asked about ``target_incarnation`` before refuses it. Past ``deadline_ms`` the source ends the attempt."""
@@ -289,6 +308,10 @@ class MigrateVm(Value, frozen=True, kw_only=True, tag="migrate", omit_defaults=T
     by: str
     target_boot: BootId | None = None
     """What another boot of the target says of this migration is worth nothing: a restored server is told of it (M2)."""
+    destination: MoveDestination | None = None
+    """As the target told it; None: by an earlier version, and nothing is begun."""
+    progress_of: OperationId | None = None
+    """What its progress is told of, as of its first step."""
 
 
 class MigrationSide(StrEnum):

@@ -14,6 +14,12 @@ class SignedCertificate(Value, frozen=True, kw_only=True):
     not_after: UtcMillis
 
 
+class HostSigned(Value, frozen=True, kw_only=True):
+    host_id: HostId
+    serial: str
+    """Of its certificate, as in ``SignedCertificate``."""
+
+
 class Authority(Protocol):
     def certificate_pem(self) -> str: ...
 
@@ -26,4 +32,12 @@ class Authority(Protocol):
 
         Raises InvalidInput (field ``csr``) when it is no valid request.
         """
+        ...
+
+    def sign_migration(self, csr_pem: str, *, host_id: HostId) -> SignedCertificate:
+        """For a host's libvirt and QEMU among each other. As ``sign_host``."""
+        ...
+
+    def asking_host(self, certificate_pem: str, message: bytes, signature: bytes) -> HostSigned:
+        """Which host signed ``message``, by its certificate. Raises Unauthenticated."""
         ...

@@ -10,8 +10,10 @@ from typing import Protocol
 
 from virtha.model.domain import DomainEvent, DomainReport
 from virtha.model.errors import VirthaError
+from virtha.model.facts import Result
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import VmId
+from virtha.model.orders import MoveDestination
 from virtha.model.value import Value
 
 
@@ -97,6 +99,50 @@ class DomainDisks(Protocol):
         ...
 
     async def delete_snapshot(self, vm_id: VmId, path: str, name: str) -> None: ...
+
+
+class MoveEnd(Value, frozen=True, kw_only=True):
+    """How an attempt to move a VM away ended, as far as this host's libvirt says.
+
+    ``OK``: handed over. ``FAILED``: the target never got the word to run it. ``UNKNOWN``: it got it, or may have.
+    """
+
+    result: Result
+    code: str | None = None
+    detail: str = ""
+
+
+class MoveProgress(Value, frozen=True, kw_only=True):
+    """Of the guest's memory; a busy guest's total grows."""
+
+    bytes_total: int
+    bytes_left: int
+    bytes_a_second: int = 0
+
+
+class DomainMoves(Protocol):
+    """Live migration away from this host (G6: no post-copy). A copy that was sent whole is never let run by this: that
+    takes ``DomainControl.run`` (ADR 14)."""
+
+    async def move(self, vm_id: VmId, destination: MoveDestination) -> MoveEnd:
+        """Returns when this host has done with it. Cancelled (the agent ends), it goes on; ``under_way`` tells."""
+        ...
+
+    async def under_way(self, vm_id: VmId) -> bool:
+        """Whether one is led from here, also by a former agent."""
+        ...
+
+    async def abort_move(self, vm_id: VmId) -> None:
+        """Not any more when all of it was sent; none under way is done already."""
+        ...
+
+    async def leave_move(self, vm_id: VmId) -> None:
+        """Nobody waits for its answer any more: a source that stands still goes on standing still."""
+        ...
+
+    async def move_progress(self, vm_id: VmId) -> MoveProgress | None:
+        """None: nothing flows."""
+        ...
 
 
 class DomainCatalog(Protocol):

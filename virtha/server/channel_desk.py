@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from virtha.drivers.channel import ChannelStream
+from virtha.drivers.channel import CLOSED_FINISHED, ChannelStream
 from virtha.drivers.link_server import ServerConnection
 from virtha.model.console import ChannelSubject
 from virtha.model.errors import Refused, Unavailable
@@ -22,6 +22,12 @@ CHANNELS_MAX = 256
 class _Awaited:
     host_id: HostId
     attached: asyncio.Future[ServerConnection]
+
+
+def _give_back(attached: asyncio.Future[ServerConnection]) -> None:
+    """It came in the moment in which whoever wanted it gave up: left open, nobody else could use that console."""
+    if attached.done() and not attached.cancelled():
+        attached.result().close(CLOSED_FINISHED)
 
 
 class ChannelDesk:
@@ -50,7 +56,11 @@ class ChannelDesk:
             async with asyncio.timeout(OPEN_DEADLINE_S):
                 connection = await attached
         except TimeoutError:
+            _give_back(attached)
             raise Unavailable("the agent of its host opened no channel in time") from None
+        except BaseException:
+            _give_back(attached)
+            raise
         finally:
             del self._awaited[channel]
         assert connection.stream is not None

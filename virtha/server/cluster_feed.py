@@ -31,6 +31,7 @@ from virtha.engine.events import (
     SessionChanged,
     SettleMigration,
     StartCommand,
+    StartEnded,
     VmConfigured,
     VmRemoved,
 )
@@ -38,12 +39,13 @@ from virtha.engine.told import active_vms, event_of, start_ended
 from virtha.model.errors import Unavailable
 from virtha.model.evidence import ProcessKind
 from virtha.model.facts import Fact, Inventory, Outcome, Result
-from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, OperationId, Term, VmId
+from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, OperationId, VmId
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
+from virtha.store.installations import Lead
 from virtha.wire.messages import Beat, PeerRole
 
 log = structlog.get_logger("virtha.server.engines")
@@ -54,12 +56,12 @@ Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 
 
 class _ClusterRecords:
-    """``Leading`` for one cluster and term: implements ``leader.Records``."""
+    """``Leading`` for one cluster and lead: implements ``leader.Records``."""
 
-    def __init__(self, leading: Leading, cluster_id: ClusterId, term: Term) -> None:
+    def __init__(self, leading: Leading, cluster_id: ClusterId, lead: Lead) -> None:
         self._leading = leading
         self._cluster_id = cluster_id
-        self._term = term
+        self._lead = lead
 
     async def write(
         self,
@@ -72,7 +74,7 @@ class _ClusterRecords:
     ) -> bool:
         return await self._leading.write(
             self._cluster_id,
-            self._term,
+            self._lead,
             intents=intents,
             notices=notices,
             receipts=receipts,
@@ -81,10 +83,10 @@ class _ClusterRecords:
         )
 
     async def acknowledge(self, receipts: Mapping[HostId, int]) -> bool:
-        return await self._leading.acknowledge(self._term, receipts)
+        return await self._leading.acknowledge(self._lead, receipts)
 
     async def held(self) -> bool:
-        return await self._leading.holds(self._term)
+        return await self._leading.holds(self._lead)
 
 
 class ClusterFeed:
@@ -92,7 +94,7 @@ class ClusterFeed:
         self,
         cluster_id: ClusterId,
         *,
-        term: Term,
+        lead: Lead,
         installation_id: InstallationId,
         leading: Leading,
         orders: EngineOrders,
@@ -102,7 +104,7 @@ class ClusterFeed:
         acknowledged: Callable[[Mapping[HostId, int]], None],
     ) -> None:
         self.cluster_id = cluster_id
-        self.term = term
+        self.lead = lead
         self._leading = leading
         self._orders = orders
         self._clock = clock
@@ -112,7 +114,7 @@ class ClusterFeed:
             journal,
             installation_id=installation_id,
             cluster_id=cluster_id,
-            term=term,
+            term=lead.term,
             on_trouble=lambda trouble: log.warning(trouble),
         )
         self._early: list[EngineEvent] = []
@@ -140,8 +142,9 @@ class ClusterFeed:
         vms: Iterable[LedVm],
         hold: str | None,
     ) -> None:
-        """From the records; then what is configured, then what no turn has written, then which sessions there are: none
-        of those may come after a session of a boot that follows theirs (P4)."""
+        """From the records; then what is configured, then what no turn has written, then which sessions stand: a session
+        of a boot ends what others of its host's boots made, so none may be told that stands no more, after what a later
+        boot was granted meanwhile (P4, see ``SessionChanged``)."""
         assert self.leader is None, "it leads already"
         clock = ClusterClock(self._clock, written=taken.clock)
         self._policy = taken.policy
@@ -150,9 +153,9 @@ class ClusterFeed:
         self.leader = Leader(
             name=self.cluster_id,
             engine=engine,
-            term=self.term,
+            term=self.lead.term,
             clock=clock,
-            records=_ClusterRecords(self._leading, self.cluster_id, self.term),
+            records=_ClusterRecords(self._leading, self.cluster_id, self.lead),
             journal=self._journal,
             carry_out=self.carry_out,
             acknowledged=self._acknowledged,
@@ -165,7 +168,8 @@ class ClusterFeed:
         for vm in vms:
             self.vm(vm)
         early, self._early = self._early, []
-        self.offer(*taken.granted, *early)
+        self.offer(*taken.granted)
+        self.offer(*(event for event in early if not isinstance(event, SessionChanged | BeatSeen)))
         for host in known:
             self._tell_sessions(host.host.host_id)
 
@@ -323,7 +327,7 @@ class ClusterFeed:
             return  # a target that refused says so itself, durably
         while True:
             with contextlib.suppress(Unavailable):
-                await self._orders.migrate(self.cluster_id, self.term, command)
+                await self._orders.migrate(self.cluster_id, self.lead, command, outcome.fields)
                 return
             await asyncio.sleep(DATABASE_RETRY_MS / 1_000)
 
@@ -335,23 +339,34 @@ class ClusterFeed:
         match command:
             case StartCommand():
                 self._starts[operation_of(self.cluster_id, command.order_id)] = command
-                why_not = await self._orders.start(self.cluster_id, self.term, command)
+                why_not = await self._orders.start(self.cluster_id, self.lead, command)
                 if why_not is not None:
-                    log.info("a start was not ordered", order=command.order_id, why=why_not)
+                    log.info("a start was not ordered", order=command.order_id, why=why_not.why)
+                    if why_not.code is not None:
+                        self.offer(
+                            StartEnded(
+                                order_id=command.order_id,
+                                host_id=command.host_id,
+                                vm_id=command.vm_id,
+                                incarnation=command.incarnation,
+                                result=Result.REFUSED,
+                                code=why_not.code,
+                            )
+                        )
             case CancelStart():
                 self._attempts += 1
                 await self._orders.cancel(
-                    self.cluster_id, self.term, command, attempt=self._attempts
+                    self.cluster_id, self.lead, command, attempt=self._attempts
                 )
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
                 self._let_in[operation_id] = command
-                if not await self._orders.receive(self.cluster_id, self.term, command):
+                if not await self._orders.receive(self.cluster_id, self.lead, command):
                     del self._let_in[operation_id]
             case SettleMigration():
                 self._attempts += 1
                 await self._orders.settle(
-                    self.cluster_id, self.term, command, attempt=self._attempts
+                    self.cluster_id, self.lead, command, attempt=self._attempts
                 )
             case _:
                 log.debug("nobody can do this yet", command=repr(command))

@@ -29,6 +29,7 @@ from virtha.ports.clock import Clock
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
+from virtha.store.installations import Lead
 from virtha.wire.messages import Beat, PeerRole
 
 log = structlog.get_logger("virtha.server.engines")
@@ -55,7 +56,7 @@ class Engines:
         self._journals = journals
         self._installation_id = installation_id
         self._control: Control | None = None
-        self._term = Term(0)
+        self._lead = Lead(timeline="", term=Term(0))
         self._own_term = Term(0)
         """The highest that this server has taken, or was told of by a host and goes on in."""
         self._feeds: dict[ClusterId, ClusterFeed] = {}
@@ -63,7 +64,6 @@ class Engines:
         self._cluster_of_vm: dict[VmId, ClusterId] = {}
         self._hosts: dict[HostId, LedHost] = {}
         self._vms: dict[VmId, LedVm] = {}
-        self._timeline = ""
         self._revision = Revision(0)
         self._refreshing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,7 +76,8 @@ class Engines:
     async def begin(self, control: Control, term: Term) -> None:
         """Take all clusters over; before any host connects. Raises Failed (a record can't be read)."""
         self._control = control
-        self._term = self._own_term = term
+        self._lead = Lead(timeline=(await control.leading.lead()).timeline, term=term)
+        self._own_term = term
         self._gateway.watcher = self
         await self.refresh()
 
@@ -105,24 +106,30 @@ class Engines:
         if not isinstance(error, LostTerm):
             assert error is not None
             raise error
-        present = await self._present_term()
-        if not self._term < present <= self._own_term:
+        present = await self._present_lead()
+        if present.timeline != self._lead.timeline:
             raise Failed(
-                f"another server has taken this installation over: the term is {present}, ours was {self._term}",
+                "the database was restored while this server ran on it",
+                fix="start the server again: it goes on from the restored records, and asks every host first",
+            )
+        if not self._lead.term < present.term <= self._own_term:
+            raise Failed(
+                "another server has taken this installation over: "
+                f"the term is {present.term}, ours was {self._lead.term}",
                 fix="let only one server use this database",
             )
-        log.warning("a host has seen a later term: all engines begin anew", term=present)
-        self._term = present
+        log.warning("a host has seen a later term: all engines begin anew", term=present.term)
+        self._lead = present
         await self._close_feeds()
         self._hosts, self._vms, self._revision = {}, {}, Revision(0)
         self._cluster_of, self._cluster_of_vm = {}, {}
         self._gateway.begin_anew(str(uuid.uuid4()))
         await self._refreshed()
 
-    async def _present_term(self) -> Term:
+    async def _present_lead(self) -> Lead:
         while True:
             with contextlib.suppress(Unavailable):
-                return await self._use.leading.term()
+                return await self._use.leading.lead()
             await asyncio.sleep(RETRY_S)
 
     async def _close_feeds(self) -> None:
@@ -186,6 +193,8 @@ class Engines:
             changes = await self._use.leading.changes(
                 self._revision, hosts=self._hosts, vms=self._vms
             )
+            if changes.timeline != self._lead.timeline:
+                raise LostTerm
             self._take(changes)
             for cluster_id in changes.policies:
                 if cluster_id not in self._feeds:
@@ -193,7 +202,6 @@ class Engines:
             self._revision = changes.revision
 
     def _take(self, changes: Changes) -> None:
-        self._timeline = changes.timeline
         for cluster_id in self._feeds.keys() - changes.policies.keys():
             if cluster_id in self._leading:
                 self._leading.pop(cluster_id).cancel()
@@ -225,7 +233,7 @@ class Engines:
     async def _take_over(self, cluster_id: ClusterId, hold: str | None) -> None:
         feed = ClusterFeed(
             cluster_id,
-            term=self._term,
+            lead=self._lead,
             installation_id=self._installation_id,
             leading=self._use.leading,
             orders=self._use.engine_orders,
@@ -237,7 +245,7 @@ class Engines:
         # From now on it is told: what it is told before it has read the records waits.
         self._feeds[cluster_id] = feed
         try:
-            taken = await self._use.leading.take_over(cluster_id, self._term)
+            taken = await self._use.leading.take_over(cluster_id, self._lead)
         except NotFound:
             self._feeds.pop(cluster_id).close()
             return
@@ -339,7 +347,7 @@ class Engines:
         facts: Sequence[Fact],
         recorded: int,
     ) -> None:
-        await feed.facts(host_id, boot, facts, recorded, self._timeline)
+        await feed.facts(host_id, boot, facts, recorded, self._lead.timeline)
 
     def _acknowledge(self, receipts: Mapping[HostId, int]) -> None:
         for host_id, sequence in receipts.items():

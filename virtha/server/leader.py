@@ -9,20 +9,29 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
+from virtha.engine import turn
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
+    BeatSeen,
+    CancelStart,
     Command,
     CopyGranted,
     Decision,
     EngineEvent,
+    HostConfigured,
     Intent,
+    Investigate,
     LeaseRenewed,
+    MigrateCommand,
     Notice,
+    SettleMigration,
     Stalled,
+    StartCommand,
+    VmConfigured,
 )
 from virtha.engine.snapshot import EngineSnapshot
 from virtha.engine.turn import Effect, InboxFull, Journal, Send, StepDown, Turn, Wait, Write
@@ -34,6 +43,8 @@ from virtha.ports.clock import Clock
 log = structlog.get_logger("virtha.server.leader")
 TURN_MS = 2
 """What comes within it goes into one turn."""
+EVENTS_MAX = 2_000
+"""In one turn: a tenth of a second. More than that waits for the next one, and the gateway is served between them."""
 TICK_MS = 500
 """How often it looks at its own watch."""
 LEASE_MS = 90_000
@@ -90,8 +101,27 @@ class Records(Protocol):
     async def held(self) -> bool: ...
 
 
+class _Took(NamedTuple):
+    """A receipt behind the events that it is about."""
+
+    host_id: HostId
+    sequence: int
+
+
 class LostTerm(Exception):
-    """Another term has begun: nothing more is sent."""
+    """Another term or timeline has begun: nothing more is sent."""
+
+
+def lane_of(command: Command) -> str:
+    """Commands of one lane are sent in their order; no lane waits for another. What fences a host, or leads to it, waits
+    for nothing but what was decided about that host before (F4): not for starts, nor for another host's device."""
+    match command:
+        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration():
+            return "vms"
+        case Investigate(subject=host_id):
+            return f"evidence of {host_id}"
+        case _:
+            return f"fence of {command.host_id}"
 
 
 class Leader:
@@ -110,7 +140,7 @@ class Leader:
         acknowledged: Callable[[Mapping[HostId, int]], None],
         stall_ms: Callable[[], int],
     ) -> None:
-        """``name``: of the cluster. ``carry_out``: one command, in the order of its sending; raises Unavailable to be called
+        """``name``: of the cluster. ``carry_out``: one command, in the order of its lane; raises Unavailable to be called
         again.
         ``acknowledged``: these hosts may forget their facts up to there."""
         self.name = name
@@ -129,24 +159,68 @@ class Leader:
         self._lease_asked_ms: Millis | None = None
         self._told: list[CopyGranted] = []
         """Of which turns were told since the last write."""
-        self._lane: deque[Command] = deque()
+        self._lanes: dict[str, deque[Command]] = {}
+        """What is not carried out yet, by ``lane_of``. The first of each is under way."""
+        self._emptying: set[str] = set()
         self._handed = asyncio.Event()
-        """Something may be in the lane."""
+        """Something may be in a lane that nobody empties."""
         self._overrun: InboxFull | None = None
+        self._offered = 0
+        """Events for the next turn."""
+        self._behind: deque[EngineEvent | _Took] = deque()
+        """For those after it, in their order."""
+        self._behind_counted = 0
 
     # What comes in; never waits, never fails
 
     def offer(self, *events: EngineEvent) -> None:
-        try:
-            self._turn.offer(events)
-        except InboxFull as error:
-            self._overrun = error
+        """A turn takes some of them, but all hosts that it is told of first: an engine that knows of some takes the others for
+        removed."""
+        for event in events:
+            if self._behind or (self._offered >= EVENTS_MAX and type(event) is not HostConfigured):
+                self._put_behind(event)
+            else:
+                self._put(event)
         self._came.set()
 
     def took(self, host_id: HostId, sequence: int) -> None:
         """See ``Turn.took``."""
-        self._turn.took(host_id, sequence)
+        if self._behind:
+            self._behind.append(_Took(host_id, sequence))
+        else:
+            self._turn.took(host_id, sequence)
         self._came.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether more waits than the next turn takes."""
+        return bool(self._behind)
+
+    def _put(self, event: EngineEvent) -> None:
+        self._offered += type(event) is not BeatSeen  # one of each host at most
+        try:
+            self._turn.offer((event,))
+        except InboxFull as error:
+            self._overrun = error
+
+    def _put_behind(self, event: EngineEvent) -> None:
+        self._behind.append(event)
+        # What is configured comes all at once, when it begins: no sign of being too slow.
+        self._behind_counted += type(event) not in (HostConfigured, VmConfigured)
+        if self._behind_counted > turn.INBOX_MAX:
+            self._overrun = InboxFull(f"{self._behind_counted} events wait for the engine")
+
+    def _catch_up(self) -> None:
+        """The next turn has begun: what waited goes into the one after it, as far as it has room."""
+        self._offered = 0
+        while self._behind and self._offered < EVENTS_MAX:
+            one = self._behind.popleft()
+            if isinstance(one, _Took):
+                self._turn.took(one.host_id, one.sequence)
+            else:
+                self._behind_counted -= type(one) not in (HostConfigured, VmConfigured)
+                self._put(one)
+            self._came.set()
 
     # The loop
 
@@ -155,7 +229,7 @@ class Leader:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._tick_on(), name=f"watch of {self.name}")
-                group.create_task(self._send_on(), name=f"commands of {self.name}")
+                group.create_task(self._send_on(group), name=f"commands of {self.name}")
                 group.create_task(self._turn_on(), name=f"turns of {self.name}")
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -190,6 +264,7 @@ class Leader:
         self._look_at_watch()
         self._came.clear()
         effect = self._turn.begin(self.clock.now())
+        self._catch_up()
         while not isinstance(effect, Wait):
             yield effect
             effect = await self._do(effect)
@@ -206,8 +281,7 @@ class Leader:
                 held = await self._write(effect)
                 return self._turn.written(held=held, now=self.clock.now())
             case Send(commands=commands):
-                self._lane += commands
-                self._handed.set()
+                self.hand_over(commands)
                 return self._turn.sent()
             case StepDown():
                 raise LostTerm
@@ -304,20 +378,40 @@ class Leader:
 
     # Commands
 
-    async def _send_on(self) -> None:
+    def hand_over(self, commands: Sequence[Command]) -> None:
+        """To their lanes."""
+        for command in commands:
+            self._lanes.setdefault(lane_of(command), deque()).append(command)
+        self._handed.set()
+
+    async def _send_on(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._handed.wait()
-            await self.send_all()
+            self._begin_lanes(group)
 
     async def send_all(self) -> None:
-        """What was handed to its lane, in its order. The ends come back as events."""
+        """What was handed to the lanes by now. The ends come back as events."""
+        async with asyncio.TaskGroup() as group:
+            self._begin_lanes(group)
+
+    def _begin_lanes(self, group: asyncio.TaskGroup) -> None:
         self._handed.clear()
-        while self._lane:
-            await self._send(self._lane[0])
-            self._lane.popleft()
+        for name in self._lanes.keys() - self._emptying:
+            self._emptying.add(name)
+            group.create_task(self._empty(name), name=f"{name} in {self.name}")
+
+    async def _empty(self, name: str) -> None:
+        lane = self._lanes[name]
+        try:
+            while lane:
+                await self._send(lane[0])
+                lane.popleft()
+            del self._lanes[name]
+        finally:
+            self._emptying.discard(name)
 
     async def _send(self, command: Command) -> None:
-        """Also while the database is away: it waits for it, and the others for this one."""
+        """Also while the database is away: it waits for it, and its lane for this one."""
         while True:
             try:
                 await self._carry_out(command)

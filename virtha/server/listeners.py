@@ -25,6 +25,8 @@ log = structlog.get_logger("virtha.server")
 CONNECTIONS_MAX = 1_000
 """Per listener; one more is answered with 503 by uvicorn."""
 STOP_GRACE_S = 1
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 20, 10, 4
+"""A peer that answers nothing for a minute is gone."""
 WEBSOCKET_BYTES_MAX = 1 << 20
 """Of one message; what people type and paste."""
 _UCRED = struct.Struct("3i")
@@ -112,6 +114,7 @@ def bind_tcp(address: str, *, field: str) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _keep_alive(sock)
         sock.bind(target)
         sock.listen(512)
     except OSError as error:
@@ -124,6 +127,14 @@ def bind_tcp(address: str, *, field: str) -> socket.socket:
         ) from None
     sock.setblocking(False)
     return sock
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Also of all that it accepts (tcp(7)): a user whose machine has vanished must not keep a VM's console."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
 def bind_unix(path: Path) -> socket.socket:

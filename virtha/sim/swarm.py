@@ -227,9 +227,11 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
 
 
 def _do_if_it_makes_sense(player: Player, step: Step) -> None:
-    """Shortened, a story must not become one of an operator who did not look."""
-    if step.verb == "confirm-dead" and not applies(player, step):
-        raise InvalidInput("nobody would confirm that", field=f"line {step.line}")
+    """Shortened, a story must not become one of an operator who did not look, or of a lie that nobody could catch."""
+    if (step.verb == "confirm-dead" or "lies" in step.words) and not applies(player, step):
+        raise InvalidInput(
+            "nobody would confirm that, or could see through it", field=f"line {step.line}"
+        )
     player.do(step)
 
 
@@ -276,11 +278,17 @@ def applies(player: Player, step: Step) -> bool:
         case "crash-agent":
             return host.agent is not None
         case "bmc":
-            return bool(world.power.of(host.name))
+            may_be_caught = "lies" not in step.words or _is_seen_writing(world, host)
+            return bool(world.power.of(host.name)) and may_be_caught
         case "confirm-dead":
             return _may_be_confirmed(world, host)
         case _:
             return host.powered
+
+
+def _is_seen_writing(world: World, host: SimHost) -> bool:
+    """Who is said to be off, and sleeps, is only given away by the disks of a VM that runs there (P1, F2)."""
+    return any(host.name in world.running_on(vm_id) for vm_id in world.server.vms)
 
 
 def _may_be_confirmed(world: World, host: SimHost) -> bool:

@@ -25,6 +25,7 @@ from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, VmId
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
+from virtha.store.hosts import save_settled
 from virtha.store.schema import engine_cluster, engine_grant, engine_host, engine_vm, vm
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -81,6 +82,33 @@ async def engine_records(tx: Transaction, cluster_id: ClusterId) -> RecordRows:
     )
 
 
+class LedRecord(Value, frozen=True, kw_only=True):
+    cluster_id: ClusterId
+    record: HostRecord
+
+
+async def find_host_record(tx: Transaction, host_id: HostId) -> LedRecord | None:
+    """Also of a host that was removed. None: no leader has written one."""
+    row = (
+        await tx.connection.execute(select(engine_host).where(engine_host.c.host_id == host_id))
+    ).one_or_none()
+    if row is None:
+        return None
+    record = _decoded(HostRecord, row.body, f"host {host_id}")
+    return LedRecord(cluster_id=ClusterId(row.cluster_id), record=record)
+
+
+async def hosts_in_maintenance(tx: Transaction, cluster_id: ClusterId) -> frozenset[HostId]:
+    rows = await tx.connection.execute(
+        select(engine_host).where(
+            engine_host.c.cluster_id == cluster_id,
+            engine_host.c.body.contains('"maintenance":"', autoescape=True),
+        )
+    )
+    records = (_decoded(HostRecord, row.body, f"host {row.host_id}") for row in rows)
+    return frozenset(record.host_id for record in records if record.maintenance is not None)
+
+
 async def find_vm_record(tx: Transaction, vm_id: VmId) -> VmRecord | None:
     """None: no leader has written one."""
     body = await tx.connection.scalar(select(engine_vm.c.body).where(engine_vm.c.vm_id == vm_id))
@@ -95,6 +123,8 @@ async def save_intent(tx: WriteTransaction, cluster_id: ClusterId, intent: Inten
         case SaveHost(record=record):
             values = {"cluster_id": cluster_id, "body": encode(record)}
             await put(tx, engine_host, {"host_id": record.host_id}, values)
+            if record.told is not None and record.told.settled:
+                await save_settled(tx, record.host_id, record.told.timeline)
         case SaveVm(record=record):
             values = {"cluster_id": cluster_id, "body": encode(record)}
             await put(tx, engine_vm, {"vm_id": record.vm_id}, values)

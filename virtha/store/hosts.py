@@ -23,6 +23,9 @@ class HostRow(Value, frozen=True, kw_only=True):
     """The last that it may forget; never above ``fact_sequence``."""
     timeline: str
     """The timeline in which it last sent its inventory (M2)."""
+    settled_timeline: str
+    """The timeline in which it is waited for no longer (M2): it told, and whatever lost records may have known of has come
+    up and been told since, or can't any more. The leader's word; where nobody leads, its inventory suffices."""
 
 
 _JOINED = select(
@@ -31,6 +34,7 @@ _JOINED = select(
     host_status.c.fact_sequence,
     host_status.c.fact_acknowledged,
     host_status.c.timeline,
+    host_status.c.settled_timeline,
 ).join(host_status, host_status.c.host_id == host.c.id)
 
 
@@ -46,6 +50,7 @@ async def _rows(
             fact_sequence=row.fact_sequence,
             fact_acknowledged=row.fact_acknowledged,
             timeline=row.timeline,
+            settled_timeline=row.settled_timeline,
         )
         for row in rows
     )
@@ -106,6 +111,7 @@ async def add_host(
             fact_sequence=0,
             fact_acknowledged=0,
             timeline=timeline,
+            settled_timeline=timeline,
             body=encode(status),
             revision=tx.revision,
         )
@@ -142,6 +148,15 @@ async def save_fact_acknowledged(tx: WriteTransaction, host_id: HostId, sequence
 async def save_inventory_timeline(tx: WriteTransaction, host_id: HostId, timeline: str) -> None:
     await tx.connection.execute(
         update(host_status).where(host_status.c.host_id == host_id).values(timeline=timeline)
+    )
+
+
+async def save_settled(tx: WriteTransaction, host_id: HostId, timeline: str) -> None:
+    """Moves no revision, as the inventory's timeline does not."""
+    await tx.connection.execute(
+        update(host_status)
+        .where(host_status.c.host_id == host_id, host_status.c.settled_timeline != timeline)
+        .values(settled_timeline=timeline)
     )
 
 

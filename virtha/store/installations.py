@@ -11,6 +11,14 @@ from virtha.store.schema import event, installation, setting
 from virtha.store.store import Transaction, WriteTransaction
 
 
+class Lead(Value, frozen=True, kw_only=True):
+    """What lets a leader write and order. Of an earlier timeline it is over, whatever its term: a restored database counts
+    from its backup's again, and may come to a number that another leader still goes by (M1, M2)."""
+
+    timeline: str
+    term: Term
+
+
 class InstallationRow(Value, frozen=True, kw_only=True):
     installation: Installation
     term: Term
@@ -18,6 +26,10 @@ class InstallationRow(Value, frozen=True, kw_only=True):
     """Made anew by each restore (M2)."""
     events_pruned_to: Revision
     revision: Revision
+
+    @property
+    def lead(self) -> Lead:
+        return Lead(timeline=self.timeline, term=self.term)
 
 
 async def add_installation(tx: WriteTransaction, made: Installation, *, timeline: str) -> None:

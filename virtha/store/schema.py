@@ -99,6 +99,8 @@ host_status = Table(
     Column("fact_acknowledged", BigInteger, nullable=False),
     # The timeline in which this host last sent its inventory.
     Column("timeline", Text, nullable=False),
+    # The timeline in which no start that a lost record knew of can come up there any more.
+    Column("settled_timeline", Text, nullable=False),
     _body(),
     _revision(),
 )

@@ -17,7 +17,7 @@ from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import Identity
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import AgentProperties
-from virtha.model.facts import Fact, Happened, Outcome, Released, VmReport
+from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import (
     BootId,
@@ -35,6 +35,7 @@ from virtha.model.orders import (
     Grant,
     HeldVm,
     HostSettings,
+    MoveDestination,
     Order,
     OrderBody,
     PrepareStorage,
@@ -44,7 +45,13 @@ from virtha.model.orders import (
 )
 from virtha.model.vm import Disk, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
-from virtha.ports.hypervisor import GuestAgent, HypervisorFailed, LiveDisk
+from virtha.ports.hypervisor import (
+    GuestAgent,
+    HypervisorFailed,
+    LiveDisk,
+    MoveEnd,
+    MoveProgress,
+)
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sim.hypervisor import SimHypervisor
 from virtha.sim.libvirt import Qemu
@@ -69,14 +76,18 @@ class SimHost(SimHypervisor):
         self.disk_calls: list[str] = []
         self.fails_once: Exception | None = None
         """Raised by the next call that changes disks, after it was carried out."""
+        self.libvirt.incoming_gate = self._ask_hook_of_arrival
 
-    def _ask_hook(self, vm_id: VmId) -> str | None:
+    def _ask_hook_of_arrival(self, vm_id: VmId) -> str | None:
+        return self._ask_hook(vm_id, "migrate") or self._ask_hook(vm_id)
+
+    def _ask_hook(self, vm_id: VmId, operation: str = "prepare") -> str | None:
         """As libvirt does it: the real hook script, with the domain's XML on its standard input."""
         if not self.hook.exists():
             return None
         domain = self.libvirt.domain(vm_id)
         answer = subprocess.run(
-            [str(self.hook), domain.name, "prepare", "begin", "-"],
+            [str(self.hook), domain.name, operation, "begin", "-"],
             input=domain.xml.encode(),
             capture_output=True,
             check=False,
@@ -121,6 +132,42 @@ class SimHost(SimHypervisor):
         raise AssertionError("nobody asks for a dump yet")
 
 
+class PlayedMoves:
+    """Live migrations away from the bench's host; the test plays the phases through ``libvirt`` and ends them."""
+
+    def __init__(self, hypervisor: "SimHost") -> None:
+        self.hypervisor = hypervisor
+        self.begun: dict[VmId, MoveDestination] = {}
+        self.aborted: list[VmId] = []
+        self.left: list[VmId] = []
+        self._ends: dict[VmId, asyncio.Future[MoveEnd]] = {}
+
+    async def move(self, vm_id: VmId, destination: MoveDestination) -> MoveEnd:
+        self.begun[vm_id] = destination
+        self._ends[vm_id] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._ends[vm_id])
+
+    def end(self, vm_id: VmId, result: Result, code: str | None = None) -> None:
+        self.begun.pop(vm_id, None)
+        ended = self._ends.pop(vm_id, None)
+        if ended is not None:
+            ended.set_result(MoveEnd(result=result, code=code))
+
+    async def under_way(self, vm_id: VmId) -> bool:
+        return vm_id in self.begun
+
+    async def abort_move(self, vm_id: VmId) -> None:
+        self.aborted.append(vm_id)
+        self.end(vm_id, Result.FAILED, "migration.ended.cancelled")
+
+    async def leave_move(self, vm_id: VmId) -> None:
+        self.left.append(vm_id)
+        self.end(vm_id, Result.UNKNOWN)
+
+    async def move_progress(self, vm_id: VmId) -> MoveProgress | None:
+        return None
+
+
 class SilentGuest:
     async def ping(self, vm_id: VmId, *, deadline_ms: int) -> bool:
         return False
@@ -157,6 +204,8 @@ class Bench:
         Path(self.storage.path).mkdir()
         self.hypervisor = SimHost(hook_path(self.paths))
         self.guest: GuestAgent = SilentGuest()
+        self.moves = PlayedMoves(self.hypervisor)
+        self.destination: MoveDestination | None = None
         self.properties = AgentProperties()
         self.qemus: Callable[[], tuple[QemuProcess, ...]] = tuple
         """The simulated QEMUs are none of the kernel's."""
@@ -183,6 +232,8 @@ class Bench:
             guest=self.guest,
             clock=self.clock,
             files=self.files,
+            moves=self.moves,
+            destination=self.destination,
             qemus=lambda: self.qemus(),
         )
         self.agent.outbox.align(0)  # as the first hello does

@@ -130,11 +130,13 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
         ("reconnect", "begin"),
         ("attach", "begin"),
         ("prepare", "end"),
-        ("migrate", "begin"),
+        ("migrate", "end"),
         ("restore", "begin"),
     ],
 )
-def test_nothing_but_the_begin_of_prepare_is_judged(gate: Gate, operation: str, sub: str) -> None:
+def test_nothing_but_the_begins_of_prepare_and_migrate_is_judged(
+    gate: Gate, operation: str, sub: str
+) -> None:
     gate.write_records()
     assert gate.ask(xml(OURS, mark=MARK), operation=operation, sub=sub) == (0, "")
 
@@ -183,6 +185,59 @@ def test_grants_end(gate: Gate) -> None:
     gate.grant()
     gate.records.revoke(OURS)
     assert gate.refused(xml(OURS)) == "gate.refused.no_grant"
+
+
+def expect(gate: Gate, *, for_ms: int = 60_000) -> None:
+    gate.write_records()
+    until_ms = BoottimeClock().monotonic_ms() + for_ms
+    gate.records.expect(OURS, Incarnation(2), until_ms=until_ms)
+
+
+def test_a_grant_to_receive_starts_nothing(gate: Gate) -> None:
+    expect(gate)
+    assert gate.refused(xml(OURS)) == "gate.refused.no_grant"
+
+
+def test_a_grant_to_receive_lets_one_copy_in_from_another_host(gate: Gate) -> None:
+    expect(gate)
+    assert gate.ask(xml(OURS), operation="migrate") == (0, "")
+    assert gate.ask(xml(OURS)) == (0, "")
+    assert gate.refused(xml(OURS)) == "gate.refused.no_grant", "once"
+
+
+def test_what_was_called_off_comes_in_no_more(gate: Gate) -> None:
+    expect(gate)
+    assert gate.ask(xml(OURS), operation="migrate") == (0, "")
+    gate.records.revoke(OURS)
+    assert gate.refused(xml(OURS)) == "gate.refused.no_grant"
+    expect(gate)
+    assert gate.refused(xml(OURS)) == "gate.refused.no_grant", "its mark went with it"
+
+
+def test_a_start_that_comes_long_after_is_refused(gate: Gate) -> None:
+    expect(gate)
+    assert gate.ask(xml(OURS), operation="migrate") == (0, "")
+    mark = gate.paths.grant(OURS).with_suffix(".comes")
+    mark.write_text(str(int(mark.read_text()) - 10_001))
+    assert gate.refused(xml(OURS)) == "gate.refused.no_grant"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("content", ["", "x", "-1", "9" * 30])
+def test_a_damaged_mark_lets_nothing_in(gate: Gate, content: str) -> None:
+    expect(gate)
+    gate.paths.grant(OURS).with_suffix(".comes").write_text(content)
+    assert gate.refused(xml(OURS)) == "gate.refused.no_grant"
+
+
+def test_nothing_comes_in_without_a_grant_to_receive(gate: Gate) -> None:
+    gate.write_records()
+    gate.grant()
+    assert gate.ask(xml(OURS), operation="migrate")[0] == 1, "a grant to start is none"
+    expect(gate, for_ms=-1)
+    assert gate.ask(xml(OURS), operation="migrate")[0] == 1
+    assert gate.ask(xml(ELSEWHERE), operation="migrate")[0] == 1
+    assert gate.ask(xml(UNKNOWN), operation="migrate") == (0, "")
 
 
 def test_a_grant_of_an_earlier_boot_starts_nothing(gate: Gate) -> None:

@@ -3,12 +3,15 @@
 import asyncio
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import Request
 
 from virtha.api.app import create_app
 from virtha.api.route import Services
@@ -190,5 +193,99 @@ def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) ->
     async def entered(consoles: Any, made: Any) -> None:
         async with consoles.enter(made.ticket):
             raise AssertionError
+
+    tell(story)
+
+
+async def told(world: Any, code: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(await world.events(code)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def cut_in_the_middle(path: Path, ticket: str) -> None:
+    """A user's program that is killed: no close frame, what it was sent is unread, its kernel resets the connection."""
+    reset = struct.pack("ii", 1, 0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(60)
+        sock.connect(str(path))
+        opening = WSConnection(ConnectionType.CLIENT)
+        sock.sendall(opening.send(Request(host="virtha", target=f"/v1/console?ticket={ticket}")))
+        assert sock.recv(12) == b"HTTP/1.1 101"
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+
+
+def test_a_user_who_is_killed_leaves_nothing_behind(
+    tell: Callable[..., None], tmp_path: Path
+) -> None:
+    async def story(world: Any) -> None:
+        _, _, channels = await running_vm(world)
+        services = Services(control=world.control, authority=world.authority)
+        path = tmp_path / "s.sock"
+        listener = unix_listener(create_app(services))
+        serving = asyncio.create_task(listener.run_until_stopped(bind_unix(path)))
+        await listener.accepting.wait()
+        tasks = 0
+        for number in range(1, 4):
+            made = await world.control.consoles.make_ticket(ADMIN, "web1", VNC)
+            await asyncio.to_thread(cut_in_the_middle, path, made.ticket)
+            await channels.reached(number)
+            await told(world, "vm.console.closed", number)
+            assert channels.streams[-1].closed
+            if number == 1:
+                tasks = len(asyncio.all_tasks())
+        assert len(asyncio.all_tasks()) <= tasks
+        listener.stop()
+        await serving
+
+    tell(story)
+
+
+def test_a_ticket_is_for_one_user_of_one_vm_once(tell: Callable[..., None]) -> None:
+    async def story(world: Any) -> None:
+        vm_id, _, channels = await running_vm(world)
+        await world.add_vm("web2")
+        await world.run_vm("web2")
+        consoles = world.control.consoles
+        made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+
+        async def enter() -> str:
+            try:
+                async with consoles.enter(made.ticket) as stream:
+                    await stream.receive()
+                    return "in"
+            except Unauthenticated as error:
+                return error.code
+
+        ends = await asyncio.gather(enter(), enter(), enter())
+        assert sorted(ends) == ["in", "problem.token.used", "problem.token.used"]
+        assert channels.asked == [OpenSerial(vm_id=vm_id)], (
+            "the VM is the ticket's, nobody names one"
+        )
+        assert [event.vm_id for event in await world.events("vm.console.*")] == [vm_id, vm_id]
+
+    tell(story)
+
+
+def test_whoever_is_cancelled_at_a_console_is_told_to_have_left(tell: Callable[..., None]) -> None:
+    async def story(world: Any) -> None:
+        _, _, channels = await running_vm(world)
+        consoles = world.control.consoles
+        made = await consoles.make_ticket(ADMIN, "web1", SERIAL)
+
+        async def look() -> None:
+            async with consoles.enter(made.ticket):
+                await asyncio.Event().wait()
+
+        looking = asyncio.create_task(look())
+        await channels.reached(1)
+        await told(world, "vm.console.opened", 1)
+        looking.cancel()
+        await asyncio.sleep(0)
+        looking.cancel()  # while it tells that
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+        await told(world, "vm.console.closed", 1)
+        assert channels.streams[0].closed
 
     tell(story)

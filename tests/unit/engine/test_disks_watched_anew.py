@@ -375,3 +375,94 @@ def test_the_slots_of_one_who_writes_are_not_poisoned() -> None:
     assert play.sent(Poison) == []
     host.disks_change = False
     play.until(lambda: len(play.sent(Poison)) == 1, within_ms=10_000)
+
+
+class SlowReaders(Readers):
+    """Each comparison takes a while: two reads, and a storage that is slow."""
+
+    TAKES_MS = 3_000
+
+    def __init__(self, play: Play, subject: str) -> None:
+        super().__init__(play)
+        self.subject = subject
+        self._under_way: list[tuple[int, DisksWatched]] = []
+
+    def answer(self, command: Command) -> bool:
+        if not isinstance(command, Investigate) or command.subject != self.subject:
+            return False
+        if command.disk_reader is not None:
+            word = DisksWatched(
+                witness=command.disk_reader, subject=command.subject, changed=self.changed, disks=1
+            )
+            self._under_way.append((self.play.now + self.TAKES_MS, word))
+        return True
+
+    def advance(self, duration_ms: int) -> None:
+        for _ in range(0, duration_ms, 100):
+            due = [one for one in self._under_way if one[0] <= self.play.now]
+            self._under_way = [one for one in self._under_way if one not in due]
+            self.play.inbox += [word for _, word in due]
+            self.play.tick()
+
+
+def held_by_an_operator(play: Play, reason: str | None) -> None:
+    play.inbox.append(HoldChanged(reason=reason))
+    play.tick()
+
+
+def judged_under_hold() -> Play:
+    play = playing(5)
+    held_by_an_operator(play, "work on the switch")
+    play.hosts["h1"].hang()
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    return play
+
+
+def test_a_new_leader_looks_at_the_disks_before_its_first_order() -> None:
+    """The one before judged the host while its disks were quiet, and was held; they are written since (F2)."""
+    play = judged_under_hold()
+    play.hosts["h1"].disks_change = True
+    play.new_leader()
+    held_by_an_operator(play, None)
+    readers = SlowReaders(play, "h1")
+    readers.changed = True
+    readers.advance(120_000)
+    assert play.offs() == [] and "fence.blocked.disks_change" in play.why("h1")
+    readers.changed = False
+    readers.advance(30_000)
+    assert play.offs() == ["h1"]
+
+
+def test_it_says_how_many_looks_are_still_awaited() -> None:
+    play = judged_under_hold()
+    play.new_leader()
+    held_by_an_operator(play, None)
+    readers = SlowReaders(play, "h1")
+    readers.advance(13_500)
+    assert play.offs() == []
+    assert play.why("h1") == ["host.dead.unproven", "host.suspect.checking_disks"]
+
+
+def test_where_nobody_can_read_it_orders_all_the_same() -> None:
+    play = judged_under_hold()
+    play.new_leader()
+    held_by_an_operator(play, None)
+    readers = SlowReaders(play, "h1")
+    readers.changed = None
+    readers.advance(60_000)
+    assert "h1" in play.offs() and is_proven(play)
+
+
+def test_nor_does_it_poison_before_it_has_looked() -> None:
+    """No device answers, and the lease's clock is not to wait for the orders; but poison ends its VMs if it lives (P2)."""
+    play = judged_under_hold()
+    play.hosts["h1"].bmc_dead = play.hosts["h1"].disks_change = True
+    play.new_leader()
+    held_by_an_operator(play, None)
+    readers = SlowReaders(play, "h1")
+    readers.changed = True
+    readers.advance(120_000)
+    assert play.sent(Poison) == []
+    readers.changed = False
+    readers.advance(30_000)
+    assert len(play.sent(Poison)) == 1

@@ -180,3 +180,21 @@ def test_a_proof_from_before_the_restore_ends_no_such_side():
     released(play, "h3", "v1", 5)
     play.advance(60_000)
     assert play.sent(StartCommand) == []
+
+
+def test_a_side_in_a_boot_before_the_one_that_told_is_over_also_while_its_agent_is_away():
+    """Nothing else would end it before that agent is restarted: nobody is asked for a copy of another boot."""
+    play = by_hand(named(playing(5)))
+    host = play.hosts["h5"]
+    host.boot_again()
+    between = copy_on(play, "h5", 4)
+    host.boot_again()
+    restored(play)
+    play.advance(20_000)
+    released(play, "h1", "v1", 1)
+    host.agent_alive = False
+    play.advance(1_000)
+    assert play.verdict("h5") is Verdict.AGENT_DOWN
+    awaits(play, "h2", 5, source=between)
+    play.until(lambda: (HostId("h2"), MigrationWord.RUN) in words(play), within_ms=60_000)
+    assert [copy.host_id for copy in play.vm_record("v1").copies] == ["h2"]

@@ -5,22 +5,26 @@ import msgspec
 import pytest
 from engine_driver import GIB, Play, vm
 from engine_review_driver import named, playing
+from test_disks_watched_anew import SlowReaders
 from test_halves import awaits, by_hand, words
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.events import (
     BeatSeen,
+    CopyReleased,
     DeathConfirmed,
     MigrationWord,
     NeighbourAnswered,
     Poison,
     ProofFound,
+    SessionChanged,
     StartCommand,
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import Fence, FenceStep, VmStage
-from virtha.model.evidence import Answer
-from virtha.model.ids import HostId, StorageDomainId
+from virtha.model.evidence import Answer, ProcessKind
+from virtha.model.facts import ReleaseCause
+from virtha.model.ids import HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import FencingAction, FencingPolicy, PermissionGrade
 from virtha.model.proof import Proof, ProofKind
 
@@ -322,12 +326,15 @@ def test_what_a_host_told_of_a_boot_that_is_over_is_no_answer():
     host = play.hosts["h2"]
     host.boot_again()
     play.inbox.append(BeatSeen(host_id=host.id, boot=host.boot, agent_alive=True))
+    for process in ProcessKind:
+        play.inbox.append(SessionChanged(host_id=host.id, process=process, boot=host.boot, up=True))
     play.hosts["h1"].cut()
     play.advance(120_000)
     assert play.where("v1") == []
     assert play.why_vm("v1")[0] == "recovery.waiting.inventory"
     play.survey(host)
-    play.until(lambda: play.where("v1") != [], within_ms=120_000)
+    waited_ms = play.until(lambda: play.where("v1") != [], within_ms=120_000)
+    assert waited_ms >= play.policy.recovery.attempt_ms
 
 
 @pytest.mark.parametrize("action", [FencingAction.NOTHING, FencingAction.BLINK])
@@ -339,3 +346,27 @@ def test_nobody_is_switched_off_for_it_against_the_policy(action: FencingAction)
     play.hosts["h1"].cut()
     play.advance(120_000)
     assert play.offs() == []
+
+
+def test_its_disks_are_looked_at_anew_before_it_is_ordered_off():
+    """F2: the records' looks were at another boot. It came back, is cut off from all but its storage, and readers are slow."""
+    play = h2_is_dead(named(playing(5)))
+    host = play.hosts["h2"]
+    host.boot_again()
+    host.hang()
+    host.running[VmId("v1")] = play.hosts["h1"].running.pop(VmId("v1"))
+    play.forget_commands()
+    readers = SlowReaders(play, "h2")
+    readers.changed = True
+    restored(play)
+    play.inbox.append(
+        CopyReleased(
+            host_id=HostId("h1"),
+            boot=play.hosts["h1"].boot,
+            vm_id=VmId("v1"),
+            incarnation=Incarnation(1),
+            cause=ReleaseCause.HOST_SHUTDOWN,
+        )
+    )
+    readers.advance(120_000)
+    assert play.offs() == [] and play.why_vm("v1")[0] == "recovery.waiting.inventory"

@@ -16,12 +16,15 @@ from virtha.engine.events import (
     Investigate,
     LibvirtAnswered,
     ProofFound,
+    SessionChanged,
+    Stalled,
     StartCommand,
 )
 from virtha.engine.machine import Verdict
-from virtha.model.evidence import PowerState
+from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause
 from virtha.model.ids import HostId, Incarnation, VmId
+from virtha.model.power import PowerDeviceId, PowerFeed, PowerLevel
 from virtha.model.proof import Proof, ProofKind
 
 pytestmark = pytest.mark.req("F2", "F4", "F9")
@@ -127,6 +130,103 @@ def test_a_host_whose_libvirt_hangs_cannot_tell():
     play.inbox.append(LibvirtAnswered(host_id=HostId("h3"), answering=True))
     waited_ms = play.until(lambda: play.where("v1") != [])
     assert waited_ms >= play.policy.recovery.attempt_ms
+
+
+def gives_back(play: Play, host: str) -> None:
+    """It gives v1 back and lives on: nothing but the barrier keeps v1 from a start."""
+    played = play.hosts[host]
+    played.running.pop(VmId("v1"))
+    play.inbox.append(
+        CopyReleased(
+            host_id=played.id,
+            boot=played.boot,
+            vm_id=VmId("v1"),
+            incarnation=Incarnation(1),
+            cause=ReleaseCause.HOST_SHUTDOWN,
+        )
+    )
+
+
+def comes_up_untold(play: Play, host: str) -> None:
+    """The lost server's start of v1, within its grant; nobody has read a report of it yet."""
+    play.hosts[host].running[VmId("v1")] = Incarnation(2)
+
+
+def test_what_we_slept_through_was_not_heard():
+    """J1: after a sleep, or a write that took as long, beats are read at once, and reports when they are on record."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(1_000)
+    gives_back(play, "h1")
+    play.advance(1_000)
+    comes_up_untold(play, "h4")
+    play.now += 30_000
+    play.inbox.append(Stalled())
+    play.advance(play.policy.recovery.attempt_ms - 2_000)
+    assert play.sent(StartCommand) == []
+    seen(play, "h4", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h4"]
+
+
+def agent_session(play: Play, host: str, *, up: bool) -> None:
+    played = play.hosts[host]
+    play.inbox.append(
+        SessionChanged(host_id=played.id, process=ProcessKind.AGENT, boot=played.boot, up=up)
+    )
+
+
+def test_it_is_not_settled_while_its_agent_cannot_reach_us():
+    """Its guardian beats and says that the agent is well: it counts as alive, and can't tell."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(1_000)
+    gives_back(play, "h1")
+    agent_session(play, "h4", up=False)
+    comes_up_untold(play, "h4")
+    play.advance(60_000)
+    assert play.verdict("h4") is Verdict.ALIVE and play.sent(StartCommand) == []
+    agent_session(play, "h4", up=True)
+    play.advance(play.policy.recovery.attempt_ms - 2_000)
+    assert play.sent(StartCommand) == [], "its outbox may still tell"
+    seen(play, "h4", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h4"]
+
+
+def test_a_session_that_replaces_the_one_that_hung_may_bring_what_that_one_did_not():
+    """Nobody saw the former one end."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(1_000)
+    gives_back(play, "h1")
+    play.advance(play.policy.recovery.attempt_ms - 3_000)
+    comes_up_untold(play, "h4")
+    agent_session(play, "h4", up=True)
+    play.advance(5_000)
+    assert play.sent(StartCommand) == []
+    seen(play, "h4", "v1", incarnation=2)
+    play.advance(60_000)
+    assert play.sent(StartCommand) == [] and play.where("v1") == ["h4"]
+
+
+def test_the_next_leader_has_to_hear_itself_whether_libvirt_answers():
+    """It hung under the leader before, and the host has surveyed nothing since."""
+    play = named(playing(5))
+    restored(play)
+    play.advance(2_000)
+    play.inbox.append(LibvirtAnswered(host_id=HostId("h4"), answering=False))
+    play.tick()
+    comes_up_untold(play, "h4")
+    hangs = play.hosts["h4"]
+    surveys, says = play.survey, play._say
+    play.survey = lambda host: None if host is hangs else surveys(host)
+    play._say = lambda host, vm_id, **more: None if host is hangs else says(host, vm_id, **more)
+    next_leader(play)
+    gives_back(play, "h1")
+    play.advance(60_000)
+    assert play.sent(StartCommand) == []
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
 
 
 # Whoever leads
@@ -280,9 +380,43 @@ def test_the_disks_of_all_vms_speak_for_it(on_record: bool):
     play.hosts["h1"].cut()
     play.advance(LONG_MS)
     assert play.sent(StartCommand) == [] and "h5" not in play.offs()
-    assert "host.suspect.disks_change" in play.why("h5")
+    assert play.why("h5") == ["host.dead.unproven", "fence.blocked.disks_change"]
     asked = [one for one in play.sent(Investigate) if isinstance(one, Investigate)]
     assert "v1" in {vm_id for one in asked if one.subject == "h5" for vm_id in one.vms}
+
+
+def test_where_they_keep_vms_down_somebody_is_told_and_may_give_the_word():
+    """h4 is cut off and runs v2, h5 is dead: whose writes they are nobody can say, and v1 waits for both."""
+    play = named(playing(6))
+    h4, h5 = play.hosts["h4"], play.hosts["h5"]
+    h4.hang()
+    h4.running[VmId("v2")] = play.hosts["h2"].running.pop(VmId("v2"))
+    h5.cut()
+    h4.disks_change = h5.disks_change = True
+    restored(play)
+    play.advance(60_000)
+    assert play.verdict("h5") is Verdict.SUSPECT, "nobody waits for it"
+    gives_back(play, "h1")
+    play.advance(LONG_MS)
+    assert play.offs() == [] and play.sent(StartCommand) == []
+    assert play.told().count("fence.held_by_disks") == 2
+    waits = ["recovery.waiting.inventory", "recovery.waiting.restored", "recovery.waiting.restored"]
+    assert play.why_vm("v1") == waits
+    incident = play.host_record("h5").incident
+    assert incident is not None
+    word = DeathConfirmed(
+        host_id=h5.id,
+        boot=incident.boot,
+        incident=incident.number,
+        by="admin",
+        force_reason="its power supply burnt",
+    )
+    play.inbox.append(word)
+    h4.beating = h4.answers_neighbours = True
+    play._greet(h4)
+    seen(play, "h4", "v2", incarnation=1)
+    play.until(lambda: play.where("v1") != [], within_ms=60_000)
+    assert play.where("v2") == ["h4"] and play.offs() == []
 
 
 def test_disks_that_a_living_host_writes_are_no_sign_of_it():
@@ -314,6 +448,30 @@ def test_a_host_that_the_records_never_heard_of_is_named_with_its_way_out():
     assert play.told().count("host.missing_since_restore") == 1, "once in a timeline"
     play.inbox.append(HostRemoved(host_id=HostId("h6")))
     play.until(lambda: play.where("v1") != [], within_ms=5_000)
+
+
+def test_its_device_may_be_the_one_that_reads_off():
+    """P1: the outlets of h5 and h6 were swapped since the backup, which knows no boot of h6. Neither names its host."""
+    play = playing(5)
+    _another(play, untold=True)
+    level = PowerLevel(feeds=(PowerFeed(device=PowerDeviceId("h6-power1")),))
+    play.configs[-1] = msgspec.structs.replace(play.configs[-1], power=(level,))
+    h5, h6 = play.hosts["h5"], play.hosts["h6"]
+    h6.powered = True
+    h5.bmc_strikes, h6.bmc_strikes = h6, h5
+    restored(play)
+    play.advance(5_000)
+    assert play.host_record("h5").on_devices != (), "h6 is on, and h5 beats"
+    gives_back(play, "h1")
+    runs_v1_unseen(play, "h5")
+    play.advance(60_000)
+    assert play.offs() != [] and set(play.offs()) == {"h5"} and not h6.powered
+    assert play.verdict("h5") is Verdict.DEAD_UNPROVEN
+    h6.boot_again()
+    play._greet(h6)
+    play.advance(LONG_MS)
+    assert play.sent(StartCommand) == [] and "fence.failed" in play.told()
+    assert "recovery.waiting.restored" in play.why_vm("v1")
 
 
 def test_a_word_about_a_removed_host_counts_when_it_is_added_again():

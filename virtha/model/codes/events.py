@@ -40,6 +40,13 @@ EVENTS: tuple[Code, ...] = (
     event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
     event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
     event(1400, "host.joined", INFO, "Host {name} joined", "name"),
+    event(
+        1440,
+        "host.migration_certificate",
+        INFO,
+        "Host {name} had its certificate for live migration signed",
+        "name",
+    ),
     event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
     event(
         1402,

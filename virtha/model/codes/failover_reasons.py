@@ -491,6 +491,34 @@ FAILOVER_REASONS: tuple[Code, ...] = (
     ),
     reason(6208, "migration.ended.cancelled", INFO, "its move was called off"),
     reason(
+        6225,
+        "migration.ended.unreachable",
+        ERROR,
+        "its host could not reach libvirt or QEMU of the other one",
+        help="Let both hosts reach each other on 16514/tcp (libvirt) and 49152 to 49215/tcp (QEMU); run 'virtha agent "
+        "setup-migration' on both.",
+    ),
+    reason(
+        6226,
+        "migration.ended.gate",
+        ERROR,
+        "the other host's start gate, or another hook of its libvirt, refused the copy",
+    ),
+    reason(
+        6227,
+        "migration.ended.no_room",
+        ERROR,
+        "the other host had no memory left for it",
+    ),
+    reason(
+        6228,
+        "migration.ended.cpu",
+        ERROR,
+        "the other host's processor lacks what its guest was started with",
+        help="Set guest.cpu.mode=custom and one guest.cpu.model on all hosts that VMs move between; it holds from the VM's next "
+        "start on.",
+    ),
+    reason(
         6210,
         "host.draining",
         INFO,

@@ -230,6 +230,13 @@ REASONS: tuple[Code, ...] = (
         WARNING,
         "this host does not hold the lease on the storage of its disks",
     ),
+    reason(
+        5215,
+        "order.refused.migration_setup",
+        ERROR,
+        "the host is not set up for live migration",
+        help="Run 'virtha agent setup-migration --address ADDRESS' on it.",
+    ),
     # 5300: the gate
     reason(
         5300,
@@ -458,9 +465,10 @@ REASONS: tuple[Code, ...] = (
         5411,
         "start.blocked.inventory",
         WARNING,
-        "{host} has not reported its VMs since the restore",
+        "{host} has not reported its VMs since the restore, or not long enough ago",
         "host",
-        help="A restored database may not know a copy that runs there. Bring the host back, or remove it.",
+        help="A restored database may not know a copy that runs there, or that still comes up by a start from before. Wait a "
+        "minute if the host is connected; else bring it back, or remove it.",
     ),
     # 5500: the disk activity check in front of a start (A5): what skips it, what came of it
     reason(5500, "disk_check.skipped.proven", INFO, "the previous copy's death is proved"),

@@ -60,6 +60,12 @@ def upgrade() -> None:
         batch_op.add_column(
             sa.Column("fact_acknowledged", sa.BigInteger(), nullable=False, server_default="0")
         )
+        batch_op.add_column(
+            sa.Column("settled_timeline", sa.Text(), nullable=False, server_default="")
+        )
     op.execute("UPDATE host_status SET fact_acknowledged = fact_sequence")
+    # Before there was an engine, who had told was waited for no longer.
+    op.execute("UPDATE host_status SET settled_timeline = timeline")
     with op.batch_alter_table("host_status", schema=None) as batch_op:
         batch_op.alter_column("fact_acknowledged", server_default=None)
+        batch_op.alter_column("settled_timeline", server_default=None)

@@ -1,0 +1,51 @@
+"""`virtha host maintenance` and `confirm-dead`: what goes to the server, and what is asked first."""
+
+from collections.abc import Callable
+
+import pytest
+from cli_fake_api import Answer, Api, Ran
+
+Run = Callable[..., Ran]
+
+
+@pytest.mark.bad_input("a word that virtha can't check, from nobody")
+def test_the_word_that_a_host_is_dead_wants_its_name(api: Api, run: Run) -> None:
+    ticket = {
+        "ticket": "t1",
+        "host_id": "id-of-h1",
+        "host": "h1",
+        "boot": "b1",
+        "incident": 3,
+        "vms": ["web1", "web2"],
+        "valid_ms": 600_000,
+    }
+    api.on("POST", "/v1/hosts/h1/death-tickets", Answer(ticket, status=201))
+    said = {"host_id": "id-of-h1", "host": "h1", "boot": "b1", "incident": 3}
+    api.on("POST", "/v1/hosts/h1/confirm-dead", said)
+    ran = run("host", "confirm-dead", "h1")
+    assert ran.code == 2 and "--yes-it-is-dead: nobody is here" in ran.err
+    assert "web1, web2" in ran.err and "runs twice" in ran.err
+    assert api.calls("POST", "/v1/hosts/h1/confirm-dead") == []
+    ran = run("host", "confirm-dead", "h1", "--yes-it-is-dead", "--force", "I hold its plug")
+    assert ran.code == 0, ran.err
+    (call,) = api.calls("POST", "/v1/hosts/h1/confirm-dead")
+    assert call.body == {"ticket": "t1", "name": "h1", "force_reason": "I hold its plug"}
+
+
+def test_maintenance_of_a_host(api: Api, run: Run) -> None:
+    on = {"host": "h1", "on": True, "by": "admin", "drain": False, "vms": ["web1"]}
+    api.on("POST", "/v1/hosts/h1/maintenance", on)
+    api.on("GET", "/v1/hosts/h1/maintenance", {**on, "on": False, "by": None, "vms": []})
+    ran = run("host", "maintenance", "h1", "--stay")
+    assert ran.code == 2 and "--stay: goes with --on only" in ran.err
+    ran = run("host", "maintenance", "h1", "--on", "--stay")
+    assert ran.code == 0 and "web1" in ran.out + ran.err
+    run("host", "maintenance", "h1", "--on")
+    run("host", "maintenance", "h1", "--off")
+    assert [call.body for call in api.calls("POST")] == [
+        {"on": True, "drain": False},
+        {"on": True, "drain": True},
+        {"on": False, "drain": False},
+    ]
+    ran = run("host", "maintenance", "h1")
+    assert ran.code == 0 and "not in maintenance" in ran.out + ran.err

@@ -1,0 +1,193 @@
+"""The processes that lead migrations: found again by whoever comes after, and ended without a word (ADR 14)."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from virtha.drivers.libvirt_mover import MoveRequest, code_of, flags_of, parameters_of
+from virtha.drivers.libvirt_moves import Mover, Movers
+from virtha.model.facts import Result
+from virtha.model.ids import VmId
+from virtha.model.orders import MoveDestination
+from virtha.ports.hypervisor import MoveEnd
+
+libvirt = pytest.importorskip("libvirt")
+WEB1 = VmId("50000000-0000-4000-8000-000000000001")
+THERE = MoveDestination(address="192.0.2.8", name="h2.migration.virtha", data_uri="tcp://192.0.2.8")
+
+
+def movers(tmp_path: Path, program: str) -> Movers:
+    made = Movers(tmp_path / "movers", "qemu:///system")
+    made.command = (sys.executable, "-c", program)
+    return made
+
+
+async def lead(made: Movers) -> MoveEnd:
+    return await made.lead(WEB1, THERE, tls_directory=Path("/t"), serial_directory="/s")
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await story()
+
+    asyncio.run(bounded())
+
+
+async def begun(made: Movers) -> Mover:
+    while (found := made.find(WEB1)) is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return found
+
+
+SAYS = 'import sys; r = sys.stdin.read(); print(\'{"result":"ok","detail":"%s"}\' % len(r))'
+WAITS = "import sys, time; sys.stdin.read(); time.sleep(600)"
+
+
+def test_its_word_is_what_it_said(tmp_path: Path) -> None:
+    async def story() -> None:
+        made = movers(tmp_path, SAYS)
+        end = await lead(made)
+        assert end.result is Result.OK
+        assert int(end.detail) > 100, "it had its request"
+        assert made.find(WEB1) is None
+        assert not list((tmp_path / "movers").glob("*.json"))
+
+    run(story)
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "print('nonsense')"])
+def test_one_that_says_nothing_leaves_the_end_unknown(tmp_path: Path, program: str) -> None:
+    async def story() -> None:
+        assert (await lead(movers(tmp_path, program))).result is Result.UNKNOWN
+
+    run(story)
+
+
+def test_an_agent_that_ends_leaves_it_and_the_next_finds_and_ends_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        first = movers(tmp_path, WAITS)
+        leading = asyncio.ensure_future(lead(first))
+        found = await begun(first)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+        following = movers(tmp_path, WAITS)
+        assert following.find(WEB1) == found
+        await following.end(WEB1)
+        assert following.find(WEB1) is None
+        await following.end(WEB1)
+
+    run(story)
+
+
+def test_killed_while_it_leads_the_end_is_unknown(tmp_path: Path) -> None:
+    async def story() -> None:
+        made = movers(tmp_path, WAITS)
+        leading = asyncio.ensure_future(lead(made))
+        await begun(made)
+        await made.end(WEB1)
+        assert (await leading).result is Result.UNKNOWN
+
+    run(story)
+
+
+def test_another_process_with_its_number_is_left_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        made = movers(tmp_path, WAITS)
+        leading = asyncio.ensure_future(lead(made))
+        found = await begun(made)
+        path = tmp_path / "movers" / f"{WEB1}.json"
+        path.write_text(f'{{"pid":{found.pid},"start_ticks":{found.start_ticks - 1}}}')
+        assert made.find(WEB1) is None
+        await made.end(WEB1)
+        assert os.path.exists(f"/proc/{found.pid}")  # noqa: ASYNC240, PTH110
+        path.write_text(f'{{"pid":{found.pid},"start_ticks":{found.start_ticks}}}')
+        await made.end(WEB1)
+        await leading
+
+    run(story)
+
+
+# What libvirt is asked for
+
+
+def request(**changes: str) -> MoveRequest:
+    values = {"serial_directory": "/a", "relay_socket": "/r", "tls_directory": "/t", **changes}
+    return MoveRequest(vm_id=WEB1, source_uri="", destination=THERE, **values)  # type: ignore[arg-type]
+
+
+def test_never_post_copy_and_never_without_tls() -> None:
+    flags = flags_of(THERE)
+    assert flags & libvirt.VIR_MIGRATE_TLS
+    assert flags & libvirt.VIR_MIGRATE_LIVE
+    for never in ("POSTCOPY", "PEER2PEER", "TUNNELLED", "PAUSED", "ABORT_ON_ERROR"):
+        assert not flags & getattr(libvirt, f"VIR_MIGRATE_{never}"), never
+
+
+def test_what_is_of_the_source_in_the_xml_becomes_the_targets() -> None:
+    there = MoveDestination(
+        address="192.0.2.8",
+        name="h2.migration.virtha",
+        data_uri="tcp://192.0.2.8",
+        serial_directory="/b/serial",
+        bandwidth_mib_s=12,
+    )
+    asked = MoveRequest(
+        vm_id=WEB1,
+        source_uri="",
+        destination=there,
+        relay_socket="/r",
+        tls_directory="/t",
+        serial_directory="/a/serial",
+    )
+    assert parameters_of(asked, "<log file='/a/serial/x.log'/>") == {
+        libvirt.VIR_MIGRATE_PARAM_URI: "tcp://192.0.2.8",
+        libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION: "h2.migration.virtha",
+        libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: 12,
+        libvirt.VIR_MIGRATE_PARAM_DEST_XML: "<log file='/b/serial/x.log'/>",
+    }
+    assert libvirt.VIR_MIGRATE_PARAM_DEST_XML not in parameters_of(request(), "<x/>")
+
+
+class Error(libvirt.libvirtError):  # type: ignore[misc]
+    def __init__(self, code: int, text: str) -> None:
+        self.err = (code, libvirt.VIR_FROM_QEMU, text, 2, "", "", "", -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "said"),
+    [
+        ("HOOK_SCRIPT_FAILED", "virtha: web1 is managed", "migration.ended.gate"),
+        ("OPERATION_ABORTED", "migration out job: canceled by client", "migration.ended.cancelled"),
+        ("CPU_INCOMPATIBLE", "the CPU is incompatible with host CPU", "migration.ended.cpu"),
+        ("OPERATION_FAILED", "guest CPU doesn't match: not provided by host", "migration.ended.cpu"),
+        ("INTERNAL_ERROR", "cannot set up guest memory: Cannot allocate memory", "migration.ended.no_room"),
+        ("SYSTEM_ERROR", "unable to connect to server: No route to host", "migration.ended.unreachable"),
+        ("INTERNAL_ERROR", "something else", "migration.failed"),
+    ],
+)  # fmt: skip
+def test_a_failure_is_told_by_code(code: str, text: str, said: str) -> None:
+    assert code_of(Error(getattr(libvirt, f"VIR_ERR_{code}"), text)) == said
+
+
+def test_it_is_gone_at_once_when_it_must_be(tmp_path: Path) -> None:
+    """``lost`` returns to nobody, whatever threads there are."""
+    program = (
+        "import threading, time\n"
+        "from virtha.drivers.libvirt_mover import lost\n"
+        "threading.Thread(target=lambda: time.sleep(600)).start()\n"
+        "try:\n    lost('no answer')\nfinally:\n    print('never', flush=True)\n"
+    )
+
+    async def story() -> None:
+        began = time.monotonic()
+        end = await lead(movers(tmp_path, program))
+        assert end == MoveEnd(result=Result.UNKNOWN, detail="no answer")
+        assert time.monotonic() - began < 25
+
+    run(story)

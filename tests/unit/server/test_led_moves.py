@@ -1,0 +1,288 @@
+"""A person moves a VM: the engine orders it of both hosts, and the operation follows what becomes of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import led_world
+import pytest
+from led_world import ADMIN, LedWorld, PlayedHost
+
+from virtha.control.requests import VmMigrate
+from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
+from virtha.model.facts import MigrationReport, Progress, ReleaseCause, Released, Result, VmReport
+from virtha.model.ids import Incarnation, VmId
+from virtha.model.operation import Operation, OperationState
+from virtha.model.orders import MigrateVm, MoveDestination, Order, ReceiveVm, SettleMigration
+from virtha.model.vm import VmState
+
+LET_IN = {"address": "10.0.0.2", "name": "h2.migration.virtha", "data_uri": "tcp://10.0.0.2"}
+
+
+def play(tmp_path: Path, story: Callable[[LedWorld], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with led_world.led_world(tmp_path) as world:
+            await led_world.two_hosts_and_a_vm(world)
+            await story(world)
+
+    asyncio.run(whole())
+
+
+def given(host: PlayedHost, kind: type) -> list[Order]:
+    return [order for order in host.orders if isinstance(order.body, kind)]
+
+
+async def asked(world: LedWorld, **request: Any) -> Operation:
+    operation = await world.control.moves.migrate(ADMIN, "web1", VmMigrate(**request))
+    await world.settle()
+    return operation
+
+
+async def begun(world: LedWorld, **request: Any) -> tuple[Operation, MigrateVm]:
+    operation = await asked(world, host="h2", **request)
+    (receive,) = given(world.hosts["h2"], ReceiveVm)
+    await world.hosts["h2"].answer(receive, fields=LET_IN)
+    await world.settle()
+    (migrate,) = given(world.hosts["h1"], MigrateVm)
+    await world.hosts["h1"].answer(migrate)
+    await world.settle()
+    assert isinstance(migrate.body, MigrateVm)
+    return operation, migrate.body
+
+
+async def state(world: LedWorld, operation: Operation) -> Operation:
+    await world.settle()
+    return await world.control.operations.get(operation.id)
+
+
+async def arrives(world: LedWorld, body: MigrateVm) -> None:
+    h1, h2 = world.hosts["h1"], world.hosts["h2"]
+    vm_id, move = body.vm_id, body.migration_id
+    await h2.tell(
+        MigrationReport(
+            migration_id=move, vm_id=vm_id, incarnation=body.target_incarnation, result=Result.OK
+        ),
+        VmReport(vm_id=vm_id, incarnation=body.target_incarnation, state=VmState.RUNNING),
+    )
+    await h1.tell(
+        MigrationReport(
+            migration_id=move, vm_id=vm_id, incarnation=body.incarnation, result=Result.OK
+        ),
+        Released(vm_id=vm_id, incarnation=body.incarnation, cause=ReleaseCause.MOVED),
+    )
+    await world.settle()
+
+
+def test_a_vm_is_moved(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        operation, body = await begun(world, bandwidth_mib_s=25)
+        assert operation.state is OperationState.RUNNING
+        assert body.destination == MoveDestination(**LET_IN, bandwidth_mib_s=25)
+        assert body.progress_of == operation.id
+        await world.hosts["h1"].tell(Progress(operation_id=operation.id, step=0, percent=40))
+        assert (await state(world, operation)).progress == 40
+        await arrives(world, body)
+        ended = await state(world, operation)
+        assert (ended.state, ended.code, ended.progress) == (OperationState.DONE, None, 100)
+        vm = await world.vm()
+        assert vm.status.holders == (world.hosts["h2"].id,)
+        again = await asked(world, host="h1")
+        assert again.state is OperationState.RUNNING, "and it can be moved back"
+
+    play(tmp_path, story)
+
+
+def test_a_move_that_fails_says_why_and_leaves_it(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        operation, body = await begun(world)
+        await world.hosts["h1"].tell(
+            MigrationReport(
+                migration_id=body.migration_id,
+                vm_id=body.vm_id,
+                incarnation=body.incarnation,
+                result=Result.FAILED,
+                code="migration.ended.no_room",
+            )
+        )
+        await world.settle()
+        assert not (await state(world, operation)).is_over, "its target is asked first"
+        assert given(world.hosts["h2"], SettleMigration)
+        await world.hosts["h2"].tell(
+            MigrationReport(
+                migration_id=body.migration_id,
+                vm_id=body.vm_id,
+                incarnation=body.target_incarnation,
+                result=Result.FAILED,
+                code="migration.failed",
+            ),
+            Released(
+                vm_id=body.vm_id,
+                incarnation=body.target_incarnation,
+                cause=ReleaseCause.NEVER_RAN,
+            ),
+        )
+        ended = await state(world, operation)
+        assert (ended.state, ended.code) == (OperationState.FAILED, "migration.ended.no_room")
+        assert "runs on where it was" in ended.message
+        assert (await world.vm()).status.holders == (world.hosts["h1"].id,)
+
+    play(tmp_path, story)
+
+
+def test_a_target_that_refuses_ends_it(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        operation = await asked(world, host="h2")
+        (receive,) = given(world.hosts["h2"], ReceiveVm)
+        assert isinstance(receive.body, ReceiveVm)
+        code = "order.refused.migration_setup"
+        await world.hosts["h2"].tell(
+            MigrationReport(
+                migration_id=receive.body.migration_id,
+                vm_id=receive.body.vm.id,
+                incarnation=receive.body.grant.incarnation,
+                result=Result.REFUSED,
+                code=code,
+            )
+        )
+        await world.hosts["h2"].answer(receive, Result.REFUSED, code=code)
+        await world.settle()
+        assert given(world.hosts["h1"], MigrateVm) == []
+        h1 = world.hosts["h1"]
+        for _ in range(40):
+            settles = given(h1, SettleMigration)
+            if settles:
+                break
+            await world.pass_time(5_000, beating=("h1", "h2"))
+        await h1.tell(
+            MigrationReport(
+                migration_id=receive.body.migration_id,
+                vm_id=receive.body.vm.id,
+                incarnation=Incarnation(1),
+                result=Result.REFUSED,
+                code="order.refused.migration",
+            )
+        )
+        ended = await state(world, operation)
+        assert (ended.state, ended.code) == (OperationState.FAILED, code)
+
+    play(tmp_path, story)
+
+
+def test_a_move_is_called_off(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        operation, body = await begun(world)
+        cancelled = await world.control.moves.cancel(ADMIN, "web1")
+        assert cancelled.id == operation.id
+        await world.settle()
+        assert given(world.hosts["h1"], SettleMigration)
+        for name, incarnation in (("h1", body.incarnation), ("h2", body.target_incarnation)):
+            await world.hosts[name].tell(
+                MigrationReport(
+                    migration_id=body.migration_id,
+                    vm_id=body.vm_id,
+                    incarnation=incarnation,
+                    result=Result.FAILED,
+                    code="migration.ended.cancelled",
+                )
+            )
+        ended = await state(world, operation)
+        assert (ended.state, ended.code) == (OperationState.CANCELLED, "migration.ended.cancelled")
+
+    play(tmp_path, story)
+
+
+def test_a_server_that_begins_anew_ends_what_was_never_ordered(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        operation = await world.control.moves.migrate(ADMIN, "web1", VmMigrate(host="h2"))
+        await world.restart()
+        await world.settle()
+        ended = await world.control.operations.get(operation.id)
+        assert (ended.state, ended.code) == (OperationState.FAILED, "problem.unavailable")
+
+    play(tmp_path, story)
+
+
+def test_a_server_that_begins_anew_follows_what_was_ordered(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        operation, body = await begun(world)
+        await world.restart()
+        await world.settle()
+        for host in world.hosts.values():
+            await host.hello()
+        assert not (await state(world, operation)).is_over
+        await arrives(world, body)
+        assert (await state(world, operation)).state is OperationState.DONE
+
+    play(tmp_path, story)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("request_", "kind", "field"),
+    [
+        ({"host": "h1"}, InvalidInput, "host"),
+        ({"host": "h9"}, VirthaError, "host"),
+        ({"host": "h2", "bandwidth_mib_s": 0}, InvalidInput, "bandwidth_mib_s"),
+        ({"host": "h2", "bandwidth_mib_s": 10**9}, InvalidInput, "bandwidth_mib_s"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(
+    tmp_path: Path, request_: dict[str, Any], kind: type[VirthaError], field: str
+) -> None:
+    async def story(world: LedWorld) -> None:
+        with pytest.raises(kind) as raised:
+            await world.control.moves.migrate(ADMIN, "web1", VmMigrate(**request_))
+        assert raised.value.field == field
+        with pytest.raises(NotFound):
+            await world.control.moves.migrate(ADMIN, "web9", VmMigrate())
+
+    play(tmp_path, story)
+
+
+@pytest.mark.bad_input
+def test_a_host_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        world.hosts["h2"].vanish()
+        world.gateway.beats.clear()
+        with pytest.raises(Refused, match="h2: ") as raised:
+            await world.control.moves.migrate(ADMIN, "web1", VmMigrate(host="h2"))
+        assert raised.value.code == "problem.no_host_fits"
+
+    play(tmp_path, story)
+
+
+@pytest.mark.bad_input
+def test_a_vm_that_moves_is_not_moved_twice(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        await begun(world)
+        with pytest.raises(Conflict):
+            await world.control.moves.migrate(ADMIN, "web1", VmMigrate())
+
+    play(tmp_path, story)
+
+
+@pytest.mark.bad_input
+def test_nothing_is_called_off_that_does_not_move(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        with pytest.raises(Refused) as raised:
+            await world.control.moves.cancel(ADMIN, "web1")
+        assert raised.value.code == "problem.vm.state"
+
+    play(tmp_path, story)
+
+
+@pytest.mark.bad_input
+def test_a_vm_that_is_down_is_not_moved(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        vm_id = (await world.vm()).vm.id
+        await world.hosts["h1"].tell(
+            VmReport(vm_id=VmId(vm_id), incarnation=Incarnation(1), state=VmState.DOWN),
+            Released(vm_id=vm_id, incarnation=Incarnation(1), cause=ReleaseCause.INTENDED),
+        )
+        await world.settle()
+        with pytest.raises(Refused) as raised:
+            await world.control.moves.migrate(ADMIN, "web1", VmMigrate())
+        assert raised.value.code == "problem.vm.state"
+
+    play(tmp_path, story)
