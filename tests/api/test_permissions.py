@@ -28,6 +28,7 @@ OPERATOR_PREFIXES = (
     "POST /v1/hosts/{ref}/",
     "GET /v1/vms/{ref}/console-log",
     "GET /v1/vms/{ref}/screenshot",
+    "POST /v1/operations/{id}/cancel",
     "PUT /v1/hold",
     "DELETE /v1/hold",
 )

@@ -5,7 +5,7 @@ whatever ends in between, this agent or the next one goes on asking, also the gu
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,21 @@ class GuestFreezer:
         """Frozen by us, or not known to be thawed."""
 
     @asynccontextmanager
-    async def frozen(self, vm_id: VmId) -> AsyncIterator[int]:
-        """Of how many file systems. Raises Refused (`order.refused.guest_silent`); thawed also then."""
+    async def frozen(self, vm_id: VmId, check: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
+        """Of how many file systems. Raises Refused (`order.refused.guest_silent`); thawed also then.
+
+        ``check`` raises what stands against it; from before it on the VM ``holds``, and is not moved away.
+        """
         if vm_id in self._held:
             raise _silent("it has not confirmed the end of an earlier freeze")
-        if not await self._guest.ping(vm_id, deadline_ms=PING_MS):
-            # Never asked, it is not frozen: there is nothing to thaw, and nothing to tell of.
-            raise _silent("its guest agent does not answer")
         self._held.add(vm_id)
+        try:
+            await check()
+            # Never asked to freeze, it is not frozen: there is nothing to thaw, and nothing to tell of.
+            await self._ping(vm_id)
+        except BaseException:
+            self._held.discard(vm_id)
+            raise
         await self._disk(self._note, vm_id)
         try:
             try:
@@ -76,6 +83,18 @@ class GuestFreezer:
             yield count
         finally:
             await self._thaw(vm_id)
+
+    async def _ping(self, vm_id: VmId) -> None:
+        try:
+            answers = await self._guest.ping(vm_id, deadline_ms=PING_MS)
+        except HypervisorError as error:
+            raise _silent(str(error)) from error
+        if not answers:
+            raise _silent("its guest agent does not answer")
+
+    def holds(self, vm_id: VmId) -> bool:
+        """It may be frozen, or is about to be. Moved away it would be thawed by nobody."""
+        return vm_id in self._held
 
     async def still(self, vm_id: VmId) -> bool:
         """Whether the guest says that it is frozen yet."""

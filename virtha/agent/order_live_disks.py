@@ -1,5 +1,7 @@
 """Orders that change the disks of a running VM by its own QEMU: their size, snapshots inside them (ADR 0013)."""
 
+from functools import partial
+
 import msgspec
 
 from virtha.agent.answers import OK, Answer, of_error, refused
@@ -9,7 +11,9 @@ from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_idle_disks import check_not_smaller, grown_disk
 from virtha.domainxml.build import disk_path
 from virtha.model.codes import render
+from virtha.model.errors import Refused
 from virtha.model.facts import Result
+from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import ChangeLiveSnapshots, GrowLiveDisk, Order, SnapshotAction
 from virtha.ports.hypervisor import HypervisorError, HypervisorFailed, LiveDisk
 
@@ -48,7 +52,8 @@ class LiveDiskOrders:
             return await self._delete(body)
         if not body.freeze:
             return _made(await self._make(order, body), frozen=False)
-        async with self._freezer.frozen(vm.id) as file_systems:
+        check = partial(self._check, vm.id, body.incarnation)
+        async with self._freezer.frozen(vm.id, check) as file_systems:
             answer = await self._make(order, body)
             # Nothing was mounted: then there is nothing that could have been let go.
             if answer.result is not Result.OK or not file_systems:
@@ -58,6 +63,11 @@ class LiveDiskOrders:
             await self._delete(body)
         code = "order.failed.not_frozen"
         return Answer(result=Result.FAILED, code=code, message=render(code, {}))
+
+    async def _check(self, vm_id: VmId, incarnation: Incarnation) -> None:
+        objection = await self._devices.objection(vm_id, incarnation)
+        if objection is not None:
+            raise Refused(objection.message, code=objection.code)
 
     async def _make(self, order: Order, body: ChangeLiveSnapshots) -> Answer:
         host, vm_id, tag = self._host, body.vm.id, body.snapshot_id

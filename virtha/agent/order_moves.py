@@ -192,6 +192,10 @@ class MoveOrders:
                 return await self._refuse_move(
                     order, refused("order.refused.unsupported", "it says no destination")
                 )
+            if host.freezer.holds(vm_id):
+                return await self._refuse_move(
+                    order, refused("order.refused.state", "its guest is frozen", state="frozen")
+                )
             accepted = MoveAccepted(
                 vm_id=vm_id,
                 migration_id=order.migration_id,

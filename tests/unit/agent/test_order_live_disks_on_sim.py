@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agent_bench import WEB1, Bench, SilentGuest, prepared, stop
+from test_orders_to_move_on_sim import migrate
 
 from virtha.agent import freezer
 from virtha.model.facts import Outcome, Result
@@ -250,16 +251,19 @@ def test_a_snapshot_of_a_try_that_nobody_saw_end_is_made_anew(bench: Bench) -> N
     bench.run(story)
 
 
+class SlowGuest(PlayedGuest):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
+        self.asked.set()
+        await asyncio.sleep(0.5)
+        return await super().freeze(vm_id, deadline_ms=deadline_ms)
+
+
 def test_a_power_off_does_not_wait_for_a_freeze(bench: Bench) -> None:
-    class Slow(PlayedGuest):
-        asked = asyncio.Event()
-
-        async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
-            self.asked.set()
-            await asyncio.sleep(0.3)
-            return await super().freeze(vm_id, deadline_ms=deadline_ms)
-
-    guest = Slow()
+    guest = SlowGuest()
     bench.guest = guest
 
     async def story() -> None:
@@ -271,5 +275,22 @@ def test_a_power_off_does_not_wait_for_a_freeze(bench: Bench) -> None:
         assert outcome.result is Result.REFUSED
         assert bench.hypervisor.disk_calls == []
         assert _notes(bench) == []
+
+    bench.run(story)
+
+
+@pytest.mark.req("G6")
+def test_a_guest_that_is_frozen_is_not_moved_away_from_who_thaws_it(bench: Bench) -> None:
+    guest = SlowGuest()
+    bench.guest = guest
+
+    async def story() -> None:
+        await _running(bench)
+        making = asyncio.ensure_future(bench.do(_order(bench)))
+        await guest.asked.wait()
+        move = await bench.do(migrate())
+        assert (move.result, move.code) == (Result.REFUSED, "order.refused.state")
+        assert (await making).result is Result.OK
+        assert not guest.held
 
     bench.run(story)
