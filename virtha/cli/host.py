@@ -84,7 +84,10 @@ def maintenance(
         False, "--stay", help="With --on: its VMs stay there, and the host is never fenced."
     ),
 ) -> None:
-    """Let no VM start on a host, and its VMs leave it by live migration."""
+    """Begin, end or show a host's maintenance.
+
+    No VM starts on it then, and its VMs leave it by live migration.
+    """
     if stay and not on:
         raise InvalidInput("goes with --on only", field="--stay", fix="leave it out, or give both")
     with connected(ctx) as client:
@@ -122,7 +125,10 @@ def confirm_dead(
         False, IT_IS_DEAD, help="You saw it off; don't have its name typed."
     ),
 ) -> None:
-    """Your word that a host is dead, where virtha can't prove it: its VMs start elsewhere."""
+    """Give your word that a host is dead.
+
+    Where virtha can't prove it: its VMs start elsewhere then.
+    """
     with connected(ctx) as client:
         ticket = client.post(_path(name, "death-tickets"), {})
         host, vms = ticket["host"], ", ".join(ticket["vms"]) or "none is on record"

@@ -109,7 +109,7 @@ def create_vm(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Create a VM from an image or a template, or with empty disks.
+    """Create a VM from an image, a template or nothing.
 
     For example: virtha vm create web1 --image tiny --memory 128MiB --ha --start
     """
@@ -317,7 +317,7 @@ _verb("reboot", "reboots", "Ask guests to reboot.")
 _verb("reset", "is reset", "Press the reset button.")
 _verb("pause", "is paused", "Stop the processors of VMs; memory stays.")
 _verb("resume", "runs again", "Let paused VMs run again.")
-_verb("release", "is released", "Give adopted VMs back to libvirt as they were; nothing stops.")
+_verb("release", "is released", "Give adopted VMs back to libvirt, as they were.")
 
 
 @app.command("adopt")

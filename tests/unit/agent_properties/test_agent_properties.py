@@ -50,6 +50,7 @@ vm.watchdog.action=inject-nmi
 vm.diskactivity.checkenabled=true
 vm.diskactivity.checktimeout_s=60
 vm.diskactivity.inactivetime_ms=20000
+migration.address=node1.storage.example.org
 """
 
 
@@ -74,6 +75,7 @@ def test_every_key_reaches_its_value() -> None:
         diskactivity_check=True,
         diskactivity_timeout_s=60,
         diskactivity_quiet_ms=20_000,
+        migration_address="node1.storage.example.org",
     )
     # Each key of the table stands in FULL, so none can be forgotten by the reader.
     assert {line.partition("=")[0].strip() for line in FULL.splitlines() if "=" in line} == set(

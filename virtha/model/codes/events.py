@@ -40,13 +40,6 @@ EVENTS: tuple[Code, ...] = (
     event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
     event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
     event(1400, "host.joined", INFO, "Host {name} joined", "name"),
-    event(
-        1440,
-        "host.migration_certificate",
-        INFO,
-        "Host {name} had its certificate for live migration signed",
-        "name",
-    ),
     event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
     event(
         1402,
@@ -118,6 +111,13 @@ EVENTS: tuple[Code, ...] = (
         help="No VM starts there. End it with 'virtha host maintenance HOST --off'.",
     ),
     event(1461, "host.maintenance.ended", INFO, "{name} is no longer in maintenance", "name"),
+    event(
+        1462,
+        "host.migration_certificate",
+        INFO,
+        "Host {name} had its certificate for live migration signed",
+        "name",
+    ),
     event(
         1415,
         "host.guardian.killed_vm",
