@@ -17,6 +17,7 @@ OPEN_ROUTES = {
     "GET /v1/authority",
     "POST /v1/sessions",
     "POST /v1/join",
+    "POST /v1/join/migration",
 }
 OPERATOR_PREFIXES = (
     "POST /v1/vms",
