@@ -34,6 +34,7 @@ MIGRATE = "vm.migrate"
 BANDWIDTH = "bandwidth_mib_s"
 BANDWIDTH_MIB_S_MAX = 1_000_000
 CANCELLED = "migration.ended.cancelled"
+CALLED_OFF = "called_off"
 NEVER_BEGAN = "order.refused.migration"
 
 
@@ -213,6 +214,10 @@ async def follow_moves(
                 row = await open_move(tx, notice.vm_id)
                 if row is not None:
                     message = message_of(notice.code, dict(notice.fields))
+                    if notice.code == "vm.migration_cancelled":
+                        fields = {**row.operation.fields, CALLED_OFF: True}
+                        operation = msgspec.structs.replace(row.operation, fields=fields)
+                        row = msgspec.structs.replace(row, operation=operation)
                     await _change(tx, row, OperationState.RUNNING, None, message)
             case "vm.migration_failed":
                 whys[notice.vm_id] = str(notice.fields.get("why", ""))
@@ -231,6 +236,9 @@ async def _ended(tx: WriteTransaction, before: VmRecord, after: VmRecord, why: s
     # A source that was never asked to begin says only that: its target said why it let nothing in.
     said = (migration.code, why) if why == NEVER_BEGAN else (why, migration.code)
     code = next((one for one in said if one), "migration.failed")
+    row = await open_move(tx, after.vm_id)
+    if row is not None and CALLED_OFF in row.operation.fields:
+        code = CANCELLED  # whichever side was quicker to end it
     if held == {(migration.source, migration.source_incarnation)}:
         cancelled = code == CANCELLED
         state = OperationState.CANCELLED if cancelled else OperationState.FAILED

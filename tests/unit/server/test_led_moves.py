@@ -183,7 +183,7 @@ def test_a_move_is_called_off(tmp_path: Path) -> None:
                     vm_id=body.vm_id,
                     incarnation=incarnation,
                     result=Result.FAILED,
-                    code="migration.ended.cancelled",
+                    code="migration.failed",
                 )
             )
         ended = await state(world, operation)
