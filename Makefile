@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 .DEFAULT_GOAL := help
 # What the steps run, so that one can be put in another's place: make beside-lab LAB='sleep 60'
-LAB = $(PYTEST) -q -m lab tests
+LAB = $(PYTEST) -q -m "lab and not long" tests
 # Databases, outboxes and records are synced to disk at each write, ten thousand times; in memory that is no wait.
 IN_MEMORY = $$([ -w /dev/shm ] && [ "$$(df --output=avail -m /dev/shm | tail -n 1)" -ge 1000 ] && echo env PYTEST_DEBUG_TEMPROOT=/dev/shm)
 KEEP_FAILED = -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
@@ -89,6 +89,8 @@ verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acce
 	@VIRTHA_WHOLE_QUEUE=1 $(PYTEST) -q tests/unit/server/test_notifier_crashes.py -k hundred_thousand
 	@echo "==> receivers of notifications away for five minutes, the server killed twice"
 	@VIRTHA_OUTAGE_S=300 $(PYTEST) -q tests/api/test_notification_story.py
+	@echo "==> lab: what takes minutes"
+	@$(PYTEST) -q -m "lab and long" tests
 	@echo "==> lab: twenty kills of the agent around a firing"
 	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
 	@$(MAKE) --no-print-directory bench

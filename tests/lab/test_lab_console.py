@@ -105,6 +105,7 @@ def test_the_serial_console_and_vnc_of_a_real_guest(story: Story) -> None:
     )
 
 
+@pytest.mark.long
 def test_consoles_are_free_again_after_each_kill(story: Story) -> None:
     """Agent and server are killed while somebody types; QEMU lets the next one in. And no port of its is open on the host."""
     story.create_vm("shown3", host="h1")

@@ -11,7 +11,7 @@ from virtha.lab import faults
 from virtha.lab.api import Json
 from virtha.lab.story import Story
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(900)]
 VM = "cut1"
 MIB = 1 << 20
 DISKS = 6

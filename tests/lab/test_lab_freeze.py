@@ -14,7 +14,7 @@ from virtha.lab.node import Node, wait_until
 from virtha.lab.story import Story
 from virtha.model.errors import Failed, Unavailable
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(1_200)]
 VM = "frozen1"
 PATIENCE_S = 400.0
 MODULES = ("crc16", "crc32c_generic", "mbcache", "jbd2", "ext4")

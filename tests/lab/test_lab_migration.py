@@ -139,6 +139,7 @@ def _moving_vm(story: Story, vm: str) -> None:
     guest.begin(story.lab.host("h1"), vm, WRITER)
 
 
+@pytest.mark.long
 def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
     _moving_vm(story, "mover3")
     operation = _slowly(story, "mover3")
@@ -156,6 +157,7 @@ def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
     assert not lost
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["source agent", "target agent", "server", "target libvirtd"])
 def test_a_vm_runs_in_one_place_whoever_dies_while_it_is_copied(story: Story, victim: str) -> None:
     vm = "mover4"

@@ -9,7 +9,7 @@ from virtha.lab import guest
 from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.story import Story
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(900)]
 SECTOR = BOOT_COUNTER_SECTOR + 8
 PATIENCE_S = 400.0
 WRITE = f"printf '%512s' '' | tr ' ' W | dd of=/dev/vda bs=512 seek={SECTOR} conv=fsync 2>&1"
