@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from virtha.lab import faults, guest
+from virtha.lab import guest
 from virtha.lab.api import Json
 from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.node import wait_until
@@ -155,36 +155,3 @@ def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
     last, lost = records(story, "mover3")
     assert last
     assert not lost
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("victim", ["source agent", "target agent", "server", "target libvirtd"])
-def test_a_vm_runs_in_one_place_whoever_dies_while_it_is_copied(story: Story, victim: str) -> None:
-    vm = "mover4"
-    _moving_vm(story, vm)
-    with RunsOnce(story, vm) as witness:
-        operation = _slowly(story, vm)
-        node = story.lab.server if victim == "server" else story.lab.host("h1")
-        if victim.startswith("target"):
-            node = story.lab.host("h2")
-        service = victim.rpartition(" ")[2]
-        node.kill_service(service)
-        time.sleep(2)
-        if victim == "server":
-            faults.start_server_again(story.lab)
-        else:
-            node.start_service(service)
-
-        def is_over() -> bool:
-            return bool(story.api.get(f"/v1/operations/{operation['id']}")["ended"])
-
-        wait_until(is_over, f"the end of the move after the death of {victim}", timeout_s=300.0)
-        ended = story.api.get(f"/v1/operations/{operation['id']}")
-        host = "h2" if ended["state"] == "done" else "h1"
-        story.wait_state(vm, "running", timeout_s=120.0)
-        assert story.lab.copies_of(vm) == [host], ended
-        last, lost = records(story, vm)
-        assert last
-        assert not lost
-    assert witness.twice == []
-    print(f"{victim}: {ended['state']} {ended['code']}, runs on {host}")
