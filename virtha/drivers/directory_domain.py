@@ -45,7 +45,7 @@ _NOT_OURS = (BlockFault.FOREIGN, BlockFault.MISPLACED, BlockFault.FUTURE)
 
 
 class DirectoryDomain:
-    """Implements ``HeartbeatSlots``. Not for two threads at once. Opens its file when it is first used, and again
+    """Implements ``HeartbeatSlots``. Not for two threads at once, but for ``write_back``. Opens its file when it is first used, and again
     after each error: what is mounted there may be another by then."""
 
     def __init__(
@@ -221,11 +221,11 @@ class DirectoryDomain:
         self._write(HOSTS_MAX + mailbox.index, encode_mailbox(mailbox))
 
     def write_back(self) -> None:
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _write_back(self._open())
-        except OSError:
-            self._forget()
-            raise
+            _sync_file_system(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _check_own(self, index: int, host_id: HostId) -> None:
         """Once per descriptor: what is behind one does not change."""
@@ -340,7 +340,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_back(descriptor: int) -> None:
+def _sync_file_system(descriptor: int) -> None:
     """syncfs(2): all dirty pages of that file system."""
     if _LIBC.syncfs(descriptor) != 0:
         number = ctypes.get_errno()

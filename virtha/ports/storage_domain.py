@@ -48,7 +48,8 @@ class HeartbeatSlots(Protocol):
         ...
 
     def write_back(self) -> None:
-        """Returns when nothing that any process of this host wrote to the domain before is left in its caches."""
+        """Returns when nothing that any process of this host wrote to the domain before is left in its caches. May be
+        called while another method is under way: it may take long."""
         ...
 
 
