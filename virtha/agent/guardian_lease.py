@@ -120,7 +120,7 @@ class GuardianLease:
         clock: Clock,
     ) -> None:
         self._kit = kit
-        self._hands = hands
+        self.hands = hands
         self._paths = paths
         self._boot = boot
         self._clock = clock
@@ -198,10 +198,10 @@ class GuardianLease:
         except Exception as error:
             # An invariant, or /run that takes no refusal: what goes on like that is worse than the watchdog's end.
             self.stop()
-            self._hands.broken(error)
+            self.hands.broken(error)
             return
         if self.hurried:
-            self._hands.look_soon()
+            self.hands.look_soon()
         self._wake(decision.wake_at)
 
     def looked(self, began_ms: Millis, look: LedgerLook) -> None:
@@ -307,10 +307,10 @@ class GuardianLease:
             write_run_file(self._paths.lease_memory, self._memory)
         except OSError as error:
             self.stop()
-            self._hands.broken(error)
+            self.hands.broken(error)
 
     def _round_from_thread(self, seen: SlotRound) -> None:
-        self._from_thread(self._hands.tell_round, seen)
+        self._from_thread(self.hands.tell_round, seen)
 
     def _from_thread(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):
@@ -327,7 +327,7 @@ class GuardianLease:
                     read_period_ms=self._policy.read_period_ms,
                 )
             case Kill(process=process):
-                self._hands.kill(process)
+                self.hands.kill(process)
             case ResetHost():
                 self._reset(command)
             case AllowStarts():
@@ -336,9 +336,9 @@ class GuardianLease:
                 if not self._watchdog.put(partial(self._serve_watchdog, command)):
                     self._loop.call_soon(self.tell, WatchdogFailed(detail="its worker hangs"))
             case WaiverOver(domain_id=domain_id):
-                self._hands.tell_waiver_over(domain_id)
+                self.hands.tell_waiver_over(domain_id)
             case Report():
-                self._hands.report(command)
+                self.hands.report(command)
 
     def _reset(self, command: ResetHost) -> None:
         _log.critical("resetting the host: its VMs did not end in time", domain=command.domain_id)

@@ -241,9 +241,10 @@ class GuardianProcess:
         def write() -> None:
             self._reports.write(event, at_ms=at_ms, number=number)
             written.set()
-            self._loop.call_soon_threadsafe(
-                self._channel.tell, Pulse(server_instance=self._instance(), reports=True)
-            )
+            with suppress(RuntimeError):  # the loop has ended; the agent looks when it starts
+                self._loop.call_soon_threadsafe(
+                    self._channel.tell, Pulse(server_instance=self._instance(), reports=True)
+                )
 
         self._writer.put(write)
 

@@ -124,7 +124,7 @@ def has_ended(process: QemuProcess, proc: Path = PROC) -> bool:
             return True  # the number was used again
         if fields[0] not in (b"Z", b"X"):
             return False
-        return all(entry.name == str(process.pid) for entry in os.scandir(folder / "task"))
+        return os.listdir(folder / "task") == [str(process.pid)]  # noqa: PTH208 - names only
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -142,13 +142,13 @@ def open_files(process: QemuProcess, roots: Collection[str], proc: Path = PROC) 
     folder = proc / str(process.pid)
     found, buffered = set(), False
     try:
-        for entry in os.scandir(folder / "fd"):
+        for number in os.listdir(folder / "fd"):  # noqa: PTH208 - names only
             try:
-                path = str(Path(entry.path).readlink())
+                path = str((folder / "fd" / number).readlink())
                 root = next((root for root in roots if path.startswith(root + "/")), None)
                 if root is None:
                     continue
-                flags = _open_flags((folder / "fdinfo" / entry.name).read_bytes())
+                flags = _open_flags((folder / "fdinfo" / number).read_bytes())
             except FileNotFoundError:
                 continue  # closed while we looked
             found.add(root)
