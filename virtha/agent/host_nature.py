@@ -22,7 +22,8 @@ def _is_virtual(root: Path) -> bool | None:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return None
-    flags = {word for line in lines if line.startswith("flags") for word in line.split()}
+    told = [line.partition(":")[2] for line in lines if line.startswith("flags")]
+    flags = {word for words in told for word in words.split()}
     if not flags:
         return None  # no x86: another way to tell is missing
     return "hypervisor" in flags or (root / "sys/hypervisor/type").exists()

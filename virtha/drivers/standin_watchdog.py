@@ -59,6 +59,12 @@ class StandinWatchdog:
         finally:
             other.close()
 
+    def close(self) -> None:
+        """The stand-in runs on."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _ask(self, order: StandinOrder) -> StandinAnswer:
         if self._socket is None:
             self._socket = self._connect()
@@ -67,8 +73,7 @@ class StandinWatchdog:
             data = self._socket.recv(PACKET_BYTES_MAX)
             answer = msgspec.json.decode(data, type=StandinAnswer)
         except (OSError, msgspec.MsgspecError) as error:
-            self._socket.close()
-            self._socket = None
+            self.close()
             raise OSError(f"the watchdog's stand-in does not answer: {error}") from error
         if answer.error:
             raise OSError(answer.error)
