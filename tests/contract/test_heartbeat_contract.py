@@ -167,7 +167,6 @@ def test_several_hosts_that_prepare_at_once_make_one_file(tmp_path: Path) -> Non
 # Bad input
 
 
-@pytest.mark.bad_input("slot of a foreign cluster")
 @pytest.mark.parametrize("other", [{"installation_id": THEIRS}, {"domain_id": DS2}])
 def test_a_foreign_file_is_neither_prepared_nor_written(
     tmp_path: Path, other: dict[str, Any]
@@ -228,7 +227,6 @@ def test_a_file_of_another_size_is_not_used(tmp_path: Path) -> None:
         driver(tmp_path).read_slot(0)
 
 
-@pytest.mark.bad_input("storage that is not mounted")
 def test_without_its_mount_nothing_is_made_and_the_fix_is_named(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="is the right file system mounted there"):
         driver(tmp_path / "nothing").prepare(0, H1)
@@ -237,7 +235,6 @@ def test_without_its_mount_nothing_is_made_and_the_fix_is_named(tmp_path: Path) 
 
 
 @pytest.mark.lab
-@pytest.mark.bad_input("a domain nearly full")
 def test_a_full_domain_takes_renewals_and_no_new_file(tmp_path: Path) -> None:
     mounted = LoopMount(tmp_path)
     try:
@@ -267,7 +264,6 @@ def write_until_full(path: Path) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.bad_input("read-only mount")
 def test_a_read_only_mount_is_said(tmp_path: Path) -> None:
     mounted = LoopMount(tmp_path)
     try:
@@ -339,7 +335,6 @@ def test_what_fails_is_told_and_works_again_after_a_new_mount(fuse: FuseMount) -
 
 
 @pytest.mark.lab
-@pytest.mark.bad_input("a mount that came back as another")
 def test_another_domain_that_is_mounted_in_its_place_is_not_written(tmp_path: Path) -> None:
     backings = [Mount(tmp_path / name).path for name in ("one", "other")]
     driver(backings[1], domain_id=DS2).prepare(0, H1)

@@ -59,9 +59,6 @@ def rounds(check: SharedCheck, readers: list[Reader], count: int) -> None:
             check.fold(reader.round())
 
 
-@pytest.mark.bad_input(
-    "storage domain that isn't shared after all (two hosts see different contents)"
-)
 def test_two_directories_of_the_same_name_are_found_out(tmp_path: Path) -> None:
     check = SharedCheck()
     rounds(check, [Reader(H1, tmp_path / "one"), Reader(H2, tmp_path / "two")], ROUNDS + 1)
