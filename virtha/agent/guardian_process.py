@@ -1,36 +1,50 @@
 """The guardian: beats while there is a session, and the end of ungranted QEMUs.
 
-It knows neither libvirt nor storage, its memory is locked, and it outlives the agent. The event loop
-does nothing but beats and the local socket; whatever may wait (``/proc`` of a process in trouble,
-files) runs in a thread of its own, so that a beat never waits for it.
+It knows neither libvirt nor any disk but its slots, its memory is locked, and it outlives the agent. The event
+loop does nothing but beats, the local socket and deadlines; whatever may wait (``/proc`` of a process in trouble,
+files, storage, the watchdog) runs in threads of their own, so that no beat and no deadline waits for it.
 """
 
 import asyncio
 import ctypes
 import os
-import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+import msgspec
 import structlog
 
 from virtha import __version__
-from virtha.agent.files import Files
+from virtha.agent.files import Files, read_bounded
 from virtha.agent.guardian_channel import GuardianServer, Pulse, ReportFiles
+from virtha.agent.guardian_lease import KILLED, GuardianLease, LeaseHands, LeaseKit, disks_of
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
-from virtha.agent.identity import load_credentials, load_identity
-from virtha.agent.paths import AgentPaths
+from virtha.agent.host_nature import read_nature
+from virtha.agent.identity import Identity, load_credentials, load_identity
+from virtha.agent.paths import KERNEL_BOOT_ID_FILE, AgentPaths, boot_id_file
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.process_table import kill, look
 from virtha.agent.properties import load_agent_properties
+from virtha.agent.qemu_ledger import LedgerLook, QemuLedger
+from virtha.agent.records import FILE_BYTES_MAX
+from virtha.agent.worker import Worker
+from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.drivers.kernel_watchdog import KernelWatchdog, SysrqReset
 from virtha.drivers.link import HelloState, HostLink
 from virtha.drivers.service_notify import notify
+from virtha.drivers.standin_watchdog import StandinWatchdog
 from virtha.model.facts import Happened
+from virtha.model.host import StorageDomain
 from virtha.model.ids import BootId
 from virtha.model.orders import HostSettings, Order
+from virtha.model.slot_round import slot_index
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
+from virtha.ports.host_watchdog import HostReset, HostWatchdog
 from virtha.sentinel.guardian import (
     AgentGone,
     AgentPulse,
@@ -48,36 +62,38 @@ from virtha.sentinel.guardian import (
 from virtha.wire.messages import Beat, PeerRole, Welcome
 
 LOOK_S = 1.0
-WORK_MAX = 1_000
+LOOK_HURRIED_S = 0.05
+CAUSE_S = 0.2
+"""So long a kill waits for its cause to be told."""
 PULSE_S = 1.0
+STACK_BYTES = 1 << 20
+"""Of each thread; all of it is locked."""
 SETTINGS_IGNORED = "settings and orders are the agent's"
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 _log = structlog.get_logger(__name__)
 
 
-class _Worker:
-    """One daemon thread for kills, looks and files; bounded, and a full queue is told, not waited for."""
+class _SettingsFile:
+    """What the agent keeps of the server's settings; read again when it has changed. In the looker's thread."""
 
-    def __init__(self) -> None:
-        self._work: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=WORK_MAX)
-        threading.Thread(target=self._run, name="virtha-guardian-work", daemon=True).start()
+    def __init__(self, paths: AgentPaths) -> None:
+        self._path = paths.settings
+        self._stamp: tuple[int, int] | None = None
+        self._settings: HostSettings | None = None
 
-    def _run(self) -> None:
-        while True:
-            work = self._work.get()
-            try:
-                work()
-            except OSError as error:
-                _log.error("guardian's work failed", error=str(error))
-
-    def put(self, work: Callable[[], None]) -> bool:
+    def read(self) -> HostSettings | None:
+        """The last that could be read; the file is the agent's, so a damaged one is left to it."""
         try:
-            self._work.put_nowait(work)
-        except queue.Full:
-            _log.error("the guardian's worker hangs; work is left out")
-            return False
-        return True
+            status = self._path.stat()
+            stamp = status.st_mtime_ns, status.st_ino
+            if stamp != self._stamp:
+                data = read_bounded(self._path, FILE_BYTES_MAX)
+                self._settings = msgspec.json.decode(data, type=HostSettings)
+                self._stamp = stamp
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            _log.debug("the host's settings can't be read", error=str(error))
+        return self._settings
 
 
 class GuardianProcess:
@@ -91,16 +107,18 @@ class GuardianProcess:
         clock: Clock,
         files: Files,
         look: Callable[[AgentPaths, BootId], ProcessesSeen] = look,
+        lease_kit: LeaseKit | None = None,
     ) -> None:
+        """``lease_kit``: None: this host holds no leases."""
         self._paths = paths
         self._boot = boot
         self._clock = clock
         self._look = look
         self._core = Guardian(boot, clock.monotonic_ms())
         # Kills have a thread of their own: no look at /proc that hangs may hold one up.
-        self._looker = _Worker()
-        self._killer = _Worker()
-        self._writer = _Worker()
+        self._looker = Worker("looks")
+        self._killer = Worker("kills")
+        self._writer = Worker("reports")
         self._reports = ReportFiles(paths.guardian_kills, files)
         self._report_number = 0
         self._looking = False
@@ -112,6 +130,25 @@ class GuardianProcess:
             paths.guardian_socket, on_pulse=self._on_pulse, on_gone=self._on_gone
         )
         self.stopping = asyncio.Event()
+        self._look_soon = asyncio.Event()
+        self._failure: Exception | None = None
+        self._causes: dict[int, threading.Event] = {}
+        """By process: set once the agent can read why it is killed."""
+        self._ledger = QemuLedger()
+        self._settings = _SettingsFile(paths)
+        self._lease_kit = lease_kit
+        self.lease: GuardianLease | None = None
+        if lease_kit is not None:
+            self.lease = self._make_lease(lease_kit)
+
+    def _make_lease(self, kit: LeaseKit) -> GuardianLease:
+        hands = LeaseHands(
+            report=self._report,
+            kill=self._kill_for_lease,
+            look_soon=self._look_soon.set,
+            broken=self._broken,
+        )
+        return GuardianLease(kit, hands, paths=self._paths, boot=self._boot, clock=self._clock)
 
     def connect(self, link: HostLink) -> None:
         self._link = link
@@ -140,8 +177,19 @@ class GuardianProcess:
         except* _Stop:
             _log.info("guardian stopped; no VM was touched")
         finally:
+            if self.lease is not None:
+                self.lease.stop()
             if self._timer is not None:
                 self._timer.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    def _broken(self, error: Exception) -> None:
+        _log.critical(
+            "the guardian's lease broke; the watchdog has to end this host", error=repr(error)
+        )
+        self._failure = error
+        self.stopping.set()
 
     # The core
 
@@ -186,14 +234,32 @@ class GuardianProcess:
         event = Happened(code=report.code, vm_id=report.vm_id, fields=report.fields)
         self._report_number += 1
         number, at_ms = self._report_number, self._clock.wall_ms()
+        written = threading.Event()
+        if report.code == KILLED:
+            self._causes[int(report.fields["pid"] or 0)] = written
 
         def write() -> None:
             self._reports.write(event, at_ms=at_ms, number=number)
-            self._loop.call_soon_threadsafe(
-                self._channel.tell, Pulse(server_instance=self._instance(), reports=True)
-            )
+            written.set()
+            with suppress(RuntimeError):  # the loop has ended; the agent looks when it starts
+                self._loop.call_soon_threadsafe(
+                    self._channel.tell, Pulse(server_instance=self._instance(), reports=True)
+                )
 
         self._writer.put(write)
+
+    def _kill_for_lease(self, process: QemuProcess) -> None:
+        """Its cause first, if that takes no time: a disk that hangs must not save it."""
+        _log.warning("killing a QEMU: its lease is lost", pid=process.pid, vm=process.vm_id)
+        cause = self._causes.pop(process.pid, None)
+        latest_s = time.monotonic() + CAUSE_S
+
+        def work() -> None:
+            if cause is not None:
+                cause.wait(max(0, latest_s - time.monotonic()))
+            _kill(process)
+
+        self._killer.put(work)
 
     # What it is told
 
@@ -207,18 +273,60 @@ class GuardianProcess:
 
     async def _look_again(self) -> None:
         while True:
+            self._look_soon.clear()
             if not self._looking:
                 self._looking = self._looker.put(self._look_now)
-            await asyncio.sleep(LOOK_S)
+            if self.lease is not None and self.lease.hurried:
+                await asyncio.sleep(LOOK_HURRIED_S)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._look_soon.wait()
 
     def _look_now(self) -> None:
         """In the worker."""
+        began_ms = self._clock.monotonic_ms()
+        seen: ProcessesSeen | None = None
+        leased: LedgerLook | None = None
+        settings: HostSettings | None = None
+        runs_ms = 0
         try:
-            seen: ProcessesSeen | None = self._look(self._paths, self._boot)
+            if self.lease is not None and self._lease_kit is not None:
+                settings = self._settings.read()
+                if not self.lease.states():
+                    runs_ms = self._lease_kit.watchdog.runs_ms()
+            seen = self._look(self._paths, self._boot)
+            leased = self._look_at_leased(seen, settings)
         except OSError as error:
             _log.error("can't look at the processes", error=str(error))
-            seen = None
-        self._loop.call_soon_threadsafe(self._looked, seen)
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._looked, seen)
+            if self.lease is not None:
+                self._loop.call_soon_threadsafe(
+                    self._tell_lease, began_ms, leased, settings, runs_ms
+                )
+
+    def _look_at_leased(
+        self, seen: ProcessesSeen, settings: HostSettings | None
+    ) -> LedgerLook | None:
+        """None: which are managed can't be read. Not to be seen is not to be dead."""
+        if self.lease is None or seen.managed is None:
+            return None
+        managed = [each for each in seen.processes if each.vm_id in seen.managed]
+        return self._ledger.look(managed, disks_of(settings), self.lease.roots)
+
+    def _tell_lease(
+        self,
+        began_ms: Millis,
+        leased: LedgerLook | None,
+        settings: HostSettings | None,
+        runs_ms: int,
+    ) -> None:
+        assert self.lease is not None
+        if settings is not None:
+            self.lease.settle(settings, runs_ms)
+        if leased is not None:
+            self.lease.looked(began_ms, leased)
 
     def _looked(self, seen: ProcessesSeen | None) -> None:
         self._looking = False
@@ -238,10 +346,14 @@ class GuardianProcess:
     def on_connected(self, welcome: Welcome, address: str) -> None:
         _log.info("connected", server=address)
         self.step(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
+        if self.lease is not None:
+            self.lease.tell(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
 
     def on_disconnected(self, code: str, message: str, address: str) -> None:
         _log.info("no session", server=address, code=code, detail=message)
         self.step(LinkLost())
+        if self.lease is not None:
+            self.lease.tell(LinkLost())
 
     def on_settings(self, settings: HostSettings) -> None:
         _log.warning(SETTINGS_IGNORED, revision=settings.revision)
@@ -274,15 +386,52 @@ def lock_memory() -> bool:
     return False
 
 
+def make_lease_kit(identity: Identity, paths: AgentPaths) -> LeaseKit:
+    """A lab's host has a stand-in for its watchdog, or none; any other has what its kernel has, for the lab's kernel is
+    not its own."""
+    watchdog: HostWatchdog
+    reset: HostReset
+    standin = os.environ.get("VIRTHA_HOST_WATCHDOG")
+    if standin is None and boot_id_file() != KERNEL_BOOT_ID_FILE:
+        standin = str(paths.run / "host-watchdog.sock")
+    if standin is not None:
+        watchdog = reset = StandinWatchdog(Path(standin))
+        nature = read_nature(watchdog_is_real_because="a program outside of the lab's host")
+    else:
+        watchdog, reset, nature = KernelWatchdog(), SysrqReset(), read_nature()
+
+    def slots_of(domain: StorageDomain) -> DirectoryDomain:
+        return DirectoryDomain(
+            domain.path, installation_id=identity.installation_id, domain_id=domain.id
+        )
+
+    return LeaseKit(
+        installation_id=identity.installation_id,
+        host_id=identity.host_id,
+        index=slot_index(identity.number),
+        nature=nature,
+        watchdog=watchdog,
+        reset=reset,
+        slots_of=slots_of,
+    )
+
+
 async def run_guardian(paths: AgentPaths) -> None:
     """``virtha guardian``. Raises Failed, InvalidInput; returns after SIGTERM or SIGINT."""
+    threading.stack_size(STACK_BYTES)
     identity = load_identity(paths)
     properties = load_agent_properties(paths)
     credentials = load_credentials(paths, identity)
     boot = read_boot_id()
     paths.make_directories(grants=False)
     lock = hold_lock(paths, "guardian")
-    process = GuardianProcess(paths=paths, boot=boot, clock=BoottimeClock(), files=Files())
+    process = GuardianProcess(
+        paths=paths,
+        boot=boot,
+        clock=BoottimeClock(),
+        files=Files(),
+        lease_kit=make_lease_kit(identity, paths),
+    )
     link = HostLink(
         servers=properties.host or identity.servers,
         credentials=credentials,

@@ -9,6 +9,8 @@ from virtha.model.value import Value
 LIBVIRT_HOOKS = Path("/etc/libvirt/hooks")
 """Compiled into libvirt, so ``--root`` does not move it; ``VIRTHA_LIBVIRT_HOOKS`` does (tests)."""
 
+KERNEL_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+
 
 class AgentPaths(Value, frozen=True, kw_only=True):
     """All paths of agent and guardian below one root."""
@@ -109,6 +111,16 @@ class AgentPaths(Value, frozen=True, kw_only=True):
         return self.run / "guardian.sock"
 
     @property
+    def lease_memory(self) -> Path:
+        """What guardians of this boot did with leases; of another boot once the boot id in it is another."""
+        return self.run / "guardian-lease.json"
+
+    @property
+    def start_permits(self) -> Path:
+        """Until when VMs with disks on which domain may start, by the guardian."""
+        return self.run / "start-permits.json"
+
+    @property
     def shutting_down(self) -> Path:
         """Its existence tells the agent that the whole host goes down."""
         return self.run / "shutting-down"
@@ -151,4 +163,4 @@ class AgentPaths(Value, frozen=True, kw_only=True):
 
 def boot_id_file() -> Path:
     """Lab hosts share one kernel and so one boot id: each gets a file of its own."""
-    return Path(os.environ.get("VIRTHA_BOOT_ID_FILE", "/proc/sys/kernel/random/boot_id"))
+    return Path(os.environ.get("VIRTHA_BOOT_ID_FILE", KERNEL_BOOT_ID_FILE))

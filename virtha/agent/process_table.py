@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from virtha.agent import gate_hook
 from virtha.agent.gate import PROOF_VM_ID, grants_complete, read_grant
 from virtha.agent.paths import AgentPaths
 from virtha.model.ids import BootId, VmId
+from virtha.model.value import Value
 from virtha.sentinel.guardian import ProcessesSeen, QemuProcess
 
 PROC = Path("/proc")
@@ -110,6 +111,62 @@ def kill(process: QemuProcess, proc: Path = PROC) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def has_ended(process: QemuProcess, proc: Path = PROC) -> bool:
+    """Reaped, or about to be with no thread left: one that is killed while a thread of it waits for its storage is
+    neither. Raises OSError: /proc can't be read, so nothing is known."""
+    folder = proc / str(process.pid)
+    try:
+        data = (folder / "stat").read_bytes()
+        fields = data.rpartition(b")")[2].split()
+        if int(fields[19]) != process.start_ticks:
+            return True  # the number was used again
+        if fields[0] not in (b"Z", b"X"):
+            return False
+        return os.listdir(folder / "task") == [str(process.pid)]  # noqa: PTH208 - names only
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+class OpenFiles(Value, frozen=True, kw_only=True):
+    """Of one process, below some directories. ``buffered``: it may write there through the page cache, and such writes
+    land after its end."""
+
+    roots: frozenset[str] = frozenset()
+    buffered: bool = False
+
+
+def open_files(process: QemuProcess, roots: Collection[str], proc: Path = PROC) -> OpenFiles | None:
+    """None: nobody can tell, as of a process that is ending. Asks the kernel only, never a file system."""
+    folder = proc / str(process.pid)
+    found, buffered = set(), False
+    try:
+        for number in os.listdir(folder / "fd"):  # noqa: PTH208 - names only
+            try:
+                path = str((folder / "fd" / number).readlink())
+                root = next((root for root in roots if path.startswith(root + "/")), None)
+                if root is None:
+                    continue
+                flags = _open_flags((folder / "fdinfo" / number).read_bytes())
+            except FileNotFoundError:
+                continue  # closed while we looked
+            found.add(root)
+            writes = flags & os.O_ACCMODE != os.O_RDONLY
+            buffered = buffered or (writes and not flags & os.O_DIRECT)
+        same = start_ticks(proc, process.pid) == process.start_ticks
+    except OSError:
+        return None
+    return OpenFiles(roots=frozenset(found), buffered=buffered) if same else None
+
+
+def _open_flags(about: bytes) -> int:
+    """Of fdinfo: octal. Raises OSError: it says none."""
+    for line in about.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"flags":
+            return int(value, 8)
+    raise OSError("fdinfo without flags")
 
 
 def look(paths: AgentPaths, boot: BootId) -> ProcessesSeen:

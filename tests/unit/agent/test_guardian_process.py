@@ -2,18 +2,16 @@
 """The guardian on real processes, and its talk with the agent over the real socket."""
 
 import asyncio
-import fcntl
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from agent_bench import INSTALLATION, WEB1, WEB2, Bench
+from fake_qemus import FakeQemus
 
 from virtha.agent.files import Files
 from virtha.agent.guardian_channel import GuardianClient, GuardianServer, Pulse, ReportFiles
@@ -25,47 +23,7 @@ from virtha.model.ids import Incarnation, Term
 from virtha.sentinel.guardian import QemuProcess
 from virtha.wire.messages import Welcome
 
-pytestmark = pytest.mark.req("A8")
-
-
-class FakeQemus:
-    """Real processes that look like QEMU in the process table, ended by id."""
-
-    def __init__(self) -> None:
-        self._made: list[subprocess.Popen[bytes]] = []
-
-    def start(self, vm_id: str, program: str = "qemu-system-x86_64") -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [program, "-c", "import time; time.sleep(60)", "-name", "x", "-uuid", vm_id],
-            executable=sys.executable,
-        )
-        self._made.append(process)
-        deadline = time.monotonic() + 10
-        while vm_id.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        return process
-
-    def end(self) -> None:
-        for process in self._made:
-            process.kill()
-            process.wait(10)
-
-
-@pytest.fixture(autouse=True)
-def process_table() -> Iterator[None]:
-    """A guardian kills what it finds in the machine's process table, where one test's QEMUs are another's: one at a
-    time, those of other workers and other checkouts included."""
-    with Path(tempfile.gettempdir(), "virtha-test-process-table.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture
-def qemus() -> Iterator[FakeQemus]:
-    made = FakeQemus()
-    yield made
-    made.end()
+pytestmark = [pytest.mark.req("A8"), pytest.mark.usefixtures("process_table")]
 
 
 def watched(bench: Bench) -> None:

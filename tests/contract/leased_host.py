@@ -1,0 +1,89 @@
+"""A host in a PID namespace: process 1 reaps, one guardian, one sleeping stand-in for a QEMU that keeps writing.
+
+Run as ``python leased_host.py ROOT PORTION``. The guardian is the real process without a server: a session is said to be
+there once, so that the watchdog is armed. ``PORTION``: ``init`` (makes the others, and starts the guardian again when it
+was ended) or ``guardian``.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from virtha.agent.files import Files
+from virtha.agent.guardian_lease import LeaseKit
+from virtha.agent.guardian_process import GuardianProcess, lock_memory
+from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.paths import AgentPaths
+from virtha.agent.process_lock import hold_lock
+from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.drivers.standin_watchdog import StandinWatchdog
+from virtha.model.host import StorageDomain
+from virtha.model.ids import HostId, InstallationId
+from virtha.sentinel.guardian import Welcomed
+from virtha.sentinel.lease_events import HostNature
+
+INSTALLATION, HOST = InstallationId("ours"), HostId("h1")
+VM = "50000000-0000-4000-8000-00000000d0a1"
+"""No other test's: guardians outside see this host's processes."""
+QEMU = """
+import os, sys, time
+while True:
+    with open(sys.argv[1] + "/alive.new", "w") as file:
+        file.write(str(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000))
+    os.replace(sys.argv[1] + "/alive.new", sys.argv[1] + "/alive")
+    time.sleep(0.02)
+"""
+
+
+async def guardian(root: Path) -> None:
+    paths = AgentPaths(root=str(root))
+    hold_lock(paths, "guardian")
+    watchdog = StandinWatchdog(root / "watchdog.sock")
+
+    def slots_of(domain: StorageDomain) -> DirectoryDomain:
+        return DirectoryDomain(domain.path, installation_id=INSTALLATION, domain_id=domain.id)
+
+    process = GuardianProcess(
+        paths=paths,
+        boot=read_boot_id(),
+        clock=BoottimeClock(),
+        files=Files(),
+        lease_kit=LeaseKit(
+            installation_id=INSTALLATION,
+            host_id=HOST,
+            index=0,
+            nature=HostNature(is_virtual=False, suspend_blocked=True),
+            watchdog=watchdog,
+            reset=watchdog,
+            slots_of=slots_of,
+        ),
+    )
+    assert process.lease is not None
+    process.lease.tell(Welcomed(beat_interval_ms=1_000))
+    lock_memory()
+    await process.run()
+
+
+def init(root: Path) -> None:
+    me = [sys.executable, __file__, str(root)]
+    subprocess.Popen(
+        ["qemu-system-x86_64", "-c", QEMU, str(root), "-uuid", VM], executable=sys.executable
+    )
+    first = subprocess.Popen([*me, "guardian"])
+    (root / "guardian.pid").write_text(str(first.pid))
+    while True:
+        pid, _ = os.wait()
+        if pid == first.pid and not (root / "no-guardian").exists():
+            first = subprocess.Popen([*me, "guardian"])
+            (root / "guardian.pid").write_text(str(first.pid))
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    match sys.argv[2]:
+        case "init":
+            init(where)
+        case "guardian":
+            asyncio.run(guardian(where))

@@ -1,0 +1,597 @@
+"""The guardian's leases on real files and real processes: renewed, lost, waived, poisoned, taken over."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, WEB2, Bench
+from fake_qemus import FakeQemus
+from msgspec.structs import replace
+
+from virtha.agent.files import Files
+from virtha.agent.guardian_channel import ReportFiles
+from virtha.agent.guardian_lease import LeaseKit
+from virtha.agent.guardian_process import GuardianProcess
+from virtha.agent.lease_files import LeaseMemory, load_memory, load_permits
+from virtha.agent.process_table import has_ended, open_files, start_ticks
+from virtha.agent.qemu_ledger import QemuLedger
+from virtha.agent.records import SettingsStore
+from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.model.host import StorageDomain
+from virtha.model.ids import DiskId, HostId, Incarnation, StorageDomainId, Term, VmId
+from virtha.model.policy import (
+    DetectionPolicy,
+    FencingPolicy,
+    LeasePolicy,
+    PermissionGrade,
+    Policy,
+    RecoveryPolicy,
+)
+from virtha.model.slot import Declaration, Mailbox, Poison, Slot
+from virtha.model.slot_round import LeaseDuty, SlotRound
+from virtha.ports.host_watchdog import ArmedWatchdog
+from virtha.sentinel.guardian import QemuProcess, Welcomed
+from virtha.sentinel.lease import LeaseState
+from virtha.sentinel.lease_events import HostNature, WaiverEnded, WaiverGiven
+
+pytestmark = [pytest.mark.req("F1"), pytest.mark.usefixtures("process_table")]
+
+LEASE = LeasePolicy(
+    renew_ms=200, self_fence_after_ms=2_500, kill_ms=4_000, watchdog_ms=4_000, read_period_ms=200
+)
+POLICY = Policy(
+    lease=LEASE,
+    detection=DetectionPolicy(
+        beat_interval_ms=400,
+        stall_ms=500,
+        suspect_after_ms=1_000,
+        dead_after_ms=2_000,
+        hung_after_ms=4_000,
+        evidence_max_age_ms=1_800,
+        check_interval_ms=500,
+    ),
+    fencing=FencingPolicy(read_deadline_ms=1_000),
+    recovery=RecoveryPolicy(grade=PermissionGrade.FENCE),
+)
+"""As short as the rules allow."""
+OTHER, NEIGHBOUR = StorageDomainId("40000000-0000-4000-8000-000000000002"), HostId("neighbour")
+
+
+class BreakableSlots(DirectoryDomain):
+    """The real blocks behind a path that can hang or fail, as a thread feels it."""
+
+    goes = threading.Event()
+    fails = False
+
+    def _read_into(self, buffer: memoryview, offset: int) -> int:
+        self._pass()
+        return super()._read_into(buffer, offset)
+
+    def _write(self, block: int, data: bytes) -> None:
+        self._pass()
+        super()._write(block, data)
+
+    def _pass(self) -> None:
+        self.goes.wait()
+        if self.fails:
+            raise OSError("the path fails")
+
+
+class RecordedWatchdog:
+    """A watchdog that never bites, and a reset that is only noted."""
+
+    def __init__(self) -> None:
+        self.timeout_ms = 0
+        self.armings = 0
+        self.feedings = 0
+        self.resets = 0
+
+    def runs_ms(self) -> int:
+        return self.timeout_ms
+
+    def arm(self, timeout_ms: int) -> ArmedWatchdog:
+        self.timeout_ms = timeout_ms
+        self.armings += 1
+        return ArmedWatchdog(timeout_ms=timeout_ms, no_way_out=True)
+
+    def feed(self) -> None:
+        self.feedings += 1
+
+    def disarm(self) -> None:
+        raise AssertionError("it has no way out")
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class LeasedHost:
+    """A host with two domains, a VM on each, and a neighbour's place on the first."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.watchdog = RecordedWatchdog()
+        self.rounds: list[SlotRound] = []
+        self.waivers_over: list[StorageDomainId] = []
+        self.slots: dict[StorageDomainId, BreakableSlots] = {}
+        second = StorageDomain(
+            id=OTHER, name="ds2", cluster_id=CLUSTER, path=bench.storage.path + "-2"
+        )
+        self.domains = {each.id: each for each in (bench.storage, second)}
+        for domain in self.domains.values():
+            Path(domain.path).mkdir(exist_ok=True)
+            self.blocks(domain.id).prepare(0, HOST)
+        self.blocks().prepare(1, NEIGHBOUR)
+        web1 = bench.vm(disks=(bench.disk(),))
+        web2 = bench.vm(
+            WEB2,
+            "web2",
+            disks=(replace(bench.disk(), id=DiskId("d2"), storage_domain_id=OTHER),),
+        )
+        settings = bench.settings(
+            web1, web2, policy=POLICY, storage_domains=tuple(self.domains.values())
+        )
+        bench.make_agent()
+        gate = bench.agent.host.gate
+        gate.write(settings)
+        gate.restored()
+        for vm_id in (WEB1, WEB2):
+            gate.hold(vm_id, Incarnation(1))
+        SettingsStore(bench.paths.settings, Files()).save(settings)
+        bench.agent.disk.close()
+        bench.agent.outbox.close()
+
+    def blocks(self, domain_id: StorageDomainId = DOMAIN) -> DirectoryDomain:
+        """As another host sees them."""
+        return DirectoryDomain(
+            self.domains[domain_id].path, installation_id=INSTALLATION, domain_id=domain_id
+        )
+
+    def slot(self, domain_id: StorageDomainId = DOMAIN) -> Slot:
+        slot = self.blocks(domain_id).read_slot(0)
+        assert isinstance(slot, Slot)
+        return slot
+
+    def kit(self) -> LeaseKit:
+        def slots_of(domain: StorageDomain) -> BreakableSlots:
+            made = BreakableSlots(domain.path, installation_id=INSTALLATION, domain_id=domain.id)
+            made.goes = threading.Event()
+            made.goes.set()
+            self.slots[domain.id] = made
+            return made
+
+        return LeaseKit(
+            installation_id=INSTALLATION,
+            host_id=HOST,
+            index=0,
+            nature=HostNature(is_virtual=False, suspend_blocked=True),
+            watchdog=self.watchdog,
+            reset=self.watchdog,
+            slots_of=slots_of,
+        )
+
+    def run(self, story: Callable[[GuardianProcess], Awaitable[None]]) -> None:
+        async def live() -> None:
+            process = GuardianProcess(
+                paths=self.bench.paths,
+                boot=self.bench.boot,
+                clock=self.bench.clock,
+                files=Files(),
+                lease_kit=self.kit(),
+            )
+            assert process.lease is not None
+            process.lease.hands.tell_round = self.rounds.append
+            process.lease.hands.tell_waiver_over = self.waivers_over.append
+            process.lease.tell(Welcomed(beat_interval_ms=1_000))
+            life = asyncio.create_task(process.run())
+            try:
+                async with asyncio.timeout(60):
+                    await story(process)
+            finally:
+                process.stopping.set()
+                for slots in self.slots.values():
+                    slots.goes.set()
+                await asyncio.wait([life], timeout=10)
+            life.result()
+
+        asyncio.run(live())
+
+    async def held(self, guardian: GuardianProcess, *, armed: bool = True) -> None:
+        def all_held() -> bool:
+            states = self.states(guardian)
+            return len(states) == 2 and set(states.values()) == {LeaseState.HELD}
+
+        await self.bench.until(all_held)
+        if armed:
+            await self.bench.until(lambda: self.slot().declaration.armed)
+
+    def states(self, guardian: GuardianProcess) -> dict[StorageDomainId, LeaseState]:
+        assert guardian.lease is not None
+        return guardian.lease.states()
+
+    def told(self) -> list[str]:
+        reports = ReportFiles(self.bench.paths.guardian_kills, Files()).read()
+        return [event.code for _, event in reports]
+
+    def until_told(self, code: str) -> None:
+        """Reports are written by a thread that nobody waits for."""
+        deadline = time.monotonic() + 20
+        while code not in self.told():
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def host(bench: Bench) -> LeasedHost:
+    return LeasedHost(bench)
+
+
+def test_a_healthy_host_renews_declares_and_permits(host: LeasedHost, qemus: FakeQemus) -> None:
+    vm = qemus.start(WEB1)
+    bench = host.bench
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        before = host.slot()
+        assert before.declaration == Declaration(
+            armed=True,
+            no_way_out=True,
+            fed_by_renewer=True,
+            direct_io=True,
+            watchdog_ms=LEASE.watchdog_ms,
+            self_fence_after_ms=LEASE.self_fence_after_ms,
+            kill_ms=LEASE.kill_ms,
+        )
+        await bench.until(lambda: host.slot().counter >= before.counter + 5)
+        permits = load_permits(bench.paths.start_permits, bench.boot)
+        assert permits.objection([DOMAIN, OTHER], bench.clock.monotonic_ms()) is None
+        late = bench.clock.monotonic_ms() + LEASE.self_fence_after_ms
+        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]
+
+    host.run(story)
+    assert vm.poll() is None
+    assert host.watchdog.feedings
+    assert not host.watchdog.resets
+    host.until_told("host.watchdog.armed")
+    assert len(host.told()) == 1
+
+
+@pytest.mark.parametrize("trouble", ["fails", "hangs"])
+def test_a_lost_domain_costs_its_vms_at_the_deadline_and_no_others(
+    host: LeasedHost, qemus: FakeQemus, trouble: str
+) -> None:
+    lost, other, unmanaged = qemus.start(WEB1), qemus.start(WEB2), qemus.start(HOST)
+    bench = host.bench
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        broken = host.slots[DOMAIN]
+        if trouble == "hangs":
+            broken.goes.clear()
+        else:
+            broken.fails = True
+        await asyncio.sleep(LEASE.renew_ms / 1_000)
+        # What stands there was written; whether that renewal was good depends on what it was stopped at.
+        slot = host.slot()
+        assert await asyncio.to_thread(lost.wait, 20) == -9
+        now_ms = bench.clock.monotonic_ms()
+        assert now_ms >= (slot.good_ms or 0) + LEASE.self_fence_after_ms
+        assert now_ms < slot.submitted_ms + LEASE.self_fence_after_ms + LEASE.kill_ms
+        assert "host.lease.killed_vm" in host.told()  # written before the kill
+        permits = load_permits(bench.paths.start_permits, bench.boot)
+        assert permits.objection([DOMAIN], bench.clock.monotonic_ms()) == "order.refused.lease"
+        await bench.until(lambda: host.states(guardian)[DOMAIN] is LeaseState.CLEARED)
+        before = host.slot(OTHER).counter
+        await bench.until(lambda: host.slot(OTHER).counter > before)
+        assert not host.watchdog.resets
+        broken.fails = False
+        broken.goes.set()
+        await host.held(guardian)
+
+    host.run(story)
+    assert other.poll() is None
+    assert unmanaged.poll() is None
+    host.until_told("host.lease.held_again")
+    assert [code for code in host.told() if code.startswith("host.lease")] == [
+        "host.lease.killed_vm",
+        "host.lease.lost",
+        "host.lease.cleared",
+        "host.lease.held_again",
+    ]
+
+
+def test_hung_storage_holds_up_neither_the_loop_nor_the_other_domain(host: LeasedHost) -> None:
+    """A thread that hangs in the kernel can't be ended: what counts is that nobody waits for it."""
+    bench = host.bench
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        host.slots[DOMAIN].goes.clear()
+        turns, before = 0, host.slot(OTHER).counter
+        while host.slot(OTHER).counter < before + 10:
+            await asyncio.sleep(0.01)
+            turns += 1
+        assert turns > 20
+        await bench.until(lambda: host.states(guardian)[DOMAIN] is LeaseState.CLEARED)
+        assert host.states(guardian)[OTHER] is LeaseState.HELD
+
+    host.run(story)
+
+
+def test_a_kill_that_is_not_confirmed_ends_in_a_reset(
+    host: LeasedHost, qemus: FakeQemus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A QEMU that vanished but whose writes wait in the kernel has not ended."""
+    monkeypatch.setattr(
+        "virtha.agent.guardian_process.QemuLedger", lambda: QemuLedger(ended=lambda process: False)
+    )
+    vm = qemus.start(WEB1)
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        host.slots[DOMAIN].fails = True
+        await host.bench.until(lambda: host.watchdog.resets > 0, within_s=20)
+        assert host.states(guardian)[DOMAIN] is LeaseState.LOST
+
+    host.run(story)
+    assert vm.poll() == -9
+    host.until_told("host.lease.reset")
+
+
+def test_what_was_written_through_the_cache_has_to_be_written_back(
+    host: LeasedHost, qemus: FakeQemus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+    monkeypatch.setattr(BreakableSlots, "write_back", lambda self: waits.wait())
+    disk = Path(host.domains[DOMAIN].path, "disk")
+    vm = qemus.start(WEB1, code=f"import time; f = open({str(disk)!r}, 'wb'); time.sleep(60)")
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        await host.bench.until(disk.exists)
+        await asyncio.sleep(1.2)  # a look
+        host.slots[DOMAIN].fails = True
+        assert await asyncio.to_thread(vm.wait, 20) == -9
+        await asyncio.sleep(1)
+        assert host.states(guardian)[DOMAIN] is LeaseState.LOST
+        waits.set()
+        await host.bench.until(lambda: host.states(guardian)[DOMAIN] is LeaseState.CLEARED)
+
+    host.run(story)
+    assert not host.watchdog.resets
+
+
+def test_poison_is_read_and_costs_every_vm_for_good(host: LeasedHost, qemus: FakeQemus) -> None:
+    vms = [qemus.start(WEB1), qemus.start(WEB2)]
+    bench = host.bench
+    poison = Poison(boot=bench.boot, server="s1", term=Term(2), incident="7")
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        blocks = host.blocks()
+        clean = blocks.read_mailbox(0)
+        assert isinstance(clean, Mailbox)
+        blocks.write_mailbox(replace(clean, counter=clean.counter + 1, poison=poison))
+        for vm in vms:
+            assert await asyncio.to_thread(vm.wait, 20) == -9
+        await bench.until(lambda: host.slot().acknowledged_poison == 1)
+        await bench.until(lambda: set(host.states(guardian).values()) == {LeaseState.CLEARED})
+
+    host.run(story)
+
+    async def again(guardian: GuardianProcess) -> None:
+        """The next guardian of this boot knows it by the slot."""
+        await bench.until(lambda: len(host.states(guardian)) == 2)
+        await bench.until(lambda: host.states(guardian)[DOMAIN] is not LeaseState.UNKNOWN)
+        await asyncio.sleep(1)
+        assert LeaseState.HELD not in host.states(guardian).values()
+        permits = load_permits(bench.paths.start_permits, bench.boot)
+        assert permits.objection([OTHER], bench.clock.monotonic_ms()) == "order.refused.lease"
+
+    host.run(again)
+
+
+def test_a_waiver_keeps_vms_and_its_end_is_told(host: LeasedHost, qemus: FakeQemus) -> None:
+    vm = qemus.start(WEB1)
+
+    async def story(guardian: GuardianProcess) -> None:
+        assert guardian.lease is not None
+        await host.held(guardian)
+        host.slots[DOMAIN].goes.clear()
+        guardian.lease.tell(WaiverGiven(domain_id=DOMAIN))
+        await asyncio.sleep((LEASE.self_fence_after_ms + 1_000) / 1_000)
+        assert host.states(guardian)[DOMAIN] is LeaseState.WAIVED
+        host.slots[DOMAIN].goes.set()
+        await host.bench.until(lambda: host.slot().declaration.waived)
+        assert host.waivers_over == []
+        guardian.lease.tell(WaiverEnded(domain_id=DOMAIN))
+        await host.bench.until(lambda: host.waivers_over == [DOMAIN])
+        assert host.states(guardian)[DOMAIN] is LeaseState.HELD
+
+    host.run(story)
+    assert vm.poll() is None
+
+
+def test_a_reader_poisons_whom_it_is_told_and_tells_its_rounds(host: LeasedHost) -> None:
+    poison = Poison(boot=replace(POISONED).boot, server="s1", term=Term(2), incident="7")
+
+    async def story(guardian: GuardianProcess) -> None:
+        assert guardian.lease is not None
+        await host.held(guardian)
+        duty = LeaseDuty(
+            domain_id=DOMAIN, places={HOST: 0, NEIGHBOUR: 1}, poisons={NEIGHBOUR: poison}
+        )
+        guardian.lease.duties[DOMAIN] = duty
+        await host.bench.until(lambda: len(host.rounds) >= 4)
+        # A leader of before that woke up again: its poison is older than what stands there.
+        old = Poison(boot=poison.boot, server="s0", term=Term(1), incident="6")
+        guardian.lease.duties[DOMAIN] = replace(duty, poisons={NEIGHBOUR: old})
+        count = len(host.rounds)
+        await host.bench.until(lambda: len(host.rounds) >= count + 3)
+
+    host.run(story)
+    first, last = host.rounds[0], host.rounds[-1]
+    assert first.reader_id == HOST and first.domain_id == DOMAIN and first.direct_io
+    for seen in host.rounds:
+        own, mailbox = seen.slots[HOST], seen.mailboxes[NEIGHBOUR]
+        assert isinstance(own, Slot) and own.counter == seen.own_counter
+        assert isinstance(mailbox, Mailbox) and mailbox.poison == poison
+        assert mailbox.counter == 1
+        assert seen.began_ms <= seen.ended_ms
+    assert last.own_counter > first.own_counter
+    assert all(
+        one.began_ms + LEASE.read_period_ms <= other.began_ms
+        for one, other in zip(host.rounds, host.rounds[1:], strict=False)
+    )
+
+
+POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]
+
+
+def test_the_next_guardian_of_the_boot_goes_on_where_the_last_one_was(
+    host: LeasedHost, qemus: FakeQemus
+) -> None:
+    vm = qemus.start(WEB1)
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+
+    host.run(story)
+    before, bench = host.slot(), host.bench
+    memory = load_memory(bench.paths.lease_memory, bench.boot)
+    assert isinstance(memory, LeaseMemory)
+    assert {each.domain_id for each in memory.domains} == {DOMAIN, OTHER}
+    assert all(each.direct_io for each in memory.domains)
+    host.run(story)
+    assert host.slot().counter > before.counter
+    assert vm.poll() is None
+    assert host.watchdog.armings == 2  # taken over, at once
+    assert "host.lease.lost" not in host.told()
+
+
+def test_a_refusal_of_starts_that_can_not_be_told_ends_the_guardian(
+    host: LeasedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its watchdog does the rest; to go on would be to promise what it can't keep."""
+    permits = host.bench.paths.start_permits
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.held(guardian)
+        host.slots[DOMAIN].fails = True
+        await asyncio.sleep(0.3)
+        permits.unlink()
+        permits.mkdir()
+        await asyncio.wait_for(guardian.stopping.wait(), 20)
+
+    with pytest.raises(OSError, match="start-permits"):
+        host.run(story)
+
+
+@pytest.mark.parametrize(
+    "settings", ["none", "damaged", "leases off", "another installation", "not prepared"]
+)
+def test_without_leases_nothing_is_touched(
+    host: LeasedHost, qemus: FakeQemus, settings: str
+) -> None:
+    vm, bench = qemus.start(WEB1), host.bench
+    store = SettingsStore(bench.paths.settings, Files())
+    kept = store.load()
+    assert kept is not None
+    match settings:
+        case "none":
+            bench.paths.settings.unlink()
+        case "damaged":
+            bench.paths.settings.write_bytes(b"{")
+        case "leases off":
+            store.save(replace(kept, policy=replace(POLICY, lease=replace(LEASE, enabled=False))))
+        case "another installation":
+            store.save(replace(kept, installation_id="other"))
+        case "not prepared":
+            for domain_id in (DOMAIN, OTHER):
+                host.blocks(domain_id).file.unlink()
+
+    async def story(guardian: GuardianProcess) -> None:
+        await asyncio.sleep((LEASE.self_fence_after_ms + 1_500) / 1_000)
+        assert host.states(guardian) == {}
+
+    host.run(story)
+    assert vm.poll() is None
+    assert host.told() == []
+    if settings == "damaged":
+        assert bench.paths.settings.read_bytes() == b"{"  # it is the agent's to set aside
+
+
+# What the kernel says of processes
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    code = (
+        "import os, sys, time\n"
+        "flags = os.O_RDWR | os.O_CREAT | (os.O_DIRECT if sys.argv[2] == 'direct' else 0)\n"
+        "os.open(sys.argv[1], flags)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "disk"), "direct"], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    yield process
+    process.kill()
+    process.wait(10)
+    process.stdout.close()
+
+
+def as_qemu(process: subprocess.Popen[bytes]) -> QemuProcess:
+    ticks = start_ticks(Path("/proc"), process.pid)
+    assert ticks is not None
+    return QemuProcess(pid=process.pid, start_ticks=ticks, vm_id=VmId(WEB1))
+
+
+def test_a_process_has_ended_when_none_of_its_threads_is_left(
+    sleeper: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    process = as_qemu(sleeper)
+    assert not has_ended(process)
+    assert has_ended(replace(process, start_ticks=process.start_ticks - 1))
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    assert has_ended(process)  # a zombie of one thread
+    sleeper.wait(10)
+    assert has_ended(process)
+    folder = tmp_path / "7"
+    (folder / "task/7").mkdir(parents=True)
+    fields = b" ".join(b"%d" % number for number in range(4, 53))
+    (folder / "stat").write_bytes(b"7 (qemu) Z " + fields)
+    dying = QemuProcess(pid=7, start_ticks=22, vm_id=VmId(WEB1))
+    assert has_ended(dying, tmp_path)
+    (folder / "task/8").mkdir()  # it waits for its storage
+    assert not has_ended(dying, tmp_path)
+
+
+def test_open_files_tell_the_domain_and_whether_the_cache_is_used(
+    sleeper: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    process, root = as_qemu(sleeper), str(tmp_path.resolve())
+    found = open_files(process, [root, "/nowhere"])
+    assert found is not None
+    assert found.roots == {root} and not found.buffered
+    assert open_files(process, ["/nowhere"]) is not None
+    assert open_files(replace(process, start_ticks=1), [root]) is None
+    ledger = QemuLedger()
+    look = ledger.look([process], {}, {root: DOMAIN})
+    assert look.qemus[0].domain_ids is None  # nobody said where its disks lie
+    look = ledger.look([process], {process.vm_id: frozenset({OTHER})}, {root: DOMAIN})
+    assert look.qemus[0].domain_ids == {DOMAIN, OTHER}
+    sleeper.kill()
+    sleeper.wait(10)
+    (ended,) = ledger.look([], {}, {}).ended
+    assert ended.process == process and not ended.buffered
+    assert ledger.look([], {}, {}).ended == ()

@@ -1,0 +1,205 @@
+"""One domain's heartbeat blocks in a thread of its own: a storage that hangs stalls its worker and nothing else.
+
+A thread, not a process: what it left in the kernel keeps this process from being reaped and so its lock from being
+taken, and no guardian starts while a write of the one before may still land (docs/adr/0008-storage-lease.md).
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from virtha.agent.lease_files import OpenedDomain
+from virtha.agent.worker import Worker
+from virtha.model.errors import VirthaError
+from virtha.model.ids import BootId, HostId, StorageDomainId
+from virtha.model.slot import (
+    BlockFault,
+    Mailbox,
+    MailboxReading,
+    Poison,
+    SlotReading,
+    Unreadable,
+)
+from virtha.model.slot_round import LeaseDuty, SlotRound
+from virtha.model.time import Millis
+from virtha.ports.storage_domain import HeartbeatSlots
+from virtha.sentinel.lease_events import DomainAttached, LeaseEvent, RenewDone, RenewSlot
+
+UNREAD = Unreadable(fault=BlockFault.UNREAD)
+_log = structlog.get_logger(__name__)
+
+
+class SlotWorker:
+    """``tell`` and ``tell_round`` are called in the worker's thread."""
+
+    def __init__(
+        self,
+        domain_id: StorageDomainId,
+        index: int,
+        slots: HeartbeatSlots,
+        *,
+        path: str,
+        host_id: HostId,
+        boot: BootId,
+        now: Callable[[], Millis],
+        tell: Callable[[LeaseEvent], None],
+        tell_round: Callable[[SlotRound], None],
+    ) -> None:
+        self.domain_id = domain_id
+        self.index = index
+        self._slots = slots
+        self._path = path
+        self._host_id = host_id
+        self._boot = boot
+        self._now = now
+        self._tell = tell
+        self._tell_round = tell_round
+        self._read_ms: Millis | None = None
+        self._last_error = ""
+        self._written_back: Worker | None = None
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=f"virtha-slot-{domain_id}", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            work = self._work.get()
+            with suppress(RuntimeError):  # the loop has ended while this call hung
+                work()
+
+    # Orders
+
+    def read_own(self, opened: Callable[[OpenedDomain], None], failed: Callable[[], None]) -> None:
+        """Tells ``DomainAttached``, after ``opened``."""
+
+        def read() -> None:
+            try:
+                own = self._slots.read_slot(self.index)
+                opened(
+                    OpenedDomain(
+                        domain_id=self.domain_id,
+                        index=self.index,
+                        direct_io=self._slots.direct_io,
+                        path=str(Path(self._path).resolve()),
+                    )
+                )
+            except OSError as error:
+                self._failed("can't read this host's slot", error)
+                failed()
+                return
+            self._tell(self._attached(own))
+
+        self._work.put(read)
+
+    def renew(self, command: RenewSlot, duty: LeaseDuty | None, *, read_period_ms: int) -> None:
+        """Others' mailboxes first where that is asked, then the slot, then its mailbox; then others' slots."""
+        began_ms = self._now()
+
+        def work() -> None:
+            if duty is not None:
+                self._poison(duty.poisons, duty.places)
+            done = self._renewed(command)
+            self._tell(done)
+            due = self._read_ms is None or began_ms >= self._read_ms + read_period_ms
+            if duty is not None and done.written and done.mailbox is not UNREAD and due:
+                self._read_ms = began_ms
+                self._read_others(duty, began_ms, command.slot.counter)
+
+        self._work.put(work)
+
+    def write_back(self, done: Callable[[], None]) -> None:
+        """``done`` is called when nothing that was written before is left in this host's caches; never, if not. In
+        another thread, for it may take longer than a renewal may wait."""
+
+        def work() -> None:
+            try:
+                self._slots.write_back()
+            except OSError as error:
+                self._failed("can't write back", error)
+            else:
+                done()
+
+        if self._written_back is None:
+            self._written_back = Worker(f"write-back-{self.domain_id}")
+        self._written_back.put(work)
+
+    # In the thread
+
+    def _attached(self, own: SlotReading) -> DomainAttached:
+        return DomainAttached(
+            domain_id=self.domain_id, index=self.index, own=own, direct_io=self._slots.direct_io
+        )
+
+    def _renewed(self, command: RenewSlot) -> RenewDone:
+        written = False
+        mailbox: MailboxReading = UNREAD
+        try:
+            self._slots.write_slot(command.slot)
+            written = True
+            mailbox = self._slots.read_mailbox(self.index)
+        except OSError as error:
+            self._failed("a renewal failed", error)
+        else:
+            self._last_error = ""
+        return RenewDone(
+            domain_id=self.domain_id, number=command.number, written=written, mailbox=mailbox
+        )
+
+    def _poison(self, poisons: Mapping[HostId, Poison], places: Mapping[HostId, int]) -> None:
+        """Each counter goes on. What fails is tried again at the next renewal: the server asks until it is read."""
+        for host_id, poison in poisons.items():
+            try:
+                found = self._slots.read_mailbox(places[host_id])
+                if isinstance(found, Mailbox) and _is_due(found.poison, poison):
+                    self._slots.write_mailbox(
+                        Mailbox(
+                            installation_id=found.installation_id,
+                            domain_id=found.domain_id,
+                            index=found.index,
+                            host_id=host_id,
+                            counter=found.counter + 1,
+                            poison=poison,
+                        )
+                    )
+            except (OSError, KeyError, VirthaError) as error:
+                self._failed(f"can't poison {host_id}", error)
+
+    def _read_others(self, duty: LeaseDuty, began_ms: Millis, counter: int) -> None:
+        try:
+            slots = self._slots.read_slots(duty.places)
+            mailboxes = {
+                host_id: self._slots.read_mailbox(duty.places[host_id])
+                for host_id in duty.poisons
+                if host_id in duty.places
+            }
+        except (OSError, VirthaError) as error:
+            self._failed("can't read the slots of others", error)
+            return
+        self._tell_round(
+            SlotRound(
+                reader_id=self._host_id,
+                reader_boot=self._boot,
+                domain_id=self.domain_id,
+                began_ms=began_ms,
+                ended_ms=self._now(),
+                own_counter=counter,
+                direct_io=self._slots.direct_io,
+                slots=slots,
+                mailboxes=mailboxes,
+            )
+        )
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """The same again is not said again: it comes at each renewal."""
+        said = f"{what}: {error}"
+        if said != self._last_error:
+            self._last_error = said
+            _log.error(what, domain=self.domain_id, error=str(error))
+
+
+def _is_due(found: Poison | None, poison: Poison) -> bool:
+    """A later leader's poison stays: it may be about a boot that this one never heard of."""
+    return found is None or (found != poison and found.term <= poison.term)
