@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from virtha.drivers.power_agent_form import (
-    address_name,
-    agent_form,
-    password_name,
-    plug_name,
-    user_name,
-)
+from virtha.drivers.power_agent_form import agent_form
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.errors import Failed, InvalidInput, NotFound
 from virtha.model.evidence import PowerState
@@ -24,8 +18,8 @@ pytestmark = pytest.mark.req("F9")
 
 def test_it_reads_a_form_from_the_metadata():
     form = asyncio.run(RealPowerDevices().agent("fence_ipmilan"))
-    assert (address_name(form), user_name(form)) == ("ip", "username")
-    assert (password_name(form), plug_name(form)) == ("password", "plug")
+    assert (form.address_name, form.user_name) == ("ip", "username")
+    assert (form.password_name, form.plug_name) == ("password", "plug")
     known = {one.name: one for one in form.parameters}
     assert known["privlvl"].options == ("callback", "user", "operator", "administrator")
     assert known["ipport"].kind == "integer" and known["password"].secret

@@ -125,14 +125,20 @@ def test_the_password_is_in_no_command_line(tmp_path: Path):
             place.hang()
             attempt = asyncio.create_task(place.device().status(deadline_ms=1_500))
             while not attempt.done():
-                for one in Path("/proc").glob("[0-9]*/cmdline"):
-                    try:
-                        seen.append(one.read_text())
-                    except OSError:
-                        continue
+                seen.extend(_command_lines())
                 await asyncio.sleep(0.05)
         return seen
 
     seen = asyncio.run(story())
     assert any("ipmitool" in one for one in seen)
     assert not any(PASSWORD in one for one in seen)
+
+
+def _command_lines() -> list[str]:
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(one.read_text())
+        except OSError:
+            continue
+    return found

@@ -20,6 +20,7 @@ from virtha.drivers.libvirt_words import (
     watchdog_event,
 )
 from virtha.drivers.libvirt_workers import Lane
+from virtha.drivers.machine_words import machine_identity
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import VmId
@@ -405,6 +406,7 @@ class LibvirtHost:
             guest = read_guest(connection.getCapabilities())
             probed = probe(connection, guest, wanted_type=self._domain_type, cache=self._cache)
             information = connection.getInfo()
+            machine = machine_identity()
             return HostCapabilities(
                 architecture=guest.architecture,
                 cpus=information[2],
@@ -416,6 +418,8 @@ class LibvirtHost:
                 domain_type=probed.domain_type,
                 bridges=bridges(),
                 libvirt_connected=True,
+                machine_uuid=machine.uuid,
+                machine_serial=machine.serial,
             )
 
         return await self._side.call(

@@ -64,28 +64,6 @@ def is_secret(name: str) -> bool:
     return any(word in name for word in _SECRET_WORDS) and not name.endswith("_script")
 
 
-def address_name(form: AgentForm) -> str:
-    return _first(form, "ip", "ipaddr", "devices")
-
-
-def user_name(form: AgentForm) -> str:
-    return _first(form, "username", "login")
-
-
-def password_name(form: AgentForm) -> str:
-    return _first(form, "password", "passwd")
-
-
-def plug_name(form: AgentForm) -> str:
-    return _first(form, "plug", "port")
-
-
-def _first(form: AgentForm, *names: str) -> str:
-    """What this agent calls it; '' where it has no such thing."""
-    known = {one.name for one in form.parameters}
-    return next((name for name in names if name in known), "")
-
-
 def _text(element: Element | None) -> str:
     return " ".join((element.text or "").split()) if element is not None else ""
 

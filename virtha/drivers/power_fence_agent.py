@@ -4,15 +4,7 @@ command line. Its *off* reads back by itself; the engine does so all the same (r
 from collections.abc import Mapping
 
 from virtha.drivers.bounded_program import Ended, find_program, run_program
-from virtha.drivers.power_agent_form import (
-    METADATA_BYTES_MAX,
-    address_name,
-    agent_form,
-    password_name,
-    plug_name,
-    stdin_of,
-    user_name,
-)
+from virtha.drivers.power_agent_form import METADATA_BYTES_MAX, agent_form, stdin_of
 from virtha.drivers.power_words import PowerWords, code_of_program, said
 from virtha.model.errors import Failed, NotFound
 from virtha.model.evidence import PowerState
@@ -129,11 +121,11 @@ class FenceAgentPower:
     def _options(self, form: AgentForm) -> dict[str, str]:
         settings = self._settings
         own = {
-            address_name(form): settings.address,
-            user_name(form): settings.user,
-            plug_name(form): settings.plug,
-            password_name(form): self._secrets.get("password"),
-            "ipport": str(settings.port) if settings.port else None,
+            form.address_name: settings.address,
+            form.user_name: settings.user,
+            form.plug_name: settings.plug,
+            form.password_name: self._secrets.get("password"),
+            form.port_name: str(settings.port) if settings.port else None,
         }
         others = {name: value for name, value in self._secrets.items() if name != "password"}
         made = {**(settings.parameters or {}), **others}

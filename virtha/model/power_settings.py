@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from msgspec.structs import fields, replace
 
+from virtha.model.evidence import IdentityMatch, PowerState
+from virtha.model.ids import BootId, ClusterId, HostId, Revision
+from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 
 
@@ -120,3 +123,31 @@ class MachineIdentity(Value, frozen=True, kw_only=True):
     uuid: str = ""
     """Of the system (SMBIOS), as 32 hexadecimal digits in lower case."""
     serial: str = ""
+
+
+class PowerRecord(Value, frozen=True, kw_only=True):
+    """One device as a cluster or a host sets it. ``secrets``: the names of those that are set here."""
+
+    id: str
+    name: str
+    cluster_id: ClusterId | None = None
+    host_id: HostId | None = None
+    settings: PowerSettings
+    secrets: tuple[str, ...] = ()
+    revision: Revision = Revision(0)
+
+
+class PowerTest(Value, frozen=True, kw_only=True):
+    """``passed``: it said on while ``boot`` was up, and named no other machine (P1)."""
+
+    at: UtcMillis
+    boot: BootId | None
+    passed: bool
+    state: PowerState
+    identity: IdentityMatch
+    code: str | None = None
+    """Why it did not pass, or what is to be said although it did."""
+    detail: str = ""
+    took_ms: int = 0
+    settings_revision: Revision = Revision(0)
+    """Of the newer of the cluster's and the host's: settings that were changed since were not tested."""

@@ -77,6 +77,31 @@ class AgentForm(Value, frozen=True, kw_only=True):
     parameters: tuple[AgentParameter, ...] = ()
     actions: tuple[str, ...] = ()
 
+    @property
+    def address_name(self) -> str:
+        """What this agent calls the device's address; '' where it has no such thing. So the others."""
+        return self._first("ip", "ipaddr", "devices")
+
+    @property
+    def user_name(self) -> str:
+        return self._first("username", "login")
+
+    @property
+    def password_name(self) -> str:
+        return self._first("password", "passwd")
+
+    @property
+    def plug_name(self) -> str:
+        return self._first("plug", "port")
+
+    @property
+    def port_name(self) -> str:
+        return self._first("ipport")
+
+    def _first(self, *names: str) -> str:
+        known = {one.name for one in self.parameters}
+        return next((name for name in names if name in known), "")
+
 
 class PowerDevices(Protocol):
     def device(self, settings: PowerSettings, secrets: Mapping[str, str]) -> PowerDevice:

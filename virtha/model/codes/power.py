@@ -171,4 +171,13 @@ POWER_EVENTS: tuple[Code, ...] = (
         "device",
         "result",
     ),
+    event(
+        3135,
+        "power.secrets_unreadable",
+        ERROR,
+        "The power devices' passwords can't be read, so no host can be fenced: {detail}",
+        "detail",
+        help="Restore secrets.key from a backup of this installation and restart the server; without one: "
+        "'virtha server new-secrets-key', restart, and give each power device its password anew.",
+    ),
 )
