@@ -67,7 +67,7 @@ def told(directory: Path) -> dict[str, object]:
     return json.loads((directory / "told").read_text())  # type: ignore[no-any-return]
 
 
-@pytest.mark.bad_input("shell metacharacters in a password")
+@pytest.mark.bad_input("metacharacters in a power password")
 def test_the_documents_syntax_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SECRET_OF_SERVER", "x")
     assert read(device(script(tmp_path, _TELLS), syntax=DOCUMENT)).state is PowerState.ON
@@ -100,7 +100,7 @@ def test_a_password_by_stdin_is_nowhere_else(tmp_path: Path):
     assert PASSWORD not in json.dumps(found["environment"]) + json.dumps(found["words"])
 
 
-@pytest.mark.bad_input("script that exits 0 having failed")
+@pytest.mark.bad_input("power script that fails with 0")
 @pytest.mark.parametrize(
     "output",
     [
@@ -143,7 +143,7 @@ def test_without_a_status_string_nothing_is_read(tmp_path: Path):
     assert (on.result, on.code) == (Result.REFUSED, "power.unsupported")
 
 
-@pytest.mark.bad_input("script that prints megabytes")
+@pytest.mark.bad_input("power script that prints megabytes")
 def test_megabytes_are_read_and_not_kept(tmp_path: Path):
     reading = read(device(script(tmp_path, "yes off | head -c 20000000; echo")))
     assert (reading.state, reading.code) == (PowerState.UNKNOWN, "power.output_too_long")
@@ -151,7 +151,7 @@ def test_megabytes_are_read_and_not_kept(tmp_path: Path):
     assert outcome.result is Result.OK and len(outcome.detail) <= 500
 
 
-@pytest.mark.bad_input("script that prints megabytes")
+@pytest.mark.bad_input("power script that prints megabytes")
 def test_what_prints_for_ever_ends_at_the_deadline(tmp_path: Path):
     began_s = time.monotonic()
     reading = read(device(script(tmp_path, "exec yes off")), 1_000)
@@ -159,7 +159,7 @@ def test_what_prints_for_ever_ends_at_the_deadline(tmp_path: Path):
     assert time.monotonic() - began_s < 6
 
 
-@pytest.mark.bad_input("script that forks")
+@pytest.mark.bad_input("power script that forks")
 @pytest.mark.parametrize("way", ["", "setsid ", "setsid setsid nohup "])
 def test_what_it_leaves_behind_is_ended_with_it(tmp_path: Path, way: str):
     text = (
@@ -171,7 +171,7 @@ def test_what_it_leaves_behind_is_ended_with_it(tmp_path: Path, way: str):
     assert not _marked(), "nothing of it is left"
 
 
-@pytest.mark.bad_input("script that hangs")
+@pytest.mark.bad_input("power script that hangs")
 @pytest.mark.parametrize(
     "text", ["sleep 1000", "trap '' TERM INT HUP; setsid sleep 1000; sleep 1000"]
 )
@@ -224,7 +224,7 @@ def test_what_it_says_is_told_without_the_password(tmp_path: Path):
     assert PASSWORD not in reading.detail
 
 
-@pytest.mark.bad_input("template with an unknown variable")
+@pytest.mark.bad_input("power syntax with an unknown variable")
 def test_settings_that_can_not_be_used_run_nothing(tmp_path: Path):
     executable = script(tmp_path, f"touch {tmp_path}/ran; echo off")
     for more in ({"syntax": "$IPMI_EXEC 'x"}, {"syntax": "$IPMI_EXEC x | y $IPMI_ACTION"}):

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from power_places import PASSWORD, PLACES, UUID, Place
+from own_bmc import PASSWORD, UUID
+from power_places import PLACES, Place
 
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
@@ -105,7 +106,7 @@ def test_the_identify_light_changes_no_power(kind: str, tmp_path: Path):
     run(story)
 
 
-@pytest.mark.bad_input("script that hangs")
+@pytest.mark.bad_input("power script that hangs")
 def test_what_hangs_ends_at_the_deadline_and_is_not_known(kind: str, tmp_path: Path):
     async def story() -> None:
         async with at(kind, tmp_path) as (place, device):
@@ -122,7 +123,7 @@ def test_what_hangs_ends_at_the_deadline_and_is_not_known(kind: str, tmp_path: P
     run(story)
 
 
-@pytest.mark.bad_input("wrong password")
+@pytest.mark.bad_input("wrong power password")
 def test_a_wrong_password_is_told_and_nothing_is_done(kind: str, tmp_path: Path):
     async def story() -> None:
         async with at(kind, tmp_path) as (place, device):

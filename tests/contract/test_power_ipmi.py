@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from own_bmc import PASSWORD, IpmiSim
 from own_web_server import WebServer
-from power_places import PASSWORD, IpmiSim, ipmi
+from power_places import ipmi
 
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.evidence import PowerState
@@ -47,7 +48,7 @@ def bmc(tmp_path: Path):
     sim.stop()
 
 
-@pytest.mark.bad_input("cipher mismatch")
+@pytest.mark.bad_input("IPMI cipher mismatch")
 def test_a_cipher_suite_that_it_refuses(bmc: IpmiSim):
     reading, outcome = attempts(settings(bmc.port, cipher=17))
     assert reading.code == outcome.code == "power.cipher_refused"
@@ -55,7 +56,7 @@ def test_a_cipher_suite_that_it_refuses(bmc: IpmiSim):
     assert (bmc.directory / "orders").read_text() == ""
 
 
-@pytest.mark.bad_input("cipher mismatch")
+@pytest.mark.bad_input("IPMI cipher mismatch")
 def test_the_next_suite_is_tried_and_told(bmc: IpmiSim, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("virtha.drivers.power_ipmi.CIPHERS", (17, 3))
     reading, outcome = attempts(settings(bmc.port))
@@ -64,7 +65,7 @@ def test_the_next_suite_is_tried_and_told(bmc: IpmiSim, monkeypatch: pytest.Monk
     assert (bmc.directory / "orders").read_text() == "0\n"
 
 
-@pytest.mark.bad_input("wrong password")
+@pytest.mark.bad_input("wrong power password")
 def test_an_unknown_user(bmc: IpmiSim):
     reading, outcome = attempts(settings(bmc.port, user="nobody", cipher=3))
     assert reading.code == outcome.code == "power.sign_in_refused"
@@ -77,7 +78,7 @@ def test_a_user_who_may_only_look(bmc: IpmiSim):
     assert (bmc.directory / "power").read_text() == "1"
 
 
-@pytest.mark.bad_input("non-IPMI port")
+@pytest.mark.bad_input("port without IPMI")
 def test_a_port_that_answers_something_else():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as echo:
         echo.bind(("127.0.0.1", 0))
@@ -103,7 +104,7 @@ def test_a_port_that_answers_something_else():
     assert outcome.result in (Result.UNKNOWN, Result.FAILED, Result.REFUSED)
 
 
-@pytest.mark.bad_input("non-IPMI port")
+@pytest.mark.bad_input("port without IPMI")
 def test_a_web_server_is_no_bmc():
     async def story() -> PowerReading:
         async with WebServer().running() as port:

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from power_places import PASSWORD, RedfishService
+from own_bmc import PASSWORD
+from power_places import RedfishService
 from receiver_certificates import authority, context_of
 
 from virtha.drivers.power_devices import RealPowerDevices
@@ -50,7 +51,7 @@ async def off(device: PowerDevice) -> PowerOutcome:
     return await device.order(PowerAction.OFF, deadline_ms=20_000, may_go=lambda: True)
 
 
-@pytest.mark.bad_input("TLS errors")
+@pytest.mark.bad_input("power device with TLS errors")
 def test_a_certificate_that_nobody_vouches_for():
     service = RedfishService()
     assert at(service, read, trusted=False).code == "power.certificate"
@@ -59,7 +60,7 @@ def test_a_certificate_that_nobody_vouches_for():
     assert service.orders == []
 
 
-@pytest.mark.bad_input("TLS errors")
+@pytest.mark.bad_input("power device with TLS errors")
 def test_a_certificate_of_another_name():
     assert at(RedfishService(), read, "bmc.example").code == "power.certificate"
     by_authority = at(RedfishService(), read, "bmc.example", certificate=CertificateCheck.AUTHORITY)
@@ -68,7 +69,7 @@ def test_a_certificate_of_another_name():
     assert unchecked.state is PowerState.ON
 
 
-@pytest.mark.bad_input("TLS errors", "address that answers something else")
+@pytest.mark.bad_input("power device with TLS errors", "power address of something else")
 def test_a_port_without_tls_and_one_without_anybody():
     async def story() -> tuple[PowerReading, PowerReading]:
         server = await asyncio.start_server(lambda _r, w: w.write(b"220 smtp\r\n"), "127.0.0.1", 0)
@@ -88,7 +89,7 @@ def test_a_port_without_tls_and_one_without_anybody():
     assert nobody.code == "power.unreachable"
 
 
-@pytest.mark.bad_input("address that answers something else")
+@pytest.mark.bad_input("power address of something else")
 @pytest.mark.parametrize(
     "answer",
     [
