@@ -72,7 +72,12 @@ def test_a_certificate_of_another_name():
 @pytest.mark.bad_input("power device with TLS errors", "power address of something else")
 def test_a_port_without_tls_and_one_without_anybody():
     async def story() -> tuple[PowerReading, PowerReading]:
-        server = await asyncio.start_server(lambda _r, w: w.write(b"220 smtp\r\n"), "127.0.0.1", 0)
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example.org ESMTP\r\n")
+            await reader.read(1_000)
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
 
         async def ask() -> PowerReading:

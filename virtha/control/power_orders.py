@@ -206,10 +206,11 @@ async def _bounded(work: Coroutine[Any, Any, T]) -> T:
 
 def _match(reached: Reached, reading: PowerReading) -> IdentityMatch:
     told = reached.row.status.capabilities
-    return compare(
-        reading.identity,
-        MachineIdentity(uuid=told.machine_uuid, serial=told.machine_serial),
+    host = MachineIdentity(
+        uuid=told.machine_uuid if isinstance(told.machine_uuid, str) else "",
+        serial=told.machine_serial if isinstance(told.machine_serial, str) else "",
     )
+    return compare(reading.identity, host)
 
 
 def _verdict(

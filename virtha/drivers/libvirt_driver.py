@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import libvirt
 import structlog
+from msgspec import UNSET
 
 from virtha.drivers.libvirt_connection import KeptConnection
 from virtha.drivers.libvirt_probe import bridges, probe, read_guest
@@ -418,8 +419,8 @@ class LibvirtHost:
                 domain_type=probed.domain_type,
                 bridges=bridges(),
                 libvirt_connected=True,
-                machine_uuid=machine.uuid,
-                machine_serial=machine.serial,
+                machine_uuid=machine.uuid or UNSET,
+                machine_serial=machine.serial or UNSET,
             )
 
         return await self._side.call(

@@ -59,10 +59,10 @@ class HostCapabilities(Value, frozen=True, kw_only=True):
     gate_in_force: bool = False
     """Proved by a start that must be refused (G3)."""
     libvirt_connected: bool = False
-    machine_uuid: str = ""
-    """What the machine says which one it is (SMBIOS), to be compared with its power device (P1); '' where it can't be
-    read."""
-    machine_serial: str = ""
+    machine_uuid: str | UnsetType = UNSET
+    """What the machine says which one it is (SMBIOS), to be compared with its power device (P1); left out where it says
+    nothing."""
+    machine_serial: str | UnsetType = UNSET
     disk_check_ms: int | UnsetType = UNSET
     """How long the disk activity check in front of a start may take (A5); left out where it is off."""
 
