@@ -205,11 +205,8 @@ async def _bounded(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _match(reached: Reached, reading: PowerReading) -> IdentityMatch:
-    told = reached.row.status.capabilities
-    host = MachineIdentity(
-        uuid=told.machine_uuid if isinstance(told.machine_uuid, str) else "",
-        serial=told.machine_serial if isinstance(told.machine_serial, str) else "",
-    )
+    told = reached.row.status.capabilities.machine
+    host = told if isinstance(told, MachineIdentity) else MachineIdentity()
     return compare(reading.identity, host)
 
 

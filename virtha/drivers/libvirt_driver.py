@@ -419,8 +419,7 @@ class LibvirtHost:
                 domain_type=probed.domain_type,
                 bridges=bridges(),
                 libvirt_connected=True,
-                machine_uuid=machine.uuid or UNSET,
-                machine_serial=machine.serial or UNSET,
+                machine=machine if machine.uuid or machine.serial else UNSET,
             )
 
         return await self._side.call(

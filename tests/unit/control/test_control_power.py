@@ -361,7 +361,7 @@ def test_another_machines_device_is_not_switched(tell: Tell):
     async def story(world: World) -> None:
         await set_up(world)
         ours, theirs = ("4c4c4544004235108050b7c04f4d4d3" + one for one in "12")
-        able = msgspec.structs.replace(ABLE, machine_uuid=ours)
+        able = msgspec.structs.replace(ABLE, machine=MachineIdentity(uuid=ours))
         await world.hosts["h1"].tell(HostReport(capabilities=able))
         device = AnothersDevice(theirs)
         box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
