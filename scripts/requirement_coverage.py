@@ -59,6 +59,17 @@ BAD_INPUT: dict[str, str] = {
     "name of a VM or disk": "A name with unicode, spaces, 300 characters or a path",
     "device of a VM": "A disk or network card that can't be",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
+    "power address of something else": "The address of a power device answers something else",
+    "power device with TLS errors": "A power device with TLS errors",
+    "wrong power password": "A wrong password of a power device",
+    "IPMI cipher mismatch": "A BMC that refuses the cipher suite",
+    "port without IPMI": "A port where no IPMI is spoken",
+    "power script that prints megabytes": "A power script that prints megabytes",
+    "power script that hangs": "A power script that hangs",
+    "power script that forks": "A power script that forks",
+    "power script that fails with 0": "A power script that exits 0 having failed",
+    "power syntax with an unknown variable": "An execution syntax with an unknown variable",
+    "metacharacters in a power password": "Shell metacharacters in the password of a power device",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is
 cheapest to catch, and as a user meets it (`story=True`): through the real API, by a command against a

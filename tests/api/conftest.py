@@ -24,6 +24,7 @@ from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.drivers.pki import LocalAuthority, create_authority
+from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.ids import HostId, InstallationId
 from virtha.model.notification import Message, Receiver
 from virtha.model.orders import HostSettings, Order
@@ -165,6 +166,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
             passwords=passwords,
             box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
             messengers=messengers,
+            power_devices=RealPowerDevices(),
         )
         services = Services(control=control, authority=authority)
         app = create_app(services)

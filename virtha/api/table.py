@@ -7,6 +7,7 @@ from virtha.api import (
     inventory,
     machines,
     notifications,
+    power,
     records,
     settings,
     snapshots,
@@ -25,5 +26,6 @@ ROUTES: tuple[Route, ...] = (
     *notifications.ROUTES,
     *templates.ROUTES,
     *snapshots.ROUTES,
+    *power.ROUTES,
 )
 """The whole API. Router, OpenAPI document and the test of who may do what all read this."""

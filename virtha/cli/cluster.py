@@ -7,11 +7,13 @@ import typer
 
 from virtha.cli.client import Client, ref
 from virtha.cli.parsing import confirm
+from virtha.cli.power import cluster_app as power_app
 from virtha.cli.session import WatchOption, YesOption, connected, report, show_list, show_one
 from virtha.cli.views import CLUSTER
 from virtha.model.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Clusters of hosts.")
+app.add_typer(power_app, name="power")
 ClusterArgument = typer.Argument(metavar="CLUSTER", help="Name or id.")
 
 

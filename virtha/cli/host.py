@@ -9,6 +9,7 @@ from virtha.cli.client import Client, ref
 from virtha.cli.options import options
 from virtha.cli.output import emit_list, write_data
 from virtha.cli.parsing import confirm, confirm_by_name
+from virtha.cli.power import host_app as power_app
 from virtha.cli.progress import failure_of, wait_for
 from virtha.cli.session import (
     TimeoutOption,
@@ -23,6 +24,7 @@ from virtha.cli.views import FOREIGN, HOST
 from virtha.model.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="KVM hosts that have joined.")
+app.add_typer(power_app, name="power")
 HostArgument = typer.Argument(metavar="HOST", help="Name or id.")
 IT_IS_OFF = "--yes-it-is-off"
 

@@ -21,6 +21,8 @@ from virtha.control.notifications import Notifications
 from virtha.control.notifier_bell import NotifierBell
 from virtha.control.operations import Operations
 from virtha.control.passwords import Passwords
+from virtha.control.power import Power
+from virtha.control.power_orders import PowerOrders
 from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
@@ -39,6 +41,7 @@ from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders, NobodyLeads
+from virtha.ports.power import PowerDevices
 from virtha.ports.receivers import Messengers
 from virtha.store import Store
 
@@ -72,6 +75,8 @@ class Control:
     leading: Leading
     engine_orders: EngineOrders
     consoles: Consoles
+    power: Power
+    power_orders: PowerOrders
 
 
 def make_control(
@@ -86,16 +91,19 @@ def make_control(
     messengers: Messengers | None = None,
     leaders: Leaders | None = None,
     channels: HostChannels | None = None,
+    power_devices: PowerDevices | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
-    ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen."""
+    ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen.
+    ``power_devices`` None: power can be set up, and neither read nor switched."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
     runner = Runner(Launcher(links), links)
     hellos = HelloBook()
     bell = NotifierBell()
     receivers = Receivers(store, box or NoKeyBox(), bell)
+    power = Power(store, box or NoKeyBox(), power_devices)
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
@@ -122,4 +130,6 @@ def make_control(
         leading=Leading(store, dispatcher, hellos),
         engine_orders=EngineOrders(store, links, runner, dispatcher),
         consoles=Consoles(store, links, channels or NoChannels()),
+        power=power,
+        power_orders=PowerOrders(store, power, clock),
     )

@@ -157,7 +157,7 @@ def _needed_secrets(settings: ReceiverSettings) -> dict[str, str]:
 
 
 def _check_mail(settings: MailSettings) -> None:
-    _check_host(settings.host, field="settings.host")
+    check_host(settings.host, field="settings.host")
     _check_port(settings.port)
     check_address(settings.sender, field="settings.sender")
     if settings.reply_to is not None:
@@ -171,11 +171,11 @@ def _check_mail(settings: MailSettings) -> None:
                 allowed=(MailSecurity.STARTTLS.value, MailSecurity.TLS.value),
                 fix="encrypt the connection, or send without a user",
             )
-    _check_pem(settings.authority_pem)
+    check_pem(settings.authority_pem)
 
 
 def _check_snmp(settings: SnmpSettings) -> None:
-    _check_host(settings.host, field="settings.host")
+    check_host(settings.host, field="settings.host")
     _check_port(settings.port)
     if settings.version is SnmpVersion.V2C:
         if settings.user is not None:
@@ -240,10 +240,10 @@ def _check_webhook(settings: WebhookSettings) -> None:
         raise InvalidInput("port 0 can't be reached", field=field, allowed=("1 to 65535",))
     if parts.fragment:
         raise InvalidInput("a fragment is never sent", field=field, fix="leave out what follows #")
-    _check_host(parts.hostname, field=field)
+    check_host(parts.hostname, field=field)
     if not settings.private_addresses:
         _refuse_private(parts.hostname, field=field)
-    _check_pem(settings.authority_pem)
+    check_pem(settings.authority_pem)
 
 
 def _refuse_private(host: str, *, field: str) -> None:
@@ -262,7 +262,7 @@ def _refuse_private(host: str, *, field: str) -> None:
         )
 
 
-def _check_host(text: str, *, field: str) -> None:
+def check_host(text: str, *, field: str) -> None:
     if not text:
         raise InvalidInput("is missing", field=field, fix="give a host name or an address")
     if _is_host_name(text) or _is_address(text):
@@ -315,7 +315,7 @@ def _check_user(user: str, length_max: int) -> None:
         )
 
 
-def _check_pem(pem: str | None) -> None:
+def check_pem(pem: str | None) -> None:
     if pem is None:
         return
     try:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import libvirt
 import structlog
+from msgspec import UNSET
 
 from virtha.drivers import libvirt_disks
 from virtha.drivers.libvirt_connection import KeptConnection
@@ -21,6 +22,7 @@ from virtha.drivers.libvirt_words import (
     watchdog_event,
 )
 from virtha.drivers.libvirt_workers import Lane
+from virtha.drivers.machine_words import machine_identity
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import VmId
@@ -433,6 +435,7 @@ class LibvirtHost:
             guest = read_guest(connection.getCapabilities())
             probed = probe(connection, guest, wanted_type=self._domain_type, cache=self._cache)
             information = connection.getInfo()
+            machine = machine_identity()
             return HostCapabilities(
                 architecture=guest.architecture,
                 cpus=information[2],
@@ -444,6 +447,7 @@ class LibvirtHost:
                 domain_type=probed.domain_type,
                 bridges=bridges(),
                 libvirt_connected=True,
+                machine=machine if machine.uuid or machine.serial else UNSET,
             )
 
         return await self._side.call(

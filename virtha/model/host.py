@@ -6,6 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, StorageDomainId
 from virtha.model.policy import Policy
+from virtha.model.power_settings import MachineIdentity
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.model.watchdog import WatchdogModel
@@ -59,6 +60,8 @@ class HostCapabilities(Value, frozen=True, kw_only=True):
     gate_in_force: bool = False
     """Proved by a start that must be refused (G3)."""
     libvirt_connected: bool = False
+    machine: MachineIdentity | UnsetType = UNSET
+    """Which machine it is by its firmware, to be compared with its power device (P1); left out where that says nothing."""
     disk_check_ms: int | UnsetType = UNSET
     """How long the disk activity check in front of a start may take (A5); left out where it is off."""
 

@@ -22,6 +22,7 @@ from virtha.control import Control, make_control
 from virtha.control.requests import LIST_LIMIT_MAX, OperationQuery
 from virtha.drivers.messengers import NetworkMessengers
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
+from virtha.drivers.power_devices import RealPowerDevices
 from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, NotFound, VirthaError
 from virtha.model.ids import Term
@@ -147,10 +148,12 @@ async def running(
             messengers=messengers,
             leaders=engines,
             channels=gateway.channels,
+            power_devices=RealPowerDevices(),
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
         await control.receivers.check_secrets_readable()
+        await control.power.check_secrets_readable()
         metrics = Metrics()
         metrics.term.set(term)
         services = Services(

@@ -12,17 +12,18 @@ from virtha.server.config import ServerPaths
 from virtha.server.files import write_whole
 from virtha.store import Store
 from virtha.store.notifications import sealed_count
+from virtha.store.power import sealed_power_count
 
 FILE_BYTES_MAX = 1_000
 NEW_KEY_FIX = (
     "restore it from a backup of this installation and restart the server; without one: "
-    "'virtha server new-secrets-key', restart, and give each receiver its secrets anew"
+    "'virtha server new-secrets-key', restart, and give each receiver and power device its secrets anew"
 )
 
 
 async def store_has_sealed(store: Store) -> bool:
     async with store.read() as tx:
-        return await sealed_count(tx) > 0
+        return await sealed_count(tx) + await sealed_power_count(tx) > 0
 
 
 def open_box(paths: ServerPaths, *, sealed: bool) -> SecretBox:

@@ -447,3 +447,28 @@ engine_grant = Table(
     Column("incarnation", BigInteger, primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),
 )
+
+# Of a cluster or of a host: one of the two. Names are unique within each.
+power_device = Table(
+    "power_device",
+    metadata,
+    _key(),
+    Column("cluster_id", Text, ForeignKey("cluster.id", ondelete="CASCADE")),
+    Column("host_id", Text, ForeignKey("host.id", ondelete="CASCADE")),
+    Column("name", Text, nullable=False),
+    _body(),
+    # The password and other secrets, encrypted (control/secret_box.py). Never in the body.
+    Column("sealed", Text),
+    _revision(),
+    UniqueConstraint("cluster_id", "name"),
+    UniqueConstraint("host_id", "name"),
+)
+
+# How a host's device fared when it was last tested: no change of its settings, and without a revision.
+power_test = Table(
+    "power_test",
+    metadata,
+    _refers("host_id", "host.id", cascade=True, primary=True),
+    Column("device", Text, primary_key=True),
+    _body(),
+)

@@ -12,16 +12,18 @@ from virtha.model.codes.failover_reasons import FAILOVER_REASONS
 from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
+from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.reasons import REASONS as _REASONS
 
-EVENTS = (*_EVENTS, *FAILOVER_EVENTS, *LEASE_EVENTS, *NOTIFICATION_EVENTS)
+EVENTS = (*_EVENTS, *FAILOVER_EVENTS, *LEASE_EVENTS, *NOTIFICATION_EVENTS, *POWER_EVENTS)
 REASONS = (
     *_REASONS,
     *FAILOVER_REASONS,
     *LEASE_REASONS,
     *NOTIFICATION_REASONS,
     *QUEUE_REASONS,
+    *POWER_REASONS,
 )
 REGISTRY: dict[str, Code] = {code.name: code for code in (*EVENTS, *REASONS, *PROBLEMS)}
 

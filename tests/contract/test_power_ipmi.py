@@ -1,0 +1,145 @@
+"""The IPMI driver against ipmi_sim: what goes wrong with BMCs, told as what it is."""
+
+import asyncio
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from own_bmc import PASSWORD, IpmiSim
+from own_web_server import WebServer
+from power_places import ipmi
+
+from virtha.drivers.power_devices import RealPowerDevices
+from virtha.model.evidence import PowerState
+from virtha.model.facts import Result
+from virtha.model.power import PowerAction
+from virtha.model.power_settings import IpmiPrivilege, PowerDriver, PowerSettings
+from virtha.ports.power import PowerOutcome, PowerReading
+
+pytestmark = pytest.mark.req("F9")
+
+
+def settings(port: int, **more: object) -> PowerSettings:
+    return PowerSettings(
+        driver=PowerDriver.IPMI,
+        **{"address": "127.0.0.1", "port": port, "user": "admin", **more},  # type: ignore[arg-type]
+    )
+
+
+def attempts(
+    one: PowerSettings, password: str = PASSWORD, deadline_ms: int = 20_000
+) -> tuple[PowerReading, PowerOutcome]:
+    async def both() -> tuple[PowerReading, PowerOutcome]:
+        device = RealPowerDevices().device(one, {"password": password})
+        return (
+            await device.status(deadline_ms=deadline_ms),
+            await device.order(PowerAction.OFF, deadline_ms=deadline_ms, may_go=lambda: True),
+        )
+
+    return asyncio.run(both())
+
+
+@pytest.fixture
+def bmc(tmp_path: Path):
+    sim = IpmiSim(tmp_path)
+    sim.start()
+    yield sim
+    sim.stop()
+
+
+@pytest.mark.bad_input("IPMI cipher mismatch")
+def test_a_cipher_suite_that_it_refuses(bmc: IpmiSim):
+    reading, outcome = attempts(settings(bmc.port, cipher=17))
+    assert reading.code == outcome.code == "power.cipher_refused"
+    assert outcome.result is Result.REFUSED
+    assert (bmc.directory / "orders").read_text() == ""
+
+
+@pytest.mark.bad_input("IPMI cipher mismatch")
+def test_the_next_suite_is_tried_and_told(bmc: IpmiSim, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("virtha.drivers.power_ipmi.CIPHERS", (17, 3))
+    reading, outcome = attempts(settings(bmc.port))
+    assert reading.state is PowerState.ON and "cipher suite 3" in reading.detail
+    assert outcome.result is Result.OK
+    assert (bmc.directory / "orders").read_text() == "0\n"
+
+
+@pytest.mark.bad_input("wrong power password")
+def test_an_unknown_user(bmc: IpmiSim):
+    reading, outcome = attempts(settings(bmc.port, user="nobody", cipher=3))
+    assert reading.code == outcome.code == "power.sign_in_refused"
+
+
+def test_a_user_who_may_only_look(bmc: IpmiSim):
+    reading, outcome = attempts(settings(bmc.port, cipher=3, privilege=IpmiPrivilege.USER))
+    assert reading.state is PowerState.ON
+    assert outcome.result is not Result.OK and outcome.code == "power.not_permitted", outcome
+    assert (bmc.directory / "power").read_text() == "1"
+
+
+@pytest.mark.bad_input("port without IPMI")
+def test_a_port_that_answers_something_else():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as echo:
+        echo.bind(("127.0.0.1", 0))
+        echo.settimeout(0.2)
+        over = threading.Event()
+
+        def answer() -> None:
+            while not over.is_set():
+                try:
+                    _, sender = echo.recvfrom(2_000)
+                    echo.sendto(b"HTTP/1.1 400 Bad Request\r\n\r\n", sender)
+                except OSError:
+                    continue
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            reading, outcome = attempts(settings(echo.getsockname()[1], cipher=3))
+        finally:
+            over.set()
+            thread.join()
+    assert reading.state is PowerState.UNKNOWN and reading.code is not None
+    assert outcome.result in (Result.UNKNOWN, Result.FAILED, Result.REFUSED)
+
+
+@pytest.mark.bad_input("port without IPMI")
+def test_a_web_server_is_no_bmc():
+    async def story() -> PowerReading:
+        async with WebServer().running() as port:
+            device = RealPowerDevices().device(settings(port, cipher=3), {"password": "x"})
+            return await device.status(deadline_ms=20_000)
+
+    assert asyncio.run(story()).code == "power.no_answer"
+
+
+def test_a_name_without_an_address():
+    reading, outcome = attempts(settings(623, address="nosuch.invalid", cipher=3))
+    assert reading.code == outcome.code == "power.unresolved"
+
+
+def test_the_password_is_in_no_command_line(tmp_path: Path):
+    async def story() -> list[str]:
+        seen: list[str] = []
+        async with ipmi(tmp_path) as place:
+            place.hang()
+            attempt = asyncio.create_task(place.device().status(deadline_ms=1_500))
+            while not attempt.done():
+                seen.extend(_command_lines())
+                await asyncio.sleep(0.05)
+        return seen
+
+    seen = asyncio.run(story())
+    assert any("ipmitool" in one for one in seen)
+    assert not any(PASSWORD in one for one in seen)
+
+
+def _command_lines() -> list[str]:
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(one.read_text())
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,418 @@
+"""Power devices: a host's values over its cluster's, field by field; what is refused; what a test is worth."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import ABLE, ADMIN, World
+
+from virtha.control.power import Power
+from virtha.control.power_orders import PowerOrders
+from virtha.control.power_views import PowerOrderRequest, PowerPut
+from virtha.control.secret_box import KEY_BYTES, KeyBox, NoKeyBox
+from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Refused, Stale
+from virtha.model.evidence import IdentityMatch, PowerState
+from virtha.model.facts import HostReport, Result
+from virtha.model.ids import Revision
+from virtha.model.power import PowerAction
+from virtha.model.power_settings import (
+    CertificateCheck,
+    MachineIdentity,
+    PowerDriver,
+    PowerSettings,
+    SecretWay,
+    merged,
+)
+from virtha.ports.power import AgentForm, MayGo, PowerDevice, PowerOutcome, PowerReading
+from virtha.store.power import power_of_all_hosts
+
+pytestmark = pytest.mark.req("F5", "F6")
+Tell = Callable[[Any], None]
+PASSWORD = 'p\'a$HOME;`x`|& "q"'
+SCRIPT = """#!/bin/sh
+cd "$(dirname "$0")"
+[ "$IPMI_PASSWORD" = "$(cat password)" ] || { echo "bad password $IPMI_PASSWORD" >&2; exit 1; }
+case "$1" in
+status) cat "state-$2" 2>/dev/null || echo on ;;
+stop) echo off > "state-$2" ;;
+start) echo on > "state-$2" ;;
+blink) echo blink >> blinked ;;
+esac
+"""
+
+
+def shared(directory: Path, **more: Any) -> PowerPut:
+    path = directory / "switch"
+    path.write_text(SCRIPT)
+    path.chmod(0o755)
+    (directory / "password").write_text(PASSWORD)
+    settings = PowerSettings(
+        **{
+            "driver": PowerDriver.COMMAND,
+            "executable": str(path),
+            "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
+            "stop": "stop",
+            "start": "start",
+            "blink": "blink",
+            "status": "status",
+            **more,
+        }
+    )
+    return PowerPut(settings=settings, secrets={"password": PASSWORD})
+
+
+def own(**settings: Any) -> PowerPut:
+    return PowerPut(settings=PowerSettings(**settings))
+
+
+async def set_up(world: World, **more: Any) -> None:
+    """A cluster's device, and the address of h1."""
+    await world.join("h1")
+    await world.control.power.put_of_cluster(
+        ADMIN, "default", "bmc", shared(world.directory, **more), None
+    )
+    await world.control.power.put_of_host(ADMIN, "h1", "bmc", own(address="bmc-h1"), None)
+
+
+def test_a_hosts_value_goes_over_its_clusters_field_by_field(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world, user="root")
+        (view,) = await world.control.power.of_host("h1")
+        assert view.usable and view.proves and view.whole.user == "root"
+        assert view.whole.address == "bmc-h1" and "user" in view.inherited
+        assert view.secrets == ("password",) and view.power and view.power.secrets == ()
+        put = own(address="bmc-h1", user="other", status="")
+        view = await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
+        assert view.whole.user == "other" and "user" not in view.inherited
+        assert not view.proves and view.warnings == ("power.no_status",)
+        await world.control.power.put_of_cluster(
+            ADMIN, "default", "bmc", shared(world.directory, user="newer", blink="led"), None
+        )
+        (view,) = await world.control.power.of_host("h1")
+        assert (view.whole.user, view.whole.blink) == ("other", "led")
+
+    tell(story)
+
+
+def test_an_address_is_never_inherited():
+    cluster = PowerSettings(address="10.0.0.1", plug="4", user="root", parameters={"a": "1"})
+    host = PowerSettings(parameters={"b": "2"}, certificate=CertificateCheck.NONE)
+    whole = merged(cluster, host)
+    assert (whole.address, whole.plug, whole.user) == (None, None, "root")
+    assert whole.parameters == {"a": "1", "b": "2"}
+
+
+def test_an_address_belongs_to_one_host(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        await world.join("h2")
+        for address in ("bmc-h1", "BMC-H1"):
+            with pytest.raises(Conflict, match="h1"):
+                await world.control.power.put_of_host(
+                    ADMIN, "h2", "bmc", own(address=address), None
+                )
+        view = await world.control.power.put_of_host(
+            ADMIN, "h2", "bmc", own(address="bmc-h1", plug="2"), None
+        )
+        assert view.usable
+
+    tell(story)
+
+
+@pytest.mark.bad_input("power syntax with an unknown variable")
+@pytest.mark.parametrize(
+    ("settings", "field", "says"),
+    [
+        ({"address": "10.0.0.1"}, "settings.address", "each host's own"),
+        ({"plug": "1"}, "settings.plug", "each host's own"),
+        ({"syntax": "$IPMI_EXEC $IPMI_USER $IPMI_ACTION"}, "settings.syntax", "$IPMI_USER"),
+        ({"syntax": "$IPMI_EXEC $IPMI_ACTION | tee x"}, "settings.syntax", "shell"),
+        ({"syntax": "$IPMI_EXEC 'x $IPMI_ACTION"}, "settings.syntax", "not closed"),
+        ({"syntax": "$IPMI_EXEC --off"}, "settings.syntax", "$IPMI_ACTION"),
+        ({"syntax": "ipmitool $IPMI_ACTION"}, "settings.syntax", "first word"),
+        ({"executable": "ipmitool"}, "settings.executable", "absolute"),
+        ({"stop": "power 'off"}, "settings.stop", "not closed"),
+        ({"stop": "off\nrm"}, "settings.stop", "control characters"),
+        ({"level": 0}, "settings.level", "out of range"),
+        ({"port": 70_000}, "settings.port", "out of range"),
+        ({"driver": "redfish", "cipher": 3}, "settings.cipher", "redfish"),
+        ({"authority_pem": "hello"}, "settings.authority_pem", "no certificate"),
+    ],
+)
+def test_what_a_cluster_may_not_say(tell: Tell, settings: Any, field: str, says: str):
+    async def story(world: World) -> None:
+        if "driver" in settings:
+            settings["driver"] = PowerDriver(settings["driver"])
+        with pytest.raises(InvalidInput) as told:
+            await world.control.power.put_of_cluster(ADMIN, "default", "bmc", own(**settings), None)
+        assert told.value.field == field and says in str(told.value)
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("put", "field"),
+    [
+        (own(), "settings.driver"),
+        (own(driver=PowerDriver.IPMI), "settings.address"),
+        (own(driver=PowerDriver.IPMI, address="no host!"), "settings.address"),
+        (own(driver=PowerDriver.IPMI, address="h", user="x" * 17), "settings.user"),
+        (
+            PowerPut(
+                settings=PowerSettings(driver=PowerDriver.IPMI, address="h"),
+                secrets={"password": "x" * 21},
+            ),
+            "secrets.password",
+        ),
+        (
+            PowerPut(
+                settings=PowerSettings(driver=PowerDriver.IPMI, address="h"),
+                secrets={"password": "x\ny"},
+            ),
+            "secrets.password",
+        ),
+        (
+            PowerPut(
+                settings=PowerSettings(driver=PowerDriver.IPMI, address="h"), secrets={"pin": "1"}
+            ),
+            "secrets.pin",
+        ),
+        (own(driver=PowerDriver.REDFISH, address="h"), "settings.user"),
+        (own(driver=PowerDriver.COMMAND, address="h", stop="x"), "settings.executable"),
+        (own(driver=PowerDriver.COMMAND, executable="/x", stop="x"), "settings.address"),
+        (own(driver=PowerDriver.COMMAND, executable="/x", address="h"), "settings.stop"),
+        (own(driver=PowerDriver.FENCE_AGENT, address="h"), "settings.agent"),
+        (own(driver=PowerDriver.FENCE_AGENT, agent="fence_nosuch"), "settings.agent"),
+        (own(driver=PowerDriver.FENCE_AGENT, agent="/bin/sh"), "agent"),
+        (own(driver=PowerDriver.FENCE_AGENT, agent="fence_ipmilan"), "settings.address"),
+        *[
+            (
+                own(
+                    driver=PowerDriver.FENCE_AGENT,
+                    agent="fence_ipmilan",
+                    address="h",
+                    parameters={name: value},
+                ),
+                f"settings.parameters.{name}",
+            )
+            for name, value in (
+                ("nosuch", "1"),
+                ("ip", "10.0.0.1"),
+                ("method", "cycle"),
+                ("action", "off"),
+                ("privlvl", "emperor"),
+                ("power_wait", "soon"),
+                ("lanplus", "perhaps"),
+                ("password", "x"),
+                ("login", "x"),
+            )
+        ],
+    ],
+)
+def test_what_a_host_may_not_be_given(tell: Tell, put: PowerPut, field: str):
+    async def story(world: World) -> None:
+        await world.join("h1")
+        with pytest.raises(InvalidInput) as told:
+            await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
+        assert told.value.field == field, str(told.value)
+        assert await world.control.power.of_host("h1") == ()
+
+    tell(story)
+
+
+def test_passwords_are_sealed_and_a_change_keeps_them(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        put = PowerPut(settings=PowerSettings(address="bmc-h1"), secrets={"password": "hush-hush"})
+        view = await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
+        assert view.power and view.power.secrets == ("password",)
+        view = await world.control.power.put_of_host(
+            ADMIN, "h1", "bmc", own(address="bmc-h1", user="x"), view.power.revision
+        )
+        assert (await world.control.power.reach("h1", "bmc")).secrets == {"password": "hush-hush"}
+        async with world.store.read() as tx:
+            (row,) = await power_of_all_hosts(tx)
+        assert row.sealed is not None and "hush" not in row.sealed
+        assert b"hush" not in (world.directory / "virtha.db").read_bytes()
+        with pytest.raises(Stale):
+            await world.control.power.put_of_host(ADMIN, "h1", "bmc", own(address="b"), Revision(1))
+        away = PowerPut(settings=PowerSettings(address="bmc-h1"), secrets={"password": None})
+        await world.control.power.put_of_host(ADMIN, "h1", "bmc", away, None)
+        assert (await world.control.power.reach("h1", "bmc")).secrets == {"password": PASSWORD}
+
+    tell(story)
+
+
+@pytest.mark.bad_input("metacharacters in a power password")
+def test_a_test_counts_while_the_host_is_up(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        answer = await world.control.power_orders.test(ADMIN, "h1", "bmc")
+        assert answer.test.passed, answer
+        assert (answer.test.state, answer.test.boot) == (PowerState.ON, world.hosts["h1"].boot)
+        assert answer.test.code == "power.no_identity"
+        (view,) = await world.control.power.of_host("h1")
+        assert view.tested and view.warnings == ("power.no_identity",)
+        await world.control.power.put_of_host(
+            ADMIN, "h1", "bmc", own(address="bmc-h1", port=1), None
+        )
+        (view,) = await world.control.power.of_host("h1")
+        assert not view.tested, "what was changed since was not tested"
+        assert "power.test.passed" in await world.codes()
+
+    tell(story)
+
+
+def test_a_device_that_says_off_of_a_host_that_is_up_fails(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        (world.directory / "state-bmc-h1").write_text("off")
+        answer = await world.control.power_orders.test(ADMIN, "h1", "bmc")
+        assert not answer.test.passed and answer.test.code == "power.reads_off"
+        (failed,) = await world.events("power.test.failed")
+        assert "says off" in failed.message
+
+    tell(story)
+
+
+@pytest.mark.bad_input("wrong power password")
+def test_a_wrong_password_fails_and_is_not_told(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        put = PowerPut(settings=PowerSettings(address="bmc-h1"), secrets={"password": "hush-hush"})
+        await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
+        answer = await world.control.power_orders.test(ADMIN, "h1", "bmc")
+        assert not answer.test.passed and answer.test.code == "power.failed"
+        assert "bad password ***" in answer.test.detail
+        for event in await world.events():
+            assert "hush" not in repr(event)
+
+    tell(story)
+
+
+def test_off_is_read_back_and_on_again(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        for action, state in ((PowerAction.OFF, PowerState.OFF), (PowerAction.ON, PowerState.ON)):
+            answer = await world.control.power_orders.order(
+                ADMIN, "h1", None, PowerOrderRequest(action=action)
+            )
+            assert (answer.result, answer.state) == (Result.OK, state), answer
+        assert (await world.control.power_orders.status("h1", None)).state is PowerState.ON
+        blink = PowerOrderRequest(action=PowerAction.BLINK)
+        assert (
+            await world.control.power_orders.order(ADMIN, "h1", "bmc", blink)
+        ).result is Result.OK
+        assert (world.directory / "blinked").read_text() == "blink\n"
+        assert (await world.codes()).count("power.ordered") == 3
+
+    tell(story)
+
+
+def test_off_waits_for_a_word_where_vms_run(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        await world.add_storage()
+        await world.add_vm()
+        await world.run_vm()
+        off = PowerOrderRequest(action=PowerAction.OFF)
+        with pytest.raises(Refused, match="web1"):
+            await world.control.power_orders.order(ADMIN, "h1", "bmc", off)
+        assert not (world.directory / "state-bmc-h1").exists()
+        forced = PowerOrderRequest(action=PowerAction.OFF, force=True)
+        answer = await world.control.power_orders.order(ADMIN, "h1", "bmc", forced)
+        assert answer.state is PowerState.OFF
+
+    tell(story)
+
+
+class AnothersDevice:
+    """Implements ``PowerDevices`` and ``PowerDevice``: it works, and is another machine's."""
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+        self.orders = 0
+
+    def device(self, settings: PowerSettings, secrets: Mapping[str, str]) -> PowerDevice:
+        return self
+
+    async def agents(self) -> tuple[str, ...]:
+        return ()
+
+    async def agent(self, name: str) -> AgentForm:
+        raise NotFound(name)
+
+    async def status(self, *, deadline_ms: int) -> PowerReading:
+        return PowerReading(state=PowerState.ON, identity=MachineIdentity(uuid=self.uuid))
+
+    async def test(self, *, deadline_ms: int) -> PowerReading:
+        return await self.status(deadline_ms=deadline_ms)
+
+    async def order(self, action: PowerAction, *, deadline_ms: int, may_go: MayGo) -> PowerOutcome:
+        self.orders += 1
+        return PowerOutcome(result=Result.OK)
+
+    async def close(self) -> None: ...
+
+
+def test_another_machines_device_is_not_switched(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        ours, theirs = ("4c4c4544004235108050b7c04f4d4d3" + one for one in "12")
+        able = msgspec.structs.replace(ABLE, machine=MachineIdentity(uuid=ours))
+        await world.hosts["h1"].tell(HostReport(capabilities=able))
+        device = AnothersDevice(theirs)
+        box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
+        orders = PowerOrders(world.store, Power(world.store, box, device), world.clock)
+        answer = await orders.test(ADMIN, "h1", "bmc")
+        assert not answer.test.passed
+        assert (answer.test.identity, answer.test.code) == (
+            IdentityMatch.MISMATCH,
+            "power.other_machine",
+        )
+        off = PowerOrderRequest(action=PowerAction.OFF)
+        with pytest.raises(Refused, match="another machine"):
+            await orders.order(ADMIN, "h1", "bmc", off)
+        assert device.orders == 0
+        device.uuid = ours
+        assert (await orders.test(ADMIN, "h1", "bmc")).test.code is None
+
+    tell(story)
+
+
+def test_removing_and_what_is_not_there(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        await world.control.power.delete_of_host(ADMIN, "h1", "bmc", None)
+        (view,) = await world.control.power.of_host("h1")
+        assert not view.usable and view.power is None
+        for name in ("bmc", "pdu", None):
+            with pytest.raises(NotFound):
+                await world.control.power_orders.status("h1", name)
+        await world.control.power.delete_of_cluster(ADMIN, "default", "bmc", None)
+        assert await world.control.power.of_host("h1") == ()
+
+    tell(story)
+
+
+def test_the_password_on_the_command_line_is_warned_of(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world, syntax=None, password_by=SecretWay.STDIN)
+        (view,) = await world.control.power.of_host("h1")
+        assert view.warnings == ("power.password_shown",)
+
+    tell(story)
+
+
+def test_with_the_key_lost_it_is_told(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        lost = Power(world.store, NoKeyBox(), None)
+        await lost.check_secrets_readable()
+        assert "power.secrets_unreadable" in await world.codes()
+        with pytest.raises(Failed):
+            await lost.reach("h1", "bmc")
+
+    tell(story)

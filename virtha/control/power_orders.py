@@ -1,0 +1,232 @@
+"""What people ask of power devices: a reading, a test, on, off, blink. The engine's own orders don't come this way."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from virtha.control.history import record
+from virtha.control.power import Power, Reached
+from virtha.control.power_views import (
+    PowerOrderRequest,
+    PowerOrderView,
+    PowerStatusView,
+    PowerTestView,
+)
+from virtha.control.views import Caller
+from virtha.model.codes import render
+from virtha.model.errors import Failed, Refused
+from virtha.model.evidence import IdentityMatch, PowerState
+from virtha.model.facts import Result
+from virtha.model.host import Cluster, HostState
+from virtha.model.machine_identity import compare
+from virtha.model.power import PowerAction
+from virtha.model.power_settings import MachineIdentity, PowerTest
+from virtha.ports.clock import Clock
+from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
+from virtha.store.clusters import find_cluster
+from virtha.store.power import save_power_test
+from virtha.store.store import Store
+from virtha.store.vms import vms_held_by
+
+T = TypeVar("T")
+LOOK_DEADLINE_MS = 15_000
+"""Of one reading that somebody waits for. The engine's own deadline is its policy's, and shorter."""
+FRESH_MS = 5_000
+"""An order of a person's that could not go out for so long after its first look does not go out any more."""
+HUNG_S = 600
+"""No driver takes so long; one that does has lost its own deadline."""
+GAP_S = 1.0
+
+
+class PowerOrders:
+    def __init__(self, store: Store, power: Power, clock: Clock) -> None:
+        self._store = store
+        self._power = power
+        self._clock = clock
+
+    async def status(self, ref: str, name: str | None) -> PowerStatusView:
+        reached = await self._power.reach(ref, name)
+        began_ms = self._clock.monotonic_ms()
+        reading = await self._with(
+            reached, lambda one: _bounded(one.status(deadline_ms=LOOK_DEADLINE_MS))
+        )
+        return PowerStatusView(
+            name=reached.name,
+            host=reached.row.host.name,
+            state=reading.state,
+            identity=_match(reached, reading),
+            code=reading.code,
+            reason=_text(reading.code),
+            detail=reading.detail,
+            took_ms=int(self._clock.monotonic_ms() - began_ms),
+        )
+
+    async def test(self, caller: Caller, ref: str, name: str | None) -> PowerTestView:
+        """On demand (F6). Changes no power; its result is kept, and told."""
+        reached = await self._power.reach(ref, name)
+        began_ms = self._clock.monotonic_ms()
+        reading = await self._with(
+            reached, lambda one: _bounded(one.test(deadline_ms=LOOK_DEADLINE_MS))
+        )
+        status, host = reached.row.status, reached.row.host
+        identity = _match(reached, reading)
+        up = status.state in (HostState.UP, HostState.AGENT_DOWN)
+        code = _verdict(reading, identity, up=up, has_status=reached.settings.has_status)
+        test = PowerTest(
+            at=self._clock.wall_ms(),
+            boot=status.boot if up else None,
+            passed=reading.state is PowerState.ON and up and code in (None, "power.no_identity"),
+            state=reading.state,
+            identity=identity,
+            code=code,
+            detail=reading.detail,
+            took_ms=int(self._clock.monotonic_ms() - began_ms),
+            settings_revision=reached.revision,
+        )
+        async with self._store.write() as tx:
+            await save_power_test(tx, host.id, reached.name, test)
+            if test.passed:
+                await record(
+                    tx,
+                    "power.test.passed",
+                    host=host,
+                    by=caller.name,
+                    device=reached.name,
+                    state=reading.state.value,
+                )
+            else:
+                why = _text(code) or f"it says {reading.state.value}, and the host is not up"
+                await record(
+                    tx,
+                    "power.test.failed",
+                    host=host,
+                    by=caller.name,
+                    device=reached.name,
+                    why=why,
+                )
+        return PowerTestView(name=reached.name, host=host.name, test=test, reason=_text(test.code))
+
+    async def order(
+        self, caller: Caller, ref: str, name: str | None, request: PowerOrderRequest
+    ) -> PowerOrderView:
+        """Raises Refused: VMs run there and ``force`` was not given; or the device is another machine's."""
+        reached = await self._power.reach(ref, name)
+        host, action = reached.row.host, request.action
+        async with self._store.read() as tx:
+            held = await vms_held_by(tx, host.id)
+            cluster = await find_cluster(tx, host.cluster_id)
+        assert isinstance(cluster, Cluster)
+        if action is PowerAction.OFF and held and not request.force:
+            names = ", ".join(sorted(one.vm.name for one in held)[:10])
+            raise Refused(
+                f"{len(held)} VMs may run on {host.name}: {names}",
+                field="force",
+                fix="move them first; or force it, and they are cut off with the host",
+            )
+        deadline_ms = cluster.policy.fencing.order_deadline_ms
+        began_ms = self._clock.monotonic_ms()
+
+        def may_go() -> bool:
+            return self._clock.monotonic_ms() - began_ms <= LOOK_DEADLINE_MS + FRESH_MS
+
+        async def work(device: PowerDevice) -> tuple[PowerOutcome, PowerReading]:
+            await _refuse_another_machine(reached, device)
+            outcome = await _bounded(device.order(action, deadline_ms=deadline_ms, may_go=may_go))
+            until_ms = began_ms + deadline_ms + LOOK_DEADLINE_MS
+            return outcome, await self._read_back(device, action, outcome, until_ms)
+
+        outcome, reading = await self._with(reached, work)
+        async with self._store.write() as tx:
+            await record(
+                tx,
+                "power.ordered",
+                host=host,
+                by=caller.name,
+                action=action.value,
+                device=reached.name,
+                result=f"{outcome.result.value}, now {reading.state.value}",
+            )
+        code = outcome.code or _not_done(action, reading) or reading.code
+        return PowerOrderView(
+            name=reached.name,
+            host=host.name,
+            action=action,
+            result=outcome.result,
+            state=reading.state,
+            code=code,
+            reason=_text(code),
+            detail=outcome.detail or reading.detail,
+            took_ms=int(self._clock.monotonic_ms() - began_ms),
+        )
+
+    async def _read_back(
+        self, device: PowerDevice, action: PowerAction, outcome: PowerOutcome, until_ms: int
+    ) -> PowerReading:
+        """Accepted is not off: read until it is so, or until the deadline."""
+        wanted = {PowerAction.OFF: PowerState.OFF, PowerAction.ON: PowerState.ON}.get(action)
+        while True:
+            reading = await _bounded(device.status(deadline_ms=LOOK_DEADLINE_MS))
+            waits = wanted is not None and outcome.result in (Result.OK, Result.UNKNOWN)
+            known = reading.code not in ("power.no_status", "power.sign_in_refused")
+            if reading.state is wanted or not waits or not known:
+                return reading
+            if self._clock.monotonic_ms() >= until_ms:
+                return reading
+            await asyncio.sleep(GAP_S)
+
+    async def _with(
+        self, reached: Reached, work: Callable[[PowerDevice], Coroutine[Any, Any, T]]
+    ) -> T:
+        device = self._power.devices.device(reached.settings, reached.secrets)
+        try:
+            return await work(device)
+        finally:
+            await device.close()
+
+
+async def _refuse_another_machine(reached: Reached, device: PowerDevice) -> None:
+    """Swapped addresses strike the wrong host (P1)."""
+    reading = await _bounded(device.status(deadline_ms=LOOK_DEADLINE_MS))
+    if _match(reached, reading) is IdentityMatch.MISMATCH:
+        raise Refused(
+            f"device {reached.name} of {reached.row.host.name} names another machine",
+            code="power.other_machine",
+            fix="correct its address: virtha host power set",
+        )
+
+
+async def _bounded(work: Coroutine[Any, Any, T]) -> T:
+    """A driver keeps its deadline itself; one that does not is told as failed."""
+    try:
+        async with asyncio.timeout(HUNG_S):
+            return await work
+    except TimeoutError:
+        raise Failed("the driver of the power device hangs", fix="restart the server") from None
+
+
+def _match(reached: Reached, reading: PowerReading) -> IdentityMatch:
+    told = reached.row.status.capabilities.machine
+    host = told if isinstance(told, MachineIdentity) else MachineIdentity()
+    return compare(reading.identity, host)
+
+
+def _verdict(
+    reading: PowerReading, identity: IdentityMatch, *, up: bool, has_status: bool
+) -> str | None:
+    if identity is IdentityMatch.MISMATCH:
+        return "power.other_machine"
+    if reading.state is PowerState.UNKNOWN:
+        return reading.code or ("power.status_unreadable" if has_status else "power.no_status")
+    if reading.state is PowerState.OFF and up:
+        return "power.reads_off"
+    return "power.no_identity" if identity is IdentityMatch.UNKNOWN else None
+
+
+def _not_done(action: PowerAction, reading: PowerReading) -> str | None:
+    if action is PowerAction.OFF and reading.state is PowerState.ON:
+        return "power.still_on"
+    return None
+
+
+def _text(code: str | None) -> str:
+    return render(code, {}) if code is not None else ""

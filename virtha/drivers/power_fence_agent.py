@@ -1,0 +1,137 @@
+"""A power device behind a program of the fence-agents project: options on its standard input, so that no secret is on a
+command line. Its *off* reads back by itself; the engine does so all the same (rule P1). Never its *reboot*."""
+
+from collections.abc import Mapping
+
+from virtha.drivers.bounded_program import Ended, find_program, run_program
+from virtha.drivers.power_agent_form import METADATA_BYTES_MAX, agent_form, stdin_of
+from virtha.drivers.power_words import PowerWords, code_of_program, said
+from virtha.model.errors import Failed, NotFound
+from virtha.model.evidence import PowerState
+from virtha.model.power import PowerAction
+from virtha.model.power_settings import PowerSettings
+from virtha.ports.power import AgentForm, MayGo, PowerOutcome, PowerReading
+
+METADATA_DEADLINE_MS = 10_000
+_ON, _OFF = 0, 2
+"""Exit statuses of *status*; 1 is a failure (fence agents' API)."""
+_MEANINGS = (
+    ("unable to connect/login", "power.no_answer"),
+    ("login failed", "power.sign_in_refused"),
+    ("hmac is invalid", "power.sign_in_refused"),
+    ("connection timed out", "power.no_answer"),
+    ("connection lost", "power.connection_lost"),
+    ("unsupported action", "power.unsupported"),
+    ("unrecognised action", "power.unsupported"),
+    ("failed: you have to", "power.unusable_settings"),
+    ("parse error", "power.unusable_settings"),
+)
+
+
+async def read_form(name: str) -> AgentForm:
+    """Raises NotFound, Failed."""
+    program = find_program(name)
+    if program is None:
+        raise NotFound(
+            f"there is no fence agent {name} on this server",
+            fix="install it: apt install fence-agents",
+        )
+    ended = await run_program(
+        [program],
+        environment={"PYTHONWARNINGS": "ignore"},
+        stdin=b"action=metadata\n",
+        deadline_ms=METADATA_DEADLINE_MS,
+        output_bytes=METADATA_BYTES_MAX,
+    )
+    if ended.status != 0 or ended.cut:
+        wrong = code_of_program(ended)
+        why = wrong[1] if wrong is not None else said(ended)
+        raise Failed(f"{name} gave no metadata: {why[:300]}", fix=f"run {name} -o metadata")
+    return agent_form(name, ended.output)
+
+
+class FenceAgentPower:
+    """Implements ``PowerDevice``."""
+
+    def __init__(self, settings: PowerSettings, secrets: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._secrets = secrets
+        self._words = PowerWords(secrets, settings.user)
+        self._form: AgentForm | None = None
+
+    async def status(self, *, deadline_ms: int) -> PowerReading:
+        ended, problem = await self._run("status", deadline_ms, None)
+        if problem is not None:
+            return self._words.unread("power.program_missing", problem)
+        wrong = code_of_program(ended)
+        if wrong is not None:
+            return self._words.unread(*wrong)
+        words = said(ended)
+        # Both must say it: an agent that crashed may end with any status.
+        if ended.status == _ON and "status: on" in ended.output.lower():
+            return self._words.read(PowerState.ON, detail=words)
+        if ended.status == _OFF and "status: off" in ended.output.lower():
+            return self._words.read(PowerState.OFF, detail=words)
+        code = "power.status_unreadable" if ended.status in (_ON, _OFF) else _meaning(words)
+        return self._words.unread(code, words)
+
+    async def test(self, *, deadline_ms: int) -> PowerReading:
+        return await self.status(deadline_ms=deadline_ms)
+
+    async def order(self, action: PowerAction, *, deadline_ms: int, may_go: MayGo) -> PowerOutcome:
+        if action is PowerAction.BLINK:
+            return self._words.failed("power.unsupported", "fence agents have no such action")
+        ended, problem = await self._run(action.value, deadline_ms, may_go)
+        if problem is not None:
+            return self._words.failed("power.program_missing", problem)
+        if not ended.began and not ended.problem:
+            return self._words.too_late()
+        wrong = code_of_program(ended)
+        if wrong is not None:
+            return self._words.failed(*wrong)
+        if ended.status != 0:
+            return self._words.failed(_meaning(said(ended)), said(ended))
+        return self._words.accepted(said(ended))
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+    async def _run(
+        self, action: str, deadline_ms: int, may_go: MayGo | None
+    ) -> tuple[Ended, str | None]:
+        name = self._settings.agent or ""
+        if self._form is None:
+            try:
+                self._form = await read_form(name)
+            except (NotFound, Failed) as error:
+                return Ended(began=False), error.message
+        program = find_program(name)
+        if program is None:
+            return Ended(began=False), f"{name} is gone"
+        given = self._options(self._form) | {"action": action}
+        ended = await run_program(
+            [program],
+            environment={"PYTHONWARNINGS": "ignore"},
+            stdin=stdin_of(given),
+            deadline_ms=deadline_ms,
+            may_go=may_go,
+        )
+        return ended, None
+
+    def _options(self, form: AgentForm) -> dict[str, str]:
+        settings = self._settings
+        own = {
+            form.address_name: settings.address,
+            form.user_name: settings.user,
+            form.plug_name: settings.plug,
+            form.password_name: self._secrets.get("password"),
+            form.port_name: str(settings.port) if settings.port else None,
+        }
+        others = {name: value for name, value in self._secrets.items() if name != "password"}
+        made = {**(settings.parameters or {}), **others}
+        return made | {name: value for name, value in own.items() if name and value}
+
+
+def _meaning(words: str) -> str:
+    lower = words.lower()
+    return next((code for text, code in _MEANINGS if text in lower), "power.failed")
