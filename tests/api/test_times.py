@@ -19,6 +19,7 @@ from virtha.model.host import HostStatus
 from virtha.model.ids import OperationId, Revision
 from virtha.model.notification import Delivery, ReceiverStatus
 from virtha.model.operation import Operation, OperationStep
+from virtha.model.power_settings import PowerTest
 from virtha.model.snapshot import Snapshot
 from virtha.model.template import Template
 from virtha.model.time import UtcMillis, parse_utc
@@ -46,6 +47,7 @@ TIMES = {
     ConsoleLogPart: {"written_at"},
     Snapshot: {"created"},
     Template: {"created"},
+    PowerTest: {"at"},
 }
 
 

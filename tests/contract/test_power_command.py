@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from virtha.drivers.bounded_program import MARK, OUTPUT_BYTES, run_program
+from virtha.drivers import bounded_program
+from virtha.drivers.bounded_program import OUTPUT_BYTES, run_program
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
@@ -257,12 +258,18 @@ def test_output_is_kept_up_to_its_bound(tmp_path: Path):
     assert ended.output == "x" * OUTPUT_BYTES and ended.errors == "y" * OUTPUT_BYTES
 
 
+@pytest.fixture(autouse=True)
+def mark_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run beside each other: none looks for what another's attempt has under way."""
+    monkeypatch.setattr(bounded_program, "MARK", f"{bounded_program.MARK}_{os.getpid()}")
+
+
 def _marked() -> list[str]:
     """Command lines of processes that some attempt left."""
     found = []
     for one in Path("/proc").glob("[0-9]*"):
         try:
-            if MARK.encode() in (one / "environ").read_bytes():
+            if bounded_program.MARK.encode() in (one / "environ").read_bytes():
                 state = (one / "stat").read_text().rpartition(")")[2].split()[0]
                 if state != "Z":
                     found.append((one / "cmdline").read_text())

@@ -243,7 +243,10 @@ def remove_cluster_power(
     device: str = DeviceOption,
     yes: bool = YesOption,
 ) -> None:
-    """Remove a power device's settings from a cluster; its hosts keep their own."""
+    """Remove a power device's settings from a cluster.
+
+    Its hosts keep what they have of their own.
+    """
     question = f"Remove power device {device} of cluster {cluster}?"
     confirm(question, yes=yes, stdin_is_terminal=sys.stdin.isatty())
     with connected(ctx) as client:
@@ -296,7 +299,7 @@ def power_off(
 
 @host_app.command("blink")
 def blink(ctx: typer.Context, host: str = HostArgument, device: str = DeviceOption) -> None:
-    """Light a host's identify LED, to see which machine the device belongs to."""
+    """Light a host's identify LED: which machine is it?"""
     _order(ctx, host, device, "blink", wanted=None)
 
 
