@@ -49,6 +49,8 @@ _MEANINGS = (
     ("could not open socket", "power.unreachable"),
     # The order went out, and its answer was lost or late: it may have been carried out.
     ("request match not found", "power.no_answer"),
+    ("unable to set chassis", "power.no_answer"),
+    ("unable to get chassis", "power.no_answer"),
     ("invalid command", "power.unsupported"),
 )
 """Of ipmitool 1.8.19's words with ``-v``, in lower case; the first that fits."""
