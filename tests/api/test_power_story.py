@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World
 from own_bmc import IpmiSim
 from test_routes import connect_host, join_host
 
 pytestmark = pytest.mark.req("F5", "F6")
 Play = Callable[[Any], None]
+World = Any
 PASSWORD = 'p\'a$HOME;`x`|& "q"'
 
 

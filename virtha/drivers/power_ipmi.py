@@ -47,6 +47,10 @@ _MEANINGS = (
     ("address lookup for", "power.unresolved"),
     ("get auth capabilities error", "power.no_answer"),
     ("could not open socket", "power.unreachable"),
+    # The order went out, and its answer was lost or late: it may have been carried out.
+    ("request match not found", "power.no_answer"),
+    ("unable to set chassis", "power.no_answer"),
+    ("unable to get chassis", "power.no_answer"),
     ("invalid command", "power.unsupported"),
 )
 """Of ipmitool 1.8.19's words with ``-v``, in lower case; the first that fits."""
@@ -149,13 +153,17 @@ class IpmiPower:
 def _meaning(ended: Ended) -> str | None:
     if ended.status in (0, None):
         return None
-    errors = ended.errors.lower()
-    return next((code for words, code in _MEANINGS if words in errors), None)
+    # Without what ipmitool asks on its own account: an answer to that is none to us.
+    complaint = _complaint(ended).lower()
+    return next((code for words, code in _MEANINGS if words in complaint), None)
 
 
 def _complaint(ended: Ended) -> str:
     """Without what ``-v`` adds."""
-    noise = ("loading iana", "running get", "discovered ipmb", "raw re", "invalid completion code")
+    noise = (
+        *("loading iana", "running get", "discovered ipmb", "raw re", "invalid completion code"),
+        "get hpm.x",
+    )
     lines = [line.strip() for line in ended.errors.splitlines()]
     return "; ".join(one for one in lines if one and not one.lower().startswith(noise))
 

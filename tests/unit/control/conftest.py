@@ -21,9 +21,7 @@ from virtha.control.requests import (
     VmCreate,
     VmStart,
 )
-from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.control.views import Caller, JoinAnswer, Page
-from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.errors import InvalidInput
 from virtha.model.event import Event
 from virtha.model.facts import (
@@ -344,8 +342,6 @@ def _control(world: World) -> Control:
         clock=world.clock,
         servers=("server1:8250",),
         passwords=Passwords(CHEAP),
-        box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
-        power_devices=RealPowerDevices(),
     )
 
 
@@ -368,8 +364,6 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
         clock=clock,
         servers=("server1:8250",),
         passwords=Passwords(CHEAP),
-        box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
-        power_devices=RealPowerDevices(),
     )
     world = World(directory, clock, store, links, authority, control)
     try:

@@ -1,20 +1,22 @@
 """Power devices: a host's values over its cluster's, field by field; what is refused; what a test is worth."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from conftest import ABLE, ADMIN, World
 
 from virtha.control.power import Power
 from virtha.control.power_orders import PowerOrders
 from virtha.control.power_views import PowerOrderRequest, PowerPut
 from virtha.control.secret_box import KEY_BYTES, KeyBox, NoKeyBox
+from virtha.control.views import Caller
+from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Refused, Stale
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import HostReport, Result
+from virtha.model.host import HostCapabilities
 from virtha.model.ids import Revision
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import (
@@ -25,11 +27,14 @@ from virtha.model.power_settings import (
     SecretWay,
     merged,
 )
+from virtha.model.user import Role
 from virtha.ports.power import AgentForm, MayGo, PowerDevice, PowerOutcome, PowerReading
 from virtha.store.power import power_of_all_hosts
 
 pytestmark = pytest.mark.req("F5", "F6")
 Tell = Callable[[Any], None]
+World = Any
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORD = 'p\'a$HOME;`x`|& "q"'
 SCRIPT = """#!/bin/sh
 cd "$(dirname "$0")"
@@ -41,6 +46,23 @@ start) echo on > "state-$2" ;;
 blink) echo blink >> blinked ;;
 esac
 """
+
+
+@pytest.fixture
+def tell(tell: Tell) -> Tell:
+    """As all of this folder, with a key for passwords."""
+
+    def run(story: Callable[[World], Any]) -> None:
+        async def with_key(world: World) -> None:
+            box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
+            power = Power(world.store, box, RealPowerDevices())
+            orders = PowerOrders(world.store, power, world.clock)
+            world.control = replace(world.control, power=power, power_orders=orders)
+            await story(world)
+
+        tell(with_key)
+
+    return run
 
 
 def shared(directory: Path, **more: Any) -> PowerPut:
@@ -361,7 +383,7 @@ def test_another_machines_device_is_not_switched(tell: Tell):
     async def story(world: World) -> None:
         await set_up(world)
         ours, theirs = ("4c4c4544004235108050b7c04f4d4d3" + one for one in "12")
-        able = msgspec.structs.replace(ABLE, machine=MachineIdentity(uuid=ours))
+        able = HostCapabilities(libvirt_connected=True, machine=MachineIdentity(uuid=ours))
         await world.hosts["h1"].tell(HostReport(capabilities=able))
         device = AnothersDevice(theirs)
         box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
