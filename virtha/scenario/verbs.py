@@ -203,9 +203,9 @@ VERBS: dict[str, Verb] = {
     ),
     "hang": Verb(
         words=(1, 1),
-        options=("at",),
-        help="hang HOST [at=renew|kill|reset|feed|arm|allow|read|poison|waiver]: powered, and nothing in it moves; "
-        "or when its guardian has next decided that, before it is done",
+        options=("at", "until"),
+        help="hang HOST [at=renew|kill|reset|feed|arm|allow|read|poison|waiver] [until=off]: powered, and nothing in it "
+        "moves; or when its guardian has next decided that, before it is done; until it is ordered off, which wakes it",
     ),
     "freeze": Verb(
         words=(2, 2),

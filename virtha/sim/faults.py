@@ -196,10 +196,15 @@ class FaultVerbs:
 
     def _hang(self, step: Step) -> None:
         host = self.host(step)
+        until = step.options.get("until")
+        if until not in (None, "off"):
+            raise wrong(step, f"until={until} is nothing that wakes a host", ("off",))
         if "at" in step.options:
             self.leases.trap(step, host, lambda: self.world.hang(host))
         elif host.powered:
             self.world.hang(host)
+        if until is not None:
+            self.world.power.after_off[host.name] = lambda: self._wake(host)
 
     def _heal_all(self) -> None:
         world = self.world
@@ -208,6 +213,7 @@ class FaultVerbs:
                 for link in network.links_of(name):
                     link.heal()
         world.database_up = True
+        world.power.after_off.clear()
         self.leases.heal()
         for device in world.power.by_name.values():
             device.mood, device.strikes, device.delay_ms = Mood.OK, device.host, ANSWER_MS

@@ -18,6 +18,9 @@ ANSWER_MS = 100
 SWITCH_MS = 1_000
 """From the acceptance of an order to the power's going."""
 
+FOLLOWS_MS = 50
+"""Before the device can be read again."""
+
 Answered = Callable[[PowerState, IdentityMatch], None]
 Ordered = Callable[[Result, str | None], None]
 
@@ -116,6 +119,8 @@ class PowerDevices:
         of the server's: it ends them at the deadline, and then nothing of them goes out any more (J7)."""
         self.on_off: Callable[[PowerDevice], None] = lambda _device: None
         """Whenever an *off* reaches a device."""
+        self.after_off: dict[str, Callable[[], None]] = {}
+        """What follows the next *off* that reaches a device of that host, moments later."""
 
     def add(self, host: SimHost, kinds: Sequence[str], *, named: bool) -> list[PowerDevice]:
         """``kinds``: one word per level: bmc, outlets (two feeds), blind (tells no state)."""
@@ -167,6 +172,9 @@ class PowerDevices:
         def give(device: PowerDevice, answer: Callable[[Callable[[], None]], None]) -> None:
             if action is PowerAction.OFF:
                 self.on_off(device)
+                follows = self.after_off.pop(device.host.name, None)
+                if follows is not None:
+                    self._kernel.after(FOLLOWS_MS, follows)
             result, code = device.order(action)
             answer(lambda: ended(result, code))
 

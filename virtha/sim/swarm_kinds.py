@@ -168,6 +168,14 @@ def _sleeping_liar(draw: Draw) -> list[str]:
     return [*lines, draw.pause, f"thaw {host}", draw.pause, f"bmc {host} ok"]
 
 
+def _liar_that_wakes(draw: Draw) -> list[str]:
+    """Hangs, its BMC says off and does nothing, and the order wakes it: no reading of before its next sign may prove
+    anything."""
+    host = draw.host
+    lines = ["heal-all", "advance 10s", f"bmc {host} lies", f"hang {host} until=off", "advance 20s"]
+    return [*lines, draw.pause, f"thaw {host}", draw.pause, f"bmc {host} ok"]
+
+
 def _asleep_between(draw: Draw) -> list[str]:
     """Between what a guardian decided and what it does."""
     host = draw.host
@@ -415,6 +423,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("BMC works again", 3, 0, lambda d: [f"bmc {d.host} ok"]),
     Kind("BMC lies of an isolated host", 4, 0, _isolated_liar, lies=True),
     Kind("BMC lies of a host whose processes sleep", 8, 0, _sleeping_liar, lies=True),
+    Kind("BMC lies of a host that its order wakes", 8, 0, _liar_that_wakes, lies=True),
     Kind("host thaws in mid-fence", 4, 0, _thaws_under_fence, hides=True),
     # Processes of a host
     Kind("agent killed", 3, 9, lambda d: [f"crash-agent {d.host}"]),

@@ -153,6 +153,10 @@ def test_nothing_is_given_back_while_something_may_write(
         orphan = subprocess.Popen(
             ["qemu-img", "-f", path], executable="/usr/bin/tail", stdout=subprocess.DEVNULL
         )
+        words = Path(f"/proc/{orphan.pid}/cmdline")
+        await bench.until(
+            lambda: bool(words.read_bytes())
+        )  # the kernel begins a program before its words
         try:
             outcome = await bench.do(_order(bench, vm, CREATE, 1))
             assert (outcome.result, outcome.code) == (
