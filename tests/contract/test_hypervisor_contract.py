@@ -446,7 +446,8 @@ def test_evidence_is_a_picture_a_dump_and_a_console_log(
         # virtlogd keeps it over the restart: append, never truncated by the next start.
         log = own_libvirtd.directory / "serial" / f"{VM_ID}.log"
         log.write_text("the tail before the crash\n")
-        rig.events.clear()
+        await rig.until(lambda: rig.words()[-1:] == ["stopped destroyed"])
+        rig.events.clear()  # what the dump made of it, too
         await boot(rig)
         assert log.read_text().startswith("the tail before the crash\n")
 
