@@ -315,6 +315,8 @@ def test_c3_a_new_leader_orders_off_before_the_host_could_connect():
     play.new_leader()
     play.advance(play.policy.detection.reconnect_ms - 1_000)
     assert play.offs() == []
+    # Whether its disks are quiet is only asked after that: this is what people have to know.
+    assert "fence.blocked.observing" in play.why("h4")
 
 
 def test_c4_a_new_leader_repeats_an_off_to_a_host_that_beats():
