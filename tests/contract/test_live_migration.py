@@ -193,6 +193,7 @@ def played(
                 await story(rig)
             finally:
                 for side in (one, other):
+                    # Whatever the story left: a failed clean-up must not hide why it failed.
                     with contextlib.suppress(Exception):
                         await side.host.destroy(VM_ID)
                         await side.host.undefine(VM_ID)

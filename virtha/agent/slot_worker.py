@@ -7,7 +7,6 @@ taken, and no guardian starts while a write of the one before may still land (do
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -67,8 +66,13 @@ class SlotWorker:
     def _run(self) -> None:
         while True:
             work = self._work.get()
-            with suppress(RuntimeError):  # the loop has ended while this call hung
+            try:
                 work()
+            except RuntimeError as error:
+                # The loop has ended while this call hung. Should it be a mistake of ours, it is not silent either.
+                _log.error(
+                    "a step of the slot's worker failed", domain=self.domain_id, error=str(error)
+                )
 
     # Orders
 
