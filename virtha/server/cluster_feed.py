@@ -256,6 +256,9 @@ class ClusterFeed:
                 host_id=host_id, process=_PROCESSES[role], boot=boot, up=up, broken=broken
             )
         )
+        # What its agent said last may have been recorded when its session stood no more.
+        if up and role is PeerRole.AGENT and host_id in self._hosts:
+            self._survey_again(self._hosts[host_id])
 
     def knows(self, facts: Sequence[Fact]) -> bool:
         """Whether it was told of all that these facts are about, and need no newer picture of their host."""

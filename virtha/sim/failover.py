@@ -4,6 +4,7 @@ One per start of the server. Its memory goes with the process; what it wrote is 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -70,8 +71,8 @@ if TYPE_CHECKING:
 
 HOST_MEMORY_BYTES = 8 << 30
 HOST_CPUS = 8
-NOTICE_MS = 1_000
-"""Until an agent has noticed that a storage domain went or came."""
+AGENT_SAYS_AGAIN_MS = 1_000
+"""Until what could not be carried is said once more."""
 
 _PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
 
@@ -190,6 +191,7 @@ class Failover:
         if up and role is PeerRole.AGENT:
             self.leader.offer(LibvirtAnswered(host_id=host_id, answering=sim_host.libvirt_up))
             self._test_power(sim_host, boot)
+            self.storage_noticed(host)
 
     def _test_power(self, host: SimHost, boot: BootId) -> None:
         """Once, as the operator's set-up did it: read on while its beats come."""
@@ -248,14 +250,17 @@ class Failover:
         return frozenset(one for one in self._world.domains if storage.reaches(host, one))
 
     def storage_noticed(self, host: str) -> None:
-        """Its agent says which domains it can use now."""
+        """Its agent says which domains it can use now: with its next session, if it has none."""
         before = self._surveys.get(host)
-        if before is None:
+        if before is None or not self._gateway.agent_connected(host):
             return
         survey = replace(before, storage_domains=self._domains(host), active=self._active(host))
-        if survey != before and self._world.hosts[host].boot == survey.boot:
+        if survey == before or self._world.hosts[host].boot != survey.boot:
+            return
+        if self._agent_says(host, survey):
             self._surveys[host] = survey
-            self._agent_says(host, survey)
+        else:
+            self._world.kernel.after(AGENT_SAYS_AGAIN_MS, partial(self.storage_noticed, host))
 
     def _active(self, host: str) -> frozenset[VmId]:
         """As it is now: what the last list said may be over by this time, and told to be. Without libvirt nobody can look."""
@@ -265,17 +270,21 @@ class Failover:
         found = {vm_id: there.libvirt.find(vm_id) for vm_id in self._server.vms}
         return frozenset(vm_id for vm_id, one in found.items() if one is not None and one.qemu)
 
-    def libvirt_noticed(self, host: str, *, answering: bool) -> None:
-        self._agent_says(host, LibvirtAnswered(host_id=HostId(host), answering=answering))
+    def libvirt_noticed(self, host: str) -> None:
+        """The agent of a session that begins says it there."""
+        answering = self._world.hosts[host].libvirt_up
+        event = LibvirtAnswered(host_id=HostId(host), answering=answering)
+        if self._gateway.agent_connected(host) and not self._agent_says(host, event):
+            self._world.kernel.after(AGENT_SAYS_AGAIN_MS, partial(self.libvirt_noticed, host))
 
-    def _agent_says(self, host: str, event: EngineEvent) -> None:
-        """Over its session, if it has one that carries."""
+    def _agent_says(self, host: str, event: EngineEvent) -> bool:
+        """Over its session. False if its agent hangs or nothing is carried now: it tries again, as its link does."""
         agent = self._world.hosts[host].agent
-        if agent is None or agent.kernel.frozen or not self._gateway.agent_connected(host):
-            return
         link = self._world.network.link(host, SERVER)
-        if link.carries:
-            link.carry(lambda: self._hear(event))
+        if agent is None or agent.kernel.frozen or not link.carries:
+            return False
+        link.carry(lambda: self._hear(event))
+        return True
 
     def _outcome(self, outcome: Outcome) -> None:
         start = self._starts.get(outcome.operation_id)

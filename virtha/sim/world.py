@@ -355,9 +355,7 @@ class World:
         if up:
             self.migrations.libvirt_back(host)
         if failover is not None:
-            self.kernel.after(
-                AGENT_NOTICES_MS, lambda: failover.libvirt_noticed(host.name, answering=up)
-            )
+            self.kernel.after(AGENT_NOTICES_MS, partial(failover.libvirt_noticed, host.name))
 
     def storage_changed(self) -> None:
         """Links of the storage network, or the storage itself, changed."""

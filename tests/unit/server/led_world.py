@@ -1,7 +1,7 @@
 """A real store, real use cases and real engines; hosts are played, time is the test's, and each effect can be the last."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,8 +151,15 @@ class PlayedHost:
     outbox: list[Fact] = field(default_factory=list)
     """Written, and not acknowledged."""
 
-    async def hello(self, boot: str | None = None, term_seen: int = 0) -> list[Order]:
-        """Its sessions begin: guardian and agent; what was not acknowledged comes again. Returns the orders that waited."""
+    async def hello(
+        self,
+        boot: str | None = None,
+        term_seen: int = 0,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> list[Order]:
+        """Its sessions begin: guardian and agent; what was not acknowledged comes again. Returns the orders that waited.
+
+        ``meanwhile`` comes between the answer's commit and the sessions."""
         world = self.world
         if boot is not None:
             self.boot = BootId(boot)
@@ -163,6 +170,8 @@ class PlayedHost:
             term_elsewhere=Term(term_seen),
             fact_sequence_last=self.sequence,
         )
+        if meanwhile is not None:
+            await meanwhile()
         for role in (PeerRole.GUARDIAN, PeerRole.AGENT):
             world.gateway.up.setdefault(self.id, {})[role] = self.boot
             if world.gateway.watcher is not None:

@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from led_world import ADMIN, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
+from led_world import ADMIN, IMAGE, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
 
-from virtha.control.requests import ClusterCreate, HoldPut, OperationQuery, VmStart
+from virtha.control.requests import ClusterCreate, HoldPut, OperationQuery, PageQuery, VmStart
 from virtha.engine.events import SaveVm, StartCommand
 from virtha.engine.records import VmStage
 from virtha.engine.turn import Send, Write
 from virtha.model.errors import Conflict, Failed
-from virtha.model.facts import ReleaseCause, Released, Result, VmReport
+from virtha.model.facts import ReleaseCause, Released, Result, StorageReport, VmReport
 from virtha.model.ids import Incarnation, Term, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.orders import DiskCheck, StartVm
@@ -500,5 +500,37 @@ def test_cluster_time_never_runs_back(tmp_path: Path) -> None:
         assert after.now() >= before.now()
         clock.now += 500
         assert after.now() == before.now()
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.req("F7", "F6")
+def test_what_an_agent_said_last_before_its_session_broke_counts_with_its_next_one(
+    tmp_path: Path,
+) -> None:
+    """Swarm seed 1693: its storage was there again, the leader read of it without a session, and no list of it followed."""
+
+    async def storage(world: LedWorld, host: PlayedHost, *, usable: bool) -> None:
+        (view,) = (await world.control.storage.list(PageQuery())).items
+        await host.tell(
+            StorageReport(storage_domain_id=view.domain.id, usable=usable, images=(IMAGE,))
+        )
+
+    async def story(world: LedWorld) -> None:
+        await two_hosts_and_a_vm(world)
+        h1, h2 = world.hosts["h1"], world.hosts["h2"]
+        await storage(world, h2, usable=False)
+        await world.settle()
+        await storage(world, h2, usable=True)
+        h2.vanish()
+        await world.settle()
+        await h2.hello(meanwhile=world.settle)
+        await world.settle()
+
+        h1.vanish()
+        await world.pass_time(8_000, beating=("h2",))
+        await h1.hello("h1-boot2")
+        await world.settle()
+        assert len(h2.starts()) == 1
 
     tell(tmp_path, story)
