@@ -115,7 +115,7 @@ def _down(world: "World") -> tuple[Late, ...]:
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
         lasting = not LASTING.isdisjoint(reasons)
-        if not lasting and not _has_no_place(world, known, reasons):
+        if not (lasting or _has_no_place(world, known, reasons) or _awaits_a_test(world, vm_id)):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
 
@@ -139,6 +139,19 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
     if any(code.startswith(_DEPENDS) for code in reasons):
         return any(not world.running_on(each.vm_id) for each in known.placing.depends_on)
     return False
+
+
+def _awaits_a_test(world: "World", vm_id: VmId) -> bool:
+    """By the truth: its host was read *off* by devices of which one has lied about it before, and nobody has tested it since.
+    Only a person ends that, who does, or who looks at the host (P1, P6)."""
+    failover = world.gateway.failover
+    assert failover is not None
+    doubted = [
+        why.fields["host"]
+        for why in failover.engine.explain_vm(vm_id)
+        if why.code == "recovery.waiting.doubt" and why.fields["why"] == "proof.blocked.untested"
+    ]
+    return any(device.lied for name in doubted for device in world.power.of(str(name)))
 
 
 def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
