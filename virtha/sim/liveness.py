@@ -55,6 +55,7 @@ _FULL = (
     "recovery.blocked.no_capacity",
     "recovery.blocked.no_host",
 )
+_UNTESTED = ("recovery.waiting.doubt", "proof.blocked.untested")
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -142,16 +143,20 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
 
 
 def _awaits_a_test(world: "World", vm_id: VmId) -> bool:
-    """By the truth: its host was read *off* by devices of which one has lied about it before, and nobody has tested it since.
-    Only a person ends that, who does, or who looks at the host (P1, P6)."""
+    """By the truth: it waits for a host that is off, of which one of its devices has lied before, and nobody has tested that
+    since. Only a person ends that, who does, or who looks at the host (P1, P6)."""
     failover = world.gateway.failover
     assert failover is not None
-    doubted = [
-        why.fields["host"]
+    awaited = [
+        str(why.fields["host"])
         for why in failover.engine.explain_vm(vm_id)
-        if why.code == "recovery.waiting.doubt" and why.fields["why"] == "proof.blocked.untested"
+        if (why.code, why.fields.get("why")) == _UNTESTED or why.code == "recovery.waiting.restored"
     ]
-    return any(device.lied for name in doubted for device in world.power.of(str(name)))
+    return any(
+        device.lied and not world.hosts[name].powered
+        for name in awaited
+        for device in world.power.of(name)
+    )
 
 
 def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
