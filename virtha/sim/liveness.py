@@ -55,7 +55,7 @@ _FULL = (
     "recovery.blocked.no_capacity",
     "recovery.blocked.no_host",
 )
-_UNTESTED = ("recovery.waiting.doubt", "proof.blocked.untested")
+_DOUBT = "recovery.waiting.doubt"
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -116,7 +116,7 @@ def _down(world: "World") -> tuple[Late, ...]:
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
         lasting = not LASTING.isdisjoint(reasons)
-        if not (lasting or _has_no_place(world, known, reasons) or _awaits_a_test(world, vm_id)):
+        if not (lasting or _has_no_place(world, known, reasons) or _awaits_a_person(world, vm_id)):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
 
@@ -142,21 +142,34 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
     return False
 
 
-def _awaits_a_test(world: "World", vm_id: VmId) -> bool:
-    """By the truth: it waits for a host that is off, of which one of its devices has lied before, and nobody has tested that
-    since. Only a person ends that, who does, or who looks at the host (P1, P6)."""
+def _awaits_a_person(world: "World", vm_id: VmId) -> bool:
+    """By the truth: it waits for a host that is off, and whose devices prove nothing by what they say (P1, P6). One of them
+    has lied about it, and nobody has tested it since; or another host fell with it whose devices are of another kind, and
+    none of either names its host."""
     failover = world.gateway.failover
     assert failover is not None
-    awaited = [
-        str(why.fields["host"])
-        for why in failover.engine.explain_vm(vm_id)
-        if (why.code, why.fields.get("why")) == _UNTESTED or why.code == "recovery.waiting.restored"
+    for why in failover.engine.explain_vm(vm_id):
+        host = str(why.fields.get("host"))
+        if host not in world.hosts or world.hosts[host].powered:
+            continue
+        untested = (why.code, why.fields.get("why")) == (_DOUBT, "proof.blocked.untested")
+        if untested or why.code == "recovery.waiting.restored":
+            if any(device.lied for device in world.power.of(host)):
+                return True
+        elif (why.code, why.fields.get("why")) == (_DOUBT, "proof.blocked.swapped"):
+            fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
+            if any(_may_be_swapped(world, host, other) for other in fell):
+                return True
+    return False
+
+
+def _may_be_swapped(world: "World", one: str, other: str) -> bool:
+    """Their levels differ in their numbers of feeds, and no device says whose it is: the engine counts per level."""
+    shapes = [
+        [len(level.feeds) for level in world.power.levels.get(each, ())] for each in (one, other)
     ]
-    return any(
-        device.lied and not world.hosts[name].powered
-        for name in awaited
-        for device in world.power.of(name)
-    )
+    named = any(device.named for each in (one, other) for device in world.power.of(each))
+    return shapes[0] != shapes[1] and not named
 
 
 def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
