@@ -144,21 +144,24 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
 
 def _awaits_a_person(world: "World", vm_id: VmId) -> bool:
     """By the truth: it waits for a host that is off, and whose devices prove nothing by what they say (P1, P6). One of them
-    has lied about it, and nobody has tested it since; or another host fell with it whose devices are of another kind, and
-    none of either names its host."""
+    has lied about it, and nobody has tested it since; another host fell with it whose devices are of another kind, and
+    none of either names its host; or it fell before it told a restored database, and its devices don't name it."""
     failover = world.gateway.failover
     assert failover is not None
     for why in failover.engine.explain_vm(vm_id):
         host = str(why.fields.get("host"))
         if host not in world.hosts or world.hosts[host].powered:
             continue
-        untested = (why.code, why.fields.get("why")) == (_DOUBT, "proof.blocked.untested")
-        if untested or why.code == "recovery.waiting.restored":
-            if any(device.lied for device in world.power.of(host)):
-                return True
-        elif (why.code, why.fields.get("why")) == (_DOUBT, "proof.blocked.swapped"):
+        devices, doubt = world.power.of(host), (why.code, why.fields.get("why"))
+        if doubt == (_DOUBT, "proof.blocked.untested") and any(one.lied for one in devices):
+            return True
+        if doubt == (_DOUBT, "proof.blocked.swapped"):
             fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
             if any(_may_be_swapped(world, host, other) for other in fell):
+                return True
+        if why.code == "recovery.waiting.restored":
+            # A reading *on* of before the restore is none of the boot that was not told since (M2).
+            if any(one.lied or not one.named for one in devices):
                 return True
     return False
 
