@@ -159,10 +159,10 @@ def _awaits_a_person(world: "World", vm_id: VmId) -> bool:
             fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
             if any(_may_be_swapped(world, host, other) for other in fell):
                 return True
-        if why.code == "recovery.waiting.restored":
-            # A reading *on* of before the restore is none of the boot that was not told since (M2).
-            if any(one.lied or not one.named for one in devices):
-                return True
+        # A reading *on* of before the restore is none of the boot that was not told since (M2).
+        unnamed = any(one.lied or not one.named for one in devices)
+        if why.code == "recovery.waiting.restored" and unnamed:
+            return True
     return False
 
 
