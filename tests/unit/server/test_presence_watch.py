@@ -16,8 +16,7 @@ from virtha.model.ids import BootId, HostId
 from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.model.time import Millis, UtcMillis
 from virtha.ports.hosts import LastBeat
-from virtha.server.gateway import HostPresence
-from virtha.server.presence import PresenceTimes, Sighting
+from virtha.server.presence import HostPresence, PresenceTimes, Sighting
 from virtha.server.watch import INTERVAL_MS, PresenceWatch
 
 H1, H2 = HostId("h1"), HostId("h2")
