@@ -54,7 +54,7 @@ from virtha.ports.hypervisor import (
 )
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sim.hypervisor import SimHypervisor
-from virtha.sim.libvirt import Qemu
+from virtha.sim.libvirt import Domain, Qemu
 
 INSTALLATION = InstallationId("10000000-0000-4000-8000-000000000001")
 HOST = HostId("20000000-0000-4000-8000-000000000001")
@@ -62,6 +62,12 @@ CLUSTER = ClusterId("30000000-0000-4000-8000-000000000001")
 DOMAIN = StorageDomainId("40000000-0000-4000-8000-000000000001")
 WEB1 = VmId("50000000-0000-4000-8000-000000000001")
 WEB2 = VmId("50000000-0000-4000-8000-000000000002")
+FOREIGN_XML = (
+    f"<domain type='qemu'><name>old</name><uuid>{WEB2}</uuid><memory unit='MiB'>64</memory>"
+    "<vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os>"
+    "<on_crash>restart</on_crash><devices/></domain>"
+)
+"""Of a VM of somebody else's."""
 
 
 class SimHost(SimHypervisor):
@@ -323,6 +329,11 @@ class Bench:
 
         await self.until(known)
 
+    async def configured(self, *vms: Vm, **changes: Any) -> None:
+        """As ``settings``; they are applied."""
+        self.agent.on_settings(self.settings(*vms, **changes))
+        await self.agent.host.settled.wait()
+
     async def do(self, body: OrderBody, **changes: Any) -> Outcome:
         order = self.order(body, **changes)
         return await self.give(order)
@@ -389,3 +400,17 @@ async def prepared(bench: Bench) -> Outcome:
 def qemu(bench: Bench, vm_id: VmId = WEB1) -> Qemu | None:
     domain = bench.hypervisor.libvirt.find(vm_id)
     return domain.qemu if domain is not None else None
+
+
+def runs(bench: Bench, vm_id: VmId = WEB1) -> bool:
+    found = bench.hypervisor.libvirt.domain(vm_id).qemu
+    return found is not None and found.running
+
+
+def run_foreign(bench: Bench) -> Domain:
+    """A VM of somebody else's, WEB2, started past the gate, which knows nothing of it yet."""
+    libvirt = bench.hypervisor.libvirt
+    domain = libvirt.define(FOREIGN_XML)
+    libvirt.start_paused(WEB2)
+    libvirt.run(WEB2)
+    return domain

@@ -40,8 +40,7 @@ def test_a_crashed_vm_runs_again_and_history_tells_it(bench: Bench) -> None:
 @pytest.mark.req("A8")
 def test_a_new_agent_finds_the_vm_running_and_touches_nothing(bench: Bench) -> None:
     async def first() -> None:
-        bench.agent.on_settings(bench.settings(bench.vm()))
-        await bench.agent.host.settled.wait()
+        await bench.configured(bench.vm())
         await bench.start()
 
     bench.run(first)
@@ -217,12 +216,10 @@ def test_a_full_disk_stops_no_restart_but_an_ordered_start(bench: Bench) -> None
 
 def test_settings_older_or_of_another_installation_are_ignored(bench: Bench) -> None:
     async def story() -> None:
-        bench.agent.on_settings(bench.settings(bench.vm(), revision=5))
-        await bench.agent.host.settled.wait()
+        await bench.configured(bench.vm(), revision=5)
         bench.agent.on_settings(bench.settings(revision=4))
         foreign = InstallationId("99999999-0000-4000-8000-000000000001")
-        bench.agent.on_settings(bench.settings(revision=9, installation_id=foreign))
-        await bench.agent.host.settled.wait()
+        await bench.configured(revision=9, installation_id=foreign)
         assert bench.agent.host.settings is not None
         assert bench.agent.host.settings.revision == 5
         assert bench.agent.hello_state().settings_revision == 5
@@ -248,8 +245,7 @@ def test_an_adopted_vm_has_its_grant_before_it_counts_as_managed(
             return real(*arguments, **keywords)
 
         monkeypatch.setattr(bench.agent.host.gate, "write", write)
-        bench.agent.on_settings(bench.settings(vm))
-        await bench.agent.host.settled.wait()
+        await bench.configured(vm)
 
     bench.run(story)
     assert written == [True]

@@ -13,6 +13,7 @@ from virtha.model.orders import (
     PauseVm,
     RebootMode,
     RebootVm,
+    ReleaseVm,
     StartVm,
 )
 from virtha.ports.hypervisor import HypervisorTimeout
@@ -32,8 +33,7 @@ def test_an_order_of_another_time_is_refused(
     bench: Bench, change: dict[str, object], code: str
 ) -> None:
     async def story() -> None:
-        bench.agent.on_settings(bench.settings())
-        await bench.agent.host.settled.wait()
+        await bench.configured()
         start = StartVm(vm=bench.vm(), grant=bench.grant(), by="ann")
         outcome = await bench.do(start, **change)
         assert (outcome.result, outcome.code) == (Result.REFUSED, code)
@@ -251,5 +251,25 @@ def test_a_grant_that_runs_out_while_qemu_is_made_ends_it_before_it_runs(
         assert qemu(bench) is None
         assert ran == []
         await bench.until(lambda: bool(bench.released()))
+
+    bench.run(story)
+
+
+# Many orders
+
+
+def test_no_order_is_left_without_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtha.agent.order_desk.IN_HAND_MAX", 3)
+
+    async def story() -> None:
+        await bench.listed()
+        orders = [bench.order(ReleaseVm(vm_id=WEB1)) for _ in range(6)]
+        for order in orders:
+            bench.agent.on_order(order)
+        await bench.until(lambda: all(bench.outcomes(order) for order in orders))
+        answers = [bench.outcomes(order)[0].code for order in orders]
+        assert answers == [None] * 3 + ["problem.unavailable"] * 3
+        # Turned away is not carried out: the same order is, once there is room.
+        assert (await bench.give(orders[5])).result is Result.OK
 
     bench.run(story)
