@@ -1,7 +1,7 @@
 """The gateway: sessions of agents and guardians, beats, facts in, orders out.
 
 Beats live in memory only and are acknowledged by the session itself: whatever the database does, they
-are answered. Facts pass to the use cases (``fact_recorder``), and are acknowledged after the commit, and
+are answered. Facts pass to the use cases (``fact_queue``), and are acknowledged after the commit, and
 after what the engine makes of them is durable as well (``watcher``); while the store is unavailable they
 wait (the session's window bounds how many) and stay on their host's disk. The wiring::
 
@@ -33,7 +33,7 @@ from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
 from virtha.server.channel_desk import ChannelDesk
-from virtha.server.fact_recorder import FactRecorder
+from virtha.server.fact_queue import FactQueue
 from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import HostPresence, Sighting
@@ -97,7 +97,7 @@ class Gateway:
         self._slots = asyncio.Semaphore(HELLOS_MAX)
         self._ended: Counter[str] = Counter()
         self._beats = 0
-        self._recorder = FactRecorder(self._on_recorded)
+        self._fact_queue = FactQueue(self._on_recorded)
         self._told: dict[tuple[str, str], Millis] = {}
         self._closing = False
         self.channels = ChannelDesk(self._agent_session)
@@ -115,7 +115,7 @@ class Gateway:
     ) -> int:
         """Listen; returns the port. Raises OSError when the address can't be had."""
         self._control = control
-        self._recorder.start(control.facts)
+        self._fact_queue.start(control.facts)
         self._term = term
         self._link = ServerLink(
             self,
@@ -129,12 +129,12 @@ class Gateway:
     async def close(self) -> None:
         """Goodbye to all. Facts whose commit is under way are finished, the others come again."""
         self._closing = True
-        self._recorder.stop()
+        self._fact_queue.stop()
         for task in self._tasks:
             task.cancel()
         if self._link is not None:
             await self._link.close()
-        await self._recorder.finish(self._lines.values())
+        await self._fact_queue.finish(self._lines.values())
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # HostLinks
@@ -267,9 +267,9 @@ class Gateway:
             guardians=sum(line.guardian is not None for line in lines),
             connections=self._link.connections if self._link is not None else 0,
             beats=self._beats,
-            facts=self._recorder.facts,
+            facts=self._fact_queue.facts,
             facts_waiting=sum(line.facts_waiting for line in lines),
-            store_retries=self._recorder.store_retries,
+            store_retries=self._fact_queue.store_retries,
             ended=dict(self._ended),
         )
 
@@ -549,7 +549,7 @@ class Gateway:
     def on_facts(self, connection: ServerConnection, facts: Facts) -> None:
         line = connection.owner
         assert isinstance(line, HostLine)
-        self._recorder.take(line, connection, facts)
+        self._fact_queue.take(line, connection, facts)
 
     async def _on_recorded(
         self, line: HostLine, connection: ServerConnection, batch: list[Fact], sequence: int

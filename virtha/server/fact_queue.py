@@ -22,7 +22,7 @@ Recorded = Callable[[HostLine, ServerConnection, list[Fact], int], Awaitable[Non
 _log = structlog.get_logger(__name__)
 
 
-class FactRecorder:
+class FactQueue:
     """One task per host that has facts waiting; they wait in its ``HostLine``."""
 
     def __init__(self, recorded: Recorded) -> None:
