@@ -160,7 +160,7 @@ class LeasedHost:
             time.sleep(0.5)
             return before == last == self.alive_ms()
 
-        until(silent, 60)
+        until(silent)
         return last
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class LeasedHost:
                 process.wait(10)
 
 
-def until(condition: Callable[[], bool], within_s: float = 30) -> None:
+def until(condition: Callable[[], bool], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline

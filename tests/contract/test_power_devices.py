@@ -19,7 +19,7 @@ from virtha.ports.power import PowerDevice
 
 DEADLINE_MS = 20_000
 HANG_MS = 1_500
-LATE_S = 5.0
+LATE_S = 60.0
 """On a busy machine an end may be told so much later than its deadline."""
 
 pytestmark = [

@@ -267,8 +267,6 @@ def test_grants_without_a_vm_go_and_those_of_running_ones_stay(bench: Bench) -> 
 def test_storage_that_hangs_is_unusable_and_stops_nothing_else(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virtha.agent.reports.PROBE_DEADLINE_MS", 100)
-
     def usable() -> list[bool]:
         found = [fact.body for fact in bench.facts() if isinstance(fact.body, StorageReport)]
         return [report.usable for report in found]
@@ -284,6 +282,7 @@ def test_storage_that_hangs_is_unusable_and_stops_nothing_else(
         assert prepared.result is Result.OK
         await bench.until(lambda: usable()[-1:] == [True])
         # A read that never ends, as on a dead NFS server.
+        monkeypatch.setattr("virtha.agent.reports.PROBE_DEADLINE_MS", 100)
         monkeypatch.setattr("virtha.agent.reports._probe", lambda *_: fifo.read_bytes())
         bench.agent.on_settings(bench.settings(bench.vm(), revision=2))
         await bench.until(lambda: usable()[-1:] == [False])

@@ -33,7 +33,7 @@ async def lead(made: Movers) -> MoveEnd:
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await story()
 
     asyncio.run(bounded())
@@ -188,6 +188,6 @@ def test_it_is_gone_at_once_when_it_must_be(tmp_path: Path) -> None:
         began = time.monotonic()
         end = await lead(movers(tmp_path, program))
         assert end == MoveEnd(result=Result.UNKNOWN, detail="no answer")
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < 50
 
     run(story)

@@ -302,7 +302,7 @@ async def start_server(
     return ServerRig(pki, control, gateway, port)
 
 
-async def until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
     """Wait for a condition, never for a time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -47,7 +47,7 @@ from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import the_installation
 from virtha.wire.messages import Beat, PeerRole
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 GIB = 1 << 30
 MIB = 1 << 20
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)

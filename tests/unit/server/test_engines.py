@@ -15,7 +15,7 @@ from virtha.model.errors import Failed
 from virtha.model.ids import Term
 from virtha.store.installations import set_term
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @asynccontextmanager

@@ -234,7 +234,7 @@ def test_the_loop_ends_when_the_server_stops() -> None:
         task = asyncio.create_task(story.watch.run(stopping))
         await asyncio.sleep(0)
         stopping.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await task
 
     asyncio.run(main())
