@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from own_bmc import PASSWORD, UUID
@@ -39,8 +40,8 @@ async def at(kind: str, directory: Path) -> AsyncIterator[tuple[Place, PowerDevi
             await device.close()
 
 
-def run(work: Callable[[], object]) -> None:
-    asyncio.run(work())  # type: ignore[arg-type]
+def run(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    asyncio.run(work())
 
 
 def always() -> bool:

@@ -251,7 +251,7 @@ def test_a_healthy_host_renews_declares_and_permits(host: LeasedHost, qemus: Fak
         permits = load_permits(bench.paths.start_permits, bench.boot)
         assert permits.objection([DOMAIN, OTHER], bench.clock.monotonic_ms()) is None
         late = bench.clock.monotonic_ms() + LEASE.self_fence_after_ms
-        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]
+        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]  # a sum of times
 
     host.run(story)
     assert vm.poll() is None
@@ -450,7 +450,7 @@ def test_a_reader_poisons_whom_it_is_told_and_tells_its_rounds(host: LeasedHost)
     )
 
 
-POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]
+POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]  # any boot
 
 
 def test_the_next_guardian_of_the_boot_goes_on_where_the_last_one_was(
