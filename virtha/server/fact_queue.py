@@ -86,7 +86,7 @@ class FactQueue:
         delay_s = STORE_RETRY_FIRST_S
         while connection is line.agent and not self._closing:
             try:
-                return await self._use_cases.record_facts(line.host_id, connection.boot, batch)
+                return await self._use_cases.record_facts(line.host_id, batch)
             except Unavailable as error:
                 self.store_retries += 1
                 _log.warning("facts wait for the store", host_id=line.host_id, error=str(error))

@@ -85,8 +85,6 @@ class MemoryControl:
         self.lost: list[HostId] = []
         self.boots: list[BootId] = []
         """Of the hellos that were recorded."""
-        self.carried_by: list[BootId] = []
-        """Of each batch."""
         self.term = Term(3)
         self.counts_on = True
         """Past terms of other servers."""
@@ -162,13 +160,12 @@ class MemoryControl:
         facts = self.recorded.get(host_id)
         return facts[-1].sequence if facts else 0
 
-    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
+    async def record_facts(self, host_id: HostId, facts: Sequence[Fact]) -> int:
         if self.fail is not None:
             raise self.fail
         await self.gate.wait()
         known = self.acknowledged(host_id)
         self.batches.append(len(facts))
-        self.carried_by.append(carried_by)
         self.recorded.setdefault(host_id, []).extend(f for f in facts if f.sequence > known)
         return self.acknowledged(host_id)
 

@@ -1,23 +1,48 @@
 """Facts at the gateway: acknowledged when they are recorded, once and in order, whatever the database does."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from link_rig import H1, Pki, beat, connected, run, server, start_server, until
 
 from virtha.model.errors import Unavailable
-from virtha.wire.messages import PeerRole
+from virtha.model.facts import Fact
+from virtha.model.ids import BootId, HostId
+from virtha.server.gateway import Gateway
+from virtha.wire.messages import Beat, PeerRole
+
+
+class Engines:
+    """Whoever is told beside the use cases, and says when a host may forget its facts."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.carried_by: set[BootId] = set()
+
+    def beat(self, host_id: HostId, beat: Beat) -> None: ...
+
+    def session(
+        self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
+    ) -> None: ...
+
+    async def facts(
+        self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int
+    ) -> None:
+        self.carried_by.add(boot)
+        self._gateway.acknowledge(host_id, recorded)
 
 
 @pytest.mark.req("F9")
 def test_facts_come_with_the_boot_whose_session_brought_them(pki: Pki) -> None:
     async def story() -> None:
         async with server(pki) as rig:
+            rig.gateway.watcher = engines = Engines(rig.gateway)
             host = await connected(rig, boot="boot-7")
             host.outbox.write(2)
             host.link.facts_written()
             await until(lambda: host.events.facts_acknowledged[-1:] == [2], "acknowledged")
-            assert set(rig.control.carried_by) == {"boot-7"}
+            assert engines.carried_by == {"boot-7"}
 
     run(story())
 

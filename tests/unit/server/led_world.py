@@ -223,7 +223,7 @@ class PlayedHost:
         await self._send(facts)
 
     async def _send(self, facts: list[Fact]) -> None:
-        recorded = await self.world.control.facts.record_facts(self.id, self.boot, facts)
+        recorded = await self.world.control.facts.record_facts(self.id, facts)
         watcher = self.world.gateway.watcher
         if watcher is not None:
             await watcher.facts(self.id, self.boot, facts, recorded)
