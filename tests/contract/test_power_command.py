@@ -4,10 +4,8 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -55,7 +53,7 @@ def device(executable: str, **more: object) -> PowerDevice:
         executable=executable,
         status="chassis status",
         stop="chassis power off",
-        **more,  # type: ignore[arg-type]  # any field
+        **more,  # type: ignore[arg-type]
     )
     return RealPowerDevices().device(settings, {"password": PASSWORD})
 
@@ -68,9 +66,8 @@ def stop(one: PowerDevice, deadline_ms: int = 20_000) -> PowerOutcome:
     return asyncio.run(one.order(PowerAction.OFF, deadline_ms=deadline_ms, may_go=lambda: True))
 
 
-def told(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "told").read_text())
-    return found
+def told(directory: Path) -> dict[str, object]:
+    return json.loads((directory / "told").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.mark.bad_input("metacharacters in a power password")
@@ -92,7 +89,7 @@ def test_a_password_goes_by_the_environment_unless_the_syntax_names_it(tmp_path:
     assert read(one).state is PowerState.ON
     found = told(tmp_path)
     assert found["words"] == ["-H", "bmc h1", "chassis status"]
-    assert found["environment"]["IPMI_PASSWORD"] == PASSWORD
+    assert found["environment"]["IPMI_PASSWORD"] == PASSWORD  # type: ignore[index]
     assert found["stdin"] == ""
 
 
@@ -190,7 +187,7 @@ def test_it_dies_with_the_server(tmp_path: Path):
         "import asyncio\nfrom virtha.drivers.bounded_program import run_program\n"
         f"asyncio.run(run_program([{script(tmp_path, f'echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 1000')!r}], environment={{}}, deadline_ms=600000))\n"
     )
-    server = subprocess.Popen([sys.executable, "-c", program])
+    server = subprocess.Popen([os.sys.executable, "-c", program])  # type: ignore[attr-defined]
     until_s = time.monotonic() + 60
     while not pid_file.exists():
         assert time.monotonic() < until_s

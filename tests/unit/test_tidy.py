@@ -130,9 +130,3 @@ def test_links_of_the_documents_lead_somewhere() -> None:
         if "://" not in link and not (page.parent / link).exists()
     ]
     assert lost == []
-
-
-def test_each_page_of_the_guide_is_found_from_the_readme() -> None:
-    linked = set(LINK.findall((ROOT / "README.md").read_text()))
-    guide = {f"docs/guide/{page.name}" for page in (ROOT / "docs" / "guide").glob("*.md")}
-    assert guide - linked == set()
