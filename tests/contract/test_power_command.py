@@ -20,6 +20,8 @@ from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
 
 pytestmark = pytest.mark.req("F5")
 PASSWORD = 'it\'s "$HOME" `id` $(id) ; rm -rf x | & > \\ *\t%s é'
+SLEEP = f"sleep {1_000_000 + os.getpid()}"
+"""Nobody else's: the same test may run elsewhere on this machine."""
 DOCUMENT = (
     "$IPMI_EXEC --username $IPMI_Username --password  $IPMI_password   --command $IPMI_ACTION"
     " --host $IPMI_HOST"
@@ -157,25 +159,21 @@ def test_what_prints_for_ever_ends_at_the_deadline(tmp_path: Path):
     began_s = time.monotonic()
     reading = read(device(script(tmp_path, "exec yes off")), 1_000)
     assert reading.code == "power.no_answer" and len(reading.detail) <= 500
-    assert time.monotonic() - began_s < 6
+    assert time.monotonic() - began_s < 60
 
 
 @pytest.mark.bad_input("power script that forks")
 @pytest.mark.parametrize("way", ["", "setsid ", "setsid setsid nohup "])
 def test_what_it_leaves_behind_is_ended_with_it(tmp_path: Path, way: str):
-    text = (
-        f"{way}sleep 1000 & echo $! > {tmp_path}/left; (({way}sleep 1000 &) &); sleep 0.3; echo off"
-    )
+    text = f"{way}{SLEEP} & echo $! > {tmp_path}/left; (({way}{SLEEP} &) &); sleep 0.3; echo off"
     began_s = time.monotonic()
-    assert stop(device(script(tmp_path, text))).result is Result.OK
-    assert time.monotonic() - began_s < 10, "a child that holds the pipe open is not waited for"
+    assert stop(device(script(tmp_path, text)), 120_000).result is Result.OK
+    assert time.monotonic() - began_s < 60, "a child that holds the pipe open is not waited for"
     assert not _marked(), "nothing of it is left"
 
 
 @pytest.mark.bad_input("power script that hangs")
-@pytest.mark.parametrize(
-    "text", ["sleep 1000", "trap '' TERM INT HUP; setsid sleep 1000; sleep 1000"]
-)
+@pytest.mark.parametrize("text", [SLEEP, f"trap '' TERM INT HUP; setsid {SLEEP}; {SLEEP}"])
 def test_what_hangs_is_killed_with_its_children(tmp_path: Path, text: str):
     outcome = stop(device(script(tmp_path, text)), 700)
     assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer")
@@ -190,14 +188,14 @@ def test_it_dies_with_the_server(tmp_path: Path):
         f"asyncio.run(run_program([{script(tmp_path, f'echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 1000')!r}], environment={{}}, deadline_ms=600000))\n"
     )
     server = subprocess.Popen([os.sys.executable, "-c", program])  # type: ignore[attr-defined]
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 60
     while not pid_file.exists():
         assert time.monotonic() < until_s
         time.sleep(0.02)
     pid = int(pid_file.read_text())
     server.kill()
     server.wait()
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + 60
     while _lives(pid):
         assert time.monotonic() < until_s, "it outlived the server"
         time.sleep(0.02)
@@ -275,7 +273,7 @@ def _marked() -> list[str]:
                     found.append((one / "cmdline").read_text())
         except OSError:
             continue
-    return [one for one in found if "sleep\x001000" in one]
+    return [one for one in found if SLEEP.replace(" ", "\0") in one]
 
 
 def _lives(pid: int) -> bool:
