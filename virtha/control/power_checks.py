@@ -32,8 +32,9 @@ _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
     PowerDriver.REDFISH: _COMMON | {"certificate", "authority_pem"},
     PowerDriver.FENCE_AGENT: _COMMON | {"agent", "parameters"},
 }
-_OUR_OWN = frozenset({"action", "method", "plug", "port"})
-"""Parameters of fence agents that are not the administrator's: ``method=cycle`` would make an off that is none."""
+_OUR_OWN = frozenset({"action", "method", "plug", "port", "missing_as_off", "network_fencing"})
+"""Parameters of fence agents that are not the administrator's: ``method=cycle`` would make an off that is none, and so would
+what says off of a machine that is not found, or of its network (P1)."""
 
 
 def check_given(given: PowerSettings, *, of_cluster: bool) -> None:
@@ -125,6 +126,12 @@ def _check_command(whole: PowerSettings) -> None:
 
 
 def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, str]) -> None:
+    if form.unfit:
+        raise InvalidInput(
+            f"{form.name} can't be a host's power device: {form.unfit}",
+            field="settings.agent",
+            fix="use one that switches the machine itself: virtha host power agent list",
+        )
     known = {one.name: one for one in form.parameters}
     taken = {
         form.address_name: "address",
