@@ -1,6 +1,9 @@
 """What the settings of a power device may be; every error names the field and the fix."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from socket import inet_aton, inet_ntoa
 
 from msgspec.structs import fields
 
@@ -23,6 +26,7 @@ IPMI_PASSWORD_BYTES_MAX = 20
 """IPMI 2.0, sections 22.28 and 22.30."""
 CIPHERS = tuple(range(20))
 PARAMETERS_MAX = 100
+_USUAL_PORTS = {PowerDriver.IPMI: 623, PowerDriver.REDFISH: 443}
 _ACTIONS = ("stop", "start", "reboot", "blink", "test", "status")
 _COMMON = frozenset({"driver", "level", "address", "port", "plug", "user"})
 _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
@@ -99,6 +103,36 @@ def check_whole(
             assert form is not None
             _check_agent(whole, form, secrets)
     _check_secrets(whole, secrets, form)
+
+
+def same_address(one: PowerSettings, other: PowerSettings) -> bool:
+    return bool(one.address and other.address) and _spelled(one) == _spelled(other)
+
+
+def same_place(one: PowerSettings, other: PowerSettings) -> bool:
+    """Whether two whole settings reach one machine, as far as they tell (P1). Their ports count where they are not their protocols' own (several simulated BMCs may
+    share an address), so IPMI and Redfish of one BMC are one place."""
+    if not same_address(one, other) or _own_port(one) != _own_port(other):
+        return False
+    # Redfish without a plug is the only system there is: another's plug can name no other machine.
+    only = any(each.driver is PowerDriver.REDFISH and not each.plug for each in (one, other))
+    return only or (one.plug or "") == (other.plug or "")
+
+
+def _own_port(settings: PowerSettings) -> int | None:
+    usual = settings.port == _USUAL_PORTS.get(settings.driver or PowerDriver.COMMAND)
+    return None if usual else settings.port
+
+
+def _spelled(settings: PowerSettings) -> str:
+    """One spelling for each address, as far as that can be told without asking for names."""
+    plain = (settings.address or "").lower().rstrip(".")
+    with suppress(ValueError):
+        number = ip_address(plain)
+        return str((number.version == 6 and number.ipv4_mapped) or number)
+    with suppress(OSError):
+        return inet_ntoa(inet_aton(plain))  # 010.0.0.1, 167772161: what resolvers take for numbers
+    return plain
 
 
 def secret_names(whole: PowerSettings, form: AgentForm | None) -> tuple[str, ...]:
