@@ -1,6 +1,6 @@
 """Power devices: a host's values over its cluster's, field by field; what is refused; what a test is worth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -449,6 +449,45 @@ def test_another_machines_device_is_not_switched(tell: Tell):
         assert device.orders == 0
         device.uuid = ours
         assert (await orders.test(ADMIN, "h1", "bmc")).test.code is None
+
+    tell(story)
+
+
+class ItsOwnDevice(AnothersDevice):
+    """``meanwhile``: what happens while it is read."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        super().__init__("")
+        self.meanwhile = meanwhile
+
+    async def status(self, *, deadline_ms: int) -> PowerReading:
+        await self.meanwhile()
+        return PowerReading(state=PowerState.ON)
+
+
+def test_a_test_is_worth_nothing_if_it_is_slow_or_its_boot_ended(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        takes_ms = [3_000, 0]
+
+        async def slow() -> None:
+            world.clock.advance(takes_ms.pop(0))
+
+        box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
+        device = ItsOwnDevice(slow)
+        orders = PowerOrders(world.store, Power(world.store, box, device), world.clock)
+        first = (await orders.test(ADMIN, "h1", "bmc")).test
+        assert first.passed and first.took_ms == 0, "the first one has more to do"
+        takes_ms += [3_000, 2_000]
+        always = (await orders.test(ADMIN, "h1", "bmc")).test
+        assert (always.passed, always.code, always.took_ms) == (False, "power.too_slow", 2_000)
+
+        async def booted_anew() -> None:
+            await world.hosts["h1"].hello(boot="another")
+
+        device.meanwhile = booted_anew
+        answer = (await orders.test(ADMIN, "h1", "bmc")).test
+        assert (answer.passed, answer.boot) == (False, None), "it said on of which boot?"
 
     tell(story)
 
