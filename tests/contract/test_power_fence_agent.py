@@ -164,7 +164,7 @@ def test_what_is_off_without_the_machine_being_off_is_unfit(name: str, inside: s
         check_whole(given, given, {}, form)
 
 
-@pytest.mark.parametrize("name", ["missing_as_off", "network_fencing"])
+@pytest.mark.parametrize("name", ["missing_as_off", "network_fencing", "port_as_ip"])
 def test_no_parameter_makes_an_off_of_something_else(name: str):
     one = AgentParameter(name=name, kind="boolean")
     form = AgentForm(name="fence_vm", parameters=(one,))

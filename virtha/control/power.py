@@ -320,21 +320,22 @@ async def _drop(
 async def _check_address_is_its_own(
     tx: Transaction, host: Host, name: str, whole: PowerSettings
 ) -> None:
-    """A BMC's address belongs to one host (P1). Raises Conflict."""
-    if not whole.address:
-        return
+    """A BMC's address belongs to one host (P1); where there is none, all that the device is told. Raises Conflict."""
     for row in await power_of_all_hosts(tx):
         other = row.record
         itself = other.host_id == host.id and other.name == name
-        if itself or not same_address(whole, other.settings):
+        nowhere = not whole.address and not other.settings.address
+        if itself or not (nowhere or same_address(whole, other.settings)):
             continue
         owner = (await the_host(tx, str(other.host_id))).host
         shared = await _cluster_device(tx, owner.cluster_id, other.name)
         if same_place(whole, _whole(shared, row)):
             whose = "another device of it" if owner.id == host.id else owner.name
             raise Conflict(
-                f"{whole.address} is the address of {whose} ({other.name}) already",
-                field="settings.address",
+                f"that is the machine of {whose} ({other.name}) already"
+                if nowhere
+                else f"{whole.address} is the address of {whose} ({other.name}) already",
+                field="settings.plug" if nowhere else "settings.address",
                 fix="give each host its own; where one address serves several, set plug",
             )
 

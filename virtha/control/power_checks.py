@@ -5,7 +5,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from socket import inet_aton, inet_ntoa
 
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from virtha.control.receiver_checks import check_host, check_pem
 from virtha.model.command_syntax import SYNTAX_LENGTH_MAX, action_words, check_syntax, variables_of
@@ -36,9 +36,11 @@ _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
     PowerDriver.REDFISH: _COMMON | {"certificate", "authority_pem"},
     PowerDriver.FENCE_AGENT: _COMMON | {"agent", "parameters"},
 }
-_OUR_OWN = frozenset({"action", "method", "plug", "port", "missing_as_off", "network_fencing"})
+_OUR_OWN = frozenset(
+    {"action", "method", "plug", "port", "port_as_ip", "missing_as_off", "network_fencing"}
+)
 """Parameters of fence agents that are not the administrator's: ``method=cycle`` would make an off that is none, and so would
-what says off of a machine that is not found, or of its network (P1)."""
+what says off of a machine that is not found, or of its network; with ``port_as_ip`` it goes to another address (P1)."""
 
 
 def check_given(given: PowerSettings, *, of_cluster: bool) -> None:
@@ -112,11 +114,18 @@ def same_address(one: PowerSettings, other: PowerSettings) -> bool:
 def same_place(one: PowerSettings, other: PowerSettings) -> bool:
     """Whether two whole settings reach one machine, as far as they tell (P1). Their ports count where they are not their protocols' own (several simulated BMCs may
     share an address), so IPMI and Redfish of one BMC are one place."""
+    if not one.address and not other.address:
+        return _told(one) == _told(other)
     if not same_address(one, other) or _own_port(one) != _own_port(other):
         return False
     # Redfish without a plug is the only system there is: another's plug can name no other machine.
     only = any(each.driver is PowerDriver.REDFISH and not each.plug for each in (one, other))
     return only or (one.plug or "") == (other.plug or "")
+
+
+def _told(settings: PowerSettings) -> PowerSettings:
+    """All that a device without an address is told, and so all that could say which machine it is to switch."""
+    return replace(settings, level=None, user=None, plug=settings.plug or None)
 
 
 def _own_port(settings: PowerSettings) -> int | None:

@@ -144,7 +144,7 @@ def test_an_address_belongs_to_one_host(tell: Tell):
     tell(story)
 
 
-IPMI, REDFISH = PowerDriver.IPMI, PowerDriver.REDFISH
+IPMI, REDFISH, AGENT = PowerDriver.IPMI, PowerDriver.REDFISH, PowerDriver.FENCE_AGENT
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,10 @@ IPMI, REDFISH = PowerDriver.IPMI, PowerDriver.REDFISH
             {"driver": REDFISH, "address": "b", "plug": "1"},
             False,
         ),
-        ({}, {}, False),
+        ({}, {"address": "10.0.0.1"}, False),
+        ({"driver": AGENT, "plug": "i-1"}, {"driver": AGENT, "plug": "i-1", "user": "b"}, True),
+        ({"driver": AGENT, "plug": "i-1"}, {"driver": AGENT, "plug": "i-2"}, False),
+        ({"driver": AGENT, "plug": ""}, {"driver": AGENT}, True),
     ],
 )
 def test_one_place_in_another_spelling(first: Any, second: Any, same: bool):
@@ -188,6 +191,12 @@ def test_what_a_cluster_says_counts_for_the_place_of_each_host(tell: Tell):
         with pytest.raises(Conflict, match="h1"):
             await power.put_of_host(ADMIN, "h2", "bmc", own(address="10.0.0.1"), None)
         await power.put_of_host(ADMIN, "h2", "bmc", own(address="10.0.0.1", port=6231), None)
+        script = shared(world.directory, syntax="$IPMI_EXEC $IPMI_ACTION $IPMI_PLUG")
+        await power.put_of_cluster(ADMIN, "default", "pdu", script, None)
+        await power.put_of_host(ADMIN, "h1", "pdu", own(plug="1"), None)
+        with pytest.raises(Conflict, match="h1"):
+            await power.put_of_host(ADMIN, "h2", "pdu", own(plug="1"), None)
+        await power.put_of_host(ADMIN, "h2", "pdu", own(plug="2"), None)
 
     tell(story)
 
