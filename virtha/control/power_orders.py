@@ -144,8 +144,12 @@ class PowerOrders:
         deadline_ms = cluster.policy.fencing.order_deadline_ms
         began_ms = self._clock.monotonic_ms()
 
+        went: list[bool] = []
+
         def may_go() -> bool:
-            return self._clock.monotonic_ms() - began_ms <= LOOK_DEADLINE_MS + FRESH_MS
+            fresh = self._clock.monotonic_ms() - began_ms <= LOOK_DEADLINE_MS + FRESH_MS
+            went.append(fresh)
+            return fresh
 
         async def work(device: PowerDevice) -> tuple[PowerOutcome, PowerReading]:
             await _refuse_another_machine(reached, device)
@@ -153,17 +157,25 @@ class PowerOrders:
             until_ms = began_ms + deadline_ms + LOOK_DEADLINE_MS
             return outcome, await self._read_back(device, action, outcome, until_ms)
 
-        outcome, reading = await self._with(reached, work)
-        async with self._store.write() as tx:
-            await record(
-                tx,
-                "power.ordered",
-                host=host,
-                by=caller.name,
-                action=action.value,
-                device=reached.name,
-                result=f"{outcome.result.value}, now {reading.state.value}",
-            )
+        async def told(result: str) -> None:
+            async with self._store.write() as tx:
+                await record(
+                    tx,
+                    "power.ordered",
+                    host=host,
+                    by=caller.name,
+                    action=action.value,
+                    device=reached.name,
+                    result=result,
+                )
+
+        try:
+            outcome, reading = await self._with(reached, work)
+        except BaseException:
+            if any(went):
+                await told("its end is not known")  # whoever asked is gone, or the server stops
+            raise
+        await told(f"{outcome.result.value}, now {reading.state.value}")
         code = outcome.code or _not_done(action, reading) or reading.code
         return PowerOrderView(
             name=reached.name,

@@ -1,5 +1,6 @@
 """Power devices: a host's values over its cluster's, field by field; what is refused; what a test is worth."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -497,6 +498,36 @@ def test_a_test_is_worth_nothing_if_it_is_slow_or_its_boot_ended(tell: Tell):
         device.meanwhile = booted_anew
         answer = (await orders.test(ADMIN, "h1", "bmc")).test
         assert (answer.passed, answer.boot) == (False, None), "it said on of which boot?"
+
+    tell(story)
+
+
+def test_an_order_whose_end_nobody_waits_for_is_told(tell: Tell):
+    """The request is cancelled (the server stops): the host may be off all the same, by somebody's word."""
+
+    class Hangs(ItsOwnDevice):
+        async def order(self, action: PowerAction, *, deadline_ms: int, may_go: MayGo) -> Any:
+            assert may_go()
+            went.set()
+            await asyncio.Event().wait()
+
+    went = asyncio.Event()
+
+    async def nothing() -> None:
+        """It is only read."""
+
+    async def story(world: World) -> None:
+        await set_up(world)
+        box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
+        power = Power(world.store, box, Hangs(nothing))
+        orders = PowerOrders(world.store, power, world.clock)
+        off = PowerOrderRequest(action=PowerAction.OFF)
+        asked = asyncio.create_task(orders.order(ADMIN, "h1", "bmc", off))
+        await went.wait()
+        asked.cancel()
+        await asyncio.wait({asked})
+        (event,) = await world.events("power.ordered")
+        assert "not known" in event.message and event.user == "admin"
 
     tell(story)
 
