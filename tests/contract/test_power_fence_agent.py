@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from virtha.control.power_checks import check_whole
+from virtha.control.power_checks import check_given, check_whole
 from virtha.drivers import bounded_program, power_fence_agent
 from virtha.drivers.power_agent_form import agent_form
 from virtha.drivers.power_devices import RealPowerDevices
@@ -37,10 +38,14 @@ def test_those_that_are_installed_are_listed():
     assert found == tuple(sorted(found))
 
 
-def test_one_with_its_state_in_a_file(tmp_path: Path):
+def test_one_with_its_state_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Debian's fence_dummy, under a name that is not refused."""
+    path = bounded_program.SEARCH_PATH
+    (tmp_path / "fence_filed").symlink_to(str(bounded_program.find_program("fence_dummy")))
+    monkeypatch.setattr(bounded_program, "SEARCH_PATH", f"{tmp_path}:{path}")
     settings = PowerSettings(
         driver=PowerDriver.FENCE_AGENT,
-        agent="fence_dummy",
+        agent="fence_filed",
         parameters={"status_file": str(tmp_path / "state"), "type": "file"},
     )
 
@@ -95,7 +100,12 @@ AGENT = """#!/bin/sh
 read -r action
 echo "$action" >> "$(dirname "$0")/asked"
 case "$action" in
-action=metadata) {metadata}; echo '<resource-agent><actions><action name="off"/><action name="status"/></actions></resource-agent>' ;;
+action=metadata) {metadata}; cat <<END
+<resource-agent><parameters>
+<parameter name="ip"/><parameter name="plug"/><parameter name="method"/><parameter name="missing_as_off"/><parameter name="wait"/>
+</parameters><actions><action name="off"/><action name="status"/></actions></resource-agent>
+END
+;;
 *) echo "Status: OFF"; exit 2 ;;
 esac
 """
@@ -171,3 +181,22 @@ def test_no_parameter_makes_an_off_of_something_else(name: str):
     given = PowerSettings(driver=PowerDriver.FENCE_AGENT, agent="fence_vm", parameters={name: "1"})
     with pytest.raises(InvalidInput, match="virtha sets it"):
         check_whole(given, given, {}, form)
+
+
+@pytest.mark.parametrize("name", ["method", "missing_as_off", "plug", "ip", "ipaddr", "option"])
+def test_what_a_cluster_came_to_say_later_does_not_reach_the_agent(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A host's settings are checked as a whole when they are set; the cluster's change for all."""
+    settings = replace(own_agent(tmp_path, monkeypatch), parameters={"wait": "1", name: "x"})
+    device = RealPowerDevices().device(settings, {})
+    outcome = asyncio.run(device.order(PowerAction.OFF, deadline_ms=20_000, may_go=lambda: True))
+    assert (outcome.result, outcome.code) == (Result.REFUSED, "power.unusable_settings")
+    assert name in outcome.detail
+    assert (tmp_path / "asked").read_text().split() == ["action=metadata"]
+
+
+def test_a_cluster_is_not_let_say_it():
+    given = PowerSettings(driver=PowerDriver.FENCE_AGENT, parameters={"method": "cycle"})
+    with pytest.raises(InvalidInput, match="virtha sets it"):
+        check_given(given, of_cluster=True)

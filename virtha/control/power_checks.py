@@ -12,6 +12,7 @@ from virtha.model.command_syntax import SYNTAX_LENGTH_MAX, action_words, check_s
 from virtha.model.errors import InvalidInput
 from virtha.model.power_settings import (
     LEVELS_MAX,
+    OUR_PARAMETERS,
     OWN_FIELDS,
     SYNTAX,
     PowerDriver,
@@ -36,11 +37,6 @@ _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
     PowerDriver.REDFISH: _COMMON | {"certificate", "authority_pem"},
     PowerDriver.FENCE_AGENT: _COMMON | {"agent", "parameters"},
 }
-_OUR_OWN = frozenset(
-    {"action", "method", "plug", "port", "port_as_ip", "missing_as_off", "network_fencing"}
-)
-"""Parameters of fence agents that are not the administrator's: ``method=cycle`` would make an off that is none, and so would
-what says off of a machine that is not found, or of its network; with ``port_as_ip`` it goes to another address (P1)."""
 
 
 def check_given(given: PowerSettings, *, of_cluster: bool) -> None:
@@ -74,6 +70,12 @@ def check_given(given: PowerSettings, *, of_cluster: bool) -> None:
         raise InvalidInput("is the same as status_on", field="settings.status_off")
     check_pem(given.authority_pem or None)
     for name, value in (given.parameters or {}).items():
+        if name in OUR_PARAMETERS:
+            raise InvalidInput(
+                "is not to be set: virtha sets it",
+                field=f"settings.parameters.{name}",
+                fix="set plug, for each host" if name in ("plug", "port") else "leave it out",
+            )
         _check_line(name, "parameters")
         _check_line(value, f"parameters.{name}")
     if given.driver is not None:
@@ -191,10 +193,10 @@ def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, st
             raise InvalidInput(
                 f"is set as {taken[name]}", field=field, fix=f"set {taken[name]} instead"
             )
-        if name in _OUR_OWN:
+        if name in OUR_PARAMETERS:
             raise InvalidInput("is not to be set: virtha sets it", field=field)
         if name not in known:
-            offered = known.keys() - taken.keys() - _OUR_OWN
+            offered = known.keys() - taken.keys() - OUR_PARAMETERS
             raise InvalidInput(
                 f"{form.name} has no such parameter", field=field, allowed=tuple(sorted(offered))
             )
@@ -205,7 +207,7 @@ def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, st
         own_field = taken.get(one.name)
         set_ = getattr(whole, own_field) if own_field else given.get(one.name)
         secret = "password" if one.name == form.password_name else one.name
-        if one.required and one.name not in _OUR_OWN and not set_ and secret not in secrets:
+        if one.required and one.name not in OUR_PARAMETERS and not set_ and secret not in secrets:
             raise _missing(own_field or f"parameters.{one.name}")
     if form.address_name:
         _need(whole, "address")

@@ -11,7 +11,7 @@ from virtha.drivers.power_words import NO_ANSWER, PowerWords, code_of_program, s
 from virtha.model.errors import Failed, NotFound
 from virtha.model.evidence import PowerState
 from virtha.model.power import PowerAction
-from virtha.model.power_settings import PowerSettings
+from virtha.model.power_settings import OUR_PARAMETERS, PowerSettings
 from virtha.ports.power import AgentForm, MayGo, PowerOutcome, PowerReading
 
 METADATA_DEADLINE_MS = 10_000
@@ -131,6 +131,9 @@ class FenceAgentPower:
             code = error.code if isinstance(error, Failed) else ""
             code = code if code == NO_ANSWER else "power.program_missing"
             return Ended(began=False), (code, str(error))
+        objection = self._objection(form)
+        if objection:
+            return Ended(began=False), ("power.unusable_settings", objection)
         program = find_program(name)
         if program is None:
             return Ended(began=False), ("power.program_missing", f"{name} is gone")
@@ -143,6 +146,18 @@ class FenceAgentPower:
             may_go=may_go,
         )
         return ended, None
+
+    def _objection(self, form: AgentForm) -> str:
+        """Settings were checked when they were set; but a cluster's may have changed since, and agents know old names that
+        their metadata don't offer (P1)."""
+        if form.unfit:
+            return f"agent: {form.name}: {form.unfit}"
+        offered = {one.name for one in form.parameters} - OUR_PARAMETERS
+        offered -= {form.address_name, form.plug_name, form.port_name}
+        for name in self._settings.parameters or {}:
+            if name not in offered:
+                return f"parameters.{name}: {form.name} is not to be told that"
+        return ""
 
     def _options(self, form: AgentForm) -> dict[str, str]:
         settings = self._settings
