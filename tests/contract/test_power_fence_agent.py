@@ -188,11 +188,17 @@ def test_what_a_cluster_came_to_say_later_does_not_reach_the_agent(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A host's settings are checked as a whole when they are set; the cluster's change for all."""
-    settings = replace(own_agent(tmp_path, monkeypatch), parameters={"wait": "1", name: "x"})
-    device = RealPowerDevices().device(settings, {})
-    outcome = asyncio.run(device.order(PowerAction.OFF, deadline_ms=20_000, may_go=lambda: True))
-    assert (outcome.result, outcome.code) == (Result.REFUSED, "power.unusable_settings")
-    assert name in outcome.detail
+    settings = own_agent(tmp_path, monkeypatch)
+    devices = RealPowerDevices()
+    for parameters, secrets in (
+        ({"wait": "1", name: "x"}, {}),
+        ({}, {"password": "12345678", name: "12345678"}),
+    ):
+        device = devices.device(replace(settings, parameters=parameters), secrets)
+        order = device.order(PowerAction.OFF, deadline_ms=20_000, may_go=lambda: True)
+        outcome = asyncio.run(order)
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "power.unusable_settings")
+        assert name in outcome.detail
     assert (tmp_path / "asked").read_text().split() == ["action=metadata"]
 
 

@@ -154,8 +154,8 @@ class FenceAgentPower:
             return f"agent: {form.name}: {form.unfit}"
         offered = {one.name for one in form.parameters} - OUR_PARAMETERS
         offered -= {form.address_name, form.plug_name, form.port_name}
-        for name in self._settings.parameters or {}:
-            if name not in offered:
+        for name in [*(self._settings.parameters or {}), *self._secrets]:
+            if name not in offered and name != "password":
                 return f"parameters.{name}: {form.name} is not to be told that"
         return ""
 
