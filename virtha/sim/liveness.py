@@ -55,6 +55,7 @@ _FULL = (
     "recovery.blocked.no_capacity",
     "recovery.blocked.no_host",
 )
+_UNTESTED = ("recovery.waiting.doubt", "proof.blocked.untested")
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -115,7 +116,7 @@ def _down(world: "World") -> tuple[Late, ...]:
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
         lasting = not LASTING.isdisjoint(reasons)
-        if not lasting and not _has_no_place(world, known, reasons):
+        if not (lasting or _has_no_place(world, known, reasons) or _awaits_a_test(world, vm_id)):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
 
@@ -139,6 +140,23 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
     if any(code.startswith(_DEPENDS) for code in reasons):
         return any(not world.running_on(each.vm_id) for each in known.placing.depends_on)
     return False
+
+
+def _awaits_a_test(world: "World", vm_id: VmId) -> bool:
+    """By the truth: it waits for a host that is off, of which one of its devices has lied before, and nobody has tested that
+    since. Only a person ends that, who does, or who looks at the host (P1, P6)."""
+    failover = world.gateway.failover
+    assert failover is not None
+    awaited = [
+        str(why.fields["host"])
+        for why in failover.engine.explain_vm(vm_id)
+        if (why.code, why.fields.get("why")) == _UNTESTED or why.code == "recovery.waiting.restored"
+    ]
+    return any(
+        device.lied and not world.hosts[name].powered
+        for name in awaited
+        for device in world.power.of(name)
+    )
 
 
 def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:
