@@ -7,6 +7,7 @@ before it the cluster's clock (M4). What did not go out is told as that.
 
 import asyncio
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -172,15 +173,15 @@ class PowerDesk:
         """Whatever breaks, the engine is told: it waits for an answer to each question."""
         try:
             return await self._read(command, until)
-        except Exception:
-            log.exception("a power device could not be read", **_of(command))
+        except Exception as error:
+            log.error("a power device could not be read", broke=_where(error), **_of(command))
             return _unread(command, FAILED)
 
     async def _to_its_end(self, command: OrderPower) -> PowerOrdered:
         try:
             return await self._order(command)
-        except Exception:
-            log.exception("a power order broke", **_of(command))
+        except Exception as error:
+            log.error("a power order broke", broke=_where(error), **_of(command))
             return self._ordered(command, Result.UNKNOWN, FAILED, "it may have gone out")
 
     async def _read(self, command: ReadPower, until: Millis) -> PowerRead:
@@ -333,8 +334,14 @@ class PowerDesk:
 async def _close(device: PowerDevice) -> None:
     try:
         await device.close()
-    except Exception:
-        log.exception("a power driver broke when it was closed")
+    except Exception as error:
+        log.error("a power driver broke when it was closed", broke=_where(error))
+
+
+def _where(error: Exception) -> str:
+    """Without its words: nobody knows what a driver that breaks puts into them, and it is given passwords."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {frame.filename}:{frame.lineno}"
 
 
 def _of(command: ReadPower | OrderPower) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from argon2 import PasswordHasher
+from played_power import PlayedPower
 
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
@@ -278,6 +279,7 @@ class LedWorld:
     engines: Engines
     term: Term
     hosts: dict[str, PlayedHost] = field(default_factory=dict)
+    power: PlayedPower | None = None
     leads_itself: bool = False
     """The engines run in their tasks; else the test makes each turn."""
 
@@ -323,15 +325,17 @@ class LedWorld:
     async def restart(self) -> None:
         """The server dies and comes back: nothing but the database is left."""
         for feed in self.engines.feeds.values():
+            await feed.stop()
             feed.close()
         await self.store.close()
         self.gateway = PlayedGateway()
         self.store, self.control, self.engines, self.term = await _started(
-            self.directory, self.clock, self.authority, self.gateway
+            self.directory, self.clock, self.authority, self.gateway, self.power
         )
 
     async def close(self) -> None:
         for feed in self.engines.feeds.values():
+            await feed.stop()
             feed.close()
         await self.store.close()
 
@@ -412,7 +416,11 @@ class LedWorld:
 
 
 async def _started(
-    directory: Path, clock: ManualClock, authority: PaperAuthority, gateway: PlayedGateway
+    directory: Path,
+    clock: ManualClock,
+    authority: PaperAuthority,
+    gateway: PlayedGateway,
+    power: PlayedPower | None,
 ) -> tuple[Store, Control, Engines, Term]:
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     if not await store.is_initialised():
@@ -439,6 +447,7 @@ async def _started(
         servers=("server1:8250",),
         passwords=PASSWORDS,
         leaders=engines,
+        power_devices=power,
     )
     term = await control.installation.started(version="test")
     try:
@@ -450,10 +459,11 @@ async def _started(
 
 
 @asynccontextmanager
-async def led_world(directory: Path) -> AsyncIterator[LedWorld]:
+async def led_world(directory: Path, power: PlayedPower | None = None) -> AsyncIterator[LedWorld]:
     clock, authority, gateway = ManualClock(), PaperAuthority(), PlayedGateway()
-    store, control, engines, term = await _started(directory, clock, authority, gateway)
+    store, control, engines, term = await _started(directory, clock, authority, gateway, power)
     world = LedWorld(directory, clock, authority, gateway, store, control, engines, term)
+    world.power = power
     try:
         yield world
     finally:
