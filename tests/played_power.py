@@ -31,6 +31,8 @@ class Machine:
     """Happens while it is asked."""
     breaks: bool = False
     """Its driver has a bug."""
+    struck: int = 0
+    """Times that an off found it on."""
     attempts: int = 0
     """Under way, or let go: more than one at a time is a breach of the driver's contract."""
     most_attempts: int = 0
@@ -96,6 +98,7 @@ class _PlayedDevice:
         if machine.refuses:
             return PowerOutcome(result=Result.REFUSED, code="power.sign_in_refused")
         if action is not PowerAction.BLINK and not machine.idle:
+            machine.struck += machine.on and action is PowerAction.OFF
             machine.on = action is PowerAction.ON
         return PowerOutcome(result=Result.OK)
 

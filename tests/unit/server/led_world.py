@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from argon2 import PasswordHasher
-from played_power import PlayedPower
 
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.requests import JoinRequest, StorageCreate, TokenCreate, VmCreate, VmStart
+from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.control.views import Caller, VmView
 from virtha.engine.records import VmRecord
 from virtha.model.domain import DomainReport, DomainState
@@ -38,6 +38,7 @@ from virtha.model.vm import VmState
 from virtha.model.watchdog import WatchdogModel
 from virtha.ports.authority import SignedCertificate
 from virtha.ports.hosts import LastBeat
+from virtha.ports.power import PowerDevices
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
 from virtha.server.gateway_use_cases import HostWatcher
@@ -279,7 +280,7 @@ class LedWorld:
     engines: Engines
     term: Term
     hosts: dict[str, PlayedHost] = field(default_factory=dict)
-    power: PlayedPower | None = None
+    power: PowerDevices | None = None
     leads_itself: bool = False
     """The engines run in their tasks; else the test makes each turn."""
 
@@ -420,7 +421,7 @@ async def _started(
     clock: ManualClock,
     authority: PaperAuthority,
     gateway: PlayedGateway,
-    power: PlayedPower | None,
+    power: PowerDevices | None,
 ) -> tuple[Store, Control, Engines, Term]:
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     if not await store.is_initialised():
@@ -448,6 +449,7 @@ async def _started(
         passwords=PASSWORDS,
         leaders=engines,
         power_devices=power,
+        box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
     )
     term = await control.installation.started(version="test")
     try:
@@ -459,7 +461,7 @@ async def _started(
 
 
 @asynccontextmanager
-async def led_world(directory: Path, power: PlayedPower | None = None) -> AsyncIterator[LedWorld]:
+async def led_world(directory: Path, power: PowerDevices | None = None) -> AsyncIterator[LedWorld]:
     clock, authority, gateway = ManualClock(), PaperAuthority(), PlayedGateway()
     store, control, engines, term = await _started(directory, clock, authority, gateway, power)
     world = LedWorld(directory, clock, authority, gateway, store, control, engines, term)
