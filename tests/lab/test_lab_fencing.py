@@ -18,8 +18,7 @@ RECOVERED_S = 150.0
 
 
 def _codes(story: Story, after: int) -> list[str]:
-    items = story.api.get("/v1/events", after=after, limit=1000)["items"]
-    return [item["code"] for item in items]
+    return [event["code"] for event in story.api.events(after=after)]
 
 
 def _runs_on(story: Story, vm: str, host: str) -> bool:
