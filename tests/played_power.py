@@ -50,6 +50,8 @@ class PlayedPower:
     made: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     """Addresses."""
+    described: list[str] = field(default_factory=list)
+    """Fence agents."""
 
     def add(self, address: str) -> Machine:
         machine = self.machines[address] = Machine()
@@ -65,6 +67,7 @@ class PlayedPower:
         return ()
 
     async def agent(self, name: str) -> AgentForm:
+        self.described.append(name)
         raise Failed("there are none")
 
 

@@ -11,7 +11,7 @@ from virtha.control.secret_box import SecretBox
 from virtha.model.errors import Failed
 from virtha.model.ids import ClusterId, HostId, Revision
 from virtha.model.power import PowerDeviceId, PowerFeed, PowerLevel
-from virtha.model.power_settings import MachineIdentity, PowerSettings, merged
+from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings, merged
 from virtha.model.value import Value
 from virtha.ports.power import PowerDevice, PowerDevices
 from virtha.store.hosts import find_host
@@ -140,6 +140,12 @@ class EnginePower:
         if self._devices is None:
             raise Failed("this server switches no power")
         return self._devices.device(way.settings, way.secrets)
+
+    async def get_ready(self, way: PowerWay) -> None:
+        """What a device of that kind needs once and takes longer for than a reading may: a fence agent's own description.
+        Raises NotFound, Failed."""
+        if self._devices is not None and way.settings.driver is PowerDriver.FENCE_AGENT:
+            await self._devices.agent(way.settings.agent or "")
 
     def _secrets(self, row: PowerRow | None) -> dict[str, str]:
         if row is None or row.sealed is None:

@@ -9,16 +9,17 @@ import asyncio
 import contextlib
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from msgspec.structs import replace
 
-from virtha.control.engine_power import CHANGED, UNUSABLE, EnginePower, NoWay
+from virtha.control.engine_power import CHANGED, UNUSABLE, EnginePower, NoWay, PowerWay
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.turn import is_too_late, not_carried_out
-from virtha.model.errors import Failed, InvalidInput, Unavailable
+from virtha.model.errors import Failed, InvalidInput, Unavailable, VirthaError
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
 from virtha.model.ids import ClusterId, HostId
@@ -89,7 +90,7 @@ class PowerDesk:
         self._changes = asyncio.Event()
         self._reading_slots = asyncio.Semaphore(READINGS_AT_ONCE)
         self._order_slots = asyncio.Semaphore(ORDERS_AT_ONCE)
-        self._ending: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
 
     # What comes in; never waits, never fails
@@ -134,10 +135,13 @@ class PowerDesk:
         workers = [lane.worker for lane in self._lanes.values() if lane.worker is not None]
         for worker in workers:
             worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        beside = tuple(self._beside)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*workers, *beside, return_exceptions=True)
         for key in tuple(self._kept):
             self._let_go(key)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*self._beside, return_exceptions=True)
 
     # One device
 
@@ -321,14 +325,25 @@ class PowerDesk:
             except (InvalidInput, Failed) as error:
                 log.warning("a power device can't be used", error=str(error), **_of(command))
                 return UNUSABLE
+            self._aside(self._get_ready(way, _of(command)))
         return _Reached(self._kept[key], way.machine)
 
     def _let_go(self, key: Key) -> None:
         device = self._kept.pop(key, None)
         if device is not None:
-            task = asyncio.create_task(_close(device))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._aside(_close(device))
+
+    async def _get_ready(self, way: PowerWay, names: dict[str, str]) -> None:
+        try:
+            await self._power.get_ready(way)
+        except VirthaError as error:
+            log.warning("a power device can't be got ready", error=str(error), **names)
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Bounded by itself, and waited for at the end only."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
 
 async def _close(device: PowerDevice) -> None:

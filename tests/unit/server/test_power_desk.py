@@ -11,6 +11,7 @@ from led_world import ABLE, ADMIN, LedWorld, led_world
 from msgspec.structs import replace
 from played_power import Machine, PlayedPower
 
+from virtha.control.engine_power import PowerWay
 from virtha.control.power_views import PowerPut
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.records import OrderId
@@ -365,6 +366,24 @@ def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> 
         async with asyncio.timeout(WAIT_S):
             while not made.power.closed:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
+
+    tell(tmp_path, story)
+
+
+def test_a_fence_agent_is_described_once_beside_its_first_reading(tmp_path: Path) -> None:
+    """Its own program takes longer for that than a reading may."""
+
+    async def story(made: Bench) -> None:
+        given = PowerSettings(driver=PowerDriver.FENCE_AGENT, agent="fence_x", address="h1-bmc")
+        way = PowerWay(settings=given, secrets={}, machine=MachineIdentity())
+
+        async def found(*_key: object) -> PowerWay:
+            return way
+
+        made.world.control.engine_power.way = found  # type: ignore[method-assign]  # no agent is here
+        for _ in range(2):
+            assert await made.state(made.read()) == (PowerState.ON, None)
+        assert made.power.described == ["fence_x"]
 
     tell(tmp_path, story)
 
