@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
+import resource
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -283,3 +286,57 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_where_nothing_more_can_be_opened_it_says_so_and_leaves_nothing(tmp_path: Path):
+    """In whatever step the descriptors run out: an answer that never comes would hold up all orders behind it."""
+    one = device(script(tmp_path, "echo on"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def with_so_many_left(left: int) -> PowerReading:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        taken: list[int] = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(left):
+                os.close(taken.pop())
+            async with asyncio.timeout(10):
+                return await one.status(deadline_ms=2_000)
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    async def story() -> list[PowerReading]:
+        return [await with_so_many_left(left) for left in range(16)]
+
+    found = asyncio.run(story())
+    assert found[0].state is PowerState.UNKNOWN and found[0].code is not None, found[0]
+    assert found[-1].state is PowerState.ON, found[-1]
+    assert {one.state for one in found} == {PowerState.UNKNOWN, PowerState.ON}
+
+
+def test_a_program_that_a_signal_ended_may_have_switched(tmp_path: Path):
+    outcome = stop(device(script(tmp_path, "kill -9 $$")))
+    assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer"), outcome
+
+
+def test_the_search_for_what_is_left_looks_into_nothing_older(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody else's process that hangs in the kernel (its storage is gone) would keep whoever reads its memory."""
+    older = tmp_path / str(os.getpid())
+    older.mkdir()
+    (older / "stat").write_bytes(Path("/proc/self/stat").read_bytes())
+    os.mkfifo(older / "environ")  # opening it waits for ever
+    began_ticks = bounded_program._start_ticks(os.getpid())
+    monkeypatch.setattr(bounded_program, "_PROC", tmp_path)
+    assert began_ticks is not None
+    search = threading.Thread(
+        target=bounded_program._kill_marked, args=("x", began_ticks + 1), daemon=True
+    )
+    search.start()
+    search.join(2)
+    assert not search.is_alive()

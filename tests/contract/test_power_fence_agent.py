@@ -1,10 +1,13 @@
 """Fence agents of Debian's package, as they are: metadata of all, and one that keeps its state in a file."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
+from virtha.control.power_checks import check_whole
+from virtha.drivers import bounded_program, power_fence_agent
 from virtha.drivers.power_agent_form import agent_form
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.errors import Failed, InvalidInput, NotFound
@@ -12,6 +15,7 @@ from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import PowerDriver, PowerSettings
+from virtha.ports.power import AgentForm, AgentParameter
 
 pytestmark = pytest.mark.req("F9")
 
@@ -24,7 +28,7 @@ def test_it_reads_a_form_from_the_metadata():
     assert known["privlvl"].options == ("callback", "user", "operator", "administrator")
     assert known["ipport"].kind == "integer" and known["password"].secret
     assert "login" not in known, "what is deprecated is not offered"
-    assert {"on", "off", "status"} <= set(form.actions)
+    assert {"on", "off", "status"} <= set(form.actions) and not form.unfit
 
 
 def test_those_that_are_installed_are_listed():
@@ -85,3 +89,85 @@ def test_names_that_are_none():
 def test_metadata_that_is_none(xml: str):
     with pytest.raises(Failed):
         agent_form("fence_x", xml)
+
+
+AGENT = """#!/bin/sh
+read -r action
+echo "$action" >> "$(dirname "$0")/asked"
+case "$action" in
+action=metadata) {metadata}; echo '<resource-agent><actions><action name="off"/><action name="status"/></actions></resource-agent>' ;;
+*) echo "Status: OFF"; exit 2 ;;
+esac
+"""
+
+
+def own_agent(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, metadata: str = ":"
+) -> PowerSettings:
+    path = directory / "fence_own"
+    path.write_text(AGENT.replace("{metadata}", metadata))
+    path.chmod(0o755)
+    monkeypatch.setattr(
+        bounded_program, "SEARCH_PATH", f"{directory}:{bounded_program.SEARCH_PATH}"
+    )
+    # The action comes first: that is all it reads.
+    monkeypatch.setattr(
+        power_fence_agent, "stdin_of", lambda one: f"action={one['action']}\n".encode()
+    )
+    return PowerSettings(driver=PowerDriver.FENCE_AGENT, agent="fence_own")
+
+
+def test_its_metadata_takes_no_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """J7: nothing goes on beyond an attempt's deadline."""
+    settings = own_agent(tmp_path, monkeypatch, metadata="sleep 30")
+    began_s = time.monotonic()
+    reading = asyncio.run(RealPowerDevices().device(settings, {}).status(deadline_ms=200))
+    assert (reading.state, reading.code) == (PowerState.UNKNOWN, "power.no_answer"), reading
+    assert time.monotonic() - began_s < 5
+
+
+def test_its_metadata_is_read_once_for_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each reading would take twice its time, and with a short deadline none would ever come about."""
+    settings = own_agent(tmp_path, monkeypatch)
+    devices = RealPowerDevices()
+
+    async def story() -> None:
+        for _ in range(2):
+            reading = await devices.device(settings, {}).status(deadline_ms=20_000)
+            assert reading.state is PowerState.OFF, reading
+
+    asyncio.run(story())
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked == ["action=metadata", "action=status", "action=status"]
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("fence_scsi", '<actions><action name="on" automatic="1"/>{off}</actions>'),
+        ("fence_sbd", '<actions><action name="on" automatic="0"/>{off}</actions>'),
+        ("fence_ping", '<actions><action name="off"/></actions>'),
+        (
+            "fence_vm",
+            '<parameters><parameter name="missing_as_off"><content type="boolean" default="1"/>'
+            "</parameter></parameters><actions>{off}</actions>",
+        ),
+    ],
+)
+def test_what_is_off_without_the_machine_being_off_is_unfit(name: str, inside: str):
+    """P1: access to storage or a network that is cut, a message that was sent, a machine that was not found."""
+    off = '<action name="off"/><action name="status"/>'
+    form = agent_form(name, f"<resource-agent>{inside.replace('{off}', off)}</resource-agent>")
+    assert form.unfit
+    given = PowerSettings(driver=PowerDriver.FENCE_AGENT, agent=name)
+    with pytest.raises(InvalidInput, match="can't be a host's power device"):
+        check_whole(given, given, {}, form)
+
+
+@pytest.mark.parametrize("name", ["missing_as_off", "network_fencing", "port_as_ip"])
+def test_no_parameter_makes_an_off_of_something_else(name: str):
+    one = AgentParameter(name=name, kind="boolean")
+    form = AgentForm(name="fence_vm", parameters=(one,))
+    given = PowerSettings(driver=PowerDriver.FENCE_AGENT, agent="fence_vm", parameters={name: "1"})
+    with pytest.raises(InvalidInput, match="virtha sets it"):
+        check_whole(given, given, {}, form)

@@ -126,6 +126,7 @@ AGENT = View(
     details=lambda item: [
         ("name", item["name"]),
         ("title", item["title"]),
+        *([("can't be used", item["unfit"])] if item["unfit"] else []),
         ("actions", item["actions"]),
         *[(_parameter(one), one["help"]) for one in item["parameters"]],
     ],

@@ -16,11 +16,12 @@ from fake_qemus import FakeQemus
 from virtha.agent.files import Files
 from virtha.agent.guardian_channel import GuardianClient, GuardianServer, Pulse, ReportFiles
 from virtha.agent.guardian_process import GuardianProcess
+from virtha.agent.paths import AgentPaths
 from virtha.agent.process_table import kill, look, qemu_processes, start_ticks
 from virtha.drivers.link import HostLink
 from virtha.model.facts import Happened
-from virtha.model.ids import Incarnation, Term
-from virtha.sentinel.guardian import QemuProcess
+from virtha.model.ids import BootId, Incarnation, Term
+from virtha.sentinel.guardian import ProcessesSeen, QemuProcess
 from virtha.wire.messages import Welcome
 
 pytestmark = [pytest.mark.req("A8"), pytest.mark.usefixtures("process_table")]
@@ -46,6 +47,32 @@ def run_guardian(bench: Bench, story: Callable[[GuardianProcess], Awaitable[None
         life = asyncio.create_task(process.run())
         try:
             await asyncio.wait_for(story(process), 40)
+        finally:
+            process.stopping.set()
+            await asyncio.wait_for(life, 10)
+
+    asyncio.run(live())
+
+
+def test_a_look_that_breaks_is_not_the_last(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blind for good, it would beat on as if it watched."""
+    monkeypatch.setattr("virtha.agent.guardian_process.LOOK_S", 0.05)
+    watched(bench)
+    looks: list[int] = []
+
+    def breaks_once(paths: AgentPaths, boot: BootId) -> ProcessesSeen:
+        looks.append(1)
+        if len(looks) == 1:
+            raise ValueError("a mistake")
+        return look(paths, boot)
+
+    async def live() -> None:
+        process = GuardianProcess(
+            paths=bench.paths, boot=bench.boot, clock=bench.clock, files=Files(), look=breaks_once
+        )
+        life = asyncio.create_task(process.run())
+        try:
+            await bench.until(lambda: len(looks) > 1)
         finally:
             process.stopping.set()
             await asyncio.wait_for(life, 10)

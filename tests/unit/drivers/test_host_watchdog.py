@@ -143,3 +143,15 @@ def test_what_a_hosts_watchdog_is_worth(tmp_path: Path) -> None:
     assert read_nature(machine(tmp_path, state="")).suspend_blocked is True
     (root / "proc/cpuinfo").unlink()
     assert read_nature(root, watchdog_is_real_because="it is").is_virtual is None
+
+
+def test_a_device_that_takes_no_timeout_is_not_left_running(tmp_path: Path) -> None:
+    """Opening it starts it: nobody would feed it, and it would reset the host."""
+    device = tmp_path / "watchdog"
+    device.touch()
+    watchdog = KernelWatchdog(device, tmp_path)
+    with pytest.raises(OSError):
+        watchdog.arm(5_000)
+    assert device.read_bytes() == b"V", "the way out"
+    with pytest.raises(OSError, match="not open"):
+        watchdog.feed()
