@@ -8,8 +8,10 @@ from pathlib import Path
 
 from virtha.lab import faults
 from virtha.lab.lab import Lab
+from virtha.lab.story import Story, no_restart_limit
 from virtha.model.errors import VirthaError
 
+READ_DEADLINE_MS = 4_500
 _SWITCH = """#!/usr/bin/python3
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as line:
@@ -68,8 +70,10 @@ class LabBmc:
 
 
 @contextlib.contextmanager
-def bmcs(lab: Lab, directory: Path) -> Iterator[dict[str, LabBmc]]:
-    """All hosts have one, set up and tested; afterwards none."""
+def bmcs(story: Story, directory: Path) -> Iterator[dict[str, LabBmc]]:
+    """All hosts have one, set up and tested; afterwards none. A loaded machine takes its time to run a program."""
+    lab = story.lab
+    story.set_policy({**no_restart_limit(), "fencing": {"read_deadline_ms": READ_DEADLINE_MS}})
     switch = directory / "switch"
     switch.write_text(_SWITCH)
     switch.chmod(0o755)
@@ -87,3 +91,4 @@ def bmcs(lab: Lab, directory: Path) -> Iterator[dict[str, LabBmc]]:
         for name, bmc in made.items():
             lab.virtha("host", "power", "remove", name, "--device", "bmc", "--yes")
             bmc.close()
+        story.set_policy(no_restart_limit())

@@ -48,7 +48,7 @@ def test_the_plug_of_a_host_is_pulled_and_its_vm_runs_elsewhere(
     story: Story, tmp_path: Path
 ) -> None:
     """Nobody hears a goodbye; its BMC lives and says off."""
-    with bmcs(story.lab, tmp_path) as made:
+    with bmcs(story, tmp_path) as made:
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         revision = story.revision()
@@ -74,7 +74,7 @@ def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(
     story: Story, tmp_path: Path
 ) -> None:
     """All of its processes stand still, and its connections stand: it could go on any moment."""
-    with bmcs(story.lab, tmp_path) as made:
+    with bmcs(story, tmp_path) as made:
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         revision = story.revision()
