@@ -28,7 +28,7 @@ from virtha.server.power_desk import READINGS_AT_ONCE, PowerDesk
 from virtha.store.installations import set_term
 
 pytestmark = pytest.mark.req("F4", "F9")
-WAIT_S = 20.0
+WAIT_S = 60.0
 UUID = "4c4c4544-0042-3510-8050-b7c04f4d4d31"
 HOUR_MS = 3_600_000
 
