@@ -64,7 +64,6 @@ BAD_INPUT: dict[str, str] = {
     "wrong power password": "A wrong password of a power device",
     "IPMI cipher mismatch": "A BMC that refuses the cipher suite",
     "port without IPMI": "A port where no IPMI is spoken",
-    "power device changed during a fence": "A power device that is changed or removed while its host is fenced",
     "power script that prints megabytes": "A power script that prints megabytes",
     "power script that hangs": "A power script that hangs",
     "power script that forks": "A power script that forks",

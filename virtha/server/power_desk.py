@@ -252,14 +252,11 @@ class PowerDesk:
 
     async def _change_is_told(self, command: OrderPower) -> None:
         """To the engine, which then orders what is there now: told of the failure first, it would count an attempt."""
-
-        async def told() -> None:
-            while command.device in self._wanted.get(command.host_id, ()):
-                self._changes.clear()
-                await self._changes.wait()
-
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(told(), CHANGE_WAIT_S)
+            async with asyncio.timeout(CHANGE_WAIT_S):
+                while command.device in self._wanted.get(command.host_id, ()):
+                    self._changes.clear()
+                    await self._changes.wait()
 
     def _may_go(self, command: OrderPower) -> bool:
         """Also called in drivers' threads."""

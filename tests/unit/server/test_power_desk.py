@@ -345,7 +345,6 @@ def test_a_refusal_is_told_with_its_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("P1")
-@pytest.mark.bad_input("power device changed during a fence")
 def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> None:
     """Its address was changed, or it was removed: what the engine meant is not there. Its failure is told after the change
     is, so that the change is what the engine goes on from."""
