@@ -68,6 +68,14 @@ STORIES = {
         "tests/unit/agent/test_never_two_writers.py",
         "tests/unit/agent/test_gate_hook.py",
     ),
+    "virtha/server/power_desk": (
+        "tests/unit/server/test_power_desk.py",
+        "tests/unit/server/test_led_power.py",
+    ),
+    "virtha/control/engine_power": (
+        "tests/unit/server/test_power_desk.py",
+        "tests/unit/server/test_led_power.py",
+    ),
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

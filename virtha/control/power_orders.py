@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from virtha.control.engine_power import device_id
 from virtha.control.history import record
 from virtha.control.names import the_host
 from virtha.control.power import Power, Reached
@@ -14,6 +15,7 @@ from virtha.control.power_views import (
     PowerTestView,
 )
 from virtha.control.views import Caller
+from virtha.engine.events import PowerTested
 from virtha.model.codes import render
 from virtha.model.errors import Failed, Refused
 from virtha.model.evidence import IdentityMatch, PowerState
@@ -23,6 +25,7 @@ from virtha.model.machine_identity import compare
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import MachineIdentity, PowerTest
 from virtha.ports.clock import Clock
+from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
 from virtha.store.clusters import find_cluster
 from virtha.store.power import save_power_test
@@ -41,10 +44,14 @@ _PASSES = (None, "power.no_identity")
 
 
 class PowerOrders:
-    def __init__(self, store: Store, power: Power, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, power: Power, clock: Clock, leaders: Leaders | None = None
+    ) -> None:
+        """``leaders``: of whom the engine of each host's cluster is told of tests."""
         self._store = store
         self._power = power
         self._clock = clock
+        self._leaders = leaders or NobodyLeads()
 
     async def status(self, ref: str, name: str | None) -> PowerStatusView:
         reached = await self._power.reach(ref, name)
@@ -111,7 +118,23 @@ class PowerOrders:
                     device=reached.name,
                     why=why,
                 )
+        self._tell(reached, test)
         return PowerTestView(name=reached.name, host=host.name, test=test, reason=_text(test.code))
+
+    def _tell(self, reached: Reached, test: PowerTest) -> None:
+        """The engine keeps in its own records what the test says of the device (P1): of the settings that were tested."""
+        if test.boot is not None:
+            host = reached.row.host
+            self._leaders.offer(
+                host.cluster_id,
+                PowerTested(
+                    host_id=host.id,
+                    boot=test.boot,
+                    device=device_id(reached.name, reached.revision),
+                    passed=test.passed,
+                    identity=test.identity,
+                ),
+            )
 
     async def _test(self, device: PowerDevice, waits_ms: int) -> tuple[PowerReading, int]:
         """And how long fencing would wait for it, in milliseconds: a reading after the first one, which has more to do."""

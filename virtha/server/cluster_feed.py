@@ -11,6 +11,7 @@ import structlog
 from msgspec.structs import replace
 
 from virtha.control.engine_orders import EngineOrders, operation_of, receiving
+from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -27,7 +28,9 @@ from virtha.engine.events import (
     LibvirtAnswered,
     MigrateCommand,
     Notice,
+    OrderPower,
     PolicyChanged,
+    ReadPower,
     SessionChanged,
     SettleMigration,
     StartCommand,
@@ -41,10 +44,12 @@ from virtha.model.evidence import ProcessKind
 from virtha.model.facts import Fact, Inventory, Outcome, Result
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, OperationId, VmId
 from virtha.model.policy import Policy
+from virtha.model.power import PowerLevel
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
+from virtha.server.power_desk import PowerDesk
 from virtha.store.installations import Lead
 from virtha.wire.messages import Beat, PeerRole
 
@@ -98,6 +103,7 @@ class ClusterFeed:
         installation_id: InstallationId,
         leading: Leading,
         orders: EngineOrders,
+        power: EnginePower,
         clock: Clock,
         journal: Path,
         sessions: Sessions,
@@ -107,6 +113,7 @@ class ClusterFeed:
         self.lead = lead
         self._leading = leading
         self._orders = orders
+        self._power = power
         self._clock = clock
         self._sessions = sessions
         self._acknowledged = acknowledged
@@ -120,6 +127,7 @@ class ClusterFeed:
         self._early: list[EngineEvent] = []
         """What came before it was known what had been decided before."""
         self.leader: Leader | None = None
+        self.power_desk: PowerDesk | None = None
         self._policy = Policy()
         self._hold: str | None = None
         self._hosts: dict[HostId, LedHost] = {}
@@ -149,6 +157,9 @@ class ClusterFeed:
         clock = ClusterClock(self._clock, written=taken.clock)
         self._policy = taken.policy
         self._hold = taken.records.cluster.hold
+        self.power_desk = PowerDesk(
+            self.cluster_id, lead=self.lead, power=self._power, clock=clock, tell=self.offer
+        )
         engine = Engine(policy=taken.policy, records=taken.records, now=clock.now())
         self.leader = Leader(
             name=self.cluster_id,
@@ -172,6 +183,19 @@ class ClusterFeed:
         self.offer(*(event for event in early if not isinstance(event, SessionChanged | BeatSeen)))
         for host in known:
             self._tell_sessions(host.host.host_id)
+
+    async def run(self) -> None:
+        """As ``Leader.run``."""
+        assert self.leader is not None, "begin first"
+        try:
+            await self.leader.run()
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Nothing goes to a power device any more. Safe to call twice."""
+        if self.power_desk is not None:
+            await self.power_desk.close()
 
     def close(self) -> None:
         """Waits for the journal's disk, for a second at most."""
@@ -212,8 +236,14 @@ class ClusterFeed:
         self._hosts[host_id] = led
         if before is None:
             self._offered[host_id] = led.acknowledged
+        self._tell_devices(host_id, led.host.power)
         if before is None or before.host != led.host:
             self.offer(HostConfigured(host=led.host))
+
+    def _tell_devices(self, host_id: HostId, levels: tuple[PowerLevel, ...]) -> None:
+        if self.power_desk is not None:
+            devices = frozenset(feed.device for level in levels for feed in level.feeds)
+            self.power_desk.configured(host_id, devices)
 
     def _tell_sessions(self, host_id: HostId) -> None:
         """Of what connected before it was known here."""
@@ -223,6 +253,7 @@ class ClusterFeed:
     def host_gone(self, host_id: HostId) -> None:
         if self._hosts.pop(host_id, None) is not None:
             self._surveys.pop(host_id, None)
+            self._tell_devices(host_id, ())
             self.offer(HostRemoved(host_id=host_id))
 
     def vm(self, led: LedVm) -> None:
@@ -337,7 +368,7 @@ class ClusterFeed:
     # Its hands
 
     async def carry_out(self, command: Command) -> None:
-        """Raises Unavailable. What nobody can do yet (asking neighbours, power, leases) has no answer, and no answer is
+        """Raises Unavailable. What nobody can do yet (asking neighbours, leases) has no answer, and no answer is
         none: the engine goes on from what it knows."""
         match command:
             case StartCommand():
@@ -371,5 +402,8 @@ class ClusterFeed:
                 await self._orders.settle(
                     self.cluster_id, self.lead, command, attempt=self._attempts
                 )
+            case ReadPower() | OrderPower():
+                assert self.power_desk is not None, "it leads"
+                self.power_desk.hand_over(command)
             case _:
                 log.debug("nobody can do this yet", command=repr(command))

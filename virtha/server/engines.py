@@ -30,6 +30,7 @@ from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
 from virtha.store.installations import Lead
+from virtha.store.power import PowerMark
 from virtha.wire.messages import Beat, PeerRole
 
 log = structlog.get_logger("virtha.server.engines")
@@ -65,6 +66,7 @@ class Engines:
         self._hosts: dict[HostId, LedHost] = {}
         self._vms: dict[VmId, LedVm] = {}
         self._revision = Revision(0)
+        self._power = PowerMark()
         self._refreshing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._leading: dict[ClusterId, asyncio.Task[None]] = {}
@@ -121,7 +123,7 @@ class Engines:
         log.warning("a host has seen a later term: all engines begin anew", term=present.term)
         self._lead = present
         await self._close_feeds()
-        self._hosts, self._vms, self._revision = {}, {}, Revision(0)
+        self._hosts, self._vms, self._revision, self._power = {}, {}, Revision(0), PowerMark()
         self._cluster_of, self._cluster_of_vm = {}, {}
         self._gateway.begin_anew(str(uuid.uuid4()))
         await self._refreshed()
@@ -135,6 +137,7 @@ class Engines:
     async def _close_feeds(self) -> None:
         feeds, self._feeds = self._feeds, {}
         for feed in feeds.values():
+            await feed.stop()
             await asyncio.to_thread(feed.close)
 
     async def _end_tasks(self) -> None:
@@ -167,7 +170,7 @@ class Engines:
 
     def _run_feed(self, feed: ClusterFeed) -> None:
         assert feed.leader is not None
-        task = self._spawn(feed.leader.run(), f"leader of {feed.cluster_id}")
+        task = self._spawn(feed.run(), f"leader of {feed.cluster_id}")
         self._leading[feed.cluster_id] = task
 
     # What is configured
@@ -191,7 +194,7 @@ class Engines:
         """Tell the engines of all that is committed by now. Raises Unavailable, LostTerm, Failed."""
         async with self._refreshing:
             changes = await self._use.leading.changes(
-                self._revision, hosts=self._hosts, vms=self._vms
+                self._revision, hosts=self._hosts, vms=self._vms, power=self._power
             )
             if changes.timeline != self._lead.timeline:
                 raise LostTerm
@@ -199,7 +202,7 @@ class Engines:
             for cluster_id in changes.policies:
                 if cluster_id not in self._feeds:
                     await self._take_over(cluster_id, changes.hold)
-            self._revision = changes.revision
+            self._revision, self._power = changes.revision, changes.power
 
     def _take(self, changes: Changes) -> None:
         for cluster_id in self._feeds.keys() - changes.policies.keys():
@@ -237,6 +240,7 @@ class Engines:
             installation_id=self._installation_id,
             leading=self._use.leading,
             orders=self._use.engine_orders,
+            power=self._use.engine_power,
             clock=self._clock,
             journal=self._journals / cluster_id,
             sessions=self._gateway.sessions,

@@ -13,6 +13,7 @@ from virtha.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.requests import JoinRequest, StorageCreate, TokenCreate, VmCreate, VmStart
+from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.control.views import Caller, VmView
 from virtha.engine.records import VmRecord
 from virtha.model.domain import DomainReport, DomainState
@@ -37,6 +38,7 @@ from virtha.model.vm import VmState
 from virtha.model.watchdog import WatchdogModel
 from virtha.ports.authority import SignedCertificate
 from virtha.ports.hosts import LastBeat
+from virtha.ports.power import PowerDevices
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
 from virtha.server.gateway_use_cases import HostWatcher
@@ -278,6 +280,7 @@ class LedWorld:
     engines: Engines
     term: Term
     hosts: dict[str, PlayedHost] = field(default_factory=dict)
+    power: PowerDevices | None = None
     leads_itself: bool = False
     """The engines run in their tasks; else the test makes each turn."""
 
@@ -323,15 +326,17 @@ class LedWorld:
     async def restart(self) -> None:
         """The server dies and comes back: nothing but the database is left."""
         for feed in self.engines.feeds.values():
+            await feed.stop()
             feed.close()
         await self.store.close()
         self.gateway = PlayedGateway()
         self.store, self.control, self.engines, self.term = await _started(
-            self.directory, self.clock, self.authority, self.gateway
+            self.directory, self.clock, self.authority, self.gateway, self.power
         )
 
     async def close(self) -> None:
         for feed in self.engines.feeds.values():
+            await feed.stop()
             feed.close()
         await self.store.close()
 
@@ -412,7 +417,11 @@ class LedWorld:
 
 
 async def _started(
-    directory: Path, clock: ManualClock, authority: PaperAuthority, gateway: PlayedGateway
+    directory: Path,
+    clock: ManualClock,
+    authority: PaperAuthority,
+    gateway: PlayedGateway,
+    power: PowerDevices | None,
 ) -> tuple[Store, Control, Engines, Term]:
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     if not await store.is_initialised():
@@ -439,6 +448,8 @@ async def _started(
         servers=("server1:8250",),
         passwords=PASSWORDS,
         leaders=engines,
+        power_devices=power,
+        box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
     )
     term = await control.installation.started(version="test")
     try:
@@ -450,10 +461,11 @@ async def _started(
 
 
 @asynccontextmanager
-async def led_world(directory: Path) -> AsyncIterator[LedWorld]:
+async def led_world(directory: Path, power: PowerDevices | None = None) -> AsyncIterator[LedWorld]:
     clock, authority, gateway = ManualClock(), PaperAuthority(), PlayedGateway()
-    store, control, engines, term = await _started(directory, clock, authority, gateway)
+    store, control, engines, term = await _started(directory, clock, authority, gateway, power)
     world = LedWorld(directory, clock, authority, gateway, store, control, engines, term)
+    world.power = power
     try:
         yield world
     finally:

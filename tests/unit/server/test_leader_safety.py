@@ -362,6 +362,7 @@ def another_feed(world: LedWorld) -> ClusterFeed:
         installation_id=InstallationId("one"),
         leading=world.control.leading,
         orders=world.control.engine_orders,
+        power=world.control.engine_power,
         clock=world.clock,
         journal=world.directory / "another journal",
         sessions=world.gateway.sessions,

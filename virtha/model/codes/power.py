@@ -127,6 +127,24 @@ POWER_REASONS: tuple[Code, ...] = (
         "it answers later than fencing waits for it, so it can't prove that the host is off",
         help="Raise fencing.read_deadline above what its test took, or reach it in a quicker way.",
     ),
+    reason(
+        6255,
+        "power.not_asked",
+        WARNING,
+        "the device was not asked in time: an order to it came first, this server was busy, or its database away",
+    ),
+    reason(
+        6256,
+        "power.changed",
+        WARNING,
+        "the device's settings were changed or removed meanwhile, so it was not asked",
+    ),
+    reason(
+        6257,
+        "power.not_led",
+        WARNING,
+        "this server leads the cluster no more, so the device was not asked",
+    ),
 )
 
 POWER_EVENTS: tuple[Code, ...] = (
