@@ -119,6 +119,8 @@ class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
     """Set when the order went out."""
     live: bool = False
     freeze: bool = False
+    torn: bool = False
+    """An earlier try may have put back some of the disks."""
 
 
 class GrowStep(Value, frozen=True, kw_only=True, tag="grow"):
