@@ -121,10 +121,10 @@ class PlayedDomain:
         self.leaves, self.stands = leaves, stands
         self.aborted = 0
 
-    def isActive(self) -> bool:  # noqa: N802 - libvirt's names
+    def isActive(self) -> bool:
         return True
 
-    def jobStats(self) -> dict[str, int]:  # noqa: N802
+    def jobStats(self) -> dict[str, int]:
         return {"operation": libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT} if self.leaves else {}
 
     def state(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class PlayedDomain:
             return libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION
         return libvirt.VIR_DOMAIN_RUNNING, 1
 
-    def abortJob(self) -> None:  # noqa: N802
+    def abortJob(self) -> None:
         self.aborted += 1
 
 
