@@ -160,6 +160,8 @@ class RemoveDevice(Value, frozen=True, kw_only=True, tag="remove_device"):
     name: str
     vm_id: VmId
     device_id: DiskId | NicId
+    incarnation: Incarnation | None = None
+    """Whose copy gave it up; None: there was none."""
 
 
 Step = (
