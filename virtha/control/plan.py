@@ -5,6 +5,7 @@
 
 import msgspec
 
+from virtha.model.facts import ForeignDomain
 from virtha.model.ids import DiskId, HostId, Incarnation, NicId, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
@@ -191,6 +192,12 @@ class Plan(Value, frozen=True, kw_only=True):
     by: str = ""
     changes: tuple[str, ...] = ()
     """What adopting changed, in words."""
+
+
+class FoundByScan(Value, frozen=True, kw_only=True):
+    """What a scan found: kept with its operation, beside the plan (column ``foreign_domains``)."""
+
+    items: tuple[ForeignDomain, ...] = ()
 
 
 def encode_plan(plan: Plan) -> str:
