@@ -6,6 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is; the same commit is tested with the same examples.
+# Others are looked for with `--hypothesis-profile=search`, in `make verify`.
+settings.register_profile(
+    "search", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("same", settings.get_profile("search"), derandomize=True, database=None)
+settings.load_profile("same")
 
 SHARED_SERVERS = {"story", "server", "daemon", "own_libvirtd", "initialised"}
 """Fixtures of a module or of the whole run that start programs."""

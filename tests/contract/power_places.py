@@ -199,6 +199,8 @@ class RedfishService:
         self.systems = ["one"]
         self.answer: bytes | None = None
         """Said to everything."""
+        self.answer_to_orders: bytes | None = None
+        """Said instead, though they are carried out; empty: it hangs up."""
         self.lead_to = "/redfish/v1/Systems"
 
     @asynccontextmanager
@@ -219,8 +221,13 @@ class RedfishService:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if self.hangs:
                     await asyncio.sleep(1_000)
-                writer.write(self.answer or self._answer(Request(line, headers, body)))
+                answer = self.answer or self._answer(Request(line, headers, body))
+                if self.answer_to_orders is not None and line.startswith("POST"):
+                    answer = self.answer_to_orders
+                writer.write(answer)
                 await writer.drain()
+                if not answer:
+                    return
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass
         finally:

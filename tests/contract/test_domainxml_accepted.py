@@ -37,7 +37,7 @@ async def connected(libvirtd: OwnLibvirtd) -> LibvirtHost:
     host = LibvirtHost(libvirtd.uri, domain_type="qemu")
     host.subscribe(lambda _event: None, lambda _connected: up.set())
     await host.start()
-    await asyncio.wait_for(up.wait(), 30)
+    await asyncio.wait_for(up.wait(), 60)
     return host
 
 

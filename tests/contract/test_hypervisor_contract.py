@@ -44,7 +44,7 @@ VM = Vm(
     watchdog=parse_watchdog("i6300esb:reset"),
 )
 REFUSAL = "virtha: no grant for this VM; ask the server"
-SETTLE_S = 15.0
+SETTLE_S = 60.0
 
 
 class Rig:

@@ -187,7 +187,7 @@ def played(
                 await side.host.start()
             try:
                 async with asyncio.timeout(WAIT_S):
-                    while not (one.host.connected and other.host.connected):  # noqa: ASYNC110
+                    while not (one.host.connected and other.host.connected):  # noqa: ASYNC110 - nobody tells of it
                         await asyncio.sleep(0.02)
                 await rig.begin()
                 await story(rig)

@@ -45,8 +45,22 @@ def _path(vm: str, *rest: str) -> str:
     return "/".join(["/v1/vms", ref(vm, field="VM"), *rest])
 
 
-def _match(revision: int | None) -> str | None:
-    return f'"{revision}"' if revision is not None else None
+def _change(
+    ctx: typer.Context,
+    method: str,
+    path: str,
+    done: str,
+    *,
+    body: dict[str, Any] | None = None,
+    revision: int | None,
+    wait: bool,
+    timeout: str,
+) -> None:
+    """Ask for it and wait for its end; ``done`` says that it is done."""
+    match = f'"{revision}"' if revision is not None else None
+    with connected(ctx) as client:
+        answer = client.call(method, path, body=body, if_match=match)
+        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
 
 
 def _listed(client: Client, vm: str, kind: str, key: str) -> list[Any]:
@@ -95,9 +109,8 @@ def add_disk(
         "bus": bus,
     }
     body = {key: value for key, value in body.items() if value is not None}
-    with connected(ctx) as client:
-        answer = client.call("POST", _path(vm, "disks"), body=body, if_match=_match(revision))
-        finish(ctx, client, answer.body, f"VM {vm} has the disk", wait=wait, timeout=timeout)
+    path, done = _path(vm, "disks"), f"VM {vm} has the disk"
+    _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
 
 
 @disk_app.command("remove")
@@ -110,11 +123,9 @@ def remove_disk(
     timeout: str = TimeoutOption,
 ) -> None:
     """Remove a disk. A running VM's guest is asked to give it up, and may refuse. Its file stays."""
-    with connected(ctx) as client:
-        path = _path(vm, "disks", ref(name, field="DISK"))
-        answer = client.call("DELETE", path, if_match=_match(revision))
-        done = f"VM {vm} no longer has {name}; its file stays"
-        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
+    path = _path(vm, "disks", ref(name, field="DISK"))
+    done = f"VM {vm} no longer has {name}; its file stays"
+    _change(ctx, "DELETE", path, done, revision=revision, wait=wait, timeout=timeout)
 
 
 @disk_app.command("resize")
@@ -132,11 +143,9 @@ def resize_disk(
     For example: virtha vm disk resize web1 data 20GiB
     """
     body = {"size_bytes": parse_size(disk_size, field="SIZE")}
-    with connected(ctx) as client:
-        path = _path(vm, "disks", ref(name, field="DISK"), "resize")
-        answer = client.call("POST", path, body=body, if_match=_match(revision))
-        done = f"{name} of VM {vm} has {disk_size}"
-        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
+    path = _path(vm, "disks", ref(name, field="DISK"), "resize")
+    done = f"{name} of VM {vm} has {disk_size}"
+    _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
 
 
 @nic_app.command("list")
@@ -156,10 +165,9 @@ def add_nic(
     timeout: str = TimeoutOption,
 ) -> None:
     """Add a network card, to a running VM at once."""
-    with connected(ctx) as client:
-        body = parse_nic(nic)
-        answer = client.call("POST", _path(vm, "nics"), body=body, if_match=_match(revision))
-        finish(ctx, client, answer.body, f"VM {vm} has the card", wait=wait, timeout=timeout)
+    path, done = _path(vm, "nics"), f"VM {vm} has the card"
+    body = parse_nic(nic)
+    _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
 
 
 @nic_app.command("remove")
@@ -172,7 +180,5 @@ def remove_nic(
     timeout: str = TimeoutOption,
 ) -> None:
     """Remove a network card. A running VM's guest is asked to give it up, and may refuse."""
-    with connected(ctx) as client:
-        path = _path(vm, "nics", ref(mac, field="MAC"))
-        answer = client.call("DELETE", path, if_match=_match(revision))
-        finish(ctx, client, answer.body, f"VM {vm} no longer has {mac}", wait=wait, timeout=timeout)
+    path, done = _path(vm, "nics", ref(mac, field="MAC")), f"VM {vm} no longer has {mac}"
+    _change(ctx, "DELETE", path, done, revision=revision, wait=wait, timeout=timeout)

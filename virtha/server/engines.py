@@ -334,20 +334,10 @@ class Engines:
                 await self._refreshed()
                 feed = self._feed_of(host_id)
             if feed is not None and feed.leader is not None:
-                await self._tell(feed, host_id, boot, facts, recorded)
+                await feed.facts(host_id, boot, facts, recorded, self._lead.timeline)
         except (LostTerm, Failed) as error:
             # Not acknowledged: they come again.
             self._fail(error)
-
-    async def _tell(
-        self,
-        feed: ClusterFeed,
-        host_id: HostId,
-        boot: BootId,
-        facts: Sequence[Fact],
-        recorded: int,
-    ) -> None:
-        await feed.facts(host_id, boot, facts, recorded, self._lead.timeline)
 
     def _acknowledge(self, receipts: Mapping[HostId, int]) -> None:
         for host_id, sequence in receipts.items():

@@ -273,11 +273,11 @@ def test_a_snapshot_of_a_try_that_nobody_saw_end_is_made_anew(bench: Bench) -> N
 class SlowGuest(PlayedGuest):
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
 
     async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
         self.asked.set()
-        await asyncio.sleep(0.5)
+        await self.answers.wait()
         return await super().freeze(vm_id, deadline_ms=deadline_ms)
 
 
@@ -290,6 +290,7 @@ def test_a_power_off_does_not_wait_for_a_freeze(bench: Bench) -> None:
         making = asyncio.ensure_future(bench.do(_order(bench)))
         await guest.asked.wait()
         assert (await bench.do(stop())).result is Result.OK
+        guest.answers.set()
         outcome = await making
         assert outcome.result is Result.REFUSED
         assert bench.hypervisor.disk_calls == []
@@ -309,6 +310,7 @@ def test_a_guest_that_is_frozen_is_not_moved_away_from_who_thaws_it(bench: Bench
         await guest.asked.wait()
         move = await bench.do(migrate())
         assert (move.result, move.code) == (Result.REFUSED, "order.refused.state")
+        guest.answers.set()
         assert (await making).result is Result.OK
         assert not guest.held
 

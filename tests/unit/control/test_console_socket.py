@@ -57,7 +57,7 @@ class EchoChannels:
         self._news = asyncio.Event()
 
     async def reached(self, count: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(self.asked) < count:
                 self._news.clear()
                 await self._news.wait()
@@ -249,8 +249,8 @@ def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) ->
 
 
 async def told(world: Any, code: str, count: int) -> None:
-    async with asyncio.timeout(30):
-        while len(await world.events(code)) < count:  # noqa: ASYNC110
+    async with asyncio.timeout(60):
+        while len(await world.events(code)) < count:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.005)
 
 

@@ -320,11 +320,7 @@ def test_a_start_that_fails_after_creation_keeps_the_vm(tell: Tell) -> None:
         await host.answer()
         host.vanish()
         await world.control.facts.record_facts(
-            host.id,
-            host.boot,
-            host.facts(
-                Outcome(operation_id=operation.id, step=1, result=Result.OK),
-            ),
+            host.id, host.facts(Outcome(operation_id=operation.id, step=1, result=Result.OK))
         )
         ended = await world.control.operations.get(operation.id)
         assert ended.state is OperationState.FAILED and ended.code == "problem.no_host_fits"

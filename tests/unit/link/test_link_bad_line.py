@@ -89,7 +89,7 @@ def test_an_event_in_half_a_frame_comes_once_after_the_break(
             host.outbox.write(20)
             host.link.facts_written()
             await until(lambda: line.carried == line.cut_after, "half of it went")
-            await until(lambda: bool(gateway.metrics().ended), "the server ends it", seconds=20)
+            await until(lambda: bool(gateway.metrics().ended), "the server ends it")
             assert gateway.metrics().ended == {"wire.closed.silent": 1}
             assert await recorded(control) == [1, 2, 3]
             await until(lambda: bool(host.events.ended), "the host ends it")

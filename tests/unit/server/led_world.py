@@ -47,7 +47,7 @@ from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import the_installation
 from virtha.wire.messages import Beat, PeerRole
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 GIB = 1 << 30
 MIB = 1 << 20
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -223,7 +223,7 @@ class PlayedHost:
         await self._send(facts)
 
     async def _send(self, facts: list[Fact]) -> None:
-        recorded = await self.world.control.facts.record_facts(self.id, self.boot, facts)
+        recorded = await self.world.control.facts.record_facts(self.id, facts)
         watcher = self.world.gateway.watcher
         if watcher is not None:
             await watcher.facts(self.id, self.boot, facts, recorded)
@@ -304,7 +304,7 @@ class LedWorld:
 
     async def _all_durable(self) -> None:
         async with asyncio.timeout(WAIT_S):
-            while any(  # noqa: ASYNC110
+            while any(  # noqa: ASYNC110 - nobody tells of it
                 self.gateway.acknowledged.get(host.id, 0) < host.sequence
                 for host in self.hosts.values()
             ):

@@ -59,7 +59,7 @@ from virtha.store.vms import find_vm, save_vm_status
 from virtha.wire.messages import PeerRole
 
 Story = Callable[[LedWorld], Awaitable[None]]
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def tell(directory: Path, story: Story) -> None:

@@ -120,6 +120,13 @@ POWER_REASONS: tuple[Code, ...] = (
         "the host is up, and the device says off",
         help="It is another host's device, or its status means something else.",
     ),
+    reason(
+        6249,
+        "power.too_slow",
+        ERROR,
+        "it answers later than fencing waits for it, so it can't prove that the host is off",
+        help="Raise fencing.read_deadline above what its test took, or reach it in a quicker way.",
+    ),
 )
 
 POWER_EVENTS: tuple[Code, ...] = (
