@@ -114,6 +114,25 @@ def test_a_disk_grows_once_and_never_shrinks(bench: Bench) -> None:
     bench.run(story)
 
 
+@pytest.mark.bad_input("full disk")
+def test_a_freeze_that_could_not_be_noted_leaves_nothing_held(bench: Bench) -> None:
+    guest = bench.guest = PlayedGuest()
+
+    async def story() -> None:
+        await _running(bench)
+        freezer_of_host, notes = bench.agent.host.freezer, bench.paths.frozen
+        if notes.exists():
+            notes.rmdir()
+        notes.write_bytes(b"")  # no note can be put there
+        failed = await bench.do(_order(bench))
+        assert (failed.result, guest.said) == (Result.FAILED, []), "never asked to freeze"
+        assert not freezer_of_host.holds(WEB1), "it can be moved away, and frozen later"
+        notes.unlink()
+        assert (await bench.do(_order(bench))).result is Result.OK
+
+    bench.run(story)
+
+
 @pytest.mark.req("G1")
 def test_a_guest_is_frozen_for_a_snapshot_and_thawed(bench: Bench) -> None:
     guest = bench.guest = PlayedGuest()

@@ -18,6 +18,7 @@ from virtha.model.orders import (
     MigrationWord,
     MoveDestination,
     ReceiveVm,
+    ResumeVm,
     SettleMigration,
     StartVm,
 )
@@ -317,6 +318,29 @@ def test_a_source_without_an_answer_stands_still_until_told(bench: Bench) -> Non
         assert copy.running
         await bench.until(lambda: words(bench)[-1][:2] == (1, Result.FAILED))
         await bench.until(lambda: bench.state() == "running")
+
+    moving(bench, then)
+
+
+@pytest.mark.req("G6")
+def test_a_person_s_resume_lets_neither_side_of_a_move_run(bench: Bench) -> None:
+    """Its target may run: only the server's word on the move, with the other side's end, lets it run here."""
+    bench.destination = HERE
+
+    async def then() -> None:
+        bench.hypervisor.libvirt.stand_still(WEB1)
+        bench.moves.end(WEB1, Result.UNKNOWN)
+        await bench.until(lambda: words(bench) == [(1, Result.UNKNOWN, None)])
+        await prepared(bench)
+        await bench.do(receive(bench))
+        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
+        for vm_id in (WEB1, WEB2):
+            order = ResumeVm(vm_id=vm_id, incarnation=Incarnation(2), by="ann")
+            outcome = await bench.do(order)
+            copy = qemu(bench, vm_id)
+            assert copy is not None
+            assert not copy.running, "a second writer"
+            assert (outcome.result, outcome.code) == (Result.REFUSED, "problem.vm.state")
 
     moving(bench, then)
 

@@ -117,6 +117,48 @@ def test_what_a_call_raises_reaches_its_caller() -> None:
 
 
 @pytest.mark.req("A8")
+def test_an_answer_that_came_while_the_agent_stood_still_is_one() -> None:
+    """Stopped past the deadline it finds both: the answer counts, and is no error that nobody awaits."""
+
+    async def run() -> None:
+        lane = Lane("test", threads_max=1)
+        came = threading.Event()
+        asking = asyncio.create_task(
+            lane.call("asked", lambda: came.set() or 7, deadline_ms=20)  # type: ignore[func-returns-value]
+        )
+        await asyncio.sleep(0)
+        assert came.wait(10)
+        time.sleep(0.05)  # noqa: ASYNC251 - the whole agent stands still
+        assert await asking == 7
+        lane.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("A8")
+def test_a_call_that_comes_back_as_it_is_given_up_holds_no_thread_for_ever() -> None:
+    async def run() -> None:
+        lane = Lane("test", threads_max=1)
+        thaw = threading.Event()
+        asking = asyncio.create_task(lane.call("asked", thaw.wait, deadline_ms=20))
+
+        def late() -> None:
+            thaw.set()
+            time.sleep(0.05)  # its thread is done before anybody notes that it was given up
+
+        asyncio.get_running_loop().call_later(0.02, late)
+        await asyncio.sleep(0)
+        time.sleep(0.05)  # noqa: ASYNC251 - the deadline passes, then it comes back
+        with contextlib.suppress(HypervisorTimeout):
+            await asking
+        assert lane.stuck == 0
+        assert await lane.call("again", lambda: 9, deadline_ms=5_000) == 9
+        lane.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("A8")
 def test_without_libvirt_nothing_waits() -> None:
     async def run() -> None:
         host = LibvirtHost("qemu+unix:///system?socket=/nonexistent/libvirt-sock")
