@@ -56,6 +56,8 @@ WATCH_S = 0.2
 PROGRESS_S = 1.0
 EVENTS_S = 0.2
 """Longer than libvirt's events take: what they say of the end comes first."""
+ENDS_S = 10.0
+"""An attempt that was aborted ends within moments, unless its leader waits for a target that does not answer."""
 LEFT_S = 10.0
 """libvirt ends an attempt whose leader is gone within moments."""
 CLAIM_RETRY_S = 1.0
@@ -71,6 +73,7 @@ class MoveOrders:
         self._power = power
         self._watched: set[VmId] = set()
         self._arriving: set[VmId] = set()
+        self._ending: set[VmId] = set()
         self._codes: dict[VmId, str] = {}
         """Why this agent asked libvirt to end an attempt."""
 
@@ -325,6 +328,36 @@ class MoveOrders:
         except HypervisorError as error:
             _log.warning("a move can't be ended now", vm=vm_id, error=str(error))
         self._watch(vm_id)
+        if vm_id not in self._ending:
+            self._ending.add(vm_id)
+            self._host.spawn(f"see the end of the move of {vm_id}", self._leave_if_it_hangs(vm_id))
+
+    async def _leave_if_it_hangs(self, vm_id: VmId) -> None:
+        """A target whose host was cut off answers nothing, for ever: not that it is prepared (libvirt has no job yet that
+        could be aborted), and not that it has ended its part. Without a leader libvirt ends what it has here.
+        """
+        move_id = self._move_id(vm_id)
+        try:
+            await asyncio.sleep(ENDS_S)
+            if move_id is None or self._move_id(vm_id) != move_id:
+                return
+            copy = await self._seen(vm_id)
+            # One that stands still waits for its target's word, and whoever is told to end it or to let it run sees to its
+            # leader first.
+            if copy.under_way and not copy.stands:
+                _log.warning("whoever leads a move hangs", vm=vm_id)
+                await self._host.moves.leave_move(vm_id)
+        except HypervisorError as error:
+            _log.warning("a move hangs", vm=vm_id, error=str(error))
+        finally:
+            self._ending.discard(vm_id)
+
+    def _move_id(self, vm_id: VmId) -> OperationId | None:
+        """Of the one whose end is open here."""
+        record = self._host.loop.record(vm_id)
+        if record is None or record.move is None or not leaves(record):
+            return None
+        return record.move.migration_id
 
     # Asked how it stands, or told how it goes on
 
