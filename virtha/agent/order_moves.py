@@ -18,7 +18,7 @@ from virtha.model.codes import render
 from virtha.model.domain import DomainState
 from virtha.model.errors import VirthaError
 from virtha.model.facts import Progress, Result
-from virtha.model.ids import OperationId, VmId
+from virtha.model.ids import Incarnation, OperationId, VmId
 from virtha.model.orders import (
     MigrateVm,
     MigrationSide,
@@ -72,7 +72,7 @@ class MoveOrders:
         self._host = host
         self._power = power
         self._watched: set[VmId] = set()
-        self._arriving: set[VmId] = set()
+        self._arrived: set[tuple[VmId, Incarnation]] = set()
         self._ending: set[VmId] = set()
         self._codes: dict[VmId, str] = {}
         """Why this agent asked libvirt to end an attempt."""
@@ -152,13 +152,15 @@ class MoveOrders:
         return Answer(result=Result.OK, fields=_fields(host.destination))
 
     def looked_at(self, vm_id: VmId) -> None:
-        """libvirt was asked for a list: the copy that was awaited may run here since."""
+        """libvirt was asked for a list: the copy that was awaited may run here since. Once for each that came, by each agent:
+        the one before may have died before its storage knew."""
         record = self._host.loop.record(vm_id)
-        if record is not None and _arrived(record) and vm_id not in self._arriving:
-            grant = read_grant(self._host.paths.grant(vm_id))
-            if grant is not None and grant.state is GrantState.ARRIVING:
-                self._arriving.add(vm_id)
-                self._host.spawn(f"arrival of {vm_id}", self._settle_in(record))
+        if record is None or not _arrived(record) or record.released:
+            return
+        came = (vm_id, record.incarnation)
+        if record.boot == self._host.boot and came not in self._arrived:
+            self._arrived.add(came)
+            self._host.spawn(f"arrival of {vm_id}", self._settle_in(record))
 
     async def _settle_in(self, record: VmRecord) -> None:
         """The guardian leaves it alone whatever the time, and its storage learns whose it is (G4)."""
@@ -167,7 +169,9 @@ class MoveOrders:
             async with host.locks.of(vm.id):
                 if not _same(host.loop.record(vm.id), record):
                     return
-                host.gate.hold(vm.id, record.incarnation)
+                grant = read_grant(host.paths.grant(vm.id))
+                if grant is not None and grant.state is GrantState.ARRIVING:
+                    host.gate.hold(vm.id, record.incarnation)
             while _same(host.loop.record(vm.id), record):
                 try:
                     await self._power.claim(vm, record.incarnation)
@@ -182,8 +186,7 @@ class MoveOrders:
                 await asyncio.sleep(CLAIM_RETRY_S)
         except OSError as error:
             _log.error("a grant can't be kept", vm=vm.name, error=str(error))
-        finally:
-            self._arriving.discard(vm.id)
+            self._arrived.discard((vm.id, record.incarnation))
 
     # Source
 

@@ -10,7 +10,9 @@ from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
 from virtha.agent import order_moves
 from virtha.agent.grant_keeper import GRANT_SETTLE_S
+from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import RecordStore
+from virtha.model.errors import Unavailable
 from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import (
@@ -199,6 +201,33 @@ def test_an_agent_that_died_before_the_arrival_still_takes_it(bench: Bench) -> N
     bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
     bench.hypervisor.libvirt.go_on(WEB2)
     bench.run(arrives)
+
+
+def test_an_agent_that_died_before_its_storage_knew_of_the_arrival_tells_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.destination = HERE
+
+    async def stalls(*_: object) -> None:
+        raise Unavailable("it hangs")
+
+    async def arrives() -> None:
+        await prepared(bench)
+        await bench.do(receive(bench))
+        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
+        bench.hypervisor.libvirt.go_on(WEB2)
+        await bench.until(lambda: grant_state(bench) == "held")
+
+    async def after() -> None:
+        domain = bench.paths.state.parents[3] / "ds1"
+        await bench.until(
+            lambda: any('"incarnation":2' in one.read_text() for one in domain.rglob(f"*{WEB2}*"))
+        )
+
+    with monkeypatch.context() as storage:
+        storage.setattr(PowerOrders, "claim", stalls)
+        bench.run(arrives)
+    bench.run(after)
 
 
 @pytest.mark.bad_input
