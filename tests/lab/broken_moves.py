@@ -67,7 +67,7 @@ class StoppedMove:
         if phase is Phase.COPYING:
             return
         if phase is Phase.SETTLED:
-            self._hurry()
+            self.hurry()
             ended = self._story.api.finish(self.operation, timeout_s=PATIENCE_S)
             assert ended["state"] == "done", ended
             return
@@ -109,13 +109,15 @@ class StoppedMove:
     def _send_all(self) -> None:
         self._mover = self._leader()
         assert kill(self._mover, signal.SIGSTOP)
-        self._hurry()
+        self.hurry()
         wait_until(
             lambda: self._state(self.source) == "paused", "the source stands", timeout_s=60.0
         )
 
-    def _hurry(self) -> None:
-        self.source.run_checked(["virsh", "migrate-setspeed", self._vm, "1000"])
+    def hurry(self) -> None:
+        """Where it still copies."""
+        if self.source.is_on():
+            self.source.run(["virsh", "migrate-setspeed", self._vm, "1000"])
 
     def _give_word(self) -> None:
         """It waits in the socket of the target's libvirt, which is stopped."""

@@ -15,13 +15,9 @@ FIRST = BOOT_COUNTER_SECTOR + 64
 SLOTS = 4_096
 WINDOW = 4_000
 """So many of the newest records are all there: fewer than the slots, for it goes on writing while we look."""
-WRITER = (
-    "i=${I:-0}; while [ $i -lt 4000000 ]; do i=$((i+1)); "
-    f"printf '%-512d' $i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
-    "echo $i > /tmp/last; done"
-)
-"""Each record is on the disk before the next is begun. ``I``: the last that is there."""
-SLOW_MIB_S = 2
+GENTLE_S = 0.2
+"""A writer without a pause touches more memory than goes through slowly: such a move never comes to its end."""
+SLOW_MIB_S = 3
 """A guest of 128 MiB has touched some 60: time enough for something to break in the middle."""
 
 
@@ -39,8 +35,15 @@ class Records(Value, frozen=True, kw_only=True):
         return self.last is not None and self.newest > self.last + 1
 
 
-def begin_writing(story: Story, vm: str, *, after: int = 0) -> None:
-    guest.begin(story.lab.host_of(vm), vm, f"I={after}; {WRITER}")
+def begin_writing(story: Story, vm: str, *, after: int = 0, pause_s: float = 0.0) -> None:
+    """Each record is on the disk before the next is begun. ``after``: the last that is there."""
+    pause = f"sleep {pause_s}; " if pause_s else ""
+    writer = (
+        f"i={after}; while true; do i=$((i+1)); "
+        f"printf '%-512d' $i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
+        f"echo $i > /tmp/last; {pause}done"
+    )
+    guest.begin(story.lab.host_of(vm), vm, writer)
 
 
 def last_record(story: Story, vm: str) -> int | None:
@@ -86,12 +89,12 @@ def slowly(story: Story, vm: str) -> Json:
     return operation
 
 
-def writing_vm(story: Story, vm: str) -> None:
+def writing_vm(story: Story, vm: str, *, pause_s: float = 0.0) -> None:
     """Up on h1, and writing."""
     story.create_vm(vm, watchdog="i6300esb:none", start=False)
     story.start_vm(vm, host="h1")
     guest.wait_for_agent(story.lab.host("h1"), vm, timeout_s=PATIENCE_S)
-    begin_writing(story, vm)
+    begin_writing(story, vm, pause_s=pause_s)
     wait_until(
         lambda: (last_record(story, vm) or 0) > 0, f"{vm} writes", timeout_s=60.0, pause_s=0.2
     )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from disk_witnesses import DiskWitnesses
-from moving_guest import PATIENCE_S, records, slowly, writing_vm
+from moving_guest import GENTLE_S, PATIENCE_S, records, slowly, writing_vm
 
 from virtha.lab.node import wait_until
 from virtha.lab.story import Story
@@ -99,7 +99,7 @@ def test_moves_that_make_no_sense_are_refused_with_their_fix(story: Story) -> No
 
 @pytest.mark.long
 def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
-    writing_vm(story, "mover3")
+    writing_vm(story, "mover3", pause_s=GENTLE_S)
     operation = slowly(story, "mover3")
 
     def shows() -> bool:

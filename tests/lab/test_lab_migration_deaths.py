@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from broken_moves import Phase, StoppedMove
 from disk_witnesses import DiskWitnesses
-from moving_guest import PATIENCE_S, begin_writing, last_record, records, writing_vm
+from moving_guest import GENTLE_S, PATIENCE_S, begin_writing, last_record, records, writing_vm
 
 from virtha.lab import faults, guest
 from virtha.lab.node import wait_until
@@ -51,7 +51,7 @@ def at_home(written: Story, spent: None, mended_story: Story) -> Story:
     except Failed:
         if mended_story.api.request("GET", f"/v1/vms/{VM}").status_code == 200:
             mended_story.delete_vm(VM)
-        writing_vm(mended_story, VM)
+        writing_vm(mended_story, VM, pause_s=GENTLE_S)
     return mended_story
 
 
@@ -64,7 +64,7 @@ def _bring_home(story: Story) -> None:
         story.api.operate(f"/v1/vms/{VM}/migrate", {"host": "h1"}, timeout_s=PATIENCE_S)
     guest.wait_for_agent(story.lab.host("h1"), VM, timeout_s=PATIENCE_S)
     if last_record(story, VM) is None:
-        begin_writing(story, VM, after=records(story, VM).newest)
+        begin_writing(story, VM, after=records(story, VM).newest, pause_s=GENTLE_S)
     wait_until(lambda: (last_record(story, VM) or 0) > 0, f"{VM} writes", timeout_s=60.0)
 
 
@@ -87,6 +87,7 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
             move.go_on()
         if victim in HOSTS:
             _host_comes_back(story, victim)
+        move.hurry()
         ended = story.api.finish(move.operation, timeout_s=300.0)
         story.wait_state(VM, "running", timeout_s=180.0)
         host = story.lab.host_of(VM)
