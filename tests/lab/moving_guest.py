@@ -65,7 +65,8 @@ def records(story: Story, vm: str) -> Records:
         "| tr -s ' \\0' '\\n'"
     )
     found = guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S)
-    there = {int(word) for word in found.split()}
+    # The image has words of its own there.
+    there = {int(word) for word in found.split() if word.isascii() and word.isdigit()}
     newest = max(there, default=0)
     # What was written while we looked may be newer, so what is judged is what was told before.
     judged = newest if before is None else before
