@@ -13,6 +13,7 @@ PATIENCE_S = 400.0
 FIRST = BOOT_COUNTER_SECTOR + 64
 """Where the image has nothing."""
 SLOTS = 4_096
+MARK = "record-"
 WINDOW = 4_000
 """So many of the newest records are all there: fewer than the slots, for it goes on writing while we look."""
 GENTLE_S = 0.2
@@ -40,7 +41,7 @@ def begin_writing(story: Story, vm: str, *, after: int = 0, pause_s: float = 0.0
     pause = f"sleep {pause_s}; " if pause_s else ""
     writer = (
         f"i={after}; while true; do i=$((i+1)); "
-        f"printf '%-512d' $i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
+        f"printf '%-512s' {MARK}$i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
         f"echo $i > /tmp/last; {pause}done"
     )
     guest.begin(story.lab.host_of(vm), vm, writer)
@@ -65,8 +66,8 @@ def records(story: Story, vm: str) -> Records:
         "| tr -s ' \\0' '\\n'"
     )
     found = guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S)
-    # The image has words of its own there.
-    there = {int(word) for word in found.split() if word.isascii() and word.isdigit()}
+    # The image has words and numbers of its own there.
+    there = {int(word.removeprefix(MARK)) for word in found.split() if word.startswith(MARK)}
     newest = max(there, default=0)
     # What was written while we looked may be newer, so what is judged is what was told before.
     judged = newest if before is None else before

@@ -97,7 +97,9 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
         found = records(story, VM)
     print(
         f"{victim} at '{phase}': {ended['state']} {ended['code']}, runs on {host.name}, "
-        f"{'anew' if found.last is None else 'the same guest'}, written by {witnesses.writers}"
+        f"{'anew' if found.last is None else 'the same guest'}, written by {witnesses.writers}, "
+        f"locked by {witnesses.locked}, {witnesses.looks} looks, twice {witnesses.twice}, {witnesses.error!r}; "
+        f"records: at least {least}, {found}"
     )
     assert witnesses.error is None
     assert witnesses.looks
