@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
+from virtha.agent import order_moves
 from virtha.agent.grant_keeper import GRANT_SETTLE_S
+from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import RecordStore
+from virtha.model.errors import Unavailable
 from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import (
@@ -199,6 +202,33 @@ def test_an_agent_that_died_before_the_arrival_still_takes_it(bench: Bench) -> N
     bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
     bench.hypervisor.libvirt.go_on(WEB2)
     bench.run(arrives)
+
+
+def test_an_agent_that_died_before_its_storage_knew_of_the_arrival_tells_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.destination = HERE
+
+    async def stalls(*_: object) -> None:
+        raise Unavailable("it hangs")
+
+    async def arrives() -> None:
+        await prepared(bench)
+        await bench.do(receive(bench))
+        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
+        bench.hypervisor.libvirt.go_on(WEB2)
+        await bench.until(lambda: grant_state(bench) == "held")
+
+    async def after() -> None:
+        domain = bench.paths.state.parents[3] / "ds1"
+        await bench.until(
+            lambda: any('"incarnation":2' in one.read_text() for one in domain.rglob(f"*{WEB2}*"))
+        )
+
+    with monkeypatch.context() as storage:
+        storage.setattr(PowerOrders, "claim", stalls)
+        bench.run(arrives)
+    bench.run(after)
 
 
 @pytest.mark.bad_input
@@ -393,6 +423,43 @@ def test_a_cancel_ends_the_attempt_and_says_why(bench: Bench) -> None:
         await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
         assert bench.moves.aborted == [WEB1]
         await bench.until(lambda: words(bench) == [(1, Result.FAILED, "migration.ended.cancelled")])
+
+    moving(bench, then)
+
+
+def test_a_leader_that_waits_for_a_silent_target_is_sent_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt has nothing to abort before its target is prepared, and asks the target to end its part afterwards."""
+    monkeypatch.setattr(order_moves, "ENDS_S", 0.05)
+
+    async def then() -> None:
+        async def in_vain(vm_id: Any) -> None:
+            bench.moves.aborted.append(vm_id)
+
+        bench.moves.abort_move = in_vain  # type: ignore[method-assign]
+        for _ in range(2):
+            await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
+        await bench.until(lambda: words(bench) == [(1, Result.FAILED, "migration.ended.cancelled")])
+        assert bench.moves.left == [WEB1]
+        assert bench.state() == "running"
+
+    moving(bench, then)
+
+
+def test_a_leader_whose_source_stands_still_is_left_alone_by_a_cancel(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_moves, "ENDS_S", 0.05)
+
+    async def then() -> None:
+        async def too_late(vm_id: Any) -> None:
+            bench.hypervisor.libvirt.stand_still(vm_id)
+
+        bench.moves.abort_move = too_late  # type: ignore[method-assign]
+        await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
+        await asyncio.sleep(0.2)
+        assert bench.moves.left == [], "its target may be about to say that it runs"
 
     moving(bench, then)
 

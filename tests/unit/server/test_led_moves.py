@@ -16,6 +16,7 @@ from virtha.model.ids import Incarnation, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.orders import MigrateVm, MoveDestination, Order, ReceiveVm, SettleMigration
 from virtha.model.vm import VmState
+from virtha.store.vms import definitions
 
 LET_IN = {"address": "10.0.0.2", "name": "h2.migration.virtha", "data_uri": "tcp://10.0.0.2"}
 
@@ -89,6 +90,11 @@ def test_a_vm_is_moved(tmp_path: Path) -> None:
         assert vm.status.holders == (world.hosts["h2"].id,)
         again = await asked(world, host="h1")
         assert again.state is OperationState.RUNNING, "and it can be moved back"
+        async with world.store.read() as tx:
+            known = await definitions(tx, vm.vm.id)
+        assert world.hosts["h2"].id in known, (
+            "its domain is forgotten there, too, when it is deleted"
+        )
 
     play(tmp_path, story)
 
