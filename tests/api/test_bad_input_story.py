@@ -154,11 +154,22 @@ REQUESTS: list[tuple[str, str, Any, int, str, str, str]] = [
         "memroy_bytes",
         "did you mean memory_bytes?",
     ),
+    (
+        "PUT",
+        "/v1/clusters/default/policy",
+        None,
+        400,
+        "problem.invalid",
+        "body",
+        "send the whole object",
+    ),
 ]
 
 
 @pytest.mark.req("W1")
-@pytest.mark.bad_input("second watchdog", "missing action", "unknown field", story=True)
+@pytest.mark.bad_input(
+    "second watchdog", "missing action", "unknown field", "lost body", story=True
+)
 @pytest.mark.parametrize(("method", "path", "body", "status", "problem", "field", "told"), REQUESTS)
 def test_a_request_is_refused_and_nothing_is_changed(
     story: Story,
