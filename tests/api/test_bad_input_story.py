@@ -167,9 +167,7 @@ REQUESTS: list[tuple[str, str, Any, int, str, str, str]] = [
 
 
 @pytest.mark.req("W1")
-@pytest.mark.bad_input(
-    "second watchdog", "missing action", "unknown field", "lost body", story=True
-)
+@pytest.mark.bad_input("second watchdog", "missing action", "unknown field", story=True)
 @pytest.mark.parametrize(("method", "path", "body", "status", "problem", "field", "told"), REQUESTS)
 def test_a_request_is_refused_and_nothing_is_changed(
     story: Story,

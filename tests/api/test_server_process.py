@@ -309,7 +309,6 @@ def test_check_finds_a_database_of_a_newer_version_and_an_open_key(tmp_path: Pat
     assert "9999" in done.stderr
 
 
-@pytest.mark.bad_input("files of another user")
 def test_check_finds_what_the_service_could_not_use(initialised: Path, tmp_path: Path) -> None:
     shutil.copytree(initialised, tmp_path / "copy")
     state = tmp_path / "copy/var/lib/virtha/server"

@@ -53,7 +53,6 @@ def test_output_that_finds_no_room_takes_nothing_back() -> None:
     assert "unchanged" not in error.fix and "look what was done" in error.fix
 
 
-@pytest.mark.bad_input("path that can't be")
 @pytest.mark.parametrize(
     "words",
     [
@@ -77,7 +76,6 @@ def test_a_path_that_can_not_be_is_told_without_a_traceback(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.bad_input("file without end")
 @pytest.mark.parametrize(
     "words", [("simulate", "--inventory", "FILE", "--fail", "host=h1"), ("simulate", "FILE")]
 )
@@ -96,7 +94,6 @@ def test_line_ends_of_other_systems_are_read_as_before(tmp_path: Path) -> None:
     assert read_text_within(tmp_path / "text", 100) == (tmp_path / "text").read_text()
 
 
-@pytest.mark.bad_input("argument that is no text")
 def test_an_argument_that_is_no_text_here(run: Run) -> None:
     ran = run("vm", "show", "gr\udcc3\udcb6\udcdfe", "--url", "http://127.0.0.1:1")
     assert ran.code == 2
