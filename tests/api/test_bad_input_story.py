@@ -154,6 +154,15 @@ REQUESTS: list[tuple[str, str, Any, int, str, str, str]] = [
         "memroy_bytes",
         "did you mean memory_bytes?",
     ),
+    (
+        "PUT",
+        "/v1/clusters/default/policy",
+        None,
+        400,
+        "problem.invalid",
+        "body",
+        "send the whole object",
+    ),
 ]
 
 

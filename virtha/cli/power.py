@@ -19,11 +19,12 @@ from virtha.cli.session import (
     show_list,
     show_one,
 )
-from virtha.model.errors import Failed, InvalidInput
+from virtha.model.errors import Failed, InvalidInput, VirthaError
 
 ORDER_S = 400.0
 """An order is read back until it has done what it should."""
 DEVICE = "bmc"
+DIGITS_MAX = 9
 NUMBERS = ("level", "port", "cipher")
 FIELDS = (
     *("driver", "level", "address", "port", "plug", "user", "executable", "syntax"),
@@ -360,7 +361,12 @@ def _set(
         present = next((one for one in there if one["name"] == device), None)
         body = {"settings": changes(present["settings"] if present else {}), "secrets": secrets}
         if_match = f'"{present["revision"]}"' if present else None
-        return client.call("PUT", path, body=body, if_match=if_match).body
+        try:
+            return client.call("PUT", path, body=body, if_match=if_match).body
+        except VirthaError as error:
+            # FIELD=VALUE, not options as a receiver's settings are
+            error.field = (error.field or "").removeprefix("settings.") or None
+            raise
 
 
 def _remove(ctx: typer.Context, path: str, what: str, why: str = "", *, yes: bool) -> None:
@@ -414,7 +420,7 @@ def _field(name: str) -> str:
 def _value(name: str, text: str) -> Any:
     if name not in NUMBERS:
         return text
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX):
         raise InvalidInput(f"'{text}' is no number", field=name)
     return int(text)
 

@@ -10,12 +10,13 @@ from virtha.cli.output import Column, View, at, emit_list, size
 from virtha.cli.parsing import parse_nic, parse_size
 from virtha.cli.progress import finish
 from virtha.cli.session import TimeoutOption, WaitOption, connected
+from virtha.model.errors import VirthaError
 
 disk_app = typer.Typer(no_args_is_help=True, help="A VM's disks.")
 nic_app = typer.Typer(no_args_is_help=True, help="A VM's network cards.")
 
 VmArgument = typer.Argument(metavar="VM", help="Name or id.")
-RevisionOption = typer.Option(None, help="Only if the VM is still at this revision.")
+RevisionOption = typer.Option(None, min=0, help="Only if the VM is still at this revision.")
 
 DISK = View(
     name=at("name"),
@@ -110,7 +111,11 @@ def add_disk(
     }
     body = {key: value for key, value in body.items() if value is not None}
     path, done = _path(vm, "disks"), f"VM {vm} has the disk"
-    _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
+    try:
+        _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
+    except VirthaError as error:
+        error.field = "--size" if error.field == "size_bytes" else error.field
+        raise
 
 
 @disk_app.command("remove")
