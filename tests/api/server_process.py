@@ -53,9 +53,15 @@ def virtha(root: Path, *words: str, stdin: str = "") -> Done:
     return command("server", *words, "--root", str(root), stdin=stdin)
 
 
-def run_until_it_fails(root: Path, **env: str) -> Done:
-    """`virtha server` that must refuse to run."""
-    return command("server", "--root", str(root), **env)
+def run_until_it_fails(root: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`virtha server` that must refuse to run, as its own process."""
+    return subprocess.run(
+        [sys.executable, "-m", "virtha.cli.main", "server", "--root", str(root)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(**env),
+    )
 
 
 def initialise(root: Path, *words: str) -> dict[str, Any]:
