@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 .DEFAULT_GOAL := help
 # What the steps run, so that one can be put in another's place: make test-parts LAB='sleep 60' UNIT=true
-LAB = $(PYTEST) -q -m "lab and not long" tests
+LAB = $(PYTEST) -q --durations=15 -m "lab and not long" tests
 # Databases, outboxes and records are synced to disk at each write, ten thousand times; in memory that is no wait.
 IN_MEMORY = $$([ -w /dev/shm ] && [ "$$(df --output=avail -m /dev/shm | tail -n 1)" -ge 1000 ] && echo env PYTEST_DEBUG_TEMPROOT=/dev/shm)
 KEEP_FAILED = -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
@@ -57,7 +57,7 @@ lab: setup ## real libvirt, QEMU and guests (needs root)
 # lint end it at once.
 test-parts: setup
 	@mkdir -p .stamp; set -o pipefail; make="$(MAKE) --no-print-directory"; \
-	nice -n 10 $$make unit > .stamp/unit.log 2>&1 & unit=$$!; \
+	nice -n 15 $$make unit > .stamp/unit.log 2>&1 & unit=$$!; \
 	nice -n 19 $$make simulator > .stamp/simulator.log 2>&1 & simulator=$$!; \
 	trap 'kill $$unit $$simulator 2> /dev/null' EXIT; \
 	$$make lint || exit 1; \
@@ -90,6 +90,8 @@ verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acce
 	@echo "==> random worlds from seeds $(SEEDS)"
 	@$(PYTHON) -m virtha.cli.main simulate --seed $(SEEDS) --save .stamp/swarm-failures \
 	  --resume .stamp/swarm-$(SEEDS)-$(SOURCES).journal
+	@echo "==> properties with examples that no other run had"
+	@grep -rlE --include='test_*.py' '^(from|import) hypothesis' tests | xargs $(PYTEST) -q -n 2 -m "not lab" --hypothesis-profile=search
 	@echo "==> an outbox cut at every byte"
 	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
 	@echo "==> a queue of 100,000 notifications"

@@ -94,7 +94,7 @@ def test_a_peer_that_is_not_root_needs_a_token(initialised: Path) -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
         )
         assert "401" in asked.stdout, asked.stderr
 

@@ -109,7 +109,7 @@ class GatedHost:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=200,
         )
 
 

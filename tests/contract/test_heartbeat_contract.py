@@ -312,7 +312,7 @@ def test_what_hangs_lands_when_the_storage_goes_on(fuse: FuseMount) -> None:
     with pytest.raises(queue.Empty):
         worker.answers.get(timeout=0.5)
     fuse.go_on()
-    assert worker.answers.get(timeout=60) is None
+    assert worker.answers.get(timeout=200) is None
     assert driver(fuse.path).read_slot(0) == replace(SLOT, counter=2)
 
 

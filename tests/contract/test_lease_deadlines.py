@@ -45,7 +45,7 @@ from virtha.model.policy import (
 from virtha.model.slot import Mailbox, Poison, Slot
 from virtha.model.vm import Disk, Vm
 
-pytestmark = [pytest.mark.lab, pytest.mark.req("F1"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.req("F1"), pytest.mark.timeout(400)]
 
 DOMAIN, CLUSTER, BOOT = StorageDomainId("ds1"), ClusterId("c1"), BootId("boot-1")
 LEASE = LeasePolicy(

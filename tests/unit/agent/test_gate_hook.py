@@ -99,7 +99,7 @@ class Gate:
             input=data,
             capture_output=True,
             check=False,
-            timeout=60,
+            timeout=200,
             env={"PATH": "/usr/bin:/bin"},  # libvirt hands over next to nothing
         )
         assert answer.stdout == b""

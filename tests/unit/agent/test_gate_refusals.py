@@ -46,7 +46,7 @@ def try_start(bench: Bench, text: str, name: str = "web1") -> tuple[int, str]:
         input=text.encode(),
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=200,
         env={"PATH": "/usr/bin:/bin"},
     )
     return done.returncode, done.stderr.decode()

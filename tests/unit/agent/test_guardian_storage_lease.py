@@ -196,7 +196,7 @@ class LeasedHost:
                 process.stopping.set()
                 for slots in self.slots.values():
                     slots.goes.set()
-                await asyncio.wait([life], timeout=60)
+                await asyncio.wait([life], timeout=200)
             life.result()
 
         asyncio.run(live())

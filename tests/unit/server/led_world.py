@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from argon2 import PasswordHasher
+from empty_database import lay_empty_database
 
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
@@ -423,6 +424,7 @@ async def _started(
     gateway: PlayedGateway,
     power: PowerDevices | None,
 ) -> tuple[Store, Control, Engines, Term]:
+    lay_empty_database(directory)
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     if not await store.is_initialised():
         await initialise(
