@@ -165,10 +165,13 @@ async def save_vm_status(
 async def show_states_of(tx: WriteTransaction, host_id: HostId, *, unknown: bool) -> int:
     """Of the VMs that a host holds: show UNKNOWN while it does not answer, then what it said last.
 
-    What was reported stays: a host that was merely cut off has nothing new to say when it is back.
+    What was reported stays: a host that was merely cut off has nothing new to say when it is back. A VM of which another
+    host spoke last is as that one says: this one only may hold it, as the target of a migration does.
     """
     changed = 0
     for row in await vms_held_by(tx, host_id):
+        if row.status.host_id not in (None, host_id):
+            continue
         shown = VmState.UNKNOWN if unknown else row.status.state
         if row.shown is shown:
             continue

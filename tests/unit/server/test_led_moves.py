@@ -12,6 +12,7 @@ from led_world import ADMIN, LedWorld, PlayedHost
 from virtha.control.requests import NicCreate, VmMigrate
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
 from virtha.model.facts import MigrationReport, Progress, ReleaseCause, Released, Result, VmReport
+from virtha.model.host import HostState
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.orders import MigrateVm, MoveDestination, Order, ReceiveVm, SettleMigration
@@ -194,6 +195,22 @@ def test_a_move_is_called_off(tmp_path: Path) -> None:
             )
         ended = await state(world, operation)
         assert (ended.state, ended.code) == (OperationState.CANCELLED, "migration.ended.cancelled")
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("X1")
+def test_a_target_that_falls_silent_makes_nobody_doubt_that_its_source_runs_it(
+    tmp_path: Path,
+) -> None:
+    async def story(world: LedWorld) -> None:
+        await begun(world)
+        await world.control.hosts.presence_changed(world.hosts["h2"].id, HostState.UNREACHABLE)
+        vm = await world.vm()
+        assert set(vm.status.holders) == {host.id for host in world.hosts.values()}
+        assert vm.status.state is VmState.RUNNING, (
+            "and it would be said still when h2 holds nothing any more"
+        )
 
     play(tmp_path, story)
 
