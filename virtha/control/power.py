@@ -27,13 +27,14 @@ from virtha.model.power_settings import (
 )
 from virtha.model.value import Value
 from virtha.ports.power import AgentForm, PowerDevices
-from virtha.store.hosts import HostRow
+from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.power import (
     PowerRow,
     drop_power,
     power_of_all_hosts,
     power_of_cluster,
     power_of_host,
+    power_of_hosts,
     power_tests,
     save_power,
     sealed_power,
@@ -178,6 +179,11 @@ class Power:
             cluster = await the_cluster(tx, ref)
             present = await _cluster_device(tx, cluster.id, name)
             await _drop(tx, caller, present, if_match, name, cluster.name, cluster_id=cluster.id)
+            # Theirs say something else from now on: none of them is the one that was tested (P1).
+            hosts = await hosts_of_cluster(tx, cluster.id)
+            for row in await power_of_hosts(tx, [each.host.id for each in hosts]):
+                if row.record.name == name:
+                    await save_power(tx, row.record, row.sealed)
 
     async def delete_of_host(
         self, caller: Caller, ref: str, name: str, if_match: Revision | None

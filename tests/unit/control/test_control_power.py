@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from virtha.control.engine_power import power_levels
 from virtha.control.power import Power
 from virtha.control.power_checks import same_place
 from virtha.control.power_orders import PowerOrders
@@ -31,6 +32,7 @@ from virtha.model.power_settings import (
 )
 from virtha.model.user import Role
 from virtha.ports.power import AgentForm, MayGo, PowerDevice, PowerOutcome, PowerReading
+from virtha.store.hosts import find_host
 from virtha.store.power import power_of_all_hosts
 
 pytestmark = pytest.mark.req("F5", "F6")
@@ -342,6 +344,30 @@ def test_a_test_counts_while_the_host_is_up(tell: Tell):
         (view,) = await world.control.power.of_host("h1")
         assert not view.tested, "what was changed since was not tested"
         assert "power.test.passed" in await world.codes()
+
+    tell(story)
+
+
+def test_what_was_tested_with_its_clusters_settings_is_untested_without_them(tell: Tell):
+    async def known(world: World) -> str:
+        async with world.store.read() as tx:
+            host = await find_host(tx, "h1")
+            assert host is not None
+            levels = await power_levels(tx, {host.host.id: host.host.cluster_id})
+        return levels[host.host.id][0].feeds[0].device
+
+    async def story(world: World) -> None:
+        await set_up(world)
+        # Newer than the cluster's: the newest of both revisions is the same without those.
+        await world.control.power.put_of_host(ADMIN, "h1", "bmc", own(address="bmc-h1"), None)
+        await world.control.power_orders.test(ADMIN, "h1", "bmc")
+        (view,) = await world.control.power.of_host("h1")
+        tested = await known(world)
+        assert view.tested
+        await world.control.power.delete_of_cluster(ADMIN, "default", "bmc", None)
+        (view,) = await world.control.power.of_host("h1")
+        assert not view.tested
+        assert await known(world) != tested, "to the engine it is another device (P1)"
 
     tell(story)
 
