@@ -176,7 +176,11 @@ def test_what_it_leaves_behind_is_ended_with_it(tmp_path: Path, way: str):
 
 
 @pytest.mark.bad_input("power script that hangs")
-@pytest.mark.parametrize("text", [SLEEP, f"trap '' TERM INT HUP; setsid {SLEEP}; {SLEEP}"])
+@pytest.mark.parametrize(
+    "text",
+    [SLEEP, f"trap '' TERM INT HUP; setsid {SLEEP}; {SLEEP}"],
+    ids=["asleep", "deaf"],  # the text has the worker's process id
+)
 def test_what_hangs_is_killed_with_its_children(tmp_path: Path, text: str):
     outcome = stop(device(script(tmp_path, text)), 700)
     assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer")
