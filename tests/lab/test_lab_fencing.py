@@ -37,6 +37,13 @@ def _recovered(story: Story, vm: str, host: str, bmc: LabBmc, revision: int) -> 
         pause_s=0.1,
     )
     print(f"{vm} up again after {time.monotonic() - began_s:.1f} s; its BMC was asked {bmc.asked}")
+    # Its host tells that it runs; that this was the recovery, the engine says with its next turn.
+    wait_until(
+        lambda: "vm.recovered" in _codes(story, revision),
+        f"{vm} counts as recovered",
+        timeout_s=60.0,
+        pause_s=0.1,
+    )
     codes = _codes(story, revision)
     for code in ("fence.began", "host.proven_dead", "vm.recovery_started", "vm.recovered"):
         assert codes.count(code) == 1, (code, codes)

@@ -168,8 +168,12 @@ async def _percents(process: asyncio.subprocess.Process) -> AsyncIterator[int]:
 
 
 async def _read_errors(process: asyncio.subprocess.Process) -> str:
+    """To its end: qemu-img writes a message in pieces, and what is read first is its own name only."""
     assert process.stderr is not None
-    return (await process.stderr.read(OUTPUT_BYTES_MAX)).decode("utf-8", "replace").strip()
+    found = b""
+    while data := await process.stderr.read(4_096):
+        found = (found + data)[:OUTPUT_BYTES_MAX]
+    return found.decode("utf-8", "replace").strip()
 
 
 async def _run(*command: str, writes: bool = False) -> bytes:

@@ -20,6 +20,7 @@ RUNNING_TIMEOUT_S = 60.0
 AGENT_TIMEOUT_S = 120.0
 """A guest needs 5 s alone on a processor; a machine that runs other things takes its share."""
 EVENT_TIMEOUT_S = 60.0
+GONE_S = 60.0
 
 
 def no_restart_limit() -> Json:
@@ -72,12 +73,26 @@ class Story:
         self.api.operate(f"/v1/vms/{name}/start", {"host": host} if host else {})
         return self.wait_running(name)
 
-    def delete_vm(self, name: str) -> None:
-        """Powered off if need be, and gone with its disks."""
+    def _power_off(self, name: str) -> None:
         if self.api.vm(name)["status"]["state"] not in ("down", "unknown"):
             self.api.operate(f"/v1/vms/{name}/power-off")
             self.wait_state(name, "down")
-        answer = self.api.request("DELETE", f"/v1/vms/{name}", params={"delete_data": "true"})
+
+    def delete_vm(self, name: str) -> None:
+        """Powered off if need be, and gone with its disks. An HA VM that was down may just be on its way up."""
+        deadline_s = time.monotonic() + GONE_S
+        while True:
+            try:
+                self._power_off(name)
+            except Failed:
+                if time.monotonic() >= deadline_s:
+                    raise
+            answer = self.api.request("DELETE", f"/v1/vms/{name}", params={"delete_data": "true"})
+            if answer.status_code < 400 or time.monotonic() >= deadline_s:
+                break
+            if answer.json().get("code") not in ("problem.vm.state", "problem.operation.open"):
+                break
+            time.sleep(0.2)
         if answer.status_code >= 400:
             raise Failed(f"delete {name}: {answer.status_code}: {answer.text[:500]}")
         ended = self.api.finish(answer.json())

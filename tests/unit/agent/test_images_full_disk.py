@@ -1,11 +1,22 @@
-"""The real qemu-img on a file system that is really full."""
+"""The real qemu-img on a file system that is really full; and what it says when it says it in pieces."""
 
+import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from virtha.agent.images import copy_image
+from virtha.model.errors import Failed
+
+IN_PIECES = """#!/bin/sh
+printf 'qemu-img: ' >&2
+read -r _ < "$(dirname "$0")/said"
+echo 'error while writing: No space left on device' >&2
+exit 1
+"""
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
@@ -40,3 +51,30 @@ def test_an_image_that_does_not_fit_its_storage_is_told_so(tmp_path: Path) -> No
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.splitlines() == ["problem.disk.full True True"] * 2, done.stderr
+
+
+def test_an_error_that_comes_in_pieces_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qemu-img writes its name first; under load that was all that was read."""
+    (tmp_path / "qemu-img").write_text(IN_PIECES)
+    (tmp_path / "qemu-img").chmod(0o755)
+    os.mkfifo(tmp_path / "said")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    seen: list[int] = []
+
+    async def story() -> None:
+        copy = asyncio.create_task(
+            copy_image(tmp_path / "a", "raw", tmp_path / "b", "qcow2", on_percent=seen.append)
+        )
+        # Opened for writing as soon as the program reads it: its first piece was said before.
+        piece = await asyncio.to_thread((tmp_path / "said").open, "w")
+        for _ in range(20):
+            await asyncio.sleep(0)  # what was said is taken in
+        piece.write("go on\n")
+        piece.close()
+        with pytest.raises(Failed) as failed:
+            await copy
+        assert failed.value.code == "problem.disk.full", failed.value
+
+    asyncio.run(story())
