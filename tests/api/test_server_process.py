@@ -310,7 +310,7 @@ def test_check_finds_a_database_of_a_newer_version_and_an_open_key(tmp_path: Pat
 
 
 def test_check_finds_what_the_service_could_not_use(initialised: Path, tmp_path: Path) -> None:
-    shutil.copytree(initialised, tmp_path / "copy")
+    shutil.copytree(initialised, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
     state = tmp_path / "copy/var/lib/virtha/server"
     (state / "authority/server.key").write_text((state / "authority/authority.key").read_text())
     shutil.rmtree(state / "journals", ignore_errors=True)
