@@ -144,8 +144,8 @@ def test_receivers_down_together_and_the_server_killed_twice_meanwhile(tmp_path:
     assert len(mails) == 10 and mails[3] == mails[4], "only what was in flight, once more"
     told = [(one["virthaMessage"].rsplit(" ", 1)[1], one["virthaNoticeId"]) for one in notices]
     assert [number for number, _ in without_repeats(told)] == expected
-    # An inform whose answer the busy machine gives too late is sent again, as the same one: no number has two ids.
-    assert len(set(told)) == len(expected)
+    assert len(told) <= 10
+    assert len(set(told)) == len(expected), "said again, it is the same notice"
 
 
 def hold_and_wait(server: Server, *numbers: int) -> None:
