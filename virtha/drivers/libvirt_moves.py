@@ -71,7 +71,8 @@ class Movers:
         # The socket of a mover that was killed is removed by asyncio's server; the directory is of root alone.
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         reading, writing = os.pipe()
-        with self._said(vm_id).open("wb") as said, os.fdopen(writing, "wb") as asked:
+        # Unbuffered: what a mover that has ended could not be told would be written, and fail, once more at the close.
+        with self._said(vm_id).open("wb") as said, os.fdopen(writing, "wb", buffering=0) as asked:
             pid = os.posix_spawn(
                 self.command[0],
                 self.command,
@@ -87,7 +88,6 @@ class Movers:
             self._note(vm_id, pid)
             with contextlib.suppress(OSError):
                 asked.write(request)
-                asked.flush()
         return pid
 
     def _end_of(self, vm_id: VmId, pid: int, code: int) -> MoveEnd:

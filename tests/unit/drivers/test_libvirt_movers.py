@@ -70,6 +70,24 @@ def test_one_that_says_nothing_leaves_the_end_unknown(tmp_path: Path, program: s
     run(story)
 
 
+def test_one_that_ended_before_it_was_asked_leaves_the_end_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        made = movers(tmp_path, "raise SystemExit(3)")
+        note = Movers._note
+
+        def ended_by_then(self: Movers, vm_id: VmId, pid: int) -> None:
+            note(self, vm_id, pid)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+        monkeypatch.setattr(Movers, "_note", ended_by_then)
+        end = await lead(made)
+        assert end == MoveEnd(result=Result.UNKNOWN, detail="its mover ended with 3")
+
+    run(story)
+
+
 def test_an_agent_that_ends_leaves_it_and_the_next_finds_and_ends_it(tmp_path: Path) -> None:
     async def story() -> None:
         first = movers(tmp_path, WAITS)
