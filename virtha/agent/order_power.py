@@ -310,7 +310,8 @@ class PowerOrders:
             record = host.loop.record(vm_id)
             comes = record is not None and awaited(record)
             if comes and off:
-                # First the right to come in, then what came: nothing may come in between.
+                # First the right to come in, then what came: libvirt shows a domain as paused before it asks the gate, so
+                # nothing comes in between (qemuProcessInit).
                 host.gate.revoke(vm_id)
             present = await self.present(vm_id)
             if present is None and record is None:
