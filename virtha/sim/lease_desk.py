@@ -17,10 +17,11 @@ from virtha.engine.events import (
     WaiverOver,
 )
 from virtha.engine.events import Poison as PoisonCommand
-from virtha.engine.lease import LeaseJudge, LeaseTarget, LifeSign, SlotRound
+from virtha.engine.lease import LeaseJudge, LeaseTarget, LifeSign
 from virtha.engine.machine import Verdict
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.slot import Poison
+from virtha.model.slot_round import SlotRound
 from virtha.model.vm import Reason
 from virtha.sentinel.lease_events import WaiverEnded, WaiverGiven
 from virtha.sim.leader import Leader
