@@ -32,14 +32,16 @@ from virtha.model.facts import (
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.orders import HostSettings, Order, PrepareStorage, StartVm
+from virtha.model.slot import SlotReading
 from virtha.model.slot_round import slot_index
 from virtha.model.vm import VmState
 from virtha.ports.host_watchdog import ArmedWatchdog
-from virtha.sentinel.guardian import ProcessesSeen
+from virtha.sentinel.guardian import AgentPulse, ProcessesSeen
 from virtha.sentinel.lease import LeaseState
 from virtha.sentinel.lease_events import HostNature
 from virtha.wire.messages import PeerRole, Welcome
 
+PULSE_S = 0.2
 GIB, MIB = 1 << 30, 1 << 20
 ABLE = HostCapabilities(
     cpus=4,
@@ -162,12 +164,19 @@ class LiveHost(Recorder):
         self._tasks = [
             asyncio.create_task(self.guardian.run()),
             asyncio.create_task(self.agent.run()),
+            asyncio.create_task(self._pulse()),
         ]
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
         """As an agent does in each session with a server that is new to it."""
         super().on_connected(welcome, address)
         self.tell(HostReport(capabilities=ABLE), Inventory(revision=1, domains=()))
+
+    async def _pulse(self) -> None:
+        """What its agent tells the guardian."""
+        while not self.guardian.stopping.is_set():
+            self.guardian.step(AgentPulse(inventory_revision=1))
+            await asyncio.sleep(PULSE_S)
 
     def _kit(self) -> LeaseKit:
         def slots_of(domain: StorageDomain) -> BreakableSlots:
@@ -186,11 +195,20 @@ class LiveHost(Recorder):
         )
 
     def _blocks(self, domain: StorageDomain) -> BreakableSlots:
+        return self._blocks_at(domain.path, domain.id)
+
+    def _blocks_at(self, path: str, domain_id: StorageDomainId) -> BreakableSlots:
         return BreakableSlots(
-            domain.path,
-            installation_id=self._credentials.installation_id,
-            domain_id=domain.id,
+            path, installation_id=self._credentials.installation_id, domain_id=domain_id
         )
+
+    def slot(self, path: Path, domain_id: StorageDomainId) -> SlotReading:
+        """Its own, as another reader sees it."""
+        blocks = self._blocks_at(str(path), domain_id)
+        try:
+            return blocks.read_slot(self.index)
+        finally:
+            blocks.close()
 
     async def die(self) -> None:
         """Nothing renews or speaks any more."""

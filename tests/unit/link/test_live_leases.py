@@ -138,7 +138,7 @@ def test_a_silent_hosts_lease_is_its_proof_and_its_vm_starts_elsewhere(tmp_path:
                 "two readers",
             )
             await h1.die()
-            last = h1.slots[world.domain_id].read_slot(h1.index)
+            last = h1.slot(tmp_path / "ds1", world.domain_id)
             assert isinstance(last, Slot) and last.declaration.armed
             async with world.disks_are_quiet(h1, h2):
                 await until(lambda: h2.starts or h3.starts, "its start elsewhere", seconds=60)
