@@ -3,16 +3,18 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 .DEFAULT_GOAL := help
-# What the steps run, so that one can be put in another's place: make beside-lab LAB='sleep 60'
-LAB = $(PYTEST) -q -m "lab and not long" tests
+# What the steps run, so that one can be put in another's place: make test-parts LAB='sleep 60' UNIT=true
+LAB = $(PYTEST) -q --durations=15 -m "lab and not long" tests
 # Databases, outboxes and records are synced to disk at each write, ten thousand times; in memory that is no wait.
 IN_MEMORY = $$([ -w /dev/shm ] && [ "$$(df --output=avail -m /dev/shm | tail -n 1)" -ge 1000 ] && echo env PYTEST_DEBUG_TEMPROOT=/dev/shm)
 KEEP_FAILED = -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
+UNIT = $(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILED) \
+  --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
 # Of all that decides what a long run does: a run goes on only where it is still the same.
 SOURCES = $$(find virtha tests/scenarios tests/crash_points -name '*.py' -o -name '*.txt' | sort | xargs cat | sha256sum | cut -c 1-16)
-.PHONY: help demo test check lint unit sim lab beside-lab simulator verify bench mutants swarm chaos crash-points lab-clean docs lock setup setup-check
+.PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos crash-points lab-clean docs lock setup setup-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +28,7 @@ setup-check:
 demo: setup ## the main job on real VMs: watchdog, crash, power-off, panic (KEEP=1 leaves it running)
 	@$(PYTHON) -m virtha.lab.demo
 
-test: setup check beside-lab ## everything a submission must pass, within 15 minutes on 2 cores
+test: test-parts ## everything a submission must pass, within 15 minutes on 2 cores
 
 check: setup-check lint unit ## types, lint, layers, unit and API tests; no lab, no root
 
@@ -39,8 +41,7 @@ lint:
 
 unit:
 	@echo "==> unit, contract and API tests"
-	@$(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILED) \
-	  --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
+	@$(UNIT)
 
 sim: setup-check ## scenarios and properties on the simulator
 	@echo "==> scenarios and properties"
@@ -50,21 +51,27 @@ lab: setup ## real libvirt, QEMU and guests (needs root)
 	@echo "==> lab: real libvirt, QEMU and guests"
 	@$(LAB)
 
-# The lab mostly waits for real guests. What only computes runs beside it, as the last in the queue for a processor; what it
-# says is kept and printed when both are done. Either's failure is the failure of both.
-beside-lab: setup
-	@mkdir -p .stamp
-	@nice -n 19 $(MAKE) --no-print-directory simulator > .stamp/simulator.log 2>&1 & simulator=$$!; \
-	trap 'kill $$simulator 2> /dev/null' EXIT; \
-	lab=0; $(MAKE) --no-print-directory lab || lab=$$?; \
-	simulated=0; wait $$simulator || simulated=$$?; \
-	cat .stamp/simulator.log; \
-	if [ $$lab != 0 ]; then echo "==> the lab failed (above what the simulator said)"; fi; \
-	if [ $$simulated != 0 ]; then echo "==> the simulator's part failed (.stamp/simulator.log)"; fi; \
-	exit $$(( lab || simulated ))
+# The lab mostly waits for real guests, with leases and watchdogs that count in real time: it goes before all others. What only
+# computes runs beside it from the first moment on, the unit tests (whose waits are bounded by a minute) before the simulator.
+# What they say is kept and printed at the end, that of a part that failed last. Any failure is the failure of all; types and
+# lint end it at once.
+test-parts: setup
+	@mkdir -p .stamp; set -o pipefail; make="$(MAKE) --no-print-directory"; \
+	nice -n 15 $$make unit > .stamp/unit.log 2>&1 & unit=$$!; \
+	nice -n 19 $$make simulator > .stamp/simulator.log 2>&1 & simulator=$$!; \
+	trap 'kill $$unit $$simulator 2> /dev/null' EXIT; \
+	$$make lint || exit 1; \
+	echo "==> beside the lab: unit tests, scenarios, random worlds, crash points, mutants"; \
+	failed=; $$make lab 2>&1 | tee .stamp/lab.log || failed=lab; \
+	for part in unit:$$unit simulator:$$simulator; do \
+	  if wait $${part#*:}; then cat .stamp/$${part%:*}.log; else failed="$$failed $${part%:*}"; fi; done; \
+	for part in $${failed#lab}; do cat .stamp/$$part.log; done; \
+	for part in $$failed; do \
+	  grep -hE '^(FAILED|ERROR) ' .stamp/$$part.log; echo "==> failed: $$part (.stamp/$$part.log)"; done; \
+	test -z "$$failed"
 
 simulator: setup-check ## scenarios, 60 s of random worlds, crash points, mutants: one after the other
-	@set -e; for step in $(SIMULATOR); do $(MAKE) --no-print-directory $$step; done
+	@failed=0; for step in $(SIMULATOR); do $(MAKE) --no-print-directory $$step || failed=1; done; exit $$failed
 
 swarm: setup-check ## random worlds from fixed seeds, for a minute (SEEDS=1..20000 TIME=60s)
 	@echo "==> random worlds"
@@ -83,6 +90,8 @@ verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acce
 	@echo "==> random worlds from seeds $(SEEDS)"
 	@$(PYTHON) -m virtha.cli.main simulate --seed $(SEEDS) --save .stamp/swarm-failures \
 	  --resume .stamp/swarm-$(SEEDS)-$(SOURCES).journal
+	@echo "==> properties with examples that no other run had"
+	@grep -rlE --include='test_*.py' '^(from|import) hypothesis' tests | xargs $(PYTEST) -q -n 2 -m "not lab" --hypothesis-profile=search
 	@echo "==> an outbox cut at every byte"
 	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
 	@echo "==> a queue of 100,000 notifications"

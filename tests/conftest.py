@@ -1,11 +1,20 @@
 """Options and rules for the whole test tree."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from empty_database import lay_empty_database
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is; the same commit is tested with the same examples.
+# Others are looked for with `--hypothesis-profile=search`, in `make verify`.
+settings.register_profile(
+    "search", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("same", settings.get_profile("search"), derandomize=True, database=None)
+settings.load_profile("same")
 
 SHARED_SERVERS = {"story", "server", "daemon", "own_libvirtd", "initialised"}
 """Fixtures of a module or of the whole run that start programs."""
@@ -36,18 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Lays an empty, migrated `virtha.db` into a directory: to migrate one costs more than most tests do with it."""
-    # Here: many a run of a single test needs none of it.
-    from virtha.store.migrate import migrate
-
-    made = tmp_path_factory.mktemp("migrated") / "virtha.db"
-    migrate(made)
-
-    def lay(directory: Path) -> None:
-        shutil.copy(made, directory / made.name)
-
-    return lay
+def fresh_database() -> Callable[[Path], None]:
+    """Lays an empty, migrated `virtha.db` into a directory."""
+    return lay_empty_database
 
 
 @pytest.fixture

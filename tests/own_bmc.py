@@ -5,6 +5,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from free_port import free_port
+
 UUID = "4c4c4544-0042-3510-8050-b7c04f4d4d31"
 PASSWORD = "p'a$HOME;`x`|&*"
 """At most 20 bytes, for IPMI; ipmi_sim's own file can't hold blanks and double quotes."""
@@ -44,7 +46,7 @@ class IpmiSim:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = _free_udp_port()
+        self.port = free_port(socket.SOCK_DGRAM)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, password: str = PASSWORD) -> None:
@@ -80,7 +82,7 @@ class IpmiSim:
                 stdout=log,
                 stderr=log,
             )
-        until_s = time.monotonic() + 20
+        until_s = time.monotonic() + 60
         while not _holds_udp_port(self.port):
             assert self._process.poll() is None, (place / "log").read_text()
             assert time.monotonic() < until_s, "ipmi_sim did not begin"
@@ -95,12 +97,6 @@ class IpmiSim:
     def restart(self, password: str) -> None:
         self.stop()
         self.start(password)
-
-
-def _free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _holds_udp_port(port: int) -> bool:

@@ -47,7 +47,7 @@ ABLE = HostCapabilities(
 TINY = Image(
     name="tiny", path="images/tiny.qcow2", format="qcow2", size_bytes=1, virtual_size_bytes=1 << 26
 )
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def join_host(root: Path, url: str, token: str, name: str, *words: str) -> "JoinedHost":

@@ -12,7 +12,7 @@ from played_host import JoinedHost, PlayedHost, join_host
 from server_process import PASSWORD, Done, Server, command, initialise, serving, sign_in
 
 VIEWER_PASSWORD = "only-looks-around"
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Story:

@@ -154,6 +154,15 @@ REQUESTS: list[tuple[str, str, Any, int, str, str, str]] = [
         "memroy_bytes",
         "did you mean memory_bytes?",
     ),
+    (
+        "PUT",
+        "/v1/clusters/default/policy",
+        None,
+        400,
+        "problem.invalid",
+        "body",
+        "send the whole object",
+    ),
 ]
 
 
@@ -324,7 +333,7 @@ def test_no_program_of_a_host_starts_on_a_key_that_stands_twice(story: Story, pr
         [sys.executable, "-m", "virtha.cli.main", program, "--root", str(root)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         env=environment(VIRTHA_LIBVIRT_HOOKS=str(root / "hooks")),
     )
     refused(

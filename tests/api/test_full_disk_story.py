@@ -91,7 +91,7 @@ def test_a_backup_for_which_there_is_no_room_is_refused(small: Story, tmp_path: 
             command,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             env=environment(),
             cwd=Path(__file__).parents[2],
         )

@@ -1,7 +1,6 @@
 """From a real server process to real receivers: through outages and kills, nothing is lost."""
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from free_port import free_port
 from server_process import Server, initialise, serving
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
@@ -38,12 +38,6 @@ class Mailbox:
 
     def codes(self) -> list[str]:
         return [mail["X-Virtha-Code"] for mail in self.mails]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def until(condition: Callable[[], bool]) -> None:

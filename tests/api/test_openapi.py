@@ -106,10 +106,10 @@ def server(
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         done = pool.submit(asyncio.run, main())
         try:
-            yield ready.get(timeout=30)
+            yield ready.get(timeout=200)
         finally:
             stop.set()
-            done.result(timeout=30)
+            done.result(timeout=200)
 
 
 FUZZED = [

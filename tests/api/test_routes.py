@@ -70,7 +70,7 @@ async def answer_orders(world: Any, host_id: HostId, sequence: int) -> int:
 
 async def record(world: Any, host_id: HostId, sequence: int, body: Any) -> None:
     fact = Fact(sequence=sequence, boot=BOOT, monotonic_ms=sequence, wall_ms=0, body=body)
-    assert await world.control.facts.record_facts(host_id, BOOT, [fact]) == sequence
+    assert await world.control.facts.record_facts(host_id, [fact]) == sequence
 
 
 @pytest.mark.req("L6")

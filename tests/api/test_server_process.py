@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -93,7 +94,7 @@ def test_a_peer_that_is_not_root_needs_a_token(initialised: Path) -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=200,
         )
         assert "401" in asked.stdout, asked.stderr
 
@@ -306,6 +307,26 @@ def test_check_finds_a_database_of_a_newer_version_and_an_open_key(tmp_path: Pat
     done = run_until_it_fails(tmp_path)
     assert done.returncode == 4, done.stderr
     assert "9999" in done.stderr
+
+
+def test_check_finds_what_the_service_could_not_use(initialised: Path, tmp_path: Path) -> None:
+    shutil.copytree(initialised, tmp_path / "copy")
+    state = tmp_path / "copy/var/lib/virtha/server"
+    (state / "authority/server.key").write_text((state / "authority/authority.key").read_text())
+    shutil.rmtree(state / "journals", ignore_errors=True)
+    (state / "journals").touch()
+    if os.geteuid() == 0:
+        os.chown(state / "secrets.key", 12_345, 12_345)
+    done = virtha(tmp_path / "copy", "check", "--json")
+    assert done.returncode == 1
+    found = {one["name"]: one for one in json.loads(done.stdout)}
+    assert found["certificate"]["state"] == "failed"
+    assert "server.key is not the key of" in found["certificate"]["detail"]
+    assert "virtha server renew-certificate" in found["certificate"]["fix"]
+    assert found["journals"]["state"] == "warning" and "move" in found["journals"]["fix"]
+    if os.geteuid() == 0:
+        assert found["secrets"]["state"] == "warning"
+        assert f"chown 0:0 {state}/secrets.key" in found["secrets"]["fix"]
 
 
 def test_a_renewed_certificate_is_of_the_same_authority(tmp_path: Path) -> None:

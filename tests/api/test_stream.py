@@ -18,7 +18,7 @@ from virtha.model.ids import Revision
 from virtha.server.listeners import Listener, bind_unix, unix_listener
 
 Play = Callable[..., Any]
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @contextlib.asynccontextmanager

@@ -70,7 +70,7 @@ class OwnLibvirtd:
             )  # fmt: skip
         self.wait_for_socket()
 
-    def wait_for_socket(self, timeout_s: float = 30.0) -> None:
+    def wait_for_socket(self, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             asked = subprocess.run(

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from free_port import free_port
+
 import virtha.alerts
 
 MIBS = Path(__file__).parent / "mibs"
@@ -17,7 +19,7 @@ OUR_MIB = Path(virtha.alerts.__file__).with_name("VIRTHA-MIB.txt")
 AUTHENTICATION_PASSWORD = "auth-Pass/phrase"
 PRIVACY_PASSWORD = "priv-Pass/phrase"
 ENGINE_ID = "80001f88050102030405"
-START_S = 20.0
+START_S = 60.0
 _PAIR = re.compile(r"VIRTHA-MIB::(\w+)\.0 = (.*)")
 
 
@@ -35,7 +37,7 @@ class OwnTrapDaemon:
         self._within = within
         self._directory = tempfile.TemporaryDirectory(prefix="vt-snmp-")
         self._users = users
-        self.port = port or _free_port()
+        self.port = port or free_port(socket.SOCK_DGRAM)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "OwnTrapDaemon":
@@ -71,7 +73,7 @@ class OwnTrapDaemon:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def notices(self) -> list[dict[str, str]]:
@@ -82,7 +84,7 @@ class OwnTrapDaemon:
 
     async def until(self, count: int) -> list[dict[str, str]]:
         """The notices, once there are so many."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while len(self.notices()) < count:  # noqa: ASYNC110 - another process writes them
                 await asyncio.sleep(0.02)
         return self.notices()
@@ -120,9 +122,3 @@ def _notice(line: str) -> dict[str, str]:
         assert match is not None, part
         notice[match[1]] = match[2]
     return notice
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from own_bmc import PASSWORD, UUID, IpmiSim
 from own_web_server import Request
+from played_power import PlayedPower
 from receiver_certificates import authority, context_of
 
 from virtha.drivers.power_devices import RealPowerDevices
@@ -103,6 +104,24 @@ async def simulated(_directory: Path) -> AsyncIterator[Place]:
         orders=lambda: device.orders,
         hang=mood(Mood.DEAD),
         refuse=mood(Mood.REFUSES),
+    )
+
+
+# The one that the leader's tests play
+
+
+@asynccontextmanager
+async def played(_directory: Path) -> AsyncIterator[Place]:
+    power = PlayedPower()
+    machine = power.add("bmc")
+
+    yield Place(
+        "played",
+        lambda: power.device(PowerSettings(address="bmc"), {}),
+        on=lambda: machine.on,
+        orders=lambda: len(machine.orders),
+        hang=lambda: setattr(machine, "hangs", True),
+        refuse=lambda: setattr(machine, "refuses", True),
     )
 
 
@@ -199,6 +218,8 @@ class RedfishService:
         self.systems = ["one"]
         self.answer: bytes | None = None
         """Said to everything."""
+        self.answer_to_orders: bytes | None = None
+        """Said instead, though they are carried out; empty: it hangs up."""
         self.lead_to = "/redfish/v1/Systems"
 
     @asynccontextmanager
@@ -219,8 +240,13 @@ class RedfishService:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if self.hangs:
                     await asyncio.sleep(1_000)
-                writer.write(self.answer or self._answer(Request(line, headers, body)))
+                answer = self.answer or self._answer(Request(line, headers, body))
+                if self.answer_to_orders is not None and line.startswith("POST"):
+                    answer = self.answer_to_orders
+                writer.write(answer)
                 await writer.drain()
+                if not answer:
+                    return
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass
         finally:
@@ -331,6 +357,7 @@ async def fence_agent(directory: Path) -> AsyncIterator[Place]:
 
 PLACES: dict[str, Places] = {
     "sim": simulated,
+    "played": played,
     "command": command,
     "ipmi": ipmi,
     "redfish": redfish,

@@ -63,7 +63,7 @@ class FuseMount(Mount):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while self.path.stat().st_dev == device:
             assert time.monotonic() < deadline and self._process.poll() is None
             time.sleep(0.02)
@@ -80,7 +80,7 @@ class FuseMount(Mount):
         """The kernel answers with errors from now on."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def unmount(self) -> None:
         _run("umount", "-l", str(self.path))
@@ -94,4 +94,4 @@ class FuseMount(Mount):
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=200)

@@ -37,7 +37,7 @@ async def connected(libvirtd: OwnLibvirtd) -> LibvirtHost:
     host = LibvirtHost(libvirtd.uri, domain_type="qemu")
     host.subscribe(lambda _event: None, lambda _connected: up.set())
     await host.start()
-    await asyncio.wait_for(up.wait(), 30)
+    await asyncio.wait_for(up.wait(), 60)
     return host
 
 
@@ -67,7 +67,7 @@ def test_libvirt_defines_each_golden(own_libvirtd: OwnLibvirtd) -> None:
                 await host.undefine(vm_id)
             await host.close()
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 200))
 
 
 @pytest.mark.lab
@@ -107,4 +107,4 @@ def test_libvirt_takes_adopted_and_returned_domains(own_libvirtd: OwnLibvirtd, n
             await host.undefine(found.id)
             await host.close()
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 200))

@@ -89,7 +89,7 @@ class GatedHost:
             host.subscribe(lambda _event: None, lambda up: connected.set() if up else None)
             await host.start()
             try:
-                await asyncio.wait_for(connected.wait(), 20)
+                await asyncio.wait_for(connected.wait(), 60)
                 await story(host)
             finally:
                 while not host.connected:  # a test may have ended libvirtd just now
@@ -109,7 +109,7 @@ class GatedHost:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=200,
         )
 
 
@@ -266,7 +266,7 @@ def test_autostart_after_a_boot_starts_nothing(gated: GatedHost) -> None:
         await asyncio.to_thread(gated.libvirtd.restart_libvirtd)
         # libvirtd says in its log why an autostart failed.
         log = gated.libvirtd.directory / "init.log"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "gate.refused.no_grant" not in log.read_text():
                 await asyncio.sleep(0.05)
         assert gated.virsh("domstate", "gated").stdout.strip() == "shut off"

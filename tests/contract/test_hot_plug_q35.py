@@ -59,4 +59,4 @@ def test_q35_takes_several_disks_while_it_runs(own_libvirtd: OwnLibvirtd, tmp_pa
             await host.undefine(vm.id)
             await host.close()
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 200))

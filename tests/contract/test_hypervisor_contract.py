@@ -44,7 +44,7 @@ VM = Vm(
     watchdog=parse_watchdog("i6300esb:reset"),
 )
 REFUSAL = "virtha: no grant for this VM; ask the server"
-SETTLE_S = 15.0
+SETTLE_S = 60.0
 
 
 class Rig:
@@ -194,7 +194,7 @@ def play(rig: Rig, story: Callable[[Rig], Awaitable[None]], *, define: bool = Tr
             await rig.host.undefine(VM_ID)
             await rig.host.close()
 
-    asyncio.run(asyncio.wait_for(run(), 100))
+    asyncio.run(asyncio.wait_for(run(), 250))
 
 
 async def boot(rig: Rig) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from leased_host import HOST, INSTALLATION, VM
@@ -44,7 +45,7 @@ from virtha.model.policy import (
 from virtha.model.slot import Mailbox, Poison, Slot
 from virtha.model.vm import Disk, Vm
 
-pytestmark = [pytest.mark.lab, pytest.mark.req("F1"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.req("F1"), pytest.mark.timeout(400)]
 
 DOMAIN, CLUSTER, BOOT = StorageDomainId("ds1"), ClusterId("c1"), BootId("boot-1")
 LEASE = LeasePolicy(
@@ -92,10 +93,10 @@ class LeasedHost:
                 str(self.init), log=log,
             )  # fmt: skip
 
-    def _start(self, *command: str, log: object = None) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, stdout=log, cwd=Path(__file__).parents[2])  # type: ignore[call-overload]
+    def _start(self, *command: str, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, stdout=log, cwd=Path(__file__).parents[2])
         self._ended.append(process)
-        return process  # type: ignore[no-any-return]
+        return process
 
     def _make_files(self) -> None:
         self.paths.make_directories()
@@ -160,7 +161,7 @@ class LeasedHost:
             time.sleep(0.5)
             return before == last == self.alive_ms()
 
-        until(silent, 60)
+        until(silent)
         return last
 
     def close(self) -> None:
@@ -176,7 +177,7 @@ class LeasedHost:
                 process.wait(10)
 
 
-def until(condition: Callable[[], bool], within_s: float = 30) -> None:
+def until(condition: Callable[[], bool], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -187,7 +189,7 @@ def played(
                 await side.host.start()
             try:
                 async with asyncio.timeout(WAIT_S):
-                    while not (one.host.connected and other.host.connected):  # noqa: ASYNC110
+                    while not (one.host.connected and other.host.connected):  # noqa: ASYNC110 - nobody tells of it
                         await asyncio.sleep(0.02)
                 await rig.begin()
                 await story(rig)
@@ -330,6 +332,38 @@ def test_a_mover_that_is_killed_while_it_copies_leaves_the_source_running(
         assert (await moving).result is Result.UNKNOWN
         await rig.until_left(rig.one)
         assert (await rig.one.state())[0] is DomainState.RUNNING
+        await rig.until_gone(rig.other)
+        assert (await rig.one.moves.move(VM_ID, rig.to(rig.other))).result is Result.OK
+
+    played(libvirtds, story)
+
+
+@pytest.mark.long
+def test_a_target_that_hangs_while_it_is_prepared_holds_up_only_the_mover(
+    libvirtds: tuple[OwnLibvirtd, OwnLibvirtd],
+) -> None:
+    """libvirt has no job yet that it could abort: without its leader the source is free again."""
+
+    async def story(rig: Rig) -> None:
+        hangs = rig.other.libvirtd.libvirtd_pid()
+        os.kill(hangs, signal.SIGSTOP)
+        try:
+            moving = slow_move(rig)
+
+            async def waits() -> bool:
+                socket = rig.one.libvirtd.directory / "movers" / f"{VM_ID}.sock"
+                return socket.exists() and await rig.one.moves.under_way(VM_ID)
+
+            await rig.until(waits, "its mover waits")
+            await rig.one.moves.abort_move(VM_ID)
+            assert await rig.one.moves.under_way(VM_ID), "nothing was there to be aborted"
+            await rig.one.moves.leave_move(VM_ID)
+            assert (await moving).result is Result.UNKNOWN
+            await rig.until_left(rig.one)
+            assert (await rig.one.state())[0] is DomainState.RUNNING
+        finally:
+            os.kill(hangs, signal.SIGCONT)
+        await rig.back(rig.other)
         await rig.until_gone(rig.other)
         assert (await rig.one.moves.move(VM_ID, rig.to(rig.other))).result is Result.OK
 

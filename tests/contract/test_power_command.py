@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
+import resource
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,8 @@ from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
 
 pytestmark = pytest.mark.req("F5")
 PASSWORD = 'it\'s "$HOME" `id` $(id) ; rm -rf x | & > \\ *\t%s é'
+SLEEP = f"sleep {1_000_000 + os.getpid()}"
+"""Nobody else's: the same test may run elsewhere on this machine."""
 DOCUMENT = (
     "$IPMI_EXEC --username $IPMI_Username --password  $IPMI_password   --command $IPMI_ACTION"
     " --host $IPMI_HOST"
@@ -157,25 +162,21 @@ def test_what_prints_for_ever_ends_at_the_deadline(tmp_path: Path):
     began_s = time.monotonic()
     reading = read(device(script(tmp_path, "exec yes off")), 1_000)
     assert reading.code == "power.no_answer" and len(reading.detail) <= 500
-    assert time.monotonic() - began_s < 6
+    assert time.monotonic() - began_s < 60
 
 
 @pytest.mark.bad_input("power script that forks")
 @pytest.mark.parametrize("way", ["", "setsid ", "setsid setsid nohup "])
 def test_what_it_leaves_behind_is_ended_with_it(tmp_path: Path, way: str):
-    text = (
-        f"{way}sleep 1000 & echo $! > {tmp_path}/left; (({way}sleep 1000 &) &); sleep 0.3; echo off"
-    )
+    text = f"{way}{SLEEP} & echo $! > {tmp_path}/left; (({way}{SLEEP} &) &); sleep 0.3; echo off"
     began_s = time.monotonic()
-    assert stop(device(script(tmp_path, text))).result is Result.OK
-    assert time.monotonic() - began_s < 10, "a child that holds the pipe open is not waited for"
+    assert stop(device(script(tmp_path, text)), 120_000).result is Result.OK
+    assert time.monotonic() - began_s < 60, "a child that holds the pipe open is not waited for"
     assert not _marked(), "nothing of it is left"
 
 
 @pytest.mark.bad_input("power script that hangs")
-@pytest.mark.parametrize(
-    "text", ["sleep 1000", "trap '' TERM INT HUP; setsid sleep 1000; sleep 1000"]
-)
+@pytest.mark.parametrize("text", [SLEEP, f"trap '' TERM INT HUP; setsid {SLEEP}; {SLEEP}"])
 def test_what_hangs_is_killed_with_its_children(tmp_path: Path, text: str):
     outcome = stop(device(script(tmp_path, text)), 700)
     assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer")
@@ -190,14 +191,14 @@ def test_it_dies_with_the_server(tmp_path: Path):
         f"asyncio.run(run_program([{script(tmp_path, f'echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 1000')!r}], environment={{}}, deadline_ms=600000))\n"
     )
     server = subprocess.Popen([os.sys.executable, "-c", program])  # type: ignore[attr-defined]
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 60
     while not pid_file.exists():
         assert time.monotonic() < until_s
         time.sleep(0.02)
     pid = int(pid_file.read_text())
     server.kill()
     server.wait()
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + 60
     while _lives(pid):
         assert time.monotonic() < until_s, "it outlived the server"
         time.sleep(0.02)
@@ -275,7 +276,7 @@ def _marked() -> list[str]:
                     found.append((one / "cmdline").read_text())
         except OSError:
             continue
-    return [one for one in found if "sleep\x001000" in one]
+    return [one for one in found if SLEEP.replace(" ", "\0") in one]
 
 
 def _lives(pid: int) -> bool:
@@ -283,3 +284,57 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_where_nothing_more_can_be_opened_it_says_so_and_leaves_nothing(tmp_path: Path):
+    """In whatever step the descriptors run out: an answer that never comes would hold up all orders behind it."""
+    one = device(script(tmp_path, "echo on"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def with_so_many_left(left: int) -> PowerReading:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        taken: list[int] = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(left):
+                os.close(taken.pop())
+            async with asyncio.timeout(10):
+                return await one.status(deadline_ms=2_000)
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    async def story() -> list[PowerReading]:
+        return [await with_so_many_left(left) for left in range(16)]
+
+    found = asyncio.run(story())
+    assert found[0].state is PowerState.UNKNOWN and found[0].code is not None, found[0]
+    assert found[-1].state is PowerState.ON, found[-1]
+    assert {one.state for one in found} == {PowerState.UNKNOWN, PowerState.ON}
+
+
+def test_a_program_that_a_signal_ended_may_have_switched(tmp_path: Path):
+    outcome = stop(device(script(tmp_path, "kill -9 $$")))
+    assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer"), outcome
+
+
+def test_the_search_for_what_is_left_looks_into_nothing_older(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody else's process that hangs in the kernel (its storage is gone) would keep whoever reads its memory."""
+    older = tmp_path / str(os.getpid())
+    older.mkdir()
+    (older / "stat").write_bytes(Path("/proc/self/stat").read_bytes())
+    os.mkfifo(older / "environ")  # opening it waits for ever
+    began_ticks = bounded_program._start_ticks(os.getpid())
+    monkeypatch.setattr(bounded_program, "_PROC", tmp_path)
+    assert began_ticks is not None
+    search = threading.Thread(
+        target=bounded_program._kill_marked, args=("x", began_ticks + 1), daemon=True
+    )
+    search.start()
+    search.join(2)
+    assert not search.is_alive()

@@ -10,6 +10,7 @@ from own_bmc import PASSWORD, IpmiSim
 from own_web_server import WebServer
 from power_places import ipmi
 
+from virtha.drivers import bounded_program
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.req("F9")
 def settings(port: int, **more: object) -> PowerSettings:
     return PowerSettings(
         driver=PowerDriver.IPMI,
-        **{"address": "127.0.0.1", "port": port, "user": "admin", **more},  # type: ignore[arg-type]
+        **{"address": "127.0.0.1", "port": port, "user": "admin", **more},  # type: ignore[arg-type]  # any field
     )
 
 
@@ -143,3 +144,34 @@ def _command_lines() -> list[str]:
         except OSError:
             continue
     return found
+
+
+_SLOW_TOOL = """#!/bin/sh
+here=$(dirname "$0")
+while [ "$1" != -C ]; do shift; done
+echo "$2" >> "$here/tried"
+[ "$2" = 3 ] && { echo "Error: invalid authentication algorithm" >&2; exit 1; }
+[ -e "$here/hurry" ] || sleep 30
+echo "Chassis Power is on"
+"""
+
+
+def test_a_refused_suite_is_remembered_though_the_next_took_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a short deadline no reading would ever come about: each would begin with the refusal."""
+    tool = tmp_path / "ipmitool"
+    tool.write_text(_SLOW_TOOL)
+    tool.chmod(0o755)
+    path = f"{tmp_path}:{bounded_program.SEARCH_PATH}"
+    monkeypatch.setattr(bounded_program, "SEARCH_PATH", path)
+
+    async def story() -> tuple[PowerReading, PowerReading]:
+        device = RealPowerDevices().device(settings(623), {"password": "x"})
+        late = await device.status(deadline_ms=300)
+        (tmp_path / "hurry").touch()
+        return late, await device.status(deadline_ms=20_000)
+
+    late, read = asyncio.run(story())
+    assert (late.code, read.state) == ("power.no_answer", PowerState.ON), (late, read)
+    assert (tmp_path / "tried").read_text().split() == ["3", "17", "17"]

@@ -1,6 +1,8 @@
 """The Redfish driver against a small service of our own: what goes wrong, told as what it is."""
 
 import asyncio
+import gzip
+import json
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -26,7 +28,7 @@ def at(service: RedfishService, work: Work, *names: str, trusted: bool = True, *
         async with service.running(context_of(signer, *names)) as port:
             settings = PowerSettings(
                 driver=PowerDriver.REDFISH,
-                **{  # type: ignore[arg-type]
+                **{  # type: ignore[arg-type]  # any field
                     "address": "127.0.0.1",
                     "port": port,
                     "user": "admin",
@@ -187,3 +189,39 @@ def test_the_look_at_the_clock_comes_last():
     outcome = at(service, late)
     assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer")
     assert looks == [True] and service.orders == []
+
+
+@pytest.mark.bad_input("power address of something else")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000,
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b",
+    ],
+    ids=["nested", "packed"],
+)
+def test_an_answer_that_is_small_and_grows(answer: bytes):
+    service = RedfishService()
+    if b"%d" in answer:
+        packed = gzip.compress(json.dumps({"Systems": {"@odata.id": "/x"}}).encode())
+        answer %= (len(packed), packed)
+    service.answer = answer
+    assert at(service, read).code == "power.not_its_protocol"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"220 mail.example ESMTP\r\n\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 90000000\r\n\r\n" + b" " * 3_000_000,
+        b"HTTP/1.1 302 No\r\nLocation: https://example.org/\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ],
+    ids=["garbage", "endless", "redirect", "hung up"],
+)
+def test_once_the_order_went_out_nothing_else_says_that_it_was_not_done(answer: bytes):
+    service = RedfishService()
+    service.answer_to_orders = answer
+    outcome = at(service, off)
+    assert service.orders == ["ForceOff"] and not service.on
+    assert outcome.result is Result.UNKNOWN, outcome

@@ -288,7 +288,7 @@ def test_boots_and_time_are_the_process_s_in_each_engine() -> None:
     async def story() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
             listening.bind(("127.0.0.1", 0))
-            listening.settimeout(10)
+            listening.settimeout(60)
             settings = SnmpSettings(
                 host="127.0.0.1", port=listening.getsockname()[1], inform=False, user="virtha"
             )

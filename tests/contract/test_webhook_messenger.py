@@ -358,7 +358,7 @@ def test_odd_answers_end_in_time_and_in_one_line(answer: Answer, code: str) -> N
     async def story() -> None:
         server = WebServer(answer)
         async with server.running() as port:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 receipt = await sent(messenger(f"http://127.0.0.1:{port}/", deadline_ms=2_000))
         assert receipt.code == code, receipt
         assert len(receipt.detail) <= 500

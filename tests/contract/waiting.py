@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 async def until(condition: Callable[[], bool]) -> None:

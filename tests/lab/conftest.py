@@ -61,6 +61,13 @@ def mend(story: Story) -> None:
 
 
 @pytest.fixture
+def mended_story(session_story: Story) -> Iterator[Story]:
+    """The lab, whole again after each test; its VMs stay."""
+    yield session_story
+    mend(session_story)
+
+
+@pytest.fixture
 def story(session_story: Story) -> Iterator[Story]:
     """The lab, whole again and without VMs after each test."""
     yield session_story

@@ -46,13 +46,13 @@ def test_kill_9_of_the_agent_around_a_firing(story: Story) -> None:
             wait_until(
                 lambda: host_state(story, "h1") == "agent_down",
                 "the server says 'agent down'",
-                timeout_s=20.0,
+                timeout_s=60.0,
             )
             for name in names:
                 guest.wait_for_agent(host, name, timeout_s=120.0)
             faults.start_agent(story.lab, "h1")
             wait_until(
-                lambda: host_state(story, "h1") == "up", "the host is up again", timeout_s=30.0
+                lambda: host_state(story, "h1") == "up", "the host is up again", timeout_s=60.0
             )
             for name in names:
                 _wait_entries(story, name, began, round_number + 1)
@@ -119,7 +119,7 @@ def test_a_cut_cable_is_unreachable_and_nothing_is_started_twice(story: Story) -
     before = story.lab.host("h2").qemu_of("cut1")
     faults.cut_net(story.lab, "h2")
     wait_until(
-        lambda: host_state(story, "h2") == "unreachable", "h2 is unreachable", timeout_s=40.0
+        lambda: host_state(story, "h2") == "unreachable", "h2 is unreachable", timeout_s=60.0
     )
     assert story.api.vm("cut1")["status"]["state"] == "unknown"
     refused = story.api.request("POST", "/v1/vms/cut1/start", json={"host": "h1"})
@@ -142,7 +142,7 @@ def test_a_silent_power_cut_and_the_next_boot(story: Story) -> None:
     faults.kill_host(story.lab, "h2", silent=True)
     story.lab = Lab.open(story.lab.directory)
     wait_until(
-        lambda: host_state(story, "h2") == "unreachable", "h2 is unreachable", timeout_s=40.0
+        lambda: host_state(story, "h2") == "unreachable", "h2 is unreachable", timeout_s=60.0
     )
     assert story.api.vm("gone1")["status"]["state"] == "unknown"
     faults.boot_host(story.lab, "h2")

@@ -25,7 +25,7 @@ def test_the_serial_log_and_the_screen_of_a_real_guest(story: Story) -> None:
     story.create_vm("shown1", host="h1")
     story.wait_agent("shown1")
     wait_until(
-        lambda: "tiny: boot 1" in log_text(story, "shown1"), "the guest's words", timeout_s=30.0
+        lambda: "tiny: boot 1" in log_text(story, "shown1"), "the guest's words", timeout_s=60.0
     )
     assert "tiny: boot" in log_text(story, "shown1", "?contains=TINY:+BOOT&lines=1")
     picture = story.api.request("GET", "/v1/vms/shown1/screenshot").content
@@ -101,7 +101,7 @@ def test_the_serial_console_and_vnc_of_a_real_guest(story: Story) -> None:
             == ["vm.console.opened", "vm.console.closed"]
         ),
         "who looked, from when to when",
-        timeout_s=30.0,
+        timeout_s=60.0,
     )
 
 

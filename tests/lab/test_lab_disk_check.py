@@ -69,7 +69,7 @@ def writing(host: Node, path: Path) -> Iterator[None]:
         yield
     finally:
         host.path_inside(stop).touch()
-        wait_until(host.path_inside(ended).exists, "the writer has ended", timeout_s=10.0)
+        wait_until(host.path_inside(ended).exists, "the writer has ended", timeout_s=60.0)
         for mark in (stop, ended):
             host.path_inside(mark).unlink()
 

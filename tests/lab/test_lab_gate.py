@@ -116,7 +116,7 @@ def test_autostart_after_a_reboot_of_the_host_is_refused(story: Story) -> None:
     wait_until(
         lambda: "gate.refused" in log.read_text(errors="replace"),
         "libvirtd logs that its autostart was refused",
-        timeout_s=30.0,
+        timeout_s=60.0,
     )
     assert h2.qemu_of("auto") is None
     assert story.lab.copies_of("auto") == []

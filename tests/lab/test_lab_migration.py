@@ -5,24 +5,14 @@ import threading
 import time
 
 import pytest
+from disk_witnesses import DiskWitnesses
+from moving_guest import GENTLE_S, PATIENCE_S, records, slowly, writing_vm
 
-from virtha.lab import guest
-from virtha.lab.api import Json
-from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.node import wait_until
 from virtha.lab.story import Story
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1_800)]
-FIRST = BOOT_COUNTER_SECTOR + 64
-"""Where the image has nothing."""
-PATIENCE_S = 400.0
 MOVES = int(os.environ.get("VIRTHA_LAB_MOVES", "2"))
-WRITER = (
-    "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); "
-    f"printf '%-512d' $i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%4096)) conv=fsync 2>/dev/null; "
-    "echo $i > /tmp/last; done"
-)
-"""Each record is on the disk before the next is begun."""
 
 
 class RunsOnce:
@@ -56,24 +46,15 @@ class RunsOnce:
                 self.twice.append(", ".join(states))
 
 
-def records(story: Story, vm: str) -> tuple[int, set[int]]:
-    """(the last that the guest says it wrote, those on its disk that should be there and are not)."""
-    host = story.lab.host_of(vm)
-    last = int(guest.execute(host, vm, "cat /tmp/last", timeout_s=PATIENCE_S).strip())
-    first = max(1, last - 4_000)
-    command = f"dd if=/dev/vda bs=512 skip={FIRST} count=4096 iflag=direct 2>/dev/null | tr -s ' \\0' '\\n'"
-    found = set(guest.execute(host, vm, command, timeout_s=PATIENCE_S).split())
-    return last, {number for number in range(first, last + 1) if str(number) not in found}
-
-
 @pytest.mark.req("L6")
 def test_a_vm_moves_to_and_fro_under_writes(story: Story) -> None:
-    story.create_vm("mover1", watchdog="i6300esb:none", start=False)
-    story.start_vm("mover1", host="h1")
-    guest.wait_for_agent(story.lab.host("h1"), "mover1", timeout_s=PATIENCE_S)
-    guest.begin(story.lab.host("h1"), "mover1", WRITER)
+    writing_vm(story, "mover1")
     seen, took = 0, []
-    with RunsOnce(story, "mover1") as witness:
+    path = story.api.vm("mover1")["vm"]["disks"][0]["path"]
+    with (
+        RunsOnce(story, "mover1") as witness,
+        DiskWitnesses(lambda: story.lab, "mover1", path) as disk,
+    ):
         for number in range(MOVES):
             target = ("h2", "h1")[number % 2]
             began = time.monotonic()
@@ -84,12 +65,16 @@ def test_a_vm_moves_to_and_fro_under_writes(story: Story) -> None:
             assert operation["state"] == "done", operation
             assert story.lab.host_of("mover1").name == target
             assert story.lab.copies_of("mover1") == [target]
-            last, lost = records(story, "mover1")
-            assert not lost, f"after move {number + 1}"
-            assert last > seen, "it goes on writing"
-            seen = last
-    assert witness.twice == []
+            found = records(story, "mover1")
+            assert not found.lost, f"after move {number + 1}"
+            assert found.last is not None
+            assert found.last > seen, "it goes on writing"
+            assert not found.is_older_than_its_disk
+            seen = found.last
+    assert (witness.twice, disk.twice, disk.error) == ([], [], None)
     assert witness.looks > MOVES
+    # Each wrote until the next one did, and never again before its turn.
+    assert disk.writers == [("h1", "h2")[number % 2] for number in range(MOVES + 1)]
     took.sort()
     print(
         f"{MOVES} moves: median {took[len(took) // 2]:.1f} s, worst {took[-1]:.1f} s, {seen} records"
@@ -112,37 +97,10 @@ def test_moves_that_make_no_sense_are_refused_with_their_fix(story: Story) -> No
     assert story.lab.host_of("mover2").name == "h1"
 
 
-SLOW_MIB_S = 2
-"""A guest of 128 MiB has touched some 60: time enough for something to break in the middle."""
-
-
-def _slowly(story: Story, vm: str) -> Json:
-    """A move to h2 that has begun to copy."""
-    operation = story.api.post(
-        f"/v1/vms/{vm}/migrate", {"host": "h2", "bandwidth_mib_s": SLOW_MIB_S}
-    )
-    source = story.lab.host("h1")
-
-    def copies() -> bool:
-        seen = story.api.get(f"/v1/operations/{operation['id']}")
-        assert not seen["ended"], seen
-        return "Memory remaining" in source.run(["virsh", "domjobinfo", vm]).stdout
-
-    wait_until(copies, f"{vm} is on its way", timeout_s=60.0)
-    return operation
-
-
-def _moving_vm(story: Story, vm: str) -> None:
-    story.create_vm(vm, watchdog="i6300esb:none", start=False)
-    story.start_vm(vm, host="h1")
-    guest.wait_for_agent(story.lab.host("h1"), vm, timeout_s=PATIENCE_S)
-    guest.begin(story.lab.host("h1"), vm, WRITER)
-
-
 @pytest.mark.long
 def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
-    _moving_vm(story, "mover3")
-    operation = _slowly(story, "mover3")
+    writing_vm(story, "mover3", pause_s=GENTLE_S)
+    operation = slowly(story, "mover3")
 
     def shows() -> bool:
         return bool(story.api.get(f"/v1/operations/{operation['id']}")["progress"])
@@ -152,6 +110,6 @@ def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
     ended = story.api.finish(operation, timeout_s=PATIENCE_S)
     assert (ended["state"], ended["code"]) == ("cancelled", "migration.ended.cancelled")
     assert story.lab.copies_of("mover3") == ["h1"]
-    last, lost = records(story, "mover3")
-    assert last
-    assert not lost
+    found = records(story, "mover3")
+    assert found.last
+    assert not found.lost

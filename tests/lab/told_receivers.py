@@ -16,7 +16,6 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default as default_policy
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from aiosmtpd.smtp import SMTP
@@ -118,15 +117,10 @@ class TrapWitness(Witness[ToldTrap]):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stopping.set()
         self._thread.join(20.0)
-        self._daemon.__exit__(kind, error, trace)
+        self._daemon.__exit__(*error)
 
     def stop(self) -> None:
         self._daemon.stop()

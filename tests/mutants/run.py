@@ -69,6 +69,14 @@ STORIES = {
         "tests/unit/agent/test_gate_hook.py",
         "tests/unit/agent/test_start_permits_on_sim.py",
     ),
+    "virtha/server/power_desk": (
+        "tests/unit/server/test_power_desk.py",
+        "tests/unit/server/test_led_power.py",
+    ),
+    "virtha/control/engine_power": (
+        "tests/unit/server/test_power_desk.py",
+        "tests/unit/server/test_led_power.py",
+    ),
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

@@ -13,12 +13,19 @@ from virtha.scenario.language import parse
 from virtha.sim.checkers import Violation
 from virtha.sim.play import Player
 
-OPEN = sorted((Path(__file__).parent / "open").glob("*.txt"))
+STILL_OPEN = pytest.mark.xfail(
+    strict=True, raises=(Violation, AssertionError), reason="known, not mended yet"
+)
+OPEN = [
+    pytest.param(path, id=path.stem, marks=STILL_OPEN)
+    for path in sorted((Path(__file__).parent / "open").glob("*.txt"))
+]
 
 
-@pytest.mark.parametrize("path", OPEN, ids=[path.stem for path in OPEN])
-@pytest.mark.xfail(strict=True, raises=(Violation, AssertionError), reason="known, not mended yet")
-def test_open_story(path: Path) -> None:
+@pytest.mark.parametrize("path", OPEN or [pytest.param(None, id="there-are-none")])
+def test_open_story(path: Path | None) -> None:
+    if path is None:
+        return
     scenario = parse(path.read_text())
     outcome = Player().play(scenario)
     for wanted in scenario.expected:

@@ -38,7 +38,7 @@ class Machine:
             cwd=self.checkout,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
 
@@ -105,7 +105,7 @@ def test_a_ready_environment_is_left_alone(machine: Machine) -> None:
     (wanted,) = [line for line in lines if line.startswith("wanted=")]
     (machine.checkout / ".stamp").mkdir()
     asked = f'python=/usr/bin/python3; {place}; {wanted}; echo "$wanted" > .stamp/venv'
-    subprocess.run(["bash", "-c", asked], cwd=machine.checkout, check=True, timeout=60)
+    subprocess.run(["bash", "-c", asked], cwd=machine.checkout, check=True, timeout=200)
     done = machine.run("lab")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     moved = machine.checkout.rename(machine.checkout.with_name("moved"))

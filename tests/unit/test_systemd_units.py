@@ -132,7 +132,7 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", *files],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     complaints = [line for line in done.stderr.splitlines() if str(tmp_path) in line]

@@ -117,3 +117,16 @@ def test_lock_file_names_no_index() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert "--index" not in lock
     assert "://" not in lock
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)")
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    lost = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in _tracked(".md")
+        for link in LINK.findall(page.read_text())
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert lost == []

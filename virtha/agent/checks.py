@@ -8,7 +8,7 @@ from virtha.agent.files import Files
 from virtha.agent.gate_proof import GateProver
 from virtha.agent.identity import Identity, load_credentials, load_identity
 from virtha.agent.paths import AgentPaths
-from virtha.agent.properties import AgentProperties, load_agent_properties
+from virtha.agent.properties import AgentProperties, load_with_warnings
 from virtha.agent.records import SettingsStore
 from virtha.agent.storage import PROBE_DEADLINE_MS, StorageWorkers, check_header
 from virtha.drivers.libvirt_driver import LibvirtHost
@@ -41,8 +41,9 @@ async def check_host(paths: AgentPaths) -> tuple[Check, ...]:
     except VirthaError as error:
         found.append(_failed("joined", error))
     try:
-        properties = load_agent_properties(paths)
-        found.append(Check(name="agent.properties", ok=True, detail=str(paths.properties)))
+        properties, unused = load_with_warnings(paths)
+        detail = "; ".join((str(paths.properties), *unused))
+        found.append(Check(name="agent.properties", ok=True, detail=detail))
     except VirthaError as error:
         found.append(_failed("agent.properties", error))
     found += await _libvirt_and_gate(paths, properties)

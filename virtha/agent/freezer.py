@@ -71,10 +71,10 @@ class GuestFreezer:
             await check()
             # Never asked to freeze, it is not frozen: there is nothing to thaw, and nothing to tell of.
             await self._ping(vm_id)
+            await self._disk(self._note, vm_id)
         except BaseException:
             self._held.discard(vm_id)
             raise
-        await self._disk(self._note, vm_id)
         try:
             try:
                 count = await self._guest.freeze(vm_id, deadline_ms=FREEZE_MS)

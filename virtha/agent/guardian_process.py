@@ -312,6 +312,9 @@ class GuardianProcess:
             leased = self._look_at_leased(seen, settings)
         except OSError as error:
             _log.error("can't look at the processes", error=str(error))
+        except Exception:
+            # A mistake of ours: it must not be the last look, for nobody would notice that there are none.
+            _log.exception("a look at the processes broke")
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._looked, seen)
             if self.lease is not None:

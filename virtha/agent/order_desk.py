@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, assert_never
 
+import msgspec
 import structlog
 
 from virtha.agent.answers import OK, Answer, of_error, outcome_of, refused
@@ -131,6 +132,7 @@ class OrderDesk:
             return outcome_of(order, refused("problem.invalid", str(error)))
         if known is not None:
             return known
+        begun = host.outcomes.begun(order.operation_id, order.step)
         answer = self._objection(order)
         if answer is None:
             try:
@@ -140,6 +142,9 @@ class OrderDesk:
         elif answer.code == "order.refused.boot" and isinstance(order.body, GrantedBody):
             # The boot that it was for is over, and so is whatever it might have started.
             await self._power.decline(order.body, answer.message)
+        if begun and isinstance(order.body, ChangeSnapshots) and answer.result is Result.REFUSED:
+            # Refused this time: an agent before us may have put back some of the disks.
+            answer = msgspec.structs.replace(answer, result=Result.FAILED)
         outcome = outcome_of(order, answer)
         try:
             await host.disk(host.outcomes.save, outcome)

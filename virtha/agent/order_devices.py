@@ -6,7 +6,7 @@ from virtha.agent.answers import OK, Answer, refused
 from virtha.agent.commands import is_gone
 from virtha.agent.host_context import HostContext
 from virtha.agent.order_power import PowerOrders
-from virtha.domainxml.plugging import find_device, plug_xml
+from virtha.domainxml.plugging import find_device, plug_xml, without_device
 from virtha.model.errors import InvalidInput
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
@@ -57,6 +57,7 @@ class DeviceOrders:
                         device=device.name,
                     )
                 if present is None:
+                    await self._undefine(vm_id, device)
                     host.on_plugged(vm_id)
                     return OK
                 if not asked:
@@ -70,6 +71,13 @@ class DeviceOrders:
                 return _kept(body, "")
             # Not under the lock: a power off must not wait for a guest that ignores us.
             await asyncio.sleep(GONE_POLL_S)
+
+    async def _undefine(self, vm_id: VmId, device: Disk | Nic) -> None:
+        """Before it is said to be gone: a restart by the sentinel would open again what is another VM's by then."""
+        host = self._host
+        xml = without_device(await host.catalog.xml(vm_id), device, host.host_defaults())
+        if xml is not None:
+            await host.catalog.define(xml)
 
     async def objection(self, vm_id: VmId, incarnation: Incarnation) -> Answer | None:
         """Only the very copy that an order is about is touched."""

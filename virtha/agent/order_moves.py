@@ -18,7 +18,7 @@ from virtha.model.codes import render
 from virtha.model.domain import DomainState
 from virtha.model.errors import VirthaError
 from virtha.model.facts import Progress, Result
-from virtha.model.ids import OperationId, VmId
+from virtha.model.ids import Incarnation, OperationId, VmId
 from virtha.model.orders import (
     MigrateVm,
     MigrationSide,
@@ -56,6 +56,8 @@ WATCH_S = 0.2
 PROGRESS_S = 1.0
 EVENTS_S = 0.2
 """Longer than libvirt's events take: what they say of the end comes first."""
+ENDS_S = 10.0
+"""An attempt that was aborted ends within moments, unless its leader waits for a target that does not answer."""
 LEFT_S = 10.0
 """libvirt ends an attempt whose leader is gone within moments."""
 CLAIM_RETRY_S = 1.0
@@ -70,7 +72,8 @@ class MoveOrders:
         self._host = host
         self._power = power
         self._watched: set[VmId] = set()
-        self._arriving: set[VmId] = set()
+        self._arrived: set[tuple[VmId, Incarnation]] = set()
+        self._ending: set[VmId] = set()
         self._codes: dict[VmId, str] = {}
         """Why this agent asked libvirt to end an attempt."""
 
@@ -149,13 +152,15 @@ class MoveOrders:
         return Answer(result=Result.OK, fields=_fields(host.destination))
 
     def looked_at(self, vm_id: VmId) -> None:
-        """libvirt was asked for a list: the copy that was awaited may run here since."""
+        """libvirt was asked for a list: the copy that was awaited may run here since. Once for each that came, by each agent:
+        the one before may have died before its storage knew."""
         record = self._host.loop.record(vm_id)
-        if record is not None and _arrived(record) and vm_id not in self._arriving:
-            grant = read_grant(self._host.paths.grant(vm_id))
-            if grant is not None and grant.state is GrantState.ARRIVING:
-                self._arriving.add(vm_id)
-                self._host.spawn(f"arrival of {vm_id}", self._settle_in(record))
+        if record is None or not _arrived(record) or record.released:
+            return
+        came = (vm_id, record.incarnation)
+        if record.boot == self._host.boot and came not in self._arrived:
+            self._arrived.add(came)
+            self._host.spawn(f"arrival of {vm_id}", self._settle_in(record))
 
     async def _settle_in(self, record: VmRecord) -> None:
         """The guardian leaves it alone whatever the time, and its storage learns whose it is (G4)."""
@@ -164,7 +169,9 @@ class MoveOrders:
             async with host.locks.of(vm.id):
                 if not _same(host.loop.record(vm.id), record):
                     return
-                host.gate.hold(vm.id, record.incarnation)
+                grant = read_grant(host.paths.grant(vm.id))
+                if grant is not None and grant.state is GrantState.ARRIVING:
+                    host.gate.hold(vm.id, record.incarnation)
             while _same(host.loop.record(vm.id), record):
                 try:
                     await self._power.claim(vm, record.incarnation)
@@ -179,8 +186,7 @@ class MoveOrders:
                 await asyncio.sleep(CLAIM_RETRY_S)
         except OSError as error:
             _log.error("a grant can't be kept", vm=vm.name, error=str(error))
-        finally:
-            self._arriving.discard(vm.id)
+            self._arrived.discard((vm.id, record.incarnation))
 
     # Source
 
@@ -325,6 +331,36 @@ class MoveOrders:
         except HypervisorError as error:
             _log.warning("a move can't be ended now", vm=vm_id, error=str(error))
         self._watch(vm_id)
+        if vm_id not in self._ending:
+            self._ending.add(vm_id)
+            self._host.spawn(f"see the end of the move of {vm_id}", self._leave_if_it_hangs(vm_id))
+
+    async def _leave_if_it_hangs(self, vm_id: VmId) -> None:
+        """A target whose host was cut off answers nothing, for ever: not that it is prepared (libvirt has no job yet that
+        could be aborted), and not that it has ended its part. Without a leader libvirt ends what it has here.
+        """
+        move_id = self._move_id(vm_id)
+        try:
+            await asyncio.sleep(ENDS_S)
+            if move_id is None or self._move_id(vm_id) != move_id:
+                return
+            copy = await self._seen(vm_id)
+            # One that stands still waits for its target's word, and whoever is told to end it or to let it run sees to its
+            # leader first.
+            if copy.under_way and not copy.stands:
+                _log.warning("whoever leads a move hangs", vm=vm_id)
+                await self._host.moves.leave_move(vm_id)
+        except HypervisorError as error:
+            _log.warning("a move hangs", vm=vm_id, error=str(error))
+        finally:
+            self._ending.discard(vm_id)
+
+    def _move_id(self, vm_id: VmId) -> OperationId | None:
+        """Of the one whose end is open here."""
+        record = self._host.loop.record(vm_id)
+        if record is None or record.move is None or not leaves(record):
+            return None
+        return record.move.migration_id
 
     # Asked how it stands, or told how it goes on
 

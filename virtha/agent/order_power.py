@@ -51,6 +51,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
+from virtha.sentinel.moves import leaves, never_came
 
 _log = structlog.get_logger(__name__)
 
@@ -440,6 +441,11 @@ class PowerOrders:
                 return refused("order.refused.not_here", "this host does not have that VM")
             if is_gone(present):
                 return refused("problem.vm.state", f"{present.name} is {present.state}")
+            record = host.loop.record(vm_id)
+            moves = record is not None and (leaves(record) or never_came(record))
+            if moves and isinstance(accepted, ResumeAccepted):
+                # The other side may run: only the server's word on the move lets this one run (G6).
+                return refused("problem.vm.state", f"{present.name} is being moved")
             await host.loop.told(accepted)
             await act(vm_id)
         return OK

@@ -129,13 +129,18 @@ def load_properties(path: Path) -> str:
     return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
-def load_agent_properties(paths: AgentPaths) -> AgentProperties:
-    """Raises InvalidInput (line and what is allowed). A missing file means the defaults."""
+def load_with_warnings(paths: AgentPaths) -> tuple[AgentProperties, tuple[str, ...]]:
+    """As ``read_properties``. A missing file means the defaults."""
     try:
         text = load_properties(paths.properties)
     except FileNotFoundError:
-        return AgentProperties()
-    values, warnings = read_properties(text)
+        return AgentProperties(), ()
+    return read_properties(text)
+
+
+def load_agent_properties(paths: AgentPaths) -> AgentProperties:
+    """Raises InvalidInput (line and what is allowed). A missing file means the defaults."""
+    values, warnings = load_with_warnings(paths)
     for warning in warnings:
         _log.warning("agent.properties", warning=warning)
     return values

@@ -70,11 +70,9 @@ class SlotWorker:
             work = self._work.get()
             try:
                 work()
-            except RuntimeError as error:
-                # The loop has ended while this call hung. Should it be a mistake of ours, it is not silent either.
-                _log.error(
-                    "a step of the slot's worker failed", domain=self.domain_id, error=str(error)
-                )
+            except Exception:
+                # The loop has ended while this call hung; or a mistake of ours, after which renewals go on all the same.
+                _log.exception("a step of the slot's worker failed", domain=self.domain_id)
 
     # Orders
 

@@ -26,6 +26,9 @@ class Worker:
                 work()
             except OSError as error:
                 _log.error("guardian's work failed", worker=self._name, error=str(error))
+            except Exception:
+                # A mistake of ours; without this thread no later kill, look or feeding would be carried out either.
+                _log.exception("guardian's work broke", worker=self._name)
 
     def put(self, work: Callable[[], None]) -> bool:
         try:

@@ -181,6 +181,11 @@ async def _body(one: Route, request: AnyRequest) -> Any:
             allowed=(JSON,),
             fix="send JSON with the header Content-Type: application/json",
         )
+    if one.method == "PUT" and not raw.strip():
+        # Not `{}`: a client whose body got lost must not put all back to its defaults.
+        raise InvalidInput(
+            "the body is missing", field="body", fix="send the whole object; {} is all defaults"
+        )
     return decode_body(raw, one.body)
 
 

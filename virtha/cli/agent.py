@@ -31,6 +31,7 @@ from virtha.agent.properties import (
     write_properties,
 )
 from virtha.agent.property_table import TABLE
+from virtha.cli.text import clean
 from virtha.model.errors import Failed, InvalidInput, NotFound
 
 app = typer.Typer(help="Run the host agent, join a server.", invoke_without_command=True)
@@ -183,7 +184,7 @@ def setup_migration(
     ],
     root: Root = SLASH,
 ) -> None:
-    """Let live migrations in and out: a certificate, and libvirt's configuration to use it."""
+    """Let live migrations in and out. Makes a certificate, and libvirt's configuration to use it."""
     changed = set_up(_paths(root), address)
     typer.echo(
         f"other hosts reach this one at {address} (16514/tcp, and 49152 to 49215/tcp for QEMU)"
@@ -288,7 +289,7 @@ def list_properties(root: Root = SLASH, as_json: AsJson = False) -> None:
         return
     for row in rows:
         mark = "*" if row["set"] else " "
-        typer.echo(f"{mark} {row['key']}={row['value']}\n      {row['meaning']}")
+        typer.echo(f"{mark} {row['key']}={clean(row['value'])}\n      {row['meaning']}")
 
 
 @properties_app.command("get")

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from virtha import __version__
+from virtha.cli.file_errors import read_text_within
 from virtha.cli.options import Options
 from virtha.cli.problem import error_from_answer, error_from_transport
 from virtha.cli.profile import Login, load_profile
@@ -27,6 +28,7 @@ PAGES_MAX = 10_000
 PAGE_ITEMS_MAX = 1_000
 """The most that the API gives at once."""
 PORT_DEFAULT = 8443
+AUTHORITY_BYTES_MAX = 1 << 20
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -54,18 +56,17 @@ def normal_url(text: str, *, field: str) -> str:
 
     Plain HTTP goes to this machine only: passwords and tokens never cross a network in the clear.
     """
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError:  # half a bracket of an IPv6 address
+        raise _no_address(text, field) from None
     try:
         port = parts.port
     except ValueError:
         port = -1
     usable = parts.path in ("", "/") and not parts.query and not parts.fragment
     if parts.scheme not in ("https", "http") or not parts.hostname or port == -1 or not usable:
-        raise InvalidInput(
-            f"'{text}' is not a server's address",
-            field=field,
-            fix="write for example https://server1:8443",
-        )
+        raise _no_address(text, field)
     if parts.username is not None:
         raise InvalidInput("no user name or password in the address", field=field, fix="use --user")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
@@ -74,6 +75,26 @@ def normal_url(text: str, *, field: str) -> str:
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}:{port or (PORT_DEFAULT if parts.scheme == 'https' else 80)}"
+
+
+def _no_address(text: str, field: str) -> InvalidInput:
+    return InvalidInput(
+        f"'{text}' is not a server's address",
+        field=field,
+        fix="write for example https://server1:8443",
+    )
+
+
+def _given_token(given: Options) -> str:
+    """Empty: none was given. Raises InvalidInput, without the token, for what can't stand in a request's header."""
+    token = (given.token or os.environ.get("VIRTHA_TOKEN") or "").strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidInput(
+            "holds spaces, control characters or letters beyond ASCII: no token does",
+            field="--token" if given.token else "VIRTHA_TOKEN",
+            fix="copy the token alone, in one line",
+        )
+    return token
 
 
 def fingerprint_of(certificate_pem: str) -> str:
@@ -87,7 +108,7 @@ def fingerprint_of(certificate_pem: str) -> str:
 def find_target(given: Options) -> Target:
     """Where this call goes: --url, VIRTHA_URL, the root that was named, the login, the local socket."""
     named = given.url or os.environ.get("VIRTHA_URL")
-    token = given.token or os.environ.get("VIRTHA_TOKEN") or ""
+    token = _given_token(given)
     if named:
         url = normal_url(named, field="--url" if given.url else "VIRTHA_URL")
         return _over_network(url, token, load_profile().login_for(url))
@@ -109,10 +130,11 @@ def _over_network(url: str, token: str, login: Login) -> Target:
     authority = login.authority_pem
     if named := os.environ.get("VIRTHA_AUTHORITY"):
         try:
-            authority = Path(named).read_text()
-        except OSError as exc:
+            authority = read_text_within(Path(named), AUTHORITY_BYTES_MAX)
+        except (OSError, UnicodeDecodeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "it is no text"
             raise InvalidInput(
-                f"can't read {named}: {exc.strerror}",
+                f"can't read {named}: {why}",
                 field="VIRTHA_AUTHORITY",
                 fix="name a copy of the server's authority.crt",
             ) from exc
@@ -284,4 +306,8 @@ def ref(name: str, *, field: str) -> str:
     """A name or id as one part of a path. Raises InvalidInput when it can't be one."""
     if not name or name in (".", ".."):
         raise InvalidInput(f"'{name}' is no name or id", field=field)
+    if "/" in name:  # decoded on its way, it would be a path of its own
+        raise InvalidInput(
+            f"'{name}' is no name or id", field=field, fix="give the name alone: none holds a /"
+        )
     return quote(name, safe="")

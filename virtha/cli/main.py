@@ -8,13 +8,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from virtha import __version__
-from virtha.cli.file_errors import error_from_file
+from virtha.cli.file_errors import error_from_file, error_from_words
 from virtha.cli.options import Options, global_options, spread_options
 from virtha.cli.text import describe
 from virtha.cli.usage import as_invalid_input
@@ -154,6 +155,7 @@ def command() -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     try:
         ended = command().main(args=arguments, prog_name="virtha", standalone_mode=False)
     except VirthaError as error:
@@ -172,10 +174,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (unusable := error_from_file(error)) is None:
             raise
         return _told(unusable)
+    except UnicodeEncodeError:
+        if (unreadable := error_from_words(arguments)) is None:
+            raise
+        return _told(unreadable)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         return code or _flush()
     return (ended if isinstance(ended, int) else 0) or _flush()
+
+
+def _open_closed_streams() -> None:
+    """Started with closed ones (`>&-`, some daemons): what is said goes nowhere, the command does its work."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _told(error: VirthaError) -> int:

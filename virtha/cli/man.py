@@ -50,6 +50,8 @@ def man(
 def _write_all(directory: Path) -> None:
     from virtha.cli.main import NOUNS
 
+    if directory.exists() and not directory.is_dir():
+        raise InvalidInput(f"{directory} is no directory", field="--write", fix="name a directory")
     if not directory.is_dir():
         raise InvalidInput(
             f"there is no directory {directory}", field="--write", fix=f"mkdir -p {directory}"

@@ -19,11 +19,12 @@ from virtha.cli.session import (
     show_list,
     show_one,
 )
-from virtha.model.errors import Failed, InvalidInput
+from virtha.model.errors import Failed, InvalidInput, VirthaError
 
 ORDER_S = 400.0
 """An order is read back until it has done what it should."""
 DEVICE = "bmc"
+DIGITS_MAX = 9
 NUMBERS = ("level", "port", "cipher")
 FIELDS = (
     *("driver", "level", "address", "port", "plug", "user", "executable", "syntax"),
@@ -126,6 +127,7 @@ AGENT = View(
     details=lambda item: [
         ("name", item["name"]),
         ("title", item["title"]),
+        *([("can't be used", item["unfit"])] if item["unfit"] else []),
         ("actions", item["actions"]),
         *[(_parameter(one), one["help"]) for one in item["parameters"]],
     ],
@@ -180,14 +182,9 @@ def set_power(
     password_stdin: bool = PasswordStdinOption,
 ) -> None:
     """Set up a power device of a host. What is not given stays, or is the cluster's."""
-    path = _host_path(host, ref(device, field="--device"))
-    changes = _changes(given, unset)
+    changes = _changes(given, unset)  # before a password is asked for
     secrets = _secrets(password, password_stdin)
-    with connected(ctx) as client:
-        present = next(
-            (one["power"] for one in client.items(_host_path(host)) if one["name"] == device), None
-        )
-        answer = _put(client, path, present, changes, secrets)
+    answer = _set(ctx, _host_path, host, device, changes, secrets)
     text = f"power device {device} of {host} is set; try it: virtha host power test {host}"
     report(ctx, answer, text if device == DEVICE else f"{text} --device {device}")
 
@@ -211,13 +208,9 @@ def set_cluster_power(
     password_stdin: bool = PasswordStdinOption,
 ) -> None:
     """Set up what the hosts of a cluster have in common. Addresses are each host's own."""
-    path = _cluster_path(cluster, ref(device, field="--device"))
-    changes = _changes(given, unset)
+    changes = _changes(given, unset)  # before a password is asked for
     secrets = _secrets(password, password_stdin)
-    with connected(ctx) as client:
-        found = client.items(_cluster_path(cluster))
-        present = next((one["power"] for one in found if one["power"]["name"] == device), None)
-        answer = _put(client, path, present, changes, secrets)
+    answer = _set(ctx, _cluster_path, cluster, device, changes, secrets)
     report(ctx, answer, f"power device {device} of cluster {cluster} is set")
 
 
@@ -229,11 +222,9 @@ def remove_power(
     yes: bool = YesOption,
 ) -> None:
     """Remove a power device from a host."""
-    question = f"Remove power device {device} of {host}? Without one it can't be fenced."
-    confirm(question, yes=yes, stdin_is_terminal=sys.stdin.isatty())
-    with connected(ctx) as client:
-        answer = client.delete(_host_path(host, ref(device, field="--device")))
-    report(ctx, answer, f"power device {device} of {host} is removed")
+    path = _host_path(host, ref(device, field="--device"))
+    why = " Without one it can't be fenced."
+    _remove(ctx, path, f"power device {device} of {host}", why, yes=yes)
 
 
 @cluster_app.command("remove")
@@ -247,11 +238,8 @@ def remove_cluster_power(
 
     Its hosts keep what they have of their own.
     """
-    question = f"Remove power device {device} of cluster {cluster}?"
-    confirm(question, yes=yes, stdin_is_terminal=sys.stdin.isatty())
-    with connected(ctx) as client:
-        answer = client.delete(_cluster_path(cluster, ref(device, field="--device")))
-    report(ctx, answer, f"power device {device} of cluster {cluster} is removed")
+    path = _cluster_path(cluster, ref(device, field="--device"))
+    _remove(ctx, path, f"power device {device} of cluster {cluster}", yes=yes)
 
 
 @host_app.command("status")
@@ -358,16 +346,34 @@ def _why(answer: Object) -> str:
     return f"; {': '.join(words)}" if words else ""
 
 
-def _put(
-    client: Client,
-    path: str,
-    present: Object | None,
+def _set(
+    ctx: typer.Context,
+    path_of: Callable[..., str],
+    whose: str,
+    device: str,
     changes: Callable[[Object], Object],
     secrets: dict[str, str],
 ) -> Any:
-    body = {"settings": changes(present["settings"] if present else {}), "secrets": secrets}
-    if_match = f'"{present["revision"]}"' if present else None
-    return client.call("PUT", path, body=body, if_match=if_match).body
+    """Of a host or a cluster (``path_of``): what is there with the changes, unless somebody else changed it meanwhile."""
+    path = path_of(whose, ref(device, field="--device"))
+    with connected(ctx) as client:
+        there = [one["power"] for one in client.items(path_of(whose)) if one["power"]]
+        present = next((one for one in there if one["name"] == device), None)
+        body = {"settings": changes(present["settings"] if present else {}), "secrets": secrets}
+        if_match = f'"{present["revision"]}"' if present else None
+        try:
+            return client.call("PUT", path, body=body, if_match=if_match).body
+        except VirthaError as error:
+            # FIELD=VALUE, not options as a receiver's settings are
+            error.field = (error.field or "").removeprefix("settings.") or None
+            raise
+
+
+def _remove(ctx: typer.Context, path: str, what: str, why: str = "", *, yes: bool) -> None:
+    confirm(f"Remove {what}?{why}", yes=yes, stdin_is_terminal=sys.stdin.isatty())
+    with connected(ctx) as client:
+        answer = client.delete(path)
+    report(ctx, answer, f"{what} is removed")
 
 
 def _changes(given: list[str] | None, unset: list[str] | None) -> Callable[[Object], Object]:
@@ -414,7 +420,7 @@ def _field(name: str) -> str:
 def _value(name: str, text: str) -> Any:
     if name not in NUMBERS:
         return text
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX):
         raise InvalidInput(f"'{text}' is no number", field=name)
     return int(text)
 

@@ -248,7 +248,7 @@ def renew_certificate(as_json: AsJson = False, root: Root = SLASH) -> None:
 
 @app.command(name="new-secrets-key")
 def new_secrets_key(root: Root = SLASH) -> None:
-    """Make a new key for the receivers' secrets, when the old one is lost; the server must be stopped.
+    """Make a new key for secrets, the old one being lost. The server must be stopped.
 
     What was encrypted with the old one can't be read by the new one: give each receiver its secrets anew.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from virtha.cli.file_errors import read_text_within
 from virtha.cli.options import Options, options
 from virtha.cli.output import note
 from virtha.cli.simulate_report import (
@@ -37,6 +38,8 @@ NOON = "2026-01-07T12:00:00Z"
 FOR = "10m"
 SAVE = "swarm-failures"
 JOBS_MAX = 256
+INVENTORY_BYTES_MAX = 16 << 20
+"""A hundred times what two thousand VMs take."""
 PROGRESS_EVERY_S = 2.0
 FOR_MS_MAX = 604_800_000
 """As the longest window that a policy can have."""
@@ -248,7 +251,7 @@ def _read(path: str) -> "Inventory":
     from virtha.scenario.inventory import read_inventory
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text_within(Path(path), INVENTORY_BYTES_MAX)
     except FileNotFoundError:
         raise NotFound(
             f"there is no file {path}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+from virtha.cli.file_errors import read_text_within
 from virtha.cli.options import Options
 from virtha.cli.output import note, write_data
 from virtha.cli.simulate_report import bullets, readable, shown, write_picture
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from virtha.sim.watched import Watched
 
 PROGRESS_EVERY_S = 2.0
+
+
+SCENARIO_BYTES_MAX = 16 << 20
 
 
 class Thing(NamedTuple):
@@ -51,7 +55,7 @@ def read_scenario(path: Path) -> "Scenario":
     from virtha.scenario.language import parse
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text_within(path, SCENARIO_BYTES_MAX)
     except FileNotFoundError:
         raise NotFound(
             f"there is no file {path}",

@@ -157,7 +157,7 @@ def edit_vm(
     ),
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
     nic: list[str] | None = typer.Option(None, metavar="bridge=BR,…", help="Replaces all cards."),
-    revision: int | None = typer.Option(None, help="Only if it is still at this revision."),
+    revision: int | None = typer.Option(None, min=0, help="Only if it is still at this revision."),
     drop_pending: bool = typer.Option(
         False, "--drop-pending", help="Take back what waits for its next start; disks stay."
     ),

@@ -10,12 +10,13 @@ from virtha.cli.output import Column, View, at, emit_list, size
 from virtha.cli.parsing import parse_nic, parse_size
 from virtha.cli.progress import finish
 from virtha.cli.session import TimeoutOption, WaitOption, connected
+from virtha.model.errors import VirthaError
 
 disk_app = typer.Typer(no_args_is_help=True, help="A VM's disks.")
 nic_app = typer.Typer(no_args_is_help=True, help="A VM's network cards.")
 
 VmArgument = typer.Argument(metavar="VM", help="Name or id.")
-RevisionOption = typer.Option(None, help="Only if the VM is still at this revision.")
+RevisionOption = typer.Option(None, min=0, help="Only if the VM is still at this revision.")
 
 DISK = View(
     name=at("name"),
@@ -45,8 +46,22 @@ def _path(vm: str, *rest: str) -> str:
     return "/".join(["/v1/vms", ref(vm, field="VM"), *rest])
 
 
-def _match(revision: int | None) -> str | None:
-    return f'"{revision}"' if revision is not None else None
+def _change(
+    ctx: typer.Context,
+    method: str,
+    path: str,
+    done: str,
+    *,
+    body: dict[str, Any] | None = None,
+    revision: int | None,
+    wait: bool,
+    timeout: str,
+) -> None:
+    """Ask for it and wait for its end; ``done`` says that it is done."""
+    match = f'"{revision}"' if revision is not None else None
+    with connected(ctx) as client:
+        answer = client.call(method, path, body=body, if_match=match)
+        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
 
 
 def _listed(client: Client, vm: str, kind: str, key: str) -> list[Any]:
@@ -95,9 +110,12 @@ def add_disk(
         "bus": bus,
     }
     body = {key: value for key, value in body.items() if value is not None}
-    with connected(ctx) as client:
-        answer = client.call("POST", _path(vm, "disks"), body=body, if_match=_match(revision))
-        finish(ctx, client, answer.body, f"VM {vm} has the disk", wait=wait, timeout=timeout)
+    path, done = _path(vm, "disks"), f"VM {vm} has the disk"
+    try:
+        _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
+    except VirthaError as error:
+        error.field = "--size" if error.field == "size_bytes" else error.field
+        raise
 
 
 @disk_app.command("remove")
@@ -110,11 +128,9 @@ def remove_disk(
     timeout: str = TimeoutOption,
 ) -> None:
     """Remove a disk. A running VM's guest is asked to give it up, and may refuse. Its file stays."""
-    with connected(ctx) as client:
-        path = _path(vm, "disks", ref(name, field="DISK"))
-        answer = client.call("DELETE", path, if_match=_match(revision))
-        done = f"VM {vm} no longer has {name}; its file stays"
-        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
+    path = _path(vm, "disks", ref(name, field="DISK"))
+    done = f"VM {vm} no longer has {name}; its file stays"
+    _change(ctx, "DELETE", path, done, revision=revision, wait=wait, timeout=timeout)
 
 
 @disk_app.command("resize")
@@ -132,11 +148,9 @@ def resize_disk(
     For example: virtha vm disk resize web1 data 20GiB
     """
     body = {"size_bytes": parse_size(disk_size, field="SIZE")}
-    with connected(ctx) as client:
-        path = _path(vm, "disks", ref(name, field="DISK"), "resize")
-        answer = client.call("POST", path, body=body, if_match=_match(revision))
-        done = f"{name} of VM {vm} has {disk_size}"
-        finish(ctx, client, answer.body, done, wait=wait, timeout=timeout)
+    path = _path(vm, "disks", ref(name, field="DISK"), "resize")
+    done = f"{name} of VM {vm} has {disk_size}"
+    _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
 
 
 @nic_app.command("list")
@@ -156,10 +170,9 @@ def add_nic(
     timeout: str = TimeoutOption,
 ) -> None:
     """Add a network card, to a running VM at once."""
-    with connected(ctx) as client:
-        body = parse_nic(nic)
-        answer = client.call("POST", _path(vm, "nics"), body=body, if_match=_match(revision))
-        finish(ctx, client, answer.body, f"VM {vm} has the card", wait=wait, timeout=timeout)
+    path, done = _path(vm, "nics"), f"VM {vm} has the card"
+    body = parse_nic(nic)
+    _change(ctx, "POST", path, done, body=body, revision=revision, wait=wait, timeout=timeout)
 
 
 @nic_app.command("remove")
@@ -172,7 +185,5 @@ def remove_nic(
     timeout: str = TimeoutOption,
 ) -> None:
     """Remove a network card. A running VM's guest is asked to give it up, and may refuse."""
-    with connected(ctx) as client:
-        path = _path(vm, "nics", ref(mac, field="MAC"))
-        answer = client.call("DELETE", path, if_match=_match(revision))
-        finish(ctx, client, answer.body, f"VM {vm} no longer has {mac}", wait=wait, timeout=timeout)
+    path, done = _path(vm, "nics", ref(mac, field="MAC")), f"VM {vm} no longer has {mac}"
+    _change(ctx, "DELETE", path, done, revision=revision, wait=wait, timeout=timeout)

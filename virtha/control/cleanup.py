@@ -9,13 +9,15 @@ from virtha.model.orders import CopyDisk, CreateDisk, ForgetVm
 from virtha.model.vm import Disk
 
 CANCELLED = "order.failed.cancelled"
+ADD = "vm.add"
+"""Nothing cleans up after it: what was made before its host heard of a cancel is added all the same."""
 _INSTEAD = {
     "vm.start": "'virtha vm power-off' ends it",
     "vm.recover": "'virtha vm power-off' ends it",
     "vm.shutdown": "its guest was asked already; 'virtha vm start' when it is down",
     "vm.power_off": "'virtha vm start' when it is down",
     "vm.delete": "what is deleted is gone; wait for its end",
-    "vm.add": "wait for its end, then 'virtha vm disk remove'",
+    ADD: "wait for its end, then 'virtha vm disk remove'",
 }
 """What can be done about an operation that can't be taken back."""
 
@@ -35,7 +37,8 @@ def check_can_cancel(operation: Operation, plan: Plan) -> tuple[int, ...]:
         index for index, step in enumerate(operation.steps) if step.state is OperationState.RUNNING
     ]
     copies = running_copies(operation, plan)
-    if plan.failed or not plan.on_failure or not running or tuple(running) != copies:
+    can_end = bool(plan.on_failure) or operation.kind == ADD
+    if plan.failed or not can_end or not running or tuple(running) != copies:
         shown = operation.steps[running[0]].name if running else "what is under way"
         fix = _INSTEAD.get(operation.kind, "wait for its end, then undo it")
         raise _cannot(operation, f"can't be taken back while it does this: {shown}", fix)
@@ -54,6 +57,15 @@ def running_copies(operation: Operation, plan: Plan) -> tuple[int, ...]:
         if shown.state is OperationState.RUNNING
         and isinstance(step, Give)
         and made_by(step) is not None
+    )
+
+
+def called_off(operation: Operation, plan: Plan) -> tuple[Step, ...]:
+    """The steps that were to follow what was taken back."""
+    return tuple(
+        step
+        for step, shown in zip(plan.steps, operation.steps, strict=True)
+        if shown.state is OperationState.CANCELLED
     )
 
 

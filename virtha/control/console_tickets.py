@@ -6,7 +6,7 @@ import secrets
 from virtha.control.views import Caller
 from virtha.model.console import ConsoleKind
 from virtha.model.errors import Refused, Unauthenticated
-from virtha.model.ids import VmId
+from virtha.model.ids import UserId, VmId
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 
@@ -21,6 +21,8 @@ class Admission(Value, frozen=True, kw_only=True):
     vm_id: VmId
     kind: ConsoleKind
     user: str
+    user_id: UserId | None = None
+    """None: root on the server's own socket."""
 
 
 class ConsoleTickets:
@@ -43,7 +45,7 @@ class ConsoleTickets:
                 fix="use them, or wait a minute",
             )
         ticket = secrets.token_urlsafe(32)
-        admission = Admission(vm_id=vm_id, kind=kind, user=caller.name)
+        admission = Admission(vm_id=vm_id, kind=kind, user=caller.name, user_id=caller.user_id)
         self._open[_digest(ticket)] = (self._clock.monotonic_ms() + VALID_MS, admission)
         return ticket
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from virtha.control.console_tickets import ConsoleTickets
+from virtha.control.console_tickets import Admission, ConsoleTickets
 from virtha.control.history import record
 from virtha.control.names import the_vm
 from virtha.control.requests import ConsoleLogQuery, ConsoleTicketCreate
@@ -32,20 +32,24 @@ from virtha.model.console import (
     SerialLog,
     TakeScreenshot,
 )
-from virtha.model.errors import Failed, InvalidInput, Refused, Unavailable, VirthaError
+from virtha.model.errors import Failed, Forbidden, InvalidInput, Refused, Unavailable, VirthaError
 from virtha.model.host import Host
 from virtha.model.ids import HostId
+from virtha.model.user import Role
 from virtha.model.vm import VmState
 from virtha.ports.channels import ByteStream, HostChannels
 from virtha.ports.hosts import HostLinks
 from virtha.store.hosts import hosts_of_cluster
 from virtha.store.store import Store
+from virtha.store.users import find_user
 from virtha.store.vms import VmRow
 
 HOSTS_ASKED_MAX = 32
 TEXT_LENGTH_MAX = 1_000
 ANSWER_DEADLINE_S = 25.0
 """For one host's whole answer, beyond what it was told to wait. Below the command line's patience."""
+ALLOWED_EVERY_S = 15.0
+"""How long somebody who may no more goes on typing at a console that is open."""
 PICTURE = b"\x89PNG\r\n\x1a\n"
 _RUNS = (VmState.RUNNING, VmState.STARTING, VmState.STOPPING, VmState.PAUSED, VmState.CRASHED)
 
@@ -143,9 +147,11 @@ class Consoles:
     async def enter(self, ticket: str) -> AsyncIterator[ByteStream]:
         """The console that the ticket was made for; who looks at it is in the audit log.
 
-        Raises Unauthenticated: no such ticket, used, too old; and what ``screenshot`` raises.
+        Raises Unauthenticated: no such ticket, used, too old; Forbidden: its user may no more, also while it is open; and
+        what ``screenshot`` raises.
         """
         admission = self._tickets.use(ticket)
+        await self._check_allowed(admission)
         async with self._store.read() as tx:
             # As it is now: the VM may have moved or ended since the ticket was made.
             row = await the_vm(tx, admission.vm_id)
@@ -154,10 +160,16 @@ class Consoles:
         if admission.kind is ConsoleKind.SERIAL:
             subject = OpenSerial(vm_id=row.vm.id)
         stream = await self._channels.open(host_id, subject)
+        watching = asyncio.ensure_future(self._close_when_forbidden(admission, stream))
         try:
             await self._tell("vm.console.opened", row, admission.kind, admission.user)
             yield stream
+        except VirthaError:
+            if watching.done():
+                watching.result()  # why it was closed
+            raise
         finally:
+            watching.cancel()
             stream.close()
             # Its end is told also when the task that held it was cancelled; nobody else holds that task then.
             telling = asyncio.ensure_future(
@@ -166,6 +178,25 @@ class Consoles:
             self._telling.add(telling)
             telling.add_done_callback(self._telling.discard)
             await asyncio.shield(telling)
+
+    async def _close_when_forbidden(self, admission: Admission, stream: ByteStream) -> None:
+        """Until it is cancelled. Raises Forbidden when it has closed the stream."""
+        while True:
+            await asyncio.sleep(ALLOWED_EVERY_S)
+            try:
+                await self._check_allowed(admission)
+            except BaseException:
+                stream.close()
+                raise
+
+    async def _check_allowed(self, admission: Admission) -> None:
+        """Raises Forbidden: since the ticket was made its user was removed, disabled, or given another role."""
+        if admission.user_id is None:
+            return
+        async with self._store.read() as tx:
+            found = await find_user(tx, admission.user_id)
+        if found is None or not found.user.enabled or not found.user.role.may(Role.OPERATOR):
+            raise Forbidden(f"{admission.user} may not use consoles any more")
 
     async def _tell(self, code: str, row: VmRow, kind: ConsoleKind, user: str) -> None:
         async with self._store.write() as tx:

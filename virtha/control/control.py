@@ -7,6 +7,7 @@ from virtha.control.consoles import Consoles, NoChannels
 from virtha.control.deliveries import Deliveries
 from virtha.control.effects import Dispatcher
 from virtha.control.engine_orders import EngineOrders
+from virtha.control.engine_power import EnginePower
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
@@ -36,6 +37,7 @@ from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vm_moves import VmMoves
 from virtha.control.vms import Vms
+from virtha.model.ids import BootId
 from virtha.ports.authority import Authority
 from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
@@ -77,6 +79,7 @@ class Control:
     consoles: Consoles
     power: Power
     power_orders: PowerOrders
+    engine_power: EnginePower
 
 
 def make_control(
@@ -92,11 +95,13 @@ def make_control(
     leaders: Leaders | None = None,
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
+    own_boot: BootId | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
     ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen.
-    ``power_devices`` None: power can be set up, and neither read nor switched."""
+    ``power_devices`` None: power can be set up, and neither read nor switched.
+    ``own_boot``: of the machine that this server runs on."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
     runner = Runner(Launcher(links), links)
@@ -127,9 +132,10 @@ def make_control(
         subscriptions=Subscriptions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
-        leading=Leading(store, dispatcher, hellos),
+        leading=Leading(store, dispatcher, hellos, own_boot),
         engine_orders=EngineOrders(store, links, runner, dispatcher),
         consoles=Consoles(store, links, channels or NoChannels()),
         power=power,
-        power_orders=PowerOrders(store, power, clock),
+        power_orders=PowerOrders(store, power, clock, leaders),
+        engine_power=EnginePower(store, box or NoKeyBox(), power_devices),
     )

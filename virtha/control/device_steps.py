@@ -63,7 +63,15 @@ async def add_device(
 async def remove_device(
     tx: WriteTransaction, effects: Effects, step: RemoveDevice, by: str
 ) -> tuple[Step, ...]:
+    """Raises Refused: a later start has it again."""
     row = await _row(tx, step.vm_id)
+    if step.incarnation is not None and step.incarnation != row.status.incarnation:
+        # Free on record, its file could become another VM's while this one writes to it.
+        raise Refused(
+            f"{row.vm.name} was started or moved since, and may have it again",
+            code="problem.vm.state",
+            fix="ask again",
+        )
     vm = msgspec.structs.replace(
         row.vm,
         disks=tuple(disk for disk in row.vm.disks if disk.id != step.device_id),

@@ -205,7 +205,14 @@ class Devices:
                 nic=device if isinstance(device, Nic) else None,
             )
             steps.append(Give(name=f"unplug {name}", host_id=host_id, order=order))
-        steps.append(RemoveDevice(name=f"remove {name}", vm_id=row.vm.id, device_id=device.id))
+        steps.append(
+            RemoveDevice(
+                name=f"remove {name}",
+                vm_id=row.vm.id,
+                device_id=device.id,
+                incarnation=row.status.incarnation if host_id is not None else None,
+            )
+        )
         return await self._begin(tx, effects, caller, row, "vm.remove", steps)
 
     async def _changeable(self, tx: WriteTransaction, ref: str, if_match: Revision | None) -> VmRow:

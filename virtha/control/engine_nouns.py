@@ -4,13 +4,22 @@ from collections.abc import Collection
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.events import EngineHost, EngineVm
-from virtha.model.ids import VmId
+from virtha.model.ids import BootId, VmId
+from virtha.model.power import PowerLevel
 from virtha.model.vm import Vm, VmStatus
 from virtha.store.hosts import HostRow
 
 
-def engine_host(row: HostRow, *, timeline: str, defined: Collection[VmId]) -> EngineHost:
-    """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has."""
+def engine_host(
+    row: HostRow,
+    *,
+    timeline: str,
+    defined: Collection[VmId],
+    power: tuple[PowerLevel, ...] = (),
+    own_boot: BootId | None = None,
+) -> EngineHost:
+    """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has. ``own_boot``: of the machine
+    that this server runs on."""
     able = row.status.capabilities
     features = {Feature(FeatureKind.ARCHITECTURE, able.architecture)}
     features |= {Feature(FeatureKind.WATCHDOG, model.value) for model in able.watchdog_models}
@@ -23,6 +32,8 @@ def engine_host(row: HostRow, *, timeline: str, defined: Collection[VmId]) -> En
         memory_bytes=able.memory_bytes,
         cpus=able.cpus,
         features=frozenset(features),
+        power=power,
+        carries_server=own_boot is not None and row.status.boot == own_boot,
         untold=row.timeline != timeline,
         timeline=timeline,
     )

@@ -207,6 +207,14 @@ class EngineOrders:
 
     async def receive(self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand) -> bool:
         """To the target, whose answer names ``receiving``. False: it could not be sent. Sent once (ADR 10)."""
+        async with self._store.write() as tx:
+            if (
+                await find_vm(tx, command.vm_id) is None
+                or await find_host(tx, command.target) is None
+            ):
+                return False
+            # First what it will have, then the order: whoever deletes the VM has it forgotten there as well.
+            await add_definition(tx, command.vm_id, command.target)
         async with self._store.read() as tx:
             row = await find_vm(tx, command.vm_id)
             host = await find_host(tx, command.target)

@@ -24,7 +24,7 @@ from virtha.model.facts import (
     StorageReport,
     VmReport,
 )
-from virtha.model.ids import BootId, HostId
+from virtha.model.ids import HostId
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Running, VmState, VmStatus
 from virtha.ports.leaders import Leaders
@@ -72,12 +72,11 @@ class FactRecorder:
         self._hellos = hellos
         self._leaders = leaders
 
-    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
+    async def record_facts(self, host_id: HostId, facts: Sequence[Fact]) -> int:
         """Returns the last sequence that is recorded now. Where engines lead, the host may forget it only when what
         they make of it is durable as well; else at once.
 
-        ``carried_by``: the boot of the session's hello; a fact carries its own, for it may be older. Raises NotFound (the
-        host was removed), Unavailable (nothing was recorded; send them again).
+        Raises NotFound (the host was removed), Unavailable (nothing was recorded; send them again).
         """
         effects = Effects()
         async with self._store.write() as tx:

@@ -104,10 +104,6 @@ class Hosts:
             engine_text=texts(reasons),
         )
 
-    async def all_ids(self) -> tuple[HostId, ...]:
-        async with self._store.read() as tx:
-            return tuple(row.host.id for row in await all_hosts(tx))
-
     async def states(self) -> dict[HostId, HostState]:
         async with self._store.read() as tx:
             return {row.host.id: row.status.state for row in await all_hosts(tx)}

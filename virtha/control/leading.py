@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from virtha.control.copies import copies_on
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.engine_nouns import engine_host, engine_vm
+from virtha.control.engine_power import power_levels
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
@@ -55,6 +56,7 @@ from virtha.store.engine import (
 from virtha.store.events import add_event
 from virtha.store.hosts import HostRow, hosts_of_cluster, save_fact_acknowledged
 from virtha.store.installations import Lead, the_installation
+from virtha.store.power import PowerMark, power_mark
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_of_cluster
 
@@ -81,6 +83,7 @@ class Changes(Value, frozen=True, kw_only=True):
     """What concerns leaders and has changed since a revision."""
 
     revision: Revision
+    power: PowerMark
     timeline: str
     hold: str | None
     policies: dict[ClusterId, Policy]
@@ -103,8 +106,16 @@ class Takeover(Value, frozen=True, kw_only=True):
 
 
 class Leading:
-    def __init__(self, store: Store, dispatcher: Dispatcher, hellos: HelloBook) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        hellos: HelloBook,
+        own_boot: BootId | None = None,
+    ) -> None:
+        """``own_boot``: of the machine that this server runs on; a host of that boot is never fenced by us (J4)."""
         self._store = store
+        self._own_boot = own_boot
         self._dispatcher = dispatcher
         self._hellos = hellos
 
@@ -120,15 +131,26 @@ class Leading:
         await self._store.changes.beyond(revision)
 
     async def changes(
-        self, since: Revision, *, hosts: Collection[HostId], vms: Collection[VmId]
+        self,
+        since: Revision,
+        *,
+        hosts: Collection[HostId],
+        vms: Collection[VmId],
+        power: PowerMark = PowerMark(),  # noqa: B008  # frozen
     ) -> Changes:
-        """``hosts``, ``vms``: those that are known already."""
+        """``hosts``, ``vms``: those that are known already. ``power``: how their devices stood then."""
         async with self._store.read() as tx:
             installation = await the_installation(tx)
             changed = await vms_changed(tx, since)
             adopted = [row.vm.id for row in changed if row.vm.adopted]
+            devices = await power_mark(tx)
+            # Rarely changed; a cluster's concern all of its hosts, and what is removed leaves no revision.
+            hosts_since = since if devices == power else Revision(0)
             led_hosts = await _led_hosts(
-                tx, await hosts_changed(tx, since, adopted), installation.timeline
+                tx,
+                await hosts_changed(tx, hosts_since, adopted),
+                installation.timeline,
+                self._own_boot,
             )
             there = await counts(tx)
             known_hosts = {one.host.host_id for one in led_hosts} | set(hosts)
@@ -137,6 +159,7 @@ class Leading:
             vm_ids = await all_vm_ids(tx) if there[1] != len(known_vms) else known_vms
             return Changes(
                 revision=await tx.revision_now(),
+                power=devices,
                 timeline=installation.timeline,
                 hold=installation.installation.hold,
                 policies={one.id: one.policy for one in await all_clusters(tx)},
@@ -268,15 +291,22 @@ class Leading:
 
 
 async def _led_hosts(
-    tx: Transaction, rows: Sequence[HostRow], timeline: str
+    tx: Transaction, rows: Sequence[HostRow], timeline: str, own_boot: BootId | None
 ) -> tuple[LedHost, ...]:
     ids = [row.host.id for row in rows]
     usable = await usable_storage(tx, ids)
     adopted = await adopted_on(tx, ids)
+    power = await power_levels(tx, {row.host.id: row.host.cluster_id for row in rows})
     return tuple(
         LedHost(
             cluster_id=row.host.cluster_id,
-            host=engine_host(row, timeline=timeline, defined=adopted.get(row.host.id, ())),
+            host=engine_host(
+                row,
+                timeline=timeline,
+                defined=adopted.get(row.host.id, ()),
+                power=power.get(row.host.id, ()),
+                own_boot=own_boot,
+            ),
             gate_in_force=row.status.capabilities.gate_in_force,
             libvirt_connected=row.status.capabilities.libvirt_connected,
             storage_domains=usable.get(row.host.id, frozenset()),

@@ -5,9 +5,9 @@ import asyncio
 from virtha.control.effects import Dispatcher, Effects, still_stands
 from virtha.control.known_settings import ORDER_DEADLINE, setting_values
 from virtha.control.names import check_limit, page_of
-from virtha.control.plan import decode_plan
+from virtha.control.plan import FoundByScan, decode_plan
 from virtha.control.requests import OperationQuery
-from virtha.control.runner import FoundByScan, Runner
+from virtha.control.runner import Runner
 from virtha.control.views import Caller, ForeignDomains, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound
 from virtha.model.ids import HostId, OperationId

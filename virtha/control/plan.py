@@ -5,6 +5,7 @@
 
 import msgspec
 
+from virtha.model.facts import ForeignDomain
 from virtha.model.ids import DiskId, HostId, Incarnation, NicId, SnapshotId, TemplateId, VmId
 from virtha.model.orders import (
     AdoptVm,
@@ -119,6 +120,8 @@ class SnapshotStep(Value, frozen=True, kw_only=True, tag="snapshot"):
     """Set when the order went out."""
     live: bool = False
     freeze: bool = False
+    torn: bool = False
+    """An earlier try may have put back some of the disks."""
 
 
 class GrowStep(Value, frozen=True, kw_only=True, tag="grow"):
@@ -158,6 +161,8 @@ class RemoveDevice(Value, frozen=True, kw_only=True, tag="remove_device"):
     name: str
     vm_id: VmId
     device_id: DiskId | NicId
+    incarnation: Incarnation | None = None
+    """Whose copy gave it up; None: there was none."""
 
 
 Step = (
@@ -187,6 +192,12 @@ class Plan(Value, frozen=True, kw_only=True):
     by: str = ""
     changes: tuple[str, ...] = ()
     """What adopting changed, in words."""
+
+
+class FoundByScan(Value, frozen=True, kw_only=True):
+    """What a scan found: kept with its operation, beside the plan (column ``foreign_domains``)."""
+
+    items: tuple[ForeignDomain, ...] = ()
 
 
 def encode_plan(plan: Plan) -> str:

@@ -6,7 +6,7 @@ from msgspec.structs import fields
 
 from virtha.control.history import record
 from virtha.control.names import check_name, check_revision, the_cluster, the_host
-from virtha.control.power_checks import check_given, check_whole
+from virtha.control.power_checks import check_given, check_whole, same_address, same_place
 from virtha.control.power_views import ClusterPowerView, HostPowerView, PowerPut
 from virtha.control.secret_box import SecretBox
 from virtha.control.views import Caller
@@ -320,30 +320,24 @@ async def _drop(
 async def _check_address_is_its_own(
     tx: Transaction, host: Host, name: str, whole: PowerSettings
 ) -> None:
-    """A BMC's address belongs to one host (P1). Raises Conflict."""
-    if not whole.address:
-        return
-    wanted = _place(whole)
+    """A BMC's address belongs to one host (P1); where there is none, all that the device is told. Raises Conflict."""
     for row in await power_of_all_hosts(tx):
         other = row.record
-        if other.host_id == host.id and other.name == name:
+        itself = other.host_id == host.id and other.name == name
+        nowhere = not whole.address and not other.settings.address
+        if itself or not (nowhere or same_address(whole, other.settings)):
             continue
-        if other.settings.address and _place(other.settings) == wanted:
-            whose = (
-                "another device of it"
-                if other.host_id == host.id
-                else (await the_host(tx, str(other.host_id))).host.name
-            )
+        owner = (await the_host(tx, str(other.host_id))).host
+        shared = await _cluster_device(tx, owner.cluster_id, other.name)
+        if same_place(whole, _whole(shared, row)):
+            whose = "another device of it" if owner.id == host.id else owner.name
             raise Conflict(
-                f"{whole.address} is the address of {whose} ({other.name}) already",
-                field="settings.address",
+                f"that is the machine of {whose} ({other.name}) already"
+                if nowhere
+                else f"{whole.address} is the address of {whose} ({other.name}) already",
+                field="settings.plug" if nowhere else "settings.address",
                 fix="give each host its own; where one address serves several, set plug",
             )
-
-
-def _place(settings: PowerSettings) -> tuple[str, int, str]:
-    """The port counts where the host sets it: several simulated BMCs may share an address."""
-    return (settings.address or "").lower(), settings.port or 0, settings.plug or ""
 
 
 def _view(

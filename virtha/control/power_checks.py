@@ -1,14 +1,18 @@
 """What the settings of a power device may be; every error names the field and the fix."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from socket import inet_aton, inet_ntoa
 
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from virtha.control.receiver_checks import check_host, check_pem
 from virtha.model.command_syntax import SYNTAX_LENGTH_MAX, action_words, check_syntax, variables_of
 from virtha.model.errors import InvalidInput
 from virtha.model.power_settings import (
     LEVELS_MAX,
+    OUR_PARAMETERS,
     OWN_FIELDS,
     SYNTAX,
     PowerDriver,
@@ -23,6 +27,7 @@ IPMI_PASSWORD_BYTES_MAX = 20
 """IPMI 2.0, sections 22.28 and 22.30."""
 CIPHERS = tuple(range(20))
 PARAMETERS_MAX = 100
+_USUAL_PORTS = {PowerDriver.IPMI: 623, PowerDriver.REDFISH: 443}
 _ACTIONS = ("stop", "start", "reboot", "blink", "test", "status")
 _COMMON = frozenset({"driver", "level", "address", "port", "plug", "user"})
 _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
@@ -32,8 +37,6 @@ _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
     PowerDriver.REDFISH: _COMMON | {"certificate", "authority_pem"},
     PowerDriver.FENCE_AGENT: _COMMON | {"agent", "parameters"},
 }
-_OUR_OWN = frozenset({"action", "method", "plug", "port"})
-"""Parameters of fence agents that are not the administrator's: ``method=cycle`` would make an off that is none."""
 
 
 def check_given(given: PowerSettings, *, of_cluster: bool) -> None:
@@ -67,6 +70,12 @@ def check_given(given: PowerSettings, *, of_cluster: bool) -> None:
         raise InvalidInput("is the same as status_on", field="settings.status_off")
     check_pem(given.authority_pem or None)
     for name, value in (given.parameters or {}).items():
+        if name in OUR_PARAMETERS:
+            raise InvalidInput(
+                "is not to be set: virtha sets it",
+                field=f"settings.parameters.{name}",
+                fix="set plug, for each host" if name in ("plug", "port") else "leave it out",
+            )
         _check_line(name, "parameters")
         _check_line(value, f"parameters.{name}")
     if given.driver is not None:
@@ -100,6 +109,43 @@ def check_whole(
     _check_secrets(whole, secrets, form)
 
 
+def same_address(one: PowerSettings, other: PowerSettings) -> bool:
+    return bool(one.address and other.address) and _spelled(one) == _spelled(other)
+
+
+def same_place(one: PowerSettings, other: PowerSettings) -> bool:
+    """Whether two whole settings reach one machine, as far as they tell (P1). Their ports count where they are not their protocols' own (several simulated BMCs may
+    share an address), so IPMI and Redfish of one BMC are one place."""
+    if not one.address and not other.address:
+        return _told(one) == _told(other)
+    if not same_address(one, other) or _own_port(one) != _own_port(other):
+        return False
+    # Redfish without a plug is the only system there is: another's plug can name no other machine.
+    only = any(each.driver is PowerDriver.REDFISH and not each.plug for each in (one, other))
+    return only or (one.plug or "") == (other.plug or "")
+
+
+def _told(settings: PowerSettings) -> PowerSettings:
+    """All that a device without an address is told, and so all that could say which machine it is to switch."""
+    return replace(settings, level=None, user=None, plug=settings.plug or None)
+
+
+def _own_port(settings: PowerSettings) -> int | None:
+    usual = settings.port == _USUAL_PORTS.get(settings.driver or PowerDriver.COMMAND)
+    return None if usual else settings.port
+
+
+def _spelled(settings: PowerSettings) -> str:
+    """One spelling for each address, as far as that can be told without asking for names."""
+    plain = (settings.address or "").lower().rstrip(".")
+    with suppress(ValueError):
+        number = ip_address(plain)
+        return str((number.version == 6 and number.ipv4_mapped) or number)
+    with suppress(OSError):
+        return inet_ntoa(inet_aton(plain))  # 010.0.0.1, 167772161: what resolvers take for numbers
+    return plain
+
+
 def secret_names(whole: PowerSettings, form: AgentForm | None) -> tuple[str, ...]:
     if form is None:
         return ("password",)
@@ -125,6 +171,12 @@ def _check_command(whole: PowerSettings) -> None:
 
 
 def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, str]) -> None:
+    if form.unfit:
+        raise InvalidInput(
+            f"{form.name} can't be a host's power device: {form.unfit}",
+            field="settings.agent",
+            fix="use one that switches the machine itself: virtha host power agent list",
+        )
     known = {one.name: one for one in form.parameters}
     taken = {
         form.address_name: "address",
@@ -141,10 +193,10 @@ def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, st
             raise InvalidInput(
                 f"is set as {taken[name]}", field=field, fix=f"set {taken[name]} instead"
             )
-        if name in _OUR_OWN:
+        if name in OUR_PARAMETERS:
             raise InvalidInput("is not to be set: virtha sets it", field=field)
         if name not in known:
-            offered = known.keys() - taken.keys() - _OUR_OWN
+            offered = known.keys() - taken.keys() - OUR_PARAMETERS
             raise InvalidInput(
                 f"{form.name} has no such parameter", field=field, allowed=tuple(sorted(offered))
             )
@@ -155,7 +207,7 @@ def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, st
         own_field = taken.get(one.name)
         set_ = getattr(whole, own_field) if own_field else given.get(one.name)
         secret = "password" if one.name == form.password_name else one.name
-        if one.required and one.name not in _OUR_OWN and not set_ and secret not in secrets:
+        if one.required and one.name not in OUR_PARAMETERS and not set_ and secret not in secrets:
             raise _missing(own_field or f"parameters.{one.name}")
     if form.address_name:
         _need(whole, "address")

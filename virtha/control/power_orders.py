@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from virtha.control.engine_power import device_id
 from virtha.control.history import record
+from virtha.control.names import the_host
 from virtha.control.power import Power, Reached
 from virtha.control.power_views import (
     PowerOrderRequest,
@@ -13,15 +15,17 @@ from virtha.control.power_views import (
     PowerTestView,
 )
 from virtha.control.views import Caller
+from virtha.engine.events import PowerTested
 from virtha.model.codes import render
 from virtha.model.errors import Failed, Refused
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
-from virtha.model.host import Cluster, HostState
+from virtha.model.host import Cluster, HostState, HostStatus
 from virtha.model.machine_identity import compare
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import MachineIdentity, PowerTest
 from virtha.ports.clock import Clock
+from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
 from virtha.store.clusters import find_cluster
 from virtha.store.power import save_power_test
@@ -36,13 +40,18 @@ FRESH_MS = 5_000
 HUNG_S = 600
 """No driver takes so long; one that does has lost its own deadline."""
 GAP_S = 1.0
+_PASSES = (None, "power.no_identity")
 
 
 class PowerOrders:
-    def __init__(self, store: Store, power: Power, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, power: Power, clock: Clock, leaders: Leaders | None = None
+    ) -> None:
+        """``leaders``: of whom the engine of each host's cluster is told of tests."""
         self._store = store
         self._power = power
         self._clock = clock
+        self._leaders = leaders or NobodyLeads()
 
     async def status(self, ref: str, name: str | None) -> PowerStatusView:
         reached = await self._power.reach(ref, name)
@@ -64,26 +73,31 @@ class PowerOrders:
     async def test(self, caller: Caller, ref: str, name: str | None) -> PowerTestView:
         """On demand (F6). Changes no power; its result is kept, and told."""
         reached = await self._power.reach(ref, name)
-        began_ms = self._clock.monotonic_ms()
-        reading = await self._with(
-            reached, lambda one: _bounded(one.test(deadline_ms=LOOK_DEADLINE_MS))
-        )
-        status, host = reached.row.status, reached.row.host
+        before, host = reached.row.status, reached.row.host
+        async with self._store.read() as tx:
+            cluster = await find_cluster(tx, host.cluster_id)
+        assert isinstance(cluster, Cluster)
+        waits_ms = cluster.policy.fencing.read_deadline_ms
+        reading, took_ms = await self._with(reached, lambda one: self._test(one, waits_ms))
         identity = _match(reached, reading)
-        up = status.state in (HostState.UP, HostState.AGENT_DOWN)
-        code = _verdict(reading, identity, up=up, has_status=reached.settings.has_status)
-        test = PowerTest(
-            at=self._clock.wall_ms(),
-            boot=status.boot if up else None,
-            passed=reading.state is PowerState.ON and up and code in (None, "power.no_identity"),
-            state=reading.state,
-            identity=identity,
-            code=code,
-            detail=reading.detail,
-            took_ms=int(self._clock.monotonic_ms() - began_ms),
-            settings_revision=reached.revision,
-        )
         async with self._store.write() as tx:
+            now = (await the_host(tx, host.id)).status
+            # What it says is of that boot only if that one was up all the time.
+            up = _is_up(before) and _is_up(now) and before.boot == now.boot
+            code = _verdict(reading, identity, up=up, has_status=reached.settings.has_status)
+            if took_ms > waits_ms and code in _PASSES:
+                code = "power.too_slow"
+            test = PowerTest(
+                at=self._clock.wall_ms(),
+                boot=now.boot if up else None,
+                passed=reading.state is PowerState.ON and up and code in _PASSES,
+                state=reading.state,
+                identity=identity,
+                code=code,
+                detail=reading.detail,
+                took_ms=took_ms,
+                settings_revision=reached.revision,
+            )
             await save_power_test(tx, host.id, reached.name, test)
             if test.passed:
                 await record(
@@ -104,7 +118,34 @@ class PowerOrders:
                     device=reached.name,
                     why=why,
                 )
+        self._tell(reached, test)
         return PowerTestView(name=reached.name, host=host.name, test=test, reason=_text(test.code))
+
+    def _tell(self, reached: Reached, test: PowerTest) -> None:
+        """The engine keeps in its own records what the test says of the device (P1): of the settings that were tested."""
+        if test.boot is not None:
+            host = reached.row.host
+            self._leaders.offer(
+                host.cluster_id,
+                PowerTested(
+                    host_id=host.id,
+                    boot=test.boot,
+                    device=device_id(reached.name, reached.revision),
+                    passed=test.passed,
+                    identity=test.identity,
+                ),
+            )
+
+    async def _test(self, device: PowerDevice, waits_ms: int) -> tuple[PowerReading, int]:
+        """And how long fencing would wait for it, in milliseconds: a reading after the first one, which has more to do."""
+        began_ms = self._clock.monotonic_ms()
+        reading = await _bounded(device.test(deadline_ms=LOOK_DEADLINE_MS))
+        took_ms = int(self._clock.monotonic_ms() - began_ms)
+        if reading.state is PowerState.UNKNOWN or took_ms <= waits_ms:
+            return reading, took_ms
+        began_ms = self._clock.monotonic_ms()
+        reading = await _bounded(device.status(deadline_ms=LOOK_DEADLINE_MS))
+        return reading, int(self._clock.monotonic_ms() - began_ms)
 
     async def order(
         self, caller: Caller, ref: str, name: str | None, request: PowerOrderRequest
@@ -126,8 +167,12 @@ class PowerOrders:
         deadline_ms = cluster.policy.fencing.order_deadline_ms
         began_ms = self._clock.monotonic_ms()
 
+        went: list[bool] = []
+
         def may_go() -> bool:
-            return self._clock.monotonic_ms() - began_ms <= LOOK_DEADLINE_MS + FRESH_MS
+            fresh = self._clock.monotonic_ms() - began_ms <= LOOK_DEADLINE_MS + FRESH_MS
+            went.append(fresh)
+            return fresh
 
         async def work(device: PowerDevice) -> tuple[PowerOutcome, PowerReading]:
             await _refuse_another_machine(reached, device)
@@ -135,17 +180,25 @@ class PowerOrders:
             until_ms = began_ms + deadline_ms + LOOK_DEADLINE_MS
             return outcome, await self._read_back(device, action, outcome, until_ms)
 
-        outcome, reading = await self._with(reached, work)
-        async with self._store.write() as tx:
-            await record(
-                tx,
-                "power.ordered",
-                host=host,
-                by=caller.name,
-                action=action.value,
-                device=reached.name,
-                result=f"{outcome.result.value}, now {reading.state.value}",
-            )
+        async def told(result: str) -> None:
+            async with self._store.write() as tx:
+                await record(
+                    tx,
+                    "power.ordered",
+                    host=host,
+                    by=caller.name,
+                    action=action.value,
+                    device=reached.name,
+                    result=result,
+                )
+
+        try:
+            outcome, reading = await self._with(reached, work)
+        except BaseException:
+            if any(went):
+                await told("its end is not known")  # whoever asked is gone, or the server stops
+            raise
+        await told(f"{outcome.result.value}, now {reading.state.value}")
         code = outcome.code or _not_done(action, reading) or reading.code
         return PowerOrderView(
             name=reached.name,
@@ -220,6 +273,10 @@ def _verdict(
     if reading.state is PowerState.OFF and up:
         return "power.reads_off"
     return "power.no_identity" if identity is IdentityMatch.UNKNOWN else None
+
+
+def _is_up(status: HostStatus) -> bool:
+    return status.state in (HostState.UP, HostState.AGENT_DOWN)
 
 
 def _not_done(action: PowerAction, reading: PowerReading) -> str | None:

@@ -9,7 +9,14 @@ from uuid import uuid4
 import msgspec
 
 from virtha.control.adopting import plan_adoptions
-from virtha.control.cleanup import CANCELLED, check_can_cancel, only_created, running_copies
+from virtha.control.cleanup import (
+    ADD,
+    CANCELLED,
+    called_off,
+    check_can_cancel,
+    only_created,
+    running_copies,
+)
 from virtha.control.copies import copies_on, refused_for
 from virtha.control.device_steps import add_device, remove_device, set_disk_size
 from virtha.control.effects import Effects, still_stands
@@ -21,6 +28,7 @@ from virtha.control.plan import (
     AdoptFound,
     DropRecord,
     DropTemplate,
+    FoundByScan,
     Give,
     GrowStep,
     Launch,
@@ -36,7 +44,7 @@ from virtha.control.plan import (
 from virtha.control.snapshot_steps import order_change, settle
 from virtha.control.template_steps import carry_out
 from virtha.model.errors import Unavailable, VirthaError
-from virtha.model.facts import ForeignDomain, Outcome, Progress, Result
+from virtha.model.facts import Outcome, Progress, Result
 from virtha.model.ids import HostId, Incarnation, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
@@ -49,7 +57,6 @@ from virtha.model.orders import (
     Order,
     PrepareStorage,
 )
-from virtha.model.value import Value
 from virtha.model.vm import VmState, VmStatus
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
@@ -72,12 +79,6 @@ DETAIL_LENGTH_MAX = 500
 VOID = "its host gave the VM up, or began another boot, before it answered"
 _REFUSED_FOR = ("order.refused.running", "order.refused.incarnation")
 _RUNNING, _PENDING = OperationState.RUNNING, OperationState.PENDING
-
-
-class FoundByScan(Value, frozen=True, kw_only=True):
-    """The ``foreign_domains`` column."""
-
-    items: tuple[ForeignDomain, ...] = ()
 
 
 class _Run:
@@ -341,9 +342,15 @@ class Runner:
         run.change(fields=outcome.fields)
 
     def _clean_cancelled(self, run: _Run) -> None:
-        """It was done before its host heard that it was taken back: the disk goes again."""
-        if run.plan.cancelled_by is not None and not running_copies(run.operation, run.plan):
+        """It was done before its host heard that it was taken back: the disk goes again, or what was to follow does."""
+        if run.plan.cancelled_by is None or running_copies(run.operation, run.plan):
+            return
+        if run.operation.kind != ADD or run.plan.failed:
             self._clean_up(run)
+            return
+        run.plan = msgspec.structs.replace(run.plan, cancelled_by=None)
+        run.change(code=None, message="")
+        run.add_steps(called_off(run.operation, run.plan))
 
     async def _storage_refused(
         self, tx: WriteTransaction, step: Give, order: PrepareStorage, code: str, outcome: Outcome

@@ -160,7 +160,7 @@ async def settle(
             for one in await snapshots_of(tx, row.vm.id):
                 if one.state is SnapshotState.REVERTING:
                     await save_snapshot(tx, msgspec.structs.replace(one, state=SnapshotState.READY))
-        case SnapshotAction.REVERT if result is Result.REFUSED:
+        case SnapshotAction.REVERT if result is Result.REFUSED and not step.torn:
             await save_snapshot(tx, ready)
         case SnapshotAction.DELETE if done:
             await drop_snapshot(tx, snapshot.id)

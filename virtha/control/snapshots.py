@@ -14,6 +14,7 @@ from virtha.control.plan import Plan, SnapshotStep
 from virtha.control.requests import SnapshotCreate
 from virtha.control.runner import Runner
 from virtha.control.templates import check_is_down
+from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.ids import HostId, SnapshotId
@@ -53,6 +54,7 @@ class Snapshots:
         effects = Effects()
         async with self._store.write() as tx:
             row = await self._the_vm(tx, ref, "a snapshot")
+            await check_not_torn(tx, row.vm)
             host_id = _runs_on(row)
             freeze = host_id is not None and not request.crash_consistent
             if freeze and row.status.guest_agent is False:
@@ -113,6 +115,9 @@ class Snapshots:
             if action is SnapshotAction.REVERT:
                 check_is_down(row)
                 await _check_revert(tx, row.vm, found)
+            else:
+                # With its record the word would go that the disks are of different times.
+                await check_not_torn(tx, row.vm)
             operation = await self._begin(tx, effects, caller, row, found, action)
         await self._dispatcher.carry_out(effects)
         return operation
@@ -151,6 +156,7 @@ class Snapshots:
             action=action,
             live=live_on is not None,
             freeze=freeze,
+            torn=snapshot.state is SnapshotState.REVERTING,
         )
         return await self._runner.begin(
             tx,

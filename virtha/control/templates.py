@@ -22,6 +22,7 @@ from virtha.control.operations import check_nothing_open
 from virtha.control.plan import DropTemplate, Give, Plan, ReadyTemplate, Step
 from virtha.control.requests import PageQuery, TemplateCreate, VmFromTemplate
 from virtha.control.runner import Runner
+from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page, TemplateView
 from virtha.control.vm_from_template import plan_vm
 from virtha.model.errors import Conflict, Refused
@@ -89,6 +90,7 @@ class Templates:
             vm = row.vm
             await check_nothing_open(tx, vm.id, f"making a template of {vm.name}", starts=True)
             check_is_down(row)
+            await check_not_torn(tx, vm)
             template = _template_of(vm, request, created=tx.clock.wall_ms())
             surroundings = await read_surroundings(tx, vm.cluster_id)
             maker = choose_maker(vm, surroundings, self._links, tx.clock.monotonic_ms())

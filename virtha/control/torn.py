@@ -8,8 +8,8 @@ from virtha.store.store import Transaction
 
 
 async def check_not_torn(tx: Transaction, vm: Vm) -> None:
-    """Asked by every start, a person's or the engine's. Raises Refused while a revert has not succeeded: the disks may be of
-    different times."""
+    """Asked by every start, a person's or the engine's, and by whatever would keep what is on its disks. Raises Refused while a
+    revert has not succeeded: the disks may be of different times."""
     for one in await snapshots_of(tx, vm.id):
         if one.state is SnapshotState.REVERTING:
             raise Refused(

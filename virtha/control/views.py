@@ -37,7 +37,6 @@ class Caller(Value, frozen=True, kw_only=True):
     user_id: UserId | None = None
 
 
-Principal = Caller
 SYSTEM = Caller(name="virtha", role=Role.ADMINISTRATOR)
 """The server itself: what it does without being asked."""
 

@@ -11,6 +11,7 @@ import msgspec
 from virtha.control.history import message_of
 from virtha.control.launch import candidate_of, read_surroundings
 from virtha.control.names import the_host, the_vm
+from virtha.control.operations import check_nothing_open
 from virtha.control.placement import Placement, Unfit, no_host_fits, reasons_against
 from virtha.control.plan import Plan, encode_plan
 from virtha.control.requests import VmMigrate
@@ -45,8 +46,8 @@ class VmMoves:
         self._leaders = leaders
 
     async def migrate(self, caller: Caller, ref: str, request: VmMigrate) -> Operation:
-        """Raises InvalidInput (host, bandwidth), Refused (state, the host can't take it), Conflict (moves already),
-        Unavailable (no engine leads its cluster now)."""
+        """Raises InvalidInput (host, bandwidth), Refused (state, the host can't take it), Conflict (moves already,
+        or something else is under way), Unavailable (no engine leads its cluster now)."""
         _check_bandwidth(request.bandwidth_mib_s)
         async with self._store.write() as tx:
             row = await the_vm(tx, ref)
@@ -102,6 +103,7 @@ class VmMoves:
                 allowed=(VmState.RUNNING.value,),
                 fix="start it where it shall run: 'virtha vm start --host'",
             )
+        await check_nothing_open(tx, row.vm.id, f"moving {row.vm.name}", starts=True)
         return status.holders[0]
 
     async def _check_target(

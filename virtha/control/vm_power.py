@@ -142,6 +142,13 @@ class VmPower:
                     allowed=tuple(state.value for state in states or ()),
                     fix="look at it with 'virtha vm show'",
                 )
+            if kind == "vm.resume" and len(status.holders) > 1:
+                raise Refused(
+                    f"several hosts may hold {row.vm.name}, which is being moved, or was: let run on one of them it may "
+                    "run twice",
+                    code="problem.vm.state",
+                    fix="wait until one host is left: 'virtha vm show' says what it waits for",
+                )
             if wanted_up is not None and status.wanted_up != wanted_up:
                 await save_vm_status(tx, msgspec.structs.replace(status, wanted_up=wanted_up))
                 effects.configure(row.vm.cluster_id)

@@ -40,7 +40,7 @@ def vnc_address(live_xml: str) -> VncAddress | None:
             host = attribute(listen, "address") or graphics.getAttribute("listen")
             # Of one that listens everywhere, this host's own end.
             return VncAddress(
-                host="127.0.0.1" if host in ("", "0.0.0.0", "::") else host,  # noqa: S104
+                host="127.0.0.1" if host in ("", "0.0.0.0", "::") else host,  # noqa: S104 - compared with
                 port=int(port),
             )
     return None

@@ -1,11 +1,19 @@
 """Devices that are plugged into a running domain and unplugged: their XML, and where they are in libvirt's live XML."""
 
-from xml.dom.minidom import Element
+from xml.dom.minidom import Document, Element
 from xml.etree.ElementTree import tostring
 
 from virtha.domainxml.build import BUS_PREFIX, disk_element, disk_path, letters, nic_element
 from virtha.domainxml.host_defaults import HostDefaults
-from virtha.domainxml.xmltree import attribute, elements, first, parse_domain, root_of
+from virtha.domainxml.xmltree import (
+    attribute,
+    elements,
+    first,
+    parse_domain,
+    remove,
+    root_of,
+    written,
+)
 from virtha.model.errors import Refused
 from virtha.model.vm import Disk, Nic, Vm
 
@@ -18,8 +26,22 @@ def find_device(live_xml: str, device: Disk | Nic, host: HostDefaults) -> str | 
     return None if found is None else str(found.toxml())
 
 
+def without_device(xml: str, device: Disk | Nic, host: HostDefaults) -> str | None:
+    """The definition without it; None: it does not have it."""
+    document = parse_domain(xml)
+    found = _find_in(document, device, host)
+    if found is None:
+        return None
+    remove(found)
+    return written(document)
+
+
 def _find(live_xml: str, device: Disk | Nic, host: HostDefaults) -> Element | None:
-    root = root_of(parse_domain(live_xml))
+    return _find_in(parse_domain(live_xml), device, host)
+
+
+def _find_in(document: Document, device: Disk | Nic, host: HostDefaults) -> Element | None:
+    root = root_of(document)
     devices = first(root, "devices") or root
     if isinstance(device, Nic):
         for card in elements(devices, "interface"):

@@ -44,6 +44,7 @@ class Ended(Value, frozen=True, kw_only=True):
     began: bool = True
     """False: it was held back by ``may_go``, or could not be run (``problem``)."""
     problem: str = ""
+    """Of this machine, not of the program. Where that began, it was ended at once and may have done its work."""
 
 
 async def run_program(
@@ -57,7 +58,10 @@ async def run_program(
 ) -> Ended:
     """``words``: program and arguments as they are. ``environment``: besides PATH and the C locale, nothing else comes
     from ours. Cancelling it ends the program first."""
-    run = _Run(words, environment, stdin, time.monotonic() + deadline_ms / 1_000, may_go)
+    try:
+        run = _Run(words, environment, stdin, time.monotonic() + deadline_ms / 1_000, may_go)
+    except OSError as error:
+        return Ended(began=False, problem=_words_of(error))
     run.output_bytes = output_bytes
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[Ended] = loop.create_future()
@@ -67,12 +71,20 @@ async def run_program(
             ended.set_result(result)
 
     def work() -> None:
-        result = run.to_its_end()
+        try:
+            result = run.to_its_end()
+        except Exception as error:
+            # Whatever it is: an end that is never told would hold up all orders behind this one.
+            result = Ended(problem=f"a fault of virtha's: {type(error).__name__}")
         with suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(tell, result)
 
     thread = threading.Thread(target=work, name="power-program", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        run.close()
+        return Ended(began=False, problem=str(error))
     try:
         return await asyncio.shield(ended)
     except asyncio.CancelledError:
@@ -135,10 +147,12 @@ class _Run:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            return Ended(began=False, problem=why or "it can't be run")
+            return Ended(began=False, problem=_words_of(error) or "it can't be run")
+        by_itself, problem = False, ""
         try:
             by_itself = self._attend(process)
+        except OSError as error:
+            problem = _words_of(error)
         finally:
             self._end_all(process)
         return Ended(
@@ -146,6 +160,7 @@ class _Run:
             output=_text(self._kept["output"]),
             errors=_text(self._kept["errors"]),
             cut=self._cut,
+            problem=problem,
         )
 
     def _attend(self, process: "subprocess.Popen[bytes]") -> bool:
@@ -223,10 +238,12 @@ class _Run:
         # The leader is not reaped before its group is killed: its number can't be another's.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        for _ in range(_KILL_ROUNDS):
-            if not _kill_marked(self._mark):
-                break
-            time.sleep(0.01)
+        began_ticks = _start_ticks(process.pid) or 0
+        with suppress(OSError):
+            for _ in range(_KILL_ROUNDS):
+                if not _kill_marked(self._mark, began_ticks):
+                    break
+                time.sleep(0.01)
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 with suppress(OSError):
@@ -235,8 +252,9 @@ class _Run:
             process.wait(timeout=1.0)  # one in a hung driver is left to the kernel
 
 
-def _kill_marked(mark: str) -> int:
-    """Processes of ours that carry the mark in their environment; how many were killed."""
+def _kill_marked(mark: str, began_ticks: int) -> int:
+    """Processes of ours that carry the mark in their environment; how many were killed. Older ones than the program are
+    not looked into: whoever reads the memory of one that hangs in the kernel hangs with it."""
     wanted = f"{MARK}={mark}".encode()
     killed = 0
     for entry in os.scandir(_PROC):
@@ -247,6 +265,8 @@ def _kill_marked(mark: str) -> int:
         except OSError:
             continue
         try:
+            if (_start_ticks(int(entry.name)) or 0) < began_ticks:
+                continue
             environment = (_PROC / entry.name / "environ").read_bytes()
             if wanted in environment.split(b"\0"):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -256,6 +276,20 @@ def _kill_marked(mark: str) -> int:
         finally:
             os.close(handle)
     return killed
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None: it is gone."""
+    try:
+        data = (_PROC / str(pid) / "stat").read_bytes()
+        # The name in parentheses may hold anything, so the fields are counted from its end.
+        return int(data.rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _words_of(error: OSError | ValueError) -> str:
+    return (error.strerror or "") if isinstance(error, OSError) else str(error)
 
 
 def _dies_with_us() -> tuple[str, ...]:

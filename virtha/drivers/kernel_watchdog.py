@@ -40,11 +40,19 @@ class KernelWatchdog:
             return 0
 
     def arm(self, timeout_ms: int) -> ArmedWatchdog:
-        if self._device is None:
-            self._device = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         seconds = -(-timeout_ms // 1_000)
-        told = fcntl.ioctl(self._device, _SET_TIMEOUT, _INTEGER.pack(seconds))
-        self.feed()
+        opened = self._device is None
+        if self._device is None:
+            self._device = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)  # it runs from here on
+        try:
+            told = fcntl.ioctl(self._device, _SET_TIMEOUT, _INTEGER.pack(seconds))
+            self.feed()
+        except OSError:
+            if opened:
+                # Nobody would feed it, and it would reset a host that promised nothing.
+                with suppress(OSError):
+                    self.disarm()
+            raise
         (seconds,) = _INTEGER.unpack(told)
         return ArmedWatchdog(timeout_ms=seconds * 1_000, no_way_out=self._no_way_out())
 

@@ -172,17 +172,22 @@ class LibvirtMoves:
         return bool(await self._look("look for a migration of", vm_id, _leaves))
 
     async def abort_move(self, vm_id: VmId) -> None:
-        def abort(domain: "libvirt.virDomain") -> None:
+        def abort(domain: "libvirt.virDomain") -> bool:
+            """Whether nothing of it is sent, nor was."""
             if not _leaves(domain):
-                return
+                return domain.isActive() and not _stands(domain)
             try:
                 domain.abortJob()
-            except libvirt.libvirtError:
+            except libvirt.libvirtError as error:
                 # All of it was sent meanwhile, or it is over: how it ended is told by that.
                 if _copies(domain):
                     raise
+                _log.debug("libvirt.abort.late", vm_id=vm_id, error=str(error))
+            return False
 
-        await self._look("end the migration of", vm_id, abort)
+        if await self._look("end the migration of", vm_id, abort):
+            # Its mover asks the target's libvirt, which may hang: there is no job to abort, and the word was not given.
+            await self._movers.end(vm_id)
 
     async def leave_move(self, vm_id: VmId) -> None:
         await self._movers.end(vm_id)
@@ -212,6 +217,12 @@ def _leaves(domain: "libvirt.virDomain") -> bool:
     stats = domain.jobStats()
     outgoing = libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
     return bool(stats.get(libvirt.VIR_DOMAIN_JOB_OPERATION) == outgoing)
+
+
+def _stands(domain: "libvirt.virDomain") -> bool:
+    """All of it was sent."""
+    paused = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION
+    return tuple(domain.state()) == paused
 
 
 def _copies(domain: "libvirt.virDomain") -> bool:

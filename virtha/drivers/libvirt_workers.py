@@ -21,12 +21,13 @@ _log = structlog.get_logger(__name__)
 
 
 class _Job:
-    """One call. ``begun`` and ``abandoned`` change under the lane's lock only."""
+    """One call. ``begun``, ``ended`` and ``abandoned`` change under the lane's lock only."""
 
     def __init__(self, name: str, run: Callable[[], None]) -> None:
         self.name = name
         self.run = run
         self.begun = False
+        self.ended = False
         self.abandoned = False
 
 
@@ -76,7 +77,8 @@ class Lane:
                 return await future
         except TimeoutError:
             if future.done() and not future.cancelled():
-                raise  # the call's own
+                # Both came while this process stood still; or the call's own error.
+                return future.result()
             if self._abandon(job):
                 raise HypervisorTimeout(
                     f"{name}: no answer within {deadline_ms} ms; it may yet happen"
@@ -135,6 +137,7 @@ class Lane:
 
     def _came_back(self, job: _Job) -> None:
         with self._lock:
+            job.ended = True
             if not job.abandoned:
                 return
             self._stuck -= 1
@@ -146,7 +149,7 @@ class Lane:
         with self._lock:
             if not job.abandoned:
                 job.abandoned = True
-                self._stuck += job.begun
+                self._stuck += job.begun and not job.ended
             return job.begun
 
     def _hand_over(

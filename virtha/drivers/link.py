@@ -17,7 +17,6 @@ The host's side, as the agent and the guardian use it::
     link.facts_written()          # after appending to the outbox (durably!): sends at once if connected
     link.send_beat(beat)          # guardian; False: no session, the beat is dropped, never queued
     link.connected, link.server_instance, link.address, link.last_problem
-    link.set_servers((…))         # takes effect at the next attempt
     link.close()                  # says goodbye (`wire.closed.shutdown`); run() then returns
 
 Every ended session and every failed attempt is told by ``on_disconnected``; while nothing changes
@@ -195,10 +194,6 @@ class HostLink:
     @property
     def welcome(self) -> Welcome | None:
         return self._welcome
-
-    def set_servers(self, servers: tuple[str, ...]) -> None:
-        """Raises InvalidInput; the old list then stays."""
-        self._servers = _checked(servers)
 
     def facts_written(self) -> None:
         if self._connection is not None:

@@ -9,7 +9,7 @@ from virtha.drivers.channel import ChannelStream
 from virtha.drivers.link_connection import Connection, monotonic_ms
 from virtha.drivers.pki import host_identity
 from virtha.model.errors import Refused
-from virtha.model.ids import HostId, InstallationId
+from virtha.model.ids import BootId, HostId, InstallationId
 from virtha.model.time import Millis
 from virtha.wire.channel_session import ServerChannelSession
 from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, SlotsRead
@@ -87,6 +87,13 @@ class ServerConnection(Connection):
     def wire(self) -> ServerSession:
         assert isinstance(self.session, ServerSession)
         return self.session
+
+    @property
+    def boot(self) -> BootId:
+        """Of the host, as its hello says; not before that."""
+        hello = self.wire.hello
+        assert hello is not None
+        return hello.boot
 
     @property
     def channel(self) -> ServerChannelSession:

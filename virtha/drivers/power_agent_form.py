@@ -16,6 +16,11 @@ _HIDDEN = frozenset(
 )
 """Nobody sets these for us: the action is ours, the others print to somewhere else."""
 
+_NEEDED = ("off", "status")
+_NO_POWER = frozenset({"fence_dummy", "fence_evacuate", "fence_sbd"})
+"""Their metadata looks like a power device's: a file, OpenStack's list of services, and a message that nobody need have
+obeyed."""
+
 
 def agent_form(name: str, xml: str) -> AgentForm:
     """Raises Failed."""
@@ -32,13 +37,30 @@ def agent_form(name: str, xml: str) -> AgentForm:
         for one in root.iterfind("parameters/parameter")
         if one.get("deprecated") != "1" and one.get("name", "") not in _HIDDEN
     )
+    actions = {one.get("name", ""): one for one in root.iterfind("actions/action")}
     return AgentForm(
         name=name,
         title=root.get("shortdesc", ""),
         help=_text(root.find("longdesc")),
         parameters=parameters,
-        actions=tuple(one.get("name", "") for one in root.iterfind("actions/action")),
+        actions=tuple(actions),
+        unfit=_unfit(name, actions, parameters),
     )
+
+
+def _unfit(
+    name: str, actions: Mapping[str, Element], parameters: tuple[AgentParameter, ...]
+) -> str:
+    """Why its *off* proves nothing (P1)."""
+    missing = [one for one in _NEEDED if one not in actions]
+    if missing:
+        return f"it can't do {' and '.join(missing)}"
+    # Fence agents' API: what is switched on by itself at a node's start is its access to storage or network.
+    if name in _NO_POWER or ("on" in actions and actions["on"].get("automatic") == "1"):
+        return "its off is not that of a machine's power"
+    if any(one.name == "missing_as_off" and one.default == "1" for one in parameters):
+        return "it says off of a machine that it can't find"
+    return ""
 
 
 def _parameter(element: Element) -> AgentParameter:

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from virtha.drivers.bounded_program import SEARCH_PATH, find_program
 from virtha.drivers.power_command import CommandPower
-from virtha.drivers.power_fence_agent import FenceAgentPower, read_form
+from virtha.drivers.power_fence_agent import AgentForms, FenceAgentPower
 from virtha.drivers.power_ipmi import IpmiPower
 from virtha.drivers.power_redfish import RedfishPower
 from virtha.model.errors import InvalidInput
@@ -19,6 +19,9 @@ AGENT_NAME = re.compile(r"fence_[a-z0-9][a-z0-9_-]{0,60}")
 
 
 class RealPowerDevices:
+    def __init__(self) -> None:
+        self._forms = AgentForms()
+
     def device(self, settings: PowerSettings, secrets: Mapping[str, str]) -> PowerDevice:
         match settings.driver:
             case PowerDriver.COMMAND:
@@ -28,7 +31,7 @@ class RealPowerDevices:
             case PowerDriver.REDFISH:
                 return RedfishPower(settings, secrets)
             case PowerDriver.FENCE_AGENT:
-                return FenceAgentPower(settings, secrets)
+                return FenceAgentPower(settings, secrets, self._forms)
             case None:
                 raise InvalidInput("it names no driver", field="driver", allowed=tuple(PowerDriver))
             case _:
@@ -42,7 +45,7 @@ class RealPowerDevices:
             raise InvalidInput(
                 f"'{name}' is no fence agent's name", field="agent", fix="such as fence_apc"
             )
-        return await read_form(name)
+        return await self._forms.form(name)
 
 
 def _installed() -> tuple[str, ...]:

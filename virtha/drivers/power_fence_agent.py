@@ -1,15 +1,17 @@
 """A power device behind a program of the fence-agents project: options on its standard input, so that no secret is on a
 command line. Its *off* reads back by itself; the engine does so all the same (rule P1). Never its *reboot*."""
 
+import os
+import time
 from collections.abc import Mapping
 
 from virtha.drivers.bounded_program import Ended, find_program, run_program
 from virtha.drivers.power_agent_form import METADATA_BYTES_MAX, agent_form, stdin_of
-from virtha.drivers.power_words import PowerWords, code_of_program, said
+from virtha.drivers.power_words import NO_ANSWER, PowerWords, code_of_program, said
 from virtha.model.errors import Failed, NotFound
 from virtha.model.evidence import PowerState
 from virtha.model.power import PowerAction
-from virtha.model.power_settings import PowerSettings
+from virtha.model.power_settings import OUR_PARAMETERS, PowerSettings
 from virtha.ports.power import AgentForm, MayGo, PowerOutcome, PowerReading
 
 METADATA_DEADLINE_MS = 10_000
@@ -28,41 +30,60 @@ _MEANINGS = (
 )
 
 
-async def read_form(name: str) -> AgentForm:
-    """Raises NotFound, Failed."""
-    program = find_program(name)
-    if program is None:
-        raise NotFound(
-            f"there is no fence agent {name} on this server",
-            fix="install it: apt install fence-agents",
-        )
+class AgentForms:
+    """Each agent's metadata is read once, and again when its program was replaced: a run of it takes as long as a reading of
+    a device."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, AgentForm]] = {}
+
+    async def form(self, name: str, *, deadline_ms: int = METADATA_DEADLINE_MS) -> AgentForm:
+        """Raises NotFound, Failed (``NO_ANSWER``: not within the deadline)."""
+        program = find_program(name)
+        if program is None:
+            raise NotFound(
+                f"there is no fence agent {name} on this server",
+                fix="install it: apt install fence-agents",
+            )
+        status = os.stat(program)  # noqa: PTH116 - its path is text
+        stamp = program, status.st_mtime_ns, status.st_size
+        known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            known = self._known[name] = stamp, await _read_form(name, program, deadline_ms)
+        return known[1]
+
+
+async def _read_form(name: str, program: str, deadline_ms: int) -> AgentForm:
     ended = await run_program(
         [program],
         environment={"PYTHONWARNINGS": "ignore"},
         stdin=b"action=metadata\n",
-        deadline_ms=METADATA_DEADLINE_MS,
+        deadline_ms=deadline_ms,
         output_bytes=METADATA_BYTES_MAX,
     )
     if ended.status != 0 or ended.cut:
-        wrong = code_of_program(ended)
-        why = wrong[1] if wrong is not None else said(ended)
-        raise Failed(f"{name} gave no metadata: {why[:300]}", fix=f"run {name} -o metadata")
+        code, why = code_of_program(ended) or ("power.failed", said(ended))
+        raise Failed(
+            f"{name} gave no metadata: {why[:300]}", code=code, fix=f"run {name} -o metadata"
+        )
     return agent_form(name, ended.output)
 
 
 class FenceAgentPower:
     """Implements ``PowerDevice``."""
 
-    def __init__(self, settings: PowerSettings, secrets: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: PowerSettings, secrets: Mapping[str, str], forms: AgentForms
+    ) -> None:
         self._settings = settings
         self._secrets = secrets
         self._words = PowerWords(secrets, settings.user)
-        self._form: AgentForm | None = None
+        self._forms = forms
 
     async def status(self, *, deadline_ms: int) -> PowerReading:
         ended, problem = await self._run("status", deadline_ms, None)
         if problem is not None:
-            return self._words.unread("power.program_missing", problem)
+            return self._words.unread(*problem)
         wrong = code_of_program(ended)
         if wrong is not None:
             return self._words.unread(*wrong)
@@ -83,7 +104,7 @@ class FenceAgentPower:
             return self._words.failed("power.unsupported", "fence agents have no such action")
         ended, problem = await self._run(action.value, deadline_ms, may_go)
         if problem is not None:
-            return self._words.failed("power.program_missing", problem)
+            return self._words.failed(*problem)
         if not ended.began and not ended.problem:
             return self._words.too_late()
         wrong = code_of_program(ended)
@@ -98,25 +119,45 @@ class FenceAgentPower:
 
     async def _run(
         self, action: str, deadline_ms: int, may_go: MayGo | None
-    ) -> tuple[Ended, str | None]:
+    ) -> tuple[Ended, tuple[str, str] | None]:
+        """Or why nothing was asked: code and words."""
         name = self._settings.agent or ""
-        if self._form is None:
-            try:
-                self._form = await read_form(name)
-            except (NotFound, Failed) as error:
-                return Ended(began=False), error.message
+        until_s = time.monotonic() + deadline_ms / 1_000
+        try:
+            form = await self._forms.form(name, deadline_ms=deadline_ms)
+        except NotFound as error:
+            return Ended(began=False), ("power.program_missing", error.message)
+        except (Failed, OSError) as error:
+            code = error.code if isinstance(error, Failed) else ""
+            code = code if code == NO_ANSWER else "power.program_missing"
+            return Ended(began=False), (code, str(error))
+        objection = self._objection(form)
+        if objection:
+            return Ended(began=False), ("power.unusable_settings", objection)
         program = find_program(name)
         if program is None:
-            return Ended(began=False), f"{name} is gone"
-        given = self._options(self._form) | {"action": action}
+            return Ended(began=False), ("power.program_missing", f"{name} is gone")
+        given = self._options(form) | {"action": action}
         ended = await run_program(
             [program],
             environment={"PYTHONWARNINGS": "ignore"},
             stdin=stdin_of(given),
-            deadline_ms=deadline_ms,
+            deadline_ms=max(1, int((until_s - time.monotonic()) * 1_000)),
             may_go=may_go,
         )
         return ended, None
+
+    def _objection(self, form: AgentForm) -> str:
+        """Settings were checked when they were set; but a cluster's may have changed since, and agents know old names that
+        their metadata don't offer (P1)."""
+        if form.unfit:
+            return f"agent: {form.name}: {form.unfit}"
+        offered = {one.name for one in form.parameters} - OUR_PARAMETERS
+        offered -= {form.address_name, form.plug_name, form.port_name}
+        for name in [*(self._settings.parameters or {}), *self._secrets]:
+            if name not in offered and name != "password":
+                return f"parameters.{name}: {form.name} is not to be told that"
+        return ""
 
     def _options(self, form: AgentForm) -> dict[str, str]:
         settings = self._settings

@@ -110,6 +110,8 @@ class IpmiPower:
             left_ms = int((until_s - time.monotonic()) * 1_000)
             ended = await self._once(cipher, commands, max(left_ms, 1), may_go)
             if _meaning(ended) == "power.cipher_refused":
+                # Last from now on: a deadline that ends in the next attempt must not end each one there.
+                self._ciphers = [*(one for one in self._ciphers if one != cipher), cipher]
                 continue
             if ended.status == 0 and self._settings.cipher is None:
                 self._ciphers = [cipher]

@@ -54,6 +54,8 @@ class RedfishPower:
         self._words = PowerWords(secrets, settings.user)
         self._client: httpx.AsyncClient | None = None
         self._system: str | None = None
+        self._sent = False
+        """What changes something went out in this attempt."""
 
     async def status(self, *, deadline_ms: int) -> PowerReading:
         try:
@@ -82,7 +84,7 @@ class RedfishPower:
         except _TooLate:
             return self._words.too_late()
         except _Wrong as wrong:
-            return self._words.failed(wrong.code, wrong.detail)
+            return self._words.failed(wrong.code, wrong.detail, sent=self._sent)
         return self._words.accepted()
 
     async def close(self) -> None:
@@ -93,6 +95,7 @@ class RedfishPower:
     @asynccontextmanager
     async def _attempt(self, deadline_ms: int) -> AsyncIterator[None]:
         """Raises _Wrong, whatever goes wrong on the way."""
+        self._sent = False
         try:
             async with asyncio.timeout(deadline_ms / 1_000):
                 yield
@@ -180,6 +183,7 @@ class RedfishPower:
         client = await self._connected()
         headers = {"If-Match": etag} if isinstance(etag, str) else {}
         request = client.build_request(method, path, json=body, headers=headers)
+        self._sent = self._sent or method != "GET"
         answer = await client.send(request, stream=True)
         try:
             content = await _limited(answer)
@@ -210,7 +214,11 @@ class RedfishPower:
                 timeout=None,  # noqa: S113  # the attempt's deadline holds for all of it
                 trust_env=False,
                 follow_redirects=False,
-                headers={"Accept": "application/json", "OData-Version": "4.0"},
+                headers={
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    "OData-Version": "4.0",
+                },
             )
         return self._client
 
@@ -229,8 +237,9 @@ def _trust(settings: PowerSettings) -> ssl.SSLContext:
 
 
 async def _limited(answer: httpx.Response) -> bytes:
+    """As it came, undone from no compression: a small answer may unpack to gigabytes."""
     content = bytearray()
-    async for part in answer.aiter_bytes():
+    async for part in answer.aiter_raw():
         content += part
         if len(content) > ANSWER_BYTES_MAX:
             raise _Wrong("power.not_its_protocol", "its answer has no end")
@@ -240,7 +249,7 @@ async def _limited(answer: httpx.Response) -> bytes:
 def _json(content: bytes) -> dict[str, Any] | None:
     try:
         told = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return told if isinstance(told, dict) else None
 

@@ -36,6 +36,8 @@ _NEVER_BEGAN = frozenset(
     }
 )
 """With these the device surely did nothing."""
+_OF_THE_WAY = frozenset({*_CODES.values(), NO_ANSWER})
+"""Once an order has gone out, these tell of its answer only."""
 
 
 class PowerWords:
@@ -69,12 +71,12 @@ class PowerWords:
     def too_late(self) -> PowerOutcome:
         return PowerOutcome(result=Result.REFUSED, code=TOO_LATE)
 
-    def failed(self, code: str, detail: str = "") -> PowerOutcome:
-        """What the code leaves open, whether the device did it, is unknown."""
-        if code in _NEVER_BEGAN:
-            result = Result.REFUSED
-        elif code in (NO_ANSWER, "power.connection_lost"):
+    def failed(self, code: str, detail: str = "", *, sent: bool = False) -> PowerOutcome:
+        """What the code leaves open, whether the device did it, is unknown. ``sent``: the order had gone out."""
+        if code in (NO_ANSWER, "power.connection_lost") or (sent and code in _OF_THE_WAY):
             result = Result.UNKNOWN
+        elif code in _NEVER_BEGAN:
+            result = Result.REFUSED
         else:
             result = Result.FAILED
         return PowerOutcome(result=result, code=code, detail=self._blots.line(detail))
@@ -95,10 +97,12 @@ def code_of_program(ended: Ended) -> tuple[str, str] | None:
     """Why nothing can be said of the device, for any program alike; None: it ran to its end."""
     if not ended.began:
         return "power.program_missing", ended.problem
+    if ended.problem:
+        return NO_ANSWER, f"its program was ended: {ended.problem}"
     if ended.status is None:
         return NO_ANSWER, f"its program was ended at the deadline; {said(ended)}"
     if ended.status in (126, 127) and ended.errors.startswith(NOT_RUN):
         return "power.program_missing", said(ended)
     if ended.status < 0:
-        return "power.failed", f"signal {-ended.status} ended its program; {said(ended)}"
+        return NO_ANSWER, f"signal {-ended.status} ended its program; {said(ended)}"
     return None

@@ -566,13 +566,23 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
         return
     node.seen[event.host_id] = (event.incarnation, event.state)
     before = (node.state, node.guest_agent, node.io_error)
-    node.state, node.state_host = event.state, event.host_id
-    node.guest_agent, node.io_error = event.guest_agent, event.io_error
+    if not _runs_newer_elsewhere(node, event):
+        node.state, node.state_host = event.state, event.host_id
+        node.guest_agent, node.io_error = event.guest_agent, event.io_error
     if before != (node.state, node.guest_agent, node.io_error):
         cluster.plan_wanted = True  # somebody may depend on it
         cluster.touch_vm(node)
     if event.state in _RUNS and _is_the_one(node, event) and host.record.incident is None:
         _runs(cluster, node)
+
+
+def _runs_newer_elsewhere(node: VmNode, event: VmSeen) -> bool:
+    """What the source of a migration that no record knows tells after its target did is not how the VM is (M2)."""
+    for copy in node.record.copies:
+        incarnation, state = node.seen.get(copy.host_id, (event.incarnation, VmState.UNKNOWN))
+        if copy.host_id != event.host_id and incarnation > event.incarnation and state in _RUNS:
+            return True
+    return False
 
 
 def _is_the_one(node: VmNode, event: VmSeen) -> bool:

@@ -50,6 +50,11 @@ SYNTAX = "$IPMI_EXEC --username $IPMI_USERNAME --password $IPMI_PASSWORD --comma
 LEVELS_MAX = 4
 OWN_FIELDS = ("address", "plug")
 """A host's own, never a cluster's."""
+OUR_PARAMETERS = frozenset(
+    {"action", "method", "plug", "port", "port_as_ip", "missing_as_off", "network_fencing"}
+)
+"""Of fence agents, that are not the administrator's: ``method=cycle`` would make an off that is none, and so would what says
+off of a machine that is not found, or of its network; with ``port_as_ip`` it goes to another address (P1)."""
 
 
 class PowerSettings(Value, frozen=True, kw_only=True):

@@ -6,6 +6,9 @@ from decimal import Decimal
 from virtha.model.errors import InvalidInput
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+DIGITS_MAX = 40
+BYTES_MAX = (1 << 63) - 1
+"""What the databases hold."""
 _BINARY = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -23,7 +26,11 @@ def parse_size_bytes(text: str, *, field: str) -> int:
             allowed=("a number with a unit: B, KiB, MiB, GiB or TiB",),
             fix="write for example 512MiB or 2GiB",
         )
-    size = Decimal(match[1]) * unit
+    size = Decimal(match[1][:DIGITS_MAX]) * unit
+    if len(match[1]) > DIGITS_MAX or size > BYTES_MAX:
+        raise InvalidInput(
+            f"'{text[:DIGITS_MAX]}' is too large", field=field, allowed=(f"up to {BYTES_MAX}B",)
+        )
     if size != int(size):
         raise InvalidInput(f"'{text}' is not a whole number of bytes", field=field)
     return int(size)

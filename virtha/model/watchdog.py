@@ -104,20 +104,3 @@ def parse_watchdog(text: str) -> Watchdog:
             fix="write MODEL:ACTION, for example i6300esb:reset",
         ) from None
     return Watchdog(model=model, action=action)
-
-
-def check_watchdog_fits(
-    watchdog: Watchdog, architecture: str, machine: MachineType, *, libvirt_version: int | None
-) -> None:
-    """Raise InvalidInput that lists the models that do fit (W2)."""
-    fitting = models_that_fit(architecture, machine, libvirt_version=libvirt_version)
-    if watchdog.model in fitting:
-        return
-    raise InvalidInput(
-        f"watchdog model {watchdog.model} does not fit {architecture} machine type {machine}"
-        + ("" if libvirt_version is None else " on these hosts' libvirt"),
-        code="problem.watchdog.model",
-        field="watchdog.model",
-        allowed=tuple(fitting),
-        fix="choose one that fits" if fitting else "this machine type takes no watchdog",
-    )

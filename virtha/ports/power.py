@@ -76,6 +76,8 @@ class AgentForm(Value, frozen=True, kw_only=True):
     help: str = ""
     parameters: tuple[AgentParameter, ...] = ()
     actions: tuple[str, ...] = ()
+    unfit: str = ""
+    """Why what it calls *off* can't prove that a machine has no power (P1); such an agent is refused."""
 
     @property
     def address_name(self) -> str:

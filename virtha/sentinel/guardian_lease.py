@@ -266,7 +266,7 @@ class LeaseGuardian:
         if lease.state is not LeaseState.UNKNOWN:
             return []
         lease.attach(event, now=self._now, first_of_boot=self._first_of_boot)
-        self.poisoned = self.poisoned or lease.poisoned
+        self._all_poisoned_by(lease)
         own = event.own
         if lease.state is not LeaseState.UNKNOWN or not isinstance(own, Unreadable):
             return []
@@ -280,7 +280,7 @@ class LeaseGuardian:
             return []
         before, poisoned = lease.state, self.poisoned
         good = lease.renewed(event, self._now)
-        self.poisoned = poisoned or lease.poisoned
+        self._all_poisoned_by(lease)
         told: list[LeaseCommand] = []
         if lease.poisoned and not poisoned:
             told.append(self._report("host.lease.poisoned", lease))
@@ -294,6 +294,13 @@ class LeaseGuardian:
             told.append(WaiverOver(domain_id=lease.domain_id))
         self._renewed_now.add(lease.domain_id)
         return told
+
+    def _all_poisoned_by(self, lease: DomainLease) -> None:
+        """No domain is held again, whichever mailbox held the poison: it would only be lost once more."""
+        self.poisoned = self.poisoned or lease.poisoned
+        if self.poisoned:
+            for each in self._leases.values():
+                each.poisoned = True
 
     def _waive(self, domain_id: StorageDomainId) -> list[LeaseCommand]:
         lease = self._leases.get(domain_id)

@@ -24,13 +24,13 @@ from virtha.drivers.messengers import NetworkMessengers
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.drivers.service_notify import notify
-from virtha.model.errors import Failed, NotFound, VirthaError
+from virtha.model.errors import Failed, InvalidInput, NotFound, VirthaError
 from virtha.model.ids import Term
 from virtha.model.operation import OperationState
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.server.clock import SystemClock
+from virtha.server.clock import SystemClock, boot_of_this_machine
 from virtha.server.config import ServerConfig, ServerPaths, split_address
 from virtha.server.engines import Engines
 from virtha.server.files import only_server, write_whole
@@ -149,6 +149,7 @@ async def running(
             leaders=engines,
             channels=gateway.channels,
             power_devices=RealPowerDevices(),
+            own_boot=boot_of_this_machine(),
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
@@ -236,7 +237,14 @@ def load_authority(paths: ServerPaths, clock: Clock) -> LocalAuthority:
             fix="set the server up first (virtha server init), or restore a backup",
         ) from None
     except OSError as error:
-        raise Failed(f"can't read the authority in {paths.authority}: {error}") from error
+        raise Failed(
+            f"can't read {error.filename}: {error.strerror or error}",
+            fix="give it back to root: chown root, chmod 600; or restore a backup",
+        ) from error
+    except UnicodeDecodeError:
+        raise Failed(
+            f"what is in {paths.authority} is no certificate and key", fix="restore a backup"
+        ) from None
     return LocalAuthority(certificate, key, wall_ms=clock.wall_ms)
 
 
@@ -246,11 +254,24 @@ def server_certificate(
     """The server's certificate and key; made anew when the names changed or it is about to end."""
     names = certificate_names(config.names)
     if paths.server_certificate.is_file() and paths.server_key.is_file():
-        certificate = paths.server_certificate.read_text()
+        certificate = paths.server_certificate.read_text(errors="replace")
         if server_certificate_fits(certificate, names, now=clock.wall_ms()):
-            return certificate, paths.server_key.read_text()
+            key = paths.server_key.read_text(errors="replace")
+            check_pair(paths, authority, certificate, key)
+            return certificate, key
         log.info("the server's certificate is renewed", names=names)
     return renew_certificate(paths, authority, names)
+
+
+def check_pair(paths: ServerPaths, authority: LocalAuthority, certificate: str, key: str) -> None:
+    """Raises Failed where the server's key is not that of its certificate."""
+    try:
+        server_context(authority.certificate_pem(), certificate, key, client_certificates=False)
+    except InvalidInput as error:
+        raise Failed(
+            f"{paths.server_key} is not the key of {paths.server_certificate} ({error.message})",
+            fix="make both anew: virtha server renew-certificate",
+        ) from None
 
 
 def renew_certificate(

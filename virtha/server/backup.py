@@ -4,6 +4,7 @@ The backup is a tar file with a manifest of checksums. It holds the authority's 
 has it can pose as a server or a host, and read the receivers' passwords, so it is written with rights 0600.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -81,7 +82,8 @@ def back_up(
     except OSError as error:
         raise write_failed(target, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made, it can't be unlinked
+            partial.unlink(missing_ok=True)
     return manifest
 
 

@@ -12,7 +12,7 @@ from virtha.drivers.pki import LocalAuthority, server_certificate_fits
 from virtha.model.errors import Failed, NotFound, VirthaError
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.server.app import certificate_names, load_authority
+from virtha.server.app import certificate_names, check_pair, load_authority
 from virtha.server.config import ServerConfig, ServerPaths, read_config
 from virtha.server.files import is_locked
 from virtha.server.listeners import bind_tcp
@@ -84,7 +84,10 @@ def check_installation(paths: ServerPaths, clock: Clock) -> list[Check]:
             answer = work()
         except VirthaError as error:
             detail = f"{error.field}: {error.message}" if error.field else error.message
-            found.append(Check(name=name, state=CheckState.FAILED, detail=detail, fix=error.fix))
+            fix = error.fix or (
+                f"write one of: {', '.join(error.allowed)}" if error.allowed else ""
+            )
+            found.append(Check(name=name, state=CheckState.FAILED, detail=detail, fix=fix))
             return False
         if isinstance(answer, str):
             answer = Check(name=name, state=CheckState.OK, detail=answer)
@@ -103,12 +106,17 @@ def check_installation(paths: ServerPaths, clock: Clock) -> list[Check]:
 
     def open_authority() -> str | Check:
         authority.append(load_authority(paths, clock))
-        return _check_key_rights(paths.authority_key) or authority[0].fingerprint()
+        return (
+            _check_key_rights(paths.authority_key)
+            or _check_owner("authority", paths.authority_key, paths)
+            or authority[0].fingerprint()
+        )
 
     if attempt("authority", open_authority):
-        attempt("certificate", lambda: _check_certificate(paths, config[0], clock))
+        attempt("certificate", lambda: _check_certificate(paths, config[0], authority[0], clock))
         attempt("database", lambda: _check_database(paths, config[0], authority[0]))
     attempt("secrets", lambda: _check_secrets_key(paths))
+    attempt("journals", lambda: _check_journals(paths))
     running = paths.lock.exists() and is_locked(paths.lock)
     attempt("server", lambda: "runs" if running else "is stopped")
     if not running:
@@ -151,14 +159,48 @@ def _check_secrets_key(paths: ServerPaths) -> str | Check:
             detail=f"{path} can be read by others: with the database they have the receivers' secrets",
             fix=f"chmod 600 {path}",
         )
-    return str(path)
+    return _check_owner("secrets", path, paths) or str(path)
 
 
-def _check_certificate(paths: ServerPaths, config: ServerConfig, clock: Clock) -> str | Check:
+def _check_owner(name: str, path: Path, paths: ServerPaths) -> Check | None:
+    """The service is root without root's powers: what another user keeps to himself it can't use, whatever
+    root sees in a shell."""
+    there, ours = path.stat(), paths.state.stat()
+    if there.st_uid == ours.st_uid:
+        return None
+    return Check(
+        name=name,
+        state=CheckState.WARNING,
+        detail=f"{path} belongs to user {there.st_uid}: the service can't use it",
+        fix=f"chown {ours.st_uid}:{ours.st_gid} {path}",
+    )
+
+
+def _check_journals(paths: ServerPaths) -> str | Check:
+    """What the engine decides is written there; the server runs without it, but `virtha replay` has nothing."""
+    path = paths.journals
+    if not path.exists():
+        return f"{path} is made when the server starts"
+    if not path.is_dir():
+        return Check(
+            name="journals",
+            state=CheckState.WARNING,
+            detail=f"{path} is no directory: what the engine decides can't be written down",
+            fix=f"move {path} away",
+        )
+    return _check_owner("journals", path, paths) or str(path)
+
+
+def _check_certificate(
+    paths: ServerPaths, config: ServerConfig, authority: LocalAuthority, clock: Clock
+) -> str | Check:
     names = certificate_names(config.names)
     if paths.server_certificate.is_file():
-        certificate = paths.server_certificate.read_text()
+        certificate = paths.server_certificate.read_text(errors="replace")
         if server_certificate_fits(certificate, names, now=clock.wall_ms()):
+            if paths.server_key.is_file():
+                key = paths.server_key.read_text(errors="replace")
+                check_pair(paths, authority, certificate, key)
             return ", ".join(names)
     return Check(
         name="certificate",

@@ -11,6 +11,7 @@ import structlog
 from msgspec.structs import replace
 
 from virtha.control.engine_orders import EngineOrders, operation_of, receiving
+from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.capacity import FeatureKind
 from virtha.engine.engine import Engine
@@ -30,8 +31,10 @@ from virtha.engine.events import (
     LibvirtAnswered,
     MigrateCommand,
     Notice,
+    OrderPower,
     Poison,
     PolicyChanged,
+    ReadPower,
     SessionChanged,
     SettleMigration,
     StartCommand,
@@ -53,12 +56,14 @@ from virtha.model.ids import (
     VmId,
 )
 from virtha.model.policy import Policy
+from virtha.model.power import PowerLevel
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
+from virtha.server.power_desk import PowerDesk
 from virtha.store.installations import Lead
 from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
@@ -113,6 +118,7 @@ class ClusterFeed:
         installation_id: InstallationId,
         leading: Leading,
         orders: EngineOrders,
+        power: EnginePower,
         clock: Clock,
         journal: Path,
         sessions: Sessions,
@@ -123,6 +129,7 @@ class ClusterFeed:
         self.lead = lead
         self._leading = leading
         self._orders = orders
+        self._power = power
         self._clock = clock
         self._sessions = sessions
         self._lines = lines
@@ -140,6 +147,7 @@ class ClusterFeed:
         self.leader: Leader | None = None
         self.leases: ServerLeaseDesk | None = None
         """Of the leader."""
+        self.power_desk: PowerDesk | None = None
         self._policy = Policy()
         self._hold: str | None = None
         self._hosts: dict[HostId, LedHost] = {}
@@ -171,6 +179,9 @@ class ClusterFeed:
         clock = ClusterClock(self._clock, written=taken.clock)
         self._policy = taken.policy
         self._hold = taken.records.cluster.hold
+        self.power_desk = PowerDesk(
+            self.cluster_id, lead=self.lead, power=self._power, clock=clock, tell=self.offer
+        )
         engine = Engine(policy=taken.policy, records=taken.records, now=clock.now())
         self.leader = Leader(
             name=self.cluster_id,
@@ -203,6 +214,19 @@ class ClusterFeed:
         self.offer(*(event for event in early if not isinstance(event, SessionChanged | BeatSeen)))
         for host in known:
             self._tell_sessions(host.host.host_id)
+
+    async def run(self) -> None:
+        """As ``Leader.run``."""
+        assert self.leader is not None, "begin first"
+        try:
+            await self.leader.run()
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Nothing goes to a power device any more. Safe to call twice."""
+        if self.power_desk is not None:
+            await self.power_desk.close()
 
     def close(self) -> None:
         """Waits for the journal's disk, for a second at most."""
@@ -273,8 +297,14 @@ class ClusterFeed:
         self._domains = None
         if before is None:
             self._offered[host_id] = led.acknowledged
+        self._tell_devices(host_id, led.host.power)
         if before is None or before.host != led.host:
             self.offer(HostConfigured(host=led.host))
+
+    def _tell_devices(self, host_id: HostId, levels: tuple[PowerLevel, ...]) -> None:
+        if self.power_desk is not None:
+            devices = frozenset(feed.device for level in levels for feed in level.feeds)
+            self.power_desk.configured(host_id, devices)
 
     def _tell_sessions(self, host_id: HostId) -> None:
         """Of what connected before it was known here."""
@@ -285,6 +315,7 @@ class ClusterFeed:
         self._domains = None
         if self._hosts.pop(host_id, None) is not None:
             self._surveys.pop(host_id, None)
+            self._tell_devices(host_id, ())
             self.offer(HostRemoved(host_id=host_id))
 
     def vm(self, led: LedVm) -> None:
@@ -408,8 +439,8 @@ class ClusterFeed:
     # Its hands
 
     async def carry_out(self, command: Command) -> None:
-        """Raises Unavailable. What nobody can do yet (asking neighbours, power) has no answer, and no answer is none: the
-        engine goes on from what it knows."""
+        """Raises Unavailable. What nobody can do yet (asking neighbours) has no answer, and no answer is none: the engine goes
+        on from what it knows."""
         match command:
             case StartCommand():
                 self._starts[operation_of(self.cluster_id, command.order_id)] = command
@@ -446,5 +477,8 @@ class ClusterFeed:
                 self.leases.poison(command)
             case GiveWaiver() | EndWaiver() if self.leases is not None:
                 self.leases.carry_out(command)
+            case ReadPower() | OrderPower():
+                assert self.power_desk is not None, "it leads"
+                self.power_desk.hand_over(command)
             case _:
                 log.debug("nobody can do this yet", command=repr(command))

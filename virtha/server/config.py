@@ -29,6 +29,12 @@ class ServerConfig(Request, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         split_address(self.listen, field="listen")
         split_address(self.gateway_listen, field="gateway_listen")
+        if self.gateway_listen == self.listen and not self.listen.endswith(":0"):
+            raise InvalidInput(
+                f"'{self.gateway_listen}' is what listen says, too",
+                field="gateway_listen",
+                fix="give each a port of its own: 8443 and 8250 by default",
+            )
         if self.log_level not in LOG_LEVELS:
             raise InvalidInput(
                 f"'{self.log_level}' is no log level", field="log_level", allowed=LOG_LEVELS
@@ -85,13 +91,22 @@ def split_address(text: str, *, field: str) -> tuple[str, int]:
 def read_config(paths: ServerPaths, environment: Mapping[str, str] | None = None) -> ServerConfig:
     """Raises NotFound before `virtha server init`, InvalidInput for anything that isn't understood."""
     try:
-        text = paths.config.read_text()
+        text = paths.config.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{paths.config} is not UTF-8 text (byte {error.start})",
+            field="server.toml",
+            fix="save it as UTF-8",
+        ) from None
     except FileNotFoundError:
         raise NotFound(
             f"there is no {paths.config}", fix="set the server up first: virtha server init"
         ) from None
     except OSError as error:
-        raise Failed(f"can't read {paths.config}: {error.strerror}") from error
+        raise Failed(
+            f"can't read {paths.config}: {error.strerror}",
+            fix="look at its rights, and whether --root is the installation's",
+        ) from error
     environ = os.environ if environment is None else environment
     return parse_config(text, where=str(paths.config), overriding=overrides(environ))
 
@@ -102,7 +117,11 @@ def parse_config(
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{where}: {error}", field="server.toml") from None
+        raise InvalidInput(
+            f"{where}: {error}",
+            field="server.toml",
+            fix='write KEY = "VALUE", one a line, and a # before a remark',
+        ) from None
     return build_config({**values, **(overriding or {})}, where=where)
 
 
@@ -122,7 +141,14 @@ def build_config(values: Mapping[str, object], *, where: str) -> ServerConfig:
         return msgspec.convert(dict(values), ServerConfig)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at ")
-        raise InvalidInput(f"{where}: {message}", field=path.strip("`$.") or None) from None
+        field = path.strip("`$.").partition("[")[0]
+        raise InvalidInput(
+            f"{where}: {message}",
+            field=field or None,
+            fix='write names = ["server1", "192.0.2.1"]'
+            if field == "names"
+            else f'write {field} = "…"',
+        ) from None
 
 
 def overrides(environment: Mapping[str, str]) -> dict[str, object]:

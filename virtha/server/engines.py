@@ -30,6 +30,7 @@ from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
 from virtha.store.installations import Lead
+from virtha.store.power import PowerMark
 from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
 
@@ -66,6 +67,7 @@ class Engines:
         self._hosts: dict[HostId, LedHost] = {}
         self._vms: dict[VmId, LedVm] = {}
         self._revision = Revision(0)
+        self._power = PowerMark()
         self._refreshing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._leading: dict[ClusterId, asyncio.Task[None]] = {}
@@ -122,7 +124,7 @@ class Engines:
         log.warning("a host has seen a later term: all engines begin anew", term=present.term)
         self._lead = present
         await self._close_feeds()
-        self._hosts, self._vms, self._revision = {}, {}, Revision(0)
+        self._hosts, self._vms, self._revision, self._power = {}, {}, Revision(0), PowerMark()
         self._cluster_of, self._cluster_of_vm = {}, {}
         self._gateway.begin_anew(str(uuid.uuid4()))
         await self._refreshed()
@@ -136,6 +138,7 @@ class Engines:
     async def _close_feeds(self) -> None:
         feeds, self._feeds = self._feeds, {}
         for feed in feeds.values():
+            await feed.stop()
             await asyncio.to_thread(feed.close)
 
     async def _end_tasks(self) -> None:
@@ -168,7 +171,7 @@ class Engines:
 
     def _run_feed(self, feed: ClusterFeed) -> None:
         assert feed.leader is not None
-        task = self._spawn(feed.leader.run(), f"leader of {feed.cluster_id}")
+        task = self._spawn(feed.run(), f"leader of {feed.cluster_id}")
         self._leading[feed.cluster_id] = task
 
     # What is configured
@@ -192,7 +195,7 @@ class Engines:
         """Tell the engines of all that is committed by now. Raises Unavailable, LostTerm, Failed."""
         async with self._refreshing:
             changes = await self._use.leading.changes(
-                self._revision, hosts=self._hosts, vms=self._vms
+                self._revision, hosts=self._hosts, vms=self._vms, power=self._power
             )
             if changes.timeline != self._lead.timeline:
                 raise LostTerm
@@ -200,7 +203,7 @@ class Engines:
             for cluster_id in changes.policies:
                 if cluster_id not in self._feeds:
                     await self._take_over(cluster_id, changes.hold)
-            self._revision = changes.revision
+            self._revision, self._power = changes.revision, changes.power
 
     def _take(self, changes: Changes) -> None:
         for cluster_id in self._feeds.keys() - changes.policies.keys():
@@ -238,6 +241,7 @@ class Engines:
             installation_id=self._installation_id,
             leading=self._use.leading,
             orders=self._use.engine_orders,
+            power=self._use.engine_power,
             clock=self._clock,
             journal=self._journals / cluster_id,
             sessions=self._gateway.sessions,
@@ -341,20 +345,10 @@ class Engines:
                 await self._refreshed()
                 feed = self._feed_of(host_id)
             if feed is not None and feed.leader is not None:
-                await self._tell(feed, host_id, boot, facts, recorded)
+                await feed.facts(host_id, boot, facts, recorded, self._lead.timeline)
         except (LostTerm, Failed) as error:
             # Not acknowledged: they come again.
             self._fail(error)
-
-    async def _tell(
-        self,
-        feed: ClusterFeed,
-        host_id: HostId,
-        boot: BootId,
-        facts: Sequence[Fact],
-        recorded: int,
-    ) -> None:
-        await feed.facts(host_id, boot, facts, recorded, self._lead.timeline)
 
     def _acknowledge(self, receipts: Mapping[HostId, int]) -> None:
         for host_id, sequence in receipts.items():

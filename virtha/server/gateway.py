@@ -1,9 +1,9 @@
 """The gateway: sessions of agents and guardians, beats, facts in, orders out.
 
 Beats live in memory only and are acknowledged by the session itself: whatever the database does, they
-are answered. Facts pass to the use cases one batch at a time per host, and are acknowledged after the
-commit, and after what the engine makes of them is durable as well (``watcher``); while the store is unavailable they wait (the session's window bounds how many) and stay on
-their host's disk. The wiring::
+are answered. Facts pass to the use cases (``fact_queue``), and are acknowledged after the commit, and
+after what the engine makes of them is durable as well (``watcher``); while the store is unavailable they
+wait (the session's window bounds how many) and stay on their host's disk. The wiring::
 
     gateway = Gateway(clock=clock, installation_id=…)
     control = make_control(store=…, links=gateway, …)
@@ -33,9 +33,10 @@ from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
 from virtha.server.channel_desk import ChannelDesk
+from virtha.server.fact_queue import FactQueue
 from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
-from virtha.server.presence import Sighting
+from virtha.server.presence import HostPresence, Sighting
 from virtha.wire.hellos import followed_elsewhere
 from virtha.wire.lease_messages import LEASE_FEATURE, LeaseAnswer, LeaseOrder
 from virtha.wire.messages import (
@@ -53,27 +54,11 @@ HELLO_DEADLINE_S = 8.0
 """For the use case's answer; below the session's own deadline, so that the host hears why."""
 HELLOS_MAX = 32
 """Use cases under way at once: after a restart of the server all hosts come, and share one database."""
-STORE_RETRY_FIRST_S = 0.1
-STORE_RETRY_MAX_S = 2.0
-CLOSE_DEADLINE_S = 5.0
 PENDING_ORDERS_MAX = 1_024
 LOG_REPEAT_MS = 60_000
 LOG_KEYS_MAX = 1_000
 
 _log = structlog.get_logger(__name__)
-
-
-class HostPresence(Value, frozen=True, kw_only=True):
-    """What this server hears of one host at this moment."""
-
-    host_id: HostId
-    agent_connected: bool
-    guardian_connected: bool
-    boot: BootId | None
-    """Of the newest session or beat."""
-    clock_offset_ms: int | None
-    """The host's wall clock less ours, by its newest beat; it is off by the beat's time on the line."""
-    facts_waiting: int
 
 
 class GatewayMetrics(Value, frozen=True, kw_only=True):
@@ -113,8 +98,7 @@ class Gateway:
         self._slots = asyncio.Semaphore(HELLOS_MAX)
         self._ended: Counter[str] = Counter()
         self._beats = 0
-        self._facts = 0
-        self._store_retries = 0
+        self._fact_queue = FactQueue(self._on_recorded)
         self._told: dict[tuple[str, str], Millis] = {}
         self._closing = False
         self.channels = ChannelDesk(self._agent_session)
@@ -132,6 +116,7 @@ class Gateway:
     ) -> int:
         """Listen; returns the port. Raises OSError when the address can't be had."""
         self._control = control
+        self._fact_queue.start(control.facts)
         self._term = term
         self._link = ServerLink(
             self,
@@ -145,16 +130,13 @@ class Gateway:
     async def close(self) -> None:
         """Goodbye to all. Facts whose commit is under way are finished, the others come again."""
         self._closing = True
+        self._fact_queue.stop()
         for task in self._tasks:
             task.cancel()
         if self._link is not None:
             await self._link.close()
-        recorders = [line.recorder for line in self._lines.values() if line.recorder is not None]
-        if recorders:
-            _, late = await asyncio.wait(recorders, timeout=CLOSE_DEADLINE_S)
-            for task in late:
-                task.cancel()
-        await asyncio.gather(*self._tasks, *recorders, return_exceptions=True)
+        await self._fact_queue.finish(self._lines.values())
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # HostLinks
 
@@ -303,9 +285,9 @@ class Gateway:
             guardians=sum(line.guardian is not None for line in lines),
             connections=self._link.connections if self._link is not None else 0,
             beats=self._beats,
-            facts=self._facts,
+            facts=self._fact_queue.facts,
             facts_waiting=sum(line.facts_waiting for line in lines),
-            store_retries=self._store_retries,
+            store_retries=self._fact_queue.store_retries,
             ended=dict(self._ended),
         )
 
@@ -371,12 +353,12 @@ class Gateway:
         """A host runs one boot: sessions of another one are over, also those whose hello is still being answered. That
         answer, late as it is, must not make the former boot the present one again (P4)."""
         for role, connection in tuple(line.newest.items()):
-            if _boot_of(connection) != boot:
+            if connection.boot != boot:
                 del line.newest[role]
                 connection.close("wire.closed.replaced")
         # Also one whose successor of the same boot was still being answered.
         for session in (line.agent, line.guardian):
-            if session is not None and _boot_of(session) != boot:
+            if session is not None and session.boot != boot:
                 session.close("wire.closed.replaced")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -593,72 +575,20 @@ class Gateway:
     def on_facts(self, connection: ServerConnection, facts: Facts) -> None:
         line = connection.owner
         assert isinstance(line, HostLine)
-        if facts.gap:
-            _log.warning(
-                "facts were lost on the host", host_id=line.host_id, next=facts.facts[0].sequence
-            )
-        line.queue.append((connection, facts.facts))
-        if line.recorder is None and not self._closing:
-            line.recorder = asyncio.create_task(self._record(line), name=f"recorder {line.host_id}")
+        self._fact_queue.take(line, connection, facts)
 
-    async def _record(self, line: HostLine) -> None:
-        """Commit what waits, one batch at a time and in order, until nothing does."""
-        try:
-            while line.queue and not self._closing:
-                connection, batch, frames = line.next_batch()
-                if connection is not line.agent:
-                    # Its session is over: the host sends them again in the next one.
-                    line.drop(frames)
-                    continue
-                acknowledged = await self._commit(line, connection, batch)
-                if acknowledged is None:
-                    line.drop_of(connection)
-                    continue
-                line.drop(frames)
-                self._facts += len(batch)
-                if self.watcher is None:
-                    connection.wire.acknowledge(acknowledged)
-                    connection.flush()
-                    continue
-                assert connection.wire.hello is not None
-                boot = connection.wire.hello.boot
-                await self.watcher.facts(line.host_id, boot, batch, acknowledged)
-        finally:
-            line.recorder = None
-
-    async def _commit(
-        self, line: HostLine, connection: ServerConnection, batch: list[Fact]
-    ) -> int | None:
-        """The sequence that the store has now; None: these facts can't be recorded in this session."""
-        assert self._control is not None
-        carried_by = _boot_of(connection)
-        delay_s = STORE_RETRY_FIRST_S
-        while connection is line.agent and not self._closing:
-            try:
-                return await self._control.facts.record_facts(line.host_id, carried_by, batch)
-            except Unavailable as error:
-                self._store_retries += 1
-                _log.warning("facts wait for the store", host_id=line.host_id, error=str(error))
-            except Exception as error:
-                # Not to be acknowledged and not to be lost: the session ends, and they come again.
-                _log.exception("facts can't be recorded", host_id=line.host_id)
-                connection.wire.refuse("wire.refused.unavailable", f"facts not recorded: {error}")
-                connection.flush()
-                return None
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, STORE_RETRY_MAX_S)
-        return None
+    async def _on_recorded(
+        self, line: HostLine, connection: ServerConnection, batch: list[Fact], sequence: int
+    ) -> None:
+        if self.watcher is None:
+            connection.wire.acknowledge(sequence)
+            connection.flush()
+        else:
+            await self.watcher.facts(line.host_id, connection.boot, batch, sequence)
 
 
 def _newer(one: HostSettings | None, other: HostSettings) -> HostSettings:
     return one if one is not None and one.revision > other.revision else other
-
-
-def _boot_of(connection: ServerConnection) -> BootId:
-    """Of one that said hello."""
-    hello = connection.wire.hello
-    assert hello is not None
-    return hello.boot
 
 
 def _overtaken() -> VirthaError:

@@ -30,9 +30,7 @@ class HostUseCases(Protocol):
 
 
 class FactUseCases(Protocol):
-    async def record_facts(
-        self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]
-    ) -> int: ...
+    async def record_facts(self, host_id: HostId, facts: Sequence[Fact]) -> int: ...
 
 
 class GatewayUseCases(Protocol):

@@ -5,6 +5,7 @@ nor guardian was heard for ``silence_ms`` by an observer who was itself awake al
 """
 
 from virtha.model.host import HostState
+from virtha.model.ids import BootId, HostId
 from virtha.model.time import Millis
 from virtha.model.value import Value
 
@@ -33,6 +34,19 @@ class Sighting(Value, frozen=True, kw_only=True):
     agent_seen: Millis | None = None
     """When the agent's session was last there."""
     beat_received: Millis | None = None
+
+
+class HostPresence(Value, frozen=True, kw_only=True):
+    """What this server hears of one host at this moment."""
+
+    host_id: HostId
+    agent_connected: bool
+    guardian_connected: bool
+    boot: BootId | None
+    """Of the newest session or beat."""
+    clock_offset_ms: int | None
+    """The host's wall clock less ours, by its newest beat; it is off by the beat's time on the line."""
+    facts_waiting: int
 
 
 class Observer(Value, frozen=True, kw_only=True):

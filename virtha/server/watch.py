@@ -14,8 +14,7 @@ from virtha.model.ids import BootId, HostId
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
-from virtha.server.gateway import HostPresence
-from virtha.server.presence import Observer, PresenceTimes, Sighting, judge, observe
+from virtha.server.presence import HostPresence, Observer, PresenceTimes, Sighting, judge, observe
 
 log = structlog.get_logger("virtha.server.watch")
 INTERVAL_MS = 500

@@ -55,6 +55,7 @@ _FULL = (
     "recovery.blocked.no_capacity",
     "recovery.blocked.no_host",
 )
+_DOUBT = "recovery.waiting.doubt"
 _DEPENDS = ("recovery.waiting.dependency", "recovery.blocked.dependency", "recovery.dependency.")
 DECLARED = ("recovery.waiting.", "restart.waiting.", "fence.waiting.", "recovery.starting")
 """Waits that end by themselves and say so: pauses between attempts, turns, orders under way."""
@@ -115,7 +116,7 @@ def _down(world: "World") -> tuple[Late, ...]:
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
         lasting = not LASTING.isdisjoint(reasons)
-        if not lasting and not _has_no_place(world, known, reasons):
+        if not (lasting or _has_no_place(world, known, reasons) or _awaits_a_person(world, vm_id)):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
 
@@ -139,6 +140,39 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
     if any(code.startswith(_DEPENDS) for code in reasons):
         return any(not world.running_on(each.vm_id) for each in known.placing.depends_on)
     return False
+
+
+def _awaits_a_person(world: "World", vm_id: VmId) -> bool:
+    """By the truth: it waits for a host that is off, and whose devices prove nothing by what they say (P1, P6). One of them
+    has lied about it, and nobody has tested it since; another host fell with it whose devices are of another kind, and
+    none of either names its host; or it fell before it told a restored database, and its devices don't name it."""
+    failover = world.gateway.failover
+    assert failover is not None
+    for why in failover.engine.explain_vm(vm_id):
+        host = str(why.fields.get("host"))
+        if host not in world.hosts or world.hosts[host].powered:
+            continue
+        devices, doubt = world.power.of(host), (why.code, why.fields.get("why"))
+        if doubt == (_DOUBT, "proof.blocked.untested") and any(one.lied for one in devices):
+            return True
+        if doubt == (_DOUBT, "proof.blocked.swapped"):
+            fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
+            if any(_may_be_swapped(world, host, other) for other in fell):
+                return True
+        # A reading *on* of before the restore is none of the boot that was not told since (M2).
+        unnamed = any(one.lied or not one.named for one in devices)
+        if why.code == "recovery.waiting.restored" and unnamed:
+            return True
+    return False
+
+
+def _may_be_swapped(world: "World", one: str, other: str) -> bool:
+    """Their levels differ in their numbers of feeds, and no device says whose it is: the engine counts per level."""
+    shapes = [
+        [len(level.feeds) for level in world.power.levels.get(each, ())] for each in (one, other)
+    ]
+    named = any(device.named for each in (one, other) for device in world.power.of(each))
+    return shapes[0] != shapes[1] and not named
 
 
 def _has_no_room(world: "World", known: "ServerVm", name: str) -> bool:

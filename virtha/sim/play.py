@@ -497,6 +497,7 @@ class Player:
     def _restore_server(self, step: Step) -> None:
         if not self.world.restore_server():
             raise _wrong(step, "there is no backup", ("backup-server",))
+        self.truth.forget_since(self.world.backed_up_ms)
 
     def _slow_start(self, step: Step) -> None:
         self._host(step).slow_start_ms = parse_duration_ms(step.words[1], field=f"line {step.line}")

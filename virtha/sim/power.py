@@ -61,6 +61,8 @@ class PowerDevice:
         self.siblings: list[PowerDevice] = [self]
         """Outlets of the same host: off when all are."""
         self.orders = 0
+        self.lied = False
+        """It said *off* of a host that had power. Whoever catches it must not believe it before it is tested again (P1)."""
 
     @property
     def answers(self) -> bool:
@@ -77,6 +79,7 @@ class PowerDevice:
             case Mood.REFUSES:
                 return PowerState.UNKNOWN
             case Mood.LIES:
+                self.lied = self.lied or self.host.powered
                 return PowerState.OFF
             case _:
                 on = self.on if self.outlet else self.strikes.powered or self.strikes.resetting

@@ -178,6 +178,11 @@ class Truth:
         if len(recent) > fencing.cap_count:
             raise Violation(f"{len(recent)} hosts were ordered off, {fencing.cap_count} may be")
 
+    def forget_since(self, backed_up_ms: int) -> None:
+        """A restored database knows nothing of orders after its backup, and its cap can't count them (F7): the limit holds
+        for what each line of records could know."""
+        self._struck = {boot: at for boot, at in self._struck.items() if at <= backed_up_ms}
+
     # The second rule
 
     def at_end(self) -> None:

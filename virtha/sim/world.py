@@ -93,6 +93,7 @@ class World:
         """Whenever a leader passes a point of its turn (``leader.POINTS``), and what it sends there."""
         self._server_starts = 0
         self._backup: dict[str, Any] | None = None
+        self.backed_up_ms = 0
         self.gateway = self._new_gateway()
 
     def trace(self, line: str) -> None:
@@ -211,6 +212,7 @@ class World:
 
     def backup_server(self) -> None:
         self._backup = self.server.backup()
+        self.backed_up_ms = self.kernel.now
 
     def restore_server(self) -> bool:
         """What was recorded since the backup is lost. False: there is none."""

@@ -52,10 +52,6 @@ async def open_operations_of(tx: Transaction, subject: str) -> tuple[OperationRo
     return await _rows(tx, operation.c.subject == subject, operation.c.open.is_(True))
 
 
-async def open_operations(tx: Transaction) -> tuple[OperationRow, ...]:
-    return await _rows(tx, operation.c.open.is_(True))
-
-
 class OperationFilter(Value, frozen=True, kw_only=True):
     subject: str | None = None
     kind: str | None = None

@@ -1,16 +1,27 @@
 """Power devices of clusters and hosts, their sealed secrets, and their last tests."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
-from sqlalchemy import delete, func, select
+from sqlalchemy import Column, delete, func, select
 
-from virtha.model.ids import ClusterId, HostId
+from virtha.model.ids import ClusterId, HostId, Revision
 from virtha.model.power_settings import PowerRecord, PowerTest
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
 from virtha.store.schema import power_device, power_test
 from virtha.store.store import Transaction, WriteTransaction
+
+_IN_ONE = 500
+"""Both databases bound the number of parameters."""
+
+
+class PowerMark(Value, frozen=True, kw_only=True):
+    """Differs whenever any device's settings were added, changed or removed: an addition or a change raises the newest
+    revision, unless it was removed again, and a removal lowers the count."""
+
+    devices: int = 0
+    newest: Revision = Revision(0)
 
 
 class PowerRow(Value, frozen=True, kw_only=True):
@@ -40,6 +51,34 @@ async def power_of_host(tx: Transaction, host_id: HostId) -> tuple[PowerRow, ...
 async def power_of_all_hosts(tx: Transaction) -> tuple[PowerRow, ...]:
     rows = await tx.connection.execute(_ROWS.where(power_device.c.host_id.is_not(None)))
     return tuple(_row(*row) for row in rows)
+
+
+async def power_of_hosts(tx: Transaction, host_ids: Collection[HostId]) -> tuple[PowerRow, ...]:
+    return await _rows_of(tx, power_device.c.host_id, host_ids)
+
+
+async def power_of_clusters(
+    tx: Transaction, cluster_ids: Collection[ClusterId]
+) -> tuple[PowerRow, ...]:
+    return await _rows_of(tx, power_device.c.cluster_id, cluster_ids)
+
+
+async def _rows_of(
+    tx: Transaction, column: Column[str], ids: Collection[str]
+) -> tuple[PowerRow, ...]:
+    wanted, found = sorted(ids), list[PowerRow]()
+    for start in range(0, len(wanted), _IN_ONE):
+        part = wanted[start : start + _IN_ONE]
+        found += [_row(*row) for row in await tx.connection.execute(_ROWS.where(column.in_(part)))]
+    return tuple(found)
+
+
+async def power_mark(tx: Transaction) -> PowerMark:
+    counted = await tx.connection.execute(
+        select(func.count(), func.max(power_device.c.revision)).select_from(power_device)
+    )
+    devices, newest = counted.one()
+    return PowerMark(devices=int(devices), newest=Revision(newest or 0))
 
 
 async def save_power(tx: WriteTransaction, value: PowerRecord, sealed: str | None) -> PowerRecord:

@@ -91,18 +91,6 @@ async def end_template_use(tx: WriteTransaction, file: Disk) -> None:
     )
 
 
-async def template_of(tx: Transaction, file: Disk) -> str | None:
-    """Name of the template that ``file`` needs."""
-    return await tx.connection.scalar(
-        select(template.c.name)
-        .join(template_use, template_use.c.template_id == template.c.id)
-        .where(
-            template_use.c.storage_domain_id == file.storage_domain_id,
-            template_use.c.path == file.path,
-        )
-    )
-
-
 async def template_users(tx: Transaction, template_id: TemplateId) -> tuple[str, ...]:
     """VMs by name, sorted; of a disk that was kept when its VM went, its path."""
     rows = await tx.connection.execute(

@@ -16,14 +16,14 @@ class FakeQemus:
         self,
         vm_id: str,
         program: str = "qemu-system-x86_64",
-        code: str = "import time; time.sleep(60)",
+        code: str = "import time; time.sleep(600)",
     ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [program, "-c", code, "-name", "x", "-uuid", vm_id],
             executable=sys.executable,
         )
         self._made.append(process)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while vm_id.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -32,4 +32,4 @@ class FakeQemus:
     def end(self) -> None:
         for process in self._made:
             process.kill()
-            process.wait(10)
+            process.wait(60)

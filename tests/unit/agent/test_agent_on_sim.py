@@ -40,8 +40,7 @@ def test_a_crashed_vm_runs_again_and_history_tells_it(bench: Bench) -> None:
 @pytest.mark.req("A8")
 def test_a_new_agent_finds_the_vm_running_and_touches_nothing(bench: Bench) -> None:
     async def first() -> None:
-        bench.agent.on_settings(bench.settings(bench.vm()))
-        await bench.agent.host.settled.wait()
+        await bench.configured(bench.vm())
         await bench.start()
 
     bench.run(first)
@@ -217,12 +216,10 @@ def test_a_full_disk_stops_no_restart_but_an_ordered_start(bench: Bench) -> None
 
 def test_settings_older_or_of_another_installation_are_ignored(bench: Bench) -> None:
     async def story() -> None:
-        bench.agent.on_settings(bench.settings(bench.vm(), revision=5))
-        await bench.agent.host.settled.wait()
+        await bench.configured(bench.vm(), revision=5)
         bench.agent.on_settings(bench.settings(revision=4))
         foreign = InstallationId("99999999-0000-4000-8000-000000000001")
-        bench.agent.on_settings(bench.settings(revision=9, installation_id=foreign))
-        await bench.agent.host.settled.wait()
+        await bench.configured(revision=9, installation_id=foreign)
         assert bench.agent.host.settings is not None
         assert bench.agent.host.settings.revision == 5
         assert bench.agent.hello_state().settings_revision == 5
@@ -248,8 +245,7 @@ def test_an_adopted_vm_has_its_grant_before_it_counts_as_managed(
             return real(*arguments, **keywords)
 
         monkeypatch.setattr(bench.agent.host.gate, "write", write)
-        bench.agent.on_settings(bench.settings(vm))
-        await bench.agent.host.settled.wait()
+        await bench.configured(vm)
 
     bench.run(story)
     assert written == [True]
@@ -271,8 +267,6 @@ def test_grants_without_a_vm_go_and_those_of_running_ones_stay(bench: Bench) -> 
 def test_storage_that_hangs_is_unusable_and_stops_nothing_else(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virtha.agent.reports.PROBE_DEADLINE_MS", 100)
-
     def usable() -> list[bool]:
         found = [fact.body for fact in bench.facts() if isinstance(fact.body, StorageReport)]
         return [report.usable for report in found]
@@ -288,6 +282,7 @@ def test_storage_that_hangs_is_unusable_and_stops_nothing_else(
         assert prepared.result is Result.OK
         await bench.until(lambda: usable()[-1:] == [True])
         # A read that never ends, as on a dead NFS server.
+        monkeypatch.setattr("virtha.agent.reports.PROBE_DEADLINE_MS", 100)
         monkeypatch.setattr("virtha.agent.reports._probe", lambda *_: fifo.read_bytes())
         bench.agent.on_settings(bench.settings(bench.vm(), revision=2))
         await bench.until(lambda: usable()[-1:] == [False])

@@ -46,7 +46,7 @@ def try_start(bench: Bench, text: str, name: str = "web1") -> tuple[int, str]:
         input=text.encode(),
         capture_output=True,
         check=False,
-        timeout=30,
+        timeout=200,
         env={"PATH": "/usr/bin:/bin"},
     )
     return done.returncode, done.stderr.decode()
@@ -73,8 +73,7 @@ def managing(bench: Bench) -> Bench:
     """The gate knows WEB1 as this host's VM, WEB2 as another host's, and ds1."""
 
     async def story() -> None:
-        bench.agent.on_settings(bench.settings(bench.vm(), foreign_vms=(WEB2,)))
-        await bench.agent.host.settled.wait()
+        await bench.configured(bench.vm(), foreign_vms=(WEB2,))
 
     bench.run(story)
     return bench

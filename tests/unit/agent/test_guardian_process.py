@@ -16,11 +16,12 @@ from fake_qemus import FakeQemus
 from virtha.agent.files import Files
 from virtha.agent.guardian_channel import GuardianClient, GuardianServer, Pulse, ReportFiles
 from virtha.agent.guardian_process import GuardianProcess
+from virtha.agent.paths import AgentPaths
 from virtha.agent.process_table import kill, look, qemu_processes, start_ticks
 from virtha.drivers.link import HostLink
 from virtha.model.facts import Happened
-from virtha.model.ids import Incarnation, Term
-from virtha.sentinel.guardian import QemuProcess
+from virtha.model.ids import BootId, Incarnation, Term
+from virtha.sentinel.guardian import ProcessesSeen, QemuProcess
 from virtha.wire.messages import Welcome
 
 pytestmark = [pytest.mark.req("A8"), pytest.mark.usefixtures("process_table")]
@@ -35,7 +36,7 @@ def watched(bench: Bench) -> None:
 
 
 async def until_ended(process: subprocess.Popen[bytes]) -> int:
-    return await asyncio.wait_for(asyncio.to_thread(process.wait), 15)
+    return await asyncio.wait_for(asyncio.to_thread(process.wait), 60)
 
 
 def run_guardian(bench: Bench, story: Callable[[GuardianProcess], Awaitable[None]]) -> None:
@@ -45,7 +46,33 @@ def run_guardian(bench: Bench, story: Callable[[GuardianProcess], Awaitable[None
         )
         life = asyncio.create_task(process.run())
         try:
-            await asyncio.wait_for(story(process), 40)
+            await asyncio.wait_for(story(process), 200)
+        finally:
+            process.stopping.set()
+            await asyncio.wait_for(life, 60)
+
+    asyncio.run(live())
+
+
+def test_a_look_that_breaks_is_not_the_last(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blind for good, it would beat on as if it watched."""
+    monkeypatch.setattr("virtha.agent.guardian_process.LOOK_S", 0.05)
+    watched(bench)
+    looks: list[int] = []
+
+    def breaks_once(paths: AgentPaths, boot: BootId) -> ProcessesSeen:
+        looks.append(1)
+        if len(looks) == 1:
+            raise ValueError("a mistake")
+        return look(paths, boot)
+
+    async def live() -> None:
+        process = GuardianProcess(
+            paths=bench.paths, boot=bench.boot, clock=bench.clock, files=Files(), look=breaks_once
+        )
+        life = asyncio.create_task(process.run())
+        try:
+            await bench.until(lambda: len(looks) > 1)
         finally:
             process.stopping.set()
             await asyncio.wait_for(life, 10)
@@ -134,7 +161,7 @@ def test_a_process_number_that_was_used_again_is_not_killed(qemus: FakeQemus) ->
     assert not kill(QemuProcess(pid=process.pid, start_ticks=ticks - 1, vm_id=WEB1))
     assert process.poll() is None
     assert kill(QemuProcess(pid=process.pid, start_ticks=ticks, vm_id=WEB1))
-    assert process.wait(10) == -9
+    assert process.wait(60) == -9
     assert not kill(QemuProcess(pid=process.pid, start_ticks=ticks, vm_id=WEB1))
 
 
@@ -182,7 +209,7 @@ def test_agent_and_guardian_hear_each_other_and_notice_the_end(tmp_path: Path) -
             on_reports=lambda: reports.append(True),
         )
         running = asyncio.create_task(client.run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(heard) < 2:
                 await asyncio.sleep(0.01)
             assert heard[0] == Pulse(inventory_revision=7, server_instance="s1")
@@ -261,7 +288,7 @@ def test_the_guardian_beats_and_says_when_the_agent_is_gone(
         await bench.until(lambda: not alive()[-1])
         process.on_disconnected("wire.closed.lost", "", "server")
         process.stopping.set()
-        await asyncio.wait_for(life, 10)
+        await asyncio.wait_for(life, 60)
         numbers = [beat.sequence for beat in sent]
         assert numbers == list(range(1, len(numbers) + 1))
 

@@ -190,13 +190,13 @@ class LeasedHost:
             process.lease.tell(Welcomed(beat_interval_ms=1_000))
             life = asyncio.create_task(process.run())
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(200):
                     await story(process)
             finally:
                 process.stopping.set()
                 for slots in self.slots.values():
                     slots.goes.set()
-                await asyncio.wait([life], timeout=10)
+                await asyncio.wait([life], timeout=200)
             life.result()
 
         asyncio.run(live())
@@ -220,7 +220,7 @@ class LeasedHost:
 
     def until_told(self, code: str) -> None:
         """Reports are written by a thread that nobody waits for."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while code not in self.told():
             assert time.monotonic() < deadline, self.told()
             time.sleep(0.01)
@@ -251,7 +251,7 @@ def test_a_healthy_host_renews_declares_and_permits(host: LeasedHost, qemus: Fak
         permits = load_permits(bench.paths.start_permits, bench.boot)
         assert permits.objection([DOMAIN, OTHER], bench.clock.monotonic_ms()) is None
         late = bench.clock.monotonic_ms() + LEASE.self_fence_after_ms
-        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]
+        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]  # a sum of times
 
     host.run(story)
     assert vm.poll() is None
@@ -278,7 +278,7 @@ def test_a_lost_domain_costs_its_vms_at_the_deadline_and_no_others(
         await asyncio.sleep(LEASE.renew_ms / 1_000)
         # What stands there was written; whether that renewal was good depends on what it was stopped at.
         slot = host.slot()
-        assert await asyncio.to_thread(lost.wait, 20) == -9
+        assert await asyncio.to_thread(lost.wait, 60) == -9
         now_ms = bench.clock.monotonic_ms()
         assert now_ms >= (slot.good_ms or 0) + LEASE.self_fence_after_ms
         assert now_ms < slot.submitted_ms + LEASE.self_fence_after_ms + LEASE.kill_ms
@@ -335,7 +335,7 @@ def test_a_kill_that_is_not_confirmed_ends_in_a_reset(
     async def story(guardian: GuardianProcess) -> None:
         await host.held(guardian)
         host.slots[DOMAIN].fails = True
-        await host.bench.until(lambda: host.watchdog.resets > 0, within_s=20)
+        await host.bench.until(lambda: host.watchdog.resets > 0)
         assert host.states(guardian)[DOMAIN] is LeaseState.LOST
 
     host.run(story)
@@ -349,14 +349,14 @@ def test_what_was_written_through_the_cache_has_to_be_written_back(
     waits = threading.Event()
     monkeypatch.setattr(BreakableSlots, "write_back", lambda self: waits.wait())
     disk = Path(host.domains[DOMAIN].path, "disk")
-    vm = qemus.start(WEB1, code=f"import time; f = open({str(disk)!r}, 'wb'); time.sleep(60)")
+    vm = qemus.start(WEB1, code=f"import time; f = open({str(disk)!r}, 'wb'); time.sleep(600)")
 
     async def story(guardian: GuardianProcess) -> None:
         await host.held(guardian)
         await host.bench.until(disk.exists)
         await asyncio.sleep(1.2)  # a look
         host.slots[DOMAIN].fails = True
-        assert await asyncio.to_thread(vm.wait, 20) == -9
+        assert await asyncio.to_thread(vm.wait, 60) == -9
         await asyncio.sleep(1)
         assert host.states(guardian)[DOMAIN] is LeaseState.LOST
         waits.set()
@@ -378,7 +378,7 @@ def test_poison_is_read_and_costs_every_vm_for_good(host: LeasedHost, qemus: Fak
         assert isinstance(clean, Mailbox)
         blocks.write_mailbox(replace(clean, counter=clean.counter + 1, poison=poison))
         for vm in vms:
-            assert await asyncio.to_thread(vm.wait, 20) == -9
+            assert await asyncio.to_thread(vm.wait, 60) == -9
         await bench.until(lambda: host.slot().acknowledged_poison == 1)
         await bench.until(lambda: set(host.states(guardian).values()) == {LeaseState.CLEARED})
 
@@ -450,7 +450,7 @@ def test_a_reader_poisons_whom_it_is_told_and_tells_its_rounds(host: LeasedHost)
     )
 
 
-POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]
+POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]  # any boot
 
 
 def test_the_next_guardian_of_the_boot_goes_on_where_the_last_one_was(
@@ -486,7 +486,7 @@ def test_a_refusal_of_starts_that_can_not_be_told_ends_the_guardian(
         await asyncio.sleep(0.3)
         permits.unlink()
         permits.mkdir()
-        await asyncio.wait_for(guardian.stopping.wait(), 20)
+        await asyncio.wait_for(guardian.stopping.wait(), 60)
 
     with pytest.raises(OSError, match="start-permits"):
         host.run(story)
@@ -536,7 +536,7 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         "flags = os.O_RDWR | os.O_CREAT | (os.O_DIRECT if sys.argv[2] == 'direct' else 0)\n"
         "os.open(sys.argv[1], flags)\n"
         "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "disk"), "direct"], stdout=subprocess.PIPE
@@ -545,7 +545,7 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     assert process.stdout.readline() == b"ready\n"
     yield process
     process.kill()
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
 
 
@@ -564,7 +564,7 @@ def test_a_process_has_ended_when_none_of_its_threads_is_left(
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
     assert has_ended(process)  # a zombie of one thread
-    sleeper.wait(10)
+    sleeper.wait(60)
     assert has_ended(process)
     folder = tmp_path / "7"
     (folder / "task/7").mkdir(parents=True)
@@ -591,7 +591,7 @@ def test_open_files_tell_the_domain_and_whether_the_cache_is_used(
     look = ledger.look([process], {process.vm_id: frozenset({OTHER})}, {root: DOMAIN})
     assert look.qemus[0].domain_ids == {DOMAIN, OTHER}
     sleeper.kill()
-    sleeper.wait(10)
+    sleeper.wait(60)
     (ended,) = ledger.look([], {}, {}).ended
     assert ended.process == process and not ended.buffered
     assert ledger.look([], {}, {}).ended == ()

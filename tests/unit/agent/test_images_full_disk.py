@@ -36,7 +36,7 @@ def test_an_image_that_does_not_fit_its_storage_is_told_so(tmp_path: Path) -> No
         [*private, str(small), sys.executable, "-c", SCRIPT, str(source), str(small)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.splitlines() == ["problem.disk.full True True"] * 2, done.stderr

@@ -50,11 +50,11 @@ class Rig:
         self.task = asyncio.create_task(self.reporter.run())
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        for _ in range(4_000):
+        for _ in range(12_000):
             if condition():
                 return
             await asyncio.sleep(0.005)
-        raise AssertionError("not within 20 s")
+        raise AssertionError("not within 60 s")
 
     def states(self) -> list[DomainState]:
         return [fact.domains[0].state for fact in self.told.facts if isinstance(fact, Inventory)]

@@ -3,48 +3,22 @@
 import asyncio
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 import pytest
-from agent_bench import INSTALLATION, WEB1, WEB2, Bench, SimHost, qemu
+from agent_bench import WEB1, WEB2, Bench, SimHost, qemu, run_foreign, runs
 
 from virtha.agent import host_shutdown
 from virtha.agent.gate import GateRecords, GrantState, read_grant
 from virtha.agent.process_table import look
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.facts import Fact, HostReport, Outcome, Result, VmReport
+from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import AdoptVm, ReleaseVm, StartVm
-from virtha.model.vm import Vm, VmState
-from virtha.ports.hypervisor import GateRefused, HypervisorFailed, HypervisorTimeout
+from virtha.model.vm import VmState
+from virtha.ports.hypervisor import GateRefused, HypervisorTimeout
 from virtha.sentinel import restart
-from virtha.sentinel.events import HostStaysUp
 from virtha.sentinel.guardian import QemuProcess
-from virtha.wire.messages import Welcome
-
-FOREIGN = (
-    f"<domain type='qemu'><name>old</name><uuid>{WEB2}</uuid><memory unit='MiB'>64</memory>"
-    "<vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os><devices/></domain>"
-)
-
-
-async def configured(bench: Bench, *vms: Vm, **changes: Any) -> None:
-    bench.agent.on_settings(bench.settings(*vms, **changes))
-    await bench.agent.host.settled.wait()
-
-
-def runs(bench: Bench, vm_id: VmId = WEB1) -> bool:
-    qemu = bench.hypervisor.libvirt.domain(vm_id).qemu
-    return qemu is not None and qemu.running
-
-
-def run_foreign(bench: Bench) -> None:
-    """A VM of somebody else's, started past the gate, which knows nothing of it yet."""
-    libvirt = bench.hypervisor.libvirt
-    libvirt.define(FOREIGN)
-    libvirt.start_paused(WEB2)
-    libvirt.run(WEB2)
 
 
 def ungranted(bench: Bench) -> set[VmId] | None:
@@ -234,10 +208,10 @@ def test_a_vm_that_is_being_adopted_is_held_though_libvirt_hangs(
 
     async def story() -> None:
         await bench.listed()
-        await configured(bench)
+        await bench.configured()
         run_foreign(bench)
         monkeypatch.setattr(SimHost, "domain", hang)
-        await configured(bench, bench.vm(WEB2, "old", adopted=True), revision=2)
+        await bench.configured(bench.vm(WEB2, "old", adopted=True), revision=2)
         assert WEB2 not in (ungranted(bench) or ())
         grant = read_grant(bench.paths.grant(WEB2))
         assert grant is not None
@@ -250,7 +224,7 @@ def test_a_vm_that_is_being_adopted_is_held_though_libvirt_hangs(
 @pytest.mark.parametrize("agent_runs", [False, True])
 def test_an_emptied_run_directory_condemns_no_vm(bench: Bench, agent_runs: bool) -> None:
     async def first() -> None:
-        await configured(bench, bench.vm())
+        await bench.configured(bench.vm())
         await bench.start()
         assert ungranted(bench) == set()
         if agent_runs:
@@ -276,7 +250,7 @@ def test_an_emptied_run_directory_condemns_no_vm(bench: Bench, agent_runs: bool)
 @pytest.mark.req("A8")
 def test_a_released_vm_gets_no_grant_back(bench: Bench) -> None:
     async def story() -> None:
-        await configured(bench, bench.vm(ha=False))
+        await bench.configured(bench.vm(ha=False))
         await bench.start(bench.vm(ha=False))
         bench.hypervisor.libvirt.kill_qemu(WEB1)
         await bench.until(lambda: len(bench.released()) == 1)
@@ -290,14 +264,14 @@ def test_a_released_vm_gets_no_grant_back(bench: Bench) -> None:
 def test_a_vm_given_back_lives_on_under_settings_that_still_name_it(bench: Bench) -> None:
     async def story() -> None:
         await bench.listed()
-        await configured(bench)
+        await bench.configured()
         run_foreign(bench)
         vm = bench.vm(WEB2, "old", adopted=True)
         await bench.do(AdoptVm(vm=vm, incarnation=Incarnation(1)))
-        await configured(bench, vm, revision=2)
+        await bench.configured(vm, revision=2)
         assert (await bench.do(ReleaseVm(vm_id=WEB2))).result is Result.OK
         assert read_grant(bench.paths.grant(WEB2)) is not None  # for settings half applied by now
-        await configured(bench, vm, revision=3)
+        await bench.configured(vm, revision=3)
         assert WEB2 not in (ungranted(bench) or ())
 
     bench.run(story)
@@ -368,7 +342,7 @@ def test_a_restart_looks_again_before_its_processors_run(
             case "shutdown":
                 host_shutdown.mark(bench.paths, bench.boot)
             case "hold":
-                await configured(bench, bench.vm(), revision=2, hold="maintenance")
+                await bench.configured(bench.vm(), revision=2, hold="maintenance")
             case "unwanted":
                 settings = bench.settings(bench.vm(), revision=2)
                 held = tuple(msgspec.structs.replace(h, wanted_up=False) for h in settings.vms)
@@ -376,7 +350,7 @@ def test_a_restart_looks_again_before_its_processors_run(
                 await bench.agent.host.settled.wait()
 
     async def story() -> None:
-        await configured(bench, bench.vm())
+        await bench.configured(bench.vm())
         await bench.start()
         monkeypatch.setattr(SimHost, "start_paused", meanwhile)
         bench.hypervisor.libvirt.kill_qemu(WEB1)
@@ -412,7 +386,7 @@ def test_an_ordered_start_that_outlives_its_release_is_not_let_run(
     monkeypatch.setattr(bench.hypervisor, "run", run)
 
     async def story() -> None:
-        await configured(bench, bench.vm())
+        await bench.configured(bench.vm())
         assert (await bench.start()).result is Result.REFUSED
         assert qemu(bench) is None and ran == []
 
@@ -422,7 +396,7 @@ def test_an_ordered_start_that_outlives_its_release_is_not_let_run(
 @pytest.mark.req("W7")
 def test_a_host_shutdown_that_was_called_off_blocks_nothing(bench: Bench) -> None:
     async def story() -> None:
-        await configured(bench, bench.vm())
+        await bench.configured(bench.vm())
         await bench.start()
         host_shutdown.mark(bench.paths, bench.boot)
         await bench.until(lambda: bench.agent.host.shutting_down)
@@ -438,7 +412,7 @@ def test_a_host_shutdown_that_was_called_off_blocks_nothing(bench: Bench) -> Non
 @pytest.mark.parametrize("damage", ["damaged", "lost"])
 def test_lost_settings_hold_until_the_server_sends_them(bench: Bench, damage: str) -> None:
     async def first() -> None:
-        await configured(bench, bench.vm(), hold="maintenance")
+        await bench.configured(bench.vm(), hold="maintenance")
         await bench.start()
 
     bench.run(first)
@@ -452,160 +426,7 @@ def test_lost_settings_hold_until_the_server_sends_them(bench: Bench, damage: st
         bench.hypervisor.libvirt.kill_qemu(WEB1)
         await bench.until(lambda: "vm.restart.blocked" in bench.codes())
         assert "vm.restart.ordered" not in bench.codes()
-        await configured(bench, bench.vm(), revision=2)
+        await bench.configured(bench.vm(), revision=2)
         await bench.until(lambda: "vm.restarted" in bench.codes())
 
     bench.run(second)
-
-
-# What the server is told
-
-
-def vm_reports(facts: tuple[Fact, ...]) -> list[VmReport]:
-    return [fact.body for fact in facts if isinstance(fact.body, VmReport)]
-
-
-@pytest.mark.req("X1")
-def test_a_new_server_is_told_every_vm_again(bench: Bench) -> None:
-    def welcome(instance: str) -> Welcome:
-        return Welcome(
-            version_major=1,
-            version_minor=0,
-            installation_id=INSTALLATION,
-            server_instance=instance,
-            term=bench.settings().term,
-        )
-
-    async def story() -> None:
-        await configured(bench, bench.vm())
-        bench.agent.on_connected(welcome("one"), "192.0.2.1:8250")
-        await bench.start()
-        told = len(vm_reports(bench.facts()))
-        bench.agent.on_connected(welcome("two"), "192.0.2.1:8250")
-        await bench.until(lambda: len(vm_reports(bench.facts())) > told)
-        assert vm_reports(bench.facts())[-1].state is VmState.RUNNING
-        told = len(vm_reports(bench.facts()))
-        bench.agent.on_connected(welcome("two"), "192.0.2.1:8250")
-        await bench.agent.loop.told(HostStaysUp())  # the next step, whatever it is
-        assert len(vm_reports(bench.facts())) == told
-
-    bench.run(story)
-
-
-@pytest.mark.req("X1")
-def test_a_start_refused_because_it_runs_tells_what_runs_after_the_answer(bench: Bench) -> None:
-    async def story() -> None:
-        await configured(bench, bench.vm())
-        await bench.start()
-        outcome = await bench.start(incarnation=2)
-        assert (outcome.code, outcome.fields) == ("order.refused.running", {"current": 1})
-
-        def told_after() -> bool:
-            bodies = [fact.body for fact in bench.facts()]
-            return any(isinstance(b, VmReport) for b in bodies[bodies.index(outcome) :])
-
-        await bench.until(told_after)
-
-    bench.run(story)
-
-
-@pytest.mark.req("X1")
-def test_a_libvirt_that_lists_nothing_counts_as_lost(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def hang(_host: SimHost) -> tuple[DomainReport, ...]:
-        raise HypervisorTimeout("no answer")
-
-    def connected() -> bool:
-        reports = [f.body for f in bench.facts() if isinstance(f.body, HostReport)]
-        return bool(reports) and reports[-1].capabilities.libvirt_connected
-
-    async def story() -> None:
-        await bench.listed()
-        await bench.until(connected)
-        with monkeypatch.context() as patch:
-            patch.setattr(SimHost, "domains", hang)
-            bench.agent._on_connection(True)
-            await bench.until(lambda: not connected())
-        await bench.until(connected)
-
-    bench.run(story)
-
-
-# Adoption
-
-
-@pytest.mark.req("X1")
-def test_a_vm_that_ends_while_it_is_adopted_is_not_reported_running(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = SimHost.define
-
-    async def define(host: SimHost, xml: str) -> None:
-        await real(host, xml)
-        host.libvirt.kill_qemu(WEB2)
-        await asyncio.sleep(0.05)  # its event comes before the adoption is told
-
-    async def story() -> None:
-        await bench.listed()
-        await configured(bench)
-        run_foreign(bench)
-        monkeypatch.setattr(SimHost, "define", define)
-        vm = bench.vm(WEB2, "old", ha=False)
-        assert (await bench.do(AdoptVm(vm=vm, incarnation=Incarnation(1)))).result is Result.OK
-        await bench.until(lambda: bench.state(WEB2) == "down")
-
-    bench.run(story)
-
-
-@pytest.mark.parametrize(
-    ("error", "result"),
-    [
-        (HypervisorFailed("read-only file system"), Result.FAILED),
-        (HypervisorTimeout("no answer"), Result.UNKNOWN),
-    ],
-)
-def test_a_failed_adoption_is_undone_or_not_called_failed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception, result: Result
-) -> None:
-    async def fails(_host: SimHost, _vm_id: VmId, on: bool) -> None:
-        if not on:
-            raise error
-
-    async def story() -> None:
-        await bench.listed()
-        await configured(bench)
-        run_foreign(bench)
-        bench.hypervisor.libvirt.domain(WEB2).autostart = True
-        before = bench.hypervisor.libvirt.domain(WEB2).xml
-        with monkeypatch.context() as patch:
-            patch.setattr(SimHost, "set_autostart", fails)
-            outcome = await bench.do(AdoptVm(vm=bench.vm(WEB2, "old"), incarnation=Incarnation(1)))
-        assert outcome.result is result
-        undone = "virtha.dev" not in bench.hypervisor.libvirt.domain(WEB2).xml
-        assert undone == (result is Result.FAILED)
-        assert "virtha.dev" not in before
-        assert bench.agent.loop.record(WEB2) is None
-        assert runs(bench, WEB2)
-
-    bench.run(story)
-
-
-# Many orders
-
-
-def test_no_order_is_left_without_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtha.agent.order_desk.IN_HAND_MAX", 3)
-
-    async def story() -> None:
-        await bench.listed()
-        orders = [bench.order(ReleaseVm(vm_id=WEB1)) for _ in range(6)]
-        for order in orders:
-            bench.agent.on_order(order)
-        await bench.until(lambda: all(bench.outcomes(order) for order in orders))
-        answers = [bench.outcomes(order)[0].code for order in orders]
-        assert answers == [None] * 3 + ["problem.unavailable"] * 3
-        # Turned away is not carried out: the same order is, once there is room.
-        assert (await bench.give(orders[5])).result is Result.OK
-
-    bench.run(story)

@@ -4,12 +4,13 @@
 from pathlib import Path
 
 import msgspec
+import pytest
 from agent_bench import DOMAIN, WEB1, Bench, prepared, stop
 
 from virtha.agent.storage import read_vm_header
 from virtha.model.facts import Result, RunsWith
 from virtha.model.ids import DiskId, Incarnation, NicId
-from virtha.model.orders import CreateDisk, PlugDevice, UnplugDevice
+from virtha.model.orders import CreateDisk, DefineVm, PlugDevice, UnplugDevice
 from virtha.model.vm import Disk, Nic
 
 NIC = Nic(id=NicId("n1"), bridge="br0", mac="52:54:00:00:00:77")
@@ -73,6 +74,26 @@ def test_devices_are_plugged_once_told_of_and_unplugged(bench: Bench) -> None:
         assert DATA.path not in live(bench)
         assert Path(bench.storage.path, DATA.path).exists()
         assert (await bench.do(unplug(nic=NIC))).result is Result.OK  # absent is done already
+
+    bench.run(story)
+
+
+@pytest.mark.req("G1", "A8")
+def test_what_was_unplugged_does_not_come_back_with_a_local_restart(bench: Bench) -> None:
+    """Its file may be another VM's as soon as the server has heard of it."""
+
+    async def story() -> None:
+        await started(bench)
+        await bench.do(plug(bench, disk=DATA))
+        await bench.do(plug(bench, nic=NIC))
+        await bench.do(DefineVm(vm=bench.vm(disks=(bench.disk(), DATA), nics=(NIC,))))
+        assert DATA.path in bench.hypervisor.libvirt.domain(WEB1).xml
+        assert (await bench.do(unplug(disk=DATA))).result is Result.OK
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        await bench.until(lambda: "vm.restarted" in bench.codes())
+        assert DATA.path not in live(bench)
+        assert NIC.mac in live(bench)
+        assert bench.disk().path in live(bench)
 
     bench.run(story)
 

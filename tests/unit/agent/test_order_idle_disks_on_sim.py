@@ -201,6 +201,26 @@ def test_a_snapshot_is_of_all_disks_or_of_none(bench: Bench) -> None:
     bench.run(story)
 
 
+@pytest.mark.req("G4")
+def test_a_revert_that_was_cut_off_is_never_taken_for_one_that_did_not_begin(bench: Bench) -> None:
+    """Refused when it comes again, it may have put back some of the disks before."""
+
+    async def story() -> None:
+        await prepared(bench)
+        vm = bench.vm()
+        for boot, code in ((None, "order.refused.running"), ("former", "order.refused.boot")):
+            order = bench.order(_order(bench, vm, REVERT, 0))
+            bench.agent.host.outcomes.begin(order.operation_id, order.step)
+            if boot is not None:
+                order = msgspec.structs.replace(order, host_boot=BootId(boot))
+            else:
+                assert (await bench.start(vm)).result is Result.OK
+            outcome = await bench.give(order)
+            assert (outcome.result, outcome.code) == (Result.FAILED, code)
+
+    bench.run(story)
+
+
 def _growth(bench: Bench, vm: Vm, size_bytes: int, incarnation: int, disk: int = 0) -> GrowDisk:
     return GrowDisk(
         vm=vm,

@@ -1,15 +1,27 @@
 # ruff: noqa: ASYNC240 - small files of a test
 """Orders about what is defined: changed, forgotten, found, adopted, given back."""
 
+import asyncio
 from pathlib import Path
 
 import msgspec
 import pytest
-from agent_bench import CLUSTER, WEB1, WEB2, Bench, prepared, stop
+from agent_bench import (
+    CLUSTER,
+    FOREIGN_XML,
+    WEB1,
+    WEB2,
+    Bench,
+    SimHost,
+    prepared,
+    run_foreign,
+    runs,
+    stop,
+)
 
 from virtha.agent.gate import read_grant
 from virtha.model.facts import Result
-from virtha.model.ids import Incarnation
+from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import (
     AdoptVm,
     CreateDisk,
@@ -18,12 +30,7 @@ from virtha.model.orders import (
     ReleaseVm,
     ScanForeign,
 )
-
-FOREIGN_XML = (
-    f"<domain type='qemu'><name>old</name><uuid>{WEB2}</uuid><memory unit='MiB'>64</memory>"
-    "<vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os>"
-    "<on_crash>restart</on_crash><devices/></domain>"
-)
+from virtha.ports.hypervisor import HypervisorFailed, HypervisorTimeout
 
 
 def test_forgetting_removes_domain_disks_and_traces(bench: Bench) -> None:
@@ -56,11 +63,8 @@ def test_define_changes_the_definition(bench: Bench) -> None:
 
 @pytest.mark.req("A8")
 def test_an_existing_vm_is_found_adopted_running_and_given_back(bench: Bench) -> None:
-    libvirt = bench.hypervisor.libvirt
-    domain = libvirt.define(FOREIGN_XML)
+    domain = run_foreign(bench)
     domain.autostart = True
-    libvirt.start_paused(WEB2)
-    libvirt.run(WEB2)
     pid = domain.report().pid
 
     async def story() -> None:
@@ -98,5 +102,61 @@ def test_adopting_what_is_not_there(bench: Bench) -> None:
     async def story() -> None:
         outcome = await bench.do(AdoptVm(vm=bench.vm(adopted=True), incarnation=Incarnation(1)))
         assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.not_here")
+
+    bench.run(story)
+
+
+@pytest.mark.req("X1")
+def test_a_vm_that_ends_while_it_is_adopted_is_not_reported_running(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SimHost.define
+
+    async def define(host: SimHost, xml: str) -> None:
+        await real(host, xml)
+        host.libvirt.kill_qemu(WEB2)
+        await asyncio.sleep(0.05)  # its event comes before the adoption is told
+
+    async def story() -> None:
+        await bench.listed()
+        await bench.configured()
+        run_foreign(bench)
+        monkeypatch.setattr(SimHost, "define", define)
+        vm = bench.vm(WEB2, "old", ha=False)
+        assert (await bench.do(AdoptVm(vm=vm, incarnation=Incarnation(1)))).result is Result.OK
+        await bench.until(lambda: bench.state(WEB2) == "down")
+
+    bench.run(story)
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (HypervisorFailed("read-only file system"), Result.FAILED),
+        (HypervisorTimeout("no answer"), Result.UNKNOWN),
+    ],
+)
+def test_a_failed_adoption_is_undone_or_not_called_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception, result: Result
+) -> None:
+    async def fails(_host: SimHost, _vm_id: VmId, on: bool) -> None:
+        if not on:
+            raise error
+
+    async def story() -> None:
+        await bench.listed()
+        await bench.configured()
+        run_foreign(bench)
+        bench.hypervisor.libvirt.domain(WEB2).autostart = True
+        before = bench.hypervisor.libvirt.domain(WEB2).xml
+        with monkeypatch.context() as patch:
+            patch.setattr(SimHost, "set_autostart", fails)
+            outcome = await bench.do(AdoptVm(vm=bench.vm(WEB2, "old"), incarnation=Incarnation(1)))
+        assert outcome.result is result
+        undone = "virtha.dev" not in bench.hypervisor.libvirt.domain(WEB2).xml
+        assert undone == (result is Result.FAILED)
+        assert "virtha.dev" not in before
+        assert bench.agent.loop.record(WEB2) is None
+        assert runs(bench, WEB2)
 
     bench.run(story)

@@ -114,6 +114,25 @@ def test_a_disk_grows_once_and_never_shrinks(bench: Bench) -> None:
     bench.run(story)
 
 
+@pytest.mark.bad_input("full disk")
+def test_a_freeze_that_could_not_be_noted_leaves_nothing_held(bench: Bench) -> None:
+    guest = bench.guest = PlayedGuest()
+
+    async def story() -> None:
+        await _running(bench)
+        freezer_of_host, notes = bench.agent.host.freezer, bench.paths.frozen
+        if notes.exists():
+            notes.rmdir()
+        notes.write_bytes(b"")  # no note can be put there
+        failed = await bench.do(_order(bench))
+        assert (failed.result, guest.said) == (Result.FAILED, []), "never asked to freeze"
+        assert not freezer_of_host.holds(WEB1), "it can be moved away, and frozen later"
+        notes.unlink()
+        assert (await bench.do(_order(bench))).result is Result.OK
+
+    bench.run(story)
+
+
 @pytest.mark.req("G1")
 def test_a_guest_is_frozen_for_a_snapshot_and_thawed(bench: Bench) -> None:
     guest = bench.guest = PlayedGuest()
@@ -254,11 +273,11 @@ def test_a_snapshot_of_a_try_that_nobody_saw_end_is_made_anew(bench: Bench) -> N
 class SlowGuest(PlayedGuest):
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
 
     async def freeze(self, vm_id: VmId, *, deadline_ms: int) -> int:
         self.asked.set()
-        await asyncio.sleep(0.5)
+        await self.answers.wait()
         return await super().freeze(vm_id, deadline_ms=deadline_ms)
 
 
@@ -271,6 +290,7 @@ def test_a_power_off_does_not_wait_for_a_freeze(bench: Bench) -> None:
         making = asyncio.ensure_future(bench.do(_order(bench)))
         await guest.asked.wait()
         assert (await bench.do(stop())).result is Result.OK
+        guest.answers.set()
         outcome = await making
         assert outcome.result is Result.REFUSED
         assert bench.hypervisor.disk_calls == []
@@ -290,6 +310,7 @@ def test_a_guest_that_is_frozen_is_not_moved_away_from_who_thaws_it(bench: Bench
         await guest.asked.wait()
         move = await bench.do(migrate())
         assert (move.result, move.code) == (Result.REFUSED, "order.refused.state")
+        guest.answers.set()
         assert (await making).result is Result.OK
         assert not guest.held
 

@@ -2,11 +2,13 @@
 
 import asyncio
 
+import pytest
 from agent_bench import WEB1, WEB2, Bench, qemu, stop
 
 from virtha.model.facts import Result
-from virtha.model.ids import Incarnation
+from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import (
+    Order,
     PauseVm,
     RebootMode,
     RebootVm,
@@ -30,12 +32,26 @@ def test_a_shutdown_that_the_guest_ignores_fails_and_says_so(bench: Bench) -> No
     bench.run(story)
 
 
+async def asked_to_shut_down(bench: Bench) -> Order:
+    """The guest has been asked, and has not answered."""
+    asked, real = asyncio.Event(), bench.hypervisor.shutdown
+
+    async def shutdown(vm_id: VmId) -> None:
+        await real(vm_id)
+        asked.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.hypervisor, "shutdown", shutdown)
+        order = bench.order(stop(mode=StopMode.SHUTDOWN, deadline_ms=200_000))
+        bench.agent.on_order(order)
+        await asked.wait()
+    return order
+
+
 def test_a_power_off_overtakes_a_shutdown(bench: Bench) -> None:
     async def story() -> None:
         await bench.start()
-        slow = bench.order(stop(mode=StopMode.SHUTDOWN, deadline_ms=20_000))
-        bench.agent.on_order(slow)
-        await asyncio.sleep(0.1)
+        slow = await asked_to_shut_down(bench)
         assert (await bench.do(stop())).result is Result.OK
         await bench.until(lambda: bool(bench.outcomes(slow)))
         assert bench.outcomes(slow)[0].result is Result.OK
@@ -46,9 +62,7 @@ def test_a_power_off_overtakes_a_shutdown(bench: Bench) -> None:
 def test_a_shutdown_that_the_guest_obeys(bench: Bench) -> None:
     async def story() -> None:
         await bench.start()
-        order = bench.order(stop(mode=StopMode.SHUTDOWN, deadline_ms=20_000))
-        bench.agent.on_order(order)
-        await asyncio.sleep(0.1)
+        order = await asked_to_shut_down(bench)
         bench.hypervisor.libvirt.guest_shutdown(WEB1)
         await bench.until(lambda: bool(bench.outcomes(order)))
         assert bench.outcomes(order)[0].result is Result.OK

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
+from virtha.agent import order_moves
 from virtha.agent.grant_keeper import GRANT_SETTLE_S
+from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import RecordStore
+from virtha.model.errors import Unavailable
 from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import (
@@ -18,6 +21,7 @@ from virtha.model.orders import (
     MigrationWord,
     MoveDestination,
     ReceiveVm,
+    ResumeVm,
     SettleMigration,
     StartVm,
 )
@@ -200,6 +204,33 @@ def test_an_agent_that_died_before_the_arrival_still_takes_it(bench: Bench) -> N
     bench.run(arrives)
 
 
+def test_an_agent_that_died_before_its_storage_knew_of_the_arrival_tells_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.destination = HERE
+
+    async def stalls(*_: object) -> None:
+        raise Unavailable("it hangs")
+
+    async def arrives() -> None:
+        await prepared(bench)
+        await bench.do(receive(bench))
+        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
+        bench.hypervisor.libvirt.go_on(WEB2)
+        await bench.until(lambda: grant_state(bench) == "held")
+
+    async def after() -> None:
+        domain = bench.paths.state.parents[3] / "ds1"
+        await bench.until(
+            lambda: any('"incarnation":2' in one.read_text() for one in domain.rglob(f"*{WEB2}*"))
+        )
+
+    with monkeypatch.context() as storage:
+        storage.setattr(PowerOrders, "claim", stalls)
+        bench.run(arrives)
+    bench.run(after)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("why", "code"),
@@ -224,8 +255,8 @@ def test_a_target_that_can_t_refuses_for_good(bench: Bench, why: str, code: str 
         assert outcome.result is not Result.OK
         assert code is None or outcome.code == code
         if why != "runs here":
-            assert [one[:2] for one in words(bench)] == [(2, Result.REFUSED)]
-            assert [one.incarnation for one in bench.released()] == [2]
+            await bench.until(lambda: [one.incarnation for one in bench.released()] == [2])
+            await bench.until(lambda: [one[:2] for one in words(bench)] == [(2, Result.REFUSED)])
             assert grant_state(bench) is None, "nothing may come in"
 
     bench.run(story)
@@ -321,6 +352,29 @@ def test_a_source_without_an_answer_stands_still_until_told(bench: Bench) -> Non
     moving(bench, then)
 
 
+@pytest.mark.req("G6")
+def test_a_person_s_resume_lets_neither_side_of_a_move_run(bench: Bench) -> None:
+    """Its target may run: only the server's word on the move, with the other side's end, lets it run here."""
+    bench.destination = HERE
+
+    async def then() -> None:
+        bench.hypervisor.libvirt.stand_still(WEB1)
+        bench.moves.end(WEB1, Result.UNKNOWN)
+        await bench.until(lambda: words(bench) == [(1, Result.UNKNOWN, None)])
+        await prepared(bench)
+        await bench.do(receive(bench))
+        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
+        for vm_id in (WEB1, WEB2):
+            order = ResumeVm(vm_id=vm_id, incarnation=Incarnation(2), by="ann")
+            outcome = await bench.do(order)
+            copy = qemu(bench, vm_id)
+            assert copy is not None
+            assert not copy.running, "a second writer"
+            assert (outcome.result, outcome.code) == (Result.REFUSED, "problem.vm.state")
+
+    moving(bench, then)
+
+
 def test_a_source_whose_target_runs_is_ended(bench: Bench) -> None:
     async def then() -> None:
         bench.hypervisor.libvirt.stand_still(WEB1)
@@ -373,6 +427,43 @@ def test_a_cancel_ends_the_attempt_and_says_why(bench: Bench) -> None:
     moving(bench, then)
 
 
+def test_a_leader_that_waits_for_a_silent_target_is_sent_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt has nothing to abort before its target is prepared, and asks the target to end its part afterwards."""
+    monkeypatch.setattr(order_moves, "ENDS_S", 0.05)
+
+    async def then() -> None:
+        async def in_vain(vm_id: Any) -> None:
+            bench.moves.aborted.append(vm_id)
+
+        bench.moves.abort_move = in_vain  # type: ignore[method-assign]
+        for _ in range(2):
+            await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
+        await bench.until(lambda: words(bench) == [(1, Result.FAILED, "migration.ended.cancelled")])
+        assert bench.moves.left == [WEB1]
+        assert bench.state() == "running"
+
+    moving(bench, then)
+
+
+def test_a_leader_whose_source_stands_still_is_left_alone_by_a_cancel(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_moves, "ENDS_S", 0.05)
+
+    async def then() -> None:
+        async def too_late(vm_id: Any) -> None:
+            bench.hypervisor.libvirt.stand_still(vm_id)
+
+        bench.moves.abort_move = too_late  # type: ignore[method-assign]
+        await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
+        await asyncio.sleep(0.2)
+        assert bench.moves.left == [], "its target may be about to say that it runs"
+
+    moving(bench, then)
+
+
 def test_a_move_that_takes_too_long_is_ended(bench: Bench) -> None:
     async def story() -> None:
         await bench.start()
@@ -419,7 +510,7 @@ def test_a_source_refuses_and_its_vm_runs_on(
         outcome = await bench.do(migrate(**changes))
         assert (outcome.result, outcome.code) == (Result.REFUSED, code)
         assert WEB1 not in bench.moves.begun
-        assert bench.state() == "running"
+        await bench.until(lambda: bench.state() == "running")
         assert all(one.incarnation != 1 for one in bench.released())
 
     bench.run(story)
@@ -454,7 +545,7 @@ def test_a_source_that_was_asked_first_begins_nothing_later(bench: Bench) -> Non
         assert {one[:2] for one in words(bench)} == {(1, Result.REFUSED)}
         outcome = await bench.do(migrate())
         assert outcome.code == "order.refused.migration"
-        assert bench.state() == "running"
+        await bench.until(lambda: bench.state() == "running")
 
     bench.run(story)
 

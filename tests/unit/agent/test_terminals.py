@@ -42,7 +42,7 @@ class PlayedStream:
         self.closed.set()
 
     async def until(self, text: bytes) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while text not in self.shown:
                 self.news.clear()
                 await self.news.wait()

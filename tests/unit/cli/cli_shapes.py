@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from cli_fake_api import Answer
 
 from virtha.api.times import encode
 from virtha.control.views import (
@@ -35,6 +36,11 @@ def plain(value: Any) -> Any:
 
 def page(*items: Any, next: str | None = None, revision: int = 7) -> dict[str, Any]:
     return {"items": [plain(item) for item in items], "revision": revision, "next": next}
+
+
+def accepted(op: dict[str, Any]) -> Answer:
+    """Work has begun on it."""
+    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
 
 
 def vm_view(name: str = "web1", *, state: VmState = VmState.RUNNING) -> VmView:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from cli_fake_api import Api, Authority, Ran, Server, UnixServer, handler_of, serving
 
+from virtha.cli import progress as progress_module
+from virtha.cli import session as session_module
 from virtha.cli.main import main
 
 
@@ -19,6 +21,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(session_module, "WATCH_S", 0.001)
 
 
 @pytest.fixture

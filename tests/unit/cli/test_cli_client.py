@@ -42,6 +42,7 @@ def test_urls(text: str, url: str) -> None:
         ("https://server1/path", "not a server's address"),
         ("https://server1:99999", "not a server's address"),
         ("https://", "not a server's address"),
+        ("https://[::1:8443", "not a server's address"),
         ("", "not a server's address"),
         ("https://root:secret@server1", "no user name or password"),
     ],
@@ -52,15 +53,15 @@ def test_wrong_urls(text: str, says: str) -> None:
     assert caught.value.field == "--url"
 
 
-@pytest.mark.parametrize("name", ["", ".", ".."])
+@pytest.mark.parametrize("name", ["", ".", "..", "../hosts/h1", "a/b"])
 def test_names_that_would_leave_the_path(name: str) -> None:
     with pytest.raises(InvalidInput):
         ref(name, field="VM")
 
 
 def test_a_name_is_one_part_of_the_path(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms/a%2Fb%3Fc%20d", vm_view())
-    assert run("vm", "show", "a/b?c d").code == 0
+    api.on("GET", "/v1/vms/a%25b%3Fc%20d", vm_view())
+    assert run("vm", "show", "a%b?c d").code == 0
 
 
 def test_no_server_known(run: Run, tmp_path: Path) -> None:
@@ -88,6 +89,36 @@ def test_token_and_its_precedence(api: Api, run: Run, monkeypatch: pytest.Monkey
     run("vm", "list", "--token", "from-option")
     sent = [asked.headers["authorization"] for asked in api.asked]
     assert sent == ["Bearer from-environment", "Bearer from-option"]
+
+
+@pytest.mark.parametrize("token", ["größe", "virtha-access.t1 s3cret", "s3cret\x1b[31m"])
+def test_what_can_be_no_token_is_neither_sent_nor_shown(
+    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("VIRTHA_TOKEN", token)
+    ran = run("vm", "list")
+    assert ran.code == 2
+    assert "VIRTHA_TOKEN: holds spaces" in ran.err and "fix: copy the token alone" in ran.err
+    assert "s3cret" not in ran.err and not api.asked
+
+
+def test_the_line_end_of_a_token_s_file_is_no_part_of_it(
+    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTHA_TOKEN", "virtha-access.t1.x\r\n")
+    api.on("GET", "/v1/vms", page(vm_view()))
+    assert run("vm", "list").code == 0
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", None])
+def test_an_authority_that_is_no_text(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: bytes | None
+) -> None:
+    path = tmp_path / "authority.crt"
+    path.mkdir() if raw is None else path.write_bytes(raw)
+    monkeypatch.setenv("VIRTHA_AUTHORITY", str(path))
+    ran = run("vm", "list", "--url", "https://127.0.0.1:1")
+    assert ran.code == 2 and f"VIRTHA_AUTHORITY: can't read {path}: " in ran.err
 
 
 def test_proxies_of_the_environment_are_ignored(

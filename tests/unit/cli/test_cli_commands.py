@@ -1,26 +1,21 @@
-"""Nouns and verbs: what goes to the server, what comes out, how long work ends."""
+"""Nouns and verbs: what goes to the server."""
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import pytest
-import yaml
 from cli_fake_api import Answer, Api, Ran
 from cli_shapes import (
     NOON,
-    event,
+    accepted,
     host_view,
     operation,
     page,
     plain,
-    status_view,
     vm_view,
 )
 
-from virtha.cli import progress as progress_module
-from virtha.cli import session as session_module
 from virtha.control.requests import StorageCreate, TokenCreate, UserCreate, VmChange, VmCreate
 from virtha.control.views import (
     CapabilitiesView,
@@ -39,24 +34,10 @@ from virtha.model.machine import MachineType
 from virtha.model.operation import OperationState
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token, TokenKind, User
-from virtha.model.vm import VmState
 from virtha.model.watchdog import WatchdogAction, WatchdogModel
 
 Run = Callable[..., Ran]
 RUNNING, FAILED, DONE = OperationState.RUNNING, OperationState.FAILED, OperationState.DONE
-
-
-def accepted(op: dict[str, Any]) -> Answer:
-    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
-    monkeypatch.setattr(session_module, "WATCH_S", 0.001)
-
-
-# --- what is sent -------------------------------------------------------------------------------
 
 
 @pytest.mark.req("W1", "W2", "A8")
@@ -381,226 +362,3 @@ def test_codes_work_offline(run: Run) -> None:
     assert len(json.loads(run("codes", "-o", "json").out)) == len(REGISTRY)
     ran = run("codes", "vm.watchdog.fird")
     assert (ran.code, "did you mean 'vm.watchdog.fired'?" in ran.err) == (3, True)
-
-
-# --- what is shown ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "answer", "argv"),
-    [
-        ("/v1/vms", page(vm_view("a"), vm_view("b")), ["vm", "list"]),
-        ("/v1/vms/web1", plain(vm_view()), ["vm", "show", "web1"]),
-        ("/v1/hosts", page(host_view()), ["host", "list"]),
-        ("/v1/status", plain(status_view()), ["status"]),
-        ("/v1/events", page(event(3)), ["event", "list"]),
-        ("/v1/operations", page(operation()), ["operation", "list"]),
-        ("/v1/operations/o-1", operation(), ["operation", "show", "o-1"]),
-    ],
-)
-@pytest.mark.parametrize("form", ["json", "yaml"])
-def test_json_and_yaml_are_the_api_s_objects(
-    path: str, answer: Any, argv: list[str], form: str, api: Api, run: Run
-) -> None:
-    api.on("GET", path, answer)
-    ran = run(*argv, "-o", form)
-    wanted = answer["items"] if argv[-1] == "list" else answer
-    read: Any = json.loads(ran.out) if form == "json" else yaml.safe_load(ran.out)
-    assert (ran.code, read, ran.err) == (0, wanted, "")
-
-
-def test_pipes_get_tab_separated_text(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms", page(vm_view()))
-    assert run("vm", "list").out.splitlines() == [
-        "NAME\tSTATE\tHOST\tHA\tWATCHDOG\tPROTECTION",
-        "web1\trunning\th1\tyes\ti6300esb:reset\tprotected",
-    ]
-
-
-def test_tables_on_request_and_wide_ones(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms", page(vm_view()))
-    table, wide = run("vm", "list", "-o", "table").out, run("vm", "list", "-o", "wide").out
-    assert "web1" in table and "128MiB" not in table
-    assert "128MiB" in wide and "id-of-web1" in wide
-    assert "\x1b" not in table + wide
-    assert len(wide.splitlines()) == 3  # nothing is wrapped or cut in a pipe
-
-
-def test_show_says_why(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms/web1", vm_view())
-    lines = run("vm", "show", "web1").out.splitlines()
-    assert "why\truns since it was started by root" in lines
-    assert "state\trunning" in lines
-    assert any("[vm.watchdog.fired]" in line for line in lines)
-
-
-def test_names_of_strangers_are_shown_not_obeyed(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms", page(vm_view("[red]x\x1b[2J\ty")))
-    for form in ([], ["-o", "table"], ["-q"]):
-        out = run("vm", "list", *form).out
-        assert "\x1b" not in out
-        assert "[red]x?[2J y" in out
-
-
-def test_empty_lists(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms", page())
-    assert run("vm", "list", "-o", "json").out == "[]\n"
-    assert run("vm", "list").out.splitlines() == ["NAME\tSTATE\tHOST\tHA\tWATCHDOG\tPROTECTION"]
-
-
-@pytest.mark.req("X5")
-def test_status_begins_with_the_verdict_and_lists_what_is_wrong(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/status", status_view(hold="moving racks"))
-    lines = run("status").out.splitlines()
-    assert lines[0].startswith("DEGRADED: ")
-    assert lines[1].startswith("ON HOLD: moving racks")
-    shown = "\n".join(lines)
-    assert "bare\trunning\th1\tyes\tit has no watchdog" in shown
-    assert "\nfine\t" not in shown and "\nplain\t" not in shown
-    assert "\nfine\t" in run("status", "--all").out
-    assert run("status", "-q").out == "degraded\n"
-
-
-def test_status_of_an_empty_installation_says_how_to_begin(api: Api, run: Run) -> None:
-    empty = {**plain(status_view(verdict="empty")), "hosts": [], "vms": []}
-    api.on("GET", "/v1/status", empty)
-    out = run("status").out
-    assert out.startswith("EMPTY: ") and out.rstrip().endswith("`virtha agent join` on the host")
-
-
-def test_hold(api: Api, run: Run) -> None:
-    api.on("PUT", "/v1/hold", {"reason": "moving racks"})
-    api.on("DELETE", "/v1/hold", {"reason": None})
-    api.on("GET", "/v1/hold", {"reason": None})
-    assert run("hold", "moving racks").out == "automatic action is on hold: moving racks\n"
-    assert api.asked[0].body == {"reason": "moving racks"}
-    assert run("hold", "--lift").code == 0
-    assert run("unhold").code == 0
-    assert len(api.calls("DELETE")) == 2
-    assert run("hold").out == "automatic action runs\n"
-    assert run("hold", "again", "--lift").code == 2
-
-
-def test_watch_shows_changes_and_ends_with_0(
-    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(asked: Any) -> Any:
-        monkeypatch.setattr(session_module.time, "sleep", press_ctrl_c)
-        return page(vm_view("a"), vm_view("b"))
-
-    def press_ctrl_c(_: float) -> None:
-        raise KeyboardInterrupt
-
-    api.on("GET", "/v1/vms", page(vm_view("a")), page(vm_view("a")), interrupt)
-    ran = run("vm", "list", "--watch", "-q")
-    assert ran == Ran(0, "a\na\nb\n", "")
-
-
-def test_watch_in_a_pipe_ends_when_the_server_is_lost(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/vms", page(vm_view("a")), Answer(cut=True))
-    assert run("vm", "list", "--watch", "-q").code == 5
-
-
-# --- operations ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "exit_code"),
-    [
-        ("order.refused.running", 4),
-        ("problem.no_host_fits", 4),
-        ("problem.failed", 1),
-        (None, 1),
-        ("a.code.of.a.newer.server", 1),
-    ],
-)
-def test_failed_operations(code: str | None, exit_code: int, api: Api, run: Run) -> None:
-    failed = operation(FAILED, code=code, message="it runs already")
-    api.on("POST", "/v1/vms/web1/start", accepted(operation(RUNNING)))
-    api.on("GET", "/v1/operations/o-1", failed)
-    ran = run("vm", "start", "web1")
-    assert (ran.code, ran.out) == (exit_code, "")
-    assert "error: vm.start failed: it runs already" in ran.err
-    assert f"code: {code or 'problem.failed'}" in ran.err
-    ran = run("vm", "start", "web1", "-o", "json")
-    assert (ran.code, json.loads(ran.out)) == (exit_code, failed)
-
-
-def test_no_wait_prints_the_id(api: Api, run: Run) -> None:
-    api.on("POST", "/v1/vms/web1/start", accepted(operation(RUNNING)))
-    ran = run("vm", "start", "web1", "--no-wait")
-    assert (ran.code, ran.out) == (0, "o-1\n")
-    assert "virtha operation wait o-1" in ran.err
-    assert len(api.asked) == 1
-
-
-def test_each_step_is_told_once(api: Api, run: Run) -> None:
-    def at(first: OperationState, second: OperationState) -> dict[str, Any]:
-        return operation(RUNNING, steps=(("create disk", first), ("start on h1", second)))
-
-    pending = OperationState.PENDING
-    api.on("POST", "/v1/vms/web1/start", accepted(at(RUNNING, pending)))
-    finished = operation(steps=(("create disk", DONE), ("start on h1", DONE)))
-    api.on("GET", "/v1/operations/o-1", at(RUNNING, pending), at(DONE, RUNNING), finished)
-    assert run("vm", "start", "web1").err.splitlines() == [
-        "create disk: running",
-        "create disk: done",
-        "start on h1: running",
-        "start on h1: done",
-    ]
-    assert run("vm", "start", "web1", "-q").err == ""
-
-
-def test_waiting_outlives_a_server_restart(api: Api, run: Run) -> None:
-    api.on("POST", "/v1/vms/web1/start", accepted(operation(RUNNING)))
-    busy = Answer({"code": "problem.unavailable", "detail": "stopping"}, status=503)
-    api.on("GET", "/v1/operations/o-1", Answer(cut=True), busy, operation())
-    ran = run("vm", "start", "web1")
-    assert ran.code == 0
-    assert len(api.calls("POST")) == 1  # asked for once, whatever happened on the way
-
-
-def test_waiting_has_an_end(api: Api, run: Run) -> None:
-    api.on("GET", "/v1/operations/o-1", operation(RUNNING))
-    ran = run("operation", "wait", "o-1", "--timeout", "20ms")
-    assert ran.code == 5
-    assert "it goes on; wait more: virtha operation wait o-1" in ran.err
-    assert run("operation", "wait", "o-1", "--timeout", "soon").code == 2
-
-
-def test_several_names_each_get_their_turn(api: Api, run: Run) -> None:
-    taken = Answer({"code": "problem.vm.state", "detail": "runs already"}, status=409)
-    api.on("POST", "/v1/vms/a/start", accepted(operation()))
-    api.on("POST", "/v1/vms/b/start", taken)
-    api.on("POST", "/v1/vms/c/start", accepted(operation()))
-    ran = run("vm", "start", "a", "b", "nope", "c")
-    assert ran.code == 1  # the first that failed decides
-    assert ran.out.splitlines() == ["VM a runs (2.5 s)", "VM c runs (2.5 s)"]
-    assert "b: error: runs already" in ran.err
-    assert "nope: error: no route" in ran.err
-
-
-def test_several_names_stop_when_the_server_is_gone(api: Api, run: Run) -> None:
-    api.on("POST", "/v1/vms/a/start", Answer(cut=True))
-    assert run("vm", "start", "a", "b").code == 5
-    assert [asked.path for asked in api.asked] == ["/v1/vms/a/start"]
-
-
-def test_vm_state_filter_is_checked_here(api: Api, run: Run) -> None:
-    assert run("vm", "list", "--state", "flying").code == 2
-    api.on("GET", "/v1/vms", page(vm_view(state=VmState.PAUSED)))
-    assert run("vm", "list", "--state", "paused").code == 0
-    assert api.asked[0].query == {"state": "paused"}
-
-
-def test_ctrl_c_while_waiting_says_that_it_goes_on(
-    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def press(_: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(progress_module.time, "sleep", press)
-    api.on("GET", "/v1/operations/o-1", operation(RUNNING), Answer(cut=True))
-    ran = run("operation", "wait", "o-1")
-    assert ran.code == 130
-    assert "it goes on all the same; see: virtha operation wait o-1" in ran.err

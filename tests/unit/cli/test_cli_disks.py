@@ -1,26 +1,14 @@
 """Disks that grow, snapshots of running VMs, operations taken back: what is asked of the server, and what is told."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from cli_fake_api import Answer, Api, Ran
-from cli_shapes import NOON, operation
-
-from virtha.cli import progress as progress_module
+from cli_shapes import NOON, accepted, operation
 
 Run = Callable[..., Ran]
 DISK = "/v1/vms/web1/disks/data/resize"
 CANCEL = "/v1/operations/o-1/cancel"
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
-
-
-def accepted(op: dict[str, Any]) -> Answer:
-    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
 
 
 def test_a_disk_is_asked_to_grow_at_a_revision(api: Api, run: Run) -> None:

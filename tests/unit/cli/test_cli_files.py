@@ -10,8 +10,11 @@ from cli_fake_api import Ran
 
 from virtha.agent import join as join_module
 from virtha.agent import properties as properties_module
-from virtha.cli.file_errors import error_from_file
-from virtha.model.errors import Failed, Unavailable
+from virtha.cli import simulate as simulate_module
+from virtha.cli import simulate_scenario as scenario_module
+from virtha.cli.file_errors import error_from_file, error_from_words, read_text_within
+from virtha.cli.main import main
+from virtha.model.errors import Failed, InvalidInput, Unavailable
 
 Run = Callable[..., Ran]
 
@@ -23,6 +26,12 @@ Run = Callable[..., Ran]
         (errno.EDQUOT, Unavailable, 5),
         (errno.EROFS, Failed, 1),
         (errno.EACCES, Failed, 1),
+        (errno.ENOTDIR, Failed, 1),
+        (errno.EISDIR, Failed, 1),
+        (errno.EEXIST, Failed, 1),
+        (errno.ENAMETOOLONG, Failed, 1),
+        (errno.EIO, Failed, 1),
+        (errno.EFBIG, InvalidInput, 2),
     ],
 )
 def test_what_is_said_of_a_file(number: int, kind: type[Exception], exit_code: int) -> None:
@@ -34,6 +43,71 @@ def test_what_is_said_of_a_file(number: int, kind: type[Exception], exit_code: i
 
 def test_other_errors_are_ours_and_keep_their_traceback() -> None:
     assert error_from_file(OSError(errno.EBADF, "bad file descriptor")) is None
+    assert error_from_file(OSError(errno.ENOTDIR, "not a directory")) is None
+    assert error_from_words(("vm", "show", "größe")) is None
+
+
+def test_output_that_finds_no_room_takes_nothing_back() -> None:
+    error = error_from_file(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert isinstance(error, Unavailable)
+    assert "unchanged" not in error.fix and "look what was done" in error.fix
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("simulate", "--inventory", "LONG", "--fail", "host=h1"),
+        ("simulate", "LONG"),
+        ("replay", "LONG"),
+        ("man", "--write", "LONG"),
+        ("simulate", "--inventory", "FILE/x", "--fail", "host=h1"),
+        ("man", "--write", "FILE"),
+        ("man", "--write", "FILE/x"),
+    ],
+)
+def test_a_path_that_can_not_be_is_told_without_a_traceback(
+    run: Run, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    places = {"LONG": str(tmp_path / ("n" * 300)), "FILE": str(tmp_path / "file")}
+    ran = run(*(places.get(word, word.replace("FILE", places["FILE"])) for word in words))
+    assert ran.code in (1, 2)
+    assert "\n  fix: " in ran.err and "Traceback" not in ran.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words", [("simulate", "--inventory", "FILE", "--fail", "host=h1"), ("simulate", "FILE")]
+)
+def test_a_file_without_end_is_not_read_to_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(simulate_module, "INVENTORY_BYTES_MAX", 4_096)
+    monkeypatch.setattr(scenario_module, "SCENARIO_BYTES_MAX", 4_096)
+    ran = run(*("/dev/zero" if word == "FILE" else word for word in words))
+    assert ran.code == 2
+    assert "/dev/zero: it is larger than 4KiB" in ran.err and "is it the right file?" in ran.err
+
+
+def test_line_ends_of_other_systems_are_read_as_before(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"a\r\nb\rc\n")
+    assert read_text_within(tmp_path / "text", 100) == (tmp_path / "text").read_text()
+
+
+def test_an_argument_that_is_no_text_here(run: Run) -> None:
+    ran = run("vm", "show", "gr\udcc3\udcb6\udcdfe", "--url", "http://127.0.0.1:1")
+    assert ran.code == 2
+    assert "'gr\\udcc3\\udcb6\\udcdfe'" in ran.err and "LC_ALL" in ran.err
+
+
+def test_a_closed_output_does_not_stop_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["man", "--write", str(tmp_path)]) == 0
+    assert (tmp_path / "virtha.1").exists()
+    assert main(["codes", "no-such"]) == 3
 
 
 @pytest.mark.req("A7")

@@ -38,7 +38,7 @@ def test_a_command_imports_only_what_it_needs(argv: list[str], allowed: tuple[st
         f"print('HEAVY', code, [m for m in {HEAVY!r} if m in sys.modules])"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True
     )
     last = ran.stdout.strip().splitlines()[-1]
     code, loaded = last.removeprefix("HEAVY ").split(" ", 1)
@@ -198,7 +198,7 @@ def test_reference_has_every_command_and_exit_code(monkeypatch: pytest.MonkeyPat
 def test_completion_script(shell: str, run: Run) -> None:
     program = f"from virtha.cli.main import main; raise SystemExit(main(['completion', '{shell}']))"
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True
     )
     assert f"complete_{shell}" in ran.stdout
     assert "virtha" in ran.stdout
@@ -212,7 +212,7 @@ def test_completion_completes_nouns_and_verbs() -> None:
             env={**os.environ, **shell},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         return ran.stdout.split()
@@ -296,7 +296,7 @@ def test_a_closed_pipe_is_no_drama() -> None:
             [sys.executable, "-m", "virtha.cli.main", *argv],
             stdout=writer,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         os.close(writer)

@@ -1,25 +1,12 @@
 """`virtha vm snapshot`: what is asked of the server, and what is asked of the user first."""
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 from cli_fake_api import Answer, Api, Ran
-from cli_shapes import NOON, operation
-
-from virtha.cli import progress as progress_module
+from cli_shapes import NOON, accepted, operation
 
 Run = Callable[..., Ran]
 PATH = "/v1/vms/web1/snapshots"
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
-
-
-def accepted(op: dict[str, Any]) -> Answer:
-    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
 
 
 def test_snapshots_are_made_gone_back_to_and_deleted(api: Api, run: Run) -> None:

@@ -1,26 +1,15 @@
 """`virtha template` and `virtha vm create --template`: what is sent, what is refused before it is."""
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import pytest
-from cli_fake_api import Answer, Api, Ran
-from cli_shapes import operation
+from cli_fake_api import Api, Ran
+from cli_shapes import accepted, operation
 
-from virtha.cli import progress as progress_module
 from virtha.control.requests import TemplateCreate, VmFromTemplate
 
 Run = Callable[..., Ran]
-
-
-def accepted(op: dict[str, Any]) -> Answer:
-    return Answer(op, status=202, headers={"Location": f"/v1/operations/{op['id']}"})
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "RETRY_S", 0.01)
 
 
 @pytest.mark.req("W5")

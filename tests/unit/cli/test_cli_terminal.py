@@ -18,7 +18,7 @@ from cli_shapes import host_view, operation, page, status_view, vm_view
 from virtha.cli.profile import load_profile
 from virtha.model.operation import OperationState
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
 
 

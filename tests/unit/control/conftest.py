@@ -151,7 +151,7 @@ class PlayedHost:
     sequence: int = 0
 
     async def tell(self, *bodies: FactBody) -> int:
-        return await self.world.control.facts.record_facts(self.id, self.boot, self.facts(*bodies))
+        return await self.world.control.facts.record_facts(self.id, self.facts(*bodies))
 
     def facts(self, *bodies: FactBody) -> list[Fact]:
         made = []

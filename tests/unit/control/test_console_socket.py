@@ -16,11 +16,12 @@ from wsproto.events import Request
 from virtha.api.app import create_app
 from virtha.api.route import Services
 from virtha.cli.console_terminal import LEAVE, relay
+from virtha.control import consoles as consoles_module
 from virtha.control.console_tickets import PER_USER_MAX, VALID_MS
-from virtha.control.requests import ConsoleTicketCreate
+from virtha.control.requests import ConsoleTicketCreate, UserChange, UserCreate
 from virtha.control.views import Caller
 from virtha.model.console import ChannelSubject, ConsoleKind, OpenScreen, OpenSerial
-from virtha.model.errors import Refused, Unauthenticated, Unavailable
+from virtha.model.errors import Forbidden, Refused, Unauthenticated, Unavailable
 from virtha.model.ids import HostId
 from virtha.model.user import Role
 from virtha.ports.channels import ByteStream
@@ -56,7 +57,7 @@ class EchoChannels:
         self._news = asyncio.Event()
 
     async def reached(self, count: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(self.asked) < count:
                 self._news.clear()
                 await self._news.wait()
@@ -178,6 +179,56 @@ def test_what_is_refused_before_a_socket_is_there(tell: Callable[..., None]) -> 
     tell(story)
 
 
+class Closable(Echo):
+    """As a real channel: closed here, whoever reads it is told."""
+
+    async def receive(self) -> bytes:
+        data = await super().receive()
+        if self.closed:
+            raise Unavailable("the channel to the host ended")
+        return data
+
+    def close(self) -> None:
+        super().close()
+        self._said.put_nowait(b"")
+
+
+@pytest.mark.req("L6")
+def test_a_user_who_may_no_more_neither_enters_nor_stays(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Being disabled signs out everywhere; a keyboard in a guest is no exception."""
+    monkeypatch.setattr(consoles_module, "ALLOWED_EVERY_S", 0.02)
+
+    async def story(world: Any) -> None:
+        _, _, channels = await running_vm(world)
+        consoles, users = world.control.consoles, world.control.users
+        eve = await users.create(
+            ADMIN, UserCreate(name="eve", password="correct horse battery", role=Role.OPERATOR)
+        )
+        caller = Caller(name="eve", role=Role.OPERATOR, user_id=eve.id)
+        made, later = [await consoles.make_ticket(caller, "web1", SERIAL) for _ in range(2)]
+
+        async def opened(_host_id: HostId, subject: ChannelSubject) -> ByteStream:
+            channels.streams.append(Closable())
+            return channels.streams[-1]
+
+        monkeypatch.setattr(channels, "open", opened)
+        with pytest.raises(Forbidden):
+            async with asyncio.timeout(30), consoles.enter(made.ticket) as stream:
+                await stream.receive()
+                await users.change(ADMIN, "eve", UserChange(enabled=False))
+                while True:
+                    await stream.receive()
+        assert channels.streams[-1].closed
+        with pytest.raises(Forbidden):
+            async with consoles.enter(later.ticket):
+                raise AssertionError
+        assert len(channels.streams) == 1
+
+    tell(story)
+
+
 def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) -> None:
     async def story(world: Any) -> None:
         vm_id, host, channels = await running_vm(world)
@@ -198,8 +249,8 @@ def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) ->
 
 
 async def told(world: Any, code: str, count: int) -> None:
-    async with asyncio.timeout(30):
-        while len(await world.events(code)) < count:  # noqa: ASYNC110
+    async with asyncio.timeout(60):
+        while len(await world.events(code)) < count:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.005)
 
 

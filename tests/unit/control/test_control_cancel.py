@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from virtha.control.requests import TemplateCreate, VmCreate, VmStart
+from virtha.control.requests import DiskCreate, TemplateCreate, VmCreate, VmStart
 from virtha.control.views import Caller
 from virtha.model.errors import NotFound, Refused
 from virtha.model.facts import Result
@@ -116,6 +116,40 @@ def test_a_template_that_is_being_made_is_taken_back(tell: Tell) -> None:
         with pytest.raises(NotFound):
             await world.control.templates.get("gold")
         await world.control.vms.start(ADMIN, "web1", VmStart())
+
+    tell(story)
+
+
+@pytest.mark.bad_input("cancel of what is done")
+def test_a_disk_that_is_being_added_is_taken_back_unless_it_was_quicker(tell: Tell) -> None:
+    """Made before its host heard of it, it is added: a file that no VM has would keep its name from the next one."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        devices, operations = world.control.vms.devices, world.control.operations
+        wanted = DiskCreate(name="data", image="tiny")
+        for stopped in (True, False):
+            operation = await devices.add_disk(ADMIN, "web1", wanted)
+            copy = host.orders[-1]
+            assert not (await operations.cancel(EVE, operation.id)).is_over
+            stop = host.orders[-1]
+            assert stop.body == CancelWork(operation_id=operation.id, step=copy.step)
+            if stopped:
+                await host.answer(copy, result=Result.FAILED, code="order.failed.cancelled")
+                await host.answer(stop)
+            else:
+                await host.answer(copy)
+                await host.answer(stop)
+            ended = await _over(world, operation)
+            names = [disk.name for disk in (await world.control.vms.get("web1")).vm.disks]
+            if stopped:
+                assert (ended.state, "data" in names) == (OperationState.CANCELLED, False)
+            else:
+                assert (ended.state, ended.code) == (OperationState.DONE, None)
+                assert "data" in names
+        assert [event.user for event in await world.events("operation.cancelled")] == ["eve"]
 
     tell(story)
 

@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from virtha.control.copies import with_copy, without
 from virtha.control.requests import DiskCreate, NicCreate, VmChange, VmCreate
 from virtha.control.views import Caller
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, Stale, VirthaError
 from virtha.model.facts import Result
-from virtha.model.ids import Revision
+from virtha.model.ids import Incarnation, Revision
 from virtha.model.operation import OperationState
 from virtha.model.orders import CreateDisk, DefineVm, PlugDevice, UnplugDevice
 from virtha.model.user import Role
+from virtha.model.vm import PossibleCopy
+from virtha.store.vms import save_vm_status
 
 MIB = 1 << 20
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -94,6 +98,34 @@ def test_a_vm_that_is_down_is_changed_in_its_record_only(tell: Tell) -> None:
         await devices.remove_disk(ADMIN, "web1", first.name)
         assert (await vm_now(world)).disks == ()
         assert kinds(host, since) == []
+
+    tell(story)
+
+
+@pytest.mark.req("G1")
+def test_a_disk_that_a_later_start_has_again_stays_in_the_record(tell: Tell) -> None:
+    """Its host died after it was unplugged, and says so when it is back: free, the file would get a second writer."""
+
+    async def story(world: Any) -> None:
+        host = await installed(world, runs=True)
+        before = await vm_now(world)
+        operation = await world.control.vms.devices.remove_disk(ADMIN, "web1", before.disks[0].name)
+        unplug = host.orders[-1]
+        assert isinstance(unplug.body, UnplugDevice)
+        status = (await world.control.vms.get("web1")).status
+        elsewhere = PossibleCopy(host_id=(await world.join("h2")).id, incarnation=Incarnation(2))
+        async with world.store.write() as tx:
+            moved = with_copy(without(status, host.id), elsewhere)
+            await save_vm_status(
+                tx,
+                msgspec.structs.replace(
+                    moved, host_id=elsewhere.host_id, incarnation=elsewhere.incarnation
+                ),
+            )
+        await host.answer(unplug)
+        ended = await world.control.operations.get(operation.id)
+        assert (ended.state, ended.code) == (OperationState.FAILED, "problem.vm.state")
+        assert (await vm_now(world)).disks == before.disks
 
     tell(story)
 

@@ -1,6 +1,7 @@
 """Power devices: a host's values over its cluster's, field by field; what is refused; what a test is worth."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from virtha.control.power import Power
+from virtha.control.power_checks import same_place
 from virtha.control.power_orders import PowerOrders
 from virtha.control.power_views import PowerOrderRequest, PowerPut
 from virtha.control.secret_box import KEY_BYTES, KeyBox, NoKeyBox
@@ -139,6 +141,63 @@ def test_an_address_belongs_to_one_host(tell: Tell):
             ADMIN, "h2", "bmc", own(address="bmc-h1", plug="2"), None
         )
         assert view.usable
+
+    tell(story)
+
+
+IPMI, REDFISH, AGENT = PowerDriver.IPMI, PowerDriver.REDFISH, PowerDriver.FENCE_AGENT
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"address": "10.0.0.1"}, {"address": "10.0.0.1", "port": 623}, True),
+        ({"address": "10.0.0.1"}, {"address": "10.0.0.1", "port": 6231}, False),
+        ({"address": "10.0.0.1"}, {"address": "012.0.0.1"}, True),
+        ({"address": "10.0.0.1"}, {"address": "167772161"}, True),
+        ({"address": "10.0.0.1"}, {"address": "10.0.0.2"}, False),
+        ({"address": "2001:db8::1"}, {"address": "2001:DB8:0::01"}, True),
+        ({"address": "10.0.0.1"}, {"address": "::ffff:10.0.0.1"}, True),
+        ({"address": "bmc.example"}, {"address": "BMC.example."}, True),
+        ({"address": "bmc"}, {"address": "bmc", "driver": REDFISH}, True),
+        (
+            {"driver": REDFISH, "address": "b"},
+            {"driver": REDFISH, "address": "b", "plug": "1"},
+            True,
+        ),
+        (
+            {"driver": REDFISH, "address": "b", "plug": "2"},
+            {"driver": REDFISH, "address": "b", "plug": "1"},
+            False,
+        ),
+        ({}, {"address": "10.0.0.1"}, False),
+        ({"driver": AGENT, "plug": "i-1"}, {"driver": AGENT, "plug": "i-1", "user": "b"}, True),
+        ({"driver": AGENT, "plug": "i-1"}, {"driver": AGENT, "plug": "i-2"}, False),
+        ({"driver": AGENT, "plug": ""}, {"driver": AGENT}, True),
+    ],
+)
+def test_one_place_in_another_spelling(first: Any, second: Any, same: bool):
+    one, other = (PowerSettings(**{"driver": IPMI, **given}) for given in (first, second))
+    assert same_place(one, other) is same_place(other, one) is same
+
+
+def test_what_a_cluster_says_counts_for_the_place_of_each_host(tell: Tell):
+    async def story(world: World) -> None:
+        power = world.control.power
+        await world.join("h1")
+        await world.join("h2")
+        given = own(driver=IPMI, port=6230)
+        await power.put_of_cluster(ADMIN, "default", "bmc", given, None)
+        await power.put_of_host(ADMIN, "h1", "bmc", own(address="10.0.0.1"), None)
+        with pytest.raises(Conflict, match="h1"):
+            await power.put_of_host(ADMIN, "h2", "bmc", own(address="10.0.0.1"), None)
+        await power.put_of_host(ADMIN, "h2", "bmc", own(address="10.0.0.1", port=6231), None)
+        script = shared(world.directory, syntax="$IPMI_EXEC $IPMI_ACTION $IPMI_PLUG")
+        await power.put_of_cluster(ADMIN, "default", "pdu", script, None)
+        await power.put_of_host(ADMIN, "h1", "pdu", own(plug="1"), None)
+        with pytest.raises(Conflict, match="h1"):
+            await power.put_of_host(ADMIN, "h2", "pdu", own(plug="1"), None)
+        await power.put_of_host(ADMIN, "h2", "pdu", own(plug="2"), None)
 
     tell(story)
 
@@ -400,6 +459,75 @@ def test_another_machines_device_is_not_switched(tell: Tell):
         assert device.orders == 0
         device.uuid = ours
         assert (await orders.test(ADMIN, "h1", "bmc")).test.code is None
+
+    tell(story)
+
+
+class ItsOwnDevice(AnothersDevice):
+    """``meanwhile``: what happens while it is read."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        super().__init__("")
+        self.meanwhile = meanwhile
+
+    async def status(self, *, deadline_ms: int) -> PowerReading:
+        await self.meanwhile()
+        return PowerReading(state=PowerState.ON)
+
+
+def test_a_test_is_worth_nothing_if_it_is_slow_or_its_boot_ended(tell: Tell):
+    async def story(world: World) -> None:
+        await set_up(world)
+        takes_ms = [3_000, 0]
+
+        async def slow() -> None:
+            world.clock.advance(takes_ms.pop(0))
+
+        box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
+        device = ItsOwnDevice(slow)
+        orders = PowerOrders(world.store, Power(world.store, box, device), world.clock)
+        first = (await orders.test(ADMIN, "h1", "bmc")).test
+        assert first.passed and first.took_ms == 0, "the first one has more to do"
+        takes_ms += [3_000, 2_000]
+        always = (await orders.test(ADMIN, "h1", "bmc")).test
+        assert (always.passed, always.code, always.took_ms) == (False, "power.too_slow", 2_000)
+
+        async def booted_anew() -> None:
+            await world.hosts["h1"].hello(boot="another")
+
+        device.meanwhile = booted_anew
+        answer = (await orders.test(ADMIN, "h1", "bmc")).test
+        assert (answer.passed, answer.boot) == (False, None), "it said on of which boot?"
+
+    tell(story)
+
+
+def test_an_order_whose_end_nobody_waits_for_is_told(tell: Tell):
+    """The request is cancelled (the server stops): the host may be off all the same, by somebody's word."""
+
+    class Hangs(ItsOwnDevice):
+        async def order(self, action: PowerAction, *, deadline_ms: int, may_go: MayGo) -> Any:
+            assert may_go()
+            went.set()
+            await asyncio.Event().wait()
+
+    went = asyncio.Event()
+
+    async def nothing() -> None:
+        """It is only read."""
+
+    async def story(world: World) -> None:
+        await set_up(world)
+        box = KeyBox(bytes(KEY_BYTES), where="secrets.key")
+        power = Power(world.store, box, Hangs(nothing))
+        orders = PowerOrders(world.store, power, world.clock)
+        off = PowerOrderRequest(action=PowerAction.OFF)
+        asked = asyncio.create_task(orders.order(ADMIN, "h1", "bmc", off))
+        await went.wait()
+        asked.cancel()
+        await asyncio.wait({asked})
+        (event,) = await world.events("power.ordered")
+        assert "not known" in event.message and event.user == "admin"
 
     tell(story)
 

@@ -371,7 +371,7 @@ def test_m2_an_inventory_from_before_the_restore_opens_nothing(tell: Tell, case:
             case "from the outbox":
                 waiting = host.facts(old)
                 await host.hello()
-                await world.control.facts.record_facts(host.id, host.boot, waiting)
+                await world.control.facts.record_facts(host.id, waiting)
             case _:
                 await host.tell(old)
         with pytest.raises(Refused) as refused:
@@ -393,7 +393,7 @@ def test_m2_an_inventory_that_comes_again_after_a_lost_session_counts(tell: Tell
         await host.hello()
         made = host.facts(Inventory(revision=1, domains=()))
         await host.hello()  # the session broke before it was sent
-        await world.control.facts.record_facts(host.id, host.boot, made)
+        await world.control.facts.record_facts(host.id, made)
         await start(world)
 
     tell(story)

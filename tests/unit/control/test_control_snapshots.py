@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from virtha.control.requests import DiskCreate, SnapshotCreate, VmStart
+from virtha.control.requests import DiskCreate, SnapshotCreate, TemplateCreate, VmStart
 from virtha.control.views import Caller
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
 from virtha.model.facts import Released, Result, VmReport
@@ -128,6 +128,36 @@ def test_a_torn_revert_is_not_started_from(tell: Tell) -> None:
         await _refused(
             Refused, "problem.snapshot.state", control.vms.start(ADMIN, "web1", VmStart())
         )
+        await control.snapshots.revert(ADMIN, "web1", "before")
+        await _done(host)
+        await control.vms.start(ADMIN, "web1", VmStart())
+
+    tell(story)
+
+
+@pytest.mark.bad_input("snapshot of a running VM")
+def test_a_torn_vm_stays_torn_until_a_revert_succeeds(tell: Tell) -> None:
+    """Neither a revert that was refused, nor the snapshot's deletion, makes its disks of one time; nobody copies them."""
+
+    async def story(world: Any) -> None:
+        host = await _with_vm(world)
+        control = world.control
+        await control.snapshots.create(ADMIN, "web1", NAME)
+        await _done(host)
+        await control.snapshots.revert(ADMIN, "web1", "before")
+        await _done(host, Result.FAILED, message="disk error")
+        await control.snapshots.revert(ADMIN, "web1", "before")
+        await _done(host, Result.REFUSED, code="host.unfit.libvirt")
+        assert await _state(world) is SnapshotState.REVERTING
+        snapshots, other = control.snapshots, SnapshotCreate(name="after")
+        template = TemplateCreate(name="gold", vm="web1")
+        for asked in (
+            snapshots.delete(ADMIN, "web1", "before"),
+            snapshots.create(ADMIN, "web1", other),
+            control.templates.create(ADMIN, template),
+            control.vms.start(ADMIN, "web1", VmStart()),
+        ):
+            await _refused(Refused, "problem.snapshot.state", asked)
         await control.snapshots.revert(ADMIN, "web1", "before")
         await _done(host)
         await control.vms.start(ADMIN, "web1", VmStart())

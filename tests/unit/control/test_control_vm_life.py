@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from virtha.control.copies import with_copy
 from virtha.control.requests import (
     DiskCreate,
     NicCreate,
@@ -24,7 +25,8 @@ from virtha.model.ids import Incarnation, Revision
 from virtha.model.operation import OperationState
 from virtha.model.orders import CreateDisk, DefineVm, ForgetVm, StartVm, StopMode, StopVm
 from virtha.model.user import Role
-from virtha.model.vm import Reason, VmState
+from virtha.model.vm import PossibleCopy, Reason, VmState
+from virtha.store.vms import save_vm_status
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 GIB = 1 << 30
@@ -318,11 +320,7 @@ def test_a_start_that_fails_after_creation_keeps_the_vm(tell: Tell) -> None:
         await host.answer()
         host.vanish()
         await world.control.facts.record_facts(
-            host.id,
-            host.boot,
-            host.facts(
-                Outcome(operation_id=operation.id, step=1, result=Result.OK),
-            ),
+            host.id, host.facts(Outcome(operation_id=operation.id, step=1, result=Result.OK))
         )
         ended = await world.control.operations.get(operation.id)
         assert ended.state is OperationState.FAILED and ended.code == "problem.no_host_fits"
@@ -401,6 +399,29 @@ def test_pause_resume_reboot_reset_order_what_they_say(tell: Tell) -> None:
             await host.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(1), state=after))
             await world.play(operation.id)
         assert (await world.control.vms.get("web1")).status.state is VmState.RUNNING
+
+    tell(story)
+
+
+@pytest.mark.req("G1", "G6")
+def test_a_paused_vm_that_several_hosts_may_hold_is_not_resumed(tell: Tell) -> None:
+    """Its migration left it standing still: the other side may run."""
+
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        await host.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(1), state=VmState.PAUSED))
+        status = (await world.control.vms.get("web1")).status
+        other = PossibleCopy(host_id=(await world.join("h2")).id, incarnation=Incarnation(2))
+        async with world.store.write() as tx:
+            await save_vm_status(tx, with_copy(status, other))
+        before = len(world.links.delivered)
+        with pytest.raises(Refused) as refused:
+            await world.control.vms.resume(ADMIN, "web1")
+        assert refused.value.code == "problem.vm.state"
+        assert len(world.links.delivered) == before
 
     tell(story)
 

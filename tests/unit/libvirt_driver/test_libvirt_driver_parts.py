@@ -43,7 +43,7 @@ VM_ID = VmId("6f1c2b52-8f43-4a8c-9a5e-0000000000dd")
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -55,18 +55,18 @@ def test_a_hung_call_blocks_no_other_and_too_many_fail_fast() -> None:
         lane = Lane("test", threads_max=2)
         thaw = threading.Event()
         with pytest.raises(HypervisorTimeout, match="may yet happen"):
-            await lane.call("hang", thaw.wait, deadline_ms=50)
+            await lane.call("hang", thaw.wait, deadline_ms=1_000)
         assert lane.stuck == 1
-        assert await lane.call("other", lambda: 7, deadline_ms=5_000) == 7
+        assert await lane.call("other", lambda: 7, deadline_ms=60_000) == 7
         with pytest.raises(HypervisorTimeout):
-            await lane.call("hang too", thaw.wait, deadline_ms=50)
+            await lane.call("hang too", thaw.wait, deadline_ms=1_000)
         began = time.monotonic()
         with pytest.raises(HypervisorUnavailable, match="2 earlier calls hang"):
             await lane.call("third", lambda: 8, deadline_ms=60_000)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         thaw.set()
         await until(lambda: lane.stuck == 0)
-        assert await lane.call("again", lambda: 9, deadline_ms=5_000) == 9
+        assert await lane.call("again", lambda: 9, deadline_ms=60_000) == 9
         lane.close()
         with pytest.raises(HypervisorUnavailable, match="closed"):
             await lane.call("late", lambda: 1, deadline_ms=100)
@@ -80,7 +80,7 @@ def test_a_call_that_did_not_begin_never_will() -> None:
         lane = Lane("test", threads_max=1, waiting_max=1)
         thaw = threading.Event()
         done: list[str] = []
-        first = asyncio.create_task(lane.call("first", thaw.wait, deadline_ms=20_000))
+        first = asyncio.create_task(lane.call("first", thaw.wait, deadline_ms=60_000))
         await asyncio.sleep(0)
         with pytest.raises(HypervisorUnavailable, match="not begun"):
             await lane.call("second", lambda: done.append("second"), deadline_ms=50)
@@ -90,7 +90,7 @@ def test_a_call_that_did_not_begin_never_will() -> None:
         thaw.set()
         assert await first
         # The thread still has to throw the given up one out of the line.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not done:
                 with contextlib.suppress(HypervisorUnavailable):
                     await lane.call("fourth", lambda: done.append("fourth"), deadline_ms=5_000)
@@ -111,6 +111,48 @@ def test_what_a_call_raises_reaches_its_caller() -> None:
 
         with pytest.raises(GateRefused, match="no"):
             await lane.call("fail", fail, deadline_ms=5_000)
+        lane.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("A8")
+def test_an_answer_that_came_while_the_agent_stood_still_is_one() -> None:
+    """Stopped past the deadline it finds both: the answer counts, and is no error that nobody awaits."""
+
+    async def run() -> None:
+        lane = Lane("test", threads_max=1)
+        came = threading.Event()
+        asking = asyncio.create_task(
+            lane.call("asked", lambda: came.set() or 7, deadline_ms=20)  # type: ignore[func-returns-value]
+        )
+        await asyncio.sleep(0)
+        assert came.wait(10)
+        time.sleep(0.05)  # noqa: ASYNC251 - the whole agent stands still
+        assert await asking == 7
+        lane.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.req("A8")
+def test_a_call_that_comes_back_as_it_is_given_up_holds_no_thread_for_ever() -> None:
+    async def run() -> None:
+        lane = Lane("test", threads_max=1)
+        thaw = threading.Event()
+        asking = asyncio.create_task(lane.call("asked", thaw.wait, deadline_ms=20))
+
+        def late() -> None:
+            thaw.set()
+            time.sleep(0.05)  # its thread is done before anybody notes that it was given up
+
+        asyncio.get_running_loop().call_later(0.02, late)
+        await asyncio.sleep(0)
+        time.sleep(0.05)  # noqa: ASYNC251 - the deadline passes, then it comes back
+        with contextlib.suppress(HypervisorTimeout):
+            await asking
+        assert lane.stuck == 0
+        assert await lane.call("again", lambda: 9, deadline_ms=5_000) == 9
         lane.close()
 
     asyncio.run(run())

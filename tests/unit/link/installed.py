@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from argon2 import PasswordHasher
+from empty_database import lay_empty_database
 from link_rig import HostRig, MemoryOutbox, Recorder, SystemClock
 
 from virtha.control.control import Control, make_control
 from virtha.control.installation import initialise
+from virtha.control.passwords import Passwords
 from virtha.control.requests import EventQuery, JoinRequest, PageQuery, TokenCreate
 from virtha.control.views import Caller
 from virtha.drivers.link import HostCredentials, HostLink
@@ -39,9 +42,14 @@ class Installed:
         self.port = 0
 
     async def initialise(self) -> None:
+        lay_empty_database(self.database.parent)
         store = await open_store(f"sqlite:///{self.database}", clock=self.clock)
         made = await initialise(
-            store=store, name="virtha", administrator="admin", password="long enough 1"
+            store=store,
+            name="virtha",
+            administrator="admin",
+            password="long enough 1",
+            passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)),
         )
         await store.close()
         self.installation_id = made.id

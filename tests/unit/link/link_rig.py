@@ -1,28 +1,34 @@
 """A real gateway on loopback with a control in memory, and hosts with real certificates."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.drivers.link import HostCredentials, HostLink
 from virtha.drivers.link_connection import monotonic_ms
 from virtha.drivers.pki import (
     LocalAuthority,
+    client_context,
     create_authority,
     make_key_and_csr,
     server_context,
 )
 from virtha.model.facts import Fact, Happened
-from virtha.model.ids import BootId, HostId, InstallationId, Term
-from virtha.model.orders import HostSettings, Order
+from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Term
+from virtha.model.orders import HostSettings, Order, ScanForeign
 from virtha.model.policy import Policy
 from virtha.model.time import Millis, UtcMillis
 from virtha.server.gateway import Gateway
-from virtha.wire.messages import PeerRole, Welcome
+from virtha.wire.codec import HEADER, encode_message
+from virtha.wire.messages import Beat, Hello, PeerRole, Welcome
 
+H1 = HostId("h1")
 INSTALLATION = InstallationId("6f0f3f3e-0000-4000-8000-000000000001")
 
 INSTALLATION_OTHER = InstallationId("6f0f3f3e-0000-4000-8000-0000000000ff")
@@ -79,8 +85,6 @@ class MemoryControl:
         self.lost: list[HostId] = []
         self.boots: list[BootId] = []
         """Of the hellos that were recorded."""
-        self.carried_by: list[BootId] = []
-        """Of each batch."""
         self.term = Term(3)
         self.counts_on = True
         """Past terms of other servers."""
@@ -156,13 +160,12 @@ class MemoryControl:
         facts = self.recorded.get(host_id)
         return facts[-1].sequence if facts else 0
 
-    async def record_facts(self, host_id: HostId, carried_by: BootId, facts: Sequence[Fact]) -> int:
+    async def record_facts(self, host_id: HostId, facts: Sequence[Fact]) -> int:
         if self.fail is not None:
             raise self.fail
         await self.gate.wait()
         known = self.acknowledged(host_id)
         self.batches.append(len(facts))
-        self.carried_by.append(carried_by)
         self.recorded.setdefault(host_id, []).extend(f for f in facts if f.sequence > known)
         return self.acknowledged(host_id)
 
@@ -296,10 +299,83 @@ async def start_server(
     return ServerRig(pki, control, gateway, port)
 
 
-async def until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
     """Wait for a condition, never for a time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
         await asyncio.sleep(0.005)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+@contextlib.asynccontextmanager
+async def server(pki: Pki, **options: Any) -> Any:
+    rig = await start_server(pki, **options)
+    try:
+        yield rig
+    finally:
+        await rig.stop()
+
+
+def order(name: str, step: int = 0) -> Order:
+    return Order(
+        operation_id=OperationId(name),
+        step=step,
+        term=Term(3),
+        host_boot=BootId("boot-1"),
+        body=ScanForeign(),
+    )
+
+
+def settings(revision: int, hold: str | None = None) -> HostSettings:
+    return HostSettings(
+        revision=revision, installation_id=InstallationId(INSTALLATION), term=Term(3), hold=hold
+    )
+
+
+def beat(sequence: int, wall_ms: int = 0) -> Beat:
+    return Beat(
+        sequence=sequence,
+        boot=BootId("boot-1"),
+        monotonic_ms=10_000 + sequence,
+        inventory_revision=1,
+        agent_alive=True,
+        wall_ms=wall_ms,
+    )
+
+
+async def connected(rig: ServerRig, role: PeerRole = PeerRole.AGENT, **options: Any) -> HostRig:
+    host = rig.host(role, **options)
+    await until(lambda: host.link.connected, f"{role} connects")
+    return host
+
+
+class Peer:
+    """A connection with a host's certificate that says hello when the test wants it to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def hello(self, boot: str, role: PeerRole = PeerRole.AGENT) -> None:
+        hello = Hello(version_major=1, version_minor=0, role=role, host_id=H1, boot=BootId(boot))
+        self._writer.write(encode_message(hello))
+
+    async def ended_by(self) -> str:
+        """The code that the server says before it ends the connection."""
+        (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+        code: str = msgspec.msgpack.decode(await self._reader.readexactly(length))["code"]
+        self._writer.close()
+        return code
+
+
+async def peer(rig: ServerRig, pki: Pki, credentials: HostCredentials) -> Peer:
+    context = client_context(pki.authority_pem, credentials.certificate_pem, credentials.key_pem)
+    before = rig.gateway.metrics().connections
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, ssl=context)
+    assert rig.gateway.metrics().connections > before
+    return Peer(reader, writer)

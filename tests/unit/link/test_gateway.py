@@ -1,73 +1,32 @@
 """The gateway: who is let in, what is sent on, and what a slow or broken database does (nothing)."""
 
 import asyncio
-import contextlib
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 import pytest
-from link_rig import INSTALLATION, HostRig, Pki, ServerRig, start_server, until
+from link_rig import (
+    H1,
+    INSTALLATION,
+    Pki,
+    beat,
+    connected,
+    order,
+    peer,
+    run,
+    server,
+    settings,
+    until,
+)
 
 from virtha.drivers import link_server
-from virtha.drivers.link import HelloState, HostCredentials
-from virtha.drivers.pki import client_context
+from virtha.drivers.link import HelloState
 from virtha.model.errors import Unavailable
-from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Term
-from virtha.model.orders import HostSettings, Order, ScanForeign
+from virtha.model.ids import HostId, Term
 from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.ports.hosts import HostLinks
 from virtha.server import gateway as gateway_module
-from virtha.wire.codec import HEADER, encode_message
-from virtha.wire.messages import Beat, Hello, PeerRole
-
-H1 = HostId("h1")
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(test)
-
-
-@contextlib.asynccontextmanager
-async def server(pki: Pki, **options: Any) -> Any:
-    rig = await start_server(pki, **options)
-    try:
-        yield rig
-    finally:
-        await rig.stop()
-
-
-def order(name: str, step: int = 0) -> Order:
-    return Order(
-        operation_id=OperationId(name),
-        step=step,
-        term=Term(3),
-        host_boot=BootId("boot-1"),
-        body=ScanForeign(),
-    )
-
-
-def settings(revision: int, hold: str | None = None) -> HostSettings:
-    return HostSettings(
-        revision=revision, installation_id=InstallationId(INSTALLATION), term=Term(3), hold=hold
-    )
-
-
-def beat(sequence: int, wall_ms: int = 0) -> Beat:
-    return Beat(
-        sequence=sequence,
-        boot=BootId("boot-1"),
-        monotonic_ms=10_000 + sequence,
-        inventory_revision=1,
-        agent_alive=True,
-        wall_ms=wall_ms,
-    )
-
-
-async def connected(rig: ServerRig, role: PeerRole = PeerRole.AGENT, **options: Any) -> HostRig:
-    host = rig.host(role, **options)
-    await until(lambda: host.link.connected, f"{role} connects")
-    return host
+from virtha.wire.messages import PeerRole
 
 
 def test_it_is_the_port(pki: Pki) -> None:
@@ -219,33 +178,6 @@ def test_a_new_boots_first_session_ends_those_of_the_former_one(pki: Pki) -> Non
     run(story())
 
 
-class Peer:
-    """A connection with a host's certificate that says hello when the test wants it to."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def hello(self, boot: str, role: PeerRole = PeerRole.AGENT) -> None:
-        hello = Hello(version_major=1, version_minor=0, role=role, host_id=H1, boot=BootId(boot))
-        self._writer.write(encode_message(hello))
-
-    async def ended_by(self) -> str:
-        """The code that the server says before it ends the connection."""
-        (length,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-        code: str = msgspec.msgpack.decode(await self._reader.readexactly(length))["code"]
-        self._writer.close()
-        return code
-
-
-async def peer(rig: ServerRig, pki: Pki, credentials: HostCredentials) -> Peer:
-    context = client_context(pki.authority_pem, credentials.certificate_pem, credentials.key_pem)
-    before = rig.gateway.metrics().connections
-    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, ssl=context)
-    assert rig.gateway.metrics().connections > before
-    return Peer(reader, writer)
-
-
 @pytest.mark.req("F9")
 def test_a_hello_of_a_former_boot_read_after_the_later_ones_does_not_count(pki: Pki) -> None:
     """P4: the present boot's copies would be taken for dead while they write."""
@@ -331,19 +263,6 @@ def test_sessions_are_as_patient_as_the_clusters_policy(pki: Pki) -> None:
     run(story())
 
 
-@pytest.mark.req("F9")
-def test_facts_come_with_the_boot_whose_session_brought_them(pki: Pki) -> None:
-    async def story() -> None:
-        async with server(pki) as rig:
-            host = await connected(rig, boot="boot-7")
-            host.outbox.write(2)
-            host.link.facts_written()
-            await until(lambda: host.events.facts_acknowledged[-1:] == [2], "acknowledged")
-            assert set(rig.control.carried_by) == {"boot-7"}
-
-    run(story())
-
-
 @pytest.mark.parametrize("role", PeerRole)
 @pytest.mark.parametrize("term_seen", [3, 9])
 def test_a_term_that_a_host_has_of_another_server_is_counted_past(
@@ -381,85 +300,6 @@ def test_revoked_certificates_are_refused(pki: Pki) -> None:
             await until(lambda: len(host.events.ended) >= 2, "and stay out")
             assert host.events.ended[1][0] == "wire.refused.revoked"
             assert not rig.gateway.agent_connected(H1)
-
-    run(story())
-
-
-@pytest.mark.req("W7")
-def test_facts_are_acknowledged_after_the_commit_only(pki: Pki) -> None:
-    async def story() -> None:
-        async with server(pki) as rig:
-            host = await connected(rig)
-            guardian = await connected(rig, PeerRole.GUARDIAN)
-            rig.control.gate.clear()  # the database hangs
-            host.outbox.write(3)
-            host.link.facts_written()
-            await until(lambda: rig.gateway.metrics().facts_waiting == 3, "facts wait")
-            for sequence in range(20):
-                guardian.link.send_beat(beat(sequence))
-            await until(lambda: len(guardian.events.beats_acknowledged) == 20, "beats don't")
-            assert host.events.facts_acknowledged == []
-            rig.control.gate.set()
-            await until(lambda: host.events.facts_acknowledged == [3], "acknowledged")
-            assert rig.gateway.metrics().facts == 3
-
-    run(story())
-
-
-@pytest.mark.req("W7")
-def test_facts_wait_while_the_store_is_unavailable(pki: Pki) -> None:
-    async def story() -> None:
-        async with server(pki) as rig:
-            host = await connected(rig)
-            rig.control.fail = Unavailable("locked", code="problem.database.locked")
-            host.outbox.write(5)
-            host.link.facts_written()
-            await until(lambda: rig.gateway.metrics().store_retries >= 2, "retries")
-            assert host.events.facts_acknowledged == [] and host.link.connected
-            rig.control.fail = None
-            await until(lambda: host.events.facts_acknowledged == [5], "acknowledged")
-            assert [fact.sequence for fact in rig.control.recorded[H1]] == [1, 2, 3, 4, 5]
-
-    run(story())
-
-
-def test_a_mistake_while_recording_ends_the_session_and_loses_nothing(pki: Pki) -> None:
-    async def story() -> None:
-        async with server(pki) as rig:
-            host = await connected(rig, jitter=lambda: 0.0)
-            other = await connected(rig, credentials=pki.host("h2"))
-            rig.control.fail = KeyError("a mistake of ours")
-            host.outbox.write(5)
-            host.link.facts_written()
-            await until(lambda: host.events.ended, "the session ends")
-            assert host.events.ended[0][0] == "wire.refused.unavailable"
-            assert other.link.connected
-            rig.control.fail = None
-            await until(lambda: host.events.facts_acknowledged[-1:] == [5], "they come again")
-            assert [fact.sequence for fact in rig.control.recorded[H1]] == [1, 2, 3, 4, 5]
-
-    run(story())
-
-
-def test_facts_of_a_replaced_session_are_recorded_once(pki: Pki) -> None:
-    async def story() -> None:
-        async with server(pki) as rig:
-            credentials = pki.host()
-            first = await connected(rig, credentials=credentials)
-            rig.control.gate.clear()
-            first.outbox.write(1_000)
-            first.link.facts_written()
-            await until(lambda: rig.gateway.metrics().facts_waiting == 1_000, "facts wait")
-            second = rig.host(credentials=credentials)
-            second.outbox.facts = list(first.outbox.facts)
-            await until(lambda: second.link.connected, "second")
-            first.link.close()
-            await until(lambda: rig.gateway.metrics().facts_waiting > 1_000, "both sent them")
-            rig.control.gate.set()
-            await until(lambda: second.events.facts_acknowledged[-1:] == [1_000], "acknowledged")
-            sequences = [fact.sequence for fact in rig.control.recorded[H1]]
-            assert sequences == list(range(1, 1_001))
-            assert first.events.facts_acknowledged == []
 
     run(story())
 
@@ -592,24 +432,5 @@ def test_connections_that_say_nothing_are_bounded(
                 writer.close()
             await until(lambda: rig.gateway.metrics().connections == 0, "closed")
             await connected(rig)
-
-    run(story())
-
-
-def test_closing_finishes_the_commit_under_way(pki: Pki) -> None:
-    async def story() -> None:
-        rig = await start_server(pki)
-        host = await connected(rig)
-        rig.control.gate.clear()
-        host.outbox.write(10)
-        host.link.facts_written()
-        await until(lambda: rig.gateway.metrics().facts_waiting == 10, "facts wait")
-        closing = asyncio.create_task(rig.gateway.close())
-        await until(lambda: host.events.ended, "goodbye")
-        assert host.events.ended[0][0] == "wire.closed.shutdown"
-        rig.control.gate.set()
-        await closing
-        assert rig.control.acknowledged(H1) == 10
-        await host.stop()
 
     run(story())

@@ -3,8 +3,7 @@
 import asyncio
 
 import pytest
-from link_rig import Pki, ServerRig, until
-from test_gateway import H1, connected, peer, run, server
+from link_rig import H1, Pki, ServerRig, connected, peer, run, server, until
 
 from virtha.model.errors import Unavailable
 from virtha.wire.messages import PeerRole
@@ -45,9 +44,8 @@ def test_a_revoked_certificate_of_that_host_ends_nobody(pki: Pki, role: PeerRole
             presence = rig.gateway.presence(H1)
             assert presence is not None and presence.boot == "boot-1"
             assert (presence.agent_connected, presence.guardian_connected) == (True, True)
-            early.hello(
-                "boot-2"
-            )  # the host has booted, and connected before that stranger said anything
+            # The host has booted, and connected before that stranger said anything.
+            early.hello("boot-2")
             await until(lambda: rig.gateway.presence(H1).boot == "boot-2", "not overtaken by it")
 
     run(story())

@@ -66,7 +66,7 @@ def test_a_locked_database_delays_facts_and_no_beat(tmp_path: Path) -> None:
             assert agent.events.facts_acknowledged == []
             other.execute("ROLLBACK")
             other.close()
-            await until(lambda: agent.events.facts_acknowledged == [10], "facts", seconds=20)
+            await until(lambda: agent.events.facts_acknowledged == [10], "facts")
             assert await recorded(control) == list(range(1, 11))
             await agent.stop()
             await guardian.stop()

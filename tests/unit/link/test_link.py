@@ -353,8 +353,9 @@ def test_the_next_address_is_tried_at_once(pki: Pki) -> None:
             taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
             dead = f"127.0.0.1:{taken.getsockname()[1]}"
             async with server(pki) as rig:
-                host = rig.host(servers=(dead, rig.address))
-                await until(lambda: host.link.connected, "connected", seconds=3)
+                # A pause between them would be of 20 s.
+                host = rig.host(servers=(dead, rig.address), jitter=lambda: 100.0)
+                await until(lambda: host.link.connected, "connected", seconds=15)
                 assert [code for code, _ in host.events.ended] == ["wire.closed.unreachable"]
                 assert host.link.address == rig.address
 
@@ -431,7 +432,7 @@ def test_a_callback_that_raises_ends_run(pki: Pki, monkeypatch: pytest.MonkeyPat
             settings = msgspec.structs.replace(host.events.settings[0], revision=99)
             rig.gateway.configure(HostId("h1"), settings)
             with pytest.raises(ValueError, match="mistake of ours"):
-                await asyncio.wait_for(host.task, 5)
+                await asyncio.wait_for(host.task, 60)
 
     run(story())
 
@@ -447,7 +448,7 @@ def test_close_ends_run_whatever_it_does_just_then(pki: Pki, steps: int) -> None
             for _ in range(steps):
                 await asyncio.sleep(0)
             host.link.close()
-            await asyncio.wait_for(host.task, 5)
+            await asyncio.wait_for(host.task, 60)
             assert not host.link.connected
             await until(lambda: rig.gateway.metrics().connections == 0, "closed")
 
@@ -460,7 +461,7 @@ def test_close_ends_a_pause(pki: Pki) -> None:
             host = rig.host(servers=("127.0.0.1:1",), jitter=lambda: 100.0)
             await until(lambda: host.events.ended, "refused, so it waits 20 s")
             host.link.close()
-            await asyncio.wait_for(host.task, 2)
+            await asyncio.wait_for(host.task, 15)
 
     run(story())
 

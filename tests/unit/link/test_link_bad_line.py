@@ -9,6 +9,7 @@ from installed import Installed, recorded
 from link_rig import until
 
 from virtha.model.policy.profiles import PROFILES, Profile
+from virtha.server.gateway import Gateway
 from virtha.wire.messages import PeerRole
 
 FAST = PROFILES[Profile.FAST]
@@ -69,6 +70,10 @@ class Line:
                 writer.close()
 
 
+def silences(gateway: Gateway) -> int:
+    return gateway.metrics().ended.get("wire.closed.silent", 0)
+
+
 @pytest.mark.req("W7", "L7")
 @pytest.mark.bad_input("half a frame, then silence", story=True)
 @pytest.mark.parametrize("let_through", [1, 40, 700])
@@ -85,12 +90,13 @@ def test_an_event_in_half_a_frame_comes_once_after_the_break(
             assert host.outbox is not None
             host.outbox.write(3)
             await until(lambda: host.events.facts_acknowledged[-1:] == [3], "the first three")
+            # On a busy machine its session may have ended before, too.
+            before = silences(gateway)
             line.cut_after = line.carried + let_through
             host.outbox.write(20)
             host.link.facts_written()
             await until(lambda: line.carried == line.cut_after, "half of it went")
-            await until(lambda: bool(gateway.metrics().ended), "the server ends it", seconds=20)
-            assert gateway.metrics().ended == {"wire.closed.silent": 1}
+            await until(lambda: silences(gateway) > before, "the server ends it")
             assert await recorded(control) == [1, 2, 3]
             await until(lambda: bool(host.events.ended), "the host ends it")
             line.cut_after = None

@@ -6,7 +6,6 @@ from virtha.model.watchdog import (
     Watchdog,
     WatchdogAction,
     WatchdogModel,
-    check_watchdog_fits,
     models_that_fit,
     parse_watchdog,
 )
@@ -31,15 +30,6 @@ def test_models_by_machine_and_libvirt(
     architecture: str, machine: MachineType, version: int | None, expected: list[str]
 ) -> None:
     assert [*models_that_fit(architecture, machine, libvirt_version=version)] == expected
-
-
-@pytest.mark.bad_input("model that does not fit the machine")
-def test_a_model_that_does_not_fit_is_refused_listing_those_that_do() -> None:
-    itco = Watchdog(model=WatchdogModel.ITCO, action=WatchdogAction.RESET)
-    with pytest.raises(InvalidInput) as refused:
-        check_watchdog_fits(itco, "x86_64", MachineType.Q35, libvirt_version=LIBVIRT_9_0)
-    assert refused.value.code == "problem.watchdog.model"
-    assert refused.value.allowed == ("i6300esb", "ib700")
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ class Bench:
         )
         self.now = now
         self.mailbox: MailboxReading = mailbox()
+        self.mailboxes: dict[StorageDomainId, MailboxReading] = {}
+        """Of domains whose mailbox is another than ``mailbox``."""
         self.works = dict.fromkeys(domains, works)
         self.feeds = True
         self.slots: list[Slot] = []
@@ -129,8 +131,9 @@ class Bench:
                 case RenewSlot(domain_id=domain_id, number=number, slot=slot):
                     self.slots.append(slot)
                     if self.works[domain_id]:
+                        found = self.mailboxes.get(domain_id, self.mailbox)
                         yield RenewDone(
-                            domain_id=domain_id, number=number, written=True, mailbox=self.mailbox
+                            domain_id=domain_id, number=number, written=True, mailbox=found
                         )
                 case FeedWatchdog() if self.feeds:
                     yield WatchdogFed()
@@ -295,6 +298,26 @@ def test_poison_kills_all_vms_and_ends_all_leases_for_this_boot() -> None:
     assert {slot.acknowledged_poison for slot in bench.slots[-2:]} <= {4}
     assert not any(slot.declaration.waived for slot in bench.slots[-2:])
     assert bench.codes().count("host.lease.poisoned") == 1
+
+
+def test_a_poison_in_one_mailbox_ends_the_leases_on_all_domains_once() -> None:
+    """Swarm seed 9393: the other one was held, lost and cleared again with each renewal, for ever."""
+    bench = armed(domains=(DS1, DS2))
+    bench.mailboxes[DS2] = Unreadable(fault=BlockFault.UNREAD)
+    bench.until(bench.now + FENCE + 1_000)
+    bench.step(QemusSeen(began_ms=bench.now, qemus=()))
+    assert (bench.state(DS1), bench.state(DS2)) == (LeaseState.HELD, LeaseState.CLEARED)
+
+    bench.mailboxes[DS1] = mailbox(4, poisons=BOOT)
+    del bench.mailboxes[DS2]
+    bench.until(bench.now + 1_100)
+    bench.step(QemusSeen(began_ms=bench.now, qemus=()))
+    bench.until(bench.now + 60_000)
+    assert {bench.state(DS1), bench.state(DS2)} == {LeaseState.CLEARED}
+    assert bench.codes().count("host.lease.lost") == 2
+    assert "host.lease.held_again" not in bench.codes()
+    (last,) = {slot.acknowledged_poison for slot in bench.slots[-4:] if slot.domain_id == DS2}
+    assert last == 0, "its own mailbox held none"
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from argon2 import PasswordHasher
+from empty_database import lay_empty_database
 
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.requests import JoinRequest, StorageCreate, TokenCreate, VmCreate, VmStart
+from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.control.views import Caller, VmView
 from virtha.engine.records import VmRecord
 from virtha.model.domain import DomainReport, DomainState
@@ -37,6 +39,7 @@ from virtha.model.vm import VmState
 from virtha.model.watchdog import WatchdogModel
 from virtha.ports.authority import SignedCertificate
 from virtha.ports.hosts import LastBeat
+from virtha.ports.power import PowerDevices
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
 from virtha.server.gateway_use_cases import HostWatcher
@@ -48,7 +51,7 @@ from virtha.store.installations import the_installation
 from virtha.wire.lease_messages import LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 GIB = 1 << 30
 MIB = 1 << 20
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -235,7 +238,7 @@ class PlayedHost:
         await self._send(facts)
 
     async def _send(self, facts: list[Fact]) -> None:
-        recorded = await self.world.control.facts.record_facts(self.id, self.boot, facts)
+        recorded = await self.world.control.facts.record_facts(self.id, facts)
         watcher = self.world.gateway.watcher
         if watcher is not None:
             await watcher.facts(self.id, self.boot, facts, recorded)
@@ -291,6 +294,7 @@ class LedWorld:
     term: Term
     hosts: dict[str, PlayedHost] = field(default_factory=dict)
     storage_domain_id: StorageDomainId | None = None
+    power: PowerDevices | None = None
     leads_itself: bool = False
     """The engines run in their tasks; else the test makes each turn."""
 
@@ -317,7 +321,7 @@ class LedWorld:
 
     async def _all_durable(self) -> None:
         async with asyncio.timeout(WAIT_S):
-            while any(  # noqa: ASYNC110
+            while any(  # noqa: ASYNC110 - nobody tells of it
                 self.gateway.acknowledged.get(host.id, 0) < host.sequence
                 for host in self.hosts.values()
             ):
@@ -336,15 +340,17 @@ class LedWorld:
     async def restart(self) -> None:
         """The server dies and comes back: nothing but the database is left."""
         for feed in self.engines.feeds.values():
+            await feed.stop()
             feed.close()
         await self.store.close()
         self.gateway = PlayedGateway()
         self.store, self.control, self.engines, self.term = await _started(
-            self.directory, self.clock, self.authority, self.gateway
+            self.directory, self.clock, self.authority, self.gateway, self.power
         )
 
     async def close(self) -> None:
         for feed in self.engines.feeds.values():
+            await feed.stop()
             feed.close()
         await self.store.close()
 
@@ -431,8 +437,13 @@ class LedWorld:
 
 
 async def _started(
-    directory: Path, clock: ManualClock, authority: PaperAuthority, gateway: PlayedGateway
+    directory: Path,
+    clock: ManualClock,
+    authority: PaperAuthority,
+    gateway: PlayedGateway,
+    power: PowerDevices | None,
 ) -> tuple[Store, Control, Engines, Term]:
+    lay_empty_database(directory)
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     if not await store.is_initialised():
         await initialise(
@@ -458,6 +469,8 @@ async def _started(
         servers=("server1:8250",),
         passwords=PASSWORDS,
         leaders=engines,
+        power_devices=power,
+        box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
     )
     term = await control.installation.started(version="test")
     try:
@@ -469,10 +482,11 @@ async def _started(
 
 
 @asynccontextmanager
-async def led_world(directory: Path) -> AsyncIterator[LedWorld]:
+async def led_world(directory: Path, power: PowerDevices | None = None) -> AsyncIterator[LedWorld]:
     clock, authority, gateway = ManualClock(), PaperAuthority(), PlayedGateway()
-    store, control, engines, term = await _started(directory, clock, authority, gateway)
+    store, control, engines, term = await _started(directory, clock, authority, gateway, power)
     world = LedWorld(directory, clock, authority, gateway, store, control, engines, term)
+    world.power = power
     try:
         yield world
     finally:

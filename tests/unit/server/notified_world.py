@@ -38,7 +38,7 @@ from virtha.store.events import EventFilter, events_after
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORDS = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
 KEY = bytes(range(32))
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class MovedClock:

@@ -15,7 +15,7 @@ from virtha.model.errors import Failed
 from virtha.model.ids import Term
 from virtha.store.installations import set_term
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def running(directory: Path) -> AsyncIterator[tuple[LedWorld, "asyncio.Tas
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.005)
 
 

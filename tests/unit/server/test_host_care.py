@@ -37,7 +37,7 @@ def tell(directory: Path, story: Story) -> None:
 async def while_turning(world: LedWorld, asking: Awaitable[object]) -> object:
     """The engine makes its turns meanwhile."""
     task = asyncio.ensure_future(asking)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not task.done():
             await world.leader.turn()
             await world.leader.send_all()

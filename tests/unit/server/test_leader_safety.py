@@ -59,7 +59,7 @@ from virtha.store.vms import find_vm, save_vm_status
 from virtha.wire.messages import PeerRole
 
 Story = Callable[[LedWorld], Awaitable[None]]
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def tell(directory: Path, story: Story) -> None:
@@ -362,6 +362,7 @@ def another_feed(world: LedWorld) -> ClusterFeed:
         installation_id=InstallationId("one"),
         leading=world.control.leading,
         orders=world.control.engine_orders,
+        power=world.control.engine_power,
         clock=world.clock,
         journal=world.directory / "another journal",
         sessions=world.gateway.sessions,

@@ -9,13 +9,14 @@ import led_world
 import pytest
 from led_world import ADMIN, LedWorld, PlayedHost
 
-from virtha.control.requests import VmMigrate
+from virtha.control.requests import NicCreate, VmMigrate
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
 from virtha.model.facts import MigrationReport, Progress, ReleaseCause, Released, Result, VmReport
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.orders import MigrateVm, MoveDestination, Order, ReceiveVm, SettleMigration
 from virtha.model.vm import VmState
+from virtha.store.vms import definitions
 
 LET_IN = {"address": "10.0.0.2", "name": "h2.migration.virtha", "data_uri": "tcp://10.0.0.2"}
 
@@ -89,6 +90,11 @@ def test_a_vm_is_moved(tmp_path: Path) -> None:
         assert vm.status.holders == (world.hosts["h2"].id,)
         again = await asked(world, host="h1")
         assert again.state is OperationState.RUNNING, "and it can be moved back"
+        async with world.store.read() as tx:
+            known = await definitions(tx, vm.vm.id)
+        assert world.hosts["h2"].id in known, (
+            "its domain is forgotten there, too, when it is deleted"
+        )
 
     play(tmp_path, story)
 
@@ -263,6 +269,19 @@ def test_a_vm_that_moves_is_not_moved_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.bad_input
+def test_a_vm_whose_devices_are_being_changed_is_not_moved(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        nic = NicCreate(bridge="br0")
+        operation = await world.control.vms.devices.add_nic(ADMIN, "web1", nic)
+        assert operation.state is OperationState.RUNNING
+        with pytest.raises(Conflict) as caught:
+            await asked(world, host="h2")
+        assert caught.value.code == "problem.operation.open"
+        assert operation.id in (caught.value.fix or "")
+
+    play(tmp_path, story)
+
+
 def test_nothing_is_called_off_that_does_not_move(tmp_path: Path) -> None:
     async def story(world: LedWorld) -> None:
         with pytest.raises(Refused) as raised:

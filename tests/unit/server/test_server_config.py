@@ -64,12 +64,22 @@ def test_no_file_says_how_to_make_one(paths: ServerPaths) -> None:
     [
         ('listn = "127.0.0.1:1"', "listn", "did you mean listen?"),
         ("zzz = 1", "zzz", "remove it"),
-        ("listen = 8443", "listen", ""),
+        ("listen = 8443", "listen", 'write listen = "…"'),
         ('listen = "8443"', "listen", "write for example 0.0.0.0:8443 or [::]:8443"),
         ('listen = "h:99999"', "listen", "write for example 0.0.0.0:8443 or [::]:8443"),
         ('log_level = "loud"', "log_level", ""),
-        ('names = "a"', "names", ""),
-        ('listen = "127.0.0.1:1', "server.toml", ""),
+        ('names = "a"', "names", 'write names = ["server1", "192.0.2.1"]'),
+        ("names = [1]", "names", 'write names = ["server1", "192.0.2.1"]'),
+        (
+            'listen = "127.0.0.1:1',
+            "server.toml",
+            'write KEY = "VALUE", one a line, and a # before a remark',
+        ),
+        (
+            'listen = "[::]:8443"\ngateway_listen = "[::]:8443"',
+            "gateway_listen",
+            "give each a port of its own: 8443 and 8250 by default",
+        ),
     ],
 )
 def test_a_wrong_file_names_the_key(paths: ServerPaths, text: str, field: str, fix: str) -> None:
@@ -77,6 +87,13 @@ def test_a_wrong_file_names_the_key(paths: ServerPaths, text: str, field: str, f
     with pytest.raises(InvalidInput) as caught:
         read_config(paths, {})
     assert (caught.value.field, caught.value.fix) == (field, fix)
+
+
+def test_a_file_that_is_no_text(paths: ServerPaths) -> None:
+    paths.config.write_bytes(b"# gr\xf6\xdfe\n")
+    with pytest.raises(InvalidInput, match="is not UTF-8 text") as caught:
+        read_config(paths, {})
+    assert (caught.value.field, caught.value.fix) == ("server.toml", "save it as UTF-8")
 
 
 def test_an_unknown_key_lists_the_known_ones() -> None:

@@ -147,7 +147,7 @@ def test_commit_order_is_revision_order(tmp_path: Path) -> None:
 
         follower = asyncio.create_task(follow())
         await asyncio.gather(*(write(number) for number in range(30)))
-        await asyncio.wait_for(follower, 20)
+        await asyncio.wait_for(follower, 60)
         assert seen == sorted(set(seen)) and len(seen) == 60
 
     run(tmp_path / "virtha.db", story)

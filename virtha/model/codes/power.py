@@ -120,6 +120,31 @@ POWER_REASONS: tuple[Code, ...] = (
         "the host is up, and the device says off",
         help="It is another host's device, or its status means something else.",
     ),
+    reason(
+        6249,
+        "power.too_slow",
+        ERROR,
+        "it answers later than fencing waits for it, so it can't prove that the host is off",
+        help="Raise fencing.read_deadline above what its test took, or reach it in a quicker way.",
+    ),
+    reason(
+        6255,
+        "power.not_asked",
+        WARNING,
+        "the device was not asked in time: an order to it came first, this server was busy, or its database away",
+    ),
+    reason(
+        6256,
+        "power.changed",
+        WARNING,
+        "the device's settings were changed or removed meanwhile, so it was not asked",
+    ),
+    reason(
+        6257,
+        "power.not_led",
+        WARNING,
+        "this server leads the cluster no more, so the device was not asked",
+    ),
 )
 
 POWER_EVENTS: tuple[Code, ...] = (

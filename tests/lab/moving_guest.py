@@ -1,0 +1,102 @@
+"""A guest that writes numbered records to its disk, one after the other, for ever; and what there is of them afterwards."""
+
+import time
+
+from virtha.lab import guest
+from virtha.lab.api import Json
+from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
+from virtha.lab.node import wait_until
+from virtha.lab.story import Story
+from virtha.model.value import Value
+
+PATIENCE_S = 400.0
+FIRST = BOOT_COUNTER_SECTOR + 64
+"""Where the image has nothing."""
+SLOTS = 4_096
+MARK = "record-"
+WINDOW = 4_000
+"""So many of the newest records are all there: fewer than the slots, for it goes on writing while we look."""
+GENTLE_S = 0.2
+"""A writer without a pause touches more memory than goes through slowly: such a move never comes to its end."""
+SLOW_MIB_S = 3
+"""A guest of 128 MiB has touched some 60: time enough for something to break in the middle."""
+
+
+class Records(Value, frozen=True, kw_only=True):
+    last: int | None
+    """The newest that the writer says it wrote; None: no writer runs there, the guest booted since."""
+    newest: int
+    """On the disk."""
+    lost: frozenset[int]
+    """Should be on the disk, and are not."""
+
+    @property
+    def is_older_than_its_disk(self) -> bool:
+        """Its memory is from before something that it wrote: a copy went on that another had overtaken."""
+        return self.last is not None and self.newest > self.last + 1
+
+
+def begin_writing(story: Story, vm: str, *, after: int = 0, pause_s: float = 0.0) -> None:
+    """Each record is on the disk before the next is begun. ``after``: the last that is there."""
+    pause = f"sleep {pause_s}; " if pause_s else ""
+    writer = (
+        f"i={after}; while true; do i=$((i+1)); "
+        f"printf '%-512s' {MARK}$i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
+        f"echo $i > /tmp/last; {pause}done"
+    )
+    guest.begin(story.lab.host_of(vm), vm, writer)
+
+
+def last_record(story: Story, vm: str) -> int | None:
+    """As the guest says; None: its writer does not run."""
+    command = "cat /tmp/last 2>/dev/null || echo none"
+    deadline = time.monotonic() + PATIENCE_S
+    # Empty for a moment at each record.
+    while not (
+        text := guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S).strip()
+    ):
+        assert time.monotonic() < deadline
+    return None if text == "none" else int(text)
+
+
+def records(story: Story, vm: str) -> Records:
+    before = last_record(story, vm)
+    command = (
+        f"dd if=/dev/vda bs=512 skip={FIRST} count={SLOTS} iflag=direct 2>/dev/null "
+        "| tr -s ' \\0' '\\n'"
+    )
+    found = guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S)
+    # The image has words and numbers of its own there.
+    there = {int(word.removeprefix(MARK)) for word in found.split() if word.startswith(MARK)}
+    newest = max(there, default=0)
+    # What was written while we looked may be newer, so what is judged is what was told before.
+    judged = newest if before is None else before
+    wanted = range(max(1, judged - WINDOW), judged + 1)
+    return Records(last=last_record(story, vm), newest=newest, lost=frozenset(set(wanted) - there))
+
+
+def slowly(story: Story, vm: str) -> Json:
+    """A move from h1 to h2 that has begun to copy."""
+    operation = story.api.post(
+        f"/v1/vms/{vm}/migrate", {"host": "h2", "bandwidth_mib_s": SLOW_MIB_S}
+    )
+    source = story.lab.host("h1")
+
+    def copies() -> bool:
+        seen = story.api.get(f"/v1/operations/{operation['id']}")
+        assert not seen["ended"], seen
+        return "Memory remaining" in source.run(["virsh", "domjobinfo", vm]).stdout
+
+    wait_until(copies, f"{vm} is on its way", timeout_s=60.0)
+    return operation
+
+
+def writing_vm(story: Story, vm: str, *, pause_s: float = 0.0) -> None:
+    """Up on h1, and writing."""
+    story.create_vm(vm, watchdog="i6300esb:none", start=False)
+    story.start_vm(vm, host="h1")
+    guest.wait_for_agent(story.lab.host("h1"), vm, timeout_s=PATIENCE_S)
+    begin_writing(story, vm, pause_s=pause_s)
+    wait_until(
+        lambda: (last_record(story, vm) or 0) > 0, f"{vm} writes", timeout_s=60.0, pause_s=0.2
+    )

@@ -1,0 +1,85 @@
+"""Hosts that die or hang, on real hosts: switched off by their power device, proven dead, their VMs up elsewhere, once."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from lab_bmc import LabBmc, bmcs
+
+from virtha.lab import faults
+from virtha.lab.lab import Lab
+from virtha.lab.namespaces import kill
+from virtha.lab.node import wait_until
+from virtha.lab.story import Story
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
+RECOVERED_S = 150.0
+
+
+def _codes(story: Story, after: int) -> list[str]:
+    return [event["code"] for event in story.api.events(after=after)]
+
+
+def _runs_on(story: Story, vm: str, host: str) -> bool:
+    story.lab = Lab.open(story.lab.directory)
+    copies = story.lab.copies_of(vm)
+    assert len(copies) <= 1, copies
+    return copies == [host] and story.api.vm(vm)["status"]["state"] == "running"
+
+
+def _recovered(story: Story, vm: str, host: str, bmc: LabBmc, revision: int) -> None:
+    began_s = time.monotonic()
+    wait_until(
+        lambda: _runs_on(story, vm, host),
+        f"{vm} runs on {host}",
+        timeout_s=RECOVERED_S,
+        pause_s=0.1,
+    )
+    print(f"{vm} up again after {time.monotonic() - began_s:.1f} s; its BMC was asked {bmc.asked}")
+    codes = _codes(story, revision)
+    for code in ("fence.began", "host.proven_dead", "vm.recovery_started", "vm.recovered"):
+        assert codes.count(code) == 1, (code, codes)
+    story.wait_agent(vm)
+
+
+@pytest.mark.req("F1", "F3", "F4", "F5")
+def test_the_plug_of_a_host_is_pulled_and_its_vm_runs_elsewhere(
+    story: Story, tmp_path: Path
+) -> None:
+    """Nobody hears a goodbye; its BMC lives and says off."""
+    with bmcs(story, tmp_path) as made:
+        story.create_vm("web1", host="h1")
+        story.wait_agent("web1")
+        revision = story.revision()
+        faults.kill_host(story.lab, "h1", silent=True)
+        _recovered(story, "web1", "h2", made["h1"], revision)
+        assert made["h1"].asked == ["off"], "ordered all the same, and it found the host off"
+        assert made["h2"].asked == []
+        # The host returns and starts nothing by itself.
+        faults.boot_host(Lab.open(story.lab.directory), "h1")
+        story.lab = Lab.open(story.lab.directory)
+        wait_until(
+            lambda: "host.returned" in _codes(story, revision),
+            "h1 is back",
+            timeout_s=90.0,
+            pause_s=0.2,
+        )
+        assert story.lab.copies_of("web1") == ["h2"]
+
+
+@pytest.mark.long
+@pytest.mark.req("F1", "F4", "F5")
+def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(
+    story: Story, tmp_path: Path
+) -> None:
+    """All of its processes stand still, and its connections stand: it could go on any moment."""
+    with bmcs(story, tmp_path) as made:
+        story.create_vm("web1", host="h1")
+        story.wait_agent("web1")
+        revision = story.revision()
+        for process in story.lab.host("h1").processes():
+            kill(process, signal.SIGSTOP)
+        _recovered(story, "web1", "h2", made["h1"], revision)
+        assert made["h1"].asked == ["off!"], "one off, which found it on"
+        assert made["h2"].asked == []

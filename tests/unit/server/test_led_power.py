@@ -1,0 +1,314 @@
+"""The way from a silent host to its VM on another one, by power: through the engine, the leader, its desk and a device."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from led_world import ABLE, ADMIN, LedWorld, led_world, two_hosts_and_a_vm
+from msgspec.structs import replace
+from own_bmc import PASSWORD, UUID, IpmiSim
+from played_power import Machine, PlayedPower
+
+from virtha.control.leading import Leading
+from virtha.control.power_views import PowerPut
+from virtha.drivers.power_devices import RealPowerDevices
+from virtha.engine.events import EngineHost
+from virtha.model.evidence import IdentityMatch
+from virtha.model.facts import HostReport
+from virtha.model.ids import Revision
+from virtha.model.policy import FencingPolicy, Policy
+from virtha.model.power import PowerFeed, PowerLevel
+from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
+from virtha.ports.power import PowerDevices
+
+pytestmark = pytest.mark.req("F4", "F9")
+WAIT_S = 60.0
+STEPS_MAX = 400
+
+
+def tell(
+    directory: Path, power: PowerDevices, story: Callable[[LedWorld], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        async with led_world(directory, power) as world:
+            await story(world)
+
+    asyncio.run(main())
+
+
+async def step(world: LedWorld, *beating: str) -> None:
+    """Half a second, and all that was asked of power devices in it."""
+    await world.pass_time(500, beating=beating)
+    desk = world.feed.power_desk
+    assert desk is not None
+    async with asyncio.timeout(WAIT_S):
+        while desk.busy:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await world.leader.turn()
+    await world.leader.send_all()
+
+
+async def steps_until(world: LedWorld, happened: Callable[[], bool], *beating: str) -> None:
+    for _ in range(STEPS_MAX):
+        if happened():
+            return
+        await step(world, *beating)
+    raise AssertionError(world.engines.explain_host(world.hosts["h1"].id))
+
+
+def settings(address: str, **more: object) -> PowerPut:
+    given = {
+        "driver": PowerDriver.COMMAND,
+        "executable": "/bin/false",
+        "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
+        "stop": "stop",
+        "status": "status",
+        "address": address,
+    }
+    return PowerPut(settings=PowerSettings(**{**given, **more}))  # type: ignore[arg-type]
+
+
+async def powered(world: LedWorld, put: PowerPut) -> None:
+    """h1 runs web1, h2 could. h1's device passed its test while it beat."""
+    await two_hosts_and_a_vm(world)
+    await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
+    await world.settle()
+    await step(world, "h1", "h2")
+    view = await world.control.power_orders.test(ADMIN, "h1", None)
+    assert view.test.passed, view
+    await step(world, "h1", "h2")
+
+
+async def silent(world: LedWorld) -> None:
+    """No connection breaks; they are given up."""
+    for _ in range(4):
+        await step(world, "h2")
+    world.hosts["h1"].vanish()
+
+
+def started(world: LedWorld) -> Callable[[], bool]:
+    return lambda: bool(world.hosts["h2"].starts())
+
+
+async def web1_runs_once_on_h2(world: LedWorld) -> None:
+    (order,) = world.hosts["h2"].starts()
+    await world.hosts["h2"].started(order)
+    for _ in range(4):
+        await step(world, "h2")
+    assert (await world.vm()).status.holders == (world.hosts["h2"].id,)
+    assert [host_id for host_id, _ in world.all_starts()][-1] == world.hosts["h2"].id
+    assert len(world.hosts["h2"].starts()) == 1
+    (proven,) = await world.events("host.proven_dead")
+    assert proven.host_id == world.hosts["h1"].id and proven.fields["proof"] == "power_off"
+
+
+@pytest.fixture
+def power() -> PlayedPower:
+    made = PlayedPower()
+    made.add("h1-bmc")
+    return made
+
+
+def of_h1(power: PlayedPower) -> Machine:
+    return power.machines["h1-bmc"]
+
+
+@pytest.mark.req("P1")
+def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        await powered(world, settings("h1-bmc"))
+        await silent(world)
+        await steps_until(world, started(world), "h2")
+        assert machine.asked[-4:] == ["status", "off", "status", "status"], machine.asked
+        assert machine.struck == 1 and not machine.on
+        await web1_runs_once_on_h2(world)
+        assert len(await world.events("fence.began")) == 1
+
+    tell(tmp_path, power, story)
+
+
+def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """Killed when the order was carried out and its answer not heard: one off that finds the host on, the VM once."""
+
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        await powered(world, settings("h1-bmc"))
+        await silent(world)
+        for _ in range(STEPS_MAX):
+            await world.pass_time(500, beating=("h2",))
+            if "off" in machine.asked:
+                break
+        await world.restart()
+        await world.hosts["h2"].hello()
+        await world.hosts["h2"].tell_all()
+        await steps_until(world, started(world), "h2")
+        assert machine.struck == 1
+        await web1_runs_once_on_h2(world)
+
+    tell(tmp_path, power, story)
+
+
+@pytest.mark.bad_input("wrong power password")
+def test_a_device_that_refuses_proves_nothing_and_is_told(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        await powered(world, settings("h1-bmc"))
+        await silent(world)
+        machine.refuses = True
+        for _ in range(40):
+            await step(world, "h2")
+        failed = await world.events("fence.level_failed")
+        assert {one.fields["why"] for one in failed} == {"power.sign_in_refused"}
+        assert len(await world.events("fence.failed")) == 1
+        assert machine.orders == ["off", "off"], "so many attempts, then a pause"
+        assert world.hosts["h2"].starts() == [] and machine.on
+
+    tell(tmp_path, power, story)
+
+
+@pytest.mark.req("P1", "F6")
+def test_a_real_bmc(tmp_path: Path) -> None:
+    """The plug is pulled: its BMC lives, names its host, and says off."""
+    bmc = IpmiSim(tmp_path)
+
+    async def story(world: LedWorld) -> None:
+        h1 = await world.join("h1")
+        await h1.tell(HostReport(capabilities=replace(ABLE, machine=MachineIdentity(uuid=UUID))))
+        fencing = FencingPolicy(read_deadline_ms=4_500)
+        cluster = await world.control.clusters.get("default")
+        await world.control.clusters.put_policy(
+            ADMIN, "default", Policy(fencing=fencing), cluster.revision
+        )
+        await world.join("h2")
+        await world.add_storage()
+        await world.add_vm()
+        await world.settle()
+        await world.run_vm("web1", "h1")
+        address = PowerSettings(
+            driver=PowerDriver.IPMI, address="127.0.0.1", port=bmc.port, user="admin", cipher=3
+        )
+        put = PowerPut(settings=address, secrets={"password": PASSWORD})
+        await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
+        await world.settle()
+        await step(world, "h1", "h2")
+        view = await world.control.power_orders.test(ADMIN, "h1", None)
+        assert view.test.passed and view.test.identity is IdentityMatch.MATCH
+        await step(world, "h1", "h2")
+        (tmp_path / "power").write_text("0")
+        world.hosts["h1"].vanish()
+        await steps_until(world, started(world), "h2")
+        assert (tmp_path / "orders").read_text() == "0\n"
+        await web1_runs_once_on_h2(world)
+
+    bmc.start()
+    try:
+        tell(tmp_path, RealPowerDevices(), story)
+    finally:
+        bmc.stop()
+
+
+# What the engine is told
+
+
+async def h1_of(world: LedWorld) -> EngineHost:
+    await world.engines.refresh()
+    await world.leader.turn()
+    states = world.leader.engine.snapshot().hosts
+    return next(one.config for one in states if one.config.name == "h1")
+
+
+def levels(*of_each: tuple[str, bool]) -> tuple[PowerLevel, ...]:
+    return tuple(
+        PowerLevel(feeds=(PowerFeed(device=name, reads_state=reads),))  # type: ignore[arg-type]
+        for name, reads in of_each
+    )
+
+
+@pytest.mark.req("F6", "P1")
+def test_the_engine_knows_the_devices_as_they_are_set_up_now(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """Of a host and of its cluster; each change makes another device of it, which nobody has tested."""
+
+    async def story(world: LedWorld) -> None:
+        setup = world.control.power
+        await world.join("h1")
+        assert (await h1_of(world)).power == ()
+        shared = settings("h1-bmc").settings
+        shared = replace(shared, address=None)
+        await setup.put_of_cluster(ADMIN, "default", "bmc", PowerPut(settings=shared), None)
+        assert (await h1_of(world)).power == (), "the host gave no address"
+        own = PowerPut(settings=PowerSettings(address="h1-bmc"))
+        view = await setup.put_of_host(ADMIN, "h1", "bmc", own, None)
+        assert view.power is not None
+        first = f"bmc@{view.power.revision}"
+        assert (await h1_of(world)).power == levels((first, True))
+        test = (await world.control.power_orders.test(ADMIN, "h1", None)).test
+        await world.settle()
+        assert test.passed and await known_tests(world) == (first,)
+
+        blind = await setup.put_of_host(ADMIN, "h1", "b", settings("x", status="", level=2), None)
+        assert blind.power is not None
+        second = f"b@{blind.power.revision}"
+        assert (await h1_of(world)).power == levels((first, True), (second, False))
+        changed = await setup.put_of_cluster(
+            ADMIN, "default", "bmc", PowerPut(settings=replace(shared, user="root")), None
+        )
+        third = f"bmc@{changed.power.revision}"
+        assert (await h1_of(world)).power == levels((third, True), (second, False))
+        assert third not in await known_tests(world)
+        await setup.delete_of_host(ADMIN, "h1", "b", None)
+        assert (await h1_of(world)).power == levels((third, True))
+        twin = await setup.put_of_host(ADMIN, "h1", "b", settings("x"), None)
+        assert twin.power is not None
+        (level,) = (await h1_of(world)).power
+        assert {feed.device for feed in level.feeds} == {third, f"b@{twin.power.revision}"}
+        await setup.delete_of_cluster(ADMIN, "default", "bmc", None)
+        (level,) = (await h1_of(world)).power
+        assert len(level.feeds) == 2, "it can't be used, and the other one alone proves nothing"
+
+    tell(tmp_path, power, story)
+
+
+async def known_tests(world: LedWorld) -> tuple[str, ...]:
+    states = world.leader.engine.snapshot().hosts
+    return next(one.record.tested_devices for one in states if one.config.name == "h1")
+
+
+@pytest.mark.req("P1")
+def test_a_test_that_failed_is_told_as_well(tmp_path: Path, power: PlayedPower) -> None:
+    async def story(world: LedWorld) -> None:
+        await powered(world, settings("h1-bmc"))
+        assert len(await known_tests(world)) == 1
+        of_h1(power).refuses = True
+        assert not (await world.control.power_orders.test(ADMIN, "h1", None)).test.passed
+        await world.settle()
+        assert await known_tests(world) == ()
+
+    tell(tmp_path, power, story)
+
+
+@pytest.mark.req("J4")
+def test_the_host_that_this_server_runs_on_is_known_as_that(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    async def story(world: LedWorld) -> None:
+        h1 = await world.join("h1")
+        for boot, own in ((h1.boot, True), ("another", False), (None, False)):
+            leading = Leading(world.store, *_parts(world), own_boot=boot)  # type: ignore[arg-type]
+            (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
+            assert led.host.carries_server is own
+
+    def _parts(world: LedWorld) -> tuple[object, object]:
+        leading = world.control.leading
+        return leading._dispatcher, leading._hellos
+
+    tell(tmp_path, power, story)
