@@ -67,6 +67,7 @@ STORIES = {
     "virtha/agent/": (
         "tests/unit/agent/test_never_two_writers.py",
         "tests/unit/agent/test_gate_hook.py",
+        "tests/unit/agent/test_start_permits_on_sim.py",
     ),
     "virtha/server/power_desk": (
         "tests/unit/server/test_power_desk.py",
@@ -84,7 +85,10 @@ STORIES = {
         "tests/unit/server/test_leader.py",
         "tests/unit/server/test_leader_safety.py",
         "tests/unit/server/test_engines.py",
+        "tests/unit/server/test_lease_desks.py",
+        "tests/unit/server/test_led_leases.py",
     ),
+    "virtha/engine/lease_desk": ("tests/unit/server/test_lease_desks.py", "tests/scenarios"),
     "virtha/engine/lease": LEASE_WORLD,
     "virtha/engine/waiver": ("tests/scenarios",),
     "virtha/engine/turn": (

@@ -23,6 +23,7 @@ from virtha.agent.guardian_channel import GuardianClient, Pulse, ReportFiles
 from virtha.agent.host_context import HostContext, StopWaiters
 from virtha.agent.identity import Identity
 from virtha.agent.journal import Journal
+from virtha.agent.lease_files import LEASE_LOST
 from virtha.agent.loop import AgentLoop
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
@@ -152,11 +153,14 @@ class Agent:
         records = sentinel_records(self._record_store, settings, self.outbox.told())
         self._hold_at_start = records.hold
         self.loop = self._make_loop(records, properties, clock, facts, gate, identity)
-        self._runner.connect(self.loop.tell, self.loop.record, self._host_objection)
+        self._runner.connect(
+            self.loop.tell, self.loop.record, self._host_objection, self._lease_objection
+        )
         self._runner.on_listed = self._on_listed
         self.host = HostContext(
             host_id=identity.host_id,
             host_name=identity.name,
+            host_number=identity.number,
             boot=boot,
             installation_id=identity.installation_id,
             paths=paths,
@@ -175,7 +179,7 @@ class Agent:
             disks=hypervisor,
             moves=moves,
             destination=destination,
-            starter=Starter(hypervisor, hypervisor, gate),
+            starter=Starter(hypervisor, hypervisor, gate, lease_objection=self._lease_objection),
             evidence=evidence,
             freezer=GuestFreezer(
                 directory=paths.frozen,
@@ -316,6 +320,7 @@ class Agent:
         self.spawn("running hardware", self._running.run())
         self.spawn("host report", self._reporter.run())
         self.spawn("storage reports", self._storage.run())
+        self.spawn("storage leases", self._storage.watch_leases())
         self.spawn("guardian channel", self._guardian.run())
         self.spawn("tick", self._tick())
         if self._link is not None:
@@ -358,6 +363,9 @@ class Agent:
         settings = self.host.settings
         hold = self._hold_at_start if settings is None else settings.hold
         return None if hold is None else f"automatic action is on hold: {hold}"
+
+    def _lease_objection(self, vm_id: VmId) -> str | None:
+        return None if self.host.lease_allows(vm_id) else LEASE_LOST
 
     def _policy(self) -> SentinelRecords:
         """Without VMs: the journal adds those that the loop has."""

@@ -595,3 +595,20 @@ def test_open_files_tell_the_domain_and_whether_the_cache_is_used(
     (ended,) = ledger.look([], {}, {}).ended
     assert ended.process == process and not ended.buffered
     assert ledger.look([], {}, {}).ended == ()
+
+
+def test_a_place_that_is_not_prepared_yet_is_waited_for(host: LeasedHost) -> None:
+    """A renewal that fails binds this boot: none is ordered before the agent has prepared the place."""
+    blocks = host.blocks(OTHER)
+    blocks.file.unlink()
+    blocks.prepare(1, NEIGHBOUR)
+
+    async def story(guardian: GuardianProcess) -> None:
+        await host.bench.until(lambda: host.states(guardian).get(DOMAIN) is LeaseState.HELD)
+        await asyncio.sleep(3 * LEASE.renew_ms / 1_000)
+        assert host.states(guardian).get(OTHER) in (None, LeaseState.UNKNOWN)
+        assert not isinstance(blocks.read_slot(0), Slot)
+        blocks.prepare(0, HOST)
+        await host.held(guardian)
+
+    host.run(story)

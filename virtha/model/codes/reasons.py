@@ -229,6 +229,8 @@ REASONS: tuple[Code, ...] = (
         "order.refused.lease",
         WARNING,
         "this host does not hold the lease on the storage of its disks",
+        help="Its guardian does not run, has no heartbeat there ('virtha storage show'), or can't write to it: see "
+        "docs/guide/storage-leases.md. Leases can be switched off: 'virtha policy set lease.enabled=no'.",
     ),
     reason(
         5215,
