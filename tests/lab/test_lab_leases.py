@@ -83,10 +83,7 @@ def slots(story: Story) -> Iterator[Slots]:
 
 def _promise(story: Story, slots: Slots, policy: LeasePolicy) -> None:
     """From here on each host's slot promises this, its watchdog runs, and no other boot's or policy's is meant."""
-    lease = {
-        "self_fence_after_ms": policy.self_fence_after_ms,
-        "watchdog_ms": policy.watchdog_ms,
-    }
+    lease = {"self_fence_after_ms": policy.self_fence_after_ms}
     story.set_policy({**no_restart_limit(), "lease": lease})
     wait_until(
         lambda: all(slots.is_armed(host, policy) for host in story.lab.hosts),
