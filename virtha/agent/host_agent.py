@@ -328,9 +328,8 @@ class Agent:
         if self._link is not None:
             self._link_task = self.spawn("link", self._link.run())
         self.loop.on_ready = self._on_ready
-        await (
-            self._collect_reports()
-        )  # what was killed meanwhile, before libvirt's list tells that it is gone
+        # What was killed meanwhile is known before libvirt's list tells that it is gone.
+        await self._collect_reports()
         await self._hypervisor.start()
         host.freezer.go_on()
         notify("READY=1")

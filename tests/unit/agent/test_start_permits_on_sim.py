@@ -82,7 +82,7 @@ def test_a_lease_that_is_lost_while_its_qemu_is_made_ends_it_before_it_runs(
     bench.run(story)
 
 
-@pytest.mark.parametrize("told", ["before", "after", "while the agent was away"])
+@pytest.mark.parametrize("told", ["before", "after", "away"])
 def test_one_that_is_killed_for_its_lease_is_given_back_whenever_that_is_told(
     bench: Bench, told: str
 ) -> None:
@@ -98,7 +98,7 @@ def test_one_that_is_killed_for_its_lease_is_given_back_whenever_that_is_told(
         await prepared(bench)
         Path(bench.storage.path, "disks", "web1.qcow2").touch()
         assert (await bench.start(vm)).result is Result.OK
-        if told == "while the agent was away":
+        if told == "away":
             return
         if told == "before":
             report()
@@ -118,7 +118,7 @@ def test_one_that_is_killed_for_its_lease_is_given_back_whenever_that_is_told(
         await bench.until(lambda: KILLED in bench.codes())
 
     bench.run(begin)
-    if told == "while the agent was away":
+    if told == "away":
         report()
         bench.hypervisor.libvirt.kill_qemu(WEB1)
         bench.run(given_back)
