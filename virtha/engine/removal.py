@@ -24,8 +24,8 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     node = cluster.hosts.pop(event.host_id, None)
     if node is None:
         return
-    cluster.ring.remove(event.host_id)
-    for group in (cluster.absent, cluster.present, cluster.awaited):
+    cluster.rings.forget(event.host_id)
+    for group in (cluster.absent, cluster.awaited):
         group.discard(event.host_id)
     cluster.drains.discard(event.host_id)
     cluster.fallen_ms.pop(event.host_id, None)
