@@ -8,7 +8,8 @@ look new (P4).
 
 from msgspec.structs import replace
 
-from virtha.engine.events import EngineHost, HostRemoved
+from virtha.engine.configured import EngineHost
+from virtha.engine.events import HostRemoved
 from virtha.engine.incident import lose
 from virtha.engine.machine import Verdict
 from virtha.engine.records import FenceCount, HostRecord, Incident

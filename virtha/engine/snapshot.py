@@ -12,7 +12,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
-from virtha.engine.events import EngineHost, EngineVm, HostSurveyed, MigrationWord, VmSeen
+from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.events import HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
 from virtha.engine.machine import Verdict
 from virtha.engine.records import (

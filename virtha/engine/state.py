@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.events import (
     Command,
     EndWaiver,
-    EngineHost,
-    EngineVm,
     GiveWaiver,
     HostSurveyed,
     MigrateCommand,
