@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from virtha.engine.capacity import Feature, FeatureKind
-from virtha.engine.events import EngineHost, EngineVm
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.model.ids import BootId, VmId
 from virtha.model.power import PowerLevel
 from virtha.model.vm import Vm, VmStatus

@@ -14,17 +14,8 @@ from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
 from virtha.control.vm_moves import end_forgotten, follow_moves
-from virtha.engine.events import (
-    CopyGranted,
-    DropVm,
-    EngineHost,
-    EngineVm,
-    Intent,
-    Notice,
-    SaveCluster,
-    SaveHost,
-    SaveVm,
-)
+from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.events import CopyGranted, DropVm, Intent, Notice, SaveCluster, SaveHost, SaveVm
 from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event

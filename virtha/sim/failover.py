@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -18,8 +19,6 @@ from virtha.engine.events import (
     CopyGranted,
     EndWaiver,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     GiveWaiver,
     HoldChanged,
     HostConfigured,

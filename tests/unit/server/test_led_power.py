@@ -13,7 +13,7 @@ from played_power import Machine, PlayedPower
 from virtha.control.leading import Leading
 from virtha.control.power_views import PowerPut
 from virtha.drivers.power_devices import RealPowerDevices
-from virtha.engine.events import EngineHost
+from virtha.engine.configured import EngineHost
 from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import HostReport
 from virtha.model.ids import Revision
