@@ -199,6 +199,7 @@ class Failover:
         self._world.power_tested.add(host.name)
         for device in self._world.power.of(host.name):
             passed = device.state() is PowerState.ON and device.answers
+            device.tested = passed
             self.leader.offer(
                 PowerTested(
                     host_id=HostId(host.name),
