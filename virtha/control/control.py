@@ -24,6 +24,8 @@ from virtha.control.operations import Operations
 from virtha.control.passwords import Passwords
 from virtha.control.power import Power
 from virtha.control.power_orders import PowerOrders
+from virtha.control.power_results import PowerResults
+from virtha.control.power_schedule import PowerSchedule
 from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
@@ -79,6 +81,7 @@ class Control:
     consoles: Consoles
     power: Power
     power_orders: PowerOrders
+    power_schedule: PowerSchedule
     engine_power: EnginePower
 
 
@@ -137,5 +140,6 @@ def make_control(
         consoles=Consoles(store, links, channels or NoChannels()),
         power=power,
         power_orders=PowerOrders(store, power, clock, leaders),
+        power_schedule=PowerSchedule(store, leaders, PowerResults(store, clock, leaders)),
         engine_power=EnginePower(store, box or NoKeyBox(), power_devices),
     )
