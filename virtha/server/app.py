@@ -44,6 +44,7 @@ from virtha.server.listeners import (
     unix_listener,
 )
 from virtha.server.notifier import Notifier
+from virtha.server.power_tester import PowerTester
 from virtha.server.secret_key import open_box, store_has_sealed
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
@@ -79,6 +80,7 @@ class Running:
     sockets: tuple[socket.socket, ...]
     watch: PresenceWatch
     engines: Engines
+    power_tester: PowerTester
     notifier: Notifier
     ready: Ready
 
@@ -186,6 +188,7 @@ async def running(
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
             engines=engines,
+            power_tester=PowerTester(control.power_schedule, engines, clock),
             notifier=Notifier(control.deliveries, messengers, clock, metrics),
             ready=Ready(
                 url=f"https://{address_of(rest)}",
@@ -306,6 +309,7 @@ async def _until_stopped(
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
         "engines": server.engines.run(stopping),
+        "power-tests": server.power_tester.run(stopping),
         "notifier": server.notifier.run(stopping),
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping
