@@ -12,6 +12,7 @@ from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
 from virtha.control.names import check_limit, check_revision, page_of, the_host
 from virtha.control.operations import check_nothing_open
+from virtha.control.own_machine import OwnMachine
 from virtha.control.plan import AdoptFound, Give, Plan, Step
 from virtha.control.protection import texts
 from virtha.control.requests import AdoptRequest, PageQuery
@@ -62,7 +63,10 @@ class Hosts:
         dispatcher: Dispatcher,
         hellos: HelloBook,
         leaders: Leaders,
+        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
     ) -> None:
+        """``own``: the machine that this server runs on."""
+        self._own = own
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
@@ -323,7 +327,11 @@ class Hosts:
         await save_host_status(
             tx,
             msgspec.structs.replace(
-                before, boot=boot, state=HostState.UP, last_seen=tx.clock.wall_ms()
+                before,
+                boot=boot,
+                state=HostState.UP,
+                last_seen=tx.clock.wall_ms(),
+                carries=self._own.mark(boot),
             ),
         )
         if before.boot is not None and before.boot != boot:

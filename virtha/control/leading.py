@@ -13,6 +13,7 @@ from virtha.control.engine_power import led_devices, power_levels
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
+from virtha.control.own_machine import OwnMachine
 from virtha.control.power_results import engine_event
 from virtha.control.vm_moves import end_forgotten, follow_moves
 from virtha.engine.events import (
@@ -117,11 +118,11 @@ class Leading:
         store: Store,
         dispatcher: Dispatcher,
         hellos: HelloBook,
-        own_boot: BootId | None = None,
+        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
     ) -> None:
-        """``own_boot``: of the machine that this server runs on; a host of that boot is never fenced by us (J4)."""
+        """``own``: the machine that this server runs on, whose host is never fenced by us (J4)."""
         self._store = store
-        self._own_boot = own_boot
+        self._own = own
         self._dispatcher = dispatcher
         self._hellos = hellos
 
@@ -156,7 +157,7 @@ class Leading:
                 tx,
                 await hosts_changed(tx, hosts_since, adopted),
                 installation.timeline,
-                self._own_boot,
+                self._own,
             )
             there = await counts(tx)
             known_hosts = {one.host.host_id for one in led_hosts} | set(hosts)
@@ -299,7 +300,7 @@ class Leading:
 
 
 async def _led_hosts(
-    tx: Transaction, rows: Sequence[HostRow], timeline: str, own_boot: BootId | None
+    tx: Transaction, rows: Sequence[HostRow], timeline: str, own: OwnMachine
 ) -> tuple[LedHost, ...]:
     ids = [row.host.id for row in rows]
     usable = await usable_storage(tx, ids)
@@ -313,7 +314,7 @@ async def _led_hosts(
                 timeline=timeline,
                 defined=adopted.get(row.host.id, ()),
                 power=power.get(row.host.id, ()),
-                own_boot=own_boot,
+                own=own,
             ),
             gate_in_force=row.status.capabilities.gate_in_force,
             libvirt_connected=row.status.capabilities.libvirt_connected,

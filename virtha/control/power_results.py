@@ -17,6 +17,8 @@ from virtha.ports.power import PowerReading
 from virtha.store.power import power_tests, save_power_test
 from virtha.store.store import Store, WriteTransaction
 
+PASSED = "power.test.passed"
+FAILED = "power.test.failed"
 _PASSES = (None, "power.no_identity")
 _SPOKE_AGAINST = ("power.other_machine", "power.reads_off")
 """What a device says of itself: that it is another host's. All else says that nobody could ask it."""
@@ -48,7 +50,7 @@ class PowerResults:
         async with self._store.write() as tx:
             test = await self._judged(tx, tried, scheduled=False)
             await save_power_test(tx, tried.host.id, tried.name, test)
-            await _tell(tx, tried, test, "passed" if test.passed else "failed", by=by)
+            await _tell(tx, tried, test, PASSED if test.passed else FAILED, by=by)
         self._tell_engine(tried, test)
         return test
 
@@ -118,15 +120,15 @@ def engine_event(host_id: HostId, name: str, test: PowerTest) -> PowerTested | N
 
 
 def _news(former: PowerTest | None, test: PowerTest) -> str | None:
-    """Which of ``power.test.…`` tells it; None: nothing has changed."""
+    """The event that tells it; None: nothing has changed."""
     if former is None or former.settings_revision != test.settings_revision:
-        return "passed" if test.passed else "failed"
+        return PASSED if test.passed else FAILED
     if test.passed:
-        return None if former.passed else "mended"
+        return None if former.passed else "power.test.mended"
     if former.passed:
-        return "broke"
+        return "power.test.broke"
     another = test.code != former.code and test.code in _SPOKE_AGAINST
-    return "failed" if another else None
+    return FAILED if another else None
 
 
 async def _tell(
@@ -136,9 +138,7 @@ async def _tell(
     why = (
         None if test.passed else reason_text(test.code) or f"it says {said}, and the host is not up"
     )
-    await record(
-        tx, f"power.test.{news}", host=tried.host, by=by, device=tried.name, state=said, why=why
-    )
+    await record(tx, news, host=tried.host, by=by, device=tried.name, state=said, why=why)
 
 
 def identity_of(status: HostStatus, reading: PowerReading) -> IdentityMatch:

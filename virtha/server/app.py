@@ -30,7 +30,7 @@ from virtha.model.operation import OperationState
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.server.clock import SystemClock, boot_of_this_machine
+from virtha.server.clock import SystemClock, this_machine
 from virtha.server.config import ServerConfig, ServerPaths, split_address
 from virtha.server.engines import Engines
 from virtha.server.files import only_server, write_whole
@@ -151,7 +151,7 @@ async def running(
             leaders=engines,
             channels=gateway.channels,
             power_devices=RealPowerDevices(),
-            own_boot=boot_of_this_machine(),
+            own=this_machine(),
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
