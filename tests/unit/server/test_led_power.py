@@ -11,12 +11,13 @@ from own_bmc import PASSWORD, UUID, IpmiSim
 from played_power import Machine, PlayedPower
 
 from virtha.control.leading import Leading
+from virtha.control.own_machine import OwnMachine
 from virtha.control.power_views import PowerPut
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.engine.events import EngineHost
 from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import HostReport
-from virtha.model.ids import Revision
+from virtha.model.ids import BootId, Revision
 from virtha.model.policy import FencingPolicy, Policy
 from virtha.model.power import PowerFeed, PowerLevel
 from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
@@ -302,8 +303,9 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
 ) -> None:
     async def story(world: LedWorld) -> None:
         h1 = await world.join("h1")
-        for boot, own in ((h1.boot, True), ("another", False), (None, False)):
-            leading = Leading(world.store, *_parts(world), own_boot=boot)  # type: ignore[arg-type]
+        for boot, own in ((h1.boot, True), (BootId("another"), False), (None, False)):
+            machine = OwnMachine(boot=boot, id="m1")
+            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
 
