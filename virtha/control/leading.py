@@ -10,6 +10,7 @@ from virtha.control.copies import copies_on
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.engine_nouns import engine_host, engine_vm
 from virtha.control.engine_power import led_devices, power_levels
+from virtha.control.fence_operations import follow_fences
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
@@ -247,6 +248,7 @@ class Leading:
                 return True  # deleted, so it has no hosts or VMs; its leader is about to end
             for granted in told:
                 await drop_grant(tx, granted)
+            await follow_fences(tx, intents)
             cluster: ClusterRecord | None = None
             saved: dict[VmId, tuple[VmRecord | None, VmRecord]] = {}
             for intent in intents:
