@@ -347,6 +347,36 @@ def test_of_another_boot_or_other_settings_nothing_is_told(tmp_path: Path) -> No
     tell(tmp_path, story)
 
 
+@pytest.mark.req("P1")
+def test_no_old_test_clears_a_device_that_has_named_another_machine_since(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        world = bench.world
+        able = (await world.control.hosts.get("h1")).status.capabilities
+        able = replace(able, machine=MachineIdentity(uuid=OURS))
+        await world.hosts["h1"].tell(HostReport(capabilities=able))
+        assert (await world.control.power_orders.test(ADMIN, "h1", "bmc")).test.passed
+        (device,) = (await bench.record()).tested_devices
+        bench.machine.identity = MachineIdentity(uuid=THEIRS)
+        desk = world.feed.power_desk
+        assert desk is not None
+        desk.hand_over(
+            ReadPower(
+                order_id=OrderId("9.q1"),
+                host_id=world.hosts["h1"].id,
+                device=device,
+                deadline_ms=1_000,
+            )
+        )
+        await bench.idle()
+        assert (await bench.record()).foreign_devices == (device,)
+        await world.restart()
+        await world.hosts["h1"].hello()
+        await world.hosts["h1"].tell_all()
+        assert (await bench.record()).foreign_devices == (device,)
+
+    tell(tmp_path, story)
+
+
 @pytest.mark.bad_input
 def test_the_interval_can_be_set_per_cluster_or_to_never(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
