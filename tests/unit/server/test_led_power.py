@@ -347,6 +347,14 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
             leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
+        # The machine reboots, and its agent does not come back: the boot on record is the old one.
+        world.control.hosts._own = OwnMachine(boot=h1.boot, id="m1")
+        await h1.hello()
+        for machine_id, own in (("m1", True), ("m2", False)):
+            machine = OwnMachine(boot=BootId("next"), id=machine_id)
+            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
+            (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
+            assert led.host.carries_server is own
 
     def _parts(world: LedWorld) -> tuple[object, object]:
         leading = world.control.leading
