@@ -31,6 +31,7 @@ from virtha.model.vm import Reason, VmState
 from virtha.ports.hypervisor import DomainMissing, HypervisorUnavailable
 from virtha.sentinel.events import (
     Adopted,
+    ArrivalCalledOff,
     Forgotten,
     PauseAccepted,
     RebootAccepted,
@@ -41,6 +42,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
+from virtha.sentinel.moves import awaited, leaves, never_came
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -356,6 +358,7 @@ class OrderDesk:
                 self._if_alive(lambda: agent.host.libvirt.pause(vm_id))
             case ResumeVm(vm_id=vm_id, incarnation=incarnation, by=by):
                 self._check_running(vm_id, incarnation)
+                self._check_stays(vm_id)
                 lost = self._lease_objection(vm_id)
                 if lost is not None:
                     raise lost
@@ -385,8 +388,18 @@ class OrderDesk:
         if domain.qemu is None:
             raise _Refused("problem.vm.state")
 
+    def _check_stays(self, vm_id: VmId) -> None:
+        """Of a move the other side may run: only the server's word on it lets this one run (G6)."""
+        record = self.agent.record(vm_id)
+        if record is not None and (leaves(record) or never_came(record)):
+            raise _Refused("problem.vm.state")
+
     def _stop(self, stop: StopVm) -> None:
         agent, vm_id = self.agent, stop.vm_id
+        record, off = agent.record(vm_id), stop.mode is StopMode.POWER_OFF
+        comes = record is not None and awaited(record)
+        if comes and off:
+            agent.host.revoke(vm_id)
         accepted = StopAccepted(
             vm_id=vm_id, mode=stop.mode, by=stop.by, deadline_ms=stop.deadline_ms
         )
@@ -398,10 +411,13 @@ class OrderDesk:
         libvirt = agent.host.libvirt
         domain = libvirt.find(vm_id)
         if domain is None or domain.qemu is None:
-            agent.host.revoke(vm_id)
-        elif stop.mode is StopMode.POWER_OFF:
+            if not comes:
+                agent.host.revoke(vm_id)
+            elif off:
+                agent.tell(ArrivalCalledOff(vm_id=vm_id))
+        elif off:
             libvirt.destroy(vm_id)
-        elif not agent.host.stubborn(vm_id):
+        elif not comes and not agent.host.stubborn(vm_id):
             libvirt.shutdown(vm_id)
             agent.host.kernel.after(SHUTDOWN_MS, lambda: self._guest_obeys(vm_id))
 
