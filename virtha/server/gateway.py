@@ -38,7 +38,7 @@ from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import HostPresence, Sighting
 from virtha.wire.hellos import followed_elsewhere
-from virtha.wire.lease_messages import LEASE_FEATURE, LeaseAnswer, LeaseOrder
+from virtha.wire.lease_messages import LeaseAnswer, LeaseOrder
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -208,21 +208,12 @@ class Gateway:
         return tuple(found)
 
     def lease_boot(self, host_id: HostId) -> BootId | None:
-        """Of its guardian's session; None: there is none, or it holds no leases."""
         line = self._lines.get(host_id)
-        if line is None or line.guardian is None or line.guardian.wire.hello is None:
-            return None
-        hello = line.guardian.wire.hello
-        return hello.boot if LEASE_FEATURE in hello.features else None
+        return None if line is None else line.lease_boot()
 
     def tell_lease(self, host_id: HostId, order: LeaseOrder) -> bool:
-        """False: no guardian that knows of leases has a session now."""
         line = self._lines.get(host_id)
-        if line is None or line.guardian is None or self.lease_boot(host_id) is None:
-            return False
-        line.guardian.wire.send_lease(order)
-        line.guardian.flush()
-        return line.guardian is not None
+        return line is not None and line.tell_lease(order)
 
     def begin_anew(self, instance: str) -> None:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
@@ -302,8 +293,6 @@ class Gateway:
             self._beats += 1
             if self.watcher is not None:
                 self.watcher.beat(line.host_id, beat)
-
-    # ServerLinkEvents: leases
 
     def on_lease(self, connection: ServerConnection, answer: LeaseAnswer) -> None:
         line = connection.owner

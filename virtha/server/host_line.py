@@ -10,6 +10,7 @@ from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis
 from virtha.wire.hellos import PresentBoot
+from virtha.wire.lease_messages import LEASE_FEATURE, LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
 
 COMMIT_FACTS_MAX = 1_024
@@ -69,6 +70,19 @@ class HostLine:
 
     def session(self, role: PeerRole) -> ServerConnection | None:
         return self.agent if role is PeerRole.AGENT else self.guardian
+
+    def lease_boot(self) -> BootId | None:
+        """Of its guardian's session; None: there is none, or it holds no leases."""
+        hello = self.guardian.wire.hello if self.guardian is not None else None
+        return hello.boot if hello is not None and LEASE_FEATURE in hello.features else None
+
+    def tell_lease(self, order: LeaseOrder) -> bool:
+        """False: no guardian that knows of leases has a session now."""
+        if self.guardian is None or self.lease_boot() is None:
+            return False
+        self.guardian.wire.send_lease(order)
+        self.guardian.flush()
+        return self.guardian is not None
 
     def next_batch(self) -> tuple[ServerConnection, list[Fact], int]:
         """(session, its facts for one commit, how many frames they came in)."""
