@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.events import EngineHost, EngineVm
+from virtha.model.evidence import ProbeAddress, WatchedDisk
+from virtha.model.host import HostStatus
 from virtha.model.ids import BootId, VmId
 from virtha.model.power import PowerLevel
 from virtha.model.vm import Vm, VmStatus
@@ -57,6 +59,19 @@ def engine_vm(vm: Vm, status: VmStatus) -> EngineVm:
         wanted_up=status.wanted_up,
         features=frozenset(features),
     )
+
+
+def written_disks(vm: Vm) -> tuple[WatchedDisk, ...]:
+    return tuple(
+        WatchedDisk(domain_id=disk.storage_domain_id, path=disk.path)
+        for disk in vm.disks
+        if not disk.readonly
+    )
+
+
+def probed_at(status: HostStatus) -> tuple[ProbeAddress, ...]:
+    told = status.capabilities.probed_at
+    return told if isinstance(told, tuple) else ()
 
 
 def _definition(vm_id: VmId) -> Feature:
