@@ -22,6 +22,7 @@ from virtha.model.console import (
     TakeScreenshot,
 )
 from virtha.model.domain import DomainReport, DomainState
+from virtha.model.evidence import Answer, WatchedDisk
 from virtha.model.facts import (
     Awaited,
     Fact,
@@ -133,6 +134,13 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
+from virtha.wire.witness_messages import (
+    DisksLooked,
+    HostProbed,
+    LookAtDisks,
+    ProbeHost,
+    ProbeTarget,
+)
 
 DIRECTORY = Path(__file__).parent / "v1"
 
@@ -200,6 +208,31 @@ LEASE_MESSAGES: dict[str, Message] = {
         },
         unreadable_mailboxes={LEASE_READER: Unreadable(fault=BlockFault.UNREAD)},
     ),
+}
+WITNESS_MESSAGES: dict[str, Message] = {
+    "probe_host": ProbeHost(
+        question=7,
+        subject=LEASE_HOST,
+        targets=(
+            ProbeTarget(network="management", address="192.0.2.11", port=8252, source="192.0.2.12"),
+            ProbeTarget(
+                network="storage", address="2001:db8::11", port=8252, source="2001:db8::12"
+            ),
+        ),
+        deadline_ms=500,
+    ),
+    "host_probed": HostProbed(question=7, network="storage", answer=Answer.ALIVE, boot=BOOT),
+    "host_probed_silent": HostProbed(question=7, network="management", answer=Answer.SILENT),
+    "look_at_disks": LookAtDisks(
+        question=8,
+        subject=LEASE_HOST,
+        silence="s1 3",
+        disks=(WatchedDisk(domain_id=LEASE_DOMAIN, path="vms/web1/vda.qcow2"),),
+        gap_ms=600,
+        deadline_ms=2_000,
+    ),
+    "disks_looked": DisksLooked(question=8, changed=True, disks=1),
+    "disks_looked_unknown": DisksLooked(question=8, changed=None),
 }
 MIGRATION = OperationId("12.7")
 OPERATION = OperationId("0b2f5f0e-2222-4a7a-9d55-000000000002")
@@ -556,6 +589,7 @@ def _messages() -> dict[str, Message]:
         "channel_data": ChannelData(data=b"tiny login: "),
         "channel_credit": ChannelCredit(size=65_536),
         **LEASE_MESSAGES,
+        **WITNESS_MESSAGES,
         **{
             f"open_channel_{subject.__struct_config__.tag}": OpenChannel(
                 channel="Zm9vYmFy", subject=subject

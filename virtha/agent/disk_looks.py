@@ -4,9 +4,8 @@ Workers of their own: a look that hangs marks its domain for no order, and no or
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
-
-import structlog
 
 from virtha.agent.commands import Spawn
 from virtha.agent.disk_watch import DisksSeen, DiskWatch
@@ -19,12 +18,21 @@ from virtha.wire.witness_messages import DisksLooked, LookAtDisks
 
 SUBJECTS_MAX = 64
 """Whose disks are remembered; of more the eldest is forgotten, and begins anew."""
-WAIT_MAX_MS = 10_000
-_log = structlog.get_logger(__name__)
+WAIT_MAX_MS = 60_000
 
 
 def directory_disks(domain: StorageDomain) -> DiskActivity:
     return DirectoryDisks(domain.path)
+
+
+class _Silence:
+    """What was seen since a host's last sign."""
+
+    def __init__(self, name: str, watch: DiskWatch) -> None:
+        self.name = name
+        self.watch = watch
+        self.looked_s: float | None = None
+        """When the last look began."""
 
 
 class DiskLooks:
@@ -42,41 +50,55 @@ class DiskLooks:
         self._tell = tell
         self._activity_of = activity_of
         self._workers = StorageWorkers()
-        self._silences: dict[HostId, tuple[str, DiskWatch]] = {}
-        """What was seen in the present silence of each, the eldest first."""
+        self._silences: dict[HostId, _Silence] = {}
+        """The present one of each, the eldest first."""
         self._busy: set[HostId] = set()
+        self._next: dict[HostId, LookAtDisks] = {}
+        """What was asked meanwhile; of more the last."""
 
     def ask(self, order: LookAtDisks) -> None:
         if order.subject in self._busy:
-            _log.info("the last look at its disks goes on yet", subject=order.subject)
+            self._next[order.subject] = order
             return
         self._busy.add(order.subject)
         self._spawn(f"disks of {order.subject}", self._answer(order))
 
-    async def _answer(self, order: LookAtDisks) -> None:
+    async def _answer(self, first: LookAtDisks) -> None:
+        order: LookAtDisks | None = first
         try:
-            seen = await self._look(order)
+            while order is not None:
+                seen = await self._look(order)
+                self._tell(
+                    DisksLooked(question=order.question, changed=seen.changed, disks=seen.disks)
+                )
+                order = self._next.pop(first.subject, None)
         finally:
-            self._busy.discard(order.subject)
-        self._tell(DisksLooked(question=order.question, changed=seen.changed, disks=seen.disks))
+            self._busy.discard(first.subject)
 
     async def _look(self, order: LookAtDisks) -> DisksSeen:
-        """The first is compared with what this host saw before in the same silence, the second with the first."""
-        watch = self._watch_of(order)
-        first = await self._once(watch, order)
-        if first.changed:
-            return first
-        await asyncio.sleep(min(order.gap_ms, WAIT_MAX_MS) / 1_000)
-        return await self._once(watch, order)
+        """Compared with what this host saw before in the same silence; and once more, until that was ``gap_ms`` ago."""
+        silence = self._silence_of(order)
+        before_s, silence.looked_s = silence.looked_s, time.monotonic()
+        seen = await self._once(silence.watch, order)
+        gap_s = min(order.gap_ms, WAIT_MAX_MS) / 1_000
+        if seen.changed is None or before_s is None:
+            left_s = gap_s
+        else:
+            left_s = before_s + gap_s - silence.looked_s
+        if seen.changed or left_s <= 0:
+            return seen
+        await asyncio.sleep(left_s)
+        silence.looked_s = time.monotonic()
+        return await self._once(silence.watch, order)
 
-    def _watch_of(self, order: LookAtDisks) -> DiskWatch:
+    def _silence_of(self, order: LookAtDisks) -> "_Silence":
         known = self._silences.pop(order.subject, None)
-        if known is None or known[0] != order.silence:
-            known = (order.silence, DiskWatch(self._workers, self._activity_of))
+        if known is None or known.name != order.silence:
+            known = _Silence(order.silence, DiskWatch(self._workers, self._activity_of))
         self._silences[order.subject] = known
         while len(self._silences) > SUBJECTS_MAX:
             del self._silences[next(iter(self._silences))]
-        return known[1]
+        return known
 
     async def _once(self, watch: DiskWatch, order: LookAtDisks) -> DisksSeen:
         (seen,) = await watch.look(

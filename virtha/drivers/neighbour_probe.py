@@ -97,7 +97,7 @@ async def probe(
     """One attempt; never raises. The boot comes with ``ALIVE`` only."""
     try:
         connection = _bound(target)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         _log.info("a probe can't be made", network=target.network, error=str(error))
         return Answer.UNKNOWN, None
     connected = False
@@ -125,6 +125,8 @@ def _bound(target: ProbeTarget) -> socket.socket:
     """Raises OSError: this host has no such address (any more). ValueError: it is none."""
     version = ipaddress.ip_address(target.address).version
     ipaddress.ip_address(target.source)
+    if not 0 < target.port < 65_536:
+        raise ValueError(f"{target.port} is no port")
     found = socket.socket(
         socket.AF_INET6 if version == 6 else socket.AF_INET,
         socket.SOCK_STREAM | socket.SOCK_CLOEXEC,
@@ -132,7 +134,7 @@ def _bound(target: ProbeTarget) -> socket.socket:
     try:
         found.setblocking(False)
         found.bind((target.source, 0))
-    except (OSError, OverflowError):
+    except OSError:
         found.close()
         raise
     return found
