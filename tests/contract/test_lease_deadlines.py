@@ -23,6 +23,7 @@ from virtha.agent.gate import GateRecords
 from virtha.agent.paths import AgentPaths
 from virtha.agent.records import SettingsStore
 from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.lab.namespaces import identify
 from virtha.model.host import StorageDomain
 from virtha.model.ids import (
     BootId,
@@ -86,11 +87,13 @@ class LeasedHost:
         children = Path(f"/proc/{self.unshare.pid}/task/{self.unshare.pid}/children")
         until(lambda: bool(children.read_text().split()))
         self.init = int(children.read_text().split()[0])
+        who = identify(self.init)
+        assert who is not None
         self.watchdog_log = root / "watchdog.log"
         with self.watchdog_log.open("wb") as log:
             self._start(
                 sys.executable, "-m", "virtha.lab.watchdog_standin", str(root / "watchdog.sock"),
-                str(self.init), log=log,
+                str(self.init), str(who.start_ticks), log=log,
             )  # fmt: skip
 
     def _start(self, *command: str, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:

@@ -31,7 +31,7 @@ from virtha.sentinel.lease import LeaseState
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(180)]
 """Not because it needs a lab: its deadlines are seconds of real time, and a loaded machine misses them."""
 
 LEASE = LeasePolicy(
