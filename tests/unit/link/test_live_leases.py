@@ -53,7 +53,9 @@ POLICY = Policy(
 )
 
 PATIENT = replace(
-    POLICY, detection=replace(POLICY.detection, dead_after_ms=60_000, hung_after_ms=60_000)
+    POLICY,
+    lease=replace(LEASE, self_fence_after_ms=60_000),
+    detection=replace(POLICY.detection, dead_after_ms=50_000, hung_after_ms=50_000),
 )
 """However slow the machine: nobody is judged before its neighbours have answered."""
 
