@@ -263,7 +263,7 @@ class ClusterFeed:
         return self._vms
 
     def is_shared(self, domain_id: StorageDomainId) -> bool:
-        return True
+        return self.leases is None or self.leases.is_shared(domain_id)
 
     def storage_domains(self) -> tuple[StorageDomainId, ...]:
         """All that a host of it says it can use, or a VM of it has disks in."""
@@ -333,6 +333,8 @@ class ClusterFeed:
         if self._hosts.pop(host_id, None) is not None:
             self._surveys.pop(host_id, None)
             self._tell_devices(host_id, ())
+            if self.leases is not None:
+                self.leases.host_gone(host_id)
             self.offer(HostRemoved(host_id=host_id))
 
     def vm(self, led: LedVm) -> None:
