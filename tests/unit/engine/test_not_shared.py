@@ -13,9 +13,7 @@ DS1, OTHER = StorageDomainId("ds1"), StorageDomainId("other")
 
 
 @pytest.mark.req("F2", "F9")
-@pytest.mark.bad_input(
-    "storage domain that isn't shared after all (two hosts see different contents: detected and refused for HA)"
-)
+@pytest.mark.bad_input
 def test_nothing_is_started_on_a_domain_of_which_two_hosts_see_two_different_things(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

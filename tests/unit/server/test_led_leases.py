@@ -83,9 +83,7 @@ def test_nobody_reads_while_leases_are_not_in_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("F2")
-@pytest.mark.bad_input(
-    "storage domain that isn't shared after all (two hosts see different contents: detected and refused for HA)"
-)
+@pytest.mark.bad_input
 def test_a_third_host_that_has_another_storage_mounted_is_found_out_in_its_turn(
     tmp_path: Path,
 ) -> None:
