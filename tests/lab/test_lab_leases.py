@@ -17,13 +17,14 @@ from virtha.lab import faults
 from virtha.lab.lab import Lab
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
 from virtha.lab.story import Story, no_restart_limit
+from virtha.model.errors import Failed
 from virtha.model.ids import StorageDomainId
 from virtha.model.policy import LeasePolicy
 from virtha.model.slot import Slot
 from virtha.model.slot_round import slot_index
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
-PATIENCE_S = 240.0
+PATIENCE_S = 180.0
 LEASE = LeasePolicy()
 SLACK_MS = 10_000
 RENEWALS_AWAY = 120
@@ -105,6 +106,22 @@ def _moved(story: Story, vm: str, host: str) -> bool:
     return copies == [host] and story.api.vm(vm)["status"]["state"] == "running"
 
 
+def _wait_moved(story: Story, vm: str, host: str, revision: int) -> None:
+    try:
+        wait_until(
+            lambda: _moved(story, vm, host),
+            f"{vm} runs on {host}",
+            timeout_s=PATIENCE_S,
+            pause_s=0.1,
+        )
+    except Failed as error:
+        told = [(event["code"], event["fields"]) for event in story.api.events(after=revision)]
+        status = story.api.vm(vm)["status"]
+        raise Failed(
+            f"{error.message}; its copies: {story.lab.copies_of(vm)}; {status}; {told}"
+        ) from error
+
+
 def _boots(story: Story) -> dict[str, str]:
     return {host.name: (host.directory / "boot-id").read_text() for host in story.lab.hosts}
 
@@ -119,9 +136,7 @@ def test_a_host_whose_storage_hangs_gives_its_vm_up_and_it_runs_elsewhere(
     story.wait_agent("web1")
     revision = story.revision()
     faults.stall_storage(story.lab, "h1")
-    wait_until(
-        lambda: _moved(story, "web1", "h2"), "web1 runs on h2", timeout_s=PATIENCE_S, pause_s=0.1
-    )
+    _wait_moved(story, "web1", "h2", revision)
     h1 = story.lab.host("h1")
     codes = _codes(story, revision)
     print(f"h1 was {'reset' if h1.was_bitten() else 'rid of its VM'}: {codes}")
@@ -152,9 +167,7 @@ def test_a_host_whose_guardian_hangs_is_reset_and_its_lease_is_the_proof(
     )
     assert story.lab.host("h1").was_bitten()
     assert story.lab.copies_of("web1") == []
-    wait_until(
-        lambda: _moved(story, "web1", "h2"), "web1 runs on h2", timeout_s=PATIENCE_S, pause_s=0.1
-    )
+    _wait_moved(story, "web1", "h2", revision)
     (proven,) = story.api.events(after=revision, code="host.proven_dead")
     print(proven)
     assert "lease" in str(proven["fields"]), proven

@@ -21,6 +21,7 @@ from virtha.agent.gate_proof import GateProver
 from virtha.agent.gate_refusals import RefusalSpool, RefusalTeller
 from virtha.agent.grant_keeper import GrantKeeper
 from virtha.agent.guardian_channel import GuardianClient, Pulse, ReportFiles
+from virtha.agent.guardian_lease import KILLED
 from virtha.agent.host_context import HostContext, StopWaiters
 from virtha.agent.identity import Identity
 from virtha.agent.journal import Journal
@@ -63,6 +64,7 @@ from virtha.ports.hypervisor import (
 from virtha.sentinel.events import (
     HostShuttingDown,
     HostStaysUp,
+    KilledForLease,
     LibvirtLost,
     ListDomains,
     ReportAgain,
@@ -343,9 +345,10 @@ class Agent:
         if self._link is not None:
             self._link_task = self.spawn("link", self._link.run())
         self.loop.on_ready = self._on_ready
+        # What was killed meanwhile is known before libvirt's list tells that it is gone.
+        await self._collect_reports()
         await self._hypervisor.start()
         host.freezer.go_on()
-        self._collect_reports_soon()
         notify("READY=1")
 
     async def _say_goodbye(self) -> None:
@@ -409,6 +412,9 @@ class Agent:
     def _on_domain_event(self, event: DomainEvent) -> None:
         if event.vm_id == PROOF_VM_ID:
             return
+        if _is_end(event) and not self.host.lease_allows(event.vm_id):
+            # The guardian's report of its kill may come after libvirt's word. Whatever ended it, it may not run here.
+            self.loop.tell(KilledForLease(vm_id=event.vm_id))
         self.loop.tell(event)
         self._inventory.changed()
         if event.kind is DomainEventKind.STARTED:
@@ -494,6 +500,9 @@ class Agent:
         found = await self.disk(self._reports.read)
         if not found:
             return
+        for _, event in found:
+            if event.code == KILLED and event.vm_id is not None:
+                self.loop.tell(KilledForLease(vm_id=event.vm_id))
         facts = [self._named(event) for _, event in found]
         if await self.host.facts.emit(facts):
             await self.disk(self._reports.done, [path for path, _ in found])
@@ -513,3 +522,8 @@ class Agent:
 
 class _Stop(Exception):
     pass
+
+
+def _is_end(event: DomainEvent) -> bool:
+    """Of a QEMU that nobody asked to end."""
+    return event.kind is DomainEventKind.STOPPED and event.detail in ("failed", "crashed")

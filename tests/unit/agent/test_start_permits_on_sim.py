@@ -9,9 +9,12 @@ import pytest
 from agent_bench import ALWAYS, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, qemu
 
 from virtha.agent import order_power, reports
+from virtha.agent.guardian_channel import ReportFiles
+from virtha.agent.guardian_lease import KILLED
 from virtha.agent.lease_files import REFUSED
+from virtha.agent.lease_watch import LeaseWatch
 from virtha.drivers.directory_domain import DirectoryDomain
-from virtha.model.facts import Result, StorageReport
+from virtha.model.facts import Happened, ReleaseCause, Result, StorageReport
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import PauseVm, ResumeVm
 from virtha.model.policy import LeasePolicy, Policy
@@ -77,6 +80,80 @@ def test_a_lease_that_is_lost_while_its_qemu_is_made_ends_it_before_it_runs(
         assert (resumed.result, resumed.code) == (Result.REFUSED, REFUSED)
 
     bench.run(story)
+
+
+@pytest.mark.parametrize("told", ["before", "after", "away"])
+def test_one_that_is_killed_for_its_lease_is_given_back_whenever_that_is_told(
+    bench: Bench, told: str
+) -> None:
+    """Not restarted here, which would be refused, again and again: it runs elsewhere."""
+    vm = bench.vm(disks=(bench.disk(),))
+    killed = Happened(code=KILLED, vm_id=WEB1, fields={"domain": DOMAIN, "pid": 1})
+
+    def report() -> None:
+        bench.permit(0)  # as its guardian refuses before it kills
+        ReportFiles(bench.paths.guardian_kills, bench.files).write(killed, at_ms=1, number=1)
+
+    async def begin() -> None:
+        await prepared(bench)
+        Path(bench.storage.path, "disks", "web1.qcow2").touch()
+        assert (await bench.start(vm)).result is Result.OK
+        if told == "away":
+            return
+        if told == "before":
+            report()
+            await bench.agent._collect_reports()
+        bench.permit(0)
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        if told == "after":
+            report()
+            bench.agent._collect_reports_soon()
+        await given_back()
+
+    async def given_back() -> None:
+        await bench.until(lambda: bench.released() != [])
+        (released,) = bench.released()
+        assert released.cause is ReleaseCause.LEASE_LOST
+        assert "vm.restarted" not in bench.codes()
+        await bench.until(lambda: KILLED in bench.codes())
+
+    bench.run(begin)
+    if told == "away":
+        report()
+        bench.hypervisor.libvirt.kill_qemu(WEB1)
+        bench.run(given_back)
+
+
+@pytest.mark.req("F2", "S6")
+def test_a_policy_that_gives_more_time_is_no_outage(bench: Bench) -> None:
+    """Agents and guardians learn of it in their own time: permits are short for a while."""
+    watch = LeaseWatch(bench.make_agent().host)
+    host, clock = watch._host, bench.clock
+
+    def look(renewed_ago_ms: int, self_fence_after_ms: int) -> bool:
+        bench.permit(clock.monotonic_ms() - renewed_ago_ms + self_fence_after_ms)
+        watch.look()
+        return bool(watch.lost)
+
+    def settle(lease: LeasePolicy) -> None:
+        host.settings = bench.settings(policy=Policy(lease=lease))
+
+    long = LEASE.self_fence_after_ms * 4
+    settle(LEASE)
+    assert not look(0, LEASE.self_fence_after_ms)
+    settle(LeasePolicy(self_fence_after_ms=long))
+    for _ in range(3):
+        clock.ahead_ms += 1_000
+        assert not look(100, LEASE.self_fence_after_ms)
+    clock.ahead_ms += 1_000
+    assert not look(100, long)
+    settle(LEASE)
+    clock.ahead_ms += 1_000
+    assert not look(100, long)
+    # What it permitted by then is no reason to take an outage for none.
+    clock.ahead_ms += LEASE.self_fence_after_ms // 4 + 1_000
+    watch.look()
+    assert watch.lost
 
 
 @pytest.mark.req("F2", "S6")
