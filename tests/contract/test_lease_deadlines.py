@@ -141,7 +141,10 @@ class LeasedHost:
         inside = (self.root / "guardian.pid").read_text()
         tasks = Path(f"/proc/{self.init}/task/{self.init}/children").read_text().split()
         for pid in tasks:
-            status = Path(f"/proc/{pid}/status").read_text()
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue  # it ended meanwhile
             numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
             if numbers.split()[-1] == inside:
                 return int(pid)

@@ -42,6 +42,7 @@ from virtha.model.orders import (
 from virtha.model.vm import Reason, Vm, VmState
 from virtha.ports.hypervisor import DomainMissing
 from virtha.sentinel.events import (
+    ArrivalCalledOff,
     PauseAccepted,
     RebootAccepted,
     ReportAgain,
@@ -51,7 +52,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
-from virtha.sentinel.moves import leaves, never_came
+from virtha.sentinel.moves import awaited, leaves, never_came
 
 _log = structlog.get_logger(__name__)
 
@@ -325,9 +326,16 @@ class PowerOrders:
         if objection is not None:
             return objection
         gone = host.stops.event(vm_id)
+        off = order.mode is StopMode.POWER_OFF
         async with host.locks.of(vm_id):
+            record = host.loop.record(vm_id)
+            comes = record is not None and awaited(record)
+            if comes and off:
+                # First the right to come in, then what came: libvirt shows a domain as paused before it asks the gate, so
+                # nothing comes in between (qemuProcessInit).
+                host.gate.revoke(vm_id)
             present = await self.present(vm_id)
-            if present is None and host.loop.record(vm_id) is None:
+            if present is None and record is None:
                 return refused("order.refused.not_here", "this host does not have that VM")
             await host.loop.told(
                 StopAccepted(
@@ -335,12 +343,17 @@ class PowerOrders:
                 )
             )
             if present is None or is_gone(present):
-                host.gate.revoke(vm_id)
-                return OK
-            if order.mode is StopMode.POWER_OFF or present.state is DomainState.CRASHED:
+                if not comes:
+                    host.gate.revoke(vm_id)
+                    return OK
+                if not off:
+                    return OK  # there is no guest here to be asked, and its move goes on
+                await host.loop.told(ArrivalCalledOff(vm_id=vm_id))
+            elif off or present.state is DomainState.CRASHED:
                 await host.control.destroy(vm_id)
-            else:
+            elif not comes:
                 await host.control.shutdown(vm_id)
+            # One that comes is asked where it runs.
         # Not under the lock: a power off must be able to overtake a shutdown that the guest ignores.
         return await self._await_gone(order, gone)
 

@@ -206,6 +206,9 @@ def prepare_storage(domain: StorageDomain, installation_id: InstallationId, file
     check_header(domain, installation_id)
     for name in ("images", "disks", ".virtha/vms"):
         (root / name).mkdir(mode=0o755, exist_ok=True)
+    # Also the directories' own entries: a domain whose header a power cut takes away looks new to everybody (G7).
+    for directory in (path.parent, root):
+        files.sync_directory(directory)
 
 
 def prepare_place(

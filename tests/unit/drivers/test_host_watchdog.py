@@ -71,9 +71,12 @@ def test_the_standin_bites_only_a_host_that_armed_it_and_stopped_feeding(host: H
     armed = watchdog.arm(4_500)
     assert (armed.timeout_ms, armed.no_way_out) == (5_000, True)
     assert watchdog.runs_ms() == 5_000
+    fed = time.monotonic()
     for _ in range(30):
         time.sleep(0.2)
-        fed = time.monotonic()
+        before, fed = fed, time.monotonic()
+        if fed - before > 4:
+            pytest.skip("this machine stood still for as long as the watchdog waits")
         watchdog.feed()
     assert host.process.poll() is None
     with pytest.raises(OSError, match="not now: disarm"):
