@@ -98,8 +98,9 @@ def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(
 def test_a_host_without_its_network_whose_vm_writes_is_left_alone(
     story: Story, tmp_path: Path
 ) -> None:
-    """Its BMC would say on and obey; its neighbour reaches it as little as the server does, but sees its disk change."""
-    with bmcs(story, tmp_path) as made:
+    """Its BMC would say on and obey; its neighbour reaches it as little as the server does, but sees its disk change. Without
+    leases, or its slot would tell that it lives."""
+    with bmcs(story, tmp_path, lease={"enabled": False}) as made:
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         begin_writing(story, "web1")
