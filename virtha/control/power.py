@@ -363,7 +363,7 @@ def _view(
     whole = _whole(shared, own)
     given = own.record.settings if own is not None else PowerSettings()
     secrets = {*(shared.record.secrets if shared else ()), *(own.record.secrets if own else ())}
-    problem = _problem(given, whole, secrets) if own is not None else "the host gives no address"
+    problem = problem_of(given, whole, secrets) if own is not None else "the host gives no address"
     newest = max((row.record.revision for row in (shared, own) if row is not None), default=0)
     tested = test is not None and test.passed and test.settings_revision >= newest
     warnings = _warnings(whole, test)
@@ -390,7 +390,7 @@ def _view(
     )
 
 
-def _problem(given: PowerSettings, whole: PowerSettings, secrets: set[str]) -> str:
+def problem_of(given: PowerSettings, whole: PowerSettings, secrets: set[str]) -> str:
     """Without running anything: a fence agent's own parameters were checked when they were set."""
     if whole.driver is PowerDriver.FENCE_AGENT:
         return "" if whole.agent else "settings.agent: is missing"

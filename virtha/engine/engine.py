@@ -87,7 +87,6 @@ from virtha.engine.recovery import (
     plan_recoveries,
     quarantine_lifted,
     start_ended,
-    vm_seen,
 )
 from virtha.engine.removal import (
     hold_fast,
@@ -97,6 +96,7 @@ from virtha.engine.removal import (
     node_of,
     removed_while_nobody_led,
 )
+from virtha.engine.seen import vm_seen
 from virtha.engine.snapshot import EngineSnapshot, cluster_of, take_snapshot
 from virtha.engine.state import Cluster
 from virtha.engine.waiver import (

@@ -147,12 +147,11 @@ def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
     if node.config.carries_server:
         return reason("fence.blocked.own_host")
     others = len(cluster.hosts) - 1
-    reached = len(cluster.present - {node.id})
+    reached = len(cluster.present) - (node.id in cluster.present)
     needed_percent = cluster.policy.fencing.witnesses_percent
     if reached * 100 < others * needed_percent:
-        reached += sum(
-            other is not node and _agent_reached(cluster, other) for other in cluster.hosts.values()
-        )
+        by_agent = [cluster.hosts[one] for one in cluster.rings.heard_by_agent]
+        reached += sum(other is not node and _agent_reached(cluster, other) for other in by_agent)
     if others and reached * 100 >= others * needed_percent:
         return None
     if cluster.reference and cluster.reference_ms is not None:

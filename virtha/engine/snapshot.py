@@ -12,7 +12,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
-from virtha.engine.events import EngineHost, EngineVm, HostSurveyed, MigrationWord, VmSeen
+from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.events import HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
 from virtha.engine.machine import Verdict
 from virtha.engine.records import (
@@ -281,14 +282,12 @@ def _restore_host(cluster: Cluster, state: HostState) -> None:
         (word.witness, word.network): (word.answer, word.at_ms) for word in state.neighbours
     }
     cluster.hosts[node.id] = node
-    cluster.ring.add(node)
+    cluster.list_host(node)
     list_drain(cluster, node)
     if state.target is not None:
         cluster.capacity.host_changed(state.target)
     if node.verdict in ABSENT:
         cluster.absent.add(node.id)
-    elif node.verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN):
-        cluster.present.add(node.id)
     if state.fallen_ms is not None:
         cluster.fallen_ms[node.id] = state.fallen_ms
     if state.awaited:

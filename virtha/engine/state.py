@@ -4,17 +4,15 @@ Nothing here scans all hosts or all VMs: a step touches those that changed (``to
 """
 
 import heapq
-from bisect import bisect_left, bisect_right
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.events import (
     Command,
     EndWaiver,
-    EngineHost,
-    EngineVm,
     GiveWaiver,
     HostSurveyed,
     MigrateCommand,
@@ -37,6 +35,7 @@ from virtha.engine.records import (
     VmRecord,
     VmStage,
 )
+from virtha.engine.ring import Ring, Rings
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy
@@ -230,26 +229,6 @@ class VmNode:
         return self.config.ha and self.config.wanted_up and not self.config.ignore
 
 
-class Ring:
-    """The hosts by number: whose neighbours are asked about whom."""
-
-    def __init__(self) -> None:
-        self.ids: list[HostId] = []
-        self._numbers: list[int] = []
-
-    def add(self, node: HostNode) -> None:
-        at = bisect_left(self._numbers, node.config.number)
-        self._numbers.insert(at, node.config.number)
-        self.ids.insert(at, node.id)
-
-    def remove(self, host_id: HostId) -> None:
-        at = self.ids.index(host_id)
-        del self.ids[at], self._numbers[at]
-
-    def index_after(self, number: int) -> int:
-        return bisect_right(self._numbers, number)
-
-
 class Cluster:
     """All of one cluster."""
 
@@ -281,13 +260,11 @@ class Cluster:
         self.steady_since_ms: Millis | None = None
         """While the brake holds: since when a majority of the survivors sees its storage."""
         self.hosts: dict[HostId, HostNode] = {}
-        self.ring = Ring()
+        self.rings = Rings()
         self.vms: dict[VmId, VmNode] = {}
         self.vms_on: dict[HostId, set[VmId]] = {}
         """By the copies in the records: who may hold what."""
         self.absent: set[HostId] = set()
-        self.present: set[HostId] = set()
-        """Verdict alive, with a sign in this term: who can be asked, and J4's majority."""
         self.fallen_ms: dict[HostId, Millis] = {}
         """When each host last became absent; for the brake's window and swapped addresses."""
         self.capacity = Capacity(overcommit_percent=policy.recovery.memory_overcommit_percent)
@@ -318,6 +295,11 @@ class Cluster:
         """In this step, by operators; ordered or refused at its end, when every host was looked at."""
         self.dropped_hosts: list[HostId] = []
         self.dropped_vms: list[VmId] = []
+
+    @property
+    def present(self) -> Ring:
+        """Verdict alive, with a sign in this term: who can be asked, and J4's majority."""
+        return self.rings.present
 
     @property
     def hold(self) -> str | None:
@@ -491,6 +473,10 @@ class Cluster:
 
     # Verdicts, counted
 
+    def list_host(self, node: HostNode) -> None:
+        """After its number, its verdict or its sessions have become others."""
+        self.rings.note(node.id, node.config.number, node.verdict, node.sessions)
+
     def note_verdict(self, node: HostNode, verdict: Verdict) -> None:
         if verdict is node.verdict:
             return
@@ -498,11 +484,10 @@ class Cluster:
         if verdict in ABSENT and node.id not in self.absent:
             self.fallen_ms[node.id] = self.now
         _member(self.absent, node.id, verdict in ABSENT)
-        if verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN) and node.id not in self.present:
-            self.present.add(node.id)
+        was_present = node.id in self.present
+        self.list_host(node)
+        if node.id in self.present and not was_present:
             self._note_newcomer(node)
-        else:
-            _member(self.present, node.id, verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN))
         self.plan_wanted = True
 
     def _note_newcomer(self, newcomer: HostNode) -> None:

@@ -1,5 +1,7 @@
 """One look at one host: judge it, ask what is still to be known, open or end its incident, go on fencing."""
 
+from collections.abc import Iterator
+
 from virtha.engine.doubts import readers_due_ms
 from virtha.engine.drain import drain_reasons
 from virtha.engine.events import Investigate, ReadPower
@@ -17,7 +19,6 @@ from virtha.engine.verdict import (
     newcomers_unheard,
     watched_for,
 )
-from virtha.model.evidence import ProcessKind
 from virtha.model.ids import HostId
 from virtha.model.vm import Reason
 
@@ -189,50 +190,33 @@ def _ask_power(cluster: Cluster, node: HostNode) -> None:
 def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
     """The next neighbours by number, other ones at each round. Hosts that have just come within reach go first: the
     others were asked before."""
-    present = cluster.present
-    start = cluster.ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
+    rings = cluster.rings
+    start = rings.all.place_after(node.id, (node.round - 1) * WITNESSES)
     chosen: list[HostId] = []
     if newcomers_unheard(node):
-        _choose(cluster, node, node.newcomers & present, start, chosen)
-    _choose(cluster, node, present, start, chosen)
+        _choose(node, rings.present.those_of(node.newcomers, start), chosen)
+    _choose(node, rings.present.around(start), chosen)
     if len(chosen) < WITNESSES:
         # Whoever is heard by its agent alone counts as reached (J4), so it must have been asked as well (J2).
-        _choose(cluster, node, _heard_by_agent(cluster), start, chosen)
+        _choose(node, rings.heard_by_agent.around(start), chosen)
     return tuple(chosen)
 
 
 def _reader(cluster: Cluster, node: HostNode, witnesses: tuple[HostId, ...]) -> HostId | None:
     """Of the witnesses if one can: agents read disks, so one whose agent is gone would say nothing. None: nobody can."""
+    readers = cluster.rings.readers
     for host_id in witnesses:
-        if _can_read(cluster, host_id):
+        if host_id in readers:
             return host_id
-    ids = cluster.ring.ids
-    start = cluster.ring.index_after(node.config.number) + node.round
-    for step in range(len(ids)):
-        host_id = ids[(start + step) % len(ids)]
-        if host_id != node.id and host_id in cluster.present and _can_read(cluster, host_id):
-            return host_id
-    return None
+    start = cluster.rings.all.place_after(node.id, node.round)
+    return next((one for one in readers.around(start) if one != node.id), None)
 
 
-def _can_read(cluster: Cluster, host_id: HostId) -> bool:
-    other = cluster.hosts[host_id]
-    return other.verdict is Verdict.ALIVE and ProcessKind.AGENT in other.sessions
-
-
-def _heard_by_agent(cluster: Cluster) -> set[HostId]:
-    return {one.id for one in cluster.hosts.values() if ProcessKind.AGENT in one.sessions}
-
-
-def _choose(
-    cluster: Cluster, node: HostNode, among: set[HostId], start: int, chosen: list[HostId]
-) -> None:
-    ids = cluster.ring.ids if among else ()
-    for step in range(len(ids)):
+def _choose(node: HostNode, among: Iterator[HostId], chosen: list[HostId]) -> None:
+    for host_id in among:
         if len(chosen) == WITNESSES:
             return
-        host_id = ids[(start + step) % len(ids)]
-        if host_id != node.id and host_id in among and host_id not in chosen:
+        if host_id != node.id and host_id not in chosen:
             chosen.append(host_id)
 
 

@@ -4,6 +4,7 @@ commands become orders. Its memory goes with it; what it wrote is in the store.
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,7 @@ from virtha.engine.events import (
     OrderPower,
     Poison,
     PolicyChanged,
+    PowerTested,
     ReadPower,
     SessionChanged,
     SettleMigration,
@@ -169,6 +171,8 @@ class ClusterFeed:
         self._starts: dict[OperationId, StartCommand] = {}
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """Orders to targets; the source of each is ordered when its target has taken it."""
+        self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
+        """Power tests that count while the boot beats in which they were made."""
         self._attempts = 0
 
     # Its beginning and end
@@ -219,6 +223,8 @@ class ClusterFeed:
         self.hold(hold)
         for vm in vms:
             self.vm(vm)
+        for test in taken.tests:
+            self._untold[test.host_id].append(test)
         early, self._early = self._early, []
         self.offer(*taken.granted)
         self.offer(*(event for event in early if not isinstance(event, SessionChanged | BeatSeen)))
@@ -362,6 +368,8 @@ class ClusterFeed:
         if self.witnesses is not None:
             self.witnesses.signed(host_id)
         self.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
+        if host_id in self._untold:
+            self.offer(*(one for one in self._untold.pop(host_id) if one.boot == beat.boot))
 
     def session(
         self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False

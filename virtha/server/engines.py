@@ -20,7 +20,8 @@ import structlog
 
 from virtha.control import Control
 from virtha.control.leading import Changes, LedHost, LedVm
-from virtha.engine.events import CopyGranted, EngineEvent, EngineVm
+from virtha.engine.configured import EngineVm
+from virtha.engine.events import CopyGranted, EngineEvent
 from virtha.model.errors import Failed, NotFound, Unavailable
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, Term, VmId

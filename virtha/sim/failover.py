@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -18,8 +19,6 @@ from virtha.engine.events import (
     CopyGranted,
     EndWaiver,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     GiveWaiver,
     HoldChanged,
     HostConfigured,
@@ -200,6 +199,7 @@ class Failover:
         self._world.power_tested.add(host.name)
         for device in self._world.power.of(host.name):
             passed = device.state() is PowerState.ON and device.answers
+            device.tested = passed
             self.leader.offer(
                 PowerTested(
                     host_id=HostId(host.name),

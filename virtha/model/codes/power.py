@@ -219,4 +219,23 @@ POWER_EVENTS: tuple[Code, ...] = (
         help="Restore secrets.key from a backup of this installation and restart the server; without one: "
         "'virtha server new-secrets-key', restart, and give each power device its password anew.",
     ),
+    event(
+        3136,
+        "power.test.broke",
+        ERROR,
+        "Power device {device} of {host} worked before, and its scheduled test fails now: {why}",
+        "device",
+        "host",
+        "why",
+        help="While it fails, VMs of this host wait for another proof if it dies. Mend it, then: virtha host power test.",
+    ),
+    event(
+        3137,
+        "power.test.mended",
+        INFO,
+        "Power device {device} of {host} passes its scheduled test again: it says {state}",
+        "device",
+        "host",
+        "state",
+    ),
 )
