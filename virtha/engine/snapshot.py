@@ -133,6 +133,7 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     reference: bool | None
     reference_ms: Millis | None = None
     storage_out: dict[StorageDomainId, Millis | None] = {}
+    not_shared: dict[StorageDomainId, tuple[HostId, HostId]] = {}
     steady_since_ms: Millis | None = None
     questions: int
     plan_wanted: bool
@@ -182,6 +183,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         reference=cluster.reference,
         reference_ms=cluster.reference_ms,
         storage_out=dict(cluster.storage_out),
+        not_shared=dict(cluster.not_shared),
         steady_since_ms=cluster.steady_since_ms,
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
@@ -254,6 +256,7 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     cluster.reference = snapshot.reference
     cluster.reference_ms = snapshot.reference_ms
     cluster.storage_out = dict(snapshot.storage_out)
+    cluster.not_shared = dict(snapshot.not_shared)
     cluster.steady_since_ms = snapshot.steady_since_ms
     cluster.questions = snapshot.questions
     cluster.fresh = snapshot.fresh

@@ -253,6 +253,8 @@ class Cluster:
         """Hosts whose power orders were handed out in the last step: sent by the time of the next one."""
         self.storage_out: dict[StorageDomainId, Millis | None] = {}
         """Domains that some host lacks which needs them; since when most do, or None: most see it."""
+        self.not_shared: dict[StorageDomainId, tuple[HostId, HostId]] = {}
+        """Domains that are not the same for all: who did not see there what whom wrote."""
         self.storage_told = False
         """In this step a host said something of its storage that may change whose lease is waived."""
         self.steady_since_ms: Millis | None = None

@@ -8,6 +8,7 @@ from virtha.engine.events import Investigate, ReadPower
 from virtha.engine.fencing import plan_fence
 from virtha.engine.incident import alive_after_all, open_incident
 from virtha.engine.machine import Verdict
+from virtha.engine.not_shared import split_reasons
 from virtha.engine.records import FenceStep, VmStage
 from virtha.engine.state import ABSENT, Cluster, HostNode, reason
 from virtha.engine.targets import look_at_waits, refresh_target
@@ -221,7 +222,8 @@ def _choose(node: HostNode, among: Iterator[HostId], chosen: list[HostId]) -> No
 
 def reasons_of(cluster: Cluster, node: HostNode) -> tuple[Reason, ...]:
     """Why the host is as it is and what is awaited (X1)."""
+    why = (*node.reasons, *split_reasons(cluster, node))
     if node.record.maintenance is None:
-        return node.reasons
+        return why
     by = reason("host.maintenance", by=node.record.maintenance)
-    return (*node.reasons, by, *drain_reasons(cluster, node))
+    return (*why, by, *drain_reasons(cluster, node))

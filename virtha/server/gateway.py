@@ -49,6 +49,13 @@ from virtha.wire.messages import (
     Welcome,
 )
 from virtha.wire.session import Closed
+from virtha.wire.witness_messages import (
+    LOOK_FEATURE,
+    PROBE_FEATURE,
+    LookAtDisks,
+    WitnessAnswer,
+    WitnessOrder,
+)
 
 HELLO_DEADLINE_S = 8.0
 """For the use case's answer; below the session's own deadline, so that the host hears why."""
@@ -215,6 +222,21 @@ class Gateway:
         line = self._lines.get(host_id)
         return line is not None and line.tell_lease(order)
 
+    def ask_witness(self, host_id: HostId, order: WitnessOrder) -> bool:
+        """Its guardian where that can answer, else its agent. False: neither."""
+        line = self._lines.get(host_id)
+        if line is None:
+            return False
+        looks = isinstance(order, LookAtDisks)
+        feature = LOOK_FEATURE if looks else PROBE_FEATURE
+        for session in (line.agent,) if looks else (line.guardian, line.agent):
+            hello = session.wire.hello if session is not None else None
+            if session is not None and hello is not None and feature in hello.features:
+                session.wire.send_witness(order)
+                session.flush()
+                return True
+        return False
+
     def begin_anew(self, instance: str) -> None:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
         they run (M2)."""
@@ -299,6 +321,14 @@ class Gateway:
         assert isinstance(line, HostLine)
         if line.guardian is connection and self.watcher is not None:
             self.watcher.lease(line.host_id, answer)
+
+    # ServerLinkEvents: witnesses
+
+    def on_witness(self, connection: ServerConnection, answer: WitnessAnswer) -> None:
+        line = connection.owner
+        assert isinstance(line, HostLine)
+        if connection in (line.agent, line.guardian) and self.watcher is not None:
+            self.watcher.witness(line.host_id, answer)
 
     # ServerLinkEvents: hello
 
