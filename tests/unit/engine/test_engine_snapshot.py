@@ -160,6 +160,8 @@ IN_SNAPSHOT = {
 }
 FOUND_AGAIN = {
     "rings",
+    "arrivals",
+    "arrivals_from",
     "vms_on",
     "absent",
     "capacity",
