@@ -88,5 +88,6 @@ def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(
         for process in story.lab.host("h1").processes():
             kill(process, signal.SIGSTOP)
         _recovered(story, "web1", "h2", made["h1"], revision)
-        assert made["h1"].asked == ["off!"], "one off, which found it on"
+        # Its own watchdog ends it as well; on a slow machine that may come first.
+        assert made["h1"].asked in (["off!"], ["off"]), "one off"
         assert made["h2"].asked == []

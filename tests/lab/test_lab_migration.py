@@ -113,3 +113,20 @@ def test_a_move_is_called_off_and_shows_how_far_it_came(story: Story) -> None:
     found = records(story, "mover3")
     assert found.last
     assert not found.lost
+
+
+@pytest.mark.long
+@pytest.mark.req("G6")
+def test_a_vm_that_moves_is_powered_off(story: Story) -> None:
+    """Both its hosts are told, each with what it has: the copy that runs is ended, nothing comes in, and that is "done"."""
+    writing_vm(story, "mover5", pause_s=GENTLE_S)
+    moving = slowly(story, "mover5")
+    off = story.api.operate("/v1/vms/mover5/power-off", timeout_s=PATIENCE_S)
+    assert (off["state"], off["code"]) == ("done", None), off
+    story.wait_state("mover5", "down", timeout_s=60.0)
+    assert story.api.finish(moving, timeout_s=PATIENCE_S)["state"] == "failed"
+    assert story.lab.copies_of("mover5") == []
+    assert story.api.vm("mover5")["holder_names"] == []
+    # Nothing of it is left that would be in the way: it starts where it was to go.
+    story.start_vm("mover5", host="h2")
+    assert story.wait_running("mover5").name == "h2"

@@ -78,6 +78,7 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
     path = story.api.vm(VM)["vm"]["disks"][0]["path"]
     least = last_record(story, VM)
     assert least is not None
+    revision = story.revision()
     move = StoppedMove(story, VM)
     with DiskWitnesses(lambda: story.lab, VM, path) as witnesses:
         try:
@@ -99,7 +100,8 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
         f"{victim} at '{phase}': {ended['state']} {ended['code']}, runs on {host.name}, "
         f"{'anew' if found.last is None else 'the same guest'}, written by {witnesses.writers}, "
         f"locked by {witnesses.locked}, {witnesses.looks} looks, twice {witnesses.twice}, {witnesses.error!r}; "
-        f"records: at least {least}, {found}"
+        f"records: at least {least}, {found}; "
+        f"told: {', '.join(event['code'] for event in story.events(VM, revision))}"
     )
     assert witnesses.error is None
     assert witnesses.looks

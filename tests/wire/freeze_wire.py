@@ -98,10 +98,20 @@ from virtha.model.orders import (
 )
 from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.proof import Proof, ProofKind
+from virtha.model.slot import BlockFault, Declaration, Mailbox, Poison, Slot, Unreadable
+from virtha.model.slot_round import LeaseDuty
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Disk, DiskFormat, Hardware, Nic, PossibleCopy, Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.wire.codec import HEADER, encode_beat_ack, encode_message
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    ReadSlots,
+    SlotsRead,
+    StopReading,
+    WaiveLease,
+)
 from virtha.wire.messages import (
     Attach,
     Attached,
@@ -128,6 +138,69 @@ DIRECTORY = Path(__file__).parent / "v1"
 
 BOOT = BootId("7f7c4a4e-54b5-4c40-8a4e-27a7e3f0a001")
 VM_ID = VmId("0b2f5f0e-1111-4a7a-9d55-000000000001")
+LEASE_DOMAIN = StorageDomainId("4b2f5f0e-1111-4a7a-9d55-000000000001")
+LEASE_HOST, LEASE_READER = (
+    HostId("2b2f5f0e-1111-4a7a-9d55-000000000001"),
+    HostId("2b2f5f0e-1111-4a7a-9d55-000000000002"),
+)
+LEASE_OWNER = InstallationId("1b2f5f0e-1111-4a7a-9d55-000000000001")
+LEASE_POISON = Poison(boot=BOOT, server="s1", term=Term(3), incident="7")
+LEASE_MESSAGES: dict[str, Message] = {
+    "read_slots": ReadSlots(
+        boot=BOOT,
+        duty=LeaseDuty(
+            domain_id=LEASE_DOMAIN,
+            places={LEASE_HOST: 0, LEASE_READER: 1},
+            poisons={LEASE_HOST: LEASE_POISON},
+        ),
+    ),
+    "stop_reading": StopReading(domain_id=LEASE_DOMAIN),
+    "waive_lease": WaiveLease(waiver_id="3", boot=BOOT, domain_id=LEASE_DOMAIN),
+    "keep_lease": KeepLease(waiver_id="3", boot=BOOT, domain_id=LEASE_DOMAIN),
+    "lease_kept": LeaseKept(waiver_id="3", boot=BOOT, domain_id=LEASE_DOMAIN),
+    "slots_read": SlotsRead(
+        boot=BOOT,
+        domain_id=LEASE_DOMAIN,
+        began_ms=1_000,
+        ended_ms=1_010,
+        own_counter=17,
+        direct_io=True,
+        slots={
+            LEASE_HOST: Slot(
+                installation_id=LEASE_OWNER,
+                domain_id=LEASE_DOMAIN,
+                index=0,
+                host_id=LEASE_HOST,
+                boot=BOOT,
+                counter=41,
+                submitted_ms=5_000,
+                good_ms=4_000,
+                acknowledged_poison=2,
+                declaration=Declaration(
+                    armed=True,
+                    no_way_out=True,
+                    fed_by_renewer=True,
+                    direct_io=True,
+                    watchdog_ms=10_000,
+                    self_fence_after_ms=15_000,
+                    kill_ms=3_000,
+                ),
+            )
+        },
+        unreadable_slots={LEASE_READER: Unreadable(fault=BlockFault.TORN, detail="half")},
+        mailboxes={
+            LEASE_HOST: Mailbox(
+                installation_id=LEASE_OWNER,
+                domain_id=LEASE_DOMAIN,
+                index=0,
+                host_id=LEASE_HOST,
+                counter=2,
+                poison=LEASE_POISON,
+            )
+        },
+        unreadable_mailboxes={LEASE_READER: Unreadable(fault=BlockFault.UNREAD)},
+    ),
+}
 MIGRATION = OperationId("12.7")
 OPERATION = OperationId("0b2f5f0e-2222-4a7a-9d55-000000000002")
 DOMAIN = StorageDomainId("0b2f5f0e-3333-4a7a-9d55-000000000003")
@@ -482,6 +555,7 @@ def _messages() -> dict[str, Message]:
         "attached": Attached(silence_ms=10_000),
         "channel_data": ChannelData(data=b"tiny login: "),
         "channel_credit": ChannelCredit(size=65_536),
+        **LEASE_MESSAGES,
         **{
             f"open_channel_{subject.__struct_config__.tag}": OpenChannel(
                 channel="Zm9vYmFy", subject=subject

@@ -39,9 +39,9 @@ from virtha.drivers.service_notify import notify
 from virtha.drivers.standin_watchdog import StandinWatchdog
 from virtha.model.facts import Happened
 from virtha.model.host import StorageDomain
-from virtha.model.ids import BootId
+from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.orders import HostSettings, Order
-from virtha.model.slot_round import slot_index
+from virtha.model.slot_round import SlotRound, slot_index
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.ports.host_watchdog import HostReset, HostWatchdog
@@ -58,6 +58,16 @@ from virtha.sentinel.guardian import (
     Report,
     SendBeat,
     Welcomed,
+)
+from virtha.sentinel.lease_events import WaiverEnded, WaiverGiven
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    LeaseOrder,
+    ReadSlots,
+    StopReading,
+    WaiveLease,
+    told_round,
 )
 from virtha.wire.messages import Beat, PeerRole, Welcome
 
@@ -137,6 +147,7 @@ class GuardianProcess:
         self._ledger = QemuLedger()
         self._settings = _SettingsFile(paths)
         self._lease_kit = lease_kit
+        self._waivers: dict[StorageDomainId, str] = {}
         self.lease: GuardianLease | None = None
         if lease_kit is not None:
             self.lease = self._make_lease(lease_kit)
@@ -148,6 +159,8 @@ class GuardianProcess:
             look_soon=self._look_soon.set,
             broken=self._broken,
         )
+        hands.tell_round = self._tell_round
+        hands.tell_waiver_over = self._tell_lease_kept
         return GuardianLease(kit, hands, paths=self._paths, boot=self._boot, clock=self._clock)
 
     def connect(self, link: HostLink) -> None:
@@ -344,6 +357,35 @@ class GuardianProcess:
     def _instance(self) -> str | None:
         return self._link.server_instance if self._link is not None else None
 
+    # Leases: what the leader asks, and what it is told
+
+    def on_lease(self, order: LeaseOrder) -> None:
+        lease = self.lease
+        if lease is None or (not isinstance(order, StopReading) and order.boot != self._boot):
+            return
+        match order:
+            case ReadSlots(duty=duty):
+                lease.duties[duty.domain_id] = duty
+            case StopReading(domain_id=domain_id):
+                lease.duties.pop(domain_id, None)
+            case WaiveLease(waiver_id=waiver_id, domain_id=domain_id):
+                self._waivers[domain_id] = waiver_id
+                lease.tell(WaiverGiven(domain_id=domain_id))
+            case KeepLease(waiver_id=waiver_id, domain_id=domain_id):
+                self._waivers[domain_id] = waiver_id
+                lease.tell(WaiverEnded(domain_id=domain_id))
+
+    def _tell_round(self, seen: SlotRound) -> None:
+        if self._link is not None:
+            self._link.send_lease(told_round(seen))
+
+    def _tell_lease_kept(self, domain_id: StorageDomainId) -> None:
+        waiver_id = self._waivers.get(domain_id)
+        if self._link is not None and waiver_id is not None:
+            self._link.send_lease(
+                LeaseKept(waiver_id=waiver_id, boot=self._boot, domain_id=domain_id)
+            )
+
     # HostLinkEvents
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
@@ -356,6 +398,7 @@ class GuardianProcess:
         _log.info("no session", server=address, code=code, detail=message)
         self.step(LinkLost())
         if self.lease is not None:
+            self.lease.duties.clear()  # said again in the next session
             self.lease.tell(LinkLost())
 
     def on_settings(self, settings: HostSettings) -> None:
@@ -443,6 +486,7 @@ async def run_guardian(paths: AgentPaths) -> None:
         events=process,
         hello_state=HelloState,
         live_instance=lambda: process.agent_instance,
+        on_lease=process.on_lease,
         program_version=__version__,
     )
     process.connect(link)

@@ -20,9 +20,11 @@ from virtha.agent.gate_proof import GateProver
 from virtha.agent.gate_refusals import RefusalSpool, RefusalTeller
 from virtha.agent.grant_keeper import GrantKeeper
 from virtha.agent.guardian_channel import GuardianClient, Pulse, ReportFiles
+from virtha.agent.guardian_lease import KILLED
 from virtha.agent.host_context import HostContext, StopWaiters
 from virtha.agent.identity import Identity
 from virtha.agent.journal import Journal
+from virtha.agent.lease_files import LEASE_LOST
 from virtha.agent.loop import AgentLoop
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
@@ -60,6 +62,7 @@ from virtha.ports.hypervisor import (
 from virtha.sentinel.events import (
     HostShuttingDown,
     HostStaysUp,
+    KilledForLease,
     LibvirtLost,
     ListDomains,
     ReportAgain,
@@ -152,11 +155,14 @@ class Agent:
         records = sentinel_records(self._record_store, settings, self.outbox.told())
         self._hold_at_start = records.hold
         self.loop = self._make_loop(records, properties, clock, facts, gate, identity)
-        self._runner.connect(self.loop.tell, self.loop.record, self._host_objection)
+        self._runner.connect(
+            self.loop.tell, self.loop.record, self._host_objection, self._lease_objection
+        )
         self._runner.on_listed = self._on_listed
         self.host = HostContext(
             host_id=identity.host_id,
             host_name=identity.name,
+            host_number=identity.number,
             boot=boot,
             installation_id=identity.installation_id,
             paths=paths,
@@ -175,7 +181,7 @@ class Agent:
             disks=hypervisor,
             moves=moves,
             destination=destination,
-            starter=Starter(hypervisor, hypervisor, gate),
+            starter=Starter(hypervisor, hypervisor, gate, lease_objection=self._lease_objection),
             evidence=evidence,
             freezer=GuestFreezer(
                 directory=paths.frozen,
@@ -316,14 +322,16 @@ class Agent:
         self.spawn("running hardware", self._running.run())
         self.spawn("host report", self._reporter.run())
         self.spawn("storage reports", self._storage.run())
+        self.spawn("storage leases", self._storage.watch_leases())
         self.spawn("guardian channel", self._guardian.run())
         self.spawn("tick", self._tick())
         if self._link is not None:
             self._link_task = self.spawn("link", self._link.run())
         self.loop.on_ready = self._on_ready
+        # What was killed meanwhile is known before libvirt's list tells that it is gone.
+        await self._collect_reports()
         await self._hypervisor.start()
         host.freezer.go_on()
-        self._collect_reports_soon()
         notify("READY=1")
 
     async def _say_goodbye(self) -> None:
@@ -359,6 +367,9 @@ class Agent:
         hold = self._hold_at_start if settings is None else settings.hold
         return None if hold is None else f"automatic action is on hold: {hold}"
 
+    def _lease_objection(self, vm_id: VmId) -> str | None:
+        return None if self.host.lease_allows(vm_id) else LEASE_LOST
+
     def _policy(self) -> SentinelRecords:
         """Without VMs: the journal adds those that the loop has."""
         settings = self.host.settings
@@ -384,6 +395,9 @@ class Agent:
     def _on_domain_event(self, event: DomainEvent) -> None:
         if event.vm_id == PROOF_VM_ID:
             return
+        if _is_end(event) and not self.host.lease_allows(event.vm_id):
+            # The guardian's report of its kill may come after libvirt's word. Whatever ended it, it may not run here.
+            self.loop.tell(KilledForLease(vm_id=event.vm_id))
         self.loop.tell(event)
         self._inventory.changed()
         if event.kind is DomainEventKind.STARTED:
@@ -453,6 +467,9 @@ class Agent:
         found = await self.disk(self._reports.read)
         if not found:
             return
+        for _, event in found:
+            if event.code == KILLED and event.vm_id is not None:
+                self.loop.tell(KilledForLease(vm_id=event.vm_id))
         facts = [self._named(event) for _, event in found]
         if await self.host.facts.emit(facts):
             await self.disk(self._reports.done, [path for path, _ in found])
@@ -472,3 +489,8 @@ class Agent:
 
 class _Stop(Exception):
     pass
+
+
+def _is_end(event: DomainEvent) -> bool:
+    """Of a QEMU that nobody asked to end."""
+    return event.kind is DomainEventKind.STOPPED and event.detail in ("failed", "crashed")

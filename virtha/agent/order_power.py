@@ -11,6 +11,7 @@ from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
+from virtha.agent.lease_files import LEASE_LOST, REFUSED
 from virtha.agent.order_disk_check import DiskGuard
 from virtha.agent.storage import (
     ORDER_DEADLINE_MS,
@@ -41,6 +42,7 @@ from virtha.model.orders import (
 from virtha.model.vm import Reason, Vm, VmState
 from virtha.ports.hypervisor import DomainMissing
 from virtha.sentinel.events import (
+    ArrivalCalledOff,
     PauseAccepted,
     RebootAccepted,
     ReportAgain,
@@ -50,7 +52,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
-from virtha.sentinel.moves import leaves, never_came
+from virtha.sentinel.moves import awaited, leaves, never_came
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +61,9 @@ FIRST_LIST_MS = 10_000
 FIRST_LIST_POLL_S = 0.05
 CAPABILITIES_S = 20.0
 """The first probe of a host starts a QEMU to see whether KVM is of use; later ones are cached."""
+LEASE_MS = 5_000
+"""How long a start waits for the guardian to hold the lease on its disks' storage."""
+LEASE_POLL_S = 0.1
 GONE_POLL_MS = 2_000
 TOLD_S = 5.0
 TOLD_POLL_S = 0.02
@@ -153,7 +158,7 @@ class PowerOrders:
     async def _carry_on(self, order: StartVm) -> Answer:
         """An agent before us made its QEMU and died before its processors ran."""
         grant, host = order.grant, self._host
-        objection = self.grant_objection(grant)
+        objection = self.grant_objection(grant) or self.lease_objection(grant.vm_id)
         if objection is not None:
             return objection
         await host.loop.told(ResumeAccepted(vm_id=grant.vm_id, by=order.by))
@@ -187,12 +192,27 @@ class PowerOrders:
             )
         return None
 
+    def lease_objection(self, vm_id: VmId) -> Answer | None:
+        return None if self._host.lease_allows(vm_id) else refused(REFUSED, LEASE_LOST)
+
+    async def _await_lease(self, order: StartVm) -> Answer | None:
+        """Asked again once its QEMU exists; a host that has just come, or a domain, has its lease in a moment."""
+        deadline = min(self._host.clock.monotonic_ms() + LEASE_MS, order.grant.ends_at_ms)
+        objection = self.lease_objection(order.vm.id)
+        while objection is not None and self._host.clock.monotonic_ms() < deadline:
+            await asyncio.sleep(LEASE_POLL_S)
+            objection = self.lease_objection(order.vm.id)
+        return objection
+
     async def _prepare_start(self, order: StartVm) -> Answer | None:
         """All that must be true before QEMU is made; raises or returns what objects."""
         vm = order.vm
         present = await self.present(vm.id)
         if present is not None and not is_gone(present):
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
+        objection = await self._await_lease(order)
+        if objection is not None:
+            return objection
         await self._disk_guard.check(order)
         try:
             await self.claim(vm, order.grant.incarnation)
@@ -273,8 +293,10 @@ class PowerOrders:
         )
         if result is Result.OK:
             return OK
-        code = "order.refused.grant_expired" if result is Result.REFUSED else None
-        return Answer(result=result, code=code, message=detail)
+        code = REFUSED if detail == LEASE_LOST else "order.refused.grant_expired"
+        return Answer(
+            result=result, code=code if result is Result.REFUSED else None, message=detail
+        )
 
     def _changed_mind(self, grant: Grant) -> str | None:
         objection = self.grant_objection(grant)
@@ -304,9 +326,16 @@ class PowerOrders:
         if objection is not None:
             return objection
         gone = host.stops.event(vm_id)
+        off = order.mode is StopMode.POWER_OFF
         async with host.locks.of(vm_id):
+            record = host.loop.record(vm_id)
+            comes = record is not None and awaited(record)
+            if comes and off:
+                # First the right to come in, then what came: libvirt shows a domain as paused before it asks the gate, so
+                # nothing comes in between (qemuProcessInit).
+                host.gate.revoke(vm_id)
             present = await self.present(vm_id)
-            if present is None and host.loop.record(vm_id) is None:
+            if present is None and record is None:
                 return refused("order.refused.not_here", "this host does not have that VM")
             await host.loop.told(
                 StopAccepted(
@@ -314,12 +343,17 @@ class PowerOrders:
                 )
             )
             if present is None or is_gone(present):
-                host.gate.revoke(vm_id)
-                return OK
-            if order.mode is StopMode.POWER_OFF or present.state is DomainState.CRASHED:
+                if not comes:
+                    host.gate.revoke(vm_id)
+                    return OK
+                if not off:
+                    return OK  # there is no guest here to be asked, and its move goes on
+                await host.loop.told(ArrivalCalledOff(vm_id=vm_id))
+            elif off or present.state is DomainState.CRASHED:
                 await host.control.destroy(vm_id)
-            else:
+            elif not comes:
                 await host.control.shutdown(vm_id)
+            # One that comes is asked where it runs.
         # Not under the lock: a power off must be able to overtake a shutdown that the guest ignores.
         return await self._await_gone(order, gone)
 
@@ -395,6 +429,9 @@ class PowerOrders:
         )
 
     async def resume(self, order: ResumeVm) -> Answer:
+        objection = self.lease_objection(order.vm_id)
+        if objection is not None:
+            return objection
         accepted = ResumeAccepted(vm_id=order.vm_id, by=order.by)
         return await self._on_running(
             order.vm_id, order.incarnation, accepted, self._host.control.run

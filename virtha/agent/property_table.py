@@ -67,7 +67,7 @@ TABLE: tuple[Property, ...] = (
         key="host",
         kind=Kind.SERVERS,
         meaning="Management servers in order of preference, with the algorithm that made the order. "
-        "Written by the agent when a server sends a new list. An address may carry a port.",
+        "An address may carry a port. Servers don't send such lists yet: it is as joining wrote it, or you.",
         requirement="L3",
     ),
     Property(
@@ -125,7 +125,7 @@ TABLE: tuple[Property, ...] = (
         most=86_400,
         unit="s",
         meaning="How often the agent looks whether its preferred server is back; 0: never. "
-        "Set here, it wins over the server's indirect.agent.lb.check.interval.",
+        "Taken and checked, but not acted upon yet: the agent stays with the server that it has, and says so when it starts.",
         requirement="L4",
     ),
     Property(

@@ -33,6 +33,15 @@ def held_incarnation(status: VmStatus, host_id: HostId) -> Incarnation:
     return status.incarnation if oldest is None else oldest
 
 
+def newest_incarnation(status: VmStatus, host_id: HostId) -> Incarnation:
+    """What an order to stop names there: while it moves, the target has a later one than its source (G4).
+
+    Named an earlier one, a host would refuse it: it could not tell it from an order of before its copy.
+    """
+    mine = (copy.incarnation for copy in copies_on(status, host_id))
+    return max((status.incarnation, *mine))
+
+
 def counts(status: VmStatus, host_id: HostId, incarnation: Incarnation) -> bool:
     """Whether a host's report of ``incarnation`` says how the VM is."""
     if incarnation >= status.incarnation:

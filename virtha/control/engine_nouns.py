@@ -2,9 +2,10 @@
 
 from collections.abc import Collection
 
+from virtha.control.own_machine import OwnMachine
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
-from virtha.model.ids import BootId, VmId
+from virtha.model.ids import VmId
 from virtha.model.power import PowerLevel
 from virtha.model.vm import Vm, VmStatus
 from virtha.store.hosts import HostRow
@@ -16,9 +17,9 @@ def engine_host(
     timeline: str,
     defined: Collection[VmId],
     power: tuple[PowerLevel, ...] = (),
-    own_boot: BootId | None = None,
+    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
 ) -> EngineHost:
-    """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has. ``own_boot``: of the machine
+    """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has. ``own``: the machine
     that this server runs on."""
     able = row.status.capabilities
     features = {Feature(FeatureKind.ARCHITECTURE, able.architecture)}
@@ -33,7 +34,7 @@ def engine_host(
         cpus=able.cpus,
         features=frozenset(features),
         power=power,
-        carries_server=own_boot is not None and row.status.boot == own_boot,
+        carries_server=own.carries_us(row.status),
         untold=row.timeline != timeline,
         timeline=timeline,
     )

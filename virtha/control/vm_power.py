@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from virtha.control.copies import newest_incarnation
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.names import the_host, the_vm
 from virtha.control.operations import check_nothing_open
@@ -12,6 +13,7 @@ from virtha.control.requests import VmStart
 from virtha.control.runner import Runner
 from virtha.control.views import Caller
 from virtha.model.errors import InvalidInput, Refused
+from virtha.model.ids import HostId
 from virtha.model.operation import Operation
 from virtha.model.orders import PauseVm, RebootMode, RebootVm, ResumeVm, StopMode, StopVm
 from virtha.model.vm import VmState
@@ -19,7 +21,7 @@ from virtha.store.store import Store
 from virtha.store.vms import VmRow, save_vm_status
 
 _RUNS = (VmState.RUNNING, VmState.STARTING)
-MakeOrder = Callable[[VmRow], FixedOrder]
+MakeOrder = Callable[[VmRow, HostId], FixedOrder]
 
 
 class VmPower:
@@ -69,8 +71,11 @@ class VmPower:
             ref,
             kind,
             None if any_state else _RUNS,
-            lambda row: StopVm(
-                vm_id=row.vm.id, incarnation=row.status.incarnation, mode=mode, by=caller.name
+            lambda row, host_id: StopVm(
+                vm_id=row.vm.id,
+                incarnation=newest_incarnation(row.status, host_id),
+                mode=mode,
+                by=caller.name,
             ),
             wanted_up=False,
         )
@@ -90,7 +95,7 @@ class VmPower:
             ref,
             kind,
             states,
-            lambda row: RebootVm(
+            lambda row, _host_id: RebootVm(
                 vm_id=row.vm.id, incarnation=row.status.incarnation, mode=mode, by=caller.name
             ),
         )
@@ -101,7 +106,7 @@ class VmPower:
             ref,
             "vm.pause",
             _RUNS,
-            lambda row: PauseVm(
+            lambda row, _host_id: PauseVm(
                 vm_id=row.vm.id, incarnation=row.status.incarnation, by=caller.name
             ),
         )
@@ -112,7 +117,7 @@ class VmPower:
             ref,
             "vm.resume",
             (VmState.PAUSED,),
-            lambda row: ResumeVm(
+            lambda row, _host_id: ResumeVm(
                 vm_id=row.vm.id, incarnation=row.status.incarnation, by=caller.name
             ),
         )
@@ -157,7 +162,7 @@ class VmPower:
                 Give(
                     name=f"{verb} {row.vm.name}",
                     host_id=host_id,
-                    order=make_order(row),
+                    order=make_order(row, host_id),
                     # Of several, one that is not there must not keep the other from being asked.
                     optional=len(status.holders) > 1,
                     parallel=True,

@@ -55,6 +55,17 @@ from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.wire.host_session import HostSession, OutboxView
+from virtha.wire.lease_messages import (
+    LEASE_FEATURE,
+    KeepLease,
+    LeaseAnswer,
+    LeaseKept,
+    LeaseOrder,
+    ReadSlots,
+    SlotsRead,
+    StopReading,
+    WaiveLease,
+)
 from virtha.wire.messages import (
     CHANNEL_FEATURE,
     VERSION_MAJOR,
@@ -137,10 +148,12 @@ class HostLink:
         live_instance: Callable[[], str | None] = lambda: None,
         program_version: str = "",
         on_channel: Callable[[OpenChannel], None] | None = None,
+        on_lease: Callable[[LeaseOrder], None] | None = None,
         clock: Callable[[], Millis] = monotonic_ms,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """``on_channel``: the server wants a channel; None: it is told that this host opens none.
+        """``on_channel``: the server wants a channel; None: it is told that this host opens none. ``on_lease``: what it
+        asks of a guardian that holds leases; None: it is told that this one does not.
 
         Raises InvalidInput: no or malformed server addresses, unusable certificate or key.
         """
@@ -158,6 +171,7 @@ class HostLink:
         self._live_instance = live_instance
         self._program_version = program_version
         self._on_channel = on_channel
+        self._on_lease = on_lease
         self._clock = clock
         self._jitter = jitter
         self._term_seen = Term(0)
@@ -188,6 +202,15 @@ class HostLink:
     def send_beat(self, beat: Beat) -> bool:
         session = self._connection.session if self._connection is not None else None
         if not isinstance(session, HostSession) or not session.send_beat(beat):
+            return False
+        assert self._connection is not None
+        self._connection.flush()
+        return True
+
+    def send_lease(self, answer: LeaseAnswer) -> bool:
+        """False: there is no session, or its line is full."""
+        session = self._connection.session if self._connection is not None else None
+        if not isinstance(session, HostSession) or not session.send_lease(answer):
             return False
         assert self._connection is not None
         self._connection.flush()
@@ -282,7 +305,10 @@ class HostLink:
         hello = Hello(
             version_major=VERSION_MAJOR,
             version_minor=VERSION_MINOR,
-            features=() if self._on_channel is None else (CHANNEL_FEATURE,),
+            features=(
+                *(() if self._on_channel is None else (CHANNEL_FEATURE,)),
+                *(() if self._on_lease is None else (LEASE_FEATURE,)),
+            ),
             role=self._role,
             host_id=self._credentials.host_id,
             boot=self._boot,
@@ -310,6 +336,9 @@ class HostLink:
             case OpenChannel():
                 if self._on_channel is not None:
                     self._on_channel(message)
+            case ReadSlots() | StopReading() | WaiveLease() | KeepLease():
+                if self._on_lease is not None:
+                    self._on_lease(message)
             case Settings():
                 self._term_seen = max(self._term_seen, message.settings.term)
                 self._events.on_settings(message.settings)
@@ -329,6 +358,8 @@ class HostLink:
                 | Attached()
                 | ChannelData()
                 | ChannelCredit()
+                | SlotsRead()
+                | LeaseKept()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:

@@ -12,6 +12,7 @@ from virtha.model.errors import Refused
 from virtha.model.ids import BootId, HostId, InstallationId
 from virtha.model.time import Millis
 from virtha.wire.channel_session import ServerChannelSession
+from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, SlotsRead
 from virtha.wire.messages import CHANNEL_PROTOCOL, Attach, Beat, Facts, Hello, Message
 from virtha.wire.server_session import ServerSession
 from virtha.wire.session import Closed
@@ -33,6 +34,10 @@ class ServerLinkEvents(Protocol):
         ...
 
     def on_facts(self, connection: "ServerConnection", facts: Facts) -> None: ...
+
+    def on_lease(self, connection: "ServerConnection", answer: LeaseAnswer) -> None:
+        """Of a guardian, about its own boot."""
+        ...
 
     def on_ended(self, connection: "ServerConnection", closed: Closed) -> None:
         """Once for each connection, also for one that never got as far as TLS."""
@@ -122,6 +127,8 @@ class ServerConnection(Connection):
             self._events.on_beat(self, message, now)
         elif type(message) is Facts:
             self._events.on_facts(self, message)
+        elif type(message) is SlotsRead or type(message) is LeaseKept:
+            self._events.on_lease(self, message)
         elif type(message) is Attach:
             self._listener.greeted(self)
             self._listener.channels.on_attach(self, message)

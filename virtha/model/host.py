@@ -76,6 +76,8 @@ class HostStatus(Value, frozen=True, kw_only=True):
     last_seen: UtcMillis | None = None
     clock_offset_ms: int | None = None
     inventory_revision: int = 0
+    carries: str | None = None
+    """A mark of the server's machine, if it was this host's when it last connected."""
     revision: Revision = Revision(0)
 
 

@@ -32,6 +32,7 @@ from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
 from virtha.store.installations import Lead
 from virtha.store.power import PowerMark
+from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
 
 log = structlog.get_logger("virtha.server.engines")
@@ -245,6 +246,7 @@ class Engines:
             clock=self._clock,
             journal=self._journals / cluster_id,
             sessions=self._gateway.sessions,
+            lines=self._gateway,
             acknowledged=self._acknowledge,
         )
         # From now on it is told: what it is told before it has read the records waits.
@@ -302,7 +304,7 @@ class Engines:
         feed = self._feed_of(host_id)
         if feed is None or feed.leader is None:
             return ()
-        return feed.leader.engine.explain_host(host_id)
+        return feed.explain_host(host_id)
 
     def explain_vm(self, vm_id: VmId) -> tuple[Reason, ...]:
         cluster_id = self._cluster_of_vm.get(vm_id)
@@ -329,6 +331,11 @@ class Engines:
         feed = self._feed_of(host_id)
         if feed is not None:
             feed.session(host_id, role, boot, up=up, broken=broken)
+
+    def lease(self, host_id: HostId, answer: LeaseAnswer) -> None:
+        feed = self._feed_of(host_id)
+        if feed is not None:
+            feed.lease(host_id, answer)
 
     async def facts(
         self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int

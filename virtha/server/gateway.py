@@ -38,6 +38,7 @@ from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import HostPresence, Sighting
 from virtha.wire.hellos import followed_elsewhere
+from virtha.wire.lease_messages import LEASE_FEATURE, LeaseAnswer, LeaseOrder
 from virtha.wire.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -206,6 +207,23 @@ class Gateway:
                 found.append((role, session.wire.hello.boot))
         return tuple(found)
 
+    def lease_boot(self, host_id: HostId) -> BootId | None:
+        """Of its guardian's session; None: there is none, or it holds no leases."""
+        line = self._lines.get(host_id)
+        if line is None or line.guardian is None or line.guardian.wire.hello is None:
+            return None
+        hello = line.guardian.wire.hello
+        return hello.boot if LEASE_FEATURE in hello.features else None
+
+    def tell_lease(self, host_id: HostId, order: LeaseOrder) -> bool:
+        """False: no guardian that knows of leases has a session now."""
+        line = self._lines.get(host_id)
+        if line is None or line.guardian is None or self.lease_boot(host_id) is None:
+            return False
+        line.guardian.wire.send_lease(order)
+        line.guardian.flush()
+        return line.guardian is not None
+
     def begin_anew(self, instance: str) -> None:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
         they run (M2)."""
@@ -284,6 +302,14 @@ class Gateway:
             self._beats += 1
             if self.watcher is not None:
                 self.watcher.beat(line.host_id, beat)
+
+    # ServerLinkEvents: leases
+
+    def on_lease(self, connection: ServerConnection, answer: LeaseAnswer) -> None:
+        line = connection.owner
+        assert isinstance(line, HostLine)
+        if line.guardian is connection and self.watcher is not None:
+            self.watcher.lease(line.host_id, answer)
 
     # ServerLinkEvents: hello
 

@@ -13,6 +13,14 @@ from virtha.model.time import Millis
 from virtha.sim.kernel import Action, Actor, Kernel
 from virtha.sim.network import End
 from virtha.wire.host_session import HostSession, OutboxView
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    ReadSlots,
+    SlotsRead,
+    StopReading,
+    WaiveLease,
+)
 from virtha.wire.messages import (
     Attach,
     Attached,
@@ -327,6 +335,12 @@ class HostLink:
                 | Attached()
                 | ChannelData()
                 | ChannelCredit()
+                | ReadSlots()
+                | StopReading()
+                | WaiveLease()
+                | KeepLease()
+                | SlotsRead()
+                | LeaseKept()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:

@@ -31,6 +31,7 @@ from virtha.model.vm import Reason, VmState
 from virtha.ports.hypervisor import DomainMissing, HypervisorUnavailable
 from virtha.sentinel.events import (
     Adopted,
+    ArrivalCalledOff,
     Forgotten,
     PauseAccepted,
     RebootAccepted,
@@ -41,7 +42,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
-from virtha.sentinel.moves import leaves, never_came
+from virtha.sentinel.moves import awaited, leaves, never_came
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -395,6 +396,10 @@ class OrderDesk:
 
     def _stop(self, stop: StopVm) -> None:
         agent, vm_id = self.agent, stop.vm_id
+        record, off = agent.record(vm_id), stop.mode is StopMode.POWER_OFF
+        comes = record is not None and awaited(record)
+        if comes and off:
+            agent.host.revoke(vm_id)
         accepted = StopAccepted(
             vm_id=vm_id, mode=stop.mode, by=stop.by, deadline_ms=stop.deadline_ms
         )
@@ -406,10 +411,13 @@ class OrderDesk:
         libvirt = agent.host.libvirt
         domain = libvirt.find(vm_id)
         if domain is None or domain.qemu is None:
-            agent.host.revoke(vm_id)
-        elif stop.mode is StopMode.POWER_OFF:
+            if not comes:
+                agent.host.revoke(vm_id)
+            elif off:
+                agent.tell(ArrivalCalledOff(vm_id=vm_id))
+        elif off:
             libvirt.destroy(vm_id)
-        elif not agent.host.stubborn(vm_id):
+        elif not comes and not agent.host.stubborn(vm_id):
             libvirt.shutdown(vm_id)
             agent.host.kernel.after(SHUTDOWN_MS, lambda: self._guest_obeys(vm_id))
 

@@ -336,8 +336,10 @@ class Player:
         known.wanted_up = False
         if self.world.with_engine:
             self.world.push_settings()
-        body = StopVm(vm_id=vm_id, incarnation=known.incarnation, mode=mode, by="admin")
-        self._order(vm_id, body)
+        for host in sorted(known.holders) or (known.host,):
+            incarnation = max((known.incarnation, *known.copies.get(host, ())))
+            body = StopVm(vm_id=vm_id, incarnation=incarnation, mode=mode, by="admin")
+            self.world.order(host, body)
 
     def _reboot(self, step: Step, mode: RebootMode) -> None:
         vm_id = self._vm_id(step)

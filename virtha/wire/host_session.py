@@ -8,6 +8,14 @@ from virtha.model.facts import Fact
 from virtha.model.ids import InstallationId
 from virtha.model.time import Millis
 from virtha.wire.codec import encode_facts, encode_message, version_refusal
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseAnswer,
+    LeaseOrder,
+    ReadSlots,
+    StopReading,
+    WaiveLease,
+)
 from virtha.wire.messages import (
     FACTS_PER_FRAME_MAX,
     VERSION_MAJOR,
@@ -53,7 +61,7 @@ class OutboxView(Protocol):
 class HostSession(Session):
     """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
 
-    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck.
+    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder.
     """
 
     _PING_AFTER = (1, 3)
@@ -84,6 +92,14 @@ class HostSession(Session):
             return False
         assert self.role is PeerRole.GUARDIAN
         self._put(encode_message(beat))
+        return True
+
+    def send_lease(self, answer: LeaseAnswer) -> bool:
+        """False: not connected, or the line is full. The next round says more, and ``LeaseKept`` is asked for again."""
+        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
+            return False
+        assert self.role is PeerRole.GUARDIAN
+        self._put(encode_message(answer))
         return True
 
     def data_to_send(self) -> bytes:
@@ -166,7 +182,7 @@ class HostSession(Session):
             raise self._wrong_role(message)
         return message
 
-    def _for_guardian(self, message: BeatAck, size: int) -> Message | None:
+    def _for_guardian(self, message: BeatAck | LeaseOrder, size: int) -> Message | None:
         if self.role is not PeerRole.GUARDIAN:
             raise self._wrong_role(message)
         return message
@@ -175,6 +191,10 @@ class HostSession(Session):
         SessionState.CONNECTING: {Welcome: _on_welcome, **ENDINGS},
         SessionState.ESTABLISHED: {
             BeatAck: _for_guardian,
+            ReadSlots: _for_guardian,
+            StopReading: _for_guardian,
+            WaiveLease: _for_guardian,
+            KeepLease: _for_guardian,
             FactsAck: _on_facts_ack,
             Settings: _for_agent,
             GiveOrder: _for_agent,

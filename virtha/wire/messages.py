@@ -12,6 +12,14 @@ from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
 from virtha.model.value import Value
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    ReadSlots,
+    SlotsRead,
+    StopReading,
+    WaiveLease,
+)
 
 VERSION_MAJOR = 1
 VERSION_MINOR = 0
@@ -173,4 +181,10 @@ Message = (
     | Attached
     | ChannelData
     | ChannelCredit
+    | ReadSlots
+    | StopReading
+    | WaiveLease
+    | KeepLease
+    | SlotsRead
+    | LeaseKept
 )

@@ -582,6 +582,27 @@ def test_the_password_on_the_command_line_is_warned_of(tell: Tell):
     tell(story)
 
 
+def test_answers_that_anybody_could_give_are_warned_of(tell: Tell):
+    """P1: what is believed of a host's power must come from its device."""
+    place = {"address": "10.0.0.1", "user": "root"}
+    ipmi, redfish = {"driver": PowerDriver.IPMI, **place}, {"driver": PowerDriver.REDFISH, **place}
+
+    async def story(world: World) -> None:
+        await world.join("h1")
+        for given, found in (
+            (own(**ipmi), ()),
+            (own(**ipmi, cipher=17), ()),
+            (own(**ipmi, cipher=0), ("power.unprotected",)),
+            (own(**ipmi, cipher=15), ("power.unprotected",)),
+            (own(**redfish), ()),
+            (own(**redfish, certificate=CertificateCheck.NONE), ("power.unchecked",)),
+        ):
+            view = await world.control.power.put_of_host(ADMIN, "h1", "bmc", given, None)
+            assert view.warnings == found and len(view.warning_texts) == len(found)
+
+    tell(story)
+
+
 def test_with_the_key_lost_it_is_told(tell: Tell):
     async def story(world: World) -> None:
         await set_up(world)

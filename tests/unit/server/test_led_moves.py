@@ -15,7 +15,15 @@ from virtha.model.facts import MigrationReport, Progress, ReleaseCause, Released
 from virtha.model.host import HostState
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.operation import Operation, OperationState
-from virtha.model.orders import MigrateVm, MoveDestination, Order, ReceiveVm, SettleMigration
+from virtha.model.orders import (
+    MigrateVm,
+    MoveDestination,
+    Order,
+    ReceiveVm,
+    SettleMigration,
+    StartVm,
+    StopVm,
+)
 from virtha.model.vm import VmState
 from virtha.store.vms import definitions
 
@@ -172,6 +180,41 @@ def test_a_target_that_refuses_ends_it(tmp_path: Path) -> None:
         )
         ended = await state(world, operation)
         assert (ended.state, ended.code) == (OperationState.FAILED, code)
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("G1", "G6")
+def test_a_vm_that_moves_is_powered_off_on_both_sides(tmp_path: Path) -> None:
+    """Each with what it has: named the source's incarnation, the target would refuse it as one of before its copy."""
+
+    async def story(world: LedWorld) -> None:
+        moving, body = await begun(world)
+        off = await world.control.vms.power_off(ADMIN, "web1")
+        await world.settle()
+        (at_source,) = given(world.hosts["h1"], StopVm)
+        (at_target,) = given(world.hosts["h2"], StopVm)
+        assert isinstance(at_source.body, StopVm)
+        assert isinstance(at_target.body, StopVm)
+        assert at_source.body.incarnation == body.incarnation
+        assert at_target.body.incarnation == body.target_incarnation
+        gone = (
+            ("h1", body.incarnation, ReleaseCause.INTENDED),
+            ("h2", body.target_incarnation, ReleaseCause.NEVER_RAN),
+        )
+        for (name, incarnation, cause), order in zip(gone, (at_source, at_target), strict=True):
+            await world.hosts[name].tell(
+                Released(vm_id=body.vm_id, incarnation=incarnation, cause=cause)
+            )
+            await world.hosts[name].answer(order)
+        ended = await state(world, off)
+        assert (ended.state, ended.code) == (OperationState.DONE, None)
+        assert (await state(world, moving)).state is OperationState.FAILED
+        status = (await world.vm()).status
+        assert (status.state, status.holders) == (VmState.DOWN, ())
+        assert [given(host, StartVm) for host in world.hosts.values()][1] == [], (
+            "nobody brings it back"
+        )
 
     play(tmp_path, story)
 
