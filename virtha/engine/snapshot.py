@@ -172,6 +172,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
     """Between two steps only. Costs what there is: once per segment of the journal, not per step."""
     assert not cluster.changed_hosts and not cluster.changed_vms, "a snapshot in mid-step"
     starts = _starts(cluster)
+    cluster.all_take_up()
     return EngineSnapshot(
         now=cluster.now,
         policy=cluster.policy,

@@ -64,7 +64,10 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
     judgement = judge(cluster, node)
     asked_about = judgement.late or judgement.verdict in _ASKED_ABOUT
     if asked_about and not node.investigated:
-        node.forget_investigation()
+        cluster.forget_investigation(node)
+    if node.investigated and not asked_about and node.record.incident is None:
+        # Nobody asks for them before they are forgotten anyway; here they need not be taken up first.
+        cluster.forget_newcomers(node)
     node.investigated = asked_about
     _note(cluster, node, judgement)
     incident = node.record.incident
@@ -131,6 +134,7 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
         cluster.wake_host(node, node.asked_ms + interval)
         return
     node.asked_ms = cluster.now
+    cluster.take_up(node)
     node.round += 1
     node.rounds_asked += 1
     witnesses = _witnesses(cluster, node)
@@ -193,7 +197,7 @@ def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
     rings = cluster.rings
     start = rings.all.place_after(node.id, (node.round - 1) * WITNESSES)
     chosen: list[HostId] = []
-    if newcomers_unheard(node):
+    if newcomers_unheard(cluster, node):
         _choose(node, rings.present.those_of(node.newcomers, start), chosen)
     _choose(node, rings.present.around(start), chosen)
     if len(chosen) < WITNESSES:

@@ -161,6 +161,8 @@ IN_SNAPSHOT = {
 }
 FOUND_AGAIN = {
     "rings",
+    "arrivals",
+    "arrivals_from",
     "vms_on",
     "absent",
     "capacity",
