@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+from frozen_evidence import BOOT, LEASE_MESSAGES, WITNESS_MESSAGES
 
 from virtha.model.console import (
     ChannelSubject,
@@ -22,7 +23,6 @@ from virtha.model.console import (
     TakeScreenshot,
 )
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.evidence import Answer, WatchedDisk
 from virtha.model.facts import (
     Awaited,
     Fact,
@@ -44,7 +44,6 @@ from virtha.model.facts import (
 )
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import (
-    BootId,
     ClusterId,
     DiskId,
     HostId,
@@ -99,20 +98,10 @@ from virtha.model.orders import (
 )
 from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.proof import Proof, ProofKind
-from virtha.model.slot import BlockFault, Declaration, Mailbox, Poison, Slot, Unreadable
-from virtha.model.slot_round import LeaseDuty
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Disk, DiskFormat, Hardware, Nic, PossibleCopy, Reason, Vm, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.wire.codec import HEADER, encode_beat_ack, encode_message
-from virtha.wire.lease_messages import (
-    KeepLease,
-    LeaseKept,
-    ReadSlots,
-    SlotsRead,
-    StopReading,
-    WaiveLease,
-)
 from virtha.wire.messages import (
     Attach,
     Attached,
@@ -134,106 +123,10 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
-from virtha.wire.witness_messages import (
-    DisksLooked,
-    HostProbed,
-    LookAtDisks,
-    ProbeHost,
-    ProbeTarget,
-)
 
 DIRECTORY = Path(__file__).parent / "v1"
 
-BOOT = BootId("7f7c4a4e-54b5-4c40-8a4e-27a7e3f0a001")
 VM_ID = VmId("0b2f5f0e-1111-4a7a-9d55-000000000001")
-LEASE_DOMAIN = StorageDomainId("4b2f5f0e-1111-4a7a-9d55-000000000001")
-LEASE_HOST, LEASE_READER = (
-    HostId("2b2f5f0e-1111-4a7a-9d55-000000000001"),
-    HostId("2b2f5f0e-1111-4a7a-9d55-000000000002"),
-)
-LEASE_OWNER = InstallationId("1b2f5f0e-1111-4a7a-9d55-000000000001")
-LEASE_POISON = Poison(boot=BOOT, server="s1", term=Term(3), incident="7")
-LEASE_MESSAGES: dict[str, Message] = {
-    "read_slots": ReadSlots(
-        boot=BOOT,
-        duty=LeaseDuty(
-            domain_id=LEASE_DOMAIN,
-            places={LEASE_HOST: 0, LEASE_READER: 1},
-            poisons={LEASE_HOST: LEASE_POISON},
-        ),
-    ),
-    "stop_reading": StopReading(domain_id=LEASE_DOMAIN),
-    "waive_lease": WaiveLease(waiver_id="3", boot=BOOT, domain_id=LEASE_DOMAIN),
-    "keep_lease": KeepLease(waiver_id="3", boot=BOOT, domain_id=LEASE_DOMAIN),
-    "lease_kept": LeaseKept(waiver_id="3", boot=BOOT, domain_id=LEASE_DOMAIN),
-    "slots_read": SlotsRead(
-        boot=BOOT,
-        domain_id=LEASE_DOMAIN,
-        began_ms=1_000,
-        ended_ms=1_010,
-        own_counter=17,
-        direct_io=True,
-        slots={
-            LEASE_HOST: Slot(
-                installation_id=LEASE_OWNER,
-                domain_id=LEASE_DOMAIN,
-                index=0,
-                host_id=LEASE_HOST,
-                boot=BOOT,
-                counter=41,
-                submitted_ms=5_000,
-                good_ms=4_000,
-                acknowledged_poison=2,
-                declaration=Declaration(
-                    armed=True,
-                    no_way_out=True,
-                    fed_by_renewer=True,
-                    direct_io=True,
-                    watchdog_ms=10_000,
-                    self_fence_after_ms=15_000,
-                    kill_ms=3_000,
-                ),
-            )
-        },
-        unreadable_slots={LEASE_READER: Unreadable(fault=BlockFault.TORN, detail="half")},
-        mailboxes={
-            LEASE_HOST: Mailbox(
-                installation_id=LEASE_OWNER,
-                domain_id=LEASE_DOMAIN,
-                index=0,
-                host_id=LEASE_HOST,
-                counter=2,
-                poison=LEASE_POISON,
-            )
-        },
-        unreadable_mailboxes={LEASE_READER: Unreadable(fault=BlockFault.UNREAD)},
-    ),
-}
-WITNESS_MESSAGES: dict[str, Message] = {
-    "probe_host": ProbeHost(
-        question=7,
-        subject=LEASE_HOST,
-        targets=(
-            ProbeTarget(network="management", address="192.0.2.11", port=8252, source="192.0.2.12"),
-            ProbeTarget(
-                network="storage", address="2001:db8::11", port=8252, source="2001:db8::12"
-            ),
-        ),
-        deadline_ms=500,
-    ),
-    "host_probed": HostProbed(question=7, network="storage", answer=Answer.ALIVE, boot=BOOT),
-    "host_probed_silent": HostProbed(question=7, network="management", answer=Answer.SILENT),
-    "look_at_disks": LookAtDisks(
-        question=8,
-        subject=LEASE_HOST,
-        silence="s1 3",
-        disks=(WatchedDisk(domain_id=LEASE_DOMAIN, path="vms/web1/vda.qcow2"),),
-        gap_ms=600,
-        deadline_ms=2_000,
-    ),
-    "disks_looked": DisksLooked(question=8, changed=True, disks=1),
-    "disks_looked_unknown": DisksLooked(question=8, changed=None),
-}
 MIGRATION = OperationId("12.7")
 OPERATION = OperationId("0b2f5f0e-2222-4a7a-9d55-000000000002")
 DOMAIN = StorageDomainId("0b2f5f0e-3333-4a7a-9d55-000000000003")

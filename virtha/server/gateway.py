@@ -16,7 +16,7 @@ import asyncio
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -29,11 +29,12 @@ from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis
-from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import LastBeat
 from virtha.server.channel_desk import ChannelDesk
 from virtha.server.fact_queue import FactQueue
+from virtha.server.gateway_metrics import GatewayMetrics
+from virtha.server.gateway_refusals import overtaken, revoked, unavailable
 from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.host_line import HostLine
 from virtha.server.presence import HostPresence, Sighting
@@ -49,13 +50,7 @@ from virtha.wire.messages import (
     Welcome,
 )
 from virtha.wire.session import Closed
-from virtha.wire.witness_messages import (
-    LOOK_FEATURE,
-    PROBE_FEATURE,
-    LookAtDisks,
-    WitnessAnswer,
-    WitnessOrder,
-)
+from virtha.wire.witness_messages import WitnessAnswer, WitnessOrder
 
 HELLO_DEADLINE_S = 8.0
 """For the use case's answer; below the session's own deadline, so that the host hears why."""
@@ -66,19 +61,6 @@ LOG_REPEAT_MS = 60_000
 LOG_KEYS_MAX = 1_000
 
 _log = structlog.get_logger(__name__)
-
-
-class GatewayMetrics(Value, frozen=True, kw_only=True):
-    """Counters since the start; ``ended`` by code of the registry."""
-
-    agents: int
-    guardians: int
-    connections: int
-    beats: int
-    facts: int
-    facts_waiting: int
-    store_retries: int
-    ended: Mapping[str, int]
 
 
 class Gateway:
@@ -236,15 +218,12 @@ class Gateway:
         line = self._lines.get(host_id)
         if line is None:
             return False
-        looks = isinstance(order, LookAtDisks)
-        feature = LOOK_FEATURE if looks else PROBE_FEATURE
-        for session in (line.agent,) if looks else (line.guardian, line.agent):
-            hello = session.wire.hello if session is not None else None
-            if session is not None and hello is not None and feature in hello.features:
-                session.wire.send_witness(order)
-                session.flush()
-                return True
-        return False
+        session = line.witness(order)
+        if session is None:
+            return False
+        session.wire.send_witness(order)
+        session.flush()
+        return True
 
     def begin_anew(self, instance: str) -> None:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
@@ -363,7 +342,7 @@ class Gateway:
             connection.close("wire.closed.replaced")  # all of that host were sent away meanwhile
             return False
         if not line.present.takes(hello.boot, opened=connection.number, opened_last=opened_last):
-            self._refuse(connection, _overtaken())  # nothing of that boot may be put on record
+            self._refuse(connection, overtaken())  # nothing of that boot may be put on record
             return False
         older = line.newest.get(hello.role)
         if older is not None and older.number > connection.number:
@@ -410,15 +389,15 @@ class Gateway:
             if line.newest.get(hello.role) is connection:
                 self._take_over(line, connection, hello, answer)
         except TimeoutError:
-            self._refuse(connection, _unavailable("the server is too slow now"))
+            self._refuse(connection, unavailable("the server is too slow now"))
         except VirthaError as error:
             self._refuse(
-                connection, _unavailable(str(error)) if isinstance(error, Unavailable) else error
+                connection, unavailable(str(error)) if isinstance(error, Unavailable) else error
             )
         except Exception as error:
             # A mistake of ours: this host is told, the others go on.
             _log.exception("hello failed", host_id=hello.host_id)
-            self._refuse(connection, _unavailable(f"server error: {error}"))
+            self._refuse(connection, unavailable(f"server error: {error}"))
         finally:
             if taken and hello.role is PeerRole.AGENT:
                 self._agent_hello_over(line)
@@ -452,7 +431,7 @@ class Gateway:
         if not allowed:
             if line.serial_allowed == serial:
                 line.serial_allowed = None
-            raise _revoked()
+            raise revoked()
         line.serial_allowed = serial
 
     async def _ask_control(
@@ -619,23 +598,3 @@ class Gateway:
 
 def _newer(one: HostSettings | None, other: HostSettings) -> HostSettings:
     return one if one is not None and one.revision > other.revision else other
-
-
-def _overtaken() -> VirthaError:
-    return VirthaError(
-        "another boot of this host was heard after this connection was opened: connect again",
-        code="wire.refused.overtaken",
-        field="boot",
-    )
-
-
-def _unavailable(message: str) -> VirthaError:
-    return Unavailable(message, code="wire.refused.unavailable")
-
-
-def _revoked() -> VirthaError:
-    return VirthaError(
-        "this host's certificate is not accepted any more",
-        code="wire.refused.revoked",
-        fix="join the host again: virtha agent join",
-    )

@@ -11,6 +11,12 @@ from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis
 from virtha.wire.hellos import PresentBoot
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import (
+    LOOK_FEATURE,
+    PROBE_FEATURE,
+    LookAtDisks,
+    WitnessOrder,
+)
 
 COMMIT_FACTS_MAX = 1_024
 """Of one host, in one transaction."""
@@ -69,6 +75,16 @@ class HostLine:
 
     def session(self, role: PeerRole) -> ServerConnection | None:
         return self.agent if role is PeerRole.AGENT else self.guardian
+
+    def witness(self, order: WitnessOrder) -> ServerConnection | None:
+        """Whom to ask: its guardian where that can answer, else its agent. None: neither can."""
+        looks = isinstance(order, LookAtDisks)
+        feature = LOOK_FEATURE if looks else PROBE_FEATURE
+        for session in (self.agent,) if looks else (self.guardian, self.agent):
+            hello = session.wire.hello if session is not None else None
+            if hello is not None and feature in hello.features:
+                return session
+        return None
 
     def next_batch(self) -> tuple[ServerConnection, list[Fact], int]:
         """(session, its facts for one commit, how many frames they came in)."""
