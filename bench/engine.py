@@ -27,13 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     Decision,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HostConfigured,
     HostSurveyed,
     LeaseRenewed,

@@ -114,6 +114,8 @@ def test_receivers_down_together_and_the_server_killed_twice_meanwhile(tmp_path:
         _subscribe_both(server, port, manager.port)
         hold_and_wait(server, 0, 1, 2, 3)
         until(lambda: _away(server) and _away(server, "nms"))
+        # From here on nobody is taken for silent who is only slow, as whoever shares a busy machine is.
+        _attempts_may_take(server, "120s")
         kill(server)
     with serving(tmp_path) as server:
         hold_and_wait(server, 4, 5, 6, 7)
@@ -144,8 +146,8 @@ def test_receivers_down_together_and_the_server_killed_twice_meanwhile(tmp_path:
     assert len(mails) == 10 and mails[3] == mails[4], "only what was in flight, once more"
     told = [(one["virthaMessage"].rsplit(" ", 1)[1], one["virthaNoticeId"]) for one in notices]
     assert [number for number, _ in without_repeats(told)] == expected
-    assert len(told) <= 10
     assert len(set(told)) == len(expected), "said again, it is the same notice"
+    assert len(told) <= 10, "only what was in flight, once more"
 
 
 def hold_and_wait(server: Server, *numbers: int) -> None:
@@ -157,7 +159,7 @@ def hold_and_wait(server: Server, *numbers: int) -> None:
 
 def _subscribe_both(server: Server, mail_port: int, snmp_port: int) -> None:
     # A manager that is down says nothing: the deadline is how long that takes to be seen.
-    ask(server, "PUT", "/v1/settings/notification.deadline", {"value": "3s"})
+    _attempts_may_take(server, "3s")
     mail = {"type": "mail", "host": "127.0.0.1", "port": mail_port, "security": "none"}
     mail["sender"] = "virtha@example.org"
     snmp = {"type": "snmp", "host": "127.0.0.1", "port": snmp_port, "version": "2c"}
@@ -172,6 +174,10 @@ def _subscribe_both(server: Server, mail_port: int, snmp_port: int) -> None:
             "/v1/subscriptions",
             {**wanted, **({"address": address} if address else {})},
         )
+
+
+def _attempts_may_take(server: Server, most: str) -> None:
+    ask(server, "PUT", "/v1/settings/notification.deadline", {"value": most})
 
 
 def without_repeats(told: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -77,10 +77,14 @@ class OwnTrapDaemon:
             self._process = None
 
     def notices(self) -> list[dict[str, str]]:
-        """What came, decoded with the MIB; beside the objects ``notification``."""
+        """What was sent, decoded with the MIB; beside the objects ``notification``.
+
+        An inform whose acknowledgement is late is sent again as it is, and snmptrapd shows each: here it is one. A new
+        sending has another time (its first object, in hundredths of a second)."""
         text = self._log.read_text(errors="replace")
         # What is still being written has no end yet.
-        return [_notice(line) for line in text.split("\n")[:-1] if line.startswith("NOTICE")]
+        lines = [line for line in text.split("\n")[:-1] if line.startswith("NOTICE")]
+        return [_notice(line) for line in dict.fromkeys(lines)]
 
     async def until(self, count: int) -> list[dict[str, str]]:
         """The notices, once there are so many."""

@@ -23,6 +23,7 @@ from virtha.agent.gate import GateRecords
 from virtha.agent.paths import AgentPaths
 from virtha.agent.records import SettingsStore
 from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.lab.namespaces import identify
 from virtha.model.host import StorageDomain
 from virtha.model.ids import (
     BootId,
@@ -86,11 +87,13 @@ class LeasedHost:
         children = Path(f"/proc/{self.unshare.pid}/task/{self.unshare.pid}/children")
         until(lambda: bool(children.read_text().split()))
         self.init = int(children.read_text().split()[0])
+        who = identify(self.init)
+        assert who is not None
         self.watchdog_log = root / "watchdog.log"
         with self.watchdog_log.open("wb") as log:
             self._start(
                 sys.executable, "-m", "virtha.lab.watchdog_standin", str(root / "watchdog.sock"),
-                str(self.init), log=log,
+                str(self.init), str(who.start_ticks), log=log,
             )  # fmt: skip
 
     def _start(self, *command: str, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
@@ -138,7 +141,10 @@ class LeasedHost:
         inside = (self.root / "guardian.pid").read_text()
         tasks = Path(f"/proc/{self.init}/task/{self.init}/children").read_text().split()
         for pid in tasks:
-            status = Path(f"/proc/{pid}/status").read_text()
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue  # it ended meanwhile
             numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
             if numbers.split()[-1] == inside:
                 return int(pid)
@@ -171,10 +177,10 @@ class LeasedHost:
         self.storage.close()
         for process in self._ended:
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(10)
+                process.wait(60)
 
 
 def until(condition: Callable[[], bool], within_s: float = 60) -> None:

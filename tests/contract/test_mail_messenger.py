@@ -210,9 +210,12 @@ def test_a_server_that_stalls_is_left_at_the_deadline(
 ) -> None:
     async def story() -> None:
         async with OddServer(**{phase: None}).running() as port:
-            told = messenger(PLAIN, port, deadline_ms=1_500)
-            async with asyncio.timeout(60):
-                receipt = await sent(told)
+            # On a machine with much to do a deadline may come in an earlier phase.
+            for deadline_ms in (1_500, 30_000):
+                async with asyncio.timeout(60):
+                    receipt = await sent(messenger(PLAIN, port, deadline_ms=deadline_ms))
+                if receipt.code == code:
+                    break
         assert (receipt.outcome, receipt.code) == (outcome, code)
 
     asyncio.run(story())

@@ -1,7 +1,6 @@
 """Fence agents of Debian's package, as they are: metadata of all, and one that keeps its state in a file."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -129,11 +128,10 @@ def own_agent(
 
 def test_its_metadata_takes_no_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """J7: nothing goes on beyond an attempt's deadline."""
-    settings = own_agent(tmp_path, monkeypatch, metadata="sleep 30")
-    began_s = time.monotonic()
+    # Longer than a test may take: whoever waits for it fails.
+    settings = own_agent(tmp_path, monkeypatch, metadata="sleep 1000")
     reading = asyncio.run(RealPowerDevices().device(settings, {}).status(deadline_ms=200))
     assert (reading.state, reading.code) == (PowerState.UNKNOWN, "power.no_answer"), reading
-    assert time.monotonic() - began_s < 5
 
 
 def test_its_metadata_is_read_once_for_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

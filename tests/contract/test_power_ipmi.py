@@ -125,10 +125,14 @@ def test_the_password_is_in_no_command_line(tmp_path: Path):
         seen: list[str] = []
         async with ipmi(tmp_path) as place:
             place.hang()
-            attempt = asyncio.create_task(place.device().status(deadline_ms=1_500))
-            while not attempt.done():
-                seen.extend(_command_lines())
-                await asyncio.sleep(0.05)
+            attempt = asyncio.create_task(place.device().status(deadline_ms=60_000))
+            for _ in range(20):
+                before = len(seen)
+                while not (attempt.done() or any("ipmitool" in one for one in seen[before:])):
+                    await asyncio.sleep(0.02)
+                    seen.extend(_command_lines())
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
         return seen
 
     seen = asyncio.run(story())
@@ -151,7 +155,7 @@ here=$(dirname "$0")
 while [ "$1" != -C ]; do shift; done
 echo "$2" >> "$here/tried"
 [ "$2" = 3 ] && { echo "Error: invalid authentication algorithm" >&2; exit 1; }
-[ -e "$here/hurry" ] || sleep 30
+[ -e "$here/hurry" ] || sleep 1000
 echo "Chassis Power is on"
 """
 
@@ -160,7 +164,7 @@ def test_a_refused_suite_is_remembered_though_the_next_took_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """With a short deadline no reading would ever come about: each would begin with the refusal."""
-    tool = tmp_path / "ipmitool"
+    tool, tried = tmp_path / "ipmitool", tmp_path / "tried"
     tool.write_text(_SLOW_TOOL)
     tool.chmod(0o755)
     path = f"{tmp_path}:{bounded_program.SEARCH_PATH}"
@@ -168,10 +172,14 @@ def test_a_refused_suite_is_remembered_though_the_next_took_too_long(
 
     async def story() -> tuple[PowerReading, PowerReading]:
         device = RealPowerDevices().device(settings(623), {"password": "x"})
-        late = await device.status(deadline_ms=300)
+        # It refuses the first one in no time, but on a machine that has much to do.
+        for deadline_ms in (300, 3_000, 20_000):
+            late = await device.status(deadline_ms=deadline_ms)
+            if tried.exists() and "17" in tried.read_text().split():
+                break
         (tmp_path / "hurry").touch()
         return late, await device.status(deadline_ms=20_000)
 
     late, read = asyncio.run(story())
     assert (late.code, read.state) == ("power.no_answer", PowerState.ON), (late, read)
-    assert (tmp_path / "tried").read_text().split() == ["3", "17", "17"]
+    assert tried.read_text().split()[-3:] == ["3", "17", "17"]

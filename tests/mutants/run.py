@@ -9,6 +9,7 @@ where it is right and costs some where it is not. ``--hint`` writes those that a
 """
 
 import argparse
+import gc
 import importlib
 import os
 import shutil
@@ -21,6 +22,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from _pytest.config import default_plugins
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -64,9 +67,13 @@ ENGINE_PLAYS = tuple(
 )
 # The first that fits.
 STORIES = {
+    "virtha/agent/disk_looks": ("tests/unit/agent/test_disk_looks.py",),
+    "virtha/wire/probes": ("tests/unit/link/test_neighbour_probes.py",),
+    "virtha/server/witness_desk": ("tests/unit/server/test_led_witnesses.py",),
     "virtha/agent/": (
         "tests/unit/agent/test_never_two_writers.py",
         "tests/unit/agent/test_gate_hook.py",
+        "tests/unit/agent/test_start_permits_on_sim.py",
     ),
     "virtha/server/power_desk": (
         "tests/unit/server/test_power_desk.py",
@@ -84,7 +91,10 @@ STORIES = {
         "tests/unit/server/test_leader.py",
         "tests/unit/server/test_leader_safety.py",
         "tests/unit/server/test_engines.py",
+        "tests/unit/server/test_lease_desks.py",
+        "tests/unit/server/test_led_leases.py",
     ),
+    "virtha/engine/lease_desk": ("tests/unit/server/test_lease_desks.py", "tests/scenarios"),
     "virtha/engine/lease": LEASE_WORLD,
     "virtha/engine/waiver": ("tests/scenarios",),
     "virtha/engine/turn": (
@@ -100,10 +110,12 @@ FIRST = "# first: "
 # Without the plugins that no judge needs: loading them would take longer than many a judge.
 # A story that is expected to fail says nothing when it does otherwise.
 OPEN = "--deselect=tests/scenarios/test_open_stories.py"
-OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", OPEN)
+# Of a failure only its test's name is read: the lines around it would be looked for in whole modules.
+OPTIONS = ("-q", "-x", "--tb=native", "-p", "no:cacheprovider", "-p", "pytest_timeout", OPEN)
 # Loaded once, before the judges are forked off; nothing of virtha, which is another one for each of them.
 PRELOADED = (
     "pytest",
+    *(f"_pytest.{name}" for name in default_plugins),
     "hypothesis",
     "hypothesis.stateful",
     "hypothesis.strategies",
@@ -194,8 +206,12 @@ class Judging:
     """One run of pytest in ``folder``. Only its own package counts: a copy that imports the original would prove
     nothing, so that is asked first."""
 
-    def __init__(self, folder: Path, judges: Sequence[str], *, options: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, judges: Sequence[str], *, options: Sequence[str], compiles: bool = False
+    ) -> None:
+        """``compiles``: what it compiles is kept, for all copies that are made of that folder later."""
         self.began_s = time.monotonic()
+        self._compiles = compiles
         self._output = folder / "judged.log"
         # In a copy it would be a hard link to the base's, and all would write into one file.
         self._output.unlink(missing_ok=True)
@@ -222,7 +238,7 @@ class Judging:
             str(folder),
             *(path for path in sys.path if path not in (str(HERE), str(ROOT))),
         ]
-        sys.dont_write_bytecode = True
+        sys.dont_write_bytecode = not self._compiles
         os.environ.update(
             PYTHONPATH=str(folder),
             PYTHONDONTWRITEBYTECODE="1",
@@ -325,7 +341,7 @@ def not_green(base: Path, tests: Sequence[str]) -> str | None:
     """Asked on the unchanged copy: a judge that fails there catches nothing. None: all are green."""
     if not tests:
         return None
-    judging = Judging(base, tests, options=OPTIONS)
+    judging = Judging(base, tests, options=OPTIONS, compiles=True)
     _, status = os.waitpid(judging.pid, 0)
     code, told = judging.ended(_code(status))
     return None if code == GREEN else told
@@ -334,6 +350,7 @@ def not_green(base: Path, tests: Sequence[str]) -> str | None:
 def preload() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # or each judge would go through all of it, more than once
 
 
 def tests_there(tests: Sequence[str]) -> list[str]:

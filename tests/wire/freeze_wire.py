@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import msgspec
+from frozen_leases import lease_messages
+from frozen_witnesses import witness_messages
 
 from virtha.model.console import (
     ChannelSubject,
@@ -482,6 +484,8 @@ def _messages() -> dict[str, Message]:
         "attached": Attached(silence_ms=10_000),
         "channel_data": ChannelData(data=b"tiny login: "),
         "channel_credit": ChannelCredit(size=65_536),
+        **lease_messages(BOOT),
+        **witness_messages(BOOT),
         **{
             f"open_channel_{subject.__struct_config__.tag}": OpenChannel(
                 channel="Zm9vYmFy", subject=subject

@@ -8,6 +8,8 @@ import asyncio
 import os
 import signal
 
+import structlog
+
 from virtha import __version__
 from virtha.agent.files import Files
 from virtha.agent.host_agent import Agent
@@ -24,11 +26,17 @@ from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostLink
 from virtha.wire.messages import PeerRole
 
+_log = structlog.get_logger(__name__)
+
 
 async def run_agent(paths: AgentPaths) -> None:
     """``virtha agent run``. Raises Failed, InvalidInput; returns after SIGTERM or SIGINT."""
     identity = load_identity(paths)
     properties = load_agent_properties(paths)
+    if properties.host_lb_check_interval_s:
+        _log.warning(
+            "host.lb.check.interval is not acted upon yet: no preferred server is looked for"
+        )
     credentials = load_credentials(paths, identity)
     boot = read_boot_id()
     paths.make_directories()
@@ -54,6 +62,7 @@ async def run_agent(paths: AgentPaths) -> None:
             serial_directory=str(paths.serial),
         ),
         destination=destination(paths, properties, identity),
+        credentials=credentials,
     )
     link = HostLink(
         servers=properties.host or identity.servers,
@@ -66,6 +75,7 @@ async def run_agent(paths: AgentPaths) -> None:
         live_instance=lambda: agent.guardian.server_instance,
         program_version=__version__,
         on_channel=agent.on_channel,
+        on_witness=agent.on_witness,
     )
     agent.connect(link, lambda channel: dial_channel(link.address or "", credentials, channel))
     loop = asyncio.get_running_loop()

@@ -98,10 +98,19 @@ class VmLocks:
 class Starter:
     """Grant, create paused, look again, run: the one way in which this agent starts a VM (G2)."""
 
-    def __init__(self, control: DomainControl, catalog: DomainCatalog, gate: GateRecords) -> None:
+    def __init__(
+        self,
+        control: DomainControl,
+        catalog: DomainCatalog,
+        gate: GateRecords,
+        *,
+        lease_objection: Callable[[VmId], str | None],
+    ) -> None:
+        """``lease_objection``: why its processors may not run by the leases on its disks' storage, in words."""
         self._control = control
         self._catalog = catalog
         self._gate = gate
+        self._lease_objection = lease_objection
 
     async def start(
         self,
@@ -166,7 +175,7 @@ class Starter:
     async def _let_run(
         self, vm_id: VmId, incarnation: Incarnation, still_allowed: Callable[[], str | None]
     ) -> tuple[Result, str]:
-        objection = still_allowed()
+        objection = still_allowed() or self._lease_objection(vm_id)
         if objection is not None:
             return await self._take_back(vm_id, objection)
         # Before, not after: from the first instruction on no gap may tempt the guardian.
@@ -234,7 +243,9 @@ class CommandRunner:
         self._processes = processes
         self._spawn = spawn
         self._disk_check = disk_check
-        self._starter = Starter(control, catalog, gate)
+        self._starter = Starter(
+            control, catalog, gate, lease_objection=lambda vm_id: self._lease_objection(vm_id)
+        )
         self._guest_calls = asyncio.Semaphore(GUEST_CALLS_MAX)
         self._reading: set[VmId] = set()
         self._listing = False
@@ -244,6 +255,7 @@ class CommandRunner:
         self._tell: Callable[[SentinelEvent], None] = lambda _event: None
         self._record: Callable[[VmId], VmRecord | None] = lambda _vm_id: None
         self._host_objection: Callable[[], str | None] = lambda: None
+        self._lease_objection: Callable[[VmId], str | None] = lambda _vm_id: None
         self.on_listed: Callable[[tuple[DomainReport, ...], dict[VmId, int]], None]
         self.on_listed = lambda _domains, _counts: None
         self.on_abort: Callable[[VmId, str], None] = lambda _vm_id, _code: None
@@ -253,11 +265,13 @@ class CommandRunner:
         tell: Callable[[SentinelEvent], None],
         record: Callable[[VmId], VmRecord | None],
         host_objection: Callable[[], str | None],
+        lease_objection: Callable[[VmId], str | None],
     ) -> None:
         """The loop and this object know each other; the loop is made second.
 
-        ``host_objection``: why nothing is restarted on this host now, in words.
+        ``host_objection``: why nothing is restarted on this host now, in words. ``lease_objection``: as the starter's.
         """
+        self._lease_objection = lease_objection
         self._tell = tell
         self._record = record
         self._host_objection = host_objection

@@ -25,6 +25,7 @@ from virtha.agent.guardian_lease import KILLED, GuardianLease, LeaseHands, Lease
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.host_nature import read_nature
 from virtha.agent.identity import Identity, load_credentials, load_identity
+from virtha.agent.neighbour_probes import NeighbourProbes
 from virtha.agent.paths import KERNEL_BOOT_ID_FILE, AgentPaths, boot_id_file
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.process_table import kill, look
@@ -34,14 +35,15 @@ from virtha.agent.records import FILE_BYTES_MAX
 from virtha.agent.worker import Worker
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.drivers.kernel_watchdog import KernelWatchdog, SysrqReset
-from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.link import HelloState, HostCredentials, HostLink
+from virtha.drivers.neighbour_probe import ProbeListener
 from virtha.drivers.service_notify import notify
 from virtha.drivers.standin_watchdog import StandinWatchdog
 from virtha.model.facts import Happened
 from virtha.model.host import StorageDomain
-from virtha.model.ids import BootId
+from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.orders import HostSettings, Order
-from virtha.model.slot_round import slot_index
+from virtha.model.slot_round import SlotRound, slot_index
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.ports.host_watchdog import HostReset, HostWatchdog
@@ -59,7 +61,18 @@ from virtha.sentinel.guardian import (
     SendBeat,
     Welcomed,
 )
+from virtha.sentinel.lease_events import WaiverEnded, WaiverGiven
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    LeaseOrder,
+    ReadSlots,
+    StopReading,
+    WaiveLease,
+    told_round,
+)
 from virtha.wire.messages import Beat, PeerRole, Welcome
+from virtha.wire.witness_messages import HostProbed, ProbeHost, WitnessOrder
 
 LOOK_S = 1.0
 LOOK_HURRIED_S = 0.05
@@ -108,8 +121,12 @@ class GuardianProcess:
         files: Files,
         look: Callable[[AgentPaths, BootId], ProcessesSeen] = look,
         lease_kit: LeaseKit | None = None,
+        credentials: HostCredentials | None = None,
+        probe_port: int | None = None,
+        probe_address: str | None = None,
     ) -> None:
-        """``lease_kit``: None: this host holds no leases."""
+        """``lease_kit``: None: this host holds no leases. ``credentials``: None: it asks no neighbours, and answers none.
+        ``probe_port``: None: it answers none; 0: on any port. ``probe_address``: None: on all addresses."""
         self._paths = paths
         self._boot = boot
         self._clock = clock
@@ -137,6 +154,14 @@ class GuardianProcess:
         self._ledger = QemuLedger()
         self._settings = _SettingsFile(paths)
         self._lease_kit = lease_kit
+        self._waivers: dict[StorageDomainId, str] = {}
+        self.probes: NeighbourProbes | None = None
+        self.listener: ProbeListener | None = None
+        self._probe_at = (probe_address, probe_port or 0)
+        if credentials is not None:
+            self.probes = NeighbourProbes(credentials, self._tell_probed)
+            if probe_port is not None:
+                self.listener = ProbeListener(credentials, boot)
         self.lease: GuardianLease | None = None
         if lease_kit is not None:
             self.lease = self._make_lease(lease_kit)
@@ -148,6 +173,8 @@ class GuardianProcess:
             look_soon=self._look_soon.set,
             broken=self._broken,
         )
+        hands.tell_round = self._tell_round
+        hands.tell_waiver_over = self._tell_lease_kept
         return GuardianLease(kit, hands, paths=self._paths, boot=self._boot, clock=self._clock)
 
     def connect(self, link: HostLink) -> None:
@@ -164,6 +191,10 @@ class GuardianProcess:
                 group.create_task(self._channel.run(), name="agent socket")
                 group.create_task(self._look_again(), name="looks")
                 group.create_task(self._pulse_back(), name="pulses")
+                if self.listener is not None:
+                    address, port = self._probe_at
+                    answers = self.listener.run(port, address=address)
+                    group.create_task(answers, name="neighbours' probes")
                 link_task = None
                 if self._link is not None:
                     link_task = group.create_task(self._link.run(), name="link")
@@ -177,6 +208,8 @@ class GuardianProcess:
         except* _Stop:
             _log.info("guardian stopped; no VM was touched")
         finally:
+            if self.probes is not None:
+                self.probes.stop()
             if self.lease is not None:
                 self.lease.stop()
             if self._timer is not None:
@@ -344,6 +377,46 @@ class GuardianProcess:
     def _instance(self) -> str | None:
         return self._link.server_instance if self._link is not None else None
 
+    # Leases: what the leader asks, and what it is told
+
+    def on_lease(self, order: LeaseOrder) -> None:
+        lease = self.lease
+        if lease is None or (not isinstance(order, StopReading) and order.boot != self._boot):
+            return
+        match order:
+            case ReadSlots(duty=duty):
+                lease.duties[duty.domain_id] = duty
+            case StopReading(domain_id=domain_id):
+                lease.duties.pop(domain_id, None)
+            case WaiveLease(waiver_id=waiver_id, domain_id=domain_id):
+                self._waivers[domain_id] = waiver_id
+                lease.tell(WaiverGiven(domain_id=domain_id))
+            case KeepLease(waiver_id=waiver_id, domain_id=domain_id):
+                self._waivers[domain_id] = waiver_id
+                lease.tell(WaiverEnded(domain_id=domain_id))
+
+    def _tell_round(self, seen: SlotRound) -> None:
+        if self._link is not None:
+            self._link.send_lease(told_round(seen))
+
+    def _tell_lease_kept(self, domain_id: StorageDomainId) -> None:
+        waiver_id = self._waivers.get(domain_id)
+        if self._link is not None and waiver_id is not None:
+            self._link.send_lease(
+                LeaseKept(waiver_id=waiver_id, boot=self._boot, domain_id=domain_id)
+            )
+
+    # Neighbours
+
+    def on_witness(self, order: WitnessOrder) -> None:
+        """Disks are the agent's to look at."""
+        if isinstance(order, ProbeHost) and self.probes is not None:
+            self.probes.ask(order)
+
+    def _tell_probed(self, answer: HostProbed) -> None:
+        if self._link is not None:
+            self._link.send_witness(answer)
+
     # HostLinkEvents
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
@@ -356,6 +429,7 @@ class GuardianProcess:
         _log.info("no session", server=address, code=code, detail=message)
         self.step(LinkLost())
         if self.lease is not None:
+            self.lease.duties.clear()  # said again in the next session
             self.lease.tell(LinkLost())
 
     def on_settings(self, settings: HostSettings) -> None:
@@ -434,6 +508,8 @@ async def run_guardian(paths: AgentPaths) -> None:
         clock=BoottimeClock(),
         files=Files(),
         lease_kit=make_lease_kit(identity, paths),
+        credentials=credentials,
+        probe_port=properties.probe_port or None,
     )
     link = HostLink(
         servers=properties.host or identity.servers,
@@ -443,6 +519,8 @@ async def run_guardian(paths: AgentPaths) -> None:
         events=process,
         hello_state=HelloState,
         live_instance=lambda: process.agent_instance,
+        on_lease=process.on_lease,
+        on_witness=process.on_witness,
         program_version=__version__,
     )
     process.connect(link)

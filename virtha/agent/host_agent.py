@@ -10,6 +10,7 @@ import structlog
 from virtha.agent import host_shutdown
 from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
+from virtha.agent.disk_looks import DiskLooks
 from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
@@ -20,10 +21,13 @@ from virtha.agent.gate_proof import GateProver
 from virtha.agent.gate_refusals import RefusalSpool, RefusalTeller
 from virtha.agent.grant_keeper import GrantKeeper
 from virtha.agent.guardian_channel import GuardianClient, Pulse, ReportFiles
+from virtha.agent.guardian_lease import KILLED
 from virtha.agent.host_context import HostContext, StopWaiters
 from virtha.agent.identity import Identity
 from virtha.agent.journal import Journal
+from virtha.agent.lease_files import LEASE_LOST
 from virtha.agent.loop import AgentLoop
+from virtha.agent.neighbour_probes import NeighbourProbes, own_addresses
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
@@ -39,7 +43,7 @@ from virtha.agent.reports import HostReporter, InventoryReporter, StorageReporte
 from virtha.agent.running import RunningTeller
 from virtha.agent.settings_keeper import SettingsKeeper
 from virtha.agent.storage import StorageWorkers
-from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.link import HelloState, HostCredentials, HostLink
 from virtha.drivers.service_notify import notify
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.facts import Happened
@@ -60,6 +64,7 @@ from virtha.ports.hypervisor import (
 from virtha.sentinel.events import (
     HostShuttingDown,
     HostStaysUp,
+    KilledForLease,
     LibvirtLost,
     ListDomains,
     ReportAgain,
@@ -68,6 +73,7 @@ from virtha.sentinel.events import (
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.sentinel import Sentinel
 from virtha.wire.messages import OpenChannel, Welcome
+from virtha.wire.witness_messages import LookAtDisks, ProbeHost, WitnessAnswer, WitnessOrder
 
 TICK_S = 0.5
 GOODBYE_S = 2.0
@@ -105,9 +111,10 @@ class Agent:
         moves: DomainMoves,
         destination: MoveDestination | None = None,
         qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
+        credentials: HostCredentials | None = None,
     ) -> None:
         """``destination``: where this host lets moved VMs in; None: not set up. ``qemus``: the kernel's by default;
-        simulated ones are not among those."""
+        simulated ones are not among those. ``credentials``: None: it probes no neighbours."""
         paths.make_directories()
         self._paths = paths
         self._hypervisor = hypervisor
@@ -152,11 +159,14 @@ class Agent:
         records = sentinel_records(self._record_store, settings, self.outbox.told())
         self._hold_at_start = records.hold
         self.loop = self._make_loop(records, properties, clock, facts, gate, identity)
-        self._runner.connect(self.loop.tell, self.loop.record, self._host_objection)
+        self._runner.connect(
+            self.loop.tell, self.loop.record, self._host_objection, self._lease_objection
+        )
         self._runner.on_listed = self._on_listed
         self.host = HostContext(
             host_id=identity.host_id,
             host_name=identity.name,
+            host_number=identity.number,
             boot=boot,
             installation_id=identity.installation_id,
             paths=paths,
@@ -175,7 +185,7 @@ class Agent:
             disks=hypervisor,
             moves=moves,
             destination=destination,
-            starter=Starter(hypervisor, hypervisor, gate),
+            starter=Starter(hypervisor, hypervisor, gate, lease_objection=self._lease_objection),
             evidence=evidence,
             freezer=GuestFreezer(
                 directory=paths.frozen,
@@ -205,7 +215,10 @@ class Agent:
         self._running = RunningTeller(self.host)
         self.host.on_plugged = self._running.changed
         self._reporter = HostReporter(
-            self.host, hypervisor, GateProver(hypervisor, hypervisor, paths)
+            self.host,
+            hypervisor,
+            GateProver(hypervisor, hypervisor, paths),
+            lambda: own_addresses(properties, self._local_address),
         )
         self._storage = StorageReporter(self.host)
         self.host.on_prepared = self._storage.changed
@@ -232,6 +245,14 @@ class Agent:
         self._channels = ChannelDesk(
             paths, hypervisor, spawn=self.spawn, is_managed=self.host.is_managed
         )
+        self._probes: NeighbourProbes | None = None
+        if credentials is not None:
+            self._probes = NeighbourProbes(credentials, self._tell_witness)
+        self._looks = DiskLooks(
+            self.host.storage_domains, spawn=self.spawn, tell=self._tell_witness
+        )
+        self._local_address: str | None = None
+        """Of the last session."""
         self._dial: Dial | None = None
         self._link: HostLink | None = None
         self._link_task: asyncio.Task[None] | None = None
@@ -297,6 +318,8 @@ class Agent:
         except* _Stop:
             _log.info("stopped; no VM was touched")
         finally:
+            if self._probes is not None:
+                self._probes.stop()
             await self._hypervisor.close()
             self._processes.close()
             self.disk.close()
@@ -316,14 +339,16 @@ class Agent:
         self.spawn("running hardware", self._running.run())
         self.spawn("host report", self._reporter.run())
         self.spawn("storage reports", self._storage.run())
+        self.spawn("storage leases", self._storage.watch_leases())
         self.spawn("guardian channel", self._guardian.run())
         self.spawn("tick", self._tick())
         if self._link is not None:
             self._link_task = self.spawn("link", self._link.run())
         self.loop.on_ready = self._on_ready
+        # What was killed meanwhile is known before libvirt's list tells that it is gone.
+        await self._collect_reports()
         await self._hypervisor.start()
         host.freezer.go_on()
-        self._collect_reports_soon()
         notify("READY=1")
 
     async def _say_goodbye(self) -> None:
@@ -359,6 +384,9 @@ class Agent:
         hold = self._hold_at_start if settings is None else settings.hold
         return None if hold is None else f"automatic action is on hold: {hold}"
 
+    def _lease_objection(self, vm_id: VmId) -> str | None:
+        return None if self.host.lease_allows(vm_id) else LEASE_LOST
+
     def _policy(self) -> SentinelRecords:
         """Without VMs: the journal adds those that the loop has."""
         settings = self.host.settings
@@ -384,6 +412,9 @@ class Agent:
     def _on_domain_event(self, event: DomainEvent) -> None:
         if event.vm_id == PROOF_VM_ID:
             return
+        if _is_end(event) and not self.host.lease_allows(event.vm_id):
+            # The guardian's report of its kill may come after libvirt's word. Whatever ended it, it may not run here.
+            self.loop.tell(KilledForLease(vm_id=event.vm_id))
         self.loop.tell(event)
         self._inventory.changed()
         if event.kind is DomainEventKind.STARTED:
@@ -407,6 +438,10 @@ class Agent:
         _log.info("connected", server=address)
         self.outbox.align(welcome.fact_sequence_acknowledged)
         self.desk.term_seen = max(self.desk.term_seen, welcome.term)
+        local = self._link.local_address if self._link is not None else None
+        if local not in (None, self._local_address):
+            self._local_address = local
+            self.spawn("own addresses", self._reporter.addresses_changed())
         if welcome.server_instance != self._server_instance:
             # Its memory is new, perhaps a restored one: rule M2 waits for what runs here.
             self._server_instance = welcome.server_instance
@@ -426,6 +461,18 @@ class Agent:
     def on_channel(self, request: OpenChannel) -> None:
         if self._dial is not None:
             self._channels.accept(request, self._dial)
+
+    def on_witness(self, order: WitnessOrder) -> None:
+        match order:
+            case LookAtDisks():
+                self._looks.ask(order)
+            case ProbeHost():
+                if self._probes is not None:
+                    self._probes.ask(order)
+
+    def _tell_witness(self, answer: WitnessAnswer) -> None:
+        if self._link is not None:
+            self._link.send_witness(answer)
 
     def on_facts_acknowledged(self, sequence: int) -> None:
         self.outbox.on_facts_acknowledged(sequence)
@@ -453,6 +500,9 @@ class Agent:
         found = await self.disk(self._reports.read)
         if not found:
             return
+        for _, event in found:
+            if event.code == KILLED and event.vm_id is not None:
+                self.loop.tell(KilledForLease(vm_id=event.vm_id))
         facts = [self._named(event) for _, event in found]
         if await self.host.facts.emit(facts):
             await self.disk(self._reports.done, [path for path, _ in found])
@@ -472,3 +522,8 @@ class Agent:
 
 class _Stop(Exception):
     pass
+
+
+def _is_end(event: DomainEvent) -> bool:
+    """Of a QEMU that nobody asked to end."""
+    return event.kind is DomainEventKind.STOPPED and event.detail in ("failed", "crashed")

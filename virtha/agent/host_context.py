@@ -10,6 +10,7 @@ from virtha.agent.fact_sink import DiskThread, FactSink
 from virtha.agent.files import Files
 from virtha.agent.freezer import GuestFreezer
 from virtha.agent.gate import GateRecords
+from virtha.agent.lease_files import load_permits
 from virtha.agent.loop import AgentLoop
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import AgentProperties
@@ -55,6 +56,8 @@ class HostContext:
 
     host_id: HostId
     host_name: str
+    host_number: int
+    """In the installation: where its heartbeat lies."""
     boot: BootId
     installation_id: InstallationId
     paths: AgentPaths
@@ -117,6 +120,29 @@ class HostContext:
         return settings is not None and (
             vm_id in settings.foreign_vms or any(held.vm.id == vm_id for held in settings.vms)
         )
+
+    @property
+    def leases_in_use(self) -> bool:
+        return self.settings is not None and self.settings.policy.leases_in_use
+
+    def lease_allows(self, vm_id: VmId) -> bool:
+        """Whether its processors may run by the leases on its disks' storage. Asked once its QEMU exists and before they
+        do: one that existed before a lease was lost is killed with the others (ADR 8)."""
+        if not self.leases_in_use:
+            return True
+        permits = load_permits(self.paths.start_permits, self.boot)
+        domains = self._domains_of(vm_id)
+        return permits.objection(domains, self.clock.monotonic_ms()) is None
+
+    def _domains_of(self, vm_id: VmId) -> set[StorageDomainId]:
+        """Of a VM that is not known here: any."""
+        record = self.loop.record(vm_id)
+        vms = [] if record is None else [record.vm]
+        if self.settings is not None:
+            vms += [held.vm for held in self.settings.vms if held.vm.id == vm_id]
+        if not vms:
+            return {domain.id for domain in self.storage_domains()}
+        return {disk.storage_domain_id for vm in vms for disk in vm.disks}
 
     def host_defaults(self) -> HostDefaults:
         """What domain XML needs to know of this host."""

@@ -11,12 +11,14 @@ from pathlib import Path
 import msgspec
 
 from virtha.agent.files import read_bounded
+from virtha.model.codes import render
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.time import Millis
 from virtha.model.value import Value
 
 FILE_BYTES_MAX = 1 << 20
 REFUSED = "order.refused.lease"
+LEASE_LOST = render(REFUSED, {})
 
 
 class OpenedDomain(Value, frozen=True, kw_only=True):

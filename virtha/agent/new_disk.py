@@ -43,7 +43,8 @@ async def make_disk(
             await image_info(target)
             return OK
         return refused(
-            "problem.disk.in_use", f"{disk.path} is there already; it is never overwritten"
+            "problem.disk.in_use",
+            f"{disk.path} is there already; it is never overwritten: add it by its path, or choose another name",
         )
     await host.disk(host.outcomes.begin, order.operation_id, order.step)
     part = target.with_name(part_name(target.name, order.operation_id))

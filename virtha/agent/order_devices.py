@@ -43,6 +43,8 @@ class DeviceOrders:
         deadline = host.clock.monotonic_ms() + body.deadline_ms
         asked = host.outcomes.begun(order.operation_id, order.step)
         while True:
+            # Before the look, and only of one that follows the asking: what is gone by then was given up.
+            late = asked and host.clock.monotonic_ms() >= deadline
             async with host.locks.of(vm_id):
                 objection = await self.objection(vm_id, body.incarnation)
                 if objection is not None:
@@ -67,7 +69,7 @@ class DeviceOrders:
                         await host.devices.detach(vm_id, present)
                     except HypervisorFailed as error:
                         return _kept(body, str(error))
-            if host.clock.monotonic_ms() >= deadline:
+            if late:
                 return _kept(body, "")
             # Not under the lock: a power off must not wait for a guest that ignores us.
             await asyncio.sleep(GONE_POLL_S)

@@ -460,6 +460,9 @@ class MoveOrders:
         """The server had the end of the other side before it gave this word (G6)."""
         assert order.word is MigrationWord.RUN
         host, vm_id = self._host, order.vm.id
+        objection = self._power.lease_objection(vm_id)
+        if objection is not None:
+            return objection  # the server gives its word again
         host.gate.hold(vm_id, order.incarnation)
         await host.control.run(vm_id)
         if order.side is MigrationSide.SOURCE:

@@ -11,6 +11,7 @@ from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
+from virtha.agent.lease_files import LEASE_LOST, REFUSED
 from virtha.agent.order_disk_check import DiskGuard
 from virtha.agent.storage import (
     ORDER_DEADLINE_MS,
@@ -60,6 +61,9 @@ FIRST_LIST_MS = 10_000
 FIRST_LIST_POLL_S = 0.05
 CAPABILITIES_S = 20.0
 """The first probe of a host starts a QEMU to see whether KVM is of use; later ones are cached."""
+LEASE_MS = 5_000
+"""How long a start waits for the guardian to hold the lease on its disks' storage."""
+LEASE_POLL_S = 0.1
 GONE_POLL_MS = 2_000
 TOLD_S = 5.0
 TOLD_POLL_S = 0.02
@@ -154,7 +158,7 @@ class PowerOrders:
     async def _carry_on(self, order: StartVm) -> Answer:
         """An agent before us made its QEMU and died before its processors ran."""
         grant, host = order.grant, self._host
-        objection = self.grant_objection(grant)
+        objection = self.grant_objection(grant) or self.lease_objection(grant.vm_id)
         if objection is not None:
             return objection
         await host.loop.told(ResumeAccepted(vm_id=grant.vm_id, by=order.by))
@@ -188,12 +192,27 @@ class PowerOrders:
             )
         return None
 
+    def lease_objection(self, vm_id: VmId) -> Answer | None:
+        return None if self._host.lease_allows(vm_id) else refused(REFUSED, LEASE_LOST)
+
+    async def _await_lease(self, order: StartVm) -> Answer | None:
+        """Asked again once its QEMU exists; a host that has just come, or a domain, has its lease in a moment."""
+        deadline = min(self._host.clock.monotonic_ms() + LEASE_MS, order.grant.ends_at_ms)
+        objection = self.lease_objection(order.vm.id)
+        while objection is not None and self._host.clock.monotonic_ms() < deadline:
+            await asyncio.sleep(LEASE_POLL_S)
+            objection = self.lease_objection(order.vm.id)
+        return objection
+
     async def _prepare_start(self, order: StartVm) -> Answer | None:
         """All that must be true before QEMU is made; raises or returns what objects."""
         vm = order.vm
         present = await self.present(vm.id)
         if present is not None and not is_gone(present):
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
+        objection = await self._await_lease(order)
+        if objection is not None:
+            return objection
         await self._disk_guard.check(order)
         try:
             await self.claim(vm, order.grant.incarnation)
@@ -274,8 +293,10 @@ class PowerOrders:
         )
         if result is Result.OK:
             return OK
-        code = "order.refused.grant_expired" if result is Result.REFUSED else None
-        return Answer(result=result, code=code, message=detail)
+        code = REFUSED if detail == LEASE_LOST else "order.refused.grant_expired"
+        return Answer(
+            result=result, code=code if result is Result.REFUSED else None, message=detail
+        )
 
     def _changed_mind(self, grant: Grant) -> str | None:
         objection = self.grant_objection(grant)
@@ -408,6 +429,9 @@ class PowerOrders:
         )
 
     async def resume(self, order: ResumeVm) -> Answer:
+        objection = self.lease_objection(order.vm_id)
+        if objection is not None:
+            return objection
         accepted = ResumeAccepted(vm_id=order.vm_id, by=order.by)
         return await self._on_running(
             order.vm_id, order.incarnation, accepted, self._host.control.run

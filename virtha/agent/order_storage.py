@@ -10,6 +10,7 @@ from virtha.agent.new_disk import ROOM_BYTES_MIN, ProgressTeller, check_room, ma
 from virtha.agent.storage import (
     ORDER_DEADLINE_MS,
     inside,
+    prepare_place,
     prepare_storage,
     takes_direct_io,
 )
@@ -36,6 +37,11 @@ class StorageOrders:
         await host.workers.call(
             domain,
             partial(prepare_storage, domain, host.installation_id, host.files),
+            deadline_ms=ORDER_DEADLINE_MS,
+        )
+        await host.workers.call(
+            domain,
+            partial(prepare_place, domain, host.installation_id, host.host_id, host.host_number),
             deadline_ms=ORDER_DEADLINE_MS,
         )
         host.prepared[domain.id] = domain

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,16 +17,25 @@ from virtha.agent.gate import PROOF_VM_ID
 from virtha.agent.gate_proof import GateProof, GateProver
 from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
+from virtha.agent.lease_watch import LeaseWatch
 from virtha.agent.order_storage import IMAGE_SUFFIXES
-from virtha.agent.storage import PROBE_DEADLINE_MS, check_header, takes_direct_io
+from virtha.agent.storage import (
+    ORDER_DEADLINE_MS,
+    PROBE_DEADLINE_MS,
+    check_header,
+    prepare_place,
+    takes_direct_io,
+)
 from virtha.model.domain import DomainReport
 from virtha.model.errors import Failed, VirthaError
+from virtha.model.evidence import ProbeAddress
 from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import InstallationId, StorageDomainId
 from virtha.ports.hypervisor import DomainCatalog, HostFacts, HypervisorError
 
 STORAGE_INTERVAL_S = 30.0
+LEASE_INTERVAL_S = 1.0
 GATE_INTERVAL_S = 600.0
 GATE_RETRY_S = 30.0
 RETRY_S = 2.0
@@ -99,8 +110,16 @@ class InventoryReporter:
 class HostReporter:
     """Capabilities of the host and whether its gate is in force; told when they change."""
 
-    def __init__(self, host: HostContext, hypervisor: HostFacts, prover: GateProver) -> None:
+    def __init__(
+        self,
+        host: HostContext,
+        hypervisor: HostFacts,
+        prover: GateProver,
+        probed_at: Callable[[], tuple[ProbeAddress, ...]] = tuple,
+    ) -> None:
+        """``probed_at``: where the guardian answers other hosts."""
         self._host = host
+        self._probed_at = probed_at
         self._hypervisor = hypervisor
         self._prover = prover
         self._told: HostCapabilities | None = None
@@ -143,6 +162,16 @@ class HostReporter:
             # An agent that has just begun must not tell the server that its host has no memory.
             self._patience -= 1
             return False
+        await self._tell()
+        return complete
+
+    async def addresses_changed(self) -> None:
+        """Perhaps. Before the first report nothing is told: that one says it."""
+        if self._told is not None:
+            await self._tell()
+
+    async def _tell(self) -> None:
+        host = self._host
         overcommit = host.properties.host_overcommit_memory_bytes
         capabilities = msgspec.structs.replace(
             host.capabilities,
@@ -154,11 +183,11 @@ class HostReporter:
             disk_check_ms=host.properties.diskactivity_timeout_s * 1_000
             if host.properties.diskactivity_check
             else UNSET,
+            probed_at=self._probed_at() or UNSET,
         )
         if capabilities != self._told:
             self._told = capabilities
             await host.facts.emit([HostReport(capabilities=capabilities)])
-        return complete
 
     async def _prove(self) -> None:
         host = self._host
@@ -178,10 +207,14 @@ class HostReporter:
 
 
 class StorageReporter:
-    """Looks at each storage domain every half minute, each in its own task and worker."""
+    """Looks at each storage domain every half minute, each in its own task and worker; and every second at what the
+    guardian's renewals say of it: an outage must be known long before VMs are killed for it (ADR 15)."""
 
     def __init__(self, host: HostContext) -> None:
         self._host = host
+        self._leases = LeaseWatch(host)
+        self._placed: set[StorageDomainId] = set()
+        """Where this host's heartbeat has its place, as far as this process knows."""
         self._told: dict[StorageDomainId, StorageReport] = {}
         self._looks: dict[Path, tuple[tuple[int, int], Image | None]] = {}
         self._again = asyncio.Event()
@@ -203,14 +236,26 @@ class StorageReporter:
             except TimeoutError:
                 continue
 
+    async def watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_INTERVAL_S)
+            lost, back = self._leases.look()
+            for domain in self._host.storage_domains():
+                if domain.id in lost:
+                    await self._tell(_lost(domain))
+            if back:
+                self._again.set()
+
     async def _look_and_tell(self, domain: StorageDomain) -> None:
         try:
-            report = await self.look(domain)
-            if report != self._told.get(domain.id):
-                self._told[domain.id] = report
-                await self._host.facts.emit([report])
+            await self._tell(await self.look(domain))
         finally:
             self._busy.discard(domain.id)
+
+    async def _tell(self, report: StorageReport) -> None:
+        if report != self._told.get(report.storage_domain_id):
+            self._told[report.storage_domain_id] = report
+            await self._host.facts.emit([report])
 
     async def look(self, domain: StorageDomain) -> StorageReport:
         """Never raises for what is wrong with the storage: that is what it reports."""
@@ -224,13 +269,37 @@ class StorageReporter:
         except (VirthaError, OSError) as error:
             return StorageReport(storage_domain_id=domain.id, usable=False, detail=str(error))
         (host.buffered.discard if direct else host.buffered.add)(domain.id)
+        no_place = await self._give_place(domain)
+        images = await self._images(domain, paths)
+        if domain.id in self._leases.lost:
+            return _lost(domain)
         return StorageReport(
             storage_domain_id=domain.id,
             usable=True,
+            detail=no_place,
             size_bytes=size,
             free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
-            images=await self._images(domain, paths),
+            images=images,
         )
+
+    async def _give_place(self, domain: StorageDomain) -> str:
+        """A host that joined later, and a domain from before there were heartbeats, were never told to. Returns what is
+        wrong."""
+        host = self._host
+        if not host.leases_in_use or domain.id in self._placed:
+            return ""
+        try:
+            await host.workers.call(
+                domain,
+                partial(
+                    prepare_place, domain, host.installation_id, host.host_id, host.host_number
+                ),
+                deadline_ms=ORDER_DEADLINE_MS,
+            )
+        except (VirthaError, OSError) as error:
+            return f"no heartbeat there, so no VM is started: {error}"
+        self._placed.add(domain.id)
+        return ""
 
     async def _images(
         self, domain: StorageDomain, paths: tuple[tuple[Path, tuple[int, int]], ...]
@@ -252,6 +321,14 @@ class StorageReporter:
         for gone in [p for p in self._looks if p.is_relative_to(below) and p not in present]:
             del self._looks[gone]
         return tuple(found)
+
+
+def _lost(domain: StorageDomain) -> StorageReport:
+    return StorageReport(
+        storage_domain_id=domain.id,
+        usable=False,
+        detail="this host's heartbeat there can't be renewed",
+    )
 
 
 async def _look_at(domain: StorageDomain, path: Path, stamp: tuple[int, int]) -> Image | None:

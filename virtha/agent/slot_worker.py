@@ -4,6 +4,7 @@ A thread, not a process: what it left in the kernel keeps this process from bein
 taken, and no guardian starts while a write of the one before may still land (docs/adr/0008-storage-lease.md).
 """
 
+import errno
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from virtha.model.time import Millis
 from virtha.ports.storage_domain import HeartbeatSlots
 from virtha.sentinel.lease_events import DomainAttached, LeaseEvent, RenewDone, RenewSlot
 
+EMPTY = Unreadable(fault=BlockFault.EMPTY)
 UNREAD = Unreadable(fault=BlockFault.UNREAD)
 _log = structlog.get_logger(__name__)
 
@@ -80,6 +82,9 @@ class SlotWorker:
         def read() -> None:
             try:
                 own = self._slots.read_slot(self.index)
+                if own == EMPTY and self._slots.read_mailbox(self.index) == EMPTY:
+                    # The agent is about to prepare it. A renewal that fails would bind this boot for good (ADR 8).
+                    raise OSError(errno.EAGAIN, "its place there is not prepared yet")
                 opened(
                     OpenedDomain(
                         domain_id=self.domain_id,

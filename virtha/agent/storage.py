@@ -22,6 +22,7 @@ import structlog
 
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.records import safe_name
+from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.model.errors import Failed, InvalidInput, Refused, Unavailable
 from virtha.model.host import StorageDomain
 from virtha.model.ids import (
@@ -32,6 +33,7 @@ from virtha.model.ids import (
     StorageDomainId,
     VmId,
 )
+from virtha.model.slot_round import slot_index
 from virtha.model.value import Value
 
 PROBE_DEADLINE_MS = 5_000
@@ -204,6 +206,21 @@ def prepare_storage(domain: StorageDomain, installation_id: InstallationId, file
     check_header(domain, installation_id)
     for name in ("images", "disks", ".virtha/vms"):
         (root / name).mkdir(mode=0o755, exist_ok=True)
+    # Also the directories' own entries: a domain whose header a power cut takes away looks new to everybody (G7).
+    for directory in (path.parent, root):
+        files.sync_directory(directory)
+
+
+def prepare_place(
+    domain: StorageDomain, installation_id: InstallationId, host_id: HostId, number: int
+) -> None:
+    """Make what is missing for this host's heartbeat there; done already: nothing changes. Raises Refused (foreign),
+    Failed (no room, damaged), OSError. Only in the domain's worker."""
+    slots = DirectoryDomain(domain.path, installation_id=installation_id, domain_id=domain.id)
+    try:
+        slots.prepare(slot_index(number), host_id)
+    finally:
+        slots.close()
 
 
 def _create_once(path: Path, data: bytes, files: Files) -> None:

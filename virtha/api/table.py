@@ -8,6 +8,7 @@ from virtha.api import (
     machines,
     notifications,
     power,
+    readiness,
     records,
     settings,
     snapshots,
@@ -27,5 +28,6 @@ ROUTES: tuple[Route, ...] = (
     *templates.ROUTES,
     *snapshots.ROUTES,
     *power.ROUTES,
+    *readiness.ROUTES,
 )
 """The whole API. Router, OpenAPI document and the test of who may do what all read this."""

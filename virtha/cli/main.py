@@ -34,6 +34,8 @@ class Noun(NamedTuple):
 
 NOUNS: dict[str, Noun] = {
     "status": Noun("status", "status_app", "Am I protected? Hosts, VMs and what is wrong."),
+    "doctor": Noun("doctor", "doctor_app", "What would fail today, and what to do about it."),
+    "explain": Noun("doctor", "explain_app", "Why a host or VM is as it is; what is waited for."),
     "vm": Noun("vm", "app", "Virtual machines: create, start, stop, watch over, adopt."),
     "host": Noun("host", "app", "KVM hosts that have joined."),
     "cluster": Noun("cluster", "app", "Clusters of hosts."),

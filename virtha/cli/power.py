@@ -78,7 +78,8 @@ def _host_details(item: Object) -> list[tuple[str, Any]]:
         ("secrets set", item["secrets"]),
         ("can prove", "yes" if item["proves"] else "no"),
         ("warnings", item["warning_texts"]),
-        ("last test", moment(test.get("at"))),
+        ("last test", _last_test(test)),
+        ("last passed", moment(test.get("passed_at"))),
         ("it said", test.get("state")),
         ("identity", test.get("identity")),
         ("why", test.get("code")),
@@ -86,6 +87,11 @@ def _host_details(item: Object) -> list[tuple[str, Any]]:
         ("revision", item["power"]["revision"] if item["power"] else None),
     ]
     return [(label, value) for label, value in lines if value not in (None, "", [])]
+
+
+def _last_test(test: Object) -> str:
+    by = ", by the server itself" if test.get("scheduled") else ""
+    return f"{moment(test.get('at'))}{by}" if test else ""
 
 
 def _of(item: Object, name: str) -> str:

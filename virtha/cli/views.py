@@ -122,6 +122,19 @@ def _version(number: Any) -> str:
     return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}" if number else ""
 
 
+def _power(one: Object) -> str:
+    """`bmc (level 1): tested 2026-01-31 12:00:00Z, it says on`."""
+    test, name = one["test"], f"{one['name']} (level {one['level']})"
+    if test is None:
+        return f"{name}: never tested"
+    at_ = moment(test["at"])
+    why = f"; {one['reason']}" if one["reason"] else ""
+    if one["tested"]:
+        return f"{name}: tested {at_}, it says {test['state']}{why}"
+    word = "changed since its test" if test["passed"] else "failed its test"
+    return f"{name}: {word} {at_}{why}"
+
+
 def _host_details(item: Object) -> list[tuple[str, Any]]:
     host, status = item["host"], item["status"]
     found = status["capabilities"]
@@ -135,6 +148,7 @@ def _host_details(item: Object) -> list[tuple[str, Any]]:
         ("guardian beats", item["beating"]),
         ("judged", (item.get("verdict") or "").replace("_", " ")),
         *[("because", text) for text in item.get("engine_text") or ()],
+        *[("power", _power(one)) for one in item.get("power") or ()],
         ("last seen", moment(status["last_seen"])),
         ("cluster", item["cluster_name"]),
         ("vms", item["vms"]),

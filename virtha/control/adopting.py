@@ -1,4 +1,4 @@
-"""Taking over domains that a scan has found: which, and with what record."""
+"""Taking over domains that a scan has found: which, with what record, and what is left of one that failed."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ from virtha.control.names import check_name
 from virtha.control.plan import AdoptFound, Give, Step
 from virtha.engine.events import CopyGranted
 from virtha.model.errors import NotFound, Refused, VirthaError
-from virtha.model.facts import ForeignDomain
+from virtha.model.facts import ForeignDomain, Result
 from virtha.model.ids import BootId, ClusterId, HostId, Incarnation
 from virtha.model.orders import AdoptVm
 from virtha.model.vm import Vm, VmState, VmStatus
@@ -19,6 +19,7 @@ from virtha.store.store import WriteTransaction
 from virtha.store.vms import (
     add_definition,
     disk_owner,
+    drop_vm,
     find_vm,
     mac_owner,
     save_vm,
@@ -136,3 +137,20 @@ async def _record_adopted(
     )
     await add_definition(tx, vm.id, host_id)
     return status
+
+
+async def adoption_failed(
+    tx: WriteTransaction, effects: Effects, order: AdoptVm, result: Result
+) -> None:
+    """The record was made before the order went out (G1). Refused, the domain is as it was. Else it
+    may be patched, its autostart off and its QEMU known to the gate: `vm release` undoes that, and
+    needs the record."""
+    if result is Result.REFUSED:
+        await drop_vm(tx, order.vm.id)
+    else:
+        row = await find_vm(tx, order.vm.id)
+        if row is not None and row.status.state is not VmState.UNKNOWN:
+            since = tx.clock.wall_ms()
+            changed = msgspec.structs.replace(row.status, state=VmState.UNKNOWN, since=since)
+            await save_vm_status(tx, changed)
+    effects.configure(order.vm.cluster_id)

@@ -17,6 +17,9 @@ _INSTEAD = {
     "vm.shutdown": "its guest was asked already; 'virtha vm start' when it is down",
     "vm.power_off": "'virtha vm start' when it is down",
     "vm.delete": "what is deleted is gone; wait for its end",
+    "vm.migrate": "'virtha vm cancel-migration' calls it off",
+    "host.fence": "'virtha hold REASON' lets no further order out; an off that is out can't be called back",
+    "host.power": "its order may be out; look with 'virtha host power status'",
     ADD: "wait for its end, then 'virtha vm disk remove'",
 }
 """What can be done about an operation that can't be taken back."""
@@ -33,6 +36,10 @@ def check_can_cancel(operation: Operation, plan: Plan) -> tuple[int, ...]:
             f"is being taken back already, for {plan.cancelled_by}",
             f"wait for its end: 'virtha operation wait {operation.id}'",
         )
+    if not plan.steps:
+        # What the engine does is only shown here.
+        fix = _INSTEAD.get(operation.kind, "wait for its end, then undo it")
+        raise _cannot(operation, "is the engine's: its order may be out already", fix)
     running = [
         index for index, step in enumerate(operation.steps) if step.state is OperationState.RUNNING
     ]

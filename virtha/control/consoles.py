@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+import structlog
 
 from virtha.control.console_tickets import Admission, ConsoleTickets
 from virtha.control.history import record
@@ -50,7 +51,10 @@ ANSWER_DEADLINE_S = 25.0
 """For one host's whole answer, beyond what it was told to wait. Below the command line's patience."""
 ALLOWED_EVERY_S = 15.0
 """How long somebody who may no more goes on typing at a console that is open."""
+LOOKS_MISSED_MAX = 4
+"""A database that is away for longer may have been told, by another server, that its user may no more."""
 PICTURE = b"\x89PNG\r\n\x1a\n"
+log = structlog.get_logger(__name__)
 _RUNS = (VmState.RUNNING, VmState.STARTING, VmState.STOPPING, VmState.PAUSED, VmState.CRASHED)
 
 
@@ -169,7 +173,8 @@ class Consoles:
                 watching.result()  # why it was closed
             raise
         finally:
-            watching.cancel()
+            if not watching.cancel() and not watching.cancelled():
+                watching.exception()  # its user left by himself at that very moment: nobody is left to be told
             stream.close()
             # Its end is told also when the task that held it was cancelled; nobody else holds that task then.
             telling = asyncio.ensure_future(
@@ -180,14 +185,24 @@ class Consoles:
             await asyncio.shield(telling)
 
     async def _close_when_forbidden(self, admission: Admission, stream: ByteStream) -> None:
-        """Until it is cancelled. Raises Forbidden when it has closed the stream."""
-        while True:
-            await asyncio.sleep(ALLOWED_EVERY_S)
-            try:
-                await self._check_allowed(admission)
-            except BaseException:
-                stream.close()
-                raise
+        """Until it is cancelled. Raises why it has closed the stream: Forbidden, or Unavailable."""
+        missed = 0
+        try:
+            while True:
+                await asyncio.sleep(ALLOWED_EVERY_S)
+                try:
+                    await self._check_allowed(admission)
+                    missed = 0
+                except Unavailable as error:
+                    missed += 1
+                    log.warning("can't look whether a console stays open", error=str(error))
+                    if missed == LOOKS_MISSED_MAX:
+                        raise Unavailable(
+                            f"whether {admission.user} may still use consoles can't be looked up: {error}",
+                            fix="open it again when the database is back",
+                        ) from error
+        finally:
+            stream.close()
 
     async def _check_allowed(self, admission: Admission) -> None:
         """Raises Forbidden: since the ticket was made its user was removed, disabled, or given another role."""

@@ -21,9 +21,13 @@ from virtha.control.leading import Leading
 from virtha.control.notifications import Notifications
 from virtha.control.notifier_bell import NotifierBell
 from virtha.control.operations import Operations
+from virtha.control.own_machine import OwnMachine
 from virtha.control.passwords import Passwords
 from virtha.control.power import Power
 from virtha.control.power_orders import PowerOrders
+from virtha.control.power_results import PowerResults
+from virtha.control.power_schedule import PowerSchedule
+from virtha.control.readiness import Readiness
 from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
@@ -37,7 +41,6 @@ from virtha.control.tokens import Tokens
 from virtha.control.users import Users
 from virtha.control.vm_moves import VmMoves
 from virtha.control.vms import Vms
-from virtha.model.ids import BootId
 from virtha.ports.authority import Authority
 from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
@@ -69,6 +72,7 @@ class Control:
     host_care: HostCare
     join: Join
     status: Status
+    readiness: Readiness
     facts: FactRecorder
     receivers: Receivers
     subscriptions: Subscriptions
@@ -79,6 +83,7 @@ class Control:
     consoles: Consoles
     power: Power
     power_orders: PowerOrders
+    power_schedule: PowerSchedule
     engine_power: EnginePower
 
 
@@ -95,13 +100,13 @@ def make_control(
     leaders: Leaders | None = None,
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
-    own_boot: BootId | None = None,
+    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
     ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen.
     ``power_devices`` None: power can be set up, and neither read nor switched.
-    ``own_boot``: of the machine that this server runs on."""
+    ``own``: the machine that this server runs on."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
     runner = Runner(Launcher(links), links)
@@ -112,7 +117,7 @@ def make_control(
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
-        hosts=Hosts(store, runner, dispatcher, hellos, leaders),
+        hosts=Hosts(store, runner, dispatcher, hellos, leaders, own),
         storage=StorageDomains(store, runner, dispatcher),
         snapshots=Snapshots(store, links, runner, dispatcher),
         templates=Templates(store, links, runner, dispatcher),
@@ -127,15 +132,17 @@ def make_control(
         host_care=HostCare(store, leaders),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links, leaders),
+        readiness=Readiness(store, links, leaders, own),
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
-        leading=Leading(store, dispatcher, hellos, own_boot),
+        leading=Leading(store, dispatcher, hellos, own),
         engine_orders=EngineOrders(store, links, runner, dispatcher),
         consoles=Consoles(store, links, channels or NoChannels()),
         power=power,
         power_orders=PowerOrders(store, power, clock, leaders),
+        power_schedule=PowerSchedule(store, leaders, PowerResults(store, clock, leaders)),
         engine_power=EnginePower(store, box or NoKeyBox(), power_devices),
     )

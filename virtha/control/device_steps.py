@@ -7,11 +7,11 @@ from virtha.control.history import record
 from virtha.control.names import the_storage
 from virtha.control.plan import AddDevice, Give, RemoveDevice, SetDiskSize, Step
 from virtha.control.vm_checks import check_disk_free, check_mac_free
-from virtha.model.errors import Refused, Unavailable
+from virtha.model.errors import Refused, Unavailable, VirthaError
 from virtha.model.ids import HostId, OperationId, VmId
 from virtha.model.orders import DefineVm, PlugDevice
 from virtha.model.size import format_size
-from virtha.model.vm import Vm, VmState
+from virtha.model.vm import Disk, Vm, VmState
 from virtha.store.store import WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm
 
@@ -40,15 +40,15 @@ async def add_device(
     tx: WriteTransaction, effects: Effects, step: AddDevice, by: str
 ) -> tuple[Step, ...]:
     """What is to follow. Raises what is in the way by now."""
-    row = await _row(tx, step.vm_id)
-    vm, host_id = row.vm, live_host(row)
-    if step.disk is not None:
-        domain = await the_storage(tx, step.disk.storage_domain_id)
-        await check_disk_free(tx, domain, step.disk.path, field="path")
-        vm = msgspec.structs.replace(vm, disks=(*vm.disks, step.disk))
-    if step.nic is not None:
-        await check_mac_free(tx, step.nic, vm)
-        vm = msgspec.structs.replace(vm, nics=(*vm.nics, step.nic))
+    try:
+        row = await _row(tx, step.vm_id)
+        host_id = live_host(row)
+        vm = await _with_device(tx, row.vm, step)
+    except VirthaError as error:
+        if step.disk is not None and step.plug:
+            # Nobody's now, and it may be deleted by hand only: whoever deletes by path deletes another's one day.
+            error.fix = "; ".join(filter(None, (error.fix, left_behind(step.disk))))
+        raise
     saved = await _save(tx, effects, vm, by)
     if host_id is None or not step.plug:
         return ()
@@ -57,6 +57,24 @@ async def add_device(
     return (
         Give(name="plug it in", host_id=host_id, order=plug),
         Give(name="define the changed domain", host_id=host_id, order=DefineVm(vm=saved)),
+    )
+
+
+async def _with_device(tx: WriteTransaction, vm: Vm, step: AddDevice) -> Vm:
+    if step.disk is not None:
+        domain = await the_storage(tx, step.disk.storage_domain_id)
+        await check_disk_free(tx, domain, step.disk.path, field="path")
+        return msgspec.structs.replace(vm, disks=(*vm.disks, step.disk))
+    assert step.nic is not None
+    await check_mac_free(tx, step.nic, vm)
+    return msgspec.structs.replace(vm, nics=(*vm.nics, step.nic))
+
+
+def left_behind(disk: Disk) -> str:
+    """What to do with a disk that was made for a VM which did not get it."""
+    return (
+        f"its file {disk.path} ({disk.format.value}) was made and stays, so that name is taken: "
+        "add it by that path, or remove the file"
     )
 
 

@@ -8,7 +8,8 @@ import msgspec
 from virtha.control.copies import copies_on
 from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import GRANT_DURATION, SettingValues
-from virtha.engine.events import CopyGranted, EngineVm
+from virtha.engine.configured import EngineVm
+from virtha.engine.events import CopyGranted
 from virtha.model.ids import BootId, ClusterId, HostId, Term
 from virtha.model.orders import Grant, GrantedBody, Order
 from virtha.model.policy.detection import SESSION_SILENCE_MS

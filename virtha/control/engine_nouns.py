@@ -2,9 +2,12 @@
 
 from collections.abc import Collection
 
+from virtha.control.own_machine import OwnMachine
 from virtha.engine.capacity import Feature, FeatureKind
-from virtha.engine.events import EngineHost, EngineVm
-from virtha.model.ids import BootId, VmId
+from virtha.engine.configured import EngineHost, EngineVm
+from virtha.model.evidence import ProbeAddress, WatchedDisk
+from virtha.model.host import HostStatus
+from virtha.model.ids import VmId
 from virtha.model.power import PowerLevel
 from virtha.model.vm import Vm, VmStatus
 from virtha.store.hosts import HostRow
@@ -16,9 +19,9 @@ def engine_host(
     timeline: str,
     defined: Collection[VmId],
     power: tuple[PowerLevel, ...] = (),
-    own_boot: BootId | None = None,
+    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
 ) -> EngineHost:
-    """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has. ``own_boot``: of the machine
+    """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has. ``own``: the machine
     that this server runs on."""
     able = row.status.capabilities
     features = {Feature(FeatureKind.ARCHITECTURE, able.architecture)}
@@ -33,7 +36,7 @@ def engine_host(
         cpus=able.cpus,
         features=frozenset(features),
         power=power,
-        carries_server=own_boot is not None and row.status.boot == own_boot,
+        carries_server=own.carries_us(row.status),
         untold=row.timeline != timeline,
         timeline=timeline,
     )
@@ -57,6 +60,19 @@ def engine_vm(vm: Vm, status: VmStatus) -> EngineVm:
         wanted_up=status.wanted_up,
         features=frozenset(features),
     )
+
+
+def written_disks(vm: Vm) -> tuple[WatchedDisk, ...]:
+    return tuple(
+        WatchedDisk(domain_id=disk.storage_domain_id, path=disk.path)
+        for disk in vm.disks
+        if not disk.readonly
+    )
+
+
+def probed_at(status: HostStatus) -> tuple[ProbeAddress, ...]:
+    told = status.capabilities.probed_at
+    return told if isinstance(told, tuple) else ()
 
 
 def _definition(vm_id: VmId) -> Feature:

@@ -208,14 +208,6 @@ class EngineOrders:
     async def receive(self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand) -> bool:
         """To the target, whose answer names ``receiving``. False: it could not be sent. Sent once (ADR 10)."""
         async with self._store.write() as tx:
-            if (
-                await find_vm(tx, command.vm_id) is None
-                or await find_host(tx, command.target) is None
-            ):
-                return False
-            # First what it will have, then the order: whoever deletes the VM has it forgotten there as well.
-            await add_definition(tx, command.vm_id, command.target)
-        async with self._store.read() as tx:
             row = await find_vm(tx, command.vm_id)
             host = await find_host(tx, command.target)
             sides = {command.source, command.target}
@@ -231,7 +223,12 @@ class EngineOrders:
             grant = quoting(self._links, host, wanted, self._store.clock.monotonic_ms())
             body = receive_order(command, row.vm, grant)
             operation_id = receiving(cluster_id, command)
-            return await self._send(tx, lead, host, command.target_boot, operation_id, body)
+            order = await _order_now(tx, lead, host, command.target_boot, operation_id, body)
+            if order is None:
+                return False
+            # First what it will have, then the order: whoever deletes the VM has it forgotten there as well.
+            await add_definition(tx, command.vm_id, command.target)
+        return self._links.deliver(HostId(host.host.id), order)
 
     async def migrate(
         self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand, let_in: Fields
@@ -273,13 +270,23 @@ class EngineOrders:
         body: OrderBody,
     ) -> bool:
         """Once, over the session that there is, to that boot."""
-        present = (await the_installation(tx)).lead == lead
-        if not present or host.status.boot != boot:
-            return False
-        order = Order(
-            operation_id=operation_id, step=STEP, term=lead.term, host_boot=boot, body=body
-        )
-        return self._links.deliver(HostId(host.host.id), order)
+        order = await _order_now(tx, lead, host, boot, operation_id, body)
+        return order is not None and self._links.deliver(HostId(host.host.id), order)
+
+
+async def _order_now(
+    tx: Transaction,
+    lead: Lead,
+    host: HostRow,
+    boot: BootId,
+    operation_id: OperationId,
+    body: OrderBody,
+) -> Order | None:
+    """None: the lead is over, or the host has begun another boot."""
+    present = (await the_installation(tx)).lead == lead
+    if not present or host.status.boot != boot:
+        return None
+    return Order(operation_id=operation_id, step=STEP, term=lead.term, host_boot=boot, body=body)
 
 
 def _destination(let_in: Fields, asked: OperationRow | None) -> MoveDestination | None:

@@ -50,9 +50,15 @@ class NoWay(Value, frozen=True, kw_only=True):
     detail: str = ""
 
 
-class _Device(Value, frozen=True, kw_only=True):
+class LedDevice(Value, frozen=True, kw_only=True):
+    """A host's device with what its cluster adds to it."""
+
     own: PowerRow
     shared: PowerRow | None
+
+    @property
+    def name(self) -> str:
+        return self.own.record.name
 
     @property
     def settings(self) -> PowerSettings:
@@ -60,35 +66,42 @@ class _Device(Value, frozen=True, kw_only=True):
         return merged(above, self.own.record.settings)
 
     @property
+    def revision(self) -> Revision:
+        return max(row.record.revision for row in (self.own, self.shared) if row is not None)
+
+    @property
+    def level(self) -> int:
+        level = self.settings.level
+        return 1 if level is None else level
+
+    @property
     def id(self) -> PowerDeviceId:
-        rows = [row.record.revision for row in (self.own, self.shared) if row is not None]
-        return device_id(self.own.record.name, max(rows))
+        return device_id(self.name, self.revision)
 
 
-def _devices(own: Iterable[PowerRow], shared: Iterable[PowerRow]) -> list[_Device]:
+def _devices(own: Iterable[PowerRow], shared: Iterable[PowerRow]) -> list[LedDevice]:
     """A cluster's device is a host's only where the host gives it an address of its own."""
     by_name = {row.record.name: row for row in shared}
-    return [_Device(own=row, shared=by_name.get(row.record.name)) for row in own]
+    return [LedDevice(own=row, shared=by_name.get(row.record.name)) for row in own]
 
 
-def _levels(devices: Iterable[_Device]) -> tuple[PowerLevel, ...]:
+def _levels(devices: Iterable[LedDevice]) -> tuple[PowerLevel, ...]:
     """Also with devices that can't be used as they are set up: a level is off when all of its devices are, and one that
     was left out would let the others prove what they don't."""
     feeds: dict[int, list[PowerFeed]] = defaultdict(list)
     for one in devices:
-        settings = one.settings
-        level = 1 if settings.level is None else settings.level
-        feeds[level].append(PowerFeed(device=one.id, reads_state=settings.has_status))
+        feed = PowerFeed(device=one.id, reads_state=one.settings.has_status)
+        feeds[one.level].append(feed)
     return tuple(
         PowerLevel(feeds=tuple(sorted(feeds[level], key=lambda feed: feed.device)))
         for level in sorted(feeds)
     )
 
 
-async def power_levels(
+async def led_devices(
     tx: Transaction, hosts: Mapping[HostId, ClusterId]
-) -> Mapping[HostId, tuple[PowerLevel, ...]]:
-    """Of those hosts that have any."""
+) -> Mapping[HostId, list[LedDevice]]:
+    """Of those hosts that have any, in no order of levels."""
     own: dict[HostId, list[PowerRow]] = defaultdict(list)
     for row in await power_of_hosts(tx, hosts.keys()):
         assert row.record.host_id is not None
@@ -98,9 +111,14 @@ async def power_levels(
     for row in await power_of_clusters(tx, clusters):
         assert row.record.cluster_id is not None
         shared[row.record.cluster_id].append(row)
-    return {
-        host_id: _levels(_devices(rows, shared[hosts[host_id]])) for host_id, rows in own.items()
-    }
+    return {host_id: _devices(rows, shared[hosts[host_id]]) for host_id, rows in own.items()}
+
+
+async def power_levels(
+    tx: Transaction, hosts: Mapping[HostId, ClusterId]
+) -> Mapping[HostId, tuple[PowerLevel, ...]]:
+    """Of those hosts that have any."""
+    return {host_id: _levels(there) for host_id, there in (await led_devices(tx, hosts)).items()}
 
 
 class EnginePower:

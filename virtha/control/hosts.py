@@ -1,6 +1,7 @@
 """Hosts: what operators ask of them, and their sessions' beginnings and ends."""
 
 import builtins
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
 from virtha.control.names import check_limit, check_revision, page_of, the_host
 from virtha.control.operations import check_nothing_open
+from virtha.control.own_machine import OwnMachine
 from virtha.control.plan import AdoptFound, Give, Plan, Step
+from virtha.control.power_summaries import last_failure, power_summaries
 from virtha.control.protection import texts
 from virtha.control.requests import AdoptRequest, PageQuery
 from virtha.control.runner import Runner
@@ -23,6 +26,7 @@ from virtha.control.views import (
     HelloAnswer,
     HostView,
     Page,
+    PowerSummary,
     WatchdogOffer,
 )
 from virtha.model.errors import InvalidInput, NotFound, Refused, Unauthenticated
@@ -62,7 +66,10 @@ class Hosts:
         dispatcher: Dispatcher,
         hellos: HelloBook,
         leaders: Leaders,
+        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
     ) -> None:
+        """``own``: the machine that this server runs on."""
+        self._own = own
         self._store = store
         self._runner = runner
         self._dispatcher = dispatcher
@@ -74,7 +81,8 @@ class Hosts:
         async with self._store.read() as tx:
             rows, more = page_of(await hosts_after(tx, query.after or "", limit + 1), limit)
             names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
-            views = [await self._view(tx, row, names[row.host.cluster_id]) for row in rows]
+            power = await power_summaries(tx, rows)
+            views = [await self._view(tx, row, names[row.host.cluster_id], power) for row in rows]
             return Page(
                 items=tuple(views),
                 revision=await tx.revision_now(),
@@ -85,12 +93,21 @@ class Hosts:
         async with self._store.read() as tx:
             row = await the_host(tx, ref)
             names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
-            return await self._view(tx, row, names[row.host.cluster_id])
+            power = await power_summaries(tx, (row,))
+            return await self._view(tx, row, names[row.host.cluster_id], power)
 
-    async def _view(self, tx: Transaction, row: HostRow, cluster_name: str) -> HostView:
+    async def _view(
+        self,
+        tx: Transaction,
+        row: HostRow,
+        cluster_name: str,
+        power: Mapping[HostId, tuple[PowerSummary, ...]],
+    ) -> HostView:
         held = await vms_held_by(tx, row.host.id)
         used_bytes = sum(one.vm.memory_bytes for one in held)
         reasons = self._leaders.explain_host(row.host.id)
+        if any(one.code == "fence.waiting.retry" for one in reasons):
+            reasons += await last_failure(tx, row.host.id)
         return HostView(
             host=row.host,
             status=row.status,
@@ -102,6 +119,7 @@ class Hosts:
             verdict=self._leaders.verdict(row.host.id),
             engine=reasons,
             engine_text=texts(reasons),
+            power=power.get(row.host.id, ()),
         )
 
     async def states(self) -> dict[HostId, HostState]:
@@ -323,7 +341,11 @@ class Hosts:
         await save_host_status(
             tx,
             msgspec.structs.replace(
-                before, boot=boot, state=HostState.UP, last_seen=tx.clock.wall_ms()
+                before,
+                boot=boot,
+                state=HostState.UP,
+                last_seen=tx.clock.wall_ms(),
+                carries=self._own.mark(boot),
             ),
         )
         if before.boot is not None and before.boot != boot:

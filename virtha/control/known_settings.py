@@ -27,16 +27,21 @@ class KnownSetting(Value, frozen=True, kw_only=True):
     high: int
     scopes: tuple[SettingScope, ...]
     help: str
+    zero: str = ""
+    """What 0, below ``low``, means; empty: it is out of range."""
 
     def show(self, value: int) -> str:
         return format_duration_ms(value) if self.kind is SettingKind.DURATION else str(value)
 
     @property
     def allowed(self) -> str:
-        return f"{self.show(self.low)} to {self.show(self.high)}"
+        zero = f", or 0: {self.zero}" if self.zero else ""
+        return f"{self.show(self.low)} to {self.show(self.high)}{zero}"
 
     def parse(self, text: str) -> int:
         """Raises InvalidInput (field ``value``)."""
+        if self.zero and text.strip() == "0":
+            return 0
         if self.kind is SettingKind.DURATION:
             value = parse_duration_ms(text, field="value")
         else:
@@ -46,7 +51,7 @@ class KnownSetting(Value, frozen=True, kw_only=True):
                 raise InvalidInput(
                     f"'{text}' is no whole number", field="value", allowed=(self.allowed,)
                 ) from None
-        if not self.low <= value <= self.high:
+        if not (self.low <= value <= self.high or (self.zero and value == 0)):
             raise InvalidInput(
                 f"{self.key}: {self.show(value)} is out of range",
                 field="value",
@@ -130,6 +135,16 @@ NOTIFICATION_RETENTION = KnownSetting(
     scopes=_GLOBAL,
     help="How long it is kept what became of each message.",
 )
+POWER_TEST_INTERVAL = KnownSetting(
+    key="power.test.interval",
+    kind=SettingKind.DURATION,
+    default=6 * 3_600_000,
+    low=600_000,
+    high=30 * 86_400_000,
+    scopes=_CLUSTER,
+    help="How often each power device is asked for its state while its host is up.",
+    zero="never",
+)
 
 KNOWN_SETTINGS: dict[str, KnownSetting] = {
     known.key: known
@@ -141,6 +156,7 @@ KNOWN_SETTINGS: dict[str, KnownSetting] = {
         NOTIFICATION_EXPIRY,
         NOTIFICATION_RETENTION,
         ORDER_DEADLINE,
+        POWER_TEST_INTERVAL,
         SESSION_LIFETIME,
     )
 }

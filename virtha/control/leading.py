@@ -8,19 +8,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from virtha.control.copies import copies_on
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.engine_nouns import engine_host, engine_vm
-from virtha.control.engine_power import power_levels
+from virtha.control.engine_nouns import engine_host, engine_vm, probed_at, written_disks
+from virtha.control.engine_power import led_devices, power_levels
+from virtha.control.fence_operations import follow_fences
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
 from virtha.control.mirror import mirrored
+from virtha.control.own_machine import OwnMachine
+from virtha.control.power_results import engine_event
 from virtha.control.vm_moves import end_forgotten, follow_moves
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.events import (
     CopyGranted,
     DropVm,
-    EngineHost,
-    EngineVm,
     Intent,
     Notice,
+    PowerTested,
     SaveCluster,
     SaveHost,
     SaveVm,
@@ -28,6 +31,7 @@ from virtha.engine.events import (
 from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
+from virtha.model.evidence import IdentityMatch, ProbeAddress, WatchedDisk
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, ClusterId, HostId, Revision, StorageDomainId, VmId
 from virtha.model.policy import Policy
@@ -56,7 +60,7 @@ from virtha.store.engine import (
 from virtha.store.events import add_event
 from virtha.store.hosts import HostRow, hosts_of_cluster, save_fact_acknowledged
 from virtha.store.installations import Lead, the_installation
-from virtha.store.power import PowerMark, power_mark
+from virtha.store.power import PowerMark, power_mark, power_tests_of
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_of_cluster
 
@@ -72,11 +76,15 @@ class LedHost(Value, frozen=True, kw_only=True):
     """Usable from there, by its own word."""
     acknowledged: int
     """The last of its facts that it may forget."""
+    probed_at: tuple[ProbeAddress, ...] = ()
+    """Where its guardian answers its neighbours, by its agent's word."""
 
 
 class LedVm(Value, frozen=True, kw_only=True):
     cluster_id: ClusterId
     vm: EngineVm
+    disks: tuple[WatchedDisk, ...] | None = None
+    """Those that it may write. None: as they were, for all that is known here."""
 
 
 class Changes(Value, frozen=True, kw_only=True):
@@ -103,6 +111,9 @@ class Takeover(Value, frozen=True, kw_only=True):
     """Cluster time of the last write (M4); 0: there was none."""
     granted: tuple[CopyGranted, ...]
     """Copies that those records know nothing of, to be told before anything is decided."""
+    tests: tuple[PowerTested, ...]
+    """Of power devices, that were kept and that those records know nothing of: who led died between. To be told when that
+    boot beats."""
 
 
 class Leading:
@@ -111,11 +122,11 @@ class Leading:
         store: Store,
         dispatcher: Dispatcher,
         hellos: HelloBook,
-        own_boot: BootId | None = None,
+        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
     ) -> None:
-        """``own_boot``: of the machine that this server runs on; a host of that boot is never fenced by us (J4)."""
+        """``own``: the machine that this server runs on, whose host is never fenced by us (J4)."""
         self._store = store
-        self._own_boot = own_boot
+        self._own = own
         self._dispatcher = dispatcher
         self._hellos = hellos
 
@@ -150,7 +161,7 @@ class Leading:
                 tx,
                 await hosts_changed(tx, hosts_since, adopted),
                 installation.timeline,
-                self._own_boot,
+                self._own,
             )
             there = await counts(tx)
             known_hosts = {one.host.host_id for one in led_hosts} | set(hosts)
@@ -165,7 +176,11 @@ class Leading:
                 policies={one.id: one.policy for one in await all_clusters(tx)},
                 hosts=led_hosts,
                 vms=tuple(
-                    LedVm(cluster_id=row.vm.cluster_id, vm=engine_vm(row.vm, row.status))
+                    LedVm(
+                        cluster_id=row.vm.cluster_id,
+                        vm=engine_vm(row.vm, row.status),
+                        disks=written_disks(row.vm),
+                    )
                     for row in changed
                 ),
                 gone_hosts=frozenset(known_hosts - host_ids),
@@ -194,6 +209,7 @@ class Leading:
             for vm_record in new_vms:
                 await save_intent(tx, cluster_id, SaveVm(record=vm_record))
             there = {row.vm.id for row in vms}
+            tests = await _untold_tests(tx, hosts, (*rows.hosts, *new_hosts))
             await end_forgotten(tx, {one.vm_id: one for one in (*rows.vms, *new_vms)})
             for gone in rows.vms:
                 if gone.vm_id not in there:
@@ -210,6 +226,7 @@ class Leading:
             records=records,
             clock=rows.clock,
             granted=(*rows.granted, *_unknown_copies(rows, hosts, vms)),
+            tests=tests,
         )
 
     # Under term and timeline
@@ -238,6 +255,7 @@ class Leading:
                 return True  # deleted, so it has no hosts or VMs; its leader is about to end
             for granted in told:
                 await drop_grant(tx, granted)
+            await follow_fences(tx, intents)
             cluster: ClusterRecord | None = None
             saved: dict[VmId, tuple[VmRecord | None, VmRecord]] = {}
             for intent in intents:
@@ -291,7 +309,7 @@ class Leading:
 
 
 async def _led_hosts(
-    tx: Transaction, rows: Sequence[HostRow], timeline: str, own_boot: BootId | None
+    tx: Transaction, rows: Sequence[HostRow], timeline: str, own: OwnMachine
 ) -> tuple[LedHost, ...]:
     ids = [row.host.id for row in rows]
     usable = await usable_storage(tx, ids)
@@ -305,12 +323,13 @@ async def _led_hosts(
                 timeline=timeline,
                 defined=adopted.get(row.host.id, ()),
                 power=power.get(row.host.id, ()),
-                own_boot=own_boot,
+                own=own,
             ),
             gate_in_force=row.status.capabilities.gate_in_force,
             libvirt_connected=row.status.capabilities.libvirt_connected,
             storage_domains=usable.get(row.host.id, frozenset()),
             acknowledged=row.fact_acknowledged,
+            probed_at=probed_at(row.status),
         )
         for row in rows
     )
@@ -380,6 +399,32 @@ def _unknown_copies(
             if granted not in rows.granted:
                 found.append(granted)
     return found
+
+
+async def _untold_tests(
+    tx: Transaction, rows: Sequence[HostRow], records: Iterable[HostRecord]
+) -> tuple[PowerTested, ...]:
+    """Of the boots that are there, and of settings that still hold. None clears a device that has named another machine
+    since: only a new test does."""
+    known = {record.host_id: record for record in records}
+    hosts = {row.host.id: row for row in rows}
+    tests = await power_tests_of(tx, hosts.keys())
+    devices = await led_devices(
+        tx, {host_id: row.host.cluster_id for host_id, row in hosts.items()}
+    )
+    found: list[PowerTested] = []
+    for host_id, there in devices.items():
+        record = known.get(host_id, HostRecord(host_id=host_id))
+        for one in there:
+            test = tests.get((host_id, one.name))
+            event = engine_event(host_id, one.name, test) if test is not None else None
+            if event is None or event.device != one.id or event.boot != hosts[host_id].status.boot:
+                continue
+            another = event.identity is IdentityMatch.MISMATCH
+            news = another or event.passed is not (event.device in record.tested_devices)
+            if news and event.device not in record.foreign_devices:
+                found.append(event)
+    return tuple(found)
 
 
 async def _tell(tx: WriteTransaction, cluster_id: ClusterId, notice: Notice) -> None:

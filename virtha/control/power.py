@@ -6,7 +6,13 @@ from msgspec.structs import fields
 
 from virtha.control.history import record
 from virtha.control.names import check_name, check_revision, the_cluster, the_host
-from virtha.control.power_checks import check_given, check_whole, same_address, same_place
+from virtha.control.power_checks import (
+    CIPHERS_UNPROTECTED,
+    check_given,
+    check_whole,
+    same_address,
+    same_place,
+)
 from virtha.control.power_views import ClusterPowerView, HostPowerView, PowerPut
 from virtha.control.secret_box import SecretBox
 from virtha.control.views import Caller
@@ -19,6 +25,7 @@ from virtha.model.ids import ClusterId, HostId, Revision
 from virtha.model.power_settings import (
     OWN_FIELDS,
     SYNTAX,
+    CertificateCheck,
     PowerDriver,
     PowerRecord,
     PowerSettings,
@@ -356,7 +363,7 @@ def _view(
     whole = _whole(shared, own)
     given = own.record.settings if own is not None else PowerSettings()
     secrets = {*(shared.record.secrets if shared else ()), *(own.record.secrets if own else ())}
-    problem = _problem(given, whole, secrets) if own is not None else "the host gives no address"
+    problem = problem_of(given, whole, secrets) if own is not None else "the host gives no address"
     newest = max((row.record.revision for row in (shared, own) if row is not None), default=0)
     tested = test is not None and test.passed and test.settings_revision >= newest
     warnings = _warnings(whole, test)
@@ -383,7 +390,7 @@ def _view(
     )
 
 
-def _problem(given: PowerSettings, whole: PowerSettings, secrets: set[str]) -> str:
+def problem_of(given: PowerSettings, whole: PowerSettings, secrets: set[str]) -> str:
     """Without running anything: a fence agent's own parameters were checked when they were set."""
     if whole.driver is PowerDriver.FENCE_AGENT:
         return "" if whole.agent else "settings.agent: is missing"
@@ -402,6 +409,10 @@ def _warnings(whole: PowerSettings, test: PowerTest | None) -> tuple[str, ...]:
         whole.syntax or SYNTAX
     ):
         found.append("power.password_shown")
+    if whole.driver is PowerDriver.IPMI and whole.cipher in CIPHERS_UNPROTECTED:
+        found.append("power.unprotected")
+    if whole.driver is PowerDriver.REDFISH and whole.certificate is CertificateCheck.NONE:
+        found.append("power.unchecked")
     if test is not None and test.identity is IdentityMatch.UNKNOWN:
         found.append("power.no_identity")
     if test is not None and test.identity is IdentityMatch.MISMATCH:

@@ -26,6 +26,8 @@ IPMI_USER_BYTES_MAX = 16
 IPMI_PASSWORD_BYTES_MAX = 20
 """IPMI 2.0, sections 22.28 and 22.30."""
 CIPHERS = tuple(range(20))
+CIPHERS_UNPROTECTED = (0, 1, 6, 15)
+"""IPMI 2.0, table 22-20: without integrity, so whoever is on the device's network can answer in its place."""
 PARAMETERS_MAX = 100
 _USUAL_PORTS = {PowerDriver.IPMI: 623, PowerDriver.REDFISH: 443}
 _ACTIONS = ("stop", "start", "reboot", "blink", "test", "status")

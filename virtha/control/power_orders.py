@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from virtha.control.engine_power import device_id
 from virtha.control.history import record
-from virtha.control.names import the_host
 from virtha.control.power import Power, Reached
+from virtha.control.power_results import PowerResults, Tried, identity_of, reason_text
 from virtha.control.power_views import (
     PowerOrderRequest,
     PowerOrderView,
@@ -15,20 +14,15 @@ from virtha.control.power_views import (
     PowerTestView,
 )
 from virtha.control.views import Caller
-from virtha.engine.events import PowerTested
-from virtha.model.codes import render
 from virtha.model.errors import Failed, Refused
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
-from virtha.model.host import Cluster, HostState, HostStatus
-from virtha.model.machine_identity import compare
+from virtha.model.host import Cluster
 from virtha.model.power import PowerAction
-from virtha.model.power_settings import MachineIdentity, PowerTest
 from virtha.ports.clock import Clock
 from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
 from virtha.store.clusters import find_cluster
-from virtha.store.power import save_power_test
 from virtha.store.store import Store
 from virtha.store.vms import vms_held_by
 
@@ -40,7 +34,6 @@ FRESH_MS = 5_000
 HUNG_S = 600
 """No driver takes so long; one that does has lost its own deadline."""
 GAP_S = 1.0
-_PASSES = (None, "power.no_identity")
 
 
 class PowerOrders:
@@ -51,7 +44,7 @@ class PowerOrders:
         self._store = store
         self._power = power
         self._clock = clock
-        self._leaders = leaders or NobodyLeads()
+        self._results = PowerResults(store, clock, leaders or NobodyLeads())
 
     async def status(self, ref: str, name: str | None) -> PowerStatusView:
         reached = await self._power.reach(ref, name)
@@ -65,7 +58,7 @@ class PowerOrders:
             state=reading.state,
             identity=_match(reached, reading),
             code=reading.code,
-            reason=_text(reading.code),
+            reason=reason_text(reading.code),
             detail=reading.detail,
             took_ms=int(self._clock.monotonic_ms() - began_ms),
         )
@@ -79,62 +72,20 @@ class PowerOrders:
         assert isinstance(cluster, Cluster)
         waits_ms = cluster.policy.fencing.read_deadline_ms
         reading, took_ms = await self._with(reached, lambda one: self._test(one, waits_ms))
-        identity = _match(reached, reading)
-        async with self._store.write() as tx:
-            now = (await the_host(tx, host.id)).status
-            # What it says is of that boot only if that one was up all the time.
-            up = _is_up(before) and _is_up(now) and before.boot == now.boot
-            code = _verdict(reading, identity, up=up, has_status=reached.settings.has_status)
-            if took_ms > waits_ms and code in _PASSES:
-                code = "power.too_slow"
-            test = PowerTest(
-                at=self._clock.wall_ms(),
-                boot=now.boot if up else None,
-                passed=reading.state is PowerState.ON and up and code in _PASSES,
-                state=reading.state,
-                identity=identity,
-                code=code,
-                detail=reading.detail,
-                took_ms=took_ms,
-                settings_revision=reached.revision,
-            )
-            await save_power_test(tx, host.id, reached.name, test)
-            if test.passed:
-                await record(
-                    tx,
-                    "power.test.passed",
-                    host=host,
-                    by=caller.name,
-                    device=reached.name,
-                    state=reading.state.value,
-                )
-            else:
-                why = _text(code) or f"it says {reading.state.value}, and the host is not up"
-                await record(
-                    tx,
-                    "power.test.failed",
-                    host=host,
-                    by=caller.name,
-                    device=reached.name,
-                    why=why,
-                )
-        self._tell(reached, test)
-        return PowerTestView(name=reached.name, host=host.name, test=test, reason=_text(test.code))
-
-    def _tell(self, reached: Reached, test: PowerTest) -> None:
-        """The engine keeps in its own records what the test says of the device (P1): of the settings that were tested."""
-        if test.boot is not None:
-            host = reached.row.host
-            self._leaders.offer(
-                host.cluster_id,
-                PowerTested(
-                    host_id=host.id,
-                    boot=test.boot,
-                    device=device_id(reached.name, reached.revision),
-                    passed=test.passed,
-                    identity=test.identity,
-                ),
-            )
+        tried = Tried(
+            host=host,
+            before=before,
+            name=reached.name,
+            revision=reached.revision,
+            has_status=reached.settings.has_status,
+            reading=reading,
+            took_ms=took_ms,
+            waits_ms=waits_ms,
+        )
+        test = await self._results.keep(tried, by=caller.name)
+        return PowerTestView(
+            name=reached.name, host=host.name, test=test, reason=reason_text(test.code)
+        )
 
     async def _test(self, device: PowerDevice, waits_ms: int) -> tuple[PowerReading, int]:
         """And how long fencing would wait for it, in milliseconds: a reading after the first one, which has more to do."""
@@ -207,7 +158,7 @@ class PowerOrders:
             result=outcome.result,
             state=reading.state,
             code=code,
-            reason=_text(code),
+            reason=reason_text(code),
             detail=outcome.detail or reading.detail,
             took_ms=int(self._clock.monotonic_ms() - began_ms),
         )
@@ -258,32 +209,10 @@ async def _bounded(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _match(reached: Reached, reading: PowerReading) -> IdentityMatch:
-    told = reached.row.status.capabilities.machine
-    host = told if isinstance(told, MachineIdentity) else MachineIdentity()
-    return compare(reading.identity, host)
-
-
-def _verdict(
-    reading: PowerReading, identity: IdentityMatch, *, up: bool, has_status: bool
-) -> str | None:
-    if identity is IdentityMatch.MISMATCH:
-        return "power.other_machine"
-    if reading.state is PowerState.UNKNOWN:
-        return reading.code or ("power.status_unreadable" if has_status else "power.no_status")
-    if reading.state is PowerState.OFF and up:
-        return "power.reads_off"
-    return "power.no_identity" if identity is IdentityMatch.UNKNOWN else None
-
-
-def _is_up(status: HostStatus) -> bool:
-    return status.state in (HostState.UP, HostState.AGENT_DOWN)
+    return identity_of(reached.row.status, reading)
 
 
 def _not_done(action: PowerAction, reading: PowerReading) -> str | None:
     if action is PowerAction.OFF and reading.state is PowerState.ON:
         return "power.still_on"
     return None
-
-
-def _text(code: str | None) -> str:
-    return render(code, {}) if code is not None else ""

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from virtha.control.adopting import plan_adoptions
+from virtha.control.adopting import adoption_failed, plan_adoptions
 from virtha.control.cleanup import (
     ADD,
     CANCELLED,
@@ -17,12 +17,11 @@ from virtha.control.cleanup import (
     only_created,
     running_copies,
 )
-from virtha.control.copies import copies_on, refused_for
 from virtha.control.device_steps import add_device, remove_device, set_disk_size
 from virtha.control.effects import Effects, still_stands
 from virtha.control.history import message_of, record
 from virtha.control.launch import Launcher
-from virtha.control.launch_ends import claimed, start_over
+from virtha.control.launch_ends import launch_failed, launch_given_up
 from virtha.control.plan import (
     AddDevice,
     AdoptFound,
@@ -45,7 +44,7 @@ from virtha.control.snapshot_steps import order_change, settle
 from virtha.control.template_steps import carry_out
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.model.facts import Outcome, Progress, Result
-from virtha.model.ids import HostId, Incarnation, OperationId, VmId
+from virtha.model.ids import HostId, OperationId, VmId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
     AdoptVm,
@@ -57,7 +56,6 @@ from virtha.model.orders import (
     Order,
     PrepareStorage,
 )
-from virtha.model.vm import VmState, VmStatus
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import decode, encode
 from virtha.store.hosts import find_host
@@ -73,11 +71,10 @@ from virtha.store.operations import (
 )
 from virtha.store.store import WriteTransaction
 from virtha.store.templates import end_template_use
-from virtha.store.vms import VmRow, add_definition, drop_vm, find_vm, save_vm_status
+from virtha.store.vms import add_definition, drop_vm, find_vm
 
 DETAIL_LENGTH_MAX = 500
 VOID = "its host gave the VM up, or began another boot, before it answered"
-_REFUSED_FOR = ("order.refused.running", "order.refused.incarnation")
 _RUNNING, _PENDING = OperationState.RUNNING, OperationState.PENDING
 
 
@@ -204,7 +201,7 @@ class Runner:
         planned = run.plan.steps[step]
         if isinstance(planned, Launch):
             # It may have been taken all the same: only its host knows.
-            await self._launch_given_up(tx, effects, planned)
+            await launch_given_up(tx, effects, planned)
         if isinstance(planned, SnapshotStep):
             operation_id, by = run.operation.id, run.plan.by
             await settle(tx, planned, Result.UNKNOWN, operation_id=operation_id, by=by)
@@ -328,9 +325,9 @@ class Runner:
             operation_id, by = run.operation.id, run.plan.by
             await settle(tx, step, outcome.result, operation_id=operation_id, by=by)
         if isinstance(step, Launch):
-            await self._launch_failed(tx, effects, step, host_id, outcome)
+            await launch_failed(tx, effects, step, host_id, outcome)
         if isinstance(step, Give) and isinstance(step.order, AdoptVm) and not step.order.dry_run:
-            await self._adoption_failed(tx, effects, step.order, outcome.result)
+            await adoption_failed(tx, effects, step.order, outcome.result)
         if isinstance(step, Give) and isinstance(step.order, PrepareStorage):
             await self._storage_refused(tx, step, step.order, code, outcome)
         if isinstance(step, Give) and step.optional:
@@ -380,65 +377,6 @@ class Runner:
         cleanup = only_created(run.plan, run.operation.steps, run.plan.on_failure)
         run.plan = msgspec.structs.replace(run.plan, failed=True)
         run.add_steps(cleanup)
-
-    async def _adoption_failed(
-        self, tx: WriteTransaction, effects: Effects, order: AdoptVm, result: Result
-    ) -> None:
-        """The record was made before the order went out (G1). Refused, the domain is as it was. Else it
-        may be patched, its autostart off and its QEMU known to the gate: `vm release` undoes that, and
-        needs the record."""
-        if result is Result.REFUSED:
-            await drop_vm(tx, order.vm.id)
-        else:
-            row = await find_vm(tx, order.vm.id)
-            if row is not None and row.status.state is not VmState.UNKNOWN:
-                since = tx.clock.wall_ms()
-                changed = msgspec.structs.replace(row.status, state=VmState.UNKNOWN, since=since)
-                await save_vm_status(tx, changed)
-        effects.configure(order.vm.cluster_id)
-
-    async def _launch_given_up(self, tx: WriteTransaction, effects: Effects, step: Launch) -> None:
-        row = await find_vm(tx, step.vm_id)
-        if row is not None and row.status.incarnation == step.incarnation:
-            # No holder: it was released, so nothing of it is anywhere.
-            unclear = bool(row.status.holders)
-            if await self._save_changed(tx, row, start_over(row.status, unclear=unclear)):
-                effects.configure(row.vm.cluster_id)
-
-    async def _launch_failed(
-        self,
-        tx: WriteTransaction,
-        effects: Effects,
-        step: Launch,
-        host_id: HostId,
-        outcome: Outcome,
-    ) -> None:
-        """A holder goes by its durable release, never by an outcome (G1)."""
-        row = await find_vm(tx, step.vm_id)
-        if row is None or step.incarnation is None:
-            return
-        status = row.status
-        earlier = any(copy.incarnation != step.incarnation for copy in copies_on(status, host_id))
-        runs = outcome.code == "order.refused.running"
-        if status.incarnation == step.incarnation:
-            unclear = outcome.result is Result.UNKNOWN or runs or earlier
-            status = start_over(status, unclear=unclear)
-        current, claimant = outcome.fields.get("current"), outcome.fields.get("holder_host")
-        refused = outcome.result is Result.REFUSED
-        if refused and outcome.code == "order.refused.incarnation" and isinstance(claimant, str):
-            status = await claimed(tx, effects, row.vm, status, HostId(claimant), outcome)
-        elif refused and outcome.code in _REFUSED_FOR and isinstance(current, int):
-            status = refused_for(status, host_id, step.incarnation, Incarnation(current))
-        if await self._save_changed(tx, row, status):
-            effects.configure(row.vm.cluster_id)
-
-    async def _save_changed(self, tx: WriteTransaction, row: VmRow, status: VmStatus) -> bool:
-        if status == row.status:
-            return False
-        if status.state is not row.status.state:
-            status = msgspec.structs.replace(status, since=tx.clock.wall_ms())
-        await save_vm_status(tx, status)
-        return True
 
     # the next steps
 

@@ -55,7 +55,7 @@ class Status:
 def _host(row: HostRow, cluster_name: str, vm_rows: tuple[VmRow, ...]) -> StatusHost:
     held = [one.vm for one in vm_rows if row.host.id in one.status.holders]
     able = row.status.capabilities
-    reasons = _host_reasons(row)
+    reasons = host_reasons(row)
     return StatusHost(
         id=row.host.id,
         name=row.host.name,
@@ -71,7 +71,7 @@ def _host(row: HostRow, cluster_name: str, vm_rows: tuple[VmRow, ...]) -> Status
     )
 
 
-def _host_reasons(row: HostRow) -> tuple[Reason, ...]:
+def host_reasons(row: HostRow) -> tuple[Reason, ...]:
     fields: Fields = {"host": row.host.name}
     able = row.status.capabilities
     match row.status.state:

@@ -19,6 +19,7 @@ from virtha.model.ids import (
 from virtha.model.notification import Delivery, Receiver, ReceiverStatus, Subscription
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
+from virtha.model.power_settings import PowerTest
 from virtha.model.template import Template
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
@@ -49,6 +50,17 @@ class Page(Value, Generic[T], frozen=True, kw_only=True):
     next: str | None = None
 
 
+class PowerSummary(Value, frozen=True, kw_only=True):
+    """One power device of a host and its last test. ``tested``: that passed, and nothing was changed since."""
+
+    name: str
+    level: int
+    tested: bool
+    test: PowerTest | None = None
+    reason: str = ""
+    """Why it is not tested, or what is to be said although it is."""
+
+
 class HostView(Value, frozen=True, kw_only=True):
     host: Host
     status: HostStatus
@@ -67,6 +79,8 @@ class HostView(Value, frozen=True, kw_only=True):
     """Why the engine judges so, and what it waits for."""
     engine_text: tuple[str, ...] = ()
     """``engine`` rendered, in the same order."""
+    power: tuple[PowerSummary, ...] = ()
+    """Its power devices, by level and name."""
 
 
 class MaintenanceView(Value, frozen=True, kw_only=True):

@@ -30,6 +30,10 @@ _READ_BYTES = 65_536
 _LAST_WORDS_S = 0.05
 """At most so long pipes are read on once the program has ended."""
 _KILL_ROUNDS = 5
+REAPED_S = 1.0
+"""So long it is waited for one that was killed."""
+_dying: list["subprocess.Popen[bytes]"] = []
+"""Killed, and not gone yet: forgotten, each would stay in the process table for as long as this process runs."""
 _PROC = Path("/proc")
 
 
@@ -134,6 +138,7 @@ class _Run:
         os.close(self._stopped)
 
     def to_its_end(self) -> Ended:
+        _reap()
         try:
             if self._may_go is not None and not self._may_go():
                 return Ended(began=False)
@@ -248,8 +253,17 @@ class _Run:
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1.0)  # one in a hung driver is left to the kernel
+        try:
+            process.wait(timeout=REAPED_S)
+        except subprocess.TimeoutExpired:
+            _dying.append(process)  # in a hung driver, say: a later run reaps it
+
+
+def _reap() -> None:
+    for process in tuple(_dying):
+        if process.poll() is not None:
+            with suppress(ValueError):  # another thread was quicker
+                _dying.remove(process)
 
 
 def _kill_marked(mark: str, began_ticks: int) -> int:

@@ -34,8 +34,9 @@ from virtha.model.slot import (
     encode_mailbox,
     encode_slot,
 )
+from virtha.model.slot_round import PLACES_MAX
 
-HOSTS_MAX = 1_024
+HOSTS_MAX = PLACES_MAX
 FILE_BYTES = 2 * HOSTS_MAX * BLOCK_BYTES
 """8 MiB."""
 _ZEROS_BYTES = 1 << 20

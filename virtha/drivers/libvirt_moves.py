@@ -72,18 +72,18 @@ class Movers:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         reading, writing = os.pipe()
         # Unbuffered: what a mover that has ended could not be told would be written, and fail, once more at the close.
-        with self._said(vm_id).open("wb") as said, os.fdopen(writing, "wb", buffering=0) as asked:
-            pid = os.posix_spawn(
-                self.command[0],
-                self.command,
-                dict(os.environ),
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, reading, 0),
-                    (os.POSIX_SPAWN_DUP2, said.fileno(), 1),
-                ],
-                setsid=True,
-            )
-            os.close(reading)
+        with os.fdopen(writing, "wb", buffering=0) as asked:
+            with os.fdopen(reading, "rb", buffering=0), self._said(vm_id).open("wb") as said:
+                pid = os.posix_spawn(
+                    self.command[0],
+                    self.command,
+                    dict(os.environ),
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, reading, 0),
+                        (os.POSIX_SPAWN_DUP2, said.fileno(), 1),
+                    ],
+                    setsid=True,
+                )
             # Before it has its request it does nothing: whoever comes after us finds it by this file.
             self._note(vm_id, pid)
             with contextlib.suppress(OSError):
@@ -203,7 +203,6 @@ class LibvirtMoves:
             return MoveProgress(
                 bytes_total=int(total),
                 bytes_left=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_REMAINING, 0)),
-                bytes_a_second=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_BPS, 0)),
             )
 
         progress: MoveProgress | None = await self._look("ask for the progress of", vm_id, look)

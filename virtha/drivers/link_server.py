@@ -12,9 +12,11 @@ from virtha.model.errors import Refused
 from virtha.model.ids import BootId, HostId, InstallationId
 from virtha.model.time import Millis
 from virtha.wire.channel_session import ServerChannelSession
+from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, SlotsRead
 from virtha.wire.messages import CHANNEL_PROTOCOL, Attach, Beat, Facts, Hello, Message
 from virtha.wire.server_session import ServerSession
 from virtha.wire.session import Closed
+from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessAnswer
 
 HANDSHAKES_MAX = 1_024
 """Connections without a session, at once. More are cut at once and come again later."""
@@ -33,6 +35,14 @@ class ServerLinkEvents(Protocol):
         ...
 
     def on_facts(self, connection: "ServerConnection", facts: Facts) -> None: ...
+
+    def on_lease(self, connection: "ServerConnection", answer: LeaseAnswer) -> None:
+        """Of a guardian, about its own boot."""
+        ...
+
+    def on_witness(self, connection: "ServerConnection", answer: WitnessAnswer) -> None:
+        """What it found out about another host, on our question."""
+        ...
 
     def on_ended(self, connection: "ServerConnection", closed: Closed) -> None:
         """Once for each connection, also for one that never got as far as TLS."""
@@ -122,6 +132,10 @@ class ServerConnection(Connection):
             self._events.on_beat(self, message, now)
         elif type(message) is Facts:
             self._events.on_facts(self, message)
+        elif type(message) is SlotsRead or type(message) is LeaseKept:
+            self._events.on_lease(self, message)
+        elif type(message) is HostProbed or type(message) is DisksLooked:
+            self._events.on_witness(self, message)
         elif type(message) is Attach:
             self._listener.greeted(self)
             self._listener.channels.on_attach(self, message)

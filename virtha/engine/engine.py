@@ -5,7 +5,7 @@ records that changed and the commands that follow from them. So the undisturbed 
 change of leader take one path: the records are read, and the next look goes on from there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from virtha.engine.drain import move_asked, moves_wanted, plan_moves
@@ -48,6 +48,7 @@ from virtha.engine.events import (
     SlotChanged,
     Stalled,
     StartEnded,
+    StorageCompared,
     VmConfigured,
     VmRemoved,
     VmSeen,
@@ -64,7 +65,7 @@ from virtha.engine.evidence import (
 )
 from virtha.engine.fencing import power_ordered, power_read, power_tested
 from virtha.engine.holders import copy_granted
-from virtha.engine.incident import proven
+from virtha.engine.incident import domains_of, proven
 from virtha.engine.invariants import check
 from virtha.engine.inventory import (
     hold_changed,
@@ -76,16 +77,16 @@ from virtha.engine.inventory import (
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import migration_ended, move_cancelled
+from virtha.engine.not_shared import storage_compared
 from virtha.engine.operator import brake_lifted, death_confirmed
 from virtha.engine.permits import brake_looks_at, watch_brake
-from virtha.engine.records import EngineRecords, VmStage
+from virtha.engine.records import EngineRecords, HostRecord, VmStage
 from virtha.engine.recovery import (
     copy_released,
     look_at_vm,
     plan_recoveries,
     quarantine_lifted,
     start_ended,
-    vm_seen,
 )
 from virtha.engine.removal import (
     hold_fast,
@@ -95,6 +96,7 @@ from virtha.engine.removal import (
     node_of,
     removed_while_nobody_led,
 )
+from virtha.engine.seen import vm_seen
 from virtha.engine.snapshot import EngineSnapshot, cluster_of, take_snapshot
 from virtha.engine.state import Cluster
 from virtha.engine.waiver import (
@@ -105,7 +107,7 @@ from virtha.engine.waiver import (
     watch_storage,
 )
 from virtha.engine.watch import look_at, reasons_of
-from virtha.model.ids import HostId, VmId
+from virtha.model.ids import HostId, StorageDomainId, VmId
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
@@ -204,6 +206,24 @@ class Engine:
                 *(cluster.kept_vms[key] for key in sorted(cluster.kept_vms)),
             ),
         )
+
+    # For the lease desk: as it is now, which may be ahead of what is written
+
+    def host_records(self) -> Iterator[HostRecord]:
+        """Of all hosts, also of those that were removed."""
+        cluster = self._cluster
+        for node in cluster.hosts.values():
+            yield node.record
+        yield from cluster.kept_hosts.values()
+
+    def host_record(self, host_id: HostId) -> HostRecord | None:
+        node = self._cluster.hosts.get(host_id)
+        return node.record if node is not None else self._cluster.kept_hosts.get(host_id)
+
+    def domains_held_on(self, host_id: HostId) -> frozenset[StorageDomainId]:
+        """Where copies that it may hold have disks (P2)."""
+        vms = self._cluster.vms_held_by(host_id)
+        return frozenset[StorageDomainId]().union(*(domains_of(vm) for vm in vms))
 
     # Fold
 
@@ -316,6 +336,7 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     NeighbourAnswered: neighbour_answered,
     DisksWatched: disks_watched,
     SlotChanged: slot_changed,
+    StorageCompared: storage_compared,
     ReferenceAnswered: _reference_answered,
     PowerRead: power_read,
     PowerOrdered: power_ordered,

@@ -10,66 +10,20 @@ run back and go on across a change of leader, so records may keep them. The orde
 A step without intents has nothing to persist and may send at once.
 """
 
-from virtha.engine.affinity import AffinityGroup
-from virtha.engine.capacity import Feature
-from virtha.engine.dependencies import Dependency
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.orders import MigrationWord as MigrationWord
-from virtha.model.policy import PermissionGrade, Policy
-from virtha.model.power import PowerAction, PowerDeviceId, PowerLevel
+from virtha.model.policy import Policy
+from virtha.model.power import PowerAction, PowerDeviceId
 from virtha.model.proof import Proof
 from virtha.model.time import Millis
 from virtha.model.value import Fields, Value
 from virtha.model.vm import PossibleCopy, VmState
 
 # What the operator configured
-
-
-class EngineHost(Value, frozen=True, kw_only=True):
-    """A host as far as decisions need it. Sizes in bytes."""
-
-    host_id: HostId
-    name: str
-    number: int
-    memory_bytes: int = 0
-    """As it last reported, overcommit included (A2)."""
-    reserved_bytes: int = 0
-    cpus: int = 0
-    features: frozenset[Feature] = frozenset()
-    """All but its storage domains, whose use it reports in each survey."""
-    power: tuple[PowerLevel, ...] = ()
-    """Levels of power devices: the second is tried when the first fails (F9)."""
-    carries_server: bool = False
-    """This very server runs on it: never fenced by us (J4)."""
-    untold: bool = False
-    """The server has no word of what it runs since the database was restored, or another was put in its place (M2). Counts
-    of hosts only that the engine has no record of; of the others it knows itself what they told its leaders. Where the
-    timeline isn't known, of all."""
-    timeline: str = ""
-    """Which database this is: another one after each restore. Empty: not known, so no record is believed to be of it."""
-
-
-class EngineVm(Value, frozen=True, kw_only=True):
-    """A VM as far as decisions need it."""
-
-    vm_id: VmId
-    name: str
-    memory_bytes: int
-    vcpus: int = 1
-    ha: bool = False
-    ignore: bool = False
-    """The operator took it out of all automatic action."""
-    wanted_up: bool = False
-    priority: int = 0
-    features: frozenset[Feature] = frozenset()
-    """What its host must have, its storage domains among them."""
-    groups: tuple[AffinityGroup, ...] = ()
-    depends_on: tuple[Dependency, ...] = ()
-    grade: PermissionGrade | None = None
-    """The lower of this and the cluster's counts; None: the cluster's."""
 
 
 class HostConfigured(Value, frozen=True, kw_only=True, tag="host_configured"):
@@ -220,6 +174,21 @@ class SlotChanged(Value, frozen=True, kw_only=True, tag="slot"):
     subject: HostId
     storage_domain_id: StorageDomainId
     boot: BootId
+
+
+class SplitDomain(Value, frozen=True, kw_only=True):
+    """``reader`` does not read on that domain what ``writer`` wrote there."""
+
+    domain_id: StorageDomainId
+    reader: HostId
+    writer: HostId
+
+
+class StorageCompared(Value, frozen=True, kw_only=True, tag="storage_compared"):
+    """Which storage domains are found not to be one and the same for all hosts: all of them, one pair of hosts for each.
+    What is left out is shared, for all that is known by now."""
+
+    not_shared: tuple[SplitDomain, ...] = ()
 
 
 class ReferenceAnswered(Value, frozen=True, kw_only=True, tag="reference"):
@@ -393,6 +362,7 @@ EngineEvent = (
     | NeighbourAnswered
     | DisksWatched
     | SlotChanged
+    | StorageCompared
     | ReferenceAnswered
     | PowerRead
     | PowerOrdered

@@ -56,6 +56,7 @@ def session_changed(cluster: Cluster, event: SessionChanged) -> None:
         if node.sessions.get(event.process) != event.boot:
             session_began(cluster, node)
         node.sessions[event.process] = event.boot
+        cluster.list_host(node)
         if event.process is ProcessKind.AGENT:
             node.agent_alive = True
             sees_again(cluster, node)
@@ -64,6 +65,7 @@ def session_changed(cluster: Cluster, event: SessionChanged) -> None:
     if node.sessions.get(event.process) != event.boot:
         return  # of a session that a later one has replaced
     del node.sessions[event.process]
+    cluster.list_host(node)
     if event.process is ProcessKind.AGENT:
         node.agent_alive = False
     if event.broken and not node.sessions:
@@ -77,6 +79,7 @@ def gateway_lost(cluster: Cluster, event: GatewayLost) -> None:
         node = cluster.hosts.get(host_id)
         if node is not None:
             node.sessions.clear()
+            cluster.list_host(node)
             node.broken_ms = None
             node.observe_from_ms = cluster.now
             cluster.touch(node)

@@ -31,7 +31,7 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
         node.untold = is_untold(config, record)
         node.saved = None if config.host_id in cluster.changed_kept else kept
         cluster.hosts[config.host_id] = node
-        cluster.ring.add(node)
+        cluster.list_host(node)
         list_drain(cluster, node)
         if outdated:
             cluster.tell("host.judged_anew", host=node)
@@ -42,11 +42,8 @@ def host_configured(cluster: Cluster, event: HostConfigured) -> None:
         for vm in cluster.vms_held_by(node.id):
             cluster.touch_vm(vm)
     else:
-        if node.config.number != config.number:
-            cluster.ring.remove(node.id)
-            node.config = config
-            cluster.ring.add(node)
         node.config = config
+        cluster.list_host(node)
     refresh_target(cluster, node)
     cluster.touch(node)
 

@@ -19,30 +19,14 @@ A proof is about the copies that have a disk in one of the target's domains, on 
 all domains that the host's copies have disks in, and all of them have to expire.
 """
 
-from collections.abc import Mapping
-
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId
 from virtha.model.policy import LeasePolicy
 from virtha.model.proof import Proof, ProofKind
-from virtha.model.slot import Declaration, Mailbox, MailboxReading, Slot, SlotReading
+from virtha.model.slot import Declaration, Mailbox, Slot, SlotReading
+from virtha.model.slot_round import SlotRound
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.model.vm import Reason
-
-
-class SlotRound(Value, frozen=True, kw_only=True):
-    """One reader's look at one domain. ``began_ms``: before the first write or read; ``ended_ms``: after the
-    last. ``own_counter``: what it wrote into its own slot in this round, before it read."""
-
-    reader_id: HostId
-    reader_boot: BootId
-    domain_id: StorageDomainId
-    began_ms: int
-    ended_ms: int
-    own_counter: int
-    direct_io: bool
-    slots: Mapping[HostId, SlotReading]
-    mailboxes: Mapping[HostId, MailboxReading]
 
 
 class LeaseTarget(Value, frozen=True, kw_only=True):

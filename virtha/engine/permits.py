@@ -51,7 +51,7 @@ def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
         or _written(cluster, node)
         or _not_needed(cluster, node)
         or _observer(cluster, node)
-        or _newcomers(node)
+        or _newcomers(cluster, node)
     )
 
 
@@ -147,12 +147,11 @@ def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
     if node.config.carries_server:
         return reason("fence.blocked.own_host")
     others = len(cluster.hosts) - 1
-    reached = len(cluster.present - {node.id})
+    reached = len(cluster.present) - (node.id in cluster.present)
     needed_percent = cluster.policy.fencing.witnesses_percent
     if reached * 100 < others * needed_percent:
-        reached += sum(
-            other is not node and _agent_reached(cluster, other) for other in cluster.hosts.values()
-        )
+        by_agent = [cluster.hosts[one] for one in cluster.rings.heard_by_agent]
+        reached += sum(other is not node and _agent_reached(cluster, other) for other in by_agent)
     if others and reached * 100 >= others * needed_percent:
         return None
     if cluster.reference and cluster.reference_ms is not None:
@@ -162,9 +161,9 @@ def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
     return reason("fence.blocked.observer", reached=reached, others=others)
 
 
-def _newcomers(node: HostNode) -> Reason | None:
+def _newcomers(cluster: Cluster, node: HostNode) -> Reason | None:
     """J2: whoever came within reach since it fell silent is asked first."""
-    return reason("fence.blocked.newcomers") if newcomers_unheard(node) else None
+    return reason("fence.blocked.newcomers") if newcomers_unheard(cluster, node) else None
 
 
 def _agent_reached(cluster: Cluster, node: HostNode) -> bool:

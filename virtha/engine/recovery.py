@@ -5,20 +5,20 @@ the holders before the order goes out, and a start whose end nobody knows is tak
 """
 
 from virtha.engine.dependencies import StartCondition
-from virtha.engine.early import forget_released, is_kept, replaced, tells_of_now
+from virtha.engine.early import forget_released
 from virtha.engine.events import (
     CancelStart,
     CopyReleased,
     QuarantineLifted,
     StartCommand,
     StartEnded,
-    VmSeen,
 )
-from virtha.engine.halves import half_seen, look_at_half, note_side_over, state_seen, why_half
-from virtha.engine.holders import found, incarnation_told, may_run, why_held
+from virtha.engine.halves import look_at_half, note_side_over, why_half
+from virtha.engine.holders import why_held
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
-from virtha.engine.migration import look_at_migration, note_given_back, side_seen
+from virtha.engine.migration import look_at_migration, note_given_back
+from virtha.engine.not_shared import split_names
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
@@ -171,7 +171,7 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     start = node.record.start
     assert start is not None
     if node.seen.get(start.host_id) == (start.incarnation, VmState.RUNNING):
-        _runs(cluster, node)
+        runs(cluster, node)
         return
     ends_ms = start.ordered_ms + cluster.policy.recovery.attempt_ms
     holders = {copy.host_id for copy in node.record.copies}
@@ -274,6 +274,7 @@ def plan_recoveries(cluster: Cluster) -> None:
         policy=cluster.policy.recovery,
         now=cluster.now,
         progress=_progress(cluster, candidates),
+        storage_names=split_names(cluster),
     )
     _carry_out(cluster, plan)
 
@@ -411,7 +412,7 @@ def start_ended(cluster: Cluster, event: StartEnded) -> None:
             node.seen[event.host_id] = (event.incarnation, VmState.RUNNING)
             cluster.touch_vm(node)
             if node.record.stage is not VmStage.LOST:
-                _runs(cluster, node)
+                runs(cluster, node)
         case Result.UNKNOWN:
             if node.record.stage is VmStage.STARTING:
                 _take_back(cluster, node, event.code)
@@ -419,7 +420,7 @@ def start_ended(cluster: Cluster, event: StartEnded) -> None:
             _failed(cluster, node, event.host_id, event.code or "start.failed")
 
 
-def _runs(cluster: Cluster, node: VmNode) -> None:
+def runs(cluster: Cluster, node: VmNode) -> None:
     lost_ms = node.record.lost_ms
     start = node.record.start
     host_id = node.record.copies[0].host_id if start is None else start.host_id
@@ -530,67 +531,6 @@ def _given_back(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
             # What it said of its storage before may not be taken back yet; it would refuse the start.
             cluster.set_vm(node, tried=(*node.record.tried, event.host_id))
         cluster.move_vm(node, VmTrigger.GIVEN_BACK, lost_ms=now, ready_ms=now)
-
-
-def vm_seen(cluster: Cluster, event: VmSeen) -> None:
-    """What a host's sentinel reports of a VM that it runs or ran."""
-    node = cluster.vms.get(event.vm_id)
-    host = cluster.hosts.get(event.host_id)
-    if node is None or host is None:
-        return
-    if not tells_of_now(cluster, host, event):
-        if is_kept(host, event) and event.awaited_by is not None:
-            half_seen(cluster, node, host, event)
-        elif is_kept(host, event) and event.state is not VmState.DOWN:
-            may_run(cluster, node, host, event)
-        return
-    replaced(host, event)
-    if event.awaited_by is not None:
-        half_seen(cluster, node, host, event)
-        return
-    state_seen(cluster, node, event)
-    told = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
-    incarnation_told(cluster, node, told)
-    known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
-    if event.state is not VmState.DOWN and event.incarnation not in known:
-        found(cluster, node, host, event.incarnation, event.boot)
-        known.add(event.incarnation)
-    elif event.incarnation > node.record.incarnation:
-        # A restored database is behind its hosts (M2): what they say counts.
-        cluster.set_vm(node, incarnation=event.incarnation)
-    if node.record.migration is not None:
-        side_seen(cluster, node, event)
-        return
-    # A move that failed leaves the running copy below the record's incarnation.
-    if event.incarnation < node.record.incarnation and event.incarnation not in known:
-        return
-    node.seen[event.host_id] = (event.incarnation, event.state)
-    before = (node.state, node.guest_agent, node.io_error)
-    if not _runs_newer_elsewhere(node, event):
-        node.state, node.state_host = event.state, event.host_id
-        node.guest_agent, node.io_error = event.guest_agent, event.io_error
-    if before != (node.state, node.guest_agent, node.io_error):
-        cluster.plan_wanted = True  # somebody may depend on it
-        cluster.touch_vm(node)
-    if event.state in _RUNS and _is_the_one(node, event) and host.record.incident is None:
-        _runs(cluster, node)
-
-
-def _runs_newer_elsewhere(node: VmNode, event: VmSeen) -> bool:
-    """What the source of a migration that no record knows tells after its target did is not how the VM is (M2)."""
-    for copy in node.record.copies:
-        incarnation, state = node.seen.get(copy.host_id, (event.incarnation, VmState.UNKNOWN))
-        if copy.host_id != event.host_id and incarnation > event.incarnation and state in _RUNS:
-            return True
-    return False
-
-
-def _is_the_one(node: VmNode, event: VmSeen) -> bool:
-    """The start that was ordered; or, of several that may hold it, the one that runs it."""
-    start = node.record.start
-    if start is not None:
-        return start.host_id == event.host_id and start.incarnation == event.incarnation
-    return node.record.stage is VmStage.LOST and len(node.record.copies) == 1
 
 
 def quarantine_lifted(cluster: Cluster, event: QuarantineLifted) -> None:

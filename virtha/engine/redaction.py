@@ -13,13 +13,12 @@ from msgspec import Struct, structs
 
 from virtha.engine.affinity import AffinityGroup
 from virtha.engine.capacity import Feature, FeatureKind, TargetHost
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.dependencies import Dependency
 from virtha.engine.events import (
     DeathConfirmed,
     Decision,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HoldChanged,
     NeighbourAnswered,
     Notice,

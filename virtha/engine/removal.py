@@ -8,7 +8,8 @@ look new (P4).
 
 from msgspec.structs import replace
 
-from virtha.engine.events import EngineHost, HostRemoved
+from virtha.engine.configured import EngineHost
+from virtha.engine.events import HostRemoved
 from virtha.engine.incident import lose
 from virtha.engine.machine import Verdict
 from virtha.engine.records import FenceCount, HostRecord, Incident
@@ -24,10 +25,11 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     node = cluster.hosts.pop(event.host_id, None)
     if node is None:
         return
-    cluster.ring.remove(event.host_id)
-    for group in (cluster.absent, cluster.present, cluster.awaited):
+    cluster.rings.forget(event.host_id)
+    for group in (cluster.absent, cluster.awaited):
         group.discard(event.host_id)
     cluster.drains.discard(event.host_id)
+    cluster.arrivals_from.pop(event.host_id, None)
     cluster.fallen_ms.pop(event.host_id, None)
     cluster.capacity.host_removed(event.host_id)
     cluster.plan_wanted = True

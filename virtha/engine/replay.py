@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     Command,
     Decision,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HostConfigured,
     Intent,
     Notice,

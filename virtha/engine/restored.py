@@ -13,7 +13,7 @@ heard of has no boot that could be proven dead: it comes, or is removed.
 
 from msgspec.structs import replace
 
-from virtha.engine.events import EngineHost
+from virtha.engine.configured import EngineHost
 from virtha.engine.machine import Verdict
 from virtha.engine.records import HostRecord, Told, VmStage
 from virtha.engine.state import Cluster, HostNode, VmNode, reason

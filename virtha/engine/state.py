@@ -4,17 +4,15 @@ Nothing here scans all hosts or all VMs: a step touches those that changed (``to
 """
 
 import heapq
-from bisect import bisect_left, bisect_right
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.events import (
     Command,
     EndWaiver,
-    EngineHost,
-    EngineVm,
     GiveWaiver,
     HostSurveyed,
     MigrateCommand,
@@ -37,6 +35,7 @@ from virtha.engine.records import (
     VmRecord,
     VmStage,
 )
+from virtha.engine.ring import Ring, Rings
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy
@@ -230,26 +229,6 @@ class VmNode:
         return self.config.ha and self.config.wanted_up and not self.config.ignore
 
 
-class Ring:
-    """The hosts by number: whose neighbours are asked about whom."""
-
-    def __init__(self) -> None:
-        self.ids: list[HostId] = []
-        self._numbers: list[int] = []
-
-    def add(self, node: HostNode) -> None:
-        at = bisect_left(self._numbers, node.config.number)
-        self._numbers.insert(at, node.config.number)
-        self.ids.insert(at, node.id)
-
-    def remove(self, host_id: HostId) -> None:
-        at = self.ids.index(host_id)
-        del self.ids[at], self._numbers[at]
-
-    def index_after(self, number: int) -> int:
-        return bisect_right(self._numbers, number)
-
-
 class Cluster:
     """All of one cluster."""
 
@@ -274,18 +253,23 @@ class Cluster:
         """Hosts whose power orders were handed out in the last step: sent by the time of the next one."""
         self.storage_out: dict[StorageDomainId, Millis | None] = {}
         """Domains that some host lacks which needs them; since when most do, or None: most see it."""
+        self.not_shared: dict[StorageDomainId, tuple[HostId, HostId]] = {}
+        """Domains that are not the same for all: who did not see there what whom wrote."""
         self.storage_told = False
         """In this step a host said something of its storage that may change whose lease is waived."""
         self.steady_since_ms: Millis | None = None
         """While the brake holds: since when a majority of the survivors sees its storage."""
         self.hosts: dict[HostId, HostNode] = {}
-        self.ring = Ring()
+        self.rings = Rings()
         self.vms: dict[VmId, VmNode] = {}
         self.vms_on: dict[HostId, set[VmId]] = {}
         """By the copies in the records: who may hold what."""
         self.absent: set[HostId] = set()
-        self.present: set[HostId] = set()
-        """Verdict alive, with a sign in this term: who can be asked, and J4's majority."""
+        self.arrivals: list[tuple[HostId, bool]] = []
+        """Hosts that came within reach, in their order, and whether what each had seen before counted no more. Absent hosts
+        take them up when somebody asks (``take_up``): where all of a large cluster come back, nobody does."""
+        self.arrivals_from: dict[HostId, int] = {}
+        """How many of them each absent host has taken up, or is not to; none where nothing is said."""
         self.fallen_ms: dict[HostId, Millis] = {}
         """When each host last became absent; for the brake's window and swapped addresses."""
         self.capacity = Capacity(overcommit_percent=policy.recovery.memory_overcommit_percent)
@@ -316,6 +300,11 @@ class Cluster:
         """In this step, by operators; ordered or refused at its end, when every host was looked at."""
         self.dropped_hosts: list[HostId] = []
         self.dropped_vms: list[VmId] = []
+
+    @property
+    def present(self) -> Ring:
+        """Verdict alive, with a sign in this term: who can be asked, and J4's majority."""
+        return self.rings.present
 
     @property
     def hold(self) -> str | None:
@@ -489,18 +478,25 @@ class Cluster:
 
     # Verdicts, counted
 
+    def list_host(self, node: HostNode) -> None:
+        """After its number, its verdict or its sessions have become others."""
+        self.rings.note(node.id, node.config.number, node.verdict, node.sessions)
+
     def note_verdict(self, node: HostNode, verdict: Verdict) -> None:
         if verdict is node.verdict:
             return
         node.verdict, node.verdict_ms = verdict, self.now
         if verdict in ABSENT and node.id not in self.absent:
             self.fallen_ms[node.id] = self.now
+            self.arrivals_from[node.id] = len(self.arrivals)
+        elif verdict not in ABSENT:
+            self.take_up(node)
+            self.arrivals_from.pop(node.id, None)
         _member(self.absent, node.id, verdict in ABSENT)
-        if verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN) and node.id not in self.present:
-            self.present.add(node.id)
+        was_present = node.id in self.present
+        self.list_host(node)
+        if node.id in self.present and not was_present:
             self._note_newcomer(node)
-        else:
-            _member(self.present, node.id, verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN))
         self.plan_wanted = True
 
     def _note_newcomer(self, newcomer: HostNode) -> None:
@@ -508,11 +504,37 @@ class Cluster:
         one which comes and goes can't put off a fence for ever."""
         away_ms = self.now - self.fallen_ms.get(newcomer.id, self.now)
         outdated = away_ms > self.policy.detection.evidence_max_age_ms
-        for host_id in self.absent:
-            node = self.hosts[host_id]
-            if outdated or newcomer.id not in node.newcomers:
-                node.newcomers.add(newcomer.id)
+        if self.absent:
+            self.arrivals.append((newcomer.id, outdated))
+        if len(self.arrivals) > 2 * len(self.hosts):
+            self.all_take_up()
+
+    def take_up(self, node: HostNode) -> None:
+        """What came within reach since the last time, if it is absent. Before its next round, and whenever it is asked for."""
+        if node.id not in self.absent:
+            return
+        first = self.arrivals_from.get(node.id, 0)
+        for host_id, outdated in self.arrivals[first:]:
+            if outdated or host_id not in node.newcomers:
+                node.newcomers.add(host_id)
                 node.newcomer_round = node.round
+        self.arrivals_from[node.id] = len(self.arrivals)
+
+    def all_take_up(self) -> None:
+        for host_id in self.absent:
+            self.take_up(self.hosts[host_id])
+        self.arrivals.clear()
+        self.arrivals_from.clear()
+
+    def forget_investigation(self, node: HostNode) -> None:
+        """A new suspicion begins with no witness heard, and with nobody who came before it."""
+        self.forget_newcomers(node)
+        node.forget_investigation()
+
+    def forget_newcomers(self, node: HostNode) -> None:
+        node.newcomers.clear()
+        if node.id in self.absent:
+            self.arrivals_from[node.id] = len(self.arrivals)
 
 
 def held(config: EngineVm) -> HeldVm:

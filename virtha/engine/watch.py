@@ -1,11 +1,14 @@
 """One look at one host: judge it, ask what is still to be known, open or end its incident, go on fencing."""
 
+from collections.abc import Iterator
+
 from virtha.engine.doubts import readers_due_ms
 from virtha.engine.drain import drain_reasons
 from virtha.engine.events import Investigate, ReadPower
 from virtha.engine.fencing import plan_fence
 from virtha.engine.incident import alive_after_all, open_incident
 from virtha.engine.machine import Verdict
+from virtha.engine.not_shared import split_reasons
 from virtha.engine.records import FenceStep, VmStage
 from virtha.engine.state import ABSENT, Cluster, HostNode, reason
 from virtha.engine.targets import look_at_waits, refresh_target
@@ -16,7 +19,6 @@ from virtha.engine.verdict import (
     newcomers_unheard,
     watched_for,
 )
-from virtha.model.evidence import ProcessKind
 from virtha.model.ids import HostId
 from virtha.model.vm import Reason
 
@@ -62,7 +64,10 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
     judgement = judge(cluster, node)
     asked_about = judgement.late or judgement.verdict in _ASKED_ABOUT
     if asked_about and not node.investigated:
-        node.forget_investigation()
+        cluster.forget_investigation(node)
+    if node.investigated and not asked_about and node.record.incident is None:
+        # Nobody asks for them before they are forgotten anyway; here they need not be taken up first.
+        cluster.forget_newcomers(node)
     node.investigated = asked_about
     _note(cluster, node, judgement)
     incident = node.record.incident
@@ -129,6 +134,7 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
         cluster.wake_host(node, node.asked_ms + interval)
         return
     node.asked_ms = cluster.now
+    cluster.take_up(node)
     node.round += 1
     node.rounds_asked += 1
     witnesses = _witnesses(cluster, node)
@@ -188,56 +194,40 @@ def _ask_power(cluster: Cluster, node: HostNode) -> None:
 def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
     """The next neighbours by number, other ones at each round. Hosts that have just come within reach go first: the
     others were asked before."""
-    present = cluster.present
-    start = cluster.ring.index_after(node.config.number) + (node.round - 1) * WITNESSES
+    rings = cluster.rings
+    start = rings.all.place_after(node.id, (node.round - 1) * WITNESSES)
     chosen: list[HostId] = []
-    if newcomers_unheard(node):
-        _choose(cluster, node, node.newcomers & present, start, chosen)
-    _choose(cluster, node, present, start, chosen)
+    if newcomers_unheard(cluster, node):
+        _choose(node, rings.present.those_of(node.newcomers, start), chosen)
+    _choose(node, rings.present.around(start), chosen)
     if len(chosen) < WITNESSES:
         # Whoever is heard by its agent alone counts as reached (J4), so it must have been asked as well (J2).
-        _choose(cluster, node, _heard_by_agent(cluster), start, chosen)
+        _choose(node, rings.heard_by_agent.around(start), chosen)
     return tuple(chosen)
 
 
 def _reader(cluster: Cluster, node: HostNode, witnesses: tuple[HostId, ...]) -> HostId | None:
     """Of the witnesses if one can: agents read disks, so one whose agent is gone would say nothing. None: nobody can."""
+    readers = cluster.rings.readers
     for host_id in witnesses:
-        if _can_read(cluster, host_id):
+        if host_id in readers:
             return host_id
-    ids = cluster.ring.ids
-    start = cluster.ring.index_after(node.config.number) + node.round
-    for step in range(len(ids)):
-        host_id = ids[(start + step) % len(ids)]
-        if host_id != node.id and host_id in cluster.present and _can_read(cluster, host_id):
-            return host_id
-    return None
+    start = cluster.rings.all.place_after(node.id, node.round)
+    return next((one for one in readers.around(start) if one != node.id), None)
 
 
-def _can_read(cluster: Cluster, host_id: HostId) -> bool:
-    other = cluster.hosts[host_id]
-    return other.verdict is Verdict.ALIVE and ProcessKind.AGENT in other.sessions
-
-
-def _heard_by_agent(cluster: Cluster) -> set[HostId]:
-    return {one.id for one in cluster.hosts.values() if ProcessKind.AGENT in one.sessions}
-
-
-def _choose(
-    cluster: Cluster, node: HostNode, among: set[HostId], start: int, chosen: list[HostId]
-) -> None:
-    ids = cluster.ring.ids if among else ()
-    for step in range(len(ids)):
+def _choose(node: HostNode, among: Iterator[HostId], chosen: list[HostId]) -> None:
+    for host_id in among:
         if len(chosen) == WITNESSES:
             return
-        host_id = ids[(start + step) % len(ids)]
-        if host_id != node.id and host_id in among and host_id not in chosen:
+        if host_id != node.id and host_id not in chosen:
             chosen.append(host_id)
 
 
 def reasons_of(cluster: Cluster, node: HostNode) -> tuple[Reason, ...]:
     """Why the host is as it is and what is awaited (X1)."""
+    why = (*node.reasons, *split_reasons(cluster, node))
     if node.record.maintenance is None:
-        return node.reasons
+        return why
     by = reason("host.maintenance", by=node.record.maintenance)
-    return (*node.reasons, by, *drain_reasons(cluster, node))
+    return (*why, by, *drain_reasons(cluster, node))

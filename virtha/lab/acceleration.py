@@ -6,6 +6,7 @@ plain emulation (TCG) does in seconds.
 
 import contextlib
 import hashlib
+import os
 import platform
 import subprocess
 import tempfile
@@ -28,7 +29,10 @@ def accelerator(image: Path, say: Say) -> str:
         return remembered.read_text().strip()
     say("trying whether KVM is faster than emulation")
     found = "kvm" if _boots_with_kvm(image) else "qemu"
-    remembered.write_text(f"{found}\n")
+    # Whole: somebody else may look at this moment.
+    new = remembered.with_name(f"{remembered.name}.{os.getpid()}")
+    new.write_text(f"{found}\n")
+    new.replace(remembered)
     return found
 
 

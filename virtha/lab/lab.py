@@ -215,7 +215,7 @@ def _start_forward(lab: Lab, port: int) -> None:
             raise Failed(f"the forward to the lab ended: {text[-500:]}")
         return ready.exists() and ready.read_text().endswith("\n")
 
-    wait_until(listens, "the forward listens", timeout_s=15.0)
+    wait_until(listens, "the forward listens", timeout_s=60.0)
     lab.state = msgspec.structs.replace(
         lab.state, forward=identify(process.pid), forward_port=int(ready.read_text())
     )

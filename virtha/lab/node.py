@@ -78,6 +78,7 @@ class Node:
         self.root = self.directory / "root"
         """What VIRTHA_ROOT is on this node."""
         self.logs = self.directory / "logs"
+        self.watchdog_socket = self.directory / "watchdog.sock"
 
     @property
     def address(self) -> str:
@@ -100,6 +101,7 @@ class Node:
         return {
             "VIRTHA_ROOT": str(self.root),
             "VIRTHA_BOOT_ID_FILE": str(self.directory / "boot-id"),
+            "VIRTHA_HOST_WATCHDOG": str(self.watchdog_socket),
             "PYTHONUNBUFFERED": "1",
             "LANG": "C.UTF-8",
         }
@@ -223,6 +225,8 @@ class Node:
         init = self._wait_for_init(parent)
         # It lives as long as the host and outlives this command on purpose: not ours to wait for.
         parent.returncode = 0
+        if self.state.kind == "host":
+            self._start_watchdog(init)
         self.state = NodeState(
             name=self.name,
             number=self.state.number,
@@ -233,6 +237,27 @@ class Node:
         if wait_ready:
             self.wait_ready()
         return init
+
+    def _start_watchdog(self, init: ProcessId) -> None:
+        """Outside of the host's PID namespace, so that nothing that freezes in there stops it; in its network namespace, so
+        that `down` finds it. Bites only once the host's guardian has armed it."""
+        self.watchdog_socket.unlink(missing_ok=True)
+        command = ["nsenter", f"--net=/run/netns/{self.namespace}", sys.executable, "-m"]
+        command += ["virtha.lab.watchdog_standin", str(self.watchdog_socket)]
+        with (self.logs / "watchdog.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, str(init.pid), str(init.start_ticks)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+        process.returncode = 0  # it ends with the host
+
+    def was_bitten(self) -> bool:
+        """Its watchdog ended it, and it was not booted, or has not armed it, since."""
+        return " bites: " in self.last_words("watchdog", lines=1)
 
     def _wait_for_init(self, parent: subprocess.Popen[bytes]) -> ProcessId:
         """The child of `unshare`: found through its parent, the only place that knows both."""
@@ -254,9 +279,11 @@ class Node:
         raise Failed(f"{self.name} made no process 1")
 
     def wait_ready(self) -> None:
-        ready = self.directory / "ready"
+        awaited = [self.directory / "ready"]
+        if self.state.kind == "host":
+            awaited.append(self.watchdog_socket)
         deadline = time.monotonic() + BOOT_TIMEOUT_S
-        while not ready.exists():
+        while not all(path.exists() for path in awaited):
             if not self.is_on():
                 raise Failed(f"{self.name} ended while it booted: {self.last_words('init')}")
             if time.monotonic() > deadline:

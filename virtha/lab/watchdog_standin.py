@@ -1,9 +1,10 @@
 """The watchdog of one lab host, outside of its PID namespace, so that whatever freezes in there it still bites.
 
-    python -m virtha.lab.watchdog_standin SOCKET PID
+    python -m virtha.lab.watchdog_standin SOCKET PID START_TICKS
 
-``PID`` is the host's process 1 as it is seen from here; its end is the end of all processes of that host. Prints a
-line at each change, with the milliseconds of this machine's monotonic clock. Ends with the host.
+``PID`` is the host's process 1 as it is seen from here, and ``START_TICKS`` when it began (``namespaces.ProcessId``): its
+end is the end of all processes of that host. A host that was bitten stays off until somebody boots it. Prints a
+line at each change, with the milliseconds of this machine's clock since its boot. Ends with the host.
 """
 
 import os
@@ -17,11 +18,15 @@ from pathlib import Path
 import msgspec
 
 from virtha.drivers.standin_watchdog import PACKET_BYTES_MAX, StandinAnswer, StandinOrder
+from virtha.lab.namespaces import ProcessId
 
 
 class Standin:
-    def __init__(self, path: Path, pid: int) -> None:
-        self._host = os.pidfd_open(pid)
+    def __init__(self, path: Path, process: ProcessId) -> None:
+        """Raises ProcessLookupError when the host is gone."""
+        self._host = os.pidfd_open(process.pid)
+        if not process.is_alive():  # its id may be another's by now, who is not to be bitten
+            raise ProcessLookupError(f"process {process.pid} is not the host's")
         self._timeout_ms = 0
         self._fed_ms = 0
         self._ends = selectors.DefaultSelector()
@@ -99,4 +104,5 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    Standin(Path(sys.argv[1]), int(sys.argv[2])).run()
+    _, _path, _pid, _start_ticks = sys.argv
+    Standin(Path(_path), ProcessId(pid=int(_pid), start_ticks=int(_start_ticks))).run()

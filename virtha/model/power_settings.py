@@ -156,3 +156,7 @@ class PowerTest(Value, frozen=True, kw_only=True):
     took_ms: int = 0
     settings_revision: Revision = Revision(0)
     """Of the newer of the cluster's and the host's: settings that were changed since were not tested."""
+    scheduled: bool = False
+    """By the server itself: a reading of its state. Else a person asked for it."""
+    passed_at: UtcMillis | None = None
+    """When these settings last passed, by this test or an earlier one."""

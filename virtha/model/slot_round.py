@@ -36,6 +36,10 @@ class LeaseDuty(Value, frozen=True, kw_only=True):
     """Whose mailboxes are to be written, with what, until they read so."""
 
 
+PLACES_MAX = 1_024
+"""Hosts that a storage domain has blocks for."""
+
+
 def slot_index(host_number: int) -> int:
     """Where a host's blocks lie on every domain: hosts are numbered from 1, and no number is given twice."""
     return host_number - 1

@@ -117,7 +117,6 @@ class MoveProgress(Value, frozen=True, kw_only=True):
 
     bytes_total: int
     bytes_left: int
-    bytes_a_second: int = 0
 
 
 class DomainMoves(Protocol):

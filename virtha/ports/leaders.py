@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from virtha.engine.events import CopyGranted, EngineEvent, EngineVm
+from virtha.engine.configured import EngineVm
+from virtha.engine.events import CopyGranted, EngineEvent
 from virtha.model.ids import ClusterId, HostId, Term, VmId
 from virtha.model.vm import Reason
 

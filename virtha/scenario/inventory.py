@@ -22,8 +22,8 @@ from msgspec.structs import replace
 
 from virtha.engine.affinity import AffinityGroup, AffinityGroupId, AffinityKind
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.dependencies import Dependency, StartCondition
-from virtha.engine.events import EngineHost, EngineVm
 from virtha.model.errors import InvalidInput
 from virtha.model.evidence import IdentityMatch
 from virtha.model.ids import HostId, StorageDomainId, VmId

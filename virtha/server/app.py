@@ -30,7 +30,7 @@ from virtha.model.operation import OperationState
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.server.clock import SystemClock, boot_of_this_machine
+from virtha.server.clock import SystemClock, this_machine
 from virtha.server.config import ServerConfig, ServerPaths, split_address
 from virtha.server.engines import Engines
 from virtha.server.files import only_server, write_whole
@@ -44,6 +44,7 @@ from virtha.server.listeners import (
     unix_listener,
 )
 from virtha.server.notifier import Notifier
+from virtha.server.power_tester import PowerTester
 from virtha.server.secret_key import open_box, store_has_sealed
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
@@ -79,6 +80,7 @@ class Running:
     sockets: tuple[socket.socket, ...]
     watch: PresenceWatch
     engines: Engines
+    power_tester: PowerTester
     notifier: Notifier
     ready: Ready
 
@@ -149,7 +151,7 @@ async def running(
             leaders=engines,
             channels=gateway.channels,
             power_devices=RealPowerDevices(),
-            own_boot=boot_of_this_machine(),
+            own=this_machine(),
         )
         await _check_same_installation(control, authority)
         term = await control.installation.started(version=__version__)
@@ -186,6 +188,7 @@ async def running(
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
             engines=engines,
+            power_tester=PowerTester(control.power_schedule, engines, clock),
             notifier=Notifier(control.deliveries, messengers, clock, metrics),
             ready=Ready(
                 url=f"https://{address_of(rest)}",
@@ -306,6 +309,7 @@ async def _until_stopped(
         "rest-local": server.listeners[1].run_until_stopped(server.sockets[1]),
         "presence": server.watch.run(stopping),
         "engines": server.engines.run(stopping),
+        "power-tests": server.power_tester.run(stopping),
         "notifier": server.notifier.run(stopping),
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping

@@ -4,8 +4,10 @@ commands become orders. Its memory goes with it; what it wrote is in the store.
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from msgspec.structs import replace
@@ -13,23 +15,29 @@ from msgspec.structs import replace
 from virtha.control.engine_orders import EngineOrders, operation_of, receiving
 from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
+from virtha.engine.capacity import FeatureKind
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
+    EndWaiver,
     EngineEvent,
+    GiveWaiver,
     HoldChanged,
     HostConfigured,
     HostRemoved,
     HostSurveyed,
     Intent,
+    Investigate,
     LibvirtAnswered,
     MigrateCommand,
     Notice,
     OrderPower,
+    Poison,
     PolicyChanged,
+    PowerTested,
     ReadPower,
     SessionChanged,
     SettleMigration,
@@ -42,22 +50,39 @@ from virtha.engine.told import active_vms, event_of, start_ended
 from virtha.model.errors import Unavailable
 from virtha.model.evidence import ProcessKind
 from virtha.model.facts import Fact, Inventory, Outcome, Result
-from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, OperationId, VmId
+from virtha.model.ids import (
+    BootId,
+    ClusterId,
+    HostId,
+    InstallationId,
+    OperationId,
+    StorageDomainId,
+    VmId,
+)
 from virtha.model.policy import Policy
 from virtha.model.power import PowerLevel
 from virtha.model.time import Millis
+from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
+from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
 from virtha.server.power_desk import PowerDesk
+from virtha.server.witness_desk import WitnessDesk, WitnessLines
 from virtha.store.installations import Lead
+from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import WitnessAnswer
 
 log = structlog.get_logger("virtha.server.engines")
 _PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
 
 Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 """Of a host, those that stand at this moment."""
+
+
+class Lines(LeaseLines, WitnessLines, Protocol):
+    """Sessions, as its desks need them."""
 
 
 class _ClusterRecords:
@@ -107,6 +132,7 @@ class ClusterFeed:
         clock: Clock,
         journal: Path,
         sessions: Sessions,
+        lines: Lines,
         acknowledged: Callable[[Mapping[HostId, int]], None],
     ) -> None:
         self.cluster_id = cluster_id
@@ -116,6 +142,8 @@ class ClusterFeed:
         self._power = power
         self._clock = clock
         self._sessions = sessions
+        self._lines = lines
+        self._installation_id = installation_id
         self._acknowledged = acknowledged
         self._journal = EngineJournal(
             journal,
@@ -127,17 +155,24 @@ class ClusterFeed:
         self._early: list[EngineEvent] = []
         """What came before it was known what had been decided before."""
         self.leader: Leader | None = None
+        self.leases: ServerLeaseDesk | None = None
+        """Of the leader."""
+        self.witnesses: WitnessDesk | None = None
         self.power_desk: PowerDesk | None = None
         self._policy = Policy()
         self._hold: str | None = None
         self._hosts: dict[HostId, LedHost] = {}
         self._vms: dict[VmId, LedVm] = {}
+        self._domains: tuple[StorageDomainId, ...] | None = None
+        """None: something has changed since they were counted."""
         self._surveys: dict[HostId, HostSurveyed] = {}
         self._offered: dict[HostId, int] = {}
         """The last fact of each host that the engine was given."""
         self._starts: dict[OperationId, StartCommand] = {}
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """Orders to targets; the source of each is ordered when its target has taken it."""
+        self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
+        """Power tests that count while the boot beats in which they were made."""
         self._attempts = 0
 
     # Its beginning and end
@@ -171,13 +206,25 @@ class ClusterFeed:
             carry_out=self.carry_out,
             acknowledged=self._acknowledged,
             stall_ms=lambda: self._policy.detection.stall_ms,
+            ticked=lambda: leases.ticked(),
         )
+        leases = self.leases = ServerLeaseDesk(
+            self,
+            self._lines,
+            engine,
+            installation_id=self._installation_id,
+            term=self.lead.term,
+            now=clock.now,
+        )
+        self.witnesses = WitnessDesk(self, self._lines, now=clock.now)
         known = tuple(hosts)
         for host in known:
             self._configure(host)
         self.hold(hold)
         for vm in vms:
             self.vm(vm)
+        for test in taken.tests:
+            self._untold[test.host_id].append(test)
         early, self._early = self._early, []
         self.offer(*taken.granted)
         self.offer(*(event for event in early if not isinstance(event, SessionChanged | BeatSeen)))
@@ -207,6 +254,42 @@ class ClusterFeed:
         else:
             self.leader.offer(*events)
 
+    # For its desks, and who asks them
+
+    @property
+    def policy_now(self) -> Policy:
+        return self._policy
+
+    @property
+    def led_hosts(self) -> Mapping[HostId, LedHost]:
+        return self._hosts
+
+    @property
+    def led_vms(self) -> Mapping[VmId, LedVm]:
+        return self._vms
+
+    def is_shared(self, domain_id: StorageDomainId) -> bool:
+        return self.leases is None or self.leases.is_shared(domain_id)
+
+    def storage_domains(self) -> tuple[StorageDomainId, ...]:
+        """All that a host of it says it can use, or a VM of it has disks in."""
+        if self._domains is not None:
+            return self._domains
+        found = {one for led in self._hosts.values() for one in led.storage_domains}
+        for vm in self._vms.values():
+            found |= {
+                StorageDomainId(feature.name)
+                for feature in vm.vm.features
+                if feature.kind is FeatureKind.STORAGE
+            }
+        self._domains = tuple(sorted(found))
+        return self._domains
+
+    def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
+        """Why it is as it is, then why its lease is no proof. Once it leads."""
+        assert self.leader is not None and self.leases is not None
+        return (*self.leader.engine.explain_host(host_id), *self.leases.reasons(host_id))
+
     # What operators configure
 
     def policy(self, policy: Policy) -> None:
@@ -234,6 +317,7 @@ class ClusterFeed:
         host_id = led.host.host_id
         before = self._hosts.get(host_id)
         self._hosts[host_id] = led
+        self._domains = None
         if before is None:
             self._offered[host_id] = led.acknowledged
         self._tell_devices(host_id, led.host.power)
@@ -251,18 +335,25 @@ class ClusterFeed:
             self.session(host_id, role, boot, up=True)
 
     def host_gone(self, host_id: HostId) -> None:
+        self._domains = None
         if self._hosts.pop(host_id, None) is not None:
             self._surveys.pop(host_id, None)
             self._tell_devices(host_id, ())
+            if self.leases is not None:
+                self.leases.host_gone(host_id)
             self.offer(HostRemoved(host_id=host_id))
 
     def vm(self, led: LedVm) -> None:
         before = self._vms.get(led.vm.vm_id)
+        if led.disks is None and before is not None:
+            led = replace(led, disks=before.disks)
         self._vms[led.vm.vm_id] = led
+        self._domains = None
         if before is None or before.vm != led.vm:
             self.offer(VmConfigured(vm=led.vm))
 
     def vm_gone(self, vm_id: VmId) -> None:
+        self._domains = None
         if self._vms.pop(vm_id, None) is not None:
             self.offer(VmRemoved(vm_id=vm_id))
 
@@ -274,7 +365,11 @@ class ClusterFeed:
     # What the gateway sees
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
+        if self.witnesses is not None:
+            self.witnesses.signed(host_id)
         self.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
+        if host_id in self._untold:
+            self.offer(*(one for one in self._untold.pop(host_id) if one.boot == beat.boot))
 
     def session(
         self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
@@ -287,9 +382,23 @@ class ClusterFeed:
                 host_id=host_id, process=_PROCESSES[role], boot=boot, up=up, broken=broken
             )
         )
+        if up and self.witnesses is not None:
+            self.witnesses.signed(host_id)
+        if role is PeerRole.GUARDIAN and self.leases is not None:
+            self.leases.session_changed(host_id, up=up)
         # What its agent said last may have been recorded when its session stood no more.
         if up and role is PeerRole.AGENT and host_id in self._hosts:
             self._survey_again(self._hosts[host_id])
+
+    def lease(self, host_id: HostId, answer: LeaseAnswer) -> None:
+        """Before it leads nobody was asked for one."""
+        if self.leases is not None:
+            self.leases.heard(host_id, answer)
+
+    def witness(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        """As ``lease``."""
+        if self.witnesses is not None:
+            self.witnesses.heard(host_id, answer)
 
     def knows(self, facts: Sequence[Fact]) -> bool:
         """Whether it was told of all that these facts are about, and need no newer picture of their host."""
@@ -368,8 +477,8 @@ class ClusterFeed:
     # Its hands
 
     async def carry_out(self, command: Command) -> None:
-        """Raises Unavailable. What nobody can do yet (asking neighbours, leases) has no answer, and no answer is
-        none: the engine goes on from what it knows."""
+        """Raises Unavailable. What nobody can do has no answer, and no answer is none: the engine goes on from what it
+        knows."""
         match command:
             case StartCommand():
                 self._starts[operation_of(self.cluster_id, command.order_id)] = command
@@ -402,6 +511,12 @@ class ClusterFeed:
                 await self._orders.settle(
                     self.cluster_id, self.lead, command, attempt=self._attempts
                 )
+            case Investigate() if self.witnesses is not None:
+                self.witnesses.investigate(command)
+            case Poison() if self.leases is not None:
+                self.leases.poison(command)
+            case GiveWaiver() | EndWaiver() if self.leases is not None:
+                self.leases.carry_out(command)
             case ReadPower() | OrderPower():
                 assert self.power_desk is not None, "it leads"
                 self.power_desk.hand_over(command)

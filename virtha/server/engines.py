@@ -20,7 +20,8 @@ import structlog
 
 from virtha.control import Control
 from virtha.control.leading import Changes, LedHost, LedVm
-from virtha.engine.events import CopyGranted, EngineEvent, EngineVm
+from virtha.engine.configured import EngineVm
+from virtha.engine.events import CopyGranted, EngineEvent
 from virtha.model.errors import Failed, NotFound, Unavailable
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, Term, VmId
@@ -31,7 +32,9 @@ from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
 from virtha.store.installations import Lead
 from virtha.store.power import PowerMark
+from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import WitnessAnswer
 
 log = structlog.get_logger("virtha.server.engines")
 GATHER_S = 0.02
@@ -244,6 +247,7 @@ class Engines:
             clock=self._clock,
             journal=self._journals / cluster_id,
             sessions=self._gateway.sessions,
+            lines=self._gateway,
             acknowledged=self._acknowledge,
         )
         # From now on it is told: what it is told before it has read the records waits.
@@ -301,7 +305,7 @@ class Engines:
         feed = self._feed_of(host_id)
         if feed is None or feed.leader is None:
             return ()
-        return feed.leader.engine.explain_host(host_id)
+        return feed.explain_host(host_id)
 
     def explain_vm(self, vm_id: VmId) -> tuple[Reason, ...]:
         cluster_id = self._cluster_of_vm.get(vm_id)
@@ -328,6 +332,16 @@ class Engines:
         feed = self._feed_of(host_id)
         if feed is not None:
             feed.session(host_id, role, boot, up=up, broken=broken)
+
+    def lease(self, host_id: HostId, answer: LeaseAnswer) -> None:
+        feed = self._feed_of(host_id)
+        if feed is not None:
+            feed.lease(host_id, answer)
+
+    def witness(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        feed = self._feed_of(host_id)
+        if feed is not None:
+            feed.witness(host_id, answer)
 
     async def facts(
         self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int

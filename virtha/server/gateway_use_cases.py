@@ -6,7 +6,11 @@ from typing import Protocol
 from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, Term
+from virtha.server.lease_desk import LeaseLines
+from virtha.server.witness_desk import WitnessLines
+from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import WitnessAnswer
 
 
 class HostUseCases(Protocol):
@@ -41,7 +45,7 @@ class GatewayUseCases(Protocol):
     def facts(self) -> FactUseCases: ...
 
 
-class WatchedGateway(Protocol):
+class WatchedGateway(LeaseLines, WitnessLines, Protocol):
     """The gateway as the engines see it."""
 
     watcher: "HostWatcher | None"
@@ -62,6 +66,14 @@ class HostWatcher(Protocol):
         self, host_id: HostId, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
     ) -> None:
         """``broken``: the connection was seen to break, rather than to fall silent or to be ended."""
+        ...
+
+    def lease(self, host_id: HostId, answer: LeaseAnswer) -> None:
+        """Of its guardian: a round that it read, or that it keeps a lease again."""
+        ...
+
+    def witness(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        """What it found out about another host."""
         ...
 
     async def facts(

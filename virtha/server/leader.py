@@ -139,10 +139,12 @@ class Leader:
         carry_out: Callable[[Command], Awaitable[None]],
         acknowledged: Callable[[Mapping[HostId, int]], None],
         stall_ms: Callable[[], int],
+        ticked: Callable[[], None] = lambda: None,
     ) -> None:
         """``name``: of the cluster. ``carry_out``: one command, in the order of its lane; raises Unavailable to be called
         again.
-        ``acknowledged``: these hosts may forget their facts up to there."""
+        ``acknowledged``: these hosts may forget their facts up to there. ``ticked``: called every ``TICK_MS``; must not
+        wait."""
         self.name = name
         self.engine = engine
         self.term = term
@@ -152,6 +154,7 @@ class Leader:
         self._carry_out = carry_out
         self._acknowledged = acknowledged
         self._stall_ms = stall_ms
+        self._ticked = ticked
         self._turn = Turn(engine, term=term)
         self._came = asyncio.Event()
         self._until: Millis | None = clock.now()
@@ -352,6 +355,7 @@ class Leader:
 
     async def tick(self) -> None:
         self._look_at_watch()
+        self._ticked()
         if self._turn.settled:
             self._came.set()  # they could not be written before
         now, asked = self.clock.now(), self._lease_asked_ms

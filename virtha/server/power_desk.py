@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from virtha.control.engine_power import CHANGED, UNUSABLE, EnginePower, NoWay, PowerWay
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
+from virtha.engine.records import OrderId
 from virtha.engine.turn import is_too_late, not_carried_out
 from virtha.model.errors import Failed, InvalidInput, Unavailable, VirthaError
 from virtha.model.evidence import PowerState
@@ -35,15 +36,38 @@ log = structlog.get_logger("virtha.server.power")
 READINGS_AT_ONCE = 32
 ORDERS_AT_ONCE = 32
 """Apart from each other: devices that hang when they are read must not keep other hosts' orders waiting."""
+TESTS_AT_ONCE = 4
+"""Scheduled: nobody waits for them, and a thousand devices may be on one small network."""
 OVERTIME_MS = 1_000
 """A driver keeps its deadline itself; one that does not is ended so much later, and what it says then is not believed."""
 DATABASE_RETRY_MS = 100
 CHANGE_WAIT_S = 2.0
 NO_ANSWER = "power.no_answer"
 NOT_ASKED = "power.not_asked"
+TEST = OrderId("test")
+"""In place of an order's id, in the log."""
 FAILED = "power.failed"
 
 Key = tuple[HostId, PowerDeviceId]
+
+
+@dataclass(frozen=True)
+class DeviceAnswer:
+    """``took_ms``: of one reading, the second where the first took longer than fencing would wait."""
+
+    reading: PowerReading
+    took_ms: int
+
+
+@dataclass
+class _Test:
+    command: ReadPower
+    waits_ms: int
+    ended: "asyncio.Future[DeviceAnswer | None]"
+
+    def end(self, tested: DeviceAnswer | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(tested)
 
 
 @dataclass
@@ -53,8 +77,12 @@ class _Lane:
     orders: deque[OrderPower] = field(default_factory=deque)
     readings: deque[tuple[ReadPower, Millis]] = field(default_factory=deque)
     """With the cluster time by which each must have been answered."""
+    tests: deque[_Test] = field(default_factory=deque)
+    """After all else, and never beside it."""
     reading: "asyncio.Task[PowerRead] | None" = None
     """Under way."""
+    testing: "asyncio.Task[DeviceAnswer | None] | None" = None
+    """Under way; given up for whatever else comes."""
     worker: "asyncio.Task[None] | None" = None
 
 
@@ -90,6 +118,7 @@ class PowerDesk:
         self._changes = asyncio.Event()
         self._reading_slots = asyncio.Semaphore(READINGS_AT_ONCE)
         self._order_slots = asyncio.Semaphore(ORDERS_AT_ONCE)
+        self._test_slots = asyncio.Semaphore(TESTS_AT_ONCE)
         self._beside: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -98,7 +127,10 @@ class PowerDesk:
     def hand_over(self, command: ReadPower | OrderPower) -> None:
         if self._closed:
             return  # nobody leads here any more, and nobody would hear the answer
-        lane = self._lanes.setdefault((command.host_id, command.device), _Lane())
+        key = (command.host_id, command.device)
+        lane = self._lanes.setdefault(key, _Lane())
+        if lane.testing is not None:
+            lane.testing.cancel()
         match command:
             case OrderPower():
                 lane.orders.append(command)
@@ -107,10 +139,28 @@ class PowerDesk:
             case ReadPower():
                 until = Millis(self._clock.now() + command.deadline_ms)
                 lane.readings.append((command, until))
+        self._serve_on(key, lane)
+
+    async def test(
+        self, host_id: HostId, device: PowerDeviceId, *, deadline_ms: int, waits_ms: int
+    ) -> DeviceAnswer | None:
+        """A scheduled reading (F9), when nothing else is asked of the device: orders and questions of the engine go before it,
+        and end it. None: it was not asked. ``deadline_ms``: of each reading. ``waits_ms``: see ``DeviceAnswer``."""
+        if self._closed:
+            return None
+        key = (host_id, device)
+        lane = self._lanes.setdefault(key, _Lane())
+        command = ReadPower(order_id=TEST, host_id=host_id, device=device, deadline_ms=deadline_ms)
+        test = _Test(command, waits_ms, asyncio.get_running_loop().create_future())
+        lane.tests.append(test)
+        self._serve_on(key, lane)
+        return await test.ended
+
+    def _serve_on(self, key: Key, lane: _Lane) -> None:
         if lane.worker is None:
-            key = (command.host_id, command.device)
+            host_id, device = key
             lane.worker = asyncio.create_task(
-                self._serve(key, lane), name=f"power {command.device} of {command.host_id}"
+                self._serve(key, lane), name=f"power {device} of {host_id}"
             )
 
     def configured(self, host_id: HostId, devices: frozenset[PowerDeviceId]) -> None:
@@ -147,13 +197,17 @@ class PowerDesk:
 
     async def _serve(self, key: Key, lane: _Lane) -> None:
         try:
-            while lane.orders or lane.readings:
+            while lane.orders or lane.readings or lane.tests:
                 if lane.orders:
                     self._tell(await self._to_its_end(lane.orders.popleft()))
-                else:
+                elif lane.readings:
                     self._tell(await self._read_unless_ordered(lane, *lane.readings.popleft()))
+                else:
+                    await self._test_unless_asked(lane, lane.tests.popleft())
         finally:
             del self._lanes[key]
+            for test in lane.tests:
+                test.end(None)
             if not self._closed and key[1] not in self._wanted.get(key[0], ()):
                 self._let_go(key)
 
@@ -172,6 +226,50 @@ class PowerDesk:
                 lane.reading.cancel()
                 await asyncio.wait({lane.reading})
             lane.reading = None
+
+    async def _test_unless_asked(self, lane: _Lane, test: _Test) -> None:
+        lane.testing = asyncio.create_task(self._tested(test))
+        try:
+            await asyncio.wait({lane.testing})
+            test.end(None if lane.testing.cancelled() else lane.testing.result())
+        finally:
+            test.end(None)
+            if not lane.testing.done():
+                lane.testing.cancel()
+                await asyncio.wait({lane.testing})
+            lane.testing = None
+
+    async def _tested(self, test: _Test) -> DeviceAnswer | None:
+        """A driver that breaks has given no answer."""
+        try:
+            async with self._test_slots:
+                return await self._test(test.command, test.waits_ms)
+        except Exception as error:
+            log.error("a power test broke", broke=_where(error), **_of(test.command))
+            return DeviceAnswer(PowerReading(state=PowerState.UNKNOWN, code=FAILED), 0)
+
+    async def _test(self, command: ReadPower, waits_ms: int) -> DeviceAnswer | None:
+        until = Millis(self._clock.now() + command.deadline_ms)
+        reached = await self._reach(command, until)
+        if reached == UNUSABLE:
+            return DeviceAnswer(PowerReading(state=PowerState.UNKNOWN, code=UNUSABLE), 0)
+        if isinstance(reached, str):
+            return None
+        tested = await self._timed(reached.device, command.deadline_ms)
+        if tested.reading.state is not PowerState.UNKNOWN and tested.took_ms > waits_ms:
+            tested = await self._timed(reached.device, command.deadline_ms)
+        return tested
+
+    async def _timed(self, device: PowerDevice, deadline_ms: int) -> DeviceAnswer:
+        began = self._clock.now()
+        try:
+            async with asyncio.timeout((deadline_ms + OVERTIME_MS) / 1_000):
+                reading = await device.status(deadline_ms=deadline_ms)
+        except TimeoutError:
+            reading = PowerReading(
+                state=PowerState.UNKNOWN, code=NO_ANSWER, detail="its driver did not end in time"
+            )
+        return DeviceAnswer(reading, int(self._clock.now() - began))
 
     async def _answered(self, command: ReadPower, until: Millis) -> PowerRead:
         """Whatever breaks, the engine is told: it waits for an answer to each question."""

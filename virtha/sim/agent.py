@@ -171,20 +171,22 @@ class SimAgent:
             self.tell()
 
     def _carry_out(self, decision: Decision) -> None:
-        effects: Sequence[tuple[str, Callable[[], None]]] = (
-            ("history", lambda: self.emit(decision.history)),
-            ("intents", lambda: self._save(decision)),
-            ("commands", lambda: self._command(decision.commands)),
-            ("states", lambda: self._tell_states(decision.states)),
+        history, states = decision.history, decision.states
+        effects: Sequence[tuple[str, Sequence[object], Callable[[], None]]] = (
+            ("history", history, lambda: self.emit(history)),
+            ("intents", decision.intents, lambda: self._save(decision)),
+            ("commands", decision.commands, lambda: self._command(decision.commands)),
+            ("states", states, lambda: self._tell_states(states)),
         )
-        if not (decision.history or decision.commands):
-            for _, effect in effects:
+        if not (history or decision.commands):
+            for _, _, effect in effects:
                 effect()
             return
         self.host.decisions += 1
-        for point, effect in effects:
+        for point, what, effect in effects:
             effect()
-            if point == self.crash_at or self.host.is_struck(self.host.decisions, point):
+            changes = bool(what) or point == "history"
+            if point == self.crash_at or self.host.is_struck(self.host.decisions, point, changes):
                 self.host.trace(f"agent of {self.host.name} crashes after its {point}")
                 self.host.crash_agent()
                 return

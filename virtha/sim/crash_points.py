@@ -1,8 +1,9 @@
 """Plays a story with one process struck at one of the points of what it does, for each of them.
 
 The leader is killed, or sleeps for a minute while another takes over, at each effect of each turn in which it writes
-something, or sends something else than the turn before; each agent is killed at each effect of each of its decisions. Whatever is struck: the checkers hold,
-and in the end the same VMs run as in the story as it is.
+something, or sends something else than the turn before; each agent is killed at each effect of each of its decisions.
+Where nothing was done since the point before, the same world would be played twice: that is once enough. Whatever is
+struck: the checkers hold, and in the end the same VMs run as in the story as it is.
 """
 
 import gc
@@ -26,7 +27,7 @@ TAKEOVER_MS = 5_000
 SETTLE_MS = 60_000
 """After the story, until the end is looked at: longer than the sleep of a leader."""
 SETTLE_AWAKE_MS = 20_000
-"""The same where nobody sleeps."""
+"""The same where nobody sleeps, or whoever did has been awake for as long."""
 SETTLE_MS_MAX = 600_000
 """Until it must be that of the untouched story: twice the longest pause between two attempts."""
 SETTLE_STEP_MS = 20_000
@@ -56,10 +57,21 @@ def parse_strike(text: str) -> Strike:
 
 
 class Untouched(NamedTuple):
-    """The story as it is: where it can be struck, and which VMs run in the end; None: that was not asked."""
+    """The story as it is: where it can be struck, and which VMs run in the end; None: that was not asked. ``twins``: strikes
+    that leave the same world behind as another one of ``strikes``, for nothing was done in between."""
 
     strikes: tuple[Strike, ...]
+    twins: frozenset[Strike]
     running: dict[str, bool] | None
+
+    @property
+    def different(self) -> tuple[Strike, ...]:
+        return without(self.twins, self.strikes)
+
+
+def without(twins: frozenset[Strike], strikes: Sequence[Strike]) -> tuple[Strike, ...]:
+    """Those that are no twins; where all are, all of them."""
+    return tuple(one for one in strikes if one not in twins) or tuple(strikes)
 
 
 def is_marked(scenario: Scenario) -> bool:
@@ -70,13 +82,20 @@ def play_untouched(scenario: Scenario, *, to_the_end: bool = True) -> Untouched:
     player = Player()
     passed: list[_Pass] = []
     player.world.on_leader_point = lambda point, commands: passed.append(
-        _Pass(point, tuple(type(command).__name__ for command in commands))
+        _Pass(
+            point,
+            tuple(type(command).__name__ for command in commands),
+            player.world.kernel.done,
+        )
     )
     begin, built = _beginning(scenario), 0
     decided: list[Strike] = []
+    twins: set[Strike] = set()
 
-    def note(name: str, number: int, point: str) -> bool:
+    def note(name: str, number: int, point: str, changes: bool) -> bool:
         decided.append(Strike(name, KILL, number, point))
+        if not changes:
+            twins.add(decided[-1])
         return False
 
     for number, step in enumerate(scenario.steps):
@@ -97,7 +116,9 @@ def play_untouched(scenario: Scenario, *, to_the_end: bool = True) -> Untouched:
         if number > built
         for how in (KILL, SLEEP)
     ]
-    return Untouched((*strikes, *agents), _running(player) if to_the_end else None)
+    twins |= {one for one in strikes if _only_decides(passed, one.number)}
+    running = _running(player) if to_the_end else None
+    return Untouched((*strikes, *agents), frozenset(twins), running)
 
 
 def _beginning(scenario: Scenario) -> int:
@@ -108,10 +129,17 @@ def _beginning(scenario: Scenario) -> int:
 
 
 class _Pass(NamedTuple):
-    """A point of a leader's turn, and the kinds of what is sent there."""
+    """A point of a leader's turn, and the kinds of what is sent there. ``action``: of the world's, in which it is passed."""
 
     point: str
     sends: tuple[str, ...]
+    action: int
+
+
+def _only_decides(passed: Sequence[_Pass], number: int) -> bool:
+    """From there to the next point, which is passed in the same action: nothing has left the leader, and nothing came."""
+    here = passed[number - 1]
+    return here.point == "journal" and number < len(passed) and passed[number].action == here.action
 
 
 def _that_do_something(passed: Sequence[_Pass]) -> list[tuple[int, str]]:
@@ -137,24 +165,24 @@ def play_struck(
     scenario: Scenario, strikes: Sequence[Strike], *, running: dict[str, bool] | None
 ) -> list[tuple[Strike, str]]:
     """The strikes that broke something, and what. ``running``: which VMs run in the end; None: only the checkers are
-    asked. The story is played once; where a strike falls, a forked process goes on with the struck world to the end and
-    this one with the untouched world, so that what comes before a strike is not played for each anew."""
+    asked. The story is played once, up to the last strike; where one falls, a forked process goes on with the struck world
+    to the end and this one with the untouched world, so that what comes before a strike is not played for each anew."""
+    if not strikes:
+        return []
     player = Player()
     fork = _Fork(player, strikes, running)
-    gc.collect()
-    gc.freeze()  # or each child would copy all of it at its first collection
     try:
         for step in scenario.steps:
             _do(player, step)
             fork.watch_agents()
+    except _AllStruck:
+        return fork.found
     except BaseException as error:  # whatever ends a struck world must not go on as this process
         if fork.report is None:
             raise
         fork.end(f"{type(error).__name__}: {error}")
-    finally:
-        gc.unfreeze()
     if fork.report is not None:
-        fork.end(_ended(player, running, fork.settle_ms))
+        fork.end(_ended(player, running, fork.settles_ms()))
     missed = [(strike, "its point was not reached") for strike in fork.left]
     return fork.found + missed
 
@@ -177,6 +205,10 @@ def _ended(player: Player, running: dict[str, bool] | None, settled_ms: int) -> 
     return f"another end than without the strike: {told}"
 
 
+class _AllStruck(BaseException):
+    """Raised in the untouched world when no strike is left: what comes later was played before, and is asked of nobody."""
+
+
 class _Fork:
     """``report``: in a struck process, where what became of it is written; None: this world is untouched."""
 
@@ -186,11 +218,19 @@ class _Fork:
         self.left = list(strikes)
         self.found: list[tuple[Strike, str]] = []
         self.report: int | None = None
-        self.settle_ms = 0
+        self._how = KILL
+        self._struck_ms = 0
         self._world = player.world
         self._running = running
         self._passed = 0
         self._world.on_leader_point = self._pass
+
+    def settles_ms(self) -> int:
+        """From the story's end on. Of one who sleeps, until he was awake for as long as the others settle, or ``SETTLE_MS``."""
+        if self._how == KILL:
+            return SETTLE_AWAKE_MS
+        awake_ms = self._struck_ms + SLEEP_MS + SETTLE_AWAKE_MS - self._world.kernel.now
+        return min(max(awake_ms, SETTLE_AWAKE_MS), SETTLE_MS)
 
     def watch_agents(self) -> None:
         """Of hosts that have come into the story."""
@@ -198,7 +238,7 @@ class _Fork:
             if any(strike.who == name for strike in self.left):
                 host.is_struck = partial(self._agent_at, name)
 
-    def _agent_at(self, name: str, number: int, point: str) -> bool:
+    def _agent_at(self, name: str, number: int, point: str, _changes: bool) -> bool:
         return self._falls(Strike(name, KILL, number, point))
 
     def _pass(self, point: str, _commands: object) -> None:
@@ -218,7 +258,8 @@ class _Fork:
         if child == 0:
             os.close(reading)
             self.report = writing
-            self.settle_ms = SETTLE_AWAKE_MS if strike.how == KILL else SETTLE_MS
+            gc.disable()  # a collection would copy all that came before, and it ends too soon to need one
+            self._how, self._struck_ms = strike.how, self._world.kernel.now
             self._world.trace(f"struck: {strike.text()}")
             return True
         os.close(writing)
@@ -229,6 +270,8 @@ class _Fork:
             message = message or f"its process ended with status {status}"
         if message:
             self.found.append((strike, message))
+        if not self.left:
+            raise _AllStruck
         return False
 
     def end(self, message: str) -> NoReturn:

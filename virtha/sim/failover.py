@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -18,8 +19,6 @@ from virtha.engine.events import (
     CopyGranted,
     EndWaiver,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     GiveWaiver,
     HoldChanged,
     HostConfigured,
@@ -57,7 +56,7 @@ from virtha.model.orders import StartVm
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
 from virtha.sim.leader import Leader
-from virtha.sim.lease_desk import LeaseDesk
+from virtha.sim.lease_desk import SimLeaseDesk
 from virtha.sim.line import SERVER
 from virtha.sim.move_orders import MoveOrders
 from virtha.sim.server import ServerVm
@@ -110,7 +109,7 @@ class Failover:
             carry_out=self._carry_out,
             trace=world.trace,
         )
-        self.lease: LeaseDesk | None = None
+        self.lease: SimLeaseDesk | None = None
         if world.slots:
             self.keep_leases()
         self.leader.on_point = lambda point, commands: world.on_leader_point(point, commands)
@@ -133,7 +132,7 @@ class Failover:
 
     def keep_leases(self) -> None:
         """This world has slots, which somebody has to read."""
-        self.lease = LeaseDesk(self._world, self._gateway, self.leader)
+        self.lease = SimLeaseDesk(self._world, self._gateway, self.leader)
         self.lease.begin()
 
     # What operators configure
@@ -200,6 +199,7 @@ class Failover:
         self._world.power_tested.add(host.name)
         for device in self._world.power.of(host.name):
             passed = device.state() is PowerState.ON and device.answers
+            device.tested = passed
             self.leader.offer(
                 PowerTested(
                     host_id=HostId(host.name),

@@ -55,7 +55,7 @@ class HostDisk:
         """The guardian's, for the agent to tell."""
 
 
-def _nowhere(_decision: int, _point: str) -> bool:
+def _nowhere(_decision: int, _point: str, _changes: bool) -> bool:
     return False
 
 
@@ -96,8 +96,9 @@ class SimHost:
         """Lists that an agent has got: what ends a gap."""
         self.decisions = 0
         """Of all its agents so far, counting those that say or order something."""
-        self.is_struck: Callable[[int, str], bool] = _nowhere
-        """Asked at each (decision, point): whether a crash-point run kills the agent there."""
+        self.is_struck: Callable[[int, str, bool], bool] = _nowhere
+        """Asked at each (decision, point, whether anything was done there since the point before): whether a crash-point
+        run kills the agent there."""
         self.agent: SimAgent | None = None
         self.agent_since_ms = 0
         """On the host's clock: since when there is one, or none."""

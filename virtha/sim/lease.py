@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virtha.engine.lease import SlotRound
 from virtha.model.facts import Happened
 from virtha.model.ids import HostId, StorageDomainId, VmId
 from virtha.model.policy import LeasePolicy
@@ -21,6 +20,7 @@ from virtha.model.slot import (
     SlotReading,
     Unreadable,
 )
+from virtha.model.slot_round import SlotRound
 from virtha.model.time import Millis
 from virtha.sentinel.guardian import Kill, LinkLost, QemuProcess, Report, Welcomed
 from virtha.sentinel.guardian_lease import LeaseGuardian

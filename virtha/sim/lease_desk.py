@@ -1,26 +1,21 @@
-"""The server's side of the storage lease: who reads the slots, what they read, and the waivers' way to the hosts.
+"""The simulator's place for the leader's lease desk (``engine/lease_desk.py``): its hosts, its lines, its records.
 
-One per leader, as its judge is: what must outlive it (poison, waivers) is in the engine's records. Readers are hosts
-with a guardian's session; requests and answers travel over that session, so a reader that is cut off is not heard.
+Requests and answers travel over the guardians' sessions, so a reader that is cut off is not heard.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from virtha.engine.events import (
-    EndWaiver,
-    EngineEvent,
-    GiveWaiver,
-    ProofFound,
-    SlotChanged,
-    WaiverOver,
-)
+from virtha.engine.events import EndWaiver, GiveWaiver, WaiverOver
 from virtha.engine.events import Poison as PoisonCommand
-from virtha.engine.lease import LeaseJudge, LeaseTarget, LifeSign, SlotRound
+from virtha.engine.lease_desk import ASSIGN_MS, LeaseDesk
 from virtha.engine.machine import Verdict
-from virtha.model.ids import BootId, HostId, StorageDomainId
+from virtha.engine.records import HostRecord
+from virtha.model.ids import HostId, StorageDomainId
+from virtha.model.policy import LeasePolicy
 from virtha.model.slot import Poison
+from virtha.model.slot_round import SlotRound
 from virtha.model.vm import Reason
 from virtha.sentinel.lease_events import WaiverEnded, WaiverGiven
 from virtha.sim.leader import Leader
@@ -33,69 +28,72 @@ if TYPE_CHECKING:
     from virtha.sim.host import SimHost
     from virtha.sim.world import World
 
-ASSIGN_MS = 1_000
-"""How often it looks who may read."""
-ROUNDS_APART = 2
-"""Rounds of one reader that are closer than so many periods follow each other."""
-READERS = 2
-"""On each domain at a time: one of them may be about to die."""
 
+class SimLeaseDesk:
+    """Implements ``lease_desk.Surroundings``."""
 
-class LeaseDesk:
     def __init__(self, world: "World", gateway: "SimGateway", leader: Leader) -> None:
         self._world = world
         self._gateway = gateway
         self._leader = leader
-        self._judge = LeaseJudge(INSTALLATION, world.server.policy.lease)
-        self._poisons: dict[HostId, tuple[PoisonCommand, Poison]] = {}
-        self._targets: dict[HostId, LeaseTarget] = {}
-        self._waived: set[tuple[HostId, StorageDomainId]] = set()
-        self._readers: dict[StorageDomainId, tuple[str, ...]] = {}
+        self._desk = LeaseDesk(self, installation_id=INSTALLATION)
 
     def begin(self) -> None:
-        self._look()
-
-    # Readers
-
-    def _look(self) -> None:
         if not self._leader.alive:
             return
-        for domain_id in self._world.domains:
-            self._assign(domain_id)
-        self._leader.kernel.after(ASSIGN_MS, self._look)
+        self._desk.look()
+        self._leader.kernel.after(ASSIGN_MS, self.begin)
 
-    def _assign(self, domain_id: StorageDomainId) -> None:
-        """Whoever reads well goes on: a judge compares rounds of one reader."""
-        before = self._readers.get(domain_id, ())
-        chosen = [name for name in before if self._able(name, domain_id)]
-        for name in self._world.hosts:
-            if len(chosen) >= READERS:
-                break
-            if name not in chosen and self._able(name, domain_id):
-                chosen.append(name)
-        readers = tuple(chosen)
-        for name in before:
-            if name not in readers:
-                self._send(name, partial(self._relieve, domain_id))
-        self._readers[domain_id] = readers
-        duty = Duty(poisons=self._mailboxes(domain_id), tell=lambda seen: self._answer(seen))
-        for name in readers:
-            self._send(name, partial(self._engage, domain_id, duty))
+    def reasons(self, host_id: HostId) -> tuple[Reason, ...]:
+        return self._desk.reasons(host_id)
 
-    def _able(self, name: str, domain_id: StorageDomainId) -> bool:
-        """Not whom it is about. Whether it sees the storage it finds out by itself; its agent's word comes first."""
-        return (
-            HostId(name) not in self._poisons
-            and self._gateway.guardian_connected(name)
-            and self._world.storage.reaches(name, domain_id)
+    # Surroundings
+
+    @property
+    def policy(self) -> LeasePolicy:
+        return self._world.server.policy.lease
+
+    def domains(self) -> Collection[StorageDomainId]:
+        return self._world.domains
+
+    def hosts(self) -> Collection[HostId]:
+        return [HostId(name) for name in self._world.hosts]
+
+    def is_able(self, host_id: HostId, domain_id: StorageDomainId) -> bool:
+        return self._gateway.guardian_connected(host_id) and self._world.storage.reaches(
+            host_id, domain_id
         )
 
-    def _mailboxes(self, domain_id: StorageDomainId) -> dict[HostId, Poison]:
+    def is_silent(self, host_id: HostId, domain_id: StorageDomainId) -> bool:
+        """It knows who reaches the storage."""
+        return False
+
+    def records(self) -> Iterable[HostRecord]:
+        return self._world.server.table.hosts.values()
+
+    def record(self, host_id: HostId) -> HostRecord | None:
+        return self._world.server.table.hosts.get(host_id)
+
+    def held_on(self, host_id: HostId) -> Collection[StorageDomainId]:
         return {
-            host_id: poison
-            for host_id, (_, poison) in self._poisons.items()
-            if domain_id in self._targets[host_id].domain_ids
+            self._world.storage.domain_of(record.vm_id)
+            for record in self._world.server.table.vms.values()
+            if any(copy.host_id == host_id for copy in record.copies)
         }
+
+    def verdict(self, host_id: HostId) -> Verdict | None:
+        return self._leader.engine.verdict(host_id)
+
+    def engage(
+        self, host_id: HostId, domain_id: StorageDomainId, poisons: Mapping[HostId, Poison]
+    ) -> None:
+        duty = Duty(poisons=dict(poisons), tell=lambda seen: self._answer(seen))
+        self._send(host_id, partial(self._engage, domain_id, duty))
+
+    def relieve(self, host_id: HostId, domain_id: StorageDomainId) -> None:
+        self._send(host_id, partial(self._relieve, domain_id))
+
+    # To the hosts and back
 
     def _send(self, name: str, arrive: Callable[["SimHost"], None]) -> None:
         host = self._world.hosts[name]
@@ -118,8 +116,6 @@ class LeaseDesk:
         if host.lease is not None:
             host.lease.duties.pop(domain_id, None)
 
-    # Rounds
-
     def _answer(self, seen: SlotRound) -> None:
         """On the reader's host, when its round is done."""
         link = self._world.network.link(seen.reader_id, SERVER)
@@ -129,87 +125,20 @@ class LeaseDesk:
     def _read(self, seen: SlotRound) -> None:
         if not self._leader.alive:
             return
-        judge = self._judge
-        judge.policy = self._world.server.policy.lease
-        judge.two_hosts = len(self._world.hosts) == 2
-        self._look_at_records()
-        proofs = judge.read(cluster_time(self._leader.kernel.now), seen)
-        events: list[EngineEvent] = [
-            SlotChanged(
-                witness=seen.reader_id,
-                subject=sign.host_id,
-                storage_domain_id=seen.domain_id,
-                boot=sign.boot,
-            )
-            for sign in judge.signs
-            if self._in_doubt(sign)
-        ]
-        events += [ProofFound(proof=proof) for proof in proofs]
+        events = self._desk.read(cluster_time(self._leader.kernel.now), seen)
         if events:
             self._leader.offer(*events)
 
-    def _in_doubt(self, sign: LifeSign) -> bool:
-        """Of those that beat nobody needs to be told that they live. Of a boot that is proven dead only what is new:
-        a reader that saw nothing for a while finds what the slot wrote before that proof."""
-        record = self._world.server.table.hosts.get(sign.host_id)
-        if record is not None and sign.boot in record.dead_boots:
-            return sign.within_ms <= ROUNDS_APART * self._judge.policy.read_period_ms
-        return self._leader.engine.verdict(sign.host_id) is not Verdict.ALIVE
-
-    def _look_at_records(self) -> None:
-        """Waivers that stand, and what the incidents are about now."""
-        table = self._world.server.table
-        waived = {
-            (record.host_id, waiver.domain_id)
-            for record in table.hosts.values()
-            for waiver in record.waived
-        }
-        for host_id, domain_id in sorted(waived ^ self._waived):
-            self._judge.set_waiver(host_id, domain_id, stands=(host_id, domain_id) in waived)
-        self._waived = waived
-        for host_id in sorted(self._poisons):
-            record = table.hosts.get(host_id)
-            boot = self._poisons[host_id][0].boot
-            if record is None or record.incident is None or record.incident.boot != boot:
-                del self._poisons[host_id], self._targets[host_id]
-                self._judge.forget(host_id)
-            else:
-                self._watch(host_id, boot)
+    # Commands
 
     def poison(self, command: PoisonCommand) -> None:
-        """The mailboxes are written by the readers, in their next rounds and until they read it back."""
         poison = Poison(
             boot=command.boot,
             server=self._gateway.instance,
             term=self._leader.term,
             incident=str(command.incident),
         )
-        self._poisons[command.host_id] = (command, poison)
-        self._watch(command.host_id, command.boot)
-        for domain_id in self._world.domains:
-            self._assign(domain_id)
-
-    def _watch(self, host_id: HostId, boot: BootId) -> None:
-        """All domains that copies which it may hold have disks in, as the engine named them and as the records do by now."""
-        domains = set(self._poisons[host_id][0].domain_ids) | {
-            self._world.storage.domain_of(record.vm_id)
-            for record in self._world.server.table.vms.values()
-            if any(copy.host_id == host_id for copy in record.copies)
-        }
-        known = self._targets.get(host_id)
-        target = LeaseTarget(
-            host_id=host_id, boot=boot, domain_ids=frozenset(domains or self._world.domains)
-        )
-        if known is None or known.boot != boot or not target.domain_ids <= known.domain_ids:
-            self._targets[host_id] = target
-            self._judge.watch(target)
-
-    def reasons(self, host_id: HostId) -> tuple[Reason, ...]:
-        """Why its lease proves nothing, or not yet."""
-        found = self._judge.reasons(host_id)
-        return tuple({one.code: one for _, one in sorted(found.items())}.values())
-
-    # Waivers
+        self._desk.poison(command, poison)
 
     def carry_out(self, command: GiveWaiver | EndWaiver) -> None:
         """Its intent is durable."""

@@ -13,6 +13,14 @@ from virtha.model.time import Millis
 from virtha.sim.kernel import Action, Actor, Kernel
 from virtha.sim.network import End
 from virtha.wire.host_session import HostSession, OutboxView
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    ReadSlots,
+    SlotsRead,
+    StopReading,
+    WaiveLease,
+)
 from virtha.wire.messages import (
     Attach,
     Attached,
@@ -35,6 +43,7 @@ from virtha.wire.messages import (
 )
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
 from virtha.wire.session import Closed, Session, SessionState
+from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
 
 if TYPE_CHECKING:
     from virtha.sim.host import SimHost
@@ -327,6 +336,16 @@ class HostLink:
                 | Attached()
                 | ChannelData()
                 | ChannelCredit()
+                | ReadSlots()
+                | StopReading()
+                | WaiveLease()
+                | KeepLease()
+                | SlotsRead()
+                | LeaseKept()
+                | ProbeHost()
+                | HostProbed()
+                | LookAtDisks()
+                | DisksLooked()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:

@@ -4,6 +4,7 @@ What takes longer must name what it waits for, and come to an end; what never wi
 person ends.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from virtha.model.codes import REGISTRY
@@ -11,10 +12,11 @@ from virtha.model.ids import VmId
 from virtha.model.policy import Policy
 from virtha.model.policy.budget import budget
 from virtha.model.value import Value
-from virtha.model.vm import VmState
+from virtha.model.vm import Reason, VmState
 from virtha.sim.checkers import Violation
 
 if TYPE_CHECKING:
+    from virtha.sim.power import PowerDevice
     from virtha.sim.server import ServerVm
     from virtha.sim.world import World
 
@@ -116,17 +118,22 @@ def _down(world: "World") -> tuple[Late, ...]:
         if unknown:
             raise NotLive(f"{known.vm.name} has unknown reasons {unknown}")
         lasting = not LASTING.isdisjoint(reasons)
-        if not (lasting or _has_no_place(world, known, reasons) or _awaits_a_person(world, vm_id)):
+        excused = lasting or _has_no_place(world, known, reasons)
+        if not (excused or awaits_a_person(world, _claims(world, vm_id))):
             found.append(Late(vm=known.vm.name, reasons=reasons))
     return tuple(found)
 
 
 def reasons_of(world: "World", vm_id: VmId) -> tuple[str, ...]:
-    failover, known = world.gateway.failover, world.server.vms[vm_id]
-    codes = [] if failover is None else [why.code for why in failover.engine.explain_vm(vm_id)]
+    known, codes = world.server.vms[vm_id], [why.code for why in _claims(world, vm_id)]
     if known.report is not None:
         codes += [why.code for why in known.report.reasons]
     return tuple(codes)
+
+
+def _claims(world: "World", vm_id: VmId) -> tuple[Reason, ...]:
+    failover = world.gateway.failover
+    return () if failover is None else failover.engine.explain_vm(vm_id)
 
 
 def _wanted(known: "ServerVm") -> bool:
@@ -142,28 +149,61 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
     return False
 
 
-def _awaits_a_person(world: "World", vm_id: VmId) -> bool:
-    """By the truth: it waits for a host that is off, and whose devices prove nothing by what they say (P1, P6). One of them
-    has lied about it, and nobody has tested it since; another host fell with it whose devices are of another kind, and
-    none of either names its host; or it fell before it told a restored database, and its devices don't name it."""
-    failover = world.gateway.failover
-    assert failover is not None
-    for why in failover.engine.explain_vm(vm_id):
+def awaits_a_person(world: "World", claims: Sequence[Reason]) -> bool:
+    """``claims``: why the engine says that a VM is down. By the truth: it waits for a host that is off, and whose devices
+    prove nothing by what they say (P1, P6). On each level one of them has lied about it, and nobody has tested it since;
+    another host fell with it whose devices are of another kind, and none of either names its host; or it fell before it
+    told a restored database, and its devices don't name it.
+
+    An engine that forgets what was tested claims the same: one level that proves is enough, and nobody has to come."""
+    for why in claims:
         host = str(why.fields.get("host"))
         if host not in world.hosts or world.hosts[host].powered:
             continue
         devices, doubt = world.power.of(host), (why.code, why.fields.get("why"))
-        if doubt == (_DOUBT, "proof.blocked.untested") and any(one.lied for one in devices):
+        fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
+        lied = any(one.lied for one in devices)
+        if doubt == (_DOUBT, "proof.blocked.untested") and lied and not _proves(world, host, fell):
             return True
-        if doubt == (_DOUBT, "proof.blocked.swapped"):
-            fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
-            if any(_may_be_swapped(world, host, other) for other in fell):
-                return True
+        swapped = any(_may_be_swapped(world, host, other) for other in fell)
+        if (
+            doubt == (_DOUBT, "proof.blocked.swapped")
+            and swapped
+            and not _proves(world, host, fell)
+        ):
+            return True
         # A reading *on* of before the restore is none of the boot that was not told since (M2).
         unnamed = any(one.lied or not one.named for one in devices)
         if why.code == "recovery.waiting.restored" and unnamed:
             return True
     return False
+
+
+def _proves(world: "World", name: str, fell: Sequence[str]) -> bool:
+    """One of its levels: each device says what is true, and whose it is, or was tested, and so are as many of each that
+    fell with it."""
+    rivals = [one for one in fell if not _is_named(world, one)]
+    for number in range(len(world.power.levels.get(name, ()))):
+        own = _sound(world, name, number)
+        others = [_sound(world, one, number) for one in rivals]
+        if own and (all(one.named for one in own) or all(len(one) == len(own) for one in others)):
+            return True
+    return False
+
+
+def _sound(world: "World", name: str, number: int) -> Sequence["PowerDevice"]:
+    """The devices of that level; none, if one of them can't be believed."""
+    levels = world.power.levels.get(name, ())
+    feeds = levels[number].feeds if number < len(levels) else ()
+    devices = [world.power.by_name[feed.device] for feed in feeds]
+    believed = all(not one.lied and (one.named or one.tested) for one in devices)
+    return devices if believed and all(feed.reads_state for feed in feeds) else ()
+
+
+def _is_named(world: "World", name: str) -> bool:
+    """It has devices, and each says whose it is: none of another host's is this one's."""
+    devices = world.power.of(name)
+    return bool(devices) and all(device.named for device in devices)
 
 
 def _may_be_swapped(world: "World", one: str, other: str) -> bool:

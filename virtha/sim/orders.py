@@ -42,7 +42,7 @@ from virtha.sentinel.events import (
     StartRefused,
     StopAccepted,
 )
-from virtha.sentinel.moves import awaited
+from virtha.sentinel.moves import awaited, leaves, never_came
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -358,6 +358,7 @@ class OrderDesk:
                 self._if_alive(lambda: agent.host.libvirt.pause(vm_id))
             case ResumeVm(vm_id=vm_id, incarnation=incarnation, by=by):
                 self._check_running(vm_id, incarnation)
+                self._check_stays(vm_id)
                 lost = self._lease_objection(vm_id)
                 if lost is not None:
                     raise lost
@@ -385,6 +386,12 @@ class OrderDesk:
         if domain is None:
             raise DomainMissing("this host does not have that VM")
         if domain.qemu is None:
+            raise _Refused("problem.vm.state")
+
+    def _check_stays(self, vm_id: VmId) -> None:
+        """Of a move the other side may run: only the server's word on it lets this one run (G6)."""
+        record = self.agent.record(vm_id)
+        if record is not None and (leaves(record) or never_came(record)):
             raise _Refused("problem.vm.state")
 
     def _stop(self, stop: StopVm) -> None:

@@ -58,13 +58,12 @@ class Truth:
             if isinstance(intent, SaveHost) and intent.record.incident is not None:
                 self._fence_written(intent.record.host_id, intent.record.incident.fence)
                 for proof in intent.record.incident.proofs:
-                    self._lease_proof_written(proof)
+                    if proof.kind is ProofKind.LEASE and proof not in self._lease_proofs:
+                        self._lease_proof_written(proof)
 
     def _lease_proof_written(self, proof: Proof) -> None:
         """P2: from here on no copy of that boot can write, and nothing that one wrote is still to land."""
         host = self._world.hosts[proof.host_id]
-        if proof.kind is not ProofKind.LEASE or proof in self._lease_proofs:
-            return
         self._lease_proofs.add(proof)
         if not host.powered or host.boot != proof.boot:
             return

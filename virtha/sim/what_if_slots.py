@@ -7,10 +7,11 @@ reader, and of one more living host, whose slot shows that the reading is fresh.
 from collections.abc import Collection
 
 from virtha.engine.events import Poison as PoisonCommand
-from virtha.engine.lease import LeaseJudge, LeaseTarget, SlotRound
+from virtha.engine.lease import LeaseJudge, LeaseTarget
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, Term
 from virtha.model.proof import Proof
 from virtha.model.slot import Declaration, Mailbox, MailboxReading, Poison, Slot, SlotReading
+from virtha.model.slot_round import SlotRound
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.scenario.inventory import Inventory, InventoryHost

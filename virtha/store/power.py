@@ -127,6 +127,22 @@ async def power_tests(tx: Transaction, host_id: HostId) -> Mapping[str, PowerTes
     return {row.device: decode(PowerTest, row.body) for row in rows}
 
 
+async def power_tests_of(
+    tx: Transaction, host_ids: Collection[HostId]
+) -> Mapping[tuple[HostId, str], PowerTest]:
+    """By host and device."""
+    wanted, found = sorted(host_ids), dict[tuple[HostId, str], PowerTest]()
+    for start in range(0, len(wanted), _IN_ONE):
+        part = wanted[start : start + _IN_ONE]
+        rows = await tx.connection.execute(
+            select(power_test.c.host_id, power_test.c.device, power_test.c.body).where(
+                power_test.c.host_id.in_(part)
+            )
+        )
+        found |= {(HostId(row[0]), row[1]): decode(PowerTest, row[2]) for row in rows}
+    return found
+
+
 async def sealed_power_count(tx: Transaction) -> int:
     """How many have secrets."""
     counted = await tx.connection.scalar(

@@ -8,6 +8,14 @@ from virtha.model.facts import Fact
 from virtha.model.ids import InstallationId
 from virtha.model.time import Millis
 from virtha.wire.codec import encode_facts, encode_message, version_refusal
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseAnswer,
+    LeaseOrder,
+    ReadSlots,
+    StopReading,
+    WaiveLease,
+)
 from virtha.wire.messages import (
     FACTS_PER_FRAME_MAX,
     VERSION_MAJOR,
@@ -31,6 +39,7 @@ from virtha.wire.session import (
     SessionState,
 )
 from virtha.wire.window import FactWindow
+from virtha.wire.witness_messages import DisksLooked, LookAtDisks, ProbeHost, WitnessAnswer
 
 
 class OutboxView(Protocol):
@@ -53,7 +62,8 @@ class OutboxView(Protocol):
 class HostSession(Session):
     """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
 
-    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck.
+    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder,
+    WitnessOrder.
     """
 
     _PING_AFTER = (1, 3)
@@ -84,6 +94,22 @@ class HostSession(Session):
             return False
         assert self.role is PeerRole.GUARDIAN
         self._put(encode_message(beat))
+        return True
+
+    def send_lease(self, answer: LeaseAnswer) -> bool:
+        """False: not connected, or the line is full. The next round says more, and ``LeaseKept`` is asked for again."""
+        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
+            return False
+        assert self.role is PeerRole.GUARDIAN
+        self._put(encode_message(answer))
+        return True
+
+    def send_witness(self, answer: WitnessAnswer) -> bool:
+        """False: not connected, or the line is full. The server asks others in its next round."""
+        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
+            return False
+        assert self.role is PeerRole.AGENT or not isinstance(answer, DisksLooked)
+        self._put(encode_message(answer))
         return True
 
     def data_to_send(self) -> bytes:
@@ -161,24 +187,35 @@ class HostSession(Session):
         self._window.acknowledge(ack.sequence)
         return ack
 
-    def _for_agent(self, message: Settings | GiveOrder | OpenChannel, size: int) -> Message | None:
+    def _for_agent(
+        self, message: Settings | GiveOrder | OpenChannel | LookAtDisks, size: int
+    ) -> Message | None:
         if self.role is not PeerRole.AGENT:
             raise self._wrong_role(message)
         return message
 
-    def _for_guardian(self, message: BeatAck, size: int) -> Message | None:
+    def _for_guardian(self, message: BeatAck | LeaseOrder, size: int) -> Message | None:
         if self.role is not PeerRole.GUARDIAN:
             raise self._wrong_role(message)
+        return message
+
+    def _for_both(self, message: ProbeHost, size: int) -> Message | None:
         return message
 
     _TABLE = {
         SessionState.CONNECTING: {Welcome: _on_welcome, **ENDINGS},
         SessionState.ESTABLISHED: {
             BeatAck: _for_guardian,
+            ReadSlots: _for_guardian,
+            StopReading: _for_guardian,
+            WaiveLease: _for_guardian,
+            KeepLease: _for_guardian,
             FactsAck: _on_facts_ack,
             Settings: _for_agent,
             GiveOrder: _for_agent,
             OpenChannel: _for_agent,
+            LookAtDisks: _for_agent,
+            ProbeHost: _for_both,
             **LIFE,
             **ENDINGS,
         },

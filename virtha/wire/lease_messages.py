@@ -1,7 +1,5 @@
 """What server and guardian say to each other about storage leases (safety.md, P2 and section 3).
 
-Not yet part of ``messages.Message``: the simulator's line lists every message, and is frozen for a long run.
-
     server -> guardian   ReadSlots, StopReading, WaiveLease, KeepLease
     guardian -> server   SlotsRead, LeaseKept
 
@@ -66,7 +64,9 @@ class SlotsRead(Value, frozen=True, kw_only=True, tag="slots_read"):
     unreadable_mailboxes: dict[HostId, Unreadable] = {}
 
 
-LeaseMessage = ReadSlots | StopReading | WaiveLease | KeepLease | LeaseKept | SlotsRead
+LeaseOrder = ReadSlots | StopReading | WaiveLease | KeepLease
+LeaseAnswer = SlotsRead | LeaseKept
+LeaseMessage = LeaseOrder | LeaseAnswer
 
 
 def told_round(seen: SlotRound) -> SlotsRead:

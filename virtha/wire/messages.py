@@ -12,6 +12,15 @@ from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
 from virtha.model.value import Value
+from virtha.wire.lease_messages import (
+    KeepLease,
+    LeaseKept,
+    ReadSlots,
+    SlotsRead,
+    StopReading,
+    WaiveLease,
+)
+from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
 
 VERSION_MAJOR = 1
 VERSION_MINOR = 0
@@ -173,4 +182,14 @@ Message = (
     | Attached
     | ChannelData
     | ChannelCredit
+    | ReadSlots
+    | StopReading
+    | WaiveLease
+    | KeepLease
+    | SlotsRead
+    | LeaseKept
+    | ProbeHost
+    | HostProbed
+    | LookAtDisks
+    | DisksLooked
 )

@@ -6,6 +6,7 @@ from virtha.model.ids import HostId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
 from virtha.wire.codec import encode_beat_ack, encode_message, version_refusal
+from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, LeaseOrder, SlotsRead
 from virtha.wire.messages import (
     FACTS_PER_FRAME_MAX,
     FACTS_UNACKNOWLEDGED_MAX,
@@ -23,10 +24,12 @@ from virtha.wire.messages import (
 )
 from virtha.wire.session import ENDINGS, LIFE, SEQUENCE_MAX, Session, SessionState
 from virtha.wire.window import FactWindow
+from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessOrder
 
 
 class ServerSession(Session):
-    """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones)."""
+    """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones), LeaseAnswer,
+    WitnessAnswer."""
 
     _PING_AFTER = (2, 5)
     __slots__ = ("_beat_last", "_host_id", "_window", "hello")
@@ -60,6 +63,14 @@ class ServerSession(Session):
 
     def send_open_channel(self, request: OpenChannel) -> None:
         self._put(encode_message(request))
+
+    def send_lease(self, order: LeaseOrder) -> None:
+        """Only to a guardian whose hello has ``LEASE_FEATURE``."""
+        self._put(encode_message(order))
+
+    def send_witness(self, order: WitnessOrder) -> None:
+        """Only to a process whose hello has the feature of that order."""
+        self._put(encode_message(order))
 
     def acknowledge(self, sequence: int) -> None:
         """All facts up to ``sequence`` are committed."""
@@ -101,6 +112,26 @@ class ServerSession(Session):
         self._beat_last = beat.sequence
         self._put(encode_beat_ack(beat.sequence))
         return beat
+
+    def _on_lease(self, answer: LeaseAnswer, size: int) -> Message | None:
+        assert self.hello is not None
+        if self.role is not PeerRole.GUARDIAN:
+            raise self._wrong_role(answer)
+        if answer.boot != self.hello.boot:
+            raise Refused(
+                f"it speaks of boot {answer.boot[:64]} in a session of {self.hello.boot[:64]}",
+                code="wire.refused.sequence",
+                field="boot",
+            )
+        return answer
+
+    def _on_probed(self, answer: HostProbed, size: int) -> Message | None:
+        return answer
+
+    def _on_looked(self, answer: DisksLooked, size: int) -> Message | None:
+        if self.role is not PeerRole.AGENT:
+            raise self._wrong_role(answer)
+        return answer
 
     def _on_facts(self, facts: Facts, size: int) -> Message | None:
         if self.role is not PeerRole.AGENT:
@@ -148,5 +179,14 @@ class ServerSession(Session):
     _TABLE = {
         SessionState.CONNECTING: {Hello: _on_hello, **ENDINGS},
         SessionState.GREETED: ENDINGS,
-        SessionState.ESTABLISHED: {Beat: _on_beat, Facts: _on_facts, **LIFE, **ENDINGS},
+        SessionState.ESTABLISHED: {
+            Beat: _on_beat,
+            Facts: _on_facts,
+            SlotsRead: _on_lease,
+            LeaseKept: _on_lease,
+            HostProbed: _on_probed,
+            DisksLooked: _on_looked,
+            **LIFE,
+            **ENDINGS,
+        },
     }

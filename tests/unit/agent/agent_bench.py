@@ -15,6 +15,7 @@ from virtha.agent.gate import hook_path, install_gate
 from virtha.agent.host_agent import Agent
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import Identity
+from virtha.agent.lease_files import StartPermits, write_run_file
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import AgentProperties
 from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
@@ -61,6 +62,8 @@ INSTALLATION = InstallationId("10000000-0000-4000-8000-000000000001")
 HOST = HostId("20000000-0000-4000-8000-000000000001")
 CLUSTER = ClusterId("30000000-0000-4000-8000-000000000001")
 DOMAIN = StorageDomainId("40000000-0000-4000-8000-000000000001")
+OTHER = StorageDomainId("40000000-0000-4000-8000-000000000002")
+ALWAYS = 1 << 53
 WEB1 = VmId("50000000-0000-4000-8000-000000000001")
 WEB2 = VmId("50000000-0000-4000-8000-000000000002")
 FOREIGN_XML = (
@@ -211,6 +214,7 @@ class Bench:
         monkeypatch.setenv("VIRTHA_LIBVIRT_HOOKS", str(root / "hooks"))
         self.paths = AgentPaths(root=str(root))
         self.paths.make_directories()
+        self.permit(ALWAYS)
         self.files = Files()
         install_gate(self.paths, self.files)
         self.clock = MovableClock()
@@ -231,6 +235,11 @@ class Bench:
     @property
     def boot(self) -> BootId:
         return read_boot_id()
+
+    def permit(self, until_ms: int) -> None:
+        """What its guardian, which does not run, says of starts on its storage."""
+        until = {domain_id: Millis(until_ms) for domain_id in (DOMAIN, OTHER)}
+        write_run_file(self.paths.start_permits, StartPermits(boot=self.boot, until_ms=until))
 
     def make_agent(self) -> Agent:
         self.agent = Agent(

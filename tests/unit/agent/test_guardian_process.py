@@ -75,7 +75,7 @@ def test_a_look_that_breaks_is_not_the_last(bench: Bench, monkeypatch: pytest.Mo
             await bench.until(lambda: len(looks) > 1)
         finally:
             process.stopping.set()
-            await asyncio.wait_for(life, 10)
+            await asyncio.wait_for(life, 60)
 
     asyncio.run(live())
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, qemu, stop
 
+from virtha.agent.files import Files
+from virtha.agent.storage import prepare_storage
 from virtha.model.facts import Progress, Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, InstallationId
@@ -48,6 +50,22 @@ def test_storage_is_prepared_once_and_a_foreign_one_refused(bench: Bench) -> Non
         assert gone.result is Result.FAILED
 
     bench.run(story)
+
+
+def test_a_prepared_domain_outlasts_a_power_cut_with_its_directories(tmp_path: Path) -> None:
+    """Without the entry of its directory the header is gone, and anybody may take the domain for a new one."""
+    synced: list[Path] = []
+
+    class Noted(Files):
+        def sync_directory(self, directory: Path) -> None:
+            synced.append(directory)
+            super().sync_directory(directory)
+
+    domain = StorageDomain(id=DOMAIN, name="ds1", cluster_id=CLUSTER, path=str(tmp_path))
+    for _ in range(2):  # also of one that was interrupted
+        synced.clear()
+        prepare_storage(domain, INSTALLATION, Noted())
+        assert {tmp_path, tmp_path / ".virtha"} <= set(synced)
 
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")

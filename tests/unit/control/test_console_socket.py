@@ -1,6 +1,8 @@
 """Tickets, and the WebSocket that they open: real control, real uvicorn, the command line's own WebSocket end."""
 
 import asyncio
+import contextlib
+import gc
 import os
 import socket
 import struct
@@ -215,7 +217,7 @@ def test_a_user_who_may_no_more_neither_enters_nor_stays(
 
         monkeypatch.setattr(channels, "open", opened)
         with pytest.raises(Forbidden):
-            async with asyncio.timeout(30), consoles.enter(made.ticket) as stream:
+            async with asyncio.timeout(60), consoles.enter(made.ticket) as stream:
                 await stream.receive()
                 await users.change(ADMIN, "eve", UserChange(enabled=False))
                 while True:
@@ -225,6 +227,54 @@ def test_a_user_who_may_no_more_neither_enters_nor_stays(
             async with consoles.enter(later.ticket):
                 raise AssertionError
         assert len(channels.streams) == 1
+
+    tell(story)
+
+
+def test_a_console_outlives_a_short_outage_of_the_database_and_no_long_one(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was away for a moment says nothing about anybody's rights; who stays away may miss that they are gone."""
+    monkeypatch.setattr(consoles_module, "ALLOWED_EVERY_S", 0.001)
+    real, most = consoles_module.find_user, consoles_module.LOOKS_MISSED_MAX
+
+    async def story(world: Any) -> None:
+        _, _, channels = await running_vm(world)
+        consoles, users = world.control.consoles, world.control.users
+        eve = await users.create(
+            ADMIN, UserCreate(name="eve", password="correct horse battery", role=Role.OPERATOR)
+        )
+        caller = Caller(name="eve", role=Role.OPERATOR, user_id=eve.id)
+        outage = [False, *[True] * (most - 1), False, *[True] * most]
+        looks: list[bool] = []
+        unheard: list[dict[str, Any]] = []
+
+        async def find(*asked: Any) -> Any:
+            looks.append(outage[len(looks) % len(outage)])
+            if looks[-1]:
+                raise Unavailable("the database is away")
+            return await real(*asked)
+
+        async def opened(_host_id: HostId, subject: ChannelSubject) -> ByteStream:
+            channels.streams.append(Closable())
+            return channels.streams[-1]
+
+        monkeypatch.setattr(consoles_module, "find_user", find)
+        monkeypatch.setattr(channels, "open", opened)
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: unheard.append(what))
+        for leaves in (False, True):
+            looks.clear()
+            made = await consoles.make_ticket(caller, "web1", SERIAL)
+            with contextlib.ExitStack() as ending:
+                if not leaves:
+                    told = ending.enter_context(pytest.raises(Unavailable))
+                async with asyncio.timeout(60), consoles.enter(made.ticket) as stream:
+                    while not channels.streams[-1].closed:
+                        await (asyncio.sleep(0.001) if leaves else stream.receive())
+            assert looks == outage
+        assert "eve may still use consoles" in str(told.value)
+        gc.collect()
+        assert unheard == [], "its user left at that very moment"
 
     tell(story)
 

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from virtha.control.cleanup import check_can_cancel
+from virtha.control.plan import Plan
 from virtha.control.requests import DiskCreate, TemplateCreate, VmCreate, VmStart
 from virtha.control.views import Caller
 from virtha.model.errors import NotFound, Refused
 from virtha.model.facts import Result
-from virtha.model.operation import OperationState
+from virtha.model.ids import OperationId
+from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import CancelWork, CopyDisk, CreateDisk, DeleteTemplate, ForgetVm
 from virtha.model.user import Role
 
@@ -178,3 +181,16 @@ def test_what_cannot_be_taken_back_says_what_can_be_done(tell: Tell) -> None:
         assert len(host.orders) == since + 1
 
     tell(story)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", ["vm.migrate", "host.fence"])
+def test_what_the_engine_does_is_refused_with_what_to_do_instead(kind: str) -> None:
+    """It has steps to show, and none that the runner planned."""
+    step = OperationStep(name="off at level 1", state=OperationState.RUNNING)
+    operation = Operation(
+        id=OperationId("o1"), kind=kind, subject="s1", state=OperationState.RUNNING, steps=(step,)
+    )
+    with pytest.raises(Refused, match="virtha ") as refused:
+        check_can_cancel(operation, Plan(steps=()))
+    assert refused.value.code == "problem.operation.cancel"

@@ -102,6 +102,28 @@ def test_a_vm_that_is_down_is_changed_in_its_record_only(tell: Tell) -> None:
     tell(story)
 
 
+def test_a_disk_made_for_a_vm_that_cannot_get_it_says_where_it_is_left(tell: Tell) -> None:
+    """Nothing of it is deleted; the name that its file takes would else be a riddle to the next who wants it."""
+
+    async def story(world: Any) -> None:
+        host = await installed(world, runs=True)
+        operation = await world.control.vms.devices.add_disk(
+            ADMIN, "web1", DiskCreate(name="data", size_bytes=64 * MIB)
+        )
+        create = host.orders[-1]
+        status = (await world.control.vms.get("web1")).status
+        other = PossibleCopy(host_id=(await world.join("h2")).id, incarnation=Incarnation(2))
+        async with world.store.write() as tx:
+            await save_vm_status(tx, with_copy(status, other))
+        await host.answer(create)
+        ended = await world.control.operations.get(operation.id)
+        assert (ended.state, ended.code) == (OperationState.FAILED, "problem.vm.state")
+        assert f"{create.body.disk.path} (qcow2) was made and stays" in ended.message
+        assert "data" not in [disk.name for disk in (await vm_now(world)).disks]
+
+    tell(story)
+
+
 @pytest.mark.req("G1")
 def test_a_disk_that_a_later_start_has_again_stays_in_the_record(tell: Tell) -> None:
     """Its host died after it was unplugged, and says so when it is back: free, the file would get a second writer."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from played_moves import PlayedMoves
 
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -17,8 +18,6 @@ from virtha.engine.events import (
     Decision,
     DisksWatched,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HostConfigured,
     HostSurveyed,
     Intent,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import msgspec
 from engine_fuzz_judge import Judge
 
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -25,8 +26,6 @@ from virtha.engine.events import (
     DeathConfirmed,
     DisksWatched,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     GatewayLost,
     HoldChanged,
     HostConfigured,

@@ -14,6 +14,7 @@ from engine_driver import Play, PlayedHost, vm
 
 from virtha.engine.affinity import AffinityGroup, AffinityGroupId, AffinityKind
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.dependencies import Dependency, StartCondition
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -21,8 +22,6 @@ from virtha.engine.events import (
     DeathConfirmed,
     Decision,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HoldChanged,
     HostConfigured,
     HostRemoved,

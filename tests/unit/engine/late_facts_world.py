@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -20,8 +21,6 @@ from virtha.engine.events import (
     CopyGranted,
     CopyReleased,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HostConfigured,
     HostSurveyed,
     LeaseRenewed,

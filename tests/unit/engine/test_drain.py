@@ -9,9 +9,9 @@ from engine_driver import GIB, Play, vm
 from played_moves import Phase
 
 from virtha.engine.affinity import AffinityGroup, AffinityGroupId, AffinityKind
+from virtha.engine.configured import EngineHost
 from virtha.engine.events import (
     BrakeLifted,
-    EngineHost,
     HoldChanged,
     HostConfigured,
     MigrateCommand,

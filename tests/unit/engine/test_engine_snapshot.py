@@ -52,8 +52,9 @@ def ledgers(engine: Engine) -> object:
         for host_id, ledger in cluster.capacity.ledgers.items()
     }
     holders = {host_id: vms for host_id, vms in cluster.vms_on.items() if vms}
-    groups = [vars(cluster)[name] for name in sorted(FOUND_AGAIN - {"ring", "vms_on", "capacity"})]
-    return counted, holders, groups, cluster.ring.ids, cluster.capacity.free_bytes
+    groups = [vars(cluster)[name] for name in sorted(FOUND_AGAIN - {"rings", "vms_on", "capacity"})]
+    rings = {name: list(ring) for name, ring in vars(cluster.rings).items()}
+    return counted, holders, groups, rings, cluster.capacity.free_bytes
 
 
 def test_a_twin_decides_the_same_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +147,7 @@ IN_SNAPSHOT = {
     "reference_ms",
     "just_ordered",
     "storage_out",
+    "not_shared",
     "steady_since_ms",
     "hosts",
     "vms",
@@ -158,10 +160,11 @@ IN_SNAPSHOT = {
     "_due",
 }
 FOUND_AGAIN = {
-    "ring",
+    "rings",
+    "arrivals",
+    "arrivals_from",
     "vms_on",
     "absent",
-    "present",
     "capacity",
     "ready",
     "unsettled",

@@ -7,10 +7,10 @@ from engine_driver import Play, PlayedHost, vm
 from engine_review_driver import named, playing, seen
 from test_restored_judgements import h2_is_dead, lives_unseen, next_leader, restored
 
+from virtha.engine.configured import EngineHost
 from virtha.engine.events import (
     CopyReleased,
     DeathConfirmed,
-    EngineHost,
     HostConfigured,
     HostRemoved,
     Investigate,

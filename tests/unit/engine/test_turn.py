@@ -3,15 +3,9 @@
 import pytest
 
 from virtha.engine import turn as turn_module
+from virtha.engine.configured import EngineHost
 from virtha.engine.engine import Engine
-from virtha.engine.events import (
-    BeatSeen,
-    EngineHost,
-    HostConfigured,
-    HostSurveyed,
-    SessionChanged,
-    Stalled,
-)
+from virtha.engine.events import BeatSeen, HostConfigured, HostSurveyed, SessionChanged, Stalled
 from virtha.engine.records import ClusterRecord, EngineRecords
 from virtha.engine.turn import InboxFull, Journal, Send, StepDown, Turn, Wait, Write
 from virtha.model.evidence import ProcessKind

@@ -60,10 +60,9 @@ def test_a_hung_call_blocks_no_other_and_too_many_fail_fast() -> None:
         assert await lane.call("other", lambda: 7, deadline_ms=60_000) == 7
         with pytest.raises(HypervisorTimeout):
             await lane.call("hang too", thaw.wait, deadline_ms=1_000)
-        began = time.monotonic()
+        # Longer than a test may take: it must not wait for that.
         with pytest.raises(HypervisorUnavailable, match="2 earlier calls hang"):
-            await lane.call("third", lambda: 8, deadline_ms=60_000)
-        assert time.monotonic() - began < 30
+            await lane.call("third", lambda: 8, deadline_ms=600_000)
         thaw.set()
         await until(lambda: lane.stuck == 0)
         assert await lane.call("again", lambda: 9, deadline_ms=60_000) == 9
@@ -110,7 +109,7 @@ def test_what_a_call_raises_reaches_its_caller() -> None:
             raise GateRefused("no")
 
         with pytest.raises(GateRefused, match="no"):
-            await lane.call("fail", fail, deadline_ms=5_000)
+            await lane.call("fail", fail, deadline_ms=60_000)
         lane.close()
 
     asyncio.run(run())
@@ -127,8 +126,10 @@ def test_an_answer_that_came_while_the_agent_stood_still_is_one() -> None:
             lane.call("asked", lambda: came.set() or 7, deadline_ms=20)  # type: ignore[func-returns-value]
         )
         await asyncio.sleep(0)
-        assert came.wait(10)
-        time.sleep(0.05)  # noqa: ASYNC251 - the whole agent stands still
+        assert came.wait(60)
+        while not asyncio.get_running_loop()._ready:  # type: ignore[attr-defined]  # the answer is there
+            time.sleep(0.01)  # noqa: ASYNC251 - the whole agent stands still
+        time.sleep(0.05)  # noqa: ASYNC251 - past the deadline
         assert await asking == 7
         lane.close()
 
@@ -151,8 +152,8 @@ def test_a_call_that_comes_back_as_it_is_given_up_holds_no_thread_for_ever() -> 
         time.sleep(0.05)  # noqa: ASYNC251 - the deadline passes, then it comes back
         with contextlib.suppress(HypervisorTimeout):
             await asking
-        assert lane.stuck == 0
-        assert await lane.call("again", lambda: 9, deadline_ms=5_000) == 9
+        await until(lambda: lane.stuck == 0)
+        assert await lane.call("again", lambda: 9, deadline_ms=60_000) == 9
         lane.close()
 
     asyncio.run(run())

@@ -24,6 +24,7 @@ from virtha.drivers.pki import (
 from virtha.model.ids import BootId, Term
 from virtha.model.policy import Policy
 from virtha.model.user import Role
+from virtha.server.engines import Engines
 from virtha.server.gateway import Gateway
 from virtha.store import open_store
 from virtha.wire.messages import PeerRole
@@ -77,6 +78,39 @@ class Installed:
         )
         try:
             yield control, gateway
+        finally:
+            await gateway.close()
+            await store.close()
+
+    @asynccontextmanager
+    async def led_server(
+        self, journals: Path, *, policy: Policy
+    ) -> AsyncIterator[tuple[Control, Engines]]:
+        """With its engines, which the caller runs."""
+        store = await open_store(f"sqlite:///{self.database}", clock=self.clock)
+        gateway = Gateway(clock=self.clock, installation_id=self.installation_id)
+        engines = Engines(
+            gateway=gateway,
+            clock=self.clock,
+            journals=journals,
+            installation_id=self.installation_id,
+        )
+        control = make_control(
+            store=store,
+            links=gateway,
+            authority=self.authority,
+            clock=self.clock,
+            leaders=engines,
+        )
+        try:
+            term = await control.installation.started(version="test")
+            (cluster,) = (await control.clusters.list(PageQuery())).items
+            await control.clusters.put_policy(ADMIN, cluster.id, policy)
+            await engines.begin(control, term)
+            self.port = await gateway.start(
+                control, term=term, context=self.context, host="127.0.0.1", port=self.port
+            )
+            yield control, engines
         finally:
             await gateway.close()
             await store.close()

@@ -458,10 +458,10 @@ def test_close_ends_run_whatever_it_does_just_then(pki: Pki, steps: int) -> None
 def test_close_ends_a_pause(pki: Pki) -> None:
     async def story() -> None:
         async with server(pki) as rig:
-            host = rig.host(servers=("127.0.0.1:1",), jitter=lambda: 100.0)
-            await until(lambda: host.events.ended, "refused, so it waits 20 s")
+            host = rig.host(servers=("127.0.0.1:1",), jitter=lambda: 10_000.0)
+            await until(lambda: host.events.ended, "refused, so it waits half an hour")
             host.link.close()
-            await asyncio.wait_for(host.task, 15)
+            await asyncio.wait_for(host.task, 60)
 
     run(story())
 

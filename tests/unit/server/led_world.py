@@ -31,7 +31,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.host import HostCapabilities
-from virtha.model.ids import BootId, HostId, Term, VmId
+from virtha.model.ids import BootId, HostId, StorageDomainId, Term, VmId
 from virtha.model.orders import HostSettings, Order, StartVm
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.user import Role
@@ -48,7 +48,9 @@ from virtha.store import Store, open_store
 from virtha.store.engine import find_vm_record
 from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import the_installation
+from virtha.wire.lease_messages import LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import LookAtDisks, WitnessAnswer, WitnessOrder
 
 WAIT_S = 60.0
 GIB = 1 << 30
@@ -115,6 +117,9 @@ class PlayedGateway:
         self.delivered: list[tuple[HostId, Order]] = []
         self.acknowledged: dict[HostId, int] = {}
         self.instances: list[str] = []
+        self.instance = "server-1"
+        self.lease_orders: list[tuple[HostId, LeaseOrder]] = []
+        self.questions: list[tuple[HostId, WitnessOrder]] = []
 
     def agent_connected(self, host_id: HostId) -> bool:
         return PeerRole.AGENT in self.up.get(host_id, {})
@@ -134,6 +139,26 @@ class PlayedGateway:
 
     def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]:
         return tuple(self.up.get(host_id, {}).items())
+
+    def lease_boot(self, host_id: HostId) -> BootId | None:
+        return self.up.get(host_id, {}).get(PeerRole.GUARDIAN)
+
+    def tell_lease(self, host_id: HostId, order: LeaseOrder) -> bool:
+        up = self.lease_boot(host_id) is not None
+        if up:
+            self.lease_orders.append((host_id, order))
+        return up
+
+    def ask_witness(self, host_id: HostId, order: WitnessOrder) -> bool:
+        up = self.up.get(host_id, {})
+        asked = PeerRole.AGENT in up if isinstance(order, LookAtDisks) else bool(up)
+        if asked:
+            self.questions.append((host_id, order))
+        return asked
+
+    def answer(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        assert self.watcher is not None, "nobody leads"
+        self.watcher.witness(host_id, answer)
 
     def acknowledge(self, host_id: HostId, sequence: int) -> None:
         self.acknowledged[host_id] = sequence
@@ -281,6 +306,7 @@ class LedWorld:
     engines: Engines
     term: Term
     hosts: dict[str, PlayedHost] = field(default_factory=dict)
+    storage_domain_id: StorageDomainId | None = None
     power: PowerDevices | None = None
     leads_itself: bool = False
     """The engines run in their tasks; else the test makes each turn."""
@@ -358,18 +384,24 @@ class LedWorld:
     async def add_storage(self) -> None:
         """Seen by all hosts that have joined."""
         view = await self.control.storage.create(ADMIN, StorageCreate(name="ds1", path="/srv/ds1"))
-        for host in self.hosts.values():
+        self.storage_domain_id = view.domain.id
+        for name, host in self.hosts.items():
             for order in host.orders:
                 await host.answer(order)
-            await host.tell(
-                StorageReport(
-                    storage_domain_id=view.domain.id,
-                    usable=True,
-                    size_bytes=100 * GIB,
-                    free_bytes=50 * GIB,
-                    images=(IMAGE,),
-                )
+            await self.tell_storage(name, usable=True)
+
+    async def tell_storage(self, name: str, *, usable: bool) -> None:
+        """Its agent does."""
+        assert self.storage_domain_id is not None, "no storage was added"
+        await self.hosts[name].tell(
+            StorageReport(
+                storage_domain_id=self.storage_domain_id,
+                usable=usable,
+                size_bytes=100 * GIB if usable else 0,
+                free_bytes=50 * GIB if usable else 0,
+                images=(IMAGE,) if usable else (),
             )
+        )
 
     async def add_vm(self, name: str = "web1", *, ha: bool = True) -> VmId:
         request = VmCreate(name=name, memory_bytes=512 * MIB, image="tiny", ha=ha)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from virtha.control.requests import VmStart
 from virtha.engine import turn
+from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -19,8 +20,6 @@ from virtha.engine.events import (
     Command,
     CopyGranted,
     EngineEvent,
-    EngineHost,
-    EngineVm,
     HostConfigured,
     Investigate,
     OrderPower,

@@ -11,12 +11,16 @@ from own_bmc import PASSWORD, UUID, IpmiSim
 from played_power import Machine, PlayedPower
 
 from virtha.control.leading import Leading
+from virtha.control.own_machine import OwnMachine
 from virtha.control.power_views import PowerPut
+from virtha.control.requests import OperationQuery
 from virtha.drivers.power_devices import RealPowerDevices
-from virtha.engine.events import EngineHost
+from virtha.engine.configured import EngineHost
+from virtha.model.errors import Refused
 from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import HostReport
-from virtha.model.ids import Revision
+from virtha.model.ids import BootId, Revision
+from virtha.model.operation import Operation, OperationState
 from virtha.model.policy import FencingPolicy, Policy
 from virtha.model.power import PowerFeed, PowerLevel
 from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
@@ -80,6 +84,13 @@ async def powered(world: LedWorld, put: PowerPut) -> None:
     await step(world, "h1", "h2")
 
 
+async def fencing(world: LedWorld) -> Operation:
+    """The one that there is."""
+    query = OperationQuery(kind="host.fence", subject=world.hosts["h1"].id)
+    (found,) = (await world.control.operations.list(query)).items
+    return found
+
+
 async def silent(world: LedWorld) -> None:
     """No connection breaks; they are given up."""
     for _ in range(4):
@@ -127,6 +138,15 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
         assert machine.struck == 1 and not machine.on
         await web1_runs_once_on_h2(world)
         assert len(await world.events("fence.began")) == 1
+        operation = await fencing(world)
+        assert operation.state is OperationState.DONE and operation.progress == 100
+        (only,) = operation.steps
+        assert only.name.startswith("off at level 1, attempt 1 (") and only.ended
+        assert only.detail.endswith("read off twice") and only.detail.startswith("bmc@")
+        await world.hosts["h1"].hello("h1-boot2")
+        await world.hosts["h1"].tell_all()
+        await world.settle()
+        assert await fencing(world) == operation, "it is over, whoever comes back"
 
     tell(tmp_path, power, story)
 
@@ -144,12 +164,19 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
             await world.pass_time(500, beating=("h2",))
             if "off" in machine.asked:
                 break
+        before = await fencing(world)
+        assert before.state is OperationState.RUNNING
+        with pytest.raises(Refused, match="virtha hold") as refused:
+            await world.control.operations.cancel(ADMIN, before.id)
+        assert refused.value.code == "problem.operation.cancel"
         await world.restart()
         await world.hosts["h2"].hello()
         await world.hosts["h2"].tell_all()
         await steps_until(world, started(world), "h2")
         assert machine.struck == 1
         await web1_runs_once_on_h2(world)
+        after = await fencing(world)
+        assert (after.id, after.state) == (before.id, OperationState.DONE)
 
     tell(tmp_path, power, story)
 
@@ -170,6 +197,19 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
         assert len(await world.events("fence.failed")) == 1
         assert machine.orders == ["off", "off"], "so many attempts, then a pause"
         assert world.hosts["h2"].starts() == [] and machine.on
+        operation = await fencing(world)
+        assert operation.state is OperationState.RUNNING and "again" in operation.message
+        states = [one.state for one in operation.steps]
+        assert states == [OperationState.FAILED] * 2, operation
+        assert operation.steps[1].detail.endswith("power.sign_in_refused")
+        reasons = (await world.control.hosts.get("h1")).engine
+        assert [one.code for one in reasons][-2:] == ["fence.waiting.retry", "fence.last_failure"]
+        assert "password" in str(reasons[-1].fields["why"])
+        world.hosts["h1"].boot = BootId("h1-boot1")
+        await world.hosts["h1"].hello()
+        for _ in range(8):
+            await step(world, "h1", "h2")
+        assert (await fencing(world)).state is OperationState.CANCELLED, "it lives"
 
     tell(tmp_path, power, story)
 
@@ -302,8 +342,17 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
 ) -> None:
     async def story(world: LedWorld) -> None:
         h1 = await world.join("h1")
-        for boot, own in ((h1.boot, True), ("another", False), (None, False)):
-            leading = Leading(world.store, *_parts(world), own_boot=boot)  # type: ignore[arg-type]
+        for boot, own in ((h1.boot, True), (BootId("another"), False), (None, False)):
+            machine = OwnMachine(boot=boot, id="m1")
+            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
+            (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
+            assert led.host.carries_server is own
+        # The machine reboots, and its agent does not come back: the boot on record is the old one.
+        world.control.hosts._own = OwnMachine(boot=h1.boot, id="m1")
+        await h1.hello()
+        for machine_id, own in (("m1", True), ("m2", False)):
+            machine = OwnMachine(boot=BootId("next"), id=machine_id)
+            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
 

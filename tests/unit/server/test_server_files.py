@@ -66,7 +66,7 @@ def test_notify_to_a_path_an_abstract_name_and_nobody(tmp_path: Path) -> None:
     for address in (str(tmp_path / "n"), f"@virtha-test-{os.getpid()}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
             server.bind(address.replace("@", "\0", 1))
-            server.settimeout(5)
+            server.settimeout(60)
             assert notify("READY=1", {"NOTIFY_SOCKET": address})
             assert server.recv(100) == b"READY=1"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from virtha.engine.configured import EngineHost
 from virtha.engine.engine import Engine
-from virtha.engine.events import EngineHost, HoldChanged, HostConfigured
+from virtha.engine.events import HoldChanged, HostConfigured
 from virtha.engine.journal import FaultKind, SegmentReader
 from virtha.engine.records import ClusterRecord, EngineRecords
 from virtha.engine.replay import Replay

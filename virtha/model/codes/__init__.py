@@ -14,11 +14,13 @@ from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
 from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
+from virtha.model.codes.readiness import READINESS_REASONS
 from virtha.model.codes.reasons import REASONS as _REASONS
 
 EVENTS = (*_EVENTS, *FAILOVER_EVENTS, *LEASE_EVENTS, *NOTIFICATION_EVENTS, *POWER_EVENTS)
 REASONS = (
     *_REASONS,
+    *READINESS_REASONS,
     *FAILOVER_REASONS,
     *LEASE_REASONS,
     *NOTIFICATION_REASONS,

@@ -192,6 +192,15 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "it was switched on again and did not come back",
         help="Look at its console: it may hang in its firmware or its boot, or have no mains.",
     ),
+    reason(
+        6079,
+        "fence.last_failure",
+        ERROR,
+        "the last try, of {device}, failed: {why}",
+        "device",
+        "why",
+        help="Mend what it names; or make sure that the host is off and confirm it as dead.",
+    ),
     # 6090: how a power device failed
     reason(6090, "power.failed", ERROR, "the device refused or failed"),
     reason(6091, "power.no_answer", ERROR, "the device did not answer"),

@@ -145,6 +145,20 @@ POWER_REASONS: tuple[Code, ...] = (
         WARNING,
         "this server leads the cluster no more, so the device was not asked",
     ),
+    reason(
+        6258,
+        "power.unprotected",
+        WARNING,
+        "its cipher suite protects no answer: whoever is on its network can say off in its place",
+        help="Set cipher to one with integrity, most often 3 or 17; else keep that network to the devices and the servers.",
+    ),
+    reason(
+        6259,
+        "power.unchecked",
+        WARNING,
+        "nobody checks its certificate: whoever answers at its address is given the password, and can say off in its place",
+        help="Set certificate to authority, and authority_pem to who signed it, or to its own certificate.",
+    ),
 )
 
 POWER_EVENTS: tuple[Code, ...] = (
@@ -204,5 +218,24 @@ POWER_EVENTS: tuple[Code, ...] = (
         "detail",
         help="Restore secrets.key from a backup of this installation and restart the server; without one: "
         "'virtha server new-secrets-key', restart, and give each power device its password anew.",
+    ),
+    event(
+        3136,
+        "power.test.broke",
+        ERROR,
+        "Power device {device} of {host} worked before, and its scheduled test fails now: {why}",
+        "device",
+        "host",
+        "why",
+        help="While it fails, VMs of this host wait for another proof if it dies. Mend it, then: virtha host power test.",
+    ),
+    event(
+        3137,
+        "power.test.mended",
+        INFO,
+        "Power device {device} of {host} passes its scheduled test again: it says {state}",
+        "device",
+        "host",
+        "state",
     ),
 )

@@ -1,0 +1,256 @@
+"""`virtha doctor`: each thing that would fail is told with its fix, and nothing is made up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from virtha import __version__
+from virtha.control.own_machine import OwnMachine
+from virtha.control.power_results import PowerResults, Tried
+from virtha.control.power_views import PowerPut
+from virtha.control.readiness import Readiness
+from virtha.control.readiness_views import ReadinessView
+from virtha.control.requests import HoldPut, ReceiverCreate, SubscriptionCreate, VmStart
+from virtha.control.views import Caller
+from virtha.model.codes import Severity
+from virtha.model.errors import NotFound
+from virtha.model.evidence import PowerState
+from virtha.model.facts import HostReport, StorageReport
+from virtha.model.ids import BootId
+from virtha.model.notification import WebhookSettings
+from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
+from virtha.model.user import Role
+from virtha.ports.leaders import NobodyLeads
+from virtha.ports.power import PowerReading
+from virtha.store.hosts import find_host
+
+pytestmark = pytest.mark.req("X5")
+Tell = Callable[[Any], None]
+World = Any
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+DAY_MS = 86_400_000
+UUID = "4c4c4544004235108050b7c04f4d4d31"
+
+
+def codes(view: ReadinessView, about: str = "") -> set[str]:
+    return {one.code for one in view.findings if one.about == about or not about}
+
+
+def settings(address: str, **more: Any) -> PowerPut:
+    given = {
+        "driver": PowerDriver.COMMAND,
+        "executable": "/bin/false",
+        "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
+        "stop": "stop",
+        "status": "status",
+        "address": address,
+    }
+    return PowerPut(settings=PowerSettings(**{**given, **more}))
+
+
+async def set_power(world: World, host: str, device: str = "bmc", **more: Any) -> None:
+    put = settings(f"{host}-{device}", **more)
+    await world.control.power.put_of_host(ADMIN, host, device, put, None)
+
+
+async def keep_test(
+    world: World, host: str, device: str = "bmc", reading: PowerReading | None = None
+) -> None:
+    """A test that ended so."""
+    reached = await world.control.power.reach(host, device)
+    tried = Tried(
+        host=reached.row.host,
+        before=reached.row.status,
+        name=device,
+        revision=reached.revision,
+        has_status=True,
+        reading=reading or PowerReading(state=PowerState.ON, identity=MachineIdentity(uuid=UUID)),
+        took_ms=5,
+        waits_ms=1_000,
+    )
+    await PowerResults(world.store, world.clock, NobodyLeads()).keep(tried, by="admin")
+
+
+async def two_good_hosts(world: World) -> None:
+    able = {"machine": MachineIdentity(uuid=UUID), "agent_version": __version__}
+    for name in ("h1", "h2"):
+        await world.join(name, **able)
+    await world.add_storage()
+    for name in ("h1", "h2"):
+        for level, device in enumerate(("bmc", "strip"), start=1):
+            await set_power(world, name, device, level=level)
+            await keep_test(world, name, device)
+
+
+def test_where_nothing_is_missing_nothing_is_found(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        view = await world.control.readiness.of_host("h1")
+        assert (view.verdict, view.findings) == ("ready", ()), view
+        assert view.about == "host/h1" and view.not_looked_at, "what is not known is said"
+        await world.add_vm()
+        await world.run_vm()
+        whole = await world.control.readiness.all()
+        assert codes(whole) == {"ready.nobody_told", "protection.no_watchdog"}
+        assert whole.verdict == "at_risk" and (whole.hosts, whole.vms) == (2, 1)
+        assert all(one.fix for one in whole.findings)
+
+    tell(story)
+
+
+def test_what_is_wrong_with_a_power_device_is_told_with_its_name(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        look = world.control.readiness.of_host
+        await world.join("h1", machine=MachineIdentity(uuid=UUID))
+        await world.join("h2")
+        assert codes(await look("h1")) == {"ready.power.none"}
+        await set_power(world, "h1")
+        bad = {"ready.power.no_level", "ready.power.one_level"}
+        assert codes(await look("h1")) == bad | {"ready.power.untested"}
+        await keep_test(world, "h1")
+        assert codes(await look("h1")) == {"ready.power.one_level"}
+        await set_power(world, "h1", user="another")
+        assert codes(await look("h1")) == bad | {"ready.power.untested"}
+        for state, why in ((PowerState.OFF, "off"), (PowerState.UNKNOWN, "neither")):
+            await keep_test(world, "h1", reading=PowerReading(state=state))
+            view = await look("h1")
+            assert view.verdict == "not_ready"
+            (failed,) = (one for one in view.findings if one.code == "ready.power.failed")
+            assert why in failed.text and "bmc" in failed.text
+        await keep_test(world, "h1", reading=PowerReading(state=PowerState.ON))
+        assert codes(await look("h1")) == {"ready.power.no_identity", "ready.power.one_level"}
+        world.clock.advance(DAY_MS)
+        (old,) = (o for o in (await look("h1")).findings if o.code == "ready.power.old")
+        assert "1d ago" in old.text
+        await set_power(world, "h1", "strip", level=2, status="")
+        await keep_test(world, "h1")
+        assert codes(await look("h1")) == {"ready.power.no_status"}
+        await set_power(world, "h1", "strip", level=1, status="")
+        assert codes(await look("h1")) >= bad, "all of a level must be off"
+
+    tell(story)
+
+
+def test_a_machine_that_differs_from_the_others_is_told(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        h1 = world.hosts["h1"]
+        await world.control.hosts.clock_measured(h1.id, 90_000)
+        able = (await world.control.hosts.get("h1")).status.capabilities
+        await h1.tell(HostReport(capabilities=replace(able, agent_version="0.0.1")))
+        found = await world.control.readiness.of_host("h1")
+        assert codes(found) == {"ready.clock", "ready.version"}
+        assert "1m30s" in found.findings[0].text or "90s" in found.findings[0].text
+        assert codes(await world.control.readiness.of_host("h2")) == set()
+        await h1.tell(HostReport(capabilities=replace(able, gate_in_force=False)))
+        found = await world.control.readiness.of_host("h1")
+        assert "protection.gate" in codes(found) and found.verdict == "not_ready"
+
+    tell(story)
+
+
+@pytest.mark.req("J4")
+def test_the_host_of_this_server_is_known_over_its_boots(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        h1 = await world.join("h1")
+
+        def readiness(boot: str, machine: str) -> Readiness:
+            own = OwnMachine(boot=BootId(boot), id=machine)
+            return Readiness(world.store, world.links, NobodyLeads(), own)
+
+        async def carries(boot: str, machine: str) -> bool:
+            view = await readiness(boot, machine).of_host("h1")
+            return "ready.server_on_host" in codes(view)
+
+        assert await carries(h1.boot, "m1")
+        assert not await carries("another", "m1"), "it never connected while it carried us"
+        hosts = world.control.hosts
+        hosts._own = OwnMachine(boot=h1.boot, id="m1")
+        await h1.hello()
+        assert await carries("next-boot", "m1"), "the machine has rebooted, its agent is not back"
+        assert not await carries("next-boot", "m2"), "the server has moved"
+        hosts._own = OwnMachine(boot=BootId("next-boot"), id="m1")
+        await h1.hello("h1-boot2")
+        assert not await carries("next-boot", "m1"), "it connected, and is another machine"
+        async with world.store.read() as tx:
+            row = await find_host(tx, "h1")
+        assert row is not None and row.status.carries is None
+
+    tell(story)
+
+
+def test_vms_that_would_fit_nowhere_are_found_before_their_host_dies(tell: Tell) -> None:
+    """Each alone would fit; both don't."""
+
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        gib = 1 << 30
+        for name, host in (("big1", "h1"), ("big2", "h1"), ("own", "h2")):
+            await world.add_vm(name, memory_bytes=3 * gib)
+            operation = await world.control.vms.start(ADMIN, name, VmStart(host=host))
+            await world.play(operation.id)
+        view = await world.control.readiness.of_host("h1")
+        (found,) = view.findings
+        assert found.code == "ready.no_room" and found.fields["count"] == 1, found
+        assert view.verdict == "not_ready"
+        name = str(found.fields["vms"])
+        told = codes(await world.control.readiness.of_vm(name))
+        assert "ready.vm.no_room" in told
+        whole = codes(await world.control.readiness.of_cluster("default"))
+        assert {"ready.no_room", "ready.vm.no_room"} <= whole
+
+    tell(story)
+
+
+def test_storage_that_one_host_only_can_use_is_told(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        await world.add_vm()
+        domain = (await world.control.vms.get("web1")).vm.disks[0].storage_domain_id
+        report = StorageReport(
+            storage_domain_id=domain, usable=False, size_bytes=1, free_bytes=1, images=()
+        )
+        await world.hosts["h2"].tell(report)
+        view = await world.control.readiness.all()
+        (found,) = (one for one in view.findings if one.code == "ready.storage_not_shared")
+        assert found.about == "storage/ds1" and found.fields["hosts"] == "h1"
+
+    tell(story)
+
+
+def test_of_a_cluster_it_says_what_concerns_all(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await world.join("h1")
+        whole = await world.control.readiness.of_cluster("default")
+        assert {"ready.one_host", "ready.nobody_told"} <= codes(whole, "cluster/default")
+        settings = WebhookSettings(url="https://192.0.2.1/hook", private_addresses=True)
+        receiver = ReceiverCreate(name="chat", settings=settings)
+        await world.control.receivers.create(ADMIN, receiver)
+        some = SubscriptionCreate(receiver="chat", name="some", codes=("fence.*",))
+        await world.control.subscriptions.create(ADMIN, some)
+        whole = await world.control.readiness.of_cluster("default")
+        (left,) = (one for one in whole.findings if one.code == "ready.nobody_told")
+        assert left.fields["codes"] == "host.judged_dead, vm.recovered"
+        every = SubscriptionCreate(receiver="chat", name="every", severity=Severity.INFO)
+        await world.control.subscriptions.create(ADMIN, every)
+        await world.control.hold.set(ADMIN, HoldPut(reason="network work"))
+        whole = await world.control.readiness.of_cluster("default")
+        assert "ready.nobody_told" not in codes(whole)
+        assert codes(whole, "installation") == {"protection.hold"}
+
+    tell(story)
+
+
+@pytest.mark.bad_input
+def test_what_there_is_not_is_not_ready(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        look = world.control.readiness
+        for ask in (look.of_host, look.of_vm, look.of_cluster):
+            with pytest.raises(NotFound, match="nowhere"):
+                await ask("nowhere")
+        view = await look.all()
+        assert view.verdict == "not_ready" and codes(view) >= {"ready.one_host"}
+
+    tell(story)

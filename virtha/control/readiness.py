@@ -1,0 +1,223 @@
+"""`virtha doctor`: what would fail today, per host, VM, cluster, or of all there is (X5)."""
+
+import asyncio
+from collections.abc import Mapping
+
+from virtha import __version__
+from virtha.control.engine_power import LedDevice, led_devices
+from virtha.control.known_settings import (
+    CLOCK_OFFSET_MAX,
+    POWER_TEST_INTERVAL,
+    SettingValues,
+    setting_values,
+)
+from virtha.control.launch import Surroundings, read_surroundings
+from virtha.control.names import the_cluster, the_host, the_vm
+from virtha.control.own_machine import OwnMachine
+from virtha.control.protection import OK
+from virtha.control.readiness_views import Finding, ReadinessView
+from virtha.control.ready_checks import (
+    HostFacts,
+    finding,
+    of_cluster,
+    of_host,
+    verdict_of,
+    worst_first,
+)
+from virtha.control.ready_room import without_room
+from virtha.control.vm_views import VmViews
+from virtha.model.codes import render
+from virtha.model.host import Cluster
+from virtha.model.ids import HostId, VmId
+from virtha.model.notification import Subscription
+from virtha.model.power_settings import PowerTest
+from virtha.model.value import Fields, Value
+from virtha.model.vm import Reason
+from virtha.ports.hosts import HostLinks
+from virtha.ports.leaders import Leaders
+from virtha.store.changed import adopted_on
+from virtha.store.clusters import all_clusters, find_cluster
+from virtha.store.hosts import HostRow
+from virtha.store.installations import the_installation
+from virtha.store.notifications import live_subscriptions
+from virtha.store.power import power_tests_of
+from virtha.store.store import Store, Transaction
+from virtha.store.vms import VmRow
+
+NAMES_MAX = 10
+Lacking = dict[HostId, dict[VmId, tuple[Reason, ...]]]
+
+
+class _Facts(Value, frozen=True, kw_only=True):
+    """Of one cluster, in one snapshot."""
+
+    cluster: Cluster
+    surroundings: Surroundings
+    defined: Mapping[HostId, frozenset[VmId]]
+    devices: Mapping[HostId, list[LedDevice]]
+    tests: Mapping[tuple[HostId, str], PowerTest]
+    settings: SettingValues
+    subscriptions: tuple[Subscription, ...]
+    hold: str | None
+    protection: Mapping[VmId, tuple[Reason, ...]]
+
+
+class Readiness:
+    def __init__(
+        self,
+        store: Store,
+        links: HostLinks,
+        leaders: Leaders,
+        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+    ) -> None:
+        """``own``: the machine that this server runs on."""
+        self._store = store
+        self._views = VmViews(store, links, leaders)
+        self._own = own
+
+    async def all(self) -> ReadinessView:
+        async with self._store.read() as tx:
+            facts = [await self._facts(tx, cluster) for cluster in await all_clusters(tx)]
+        found: list[Finding] = _of_hold(facts[0]) if facts else []
+        for one in facts:
+            found += await self._whole(one)
+        return _view("installation", found, facts)
+
+    async def of_cluster(self, ref: str) -> ReadinessView:
+        async with self._store.read() as tx:
+            facts = await self._facts(tx, await the_cluster(tx, ref))
+        found = _of_hold(facts) + await self._whole(facts)
+        return _view(f"cluster/{facts.cluster.name}", found, [facts])
+
+    async def of_host(self, ref: str) -> ReadinessView:
+        """Of the host itself, and whether its VMs would fit elsewhere."""
+        async with self._store.read() as tx:
+            host = (await the_host(tx, ref)).host
+            cluster = await find_cluster(tx, host.cluster_id)
+            assert cluster is not None
+            facts = await self._facts(tx, cluster)
+        row = next(one for one in facts.surroundings.hosts if one.host.id == host.id)
+        found = self._of_host(facts, row, await _lacking(facts, (host.id,)))
+        held = [one for one in facts.surroundings.vms if host.id in one.status.holders]
+        return _view(f"host/{host.name}", found, [facts], hosts=1, vms=len(held))
+
+    async def of_vm(self, ref: str) -> ReadinessView:
+        """Of the VM, and of the hosts that may hold it: it comes back only when their death is proven."""
+        async with self._store.read() as tx:
+            row = await the_vm(tx, ref)
+            cluster = await find_cluster(tx, row.vm.cluster_id)
+            assert cluster is not None
+            facts = await self._facts(tx, cluster)
+        lacking = await _lacking(facts, row.status.holders)
+        found = _of_hold(facts) + _of_vm(facts, row, lacking)
+        hosts = [one for one in facts.surroundings.hosts if one.host.id in row.status.holders]
+        if row.vm.ha:
+            for host in hosts:
+                found += self._of_host(facts, host, {})
+        return _view(f"vm/{row.vm.name}", found, [facts], hosts=len(hosts), vms=1)
+
+    async def _whole(self, facts: _Facts) -> list[Finding]:
+        rows = facts.surroundings.hosts
+        lacking = await _lacking(facts, tuple(row.host.id for row in rows))
+        found = of_cluster(facts.cluster, facts.surroundings, facts.subscriptions)
+        for row in rows:
+            found += self._of_host(facts, row, lacking)
+        for vm in facts.surroundings.vms:
+            found += _of_vm(facts, vm, lacking)
+        return found
+
+    def _of_host(self, facts: _Facts, row: HostRow, lacking: Lacking) -> list[Finding]:
+        host_id, cluster = row.host.id, facts.cluster
+        devices = facts.devices.get(host_id, [])
+        found = of_host(
+            HostFacts(
+                row=row,
+                devices=devices,
+                tests={
+                    one.name: test
+                    for one in devices
+                    if (test := facts.tests.get((host_id, one.name))) is not None
+                },
+                action=cluster.policy.fencing.action,
+                test_interval_ms=facts.settings.get(POWER_TEST_INTERVAL, cluster_id=cluster.id),
+                clock_offset_max_ms=facts.settings.get(CLOCK_OFFSET_MAX),
+                own=self._own,
+                version=__version__,
+                now=self._store.clock.wall_ms(),
+            )
+        )
+        left = lacking.get(host_id)
+        if left:
+            names = sorted(one.vm.name for one in facts.surroundings.vms if one.vm.id in left)
+            more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
+            vms = ", ".join(names[:NAMES_MAX]) + more
+            fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
+            found.append(
+                finding(f"host/{row.host.name}", Reason(code="ready.no_room", fields=fields))
+            )
+        return found
+
+    async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:
+        surroundings = await read_surroundings(tx, cluster.id)
+        ids = [row.host.id for row in surroundings.hosts]
+        views = await self._views.make(tx, surroundings.vms)
+        return _Facts(
+            cluster=cluster,
+            surroundings=surroundings,
+            defined=await adopted_on(tx, ids),
+            devices=await led_devices(tx, dict.fromkeys(ids, cluster.id)),
+            tests=await power_tests_of(tx, ids),
+            settings=await setting_values(tx),
+            subscriptions=await live_subscriptions(tx),
+            hold=(await the_installation(tx)).installation.hold,
+            protection={view.vm.id: view.protection for view in views},
+        )
+
+
+async def _lacking(facts: _Facts, host_ids: tuple[HostId, ...]) -> Lacking:
+    """In a thread: of a large cluster it takes a while."""
+    policy = facts.cluster.policy.recovery
+    return await asyncio.to_thread(
+        without_room, facts.surroundings, facts.defined, policy, host_ids
+    )
+
+
+def _of_hold(facts: _Facts) -> list[Finding]:
+    if facts.hold is None:
+        return []
+    reason = Reason(code="protection.hold", fields={"reason": facts.hold})
+    return [finding("installation", reason)]
+
+
+def _of_vm(facts: _Facts, row: VmRow, lacking: Lacking) -> list[Finding]:
+    """What `virtha status` says of its protection, and why it would not fit if its host died."""
+    about = f"vm/{row.vm.name}"
+    # Told once, of all.
+    reasons = [
+        one for one in facts.protection[row.vm.id] if one != OK and one.code != "protection.hold"
+    ]
+    hosts = {one.host.id: one.host.name for one in facts.surroundings.hosts}
+    for host_id in row.status.holders:
+        against = lacking.get(host_id, {}).get(row.vm.id)
+        if against is not None:
+            why = "; ".join(render(one.code, one.fields) for one in against)
+            fields: Fields = {"host": hosts.get(host_id, host_id), "why": why}
+            reasons.append(Reason(code="ready.vm.no_room", fields=fields))
+    return [finding(about, one) for one in reasons]
+
+
+def _view(
+    about: str,
+    found: list[Finding],
+    facts: list[_Facts],
+    *,
+    hosts: int | None = None,
+    vms: int | None = None,
+) -> ReadinessView:
+    return ReadinessView(
+        about=about,
+        verdict=verdict_of(found),
+        findings=worst_first(found),
+        hosts=sum(len(one.surroundings.hosts) for one in facts) if hosts is None else hosts,
+        vms=sum(len(one.surroundings.vms) for one in facts) if vms is None else vms,
+    )

@@ -1,0 +1,187 @@
+"""What would fail today, and what to do about it (X5). Pure; from facts that the server has, never a guess."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from virtha.alerts.match import fits
+from virtha.control.engine_power import LedDevice
+from virtha.control.launch import Surroundings
+from virtha.control.own_machine import OwnMachine
+from virtha.control.power import problem_of
+from virtha.control.power_results import reason_text
+from virtha.control.readiness_views import Finding
+from virtha.control.status import host_reasons
+from virtha.model.codes import REGISTRY, Severity, render
+from virtha.model.evidence import IdentityMatch
+from virtha.model.host import Cluster, HostState
+from virtha.model.ids import HostId
+from virtha.model.notification import Subscription
+from virtha.model.policy import FencingAction
+from virtha.model.power_settings import PowerTest
+from virtha.model.time import UtcMillis, format_duration_ms, format_utc
+from virtha.model.value import Scalar, Value
+from virtha.model.vm import Reason
+from virtha.store.hosts import HostRow
+
+TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
+"""Of these somebody should be told (F4): that a host failed, that it is fenced or can't be, that its VMs are back."""
+OLD_ANYWAY_MS = 7 * 86_400_000
+_PROVES_NOT = frozenset(
+    f"ready.power.{word}" for word in ("unusable", "untested", "failed", "no_status")
+)
+_SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
+_RANK = {severity: rank for rank, severity in enumerate(Severity)}
+
+
+class HostFacts(Value, frozen=True, kw_only=True):
+    """``tests``: by device. ``test_interval_ms``: 0: the server tests none by itself."""
+
+    row: HostRow
+    devices: Sequence[LedDevice]
+    tests: Mapping[str, PowerTest]
+    action: FencingAction
+    test_interval_ms: int
+    clock_offset_max_ms: int
+    own: OwnMachine
+    version: str
+    now: UtcMillis
+
+
+def finding(about: str, reason: Reason) -> Finding:
+    code = REGISTRY.get(reason.code)
+    return Finding(
+        about=about,
+        code=reason.code,
+        severity=code.severity if code is not None else Severity.WARNING,
+        text=render(reason.code, reason.fields),
+        fix=code.help if code is not None else "",
+        fields=reason.fields,
+    )
+
+
+def worst_first(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(found, key=lambda one: (-_RANK[one.severity], one.about)))
+
+
+def verdict_of(found: Iterable[Finding]) -> str:
+    ranks = {one.severity for one in found}
+    if Severity.ERROR in ranks or Severity.ALERT in ranks:
+        return "not_ready"
+    return "at_risk" if Severity.WARNING in ranks else "ready"
+
+
+def of_host(facts: HostFacts) -> list[Finding]:
+    row, host = facts.row, facts.row.host.name
+    found = [*host_reasons(row), *_of_power(facts)]
+    offset_ms = row.status.clock_offset_ms
+    if offset_ms is not None and abs(offset_ms) > facts.clock_offset_max_ms:
+        found.append(_reason("ready.clock", host=host, offset=format_duration_ms(abs(offset_ms))))
+    agent = row.status.capabilities.agent_version
+    if agent and agent != facts.version:
+        found.append(_reason("ready.version", host=host, agent=agent, server=facts.version))
+    if facts.own.carries_us(row.status):
+        found.append(_reason("ready.server_on_host", host=host))
+    return [finding(f"host/{host}", one) for one in found]
+
+
+def _of_power(facts: HostFacts) -> list[Reason]:
+    host = facts.row.host.name
+    if facts.action not in _SWITCHES:
+        return []  # of its cluster: nothing is switched at all
+    if not facts.devices:
+        return [_reason("ready.power.none", host=host)]
+    found: list[Reason] = []
+    proves: dict[int, bool] = {}
+    for one in facts.devices:
+        against = _of_device(facts, one)
+        found += against
+        fit = not any(reason.code in _PROVES_NOT for reason in against)
+        proves[one.level] = proves.get(one.level, True) and fit
+    if not any(proves.values()):
+        found.insert(0, _reason("ready.power.no_level", host=host))
+    if len(proves) == 1:
+        found.append(_reason("ready.power.one_level", host=host))
+    return found
+
+
+def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
+    names: dict[str, Scalar] = {"host": facts.row.host.name, "device": device.name}
+    shared = device.shared.record.secrets if device.shared is not None else ()
+    problem = problem_of(
+        device.own.record.settings, device.settings, {*device.own.record.secrets, *shared}
+    )
+    if problem:
+        return [_reason("ready.power.unusable", **names, problem=problem)]
+    if not device.settings.has_status:
+        return [_reason("ready.power.no_status", **names)]
+    test = facts.tests.get(device.name)
+    if test is None or test.settings_revision < device.revision:
+        return [_reason("ready.power.untested", **names)]
+    at = format_utc(test.at)
+    if not test.passed:
+        why = reason_text(test.code) or f"it said {test.state.value}, and the host was not up"
+        return [_reason("ready.power.failed", **names, at=at, why=why)]
+    found = []
+    age_ms = facts.now - test.at
+    if age_ms > (2 * facts.test_interval_ms or OLD_ANYWAY_MS):
+        age = format_duration_ms(age_ms // 60_000 * 60_000)
+        found.append(_reason("ready.power.old", **names, at=at, age=age))
+    if test.identity is IdentityMatch.UNKNOWN:
+        found.append(_reason("ready.power.no_identity", **names))
+    return found
+
+
+def of_cluster(
+    cluster: Cluster, surroundings: Surroundings, subscriptions: Sequence[Subscription]
+) -> list[Finding]:
+    """And of its storage."""
+    found: list[Reason] = []
+    up = {row.host.id: row for row in surroundings.hosts if row.status.state is HostState.UP}
+    if len(up) < 2:  # one to die and one to go to
+        hosts = len(surroundings.hosts)
+        found.append(_reason("ready.one_host", cluster=cluster.name, up=len(up), hosts=hosts))
+    action = cluster.policy.fencing.action
+    if action is FencingAction.NOTHING:
+        found.append(_reason("fence.blocked.action_nothing"))
+    if action is FencingAction.BLINK:
+        found.append(_reason("fence.blocked.action_blink"))
+    untold = [code for code in TOLD_OF if not _is_told(code, cluster, subscriptions)]
+    if untold:
+        codes = ", ".join(untold)
+        found.append(_reason("ready.nobody_told", cluster=cluster.name, codes=codes))
+    told = [finding(f"cluster/{cluster.name}", one) for one in found]
+    return told + _of_storage(surroundings, up)
+
+
+def _of_storage(surroundings: Surroundings, up: Mapping[HostId, HostRow]) -> list[Finding]:
+    """Only such as VMs that should come back have their disks on."""
+    used = {
+        disk.storage_domain_id for row in surroundings.vms if row.vm.ha for disk in row.vm.disks
+    }
+    found = []
+    for domain_id, name in sorted(surroundings.storage_names.items(), key=lambda one: one[1]):
+        able = [
+            row.host.name
+            for host_id, row in up.items()
+            if surroundings.usable.get((host_id, domain_id), False)
+        ]
+        if domain_id in used and len(able) < 2 <= len(up):
+            hosts = ", ".join(able) or "no host that is up"
+            reason = _reason("ready.storage_not_shared", storage=name, hosts=hosts)
+            found.append(finding(f"storage/{name}", reason))
+    return found
+
+
+def _is_told(code: str, cluster: Cluster, subscriptions: Sequence[Subscription]) -> bool:
+    severity = REGISTRY[code].severity
+    return any(
+        one.cluster_id in (None, cluster.id)
+        and one.host_id is None
+        and one.vm_id is None
+        and _RANK[severity] >= _RANK[one.severity]
+        and (not one.codes or any(fits(pattern, code) for pattern in one.codes))
+        for one in subscriptions
+    )
+
+
+def _reason(code: str, **fields: Scalar) -> Reason:
+    return Reason(code=code, fields=fields)
