@@ -53,6 +53,7 @@ from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, add_definition, find_vm, save_vm_status
 
 STEP = 0
+UNSENT = "migration.ended.unsent"
 """Each of the engine's orders has one."""
 
 
@@ -66,9 +67,14 @@ def receiving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
     return operation_of(cluster_id, f"{command.order_id}.receive")
 
 
+def leaving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
+    """Of the order to its source."""
+    return operation_of(cluster_id, f"{command.order_id}.migrate")
+
+
 class NotOrdered(Value, frozen=True, kw_only=True):
-    """A start that was not ordered. ``code``: why it never can be, where nothing of that order went out before; None: the
-    engine takes it back in its time."""
+    """A start, or a move's first or second order, that did not go out. ``code``: why it never can, where nothing of it went
+    out before; None: the engine takes it back in its time."""
 
     why: str
     code: str | None = None
@@ -205,14 +211,18 @@ class EngineOrders:
 
     # Live migration
 
-    async def receive(self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand) -> bool:
-        """To the target, whose answer names ``receiving``. False: it could not be sent. Sent once (ADR 10)."""
+    async def receive(
+        self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand
+    ) -> NotOrdered | None:
+        """To the target, whose answer names ``receiving``. Sent once (ADR 10). None: it went out, or may have."""
         async with self._store.write() as tx:
             row = await find_vm(tx, command.vm_id)
             host = await find_host(tx, command.target)
             sides = {command.source, command.target}
             if row is None or host is None or set(row.status.holders) != sides:
-                return False
+                return NotOrdered(why="its copies are not those of that move", code=UNSENT)
+            if not self._links.agent_connected(command.target):
+                return NotOrdered(why="its target has no session", code=UNSENT)
             wanted = Grant(
                 vm_id=command.vm_id,
                 incarnation=command.incarnation,
@@ -225,26 +235,34 @@ class EngineOrders:
             operation_id = receiving(cluster_id, command)
             order = await _order_now(tx, lead, host, command.target_boot, operation_id, body)
             if order is None:
-                return False
+                return NotOrdered(why="its target has begun another boot", code=UNSENT)
             # First what it will have, then the order: whoever deletes the VM has it forgotten there as well.
             await add_definition(tx, command.vm_id, command.target)
-        return self._links.deliver(HostId(host.host.id), order)
+        # A session that broke on the way may have carried it: its answer, or its host's list, tells.
+        self._links.deliver(HostId(host.host.id), order)
+        return None
 
     async def migrate(
         self, cluster_id: ClusterId, lead: Lead, command: MigrateCommand, let_in: Fields
-    ) -> None:
-        """To the source, once the target has said that it lets the copy in, and where: ``let_in``."""
+    ) -> NotOrdered | None:
+        """To the source, once the target has said that it lets the copy in, and where: ``let_in``. Its answer names
+        ``leaving``. None: it went out, or may have. Raises Unavailable."""
         async with self._store.read() as tx:
             host = await find_host(tx, command.source)
-            if host is not None:
-                operation_id = operation_of(cluster_id, f"{command.order_id}.migrate")
-                asked = await open_move(tx, command.vm_id)
-                body = replace(
-                    migrate_order(command),
-                    destination=_destination(let_in, asked),
-                    progress_of=asked.operation.id if asked is not None else None,
-                )
-                await self._send(tx, lead, host, command.source_boot, operation_id, body)
+            if host is None or not self._links.agent_connected(command.source):
+                return NotOrdered(why="its source has no session", code=UNSENT)
+            asked = await open_move(tx, command.vm_id)
+            body = replace(
+                migrate_order(command),
+                destination=_destination(let_in, asked),
+                progress_of=asked.operation.id if asked is not None else None,
+            )
+            operation_id = leaving(cluster_id, command)
+            order = await _order_now(tx, lead, host, command.source_boot, operation_id, body)
+            if order is None:
+                return NotOrdered(why="its source has begun another boot", code=UNSENT)
+        self._links.deliver(HostId(host.host.id), order)
+        return None
 
     async def settle(
         self, cluster_id: ClusterId, lead: Lead, command: SettleMigration, *, attempt: int

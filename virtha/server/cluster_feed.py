@@ -12,7 +12,13 @@ from typing import Protocol
 import structlog
 from msgspec.structs import replace
 
-from virtha.control.engine_orders import EngineOrders, operation_of, receiving
+from virtha.control.engine_orders import (
+    EngineOrders,
+    NotOrdered,
+    leaving,
+    operation_of,
+    receiving,
+)
 from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.capacity import FeatureKind
@@ -33,6 +39,7 @@ from virtha.engine.events import (
     Investigate,
     LibvirtAnswered,
     MigrateCommand,
+    MigrationEnded,
     Notice,
     OrderPower,
     Poison,
@@ -76,6 +83,8 @@ from virtha.wire.witness_messages import WitnessAnswer
 
 log = structlog.get_logger("virtha.server.engines")
 _PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
+REFUSED_UNREAD = ("order.refused.term", "order.refused.boot")
+"""How an agent's order desk refuses, before anybody there looks at the VM (agent/order_desk.py)."""
 
 Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 """Of a host, those that stand at this moment."""
@@ -170,6 +179,9 @@ class ClusterFeed:
         """The last fact of each host that the engine was given."""
         self._starts: dict[OperationId, StartCommand] = {}
         self._let_in: dict[OperationId, MigrateCommand] = {}
+        """By the order to the target, until that is answered."""
+        self._leaving: dict[OperationId, MigrateCommand] = {}
+        """By the order to the source, likewise."""
         """Orders to targets; the source of each is ordered when its target has taken it."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
@@ -465,14 +477,46 @@ class ClusterFeed:
         start = self._starts.get(outcome.operation_id)
         if start is not None:
             self.offer(start_ended(start, outcome))
+        left = self._leaving.pop(outcome.operation_id, None)
+        unread = outcome.result is Result.REFUSED and outcome.code in REFUSED_UNREAD
+        if left is not None and unread:
+            self._move_refused(left, left.source, outcome.code)
         command = self._let_in.pop(outcome.operation_id, None)
-        if command is None or outcome.result is not Result.OK:
+        if command is None:
+            return
+        if unread:
+            self._move_refused(command, command.target, outcome.code)
+        if outcome.result is not Result.OK:
             return  # a target that refused says so itself, durably
+        operation_id = leaving(self.cluster_id, command)
+        self._leaving[operation_id] = command
         while True:
             with contextlib.suppress(Unavailable):
-                await self._orders.migrate(self.cluster_id, self.lead, command, outcome.fields)
+                why_not = await self._orders.migrate(
+                    self.cluster_id, self.lead, command, outcome.fields
+                )
+                if why_not is not None:
+                    del self._leaving[operation_id]
+                    self._move_unsent(command, command.source, why_not)
                 return
             await asyncio.sleep(DATABASE_RETRY_MS / 1_000)
+
+    def _move_unsent(self, command: MigrateCommand, host_id: HostId, why_not: NotOrdered) -> None:
+        log.info("a move was not ordered", order=command.order_id, why=why_not.why)
+        self._move_refused(command, host_id, why_not.code)
+
+    def _move_refused(self, command: MigrateCommand, host_id: HostId, code: str | None) -> None:
+        """That side was never asked, or its agent refused the order without a look at the VM. Untold, the engine waits for
+        the move's whole deadline."""
+        self.offer(
+            MigrationEnded(
+                order_id=command.order_id,
+                host_id=host_id,
+                vm_id=command.vm_id,
+                result=Result.REFUSED,
+                code=code,
+            )
+        )
 
     # Its hands
 
@@ -504,8 +548,10 @@ class ClusterFeed:
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
                 self._let_in[operation_id] = command
-                if not await self._orders.receive(self.cluster_id, self.lead, command):
+                unsent = await self._orders.receive(self.cluster_id, self.lead, command)
+                if unsent is not None:
                     del self._let_in[operation_id]
+                    self._move_unsent(command, command.target, unsent)
             case SettleMigration():
                 self._attempts += 1
                 await self._orders.settle(

@@ -9,7 +9,7 @@ import led_world
 import pytest
 from led_world import ADMIN, LedWorld, PlayedHost
 
-from virtha.control.requests import NicCreate, VmMigrate
+from virtha.control.requests import NicCreate, OperationQuery, VmMigrate
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
 from virtha.model.facts import MigrationReport, Progress, ReleaseCause, Released, Result, VmReport
 from virtha.model.host import HostState
@@ -26,6 +26,7 @@ from virtha.model.orders import (
 )
 from virtha.model.vm import VmState
 from virtha.store.vms import definitions
+from virtha.wire.messages import PeerRole
 
 LET_IN = {"address": "10.0.0.2", "name": "h2.migration.virtha", "data_uri": "tcp://10.0.0.2"}
 
@@ -164,11 +165,7 @@ def test_a_target_that_refuses_ends_it(tmp_path: Path) -> None:
         await world.settle()
         assert given(world.hosts["h1"], MigrateVm) == []
         h1 = world.hosts["h1"]
-        for _ in range(40):
-            settles = given(h1, SettleMigration)
-            if settles:
-                break
-            await world.pass_time(5_000, beating=("h1", "h2"))
+        await settled(world, h1)
         await h1.tell(
             MigrationReport(
                 migration_id=receive.body.migration_id,
@@ -182,6 +179,83 @@ def test_a_target_that_refuses_ends_it(tmp_path: Path) -> None:
         assert (ended.state, ended.code) == (OperationState.FAILED, code)
 
     play(tmp_path, story)
+
+
+async def _unlet_in(world: LedWorld) -> None:
+    """Nobody hears of it: h2's session has ended, and that was not told to the engine yet."""
+    await world.control.moves.migrate(ADMIN, "web1", VmMigrate(host="h2"))
+    del world.gateway.up[world.hosts["h2"].id][PeerRole.AGENT]
+    await world.settle()
+    assert given(world.hosts["h2"], ReceiveVm) == []
+
+
+async def _unread(world: LedWorld) -> None:
+    """h2's agent refuses the order by its number, and no sentinel hears of it."""
+    await asked(world, host="h2")
+    (receive,) = given(world.hosts["h2"], ReceiveVm)
+    await world.hosts["h2"].answer(receive, Result.REFUSED, code="order.refused.term")
+
+
+async def _unasked(world: LedWorld) -> None:
+    """h2 awaits it, and h1's session has ended."""
+    await asked(world, host="h2")
+    (receive,) = given(world.hosts["h2"], ReceiveVm)
+    del world.gateway.up[world.hosts["h1"].id][PeerRole.AGENT]
+    await world.hosts["h2"].answer(receive, fields=LET_IN)
+    await world.settle()
+    assert given(world.hosts["h1"], MigrateVm) == []
+    world.gateway.up[world.hosts["h1"].id][PeerRole.AGENT] = world.hosts["h1"].boot
+
+
+@pytest.mark.req("X1")
+@pytest.mark.parametrize(
+    ("begin", "untold", "code"),
+    [
+        (_unlet_in, "h1", "migration.ended.unsent"),
+        (_unread, "h1", "order.refused.term"),
+        (_unasked, "h2", "migration.ended.unsent"),
+    ],
+)
+def test_an_order_that_nobody_reads_ends_the_move_long_before_its_deadline(
+    tmp_path: Path, begin: Callable[[LedWorld], Awaitable[None]], untold: str, code: str
+) -> None:
+    async def story(world: LedWorld) -> None:
+        await begin(world)
+        (operation,) = [
+            one
+            for one in (await world.control.operations.list(OperationQuery())).items
+            if one.kind == "vm.migrate"
+        ]
+        host = world.hosts[untold]
+        await settled(world, host)
+        (settle, *_) = given(host, SettleMigration)
+        assert isinstance(settle.body, SettleMigration)
+        at_source = untold == "h1"
+        body = settle.body
+        await host.tell(
+            MigrationReport(
+                migration_id=body.migration_id,
+                vm_id=body.vm.id,
+                incarnation=body.incarnation if at_source else body.target_incarnation,
+                result=Result.REFUSED,
+                code="order.refused.migration",
+            )
+        )
+        ended = await state(world, operation)
+        assert (ended.state, ended.code) == (OperationState.FAILED, code)
+        vm = await world.vm()
+        assert vm.status.state is VmState.RUNNING
+        assert vm.status.holders == (world.hosts["h1"].id,)
+
+    play(tmp_path, story)
+
+
+async def settled(world: LedWorld, host: PlayedHost) -> None:
+    """Asked how the move stands, in far less than its deadline of ten minutes."""
+    for _ in range(40):
+        if given(host, SettleMigration):
+            return
+        await world.pass_time(5_000, beating=("h1", "h2"))
 
 
 @pytest.mark.req("G1", "G6")

@@ -528,6 +528,12 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "start on.",
     ),
     reason(
+        6229,
+        "migration.ended.unsent",
+        WARNING,
+        "its order went to no host: a session had ended, a host had begun another boot, or more hosts than these two hold it",
+    ),
+    reason(
         6210,
         "host.draining",
         INFO,
