@@ -28,7 +28,7 @@ from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Facts, Hello, Pee
 
 HOUR_MS = 3_600_000
 MIB = 1 << 20
-SILENCE_END_S = 60.0
+SILENCE_END_S = 120.0
 """The server's limit is 5 s; much more than that on a busy machine."""
 RSS_GROWTH_MAX = 24 * MIB
 

@@ -95,10 +95,10 @@ class OwnLibvirtd:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
         try:
-            self._init.wait(20)
+            self._init.wait(60)
         except subprocess.TimeoutExpired:
             self._init.kill()
-            self._init.wait(20)
+            self._init.wait(60)
         self._init = None
 
     def inside(self) -> list[int]:

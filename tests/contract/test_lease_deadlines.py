@@ -177,10 +177,10 @@ class LeasedHost:
         self.storage.close()
         for process in self._ended:
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(10)
+                process.wait(60)
 
 
 def until(condition: Callable[[], bool], within_s: float = 60) -> None:

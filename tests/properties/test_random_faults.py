@@ -1,9 +1,12 @@
 """Random worlds without an engine from fixed seeds; the agent killed at every point of the marked stories; the same
 digest under any hash seed."""
 
+import hashlib
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from virtha.scenario.language import parse
 from virtha.sim import swarm
 from virtha.sim.crash_points import Strike, is_marked, play_struck, play_untouched
+from virtha.sim.play import Player
 from virtha.sim.swarm import Failure, run_seed, shrink
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
@@ -21,6 +25,8 @@ MARKED = {
     for path in sorted(SCENARIOS.glob("*.txt"))
     if is_marked(scenario := parse(path.read_text()))
 }
+AT_A_POINT = re.compile(r"struck: |crashes after its ")
+"""Where a strike fell is all that differs."""
 
 
 @pytest.mark.req("A8", "W7", "X3")
@@ -56,6 +62,34 @@ def test_a_strike_that_changes_the_end_is_noticed() -> None:
     assert struck == strike
     assert "another end" in message
     assert play_struck(scenario, [strike], running=untouched.running) == []
+
+
+@pytest.mark.parametrize("name", ["crash-restarts-at-once", "bmc-level-two"])
+def test_what_is_left_out_as_a_twin_leaves_the_same_world(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line by line of its trace: as a strike at the point that is next to it, which is played."""
+    scenario = parse((SCENARIOS / f"{name}.txt").read_text())
+    untouched = play_untouched(scenario, to_the_end=False)
+    pairs = {one: _played_beside(one, untouched.strikes) for one in sorted(untouched.twins)[-4:]}
+
+    def told(player: Player, _running: object, settled_ms: int) -> str:
+        player.world.kernel.advance(settled_ms)
+        lines = [line for line in player.world.trace_lines if not AT_A_POINT.search(line)]
+        return hashlib.sha256(repr((lines, player.outcome())).encode()).hexdigest()
+
+    monkeypatch.setattr("virtha.sim.crash_points._ended", told)
+    struck = sorted({*pairs, *pairs.values()})
+    worlds = dict(play_struck(scenario, struck, running=None))
+    assert len(set(worlds.values())) > 1
+    assert {one: worlds[one] for one in pairs} == {one: worlds[pairs[one]] for one in pairs}
+
+
+def _played_beside(twin: Strike, strikes: Sequence[Strike]) -> Strike:
+    """Of a leader the point after the decision, of an agent the one before where something was done last."""
+    beside = twin.number + 1 if twin.who == "leader" else twin.number
+    same = [one for one in strikes if (one.who, one.how, one.number) == (*twin[:2], beside)]
+    return same[0] if twin.who == "leader" else same[same.index(twin) - 1]
 
 
 def test_a_strike_at_a_point_that_is_never_reached_is_told() -> None:

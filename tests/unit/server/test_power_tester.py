@@ -208,6 +208,7 @@ def test_who_is_not_up_or_can_not_be_asked_is_left_alone(tmp_path: Path) -> None
         world.hosts["h1"].vanish()
         world.clock.wall_offset += HOUR_MS
         await world.pass_time(20_000, beating=())
+        await bench.idle()
         bench.machine.asked.clear()  # the engine's own looks
         assert world.engines.verdict(world.hosts["h1"].id) != "alive"
         assert await bench.tester.round() == 0 and bench.machine.asked == []
