@@ -4,7 +4,7 @@ that remember what they were given."""
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +103,34 @@ class TakingMessengers:
         """Nothing is open."""
 
 
+class LentServices:
+    """Stands for the ``Services`` of the installation that the app is lent to."""
+
+    lent_to: Services
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lent_to, name)
+
+
+_IDLE_APPS: list[tuple[Litestar, LentServices]] = []
+
+
+@contextmanager
+def lent_app(services: Services) -> Iterator[Litestar]:
+    """To make one takes longer than most tests do with it: it is lent to one installation after another."""
+    if not _IDLE_APPS:
+        lent = LentServices()
+        lent.lent_to = services
+        _IDLE_APPS.append((create_app(lent), lent))  # type: ignore[arg-type]  # all that it has
+    app, lent = _IDLE_APPS.pop()
+    lent.lent_to = services
+    try:
+        yield app
+    finally:
+        del lent.lent_to
+    _IDLE_APPS.append((app, lent))
+
+
 @dataclass(kw_only=True)
 class World:
     store: Store
@@ -169,20 +197,20 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
             power_devices=RealPowerDevices(),
         )
         services = Services(control=control, authority=authority)
-        app = create_app(services)
-        async with AsyncTestClient(app) as client:
-            world = World(
-                store=store,
-                control=control,
-                services=services,
-                app=app,
-                client=client,
-                links=links,
-                messengers=messengers,
-                clock=clock,
-            )
-            await _sign_in_all(world)
-            yield world
+        with lent_app(services) as app:
+            async with AsyncTestClient(app) as client:
+                world = World(
+                    store=store,
+                    control=control,
+                    services=services,
+                    app=app,
+                    client=client,
+                    links=links,
+                    messengers=messengers,
+                    clock=clock,
+                )
+                await _sign_in_all(world)
+                yield world
     finally:
         await store.close()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virtha.lab import faults
+from virtha.lab.api import Json
 from virtha.lab.lab import Lab
 from virtha.lab.story import Story, no_restart_limit
 from virtha.model.errors import VirthaError
@@ -70,10 +71,15 @@ class LabBmc:
 
 
 @contextlib.contextmanager
-def bmcs(story: Story, directory: Path) -> Iterator[dict[str, LabBmc]]:
-    """All hosts have one, set up and tested; afterwards none. A loaded machine takes its time to run a program."""
+def bmcs(
+    story: Story, directory: Path, *, lease: Json | None = None
+) -> Iterator[dict[str, LabBmc]]:
+    """All hosts have one, set up and tested; afterwards none. A loaded machine takes its time to run a program.
+
+    ``lease``: that part of the policy; None: the default."""
     lab = story.lab
-    story.set_policy({**no_restart_limit(), "fencing": {"read_deadline_ms": READ_DEADLINE_MS}})
+    policy: Json = {**no_restart_limit(), "fencing": {"read_deadline_ms": READ_DEADLINE_MS}}
+    story.set_policy({**policy, **({} if lease is None else {"lease": lease})})
     switch = directory / "switch"
     switch.write_text(_SWITCH)
     switch.chmod(0o755)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lab_bmc import LabBmc, bmcs
+from moving_guest import begin_writing
 
 from virtha.lab import faults
 from virtha.lab.lab import Lab
@@ -91,3 +92,38 @@ def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(
         # Its own watchdog ends it as well; on a slow machine that may come first.
         assert made["h1"].asked in (["off!"], ["off"]), "one off"
         assert made["h2"].asked == []
+
+
+@pytest.mark.req("F1", "F2")
+def test_a_host_without_its_network_whose_vm_writes_is_left_alone(
+    story: Story, tmp_path: Path
+) -> None:
+    """Its BMC would say on and obey; its neighbour reaches it as little as the server does, but sees its disk change. Without
+    leases, or its slot would tell that it lives."""
+    with bmcs(story, tmp_path, lease={"enabled": False}) as made:
+        story.create_vm("web1", host="h1")
+        story.wait_agent("web1")
+        begin_writing(story, "web1")
+        revision = story.revision()
+        faults.cut_net(story.lab, "h1")
+        # Said once it was silent for so long that it would be judged dead.
+        wait_until(
+            lambda: "host.suspect.disks_change" in _engine_says(story, "h1"),
+            "its disk is seen to change",
+            timeout_s=RECOVERED_S,
+            pause_s=0.2,
+        )
+        assert made["h1"].asked == [], "asked whether it is on, and nothing else"
+        faults.heal_net(story.lab, "h1")
+        wait_until(
+            lambda: "host.answers_again" in _codes(story, revision),
+            "h1 is back",
+            timeout_s=RECOVERED_S,
+            pause_s=0.2,
+        )
+        assert {"fence.began", "vm.recovery_started"}.isdisjoint(_codes(story, revision))
+        assert story.lab.copies_of("web1") == ["h1"]
+
+
+def _engine_says(story: Story, host: str) -> list[str]:
+    return [one["code"] for one in story.api.get(f"/v1/hosts/{host}")["engine"]]

@@ -67,6 +67,9 @@ ENGINE_PLAYS = tuple(
 )
 # The first that fits.
 STORIES = {
+    "virtha/agent/disk_looks": ("tests/unit/agent/test_disk_looks.py",),
+    "virtha/wire/probes": ("tests/unit/link/test_neighbour_probes.py",),
+    "virtha/server/witness_desk": ("tests/unit/server/test_led_witnesses.py",),
     "virtha/agent/": (
         "tests/unit/agent/test_never_two_writers.py",
         "tests/unit/agent/test_gate_hook.py",

@@ -62,6 +62,7 @@ async def run_agent(paths: AgentPaths) -> None:
             serial_directory=str(paths.serial),
         ),
         destination=destination(paths, properties, identity),
+        credentials=credentials,
     )
     link = HostLink(
         servers=properties.host or identity.servers,
@@ -74,6 +75,7 @@ async def run_agent(paths: AgentPaths) -> None:
         live_instance=lambda: agent.guardian.server_instance,
         program_version=__version__,
         on_channel=agent.on_channel,
+        on_witness=agent.on_witness,
     )
     agent.connect(link, lambda channel: dial_channel(link.address or "", credentials, channel))
     loop = asyncio.get_running_loop()

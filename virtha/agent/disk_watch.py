@@ -9,17 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 
 from virtha.agent.storage import StorageWorkers
 from virtha.model.errors import VirthaError
+from virtha.model.evidence import WatchedDisk
 from virtha.model.host import StorageDomain
 from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.value import Value
 from virtha.ports.storage_domain import DiskActivity, DiskSigns
-
-
-class WatchedDisk(Value, frozen=True, kw_only=True):
-    """``path`` below the domain."""
-
-    domain_id: StorageDomainId
-    path: str
 
 
 class DisksSeen(Value, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from virtha.agent.guardian_lease import KILLED, GuardianLease, LeaseHands, Lease
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.host_nature import read_nature
 from virtha.agent.identity import Identity, load_credentials, load_identity
+from virtha.agent.neighbour_probes import NeighbourProbes
 from virtha.agent.paths import KERNEL_BOOT_ID_FILE, AgentPaths, boot_id_file
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.process_table import kill, look
@@ -34,7 +35,8 @@ from virtha.agent.records import FILE_BYTES_MAX
 from virtha.agent.worker import Worker
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.drivers.kernel_watchdog import KernelWatchdog, SysrqReset
-from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.link import HelloState, HostCredentials, HostLink
+from virtha.drivers.neighbour_probe import ProbeListener
 from virtha.drivers.service_notify import notify
 from virtha.drivers.standin_watchdog import StandinWatchdog
 from virtha.model.facts import Happened
@@ -70,6 +72,7 @@ from virtha.wire.lease_messages import (
     told_round,
 )
 from virtha.wire.messages import Beat, PeerRole, Welcome
+from virtha.wire.witness_messages import HostProbed, ProbeHost, WitnessOrder
 
 LOOK_S = 1.0
 LOOK_HURRIED_S = 0.05
@@ -118,8 +121,12 @@ class GuardianProcess:
         files: Files,
         look: Callable[[AgentPaths, BootId], ProcessesSeen] = look,
         lease_kit: LeaseKit | None = None,
+        credentials: HostCredentials | None = None,
+        probe_port: int | None = None,
+        probe_address: str | None = None,
     ) -> None:
-        """``lease_kit``: None: this host holds no leases."""
+        """``lease_kit``: None: this host holds no leases. ``credentials``: None: it asks no neighbours, and answers none.
+        ``probe_port``: None: it answers none; 0: on any port. ``probe_address``: None: on all addresses."""
         self._paths = paths
         self._boot = boot
         self._clock = clock
@@ -148,6 +155,13 @@ class GuardianProcess:
         self._settings = _SettingsFile(paths)
         self._lease_kit = lease_kit
         self._waivers: dict[StorageDomainId, str] = {}
+        self.probes: NeighbourProbes | None = None
+        self.listener: ProbeListener | None = None
+        self._probe_at = (probe_address, probe_port or 0)
+        if credentials is not None:
+            self.probes = NeighbourProbes(credentials, self._tell_probed)
+            if probe_port is not None:
+                self.listener = ProbeListener(credentials, boot)
         self.lease: GuardianLease | None = None
         if lease_kit is not None:
             self.lease = self._make_lease(lease_kit)
@@ -177,6 +191,10 @@ class GuardianProcess:
                 group.create_task(self._channel.run(), name="agent socket")
                 group.create_task(self._look_again(), name="looks")
                 group.create_task(self._pulse_back(), name="pulses")
+                if self.listener is not None:
+                    address, port = self._probe_at
+                    answers = self.listener.run(port, address=address)
+                    group.create_task(answers, name="neighbours' probes")
                 link_task = None
                 if self._link is not None:
                     link_task = group.create_task(self._link.run(), name="link")
@@ -190,6 +208,8 @@ class GuardianProcess:
         except* _Stop:
             _log.info("guardian stopped; no VM was touched")
         finally:
+            if self.probes is not None:
+                self.probes.stop()
             if self.lease is not None:
                 self.lease.stop()
             if self._timer is not None:
@@ -386,6 +406,17 @@ class GuardianProcess:
                 LeaseKept(waiver_id=waiver_id, boot=self._boot, domain_id=domain_id)
             )
 
+    # Neighbours
+
+    def on_witness(self, order: WitnessOrder) -> None:
+        """Disks are the agent's to look at."""
+        if isinstance(order, ProbeHost) and self.probes is not None:
+            self.probes.ask(order)
+
+    def _tell_probed(self, answer: HostProbed) -> None:
+        if self._link is not None:
+            self._link.send_witness(answer)
+
     # HostLinkEvents
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
@@ -477,6 +508,8 @@ async def run_guardian(paths: AgentPaths) -> None:
         clock=BoottimeClock(),
         files=Files(),
         lease_kit=make_lease_kit(identity, paths),
+        credentials=credentials,
+        probe_port=properties.probe_port or None,
     )
     link = HostLink(
         servers=properties.host or identity.servers,
@@ -487,6 +520,7 @@ async def run_guardian(paths: AgentPaths) -> None:
         hello_state=HelloState,
         live_instance=lambda: process.agent_instance,
         on_lease=process.on_lease,
+        on_witness=process.on_witness,
         program_version=__version__,
     )
     process.connect(link)

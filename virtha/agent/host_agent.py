@@ -10,6 +10,7 @@ import structlog
 from virtha.agent import host_shutdown
 from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
+from virtha.agent.disk_looks import DiskLooks
 from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
@@ -26,6 +27,7 @@ from virtha.agent.identity import Identity
 from virtha.agent.journal import Journal
 from virtha.agent.lease_files import LEASE_LOST
 from virtha.agent.loop import AgentLoop
+from virtha.agent.neighbour_probes import NeighbourProbes, own_addresses
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
@@ -41,7 +43,7 @@ from virtha.agent.reports import HostReporter, InventoryReporter, StorageReporte
 from virtha.agent.running import RunningTeller
 from virtha.agent.settings_keeper import SettingsKeeper
 from virtha.agent.storage import StorageWorkers
-from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.link import HelloState, HostCredentials, HostLink
 from virtha.drivers.service_notify import notify
 from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.facts import Happened
@@ -71,6 +73,7 @@ from virtha.sentinel.events import (
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.sentinel import Sentinel
 from virtha.wire.messages import OpenChannel, Welcome
+from virtha.wire.witness_messages import LookAtDisks, ProbeHost, WitnessAnswer, WitnessOrder
 
 TICK_S = 0.5
 GOODBYE_S = 2.0
@@ -108,9 +111,10 @@ class Agent:
         moves: DomainMoves,
         destination: MoveDestination | None = None,
         qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
+        credentials: HostCredentials | None = None,
     ) -> None:
         """``destination``: where this host lets moved VMs in; None: not set up. ``qemus``: the kernel's by default;
-        simulated ones are not among those."""
+        simulated ones are not among those. ``credentials``: None: it probes no neighbours."""
         paths.make_directories()
         self._paths = paths
         self._hypervisor = hypervisor
@@ -211,7 +215,10 @@ class Agent:
         self._running = RunningTeller(self.host)
         self.host.on_plugged = self._running.changed
         self._reporter = HostReporter(
-            self.host, hypervisor, GateProver(hypervisor, hypervisor, paths)
+            self.host,
+            hypervisor,
+            GateProver(hypervisor, hypervisor, paths),
+            lambda: own_addresses(properties, self._local_address),
         )
         self._storage = StorageReporter(self.host)
         self.host.on_prepared = self._storage.changed
@@ -238,6 +245,14 @@ class Agent:
         self._channels = ChannelDesk(
             paths, hypervisor, spawn=self.spawn, is_managed=self.host.is_managed
         )
+        self._probes: NeighbourProbes | None = None
+        if credentials is not None:
+            self._probes = NeighbourProbes(credentials, self._tell_witness)
+        self._looks = DiskLooks(
+            self.host.storage_domains, spawn=self.spawn, tell=self._tell_witness
+        )
+        self._local_address: str | None = None
+        """Of the last session."""
         self._dial: Dial | None = None
         self._link: HostLink | None = None
         self._link_task: asyncio.Task[None] | None = None
@@ -303,6 +318,8 @@ class Agent:
         except* _Stop:
             _log.info("stopped; no VM was touched")
         finally:
+            if self._probes is not None:
+                self._probes.stop()
             await self._hypervisor.close()
             self._processes.close()
             self.disk.close()
@@ -421,6 +438,10 @@ class Agent:
         _log.info("connected", server=address)
         self.outbox.align(welcome.fact_sequence_acknowledged)
         self.desk.term_seen = max(self.desk.term_seen, welcome.term)
+        local = self._link.local_address if self._link is not None else None
+        if local not in (None, self._local_address):
+            self._local_address = local
+            self.spawn("own addresses", self._reporter.addresses_changed())
         if welcome.server_instance != self._server_instance:
             # Its memory is new, perhaps a restored one: rule M2 waits for what runs here.
             self._server_instance = welcome.server_instance
@@ -440,6 +461,18 @@ class Agent:
     def on_channel(self, request: OpenChannel) -> None:
         if self._dial is not None:
             self._channels.accept(request, self._dial)
+
+    def on_witness(self, order: WitnessOrder) -> None:
+        match order:
+            case LookAtDisks():
+                self._looks.ask(order)
+            case ProbeHost():
+                if self._probes is not None:
+                    self._probes.ask(order)
+
+    def _tell_witness(self, answer: WitnessAnswer) -> None:
+        if self._link is not None:
+            self._link.send_witness(answer)
 
     def on_facts_acknowledged(self, sequence: int) -> None:
         self.outbox.on_facts_acknowledged(sequence)

@@ -48,6 +48,10 @@ class AgentProperties(Value, frozen=True, kw_only=True):
     diskactivity_timeout_s: int = 120
     diskactivity_quiet_ms: int = 30_000
     migration_address: str = ""
+    probe_port: int = 8252
+    """0: none."""
+    probe_address: str = ""
+    probe_storage_address: str = ""
 
 
 class _Line(Value, frozen=True, kw_only=True):
@@ -284,6 +288,9 @@ def _typed(written: dict[str, str], numbers: dict[str, int]) -> AgentProperties:
         diskactivity_timeout_s=timeout_s,
         diskactivity_quiet_ms=quiet_ms,
         migration_address=text("migration.address"),
+        probe_port=number("probe.port"),
+        probe_address=text("probe.address"),
+        probe_storage_address=text("probe.storage.address"),
     )
 
 

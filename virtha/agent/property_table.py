@@ -5,6 +5,7 @@ reference as Markdown.
 """
 
 import difflib
+import ipaddress
 import re
 import sys
 from enum import StrEnum
@@ -21,6 +22,7 @@ class Kind(StrEnum):
     YES_NO = "yes_no"
     CHOICE = "choice"
     PATH = "path"
+    ADDRESS = "address"
     FEATURES = "features"
     SERVERS = "servers"
 
@@ -50,6 +52,8 @@ class Property(Value, frozen=True, kw_only=True):
                 return self.choices
             case Kind.PATH:
                 return ("an absolute path",)
+            case Kind.ADDRESS:
+                return ("an address of IPv4 or IPv6, no name",)
             case Kind.FEATURES:
                 return ("processor features, a space between them; -name turns one off",)
             case Kind.SERVERS:
@@ -232,6 +236,29 @@ TABLE: tuple[Property, ...] = (
         requirement="A5",
     ),
     Property(
+        key="probe.port",
+        kind=Kind.NUMBER,
+        least=0,
+        most=65_535,
+        default="8252",
+        meaning="Port on which the guardian tells other hosts that this one lives, when it can't reach the server; "
+        "0: it doesn't.",
+        requirement="F1",
+    ),
+    Property(
+        key="probe.address",
+        kind=Kind.ADDRESS,
+        meaning="This host's address on the management network, where others probe it, and from which it probes them. "
+        "Unset: that of its session with the server.",
+        requirement="F1",
+    ),
+    Property(
+        key="probe.storage.address",
+        kind=Kind.ADDRESS,
+        meaning="The same on the storage network, if that is another one. Unset: there are no probes on it.",
+        requirement="F1",
+    ),
+    Property(
         key="migration.address",
         meaning="Name or address under which other hosts reach this host's libvirt and QEMU, to move VMs to it. "
         "Written by `virtha agent setup-migration`; without it no VM is moved to this host.",
@@ -282,12 +309,22 @@ def _fits(item: Property, value: str) -> bool:
             return value in item.choices
         case Kind.PATH:
             return value.startswith("/")
+        case Kind.ADDRESS:
+            return _is_address(value)
         case Kind.FEATURES:
             return all(_FEATURE.fullmatch(word) for word in value.split())
         case Kind.SERVERS:
             return _servers_fit(value)
         case Kind.TEXT:
             return True
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _servers_fit(value: str) -> bool:

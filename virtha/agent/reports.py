@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from virtha.agent.storage import (
 )
 from virtha.model.domain import DomainReport
 from virtha.model.errors import Failed, VirthaError
+from virtha.model.evidence import ProbeAddress
 from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import InstallationId, StorageDomainId
@@ -108,8 +110,16 @@ class InventoryReporter:
 class HostReporter:
     """Capabilities of the host and whether its gate is in force; told when they change."""
 
-    def __init__(self, host: HostContext, hypervisor: HostFacts, prover: GateProver) -> None:
+    def __init__(
+        self,
+        host: HostContext,
+        hypervisor: HostFacts,
+        prover: GateProver,
+        probed_at: Callable[[], tuple[ProbeAddress, ...]] = tuple,
+    ) -> None:
+        """``probed_at``: where the guardian answers other hosts."""
         self._host = host
+        self._probed_at = probed_at
         self._hypervisor = hypervisor
         self._prover = prover
         self._told: HostCapabilities | None = None
@@ -152,6 +162,16 @@ class HostReporter:
             # An agent that has just begun must not tell the server that its host has no memory.
             self._patience -= 1
             return False
+        await self._tell()
+        return complete
+
+    async def addresses_changed(self) -> None:
+        """Perhaps. Before the first report nothing is told: that one says it."""
+        if self._told is not None:
+            await self._tell()
+
+    async def _tell(self) -> None:
+        host = self._host
         overcommit = host.properties.host_overcommit_memory_bytes
         capabilities = msgspec.structs.replace(
             host.capabilities,
@@ -163,11 +183,11 @@ class HostReporter:
             disk_check_ms=host.properties.diskactivity_timeout_s * 1_000
             if host.properties.diskactivity_check
             else UNSET,
+            probed_at=self._probed_at() or UNSET,
         )
         if capabilities != self._told:
             self._told = capabilities
             await host.facts.emit([HostReport(capabilities=capabilities)])
-        return complete
 
     async def _prove(self) -> None:
         host = self._host

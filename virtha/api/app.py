@@ -16,7 +16,6 @@ from litestar.types import ASGIApp, Method
 
 from virtha.api.console_socket import console_handler
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
-from virtha.api.metrics import Metrics
 from virtha.api.problems import (
     BY_STATUS,
     MEDIA_TYPE,
@@ -69,7 +68,7 @@ def create_app(services: Services) -> Litestar:
             *(_litestar_handler(one, services) for one in ROUTES),
             console_handler(services),
         ],
-        exception_handlers={Exception: _make_exception_handler(services.metrics)},
+        exception_handlers={Exception: _make_exception_handler(services)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,  # or it takes over the process's logging, and so the server's logs
@@ -224,14 +223,14 @@ def _respond(one: Route, answer: Answer, services: Services) -> ASGIApp:
 
 
 def _make_exception_handler(
-    metrics: Metrics,
+    services: Services,
 ) -> Callable[[AnyRequest, Exception], Response[bytes]]:
     def handle(request: AnyRequest, error: Exception) -> Response[bytes]:
         known = _as_ours(request, error)
         if isinstance(error, NotFoundException | MethodNotAllowedException):
             # Never reached a handler, hence not counted there. Path and method are a stranger's
             # text and no labels: otherwise a scanner fills our memory with series.
-            metrics.requests.labels("none", "none", str(known.http_status)).observe(0)
+            services.metrics.requests.labels("none", "none", str(known.http_status)).observe(0)
         headers = {"Cache-Control": "no-store", **headers_of(known)}
         if known.http_status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = ", ".join(known.allowed)

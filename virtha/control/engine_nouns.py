@@ -5,6 +5,8 @@ from collections.abc import Collection
 from virtha.control.own_machine import OwnMachine
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.model.evidence import ProbeAddress, WatchedDisk
+from virtha.model.host import HostStatus
 from virtha.model.ids import VmId
 from virtha.model.power import PowerLevel
 from virtha.model.vm import Vm, VmStatus
@@ -58,6 +60,19 @@ def engine_vm(vm: Vm, status: VmStatus) -> EngineVm:
         wanted_up=status.wanted_up,
         features=frozenset(features),
     )
+
+
+def written_disks(vm: Vm) -> tuple[WatchedDisk, ...]:
+    return tuple(
+        WatchedDisk(domain_id=disk.storage_domain_id, path=disk.path)
+        for disk in vm.disks
+        if not disk.readonly
+    )
+
+
+def probed_at(status: HostStatus) -> tuple[ProbeAddress, ...]:
+    told = status.capabilities.probed_at
+    return told if isinstance(told, tuple) else ()
 
 
 def _definition(vm_id: VmId) -> Feature:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from virtha.control.copies import copies_on
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.engine_nouns import engine_host, engine_vm
+from virtha.control.engine_nouns import engine_host, engine_vm, probed_at, written_disks
 from virtha.control.engine_power import led_devices, power_levels
 from virtha.control.fence_operations import follow_fences
 from virtha.control.hellos import HelloBook
@@ -31,7 +31,7 @@ from virtha.engine.events import (
 from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
-from virtha.model.evidence import IdentityMatch
+from virtha.model.evidence import IdentityMatch, ProbeAddress, WatchedDisk
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, ClusterId, HostId, Revision, StorageDomainId, VmId
 from virtha.model.policy import Policy
@@ -76,11 +76,15 @@ class LedHost(Value, frozen=True, kw_only=True):
     """Usable from there, by its own word."""
     acknowledged: int
     """The last of its facts that it may forget."""
+    probed_at: tuple[ProbeAddress, ...] = ()
+    """Where its guardian answers its neighbours, by its agent's word."""
 
 
 class LedVm(Value, frozen=True, kw_only=True):
     cluster_id: ClusterId
     vm: EngineVm
+    disks: tuple[WatchedDisk, ...] | None = None
+    """Those that it may write. None: as they were, for all that is known here."""
 
 
 class Changes(Value, frozen=True, kw_only=True):
@@ -172,7 +176,11 @@ class Leading:
                 policies={one.id: one.policy for one in await all_clusters(tx)},
                 hosts=led_hosts,
                 vms=tuple(
-                    LedVm(cluster_id=row.vm.cluster_id, vm=engine_vm(row.vm, row.status))
+                    LedVm(
+                        cluster_id=row.vm.cluster_id,
+                        vm=engine_vm(row.vm, row.status),
+                        disks=written_disks(row.vm),
+                    )
                     for row in changed
                 ),
                 gone_hosts=frozenset(known_hosts - host_ids),
@@ -321,6 +329,7 @@ async def _led_hosts(
             libvirt_connected=row.status.capabilities.libvirt_connected,
             storage_domains=usable.get(row.host.id, frozenset()),
             acknowledged=row.fact_acknowledged,
+            probed_at=probed_at(row.status),
         )
         for row in rows
     )

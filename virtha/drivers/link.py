@@ -92,6 +92,16 @@ from virtha.wire.messages import (
 )
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
 from virtha.wire.session import Closed
+from virtha.wire.witness_messages import (
+    LOOK_FEATURE,
+    PROBE_FEATURE,
+    DisksLooked,
+    HostProbed,
+    LookAtDisks,
+    ProbeHost,
+    WitnessAnswer,
+    WitnessOrder,
+)
 
 PORT_DEFAULT = 8250
 CONNECT_DEADLINE_S = 5.0
@@ -149,11 +159,13 @@ class HostLink:
         program_version: str = "",
         on_channel: Callable[[OpenChannel], None] | None = None,
         on_lease: Callable[[LeaseOrder], None] | None = None,
+        on_witness: Callable[[WitnessOrder], None] | None = None,
         clock: Callable[[], Millis] = monotonic_ms,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``on_channel``: the server wants a channel; None: it is told that this host opens none. ``on_lease``: what it
-        asks of a guardian that holds leases; None: it is told that this one does not.
+        asks of a guardian that holds leases; None: it is told that this one does not. ``on_witness``: what it asks about
+        silent neighbours (an agent also about disks); None: it is told that nobody here can be asked.
 
         Raises InvalidInput: no or malformed server addresses, unusable certificate or key.
         """
@@ -172,6 +184,7 @@ class HostLink:
         self._program_version = program_version
         self._on_channel = on_channel
         self._on_lease = on_lease
+        self._on_witness = on_witness
         self._clock = clock
         self._jitter = jitter
         self._term_seen = Term(0)
@@ -215,6 +228,20 @@ class HostLink:
         assert self._connection is not None
         self._connection.flush()
         return True
+
+    def send_witness(self, answer: WitnessAnswer) -> bool:
+        """False: there is no session, or its line is full."""
+        session = self._connection.session if self._connection is not None else None
+        if not isinstance(session, HostSession) or not session.send_witness(answer):
+            return False
+        assert self._connection is not None
+        self._connection.flush()
+        return True
+
+    @property
+    def local_address(self) -> str | None:
+        """From which the present session goes out."""
+        return self._connection.local_address if self._connection is not None else None
 
     def close(self, code: str = "wire.closed.shutdown") -> None:
         self._closing.set()
@@ -308,6 +335,7 @@ class HostLink:
             features=(
                 *(() if self._on_channel is None else (CHANNEL_FEATURE,)),
                 *(() if self._on_lease is None else (LEASE_FEATURE,)),
+                *(() if self._on_witness is None else _witness_features(self._role)),
             ),
             role=self._role,
             host_id=self._credentials.host_id,
@@ -339,6 +367,9 @@ class HostLink:
             case ReadSlots() | StopReading() | WaiveLease() | KeepLease():
                 if self._on_lease is not None:
                     self._on_lease(message)
+            case ProbeHost() | LookAtDisks():
+                if self._on_witness is not None:
+                    self._on_witness(message)
             case Settings():
                 self._term_seen = max(self._term_seen, message.settings.term)
                 self._events.on_settings(message.settings)
@@ -360,10 +391,16 @@ class HostLink:
                 | ChannelCredit()
                 | SlotsRead()
                 | LeaseKept()
+                | HostProbed()
+                | DisksLooked()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:
                 assert_never(message)
+
+
+def _witness_features(role: PeerRole) -> tuple[str, ...]:
+    return (PROBE_FEATURE, LOOK_FEATURE) if role is PeerRole.AGENT else (PROBE_FEATURE,)
 
 
 class _HostConnection(Connection):

@@ -146,6 +146,12 @@ class Connection(asyncio.BufferedProtocol):
         """``address:port`` of the other end."""
         return self._peer
 
+    @property
+    def local_address(self) -> str | None:
+        """Ours; None: it is not made, or gone."""
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(name[0]) if name else None
+
     def clock_ms(self) -> Millis:
         return self._clock()
 

@@ -16,6 +16,7 @@ from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, SlotsRead
 from virtha.wire.messages import CHANNEL_PROTOCOL, Attach, Beat, Facts, Hello, Message
 from virtha.wire.server_session import ServerSession
 from virtha.wire.session import Closed
+from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessAnswer
 
 HANDSHAKES_MAX = 1_024
 """Connections without a session, at once. More are cut at once and come again later."""
@@ -37,6 +38,10 @@ class ServerLinkEvents(Protocol):
 
     def on_lease(self, connection: "ServerConnection", answer: LeaseAnswer) -> None:
         """Of a guardian, about its own boot."""
+        ...
+
+    def on_witness(self, connection: "ServerConnection", answer: WitnessAnswer) -> None:
+        """What it found out about another host, on our question."""
         ...
 
     def on_ended(self, connection: "ServerConnection", closed: Closed) -> None:
@@ -129,6 +134,8 @@ class ServerConnection(Connection):
             self._events.on_facts(self, message)
         elif type(message) is SlotsRead or type(message) is LeaseKept:
             self._events.on_lease(self, message)
+        elif type(message) is HostProbed or type(message) is DisksLooked:
+            self._events.on_witness(self, message)
         elif type(message) is Attach:
             self._listener.greeted(self)
             self._listener.channels.on_attach(self, message)

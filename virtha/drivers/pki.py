@@ -99,6 +99,28 @@ def signed_by(key_pem: str, message: bytes) -> bytes:
     return key.sign(message, ec.ECDSA(hashes.SHA256()))
 
 
+def signing_host(
+    authority_pem: str, certificate_pem: str, message: bytes, signature: bytes
+) -> HostIdentity:
+    """Raises Unauthenticated: no host's certificate of this authority, or not signed by its key."""
+    try:
+        certificate = _load(certificate_pem)
+        certificate.verify_directly_issued_by(_load(authority_pem))
+        found = host_identity(certificate_pem)
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise InvalidSignature
+        key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+    except (VirthaError, ValueError, TypeError, InvalidSignature) as error:
+        raise Unauthenticated(
+            "the request is not signed by a host of this installation",
+            code="wire.refused.certificate",
+            field="certificate_pem",
+            fix="has the host joined this server? If not: 'virtha agent join'",
+        ) from error
+    return found
+
+
 def fingerprint_of(certificate_pem: str) -> str:
     """SHA-256 over the DER form, 64 hexadecimal digits: what a join token pins.
 
@@ -260,21 +282,7 @@ class LocalAuthority:
 
     def asking_host(self, certificate_pem: str, message: bytes, signature: bytes) -> HostSigned:
         """Raises Unauthenticated: no host's certificate of this authority, or not signed by its key."""
-        try:
-            certificate = _load(certificate_pem)
-            certificate.verify_directly_issued_by(self._certificate)
-            found = host_identity(certificate_pem)
-            key = certificate.public_key()
-            if not isinstance(key, ec.EllipticCurvePublicKey):
-                raise InvalidSignature
-            key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
-        except (VirthaError, ValueError, TypeError, InvalidSignature) as error:
-            raise Unauthenticated(
-                "the request is not signed by a host of this installation",
-                code="wire.refused.certificate",
-                field="certificate_pem",
-                fix="has the host joined this server? If not: 'virtha agent join'",
-            ) from error
+        found = signing_host(self._pem, certificate_pem, message, signature)
         return HostSigned(host_id=found.host_id, serial=found.serial)
 
     def _sign(

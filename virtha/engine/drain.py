@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from virtha.engine.events import MoveAsked
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import order_move
+from virtha.engine.not_shared import split_names
 from virtha.engine.placement import Plan, Purpose, VmToPlace, plan_placements
 from virtha.engine.records import Drain, MovePurpose, VmStage
 from virtha.engine.recovery import may_move, to_place
@@ -135,6 +136,7 @@ def _plan(
         policy=_without_slots(cluster.policy.recovery),
         now=cluster.now,
         progress={},
+        storage_names=split_names(cluster),
     )
     for host_id, node in sources:
         cluster.capacity.vm_started(host_id, held(node.config))

@@ -48,6 +48,7 @@ from virtha.engine.events import (
     SlotChanged,
     Stalled,
     StartEnded,
+    StorageCompared,
     VmConfigured,
     VmRemoved,
     VmSeen,
@@ -76,6 +77,7 @@ from virtha.engine.inventory import (
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import migration_ended, move_cancelled
+from virtha.engine.not_shared import storage_compared
 from virtha.engine.operator import brake_lifted, death_confirmed
 from virtha.engine.permits import brake_looks_at, watch_brake
 from virtha.engine.records import EngineRecords, HostRecord, VmStage
@@ -334,6 +336,7 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     NeighbourAnswered: neighbour_answered,
     DisksWatched: disks_watched,
     SlotChanged: slot_changed,
+    StorageCompared: storage_compared,
     ReferenceAnswered: _reference_answered,
     PowerRead: power_read,
     PowerOrdered: power_ordered,

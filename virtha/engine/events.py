@@ -176,6 +176,21 @@ class SlotChanged(Value, frozen=True, kw_only=True, tag="slot"):
     boot: BootId
 
 
+class SplitDomain(Value, frozen=True, kw_only=True):
+    """``reader`` does not read on that domain what ``writer`` wrote there."""
+
+    domain_id: StorageDomainId
+    reader: HostId
+    writer: HostId
+
+
+class StorageCompared(Value, frozen=True, kw_only=True, tag="storage_compared"):
+    """Which storage domains are found not to be one and the same for all hosts: all of them, one pair of hosts for each.
+    What is left out is shared, for all that is known by now."""
+
+    not_shared: tuple[SplitDomain, ...] = ()
+
+
 class ReferenceAnswered(Value, frozen=True, kw_only=True, tag="reference"):
     """Whether this server reaches its reference address (J4)."""
 
@@ -347,6 +362,7 @@ EngineEvent = (
     | NeighbourAnswered
     | DisksWatched
     | SlotChanged
+    | StorageCompared
     | ReferenceAnswered
     | PowerRead
     | PowerOrdered

@@ -348,7 +348,7 @@ def _end_incident(cluster: Cluster, node: HostNode) -> None:
     node.set(incident=None, struck_ms=struck_ms)
     node.sent = node.sent_ms = None
     node.poison_sent = False
-    node.forget_investigation()
+    cluster.forget_investigation(node)
     for vm in cluster.vms_held_by(node.id):
         if vm.record.stage is VmStage.LOST:
             cluster.touch_vm(

@@ -92,6 +92,10 @@ class LeaseDesk:
         """Somebody is poisoned, and rounds are wanted whatever the policy says by now."""
         return bool(self._poisons)
 
+    def readers(self, domain_id: StorageDomainId) -> tuple[HostId, ...]:
+        """Who reads there now."""
+        return self._readers.get(domain_id, ())
+
     # Readers
 
     def look(self) -> None:

@@ -51,7 +51,7 @@ def poison_refusal(cluster: Cluster, node: HostNode) -> Reason | None:
         or _written(cluster, node)
         or _not_needed(cluster, node)
         or _observer(cluster, node)
-        or _newcomers(node)
+        or _newcomers(cluster, node)
     )
 
 
@@ -161,9 +161,9 @@ def _observer(cluster: Cluster, node: HostNode) -> Reason | None:
     return reason("fence.blocked.observer", reached=reached, others=others)
 
 
-def _newcomers(node: HostNode) -> Reason | None:
+def _newcomers(cluster: Cluster, node: HostNode) -> Reason | None:
     """J2: whoever came within reach since it fell silent is asked first."""
-    return reason("fence.blocked.newcomers") if newcomers_unheard(node) else None
+    return reason("fence.blocked.newcomers") if newcomers_unheard(cluster, node) else None
 
 
 def _agent_reached(cluster: Cluster, node: HostNode) -> bool:

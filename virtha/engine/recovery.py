@@ -18,6 +18,7 @@ from virtha.engine.holders import why_held
 from virtha.engine.incident import STILL_WANTED, holder_back, settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, note_given_back
+from virtha.engine.not_shared import split_names
 from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
@@ -273,6 +274,7 @@ def plan_recoveries(cluster: Cluster) -> None:
         policy=cluster.policy.recovery,
         now=cluster.now,
         progress=_progress(cluster, candidates),
+        storage_names=split_names(cluster),
     )
     _carry_out(cluster, plan)
 

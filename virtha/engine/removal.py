@@ -29,6 +29,7 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     for group in (cluster.absent, cluster.awaited):
         group.discard(event.host_id)
     cluster.drains.discard(event.host_id)
+    cluster.arrivals_from.pop(event.host_id, None)
     cluster.fallen_ms.pop(event.host_id, None)
     cluster.capacity.host_removed(event.host_id)
     cluster.plan_wanted = True

@@ -133,6 +133,7 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     reference: bool | None
     reference_ms: Millis | None = None
     storage_out: dict[StorageDomainId, Millis | None] = {}
+    not_shared: dict[StorageDomainId, tuple[HostId, HostId]] = {}
     steady_since_ms: Millis | None = None
     questions: int
     plan_wanted: bool
@@ -171,6 +172,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
     """Between two steps only. Costs what there is: once per segment of the journal, not per step."""
     assert not cluster.changed_hosts and not cluster.changed_vms, "a snapshot in mid-step"
     starts = _starts(cluster)
+    cluster.all_take_up()
     return EngineSnapshot(
         now=cluster.now,
         policy=cluster.policy,
@@ -182,6 +184,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         reference=cluster.reference,
         reference_ms=cluster.reference_ms,
         storage_out=dict(cluster.storage_out),
+        not_shared=dict(cluster.not_shared),
         steady_since_ms=cluster.steady_since_ms,
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
@@ -254,6 +257,7 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     cluster.reference = snapshot.reference
     cluster.reference_ms = snapshot.reference_ms
     cluster.storage_out = dict(snapshot.storage_out)
+    cluster.not_shared = dict(snapshot.not_shared)
     cluster.steady_since_ms = snapshot.steady_since_ms
     cluster.questions = snapshot.questions
     cluster.fresh = snapshot.fresh

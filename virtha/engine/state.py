@@ -253,6 +253,8 @@ class Cluster:
         """Hosts whose power orders were handed out in the last step: sent by the time of the next one."""
         self.storage_out: dict[StorageDomainId, Millis | None] = {}
         """Domains that some host lacks which needs them; since when most do, or None: most see it."""
+        self.not_shared: dict[StorageDomainId, tuple[HostId, HostId]] = {}
+        """Domains that are not the same for all: who did not see there what whom wrote."""
         self.storage_told = False
         """In this step a host said something of its storage that may change whose lease is waived."""
         self.steady_since_ms: Millis | None = None
@@ -263,6 +265,11 @@ class Cluster:
         self.vms_on: dict[HostId, set[VmId]] = {}
         """By the copies in the records: who may hold what."""
         self.absent: set[HostId] = set()
+        self.arrivals: list[tuple[HostId, bool]] = []
+        """Hosts that came within reach, in their order, and whether what each had seen before counted no more. Absent hosts
+        take them up when somebody asks (``take_up``): where all of a large cluster come back, nobody does."""
+        self.arrivals_from: dict[HostId, int] = {}
+        """How many of them each absent host has taken up, or is not to; none where nothing is said."""
         self.fallen_ms: dict[HostId, Millis] = {}
         """When each host last became absent; for the brake's window and swapped addresses."""
         self.capacity = Capacity(overcommit_percent=policy.recovery.memory_overcommit_percent)
@@ -481,6 +488,10 @@ class Cluster:
         node.verdict, node.verdict_ms = verdict, self.now
         if verdict in ABSENT and node.id not in self.absent:
             self.fallen_ms[node.id] = self.now
+            self.arrivals_from[node.id] = len(self.arrivals)
+        elif verdict not in ABSENT:
+            self.take_up(node)
+            self.arrivals_from.pop(node.id, None)
         _member(self.absent, node.id, verdict in ABSENT)
         was_present = node.id in self.present
         self.list_host(node)
@@ -493,11 +504,37 @@ class Cluster:
         one which comes and goes can't put off a fence for ever."""
         away_ms = self.now - self.fallen_ms.get(newcomer.id, self.now)
         outdated = away_ms > self.policy.detection.evidence_max_age_ms
-        for host_id in self.absent:
-            node = self.hosts[host_id]
-            if outdated or newcomer.id not in node.newcomers:
-                node.newcomers.add(newcomer.id)
+        if self.absent:
+            self.arrivals.append((newcomer.id, outdated))
+        if len(self.arrivals) > 2 * len(self.hosts):
+            self.all_take_up()
+
+    def take_up(self, node: HostNode) -> None:
+        """What came within reach since the last time, if it is absent. Before its next round, and whenever it is asked for."""
+        if node.id not in self.absent:
+            return
+        first = self.arrivals_from.get(node.id, 0)
+        for host_id, outdated in self.arrivals[first:]:
+            if outdated or host_id not in node.newcomers:
+                node.newcomers.add(host_id)
                 node.newcomer_round = node.round
+        self.arrivals_from[node.id] = len(self.arrivals)
+
+    def all_take_up(self) -> None:
+        for host_id in self.absent:
+            self.take_up(self.hosts[host_id])
+        self.arrivals.clear()
+        self.arrivals_from.clear()
+
+    def forget_investigation(self, node: HostNode) -> None:
+        """A new suspicion begins with no witness heard, and with nobody who came before it."""
+        self.forget_newcomers(node)
+        node.forget_investigation()
+
+    def forget_newcomers(self, node: HostNode) -> None:
+        node.newcomers.clear()
+        if node.id in self.absent:
+            self.arrivals_from[node.id] = len(self.arrivals)
 
 
 def held(config: EngineVm) -> HeldVm:

@@ -19,7 +19,8 @@ def refresh_target(cluster: Cluster, node: HostNode) -> None:
     config, survey = node.config, node.survey
     storage: frozenset[Feature] = frozenset()
     if survey is not None:
-        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in survey.storage_domains)
+        usable = survey.storage_domains - cluster.not_shared.keys()
+        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in usable)
     target = TargetHost(
         id=node.id,
         name=config.name,

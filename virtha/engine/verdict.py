@@ -151,8 +151,9 @@ def is_observed(cluster: Cluster, node: HostNode) -> bool:
     return silent_ms(cluster, node) >= cluster.policy.detection.suspect_after_ms
 
 
-def newcomers_unheard(node: HostNode) -> bool:
+def newcomers_unheard(cluster: Cluster, node: HostNode) -> bool:
     """A host came within reach since this one fell silent, and has not had a whole round to say what it sees (J2)."""
+    cluster.take_up(node)
     return bool(node.newcomers) and node.round < node.newcomer_round + ROUNDS_OF_A_NEWCOMER
 
 

@@ -8,6 +8,7 @@ from virtha.engine.events import Investigate, ReadPower
 from virtha.engine.fencing import plan_fence
 from virtha.engine.incident import alive_after_all, open_incident
 from virtha.engine.machine import Verdict
+from virtha.engine.not_shared import split_reasons
 from virtha.engine.records import FenceStep, VmStage
 from virtha.engine.state import ABSENT, Cluster, HostNode, reason
 from virtha.engine.targets import look_at_waits, refresh_target
@@ -63,7 +64,10 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
     judgement = judge(cluster, node)
     asked_about = judgement.late or judgement.verdict in _ASKED_ABOUT
     if asked_about and not node.investigated:
-        node.forget_investigation()
+        cluster.forget_investigation(node)
+    if node.investigated and not asked_about and node.record.incident is None:
+        # Nobody asks for them before they are forgotten anyway; here they need not be taken up first.
+        cluster.forget_newcomers(node)
     node.investigated = asked_about
     _note(cluster, node, judgement)
     incident = node.record.incident
@@ -130,6 +134,7 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
         cluster.wake_host(node, node.asked_ms + interval)
         return
     node.asked_ms = cluster.now
+    cluster.take_up(node)
     node.round += 1
     node.rounds_asked += 1
     witnesses = _witnesses(cluster, node)
@@ -192,7 +197,7 @@ def _witnesses(cluster: Cluster, node: HostNode) -> tuple[HostId, ...]:
     rings = cluster.rings
     start = rings.all.place_after(node.id, (node.round - 1) * WITNESSES)
     chosen: list[HostId] = []
-    if newcomers_unheard(node):
+    if newcomers_unheard(cluster, node):
         _choose(node, rings.present.those_of(node.newcomers, start), chosen)
     _choose(node, rings.present.around(start), chosen)
     if len(chosen) < WITNESSES:
@@ -221,7 +226,8 @@ def _choose(node: HostNode, among: Iterator[HostId], chosen: list[HostId]) -> No
 
 def reasons_of(cluster: Cluster, node: HostNode) -> tuple[Reason, ...]:
     """Why the host is as it is and what is awaited (X1)."""
+    why = (*node.reasons, *split_reasons(cluster, node))
     if node.record.maintenance is None:
-        return node.reasons
+        return why
     by = reason("host.maintenance", by=node.record.maintenance)
-    return (*node.reasons, by, *drain_reasons(cluster, node))
+    return (*why, by, *drain_reasons(cluster, node))

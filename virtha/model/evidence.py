@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+from virtha.model.ids import StorageDomainId
+from virtha.model.value import Value
+
 
 class ProcessKind(StrEnum):
     """Which process of a host holds a session."""
@@ -35,3 +38,24 @@ class IdentityMatch(StrEnum):
     MISMATCH = "mismatch"
     UNKNOWN = "unknown"
     """One of the two tells no identity."""
+
+
+MANAGEMENT_NETWORK = "management"
+STORAGE_NETWORK = "storage"
+
+
+class ProbeAddress(Value, frozen=True, kw_only=True):
+    """Where a host's guardian answers its neighbours on one network; its neighbours' questions come from the same kind of
+    address of theirs."""
+
+    network: str
+    address: str
+    """Of IPv4 or IPv6, never a name: to look one up may hang."""
+    port: int
+
+
+class WatchedDisk(Value, frozen=True, kw_only=True):
+    """``path`` below the domain."""
+
+    domain_id: StorageDomainId
+    path: str

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from msgspec import UNSET, UnsetType
 
+from virtha.model.evidence import ProbeAddress
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, StorageDomainId
 from virtha.model.policy import Policy
 from virtha.model.power_settings import MachineIdentity
@@ -64,6 +65,8 @@ class HostCapabilities(Value, frozen=True, kw_only=True):
     """Which machine it is by its firmware, to be compared with its power device (P1); left out where that says nothing."""
     disk_check_ms: int | UnsetType = UNSET
     """How long the disk activity check in front of a start may take (A5); left out where it is off."""
+    probed_at: tuple[ProbeAddress, ...] | UnsetType = UNSET
+    """Where its guardian answers its neighbours' probes (F1); left out by agents that know of none."""
 
 
 class HostStatus(Value, frozen=True, kw_only=True):

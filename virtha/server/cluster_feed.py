@@ -7,6 +7,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from virtha.engine.events import (
     HostRemoved,
     HostSurveyed,
     Intent,
+    Investigate,
     LibvirtAnswered,
     MigrateCommand,
     Notice,
@@ -66,15 +68,21 @@ from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
 from virtha.server.power_desk import PowerDesk
+from virtha.server.witness_desk import WitnessDesk, WitnessLines
 from virtha.store.installations import Lead
 from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import WitnessAnswer
 
 log = structlog.get_logger("virtha.server.engines")
 _PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
 
 Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 """Of a host, those that stand at this moment."""
+
+
+class Lines(LeaseLines, WitnessLines, Protocol):
+    """Sessions, as its desks need them."""
 
 
 class _ClusterRecords:
@@ -124,7 +132,7 @@ class ClusterFeed:
         clock: Clock,
         journal: Path,
         sessions: Sessions,
-        lines: LeaseLines,
+        lines: Lines,
         acknowledged: Callable[[Mapping[HostId, int]], None],
     ) -> None:
         self.cluster_id = cluster_id
@@ -149,6 +157,7 @@ class ClusterFeed:
         self.leader: Leader | None = None
         self.leases: ServerLeaseDesk | None = None
         """Of the leader."""
+        self.witnesses: WitnessDesk | None = None
         self.power_desk: PowerDesk | None = None
         self._policy = Policy()
         self._hold: str | None = None
@@ -207,6 +216,7 @@ class ClusterFeed:
             term=self.lead.term,
             now=clock.now,
         )
+        self.witnesses = WitnessDesk(self, self._lines, now=clock.now)
         known = tuple(hosts)
         for host in known:
             self._configure(host)
@@ -244,7 +254,7 @@ class ClusterFeed:
         else:
             self.leader.offer(*events)
 
-    # For its lease desk, and who asks it
+    # For its desks, and who asks them
 
     @property
     def policy_now(self) -> Policy:
@@ -253,6 +263,13 @@ class ClusterFeed:
     @property
     def led_hosts(self) -> Mapping[HostId, LedHost]:
         return self._hosts
+
+    @property
+    def led_vms(self) -> Mapping[VmId, LedVm]:
+        return self._vms
+
+    def is_shared(self, domain_id: StorageDomainId) -> bool:
+        return self.leases is None or self.leases.is_shared(domain_id)
 
     def storage_domains(self) -> tuple[StorageDomainId, ...]:
         """All that a host of it says it can use, or a VM of it has disks in."""
@@ -322,10 +339,14 @@ class ClusterFeed:
         if self._hosts.pop(host_id, None) is not None:
             self._surveys.pop(host_id, None)
             self._tell_devices(host_id, ())
+            if self.leases is not None:
+                self.leases.host_gone(host_id)
             self.offer(HostRemoved(host_id=host_id))
 
     def vm(self, led: LedVm) -> None:
         before = self._vms.get(led.vm.vm_id)
+        if led.disks is None and before is not None:
+            led = replace(led, disks=before.disks)
         self._vms[led.vm.vm_id] = led
         self._domains = None
         if before is None or before.vm != led.vm:
@@ -344,6 +365,8 @@ class ClusterFeed:
     # What the gateway sees
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
+        if self.witnesses is not None:
+            self.witnesses.signed(host_id)
         self.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
         if host_id in self._untold:
             self.offer(*(one for one in self._untold.pop(host_id) if one.boot == beat.boot))
@@ -359,6 +382,8 @@ class ClusterFeed:
                 host_id=host_id, process=_PROCESSES[role], boot=boot, up=up, broken=broken
             )
         )
+        if up and self.witnesses is not None:
+            self.witnesses.signed(host_id)
         if role is PeerRole.GUARDIAN and self.leases is not None:
             self.leases.session_changed(host_id, up=up)
         # What its agent said last may have been recorded when its session stood no more.
@@ -369,6 +394,11 @@ class ClusterFeed:
         """Before it leads nobody was asked for one."""
         if self.leases is not None:
             self.leases.heard(host_id, answer)
+
+    def witness(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        """As ``lease``."""
+        if self.witnesses is not None:
+            self.witnesses.heard(host_id, answer)
 
     def knows(self, facts: Sequence[Fact]) -> bool:
         """Whether it was told of all that these facts are about, and need no newer picture of their host."""
@@ -447,8 +477,8 @@ class ClusterFeed:
     # Its hands
 
     async def carry_out(self, command: Command) -> None:
-        """Raises Unavailable. What nobody can do yet (asking neighbours) has no answer, and no answer is none: the engine goes
-        on from what it knows."""
+        """Raises Unavailable. What nobody can do has no answer, and no answer is none: the engine goes on from what it
+        knows."""
         match command:
             case StartCommand():
                 self._starts[operation_of(self.cluster_id, command.order_id)] = command
@@ -481,6 +511,8 @@ class ClusterFeed:
                 await self._orders.settle(
                     self.cluster_id, self.lead, command, attempt=self._attempts
                 )
+            case Investigate() if self.witnesses is not None:
+                self.witnesses.investigate(command)
             case Poison() if self.leases is not None:
                 self.leases.poison(command)
             case GiveWaiver() | EndWaiver() if self.leases is not None:

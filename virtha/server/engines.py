@@ -34,6 +34,7 @@ from virtha.store.installations import Lead
 from virtha.store.power import PowerMark
 from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import WitnessAnswer
 
 log = structlog.get_logger("virtha.server.engines")
 GATHER_S = 0.02
@@ -336,6 +337,11 @@ class Engines:
         feed = self._feed_of(host_id)
         if feed is not None:
             feed.lease(host_id, answer)
+
+    def witness(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        feed = self._feed_of(host_id)
+        if feed is not None:
+            feed.witness(host_id, answer)
 
     async def facts(
         self, host_id: HostId, boot: BootId, facts: Sequence[Fact], recorded: int

@@ -35,6 +35,7 @@ from virtha.ports.hosts import LastBeat
 from virtha.server.channel_desk import ChannelDesk
 from virtha.server.fact_queue import FactQueue
 from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
+from virtha.server.hello_refusals import overtaken, revoked, unavailable
 from virtha.server.host_line import HostLine
 from virtha.server.presence import HostPresence, Sighting
 from virtha.wire.hellos import followed_elsewhere
@@ -49,6 +50,7 @@ from virtha.wire.messages import (
     Welcome,
 )
 from virtha.wire.session import Closed
+from virtha.wire.witness_messages import WitnessAnswer, WitnessOrder
 
 HELLO_DEADLINE_S = 8.0
 """For the use case's answer; below the session's own deadline, so that the host hears why."""
@@ -198,14 +200,7 @@ class Gateway:
     def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]:
         """Those that stand at this moment."""
         line = self._lines.get(host_id)
-        if line is None:
-            return ()
-        found = []
-        for role in PeerRole:
-            session = line.session(role)
-            if session is not None and session.wire.hello is not None:
-                found.append((role, session.wire.hello.boot))
-        return tuple(found)
+        return () if line is None else line.sessions()
 
     def lease_boot(self, host_id: HostId) -> BootId | None:
         line = self._lines.get(host_id)
@@ -214,6 +209,10 @@ class Gateway:
     def tell_lease(self, host_id: HostId, order: LeaseOrder) -> bool:
         line = self._lines.get(host_id)
         return line is not None and line.tell_lease(order)
+
+    def ask_witness(self, host_id: HostId, order: WitnessOrder) -> bool:
+        line = self._lines.get(host_id)
+        return line is not None and line.ask_witness(order)
 
     def begin_anew(self, instance: str) -> None:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
@@ -300,6 +299,14 @@ class Gateway:
         if line.guardian is connection and self.watcher is not None:
             self.watcher.lease(line.host_id, answer)
 
+    # ServerLinkEvents: witnesses
+
+    def on_witness(self, connection: ServerConnection, answer: WitnessAnswer) -> None:
+        line = connection.owner
+        assert isinstance(line, HostLine)
+        if connection in (line.agent, line.guardian) and self.watcher is not None:
+            self.watcher.witness(line.host_id, answer)
+
     # ServerLinkEvents: hello
 
     def on_hello(self, connection: ServerConnection, hello: Hello) -> None:
@@ -322,7 +329,7 @@ class Gateway:
             connection.close("wire.closed.replaced")  # all of that host were sent away meanwhile
             return False
         if not line.present.takes(hello.boot, opened=connection.number, opened_last=opened_last):
-            self._refuse(connection, _overtaken())  # nothing of that boot may be put on record
+            self._refuse(connection, overtaken())  # nothing of that boot may be put on record
             return False
         older = line.newest.get(hello.role)
         if older is not None and older.number > connection.number:
@@ -369,15 +376,15 @@ class Gateway:
             if line.newest.get(hello.role) is connection:
                 self._take_over(line, connection, hello, answer)
         except TimeoutError:
-            self._refuse(connection, _unavailable("the server is too slow now"))
+            self._refuse(connection, unavailable("the server is too slow now"))
         except VirthaError as error:
             self._refuse(
-                connection, _unavailable(str(error)) if isinstance(error, Unavailable) else error
+                connection, unavailable(str(error)) if isinstance(error, Unavailable) else error
             )
         except Exception as error:
             # A mistake of ours: this host is told, the others go on.
             _log.exception("hello failed", host_id=hello.host_id)
-            self._refuse(connection, _unavailable(f"server error: {error}"))
+            self._refuse(connection, unavailable(f"server error: {error}"))
         finally:
             if taken and hello.role is PeerRole.AGENT:
                 self._agent_hello_over(line)
@@ -411,7 +418,7 @@ class Gateway:
         if not allowed:
             if line.serial_allowed == serial:
                 line.serial_allowed = None
-            raise _revoked()
+            raise revoked()
         line.serial_allowed = serial
 
     async def _ask_control(
@@ -578,23 +585,3 @@ class Gateway:
 
 def _newer(one: HostSettings | None, other: HostSettings) -> HostSettings:
     return one if one is not None and one.revision > other.revision else other
-
-
-def _overtaken() -> VirthaError:
-    return VirthaError(
-        "another boot of this host was heard after this connection was opened: connect again",
-        code="wire.refused.overtaken",
-        field="boot",
-    )
-
-
-def _unavailable(message: str) -> VirthaError:
-    return Unavailable(message, code="wire.refused.unavailable")
-
-
-def _revoked() -> VirthaError:
-    return VirthaError(
-        "this host's certificate is not accepted any more",
-        code="wire.refused.revoked",
-        fix="join the host again: virtha agent join",
-    )

@@ -7,8 +7,10 @@ from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, Term
 from virtha.server.lease_desk import LeaseLines
+from virtha.server.witness_desk import WitnessLines
 from virtha.wire.lease_messages import LeaseAnswer
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import WitnessAnswer
 
 
 class HostUseCases(Protocol):
@@ -43,7 +45,7 @@ class GatewayUseCases(Protocol):
     def facts(self) -> FactUseCases: ...
 
 
-class WatchedGateway(LeaseLines, Protocol):
+class WatchedGateway(LeaseLines, WitnessLines, Protocol):
     """The gateway as the engines see it."""
 
     watcher: "HostWatcher | None"
@@ -68,6 +70,10 @@ class HostWatcher(Protocol):
 
     def lease(self, host_id: HostId, answer: LeaseAnswer) -> None:
         """Of its guardian: a round that it read, or that it keeps a lease again."""
+        ...
+
+    def witness(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        """What it found out about another host."""
         ...
 
     async def facts(

@@ -12,6 +12,7 @@ from virtha.model.time import Millis
 from virtha.wire.hellos import PresentBoot
 from virtha.wire.lease_messages import LEASE_FEATURE, LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import LOOK_FEATURE, PROBE_FEATURE, LookAtDisks, WitnessOrder
 
 COMMIT_FACTS_MAX = 1_024
 """Of one host, in one transaction."""
@@ -70,6 +71,27 @@ class HostLine:
 
     def session(self, role: PeerRole) -> ServerConnection | None:
         return self.agent if role is PeerRole.AGENT else self.guardian
+
+    def sessions(self) -> tuple[tuple[PeerRole, BootId], ...]:
+        """Those that stand at this moment."""
+        found = []
+        for role in PeerRole:
+            session = self.session(role)
+            if session is not None and session.wire.hello is not None:
+                found.append((role, session.wire.hello.boot))
+        return tuple(found)
+
+    def ask_witness(self, order: WitnessOrder) -> bool:
+        """Its guardian where that can answer, else its agent. False: neither."""
+        looks = isinstance(order, LookAtDisks)
+        feature = LOOK_FEATURE if looks else PROBE_FEATURE
+        for session in (self.agent,) if looks else (self.guardian, self.agent):
+            hello = session.wire.hello if session is not None else None
+            if session is not None and hello is not None and feature in hello.features:
+                session.wire.send_witness(order)
+                session.flush()
+                return True
+        return False
 
     def lease_boot(self) -> BootId | None:
         """Of its guardian's session; None: there is none, or it holds no leases."""

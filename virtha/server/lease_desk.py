@@ -6,12 +6,18 @@ What is asked of a guardian is said once in each session and when it changes: a 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
-import structlog
 from msgspec.structs import replace
 
 from virtha.control.leading import LedHost
 from virtha.engine.engine import Engine
-from virtha.engine.events import EndWaiver, EngineEvent, GiveWaiver, WaiverOver
+from virtha.engine.events import (
+    EndWaiver,
+    EngineEvent,
+    GiveWaiver,
+    SplitDomain,
+    StorageCompared,
+    WaiverOver,
+)
 from virtha.engine.events import Poison as PoisonCommand
 from virtha.engine.lease_desk import ASSIGN_MS, LeaseDesk
 from virtha.engine.machine import Verdict
@@ -22,6 +28,7 @@ from virtha.model.slot import Poison
 from virtha.model.slot_round import PLACES_MAX, LeaseDuty, slot_index
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
+from virtha.server.guest_readers import GuestReaders
 from virtha.server.shared_check import NotShared, SharedCheck
 from virtha.wire.lease_messages import (
     KeepLease,
@@ -39,8 +46,6 @@ SILENT_MS = 5_000
 """At least; a reader of which no round has come for that long stands back for others, for ``PASSED_OVER_MS``."""
 PERIODS_SILENT = 3
 PASSED_OVER_MS = 60_000
-
-log = structlog.get_logger("virtha.server.leases")
 
 
 class LeaseLines(Protocol):
@@ -104,6 +109,7 @@ class ServerLeaseDesk:
         self._looked_ms: Millis | None = None
         self._shared = SharedCheck()
         self._not_shared: tuple[NotShared, ...] = ()
+        self._guests = GuestReaders(now())
         self._desk = LeaseDesk(self, installation_id=installation_id)
 
     def reasons(self, host_id: HostId) -> tuple[Reason, ...]:
@@ -118,6 +124,36 @@ class ServerLeaseDesk:
         if self._looked_ms is None or now - self._looked_ms >= ASSIGN_MS:
             self._looked_ms = now
             self._desk.look()
+            for domain_id in self.domains():
+                self._invite(domain_id)
+
+    def is_shared(self, domain_id: StorageDomainId) -> bool:
+        """False: two hosts are known to see two different things there."""
+        return all(pair.domain_id != domain_id for pair in self._not_shared)
+
+    def host_gone(self, host_id: HostId) -> None:
+        self._shared.drop(host_id)
+        self._tell_not_shared()
+
+    def _invite(self, domain_id: StorageDomainId) -> None:
+        """One more reader, for a while. It poisons nobody, and proves nothing."""
+        before, readers = self._guests.guest(domain_id), self._desk.readers(domain_id)
+        able = [
+            one
+            for one in self.hosts()
+            if one not in readers
+            and not self._desk.is_judging
+            and self.is_able(one, domain_id)
+            and not self.is_silent(one, domain_id)
+        ]
+        pairs = [pair for pair in self._not_shared if pair.domain_id == domain_id]
+        suspects = {one for pair in pairs for one in (pair.reader_id, pair.writer_id)}
+        guest = self._guests.look(self._now(), domain_id, able, suspects)
+        if before not in (None, guest, *readers):
+            assert before is not None
+            self.relieve(before, domain_id)
+        if guest is not None:
+            self.engage(guest, domain_id, {})
 
     def session_changed(self, host_id: HostId, *, up: bool) -> None:
         """Of its guardian: what the one before was asked, this one does not know."""
@@ -154,20 +190,26 @@ class ServerLeaseDesk:
         )
         self._shared.fold(seen)
         self._tell_not_shared()
+        if self._guests.heard(told.domain_id, host_id):
+            return
         events = self._desk.read(self._now(), seen)
         if events:
             self._cluster.offer(*events)
 
     def _tell_not_shared(self) -> None:
         found = self._shared.not_shared()
-        for pair in set(found) - set(self._not_shared):
-            log.warning(
-                "a storage domain is not the same for two hosts",
-                domain=pair.domain_id,
-                reader=pair.reader_id,
-                writer=pair.writer_id,
-            )
+        if found == self._not_shared:
+            return
         self._not_shared = found
+        first = {pair.domain_id: pair for pair in reversed(found)}
+        self._cluster.offer(
+            StorageCompared(
+                not_shared=tuple(
+                    SplitDomain(domain_id=domain_id, reader=pair.reader_id, writer=pair.writer_id)
+                    for domain_id, pair in sorted(first.items())
+                )
+            )
+        )
 
     # Commands; what they follow from is durable
 

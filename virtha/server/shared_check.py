@@ -33,6 +33,7 @@ class SharedCheck:
         self._written: dict[tuple[StorageDomainId, HostId], _Written] = {}
         self._awaited: dict[NotShared, _Written] = {}
         self._missed: dict[NotShared, int] = {}
+        self._found: set[NotShared] = set()
 
     def fold(self, seen: SlotRound) -> None:
         self._written[seen.domain_id, seen.reader_id] = _Written(
@@ -55,15 +56,27 @@ class SharedCheck:
         if isinstance(reading, Slot) and _shows(reading, awaited):
             self._awaited[pair] = written
             self._missed.pop(pair, None)
+            self._found.discard(pair)
         else:
             self._missed[pair] = self._missed.get(pair, 0) + 1
+            if self._missed[pair] >= ROUNDS:
+                self._found.add(pair)
 
     def not_shared(self) -> tuple[NotShared, ...]:
-        found = [pair for pair, missed in self._missed.items() if missed >= ROUNDS]
-        return tuple(sorted(found, key=lambda pair: (pair.domain_id, pair.reader_id)))
+        """A pair stays until that reader sees what that writer wrote."""
+        return tuple(
+            sorted(self._found, key=lambda pair: (pair.domain_id, pair.reader_id, pair.writer_id))
+        )
+
+    def drop(self, host_id: HostId) -> None:
+        """It is no member any more."""
+        self.forget(host_id)
+        self._found = {
+            pair for pair in self._found if host_id not in (pair.reader_id, pair.writer_id)
+        }
 
     def forget(self, host_id: HostId) -> None:
-        """It is no member any more, or no reader."""
+        """It may be another boot, or reads no more: what was awaited of it is not comparable."""
         for pair in [each for each in self._awaited if host_id in (each.reader_id, each.writer_id)]:
             del self._awaited[pair]
             self._missed.pop(pair, None)

@@ -43,6 +43,7 @@ from virtha.wire.messages import (
 )
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
 from virtha.wire.session import Closed, Session, SessionState
+from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
 
 if TYPE_CHECKING:
     from virtha.sim.host import SimHost
@@ -341,6 +342,10 @@ class HostLink:
                 | KeepLease()
                 | SlotsRead()
                 | LeaseKept()
+                | ProbeHost()
+                | HostProbed()
+                | LookAtDisks()
+                | DisksLooked()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:

@@ -39,6 +39,7 @@ from virtha.wire.session import (
     SessionState,
 )
 from virtha.wire.window import FactWindow
+from virtha.wire.witness_messages import DisksLooked, LookAtDisks, ProbeHost, WitnessAnswer
 
 
 class OutboxView(Protocol):
@@ -61,7 +62,8 @@ class OutboxView(Protocol):
 class HostSession(Session):
     """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
 
-    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder.
+    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder,
+    WitnessOrder.
     """
 
     _PING_AFTER = (1, 3)
@@ -99,6 +101,14 @@ class HostSession(Session):
         if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
             return False
         assert self.role is PeerRole.GUARDIAN
+        self._put(encode_message(answer))
+        return True
+
+    def send_witness(self, answer: WitnessAnswer) -> bool:
+        """False: not connected, or the line is full. The server asks others in its next round."""
+        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
+            return False
+        assert self.role is PeerRole.AGENT or not isinstance(answer, DisksLooked)
         self._put(encode_message(answer))
         return True
 
@@ -177,7 +187,9 @@ class HostSession(Session):
         self._window.acknowledge(ack.sequence)
         return ack
 
-    def _for_agent(self, message: Settings | GiveOrder | OpenChannel, size: int) -> Message | None:
+    def _for_agent(
+        self, message: Settings | GiveOrder | OpenChannel | LookAtDisks, size: int
+    ) -> Message | None:
         if self.role is not PeerRole.AGENT:
             raise self._wrong_role(message)
         return message
@@ -185,6 +197,9 @@ class HostSession(Session):
     def _for_guardian(self, message: BeatAck | LeaseOrder, size: int) -> Message | None:
         if self.role is not PeerRole.GUARDIAN:
             raise self._wrong_role(message)
+        return message
+
+    def _for_both(self, message: ProbeHost, size: int) -> Message | None:
         return message
 
     _TABLE = {
@@ -199,6 +214,8 @@ class HostSession(Session):
             Settings: _for_agent,
             GiveOrder: _for_agent,
             OpenChannel: _for_agent,
+            LookAtDisks: _for_agent,
+            ProbeHost: _for_both,
             **LIFE,
             **ENDINGS,
         },

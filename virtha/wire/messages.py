@@ -20,6 +20,7 @@ from virtha.wire.lease_messages import (
     StopReading,
     WaiveLease,
 )
+from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
 
 VERSION_MAJOR = 1
 VERSION_MINOR = 0
@@ -187,4 +188,8 @@ Message = (
     | KeepLease
     | SlotsRead
     | LeaseKept
+    | ProbeHost
+    | HostProbed
+    | LookAtDisks
+    | DisksLooked
 )

@@ -24,10 +24,12 @@ from virtha.wire.messages import (
 )
 from virtha.wire.session import ENDINGS, LIFE, SEQUENCE_MAX, Session, SessionState
 from virtha.wire.window import FactWindow
+from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessOrder
 
 
 class ServerSession(Session):
-    """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones), LeaseAnswer."""
+    """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones), LeaseAnswer,
+    WitnessAnswer."""
 
     _PING_AFTER = (2, 5)
     __slots__ = ("_beat_last", "_host_id", "_window", "hello")
@@ -64,6 +66,10 @@ class ServerSession(Session):
 
     def send_lease(self, order: LeaseOrder) -> None:
         """Only to a guardian whose hello has ``LEASE_FEATURE``."""
+        self._put(encode_message(order))
+
+    def send_witness(self, order: WitnessOrder) -> None:
+        """Only to a process whose hello has the feature of that order."""
         self._put(encode_message(order))
 
     def acknowledge(self, sequence: int) -> None:
@@ -119,6 +125,14 @@ class ServerSession(Session):
             )
         return answer
 
+    def _on_probed(self, answer: HostProbed, size: int) -> Message | None:
+        return answer
+
+    def _on_looked(self, answer: DisksLooked, size: int) -> Message | None:
+        if self.role is not PeerRole.AGENT:
+            raise self._wrong_role(answer)
+        return answer
+
     def _on_facts(self, facts: Facts, size: int) -> Message | None:
         if self.role is not PeerRole.AGENT:
             raise self._wrong_role(facts)
@@ -170,6 +184,8 @@ class ServerSession(Session):
             Facts: _on_facts,
             SlotsRead: _on_lease,
             LeaseKept: _on_lease,
+            HostProbed: _on_probed,
+            DisksLooked: _on_looked,
             **LIFE,
             **ENDINGS,
         },

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from virtha.agent.disk_watch import DisksSeen, DiskWatch, WatchedDisk
+from virtha.agent.disk_watch import DisksSeen, DiskWatch
 from virtha.agent.storage import StorageWorkers
 from virtha.drivers.disk_signs import DirectoryDisks
+from virtha.model.evidence import WatchedDisk
 from virtha.model.host import StorageDomain
 from virtha.model.ids import ClusterId, HostId, StorageDomainId
 from virtha.ports.storage_domain import DiskSigns

@@ -50,6 +50,9 @@ vm.watchdog.action=inject-nmi
 vm.diskactivity.checkenabled=true
 vm.diskactivity.checktimeout_s=60
 vm.diskactivity.inactivetime_ms=20000
+probe.port=9252
+probe.address=192.0.2.11
+probe.storage.address=2001:db8::11
 migration.address=node1.storage.example.org
 """
 
@@ -76,6 +79,9 @@ def test_every_key_reaches_its_value() -> None:
         diskactivity_timeout_s=60,
         diskactivity_quiet_ms=20_000,
         migration_address="node1.storage.example.org",
+        probe_port=9252,
+        probe_address="192.0.2.11",
+        probe_storage_address="2001:db8::11",
     )
     # Each key of the table stands in FULL, so none can be forgotten by the reader.
     assert {line.partition("=")[0].strip() for line in FULL.splitlines() if "=" in line} == set(

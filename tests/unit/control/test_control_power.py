@@ -10,7 +10,6 @@ import pytest
 
 from virtha.control.engine_power import power_levels
 from virtha.control.power import Power
-from virtha.control.power_checks import same_place
 from virtha.control.power_orders import PowerOrders
 from virtha.control.power_views import PowerOrderRequest, PowerPut
 from virtha.control.secret_box import KEY_BYTES, KeyBox, NoKeyBox
@@ -147,48 +146,12 @@ def test_an_address_belongs_to_one_host(tell: Tell):
     tell(story)
 
 
-IPMI, REDFISH, AGENT = PowerDriver.IPMI, PowerDriver.REDFISH, PowerDriver.FENCE_AGENT
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "same"),
-    [
-        ({"address": "10.0.0.1"}, {"address": "10.0.0.1", "port": 623}, True),
-        ({"address": "10.0.0.1"}, {"address": "10.0.0.1", "port": 6231}, False),
-        ({"address": "10.0.0.1"}, {"address": "012.0.0.1"}, True),
-        ({"address": "10.0.0.1"}, {"address": "167772161"}, True),
-        ({"address": "10.0.0.1"}, {"address": "10.0.0.2"}, False),
-        ({"address": "2001:db8::1"}, {"address": "2001:DB8:0::01"}, True),
-        ({"address": "10.0.0.1"}, {"address": "::ffff:10.0.0.1"}, True),
-        ({"address": "bmc.example"}, {"address": "BMC.example."}, True),
-        ({"address": "bmc"}, {"address": "bmc", "driver": REDFISH}, True),
-        (
-            {"driver": REDFISH, "address": "b"},
-            {"driver": REDFISH, "address": "b", "plug": "1"},
-            True,
-        ),
-        (
-            {"driver": REDFISH, "address": "b", "plug": "2"},
-            {"driver": REDFISH, "address": "b", "plug": "1"},
-            False,
-        ),
-        ({}, {"address": "10.0.0.1"}, False),
-        ({"driver": AGENT, "plug": "i-1"}, {"driver": AGENT, "plug": "i-1", "user": "b"}, True),
-        ({"driver": AGENT, "plug": "i-1"}, {"driver": AGENT, "plug": "i-2"}, False),
-        ({"driver": AGENT, "plug": ""}, {"driver": AGENT}, True),
-    ],
-)
-def test_one_place_in_another_spelling(first: Any, second: Any, same: bool):
-    one, other = (PowerSettings(**{"driver": IPMI, **given}) for given in (first, second))
-    assert same_place(one, other) is same_place(other, one) is same
-
-
 def test_what_a_cluster_says_counts_for_the_place_of_each_host(tell: Tell):
     async def story(world: World) -> None:
         power = world.control.power
         await world.join("h1")
         await world.join("h2")
-        given = own(driver=IPMI, port=6230)
+        given = own(driver=PowerDriver.IPMI, port=6230)
         await power.put_of_cluster(ADMIN, "default", "bmc", given, None)
         await power.put_of_host(ADMIN, "h1", "bmc", own(address="10.0.0.1"), None)
         with pytest.raises(Conflict, match="h1"):

@@ -147,6 +147,7 @@ IN_SNAPSHOT = {
     "reference_ms",
     "just_ordered",
     "storage_out",
+    "not_shared",
     "steady_since_ms",
     "hosts",
     "vms",
@@ -160,6 +161,8 @@ IN_SNAPSHOT = {
 }
 FOUND_AGAIN = {
     "rings",
+    "arrivals",
+    "arrivals_from",
     "vms_on",
     "absent",
     "capacity",

@@ -1,11 +1,15 @@
 """Hosts with real guardians on a shared directory, sessions by TLS with a real server: only agents and watchdogs are played."""
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from installed import ADMIN, Installed
-from link_rig import Recorder
+from link_rig import Recorder, until
+from msgspec.structs import replace
 
+from virtha.agent.disk_looks import DiskLooks
 from virtha.agent.files import Files
 from virtha.agent.gate import GateRecords
 from virtha.agent.guardian_lease import LeaseKit
@@ -18,6 +22,7 @@ from virtha.control.requests import JoinRequest, TokenCreate
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.drivers.link import HelloState, HostCredentials, HostLink
 from virtha.drivers.pki import make_key_and_csr
+from virtha.model.evidence import MANAGEMENT_NETWORK, ProbeAddress
 from virtha.model.facts import (
     Fact,
     FactBody,
@@ -40,8 +45,10 @@ from virtha.sentinel.guardian import AgentPulse, ProcessesSeen
 from virtha.sentinel.lease import LeaseState
 from virtha.sentinel.lease_events import HostNature
 from virtha.wire.messages import PeerRole, Welcome
+from virtha.wire.witness_messages import LookAtDisks, WitnessOrder
 
 PULSE_S = 0.2
+LOOPBACK = "127.0.0.1"
 GIB, MIB = 1 << 30, 1 << 20
 ABLE = HostCapabilities(
     cpus=4,
@@ -121,6 +128,12 @@ class LiveHost(Recorder):
         self._gate = GateRecords(self.paths, Files(), boot=self.boot)
         self._outbox: list[Fact] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._domains: dict[StorageDomainId, StorageDomain] = {}
+        self._looks = DiskLooks(
+            self._domains.values,
+            spawn=self._spawn,
+            tell=lambda answer: self.agent.send_witness(answer),
+        )
 
     # MemoryOutbox's part
 
@@ -141,6 +154,9 @@ class LiveHost(Recorder):
             files=Files(),
             look=no_processes,
             lease_kit=self._kit(),
+            credentials=self._credentials,
+            probe_port=0,
+            probe_address=LOOPBACK,
         )
         address = (f"127.0.0.1:{port}",)
         beats = HostLink(
@@ -151,6 +167,7 @@ class LiveHost(Recorder):
             events=self.guardian,
             hello_state=HelloState,
             on_lease=self.guardian.on_lease,
+            on_witness=self.guardian.on_witness,
         )
         self.guardian.connect(beats)
         self.agent = HostLink(
@@ -160,17 +177,31 @@ class LiveHost(Recorder):
             boot=self.boot,
             events=self,
             outbox=self,
+            on_witness=self._on_witness,
         )
         self._tasks = [
             asyncio.create_task(self.guardian.run()),
-            asyncio.create_task(self.agent.run()),
             asyncio.create_task(self._pulse()),
         ]
+        assert self.guardian.listener is not None
+        listener = self.guardian.listener
+        await until(lambda: listener.port, "where it answers its neighbours")
+        self._tasks.append(asyncio.create_task(self.agent.run()))
+        self._beats = beats
+
+    async def lose_server(self) -> None:
+        """Both sessions end and are not begun again; its processes and its storage go on."""
+        self._beats.close()
+        self.agent.close()
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
         """As an agent does in each session with a server that is new to it."""
         super().on_connected(welcome, address)
-        self.tell(HostReport(capabilities=ABLE), Inventory(revision=1, domains=()))
+        assert self.guardian.listener is not None
+        port = self.guardian.listener.port
+        at = ProbeAddress(network=MANAGEMENT_NETWORK, address=LOOPBACK, port=port)
+        able = replace(ABLE, probed_at=(at,))
+        self.tell(HostReport(capabilities=able), Inventory(revision=1, domains=()))
 
     async def _pulse(self) -> None:
         """What its agent tells the guardian."""
@@ -223,6 +254,15 @@ class LiveHost(Recorder):
 
     # Its agent
 
+    def _on_witness(self, order: WitnessOrder) -> None:
+        if isinstance(order, LookAtDisks):
+            self._looks.ask(order)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.append(task)
+        return task
+
     def tell(self, *bodies: FactBody) -> None:
         for body in bodies:
             self._outbox.append(
@@ -255,11 +295,16 @@ class LiveHost(Recorder):
         match order.body:
             case PrepareStorage(domain=domain):
                 Path(domain.path, ".virtha").mkdir(exist_ok=True)
+                self._domains[domain.id] = domain
                 self._blocks(domain).prepare(self.index, self.id)
                 self.tell_storage(domain.id, usable=True)
             case StartVm(vm=vm, grant=grant):
                 if not grant.duration_ms:
                     return
+                for disk in vm.disks:
+                    path = Path(self._domains[disk.storage_domain_id].path, disk.path)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
                 self.starts.append((int(self.clock.monotonic_ms()), order.body))
                 self.tell(
                     VmReport(vm_id=vm.id, incarnation=grant.incarnation, state=VmState.RUNNING)

@@ -11,7 +11,6 @@ from pathlib import Path
 from led_world import LedWorld, led_world
 from msgspec.structs import replace
 
-from virtha.engine.events import DisksWatched
 from virtha.model.ids import HostId
 from virtha.model.orders import StartVm
 from virtha.model.policy import LeasePolicy
@@ -36,6 +35,7 @@ from virtha.wire.lease_messages import (
     WaiveLease,
     told_round,
 )
+from virtha.wire.witness_messages import DisksLooked, LookAtDisks
 
 LEASE = LeasePolicy()
 STEP_MS = 500
@@ -134,6 +134,8 @@ class ServerDesk(DeskBench):
     def __init__(self, world: LedWorld) -> None:
         self.world = world
         self.blocks = PlayedSlots()
+        self.mounted_elsewhere: dict[HostId, PlayedSlots] = {}
+        """Other blocks that a host has in their place."""
         self.duties: dict[HostId, LeaseDuty] = {}
         self.told: dict[HostId, str] = {}
         self.waivers: dict[HostId, WaiveLease] = {}
@@ -192,12 +194,16 @@ class ServerDesk(DeskBench):
         assert watcher is not None
         watcher.lease(host_id, answer)
 
+    def _blocks_of(self, host_id: HostId) -> PlayedSlots:
+        return self.mounted_elsewhere.get(host_id, self.blocks)
+
     def _renew(self) -> None:
         for name, host in self.world.hosts.items():
             if name in self.lost | self.without_storage:
                 continue
-            before = self.blocks.slots.get(host.id)
-            self.blocks.slots[host.id] = Slot(
+            blocks = self._blocks_of(host.id)
+            before = blocks.slots.get(host.id)
+            blocks.slots[host.id] = Slot(
                 installation_id=self.installation_id,
                 domain_id=self.domain_id,
                 index=0,
@@ -225,7 +231,8 @@ class ServerDesk(DeskBench):
                 self.blocks.mailboxes[poisoned] = replace(
                     box, counter=box.counter + 1, poison=poison
                 )
-        own, now = self.blocks.slots[host_id], self.world.clock.now
+        blocks = self._blocks_of(host_id)
+        own, now = blocks.slots[host_id], self.world.clock.now
         seen = SlotRound(
             reader_id=host_id,
             reader_boot=own.boot,
@@ -234,7 +241,7 @@ class ServerDesk(DeskBench):
             ended_ms=now,
             own_counter=own.counter,
             direct_io=True,
-            slots={one: self.blocks.read_slot(one) for one in duty.places},
+            slots={one: blocks.read_slot(one) for one in duty.places},
             mailboxes={one: self.blocks.mailboxes[one] for one in duty.poisons},
         )
         watcher = self.world.gateway.watcher
@@ -251,19 +258,20 @@ class ServerDesk(DeskBench):
             self._passed_ms += STEP_MS
             if self._passed_ms % LEASE.read_period_ms == 0:
                 self._renew()
-            # Nobody asks the readers of disks yet (issue 5): what they would say of such that are quiet.
-            for name in self.lost:
-                world.feed.offer(
-                    DisksWatched(
-                        witness=world.hosts["h2"].id,
-                        subject=world.hosts[name].id,
-                        changed=False,
-                        disks=1,
-                    )
-                )
+            self._look_at_disks()
             self._hear()
         await world.settle(rounds=2)
         self._hear()
+
+    def _look_at_disks(self) -> None:
+        """All of them are quiet."""
+        gateway = self.world.gateway
+        for host_id, order in gateway.questions:
+            if isinstance(order, LookAtDisks):
+                gateway.answer(
+                    host_id, DisksLooked(question=order.question, changed=False, disks=1)
+                )
+        gateway.questions.clear()
 
     async def lose(self, name: str) -> None:
         self.lost.add(name)

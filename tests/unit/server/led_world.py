@@ -50,6 +50,7 @@ from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import the_installation
 from virtha.wire.lease_messages import LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.witness_messages import LookAtDisks, WitnessAnswer, WitnessOrder
 
 WAIT_S = 60.0
 GIB = 1 << 30
@@ -118,6 +119,7 @@ class PlayedGateway:
         self.instances: list[str] = []
         self.instance = "server-1"
         self.lease_orders: list[tuple[HostId, LeaseOrder]] = []
+        self.questions: list[tuple[HostId, WitnessOrder]] = []
 
     def agent_connected(self, host_id: HostId) -> bool:
         return PeerRole.AGENT in self.up.get(host_id, {})
@@ -146,6 +148,17 @@ class PlayedGateway:
         if up:
             self.lease_orders.append((host_id, order))
         return up
+
+    def ask_witness(self, host_id: HostId, order: WitnessOrder) -> bool:
+        up = self.up.get(host_id, {})
+        asked = PeerRole.AGENT in up if isinstance(order, LookAtDisks) else bool(up)
+        if asked:
+            self.questions.append((host_id, order))
+        return asked
+
+    def answer(self, host_id: HostId, answer: WitnessAnswer) -> None:
+        assert self.watcher is not None, "nobody leads"
+        self.watcher.witness(host_id, answer)
 
     def acknowledge(self, host_id: HostId, sequence: int) -> None:
         self.acknowledged[host_id] = sequence

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from lease_desk_bench import server_desk
+from lease_desk_bench import PlayedSlots, server_desk
 from msgspec.structs import replace
 
 from virtha.model.ids import HostId, StorageDomainId
@@ -78,5 +78,35 @@ def test_nobody_reads_while_leases_are_not_in_use(tmp_path: Path) -> None:
             bench.world.feed.policy(policy)
             await bench.advance(2_000)
             assert bench.readers() == {}
+
+    asyncio.run(story())
+
+
+@pytest.mark.req("F2")
+@pytest.mark.bad_input
+def test_a_third_host_that_has_another_storage_mounted_is_found_out_in_its_turn(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with server_desk(tmp_path) as bench:
+            world = bench.world
+            (apart,) = {"h1", "h2", "h3"} - set(bench.readers())
+            bench.mounted_elsewhere[world.hosts[apart].id] = PlayedSlots()
+            for _ in range(12):
+                await bench.advance(5_000)
+                found = await world.events("storage.not_shared")
+                if found:
+                    break
+            (event,) = found
+            assert apart in {event.fields["reader"], event.fields["writer"]}
+            assert world.feed.explain_host(world.hosts[apart].id)[-1].code.startswith(
+                "host.storage"
+            )
+            assert not world.feed.is_shared(bench.domain_id)
+            again = world.hosts[apart].id
+            bench.blocks.slots[again] = bench.mounted_elsewhere.pop(again).slots[again]
+            await bench.advance(10_000)
+            assert len(await world.events("storage.shared_again")) == 1
+            assert world.feed.is_shared(bench.domain_id)
 
     asyncio.run(story())

@@ -94,4 +94,6 @@ def test_who_is_gone_is_forgotten(tmp_path: Path) -> None:
     check = SharedCheck()
     rounds(check, [Reader(H1, tmp_path / "one"), Reader(H2, tmp_path / "two")], ROUNDS + 1)
     check.forget(H2)
+    assert check.not_shared() == BOTH, "a session that ends mends no mount"
+    check.drop(H2)
     assert check.not_shared() == ()

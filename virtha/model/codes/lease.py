@@ -121,6 +121,20 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "detail",
         help="The host may be reset by it at any time. Move its VMs away.",
     ),
+    event(
+        1453,
+        "storage.not_shared",
+        ALERT,
+        "{domain} is not the same storage for all: {reader} does not see there what {writer} writes",
+        "domain",
+        "reader",
+        "writer",
+        help="Compare its mount on both hosts (findmnt): one has probably nothing mounted there, or another export. Until "
+        "they see the same, no VM with disks there is started by itself.",
+    ),
+    event(
+        1454, "storage.shared_again", INFO, "{domain} is the same storage for all again", "domain"
+    ),
 )
 
 LEASE_REASONS: tuple[Code, ...] = (
@@ -198,5 +212,15 @@ LEASE_REASONS: tuple[Code, ...] = (
         WARNING,
         "its timeout leaves no room for a late renewal before the host must be down",
         help="Lower lease.watchdog, or raise lease.self_fence_after.",
+    ),
+    reason(
+        5445,
+        "host.storage.not_shared",
+        ERROR,
+        "{domain} is not the same storage for all: {reader} does not see there what {writer} writes; compare its mount on "
+        "both (findmnt)",
+        "domain",
+        "reader",
+        "writer",
     ),
 )

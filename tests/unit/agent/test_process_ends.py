@@ -1,4 +1,4 @@
-"""What the kernel says of a QEMU: whether it has ended, and what it has open."""
+"""What the kernel says of processes: when one has ended for certain, and what it has open."""
 
 import os
 import subprocess
@@ -15,8 +15,7 @@ from virtha.agent.qemu_ledger import QemuLedger
 from virtha.model.ids import StorageDomainId, VmId
 from virtha.sentinel.guardian import QemuProcess
 
-pytestmark = [pytest.mark.req("F1"), pytest.mark.usefixtures("process_table")]
-
+pytestmark = pytest.mark.req("F1")
 OTHER = StorageDomainId("40000000-0000-4000-8000-000000000002")
 
 
