@@ -47,7 +47,7 @@ TIMES = {
     ConsoleLogPart: {"written_at"},
     Snapshot: {"created"},
     Template: {"created"},
-    PowerTest: {"at"},
+    PowerTest: {"at", "passed_at"},
 }
 
 

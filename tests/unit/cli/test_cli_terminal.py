@@ -40,7 +40,9 @@ class Terminal:
         os.close(child)
 
     def _read(self, left_s: float) -> bool:
-        ready, _, _ = select.select([self._main], [], [], max(0.0, left_s))
+        waiting = select.poll()  # select() knows no descriptor above 1,023
+        waiting.register(self._main, select.POLLIN)
+        ready = waiting.poll(max(0.0, left_s) * 1_000)
         try:
             chunk = os.read(self._main, 65_536) if ready else b""
         except OSError:  # how Linux says that the other side is closed

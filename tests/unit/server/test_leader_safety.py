@@ -365,6 +365,7 @@ def another_feed(world: LedWorld) -> ClusterFeed:
         clock=world.clock,
         journal=world.directory / "another journal",
         sessions=world.gateway.sessions,
+        lines=world.gateway,
         acknowledged=lambda _receipts: None,
     )
 
