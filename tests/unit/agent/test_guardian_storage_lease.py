@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,10 @@ class LeasedHost:
         self.domains = {each.id: each for each in (bench.storage, second)}
         for domain in self.domains.values():
             Path(domain.path).mkdir(exist_ok=True)
-            self.blocks(domain.id).prepare(0, HOST)
-        self.blocks().prepare(1, NEIGHBOUR)
+            with closing(self.blocks(domain.id)) as blocks:
+                blocks.prepare(0, HOST)
+                if domain.id == DOMAIN:
+                    blocks.prepare(1, NEIGHBOUR)
         web1 = bench.vm(disks=(bench.disk(),))
         web2 = bench.vm(
             WEB2,
@@ -155,7 +158,9 @@ class LeasedHost:
         )
 
     def slot(self, domain_id: StorageDomainId = DOMAIN) -> Slot:
-        slot = self.blocks(domain_id).read_slot(0)
+        # Asked again and again by what waits: a descriptor left by each made a worker run out of them.
+        with closing(self.blocks(domain_id)) as blocks:
+            slot = blocks.read_slot(0)
         assert isinstance(slot, Slot)
         return slot
 
