@@ -58,11 +58,13 @@ def mend(story: Story) -> None:
                 host.start_service(service)
     story.lab = Lab.open(made.directory)
     lab.wait_hosts(story.lab)
+    lab.wait_storage(story.lab)
 
 
 @pytest.fixture
 def mended_story(session_story: Story) -> Iterator[Story]:
     """The lab, whole again after each test; its VMs stay."""
+    lab.wait_storage(session_story.lab)
     yield session_story
     mend(session_story)
 
@@ -70,6 +72,7 @@ def mended_story(session_story: Story) -> Iterator[Story]:
 @pytest.fixture
 def story(session_story: Story) -> Iterator[Story]:
     """The lab, whole again and without VMs after each test."""
+    lab.wait_storage(session_story.lab)
     yield session_story
     mend(session_story)
     if session_story.api.get("/v1/hold")["reason"] is not None:

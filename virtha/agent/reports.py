@@ -219,6 +219,8 @@ class StorageReporter:
         self._looks: dict[Path, tuple[tuple[int, int], Image | None]] = {}
         self._again = asyncio.Event()
         self._busy: set[StorageDomainId] = set()
+        self._overtaken: set[StorageDomainId] = set()
+        """Asked for while a look at them was under way: what that look tells may be out of date."""
 
     def changed(self) -> None:
         self._again.set()
@@ -227,7 +229,9 @@ class StorageReporter:
         while True:
             self._again.clear()
             for domain in self._host.storage_domains():
-                if domain.id not in self._busy:
+                if domain.id in self._busy:
+                    self._overtaken.add(domain.id)
+                else:
                     self._busy.add(domain.id)
                     self._host.spawn(f"storage {domain.name}", self._look_and_tell(domain))
             try:
@@ -251,6 +255,9 @@ class StorageReporter:
             await self._tell(await self.look(domain))
         finally:
             self._busy.discard(domain.id)
+            if domain.id in self._overtaken:
+                self._overtaken.discard(domain.id)
+                self._again.set()
 
     async def _tell(self, report: StorageReport) -> None:
         if report != self._told.get(report.storage_domain_id):

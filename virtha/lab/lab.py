@@ -292,6 +292,11 @@ def wait_hosts(lab: Lab) -> None:
 def _add_storage(lab: Lab) -> None:
     path = lab.hosts[0].storage
     lab.virtha("storage", "add", STORAGE_NAME, "--path", str(path))
+    wait_storage(lab)
+
+
+def wait_storage(lab: Lab) -> None:
+    """Until no host says otherwise of it: one that has just begun, or whose lease was late, does for a while."""
 
     def usable() -> bool:
         with lab.api() as api:

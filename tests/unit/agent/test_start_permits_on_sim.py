@@ -15,6 +15,7 @@ from virtha.agent.lease_files import REFUSED
 from virtha.agent.lease_watch import LeaseWatch
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.model.facts import Happened, ReleaseCause, Result, StorageReport
+from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import PauseVm, ResumeVm
 from virtha.model.policy import LeasePolicy, Policy
@@ -180,6 +181,44 @@ def test_renewals_that_stop_are_told_long_before_anything_is_killed(bench: Bench
         assert len(told()) == before + 1
         renewed(0)
         await bench.until(lambda: told()[-1] == (True, ""))
+
+    bench.run(story)
+
+
+def test_renewals_that_come_back_during_a_look_are_told_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untold until the next look, in half a minute, its host could start nothing."""
+    monkeypatch.setattr(reports, "STORAGE_INTERVAL_S", 3_600)
+
+    def told() -> list[bool]:
+        return [fact.body.usable for fact in bench.facts() if isinstance(fact.body, StorageReport)]
+
+    def renewed(ago_ms: int) -> None:
+        bench.permit(bench.clock.monotonic_ms() - ago_ms + LEASE.self_fence_after_ms)
+
+    async def story() -> None:
+        await prepared(bench)
+        await bench.until(lambda: told()[-1:] == [True])
+        reporter, seen, may_end = bench.agent._storage, asyncio.Event(), asyncio.Event()
+        look = reporter.look
+
+        async def slow(domain: StorageDomain) -> StorageReport:
+            report = await look(domain)
+            seen.set()
+            await may_end.wait()
+            return report
+
+        renewed(LEASE.self_fence_after_ms)
+        await bench.until(lambda: not told()[-1])
+        monkeypatch.setattr(reporter, "look", slow)
+        reporter.changed()
+        await seen.wait()
+        monkeypatch.setattr(reporter, "look", look)
+        renewed(0)
+        await bench.until(lambda: bool(reporter._overtaken))
+        may_end.set()
+        await bench.until(lambda: told()[-1])
 
     bench.run(story)
 
