@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from virtha.agent.lease_files import (
     LeaseMemory,
     OpenedDomain,
+    StartPermit,
     StartPermits,
     load_memory,
     write_run_file,
@@ -348,11 +349,13 @@ class GuardianLease:
             _log.critical("the host can't be reset; its watchdog has to", error=str(error))
 
     def _allow(self, command: AllowStarts) -> None:
-        until_ms = {**self._permits.until_ms}
-        until_ms.pop(command.domain_id, None)
+        domains = {**self._permits.domains}
+        domains.pop(command.domain_id, None)
         if command.until_ms is not None:
-            until_ms[command.domain_id] = command.until_ms
-        self._permits = StartPermits(boot=self._boot, until_ms=until_ms)
+            domains[command.domain_id] = StartPermit(
+                renewed_ms=command.renewed_ms, until_ms=command.until_ms
+            )
+        self._permits = StartPermits(boot=self._boot, domains=domains)
         try:
             write_run_file(self._paths.start_permits, self._permits)
         except OSError as error:

@@ -38,17 +38,23 @@ class LeaseMemory(Value, frozen=True, kw_only=True):
     domains: tuple[OpenedDomain, ...] = ()
 
 
-class StartPermits(Value, frozen=True, kw_only=True):
-    """``until_ms``: of this boot's clock."""
+class StartPermit(Value, frozen=True, kw_only=True):
+    """Both of this boot's clock."""
 
+    renewed_ms: Millis
+    """Said and not computed: whoever reads it may know a newer policy than its guardian."""
+    until_ms: Millis
+
+
+class StartPermits(Value, frozen=True, kw_only=True):
     boot: BootId
-    until_ms: dict[StorageDomainId, Millis] = {}
+    domains: dict[StorageDomainId, StartPermit] = {}
 
     def objection(self, domain_ids: Iterable[StorageDomainId], now: Millis) -> str | None:
         """Code of why a VM with disks there may not run now. Asked where leases are in use, once its QEMU exists and
         before its processors run (``AllowStarts``)."""
-        refused = any(now >= self.until_ms.get(each, 0) for each in domain_ids)
-        return REFUSED if refused else None
+        permits = [self.domains.get(each) for each in domain_ids]
+        return REFUSED if any(one is None or now >= one.until_ms for one in permits) else None
 
 
 def load_memory(path: Path, boot: BootId) -> LeaseMemory | None:

@@ -321,7 +321,7 @@ class LeaseGuardian:
                 continue
             lease.lose(self._now)
             self._looks[lease.domain_id] = None
-            yield AllowStarts(domain_id=lease.domain_id, until_ms=None)
+            yield AllowStarts(domain_id=lease.domain_id, renewed_ms=self._now, until_ms=None)
             yield self._report(
                 "host.lease.lost", lease, cause="poison" if self.poisoned else "storage"
             )
@@ -333,7 +333,13 @@ class LeaseGuardian:
             lease = self._leases[domain_id]
             if lease.state in (LeaseState.FREE, LeaseState.WAIVED, LeaseState.HELD):
                 until = lease.self_fence_at or self._now + self._policy.self_fence_after_ms
-                allowed.append(AllowStarts(domain_id=domain_id, until_ms=Millis(until)))
+                allowed.append(
+                    AllowStarts(
+                        domain_id=domain_id,
+                        renewed_ms=self._now if lease.good_ms is None else lease.good_ms,
+                        until_ms=Millis(until),
+                    )
+                )
         self._renewed_now.clear()
         return allowed
 

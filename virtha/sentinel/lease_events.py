@@ -155,6 +155,8 @@ class AllowStarts(Value, frozen=True, kw_only=True):
     run: only before ``until_ms`` of the boot-time clock. ``None``: not at all."""
 
     domain_id: StorageDomainId
+    renewed_ms: Millis
+    """From when that counts: the decision of the good renewal, or of the step that withdraws it."""
     until_ms: Millis | None
 
 

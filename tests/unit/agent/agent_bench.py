@@ -15,7 +15,7 @@ from virtha.agent.gate import hook_path, install_gate
 from virtha.agent.host_agent import Agent
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import Identity
-from virtha.agent.lease_files import StartPermits, write_run_file
+from virtha.agent.lease_files import StartPermit, StartPermits, write_run_file
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import AgentProperties
 from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
@@ -236,10 +236,12 @@ class Bench:
     def boot(self) -> BootId:
         return read_boot_id()
 
-    def permit(self, until_ms: int) -> None:
-        """What its guardian, which does not run, says of starts on its storage."""
-        until = {domain_id: Millis(until_ms) for domain_id in (DOMAIN, OTHER)}
-        write_run_file(self.paths.start_permits, StartPermits(boot=self.boot, until_ms=until))
+    def permit(self, until_ms: int, *, renewed_ms: int | None = None) -> None:
+        """What its guardian, which does not run, says of starts on its storage; renewed as late as it permits, unless told."""
+        renewed = until_ms if renewed_ms is None else renewed_ms
+        permit = StartPermit(renewed_ms=Millis(renewed), until_ms=Millis(until_ms))
+        domains = dict.fromkeys((DOMAIN, OTHER), permit)
+        write_run_file(self.paths.start_permits, StartPermits(boot=self.boot, domains=domains))
 
     def make_agent(self) -> Agent:
         self.agent = Agent(

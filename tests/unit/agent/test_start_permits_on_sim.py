@@ -126,35 +126,52 @@ def test_one_that_is_killed_for_its_lease_is_given_back_whenever_that_is_told(
 
 
 @pytest.mark.req("F2", "S6")
-def test_a_policy_that_gives_more_time_is_no_outage(bench: Bench) -> None:
-    """Agents and guardians learn of it in their own time: permits are short for a while."""
-    watch = LeaseWatch(bench.make_agent().host)
-    host, clock = watch._host, bench.clock
+def test_a_policy_that_gives_more_or_less_time_is_no_outage(bench: Bench) -> None:
+    """Agents and guardians learn of it in their own time: permits are short or long for a while, also for an agent that
+    begins then."""
+    clock = bench.clock
+    long = LEASE.self_fence_after_ms * 4
+    guardian_gives_ms = LEASE.self_fence_after_ms
 
-    def look(renewed_ago_ms: int, self_fence_after_ms: int) -> bool:
-        bench.permit(clock.monotonic_ms() - renewed_ago_ms + self_fence_after_ms)
+    def settled(lease: LeasePolicy) -> LeaseWatch:
+        bench.agent.host.settings = bench.settings(policy=Policy(lease=lease))
+        return LeaseWatch(bench.agent.host)
+
+    def lost(renewed_ago_ms: int | None) -> bool:
+        if renewed_ago_ms is not None:
+            renewed_ms = clock.monotonic_ms() - renewed_ago_ms
+            bench.permit(renewed_ms + guardian_gives_ms, renewed_ms=renewed_ms)
         watch.look()
         return bool(watch.lost)
 
-    def settle(lease: LeasePolicy) -> None:
-        host.settings = bench.settings(policy=Policy(lease=lease))
-
-    long = LEASE.self_fence_after_ms * 4
-    settle(LEASE)
-    assert not look(0, LEASE.self_fence_after_ms)
-    settle(LeasePolicy(self_fence_after_ms=long))
+    bench.make_agent()
+    watch = settled(LEASE)
+    assert not lost(0)
+    settled(LeasePolicy(self_fence_after_ms=long))
     for _ in range(3):
         clock.ahead_ms += 1_000
-        assert not look(100, LEASE.self_fence_after_ms)
+        assert not lost(100)
+    watch = settled(LeasePolicy(self_fence_after_ms=long))
+    assert not lost(None)
+    guardian_gives_ms = long
     clock.ahead_ms += 1_000
-    assert not look(100, long)
-    settle(LEASE)
+    assert not lost(100)
+    watch = settled(LEASE)
     clock.ahead_ms += 1_000
-    assert not look(100, long)
-    # What it permitted by then is no reason to take an outage for none.
+    assert not lost(100)
+    # What it permits is no reason to take an outage for none.
     clock.ahead_ms += LEASE.self_fence_after_ms // 4 + 1_000
-    watch.look()
-    assert watch.lost
+    assert lost(None)
+    # Nobody renews while leases are out of use.
+    settled(LeasePolicy(enabled=False))
+    assert not lost(None)
+    settled(LEASE)
+    assert not lost(None)
+    assert not lost(0)
+    clock.ahead_ms += LEASE.self_fence_after_ms // 4 + 1_000
+    assert lost(None)
+    watch = settled(LEASE)
+    assert lost(None), "its agent begins in the middle of an outage"
 
 
 @pytest.mark.req("F2", "S6")
@@ -164,7 +181,7 @@ def test_renewals_that_stop_are_told_long_before_anything_is_killed(bench: Bench
         return [(report.usable, report.detail) for report in found]
 
     def renewed(ago_ms: int) -> None:
-        bench.permit(bench.clock.monotonic_ms() - ago_ms + LEASE.self_fence_after_ms)
+        bench.permit(ALWAYS, renewed_ms=bench.clock.monotonic_ms() - ago_ms)
 
     async def story() -> None:
         await prepared(bench)
@@ -195,7 +212,7 @@ def test_renewals_that_come_back_during_a_look_are_told_after_it(
         return [fact.body.usable for fact in bench.facts() if isinstance(fact.body, StorageReport)]
 
     def renewed(ago_ms: int) -> None:
-        bench.permit(bench.clock.monotonic_ms() - ago_ms + LEASE.self_fence_after_ms)
+        bench.permit(ALWAYS, renewed_ms=bench.clock.monotonic_ms() - ago_ms)
 
     async def story() -> None:
         await prepared(bench)

@@ -246,7 +246,12 @@ def test_a_lost_lease_kills_those_with_disks_there_then_resets_the_host() -> Non
     bench.works[DS1] = False
     good = max(slot.submitted_ms for slot in bench.slots if slot.domain_id == DS1)
     bench.until(good + POLICY.renew_ms + FENCE + KILL + 2_000)
-    lost = [at for at, each in bench.said if each == AllowStarts(domain_id=DS1, until_ms=None)]
+    refused = [
+        (at, each.domain_id)
+        for at, each in bench.said
+        if isinstance(each, AllowStarts) and each.until_ms is None
+    ]
+    lost = [at for at, domain_id in refused if domain_id == DS1]
     assert len(lost) == 1 and lost[0] == good + FENCE
     assert bench.killed() == {1, 3}, "those with a disk there, and the one of which nobody knows"
     assert bench.times(ResetHost)[0] == lost[0] + KILL
