@@ -69,7 +69,8 @@ def id_of(host_id: HostId, boot: BootId, number: int) -> IncidentId:
 def opened(
     moment: Moment, cluster_id: ClusterId, host_id: HostId, host: str, incident: Incident
 ) -> HostIncident:
-    began = moment.entry("incident.opened", clock_ms=incident.began_ms, host=host)
+    """The engine's own event, or the reason ``incident.opened``, is to follow as an entry."""
+    began_ms = min(incident.began_ms, moment.clock_ms)
     found = HostIncident(
         id=id_of(host_id, incident.boot, incident.number),
         cluster_id=cluster_id,
@@ -78,12 +79,12 @@ def opened(
         boot=incident.boot,
         number=incident.number,
         cause=IncidentCause.REMOVED if incident.by_removal else IncidentCause.JUDGED,
-        opened=began.at,
-        opened_ms=incident.began_ms,
-        silent_since_ms=min(incident.silent_since_ms, incident.began_ms),
+        opened=moment.entry("incident.opened", clock_ms=began_ms).at,
+        opened_ms=began_ms,
+        silent_since_ms=min(incident.silent_since_ms, began_ms),
     )
     last = moment.entry("incident.last_sign", clock_ms=found.silent_since_ms, host=host)
-    return fold_host(found, (last, began))
+    return fold_host(found, (last,))
 
 
 def rebooted(

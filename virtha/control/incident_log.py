@@ -38,7 +38,7 @@ from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.model.vm import Reason
 from virtha.store.engine import find_host_records, find_vm_records
-from virtha.store.events import EventFilter, events_before
+from virtha.store.events import last_of_hosts
 from virtha.store.hosts import host_names
 from virtha.store.incidents import (
     incidents_by_id,
@@ -57,9 +57,6 @@ REBOOTED = "host.rebooted_unseen"
 JUDGED = frozenset({"host.judged_dead", "host.removed_unproven"})
 _LAST = HOST_ENDS | {"host.proven_dead"}
 """What follows from the record's change of the same step stands after it."""
-LOOKED_UP_MAX = 200
-"""For so many incidents of one write it is looked up when their host was suspected: when more fall at once, the write comes
-first."""
 
 
 class Sight(Value, frozen=True, kw_only=True):
@@ -125,8 +122,13 @@ class _Write:
         self._tx = tx
         self._cluster_id = cluster_id
         self._moment = moment
-        self._observed = observed
+        self._sights = observed.sights
+        self._sent: dict[HostId, list[IncidentEntry]] = defaultdict(list)
+        for order in observed.sent:
+            self._sent[order.host_id].append(order.entry)
         self._incidents: dict[IncidentId, HostIncident] = {}
+        self._suspicions: dict[HostId, Event] = {}
+        """Of the hosts whose incident begins: the last that was told."""
         self._new: set[IncidentId] = set()
         self._changed: set[IncidentId] = set()
         self._unlinked: set[IncidentId] = set()
@@ -175,7 +177,7 @@ class _Write:
             was = before.get(host_id)
             record = after.get(host_id, was)
             name = _name_of(record, told[host_id]) or names.get(host_id, host_id)
-            await self._host(host_id, name, was, record, told[host_id])
+            self._host(host_id, name, was, record, told[host_id])
 
     async def _load(
         self,
@@ -190,8 +192,16 @@ class _Write:
                 if incident is not None:
                     wanted.add(id_of(host_id, incident.boot, incident.number))
         self._incidents |= await incidents_by_id(self._tx, wanted)
+        opening = {
+            host_id
+            for host_id in concerned
+            for incident in (_incident_of(after.get(host_id)),)
+            if incident is not None
+            and id_of(host_id, incident.boot, incident.number) not in self._incidents
+        }
+        self._suspicions = await last_of_hosts(self._tx, opening, SUSPECTED)
 
-    async def _host(
+    def _host(
         self,
         host_id: HostId,
         name: str,
@@ -203,7 +213,7 @@ class _Write:
         if was is not None and (now is None or not _same(was, now)):
             self._host_over(host_id, was, told, gone=after is None)
         if now is not None:
-            await self._goes_on(host_id, name, was, now, told)
+            self._goes_on(host_id, name, was, now, told)
         elif was is None and before is not None and before.boot is not None:
             self._rebooted(host_id, name, before.boot, told)
 
@@ -229,7 +239,7 @@ class _Write:
         code = "incident.host_removed" if gone else "incident.ended"
         self._put(host_over(found, self._moment, ends[-1] if ends else code))
 
-    async def _goes_on(
+    def _goes_on(
         self,
         host_id: HostId,
         name: str,
@@ -245,28 +255,25 @@ class _Write:
         if found is None:
             found = opened(self._moment, self._cluster_id, host_id, name, now)
             self._new.add(found.id)
+            entries += self._suspected(found)
             mine = [one for one in told if one.code == SUSPECTED] + mine
-            if not any(one.code == SUSPECTED for one in mine):
-                entries += await self._suspected(found)
+            if not any(one.code in JUDGED for one in mine):
+                entries.append(self._moment.entry("incident.opened", host=name))
         entries += [self._entry(one) for one in mine if one.code not in _LAST]
-        entries += [one.entry for one in self._observed.sent if one.host_id == host_id]
+        entries += self._sent[host_id]
         before = was if was is not None and _same(was, now) else None
         entries += host_entries(self._moment, name, before, now)
         entries += [self._entry(one) for one in mine if one.code in _LAST]
         if entries or found.id in self._new:
             self._put(fold_host(found, entries))
 
-    async def _suspected(self, found: HostIncident) -> tuple[IncidentEntry, ...]:
+    def _suspected(self, found: HostIncident) -> list[IncidentEntry]:
         """When it was told, by whoever led then; the log has it by the wall clock alone."""
-        if len(self._new) > LOOKED_UP_MAX:
-            return ()
-        wanted = EventFilter(host_id=found.host_id, code=SUSPECTED)
+        event = self._suspicions.get(found.host_id)
         silent_ms = found.opened_ms - found.silent_since_ms
-        return tuple(
-            IncidentEntry(code=event.code, at=event.at, fields=event.fields)
-            for event in await events_before(self._tx, wanted, None, 1)
-            if event.at >= found.opened - silent_ms
-        )
+        if event is None or event.at < found.opened - silent_ms:
+            return []
+        return [IncidentEntry(code=event.code, at=event.at, fields=event.fields)]
 
     def _entry(self, notice: Notice) -> IncidentEntry:
         entry = IncidentEntry(
@@ -278,7 +285,7 @@ class _Write:
         )
         sight = None
         if notice.code in JUDGED and notice.host_id is not None:
-            sight = self._observed.sights.get(notice.host_id)
+            sight = self._sights.get(notice.host_id)
         if sight is not None:
             entry = replace(entry, seen=sight.seen, reasons=sight.reasons)
         return entry

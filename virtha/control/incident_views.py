@@ -211,7 +211,7 @@ def view_of(
     lines = [_line(found, entry, None) for entry in found.entries]
     for path in ways:
         lines += [_line(found, entry, path.vm) for entry in path.entries]
-    lines.sort(key=lambda line: line.after_ms)
+    lines.sort(key=lambda line: (line.after_ms, line.code == "incident.closed"))
     left_out = found.left_out + sum(path.left_out for path in ways)
     return IncidentView(
         incident=summary_of(found, counted),

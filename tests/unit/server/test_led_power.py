@@ -9,6 +9,13 @@ from led_world import ABLE, ADMIN, LedWorld, led_world, two_hosts_and_a_vm
 from msgspec.structs import replace
 from own_bmc import PASSWORD, UUID, IpmiSim
 from played_power import Machine, PlayedPower
+from recorded_incidents import (
+    codes,
+    it_is_told_from_the_last_beat_to_the_hosts_return,
+    make_unreadable,
+    only_h2s_guest_agent_counts,
+    the_incident,
+)
 
 from virtha.control.leading import Leading
 from virtha.control.own_machine import OwnMachine
@@ -125,7 +132,7 @@ def of_h1(power: PlayedPower) -> Machine:
     return power.machines["h1-bmc"]
 
 
-@pytest.mark.req("P1")
+@pytest.mark.req("P1", "X4")
 def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
     tmp_path: Path, power: PlayedPower
 ) -> None:
@@ -143,10 +150,12 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
         (only,) = operation.steps
         assert only.name.startswith("off at level 1, attempt 1 (") and only.ended
         assert only.detail.endswith("read off twice") and only.detail.startswith("bmc@")
+        await only_h2s_guest_agent_counts(world)
         await world.hosts["h1"].hello("h1-boot2")
         await world.hosts["h1"].tell_all()
         await world.settle()
         assert await fencing(world) == operation, "it is over, whoever comes back"
+        await it_is_told_from_the_last_beat_to_the_hosts_return(world)
 
     tell(tmp_path, power, story)
 
@@ -175,11 +184,17 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
         with pytest.raises(Refused, match="virtha hold") as refused:
             await world.control.operations.cancel(ADMIN, before.id)
         assert refused.value.code == "problem.operation.cancel"
+        recorded = await the_incident(world, open=True)
         await world.restart()
         await world.hosts["h2"].hello()
         await world.hosts["h2"].tell_all()
         await steps_until(world, started(world), "h2")
         assert machine.struck == 1
+        goes_on = await the_incident(world, open=True)
+        assert goes_on.incident.id == recorded.incident.id
+        assert goes_on.timeline[: len(recorded.timeline)] == recorded.timeline
+        assert "vm.recovery_started" in codes(goes_on) and "host.proven_dead" in codes(goes_on)
+        await make_unreadable(world)
         await web1_runs_once_on_h2(world)
         after = await fencing(world)
         assert (after.id, after.state) == (before.id, OperationState.DONE)
@@ -208,6 +223,10 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
         states = [one.state for one in operation.steps]
         assert states == [OperationState.FAILED] * 2, operation
         assert operation.steps[1].detail.endswith("power.sign_in_refused")
+        incident = await the_incident(world, open=True)
+        assert codes(incident).count("fence.level_failed") == len(failed)
+        assert [one.code for one in incident.engine][:1] == ["host.dead.unproven"]
+        assert incident.incident.vms.waiting == 1 and incident.vms[0].engine_text, "why it waits"
         reasons = (await world.control.hosts.get("h1")).engine
         fence = [one for one in reasons if one.code.startswith("fence.")]
         assert [one.code for one in fence] == ["fence.waiting.retry", "fence.last_failure"]
@@ -217,6 +236,13 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
         for _ in range(8):
             await step(world, "h1", "h2")
         assert (await fencing(world)).state is OperationState.CANCELLED, "it lives"
+        incident = await the_incident(world, open=False)
+        assert incident.incident.vms.unharmed == 1
+        assert codes(incident)[-3:] == [
+            "fence.failed_host_lives",
+            "incident.vm.unharmed",
+            "incident.closed",
+        ]
 
     tell(tmp_path, power, story)
 
