@@ -89,7 +89,7 @@ def show_incident(
     ident: str = typer.Argument(metavar="ID", help="The incident's id."),
     watch: bool = WatchOption,
 ) -> None:
-    """One failure: how far it is, what each step took, what became of each VM, and the timeline."""
+    """One failure: what each step took, what became of each VM."""
     path = f"/v1/incidents/{ref(ident, field='ID')}"
     show(ctx, lambda client: client.get(path), _write, watch=watch)
 
