@@ -23,6 +23,7 @@ from virtha.control.vm_moves import end_forgotten, follow_moves
 from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.events import (
     CopyGranted,
+    DropHost,
     DropVm,
     Intent,
     Notice,
@@ -76,6 +77,8 @@ from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_of_cluster
 
 log = structlog.get_logger("virtha.control.leading")
+_RECORDED = SaveHost | SaveVm | DropHost | DropVm
+"""Intents that may be about an incident."""
 
 
 class LedHost(Value, frozen=True, kw_only=True):
@@ -452,6 +455,8 @@ async def _keep_record(
     observed: Observed,
 ) -> tuple[IncidentId | None, ...]:
     """No recovery waits for its record: where that can't be kept, it is left as it was, and the log says so."""
+    if not notices and not any(isinstance(one, _RECORDED) for one in intents):
+        return ()
     try:
         async with tx.apart():
             return await follow_incidents(
