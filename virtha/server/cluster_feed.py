@@ -228,7 +228,7 @@ class ClusterFeed:
             term=self.lead.term,
             now=clock.now,
         )
-        self.witnesses = WitnessDesk(self, self._lines, now=clock.now)
+        self.witnesses = WitnessDesk(self, self._lines, term=self.lead.term, now=clock.now)
         known = tuple(hosts)
         for host in known:
             self._configure(host)

@@ -277,6 +277,23 @@ def test_a_test_that_waits_ends_with_the_lead(tmp_path: Path) -> None:
     tell(tmp_path, story)
 
 
+def test_a_test_that_was_just_asked_for_ends_with_the_lead(tmp_path: Path) -> None:
+    """Else whoever tests waits for it for ever, and tests nothing more."""
+
+    async def story(bench: Bench) -> None:
+        desk, host_id = bench.world.feed.power_desk, bench.world.hosts["h1"].id
+        assert desk is not None
+        device = PowerDeviceId("bmc@1")
+        test = asyncio.create_task(desk.test(host_id, device, deadline_ms=60_000, waits_ms=1_000))
+        await asyncio.sleep(0)  # asked; the task that serves that device has not begun
+        await desk.close()
+        async with asyncio.timeout(WAIT_S):
+            assert await test is None
+        assert not desk.busy
+
+    tell(tmp_path, story)
+
+
 def test_few_devices_are_tested_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(bench: Bench) -> None:
         world = bench.world
