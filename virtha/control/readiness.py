@@ -15,7 +15,12 @@ from virtha.control.launch import Surroundings, read_surroundings
 from virtha.control.names import the_cluster, the_host, the_vm
 from virtha.control.own_machine import OwnMachine
 from virtha.control.protection import OK
-from virtha.control.readiness_views import Finding, ReadinessView
+from virtha.control.readiness_views import (
+    NOT_LOOKED_AT,
+    WATCHDOGS_NOT_LOOKED_AT,
+    Finding,
+    ReadinessView,
+)
 from virtha.control.ready_checks import (
     HostFacts,
     finding,
@@ -34,7 +39,7 @@ from virtha.model.power_settings import PowerTest
 from virtha.model.value import Fields, Value
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
-from virtha.ports.leaders import Leaders
+from virtha.ports.leaders import Leaders, Prospects
 from virtha.store.changed import adopted_on
 from virtha.store.clusters import all_clusters, find_cluster
 from virtha.store.hosts import HostRow
@@ -59,6 +64,7 @@ class _Facts(Value, frozen=True, kw_only=True):
     settings: SettingValues
     subscriptions: tuple[Subscription, ...]
     hold: str | None
+    leases: Prospects | None
     protection: Mapping[VmId, tuple[Reason, ...]]
 
 
@@ -73,6 +79,7 @@ class Readiness:
         """``own``: the machine that this server runs on."""
         self._store = store
         self._views = VmViews(store, links, leaders)
+        self._leaders = leaders
         self._own = own
 
     async def all(self) -> ReadinessView:
@@ -142,6 +149,12 @@ class Readiness:
                 test_interval_ms=facts.settings.get(POWER_TEST_INTERVAL, cluster_id=cluster.id),
                 clock_offset_max_ms=facts.settings.get(CLOCK_OFFSET_MAX),
                 own=self._own,
+                storage={
+                    domain_id: name
+                    for domain_id, name in facts.surroundings.storage_names.items()
+                    if facts.surroundings.usable.get((host_id, domain_id), False)
+                },
+                leases=None if facts.leases is None else facts.leases.get(host_id, {}),
                 version=__version__,
                 now=self._store.clock.wall_ms(),
             )
@@ -170,6 +183,7 @@ class Readiness:
             settings=await setting_values(tx),
             subscriptions=await live_subscriptions(tx),
             hold=(await the_installation(tx)).installation.hold,
+            leases=self._leaders.lease_prospects(cluster.id),
             protection={view.vm.id: view.protection for view in views},
         )
 
@@ -214,10 +228,12 @@ def _view(
     hosts: int | None = None,
     vms: int | None = None,
 ) -> ReadinessView:
+    unknown = (WATCHDOGS_NOT_LOOKED_AT,) if any(one.leases is None for one in facts) else ()
     return ReadinessView(
         about=about,
         verdict=verdict_of(found),
         findings=worst_first(found),
         hosts=sum(len(one.surroundings.hosts) for one in facts) if hosts is None else hosts,
         vms=sum(len(one.surroundings.vms) for one in facts) if vms is None else vms,
+        not_looked_at=(*NOT_LOOKED_AT, *unknown),
     )

@@ -71,6 +71,7 @@ from virtha.model.power import PowerLevel
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
+from virtha.ports.leaders import Prospects
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
@@ -296,6 +297,9 @@ class ClusterFeed:
             }
         self._domains = tuple(sorted(found))
         return self._domains
+
+    def lease_prospects(self) -> Prospects | None:
+        return None if self.leases is None else self.leases.prospects()
 
     def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
         """Why it is as it is, then why its lease is no proof. Once it leads."""
