@@ -180,10 +180,9 @@ class ClusterFeed:
         """The last fact of each host that the engine was given."""
         self._starts: dict[OperationId, StartCommand] = {}
         self._let_in: dict[OperationId, MigrateCommand] = {}
-        """By the order to the target, until that is answered."""
+        """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
-        """By the order to the source, likewise."""
-        """Orders to targets; the source of each is ordered when its target has taken it."""
+        """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
         self._attempts = 0
