@@ -27,7 +27,6 @@ LOGS = ROOT / ".stamp" / "verify"
 PYTEST = (sys.executable, "-m", "pytest", "-q")
 DECIDES_WORLDS = ("virtha", "tests/scenarios", "tests/crash_points")
 """All that decides what the random worlds and crash points do: a run goes on only where it is still the same."""
-DECIDES_ALL = ("virtha", "tests", "bench", "examples", "pyproject.toml")
 KILL_AFTER_S = 60
 """A lab that is interrupted stops its hosts by then."""
 
@@ -37,12 +36,14 @@ class Step:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    places: Sequence[str]
+    """Files and directories that decide what it does."""
 
     @property
-    def words(self) -> str:
-        return " ".join(
-            [*(f"{name}={value}" for name, value in self.environment.items()), *self.command]
-        )
+    def state(self) -> str:
+        """Another one: its success of before says nothing."""
+        environment = [f"{name}={value}" for name, value in self.environment.items()]
+        return " ".join([digest(self.places), *environment, *self.command])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,95 +79,102 @@ def test_files(pattern: str) -> list[str]:
     return [str(each.relative_to(ROOT)) for each in files if found.search(each.read_text())]
 
 
+def pytest_step(
+    name: str, files: Sequence[str], *options: str, environment: Mapping[str, str] | None = None
+) -> Step:
+    """Decided by its files and by all that tests share."""
+    tests = (ROOT / "tests").rglob("*.py")
+    shared = [str(each.relative_to(ROOT)) for each in tests if not each.name.startswith("test_")]
+    return Step(
+        name=name,
+        command=(*PYTEST, *options, *files),
+        environment=environment or {},
+        places=("virtha", "pyproject.toml", *sorted(shared), *files),
+    )
+
+
 def lab_steps() -> list[Step]:
-    steps = [
-        Step(
-            name=f"lab-{Path(file).stem.removeprefix('test_')}",
-            command=(*PYTEST, "-m", "lab and long", file),
-        )
+    long = [
+        pytest_step(f"lab-{Path(file).stem.removeprefix('test_')}", [file], "-m", "lab and long")
         for file in test_files(r"pytest\.mark\.long\b")
     ]
-    kills = (*PYTEST, "-m", "lab", "tests/lab", "-k", "kill_9")
+    kills = pytest_step(
+        "lab-agent-kills",
+        ["tests/lab/test_lab_agents.py"],
+        *("-m", "lab", "-k", "kill_9"),
+        environment={"VIRTHA_LAB_ROUNDS": "7"},
+    )
+    return [*long, kills]
+
+
+def waiting_steps() -> list[Step]:
     return [
-        *steps,
-        Step(name="lab-agent-kills", command=kills, environment={"VIRTHA_LAB_ROUNDS": "7"}),
+        pytest_step(
+            "receivers-away-5-minutes",
+            ["tests/api/test_notification_story.py"],
+            environment={"VIRTHA_OUTAGE_S": "300"},
+        )
     ]
 
 
 def computing_steps(seeds: str) -> list[Step]:
     python, worlds = sys.executable, digest(DECIDES_WORLDS)
-    properties = test_files(r"^(from|import) hypothesis")
-    simulate = (python, "-m", "virtha.cli.main", "simulate", "--seed", seeds)
+    crash_points = ("--all", "--resume", f".stamp/crash-points-{worlds}.journal")
+    journal = ("--resume", f".stamp/swarm-{seeds}-{worlds}.journal")
+    simulate = ("simulate", "--seed", seeds, "--save", ".stamp/swarm-failures", *journal)
     return [
-        Step(
-            name="receivers-away-5-minutes",
-            command=(*PYTEST, "tests/api/test_notification_story.py"),
-            environment={"VIRTHA_OUTAGE_S": "300"},
-        ),
-        Step(
-            name="queue-of-100000",
-            command=(
-                *PYTEST,
-                "tests/unit/server/test_notifier_crashes.py",
-                "-k",
-                "hundred_thousand",
-            ),
+        pytest_step(
+            "queue-of-100000",
+            ["tests/unit/server/test_notifier_crashes.py"],
+            *("-k", "hundred_thousand"),
             environment={"VIRTHA_WHOLE_QUEUE": "1"},
         ),
-        Step(
-            name="outbox-cut-at-every-byte",
-            command=(*PYTEST, "-n", "2", "tests/unit/agent/test_outbox_cut.py"),
+        pytest_step(
+            "outbox-cut-at-every-byte",
+            ["tests/unit/agent/test_outbox_cut.py"],
+            *("-n", "2"),
             environment={"VIRTHA_EVERY_BYTE": "1"},
         ),
-        Step(
-            name="properties-with-new-examples",
-            command=(
-                *PYTEST,
-                "-n",
-                "2",
-                "-m",
-                "not lab",
-                "--hypothesis-profile=search",
-                *properties,
-            ),
+        pytest_step(
+            "properties-with-new-examples",
+            test_files(r"^(from|import) hypothesis"),
+            *("-n", "2", "-m", "not lab", "--hypothesis-profile=search"),
         ),
-        Step(name="mutants", command=(python, "tests/mutants/run.py")),
+        Step(
+            name="mutants",
+            command=(python, "tests/mutants/run.py"),
+            places=("virtha", "tests", "pyproject.toml"),
+        ),
         Step(
             name="crash-points",
-            command=(
-                python,
-                "tests/crash_points/run.py",
-                "--all",
-                "--resume",
-                f".stamp/crash-points-{worlds}.journal",
-            ),
+            command=(python, "tests/crash_points/run.py", *crash_points),
+            places=DECIDES_WORLDS,
         ),
         Step(
             name="random-worlds",
-            command=(
-                *simulate,
-                "--save",
-                ".stamp/swarm-failures",
-                "--resume",
-                f".stamp/swarm-{seeds}-{worlds}.journal",
-            ),
+            command=(python, "-m", "virtha.cli.main", *simulate),
+            places=DECIDES_WORLDS,
         ),
     ]
 
 
 def benchmarks() -> list[Step]:
     return [
-        Step(name=f"bench-{each.stem}", command=(sys.executable, str(each.relative_to(ROOT))))
+        Step(
+            name=f"bench-{each.stem}",
+            command=(sys.executable, str(each.relative_to(ROOT))),
+            places=("virtha", "bench", "examples"),
+        )
         for each in sorted((ROOT / "bench").glob("*.py"))
         if each.stem != "report"
     ]
 
 
 class Verification:
-    """Runs steps and remembers, in a file per state of the sources, which of them succeeded."""
+    """Runs steps and remembers which of them succeeded, in which state."""
 
-    def __init__(self, key: str) -> None:
-        self._record = LOGS / f"{key}.json"
+    def __init__(self) -> None:
+        self._record = LOGS / "succeeded.json"
         self.outcomes: dict[str, Outcome] = {}
         self._known: dict[str, dict[str, float | str]] = {}
         if self._record.exists():
@@ -181,7 +189,7 @@ class Verification:
             if self.interrupted.is_set():
                 return
             known = self._known.get(step.name)
-            if known is not None and known["command"] == step.words:
+            if known is not None and known["state"] == step.state:
                 outcome = Outcome(
                     code=0, seconds=float(known["seconds"]), ended=str(known["ended"]), earlier=True
                 )
@@ -192,7 +200,7 @@ class Verification:
                 print(f"==> {step.name}: {outcome.words} ({outcome.seconds:.0f} s)", flush=True)
 
     def _run(self, step: Step, rank: int) -> Outcome:
-        began = time.monotonic()
+        began, state = time.monotonic(), step.state
         with (LOGS / f"{step.name}.log").open("wb") as log:
             # A group of its own: an interrupt of the terminal reaches it by ``interrupt`` alone, once.
             process = subprocess.Popen(
@@ -213,13 +221,13 @@ class Verification:
         ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         outcome = Outcome(code=code, seconds=round(time.monotonic() - began, 1), ended=ended)
         if code == 0:
-            self._remember(step, outcome)
+            self._remember(step, state, outcome)
         return outcome
 
-    def _remember(self, step: Step, outcome: Outcome) -> None:
+    def _remember(self, step: Step, state: str, outcome: Outcome) -> None:
         with self._lock:
             self._known[step.name] = {
-                "command": step.words,
+                "state": state,
                 "seconds": outcome.seconds,
                 "ended": outcome.ended,
             }
@@ -278,30 +286,36 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--list", action="store_true", help="print the names of all steps")
     wanted = parser.parse_args(arguments)
-    lab, computing, bench = lab_steps(), computing_steps(wanted.seeds), benchmarks()
-    names = [step.name for step in (*lab, *computing, *bench)]
+    lanes = [lab_steps(), waiting_steps(), computing_steps(wanted.seeds), benchmarks()]
+    names = [step.name for lane in lanes for step in lane]
     if wanted.list:
         print("\n".join(names))
         return 0
     unknown = [name for name in wanted.only or () if name not in names]
     if unknown:
         parser.error(f"--only: no step {', '.join(unknown)}; --list prints all names")
-    lab, computing, bench = (
-        [step for step in steps if not wanted.only or step.name in wanted.only]
-        for steps in (lab, computing, bench)
+    only = wanted.only or names
+    lab, waiting, computing, bench = (
+        [step for step in lane if step.name in only] for lane in lanes
     )
     LOGS.mkdir(parents=True, exist_ok=True)
-    verification = Verification(digest(DECIDES_ALL))
+    verification = Verification()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    beside = Thread(target=verification.run, args=(computing,), kwargs={"rank": 19})
-    beside.start()
+    beside = [
+        Thread(target=verification.run, args=(lane,), kwargs={"rank": 19})
+        for lane in (waiting, computing)
+    ]
+    for lane in beside:
+        lane.start()
     try:
         verification.run(lab, rank=0)
-        beside.join()
+        for lane in beside:
+            lane.join()
         verification.run(bench, rank=0)
     except KeyboardInterrupt:
         verification.interrupt()
-        beside.join()
+        for lane in beside:
+            lane.join()
         report(verification.outcomes)
         print("==> interrupted: the same command goes on", file=sys.stderr)
         return 130

@@ -18,12 +18,14 @@ from loaded_script import ROOT, load_script
 def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     script = load_script("verify")
     monkeypatch.setattr(script, "LOGS", tmp_path)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    (tmp_path / "code.py").write_text("as it is\n")
     return script
 
 
 def python(verify: ModuleType, name: str, code: str, **environment: str) -> Any:
     command = (sys.executable, "-c", code)
-    return verify.Step(name=name, command=command, environment=environment)
+    return verify.Step(name=name, command=command, environment=environment, places=["code.py"])
 
 
 def codes(verification: Any) -> dict[str, tuple[int, bool]]:
@@ -36,17 +38,18 @@ def test_steps_that_succeeded_are_not_run_again(
     count = f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"
     good = python(verify, "good", f"{count}; import os; print(os.environ['WORD'])", WORD="heard")
     bad = python(verify, "bad", f"{count}; raise SystemExit(3)")
-    first = verify.Verification("as it is")
+    first = verify.Verification()
     first.run([good, bad], rank=0)
     assert codes(first) == {"good": (0, False), "bad": (3, False)}
     assert (tmp_path / "good.log").read_text() == "heard\n"
-    again = verify.Verification("as it is")
+    again = verify.Verification()
     again.run([good, bad], rank=0)
     assert codes(again) == {"good": (0, True), "bad": (3, False)}
     other = python(verify, "good", count, WORD="another")
     again.run([other], rank=0)
     assert codes(again)["good"] == (0, False), "it asks for something else now"
-    changed = verify.Verification("changed")
+    (tmp_path / "code.py").write_text("changed\n")
+    changed = verify.Verification()
     changed.run([good], rank=0)
     assert codes(changed) == {"good": (0, False)}
     assert (tmp_path / "runs").read_text() == "x" * 5
@@ -61,7 +64,7 @@ def test_steps_that_succeeded_are_not_run_again(
 def test_an_interrupt_ends_what_runs_and_begins_nothing(verify: ModuleType, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "runs")
     waits = f"open({str(tmp_path / 'runs')!r}, 'w').close(); import signal; signal.pause()"
-    verification = verify.Verification("as it is")
+    verification = verify.Verification()
     steps = [python(verify, "long", waits), python(verify, "next", "")]
     lane = Thread(target=verification.run, args=(steps,), kwargs={"rank": 0})
     lane.start()
@@ -70,7 +73,7 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing(verify: ModuleType, tmp_
     verification.interrupt()
     lane.join()
     assert verification.outcomes == {}
-    assert codes(verify.Verification("as it is")) == {}
+    assert codes(verify.Verification()) == {}
 
 
 def test_a_step_that_does_not_exist_is_refused_with_the_way_to_find_its_name() -> None:
@@ -85,10 +88,7 @@ def test_a_step_that_does_not_exist_is_refused_with_the_way_to_find_its_name() -
     assert "no step nothing; --list prints all names" in asked.stderr
 
 
-def test_what_decides_a_run_is_part_of_its_name(
-    verify: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify, "ROOT", tmp_path)
+def test_what_decides_a_run_is_part_of_its_name(verify: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "virtha" / "engine.py"
     source.parent.mkdir()
     source.write_text("a = 1\n")
@@ -107,6 +107,7 @@ def test_an_interrupted_run_goes_on(verify: ModuleType, monkeypatch: pytest.Monk
         python(verify, "stop", f"import os; os.kill({os.getpid()}, {signal.SIGTERM:d})"),
     ]
     monkeypatch.setattr(verify, "lab_steps", lambda: steps)
+    monkeypatch.setattr(verify, "waiting_steps", lambda: [python(verify, "beside", "")])
     monkeypatch.setattr(verify, "computing_steps", lambda _seeds: [])
     monkeypatch.setattr(verify, "benchmarks", lambda: [python(verify, "last", "")])
     before = signal.getsignal(signal.SIGTERM)
