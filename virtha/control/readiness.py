@@ -50,6 +50,7 @@ from virtha.store.store import Store, Transaction
 from virtha.store.vms import VmRow
 
 NAMES_MAX = 10
+NOT_SHARED = "host.storage.not_shared"
 Lacking = dict[HostId, dict[VmId, tuple[Reason, ...]]]
 
 
@@ -159,15 +160,17 @@ class Readiness:
                 now=self._store.clock.wall_ms(),
             )
         )
+        about = f"host/{row.host.name}"
+        # Of an engine that leads: nothing is started by itself on such a storage, on no host.
+        engine = self._leaders.explain_host(host_id)
+        found += [finding(about, one) for one in engine if one.code == NOT_SHARED]
         left = lacking.get(host_id)
         if left:
             names = sorted(one.vm.name for one in facts.surroundings.vms if one.vm.id in left)
             more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
             vms = ", ".join(names[:NAMES_MAX]) + more
             fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
-            found.append(
-                finding(f"host/{row.host.name}", Reason(code="ready.no_room", fields=fields))
-            )
+            found.append(finding(about, Reason(code="ready.no_room", fields=fields)))
         return found
 
     async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:

@@ -103,6 +103,9 @@ def test_a_third_host_that_has_another_storage_mounted_is_found_out_in_its_turn(
                 "host.storage"
             )
             assert not world.feed.is_shared(bench.domain_id)
+            ready = await world.control.readiness.of_host(apart)
+            assert ready.verdict == "not_ready"
+            assert "host.storage.not_shared" in {one.code for one in ready.findings}
             again = world.hosts[apart].id
             bench.blocks.slots[again] = bench.mounted_elsewhere.pop(again).slots[again]
             await bench.advance(10_000)
