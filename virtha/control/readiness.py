@@ -75,7 +75,7 @@ class Readiness:
         store: Store,
         links: HostLinks,
         leaders: Leaders,
-        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+        own: OwnMachine = OwnMachine(),
     ) -> None:
         """``own``: the machine that this server runs on."""
         self._store = store

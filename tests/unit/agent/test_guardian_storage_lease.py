@@ -272,7 +272,7 @@ def test_a_healthy_host_renews_declares_and_permits(host: LeasedHost, qemus: Fak
         permits = load_permits(bench.paths.start_permits, bench.boot)
         assert permits.objection([DOMAIN, OTHER], bench.clock.monotonic_ms()) is None
         late = bench.clock.monotonic_ms() + LEASE.self_fence_after_ms
-        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]  # a sum of times
+        assert permits.objection([DOMAIN], late) == "order.refused.lease"
         await host.later(LEASE.self_fence_after_ms, DOMAIN, OTHER)
         await bench.until(lambda: host.watchdog.feedings > 0)
 
@@ -482,7 +482,7 @@ def test_a_reader_poisons_whom_it_is_told_and_tells_its_rounds(host: LeasedHost)
     )
 
 
-POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]  # any boot
+POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")
 
 
 def test_the_next_guardian_of_the_boot_goes_on_where_the_last_one_was(

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - small files of a test
 """No processors run without the guardian's word that the lease on their disks' storage is held; and an outage is told."""
 
 import asyncio

@@ -190,7 +190,7 @@ def test_the_round_that_would_end_the_wait_has_to_be_right(
     told: dict[str, object], why: str | None
 ) -> None:
     readings = Readings().settled()
-    assert readings.round(after=SUM + 10, **told) == ()  # type: ignore[arg-type]  # handed on as they are
+    assert readings.round(after=SUM + 10, **told) == ()
     assert readings.reason == (f"lease.not_proof.{why}" if why else "lease.waits")
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110, ASYNC240 - waits for records; small files of a test
 """A lease from end to end: real slots and guardians, TLS, gateway, judge and engine on a real store, in real time.
 
 What is played: watchdogs, and of agents all but their looks at a silent host's disks.

@@ -334,7 +334,7 @@ class LedWorld:
 
     async def _all_durable(self) -> None:
         async with asyncio.timeout(WAIT_S):
-            while any(  # noqa: ASYNC110 - nobody tells of it
+            while any(
                 self.gateway.acknowledged.get(host.id, 0) < host.sequence
                 for host in self.hosts.values()
             ):

@@ -47,7 +47,7 @@ async def step(world: LedWorld, *beating: str) -> None:
     desk = world.feed.power_desk
     assert desk is not None
     async with asyncio.timeout(WAIT_S):
-        while desk.busy:  # noqa: ASYNC110
+        while desk.busy:
             await asyncio.sleep(0.001)
     await world.leader.turn()
     await world.leader.send_all()
@@ -70,7 +70,7 @@ def settings(address: str, **more: object) -> PowerPut:
         "status": "status",
         "address": address,
     }
-    return PowerPut(settings=PowerSettings(**{**given, **more}))  # type: ignore[arg-type]
+    return PowerPut(settings=PowerSettings(**{**given, **more}))
 
 
 async def powered(world: LedWorld, put: PowerPut) -> None:
@@ -166,7 +166,7 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
             await world.pass_time(500, beating=("h2",))
             # The clock stands meanwhile: on a slow machine it would run past the device's deadlines.
             async with asyncio.timeout(WAIT_S):
-                while desk.busy and "off" not in machine.asked:  # noqa: ASYNC110
+                while desk.busy and "off" not in machine.asked:
                     await asyncio.sleep(0.001)
             if "off" in machine.asked:
                 break
@@ -274,8 +274,7 @@ async def h1_of(world: LedWorld) -> EngineHost:
 
 def levels(*of_each: tuple[str, bool]) -> tuple[PowerLevel, ...]:
     return tuple(
-        PowerLevel(feeds=(PowerFeed(device=name, reads_state=reads),))  # type: ignore[arg-type]
-        for name, reads in of_each
+        PowerLevel(feeds=(PowerFeed(device=name, reads_state=reads),)) for name, reads in of_each
     )
 
 
@@ -351,7 +350,7 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
         h1 = await world.join("h1")
         for boot, own in ((h1.boot, True), (BootId("another"), False), (None, False)):
             machine = OwnMachine(boot=boot, id="m1")
-            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
+            leading = Leading(world.store, *_parts(world), own=machine)
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
         # The machine reboots, and its agent does not come back: the boot on record is the old one.
@@ -359,7 +358,7 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
         await h1.hello()
         for machine_id, own in (("m1", True), ("m2", False)):
             machine = OwnMachine(boot=BootId("next"), id=machine_id)
-            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
+            leading = Leading(world.store, *_parts(world), own=machine)
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
 

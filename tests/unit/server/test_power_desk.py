@@ -42,7 +42,7 @@ def settings(address: str, **more: object) -> PowerPut:
         start="start",
         status="status",
         address=address,
-        **more,  # type: ignore[arg-type]  # names and values of fields
+        **more,
     )
     return PowerPut(settings=given)
 
@@ -134,7 +134,7 @@ class Bench:
 
     async def asked(self, machine: Machine, times: int = 1) -> None:
         async with asyncio.timeout(WAIT_S):
-            while len(machine.asked) < times:  # noqa: ASYNC110
+            while len(machine.asked) < times:
                 await asyncio.sleep(0.001)
 
 
@@ -244,7 +244,7 @@ def test_the_clock_is_looked_at_right_before_the_device_is_asked(
 
         def late(found: object) -> object:
             made.world.clock.now += 5_001
-            return way(found)  # type: ignore[arg-type]  # handed on as it came
+            return way(found)
 
         monkeypatch.setattr(made.world.control.engine_power, "device", late)
         assert await made.end(made.order(fresh_ms=5_000)) == (Result.REFUSED, TOO_LATE)
@@ -363,7 +363,7 @@ def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> 
         assert await made.end(made.order()) == (Result.REFUSED, "power.changed")
         assert made.machine.asked == ["status"] and other.asked == []
         async with asyncio.timeout(WAIT_S):
-            while not made.power.closed:  # noqa: ASYNC110
+            while not made.power.closed:
                 await asyncio.sleep(0.001)
 
     tell(tmp_path, story)
@@ -379,7 +379,7 @@ def test_a_fence_agent_is_described_once_beside_its_first_reading(tmp_path: Path
         async def found(*_key: object) -> PowerWay:
             return way
 
-        made.world.control.engine_power.way = found  # type: ignore[method-assign]  # no agent is here
+        made.world.control.engine_power.way = found
         for _ in range(2):
             assert await made.state(made.read()) == (PowerState.ON, None)
         assert made.power.described == ["fence_x"]
@@ -400,7 +400,7 @@ def test_without_its_database_nothing_goes_out(
             if outages:
                 outages.pop()
                 raise Unavailable("the database does not answer")
-            return await way(*key)  # type: ignore[arg-type]  # handed on as it came
+            return await way(*key)
 
         monkeypatch.setattr(power, "way", away)
         assert await made.end(made.order()) == (Result.OK, None)

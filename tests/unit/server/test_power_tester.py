@@ -52,7 +52,7 @@ def settings(address: str, **more: object) -> PowerPut:
         "status": "status",
         "address": address,
     }
-    return PowerPut(settings=PowerSettings(**{**given, **more}))  # type: ignore[arg-type]
+    return PowerPut(settings=PowerSettings(**{**given, **more}))
 
 
 class Bench:
@@ -72,7 +72,7 @@ class Bench:
         desk = self.world.feed.power_desk
         assert desk is not None
         async with asyncio.timeout(WAIT_S):
-            while desk.busy:  # noqa: ASYNC110
+            while desk.busy:
                 await asyncio.sleep(0.001)
 
     async def test(self, name: str = "bmc") -> PowerTest | None:
@@ -242,7 +242,7 @@ def test_the_engines_questions_and_orders_end_a_test(tmp_path: Path) -> None:
                 desk.test(host_id, device, deadline_ms=60_000, waits_ms=1_000)
             )
             async with asyncio.timeout(WAIT_S):
-                while not machine.attempts:  # noqa: ASYNC110
+                while not machine.attempts:
                     await asyncio.sleep(0.001)
                 machine.stuck = False
                 desk.hand_over(command)
@@ -269,7 +269,7 @@ def test_a_test_that_waits_ends_with_the_lead(tmp_path: Path) -> None:
             for _ in range(2)
         ]
         async with asyncio.timeout(WAIT_S):
-            while not bench.machine.asked:  # noqa: ASYNC110
+            while not bench.machine.asked:
                 await asyncio.sleep(0.001)
             await desk.close()
             assert await asyncio.gather(*tests) == [None, None]
