@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from command_power import command_power
 from led_world import ABLE, ADMIN, LedWorld, led_world, two_hosts_and_a_vm
 from msgspec.structs import replace
 from own_bmc import PASSWORD, UUID, IpmiSim
@@ -59,18 +60,6 @@ async def steps_until(world: LedWorld, happened: Callable[[], bool], *beating: s
             return
         await step(world, *beating)
     raise AssertionError(world.engines.explain_host(world.hosts["h1"].id))
-
-
-def settings(address: str, **more: object) -> PowerPut:
-    given = {
-        "driver": PowerDriver.COMMAND,
-        "executable": "/bin/false",
-        "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
-        "stop": "stop",
-        "status": "status",
-        "address": address,
-    }
-    return PowerPut(settings=PowerSettings(**{**given, **more}))
 
 
 async def powered(world: LedWorld, put: PowerPut) -> None:
@@ -131,7 +120,7 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
 ) -> None:
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         await silent(world)
         await steps_until(world, started(world), "h2")
         assert machine.asked[-4:] == ["status", "off", "status", "status"], machine.asked
@@ -158,7 +147,7 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
 
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         await silent(world)
         desk = world.feed.power_desk
         assert desk is not None
@@ -193,7 +182,7 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
 ) -> None:
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         await silent(world)
         machine.refuses = True
         for _ in range(40):
@@ -288,7 +277,7 @@ def test_the_engine_knows_the_devices_as_they_are_set_up_now(
         setup = world.control.power
         await world.join("h1")
         assert (await h1_of(world)).power == ()
-        shared = settings("h1-bmc").settings
+        shared = command_power("h1-bmc").settings
         shared = replace(shared, address=None)
         await setup.put_of_cluster(ADMIN, "default", "bmc", PowerPut(settings=shared), None)
         assert (await h1_of(world)).power == (), "the host gave no address"
@@ -301,7 +290,9 @@ def test_the_engine_knows_the_devices_as_they_are_set_up_now(
         await world.settle()
         assert test.passed and await known_tests(world) == (first,)
 
-        blind = await setup.put_of_host(ADMIN, "h1", "b", settings("x", status="", level=2), None)
+        blind = await setup.put_of_host(
+            ADMIN, "h1", "b", command_power("x", status="", level=2), None
+        )
         assert blind.power is not None
         second = f"b@{blind.power.revision}"
         assert (await h1_of(world)).power == levels((first, True), (second, False))
@@ -313,7 +304,7 @@ def test_the_engine_knows_the_devices_as_they_are_set_up_now(
         assert third not in await known_tests(world)
         await setup.delete_of_host(ADMIN, "h1", "b", None)
         assert (await h1_of(world)).power == levels((third, True))
-        twin = await setup.put_of_host(ADMIN, "h1", "b", settings("x"), None)
+        twin = await setup.put_of_host(ADMIN, "h1", "b", command_power("x"), None)
         assert twin.power is not None
         (level,) = (await h1_of(world)).power
         assert {feed.device for feed in level.feeds} == {third, f"b@{twin.power.revision}"}
@@ -332,7 +323,7 @@ async def known_tests(world: LedWorld) -> tuple[str, ...]:
 @pytest.mark.req("P1")
 def test_a_test_that_failed_is_told_as_well(tmp_path: Path, power: PlayedPower) -> None:
     async def story(world: LedWorld) -> None:
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         assert len(await known_tests(world)) == 1
         of_h1(power).refuses = True
         assert not (await world.control.power_orders.test(ADMIN, "h1", None)).test.passed

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from command_power import command_power
 from led_world import ABLE, ADMIN, LedWorld, led_world
 from msgspec.structs import replace
 from played_power import Machine, PlayedPower
 
 from virtha.control.engine_power import PowerWay
-from virtha.control.power_views import PowerPut
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.records import OrderId
 from virtha.model.errors import Unavailable
@@ -31,20 +31,6 @@ pytestmark = pytest.mark.req("F4", "F9")
 WAIT_S = 60.0
 UUID = "4c4c4544-0042-3510-8050-b7c04f4d4d31"
 HOUR_MS = 3_600_000
-
-
-def settings(address: str, **more: object) -> PowerPut:
-    given = PowerSettings(
-        driver=PowerDriver.COMMAND,
-        executable="/bin/false",
-        syntax="$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
-        stop="stop",
-        start="start",
-        status="status",
-        address=address,
-        **more,
-    )
-    return PowerPut(settings=given)
 
 
 @dataclass
@@ -66,7 +52,7 @@ class Bench:
         host = await self.world.join(name)
         machine = self.power.add(f"{name}-bmc")
         view = await self.world.control.power.put_of_host(
-            ADMIN, name, "bmc", settings(f"{name}-bmc"), None
+            ADMIN, name, "bmc", command_power(f"{name}-bmc"), None
         )
         assert view.power is not None
         device = PowerDeviceId(f"bmc@{view.power.revision}")
@@ -353,7 +339,7 @@ def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> 
         other = made.power.add("elsewhere")
         assert await made.state(made.read()) == (PowerState.ON, None)
         put = made.world.control.power
-        await put.put_of_host(ADMIN, "h1", "bmc", settings("elsewhere"), None)
+        await put.put_of_host(ADMIN, "h1", "bmc", command_power("elsewhere"), None)
         ordered = made.order()
         await asyncio.sleep(0.02)
         assert not any(one.order_id == ordered for one in made.told)
