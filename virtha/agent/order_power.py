@@ -464,9 +464,9 @@ class PowerOrders:
 
 
 def _is_moved(record: VmRecord, accepted: RebootAccepted | PauseAccepted | ResumeAccepted) -> bool:
-    """Resume: the other side may run, so that only the server's word on the move lets this one run (G6). Pause: libvirt
-    shows it as a source that stands still, and lets its target run all the same. A reset of what has left, or is to come,
-    is none of the guest."""
+    """Resume: the other side may run, so that only the server's word on the move lets this one run (G6). Pause (libvirt 9.0,
+    seen): while it is copied it is shown as all sent, and its target runs; before, its target's copy comes paused, and is
+    awaited for ever. A reset of what has left, or is to come, is none of the guest."""
     if isinstance(accepted, RebootAccepted):
         return never_came(record) or (leaves(record) and record.state is VmState.PAUSED)
     return never_came(record) or leaves(record)

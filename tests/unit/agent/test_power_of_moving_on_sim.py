@@ -105,7 +105,7 @@ def test_a_person_s_resume_lets_neither_side_of_a_move_run(bench: Bench) -> None
 
 @pytest.mark.bad_input
 def test_a_vm_that_moves_is_not_paused_and_rebooted_only_where_it_runs(bench: Bench) -> None:
-    """libvirt shows a source that is paused meanwhile as one that has sent all, and lets its target run."""
+    """libvirt loses a pause of its source, or brings it to a target that then never runs."""
     one = Incarnation(1)
     pause = PauseVm(vm_id=WEB1, incarnation=one, by="ann")
     reset = RebootVm(vm_id=WEB1, incarnation=one, mode=RebootMode.RESET, by="ann")
