@@ -304,7 +304,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     LOGS.mkdir(parents=True, exist_ok=True)
     verification = Verification()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # In the background of a shell an interrupt would be ignored.
+        signal.signal(number, signal.default_int_handler)
     beside = [
         Thread(target=verification.run, args=(lane,), kwargs={"rank": 19})
         for lane in (waiting, computing)

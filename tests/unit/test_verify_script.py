@@ -115,28 +115,31 @@ def test_what_was_not_run_is_no_success(
     monkeypatch.setattr(verify, "waiting_steps", lambda: [])
     monkeypatch.setattr(verify, "benchmarks", lambda: [])
     monkeypatch.setattr(verify.Verification, "_run", breaks)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert verify.main([]) == 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == ["beside"]
 
 
-def test_an_interrupted_run_goes_on(verify: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole program, with steps that interrupt it."""
-    steps = [
-        python(verify, "one", ""),
-        python(verify, "stop", f"import os; os.kill({os.getpid()}, {signal.SIGTERM:d})"),
-    ]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on(
+    verify: ModuleType, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The whole program, with a step that interrupts it; begun in a shell's background, where SIGINT is ignored."""
+    kills = python(verify, "stop", f"import os; os.kill({os.getpid()}, {number:d})")
+    steps = [python(verify, "one", ""), kills]
     monkeypatch.setattr(verify, "lab_steps", lambda: steps)
     monkeypatch.setattr(verify, "waiting_steps", lambda: [python(verify, "beside", "")])
     monkeypatch.setattr(verify, "computing_steps", lambda _seeds: [])
     monkeypatch.setattr(verify, "benchmarks", lambda: [python(verify, "last", "")])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert verify.main([]) == 130
         steps[1] = python(verify, "stop", "")
         assert verify.main([]) == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
