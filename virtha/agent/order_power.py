@@ -51,6 +51,7 @@ from virtha.sentinel.events import (
     StartEnded,
     StartRefused,
     StopAccepted,
+    VmRecord,
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
 
@@ -192,16 +193,18 @@ class PowerOrders:
             )
         return None
 
-    def lease_objection(self, vm_id: VmId) -> Answer | None:
-        return None if self._host.lease_allows(vm_id) else refused(REFUSED, LEASE_LOST)
+    def lease_objection(self, vm_id: VmId, *, coming: Vm | None = None) -> Answer | None:
+        allowed = self._host.lease_allows(vm_id, coming=coming)
+        return None if allowed else refused(REFUSED, LEASE_LOST)
 
-    async def _await_lease(self, order: StartVm) -> Answer | None:
-        """Asked again once its QEMU exists; a host that has just come, or a domain, has its lease in a moment."""
-        deadline = min(self._host.clock.monotonic_ms() + LEASE_MS, order.grant.ends_at_ms)
-        objection = self.lease_objection(order.vm.id)
+    async def await_lease(self, vm: Vm, grant: Grant) -> Answer | None:
+        """Of one that starts, asked again once its QEMU exists. A host that has just come, or a domain, has its lease in a
+        moment."""
+        deadline = min(self._host.clock.monotonic_ms() + LEASE_MS, grant.ends_at_ms)
+        objection = self.lease_objection(vm.id, coming=vm)
         while objection is not None and self._host.clock.monotonic_ms() < deadline:
             await asyncio.sleep(LEASE_POLL_S)
-            objection = self.lease_objection(order.vm.id)
+            objection = self.lease_objection(vm.id, coming=vm)
         return objection
 
     async def _prepare_start(self, order: StartVm) -> Answer | None:
@@ -210,7 +213,7 @@ class PowerOrders:
         present = await self.present(vm.id)
         if present is not None and not is_gone(present):
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
-        objection = await self._await_lease(order)
+        objection = await self.await_lease(vm, order.grant)
         if objection is not None:
             return objection
         await self._disk_guard.check(order)
@@ -455,13 +458,20 @@ class PowerOrders:
             if is_gone(present):
                 return refused("problem.vm.state", f"{present.name} is {present.state}")
             record = host.loop.record(vm_id)
-            moves = record is not None and (leaves(record) or never_came(record))
-            if moves and isinstance(accepted, ResumeAccepted):
-                # The other side may run: only the server's word on the move lets this one run (G6).
+            if record is not None and _is_moved(record, accepted):
                 return refused("problem.vm.state", f"{present.name} is being moved")
             await host.loop.told(accepted)
             await act(vm_id)
         return OK
+
+
+def _is_moved(record: VmRecord, accepted: RebootAccepted | PauseAccepted | ResumeAccepted) -> bool:
+    """Resume: the other side may run, so that only the server's word on the move lets this one run (G6). Pause (libvirt 9.0,
+    seen): while it is copied it is shown as all sent, and its target runs; before, its target's copy comes paused, and is
+    awaited for ever. A reset of what has left, or is to come, is none of the guest."""
+    if isinstance(accepted, RebootAccepted):
+        return never_came(record) or (leaves(record) and record.state is VmState.PAUSED)
+    return never_came(record) or leaves(record)
 
 
 def _claim_on(domain: StorageDomain, paths: list[str], claim: VmHeader, files: Files) -> None:

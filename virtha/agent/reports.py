@@ -19,6 +19,7 @@ from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
 from virtha.agent.lease_watch import LeaseWatch
 from virtha.agent.order_storage import IMAGE_SUFFIXES
+from virtha.agent.roll_call import Lister, active_ids
 from virtha.agent.storage import (
     ORDER_DEADLINE_MS,
     PROBE_DEADLINE_MS,
@@ -31,8 +32,8 @@ from virtha.model.errors import Failed, VirthaError
 from virtha.model.evidence import ProbeAddress
 from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
 from virtha.model.host import HostCapabilities, StorageDomain
-from virtha.model.ids import InstallationId, StorageDomainId
-from virtha.ports.hypervisor import DomainCatalog, HostFacts, HypervisorError
+from virtha.model.ids import InstallationId, StorageDomainId, VmId
+from virtha.ports.hypervisor import HostFacts, HypervisorError
 
 STORAGE_INTERVAL_S = 30.0
 LEASE_INTERVAL_S = 1.0
@@ -53,7 +54,7 @@ _log = structlog.get_logger(__name__)
 class InventoryReporter:
     """Counts the revision up when the list of domains changed, and tells it."""
 
-    def __init__(self, path: Path, catalog: DomainCatalog, facts: FactSink, files: Files) -> None:
+    def __init__(self, path: Path, catalog: Lister, facts: FactSink, files: Files) -> None:
         self._path = path
         self._catalog = catalog
         self._facts = facts
@@ -67,6 +68,11 @@ class InventoryReporter:
             return int(read_bounded(self._path, 64))
         except (OSError, ValueError):
             return 0
+
+    @property
+    def active(self) -> frozenset[VmId]:
+        """Of the last list that was told."""
+        return active_ids(self._last or ())
 
     def changed(self) -> None:
         self._dirty.set()
@@ -129,6 +135,7 @@ class HostReporter:
         self.connected = False
         self.ready = False
         """The sentinel has libvirt's list; without it nothing is restarted."""
+        self._hangs = False
 
     def changed(self) -> None:
         """libvirt came or went, or the properties changed: look anew, and prove the gate anew."""
@@ -165,6 +172,12 @@ class HostReporter:
         await self._tell()
         return complete
 
+    async def libvirt_hangs(self, hangs: bool) -> None:
+        """Told at once: what is asked for a report may hang with it."""
+        self._hangs = hangs
+        if self._told is not None:
+            await self._tell()
+
     async def addresses_changed(self) -> None:
         """Perhaps. Before the first report nothing is told: that one says it."""
         if self._told is not None:
@@ -179,7 +192,7 @@ class HostReporter:
             memory_overcommit_bytes=overcommit,
             agent_version=__version__,
             gate_in_force=self._proof is not None and self._proof.in_force,
-            libvirt_connected=self.connected and self.ready,
+            libvirt_connected=self.connected and self.ready and not self._hangs,
             disk_check_ms=host.properties.diskactivity_timeout_s * 1_000
             if host.properties.diskactivity_check
             else UNSET,

@@ -102,7 +102,7 @@ def make_control(
     leaders: Leaders | None = None,
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
-    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+    own: OwnMachine = OwnMachine(),
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.

@@ -138,7 +138,7 @@ class Leading:
         store: Store,
         dispatcher: Dispatcher,
         hellos: HelloBook,
-        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+        own: OwnMachine = OwnMachine(),
     ) -> None:
         """``own``: the machine that this server runs on, whose host is never fenced by us (J4)."""
         self._store = store
@@ -163,7 +163,7 @@ class Leading:
         *,
         hosts: Collection[HostId],
         vms: Collection[VmId],
-        power: PowerMark = PowerMark(),  # noqa: B008  # frozen
+        power: PowerMark = PowerMark(),
     ) -> Changes:
         """``hosts``, ``vms``: those that are known already. ``power``: how their devices stood then."""
         async with self._store.read() as tx:

@@ -71,6 +71,7 @@ from virtha.model.power import PowerLevel
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
+from virtha.ports.leaders import Prospects
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
@@ -188,10 +189,9 @@ class ClusterFeed:
         """The last fact of each host that the engine was given."""
         self._starts: dict[OperationId, StartCommand] = {}
         self._let_in: dict[OperationId, MigrateCommand] = {}
-        """By the order to the target, until that is answered."""
+        """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
-        """By the order to the source, likewise."""
-        """Orders to targets; the source of each is ordered when its target has taken it."""
+        """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
         self._attempts = 0
@@ -240,7 +240,7 @@ class ClusterFeed:
             term=self.lead.term,
             now=clock.now,
         )
-        self.witnesses = WitnessDesk(self, self._lines, now=clock.now)
+        self.witnesses = WitnessDesk(self, self._lines, term=self.lead.term, now=clock.now)
         known = tuple(hosts)
         for host in known:
             self._configure(host)
@@ -314,6 +314,9 @@ class ClusterFeed:
             }
         self._domains = tuple(sorted(found))
         return self._domains
+
+    def lease_prospects(self) -> Prospects | None:
+        return None if self.leases is None else self.leases.prospects()
 
     def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
         """Why it is as it is, then why its lease is no proof. Once it leads."""

@@ -49,6 +49,7 @@ from virtha.model.vm import Disk, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.ports.hypervisor import (
     GuestAgent,
+    HypervisorError,
     HypervisorFailed,
     LiveDisk,
     MoveEnd,
@@ -90,6 +91,9 @@ class SimHost(SimHypervisor):
         super().__init__(gate=self._ask_hook, clock=BoottimeClock().monotonic_ms)
         self.hook = hook
         self.loses_starts = False
+        self.pulse: HypervisorError | None = None
+        """What it says to whoever asks whether libvirt answers; ``pulses``: each time."""
+        self.pulses: list[HypervisorError | None] = []
         self.opened: dict[str, LiveDisk] = {}
         """What QEMU has open, by path: put there by the test."""
         self.disk_calls: list[str] = []
@@ -112,6 +116,11 @@ class SimHost(SimHypervisor):
             check=False,
         )
         return answer.stderr.decode() if answer.returncode else None
+
+    async def answers(self, *, deadline_ms: int) -> None:
+        self.pulses.append(self.pulse)
+        if self.pulse is not None:
+            raise self.pulse
 
     async def capabilities(self) -> HostCapabilities:
         self._reachable()
@@ -227,14 +236,22 @@ class Bench:
         self.moves = PlayedMoves(self.hypervisor)
         self.destination: MoveDestination | None = None
         self.properties = AgentProperties()
-        self.qemus: Callable[[], tuple[QemuProcess, ...]] = tuple
-        """The simulated QEMUs are none of the kernel's."""
+        self.qemus: Callable[[], tuple[QemuProcess, ...]] = self._simulated_qemus
+        """What the kernel has."""
         self.agent: Agent
         self._operation = 0
 
     @property
     def boot(self) -> BootId:
         return read_boot_id()
+
+    def _simulated_qemus(self) -> tuple[QemuProcess, ...]:
+        found = ((one.vm_id, one.qemu) for one in self.hypervisor.libvirt)
+        return tuple(
+            QemuProcess(pid=qemu.pid, start_ticks=qemu.start_ticks, vm_id=vm_id)
+            for vm_id, qemu in found
+            if qemu is not None
+        )
 
     def permit(self, until_ms: int, *, renewed_ms: int | None = None) -> None:
         """What its guardian, which does not run, says of starts on its storage; renewed as late as it permits, unless told."""
