@@ -107,7 +107,7 @@ class _Leader:
         await self.write(SaveHost(record=_host(host)), told=told)
 
     async def the_incident(self, **wanted: object) -> IncidentView:
-        query = IncidentQuery(**wanted)  # type: ignore[arg-type]
+        query = IncidentQuery(**wanted)
         (only,) = (await self.incidents.list(query)).items
         found = await self.incidents.get(only.id)
         assert found.incident == only, "a list shows what the incident itself shows"

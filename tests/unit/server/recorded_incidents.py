@@ -34,7 +34,7 @@ BY_POWER = [
 
 async def the_incident(world: LedWorld, **wanted: object) -> IncidentView:
     """The one that there is."""
-    page = await world.control.incidents.list(IncidentQuery(**wanted))  # type: ignore[arg-type]
+    page = await world.control.incidents.list(IncidentQuery(**wanted))
     (only,) = page.items
     found = await world.control.incidents.get(only.id)
     assert found.incident == only, "a list shows what the incident itself shows"
