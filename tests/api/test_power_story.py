@@ -183,10 +183,14 @@ def test_a_host_goes_over_its_cluster_and_is_switched(play: Play, tmp_path: Path
         )
         assert view["whole"]["user"] == "me" and "stop" in view["inherited"]
         for action in ("off", "on"):
-            answer = await world.ok(
-                "POST", "/v1/hosts/h1/power/bmc/order", {"action": action}, role="operator"
+            asked = await world.ok(
+                "POST", "/v1/hosts/h1/power", {"action": action}, role="operator"
             )
-            assert (answer["result"], answer["state"]) == ("ok", action)
+            path = f"/v1/operations/{asked['id']}?wait_ms=60000"
+            ended = await world.ok("GET", path, role="operator")
+            assert (ended["state"], ended["fields"]["state"]) == ("done", action)
+        wrong = await world.call("POST", "/v1/hosts/h1/power", {"action": "cycle"})
+        assert wrong.status_code == 400 and wrong.json()["field"] == "action"
         agents = await world.ok("GET", "/v1/power/agents", role="viewer")
         assert "fence_ipmilan" in agents
         form = await world.ok("GET", "/v1/power/agents/fence_ipmilan", role="viewer")

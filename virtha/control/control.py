@@ -13,6 +13,7 @@ from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
 from virtha.control.host_care import HostCare
+from virtha.control.host_power import HostPower
 from virtha.control.hosts import Hosts
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
@@ -83,6 +84,7 @@ class Control:
     consoles: Consoles
     power: Power
     power_orders: PowerOrders
+    host_power: HostPower
     power_schedule: PowerSchedule
     engine_power: EnginePower
 
@@ -143,6 +145,7 @@ def make_control(
         consoles=Consoles(store, links, channels or NoChannels()),
         power=power,
         power_orders=PowerOrders(store, power, clock, leaders),
+        host_power=HostPower(store, power, clock),
         power_schedule=PowerSchedule(store, leaders, PowerResults(store, clock, leaders)),
         engine_power=EnginePower(store, box or NoKeyBox(), power_devices),
     )

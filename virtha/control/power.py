@@ -1,5 +1,6 @@
 """Power devices of clusters and hosts: their settings. What is done with them is ``power_orders``'."""
 
+from collections import defaultdict
 from uuid import uuid4
 
 from msgspec.structs import fields
@@ -61,6 +62,10 @@ class Reached(Value, frozen=True, kw_only=True):
     revision: Revision
     """Of the newer of the cluster's and the host's settings."""
 
+    @property
+    def level(self) -> int:
+        return 1 if self.settings.level is None else self.settings.level
+
 
 class Power:
     def __init__(self, store: Store, box: SecretBox, devices: PowerDevices | None) -> None:
@@ -118,6 +123,23 @@ class Power:
             secrets=secrets,
             revision=max(given.record.revision, shared.record.revision if shared else Revision(0)),
         )
+
+    async def levels(self, ref: str, name: str | None) -> tuple[tuple[Reached, ...], ...]:
+        """All devices of a host, those of the first level first; ``name``: only that one. Raises NotFound, InvalidInput
+        where one can't be used: left out, the others of its level would stand for what they don't switch."""
+        if name is None:
+            async with self._store.read() as tx:
+                host = (await the_host(tx, ref)).host
+                names = [one.record.name for one in await power_of_host(tx, host.id)]
+            if not names:
+                raise _no_device(host.name, None, ())
+        else:
+            names = [name]
+        by_level: dict[int, list[Reached]] = defaultdict(list)
+        for one in sorted(names):
+            reached = await self.reach(ref, one)
+            by_level[reached.level].append(reached)
+        return tuple(tuple(by_level[level]) for level in sorted(by_level))
 
     async def check_secrets_readable(self) -> None:
         """At the server's start: with an unusable key it is told, and other things go on."""

@@ -166,6 +166,7 @@ async def running(
             stopping=stopping,
             refresh_metrics=lambda: _refresh(metrics, control, gateway, clock.wall_ms()),
         )
+        stack.push_async_callback(control.host_power.close)
         await engines.begin(control, term)
         app = create_app(services)
         pem = authority.certificate_pem()
@@ -316,6 +317,9 @@ async def _until_stopped(
         ),
         "expire": _at_intervals(
             server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
+        ),
+        "host-power": _at_intervals(
+            server.control.host_power.settle, EXPIRE_INTERVAL_S, "left power orders ended", stopping
         ),
         "prune-messages": _at_intervals(
             server.control.deliveries.prune, PRUNE_INTERVAL_S, "old messages forgotten", stopping

@@ -1,4 +1,4 @@
-"""How asking a power device ended: reasons 6230 to 6259; and what was done to its settings: events 3130 to 3139."""
+"""How asking a power device ended: reasons 6230 to 6279; and what was done to its settings: events 3130 to 3139."""
 
 from virtha.model.codes.entry import Code, Severity, event, reason
 
@@ -158,6 +158,13 @@ POWER_REASONS: tuple[Code, ...] = (
         WARNING,
         "nobody checks its certificate: whoever answers at its address is given the password, and can say off in its place",
         help="Set certificate to authority, and authority_pem to who signed it, or to its own certificate.",
+    ),
+    reason(
+        6260,
+        "power.interrupted",
+        ERROR,
+        "the server ended while it carried this out, and does not order it again",
+        help="See what its devices say now (virtha host power status), and order it again if you want it still.",
     ),
 )
 
