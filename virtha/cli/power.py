@@ -31,7 +31,8 @@ DEVICE = "bmc"
 DIGITS_MAX = 9
 NUMBERS = ("level", "port", "cipher")
 FIELDS = (
-    *("driver", "level", "address", "port", "plug", "user", "executable", "syntax"),
+    *("driver", "level", "address", "port", "plug", "user", "asked_from"),
+    *("executable", "syntax"),
     *("stop", "start", "reboot", "blink", "test", "status", "status_on", "status_off"),
     *("password_by", "cipher", "privilege", "certificate", "authority_pem", "agent"),
 )

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from msgspec.structs import fields
 
+from virtha.control.device_turns import DeviceTurns
 from virtha.control.history import record
 from virtha.control.names import check_name, check_revision, the_cluster, the_host
 from virtha.control.power_checks import (
@@ -14,6 +15,7 @@ from virtha.control.power_checks import (
     same_address,
     same_place,
 )
+from virtha.control.power_neighbours import neighbours_of
 from virtha.control.power_views import ClusterPowerView, HostPowerView, PowerPut
 from virtha.control.secret_box import SecretBox
 from virtha.control.views import Caller
@@ -34,7 +36,7 @@ from virtha.model.power_settings import (
     merged,
 )
 from virtha.model.value import Value
-from virtha.ports.power import AgentForm, PowerDevices
+from virtha.ports.power import AgentForm, NeighbourPower, PowerDevice, PowerDevices
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.power import (
     PowerRow,
@@ -68,10 +70,19 @@ class Reached(Value, frozen=True, kw_only=True):
 
 
 class Power:
-    def __init__(self, store: Store, box: SecretBox, devices: PowerDevices | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        box: SecretBox,
+        devices: PowerDevices | None,
+        neighbours: NeighbourPower | None = None,
+        turns: DeviceTurns | None = None,
+    ) -> None:
         self._store = store
         self._box = box
         self._devices = devices
+        self._neighbours = neighbours
+        self._turns = turns or DeviceTurns()
 
     @property
     def devices(self) -> PowerDevices:
@@ -79,6 +90,26 @@ class Power:
         if self._devices is None:
             raise Unavailable("this server switches no power", fix="ask a running server")
         return self._devices
+
+    def open(self, reached: Reached) -> PowerDevice:
+        """For one person's attempts, which wait for their turn (``DeviceTurns``). Raises Unavailable."""
+        host_id = reached.row.host.id
+        return self._turns.taking(host_id, reached.name, self._device(reached))
+
+    def _device(self, reached: Reached) -> PowerDevice:
+        if not reached.settings.from_agents:
+            return self.devices.device(reached.settings, reached.secrets)
+        if self._neighbours is None:
+            raise Unavailable("this server asks no agents", fix="ask a running server")
+        host_id = reached.row.host.id
+        return self._neighbours.device(
+            host_id,
+            reached.name,
+            reached.settings,
+            reached.secrets,
+            among=neighbours_of(self._store, host_id),
+            term=None,
+        )
 
     # Looking
 

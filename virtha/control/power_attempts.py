@@ -11,7 +11,7 @@ from virtha.model.facts import Result
 from virtha.model.power import PowerAction
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.ports.power import PowerDevice, PowerOutcome, PowerReading
+from virtha.ports.power import MayGoFor, PowerDevice, PowerOutcome, PowerReading
 
 WANTED = {PowerAction.OFF: PowerState.OFF, PowerAction.ON: PowerState.ON}
 NEVER_READ = ("power.no_status", "power.sign_in_refused")
@@ -42,7 +42,7 @@ class PowerAttempts:
 
     @contextlib.asynccontextmanager
     async def at(self, level: Sequence[Reached]) -> AsyncIterator["Attempt"]:
-        devices = [self._power.devices.device(one.settings, one.secrets) for one in level]
+        devices = [self._power.open(one) for one in level]
         try:
             yield Attempt(level, devices, self._clock)
         finally:
@@ -79,8 +79,9 @@ class Attempt:
         return await asyncio.gather(*looks)
 
     async def order(self, action: PowerAction, *, deadline_ms: int) -> Ordered:
+        may_go = MayGoFor(self._fresh_ms)
         orders = (
-            bounded(one.order(action, deadline_ms=deadline_ms, may_go=self._is_fresh))
+            bounded(one.order(action, deadline_ms=deadline_ms, may_go=may_go))
             for one in self._devices
         )
         outcomes = tuple(await asyncio.gather(*orders))
@@ -109,9 +110,9 @@ class Attempt:
             code=None if done else _code(action, ordered.outcomes, readings),
         )
 
-    def _is_fresh(self) -> bool:
+    def _fresh_ms(self) -> int:
         age_ms = self._clock.monotonic_ms() - self._began_ms
-        return age_ms <= LOOK_DEADLINE_MS + FRESH_MS
+        return LOOK_DEADLINE_MS + FRESH_MS - age_ms
 
     async def _read_back(
         self, device: PowerDevice, action: PowerAction, outcome: PowerOutcome, until_ms: int

@@ -95,7 +95,7 @@ class PowerOrders:
     async def _with(
         self, reached: Reached, work: Callable[[PowerDevice], Coroutine[Any, Any, T]]
     ) -> T:
-        device = self._power.devices.device(reached.settings, reached.secrets)
+        device = self._power.open(reached)
         try:
             return await work(device)
         finally:

@@ -16,7 +16,7 @@ from virtha.model.host import Cluster, HostState
 from virtha.model.ids import HostId
 from virtha.model.notification import Subscription
 from virtha.model.policy import FencingAction
-from virtha.model.power_settings import PowerTest
+from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis, format_duration_ms, format_utc
 from virtha.model.value import Scalar, Value
 from virtha.model.vm import Reason
@@ -26,14 +26,16 @@ TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
 """Of these somebody should be told (F4): that a host failed, that it is fenced or can't be, that its VMs are back."""
 OLD_ANYWAY_MS = 7 * 86_400_000
 _PROVES_NOT = frozenset(
-    f"ready.power.{word}" for word in ("unusable", "untested", "failed", "no_status")
+    f"ready.power.{word}"
+    for word in ("unusable", "untested", "failed", "no_status", "no_neighbour")
 )
 _SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 class HostFacts(Value, frozen=True, kw_only=True):
-    """``tests``: by device. ``test_interval_ms``: 0: the server tests none by itself."""
+    """``tests``: by device. ``test_interval_ms``: 0: the server tests none by itself. ``helpers``: drivers with which a
+    neighbour could make an attempt at its devices now."""
 
     row: HostRow
     devices: Sequence[LedDevice]
@@ -41,6 +43,7 @@ class HostFacts(Value, frozen=True, kw_only=True):
     action: FencingAction
     test_interval_ms: int
     clock_offset_max_ms: int
+    helpers: frozenset[PowerDriver]
     own: OwnMachine
     version: str
     now: UtcMillis
@@ -113,6 +116,9 @@ def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
         return [_reason("ready.power.unusable", **names, problem=problem)]
     if not device.settings.has_status:
         return [_reason("ready.power.no_status", **names)]
+    driver = device.settings.driver
+    if device.settings.from_agents and driver is not None and driver not in facts.helpers:
+        return [_reason("ready.power.no_neighbour", **names, driver=driver.value)]
     test = facts.tests.get(device.name)
     if test is None or test.settings_revision < device.revision:
         return [_reason("ready.power.untested", **names)]

@@ -151,6 +151,7 @@ async def running(
             leaders=engines,
             channels=gateway.channels,
             power_devices=RealPowerDevices(),
+            neighbour_power=gateway.power,
             own=this_machine(),
         )
         await _check_same_installation(control, authority)

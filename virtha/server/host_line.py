@@ -8,10 +8,12 @@ from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, OperationId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
+from virtha.model.power_settings import PowerDriver
 from virtha.model.time import Millis
 from virtha.wire.hellos import PresentBoot
 from virtha.wire.lease_messages import LEASE_FEATURE, LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.power_messages import power_feature
 from virtha.wire.witness_messages import LOOK_FEATURE, PROBE_FEATURE, LookAtDisks, WitnessOrder
 
 COMMIT_FACTS_MAX = 1_024
@@ -92,6 +94,16 @@ class HostLine:
                 session.flush()
                 return True
         return False
+
+    def power_beat(self, driver: PowerDriver, now: Millis) -> Beat | None:
+        """What an attempt at another host's power device would quote; None: its agent can't make one, or the host may be
+        silent itself."""
+        hello = self.agent.wire.hello if self.agent is not None else None
+        if hello is None or power_feature(driver) not in hello.features or self.beat is None:
+            return None
+        silent_ms = (self.detection or DetectionPolicy()).suspect_after_ms
+        fresh = self.guardian is not None and now - self.beat_at <= silent_ms
+        return self.beat if fresh and self.beat.boot == hello.boot else None
 
     def lease_boot(self) -> BootId | None:
         """Of its guardian's session; None: there is none, or it holds no leases."""

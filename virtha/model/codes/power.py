@@ -60,7 +60,7 @@ POWER_REASONS: tuple[Code, ...] = (
         6239,
         "power.program_missing",
         ERROR,
-        "the program that switches it can't be run on this server",
+        "the program that switches it can't be run where it is asked from",
         help="Install it, or correct its path and rights.",
     ),
     reason(
@@ -165,6 +165,31 @@ POWER_REASONS: tuple[Code, ...] = (
         ERROR,
         "the server ended while it carried this out, and does not order it again",
         help="See what its devices say now (virtha host power status), and order it again if you want it still.",
+    ),
+    reason(
+        6261,
+        "power.no_neighbour",
+        ERROR,
+        "no other host of the cluster can ask the device now",
+        help="Another host must be up, with a session and power.attempts for that driver (agent.properties).",
+    ),
+    reason(
+        6262,
+        "power.neighbour_lost",
+        WARNING,
+        "the host that asked the device lost its session meanwhile, so nobody knows how that ended",
+    ),
+    reason(
+        6263,
+        "power.busy",
+        WARNING,
+        "another attempt at the device is under way, so nothing was done",
+    ),
+    reason(
+        6264,
+        "power.own_host",
+        ERROR,
+        "a host does not ask its own power device, so nothing was done",
     ),
 )
 
