@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from virtha.control.device_turns import NOT_ASKED
 from virtha.control.power import Power, Reached
 from virtha.control.power_results import PowerResults, Tried, identity_of, reason_text
 from virtha.control.power_views import (
@@ -11,7 +12,7 @@ from virtha.control.power_views import (
     PowerTestView,
 )
 from virtha.control.views import Caller
-from virtha.model.errors import Failed
+from virtha.model.errors import Failed, Unavailable
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.host import Cluster
 from virtha.ports.clock import Clock
@@ -58,7 +59,7 @@ class PowerOrders:
         )
 
     async def test(self, caller: Caller, ref: str, name: str | None) -> PowerTestView:
-        """On demand (F6). Changes no power; its result is kept, and told."""
+        """On demand (F6). Changes no power; its result is kept, and told. Raises Unavailable: it was not asked."""
         reached = await self._power.reach(ref, name)
         before, host = reached.row.status, reached.row.host
         async with self._store.read() as tx:
@@ -66,6 +67,11 @@ class PowerOrders:
         assert isinstance(cluster, Cluster)
         waits_ms = cluster.policy.fencing.read_deadline_ms
         reading, took_ms = await self._with(reached, lambda one: self._test(one, waits_ms))
+        if reading.code == NOT_ASKED:
+            # Kept as a failure it would take back what was proven of the device, in the middle of a fence.
+            raise Unavailable(
+                f"{reached.name} was not asked: {reason_text(reading.code)}", fix="test it again"
+            )
         tried = Tried(
             host=host,
             before=before,

@@ -156,15 +156,7 @@ class Gateway:
 
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         line = self._lines.get(host_id)
-        if line is None or line.beat is None:
-            return None
-        return LastBeat(
-            boot=line.beat.boot,
-            sequence=line.beat.sequence,
-            monotonic_ms=line.beat.monotonic_ms,
-            received_at=line.beat_at,
-            agent_alive=line.beat.agent_alive,
-        )
+        return None if line is None else line.last_beat()
 
     def deliver(self, host_id: HostId, order: Order) -> bool:
         line = self._lines.get(host_id)
@@ -203,8 +195,7 @@ class Gateway:
 
     def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]:
         """Those that stand at this moment."""
-        line = self._lines.get(host_id)
-        return () if line is None else line.sessions()
+        return self._lines[host_id].sessions() if host_id in self._lines else ()
 
     def lease_boot(self, host_id: HostId) -> BootId | None:
         line = self._lines.get(host_id)
@@ -220,17 +211,11 @@ class Gateway:
 
     def power_beat(self, host_id: HostId, driver: PowerDriver) -> LastBeat | None:
         line = self._lines.get(host_id)
-        able = line is not None and line.power_beat(driver, self._clock.monotonic_ms()) is not None
-        return self.last_beat(host_id) if able else None
+        return None if line is None else line.power_beat(driver, self._clock.monotonic_ms())
 
     def tell_power(self, host_id: HostId, word: PowerWord) -> int | None:
         line = self._lines.get(host_id)
-        if line is None or line.agent is None:
-            return None
-        agent = line.agent
-        agent.wire.send_power(word)
-        agent.flush()
-        return agent.number
+        return None if line is None else line.tell_power(word)
 
     @property
     def term(self) -> Term:

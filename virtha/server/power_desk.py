@@ -258,7 +258,7 @@ class PowerDesk:
         tested = await self._timed(reached.device, command.deadline_ms)
         if tested.reading.state is not PowerState.UNKNOWN and tested.took_ms > waits_ms:
             tested = await self._timed(reached.device, command.deadline_ms)
-        return tested
+        return None if tested.reading.code == NOT_ASKED else tested
 
     async def _timed(self, device: PowerDevice, deadline_ms: int) -> DeviceAnswer:
         began = self._clock.now()

@@ -10,13 +10,15 @@ from played_power import Machine, PlayedPower
 
 from virtha.control.host_power import HostPower
 from virtha.control.power import Power
+from virtha.control.power_orders import PowerOrders
 from virtha.control.power_views import HostPowerAction, HostPowerOrder, PowerPut
 from virtha.control.secret_box import NoKeyBox
 from virtha.control.views import Caller
-from virtha.model.errors import Conflict, NotFound, Refused
+from virtha.model.errors import Conflict, NotFound, Refused, Unavailable
 from virtha.model.facts import HostReport
 from virtha.model.host import HostCapabilities
 from virtha.model.operation import Operation, OperationState
+from virtha.model.power import PowerAction
 from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
 from virtha.model.user import Role
 
@@ -60,7 +62,10 @@ def use(world: World, played: PlayedPower) -> None:
     power = Power(world.store, NoKeyBox(), played)
     world.played = played
     world.control = replace(
-        world.control, power=power, host_power=HostPower(world.store, power, world.clock)
+        world.control,
+        power=power,
+        power_orders=PowerOrders(world.store, power, world.clock),
+        host_power=HostPower(world.store, power, world.clock),
     )
 
 
@@ -235,6 +240,23 @@ def test_a_server_that_ended_leaves_none_open_and_nothing_is_ordered_twice(
         assert ended.is_over and ended.code == code and told in ended.message, ended
         assert bmc.orders == orders, "it is not given again"
         assert await world.control.host_power.settle() == 0
+
+    tell(story)
+
+
+def test_a_test_that_an_order_ended_says_nothing_of_its_device(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        (bmc,) = await set_up(world, "bmc")
+        bmc.stuck = True
+        test = asyncio.create_task(world.control.power_orders.test(ADMIN, "h1", "bmc"))
+        await until(lambda: bool(bmc.asked))
+        bmc.stuck = False
+        device = world.control.power.open(await world.control.power.reach("h1", "bmc"))
+        await device.order(PowerAction.OFF, deadline_ms=60_000, may_go=lambda: True)
+        with pytest.raises(Unavailable, match="an order to it came first"):
+            await test
+        (view,) = await world.control.power.of_host("h1")
+        assert view.test is None
 
     tell(story)
 
