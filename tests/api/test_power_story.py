@@ -78,6 +78,12 @@ def test_an_unknown_variable_is_named_with_those_there_are(play: Play, tmp_path:
         assert "$IPMI_USERNAME" in problem["allowed"]
         unknown = await world.call("PUT", "/v1/hosts/h1/power/bmc", {"settings": {"drivr": "ipmi"}})
         assert unknown.status_code == 400 and "drivr" in unknown.text
+        nowhere = {"settings": {**settings, "asked_from": "nowhere"}}
+        wrong = await world.call("PUT", "/v1/hosts/h1/power/bmc", nowhere)
+        assert wrong.status_code == 400 and "asked_from" in wrong.json()["field"]
+        agents = command(script(tmp_path, "echo on"), asked_from="agents")
+        view = await world.ok("PUT", "/v1/hosts/h1/power/bmc", {"settings": agents})
+        assert view["whole"]["asked_from"] == "agents" and view["usable"]
 
     play(story)
 

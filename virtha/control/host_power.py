@@ -62,35 +62,44 @@ class HostPower:
         self._store = store
         self._power = power
         self._attempts = PowerAttempts(power, clock)
-        self._running: dict[OperationId, asyncio.Task[None]] = {}
+        self._ours: set[OperationId] = set()
+        """Begun here, and not ended; known before anybody can see them."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, caller: Caller, ref: str, order: HostPowerOrder) -> Operation:
         """Raises NotFound, InvalidInput (a device that can't be used), Conflict (another one is under way), Refused: VMs
         may run there and ``force`` was not given."""
         levels = await self._power.levels(ref, order.device)
-        row = levels[0][0].row
-        async with self._store.write() as tx:
-            await _check_nothing_open(tx, row.host)
-            if order.action in _CUTS and not order.force:
-                await _check_empty(tx, row.host)
-            operation = Operation(
-                id=OperationId(str(uuid4())),
-                kind=POWER,
-                subject=row.host.id,
-                fields={"action": order.action.value, "device": order.device},
-                asked_by=caller.name,
-                created=tx.clock.wall_ms(),
-            )
-            operation = await _save(tx, operation)
-        run = _Run(operation, row.host, levels)
-        task = asyncio.create_task(self._run(run), name=f"{order.action} of {row.host.name}")
-        self._running[run.id] = task
-        task.add_done_callback(lambda _: self._running.pop(run.id, None))
+        host = levels[0][0].row.host
+        operation_id = OperationId(str(uuid4()))
+        self._ours.add(operation_id)
+        try:
+            async with self._store.write() as tx:
+                await _check_nothing_open(tx, host)
+                if order.action in _CUTS and not order.force:
+                    await _check_empty(tx, host)
+                operation = Operation(
+                    id=operation_id,
+                    kind=POWER,
+                    subject=host.id,
+                    fields={"action": order.action.value, "device": order.device},
+                    asked_by=caller.name,
+                    created=tx.clock.wall_ms(),
+                )
+                operation = await _save(tx, operation)
+        except BaseException:
+            self._ours.discard(operation_id)
+            raise
+        run = _Run(operation, host, levels)
+        task = asyncio.create_task(self._run(run), name=f"{order.action} of {host.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._ours.discard(operation_id))
         return operation
 
     async def close(self) -> None:
         """What is under way ends now; the next start of a server says how its devices were found."""
-        tasks = tuple(self._running.values())
+        tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -100,7 +109,7 @@ class HostPower:
         async with self._store.read() as tx:
             wanted = OperationFilter(kind=POWER, open=True)
             rows = await operations_before(tx, wanted, None, _OPEN_MAX)
-        left = [row.operation for row in rows if row.operation.id not in self._running]
+        left = [row.operation for row in rows if row.operation.id not in self._ours]
         for operation in left:
             await self._settle(operation)
         return len(left)

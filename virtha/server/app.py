@@ -167,7 +167,6 @@ async def running(
             stopping=stopping,
             refresh_metrics=lambda: _refresh(metrics, control, gateway, clock.wall_ms()),
         )
-        stack.push_async_callback(control.host_power.close)
         await engines.begin(control, term)
         app = create_app(services)
         pem = authority.certificate_pem()
@@ -181,6 +180,7 @@ async def running(
             gateway_port,
         )
         stack.push_async_callback(gateway.close)
+        stack.push_async_callback(control.host_power.close)
         yield Running(
             store=store,
             control=control,
