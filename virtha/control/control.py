@@ -16,6 +16,7 @@ from virtha.control.hold import Hold
 from virtha.control.host_care import HostCare
 from virtha.control.host_power import HostPower
 from virtha.control.hosts import Hosts
+from virtha.control.incidents import Incidents
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
 from virtha.control.launch import Launcher
@@ -67,6 +68,7 @@ class Control:
     moves: VmMoves
     operations: Operations
     events: Events
+    incidents: Incidents
     users: Users
     tokens: Tokens
     settings: Settings
@@ -104,7 +106,7 @@ def make_control(
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
     neighbour_power: NeighbourPower | None = None,
-    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+    own: OwnMachine = OwnMachine(),
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
@@ -131,6 +133,7 @@ def make_control(
         moves=VmMoves(store, links, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
+        incidents=Incidents(store, leaders),
         users=Users(store, clock, passwords or Passwords()),
         tokens=Tokens(store, authority),
         settings=Settings(store),
