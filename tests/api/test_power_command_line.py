@@ -46,6 +46,7 @@ def test_from_nothing_to_off_and_on(story: Story, switch: Path) -> None:
     refused(story.run("host", "power", "off", "h1"), 2, "problem.invalid", "--yes")
     assert "now off" in story.ok("host", "power", "off", "h1", "--yes", "--force")
     assert (switch.parent / "state").read_text() == "off\n"
+    refused(story.run("host", "power", "reboot", "h1"), 2, "problem.invalid", "--yes")
     assert "now on" in story.ok("host", "power", "on", "h1")
     blink = story.run("host", "power", "blink", "h1")
     refused(blink, 1, "power.unsupported")
@@ -75,6 +76,8 @@ def test_from_nothing_to_off_and_on(story: Story, switch: Path) -> None:
         ("status h1", 3, "no power device"),
         ("agent show fence_nosuch", 3, "fence_nosuch"),
         ("remove h1", 2, "--yes"),
+        ("on h1", 3, "no power device"),
+        ("on h1 --timeout soon", 2, "--timeout"),
     ],
 )
 def test_wrong_words(story: Story, words: str, code: int, told: str) -> None:

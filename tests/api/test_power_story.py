@@ -78,6 +78,12 @@ def test_an_unknown_variable_is_named_with_those_there_are(play: Play, tmp_path:
         assert "$IPMI_USERNAME" in problem["allowed"]
         unknown = await world.call("PUT", "/v1/hosts/h1/power/bmc", {"settings": {"drivr": "ipmi"}})
         assert unknown.status_code == 400 and "drivr" in unknown.text
+        nowhere = {"settings": {**settings, "asked_from": "nowhere"}}
+        wrong = await world.call("PUT", "/v1/hosts/h1/power/bmc", nowhere)
+        assert wrong.status_code == 400 and "asked_from" in wrong.json()["field"]
+        agents = command(script(tmp_path, "echo on"), asked_from="agents")
+        view = await world.ok("PUT", "/v1/hosts/h1/power/bmc", {"settings": agents})
+        assert view["whole"]["asked_from"] == "agents" and view["usable"]
 
     play(story)
 
@@ -183,10 +189,14 @@ def test_a_host_goes_over_its_cluster_and_is_switched(play: Play, tmp_path: Path
         )
         assert view["whole"]["user"] == "me" and "stop" in view["inherited"]
         for action in ("off", "on"):
-            answer = await world.ok(
-                "POST", "/v1/hosts/h1/power/bmc/order", {"action": action}, role="operator"
+            asked = await world.ok(
+                "POST", "/v1/hosts/h1/power", {"action": action}, role="operator"
             )
-            assert (answer["result"], answer["state"]) == ("ok", action)
+            path = f"/v1/operations/{asked['id']}?wait_ms=60000"
+            ended = await world.ok("GET", path, role="operator")
+            assert (ended["state"], ended["fields"]["state"]) == ("done", action)
+        wrong = await world.call("POST", "/v1/hosts/h1/power", {"action": "cycle"})
+        assert wrong.status_code == 400 and wrong.json()["field"] == "action"
         agents = await world.ok("GET", "/v1/power/agents", role="viewer")
         assert "fence_ipmilan" in agents
         form = await world.ok("GET", "/v1/power/agents/fence_ipmilan", role="viewer")

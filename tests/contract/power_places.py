@@ -6,7 +6,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from own_bmc import PASSWORD, UUID, IpmiSim
@@ -14,14 +14,21 @@ from own_web_server import Request
 from played_power import PlayedPower
 from receiver_certificates import authority, context_of
 
+from virtha.agent.power_attempts import PowerAttempts
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
+from virtha.model.ids import BootId, HostId, Term
 from virtha.model.power import TOO_LATE, PowerAction
 from virtha.model.power_settings import PowerDriver, PowerSettings
+from virtha.ports.hosts import LastBeat
 from virtha.ports.power import MayGo, PowerDevice, PowerOutcome, PowerReading
+from virtha.server.clock import SystemClock
+from virtha.server.neighbour_power import NeighbourPowerDesk
 from virtha.sim.power import Mood
 from virtha.sim.world import World
+from virtha.wire.codec import HEADER, decode_payload, encode_message
+from virtha.wire.power_messages import AttemptPower, EndPowerAttempt, PowerAttempted, PowerWord
 
 
 @dataclass
@@ -355,6 +362,62 @@ async def fence_agent(directory: Path) -> AsyncIterator[Place]:
         bmc.stop()
 
 
+# A neighbour's agent, with the script: the real desk and the real attempts, their messages as bytes
+
+
+class _Wire:
+    """Implements ``PowerLines``: one agent, one session."""
+
+    term = Term(1)
+
+    def __init__(self) -> None:
+        self.desk = NeighbourPowerDesk(self, SystemClock())
+        self._attempts = PowerAttempts(
+            host_id=HostId("h2"),
+            boot=BootId("boot"),
+            drivers=tuple(PowerDriver),
+            devices=RealPowerDevices(),
+            clock=SystemClock(),
+            term_seen=lambda: self.term,
+            spawn=lambda name, work: asyncio.create_task(work, name=name),
+            tell=self._answer,
+        )
+
+    def power_beat(self, host_id: HostId, driver: PowerDriver) -> LastBeat | None:
+        now = SystemClock().monotonic_ms()
+        return LastBeat(
+            boot=BootId("boot"), sequence=1, monotonic_ms=now, received_at=now, agent_alive=True
+        )
+
+    def tell_power(self, host_id: HostId, word: PowerWord) -> int | None:
+        sent = decode_payload(encode_message(word)[HEADER.size :])
+        assert isinstance(sent, AttemptPower | EndPowerAttempt)
+        self._attempts.take(sent)
+        return 1
+
+    def _answer(self, answer: PowerAttempted) -> None:
+        told = decode_payload(encode_message(answer)[HEADER.size :])
+        assert isinstance(told, PowerAttempted)
+        # An answer takes its way, however quick it was.
+        asyncio.get_running_loop().call_soon(self.desk.heard, 1, told)
+
+
+@asynccontextmanager
+async def neighbour(directory: Path) -> AsyncIterator[Place]:
+    async def among() -> tuple[HostId, ...]:
+        return (HostId("h2"),)
+
+    async with command(directory) as place:
+        wire, secrets = _Wire(), {"password": PASSWORD}
+
+        def device() -> PowerDevice:
+            return wire.desk.device(
+                HostId("h1"), "bmc", place.settings, secrets, among=among, term=None
+            )
+
+        yield replace(place, name="neighbour", device=device)
+
+
 PLACES: dict[str, Places] = {
     "sim": simulated,
     "played": played,
@@ -362,5 +425,6 @@ PLACES: dict[str, Places] = {
     "ipmi": ipmi,
     "redfish": redfish,
     "fence-agent": fence_agent,
+    "neighbour": neighbour,
 }
 assert sys.version_info >= (3, 11)

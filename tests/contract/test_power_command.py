@@ -362,3 +362,22 @@ def test_the_search_for_what_is_left_looks_into_nothing_older(
     search.start()
     search.join(60)
     assert not search.is_alive()
+
+
+def test_what_a_killed_agents_programs_left_behind_is_ended_by_the_next_one():
+    """Its service manager ends only the agent itself (J7). Another owner's goes on, and so does what is younger."""
+    owner = f"test-{os.getpid()}-"
+
+    def marked(of: str) -> subprocess.Popen[bytes]:
+        environment = {"PATH": os.environ["PATH"], bounded_program.MARK: f"{of}1"}
+        return subprocess.Popen(SLEEP.split(), env=environment, start_new_session=True)
+
+    theirs, ours = marked("another-"), marked(owner)
+    try:
+        assert bounded_program.end_left_behind(owner, 0) == 0
+        assert bounded_program.end_left_behind(owner, 1 << 62) == 1
+        assert ours.wait(timeout=60) < 0 and theirs.poll() is None
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait()

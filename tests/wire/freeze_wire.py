@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 from frozen_leases import lease_messages
+from frozen_power import power_messages
 from frozen_witnesses import witness_messages
 
 from virtha.model.console import (
@@ -486,6 +487,7 @@ def _messages() -> dict[str, Message]:
         "channel_credit": ChannelCredit(size=65_536),
         **lease_messages(BOOT),
         **witness_messages(BOOT),
+        **power_messages(BOOT),
         **{
             f"open_channel_{subject.__struct_config__.tag}": OpenChannel(
                 channel="Zm9vYmFy", subject=subject

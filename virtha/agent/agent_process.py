@@ -19,11 +19,14 @@ from virtha.agent.migration_setup import destination
 from virtha.agent.paths import AgentPaths
 from virtha.agent.process_lock import hold_lock
 from virtha.agent.properties import load_agent_properties
+from virtha.drivers.bounded_program import take_over
 from virtha.drivers.channel import dial_channel
 from virtha.drivers.guest_agent import LibvirtGuestAgent
 from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostLink
+from virtha.drivers.power_devices import RealPowerDevices
+from virtha.model.power_settings import PowerHelp
 from virtha.wire.messages import PeerRole
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +44,8 @@ async def run_agent(paths: AgentPaths) -> None:
     boot = read_boot_id()
     paths.make_directories()
     lock = hold_lock(paths, "agent")
+    if properties.power_attempts is PowerHelp.ANY:
+        take_over(f"agent-{identity.host_id}-")  # its unit ends only the agent itself
     hypervisor = LibvirtHost(
         properties.hypervisor_uri,
         domain_type=properties.hypervisor_type,
@@ -63,6 +68,7 @@ async def run_agent(paths: AgentPaths) -> None:
         ),
         destination=destination(paths, properties, identity),
         credentials=credentials,
+        power_devices=RealPowerDevices(),
     )
     link = HostLink(
         servers=properties.host or identity.servers,
@@ -76,6 +82,8 @@ async def run_agent(paths: AgentPaths) -> None:
         program_version=__version__,
         on_channel=agent.on_channel,
         on_witness=agent.on_witness,
+        on_power=agent.on_power,
+        power_drivers=properties.power_attempts.drivers,
     )
     agent.connect(link, lambda channel: dial_channel(link.address or "", credentials, channel))
     loop = asyncio.get_running_loop()

@@ -32,6 +32,7 @@ from virtha.agent.neighbour_probes import NeighbourProbes, own_addresses
 from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
+from virtha.agent.power_attempts import PowerAttempts
 from virtha.agent.process_table import QemuWatch, qemu_processes
 from virtha.agent.properties import AgentProperties
 from virtha.agent.records import (
@@ -62,6 +63,7 @@ from virtha.ports.hypervisor import (
     GuestAgent,
     HostFacts,
 )
+from virtha.ports.power import PowerDevices
 from virtha.sentinel.events import (
     HostShuttingDown,
     HostStaysUp,
@@ -75,6 +77,7 @@ from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.machine import UP_STATES
 from virtha.sentinel.sentinel import Sentinel
 from virtha.wire.messages import OpenChannel, Welcome
+from virtha.wire.power_messages import PowerAttempted, PowerWord
 from virtha.wire.witness_messages import LookAtDisks, ProbeHost, WitnessAnswer, WitnessOrder
 
 TICK_S = 0.5
@@ -114,9 +117,11 @@ class Agent:
         destination: MoveDestination | None = None,
         qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
         credentials: HostCredentials | None = None,
+        power_devices: PowerDevices | None = None,
     ) -> None:
         """``destination``: where this host lets moved VMs in; None: not set up. ``qemus``: the kernel's by default;
-        simulated ones are not among those. ``credentials``: None: it probes no neighbours."""
+        simulated ones are not among those. ``credentials``: None: it probes no neighbours. ``power_devices``: None: it asks
+        none of theirs."""
         paths.make_directories()
         self._paths = paths
         self._hypervisor = hypervisor
@@ -257,6 +262,18 @@ class Agent:
         self._looks = DiskLooks(
             self.host.storage_domains, spawn=self.spawn, tell=self._tell_witness
         )
+        self._power: PowerAttempts | None = None
+        if power_devices is not None:
+            self._power = PowerAttempts(
+                host_id=identity.host_id,
+                boot=boot,
+                drivers=properties.power_attempts.drivers,
+                devices=power_devices,
+                clock=clock,
+                term_seen=lambda: self.desk.term_seen,
+                spawn=self.spawn,
+                tell=self._tell_power,
+            )
         self._local_address: str | None = None
         """Of the last session."""
         self._dial: Dial | None = None
@@ -476,6 +493,8 @@ class Agent:
 
     def on_disconnected(self, code: str, message: str, address: str) -> None:
         _log.info("no session", server=address, code=code, detail=message)
+        if self._power is not None:
+            self._power.session_lost()
 
     def on_settings(self, settings: HostSettings) -> None:
         self._settings.take(settings)
@@ -498,6 +517,14 @@ class Agent:
     def _tell_witness(self, answer: WitnessAnswer) -> None:
         if self._link is not None:
             self._link.send_witness(answer)
+
+    def on_power(self, word: PowerWord) -> None:
+        if self._power is not None:
+            self._power.take(word)
+
+    def _tell_power(self, answer: PowerAttempted) -> None:
+        if self._link is not None:
+            self._link.send_power(answer)
 
     def on_facts_acknowledged(self, sequence: int) -> None:
         self.outbox.on_facts_acknowledged(sequence)

@@ -18,6 +18,7 @@ from virtha.agent.paths import AgentPaths
 from virtha.agent.property_table import PROPERTIES, Kind, check_value, nearest_key
 from virtha.domainxml.host_defaults import Cpu, CpuMode, Rng, RngBackend
 from virtha.model.errors import InvalidInput
+from virtha.model.power_settings import PowerHelp
 from virtha.model.value import Value
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 
@@ -52,6 +53,7 @@ class AgentProperties(Value, frozen=True, kw_only=True):
     """0: none."""
     probe_address: str = ""
     probe_storage_address: str = ""
+    power_attempts: PowerHelp = PowerHelp.NETWORK
 
 
 class _Line(Value, frozen=True, kw_only=True):
@@ -291,6 +293,7 @@ def _typed(written: dict[str, str], numbers: dict[str, int]) -> AgentProperties:
         probe_port=number("probe.port"),
         probe_address=text("probe.address"),
         probe_storage_address=text("probe.storage.address"),
+        power_attempts=PowerHelp(text("power.attempts")),
     )
 
 

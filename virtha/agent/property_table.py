@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from virtha.domainxml.host_defaults import CpuMode, RngBackend
 from virtha.model.errors import InvalidInput
+from virtha.model.power_settings import PowerHelp
 from virtha.model.value import Value
 from virtha.model.watchdog import WatchdogAction, WatchdogModel
 
@@ -257,6 +258,15 @@ TABLE: tuple[Property, ...] = (
         kind=Kind.ADDRESS,
         meaning="The same on the storage network, if that is another one. Unset: there are no probes on it.",
         requirement="F1",
+    ),
+    Property(
+        key="power.attempts",
+        kind=Kind.CHOICE,
+        choices=tuple(PowerHelp),
+        default=PowerHelp.NETWORK,
+        meaning="What this host does for the server at other hosts' power devices set to asked_from=agents: none; over the "
+        "network (ipmi, redfish); any, also programs of the administrator's choice, run here as root (command, fence-agent).",
+        requirement="F5",
     ),
     Property(
         key="migration.address",

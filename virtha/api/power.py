@@ -3,9 +3,8 @@
 from virtha.api.route import ADMINISTRATOR, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.control.power_views import (
     ClusterPowerView,
+    HostPowerOrder,
     HostPowerView,
-    PowerOrderRequest,
-    PowerOrderView,
     PowerPut,
     PowerStatusView,
     PowerTestView,
@@ -13,6 +12,7 @@ from virtha.control.power_views import (
 from virtha.control.views import Page
 from virtha.model.errors import Conflict, Failed, NotFound, Refused, Unavailable
 from virtha.model.ids import Revision
+from virtha.model.operation import Operation
 from virtha.ports.power import AgentForm
 
 
@@ -69,9 +69,8 @@ async def test_power(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer(body=await call.services.unless_stopping(work))
 
 
-async def order_power(call: Call[NoQuery, PowerOrderRequest]) -> Answer:
-    work = call.control.power_orders.order(call.caller, call.ref, call.path["key"], call.body)
-    return Answer(body=await call.services.unless_stopping(work))
+async def order_power(call: Call[NoQuery, HostPowerOrder]) -> Answer:
+    return Answer(body=await call.control.host_power.begin(call.caller, call.ref, call.body))
 
 
 async def list_agents(call: Call[NoQuery, NoBody]) -> Answer:
@@ -166,13 +165,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST",
-        path="/v1/hosts/{ref}/power/{key}/order",
+        path="/v1/hosts/{ref}/power",
         role=OPERATOR,
-        summary="Switch a host's power off or on, or light its identify LED",
+        summary="Switch a host off, on, or off and on again, or light its identify LED",
         handler=order_power,
-        body=PowerOrderRequest,
-        answer=PowerOrderView,
-        errors=(Refused, Failed, Unavailable),
+        body=HostPowerOrder,
+        answer=Operation,
+        status=202,
+        errors=(Conflict, Refused, Failed, Unavailable),
     ),
     Route(
         method="GET",

@@ -8,9 +8,13 @@ from typing import Any
 import typer
 
 from virtha.cli.client import Client, ref
-from virtha.cli.output import Column, Object, View, at, moment
+from virtha.cli.options import options
+from virtha.cli.output import Column, Object, View, at, moment, write_data
 from virtha.cli.parsing import confirm
+from virtha.cli.progress import failure_of, finish, wait_for
 from virtha.cli.session import (
+    TimeoutOption,
+    WaitOption,
     WatchOption,
     YesOption,
     connected,
@@ -21,13 +25,14 @@ from virtha.cli.session import (
 )
 from virtha.model.errors import Failed, InvalidInput, VirthaError
 
-ORDER_S = 400.0
-"""An order is read back until it has done what it should."""
+ANSWER_S = 120.0
+"""A slow device's reading or test is waited for."""
 DEVICE = "bmc"
 DIGITS_MAX = 9
 NUMBERS = ("level", "port", "cipher")
 FIELDS = (
-    *("driver", "level", "address", "port", "plug", "user", "executable", "syntax"),
+    *("driver", "level", "address", "port", "plug", "user", "asked_from"),
+    *("executable", "syntax"),
     *("stop", "start", "reboot", "blink", "test", "status", "status_on", "status_off"),
     *("password_by", "cipher", "privilege", "certificate", "authority_pem", "agent"),
 )
@@ -39,6 +44,10 @@ agent_app = typer.Typer(no_args_is_help=True, help="Fence agents on the server."
 host_app.add_typer(agent_app, name="agent")
 HostArgument = typer.Argument(metavar="HOST", help="Name or id.")
 ClusterArgument = typer.Argument(metavar="CLUSTER", help="Name or id.")
+OnlyDeviceOption = typer.Option(
+    None, "--device", metavar="NAME", help="Only this device. Default: all, level by level."
+)
+ForceOption = typer.Option(False, "--force", help="Although VMs run there.")
 DeviceOption = typer.Option(DEVICE, "--device", metavar="NAME", help="Which device.")
 FieldsArgument = typer.Argument(
     None,
@@ -273,28 +282,59 @@ def test_power(ctx: typer.Context, host: str = HostArgument, device: str = Devic
 
 
 @host_app.command("on")
-def power_on(ctx: typer.Context, host: str = HostArgument, device: str = DeviceOption) -> None:
+def power_on(
+    ctx: typer.Context,
+    host: str = HostArgument,
+    device: str | None = OnlyDeviceOption,
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
     """Switch a host on."""
-    _order(ctx, host, device, "on", wanted="on")
+    _order(ctx, host, {"action": "on", "device": device}, wait=wait, timeout=timeout)
 
 
 @host_app.command("off")
 def power_off(
     ctx: typer.Context,
     host: str = HostArgument,
-    device: str = DeviceOption,
-    force: bool = typer.Option(False, "--force", help="Although VMs run there."),
+    device: str | None = OnlyDeviceOption,
+    force: bool = ForceOption,
     yes: bool = YesOption,
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
 ) -> None:
     """Switch a host off, hard, and read it back. VMs that run there are cut off with it."""
     confirm(f"Cut the power of {host}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
-    _order(ctx, host, device, "off", wanted="off", force=force)
+    body = {"action": "off", "device": device, "force": force}
+    _order(ctx, host, body, wait=wait, timeout=timeout)
+
+
+@host_app.command("reboot")
+def power_reboot(
+    ctx: typer.Context,
+    host: str = HostArgument,
+    device: str | None = OnlyDeviceOption,
+    force: bool = ForceOption,
+    yes: bool = YesOption,
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
+    """Switch a host off, hard, read it back, and switch it on again."""
+    confirm(f"Cut the power of {host}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
+    body = {"action": "reboot", "device": device, "force": force}
+    _order(ctx, host, body, wait=wait, timeout=timeout)
 
 
 @host_app.command("blink")
-def blink(ctx: typer.Context, host: str = HostArgument, device: str = DeviceOption) -> None:
+def blink(
+    ctx: typer.Context,
+    host: str = HostArgument,
+    device: str | None = OnlyDeviceOption,
+    wait: bool = WaitOption,
+    timeout: str = TimeoutOption,
+) -> None:
     """Light a host's identify LED: which machine is it?"""
-    _order(ctx, host, device, "blink", wanted=None)
+    _order(ctx, host, {"action": "blink", "device": device}, wait=wait, timeout=timeout)
 
 
 @agent_app.command("list")
@@ -318,33 +358,20 @@ def show_agent(
 def _ask(ctx: typer.Context, host: str, device: str, verb: str) -> Any:
     path = _host_path(host, ref(device, field="--device"), verb)
     with connected(ctx) as client:
-        return client.call("POST", path, answer_s=ORDER_S).body
+        return client.call("POST", path, answer_s=ANSWER_S).body
 
 
-def _order(
-    ctx: typer.Context,
-    host: str,
-    device: str,
-    action: str,
-    *,
-    wanted: str | None,
-    force: bool = False,
-) -> None:
-    path = _host_path(host, ref(device, field="--device"), "order")
+def _order(ctx: typer.Context, host: str, body: Object, *, wait: bool, timeout: str) -> None:
     with connected(ctx) as client:
-        body = {"action": action, "force": force}
-        answer = client.call("POST", path, body=body, answer_s=ORDER_S).body
-    took = f"{answer['took_ms'] / 1000:.1f} s"
-    report(
-        ctx,
-        answer,
-        f"{host}: {action} {answer['result']}, now {answer['state']} ({took}){_why(answer)}",
-    )
-    if answer["result"] != "ok" or wanted not in (None, answer["state"]):
-        raise Failed(
-            f"{action} of {host} was not seen to work: {answer['reason'] or 'it is not known'}",
-            code=answer["code"],
-        )
+        operation = client.post(_host_path(host), body)
+        if not wait:
+            finish(ctx, client, operation, "", wait=False, timeout=timeout)
+            return
+        operation = wait_for(client, options(ctx), operation, timeout)
+    if error := failure_of(operation):
+        write_data(options(ctx), operation)
+        raise error
+    report(ctx, operation, f"{host}: {body['action']} done, {operation['message']}")
 
 
 def _why(answer: Object) -> str:

@@ -19,7 +19,6 @@ _INSTEAD = {
     "vm.delete": "what is deleted is gone; wait for its end",
     "vm.migrate": "'virtha vm cancel-migration' calls it off",
     "host.fence": "'virtha hold REASON' lets no further order out; an off that is out can't be called back",
-    "host.power": "its order may be out; look with 'virtha host power status'",
     ADD: "wait for its end, then 'virtha vm disk remove'",
 }
 """What can be done about an operation that can't be taken back."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from virtha.control.clusters import Clusters
 from virtha.control.consoles import Consoles, NoChannels
 from virtha.control.deliveries import Deliveries
+from virtha.control.device_turns import DeviceTurns
 from virtha.control.effects import Dispatcher
 from virtha.control.engine_orders import EngineOrders
 from virtha.control.engine_power import EnginePower
@@ -13,6 +14,7 @@ from virtha.control.facts import FactRecorder
 from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
 from virtha.control.host_care import HostCare
+from virtha.control.host_power import HostPower
 from virtha.control.hosts import Hosts
 from virtha.control.incidents import Incidents
 from virtha.control.installation import InstallationFacts
@@ -47,7 +49,7 @@ from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders, NobodyLeads
-from virtha.ports.power import PowerDevices
+from virtha.ports.power import NeighbourPower, PowerDevices
 from virtha.ports.receivers import Messengers
 from virtha.store import Store
 
@@ -85,6 +87,7 @@ class Control:
     consoles: Consoles
     power: Power
     power_orders: PowerOrders
+    host_power: HostPower
     power_schedule: PowerSchedule
     engine_power: EnginePower
 
@@ -102,12 +105,14 @@ def make_control(
     leaders: Leaders | None = None,
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
+    neighbour_power: NeighbourPower | None = None,
     own: OwnMachine = OwnMachine(),
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
     ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen.
     ``power_devices`` None: power can be set up, and neither read nor switched.
+    ``neighbour_power`` None: nor by agents.
     ``own``: the machine that this server runs on."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
@@ -115,7 +120,8 @@ def make_control(
     hellos = HelloBook()
     bell = NotifierBell()
     receivers = Receivers(store, box or NoKeyBox(), bell)
-    power = Power(store, box or NoKeyBox(), power_devices)
+    turns = DeviceTurns()
+    power = Power(store, box or NoKeyBox(), power_devices, neighbour_power, turns)
     return Control(
         installation=InstallationFacts(store),
         clusters=Clusters(store, dispatcher),
@@ -135,7 +141,7 @@ def make_control(
         host_care=HostCare(store, leaders),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links, leaders),
-        readiness=Readiness(store, links, leaders, own),
+        readiness=Readiness(store, links, leaders, own, neighbour_power),
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),
@@ -146,6 +152,7 @@ def make_control(
         consoles=Consoles(store, links, channels or NoChannels()),
         power=power,
         power_orders=PowerOrders(store, power, clock, leaders),
+        host_power=HostPower(store, power, clock),
         power_schedule=PowerSchedule(store, leaders, PowerResults(store, clock, leaders)),
-        engine_power=EnginePower(store, box or NoKeyBox(), power_devices),
+        engine_power=EnginePower(store, box or NoKeyBox(), power_devices, neighbour_power, turns),
     )

@@ -7,13 +7,15 @@ device's to the engine, and proves nothing of this one (P1).
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
+from virtha.control.device_turns import DeviceTurns
+from virtha.control.power_neighbours import neighbours_of
 from virtha.control.secret_box import SecretBox
 from virtha.model.errors import Failed
-from virtha.model.ids import ClusterId, HostId, Revision
+from virtha.model.ids import ClusterId, HostId, Revision, Term
 from virtha.model.power import PowerDeviceId, PowerFeed, PowerLevel
 from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings, merged
 from virtha.model.value import Value
-from virtha.ports.power import PowerDevice, PowerDevices
+from virtha.ports.power import NeighbourPower, PowerDevice, PowerDevices
 from virtha.store.hosts import find_host
 from virtha.store.installations import Lead, the_installation
 from virtha.store.power import (
@@ -38,6 +40,9 @@ def device_id(name: str, revision: Revision) -> PowerDeviceId:
 class PowerWay(Value, frozen=True, kw_only=True):
     """To one device, as it is set up now. ``secrets``: not for showing. ``machine``: what its host says it is."""
 
+    host_id: HostId
+    name: str
+    term: Term
     settings: PowerSettings
     secrets: dict[str, str]
     machine: MachineIdentity
@@ -122,10 +127,20 @@ async def power_levels(
 
 
 class EnginePower:
-    def __init__(self, store: Store, box: SecretBox, devices: PowerDevices | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        box: SecretBox,
+        devices: PowerDevices | None,
+        neighbours: NeighbourPower | None = None,
+        turns: DeviceTurns | None = None,
+    ) -> None:
+        """``neighbours`` None: this server asks all devices itself, or none."""
         self._store = store
         self._box = box
         self._devices = devices
+        self._neighbours = neighbours
+        self._turns = turns or DeviceTurns()
 
     async def way(self, lead: Lead, host_id: HostId, device: PowerDeviceId) -> PowerWay | NoWay:
         """To be asked right before each attempt: whoever leads no more sends nothing, and nothing goes to a device that is
@@ -146,6 +161,9 @@ class EnginePower:
         told = host.status.capabilities.machine
         try:
             return PowerWay(
+                host_id=host_id,
+                name=found.name,
+                term=lead.term,
                 settings=found.settings,
                 secrets=self._secrets(found.shared) | self._secrets(found.own),
                 machine=told if isinstance(told, MachineIdentity) else MachineIdentity(),
@@ -155,14 +173,28 @@ class EnginePower:
 
     def device(self, way: PowerWay) -> PowerDevice:
         """Raises InvalidInput (it can't be used as it is set up), Failed (this server switches no power)."""
-        if self._devices is None:
+        return self._turns.taking(way.host_id, way.name, self._device(way))
+
+    def _device(self, way: PowerWay) -> PowerDevice:
+        if way.settings.from_agents and self._neighbours is not None:
+            return self._neighbours.device(
+                way.host_id,
+                way.name,
+                way.settings,
+                way.secrets,
+                among=neighbours_of(self._store, way.host_id),
+                term=way.term,
+            )
+        if self._devices is None or way.settings.from_agents:
             raise Failed("this server switches no power")
         return self._devices.device(way.settings, way.secrets)
 
     async def get_ready(self, way: PowerWay) -> None:
         """What a device of that kind needs once and takes longer for than a reading may: a fence agent's own description.
         Raises NotFound, Failed."""
-        if self._devices is not None and way.settings.driver is PowerDriver.FENCE_AGENT:
+        ours = self._devices is not None and not way.settings.from_agents
+        if ours and way.settings.driver is PowerDriver.FENCE_AGENT:
+            assert self._devices is not None
             await self._devices.agent(way.settings.agent or "")
 
     def _secrets(self, row: PowerRow | None) -> dict[str, str]:

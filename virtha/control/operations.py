@@ -3,6 +3,7 @@
 import asyncio
 
 from virtha.control.effects import Dispatcher, Effects, still_stands
+from virtha.control.host_power import POWER, take_back
 from virtha.control.known_settings import ORDER_DEADLINE, setting_values
 from virtha.control.names import check_limit, page_of
 from virtha.control.plan import FoundByScan, decode_plan
@@ -113,6 +114,8 @@ class Operations:
         effects = Effects()
         async with self._store.write() as tx:
             row = await _the_operation(tx, operation_id)
+            if row.operation.kind == POWER:
+                return await take_back(tx, row.operation, caller.name)
             operation = await self._runner.cancel(tx, effects, row, caller.name)
         await self._dispatcher.carry_out(effects)
         return operation

@@ -1,9 +1,11 @@
 """Power devices of clusters and hosts: their settings. What is done with them is ``power_orders``'."""
 
+from collections import defaultdict
 from uuid import uuid4
 
 from msgspec.structs import fields
 
+from virtha.control.device_turns import DeviceTurns
 from virtha.control.history import record
 from virtha.control.names import check_name, check_revision, the_cluster, the_host
 from virtha.control.power_checks import (
@@ -13,6 +15,7 @@ from virtha.control.power_checks import (
     same_address,
     same_place,
 )
+from virtha.control.power_neighbours import neighbours_of
 from virtha.control.power_views import ClusterPowerView, HostPowerView, PowerPut
 from virtha.control.secret_box import SecretBox
 from virtha.control.views import Caller
@@ -33,7 +36,7 @@ from virtha.model.power_settings import (
     merged,
 )
 from virtha.model.value import Value
-from virtha.ports.power import AgentForm, PowerDevices
+from virtha.ports.power import AgentForm, NeighbourPower, PowerDevice, PowerDevices
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.power import (
     PowerRow,
@@ -61,12 +64,25 @@ class Reached(Value, frozen=True, kw_only=True):
     revision: Revision
     """Of the newer of the cluster's and the host's settings."""
 
+    @property
+    def level(self) -> int:
+        return 1 if self.settings.level is None else self.settings.level
+
 
 class Power:
-    def __init__(self, store: Store, box: SecretBox, devices: PowerDevices | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        box: SecretBox,
+        devices: PowerDevices | None,
+        neighbours: NeighbourPower | None = None,
+        turns: DeviceTurns | None = None,
+    ) -> None:
         self._store = store
         self._box = box
         self._devices = devices
+        self._neighbours = neighbours
+        self._turns = turns or DeviceTurns()
 
     @property
     def devices(self) -> PowerDevices:
@@ -74,6 +90,26 @@ class Power:
         if self._devices is None:
             raise Unavailable("this server switches no power", fix="ask a running server")
         return self._devices
+
+    def open(self, reached: Reached) -> PowerDevice:
+        """For one person's attempts, which wait for their turn (``DeviceTurns``). Raises Unavailable."""
+        host_id = reached.row.host.id
+        return self._turns.taking(host_id, reached.name, self._device(reached))
+
+    def _device(self, reached: Reached) -> PowerDevice:
+        if not reached.settings.from_agents:
+            return self.devices.device(reached.settings, reached.secrets)
+        if self._neighbours is None:
+            raise Unavailable("this server asks no agents", fix="ask a running server")
+        host_id = reached.row.host.id
+        return self._neighbours.device(
+            host_id,
+            reached.name,
+            reached.settings,
+            reached.secrets,
+            among=neighbours_of(self._store, host_id),
+            term=None,
+        )
 
     # Looking
 
@@ -118,6 +154,23 @@ class Power:
             secrets=secrets,
             revision=max(given.record.revision, shared.record.revision if shared else Revision(0)),
         )
+
+    async def levels(self, ref: str, name: str | None) -> tuple[tuple[Reached, ...], ...]:
+        """All devices of a host, those of the first level first; ``name``: only that one. Raises NotFound, InvalidInput
+        where one can't be used: left out, the others of its level would stand for what they don't switch."""
+        if name is None:
+            async with self._store.read() as tx:
+                host = (await the_host(tx, ref)).host
+                names = [one.record.name for one in await power_of_host(tx, host.id)]
+            if not names:
+                raise _no_device(host.name, None, ())
+        else:
+            names = [name]
+        by_level: dict[int, list[Reached]] = defaultdict(list)
+        for one in sorted(names):
+            reached = await self.reach(ref, one)
+            by_level[reached.level].append(reached)
+        return tuple(tuple(by_level[level]) for level in sorted(by_level))
 
     async def check_secrets_readable(self) -> None:
         """At the server's start: with an unusable key it is told, and other things go on."""

@@ -31,7 +31,7 @@ CIPHERS_UNPROTECTED = (0, 1, 6, 15)
 PARAMETERS_MAX = 100
 _USUAL_PORTS = {PowerDriver.IPMI: 623, PowerDriver.REDFISH: 443}
 _ACTIONS = ("stop", "start", "reboot", "blink", "test", "status")
-_COMMON = frozenset({"driver", "level", "address", "port", "plug", "user"})
+_COMMON = frozenset({"driver", "level", "address", "port", "plug", "user", "asked_from"})
 _OF_DRIVER: dict[PowerDriver, frozenset[str]] = {
     PowerDriver.COMMAND: _COMMON
     | {"executable", "syntax", "status_on", "status_off", "password_by", *_ACTIONS},
@@ -129,7 +129,7 @@ def same_place(one: PowerSettings, other: PowerSettings) -> bool:
 
 def _told(settings: PowerSettings) -> PowerSettings:
     """All that a device without an address is told, and so all that could say which machine it is to switch."""
-    return replace(settings, level=None, user=None, plug=settings.plug or None)
+    return replace(settings, level=None, user=None, plug=settings.plug or None, asked_from=None)
 
 
 def _own_port(settings: PowerSettings) -> int | None:

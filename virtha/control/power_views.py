@@ -1,8 +1,8 @@
 """What is asked of power devices, and what is shown of them."""
 
+from enum import StrEnum
+
 from virtha.model.evidence import IdentityMatch, PowerState
-from virtha.model.facts import Result
-from virtha.model.power import PowerAction
 from virtha.model.power_settings import PowerRecord, PowerSettings, PowerTest
 from virtha.model.value import Request, Value
 
@@ -15,10 +15,20 @@ class PowerPut(Request, frozen=True, kw_only=True):
     secrets: dict[str, str | None] = {}
 
 
-class PowerOrderRequest(Request, frozen=True, kw_only=True):
-    """``force``: although VMs run on the host, which are cut off with it."""
+class HostPowerAction(StrEnum):
+    OFF = "off"
+    ON = "on"
+    REBOOT = "reboot"
+    """Off, read back, then on: never the device's own reset (P1)."""
+    BLINK = "blink"
 
-    action: PowerAction
+
+class HostPowerOrder(Request, frozen=True, kw_only=True):
+    """``device``: only that one; none: all of the host's, level by level until one works. ``force``: although VMs run on
+    the host, which are cut off with it."""
+
+    action: HostPowerAction
+    device: str | None = None
     force: bool = False
 
 
@@ -70,17 +80,3 @@ class PowerTestView(Value, frozen=True, kw_only=True):
     host: str
     test: PowerTest
     reason: str = ""
-
-
-class PowerOrderView(Value, frozen=True, kw_only=True):
-    """``state``: read after the order; only that says what became of it."""
-
-    name: str
-    host: str
-    action: PowerAction
-    result: Result
-    state: PowerState
-    code: str | None = None
-    reason: str = ""
-    detail: str = ""
-    took_ms: int = 0

@@ -1,7 +1,7 @@
 """`virtha doctor`: what would fail today, per host, VM, cluster, or of all there is (X5)."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from virtha import __version__
 from virtha.control.engine_power import LedDevice, led_devices
@@ -32,14 +32,15 @@ from virtha.control.ready_checks import (
 from virtha.control.ready_room import without_room
 from virtha.control.vm_views import VmViews
 from virtha.model.codes import render
-from virtha.model.host import Cluster
+from virtha.model.host import Cluster, HostState
 from virtha.model.ids import HostId, VmId
 from virtha.model.notification import Subscription
-from virtha.model.power_settings import PowerTest
+from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.value import Fields, Value
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders, Prospects
+from virtha.ports.power import NeighbourPower
 from virtha.store.changed import adopted_on
 from virtha.store.clusters import all_clusters, find_cluster
 from virtha.store.hosts import HostRow
@@ -76,8 +77,10 @@ class Readiness:
         links: HostLinks,
         leaders: Leaders,
         own: OwnMachine = OwnMachine(),
+        neighbours: NeighbourPower | None = None,
     ) -> None:
-        """``own``: the machine that this server runs on."""
+        """``own``: the machine that this server runs on. ``neighbours``: who makes attempts at others' power devices."""
+        self._neighbours = neighbours
         self._store = store
         self._views = VmViews(store, links, leaders)
         self._leaders = leaders
@@ -149,6 +152,7 @@ class Readiness:
                 action=cluster.policy.fencing.action,
                 test_interval_ms=facts.settings.get(POWER_TEST_INTERVAL, cluster_id=cluster.id),
                 clock_offset_max_ms=facts.settings.get(CLOCK_OFFSET_MAX),
+                helpers=self._helpers(facts, host_id, devices),
                 own=self._own,
                 storage={
                     domain_id: name
@@ -172,6 +176,21 @@ class Readiness:
             fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
             found.append(finding(about, Reason(code="ready.no_room", fields=fields)))
         return found
+
+    def _helpers(
+        self, facts: _Facts, host_id: HostId, devices: Sequence[LedDevice]
+    ) -> frozenset[PowerDriver]:
+        wanted = {one.settings.driver for one in devices if one.settings.from_agents}
+        others = [
+            row.host.id
+            for row in facts.surroundings.hosts
+            if row.host.id != host_id and row.status.state is HostState.UP
+        ]
+        return frozenset(
+            driver
+            for driver in wanted
+            if driver and self._neighbours is not None and self._neighbours.able(others, driver)
+        )
 
     async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:
         surroundings = await read_surroundings(tx, cluster.id)

@@ -16,7 +16,7 @@ from virtha.model.host import Cluster, HostState
 from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.notification import Subscription
 from virtha.model.policy import FencingAction
-from virtha.model.power_settings import PowerTest
+from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis, format_duration_ms, format_utc
 from virtha.model.value import Scalar, Value
 from virtha.model.vm import Reason
@@ -26,7 +26,8 @@ TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
 """Of these somebody should be told (F4): that a host failed, that it is fenced or can't be, that its VMs are back."""
 OLD_ANYWAY_MS = 7 * 86_400_000
 _PROVES_NOT = frozenset(
-    f"ready.power.{word}" for word in ("unusable", "untested", "failed", "no_status")
+    f"ready.power.{word}"
+    for word in ("unusable", "untested", "failed", "no_status", "no_neighbour")
 )
 _WOULD_PROVE = frozenset(
     # Nobody has poisoned it; or it is just being judged; or whoever read it lately saw nobody renew in between.
@@ -38,7 +39,8 @@ _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
 class HostFacts(Value, frozen=True, kw_only=True):
-    """``tests``: by device. ``test_interval_ms``: 0: the server tests none by itself."""
+    """``tests``: by device. ``test_interval_ms``: 0: the server tests none by itself. ``helpers``: drivers with which a
+    neighbour could make an attempt at its devices now."""
 
     row: HostRow
     devices: Sequence[LedDevice]
@@ -46,6 +48,7 @@ class HostFacts(Value, frozen=True, kw_only=True):
     action: FencingAction
     test_interval_ms: int
     clock_offset_max_ms: int
+    helpers: frozenset[PowerDriver]
     own: OwnMachine
     storage: Mapping[StorageDomainId, str]
     """That it can use, by its own word, with their names."""
@@ -122,6 +125,9 @@ def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
         return [_reason("ready.power.unusable", **names, problem=problem)]
     if not device.settings.has_status:
         return [_reason("ready.power.no_status", **names)]
+    driver = device.settings.driver
+    if device.settings.from_agents and driver is not None and driver not in facts.helpers:
+        return [_reason("ready.power.no_neighbour", **names, driver=driver.value)]
     test = facts.tests.get(device.name)
     if test is None or test.settings_revision < device.revision:
         return [_reason("ready.power.untested", **names)]

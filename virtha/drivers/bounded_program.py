@@ -32,9 +32,32 @@ _LAST_WORDS_S = 0.05
 _KILL_ROUNDS = 5
 REAPED_S = 1.0
 """So long it is waited for one that was killed."""
+_owner = ""
 _dying: list["subprocess.Popen[bytes]"] = []
 """Killed, and not gone yet: forgotten, each would stay in the process table for as long as this process runs."""
 _PROC = Path("/proc")
+
+
+def take_over(owner: str) -> threading.Thread:
+    """At the start of a process whose service manager does not end what its former one started: what that one's programs
+    left behind is ended, and what runs from now on carries ``owner``. In a thread, which may hang with what hangs in the
+    kernel; nobody waits for it."""
+    global _owner
+    _owner = owner
+    began_ticks = _start_ticks(os.getpid()) or 0
+    thread = threading.Thread(
+        target=end_left_behind, args=(owner, began_ticks), name="left behind", daemon=True
+    )
+    thread.start()
+    return thread
+
+
+def end_left_behind(owner: str, before_ticks: int) -> int:
+    """Kills what carries a mark of that owner's and began before; how many."""
+    wanted = f"{MARK}={owner}".encode()
+    return _kill_those(
+        lambda ticks: ticks < before_ticks, lambda variable: variable.startswith(wanted)
+    )
 
 
 class Ended(Value, frozen=True, kw_only=True):
@@ -113,7 +136,7 @@ class _Run:
         until_s: float,
         may_go: Callable[[], bool] | None,
     ) -> None:
-        self._mark = uuid4().hex
+        self._mark = f"{_owner}{uuid4().hex}"
         self._words = [*_dies_with_us(), *words]
         self._environment = {
             "PATH": SEARCH_PATH,
@@ -270,6 +293,10 @@ def _kill_marked(mark: str, began_ticks: int) -> int:
     """Processes of ours that carry the mark in their environment; how many were killed. Older ones than the program are
     not looked into: whoever reads the memory of one that hangs in the kernel hangs with it."""
     wanted = f"{MARK}={mark}".encode()
+    return _kill_those(lambda ticks: ticks >= began_ticks, lambda variable: variable == wanted)
+
+
+def _kill_those(began: Callable[[int], bool], is_theirs: Callable[[bytes], bool]) -> int:
     killed = 0
     for entry in os.scandir(_PROC):
         if not entry.name.isdigit():
@@ -279,10 +306,10 @@ def _kill_marked(mark: str, began_ticks: int) -> int:
         except OSError:
             continue
         try:
-            if (_start_ticks(int(entry.name)) or 0) < began_ticks:
+            if not began(_start_ticks(int(entry.name)) or 0):
                 continue
             environment = (_PROC / entry.name / "environ").read_bytes()
-            if wanted in environment.split(b"\0"):
+            if any(is_theirs(variable) for variable in environment.split(b"\0")):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 killed += 1
         except OSError:

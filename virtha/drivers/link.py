@@ -52,6 +52,7 @@ from virtha.drivers.pki import client_context, server_installation
 from virtha.model.errors import InvalidInput, Refused
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
+from virtha.model.power_settings import PowerDriver
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.wire.host_session import HostSession, OutboxView
@@ -89,6 +90,13 @@ from virtha.wire.messages import (
     Refuse,
     Settings,
     Welcome,
+)
+from virtha.wire.power_messages import (
+    AttemptPower,
+    EndPowerAttempt,
+    PowerAttempted,
+    PowerWord,
+    power_feature,
 )
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
 from virtha.wire.session import Closed
@@ -160,12 +168,15 @@ class HostLink:
         on_channel: Callable[[OpenChannel], None] | None = None,
         on_lease: Callable[[LeaseOrder], None] | None = None,
         on_witness: Callable[[WitnessOrder], None] | None = None,
+        on_power: Callable[[PowerWord], None] | None = None,
+        power_drivers: tuple[PowerDriver, ...] = (),
         clock: Callable[[], Millis] = monotonic_ms,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``on_channel``: the server wants a channel; None: it is told that this host opens none. ``on_lease``: what it
         asks of a guardian that holds leases; None: it is told that this one does not. ``on_witness``: what it asks about
-        silent neighbours (an agent also about disks); None: it is told that nobody here can be asked.
+        silent neighbours (an agent also about disks); None: it is told that nobody here can be asked. ``on_power``: attempts at other hosts' power
+        devices, with these drivers only.
 
         Raises InvalidInput: no or malformed server addresses, unusable certificate or key.
         """
@@ -185,6 +196,8 @@ class HostLink:
         self._on_channel = on_channel
         self._on_lease = on_lease
         self._on_witness = on_witness
+        self._on_power = on_power
+        self._power_drivers = power_drivers if on_power is not None else ()
         self._clock = clock
         self._jitter = jitter
         self._term_seen = Term(0)
@@ -224,6 +237,15 @@ class HostLink:
         """False: there is no session, or its line is full."""
         session = self._connection.session if self._connection is not None else None
         if not isinstance(session, HostSession) or not session.send_lease(answer):
+            return False
+        assert self._connection is not None
+        self._connection.flush()
+        return True
+
+    def send_power(self, answer: PowerAttempted) -> bool:
+        """False: there is no session, or its line is full."""
+        session = self._connection.session if self._connection is not None else None
+        if not isinstance(session, HostSession) or not session.send_power(answer):
             return False
         assert self._connection is not None
         self._connection.flush()
@@ -336,6 +358,7 @@ class HostLink:
                 *(() if self._on_channel is None else (CHANNEL_FEATURE,)),
                 *(() if self._on_lease is None else (LEASE_FEATURE,)),
                 *(() if self._on_witness is None else _witness_features(self._role)),
+                *(power_feature(driver) for driver in self._power_drivers),
             ),
             role=self._role,
             host_id=self._credentials.host_id,
@@ -370,6 +393,9 @@ class HostLink:
             case ProbeHost() | LookAtDisks():
                 if self._on_witness is not None:
                     self._on_witness(message)
+            case AttemptPower() | EndPowerAttempt():
+                if self._on_power is not None:
+                    self._on_power(message)
             case Settings():
                 self._term_seen = max(self._term_seen, message.settings.term)
                 self._events.on_settings(message.settings)
@@ -393,6 +419,7 @@ class HostLink:
                 | LeaseKept()
                 | HostProbed()
                 | DisksLooked()
+                | PowerAttempted()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:

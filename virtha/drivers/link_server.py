@@ -14,6 +14,7 @@ from virtha.model.time import Millis
 from virtha.wire.channel_session import ServerChannelSession
 from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, SlotsRead
 from virtha.wire.messages import CHANNEL_PROTOCOL, Attach, Beat, Facts, Hello, Message
+from virtha.wire.power_messages import PowerAttempted
 from virtha.wire.server_session import ServerSession
 from virtha.wire.session import Closed
 from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessAnswer
@@ -42,6 +43,10 @@ class ServerLinkEvents(Protocol):
 
     def on_witness(self, connection: "ServerConnection", answer: WitnessAnswer) -> None:
         """What it found out about another host, on our question."""
+        ...
+
+    def on_power(self, connection: "ServerConnection", answer: PowerAttempted) -> None:
+        """How its attempt at another host's power device ended."""
         ...
 
     def on_ended(self, connection: "ServerConnection", closed: Closed) -> None:
@@ -136,6 +141,8 @@ class ServerConnection(Connection):
             self._events.on_lease(self, message)
         elif type(message) is HostProbed or type(message) is DisksLooked:
             self._events.on_witness(self, message)
+        elif type(message) is PowerAttempted:
+            self._events.on_power(self, message)
         elif type(message) is Attach:
             self._listener.greeted(self)
             self._listener.channels.on_attach(self, message)

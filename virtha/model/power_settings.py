@@ -22,6 +22,30 @@ class PowerDriver(StrEnum):
     """A program of the fence-agents project, named by ``agent``."""
 
 
+class AskedFrom(StrEnum):
+    """Who makes the attempts (ADR 18)."""
+
+    SERVER = "server"
+    AGENTS = "agents"
+    """A neighbour: the agent of another host of the cluster. For devices that only hosts reach."""
+
+
+class PowerHelp(StrEnum):
+    """What a host does for others with ``AskedFrom.AGENTS``: its administrator says so, not the server."""
+
+    NONE = "none"
+    NETWORK = "network"
+    ANY = "any"
+    """Also what runs programs there."""
+
+    @property
+    def drivers(self) -> "tuple[PowerDriver, ...]":
+        if self is PowerHelp.NONE:
+            return ()
+        over_network = (PowerDriver.IPMI, PowerDriver.REDFISH)
+        return over_network if self is PowerHelp.NETWORK else tuple(PowerDriver)
+
+
 class SecretWay(StrEnum):
     """How a program is given its password when its syntax does not name ``$IPMI_PASSWORD``."""
 
@@ -70,9 +94,11 @@ class PowerSettings(Value, frozen=True, kw_only=True):
     plug: str | None = None
     """Which of those behind the address: an outlet, a blade, a Redfish system."""
     user: str | None = None
+    asked_from: AskedFrom | None = None
+    """Default: server."""
 
     executable: str | None = None
-    """Command: an absolute path, on the server."""
+    """Command: an absolute path, where the attempts are made."""
     syntax: str | None = None
     """Command: default ``SYNTAX``."""
     stop: str | None = None
@@ -103,6 +129,10 @@ class PowerSettings(Value, frozen=True, kw_only=True):
     """Fence agent: its program's name, such as ``fence_apc_snmp``."""
     parameters: dict[str, str] | None = None
     """Fence agent: what else it is given; a host's are added to its cluster's, name by name."""
+
+    @property
+    def from_agents(self) -> bool:
+        return self.asked_from is AskedFrom.AGENTS
 
     @property
     def has_status(self) -> bool:

@@ -3,13 +3,14 @@
 There is no reboot: that is *off*, readings, a proof, and then *on* as an order of its own (rule P1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
+from virtha.model.ids import HostId, Term
 from virtha.model.power import PowerAction
-from virtha.model.power_settings import MachineIdentity, PowerSettings
+from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
 from virtha.model.value import Value
 
 
@@ -37,6 +38,16 @@ MayGo = Callable[[], bool]
 it is. It may be called in another thread."""
 
 
+class MayGoFor:
+    """As ``MayGo``, of an order that goes a longer way: ``left_ms`` says for how long yet."""
+
+    def __init__(self, left_ms: Callable[[], int]) -> None:
+        self.left_ms = left_ms
+
+    def __call__(self) -> bool:
+        return self.left_ms() >= 0
+
+
 class PowerDevice(Protocol):
     """One device. Not for two tasks at once. Nothing of an attempt goes on once it has ended, at its deadline at the
     latest (J7); raises nothing but CancelledError, which ends the attempt, too."""
@@ -53,6 +64,28 @@ class PowerDevice(Protocol):
 
     async def close(self) -> None:
         """Safe to call twice."""
+        ...
+
+
+class NeighbourPower(Protocol):
+    """Attempts by agents of other hosts (ADR 18): implemented by the server."""
+
+    def device(
+        self,
+        subject: HostId,
+        name: str,
+        settings: PowerSettings,
+        secrets: Mapping[str, str],
+        *,
+        among: Callable[[], Awaitable[tuple[HostId, ...]]],
+        term: Term | None,
+    ) -> PowerDevice:
+        """Of complete settings. ``among``: who may be asked now; raises Unavailable. ``term``: of whose lead; None: of
+        this server's."""
+        ...
+
+    def able(self, among: Iterable[HostId], driver: PowerDriver) -> tuple[HostId, ...]:
+        """Those that could be asked at this moment: connected, beating, and with that driver."""
         ...
 
 

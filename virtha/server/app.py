@@ -151,6 +151,7 @@ async def running(
             leaders=engines,
             channels=gateway.channels,
             power_devices=RealPowerDevices(),
+            neighbour_power=gateway.power,
             own=this_machine(),
         )
         await _check_same_installation(control, authority)
@@ -179,6 +180,7 @@ async def running(
             gateway_port,
         )
         stack.push_async_callback(gateway.close)
+        stack.push_async_callback(control.host_power.close)
         yield Running(
             store=store,
             control=control,
@@ -319,6 +321,9 @@ async def _until_stopped(
         ),
         "expire": _at_intervals(
             server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
+        ),
+        "host-power": _at_intervals(
+            server.control.host_power.settle, EXPIRE_INTERVAL_S, "left power orders ended", stopping
         ),
         "prune-messages": _at_intervals(
             server.control.deliveries.prune, PRUNE_INTERVAL_S, "old messages forgotten", stopping

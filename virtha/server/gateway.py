@@ -28,6 +28,7 @@ from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
+from virtha.model.power_settings import PowerDriver
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
@@ -37,6 +38,7 @@ from virtha.server.fact_queue import FactQueue
 from virtha.server.gateway_use_cases import GatewayUseCases, HostWatcher
 from virtha.server.hello_refusals import overtaken, revoked, unavailable
 from virtha.server.host_line import HostLine
+from virtha.server.neighbour_power import NeighbourPowerDesk
 from virtha.server.presence import HostPresence, Sighting
 from virtha.wire.hellos import followed_elsewhere
 from virtha.wire.lease_messages import LeaseAnswer, LeaseOrder
@@ -49,6 +51,7 @@ from virtha.wire.messages import (
     PeerRole,
     Welcome,
 )
+from virtha.wire.power_messages import PowerAttempted, PowerWord
 from virtha.wire.session import Closed
 from virtha.wire.witness_messages import WitnessAnswer, WitnessOrder
 
@@ -104,6 +107,7 @@ class Gateway:
         self._told: dict[tuple[str, str], Millis] = {}
         self._closing = False
         self.channels = ChannelDesk(self._agent_session)
+        self.power = NeighbourPowerDesk(self, clock)
 
     # Wiring
 
@@ -152,15 +156,7 @@ class Gateway:
 
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         line = self._lines.get(host_id)
-        if line is None or line.beat is None:
-            return None
-        return LastBeat(
-            boot=line.beat.boot,
-            sequence=line.beat.sequence,
-            monotonic_ms=line.beat.monotonic_ms,
-            received_at=line.beat_at,
-            agent_alive=line.beat.agent_alive,
-        )
+        return None if line is None else line.last_beat()
 
     def deliver(self, host_id: HostId, order: Order) -> bool:
         line = self._lines.get(host_id)
@@ -199,8 +195,7 @@ class Gateway:
 
     def sessions(self, host_id: HostId) -> tuple[tuple[PeerRole, BootId], ...]:
         """Those that stand at this moment."""
-        line = self._lines.get(host_id)
-        return () if line is None else line.sessions()
+        return self._lines[host_id].sessions() if host_id in self._lines else ()
 
     def lease_boot(self, host_id: HostId) -> BootId | None:
         line = self._lines.get(host_id)
@@ -213,6 +208,18 @@ class Gateway:
     def ask_witness(self, host_id: HostId, order: WitnessOrder) -> bool:
         line = self._lines.get(host_id)
         return line is not None and line.ask_witness(order)
+
+    def power_beat(self, host_id: HostId, driver: PowerDriver) -> LastBeat | None:
+        line = self._lines.get(host_id)
+        return None if line is None else line.power_beat(driver, self._clock.monotonic_ms())
+
+    def tell_power(self, host_id: HostId, word: PowerWord) -> int | None:
+        line = self._lines.get(host_id)
+        return None if line is None else line.tell_power(word)
+
+    @property
+    def term(self) -> Term:
+        return self._term
 
     def begin_anew(self, instance: str) -> None:
         """As after a restart of the server: all sessions end, hosts come again and tell what was not acknowledged, and what
@@ -306,6 +313,11 @@ class Gateway:
         assert isinstance(line, HostLine)
         if connection in (line.agent, line.guardian) and self.watcher is not None:
             self.watcher.witness(line.host_id, answer)
+
+    # ServerLinkEvents: power
+
+    def on_power(self, connection: ServerConnection, answer: PowerAttempted) -> None:
+        self.power.heard(connection.number, answer)
 
     # ServerLinkEvents: hello
 
@@ -511,6 +523,7 @@ class Gateway:
 
     def on_ended(self, connection: ServerConnection, closed: Closed) -> None:
         self._ended[closed.code] += 1
+        self.power.session_ended(connection.number)
         line = connection.owner
         if not isinstance(line, HostLine):
             self._log_seldom(connection, closed)

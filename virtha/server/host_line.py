@@ -8,10 +8,13 @@ from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, OperationId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
+from virtha.model.power_settings import PowerDriver
 from virtha.model.time import Millis
+from virtha.ports.hosts import LastBeat
 from virtha.wire.hellos import PresentBoot
 from virtha.wire.lease_messages import LEASE_FEATURE, LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.power_messages import PowerWord, power_feature
 from virtha.wire.witness_messages import LOOK_FEATURE, PROBE_FEATURE, LookAtDisks, WitnessOrder
 
 COMMIT_FACTS_MAX = 1_024
@@ -92,6 +95,37 @@ class HostLine:
                 session.flush()
                 return True
         return False
+
+    def last_beat(self) -> LastBeat | None:
+        if self.beat is None:
+            return None
+        return LastBeat(
+            boot=self.beat.boot,
+            sequence=self.beat.sequence,
+            monotonic_ms=self.beat.monotonic_ms,
+            received_at=self.beat_at,
+            agent_alive=self.beat.agent_alive,
+        )
+
+    def power_beat(self, driver: PowerDriver, now: Millis) -> LastBeat | None:
+        """What an attempt at another host's power device would quote; None: its agent can't make one, or the host may be
+        silent itself."""
+        hello = self.agent.wire.hello if self.agent is not None else None
+        beat = self.last_beat()
+        if hello is None or power_feature(driver) not in hello.features or beat is None:
+            return None
+        silent_ms = (self.detection or DetectionPolicy()).suspect_after_ms
+        fresh = self.guardian is not None and now - beat.received_at <= silent_ms
+        return beat if fresh and beat.boot == hello.boot else None
+
+    def tell_power(self, word: PowerWord) -> int | None:
+        """The number of its agent's session; None: there is none."""
+        agent = self.agent
+        if agent is None:
+            return None
+        agent.wire.send_power(word)
+        agent.flush()
+        return agent.number
 
     def lease_boot(self) -> BootId | None:
         """Of its guardian's session; None: there is none, or it holds no leases."""

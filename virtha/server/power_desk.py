@@ -28,7 +28,7 @@ from virtha.model.machine_identity import compare
 from virtha.model.power import PowerDeviceId
 from virtha.model.power_settings import MachineIdentity
 from virtha.model.time import Millis
-from virtha.ports.power import PowerDevice, PowerReading
+from virtha.ports.power import MayGoFor, PowerDevice, PowerReading
 from virtha.server.leader import ClusterClock
 from virtha.store.installations import Lead
 
@@ -262,7 +262,7 @@ class PowerDesk:
         tested = await self._timed(reached.device, command.deadline_ms)
         if tested.reading.state is not PowerState.UNKNOWN and tested.took_ms > waits_ms:
             tested = await self._timed(reached.device, command.deadline_ms)
-        return tested
+        return None if tested.reading.code == NOT_ASKED else tested
 
     async def _timed(self, device: PowerDevice, deadline_ms: int) -> DeviceAnswer:
         began = self._clock.now()
@@ -344,7 +344,7 @@ class PowerDesk:
                     outcome = await reached.device.order(
                         command.action,
                         deadline_ms=command.deadline_ms,
-                        may_go=lambda: self._may_go(command),
+                        may_go=MayGoFor(lambda: self._left_ms(command)),
                     )
             except TimeoutError:
                 return self._ordered(command, Result.UNKNOWN, NO_ANSWER, "its driver did not end")
@@ -360,9 +360,12 @@ class PowerDesk:
                     self._changes.clear()
                     await self._changes.wait()
 
-    def _may_go(self, command: OrderPower) -> bool:
-        """Also called in drivers' threads."""
-        return not self._closed and not is_too_late(command, self._clock.now())
+    def _left_ms(self, command: OrderPower) -> int:
+        """For how long it may begin yet; below 0: no more. Also called in drivers' threads."""
+        now = self._clock.now()
+        if self._closed or is_too_late(command, now):
+            return -1
+        return command.not_after_ms - now
 
     def _too_late(self, command: OrderPower) -> PowerOrdered:
         log.warning("a power order was too late", action=command.action.value, **_of(command))

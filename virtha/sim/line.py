@@ -41,6 +41,7 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
+from virtha.wire.power_messages import AttemptPower, EndPowerAttempt, PowerAttempted
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
 from virtha.wire.session import Closed, Session, SessionState
 from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
@@ -346,6 +347,9 @@ class HostLink:
                 | HostProbed()
                 | LookAtDisks()
                 | DisksLooked()
+                | AttemptPower()
+                | EndPowerAttempt()
+                | PowerAttempted()
             ):
                 raise AssertionError(f"the session passed on {message!r}")
             case _:

@@ -30,6 +30,12 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
+from virtha.wire.power_messages import (
+    AttemptPower,
+    EndPowerAttempt,
+    PowerAttempted,
+    PowerWord,
+)
 from virtha.wire.session import (
     ENDINGS,
     LIFE,
@@ -63,7 +69,7 @@ class HostSession(Session):
     """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
 
     Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder,
-    WitnessOrder.
+    WitnessOrder, PowerWord.
     """
 
     _PING_AFTER = (1, 3)
@@ -109,6 +115,14 @@ class HostSession(Session):
         if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
             return False
         assert self.role is PeerRole.AGENT or not isinstance(answer, DisksLooked)
+        self._put(encode_message(answer))
+        return True
+
+    def send_power(self, answer: PowerAttempted) -> bool:
+        """False: not connected, or the line is full. How the attempt ended is not known then."""
+        if self.state is not SessionState.ESTABLISHED or len(self.unsent) > SEND_BUFFER_BYTES_HIGH:
+            return False
+        assert self.role is PeerRole.AGENT
         self._put(encode_message(answer))
         return True
 
@@ -188,7 +202,7 @@ class HostSession(Session):
         return ack
 
     def _for_agent(
-        self, message: Settings | GiveOrder | OpenChannel | LookAtDisks, size: int
+        self, message: Settings | GiveOrder | OpenChannel | LookAtDisks | PowerWord, size: int
     ) -> Message | None:
         if self.role is not PeerRole.AGENT:
             raise self._wrong_role(message)
@@ -215,6 +229,8 @@ class HostSession(Session):
             GiveOrder: _for_agent,
             OpenChannel: _for_agent,
             LookAtDisks: _for_agent,
+            AttemptPower: _for_agent,
+            EndPowerAttempt: _for_agent,
             ProbeHost: _for_both,
             **LIFE,
             **ENDINGS,

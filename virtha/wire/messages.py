@@ -20,6 +20,7 @@ from virtha.wire.lease_messages import (
     StopReading,
     WaiveLease,
 )
+from virtha.wire.power_messages import AttemptPower, EndPowerAttempt, PowerAttempted
 from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
 
 VERSION_MAJOR = 1
@@ -192,4 +193,7 @@ Message = (
     | HostProbed
     | LookAtDisks
     | DisksLooked
+    | AttemptPower
+    | EndPowerAttempt
+    | PowerAttempted
 )

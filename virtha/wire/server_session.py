@@ -22,6 +22,7 @@ from virtha.wire.messages import (
     Settings,
     Welcome,
 )
+from virtha.wire.power_messages import PowerAttempted, PowerWord
 from virtha.wire.session import ENDINGS, LIFE, SEQUENCE_MAX, Session, SessionState
 from virtha.wire.window import FactWindow
 from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessOrder
@@ -29,7 +30,7 @@ from virtha.wire.witness_messages import DisksLooked, HostProbed, WitnessOrder
 
 class ServerSession(Session):
     """The server's end. Messages for the caller: Hello (answer it), Beat, Facts (only new ones), LeaseAnswer,
-    WitnessAnswer."""
+    WitnessAnswer, PowerAttempted."""
 
     _PING_AFTER = (2, 5)
     __slots__ = ("_beat_last", "_host_id", "_window", "hello")
@@ -71,6 +72,10 @@ class ServerSession(Session):
     def send_witness(self, order: WitnessOrder) -> None:
         """Only to a process whose hello has the feature of that order."""
         self._put(encode_message(order))
+
+    def send_power(self, word: PowerWord) -> None:
+        """Only to an agent whose hello has the feature of its driver."""
+        self._put(encode_message(word))
 
     def acknowledge(self, sequence: int) -> None:
         """All facts up to ``sequence`` are committed."""
@@ -133,6 +138,11 @@ class ServerSession(Session):
             raise self._wrong_role(answer)
         return answer
 
+    def _on_power(self, answer: PowerAttempted, size: int) -> Message | None:
+        if self.role is not PeerRole.AGENT:
+            raise self._wrong_role(answer)
+        return answer
+
     def _on_facts(self, facts: Facts, size: int) -> Message | None:
         if self.role is not PeerRole.AGENT:
             raise self._wrong_role(facts)
@@ -186,6 +196,7 @@ class ServerSession(Session):
             LeaseKept: _on_lease,
             HostProbed: _on_probed,
             DisksLooked: _on_looked,
+            PowerAttempted: _on_power,
             **LIFE,
             **ENDINGS,
         },

@@ -23,6 +23,7 @@ from virtha.agent.properties import (
 from virtha.agent.property_table import PROPERTIES, TABLE, check_value, reference_page
 from virtha.domainxml.host_defaults import Cpu, CpuMode, Rng, RngBackend
 from virtha.model.errors import InvalidInput
+from virtha.model.power_settings import PowerHelp
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 
 FULL = """\
@@ -54,6 +55,7 @@ probe.port=9252
 probe.address=192.0.2.11
 probe.storage.address=2001:db8::11
 migration.address=node1.storage.example.org
+power.attempts=any
 """
 
 
@@ -82,6 +84,7 @@ def test_every_key_reaches_its_value() -> None:
         probe_port=9252,
         probe_address="192.0.2.11",
         probe_storage_address="2001:db8::11",
+        power_attempts=PowerHelp.ANY,
     )
     # Each key of the table stands in FULL, so none can be forgotten by the reader.
     assert {line.partition("=")[0].strip() for line in FULL.splitlines() if "=" in line} == set(

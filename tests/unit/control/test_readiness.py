@@ -20,7 +20,7 @@ from virtha.model.evidence import PowerState
 from virtha.model.facts import HostReport, StorageReport
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
-from virtha.model.power_settings import MachineIdentity
+from virtha.model.power_settings import AskedFrom, MachineIdentity, PowerDriver
 from virtha.model.user import Role
 from virtha.ports.leaders import NobodyLeads
 from virtha.ports.power import PowerReading
@@ -84,6 +84,38 @@ def test_where_nothing_is_missing_nothing_is_found(tell: Tell) -> None:
         assert codes(whole) == {"ready.nobody_told", "protection.no_watchdog"}
         assert whole.verdict == "at_risk" and (whole.hosts, whole.vms) == (2, 1)
         assert all(one.fix for one in whole.findings)
+
+    tell(story)
+
+
+class Helpers:
+    """Of ``NeighbourPower`` what readiness asks."""
+
+    def __init__(self) -> None:
+        self.there: dict[Any, tuple[PowerDriver, ...]] = {}
+
+    def able(self, among: Any, driver: PowerDriver) -> tuple[Any, ...]:
+        return tuple(one for one in among if driver in self.there.get(one, ()))
+
+
+@pytest.mark.req("F5")
+def test_a_device_that_only_agents_reach_needs_one_that_can(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        helpers: Any = Helpers()
+        ready = Readiness(world.store, world.links, NobodyLeads(), neighbours=helpers)
+        for device, level in (("bmc", 1), ("strip", 2)):
+            await set_power(world, "h1", device, level=level, asked_from=AskedFrom.AGENTS)
+            await keep_test(world, "h1", device)
+        helpers.there = {world.hosts["h1"].id: tuple(PowerDriver)}
+        bad = {"ready.power.no_level", "ready.power.no_neighbour"}
+        assert codes(await ready.of_host("h1")) == bad, "not its own"
+        helpers.there = {world.hosts["h2"].id: (PowerDriver.IPMI,)}
+        found = await ready.of_host("h1")
+        assert codes(found) == bad
+        assert any("with command now" in one.text for one in found.findings)
+        helpers.there = {world.hosts["h2"].id: (PowerDriver.COMMAND,)}
+        assert codes(await ready.of_host("h1")) == set()
 
     tell(story)
 

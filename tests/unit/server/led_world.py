@@ -11,6 +11,7 @@ from able_host import ABLE, GIB, IMAGE, MIB
 from argon2 import PasswordHasher
 from empty_database import lay_empty_database
 
+from virtha.agent.power_attempts import PowerAttempts
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
@@ -32,6 +33,7 @@ from virtha.model.facts import (
 )
 from virtha.model.ids import BootId, HostId, StorageDomainId, Term, VmId
 from virtha.model.orders import HostSettings, Order, StartVm
+from virtha.model.power_settings import PowerDriver
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.user import Role
 from virtha.model.vm import VmState
@@ -42,12 +44,14 @@ from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
 from virtha.server.gateway_use_cases import HostWatcher
 from virtha.server.leader import Leader
+from virtha.server.neighbour_power import NeighbourPowerDesk
 from virtha.store import Store, open_store
 from virtha.store.engine import find_vm_record
 from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import the_installation
 from virtha.wire.lease_messages import LeaseOrder
 from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.power_messages import PowerWord
 from virtha.wire.witness_messages import LookAtDisks, WitnessAnswer, WitnessOrder
 
 WAIT_S = 60.0
@@ -100,6 +104,11 @@ class PlayedGateway:
         self.instance = "server-1"
         self.lease_orders: list[tuple[HostId, LeaseOrder]] = []
         self.questions: list[tuple[HostId, WitnessOrder]] = []
+        self.helpers: dict[HostId, PowerAttempts] = {}
+        """Agents that make attempts at others' power devices."""
+        self.power_words: list[tuple[HostId, PowerWord]] = []
+        self.term = Term(1)
+        self.power: NeighbourPowerDesk | None = None
 
     def agent_connected(self, host_id: HostId) -> bool:
         return PeerRole.AGENT in self.up.get(host_id, {})
@@ -135,6 +144,15 @@ class PlayedGateway:
         if asked:
             self.questions.append((host_id, order))
         return asked
+
+    def power_beat(self, host_id: HostId, driver: PowerDriver) -> LastBeat | None:
+        able = host_id in self.helpers and PeerRole.AGENT in self.up.get(host_id, {})
+        return self.beats.get(host_id) if able else None
+
+    def tell_power(self, host_id: HostId, word: PowerWord) -> int | None:
+        self.power_words.append((host_id, word))
+        self.helpers[host_id].take(word)
+        return 1
 
     def answer(self, host_id: HostId, answer: WitnessAnswer) -> None:
         assert self.watcher is not None, "nobody leads"
@@ -454,6 +472,7 @@ async def _started(
         journals=directory / "journals",
         installation_id=installation_id,
     )
+    gateway.power = NeighbourPowerDesk(gateway, clock)
     control = make_control(
         store=store,
         links=gateway,
@@ -463,9 +482,11 @@ async def _started(
         passwords=PASSWORDS,
         leaders=engines,
         power_devices=power,
+        neighbour_power=gateway.power,
         box=KeyBox(bytes(KEY_BYTES), where="secrets.key"),
     )
     term = await control.installation.started(version="test")
+    gateway.term = term
     try:
         await engines.begin(control, term)
     except BaseException:
@@ -488,8 +509,9 @@ async def led_world(directory: Path, power: PowerDevices | None = None) -> Async
 
 async def two_hosts_and_a_vm(world: LedWorld) -> VmId:
     """h1 runs web1 (HA), h2 could."""
-    await world.join("h1")
-    await world.join("h2")
+    for name in ("h1", "h2"):
+        if name not in world.hosts:
+            await world.join(name)
     await world.add_storage()
     vm_id = await world.add_vm()
     await world.settle()

@@ -18,6 +18,7 @@ from recorded_incidents import (
     the_incident,
 )
 
+from virtha.agent.power_attempts import PowerAttempts
 from virtha.control.leading import Leading
 from virtha.control.own_machine import OwnMachine
 from virtha.control.power_views import PowerPut
@@ -31,8 +32,15 @@ from virtha.model.ids import BootId, Revision
 from virtha.model.operation import Operation, OperationState
 from virtha.model.policy import FencingPolicy, Policy
 from virtha.model.power import PowerFeed, PowerLevel
-from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
+from virtha.model.power_settings import (
+    AskedFrom,
+    MachineIdentity,
+    PowerDriver,
+    PowerHelp,
+    PowerSettings,
+)
 from virtha.ports.power import PowerDevices
+from virtha.wire.power_messages import AttemptPower, PowerAttempted
 
 pytestmark = pytest.mark.req("F4", "F9")
 WAIT_S = 60.0
@@ -69,15 +77,15 @@ async def steps_until(world: LedWorld, happened: Callable[[], bool], *beating: s
     raise AssertionError(world.engines.explain_host(world.hosts["h1"].id))
 
 
-async def powered(world: LedWorld, put: PowerPut) -> None:
-    """h1 runs web1, h2 could. h1's device passed its test while it beat."""
+async def powered(world: LedWorld, put: PowerPut, *more: str) -> None:
+    """h1 runs web1, h2 could. h1's device passed its test while it beat. ``more``: who beats as well."""
     await two_hosts_and_a_vm(world)
     await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
     await world.settle()
-    await step(world, "h1", "h2")
+    await step(world, "h1", "h2", *more)
     view = await world.control.power_orders.test(ADMIN, "h1", None)
     assert view.test.passed, view
-    await step(world, "h1", "h2")
+    await step(world, "h1", "h2", *more)
 
 
 async def fencing(world: LedWorld) -> Operation:
@@ -87,10 +95,10 @@ async def fencing(world: LedWorld) -> Operation:
     return found
 
 
-async def silent(world: LedWorld) -> None:
+async def silent(world: LedWorld, *beating: str) -> None:
     """No connection breaks; they are given up."""
     for _ in range(4):
-        await step(world, "h2")
+        await step(world, *(beating or ("h2",)))
     world.hosts["h1"].vanish()
 
 
@@ -147,6 +155,78 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
         await it_is_told_from_the_last_beat_to_the_hosts_return(world)
 
     tell(tmp_path, power, story)
+
+
+@pytest.mark.req("P1", "F5")
+def test_neighbours_agents_switch_it_off_and_each_reads_it_once(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """The server itself reaches no device (ADR 18)."""
+
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        await with_helpers(world, power, "h1", "h2", "h3")
+        await powered(world, command_power("h1-bmc", asked_from=AskedFrom.AGENTS), "h3")
+        del world.gateway.power_words[:]
+        await silent(world, "h2", "h3")
+        await steps_until(world, started(world), "h2", "h3")
+        assert machine.asked[-4:] == ["status", "off", "status", "status"], machine.asked
+        assert machine.struck == 1 and not machine.on
+        asked = [to for to, word in world.gateway.power_words if isinstance(word, AttemptPower)]
+        h2, h3 = (world.hosts[name].id for name in ("h2", "h3"))
+        assert set(asked) == {h2, h3}, "never of itself"
+        assert set(asked[-2:]) == {h2, h3}, "two witnesses for the two readings"
+        (order,) = world.hosts["h2"].starts()
+        await world.hosts["h2"].started(order)
+        (proven,) = await world.events("host.proven_dead")
+        assert proven.fields["proof"] == "power_off"
+
+    tell(tmp_path, PlayedPower(), story)
+
+
+@pytest.mark.req("P1", "F5")
+@pytest.mark.bad_input
+def test_without_an_able_neighbour_nothing_is_ordered_and_nothing_starts(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        await with_helpers(world, power, "h1", "h2")
+        await powered(world, command_power("h1-bmc", asked_from=AskedFrom.AGENTS))
+        world.gateway.helpers.pop(world.hosts["h2"].id)  # its agent is of before, or may not
+        await silent(world)
+        failed = False
+        for _ in range(STEPS_MAX):
+            await step(world, "h2")
+            if failed := bool(await world.events("fence.failed")):
+                break
+        assert failed and "off" not in machine.asked and machine.on
+        assert not started(world)()
+        (operation,) = [await fencing(world)]
+        assert operation.steps[-1].detail.endswith("power.no_neighbour")
+
+    tell(tmp_path, PlayedPower(), story)
+
+
+async def with_helpers(world: LedWorld, power: PlayedPower, *names: str) -> None:
+    """Agents that reach those devices, of hosts that join now."""
+    for name in names:
+        host = await world.join(name)
+
+        def tell_back(answer: PowerAttempted) -> None:
+            assert world.gateway.power is not None
+            world.gateway.power.heard(1, answer)
+
+        world.gateway.helpers[host.id] = PowerAttempts(
+            host_id=host.id,
+            boot=host.boot,
+            drivers=PowerHelp.ANY.drivers,
+            devices=power,
+            clock=world.clock,
+            term_seen=lambda: world.gateway.term,
+            spawn=lambda name, work: asyncio.create_task(work, name=name),
+            tell=tell_back,
+        )
 
 
 def test_the_next_server_finishes_a_fence_with_what_was_tested_before(

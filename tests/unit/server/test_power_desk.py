@@ -360,7 +360,14 @@ def test_a_fence_agent_is_described_once_beside_its_first_reading(tmp_path: Path
 
     async def story(made: Bench) -> None:
         given = PowerSettings(driver=PowerDriver.FENCE_AGENT, agent="fence_x", address="h1-bmc")
-        way = PowerWay(settings=given, secrets={}, machine=MachineIdentity())
+        way = PowerWay(
+            host_id=made.host,
+            name="bmc",
+            term=Term(1),
+            settings=given,
+            secrets={},
+            machine=MachineIdentity(),
+        )
 
         async def found(*_key: object) -> PowerWay:
             return way

@@ -1,4 +1,4 @@
-"""How asking a power device ended: reasons 6230 to 6259; and what was done to its settings: events 3130 to 3139."""
+"""How asking a power device ended: reasons 6230 to 6279; and what was done to its settings: events 3130 to 3139."""
 
 from virtha.model.codes.entry import Code, Severity, event, reason
 
@@ -60,7 +60,7 @@ POWER_REASONS: tuple[Code, ...] = (
         6239,
         "power.program_missing",
         ERROR,
-        "the program that switches it can't be run on this server",
+        "the program that switches it can't be run where it is asked from",
         help="Install it, or correct its path and rights.",
     ),
     reason(
@@ -158,6 +158,38 @@ POWER_REASONS: tuple[Code, ...] = (
         WARNING,
         "nobody checks its certificate: whoever answers at its address is given the password, and can say off in its place",
         help="Set certificate to authority, and authority_pem to who signed it, or to its own certificate.",
+    ),
+    reason(
+        6260,
+        "power.interrupted",
+        ERROR,
+        "the server ended while it carried this out, and does not order it again",
+        help="See what its devices say now (virtha host power status), and order it again if you want it still.",
+    ),
+    reason(
+        6261,
+        "power.no_neighbour",
+        ERROR,
+        "no other host of the cluster can ask the device now",
+        help="Another host must be up, with a session and power.attempts for that driver (agent.properties).",
+    ),
+    reason(
+        6262,
+        "power.neighbour_lost",
+        WARNING,
+        "the host that asked the device lost its session meanwhile, so nobody knows how that ended",
+    ),
+    reason(
+        6263,
+        "power.busy",
+        WARNING,
+        "another attempt at the device is under way, so nothing was done",
+    ),
+    reason(
+        6264,
+        "power.own_host",
+        ERROR,
+        "a host does not ask its own power device, so nothing was done",
     ),
 )
 

@@ -64,6 +64,17 @@ READINESS_REASONS: tuple[Code, ...] = (
         "power.test.interval while the host is up.",
     ),
     reason(
+        5670,
+        "ready.power.no_neighbour",
+        WARNING,
+        "power device {device} of {host} is asked by other hosts' agents, and none of them could do so with {driver} now",
+        "device",
+        "host",
+        "driver",
+        help="Another host of the cluster must be up, and its agent.properties allow that driver: power.attempts=network "
+        "(ipmi, redfish) or any.",
+    ),
+    reason(
         5656,
         "ready.power.no_status",
         WARNING,
