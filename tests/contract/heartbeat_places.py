@@ -1,9 +1,9 @@
 """Where heartbeat blocks lie, for the suite that all drivers keep: a directory, and a namespace of a Ceph pool."""
 
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from own_ceph import OwnCeph
 
@@ -17,6 +17,13 @@ from virtha.ports.storage_domain import HeartbeatSlots
 
 OURS, THEIRS = InstallationId("ours"), InstallationId("theirs")
 DS1, DS2 = StorageDomainId("ds1"), StorageDomainId("ds2")
+
+
+class Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_Closes = TypeVar("_Closes", bound=Closes)
 
 
 class HeartbeatPlace(Protocol):
@@ -67,12 +74,16 @@ class CephPlace:
             user="virtha",
             keyring=str(ceph.keyring("virtha")),
         )
-        self._made: list[CephSlots] = []
+        self._open = ExitStack()
 
     def driver(self, **other: Any) -> CephSlots:
-        made = CephSlots(self.pool, **{"installation_id": OURS, "domain_id": DS1, **other})
-        self._made.append(made)
-        return made
+        return self.opened(
+            CephSlots(self.pool, **{"installation_id": OURS, "domain_id": DS1, **other})
+        )
+
+    def opened(self, made: _Closes) -> _Closes:
+        """It is closed with the place."""
+        return self._open.enter_context(closing(made))
 
     def blocks(self) -> bytes:
         return self.blocks_of(0, 1)
@@ -91,5 +102,4 @@ class CephPlace:
             )
 
     def close(self) -> None:
-        for made in self._made:
-            made.close()
+        self._open.close()

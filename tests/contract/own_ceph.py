@@ -22,6 +22,22 @@ PROFILES = {
 """Capabilities of users for the monitor and the OSDs. ``narrow`` may write images, and may not block any client."""
 
 
+_BOUND = """
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+int connect(int fd, const struct sockaddr *there, socklen_t size) {
+  static int (*real)(int, const struct sockaddr *, socklen_t);
+  struct sockaddr_in here = {.sin_family = AF_INET};
+  if (!real) real = (int (*)(int, const struct sockaddr *, socklen_t))dlsym(RTLD_NEXT, "connect");
+  if (there->sa_family == AF_INET && inet_aton(getenv("BOUND_ADDRESS"), &here.sin_addr))
+    bind(fd, (struct sockaddr *)&here, sizeof here);
+  return real(fd, there, size);
+}
+"""
+
+
 class OwnCeph:
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,6 +60,17 @@ class OwnCeph:
 
     def keyring(self, user: str) -> Path:
         return self.root / f"client.{user}.keyring"
+
+    def from_address(self, address: str) -> dict[str, str]:
+        """Environment of a program whose connections come from there, as another host's do; '': from where they come."""
+        if not address:
+            return {}
+        library = self.root / "bound.so"
+        if not library.exists():
+            source = self.root / "bound.c"
+            source.write_text(_BOUND)
+            _run("gcc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl")
+        return {"LD_PRELOAD": str(library), "BOUND_ADDRESS": address}
 
     def hang(self) -> None:
         self._processes["osd"].send_signal(signal.SIGSTOP)

@@ -23,7 +23,7 @@ from virtha.model.value import Value
 EXPIRY_S = 10 * 365 * 86_400
 """An entry without expiry does not exist; Ceph's default is an hour, after which the old guest could write again."""
 FAR_ENOUGH_S = EXPIRY_S // 2
-"""What ends earlier (somebody else's entry, or an old one of ours) is written anew."""
+"""What ends earlier is somebody else's entry, or a very old one of ours."""
 PATIENCE_MS = 20_000
 
 
@@ -70,16 +70,25 @@ class CephBlocklist:
         return "" if tuple(seen) else "Ceph sees no address of it"
 
     def block(self, addresses: Iterable[str]) -> Blocked:
-        """Add what is missing or ends too soon, and read it back: the answer says what stands there, never what was asked.
-        Again is a renewal. Raises InvalidInput (an address, no permission), OSError."""
-        wanted = tuple(sorted({_checked(address) for address in addresses}))
-        if not wanted:
-            raise InvalidInput("no address is given", field="addresses")
+        """Before anything is proven by it. The answer says what was read back, never what was asked. Raises InvalidInput (an
+        address, no permission), OSError."""
+        wanted = _wanted(addresses)
         far_s = self._now_s() + FAR_ENOUGH_S
         standing = self._listed()
         for address in wanted:
-            if standing.get(address, 0.0) < far_s:
+            until_s = standing.get(address)
+            if until_s is not None and until_s < far_s:
+                # Ceph adds nothing to an entry that stands: one with a nearer end has to go first, or it ends then.
+                self._change("rm", address)
+                until_s = None
+            if until_s is None:
                 self._change("add", address, expire=float(EXPIRY_S))
+        return self.check(wanted)
+
+    def check(self, addresses: Iterable[str]) -> Blocked:
+        """Whether all of them are blocked for years yet. Raises OSError where one is not: what leaned on that leans on nothing."""
+        wanted = _wanted(addresses)
+        far_s = self._now_s() + FAR_ENOUGH_S
         standing = self._listed()
         missing = [one for one in wanted if standing.get(one, 0.0) < far_s]
         if missing:
@@ -87,11 +96,8 @@ class CephBlocklist:
                 errno.EIO, f"{', '.join(missing)} is not on the blocklist, or not for long"
             )
         self._client.ask("newest_map", patience_ms=PATIENCE_MS)
-        return Blocked(
-            addresses=wanted,
-            until_s=int(min(standing[one] for one in wanted)),
-            epoch=self._epoch(),
-        )
+        until_s = int(min(standing[one] for one in wanted))
+        return Blocked(addresses=wanted, until_s=until_s, epoch=self._epoch())
 
     def wait_for(self, epoch: int) -> None:
         """By the host that takes over, before it opens a disk: its client has a map in which the old one is shut out, and
@@ -108,7 +114,7 @@ class CephBlocklist:
                 "the host has not booted since it was blocked",
                 fix="reboot it, then its storage is given back",
             )
-        wanted = {_checked(address) for address in addresses}
+        wanted = set(_wanted(addresses))
         for address in sorted(wanted & self._listed().keys()):
             self._change("rm", address)
         left = wanted & self._listed().keys()
@@ -163,6 +169,13 @@ class CephBlocklist:
         text = self._client.command(patience_ms=PATIENCE_MS, prefix=prefix)
         told: dict[str, Any] = json.loads(text)
         return told
+
+
+def _wanted(addresses: Iterable[str]) -> tuple[str, ...]:
+    wanted = tuple(sorted({_checked(address) for address in addresses}))
+    if not wanted:
+        raise InvalidInput("no address is given", field="addresses")
+    return wanted
 
 
 _NOBODY = "192.0.2.1"

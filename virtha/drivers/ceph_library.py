@@ -193,19 +193,16 @@ class Rados:
         return [read.result() for read in reads]
 
     def versions(
-        self, names: Sequence[str], *, pool_id: int | None, namespace: str, wait_ms: int
+        self, names: Sequence[str], *, pool_id: int, namespace: str, wait_ms: int
     ) -> list[int]:
         """Of each object, 0 where it is missing; a negative number where it did not answer."""
-        with self._other_pool(pool_id, namespace) as io:
+        with self.other_pool(pool_id, namespace) as io:
             looks = [_Stat(self._library, io, name) for name in names]
             _wait(looks, wait_ms)
             return [look.result() for look in looks]
 
     @contextmanager
-    def _other_pool(self, pool_id: int | None, namespace: str) -> Iterator[c_void_p]:
-        if pool_id is None:
-            yield self.io
-            return
+    def other_pool(self, pool_id: int, namespace: str) -> Iterator[c_void_p]:
         io = c_void_p()
         _check(self._library.rados_ioctx_create2(self._cluster, pool_id, byref(io)), "data pool")
         self._library.rados_ioctx_set_namespace(io, namespace.encode())
@@ -284,6 +281,7 @@ class Rbd:
     """Images of that pool and namespace."""
 
     def __init__(self, rados: Rados) -> None:
+        self._rados = rados
         self._io = rados.io
         self._library = library = _load("librbd.so.1")
         library.rbd_open_read_only.argtypes = [c_void_p, c_char_p, POINTER(c_void_p), c_char_p]
@@ -299,6 +297,13 @@ class Rbd:
         library.rbd_create2.argtypes = [c_void_p, c_char_p, c_uint64, c_uint64, POINTER(c_int)]
         library.rbd_remove.argtypes = [c_void_p, c_char_p]
         library.rbd_list.argtypes = [c_void_p, c_char_p, POINTER(c_size_t)]
+
+    def has_namespace(self, name: str) -> bool:
+        """RADOS makes one by writing to it; images want it made before."""
+        found = ctypes.c_bool()
+        with self._rados.other_pool(self._rados.pool_id(), "") as io:
+            _check(self._library.rbd_namespace_exists(io, name.encode(), byref(found)), "namespace")
+        return found.value
 
     def names(self) -> list[str]:
         size = c_size_t(1 << 16)

@@ -88,6 +88,9 @@ class _Served:
     def identity(self) -> tuple[str, int]:
         return self._rados.fsid(), self._rados.pool_id()
 
+    def has_namespace(self) -> bool:
+        return not self._namespace or self._images.has_namespace(self._namespace)
+
     def addresses(self) -> str:
         return self._rados.addresses()
 
@@ -173,10 +176,8 @@ def _is_monitor(text: str) -> bool:
     """Whether something there greets as Ceph does."""
     host, _, port = re.sub(r"^v[12]:", "", text).rpartition(":")
     if not port.isdigit() or (":" in host and not host.startswith("[")):
-        host, ports = re.sub(r"^v[12]:", "", text), _PORTS
-    else:
-        ports = (int(port),)
-    for port_number in ports:
+        host, port = re.sub(r"^v[12]:", "", text), ""
+    for port_number in [int(port)] if port else _PORTS:
         with (
             suppress(OSError),
             socket.create_connection((host.strip("[]"), port_number), timeout=2) as there,
