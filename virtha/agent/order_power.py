@@ -6,6 +6,7 @@ from functools import partial
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
 from virtha.agent.commands import is_gone
@@ -465,6 +466,6 @@ class PowerOrders:
 
 
 def _claim_on(domain: StorageDomain, paths: list[str], claim: VmHeader, files: Files) -> None:
-    for path in paths:
+    for path in () if domain.ceph is not UNSET else paths:
         inside(domain, path)
     claim_incarnation(domain, claim, files)

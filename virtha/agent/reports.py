@@ -11,6 +11,7 @@ import structlog
 from msgspec import UNSET
 
 from virtha import __version__
+from virtha.agent import ceph_records
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.gate import PROOF_VM_ID
@@ -268,7 +269,7 @@ class StorageReporter:
         """Never raises for what is wrong with the storage: that is what it reports."""
         host = self._host
         try:
-            size, free, paths, direct = await host.workers.call(
+            size, free, paths, direct, warning = await host.workers.call(
                 domain,
                 lambda: _probe(domain, host.installation_id),
                 deadline_ms=PROBE_DEADLINE_MS,
@@ -283,7 +284,7 @@ class StorageReporter:
         return StorageReport(
             storage_domain_id=domain.id,
             usable=True,
-            detail=no_place,
+            detail=no_place or warning,
             size_bytes=size,
             free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
             images=images,
@@ -356,9 +357,12 @@ async def _look_at(domain: StorageDomain, path: Path, stamp: tuple[int, int]) ->
 
 def _probe(
     domain: StorageDomain, installation_id: InstallationId
-) -> tuple[int, int, tuple[tuple[Path, tuple[int, int]], ...], bool]:
-    """(size, free, images with (mtime, size), takes O_DIRECT). Only in the domain's worker."""
+) -> tuple[int, int, tuple[tuple[Path, tuple[int, int]], ...], bool, str]:
+    """(size, free, images with (mtime, size), takes O_DIRECT, a warning). Only in the domain's worker."""
     check_header(domain, installation_id)
+    if domain.ceph is not UNSET:
+        size, free, warning = ceph_records.space(domain.ceph)
+        return size, free, (), True, warning
     space = os.statvfs(domain.path)
     paths = []
     for entry in sorted(Path(domain.path, "images").iterdir())[:IMAGES_MAX]:
@@ -370,4 +374,5 @@ def _probe(
         space.f_bavail * space.f_frsize,
         tuple(paths),
         takes_direct_io(domain),
+        "",
     )

@@ -105,6 +105,11 @@ class CephPool(Value, frozen=True, kw_only=True):
         """As a path: ``rbd:pool`` or ``rbd:pool/namespace``."""
         return f"rbd:{self.pool}/{self.namespace}" if self.namespace else f"rbd:{self.pool}"
 
+    @property
+    def image_prefix(self) -> str:
+        """What QEMU and libvirt write before the name of an image."""
+        return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
+
 
 class StorageDomain(Value, frozen=True, kw_only=True):
     """Storage that all hosts of the cluster share. Kind ``directory``: they see it under the same ``path``, and ``images/``
