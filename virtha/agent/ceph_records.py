@@ -3,18 +3,24 @@
 One connection for each thread and pool: nothing of a storage domain is touched outside its own worker.
 """
 
+import base64
+import binascii
 import errno
 import json
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 from virtha.drivers.ceph_client import CephClient, CephUnusable
 from virtha.drivers.ceph_library import MISMATCH
 from virtha.drivers.ceph_slots import no_write, unusable
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import Failed, InvalidInput
 from virtha.model.host import CephPool
 
 PATIENCE_MS = 20_000
+BLOCK_S = 86_400.0
+"""Far beyond what any packet of a dead process is on its way."""
 RECORD_BYTES_MAX = 65_536
 DOMAIN = "virtha.domain"
 _WARNINGS = ("OSD_FULL", "POOL_FULL", "OSD_NEARFULL", "POOL_NEAR_FULL", "OSD_BACKFILLFULL")
@@ -88,13 +94,19 @@ def identity(pool: CephPool) -> tuple[str, int]:
     return str(fsid), int(number)
 
 
-def check_namespace(pool: CephPool) -> None:
-    if not ask(pool, "has_namespace"):
-        raise InvalidInput(
-            f"pool '{pool.pool}' has no namespace '{pool.namespace}'",
-            field="ceph.namespace",
-            fix=f"make it: rbd namespace create {pool.image_prefix}",
-        )
+def key_of(pool: CephPool) -> bytes | None:
+    """Its user's key; None: none is needed. From a file of this host, which is no part of the storage. Raises Failed."""
+    if pool.user is None:
+        return None
+    path = Path(pool.keyring_path)
+    section = re.compile(rf"^\s*\[client\.{re.escape(pool.user)}\][^\[]*?^\s*key\s*=\s*(\S+)", re.M)
+    try:
+        found = section.search(path.read_text("utf-8", "replace"))
+        if found is not None:
+            return base64.b64decode(found[1], validate=True)
+    except (OSError, binascii.Error) as error:
+        raise Failed(f"the key in {path} can't be read: {error}") from error
+    raise Failed(f"{path} has no key of client.{pool.user}")
 
 
 def space(pool: CephPool) -> tuple[int, int, str]:
@@ -110,7 +122,22 @@ def space(pool: CephPool) -> tuple[int, int, str]:
     return used + free, free, "; ".join(warnings)
 
 
-def _command(pool: CephPool, prefix: str) -> str:
-    words = {"prefix": prefix, "format": "json"}
+def block(pool: CephPool, address: str) -> None:
+    """One client's one connection (IP:PORT/NONCE), for good: it is never used again. Raises OSError, InvalidInput where this user
+    may not."""
+    words = {"blocklistop": "add", "addr": address, "expire": BLOCK_S}
+    try:
+        _command(pool, "osd blocklist", **words)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"client.{pool.user} may not shut out whoever has an image open",
+            field="ceph.user",
+            fix=f"allow it: ceph auth caps client.{pool.user} mon 'profile rbd' osd 'profile rbd pool={pool.pool}'",
+        ) from error
+    ask(pool, "newest_map")
+
+
+def _command(pool: CephPool, prefix: str, **more: Any) -> str:
+    words = {"prefix": prefix, "format": "json", **more}
     answer: str = ask(pool, "command", json_text=json.dumps(words))
     return answer

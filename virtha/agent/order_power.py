@@ -9,6 +9,7 @@ import structlog
 from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.ceph_images import check_unopened, take_over
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
@@ -215,6 +216,7 @@ class PowerOrders:
         if objection is not None:
             return objection
         await self._disk_guard.check(order)
+        await check_unopened(self._host, vm)
         try:
             await self.claim(vm, order.grant.incarnation)
         except ClaimRefused as error:
@@ -226,6 +228,7 @@ class PowerOrders:
                 current=error.present.incarnation,
                 holder_host=error.present.host_id,
             )
+        await take_over(self._host, vm)
         await self.define(vm)
         return self.grant_objection(order.grant)
 

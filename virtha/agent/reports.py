@@ -218,6 +218,8 @@ class StorageReporter:
         """Where this host's heartbeat has its place, as far as this process knows."""
         self._told: dict[StorageDomainId, StorageReport] = {}
         self._looks: dict[Path, tuple[tuple[int, int], Image | None]] = {}
+        self._keys: dict[StorageDomainId, bytes] = {}
+        """What libvirt was given."""
         self._again = asyncio.Event()
         self._busy: set[StorageDomainId] = set()
         self._overtaken: set[StorageDomainId] = set()
@@ -277,7 +279,7 @@ class StorageReporter:
         except (VirthaError, OSError) as error:
             return StorageReport(storage_domain_id=domain.id, usable=False, detail=str(error))
         (host.buffered.discard if direct else host.buffered.add)(domain.id)
-        no_place = await self._give_place(domain)
+        no_place = await self._keep_key(domain) or await self._give_place(domain)
         images = await self._images(domain, paths)
         if domain.id in self._leases.lost:
             return _lost(domain)
@@ -289,6 +291,20 @@ class StorageReporter:
             free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
             images=images,
         )
+
+    async def _keep_key(self, domain: StorageDomain) -> str:
+        """A VM is started, restarted and moved here by libvirt, which needs the pool's key for that. Returns what is wrong."""
+        secrets = self._host.secrets
+        if domain.ceph is UNSET or secrets is None:
+            return ""
+        try:
+            key = await self._host.disk(ceph_records.key_of, domain.ceph)
+            if key is not None and self._keys.get(domain.id) != key:
+                await secrets.keep_secret(domain.id, f"virtha {domain.id}", key)
+                self._keys[domain.id] = key
+        except VirthaError as error:
+            return f"no VM with a disk there can be started: {error}"
+        return ""
 
     async def _give_place(self, domain: StorageDomain) -> str:
         """A host that joined later, and a domain from before there were heartbeats, were never told to. Returns what is

@@ -277,7 +277,6 @@ def _prepare_on_ceph(
     domain: StorageDomain, pool: CephPool, installation_id: InstallationId
 ) -> None:
     cluster, pool_id = ceph_records.identity(pool)
-    ceph_records.check_namespace(pool)
     header = CephHeader(
         installation_id=installation_id,
         domain_id=domain.id,

@@ -59,7 +59,6 @@ def add_storage(
         [], metavar="HOST[:PORT]", help="Of a Ceph cluster: a monitor's address. Several times."
     ),
     ceph_pool: str | None = typer.Option(None, metavar="POOL", help="Its pool for RBD images."),
-    ceph_namespace: str | None = typer.Option(None, metavar="NAME", help="Namespace in the pool."),
     ceph_user: str | None = typer.Option(
         None, metavar="NAME", help="User without 'client.'. Left out: a cluster without keys."
     ),
@@ -75,7 +74,6 @@ def add_storage(
     given_ceph = {
         "monitors": ceph_monitor or None,
         "pool": ceph_pool,
-        "namespace": ceph_namespace,
         "user": ceph_user,
         "keyring": ceph_keyring,
     }

@@ -43,7 +43,6 @@ def check_ceph(request: CephCreate) -> CephPool:
     return CephPool(
         monitors=monitors,
         pool=_name("ceph.pool", request.pool),
-        namespace=_name("ceph.namespace", request.namespace) if request.namespace else "",
         user=None if request.user is None else _user(request.user),
         keyring=request.keyring,
     )

@@ -194,7 +194,6 @@ class CephCreate(Request, frozen=True, kw_only=True):
 
     monitors: tuple[str, ...]
     pool: str
-    namespace: str = ""
     user: str | None = None
     keyring: str = ""
 

@@ -95,9 +95,10 @@ def _check_apart(path: str, ceph: CephPool | UnsetType, other: StorageDomain) ->
         return
     if ceph is UNSET or other.ceph is UNSET:
         return
-    if ceph.shown == other.ceph.shown and set(ceph.monitors) & set(other.ceph.monitors):
+    same = ceph.image_prefix == other.ceph.image_prefix
+    if same and set(ceph.monitors) & set(other.ceph.monitors):
         raise Conflict(
-            f"{ceph.shown} is storage domain {other.name}",
+            f"{ceph.image_prefix} is storage domain {other.name}",
             field="ceph.pool",
             fix="choose another pool, or a namespace of its own",
         )

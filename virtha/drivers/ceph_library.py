@@ -281,7 +281,6 @@ class Rbd:
     """Images of that pool and namespace."""
 
     def __init__(self, rados: Rados) -> None:
-        self._rados = rados
         self._io = rados.io
         self._library = library = _load("librbd.so.1")
         library.rbd_open_read_only.argtypes = [c_void_p, c_char_p, POINTER(c_void_p), c_char_p]
@@ -297,13 +296,6 @@ class Rbd:
         library.rbd_create2.argtypes = [c_void_p, c_char_p, c_uint64, c_uint64, POINTER(c_int)]
         library.rbd_remove.argtypes = [c_void_p, c_char_p]
         library.rbd_list.argtypes = [c_void_p, c_char_p, POINTER(c_size_t)]
-
-    def has_namespace(self, name: str) -> bool:
-        """RADOS makes one by writing to it; images want it made before."""
-        found = ctypes.c_bool()
-        with self._rados.other_pool(self._rados.pool_id(), "") as io:
-            _check(self._library.rbd_namespace_exists(io, name.encode(), byref(found)), "namespace")
-        return found.value
 
     def names(self) -> list[str]:
         size = c_size_t(1 << 16)

@@ -88,9 +88,6 @@ class _Served:
     def identity(self) -> tuple[str, int]:
         return self._rados.fsid(), self._rados.pool_id()
 
-    def has_namespace(self) -> bool:
-        return not self._namespace or self._images.has_namespace(self._namespace)
-
     def addresses(self) -> str:
         return self._rados.addresses()
 

@@ -91,6 +91,7 @@ class CephPool(Value, frozen=True, kw_only=True):
     """HOST or HOST:PORT; the ports are 3300 and 6789 where none is given."""
     pool: str
     namespace: str = ""
+    """Not to be chosen yet: libvirt 9.0 takes it for a part of an image's name."""
     user: str | None = None
     """``virtha`` for ``client.virtha``; None: the cluster works without keys (auth none)."""
     keyring: str = ""
@@ -102,8 +103,13 @@ class CephPool(Value, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        """As a path: ``rbd:pool`` or ``rbd:pool/namespace``."""
-        return f"rbd:{self.pool}/{self.namespace}" if self.namespace else f"rbd:{self.pool}"
+        """As a path: ``rbd:pool@monitor`` or ``rbd:pool/namespace@monitor``."""
+        return f"rbd:{self.image_prefix}@{self.monitors[0]}"
+
+    @property
+    def gate_path(self) -> str:
+        """As the start gate writes it, in the shape of a directory that no host has: ``/rbd:pool:namespace``."""
+        return f"/rbd:{self.pool}:{self.namespace}"
 
     @property
     def image_prefix(self) -> str:
