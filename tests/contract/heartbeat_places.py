@@ -81,6 +81,9 @@ class CephPlace:
             CephSlots(self.pool, **{"installation_id": OURS, "domain_id": DS1, **other})
         )
 
+    def client(self) -> CephClient:
+        return self.opened(CephClient(self.pool))
+
     def opened(self, made: _Closes) -> _Closes:
         """It is closed with the place."""
         return self._open.enter_context(closing(made))

@@ -493,7 +493,7 @@ def test_disks_on_a_ceph_pool_are_raw_and_have_plain_names(tell: Tell) -> None:
                 await make(**wrong)
             assert refused.value.field == field
         await make(size_bytes=GIB)
-        (disk,) = (await world.control.vms.get("web1")).vm.disks
-        assert (disk.path, disk.format) == (f"{world.vm_id('web1')}.disk0", "raw")
+        vm = (await world.control.vms.get("web1")).vm
+        assert (vm.disks[0].path, vm.disks[0].format) == (f"{vm.id}.disk0", "raw")
 
     tell(story)
