@@ -14,8 +14,6 @@ UNIT = $(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILE
   --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
-# Of all that decides what a long run does: a run goes on only where it is still the same.
-SOURCES = $$(find virtha tests/scenarios tests/crash_points -name '*.py' -o -name '*.txt' | sort | xargs cat | sha256sum | cut -c 1-16)
 .PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos crash-points lab-clean docs lock setup setup-check
 
 help: ## this list
@@ -88,25 +86,7 @@ crash-points: setup-check ## stories with the leader and the agents struck at ev
 	@$(PYTHON) tests/crash_points/run.py
 
 verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acceptance rounds, benchmarks; killed, they go on
-	@$(MAKE) --no-print-directory mutants
-	@echo "==> all crash points of all stories"
-	@$(PYTHON) tests/crash_points/run.py --all --resume .stamp/crash-points-$(SOURCES).journal
-	@echo "==> random worlds from seeds $(SEEDS)"
-	@$(PYTHON) -m virtha.cli.main simulate --seed $(SEEDS) --save .stamp/swarm-failures \
-	  --resume .stamp/swarm-$(SEEDS)-$(SOURCES).journal
-	@echo "==> properties with examples that no other run had"
-	@grep -rlE --include='test_*.py' '^(from|import) hypothesis' tests | xargs $(PYTEST) -q -n 2 -m "not lab" --hypothesis-profile=search
-	@echo "==> an outbox cut at every byte"
-	@VIRTHA_EVERY_BYTE=1 $(PYTEST) -q -n 2 tests/unit/agent/test_outbox_cut.py
-	@echo "==> a queue of 100,000 notifications"
-	@VIRTHA_WHOLE_QUEUE=1 $(PYTEST) -q tests/unit/server/test_notifier_crashes.py -k hundred_thousand
-	@echo "==> receivers of notifications away for five minutes, the server killed twice"
-	@VIRTHA_OUTAGE_S=300 $(PYTEST) -q tests/api/test_notification_story.py
-	@echo "==> lab: what takes minutes"
-	@$(PYTEST) -q -m "lab and long" tests
-	@echo "==> lab: twenty kills of the agent around a firing"
-	@VIRTHA_LAB_ROUNDS=7 $(PYTEST) -q -m lab tests/lab -k kill_9
-	@$(MAKE) --no-print-directory bench
+	@$(PYTHON) scripts/verify.py --seeds $(SEEDS)
 
 mutants: setup-check ## seeded bugs; each must be caught
 	@echo "==> mutants"

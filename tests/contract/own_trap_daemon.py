@@ -80,7 +80,7 @@ class OwnTrapDaemon:
         """What was sent, decoded with the MIB; beside the objects ``notification``.
 
         An inform whose acknowledgement is late is sent again as it is, and snmptrapd shows each: here it is one. A new
-        sending has another time (its first object, in hundredths of a second)."""
+        sending comes from another port, or has another time (its first object, in hundredths of a second)."""
         text = self._log.read_text(errors="replace")
         # What is still being written has no end yet.
         lines = [line for line in text.split("\n")[:-1] if line.startswith("NOTICE")]
@@ -98,7 +98,7 @@ class OwnTrapDaemon:
         return Path(self._directory.name) / "log"
 
     def _configuration(self) -> str:
-        lines = ["disableAuthorization no", "authCommunity log public", r"format2 NOTICE\t%v\n"]
+        lines = ["disableAuthorization no", "authCommunity log public", r"format2 NOTICE\t%b\t%v\n"]
         for user, (authentication, privacy) in self._users.items():
             keys = f'{user} {authentication} "{AUTHENTICATION_PASSWORD}" {privacy} "{PRIVACY_PASSWORD}"'
             # The first for traps, of which the sender is the authority; the second for informs.
@@ -119,7 +119,7 @@ class OwnTrapDaemon:
 
 
 def _notice(line: str) -> dict[str, str]:
-    parts = line.split("\t")
+    parts = line.split("\t")[1:]  # from where it came
     notice = {"notification": parts[2].partition(" = ")[2].removeprefix("VIRTHA-MIB::")}
     for part in parts[3:]:
         match = _PAIR.fullmatch(part)

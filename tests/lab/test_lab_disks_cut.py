@@ -9,6 +9,7 @@ import pytest
 
 from virtha.lab import faults
 from virtha.lab.api import Json
+from virtha.lab.lab import wait_hosts, wait_storage
 from virtha.lab.story import Story
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(900)]
@@ -44,7 +45,11 @@ def _kill_all(story: Story, delay_s: float, *, server: bool) -> None:
 
 
 def _ended(story: Story, begun: Json) -> Json:
-    return story.api.finish(begun, timeout_s=PATIENCE_S)
+    """Of a host that was killed the server may tell the end before its next agent is there for the next order."""
+    ended = story.api.finish(begun, timeout_s=PATIENCE_S)
+    wait_hosts(story.lab)
+    wait_storage(story.lab)
+    return ended
 
 
 @pytest.mark.req("G1")

@@ -17,13 +17,8 @@ VM = "mover4"
 PROCESSES = ("source agent", "target agent", "source libvirtd", "target libvirtd", "server")
 HOSTS = ("source host", "target host")
 ALL = (*PROCESSES, *HOSTS)
-WHO = {
-    Phase.PREPARED: (*ALL, "mover"),
-    Phase.COPYING: (*ALL, "mover"),
-    Phase.SENT: ("source libvirtd", "target libvirtd", "target host", "mover"),
-    Phase.WORD: ("source libvirtd", "target libvirtd", "target host", "mover"),
-    Phase.SWITCHED: (*ALL, "mover"),
-    Phase.SETTLED: ("source agent", "target agent", "source host", "target host"),
+WHO = {phase: (*ALL, "mover") for phase in Phase if phase is not Phase.SETTLED} | {
+    Phase.SETTLED: ALL
 }
 
 

@@ -1,24 +1,15 @@
 """The list of bad input can't rot: each line has its tests, and each marker a line."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from loaded_script import load_script
 
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
-    path = ROOT / "scripts" / "requirement_coverage.py"
-    spec = importlib.util.spec_from_file_location("virtha_requirement_coverage", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("requirement_coverage")
 
 
 def test_each_line_of_bad_input_is_proved_as_a_part_and_as_a_story(coverage: ModuleType) -> None:

@@ -12,9 +12,7 @@ PACKAGE = ROOT / "virtha"
 PURE_ROOMS = ("model", "engine", "sentinel", "wire", "scenario", "domainxml", "alerts")
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 600
-LONGER_FILES = {
-    "tests/unit/agent/test_orders_to_move_on_sim.py": 636,
-}
+LONGER_FILES: dict[str, int] = {}
 """What is above it, and how far: none gets longer, and none is added."""
 BANNED_FILE_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
 # Calls that smuggle I/O, the clock or chance into a pure room without an import to be caught by.

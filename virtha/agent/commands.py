@@ -13,6 +13,7 @@ from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.gate import PROOF_VM_ID, GateRecords
 from virtha.agent.process_table import QemuWatch
+from virtha.agent.roll_call import RollCall
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
@@ -241,6 +242,7 @@ class CommandRunner:
         self._clock = clock
         self._locks = locks
         self._processes = processes
+        self._roll_call = RollCall(catalog, processes)
         self._spawn = spawn
         self._disk_check = disk_check
         self._starter = Starter(
@@ -453,7 +455,7 @@ class CommandRunner:
 
     async def _list_once(self) -> tuple[DomainReport, ...] | None:
         try:
-            domains = await self._catalog.domains()
+            domains = await self._roll_call.domains()
         except HypervisorError as error:
             _log.warning("domains can't be listed", error=str(error))
             self._tell(LibvirtLost())

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from virtha.agent import host_shutdown
+from virtha.agent import host_shutdown, roll_call
 from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
 from virtha.agent.disk_looks import DiskLooks
@@ -72,6 +72,7 @@ from virtha.sentinel.events import (
     SentinelRecords,
 )
 from virtha.sentinel.guardian import QemuProcess
+from virtha.sentinel.machine import UP_STATES
 from virtha.sentinel.sentinel import Sentinel
 from virtha.wire.messages import OpenChannel, Welcome
 from virtha.wire.witness_messages import LookAtDisks, ProbeHost, WitnessAnswer, WitnessOrder
@@ -213,7 +214,10 @@ class Agent:
         )
         self._runner.on_abort = self.desk.moves.abort_soon
         self._inventory = InventoryReporter(
-            paths.state / "inventory_revision", hypervisor, facts, files
+            paths.state / "inventory_revision",
+            roll_call.RollCall(hypervisor, self._processes),
+            facts,
+            files,
         )
         self._running = RunningTeller(self.host)
         self.host.on_plugged = self._running.changed
@@ -345,6 +349,7 @@ class Agent:
         self.spawn("storage leases", self._storage.watch_leases())
         self.spawn("guardian channel", self._guardian.run())
         self.spawn("tick", self._tick())
+        self.spawn("roll call", self._call_roll())
         if self._link is not None:
             self._link_task = self.spawn("link", self._link.run())
         self.loop.on_ready = self._on_ready
@@ -368,6 +373,23 @@ class Agent:
                 # Somebody removed the grants' directory. The list tells whose grants to write again.
                 self._runner.execute(ListDomains())
             await self.host.facts.retry()
+
+    async def _call_roll(self) -> None:
+        """libvirt does not tell every end (``roll_call``)."""
+        told: frozenset[VmId] = frozenset()
+        while True:
+            await asyncio.sleep(roll_call.ROLL_CALL_S)
+            up = {
+                record.vm.id
+                for record in self.loop.records()
+                if record.state in UP_STATES and record.boot == self.boot
+            }
+            gone = await self._processes.missing(up | self._inventory.active)
+            if gone - told:
+                _log.warning("said to run here, and have no QEMU", vms=sorted(gone))
+            told = gone
+            if gone and self._runner.connected:
+                self._runner.execute(ListDomains())
 
     async def _check_shutdown(self) -> None:
         marked = host_shutdown.is_marked(self._paths, self.boot)

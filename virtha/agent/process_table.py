@@ -66,6 +66,15 @@ class QemuWatch:
         self._looking: asyncio.Future[tuple[QemuProcess, ...]] | None = None
 
     async def may_run(self, vm_id: VmId) -> bool:
+        found = await self._found()
+        return found is None or vm_id in found
+
+    async def missing(self, vm_ids: Collection[VmId]) -> frozenset[VmId]:
+        """Of these, who has no QEMU; nobody while that is not known."""
+        found = await self._found() if vm_ids else None
+        return frozenset() if found is None else frozenset(vm_ids) - found
+
+    async def _found(self) -> frozenset[VmId] | None:
         if self._looking is None or self._looking.done():
             loop = asyncio.get_running_loop()
             self._looking = loop.run_in_executor(self._executor, self._look)
@@ -75,8 +84,8 @@ class QemuWatch:
                 found = await asyncio.shield(self._looking)
         except (TimeoutError, OSError) as error:
             _log.error("the processes can't be read", error=str(error))
-            return True
-        return any(process.vm_id == vm_id for process in found)
+            return None
+        return frozenset(process.vm_id for process in found)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False)

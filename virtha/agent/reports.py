@@ -20,6 +20,7 @@ from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
 from virtha.agent.lease_watch import LeaseWatch
 from virtha.agent.order_storage import IMAGE_SUFFIXES
+from virtha.agent.roll_call import Lister, active_ids
 from virtha.agent.storage import (
     ORDER_DEADLINE_MS,
     PROBE_DEADLINE_MS,
@@ -32,8 +33,8 @@ from virtha.model.errors import Failed, VirthaError
 from virtha.model.evidence import ProbeAddress
 from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
 from virtha.model.host import HostCapabilities, StorageDomain
-from virtha.model.ids import InstallationId, StorageDomainId
-from virtha.ports.hypervisor import DomainCatalog, HostFacts, HypervisorError
+from virtha.model.ids import InstallationId, StorageDomainId, VmId
+from virtha.ports.hypervisor import HostFacts, HypervisorError
 
 STORAGE_INTERVAL_S = 30.0
 LEASE_INTERVAL_S = 1.0
@@ -54,7 +55,7 @@ _log = structlog.get_logger(__name__)
 class InventoryReporter:
     """Counts the revision up when the list of domains changed, and tells it."""
 
-    def __init__(self, path: Path, catalog: DomainCatalog, facts: FactSink, files: Files) -> None:
+    def __init__(self, path: Path, catalog: Lister, facts: FactSink, files: Files) -> None:
         self._path = path
         self._catalog = catalog
         self._facts = facts
@@ -68,6 +69,11 @@ class InventoryReporter:
             return int(read_bounded(self._path, 64))
         except (OSError, ValueError):
             return 0
+
+    @property
+    def active(self) -> frozenset[VmId]:
+        """Of the last list that was told."""
+        return active_ids(self._last or ())
 
     def changed(self) -> None:
         self._dirty.set()

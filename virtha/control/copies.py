@@ -15,6 +15,7 @@ LIST_MARGIN_MS = 10_000
 """How much older than its fact an inventory's list may be: libvirt answered, then it was written."""
 NEVER_MS = 1 << 62
 """The end of a grant that is not known."""
+_RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
 
 
 def copies_on(status: VmStatus, host_id: HostId) -> tuple[PossibleCopy, ...]:
@@ -48,9 +49,23 @@ def counts(status: VmStatus, host_id: HostId, incarnation: Incarnation) -> bool:
         return True
     if status.state is VmState.STARTING:
         return False  # a later start is on its way there, and ends otherwise
+    if _runs_newer_elsewhere(status, host_id):
+        return False  # what a move has left behind says how that copy is, not the VM
     # A host tells the release of what ended, then its state: its last word, while nobody else has one.
     known = {copy.incarnation for copy in copies_on(status, host_id)}
     return incarnation in known or not status.holders
+
+
+def _runs_newer_elsewhere(status: VmStatus, host_id: HostId) -> bool:
+    """Its host said so last, and has given back nothing since."""
+    return (
+        status.host_id not in (None, host_id)
+        and status.state in _RUNS
+        and any(
+            (copy.host_id, copy.incarnation) == (status.host_id, status.incarnation)
+            for copy in status.copies
+        )
+    )
 
 
 def unknown_hosts(status: VmStatus) -> tuple[PossibleCopy, ...]:

@@ -16,7 +16,7 @@ from virtha.model.errors import InvalidInput, Refused
 from virtha.model.ids import HostId
 from virtha.model.operation import Operation
 from virtha.model.orders import PauseVm, RebootMode, RebootVm, ResumeVm, StopMode, StopVm
-from virtha.model.vm import VmState
+from virtha.model.vm import VmState, VmStatus
 from virtha.store.store import Store
 from virtha.store.vms import VmRow, save_vm_status
 
@@ -95,8 +95,11 @@ class VmPower:
             ref,
             kind,
             states,
-            lambda row, _host_id: RebootVm(
-                vm_id=row.vm.id, incarnation=row.status.incarnation, mode=mode, by=caller.name
+            lambda row, host_id: RebootVm(
+                vm_id=row.vm.id,
+                incarnation=newest_incarnation(row.status, host_id),
+                mode=mode,
+                by=caller.name,
             ),
         )
 
@@ -106,8 +109,10 @@ class VmPower:
             ref,
             "vm.pause",
             _RUNS,
-            lambda row, _host_id: PauseVm(
-                vm_id=row.vm.id, incarnation=row.status.incarnation, by=caller.name
+            lambda row, host_id: PauseVm(
+                vm_id=row.vm.id,
+                incarnation=newest_incarnation(row.status, host_id),
+                by=caller.name,
             ),
         )
 
@@ -117,8 +122,10 @@ class VmPower:
             ref,
             "vm.resume",
             (VmState.PAUSED,),
-            lambda row, _host_id: ResumeVm(
-                vm_id=row.vm.id, incarnation=row.status.incarnation, by=caller.name
+            lambda row, host_id: ResumeVm(
+                vm_id=row.vm.id,
+                incarnation=newest_incarnation(row.status, host_id),
+                by=caller.name,
             ),
         )
 
@@ -157,6 +164,7 @@ class VmPower:
             if wanted_up is not None and status.wanted_up != wanted_up:
                 await save_vm_status(tx, msgspec.structs.replace(status, wanted_up=wanted_up))
                 effects.configure(row.vm.cluster_id)
+            asked = _asked(status, kind)
             verb = kind.removeprefix("vm.").replace("_", " ")
             steps: tuple[Step, ...] = tuple(
                 Give(
@@ -164,10 +172,10 @@ class VmPower:
                     host_id=host_id,
                     order=make_order(row, host_id),
                     # Of several, one that is not there must not keep the other from being asked.
-                    optional=len(status.holders) > 1,
+                    optional=len(asked) > 1,
                     parallel=True,
                 )
-                for host_id in status.holders
+                for host_id in asked
             )
             operation = await self._runner.begin(
                 tx,
@@ -179,3 +187,12 @@ class VmPower:
             )
         await self._dispatcher.carry_out(effects)
         return operation
+
+
+def _asked(status: VmStatus, kind: str) -> tuple[HostId, ...]:
+    """A stop is for every copy. All else is for the guest: of a VM that moves its source or its target has that, never
+    both, and the other could but refuse."""
+    stops = kind in ("vm.shutdown", "vm.power_off")
+    if not stops and status.host_id in status.holders:
+        return tuple(host_id for host_id in status.holders if host_id == status.host_id)
+    return status.holders

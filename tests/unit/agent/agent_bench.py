@@ -227,14 +227,22 @@ class Bench:
         self.moves = PlayedMoves(self.hypervisor)
         self.destination: MoveDestination | None = None
         self.properties = AgentProperties()
-        self.qemus: Callable[[], tuple[QemuProcess, ...]] = tuple
-        """The simulated QEMUs are none of the kernel's."""
+        self.qemus: Callable[[], tuple[QemuProcess, ...]] = self._simulated_qemus
+        """What the kernel has."""
         self.agent: Agent
         self._operation = 0
 
     @property
     def boot(self) -> BootId:
         return read_boot_id()
+
+    def _simulated_qemus(self) -> tuple[QemuProcess, ...]:
+        found = ((one.vm_id, one.qemu) for one in self.hypervisor.libvirt)
+        return tuple(
+            QemuProcess(pid=qemu.pid, start_ticks=qemu.start_ticks, vm_id=vm_id)
+            for vm_id, qemu in found
+            if qemu is not None
+        )
 
     def permit(self, until_ms: int, *, renewed_ms: int | None = None) -> None:
         """What its guardian, which does not run, says of starts on its storage; renewed as late as it permits, unless told."""

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agent_bench import WEB1, WEB2, Bench, prepared, qemu, stop
+from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
 from virtha.agent import order_moves
 from virtha.agent.grant_keeper import GRANT_SETTLE_S
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import RecordStore
 from virtha.model.errors import Unavailable
-from virtha.model.facts import MigrationReport, Outcome, ReleaseCause, Result
+from virtha.model.facts import MigrationReport, Outcome, Result
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
 from virtha.model.orders import (
     MigrateVm,
@@ -21,13 +21,10 @@ from virtha.model.orders import (
     MigrationWord,
     MoveDestination,
     ReceiveVm,
-    ResumeVm,
     SettleMigration,
     StartVm,
-    StopMode,
 )
 from virtha.model.vm import PossibleCopy
-from virtha.sentinel.events import StopMark
 
 MOVE = OperationId("1.7")
 HERE = MoveDestination(
@@ -169,76 +166,6 @@ def test_cancelled_while_it_stands_it_is_ended(bench: Bench) -> None:
         await told(bench, MigrationSide.TARGET, MigrationWord.CANCEL)
         assert qemu(bench, WEB2) is None
         await bench.until(lambda: words(bench) == [(2, Result.FAILED, "migration.failed")])
-
-    bench.run(story)
-
-
-@pytest.mark.req("G6")
-def test_powered_off_before_it_came_nothing_comes_in_any_more(bench: Bench) -> None:
-    bench.destination = HERE
-
-    async def story() -> None:
-        await prepared(bench)
-        await bench.do(receive(bench))
-        late = await bench.do(stop(WEB2, incarnation=1))
-        assert late.code == "order.refused.incarnation", "that was for the copy before"
-        assert grant_state(bench) == "arriving"
-        assert (await bench.do(stop(WEB2, incarnation=2))).result is Result.OK
-        assert words(bench) == [(2, Result.FAILED, "migration.failed")]
-        assert [one.incarnation for one in bench.released()] == [2]
-        with pytest.raises(Exception, match=r"gate\.refused"):
-            bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
-
-    bench.run(story)
-
-
-@pytest.mark.req("G6")
-@pytest.mark.parametrize("runs", [False, True])
-def test_powered_off_while_it_comes_or_has_come_it_is_ended(bench: Bench, runs: bool) -> None:
-    bench.destination = HERE
-
-    async def story() -> None:
-        await prepared(bench)
-        await bench.do(receive(bench))
-        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
-        if runs:
-            bench.hypervisor.libvirt.go_on(WEB2)
-        assert (await bench.do(stop(WEB2, incarnation=2))).result is Result.OK
-        assert qemu(bench, WEB2) is None
-        (released,) = bench.released()
-        cause = ReleaseCause.INTENDED if runs else ReleaseCause.NEVER_RAN
-        assert (released.incarnation, released.cause) == (2, cause)
-        told = (2, Result.OK, None) if runs else (2, Result.FAILED, "migration.failed")
-        assert words(bench) == [told]
-
-    bench.run(story)
-
-
-def mark(bench: Bench) -> StopMark | None:
-    record = bench.agent.host.loop.record(WEB2)
-    return None if record is None else record.stop
-
-
-def test_a_shutdown_asks_no_guest_that_is_still_to_come(bench: Bench) -> None:
-    """It is asked where it runs; a move goes on, should it not heed that."""
-    bench.destination = HERE
-
-    async def story() -> None:
-        await prepared(bench)
-        await bench.do(receive(bench))
-        ask = stop(WEB2, StopMode.SHUTDOWN, incarnation=2)
-        assert (await bench.do(ask)).result is Result.OK, "there is nothing of it here"
-        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
-        before = mark(bench)
-        order = bench.order(stop(WEB2, StopMode.SHUTDOWN, incarnation=2, deadline_ms=200_000))
-        bench.agent.on_order(order)
-        await bench.until(lambda: mark(bench) != before)
-        bench.hypervisor.libvirt.go_on(WEB2)
-        await bench.until(lambda: words(bench) == [(2, Result.OK, None)])
-        assert not bench.outcomes(order), "it runs on"
-        bench.hypervisor.libvirt.guest_shutdown(WEB2)
-        await bench.until(lambda: bool(bench.outcomes(order)))
-        assert bench.outcomes(order)[0].result is Result.OK
 
     bench.run(story)
 
@@ -420,29 +347,6 @@ def test_a_source_without_an_answer_stands_still_until_told(bench: Bench) -> Non
         assert copy.running
         await bench.until(lambda: words(bench)[-1][:2] == (1, Result.FAILED))
         await bench.until(lambda: bench.state() == "running")
-
-    moving(bench, then)
-
-
-@pytest.mark.req("G6")
-def test_a_person_s_resume_lets_neither_side_of_a_move_run(bench: Bench) -> None:
-    """Its target may run: only the server's word on the move, with the other side's end, lets it run here."""
-    bench.destination = HERE
-
-    async def then() -> None:
-        bench.hypervisor.libvirt.stand_still(WEB1)
-        bench.moves.end(WEB1, Result.UNKNOWN)
-        await bench.until(lambda: words(bench) == [(1, Result.UNKNOWN, None)])
-        await prepared(bench)
-        await bench.do(receive(bench))
-        bench.hypervisor.libvirt.receive(WEB2, uptime_ms=5_000)
-        for vm_id in (WEB1, WEB2):
-            order = ResumeVm(vm_id=vm_id, incarnation=Incarnation(2), by="ann")
-            outcome = await bench.do(order)
-            copy = qemu(bench, vm_id)
-            assert copy is not None
-            assert not copy.running, "a second writer"
-            assert (outcome.result, outcome.code) == (Result.REFUSED, "problem.vm.state")
 
     moving(bench, then)
 

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import led_world
+import msgspec
 import pytest
 from led_world import ADMIN, LedWorld, PlayedHost
 
-from virtha.control.requests import NicCreate, OperationQuery, VmMigrate
+from virtha.control.requests import MaintenanceChange, NicCreate, OperationQuery, VmMigrate
+from virtha.model.domain import DomainReport, DomainState
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
-from virtha.model.facts import MigrationReport, Progress, ReleaseCause, Released, Result, VmReport
+from virtha.model.facts import (
+    Inventory,
+    MigrationReport,
+    Progress,
+    ReleaseCause,
+    Released,
+    Result,
+    VmReport,
+)
 from virtha.model.host import HostState
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.operation import Operation, OperationState
@@ -19,6 +29,8 @@ from virtha.model.orders import (
     MigrateVm,
     MoveDestination,
     Order,
+    PauseVm,
+    RebootVm,
     ReceiveVm,
     SettleMigration,
     StartVm,
@@ -105,6 +117,49 @@ def test_a_vm_is_moved(tmp_path: Path) -> None:
         assert world.hosts["h2"].id in known, (
             "its domain is forgotten there, too, when it is deleted"
         )
+
+    play(tmp_path, story)
+
+
+def listed(world: LedWorld, vm_id: VmId, state: DomainState) -> Inventory:
+    host = world.hosts["h1"]
+    report = DomainReport(vm_id=vm_id, name="web1", state=state)
+    return Inventory(revision=host.sequence + 1, domains=(report,))
+
+
+@pytest.mark.req("G1")
+@pytest.mark.parametrize("list_first", [True, False])
+def test_a_source_that_seems_to_run_it_again_for_a_moment_is_no_holder_for_good(
+    tmp_path: Path, list_first: bool
+) -> None:
+    """Its libvirtd began anew, and listed what has left; then its agent saw that nothing is there."""
+
+    async def story(world: LedWorld) -> None:
+        _, body = await begun(world)
+        await arrives(world, body)
+        h1, h2 = world.hosts["h1"], world.hosts["h2"]
+        vm_id, former = body.vm_id, body.incarnation
+        up = VmReport(vm_id=vm_id, incarnation=former, state=VmState.RUNNING)
+        seen = [listed(world, vm_id, DomainState.RUNNING), up]
+        for fact in seen if list_first else reversed(seen):
+            await h1.tell(fact)
+            await world.settle(1)
+        await h1.tell(msgspec.structs.replace(up, guest_agent=False))
+        await world.settle()
+        status = (await world.vm()).status
+        assert set(status.holders) == {h1.id, h2.id}, "it may run there"
+        assert (status.host_id, status.state) == (h2.id, VmState.RUNNING)
+        await h1.tell(
+            Released(vm_id=vm_id, incarnation=former, cause=ReleaseCause.ENDED),
+            VmReport(vm_id=vm_id, incarnation=former, state=VmState.DOWN),
+            listed(world, vm_id, DomainState.SHUTOFF),
+        )
+        await world.settle()
+        status = (await world.vm()).status
+        assert status.holders == (h2.id,)
+        assert (status.host_id, status.state) == (h2.id, VmState.RUNNING)
+        again = await asked(world, host="h1")
+        assert again.state is OperationState.RUNNING, "it can be moved"
 
     play(tmp_path, story)
 
@@ -289,6 +344,52 @@ def test_a_vm_that_moves_is_powered_off_on_both_sides(tmp_path: Path) -> None:
         assert [given(host, StartVm) for host in world.hosts.values()][1] == [], (
             "nobody brings it back"
         )
+
+    play(tmp_path, story)
+
+
+@pytest.mark.req("G1", "G6")
+@pytest.mark.parametrize(
+    ("what", "arrived"), [("reboot", False), ("reset", True), ("pause", False)]
+)
+def test_a_vm_that_is_drained_is_rebooted_and_paused_where_its_guest_is(
+    tmp_path: Path, what: str, arrived: bool
+) -> None:
+    """By the incarnation that it has there; its other side has no guest, and would but refuse."""
+
+    async def story(world: LedWorld) -> None:
+        change = MaintenanceChange(on=True, drain=True)
+        care = asyncio.ensure_future(world.control.host_care.set_maintenance(ADMIN, "h1", change))
+        while not care.done():
+            await world.settle(1)
+            await asyncio.wait({care}, timeout=0.01)
+        h1, h2 = world.hosts["h1"], world.hosts["h2"]
+        await world.settle()
+        (receive,) = given(h2, ReceiveVm)
+        await h2.answer(receive, fields=LET_IN)
+        await world.settle()
+        (migrate,) = given(h1, MigrateVm)
+        await h1.answer(migrate)
+        assert isinstance(migrate.body, MigrateVm)
+        if arrived:
+            incarnation = migrate.body.target_incarnation
+            await h2.tell(
+                VmReport(vm_id=migrate.body.vm_id, incarnation=incarnation, state=VmState.RUNNING)
+            )
+        await world.settle()
+        assert set((await world.vm()).status.holders) == {h1.id, h2.id}
+        operation = await getattr(world.control.vms, what)(ADMIN, "web1")
+        await world.settle()
+        kind = PauseVm if what == "pause" else RebootVm
+        there, other = (h2, h1) if arrived else (h1, h2)
+        (order,) = given(there, kind)
+        assert given(other, kind) == []
+        assert isinstance(order.body, PauseVm | RebootVm)
+        assert order.body.incarnation == (
+            migrate.body.target_incarnation if arrived else migrate.body.incarnation
+        )
+        await there.answer(order)
+        assert (await state(world, operation)).state is OperationState.DONE
 
     play(tmp_path, story)
 

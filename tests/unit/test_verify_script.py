@@ -1,0 +1,121 @@
+"""``make verify``: what succeeded is not run again, what failed or was interrupted is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+from types import ModuleType
+from typing import Any
+
+import pytest
+from loaded_script import ROOT, load_script
+
+
+@pytest.fixture
+def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    script = load_script("verify")
+    monkeypatch.setattr(script, "LOGS", tmp_path)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    (tmp_path / "code.py").write_text("as it is\n")
+    return script
+
+
+def python(verify: ModuleType, name: str, code: str, **environment: str) -> Any:
+    command = (sys.executable, "-c", code)
+    return verify.Step(name=name, command=command, environment=environment, places=["code.py"])
+
+
+def codes(verification: Any) -> dict[str, tuple[int, bool]]:
+    return {name: (each.code, each.earlier) for name, each in verification.outcomes.items()}
+
+
+def test_steps_that_succeeded_are_not_run_again(
+    verify: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"
+    good = python(verify, "good", f"{count}; import os; print(os.environ['WORD'])", WORD="heard")
+    bad = python(verify, "bad", f"{count}; raise SystemExit(3)")
+    first = verify.Verification()
+    first.run([good, bad], rank=0)
+    assert codes(first) == {"good": (0, False), "bad": (3, False)}
+    assert (tmp_path / "good.log").read_text() == "heard\n"
+    again = verify.Verification()
+    again.run([good, bad], rank=0)
+    assert codes(again) == {"good": (0, True), "bad": (3, False)}
+    other = python(verify, "good", count, WORD="another")
+    again.run([other], rank=0)
+    assert codes(again)["good"] == (0, False), "it asks for something else now"
+    (tmp_path / "code.py").write_text("changed\n")
+    changed = verify.Verification()
+    changed.run([good], rank=0)
+    assert codes(changed) == {"good": (0, False)}
+    assert (tmp_path / "runs").read_text() == "x" * 5
+    capsys.readouterr()
+    assert verify.report(again.outcomes) == 1
+    *_, named, line = capsys.readouterr().out.splitlines()
+    assert named == "==> failed: bad (.stamp/verify/bad.log)"
+    assert json.loads(line)["failed"] == ["bad"]
+    assert verify.report(changed.outcomes) == 0
+
+
+def test_an_interrupt_ends_what_runs_and_begins_nothing(verify: ModuleType, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "runs")
+    waits = f"open({str(tmp_path / 'runs')!r}, 'w').close(); import signal; signal.pause()"
+    verification = verify.Verification()
+    steps = [python(verify, "long", waits), python(verify, "next", "")]
+    lane = Thread(target=verification.run, args=(steps,), kwargs={"rank": 0})
+    lane.start()
+    with (tmp_path / "runs").open():
+        pass  # it runs
+    verification.interrupt()
+    lane.join()
+    assert verification.outcomes == {}
+    assert codes(verify.Verification()) == {}
+
+
+def test_a_step_that_does_not_exist_is_refused_with_the_way_to_find_its_name() -> None:
+    asked = subprocess.run(
+        (sys.executable, "scripts/verify.py", "--only", "nothing"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 2
+    assert "no step nothing; --list prints all names" in asked.stderr
+
+
+def test_what_decides_a_run_is_part_of_its_name(verify: ModuleType, tmp_path: Path) -> None:
+    source = tmp_path / "virtha" / "engine.py"
+    source.parent.mkdir()
+    source.write_text("a = 1\n")
+    before = verify.digest(["virtha"])
+    (source.parent / "__pycache__").mkdir()
+    (source.parent / "__pycache__" / "engine.pyc").write_bytes(b"compiled")
+    assert verify.digest(["virtha"]) == before
+    source.write_text("a = 2\n")
+    assert verify.digest(["virtha"]) != before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on(
+    verify: ModuleType, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The whole program, with a step that interrupts it; begun in a shell's background, where SIGINT is ignored."""
+    kills = python(verify, "stop", f"import os; os.kill({os.getpid()}, {number:d})")
+    steps = [python(verify, "one", ""), kills]
+    monkeypatch.setattr(verify, "lab_steps", lambda: steps)
+    monkeypatch.setattr(verify, "waiting_steps", lambda: [python(verify, "beside", "")])
+    monkeypatch.setattr(verify, "computing_steps", lambda _seeds: [])
+    monkeypatch.setattr(verify, "benchmarks", lambda: [python(verify, "last", "")])
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert verify.main([]) == 130
+        steps[1] = python(verify, "stop", "")
+        assert verify.main([]) == 0
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
