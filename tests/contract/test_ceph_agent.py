@@ -1,4 +1,3 @@
-
 """A whole agent with a storage domain on a real Ceph of one node; its hypervisor is simulated, other hosts' QEMUs are real."""
 
 import sys
