@@ -1,5 +1,6 @@
 """A whole agent with a storage domain on a real Ceph of one node; its hypervisor is simulated, other hosts' QEMUs are real."""
 
+import queue
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepar
 
 from virtha.agent import ceph_records
 from virtha.agent.ceph_images import look
+from virtha.agent.host_clock import BoottimeClock
+from virtha.agent.lease_files import OpenedDomain
+from virtha.agent.slot_worker import SlotWorker
 from virtha.agent.storage import (
     VmHeader,
     claim_incarnation,
@@ -27,10 +31,12 @@ from virtha.agent.storage import (
 from virtha.model.errors import Failed, Refused
 from virtha.model.facts import Result, StorageReport
 from virtha.model.host import StorageDomain
-from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, StorageDomainId
+from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, StorageDomainId, Term
 from virtha.model.orders import CreateDisk, ForgetVm, PrepareStorage
-from virtha.model.slot import Mailbox
+from virtha.model.slot import BlockFault, Mailbox, Poison, Slot, Unreadable
+from virtha.model.slot_round import LeaseDuty, SlotRound
 from virtha.model.vm import Disk, DiskFormat, Vm
+from virtha.sentinel.lease_events import DomainAttached, LeaseEvent, RenewDone, RenewSlot
 
 pytestmark = [pytest.mark.req("F3"), pytest.mark.lab, pytest.mark.long]
 
@@ -251,3 +257,55 @@ def test_a_host_has_its_place_once_it_is_prepared(bench: Bench) -> None:
         assert found.host_id == HOST
 
     bench.run(story)
+
+
+@pytest.mark.req("F1")
+def test_a_guardians_worker_renews_and_poisons_there(bench: Bench, place: CephPlace) -> None:
+    """What it opens is noted with where the pool is: the next guardian of the boot finds it without settings."""
+    prepare_storage(bench.storage, INSTALLATION, bench.files)
+    opened: list[OpenedDomain] = []
+    told: queue.SimpleQueue[LeaseEvent] = queue.SimpleQueue()
+    rounds: queue.SimpleQueue[SlotRound] = queue.SimpleQueue()
+    slots = open_slots(bench.storage, INSTALLATION, locked=True)
+    place.opened(slots)
+    for index, host in enumerate((HOST, HostId("h2"))):
+        slots.prepare(index, host)
+    worker = SlotWorker(
+        DOMAIN,
+        0,
+        slots,
+        path=bench.storage.path,
+        ceph=place.pool,
+        host_id=HOST,
+        boot=BootId("b"),
+        now=BoottimeClock().monotonic_ms,
+        tell=told.put,
+        tell_round=rounds.put,
+    )
+    worker.read_own(opened.append, lambda: None)
+    attached = told.get(timeout=60)
+    assert isinstance(attached, DomainAttached)
+    assert attached.direct_io
+    assert [(one.path, one.ceph) for one in opened] == [(place.pool.shown, place.pool)]
+    slot = Slot(
+        installation_id=INSTALLATION,
+        domain_id=DOMAIN,
+        index=0,
+        host_id=HOST,
+        boot=BootId("b"),
+        counter=1,
+    )
+    poison = Poison(boot=BootId("b2"), server="s1", term=Term(1), incident="7")
+    duty = LeaseDuty(
+        domain_id=DOMAIN, places={HOST: 0, HostId("h2"): 1}, poisons={HostId("h2"): poison}
+    )
+    worker.renew(RenewSlot(domain_id=DOMAIN, number=1, slot=slot), duty, read_period_ms=0)
+    done = told.get(timeout=60)
+    assert isinstance(done, RenewDone)
+    assert done.written
+    assert isinstance(done.mailbox, Mailbox)
+    seen = rounds.get(timeout=60)
+    assert seen.slots == {HOST: slot, HostId("h2"): Unreadable(fault=BlockFault.EMPTY)}
+    mailbox = seen.mailboxes[HostId("h2")]
+    assert isinstance(mailbox, Mailbox)
+    assert mailbox.poison == poison

@@ -23,7 +23,9 @@ import msgspec
 from virtha.drivers.ceph_library import Rados, Rbd
 
 LENGTH = struct.Struct("<I")
-CONNECT_S = 10
+MONITOR_OP_S = 10
+GREETING_S = 1.0
+"""So long a monitor may take to greet, before anything else is asked of it."""
 _MLOCK_CURRENT, _MLOCK_FUTURE, _MLOCK_ONFAULT = 1, 2, 4
 _BANNER = b"ceph v"
 _PORTS = (3300, 6789)
@@ -37,6 +39,7 @@ class Connect(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     user: str | None
     keyring: str
+    connect_s: int
     options: dict[str, str]
 
 
@@ -60,8 +63,8 @@ class _Served:
     def __init__(self, settings: Connect) -> None:
         options = {
             "mon_host": ",".join(settings.monitors),
-            "client_mount_timeout": str(CONNECT_S),
-            "rados_mon_op_timeout": str(CONNECT_S),
+            "client_mount_timeout": str(settings.connect_s),
+            "rados_mon_op_timeout": str(MONITOR_OP_S),
             "log_file": "",
             "log_to_stderr": "false",
             "err_to_stderr": "false",
@@ -146,15 +149,18 @@ def _no_keys() -> dict[str, str]:
 
 
 def _wrong_setting(error: OSError, settings: Connect) -> str:
-    """Which setting it is that connecting failed by: Ceph says "timed out" of a wrong address and of a wrong key."""
-    said = str(error)
-    if "pool" in said:
+    """Which setting it is that connecting failed by, where monitors greet. Ceph says "timed out" of a wrong key, too."""
+    if "pool" in str(error):
         return "pool"
-    if not any(_is_monitor(one) for one in settings.monitors):
-        return "monitors"
-    if settings.user is None:
-        return "user"
-    return "keyring"
+    return "user" if settings.user is None else "keyring"
+
+
+def _any_monitor(monitors: Sequence[str]) -> bool:
+    """All are tried at once: those that are down, or behind a firewall, hold up nobody."""
+    greeted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    for one in monitors:
+        threading.Thread(target=lambda one=one: greeted.put(_is_monitor(one)), daemon=True).start()
+    return any(greeted.get() for _ in monitors)
 
 
 def _keyring_fault(settings: Connect) -> str:
@@ -177,9 +183,9 @@ def _is_monitor(text: str) -> bool:
     for port_number in [int(port)] if port else _PORTS:
         with (
             suppress(OSError),
-            socket.create_connection((host.strip("[]"), port_number), timeout=2) as there,
+            socket.create_connection((host.strip("[]"), port_number), timeout=GREETING_S) as there,
         ):
-            there.settimeout(2)
+            there.settimeout(GREETING_S)
             if there.recv(64).startswith(_BANNER):
                 return True
     return False
@@ -192,6 +198,9 @@ def serve(questions: "queue.SimpleQueue[bytes]", answers: BinaryIO) -> None:
     try:
         if fault:
             _tell(answers, Told(number=errno.EACCES, text=fault, field="keyring"))
+            return
+        if not _any_monitor(settings.monitors):
+            _tell(answers, Told(number=errno.EHOSTUNREACH, text="silent", field="monitors"))
             return
         served = _Served(settings)
     except OSError as error:

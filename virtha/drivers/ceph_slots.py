@@ -39,6 +39,8 @@ from virtha.model.slot_round import PLACES_MAX
 PATIENCE_MS = 60_000
 """A write that hangs lands when the storage is back; one that is given up is one of unknown fate, which binds its boot
 (ADR 8). So this is longer than any lease needs."""
+CONNECT_S = 10
+"""A renewal that fails binds its boot: a cluster that is slow is waited for."""
 OTHERS_MS = 3_000
 """So long another host's slot may take: its part of the pool may hang alone."""
 ATTEMPTS = 3
@@ -57,7 +59,7 @@ class CephSlots:
         options: Mapping[str, str] | None = None,
         locked: bool = False,
     ) -> None:
-        self._client = CephClient(pool, options=options, locked=locked)
+        self._client = CephClient(pool, options=options, locked=locked, connect_s=CONNECT_S)
         self._pool = pool
         self._installation_id = installation_id
         self._domain_id = domain_id
