@@ -19,8 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from report import Figure, Series, at_least, at_most, finish, growth_svg, shown
 from rich.console import Console
@@ -48,6 +46,9 @@ from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import VmState
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from counted_opcodes import opcodes
+
 GIB = 1 << 30
 RACK = 40
 VMS_PER_HOST = 20
@@ -64,27 +65,6 @@ def cpu_ms(step: Callable[[], Decision]) -> tuple[Decision, float]:
     began = time.process_time_ns()
     decision = step()
     return decision, (time.process_time_ns() - began) / 1e6
-
-
-def instructions(step: Callable[[], Decision]) -> tuple[Decision, float]:
-    """Of the interpreter."""
-    counted = 0
-
-    def count(_frame: FrameType, event: str, _arg: object) -> Any:
-        nonlocal counted
-        counted += event == "opcode"
-        return count
-
-    def called(frame: FrameType, _event: str, _arg: object) -> Any:
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return count
-
-    sys.settrace(called)
-    try:
-        decision = step()
-    finally:
-        sys.settrace(None)
-    return decision, counted
 
 
 class Bench:
@@ -239,7 +219,7 @@ def count_instructions() -> int:
     figures: dict[str, Figure] = {}
     for hosts in (100, 1_000):
         bench = Bench(hosts)
-        bench.meter, bench.longest_ms = instructions, 0.0
+        bench.meter, bench.longest_ms = opcodes, 0.0
         figures[f"beat_{hosts}_hosts"] = shown(bench.per_beat(), "instructions", "each")
         figures[f"proofs_{hosts}_hosts"] = shown(
             bench.rack_dies(), "instructions", "40 proofs, 800 VMs planned"

@@ -55,6 +55,7 @@ BAD_INPUT: dict[str, str] = {
     "disk that is to shrink": "A disk that is to shrink, or to grow with snapshots inside",
     "deletion of a VM that may run": "A deletion of the data of a VM that may run, that others need, or that is cut half way",
     "cancel of what is done": "An operation taken back that is over, or that a host may have carried out",
+    "incident that is none": "The id of an incident that is none, is unknown, or is another thing's",
     "two edits at once": "Two edits of a VM at once",
     "name of a VM or disk": "A name with unicode, spaces, 300 characters or a path",
     "device of a VM": "A disk or network card that can't be",

@@ -260,14 +260,18 @@ def commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-def report(outcomes: Mapping[str, Outcome]) -> int:
-    """Prints; the exit code."""
+def report(outcomes: Mapping[str, Outcome], wanted: Sequence[str] = ()) -> int:
+    """Prints; the exit code. ``wanted``: what of it has no outcome, for a lane broke, has failed, too."""
     width = max(map(len, outcomes), default=0)
     for name, outcome in outcomes.items():
         print(f"{name:{width}}  {outcome.seconds:8.0f} s  {outcome.ended}  {outcome.words}")
     failed = [name for name, outcome in outcomes.items() if outcome.code != 0]
     for name in failed:
         print(f"==> failed: {name} (.stamp/verify/{name}.log)")
+    left_out = [name for name in wanted if name not in outcomes]
+    for name in left_out:
+        print(f"==> not run: {name}")
+    failed += left_out
     steps = {
         name: {"code": outcome.code, "seconds": outcome.seconds, "ended": outcome.ended}
         for name, outcome in outcomes.items()
@@ -321,7 +325,7 @@ def main(arguments: Sequence[str]) -> int:
         report(verification.outcomes)
         print("==> interrupted: the same command goes on", file=sys.stderr)
         return 130
-    return report(verification.outcomes)
+    return report(verification.outcomes, [name for name in names if name in only])
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def lent_app(services: Services) -> Iterator[Litestar]:
     if not _IDLE_APPS:
         lent = LentServices()
         lent.lent_to = services
-        _IDLE_APPS.append((create_app(lent), lent))  # type: ignore[arg-type]  # all that it has
+        _IDLE_APPS.append((create_app(lent), lent))
     app, lent = _IDLE_APPS.pop()
     lent.lent_to = services
     try:

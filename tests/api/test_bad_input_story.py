@@ -84,6 +84,12 @@ COMMANDS: list[tuple[tuple[str, ...], int, str, tuple[str, ...]]] = [
         "problem.memory.beyond",
         ("--memory: ", "allowed: up to 8GiB", "fix: ask for less"),
     ),
+    (
+        ("incident", "show", "h1"),
+        2,
+        "problem.invalid",
+        ("id: 'h1' is no id of an incident", "allowed: a UUID", "fix: 'virtha incident list'"),
+    ),
 ]
 
 
@@ -95,6 +101,7 @@ COMMANDS: list[tuple[tuple[str, ...], int, str, tuple[str, ...]]] = [
     "disk path outside the domain",
     "disk of another VM",
     "memory beyond any host",
+    "incident that is none",
     story=True,
 )
 @pytest.mark.parametrize(("words", "code", "problem", "told"), COMMANDS)

@@ -129,7 +129,7 @@ def test_receivers_down_together_and_the_server_killed_twice_meanwhile(tmp_path:
             with serving(tmp_path) as again:
                 hold(again, 8)
                 for name in ("mail1", "nms"):
-                    until(lambda name=name: _all_sent(again, name, 9))  # type: ignore[misc]  # a default binds it
+                    until(lambda name=name: _all_sent(again, name, 9))
                 away = ask(again, "GET", "/v1/events?code=notify.receiver_*&order=asc")["items"]
             notices = manager.notices()
         finally:

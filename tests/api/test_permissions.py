@@ -88,9 +88,9 @@ def test_no_route_without_a_role() -> None:
     async def handler(_call: Any) -> Any: ...
 
     with pytest.raises(TypeError):
-        Route(method="GET", path="/x", summary="", handler=handler)  # type: ignore[call-arg]  # the mistake
+        Route(method="GET", path="/x", summary="", handler=handler)
     with pytest.raises(AssertionError):
-        Route(method="GET", path="/x", role=None, summary="", handler=handler)  # type: ignore[arg-type]  # a mistake
+        Route(method="GET", path="/x", role=None, summary="", handler=handler)
     with pytest.raises(AssertionError):
         check_table((ROUTES[0], ROUTES[0]))
 

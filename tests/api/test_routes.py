@@ -259,6 +259,28 @@ def test_waiting_is_bounded_and_checked(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.req("X4")
+@pytest.mark.bad_input("incident that is none")
+def test_incidents_are_listed_and_an_id_is_checked(play: Play) -> None:
+    async def story(world: Any) -> None:
+        default = (await world.ok("GET", "/v1/clusters"))["items"][0]["id"]
+        listed = await world.ok("GET", f"/v1/incidents?cluster={default}&open=true", role="viewer")
+        assert listed["items"] == [] and listed["next"] is None
+        for ref, status, field in (
+            (default, 404, None),
+            ("no-uuid", 400, "id"),
+            ("%00", 400, "id"),
+        ):
+            answer = await world.call("GET", f"/v1/incidents/{ref}")
+            assert (answer.status_code, answer.json().get("field")) == (status, field)
+            assert "virtha incident list" in answer.json()["fix"]
+        for query, field in (("after=x", "after"), ("host=h9", "host"), ("opne=1", "opne")):
+            answer = await world.call("GET", f"/v1/incidents?{query}")
+            assert answer.json()["field"] == field, answer.json()
+
+    play(story)
+
+
 @pytest.mark.req("X1")
 def test_no_host_that_fits_says_why_for_each(play: Play) -> None:
     async def story(world: Any) -> None:

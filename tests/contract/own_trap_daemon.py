@@ -89,7 +89,7 @@ class OwnTrapDaemon:
     async def until(self, count: int) -> list[dict[str, str]]:
         """The notices, once there are so many."""
         async with asyncio.timeout(60):
-            while len(self.notices()) < count:  # noqa: ASYNC110 - another process writes them
+            while len(self.notices()) < count:
                 await asyncio.sleep(0.02)
         return self.notices()
 

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110 - the tests wait for what another process does
 """The start gate on a real libvirtd: what it refuses, what it lets through, and how that is proved."""
 
 import asyncio

@@ -30,6 +30,7 @@ from virtha.ports.hypervisor import (
     DomainMissing,
     GateRefused,
     HypervisorFailed,
+    HypervisorTimeout,
     HypervisorUnavailable,
 )
 from virtha.sim.hypervisor import SimHypervisor
@@ -499,6 +500,39 @@ def test_capabilities_are_what_libvirt_and_qemu_accept(
             assert await host.domains() == ()
         finally:
             await host.close()
+
+    play(real, story, define=False)
+
+
+@pytest.mark.lab
+@pytest.mark.req("F9")
+def test_a_libvirt_that_hangs_is_noticed_by_its_pulse(
+    real: RealRig, own_libvirtd: OwnLibvirtd
+) -> None:
+    async def answers(rig: Rig, *, deadline_ms: int = 60_000) -> bool:
+        assert isinstance(rig.host, LibvirtHost)
+        try:
+            await rig.host.answers(deadline_ms=deadline_ms)
+        except HypervisorUnavailable:
+            return False
+        return True
+
+    async def until_it_answers(rig: Rig) -> None:
+        async with asyncio.timeout(60):
+            while not await answers(rig):
+                await asyncio.sleep(0.02)
+
+    async def story(rig: Rig) -> None:
+        await until_it_answers(rig)
+        libvirtd = own_libvirtd.libvirtd_pid()
+        os.kill(libvirtd, signal.SIGSTOP)
+        try:
+            with pytest.raises(HypervisorTimeout):
+                await answers(rig, deadline_ms=200)
+            assert not await answers(rig, deadline_ms=200), "the question before hangs"
+        finally:
+            os.kill(libvirtd, signal.SIGCONT)
+        await until_it_answers(rig)
 
     play(real, story, define=False)
 

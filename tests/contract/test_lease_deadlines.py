@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from hasty_policy import hasty_policy
 from leased_host import HOST, INSTALLATION, VM
 from msgspec.structs import replace
 from storage_mounts import FuseMount, Mount
@@ -36,12 +37,7 @@ from virtha.model.ids import (
 )
 from virtha.model.orders import HeldVm, HostSettings
 from virtha.model.policy import (
-    DetectionPolicy,
-    FencingPolicy,
     LeasePolicy,
-    PermissionGrade,
-    Policy,
-    RecoveryPolicy,
 )
 from virtha.model.slot import Mailbox, Poison, Slot
 from virtha.model.vm import Disk, Vm
@@ -52,20 +48,7 @@ DOMAIN, CLUSTER, BOOT = StorageDomainId("ds1"), ClusterId("c1"), BootId("boot-1"
 LEASE = LeasePolicy(
     renew_ms=200, self_fence_after_ms=2_500, kill_ms=3_000, watchdog_ms=4_000, read_period_ms=200
 )
-POLICY = Policy(
-    lease=LEASE,
-    detection=DetectionPolicy(
-        beat_interval_ms=400,
-        stall_ms=500,
-        suspect_after_ms=1_000,
-        dead_after_ms=2_000,
-        hung_after_ms=4_000,
-        evidence_max_age_ms=1_800,
-        check_interval_ms=500,
-    ),
-    fencing=FencingPolicy(read_deadline_ms=1_000),
-    recovery=RecoveryPolicy(grade=PermissionGrade.FENCE),
-)
+POLICY = hasty_policy(LEASE)
 
 
 class LeasedHost:

@@ -116,7 +116,7 @@ class Rig:
 
     async def until(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:
         async with asyncio.timeout(WAIT_S):
-            while not await holds():  # noqa: ASYNC110 - nobody tells of it
+            while not await holds():
                 await asyncio.sleep(0.05)
 
     async def until_state(self, side: Side, *states: tuple[DomainState, str]) -> None:
@@ -189,7 +189,7 @@ def played(
                 await side.host.start()
             try:
                 async with asyncio.timeout(WAIT_S):
-                    while not (one.host.connected and other.host.connected):  # noqa: ASYNC110 - nobody tells of it
+                    while not (one.host.connected and other.host.connected):
                         await asyncio.sleep(0.02)
                 await rig.begin()
                 await story(rig)

@@ -56,7 +56,7 @@ def device(executable: str, **more: object) -> PowerDevice:
         executable=executable,
         status="chassis status",
         stop="chassis power off",
-        **more,  # type: ignore[arg-type]
+        **more,
     )
     return RealPowerDevices().device(settings, {"password": PASSWORD})
 
@@ -70,7 +70,7 @@ def stop(one: PowerDevice, deadline_ms: int = 20_000) -> PowerOutcome:
 
 
 def told(directory: Path) -> dict[str, object]:
-    return json.loads((directory / "told").read_text())  # type: ignore[no-any-return]
+    return json.loads((directory / "told").read_text())
 
 
 @pytest.mark.bad_input("metacharacters in a power password")
@@ -92,7 +92,7 @@ def test_a_password_goes_by_the_environment_unless_the_syntax_names_it(tmp_path:
     assert read(one).state is PowerState.ON
     found = told(tmp_path)
     assert found["words"] == ["-H", "bmc h1", "chassis status"]
-    assert found["environment"]["IPMI_PASSWORD"] == PASSWORD  # type: ignore[index]
+    assert found["environment"]["IPMI_PASSWORD"] == PASSWORD
     assert found["stdin"] == ""
 
 
@@ -213,7 +213,7 @@ def test_it_dies_with_the_server(tmp_path: Path):
         "import asyncio\nfrom virtha.drivers.bounded_program import run_program\n"
         f"asyncio.run(run_program([{script(tmp_path, f'echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 1000')!r}], environment={{}}, deadline_ms=600000))\n"
     )
-    server = subprocess.Popen([os.sys.executable, "-c", program])  # type: ignore[attr-defined]
+    server = subprocess.Popen([os.sys.executable, "-c", program])
     until_s = time.monotonic() + 60
     while not pid_file.exists():
         assert time.monotonic() < until_s

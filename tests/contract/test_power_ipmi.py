@@ -24,7 +24,7 @@ pytestmark = pytest.mark.req("F9")
 def settings(port: int, **more: object) -> PowerSettings:
     return PowerSettings(
         driver=PowerDriver.IPMI,
-        **{"address": "127.0.0.1", "port": port, "user": "admin", **more},  # type: ignore[arg-type]  # any field
+        **{"address": "127.0.0.1", "port": port, "user": "admin", **more},
     )
 
 

@@ -28,7 +28,7 @@ def at(service: RedfishService, work: Work, *names: str, trusted: bool = True, *
         async with service.running(context_of(signer, *names)) as port:
             settings = PowerSettings(
                 driver=PowerDriver.REDFISH,
-                **{  # type: ignore[arg-type]  # any field
+                **{
                     "address": "127.0.0.1",
                     "port": port,
                     "user": "admin",

@@ -9,5 +9,5 @@ WAIT_S = 60
 async def until(condition: Callable[[], bool]) -> None:
     """Raises TimeoutError when it does not come about."""
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - nobody tells of it
+        while not condition():
             await asyncio.sleep(0.01)

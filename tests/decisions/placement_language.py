@@ -221,7 +221,7 @@ class Case:
     def decide(self) -> list[str]:
         """The lines below the separator."""
         check_affinity({vm.id: vm.groups for vm in self.vms})
-        policy = RecoveryPolicy(**self.policy)  # type: ignore[arg-type]  # checked field by field there
+        policy = RecoveryPolicy(**self.policy)
         capacity = Capacity(overcommit_percent=policy.memory_overcommit_percent)
         for host in self.hosts.values():
             capacity.host_changed(host)

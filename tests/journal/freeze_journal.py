@@ -23,7 +23,7 @@ NOW = Millis(1_700_000_000_000)
 
 
 def tag_of(kind: type) -> str:
-    return str(kind.__struct_config__.tag)  # type: ignore[attr-defined]  # all are msgspec structs
+    return str(kind.__struct_config__.tag)
 
 
 def kinds() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _recovered(story: Story, vm: str, host: str, bmc: LabBmc, revision: int) -> 
     story.wait_agent(vm)
 
 
-@pytest.mark.req("F1", "F3", "F4", "F5")
+@pytest.mark.req("F1", "F3", "F4", "F5", "X4")
 def test_the_plug_of_a_host_is_pulled_and_its_vm_runs_elsewhere(
     story: Story, tmp_path: Path
 ) -> None:
@@ -74,6 +74,23 @@ def test_the_plug_of_a_host_is_pulled_and_its_vm_runs_elsewhere(
             pause_s=0.2,
         )
         assert story.lab.copies_of("web1") == ["h2"]
+        _is_on_record(story, "web1", "h2")
+
+
+def _is_on_record(story: Story, vm: str, host: str) -> None:
+    """From the last beat to the guest agent's answer (X4)."""
+    (listed,) = story.api.get("/v1/incidents", vm=vm)["items"]
+
+    def answers() -> bool:
+        (way,) = story.api.get(f"/v1/incidents/{listed['id']}")["vms"]
+        return bool(way["state"] == "answers" and way["host"] == host)
+
+    wait_until(answers, "its guest agent's answer is on record", timeout_s=60.0, pause_s=0.2)
+    shown = story.api.get(f"/v1/incidents/{listed['id']}")
+    took = {one["name"]: one["ms"] for one in shown["phases"]}
+    assert all(ms is not None for ms in took.values()), took
+    assert not shown["incident"]["open"], shown["incident"]
+    print(f"measured by the server itself, in ms: {took}")
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-import libvirt_qemu  # type: ignore[import-untyped]  # libvirt ships no types
+import libvirt_qemu
 import pytest
 
 from virtha.lab import faults, guest, image

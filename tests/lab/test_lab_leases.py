@@ -122,6 +122,14 @@ def _wait_moved(story: Story, vm: str, host: str, revision: int) -> None:
         ) from error
 
 
+def _web1_runs_on_h1(story: Story, slots: Slots) -> int:
+    """All hosts promise what ``LEASE`` says. Returns the revision from then on."""
+    _promise(story, slots, LEASE)
+    story.create_vm("web1", host="h1")
+    story.wait_agent("web1")
+    return story.revision()
+
+
 def _boots(story: Story) -> dict[str, str]:
     return {host.name: (host.directory / "boot-id").read_text() for host in story.lab.hosts}
 
@@ -131,10 +139,7 @@ def test_a_host_whose_storage_hangs_gives_its_vm_up_and_it_runs_elsewhere(
     story: Story, slots: Slots
 ) -> None:
     """Network, agent, guardian and server are well: it alone lacks the storage, and nobody need be asked about that."""
-    _promise(story, slots, LEASE)
-    story.create_vm("web1", host="h1")
-    story.wait_agent("web1")
-    revision = story.revision()
+    revision = _web1_runs_on_h1(story, slots)
     faults.stall_storage(story.lab, "h1")
     _wait_moved(story, "web1", "h2", revision)
     h1 = story.lab.host("h1")
@@ -156,10 +161,7 @@ def test_a_host_whose_guardian_hangs_is_reset_and_its_lease_is_the_proof(
     story: Story, slots: Slots
 ) -> None:
     """No power device, no goodbye, and its QEMU writes on until the watchdog ends the host."""
-    _promise(story, slots, LEASE)
-    story.create_vm("web1", host="h1")
-    story.wait_agent("web1")
-    revision = story.revision()
+    revision = _web1_runs_on_h1(story, slots)
     story.lab.host("h1").signal_service("guardian", signal.SIGSTOP)
     faults.kill_agent(story.lab, "h1")
     wait_until(

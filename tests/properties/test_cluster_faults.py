@@ -44,7 +44,7 @@ def test_a_failing_world_is_told_as_a_story_that_fails_alike(
     """Seeded bug: a checker that forbids every start elsewhere. What is saved must fail by itself."""
 
     def forbid(self: object, start: object) -> None:
-        raise Violation(f"{start.vm_id} is started")  # type: ignore[attr-defined]  # any command
+        raise Violation(f"{start.vm_id} is started")
 
     monkeypatch.setattr("virtha.sim.truth.Truth._start_given", forbid)
     failing = (run_seed(seed, cluster=True) for seed in range(1, 30))
@@ -136,7 +136,7 @@ def test_a_failure_behind_a_line_that_did_not_apply_is_told(
     """The line that fails is the last that was played, not the one behind the last that was done."""
 
     def forbid(self: object, start: object) -> None:
-        raise Violation(f"{start.vm_id} is started")  # type: ignore[attr-defined]  # any command
+        raise Violation(f"{start.vm_id} is started")
 
     before = ("engine", "hosts h1 h2 h3", "vm web on=h1 ha", "start web", "advance 10s")
     lines = (*before, "power-cut h1", "boot h2", "start-libvirt h3", "advance 60s")

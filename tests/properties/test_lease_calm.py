@@ -94,7 +94,7 @@ class Surroundings:
             return Unreadable(fault=BlockFault.UNREAD)
         poison = None
         if self._chance.random() < self._trouble / 20_000:
-            poison = Poison(boot=BOOT, server="s", term=1, incident="i")  # type: ignore[arg-type]  # plain values serve as ids
+            poison = Poison(boot=BOOT, server="s", term=1, incident="i")
         return Mailbox(
             installation_id=OWNER.installation_id,
             domain_id=command.domain_id,

@@ -23,7 +23,7 @@ SUM_MS = expiry_ms(
 
 
 def world(**levers: int | bool) -> World:
-    made = World(**levers)  # type: ignore[arg-type]  # handed on as they are
+    made = World(**levers)
     made.run_ms(SETTLED_MS)
     return made
 

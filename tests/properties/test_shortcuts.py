@@ -40,7 +40,7 @@ def told(text: str, patch: pytest.MonkeyPatch) -> list[Any]:
     said: list[Any] = []
 
     def listen(kind: type, names: tuple[str, ...], *, always: bool) -> None:
-        step: Callable[..., Any] = kind.step  # type: ignore[attr-defined]  # of either guardian
+        step: Callable[..., Any] = kind.step
 
         def heard(self: Any, now: int, events: Any) -> Any:
             decision = step(self, now, events)

@@ -100,6 +100,30 @@ def test_what_decides_a_run_is_part_of_its_name(verify: ModuleType, tmp_path: Pa
     assert verify.digest(["virtha"]) != before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_was_not_run_is_no_success(
+    verify: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the lane beside breaks: nobody sees that but by what it left out."""
+
+    def breaks(*_asked: object) -> None:
+        raise OSError("no log can be written")
+
+    step = python(verify, "beside", "")
+    monkeypatch.setattr(verify, "lab_steps", lambda: [])
+    monkeypatch.setattr(verify, "computing_steps", lambda _seeds: [step])
+    monkeypatch.setattr(verify, "waiting_steps", lambda: [])
+    monkeypatch.setattr(verify, "benchmarks", lambda: [])
+    monkeypatch.setattr(verify.Verification, "_run", breaks)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert verify.main([]) == 1
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == ["beside"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on(
     verify: ModuleType, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -26,6 +26,7 @@ from virtha.agent.host_context import HostContext, StopWaiters
 from virtha.agent.identity import Identity
 from virtha.agent.journal import Journal
 from virtha.agent.lease_files import LEASE_LOST
+from virtha.agent.libvirt_pulse import LibvirtPulse
 from virtha.agent.loop import AgentLoop
 from virtha.agent.neighbour_probes import NeighbourProbes, own_addresses
 from virtha.agent.order_desk import OrderDesk
@@ -227,6 +228,7 @@ class Agent:
             GateProver(hypervisor, hypervisor, paths),
             lambda: own_addresses(properties, self._local_address),
         )
+        self._libvirt_pulse = LibvirtPulse(self.host, hypervisor, self._reporter.libvirt_hangs)
         self._storage = StorageReporter(self.host)
         self.host.on_prepared = self._storage.changed
         self._grants = GrantKeeper(self.host)
@@ -345,6 +347,7 @@ class Agent:
         self.spawn("inventory", self._inventory.run())
         self.spawn("running hardware", self._running.run())
         self.spawn("host report", self._reporter.run())
+        self.spawn("libvirt's pulse", self._libvirt_pulse.run())
         self.spawn("storage reports", self._storage.run())
         self.spawn("storage leases", self._storage.watch_leases())
         self.spawn("guardian channel", self._guardian.run())

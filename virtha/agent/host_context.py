@@ -23,6 +23,7 @@ from virtha.model.errors import Failed
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, VmId
 from virtha.model.orders import HostSettings, MoveDestination
+from virtha.model.vm import Vm
 from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
@@ -130,19 +131,21 @@ class HostContext:
     def leases_in_use(self) -> bool:
         return self.settings is not None and self.settings.policy.leases_in_use
 
-    def lease_allows(self, vm_id: VmId) -> bool:
+    def lease_allows(self, vm_id: VmId, *, coming: Vm | None = None) -> bool:
         """Whether its processors may run by the leases on its disks' storage. Asked once its QEMU exists and before they
-        do: one that existed before a lease was lost is killed with the others (ADR 8)."""
+        do: one that existed before a lease was lost is killed with the others (ADR 8). ``coming``: as an order says what
+        it has, where nothing here may know of it yet."""
         if not self.leases_in_use:
             return True
         permits = load_permits(self.paths.start_permits, self.boot)
-        domains = self._domains_of(vm_id)
+        domains = self._domains_of(vm_id, coming)
         return permits.objection(domains, self.clock.monotonic_ms()) is None
 
-    def _domains_of(self, vm_id: VmId) -> set[StorageDomainId]:
+    def _domains_of(self, vm_id: VmId, coming: Vm | None) -> set[StorageDomainId]:
         """Of a VM that is not known here: any."""
         record = self.loop.record(vm_id)
-        vms = [] if record is None else [record.vm]
+        vms = [] if coming is None else [coming]
+        vms += [] if record is None else [record.vm]
         if self.settings is not None:
             vms += [held.vm for held in self.settings.vms if held.vm.id == vm_id]
         if not vms:

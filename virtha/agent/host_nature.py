@@ -1,6 +1,5 @@
 """What a watchdog on this host is worth: whether the host is itself a VM, and whether it may be suspended."""
 
-import os
 from pathlib import Path
 
 from virtha.sentinel.lease_events import HostNature
@@ -41,6 +40,6 @@ def _suspend_blocked(root: Path) -> bool:
 
 def _is_masked(unit: Path) -> bool:
     try:
-        return os.readlink(unit) == "/dev/null"  # noqa: PTH115 - as text: it is not to be followed
+        return str(unit.readlink()) == "/dev/null"
     except OSError:
         return False

@@ -107,9 +107,13 @@ class MoveOrders:
             return refused("order.refused.running", f"{vm.name} is {present.state} here already")
         for disk in vm.disks:
             host.storage_domain(disk.storage_domain_id)
+        objection = await self._power.await_lease(vm, grant)
+        if objection is not None:
+            return objection
         # What is defined here is what a later restart on this host starts.
         await self._power.define(vm)
-        return self._power.grant_objection(grant)
+        # Nobody is asked once its QEMU exists: libvirt lets a copy run that has come in whole (P2).
+        return self._power.grant_objection(grant) or self._power.lease_objection(vm.id, coming=vm)
 
     async def _refuse_arrival(self, order: ReceiveVm, answer: Answer) -> Answer:
         """Nothing of it can come to be here: the gate was told nothing. Whatever it was, the word of it is certain."""

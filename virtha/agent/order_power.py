@@ -195,16 +195,18 @@ class PowerOrders:
             )
         return None
 
-    def lease_objection(self, vm_id: VmId) -> Answer | None:
-        return None if self._host.lease_allows(vm_id) else refused(REFUSED, LEASE_LOST)
+    def lease_objection(self, vm_id: VmId, *, coming: Vm | None = None) -> Answer | None:
+        allowed = self._host.lease_allows(vm_id, coming=coming)
+        return None if allowed else refused(REFUSED, LEASE_LOST)
 
-    async def _await_lease(self, order: StartVm) -> Answer | None:
-        """Asked again once its QEMU exists; a host that has just come, or a domain, has its lease in a moment."""
-        deadline = min(self._host.clock.monotonic_ms() + LEASE_MS, order.grant.ends_at_ms)
-        objection = self.lease_objection(order.vm.id)
+    async def await_lease(self, vm: Vm, grant: Grant) -> Answer | None:
+        """Of one that starts, asked again once its QEMU exists. A host that has just come, or a domain, has its lease in a
+        moment."""
+        deadline = min(self._host.clock.monotonic_ms() + LEASE_MS, grant.ends_at_ms)
+        objection = self.lease_objection(vm.id, coming=vm)
         while objection is not None and self._host.clock.monotonic_ms() < deadline:
             await asyncio.sleep(LEASE_POLL_S)
-            objection = self.lease_objection(order.vm.id)
+            objection = self.lease_objection(vm.id, coming=vm)
         return objection
 
     async def _prepare_start(self, order: StartVm) -> Answer | None:
@@ -213,7 +215,7 @@ class PowerOrders:
         present = await self.present(vm.id)
         if present is not None and not is_gone(present):
             return self._runs_already(order, f"{vm.name} is {present.state} here already")
-        objection = await self._await_lease(order)
+        objection = await self.await_lease(vm, order.grant)
         if objection is not None:
             return objection
         await self._disk_guard.check(order)

@@ -133,7 +133,7 @@ def has_ended(process: QemuProcess, proc: Path = PROC) -> bool:
             return True  # the number was used again
         if fields[0] not in (b"Z", b"X"):
             return False
-        return os.listdir(folder / "task") == [str(process.pid)]  # noqa: PTH208 - names only
+        return [task.name for task in (folder / "task").iterdir()] == [str(process.pid)]
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -151,13 +151,13 @@ def open_files(process: QemuProcess, roots: Collection[str], proc: Path = PROC) 
     folder = proc / str(process.pid)
     found, buffered = set(), False
     try:
-        for number in os.listdir(folder / "fd"):  # noqa: PTH208 - names only
+        for opened in (folder / "fd").iterdir():
             try:
-                path = str((folder / "fd" / number).readlink())
+                path = str(opened.readlink())
                 root = next((root for root in roots if path.startswith(root + "/")), None)
                 if root is None:
                     continue
-                flags = _open_flags((folder / "fdinfo" / number).read_bytes())
+                flags = _open_flags((folder / "fdinfo" / opened.name).read_bytes())
             except FileNotFoundError:
                 continue  # closed while we looked
             found.add(root)

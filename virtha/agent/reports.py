@@ -136,6 +136,7 @@ class HostReporter:
         self.connected = False
         self.ready = False
         """The sentinel has libvirt's list; without it nothing is restarted."""
+        self._hangs = False
 
     def changed(self) -> None:
         """libvirt came or went, or the properties changed: look anew, and prove the gate anew."""
@@ -172,6 +173,12 @@ class HostReporter:
         await self._tell()
         return complete
 
+    async def libvirt_hangs(self, hangs: bool) -> None:
+        """Told at once: what is asked for a report may hang with it."""
+        self._hangs = hangs
+        if self._told is not None:
+            await self._tell()
+
     async def addresses_changed(self) -> None:
         """Perhaps. Before the first report nothing is told: that one says it."""
         if self._told is not None:
@@ -186,7 +193,7 @@ class HostReporter:
             memory_overcommit_bytes=overcommit,
             agent_version=__version__,
             gate_in_force=self._proof is not None and self._proof.in_force,
-            libvirt_connected=self.connected and self.ready,
+            libvirt_connected=self.connected and self.ready and not self._hangs,
             disk_check_ms=host.properties.diskactivity_timeout_s * 1_000
             if host.properties.diskactivity_check
             else UNSET,

@@ -6,11 +6,11 @@ import typer
 
 from virtha.cli.client import Client, ref
 from virtha.cli.options import Options
-from virtha.cli.output import write_data
+from virtha.cli.output import moment, write_data
 from virtha.cli.session import WatchOption, show
 from virtha.cli.text import clean
 from virtha.model.codes import REGISTRY
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, NotFound
 
 doctor_app = typer.Typer()
 explain_app = typer.Typer()
@@ -85,9 +85,11 @@ def explain(
 ) -> None:
     """Why is it so, what is waited for, and what can be done."""
     path = _path(about, "host", "vm")
+    kind, _, name = about.partition("/")
 
     def fetch(client: Client) -> dict[str, Any]:
-        return _explained(about, client.get(path))
+        explained = _explained(about, client.get(path))
+        return {**explained, "incident": _last_incident(client, kind, name)}
 
     def write(given: Options, found: dict[str, Any]) -> None:
         if write_data(given, found):
@@ -97,8 +99,25 @@ def explain(
             typer.echo(f"- {clean(one['text'])} ({clean(one['code'])})")
             if one["help"]:
                 typer.echo(f"  -> {clean(one['help'])}")
+        if found["incident"] is not None:
+            one = found["incident"]
+            word = "incident" if one["open"] else "last incident"
+            typer.echo(
+                f"{word}: {clean(one['stage'])}, opened {moment(one['opened'])}\n"
+                f"  -> virtha incident show {clean(one['id'])}"
+            )
 
     show(ctx, fetch, write, watch=watch)
+
+
+def _last_incident(client: Client, kind: str, name: str) -> dict[str, Any] | None:
+    """None: there is none, or the server is of a version that keeps no such record."""
+    try:
+        found = client.get("/v1/incidents", limit=1, **{kind: name})["items"]
+    except NotFound:
+        return None
+    last: dict[str, Any] | None = found[0] if found else None
+    return last
 
 
 def _explained(about: str, item: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ RECEIVERS = _listed("/v1/receivers", "receiver", "name")
 SUBSCRIPTIONS = _listed("/v1/subscriptions", "subscription", "name")
 USERS = _listed("/v1/users", "name")
 OPERATIONS = _unsorted("/v1/operations", "id", limit=50)
+INCIDENTS = _unsorted("/v1/incidents", "id", limit=50)
 TOKENS = _unsorted("/v1/tokens", "id", limit=OFFERED_MAX)
 SETTINGS = _unsorted("/v1/settings", "key")
 
@@ -122,6 +123,7 @@ BY_OPTION: dict[str, Words] = {
 }
 BY_NOUN: dict[str, dict[str, Words]] = {
     "operation": {"ID": OPERATIONS},
+    "incident": {"ID": INCIDENTS},
     "token": {"ID": TOKENS},
     "setting": {"KEY": SETTINGS},
     "notify": {"CODE": _event_codes, "--user": USERS},

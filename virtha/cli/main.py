@@ -45,6 +45,9 @@ NOUNS: dict[str, Noun] = {
     "template": Noun("template", "app", "Templates that VMs are made from."),
     "event": Noun("event", "app", "The audit log: list it or follow it live."),
     "notify": Noun("notify", "app", "Tell people and machines: mail, SNMP, webhooks."),
+    "incident": Noun(
+        "incident", "app", "Failures of hosts: what was seen and done, how long it took."
+    ),
     "operation": Noun("operation", "app", "Long work: what runs and how it ended."),
     "hold": Noun("status", "hold_app", "Stop all automatic action, with a reason."),
     "unhold": Noun("status", "unhold_app", "Let automatic action run again."),

@@ -14,6 +14,7 @@ from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
 from virtha.control.host_care import HostCare
 from virtha.control.hosts import Hosts
+from virtha.control.incidents import Incidents
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
 from virtha.control.launch import Launcher
@@ -65,6 +66,7 @@ class Control:
     moves: VmMoves
     operations: Operations
     events: Events
+    incidents: Incidents
     users: Users
     tokens: Tokens
     settings: Settings
@@ -100,7 +102,7 @@ def make_control(
     leaders: Leaders | None = None,
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
-    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+    own: OwnMachine = OwnMachine(),
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
@@ -125,6 +127,7 @@ def make_control(
         moves=VmMoves(store, links, leaders),
         operations=Operations(store, links, runner, dispatcher),
         events=Events(store),
+        incidents=Incidents(store, leaders),
         users=Users(store, clock, passwords or Passwords()),
         tokens=Tokens(store, authority),
         settings=Settings(store),

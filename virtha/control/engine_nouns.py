@@ -19,7 +19,7 @@ def engine_host(
     timeline: str,
     defined: Collection[VmId],
     power: tuple[PowerLevel, ...] = (),
-    own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+    own: OwnMachine = OwnMachine(),
 ) -> EngineHost:
     """``timeline``: the database's present one. ``defined``: adopted VMs whose domain it has. ``own``: the machine
     that this server runs on."""

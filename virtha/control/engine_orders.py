@@ -53,8 +53,8 @@ from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, add_definition, find_vm, save_vm_status
 
 STEP = 0
-UNSENT = "migration.ended.unsent"
 """Each of the engine's orders has one."""
+UNSENT = "migration.ended.unsent"
 
 
 def operation_of(cluster_id: ClusterId, order_id: str) -> OperationId:

@@ -94,14 +94,14 @@ async def _check_kept(tx: Transaction, after: int) -> None:
 
 async def _filter(tx: Transaction, query: EventQuery) -> EventFilter:
     return EventFilter(
-        vm_id=await _vm_id(tx, query.vm) if query.vm is not None else None,
-        host_id=await _host_id(tx, query.host) if query.host is not None else None,
+        vm_id=await past_vm_id(tx, query.vm) if query.vm is not None else None,
+        host_id=await past_host_id(tx, query.host) if query.host is not None else None,
         code=query.code,
         severity=query.severity,
     )
 
 
-async def _vm_id(tx: Transaction, ref: str) -> VmId:
+async def past_vm_id(tx: Transaction, ref: str) -> VmId:
     """The history of a deleted VM can still be asked for, by its id."""
     try:
         return (await the_vm(tx, ref, field="vm")).vm.id
@@ -111,7 +111,7 @@ async def _vm_id(tx: Transaction, ref: str) -> VmId:
         raise
 
 
-async def _host_id(tx: Transaction, ref: str) -> HostId:
+async def past_host_id(tx: Transaction, ref: str) -> HostId:
     try:
         return (await the_host(tx, ref, field="host")).host.id
     except NotFound:

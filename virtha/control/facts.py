@@ -8,6 +8,8 @@ from virtha.control.copies import copies_on, counts, released, reported, seen_of
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, record, severity_of
+from virtha.control.incident_fold import AGENT_ANSWERS
+from virtha.control.incident_log import agent_answered
 from virtha.control.runner import Runner
 from virtha.model.domain import DomainState
 from virtha.model.errors import NotFound
@@ -138,7 +140,7 @@ class FactRecorder:
         names |= {"vm": row.vm.name} if row is not None else {}
         names |= {"name": host.host.name} if body.code.startswith("host.") else {}
         fields = {**names, **body.fields}
-        await add_event(
+        event = await add_event(
             tx,
             Event(
                 code=body.code,
@@ -153,6 +155,8 @@ class FactRecorder:
                 host_sequence=fact.sequence,
             ),
         )
+        if body.code == AGENT_ANSWERS:
+            await agent_answered(tx, event)
         if row is not None and body.code in _WATCHDOG_CODES:
             await save_vm_status(
                 tx,

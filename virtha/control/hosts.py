@@ -66,7 +66,7 @@ class Hosts:
         dispatcher: Dispatcher,
         hellos: HelloBook,
         leaders: Leaders,
-        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+        own: OwnMachine = OwnMachine(),
     ) -> None:
         """``own``: the machine that this server runs on."""
         self._own = own

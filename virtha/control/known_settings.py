@@ -60,89 +60,87 @@ class KnownSetting(Value, frozen=True, kw_only=True):
         return value
 
 
-_GLOBAL = (SettingScope.GLOBAL,)
-_CLUSTER = (SettingScope.GLOBAL, SettingScope.CLUSTER)
+DAY_MS = 86_400_000
 
-GRANT_DURATION = KnownSetting(
-    key="grant.duration",
-    kind=SettingKind.DURATION,
-    default=15_000,
-    low=3_000,
-    high=120_000,
+
+def _duration(
+    key: str,
+    help: str,
+    *,
+    default_ms: int,
+    between_ms: tuple[int, int],
+    scopes: tuple[SettingScope, ...] = (SettingScope.GLOBAL,),
+    zero: str = "",
+) -> KnownSetting:
+    low, high = between_ms
+    return KnownSetting(
+        key=key,
+        kind=SettingKind.DURATION,
+        default=default_ms,
+        low=low,
+        high=high,
+        scopes=scopes,
+        help=help,
+        zero=zero,
+    )
+
+
+GRANT_DURATION = _duration(
+    "grant.duration",
+    "How long a host may take from its quoted beat until an ordered start's processors run.",
+    default_ms=15_000,
+    between_ms=(3_000, 120_000),
     scopes=(SettingScope.GLOBAL, SettingScope.CLUSTER, SettingScope.HOST),
-    help="How long a host may take from its quoted beat until an ordered start's processors run.",
 )
-ORDER_DEADLINE = KnownSetting(
-    key="order.deadline",
-    kind=SettingKind.DURATION,
-    default=600_000,
-    low=10_000,
-    high=86_400_000,
-    scopes=_GLOBAL,
-    help="An order that its host could not be given for this long is given up; its operation fails.",
+ORDER_DEADLINE = _duration(
+    "order.deadline",
+    "An order that its host could not be given for this long is given up; its operation fails.",
+    default_ms=600_000,
+    between_ms=(10_000, DAY_MS),
 )
-EVENT_RETENTION = KnownSetting(
-    key="event.retention",
-    kind=SettingKind.DURATION,
-    default=90 * 86_400_000,
-    low=7 * 86_400_000,  # the event stream can be resumed for 7 days (design, section 10)
-    high=3_650 * 86_400_000,
-    scopes=_GLOBAL,
-    help="How long events are kept.",
+EVENT_RETENTION = _duration(
+    "event.retention",
+    "How long events are kept.",
+    default_ms=90 * DAY_MS,
+    # The event stream can be resumed for 7 days (design, section 10).
+    between_ms=(7 * DAY_MS, 3_650 * DAY_MS),
 )
-SESSION_LIFETIME = KnownSetting(
-    key="session.lifetime",
-    kind=SettingKind.DURATION,
-    default=12 * 3_600_000,
-    low=60_000,
-    high=30 * 86_400_000,
-    scopes=_GLOBAL,
-    help="How long a sign-in lasts.",
+SESSION_LIFETIME = _duration(
+    "session.lifetime",
+    "How long a sign-in lasts.",
+    default_ms=12 * 3_600_000,
+    between_ms=(60_000, 30 * DAY_MS),
 )
-CLOCK_OFFSET_MAX = KnownSetting(
-    key="clock.offset.max",
-    kind=SettingKind.DURATION,
-    default=10_000,
-    low=100,
-    high=86_400_000,
-    scopes=_GLOBAL,
-    help="A host whose clock is further off than this is told of; nothing is decided by its clock.",
+CLOCK_OFFSET_MAX = _duration(
+    "clock.offset.max",
+    "A host whose clock is further off than this is told of; nothing is decided by its clock.",
+    default_ms=10_000,
+    between_ms=(100, DAY_MS),
 )
-NOTIFICATION_EXPIRY = KnownSetting(
-    key="notification.expiry",
-    kind=SettingKind.DURATION,
-    default=24 * 3_600_000,
-    low=60_000,
-    high=7 * 86_400_000,  # its event is kept at least as long (event.retention)
-    scopes=_GLOBAL,
-    help="A message that could not be delivered for this long is given up, and that is told.",
+NOTIFICATION_EXPIRY = _duration(
+    "notification.expiry",
+    "A message that could not be delivered for this long is given up, and that is told.",
+    default_ms=24 * 3_600_000,
+    between_ms=(60_000, 7 * DAY_MS),  # its event is kept at least as long (event.retention)
 )
-NOTIFICATION_DEADLINE = KnownSetting(
-    key="notification.deadline",
-    kind=SettingKind.DURATION,
-    default=15_000,
-    low=1_000,
-    high=120_000,
-    scopes=_GLOBAL,
-    help="How long one attempt to deliver a message may take.",
+NOTIFICATION_DEADLINE = _duration(
+    "notification.deadline",
+    "How long one attempt to deliver a message may take.",
+    default_ms=15_000,
+    between_ms=(1_000, 120_000),
 )
-NOTIFICATION_RETENTION = KnownSetting(
-    key="notification.retention",
-    kind=SettingKind.DURATION,
-    default=30 * 86_400_000,
-    low=3_600_000,
-    high=3_650 * 86_400_000,
-    scopes=_GLOBAL,
-    help="How long it is kept what became of each message.",
+NOTIFICATION_RETENTION = _duration(
+    "notification.retention",
+    "How long it is kept what became of each message.",
+    default_ms=30 * DAY_MS,
+    between_ms=(3_600_000, 3_650 * DAY_MS),
 )
-POWER_TEST_INTERVAL = KnownSetting(
-    key="power.test.interval",
-    kind=SettingKind.DURATION,
-    default=6 * 3_600_000,
-    low=600_000,
-    high=30 * 86_400_000,
-    scopes=_CLUSTER,
-    help="How often each power device is asked for its state while its host is up.",
+POWER_TEST_INTERVAL = _duration(
+    "power.test.interval",
+    "How often each power device is asked for its state while its host is up.",
+    default_ms=6 * 3_600_000,
+    between_ms=(600_000, 30 * DAY_MS),
+    scopes=(SettingScope.GLOBAL, SettingScope.CLUSTER),
     zero="never",
 )
 

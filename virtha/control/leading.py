@@ -6,6 +6,8 @@ The engine's records, what follows for hosts and VMs, its events and what hosts 
 import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import structlog
+
 from virtha.control.copies import copies_on
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.engine_nouns import engine_host, engine_vm, probed_at, written_disks
@@ -13,6 +15,7 @@ from virtha.control.engine_power import led_devices, power_levels
 from virtha.control.fence_operations import follow_fences
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
+from virtha.control.incident_log import NOTHING_OBSERVED, Observed, follow_incidents
 from virtha.control.mirror import mirrored
 from virtha.control.own_machine import OwnMachine
 from virtha.control.power_results import engine_event
@@ -20,6 +23,7 @@ from virtha.control.vm_moves import end_forgotten, follow_moves
 from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.events import (
     CopyGranted,
+    DropHost,
     DropVm,
     Intent,
     Notice,
@@ -33,7 +37,15 @@ from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
 from virtha.model.evidence import IdentityMatch, ProbeAddress, WatchedDisk
 from virtha.model.facts import Fact
-from virtha.model.ids import BootId, ClusterId, HostId, Revision, StorageDomainId, VmId
+from virtha.model.ids import (
+    BootId,
+    ClusterId,
+    HostId,
+    IncidentId,
+    Revision,
+    StorageDomainId,
+    VmId,
+)
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -63,6 +75,10 @@ from virtha.store.installations import Lead, the_installation
 from virtha.store.power import PowerMark, power_mark, power_tests_of
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_of_cluster
+
+log = structlog.get_logger("virtha.control.leading")
+_RECORDED = SaveHost | SaveVm | DropHost | DropVm
+"""Intents that may be about an incident."""
 
 
 class LedHost(Value, frozen=True, kw_only=True):
@@ -122,7 +138,7 @@ class Leading:
         store: Store,
         dispatcher: Dispatcher,
         hellos: HelloBook,
-        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+        own: OwnMachine = OwnMachine(),
     ) -> None:
         """``own``: the machine that this server runs on, whose host is never fenced by us (J4)."""
         self._store = store
@@ -147,7 +163,7 @@ class Leading:
         *,
         hosts: Collection[HostId],
         vms: Collection[VmId],
-        power: PowerMark = PowerMark(),  # noqa: B008  # frozen
+        power: PowerMark = PowerMark(),
     ) -> Changes:
         """``hosts``, ``vms``: those that are known already. ``power``: how their devices stood then."""
         async with self._store.read() as tx:
@@ -244,9 +260,11 @@ class Leading:
         receipts: Mapping[HostId, int],
         told: Iterable[CopyGranted],
         clock: Millis,
+        observed: Observed = NOTHING_OBSERVED,
     ) -> bool:
         """False: the lead is over, and nothing was written. ``told``: copies by people's orders that ``intents`` are made
-        in the knowledge of. ``clock``: cluster time now. Raises Unavailable: nothing was written, to be tried again."""
+        in the knowledge of. ``clock``: cluster time now. ``observed``: for the record of incidents. Raises Unavailable:
+        nothing was written, to be tried again."""
         effects = Effects()
         async with self._store.write() as tx:
             if (await the_installation(tx)).lead != lead:
@@ -256,6 +274,7 @@ class Leading:
             for granted in told:
                 await drop_grant(tx, granted)
             await follow_fences(tx, intents)
+            incidents = await _keep_record(tx, cluster_id, intents, notices, clock, observed)
             cluster: ClusterRecord | None = None
             saved: dict[VmId, tuple[VmRecord | None, VmRecord]] = {}
             for intent in intents:
@@ -268,8 +287,8 @@ class Leading:
                     await self._mirror(tx, effects, before, intent.record)
                 await save_intent(tx, cluster_id, intent)
             await save_cluster_record(tx, cluster_id, cluster, clock)
-            for notice in notices:
-                await _tell(tx, cluster_id, notice)
+            for notice, incident in zip(notices, incidents, strict=True):
+                await _tell(tx, cluster_id, notice, incident)
             await follow_moves(tx, notices, saved)
             await _acknowledge(tx, receipts)
         # What is written stands: a host that does not get its settings now gets them with the next change, or its hello.
@@ -427,8 +446,35 @@ async def _untold_tests(
     return tuple(found)
 
 
-async def _tell(tx: WriteTransaction, cluster_id: ClusterId, notice: Notice) -> None:
+async def _keep_record(
+    tx: WriteTransaction,
+    cluster_id: ClusterId,
+    intents: Sequence[Intent],
+    notices: Sequence[Notice],
+    clock: Millis,
+    observed: Observed,
+) -> tuple[IncidentId | None, ...]:
+    """No recovery waits for its record: where that can't be kept, it is left as it was, and the log says so."""
+    if not notices and not any(isinstance(one, _RECORDED) for one in intents):
+        return ()
+    try:
+        async with tx.apart():
+            return await follow_incidents(
+                tx, cluster_id, intents=intents, notices=notices, clock=clock, observed=observed
+            )
+    except Unavailable:
+        raise  # locked, or no room: nothing else can be written either
+    except Exception:
+        log.exception("the record of an incident can't be kept", cluster=cluster_id)
+        return (None,) * len(notices)
+
+
+async def _tell(
+    tx: WriteTransaction, cluster_id: ClusterId, notice: Notice, incident: IncidentId | None
+) -> None:
     fields = dict(notice.fields)
+    if incident is not None:
+        fields.setdefault("incident_id", incident)
     if notice.incident is not None:
         fields.setdefault("incident", notice.incident)
     await add_event(

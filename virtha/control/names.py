@@ -67,6 +67,11 @@ def check_name(name: str, *, field: str = "name") -> str:
     return name
 
 
+def is_id(text: str) -> bool:
+    """Whether it has an id's shape."""
+    return _UUID.fullmatch(text) is not None
+
+
 def check_text(text: str, *, field: str) -> str:
     if len(text) > TEXT_LENGTH_MAX:
         raise InvalidInput(

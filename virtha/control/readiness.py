@@ -15,7 +15,12 @@ from virtha.control.launch import Surroundings, read_surroundings
 from virtha.control.names import the_cluster, the_host, the_vm
 from virtha.control.own_machine import OwnMachine
 from virtha.control.protection import OK
-from virtha.control.readiness_views import Finding, ReadinessView
+from virtha.control.readiness_views import (
+    NOT_LOOKED_AT,
+    WATCHDOGS_NOT_LOOKED_AT,
+    Finding,
+    ReadinessView,
+)
 from virtha.control.ready_checks import (
     HostFacts,
     finding,
@@ -34,7 +39,7 @@ from virtha.model.power_settings import PowerTest
 from virtha.model.value import Fields, Value
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
-from virtha.ports.leaders import Leaders
+from virtha.ports.leaders import Leaders, Prospects
 from virtha.store.changed import adopted_on
 from virtha.store.clusters import all_clusters, find_cluster
 from virtha.store.hosts import HostRow
@@ -45,6 +50,7 @@ from virtha.store.store import Store, Transaction
 from virtha.store.vms import VmRow
 
 NAMES_MAX = 10
+NOT_SHARED = "host.storage.not_shared"
 Lacking = dict[HostId, dict[VmId, tuple[Reason, ...]]]
 
 
@@ -59,6 +65,7 @@ class _Facts(Value, frozen=True, kw_only=True):
     settings: SettingValues
     subscriptions: tuple[Subscription, ...]
     hold: str | None
+    leases: Prospects | None
     protection: Mapping[VmId, tuple[Reason, ...]]
 
 
@@ -68,11 +75,12 @@ class Readiness:
         store: Store,
         links: HostLinks,
         leaders: Leaders,
-        own: OwnMachine = OwnMachine(),  # noqa: B008  # frozen
+        own: OwnMachine = OwnMachine(),
     ) -> None:
         """``own``: the machine that this server runs on."""
         self._store = store
         self._views = VmViews(store, links, leaders)
+        self._leaders = leaders
         self._own = own
 
     async def all(self) -> ReadinessView:
@@ -142,19 +150,27 @@ class Readiness:
                 test_interval_ms=facts.settings.get(POWER_TEST_INTERVAL, cluster_id=cluster.id),
                 clock_offset_max_ms=facts.settings.get(CLOCK_OFFSET_MAX),
                 own=self._own,
+                storage={
+                    domain_id: name
+                    for domain_id, name in facts.surroundings.storage_names.items()
+                    if facts.surroundings.usable.get((host_id, domain_id), False)
+                },
+                leases=None if facts.leases is None else facts.leases.get(host_id, {}),
                 version=__version__,
                 now=self._store.clock.wall_ms(),
             )
         )
+        about = f"host/{row.host.name}"
+        # Of an engine that leads: nothing is started by itself on such a storage, on no host.
+        engine = self._leaders.explain_host(host_id)
+        found += [finding(about, one) for one in engine if one.code == NOT_SHARED]
         left = lacking.get(host_id)
         if left:
             names = sorted(one.vm.name for one in facts.surroundings.vms if one.vm.id in left)
             more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
             vms = ", ".join(names[:NAMES_MAX]) + more
             fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
-            found.append(
-                finding(f"host/{row.host.name}", Reason(code="ready.no_room", fields=fields))
-            )
+            found.append(finding(about, Reason(code="ready.no_room", fields=fields)))
         return found
 
     async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:
@@ -170,6 +186,7 @@ class Readiness:
             settings=await setting_values(tx),
             subscriptions=await live_subscriptions(tx),
             hold=(await the_installation(tx)).installation.hold,
+            leases=self._leaders.lease_prospects(cluster.id),
             protection={view.vm.id: view.protection for view in views},
         )
 
@@ -214,10 +231,12 @@ def _view(
     hosts: int | None = None,
     vms: int | None = None,
 ) -> ReadinessView:
+    unknown = (WATCHDOGS_NOT_LOOKED_AT,) if any(one.leases is None for one in facts) else ()
     return ReadinessView(
         about=about,
         verdict=verdict_of(found),
         findings=worst_first(found),
         hosts=sum(len(one.surroundings.hosts) for one in facts) if hosts is None else hosts,
         vms=sum(len(one.surroundings.vms) for one in facts) if vms is None else vms,
+        not_looked_at=(*NOT_LOOKED_AT, *unknown),
     )

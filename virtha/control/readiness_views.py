@@ -3,11 +3,9 @@
 from virtha.model.codes import Severity
 from virtha.model.value import Fields, Value
 
-NOT_LOOKED_AT = (
-    "whether each host's own watchdog is armed: hosts don't tell it yet",
-    "whether a power device would really cut the power: only an off shows that",
-)
+NOT_LOOKED_AT = ("whether a power device would really cut the power: only an off shows that",)
 """What nobody here knows, so that nothing found is not taken for nothing wrong."""
+WATCHDOGS_NOT_LOOKED_AT = "whether each host's own watchdog is armed: its heartbeat on the storage tells that, and storage leases are off or nobody reads them"
 
 
 class Finding(Value, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from virtha.control.status import host_reasons
 from virtha.model.codes import REGISTRY, Severity, render
 from virtha.model.evidence import IdentityMatch
 from virtha.model.host import Cluster, HostState
-from virtha.model.ids import HostId
+from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.notification import Subscription
 from virtha.model.policy import FencingAction
 from virtha.model.power_settings import PowerTest
@@ -28,6 +28,11 @@ OLD_ANYWAY_MS = 7 * 86_400_000
 _PROVES_NOT = frozenset(
     f"ready.power.{word}" for word in ("unusable", "untested", "failed", "no_status")
 )
+_WOULD_PROVE = frozenset(
+    # Nobody has poisoned it; or it is just being judged; or whoever read it lately saw nobody renew in between.
+    ("lease.not_proof.not_poisoned", "lease.waits", "lease.expired", "lease.not_proof.no_control")
+)
+_UNREAD = frozenset(f"lease.not_proof.{word}" for word in ("unread", "unreadable", "other_boot"))
 _SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
@@ -42,6 +47,10 @@ class HostFacts(Value, frozen=True, kw_only=True):
     test_interval_ms: int
     clock_offset_max_ms: int
     own: OwnMachine
+    storage: Mapping[StorageDomainId, str]
+    """That it can use, by its own word, with their names."""
+    leases: Mapping[StorageDomainId, Reason] | None
+    """What would keep each from being a proof (``Leaders.lease_prospects``). None: that is not known."""
     version: str
     now: UtcMillis
 
@@ -71,7 +80,7 @@ def verdict_of(found: Iterable[Finding]) -> str:
 
 def of_host(facts: HostFacts) -> list[Finding]:
     row, host = facts.row, facts.row.host.name
-    found = [*host_reasons(row), *_of_power(facts)]
+    found = [*host_reasons(row), *_of_power(facts), *_of_leases(facts)]
     offset_ms = row.status.clock_offset_ms
     if offset_ms is not None and abs(offset_ms) > facts.clock_offset_max_ms:
         found.append(_reason("ready.clock", host=host, offset=format_duration_ms(abs(offset_ms))))
@@ -127,6 +136,20 @@ def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
         found.append(_reason("ready.power.old", **names, at=at, age=age))
     if test.identity is IdentityMatch.UNKNOWN:
         found.append(_reason("ready.power.no_identity", **names))
+    return found
+
+
+def _of_leases(facts: HostFacts) -> list[Reason]:
+    """Also of the host's watchdog, for a lease without one proves nothing."""
+    if facts.leases is None or facts.row.status.state is not HostState.UP:
+        return []
+    found = []
+    for domain_id, name in sorted(facts.storage.items(), key=lambda one: one[1]):
+        why = facts.leases.get(domain_id, Reason(code="lease.not_proof.unread"))
+        if why.code not in _WOULD_PROVE:
+            code = "ready.lease.unread" if why.code in _UNREAD else "ready.lease.no_proof"
+            text = render(why.code, why.fields)
+            found.append(_reason(code, host=facts.row.host.name, storage=name, why=text))
     return found
 
 

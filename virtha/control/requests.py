@@ -54,6 +54,17 @@ class OperationQuery(Request, frozen=True, kw_only=True):
     after: str | None = None
 
 
+class IncidentQuery(Request, frozen=True, kw_only=True):
+    """Newest first. ``cluster``, ``host``, ``vm``: ids or names; those that were deleted by their id."""
+
+    cluster: str | None = None
+    host: str | None = None
+    vm: str | None = None
+    open: bool | None = None
+    limit: int = LIST_LIMIT
+    after: str | None = None
+
+
 class EventQuery(Request, frozen=True, kw_only=True):
     """``after`` is a revision, exclusive: ``asc`` continues above it, ``desc`` below it.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import libvirt
-import libvirt_qemu  # type: ignore[import-untyped]  # libvirt ships no types
+import libvirt_qemu
 import msgspec
 import structlog
 

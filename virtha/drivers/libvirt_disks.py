@@ -7,7 +7,7 @@ one transaction, in which either all disks get it or none (QEMU's ``blockdev-sna
 from typing import Any
 
 import libvirt
-import libvirt_qemu  # type: ignore[import-untyped]  # libvirt ships no types
+import libvirt_qemu
 import msgspec
 
 from virtha.model.value import Value

@@ -55,8 +55,9 @@ class Deadlines(Value, frozen=True, kw_only=True):
 class LibvirtHost:
     """DomainControl, DomainDevices, DomainDisks, DomainCatalog, DomainWatch, DomainEvidence and HostFacts.
 
-    Two connections: libvirtd serves only five calls of a connection at a time, and a dump or a dead
-    guest agent must not stand in the way of a start. Each kind of call has its own bounded threads.
+    Three connections: libvirtd serves only five calls of a connection at a time, and a dump or a dead
+    guest agent must not stand in the way of a start, nor any of them of the question whether it answers.
+    Each kind of call has its own bounded threads.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class LibvirtHost:
             uri, "main", on_open=self._register, on_change=self._tell_connection
         )
         self._side = KeptConnection(uri, "side")
+        self._pulse = KeptConnection(uri, "pulse")
         self._control = Lane("control", threads_max=8)
         self._query = Lane("query", threads_max=4)
         self._evidence = Lane("evidence", threads_max=2, waiting_max=64)
         self._guests = Lane("guests", threads_max=4)
+        self._pulses = Lane("pulses", threads_max=1)
 
     # DomainWatch
 
@@ -109,12 +112,14 @@ class LibvirtHost:
         """Connect and keep connected in the background; returns at once."""
         self._loop = asyncio.get_running_loop()
         self._side.start()
+        self._pulse.start()
         self._main.start()
 
     async def close(self) -> None:
         await self._main.close()
         await self._side.close()
-        for lane in (self._control, self._query, self._evidence, self._guests):
+        await self._pulse.close()
+        for lane in (self._control, self._query, self._evidence, self._guests, self._pulses):
             lane.close()
 
     def _tell_connection(self, connected: bool) -> None:
@@ -440,6 +445,15 @@ class LibvirtHost:
         )
 
     # HostFacts
+
+    async def answers(self, *, deadline_ms: int) -> None:
+        await self._pulse.call(
+            self._pulses,
+            "say whether it answers",
+            lambda connection: connection.getLibVersion(),
+            deadline_ms=deadline_ms,
+            changes=False,
+        )
 
     async def capabilities(self) -> HostCapabilities:
         """Without overcommit, gate and agent version, which the agent adds."""

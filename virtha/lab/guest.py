@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import libvirt
-import libvirt_qemu  # type: ignore[import-untyped]  # libvirt ships no types
+import libvirt_qemu
 
 from virtha.lab.node import Node
 from virtha.model.errors import Failed, Unavailable

@@ -214,7 +214,8 @@ class Init:
             try:
                 connection.sendall(json.dumps(reply).encode() + b"\n")
             except OSError as error:
-                print(f"init: an answer was not taken: {error}", flush=True)  # noqa: T201 - our log
+                sys.stdout.write(f"init: an answer was not taken: {error}\n")
+                sys.stdout.flush()
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ GONE_S = 60.0
 def no_restart_limit() -> Json:
     """A policy for runs that crash a VM on purpose again and again: without it the fifth crash
     within ten minutes would stay down, as it should for everybody else. And for machines that have other things to do:
-    no host kills its VMs because a disk that it shares with a test run stood still for seconds. Its watchdog's time stays: one that
-    runs is not armed anew."""
+    no host kills its VMs because a disk that it shares with a test run stood still for seconds, or is no target because
+    its libvirt did. Its watchdog's time stays: one that runs is not armed anew."""
     return {
         "restart": {"restarts_max": 1000, "delay_ms": 0, "reset_loop_count": 1000},
         "lease": {"self_fence_after_ms": 60_000},
+        "detection": {"libvirt_hang_ms": 60_000},
     }
 
 

@@ -21,6 +21,8 @@ TokenId = NewType("TokenId", str)
 ReceiverId = NewType("ReceiverId", str)
 SubscriptionId = NewType("SubscriptionId", str)
 DeliveryId = NewType("DeliveryId", str)
+IncidentId = NewType("IncidentId", str)
+"""Of a host's failure and boot: made of both, so whoever leads comes to the same one."""
 
 BootId = NewType("BootId", str)
 """A host's boot: the kernel's boot id on real hosts, a lab host's own in the lab."""

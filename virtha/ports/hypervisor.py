@@ -201,6 +201,11 @@ class DomainEvidence(Protocol):
 
 
 class HostFacts(Protocol):
+    async def answers(self, *, deadline_ms: int) -> None:
+        """Asks for what costs nothing, beside all else that is asked. HypervisorTimeout: no answer in time;
+        HypervisorUnavailable: it can't be asked, as while it is not connected or the question before hangs."""
+        ...
+
     async def capabilities(self) -> HostCapabilities:
         """Without overcommit, gate and agent version, which the agent adds."""
         ...

@@ -1,11 +1,16 @@
 """The engines of all clusters as the use cases see them: implemented by the server."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from virtha.engine.configured import EngineVm
 from virtha.engine.events import CopyGranted, EngineEvent
-from virtha.model.ids import ClusterId, HostId, Term, VmId
+from virtha.model.ids import ClusterId, HostId, StorageDomainId, Term, VmId
 from virtha.model.vm import Reason
+
+Prospects = Mapping[HostId, Mapping[StorageDomainId, Reason]]
+"""Of each host whose guardian is there and each storage that it uses: what would keep its lease from being a proof, did it fall silent
+now. ``lease.not_proof.not_poisoned``: nothing else."""
 
 
 class Leaders(Protocol):
@@ -37,6 +42,10 @@ class Leaders(Protocol):
 
     def explain_vm(self, vm_id: VmId) -> tuple[Reason, ...]: ...
 
+    def lease_prospects(self, cluster_id: ClusterId) -> Prospects | None:
+        """None: nobody leads it, or leases are not in use."""
+        ...
+
 
 class NobodyLeads:
     """Of use cases that run without engines: hosts forget what is recorded."""
@@ -60,3 +69,6 @@ class NobodyLeads:
 
     def explain_vm(self, vm_id: VmId) -> tuple[Reason, ...]:
         return ()
+
+    def lease_prospects(self, cluster_id: ClusterId) -> Prospects | None:
+        return None

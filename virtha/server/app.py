@@ -314,6 +314,9 @@ async def _until_stopped(
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping
         ),
+        "prune-incidents": _at_intervals(
+            server.control.incidents.prune, PRUNE_INTERVAL_S, "old incidents forgotten", stopping
+        ),
         "expire": _at_intervals(
             server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
         ),

@@ -71,10 +71,12 @@ from virtha.model.power import PowerLevel
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
+from virtha.ports.leaders import Prospects
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
 from virtha.server.power_desk import PowerDesk
+from virtha.server.sightings import SightingBook
 from virtha.server.witness_desk import WitnessDesk, WitnessLines
 from virtha.store.installations import Lead
 from virtha.wire.lease_messages import LeaseAnswer
@@ -97,10 +99,13 @@ class Lines(LeaseLines, WitnessLines, Protocol):
 class _ClusterRecords:
     """``Leading`` for one cluster and lead: implements ``leader.Records``."""
 
-    def __init__(self, leading: Leading, cluster_id: ClusterId, lead: Lead) -> None:
+    def __init__(
+        self, leading: Leading, cluster_id: ClusterId, lead: Lead, book: SightingBook
+    ) -> None:
         self._leading = leading
         self._cluster_id = cluster_id
         self._lead = lead
+        self._book = book
 
     async def write(
         self,
@@ -111,7 +116,8 @@ class _ClusterRecords:
         told: Iterable[CopyGranted],
         clock: Millis,
     ) -> bool:
-        return await self._leading.write(
+        observed = self._book.observed(intents, notices)
+        held = await self._leading.write(
             self._cluster_id,
             self._lead,
             intents=intents,
@@ -119,7 +125,10 @@ class _ClusterRecords:
             receipts=receipts,
             told=told,
             clock=clock,
+            observed=observed,
         )
+        self._book.written(observed)
+        return held
 
     async def acknowledge(self, receipts: Mapping[HostId, int]) -> bool:
         return await self._leading.acknowledge(self._lead, receipts)
@@ -168,6 +177,7 @@ class ClusterFeed:
         """Of the leader."""
         self.witnesses: WitnessDesk | None = None
         self.power_desk: PowerDesk | None = None
+        self._sightings: SightingBook | None = None
         self._policy = Policy()
         self._hold: str | None = None
         self._hosts: dict[HostId, LedHost] = {}
@@ -179,10 +189,9 @@ class ClusterFeed:
         """The last fact of each host that the engine was given."""
         self._starts: dict[OperationId, StartCommand] = {}
         self._let_in: dict[OperationId, MigrateCommand] = {}
-        """By the order to the target, until that is answered."""
+        """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
-        """By the order to the source, likewise."""
-        """Orders to targets; the source of each is ordered when its target has taken it."""
+        """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
         self._attempts = 0
@@ -208,12 +217,15 @@ class ClusterFeed:
             self.cluster_id, lead=self.lead, power=self._power, clock=clock, tell=self.offer
         )
         engine = Engine(policy=taken.policy, records=taken.records, now=clock.now())
+        self._sightings = SightingBook(
+            now=clock.now, wall=clock.wall_ms, name=self._name_of, explain=self.explain_host
+        )
         self.leader = Leader(
             name=self.cluster_id,
             engine=engine,
             term=self.lead.term,
             clock=clock,
-            records=_ClusterRecords(self._leading, self.cluster_id, self.lead),
+            records=_ClusterRecords(self._leading, self.cluster_id, self.lead, self._sightings),
             journal=self._journal,
             carry_out=self.carry_out,
             acknowledged=self._acknowledged,
@@ -228,7 +240,7 @@ class ClusterFeed:
             term=self.lead.term,
             now=clock.now,
         )
-        self.witnesses = WitnessDesk(self, self._lines, now=clock.now)
+        self.witnesses = WitnessDesk(self, self._lines, term=self.lead.term, now=clock.now)
         known = tuple(hosts)
         for host in known:
             self._configure(host)
@@ -263,8 +275,14 @@ class ClusterFeed:
     def offer(self, *events: EngineEvent) -> None:
         if self.leader is None:
             self._early += events
-        else:
-            self.leader.offer(*events)
+            return
+        self.leader.offer(*events)
+        if self._sightings is not None:
+            self._sightings.heard(events)
+
+    def _name_of(self, host_id: HostId) -> str:
+        led = self._hosts.get(host_id)
+        return host_id if led is None else led.host.name
 
     # For its desks, and who asks them
 
@@ -296,6 +314,9 @@ class ClusterFeed:
             }
         self._domains = tuple(sorted(found))
         return self._domains
+
+    def lease_prospects(self) -> Prospects | None:
+        return None if self.leases is None else self.leases.prospects()
 
     def explain_host(self, host_id: HostId) -> tuple[Reason, ...]:
         """Why it is as it is, then why its lease is no proof. Once it leads."""
@@ -566,5 +587,7 @@ class ClusterFeed:
             case ReadPower() | OrderPower():
                 assert self.power_desk is not None, "it leads"
                 self.power_desk.hand_over(command)
+                if isinstance(command, OrderPower) and self._sightings is not None:
+                    self._sightings.sent(command)
             case _:
                 log.debug("nobody can do this yet", command=repr(command))

@@ -27,6 +27,7 @@ from virtha.model.facts import Fact
 from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, Revision, Term, VmId
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
+from virtha.ports.leaders import Prospects
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.gateway_use_cases import WatchedGateway
 from virtha.server.leader import LostTerm
@@ -313,6 +314,10 @@ class Engines:
         if feed is None or feed.leader is None:
             return ()
         return feed.leader.engine.explain_vm(vm_id)
+
+    def lease_prospects(self, cluster_id: ClusterId) -> Prospects | None:
+        feed = self._feeds.get(cluster_id)
+        return None if feed is None else feed.lease_prospects()
 
     # HostWatcher: what the gateway sees
 

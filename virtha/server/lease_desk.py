@@ -19,15 +19,17 @@ from virtha.engine.events import (
     WaiverOver,
 )
 from virtha.engine.events import Poison as PoisonCommand
+from virtha.engine.lease import LeaseJudge, LeaseTarget
 from virtha.engine.lease_desk import ASSIGN_MS, LeaseDesk
 from virtha.engine.machine import Verdict
 from virtha.engine.records import HostRecord, OrderId
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, Term
 from virtha.model.policy import LeasePolicy, Policy
 from virtha.model.slot import Poison
-from virtha.model.slot_round import PLACES_MAX, LeaseDuty, slot_index
+from virtha.model.slot_round import PLACES_MAX, LeaseDuty, SlotRound, slot_index
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
+from virtha.ports.leaders import Prospects
 from virtha.server.guest_readers import GuestReaders
 from virtha.server.shared_check import NotShared, SharedCheck
 from virtha.wire.lease_messages import (
@@ -46,6 +48,8 @@ SILENT_MS = 5_000
 """At least; a reader of which no round has come for that long stands back for others, for ``PASSED_OVER_MS``."""
 PERIODS_SILENT = 3
 PASSED_OVER_MS = 60_000
+ROUNDS_KEPT = 3
+"""A judge needs two to see that slots go on; renewals may be further apart than rounds."""
 
 
 class LeaseLines(Protocol):
@@ -109,12 +113,36 @@ class ServerLeaseDesk:
         self._looked_ms: Millis | None = None
         self._shared = SharedCheck()
         self._not_shared: tuple[NotShared, ...] = ()
+        self._rounds: dict[tuple[StorageDomainId, HostId], tuple[SlotRound, ...]] = {}
+        """The last ones of each reader, in its present session."""
+        self._installation_id = installation_id
         self._guests = GuestReaders(now())
         self._desk = LeaseDesk(self, installation_id=installation_id)
 
     def reasons(self, host_id: HostId) -> tuple[Reason, ...]:
         """Why its lease proves nothing, or not yet; empty where nobody asks."""
         return self._desk.reasons(host_id)
+
+    def prospects(self) -> Prospects | None:
+        """See ``Leaders.lease_prospects``: the judge is asked about all hosts at once, as if they had fallen silent."""
+        if not self._cluster.policy_now.leases_in_use:
+            return None
+        found: dict[HostId, dict[StorageDomainId, Reason]] = {}
+        for domain_id in self.domains():
+            judge = LeaseJudge(self._installation_id, self.policy, two_hosts=len(self.hosts()) == 2)
+            watched = []
+            for host_id, led in self._cluster.led_hosts.items():
+                boot = self._lines.lease_boot(host_id)
+                if boot is not None and domain_id in led.storage_domains:
+                    domains = frozenset((domain_id,))
+                    judge.watch(LeaseTarget(host_id=host_id, boot=boot, domain_ids=domains))
+                    watched.append(host_id)
+            for reader in self._desk.readers(domain_id):
+                for seen in self._rounds.get((domain_id, reader), ()):
+                    judge.read(self._now(), seen)
+            for host_id in watched:
+                found.setdefault(host_id, {}).update(judge.reasons(host_id))
+        return found
 
     # What it is told
 
@@ -159,6 +187,8 @@ class ServerLeaseDesk:
         """Of its guardian: what the one before was asked, this one does not know."""
         for key in [each for each in self._said if each[0] == host_id]:
             del self._said[key]
+        for each in [one for one in self._rounds if one[1] == host_id]:
+            del self._rounds[each]
         self._shared.forget(host_id)  # it may be another boot
         if up:
             self._desk.look()
@@ -192,6 +222,8 @@ class ServerLeaseDesk:
         self._tell_not_shared()
         if self._guests.heard(told.domain_id, host_id):
             return
+        key = (told.domain_id, host_id)
+        self._rounds[key] = (*self._rounds.get(key, ()), seen)[-ROUNDS_KEPT:]
         events = self._desk.read(self._now(), seen)
         if events:
             self._cluster.offer(*events)
@@ -308,4 +340,5 @@ class ServerLeaseDesk:
 
     def relieve(self, host_id: HostId, domain_id: StorageDomainId) -> None:
         self._said.pop((host_id, domain_id), None)
+        self._rounds.pop((domain_id, host_id), None)
         self._lines.tell_lease(host_id, StopReading(domain_id=domain_id))

@@ -189,6 +189,10 @@ class PowerDesk:
         for task in beside:
             task.cancel()
         await asyncio.gather(*workers, *beside, return_exceptions=True)
+        for lane in self._lanes.values():
+            for test in lane.tests:
+                test.end(None)  # its worker was cancelled before it began
+        self._lanes.clear()
         for key in tuple(self._kept):
             self._let_go(key)
         await asyncio.gather(*self._beside, return_exceptions=True)

@@ -12,7 +12,7 @@ import structlog
 from virtha.control.leading import LedHost, LedVm
 from virtha.engine.events import DisksWatched, EngineEvent, Investigate, NeighbourAnswered
 from virtha.model.evidence import Answer, WatchedDisk
-from virtha.model.ids import HostId, StorageDomainId, VmId
+from virtha.model.ids import HostId, StorageDomainId, Term, VmId
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.wire.witness_messages import (
@@ -80,9 +80,14 @@ class WitnessDesk:
     """Of one leader, and gone with it."""
 
     def __init__(
-        self, cluster: WatchedCluster, lines: WitnessLines, *, now: Callable[[], Millis]
+        self,
+        cluster: WatchedCluster,
+        lines: WitnessLines,
+        *,
+        term: Term,
+        now: Callable[[], Millis],
     ) -> None:
-        """``now``: cluster time."""
+        """``term``: its leader's. ``now``: cluster time."""
         self._cluster = cluster
         self._lines = lines
         self._now = now
@@ -90,12 +95,16 @@ class WitnessDesk:
         """A number for each silence, from its first look at disks to the next sign."""
         self._silences_begun = 0
         self._questions: dict[int, _Question] = {}
-        self._asked = 0
+        self._asked = term << 32
+        """No number is given twice: what was asked by the leader before may be answered yet."""
 
     def signed(self, host_id: HostId) -> None:
         """It lives: what its disks looked like before is compared with nothing that comes (J3)."""
-        if self._silences:
-            self._silences.pop(host_id, None)
+        if self._silences.pop(host_id, None) is None:
+            return
+        for number, asked in tuple(self._questions.items()):
+            if asked.subject == host_id and not asked.networks:
+                del self._questions[number]
 
     def investigate(self, command: Investigate) -> None:
         now = self._now()

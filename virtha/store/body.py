@@ -1,5 +1,6 @@
 """Records as JSON text, and upserts without a dialect of their own."""
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,3 +27,9 @@ async def put(
     done = await tx.connection.execute(update(table).where(*where).values(**values))
     if done.rowcount == 0:
         await tx.connection.execute(insert(table).values(**keys, **values))
+
+
+def in_parts(ids: Collection[str]) -> list[list[str]]:
+    """Both databases bound the number of parameters."""
+    wanted = sorted(ids)
+    return [wanted[start : start + 500] for start in range(0, len(wanted), 500)]

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from sqlalchemy import func, or_, select
 
 from virtha.model.ids import HostId, Revision, StorageDomainId, VmId
+from virtha.store.body import in_parts
 from virtha.store.hosts import HostRow, hosts_with_ids
 from virtha.store.schema import host, host_status, storage_report, vm, vm_definition, vm_status
 from virtha.store.store import Transaction
@@ -40,7 +41,7 @@ async def hosts_changed(
             select(storage_report.c.host_id).where(storage_report.c.revision > since)
         )
     )
-    for wanted in _parts(also):
+    for wanted in in_parts(also):
         ids |= set(
             await tx.connection.scalars(
                 select(vm_definition.c.host_id).where(vm_definition.c.vm_id.in_(wanted))
@@ -55,7 +56,7 @@ async def usable_storage(
 ) -> dict[HostId, frozenset[StorageDomainId]]:
     """By host: the domains that it says it can use."""
     found: dict[HostId, set[StorageDomainId]] = defaultdict(set)
-    for wanted in _parts(host_ids):
+    for wanted in in_parts(host_ids):
         rows = await tx.connection.execute(
             select(storage_report.c.host_id, storage_report.c.storage_domain_id).where(
                 storage_report.c.host_id.in_(wanted), storage_report.c.usable.is_(True)
@@ -71,7 +72,7 @@ async def adopted_on(
 ) -> dict[HostId, frozenset[VmId]]:
     """By host: the adopted VMs whose domain it has."""
     found: dict[HostId, set[VmId]] = defaultdict(set)
-    for wanted in _parts(host_ids):
+    for wanted in in_parts(host_ids):
         rows = await tx.connection.execute(
             select(vm_definition.c.host_id, vm_definition.c.vm_id)
             .join(vm, vm.c.id == vm_definition.c.vm_id)
@@ -98,9 +99,3 @@ async def all_host_ids(tx: Transaction) -> frozenset[HostId]:
 
 async def all_vm_ids(tx: Transaction) -> frozenset[VmId]:
     return frozenset(VmId(one) for one in await tx.connection.scalars(select(vm.c.id)))
-
-
-def _parts(ids: Collection[str]) -> list[list[str]]:
-    """Both databases bound the number of parameters."""
-    wanted = sorted(ids)
-    return [wanted[start : start + 500] for start in range(0, len(wanted), 500)]

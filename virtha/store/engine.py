@@ -5,6 +5,7 @@ is known before the order goes out, without waiting for a turn: a leader that di
 the next, which is told of it before it decides anything.
 """
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ from virtha.model.errors import Failed
 from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, VmId
 from virtha.model.time import Millis
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, put
+from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.hosts import save_settled
 from virtha.store.schema import engine_cluster, engine_grant, engine_host, engine_vm, vm
 from virtha.store.store import Transaction, WriteTransaction
@@ -96,6 +97,26 @@ async def find_host_record(tx: Transaction, host_id: HostId) -> LedRecord | None
         return None
     record = _decoded(HostRecord, row.body, f"host {host_id}")
     return LedRecord(cluster_id=ClusterId(row.cluster_id), record=record)
+
+
+async def find_host_records(tx: Transaction, hosts: Collection[HostId]) -> dict[HostId, HostRecord]:
+    """Those that there are."""
+    table, found = engine_host, dict[HostId, HostRecord]()
+    for some in in_parts(hosts):
+        rows = await tx.connection.execute(select(table).where(table.c.host_id.in_(some)))
+        for row in rows:
+            found[row.host_id] = _decoded(HostRecord, row.body, f"host {row.host_id}")
+    return found
+
+
+async def find_vm_records(tx: Transaction, vms: Collection[VmId]) -> dict[VmId, VmRecord]:
+    """Those that there are."""
+    table, found = engine_vm, dict[VmId, VmRecord]()
+    for some in in_parts(vms):
+        rows = await tx.connection.execute(select(table).where(table.c.vm_id.in_(some)))
+        for row in rows:
+            found[row.vm_id] = _decoded(VmRecord, row.body, f"VM {row.vm_id}")
+    return found
 
 
 async def hosts_in_maintenance(tx: Transaction, cluster_id: ClusterId) -> frozenset[HostId]:

@@ -1,15 +1,15 @@
 """The audit log."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, insert, select
+from sqlalchemy import ColumnElement, func, insert, select
 
 from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.model.value import Value
-from virtha.store.body import decode, encode
+from virtha.store.body import decode, encode, in_parts
 from virtha.store.schema import event
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -82,6 +82,25 @@ async def events_before(
         select(event.c.body).where(*where).order_by(event.c.revision.desc()).limit(limit)
     )
     return tuple(decode(Event, body) for body in rows)
+
+
+async def last_of_hosts(
+    tx: Transaction, hosts: Collection[HostId], code: str
+) -> dict[HostId, Event]:
+    """The last event with that code of each, where there is one."""
+    newest: list[int] = []
+    for some in in_parts(hosts):
+        newest += await tx.connection.scalars(
+            select(func.max(event.c.revision))
+            .where(event.c.host_id.in_(some), event.c.code == code)
+            .group_by(event.c.host_id)
+        )
+    found: dict[HostId, Event] = {}
+    for start in range(0, len(newest), 500):
+        for one in (await events_at(tx, newest[start : start + 500])).values():
+            if one.host_id is not None:
+                found[one.host_id] = one
+    return found
 
 
 async def find_event(tx: Transaction, revision: int) -> Event | None:

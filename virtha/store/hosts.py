@@ -9,7 +9,7 @@ from virtha.model.host import Host, HostStatus
 from virtha.model.ids import ClusterId, HostId
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, put
+from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.schema import certificate, host, host_status
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -77,6 +77,17 @@ async def hosts_of_cluster(tx: Transaction, cluster_id: ClusterId) -> tuple[Host
 
 async def hosts_after(tx: Transaction, name: str, limit: int) -> tuple[HostRow, ...]:
     return await _rows(tx, host.c.name > name, by_name=True, limit=limit)
+
+
+async def host_names(tx: Transaction, ids: Collection[HostId]) -> dict[HostId, str]:
+    """Of those that there are."""
+    found: dict[HostId, str] = {}
+    for some in in_parts(ids):
+        rows = await tx.connection.execute(
+            select(host.c.id, host.c.name).where(host.c.id.in_(some))
+        )
+        found |= {HostId(row.id): row.name for row in rows}
+    return found
 
 
 async def hosts_with_ids(tx: Transaction, ids: Collection[HostId]) -> dict[HostId, HostRow]:

@@ -437,6 +437,36 @@ engine_vm = Table(
 )
 Index(None, engine_vm.c.cluster_id)
 
+# What happened to a host and its VMs, from its failure to its return (model/incident.py). No foreign keys: it outlives
+# what it is about.
+incident = Table(
+    "incident",
+    metadata,
+    _key(),
+    Column("cluster_id", Text, nullable=False),
+    Column("host_id", Text, nullable=False),
+    # Its first revision: the order of lists.
+    Column("number", BigInteger, nullable=False, unique=True),
+    Column("open", Boolean, nullable=False),
+    # When it was closed; 0: it is open.
+    Column("closed", BigInteger, nullable=False),
+    _body(),
+)
+Index(None, incident.c.host_id, incident.c.number)
+Index(None, incident.c.open, incident.c.closed)
+
+incident_vm = Table(
+    "incident_vm",
+    metadata,
+    _refers("incident_id", "incident.id", cascade=True, primary=True),
+    Column("vm_id", Text, primary_key=True),
+    # The engine is not done with it.
+    Column("open", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    _body(),
+)
+Index(None, incident_vm.c.vm_id)
+
 # Copies that people's orders made possible and that no write of the engine knows of yet (G1).
 engine_grant = Table(
     "engine_grant",

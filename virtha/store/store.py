@@ -56,6 +56,13 @@ class WriteTransaction(Transaction):
         self._last = base
         self._own: Revision | None = None
 
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[None]:
+        """What is written within it is undone alone when it fails."""
+        with translated():
+            async with self.connection.begin_nested():
+                yield
+
     @property
     def revision(self) -> Revision:
         """The revision of all rows that this transaction touches."""

@@ -1,12 +1,14 @@
 """VMs, their status, holders, disks and NICs."""
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 
 from virtha.model.ids import ClusterId, HostId, StorageDomainId, VmId
 from virtha.model.value import Value
 from virtha.model.vm import Vm, VmState, VmStatus
-from virtha.store.body import decode, encode, put
+from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.schema import disk, nic, vm, vm_definition, vm_holder, vm_status
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -63,6 +65,15 @@ async def vms_with_ids(tx: Transaction, ids: tuple[VmId, ...]) -> tuple[VmRow, .
     for start in range(0, len(ids), 500):  # both databases bound the number of parameters
         found += await _rows(tx, vm.c.id.in_(ids[start : start + 500]))
     return tuple(found)
+
+
+async def vm_names(tx: Transaction, ids: Collection[VmId]) -> dict[VmId, str]:
+    """Of those that there are."""
+    found: dict[VmId, str] = {}
+    for some in in_parts(ids):
+        rows = await tx.connection.execute(select(vm.c.id, vm.c.name).where(vm.c.id.in_(some)))
+        found |= {VmId(row.id): row.name for row in rows}
+    return found
 
 
 class VmFilter(Value, frozen=True, kw_only=True):

@@ -49,6 +49,7 @@ from virtha.model.vm import Disk, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.ports.hypervisor import (
     GuestAgent,
+    HypervisorError,
     HypervisorFailed,
     LiveDisk,
     MoveEnd,
@@ -90,6 +91,9 @@ class SimHost(SimHypervisor):
         super().__init__(gate=self._ask_hook, clock=BoottimeClock().monotonic_ms)
         self.hook = hook
         self.loses_starts = False
+        self.pulse: HypervisorError | None = None
+        """What it says to whoever asks whether libvirt answers; ``pulses``: each time."""
+        self.pulses: list[HypervisorError | None] = []
         self.opened: dict[str, LiveDisk] = {}
         """What QEMU has open, by path: put there by the test."""
         self.disk_calls: list[str] = []
@@ -112,6 +116,11 @@ class SimHost(SimHypervisor):
             check=False,
         )
         return answer.stderr.decode() if answer.returncode else None
+
+    async def answers(self, *, deadline_ms: int) -> None:
+        self.pulses.append(self.pulse)
+        if self.pulse is not None:
+            raise self.pulse
 
     async def capabilities(self) -> HostCapabilities:
         self._reachable()

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110 - the tests wait for what other threads do
 """Rounds of looks at the disks of a silent host's VMs."""
 
 import asyncio

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110 - the tests wait for what other tasks do
 """The guardian on real processes, and its talk with the agent over the real socket."""
 
 import asyncio

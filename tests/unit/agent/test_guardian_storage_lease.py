@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, WEB2, Bench
 from fake_qemus import FakeQemus
+from hasty_policy import hasty_policy
 from msgspec.structs import replace
+from whole_promise import whole_promise
 
 from virtha.agent.files import Files
 from virtha.agent.guardian_channel import ReportFiles
@@ -25,14 +27,9 @@ from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.model.host import StorageDomain
 from virtha.model.ids import DiskId, HostId, Incarnation, StorageDomainId, Term
 from virtha.model.policy import (
-    DetectionPolicy,
-    FencingPolicy,
     LeasePolicy,
-    PermissionGrade,
-    Policy,
-    RecoveryPolicy,
 )
-from virtha.model.slot import Declaration, Mailbox, Poison, Slot
+from virtha.model.slot import Mailbox, Poison, Slot
 from virtha.model.slot_round import LeaseDuty, SlotRound
 from virtha.ports.host_watchdog import ArmedWatchdog
 from virtha.sentinel.guardian import Welcomed
@@ -49,20 +46,7 @@ LEASE = LeasePolicy(
     read_period_ms=200,
 )
 """Longer than any machine stands still: what is to run out has its clock moved."""
-POLICY = Policy(
-    lease=LEASE,
-    detection=DetectionPolicy(
-        beat_interval_ms=400,
-        stall_ms=500,
-        suspect_after_ms=1_000,
-        dead_after_ms=2_000,
-        hung_after_ms=4_000,
-        evidence_max_age_ms=1_800,
-        check_interval_ms=500,
-    ),
-    fencing=FencingPolicy(read_deadline_ms=1_000),
-    recovery=RecoveryPolicy(grade=PermissionGrade.FENCE),
-)
+POLICY = hasty_policy(LEASE)
 OTHER, NEIGHBOUR = StorageDomainId("40000000-0000-4000-8000-000000000002"), HostId("neighbour")
 
 
@@ -259,20 +243,12 @@ def test_a_healthy_host_renews_declares_and_permits(host: LeasedHost, qemus: Fak
     async def story(guardian: GuardianProcess) -> None:
         await host.held(guardian)
         before = host.slot()
-        assert before.declaration == Declaration(
-            armed=True,
-            no_way_out=True,
-            fed_by_renewer=True,
-            direct_io=True,
-            watchdog_ms=LEASE.watchdog_ms,
-            self_fence_after_ms=LEASE.self_fence_after_ms,
-            kill_ms=LEASE.kill_ms,
-        )
+        assert before.declaration == whole_promise(LEASE)
         await bench.until(lambda: host.slot().counter >= before.counter + 5)
         permits = load_permits(bench.paths.start_permits, bench.boot)
         assert permits.objection([DOMAIN, OTHER], bench.clock.monotonic_ms()) is None
         late = bench.clock.monotonic_ms() + LEASE.self_fence_after_ms
-        assert permits.objection([DOMAIN], late) == "order.refused.lease"  # type: ignore[arg-type]  # a sum of times
+        assert permits.objection([DOMAIN], late) == "order.refused.lease"
         await host.later(LEASE.self_fence_after_ms, DOMAIN, OTHER)
         await bench.until(lambda: host.watchdog.feedings > 0)
 
@@ -482,7 +458,7 @@ def test_a_reader_poisons_whom_it_is_told_and_tells_its_rounds(host: LeasedHost)
     )
 
 
-POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")  # type: ignore[arg-type]  # any boot
+POISONED = Poison(boot="boot-9", server="s", term=Term(1), incident="1")
 
 
 def test_the_next_guardian_of_the_boot_goes_on_where_the_last_one_was(

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - small files of a test
 """A VM's data goes as a whole, whatever ends in between; nothing goes that others need or write to."""
 
 import errno

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - small files of a test
 """Orders about devices of a running VM: only of the very copy that is meant, and never twice."""
 
 from pathlib import Path

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC230, ASYNC240 - small files and processes of a test
 """Snapshots inside disks, with real qemu-img: under an incarnation of their own, given back when nothing writes any more."""
 
 import asyncio

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - small files of a test
 """Orders about what is defined: changed, forgotten, found, adopted, given back."""
 
 import asyncio

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - small files of a test
 """Disks of a running VM, changed by its own QEMU; a guest that was frozen for it is thawed whatever ends in between."""
 
 import asyncio

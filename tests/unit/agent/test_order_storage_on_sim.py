@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC221, ASYNC240 - small files of a test
 """Orders about storage: domains, disks, claims of an incarnation; nothing foreign, nothing outside."""
 
 import json

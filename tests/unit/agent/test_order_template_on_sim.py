@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC221, ASYNC240 - small files of a test
 """Orders about templates, with real qemu-img: sealed copies, full and thin disks, nothing half, nothing torn."""
 
 import json

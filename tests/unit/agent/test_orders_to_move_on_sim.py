@@ -384,7 +384,7 @@ def test_a_source_that_libvirt_let_run_on_is_not_ended(bench: Bench) -> None:
             await leave(vm_id)
             bench.hypervisor.libvirt.go_on(vm_id)
 
-        bench.moves.leave_move = and_undo  # type: ignore[method-assign]
+        bench.moves.leave_move = and_undo
         await told(bench, MigrationSide.SOURCE, MigrationWord.END)
         copy = qemu(bench)
         assert copy is not None
@@ -413,7 +413,7 @@ def test_a_leader_that_waits_for_a_silent_target_is_sent_away(
         async def in_vain(vm_id: Any) -> None:
             bench.moves.aborted.append(vm_id)
 
-        bench.moves.abort_move = in_vain  # type: ignore[method-assign]
+        bench.moves.abort_move = in_vain
         for _ in range(2):
             await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
         await bench.until(lambda: bool(words(bench)))
@@ -434,7 +434,7 @@ def test_a_leader_whose_source_stands_still_is_left_alone_by_a_cancel(
         async def too_late(vm_id: Any) -> None:
             bench.hypervisor.libvirt.stand_still(vm_id)
 
-        bench.moves.abort_move = too_late  # type: ignore[method-assign]
+        bench.moves.abort_move = too_late
         await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
         await asyncio.sleep(0.2)
         assert bench.moves.left == [], "its target may be about to say that it runs"

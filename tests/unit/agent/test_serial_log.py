@@ -17,7 +17,7 @@ VM = VmId("0b2f5f0e-1111-4a7a-9d55-000000000001")
 
 
 def ask(lines: int = 1_000, **more: object) -> ReadSerialLog:
-    return ReadSerialLog(vm_id=VM, lines=lines, **more)  # type: ignore[arg-type]
+    return ReadSerialLog(vm_id=VM, lines=lines, **more)
 
 
 def test_the_newest_lines_over_rotated_files(tmp_path: Path) -> None:

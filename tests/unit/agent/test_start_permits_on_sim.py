@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240 - small files of a test
 """No processors run without the guardian's word that the lease on their disks' storage is held; and an outage is told."""
 
 import asyncio
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from agent_bench import ALWAYS, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, qemu
+from msgspec.structs import replace
 
 from virtha.agent import order_power, reports
 from virtha.agent.guardian_channel import ReportFiles
@@ -16,10 +16,11 @@ from virtha.agent.lease_watch import LeaseWatch
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.model.facts import Happened, ReleaseCause, Result, StorageReport
 from virtha.model.host import StorageDomain
-from virtha.model.ids import Incarnation, VmId
-from virtha.model.orders import PauseVm, ResumeVm
+from virtha.model.ids import BootId, HostId, Incarnation, OperationId, StorageDomainId, VmId
+from virtha.model.orders import MoveDestination, PauseVm, ReceiveVm, ResumeVm
 from virtha.model.policy import LeasePolicy, Policy
 from virtha.model.slot import Mailbox
+from virtha.model.vm import PossibleCopy
 
 LEASE = LeasePolicy()
 OFF = Policy(lease=LeasePolicy(enabled=False))
@@ -79,6 +80,48 @@ def test_a_lease_that_is_lost_while_its_qemu_is_made_ends_it_before_it_runs(
         bench.permit(0)
         resumed = await bench.do(ResumeVm(vm_id=WEB1, incarnation=one, by="ann"))
         assert (resumed.result, resumed.code) == (Result.REFUSED, REFUSED)
+
+    bench.run(story)
+
+
+def test_no_copy_is_let_in_where_the_lease_is_not_held(bench: Bench) -> None:
+    """libvirt lets it run without asking anybody here: the guardian would only kill it at its next look."""
+    bench.destination = MoveDestination(address="192.0.2.7", name="h1", data_uri="tcp://192.0.2.7")
+    vm = bench.vm(disks=(bench.disk(),))
+    source = PossibleCopy(host_id=HostId("h2"), incarnation=Incarnation(1), boot=BootId("boot-9"))
+
+    def receive(incarnation: int) -> ReceiveVm:
+        grant = bench.grant(WEB1, incarnation=incarnation)
+        move = OperationId(f"1.{incarnation}")
+        return ReceiveVm(vm=vm, migration_id=move, grant=grant, by="engine", source=source)
+
+    async def story() -> None:
+        await prepared(bench)
+        bench.permit(0)
+        outcome = await bench.do(receive(2))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, REFUSED)
+        assert WEB1 not in bench.agent.host.gate.grants()
+        bench.permit(ALWAYS)
+        assert (await bench.do(receive(3))).result is Result.OK
+
+    bench.run(story)
+
+
+def test_what_an_order_tells_of_a_vm_says_whose_leases_it_needs(bench: Bench) -> None:
+    """It was never here: another domain, whose lease is lost, is none of its."""
+    other = StorageDomain(
+        id=StorageDomainId("ds2"), name="ds2", cluster_id=bench.storage.cluster_id, path="/none"
+    )
+    vm = bench.vm(disks=(bench.disk(),))
+
+    async def story() -> None:
+        await prepared(bench)
+        host = bench.agent.host
+        assert host.settings is not None
+        domains = (*host.settings.storage_domains, other)
+        host.settings = replace(host.settings, storage_domains=domains, vms=())
+        assert not host.lease_allows(WEB1)
+        assert host.lease_allows(WEB1, coming=vm)
 
     bench.run(story)
 

@@ -62,7 +62,7 @@ class Rig:
         self.tasks: list[asyncio.Task[None]] = []
         self.desk = ChannelDesk(
             AgentPaths(root=str(path)),
-            Xml(devices),  # type: ignore[arg-type]  # what consoles need of it
+            Xml(devices),
             spawn=self._spawn,
             is_managed=lambda vm_id: vm_id == VM,
         )

@@ -4,8 +4,11 @@ from typing import Any
 
 import msgspec
 from cli_fake_api import Answer
+from msgspec.structs import replace
 
 from virtha.api.times import encode
+from virtha.control.incident_fold import Moment, fold_host, fold_vm, opened, path_of
+from virtha.control.incident_views import IncidentView, view_of
 from virtha.control.views import (
     HostView,
     StatusHost,
@@ -14,10 +17,12 @@ from virtha.control.views import (
     StatusVm,
     VmView,
 )
+from virtha.engine.records import Incident
 from virtha.model.codes import REGISTRY, render
 from virtha.model.event import Event
 from virtha.model.host import Host, HostCapabilities, HostState, HostStatus
-from virtha.model.ids import ClusterId, HostId, InstallationId, OperationId, Revision, VmId
+from virtha.model.ids import BootId, ClusterId, HostId, InstallationId, OperationId, Revision, VmId
+from virtha.model.incident import IncidentEntry, Sighting
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.time import UtcMillis
 from virtha.model.value import Fields
@@ -156,3 +161,25 @@ def status_view(*, hold: str | None = None, verdict: str = "degraded") -> Status
         ),
         revision=Revision(7),
     )
+
+
+def incident_view() -> IncidentView:
+    """h1 lost its power: web1 runs on h2, db1 stays down."""
+    now = Moment(at=UtcMillis(NOON + 12_000), clock_ms=12_000)
+    engines = Incident(number=3, boot=BootId("boot1"), silent_since_ms=0, began_ms=12_000)
+    found = opened(now, CLUSTER, HOST, "h1", engines)
+    judged = now.entry("host.judged_dead", host="h1", silent_ms=12_000)
+    sighting = Sighting(by="h2", via="management", said="silent", age_ms=300)
+    why = Reason(code="host.dead.unproven", fields={"silent_ms": 12_000})
+    proven = now.entry("host.proven_dead", host="h1", proof="power_off", detail="", after_ms=0)
+    found = fold_host(found, [replace(judged, seen=(sighting,), reasons=(why,)), proven])
+    of_h2 = replace(now.entry("vm.recovered", vm="web1", host="h2", after_ms=0), clock_ms=14_000)
+    of_h2 = replace(of_h2, host_id=HOST)
+    answers = IncidentEntry(code="vm.agent.connected", at=UtcMillis(now.at + 900), host_id=HOST)
+    started = now.entry("vm.recovery_started", vm="web1", host="h2", attempt=1)
+    started = replace(started, host_id=HOST)
+    web1 = fold_vm(path_of(found, VmId("v-1"), "web1"), [started, of_h2, answers])
+    given_up = now.entry("vm.recovery_given_up", vm="db1", attempts=5)
+    db1 = fold_vm(path_of(found, VmId("v-2"), "db1"), [given_up])
+    waits = Reason(code="recovery.given_up")
+    return view_of(found, [web1, db1], engine=(why,), of_vms={db1.vm_id: (waits,)})

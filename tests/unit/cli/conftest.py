@@ -47,7 +47,7 @@ def socket_api(home: Path) -> Iterator[Api]:
     api = Api()
     path = home / "run" / "virtha" / "server.sock"
     path.parent.mkdir(parents=True)
-    server = UnixServer(str(path), handler_of(api))  # type: ignore[arg-type]  # typeshed: TCP only
+    server = UnixServer(str(path), handler_of(api))
     server.daemon_threads = True
     for _ in serving(server):
         yield api

@@ -10,6 +10,7 @@ from cli_fake_api import Answer, Api, Ran
 from cli_shapes import (
     event,
     host_view,
+    incident_view,
     operation,
     page,
     plain,
@@ -34,6 +35,8 @@ RUNNING, FAILED, DONE = OperationState.RUNNING, OperationState.FAILED, Operation
         ("/v1/events", page(event(3)), ["event", "list"]),
         ("/v1/operations", page(operation()), ["operation", "list"]),
         ("/v1/operations/o-1", operation(), ["operation", "show", "o-1"]),
+        ("/v1/incidents", page(incident_view().incident), ["incident", "list"]),
+        ("/v1/incidents/i-1", plain(incident_view()), ["incident", "show", "i-1"]),
     ],
 )
 @pytest.mark.parametrize("form", ["json", "yaml"])

@@ -218,7 +218,7 @@ def test_worlds_from_seeds_and_their_digests(run: Run, tmp_path: Path) -> None:
     assert one["worlds"] == 3
     assert isinstance(one["virtual_seconds_min"], int) and one["virtual_seconds_min"] >= 600
     assert one["digests"] == two["digests"]
-    assert set(one["shares"]) >= {"a fence", "a recovery", "a contradiction", "power cut"}  # type: ignore[call-overload]  # an object of JSON
+    assert set(one["shares"]) >= {"a fence", "a recovery", "a contradiction", "power cut"}
 
 
 @pytest.mark.bad_input("wrong seeds", story=True)

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import able_host
 import pytest
+from able_host import GIB, IMAGE, MIB
 from argon2 import PasswordHasher
+from msgspec.structs import replace
 
 from virtha.control import Control, make_control
 from virtha.control.installation import initialise
@@ -28,7 +31,6 @@ from virtha.model.facts import (
     Fact,
     FactBody,
     HostReport,
-    Image,
     Outcome,
     Released,
     Result,
@@ -48,8 +50,6 @@ from virtha.ports.hosts import LastBeat
 from virtha.store import Store, open_store
 from virtha.store.events import EventFilter, events_after
 
-GIB = 1 << 30
-MIB = 1 << 20
 PASSWORD = "correct horse battery"
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 FINGERPRINT = "ab" * 32
@@ -128,15 +128,7 @@ class PaperAuthority:
         )
 
 
-ABLE = HostCapabilities(
-    cpus=4,
-    memory_bytes=8 * GIB,
-    libvirt_version=9_000_000,
-    watchdog_models=(WatchdogModel.I6300ESB, WatchdogModel.IB700),
-    bridges=("br0",),
-    gate_in_force=True,
-    libvirt_connected=True,
-)
+ABLE = replace(able_host.ABLE, watchdog_models=(WatchdogModel.I6300ESB, WatchdogModel.IB700))
 
 
 @dataclass
@@ -255,13 +247,6 @@ class World:
         view = await self.control.storage.create(
             ADMIN, StorageCreate(name=name, path=f"/srv/{name}")
         )
-        image = Image(
-            name="tiny",
-            path="images/tiny.qcow2",
-            format="qcow2",
-            size_bytes=4 * MIB,
-            virtual_size_bytes=64 * MIB,
-        )
         for host in self.hosts.values():
             if host.orders:
                 await host.answer()
@@ -271,7 +256,7 @@ class World:
                     usable=usable,
                     size_bytes=100 * GIB,
                     free_bytes=50 * GIB,
-                    images=(image,),
+                    images=(IMAGE,),
                 )
             )
         return view

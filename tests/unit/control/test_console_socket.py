@@ -300,7 +300,7 @@ def test_a_vm_that_ended_since_the_ticket_was_made(tell: Callable[..., None]) ->
 
 async def told(world: Any, code: str, count: int) -> None:
     async with asyncio.timeout(60):
-        while len(await world.events(code)) < count:  # noqa: ASYNC110 - nobody tells of it
+        while len(await world.events(code)) < count:
             await asyncio.sleep(0.005)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from command_power import command_power
 from msgspec.structs import replace
 
 from virtha import __version__
 from virtha.control.own_machine import OwnMachine
 from virtha.control.power_results import PowerResults, Tried
-from virtha.control.power_views import PowerPut
 from virtha.control.readiness import Readiness
 from virtha.control.readiness_views import ReadinessView
 from virtha.control.requests import HoldPut, ReceiverCreate, SubscriptionCreate, VmStart
@@ -20,7 +20,7 @@ from virtha.model.evidence import PowerState
 from virtha.model.facts import HostReport, StorageReport
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
-from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings
+from virtha.model.power_settings import MachineIdentity
 from virtha.model.user import Role
 from virtha.ports.leaders import NobodyLeads
 from virtha.ports.power import PowerReading
@@ -38,20 +38,8 @@ def codes(view: ReadinessView, about: str = "") -> set[str]:
     return {one.code for one in view.findings if one.about == about or not about}
 
 
-def settings(address: str, **more: Any) -> PowerPut:
-    given = {
-        "driver": PowerDriver.COMMAND,
-        "executable": "/bin/false",
-        "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
-        "stop": "stop",
-        "status": "status",
-        "address": address,
-    }
-    return PowerPut(settings=PowerSettings(**{**given, **more}))
-
-
 async def set_power(world: World, host: str, device: str = "bmc", **more: Any) -> None:
-    put = settings(f"{host}-{device}", **more)
+    put = command_power(f"{host}-{device}", **more)
     await world.control.power.put_of_host(ADMIN, host, device, put, None)
 
 

@@ -40,7 +40,7 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
 
 
 async def begun(made: Movers) -> Mover:
-    while (found := made.find(WEB1)) is None:  # noqa: ASYNC110 - nobody tells of it
+    while (found := made.find(WEB1)) is None:
         await asyncio.sleep(0.01)
     return found
 
@@ -123,7 +123,7 @@ def test_another_process_with_its_number_is_left_alone(tmp_path: Path) -> None:
         path.write_text(f'{{"pid":{found.pid},"start_ticks":{found.start_ticks - 1}}}')
         assert made.find(WEB1) is None
         await made.end(WEB1)
-        assert os.path.exists(f"/proc/{found.pid}")  # noqa: ASYNC240, PTH110 - of the kernel, not of a disk
+        assert Path(f"/proc/{found.pid}").exists()
         path.write_text(f'{{"pid":{found.pid},"start_ticks":{found.start_ticks}}}')
         await made.end(WEB1)
         await leading
@@ -188,7 +188,7 @@ def test_called_off_one_that_waits_for_a_target_s_libvirt_is_ended(
 
 def request(**changes: str) -> MoveRequest:
     values = {"serial_directory": "/a", "relay_socket": "/r", "tls_directory": "/t", **changes}
-    return MoveRequest(vm_id=WEB1, source_uri="", destination=THERE, **values)  # type: ignore[arg-type]  # any field
+    return MoveRequest(vm_id=WEB1, source_uri="", destination=THERE, **values)
 
 
 def test_never_post_copy_and_never_without_tls() -> None:
@@ -224,7 +224,7 @@ def test_what_is_of_the_source_in_the_xml_becomes_the_targets() -> None:
     assert libvirt.VIR_MIGRATE_PARAM_DEST_XML not in parameters_of(request(), "<x/>")
 
 
-class Error(libvirt.libvirtError):  # type: ignore[misc]  # libvirt ships no types
+class Error(libvirt.libvirtError):
     def __init__(self, code: int, text: str) -> None:
         self.err = (code, libvirt.VIR_FROM_QEMU, text, 2, "", "", "", -1, -1)
 

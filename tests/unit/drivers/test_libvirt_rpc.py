@@ -39,7 +39,7 @@ def raw(
 
 
 def packet(procedure: int, **changes: int | bytes) -> Packet:
-    return next(Packets().feed(raw(procedure, **changes)))  # type: ignore[arg-type]  # handed on as they are
+    return next(Packets().feed(raw(procedure, **changes)))
 
 
 def finish(*, cancelled: int = 0, procedure: int = FINISH, serial: int = 7) -> Packet:

@@ -496,7 +496,7 @@ _EVENTS = (
 
 def random_moves(seed: int, count: int = 60) -> list[Move]:
     source = random.Random(seed)
-    return [tuple(source.randrange(96) for _ in range(4)) for _ in range(count)]  # type: ignore[misc]  # always four numbers
+    return [tuple(source.randrange(96) for _ in range(4)) for _ in range(count)]
 
 
 def main(runs: int = 20) -> None:

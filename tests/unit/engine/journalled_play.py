@@ -66,7 +66,7 @@ class JournalledEngine(Engine):
     turns_per_segment: int
 
     def __init__(self, **arguments: object) -> None:
-        super().__init__(**arguments)  # type: ignore[arg-type]  # handed on as they are
+        super().__init__(**arguments)
         self._begin()
 
     def _begin(self) -> None:
@@ -205,11 +205,11 @@ def journalled(*, turns_per_segment: int = 250) -> Iterator[list[bytearray]]:
     JournalledEngine.segments = []
     JournalledEngine.turns_per_segment = turns_per_segment
     real = engine_driver.Engine
-    engine_driver.Engine = JournalledEngine  # type: ignore[misc]  # put back below
+    engine_driver.Engine = JournalledEngine
     try:
         yield JournalledEngine.segments
     finally:
-        engine_driver.Engine = real  # type: ignore[misc]  # as it was
+        engine_driver.Engine = real
 
 
 def journal_of(seed: int, *, ticks: int = 900) -> tuple[Play, list[bytes]]:

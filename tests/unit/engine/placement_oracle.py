@@ -137,7 +137,7 @@ class Dumb:
         )
 
     def dependency(self, vm: VmToPlace) -> str:
-        progress: Progress = self.world.progress  # type: ignore[assignment]  # its values are StrEnums
+        progress: Progress = self.world.progress
         missing = [one for one in vm.depends_on if one.condition not in progress.get(one.vm_id, ())]
         since = self.world.now_ms if vm.waits_since_ms is None else vm.waits_since_ms
         if not missing:

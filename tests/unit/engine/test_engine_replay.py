@@ -105,7 +105,7 @@ def story() -> bytes:
         data.extend(writer.decided(decision))
         return decision
 
-    play.engine.step = step  # type: ignore[method-assign]  # only to listen
+    play.engine.step = step
     play.hosts["h1"].cut()
     play.until(lambda: play.where("v1") != [])
     play.advance(1_000)

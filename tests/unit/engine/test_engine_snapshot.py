@@ -96,7 +96,7 @@ def test_a_twin_finishes_what_was_begun() -> None:
         decisions.append((decision, twin.step(now, events)))
         return decision
 
-    play.engine.step = both  # type: ignore[method-assign]  # only to listen
+    play.engine.step = both
     play.until(lambda: play.where("v1") != [])
     play.advance(2_000)
     assert all(one == other for one, other in decisions)

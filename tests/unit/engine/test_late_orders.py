@@ -73,7 +73,7 @@ def late(play: Play, command: Command) -> bool:
 
 
 def test_an_order_that_is_in_time_is_sent():
-    turn = Turn(Decided(order()), term=Term(1))  # type: ignore[arg-type]  # all that a turn calls of it
+    turn = Turn(Decided(order()), term=Term(1))
     turn.begin(NOW)
     turn.journaled()
     turn.written(held=True, now=Millis(NOW + 5_000))
@@ -87,7 +87,7 @@ def test_an_order_that_waited_too_long_for_the_database_is_given_back_instead():
     engine.decisions[0] = msgspec.structs.replace(
         engine.decisions[0], notices=(Notice(code="fence.began"),)
     )
-    turn = Turn(engine, term=Term(1))  # type: ignore[arg-type]  # as above
+    turn = Turn(engine, term=Term(1))
     turn.begin(NOW)
     assert isinstance(turn.journaled(), Write)
     assert turn.written(held=True, now=Millis(NOW + 5_001)) == Send(commands=(in_time,))

@@ -71,7 +71,7 @@ def test_a_proof_that_leaves_one_out_is_none_and_the_rest_is_asked_for(domains: 
     play = poisoned()
     lease(play, *domains)
     play.advance(5_000)
-    assert play.host_record("h1").incident.proof is None  # type: ignore[union-attr]  # it lasts
+    assert play.host_record("h1").incident.proof is None
     assert play.sent(StartCommand) == []
     assert last_poison(play).domain_ids == {"ds1", "b"} and len(play.sent(Poison)) == 2
 

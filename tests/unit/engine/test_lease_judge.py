@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from whole_promise import whole_promise
 
 from virtha.engine.lease import LeaseJudge, LeaseTarget, SlotRound, expiry_ms
 from virtha.model.codes import REGISTRY
@@ -25,15 +26,7 @@ TARGET, READER, OTHER = HostId("t"), HostId("r"), HostId("o")
 BOOT = BootId("boot-t")
 DS1, DS2 = StorageDomainId("ds1"), StorageDomainId("ds2")
 POLICY = LeasePolicy()
-FULL = Declaration(
-    armed=True,
-    no_way_out=True,
-    fed_by_renewer=True,
-    direct_io=True,
-    watchdog_ms=POLICY.watchdog_ms,
-    self_fence_after_ms=POLICY.self_fence_after_ms,
-    kill_ms=POLICY.kill_ms,
-)
+FULL = whole_promise(POLICY)
 SUM = expiry_ms(FULL, POLICY)
 TORN = Unreadable(fault=BlockFault.TORN)
 
@@ -190,7 +183,7 @@ def test_the_round_that_would_end_the_wait_has_to_be_right(
     told: dict[str, object], why: str | None
 ) -> None:
     readings = Readings().settled()
-    assert readings.round(after=SUM + 10, **told) == ()  # type: ignore[arg-type]  # handed on as they are
+    assert readings.round(after=SUM + 10, **told) == ()
     assert readings.reason == (f"lease.not_proof.{why}" if why else "lease.waits")
 
 

@@ -28,7 +28,7 @@ def planned(world: World) -> Plan:
         world.vms,
         policy=world.policy,
         now=Millis(world.now_ms),
-        progress=world.progress,  # type: ignore[arg-type]  # handed on as they are
+        progress=world.progress,
     )
 
 

@@ -1,15 +1,12 @@
 """Whom a silent host's neighbours are, and that finding them costs nothing in a large cluster."""
 
 import random
-import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 import pytest
+from counted_opcodes import opcodes
 from engine_driver import Play, vm
 
-from virtha.engine.events import Decision, Investigate, SessionChanged, VmSeen
+from virtha.engine.events import Investigate, SessionChanged, VmSeen
 from virtha.engine.machine import Verdict
 from virtha.engine.ring import Ring, Rings
 from virtha.model.evidence import ProcessKind
@@ -59,28 +56,6 @@ def test_a_part_of_the_ring_begins_where_the_whole_does():
     rings.forget(H1)
     assert list(rings.all) == [H3, H2] and list(rings.heard_by_agent) == [H2]
     assert not list(rings.readers)
-
-
-def opcodes(work: Callable[[], Decision]) -> tuple[Decision, int]:
-    """Of the interpreter: no other load on the machine changes them."""
-    counted = 0
-
-    def count(_frame: FrameType, event: str, _arg: object) -> Any:
-        nonlocal counted
-        counted += event == "opcode"
-        return count
-
-    def called(frame: FrameType, _event: str, _arg: object) -> Any:
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(called)
-    try:
-        decision = work()
-    finally:
-        sys.settrace(before)
-    return decision, counted
 
 
 def cost_of_silence(hosts: int, *, silent: int, agents: bool) -> float:

@@ -122,14 +122,12 @@ def test_an_answer_that_came_while_the_agent_stood_still_is_one() -> None:
     async def run() -> None:
         lane = Lane("test", threads_max=1)
         came = threading.Event()
-        asking = asyncio.create_task(
-            lane.call("asked", lambda: came.set() or 7, deadline_ms=20)  # type: ignore[func-returns-value]
-        )
+        asking = asyncio.create_task(lane.call("asked", lambda: came.set() or 7, deadline_ms=20))
         await asyncio.sleep(0)
         assert came.wait(60)
-        while not asyncio.get_running_loop()._ready:  # type: ignore[attr-defined]  # the answer is there
-            time.sleep(0.01)  # noqa: ASYNC251 - the whole agent stands still
-        time.sleep(0.05)  # noqa: ASYNC251 - past the deadline
+        while not asyncio.get_running_loop()._ready:
+            time.sleep(0.01)
+        time.sleep(0.05)
         assert await asking == 7
         lane.close()
 
@@ -149,7 +147,7 @@ def test_a_call_that_comes_back_as_it_is_given_up_holds_no_thread_for_ever() -> 
 
         asyncio.get_running_loop().call_later(0.02, late)
         await asyncio.sleep(0)
-        time.sleep(0.05)  # noqa: ASYNC251 - the deadline passes, then it comes back
+        time.sleep(0.05)
         with contextlib.suppress(HypervisorTimeout):
             await asking
         await until(lambda: lane.stuck == 0)

@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from able_host import ABLE, GIB, IMAGE
 from installed import ADMIN, Installed
 from link_rig import Recorder, until
 from msgspec.structs import replace
@@ -27,14 +28,13 @@ from virtha.model.facts import (
     Fact,
     FactBody,
     HostReport,
-    Image,
     Inventory,
     Outcome,
     Result,
     StorageReport,
     VmReport,
 )
-from virtha.model.host import HostCapabilities, StorageDomain
+from virtha.model.host import StorageDomain
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.orders import HostSettings, Order, PrepareStorage, StartVm
 from virtha.model.slot import SlotReading
@@ -49,22 +49,6 @@ from virtha.wire.witness_messages import LookAtDisks, WitnessOrder
 
 PULSE_S = 0.2
 LOOPBACK = "127.0.0.1"
-GIB, MIB = 1 << 30, 1 << 20
-ABLE = HostCapabilities(
-    cpus=4,
-    memory_bytes=8 * GIB,
-    libvirt_version=9_000_000,
-    bridges=("br0",),
-    gate_in_force=True,
-    libvirt_connected=True,
-)
-IMAGE = Image(
-    name="tiny",
-    path="images/tiny.qcow2",
-    format="qcow2",
-    size_bytes=4 * MIB,
-    virtual_size_bytes=64 * MIB,
-)
 
 
 class BreakableSlots(DirectoryDomain):

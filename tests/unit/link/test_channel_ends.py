@@ -56,7 +56,7 @@ class World:
         """So many more fail in a way that no dial should."""
         self.desk = ChannelDesk(
             AgentPaths(root=str(path)),
-            Xml(serial + screen),  # type: ignore[arg-type]  # what consoles need of it
+            Xml(serial + screen),
             spawn=self._spawn,
             is_managed=lambda vm_id: vm_id == VM,
         )

@@ -159,7 +159,7 @@ def test_only_the_host_that_was_asked_can_attach(pki: Pki) -> None:
     async def story(server: ServerRig) -> None:
         other = server.pki.host("h2")
         agent = PlayedAgent(server, whole)
-        agent._on_channel = lambda request: stolen.append(request.channel)  # type: ignore[method-assign]
+        agent._on_channel = lambda request: stolen.append(request.channel)
         rig = server.host(credentials=other, on_channel=lambda request: None)
         link = agent.rig.link
         link._on_channel = agent._on_channel

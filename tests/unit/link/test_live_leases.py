@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110, ASYNC240 - waits for records; small files of a test
 """A lease from end to end: real slots and guardians, TLS, gateway, judge and engine on a real store, in real time.
 
 What is played: watchdogs, and of agents all but their looks at a silent host's disks.
@@ -10,21 +9,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from able_host import MIB
+from hasty_policy import hasty_policy
 from installed import ADMIN, Installed
 from link_rig import until
-from live_hosts import MIB, LiveHost, join
+from live_hosts import LiveHost, join
 from msgspec.structs import replace
 
 from virtha.control import Control
 from virtha.control.requests import EventQuery, StorageCreate, VmCreate, VmStart
 from virtha.model.ids import StorageDomainId
 from virtha.model.policy import (
-    DetectionPolicy,
-    FencingPolicy,
     LeasePolicy,
-    PermissionGrade,
     Policy,
-    RecoveryPolicy,
 )
 from virtha.model.slot import Slot
 from virtha.sentinel.lease import LeaseState
@@ -37,20 +34,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(180)]
 LEASE = LeasePolicy(
     renew_ms=200, self_fence_after_ms=2_500, kill_ms=1_000, watchdog_ms=2_000, read_period_ms=200
 )
-POLICY = Policy(
-    lease=LEASE,
-    detection=DetectionPolicy(
-        beat_interval_ms=400,
-        stall_ms=500,
-        suspect_after_ms=1_000,
-        dead_after_ms=2_000,
-        hung_after_ms=4_000,
-        evidence_max_age_ms=1_800,
-        check_interval_ms=500,
-    ),
-    fencing=FencingPolicy(read_deadline_ms=1_000),
-    recovery=RecoveryPolicy(grade=PermissionGrade.FENCE),
-)
+POLICY = hasty_policy(LEASE)
 
 PATIENT = replace(
     POLICY,
@@ -84,7 +68,7 @@ class Live:
         await self._done((await self.control.vms.start(ADMIN, "web", VmStart(host="h1"))).id)
 
     async def _done(self, operation_id: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not (await self.control.operations.get(operation_id)).is_over:
                 await asyncio.sleep(0.02)
 
@@ -92,7 +76,7 @@ class Live:
         return len((await self.control.events.list(EventQuery(code=code))).items)
 
     async def until_told(self, code: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not await self.events(code):
                 await asyncio.sleep(0.05)
 

@@ -7,9 +7,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from whole_promise import whole_promise
 
 from virtha.model.errors import InvalidInput
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, Term
+from virtha.model.policy import LeasePolicy
 from virtha.model.slot import (
     BLOCK_BYTES,
     SECTOR_BYTES,
@@ -43,15 +45,7 @@ SLOT = Slot(
     submitted_ms=9_000_000,
     good_ms=8_999_000,
     acknowledged_poison=3,
-    declaration=Declaration(
-        armed=True,
-        no_way_out=True,
-        fed_by_renewer=True,
-        direct_io=True,
-        watchdog_ms=10_000,
-        self_fence_after_ms=15_000,
-        kill_ms=3_000,
-    ),
+    declaration=whole_promise(LeasePolicy()),
 )
 MAILBOX = Mailbox(
     installation_id=INSTALLATION,

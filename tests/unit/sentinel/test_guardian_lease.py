@@ -160,7 +160,7 @@ class Bench:
 
 
 def armed(**more: object) -> Bench:
-    bench = Bench(**more)  # type: ignore[arg-type]  # handed on as they are
+    bench = Bench(**more)
     bench.step(Welcomed(beat_interval_ms=1_000))
     bench.until(bench.now + 2_000)
     bench.step(WatchdogArmed(timeout_ms=WATCHDOG, no_way_out=True))

@@ -38,7 +38,7 @@ async def main(directory: Path, kill_at: int) -> None:
 
 
 async def _nothing_pending(world: object) -> bool:
-    states = await world.states()  # type: ignore[attr-defined]  # the story gets its own world
+    states = await world.states()
     return bool(states) and "pending" not in states
 
 

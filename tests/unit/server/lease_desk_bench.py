@@ -10,13 +10,13 @@ from pathlib import Path
 
 from led_world import LedWorld, led_world
 from msgspec.structs import replace
+from whole_promise import whole_promise
 
 from virtha.model.ids import HostId
 from virtha.model.orders import StartVm
 from virtha.model.policy import LeasePolicy
 from virtha.model.slot import (
     BlockFault,
-    Declaration,
     Mailbox,
     Poison,
     Slot,
@@ -141,6 +141,8 @@ class ServerDesk(DeskBench):
         self.waivers: dict[HostId, WaiveLease] = {}
         self.lost: set[str] = set()
         self.without_storage: set[str] = set()
+        self.declared = whole_promise(LEASE)
+        """By all of them."""
         self._heard = 0
         self._passed_ms = 0
 
@@ -210,15 +212,7 @@ class ServerDesk(DeskBench):
                 host_id=host.id,
                 boot=host.boot,
                 counter=before.counter + 1 if before is not None else 1,
-                declaration=Declaration(
-                    armed=True,
-                    no_way_out=True,
-                    fed_by_renewer=True,
-                    direct_io=True,
-                    watchdog_ms=LEASE.watchdog_ms,
-                    self_fence_after_ms=LEASE.self_fence_after_ms,
-                    kill_ms=LEASE.kill_ms,
-                ),
+                declaration=self.declared,
             )
             duty = self.duties.get(host.id)
             if duty is not None and self.world.gateway.lease_boot(host.id) is not None:

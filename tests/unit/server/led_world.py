@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from able_host import ABLE, GIB, IMAGE, MIB
 from argon2 import PasswordHasher
 from empty_database import lay_empty_database
 
@@ -23,20 +24,17 @@ from virtha.model.facts import (
     Fact,
     FactBody,
     HostReport,
-    Image,
     Inventory,
     Outcome,
     Result,
     StorageReport,
     VmReport,
 )
-from virtha.model.host import HostCapabilities
 from virtha.model.ids import BootId, HostId, StorageDomainId, Term, VmId
 from virtha.model.orders import HostSettings, Order, StartVm
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.user import Role
 from virtha.model.vm import VmState
-from virtha.model.watchdog import WatchdogModel
 from virtha.ports.authority import SignedCertificate
 from virtha.ports.hosts import LastBeat
 from virtha.ports.power import PowerDevices
@@ -53,26 +51,8 @@ from virtha.wire.messages import Beat, PeerRole
 from virtha.wire.witness_messages import LookAtDisks, WitnessAnswer, WitnessOrder
 
 WAIT_S = 60.0
-GIB = 1 << 30
-MIB = 1 << 20
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORDS = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-ABLE = HostCapabilities(
-    cpus=4,
-    memory_bytes=8 * GIB,
-    libvirt_version=9_000_000,
-    watchdog_models=(WatchdogModel.I6300ESB,),
-    bridges=("br0",),
-    gate_in_force=True,
-    libvirt_connected=True,
-)
-IMAGE = Image(
-    name="tiny",
-    path="images/tiny.qcow2",
-    format="qcow2",
-    size_bytes=4 * MIB,
-    virtual_size_bytes=64 * MIB,
-)
 
 
 class ManualClock:
@@ -334,7 +314,7 @@ class LedWorld:
 
     async def _all_durable(self) -> None:
         async with asyncio.timeout(WAIT_S):
-            while any(  # noqa: ASYNC110 - nobody tells of it
+            while any(
                 self.gateway.acknowledged.get(host.id, 0) < host.sequence
                 for host in self.hosts.values()
             ):

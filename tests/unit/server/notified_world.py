@@ -132,7 +132,7 @@ class NotifiedWorld:
         wanted.setdefault("severity", Severity.INFO)
         await self.control.subscriptions.create(
             ADMIN,
-            SubscriptionCreate(receiver=receiver, **wanted),  # type: ignore[arg-type]  # any field
+            SubscriptionCreate(receiver=receiver, **wanted),
         )
 
     async def happen(
@@ -150,7 +150,7 @@ class NotifiedWorld:
 
     async def deliveries(self, **wanted: object) -> list[DeliveryView]:
         """Oldest first."""
-        query = DeliveryQuery(limit=1_000, **wanted)  # type: ignore[arg-type]  # any field
+        query = DeliveryQuery(limit=1_000, **wanted)
         return list((await self.control.notifications.list(query)).items)[::-1]
 
     async def states(self) -> list[str]:

@@ -34,7 +34,7 @@ async def running(directory: Path) -> AsyncIterator[tuple[LedWorld, "asyncio.Tas
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - nobody tells of it
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -103,10 +103,56 @@ def test_a_third_host_that_has_another_storage_mounted_is_found_out_in_its_turn(
                 "host.storage"
             )
             assert not world.feed.is_shared(bench.domain_id)
+            ready = await world.control.readiness.of_host(apart)
+            assert ready.verdict == "not_ready"
+            assert "host.storage.not_shared" in {one.code for one in ready.findings}
             again = world.hosts[apart].id
             bench.blocks.slots[again] = bench.mounted_elsewhere.pop(again).slots[again]
             await bench.advance(10_000)
             assert len(await world.events("storage.shared_again")) == 1
             assert world.feed.is_shared(bench.domain_id)
+
+    asyncio.run(story())
+
+
+@pytest.mark.req("X5")
+def test_a_lease_that_would_prove_nothing_is_told_before_its_host_dies(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with server_desk(tmp_path) as bench:
+            world = bench.world
+
+            async def told() -> dict[str, str]:
+                """By host."""
+                view = await world.control.readiness.all()
+                leases = [one for one in view.findings if one.code.startswith("ready.lease")]
+                assert all(one.fix and "ds1" in one.text for one in leases)
+                assert any("watchdog" in one for one in view.not_looked_at) is not looked_at
+                return {
+                    one.about.removeprefix("host/"): f"{one.code}: {one.text}" for one in leases
+                }
+
+            looked_at = True
+            assert await told() == {}
+            bench.declared = replace(bench.declared, armed=False)
+            await bench.advance(5_000)
+            found = await told()
+            assert set(found) == {"h1", "h2", "h3"}
+            assert all(
+                "ready.lease.no_proof" in one and "watchdog" in one for one in found.values()
+            )
+            bench.declared = replace(bench.declared, armed=True)
+            await bench.advance(5_000)
+            assert await told() == {}
+            # It renews no more, and nobody has told that it can't use the storage.
+            (apart,) = set(world.hosts) - set(bench.readers())
+            blocks = PlayedSlots()
+            bench.mounted_elsewhere[world.hosts[apart].id] = blocks
+            del bench.blocks.slots[world.hosts[apart].id]
+            await bench.advance(5_000)
+            assert "ready.lease.unread" in (await told())[apart]
+            looked_at = False
+            policy = replace(world.feed.policy_now, lease=LeasePolicy(enabled=False))
+            world.feed.policy(policy)
+            assert await told() == {}
 
     asyncio.run(story())

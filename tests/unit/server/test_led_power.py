@@ -5,10 +5,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from command_power import command_power
 from led_world import ABLE, ADMIN, LedWorld, led_world, two_hosts_and_a_vm
 from msgspec.structs import replace
 from own_bmc import PASSWORD, UUID, IpmiSim
 from played_power import Machine, PlayedPower
+from recorded_incidents import (
+    codes,
+    it_is_told_from_the_last_beat_to_the_hosts_return,
+    make_unreadable,
+    only_h2s_guest_agent_counts,
+    the_incident,
+)
 
 from virtha.control.leading import Leading
 from virtha.control.own_machine import OwnMachine
@@ -47,7 +55,7 @@ async def step(world: LedWorld, *beating: str) -> None:
     desk = world.feed.power_desk
     assert desk is not None
     async with asyncio.timeout(WAIT_S):
-        while desk.busy:  # noqa: ASYNC110
+        while desk.busy:
             await asyncio.sleep(0.001)
     await world.leader.turn()
     await world.leader.send_all()
@@ -59,18 +67,6 @@ async def steps_until(world: LedWorld, happened: Callable[[], bool], *beating: s
             return
         await step(world, *beating)
     raise AssertionError(world.engines.explain_host(world.hosts["h1"].id))
-
-
-def settings(address: str, **more: object) -> PowerPut:
-    given = {
-        "driver": PowerDriver.COMMAND,
-        "executable": "/bin/false",
-        "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
-        "stop": "stop",
-        "status": "status",
-        "address": address,
-    }
-    return PowerPut(settings=PowerSettings(**{**given, **more}))  # type: ignore[arg-type]
 
 
 async def powered(world: LedWorld, put: PowerPut) -> None:
@@ -125,13 +121,13 @@ def of_h1(power: PlayedPower) -> Machine:
     return power.machines["h1-bmc"]
 
 
-@pytest.mark.req("P1")
+@pytest.mark.req("P1", "X4")
 def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
     tmp_path: Path, power: PlayedPower
 ) -> None:
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         await silent(world)
         await steps_until(world, started(world), "h2")
         assert machine.asked[-4:] == ["status", "off", "status", "status"], machine.asked
@@ -143,10 +139,12 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
         (only,) = operation.steps
         assert only.name.startswith("off at level 1, attempt 1 (") and only.ended
         assert only.detail.endswith("read off twice") and only.detail.startswith("bmc@")
+        await only_h2s_guest_agent_counts(world)
         await world.hosts["h1"].hello("h1-boot2")
         await world.hosts["h1"].tell_all()
         await world.settle()
         assert await fencing(world) == operation, "it is over, whoever comes back"
+        await it_is_told_from_the_last_beat_to_the_hosts_return(world)
 
     tell(tmp_path, power, story)
 
@@ -158,7 +156,7 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
 
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         await silent(world)
         desk = world.feed.power_desk
         assert desk is not None
@@ -166,7 +164,7 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
             await world.pass_time(500, beating=("h2",))
             # The clock stands meanwhile: on a slow machine it would run past the device's deadlines.
             async with asyncio.timeout(WAIT_S):
-                while desk.busy and "off" not in machine.asked:  # noqa: ASYNC110
+                while desk.busy and "off" not in machine.asked:
                     await asyncio.sleep(0.001)
             if "off" in machine.asked:
                 break
@@ -175,11 +173,17 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
         with pytest.raises(Refused, match="virtha hold") as refused:
             await world.control.operations.cancel(ADMIN, before.id)
         assert refused.value.code == "problem.operation.cancel"
+        recorded = await the_incident(world, open=True)
         await world.restart()
         await world.hosts["h2"].hello()
         await world.hosts["h2"].tell_all()
         await steps_until(world, started(world), "h2")
         assert machine.struck == 1
+        goes_on = await the_incident(world, open=True)
+        assert goes_on.incident.id == recorded.incident.id
+        assert goes_on.timeline[: len(recorded.timeline)] == recorded.timeline
+        assert "vm.recovery_started" in codes(goes_on) and "host.proven_dead" in codes(goes_on)
+        await make_unreadable(world)
         await web1_runs_once_on_h2(world)
         after = await fencing(world)
         assert (after.id, after.state) == (before.id, OperationState.DONE)
@@ -193,7 +197,7 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
 ) -> None:
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         await silent(world)
         machine.refuses = True
         for _ in range(40):
@@ -208,6 +212,10 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
         states = [one.state for one in operation.steps]
         assert states == [OperationState.FAILED] * 2, operation
         assert operation.steps[1].detail.endswith("power.sign_in_refused")
+        incident = await the_incident(world, open=True)
+        assert codes(incident).count("fence.level_failed") == len(failed)
+        assert [one.code for one in incident.engine][:1] == ["host.dead.unproven"]
+        assert incident.incident.vms.waiting == 1 and incident.vms[0].engine_text, "why it waits"
         reasons = (await world.control.hosts.get("h1")).engine
         fence = [one for one in reasons if one.code.startswith("fence.")]
         assert [one.code for one in fence] == ["fence.waiting.retry", "fence.last_failure"]
@@ -217,6 +225,13 @@ def test_a_device_that_refuses_proves_nothing_and_is_told(
         for _ in range(8):
             await step(world, "h1", "h2")
         assert (await fencing(world)).state is OperationState.CANCELLED, "it lives"
+        incident = await the_incident(world, open=False)
+        assert incident.incident.vms.unharmed == 1
+        assert codes(incident)[-3:] == [
+            "fence.failed_host_lives",
+            "incident.vm.unharmed",
+            "incident.closed",
+        ]
 
     tell(tmp_path, power, story)
 
@@ -274,8 +289,7 @@ async def h1_of(world: LedWorld) -> EngineHost:
 
 def levels(*of_each: tuple[str, bool]) -> tuple[PowerLevel, ...]:
     return tuple(
-        PowerLevel(feeds=(PowerFeed(device=name, reads_state=reads),))  # type: ignore[arg-type]
-        for name, reads in of_each
+        PowerLevel(feeds=(PowerFeed(device=name, reads_state=reads),)) for name, reads in of_each
     )
 
 
@@ -289,7 +303,7 @@ def test_the_engine_knows_the_devices_as_they_are_set_up_now(
         setup = world.control.power
         await world.join("h1")
         assert (await h1_of(world)).power == ()
-        shared = settings("h1-bmc").settings
+        shared = command_power("h1-bmc").settings
         shared = replace(shared, address=None)
         await setup.put_of_cluster(ADMIN, "default", "bmc", PowerPut(settings=shared), None)
         assert (await h1_of(world)).power == (), "the host gave no address"
@@ -302,7 +316,9 @@ def test_the_engine_knows_the_devices_as_they_are_set_up_now(
         await world.settle()
         assert test.passed and await known_tests(world) == (first,)
 
-        blind = await setup.put_of_host(ADMIN, "h1", "b", settings("x", status="", level=2), None)
+        blind = await setup.put_of_host(
+            ADMIN, "h1", "b", command_power("x", status="", level=2), None
+        )
         assert blind.power is not None
         second = f"b@{blind.power.revision}"
         assert (await h1_of(world)).power == levels((first, True), (second, False))
@@ -314,7 +330,7 @@ def test_the_engine_knows_the_devices_as_they_are_set_up_now(
         assert third not in await known_tests(world)
         await setup.delete_of_host(ADMIN, "h1", "b", None)
         assert (await h1_of(world)).power == levels((third, True))
-        twin = await setup.put_of_host(ADMIN, "h1", "b", settings("x"), None)
+        twin = await setup.put_of_host(ADMIN, "h1", "b", command_power("x"), None)
         assert twin.power is not None
         (level,) = (await h1_of(world)).power
         assert {feed.device for feed in level.feeds} == {third, f"b@{twin.power.revision}"}
@@ -333,7 +349,7 @@ async def known_tests(world: LedWorld) -> tuple[str, ...]:
 @pytest.mark.req("P1")
 def test_a_test_that_failed_is_told_as_well(tmp_path: Path, power: PlayedPower) -> None:
     async def story(world: LedWorld) -> None:
-        await powered(world, settings("h1-bmc"))
+        await powered(world, command_power("h1-bmc"))
         assert len(await known_tests(world)) == 1
         of_h1(power).refuses = True
         assert not (await world.control.power_orders.test(ADMIN, "h1", None)).test.passed
@@ -351,7 +367,7 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
         h1 = await world.join("h1")
         for boot, own in ((h1.boot, True), (BootId("another"), False), (None, False)):
             machine = OwnMachine(boot=boot, id="m1")
-            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
+            leading = Leading(world.store, *_parts(world), own=machine)
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
         # The machine reboots, and its agent does not come back: the boot on record is the old one.
@@ -359,7 +375,7 @@ def test_the_host_that_this_server_runs_on_is_known_as_that(
         await h1.hello()
         for machine_id, own in (("m1", True), ("m2", False)):
             machine = OwnMachine(boot=BootId("next"), id=machine_id)
-            leading = Leading(world.store, *_parts(world), own=machine)  # type: ignore[arg-type]
+            leading = Leading(world.store, *_parts(world), own=machine)
             (led,) = (await leading.changes(Revision(0), hosts=(), vms=())).hosts
             assert led.host.carries_server is own
 

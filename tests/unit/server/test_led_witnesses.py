@@ -147,6 +147,43 @@ def test_a_guardian_that_answers_its_neighbour_keeps_its_host_from_every_order(
     asyncio.run(story())
 
 
+def test_no_answer_to_one_leader_is_taken_for_one_to_the_next(tmp_path: Path) -> None:
+    """A look takes seconds, and is answered over whatever session its agent has by then."""
+
+    async def story() -> None:
+        async with led_world(tmp_path) as world:
+            await h1_is_silent(world)
+            former = {order.question for _, order in world.gateway.questions}
+            await world.restart()
+            for name in ("h2", "h3"):
+                await world.hosts[name].hello()
+            await world.settle()
+            await listen(world, 60_000)
+            asked = {order.question for _, order in world.gateway.questions}
+            assert former and asked and not former & asked
+
+    asyncio.run(story())
+
+
+def test_a_look_that_was_asked_for_before_a_sign_says_nothing_of_the_silence_after_it(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with led_world(tmp_path) as world:
+            await h1_is_silent(world)
+            await listen(world)
+            (reader, look), *_ = asked(world, LookAtDisks)
+            await world.hosts["h1"].hello()
+            world.hosts["h1"].vanish()
+            await listen(world)
+            answer(world, reader, DisksLooked(question=look, changed=True, disks=1))
+            await listen(world, 6_000)
+            assert world.engines.verdict(world.hosts["h1"].id) == Verdict.DEAD_UNPROVEN
+            assert "host.suspect.disks_change" not in codes(world)
+
+    asyncio.run(story())
+
+
 @pytest.mark.bad_input
 def test_answers_of_others_late_ones_and_such_as_nobody_waits_for_say_nothing(
     tmp_path: Path,

@@ -109,7 +109,7 @@ def test_the_cursor_is_written_with_the_messages_and_rarely_without(
         await world.control.subscriptions.change(
             ADMIN, "mail1-1", SubscriptionChange(codes=("vm.*",))
         )
-        world.store.write = counted  # type: ignore[method-assign,assignment]  # counts, then does it
+        world.store.write = counted
         await world.route_all()
         assert writes == 0, "nothing matched, and it is not far"
 
@@ -296,9 +296,9 @@ def test_settings_that_change_during_a_failing_attempt_are_tried_at_once(
                 await world.control.receivers.change(
                     ADMIN, "mail1", ReceiverChange(name="mail-other")
                 )
-            await original(*given)  # type: ignore[arg-type]  # passed on as they came
+            await original(*given)
 
-        world.control.deliveries.away = changed_meanwhile  # type: ignore[method-assign]  # something happens meanwhile
+        world.control.deliveries.away = changed_meanwhile
         async with world.notifying():
             await world.until(lambda: len(world.messengers.sent) == 1)
 

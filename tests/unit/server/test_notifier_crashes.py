@@ -99,10 +99,10 @@ def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> 
             await world.subscribe_mail(events=450)
             original = world.store.write
             for _ in range(6):
-                world.store.write = _cut(original)  # type: ignore[method-assign,assignment]  # a crash at this write
+                world.store.write = _cut(original)
                 with pytest.raises(asyncio.CancelledError):
                     await world.control.deliveries.route()
-                world.store.write = original  # type: ignore[method-assign]  # whole again
+                world.store.write = original
                 # A server that begins anew knows nothing but what was written.
                 world.control.deliveries._cursor = Revision(0)
                 if not (await world.control.deliveries.route()).more:
@@ -146,7 +146,7 @@ def test_a_store_that_refuses_the_outcome_is_asked_until_it_takes_it(
                     raise Unavailable("the disk is full", code="problem.disk.full")
                 await accepted(*given)
 
-            world.control.deliveries.accepted = refusing  # type: ignore[method-assign]  # a store that refuses
+            world.control.deliveries.accepted = refusing
             async with world.notifying():
                 await world.until(lambda: len(world.messengers.sent) == 2)
                 await world.until(lambda: _all_sent(world))

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from command_power import command_power
 from led_world import ABLE, ADMIN, LedWorld, led_world
 from msgspec.structs import replace
 from played_power import Machine, PlayedPower
 
 from virtha.control.engine_power import PowerWay
-from virtha.control.power_views import PowerPut
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.records import OrderId
 from virtha.model.errors import Unavailable
@@ -31,20 +31,6 @@ pytestmark = pytest.mark.req("F4", "F9")
 WAIT_S = 60.0
 UUID = "4c4c4544-0042-3510-8050-b7c04f4d4d31"
 HOUR_MS = 3_600_000
-
-
-def settings(address: str, **more: object) -> PowerPut:
-    given = PowerSettings(
-        driver=PowerDriver.COMMAND,
-        executable="/bin/false",
-        syntax="$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
-        stop="stop",
-        start="start",
-        status="status",
-        address=address,
-        **more,  # type: ignore[arg-type]  # names and values of fields
-    )
-    return PowerPut(settings=given)
 
 
 @dataclass
@@ -66,7 +52,7 @@ class Bench:
         host = await self.world.join(name)
         machine = self.power.add(f"{name}-bmc")
         view = await self.world.control.power.put_of_host(
-            ADMIN, name, "bmc", settings(f"{name}-bmc"), None
+            ADMIN, name, "bmc", command_power(f"{name}-bmc"), None
         )
         assert view.power is not None
         device = PowerDeviceId(f"bmc@{view.power.revision}")
@@ -134,7 +120,7 @@ class Bench:
 
     async def asked(self, machine: Machine, times: int = 1) -> None:
         async with asyncio.timeout(WAIT_S):
-            while len(machine.asked) < times:  # noqa: ASYNC110
+            while len(machine.asked) < times:
                 await asyncio.sleep(0.001)
 
 
@@ -244,7 +230,7 @@ def test_the_clock_is_looked_at_right_before_the_device_is_asked(
 
         def late(found: object) -> object:
             made.world.clock.now += 5_001
-            return way(found)  # type: ignore[arg-type]  # handed on as it came
+            return way(found)
 
         monkeypatch.setattr(made.world.control.engine_power, "device", late)
         assert await made.end(made.order(fresh_ms=5_000)) == (Result.REFUSED, TOO_LATE)
@@ -353,7 +339,7 @@ def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> 
         other = made.power.add("elsewhere")
         assert await made.state(made.read()) == (PowerState.ON, None)
         put = made.world.control.power
-        await put.put_of_host(ADMIN, "h1", "bmc", settings("elsewhere"), None)
+        await put.put_of_host(ADMIN, "h1", "bmc", command_power("elsewhere"), None)
         ordered = made.order()
         await asyncio.sleep(0.02)
         assert not any(one.order_id == ordered for one in made.told)
@@ -363,7 +349,7 @@ def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> 
         assert await made.end(made.order()) == (Result.REFUSED, "power.changed")
         assert made.machine.asked == ["status"] and other.asked == []
         async with asyncio.timeout(WAIT_S):
-            while not made.power.closed:  # noqa: ASYNC110
+            while not made.power.closed:
                 await asyncio.sleep(0.001)
 
     tell(tmp_path, story)
@@ -379,7 +365,7 @@ def test_a_fence_agent_is_described_once_beside_its_first_reading(tmp_path: Path
         async def found(*_key: object) -> PowerWay:
             return way
 
-        made.world.control.engine_power.way = found  # type: ignore[method-assign]  # no agent is here
+        made.world.control.engine_power.way = found
         for _ in range(2):
             assert await made.state(made.read()) == (PowerState.ON, None)
         assert made.power.described == ["fence_x"]
@@ -400,7 +386,7 @@ def test_without_its_database_nothing_goes_out(
             if outages:
                 outages.pop()
                 raise Unavailable("the database does not answer")
-            return await way(*key)  # type: ignore[arg-type]  # handed on as it came
+            return await way(*key)
 
         monkeypatch.setattr(power, "way", away)
         assert await made.end(made.order()) == (Result.OK, None)

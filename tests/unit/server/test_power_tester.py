@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from command_power import command_power
 from led_world import ADMIN, LedWorld, led_world
 from msgspec.structs import replace
 from played_power import Machine, PlayedPower
@@ -17,7 +18,6 @@ from virtha.control.power_schedule import (
     due_at,
     spread,
 )
-from virtha.control.power_views import PowerPut
 from virtha.control.requests import SettingPut
 from virtha.engine.events import OrderPower, ReadPower
 from virtha.engine.records import HostRecord, OrderId
@@ -26,7 +26,7 @@ from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import HostReport
 from virtha.model.ids import HostId, Revision
 from virtha.model.power import PowerAction, PowerDeviceId
-from virtha.model.power_settings import MachineIdentity, PowerDriver, PowerSettings, PowerTest
+from virtha.model.power_settings import MachineIdentity, PowerTest
 from virtha.model.time import UtcMillis
 from virtha.model.user import SettingScope
 from virtha.ports.power import PowerDevice
@@ -41,18 +41,6 @@ HOUR_MS = 3_600_000
 SIX_HOURS_MS = 6 * HOUR_MS
 EVENTS = ("passed", "failed", "broke", "mended")
 OURS, THEIRS = ("4c4c4544004235108050b7c04f4d4d3" + one for one in "12")
-
-
-def settings(address: str, **more: object) -> PowerPut:
-    given = {
-        "driver": PowerDriver.COMMAND,
-        "executable": "/bin/false",
-        "syntax": "$IPMI_EXEC $IPMI_ACTION $IPMI_HOST",
-        "stop": "stop",
-        "status": "status",
-        "address": address,
-    }
-    return PowerPut(settings=PowerSettings(**{**given, **more}))  # type: ignore[arg-type]
 
 
 class Bench:
@@ -72,7 +60,7 @@ class Bench:
         desk = self.world.feed.power_desk
         assert desk is not None
         async with asyncio.timeout(WAIT_S):
-            while desk.busy:  # noqa: ASYNC110
+            while desk.busy:
                 await asyncio.sleep(0.001)
 
     async def test(self, name: str = "bmc") -> PowerTest | None:
@@ -97,7 +85,7 @@ def tell(directory: Path, story: Callable[[Bench], Awaitable[None]]) -> None:
         power.add("h1-bmc")
         async with led_world(directory, power) as world:
             await world.join("h1")
-            await world.control.power.put_of_host(ADMIN, "h1", "bmc", settings("h1-bmc"), None)
+            await world.control.power.put_of_host(ADMIN, "h1", "bmc", command_power("h1-bmc"), None)
             await world.settle()
             bench = Bench(world, power)
             assert await bench.pass_time(0) == 0, "hosts come first"
@@ -203,7 +191,7 @@ def test_who_is_not_up_or_can_not_be_asked_is_left_alone(tmp_path: Path) -> None
     async def story(bench: Bench) -> None:
         world = bench.world
         bench.power.add("h1-strip")
-        mute = settings("h1-strip", status="", level=2)
+        mute = command_power("h1-strip", status="", level=2)
         await world.control.power.put_of_host(ADMIN, "h1", "strip", mute, None)
         world.hosts["h1"].vanish()
         world.clock.wall_offset += HOUR_MS
@@ -242,7 +230,7 @@ def test_the_engines_questions_and_orders_end_a_test(tmp_path: Path) -> None:
                 desk.test(host_id, device, deadline_ms=60_000, waits_ms=1_000)
             )
             async with asyncio.timeout(WAIT_S):
-                while not machine.attempts:  # noqa: ASYNC110
+                while not machine.attempts:
                     await asyncio.sleep(0.001)
                 machine.stuck = False
                 desk.hand_over(command)
@@ -269,10 +257,27 @@ def test_a_test_that_waits_ends_with_the_lead(tmp_path: Path) -> None:
             for _ in range(2)
         ]
         async with asyncio.timeout(WAIT_S):
-            while not bench.machine.asked:  # noqa: ASYNC110
+            while not bench.machine.asked:
                 await asyncio.sleep(0.001)
             await desk.close()
             assert await asyncio.gather(*tests) == [None, None]
+
+    tell(tmp_path, story)
+
+
+def test_a_test_that_was_just_asked_for_ends_with_the_lead(tmp_path: Path) -> None:
+    """Else whoever tests waits for it for ever, and tests nothing more."""
+
+    async def story(bench: Bench) -> None:
+        desk, host_id = bench.world.feed.power_desk, bench.world.hosts["h1"].id
+        assert desk is not None
+        device = PowerDeviceId("bmc@1")
+        test = asyncio.create_task(desk.test(host_id, device, deadline_ms=60_000, waits_ms=1_000))
+        await asyncio.sleep(0)  # asked; the task that serves that device has not begun
+        await desk.close()
+        async with asyncio.timeout(WAIT_S):
+            assert await test is None
+        assert not desk.busy
 
     tell(tmp_path, story)
 
@@ -285,7 +290,7 @@ def test_few_devices_are_tested_at_once(tmp_path: Path, monkeypatch: pytest.Monk
             name = f"h{number}"
             await world.join(name)
             bench.power.add(f"{name}-bmc")
-            given = settings(f"{name}-bmc")
+            given = command_power(f"{name}-bmc")
             await world.control.power.put_of_host(ADMIN, name, "bmc", given, None)
         real = power_desk.PowerDesk._timed
 
@@ -340,7 +345,7 @@ def test_of_another_boot_or_other_settings_nothing_is_told(tmp_path: Path) -> No
         await world.hosts["h1"].tell_all()
         assert (await bench.record()).tested_devices == ()
         assert (await world.control.power_orders.test(ADMIN, "h1", "bmc")).test.passed
-        put = settings("h1-bmc", user="another")
+        put = command_power("h1-bmc", user="another")
         await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
         await world.restart()
         assert world.feed._untold == {}

@@ -165,7 +165,7 @@ def test_a_rack_takes_its_power_devices_with_it() -> None:
     ],
 )
 def test_a_host_that_is_not_proven_dead_says_why(change: dict[str, str], reason: str) -> None:
-    story = ask(cluster(**change))  # type: ignore[arg-type]  # handed on as they are
+    story = ask(cluster(**change))
     (host,), (vm,) = story.hosts, story.vms
     assert host.proven_ms is None
     assert reason in codes(host.reasons)

@@ -1,6 +1,7 @@
 """The database: one writer, all or nothing, migrations with a backup, clear errors."""
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from msgspec.structs import replace
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
@@ -89,6 +91,25 @@ def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
             before + 3,
         )
         assert store.changes.revision == second.revision
+
+    run(tmp_path / "virtha.db", story)
+
+
+def test_what_is_written_apart_is_undone_alone(tmp_path: Path) -> None:
+    async def story(store: Store) -> None:
+        async with store.write() as tx:
+            await save_cluster(tx, cluster("a"))
+            for mistake in (True, False):
+                with contextlib.suppress(ZeroDivisionError):
+                    async with tx.apart():
+                        await save_cluster(tx, cluster(f"apart {mistake}"))
+                        if mistake:
+                            raise ZeroDivisionError
+            with pytest.raises(IntegrityError):
+                async with tx.apart():
+                    await save_cluster(tx, replace(cluster("a"), id=ClusterId("other")))
+            await save_cluster(tx, cluster("b"))
+        assert await names(store) == ["a", "apart False", "b"]
 
     run(tmp_path / "virtha.db", story)
 

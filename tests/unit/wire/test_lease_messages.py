@@ -72,7 +72,7 @@ def sent(message: LeaseMessage) -> LeaseMessage:
 @pytest.mark.parametrize("hosts", [1, 2, 1_024])
 def test_a_round_arrives_as_it_was_read(hosts: int) -> None:
     told = sent(told_round(seen(hosts)))
-    assert heard_round(host(2), told) == seen(hosts)  # type: ignore[arg-type]  # it is the round that went out
+    assert heard_round(host(2), told) == seen(hosts)
 
 
 def test_orders_and_answers_arrive_as_they_were_sent() -> None:

@@ -9,6 +9,7 @@ from virtha.model.codes.entry import Code, Kind, Severity
 from virtha.model.codes.events import EVENTS as _EVENTS
 from virtha.model.codes.failover import FAILOVER_EVENTS
 from virtha.model.codes.failover_reasons import FAILOVER_REASONS
+from virtha.model.codes.incident import INCIDENT_REASONS
 from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
@@ -26,6 +27,7 @@ REASONS = (
     *NOTIFICATION_REASONS,
     *QUEUE_REASONS,
     *POWER_REASONS,
+    *INCIDENT_REASONS,
 )
 REGISTRY: dict[str, Code] = {code.name: code for code in (*EVENTS, *REASONS, *PROBLEMS)}
 

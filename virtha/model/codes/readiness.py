@@ -165,4 +165,26 @@ READINESS_REASONS: tuple[Code, ...] = (
         "codes",
         help="virtha notify receiver create, then virtha notify subscribe: docs/guide/notifications.md.",
     ),
+    reason(
+        5668,
+        "ready.lease.no_proof",
+        WARNING,
+        "if {host} died together with its power interface, its lease on {storage} would prove nothing: {why}",
+        "host",
+        "storage",
+        "why",
+        help="Its VMs with disks there would wait for your word. Of a watchdog, 'virtha event list --code host.watchdog.unarmed' says "
+        "what is missing; of the rest, docs/guide/storage-leases.md, What a domain needs.",
+    ),
+    reason(
+        5669,
+        "ready.lease.unread",
+        WARNING,
+        "no heartbeat of {host} is read on {storage}, so VMs with disks there may not start on it: {why}",
+        "host",
+        "storage",
+        "why",
+        help="'virtha storage show' says what is wrong with it there; just after the server's or the host's start it takes a moment. Does "
+        "its guardian run: systemctl status virtha-guardian?",
+    ),
 )

@@ -163,7 +163,7 @@ class DetectionPolicy(Section, frozen=True, kw_only=True):
             1_000,
             60_000,
             "A host whose libvirt has not answered for this long is no target for VMs; it is not "
-            "fenced for that. Not acted upon yet: an agent notices by itself, after 20 s at most.",
+            "fenced for that.",
             source="issue 3: it loses its place within seconds",
         ),
     ] = 5_000

@@ -208,12 +208,12 @@ def apply_changes(document: Document, changes: Iterable[Change]) -> Document:
     return merged
 
 
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(short_name(name) for name in kind.__struct_fields__)  # type: ignore[attr-defined]  # each section is a msgspec struct
+def _names(kind: type[Value]) -> tuple[str, ...]:
+    return tuple(short_name(name) for name in kind.__struct_fields__)
 
 
-def _field_name(given: str, kind: type, path: str, at: Position | None) -> str:
-    for name in kind.__struct_fields__:  # type: ignore[attr-defined]  # each section is a msgspec struct
+def _field_name(given: str, kind: type[Value], path: str, at: Position | None) -> str:
+    for name in kind.__struct_fields__:
         if given in (name, short_name(name)):
             return str(name)
     names = (*_names(kind), *((PROFILE_KEY,) if kind is Policy else ()))
