@@ -104,7 +104,13 @@ def lab_steps() -> list[Step]:
         *("-m", "lab", "-k", "kill_9"),
         environment={"VIRTHA_LAB_ROUNDS": "7"},
     )
-    return [*long, kills]
+    moves = pytest_step(
+        "lab-fifty-moves",
+        ["tests/lab/test_lab_migration.py"],
+        *("-m", "lab", "-k", "to_and_fro"),
+        environment={"VIRTHA_LAB_MOVES": "50"},
+    )
+    return [*long, kills, moves]
 
 
 def waiting_steps() -> list[Step]:
@@ -125,8 +131,11 @@ def computing_steps(seeds: str) -> list[Step]:
     return [
         pytest_step(
             "queue-of-100000",
-            ["tests/unit/server/test_notifier_crashes.py"],
-            *("-k", "hundred_thousand"),
+            [
+                "tests/unit/server/test_notifier_crashes.py",
+                "tests/api/test_notification_story.py",
+            ],
+            *("-k", "hundred_thousand or lose_no_mail"),
             environment={"VIRTHA_WHOLE_QUEUE": "1"},
         ),
         pytest_step(

@@ -1,6 +1,8 @@
 """From a real server process to real receivers: through outages and kills, nothing is lost."""
 
+import contextlib
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +23,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root on the Unix sock
 WAIT_S = 60.0
 OUTAGE_S = float(os.environ.get("VIRTHA_OUTAGE_S", "4"))
 """How long the receivers are away in the long story: 300 in `make verify`."""
+
+QUEUE = 100_000 if os.environ.get("VIRTHA_WHOLE_QUEUE") else 10_000
 
 
 class Mailbox:
@@ -60,7 +64,9 @@ def hold(server: Server, *numbers: int) -> None:
 
 
 @pytest.mark.req("W7", "F4")
+@pytest.mark.bad_input("queue of 100,000 messages", story=True)
 def test_an_outage_and_a_kill_lose_no_mail(tmp_path: Path) -> None:
+    """Beside another receiver for which ``QUEUE`` messages wait, and which never comes."""
     initialise(tmp_path)
     port, box = free_port(), Mailbox()
     with serving(tmp_path) as server:
@@ -74,15 +80,23 @@ def test_an_outage_and_a_kill_lose_no_mail(tmp_path: Path) -> None:
         ask(server, "POST", "/v1/receivers", {"name": "mail1", "settings": settings})
         wanted = {"receiver": "mail1", "address": "ops@example.org", "codes": ["hold.set"]}
         ask(server, "POST", "/v1/subscriptions", wanted)
+        nobody = f"http://127.0.0.1:{free_port()}/"
+        hook = {"type": "webhook", "url": nobody, "private_addresses": True}
+        ask(server, "POST", "/v1/receivers", {"name": "hook1", "settings": hook})
+        ask(server, "POST", "/v1/subscriptions", {"receiver": "hook1", "codes": ["hold.set"]})
         hold(server, *range(5))
-        until(lambda: _away(server))
-        told = ask(server, "GET", "/v1/receivers/mail1")
-        assert told["deliveries"] == {"pending": 5}
-        assert told["status"]["code"] == "notify.unreachable"
-        server.process.kill()
-        server.process.wait()
+        until(lambda: _away(server) and _away(server, "hook1"))
+        until(lambda: _pending(server) == 5 and _pending(server, "hook1") == 5)
+        view = ask(server, "GET", "/v1/receivers/mail1")
+        assert view["deliveries"] == {"pending": 5}
+        assert view["status"]["code"] == "notify.unreachable"
+        kill(server)
+    lengthen(tmp_path / "var/lib/virtha/server/virtha.db", "hook1")
     with serving(tmp_path) as server:
         hold(server, 5, 6)
+        until(lambda: _pending(server, "hook1") == QUEUE + 2)
+        page = ask(server, "GET", "/v1/deliveries?receiver=hook1&state=pending&limit=2")
+        assert len(page["items"]) == 2 and page["next"]
         controller = Controller(box, hostname="127.0.0.1", port=port)
         controller.start()
         try:
@@ -92,13 +106,35 @@ def test_an_outage_and_a_kill_lose_no_mail(tmp_path: Path) -> None:
             assert test["outcome"] == "accepted"
             assert not _away(server)
             events = ask(server, "GET", "/v1/events?code=notify.receiver_*&order=asc")["items"]
+            assert _pending(server, "hook1") == QUEUE + 2, "none was given up"
         finally:
             controller.stop()
-    assert [event["code"] for event in events] == ["notify.receiver_away", "notify.receiver_back"]
+    told = [event["code"] for event in events if event["fields"]["receiver"] == "mail1"]
+    assert told == ["notify.receiver_away", "notify.receiver_back"]
     assert box.codes() == ["hold.set"] * 7 + ["notify.test_asked"]
     assert len({mail["Message-ID"] for mail in box.mails}) == 8, "each once"
     subjects = [mail["Subject"] for mail in box.mails[:7]]
     assert [f"reason {number}" in subject for number, subject in enumerate(subjects)] == [True] * 7
+
+
+def lengthen(database: Path, receiver: str) -> None:
+    """To ``QUEUE`` messages, as if so much had happened: while no server runs."""
+    with contextlib.closing(sqlite3.connect(database)) as base, base:
+        (of,) = base.execute("SELECT id FROM receiver WHERE name=?", (receiver,)).fetchone()
+        names = [row[1] for row in base.execute("PRAGMA table_info(delivery)")]
+        kept = ", ".join("q.n" if name == "number" else name for name in names if name != "id")
+        first = "SELECT max(number) FROM delivery"
+        base.execute(
+            f"WITH RECURSIVE q(n) AS (SELECT ({first}) + 1 UNION ALL SELECT n + 1 FROM q WHERE n < ({first}) + ?) "
+            f"INSERT INTO delivery (id, {', '.join(name for name in names if name != 'id')}) "
+            f"SELECT 'q' || q.n, {kept} FROM q, (SELECT * FROM delivery WHERE receiver_id=? LIMIT 1)",
+            (QUEUE - 5, of),
+        )
+        base.execute("UPDATE delivery_count SET count=? WHERE receiver_id=?", (QUEUE, of))
+
+
+def _pending(server: Server, receiver: str = "mail1") -> int:
+    return int(ask(server, "GET", f"/v1/receivers/{receiver}")["deliveries"].get("pending", 0))
 
 
 @pytest.mark.req("W7", "F4")

@@ -1,9 +1,18 @@
 """What administrators do wrong with VMs on a usual day: the real command line against a real server, nothing is changed."""
 
 import json
+from collections.abc import Iterator
 
+import msgspec
 import pytest
-from story import Story, refused
+from played_host import ABLE, JoinedHost, PlayedHost
+from server_process import Done
+from story import Story, refused, wait_until
+
+from virtha.agent.identity import load_credentials, load_identity
+from virtha.agent.paths import AgentPaths
+from virtha.model.facts import HostReport, StorageReport
+from virtha.model.orders import MigrateVm, ReceiveVm
 
 
 def revision(story: Story, vm: str) -> str:
@@ -108,3 +117,60 @@ def test_what_is_done_is_not_taken_back(story: Story) -> None:
     done = story.run("operation", "cancel", newest["id"])
     refused(done, 4, "problem.operation.cancel", f"{newest['kind']} is {newest['state']} already")
     assert story.state() == before
+
+
+@pytest.fixture
+def second(story: Story) -> Iterator[PlayedHost]:
+    """h2 comes up, and could take what h1 runs."""
+    root = story.directory / "h2"
+    paths = AgentPaths(root=str(root))
+    joined = JoinedHost(load_credentials(paths, load_identity(paths)), root)
+    host = PlayedHost(joined, story.server.ready["gateway"])
+    try:
+        host.wait_until_usable()
+        yield host
+    finally:
+        host.close()
+
+
+def _to_second(story: Story, told: str) -> Done:
+    """Refused for that: on a busy machine h2 may seem silent for a moment."""
+    tries: list[Done] = []
+
+    def said() -> bool:
+        tries.append(story.run("vm", "migrate", "web1", "--to", "h2"))
+        return told in tries[-1].stderr
+
+    wait_until(said)
+    return tries[-1]
+
+
+@pytest.mark.req("X1")
+@pytest.mark.bad_input("host that can't take a move", story=True)
+def test_a_host_that_can_not_take_it_is_told_with_what_it_lacks(
+    story: Story, second: PlayedHost
+) -> None:
+    if json.loads(story.ok("vm", "show", "web1", "-o", "json"))["status"]["state"] != "running":
+        story.ok("vm", "start", "web1", "--host", "h1")
+    for host, code, problem, told in (
+        ("h1", 2, "problem.invalid", "host: web1 runs on h1 already"),
+        ("h9", 3, "problem.not_found", "host: "),
+    ):
+        refused(story.run("vm", "migrate", "web1", "--to", host), code, problem, told)
+    (ds1,) = json.loads(story.ok("storage", "list", "-o", "json"))
+    lost = StorageReport(storage_domain_id=ds1["domain"]["id"], usable=False)
+    small = HostReport(capabilities=msgspec.structs.replace(ABLE, memory_bytes=1 << 26))
+    for facts, told in (
+        ((lost,), "(h2: it has no storage domain ds1)"),
+        ((small,), "free, it has no storage domain ds1)"),
+    ):
+        second.wait_acknowledged(second.tell(*facts))
+        before = story.state()
+        refused(_to_second(story, told), 4, "problem.no_host_fits", told)
+        assert story.state() == before
+    story.ok("host", "maintenance", "h2", "--on", "--stay")
+    told = "(h2: it is in maintenance, "
+    refused(_to_second(story, told), 4, "problem.no_host_fits", told)
+    story.ok("host", "maintenance", "h2", "--off")
+    orders = [type(order.body) for host in (story.host, second) for order in host.orders]
+    assert not {MigrateVm, ReceiveVm} & set(orders)

@@ -258,6 +258,7 @@ def test_a_word_that_is_lost_leaves_it_standing_until_it_is_let_run(
     played(libvirtds, story)
 
 
+@pytest.mark.bad_input("death in a move", story=True)
 def test_a_source_stands_still_through_a_death_of_its_libvirtd(
     libvirtds: tuple[OwnLibvirtd, OwnLibvirtd],
 ) -> None:
@@ -272,6 +273,7 @@ def test_a_source_stands_still_through_a_death_of_its_libvirtd(
     played(libvirtds, story)
 
 
+@pytest.mark.bad_input("death in a move", story=True)
 def test_a_source_whose_libvirtd_dies_while_it_copies_goes_on(
     libvirtds: tuple[OwnLibvirtd, OwnLibvirtd],
 ) -> None:
@@ -322,6 +324,7 @@ def test_a_cancelled_move_leaves_the_source_running(
     played(libvirtds, story)
 
 
+@pytest.mark.bad_input("death in a move", story=True)
 def test_a_mover_that_is_killed_while_it_copies_leaves_the_source_running(
     libvirtds: tuple[OwnLibvirtd, OwnLibvirtd],
 ) -> None:

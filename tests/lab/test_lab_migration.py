@@ -81,7 +81,7 @@ def test_a_vm_moves_to_and_fro_under_writes(story: Story) -> None:
     )
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("host that can't take a move", story=True)
 def test_moves_that_make_no_sense_are_refused_with_their_fix(story: Story) -> None:
     story.create_vm("mover2", watchdog="i6300esb:none", start=False)
     down = story.api.request("POST", "/v1/vms/mover2/migrate", json={"host": "h2"})

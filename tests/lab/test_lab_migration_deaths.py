@@ -64,7 +64,7 @@ def _bring_home(story: Story) -> None:
 
 
 @pytest.mark.req("L6", "X1")
-@pytest.mark.bad_input
+@pytest.mark.bad_input("death in a move", story=True)
 @pytest.mark.parametrize(
     ("phase", "victim"), [(phase, victim) for phase, victims in WHO.items() for victim in victims]
 )

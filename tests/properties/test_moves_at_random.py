@@ -93,6 +93,7 @@ def play(lines: Sequence[str]) -> Player:
 
 
 @pytest.mark.req("X3", "F4")
+@pytest.mark.bad_input("death in a move")
 @pytest.mark.parametrize("first", range(1, 1 + 5 * SEEDS_EACH, SEEDS_EACH))
 def test_random_faults_in_the_middle_of_moves(first: int) -> None:
     told: set[str] = set()

@@ -423,8 +423,8 @@ def _unknown_copies(
 async def _untold_tests(
     tx: Transaction, rows: Sequence[HostRow], records: Iterable[HostRecord]
 ) -> tuple[PowerTested, ...]:
-    """Of the boots that are there, and of settings that still hold. None clears a device that has named another machine
-    since: only a new test does."""
+    """Of the boots that are there, and of settings that still hold. None clears a device that has named another machine,
+    or was caught in a lie, since: only a new test does."""
     known = {record.host_id: record for record in records}
     hosts = {row.host.id: row for row in rows}
     tests = await power_tests_of(tx, hosts.keys())
@@ -441,7 +441,8 @@ async def _untold_tests(
                 continue
             another = event.identity is IdentityMatch.MISMATCH
             news = another or event.passed is not (event.device in record.tested_devices)
-            if news and event.device not in record.foreign_devices:
+            since = (*record.foreign_devices, *record.disproved_devices)
+            if news and event.device not in since:
                 found.append(event)
     return tuple(found)
 

@@ -541,6 +541,9 @@ def power_tested(cluster: Cluster, event: PowerTested) -> None:
         tested_devices=tested,
         on_devices=on,
         foreign_devices=_without(record.foreign_devices, event.device),
+        disproved_devices=_without(record.disproved_devices, event.device)
+        if event.passed
+        else record.disproved_devices,
     )
     cluster.touch(node)
 

@@ -388,6 +388,10 @@ def _disqualify(cluster: Cluster, node: HostNode, via: str) -> None:
         node.set(
             tested_devices=tuple(one for one in record.tested_devices if one not in liars),
             identified_devices=tuple(one for one in record.identified_devices if one not in liars),
+            disproved_devices=(
+                *(one for one in record.disproved_devices if one not in liars),
+                *sorted(liars),
+            ),
         )
         feeds = tuple(
             replace(feed, off_since_ms=None, confirmed=False) for feed in incident.fence.feeds

@@ -194,6 +194,8 @@ class HostRecord(Value, frozen=True, kw_only=True):
     """Devices that said *on* while the present boot was beating (P1)."""
     foreign_devices: tuple[PowerDeviceId, ...] = ()
     """Devices that named another machine: they get no orders until a test clears them."""
+    disproved_devices: tuple[PowerDeviceId, ...] = ()
+    """Devices that said *off* of a boot that then gave a sign: only a test that was made since makes them prove again (P1)."""
     struck_ms: int = 0
     """When the last order went to its power devices in the incident that its return ended; 0: never, or so long ago
     that it can't strike any more (J7)."""

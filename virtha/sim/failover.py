@@ -42,6 +42,7 @@ from virtha.engine.events import (
     VmConfigured,
 )
 from virtha.engine.host_orders import BY, spent_grant
+from virtha.engine.records import HostRecord
 from virtha.engine.told import active_vms, event_of, start_ended
 from virtha.engine.turn import is_too_late, not_carried_out
 from virtha.model.evidence import PowerState, ProcessKind
@@ -93,6 +94,7 @@ class Failover:
         self._cancels = 0
         self._moves = MoveOrders(self._server, gateway)
         self._witnesses = Witnesses(world)
+        self._untold = _untold_tests(world, records.hosts)
         self._lead = self._server.lead
         engine = Engine(
             policy=self._policy,
@@ -176,6 +178,9 @@ class Failover:
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
         self.leader.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
+        untold = self._untold.pop(host_id, ())
+        if untold:
+            self.leader.offer(*(one for one in untold if one.boot == beat.boot))
 
     def session(
         self, host: str, role: PeerRole, boot: BootId, *, up: bool, broken: bool = False
@@ -194,21 +199,22 @@ class Failover:
 
     def _test_power(self, host: SimHost, boot: BootId) -> None:
         """Once, as the operator's set-up did it: read on while its beats come."""
-        if host.name in self._world.power_tested:
+        tests = self._world.power_tests
+        if host.name in tests:
             return
-        self._world.power_tested.add(host.name)
         for device in self._world.power.of(host.name):
-            passed = device.state() is PowerState.ON and device.answers
-            device.tested = passed
-            self.leader.offer(
-                PowerTested(
-                    host_id=HostId(host.name),
-                    boot=boot,
-                    device=device.name,
-                    passed=passed,
-                    identity=device.identity,
-                )
+            device.tested = device.state() is PowerState.ON and device.answers
+        tests[host.name] = tuple(
+            PowerTested(
+                host_id=HostId(host.name),
+                boot=boot,
+                device=device.name,
+                passed=device.tested,
+                identity=device.identity,
             )
+            for device in self._world.power.of(host.name)
+        )
+        self.leader.offer(*tests[host.name])
 
     def fact(self, host: str, fact: Fact, *, made_after: bool) -> None:
         """Each new one, once it is recorded; also those that were recorded and not written by the leader before."""
@@ -445,6 +451,22 @@ class Failover:
         if self._gateway.agent_connected(order.host):
             self._gateway.deliver(order)
         del server.pending[order.operation_id]
+
+
+def _untold_tests(
+    world: "World", records: Sequence[HostRecord]
+) -> dict[HostId, tuple[PowerTested, ...]]:
+    """What no turn of a former leader has written: offered with the first beat, as the server does."""
+    known = {record.host_id: record for record in records}
+    found: dict[HostId, tuple[PowerTested, ...]] = {}
+    for name, tests in world.power_tests.items():
+        record = known.get(HostId(name), HostRecord(host_id=HostId(name)))
+        since = (*record.foreign_devices, *record.disproved_devices)
+        spoken_of = {*record.tested_devices, *since}
+        news = tuple(one for one in tests if one.passed and one.device not in spoken_of)
+        if news:
+            found[HostId(name)] = news
+    return found
 
 
 def _engine_vm(known: ServerVm, domain: StorageDomainId) -> EngineVm:

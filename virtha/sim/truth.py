@@ -6,6 +6,7 @@ What may be asked of the engine is only its answer to *why is this VM down* (``e
 from collections.abc import Sequence
 
 from virtha.engine.events import Command, Intent, SaveHost, StartCommand
+from virtha.engine.machine import Verdict
 from virtha.engine.records import Fence, OrderId
 from virtha.model.codes import REGISTRY
 from virtha.model.ids import BootId, HostId, Term, VmId
@@ -194,6 +195,9 @@ class Truth:
                 continue
             told = [why.code for why in failover.engine.explain_vm(vm_id)]
             host = self._world.hosts[known.host]
+            if failover.engine.verdict(HostId(known.host)) is Verdict.ISOLATED:
+                # It is taken to run, out of reach: what is said of its host is said of it.
+                told += [why.code for why in failover.engine.explain_host(HostId(known.host))]
             if known.report is not None and self._world.connected(host):
                 told += [why.code for why in known.report.reasons]
             if not told:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from virtha.engine.events import Command as EngineCommand
-from virtha.engine.events import Intent
+from virtha.engine.events import Intent, PowerTested
 from virtha.model.domain import DomainEvent, DomainEventKind
 from virtha.model.ids import ClusterId, Incarnation, StorageDomainId, VmId
 from virtha.model.orders import OrderBody, StartVm
@@ -63,7 +63,8 @@ class World:
         self.storage = SharedStorage(self.kernel)
         self.storage.on_failed = self._write_failed
         self.power = PowerDevices(self.kernel, self.bmc_network)
-        self.power_tested: set[str] = set()
+        self.power_tests: dict[str, tuple[PowerTested, ...]] = {}
+        """Of each host's devices, as the database has them."""
         self.migrations = SimMigrations(self)
         self.with_engine = False
         self.database_up = True

@@ -186,6 +186,7 @@ def test_a_copy_that_runs_is_not_ended_by_a_late_cancel(bench: Bench) -> None:
     bench.run(story)
 
 
+@pytest.mark.bad_input("death in a move")
 def test_an_agent_that_died_before_the_arrival_still_takes_it(bench: Bench) -> None:
     bench.destination = HERE
 
@@ -203,6 +204,7 @@ def test_an_agent_that_died_before_the_arrival_still_takes_it(bench: Bench) -> N
     bench.run(arrives)
 
 
+@pytest.mark.bad_input("death in a move")
 def test_an_agent_that_died_before_its_storage_knew_of_the_arrival_tells_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +232,7 @@ def test_an_agent_that_died_before_its_storage_knew_of_the_arrival_tells_it(
     bench.run(after)
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("host that can't take a move")
 @pytest.mark.parametrize(
     ("why", "code"),
     [
@@ -452,6 +454,7 @@ def test_a_move_that_takes_too_long_is_ended(bench: Bench) -> None:
     bench.run(story)
 
 
+@pytest.mark.bad_input("death in a move")
 def test_the_next_agent_restarts_nothing_of_a_vm_that_is_moving(bench: Bench) -> None:
     async def begun() -> None:
         await bench.start()

@@ -229,6 +229,7 @@ class Error(libvirt.libvirtError):
         self.err = (code, libvirt.VIR_FROM_QEMU, text, 2, "", "", "", -1, -1)
 
 
+@pytest.mark.bad_input("host that can't take a move")
 @pytest.mark.parametrize(
     ("code", "text", "said"),
     [

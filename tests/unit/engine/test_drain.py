@@ -159,6 +159,7 @@ def test_a_vm_that_may_not_or_cannot_leave_says_why(case: str):
     assert play.why("h1")[-1] == "host.draining"
 
 
+@pytest.mark.bad_input("host that can't take a move")
 def test_no_target_names_what_is_missing_and_goes_on_when_there_is_room():
     play = playing(2, on_h1=3, vms=[vm("v1", memory_bytes=3 * GIB), vm("v2", memory_bytes=3 * GIB)])
     small = EngineHost(host_id=HostId("h2"), name="h2", number=2, memory_bytes=4 * GIB, cpus=8)

@@ -187,6 +187,7 @@ def test_a_release_of_a_boot_that_is_over_takes_no_copy_away():
 PHASES = [Phase.COPYING, Phase.SENT, Phase.SWITCHED]
 
 
+@pytest.mark.bad_input("death in a move")
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("who", ["source", "target", "both", "leader", "source and leader"])
 @pytest.mark.parametrize("how", ["cut", "hang"])
@@ -223,6 +224,7 @@ def until_up(play: Play) -> None:
     play.until(up, within_ms=1_200_000)
 
 
+@pytest.mark.bad_input("death in a move")
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("host", ["source", "target"])
 def test_a_side_whose_agent_is_down_is_asked_when_it_is_back(phase: Phase, host: str):
@@ -298,6 +300,7 @@ def test_a_source_that_turns_out_to_live_goes_on():
     assert play.where("v1") == ["h1"] and play.sent(StartCommand) == []
 
 
+@pytest.mark.bad_input("death in a move")
 @pytest.mark.parametrize("step", range(12))
 def test_a_leader_that_dies_at_any_step_of_a_move_is_followed_by_one_that_ends_it(step: int):
     play = playing(on_h1=3)

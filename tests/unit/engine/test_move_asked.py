@@ -57,6 +57,7 @@ def test_without_a_target_it_goes_where_it_is_placed_best():
     assert play.where("v1") not in ([], ["h1"])
 
 
+@pytest.mark.bad_input("host that can't take a move")
 @pytest.mark.parametrize(
     ("target", "why"),
     [("h1", "migration.blocked.no_target"), ("h9", "migration.blocked.no_target")],

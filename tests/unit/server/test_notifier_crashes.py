@@ -161,6 +161,7 @@ async def _all_sent(world: NotifiedWorld) -> bool:
 
 
 @pytest.mark.req("W7")
+@pytest.mark.bad_input("queue of 100,000 messages")
 def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: Path) -> None:
     """Counted in statements and rows: what starts and sends 250 reads as many, not the whole queue.
 
@@ -194,6 +195,7 @@ def test_a_hundred_thousand_waiting_messages_cost_no_more_than_a_few(tmp_path: P
 
 
 @pytest.mark.req("W7")
+@pytest.mark.bad_input("queue of 100,000 messages")
 def test_how_many_wait_is_known_without_counting_them(tmp_path: Path) -> None:
     """What the metrics and the views of receivers ask reads no queue, however long it is."""
 

@@ -19,7 +19,7 @@ from virtha.control.power_schedule import (
     spread,
 )
 from virtha.control.requests import SettingPut
-from virtha.engine.events import OrderPower, ReadPower
+from virtha.engine.events import OrderPower, ReadPower, SaveHost
 from virtha.engine.records import HostRecord, OrderId
 from virtha.model.errors import InvalidInput
 from virtha.model.evidence import IdentityMatch, PowerState
@@ -33,7 +33,7 @@ from virtha.ports.power import PowerDevice
 from virtha.server import power_desk
 from virtha.server.power_desk import DeviceAnswer
 from virtha.server.power_tester import PowerTester
-from virtha.store.engine import find_host_record
+from virtha.store.engine import find_host_record, save_intent
 
 pytestmark = pytest.mark.req("F9")
 WAIT_S = 60.0
@@ -428,3 +428,27 @@ def test_many_devices_are_never_due_at_once() -> None:
         assert max(minutes.count(minute) for minute in set(minutes)) <= 100
     later = due(replace(test, at=began))
     assert later[0] >= began + SIX_HOURS_MS * 9 // 10 and later[-1] <= began + SIX_HOURS_MS
+
+
+@pytest.mark.req("P1")
+def test_no_old_test_clears_a_device_that_was_caught_in_a_lie_since(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        world = bench.world
+        assert (await world.control.power_orders.test(ADMIN, "h1", "bmc")).test.passed
+        before = await bench.record()
+        (device,) = before.tested_devices
+        caught = replace(
+            before, tested_devices=(), identified_devices=(), disproved_devices=(device,)
+        )
+        cluster_id = (await world.control.hosts.get("h1")).host.cluster_id
+        async with world.store.write() as tx:
+            await save_intent(tx, cluster_id, SaveHost(record=caught))
+        await world.restart()
+        await world.hosts["h1"].hello()
+        await world.hosts["h1"].tell_all()
+        assert (await bench.record()).tested_devices == ()
+        assert (await world.control.power_orders.test(ADMIN, "h1", "bmc")).test.passed
+        after = await bench.record()
+        assert (after.tested_devices, after.disproved_devices) == ((device,), ())
+
+    tell(tmp_path, story)
