@@ -1,5 +1,5 @@
 """A Ceph pool as the agent and the guardian talk to it: through a process of its own for each, which is killed when it does not
-answer in time. See docs/adr/0018-heartbeat-on-rados.md for why a process, and why one that stays.
+answer in time. See docs/adr/0019-heartbeat-on-rados.md for why a process, and why one that stays.
 
 What was being written when it was killed may land later all the same; whoever writes here says what has to stand there
 before (``expected``), so that nothing old lands on something newer.

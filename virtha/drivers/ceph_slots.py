@@ -6,7 +6,7 @@ one step. So a write that comes late, of a connection that was given up, lands o
 mailbox does not name this installation, domain and host (G7).
 
 Torn blocks don't exist: a write is whole on all copies before it is acknowledged, or not there. Reads are never stale: they
-go to the primary OSD, which answers with what was acknowledged, and no client keeps data. docs/adr/0018-heartbeat-on-rados.md.
+go to the primary OSD, which answers with what was acknowledged, and no client keeps data. docs/adr/0019-heartbeat-on-rados.md.
 """
 
 import errno
@@ -201,7 +201,7 @@ class CephSlots:
 
     def write_back(self) -> None:
         """No cache of the host's kernel lies between a QEMU and Ceph. What a QEMU that ended had sent is on its way; the
-        image's exclusive lock, whose breaking shuts its sender out, keeps that from the next copy (ADR 18)."""
+        image's exclusive lock, whose breaking shuts its sender out, keeps that from the next copy (ADR 19)."""
 
     def _own(self, slot: Slot) -> bytes:
         known = self._standing.get(slot.index)
