@@ -31,6 +31,7 @@ from virtha.control.ready_checks import (
 )
 from virtha.control.ready_room import without_room
 from virtha.control.vm_views import VmViews
+from virtha.engine.records import HostRecord
 from virtha.model.codes import render
 from virtha.model.host import Cluster, HostState
 from virtha.model.ids import HostId, VmId
@@ -43,6 +44,7 @@ from virtha.ports.leaders import Leaders, Prospects
 from virtha.ports.power import NeighbourPower
 from virtha.store.changed import adopted_on
 from virtha.store.clusters import all_clusters, find_cluster
+from virtha.store.engine import find_host_records
 from virtha.store.hosts import HostRow
 from virtha.store.installations import the_installation
 from virtha.store.notifications import live_subscriptions
@@ -63,6 +65,7 @@ class _Facts(Value, frozen=True, kw_only=True):
     defined: Mapping[HostId, frozenset[VmId]]
     devices: Mapping[HostId, list[LedDevice]]
     tests: Mapping[tuple[HostId, str], PowerTest]
+    records: Mapping[HostId, HostRecord]
     settings: SettingValues
     subscriptions: tuple[Subscription, ...]
     hold: str | None
@@ -140,6 +143,7 @@ class Readiness:
     def _of_host(self, facts: _Facts, row: HostRow, lacking: Lacking) -> list[Finding]:
         host_id, cluster = row.host.id, facts.cluster
         devices = facts.devices.get(host_id, [])
+        record = facts.records.get(host_id, HostRecord(host_id=host_id))
         found = of_host(
             HostFacts(
                 row=row,
@@ -154,6 +158,7 @@ class Readiness:
                 clock_offset_max_ms=facts.settings.get(CLOCK_OFFSET_MAX),
                 helpers=self._helpers(facts, host_id, devices),
                 own=self._own,
+                disbelieved=frozenset((*record.disproved_devices, *record.foreign_devices)),
                 storage={
                     domain_id: name
                     for domain_id, name in facts.surroundings.storage_names.items()
@@ -202,6 +207,7 @@ class Readiness:
             defined=await adopted_on(tx, ids),
             devices=await led_devices(tx, dict.fromkeys(ids, cluster.id)),
             tests=await power_tests_of(tx, ids),
+            records=await find_host_records(tx, ids),
             settings=await setting_values(tx),
             subscriptions=await live_subscriptions(tx),
             hold=(await the_installation(tx)).installation.hold,

@@ -16,6 +16,7 @@ from virtha.model.host import Cluster, HostState
 from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.notification import Subscription
 from virtha.model.policy import FencingAction
+from virtha.model.power import PowerDeviceId
 from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis, format_duration_ms, format_utc
 from virtha.model.value import Scalar, Value
@@ -27,7 +28,10 @@ TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
 OLD_ANYWAY_MS = 7 * 86_400_000
 _PROVES_NOT = frozenset(
     f"ready.power.{word}"
-    for word in ("unusable", "untested", "failed", "no_status", "no_neighbour")
+    for word in (
+        *("unusable", "untested", "failed", "no_status"),
+        *("no_neighbour", "disbelieved"),
+    )
 )
 _WOULD_PROVE = frozenset(
     # Nobody has poisoned it; or it is just being judged; or whoever read it lately saw nobody renew in between.
@@ -50,6 +54,8 @@ class HostFacts(Value, frozen=True, kw_only=True):
     clock_offset_max_ms: int
     helpers: frozenset[PowerDriver]
     own: OwnMachine
+    disbelieved: frozenset[PowerDeviceId]
+    """By the engine's records, since they passed a test (P1)."""
     storage: Mapping[StorageDomainId, str]
     """That it can use, by its own word, with their names."""
     leases: Mapping[StorageDomainId, Reason] | None
@@ -135,6 +141,8 @@ def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
     if not test.passed:
         why = reason_text(test.code) or f"it said {test.state.value}, and the host was not up"
         return [_reason("ready.power.failed", **names, at=at, why=why)]
+    if device.id in facts.disbelieved:
+        return [_reason("ready.power.disbelieved", **names)]
     found = []
     age_ms = facts.now - test.at
     if age_ms > (2 * facts.test_interval_ms or OLD_ANYWAY_MS):

@@ -8,12 +8,15 @@ from command_power import command_power
 from msgspec.structs import replace
 
 from virtha import __version__
+from virtha.control.engine_power import led_devices
 from virtha.control.own_machine import OwnMachine
 from virtha.control.power_results import PowerResults, Tried
 from virtha.control.readiness import Readiness
 from virtha.control.readiness_views import ReadinessView
 from virtha.control.requests import HoldPut, ReceiverCreate, SubscriptionCreate, VmStart
 from virtha.control.views import Caller
+from virtha.engine.events import SaveHost
+from virtha.engine.records import HostRecord
 from virtha.model.codes import Severity
 from virtha.model.errors import NotFound
 from virtha.model.evidence import PowerState
@@ -24,6 +27,7 @@ from virtha.model.power_settings import AskedFrom, MachineIdentity, PowerDriver
 from virtha.model.user import Role
 from virtha.ports.leaders import NobodyLeads
 from virtha.ports.power import PowerReading
+from virtha.store.engine import save_intent
 from virtha.store.hosts import find_host
 
 pytestmark = pytest.mark.req("X5")
@@ -149,6 +153,27 @@ def test_what_is_wrong_with_a_power_device_is_told_with_its_name(tell: Tell) -> 
         assert codes(await look("h1")) == {"ready.power.no_status"}
         await set_power(world, "h1", "strip", level=1, status="")
         assert codes(await look("h1")) >= bad, "all of a level must be off"
+
+    tell(story)
+
+
+@pytest.mark.req("P1")
+@pytest.mark.parametrize("since", ["disproved_devices", "foreign_devices"])
+def test_a_device_that_was_caught_after_its_test_is_told_before_it_is_needed(
+    tell: Tell, since: str
+) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        host = (await world.control.hosts.get("h1")).host
+        async with world.store.read() as tx:
+            first = (await led_devices(tx, {host.id: host.cluster_id}))[host.id][0]
+        caught: dict[str, Any] = {since: (first.id,)}
+        async with world.store.write() as tx:
+            record = HostRecord(host_id=host.id, **caught)
+            await save_intent(tx, host.cluster_id, SaveHost(record=record))
+        (found,) = (await world.control.readiness.of_host("h1")).findings
+        assert found.code == "ready.power.disbelieved" and first.name in found.text
+        assert codes(await world.control.readiness.of_host("h2")) == set()
 
     tell(story)
 

@@ -64,6 +64,16 @@ READINESS_REASONS: tuple[Code, ...] = (
         "power.test.interval while the host is up.",
     ),
     reason(
+        5671,
+        "ready.power.disbelieved",
+        WARNING,
+        "power device {device} of {host} passed its last test, and has said since what can't be: it is not believed",
+        "device",
+        "host",
+        help="It said off while the host ran, or named another machine. Find out which machine it switches, then test it while "
+        "the host is up: virtha host power test HOST --device NAME.",
+    ),
+    reason(
         5670,
         "ready.power.no_neighbour",
         WARNING,
