@@ -7,14 +7,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from msgspec import UNSET
-
 from virtha.agent.commands import Spawn
 from virtha.agent.disk_watch import DisksSeen, DiskWatch
 from virtha.agent.storage import StorageWorkers
 from virtha.drivers.disk_signs import DirectoryDisks
-from virtha.drivers.rbd_disks import RbdDisks
-from virtha.model.host import CephPool, StorageDomain
+from virtha.model.host import StorageDomain
 from virtha.model.ids import HostId
 from virtha.ports.storage_domain import DiskActivity
 from virtha.wire.witness_messages import DisksLooked, LookAtDisks
@@ -24,16 +21,8 @@ SUBJECTS_MAX = 64
 WAIT_MAX_MS = 60_000
 
 
-class DisksOf:
-    """What reads a domain's disks; of a Ceph pool always the same, which remembers who had them open."""
-
-    def __init__(self) -> None:
-        self._pools: dict[CephPool, RbdDisks] = {}
-
-    def __call__(self, domain: StorageDomain) -> DiskActivity:
-        if domain.ceph is UNSET:
-            return DirectoryDisks(domain.path)
-        return self._pools.setdefault(domain.ceph, RbdDisks(domain.ceph))
+def directory_disks(domain: StorageDomain) -> DiskActivity:
+    return DirectoryDisks(domain.path)
 
 
 class _Silence:
@@ -53,13 +42,13 @@ class DiskLooks:
         *,
         spawn: Spawn,
         tell: Callable[[DisksLooked], object],
-        activity_of: Callable[[StorageDomain], DiskActivity] | None = None,
+        activity_of: Callable[[StorageDomain], DiskActivity] = directory_disks,
     ) -> None:
         """``domains``: those of this host, now."""
         self._domains = domains
         self._spawn = spawn
         self._tell = tell
-        self._activity_of = activity_of or DisksOf()
+        self._activity_of = activity_of
         self._workers = StorageWorkers()
         self._silences: dict[HostId, _Silence] = {}
         """The present one of each, the eldest first."""
