@@ -23,6 +23,7 @@ class Machine:
     identity: MachineIdentity = field(default_factory=MachineIdentity)
     hangs: bool = False
     refuses: bool = False
+    why: str = "power.sign_in_refused"
     idle: bool = False
     """Takes orders, and does nothing."""
     stuck: bool = False
@@ -84,7 +85,7 @@ class _PlayedDevice:
         if await self._fails("status", deadline_ms):
             return PowerReading(state=PowerState.UNKNOWN, code=NO_ANSWER)
         if machine.refuses:
-            return PowerReading(state=PowerState.UNKNOWN, code="power.sign_in_refused")
+            return PowerReading(state=PowerState.UNKNOWN, code=machine.why)
         return PowerReading(
             state=PowerState.ON if machine.on else PowerState.OFF, identity=machine.identity
         )

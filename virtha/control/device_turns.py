@@ -12,6 +12,13 @@ from virtha.model.power import TOO_LATE, PowerAction
 from virtha.ports.power import MayGo, PowerDevice, PowerOutcome, PowerReading
 
 NOT_ASKED = "power.not_asked"
+UNASKED = frozenset(
+    (
+        NOT_ASKED,
+        *(f"power.{word}" for word in ("no_neighbour", "neighbour_lost", "busy", "own_host")),
+    )
+)
+"""What came of a device that was not reached at all: no word of its own, for or against it."""
 
 
 @dataclass

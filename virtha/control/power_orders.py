@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from virtha.control.device_turns import NOT_ASKED
+from virtha.control.device_turns import UNASKED
 from virtha.control.power import Power, Reached
 from virtha.control.power_results import PowerResults, Tried, identity_of, reason_text
 from virtha.control.power_views import (
@@ -67,7 +67,7 @@ class PowerOrders:
         assert isinstance(cluster, Cluster)
         waits_ms = cluster.policy.fencing.read_deadline_ms
         reading, took_ms = await self._with(reached, lambda one: self._test(one, waits_ms))
-        if reading.code == NOT_ASKED:
+        if reading.code in UNASKED:
             # Kept as a failure it would take back what was proven of the device, in the middle of a fence.
             raise Unavailable(
                 f"{reached.name} was not asked: {reason_text(reading.code)}", fix="test it again"

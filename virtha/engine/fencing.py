@@ -540,7 +540,10 @@ def power_tested(cluster: Cluster, event: PowerTested) -> None:
         identified_devices=identified,
         tested_devices=tested,
         on_devices=on,
-        foreign_devices=_without(record.foreign_devices, event.device),
+        # One that it did not pass says nothing in the device's favour.
+        foreign_devices=_without(record.foreign_devices, event.device)
+        if event.passed
+        else record.foreign_devices,
         disproved_devices=_without(record.disproved_devices, event.device)
         if event.passed
         else record.disproved_devices,

@@ -382,9 +382,21 @@ def _disqualify(cluster: Cluster, node: HostNode, via: str) -> None:
     assert incident is not None and incident.fence is not None
     said_off = any(feed.off_since_ms is not None for feed in incident.fence.feeds)
     if said_off and not incident.disqualified:
-        # Whatever comes of this incident: they prove nothing until they pass a test again.
-        liars = {feed.device for feed in incident.fence.feeds if feed.off_since_ms is not None}
-        record = node.record
+        _disprove(node, incident)
+        feeds = tuple(
+            replace(feed, off_since_ms=None, confirmed=False) for feed in incident.fence.feeds
+        )
+        node.set_incident(fence=replace(incident.fence, feeds=feeds), disqualified=True)
+        cluster.tell("fence.contradicted", host=node, via=via)
+
+
+def _disprove(node: HostNode, incident: Incident) -> None:
+    """Whatever comes of this incident: who said *off* in it proves nothing until it passes a test again."""
+    fence = incident.fence
+    feeds = fence.feeds if fence is not None else ()
+    liars = {feed.device for feed in feeds if feed.off_since_ms is not None}
+    record = node.record
+    if liars - set(record.disproved_devices):
         node.set(
             tested_devices=tuple(one for one in record.tested_devices if one not in liars),
             identified_devices=tuple(one for one in record.identified_devices if one not in liars),
@@ -393,16 +405,13 @@ def _disqualify(cluster: Cluster, node: HostNode, via: str) -> None:
                 *sorted(liars),
             ),
         )
-        feeds = tuple(
-            replace(feed, off_since_ms=None, confirmed=False) for feed in incident.fence.feeds
-        )
-        node.set_incident(fence=replace(incident.fence, feeds=feeds), disqualified=True)
-        cluster.tell("fence.contradicted", host=node, via=via)
 
 
 def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
     if node.contradicted:
         return  # once per process and host: the beat comes twice a second
+    if node.record.incident is not None:
+        _disprove(node, node.record.incident)
     node.contradicted = True
     cluster.tell("host.alive_though_proven_dead", host=node, via=via)
 

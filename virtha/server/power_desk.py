@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from msgspec.structs import replace
 
+from virtha.control.device_turns import UNASKED
 from virtha.control.engine_power import CHANGED, UNUSABLE, EnginePower, NoWay, PowerWay
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.records import OrderId
@@ -262,7 +263,7 @@ class PowerDesk:
         tested = await self._timed(reached.device, command.deadline_ms)
         if tested.reading.state is not PowerState.UNKNOWN and tested.took_ms > waits_ms:
             tested = await self._timed(reached.device, command.deadline_ms)
-        return None if tested.reading.code == NOT_ASKED else tested
+        return None if tested.reading.code in UNASKED else tested
 
     async def _timed(self, device: PowerDevice, deadline_ms: int) -> DeviceAnswer:
         began = self._clock.now()

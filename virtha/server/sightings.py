@@ -4,7 +4,15 @@ keeps itself. In the leader's memory only; what is written of it stands beside t
 
 from collections.abc import Callable, Iterable, Sequence
 
-from virtha.control.incident_log import JUDGED, Observed, SentOrder, Sight
+import structlog
+
+from virtha.control.incident_log import (
+    JUDGED,
+    NOTHING_OBSERVED,
+    Observed,
+    SentOrder,
+    Sight,
+)
 from virtha.engine.events import (
     BeatSeen,
     DisksWatched,
@@ -32,6 +40,9 @@ SERVER = "this server"
 _DISKS = {True: "written", False: "quiet", None: "could not tell"}
 _Key = tuple[str, str]
 """Who said it, and by what way."""
+
+
+_log = structlog.get_logger(__name__)
 
 
 class SightingBook:
@@ -92,7 +103,14 @@ class SightingBook:
         del self._sent[:-SENT_MAX]
 
     def observed(self, intents: Sequence[Intent], notices: Sequence[Notice]) -> Observed:
-        """For the write of what was just decided."""
+        """For the write of what was just decided, which no trouble here may hold up."""
+        try:
+            return self._observed(intents, notices)
+        except Exception:
+            _log.exception("what was seen of an incident can't be told")
+            return NOTHING_OBSERVED
+
+    def _observed(self, intents: Sequence[Intent], notices: Sequence[Notice]) -> Observed:
         judged = [one.host_id for one in notices if one.code in JUDGED and one.host_id is not None]
         silent = {
             intent.record.host_id: intent.record.incident.silent_since_ms
@@ -109,7 +127,12 @@ class SightingBook:
                 )
                 for host_id in judged[:EXPLAINED_MAX]
             },
-            sent=tuple(one for one in self._sent if one.host_id in silent),
+            # Not of an incident before this one, whose end came too soon for it.
+            sent=tuple(
+                one
+                for one in self._sent
+                if one.host_id in silent and (one.entry.clock_ms or 0) >= silent[one.host_id]
+            ),
         )
 
     def written(self, observed: Observed) -> None:

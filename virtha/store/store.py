@@ -17,7 +17,7 @@ from sqlalchemy import make_url, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from virtha.model.errors import InvalidInput, NotFound
+from virtha.model.errors import InvalidInput, NotFound, Unavailable
 from virtha.model.ids import Revision
 from virtha.ports.clock import Clock
 from virtha.store import schema
@@ -58,10 +58,18 @@ class WriteTransaction(Transaction):
 
     @asynccontextmanager
     async def apart(self) -> AsyncIterator[None]:
-        """What is written within it is undone alone when it fails."""
-        with translated():
-            async with self.connection.begin_nested():
-                yield
+        """What is written within it is undone alone when it fails. Raises Unavailable where the database has undone all of the
+        transaction with it, as SQLite may when it has no room: what follows would be written piece by piece."""
+        try:
+            with translated():
+                async with self.connection.begin_nested():
+                    yield
+        except Exception as error:
+            raw = await self.connection.get_raw_connection()
+            driver = raw.driver_connection
+            if driver is None or not driver.in_transaction:
+                raise Unavailable("the database has undone the whole transaction") from error
+            raise
 
     @property
     def revision(self) -> Revision:

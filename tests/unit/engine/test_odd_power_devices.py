@@ -8,13 +8,16 @@ from virtha.engine.events import (
     HoldChanged,
     OrderPower,
     Poison,
+    PowerTested,
     ReadPower,
     StartCommand,
     StorageFence,
 )
 from virtha.engine.machine import Verdict
 from virtha.model.evidence import IdentityMatch, PowerState
+from virtha.model.ids import BootId, HostId
 from virtha.model.policy import FencingPolicy, Unreachable
+from virtha.model.power import PowerDeviceId
 
 
 def test_accepted_is_not_off():
@@ -177,6 +180,45 @@ def test_a_beat_after_a_reading_off_makes_the_device_a_liar():
     play.advance(120_000)
     assert "fence.contradicted" in play.told()
     assert play.sent(StartCommand) == []
+
+
+@pytest.mark.req("P1")
+def test_a_device_whose_proof_was_a_lie_is_believed_no_more():
+    """The worst lie: its host beats after it was proven dead. What comes of that incident is one thing, the next another."""
+    play = playing()
+    play.on_command = lambda command: isinstance(command, StartCommand)  # it would be the second
+    play.hosts["h1"].hang()
+    play.hosts["h1"].bmc_does_nothing = True
+    play.hosts["h1"].bmc_state = PowerState.OFF
+    play.until(lambda: "host.proven_dead" in play.told())
+    play.hosts["h1"].beating = True
+    play.tick()
+    record = play.host_record("h1")
+    assert "host.alive_though_proven_dead" in play.told()
+    assert record.disproved_devices == ("h1-power1",)
+    assert record.tested_devices == record.identified_devices == ()
+
+
+@pytest.mark.req("P1")
+def test_only_a_test_that_it_passed_clears_a_device():
+    play = playing()
+    device = PowerDeviceId("h1-power1")
+
+    def tested(identity: IdentityMatch, *, passed: bool) -> tuple[PowerDeviceId, ...]:
+        test = PowerTested(
+            host_id=HostId("h1"),
+            boot=BootId("h1b1"),
+            device=device,
+            passed=passed,
+            identity=identity,
+        )
+        play.inbox.append(test)
+        play.tick()
+        return play.host_record("h1").foreign_devices
+
+    assert tested(IdentityMatch.MISMATCH, passed=False) == (device,)
+    assert tested(IdentityMatch.UNKNOWN, passed=False) == (device,), "nobody answered"
+    assert tested(IdentityMatch.MATCH, passed=True) == ()
 
 
 def test_disks_that_change_after_off_block_until_they_are_quiet():

@@ -10,6 +10,7 @@ from led_world import ADMIN, LedWorld, led_world
 from msgspec.structs import replace
 from played_power import Machine, PlayedPower
 
+from virtha.control.device_turns import UNASKED
 from virtha.control.known_settings import POWER_TEST_INTERVAL
 from virtha.control.power_schedule import (
     AGAIN_MS,
@@ -21,7 +22,7 @@ from virtha.control.power_schedule import (
 from virtha.control.requests import SettingPut
 from virtha.engine.events import OrderPower, ReadPower, SaveHost
 from virtha.engine.records import HostRecord, OrderId
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, Unavailable
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import HostReport
 from virtha.model.ids import HostId, Revision
@@ -450,5 +451,22 @@ def test_no_old_test_clears_a_device_that_was_caught_in_a_lie_since(tmp_path: Pa
         assert (await world.control.power_orders.test(ADMIN, "h1", "bmc")).test.passed
         after = await bench.record()
         assert (after.tested_devices, after.disproved_devices) == ((device,), ())
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.req("P1")
+def test_a_device_that_nobody_could_ask_has_failed_no_test(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        world = bench.world
+        assert (await world.control.power_orders.test(ADMIN, "h1", "bmc")).test.passed
+        before = await bench.record()
+        bench.machine.refuses = True
+        for bench.machine.why in sorted(UNASKED):
+            with pytest.raises(Unavailable, match="was not asked"):
+                await world.control.power_orders.test(ADMIN, "h1", "bmc")
+        test = await bench.test()
+        assert test is not None and test.passed
+        assert await bench.record() == before
 
     tell(tmp_path, story)

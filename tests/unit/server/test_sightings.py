@@ -2,6 +2,7 @@
 
 import pytest
 
+from virtha.control.incident_log import Observed
 from virtha.engine.events import (
     BeatSeen,
     DisksWatched,
@@ -19,6 +20,7 @@ from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.power import PowerAction, PowerDeviceId
 from virtha.model.time import Millis, UtcMillis
+from virtha.model.vm import Reason
 from virtha.server.sightings import OF_A_HOST_MAX, SightingBook
 
 pytestmark = pytest.mark.req("X4")
@@ -123,3 +125,29 @@ def test_an_order_that_went_out_is_told_with_the_next_write_about_its_host_once(
     assert book.observed([saved()], []) == observed, "until it is written"
     book.written(observed)
     assert book.observed([saved()], []).sent == ()
+
+
+def test_nothing_of_the_incident_before_is_told_and_what_breaks_here_holds_up_no_write() -> None:
+    watch = _Watch()
+    book = a_book(watch)
+    order = OrderPower(
+        order_id=OrderId("1.1"),
+        host_id=H1,
+        device=BMC,
+        action=PowerAction.OFF,
+        deadline_ms=1,
+        not_after_ms=1,
+    )
+    book.sent(order)
+    assert book.observed([saved(silent_since_ms=watch.now + 1)], []).sent == ()
+
+    def breaks(host_id: HostId) -> tuple[Reason, ...]:
+        raise AssertionError(host_id)
+
+    book = SightingBook(
+        now=lambda: Millis(watch.now),
+        wall=lambda: UtcMillis(watch.now),
+        name=str,
+        explain=breaks,
+    )
+    assert book.observed([saved()], [JUDGED]) == Observed()

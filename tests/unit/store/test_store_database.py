@@ -425,3 +425,37 @@ def test_a_copy_is_whole_while_others_write(tmp_path: Path) -> None:
 
     run(copy, again)
     assert reopened["names"] == ["a"]
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_what_is_written_apart_is_undone_alone_or_everything_is(
+    tmp_path: Path, all_of_it: bool
+) -> None:
+    """SQLite that has no room left may undo the whole transaction, and would then write what follows piece by piece."""
+
+    async def story(store: Store) -> None:
+        async def write() -> None:
+            async with store.write() as tx:
+                await save_cluster(tx, Cluster(id=ClusterId("c1"), name="before"))
+                with pytest.raises(Unavailable if all_of_it else RuntimeError):
+                    async with tx.apart():
+                        await save_cluster(tx, Cluster(id=ClusterId("c2"), name="apart"))
+                        if all_of_it:
+                            raw = await tx.connection.get_raw_connection()
+                            assert raw.driver_connection is not None
+                            await raw.driver_connection.execute("ROLLBACK")
+                        raise RuntimeError("it fails")
+                if all_of_it:
+                    raise Unavailable("nothing else was written")
+                await save_cluster(tx, Cluster(id=ClusterId("c3"), name="after"))
+
+        if all_of_it:
+            with pytest.raises(Unavailable):
+                await write()
+        else:
+            await write()
+        async with store.read() as tx:
+            found = {one.name for one in await all_clusters(tx)}
+        assert found == (set() if all_of_it else {"before", "after"})
+
+    run(tmp_path / "server.db", story)
