@@ -12,6 +12,7 @@ from virtha.api.openapi import document_json
 from virtha.api.stream import encode_event
 from virtha.api.table import ROUTES
 from virtha.api.times import encode
+from virtha.control.incident_views import IncidentLine, IncidentSummary
 from virtha.control.views import ConsoleLogPart, CurrentSession, Page, ReceiverView
 from virtha.model.codes import Severity
 from virtha.model.event import Event
@@ -48,6 +49,8 @@ TIMES = {
     Snapshot: {"created"},
     Template: {"created"},
     PowerTest: {"at", "passed_at"},
+    IncidentSummary: {"opened", "closed"},
+    IncidentLine: {"at"},
 }
 
 

@@ -132,13 +132,13 @@ def test_a_host_without_its_network_whose_vm_writes_is_left_alone(
         )
         assert made["h1"].asked == [], "asked whether it is on, and nothing else"
         faults.heal_net(story.lab, "h1")
-        wait_until(
-            lambda: "host.answers_again" in _codes(story, revision),
-            "h1 is back",
-            timeout_s=RECOVERED_S,
-            pause_s=0.2,
-        )
-        assert {"fence.began", "vm.recovery_started"}.isdisjoint(_codes(story, revision))
+
+        def is_back() -> bool:
+            told = _codes(story, revision)
+            assert {"host.judged_dead", "fence.began", "vm.recovery_started"}.isdisjoint(told), told
+            return "host.answers_again" in told
+
+        wait_until(is_back, "h1 is back", timeout_s=RECOVERED_S, pause_s=0.2)
         assert story.lab.copies_of("web1") == ["h1"]
 
 

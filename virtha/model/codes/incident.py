@@ -99,11 +99,4 @@ INCIDENT_REASONS: tuple[Code, ...] = (
         "vm",
     ),
     reason(6335, "incident.vm.deleted", INFO, "{vm} was deleted", "vm"),
-    reason(
-        6336,
-        "incident.vm.unwritten",
-        INFO,
-        "its host has more VMs than an incident keeps: {count} are left out",
-        "count",
-    ),
 )
