@@ -43,7 +43,7 @@ async def run_agent(paths: AgentPaths) -> None:
     boot = read_boot_id()
     paths.make_directories()
     lock = hold_lock(paths, "agent")
-    # Its unit ends only the agent itself. Also where `any` is no longer allowed: then it was, when they began.
+    # Its unit ends only the agent itself. Whatever is set now: `network` runs a program too (ipmi), and `any` may have been set.
     take_over(f"agent-{identity.host_id}-")
     hypervisor = LibvirtHost(
         properties.hypervisor_uri,
