@@ -26,7 +26,6 @@ from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostLink
 from virtha.drivers.power_devices import RealPowerDevices
-from virtha.model.power_settings import PowerHelp
 from virtha.wire.messages import PeerRole
 
 _log = structlog.get_logger(__name__)
@@ -44,8 +43,8 @@ async def run_agent(paths: AgentPaths) -> None:
     boot = read_boot_id()
     paths.make_directories()
     lock = hold_lock(paths, "agent")
-    if properties.power_attempts is PowerHelp.ANY:
-        take_over(f"agent-{identity.host_id}-")  # its unit ends only the agent itself
+    # Its unit ends only the agent itself. Whatever is set now: `network` runs a program too (ipmi), and `any` may have been set.
+    take_over(f"agent-{identity.host_id}-")
     hypervisor = LibvirtHost(
         properties.hypervisor_uri,
         domain_type=properties.hypervisor_type,

@@ -47,6 +47,14 @@ class _Running:
     task: "asyncio.Task[None] | None" = None
     lost: bool = False
     """Its session is over: nobody is told how it ended."""
+    began: bool = False
+    given_up: bool = False
+    """A task that is cancelled before its first step never runs, and would never free its device: so it is told this."""
+
+    def give_up(self) -> None:
+        self.given_up = True
+        if self.began and self.task is not None:
+            self.task.cancel()
 
 
 class PowerAttempts:
@@ -81,15 +89,14 @@ class PowerAttempts:
                 self._begin(word)
             case EndPowerAttempt():
                 for one in self._running.values():
-                    if one.word.attempt == word.attempt and one.task is not None:
-                        one.task.cancel()
+                    if one.word.attempt == word.attempt:
+                        one.give_up()
 
     def session_lost(self) -> None:
         """Nobody hears how they end: the server counts each as unknown."""
         for one in self._running.values():
             one.lost = True
-            if one.task is not None:
-                one.task.cancel()
+            one.give_up()
 
     def _begin(self, word: AttemptPower) -> None:
         key = (word.subject, word.device)
@@ -126,9 +133,13 @@ class PowerAttempts:
     async def _run(self, key: Key, running: _Running) -> None:
         """Whatever breaks, the server is told; and only in the session that asked."""
         word = running.word
+        running.began = True
         answer = PowerAttempted(attempt=word.attempt, result=Result.UNKNOWN, code=FAILED)
         try:
-            answer = await self._attempt(word)
+            if running.given_up:
+                answer = _refused(word, "power.not_asked", "it was ended before it began")
+            else:
+                answer = await self._attempt(word)
         except asyncio.CancelledError:
             if running.lost:
                 raise

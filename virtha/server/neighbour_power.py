@@ -136,13 +136,16 @@ class NeighbourPowerDesk:
             log.warning("nobody knows who could ask a power device", error=str(error))
             return _refused(NOT_ASKED)
         for host_id in self._by_turns(device.key, self.able(among, device.driver)):
+            # Before what is left is asked: a freeze in between must not make that longer.
+            now = self._clock.monotonic_ms()
             left_ms = may_go.left_ms() if isinstance(may_go, MayGoFor) else UNTIMED_MS
             if left_ms < 0 or not may_go():
                 return _refused(TOO_LATE)
             beat = self._lines.power_beat(host_id, device.driver)
             if beat is None or host_id == device.key[0]:
                 continue
-            word = self._word(device, ask, beat, left_ms=left_ms, deadline_ms=deadline_ms)
+            valid_ms = _valid_ms(beat, now=now, left_ms=left_ms)
+            word = self._word(device, ask, beat, valid_ms=valid_ms, deadline_ms=deadline_ms)
             session = self._lines.tell_power(host_id, word)
             if session is not None:
                 until = self._clock.monotonic_ms() + left_ms + deadline_ms + OVERTIME_MS
@@ -155,18 +158,15 @@ class NeighbourPowerDesk:
         ask: PowerAsk,
         beat: LastBeat,
         *,
-        left_ms: int,
+        valid_ms: int,
         deadline_ms: int,
     ) -> AttemptPower:
-        """It may begin for ``left_ms`` from now: counted from a beat that was sent before it came in, so no way that this
-        message takes can make that longer (J7)."""
-        since_ms = self._clock.monotonic_ms() - beat.received_at
         return AttemptPower(
             attempt=uuid4().hex,
             term=device.term if device.term is not None else self._lines.term,
             boot=beat.boot,
             beat_ms=beat.monotonic_ms,
-            valid_ms=(since_ms + left_ms) * (100 - DRIFT_PERCENT) // 100,
+            valid_ms=valid_ms,
             deadline_ms=deadline_ms,
             subject=device.key[0],
             device=device.key[1],
@@ -266,6 +266,12 @@ class _NeighbourDevice:
 
     async def close(self) -> None:
         """Nothing is kept."""
+
+
+def _valid_ms(beat: LastBeat, *, now: Millis, left_ms: int) -> int:
+    """An order may begin for ``left_ms`` from ``now``: counted from a beat that was sent before it came in, so no way that the
+    message takes can make that longer (J7). Negative, which the agent refuses: the beat came in when that was over."""
+    return (now + left_ms - beat.received_at) * (100 - DRIFT_PERCENT) // 100
 
 
 def _is_failure(ask: PowerAsk, answer: PowerAttempted | None) -> bool:

@@ -197,3 +197,24 @@ def test_it_ends_with_the_session_that_asked_and_tells_no_other_one() -> None:
         assert [one.attempt for one in bench.told] == ["a2", "a3"]
 
     play(story)
+
+
+@pytest.mark.parametrize("ask", [PowerAsk.STATUS, PowerAsk.OFF])
+def test_one_that_is_ended_before_it_began_leaves_its_device_free(ask: PowerAsk) -> None:
+    async def story(bench: Bench) -> None:
+        bench.attempts.take(word("a1", ask))
+        bench.attempts.take(EndPowerAttempt(attempt="a1"))
+        ended = await bench.answer("a1")
+        assert (ended.result, ended.code) == (Result.REFUSED, "power.not_asked")
+        assert (bench.machine.asked, bench.power.made) == ([], [])
+        assert (await bench.ask(word("a2"))).result is Result.OK
+
+        bench.attempts.take(word("a3", ask, device="other"))
+        bench.attempts.session_lost()
+        await asyncio.wait(bench.tasks)
+        assert (await bench.ask(word("a4"))).result is Result.OK
+        bench.attempts.take(word("a5", ask, device="other"))
+        assert "power.busy" not in {one.code for one in bench.told}
+        assert "a3" not in {one.attempt for one in bench.told}
+
+    play(story)

@@ -138,6 +138,23 @@ def test_an_order_says_how_long_it_may_begin_by_the_clock_of_whom_it_goes_to() -
     play(story)
 
 
+def test_a_server_that_freezes_after_it_looked_at_the_clock_makes_no_orders_life_longer() -> None:
+    async def story(bench: Bench) -> None:
+        not_after = bench.clock.now + 1_600
+
+        def left_ms() -> int:
+            left = not_after - bench.clock.now
+            bench.clock.now += 1_000  # frozen
+            return left
+
+        order = bench.device().order(PowerAction.OFF, deadline_ms=5_000, may_go=MayGoFor(left_ms))
+        await order
+        ((_, word),) = bench.lines.attempts
+        assert word.valid_ms <= not_after - (bench.clock.now - 400), "from the beat's arrival"
+
+    play(story)
+
+
 @pytest.mark.bad_input
 def test_the_host_itself_and_those_that_are_away_are_not_asked() -> None:
     async def story(bench: Bench) -> None:
