@@ -30,7 +30,7 @@ _PROVES_NOT = frozenset(
     f"ready.power.{word}"
     for word in (
         *("unusable", "untested", "failed", "no_status"),
-        *("no_neighbour", "disbelieved"),
+        *("no_neighbour", "disbelieved", "unidentified"),
     )
 )
 _WOULD_PROVE = frozenset(
@@ -141,6 +141,8 @@ def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
     if not test.passed:
         why = reason_text(test.code) or f"it said {test.state.value}, and the host was not up"
         return [_reason("ready.power.failed", **names, at=at, why=why)]
+    if device.settings.from_agents and test.identity is not IdentityMatch.MATCH:
+        return [_reason("ready.power.unidentified", **names)]
     if device.id in facts.disbelieved:
         return [_reason("ready.power.disbelieved", **names)]
     found = []

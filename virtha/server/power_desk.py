@@ -22,7 +22,7 @@ from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.records import OrderId
 from virtha.engine.turn import is_too_late, not_carried_out
 from virtha.model.errors import Failed, InvalidInput, Unavailable, VirthaError
-from virtha.model.evidence import PowerState
+from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
 from virtha.model.ids import ClusterId, HostId
 from virtha.model.machine_identity import compare
@@ -45,6 +45,7 @@ DATABASE_RETRY_MS = 100
 CHANGE_WAIT_S = 2.0
 NO_ANSWER = "power.no_answer"
 NOT_ASKED = "power.not_asked"
+UNIDENTIFIED = "power.unidentified"
 TEST = OrderId("test")
 """In place of an order's id, in the log."""
 FAILED = "power.failed"
@@ -89,10 +90,11 @@ class _Lane:
 
 @dataclass
 class _Reached:
-    """``machine``: what its host says it is."""
+    """``machine``: what its host says it is. ``by_agents``: who asks it may be another one each time."""
 
     device: PowerDevice
     machine: MachineIdentity
+    by_agents: bool
 
 
 class PowerDesk:
@@ -316,13 +318,21 @@ class PowerDesk:
         if self._clock.now() > until + OVERTIME_MS:
             # What it tells is how it was then: the engine would take it for now.
             return self._unread(command, NO_ANSWER, "its answer was late")
+        identity = compare(reading.identity, reached.machine)
         if reading.state is PowerState.UNKNOWN:
             code = reading.code or "power.status_unreadable"
             answer = self._unread(command, code, reading.detail)
+        elif (
+            reached.by_agents
+            and reading.state is PowerState.OFF
+            and identity is IdentityMatch.UNKNOWN
+        ):
+            # At its own network the same address may be another machine's: no test through one host vouches for another (P1).
+            answer = self._unread(command, UNIDENTIFIED, reading.detail)
         else:
             log.debug("a power device was read", state=reading.state.value, **_of(command))
             answer = _answer(command, reading.state, reading.code)
-        return replace(answer, identity=compare(reading.identity, reached.machine))
+        return replace(answer, identity=identity)
 
     def _unread(self, command: ReadPower, code: str, detail: str) -> PowerRead:
         log.info("a power device could not be read", code=code, detail=detail, **_of(command))
@@ -429,7 +439,7 @@ class PowerDesk:
                 log.warning("a power device can't be used", error=str(error), **_of(command))
                 return UNUSABLE
             self._aside(self._get_ready(way, _of(command)))
-        return _Reached(self._kept[key], way.machine)
+        return _Reached(self._kept[key], way.machine, way.settings.from_agents)
 
     def _let_go(self, key: Key) -> None:
         device = self._kept.pop(key, None)

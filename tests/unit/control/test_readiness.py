@@ -120,6 +120,8 @@ def test_a_device_that_only_agents_reach_needs_one_that_can(tell: Tell) -> None:
         assert any("with command now" in one.text for one in found.findings)
         helpers.there = {world.hosts["h2"].id: (PowerDriver.COMMAND,)}
         assert codes(await ready.of_host("h1")) == set()
+        await keep_test(world, "h1", reading=PowerReading(state=PowerState.ON))
+        assert "ready.power.unidentified" in codes(await ready.of_host("h1"))
 
     tell(story)
 

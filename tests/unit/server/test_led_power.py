@@ -77,9 +77,14 @@ async def steps_until(world: LedWorld, happened: Callable[[], bool], *beating: s
     raise AssertionError(world.engines.explain_host(world.hosts["h1"].id))
 
 
-async def powered(world: LedWorld, put: PowerPut, *more: str) -> None:
-    """h1 runs web1, h2 could. h1's device passed its test while it beat. ``more``: who beats as well."""
+async def powered(
+    world: LedWorld, put: PowerPut, *more: str, machine: MachineIdentity = MachineIdentity()
+) -> None:
+    """h1 runs web1, h2 could. h1's device passed its test while it beat. ``more``: who beats as well. ``machine``: what h1
+    says it is."""
     await two_hosts_and_a_vm(world)
+    if machine != MachineIdentity():
+        await world.hosts["h1"].tell(HostReport(capabilities=replace(ABLE, machine=machine)))
     await world.control.power.put_of_host(ADMIN, "h1", "bmc", put, None)
     await world.settle()
     await step(world, "h1", "h2", *more)
@@ -165,8 +170,10 @@ def test_neighbours_agents_switch_it_off_and_each_reads_it_once(
 
     async def story(world: LedWorld) -> None:
         machine = of_h1(power)
+        machine.identity = MachineIdentity(uuid=UUID)
         await with_helpers(world, power, "h1", "h2", "h3")
-        await powered(world, command_power("h1-bmc", asked_from=AskedFrom.AGENTS), "h3")
+        put = command_power("h1-bmc", asked_from=AskedFrom.AGENTS)
+        await powered(world, put, "h3", machine=machine.identity)
         del world.gateway.power_words[:]
         await silent(world, "h2", "h3")
         await steps_until(world, started(world), "h2", "h3")
@@ -182,6 +189,28 @@ def test_neighbours_agents_switch_it_off_and_each_reads_it_once(
         assert proven.fields["proof"] == "power_off"
 
     tell(tmp_path, PlayedPower(), story)
+
+
+@pytest.mark.req("P1", "F5")
+def test_an_off_through_a_neighbour_of_a_device_that_names_no_machine_proves_nothing(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """It may be another machine there: what one host's test of it found says nothing of the other's way."""
+
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        await with_helpers(world, power, "h1", "h2", "h3")
+        await powered(world, command_power("h1-bmc", asked_from=AskedFrom.AGENTS), "h3")
+        await silent(world, "h2", "h3")
+        for _ in range(STEPS_MAX):
+            await step(world, "h2", "h3")
+            failed = await world.events("fence.level_failed")
+            if failed:
+                break
+        assert machine.struck == 1 and not machine.on
+        assert failed and not started(world)()
+
+    tell(tmp_path, power, story)
 
 
 @pytest.mark.req("P1", "F5")

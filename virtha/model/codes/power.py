@@ -186,6 +186,14 @@ POWER_REASONS: tuple[Code, ...] = (
         "another attempt at the device is under way, so nothing was done",
     ),
     reason(
+        6265,
+        "power.unidentified",
+        ERROR,
+        "a host read off, and the device does not say of which machine, which other hosts' tests of it can't vouch for",
+        help="With asked_from=agents only devices that tell their machine's identity (IPMI, Redfish) prove that it is off. Let the "
+        "server ask this one itself, or confirm the host as dead.",
+    ),
+    reason(
         6264,
         "power.own_host",
         ERROR,

@@ -64,6 +64,15 @@ READINESS_REASONS: tuple[Code, ...] = (
         "power.test.interval while the host is up.",
     ),
     reason(
+        5672,
+        "ready.power.unidentified",
+        WARNING,
+        "power device {device} of {host} is asked by other hosts' agents and does not tell of which machine it is: an off proves nothing",
+        "device",
+        "host",
+        help="With asked_from=agents use a device that tells its machine's identity (IPMI, Redfish), or let the server ask it.",
+    ),
+    reason(
         5671,
         "ready.power.disbelieved",
         WARNING,
