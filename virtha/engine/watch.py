@@ -109,7 +109,8 @@ def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
             cluster.tell("host.suspected", host=node)
         case Verdict.ISOLATED:
             cluster.tell("host.isolated", host=node, witness=judgement.via)
-        case Verdict.ALIVE if before in (Verdict.SUSPECT, Verdict.ISOLATED):
+        case Verdict.ALIVE | Verdict.AGENT_DOWN if before in (Verdict.SUSPECT, Verdict.ISOLATED):
+            # Its guardian may be back first: what was told of the host is over, and of its agent it is told otherwise.
             cluster.tell("host.answers_again", host=node)
         case _:
             pass
