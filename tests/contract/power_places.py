@@ -4,10 +4,11 @@ import asyncio
 import json
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from own_bmc import PASSWORD, UUID, IpmiSim
 from own_web_server import Request
@@ -379,9 +380,19 @@ class _Wire:
             devices=RealPowerDevices(),
             clock=SystemClock(),
             term_seen=lambda: self.term,
-            spawn=lambda name, work: asyncio.create_task(work, name=name),
+            spawn=self._spawn,
             tell=self._answer,
         )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self._tasks.append(asyncio.create_task(work, name=name))
+        return self._tasks[-1]
+
+    async def close(self) -> None:
+        """Whoever is under way ends what it has begun: a loop that ends would end that, too."""
+        self._attempts.session_lost()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def power_beat(self, host_id: HostId, driver: PowerDriver) -> LastBeat | None:
         now = SystemClock().monotonic_ms()
@@ -415,7 +426,10 @@ async def neighbour(directory: Path) -> AsyncIterator[Place]:
                 HostId("h1"), "bmc", place.settings, secrets, among=among, term=None
             )
 
-        yield replace(place, name="neighbour", device=device)
+        try:
+            yield replace(place, name="neighbour", device=device)
+        finally:
+            await wire.close()
 
 
 PLACES: dict[str, Places] = {

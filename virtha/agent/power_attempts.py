@@ -52,6 +52,9 @@ class _Running:
     """A task that is cancelled before its first step never runs, and would never free its device: so it is told this."""
 
     def give_up(self) -> None:
+        """Once: a second cancel would interrupt the end of what its driver has begun, and that would run on."""
+        if self.given_up:
+            return
         self.given_up = True
         if self.began and self.task is not None:
             self.task.cancel()

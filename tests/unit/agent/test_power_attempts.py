@@ -218,3 +218,34 @@ def test_one_that_is_ended_before_it_began_leaves_its_device_free(ask: PowerAsk)
         assert "a3" not in {one.attempt for one in bench.told}
 
     play(story)
+
+
+def test_a_session_lost_while_an_attempt_is_being_ended_does_not_break_off_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its driver may have a program to end, which else ran on, and switched some time later (J7)."""
+    ended: list[str] = []
+
+    async def story(bench: Bench) -> None:
+        hangs = asyncio.Event()
+
+        async def attempt(_word: AttemptPower) -> PowerAttempted:
+            try:
+                hangs.set()
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                ended.append("its program")
+            raise AssertionError
+
+        monkeypatch.setattr(bench.attempts, "_attempt", attempt)
+        bench.attempts.take(word("a1"))
+        await hangs.wait()
+        bench.attempts.take(EndPowerAttempt(attempt="a1"))
+        await asyncio.sleep(0)
+        bench.attempts.session_lost()
+        await asyncio.wait(bench.tasks)
+
+    play(story)
+    assert ended == ["its program"]
