@@ -263,6 +263,7 @@ class HostPower:
             async with self._attempts.at(level) as attempt:
                 readings = await attempt.read()
         except Exception as error:
+            # Whatever it is, the operation has to end. Without a driver's own words: nobody knows what is in them.
             why = str(error) if isinstance(error, VirthaError) else type(error).__name__
             return f"its order may have gone out, and its devices can't be read: {why}", "", False
         words, state = read_as(level, readings)

@@ -465,7 +465,7 @@ async def _keep_record(
             )
     except Unavailable:
         raise  # locked, or no room: nothing else can be written either
-    except Exception:
+    except Exception:  # a broken record of what was is no reason to leave VMs down
         log.exception("the record of an incident can't be kept", cluster=cluster_id)
         return (None,) * len(notices)
 

@@ -64,7 +64,7 @@ class WriteTransaction(Transaction):
             with translated():
                 async with self.connection.begin_nested():
                     yield
-        except Exception as error:
+        except Exception as error:  # raised again, whatever it is
             raw = await self.connection.get_raw_connection()
             driver = raw.driver_connection
             if driver is None or not driver.in_transaction:

@@ -25,6 +25,14 @@ from virtha.server.sightings import OF_A_HOST_MAX, SightingBook
 
 pytestmark = pytest.mark.req("X4")
 H1, H2, BOOT, BMC = HostId("h1"), HostId("h2"), BootId("b1"), PowerDeviceId("bmc@1")
+OFF = OrderPower(
+    order_id=OrderId("1.1"),
+    host_id=H1,
+    device=BMC,
+    action=PowerAction.OFF,
+    deadline_ms=1,
+    not_after_ms=1,
+)
 JUDGED = Notice(code="host.judged_dead", host_id=H1, incident=1)
 
 
@@ -108,15 +116,7 @@ def test_what_is_older_than_the_silence_is_not_shown_and_none_grows_without_end(
 def test_an_order_that_went_out_is_told_with_the_next_write_about_its_host_once() -> None:
     watch = _Watch()
     book = a_book(watch)
-    order = OrderPower(
-        order_id=OrderId("1.1"),
-        host_id=H1,
-        device=BMC,
-        action=PowerAction.OFF,
-        deadline_ms=1,
-        not_after_ms=1,
-    )
-    book.sent(order)
+    book.sent(OFF)
     other = SaveHost(record=HostRecord(host_id=H2, boot=BOOT))
     assert book.observed([other], []).sent == ()
     observed = book.observed([saved()], [])
@@ -130,15 +130,7 @@ def test_an_order_that_went_out_is_told_with_the_next_write_about_its_host_once(
 def test_nothing_of_the_incident_before_is_told_and_what_breaks_here_holds_up_no_write() -> None:
     watch = _Watch()
     book = a_book(watch)
-    order = OrderPower(
-        order_id=OrderId("1.1"),
-        host_id=H1,
-        device=BMC,
-        action=PowerAction.OFF,
-        deadline_ms=1,
-        not_after_ms=1,
-    )
-    book.sent(order)
+    book.sent(OFF)
     assert book.observed([saved(silent_since_ms=watch.now + 1)], []).sent == ()
 
     def breaks(host_id: HostId) -> tuple[Reason, ...]:
