@@ -79,6 +79,7 @@ _OF_A_VM = frozenset({FaultKind.QEMU_KILLED, *OPERATORS_WORK})
 _MAIN_AT_S = (3, 10)
 _BESIDE_S = (-3, 12)
 """From the main fault: what comes with it may come before, in the midst of the fence, or at the starts elsewhere."""
+_WORK_AT_S = (0, 25)
 _SETTLES_S = (25, 55)
 """From the last fault to the healing: a host's death is judged, proven and recovered in 10 to 45 s."""
 
@@ -134,8 +135,10 @@ def draw_round(seed: int, number: int, scene: Scene) -> Round:
             drawn.append(_draw(chance, scene, faults, at_ms))
     work = [kind for kind in OPERATORS_WORK if kind in scene.kinds]
     if work:
-        for _ in range(chance.choice((0, 1, 2))):
-            drawn.append(_draw(chance, scene, work, _milliseconds(chance, (0, 25))))
+        drawn += [
+            _draw(chance, scene, work, _milliseconds(chance, _WORK_AT_S))
+            for _ in range(chance.choice((0, 1, 2)))
+        ]
     kept = _possible(sorted(drawn, key=lambda one: one.at_ms), len(scene.hosts))
     last_ms = max((one.at_ms for one in kept), default=0)
     return Round(

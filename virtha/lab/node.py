@@ -119,6 +119,8 @@ class Node:
             "VIRTHA_FIRMWARE_DIRECTORY": str(self.directory / "firmware"),
             "PYTHONUNBUFFERED": "1",
             "LANG": "C.UTF-8",
+            # A lab of a copy of the sources runs that copy.
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         }
 
     # Making

@@ -45,9 +45,7 @@ def watch_writes(files: list[Path]) -> int:
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), "fanotify_init")
     for file in files:
-        marked = library.fanotify_mark(
-            descriptor, _MARK_ADD, _MODIFY, _AT_FDCWD, os.fsencode(file)
-        )
+        marked = library.fanotify_mark(descriptor, _MARK_ADD, _MODIFY, _AT_FDCWD, os.fsencode(file))
         if marked != 0:
             error = ctypes.get_errno()
             os.close(descriptor)
@@ -144,9 +142,7 @@ class WriteLog:
             process = self._copies.get((storage, vm))
         if process is None:
             return None
-        return Copy(
-            host=self._storages[storage], pid=process.pid, start_ticks=process.start_ticks
-        )
+        return Copy(host=self._storages[storage], pid=process.pid, start_ticks=process.start_ticks)
 
     def _look_at_hosts(self) -> None:
         for host in self._lab.hosts:
