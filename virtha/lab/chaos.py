@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from virtha.lab import lab
 from virtha.lab.chaos_plan import FaultKind, Scene, draw_round
@@ -121,20 +121,22 @@ def _run(options: Options) -> int:
     policy = chaos_policy(leases=options.leases)
     steps.say(f"policy beside the defaults: {policy}")
     steps.say(f"after each healing all must be back within {back_within_s(policy):.0f} s")
-    keep_files = True
+    told: dict[str, Any] = {}
+    code = 1
     try:
         with ChaosRun(options, steps) as run:
-            code = _play(run, steps)
-        keep_files = code != 0
-        return code
+            told, code = _play(run, steps)
     except KeyboardInterrupt:
         steps.say("interrupted: nothing is shown by this run")
         return 130
     finally:
-        lab.down(options.directory, keep_files=keep_files, steps=steps)
+        lab.down(options.directory, keep_files=code != 0, steps=steps)
+    show(told, run.tally)
+    return code
 
 
-def _play(run: ChaosRun, steps: Steps) -> int:
+def _play(run: ChaosRun, steps: Steps) -> tuple[dict[str, Any], int]:
+    """Its figures, and its exit code."""
     run.play()
     run.last_look()
     if run.tally.findings:
@@ -143,10 +145,10 @@ def _play(run: ChaosRun, steps: Steps) -> int:
         replayed = replay(run.lab, run.options.out)
     for one in replayed.broken:
         steps.say(f"replay: {one}")
-    show(figures(run, replayed), run.tally)
+    code = 0 if holds(run.tally, replayed) else 1
     if any(one.what == "violation" for one in run.tally.findings):
-        return VIOLATED
-    return 0 if holds(run.tally, replayed) else 1
+        code = VIOLATED
+    return figures(run, replayed), code
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -84,8 +84,7 @@ def _add(total: Replayed, log: Path, code: int) -> Replayed:
     )
 
 
-def figures(run: ChaosRun, replayed: Replayed | None) -> dict[str, Any]:
-    """``replayed`` None: the run ended before that."""
+def figures(run: ChaosRun, replayed: Replayed) -> dict[str, Any]:
     tally = run.tally
     found = Counter(one.what for one in tally.findings)
     back = sorted(tally.back_s)
@@ -102,9 +101,9 @@ def figures(run: ChaosRun, replayed: Replayed | None) -> dict[str, Any]:
         "other_findings": sum(found.values()) - sum(found[what] for what in _WRONG.values()),
         "back_s_median": round(back[len(back) // 2], 1) if back else None,
         "back_s_worst": round(back[-1], 1) if back else None,
-        "replayed_turns": None if replayed is None else replayed.turns,
-        "replay_differs": None if replayed is None else replayed.differ + len(replayed.broken),
-        "journals_cut": None if replayed is None else replayed.cut,
+        "replayed_turns": replayed.turns,
+        "replay_differs": replayed.differ + len(replayed.broken),
+        "journals_cut": replayed.cut,
     }
 
 
@@ -115,8 +114,8 @@ def _events(run: ChaosRun) -> dict[str, int | None]:
         return dict.fromkeys(_COUNTED)  # its server does not answer; that is a finding of its own
 
 
-def holds(tally: Tally, replayed: Replayed | None) -> bool:
-    return not tally.findings and tally.rounds > 0 and (replayed is None or replayed.is_the_same)
+def holds(tally: Tally, replayed: Replayed) -> bool:
+    return not tally.findings and tally.rounds > 0 and replayed.is_the_same
 
 
 def show(told: dict[str, Any], tally: Tally) -> None:
