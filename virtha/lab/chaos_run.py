@@ -33,8 +33,9 @@ from virtha.model.value import Value
 
 HOSTS = 3
 VMS = 6
-GUESTS_BOOT_S = 150.0
-"""Of all VMs at once, until they write: 35 s on an idle machine of two cores, under emulation; others may want it too."""
+GUESTS_BOOT_S = 240.0
+"""Of all VMs at once, until they write: 35 s on an idle machine of two cores, under emulation; four times that while others
+want those as well."""
 FIRST_RECORDS_S = 300.0
 _LOOK_S = 1.0
 _WORKERS = 16
@@ -234,6 +235,7 @@ class ChaosRun:
         the while."""
         over_s = time.monotonic() + within_s
         starting: Future[list[str]] | None = None
+        told: dict[str, str] | None = None
         while True:
             for did in self._striker.mend_all():
                 self._log.note(mending=did)
@@ -244,6 +246,9 @@ class ChaosRun:
                 starting = self._pool.submit(self._operators.start_what_they_stopped)
             at_work = not all(job.done() for job in jobs)
             missing = self._missing(marks)
+            if missing != told:
+                self._log.note(missing=missing, operators_at_work=at_work)
+                told = missing
             if self._violated() or (not at_work and not missing):
                 break
             if time.monotonic() > over_s:

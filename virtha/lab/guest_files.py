@@ -146,7 +146,7 @@ while [ $newest -lt $end ]; do
     newest=$next
     echo "ack $next $writer ok" > /dev/console
   fi
-  sleep 0.2
+  sleep 0.5
 done
 """
 

@@ -119,7 +119,7 @@ def test_the_guests_writer_itself_goes_on_where_the_last_one_ended(tmp_path: Pat
         ("/sys/class/block/vdb/size", str(size)),
         ("> /dev/console", f">> {said}"),
         ("conv=fsync", "conv=fsync,notrunc"),
-        ("sleep 0.2", f"[ $newest != 2 ] || [ -e {said}.2 ] || exit 0"),
+        ("sleep 0.5", f"[ $newest != 2 ] || [ -e {said}.2 ] || exit 0"),
     ):
         assert there in script
         script = script.replace(there, here)
