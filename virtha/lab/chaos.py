@@ -35,6 +35,7 @@ from virtha.lab.state import lab_directory
 from virtha.model.errors import InvalidInput, VirthaError
 
 DIRECTORY = Path("/var/lib/virtha-chaos")
+STRETCH_MIN, STRETCH_MAX = 0.1, 20.0
 VIOLATED = 3
 """Exit code of a run in which a superseded copy wrote: what a run that is to prove the oracle must end with."""
 
@@ -45,6 +46,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
     parser.add_argument("--kinds", default="", help="only these, with commas between")
     parser.add_argument("--no-leases", action="store_true", help="no leases, no host watchdogs")
+    parser.add_argument("--stretch", type=float, default=1.0, help="all times so much longer")
     parser.add_argument("--dir", type=Path, default=DIRECTORY, help="the lab's")
     parser.add_argument("--out", type=Path, default=None, help="default: DIR-runs/SEED-TIME")
     parser.add_argument("--list", type=int, default=0, metavar="ROUNDS", help="print what would be")
@@ -55,6 +57,9 @@ def options_of(given: argparse.Namespace) -> Options:
     """Raises InvalidInput."""
     if given.minutes <= 0:
         raise InvalidInput(f"{given.minutes:g} minutes", field="--minutes", fix="name more than 0")
+    if not STRETCH_MIN <= given.stretch <= STRETCH_MAX:
+        allowed = (f"{STRETCH_MIN:g} to {STRETCH_MAX:g}",)
+        raise InvalidInput(f"{given.stretch:g} times", field="--stretch", allowed=allowed)
     seed = int(time.time()) if given.seed is None else given.seed
     directory = lab_directory(given.dir)
     default_out = directory.with_name(f"{directory.name}-runs") / f"{seed}-{int(time.time())}"
@@ -65,6 +70,7 @@ def options_of(given: argparse.Namespace) -> Options:
         out=(given.out or default_out).absolute(),
         leases=not given.no_leases,
         kinds=kinds_of(given.kinds),
+        stretch=given.stretch,
     )
 
 
@@ -92,7 +98,7 @@ def planned(options: Options, count: int) -> list[str]:
     )
     lines = []
     for number in range(1, count + 1):
-        drawn = draw_round(options.seed, number, scene)
+        drawn = draw_round(options.seed, number, scene).stretched(options.stretch)
         lines.append(f"round {number}, healed after {drawn.heal_at_ms / 1_000:g} s")
         lines += [f"  {one}" for one in drawn.strikes]
     return lines

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from random import Random
 
+from msgspec.structs import replace
+
 from virtha.model.value import Value
 
 
@@ -107,6 +109,17 @@ class Round(Value, frozen=True, kw_only=True):
     strikes: tuple[Strike, ...]
     """In the order of time."""
     heal_at_ms: int
+
+    def stretched(self, factor: float) -> "Round":
+        """All its times so many times as long: on a slow machine a guest that has been started elsewhere boots for longer
+        than its former host hangs."""
+
+        def longer(one: Strike) -> Strike:
+            lasts_ms = None if one.lasts_ms is None else round(one.lasts_ms * factor)
+            return replace(one, at_ms=round(one.at_ms * factor), lasts_ms=lasts_ms)
+
+        strikes = tuple(longer(one) for one in self.strikes)
+        return replace(self, strikes=strikes, heal_at_ms=round(self.heal_at_ms * factor))
 
 
 class Scene(Value, frozen=True, kw_only=True):

@@ -51,6 +51,8 @@ class Options(Value, frozen=True, kw_only=True):
     """Lists, logs and evidence."""
     leases: bool = True
     kinds: frozenset[FaultKind] = frozenset(FaultKind)
+    stretch: float = 1.0
+    """How many times as long each round takes."""
 
 
 class Finding(Value, frozen=True, kw_only=True):
@@ -168,7 +170,7 @@ class ChaosRun:
         for drawn in rounds(self.options.seed, self.scene):
             if self.tally.findings or self._minutes() >= self.options.minutes:
                 return
-            self._play_round(drawn)
+            self._play_round(drawn.stretched(self.options.stretch))
             self.tally.struck_s = time.monotonic() - self.tally.began_s
 
     def _minutes(self) -> float:

@@ -64,6 +64,16 @@ def test_only_the_kinds_that_are_wanted() -> None:
         assert {one.kind for one in draw_round(3, number, only).strikes} == {FaultKind.HOST_HUNG}
 
 
+def test_a_round_can_be_stretched() -> None:
+    drawn = draw_round(4, 1, SCENE)
+    longer = drawn.stretched(2.5)
+    assert longer.heal_at_ms == round(drawn.heal_at_ms * 2.5)
+    for one, long in zip(drawn.strikes, longer.strikes, strict=True):
+        assert (long.kind, long.target) == (one.kind, one.target)
+        assert long.at_ms == round(one.at_ms * 2.5)
+        assert long.lasts_ms == (None if one.lasts_ms is None else one.lasts_ms * 2.5)
+
+
 def test_the_list_of_a_seed_is_printed_without_a_lab(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--seed", "7", "--list", "3"]
     assert chaos.main(words) == 0
@@ -84,6 +94,9 @@ def test_what_can_t_be_run_is_refused_before_anything_is_built() -> None:
     with pytest.raises(InvalidInput) as refused:
         chaos.options_of(chaos.parse(["--minutes", "0"]))
     assert refused.value.field == "--minutes"
+    with pytest.raises(InvalidInput) as refused:
+        chaos.options_of(chaos.parse(["--stretch", "0"]))
+    assert refused.value.field == "--stretch" and refused.value.allowed
     assert chaos.main(["--kinds", "earthquake"]) != 0
     assert chaos.kinds_of("host_hung, power_cut") == {FaultKind.HOST_HUNG, FaultKind.POWER_CUT}
     assert chaos.kinds_of("") == set(FaultKind)
