@@ -61,11 +61,12 @@ def replay(made: Lab, out: Path) -> Replayed:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=sink, timeout=REPLAY_S, check=False
             )
-        total = _add(total, log, done.returncode)
+        total = add_replay(total, log, done.returncode)
     return total
 
 
-def _add(total: Replayed, log: Path, code: int) -> Replayed:
+def add_replay(total: Replayed, log: Path, code: int) -> Replayed:
+    """``log``: what `virtha replay -o json` said, which ended with ``code``. Raises Failed when that can't be read."""
     try:
         segments = json.loads(log.read_bytes())["segments"]
     except (ValueError, KeyError) as error:

@@ -119,6 +119,7 @@ class ChaosRun:
         self.policy = chaos_policy(leases=options.leases)
         self._steps = steps
         self._log = FaultLog(options.out / "faults.jsonl")
+        self._healing = threading.Event()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="chaos")
         self.lab = lab.up(options.directory, hosts=HOSTS, steps=steps)
         self.story = Story(self.lab)
@@ -156,6 +157,7 @@ class ChaosRun:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._healing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.records.__exit__()
         self.writes.__exit__()
@@ -179,8 +181,10 @@ class ChaosRun:
     def _play_round(self, drawn: Round) -> None:
         for one in drawn.strikes:
             self._steps.say(f"round {drawn.number}: {one}")
+        planned = [str(one) for one in drawn.strikes]
+        self._log.note(round=drawn.number, planned=planned, heal_at_ms=drawn.heal_at_ms)
         began_s = time.monotonic()
-        healing = threading.Event()
+        healing = self._healing = threading.Event()
         jobs = [
             self._pool.submit(self._carry_out, drawn.number, one, began_s, healing)
             for one in drawn.strikes

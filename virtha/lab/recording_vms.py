@@ -127,12 +127,13 @@ class Recorders:
     def _follow(self) -> None:
         try:
             while not self._over.wait(_TAIL_S):
-                self._look()
-            self._look()
+                self.look()
+            self.look()
         except BaseException as error:
             self.error = error
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """At all that is new; the thread does it all the time."""
         for vm in self.vms:
             for directory in self._serial:
                 for path in sorted(directory.glob(f"{vm.id}.log*")):
