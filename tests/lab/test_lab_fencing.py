@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from moving_guest import begin_writing
 
 from virtha.lab import faults
 from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
 from virtha.lab.namespaces import kill
 from virtha.lab.node import wait_until
+from virtha.lab.records import begin_writing
 from virtha.lab.story import BY_COMMAND, BY_IPMI, Story, bmcs, no_restart_limit
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
