@@ -176,8 +176,11 @@ class Bmc:
 
     @property
     def is_held(self) -> bool:
-        """It stands at what it was told to stop at."""
-        return self.held_file.exists()
+        """It stands at what it was last told to stop at."""
+        try:
+            return self.held_file.read_bytes() == msgspec.json.encode(self.manners())
+        except FileNotFoundError:
+            return False
 
     def manners(self) -> BmcManners:
         return msgspec.json.decode((self.directory / "manners").read_bytes(), type=BmcManners)

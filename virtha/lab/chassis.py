@@ -14,10 +14,12 @@ import time
 import traceback
 from pathlib import Path
 
+import msgspec
+
 from virtha.lab import faults
 from virtha.lab.bmc import BmcFault, BmcManners, BmcRequest
 from virtha.lab.lab import Lab
-from virtha.model.errors import Conflict, Unavailable
+from virtha.model.errors import Conflict, Unavailable, VirthaError
 
 LINE_BYTES_MAX = 200
 REFUSED = "no"
@@ -51,6 +53,14 @@ class Chassis:
                 peer.sendall(self.answer(peer.recv(LINE_BYTES_MAX).decode()).encode())
 
     def answer(self, words: str) -> str:
+        try:
+            return self._answer(words)
+        except VirthaError as error:
+            sys.stderr.write(f"{self._host}: {words}: {error}\n")
+            sys.stderr.flush()
+            return REFUSED
+
+    def _answer(self, words: str) -> str:
         """Carries an order out, or does not, by the BMC's manners."""
         manners = self._bmc.manners()
         if manners.fault is BmcFault.SLOW:
@@ -67,7 +77,7 @@ class Chassis:
         return answer
 
     def _hold(self) -> None:
-        self._bmc.held_file.touch()
+        self._bmc.held_file.write_bytes(msgspec.json.encode(self._manners))
         while self._bmc.manners() == self._manners:
             time.sleep(HOLD_LOOK_S)
         self._bmc.held_file.unlink()
