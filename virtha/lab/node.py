@@ -35,6 +35,7 @@ from virtha.model.errors import Failed, Unavailable
 
 BOOT_TIMEOUT_S = 60.0
 STORAGE_NAME = "ds1"
+WATCHDOG_MODULE = "virtha.lab.watchdog_standin"
 _BASE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net")
 
 LIBVIRTD_CONF = """\
@@ -257,7 +258,7 @@ class Node:
         that `down` finds it. Bites only once the host's guardian has armed it."""
         self.watchdog_socket.unlink(missing_ok=True)
         command = ["nsenter", f"--net=/run/netns/{self.namespace}", sys.executable, "-m"]
-        command += ["virtha.lab.watchdog_standin", str(self.watchdog_socket)]
+        command += [WATCHDOG_MODULE, str(self.watchdog_socket)]
         with (self.logs / "watchdog.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, str(init.pid), str(init.start_ticks)],
