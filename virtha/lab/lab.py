@@ -218,7 +218,7 @@ def start_server(server: Node) -> None:
         except Unavailable:
             return False
 
-    wait_until(answers, "the server answers", timeout_s=30.0, pause_s=0.05)
+    wait_until(answers, "the server answers", timeout_s=120.0, pause_s=0.05)
 
 
 def _start_forward(lab: Lab, port: int) -> None:
