@@ -1,4 +1,4 @@
-"""A guest that writes numbered records to its disk, one after the other, for ever; and what there is of them afterwards."""
+"""A guest that writes numbered records to its disk, one after the other, until it is told to end; and what there is of them afterwards."""
 
 import time
 
@@ -18,6 +18,7 @@ WINDOW = 4_000
 """So many of the newest records are all there: fewer than the slots, for it goes on writing while we look."""
 GENTLE_S = 0.2
 """A writer without a pause touches more memory than goes through slowly: such a move never comes to its end."""
+ENOUGH = "/tmp/enough"
 SLOW_MIB_S = 3
 """A guest of 128 MiB has touched some 60: time enough for something to break in the middle."""
 
@@ -40,11 +41,16 @@ def begin_writing(story: Story, vm: str, *, after: int = 0, pause_s: float = 0.0
     """Each record is on the disk before the next is begun. ``after``: the last that is there."""
     pause = f"sleep {pause_s}; " if pause_s else ""
     writer = (
-        f"i={after}; while true; do i=$((i+1)); "
+        f"i={after}; while [ ! -e {ENOUGH} ]; do i=$((i+1)); "
         f"printf '%-512s' {MARK}$i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
         f"echo $i > /tmp/last; {pause}done"
     )
     guest.begin(story.lab.host_of(vm), vm, writer)
+
+
+def end_writing(story: Story, vm: str) -> None:
+    """After the record that it is at."""
+    guest.execute(story.lab.host_of(vm), vm, f"touch {ENOUGH}", timeout_s=PATIENCE_S)
 
 
 def last_record(story: Story, vm: str) -> int | None:

@@ -430,7 +430,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="It is started anew where there is room, once neither host can hold it.",
     ),
     event(
-        3138,
+        3125,
         "vm.migration_source_ended",
         INFO,
         "The copy of {vm} that its host was moving away ended with that host's boot; the host did not see how the move ended",
