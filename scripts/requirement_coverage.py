@@ -64,6 +64,7 @@ BAD_INPUT: dict[str, str] = {
     "device of a VM": "A disk or network card that can't be",
     "inventory with a cycle": "An inventory whose VMs wait for each other in a circle",
     "power address of something else": "The address of a power device answers something else",
+    "power address of the host that asks": "A power device asked from agents at an address that is each host's own: loopback, link-local",
     "power device with TLS errors": "A power device with TLS errors",
     "wrong power password": "A wrong password of a power device",
     "IPMI cipher mismatch": "A BMC that refuses the cipher suite",
