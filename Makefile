@@ -25,7 +25,7 @@ setup: ## Debian packages, virtual environment (lab included)
 setup-check:
 	@scripts/setup check
 
-demo: setup ## the main job on real VMs: watchdog, crash, power-off, panic (KEEP=1 leaves it running)
+demo: setup ## the main job on real VMs: watchdog, crash, power-off, panic, a host's power cut (KEEP=1 leaves it running)
 	@$(PYTHON) -m virtha.lab.demo
 
 test: test-parts ## everything a submission must pass, within 15 minutes on 2 cores
