@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from virtha.lab import network
 from virtha.lab.namespaces import (
     ProcessId,
@@ -87,6 +89,11 @@ class Node:
         return network.host_address(number) if is_host else network.server_address(number)
 
     @property
+    def firmware_uuid(self) -> uuid.UUID:
+        """By which host and BMC are known to be one machine."""
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"virtha-lab:{self.directory}")
+
+    @property
     def shared(self) -> Path:
         """Where each host sees the shared storage, by its own FUSE mount."""
         return Path(self.lab.directory, "shared")
@@ -102,6 +109,7 @@ class Node:
             "VIRTHA_ROOT": str(self.root),
             "VIRTHA_BOOT_ID_FILE": str(self.directory / "boot-id"),
             "VIRTHA_HOST_WATCHDOG": str(self.watchdog_socket),
+            "VIRTHA_FIRMWARE_DIRECTORY": str(self.directory / "firmware"),
             "PYTHONUNBUFFERED": "1",
             "LANG": "C.UTF-8",
         }
@@ -119,8 +127,11 @@ class Node:
             (self.directory / "libvirt" / name).mkdir(parents=True, exist_ok=True)
         etc = self.directory / "libvirt/etc"
         (etc / "hooks/qemu.d").mkdir(parents=True, exist_ok=True)
-        host_uuid = uuid.uuid5(uuid.NAMESPACE_URL, f"virtha-lab:{self.directory}")
-        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=host_uuid))
+        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=self.firmware_uuid))
+        firmware = self.directory / "firmware"
+        firmware.mkdir()
+        (firmware / "product_uuid").write_text(f"{self.firmware_uuid}\n")
+        (firmware / "product_serial").write_text(f"{self.namespace}\n")
         (etc / "qemu.conf").write_text(QEMU_CONF)
         (etc / "virtlogd.conf").write_text("max_clients = 64\n")
         (self.root / "etc/virtha/agent.properties").write_text(
@@ -227,13 +238,7 @@ class Node:
         parent.returncode = 0
         if self.state.kind == "host":
             self._start_watchdog(init)
-        self.state = NodeState(
-            name=self.name,
-            number=self.state.number,
-            kind=self.state.kind,
-            init=init,
-            cable_up=self.state.cable_up,
-        )
+        self.state = msgspec.structs.replace(self.state, init=init)
         if wait_ready:
             self.wait_ready()
         return init
