@@ -7,11 +7,10 @@ VM that was on two hosts which died within a minute is held back for an operator
 import time
 from collections.abc import Mapping
 
-from virtha.lab.bmc import Bmc
-
 from host_failures.cases import Case
 from virtha.lab import faults, guest, lab
 from virtha.lab.api import Json
+from virtha.lab.bmc import Bmc
 from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId
