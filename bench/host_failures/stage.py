@@ -114,29 +114,32 @@ class Stage:
         here = self.victim.qemus()
         away = [vm for vm in self.vms(case) if vm not in here]
         self._power_off(away)
-        for vm in away:
-            self._start_at_home(vm)
+        self._start_at_home(away)
         for vm in self.vms(case):
             self.story.wait_state(vm, "running", timeout_s=PATIENCE_S)
         if set(self.victim.qemus()) != set(self.vms(case)):
             raise Failed(f"on {VICTIM}: {self.victim.qemus().keys()}, wanted {self.vms(case)}")
 
-    def _start_at_home(self, vm: str) -> None:
+    def _start_at_home(self, vms: list[str]) -> None:
         """Refused for as long as the host that has just come back may still be struck by an order (J7)."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while True:
-            path = f"/v1/vms/{vm}/start"
-            answer = self.story.api.request("POST", path, json={"host": VICTIM})
-            if answer.status_code < 400:
-                ended = self.story.api.finish(answer.json(), timeout_s=PATIENCE_S)
-                if ended["state"] in ("done", "succeeded"):
-                    return
-                said = str(ended)
-            else:
-                said = answer.text[:1_000]
+        api, deadline_s = self.story.api, time.monotonic() + PATIENCE_S
+        left, said = list(vms), ""
+        while left:
             if time.monotonic() > deadline_s:
-                raise Failed(f"{vm} can't be started on {VICTIM}: {said}")
-            time.sleep(0.2)
+                raise Failed(f"{', '.join(left)} can't be started on {VICTIM}: {said}")
+            asked = {
+                vm: api.request("POST", f"/v1/vms/{vm}/start", json={"host": VICTIM}) for vm in left
+            }
+            for vm, answer in asked.items():
+                said = answer.text[:1_000]
+                if answer.status_code >= 400:
+                    continue
+                ended = api.finish(answer.json(), timeout_s=PATIENCE_S)
+                said = str(ended)
+                if ended["state"] in ("done", "succeeded"):
+                    left.remove(vm)
+            if left:
+                time.sleep(0.2)
 
     def _power_off(self, vms: list[str]) -> None:
         """All at once, for that takes as long as one."""
