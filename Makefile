@@ -14,7 +14,7 @@ UNIT = $(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILE
   --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
-.PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos chaos-oracle crash-points lab-clean docs lock setup setup-check
+.PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos chaos-oracle crash-points lab-clean docs lock wheel setup setup-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -107,6 +107,9 @@ lab-clean: ## stop every lab of this machine, by process id
 
 docs: setup-check ## write the generated reference pages
 	@$(PYTHON) scripts/docs.py
+
+wheel: setup-check ## the wheel and the lock of what it needs, in dist/; the same commit gives the same bytes
+	@$(PYTHON) scripts/wheel.py $(or $(DIR),dist)
 
 lock: setup-check ## renew requirements.lock from pyproject.toml
 	@$(PYTHON) -m pip install -q uv

@@ -57,6 +57,8 @@ class DiskWitnesses:
         self._storages: dict[int, str] = {}
         self._qemus: dict[str, dict[str, ProcessId]] = {}
         """Per VM, host by host."""
+        self._images: dict[int, Path] = {}
+        """QEMU's process id to its descriptor that held the lock when it was last looked for."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="disk-witnesses", daemon=True)
         self._notices = -1
@@ -109,20 +111,26 @@ class DiskWitnesses:
 
     def _look_at_locks(self, disk: DiskStory) -> None:
         qemus = self._qemus[disk.vm]
-        first = [name for name, process in qemus.items() if _may_write(process, disk)]
+        first = [name for name, process in qemus.items() if self._may_write(process, disk)]
         for name in first:
             _note(disk.locked, name)
         # The second answer is younger: who held it in the first may have let go by then, so all are asked again.
-        if len(first) > 1 and all(_may_write(qemus[name], disk) for name in first):
+        if len(first) > 1 and all(self._may_write(qemus[name], disk) for name in first):
             disk.twice.append(f"look {self.looks}: {', '.join(first)}")
 
-
-def _may_write(process: ProcessId, disk: DiskStory) -> bool:
-    try:
-        descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
-    except OSError:
+    def _may_write(self, process: ProcessId, disk: DiskStory) -> bool:
+        known = self._images.get(process.pid)
+        if known is not None and _holds(process.pid, known, disk.seen_as):
+            return True
+        try:
+            descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
+        except OSError:
+            return False
+        for one in descriptors:
+            if _holds(process.pid, one, disk.seen_as):
+                self._images[process.pid] = one
+                return True
         return False
-    return any(_holds(process.pid, one, disk.seen_as) for one in descriptors)
 
 
 def _holds(pid: int, descriptor: Path, file: str) -> bool:
