@@ -224,7 +224,9 @@ def test_a_source_whose_host_ended_in_mid_move_tells_of_no_stop_and_no_missing_r
     assert releases(decision) == [1]
     (report,) = reports(decision)
     why = [one.code for one in report.reasons]
-    assert ("restart.blocked.migrating" in why) is (seen != "asked to stop"), "X1 has it all the same"
+    assert ("restart.blocked.migrating" in why) is (seen != "asked to stop"), (
+        "X1 has it all the same"
+    )
     assert not restarts(bench.tell(bench.listed("shutoff", "unknown", at_start=True)))
 
 
