@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -463,6 +464,12 @@ class FailingStorage:
         return before + disk + after
 
 
+async def copies(rig: Rig) -> bool:
+    """Both machines are there by then."""
+    found = await rig.one.moves.move_progress(VM_ID)
+    return found is not None and found.bytes_total > 0
+
+
 @contextlib.asynccontextmanager
 async def reading_guest(rig: Rig) -> AsyncIterator[FailingStorage]:
     """The machine reads its disk without end. In place of the one that runs."""
@@ -536,7 +543,7 @@ def test_a_guest_that_stops_on_an_io_error_while_it_is_copied_is_let_run_nowhere
     async def story(rig: Rig) -> None:
         async with reading_guest(rig) as storage:
             moving = slow_move(rig)
-            await flows(rig)
+            await rig.until(partial(copies, rig), "its memory is on its way")
             rig.one.events.clear()
             storage.fail()
             end = await moving
@@ -570,3 +577,70 @@ def test_a_guest_that_is_paused_just_before_libvirt_begins_is_let_run_nowhere(
         await stays(rig, PAUSED_BY_A_USER)
 
     played(libvirtds, story)
+
+
+# A target whose processor lacks something
+
+LACKS = "sse4.2"
+
+
+@pytest.fixture(scope="module")
+def with_an_older(
+    libvirtds: tuple[OwnLibvirtd, OwnLibvirtd],
+) -> Iterator[tuple[OwnLibvirtd, OwnLibvirtd]]:
+    with tempfile.TemporaryDirectory(prefix="vm-", ignore_cleanup_errors=True) as directory:
+        older = OwnLibvirtd(
+            Path(directory, "a3"), host_uuid="6f1c2b52-8f43-4a8c-9a5e-000000000003", lacks=LACKS
+        )
+        try:
+            older.start()
+            yield libvirtds[0], older
+        finally:
+            older.stop()
+
+
+async def begin_as(rig: Rig, processor: str) -> None:
+    """In place of the one that runs."""
+    await rig.one.host.destroy(VM_ID)
+    xml = domain_xml(rig.disk).replace("<devices>", f"{processor}<devices>")
+    for side in (rig.one, rig.other):
+        await side.host.define(xml)
+    await rig.one.host.start_paused(VM_ID)
+    await rig.one.host.run(VM_ID)
+
+
+def as_model(name: str) -> str:
+    return f"<cpu mode='custom' match='exact' check='partial'><model fallback='forbid'>{name}</model></cpu>"
+
+
+@pytest.mark.req("L6")
+@pytest.mark.bad_input("host that can't take a move", story=True)
+@pytest.mark.parametrize(
+    "processor", [as_model("Nehalem"), "<cpu mode='host-model' check='partial'/>"]
+)
+def test_a_guest_whose_processor_the_target_can_not_give_stays_where_it_runs(
+    with_an_older: tuple[OwnLibvirtd, OwnLibvirtd], processor: str
+) -> None:
+    """By libvirt's own comparison of processors."""
+
+    async def story(rig: Rig) -> None:
+        await begin_as(rig, processor)
+        end = await rig.one.moves.move(VM_ID, rig.to(rig.other))
+        assert (end.result, end.code) == (Result.FAILED, "migration.ended.cpu"), end
+        assert LACKS in end.detail, "it names what is missing"
+        assert (await rig.one.state())[0] is DomainState.RUNNING
+        await rig.until_left(rig.one)
+        await rig.until_gone(rig.other)
+
+    played(with_an_older, story)
+
+
+def test_a_guest_whose_processor_the_older_target_has_moves_there(
+    with_an_older: tuple[OwnLibvirtd, OwnLibvirtd],
+) -> None:
+    async def story(rig: Rig) -> None:
+        await begin_as(rig, as_model("Penryn"))
+        end = await rig.one.moves.move(VM_ID, rig.to(rig.other))
+        assert end.result is Result.OK, end
+
+    played(with_an_older, story)
