@@ -28,6 +28,7 @@ from virtha.lab.namespaces import (
     identify,
     inner_pid,
     kill,
+    processes_in_network,
     processes_with_init,
     wait_gone,
 )
@@ -83,6 +84,7 @@ class Machine:
         self.address = network.server_address(1) if number == 0 else network.host_address(number)
         self.shared: Path | None = None
         self.init: ProcessId | None = None
+        self._nspawn: subprocess.Popen[bytes] | None = None
         self._switch = f"{lab_id}-sw"
         self._layers = [*layers]
         for part in ("changes", "work", "root", "shared", "logs"):
@@ -160,10 +162,17 @@ class Machine:
             *("--console=passive", "--boot"),
             inside=True,
         )
+        threading.Thread(target=process.wait, daemon=True).start()
+        self._nspawn = process
+        self._await_boot()
+
+    def _await_boot(self) -> None:
+        process = self._nspawn
+        assert process is not None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
         def begun() -> bool:
-            assert process.poll() is None, f"{self.name} ended: {self.last_words()}"
+            assert process.returncode is None, f"{self.name} ended: {self.last_words()}"
             found = [identify(int(pid)) for pid in children.read_text().split()]
             inits = [one for one in found if one is not None and inner_pid(one) == 1]
             self.init = inits[0] if inits else None
@@ -173,7 +182,6 @@ class Machine:
         if self.shared is not None:
             self._start_watchdog()
         wait_until(self._is_up, f"{self.name} is up", timeout_s=BOOT_TIMEOUT_S, pause_s=0.2)
-        threading.Thread(target=process.wait, daemon=True).start()
 
     def _is_up(self) -> bool:
         said = self.ask("systemctl is-system-running")
@@ -196,13 +204,23 @@ class Machine:
             )
         threading.Thread(target=process.wait, daemon=True).start()
 
+    def reboot(self) -> None:
+        """As its administrator does it: systemd stops everything, the machine goes down and begins anew."""
+        assert self.init is not None
+        everything = processes_with_init(self.init)
+        assert self.ask("systemctl reboot").returncode == 0
+        assert wait_gone(everything, timeout_s=300.0) == []
+        self._await_boot()  # nspawn itself begins it anew
+
     def cut_power(self) -> None:
         """Nobody hears a goodbye: its cable goes first."""
         network.set_cable(self._switch, self.name, up=False)
         if self.init is None:
             return
-        everything = processes_with_init(self.init)
+        everything = processes_in_network([self.namespace])  # and what serves it from outside
         kill(self.init)
+        for one in everything:
+            kill(one)
         assert wait_gone(everything, timeout_s=60.0) == []
         self.init = None
 
