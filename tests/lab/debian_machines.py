@@ -40,7 +40,8 @@ MIRROR = "http://deb.debian.org/debian"
 BASE_PACKAGES = "systemd-sysv,dbus,iproute2,ca-certificates"
 """What a Debian 12 that boots has besides minbase."""
 BOOT_TIMEOUT_S = 120.0
-LINES_TIMEOUT_S = 900.0
+INSTALL_TIMEOUT_S = 1_800.0
+LINES_TIMEOUT_S = 300.0
 STORAGE = "/srv/vms"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _WATCHDOG = "/run/host-watchdog"
@@ -140,7 +141,7 @@ class Machine:
             *("bash", "-e", "-o", "pipefail", "/root/.lines"),
             inside=False,
         )
-        code = process.wait(LINES_TIMEOUT_S)
+        code = process.wait(INSTALL_TIMEOUT_S)
         assert code == 0, f"{self.name}: exit code {code} of\n{lines}\n{self.last_words()}"
 
     # Power
@@ -228,9 +229,9 @@ class Machine:
 
     def inside(self, words: Sequence[str]) -> list[str]:
         assert self.init is not None
-        enter = ["nsenter", "-t", str(self.init.pid), "-m", "-u", "-i", "-n", "-p", "-r", "-w/root"]
+        enter = ["nsenter", "-t", str(self.init.pid), "-m", "-u", "-i", "-n", "-p", "-r", "-w/"]
         variables = [f"PATH={_PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "COLUMNS=160"]
-        return [*enter, "--", "env", "-i", *variables, *words]
+        return [*enter, "--", "env", "-i", "-C", "/root", *variables, *words]
 
     def ask(self, line: str, *, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """For the test's own looks, beside what a page says."""
@@ -398,8 +399,10 @@ class Machines:
         )
         for unit in ("virtha-agent", "virtha-guardian"):
             made.write(f"etc/systemd/system/{unit}.service.d/machine.conf", dropin)
-        configured = f'host_uuid = "{firmware_uuid(made)}"\n'
-        made.write("etc/libvirt/libvirtd.conf", configured)
+        configured = (layers[-1] / "etc/libvirt/libvirtd.conf").read_text()
+        made.write(
+            "etc/libvirt/libvirtd.conf", f'{configured}host_uuid = "{firmware_uuid(made)}"\n'
+        )
         return made
 
     def _add(self, name: str, number: int, layers: Sequence[Path]) -> Machine:
