@@ -29,6 +29,7 @@ BAD_INPUT: dict[str, str] = {
     "full disk": "A full disk: the server's, the host's, the storage's",
     "locked database": "A database that another program has locked",
     "server with its clock back": "A server that starts with its clock a day back",
+    "second agent or server": "An agent, guardian or server that is started twice",
     "program as another user": "A program of ours started by somebody who is not root",
     "unit that is missing": "A systemd unit of ours that is missing, or an older version's",
     "agent with a wrong clock": "An agent whose clock is hours off",
