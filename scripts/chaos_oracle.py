@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Proves that chaos in the lab can fail: a copy of the sources with a seeded bug must be caught by its oracle.
 
-    python scripts/chaos_oracle.py [--mutant engine-trusts-silence] [--minutes 10] [--seed 4] [--stretch 2.5]
+    python scripts/chaos_oracle.py [--mutant engine-trusts-silence] [--minutes 10] [--seed 4] [--stretch 4]
 
 The mutant is applied to a copy, all of whose programs then run in a lab of its own: no leases and no watchdogs, so that what is
 left between two writers is the proof that the mutant does without; and hosts that hang and go on. Exit code 0: a superseded
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--mutant", default="engine-trusts-silence")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=4)
-    parser.add_argument("--stretch", type=float, default=2.5, help="hangs long enough for a boot")
+    parser.add_argument("--stretch", type=float, default=4.0, help="hangs long enough for a boot")
     parser.add_argument("--kinds", default="host_hung")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()

@@ -27,26 +27,34 @@ class Operators:
         time.sleep((one.lasts_ms or 0) / 1_000)
         return f"{said}; started: {self._order(one.target, 'start')}"
 
+    def has_stopped(self) -> bool:
+        """Something that may have to be started again yet."""
+        with self._lock:
+            return bool(self._stopped)
+
     def start_what_they_stopped(self) -> list[str]:
-        """Nobody else has to: what an operator stopped stays down. Returns what was started."""
+        """Nobody else has to: what an operator stopped stays down. An order that nobody waits for any more may still be carried
+        out, so a VM that runs is done only when none is open. Returns what was started."""
         with self._lock:
             stopped = sorted(self._stopped)
         did = []
         for vm in stopped:
-            state = self._state(vm)
-            if state == "running":
+            state, is_open = self._look(vm)
+            if state == "running" and not is_open:
                 with self._lock:
                     self._stopped.discard(vm)
-            elif state == "down":
+            elif state == "down" and not is_open:
                 did.append(f"{vm} started: {self._order(vm, 'start')}")
         return did
 
-    def _state(self, vm: str) -> str:
+    def _look(self, vm: str) -> tuple[str, bool]:
+        """Its state, and whether an operation of it is open."""
         try:
             with self._lab.api() as api:
-                return str(api.vm(vm)["status"]["state"])
+                is_open = bool(api.get("/v1/operations", vm=vm, open="true")["items"])
+                return str(api.vm(vm)["status"]["state"]), is_open
         except VirthaError:
-            return ""
+            return "", True
 
     def _order(self, vm: str, what: str) -> str:
         try:

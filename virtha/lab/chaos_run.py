@@ -250,7 +250,7 @@ class ChaosRun:
                     for did in starting.result():
                         self._log.note(operator=did)
                 starting = self._pool.submit(self._operators.start_what_they_stopped)
-            at_work = not all(job.done() for job in jobs)
+            at_work = self._operators.has_stopped() or not all(job.done() for job in jobs)
             missing = self._missing(marks)
             if missing != told:
                 self._log.note(missing=missing, operators_at_work=at_work)

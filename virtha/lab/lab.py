@@ -32,6 +32,8 @@ from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Unavai
 
 HOSTS_MAX = 32
 DOWN_ROUNDS_MAX = 10
+JOINS_S = 240.0
+"""Four programs begin at once on each host's first day; a machine that runs other things takes a minute and more."""
 _MARK = "a virtha lab; 'virtha lab down' deletes this directory\n"
 _MARK_NAME = "VIRTHA-LAB"
 
@@ -216,7 +218,7 @@ def start_server(server: Node) -> None:
         except Unavailable:
             return False
 
-    wait_until(answers, "the server answers", timeout_s=30.0, pause_s=0.05)
+    wait_until(answers, "the server answers", timeout_s=120.0, pause_s=0.05)
 
 
 def _start_forward(lab: Lab, port: int) -> None:
@@ -303,8 +305,11 @@ def _join_token(lab: Lab) -> str:
 def _join_and_start(lab: Lab, host: Node, token: str) -> None:
     """Join first: libvirt looks for its hooks once, when it starts, and for its certificates."""
     url = f"https://{lab.server.address}:8443"
-    host.run_checked(["virtha", "agent", "join", url, "--token", token, "--name", host.name])
-    host.run_checked(["virtha", "agent", "setup-migration", "--address", host.address])
+    for words in (
+        ("join", url, "--token", token, "--name", host.name),
+        ("setup-migration", "--address", host.address),
+    ):
+        host.run_checked(["virtha", "agent", *words], timeout_s=JOINS_S)
     for service in ("virtlogd", "libvirtd", "guardian", "agent"):
         host.start_service(service)
 
@@ -332,7 +337,9 @@ def hosts_not_up(lab: Lab) -> list[str]:
 
 def wait_hosts(lab: Lab) -> None:
     try:
-        wait_until(lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=60.0, pause_s=0.1)
+        wait_until(
+            lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=JOINS_S, pause_s=0.1
+        )
     except Failed as error:
         words = "; ".join(
             f"{missing} (agent: {lab.node(missing.partition(':')[0]).last_words('agent', 3)})"

@@ -6,10 +6,8 @@ of one process to one file are told as one while nobody has read the first; a th
 late write of an old copy hides behind an earlier one only if both come within some milliseconds.
 """
 
-import ctypes
 import os
 import selectors
-import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -20,54 +18,9 @@ from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId, command_line
 from virtha.lab.node import qemu_guest
 from virtha.lab.write_judge import Copy, Violation, Write, WriteJudge
+from virtha.lab.write_notices import FileIdentity, identity, watch_writes, writers
 
 HOSTS_LOOK_S = 1.0
-_READ_BYTES = 1 << 16
-_CLOEXEC, _NONBLOCK, _UNLIMITED_QUEUE = 0x1, 0x2, 0x10
-_MARK_ADD, _MODIFY, _AT_FDCWD = 0x1, 0x2, -100
-_OVERFLOW = 0x4000
-"""Linux, include/uapi/linux/fanotify.h."""
-_EVENT = struct.Struct("IBBHQii")
-
-
-def watch_writes(files: list[Path]) -> int:
-    """A descriptor that tells of each write to the files. Raises OSError."""
-    library = ctypes.CDLL(None, use_errno=True)
-    library.fanotify_mark.argtypes = [
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_uint64,
-        ctypes.c_int,
-        ctypes.c_char_p,
-    ]
-    flags = _CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE
-    descriptor = int(library.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "fanotify_init")
-    for file in files:
-        marked = library.fanotify_mark(descriptor, _MARK_ADD, _MODIFY, _AT_FDCWD, os.fsencode(file))
-        if marked != 0:
-            error = ctypes.get_errno()
-            os.close(descriptor)
-            raise OSError(error, f"fanotify_mark {file}")
-    return descriptor
-
-
-def writers(descriptor: int) -> list[tuple[int, int]]:
-    """What was told and not read yet: (inode of the file, process). Raises BlockingIOError when there is nothing, OSError
-    when something was missed."""
-    data = os.read(descriptor, _READ_BYTES)
-    found = []
-    while data:
-        length, _, _, _, mask, file, pid = _EVENT.unpack_from(data)
-        data = data[length:]
-        if mask & _OVERFLOW:
-            raise OSError("the kernel lost notices of writes")
-        try:
-            found.append((os.fstat(file).st_ino, pid))
-        finally:
-            os.close(file)
-    return found
 
 
 class WriteLog:
@@ -76,7 +29,7 @@ class WriteLog:
     def __init__(self, lab: Lab, disks: Mapping[Path, tuple[str, str]], log: Path) -> None:
         self._lab = lab
         self._files = list(disks)
-        self._disks = {path.stat().st_ino: disk for path, disk in disks.items()}
+        self._disks = {identity(path.stat()): disk for path, disk in disks.items()}
         self._path = log
         self._storages: dict[int, str] = {}
         """FUSE process, one per boot -> its host, also those of boots that are over."""
@@ -121,10 +74,10 @@ class WriteLog:
             self.error = error
             self.violated.set()
 
-    def _note(self, told: list[tuple[int, int]], log: TextIO) -> None:
+    def _note(self, told: list[tuple[FileIdentity, int]], log: TextIO) -> None:
         at_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-        for inode, pid in told:
-            vm, disk = self._disks[inode]
+        for file, pid in told:
+            vm, disk = self._disks[file]
             copy = self._copy(pid, vm)
             host = self._storages.get(pid, f"process {pid}")
             write = Write(at_ms=at_ms, vm=vm, disk=disk, host=host, copy=copy)
