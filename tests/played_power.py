@@ -28,6 +28,8 @@ class Machine:
     """Takes orders, and does nothing."""
     stuck: bool = False
     """Its driver forgets its deadline."""
+    answers: asyncio.Event | None = None
+    """It is not heard of before that."""
     meanwhile: Callable[[], None] = lambda: None
     """Happens while it is asked."""
     breaks: bool = False
@@ -120,6 +122,8 @@ class _PlayedDevice:
             if machine.stuck:
                 await asyncio.Event().wait()
             machine.meanwhile()
+            if machine.answers is not None:
+                await machine.answers.wait()
             return machine.hangs
         finally:
             machine.attempts -= 1

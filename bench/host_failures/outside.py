@@ -12,6 +12,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId
 from virtha.lab.node import Node, wait_until
 from virtha.lab.watching import LibvirtWitness, Seen
+from virtha.model.errors import Failed
 
 
 class End:
@@ -49,7 +50,7 @@ class Outside:
 
     def file_of(self, vm: str) -> Path:
         """Its disk, behind all hosts' mounts of it."""
-        return self._disks.of(vm).file
+        return self._disks.of[vm].file
 
     def seen(self, kind: str | None = None) -> list[tuple[str, Seen]]:
         """Host and event, in the order of time."""
@@ -87,4 +88,7 @@ class Outside:
             if dead is not None and (dead.at_s is None or seen.at_s < dead.at_s):
                 early.add(seen.vm)
         twice = {vm for vm in vms if starts.get(vm, 0) > 1 or len(self._lab.copies_of(vm)) > 1}
-        return len(twice | early | self._disks.written_twice())
+        if self._disks.error is not None:
+            raise Failed(f"nobody saw who wrote: {self._disks.error}")
+        written = {vm for vm in vms if self._disks.of[vm].double_runs}
+        return len(twice | early | written)

@@ -317,6 +317,28 @@ def test_check_finds_a_database_of_a_newer_version_and_an_open_key(tmp_path: Pat
     assert "9999" in done.stderr
 
 
+@pytest.mark.bad_input("server with its clock back", story=True)
+def test_a_server_whose_clock_was_set_back_begins_and_says_so(tmp_path: Path) -> None:
+    """What is on record was a day later: the service works by elapsed time, and tells what goes by the clock."""
+    initialise(tmp_path)
+    database = tmp_path / "var/lib/virtha/server/virtha.db"
+    assert found_by_check(tmp_path)["clock"]["state"] == "ok"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE event SET at = at + 86400000")
+        connection.commit()
+    clock = found_by_check(tmp_path)["clock"]
+    assert clock["state"] == "warning"
+    assert "the last event on record was at" in clock["detail"]
+    assert "timedatectl" in clock["fix"]
+    with serving(tmp_path) as server, server.rest() as client:
+        wait_until(lambda: healthy(client))
+    assert "clock is behind the last event on record" in (tmp_path / "server.log").read_text()
+
+
+def found_by_check(root: Path) -> dict[str, dict[str, str]]:
+    return {one["name"]: one for one in json.loads(virtha(root, "check", "--json").stdout)}
+
+
 def test_check_finds_what_the_service_could_not_use(initialised: Path, tmp_path: Path) -> None:
     shutil.copytree(initialised, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
     state = tmp_path / "copy/var/lib/virtha/server"

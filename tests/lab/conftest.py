@@ -52,6 +52,7 @@ def mend(story: Story) -> None:
         if not made.host(host.name).state.cable_up:
             faults.heal_net(made, host.name)
     for host in made.hosts:
+        host.wait_ready()  # one that its BMC has just switched on
         running = host.running_services()
         for service in ("virtlogd", "libvirtd", "guardian", "agent"):
             if service not in running:

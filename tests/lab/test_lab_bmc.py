@@ -1,6 +1,5 @@
 """The lab's BMCs, through the product: they read, cut and boot their hosts, name their machine, and fail in the ways they are told to."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def _processes(lab: Lab) -> list[ProcessId]:
 def test_a_bmc_reads_cuts_and_boots_its_own_host(story: Story) -> None:
     with bmcs(story) as made:
         # Both tell the same UUID (P1).
-        tested = json.loads(story.lab.virtha("host", "power", "show", "h2", "--json"))["test"]
+        tested = story.api.get("/v1/hosts/h2/power")["items"][0]["test"]
         assert (tested["passed"], tested["identity"]) == (True, "match"), tested
         assert _reads(story, "h2") == "on"
         ended = _switch(story, "h2", "off")

@@ -1,18 +1,16 @@
 """Hosts that die or hang, on real hosts: switched off by their power device, proven dead, their VMs up elsewhere, once."""
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 
 import pytest
-from moving_guest import begin_writing
 
 from virtha.lab import faults
 from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
-from virtha.lab.namespaces import kill
 from virtha.lab.node import wait_until
+from virtha.lab.records import begin_writing
 from virtha.lab.story import BY_COMMAND, BY_IPMI, Story, bmcs, no_restart_limit
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
@@ -24,7 +22,7 @@ READ_DEADLINE_MS = 4_500
 @contextlib.contextmanager
 def _bmcs(story: Story, settings: Json = BY_IPMI, **policy: Json) -> Iterator[dict[str, Bmc]]:
     """``policy``: other parts of it."""
-    fencing = {"read_deadline_ms": READ_DEADLINE_MS}
+    fencing = {"read_deadline_ms": READ_DEADLINE_MS, "cap_count": 1_000}
     story.set_policy({**no_restart_limit(), "fencing": fencing, **policy})
     try:
         with bmcs(story, settings) as made:
@@ -115,8 +113,7 @@ def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(story: S
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         revision = story.revision()
-        for process in story.lab.host("h1").processes():
-            kill(process, signal.SIGSTOP)
+        faults.hang_host(story.lab, "h1")
         _recovered(story, "web1", "h2", made["h1"], revision)
         # Its own watchdog ends it as well; on a slow machine that may come first.
         assert made["h1"].orders() in (["off!"], ["off"]), "one off"

@@ -71,10 +71,11 @@ def test_a_vm_moves_to_and_fro_under_writes(story: Story) -> None:
             assert found.last > seen, "it goes on writing"
             assert not found.is_older_than_its_disk
             seen = found.last
-    assert (witness.twice, disks.of("mover1").twice, disks.error) == ([], [], None)
+    disk = disks.of["mover1"]
+    assert (witness.twice, disk.twice, disks.error) == ([], [], None)
     assert witness.looks > MOVES
     # Each wrote until the next one did, and never again before its turn.
-    assert disks.of("mover1").writers == [("h1", "h2")[number % 2] for number in range(MOVES + 1)]
+    assert disk.writers == [("h1", "h2")[number % 2] for number in range(MOVES + 1)]
     took.sort()
     print(
         f"{MOVES} moves: median {took[len(took) // 2]:.1f} s, worst {took[-1]:.1f} s, {seen} records"

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from broken_moves import Phase, StoppedMove
-from moving_guest import GENTLE_S, PATIENCE_S, begin_writing, last_record, records, writing_vm
+from moving_guest import GENTLE_S, PATIENCE_S, last_record, records, writing_vm
 
 from virtha.lab import faults, guest
 from virtha.lab.disk_witnesses import DiskWitnesses
 from virtha.lab.node import wait_until
+from virtha.lab.records import begin_writing
 from virtha.lab.story import Story
 from virtha.model.errors import Failed
 
@@ -91,7 +92,7 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
         assert story.api.vm(VM)["holder_names"] == [host.name]
         guest.wait_for_agent(host, VM, timeout_s=PATIENCE_S)
         found = records(story, VM)
-    disk = witnesses.of(VM)
+    disk = witnesses.of[VM]
     print(
         f"{victim} at '{phase}': {ended['state']} {ended['code']}, runs on {host.name}, "
         f"{'anew' if found.last is None else 'the same guest'}, written by {disk.writers}, "

@@ -26,6 +26,7 @@ from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostLink
 from virtha.drivers.power_devices import RealPowerDevices
+from virtha.drivers.power_elsewhere import ElsewherePower
 from virtha.wire.messages import PeerRole
 
 _log = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ async def run_agent(paths: AgentPaths) -> None:
         ),
         destination=destination(paths, properties, identity),
         credentials=credentials,
-        power_devices=RealPowerDevices(),
+        power_devices=ElsewherePower(RealPowerDevices()),
     )
     link = HostLink(
         servers=properties.host or identity.servers,

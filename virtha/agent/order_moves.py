@@ -75,7 +75,7 @@ class MoveOrders:
         self._arrived: set[tuple[VmId, Incarnation]] = set()
         self._ending: set[VmId] = set()
         self._codes: dict[VmId, str] = {}
-        """Why this agent asked libvirt to end an attempt."""
+        """Why this agent asked libvirt to end an attempt, or why its leader says that it ended."""
 
     # Target
 
@@ -249,6 +249,9 @@ class MoveOrders:
             end = MoveEnd(result=Result.UNKNOWN, detail=str(error))
         finally:
             telling.cancel()
+        if end.code is not None:
+            # The server may ask before what libvirt shows is settled: its target was quicker to say that nothing came.
+            self._codes.setdefault(order.vm_id, end.code)
         await self._see_to_end(order.vm_id, end)
 
     async def _tell_progress(self, order: MigrateVm) -> None:
@@ -290,8 +293,7 @@ class MoveOrders:
                 return
             code = self._codes.pop(vm_id, None)
             if copy.active and not copy.stands:
-                result, code = Result.FAILED, code or (end.code if end is not None else None)
-                code = code or "migration.failed"
+                result, code = Result.FAILED, code or "migration.failed"
             elif copy.active or end is None:
                 result = Result.UNKNOWN
             else:
@@ -410,7 +412,8 @@ class MoveOrders:
                     )
                 )
             case SettleAction.STAYS:
-                await self._tell_end(vm_id, order.migration_id, Result.FAILED, None)
+                code = self._codes.get(vm_id)
+                await self._tell_end(vm_id, order.migration_id, Result.FAILED, code)
             case SettleAction.REFUSE:
                 await self._refuse_for_good(order)
             case SettleAction.ABORT:

@@ -40,7 +40,7 @@ _MACHINE = """mc_setbmc 0x20
 mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
 mc_enable 0x20
 """
-_CHASSIS = """#!/usr/bin/python3 -IS
+CHASSIS = """#!/usr/bin/python3 -IS
 # Called by ipmi_sim: `chassis 0x20 get power`, `chassis 0x20 set power 0`.
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as line:
@@ -71,6 +71,12 @@ class BmcManners(Value, frozen=True, kw_only=True):
 
     fault: BmcFault = BmcFault.NONE
     slow_ms: int = 0
+    hold: str = ""
+    """Words of a request that it stops at until it has other manners; what comes meanwhile waits behind it."""
+    hold_nth: int = 1
+    """The first such request, or a later one."""
+    hold_after: bool = False
+    """Stops when it has carried it out, before it answers; else before it does."""
 
 
 class BmcRequest(Value, frozen=True, kw_only=True):
@@ -107,6 +113,7 @@ class Bmc:
         self.address = network.bmc_address(host.state.number)
         self.directory = host.directory / "bmc"
         self.chassis_socket = self.directory / "chassis.sock"
+        self.held_file = self.directory / "held"
         self._namespace = server.namespace
 
     @property
@@ -125,7 +132,7 @@ class Bmc:
             port=PORT,
             guid=self.host.firmware_uuid.hex,
             password=self.password,
-            chassis=_CHASSIS,
+            chassis=CHASSIS,
         )
 
     def start(self) -> ProcessId:
@@ -166,6 +173,14 @@ class Bmc:
         new = self.directory / "manners.new"
         new.write_bytes(msgspec.json.encode(manners))
         new.replace(self.directory / "manners")
+
+    @property
+    def is_held(self) -> bool:
+        """It stands at what it was last told to stop at."""
+        try:
+            return self.held_file.read_bytes() == msgspec.json.encode(self.manners())
+        except FileNotFoundError:
+            return False
 
     def manners(self) -> BmcManners:
         return msgspec.json.decode((self.directory / "manners").read_bytes(), type=BmcManners)

@@ -14,13 +14,16 @@ import time
 import traceback
 from pathlib import Path
 
+import msgspec
+
 from virtha.lab import faults
-from virtha.lab.bmc import BmcFault, BmcRequest
+from virtha.lab.bmc import BmcFault, BmcManners, BmcRequest
 from virtha.lab.lab import Lab
-from virtha.model.errors import Conflict, Unavailable
+from virtha.model.errors import Conflict, Unavailable, VirthaError
 
 LINE_BYTES_MAX = 200
 REFUSED = "no"
+HOLD_LOOK_S = 0.01
 
 
 class Chassis:
@@ -30,6 +33,9 @@ class Chassis:
         self._lab = lab
         self._host = host
         self._bmc = lab.bmc(host)
+        self._manners = BmcManners()
+        self._came = 0
+        """Requests that fit ``hold``, since it has these manners."""
         self._listener = socket.socket(socket.AF_UNIX)
         path = self._bmc.chassis_socket
         new = path.with_suffix(".new")
@@ -47,16 +53,42 @@ class Chassis:
                 peer.sendall(self.answer(peer.recv(LINE_BYTES_MAX).decode()).encode())
 
     def answer(self, words: str) -> str:
-        """Carries an order out, or does not, by the BMC's manners; each is noted."""
+        try:
+            return self._answer(words)
+        except VirthaError as error:
+            sys.stderr.write(f"{self._host}: {words}: {error}\n")
+            sys.stderr.flush()
+            return REFUSED
+
+    def _answer(self, words: str) -> str:
+        """Carries an order out, or does not, by the BMC's manners."""
         manners = self._bmc.manners()
         if manners.fault is BmcFault.SLOW:
             time.sleep(manners.slow_ms / 1_000)
+        if manners != self._manners:
+            self._manners, self._came = manners, 0
+        self._came += words == manners.hold
+        is_held = words == manners.hold and self._came == manners.hold_nth
+        if is_held and not manners.hold_after:
+            self._hold()
+        answer = self._do(words, manners.fault)
+        if is_held and manners.hold_after:
+            self._hold()
+        return answer
+
+    def _hold(self) -> None:
+        self._bmc.held_file.write_bytes(msgspec.json.encode(self._manners))
+        while self._bmc.manners() == self._manners:
+            time.sleep(HOLD_LOOK_S)
+        self._bmc.held_file.unlink()
+
+    def _do(self, words: str, fault: BmcFault) -> str:
         is_on = self._lab.host(self._host).is_on()
-        obeys = manners.fault in (BmcFault.NONE, BmcFault.SLOW)
+        obeys = fault in (BmcFault.NONE, BmcFault.SLOW)
         self._bmc.note(BmcRequest(at_ms=_now_ms(), words=words, found_on=is_on, done=obeys))
         match words.split():
             case ["get", "power"]:
-                return f"power:{int(is_on and manners.fault is not BmcFault.LIAR)}"
+                return f"power:{int(is_on and fault is not BmcFault.LIAR)}"
             case ["set", "power", "0"]:
                 if obeys and is_on:
                     self._cut()

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from virtha.lab import guest
 from virtha.lab.bmc import BmcManners
 from virtha.lab.lab import Lab, start_server
-from virtha.lab.namespaces import ProcessId, kill, wait_gone
-from virtha.lab.node import Node
+from virtha.lab.namespaces import (
+    ProcessId,
+    command_line,
+    kill,
+    processes_in_network,
+    wait_gone,
+)
+from virtha.lab.node import WATCHDOG_MODULE, Node
 from virtha.model.errors import Conflict, Failed, Unavailable
 
 GUEST_TIMEOUT_S = 60.0
@@ -42,6 +48,29 @@ def press_power(lab: Lab, name: str, services_on: Sequence[str] | None = None) -
             host.state = lab.change_node(name, cable_up=True, cable_out_until_boot=False)
         lab.change_node(name, init=host.boot(services_on, wait_ready=False))
     return host
+
+
+def hang_host(lab: Lab, name: str, *, with_watchdog: bool = True) -> None:
+    """All of its processes stand still; its kernel goes on, and answers what needs no process. Its watchdog ends it when its
+    time is over; ``with_watchdog=False``: that one is broken, and does not."""
+    host = lab.host(name)
+    watchdog = _watchdog_of(host)
+    for process in host.processes():
+        kill(process, signal.SIGSTOP)
+    # Not before its host stands still: its guardian would see it go.
+    if not with_watchdog and watchdog is not None:
+        kill(watchdog)
+
+
+def _watchdog_of(host: Node) -> ProcessId | None:
+    return next(
+        (
+            process
+            for process in processes_in_network([host.namespace])
+            if WATCHDOG_MODULE in command_line(process)
+        ),
+        None,
+    )
 
 
 def cut_net(lab: Lab, name: str) -> None:

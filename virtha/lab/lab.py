@@ -347,17 +347,23 @@ def _add_storage(lab: Lab) -> None:
     wait_storage(lab)
 
 
+def storage_is_usable(lab: Lab) -> bool:
+    """By all hosts, by what they say of it."""
+    with lab.api() as api:
+        view = api.get(f"/v1/storage-domains/{STORAGE_NAME}")
+    images = {image["name"] for image in view["images"]}
+    usable_by = view["usable_by"]
+    return "tiny" in images and len(usable_by) == len(lab.hosts) and all(usable_by.values())
+
+
 def wait_storage(lab: Lab) -> None:
     """Until no host says otherwise of it: one that has just begun, or whose lease was late, does for a while."""
-
-    def usable() -> bool:
-        with lab.api() as api:
-            view = api.get(f"/v1/storage-domains/{STORAGE_NAME}")
-        images = {image["name"] for image in view["images"]}
-        usable_by = view["usable_by"]
-        return "tiny" in images and len(usable_by) == len(lab.hosts) and all(usable_by.values())
-
-    wait_until(usable, f"all hosts can use {STORAGE_NAME}", timeout_s=60.0, pause_s=0.1)
+    wait_until(
+        lambda: storage_is_usable(lab),
+        f"all hosts can use {STORAGE_NAME}",
+        timeout_s=60.0,
+        pause_s=0.1,
+    )
 
 
 def down(directory: Path, *, keep_files: bool = False, steps: Steps | None = None) -> bool:

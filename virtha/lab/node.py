@@ -35,6 +35,7 @@ from virtha.model.errors import Failed, Unavailable
 
 BOOT_TIMEOUT_S = 60.0
 STORAGE_NAME = "ds1"
+WATCHDOG_MODULE = "virtha.lab.watchdog_standin"
 _BASE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net")
 
 LIBVIRTD_CONF = """\
@@ -65,6 +66,13 @@ def wait_until(
         if time.monotonic() > deadline:
             raise Failed(f"{what}: not within {timeout_s:g} s")
         time.sleep(pause_s)
+
+
+def qemu_guest(words: Sequence[str]) -> str | None:
+    """The VM of a QEMU, by libvirt's `-name guest=NAME,…` of its command line; None: it is no QEMU."""
+    if not words or "qemu" not in Path(words[0]).name or "-name" not in words:
+        return None
+    return words[words.index("-name") + 1].removeprefix("guest=").partition(",")[0]
 
 
 class Node:
@@ -112,6 +120,8 @@ class Node:
             "VIRTHA_FIRMWARE_DIRECTORY": str(self.directory / "firmware"),
             "PYTHONUNBUFFERED": "1",
             "LANG": "C.UTF-8",
+            # A lab of a copy of the sources runs that copy.
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         }
 
     # Making
@@ -248,7 +258,7 @@ class Node:
         that `down` finds it. Bites only once the host's guardian has armed it."""
         self.watchdog_socket.unlink(missing_ok=True)
         command = ["nsenter", f"--net=/run/netns/{self.namespace}", sys.executable, "-m"]
-        command += ["virtha.lab.watchdog_standin", str(self.watchdog_socket)]
+        command += [WATCHDOG_MODULE, str(self.watchdog_socket)]
         with (self.logs / "watchdog.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, str(init.pid), str(init.start_ticks)],
@@ -423,14 +433,12 @@ class Node:
         return self.qemus().get(vm)
 
     def qemus(self) -> dict[str, ProcessId]:
-        """VM name -> its QEMU, from libvirt's `-name guest=NAME,…`."""
+        """VM name -> its QEMU."""
         found = {}
         for process in self.processes():
-            words = command_line(process)
-            if not words or "qemu" not in Path(words[0]).name or "-name" not in words:
-                continue
-            name = words[words.index("-name") + 1].removeprefix("guest=").partition(",")[0]
-            found[name] = process
+            name = qemu_guest(command_line(process))
+            if name is not None:
+                found[name] = process
         return found
 
     def last_words(self, log: str, lines: int = 8) -> str:

@@ -21,6 +21,7 @@ from virtha.sentinel.events import (
     PingGuest,
     ReadBootStatus,
     Told,
+    VmRecord,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.moves import (
@@ -109,22 +110,36 @@ def _close_old_boot(host: HostState, guarded: Guarded) -> None:
     if was_up:
         guarded.set(state=VmState.STOPPING)
         ended(host, guarded, Exit(cause=cause, at_ms=0, seen=False), told=True)
-        host.tell(
-            guarded,
-            "vm.stop.reconstructed",
-            cause=cause.value,
-            after_ms=record.last_alive_ms,
-            before_ms=int(host.now),
-        )
+        _tell_end_with_boot(host, guarded, record, cause)
     guarded.evidence = None
     blocked: Reason | None = None
     if record.vm.ha and record.wanted_up and not stopped_on_purpose:
-        blocked = reason("restart.blocked.other_boot")
-        host.tell(guarded, "vm.restart.blocked", reason=blocked.code)
+        blocked = _blocked_since_boot(host, guarded, record)
     guarded.set(
         pending=None, attempt=None, attempts_ms=(), firings_ms=(), blocked=blocked, released=True
     )
     host.tell_released(guarded)
+
+
+def _tell_end_with_boot(
+    host: HostState, guarded: Guarded, record: VmRecord, cause: ExitCause
+) -> None:
+    """``record``: as the old boot left it."""
+    code = "vm.stop.reconstructed"
+    fields = {"cause": cause.value}
+    if leaves(record):
+        # That the VM stopped nobody here knows: it may have run elsewhere by then, and do so still.
+        code, fields = "vm.migration_source_ended", {}
+    host.tell(guarded, code, **fields, after_ms=record.last_alive_ms, before_ms=int(host.now))
+
+
+def _blocked_since_boot(host: HostState, guarded: Guarded, record: VmRecord) -> Reason:
+    if leaves(record):
+        # Not told: no restart is missing that anybody could expect of this host.
+        return reason("restart.blocked.migrating")
+    blocked = reason("restart.blocked.other_boot")
+    host.tell(guarded, "vm.restart.blocked", reason=blocked.code)
+    return blocked
 
 
 # Lists

@@ -230,6 +230,25 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "host",
         help="Find out who writes: the host itself, out of our reach, or somebody else. If the host is off, confirm it as dead.",
     ),
+    event(
+        3057,
+        "fence.capped",
+        ALERT,
+        "{host} is judged dead and is not powered down: {count} hosts were within {window}, that is the limit; its VMs stay "
+        "down until there is proof",
+        "host",
+        "count",
+        "window",
+        help="Find out why so many fail. Make sure that it is off and confirm it as dead; or raise fencing.cap_count.",
+    ),
+    event(
+        3058,
+        "fence.left_alone",
+        ERROR,
+        "{host} is judged dead, and the policy's fencing action is `nothing`: its VMs stay down until there is proof",
+        "host",
+        help="Make sure that it is off, then confirm it as dead; or set fencing.action.",
+    ),
     # 3080: VMs
     event(
         3080,
@@ -428,6 +447,16 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "source",
         "target",
         help="It is started anew where there is room, once neither host can hold it.",
+    ),
+    event(
+        3125,
+        "vm.migration_source_ended",
+        INFO,
+        "The copy of {vm} that its host was moving away ended with that host's boot; the host did not see how the move ended",
+        "vm",
+        "after_ms",
+        "before_ms",
+        help="Where {vm} runs, or why it does not, the events of its move say, and `virtha explain`.",
     ),
     event(
         3120,
