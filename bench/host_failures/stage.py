@@ -91,7 +91,7 @@ class Stage:
 
     def _wait_writing(self, vm: str) -> None:
         """A guest that is in use. One that did not boot since the last round writes already."""
-        writes = "[ -s /tmp/last ] && echo yes || true"
+        writes = "[ -e /tmp/last ] && echo yes || true"
         if guest.execute(self.victim, vm, writes).strip() != "yes":
             begin_writing(self.story, vm, pause_s=WRITE_PAUSE_S)
         wait_until(
