@@ -91,15 +91,13 @@ class Stage:
 
     def _wait_writing(self, vm: str) -> None:
         """A guest that is in use. One that did not boot since the last round writes already."""
-        writes = "[ -e /tmp/last ] && echo yes || true"
-        if guest.execute(self.victim, vm, writes).strip() != "yes":
+        if not self._writes(vm):
             begin_writing(self.story, vm, pause_s=WRITE_PAUSE_S)
-        wait_until(
-            lambda: guest.execute(self.victim, vm, writes).strip() == "yes",
-            f"{vm} writes",
-            timeout_s=PATIENCE_S,
-            pause_s=0.1,
-        )
+        wait_until(lambda: self._writes(vm), f"{vm} writes", timeout_s=PATIENCE_S, pause_s=0.1)
+
+    def _writes(self, vm: str) -> bool:
+        command = "[ -e /tmp/last ] && echo yes || true"
+        return guest.execute(self.victim, vm, command, timeout_s=PATIENCE_S).strip() == "yes"
 
     def _mend(self) -> None:
         for name, bmc in self.bmcs.items():
