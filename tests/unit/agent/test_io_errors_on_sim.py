@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from agent_bench import ALWAYS, INSTALLATION, OTHER, WEB1, Bench, prepared, runs
+from agent_bench import ALWAYS, HOST, INSTALLATION, OTHER, WEB1, Bench, prepared, runs
 from msgspec.structs import replace
 
 from virtha.agent import new_disk
@@ -55,13 +55,14 @@ def test_it_goes_on_once_its_storage_can_be_read_and_written(bench: Bench) -> No
         io_error(bench)
         await bench.until(lambda: "io_error.waiting.storage" in reasons(bench))
         assert not runs(bench)
-        answers = Path(bench.storage.path, ".virtha", "answers")
-        answers.write_text("in the way")  # its disk is back, and nothing can be written
+        # Its disk is back, and nothing can be written.
+        in_the_way = Path(bench.storage.path, ".virtha", "answers", f"{HOST}.json")
+        in_the_way.mkdir(parents=True)
         away.rename(disk)
         prover = DiskProver(bench.agent.host)
         assert "ds1" in str(await prover.objection(WEB1, False))
         assert not runs(bench)
-        answers.unlink()
+        in_the_way.rmdir()
         await bench.until(lambda: runs(bench))
         await bench.until(lambda: "vm.io_error.resumed" in happened(bench))
 
