@@ -14,7 +14,9 @@ class IoPause(Value, frozen=True, kw_only=True):
     """Since when nothing was tried: the base of the next resume's delay."""
     attempt: int | None = None
     """A ``ResumeDomain`` was ordered and has not been answered."""
-    given_up: bool = False
+    attempt_ms: int = 0
+    given_up: Reason | None = None
+    """Said once, and for good until a person resumes it."""
     why: Reason | None = None
     """What keeps it from being resumed now."""
 

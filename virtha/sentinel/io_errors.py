@@ -108,7 +108,7 @@ def plan_io_error(host: HostState, guarded: Guarded) -> None:
     if pause is None or not paused_on_io(record):
         return
     if pause.attempt is not None:
-        if host.now < _attempt_ends_at(record):
+        if host.now < _attempt_ends_at(pause):
             return
         host.list_wanted = True
         pause = _attempt_over(host, guarded, pause)
@@ -132,8 +132,8 @@ def io_error_moments(host: HostState, guarded: Guarded) -> list[Millis]:
     if pause is None or not paused_on_io(record):
         return []
     if pause.attempt is not None:
-        return [_attempt_ends_at(record)]
-    if pause.given_up or _objection(host, record) is not None:
+        return [_attempt_ends_at(pause)]
+    if pause.given_up is not None or _objection(host, record) is not None:
         return []
     due_ms = _due_at(host, record, pause)
     return [due_ms if host.now < due_ms else _next_probe_at(host, guarded)]
@@ -173,14 +173,14 @@ def _objection(host: HostState, record: VmRecord) -> Reason | None:
 
 def _given_up(host: HostState, guarded: Guarded, pause: IoPause) -> Reason | None:
     """For good, until a person resumes it: that the window passes says nothing of its storage."""
-    if pause.given_up:
-        return pause.why
+    if pause.given_up is not None:
+        return pause.given_up
     policy = host.policy.io_error
     count = len(guarded.record.resumes_ms)
     if count < policy.resumes_max:
         return None
     why = reason("io_error.given_up", count=count, window=format_duration_ms(policy.window_ms))
-    guarded.set(io_pause=replace(pause, given_up=True, why=why))
+    guarded.set(io_pause=replace(pause, given_up=why))
     host.tell(guarded, "vm.io_error.given_up", **why.fields)
     return why
 
@@ -217,8 +217,8 @@ def _next_probe_at(host: HostState, guarded: Guarded) -> Millis:
     return Millis(guarded.probed_ms + host.policy.io_error.check_interval_ms)
 
 
-def _attempt_ends_at(record: VmRecord) -> Millis:
-    return Millis(record.resumes_ms[-1] + RESUME_DEADLINE_MS)
+def _attempt_ends_at(pause: IoPause) -> Millis:
+    return Millis(pause.attempt_ms + RESUME_DEADLINE_MS)
 
 
 def _order_resume(host: HostState, guarded: Guarded, pause: IoPause) -> None:
@@ -227,7 +227,7 @@ def _order_resume(host: HostState, guarded: Guarded, pause: IoPause) -> None:
     waits = reason("io_error.waiting.result", attempt=attempt)
     guarded.set(
         resumes_ms=(*record.resumes_ms, int(host.now)),
-        io_pause=replace(pause, attempt=attempt, why=waits),
+        io_pause=replace(pause, attempt=attempt, attempt_ms=int(host.now), why=waits),
     )
     host.order(ResumeDomain(vm_id=record.vm.id, incarnation=record.incarnation, attempt=attempt))
     host.tell(guarded, "vm.io_error.resuming", attempt=attempt)

@@ -64,7 +64,7 @@ def counted_anew(guarded: Guarded) -> None:
     pause = guarded.record.io_pause
     guarded.set(resumes_ms=())
     if pause is not None:
-        guarded.set(io_pause=replace(pause, given_up=False))
+        guarded.set(io_pause=replace(pause, given_up=None))
 
 
 def forget_probe(guarded: Guarded) -> None:

@@ -229,6 +229,33 @@ def test_the_waits_grow_to_the_limit_and_a_person_counts_anew() -> None:
     assert due(bench, policy.delay_before_ms(1)).vm_id == WEB
 
 
+def test_that_it_was_given_up_is_said_again_after_a_hold() -> None:
+    bench = Bench()
+    bench.policy = Policy(io_error=IoErrorPolicy(resumes_max=1))
+    bench.restart()
+    bench.start()
+    error(bench)
+    assert resumes(answer(bench, due(bench)))
+    bench.event("resumed", "unpaused")
+    error(bench)
+    held = HeldVm(vm=bench.vm, incarnation=Incarnation(1), wanted_up=True)
+    for hold, code in (("testing", "restart.blocked.hold"), (None, "io_error.given_up")):
+        decision = bench.tell(Configured(policy=bench.policy, hold=hold, vms=(held,)))
+        assert code in told(bench)
+        assert not decision.commands
+    assert not bench.tell(after_ms=bench.policy.io_error.window_ms).commands
+
+
+def test_a_person_resumes_it_while_a_resume_is_under_way() -> None:
+    bench = paused()
+    (resume,) = resumes(answer(bench, due(bench)))
+    bench.tell(ended(resume, Result.UNKNOWN))
+    for event, after_ms in ((ResumeAccepted(vm_id=WEB, by="ann"), 100), (None, 120_000)):
+        decision = bench.tell(*([event] if event else []), after_ms=after_ms)
+        assert not (resumes(decision) or probes(decision))
+    assert "vm.io_error.resumed" in codes(bench.event("resumed", "unpaused"))
+
+
 def test_a_resume_that_fails_is_told_and_tried_again_later() -> None:
     bench = paused()
     (resume,) = resumes(answer(bench, due(bench)))
