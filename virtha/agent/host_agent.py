@@ -11,6 +11,7 @@ from virtha.agent import host_shutdown, roll_call
 from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
 from virtha.agent.disk_looks import DiskLooks
+from virtha.agent.disk_proof import DiskProver
 from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
@@ -216,6 +217,7 @@ class Agent:
             self.host, term_seen=settings.term if settings is not None else Term(0)
         )
         self._runner.on_abort = self.desk.moves.abort_soon
+        self._runner.disk_objection = DiskProver(self.host).objection
         self._inventory = InventoryReporter(
             paths.state / "inventory_revision",
             roll_call.RollCall(hypervisor, self._processes),

@@ -148,9 +148,9 @@ class LibvirtHost:
             hand_over(watchdog_event(_id(domain), action))
 
         def io_error(
-            _c: Any, domain: Any, _path: str, alias: str, _action: int, _reason: str, _o: Any
+            _c: Any, domain: Any, _path: str, alias: str, _action: int, why: str, _o: Any
         ) -> None:
-            hand_over(io_error_event(_id(domain), alias))
+            hand_over(io_error_event(_id(domain), alias, why))
 
         def guest_agent(_c: Any, domain: Any, state: int, _reason: int, _o: Any) -> None:
             hand_over(agent_event(_id(domain), state))
