@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from virtha.agent import gate_hook
 from virtha.agent.files import Files, read_bounded
@@ -112,7 +113,10 @@ class GateRecords:
         return True
 
     def _paths_of(self, settings: HostSettings) -> frozenset[str]:
-        paths = dict.fromkeys(domain.path for domain in settings.storage_domains)
+        paths = dict.fromkeys(
+            domain.path if domain.ceph is UNSET else domain.ceph.gate_path
+            for domain in settings.storage_domains
+        )
         spelled, complete = self._spellings.of(paths)
         if complete:
             return spelled

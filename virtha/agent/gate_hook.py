@@ -18,7 +18,7 @@ It decides in this order:
   1. a grant of this boot that has not run out, for this domain's UUID   -> start
      (of a copy that is to come from another host: only right after libvirt's ``migrate``, once)
   2. marked by our metadata, or managed by UUID                         -> refused, no grant
-  3. a disk below a managed storage domain                              -> refused, disk
+  3. a disk below a managed storage domain, or an image of its pool     -> refused, disk
   4. records that can't be read, and the domain opens any file          -> refused, unreadable
   5. anything else is none of our business                              -> start
 """
@@ -96,10 +96,14 @@ class _Reader:
         elif "devices" in self._stack or "os" in self._stack:
             # Every file that a device opens: disk, backing file, mirror, file system, pflash, pmem.
             self.domain.paths.extend(v for v in attributes.values() if v.startswith("/"))
+            if attributes.get("protocol") == "rbd":
+                self.domain.paths.append(image_path(attributes.get("name", "")))
             if tag in ("nvram", "loader", "path"):
                 self._text = []
 
     def _add_words(self, value: str) -> None:
+        for image in value.split("rbd:")[1:]:  # file=rbd:pool/image:id=…
+            self.domain.paths.append(image_path(image.split(":")[0].split(",")[0]))
         for separator in '=:"':
             value = value.replace(separator, ",")
         self.domain.paths.extend(word for word in value.split(",") if word.startswith("/"))
@@ -119,6 +123,13 @@ class _Reader:
     def characters(self, data: str) -> None:
         if self._text is not None:
             self._text.append(data)
+
+
+def image_path(name: str) -> str:
+    """An image of Ceph, ``pool/image`` or ``pool/namespace/image``, as a path below ``/rbd:pool:namespace``."""
+    pool, _, rest = name.partition("/")
+    namespace, _, image = rest.rpartition("/")
+    return f"/rbd:{pool}:{namespace}/{image}"
 
 
 def _no_doctype(*_arguments: object) -> None:

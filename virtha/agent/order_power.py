@@ -6,8 +6,10 @@ from functools import partial
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.ceph_images import check_unopened, take_over
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
@@ -217,6 +219,7 @@ class PowerOrders:
         if objection is not None:
             return objection
         await self._disk_guard.check(order)
+        await check_unopened(self._host, vm)
         try:
             await self.claim(vm, order.grant.incarnation)
         except ClaimRefused as error:
@@ -228,6 +231,7 @@ class PowerOrders:
                 current=error.present.incarnation,
                 holder_host=error.present.host_id,
             )
+        await take_over(self._host, vm)
         await self.define(vm)
         return self.grant_objection(order.grant)
 
@@ -475,6 +479,6 @@ def _is_moved(record: VmRecord, accepted: RebootAccepted | PauseAccepted | Resum
 
 
 def _claim_on(domain: StorageDomain, paths: list[str], claim: VmHeader, files: Files) -> None:
-    for path in paths:
+    for path in () if domain.ceph is not UNSET else paths:
         inside(domain, path)
     claim_incarnation(domain, claim, files)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET, UnsetType
 
 from virtha.agent.lease_files import OpenedDomain
 from virtha.agent.worker import Worker
 from virtha.model.errors import VirthaError
+from virtha.model.host import CephPool
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.slot import (
     BlockFault,
@@ -44,6 +46,7 @@ class SlotWorker:
         slots: HeartbeatSlots,
         *,
         path: str,
+        ceph: CephPool | UnsetType = UNSET,
         host_id: HostId,
         boot: BootId,
         now: Callable[[], Millis],
@@ -54,6 +57,7 @@ class SlotWorker:
         self.index = index
         self._slots = slots
         self._path = path
+        self._ceph = ceph
         self._host_id = host_id
         self._boot = boot
         self._now = now
@@ -90,7 +94,9 @@ class SlotWorker:
                         domain_id=self.domain_id,
                         index=self.index,
                         direct_io=self._slots.direct_io,
-                        path=str(Path(self._path).resolve()),
+                        # No process has an open file of a pool.
+                        path=str(Path(self._path).resolve()) if self._ceph is UNSET else self._path,
+                        ceph=self._ceph,
                     )
                 )
             except OSError as error:

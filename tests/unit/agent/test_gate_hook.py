@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from virtha.agent.files import Files
 from virtha.agent.gate import (
@@ -23,7 +24,7 @@ from virtha.agent.gate_hook import resolve
 from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.paths import AgentPaths
 from virtha.model.codes import REGISTRY
-from virtha.model.host import StorageDomain
+from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import (
     BootId,
     ClusterId,
@@ -66,7 +67,7 @@ class Gate:
         self.storage.mkdir()
         self.records = GateRecords(self.paths, Files(), boot=BootId("boot-1"))
 
-    def write_records(self, path: Path | None = None) -> None:
+    def write_records(self, path: Path | None = None, *pools: CephPool) -> None:
         vm = Vm(id=OURS, name="web1", cluster_id=ClusterId("c"), memory_bytes=1 << 20)
         domain = StorageDomain(
             id=StorageDomainId("d"),
@@ -79,7 +80,10 @@ class Gate:
                 revision=1,
                 installation_id=InstallationId("i"),
                 term=Term(1),
-                storage_domains=(domain,),
+                storage_domains=(
+                    domain,
+                    *(replace(domain, path=pool.shown, ceph=pool) for pool in pools),
+                ),
                 vms=(HeldVm(vm=vm, incarnation=Incarnation(1), wanted_up=True),),
                 foreign_vms=(ELSEWHERE,),
             )
@@ -292,6 +296,25 @@ def test_a_disk_of_ours_in_a_foreign_domain_is_refused(gate: Gate, shape: str) -
     assert gate.refused(xml(UNKNOWN, inside)) == "gate.refused.disk"
     elsewhere = f"<devices>{shape.format('/srv/other/a.qcow2')}</devices>"
     assert gate.ask(xml(UNKNOWN, elsewhere)) == (0, "")
+
+
+@pytest.mark.req("F3")
+@pytest.mark.parametrize("namespace", ["", "one"])
+def test_an_image_of_our_pool_in_a_foreign_domain_is_refused(gate: Gate, namespace: str) -> None:
+    pool = CephPool(monitors=("10.0.0.11",), pool="vms", namespace=namespace, user="virtha")
+    gate.write_records(None, pool)
+    shapes = (
+        "<devices><disk type='network'><source protocol='rbd' name='{}'/></disk></devices>",
+        "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        "<q:arg value='file=rbd:{}:id=admin,if=virtio'/></q:commandline>",
+    )
+    for shape in shapes:
+        ours = xml(UNKNOWN, shape.format(f"{pool.image_prefix}/web1"))
+        assert gate.refused(ours) == "gate.refused.disk"
+        for other in ("other/web1", "vms/two/web1", "vmsx/web1"):
+            assert gate.ask(xml(UNKNOWN, shape.format(other))) == (0, "")
+    gate.write_records()
+    assert gate.ask(xml(UNKNOWN, shapes[0].format("vms/web1"))) == (0, "")
 
 
 def test_a_disk_on_the_command_line_is_found(gate: Gate) -> None:

@@ -1,0 +1,311 @@
+"""A whole agent with a storage domain on a real Ceph of one node; its hypervisor is simulated, other hosts' QEMUs are real."""
+
+import queue
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from heartbeat_places import CephPlace
+from msgspec.structs import replace
+from own_ceph import OwnCeph
+from test_ceph_contract import OLD_HOST, Guest
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "agent"))
+
+from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, stop
+
+from virtha.agent import ceph_records
+from virtha.agent.ceph_images import look
+from virtha.agent.host_clock import BoottimeClock
+from virtha.agent.lease_files import OpenedDomain
+from virtha.agent.slot_worker import SlotWorker
+from virtha.agent.storage import (
+    VmHeader,
+    claim_incarnation,
+    open_slots,
+    prepare_storage,
+    read_vm_header,
+)
+from virtha.model.errors import Failed, Refused
+from virtha.model.facts import Result, StorageReport
+from virtha.model.host import StorageDomain
+from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, StorageDomainId, Term
+from virtha.model.orders import CreateDisk, ForgetVm, PrepareStorage
+from virtha.model.slot import BlockFault, Mailbox, Poison, Slot, Unreadable
+from virtha.model.slot_round import LeaseDuty, SlotRound
+from virtha.model.vm import Disk, DiskFormat, Vm
+from virtha.sentinel.lease_events import DomainAttached, LeaseEvent, RenewDone, RenewSlot
+
+pytestmark = [pytest.mark.req("F3"), pytest.mark.lab, pytest.mark.long]
+
+
+@pytest.fixture
+def place(own_ceph: OwnCeph) -> Iterator[CephPlace]:
+    made = CephPlace(own_ceph, namespace=uuid4().hex)
+    own_ceph.run("rbd", "namespace", "create", f"vms/{made.pool.namespace}")
+    yield made
+    made.close()
+    ceph_records.close_all()
+
+
+@pytest.fixture
+def bench(place: CephPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench(tmp_path, monkeypatch)
+    made.storage = domain(place)
+    return made
+
+
+def domain(place: CephPlace, domain_id: StorageDomainId = DOMAIN) -> StorageDomain:
+    return StorageDomain(
+        id=domain_id,
+        name="ceph1",
+        cluster_id=CLUSTER,
+        kind="ceph-rbd",
+        path=place.pool.shown,
+        ceph=place.pool,
+    )
+
+
+def disk(bench: Bench, image: str = "web1-root") -> Disk:
+    return replace(bench.disk(image, size_bytes=64 << 20), format=DiskFormat.RAW)
+
+
+def vm(bench: Bench) -> Vm:
+    return bench.vm(disks=(disk(bench),), watchdog=None)
+
+
+class KeptSecrets:
+    """As libvirt has them."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    async def keep_secret(self, secret_id: str, name: str, value: bytes) -> None:
+        self.values[secret_id] = value
+
+
+def test_a_disk_is_made_started_from_and_deleted(bench: Bench, place: CephPlace) -> None:
+    secrets = KeptSecrets()
+
+    async def story() -> None:
+        bench.agent.host.secrets = secrets
+        assert (await prepared(bench)).result is Result.OK
+        order = bench.order(CreateDisk(disk=disk(bench)))
+        assert (await bench.give(order)).result is Result.OK
+        assert look(place.pool, "web1-root")["size_bytes"] == 64 << 20
+        again = await bench.do(CreateDisk(disk=disk(bench)))
+        assert (again.result, again.code) == (Result.REFUSED, "problem.disk.in_use")
+        wrong = await bench.do(CreateDisk(disk=disk(bench, "web1-data"), image="tiny"))
+        assert (wrong.result, wrong.code) == (Result.REFUSED, "problem.invalid")
+        await bench.configured(vm(bench), revision=2)
+        await bench.listed()
+        assert (await bench.start(vm(bench))).result is Result.OK
+        header = read_vm_header(bench.storage, WEB1)
+        assert header is not None
+        assert (header.incarnation, header.host_id) == (1, HOST)
+        assert (await bench.do(stop())).result is Result.OK
+        gone = await bench.do(ForgetVm(vm_id=WEB1, disks=(disk(bench),)))
+        assert gone.result is Result.OK, gone
+        assert read_vm_header(bench.storage, WEB1) is None
+        await bench.until(lambda: secrets.values != {})
+
+    bench.run(story)
+    assert place.client().ask("images", patience_ms=60_000) == []
+    assert secrets.values == {DOMAIN: ceph_records.key_of(place.pool)}
+    reports = [fact.body for fact in bench.facts() if isinstance(fact.body, StorageReport)]
+    assert reports[-1].usable, reports
+
+
+@pytest.mark.req("G4")
+def test_whoever_has_the_image_open_yet_is_shut_out_before_a_start(
+    bench: Bench, place: CephPlace
+) -> None:
+    """A dead host's QEMU, as far as the proof says; here it lives, and can write no more."""
+
+    async def story() -> None:
+        await prepared(bench)
+        await bench.do(CreateDisk(disk=disk(bench)))
+        await bench.configured(vm(bench), revision=2)
+        await bench.listed()
+        claim = VmHeader(
+            installation_id=INSTALLATION,
+            vm_id=WEB1,
+            incarnation=Incarnation(1),
+            host_id=HostId("h2"),
+            boot=BootId("b"),
+        )
+        claim_incarnation(bench.storage, claim, bench.files)
+        old = place.opened(Guest(place, "web1-root", OLD_HOST))
+        old.write(1, at="1M")
+        assert "wrote" in old.answer()
+        outcome = await bench.start(vm(bench), incarnation=2)
+        assert outcome.result is Result.OK, outcome
+        assert look(place.pool, "web1-root")["watchers"] == []
+        old.write(2, at="1M")
+        assert "wrote" not in old.answer()
+
+    bench.run(story)
+
+
+def test_an_image_that_somebody_unknown_has_open_is_left_to_him(
+    bench: Bench, place: CephPlace
+) -> None:
+    async def story() -> None:
+        await prepared(bench)
+        await bench.do(CreateDisk(disk=disk(bench)))
+        await bench.configured(vm(bench), revision=2)
+        await bench.listed()
+        other = place.opened(Guest(place, "web1-root"))
+        other.write(1, at="1M")
+        assert "wrote" in other.answer()
+        refused = await bench.start(vm(bench))
+        assert (refused.result, refused.code) == (Result.REFUSED, "problem.disk.in_use")
+        assert read_vm_header(bench.storage, WEB1) is None
+        other.write(2, at="1M")
+        assert "wrote" in other.answer()
+
+    bench.run(story)
+
+
+@pytest.mark.req("G4")
+def test_claims_rise_and_one_of_two_at_once_wins(bench: Bench, place: CephPlace) -> None:
+    prepare_storage(bench.storage, INSTALLATION, bench.files)
+
+    def claim(incarnation: int, host: str) -> VmHeader:
+        return VmHeader(
+            installation_id=INSTALLATION,
+            vm_id=WEB1,
+            incarnation=Incarnation(incarnation),
+            host_id=HostId(host),
+            boot=BootId("b"),
+        )
+
+    claim_incarnation(bench.storage, claim(2, "h1"), bench.files)
+    claim_incarnation(bench.storage, claim(2, "h1"), bench.files)
+    for lower in (claim(1, "h1"), claim(2, "h2")):
+        with pytest.raises(Refused, match="is not above"):
+            claim_incarnation(bench.storage, lower, bench.files)
+    name = ceph_records.vm_record(WEB1)
+    read = ceph_records.read(place.pool, name)
+    claim_incarnation(bench.storage, claim(3, "h2"), bench.files)
+    with pytest.raises(OSError, match="by another meanwhile"):
+        ceph_records.write(place.pool, name, b"late", over=read)
+    with pytest.raises(OSError, match="by another meanwhile"):
+        ceph_records.write(place.pool, name, b"first", over=None)
+    found = read_vm_header(bench.storage, WEB1)
+    assert found == claim(3, "h2")
+
+
+@pytest.mark.bad_input
+@pytest.mark.req("G7")
+def test_a_foreign_pool_and_a_copy_of_one_are_refused(bench: Bench, place: CephPlace) -> None:
+    storage = bench.storage
+    with pytest.raises(Failed, match=r"object virtha\.domain is missing"):
+        claim_incarnation(storage, _claim(), bench.files)
+    prepare_storage(storage, INSTALLATION, bench.files)
+    prepare_storage(storage, INSTALLATION, bench.files)
+    with pytest.raises(Refused, match="belongs to another installation"):
+        prepare_storage(storage, InstallationId("other"), bench.files)
+    with pytest.raises(Refused, match="is storage domain ceph1, not"):
+        prepare_storage(domain(place, StorageDomainId("other")), INSTALLATION, bench.files)
+    header = ceph_records.read(place.pool, ceph_records.DOMAIN)
+    assert header is not None
+    mirrored = header.replace(place.ceph.fsid.encode(), str(uuid4()).encode())
+    ceph_records.write(place.pool, ceph_records.DOMAIN, mirrored, over=header)
+    with pytest.raises(Refused, match="a copy") as refused:
+        prepare_storage(storage, INSTALLATION, bench.files)
+    assert refused.value.code == "order.refused.storage_foreign"
+
+
+def _claim() -> VmHeader:
+    return VmHeader(
+        installation_id=INSTALLATION,
+        vm_id=WEB1,
+        incarnation=Incarnation(1),
+        host_id=HOST,
+        boot=BootId("b"),
+    )
+
+
+@pytest.mark.bad_input
+def test_a_wrong_setting_is_told_by_the_order(bench: Bench, place: CephPlace) -> None:
+    async def story() -> None:
+        for change, words in (
+            ({"pool": "nowhere"}, "ceph.pool: there is no pool 'nowhere'"),
+            ({"keyring": "/nowhere"}, "ceph.keyring: /nowhere can't be read"),
+        ):
+            wrong = replace(bench.storage, ceph=replace(place.pool, **change))
+            order = PrepareStorage(domain=wrong, installation_id=INSTALLATION)
+            refused = await bench.do(order)
+            assert (refused.result, refused.code) == (Result.REFUSED, "problem.invalid")
+            assert words in refused.message
+
+    bench.run(story)
+
+
+def test_a_host_has_its_place_once_it_is_prepared(bench: Bench) -> None:
+    async def story() -> None:
+        assert (await prepared(bench)).result is Result.OK
+        slots = open_slots(bench.storage, INSTALLATION)
+        try:
+            found = slots.read_mailbox(0)
+        finally:
+            slots.close()
+        assert isinstance(found, Mailbox)
+        assert found.host_id == HOST
+
+    bench.run(story)
+
+
+@pytest.mark.req("F1")
+def test_a_guardians_worker_renews_and_poisons_there(bench: Bench, place: CephPlace) -> None:
+    """What it opens is noted with where the pool is: the next guardian of the boot finds it without settings."""
+    prepare_storage(bench.storage, INSTALLATION, bench.files)
+    opened: list[OpenedDomain] = []
+    told: queue.SimpleQueue[LeaseEvent] = queue.SimpleQueue()
+    rounds: queue.SimpleQueue[SlotRound] = queue.SimpleQueue()
+    slots = open_slots(bench.storage, INSTALLATION, locked=True)
+    place.opened(slots)
+    for index, host in enumerate((HOST, HostId("h2"))):
+        slots.prepare(index, host)
+    worker = SlotWorker(
+        DOMAIN,
+        0,
+        slots,
+        path=bench.storage.path,
+        ceph=place.pool,
+        host_id=HOST,
+        boot=BootId("b"),
+        now=BoottimeClock().monotonic_ms,
+        tell=told.put,
+        tell_round=rounds.put,
+    )
+    worker.read_own(opened.append, lambda: None)
+    attached = told.get(timeout=60)
+    assert isinstance(attached, DomainAttached)
+    assert attached.direct_io
+    assert [(one.path, one.ceph) for one in opened] == [(place.pool.shown, place.pool)]
+    slot = Slot(
+        installation_id=INSTALLATION,
+        domain_id=DOMAIN,
+        index=0,
+        host_id=HOST,
+        boot=BootId("b"),
+        counter=1,
+    )
+    poison = Poison(boot=BootId("b2"), server="s1", term=Term(1), incident="7")
+    duty = LeaseDuty(
+        domain_id=DOMAIN, places={HOST: 0, HostId("h2"): 1}, poisons={HostId("h2"): poison}
+    )
+    worker.renew(RenewSlot(domain_id=DOMAIN, number=1, slot=slot), duty, read_period_ms=0)
+    done = told.get(timeout=60)
+    assert isinstance(done, RenewDone)
+    assert done.written
+    assert isinstance(done.mailbox, Mailbox)
+    seen = rounds.get(timeout=60)
+    assert seen.slots == {HOST: slot, HostId("h2"): Unreadable(fault=BlockFault.EMPTY)}
+    mailbox = seen.mailboxes[HostId("h2")]
+    assert isinstance(mailbox, Mailbox)
+    assert mailbox.poison == poison

@@ -1,0 +1,504 @@
+"""What the ``ceph-rbd`` drivers keep beyond the suite of their ports, on a real Ceph of one node."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from heartbeat_places import DS1, OURS, CephPlace
+from msgspec.structs import replace
+from own_ceph import OwnCeph
+
+from virtha.drivers.ceph_blocklist import EXPIRY_S, CephBlocklist
+from virtha.drivers.ceph_client import CephClient
+from virtha.drivers.ceph_slots import CephSlots
+from virtha.drivers.rbd_disks import WATCH_MS, RbdDisks
+from virtha.model.errors import InvalidInput, Refused
+from virtha.model.host import CephPool
+from virtha.model.ids import BootId, HostId
+from virtha.model.slot import BlockFault, Slot, Unreadable
+
+pytestmark = [pytest.mark.req("F3"), pytest.mark.lab, pytest.mark.long]
+
+H1, H2 = HostId("h1"), HostId("h2")
+SLOT = Slot(installation_id=OURS, domain_id=DS1, index=0, host_id=H1, boot=BootId("b"), counter=1)
+PATIENCE_MS = 60_000
+OLD_HOST = "127.0.0.2"
+BOUND_S = 120
+
+
+@pytest.fixture
+def place(own_ceph: OwnCeph) -> Iterator[CephPlace]:
+    made = CephPlace(own_ceph, namespace=uuid4().hex)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def image(place: CephPlace) -> str:
+    place.ceph.run("rbd", "namespace", "create", f"vms/{place.pool.namespace}")
+    client = place.opened(CephClient(place.pool))
+    name = f"web-{uuid4().hex}"
+    client.ask("create_image", name=name, size_bytes=1 << 30, patience_ms=PATIENCE_MS)
+    return name
+
+
+def until(holds: Callable[[], object]) -> None:
+    bound = time.monotonic() + BOUND_S
+    while not holds():
+        assert time.monotonic() < bound
+        time.sleep(0.05)
+
+
+# Heartbeats
+
+
+class Asking(threading.Thread):
+    """One call in a thread of its own, as a guardian's worker has it."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self.error: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except OSError as error:
+            self.error = error
+
+
+def test_what_hangs_lands_when_the_storage_goes_on(place: CephPlace) -> None:
+    one = place.driver()
+    one.prepare(0, H1)
+    one.write_slot(SLOT)
+    place.ceph.hang()
+    asking = Asking(lambda: one.write_slot(replace(SLOT, counter=2)))
+    asking.join(0.5)
+    assert asking.is_alive()
+    place.ceph.go_on()
+    asking.join(BOUND_S)
+    assert asking.error is None
+    assert place.driver().read_slot(0) == replace(SLOT, counter=2)
+
+
+def test_what_was_given_up_lands_on_nothing_newer(
+    place: CephPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guardian that dies while its write hangs, and the next one of that boot."""
+    first = place.driver()
+    first.prepare(0, H1)
+    first.write_slot(SLOT)
+    place.ceph.hang()
+    monkeypatch.setattr("virtha.drivers.ceph_slots.PATIENCE_MS", 500)
+    with pytest.raises(OSError, match="does not answer") as failed:
+        first.write_slot(replace(SLOT, counter=2))
+    assert failed.value.errno == errno.ETIMEDOUT
+    monkeypatch.undo()
+    place.ceph.go_on()
+    second = place.driver()
+    second.write_slot(replace(SLOT, counter=3))
+    late = first  # it looks at what stands there first: nothing old is written over it
+    late.write_slot(replace(SLOT, counter=4))
+    second.write_slot(replace(SLOT, counter=5))
+    assert place.driver().read_slot(0) == replace(SLOT, counter=5)
+
+
+def test_a_write_that_expects_something_older_changes_nothing(place: CephPlace) -> None:
+    """What a late write is, seen from the OSD."""
+    one = place.driver()
+    one.prepare(0, H1)
+    one.write_slot(SLOT)
+    before = place.blocks_of(0)
+    one.write_slot(replace(SLOT, counter=2))
+    client = place.opened(CephClient(place.pool))
+    with pytest.raises(OSError) as refused:
+        client.ask(
+            "write",
+            name="virtha.heartbeat.0",
+            offset=0,
+            data=b"late",
+            expected=[(0, before[:512])],
+            exclusive=False,
+            whole=False,
+            patience_ms=PATIENCE_MS,
+        )
+    assert refused.value.errno == errno.EILSEQ
+    assert one.read_slot(0) == replace(SLOT, counter=2)
+
+
+def test_a_place_that_becomes_anothers_is_not_written(place: CephPlace) -> None:
+    """Between two renewals, of which the second looks at nothing first: the OSD does (G7)."""
+    one = place.driver()
+    one.prepare(0, H1)
+    one.write_slot(SLOT)
+    client = place.opened(CephClient(place.pool))
+    client.ask("remove", name="virtha.heartbeat.0", patience_ms=PATIENCE_MS)
+    with pytest.raises(OSError):
+        one.write_slot(replace(SLOT, counter=2))
+    place.driver(domain_id="ds2").prepare(0, H1)
+    before = place.blocks_of(0)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the mailbox is misplaced"):
+            one.write_slot(replace(SLOT, counter=2))
+    assert place.blocks_of(0) == before
+
+
+def test_a_full_cluster_takes_renewals(place: CephPlace) -> None:
+    one = place.driver()
+    one.prepare(0, H1)
+    one.write_slot(SLOT)
+    place.ceph.fill()
+    client = place.opened(CephClient(place.pool))
+    new = {"expected": [], "exclusive": True, "whole": True, "patience_ms": PATIENCE_MS}
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            client.ask("write", name="more", offset=0, data=bytes(4_096), **new)
+        for counter in range(2, 10):
+            one.write_slot(replace(SLOT, counter=counter))
+    finally:
+        place.ceph.empty()
+    assert place.driver().read_slot(0) == replace(SLOT, counter=9)
+
+
+def test_renewals_need_no_monitor(place: CephPlace) -> None:
+    one = place.driver()
+    one.prepare(0, H1)
+    one.write_slot(SLOT)
+    place.ceph.monitor_hangs()
+    try:
+        for counter in range(2, 10):
+            one.write_slot(replace(SLOT, counter=counter))
+            assert one.read_slots({H1: 0})[H1] == replace(SLOT, counter=counter)
+    finally:
+        place.ceph.monitor_goes_on()
+
+
+def test_a_slot_that_does_not_answer_says_nothing(
+    place: CephPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = place.driver()
+    one.prepare(0, H1)
+    monkeypatch.setattr("virtha.drivers.ceph_slots.OTHERS_MS", 200)
+    place.ceph.hang()
+    try:
+        found = one.read_slots({H1: 0, H2: 1})
+    finally:
+        place.ceph.go_on()
+    assert found == dict.fromkeys((H1, H2), Unreadable(fault=BlockFault.UNREAD, detail="ETIMEDOUT"))
+
+
+def test_its_process_ends_with_whoever_asks(place: CephPlace) -> None:
+    """Also where the storage hangs: nothing is left that could write."""
+    script = (
+        "import sys; from test_ceph_contract import hanging_client; hanging_client(sys.argv[1:])"
+    )
+    pool = place.pool
+    words = [pool.monitors[0], pool.namespace, pool.keyring]
+    asks = subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+    )
+    assert asks.stdout is not None
+    child = int(asks.stdout.readline())
+    handle = os.pidfd_open(child)
+    place.ceph.hang()
+    try:
+        asks.kill()
+        asks.wait(BOUND_S)
+        asks.stdout.close()
+        until(lambda: _ended(handle))
+    finally:
+        place.ceph.go_on()
+        os.close(handle)
+
+
+def hanging_client(words: list[str]) -> None:
+    pool = CephPool(
+        monitors=(words[0],), pool="vms", namespace=words[1], user="virtha", keyring=words[2]
+    )
+    client = CephClient(pool)
+    client.ask("identity", patience_ms=PATIENCE_MS)
+    assert client._process is not None
+    print(client._process.pid, flush=True)
+    while True:
+        client.ask("read", wanted=[("any", 0, 1)], wait_ms=None, patience_ms=10 * PATIENCE_MS)
+
+
+def _ended(handle: int) -> bool:
+    try:
+        signal.pidfd_send_signal(handle, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+# Bad input
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("other", "field", "words"),
+    [
+        ({"monitors": ("127.0.0.1:1",)}, "ceph.monitors", "no Ceph monitor answers"),
+        ({"monitors": ("nobody.invalid",)}, "ceph.monitors", "no Ceph monitor answers"),
+        ({"pool": "nowhere"}, "ceph.pool", "there is no pool 'nowhere'"),
+        ({"user": "nobody"}, "ceph.keyring", "has no key of client.nobody"),
+        ({"keyring": "/nowhere"}, "ceph.keyring", "can't be read: No such file"),
+        ({"user": None}, "ceph.user", "refuse a client without a key"),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_a_wrong_setting_is_named(
+    place: CephPlace, other: dict[str, Any], field: str, words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words) as refused:
+        _slots(place, replace(place.pool, **other)).prepare(0, H1)
+    assert refused.value.field == field
+    assert refused.value.fix
+
+
+@pytest.mark.bad_input
+def test_a_wrong_key_is_named(place: CephPlace, tmp_path: Path) -> None:
+    text = place.ceph.keyring("narrow").read_text().replace("client.narrow", "client.virtha")
+    (tmp_path / "keyring").write_text(text)
+    with pytest.raises(InvalidInput, match=r"refuse client.virtha") as refused:
+        _slots(place, replace(place.pool, keyring=str(tmp_path / "keyring"))).prepare(0, H1)
+    assert refused.value.field == "ceph.keyring"
+
+
+@pytest.mark.bad_input
+def test_a_user_who_may_not_write_is_named(place: CephPlace) -> None:
+    with pytest.raises(InvalidInput, match=r"client.blind may not write") as refused:
+        _slots(place, _of_user(place, "blind")).prepare(0, H1)
+    assert refused.value.field == "ceph.user"
+    assert "ceph auth caps client.blind" in refused.value.fix
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("user", "what"), [("narrow", "add"), ("virtha", "rm")])
+def test_a_user_who_may_not_block_is_named(place: CephPlace, user: str, what: str) -> None:
+    """``profile rbd`` lets a client add entries, and remove none."""
+    with pytest.raises(InvalidInput, match=f"blocklist \\({what}\\)") as refused:
+        place.opened(CephBlocklist(_of_user(place, user))).check_permission()
+    assert refused.value.field == "ceph.user"
+    assert 'allow command "osd blocklist"' in refused.value.fix
+
+
+def _of_user(place: CephPlace, user: str) -> CephPool:
+    return replace(place.pool, user=user, keyring=str(place.ceph.keyring(user)))
+
+
+def _slots(place: CephPlace, pool: CephPool) -> CephSlots:
+    return place.opened(CephSlots(pool, installation_id=OURS, domain_id=DS1))
+
+
+# Disks
+
+
+class Guest:
+    """A QEMU with the image open for writing, as its own block driver has it, on a host of that address."""
+
+    def __init__(self, place: CephPlace, image: str, address: str = "") -> None:
+        pool = place.pool
+        options = [
+            f"id={pool.user}",
+            f"keyring={pool.keyring}",
+            "mon_host=" + place.ceph.monitor.replace(":", "\\:"),
+        ]
+        name = f"rbd:{pool.pool}/{pool.namespace}/{image}:{':'.join(options)}"
+        self._process = subprocess.Popen(
+            ["qemu-io", "-f", "raw", "-t", "none", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **place.ceph.from_address(address)},
+        )
+
+    def write(self, pattern: int, at: str = "512M") -> None:
+        self._say(f"write -P {pattern} {at} 4k")
+
+    def holds(self, pattern: int, at: str = "512M") -> bool:
+        self._say(f"read -P {pattern} {at} 4k")
+        return "verification failed" not in self.answer()
+
+    def answer(self) -> str:
+        """The line that tells how the last one ended."""
+        assert self._process.stdout is not None
+        while True:
+            line = self._process.stdout.readline().decode()
+            if any(word in line for word in ("wrote", "read ", "failed", "error")) or not line:
+                return line
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def leave(self) -> None:
+        """In good order: nobody has to wait for its lock."""
+        self._process.communicate(b"quit\n", timeout=BOUND_S)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=BOUND_S)
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
+
+
+@pytest.mark.req("F2")
+def test_a_write_to_an_image_is_a_sign_and_none_is_none(place: CephPlace, image: str) -> None:
+    disks = place.opened(RbdDisks(place.pool))
+    first = disks.read_signs([image, "missing"])
+    assert first["missing"] is None
+    assert first[image] is not None
+    assert disks.read_signs([image])[image] == first[image]
+    guest = Guest(place, image)
+    guest.write(7)
+    assert "wrote" in guest.answer()
+    second = disks.read_signs([image])[image]
+    assert second != first[image]
+    # The same bytes again: no content differs, and no time stamp.
+    guest.write(7)
+    assert "wrote" in guest.answer()
+    third = disks.read_signs([image])[image]
+    assert third != second
+    assert disks.read_signs([image])[image] == third
+    guest.close()
+
+
+@pytest.mark.req("F2")
+def test_an_idle_guest_is_seen_to_live_and_a_dead_one_is_not(place: CephPlace, image: str) -> None:
+    now_s = [0.0]
+    disks = place.opened(RbdDisks(place.pool, now_s=lambda: now_s[0]))
+    guest = Guest(place, image)
+    guest.write(7)
+    assert "wrote" in guest.answer()
+    first = disks.read_signs([image])[image]
+    (watcher,) = disks.watchers(image)
+    assert watcher.address.startswith("127.0.0.1:")
+    now_s[0] = WATCH_MS / 1_000 - 1
+    assert disks.read_signs([image])[image] == first
+    now_s[0] += 1
+    alive = disks.read_signs([image])[image]
+    assert alive != first
+    guest.close()
+    until(lambda: disks.watchers(image) == ())
+    now_s[0] += WATCH_MS / 1_000
+    assert disks.read_signs([image])[image] == alive
+
+
+def test_disks_of_a_pool_that_hangs_say_nothing(
+    place: CephPlace, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = place.opened(RbdDisks(place.pool))
+    assert disks.read_signs([image])[image] is not None
+    monkeypatch.setattr("virtha.drivers.rbd_disks.PATIENCE_MS", 500)
+    place.ceph.hang()
+    try:
+        assert disks.read_signs([image])[image] is None
+    finally:
+        place.ceph.go_on()
+    monkeypatch.undo()
+    assert disks.read_signs([image])[image] is not None
+
+
+def test_an_image_has_the_lock_that_shuts_out_who_had_it_before(
+    place: CephPlace, image: str
+) -> None:
+    client = place.opened(CephClient(place.pool))
+    words = {"head_bytes": 16, "objects_max": 1, "wait_ms": 5_000, "patience_ms": PATIENCE_MS}
+    assert client.ask("look", name=image, **words)["exclusive"]
+    client.ask("resize_image", name=image, size_bytes=2 << 30, patience_ms=PATIENCE_MS)
+    assert client.ask("look", name=image, **words)["size_bytes"] == 2 << 30
+    with pytest.raises(FileExistsError):
+        client.ask("create_image", name=image, size_bytes=1 << 30, patience_ms=PATIENCE_MS)
+    assert client.ask("images", patience_ms=PATIENCE_MS) == [image]
+    client.ask("remove_image", name=image, patience_ms=PATIENCE_MS)
+    with pytest.raises(FileNotFoundError):
+        client.ask("look", name=image, **words)
+
+
+# The storage fence
+
+
+def test_a_blocked_host_writes_nothing_more_and_the_next_one_need_not_wait(
+    place: CephPlace, image: str
+) -> None:
+    """P3: a host that froze with its guest; what the guest does when it thaws lands nowhere."""
+    old = Guest(place, image, OLD_HOST)
+    old.write(1)
+    assert "wrote" in old.answer()
+    (watcher,) = place.opened(RbdDisks(place.pool)).watchers(image)
+    assert watcher.address.startswith(f"{OLD_HOST}:")
+    old.freeze()
+    fence = place.opened(CephBlocklist(_of_user(place, "admin")))
+    blocked = fence.block([OLD_HOST])
+    assert blocked.addresses == (OLD_HOST,)
+    assert blocked.until_s > time.time() + EXPIRY_S - 86_400
+    place.opened(CephBlocklist(place.pool)).wait_for(blocked.epoch)
+    new = Guest(place, image)
+    new.write(2)
+    assert "wrote" in new.answer()
+    old.write(3)
+    old.thaw()
+    assert "wrote" not in old.answer()
+    assert new.holds(2)
+    old.close()
+    new.leave()
+    with pytest.raises(Refused, match="has not booted"):
+        fence.lift([OLD_HOST], blocked=BootId("b1"), runs=BootId("b1"))
+    fence.lift([OLD_HOST], blocked=BootId("b1"), runs=BootId("b2"))
+    again = Guest(place, image, OLD_HOST)
+    again.write(4)
+    assert "wrote" in again.answer()
+    again.close()
+
+
+def test_an_entry_that_ends_too_soon_is_made_anew(place: CephPlace) -> None:
+    """Ceph's own default is an hour, and it does not prolong what is there."""
+    place.ceph.ceph("osd", "blocklist", "add", "127.0.0.3:0/0", "3600")
+    fence = place.opened(CephBlocklist(_of_user(place, "admin")))
+    with pytest.raises(OSError, match=r"127\.0\.0\.3 is not on the blocklist, or not for long"):
+        fence.check(["127.0.0.3"])
+    first = fence.block(["127.0.0.3", "fd00::1"])
+    assert first.until_s > time.time() + EXPIRY_S - 86_400
+    assert fence.block(["127.0.0.3"]) == replace(first, addresses=("127.0.0.3",))
+    assert fence.check(["127.0.0.3", "fd00::1"]) == first
+    fence.lift(["127.0.0.3", "fd00::1"], blocked=BootId("b1"), runs=BootId("b2"))
+    with pytest.raises(OSError, match=r"fd00::1 is not"):
+        fence.check(["127.0.0.3", "fd00::1"])
+    with pytest.raises(OSError, match="is needed"):
+        fence.wait_for(first.epoch + 1_000)
+
+
+def test_hosts_that_may_not_be_blocked_are_told(
+    place: CephPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in place.ceph.from_address(OLD_HOST).items():
+        monkeypatch.setenv(name, value)
+    fence = place.opened(CephBlocklist(place.pool))
+    assert fence.own_addresses() == (OLD_HOST,)
+    assert fence.obstacle([OLD_HOST], own=[OLD_HOST, "10.0.0.5"]) == ""
+    assert "behind NAT" in fence.obstacle([OLD_HOST], own=["10.0.0.5"])
+    assert "Ceph daemons" in fence.obstacle(["127.0.0.1"], own=["127.0.0.1"])
+    assert fence.obstacle([], own=["127.0.0.1"]) != ""
+    for wrong in ("", "h1", "127.0.0.1:0/0", "10.0.0.0/8"):
+        with pytest.raises(InvalidInput, match="is no IP address"):
+            fence.block([wrong])
+    with pytest.raises(InvalidInput, match="no address"):
+        fence.block([])
