@@ -94,7 +94,7 @@ class CephPlace:
     def blocks_of(self, *places: int) -> bytes:
         wanted = [(f"virtha.heartbeat.{index}", 0, 2 * BLOCK_BYTES) for index in places]
         with closing(CephClient(self.pool)) as client:
-            found = client.ask("read", wanted=wanted, wait_ms=None, patience_ms=60_000)
+            found = client.ask("read", wanted=wanted, wait_ms=50_000, patience_ms=60_000)
         return b"".join(found)
 
     def damage(self, at: int, data: bytes) -> None:

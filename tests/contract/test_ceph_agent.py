@@ -268,12 +268,15 @@ def test_a_guardians_worker_renews_and_poisons_there(bench: Bench, place: CephPl
     rounds: queue.SimpleQueue[SlotRound] = queue.SimpleQueue()
     slots = open_slots(bench.storage, INSTALLATION, locked=True)
     place.opened(slots)
+    others = open_slots(bench.storage, INSTALLATION, locked=True)
+    place.opened(others)
     for index, host in enumerate((HOST, HostId("h2"))):
         slots.prepare(index, host)
     worker = SlotWorker(
         DOMAIN,
         0,
         slots,
+        others=others,
         path=bench.storage.path,
         ceph=place.pool,
         host_id=HOST,

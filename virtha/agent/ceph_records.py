@@ -19,6 +19,7 @@ from virtha.model.errors import Failed, InvalidInput
 from virtha.model.host import CephPool
 
 PATIENCE_MS = 20_000
+READ_MS = 15_000
 BLOCK_S = 86_400.0
 """Far beyond what any packet of a dead process is on its way."""
 RECORD_BYTES_MAX = 65_536
@@ -52,7 +53,7 @@ def vm_record(vm_id: str) -> str:
 
 
 def read(pool: CephPool, name: str) -> bytes | None:
-    (found,) = ask(pool, "read", wanted=[(name, 0, RECORD_BYTES_MAX)], wait_ms=None)
+    (found,) = ask(pool, "read", wanted=[(name, 0, RECORD_BYTES_MAX)], wait_ms=READ_MS)
     if found == errno.ENOENT:
         return None
     if isinstance(found, int):

@@ -279,6 +279,7 @@ class GuardianLease:
             domain.id,
             kit.index,
             kit.slots_of(domain),
+            others=kit.slots_of(domain),
             path=domain.path,
             ceph=domain.ceph,
             host_id=kit.owner.host_id,

@@ -22,6 +22,8 @@ from virtha.model.host import CephPool
 
 CONNECT_S = 3
 """It takes a tenth of a second. Told within the time of the agent's regular look at a domain, so that it says why."""
+OP_S = 15
+"""So long the library waits for OSDs; then it tells a timeout, of which nothing is known. Shorter than any patience here."""
 _BEGIN_S = 4
 """Of the process, and of the monitors' greeting."""
 ANSWER_BYTES_MAX = 64 << 20
@@ -38,7 +40,11 @@ class CephUnusable(OSError):
 
 class CephClient:
     """Not for two threads at once. Connects with the first question, and anew after one that was not answered in time or by
-    somebody whom the cluster has shut out."""
+    somebody whom the cluster has shut out.
+
+    What the first connection reached is what all later ones have to reach: a cluster with another number, or a pool with
+    another one under the same name, is another storage, however alike its contents look.
+    """
 
     def __init__(
         self,
@@ -47,12 +53,15 @@ class CephClient:
         options: Mapping[str, str] | None = None,
         locked: bool = False,
         connect_s: int = CONNECT_S,
+        op_s: int = OP_S,
     ) -> None:
         """``options``: of Ceph's configuration, besides. ``locked``: in memory, as a guardian is."""
         self.pool = pool
         self._options = dict(options or {})
         self._words = ["locked"] if locked else []
         self._connect_s = connect_s
+        self._op_s = op_s
+        self._identity: tuple[str, int] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
@@ -75,8 +84,8 @@ class CephClient:
         except OSError:
             self.close()
             raise
-        if told.number == errno.ESHUTDOWN:
-            self.close()  # blocklisted: another connection may not be
+        if told.number in (errno.ESHUTDOWN, errno.EIDRM):
+            self.close()  # blocklisted: another connection may not be; or the pool is gone
         if told.number:
             raise OSError(told.number, told.text)
         return told.value
@@ -106,6 +115,7 @@ class CephClient:
             user=pool.user,
             keyring=pool.keyring_path,
             connect_s=self._connect_s,
+            op_s=self._op_s,
             options=self._options,
         )
         try:
@@ -116,7 +126,21 @@ class CephClient:
         if told.number:
             self.close()
             raise CephUnusable(told.number, told.text, told.field)
+        self._check_identity(told.value)
         return process
+
+    def _check_identity(self, value: Any) -> None:
+        cluster, pool_id = value
+        if self._identity is None:
+            self._identity = (str(cluster), int(pool_id))
+        if self._identity != (cluster, pool_id):
+            self.close()
+            was, pool = self._identity, self.pool.pool
+            raise CephUnusable(
+                errno.EIDRM,
+                f"pool '{pool}' is number {pool_id} of cluster {cluster} now, and was {was[1]} of {was[0]}: another pool",
+                "pool",
+            )
 
     def _exchange(
         self, process: "subprocess.Popen[bytes]", question: Connect | Ask, patience_ms: int

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, ClassVar
 
 FULL_TRY = 64
 """LIBRADOS_OPERATION_FULL_TRY: a cluster that is full takes what overwrites, and need not be waited for."""
@@ -61,6 +61,7 @@ class Rados:
         """Raises OSError, whose text begins with what was tried: ``connect``, ``pool``."""
         self._library = _load("librados.so.2")
         self._cluster, self.io = c_void_p(), c_void_p()
+        self._pool = pool
         self._declare()
         library = self._library
         _check(
@@ -100,6 +101,8 @@ class Rados:
         library.rados_ioctx_destroy.argtypes = [c_void_p]
         library.rados_ioctx_get_id.argtypes = [c_void_p]
         library.rados_ioctx_get_id.restype = c_int64
+        library.rados_pool_lookup.argtypes = [c_void_p, c_char_p]
+        library.rados_pool_lookup.restype = c_int64
 
     # About the cluster
 
@@ -110,6 +113,16 @@ class Rados:
 
     def pool_id(self) -> int:
         return int(self._library.rados_ioctx_get_id(self.io))
+
+    def check_pool(self) -> None:
+        """Raises OSError (EIDRM) where the pool that was connected to is gone; one of its name may be there: another one.
+
+        Whoever was told ENOENT asks this before it believes that an object is missing: of a pool that is deleted every
+        object is "missing", and the library has looked for a newer map by then.
+        """
+        number = int(self._library.rados_pool_lookup(self._cluster, self._pool.encode()))
+        if number != self.pool_id():
+            raise OSError(errno.EIDRM, f"pool '{self._pool}' was deleted, or made anew")
 
     def addresses(self) -> str:
         """Its own, as its peers see them."""
@@ -184,71 +197,99 @@ class Rados:
         _check(self._library.rados_remove(self.io, name.encode()), f"remove {name}")
 
     def read_all(
-        self, wanted: Sequence[tuple[str, int, int]], *, wait_ms: int | None
+        self, wanted: Sequence[tuple[str, int, int]], *, wait_ms: int
     ) -> list[bytes | int]:
         """Of each (name, offset, size) what stands there, or the number of its error; all at once. ETIMEDOUT: it did not
-        answer in that time."""
+        answer in that time. Raises OSError (EIDRM) where the pool is gone."""
         reads = [_Read(self._library, self.io, name, offset, size) for name, offset, size in wanted]
         _wait(reads, wait_ms)
-        return [read.result() for read in reads]
+        found = [read.result() for read in reads]
+        if errno.ENOENT in found:
+            self.check_pool()
+        return found
 
     def versions(
         self, names: Sequence[str], *, pool_id: int, namespace: str, wait_ms: int
     ) -> list[int]:
         """Of each object, 0 where it is missing; a negative number where it did not answer."""
-        with self.other_pool(pool_id, namespace) as io:
-            looks = [_Stat(self._library, io, name) for name in names]
+        looks: list[_Stat] = []
+        with self._other_pool(pool_id, namespace, looks) as io:
+            looks += [_Stat(self._library, io, name) for name in names]
             _wait(looks, wait_ms)
             return [look.result() for look in looks]
 
     @contextmanager
-    def other_pool(self, pool_id: int, namespace: str) -> Iterator[c_void_p]:
+    def _other_pool(
+        self, pool_id: int, namespace: str, looks: "Sequence[_Asked]"
+    ) -> Iterator[c_void_p]:
         io = c_void_p()
         _check(self._library.rados_ioctx_create2(self._cluster, pool_id, byref(io)), "data pool")
         self._library.rados_ioctx_set_namespace(io, namespace.encode())
         try:
             yield io
         finally:
-            self._library.rados_ioctx_destroy(io)
+            if all(look.settled for look in looks):
+                self._library.rados_ioctx_destroy(io)
 
 
 class _Asked:
-    """One question under way. What never came is kept for ever: the library may write into it yet."""
+    """One question under way. Until the storage has answered it, it is kept, with what the library may write into yet,
+    whatever becomes of whoever asked."""
 
-    _left: "list[_Asked]" = []
+    _kept: "ClassVar[dict[int, _Asked]]" = {}
 
     def __init__(self, library: Any) -> None:
         self._library = library
         self._completion = c_void_p()
         _check(library.rados_aio_create_completion2(None, None, byref(self._completion)), "ask")
 
+    def _began(self, status: int, what: str) -> None:
+        """Raises OSError where it was not taken: then nothing is under way."""
+        if status < 0:
+            self._library.rados_aio_release(self._completion)
+        _check(status, what)
+        _Asked._kept[id(self)] = self
+
     @property
     def done(self) -> bool:
         return bool(self._library.rados_aio_is_complete(self._completion))
 
-    def _status(self) -> int:
-        if not self.done:
-            _Asked._left.append(self)
-            return -errno.ETIMEDOUT
-        return int(self._library.rados_aio_get_return_value(self._completion))
+    @property
+    def settled(self) -> bool:
+        return id(self) not in _Asked._kept
 
-    def _release(self) -> None:
-        if self.done:
+    def _status(self) -> int:
+        """ETIMEDOUT, negative: it is unknown. After the library's own time, too, what comes late may land where it was to."""
+        return (
+            int(self._library.rados_aio_get_return_value(self._completion))
+            if self.done
+            else -errno.ETIMEDOUT
+        )
+
+    def _release(self, status: int) -> None:
+        if status != -errno.ETIMEDOUT:
+            del _Asked._kept[id(self)]
             self._library.rados_aio_release(self._completion)
+
+
+def unsettled() -> int:
+    """How many questions of this process have never been answered."""
+    return len(_Asked._kept)
 
 
 class _Read(_Asked):
     def __init__(self, library: Any, io: c_void_p, name: str, offset: int, size: int) -> None:
         super().__init__(library)
         self._buffer = ctypes.create_string_buffer(size)
-        _check(
+        self._began(
             library.rados_aio_read(io, name.encode(), self._completion, self._buffer, size, offset),
             f"read {name}",
         )
 
     def result(self) -> bytes | int:
+        """Once."""
         status = self._status()
-        self._release()
+        self._release(status)
         return self._buffer.raw[:status] if status >= 0 else -status
 
 
@@ -256,7 +297,7 @@ class _Stat(_Asked):
     def __init__(self, library: Any, io: c_void_p, name: str) -> None:
         super().__init__(library)
         self._size, self._time = c_uint64(), ctypes.c_long()
-        _check(
+        self._began(
             library.rados_aio_stat(
                 io, name.encode(), self._completion, byref(self._size), byref(self._time)
             ),
@@ -264,16 +305,17 @@ class _Stat(_Asked):
         )
 
     def result(self) -> int:
+        """Once."""
         status = self._status()
         version = int(self._library.rados_aio_get_version(self._completion)) if not status else 0
-        self._release()
+        self._release(status)
         return version if status in (0, -errno.ENOENT) else status
 
 
-def _wait(asked: Sequence[_Asked], wait_ms: int | None) -> None:
-    until = None if wait_ms is None else monotonic() + wait_ms / 1_000
+def _wait(asked: Sequence[_Asked], wait_ms: int) -> None:
+    until = monotonic() + wait_ms / 1_000
     for one in asked:
-        while not one.done and (until is None or monotonic() < until):
+        while not one.done and monotonic() < until:
             sleep(_POLL_S)
 
 
@@ -296,6 +338,13 @@ class Rbd:
         library.rbd_create2.argtypes = [c_void_p, c_char_p, c_uint64, c_uint64, POINTER(c_int)]
         library.rbd_remove.argtypes = [c_void_p, c_char_p]
         library.rbd_list.argtypes = [c_void_p, c_char_p, POINTER(c_size_t)]
+        library.rbd_rename.argtypes = [c_void_p, c_char_p, c_char_p]
+        library.rbd_metadata_set.argtypes = [c_void_p, c_char_p, c_char_p]
+        library.rbd_metadata_get.argtypes = [c_void_p, c_char_p, c_char_p, POINTER(c_size_t)]
+        library.rbd_lock_get_owners.argtypes = [
+            *(c_void_p, POINTER(c_int), POINTER(c_char_p), POINTER(c_size_t))
+        ]
+        library.rbd_lock_get_owners_cleanup.argtypes = [POINTER(c_char_p), c_size_t]
 
     def names(self) -> list[str]:
         size = c_size_t(1 << 16)
@@ -307,12 +356,32 @@ class Rbd:
                 return [name.decode() for name in buffer.raw[:status].split(b"\0") if name]
 
     def create(self, name: str, size_bytes: int) -> None:
-        """Raises OSError: EEXIST where there is one of that name."""
+        """Raises OSError: EEXIST where there is one of that name, which stays as it is."""
         order = c_int(0)
         _check(
             self._library.rbd_create2(self._io, name.encode(), size_bytes, FEATURES, byref(order)),
             f"create image {name}",
         )
+
+    def rename(self, name: str, to: str) -> None:
+        """Raises OSError: EEXIST where there is one of that name, which stays as it is."""
+        what = f"rename image {name}"
+        _check(self._library.rbd_rename(self._io, name.encode(), to.encode()), what)
+
+    def note(self, name: str, key: str, value: str) -> None:
+        """A word about an image, kept with it."""
+        with self._open(name, write=True) as image:
+            _check(self._library.rbd_metadata_set(image, key.encode(), value.encode()), "note")
+
+    def noted(self, name: str, key: str) -> str | None:
+        with self._open(name) as image:
+            size = c_size_t(4_096)
+            value = ctypes.create_string_buffer(size.value)
+            status = self._library.rbd_metadata_get(image, key.encode(), value, byref(size))
+            if status == -errno.ENOENT:
+                return None
+            _check(status, "note")
+            return value.value.decode("utf-8", "replace")
 
     def remove(self, name: str) -> None:
         """Raises OSError: ENOENT, EBUSY where somebody has it open."""
@@ -339,6 +408,7 @@ class Rbd:
                 "head": head.raw[:read],
                 "exclusive": bool(features.value & EXCLUSIVE_LOCK),
                 "watchers": self._watchers(image),
+                "lock_owners": self._lock_owners(image),
                 "objects": info.num_objs,
                 "prefix": info.block_name_prefix.decode("ascii"),
                 "data_pool": int(library.rbd_get_data_pool_id(image)),
@@ -357,6 +427,18 @@ class Rbd:
             (one.addr.decode("ascii"), int(one.id), int(one.cookie)) for one in found[: size.value]
         ]
         self._library.rbd_watchers_list_cleanup(found, c_size_t(size.value))
+        return told
+
+    def _lock_owners(self, image: c_void_p) -> list[str]:
+        """Address of whoever has the exclusive lock: it may have lost its watch, or died with it, and write yet."""
+        mode, size = c_int(), c_size_t(8)
+        found = (c_char_p * size.value)()
+        status = self._library.rbd_lock_get_owners(image, byref(mode), found, byref(size))
+        if status == -errno.ENOENT:
+            return []
+        _check(status, "lock")
+        told = [(one or b"").decode("ascii") for one in found[: size.value]]
+        self._library.rbd_lock_get_owners_cleanup(found, size)
         return told
 
     @contextmanager

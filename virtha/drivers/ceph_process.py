@@ -20,10 +20,12 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from virtha.drivers.ceph_library import Rados, Rbd
+from virtha.drivers.ceph_library import Rados, Rbd, unsettled
 
 LENGTH = struct.Struct("<I")
 MONITOR_OP_S = 10
+UNSETTLED_MAX = 10_000
+"""Questions that the storage never answered, each of some kilobytes at most: beyond, this process ends and the next begins anew."""
 GREETING_S = 1.0
 """So long a monitor may take to greet, before anything else is asked of it."""
 _MLOCK_CURRENT, _MLOCK_FUTURE, _MLOCK_ONFAULT = 1, 2, 4
@@ -40,6 +42,7 @@ class Connect(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None
     keyring: str
     connect_s: int
+    op_s: int
     options: dict[str, str]
 
 
@@ -65,6 +68,7 @@ class _Served:
             "mon_host": ",".join(settings.monitors),
             "client_mount_timeout": str(settings.connect_s),
             "rados_mon_op_timeout": str(MONITOR_OP_S),
+            "rados_osd_op_timeout": str(settings.op_s),
             "log_file": "",
             "log_to_stderr": "false",
             "err_to_stderr": "false",
@@ -91,10 +95,13 @@ class _Served:
     def identity(self) -> tuple[str, int]:
         return self._rados.fsid(), self._rados.pool_id()
 
+    def check_pool(self) -> None:
+        self._rados.check_pool()
+
     def addresses(self) -> str:
         return self._rados.addresses()
 
-    def read(self, wanted: list[tuple[str, int, int]], wait_ms: int | None) -> list[bytes | int]:
+    def read(self, wanted: list[tuple[str, int, int]], wait_ms: int) -> list[bytes | int]:
         return self._rados.read_all(
             [(name, at, size) for name, at, size in wanted], wait_ms=wait_ms
         )
@@ -124,6 +131,15 @@ class _Served:
 
     def create_image(self, name: str, size_bytes: int) -> None:
         self._images.create(name, size_bytes)
+
+    def rename_image(self, name: str, to: str) -> None:
+        self._images.rename(name, to)
+
+    def note_image(self, name: str, key: str, value: str) -> None:
+        self._images.note(name, key, value)
+
+    def noted_image(self, name: str, key: str) -> str | None:
+        return self._images.noted(name, key)
 
     def remove_image(self, name: str) -> None:
         self._images.remove(name)
@@ -207,14 +223,20 @@ def serve(questions: "queue.SimpleQueue[bytes]", answers: BinaryIO) -> None:
         wrong = _wrong_setting(error, settings)
         _tell(answers, Told(number=error.errno or errno.EIO, text=str(error.strerror), field=wrong))
         return
-    _tell(answers, Told())
-    while True:
-        ask = msgspec.msgpack.decode(questions.get(), type=Ask)
+    _tell(answers, Told(value=served.identity()))
+    while unsettled() < UNSETTLED_MAX:
+        _tell(answers, _answer(served, msgspec.msgpack.decode(questions.get(), type=Ask)))
+
+
+def _answer(served: _Served, ask: Ask) -> Told:
+    try:
         try:
-            told = Told(value=getattr(served, ask.what)(**ask.words))
-        except OSError as error:
-            told = Told(number=error.errno or errno.EIO, text=str(error.strerror))
-        _tell(answers, told)
+            return Told(value=getattr(served, ask.what)(**ask.words))
+        except FileNotFoundError:
+            served.check_pool()  # of a pool that is gone everything is "missing"
+            raise
+    except OSError as error:
+        return Told(number=error.errno or errno.EIO, text=str(error.strerror))
 
 
 def _tell(answers: BinaryIO, told: Told) -> None:

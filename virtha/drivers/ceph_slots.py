@@ -36,13 +36,16 @@ from virtha.model.slot import (
 )
 from virtha.model.slot_round import PLACES_MAX
 
-PATIENCE_MS = 60_000
+OP_S = 55
 """A write that hangs lands when the storage is back; one that is given up is one of unknown fate, which binds its boot
 (ADR 8). So this is longer than any lease needs."""
+PATIENCE_MS = 60_000
+"""For the library's process itself to say so."""
 CONNECT_S = 10
 """A renewal that fails binds its boot: a cluster that is slow is waited for."""
 OTHERS_MS = 3_000
-"""So long another host's slot may take: its part of the pool may hang alone."""
+"""So long another host's slot or mailbox may take: its part of the pool may hang alone."""
+OTHERS_PATIENCE_MS = OTHERS_MS + 2_000
 ATTEMPTS = 3
 _NOT_OURS = (BlockFault.FOREIGN, BlockFault.MISPLACED, BlockFault.FUTURE)
 
@@ -59,7 +62,9 @@ class CephSlots:
         options: Mapping[str, str] | None = None,
         locked: bool = False,
     ) -> None:
-        self._client = CephClient(pool, options=options, locked=locked, connect_s=CONNECT_S)
+        self._client = CephClient(
+            pool, options=options, locked=locked, connect_s=CONNECT_S, op_s=OP_S
+        )
         self._pool = pool
         self._installation_id = installation_id
         self._domain_id = domain_id
@@ -131,23 +136,32 @@ class CephSlots:
         return decode_mailbox(self._read(index, BLOCK_BYTES), self._place(index))
 
     def read_slots(self, places: Mapping[HostId, int]) -> dict[HostId, SlotReading]:
+        return {
+            host_id: block
+            if isinstance(block, Unreadable)
+            else decode_slot(block, self._place(places[host_id]))
+            for host_id, block in self._blocks(places, 0).items()
+        }
+
+    def read_mailboxes(self, places: Mapping[HostId, int]) -> dict[HostId, MailboxReading]:
+        return {
+            host_id: block
+            if isinstance(block, Unreadable)
+            else decode_mailbox(block, self._place(places[host_id]))
+            for host_id, block in self._blocks(places, BLOCK_BYTES).items()
+        }
+
+    def _blocks(
+        self, places: Mapping[HostId, int], offset: int
+    ) -> dict[HostId, bytes | Unreadable]:
+        """All are asked at once. One that does not answer says nothing; the others do."""
         if not places:
             return {}
         for index in places.values():
             _check_index(index)
-        wanted = [(_name(index), 0, SECTOR_BYTES) for index in places.values()]
-        found = self._ask("read", wanted=wanted, wait_ms=OTHERS_MS)
-        return {
-            host_id: self._reading(one, index)
-            for (host_id, index), one in zip(places.items(), found, strict=True)
-        }
-
-    def _reading(self, found: bytes | int, index: int) -> SlotReading:
-        """One that did not answer says nothing; the others do."""
-        if isinstance(found, int) and found != errno.ENOENT:
-            return Unreadable(fault=BlockFault.UNREAD, detail=errno.errorcode.get(found, ""))
-        block = bytes(SECTOR_BYTES) if isinstance(found, int) else found
-        return decode_slot(block, self._place(index))
+        wanted = [(_name(index), offset, SECTOR_BYTES) for index in places.values()]
+        found = self._ask("read", wanted=wanted, wait_ms=OTHERS_MS, patience_ms=OTHERS_PATIENCE_MS)
+        return dict(zip(places, map(_block, found), strict=True))
 
     def _place(self, index: int) -> Place:
         return Place(installation_id=self._installation_id, domain_id=self._domain_id, index=index)
@@ -155,12 +169,11 @@ class CephSlots:
     def _read(self, index: int, offset: int) -> bytes:
         """An object that is not there was never prepared: that reads as zeros, like a place in a file."""
         wanted = [(_name(index), offset, SECTOR_BYTES)]
-        (found,) = self._ask("read", wanted=wanted, wait_ms=None)
-        if found == errno.ENOENT:
-            return bytes(SECTOR_BYTES)
-        if isinstance(found, int):
+        (found,) = self._ask("read", wanted=wanted, wait_ms=OP_S * 1_000)
+        block = _block(found)
+        if isinstance(block, Unreadable):
             raise OSError(found, f"{_name(index)} can't be read")
-        return bytes(found)
+        return block
 
     # Writing
 
@@ -183,7 +196,9 @@ class CephSlots:
 
     def write_mailbox(self, mailbox: Mailbox) -> None:
         _check_index(mailbox.index)
-        block = self._read(mailbox.index, BLOCK_BYTES)
+        (block,) = self._blocks({mailbox.host_id: mailbox.index}, BLOCK_BYTES).values()
+        if isinstance(block, Unreadable):
+            raise OSError(errno.ETIMEDOUT, f"{_name(mailbox.index)} can't be read: {block.detail}")
         found = decode_mailbox(block, self._place(mailbox.index))
         self._check_mailbox(found, mailbox.host_id)
         stale = OSError(errno.ESTALE, f"mailbox {mailbox.index} was written by another since")
@@ -192,7 +207,11 @@ class CephSlots:
             raise stale
         try:
             self._write(
-                mailbox.index, BLOCK_BYTES, encode_mailbox(mailbox), expected=[(BLOCK_BYTES, block)]
+                mailbox.index,
+                BLOCK_BYTES,
+                encode_mailbox(mailbox),
+                expected=[(BLOCK_BYTES, block)],
+                patience_ms=OTHERS_PATIENCE_MS,
             )
         except OSError as error:
             if error.errno == MISMATCH:
@@ -231,9 +250,9 @@ class CephSlots:
         asked = {"expected": [], "exclusive": False, "whole": False, **words}
         self._ask("write", name=_name(index), offset=offset, data=data, **asked)
 
-    def _ask(self, what: str, **words: Any) -> Any:
+    def _ask(self, what: str, *, patience_ms: int | None = None, **words: Any) -> Any:
         try:
-            told = self._client.ask(what, patience_ms=PATIENCE_MS, **words)
+            told = self._client.ask(what, patience_ms=patience_ms or PATIENCE_MS, **words)
         except OSError:
             self._standing.clear()
             raise
@@ -255,7 +274,13 @@ def unusable(error: CephUnusable, pool: CephPool) -> InvalidInput:
         "user": "the monitors refuse a client without a key",
         "keyring": f"the monitors refuse client.{pool.user}: its key is not what they have, or they don't know it",
     }
-    own_words = error.field == "keyring" and "/" in (error.strerror or "")
+    own_words = error.errno == errno.EIDRM or (
+        error.field == "keyring" and "/" in (error.strerror or "")
+    )
+    if error.errno == errno.EIDRM:
+        fixes["pool"] = (
+            "remove the storage domain and add it anew; its disks, claims and heartbeats are gone"
+        )
     message = (error.strerror or "") if own_words else words.get(error.field, str(error.strerror))
     return InvalidInput(message, field=f"ceph.{error.field}", fix=fixes.get(error.field, ""))
 
@@ -267,6 +292,14 @@ def no_write(pool: CephPool) -> InvalidInput:
         field="ceph.user",
         fix=f"allow it: ceph auth caps client.{pool.user} {caps}",
     )
+
+
+def _block(found: bytes | int) -> bytes | Unreadable:
+    if found == errno.ENOENT:
+        return bytes(SECTOR_BYTES)  # never prepared: as a file reads
+    if isinstance(found, int):
+        return Unreadable(fault=BlockFault.UNREAD, detail=errno.errorcode.get(found, ""))
+    return bytes(found)
 
 
 def _name(index: int) -> str:
