@@ -232,7 +232,9 @@ def hanging_client(words: list[str]) -> None:
     assert client._process is not None
     print(client._process.pid, flush=True)
     while True:
-        client.ask("read", wanted=[("any", 0, 1)], wait_ms=10 * PATIENCE_MS, patience_ms=10 * PATIENCE_MS)
+        client.ask(
+            "read", wanted=[("any", 0, 1)], wait_ms=10 * PATIENCE_MS, patience_ms=10 * PATIENCE_MS
+        )
 
 
 def _ended(handle: int) -> bool:

@@ -20,8 +20,9 @@ from virtha.model.host import CephPool
 
 PATIENCE_MS = 20_000
 READ_MS = 15_000
-BLOCK_S = 86_400.0
-"""Far beyond what any packet of a dead process is on its way."""
+BLOCK_S = 30 * 86_400.0
+"""Far beyond what any packet of a dead process is on its way, or a frozen host stays unnoticed. No entry is without end, and
+``profile rbd`` may remove none."""
 RECORD_BYTES_MAX = 65_536
 DOMAIN = "virtha.domain"
 _WARNINGS = ("OSD_FULL", "POOL_FULL", "OSD_NEARFULL", "POOL_NEAR_FULL", "OSD_BACKFILLFULL")
@@ -50,6 +51,10 @@ def close_all() -> None:
 
 def vm_record(vm_id: str) -> str:
     return f"virtha.vm.{vm_id}"
+
+
+def images_record(vm_id: str) -> str:
+    return f"virtha.images.{vm_id}"
 
 
 def read(pool: CephPool, name: str) -> bytes | None:

@@ -9,7 +9,7 @@ import structlog
 from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
-from virtha.agent.ceph_images import check_unopened, take_over
+from virtha.agent.ceph_images import await_unopened, take_over
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
@@ -219,9 +219,10 @@ class PowerOrders:
         if objection is not None:
             return objection
         await self._disk_guard.check(order)
-        await check_unopened(self._host, vm)
+        await await_unopened(self._host, order)
         try:
-            await self.claim(vm, order.grant.incarnation)
+            claim = await self.claim(vm, order.grant.incarnation)
+            await take_over(self._host, order, claim)
         except ClaimRefused as error:
             # Of a start that the server may not remember (M2): it learns who made it.
             return refused(
@@ -231,7 +232,6 @@ class PowerOrders:
                 current=error.present.incarnation,
                 holder_host=error.present.host_id,
             )
-        await take_over(self._host, vm)
         await self.define(vm)
         return self.grant_objection(order.grant)
 
@@ -253,7 +253,7 @@ class PowerOrders:
             return
         await host.catalog.define(build_domain(vm, host.host_defaults()))
 
-    async def claim(self, vm: Vm, incarnation: Incarnation) -> None:
+    async def claim(self, vm: Vm, incarnation: Incarnation) -> VmHeader:
         """Record the incarnation on every storage domain of the VM (G4)."""
         host = self._host
         claim = VmHeader(
@@ -272,6 +272,7 @@ class PowerOrders:
                 partial(_claim_on, domain, paths, claim, host.files),
                 deadline_ms=ORDER_DEADLINE_MS,
             )
+        return claim
 
     async def _begin(self, order: StartVm) -> Answer:
         vm, grant = order.vm, order.grant

@@ -405,6 +405,7 @@ def claim_incarnation(domain: StorageDomain, claim: VmHeader, files: Files) -> N
 
 def forget_vm(domain: StorageDomain, vm_id: VmId, files: Files) -> None:
     if domain.ceph is not UNSET:
+        ceph_records.remove(domain.ceph, ceph_records.images_record(vm_id))
         ceph_records.remove(domain.ceph, ceph_records.vm_record(vm_id))
         return
     files.remove(_vm_path(domain, vm_id))

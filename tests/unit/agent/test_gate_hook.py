@@ -42,6 +42,7 @@ pytestmark = pytest.mark.req("A8")
 OURS = VmId("11111111-1111-4111-8111-111111111111")
 ELSEWHERE = VmId("22222222-2222-4222-8222-222222222222")
 UNKNOWN = VmId("33333333-3333-4333-8333-333333333333")
+POOL = CephPool(monitors=("10.0.0.11",), pool="vms", user="virtha")
 MARK = "<metadata><v:vm xmlns:v='https://virtha.dev/domain/1' id='x'/></metadata>"
 
 
@@ -301,7 +302,7 @@ def test_a_disk_of_ours_in_a_foreign_domain_is_refused(gate: Gate, shape: str) -
 @pytest.mark.req("F3")
 @pytest.mark.parametrize("namespace", ["", "one"])
 def test_an_image_of_our_pool_in_a_foreign_domain_is_refused(gate: Gate, namespace: str) -> None:
-    pool = CephPool(monitors=("10.0.0.11",), pool="vms", namespace=namespace, user="virtha")
+    pool = replace(POOL, namespace=namespace)
     gate.write_records(None, pool)
     shapes = (
         "<devices><disk type='network'><source protocol='rbd' name='{}'/></disk></devices>",
@@ -315,6 +316,71 @@ def test_an_image_of_our_pool_in_a_foreign_domain_is_refused(gate: Gate, namespa
             assert gate.ask(xml(UNKNOWN, shape.format(other))) == (0, "")
     gate.write_records()
     assert gate.ask(xml(UNKNOWN, shapes[0].format("vms/web1"))) == (0, "")
+
+
+QEMU_ARGUMENTS = {
+    "driver": ["-drive", "driver=rbd,pool={pool},image=web1,if=virtio"],
+    "format": ["-drive", "format=rbd,file.pool={pool},file.image=web1"],
+    "below": ["-drive", "driver=raw,file.driver=rbd,file.pool={pool},file.image=web1"],
+    "blockdev": ["-blockdev", '{"driver":"rbd","node-name":"d","pool":"{pool}","image":"web1"}'],
+    "escaped": ["-blockdev", '{"driver":"\\u0072bd","pool":"{pool}","image":"web1"}'],
+    "nested": [
+        "-blockdev",
+        '{"driver":"raw","file":{"driver":"rbd","pool":"{pool}","image":"web1"}}',
+    ],
+    "flat": [
+        "-blockdev",
+        '{"driver":"raw","file.driver":"rbd","file.pool":"{pool}","file.image":"web1"}',
+    ],
+    "pseudo": ["-drive", 'file=json:{"driver":"rbd",,"pool":"{pool}",,"image":"web1"},if=virtio'],
+    "filename": ["-blockdev", '{"driver":"raw","file":{"filename":"rbd:{pool}/web1:id=x"}}'],
+    "legacy": ["-hda", "rbd:{pool}/web1"],
+}
+
+
+def _arguments(words: list[str], pool: str) -> str:
+    values = "".join(
+        f"<q:arg value='{word.replace('{pool}', pool).replace('<', '&lt;')}'/>" for word in words
+    )
+    return (
+        "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"{values}</q:commandline>"
+    )
+
+
+@pytest.mark.req("F3")
+@pytest.mark.parametrize("words", QEMU_ARGUMENTS.values(), ids=QEMU_ARGUMENTS.keys())
+def test_an_image_of_our_pool_in_qemus_arguments_is_refused(gate: Gate, words: list[str]) -> None:
+    gate.write_records(None, POOL)
+    assert gate.refused(xml(UNKNOWN, _arguments(words, "vms"))) == "gate.refused.disk"
+    assert gate.ask(xml(UNKNOWN, _arguments(words, "other"))) == (0, "")
+
+
+@pytest.mark.bad_input(
+    "a domain of which it can't be told whether it opens an image of a managed pool"
+)
+@pytest.mark.req("F3")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-readconfig", "/etc/vm.cfg"],
+        ["-blockdev", '{"driver":"rbd","image":"web1"}'],
+        ["-blockdev", '{"driver":"rbd","pool":"vms"'],
+        ["-drive", "driver=rbd,image=web1"],
+        ["-drive", "driver=quorum,a.driver=rbd,a.pool=o,a.image=x,b.driver=rbd,b.pool=o,b.image=y"],
+    ],
+    ids=["readconfig", "no pool", "cut short", "driver alone", "two in one"],
+)
+def test_what_cannot_be_told_is_refused_where_a_pool_is_managed(
+    gate: Gate, words: list[str]
+) -> None:
+    gate.write_records(None, POOL)
+    code, text = gate.ask(xml(UNKNOWN, _arguments(words, "vms")))
+    assert code == 1
+    assert "it can't be told" in text
+    assert "protocol='rbd'" in text
+    gate.write_records()
+    assert gate.ask(xml(UNKNOWN, _arguments(words, "vms"))) == (0, "")
 
 
 def test_a_disk_on_the_command_line_is_found(gate: Gate) -> None:
