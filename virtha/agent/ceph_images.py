@@ -9,16 +9,17 @@ import structlog
 
 from virtha.agent import ceph_records
 from virtha.agent.answers import OK, Answer, refused
-from virtha.agent.ceph_marks import Marks, read_marks, write_marks
+from virtha.agent.ceph_marks import read_marks, write_marks
 from virtha.agent.host_context import HostContext
-from virtha.agent.storage import (
-    ORDER_DEADLINE_MS,
-    ClaimRefused,
-    VmHeader,
-    check_header,
-    read_vm_header,
+from virtha.agent.image_holders import (
+    ImageLook,
+    Opened,
+    check_exclusive,
+    shut_out,
+    to_shut_out,
 )
-from virtha.model.errors import Failed, InvalidInput, Refused
+from virtha.agent.storage import ORDER_DEADLINE_MS, VmHeader, check_header, read_vm_header
+from virtha.model.errors import InvalidInput
 from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import InstallationId, StorageDomainId
 from virtha.model.orders import CreateDisk, DiskCheck, Order, StartVm
@@ -26,7 +27,6 @@ from virtha.model.vm import Disk, DiskFormat, Vm
 
 MADE_BY = "virtha.made_by"
 """Noted with an image before it has its name: whose order made it."""
-IN_USE = "problem.disk.in_use"
 _LOOK_MS = 5_000
 _UNOPENED_POLL_S = 1.0
 _UNOPENED_MARGIN_MS = 10_000
@@ -50,7 +50,7 @@ async def make_image(
     if await host.workers.call(domain, make, deadline_ms=ORDER_DEADLINE_MS):
         return OK
     return refused(
-        IN_USE,
+        "problem.disk.in_use",
         f"{disk.path} is there already; it is never overwritten: add it by its path, or choose another name",
     )
 
@@ -106,12 +106,12 @@ def look(pool: CephPool, name: str) -> dict[str, Any]:
 async def await_unopened(host: HostContext, order: StartVm) -> None:
     """Before the claim. A start without proof shuts out nobody: who has an image open is waited for, for a client that died
     is dropped by Ceph within half a minute, and then left to have it. Raises Refused; OSError, VirthaError."""
-    proven = order.disk_check is DiskCheck.SKIP_PROVEN
+    proven = _proven(order)
     last_ms = order.grant.ends_at_ms - _UNOPENED_MARGIN_MS
     while True:
         try:
-            await _each_pool(host, order.vm, partial(_to_shut_out, order.vm, proven=proven))
-        except _Opened:
+            await _each_pool(host, order.vm, partial(_addresses, order.vm, proven=proven))
+        except Opened:
             if proven or host.clock.monotonic_ms() >= last_ms:
                 raise
             await asyncio.sleep(_UNOPENED_POLL_S)
@@ -123,14 +123,17 @@ async def take_over(host: HostContext, order: StartVm, claim: VmHeader) -> None:
     """After the claim, right before a start. With proof for every former holder: whoever has an image of it open yet is shut out of
     the cluster by its address and nonce, that is that one connection. A late write of a dead QEMU can't land any more, and the
     new one need not wait for half a minute until Ceph takes the dead one for dead. Raises OSError, VirthaError: then nothing starts."""
-    proven = order.disk_check is DiskCheck.SKIP_PROVEN
-    await _each_pool(host, order.vm, partial(_take, order.vm, claim, proven=proven))
+    await _each_pool(host, order.vm, partial(_take, order.vm, claim, proven=_proven(order)))
 
 
 async def take_along(host: HostContext, vm: Vm, new: Disk | None) -> None:
     """Of a copy that runs here and is claimed: its images are its own from now on. ``new``: one that it is to open yet; raises
     Refused where somebody has that open."""
     await _each_pool(host, vm, partial(_take_along, vm, new))
+
+
+def _proven(order: StartVm) -> bool:
+    return order.disk_check is DiskCheck.SKIP_PROVEN
 
 
 _OfPool = Callable[[StorageDomain, tuple[str, ...]], object]
@@ -149,86 +152,63 @@ async def _each_pool(host: HostContext, vm: Vm, call: _OfPool) -> None:
             )
 
 
-class _Opened(Refused):
-    def __init__(self, pool: CephPool, image: str, addresses: list[str], why: str) -> None:
-        super().__init__(
-            f"image {image} is open at {', '.join(addresses)}, {why}",
-            code=IN_USE,
-            fix=f"end what has it open: rbd status {pool.image_prefix}/{image}",
+# In the domain's worker
+
+
+def _looks(pool: CephPool, images: tuple[str, ...]) -> list[ImageLook]:
+    found = [(image, look(pool, image)) for image in images]
+    return [
+        ImageLook(
+            name=f"{pool.image_prefix}/{image}",
+            prefix=one["prefix"],
+            exclusive=one["exclusive"],
+            watchers=tuple(address for address, _, _ in one["watchers"]),
+            owners=tuple(one["lock_owners"]),
         )
+        for image, one in found
+    ]
 
 
-def _to_shut_out(
+def _addresses(
     vm: Vm, domain: StorageDomain, images: tuple[str, ...], *, proven: bool
-) -> tuple[list[str], Marks]:
-    """Addresses that have an image open, and the marks with all of these images. Raises Refused where one of them may be a
-    client that nothing is proven of."""
-    pool = _pool(domain)
+) -> tuple[str, ...]:
     marks = read_marks(domain, vm.id)
     # An adopted VM ran with its images before anybody here kept marks.
-    all_known = vm.adopted and marks.images is None
-    addresses: set[str] = set()
-    prefixes: list[str] = []
-    for image in images:
-        found = look(pool, image)
-        _check_exclusive(found, pool, image)
-        watchers = {address for address, _, _ in found["watchers"]}
-        # A lock whose owner does not watch: its client died, or lost its watch, and may have writes on their way.
-        owners = set(found["lock_owners"])
-        if watchers and not proven:
-            raise _Opened(
-                pool, image, sorted(watchers), "and a start without proof shuts out nobody"
-            )
-        if watchers | owners and not all_known and not marks.has(found["prefix"]) and proven:
-            raise _Opened(pool, image, sorted(watchers | owners), "and this VM never ran with it")
-        if "" in owners:
-            raise Failed(f"who has the lock of image {image} can't be told")
-        prefixes.append(found["prefix"])
-        addresses |= watchers | owners
-    return sorted(addresses) if proven else [], marks.with_images(prefixes)
+    known = None if vm.adopted and marks.images is None else marks.images or ()
+    return to_shut_out(_looks(_pool(domain), images), known=known, proven=proven)
 
 
 def _take(
     vm: Vm, claim: VmHeader, domain: StorageDomain, images: tuple[str, ...], *, proven: bool
 ) -> None:
-    # In this order: the claim is read after it was seen who has the images open. Whoever came after us has claimed before it opens
-    # anything: where the claim is ours yet, none of those addresses is a later copy's, however long this takes from here.
-    addresses, marks = _to_shut_out(vm, domain, images, proven=proven)
-    present = read_vm_header(domain, vm.id)
-    if present is None:
-        raise Failed(f"the claim on {domain.name} is gone: its record was removed meanwhile")
-    if present != claim:
-        raise ClaimRefused(claim, present)
-    for address in addresses:
-        _log.warning("shut out of its image", vm=vm.name, domain=domain.name, address=address)
-        ceph_records.block(_pool(domain), address)
-    write_marks(domain, marks)
+    shut_out(
+        claim,
+        look=partial(_addresses, vm, domain, images, proven=proven),
+        read_claim=partial(read_vm_header, domain, vm.id),
+        block=partial(_block, vm, domain),
+    )
+    _mark(vm, domain, _looks(_pool(domain), images))
+
+
+def _block(vm: Vm, domain: StorageDomain, address: str) -> None:
+    _log.warning("shut out of its image", vm=vm.name, domain=domain.name, address=address)
+    ceph_records.block(_pool(domain), address)
 
 
 def _take_along(vm: Vm, new: Disk | None, domain: StorageDomain, images: tuple[str, ...]) -> None:
-    pool = _pool(domain)
     if new is not None:
         images = (new.path,) if new.storage_domain_id == domain.id and not new.readonly else ()
-    prefixes = []
-    for image in images:
-        found = look(pool, image)
-        _check_exclusive(found, pool, image)
-        watchers = sorted(address for address, _, _ in found["watchers"])
-        if new is not None and watchers:
-            raise _Opened(
-                pool, image, watchers, "and nobody is shut out for a disk that is plugged in"
-            )
-        prefixes.append(found["prefix"])
-    write_marks(domain, read_marks(domain, vm.id).with_images(prefixes))
+    looks = _looks(_pool(domain), images)
+    for one in looks:
+        check_exclusive(one)
+        if new is not None and one.watchers:
+            raise Opened(one, one.watchers, "and nobody is shut out for a disk that is plugged in")
+    _mark(vm, domain, looks)
 
 
-def _check_exclusive(found: dict[str, Any], pool: CephPool, image: str) -> None:
-    if not found["exclusive"]:
-        raise InvalidInput(
-            f"image {image} lacks the feature exclusive-lock, so two writers could go unseen",
-            field="disk.path",
-            fix=f"turn it on: rbd feature enable {pool.image_prefix}/{image} exclusive-lock",
-        )
+def _mark(vm: Vm, domain: StorageDomain, looks: list[ImageLook]) -> None:
+    marks = read_marks(domain, vm.id)
+    write_marks(domain, marks.with_images(one.prefix for one in looks))
 
 
 def _pool(domain: StorageDomain) -> CephPool:

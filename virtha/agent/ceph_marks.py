@@ -25,9 +25,6 @@ class Marks(Value, frozen=True, kw_only=True):
     read: bytes | None = None
     """What stands there."""
 
-    def has(self, prefix: str) -> bool:
-        return prefix in (self.images or ())
-
     def with_images(self, prefixes: Iterable[str]) -> "Marks":
         known = self.images or ()
         new = tuple(prefix for prefix in prefixes if prefix not in known)

@@ -273,7 +273,10 @@ class _Asked:
 
 
 def unsettled() -> int:
-    """How many questions of this process have never been answered."""
+    """How many questions of this process have never been answered. While none is being asked: those that were answered since
+    nobody waits for any more."""
+    for asked in [one for one in _Asked._kept.values() if one.done]:
+        asked._release(asked._status())
     return len(_Asked._kept)
 
 
