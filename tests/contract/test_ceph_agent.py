@@ -1,9 +1,11 @@
 """A whole agent with a storage domain on a real Ceph of one node; its hypervisor is simulated, other hosts' QEMUs are real."""
 
+import asyncio
 import queue
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -16,8 +18,9 @@ sys.path.append(str(Path(__file__).parents[1] / "unit" / "agent"))
 
 from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, stop
 
-from virtha.agent import ceph_records
+from virtha.agent import ceph_images, ceph_records
 from virtha.agent.ceph_images import look
+from virtha.agent.ceph_marks import read_marks, write_marks
 from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.lease_files import OpenedDomain
 from virtha.agent.slot_worker import SlotWorker
@@ -32,7 +35,7 @@ from virtha.model.errors import Failed, Refused
 from virtha.model.facts import Result, StorageReport
 from virtha.model.host import StorageDomain
 from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, StorageDomainId, Term
-from virtha.model.orders import CreateDisk, ForgetVm, PrepareStorage
+from virtha.model.orders import CreateDisk, DiskCheck, ForgetVm, PrepareStorage, StartVm
 from virtha.model.slot import BlockFault, Mailbox, Poison, Slot, Unreadable
 from virtha.model.slot_round import LeaseDuty, SlotRound
 from virtha.model.vm import Disk, DiskFormat, Vm
@@ -118,6 +121,52 @@ def test_a_disk_is_made_started_from_and_deleted(bench: Bench, place: CephPlace)
     assert reports[-1].usable, reports
 
 
+def by_the_engine(bench: Bench, vm: Vm, incarnation: int) -> StartVm:
+    """As it orders one with proof for every former holder."""
+    return StartVm(
+        vm=vm,
+        grant=bench.grant(vm.id, incarnation),
+        by="engine",
+        disk_check=DiskCheck.SKIP_PROVEN,
+    )
+
+
+def claim_of(incarnation: int, host: str = "h2") -> VmHeader:
+    return VmHeader(
+        installation_id=INSTALLATION,
+        vm_id=WEB1,
+        incarnation=Incarnation(incarnation),
+        host_id=HostId(host),
+        boot=BootId("b"),
+    )
+
+
+def ran_elsewhere(bench: Bench, place: CephPlace, *images: str) -> None:
+    """What its start on another host left on the pool."""
+    claim_incarnation(bench.storage, claim_of(1), bench.files)
+    prefixes = [look(place.pool, image)["prefix"] for image in images]
+    write_marks(bench.storage, read_marks(bench.storage, WEB1).with_images(prefixes))
+
+
+async def made(bench: Bench) -> None:
+    await prepared(bench)
+    await bench.do(CreateDisk(disk=disk(bench)))
+    await bench.configured(vm(bench), revision=2)
+    await bench.listed()
+
+
+def writing(place: CephPlace, image: str = "web1-root", address: str = OLD_HOST) -> Guest:
+    guest = place.opened(Guest(place, image, address))
+    guest.write(1, at="1M")
+    assert "wrote" in guest.answer()
+    return guest
+
+
+def still_writes(guest: Guest) -> bool:
+    guest.write(2, at="1M")
+    return "wrote" in guest.answer()
+
+
 @pytest.mark.req("G4")
 def test_whoever_has_the_image_open_yet_is_shut_out_before_a_start(
     bench: Bench, place: CephPlace
@@ -125,48 +174,153 @@ def test_whoever_has_the_image_open_yet_is_shut_out_before_a_start(
     """A dead host's QEMU, as far as the proof says; here it lives, and can write no more."""
 
     async def story() -> None:
-        await prepared(bench)
-        await bench.do(CreateDisk(disk=disk(bench)))
-        await bench.configured(vm(bench), revision=2)
-        await bench.listed()
-        claim = VmHeader(
-            installation_id=INSTALLATION,
-            vm_id=WEB1,
-            incarnation=Incarnation(1),
-            host_id=HostId("h2"),
-            boot=BootId("b"),
-        )
-        claim_incarnation(bench.storage, claim, bench.files)
-        old = place.opened(Guest(place, "web1-root", OLD_HOST))
-        old.write(1, at="1M")
-        assert "wrote" in old.answer()
-        outcome = await bench.start(vm(bench), incarnation=2)
+        await made(bench)
+        ran_elsewhere(bench, place, "web1-root")
+        old = writing(place)
+        outcome = await bench.do(by_the_engine(bench, vm(bench), 2))
         assert outcome.result is Result.OK, outcome
         assert look(place.pool, "web1-root")["watchers"] == []
+        assert not still_writes(old)
+
+    bench.run(story)
+
+
+@pytest.mark.req("G4")
+def test_who_lost_its_watch_and_has_the_lock_is_shut_out_too(
+    bench: Bench, place: CephPlace
+) -> None:
+    """Frozen for longer than Ceph keeps its watch: it thaws with a write in hand."""
+
+    async def story() -> None:
+        await made(bench)
+        ran_elsewhere(bench, place, "web1-root")
+        old = writing(place)
+        old.freeze()
+        await bench.until(lambda: look(place.pool, "web1-root")["watchers"] == [])
+        (owner,) = look(place.pool, "web1-root")["lock_owners"]
+        assert owner.startswith(OLD_HOST)
+        outcome = await bench.do(by_the_engine(bench, vm(bench), 2))
+        assert outcome.result is Result.OK, outcome
+        assert owner in place.ceph.ceph("osd", "blocklist", "ls")
         old.write(2, at="1M")
+        old.thaw()
         assert "wrote" not in old.answer()
 
     bench.run(story)
 
 
-def test_an_image_that_somebody_unknown_has_open_is_left_to_him(
+@pytest.mark.req("G4")
+def test_a_start_that_was_overtaken_shuts_out_nobody(
+    bench: Bench, place: CephPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This agent stood still after its claim; by now the VM runs elsewhere, with its image open."""
+    running: list[Guest] = []
+    real = ceph_images.take_over
+
+    async def late(*words: Any) -> None:
+        claim_incarnation(bench.storage, claim_of(3, "h3"), bench.files)
+        running.append(writing(place))
+        await real(*words)
+
+    monkeypatch.setattr("virtha.agent.order_power.take_over", late)
+
+    async def story() -> None:
+        await made(bench)
+        ran_elsewhere(bench, place, "web1-root")
+        outcome = await bench.do(by_the_engine(bench, vm(bench), 2))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.incarnation")
+        assert outcome.fields["holder_host"] == "h3"
+        assert still_writes(running[0])
+
+    bench.run(story)
+
+
+@pytest.mark.req("F9")
+def test_a_start_by_a_person_shuts_out_nobody_and_waits_for_who_leaves(
     bench: Bench, place: CephPlace
 ) -> None:
     async def story() -> None:
-        await prepared(bench)
-        await bench.do(CreateDisk(disk=disk(bench)))
-        await bench.configured(vm(bench), revision=2)
-        await bench.listed()
-        other = place.opened(Guest(place, "web1-root"))
-        other.write(1, at="1M")
-        assert "wrote" in other.answer()
-        refused = await bench.start(vm(bench))
+        await made(bench)
+        ran_elsewhere(bench, place, "web1-root")
+        other = writing(place)
+        short = replace(bench.grant(WEB1, 2), duration_ms=11_000)
+        refused = await bench.do(StartVm(vm=vm(bench), grant=short, by="ann"))
         assert (refused.result, refused.code) == (Result.REFUSED, "problem.disk.in_use")
-        assert read_vm_header(bench.storage, WEB1) is None
-        other.write(2, at="1M")
-        assert "wrote" in other.answer()
+        assert "a start without proof shuts out nobody" in refused.message
+        assert read_vm_header(bench.storage, WEB1) == claim_of(1)
+        assert still_writes(other)
+        order = bench.order(StartVm(vm=vm(bench), grant=bench.grant(WEB1, 3), by="ann"))
+        bench.agent.on_order(order)
+        await asyncio.to_thread(other.leave)
+        await bench.until(lambda: bench.outcomes(order) != [])
+        assert bench.outcomes(order)[-1].result is Result.OK, bench.outcomes(order)
 
     bench.run(story)
+
+
+def test_of_an_image_that_the_vm_never_ran_with_nobody_is_shut_out(
+    bench: Bench, place: CephPlace
+) -> None:
+    """The VM ran before, with another image of the pool; and one of the same name that is not that one any more."""
+
+    async def story() -> None:
+        await made(bench)
+        ran_elsewhere(bench, place, "web1-root")
+        client = place.client()
+        client.ask("remove_image", name="web1-root", patience_ms=60_000)
+        client.ask("create_image", name="web1-root", size_bytes=64 << 20, patience_ms=60_000)
+        other = writing(place)
+        refused = await bench.do(by_the_engine(bench, vm(bench), 2))
+        assert (refused.result, refused.code) == (Result.REFUSED, "problem.disk.in_use")
+        assert "this VM never ran with it" in refused.message
+        assert read_vm_header(bench.storage, WEB1) == claim_of(1)
+        assert still_writes(other)
+
+    bench.run(story)
+
+
+def test_an_image_that_is_there_is_never_taken_for_ours(bench: Bench, place: CephPlace) -> None:
+    """Also by an order that comes again after its agent died in the middle of it."""
+
+    async def story() -> None:
+        await prepared(bench)
+        client = place.client()
+        client.ask("create_image", name="web1-root", size_bytes=64 << 20, patience_ms=60_000)
+        writing(place).leave()
+        order = bench.order(CreateDisk(disk=disk(bench)))
+        bench.agent.host.outcomes.begin(order.operation_id, order.step)
+        refused = await bench.give(order)
+        assert (refused.result, refused.code) == (Result.REFUSED, "problem.disk.in_use")
+        assert "never overwritten" in refused.message
+        reader = place.opened(Guest(place, "web1-root"))
+        assert reader.holds(1, at="1M")
+
+    bench.run(story)
+    assert place.client().ask("images", patience_ms=60_000) == ["web1-root"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "unnamed", "named"])
+def test_a_disk_whose_making_broke_off_is_made_once(
+    bench: Bench, place: CephPlace, left: str
+) -> None:
+    async def story() -> None:
+        await prepared(bench)
+        client, order = place.client(), bench.order(CreateDisk(disk=disk(bench)))
+        maker = f"{order.operation_id}.{order.step}"
+        bench.agent.host.outcomes.begin(order.operation_id, order.step)
+        unnamed = f"virtha.new.{maker}"
+        if left != "nothing":
+            client.ask("create_image", name=unnamed, size_bytes=1 << 20, patience_ms=60_000)
+        if left == "named":
+            words = {"key": ceph_images.MADE_BY, "value": maker, "patience_ms": 60_000}
+            client.ask("note_image", name=unnamed, **words)
+            client.ask("resize_image", name=unnamed, size_bytes=64 << 20, patience_ms=60_000)
+            client.ask("rename_image", name=unnamed, to="web1-root", patience_ms=60_000)
+        assert (await bench.give(order)).result is Result.OK
+        assert look(place.pool, "web1-root")["size_bytes"] == 64 << 20
+
+    bench.run(story)
+    assert place.client().ask("images", patience_ms=60_000) == ["web1-root"]
 
 
 @pytest.mark.req("G4")

@@ -1,6 +1,7 @@
 """What the ``ceph-rbd`` drivers keep beyond the suite of their ports, on a real Ceph of one node."""
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from own_ceph import OwnCeph
 
 from virtha.drivers.ceph_blocklist import EXPIRY_S, CephBlocklist
 from virtha.drivers.ceph_client import CephClient
+from virtha.drivers.ceph_library import Rados, _Asked, _Read, unsettled
 from virtha.drivers.ceph_slots import CephSlots
 from virtha.drivers.rbd_disks import WATCH_MS, RbdDisks
 from virtha.model.errors import InvalidInput, Refused
@@ -192,9 +194,103 @@ def test_a_slot_that_does_not_answer_says_nothing(
     place.ceph.hang()
     try:
         found = one.read_slots({H1: 0, H2: 1})
+        mailboxes = one.read_mailboxes({H1: 0, H2: 1})
     finally:
         place.ceph.go_on()
-    assert found == dict.fromkeys((H1, H2), Unreadable(fault=BlockFault.UNREAD, detail="ETIMEDOUT"))
+    unread = Unreadable(fault=BlockFault.UNREAD, detail="ETIMEDOUT")
+    assert found == mailboxes == dict.fromkeys((H1, H2), unread)
+
+
+def test_what_the_library_gives_up_is_unknown(place: CephPlace) -> None:
+    """By its own time, before that of whoever asks: neither done nor absent, and the next question is answered."""
+    one = place.opened(CephClient(place.pool, op_s=1))
+    new = {"offset": 0, "expected": [], "exclusive": True, "whole": True}
+    assert one.ask("read", wanted=[("a", 0, 4)], wait_ms=50_000, patience_ms=PATIENCE_MS) == [
+        errno.ENOENT
+    ]
+    process = one._process
+    place.ceph.hang()
+    try:
+        words = {"wanted": [("a", 0, 4)], "wait_ms": 50_000, "patience_ms": PATIENCE_MS}
+        assert one.ask("read", **words) == [errno.ETIMEDOUT]
+        for what, more in (
+            ("write", {"name": "a", "data": b"late", **new}),
+            ("images", {}),
+            ("look", {"name": "i", "head_bytes": 16, "objects_max": 1, "wait_ms": 5_000}),
+        ):
+            with pytest.raises(OSError) as failed:
+                one.ask(what, patience_ms=PATIENCE_MS, **more)
+            assert failed.value.errno == errno.ETIMEDOUT, what
+    finally:
+        place.ceph.go_on()
+    assert one._process is process
+    until(lambda: one.ask("images", patience_ms=PATIENCE_MS) == [])
+
+
+def test_what_is_read_lands_in_memory_that_is_kept_for_it(place: CephPlace) -> None:
+    """In this process, so that it can be looked into: an answer that nobody waits for any more, whatever became of its asker."""
+    place.client().ask(
+        "write",
+        name="a",
+        offset=0,
+        data=b"answer",
+        expected=[],
+        exclusive=True,
+        whole=True,
+        patience_ms=PATIENCE_MS,
+    )
+    options = {"mon_host": place.ceph.monitor, "keyring": place.pool.keyring, "log_file": ""}
+    rados = Rados(options, user="virtha", pool="vms", namespace=place.pool.namespace)
+    assert rados.read_all([("a", 0, 6)], wait_ms=50_000) == [b"answer"]
+    before = unsettled()
+    place.ceph.hang()
+    try:
+        assert rados.read_all([("a", 0, 6)], wait_ms=1) == [errno.ETIMEDOUT]
+        broken: Any = [("a", 0, 6), (None, 0, 6)]
+        with pytest.raises(AttributeError):
+            rados.read_all(broken, wait_ms=1)
+        gc.collect()
+        left = list(_Asked._kept.values())[-2:]
+        assert unsettled() == before + 2
+    finally:
+        place.ceph.go_on()
+    until(lambda: all(one.done for one in left))
+    assert [bytes(one._buffer.raw) for one in left if isinstance(one, _Read)] == [b"answer"] * 2
+    assert unsettled() == before
+
+
+@pytest.mark.req("G7")
+def test_a_pool_that_was_made_anew_is_another_one(place: CephPlace) -> None:
+    """Under the same name, in the same cluster. Seen by a connection that was there, and by each one after."""
+    ceph, name = place.ceph, f"p{uuid4().hex}"
+    ceph.ceph("config", "set", "mon", "mon_allow_pool_delete", "true")
+    ceph.ceph("osd", "pool", "create", name, "1", "1")
+    pool = replace(place.pool, pool=name, user="admin", keyring=str(ceph.keyring("admin")))
+    pool = replace(pool, namespace="")
+    slots, client = _slots(place, pool), place.opened(CephClient(pool))
+    slots.prepare(0, H1)
+    slots.write_slot(SLOT)
+    wanted = {"wanted": [("missing", 0, 4)], "wait_ms": 50_000, "patience_ms": PATIENCE_MS}
+    assert client.ask("read", **wanted) == [errno.ENOENT]
+    ceph.ceph("osd", "pool", "delete", name, name, "--yes-i-really-really-mean-it")
+    with pytest.raises(OSError, match="was deleted, or made anew"):
+        client.ask("read", **wanted)
+    ceph.ceph("osd", "pool", "create", name, "1", "1")
+    for _ in range(2):
+        with pytest.raises(OSError, match="another pool") as refused:
+            client.ask("read", **wanted)
+        assert refused.value.errno == errno.EIDRM
+    with pytest.raises(OSError):
+        slots.write_slot(replace(SLOT, counter=2))
+    with pytest.raises(InvalidInput, match="another pool") as prepared:
+        slots.prepare(0, H1)
+    assert prepared.value.field == "ceph.pool"
+    assert "add it anew" in prepared.value.fix
+    fresh = place.opened(CephClient(pool))
+    assert fresh.ask(
+        "read", wanted=[("virtha.heartbeat.0", 0, 4)], wait_ms=50_000, patience_ms=PATIENCE_MS
+    ) == [errno.ENOENT]
+    ceph.ceph("osd", "pool", "delete", name, name, "--yes-i-really-really-mean-it")
 
 
 def test_its_process_ends_with_whoever_asks(place: CephPlace) -> None:

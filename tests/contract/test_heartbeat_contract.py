@@ -130,6 +130,9 @@ def check_both_ways(one: HeartbeatSlots, other: HeartbeatSlots) -> None:
     assert one.read_mailbox(0) == MAILBOX
     one.write_slot(replace(SLOT, counter=4, acknowledged_poison=1))
     assert other.read_slots({H1: 0}) == {H1: replace(SLOT, counter=4, acknowledged_poison=1)}
+    theirs = replace(MAILBOX, index=1, host_id=H2, counter=0, poison=None)
+    assert other.read_mailboxes({H1: 0, H2: 1}) == {H1: MAILBOX, H2: theirs}
+    assert other.read_mailboxes({}) == {}
     one.write_back()
 
 
