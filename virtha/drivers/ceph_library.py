@@ -344,10 +344,7 @@ class Rbd:
         library.rbd_rename.argtypes = [c_void_p, c_char_p, c_char_p]
         library.rbd_metadata_set.argtypes = [c_void_p, c_char_p, c_char_p]
         library.rbd_metadata_get.argtypes = [c_void_p, c_char_p, c_char_p, POINTER(c_size_t)]
-        library.rbd_lock_get_owners.argtypes = [
-            *(c_void_p, POINTER(c_int), POINTER(c_char_p), POINTER(c_size_t))
-        ]
-        library.rbd_lock_get_owners_cleanup.argtypes = [POINTER(c_char_p), c_size_t]
+        library.rbd_list_lockers.restype = ctypes.c_ssize_t
 
     def names(self) -> list[str]:
         size = c_size_t(1 << 16)
@@ -433,16 +430,20 @@ class Rbd:
         return told
 
     def _lock_owners(self, image: c_void_p) -> list[str]:
-        """Address of whoever has the exclusive lock: it may have lost its watch, or died with it, and write yet."""
-        mode, size = c_int(), c_size_t(8)
-        found = (c_char_p * size.value)()
-        status = self._library.rbd_lock_get_owners(image, byref(mode), found, byref(size))
-        if status == -errno.ENOENT:
+        """Addresses of whoever has the image's lock: such a client may have lost its watch, or died with it, and write yet."""
+        exclusive, size = c_int(), 256
+        while True:
+            texts = [ctypes.create_string_buffer(size) for _ in range(4)]
+            sizes = [c_size_t(size) for _ in texts]
+            pairs = [one for pair in zip(texts, map(byref, sizes), strict=True) for one in pair]
+            count = self._library.rbd_list_lockers(image, byref(exclusive), *pairs)
+            if count != -errno.ERANGE:
+                break
+            size = 2 * max(one.value for one in sizes)
+        if not _check(count, "lock"):
             return []
-        _check(status, "lock")
-        told = [(one or b"").decode("ascii") for one in found[: size.value]]
-        self._library.rbd_lock_get_owners_cleanup(found, size)
-        return told
+        addresses = texts[-1].raw[: sizes[-1].value].split(b"\0")[:count]
+        return [one.decode("ascii") for one in addresses]
 
     @contextmanager
     def _open(self, name: str, *, write: bool = False) -> Iterator[c_void_p]:
