@@ -16,10 +16,10 @@ from report import Figure, at_most, finish, quantile, shown
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "contract"))
 
+from ceph_guest import OLD_HOST, Guest
 from heartbeat_places import CephPlace
 from msgspec.structs import replace
 from own_ceph import OwnCeph
-from test_ceph_contract import OLD_HOST, Guest
 
 from virtha.agent import ceph_records
 from virtha.agent.ceph_images import look
@@ -54,12 +54,12 @@ def take_over(ceph: OwnCeph, way: str, measured: Measured) -> None:
     assert "wrote" in old.answer()
     watchers = look(pool, "i")["watchers"]
     old.freeze()
-    began_s = time.monotonic()
+    began_s, blocked = time.monotonic(), None
     if way == "connection":
         for address, _, _ in watchers:
             ceph_records.block(pool, address)
     elif way == "host":
-        fence.block([OLD_HOST])
+        blocked = fence.block([OLD_HOST])
     fenced_s = time.monotonic()
     new = place.opened(Guest(place, "i"))
     new.write(2)
@@ -69,8 +69,8 @@ def take_over(ceph: OwnCeph, way: str, measured: Measured) -> None:
     old.write(3)
     old.thaw()
     measured.late += "wrote" in old.answer() or not new.holds(2)
-    if way == "host":
-        fence.lift([OLD_HOST], blocked=BootId("b1"), runs=BootId("b2"))
+    if blocked is not None:
+        fence.lift(blocked, boot=BootId("b1"), runs=BootId("b2"))
     place.close()
     ceph_records.close_all()
 

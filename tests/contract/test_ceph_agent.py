@@ -9,10 +9,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from ceph_guest import OLD_HOST, Guest
 from heartbeat_places import CephPlace
 from msgspec.structs import replace
 from own_ceph import OwnCeph
-from test_ceph_contract import OLD_HOST, Guest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "agent"))
 

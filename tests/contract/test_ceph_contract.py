@@ -7,23 +7,22 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from ceph_guest import BOUND_S, PATIENCE_MS, Guest, new_image, of_user, until
 from heartbeat_places import DS1, OURS, CephPlace
 from msgspec.structs import replace
 from own_ceph import OwnCeph
 
-from virtha.drivers.ceph_blocklist import EXPIRY_S, CephBlocklist
 from virtha.drivers.ceph_client import CephClient
 from virtha.drivers.ceph_library import Rados, _Asked, _Read, unsettled
 from virtha.drivers.ceph_slots import CephSlots
 from virtha.drivers.rbd_disks import WATCH_MS, RbdDisks
-from virtha.model.errors import InvalidInput, Refused
+from virtha.model.errors import InvalidInput
 from virtha.model.host import CephPool
 from virtha.model.ids import BootId, HostId
 from virtha.model.slot import BlockFault, Slot, Unreadable
@@ -32,9 +31,6 @@ pytestmark = [pytest.mark.req("F3"), pytest.mark.lab, pytest.mark.long]
 
 H1, H2 = HostId("h1"), HostId("h2")
 SLOT = Slot(installation_id=OURS, domain_id=DS1, index=0, host_id=H1, boot=BootId("b"), counter=1)
-PATIENCE_MS = 60_000
-OLD_HOST = "127.0.0.2"
-BOUND_S = 120
 
 
 @pytest.fixture
@@ -46,18 +42,7 @@ def place(own_ceph: OwnCeph) -> Iterator[CephPlace]:
 
 @pytest.fixture
 def image(place: CephPlace) -> str:
-    place.ceph.run("rbd", "namespace", "create", f"vms/{place.pool.namespace}")
-    client = place.opened(CephClient(place.pool))
-    name = f"web-{uuid4().hex}"
-    client.ask("create_image", name=name, size_bytes=1 << 30, patience_ms=PATIENCE_MS)
-    return name
-
-
-def until(holds: Callable[[], object]) -> None:
-    bound = time.monotonic() + BOUND_S
-    while not holds():
-        assert time.monotonic() < bound
-        time.sleep(0.05)
+    return new_image(place)
 
 
 # Heartbeats
@@ -378,23 +363,9 @@ def test_a_wrong_key_is_named(place: CephPlace, tmp_path: Path) -> None:
 @pytest.mark.bad_input
 def test_a_user_who_may_not_write_is_named(place: CephPlace) -> None:
     with pytest.raises(InvalidInput, match=r"client.blind may not write") as refused:
-        _slots(place, _of_user(place, "blind")).prepare(0, H1)
+        _slots(place, of_user(place, "blind")).prepare(0, H1)
     assert refused.value.field == "ceph.user"
     assert "ceph auth caps client.blind" in refused.value.fix
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(("user", "what"), [("narrow", "add"), ("virtha", "rm")])
-def test_a_user_who_may_not_block_is_named(place: CephPlace, user: str, what: str) -> None:
-    """``profile rbd`` lets a client add entries, and remove none."""
-    with pytest.raises(InvalidInput, match=f"blocklist \\({what}\\)") as refused:
-        place.opened(CephBlocklist(_of_user(place, user))).check_permission()
-    assert refused.value.field == "ceph.user"
-    assert 'allow command "osd blocklist"' in refused.value.fix
-
-
-def _of_user(place: CephPlace, user: str) -> CephPool:
-    return replace(place.pool, user=user, keyring=str(place.ceph.keyring(user)))
 
 
 def _slots(place: CephPlace, pool: CephPool) -> CephSlots:
@@ -402,60 +373,6 @@ def _slots(place: CephPlace, pool: CephPool) -> CephSlots:
 
 
 # Disks
-
-
-class Guest:
-    """A QEMU with the image open for writing, as its own block driver has it, on a host of that address."""
-
-    def __init__(self, place: CephPlace, image: str, address: str = "") -> None:
-        pool = place.pool
-        options = [
-            f"id={pool.user}",
-            f"keyring={pool.keyring}",
-            "mon_host=" + place.ceph.monitor.replace(":", "\\:"),
-        ]
-        name = f"rbd:{pool.pool}/{pool.namespace}/{image}:{':'.join(options)}"
-        self._process = subprocess.Popen(
-            ["qemu-io", "-f", "raw", "-t", "none", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **place.ceph.from_address(address)},
-        )
-
-    def write(self, pattern: int, at: str = "512M") -> None:
-        self._say(f"write -P {pattern} {at} 4k")
-
-    def holds(self, pattern: int, at: str = "512M") -> bool:
-        self._say(f"read -P {pattern} {at} 4k")
-        return "verification failed" not in self.answer()
-
-    def answer(self) -> str:
-        """The line that tells how the last one ended."""
-        assert self._process.stdout is not None
-        while True:
-            line = self._process.stdout.readline().decode()
-            if any(word in line for word in ("wrote", "read ", "failed", "error")) or not line:
-                return line
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def leave(self) -> None:
-        """In good order: nobody has to wait for its lock."""
-        self._process.communicate(b"quit\n", timeout=BOUND_S)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate(timeout=BOUND_S)
-
-    def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n".encode())
-        self._process.stdin.flush()
 
 
 @pytest.mark.req("F2")
@@ -529,74 +446,3 @@ def test_an_image_has_the_lock_that_shuts_out_who_had_it_before(
     client.ask("remove_image", name=image, patience_ms=PATIENCE_MS)
     with pytest.raises(FileNotFoundError):
         client.ask("look", name=image, **words)
-
-
-# The storage fence
-
-
-def test_a_blocked_host_writes_nothing_more_and_the_next_one_need_not_wait(
-    place: CephPlace, image: str
-) -> None:
-    """P3: a host that froze with its guest; what the guest does when it thaws lands nowhere."""
-    old = Guest(place, image, OLD_HOST)
-    old.write(1)
-    assert "wrote" in old.answer()
-    (watcher,) = place.opened(RbdDisks(place.pool)).watchers(image)
-    assert watcher.address.startswith(f"{OLD_HOST}:")
-    old.freeze()
-    fence = place.opened(CephBlocklist(_of_user(place, "admin")))
-    blocked = fence.block([OLD_HOST])
-    assert blocked.addresses == (OLD_HOST,)
-    assert blocked.until_s > time.time() + EXPIRY_S - 86_400
-    place.opened(CephBlocklist(place.pool)).wait_for(blocked.epoch)
-    new = Guest(place, image)
-    new.write(2)
-    assert "wrote" in new.answer()
-    old.write(3)
-    old.thaw()
-    assert "wrote" not in old.answer()
-    assert new.holds(2)
-    old.close()
-    new.leave()
-    with pytest.raises(Refused, match="has not booted"):
-        fence.lift([OLD_HOST], blocked=BootId("b1"), runs=BootId("b1"))
-    fence.lift([OLD_HOST], blocked=BootId("b1"), runs=BootId("b2"))
-    again = Guest(place, image, OLD_HOST)
-    again.write(4)
-    assert "wrote" in again.answer()
-    again.close()
-
-
-def test_an_entry_that_ends_too_soon_is_made_anew(place: CephPlace) -> None:
-    """Ceph's own default is an hour, and it does not prolong what is there."""
-    place.ceph.ceph("osd", "blocklist", "add", "127.0.0.3:0/0", "3600")
-    fence = place.opened(CephBlocklist(_of_user(place, "admin")))
-    with pytest.raises(OSError, match=r"127\.0\.0\.3 is not on the blocklist, or not for long"):
-        fence.check(["127.0.0.3"])
-    first = fence.block(["127.0.0.3", "fd00::1"])
-    assert first.until_s > time.time() + EXPIRY_S - 86_400
-    assert fence.block(["127.0.0.3"]) == replace(first, addresses=("127.0.0.3",))
-    assert fence.check(["127.0.0.3", "fd00::1"]) == first
-    fence.lift(["127.0.0.3", "fd00::1"], blocked=BootId("b1"), runs=BootId("b2"))
-    with pytest.raises(OSError, match=r"fd00::1 is not"):
-        fence.check(["127.0.0.3", "fd00::1"])
-    with pytest.raises(OSError, match="is needed"):
-        fence.wait_for(first.epoch + 1_000)
-
-
-def test_hosts_that_may_not_be_blocked_are_told(
-    place: CephPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in place.ceph.from_address(OLD_HOST).items():
-        monkeypatch.setenv(name, value)
-    fence = place.opened(CephBlocklist(place.pool))
-    assert fence.own_addresses() == (OLD_HOST,)
-    assert fence.obstacle([OLD_HOST], own=[OLD_HOST, "10.0.0.5"]) == ""
-    assert "behind NAT" in fence.obstacle([OLD_HOST], own=["10.0.0.5"])
-    assert "Ceph daemons" in fence.obstacle(["127.0.0.1"], own=["127.0.0.1"])
-    assert fence.obstacle([], own=["127.0.0.1"]) != ""
-    for wrong in ("", "h1", "127.0.0.1:0/0", "10.0.0.0/8"):
-        with pytest.raises(InvalidInput, match="is no IP address"):
-            fence.block([wrong])
-    with pytest.raises(InvalidInput, match="no address"):
-        fence.block([])

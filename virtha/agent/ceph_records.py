@@ -41,6 +41,14 @@ def ask(pool: CephPool, what: str, **words: Any) -> Any:
         raise unusable(error, pool) from error
     except PermissionError as error:
         raise no_write(pool) from error
+    except OSError as error:
+        if error.errno != errno.ESHUTDOWN:
+            raise
+        raise Failed(
+            "this host is shut out of the Ceph cluster: its address is on the blocklist",
+            fix="after its next boot, and once none of its VMs' old copies runs, remove that entry: 'ceph osd blocklist ls', "
+            "'ceph osd blocklist rm ADDRESS'",
+        ) from error
 
 
 def close_all() -> None:

@@ -107,19 +107,27 @@ class CephBlocklist:
         if has < epoch:
             raise OSError(errno.EAGAIN, f"the map of OSDs is {has} here, and {epoch} is needed")
 
-    def lift(self, addresses: Iterable[str], *, blocked: BootId, runs: BootId) -> None:
-        """After the host is back. Raises Refused where it is in the boot that was blocked: its old copies live."""
-        if blocked == runs:
+    def lift(self, blocked: Blocked, *, boot: BootId, runs: BootId) -> tuple[str, ...]:
+        """After the host is back: its entries would stand for years. ``boot``: that was blocked; ``runs``: that it is heard of
+        in. Returns addresses that stand there with an earlier end than ours: somebody else's entries, left to him. Again: the same.
+        Raises Refused where no other boot is known to run: the old copies may live; OSError where one of ours stands yet."""
+        if not runs or boot == runs:
             raise Refused(
-                "the host has not booted since it was blocked",
+                "the host has not booted since it was blocked"
+                if runs
+                else "it is not known which boot the host is in",
                 fix="reboot it, then its storage is given back",
             )
-        wanted = set(_wanted(addresses))
-        for address in sorted(wanted & self._listed().keys()):
+        wanted = _wanted(blocked.addresses)
+        standing = self._listed()
+        ours = [one for one in wanted if standing.get(one, 0.0) >= blocked.until_s]
+        for address in ours:
             self._change("rm", address)
-        left = wanted & self._listed().keys()
+        standing = self._listed()
+        left = [one for one in ours if one in standing]
         if left:
-            raise OSError(errno.EIO, f"{', '.join(sorted(left))} is on the blocklist yet")
+            raise OSError(errno.EIO, f"{', '.join(left)} is on the blocklist yet")
+        return tuple(one for one in wanted if one in standing)
 
     def check_permission(self) -> None:
         """Raises InvalidInput when this user may not add or remove entries; tried on an address that nobody has."""

@@ -200,12 +200,14 @@ class Rados:
         self, wanted: Sequence[tuple[str, int, int]], *, wait_ms: int
     ) -> list[bytes | int]:
         """Of each (name, offset, size) what stands there, or the number of its error; all at once. ETIMEDOUT: it did not
-        answer in that time. Raises OSError (EIDRM) where the pool is gone."""
+        answer in that time. Raises OSError where the pool is gone (EIDRM), or this client is on the blocklist (ESHUTDOWN)."""
         reads = [_Read(self._library, self.io, name, offset, size) for name, offset, size in wanted]
         _wait(reads, wait_ms)
         found = [read.result() for read in reads]
         if errno.ENOENT in found:
             self.check_pool()
+        if errno.ESHUTDOWN in found:
+            raise OSError(errno.ESHUTDOWN, "this client is shut out")
         return found
 
     def versions(

@@ -103,9 +103,7 @@ def test_a_disk_of_another_kind_starts(kernel: Kernel) -> None:
     assert refused(of_path(kernel.path)) == ""
 
 
-@pytest.mark.bad_input(
-    "a domain of which it can't be told whether it opens an image of a managed pool"
-)
+@pytest.mark.bad_input("disk that can't be told")
 def test_a_device_of_which_it_cannot_be_told_is_refused(kernel: Kernel) -> None:
     kernel.names("rbd0")
     assert "it can't be told" in refused(of_path(kernel.path))
@@ -140,9 +138,7 @@ POOLS = {
 }
 
 
-@pytest.mark.bad_input(
-    "a domain of which it can't be told whether it opens an image of a managed pool"
-)
+@pytest.mark.bad_input("disk that can't be told")
 @pytest.mark.parametrize(
     ("pool", "words"),
     [

@@ -356,9 +356,7 @@ def test_an_image_of_our_pool_in_qemus_arguments_is_refused(gate: Gate, words: l
     assert gate.ask(xml(UNKNOWN, _arguments(words, "other"))) == (0, "")
 
 
-@pytest.mark.bad_input(
-    "a domain of which it can't be told whether it opens an image of a managed pool"
-)
+@pytest.mark.bad_input("disk that can't be told", story=True)
 @pytest.mark.req("F3")
 @pytest.mark.parametrize(
     "words",
