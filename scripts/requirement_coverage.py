@@ -15,6 +15,7 @@ BAD_INPUT: dict[str, str] = {
     "name taken": "A name that is taken",
     "disk path outside the domain": "A disk path outside its storage domain",
     "disk of another VM": "A disk path that another VM uses already",
+    "disk that can't be told": "A domain of which it can't be told whether it opens an image of a managed Ceph pool",
     "memory beyond any host": "More memory than any host has",
     "start with no host that fits": "A start with no host that fits: says per host why not",
     "wrong password": "A wrong password",

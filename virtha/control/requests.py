@@ -203,11 +203,24 @@ class ClusterChange(Request, frozen=True, kw_only=True):
     description: str | UnsetType = UNSET
 
 
+class CephCreate(Request, frozen=True, kw_only=True):
+    """Where the pool is. ``user`` without "client."; left out: a cluster without keys. ``keyring``: a file on each host, default
+    ``/etc/ceph/ceph.client.USER.keyring``; no key is ever given to the server."""
+
+    monitors: tuple[str, ...]
+    pool: str
+    user: str | None = None
+    keyring: str = ""
+
+
 class StorageCreate(Request, frozen=True, kw_only=True):
+    """``path`` belongs to kind ``directory``, ``ceph`` to kind ``ceph-rbd``."""
+
     name: str
-    path: str
+    path: str | None = None
     cluster: str | None = None
     kind: str = "directory"
+    ceph: CephCreate | None = None
 
 
 class AdoptRequest(Request, frozen=True, kw_only=True):

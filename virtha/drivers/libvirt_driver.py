@@ -11,6 +11,7 @@ import libvirt
 import structlog
 from msgspec import UNSET
 
+from virtha.domainxml.secret import ceph_secret
 from virtha.drivers import libvirt_disks
 from virtha.drivers.libvirt_connection import KeptConnection
 from virtha.drivers.libvirt_probe import bridges, probe, read_guest
@@ -313,6 +314,18 @@ class LibvirtHost:
             self._control,
             "define a domain",
             lambda connection: connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE),
+            deadline_ms=self._deadlines.change_ms,
+            changes=True,
+        )
+
+    # DomainSecrets
+
+    async def keep_secret(self, secret_id: str, name: str, value: bytes) -> None:
+        def keep(connection: "libvirt.virConnect") -> None:
+            connection.secretDefineXML(ceph_secret(secret_id, name)).setValue(value)
+
+        await self._main.call(
+            *(self._control, f"keep the key of {name}", keep),
             deadline_ms=self._deadlines.change_ms,
             changes=True,
         )
