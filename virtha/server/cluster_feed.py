@@ -475,7 +475,8 @@ class ClusterFeed:
             storage_domains=led.storage_domains,
             active=active_vms(inventory, self._vms),
         )
-        self._surveys[host_id] = survey
+        # A list tells of its own moment: what it named may have been given back by the time its host says the rest again.
+        self._surveys[host_id] = replace(survey, active=frozenset())
         self.offer(survey)
 
     def _survey_again(self, led: LedHost) -> None:
