@@ -12,7 +12,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.story import Story, no_restart_limit
 
 HOSTS = 2
-LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(\d+)$")
+LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(?:[a-z]+-)?(\d+)$")
 
 
 def _take_down_orphans() -> None:
@@ -43,22 +43,22 @@ def session_story(built_lab: Lab) -> Iterator[Story]:
 
 def mend(story: Story) -> None:
     """Everything on, plugged in and running again, whatever the test before broke."""
-    made = story.lab = Lab.open(story.lab.directory)
+    made = story.lab
     if "server" not in made.server.running_services():
         faults.start_server_again(made)
     for host in made.hosts:
         if not host.is_on():
             faults.boot_host(made, host.name)
-        elif not host.state.cable_up:
+        if not made.host(host.name).state.cable_up:
             faults.heal_net(made, host.name)
-    for host in Lab.open(made.directory).hosts:
+    for host in made.hosts:
+        host.wait_ready()  # one that its BMC has just switched on
         running = host.running_services()
         for service in ("virtlogd", "libvirtd", "guardian", "agent"):
             if service not in running:
                 host.start_service(service)
-    story.lab = Lab.open(made.directory)
-    lab.wait_hosts(story.lab)
-    lab.wait_storage(story.lab)
+    lab.wait_hosts(made)
+    lab.wait_storage(made)
 
 
 @pytest.fixture

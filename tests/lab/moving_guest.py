@@ -1,24 +1,19 @@
-"""A guest that writes numbered records to its disk, one after the other, until it is told to end; and what there is of them afterwards."""
+"""What there is of the records that a guest wrote (virtha/lab/records.py) while it was moved."""
 
 import time
 
 from virtha.lab import guest
 from virtha.lab.api import Json
-from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.node import wait_until
+from virtha.lab.records import FIRST, MARK, SLOTS, begin_writing
 from virtha.lab.story import Story
 from virtha.model.value import Value
 
 PATIENCE_S = 400.0
-FIRST = BOOT_COUNTER_SECTOR + 64
-"""Where the image has nothing."""
-SLOTS = 4_096
-MARK = "record-"
 WINDOW = 4_000
 """So many of the newest records are all there: fewer than the slots, for it goes on writing while we look."""
 GENTLE_S = 0.2
 """A writer without a pause touches more memory than goes through slowly: such a move never comes to its end."""
-ENOUGH = "/tmp/enough"
 SLOW_MIB_S = 3
 """A guest of 128 MiB has touched some 60: time enough for something to break in the middle."""
 
@@ -35,22 +30,6 @@ class Records(Value, frozen=True, kw_only=True):
     def is_older_than_its_disk(self) -> bool:
         """Its memory is from before something that it wrote: a copy went on that another had overtaken."""
         return self.last is not None and self.newest > self.last + 1
-
-
-def begin_writing(story: Story, vm: str, *, after: int = 0, pause_s: float = 0.0) -> None:
-    """Each record is on the disk before the next is begun. ``after``: the last that is there."""
-    pause = f"sleep {pause_s}; " if pause_s else ""
-    writer = (
-        f"i={after}; while [ ! -e {ENOUGH} ]; do i=$((i+1)); "
-        f"printf '%-512s' {MARK}$i | dd of=/dev/vda bs=512 seek=$(({FIRST}+i%{SLOTS})) conv=fsync 2>/dev/null; "
-        f"echo $i > /tmp/last; {pause}done"
-    )
-    guest.begin(story.lab.host_of(vm), vm, writer)
-
-
-def end_writing(story: Story, vm: str) -> None:
-    """After the record that it is at."""
-    guest.execute(story.lab.host_of(vm), vm, f"touch {ENOUGH}", timeout_s=PATIENCE_S)
 
 
 def last_record(story: Story, vm: str) -> int | None:

@@ -14,7 +14,6 @@ from virtha.agent.identity import load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.lab import faults
-from virtha.lab.lab import Lab
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
 from virtha.lab.story import Story, no_restart_limit
 from virtha.model.errors import Failed
@@ -76,7 +75,7 @@ class Slots:
 def slots(story: Story) -> Iterator[Slots]:
     made = Slots(story)
     yield made
-    for host in Lab.open(story.lab.directory).hosts:
+    for host in story.lab.hosts:
         if host.is_on():
             faults.resume_storage(story.lab, host.name)
     story.set_policy(no_restart_limit())
@@ -100,7 +99,6 @@ def _codes(story: Story, after: int) -> list[str]:
 
 def _moved(story: Story, vm: str, host: str) -> bool:
     """Whoever is killed and does not end counts as a copy: a write of it may be on its way."""
-    story.lab = Lab.open(story.lab.directory)
     copies = story.lab.copies_of(vm)
     assert len(copies) <= 1, copies
     return copies == [host] and story.api.vm(vm)["status"]["state"] == "running"

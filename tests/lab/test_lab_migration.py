@@ -5,9 +5,9 @@ import threading
 import time
 
 import pytest
-from disk_witnesses import DiskWitnesses
 from moving_guest import GENTLE_S, PATIENCE_S, records, slowly, writing_vm
 
+from virtha.lab.disk_witnesses import DiskWitnesses
 from virtha.lab.node import wait_until
 from virtha.lab.story import Story
 
@@ -53,7 +53,7 @@ def test_a_vm_moves_to_and_fro_under_writes(story: Story) -> None:
     path = story.api.vm("mover1")["vm"]["disks"][0]["path"]
     with (
         RunsOnce(story, "mover1") as witness,
-        DiskWitnesses(lambda: story.lab, "mover1", path) as disk,
+        DiskWitnesses(story.lab, {"mover1": path}) as disks,
     ):
         for number in range(MOVES):
             target = ("h2", "h1")[number % 2]
@@ -71,7 +71,8 @@ def test_a_vm_moves_to_and_fro_under_writes(story: Story) -> None:
             assert found.last > seen, "it goes on writing"
             assert not found.is_older_than_its_disk
             seen = found.last
-    assert (witness.twice, disk.twice, disk.error) == ([], [], None)
+    disk = disks.of["mover1"]
+    assert (witness.twice, disk.twice, disks.error) == ([], [], None)
     assert witness.looks > MOVES
     # Each wrote until the next one did, and never again before its turn.
     assert disk.writers == [("h1", "h2")[number % 2] for number in range(MOVES + 1)]

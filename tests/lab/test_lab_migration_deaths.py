@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from broken_moves import Phase, StoppedMove
-from disk_witnesses import DiskWitnesses
-from moving_guest import GENTLE_S, PATIENCE_S, begin_writing, last_record, records, writing_vm
+from moving_guest import GENTLE_S, PATIENCE_S, last_record, records, writing_vm
 
 from virtha.lab import faults, guest
+from virtha.lab.disk_witnesses import DiskWitnesses
 from virtha.lab.node import wait_until
+from virtha.lab.records import begin_writing
 from virtha.lab.story import Story
 from virtha.model.errors import Failed
 
@@ -75,7 +76,7 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
     assert least is not None
     revision = story.revision()
     move = StoppedMove(story, VM)
-    with DiskWitnesses(lambda: story.lab, VM, path) as witnesses:
+    with DiskWitnesses(story.lab, {VM: path}) as witnesses:
         try:
             move.reach(phase)
             _die(story, move, victim)
@@ -91,19 +92,20 @@ def test_a_vm_has_one_writer_whoever_dies(at_home: Story, phase: Phase, victim: 
         assert story.api.vm(VM)["holder_names"] == [host.name]
         guest.wait_for_agent(host, VM, timeout_s=PATIENCE_S)
         found = records(story, VM)
+    disk = witnesses.of[VM]
     print(
         f"{victim} at '{phase}': {ended['state']} {ended['code']}, runs on {host.name}, "
-        f"{'anew' if found.last is None else 'the same guest'}, written by {witnesses.writers}, "
-        f"locked by {witnesses.locked}, {witnesses.looks} looks, twice {witnesses.twice}, {witnesses.error!r}; "
+        f"{'anew' if found.last is None else 'the same guest'}, written by {disk.writers}, "
+        f"locked by {disk.locked}, {witnesses.looks} looks, twice {disk.twice}, {witnesses.error!r}; "
         f"records: at least {least}, {found}; "
         f"told: {', '.join(event['code'] for event in story.events(VM, revision))}"
     )
     assert witnesses.error is None
     assert witnesses.looks
-    assert witnesses.twice == []
+    assert disk.twice == []
     # By one after the other: two writers would take turns again and again.
-    assert len(witnesses.writers) <= 3, witnesses.writers
-    assert witnesses.writers[-1] == host.name
+    assert len(disk.writers) <= 3, disk.writers
+    assert disk.writers[-1] == host.name
     assert not found.lost
     assert found.newest >= least
     assert not found.is_older_than_its_disk

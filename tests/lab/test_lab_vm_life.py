@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from moving_guest import begin_writing, end_writing, last_record, records
+from moving_guest import last_record, records
 
 from virtha.lab import guest
 from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.node import wait_until
+from virtha.lab.records import begin_writing, end_writing
 from virtha.lab.story import Story
 from virtha.model.errors import Failed
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from virtha.lab import faults, lab, preflight
+from virtha.lab.bmc import BmcFault, BmcManners
 from virtha.lab.image import tiny_image
 from virtha.lab.lab import Lab
 from virtha.lab.overview import Overview, overview
@@ -122,13 +123,14 @@ def status(
 
 
 def _print(found: Overview) -> None:
-    table = Table("NODE", "POWER", "CABLE", "ADDRESS", "RUNNING", "STOPPED", "VMS", box=None)
+    table = Table("NODE", "POWER", "CABLE", "ADDRESS", "BMC", "RUNNING", "STOPPED", "VMS", box=None)
     for node in found.nodes:
         table.add_row(
             node.name,
             node.power,
             node.cable,
             node.address,
+            node.bmc,
             " ".join(node.services),
             " ".join(node.stopped) if node.power == "on" else "",
             " ".join(node.vms),
@@ -184,6 +186,8 @@ def kill_host(
 _fault("boot-host", "Power a host on: new boot, same disks.", faults.boot_host)
 _fault("cut-net", "Pull a host's network cable.", faults.cut_net)
 _fault("heal-net", "Plug it in again.", faults.heal_net)
+_fault("kill-bmc", "A host's BMC answers no more; the host runs on.", faults.kill_bmc)
+_fault("start-bmc", "It answers again.", faults.start_bmc)
 _fault("stall-storage", "A host's shared storage hangs.", faults.stall_storage)
 _fault("resume-storage", "It goes on.", faults.resume_storage)
 _fault("fail-storage", "A host's shared storage breaks, until it boots.", faults.fail_storage)
@@ -193,6 +197,23 @@ _fault("kill-guardian", "kill -9 of a host's guardian.", faults.kill_guardian)
 _fault("start-guardian", "Start a host's guardian.", faults.start_guardian)
 _fault("kill-libvirtd", "kill -9 of a host's libvirtd; VMs run on.", faults.kill_libvirtd)
 _fault("start-libvirtd", "Start a host's libvirtd.", faults.start_libvirtd)
+
+
+@app.command("spoil-bmc")
+def spoil_bmc(
+    host: str = HostArgument,
+    fault: BmcFault = typer.Argument(
+        metavar="FAULT",
+        help="liar: says off, obeys nothing; idle: obeys nothing; slow: takes its time; none: well again.",
+    ),
+    slow_ms: int = typer.Option(
+        3_000, min=1, max=600_000, help="With slow: how much longer each request takes."
+    ),
+    directory: Path | None = DirOption,
+) -> None:
+    """What a host's BMC does wrong from now on."""
+    manners = BmcManners(fault=fault, slow_ms=slow_ms if fault is BmcFault.SLOW else 0)
+    faults.spoil_bmc(Lab.open(lab_directory(directory)), host, manners)
 
 
 @app.command("kill-server")

@@ -49,6 +49,12 @@ from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import Reason
 
+_TOLD_ONCE = {
+    "fence.blocked.cap": "fence.capped",
+    "fence.blocked.action_nothing": "fence.left_alone",
+}
+"""Refusals that no order of ours and no time may end soon: what somebody is told of them (F4, F7)."""
+
 
 def plan_fence(cluster: Cluster, node: HostNode) -> Reason | None:
     """One look at the incident of ``node``; the answer is what it waits for, None when it is at work."""
@@ -398,6 +404,17 @@ def _tell_refusal(cluster: Cluster, node: HostNode, why: Reason) -> None:
     tell_if_struck(cluster, node, why)
     if why.code == "fence.blocked.disks_change":
         _tell_written(cluster, node)
+    if why.code in _TOLD_ONCE:
+        _tell_once(cluster, node, why)
+
+
+def _tell_once(cluster: Cluster, node: HostNode, why: Reason) -> None:
+    """In an incident, whoever leads: it may stay so for good."""
+    incident, code = node.record.incident, _TOLD_ONCE[why.code]
+    if incident is None or code in incident.told_refusals:
+        return
+    node.set_incident(told_refusals=(*incident.told_refusals, code))
+    cluster.tell(code, host=node, vm=None, **why.fields)
 
 
 def _tell_written(cluster: Cluster, node: HostNode) -> None:

@@ -122,6 +122,8 @@ class Incident(Value, frozen=True, kw_only=True):
     """Its disks changed after an order of ours: readings prove nothing until readers found them quiet, whoever leads (J3)."""
     told_written: bool = False
     """Of the present state of its fence: that disks are written was told, once an order had to wait for it."""
+    told_refusals: tuple[str, ...] = ()
+    """Events that say why it is not ordered off, and were told (F4, F7)."""
     by_removal: bool = False
     """Nobody judged it dead: it was removed while VMs might run there."""
     told_removed: bool = False

@@ -2,13 +2,19 @@
 
 import signal
 import time
-
-import msgspec
+from collections.abc import Sequence
 
 from virtha.lab import guest
+from virtha.lab.bmc import BmcManners
 from virtha.lab.lab import Lab, start_server
-from virtha.lab.namespaces import ProcessId, kill, wait_gone
-from virtha.lab.node import Node
+from virtha.lab.namespaces import (
+    ProcessId,
+    command_line,
+    kill,
+    processes_in_network,
+    wait_gone,
+)
+from virtha.lab.node import WATCHDOG_MODULE, Node
 from virtha.model.errors import Conflict, Failed, Unavailable
 
 GUEST_TIMEOUT_S = 60.0
@@ -16,37 +22,83 @@ GUEST_TIMEOUT_S = 60.0
 
 def kill_host(lab: Lab, name: str, *, silent: bool = False) -> None:
     """A power cut. ``silent``: peers only stop hearing from it; else they see connections close."""
-    host = lab.host(name)
-    host.require_on()
-    if silent:
-        # Written first: a crash in between must not leave a cable that nobody knows is out.
-        lab.keep(msgspec.structs.replace(host.state, cable_up=False))
-    host.power_cut(silent=silent)
-    lab.keep(msgspec.structs.replace(lab.state.node(name), init=None))
+    with lab.power_button(name):
+        host = lab.host(name)
+        host.require_on()
+        if silent and host.state.cable_up:
+            # Written first: a crash in between must not leave a cable that nobody knows is out.
+            lab.change_node(name, cable_up=False, cable_out_until_boot=True)
+        host.power_cut(silent=silent)
+        lab.change_node(name, init=None)
 
 
 def boot_host(lab: Lab, name: str) -> None:
-    """Power on: a new boot id, the same disks; its services start as on any boot."""
+    """Power on: a new boot id, the same disks; its services start as on any boot. A cable that was pulled stays out."""
+    press_power(lab, name).wait_ready()
+
+
+def press_power(lab: Lab, name: str, services_on: Sequence[str] | None = None) -> Node:
+    """Power on, with all services or only those named; returns the host as soon as it is on, and long before it is up."""
+    with lab.power_button(name):
+        host = lab.host(name)
+        if host.is_on():
+            raise Conflict(f"{name} is on already", field="host")
+        if host.state.cable_out_until_boot:
+            host.set_cable(up=True)
+            host.state = lab.change_node(name, cable_up=True, cable_out_until_boot=False)
+        lab.change_node(name, init=host.boot(services_on, wait_ready=False))
+    return host
+
+
+def hang_host(lab: Lab, name: str, *, with_watchdog: bool = True) -> None:
+    """All of its processes stand still; its kernel goes on, and answers what needs no process. Its watchdog ends it when its
+    time is over; ``with_watchdog=False``: that one is broken, and does not."""
     host = lab.host(name)
-    if host.is_on():
-        raise Conflict(f"{name} is on already", field="host")
-    host.set_cable(up=True)
-    host.state = msgspec.structs.replace(host.state, cable_up=True)
-    try:
-        host.boot()
-    finally:
-        # Also when a service failed: the host is on, and `down` and `exec` must know it.
-        lab.keep(host.state)
+    watchdog = _watchdog_of(host)
+    for process in host.processes():
+        kill(process, signal.SIGSTOP)
+    # Not before its host stands still: its guardian would see it go.
+    if not with_watchdog and watchdog is not None:
+        kill(watchdog)
+
+
+def _watchdog_of(host: Node) -> ProcessId | None:
+    return next(
+        (
+            process
+            for process in processes_in_network([host.namespace])
+            if WATCHDOG_MODULE in command_line(process)
+        ),
+        None,
+    )
 
 
 def cut_net(lab: Lab, name: str) -> None:
     lab.node(name).set_cable(up=False)
-    lab.keep(msgspec.structs.replace(lab.state.node(name), cable_up=False))
+    lab.change_node(name, cable_up=False, cable_out_until_boot=False)
 
 
 def heal_net(lab: Lab, name: str) -> None:
     lab.node(name).set_cable(up=True)
-    lab.keep(msgspec.structs.replace(lab.state.node(name), cable_up=True))
+    lab.change_node(name, cable_up=True, cable_out_until_boot=False)
+
+
+def kill_bmc(lab: Lab, name: str) -> None:
+    """Nothing answers on its address any more, whatever its host does."""
+    lab.bmc(name).stop()
+    lab.change_node(name, bmc=None)
+
+
+def start_bmc(lab: Lab, name: str) -> None:
+    bmc = lab.bmc(name)
+    if bmc.host.state.bmc is not None and bmc.host.state.bmc.is_alive():
+        raise Conflict(f"the BMC of {name} runs already", field="host")
+    lab.change_node(name, bmc=bmc.start())
+
+
+def spoil_bmc(lab: Lab, name: str, manners: BmcManners) -> None:
+    """From its next request on; ``BmcManners()`` mends it."""
+    lab.bmc(name).behave(manners)
 
 
 def stall_storage(lab: Lab, name: str) -> None:

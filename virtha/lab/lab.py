@@ -3,15 +3,18 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from virtha.lab import network, preflight, state
 from virtha.lab.acceleration import accelerator
 from virtha.lab.api import Api
+from virtha.lab.bmc import Bmc
 from virtha.lab.commands import run
 from virtha.lab.image import tiny_image
 from virtha.lab.namespaces import (
@@ -29,20 +32,29 @@ from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Unavai
 
 HOSTS_MAX = 32
 DOWN_ROUNDS_MAX = 10
+JOINS_S = 240.0
+"""Four programs begin at once on each host's first day; a machine that runs other things takes a minute and more."""
 _MARK = "a virtha lab; 'virtha lab down' deletes this directory\n"
 _MARK_NAME = "VIRTHA-LAB"
 
 
 class Lab:
-    """An existing lab. Every change of its state goes to the disk at once."""
+    """An existing lab. Keeps nothing itself: every change of its state goes to the disk at once, and every look at it comes from
+    there. A ``Node`` is what it was when it was asked for."""
 
-    def __init__(self, found: LabState) -> None:
-        self.state = found
-        self.directory = Path(found.directory)
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     @staticmethod
     def open(directory: Path) -> "Lab":
-        return Lab(state.read_state(directory))
+        """Raises NotFound where none is."""
+        state.read_state(directory)
+        return Lab(directory)
+
+    @property
+    def state(self) -> LabState:
+        """As it is on disk now: commands, tests and BMCs change it at the same time."""
+        return state.read_state(self.directory)
 
     def node(self, name: str) -> Node:
         return Node(self.state, self.state.node(name))
@@ -68,10 +80,27 @@ class Lab:
             )
         return found
 
-    def keep(self, *nodes: NodeState) -> None:
-        for node in nodes:
-            self.state = self.state.with_node(node)
-        state.write_state(self.state)
+    def bmc(self, name: str) -> Bmc:
+        """Of a host."""
+        return Bmc(self.host(name), self.server)
+
+    def change(self, **fields: Any) -> None:
+        """Fields of ``LabState``."""
+        state.change_state(self.directory, lambda found: msgspec.structs.replace(found, **fields))
+
+    def change_node(self, name: str, **fields: Any) -> NodeState:
+        """Fields of ``NodeState``; what others changed of it meanwhile stays. Returns all of it."""
+
+        def change(found: LabState) -> LabState:
+            return found.with_node(msgspec.structs.replace(found.node(name), **fields))
+
+        return state.change_state(self.directory, change).node(name)
+
+    @contextmanager
+    def power_button(self, name: str) -> Iterator[None]:
+        """One finger at a time: a BMC may switch a host on while a test does."""
+        with state.locked(self.node(name).directory):
+            yield
 
     def api(self) -> Api:
         return Api(self.server.root / "run/virtha/server.sock")
@@ -113,14 +142,15 @@ def up(
             _make_network(lab)
         with steps.step("server: set up, started"):
             _start_server(lab, port)
+        with steps.step(f"{hosts} BMCs started"):
+            _start_bmcs(lab)
         with steps.step(f"{hosts} hosts: joined, libvirt, guardian and agent started"):
             _start_hosts(lab)
         with steps.step("hosts are up, each start gate is proved"):
             wait_hosts(lab)
         with steps.step(f"storage domain {STORAGE_NAME} with image tiny"):
             _add_storage(lab)
-        lab.state = msgspec.structs.replace(lab.state, ready=True)
-        state.write_state(lab.state)
+        lab.change(ready=True)
     return lab
 
 
@@ -143,14 +173,13 @@ def _prepare(directory: Path, hosts: int, steps: Steps) -> Lab:
     state.register(directory)
     nodes = [NodeState(name="s1", number=1, kind="server")]
     nodes += [NodeState(name=f"h{n}", number=n, kind="host") for n in range(1, hosts + 1)]
-    lab = Lab(
+    state.write_state(
         LabState(id=identity, directory=str(directory), accelerator=found, nodes=tuple(nodes))
     )
-    state.write_state(lab.state)
     for name in (f"storage/{STORAGE_NAME}/images", "storage/other", "shared"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(image, directory / f"storage/{STORAGE_NAME}/images/tiny.qcow2")
-    return lab
+    return Lab(directory)
 
 
 def _make_network(lab: Lab) -> None:
@@ -163,7 +192,7 @@ def _make_network(lab: Lab) -> None:
 def _start_server(lab: Lab, port: int) -> None:
     server = lab.server
     server.boot(services_on=())
-    lab.keep(server.state)
+    lab.change_node(server.name, init=server.state.init)
     # Only its address: hosts of the lab ask no name server. Loopback names are always in it.
     shown_once = server.run_checked(
         ["virtha", "server", "init", "--names", server.address, "--json"], timeout_s=60
@@ -189,7 +218,7 @@ def start_server(server: Node) -> None:
         except Unavailable:
             return False
 
-    wait_until(answers, "the server answers", timeout_s=30.0, pause_s=0.05)
+    wait_until(answers, "the server answers", timeout_s=120.0, pause_s=0.05)
 
 
 def _start_forward(lab: Lab, port: int) -> None:
@@ -216,12 +245,36 @@ def _start_forward(lab: Lab, port: int) -> None:
         return ready.exists() and ready.read_text().endswith("\n")
 
     wait_until(listens, "the forward listens", timeout_s=60.0)
-    lab.state = msgspec.structs.replace(
-        lab.state, forward=identify(process.pid), forward_port=int(ready.read_text())
-    )
-    state.write_state(lab.state)
+    lab.change(forward=identify(process.pid), forward_port=int(ready.read_text()))
     # It outlives this command on purpose: `down` ends it.
     process.returncode = 0
+
+
+def _start_bmcs(lab: Lab) -> None:
+    for host in lab.hosts:
+        lab.bmc(host.name).make_files()
+    command = ["nsenter", f"--net=/run/netns/{lab.server.namespace}", sys.executable, "-m"]
+    with (lab.directory / "chassis.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*command, "virtha.lab.chassis", str(lab.directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+
+    def listens() -> bool:
+        if process.poll() is not None:
+            text = (lab.directory / "chassis.log").read_text(errors="replace")
+            raise Failed(f"the chassis of the lab's hosts ended: {text[-500:]}")
+        return all(lab.bmc(host.name).chassis_socket.exists() for host in lab.hosts)
+
+    wait_until(listens, "the hosts' chassis listen", timeout_s=60.0)
+    lab.change(chassis=identify(process.pid))
+    process.returncode = 0  # as the forward
+    for host in lab.hosts:
+        lab.change_node(host.name, bmc=lab.bmc(host.name).start())
 
 
 def _start_hosts(lab: Lab) -> None:
@@ -230,7 +283,8 @@ def _start_hosts(lab: Lab) -> None:
     with ThreadPoolExecutor(max_workers=4) as pool:
         booted = [pool.submit(host.boot, ("storage",)) for host in hosts]
         failures = [job.exception() for job in booted if job.exception() is not None]
-        lab.keep(*(host.state for host in hosts))
+        for host in hosts:
+            lab.change_node(host.name, init=host.state.init)
         _raise_first(failures)
         joined = [pool.submit(_join_and_start, lab, host, token) for host in hosts]
         _raise_first([job.exception() for job in joined if job.exception() is not None])
@@ -251,8 +305,11 @@ def _join_token(lab: Lab) -> str:
 def _join_and_start(lab: Lab, host: Node, token: str) -> None:
     """Join first: libvirt looks for its hooks once, when it starts, and for its certificates."""
     url = f"https://{lab.server.address}:8443"
-    host.run_checked(["virtha", "agent", "join", url, "--token", token, "--name", host.name])
-    host.run_checked(["virtha", "agent", "setup-migration", "--address", host.address])
+    for words in (
+        ("join", url, "--token", token, "--name", host.name),
+        ("setup-migration", "--address", host.address),
+    ):
+        host.run_checked(["virtha", "agent", *words], timeout_s=JOINS_S)
     for service in ("virtlogd", "libvirtd", "guardian", "agent"):
         host.start_service(service)
 
@@ -280,7 +337,9 @@ def hosts_not_up(lab: Lab) -> list[str]:
 
 def wait_hosts(lab: Lab) -> None:
     try:
-        wait_until(lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=60.0, pause_s=0.1)
+        wait_until(
+            lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=JOINS_S, pause_s=0.1
+        )
     except Failed as error:
         words = "; ".join(
             f"{missing} (agent: {lab.node(missing.partition(':')[0]).last_words('agent', 3)})"
@@ -295,17 +354,23 @@ def _add_storage(lab: Lab) -> None:
     wait_storage(lab)
 
 
+def storage_is_usable(lab: Lab) -> bool:
+    """By all hosts, by what they say of it."""
+    with lab.api() as api:
+        view = api.get(f"/v1/storage-domains/{STORAGE_NAME}")
+    images = {image["name"] for image in view["images"]}
+    usable_by = view["usable_by"]
+    return "tiny" in images and len(usable_by) == len(lab.hosts) and all(usable_by.values())
+
+
 def wait_storage(lab: Lab) -> None:
     """Until no host says otherwise of it: one that has just begun, or whose lease was late, does for a while."""
-
-    def usable() -> bool:
-        with lab.api() as api:
-            view = api.get(f"/v1/storage-domains/{STORAGE_NAME}")
-        images = {image["name"] for image in view["images"]}
-        usable_by = view["usable_by"]
-        return "tiny" in images and len(usable_by) == len(lab.hosts) and all(usable_by.values())
-
-    wait_until(usable, f"all hosts can use {STORAGE_NAME}", timeout_s=60.0, pause_s=0.1)
+    wait_until(
+        lambda: storage_is_usable(lab),
+        f"all hosts can use {STORAGE_NAME}",
+        timeout_s=60.0,
+        pause_s=0.1,
+    )
 
 
 def down(directory: Path, *, keep_files: bool = False, steps: Steps | None = None) -> bool:
@@ -342,7 +407,9 @@ def _from_state(directory: Path) -> list[state.ProcessId]:
     except (NotFound, Failed):
         return []  # lost or damaged: the namespaces below still find everything
     inits = [node.init for node in found.nodes if node.init is not None]
-    return [*inits, *([found.forward] if found.forward else [])]
+    bmcs = [node.bmc for node in found.nodes if node.bmc is not None]
+    beside = [process for process in (found.forward, found.chassis) if process is not None]
+    return [*inits, *bmcs, *beside]
 
 
 def _end_processes(known: Iterable[state.ProcessId], namespaces: list[str]) -> int:

@@ -5,8 +5,11 @@ any number of labs. In a host the cable is a port of the bridge `br0`, as on rea
 host share one layer 2.
 """
 
+import contextlib
+
 from virtha.lab.commands import run
 from virtha.lab.namespaces import add_network_namespace
+from virtha.model.errors import Failed
 
 BRIDGE = "br0"
 """In each host: where its guests' cards go."""
@@ -21,6 +24,11 @@ def server_address(number: int) -> str:
 
 def host_address(number: int) -> str:
     return f"{_NETWORK}.{number + 10}"
+
+
+def bmc_address(number: int) -> str:
+    """Of the BMC of the host with this number, in the server's namespace."""
+    return f"{_NETWORK}.{number + 100}"
 
 
 def _ip(namespace: str, *words: str) -> None:
@@ -56,6 +64,15 @@ def make_node(switch: str, namespace: str, name: str, address: str) -> None:
 def set_cable(switch: str, name: str, *, up: bool) -> None:
     """Plug the host's cable in or pull it; the host's side sees its carrier go."""
     _ip(switch, "link", "set", _cable(name), "up" if up else "down")
+
+
+def set_extra_address(namespace: str, address: str, *, there: bool) -> None:
+    """One more on a node's bridge, or gone from it; there or gone already is fine."""
+    if there:
+        _ip(namespace, "address", "replace", f"{address}/{_PREFIX}", "dev", BRIDGE)
+        return
+    with contextlib.suppress(Failed):
+        _ip(namespace, "address", "del", f"{address}/{_PREFIX}", "dev", BRIDGE)
 
 
 def _cable(name: str) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from virtha.lab import network
 from virtha.lab.namespaces import (
     ProcessId,
@@ -33,6 +35,7 @@ from virtha.model.errors import Failed, Unavailable
 
 BOOT_TIMEOUT_S = 60.0
 STORAGE_NAME = "ds1"
+WATCHDOG_MODULE = "virtha.lab.watchdog_standin"
 _BASE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net")
 
 LIBVIRTD_CONF = """\
@@ -65,6 +68,13 @@ def wait_until(
         time.sleep(pause_s)
 
 
+def qemu_guest(words: Sequence[str]) -> str | None:
+    """The VM of a QEMU, by libvirt's `-name guest=NAME,…` of its command line; None: it is no QEMU."""
+    if not words or "qemu" not in Path(words[0]).name or "-name" not in words:
+        return None
+    return words[words.index("-name") + 1].removeprefix("guest=").partition(",")[0]
+
+
 class Node:
     """A host or a server of the lab. Holds no state of its own but what ``lab`` says."""
 
@@ -87,6 +97,11 @@ class Node:
         return network.host_address(number) if is_host else network.server_address(number)
 
     @property
+    def firmware_uuid(self) -> uuid.UUID:
+        """By which host and BMC are known to be one machine."""
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"virtha-lab:{self.directory}")
+
+    @property
     def shared(self) -> Path:
         """Where each host sees the shared storage, by its own FUSE mount."""
         return Path(self.lab.directory, "shared")
@@ -102,8 +117,11 @@ class Node:
             "VIRTHA_ROOT": str(self.root),
             "VIRTHA_BOOT_ID_FILE": str(self.directory / "boot-id"),
             "VIRTHA_HOST_WATCHDOG": str(self.watchdog_socket),
+            "VIRTHA_FIRMWARE_DIRECTORY": str(self.directory / "firmware"),
             "PYTHONUNBUFFERED": "1",
             "LANG": "C.UTF-8",
+            # A lab of a copy of the sources runs that copy.
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         }
 
     # Making
@@ -119,8 +137,11 @@ class Node:
             (self.directory / "libvirt" / name).mkdir(parents=True, exist_ok=True)
         etc = self.directory / "libvirt/etc"
         (etc / "hooks/qemu.d").mkdir(parents=True, exist_ok=True)
-        host_uuid = uuid.uuid5(uuid.NAMESPACE_URL, f"virtha-lab:{self.directory}")
-        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=host_uuid))
+        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=self.firmware_uuid))
+        firmware = self.directory / "firmware"
+        firmware.mkdir()
+        (firmware / "product_uuid").write_text(f"{self.firmware_uuid}\n")
+        (firmware / "product_serial").write_text(f"{self.namespace}\n")
         (etc / "qemu.conf").write_text(QEMU_CONF)
         (etc / "virtlogd.conf").write_text("max_clients = 64\n")
         (self.root / "etc/virtha/agent.properties").write_text(
@@ -227,13 +248,7 @@ class Node:
         parent.returncode = 0
         if self.state.kind == "host":
             self._start_watchdog(init)
-        self.state = NodeState(
-            name=self.name,
-            number=self.state.number,
-            kind=self.state.kind,
-            init=init,
-            cable_up=self.state.cable_up,
-        )
+        self.state = msgspec.structs.replace(self.state, init=init)
         if wait_ready:
             self.wait_ready()
         return init
@@ -243,7 +258,7 @@ class Node:
         that `down` finds it. Bites only once the host's guardian has armed it."""
         self.watchdog_socket.unlink(missing_ok=True)
         command = ["nsenter", f"--net=/run/netns/{self.namespace}", sys.executable, "-m"]
-        command += ["virtha.lab.watchdog_standin", str(self.watchdog_socket)]
+        command += [WATCHDOG_MODULE, str(self.watchdog_socket)]
         with (self.logs / "watchdog.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, str(init.pid), str(init.start_ticks)],
@@ -418,14 +433,12 @@ class Node:
         return self.qemus().get(vm)
 
     def qemus(self) -> dict[str, ProcessId]:
-        """VM name -> its QEMU, from libvirt's `-name guest=NAME,…`."""
+        """VM name -> its QEMU."""
         found = {}
         for process in self.processes():
-            words = command_line(process)
-            if not words or "qemu" not in Path(words[0]).name or "-name" not in words:
-                continue
-            name = words[words.index("-name") + 1].removeprefix("guest=").partition(",")[0]
-            found[name] = process
+            name = qemu_guest(command_line(process))
+            if name is not None:
+                found[name] = process
         return found
 
     def last_words(self, log: str, lines: int = 8) -> str:

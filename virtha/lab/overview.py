@@ -1,6 +1,7 @@
 """What `virtha lab status` shows, as plain values."""
 
 from virtha.lab.lab import Lab
+from virtha.lab.node import Node
 from virtha.model.value import Value
 
 
@@ -10,6 +11,8 @@ class NodeOverview(Value, frozen=True, kw_only=True):
     power: str
     cable: str
     address: str
+    bmc: str
+    """Its address, 'dead', or '' for a server."""
     init_pid: int | None
     services: dict[str, int]
     """Running service -> its process id inside."""
@@ -29,6 +32,13 @@ class Overview(Value, frozen=True, kw_only=True):
     nodes: tuple[NodeOverview, ...]
 
 
+def _bmc(lab: Lab, node: Node) -> str:
+    if node.state.kind != "host":
+        return ""
+    is_there = node.state.bmc is not None and node.state.bmc.is_alive()
+    return lab.bmc(node.name).address if is_there else "dead"
+
+
 def overview(lab: Lab) -> Overview:
     nodes = []
     for node in (*lab.nodes("server"), *lab.hosts):
@@ -42,6 +52,7 @@ def overview(lab: Lab) -> Overview:
                 power="on" if is_on else "off",
                 cable="in" if node.state.cable_up else "out",
                 address=node.address,
+                bmc=_bmc(lab, node),
                 init_pid=node.state.init.pid if is_on and node.state.init else None,
                 services=services,
                 stopped=tuple(name for name in expected if name not in services),

@@ -20,6 +20,8 @@ PROGRAMS: dict[str, str] = {
     "nsenter": "util-linux",
     "mount": "mount",
     "bindfs": "bindfs",
+    "ipmi_sim": "openipmi",
+    "ipmitool": "ipmitool",
     "busybox": "busybox-static",
     "qemu-ga": "qemu-guest-agent",
     "syslinux": "syslinux",

@@ -7,7 +7,7 @@ there are, so that `down --all` finds them wherever they lie.
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class NodeState(Value, frozen=True, kw_only=True):
     """``host`` or ``server``."""
     init: ProcessId | None = None
     cable_up: bool = True
+    cable_out_until_boot: bool = False
+    """A silent power cut pulled it, nobody else: its next boot plugs it in again."""
+    bmc: ProcessId | None = None
+    """Its BMC's; None: dead."""
 
 
 class LabState(Value, frozen=True, kw_only=True):
@@ -43,6 +47,8 @@ class LabState(Value, frozen=True, kw_only=True):
     nodes: tuple[NodeState, ...] = ()
     forward: ProcessId | None = None
     forward_port: int | None = None
+    chassis: ProcessId | None = None
+    """What carries out the BMCs' orders."""
     ready: bool = False
     """`up` came to its end."""
 
@@ -97,6 +103,25 @@ def write_state(state: LabState) -> None:
     new = path.with_suffix(".new")
     new.write_bytes(msgspec.json.format(msgspec.json.encode(state)) + b"\n")
     new.replace(path)
+
+
+def change_state(directory: Path, change: Callable[[LabState], LabState]) -> LabState:
+    """Read, change, write, one at a time: a BMC switches hosts while a command does something else."""
+    with locked(directory):
+        changed = change(read_state(directory))
+        write_state(changed)
+    return changed
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Waits until nobody else has it; a process that dies lets go of it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def register(directory: Path) -> None:

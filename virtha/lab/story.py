@@ -8,19 +8,33 @@ from typing import Any
 
 import defusedxml.ElementTree
 
-from virtha.lab import guest
+from virtha.lab import bmc, faults, guest
 from virtha.lab.api import Json
+from virtha.lab.bmc import Bmc
 from virtha.lab.lab import Lab, down, up
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
 from virtha.lab.progress import Steps
 from virtha.model.errors import Failed, Unavailable
 
 MEMORY_BYTES = 128 << 20
+DEVICE = "bmc"
 RUNNING_TIMEOUT_S = 60.0
 AGENT_TIMEOUT_S = 120.0
 """A guest needs 5 s alone on a processor; a machine that runs other things takes its share."""
 EVENT_TIMEOUT_S = 60.0
 GONE_S = 60.0
+TEST_S = 60.0
+BY_IPMI: Json = {"driver": "ipmi", "cipher": 3}
+BY_COMMAND: Json = {
+    "driver": "command",
+    "executable": "/usr/bin/ipmitool",
+    "syntax": "$IPMI_EXEC -I lanplus -C 3 -N 1 -R 1 -H $IPMI_HOST -U $IPMI_USERNAME -E $IPMI_ACTION",
+    "status": "chassis power status",
+    "stop": "chassis power off",
+    "start": "chassis power on",
+    "blink": "chassis identify 60",
+}
+"""The same BMCs by any program, as docs/guide/power.md has it."""
 
 
 def no_restart_limit() -> Json:
@@ -179,11 +193,46 @@ class Story:
                 raise Failed(f"{vm}: no event {code} within {timeout_s:g} s; came: {came}")
             time.sleep(0.05)
 
+    def add_power(self, host: str, settings: Json, password: str) -> None:
+        """Set up as a user would, and tested until it passes: an answer may be lost. Raises Failed with what the last test said."""
+        path = f"/v1/hosts/{host}/power/{DEVICE}"
+        body = {"settings": {"user": bmc.USER, **settings}, "secrets": {"password": password}}
+        answer = self.api.request("PUT", path, json=body)
+        if answer.status_code >= 400:
+            raise Failed(f"power of {host}: {answer.status_code}: {answer.text[:500]}")
+        told: Json = {}
+
+        def passes() -> bool:
+            told.update(self.api.post(f"{path}/test"))
+            return bool(told["test"]["passed"])
+
+        try:
+            wait_until(passes, f"the power test of {host} passes", timeout_s=TEST_S, pause_s=0.5)
+        except Failed as error:
+            raise Failed(f"{error.message}; the last said: {told}") from error
+
     def set_policy(self, policy: Json) -> None:
         cluster = self.api.get("/v1/clusters")["items"][0]["name"]
         answer = self.api.request("PUT", f"/v1/clusters/{cluster}/policy", json=policy)
         if answer.status_code >= 400:
             raise Failed(f"policy: {answer.status_code}: {answer.text[:500]}")
+
+
+@contextlib.contextmanager
+def bmcs(story: Story, settings: Json = BY_IPMI) -> Iterator[dict[str, Bmc]]:
+    """Each host's is its power device, set up and tested; afterwards none has one, and all BMCs are well."""
+    made = {host.name: story.lab.bmc(host.name) for host in story.lab.hosts}
+    try:
+        for name, one in made.items():
+            one.begin_anew()
+            story.add_power(name, {**settings, "address": one.address}, one.password)
+        yield made
+    finally:
+        for name, one in made.items():
+            story.api.request("DELETE", f"/v1/hosts/{name}/power/{DEVICE}")
+            one.begin_anew()
+            if story.lab.host(name).state.bmc is None:
+                faults.start_bmc(story.lab, name)
 
 
 class Twin:

@@ -230,6 +230,25 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "host",
         help="Find out who writes: the host itself, out of our reach, or somebody else. If the host is off, confirm it as dead.",
     ),
+    event(
+        3057,
+        "fence.capped",
+        ALERT,
+        "{host} is judged dead and is not powered down: {count} hosts were within {window}, that is the limit; its VMs stay "
+        "down until there is proof",
+        "host",
+        "count",
+        "window",
+        help="Find out why so many fail. Make sure that it is off and confirm it as dead; or raise fencing.cap_count.",
+    ),
+    event(
+        3058,
+        "fence.left_alone",
+        ERROR,
+        "{host} is judged dead, and the policy's fencing action is `nothing`: its VMs stay down until there is proof",
+        "host",
+        help="Make sure that it is off, then confirm it as dead; or set fencing.action.",
+    ),
     # 3080: VMs
     event(
         3080,
