@@ -171,10 +171,9 @@ def _say(end: MoveEnd) -> None:
 
 
 def flags_of(destination: MoveDestination) -> int:
-    """Never POSTCOPY (G6), PAUSED, PEER2PEER, TUNNELLED. UNSAFE: see ADR 14."""
+    """Never POSTCOPY (G6), PAUSED, PEER2PEER, TUNNELLED; nor ABORT_ON_ERROR, for libvirt then lets the source run on: who
+    stopped on an I/O error is kept where it is by ``word_objection`` (S6). UNSAFE: see ADR 14."""
     flags = int(libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE)
-    # One that an I/O error pauses on its way has requests in flight: it stays where it is (S6).
-    flags |= int(libvirt.VIR_MIGRATE_ABORT_ON_ERROR)
     if not destination.socket:
         flags |= int(libvirt.VIR_MIGRATE_TLS)
     return flags
