@@ -14,7 +14,7 @@ UNIT = $(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILE
   --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
-.PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos crash-points lab-clean docs lock setup setup-check
+.PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos chaos-oracle crash-points lab-clean docs lock wheel setup setup-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,13 +79,20 @@ swarm: setup-check ## random worlds from fixed seeds, for a minute (SEEDS=1..200
 	@echo "==> random worlds"
 	@$(PYTHON) -m virtha.cli.main simulate --seed $(SEEDS) --time $(or $(TIME),60s) --save .stamp/swarm-failures
 
-chaos: swarm ## another name of swarm
+# For each run other faults, unless SEED says which; they, each write and a failure's evidence are kept in .stamp/chaos.
+chaos: setup ## random faults on real hosts and guests, who writes is judged from outside (MINUTES=30 SEED=1 LEASES=no)
+	@$(PYTHON) -m virtha.lab.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(filter no,$(LEASES)),--no-leases) --out .stamp/chaos/$$(date -u +%Y%m%dT%H%M%S)
+
+chaos-oracle: setup ## the same with a build that trusts silence: its two writers must be seen within 10 minutes
+	@$(PYTHON) scripts/chaos_oracle.py --out .stamp/chaos/oracle-$$(date -u +%Y%m%dT%H%M%S)
 
 crash-points: setup-check ## stories with the leader and the agents struck at every point
 	@echo "==> crash points"
 	@$(PYTHON) tests/crash_points/run.py
 
 verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acceptance rounds, benchmarks; killed, they go on
+	@scripts/setup ceph
 	@$(PYTHON) scripts/verify.py --seeds $(SEEDS)
 
 mutants: setup-check ## seeded bugs; each must be caught
@@ -101,6 +108,9 @@ lab-clean: ## stop every lab of this machine, by process id
 
 docs: setup-check ## write the generated reference pages
 	@$(PYTHON) scripts/docs.py
+
+wheel: setup-check ## the wheel and the lock of what it needs, in dist/; the same commit gives the same bytes
+	@$(PYTHON) scripts/wheel.py $(or $(DIR),dist)
 
 lock: setup-check ## renew requirements.lock from pyproject.toml
 	@$(PYTHON) -m pip install -q uv

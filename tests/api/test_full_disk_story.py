@@ -104,3 +104,40 @@ def test_a_backup_for_which_there_is_no_room_is_refused(small: Story, tmp_path: 
     done = back_up()
     assert done.returncode == 0, done.stderr
     assert file.stat().st_size > 0
+
+
+# A root of its own on 4 MiB of tmpfs: set up as far as the words say, filled, then the words that must fail.
+FILLED = (
+    "set -e; root=$1; shift; mount -t tmpfs -o size=4m none $root; "
+    'if [ "$1" = run ]; then python=$2 sh -c "$3"; fi; shift 3; '
+    'dd if=/dev/zero of=$root/filler bs=1k 2>/dev/null || true; exec "$@"'
+)
+
+
+@pytest.mark.parametrize("verb", ["init", "run", "check"])
+def test_a_server_whose_disk_is_full_before_it_begins_says_so(tmp_path: Path, verb: str) -> None:
+    """Not `disk I/O error`, which is what SQLite makes of it."""
+    program = (sys.executable, "-m", "virtha.cli.main", "server")
+    ready = f"{' '.join((*program, 'init'))} --root {tmp_path} --listen 127.0.0.1:0 >/dev/null"
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private", "sh", "-c", FILLED, "sh"),
+            *(str(tmp_path), "init" if verb == "init" else "run", sys.executable, ready),
+            *(*program, verb, "--root", str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    if verb == "check":
+        assert done.returncode == 1, done.stderr
+        assert "no space left for the database" in done.stdout
+        assert "free space on the server's disk" in done.stdout
+        return
+    assert done.returncode == 5, done.stderr
+    assert "code: problem.disk.full" in done.stderr
+    assert "no space left" in done.stderr
+    assert "fix: free space" in done.stderr

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from moving_guest import last_record, records
 
 from virtha.lab import guest
 from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.node import wait_until
+from virtha.lab.records import begin_writing, end_writing
 from virtha.lab.story import Story
 from virtha.model.errors import Failed
 
@@ -34,6 +36,9 @@ class Life:
     def inside(self, command: str) -> str:
         host = self.story.lab.host_of(VM)
         return guest.execute(host, VM, command, timeout_s=PATIENCE_S).strip()
+
+    def uptime_s(self) -> float:
+        return float(self.inside("cat /proc/uptime").split()[0])
 
     def start(self) -> None:
         self.virtha("vm", "start", VM, "--timeout", "5m")
@@ -70,12 +75,13 @@ class Life:
         return sorted(host.path_inside(f"{host.storage}/{directory}").glob("*/*"))
 
 
-@pytest.mark.req("W5", "G1", "G4")
+@pytest.mark.req("W5", "G1", "G4", "G6")
 def test_a_vm_lives_from_template_to_deletion(story: Story) -> None:
     life = Life(story)
     _made_from_a_template(life)
     _edited(life)
     _devices_plugged(life)
+    _moved_under_load(life)
     _snapshots_while_it_runs(life)
     _snapshot_gone_back_to(life)
     _deleted(life)
@@ -119,6 +125,30 @@ def _devices_plugged(life: Life) -> None:
     with pytest.raises(Failed, match="can't be made smaller"):
         life.virtha("vm", "disk", "resize", VM, "data", "64MiB")
     assert life.inside("cat /run/boots") == "2", "none of it was a restart"
+
+
+def _moved_under_load(life: Life) -> None:
+    """With what was plugged in since it started."""
+    story, source = life.story, life.story.lab.host_of(VM)
+    target = next(host.name for host in story.lab.hosts if host.name != source.name)
+    begin_writing(story, VM)
+    wait_until(lambda: (last_record(story, VM) or 0) > 0, f"{VM} writes", timeout_s=PATIENCE_S)
+    before_s, before = life.uptime_s(), last_record(story, VM)
+    with pytest.raises(Failed, match=f"{source.name}"):
+        life.virtha("vm", "migrate", VM, "--to", source.name)
+    life.virtha("vm", "migrate", VM, "--to", target, "--timeout", "5m")
+    assert f'"host_name": "{target}"' in life.shown("vm", "show", VM)
+    assert story.lab.copies_of(VM) == [target]
+    found = records(story, VM)
+    assert (found.lost, found.is_older_than_its_disk) == (frozenset(), False)
+    assert found.last is not None and before is not None and found.last > before
+    end_writing(story, VM)
+    assert life.inside("cat /run/boots") == "2", "it was no restart"
+    assert life.uptime_s() > before_s
+    assert life.inside("cat /sys/class/watchdog/watchdog0/identity") == "i6300ESB timer"
+    assert life.inside("cat /sys/block/vdb/size") == str((128 << 20) // 512)
+    assert life.inside("ls /sys/class/net").split().count("eth1") == 1
+    assert '"pending": []' in life.shown("vm", "show", VM)
 
 
 def _snapshots_while_it_runs(life: Life) -> None:

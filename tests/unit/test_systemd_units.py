@@ -3,6 +3,7 @@
 What the invariants stand for was seen under a booted systemd; docs/guide/install.md says what to expect.
 """
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from virtha.agent import host_installation
+from virtha.agent import checks, host_installation
 from virtha.agent.files import Files
 from virtha.agent.gate import gate_installed, install_gate
-from virtha.agent.host_installation import install_host_units, uninstall
+from virtha.agent.host_installation import host_units_wrong, install_host_units, uninstall
 from virtha.agent.paths import AgentPaths
 from virtha.agent.records import SettingsStore
 from virtha.cli.main import main
@@ -24,6 +25,8 @@ from virtha.drivers.systemd_units import install_units, remove_units
 from virtha.model.errors import Failed, Refused
 from virtha.model.ids import InstallationId, Term
 from virtha.model.orders import HostSettings
+from virtha.server.checks import Check, check_installation
+from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths
 from virtha.server.setup import install_server_units
 
@@ -213,6 +216,63 @@ def test_a_directory_that_cannot_be_written_is_said_so(paths: AgentPaths, progra
     Path(paths.root, "etc").touch()
     with pytest.raises(Failed, match=r"can't write .*virtha-agent\.service"):
         install_host_units(paths)
+
+
+@pytest.mark.bad_input("unit that is missing")
+def test_checks_name_units_that_are_missing_or_old(
+    paths: AgentPaths,
+    program: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An upgrade whose `install-units` was forgotten, a unit that somebody deleted."""
+    monkeypatch.setattr(checks, "LIBVIRT_DEADLINE_S", 0.01)
+    install_host_units(paths)
+    assert host_units_wrong(paths) == ()
+    target = Path(paths.root, "etc/systemd/system")
+    (target / "virtha-guardian.service").unlink()
+    (target / "virtha-agent.service").write_text("[Unit]\n# of an older version\n")
+    wrong = host_units_wrong(paths)
+    assert wrong == (
+        f"{target}/virtha-agent.service is not the one of this version",
+        f"{target}/virtha-guardian.service is missing",
+    )
+    assert main(["agent", "check", "--root", paths.root]) == 1
+    said = capsys.readouterr().out
+    assert f"wrong    units: {'; '.join(wrong)}; run: virtha agent install-units\n" in said
+    install_host_units(paths)
+    main(["agent", "check", "--root", paths.root])
+    assert "ok       units" in capsys.readouterr().out
+    assert host_units_wrong(AgentPaths(root=str(program.parent))) is None, "no systemd, no units"
+
+
+@pytest.mark.bad_input("unit that is missing")
+def test_the_servers_check_names_its_unit(paths: AgentPaths, program: Path) -> None:
+    server = ServerPaths(Path(paths.root))
+
+    def units() -> Check:
+        found = {one.name: one for one in check_installation(server, SystemClock())}
+        return found["units"]
+
+    server.config.parent.mkdir(parents=True)
+    server.config.touch()
+    assert units().state == "warning"
+    assert units().detail.endswith("virtha-server.service is missing")
+    assert units().fix == "run: virtha server install-units"
+    install_server_units(server)
+    assert units().state == "ok"
+
+
+@pytest.mark.bad_input("program as another user")
+@pytest.mark.parametrize(("uid", "fix"), [(0, "systemctl start libvirtd"), (1_000, "as root")])
+def test_a_check_by_somebody_whom_libvirt_lets_not_in_blames_no_libvirtd(
+    uid: int, fix: str, paths: AgentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "LIBVIRT_DEADLINE_S", 0.01)
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    found = {one.name: one for one in asyncio.run(checks.check_host(paths))}
+    assert found["libvirt"].ok is False
+    assert fix in found["libvirt"].fix
 
 
 def test_systemd_is_told_of_changed_units_of_this_machine_only(

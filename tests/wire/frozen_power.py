@@ -36,6 +36,7 @@ def power_messages(boot: BootId) -> dict[str, Message]:
         "end_power_attempt": EndPowerAttempt(attempt=ATTEMPT),
         "power_attempted_reading": PowerAttempted(
             attempt=ATTEMPT,
+            result=Result.OK,
             state=PowerState.OFF,
             identity=MachineIdentity(uuid="4c4c4544004235108050b7c04f4d4d31", serial="S1"),
         ),

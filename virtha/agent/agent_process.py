@@ -26,6 +26,7 @@ from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostLink
 from virtha.drivers.power_devices import RealPowerDevices
+from virtha.drivers.power_elsewhere import ElsewherePower
 from virtha.wire.messages import PeerRole
 
 _log = structlog.get_logger(__name__)
@@ -65,9 +66,10 @@ async def run_agent(paths: AgentPaths) -> None:
             tls_directory=paths.migration,
             serial_directory=str(paths.serial),
         ),
+        secrets=hypervisor,
         destination=destination(paths, properties, identity),
         credentials=credentials,
-        power_devices=RealPowerDevices(),
+        power_devices=ElsewherePower(RealPowerDevices()),
     )
     link = HostLink(
         servers=properties.host or identity.servers,

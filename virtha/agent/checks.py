@@ -1,11 +1,13 @@
 """``virtha agent check``: what would keep this host from protecting its VMs, before it matters."""
 
 import asyncio
+import os
 from functools import partial
 from pathlib import Path
 
 from virtha.agent.files import Files
 from virtha.agent.gate_proof import GateProver
+from virtha.agent.host_installation import host_units_wrong
 from virtha.agent.identity import Identity, load_credentials, load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import AgentProperties, load_with_warnings
@@ -51,6 +53,7 @@ async def check_host(paths: AgentPaths) -> tuple[Check, ...]:
         found += await _servers(paths, identity, properties)
         found += await _storage(paths, identity)
     found.append(_guardian(paths))
+    found += _units(paths)
     return tuple(found)
 
 
@@ -74,7 +77,9 @@ async def _libvirt_and_gate(paths: AgentPaths, properties: AgentProperties) -> l
             name="libvirt",
             ok=False,
             detail=f"{properties.hypervisor_uri} does not answer",
-            fix="start libvirtd: systemctl start libvirtd",
+            fix="start libvirtd: systemctl start libvirtd"
+            if os.geteuid() == 0
+            else "run this as root: libvirt lets in nobody else",
         )
         return [wrong, Check(name="start gate", ok=None, detail="can't be proved without libvirt")]
     try:
@@ -162,6 +167,18 @@ def _guardian(paths: AgentPaths) -> Check:
         detail="it does not run: nobody beats for this host",
         fix="start it: systemctl start virtha-guardian",
     )
+
+
+def _units(paths: AgentPaths) -> list[Check]:
+    """Nothing without systemd. An old unit starts this version as that one wanted to be started."""
+    try:
+        wrong = host_units_wrong(paths)
+    except VirthaError as error:
+        return [_failed("units", error)]
+    if wrong is None:
+        return []
+    fix = "run: virtha agent install-units" if wrong else ""
+    return [Check(name="units", ok=not wrong, detail="; ".join(wrong), fix=fix)]
 
 
 def _failed(name: str, error: VirthaError | OSError) -> Check:

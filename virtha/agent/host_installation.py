@@ -9,7 +9,7 @@ from virtha.agent.files import Files
 from virtha.agent.gate import uninstall_gate
 from virtha.agent.paths import AgentPaths
 from virtha.agent.records import SettingsStore
-from virtha.drivers.systemd_units import install_units, remove_units
+from virtha.drivers.systemd_units import install_units, remove_units, units_wrong
 from virtha.model.errors import Refused
 
 _UNITS = Path(__file__).parent / "units"
@@ -18,6 +18,11 @@ _UNITS = Path(__file__).parent / "units"
 def install_host_units(paths: AgentPaths) -> tuple[str, ...]:
     """Names of the units that are new or changed. Raises Failed."""
     return install_units(_UNITS, Path(paths.root))
+
+
+def host_units_wrong(paths: AgentPaths) -> tuple[str, ...] | None:
+    """As ``units_wrong``."""
+    return units_wrong(_UNITS, Path(paths.root))
 
 
 def uninstall(paths: AgentPaths, *, force: bool) -> None:

@@ -38,7 +38,7 @@ def load_identity(paths: AgentPaths) -> Identity:
             fix="run 'virtha agent join URL --token TOKEN' first",
         ) from None
     except (OSError, ValueError, msgspec.MsgspecError) as error:
-        raise Failed(f"{path} can't be read: {error}", fix="join again with --force") from error
+        raise _unreadable(path, error) from error
 
 
 def load_credentials(paths: AgentPaths, identity: Identity) -> HostCredentials:
@@ -56,4 +56,11 @@ def _pem(path: Path) -> str:
     try:
         return read_bounded(path, PEM_BYTES_MAX).decode("ascii")
     except (OSError, ValueError) as error:
-        raise Failed(f"{path} can't be read: {error}", fix="join again with --force") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> Failed:
+    """A user who may not read it is told nothing of joining again: the host's identity is all right."""
+    if isinstance(error, PermissionError):
+        return Failed(f"{path} can't be read: {error.strerror}", fix="run it as root")
+    return Failed(f"{path} can't be read: {error}", fix="join again with --force")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.ceph_images import take_along
 from virtha.agent.commands import is_gone
 from virtha.agent.gate import GrantState, read_grant
 from virtha.agent.host_context import HostContext
@@ -75,7 +76,7 @@ class MoveOrders:
         self._arrived: set[tuple[VmId, Incarnation]] = set()
         self._ending: set[VmId] = set()
         self._codes: dict[VmId, str] = {}
-        """Why this agent asked libvirt to end an attempt."""
+        """Why this agent asked libvirt to end an attempt, or why its leader says that it ended."""
 
     # Target
 
@@ -179,6 +180,7 @@ class MoveOrders:
             while _same(host.loop.record(vm.id), record):
                 try:
                     await self._power.claim(vm, record.incarnation)
+                    await take_along(host, vm, None)
                     return
                 except ClaimRefused as error:
                     _log.error(
@@ -249,6 +251,9 @@ class MoveOrders:
             end = MoveEnd(result=Result.UNKNOWN, detail=str(error))
         finally:
             telling.cancel()
+        if end.code is not None:
+            # The server may ask before what libvirt shows is settled: its target was quicker to say that nothing came.
+            self._codes.setdefault(order.vm_id, end.code)
         await self._see_to_end(order.vm_id, end)
 
     async def _tell_progress(self, order: MigrateVm) -> None:
@@ -290,8 +295,7 @@ class MoveOrders:
                 return
             code = self._codes.pop(vm_id, None)
             if copy.active and not copy.stands:
-                result, code = Result.FAILED, code or (end.code if end is not None else None)
-                code = code or "migration.failed"
+                result, code = Result.FAILED, code or "migration.failed"
             elif copy.active or end is None:
                 result = Result.UNKNOWN
             else:
@@ -410,7 +414,8 @@ class MoveOrders:
                     )
                 )
             case SettleAction.STAYS:
-                await self._tell_end(vm_id, order.migration_id, Result.FAILED, None)
+                code = self._codes.get(vm_id)
+                await self._tell_end(vm_id, order.migration_id, Result.FAILED, code)
             case SettleAction.REFUSE:
                 await self._refuse_for_good(order)
             case SettleAction.ABORT:

@@ -196,6 +196,7 @@ class PowerAttempts:
         reading = await ask(deadline_ms=deadline_ms)
         return PowerAttempted(
             attempt=word.attempt,
+            result=Result.OK,
             state=reading.state,
             identity=reading.identity,
             code=reading.code,

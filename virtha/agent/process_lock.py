@@ -15,5 +15,8 @@ def hold_lock(paths: AgentPaths, name: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise Failed(f"the {name} runs already on this host", fix="stop that one first") from None
+        raise Failed(
+            f"the {name} runs already on this host",
+            fix=f"stop that one first: systemctl stop virtha-{name}",
+        ) from None
     return descriptor

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 from virtha.control.device_turns import DeviceTurns
+from virtha.control.power_checks import check_led_elsewhere
 from virtha.control.power_neighbours import neighbours_of
 from virtha.control.secret_box import SecretBox
 from virtha.model.errors import Failed
@@ -173,9 +174,10 @@ class EnginePower:
 
     def device(self, way: PowerWay) -> PowerDevice:
         """Raises InvalidInput (it can't be used as it is set up), Failed (this server switches no power)."""
-        return self._turns.taking(way.host_id, way.name, self._device(way))
+        return self._turns.taking(way.host_id, way.name, self._device(way), for_engine=True)
 
     def _device(self, way: PowerWay) -> PowerDevice:
+        check_led_elsewhere(way.settings)  # what was set before is checked as well
         if way.settings.from_agents and self._neighbours is not None:
             return self._neighbours.device(
                 way.host_id,

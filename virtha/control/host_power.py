@@ -10,10 +10,12 @@ from uuid import uuid4
 import structlog
 from msgspec.structs import replace
 
+from virtha.control.device_turns import UNASKED
 from virtha.control.history import record
 from virtha.control.plan import Plan, encode_plan
 from virtha.control.power import Power, Reached
-from virtha.control.power_attempts import LevelEnd, PowerAttempts, read_as
+from virtha.control.power_attempts import LevelEnd, PowerAttempts, not_ordered, read_as
+from virtha.control.power_orders import LOOK_DEADLINE_MS
 from virtha.control.power_views import HostPowerAction, HostPowerOrder
 from virtha.control.views import Caller
 from virtha.model.codes import render
@@ -40,6 +42,7 @@ log = structlog.get_logger("virtha.power")
 POWER = "host.power"
 CANCELLED = "order.failed.cancelled"
 INTERRUPTED = "power.interrupted"
+VMS_MAY_RUN = "power.vms_may_run"
 _CUTS = (HostPowerAction.OFF, HostPowerAction.REBOOT)
 _OPEN_MAX = 1_000
 
@@ -48,13 +51,19 @@ class _Run:
     """One operation while this process carries it out."""
 
     def __init__(
-        self, operation: Operation, host: Host, levels: tuple[tuple[Reached, ...], ...]
+        self,
+        operation: Operation,
+        host: Host,
+        levels: tuple[tuple[Reached, ...], ...],
+        *,
+        force: bool,
     ) -> None:
         self.id = operation.id
         self.action = HostPowerAction(str(operation.fields["action"]))
         self.by = operation.asked_by
         self.host = host
         self.levels = levels
+        self.force = force
 
 
 class HostPower:
@@ -62,6 +71,8 @@ class HostPower:
         self._store = store
         self._power = power
         self._attempts = PowerAttempts(power, clock)
+        self._clock = clock
+        self._began_ms = clock.monotonic_ms()
         self._ours: set[OperationId] = set()
         """Begun here, and not ended; known before anybody can see them."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,7 +101,7 @@ class HostPower:
         except BaseException:
             self._ours.discard(operation_id)
             raise
-        run = _Run(operation, host, levels)
+        run = _Run(operation, host, levels, force=order.force)
         task = asyncio.create_task(self._run(run), name=f"{order.action} of {host.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -105,14 +116,13 @@ class HostPower:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def settle(self) -> int:
-        """Ends what nobody carries out any more: its server was stopped or killed. Returns how many."""
+        """Ends what nobody carries out any more: its server was stopped or killed. Returns how many; those whose devices
+        nobody could ask yet are for the next time."""
         async with self._store.read() as tx:
             wanted = OperationFilter(kind=POWER, open=True)
             rows = await operations_before(tx, wanted, None, _OPEN_MAX)
         left = [row.operation for row in rows if row.operation.id not in self._ours]
-        for operation in left:
-            await self._settle(operation)
-        return len(left)
+        return sum([await self._settle(operation) for operation in left])
 
     # One operation
 
@@ -136,7 +146,7 @@ class HostPower:
             end = await self._at_level(run, level, first)
             if end is None:
                 return  # taken back
-            if end.done:
+            if end.done or end.code == VMS_MAY_RUN:
                 break
         assert end is not None
         if reboots and end.done:
@@ -149,35 +159,42 @@ class HostPower:
         self, run: _Run, level: tuple[Reached, ...], action: PowerAction
     ) -> LevelEnd | None:
         """None: it was taken back before its order went out."""
-        async with self._store.read() as tx:
-            cluster = await find_cluster(tx, run.host.cluster_id)
-        assert isinstance(cluster, Cluster)
+        cluster = await self._cluster_of(run.host)
         deadline_ms = cluster.policy.fencing.order_deadline_ms
         async with self._attempts.at(level) as attempt:
-            refusal = await attempt.look()
             name = f"{action.value} at level {level[0].level}"
-            if refusal is not None:
-                step = OperationStep(name=name, state=OperationState.FAILED, detail=refusal.words)
-                return refusal if await self._add_step(run, step) else None
             step = OperationStep(name=name, state=OperationState.RUNNING)
-            if not await self._add_step(run, step, goes_out=True):
-                return None
+            refusal = await attempt.look()
+            if refusal is None:
+                try:
+                    if not await self._add_step(run, step, goes_out=action):
+                        return None
+                except Refused as error:
+                    refusal = not_ordered(error.message, VMS_MAY_RUN)
+            if refusal is not None:
+                step = replace(step, state=OperationState.FAILED, detail=refusal.words)
+                return refusal if await self._add_step(run, step) else None
             accepted = await attempt.order(action, deadline_ms=deadline_ms)
             await self._step_says(run, accepted.words)
             end = await attempt.read_back(action, accepted, deadline_ms=deadline_ms)
         await self._step_ends(run, level, action, end)
         return end
 
-    async def _add_step(self, run: _Run, step: OperationStep, *, goes_out: bool = False) -> bool:
-        """``goes_out``: written before the order is given; from here on it can't be taken back. False: it was."""
+    async def _add_step(
+        self, run: _Run, step: OperationStep, *, goes_out: PowerAction | None = None
+    ) -> bool:
+        """``goes_out``: written before that order is given; from here on it can't be taken back. False: it was. Raises Refused:
+        by now VMs may run there, at whatever level this is, and it was not forced."""
         async with self._store.write() as tx:
             operation = await _found(tx, run.id)
             if operation.is_over:
                 return False
+            if goes_out is PowerAction.OFF and not run.force:
+                await _check_empty(tx, run.host)
             now = tx.clock.wall_ms()
             ended = None if step.state is OperationState.RUNNING else now
             steps = (*operation.steps, replace(step, started=now, ended=ended))
-            state = OperationState.RUNNING if goes_out else operation.state
+            state = OperationState.RUNNING if goes_out is not None else operation.state
             progress = min(90, operation.progress + 10)
             await _save(tx, replace(operation, steps=steps, state=state, progress=progress))
             return True
@@ -225,16 +242,20 @@ class HostPower:
 
     # Left behind
 
-    async def _settle(self, operation: Operation) -> None:
+    async def _settle(self, operation: Operation) -> bool:
+        """False: not yet."""
         went_out = operation.state is OperationState.RUNNING
         words, state, reached = "no order had gone out", "unknown", False
         if went_out:
-            words, state, reached = await self._found_as(operation)
+            found = await self._found_as(operation)
+            if found is None:
+                return False
+            words, state, reached = found
         message = f"the server ended meanwhile; {words}"
         async with self._store.write() as tx:
             present = await _found(tx, operation.id)
             if present.is_over:
-                return
+                return False
             code = None if reached else INTERRUPTED
             await _save(tx, _ended(present, tx.clock.wall_ms(), code, message, state=state))
             row = await find_host(tx, present.subject)
@@ -249,9 +270,10 @@ class HostPower:
                     device=str(present.fields["device"] or "all"),
                     result=message,
                 )
+        return True
 
-    async def _found_as(self, operation: Operation) -> tuple[str, str, bool]:
-        """How its devices are now: in words, as a state, and whether that is what was wanted."""
+    async def _found_as(self, operation: Operation) -> tuple[str, str, bool] | None:
+        """How its devices are now: in words, as a state, and whether that is what was wanted. None: nobody could ask them yet."""
         step = operation.steps[-1]
         action = HostPowerAction(str(operation.fields["action"]))
         device = operation.fields["device"]
@@ -262,6 +284,9 @@ class HostPower:
             level = next((it for it in levels if step.name.endswith(f" {it[0].level}")), levels[0])
             async with self._attempts.at(level) as attempt:
                 readings = await attempt.read()
+            unasked = any(one.code in UNASKED for one in readings)
+            if unasked and await self._may_wait(level[0].row.host):
+                return None
         except Exception as error:
             # Whatever it is, the operation has to end. Without a driver's own words: nobody knows what is in them.
             why = str(error) if isinstance(error, VirthaError) else type(error).__name__
@@ -272,6 +297,18 @@ class HostPower:
         if action is HostPowerAction.REBOOT and not step.name.startswith("on "):
             return f"{told}; it was not switched on again", state.value, False
         return told, state.value, state.value == wanted
+
+    async def _may_wait(self, host: Host) -> bool:
+        """Those who ask for us connect anew when a server begins, and an order that is out takes its own time (ADR 18)."""
+        policy = (await self._cluster_of(host)).policy
+        wait_ms = policy.detection.reconnect_ms + policy.fencing.order_deadline_ms
+        return self._clock.monotonic_ms() - self._began_ms < wait_ms + LOOK_DEADLINE_MS
+
+    async def _cluster_of(self, host: Host) -> Cluster:
+        async with self._store.read() as tx:
+            cluster = await find_cluster(tx, host.cluster_id)
+        assert isinstance(cluster, Cluster)
+        return cluster
 
 
 async def _found(tx: WriteTransaction, operation_id: OperationId) -> Operation:

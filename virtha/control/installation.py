@@ -9,8 +9,10 @@ from virtha.control.users import check_user_name, insert_user
 from virtha.model.errors import Conflict
 from virtha.model.host import Cluster, Installation
 from virtha.model.ids import ClusterId, InstallationId, Term
+from virtha.model.time import UtcMillis
 from virtha.model.user import Role
 from virtha.store.clusters import save_cluster
+from virtha.store.events import last_event_at
 from virtha.store.installations import (
     InstallationRow,
     add_installation,
@@ -43,6 +45,10 @@ class InstallationFacts:
             await set_term(tx, term)
             await record(tx, "server.started", version=version, term=term)
             return term
+
+    async def last_event_at(self) -> UtcMillis | None:
+        async with self._store.read() as tx:
+            return await last_event_at(tx)
 
     async def stopped(self) -> None:
         async with self._store.write() as tx:

@@ -11,6 +11,7 @@ from virtha.control.names import check_name, check_revision, the_cluster, the_ho
 from virtha.control.power_checks import (
     CIPHERS_UNPROTECTED,
     check_given,
+    check_led_elsewhere,
     check_whole,
     same_address,
     same_place,
@@ -445,10 +446,13 @@ def _view(
 
 def problem_of(given: PowerSettings, whole: PowerSettings, secrets: set[str]) -> str:
     """Without running anything: a fence agent's own parameters were checked when they were set."""
-    if whole.driver is PowerDriver.FENCE_AGENT:
-        return "" if whole.agent else "settings.agent: is missing"
+    if whole.driver is PowerDriver.FENCE_AGENT and not whole.agent:
+        return "settings.agent: is missing"
     try:
-        check_whole(given, whole, dict.fromkeys(secrets, "x"), None)
+        if whole.driver is PowerDriver.FENCE_AGENT:
+            check_led_elsewhere(whole)
+        else:
+            check_whole(given, whole, dict.fromkeys(secrets, "x"), None)
     except InvalidInput as error:
         return str(error)
     return ""

@@ -66,13 +66,8 @@ class Attempt:
         others = [one.name for one, it in pairs if match_of(one, it) is IdentityMatch.MISMATCH]
         if not others:
             return None
-        return LevelEnd(
-            done=False,
-            result=Result.REFUSED,
-            state=PowerState.UNKNOWN,
-            words=f"{', '.join(others)}: names another machine, so nothing was ordered",
-            code="power.other_machine",
-        )
+        words = f"{', '.join(others)}: names another machine, so nothing was ordered"
+        return not_ordered(words, "power.other_machine")
 
     async def read(self) -> list[PowerReading]:
         looks = (bounded(one.status(deadline_ms=LOOK_DEADLINE_MS)) for one in self._devices)
@@ -130,6 +125,12 @@ class Attempt:
             if self._clock.monotonic_ms() >= until_ms:
                 return reading
             await asyncio.sleep(GAP_S)
+
+
+def not_ordered(words: str, code: str) -> LevelEnd:
+    return LevelEnd(
+        done=False, result=Result.REFUSED, state=PowerState.UNKNOWN, words=words, code=code
+    )
 
 
 def read_as(level: Sequence[Reached], readings: Sequence[PowerReading]) -> tuple[str, PowerState]:

@@ -10,6 +10,7 @@ from msgspec.structs import fields, replace
 from virtha.control.receiver_checks import check_host, check_pem
 from virtha.model.command_syntax import SYNTAX_LENGTH_MAX, action_words, check_syntax, variables_of
 from virtha.model.errors import InvalidInput
+from virtha.model.own_addresses import is_own_address, is_own_name
 from virtha.model.power_settings import (
     LEVELS_MAX,
     OUR_PARAMETERS,
@@ -109,10 +110,32 @@ def check_whole(
             assert form is not None
             _check_agent(whole, form, secrets)
     _check_secrets(whole, secrets, form)
+    check_led_elsewhere(whole)
+
+
+def check_led_elsewhere(whole: PowerSettings) -> None:
+    """From each host an address of its own leads to another machine: to the host that is asked itself. Raises InvalidInput."""
+    if whole.from_agents and whole.address and _is_askers_own(whole.address):
+        raise InvalidInput(
+            f"{whole.address} is each host's own: with asked_from=agents it would lead to the host that asks",
+            field="settings.address",
+            fix="give the address that other hosts reach the device at, or set asked_from=server",
+        )
+
+
+def _is_askers_own(address: str) -> bool:
+    if is_own_name(address):
+        return True
+    try:
+        return is_own_address(ip_address(_spelled(address)))
+    except ValueError:
+        return False  # a name; what it leads to on a host, that host looks at
 
 
 def same_address(one: PowerSettings, other: PowerSettings) -> bool:
-    return bool(one.address and other.address) and _spelled(one) == _spelled(other)
+    if not one.address or not other.address:
+        return False
+    return _spelled(one.address) == _spelled(other.address)
 
 
 def same_place(one: PowerSettings, other: PowerSettings) -> bool:
@@ -137,9 +160,9 @@ def _own_port(settings: PowerSettings) -> int | None:
     return None if usual else settings.port
 
 
-def _spelled(settings: PowerSettings) -> str:
+def _spelled(address: str) -> str:
     """One spelling for each address, as far as that can be told without asking for names."""
-    plain = (settings.address or "").lower().rstrip(".")
+    plain = address.lower().rstrip(".")
     with suppress(ValueError):
         number = ip_address(plain)
         return str((number.version == 6 and number.ipv4_mapped) or number)

@@ -20,6 +20,7 @@ from virtha.model.notification import (
     SnmpVersion,
     WebhookSettings,
 )
+from virtha.model.own_addresses import is_own_name
 
 ADDRESS_LENGTH_MAX = 254
 """RFC 5321, erratum 1690."""
@@ -251,7 +252,7 @@ def _refuse_private(host: str, *, field: str) -> None:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        private = host.rstrip(".").lower() == "localhost" or host.lower().endswith(".localhost")
+        private = is_own_name(host)
     else:
         private = forbidden_address(address)
     if private:

@@ -188,6 +188,8 @@ def _disk(
 ) -> Disk | None:
     kind = element.getAttribute("type") or "file"
     place = _place(source, host) if kind == "file" and source else None
+    if kind == "network":
+        source, place = _image(first(element, "source"), host)
     if place is None:
         what = source or f"a {kind} source"
         warnings.append(
@@ -230,6 +232,27 @@ def _place(source: str, host: HostDefaults) -> tuple[StorageDomainId, str] | Non
         if best is None or len(inside) < len(best[1]):
             best = (storage_domain_id, inside)
     return best
+
+
+def _image(
+    source: Element | None, host: HostDefaults
+) -> tuple[str, tuple[StorageDomainId, str] | None]:
+    """What the source is in words, and its place where it is an image of a pool that is known here."""
+    name = attribute(source, "name")
+    if attribute(source, "protocol") != "rbd" or source is None:
+        return name, None
+    prefix, _, image = name.rpartition("/")
+    monitors = {one.getAttribute("name") for one in elements(source, "host")}
+    for storage_domain_id, pool in sorted(host.ceph_pools.items()):
+        known = {_address(monitor) for monitor in pool.monitors}
+        if pool.image_prefix == prefix and monitors & known and "@" not in image:
+            return name, (storage_domain_id, image)
+    return f"rbd:{name}", None
+
+
+def _address(monitor: str) -> str:
+    host, colon, _ = monitor.rpartition(":")
+    return (monitor if not colon or monitor.endswith("]") else host).strip("[]")
 
 
 def _nics(root: Element, vm_id: str, warnings: list[str]) -> tuple[Nic, ...]:

@@ -12,6 +12,8 @@ import os
 import ssl
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +30,9 @@ CONNECT_S = 10.0
 CHUNK_BYTES = 1 << 16
 FAILED, UNREACHABLE = "migration.failed", "migration.ended.unreachable"
 GATE, FULL, CPU = "migration.ended.gate", "migration.ended.no_room", "migration.ended.cpu"
+PAUSED, IO_ERROR = "migration.ended.paused", "migration.ended.io_error"
+LOOK_S = 5.0
+"""For libvirt to say how the source stands: both stand still meanwhile."""
 
 
 class MoveRequest(Value, frozen=True, kw_only=True):
@@ -48,6 +53,8 @@ class Relay:
     def __init__(self, request: MoveRequest) -> None:
         self._request = request
         self.filter = AnswerFilter()
+        self.objection: Callable[[], MoveEnd | None] = lambda: None
+        """Right before the word to run goes up: why it must not. It may block."""
         self._taken = False
         self.error = ""
 
@@ -101,11 +108,25 @@ class Relay:
             try:
                 while data := await reader.read(CHUNK_BYTES):
                     for packet in packets.feed(data):
+                        if self.filter.gives_word(packet):
+                            await self._look_before_word()
                         self.filter.up(packet)
                         writer.write(packet.data)
                     await writer.drain()
             except ProtocolBroken as error:
                 self.error = f"this host's libvirt: {error}"
+
+    async def _look_before_word(self) -> None:
+        """Ends the process where it must not be given: libvirt's library would let the source run on (ADR 14)."""
+        try:
+            async with asyncio.timeout(LOOK_S):
+                objection = await asyncio.to_thread(self.objection)
+        except TimeoutError:
+            leave(
+                MoveEnd(result=Result.UNKNOWN, detail="libvirt does not say how the guest stands")
+            )
+        if objection is not None:
+            leave(objection)
 
     async def _pump_down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         packets = Packets()
@@ -132,8 +153,12 @@ def tls_context(directory: Path) -> ssl.SSLContext:
 
 
 def lost(why: str) -> NoReturn:
+    leave(MoveEnd(result=Result.UNKNOWN, detail=why))
+
+
+def leave(end: MoveEnd) -> NoReturn:
     """End at once: libvirt's library must not get to its *confirm*."""
-    _say(MoveEnd(result=Result.UNKNOWN, detail=why))
+    _say(end)
     os._exit(0)
 
 
@@ -146,6 +171,8 @@ def _say(end: MoveEnd) -> None:
 def flags_of(destination: MoveDestination) -> int:
     """Never POSTCOPY (G6), PAUSED, PEER2PEER, TUNNELLED. UNSAFE: see ADR 14."""
     flags = int(libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE)
+    # One that an I/O error pauses on its way has requests in flight: it stays where it is (S6).
+    flags |= int(libvirt.VIR_MIGRATE_ABORT_ON_ERROR)
     if not destination.socket:
         flags |= int(libvirt.VIR_MIGRATE_TLS)
     return flags
@@ -165,11 +192,39 @@ def parameters_of(request: MoveRequest, xml: str) -> dict[str, str | int]:
     return parameters
 
 
+def standing(domain: "libvirt.virDomain") -> MoveEnd | None:
+    """Why a guest that stands still is not moved: libvirt would carry it over all the same, and let it run there or
+    leave it standing, as it likes (G6); and with an I/O in flight it may not be moved at all (S6). None: it runs, or ended."""
+    state, reason = domain.state()
+    if state not in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED):
+        return None
+    on_error = (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+    detail = f"the guest stands still (libvirt's state {state}, reason {reason})"
+    return MoveEnd(result=Result.FAILED, code=IO_ERROR if on_error else PAUSED, detail=detail)
+
+
+def word_objection(domain: "libvirt.virDomain") -> MoveEnd | None:
+    """All of it was sent. None: it stands still for that alone, or its QEMU has ended since."""
+    try:
+        found = tuple(domain.state())
+        if found == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+            return None
+        if found[0] == libvirt.VIR_DOMAIN_RUNNING:
+            return MoveEnd(result=Result.UNKNOWN, detail="libvirt says that the guest runs here")
+        return standing(domain)
+    except libvirt.libvirtError as error:
+        return MoveEnd(result=Result.UNKNOWN, detail=_text(error))
+
+
 def _lead(request: MoveRequest, relay: Relay) -> MoveEnd:
     """In a thread: libvirt waits."""
     try:
         source = libvirt.open(request.source_uri)
         domain = source.lookupByUUIDString(request.vm_id)
+        still = standing(domain)
+        if still is not None:
+            return still
+        relay.objection = partial(word_objection, domain)
         flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
         xml = domain.XMLDesc(flags)
         # Until here nothing was begun, so a target that is away is told as such.

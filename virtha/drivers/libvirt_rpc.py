@@ -107,8 +107,13 @@ class AnswerFilter:
             raise ProtocolBroken("a finish without arguments")
         if self._finish_serial is not None:
             raise ProtocolBroken("finish is called twice")
-        if packet.data[-4:] == b"\0\0\0\0":
+        if self.gives_word(packet):
             self._finish_serial = packet.serial
+
+    def gives_word(self, packet: Packet) -> bool:
+        """Whether it is the word to run: *finish* that does not cancel."""
+        is_finish = packet.program == PROGRAM and packet.procedure in FINISH and packet.kind == CALL
+        return is_finish and packet.data[-4:] == b"\0\0\0\0"
 
     def down(self, packet: Packet) -> Passage:
         is_answer = (

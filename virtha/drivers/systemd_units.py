@@ -34,19 +34,39 @@ def install_units(source: Path, root: Path) -> tuple[str, ...]:
     """
     if not has_systemd(root):
         return ()
-    program = own_program()
     changed = []
-    for unit in sorted(source.glob("*.service")):
-        if any((root / directory / unit.name).exists() for directory in _SHIPPED):
-            continue
-        text = f"{_MARK}{unit.name}\n" + unit.read_text().replace(_WRITTEN_PROGRAM, str(program))
-        target = root / _OURS / unit.name
+    for target, text in _wanted(source, root):
         if _present(target) != text:
             _write(target, text)
-            changed.append(unit.name)
+            changed.append(target.name)
     if changed:
         _reload(root)
     return tuple(changed)
+
+
+def units_wrong(source: Path, root: Path) -> tuple[str, ...] | None:
+    """What ``install_units`` would mend, in words; None without systemd. Raises Failed: not found as a program."""
+    if not has_systemd(root):
+        return None
+    found = [(target, _present(target), text) for target, text in _wanted(source, root)]
+    return tuple(
+        f"{target} is {'missing' if present is None else 'not the one of this version'}"
+        for target, present, text in found
+        if present != text
+    )
+
+
+def _wanted(source: Path, root: Path) -> list[tuple[Path, str]]:
+    """Where each unit of ``source`` belongs, and its text; those that a Debian package has brought are left out."""
+    program = own_program()
+    return [
+        (
+            root / _OURS / unit.name,
+            f"{_MARK}{unit.name}\n" + unit.read_text().replace(_WRITTEN_PROGRAM, str(program)),
+        )
+        for unit in sorted(source.glob("*.service"))
+        if not any((root / directory / unit.name).exists() for directory in _SHIPPED)
+    ]
 
 
 def remove_units(source: Path, root: Path) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ _MACHINE = """mc_setbmc 0x20
 mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
 mc_enable 0x20
 """
-_CHASSIS = """#!/usr/bin/python3 -IS
+CHASSIS = """#!/usr/bin/python3 -IS
 # Called by ipmi_sim: `chassis 0x20 get power`, `chassis 0x20 set power 0`.
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as line:
@@ -132,7 +132,7 @@ class Bmc:
             port=PORT,
             guid=self.host.firmware_uuid.hex,
             password=self.password,
-            chassis=_CHASSIS,
+            chassis=CHASSIS,
         )
 
     def start(self) -> ProcessId:

@@ -5,18 +5,16 @@ one that writes is the host's FUSE process). And which QEMUs hold QEMU's own wri
 takes it when its source has let it go.
 """
 
-import ctypes
 import os
-import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId, command_line
-from virtha.lab.node import STORAGE_NAME
-from virtha.model.errors import Failed
+from virtha.lab.node import STORAGE_NAME, qemu_guest
+from virtha.lab.write_notices import identity, watch_writes, writers
 
 LOOK_S = 0.05
 HOSTS_LOOK_S = 0.5
@@ -24,9 +22,6 @@ STRANGER = "process "
 """A writer that is no host's storage."""
 WRITE_LOCK_BYTE = 101
 """QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE (100) + the bit of BLK_PERM_WRITE (1)."""
-_NONBLOCK, _MARK_ADD, _MODIFY, _AT_FDCWD, _OVERFLOW = 0x2, 0x1, 0x2, -100, 0x4000
-"""Linux, include/uapi/linux/fanotify.h."""
-_EVENT = struct.Struct("IBBHQii")
 
 
 class DiskStory:
@@ -43,6 +38,23 @@ class DiskStory:
         """The same of the write lock."""
         self.twice: list[str] = []
         """When two QEMUs held it."""
+        self._holding: dict[ProcessId, Path] = {}
+        """A QEMU's descriptor that held the lock: that one is looked at first, for each QEMU has dozens."""
+
+    def may_write(self, process: ProcessId) -> bool:
+        """Whether that QEMU holds the write lock now."""
+        known = self._holding.get(process)
+        if known is not None and _holds(process.pid, known, self.seen_as):
+            return True
+        try:
+            descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
+        except OSError:
+            return False
+        for one in descriptors:
+            if _holds(process.pid, one, self.seen_as):
+                self._holding[process] = one
+                return True
+        return False
 
     @property
     def double_runs(self) -> int:
@@ -69,8 +81,8 @@ class DiskWitnesses:
         self.error: BaseException | None = None
 
     def __enter__(self) -> "DiskWitnesses":
-        self._notices = _watch_writes([disk.file for disk in self.of.values()])
-        self._files = {_identity(disk.file.stat()): disk for disk in self.of.values()}
+        self._notices = watch_writes([disk.file for disk in self.of.values()])
+        self._files = {identity(disk.file.stat()): disk for disk in self.of.values()}
         self._look_at_hosts()
         self._thread.start()
         return self
@@ -101,45 +113,24 @@ class DiskWitnesses:
                 words = command_line(process)
                 if words and words[0] == "bindfs":
                     self._storages[process.pid] = host.name
-                for vm in self.of:
-                    if any(word.startswith(f"guest={vm},") for word in words):
-                        qemus[vm][host.name] = process
+                elif (vm := qemu_guest(words)) in qemus:
+                    qemus[vm][host.name] = process
         self._qemus = qemus
 
     def _read_notices(self) -> None:
-        try:
-            data = os.read(self._notices, 1 << 16)
-        except BlockingIOError:
-            return
-        while data:
-            length, _, _, _, mask, descriptor, pid = _EVENT.unpack_from(data)
-            data = data[length:]
-            if descriptor < 0 or mask & _OVERFLOW:
-                raise Failed("the kernel could not tell of every write")
-            try:
-                disk = self._files[_identity(os.fstat(descriptor))]
-            finally:
-                os.close(descriptor)
+        for file, pid in writers(self._notices):
             if pid not in self._storages:
                 self._look_at_hosts()  # of a host that has just booted
-            _note(disk.writers, self._storages.get(pid, f"{STRANGER}{pid}"))
+            _note(self._files[file].writers, self._storages.get(pid, f"{STRANGER}{pid}"))
 
     def _look_at_locks(self, disk: DiskStory) -> None:
         qemus = self._qemus[disk.vm]
-        first = [name for name, process in qemus.items() if _may_write(process, disk)]
+        first = [name for name, process in qemus.items() if disk.may_write(process)]
         for name in first:
             _note(disk.locked, name)
         # The second answer is younger: who held it in the first may have let go by then, so all are asked again.
-        if len(first) > 1 and all(_may_write(qemus[name], disk) for name in first):
+        if len(first) > 1 and all(disk.may_write(qemus[name]) for name in first):
             disk.twice.append(f"look {self.looks}: {', '.join(first)}")
-
-
-def _may_write(process: ProcessId, disk: DiskStory) -> bool:
-    try:
-        descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
-    except OSError:
-        return False
-    return any(_holds(process.pid, one, disk.seen_as) for one in descriptors)
 
 
 def _holds(pid: int, descriptor: Path, file: str) -> bool:
@@ -162,26 +153,3 @@ def _covers(words: list[str]) -> bool:
 def _note(names: list[str], name: str) -> None:
     if not names or names[-1] != name:
         names.append(name)
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _watch_writes(files: Iterable[Path]) -> int:
-    """A descriptor that tells of each write to one of them."""
-    library = ctypes.CDLL(None, use_errno=True)
-    library.fanotify_mark.argtypes = [
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_uint64,
-        ctypes.c_int,
-        ctypes.c_char_p,
-    ]
-    descriptor = int(library.fanotify_init(_NONBLOCK, os.O_RDONLY))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "fanotify_init")
-    for file in files:
-        if library.fanotify_mark(descriptor, _MARK_ADD, _MODIFY, _AT_FDCWD, os.fsencode(file)) != 0:
-            raise OSError(ctypes.get_errno(), f"fanotify_mark {file}")
-    return descriptor

@@ -1,4 +1,4 @@
-"""What the tiny guest runs: its start script, its shutdown, and the two ways to hurt it.
+"""What the tiny guest runs: its start script, its shutdown, a writer of records, and the two ways to hurt it.
 
 The guest is one initramfs: busybox, Debian's qemu-guest-agent and a handful of kernel modules. Its
 disk is read by the boot loader, and written once per boot (the boot counter), so that a test can
@@ -82,6 +82,7 @@ ip link set lo up
 [ -d /sys/class/net/eth0 ] && ip link set eth0 up
 read -r uptime _ < /proc/uptime
 echo "tiny: boot $boots, up after $uptime s" > /dev/console
+lab-writer < /dev/null > /dev/null 2>&1 &
 """
 
 INITTAB = """\
@@ -120,6 +121,35 @@ HANG = """\
 kill -9 $(pidof watchdog)
 """
 
+WRITER = """\
+#!/bin/sh
+# Numbered records, if the second disk is marked for them: record N goes to sector N, and is told on the serial port once it is
+# on the disk. `record_ledger.py` reads both.
+disk=/dev/vdb
+first() { dd if=$disk bs=512 skip="$1" count=1 2> /dev/null; }
+[ -b $disk ] && [ "$(first 0 | tr -dc a-z-)" = virtha-records ] || exit 0
+read -r uuid < /proc/sys/kernel/random/uuid
+writer=${uuid%%-*}
+
+# The newest that is there: they have no gaps.
+newest=0
+end=$(( $(cat /sys/class/block/vdb/size) - 1 ))
+above=$end
+while [ $newest -lt $above ]; do
+  middle=$(( (newest + above + 1) / 2 ))
+  if first $middle | grep -q '^record '; then newest=$middle; else above=$((middle - 1)); fi
+done
+
+while [ $newest -lt $end ]; do
+  next=$((newest + 1))
+  if printf '%-512s' "record $next $writer" | dd of=$disk bs=512 seek=$next conv=fsync 2> /dev/null; then
+    newest=$next
+    echo "ack $next $writer ok" > /dev/console
+  fi
+  sleep 0.5
+done
+"""
+
 PANIC = """\
 #!/bin/sh
 # Crashes the kernel. The pause lets the guest agent's answer leave first.
@@ -135,6 +165,7 @@ FILES: dict[str, tuple[int, str]] = {
     "etc/acpi/PWRF/00000080": (0o755, POWER_BUTTON),
     "sbin/shutdown": (0o755, SHUTDOWN),
     "usr/bin/lab-hang": (0o755, HANG),
+    "usr/bin/lab-writer": (0o755, WRITER),
     "usr/bin/lab-panic": (0o755, PANIC),
 }
 """Path in the guest: mode and text."""

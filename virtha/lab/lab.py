@@ -32,6 +32,8 @@ from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Unavai
 
 HOSTS_MAX = 32
 DOWN_ROUNDS_MAX = 10
+JOINS_S = 240.0
+"""Four programs begin at once on each host's first day; a machine that runs other things takes a minute and more."""
 _MARK = "a virtha lab; 'virtha lab down' deletes this directory\n"
 _MARK_NAME = "VIRTHA-LAB"
 
@@ -303,8 +305,11 @@ def _join_token(lab: Lab) -> str:
 def _join_and_start(lab: Lab, host: Node, token: str) -> None:
     """Join first: libvirt looks for its hooks once, when it starts, and for its certificates."""
     url = f"https://{lab.server.address}:8443"
-    host.run_checked(["virtha", "agent", "join", url, "--token", token, "--name", host.name])
-    host.run_checked(["virtha", "agent", "setup-migration", "--address", host.address])
+    for words in (
+        ("join", url, "--token", token, "--name", host.name),
+        ("setup-migration", "--address", host.address),
+    ):
+        host.run_checked(["virtha", "agent", *words], timeout_s=JOINS_S)
     for service in ("virtlogd", "libvirtd", "guardian", "agent"):
         host.start_service(service)
 
@@ -332,7 +337,9 @@ def hosts_not_up(lab: Lab) -> list[str]:
 
 def wait_hosts(lab: Lab) -> None:
     try:
-        wait_until(lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=60.0, pause_s=0.1)
+        wait_until(
+            lambda: not hosts_not_up(lab), "all hosts are up", timeout_s=JOINS_S, pause_s=0.1
+        )
     except Failed as error:
         words = "; ".join(
             f"{missing} (agent: {lab.node(missing.partition(':')[0]).last_words('agent', 3)})"
@@ -347,17 +354,23 @@ def _add_storage(lab: Lab) -> None:
     wait_storage(lab)
 
 
+def storage_is_usable(lab: Lab) -> bool:
+    """By all hosts, by what they say of it."""
+    with lab.api() as api:
+        view = api.get(f"/v1/storage-domains/{STORAGE_NAME}")
+    images = {image["name"] for image in view["images"]}
+    usable_by = view["usable_by"]
+    return "tiny" in images and len(usable_by) == len(lab.hosts) and all(usable_by.values())
+
+
 def wait_storage(lab: Lab) -> None:
     """Until no host says otherwise of it: one that has just begun, or whose lease was late, does for a while."""
-
-    def usable() -> bool:
-        with lab.api() as api:
-            view = api.get(f"/v1/storage-domains/{STORAGE_NAME}")
-        images = {image["name"] for image in view["images"]}
-        usable_by = view["usable_by"]
-        return "tiny" in images and len(usable_by) == len(lab.hosts) and all(usable_by.values())
-
-    wait_until(usable, f"all hosts can use {STORAGE_NAME}", timeout_s=60.0, pause_s=0.1)
+    wait_until(
+        lambda: storage_is_usable(lab),
+        f"all hosts can use {STORAGE_NAME}",
+        timeout_s=60.0,
+        pause_s=0.1,
+    )
 
 
 def down(directory: Path, *, keep_files: bool = False, steps: Steps | None = None) -> bool:

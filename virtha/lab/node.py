@@ -70,6 +70,13 @@ def wait_until(
         time.sleep(pause_s)
 
 
+def qemu_guest(words: Sequence[str]) -> str | None:
+    """The VM of a QEMU, by libvirt's `-name guest=NAME,…` of its command line; None: it is no QEMU."""
+    if not words or "qemu" not in Path(words[0]).name or "-name" not in words:
+        return None
+    return words[words.index("-name") + 1].removeprefix("guest=").partition(",")[0]
+
+
 class Node:
     """A host or a server of the lab. Holds no state of its own but what ``lab`` says."""
 
@@ -115,6 +122,8 @@ class Node:
             "VIRTHA_FIRMWARE_DIRECTORY": str(self.directory / "firmware"),
             "PYTHONUNBUFFERED": "1",
             "LANG": "C.UTF-8",
+            # A lab of a copy of the sources runs that copy.
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         }
 
     # Making
@@ -426,14 +435,12 @@ class Node:
         return self.qemus().get(vm)
 
     def qemus(self) -> dict[str, ProcessId]:
-        """VM name -> its QEMU, from libvirt's `-name guest=NAME,…`."""
+        """VM name -> its QEMU."""
         found = {}
         for process in self.processes():
-            words = command_line(process)
-            if not words or "qemu" not in Path(words[0]).name or "-name" not in words:
-                continue
-            name = words[words.index("-name") + 1].removeprefix("guest=").partition(",")[0]
-            found[name] = process
+            name = qemu_guest(command_line(process))
+            if name is not None:
+                found[name] = process
         return found
 
     def last_words(self, log: str, lines: int = 8) -> str:

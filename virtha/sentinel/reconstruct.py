@@ -21,6 +21,15 @@ from virtha.sentinel.events import (
     PingGuest,
     ReadBootStatus,
     Told,
+    VmRecord,
+)
+from virtha.sentinel.io_errors import nobody_answers
+from virtha.sentinel.io_pauses import (
+    io_pause_began,
+    io_pause_over,
+    pause_of_io_error,
+    paused_by_somebody_else,
+    paused_on_io,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.moves import (
@@ -109,22 +118,36 @@ def _close_old_boot(host: HostState, guarded: Guarded) -> None:
     if was_up:
         guarded.set(state=VmState.STOPPING)
         ended(host, guarded, Exit(cause=cause, at_ms=0, seen=False), told=True)
-        host.tell(
-            guarded,
-            "vm.stop.reconstructed",
-            cause=cause.value,
-            after_ms=record.last_alive_ms,
-            before_ms=int(host.now),
-        )
+        _tell_end_with_boot(host, guarded, record, cause)
     guarded.evidence = None
     blocked: Reason | None = None
     if record.vm.ha and record.wanted_up and not stopped_on_purpose:
-        blocked = reason("restart.blocked.other_boot")
-        host.tell(guarded, "vm.restart.blocked", reason=blocked.code)
+        blocked = _blocked_since_boot(host, guarded, record)
     guarded.set(
         pending=None, attempt=None, attempts_ms=(), firings_ms=(), blocked=blocked, released=True
     )
     host.tell_released(guarded)
+
+
+def _tell_end_with_boot(
+    host: HostState, guarded: Guarded, record: VmRecord, cause: ExitCause
+) -> None:
+    """``record``: as the old boot left it."""
+    code = "vm.stop.reconstructed"
+    fields = {"cause": cause.value}
+    if leaves(record):
+        # That the VM stopped nobody here knows: it may have run elsewhere by then, and do so still.
+        code, fields = "vm.migration_source_ended", {}
+    host.tell(guarded, code, **fields, after_ms=record.last_alive_ms, before_ms=int(host.now))
+
+
+def _blocked_since_boot(host: HostState, guarded: Guarded, record: VmRecord) -> Reason:
+    if leaves(record):
+        # Not told: no restart is missing that anybody could expect of this host.
+        return reason("restart.blocked.migrating")
+    blocked = reason("restart.blocked.other_boot")
+    host.tell(guarded, "vm.restart.blocked", reason=blocked.code)
+    return blocked
 
 
 # Lists
@@ -154,6 +177,8 @@ def domains_listed(host: HostState, event: DomainsListed) -> None:
     if at_start:
         tell_open_moves(host)
     for guarded in host.all():
+        if at_start:
+            nobody_answers(host, guarded)
         if at_start and guarded.record.start_open:
             # Nobody will answer that start any more: the list does.
             guarded.set(start_open=False)
@@ -304,6 +329,10 @@ def _same_or_changed(host: HostState, guarded: Guarded, report: DomainReport) ->
         case DomainState.PAUSED | DomainState.PMSUSPENDED:
             if record.state in (VmState.RUNNING, VmState.STOPPING):
                 _was_paused(host, guarded, report)
+            elif paused_on_io(record) and report.reason != "ioerror":
+                # It ran since, and somebody paused it.
+                guarded.set(io_pause=None)
+                paused_by_somebody_else(host, guarded, reason("vm.paused.outside"))
         case DomainState.CRASHED if record.state is not VmState.CRASHED:
             guarded.move(Trigger.PANICS)
             host.tell(guarded, "vm.panicked")
@@ -330,6 +359,7 @@ def _runs_again(host: HostState, guarded: Guarded) -> None:
         return
     guarded.set(pause=None, pending=None)
     host.tell(guarded, "vm.resumed")
+    io_pause_over(host, guarded)
 
 
 def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None:
@@ -354,12 +384,14 @@ def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None
             )
             count_firing(host, guarded)
         guarded.set(pause=reason("vm.paused.watchdog"))
-    elif report.reason == "ioerror":
-        guarded.set(pause=reason("vm.paused.io_error"))
     elif record.pause_by is not None:
         guarded.set(pause=reason("vm.paused.as_ordered", by=record.pause_by), pause_by=None)
+    elif report.reason == "ioerror":
+        guarded.set(pause=pause_of_io_error(guarded))
     else:
         guarded.set(pause=reason("vm.paused.outside"))
+    if report.reason == "ioerror":
+        io_pause_began(host, guarded)
     pause = guarded.record.pause
     host.tell(guarded, "vm.paused", cause=pause.code if pause else "")
 

@@ -27,7 +27,7 @@ from virtha.drivers.service_notify import notify
 from virtha.model.errors import Failed, InvalidInput, NotFound, VirthaError
 from virtha.model.ids import Term
 from virtha.model.operation import OperationState
-from virtha.model.time import UtcMillis
+from virtha.model.time import UtcMillis, format_utc
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.server.clock import SystemClock, this_machine
@@ -54,6 +54,8 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 PRUNE_INTERVAL_S = 3_600.0
 EXPIRE_INTERVAL_S = 10.0
 STOP_DEADLINE_S = 1.5
+CLOCK_SLACK_MS = 60_000
+"""What clocks are set back by in good order."""
 
 
 class Ready(Value, frozen=True, kw_only=True):
@@ -155,6 +157,7 @@ async def running(
             own=this_machine(),
         )
         await _check_same_installation(control, authority)
+        await _tell_a_clock_behind(control, clock)
         term = await control.installation.started(version=__version__)
         await control.receivers.check_secrets_readable()
         await control.power.check_secrets_readable()
@@ -211,6 +214,17 @@ async def _check_same_installation(control: Control, authority: LocalAuthority) 
             f"the database is of installation {installation.id}, the authority of "
             f"{authority.installation_id}",
             fix="restore both from the same backup: virtha server restore FILE --force",
+        )
+
+
+async def _tell_a_clock_behind(control: Control, clock: Clock) -> None:
+    """Nothing stops: what is decided counts elapsed time (M4). But tokens, certificates and history go by this clock."""
+    last, now = await control.installation.last_event_at(), clock.wall_ms()
+    if last is not None and now < last - CLOCK_SLACK_MS:
+        log.warning(
+            "this machine's clock is behind the last event on record: set it (timedatectl)",
+            clock=format_utc(now),
+            last_event=format_utc(last),
         )
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits
+from virtha.drivers.systemd_units import has_systemd, units_wrong
 from virtha.model.errors import Failed, NotFound, VirthaError
+from virtha.model.time import UtcMillis, format_utc
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.server.app import certificate_names, check_pair, load_authority
+from virtha.server.app import CLOCK_SLACK_MS, certificate_names, check_pair, load_authority
 from virtha.server.config import ServerConfig, ServerPaths, read_config
 from virtha.server.files import is_locked
 from virtha.server.listeners import bind_tcp
@@ -21,6 +23,7 @@ from virtha.store.errors import translated
 from virtha.store.migrate import check_known
 from virtha.store.store import parse_database_url
 
+SERVER_UNITS = Path(__file__).parent / "units"
 PRIVATE_BITS = 0o077
 
 
@@ -41,6 +44,8 @@ class DatabaseFacts(Value, frozen=True, kw_only=True):
     schema: str
     installation_id: str
     revision: int
+    last_event: UtcMillis | None
+    """When its last event was, by the clock of then; None: it has none."""
 
 
 def database_path(paths: ServerPaths, config: ServerConfig) -> Path:
@@ -64,9 +69,15 @@ def inspect_database(path: Path, *, deep: bool) -> DatabaseFacts:
         row = connection.execute("SELECT id, revision FROM installation").fetchone()
         if row is None:
             raise NotFound(f"{path} holds no installation", fix="virtha server init")
+        last = connection.execute("SELECT max(at) FROM event").fetchone()[0]
         if deep:
             _quick_check(connection, path)
-    return DatabaseFacts(schema=schema[0], installation_id=row[0], revision=row[1])
+    return DatabaseFacts(
+        schema=schema[0],
+        installation_id=row[0],
+        revision=row[1],
+        last_event=None if last is None else UtcMillis(last),
+    )
 
 
 def _quick_check(connection: sqlite3.Connection, path: Path) -> None:
@@ -114,9 +125,12 @@ def check_installation(paths: ServerPaths, clock: Clock) -> list[Check]:
 
     if attempt("authority", open_authority):
         attempt("certificate", lambda: _check_certificate(paths, config[0], authority[0], clock))
-        attempt("database", lambda: _check_database(paths, config[0], authority[0]))
+        if attempt("database", lambda: _check_database(paths, config[0], authority[0])):
+            attempt("clock", lambda: _check_clock(paths, config[0], clock))
     attempt("secrets", lambda: _check_secrets_key(paths))
     attempt("journals", lambda: _check_journals(paths))
+    if has_systemd(paths.root):
+        attempt("units", lambda: _check_units(paths))
     running = paths.lock.exists() and is_locked(paths.lock)
     attempt("server", lambda: "runs" if running else "is stopped")
     if not running:
@@ -220,6 +234,32 @@ def _check_database(paths: ServerPaths, config: ServerConfig, authority: LocalAu
             fix="restore both from the same backup",
         )
     return f"{path}, revision {facts.revision}"
+
+
+def _check_clock(paths: ServerPaths, config: ServerConfig, clock: Clock) -> str | Check:
+    """Times of tokens, certificates and history are this clock's; what it has said before is in the database."""
+    now = clock.wall_ms()
+    last = inspect_database(database_path(paths, config), deep=False).last_event
+    if last is None or now >= last - CLOCK_SLACK_MS:
+        return format_utc(now)
+    return Check(
+        name="clock",
+        state=CheckState.WARNING,
+        detail=f"it says {format_utc(now)}, but the last event on record was at {format_utc(last)}",
+        fix="set this machine's clock (timedatectl; chrony or systemd-timesyncd keep it right)",
+    )
+
+
+def _check_units(paths: ServerPaths) -> str | Check:
+    wrong = units_wrong(SERVER_UNITS, paths.root)
+    if not wrong:
+        return "as this version has them"
+    return Check(
+        name="units",
+        state=CheckState.WARNING,
+        detail="; ".join(wrong),
+        fix="run: virtha server install-units",
+    )
 
 
 def _check_port(address: str, field: str) -> str:

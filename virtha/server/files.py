@@ -40,7 +40,12 @@ def write_failed(path: Path, error: OSError) -> Failed | Unavailable:
             code="problem.disk.full",
             fix="free space there, then try again; nothing was changed",
         )
-    return Failed(f"can't write {path}: {error.strerror or error}", fix="check rights and disk")
+    fix = "check rights and disk"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        fix = "run it as root" if os.geteuid() != 0 else f"look at the rights of {path.parent}"
+    elif error.errno == errno.EROFS:
+        fix = "its file system is read-only: mount it for writing; dmesg may say why it is"
+    return Failed(f"can't write {path}: {error.strerror or error}", fix=fix)
 
 
 def sync_directory(path: Path) -> None:
@@ -81,8 +86,11 @@ def only_server(paths: ServerPaths) -> Iterator[None]:
                 f"a server runs on {paths.state}" + (f" (process {holder})" if holder else ""),
                 fix="stop it first",
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise write_failed(paths.lock, error) from error
         yield
     finally:
         os.close(descriptor)

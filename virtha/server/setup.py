@@ -19,7 +19,7 @@ from virtha.model.ids import InstallationId
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.server.app import certificate_names, renew_certificate
-from virtha.server.checks import database_path
+from virtha.server.checks import SERVER_UNITS, database_path
 from virtha.server.config import (
     ServerConfig,
     ServerPaths,
@@ -40,7 +40,7 @@ GENERATED_LENGTH = 20
 
 def install_server_units(paths: ServerPaths) -> tuple[str, ...]:
     """Names of the units that are new or changed; none without systemd. Raises Failed."""
-    return install_units(Path(__file__).parent / "units", paths.root)
+    return install_units(SERVER_UNITS, paths.root)
 
 
 class InitAnswers(Value, frozen=True, kw_only=True):

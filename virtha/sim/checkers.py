@@ -17,6 +17,7 @@ TOLD_UNCLEAR = (
     "vm.restart.unknown",
     "vm.history.gap",
     "vm.stop.reconstructed",
+    "vm.migration_source_ended",
     "vm.restart.failed",
     "vm.start_failed",
 )

@@ -39,6 +39,7 @@ FINISH_MS = 20
 LOST_MS = 30_000
 """libvirt's keepalive: five missed answers, five seconds apart, and the sixth."""
 FAILED, LATE = "migration.failed", "migration.ended.late"
+PAUSED, IO_ERROR = "migration.ended.paused", "migration.ended.io_error"
 
 
 class Phase(IntEnum):
@@ -123,7 +124,8 @@ class SimMigrations:
     def begin(self, source: "SimHost", vm_id: VmId, target: str) -> None:
         """Raises HypervisorFailed when it doesn't run there, or moves already."""
         domain = source.libvirt.domain(vm_id)
-        if domain.qemu is None or not domain.qemu.running:
+        still = _still(domain)
+        if still is None and (domain.qemu is None or not domain.qemu.running):
             raise HypervisorFailed(f"domain '{domain.name}' is not running")
         if self.under_way(source, vm_id):
             raise HypervisorFailed(f"domain '{domain.name}' is being moved already")
@@ -137,6 +139,10 @@ class SimMigrations:
         self._begun = migration.number
         self._last[vm_id] = migration
         self._trace(migration, f"begins to {target}")
+        if still is not None:
+            migration.code = still
+            self._end(migration, Result.FAILED)
+            return
         self._send(migration, migration.source, migration.target, self._prepare)
         self._tick_later(migration)
 
@@ -271,7 +277,7 @@ class SimMigrations:
         domain = source.domain
         if domain is None or source.qemu is None or not source.qemu.running:
             # It ended, or something else paused it: a VM that stands still for another reason is not moved.
-            self._fail(migration, FAILED)
+            self._fail(migration, FAILED if domain is None else _still(domain) or FAILED)
         elif target.domain is None:
             self._fail(migration, FAILED)
         elif migration.vm_id not in self.busy:
@@ -398,3 +404,10 @@ class SimMigrations:
 
 def _stands(domain: Domain) -> bool:
     return domain.state is DomainState.PAUSED and domain.reason == "migration"
+
+
+def _still(domain: Domain) -> str | None:
+    """As what one that stands still is not moved."""
+    if domain.state is not DomainState.PAUSED:
+        return None
+    return IO_ERROR if domain.reason == "ioerror" else PAUSED

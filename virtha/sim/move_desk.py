@@ -196,9 +196,8 @@ class MoveDesk:
                     )
                 )
             case SettleAction.STAYS:
-                agent.tell(
-                    MoveEnded(vm_id=vm_id, migration_id=order.migration_id, result=Result.FAILED)
-                )
+                _, code = agent.host.migrations.result(agent.host, vm_id)
+                self._tell_end(vm_id, Result.FAILED, code)
             case SettleAction.REFUSE:
                 self._refuse(order)
             case SettleAction.ABORT:

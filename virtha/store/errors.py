@@ -22,6 +22,9 @@ def locked(detail: str) -> Unavailable:
 
 
 def _translate(code: int, text: str) -> VirthaError:
+    # The index of its log could not grow by a page, which a full disk does not let it: said as an I/O error.
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:
+        code = sqlite3.SQLITE_FULL
     match code & _PRIMARY_CODE_MASK:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return locked(text)

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, func, insert, select
 from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
+from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, in_parts
 from virtha.store.schema import event
@@ -114,3 +115,10 @@ async def events_at(tx: Transaction, revisions: Sequence[int]) -> dict[Revision,
         select(event.c.body).where(event.c.revision.in_(tuple(revisions)))
     )
     return {found.revision: found for found in (decode(Event, body) for body in rows)}
+
+
+async def last_event_at(tx: Transaction) -> UtcMillis | None:
+    """When the newest was recorded, by the server's clock of then. None: there is none."""
+    newest = select(event.c.at).order_by(event.c.revision.desc()).limit(1)
+    at = await tx.connection.scalar(newest)
+    return None if at is None else UtcMillis(at)

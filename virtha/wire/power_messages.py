@@ -58,13 +58,14 @@ class EndPowerAttempt(Value, frozen=True, kw_only=True, tag="end_power_attempt")
 
 
 class PowerAttempted(Value, frozen=True, kw_only=True, tag="power_attempted"):
-    """Nothing of it goes on. ``state``, ``identity``: of a reading. ``result``: of an order; of a reading ``REFUSED`` where the
-    device was not asked. ``detail``: without any secret."""
+    """Nothing of it goes on. ``state``, ``identity``: of a reading. ``result``: how an order ended; of a reading ``OK``
+    where the device was asked, ``REFUSED`` where not. Who says nothing of it has proven nothing: it is unknown.
+    ``detail``: without any secret."""
 
     attempt: str
     state: PowerState = PowerState.UNKNOWN
     identity: MachineIdentity = MachineIdentity()
-    result: Result = Result.OK
+    result: Result = Result.UNKNOWN
     code: str | None = None
     detail: str = ""
 

@@ -1,6 +1,8 @@
 """Joining against a real TLS server of a real authority."""
 
+import errno
 import json
+import os
 import ssl
 import stat
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from virtha.agent import identity as identity_module
 from virtha.agent.gate import gate_installed, hook_path
 from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.join import join, token_fingerprint
@@ -281,3 +284,22 @@ def test_a_server_that_is_not_there(paths: AgentPaths) -> None:
 def test_a_host_that_has_not_joined_says_what_to_do(paths: AgentPaths) -> None:
     with pytest.raises(Failed, match="has not joined"):
         load_identity(paths)
+
+
+@pytest.mark.bad_input("program as another user")
+def test_an_identity_that_a_user_may_not_read_is_not_to_be_made_anew(
+    paths: AgentPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is only root's is in order; joining again would throw it away."""
+
+    def refuse(path: Path, _bytes_max: int) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(identity_module, "read_bounded", refuse)
+    with pytest.raises(Failed, match="can't be read: Permission denied") as told:
+        load_identity(paths)
+    assert told.value.fix == "run it as root"
+    monkeypatch.setattr(identity_module, "read_bounded", lambda *_: b"{")
+    with pytest.raises(Failed) as told:
+        load_identity(paths)
+    assert told.value.fix == "join again with --force"

@@ -21,6 +21,7 @@ from virtha.model.host import HostCapabilities
 from virtha.model.ids import Revision
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import (
+    AskedFrom,
     CertificateCheck,
     MachineIdentity,
     PowerDriver,
@@ -203,6 +204,10 @@ def test_what_a_cluster_may_not_say(tell: Tell, settings: Any, field: str, says:
         (own(), "settings.driver"),
         (own(driver=PowerDriver.IPMI), "settings.address"),
         (own(driver=PowerDriver.IPMI, address="no host!"), "settings.address"),
+        (
+            own(driver=PowerDriver.IPMI, address="169.254.1.1", asked_from=AskedFrom.AGENTS),
+            "settings.address",
+        ),
         (own(driver=PowerDriver.IPMI, address="h", user="x" * 17), "settings.user"),
         (
             PowerPut(

@@ -196,6 +196,38 @@ def test_off_waits_for_a_word_where_vms_run_and_a_device_must_be_there(tell: Tel
     tell(story)
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize("action", [OFF, REBOOT])
+@pytest.mark.parametrize("force", [False, True])
+def test_each_level_waits_for_a_word_where_vms_run_by_then(
+    tell: Tell, action: HostPowerAction, force: bool
+) -> None:
+    """The host was empty when it was ordered; a VM came while the first level's device was asked."""
+
+    async def story(world: World) -> None:
+        bmc, strip = await set_up(world, "bmc", "strip")
+        await world.add_storage()
+        await world.add_vm()
+        bmc.refuses = True
+        bmc.meanwhile = lambda: setattr(bmc, "answers", asyncio.Event() if bmc.orders else None)
+        operation = await begin(world, action, force=force)
+        await until(lambda: bmc.answers is not None)
+        await world.run_vm()
+        bmc.meanwhile = lambda: None
+        assert bmc.answers is not None
+        bmc.answers.set()
+        ended = await over(world, operation)
+        if force:
+            assert ended.state is OperationState.DONE and strip.orders[0] == "off"
+            return
+        assert (ended.state, ended.code) == (OperationState.FAILED, "power.vms_may_run"), ended
+        assert strip.orders == [] and strip.on
+        assert [one.name for one in ended.steps] == ["off at level 1", "off at level 2"]
+        assert ended.steps[-1].state is OperationState.FAILED and "web1" in ended.steps[-1].detail
+
+    tell(story)
+
+
 def test_another_machines_device_is_not_switched(tell: Tell) -> None:
     async def story(world: World) -> None:
         (bmc,) = await set_up(world, "bmc")
@@ -240,6 +272,42 @@ def test_a_server_that_ended_leaves_none_open_and_nothing_is_ordered_twice(
         assert ended.is_over and ended.code == code and told in ended.message, ended
         assert bmc.orders == orders, "it is not given again"
         assert await world.control.host_power.settle() == 0
+
+    tell(story)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_whoever_asks_for_us_may_come_back_before_it_is_called_interrupted(
+    tell: Tell, comes_back: bool
+) -> None:
+    """A server that has just begun has no agent yet that could ask the device (ADR 18): it waits, and no longer than a host
+    takes to come back."""
+
+    async def story(world: World) -> None:
+        (bmc,) = await set_up(world, "bmc")
+        bmc.meanwhile = lambda: setattr(bmc, "stuck", bool(bmc.orders))
+        operation = await begin(world, OFF)
+        await until(lambda: bool(bmc.orders))
+        await world.control.host_power.close()
+        await world.reopen()
+        use(world, world.played)
+        bmc.meanwhile = lambda: None
+        bmc.stuck, bmc.on = False, False
+        bmc.refuses, bmc.why = True, "power.no_neighbour"
+        settle = world.control.host_power.settle
+        for _ in range(3):
+            assert await settle() == 0
+            world.clock.advance(5_000)
+        assert not (await world.control.operations.get(operation.id)).is_over
+        if comes_back:
+            bmc.refuses = False
+        else:
+            world.clock.advance(60_000)
+        assert await settle() == 1
+        ended = await world.control.operations.get(operation.id)
+        told = (None, "now off") if comes_back else ("power.interrupted", "power.no_neighbour")
+        assert ended.code == told[0] and told[1] in ended.message, ended
+        assert bmc.orders == ["off"]
 
     tell(story)
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from virtha.drivers.libvirt_mover import MoveRequest, code_of, flags_of, parameters_of
+from virtha.drivers.libvirt_mover import (
+    MoveRequest,
+    code_of,
+    flags_of,
+    parameters_of,
+    standing,
+    word_objection,
+)
 from virtha.drivers.libvirt_moves import LibvirtMoves, Mover, Movers
 from virtha.model.facts import Result
 from virtha.model.ids import VmId
@@ -244,6 +251,54 @@ class Error(libvirt.libvirtError):
 )  # fmt: skip
 def test_a_failure_is_told_by_code(code: str, text: str, said: str) -> None:
     assert code_of(Error(getattr(libvirt, f"VIR_ERR_{code}"), text)) == said
+
+
+class Domain:
+    """As much of libvirt's as is asked how it stands."""
+
+    def __init__(self, state: str, reason: str = "UNKNOWN") -> None:
+        self._found = [
+            getattr(libvirt, f"VIR_DOMAIN_{state}"),
+            getattr(libvirt, f"VIR_DOMAIN_{state}_{reason}"),
+        ]
+
+    def state(self) -> list[int]:
+        return self._found
+
+
+@pytest.mark.req("S6", "G6")
+@pytest.mark.parametrize(
+    ("state", "reason", "begins", "word"),
+    [
+        ("RUNNING", "BOOTED", None, "unknown None"),
+        ("PAUSED", "MIGRATION", "failed migration.ended.paused", None),
+        ("PAUSED", "USER", "failed migration.ended.paused", "failed migration.ended.paused"),
+        ("PAUSED", "WATCHDOG", "failed migration.ended.paused", "failed migration.ended.paused"),
+        ("PAUSED", "IOERROR", "failed migration.ended.io_error", "failed migration.ended.io_error"),
+        ("PMSUSPENDED", "UNKNOWN", "failed migration.ended.paused", "failed migration.ended.paused"),
+        # Ended when all of it was sent: what its target has is all there is.
+        ("SHUTOFF", "CRASHED", None, None),
+    ],
+)  # fmt: skip
+def test_what_stands_still_is_neither_moved_nor_let_run(
+    state: str, reason: str, begins: str | None, word: str | None
+) -> None:
+    def said(end: MoveEnd | None) -> str | None:
+        return None if end is None else f"{end.result.value} {end.code}"
+
+    domain = Domain(state, reason)
+    assert said(standing(domain)) == begins
+    assert said(word_objection(domain)) == word
+
+
+def test_a_libvirt_that_can_not_say_how_it_stands_gives_no_word() -> None:
+    class Gone(Domain):
+        def state(self) -> list[int]:
+            raise Error(libvirt.VIR_ERR_NO_DOMAIN, "no such domain")
+
+    end = word_objection(Gone("SHUTOFF"))
+    assert end is not None
+    assert end.result is Result.UNKNOWN
 
 
 def test_it_is_gone_at_once_when_it_must_be(tmp_path: Path) -> None:

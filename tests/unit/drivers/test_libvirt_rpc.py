@@ -2,6 +2,8 @@
 
 import asyncio
 import struct
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from virtha.drivers.libvirt_rpc import (
     Passage,
     ProtocolBroken,
 )
+from virtha.model.facts import Result
 from virtha.model.orders import MoveDestination
+from virtha.ports.hypervisor import MoveEnd
 
 FINISH, PREPARE, OPEN = 306, 303, 1
 CALL, REPLY = 0, 1
@@ -149,9 +153,18 @@ def told_lost(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-def relayed(tmp_path: Path, ends: str, calls: list[bytes], *, wait_s: float = 0.3) -> list[int]:
-    """The procedures that were answered, as the client saw it."""
+def relayed(
+    tmp_path: Path,
+    ends: str,
+    calls: list[bytes],
+    *,
+    wait_s: float = 0.3,
+    objection: Callable[[], MoveEnd | None] = lambda: None,
+    words: list[int] | None = None,
+) -> list[int]:
+    """The procedures that were answered, as the client saw it. ``words``: how often the target was told to run it."""
     answered: list[int] = []
+    words = [] if words is None else words
 
     async def story() -> None:
         target = Target(tmp_path / "target", ends)
@@ -164,6 +177,7 @@ def relayed(tmp_path: Path, ends: str, calls: list[bytes], *, wait_s: float = 0.
             tls_directory="",
         )
         relay = Relay(request)
+        relay.objection = objection
         serving: list[asyncio.Task[None]] = []
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -188,6 +202,7 @@ def relayed(tmp_path: Path, ends: str, calls: list[bytes], *, wait_s: float = 0.
         above.close()
         server.close()
         await asyncio.sleep(0.05)
+        words.append(target.words)
 
     asyncio.run(story())
     return answered
@@ -223,3 +238,58 @@ def test_a_target_that_is_lost_before_the_word_fails_the_move(
     calls = [raw(OPEN), raw(FINISH, serial=9, body=b"cookie.." + struct.pack(">i", 1))]
     assert relayed(tmp_path, "fails", calls) == [OPEN]
     assert told_lost == []
+
+
+# Right before the word goes up (G6, S6)
+
+
+class Left(OSError):
+    """In place of the process's end."""
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[MoveEnd]:
+    told: list[MoveEnd] = []
+
+    def leave(end: MoveEnd) -> None:
+        told.append(end)
+        raise Left
+
+    monkeypatch.setattr(libvirt_mover, "leave", leave)
+    return told
+
+
+PAUSED = MoveEnd(result=Result.FAILED, code="migration.ended.paused")
+
+
+def test_the_word_does_not_go_up_when_the_guest_stands_still_for_another_reason(
+    tmp_path: Path, told_lost: list[str], left: list[MoveEnd]
+) -> None:
+    words: list[int] = []
+    answered = relayed(tmp_path, "runs", [raw(OPEN), WORD], objection=lambda: PAUSED, words=words)
+    assert (answered, words) == ([OPEN], [0])
+    assert left == [PAUSED]
+    assert told_lost == [], "nothing is unknown: it was not given"
+
+
+def test_what_calls_it_off_goes_up_whatever_stands(tmp_path: Path, left: list[MoveEnd]) -> None:
+    call = raw(FINISH, serial=9, body=b"cookie.." + struct.pack(">i", 1))
+    assert relayed(tmp_path, "runs", [raw(OPEN), call], objection=lambda: PAUSED) == [OPEN, FINISH]
+    assert left == []
+
+
+def test_a_libvirt_that_does_not_say_how_it_stands_keeps_the_word_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[MoveEnd]
+) -> None:
+    monkeypatch.setattr(libvirt_mover, "LOOK_S", 0.05)
+    says, words = threading.Event(), list[int]()
+
+    def hangs() -> None:
+        says.wait(60)
+
+    timer = threading.Timer(1.0, says.set)
+    timer.start()
+    relayed(tmp_path, "runs", [raw(OPEN), WORD], objection=hangs, words=words)
+    timer.join()
+    assert words == [0]
+    assert [end.result for end in left] == [Result.UNKNOWN]

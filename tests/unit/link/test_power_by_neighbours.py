@@ -195,7 +195,7 @@ def test_an_agent_that_goes_in_the_middle_leaves_it_unknown_and_its_program_ends
         assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.neighbour_lost")
         neighbour.attempts.session_lost()
         process = int(hangs.read_text())
-        await until(lambda: not _runs(process), "its end")
+        await until(lambda: not runs(process), "its end")
 
     play(pki, story)
 
@@ -217,7 +217,7 @@ def test_agents_that_do_not_or_may_not_are_never_sent_a_password(pki: Pki, tmp_p
     play(pki, story, PowerHelp.NETWORK)
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

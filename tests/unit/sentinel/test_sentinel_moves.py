@@ -1,7 +1,7 @@
 """A live migration as one host's sentinel knows it: what it begins, says, restarts and gives back (G4 to G6, ADR 10)."""
 
 import pytest
-from sentinel_bench import BOOT, WEB, Bench, releases, reports
+from sentinel_bench import BOOT, WEB, Bench, codes, releases, reports
 
 from virtha.model.facts import (
     Awaited,
@@ -13,7 +13,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId
-from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration
+from virtha.model.orders import MigrationSide, MigrationWord, SettleMigration, StopMode
 from virtha.model.vm import PossibleCopy, VmState
 from virtha.sentinel.events import (
     AbortMove,
@@ -32,6 +32,7 @@ from virtha.sentinel.events import (
     MoveToldAgain,
     ReportAgain,
     Restart,
+    StopAccepted,
 )
 from virtha.sentinel.moves import CopySeen, SettleAction
 
@@ -201,6 +202,40 @@ def test_what_was_told_is_told_again_by_the_next_agent() -> None:
     bench.restart()
     decision = bench.tell(DomainsListed(domains=(), at_start=True))
     assert words(decision) == [Result.OK]
+
+
+@pytest.mark.parametrize("seen", ["copying", "stands", "asked to stop", "ended"])
+def test_a_source_whose_host_ended_in_mid_move_tells_of_no_stop_and_no_missing_restart(
+    seen: str,
+) -> None:
+    """The VM may run at its target: that it stopped, or is not restarted, nobody here knows."""
+    bench = leaving()
+    match seen:
+        case "stands":
+            bench.event("suspended", "migrated")
+        case "asked to stop":
+            bench.tell(StopAccepted(vm_id=WEB, mode=StopMode.SHUTDOWN, by="a", deadline_ms=60_000))
+        case "ended":
+            assert codes(bench.event("stopped", "failed")) == ["vm.crashed", "vm.restart.blocked"]
+    bench.now = 0
+    bench.restart(boot=BootId("boot-2"))
+    decision = bench.tell()
+    assert codes(decision) == ([] if seen == "ended" else ["vm.migration_source_ended"])
+    assert releases(decision) == [1]
+    (report,) = reports(decision)
+    why = [one.code for one in report.reasons]
+    assert ("restart.blocked.migrating" in why) is (seen != "asked to stop"), (
+        "X1 has it all the same"
+    )
+    assert not restarts(bench.tell(bench.listed("shutoff", "unknown", at_start=True)))
+
+
+def test_a_source_whose_move_was_over_before_its_host_ended_tells_as_any_other() -> None:
+    bench = leaving()
+    bench.tell(ended(Result.FAILED))
+    bench.now = 0
+    bench.restart(boot=BootId("boot-2"))
+    assert codes(bench.tell()) == ["vm.stop.reconstructed", "vm.restart.blocked"]
 
 
 def test_late_attempts_are_ended_once() -> None:

@@ -25,7 +25,7 @@ from virtha.control.power_views import PowerPut
 from virtha.control.requests import OperationQuery
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.engine.configured import EngineHost
-from virtha.model.errors import Refused
+from virtha.model.errors import InvalidInput, Refused
 from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import HostReport
 from virtha.model.ids import BootId, Revision
@@ -235,6 +235,37 @@ def test_without_an_able_neighbour_nothing_is_ordered_and_nothing_starts(
         assert operation.steps[-1].detail.endswith("power.no_neighbour")
 
     tell(tmp_path, PlayedPower(), story)
+
+
+@pytest.mark.req("P1", "F5")
+@pytest.mark.bad_input("power address of the host that asks")
+def test_a_cluster_that_lets_agents_ask_sends_none_to_itself(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """The hosts' addresses were set before: from the server they led to a device, from each host they lead to that host."""
+
+    async def story(world: LedWorld) -> None:
+        machine = power.add("127.0.0.1")
+        await with_helpers(world, power, "h1", "h2", "h3")
+        await powered(world, command_power("127.0.0.1"), "h3")
+        by_agents = PowerPut(settings=PowerSettings(asked_from=AskedFrom.AGENTS))
+        await world.control.power.put_of_cluster(ADMIN, "default", "bmc", by_agents, None)
+        (view,) = await world.control.power.of_host("h1")
+        assert not view.usable and "asked_from=server" in view.problem
+        with pytest.raises(InvalidInput, match="asked_from"):
+            await world.control.power_orders.status("h1", None)
+        await world.settle()
+        del machine.asked[:]
+        await silent(world, "h2", "h3")
+        failed = None
+        for _ in range(STEPS_MAX):
+            await step(world, "h2", "h3")
+            if failed := await world.events("fence.level_failed"):
+                break
+        assert failed and failed[0].fields["why"] == "power.unusable_settings"
+        assert machine.asked == [] and machine.on and not started(world)()
+
+    tell(tmp_path, power, story)
 
 
 async def with_helpers(world: LedWorld, power: PlayedPower, *names: str) -> None:

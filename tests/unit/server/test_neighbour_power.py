@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
 from virtha.model.errors import Unavailable
@@ -16,6 +17,7 @@ from virtha.model.time import Millis, UtcMillis
 from virtha.ports.hosts import LastBeat
 from virtha.ports.power import MayGoFor, PowerDevice
 from virtha.server.neighbour_power import NeighbourPowerDesk
+from virtha.wire.codec import decode_payload
 from virtha.wire.power_messages import AttemptPower, EndPowerAttempt, PowerAttempted, PowerWord
 
 pytestmark = pytest.mark.req("F5", "F6")
@@ -42,7 +44,7 @@ class Lines:
         self.up = {H2: 2, H3: 3}
         self.sent: list[tuple[HostId, PowerWord]] = []
         self.answers: Callable[[AttemptPower], PowerAttempted | None] = lambda word: PowerAttempted(
-            attempt=word.attempt, state=PowerState.OFF
+            attempt=word.attempt, state=PowerState.OFF, result=Result.OK
         )
         self._bench = desk
 
@@ -117,6 +119,30 @@ def test_two_readings_are_of_two_neighbours_and_one_that_failed_comes_last() -> 
         for _ in range(3):
             await device.status(deadline_ms=1_000)
         assert [to for to, _ in bench.lines.attempts] == [H3, H3, H3], "H2 can't reach it"
+
+    play(story)
+
+
+@pytest.mark.bad_input
+def test_an_answer_without_a_result_proves_nothing_of_an_order() -> None:
+    """As it came over the wire: no field of it is made up."""
+
+    async def story(bench: Bench) -> None:
+        def bare(word: AttemptPower) -> PowerAttempted:
+            payload = msgspec.msgpack.encode({"type": "power_attempted", "attempt": word.attempt})
+            told = decode_payload(payload)
+            assert isinstance(told, PowerAttempted)
+            return told
+
+        bench.lines.answers = bare
+        order = bench.device().order(
+            PowerAction.OFF, deadline_ms=5_000, may_go=MayGoFor(lambda: 1_600)
+        )
+        assert (await order).result is Result.UNKNOWN
+        assert (await bench.device().status(deadline_ms=1_000)).state is PowerState.UNKNOWN
+        del bench.lines.sent[:]
+        await bench.device().order(PowerAction.OFF, deadline_ms=5_000, may_go=lambda: True)
+        assert bench.lines.attempts[0][0] == H2, "both have failed, and H2 longer ago"
 
     play(story)
 
@@ -222,7 +248,7 @@ def test_a_reading_that_is_given_up_is_ended_there_and_then_the_order_goes() -> 
         )
         await asyncio.sleep(0)
         assert len(bench.lines.attempts) == 1, "one at a time"
-        bench.lines.answers = lambda word: PowerAttempted(attempt=word.attempt)
+        bench.lines.answers = lambda word: PowerAttempted(attempt=word.attempt, result=Result.OK)
         bench.desk.heard(2, PowerAttempted(attempt=word.attempt, code="power.not_asked"))
         assert (await order).result is Result.OK
         assert [to for to, _ in bench.lines.attempts] == [H2, H3]

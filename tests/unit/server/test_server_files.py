@@ -1,5 +1,6 @@
 """Files written whole, one server per state, sd_notify."""
 
+import errno
 import os
 import socket
 import stat
@@ -10,7 +11,13 @@ import pytest
 from virtha.drivers.service_notify import notify
 from virtha.model.errors import Conflict, Failed, Unavailable
 from virtha.server.config import ServerPaths
-from virtha.server.files import is_locked, make_directories, only_server, write_whole
+from virtha.server.files import (
+    is_locked,
+    make_directories,
+    only_server,
+    write_failed,
+    write_whole,
+)
 from virtha.server.listeners import bind_unix
 
 
@@ -40,6 +47,45 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         write_whole(path, b"new", mode=0o600)
     assert caught.value.code == "problem.disk.full"
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.bad_input("full disk")
+def test_a_lock_that_finds_no_space_names_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file is made on a full disk; a byte in it is not."""
+    paths = ServerPaths(tmp_path)
+    make_directories(paths)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(Unavailable) as caught, only_server(paths):
+        raise AssertionError("it runs without its lock")
+    assert caught.value.code == "problem.disk.full"
+    assert "server.lock" in caught.value.message
+    assert not is_locked(paths.lock)
+
+
+@pytest.mark.bad_input("program as another user")
+@pytest.mark.parametrize(
+    ("number", "uid", "fix"),
+    [
+        (errno.EACCES, 1_000, "run it as root"),
+        (errno.EACCES, 0, "look at the rights of "),
+        (errno.EROFS, 0, "read-only"),
+    ],
+)
+def test_what_may_not_be_written_names_the_way_out(
+    number: int, uid: int, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    path = tmp_path / "virtha.db"
+    told = write_failed(path, PermissionError(number, os.strerror(number)))
+    assert isinstance(told, Failed)
+    assert str(path) in told.message
+    assert fix in told.fix
 
 
 def test_a_missing_directory_is_a_clear_error(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from virtha.model.time import Millis, UtcMillis
 from virtha.model.vm import Disk, Vm
 from virtha.store import Store, open_store
 from virtha.store.clusters import all_clusters, save_cluster, save_storage
+from virtha.store.errors import translated
 from virtha.store.events import EventFilter, add_event, events_after
 from virtha.store.installations import add_installation
 from virtha.store.migrate import MIGRATIONS, copy_database, head_revision, migrate
@@ -193,6 +194,20 @@ def test_a_lock_of_another_process_is_a_clear_error_and_passes(tmp_path: Path) -
         assert await names(store) == ["a"]
 
     run(database, story)
+
+
+@pytest.mark.bad_input("full disk")
+def test_an_index_that_can_not_grow_is_told_as_a_full_disk() -> None:
+    """As SQLite says it when a database is opened on a full disk; any other I/O error is the disk's own."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    with pytest.raises(Unavailable) as caught, translated():
+        raise error
+    assert caught.value.code == "problem.disk.full"
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+    with pytest.raises(Unavailable) as caught, translated():
+        raise error
+    assert caught.value.code != "problem.disk.full"
 
 
 @pytest.mark.bad_input("full disk")

@@ -449,6 +449,16 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="It is started anew where there is room, once neither host can hold it.",
     ),
     event(
+        3125,
+        "vm.migration_source_ended",
+        INFO,
+        "The copy of {vm} that its host was moving away ended with that host's boot; the host did not see how the move ended",
+        "vm",
+        "after_ms",
+        "before_ms",
+        help="Where {vm} runs, or why it does not, the events of its move say, and `virtha explain`.",
+    ),
+    event(
         3120,
         "vm.migration_cancelled",
         INFO,

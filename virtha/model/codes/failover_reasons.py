@@ -528,6 +528,20 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "start on.",
     ),
     reason(
+        6214,
+        "migration.ended.paused",
+        ERROR,
+        "its guest was paused before it was moved: what stands still is let run by nobody but who paused it",
+        help="Let it run ('virtha vm resume'), then move it.",
+    ),
+    reason(
+        6215,
+        "migration.ended.io_error",
+        ERROR,
+        "its guest stopped on an I/O error before it was moved: what it has in flight can't go along",
+        help="Mend its storage, let it run ('virtha vm resume'), then move it.",
+    ),
+    reason(
         6229,
         "migration.ended.unsent",
         WARNING,

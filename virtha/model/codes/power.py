@@ -199,6 +199,13 @@ POWER_REASONS: tuple[Code, ...] = (
         ERROR,
         "a host does not ask its own power device, so nothing was done",
     ),
+    reason(
+        6266,
+        "power.vms_may_run",
+        ERROR,
+        "VMs may run on the host by now, so no off was ordered at this level",
+        help="Move them first; or order it with --force, and they are cut off with the host.",
+    ),
 )
 
 POWER_EVENTS: tuple[Code, ...] = (

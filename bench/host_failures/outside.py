@@ -1,0 +1,94 @@
+"""What a round looks like from outside of the product: libvirt's events, the kernel's processes and locks, who writes which disk."""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from virtha.lab.disk_witnesses import DiskWitnesses
+from virtha.lab.lab import Lab
+from virtha.lab.namespaces import ProcessId
+from virtha.lab.node import Node, wait_until
+from virtha.lab.watching import LibvirtWitness, Seen
+from virtha.model.errors import Failed
+
+
+class End:
+    """When a process ended, for a lab host's process 1: when that host was dead."""
+
+    def __init__(self, process: ProcessId) -> None:
+        """Raises ProcessLookupError when it is gone."""
+        self.at_s: float | None = None
+        self._descriptor = os.pidfd_open(process.pid)
+        threading.Thread(target=self._wait, name="end of a host", daemon=True).start()
+
+    def _wait(self) -> None:
+        select.select([self._descriptor], [], [])
+        self.at_s = time.monotonic()
+        os.close(self._descriptor)
+
+
+class Outside:
+    """Use as a context manager around a round. ``watched``: hosts whose libvirt tells; ``disks``: VM to its disk's path."""
+
+    def __init__(self, lab: Lab, watched: Sequence[Node], disks: Mapping[str, str]) -> None:
+        self._lab = lab
+        self._libvirts = {host.name: LibvirtWitness(host) for host in watched}
+        self._marks = {name: libvirt.mark() for name, libvirt in self._libvirts.items()}
+        self._disks = DiskWitnesses(lab, disks)
+
+    def __enter__(self) -> "Outside":
+        self._disks.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._disks.__exit__()
+        for libvirt in self._libvirts.values():
+            libvirt.__exit__()
+
+    def file_of(self, vm: str) -> Path:
+        """Its disk, behind all hosts' mounts of it."""
+        return self._disks.of[vm].file
+
+    def seen(self, kind: str | None = None) -> list[tuple[str, Seen]]:
+        """Host and event, in the order of time."""
+        found = [
+            (name, seen)
+            for name, libvirt in self._libvirts.items()
+            for seen in libvirt.since(self._marks[name])
+            if kind in (None, seen.kind)
+        ]
+        return sorted(found, key=lambda one: one[1].at_s)
+
+    def first_of_each(self, kind: str) -> dict[str, float]:
+        """VM to the moment (monotonic seconds)."""
+        first: dict[str, float] = {}
+        for _, seen in self.seen(kind):
+            first.setdefault(seen.vm, seen.at_s)
+        return first
+
+    def wait_for_each(self, kind: str, vms: Sequence[str], *, timeout_s: float) -> dict[str, float]:
+        wait_until(
+            lambda: set(vms) <= self.first_of_each(kind).keys(),
+            f"libvirt's '{kind}' of {', '.join(vms)}",
+            timeout_s=timeout_s,
+            pause_s=0.01,
+        )
+        return self.first_of_each(kind)
+
+    def double_runs(self, vms: Sequence[str], dead: End | None) -> int:
+        """VMs that were started twice, or before their host was dead; that run twice now; whose image two QEMUs had locked; to
+        whose disk one host wrote after another had begun."""
+        starts: dict[str, int] = {}
+        early = set()
+        for _, seen in self.seen("started"):
+            starts[seen.vm] = starts.get(seen.vm, 0) + 1
+            if dead is not None and (dead.at_s is None or seen.at_s < dead.at_s):
+                early.add(seen.vm)
+        twice = {vm for vm in vms if starts.get(vm, 0) > 1 or len(self._lab.copies_of(vm)) > 1}
+        if self._disks.error is not None:
+            raise Failed(f"nobody saw who wrote: {self._disks.error}")
+        written = {vm for vm in vms if self._disks.of[vm].double_runs}
+        return len(twice | early | written)

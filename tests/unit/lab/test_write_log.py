@@ -1,0 +1,172 @@
+"""The oracle of two writers on real lab hosts with real FUSE mounts, but without libvirt: writers that are called as QEMU is called."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virtha.lab import lab, network, state
+from virtha.lab.lab import Lab
+from virtha.lab.node import STORAGE_NAME, Node, wait_until
+from virtha.lab.write_log import WriteLog
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("bindfs") or not shutil.which("nsenter"),
+        reason="namespaces, FUSE and the kernel's notices need root and bindfs",
+    ),
+]
+PATIENCE_S = 60.0
+_WRITER = """
+import os, sys
+image = os.open(sys.argv[3], os.O_RDWR)
+for number, line in enumerate(sys.stdin):
+    os.pwrite(image, b"x", number)
+    print("done", flush=True)
+"""
+
+
+class Writer:
+    """A process on a host that lab and kernel take for the QEMU of ``web1``; it writes when it is told to."""
+
+    def __init__(self, host: Node, script: Path) -> None:
+        self._image = f"{host.storage}/web1.raw"
+        # As python sees them: sys.argv is [script, -name, guest=…, image].
+        words = f"exec -a qemu-system {sys.executable} {script} -name guest=web1,x {self._image}"
+        self._process = subprocess.Popen(
+            host.command(["bash", "-c", words]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        wait_until(
+            lambda: host.qemu_of("web1") is not None, f"{host.name}: writer", timeout_s=PATIENCE_S
+        )
+        self.process = host.qemu_of("web1")
+
+    def begin(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"write\n")
+        self._process.stdin.flush()
+
+    def wait_done(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"done\n"
+
+    def write(self) -> None:
+        self.begin()
+        self.wait_done()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Node]]:
+    """Two, with nothing but their storage."""
+    directory = Path(f"/tmp/virtha-write-log-{os.getpid()}")
+    (directory / f"storage/{STORAGE_NAME}").mkdir(parents=True)
+    (directory / "shared").mkdir()
+    (directory / "VIRTHA-LAB").write_text("a lab of a test\n")
+    nodes = [state.NodeState(name=f"h{n}", number=n, kind="host") for n in (1, 2)]
+    state.write_state(
+        state.LabState(id=state.lab_id(directory), directory=str(directory), nodes=tuple(nodes))
+    )
+    try:
+        made = Lab.open(directory)
+        network.make_switch(f"{made.state.id}-sw")
+        for host in made.hosts:
+            host.make_files()
+            host.make_network()
+            made.change_node(host.name, init=host.boot(("storage",)))
+        yield made.hosts
+    finally:
+        lab.down(directory)
+
+
+def _log(hosts: list[Node], tmp_path: Path) -> WriteLog:
+    directory = Path(hosts[0].lab.directory)
+    image = directory / f"storage/{STORAGE_NAME}/web1.raw"
+    image.write_bytes(b"\0" * 4_096)
+    return WriteLog(Lab.open(directory), {image: ("web1", "boot")}, tmp_path / "writes.log")
+
+
+def _counted(log: WriteLog, writes: int) -> None:
+    wait_until(lambda: log.judge.writes >= writes, f"{writes} writes", timeout_s=PATIENCE_S)
+
+
+@pytest.mark.req("G4")
+def test_a_copy_that_writes_after_a_newer_one_elsewhere_is_caught_with_its_process(
+    hosts: list[Node], tmp_path: Path
+) -> None:
+    script = tmp_path / "writer.py"
+    script.write_text(_WRITER)
+    with _log(hosts, tmp_path) as log:
+        old = Writer(hosts[0], script)
+        old.write()
+        _counted(log, 1)
+        new = Writer(hosts[1], script)
+        old.write()  # the newer one has not written yet
+        _counted(log, 2)
+        new.write()
+        _counted(log, 3)
+        assert log.violations == [] and not log.violated.is_set()
+        old.write()
+        assert log.violated.wait(PATIENCE_S)
+        (violation,) = log.violations
+        written, newer = violation.write.copy, violation.newer
+        assert written is not None and old.process is not None
+        assert (written.host, written.pid) == ("h1", old.process.pid)
+        assert newer is not None and newer.host == "h2"
+        for one in (old, new):
+            one.end()
+    assert log.error is None
+    lines = (tmp_path / "writes.log").read_text().splitlines()
+    assert len(lines) == 5 and lines[-1].startswith("# written by a superseded copy")
+
+
+def test_a_write_that_hung_in_the_storage_and_lands_late_is_caught(
+    hosts: list[Node], tmp_path: Path
+) -> None:
+    """Its copy has been killed meanwhile, and could not end."""
+    script = tmp_path / "writer.py"
+    script.write_text(_WRITER)
+    with _log(hosts, tmp_path) as log:
+        old = Writer(hosts[0], script)
+        old.write()
+        hosts[0].signal_service("storage", signal.SIGSTOP)
+        old.begin()
+        new = Writer(hosts[1], script)
+        new.write()
+        _counted(log, 2)
+        assert log.violations == []
+        hosts[0].signal_service("storage", signal.SIGCONT)
+        assert log.violated.wait(PATIENCE_S)
+        assert [one.write.host for one in log.violations] == ["h1"]
+        old.wait_done()
+        for one in (old, new):
+            one.end()
+
+
+def test_a_restart_on_the_same_host_is_a_newer_copy_and_nobodys_write_is_told(
+    hosts: list[Node], tmp_path: Path
+) -> None:
+    script = tmp_path / "writer.py"
+    script.write_text(_WRITER)
+    with _log(hosts, tmp_path) as log:
+        first = Writer(hosts[0], script)
+        first.write()
+        first.end()
+        wait_until(lambda: hosts[0].qemu_of("web1") is None, "its end", timeout_s=PATIENCE_S)
+        second = Writer(hosts[0], script)
+        second.write()
+        _counted(log, 2)
+        assert log.violations == []
+        second.end()
+        hosts[1].run_checked(["sh", "-c", f"echo x > {hosts[1].storage}/web1.raw"])
+        assert log.violated.wait(PATIENCE_S)
+        assert str(log.violations[0]).startswith("written by no copy")

@@ -1,0 +1,85 @@
+"""``bench/failover``: rounds outlive a run that is killed, those of another program don't count, and targets are computed."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from loaded_script import ROOT
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Its parts, imported as ``python bench/failover.py`` does."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    from host_failures import cases, ledger, played, results
+
+    yield SimpleNamespace(cases=cases, ledger=ledger, played=played, results=results)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("host_failures", "report")]:
+        del sys.modules[name]
+
+
+def test_rounds_outlive_a_run_that_is_killed_while_it_writes(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    case = bench.cases.POWER_SEEN_FAST
+    first, second = (bench.played.Round(started_s=(one,), orders=("h1 off",)) for one in (2.5, 3.5))
+    bench.ledger.Ledger("program", tmp_path).add(case, first)
+    with (tmp_path / f"{case.name}.jsonl").open("a") as file:
+        file.write('{"program": "prog')
+    again = bench.ledger.Ledger("program", tmp_path)
+    assert again.rounds(case) == [first]
+    again.add(case, second)
+    assert again.rounds(case) == [first, second]
+
+
+def test_rounds_of_another_program_or_case_do_not_count(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    case, other = bench.cases.CASES[1], bench.cases.CASES[2]
+    bench.ledger.Ledger("before", tmp_path).add(case, bench.played.Round())
+    ledger = bench.ledger.Ledger("now", tmp_path)
+    ledger.add(other, bench.played.Round())
+    assert ledger.rounds(case) == []
+    (tmp_path / f"{other.name}.jsonl").rename(tmp_path / f"{case.name}.jsonl")
+    assert ledger.rounds(case) == [], "it was measured under another policy"
+
+
+def test_each_case_has_a_policy_that_can_be_and_a_state_of_its_own(bench: SimpleNamespace) -> None:
+    cases = bench.cases.CASES
+    assert len({case.name for case in cases}) == len({case.state for case in cases}) == len(cases)
+    for case in cases:
+        assert case.checked_policy.fencing.cap_count == bench.cases.CAP_COUNT
+        # Else it would be the policy, and not the product, that keeps the VM down after the second round.
+        assert case.rounds >= 20 or case.vms == 40
+
+
+def test_figures_hold_or_not_by_what_was_measured(bench: SimpleNamespace) -> None:
+    case, cut = (
+        bench.cases.POWER_SEEN_FAST,
+        next(one for one in bench.cases.CASES if one.fault is bench.cases.Fault.NETWORK_CUT),
+    )
+    floor = {"status_s": 0.1, "off_s": 0.3, "start_s": 0.6}
+    rounds = [
+        bench.played.Round(started_s=(one,), resumed_s=(one + 0.1,)) for one in (2.0, 2.5, 9.0)
+    ]
+    seen = {"isolated_s": 5.5, "fences": 0, "starts": 1, "recoveries": 0, "writes": 12}
+    found = bench.results.figures(
+        {
+            bench.cases.FLOOR: [bench.played.Round(measured=floor)],
+            case: [*rounds, bench.played.Round(failed="never", double_runs=1)],
+            cut: [bench.played.Round(measured=seen)],
+        }
+    )
+    held = {name: (figure.value, figure.holds) for name, figure in found.items()}
+    assert held["floor_s"] == (1.0, None)
+    assert held[f"{case.name}_p50_s"] == (2.5, True)
+    assert held[f"{case.name}_worst_s"] == (9.0, False)
+    assert held[f"{case.name}_ratio"] == (2.5, None)
+    assert held[f"{case.name}_runs"] == (4, False)
+    assert held[f"{case.name}_failed"] == (1, False)
+    assert held["network_cut_isolated_worst_s"] == (5.5, False)
+    assert held["network_cut_fences"] == (0, True)
+    assert held["network_cut_starts"] == (1, False)
+    assert held["double_runs"] == (1, False)
