@@ -47,6 +47,8 @@ class Reader:
         """On each of its machines, as typed; what the last one said."""
         lines = block.lines.replace(_PLACEHOLDER, self.seen.get("token", _PLACEHOLDER))
         said = Said(1, "")
+        if "--image" in lines:  # both pages say that it takes up to a minute to be seen
+            wait_for(self.server, "virtha image list | grep -q debian12")
         machines = self.machines(block)
         assert machines, f"line {block.line}: no machine is called {block.machine}"
         for machine in machines:
@@ -64,7 +66,7 @@ class Reader:
             (r"Trust it\? \[y/N\]: $", "y"),
             (r"^User: $", "admin"),
             (r"^Password of admin: $", self.seen.get("password", "")),
-            (r"^Password[^:]*: $", BMC_PASSWORD),
+            (r"^(Password|Repeat for confirmation): $", BMC_PASSWORD),
         ]
 
     def _keep(self, said: str) -> None:
