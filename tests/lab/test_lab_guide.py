@@ -63,7 +63,7 @@ class Reader:
     def _answers(self) -> list[tuple[str, str]]:
         return [
             # All of a prompt: what is typed before its last blank is thrown away.
-            (r"Trust it\? \[y/N\]: $", "y"),
+            (r"\[y/N\]: $", "y"),
             (r"^User: $", "admin"),
             (r"^Password of admin: $", self.seen.get("password", "")),
             (r"^(Password|Repeat for confirmation): $", BMC_PASSWORD),
@@ -182,7 +182,7 @@ class Installation:
             done = self.host.ask("virtha agent uninstall")
             assert done.returncode == 4
             assert "this host holds 1 protected VMs: web1" in done.stderr
-            wait_for(self.server, "virtha vm power-off web1 --yes && virtha vm delete web1 --yes")
+            wait_for(self.server, "virtha vm power-off web1; virtha vm delete web1 --yes")
 
     def leave(self, section: str) -> None:
         if section.startswith("5."):
