@@ -192,8 +192,10 @@ def _units(paths: AgentPaths) -> list[Check]:
         return [_failed("units", error)]
     if wrong is None:
         return []
-    fix = "run: virtha agent install-units" if wrong else ""
-    return [Check(name="units", ok=not wrong, detail="; ".join(wrong), fix=fix)]
+    if not wrong:
+        return [Check(name="units", ok=True, detail="as this version has them")]
+    fix = "run: virtha agent install-units"
+    return [Check(name="units", ok=False, detail="; ".join(wrong), fix=fix)]
 
 
 def _failed(name: str, error: VirthaError | OSError) -> Check:
