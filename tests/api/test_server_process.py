@@ -85,7 +85,7 @@ def open_to_others(root: Path) -> None:
     """pytest's own directories are closed to others, wherever they are; so is each worker's below them."""
     for path in (root, *root.parents):
         if not path.stat().st_mode & stat.S_IXOTH:
-            path.chmod(path.stat().st_mode | 0o011)
+            path.chmod(path.stat().st_mode | 0o055)
 
 
 @pytest.mark.bad_input("program as another user", story=True)
