@@ -195,7 +195,7 @@ def _start_server(lab: Lab, port: int) -> None:
     lab.change_node(server.name, init=server.state.init)
     # Only its address: hosts of the lab ask no name server. Loopback names are always in it.
     shown_once = server.run_checked(
-        ["virtha", "server", "init", "--names", server.address, "--json"], timeout_s=60
+        ["virtha", "server", "init", "--names", server.address, "--json"], timeout_s=JOINS_S
     )
     secrets = server.directory / "secrets.json"
     secrets.touch(mode=0o600)
