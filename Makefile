@@ -92,6 +92,7 @@ crash-points: setup-check ## stories with the leader and the agents struck at ev
 	@$(PYTHON) tests/crash_points/run.py
 
 verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acceptance rounds, benchmarks; killed, they go on
+	@scripts/setup ceph
 	@$(PYTHON) scripts/verify.py --seeds $(SEEDS)
 
 mutants: setup-check ## seeded bugs; each must be caught

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from virtha.lab.progress import Steps
 from virtha.lab.story import bmcs, temporary_lab
-from virtha.model.errors import Failed
+from virtha.model.errors import VirthaError
 from virtha.model.policy import FIELD_TABLE, Policy
 
 HOSTS = 3
@@ -82,7 +82,7 @@ def _play(stage: Stage, case: Case, number: int, ledger: Ledger) -> None:
         stage.rest(case)
         try:
             played = play(stage, case)
-        except Failed as error:
+        except VirthaError as error:
             # On record, and not left out of the count: it may be the product that failed.
             ledger.add(case, Round(failed=error.message))
             steps.say(f"{case.name}: FAILED: {error.message}")

@@ -8,6 +8,7 @@ what routing shares between several among them; they don't depend on what else t
 """
 
 import asyncio
+import contextlib
 import socket
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 
 import uvloop
 from aiosmtpd.controller import Controller
-from report import Figure, at_least, at_most, finish, quantile, shown
+from report import Figure, at_most, finish, quantile, shown
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.engine import Engine
 
@@ -118,7 +119,10 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
         box.accepted.clear()
         statements, cpu_s = Statements(), time.process_time()
         burst = [await happen(store) for _ in range(BURST)]
-        await box.until_accepted(BURST)
+        with contextlib.suppress(
+            TimeoutError
+        ):  # what has not come by then is lost, and told as that
+            await box.until_accepted(BURST)
         cpu_s = time.process_time() - cpu_s
         statements.stop()
         await asyncio.sleep(0.2)  # for what must not come: a second copy
@@ -136,7 +140,7 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
         "burst_rate": shown(BURST / took_s, "messages/s"),
         "burst_cpu": shown(cpu_s / BURST * 1_000, "ms of CPU each"),
         "burst_statements": shown(statements.count / BURST, "statements each"),
-        "burst_arrived": at_least(BURST, len(set(numbers)), "messages"),
+        "burst_lost": at_most(0, BURST - len(set(numbers)), "messages"),
         "burst_twice": at_most(0, len(numbers) - len(set(numbers)), "messages"),
         "burst_out_of_order": at_most(0, sum(a > b for a, b in pairwise(numbers)), "messages"),
     }

@@ -32,6 +32,10 @@ class Machine:
     """It is not heard of before that."""
     meanwhile: Callable[[], None] = lambda: None
     """Happens while it is asked."""
+    ending: asyncio.Event | None = None
+    """One that is stuck takes so long to end when it is given up."""
+    cut_short: int = 0
+    """Times that such an end was interrupted: what it had begun runs on."""
     breaks: bool = False
     """Its driver has a bug."""
     struck: int = 0
@@ -120,13 +124,25 @@ class _PlayedDevice:
             if machine.hangs:
                 await asyncio.sleep(deadline_ms / 1_000)
             if machine.stuck:
-                await asyncio.Event().wait()
+                await self._stuck()
             machine.meanwhile()
             if machine.answers is not None:
                 await machine.answers.wait()
             return machine.hangs
         finally:
             machine.attempts -= 1
+
+    async def _stuck(self) -> None:
+        machine = self._machine
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            try:
+                if machine.ending is not None:
+                    await machine.ending.wait()
+            except asyncio.CancelledError:
+                machine.cut_short += 1
+            raise
 
     async def close(self) -> None:
         self._power.closed.append(self._address)

@@ -12,6 +12,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId
 from virtha.lab.node import Node, wait_until
 from virtha.lab.watching import LibvirtWitness, Seen
+from virtha.model.errors import Failed
 
 
 class End:
@@ -88,6 +89,6 @@ class Outside:
                 early.add(seen.vm)
         twice = {vm for vm in vms if starts.get(vm, 0) > 1 or len(self._lab.copies_of(vm)) > 1}
         if self._disks.error is not None:
-            raise self._disks.error  # nobody looked
-        written = {vm for vm, disk in self._disks.of.items() if disk.double_runs}
+            raise Failed(f"nobody saw who wrote: {self._disks.error}")
+        written = {vm for vm in vms if self._disks.of[vm].double_runs}
         return len(twice | early | written)

@@ -11,11 +11,11 @@ from host_failures.cases import Case
 from virtha.lab import faults, guest, lab
 from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
-from virtha.lab.guest_files import BOOT_COUNTER_SECTOR
 from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId
 from virtha.lab.node import Node, wait_until
 from virtha.lab.progress import Steps
+from virtha.lab.records import begin_writing
 from virtha.lab.story import Story
 from virtha.model.errors import Failed, NotFound
 
@@ -23,11 +23,7 @@ VICTIM = "h1"
 PATIENCE_S = 180.0
 CALM_S = 300.0
 """40 guests boot for a minute and a half here."""
-WRITER = (
-    "[ -e /tmp/writes ] || (touch /tmp/writes; while true; do dd if=/dev/zero of=/dev/vda bs=512 "
-    f"seek={BOOT_COUNTER_SECTOR + 64} count=1 conv=fsync; sleep 0.5; done) >/dev/null 2>&1 &"
-)
-"""A guest that is in use: a write is on the disk before the next half second begins. Once per boot of it."""
+WRITE_PAUSE_S = 0.5
 
 
 class Stage:
@@ -90,9 +86,18 @@ class Stage:
         for vm in self.vms(case):
             guest.wait_for_agent(self.victim, vm, timeout_s=CALM_S)
         if case.vms == 1:
-            for vm in self.vms(case):
-                guest.begin(self.victim, vm, WRITER)
+            self._wait_writing(self.vms(case)[0])
         self._wait_calm(case)
+
+    def _wait_writing(self, vm: str) -> None:
+        """A guest that is in use. One that did not boot since the last round writes already."""
+        if not self._writes(vm):
+            begin_writing(self.story, vm, pause_s=WRITE_PAUSE_S)
+        wait_until(lambda: self._writes(vm), f"{vm} writes", timeout_s=PATIENCE_S, pause_s=0.1)
+
+    def _writes(self, vm: str) -> bool:
+        command = "[ -e /tmp/last ] && echo yes || true"
+        return guest.execute(self.victim, vm, command, timeout_s=PATIENCE_S).strip() == "yes"
 
     def _mend(self) -> None:
         for name, bmc in self.bmcs.items():

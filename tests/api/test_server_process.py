@@ -18,6 +18,7 @@ import pytest
 from server_process import (
     PASSWORD,
     START_DEADLINE_S,
+    environment,
     initialise,
     run_until_it_fails,
     serving,
@@ -80,14 +81,53 @@ def test_sign_in_over_tls_root_over_the_socket_and_a_prompt_stop(initialised: Pa
         assert not (initialised / "run/virtha/server.json").exists()
 
 
+def open_to_others(root: Path) -> None:
+    """pytest's own directories are closed to others, wherever they are; so is each worker's below them."""
+    for path in (root, *root.parents):
+        if not path.stat().st_mode & stat.S_IXOTH:
+            path.chmod(path.stat().st_mode | 0o055)
+
+
+@pytest.mark.bad_input("program as another user", story=True)
+@pytest.mark.parametrize("verb", ["init", "run", "restore"])
+def test_a_server_that_somebody_else_than_root_starts_says_as_whom(
+    initialised: Path, tmp_path: Path, verb: str
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    open_to_others(initialised)
+    backup = tmp_path / "backup.tar"
+    assert virtha(initialised, "backup", str(backup)).returncode == 0
+    backup.chmod(0o644)
+    open_to_others(tmp_path)
+    program = (
+        "import os, sys\n"
+        "from virtha.cli.main import main\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["server", verb, *([str(backup)] if verb == "restore" else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words, "--root", str(initialised)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Permission denied" in done.stderr
+    assert "fix: run it as root" in done.stderr
+    assert "Traceback" not in done.stderr
+    with serving(initialised) as server, server.rest() as client:
+        wait_until(lambda: healthy(client))
+
+
 def test_a_peer_that_is_not_root_needs_a_token(initialised: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become somebody else")
     with serving(initialised) as server:
-        for path in (initialised, *initialised.parents):
-            # pytest's own directories are closed to others, wherever they are; so is each worker's below them.
-            if not path.stat().st_mode & stat.S_IXOTH:
-                path.chmod(path.stat().st_mode | 0o011)
+        open_to_others(initialised)
         asked = subprocess.run(
             [
                 sys.executable,
@@ -187,6 +227,7 @@ def test_a_port_in_use_is_a_clear_error_and_no_new_term(initialised: Path) -> No
             assert "Traceback" not in done.stderr
 
 
+@pytest.mark.bad_input("second agent or server", story=True)
 def test_a_second_server_on_the_same_state_refuses(initialised: Path) -> None:
     with serving(initialised) as server:
         done = run_until_it_fails(initialised)

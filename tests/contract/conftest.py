@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_ceph import OwnCeph
 from own_libvirtd import OwnLibvirtd
 
 
@@ -18,3 +19,14 @@ def own_libvirtd() -> Iterator[OwnLibvirtd]:
             yield libvirtd
         finally:
             libvirtd.stop()
+
+
+@pytest.fixture(scope="session")
+def own_ceph() -> Iterator[OwnCeph]:
+    with tempfile.TemporaryDirectory(prefix="vt-", ignore_cleanup_errors=True) as directory:
+        ceph = OwnCeph(Path(directory))
+        ceph.start()
+        try:
+            yield ceph
+        finally:
+            ceph.stop()

@@ -19,6 +19,7 @@ BINDS = {
     "cache": "/var/cache/libvirt",
     "log": "/var/log/libvirt",
 }
+QEMU = Path("/usr/bin/qemu-system-x86_64")
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -36,9 +37,14 @@ host_uuid = "{uuid}"
 
 class OwnLibvirtd:
     def __init__(
-        self, directory: Path, *, host_uuid: str = "6f1c2b52-8f43-4a8c-9a5e-0123456789ab"
+        self,
+        directory: Path,
+        *,
+        host_uuid: str = "6f1c2b52-8f43-4a8c-9a5e-0123456789ab",
+        lacks: str = "",
     ) -> None:
-        """``host_uuid``: libvirt moves nothing between two of the same."""
+        """``host_uuid``: libvirt moves nothing between two of the same. ``lacks``: a feature that a
+        model of processor has not in there, as on an older machine ("Nehalem-x86_64-cpu.sse4.2")."""
         self.directory = directory
         self._init: subprocess.Popen[bytes] | None = None
         for name in BINDS:
@@ -51,6 +57,9 @@ class OwnLibvirtd:
         hook.write_text(f'#!/bin/sh\n[ -x {self.gate} ] || exit 0\nexec {self.gate} "$@"\n')
         hook.chmod(0o755)
         (directory / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(uuid=host_uuid))
+
+        if lacks:
+            _older_machine(directory, lacks)
 
     @property
     def socket(self) -> Path:
@@ -142,9 +151,26 @@ def _cmdline(pid: int) -> str:
         return ""
 
 
+def _older_machine(directory: Path, lacks: str) -> None:
+    """What stands for QEMU in there. The real one finds its files beside where it seems to lie."""
+    prefix = directory / "qemu"
+    (prefix / "bin").mkdir(parents=True, exist_ok=True)
+    (prefix / "bin" / QEMU.name).touch()
+    for name in ("share", "lib"):
+        (prefix / name).symlink_to(f"/usr/{name}")
+    program = prefix / "older"
+    program.write_text(f'#!/bin/sh\nexec {prefix}/bin/{QEMU.name} -global {lacks}=off "$@"\n')
+    program.chmod(0o755)
+
+
 def _init(directory: Path) -> None:
     """PID 1: mounts, starts virtlogd and libvirtd, reaps, and ends all at SIGTERM."""
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    prefix = directory / "qemu"
+    if prefix.exists():
+        real = prefix / "bin" / QEMU.name
+        subprocess.run(["mount", "--bind", str(QEMU), str(real)], check=True)
+        subprocess.run(["mount", "--bind", str(prefix / "older"), str(QEMU)], check=True)
     for name, target in BINDS.items():
         Path(target).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", str(directory / name), target], check=True)

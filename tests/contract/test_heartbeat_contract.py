@@ -8,15 +8,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from heartbeat_places import DS1, DS2, OURS, THEIRS, CephPlace, DirectoryPlace, HeartbeatPlace
 from msgspec.structs import replace
 from storage_mounts import FuseMount, LoopMount, MemoryMount, Mount
 
 from virtha.drivers.directory_domain import FILE_BYTES, HOSTS_MAX, DirectoryDomain
 from virtha.drivers.disk_signs import DirectoryDisks, read_signs
 from virtha.model.errors import Failed, InvalidInput, Refused
-from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId, Term
+from virtha.model.ids import BootId, HostId, Term
 from virtha.model.slot import (
     BLOCK_BYTES,
     BlockFault,
@@ -26,11 +28,10 @@ from virtha.model.slot import (
     Slot,
     Unreadable,
 )
+from virtha.ports.storage_domain import HeartbeatSlots
 
 pytestmark = pytest.mark.req("F1")
 
-OURS, THEIRS = InstallationId("ours"), InstallationId("theirs")
-DS1, DS2 = StorageDomainId("ds1"), StorageDomainId("ds2")
 H1, H2 = HostId("h1"), HostId("h2")
 SLOT = Slot(
     installation_id=OURS,
@@ -92,13 +93,31 @@ def fuse(tmp_path: Path) -> Iterator[FuseMount]:
 
 def prepared(path: Path) -> DirectoryDomain:
     made = driver(path)
-    made.prepare(0, H1)
-    made.prepare(1, H2)
+    both_prepared(made)
     return made
 
 
-def test_what_one_host_writes_the_other_reads(mount: Mount) -> None:
-    one, other = prepared(mount.path), driver(mount.path)
+def both_prepared(made: HeartbeatSlots) -> None:
+    made.prepare(0, H1)
+    made.prepare(1, H2)
+
+
+@pytest.fixture(
+    params=[
+        "directory",
+        # Ceph is up after half a minute only.
+        pytest.param("ceph", marks=[pytest.mark.lab, pytest.mark.long, pytest.mark.req("F3")]),
+    ]
+)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HeartbeatPlace]:
+    made: CephPlace | DirectoryPlace = DirectoryPlace(tmp_path)
+    if request.param == "ceph":
+        made = CephPlace(request.getfixturevalue("own_ceph"), namespace=uuid4().hex)
+    yield made
+    made.close()
+
+
+def check_both_ways(one: HeartbeatSlots, other: HeartbeatSlots) -> None:
     assert one.read_slot(0) == Unreadable(fault=BlockFault.EMPTY)
     assert one.read_mailbox(0) == replace(MAILBOX, counter=0, poison=None)
     for counter in range(1, 4):
@@ -109,10 +128,28 @@ def test_what_one_host_writes_the_other_reads(mount: Mount) -> None:
     other.write_mailbox(MAILBOX)
     assert one.read_slots({H1: 0, H2: 1}) == {H1: replace(SLOT, counter=3), H2: second}
     assert one.read_mailbox(0) == MAILBOX
+    one.write_slot(replace(SLOT, counter=4, acknowledged_poison=1))
+    assert other.read_slots({H1: 0}) == {H1: replace(SLOT, counter=4, acknowledged_poison=1)}
+    theirs = replace(MAILBOX, index=1, host_id=H2, counter=0, poison=None)
+    assert other.read_mailboxes({H1: 0, H2: 1}) == {H1: MAILBOX, H2: theirs}
+    assert other.read_mailboxes({}) == {}
     one.write_back()
+
+
+def test_what_one_host_writes_the_other_reads(mount: Mount) -> None:
+    one, other = prepared(mount.path), driver(mount.path)
+    check_both_ways(one, other)
     assert one.file.stat().st_size == FILE_BYTES
     assert one.file.stat().st_blocks * 512 >= FILE_BYTES
     assert [path.name for path in one.file.parent.iterdir()] == ["heartbeat"]
+
+
+def test_what_one_host_writes_the_other_reads_wherever_it_lies(place: HeartbeatPlace) -> None:
+    one = place.driver()
+    both_prepared(one)
+    check_both_ways(one, place.driver())
+    assert one.direct_io
+    assert not place.driver().direct_io
 
 
 def test_whether_the_caches_are_passed_is_said(tmp_path: Path) -> None:
@@ -135,13 +172,14 @@ def takes_direct_io(path: Path) -> bool:
     return True
 
 
-def test_preparing_again_changes_nothing(tmp_path: Path) -> None:
-    one = prepared(tmp_path)
+def test_preparing_again_changes_nothing(place: HeartbeatPlace) -> None:
+    one = place.driver()
+    both_prepared(one)
     one.write_slot(SLOT)
     one.write_mailbox(MAILBOX)
-    before = one.file.read_bytes(), one.file.stat().st_ino
-    prepared(tmp_path)
-    assert before == (one.file.read_bytes(), one.file.stat().st_ino)
+    before = place.blocks()
+    both_prepared(place.driver())
+    assert before == place.blocks()
 
 
 def test_several_hosts_that_prepare_at_once_make_one_file(tmp_path: Path) -> None:
@@ -168,56 +206,57 @@ def test_several_hosts_that_prepare_at_once_make_one_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("other", [{"installation_id": THEIRS}, {"domain_id": DS2}])
-def test_a_foreign_file_is_neither_prepared_nor_written(
-    tmp_path: Path, other: dict[str, Any]
+def test_a_foreign_place_is_neither_prepared_nor_written(
+    place: HeartbeatPlace, other: dict[str, Any]
 ) -> None:
-    foreign = driver(tmp_path, **other)
-    foreign.prepare(0, H1)
-    before = foreign.file.read_bytes()
+    both_prepared(place.driver(**other))
+    before = place.blocks()
     with pytest.raises(Refused, match="another installation or domain") as refused:
-        driver(tmp_path).prepare(0, H1)
+        place.driver().prepare(0, H1)
     assert refused.value.code == "order.refused.storage_foreign"
+    ours = place.driver()
     with pytest.raises(OSError, match=r"the mailbox is (foreign|misplaced)"):
-        driver(tmp_path).write_slot(SLOT)
+        ours.write_slot(SLOT)
     with pytest.raises(OSError, match=r"the mailbox is (foreign|misplaced)"):
-        driver(tmp_path).write_mailbox(MAILBOX)
-    reading = driver(tmp_path).read_mailbox(0)
+        ours.write_mailbox(MAILBOX)
+    reading = ours.read_mailbox(0)
     assert isinstance(reading, Unreadable)
     assert reading.fault in (BlockFault.FOREIGN, BlockFault.MISPLACED)
-    assert foreign.file.read_bytes() == before
+    assert place.blocks() == before
 
 
-def test_a_place_is_one_hosts(tmp_path: Path) -> None:
-    one = prepared(tmp_path)
+def test_a_place_is_one_hosts(place: HeartbeatPlace) -> None:
+    one = place.driver()
+    both_prepared(one)
     with pytest.raises(Refused, match="place 0 is host h1's"):
         one.prepare(0, H2)
     with pytest.raises(OSError, match="that place is host h1's"):
-        driver(tmp_path).write_slot(replace(SLOT, host_id=H2))
+        place.driver().write_slot(replace(SLOT, host_id=H2))
     with pytest.raises(InvalidInput, match=r"slot.index"):
         one.prepare(HOSTS_MAX, H1)
 
 
 @pytest.mark.parametrize("damage", ["lost", "torn", "alien"])
-def test_a_damaged_mailbox_is_not_made_anew(tmp_path: Path, damage: str) -> None:
-    one = prepared(tmp_path)
+def test_a_damaged_mailbox_is_not_made_anew(place: HeartbeatPlace, damage: str) -> None:
+    one = place.driver()
+    both_prepared(one)
     one.write_slot(SLOT)
-    with one.file.open("r+b") as file:
-        file.seek(HOSTS_MAX * BLOCK_BYTES + (40 if damage == "torn" else 0))
-        file.write(bytes(BLOCK_BYTES) if damage == "lost" else b"damaged")
-        file.flush()
-        os.fsync(file.fileno())
+    place.damage(
+        40 if damage == "torn" else 0, bytes(BLOCK_BYTES) if damage == "lost" else b"damaged"
+    )
     with pytest.raises(Failed, match=damage):
-        driver(tmp_path).prepare(0, H1)
+        place.driver().prepare(0, H1)
     with pytest.raises(OSError, match=r"the mailbox is (empty|torn|alien)"):
-        driver(tmp_path).write_slot(SLOT)
+        place.driver().write_slot(SLOT)
 
 
-def test_a_mailbox_is_written_over_the_one_before_only(tmp_path: Path) -> None:
-    one = prepared(tmp_path)
+def test_a_mailbox_is_written_over_the_one_before_only(place: HeartbeatPlace) -> None:
+    one = place.driver()
+    both_prepared(one)
     one.write_mailbox(MAILBOX)
     with pytest.raises(OSError, match="written by another since"):
-        driver(tmp_path).write_mailbox(replace(MAILBOX, poison=None))
-    driver(tmp_path).write_mailbox(replace(MAILBOX, counter=2))
+        place.driver().write_mailbox(replace(MAILBOX, poison=None))
+    place.driver().write_mailbox(replace(MAILBOX, counter=2))
 
 
 def test_a_file_of_another_size_is_not_used(tmp_path: Path) -> None:

@@ -381,3 +381,23 @@ def test_what_a_killed_agents_programs_left_behind_is_ended_by_the_next_one():
         for process in (ours, theirs):
             process.kill()
             process.wait()
+
+
+@pytest.mark.req("J7")
+def test_a_program_that_is_given_up_twice_is_ended_all_the_same(tmp_path: Path):
+    """Whoever gave it up goes on only when it has ended, however often somebody wants that."""
+
+    async def story() -> None:
+        pid = tmp_path / "pid"
+        words = [script(tmp_path, f'echo $$ > "{pid}"\nexec {SLEEP}')]
+        task = asyncio.create_task(run_program(words, environment={}, deadline_ms=600_000))
+        async with asyncio.timeout(60):
+            while not pid.exists() or not pid.read_text().strip():
+                await asyncio.sleep(0.005)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({task})
+        assert task.cancelled() and not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+    asyncio.run(story())

@@ -12,7 +12,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.story import Story, no_restart_limit
 
 HOSTS = 2
-LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(\d+)$")
+LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(?:[a-z]+-)?(\d+)$")
 
 
 def _take_down_orphans() -> None:

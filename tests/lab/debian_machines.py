@@ -28,6 +28,7 @@ from virtha.lab.namespaces import (
     identify,
     inner_pid,
     kill,
+    processes_in_network,
     processes_with_init,
     wait_gone,
 )
@@ -39,7 +40,8 @@ MIRROR = "http://deb.debian.org/debian"
 BASE_PACKAGES = "systemd-sysv,dbus,iproute2,ca-certificates"
 """What a Debian 12 that boots has besides minbase."""
 BOOT_TIMEOUT_S = 120.0
-LINES_TIMEOUT_S = 900.0
+INSTALL_TIMEOUT_S = 1_800.0
+LINES_TIMEOUT_S = 300.0
 STORAGE = "/srv/vms"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _WATCHDOG = "/run/host-watchdog"
@@ -83,6 +85,7 @@ class Machine:
         self.address = network.server_address(1) if number == 0 else network.host_address(number)
         self.shared: Path | None = None
         self.init: ProcessId | None = None
+        self._nspawn: subprocess.Popen[bytes] | None = None
         self._switch = f"{lab_id}-sw"
         self._layers = [*layers]
         for part in ("changes", "work", "root", "shared", "logs"):
@@ -138,7 +141,7 @@ class Machine:
             *("bash", "-e", "-o", "pipefail", "/root/.lines"),
             inside=False,
         )
-        code = process.wait(LINES_TIMEOUT_S)
+        code = process.wait(INSTALL_TIMEOUT_S)
         assert code == 0, f"{self.name}: exit code {code} of\n{lines}\n{self.last_words()}"
 
     # Power
@@ -160,10 +163,17 @@ class Machine:
             *("--console=passive", "--boot"),
             inside=True,
         )
+        threading.Thread(target=process.wait, daemon=True).start()
+        self._nspawn = process
+        self._await_boot()
+
+    def _await_boot(self) -> None:
+        process = self._nspawn
+        assert process is not None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
         def begun() -> bool:
-            assert process.poll() is None, f"{self.name} ended: {self.last_words()}"
+            assert process.returncode is None, f"{self.name} ended: {self.last_words()}"
             found = [identify(int(pid)) for pid in children.read_text().split()]
             inits = [one for one in found if one is not None and inner_pid(one) == 1]
             self.init = inits[0] if inits else None
@@ -173,7 +183,6 @@ class Machine:
         if self.shared is not None:
             self._start_watchdog()
         wait_until(self._is_up, f"{self.name} is up", timeout_s=BOOT_TIMEOUT_S, pause_s=0.2)
-        threading.Thread(target=process.wait, daemon=True).start()
 
     def _is_up(self) -> bool:
         said = self.ask("systemctl is-system-running")
@@ -196,13 +205,23 @@ class Machine:
             )
         threading.Thread(target=process.wait, daemon=True).start()
 
+    def reboot(self) -> None:
+        """As its administrator does it: systemd stops everything, the machine goes down and begins anew."""
+        assert self.init is not None
+        everything = processes_with_init(self.init)
+        assert self.ask("systemctl reboot").returncode == 0
+        assert wait_gone(everything, timeout_s=300.0) == []
+        self._await_boot()  # nspawn itself begins it anew
+
     def cut_power(self) -> None:
         """Nobody hears a goodbye: its cable goes first."""
         network.set_cable(self._switch, self.name, up=False)
         if self.init is None:
             return
-        everything = processes_with_init(self.init)
+        everything = processes_in_network([self.namespace])  # and what serves it from outside
         kill(self.init)
+        for one in everything:
+            kill(one)
         assert wait_gone(everything, timeout_s=60.0) == []
         self.init = None
 
@@ -210,9 +229,9 @@ class Machine:
 
     def inside(self, words: Sequence[str]) -> list[str]:
         assert self.init is not None
-        enter = ["nsenter", "-t", str(self.init.pid), "-m", "-u", "-i", "-n", "-p", "-r", "-w/root"]
+        enter = ["nsenter", "-t", str(self.init.pid), "-m", "-u", "-i", "-n", "-p", "-r", "-w/"]
         variables = [f"PATH={_PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "COLUMNS=160"]
-        return [*enter, "--", "env", "-i", *variables, *words]
+        return [*enter, "--", "env", "-i", "-C", "/root", *variables, *words]
 
     def ask(self, line: str, *, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """For the test's own looks, beside what a page says."""
@@ -380,8 +399,10 @@ class Machines:
         )
         for unit in ("virtha-agent", "virtha-guardian"):
             made.write(f"etc/systemd/system/{unit}.service.d/machine.conf", dropin)
-        configured = f'host_uuid = "{firmware_uuid(made)}"\n'
-        made.write("etc/libvirt/libvirtd.conf", configured)
+        configured = (layers[-1] / "etc/libvirt/libvirtd.conf").read_text()
+        made.write(
+            "etc/libvirt/libvirtd.conf", f'{configured}host_uuid = "{firmware_uuid(made)}"\n'
+        )
         return made
 
     def _add(self, name: str, number: int, layers: Sequence[Path]) -> Machine:

@@ -181,21 +181,21 @@ def _wait_finished(scene: Scene, revision: int) -> None:
         is_finished, f"{VM} is recovered, {VICTIM} returned", timeout_s=PATIENCE_S, pause_s=0.5
     )
     story.wait_agent(VM)
-    wait_until(lambda: bool(_fences(story)), "the fence has ended", timeout_s=PATIENCE_S)
+    wait_until(
+        lambda: all(one["ended"] for one in _fences(story, revision)),
+        "the fence has ended",
+        timeout_s=PATIENCE_S,
+    )
 
 
-def _fences(story: Story) -> list[Json]:
-    return [
-        one for one in story.api.get("/v1/operations", kind="host.fence")["items"] if one["ended"]
-    ]
+def _fences(story: Story, revision: int) -> list[Json]:
+    """Operations since then."""
+    found = story.api.get("/v1/operations", kind="host.fence")["items"]
+    return [one for one in found if one["revision"] > revision]
 
 
 def _one_fence_is_done(story: Story, revision: int) -> None:
-    found = [
-        one
-        for one in story.api.get("/v1/operations", kind="host.fence")["items"]
-        if one["revision"] > revision
-    ]
-    assert [(one["state"], one["code"]) for one in found] == [("done", None)], found
+    found = [(one["state"], one["code"]) for one in _fences(story, revision)]
+    assert found == [("done", None)]
     codes = [event["code"] for event in story.api.events(after=revision)]
     assert [codes.count(code) for code in ("fence.began", "host.proven_dead")] == [1, 1], codes

@@ -66,6 +66,7 @@ async def run_agent(paths: AgentPaths) -> None:
             tls_directory=paths.migration,
             serial_directory=str(paths.serial),
         ),
+        secrets=hypervisor,
         destination=destination(paths, properties, identity),
         credentials=credentials,
         power_devices=ElsewherePower(RealPowerDevices()),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, assert_never
 
 import structlog
@@ -46,6 +46,8 @@ from virtha.sentinel.events import (
     SentinelEvent,
     VmRecord,
 )
+from virtha.sentinel.io_error_events import DisksProbed, ProbeDisks, ResumeDomain, ResumeEnded
+from virtha.sentinel.io_errors import objection_to_resume
 
 RESTART_GRANT_MS = 60_000
 """As long as libvirt may take to create a QEMU before the driver gives up."""
@@ -261,6 +263,8 @@ class CommandRunner:
         self.on_listed: Callable[[tuple[DomainReport, ...], dict[VmId, int]], None]
         self.on_listed = lambda _domains, _counts: None
         self.on_abort: Callable[[VmId, str], None] = lambda _vm_id, _code: None
+        self.disk_objection: Callable[[VmId, bool], Awaitable[str | None]]
+        """Why the storage of a VM's disks can't be relied on now; with True, also if one has no room."""
 
     def connect(
         self,
@@ -293,6 +297,10 @@ class CommandRunner:
                 self._spawn(f"ping {command.vm_id}", self._ping(command.vm_id))
             case PauseDomain():
                 self._spawn(f"pause {command.vm_id}", self._pause(command.vm_id))
+            case ProbeDisks():
+                self._spawn(f"probe disks of {command.vm_id}", self._probe(command))
+            case ResumeDomain():
+                self._spawn(f"resume {command.vm_id}", self._resume(command))
             case ListDomains():
                 if not self._listing:
                     self._listing = True
@@ -436,6 +444,42 @@ class CommandRunner:
         )
         if dump is not None:
             await self._facts.emit([dump])
+
+    async def _probe(self, command: ProbeDisks) -> None:
+        why_not = await self.disk_objection(command.vm_id, command.needs_room)
+        self._tell(DisksProbed(vm_id=command.vm_id, number=command.number, why_not=why_not))
+
+    async def _resume(self, command: ResumeDomain) -> None:
+        async with self._locks.of(command.vm_id):
+            result, detail = await self._let_go_on(command)
+        self._tell(
+            ResumeEnded(
+                vm_id=command.vm_id,
+                incarnation=command.incarnation,
+                attempt=command.attempt,
+                result=result,
+                detail=detail,
+            )
+        )
+
+    async def _let_go_on(self, command: ResumeDomain) -> tuple[Result, str]:
+        """(result, what went wrong). Under the VM's lock: what a person orders meanwhile comes before or after all of it."""
+        vm_id = command.vm_id
+        try:
+            domain = await self._catalog.domain(vm_id)
+            objection = (
+                objection_to_resume(self._record(vm_id), command, domain)
+                or self._host_objection()
+                or self._lease_objection(vm_id)
+            )
+            if objection is not None:
+                return Result.REFUSED, objection
+            await self._control.run(vm_id)
+        except (HypervisorTimeout, HypervisorUnavailable) as error:
+            return Result.UNKNOWN, str(error)
+        except HypervisorError as error:
+            return Result.FAILED, str(error)
+        return Result.OK, ""
 
     async def _list(self) -> None:
         counts = self._locks.counts()

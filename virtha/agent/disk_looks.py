@@ -7,11 +7,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
+from msgspec import UNSET
+
 from virtha.agent.commands import Spawn
 from virtha.agent.disk_watch import DisksSeen, DiskWatch
 from virtha.agent.storage import StorageWorkers
 from virtha.drivers.disk_signs import DirectoryDisks
-from virtha.model.host import StorageDomain
+from virtha.drivers.rbd_disks import RbdDisks
+from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import HostId
 from virtha.ports.storage_domain import DiskActivity
 from virtha.wire.witness_messages import DisksLooked, LookAtDisks
@@ -21,8 +24,16 @@ SUBJECTS_MAX = 64
 WAIT_MAX_MS = 60_000
 
 
-def directory_disks(domain: StorageDomain) -> DiskActivity:
-    return DirectoryDisks(domain.path)
+class DisksOf:
+    """What reads a domain's disks; of a Ceph pool always the same, which remembers who had them open."""
+
+    def __init__(self) -> None:
+        self._pools: dict[CephPool, RbdDisks] = {}
+
+    def __call__(self, domain: StorageDomain) -> DiskActivity:
+        if domain.ceph is UNSET:
+            return DirectoryDisks(domain.path)
+        return self._pools.setdefault(domain.ceph, RbdDisks(domain.ceph))
 
 
 class _Silence:
@@ -42,13 +53,13 @@ class DiskLooks:
         *,
         spawn: Spawn,
         tell: Callable[[DisksLooked], object],
-        activity_of: Callable[[StorageDomain], DiskActivity] = directory_disks,
+        activity_of: Callable[[StorageDomain], DiskActivity] | None = None,
     ) -> None:
         """``domains``: those of this host, now."""
         self._domains = domains
         self._spawn = spawn
         self._tell = tell
-        self._activity_of = activity_of
+        self._activity_of = activity_of or DisksOf()
         self._workers = StorageWorkers()
         self._silences: dict[HostId, _Silence] = {}
         """The present one of each, the eldest first."""

@@ -6,6 +6,7 @@ id, so that no grant outlives its boot whichever of the two fails.
 
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
-from virtha.agent import gate_hook
+from virtha.agent import gate_disks, gate_hook
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.paths import AgentPaths, boot_id_file
 from virtha.model.errors import Failed
@@ -35,6 +37,7 @@ has other things to write."""
 PROOF_VM_ID = VmId(gate_hook.PROOF_UUID)
 """The UUID of the domain whose start must be refused; it is always in the records."""
 
+_DISKS = re.compile(r"^from virtha\.agent\.gate_disks import \([^)]*\)\n", re.MULTILINE)
 _log = structlog.get_logger(__name__)
 
 _SHELL = """\
@@ -112,7 +115,10 @@ class GateRecords:
         return True
 
     def _paths_of(self, settings: HostSettings) -> frozenset[str]:
-        paths = dict.fromkeys(domain.path for domain in settings.storage_domains)
+        paths = dict.fromkeys(
+            domain.path if domain.ceph is UNSET else domain.ceph.gate_path
+            for domain in settings.storage_domains
+        )
         spelled, complete = self._spellings.of(paths)
         if complete:
             return spelled
@@ -274,11 +280,13 @@ def read_grant(path: Path) -> GrantFile | None:
 
 
 def hook_text(paths: AgentPaths) -> str:
-    """The hook as it is installed: shell front, then ``gate_hook`` with this host's paths in it."""
-    source = Path(gate_hook.__file__).read_text(encoding="utf-8")
+    """The hook as it is installed: shell front, then ``gate_disks`` and ``gate_hook`` with this host's paths."""
+    disks = Path(gate_disks.__file__).read_text(encoding="utf-8")
+    source, count = _DISKS.subn("", Path(gate_hook.__file__).read_text(encoding="utf-8"))
+    assert count == 1, "the hook imports what is put into it"
     # Not the virtual environment's: removing that would refuse every start of an unmanaged VM too.
     python = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
-    text = _SHELL.replace("@PYTHON@", python) + source
+    text = _SHELL.replace("@PYTHON@", python) + disks + source
     for mark, value in (
         ('"@STATE@"', str(paths.state.absolute())),
         ('"@RUN@"', str(paths.run.absolute())),

@@ -18,18 +18,29 @@ It decides in this order:
   1. a grant of this boot that has not run out, for this domain's UUID   -> start
      (of a copy that is to come from another host: only right after libvirt's ``migrate``, once)
   2. marked by our metadata, or managed by UUID                         -> refused, no grant
-  3. a disk below a managed storage domain                              -> refused, disk
+  3. a disk below a managed storage domain, or an image of its pool     -> refused, disk
+     where a pool is managed: what may be such an image, and can't be told -> refused, disk
   4. records that can't be read, and the domain opens any file          -> refused, unreadable
   5. anything else is none of our business                              -> start
 """
 
 import json
 import os
-import stat
 import sys
 import time
 import zlib
 from xml.parsers import expat
+
+# Put into the installed file by ``gate.hook_text``: there is one file, replaced as a whole.
+from virtha.agent.gate_disks import (
+    DEPTH_MAX,
+    device_images,
+    image_path,
+    images_in,
+    no_doctype,
+    read_file,
+    volume_path,
+)
 
 STATE_DIRECTORY = "@STATE@"
 RUN_DIRECTORY = "@RUN@"
@@ -39,7 +50,6 @@ NAMESPACE = "https://virtha.dev/domain/1"
 XML_BYTES_MAX = 8 << 20
 RECORDS_BYTES_MAX = 16 << 20
 GRANT_BYTES_MAX = 65_536
-DEPTH_MAX = 200
 PROOF_UUID = "f1a7e000-6a7e-4000-8000-000000000001"
 """The domain whose start must be refused; nobody needs to be told of that."""
 REFUSALS_MAX = 256
@@ -72,6 +82,10 @@ class Domain:
         self.name = ""
         self.marked = False
         self.paths: list[str] = []
+        self.volumes: list[tuple[str, str]] = []
+        """Disks that are named by a storage pool of libvirt's and their name in it."""
+        self.unclear: list[str] = []
+        """What may open an image of Ceph's, and does not say which one."""
 
 
 class _Reader:
@@ -96,10 +110,17 @@ class _Reader:
         elif "devices" in self._stack or "os" in self._stack:
             # Every file that a device opens: disk, backing file, mirror, file system, pflash, pmem.
             self.domain.paths.extend(v for v in attributes.values() if v.startswith("/"))
+            if attributes.get("protocol") == "rbd":
+                self.domain.paths.append(image_path(attributes.get("name", "")))
+            if tag == "source" and "pool" in attributes and "volume" in attributes:
+                self.domain.volumes.append((attributes["pool"], attributes["volume"]))
             if tag in ("nvram", "loader", "path"):
                 self._text = []
 
     def _add_words(self, value: str) -> None:
+        paths, unclear = images_in(value)
+        self.domain.paths += paths
+        self.domain.unclear += unclear
         for separator in '=:"':
             value = value.replace(separator, ",")
         self.domain.paths.extend(word for word in value.split(",") if word.startswith("/"))
@@ -121,19 +142,14 @@ class _Reader:
             self._text.append(data)
 
 
-def _no_doctype(*_arguments: object) -> None:
-    # libvirt never writes one; entities are how a small XML becomes a gigabyte.
-    raise ValueError("a document type is not allowed")
-
-
 def read_domain(data: bytes) -> Domain:
     """Raises ValueError when ``data`` is no domain, too large, or declares entities."""
     if len(data) > XML_BYTES_MAX:
         raise ValueError(f"the XML is larger than {XML_BYTES_MAX} bytes")
     reader = _Reader()
     parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartDoctypeDeclHandler = _no_doctype
-    parser.EntityDeclHandler = _no_doctype
+    parser.StartDoctypeDeclHandler = no_doctype
+    parser.EntityDeclHandler = no_doctype
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.characters
@@ -152,16 +168,6 @@ def _is_uuid(text: str) -> bool:
     return len(text) == 36 and len(digits) == 32 and all(c in "0123456789abcdef" for c in digits)
 
 
-def _read_file(path: str, bytes_max: int) -> bytes:
-    with open(path, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("not a regular file")
-        data = file.read(bytes_max + 1)
-    if len(data) > bytes_max:
-        raise ValueError(f"larger than {bytes_max} bytes")
-    return data
-
-
 class Records:
     """Who is managed (UUID -> name, here or on another host), and which directories are managed."""
 
@@ -173,7 +179,7 @@ class Records:
 def read_records(path: str) -> Records | None:
     """None: never written, so this host manages nothing yet. Raises ValueError, OSError when damaged."""
     try:
-        data = _read_file(path, RECORDS_BYTES_MAX)
+        data = read_file(path, RECORDS_BYTES_MAX)
     except FileNotFoundError:
         return None
     # First line: checksum of all that follows. A file that was cut short must not pass as a short list.
@@ -192,7 +198,7 @@ def check_grant(
 ) -> str | None:
     """None: a valid grant; else the code that says why there is none."""
     try:
-        content = json.loads(_read_file(path, GRANT_BYTES_MAX))
+        content = json.loads(read_file(path, GRANT_BYTES_MAX))
         state, until_ms = content["state"], content["until_ms"]
         same_vm, same_boot = content["vm"] == uuid, content["boot"] == boot
     except (OSError, ValueError, KeyError, TypeError):
@@ -217,7 +223,7 @@ def _check_coming(mark: str, now_ms: int, operation: str) -> str | None:
             with open(mark, "w", encoding="ascii") as file:
                 file.write(str(now_ms))
             return None
-        left_ms = int(_read_file(mark, GRANT_BYTES_MAX))
+        left_ms = int(read_file(mark, GRANT_BYTES_MAX))
         os.unlink(mark)
     except (OSError, ValueError):
         return "gate.refused.no_grant"
@@ -310,7 +316,7 @@ def _judge(
 def _refuse_if_it_has_files(domain: Domain, name: str, error: Exception) -> None:
     # Which directories are managed is no longer known, so any file may be a disk that a VM writes
     # elsewhere. Two writers are worse than a VM that starts a minute late.
-    if domain.paths:
+    if domain.paths or domain.volumes or domain.unclear:
         raise Refusal(
             "gate.refused.unreadable",
             f"the gate's records can't be read ({error}), so {name} can't be told from a managed "
@@ -319,17 +325,54 @@ def _refuse_if_it_has_files(domain: Domain, name: str, error: Exception) -> None
 
 
 def _refuse_managed_paths(domain: Domain, name: str, managed_paths: frozenset[str]) -> None:
-    for path in domain.paths:
+    pools = any(path.startswith("/rbd:") for path in managed_paths)
+    paths, unclear = _all_paths(domain)
+    for path in paths:
         try:
-            resolved, inside = resolve(path, managed_paths)
+            used = _managed_place(path, managed_paths, pools, unclear)
         except ValueError as error:
             raise Refusal("gate.refused.disk", str(error)) from None
-        if inside:
+        if used:
             raise Refusal(
                 "gate.refused.disk",
-                f"{name} uses {resolved}, which belongs to a managed storage domain; move it to "
+                f"{name} uses {used}, which belongs to a managed storage domain; move it to "
                 "another directory, or make it a managed VM with 'virtha vm create'",
             )
+    if unclear and pools:
+        raise Refusal(
+            "gate.refused.disk",
+            f"{name} may use an image of a managed Ceph pool, and it can't be told: {'; '.join(unclear)}; name its disks in "
+            "the domain's XML (protocol='rbd'), or start it on a host without such a pool",
+        )
+
+
+def _all_paths(domain: Domain) -> tuple[list[str], list[str]]:
+    """With those of volumes; and what is unclear."""
+    paths, unclear = list(domain.paths), list(domain.unclear)
+    for pool, volume in domain.volumes:
+        try:
+            paths.append(volume_path(pool, volume))
+        except ValueError as error:
+            unclear.append(str(error))
+    return paths, unclear
+
+
+def _managed_place(
+    path: str, managed_paths: frozenset[str], pools: bool, unclear: list[str]
+) -> str:
+    """What of a managed storage domain that path is; empty: nothing of it. Raises ValueError."""
+    resolved, inside = resolve(path, managed_paths)
+    if inside or not pools:
+        return resolved if inside else ""
+    try:
+        images = device_images(resolved)
+    except (OSError, ValueError) as error:
+        unclear.append(str(error))
+        return ""
+    for image in images:
+        if resolve(image, managed_paths)[1]:
+            return f"{resolved} ({image})"
+    return ""
 
 
 def _refused_managed(name: str, code: str) -> Refusal:

@@ -176,6 +176,7 @@ class GuardianLease:
                             name=opened.domain_id,
                             cluster_id=ClusterId(""),
                             path=opened.path,
+                            ceph=opened.ceph,
                         )
                     )
         elif wanted != self._policy:
@@ -243,6 +244,7 @@ class GuardianLease:
                             index=self._kit.index,
                             direct_io=False,
                             path=each.path,
+                            ceph=each.ceph,
                         )
                         for each in settings.storage_domains
                     ),
@@ -277,7 +279,9 @@ class GuardianLease:
             domain.id,
             kit.index,
             kit.slots_of(domain),
+            others=kit.slots_of(domain),
             path=domain.path,
+            ceph=domain.ceph,
             host_id=kit.owner.host_id,
             boot=self._boot,
             now=self._clock.monotonic_ms,

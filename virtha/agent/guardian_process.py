@@ -32,8 +32,8 @@ from virtha.agent.process_table import kill, look
 from virtha.agent.properties import load_agent_properties
 from virtha.agent.qemu_ledger import LedgerLook, QemuLedger
 from virtha.agent.records import FILE_BYTES_MAX
+from virtha.agent.storage import open_slots
 from virtha.agent.worker import Worker
-from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.drivers.kernel_watchdog import KernelWatchdog, SysrqReset
 from virtha.drivers.link import HelloState, HostCredentials, HostLink
 from virtha.drivers.neighbour_probe import ProbeListener
@@ -47,6 +47,7 @@ from virtha.model.slot_round import SlotRound, slot_index
 from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.ports.host_watchdog import HostReset, HostWatchdog
+from virtha.ports.storage_domain import HeartbeatSlots
 from virtha.sentinel.guardian import (
     AgentGone,
     AgentPulse,
@@ -477,10 +478,8 @@ def make_lease_kit(identity: Identity, paths: AgentPaths) -> LeaseKit:
     else:
         watchdog, reset, nature = KernelWatchdog(), SysrqReset(), read_nature()
 
-    def slots_of(domain: StorageDomain) -> DirectoryDomain:
-        return DirectoryDomain(
-            domain.path, installation_id=identity.installation_id, domain_id=domain.id
-        )
+    def slots_of(domain: StorageDomain) -> HeartbeatSlots:
+        return open_slots(domain, identity.installation_id, locked=True)
 
     return LeaseKit(
         installation_id=identity.installation_id,

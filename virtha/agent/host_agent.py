@@ -11,6 +11,7 @@ from virtha.agent import host_shutdown, roll_call
 from virtha.agent.channel_desk import ChannelDesk, Dial
 from virtha.agent.commands import CommandRunner, Starter, VmLocks
 from virtha.agent.disk_looks import DiskLooks
+from virtha.agent.disk_proof import DiskProver
 from virtha.agent.dumps import DumpFinder, dump_directory
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
@@ -59,6 +60,7 @@ from virtha.ports.hypervisor import (
     DomainDisks,
     DomainEvidence,
     DomainMoves,
+    DomainSecrets,
     DomainWatch,
     GuestAgent,
     HostFacts,
@@ -114,6 +116,7 @@ class Agent:
         clock: Clock,
         files: Files,
         moves: DomainMoves,
+        secrets: DomainSecrets | None = None,
         destination: MoveDestination | None = None,
         qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
         credentials: HostCredentials | None = None,
@@ -191,6 +194,7 @@ class Agent:
             devices=hypervisor,
             disks=hypervisor,
             moves=moves,
+            secrets=secrets,
             destination=destination,
             starter=Starter(hypervisor, hypervisor, gate, lease_objection=self._lease_objection),
             evidence=evidence,
@@ -216,6 +220,7 @@ class Agent:
             self.host, term_seen=settings.term if settings is not None else Term(0)
         )
         self._runner.on_abort = self.desk.moves.abort_soon
+        self._runner.disk_objection = DiskProver(self.host).objection
         self._inventory = InventoryReporter(
             paths.state / "inventory_revision",
             roll_call.RollCall(hypervisor, self._processes),

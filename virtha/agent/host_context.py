@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from virtha.agent.commands import Spawn, Starter, VmLocks
 from virtha.agent.evidence import EvidenceKeeper
 from virtha.agent.fact_sink import DiskThread, FactSink
@@ -29,6 +31,7 @@ from virtha.ports.hypervisor import (
     DomainDevices,
     DomainDisks,
     DomainMoves,
+    DomainSecrets,
 )
 
 
@@ -76,6 +79,8 @@ class HostContext:
     devices: DomainDevices
     disks: DomainDisks
     moves: DomainMoves
+    secrets: DomainSecrets | None = None
+    """None: this hypervisor keeps none."""
     starter: Starter
     evidence: EvidenceKeeper
     freezer: GuestFreezer
@@ -155,6 +160,13 @@ class HostContext:
             rng=self.properties.rng,
             cpu=self.properties.guest_cpu,
             serial_directory=str(self.paths.serial),
-            storage_paths={domain.id: domain.path for domain in self.storage_domains()},
+            storage_paths={
+                domain.id: domain.path for domain in self.storage_domains() if domain.ceph is UNSET
+            },
+            ceph_pools={
+                domain.id: domain.ceph
+                for domain in self.storage_domains()
+                if domain.ceph is not UNSET
+            },
             buffered_storage=tuple(sorted(self.buffered)),
         )

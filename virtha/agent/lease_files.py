@@ -9,9 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from virtha.agent.files import read_bounded
 from virtha.model.codes import render
+from virtha.model.host import CephPool
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -29,6 +31,7 @@ class OpenedDomain(Value, frozen=True, kw_only=True):
     direct_io: bool
     path: str
     """Without symbolic links, as the kernel names its open files."""
+    ceph: CephPool | UnsetType = UNSET
 
 
 class LeaseMemory(Value, frozen=True, kw_only=True):

@@ -75,7 +75,7 @@ def part_name(name: str, operation_id: str) -> str:
 async def check_room(host: HostContext, domain: StorageDomain, needed_bytes: int) -> None:
     """Raises Failed (`problem.disk.full`). A sparse disk may outgrow its storage later all the same."""
     free = await host.workers.call(
-        domain, partial(_free_bytes, domain), deadline_ms=ORDER_DEADLINE_MS
+        domain, partial(free_bytes, domain), deadline_ms=ORDER_DEADLINE_MS
     )
     if free < needed_bytes:
         raise Failed(
@@ -133,6 +133,7 @@ def _publish(part: Path, target: Path, files: Files) -> None:
     files.sync_directory(target.parent)
 
 
-def _free_bytes(domain: StorageDomain) -> int:
+def free_bytes(domain: StorageDomain) -> int:
+    """Only in the domain's worker."""
     free = os.statvfs(domain.path)
     return free.f_bavail * free.f_frsize

@@ -3,6 +3,7 @@
 import asyncio
 
 from virtha.agent.answers import OK, Answer, refused
+from virtha.agent.ceph_images import take_along
 from virtha.agent.commands import is_gone
 from virtha.agent.host_context import HostContext
 from virtha.agent.order_power import PowerOrders
@@ -33,6 +34,7 @@ class DeviceOrders:
                 if order.disk is not None:
                     # Whoever starts the VM elsewhere must meet this copy also on that disk's storage.
                     await self._power.claim(vm, order.incarnation)
+                    await take_along(host, vm, order.disk)
                 xml = plug_xml(live, vm, _device(order), host.host_defaults())
                 await host.devices.attach(vm.id, xml)
         host.on_plugged(vm.id)

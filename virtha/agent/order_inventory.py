@@ -5,8 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.ceph_images import image_bytes, remove_image
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.gate import PROOF_VM_ID
@@ -157,13 +159,19 @@ class InventoryOrders:
     async def _with_sizes(self, vm: Vm) -> Vm:
         disks = []
         for disk in vm.disks:
-            path = Path(self._host.storage_domain(disk.storage_domain_id).path, disk.path)
+            domain = self._host.storage_domain(disk.storage_domain_id)
             try:
-                size_bytes = (await image_info(path)).virtual_size
-            except Failed:
+                size_bytes = await self._size_of(domain, disk)
+            except (OSError, VirthaError):
                 size_bytes = disk.size_bytes  # unknown stays 0; the VM can be adopted all the same
             disks.append(msgspec.structs.replace(disk, size_bytes=size_bytes))
         return msgspec.structs.replace(vm, disks=tuple(disks))
+
+    async def _size_of(self, domain: StorageDomain, disk: Disk) -> int:
+        if domain.ceph is UNSET:
+            return (await image_info(Path(domain.path, disk.path))).virtual_size
+        size = partial(image_bytes, domain, disk.path)
+        return await self._host.workers.call(domain, size, deadline_ms=ORDER_DEADLINE_MS)
 
     def _changes(self, xml: str, vm: Vm, report: DomainReport) -> tuple[str, ...]:
         changes = patch_domain(xml, vm, self._host.host_defaults()).changes
@@ -301,6 +309,8 @@ def _delete_disk(
     domain: StorageDomain, disk: Disk, installation_id: InstallationId, files: Files
 ) -> None:
     """Only below a domain that is ours, with what is left of half copies of it. Absent is done already."""
+    if domain.ceph is not UNSET:
+        return remove_image(domain, disk.path, installation_id)
     check_header(domain, installation_id)
     path = inside(domain, disk.path)
     if disk.path.split("/")[0] in ("images", DIRECTORY):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.ceph_images import take_along
 from virtha.agent.commands import is_gone
 from virtha.agent.gate import GrantState, read_grant
 from virtha.agent.host_context import HostContext
@@ -179,6 +180,7 @@ class MoveOrders:
             while _same(host.loop.record(vm.id), record):
                 try:
                     await self._power.claim(vm, record.incarnation)
+                    await take_along(host, vm, None)
                     return
                 except ClaimRefused as error:
                     _log.error(

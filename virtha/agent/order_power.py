@@ -6,8 +6,10 @@ from functools import partial
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
+from virtha.agent.ceph_images import await_unopened, take_over
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
@@ -217,8 +219,10 @@ class PowerOrders:
         if objection is not None:
             return objection
         await self._disk_guard.check(order)
+        await await_unopened(self._host, order)
         try:
-            await self.claim(vm, order.grant.incarnation)
+            claim = await self.claim(vm, order.grant.incarnation)
+            await take_over(self._host, order, claim)
         except ClaimRefused as error:
             # Of a start that the server may not remember (M2): it learns who made it.
             return refused(
@@ -249,7 +253,7 @@ class PowerOrders:
             return
         await host.catalog.define(build_domain(vm, host.host_defaults()))
 
-    async def claim(self, vm: Vm, incarnation: Incarnation) -> None:
+    async def claim(self, vm: Vm, incarnation: Incarnation) -> VmHeader:
         """Record the incarnation on every storage domain of the VM (G4)."""
         host = self._host
         claim = VmHeader(
@@ -268,6 +272,7 @@ class PowerOrders:
                 partial(_claim_on, domain, paths, claim, host.files),
                 deadline_ms=ORDER_DEADLINE_MS,
             )
+        return claim
 
     async def _begin(self, order: StartVm) -> Answer:
         vm, grant = order.vm, order.grant
@@ -475,6 +480,6 @@ def _is_moved(record: VmRecord, accepted: RebootAccepted | PauseAccepted | Resum
 
 
 def _claim_on(domain: StorageDomain, paths: list[str], claim: VmHeader, files: Files) -> None:
-    for path in paths:
+    for path in () if domain.ceph is not UNSET else paths:
         inside(domain, path)
     claim_incarnation(domain, claim, files)

@@ -3,7 +3,10 @@
 from functools import partial
 from pathlib import Path
 
+from msgspec import UNSET
+
 from virtha.agent.answers import OK, Answer, refused
+from virtha.agent.ceph_images import make_image
 from virtha.agent.host_context import HostContext
 from virtha.agent.images import copy_image, create_empty, image_info, resize
 from virtha.agent.new_disk import ROOM_BYTES_MIN, ProgressTeller, check_room, make_disk
@@ -54,6 +57,8 @@ class StorageOrders:
 
     async def create_disk(self, order: Order, body: CreateDisk) -> Answer:
         domain = self._host.storage_domain(body.disk.storage_domain_id)
+        if domain.ceph is not UNSET:
+            return await make_image(self._host, order, body, domain)
         return await make_disk(
             self._host, order, body.disk, partial(self._make, order, body, domain)
         )

@@ -11,6 +11,7 @@ import structlog
 from msgspec import UNSET
 
 from virtha import __version__
+from virtha.agent import ceph_records
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.gate import PROOF_VM_ID
@@ -230,6 +231,8 @@ class StorageReporter:
         """Where this host's heartbeat has its place, as far as this process knows."""
         self._told: dict[StorageDomainId, StorageReport] = {}
         self._looks: dict[Path, tuple[tuple[int, int], Image | None]] = {}
+        self._keys: dict[StorageDomainId, bytes] = {}
+        """What libvirt was given."""
         self._again = asyncio.Event()
         self._busy: set[StorageDomainId] = set()
         self._overtaken: set[StorageDomainId] = set()
@@ -281,7 +284,7 @@ class StorageReporter:
         """Never raises for what is wrong with the storage: that is what it reports."""
         host = self._host
         try:
-            size, free, paths, direct = await host.workers.call(
+            size, free, paths, direct, warning = await host.workers.call(
                 domain,
                 lambda: _probe(domain, host.installation_id),
                 deadline_ms=PROBE_DEADLINE_MS,
@@ -289,18 +292,32 @@ class StorageReporter:
         except (VirthaError, OSError) as error:
             return StorageReport(storage_domain_id=domain.id, usable=False, detail=str(error))
         (host.buffered.discard if direct else host.buffered.add)(domain.id)
-        no_place = await self._give_place(domain)
+        no_place = await self._keep_key(domain) or await self._give_place(domain)
         images = await self._images(domain, paths)
         if domain.id in self._leases.lost:
             return _lost(domain)
         return StorageReport(
             storage_domain_id=domain.id,
             usable=True,
-            detail=no_place,
+            detail=no_place or warning,
             size_bytes=size,
             free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
             images=images,
         )
+
+    async def _keep_key(self, domain: StorageDomain) -> str:
+        """A VM is started, restarted and moved here by libvirt, which needs the pool's key for that. Returns what is wrong."""
+        secrets = self._host.secrets
+        if domain.ceph is UNSET or secrets is None:
+            return ""
+        try:
+            key = await self._host.disk(ceph_records.key_of, domain.ceph)
+            if key is not None and self._keys.get(domain.id) != key:
+                await secrets.keep_secret(domain.id, f"virtha {domain.id}", key)
+                self._keys[domain.id] = key
+        except VirthaError as error:
+            return f"no VM with a disk there can be started: {error}"
+        return ""
 
     async def _give_place(self, domain: StorageDomain) -> str:
         """A host that joined later, and a domain from before there were heartbeats, were never told to. Returns what is
@@ -369,9 +386,12 @@ async def _look_at(domain: StorageDomain, path: Path, stamp: tuple[int, int]) ->
 
 def _probe(
     domain: StorageDomain, installation_id: InstallationId
-) -> tuple[int, int, tuple[tuple[Path, tuple[int, int]], ...], bool]:
-    """(size, free, images with (mtime, size), takes O_DIRECT). Only in the domain's worker."""
+) -> tuple[int, int, tuple[tuple[Path, tuple[int, int]], ...], bool, str]:
+    """(size, free, images with (mtime, size), takes O_DIRECT, a warning). Only in the domain's worker."""
     check_header(domain, installation_id)
+    if domain.ceph is not UNSET:
+        size, free, warning = ceph_records.space(domain.ceph)
+        return size, free, (), True, warning
     space = os.statvfs(domain.path)
     paths = []
     for entry in sorted(Path(domain.path, "images").iterdir())[:IMAGES_MAX]:
@@ -383,4 +403,5 @@ def _probe(
         space.f_bavail * space.f_frsize,
         tuple(paths),
         takes_direct_io(domain),
+        "",
     )

@@ -1,20 +1,24 @@
-"""One domain's heartbeat blocks in a thread of its own: a storage that hangs stalls its worker and nothing else.
+"""One domain's heartbeat blocks in threads of their own: a storage that hangs stalls its worker and nothing else.
 
-A thread, not a process: what it left in the kernel keeps this process from being reaped and so its lock from being
+The host's own slot and mailbox have one thread, other hosts' have another, with a connection of its own: where a part of the
+storage hangs that only another host's slot lies in, this host's renewals go on (docs/adr/0019-heartbeat-on-rados.md). A thread, not a process: what it left in the kernel keeps this process from being reaped and so its lock from being
 taken, and no guardian starts while a write of the one before may still land (docs/adr/0008-storage-lease.md).
 """
 
 import errno
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET, UnsetType
 
 from virtha.agent.lease_files import OpenedDomain
 from virtha.agent.worker import Worker
 from virtha.model.errors import VirthaError
+from virtha.model.host import CephPool
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.slot import (
     BlockFault,
@@ -35,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SlotWorker:
-    """``tell`` and ``tell_round`` are called in the worker's thread."""
+    """``tell`` is called in the thread of the own slot, ``tell_round`` in the thread of the others'."""
 
     def __init__(
         self,
@@ -43,24 +47,34 @@ class SlotWorker:
         index: int,
         slots: HeartbeatSlots,
         *,
+        others: HeartbeatSlots,
         path: str,
+        ceph: CephPool | UnsetType = UNSET,
         host_id: HostId,
         boot: BootId,
         now: Callable[[], Millis],
         tell: Callable[[LeaseEvent], None],
         tell_round: Callable[[SlotRound], None],
     ) -> None:
+        """``slots`` and ``others``: of the same domain, and no two that wait for each other."""
         self.domain_id = domain_id
         self.index = index
         self._slots = slots
         self._path = path
+        self._ceph = ceph
         self._host_id = host_id
         self._boot = boot
         self._now = now
         self._tell = tell
         self._tell_round = tell_round
+        self._others = others
+        self._others_worker = Worker(f"others-slots-{domain_id}")
+        self._others_busy = False
+        """At most one look at others is under way: one that hangs is waited for by the next look, and by nothing else."""
+        self._written_counter = 0
+        """Of the last renewal that the storage acknowledged."""
         self._read_ms: Millis | None = None
-        self._last_error = ""
+        self._last_errors: dict[str, str] = {}
         self._written_back: Worker | None = None
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=f"virtha-slot-{domain_id}", daemon=True).start()
@@ -90,7 +104,9 @@ class SlotWorker:
                         domain_id=self.domain_id,
                         index=self.index,
                         direct_io=self._slots.direct_io,
-                        path=str(Path(self._path).resolve()),
+                        # No process has an open file of a pool.
+                        path=str(Path(self._path).resolve()) if self._ceph is UNSET else self._path,
+                        ceph=self._ceph,
                     )
                 )
             except OSError as error:
@@ -102,18 +118,21 @@ class SlotWorker:
         self._work.put(read)
 
     def renew(self, command: RenewSlot, duty: LeaseDuty | None, *, read_period_ms: int) -> None:
-        """Others' mailboxes first where that is asked, then the slot, then its mailbox; then others' slots."""
+        """The slot, then its mailbox. Then, in the other thread, others' mailboxes where that is asked, and others' slots."""
         began_ms = self._now()
 
         def work() -> None:
-            if duty is not None:
-                self._poison(duty.poisons, duty.places)
             done = self._renewed(command)
             self._tell(done)
+            if duty is None or self._others_busy:
+                return
             due = self._read_ms is None or began_ms >= self._read_ms + read_period_ms
-            if duty is not None and done.written and done.mailbox is not UNREAD and due:
+            reads = done.written and done.mailbox is not UNREAD and due
+            if reads:
                 self._read_ms = began_ms
-                self._read_others(duty, began_ms, command.slot.counter)
+            if reads or duty.poisons:
+                self._others_busy = True
+                self._others_worker.put(partial(self._look_at_others, duty, began_ms, reads))
 
         self._work.put(work)
 
@@ -133,7 +152,7 @@ class SlotWorker:
             self._written_back = Worker(f"write-back-{self.domain_id}")
         self._written_back.put(work)
 
-    # In the thread
+    # In the own slot's thread
 
     def _attached(self, own: SlotReading) -> DomainAttached:
         return DomainAttached(
@@ -145,43 +164,58 @@ class SlotWorker:
         mailbox: MailboxReading = UNREAD
         try:
             self._slots.write_slot(command.slot)
+            self._written_counter = command.slot.counter
             written = True
             mailbox = self._slots.read_mailbox(self.index)
         except OSError as error:
             self._failed("a renewal failed", error)
         else:
-            self._last_error = ""
+            self._last_errors.pop("a renewal failed", None)
         return RenewDone(
             domain_id=self.domain_id, number=command.number, written=written, mailbox=mailbox
         )
 
+    # In the others' thread
+
+    def _look_at_others(self, duty: LeaseDuty, began_ms: Millis, reads: bool) -> None:
+        try:
+            if duty.poisons:
+                self._poison(duty.poisons, duty.places)
+            if reads:
+                self._read_others(duty, began_ms)
+        finally:
+            self._others_busy = False
+
     def _poison(self, poisons: Mapping[HostId, Poison], places: Mapping[HostId, int]) -> None:
         """Each counter goes on. What fails is tried again at the next renewal: the server asks until it is read."""
-        for host_id, poison in poisons.items():
+        try:
+            found = self._others.read_mailboxes(_of(places, poisons))
+        except (OSError, VirthaError) as error:
+            self._failed("can't read the mailboxes of others", error)
+            return
+        for host_id, mailbox in found.items():
+            if not isinstance(mailbox, Mailbox) or not _is_due(mailbox.poison, poisons[host_id]):
+                continue
             try:
-                found = self._slots.read_mailbox(places[host_id])
-                if isinstance(found, Mailbox) and _is_due(found.poison, poison):
-                    self._slots.write_mailbox(
-                        Mailbox(
-                            installation_id=found.installation_id,
-                            domain_id=found.domain_id,
-                            index=found.index,
-                            host_id=host_id,
-                            counter=found.counter + 1,
-                            poison=poison,
-                        )
+                self._others.write_mailbox(
+                    Mailbox(
+                        installation_id=mailbox.installation_id,
+                        domain_id=mailbox.domain_id,
+                        index=mailbox.index,
+                        host_id=host_id,
+                        counter=mailbox.counter + 1,
+                        poison=poisons[host_id],
                     )
-            except (OSError, KeyError, VirthaError) as error:
+                )
+            except (OSError, VirthaError) as error:
                 self._failed(f"can't poison {host_id}", error)
 
-    def _read_others(self, duty: LeaseDuty, began_ms: Millis, counter: int) -> None:
+    def _read_others(self, duty: LeaseDuty, began_ms: Millis) -> None:
+        # Of a renewal that was acknowledged since the round began, and before anything is read.
+        counter = self._written_counter
         try:
-            slots = self._slots.read_slots(duty.places)
-            mailboxes = {
-                host_id: self._slots.read_mailbox(duty.places[host_id])
-                for host_id in duty.poisons
-                if host_id in duty.places
-            }
+            slots = self._others.read_slots(duty.places)
+            mailboxes = self._others.read_mailboxes(_of(duty.places, duty.poisons))
         except (OSError, VirthaError) as error:
             self._failed("can't read the slots of others", error)
             return
@@ -193,18 +227,23 @@ class SlotWorker:
                 began_ms=began_ms,
                 ended_ms=self._now(),
                 own_counter=counter,
-                direct_io=self._slots.direct_io,
+                direct_io=self._others.direct_io,
                 slots=slots,
                 mailboxes=mailboxes,
             )
         )
 
+    # In either
+
     def _failed(self, what: str, error: Exception) -> None:
         """The same again is not said again: it comes at each renewal."""
-        said = f"{what}: {error}"
-        if said != self._last_error:
-            self._last_error = said
+        if self._last_errors.get(what) != str(error):
+            self._last_errors[what] = str(error)
             _log.error(what, domain=self.domain_id, error=str(error))
+
+
+def _of(places: Mapping[HostId, int], hosts: Iterable[HostId]) -> dict[HostId, int]:
+    return {host_id: places[host_id] for host_id in hosts if host_id in places}
 
 
 def _is_due(found: Poison | None, poison: Poison) -> bool:

@@ -6,6 +6,8 @@ and nothing else. Layout below a domain's path::
     .virtha/domain.json          installation and domain id (G7)
     .virtha/vms/<vm id>.json     the highest incarnation that was started (G4)
     images/  disks/
+
+On Ceph the first two are the objects ``virtha.domain`` and ``virtha.vm.<vm id>`` of the pool.
 """
 
 import asyncio
@@ -14,17 +16,21 @@ import queue
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
+from virtha.agent import ceph_records
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.records import safe_name
+from virtha.drivers.ceph_slots import CephSlots
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.model.errors import Failed, InvalidInput, Refused, Unavailable
-from virtha.model.host import StorageDomain
+from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import (
     BootId,
     HostId,
@@ -48,6 +54,13 @@ class DomainHeader(Value, frozen=True, kw_only=True):
     installation_id: InstallationId
     domain_id: StorageDomainId
     name: str
+
+
+class CephHeader(DomainHeader, frozen=True, kw_only=True):
+    """``cluster`` and ``pool_id`` of where it was written: a copy of the pool is another place."""
+
+    cluster: str
+    pool_id: int
 
 
 class VmHeader(Value, frozen=True, kw_only=True):
@@ -127,9 +140,12 @@ class StorageWorkers:
 
 
 def _silent(domain: StorageDomain) -> Unavailable:
+    on_ceph = domain.ceph is not UNSET
     return Unavailable(
         f"storage domain {domain.name} ({domain.path}) does not answer",
-        fix="see whether its mount is alive: 'findmnt' and the kernel's log",
+        fix="look at 'ceph status'"
+        if on_ceph
+        else "see whether its mount is alive: 'findmnt' and the kernel's log",
     )
 
 
@@ -139,6 +155,13 @@ def inside(domain: StorageDomain, path: str) -> Path:
     Links inside the domain are refused, wherever they point: the next host may see another target.
     Touches the storage: only in its worker.
     """
+    if domain.ceph is not UNSET:
+        raise Refused(
+            f"storage domain {domain.name} is a Ceph pool: it has no files",
+            code="problem.disk.outside",
+            field="disk.path",
+            fix="do that with a disk on a storage domain of kind directory",
+        )
     parts = path.split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in path:
         raise InvalidInput(
@@ -169,6 +192,8 @@ def inside(domain: StorageDomain, path: str) -> Path:
 
 def check_header(domain: StorageDomain, installation_id: InstallationId) -> DomainHeader:
     """Raises Refused (foreign), Failed (no header, not readable). Only in the domain's worker."""
+    if domain.ceph is not UNSET:
+        return _check_on_ceph(domain, domain.ceph, installation_id)
     path = _header_path(domain)
     try:
         header = msgspec.json.decode(read_bounded(path, HEADER_BYTES_MAX), type=DomainHeader)
@@ -179,19 +204,56 @@ def check_header(domain: StorageDomain, installation_id: InstallationId) -> Doma
         ) from None
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise Failed(f"{path} can't be read: {error}") from error
+    _check_ours(header, domain, installation_id, f"directory, or remove {path}")
+    return header
+
+
+def _check_ours(
+    header: DomainHeader, domain: StorageDomain, installation_id: InstallationId, other: str
+) -> None:
     if header.installation_id != installation_id or header.domain_id != domain.id:
         raise Refused(
             f"storage domain {domain.name} belongs to another installation"
             if header.installation_id != installation_id
             else f"{domain.path} is storage domain {header.name}, not {domain.name}",
             code="order.refused.storage_foreign",
-            fix=f"choose another directory, or remove {path} if you are sure",
+            fix=f"choose another {other} if you are sure",
+        )
+
+
+def _check_on_ceph(
+    domain: StorageDomain, pool: CephPool, installation_id: InstallationId
+) -> CephHeader:
+    data = ceph_records.read(pool, ceph_records.DOMAIN)
+    if data is None:
+        raise Failed(
+            f"{domain.path} holds no storage domain: object {ceph_records.DOMAIN} is missing",
+            fix="is it the right cluster, pool and namespace?",
+        )
+    try:
+        header = msgspec.json.decode(data, type=CephHeader)
+    except msgspec.MsgspecError as error:
+        raise Failed(
+            f"object {ceph_records.DOMAIN} of {domain.path} can't be read: {error}"
+        ) from error
+    what = f"pool or namespace, or remove object {ceph_records.DOMAIN} there"
+    _check_ours(header, domain, installation_id, what)
+    found = ceph_records.identity(pool)
+    if found != (header.cluster, header.pool_id):
+        raise Refused(
+            f"{domain.path} was made in pool {header.pool_id} of cluster {header.cluster}, and this is pool {found[1]} of "
+            f"{found[0]}: a copy",
+            code="order.refused.storage_foreign",
+            fix="give the monitors of the cluster that the other hosts use",
         )
     return header
 
 
 def prepare_storage(domain: StorageDomain, installation_id: InstallationId, files: Files) -> None:
-    """Make or check header and directories. Raises Refused (foreign), Failed, OSError."""
+    """Make or check header and directories. Raises Refused (foreign), Failed, OSError; InvalidInput where a setting of Ceph's is
+    wrong."""
+    if domain.ceph is not UNSET:
+        return _prepare_on_ceph(domain, domain.ceph, installation_id)
     root = Path(domain.path)
     if not root.is_dir():
         raise Failed(f"{domain.path} is no directory on this host", fix="mount the storage first")
@@ -211,12 +273,40 @@ def prepare_storage(domain: StorageDomain, installation_id: InstallationId, file
         files.sync_directory(directory)
 
 
+def _prepare_on_ceph(
+    domain: StorageDomain, pool: CephPool, installation_id: InstallationId
+) -> None:
+    cluster, pool_id = ceph_records.identity(pool)
+    header = CephHeader(
+        installation_id=installation_id,
+        domain_id=domain.id,
+        name=domain.name,
+        cluster=cluster,
+        pool_id=pool_id,
+    )
+    with suppress(OSError):
+        # Another host may have been quicker; whatever else it is, the check says it.
+        ceph_records.write(pool, ceph_records.DOMAIN, msgspec.json.encode(header), over=None)
+    check_header(domain, installation_id)
+
+
+def open_slots(
+    domain: StorageDomain, installation_id: InstallationId, *, locked: bool = False
+) -> DirectoryDomain | CephSlots:
+    """``locked``: in memory, as a guardian is."""
+    if domain.ceph is not UNSET:
+        return CephSlots(
+            domain.ceph, installation_id=installation_id, domain_id=domain.id, locked=locked
+        )
+    return DirectoryDomain(domain.path, installation_id=installation_id, domain_id=domain.id)
+
+
 def prepare_place(
     domain: StorageDomain, installation_id: InstallationId, host_id: HostId, number: int
 ) -> None:
     """Make what is missing for this host's heartbeat there; done already: nothing changes. Raises Refused (foreign),
     Failed (no room, damaged), OSError. Only in the domain's worker."""
-    slots = DirectoryDomain(domain.path, installation_id=installation_id, domain_id=domain.id)
+    slots = open_slots(domain, installation_id)
     try:
         slots.prepare(slot_index(number), host_id)
     finally:
@@ -251,11 +341,23 @@ def _vm_path(domain: StorageDomain, vm_id: VmId) -> Path:
 
 def read_vm_header(domain: StorageDomain, vm_id: VmId) -> VmHeader | None:
     """None: never started from here. Raises Failed when it can't be read: unknown is not none."""
-    path = _vm_path(domain, vm_id)
+    return _vm_record(domain, vm_id)[0]
+
+
+def _vm_record(domain: StorageDomain, vm_id: VmId) -> tuple[VmHeader | None, bytes | None]:
+    path: Path | str = _vm_path(domain, vm_id)
+    data: bytes | None
     try:
-        return msgspec.json.decode(read_bounded(path, HEADER_BYTES_MAX), type=VmHeader)
+        if domain.ceph is not UNSET:
+            path = f"object {ceph_records.vm_record(vm_id)} of {domain.path}"
+            data = ceph_records.read(domain.ceph, ceph_records.vm_record(vm_id))
+            if data is None:
+                return None, None
+        else:
+            data = read_bounded(Path(path), HEADER_BYTES_MAX)
+        return msgspec.json.decode(data, type=VmHeader), data
     except FileNotFoundError:
-        return None
+        return None, None
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise Failed(
             f"{path} can't be read: {error}", fix="remove it if the VM runs nowhere"
@@ -277,7 +379,7 @@ class ClaimRefused(Refused):
 def claim_incarnation(domain: StorageDomain, claim: VmHeader, files: Files) -> None:
     """Check and record an incarnation on the domain (G4, G7). Raises Refused, Failed, OSError."""
     check_header(domain, claim.installation_id)
-    present = read_vm_header(domain, claim.vm_id)
+    present, read = _vm_record(domain, claim.vm_id)
     if present is not None and present.installation_id != claim.installation_id:
         raise Refused(
             f"the VM's record on {domain.name} is of another installation",
@@ -291,17 +393,28 @@ def claim_incarnation(domain: StorageDomain, claim: VmHeader, files: Files) -> N
         raise ClaimRefused(claim, present)
     if present == claim:
         return
+    if domain.ceph is not UNSET:
+        # Over what was read, or not at all: of two claims at once one is refused.
+        name = ceph_records.vm_record(claim.vm_id)
+        ceph_records.write(domain.ceph, name, msgspec.json.encode(claim), over=read)
+        return
     path = _vm_path(domain, claim.vm_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(path, msgspec.json.encode(claim), mode=0o644)
 
 
 def forget_vm(domain: StorageDomain, vm_id: VmId, files: Files) -> None:
+    if domain.ceph is not UNSET:
+        ceph_records.remove(domain.ceph, ceph_records.images_record(vm_id))
+        ceph_records.remove(domain.ceph, ceph_records.vm_record(vm_id))
+        return
     files.remove(_vm_path(domain, vm_id))
 
 
 def takes_direct_io(domain: StorageDomain) -> bool:
     """Whether files there can be opened with O_DIRECT (tmpfs and some FUSE file systems can't)."""
+    if domain.ceph is not UNSET:
+        return True
     try:
         descriptor = os.open(_header_path(domain), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:

@@ -40,7 +40,7 @@ NOUNS: dict[str, Noun] = {
     "host": Noun("host", "app", "KVM hosts that have joined."),
     "cluster": Noun("cluster", "app", "Clusters of hosts."),
     "policy": Noun("policy", "app", "What is done by itself when something fails."),
-    "storage": Noun("storage", "app", "Shared directories for disks and images."),
+    "storage": Noun("storage", "app", "Shared storage for disks and images."),
     "image": Noun("image", "app", "Images that VMs can be created from."),
     "template": Noun("template", "app", "Templates that VMs are made from."),
     "event": Noun("event", "app", "The audit log: list it or follow it live."),

@@ -1,4 +1,4 @@
-"""`virtha storage` and what `virtha image` shares with it: shared directories."""
+"""`virtha storage`: shared directories and Ceph pools."""
 
 import sys
 from typing import Any
@@ -21,7 +21,7 @@ from virtha.cli.session import (
 )
 from virtha.cli.views import STORAGE
 
-app = typer.Typer(no_args_is_help=True, help="Shared directories for disks and images.")
+app = typer.Typer(no_args_is_help=True, help="Shared storage for disks and images.")
 StorageArgument = typer.Argument(metavar="STORAGE", help="Name or id.")
 
 
@@ -51,13 +51,36 @@ def show_storage(
 def add_storage(
     ctx: typer.Context,
     name: str = typer.Argument(metavar="NAME", help="Its name."),
-    path: str = typer.Option(metavar="DIR", help="The directory, the same on all hosts."),
+    path: str | None = typer.Option(
+        None, metavar="DIR", help="The directory, the same on all hosts."
+    ),
     cluster: str | None = typer.Option(None, help="Cluster. Default: the only one."),
+    ceph_monitor: list[str] = typer.Option(
+        [], metavar="HOST[:PORT]", help="Of a Ceph cluster: a monitor's address. Several times."
+    ),
+    ceph_pool: str | None = typer.Option(None, metavar="POOL", help="Its pool for RBD images."),
+    ceph_user: str | None = typer.Option(
+        None, metavar="NAME", help="User without 'client.'. Left out: a cluster without keys."
+    ),
+    ceph_keyring: str | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Its key, on each host. Default: /etc/ceph/ceph.client.NAME.keyring",
+    ),
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Add a directory that hosts share. They all see it under the same path."""
-    body = {"name": name, "path": path, "cluster": cluster}
+    """Add a directory that hosts share (--path; all see it under the same one), or a Ceph pool (--ceph-monitor, --ceph-pool)."""
+    given_ceph = {
+        "monitors": ceph_monitor or None,
+        "pool": ceph_pool,
+        "user": ceph_user,
+        "keyring": ceph_keyring,
+    }
+    ceph = {key: value for key, value in given_ceph.items() if value is not None}
+    body: dict[str, Any] = {"name": name, "path": path, "cluster": cluster}
+    if ceph:
+        body |= {"kind": "ceph-rbd", "ceph": {"monitors": [], "pool": "", **ceph}}
     given = options(ctx)
     with connected(ctx) as client:
         answer = client.call(

@@ -61,6 +61,7 @@ TEMPLATE = View(
         ("machine", f"{item['template']['machine']} ({item['template']['architecture']})"),
         ("watchdog", _watchdog(item)),
         ("ha", item["template"]["ha"]),
+        ("on I/O error", item["template"]["on_io_error"]),
         *[("disk", _disk(disk)) for disk in item["template"]["disks"]],
         *[("card", f"{nic['model']} on {nic['bridge']}") for nic in item["template"]["nics"]],
         *[("used by", name) for name in item["used_by"]],

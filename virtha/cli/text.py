@@ -47,6 +47,8 @@ def _as_typed(field: str) -> str:
         # A receiver's settings are options of their own.
         inner = field.removeprefix("settings.")
         return _SETTINGS.get(inner, "--" + inner.replace("_", "-"))
+    if field.startswith("ceph."):
+        return "--ceph-" + field.removeprefix("ceph.").removesuffix("s")
     first = re.split(r"[.\[]", field, maxsplit=1)[0]
     option = _OPTIONS.get(first)
     if option is None:

@@ -174,7 +174,7 @@ class EnginePower:
 
     def device(self, way: PowerWay) -> PowerDevice:
         """Raises InvalidInput (it can't be used as it is set up), Failed (this server switches no power)."""
-        return self._turns.taking(way.host_id, way.name, self._device(way))
+        return self._turns.taking(way.host_id, way.name, self._device(way), for_engine=True)
 
     def _device(self, way: PowerWay) -> PowerDevice:
         check_led_elsewhere(way.settings)  # what was set before is checked as well

@@ -10,7 +10,7 @@ from virtha.model.machine import MachineType
 from virtha.model.notification import DeliveryState, ReceiverSettings
 from virtha.model.user import Role
 from virtha.model.value import Request
-from virtha.model.vm import DiskFormat, VmState
+from virtha.model.vm import DiskFormat, OnIoError, VmState
 
 LIST_LIMIT = 100
 LIST_LIMIT_MAX = 1_000
@@ -127,6 +127,7 @@ class VmCreate(Request, frozen=True, kw_only=True):
     machine: MachineType = MachineType.Q35
     watchdog: WatchdogRequest | None = None
     ha: bool = False
+    on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[DiskCreate, ...] = ()
     nics: tuple[NicCreate, ...] = ()
     description: str = ""
@@ -134,7 +135,8 @@ class VmCreate(Request, frozen=True, kw_only=True):
 
 
 class VmChange(Request, frozen=True, kw_only=True):
-    """Applies to a running VM at its next start, but for ``name``, ``description`` and ``ha``."""
+    """Applies to a running VM at its next start, but for ``name``, ``description``, ``ha`` and
+    ``on_io_error``."""
 
     name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -143,6 +145,7 @@ class VmChange(Request, frozen=True, kw_only=True):
     machine: MachineType | UnsetType = UNSET
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
+    on_io_error: OnIoError | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
 
 
@@ -165,6 +168,7 @@ class VmFromTemplate(Request, frozen=True, kw_only=True):
     vcpus: int | UnsetType = UNSET
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
+    on_io_error: OnIoError | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
     description: str | UnsetType = UNSET
     start: bool = False
@@ -199,11 +203,24 @@ class ClusterChange(Request, frozen=True, kw_only=True):
     description: str | UnsetType = UNSET
 
 
+class CephCreate(Request, frozen=True, kw_only=True):
+    """Where the pool is. ``user`` without "client."; left out: a cluster without keys. ``keyring``: a file on each host, default
+    ``/etc/ceph/ceph.client.USER.keyring``; no key is ever given to the server."""
+
+    monitors: tuple[str, ...]
+    pool: str
+    user: str | None = None
+    keyring: str = ""
+
+
 class StorageCreate(Request, frozen=True, kw_only=True):
+    """``path`` belongs to kind ``directory``, ``ceph`` to kind ``ceph-rbd``."""
+
     name: str
-    path: str
+    path: str | None = None
     cluster: str | None = None
     kind: str = "directory"
+    ceph: CephCreate | None = None
 
 
 class AdoptRequest(Request, frozen=True, kw_only=True):

@@ -2,6 +2,9 @@
 
 from uuid import uuid4
 
+from msgspec import UNSET, UnsetType
+
+from virtha.control.ceph_settings import check_ceph
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
 from virtha.control.names import (
@@ -19,7 +22,7 @@ from virtha.control.runner import Runner
 from virtha.control.views import Caller, Page, StorageView
 from virtha.model.errors import Conflict, InvalidInput, Refused
 from virtha.model.facts import Image, StorageReport
-from virtha.model.host import StorageDomain
+from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import HostId, Revision, StorageDomainId
 from virtha.model.orders import PrepareStorage
 from virtha.store.clusters import (
@@ -37,7 +40,8 @@ from virtha.store.installations import the_installation
 from virtha.store.store import Store, Transaction
 from virtha.store.templates import template_disk_count
 
-KINDS = ("directory",)
+DIRECTORY, CEPH = "directory", "ceph-rbd"
+KINDS = (DIRECTORY, CEPH)
 PATH_LENGTH_MAX = 512
 
 
@@ -58,6 +62,46 @@ def check_directory(path: str) -> str:
 def overlaps(path: str, other: str) -> bool:
     """Whether one lies in the other: then one file would be two disks."""
     return path == other or path.startswith(other + "/") or other.startswith(path + "/")
+
+
+def _place(request: StorageCreate) -> tuple[str, CephPool | UnsetType]:
+    """What is shown as its path, and where its pool is. Raises InvalidInput."""
+    if request.kind not in KINDS:
+        raise InvalidInput(f"'{request.kind[:64]}' is no kind", field="kind", allowed=KINDS)
+    given = {"path": request.path, "ceph": request.ceph}
+    wanted, other = ("path", "ceph") if request.kind == DIRECTORY else ("ceph", "path")
+    if given[other] is not None:
+        raise InvalidInput(
+            f"does not belong to kind {request.kind}", field=other, fix="leave it out"
+        )
+    if request.path is not None:
+        return check_directory(request.path), UNSET
+    if request.ceph is not None:
+        ceph = check_ceph(request.ceph)
+        return ceph.shown, ceph
+    raise InvalidInput("is missing", field=wanted, fix=f"kind {request.kind} needs it")
+
+
+def _check_apart(path: str, ceph: CephPool | UnsetType, other: StorageDomain) -> None:
+    """Raises Conflict. That one cluster is known by different monitors' addresses only its hosts can see: its pool has a
+    header, which names one domain."""
+    if ceph is UNSET and other.ceph is UNSET:
+        if overlaps(path, other.path):
+            raise Conflict(
+                f"it overlaps {other.path} of storage domain {other.name}",
+                field="path",
+                fix="choose a directory apart from it",
+            )
+        return
+    if ceph is UNSET or other.ceph is UNSET:
+        return
+    same = ceph.image_prefix == other.ceph.image_prefix
+    if same and set(ceph.monitors) & set(other.ceph.monitors):
+        raise Conflict(
+            f"{ceph.image_prefix} is storage domain {other.name}",
+            field="ceph.pool",
+            fix="choose another pool, or a namespace of its own",
+        )
 
 
 class StorageDomains:
@@ -87,21 +131,14 @@ class StorageDomains:
     async def create(self, caller: Caller, request: StorageCreate) -> StorageView:
         """Every host of the cluster is told to prepare it: one that is away when it is back."""
         check_name(request.name)
-        check_directory(request.path)
-        if request.kind not in KINDS:
-            raise InvalidInput(f"'{request.kind[:64]}' is no kind", field="kind", allowed=KINDS)
+        path, ceph = _place(request)
         effects = Effects()
         async with self._store.write() as tx:
             cluster = await the_cluster(tx, request.cluster, field="cluster")
             if await find_storage(tx, request.name) is not None:
                 raise taken("storage domain", request.name)
             for other in await storage_of_cluster(tx, cluster.id):
-                if overlaps(request.path, other.path):
-                    raise Conflict(
-                        f"it overlaps {other.path} of storage domain {other.name}",
-                        field="path",
-                        fix="choose a directory apart from it",
-                    )
+                _check_apart(path, ceph, other)
             saved = await save_storage(
                 tx,
                 StorageDomain(
@@ -109,7 +146,8 @@ class StorageDomains:
                     name=request.name,
                     cluster_id=cluster.id,
                     kind=request.kind,
-                    path=request.path,
+                    path=path,
+                    ceph=ceph,
                 ),
             )
             await record(

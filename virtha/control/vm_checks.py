@@ -4,6 +4,8 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 
+from msgspec import UNSET
+
 from virtha.control.launch import Surroundings
 from virtha.control.names import check_name, the_storage
 from virtha.control.requests import DiskCreate, NicCreate, VmCreate, WatchdogRequest
@@ -38,6 +40,7 @@ _NIC_MODELS = ("virtio", "e1000", "e1000e", "rtl8139")
 _ARCHITECTURES = ("x86_64", "s390x")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _BRIDGE = re.compile(r"[A-Za-z0-9._:-]{1,15}")
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}")
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ +=@-]*")
 
 MakeId = Callable[[], str]
@@ -128,6 +131,16 @@ def check_watchdog(
 
 def check_disk_path(path: str, domain: StorageDomain, *, field: str) -> str:
     """A plain relative path inside the domain. Symbolic links are the agent's to refuse: only it sees them."""
+    if domain.ceph is not UNSET:
+        if _IMAGE_NAME.fullmatch(path) is None:
+            raise InvalidInput(
+                f"'{path[:PATH_LENGTH_MAX]}' is no name of an image of {domain.path}",
+                code="problem.disk.outside",
+                field=field,
+                allowed=("letters, digits, '_', '.' and '-', at most 95",),
+                fix="write for example web1-disk0",
+            )
+        return path
     parts = path.split("/")
     if not path or len(path) > PATH_LENGTH_MAX or not all(map(_PATH_PART.fullmatch, parts)):
         raise InvalidInput(
@@ -321,7 +334,14 @@ def _plan_disk(
         raise InvalidInput(f"'{one.bus}' is no bus", field=_below(field, "bus"), allowed=_BUSES)
     name = one.name if one.name is not None else f"disk{index}"
     check_name(name, field=_below(field, "name"))
-    disk_format = one.format
+    on_ceph = domain.ceph is not UNSET
+    disk_format = DiskFormat.RAW if on_ceph else one.format
+    if on_ceph and one.image is not None:
+        raise InvalidInput(
+            f"{domain.name} is a Ceph pool: a disk is made empty there",
+            field=_below(field, "image"),
+            fix="put its content there with 'rbd import', and give its name as 'path'",
+        )
     size_bytes = one.size_bytes
     if one.image is not None:
         image = images.get(one.image)
@@ -354,7 +374,8 @@ def _plan_disk(
             field=_below(field, "size_bytes"),
             allowed=(f"{format_size(DISK_BYTES_MIN)} to {format_size(DISK_BYTES_MAX)}",),
         )
-    path = one.path if one.path is not None else f"vms/{vm_id}/{name}.{disk_format.value}"
+    default = f"{vm_id}.{name}" if on_ceph else f"vms/{vm_id}/{name}.{disk_format.value}"
+    path = one.path if one.path is not None else default
     return PlannedDisk(
         disk=Disk(
             id=DiskId(make_id()),

@@ -86,6 +86,7 @@ async def _new_vm(
         machine=template.machine,
         watchdog=_watchdog(template, request, surroundings),
         ha=template.ha if request.ha is UNSET else request.ha,
+        on_io_error=template.on_io_error if request.on_io_error is UNSET else request.on_io_error,
         disks=await _disks(tx, template, request, vm_id, make_id),
         nics=await plan_nics(tx, wanted, make_id=make_id),
     )

@@ -71,6 +71,17 @@ def _new_id() -> str:
     return str(uuid4())
 
 
+_CHANGED_AS_THEY_ARE = (
+    "name",
+    "description",
+    "memory_bytes",
+    "vcpus",
+    "machine",
+    "ha",
+    "on_io_error",
+)
+
+
 class Vms:
     def __init__(
         self,
@@ -148,6 +159,7 @@ class Vms:
                 if request.watchdog is not None
                 else None,
                 ha=request.ha,
+                on_io_error=request.on_io_error,
                 disks=tuple(planned.disk for planned in disks),
                 nics=await plan_nics(tx, request.nics, make_id=_new_id),
             )
@@ -187,7 +199,7 @@ class Vms:
     async def change(
         self, caller: Caller, ref: str, request: VmChange, if_match: Revision | None = None
     ) -> VmView:
-        """Applies to a running VM at its next start, but for name, description and ha."""
+        """Applies to a running VM at its next start, but for name, description, ha and on_io_error."""
         return await self._change(caller, ref, request, if_match)
 
     async def _change(
@@ -247,7 +259,7 @@ class Vms:
     async def _changed(self, tx: Transaction, vm: Vm, request: VmChange) -> Vm:
         wanted = {
             name: value
-            for name in ("name", "description", "memory_bytes", "vcpus", "machine", "ha")
+            for name in _CHANGED_AS_THEY_ARE
             if (value := getattr(request, name)) is not UNSET
         }
         changed = msgspec.structs.replace(vm, **wanted)

@@ -3,6 +3,7 @@
 Checked against libvirt 9.0's schema and daemon (tests/unit/domainxml, tests/contract).
 """
 
+import re
 from xml.etree.ElementTree import Element, indent, register_namespace, tostring
 
 from virtha.domainxml.elements import (
@@ -19,7 +20,8 @@ from virtha.domainxml.elements import (
     watchdog_element,
 )
 from virtha.domainxml.host_defaults import HostDefaults
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, Refused
+from virtha.model.host import CephPool
 from virtha.model.machine import MachineType
 from virtha.model.vm import Disk, Nic, Vm
 
@@ -32,6 +34,8 @@ _BUSES: dict[MachineType, tuple[str, ...]] = {
     MachineType.S390_CCW: ("virtio", "scsi"),
 }
 
+
+_IMAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 SPARE_PORTS = 8
 _OWN_PORTS_MAX = 4
@@ -134,7 +138,13 @@ def _append_disks(devices: Element, vm: Vm, host: HostDefaults) -> None:
 
 
 def disk_path(disk: Disk, host: HostDefaults) -> str:
-    """The disk's absolute path on this host. Raises InvalidInput as ``build_domain`` does."""
+    """The disk's absolute path on this host. Raises InvalidInput as ``build_domain`` does, Refused where it has none."""
+    if disk.storage_domain_id in host.ceph_pools:
+        raise Refused(
+            f"{disk.name} is an image of a Ceph pool, no file",
+            field=f"disks.{disk.name}",
+            fix="do that while the VM is down, with 'rbd'",
+        )
     directory = host.storage_paths.get(disk.storage_domain_id)
     if directory is None:
         raise InvalidInput(
@@ -154,7 +164,8 @@ def disk_path(disk: Disk, host: HostDefaults) -> str:
 
 
 def disk_element(disk: Disk, target: str, host: HostDefaults) -> Element:
-    path = disk_path(disk, host)
+    pool = host.ceph_pools.get(disk.storage_domain_id)
+    path = "" if pool is not None else disk_path(disk, host)
     # cache=none: dirty pages of a killed QEMU would still be written out by the host's kernel
     # afterwards, behind the back of the next incarnation (safety.md, section 3). Threads, not
     # native: io_submit blocks the whole VM on writes that allocate in a file.
@@ -167,14 +178,38 @@ def disk_element(disk: Disk, target: str, host: HostDefaults) -> Element:
         "error_policy": "stop",
         "discard": "unmap",
     }
-    element = make("disk", {"type": "file", "device": "disk"})
+    element = make("disk", {"type": "file" if pool is None else "network", "device": "disk"})
     add(element, "driver", driver)
-    add(element, "source", {"file": path})
+    if pool is None:
+        add(element, "source", {"file": path})
+    else:
+        _append_image(element, disk, pool)
     add(element, "target", {"dev": target, "bus": disk.bus})
     if disk.readonly:
         add(element, "readonly")
     add(element, "serial", text=disk.id)
     return element
+
+
+def _append_image(element: Element, disk: Disk, pool: CephPool) -> None:
+    """An RBD image. librbd takes its exclusive lock with the first write; who had it before is shut out first."""
+    if not _IMAGE.fullmatch(disk.path):
+        raise InvalidInput(
+            f"'{disk.path}' is no name of an image",
+            code="problem.disk.outside",
+            field=f"disks.{disk.name}.path",
+            fix="give a name without '/', '@' and ':', for example web1-root",
+        )
+    if pool.user is not None:
+        auth = add(element, "auth", {"username": pool.user})
+        add(auth, "secret", {"type": "ceph", "uuid": disk.storage_domain_id})
+    name = f"{pool.image_prefix}/{disk.path}"
+    source = add(element, "source", {"protocol": "rbd", "name": name})
+    for monitor in pool.monitors:
+        host, colon, port = monitor.rpartition(":")
+        plain = not colon or monitor.endswith("]")
+        address = (monitor if plain else host).strip("[]")
+        add(source, "host", {"name": address} | ({} if plain else {"port": port}))
 
 
 def nic_element(nic: Nic) -> Element:

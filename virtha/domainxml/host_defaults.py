@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from virtha.model.host import CephPool
 from virtha.model.ids import StorageDomainId
 from virtha.model.value import Value
 from virtha.model.watchdog import Watchdog
@@ -55,6 +56,8 @@ class HostDefaults(Value, frozen=True, kw_only=True):
     """The first serial port of each VM is logged to ``<directory>/<vm id>.log`` (W12)."""
     storage_paths: dict[StorageDomainId, str] = {}
     """Directory of each storage domain as this host sees it."""
+    ceph_pools: dict[StorageDomainId, CephPool] = {}
+    """Storage domains that are Ceph pools. libvirt has the key of each as a secret with the domain's own id."""
     buffered_storage: tuple[StorageDomainId, ...] = ()
     """Storage domains whose file system refuses O_DIRECT: written through the page cache."""
 

@@ -32,6 +32,11 @@ class DomainReading(Value, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_DISK_OPTIONS = frozenset(
+    {"drive", "blockdev", "hda", "hdb", "hdc", "hdd", "sd", "mtdblock", "pflash", "readconfig"}
+)
+"""Of QEMU 7.2 (its manual's "Block device options"); ``readconfig`` reads any of them from a file."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # libvirt formatdomain, "Memory Allocation": the units of <memory>; KiB where none is given.
 _MEMORY_UNITS = {
@@ -80,6 +85,7 @@ def read_domain(xml: str, host: HostDefaults) -> DomainReading:
     machine = _machine(root, architecture, obstacles)
     memory_bytes = _memory_bytes(root, obstacles)
     vcpus = _vcpus(root, obstacles)
+    obstacles.extend(_hidden_disks(root))
     if managed_mark(root) is not None:
         warnings.append("it carries virtha's mark already, perhaps of an earlier installation")
     disks = _disks(root, vm_id, host, warnings)
@@ -188,6 +194,8 @@ def _disk(
 ) -> Disk | None:
     kind = element.getAttribute("type") or "file"
     place = _place(source, host) if kind == "file" and source else None
+    if kind == "network":
+        source, place = _image(first(element, "source"), host)
     if place is None:
         what = source or f"a {kind} source"
         warnings.append(
@@ -232,6 +240,27 @@ def _place(source: str, host: HostDefaults) -> tuple[StorageDomainId, str] | Non
     return best
 
 
+def _image(
+    source: Element | None, host: HostDefaults
+) -> tuple[str, tuple[StorageDomainId, str] | None]:
+    """What the source is in words, and its place where it is an image of a pool that is known here."""
+    name = attribute(source, "name")
+    if attribute(source, "protocol") != "rbd" or source is None:
+        return name, None
+    prefix, _, image = name.rpartition("/")
+    monitors = {one.getAttribute("name") for one in elements(source, "host")}
+    for storage_domain_id, pool in sorted(host.ceph_pools.items()):
+        known = {_address(monitor) for monitor in pool.monitors}
+        if pool.image_prefix == prefix and monitors & known and "@" not in image:
+            return name, (storage_domain_id, image)
+    return f"rbd:{name}", None
+
+
+def _address(monitor: str) -> str:
+    host, colon, _ = monitor.rpartition(":")
+    return (monitor if not colon or monitor.endswith("]") else host).strip("[]")
+
+
 def _nics(root: Element, vm_id: str, warnings: list[str]) -> tuple[Nic, ...]:
     nics = []
     for element in elements(first(root, "devices") or root, "interface"):
@@ -255,6 +284,21 @@ def _nics(root: Element, vm_id: str, warnings: list[str]) -> tuple[Nic, ...]:
             "not have; a bridge can be checked"
         )
     return tuple(nics)
+
+
+def _hidden_disks(root: Element) -> list[str]:
+    """Disks in QEMU's own arguments: no claim, no look and no fence would know of them, and the VM may be started elsewhere."""
+    words = {
+        argument.getAttribute("value").lstrip("-").partition("=")[0]
+        for one in elements(root)
+        if one.namespaceURI == _QEMU and one.localName == "commandline"
+        for argument in elements(one)
+        if argument.localName == "arg"
+    }
+    return [
+        f"QEMU's own argument -{word} opens a disk that virtha can't see: write it as <disk>, or leave it out"
+        for word in sorted(words & _DISK_OPTIONS)
+    ]
 
 
 def _warn_of_what_stays_behind(root: Element, warnings: list[str]) -> None:

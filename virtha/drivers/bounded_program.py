@@ -19,6 +19,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from virtha.model.value import Value
+from virtha.ports.attempts import wait_out
 
 OUTPUT_BYTES = 65_536
 """Kept of each of its two outputs; what comes beyond is read and thrown away."""
@@ -116,7 +117,9 @@ async def run_program(
         return await asyncio.shield(ended)
     except asyncio.CancelledError:
         run.stop()
-        await asyncio.wait({ended})
+        await wait_out(
+            ended
+        )  # cut short, its thread would not hear of the stop, and the program run on
         raise
     finally:
         run.close()

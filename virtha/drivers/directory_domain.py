@@ -191,6 +191,9 @@ class DirectoryDomain:
             for host_id, index in places.items()
         }
 
+    def read_mailboxes(self, places: Mapping[HostId, int]) -> dict[HostId, MailboxReading]:
+        return {host_id: self.read_mailbox(index) for host_id, index in places.items()}
+
     def _place(self, index: int) -> Place:
         return Place(installation_id=self._installation_id, domain_id=self._domain_id, index=index)
 

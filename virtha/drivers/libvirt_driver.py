@@ -11,6 +11,7 @@ import libvirt
 import structlog
 from msgspec import UNSET
 
+from virtha.domainxml.secret import ceph_secret
 from virtha.drivers import libvirt_disks
 from virtha.drivers.libvirt_connection import KeptConnection
 from virtha.drivers.libvirt_probe import bridges, probe, read_guest
@@ -148,9 +149,9 @@ class LibvirtHost:
             hand_over(watchdog_event(_id(domain), action))
 
         def io_error(
-            _c: Any, domain: Any, _path: str, alias: str, _action: int, _reason: str, _o: Any
+            _c: Any, domain: Any, _path: str, alias: str, _action: int, why: str, _o: Any
         ) -> None:
-            hand_over(io_error_event(_id(domain), alias))
+            hand_over(io_error_event(_id(domain), alias, why))
 
         def guest_agent(_c: Any, domain: Any, state: int, _reason: int, _o: Any) -> None:
             hand_over(agent_event(_id(domain), state))
@@ -313,6 +314,18 @@ class LibvirtHost:
             self._control,
             "define a domain",
             lambda connection: connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE),
+            deadline_ms=self._deadlines.change_ms,
+            changes=True,
+        )
+
+    # DomainSecrets
+
+    async def keep_secret(self, secret_id: str, name: str, value: bytes) -> None:
+        def keep(connection: "libvirt.virConnect") -> None:
+            connection.secretDefineXML(ceph_secret(secret_id, name)).setValue(value)
+
+        await self._main.call(
+            *(self._control, f"keep the key of {name}", keep),
             deadline_ms=self._deadlines.change_ms,
             changes=True,
         )

@@ -113,8 +113,10 @@ def agent_event(vm_id: VmId, state: int) -> DomainEvent:
     )
 
 
-def io_error_event(vm_id: VmId, alias: str) -> DomainEvent:
-    return DomainEvent(vm_id=vm_id, kind=DomainEventKind.IO_ERROR, detail=disk_target(alias))
+def io_error_event(vm_id: VmId, alias: str, why: str) -> DomainEvent:
+    """``why``: libvirt's word, ``enospc`` or nothing."""
+    full = " no-room" if why == "enospc" else ""
+    return DomainEvent(vm_id=vm_id, kind=DomainEventKind.IO_ERROR, detail=disk_target(alias) + full)
 
 
 def disk_target(alias: str) -> str:

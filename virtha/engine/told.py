@@ -23,7 +23,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.ids import BootId, HostId, VmId
-from virtha.model.vm import VmState
+from virtha.model.vm import IO_PAUSES, VmState
 
 
 def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> EngineEvent | None:
@@ -39,6 +39,7 @@ def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> Engin
                 incarnation=report.incarnation,
                 state=report.state,
                 guest_agent=report.guest_agent,
+                io_error=any(why.code in IO_PAUSES for why in report.reasons),
                 leaves_by=None if leaves is None else OrderId(leaves.migration_id),
                 other=None if leaves is None else leaves.target,
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId, command_line
-from virtha.lab.node import STORAGE_NAME
+from virtha.lab.node import STORAGE_NAME, qemu_guest
 from virtha.lab.write_notices import identity, watch_writes, writers
 
 LOOK_S = 0.05
@@ -38,6 +38,23 @@ class DiskStory:
         """The same of the write lock."""
         self.twice: list[str] = []
         """When two QEMUs held it."""
+        self._holding: dict[ProcessId, Path] = {}
+        """A QEMU's descriptor that held the lock: that one is looked at first, for each QEMU has dozens."""
+
+    def may_write(self, process: ProcessId) -> bool:
+        """Whether that QEMU holds the write lock now."""
+        known = self._holding.get(process)
+        if known is not None and _holds(process.pid, known, self.seen_as):
+            return True
+        try:
+            descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
+        except OSError:
+            return False
+        for one in descriptors:
+            if _holds(process.pid, one, self.seen_as):
+                self._holding[process] = one
+                return True
+        return False
 
     @property
     def double_runs(self) -> int:
@@ -57,8 +74,6 @@ class DiskWitnesses:
         self._storages: dict[int, str] = {}
         self._qemus: dict[str, dict[str, ProcessId]] = {}
         """Per VM, host by host."""
-        self._images: dict[int, Path] = {}
-        """QEMU's process id to its descriptor that held the lock when it was last looked for."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="disk-witnesses", daemon=True)
         self._notices = -1
@@ -98,9 +113,8 @@ class DiskWitnesses:
                 words = command_line(process)
                 if words and words[0] == "bindfs":
                     self._storages[process.pid] = host.name
-                for vm in self.of:
-                    if any(word.startswith(f"guest={vm},") for word in words):
-                        qemus[vm][host.name] = process
+                elif (vm := qemu_guest(words)) in qemus:
+                    qemus[vm][host.name] = process
         self._qemus = qemus
 
     def _read_notices(self) -> None:
@@ -111,26 +125,12 @@ class DiskWitnesses:
 
     def _look_at_locks(self, disk: DiskStory) -> None:
         qemus = self._qemus[disk.vm]
-        first = [name for name, process in qemus.items() if self._may_write(process, disk)]
+        first = [name for name, process in qemus.items() if disk.may_write(process)]
         for name in first:
             _note(disk.locked, name)
         # The second answer is younger: who held it in the first may have let go by then, so all are asked again.
-        if len(first) > 1 and all(self._may_write(qemus[name], disk) for name in first):
+        if len(first) > 1 and all(disk.may_write(qemus[name]) for name in first):
             disk.twice.append(f"look {self.looks}: {', '.join(first)}")
-
-    def _may_write(self, process: ProcessId, disk: DiskStory) -> bool:
-        known = self._images.get(process.pid)
-        if known is not None and _holds(process.pid, known, disk.seen_as):
-            return True
-        try:
-            descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
-        except OSError:
-            return False
-        for one in descriptors:
-            if _holds(process.pid, one, disk.seen_as):
-                self._images[process.pid] = one
-                return True
-        return False
 
 
 def _holds(pid: int, descriptor: Path, file: str) -> bool:

@@ -24,6 +24,8 @@ PARTITION_START = 2048
 """First sector of the partition, as every partitioning tool aligns it (1 MiB)."""
 DISK_SECTORS = 48 * 1024 * 1024 // SECTOR
 FAT16_LBA = 0x0E
+UNPACK_S = 900
+"""Eight seconds of a processor; a machine with much other work was seen to need more than two minutes for them."""
 
 _INPUT_PACKAGES = ("busybox-static", "qemu-guest-agent", "libglib2.0-0", "libc6", "syslinux")
 
@@ -103,15 +105,19 @@ def _build(work: Path, kernel_package: Path) -> Path:
     ) as tar:
         unpacked.mkdir()
         wanted = ["./boot/vmlinuz-*"] + [f"*/{name}.ko" for name in _module_closure_names()]
-        unpack = subprocess.run(
-            ["tar", "-x", "-C", unpacked, "--wildcards", *wanted],
-            stdin=tar.stdout,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        if tar.wait(timeout=120) != 0 or unpack.returncode != 0:
+        try:
+            unpack = subprocess.run(
+                ["tar", "-x", "-C", unpacked, "--wildcards", *wanted],
+                stdin=tar.stdout,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=UNPACK_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            tar.kill()
+            raise Failed(f"{kernel_package} is not unpacked after {UNPACK_S} s") from error
+        if tar.wait(timeout=UNPACK_S) != 0 or unpack.returncode != 0:
             raise Failed(f"can't unpack {kernel_package}: {unpack.stderr.strip()}")
     (kernel,) = (unpacked / "boot").glob("vmlinuz-*")
     initrd = work / "initrd"

@@ -25,7 +25,7 @@ from virtha.lab.namespaces import (
     processes_in_network,
     wait_gone,
 )
-from virtha.lab.node import STORAGE_NAME, Node, wait_until
+from virtha.lab.node import SERVICE_S, STORAGE_NAME, Node, wait_until
 from virtha.lab.progress import Steps
 from virtha.lab.state import LabState, NodeState
 from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Unavailable
@@ -218,7 +218,7 @@ def start_server(server: Node) -> None:
         except Unavailable:
             return False
 
-    wait_until(answers, "the server answers", timeout_s=120.0, pause_s=0.05)
+    wait_until(answers, "the server answers", timeout_s=SERVICE_S, pause_s=0.05)
 
 
 def _start_forward(lab: Lab, port: int) -> None:

@@ -44,7 +44,7 @@ class DomainEventKind(StrEnum):
     - ``REBOOTED``: empty (a reset, ordered or not)
     - ``WATCHDOG``: none, pause, reset, poweroff, shutdown, debug, inject-nmi
     - ``AGENT``: connected, disconnected (the guest opened or closed the agent's channel)
-    - ``IO_ERROR``: the disk's target
+    - ``IO_ERROR``: the disk's target; behind it `` no-room`` where its storage is full
     - ``UNDEFINED``: empty
     """
 

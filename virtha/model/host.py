@@ -84,10 +84,44 @@ class HostStatus(Value, frozen=True, kw_only=True):
     revision: Revision = Revision(0)
 
 
-class StorageDomain(Value, frozen=True, kw_only=True):
-    """A shared directory that all hosts of the cluster see under the same ``path``.
+class CephPool(Value, frozen=True, kw_only=True):
+    """Where a domain of kind ``ceph-rbd`` lies. No key is in it: that lies on the hosts, in a file of root's."""
 
-    Its header file names the installation (G7); ``images/`` below it holds what VMs are created from.
+    monitors: tuple[str, ...]
+    """HOST or HOST:PORT; the ports are 3300 and 6789 where none is given."""
+    pool: str
+    namespace: str = ""
+    """Not to be chosen yet: libvirt 9.0 takes it for a part of an image's name."""
+    user: str | None = None
+    """``virtha`` for ``client.virtha``; None: the cluster works without keys (auth none)."""
+    keyring: str = ""
+    """File with its key, on each host; empty: ``/etc/ceph/ceph.client.USER.keyring``."""
+
+    @property
+    def keyring_path(self) -> str:
+        return self.keyring or f"/etc/ceph/ceph.client.{self.user}.keyring"
+
+    @property
+    def shown(self) -> str:
+        """As a path: ``rbd:pool@monitor`` or ``rbd:pool/namespace@monitor``."""
+        return f"rbd:{self.image_prefix}@{self.monitors[0]}"
+
+    @property
+    def gate_path(self) -> str:
+        """As the start gate writes it, in the shape of a directory that no host has: ``/rbd:pool:namespace``."""
+        return f"/rbd:{self.pool}:{self.namespace}"
+
+    @property
+    def image_prefix(self) -> str:
+        """What QEMU and libvirt write before the name of an image."""
+        return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
+
+
+class StorageDomain(Value, frozen=True, kw_only=True):
+    """Storage that all hosts of the cluster share. Kind ``directory``: they see it under the same ``path``, and ``images/``
+    below it holds what VMs are created from. Kind ``ceph-rbd``: ``ceph`` says where, ``path`` only shows it.
+
+    Its header names the installation (G7).
     """
 
     id: StorageDomainId
@@ -96,6 +130,7 @@ class StorageDomain(Value, frozen=True, kw_only=True):
     kind: str = "directory"
     path: str
     revision: Revision = Revision(0)
+    ceph: CephPool | UnsetType = UNSET
 
 
 class Installation(Value, frozen=True, kw_only=True):

@@ -221,6 +221,13 @@ def decode_mailbox(block: bytes, place: Place) -> MailboxReading:
     )
 
 
+def owner_bytes(place: Place, host_id: HostId) -> bytes:
+    """How every mailbox of that host in that place begins, whatever else it says: for storage that compares what stands
+    there with it before it writes. Raises InvalidInput."""
+    names = (place.installation_id, place.domain_id, host_id, "")
+    return _packed_head(_MAILBOX_MAGIC, "mailbox", place.index, *names)[:-_ID_BYTES]
+
+
 # Bytes
 
 _BITS = {"armed": 1, "no_way_out": 2, "fed_by_renewer": 4, "direct_io": 8, "waived": 16}

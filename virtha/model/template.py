@@ -6,7 +6,7 @@ from virtha.model.ids import ClusterId, Revision, TemplateId
 from virtha.model.machine import MachineType
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.model.vm import Disk
+from virtha.model.vm import Disk, OnIoError
 from virtha.model.watchdog import Watchdog
 
 DIRECTORY = "templates"
@@ -44,6 +44,7 @@ class Template(Value, frozen=True, kw_only=True):
     watchdog: Watchdog | None = None
     """None: VMs made from it have no card of their own either (W5, W10)."""
     ha: bool = False
+    on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[Disk, ...] = ()
     nics: tuple[TemplateNic, ...] = ()
     created: UtcMillis

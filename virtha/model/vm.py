@@ -47,6 +47,19 @@ class Nic(Value, frozen=True, kw_only=True):
     model: str = "virtio"
 
 
+class OnIoError(StrEnum):
+    """What becomes of a VM that QEMU paused because a disk answered with an error (S6)."""
+
+    AUTO_RESUME = "auto_resume"
+    """Its host lets it go on once the storage of all its disks answers again."""
+    LEAVE_PAUSED = "leave_paused"
+    """It waits for a person."""
+
+
+IO_PAUSES = frozenset({"vm.paused.io_error", "vm.paused.no_room"})
+"""Codes of such a pause. Requests of its guest are in flight then: never migrated."""
+
+
 class Vm(Value, frozen=True, kw_only=True):
     """The configuration of one VM, as the operator wants it. Sizes in bytes."""
 
@@ -62,6 +75,7 @@ class Vm(Value, frozen=True, kw_only=True):
     """None: the host-wide default of ``agent.properties`` applies (W10)."""
     ha: bool = False
     """Restarted after a failure; without it failures are recorded only."""
+    on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     adopted: bool = False

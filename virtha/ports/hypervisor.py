@@ -144,6 +144,14 @@ class DomainMoves(Protocol):
         ...
 
 
+class DomainSecrets(Protocol):
+    """Keys that a QEMU needs for its disks."""
+
+    async def keep_secret(self, secret_id: str, name: str, value: bytes) -> None:
+        """Not to be read again by any client. Again: it has another value then."""
+        ...
+
+
 class DomainCatalog(Protocol):
     """Which domains there are, and their definitions."""
 

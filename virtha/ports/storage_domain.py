@@ -38,7 +38,12 @@ class HeartbeatSlots(Protocol):
     def read_mailbox(self, index: int) -> MailboxReading: ...
 
     def read_slots(self, places: Mapping[HostId, int]) -> dict[HostId, SlotReading]:
-        """Of all those hosts, in one look."""
+        """Of all those hosts, in one look. One whose part of the storage does not answer within a few seconds is
+        ``BlockFault.UNREAD``, and the others are what they are."""
+        ...
+
+    def read_mailboxes(self, places: Mapping[HostId, int]) -> dict[HostId, MailboxReading]:
+        """As ``read_slots``."""
         ...
 
     def write_slot(self, slot: Slot) -> None: ...

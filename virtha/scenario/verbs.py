@@ -32,10 +32,11 @@ VERBS: dict[str, Verb] = {
             "prefer-apart",
             "together",
             "storage",
+            "on-io-error",
         ),
         help="vm NAME on=HOST [ha] [watchdog=MODEL:ACTION] [no-agent] [ignores-shutdown] [boot=2s] "
         "[writes=500ms] [memory=1GiB] [priority=0] [depends=VM[:CONDITION]] [apart=GROUP] "
-        "[prefer-apart=GROUP] [together=GROUP] [storage=DOMAIN] "
+        "[prefer-apart=GROUP] [together=GROUP] [storage=DOMAIN] [on-io-error=auto_resume|leave_paused] "
         "[foreign: not ours until it is adopted]",
     ),
     "policy": Verb(
@@ -78,7 +79,11 @@ VERBS: dict[str, Verb] = {
     "resume": Verb(words=(1, 1), help="resume VM"),
     "adopt": Verb(words=(1, 1), help="adopt VM: take over a domain that libvirt already runs"),
     "forget": Verb(words=(1, 1), help="forget VM: no longer ours"),
-    "set": Verb(words=(1, 1), options=("ha",), help="set VM ha=yes|no"),
+    "set": Verb(
+        words=(1, 1),
+        options=("ha", "on-io-error"),
+        help="set VM [ha=yes|no] [on-io-error=auto_resume|leave_paused]",
+    ),
     "hold": Verb(words=(0, 1), help="hold [REASON]: no automatic action"),
     "unhold": Verb(words=(0, 0), help="unhold: automatic action runs again"),
     "migrating": Verb(words=(2, 2), help="migrating VM yes|no: the mark on its record"),

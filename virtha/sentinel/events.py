@@ -24,6 +24,7 @@ from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Value
 from virtha.model.vm import PossibleCopy, Reason, Vm, VmState
+from virtha.sentinel.io_error_events import IoErrorAnswer, IoErrorCommand, IoPause
 
 
 class Cause(StrEnum):
@@ -151,6 +152,9 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """An ordered pause whose event has not come yet."""
     pause: Reason | None = None
     """Why it is paused, when it is."""
+    io_pause: IoPause | None = None
+    resumes_ms: tuple[int, ...] = ()
+    """Automatic resumes after I/O errors inside the policy's window, oldest first."""
     reboot: RebootMark | None = None
     """An ordered reboot whose event has not come yet."""
     up: Reason | None = None
@@ -483,6 +487,7 @@ SentinelEvent = (
     | RestartEnded
     | BootStatusRead
     | GuestAnswered
+    | IoErrorAnswer
     | MoveEvent
 )
 
@@ -560,7 +565,14 @@ class ListDomains(Value, frozen=True, kw_only=True):
 
 
 Command = (
-    Restart | GatherEvidence | ReadBootStatus | PingGuest | PauseDomain | AbortMove | ListDomains
+    Restart
+    | GatherEvidence
+    | ReadBootStatus
+    | PingGuest
+    | PauseDomain
+    | IoErrorCommand
+    | AbortMove
+    | ListDomains
 )
 
 

@@ -2,6 +2,7 @@
 
 from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import ExitCause, VmRecord
+from virtha.sentinel.io_pauses import paused_on_io
 from virtha.sentinel.restart import due_at
 from virtha.sentinel.state import HostState, reason
 
@@ -20,9 +21,9 @@ def reasons_of(host: HostState, record: VmRecord) -> tuple[Reason, ...]:
         case VmState.STARTING | VmState.UNKNOWN:
             return _starting(record)
         case VmState.PAUSED:
-            return tuple(
-                why for why in (record.pause, record.blocked, record.up) if why is not None
-            )
+            waits = record.io_pause.why if record.io_pause and paused_on_io(record) else None
+            told = (record.pause, waits, record.blocked, record.up)
+            return tuple(why for why in told if why is not None)
         case VmState.CRASHED:
             return (reason("vm.crashed.kept"),)
         case VmState.RUNNING | VmState.STOPPING:

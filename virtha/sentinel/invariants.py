@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from virtha.model.vm import VmState
 from virtha.sentinel.events import Command, Intent, Restart, SaveRecord, VmRecord
+from virtha.sentinel.io_error_events import ResumeDomain
+from virtha.sentinel.io_pauses import paused_on_io
 from virtha.sentinel.state import Guarded, HostState
 
 
@@ -18,6 +20,8 @@ def check(host: HostState, intents: Sequence[Intent], commands: Sequence[Command
     assert len({command.vm_id for command in restarted}) == len(restarted), "two restarts of one VM"
     for command in restarted:
         _check_restart(host, host.vms[command.vm_id].record, command, saved.get(command.vm_id))
+    for resumed in (command for command in commands if isinstance(command, ResumeDomain)):
+        _check_resume(host, host.vms[resumed.vm_id].record, resumed, saved.get(resumed.vm_id))
     for guarded in host.all():
         _check_record(guarded)
 
@@ -40,6 +44,23 @@ def _check_restart(
     # The count must be on disk before the command: a crashing agent must not forget attempts.
     assert saved is not None and saved.attempt == command.attempt, f"{name}: attempt not durable"
     assert saved.attempts_ms == record.attempts_ms, f"{name}: count not durable"
+
+
+def _check_resume(
+    host: HostState, record: VmRecord, command: ResumeDomain, saved: VmRecord | None
+) -> None:
+    name = record.vm.name
+    assert host.connected and host.hold is None, f"{name}: resumed while held or unseen"
+    assert not host.shutting_down, f"{name}: resumed while the host shuts down"
+    assert record.boot == host.boot, f"{name}: resumed from another boot"
+    assert record.wanted_up, f"{name}: resumed unasked"
+    assert not record.migrating, f"{name}: resumed while migrating"
+    assert not record.outside and record.superseded_by is None, f"{name}: resumed a foreign copy"
+    assert paused_on_io(record), f"{name}: resumed, though somebody else paused it"
+    assert len(record.resumes_ms) <= host.policy.io_error.resumes_max, f"{name}: past its limit"
+    assert command.incarnation == record.incarnation, f"{name}: wrong incarnation"
+    # An agent that dies meanwhile must not forget how often it tried.
+    assert saved is not None and saved.resumes_ms == record.resumes_ms, f"{name}: not durable"
 
 
 def _check_record(guarded: Guarded) -> None:

@@ -2,8 +2,14 @@
 
 from virtha.model.domain import DomainEvent, DomainEventKind
 from virtha.model.time import Millis
-from virtha.model.vm import VmState
+from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import GuestAnswered, HintKind, PingGuest, ReadBootStatus
+from virtha.sentinel.io_pauses import (
+    io_error_told,
+    io_pause_began,
+    io_pause_over,
+    pause_of_io_error,
+)
 from virtha.sentinel.machine import Trigger
 from virtha.sentinel.moves import (
     STANDS,
@@ -61,9 +67,11 @@ def domain_event(host: HostState, event: DomainEvent) -> None:
             fired(host, guarded, event.detail)
         case DomainEventKind.AGENT:
             _agent(host, guarded, connected=event.detail == "connected")
-        case DomainEventKind.IO_ERROR | DomainEventKind.UNDEFINED:
-            # What follows from them comes as SUSPENDED and STOPPED.
-            pass
+        case DomainEventKind.IO_ERROR:
+            # What follows from it comes as SUSPENDED.
+            io_error_told(guarded, event.detail)
+        case DomainEventKind.UNDEFINED:
+            pass  # what follows from it comes as STOPPED
 
 
 def _started(host: HostState, guarded: Guarded) -> None:
@@ -77,6 +85,7 @@ def _started(host: HostState, guarded: Guarded) -> None:
 
 
 def _resumed(host: HostState, guarded: Guarded) -> None:
+    guarded.full_disk = None
     before, comes = guarded.record.state, awaited(guarded.record)
     if not guarded.move(Trigger.RUNS):
         host.list_wanted = True
@@ -101,6 +110,7 @@ def _resumed(host: HostState, guarded: Guarded) -> None:
     guarded.set(pause=None, pause_by=None, pending=None, blocked=None)
     if not stood:
         host.tell(guarded, "vm.resumed")
+    io_pause_over(host, guarded)
 
 
 def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
@@ -115,28 +125,27 @@ def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
         guarded.set(pause=reason(STANDS), pause_by=None)
         stands_still(guarded)
         return
-    code, by = _pause_reason(guarded, detail)
+    why = _pause_reason(guarded, detail)
     dump_goes_on = record.dump_pending and detail == "watchdog"
-    guarded.set(
-        pause=reason(code, by=by) if by else reason(code),
-        pause_by=None,
-        dump_pending=dump_goes_on,
-    )
+    guarded.set(pause=why, pause_by=None, dump_pending=dump_goes_on)
     guarded.pause_sent_ms = None
+    if detail == "ioerror":
+        io_pause_began(host, guarded)
     # A dump's pause is told once, when the guest stays paused.
     if not dump_goes_on and record.state is not VmState.PAUSED:
-        host.tell(guarded, "vm.paused", cause=code)
+        host.tell(guarded, "vm.paused", cause=why.code)
 
 
-def _pause_reason(guarded: Guarded, detail: str) -> tuple[str, str]:
+def _pause_reason(guarded: Guarded, detail: str) -> Reason:
     record = guarded.record
     if detail == "watchdog" or record.dump_pending:
-        return "vm.paused.watchdog", ""
-    if detail == "ioerror":
-        return "vm.paused.io_error", ""
+        return reason("vm.paused.watchdog")
     if record.pause_by is not None:
-        return "vm.paused.as_ordered", record.pause_by
-    return "vm.paused.outside", ""
+        # Also before an I/O error's: its storage does not answer for a person.
+        return reason("vm.paused.as_ordered", by=record.pause_by)
+    if detail == "ioerror":
+        return pause_of_io_error(guarded)
+    return reason("vm.paused.outside")
 
 
 def _shutting_down(host: HostState, guarded: Guarded, detail: str) -> None:

@@ -23,6 +23,14 @@ from virtha.sentinel.events import (
     Told,
     VmRecord,
 )
+from virtha.sentinel.io_errors import nobody_answers
+from virtha.sentinel.io_pauses import (
+    io_pause_began,
+    io_pause_over,
+    pause_of_io_error,
+    paused_by_somebody_else,
+    paused_on_io,
+)
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.moves import (
     STANDS,
@@ -169,6 +177,8 @@ def domains_listed(host: HostState, event: DomainsListed) -> None:
     if at_start:
         tell_open_moves(host)
     for guarded in host.all():
+        if at_start:
+            nobody_answers(host, guarded)
         if at_start and guarded.record.start_open:
             # Nobody will answer that start any more: the list does.
             guarded.set(start_open=False)
@@ -319,6 +329,10 @@ def _same_or_changed(host: HostState, guarded: Guarded, report: DomainReport) ->
         case DomainState.PAUSED | DomainState.PMSUSPENDED:
             if record.state in (VmState.RUNNING, VmState.STOPPING):
                 _was_paused(host, guarded, report)
+            elif paused_on_io(record) and report.reason != "ioerror":
+                # It ran since, and somebody paused it.
+                guarded.set(io_pause=None)
+                paused_by_somebody_else(host, guarded, reason("vm.paused.outside"))
         case DomainState.CRASHED if record.state is not VmState.CRASHED:
             guarded.move(Trigger.PANICS)
             host.tell(guarded, "vm.panicked")
@@ -345,6 +359,7 @@ def _runs_again(host: HostState, guarded: Guarded) -> None:
         return
     guarded.set(pause=None, pending=None)
     host.tell(guarded, "vm.resumed")
+    io_pause_over(host, guarded)
 
 
 def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None:
@@ -369,12 +384,14 @@ def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None
             )
             count_firing(host, guarded)
         guarded.set(pause=reason("vm.paused.watchdog"))
-    elif report.reason == "ioerror":
-        guarded.set(pause=reason("vm.paused.io_error"))
     elif record.pause_by is not None:
         guarded.set(pause=reason("vm.paused.as_ordered", by=record.pause_by), pause_by=None)
+    elif report.reason == "ioerror":
+        guarded.set(pause=pause_of_io_error(guarded))
     else:
         guarded.set(pause=reason("vm.paused.outside"))
+    if report.reason == "ioerror":
+        io_pause_began(host, guarded)
     pause = guarded.record.pause
     host.tell(guarded, "vm.paused", cause=pause.code if pause else "")
 

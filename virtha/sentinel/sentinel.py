@@ -59,6 +59,13 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.explain import reasons_of
 from virtha.sentinel.invariants import check
+from virtha.sentinel.io_error_events import DisksProbed, ResumeEnded
+from virtha.sentinel.io_errors import (
+    disks_probed,
+    io_error_moments,
+    plan_io_error,
+    resume_ended,
+)
 from virtha.sentinel.moves import (
     CopySeen,
     SettleAction,
@@ -244,6 +251,10 @@ class Sentinel:
                 boot_status_read(host, event)
             case GuestAnswered():
                 guest_answered(host, event)
+            case DisksProbed():
+                disks_probed(host, event)
+            case ResumeEnded():
+                resume_ended(host, event)
             case (
                 MoveAccepted()
                 | MoveRefused()
@@ -333,6 +344,7 @@ class Sentinel:
         tell_silent_agent(host, guarded)
         retry_pause(host, guarded)
         plan_move(host, guarded)
+        plan_io_error(host, guarded)
         plan(host, guarded)
         gather_evidence(host, guarded)
 
@@ -435,6 +447,7 @@ class Sentinel:
             pause_retry_at(guarded) if host.connected else None,
             move_ends_at(host, guarded),
             exit_expected_until(host, guarded) if guarded.evidence else None,
+            *io_error_moments(host, guarded),
         ]
         if stop_may_lapse(record):
             assert record.stop is not None

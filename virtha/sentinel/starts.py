@@ -21,6 +21,12 @@ from virtha.sentinel.events import (
     StartRefused,
     VmRecord,
 )
+from virtha.sentinel.io_pauses import (
+    counted_anew,
+    io_pause_began,
+    paused_by_somebody_else,
+    paused_on_io,
+)
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.state import Guarded, HostState, reason, take_in
 
@@ -163,7 +169,11 @@ def reboot_accepted(host: HostState, event: RebootAccepted) -> None:
 
 def pause_accepted(host: HostState, event: PauseAccepted) -> None:
     guarded = host.vms.get(event.vm_id)
-    if guarded is not None:
+    if guarded is None:
+        return
+    if paused_on_io(guarded.record):
+        paused_by_somebody_else(host, guarded, reason("vm.paused.as_ordered", by=event.by))
+    else:
         guarded.set(pause_by=event.by)
 
 
@@ -173,6 +183,7 @@ def resume_accepted(host: HostState, event: ResumeAccepted) -> None:
     if guarded is not None:
         guarded.set(dump_pending=False, pause_by=None)
         guarded.pause_sent_ms = None
+        counted_anew(guarded)
 
 
 def unlisted_domain(host: HostState, vm_id: VmId) -> DomainReport | None:
@@ -203,6 +214,9 @@ def adopted(host: HostState, event: Adopted) -> None:
         ),
         saved=None,
     )
+    if guarded.up and event.domain.reason == "ioerror":
+        guarded.set(pause=reason("vm.paused.io_error"))
+        io_pause_began(host, guarded)
     guarded.known = True
     # It may have ended while it was patched: ``event.domain`` is from before that, and so may be a
     # list that is under way.

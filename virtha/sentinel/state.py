@@ -56,6 +56,14 @@ class Guarded:
         """Its migration was too late, and libvirt was asked to end it."""
         self.arrival_watched = False
         """Nothing can have happened unseen since its arrival was accepted."""
+        self.full_disk: str | None = None
+        """Libvirt said just now that the storage of that disk is full."""
+        self.probe_number = 0
+        self.probe_sent_ms: Millis | None = None
+        """``ProbeDisks`` of that number is under way since then."""
+        self.probed_ms: Millis | None = None
+        self.storage_objection: str | None = None
+        """What the last answer said then."""
         self.called_off = False
         """No copy of it is to come here any more."""
 

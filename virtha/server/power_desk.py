@@ -29,6 +29,7 @@ from virtha.model.machine_identity import compare
 from virtha.model.power import PowerDeviceId
 from virtha.model.power_settings import MachineIdentity
 from virtha.model.time import Millis
+from virtha.ports.attempts import cancel_once, give_up
 from virtha.ports.power import MayGoFor, PowerDevice, PowerReading
 from virtha.server.leader import ClusterClock
 from virtha.store.installations import Lead
@@ -133,12 +134,14 @@ class PowerDesk:
         key = (command.host_id, command.device)
         lane = self._lanes.setdefault(key, _Lane())
         if lane.testing is not None:
-            lane.testing.cancel()
+            cancel_once(lane.testing)
         match command:
             case OrderPower():
                 lane.orders.append(command)
                 if lane.reading is not None:
-                    lane.reading.cancel()  # a device that hangs is not waited for with an order that grows old
+                    cancel_once(
+                        lane.reading
+                    )  # a device that hangs is not waited for with an order that grows old
             case ReadPower():
                 until = Millis(self._clock.now() + command.deadline_ms)
                 lane.readings.append((command, until))
@@ -228,10 +231,7 @@ class PowerDesk:
                 return _unread(command, NOT_ASKED)
             return lane.reading.result()
         finally:
-            # Cancelled ourselves: it ends with us.
-            if not lane.reading.done():
-                lane.reading.cancel()
-                await asyncio.wait({lane.reading})
+            await give_up(lane.reading)  # cancelled ourselves: it ends with us
             lane.reading = None
 
     async def _test_unless_asked(self, lane: _Lane, test: _Test) -> None:
@@ -241,9 +241,7 @@ class PowerDesk:
             test.end(None if lane.testing.cancelled() else lane.testing.result())
         finally:
             test.end(None)
-            if not lane.testing.done():
-                lane.testing.cancel()
-                await asyncio.wait({lane.testing})
+            await give_up(lane.testing)
             lane.testing = None
 
     async def _tested(self, test: _Test) -> DeviceAnswer | None:

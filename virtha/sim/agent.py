@@ -41,12 +41,14 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.events import BootStatusRead as BootStatus
 from virtha.sentinel.guardian import AgentPulse
+from virtha.sentinel.io_error_events import ProbeDisks, ResumeDomain
 from virtha.sentinel.sentinel import Sentinel
 from virtha.sim.kernel import Actor
 from virtha.sim.lease import KILLED
 from virtha.sim.libvirt import Qemu
 from virtha.sim.line import INSTALLATION, HostLink
 from virtha.sim.orders import OrderDesk
+from virtha.sim.paused import PausedVms
 from virtha.sim.starter import Starter
 from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Hello, PeerRole, Welcome
 
@@ -87,6 +89,7 @@ class SimAgent:
         self.sentinel = Sentinel(boot=host.boot, now=host.clock(), records=self._records(settings))
         self.desk = OrderDesk(self, term_seen=settings.term if settings else Term(0))
         self.starter = Starter(self)
+        self.paused = PausedVms(self)
         self.link = HostLink(
             host,
             self.kernel,
@@ -357,6 +360,10 @@ class SimAgent:
                     self._ping(vm_id)
                 case PauseDomain(vm_id=vm_id):
                     self.later(ASK_GUEST_MS, partial(self._pause, vm_id))
+                case ProbeDisks():
+                    self.paused.probe(command)
+                case ResumeDomain():
+                    self.locked(command.vm_id, partial(self.paused.resume, command))
                 case AbortMove(vm_id=vm_id, code=code):
                     self.desk.moves.abort(vm_id, code)
                 case ListDomains():

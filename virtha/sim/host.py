@@ -110,6 +110,10 @@ class SimHost:
         self.on_start: Callable[[SimHost, VmId], None] = lambda _host, _vm_id: None
         self.outstanding: Callable[[VmId], bool] = lambda _vm_id: False
         """Whether something that the VM wrote here waits in the kernel."""
+        self.storage_hangs: Callable[[VmId], bool] = lambda _vm_id: False
+        """Whether what is asked of the storage of its disks here waits in the kernel."""
+        self.disk_objection: Callable[[VmId], str | None] = lambda _vm_id: None
+        """Why the storage of its disks can't be relied on here; None: it can be read and written."""
         self.on_release: Callable[[SimHost, VmId], None] = lambda _host, _vm_id: None
         """Just before it says that a copy is given back."""
         self.on_power: Callable[[SimHost], None] = lambda _host: None

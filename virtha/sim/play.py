@@ -23,6 +23,7 @@ from virtha.model.policy import Policy, RestartPolicy
 from virtha.model.size import parse_size_bytes
 from virtha.model.time import parse_duration_ms
 from virtha.model.value import Fields
+from virtha.model.vm import OnIoError
 from virtha.model.watchdog import parse_watchdog
 from virtha.ports.hypervisor import GateRefused, HypervisorError, HypervisorUnavailable
 from virtha.scenario.language import Scenario, Step
@@ -289,6 +290,8 @@ class Player:
         if "memory" in options:
             size = parse_size_bytes(options["memory"], field=f"line {step.line}")
             known.vm = replace(known.vm, memory_bytes=size)
+        if "on-io-error" in options:
+            known.vm = replace(known.vm, on_io_error=_on_io_error(step))
         if "storage" in options:
             self.world.storage.place(vm_id, self.faults.leases.domain(step, "storage"))
         if "writes" in options:
@@ -372,7 +375,11 @@ class Player:
         self.checkers.outside.add(vm_id)
 
     def _set(self, step: Step) -> None:
-        self.world.server.change_vm(self._vm_id(step), ha=step.options.get("ha") == "yes")
+        known = self.world.server.vms[self._vm_id(step)]
+        if "ha" in step.options:
+            known.vm = replace(known.vm, ha=step.options["ha"] == "yes")
+        if "on-io-error" in step.options:
+            known.vm = replace(known.vm, on_io_error=_on_io_error(step))
         self.world.push_settings()
 
     def _hold(self, step: Step) -> None:
@@ -553,6 +560,13 @@ def _shown(fields: Fields, *, all_of: bool = False) -> str:
     return "".join(
         f" {name}={fields[name]}" for name in names if fields.get(name) not in (None, "")
     )
+
+
+def _on_io_error(step: Step) -> OnIoError:
+    word = step.options["on-io-error"]
+    if word not in tuple(OnIoError):
+        raise _wrong(step, f"on-io-error={word}", tuple(OnIoError))
+    return OnIoError(word)
 
 
 def _wrong(step: Step, message: str, allowed: tuple[str, ...]) -> InvalidInput:

@@ -585,10 +585,6 @@ class SimServer:
             foreign_vms=tuple(known.vm.id for known in managed if host not in known.holders),
         )
 
-    def change_vm(self, vm_id: VmId, *, ha: bool) -> None:
-        known = self.vms[vm_id]
-        known.vm = replace(known.vm, ha=ha)
-
     def forget(self, vm_id: VmId) -> None:
         """Given back to its host's own tools."""
         known = self.vms[vm_id]

@@ -20,6 +20,7 @@ GUARDIAN_POINTS = ("renew", "kill", "reset", "feed", "arm", "allow", "read", "po
 TORN_BYTES = (0, 3, 20, 200)
 HOME_PERCENT = 60
 """Hosts that are drawn because a VM was started there: what happens to the others moves little."""
+_PROTECTION = ("ha=yes", "ha=no", "on-io-error=leave_paused", "on-io-error=auto_resume")
 
 
 class Draw:
@@ -484,7 +485,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("autostart turned on", 2, 2, lambda d: [f"autostart {d.vm}"]),
     Kind("migration marked", 0, 14, lambda d: [f"migrating {d.vm} {d.one('yes', 'no')}"]),
     Kind("held", 2, 3, lambda d: ["hold", d.pause, "unhold"]),
-    Kind("protection changed", 2, 3, lambda d: [f"set {d.vm} ha={d.one('yes', 'no')}"]),
+    Kind("protection changed", 2, 3, lambda d: [f"set {d.vm} {d.one(*_PROTECTION)}"]),
     Kind("maintenance", 3, 0, lambda d: [f"maintenance {d.host} on"]),
     Kind("maintenance over", 3, 0, lambda d: [f"maintenance {d.host} off"]),
     Kind("policy changed", 2, 0, lambda d: [f"policy profile={d.one('fast', 'balanced')}"]),

@@ -29,7 +29,7 @@ from virtha.sim.network import Network
 from virtha.sim.power import PowerDevices
 from virtha.sim.server import ServerVm, SimServer
 from virtha.sim.slots import SlotDomain
-from virtha.sim.storage import SHARED, PathState, SharedStorage, Writer
+from virtha.sim.storage import SHARED, HostPath, PathState, SharedStorage, Writer
 from virtha.sim.world_time import WALL_EPOCH_MS
 from virtha.wire.messages import Beat
 
@@ -107,6 +107,10 @@ class World:
         host.migrations = self.migrations
         host.on_event = self._domain_event
         host.outstanding = lambda vm_id: self.storage.outstanding(vm_id, name)
+        host.storage_hangs = lambda vm_id: self._path(name, vm_id).hangs
+        host.disk_objection = lambda vm_id: (
+            None if self._path(name, vm_id).lands else f"it is {self._path(name, vm_id).state}"
+        )
         host.stubborn = lambda vm_id: self.guests[vm_id].ignores_shutdown
         host.on_power = self._power_changed
         host.on_libvirt = self._libvirt_changed
@@ -381,6 +385,9 @@ class World:
             for name in self.hosts:
                 self.kernel.after(AGENT_NOTICES_MS, partial(failover.storage_noticed, name))
 
+    def _path(self, host: str, vm_id: VmId) -> HostPath:
+        return self.storage.path(host, self.storage.domain_of(vm_id))
+
     def _fault(self, host: str, domain_id: StorageDomainId) -> PathState:
         """The worst that was done to it."""
         found = [self.storage_faults.get((name, domain_id), PathState.WELL) for name in ("", host)]
@@ -392,7 +399,7 @@ class World:
 
         def stop() -> None:
             domain = host.libvirt.find(vm_id)
-            path = self.storage.path(name, self.storage.domain_of(vm_id))
+            path = self._path(name, vm_id)
             if domain is None or domain.qemu is None or not domain.qemu.running:
                 return
             if not path.lands and not path.hangs:

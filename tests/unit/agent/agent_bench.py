@@ -168,12 +168,16 @@ class PlayedMoves:
         self.begun: dict[VmId, MoveDestination] = {}
         self.aborted: list[VmId] = []
         self.left: list[VmId] = []
+        self.over: list[VmId] = []
+        """Whose end was said to whoever waits for it."""
         self._ends: dict[VmId, asyncio.Future[MoveEnd]] = {}
 
     async def move(self, vm_id: VmId, destination: MoveDestination) -> MoveEnd:
         self.begun[vm_id] = destination
         self._ends[vm_id] = asyncio.get_running_loop().create_future()
-        return await asyncio.shield(self._ends[vm_id])
+        end = await asyncio.shield(self._ends[vm_id])
+        self.over.append(vm_id)
+        return end
 
     def end(self, vm_id: VmId, result: Result, code: str | None = None) -> None:
         self.begun.pop(vm_id, None)

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from virtha.agent.files import Files
 from virtha.agent.gate import (
@@ -23,7 +24,7 @@ from virtha.agent.gate_hook import resolve
 from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.paths import AgentPaths
 from virtha.model.codes import REGISTRY
-from virtha.model.host import StorageDomain
+from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import (
     BootId,
     ClusterId,
@@ -41,6 +42,7 @@ pytestmark = pytest.mark.req("A8")
 OURS = VmId("11111111-1111-4111-8111-111111111111")
 ELSEWHERE = VmId("22222222-2222-4222-8222-222222222222")
 UNKNOWN = VmId("33333333-3333-4333-8333-333333333333")
+POOL = CephPool(monitors=("10.0.0.11",), pool="vms", user="virtha")
 MARK = "<metadata><v:vm xmlns:v='https://virtha.dev/domain/1' id='x'/></metadata>"
 
 
@@ -66,7 +68,7 @@ class Gate:
         self.storage.mkdir()
         self.records = GateRecords(self.paths, Files(), boot=BootId("boot-1"))
 
-    def write_records(self, path: Path | None = None) -> None:
+    def write_records(self, path: Path | None = None, *pools: CephPool) -> None:
         vm = Vm(id=OURS, name="web1", cluster_id=ClusterId("c"), memory_bytes=1 << 20)
         domain = StorageDomain(
             id=StorageDomainId("d"),
@@ -79,7 +81,10 @@ class Gate:
                 revision=1,
                 installation_id=InstallationId("i"),
                 term=Term(1),
-                storage_domains=(domain,),
+                storage_domains=(
+                    domain,
+                    *(replace(domain, path=pool.shown, ceph=pool) for pool in pools),
+                ),
                 vms=(HeldVm(vm=vm, incarnation=Incarnation(1), wanted_up=True),),
                 foreign_vms=(ELSEWHERE,),
             )
@@ -292,6 +297,88 @@ def test_a_disk_of_ours_in_a_foreign_domain_is_refused(gate: Gate, shape: str) -
     assert gate.refused(xml(UNKNOWN, inside)) == "gate.refused.disk"
     elsewhere = f"<devices>{shape.format('/srv/other/a.qcow2')}</devices>"
     assert gate.ask(xml(UNKNOWN, elsewhere)) == (0, "")
+
+
+@pytest.mark.req("F3")
+@pytest.mark.parametrize("namespace", ["", "one"])
+def test_an_image_of_our_pool_in_a_foreign_domain_is_refused(gate: Gate, namespace: str) -> None:
+    pool = replace(POOL, namespace=namespace)
+    gate.write_records(None, pool)
+    shapes = (
+        "<devices><disk type='network'><source protocol='rbd' name='{}'/></disk></devices>",
+        "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        "<q:arg value='file=rbd:{}:id=admin,if=virtio'/></q:commandline>",
+    )
+    for shape in shapes:
+        ours = xml(UNKNOWN, shape.format(f"{pool.image_prefix}/web1"))
+        assert gate.refused(ours) == "gate.refused.disk"
+        for other in ("other/web1", "vms/two/web1", "vmsx/web1"):
+            assert gate.ask(xml(UNKNOWN, shape.format(other))) == (0, "")
+    gate.write_records()
+    assert gate.ask(xml(UNKNOWN, shapes[0].format("vms/web1"))) == (0, "")
+
+
+QEMU_ARGUMENTS = {
+    "driver": ["-drive", "driver=rbd,pool={pool},image=web1,if=virtio"],
+    "format": ["-drive", "format=rbd,file.pool={pool},file.image=web1"],
+    "below": ["-drive", "driver=raw,file.driver=rbd,file.pool={pool},file.image=web1"],
+    "blockdev": ["-blockdev", '{"driver":"rbd","node-name":"d","pool":"{pool}","image":"web1"}'],
+    "escaped": ["-blockdev", '{"driver":"\\u0072bd","pool":"{pool}","image":"web1"}'],
+    "nested": [
+        "-blockdev",
+        '{"driver":"raw","file":{"driver":"rbd","pool":"{pool}","image":"web1"}}',
+    ],
+    "flat": [
+        "-blockdev",
+        '{"driver":"raw","file.driver":"rbd","file.pool":"{pool}","file.image":"web1"}',
+    ],
+    "pseudo": ["-drive", 'file=json:{"driver":"rbd",,"pool":"{pool}",,"image":"web1"},if=virtio'],
+    "filename": ["-blockdev", '{"driver":"raw","file":{"filename":"rbd:{pool}/web1:id=x"}}'],
+    "legacy": ["-hda", "rbd:{pool}/web1"],
+}
+
+
+def _arguments(words: list[str], pool: str) -> str:
+    values = "".join(
+        f"<q:arg value='{word.replace('{pool}', pool).replace('<', '&lt;')}'/>" for word in words
+    )
+    return (
+        "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"{values}</q:commandline>"
+    )
+
+
+@pytest.mark.req("F3")
+@pytest.mark.parametrize("words", QEMU_ARGUMENTS.values(), ids=QEMU_ARGUMENTS.keys())
+def test_an_image_of_our_pool_in_qemus_arguments_is_refused(gate: Gate, words: list[str]) -> None:
+    gate.write_records(None, POOL)
+    assert gate.refused(xml(UNKNOWN, _arguments(words, "vms"))) == "gate.refused.disk"
+    assert gate.ask(xml(UNKNOWN, _arguments(words, "other"))) == (0, "")
+
+
+@pytest.mark.bad_input("disk that can't be told", story=True)
+@pytest.mark.req("F3")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-readconfig", "/etc/vm.cfg"],
+        ["-blockdev", '{"driver":"rbd","image":"web1"}'],
+        ["-blockdev", '{"driver":"rbd","pool":"vms"'],
+        ["-drive", "driver=rbd,image=web1"],
+        ["-drive", "driver=quorum,a.driver=rbd,a.pool=o,a.image=x,b.driver=rbd,b.pool=o,b.image=y"],
+    ],
+    ids=["readconfig", "no pool", "cut short", "driver alone", "two in one"],
+)
+def test_what_cannot_be_told_is_refused_where_a_pool_is_managed(
+    gate: Gate, words: list[str]
+) -> None:
+    gate.write_records(None, POOL)
+    code, text = gate.ask(xml(UNKNOWN, _arguments(words, "vms")))
+    assert code == 1
+    assert "it can't be told" in text
+    assert "protocol='rbd'" in text
+    gate.write_records()
+    assert gate.ask(xml(UNKNOWN, _arguments(words, "vms"))) == (0, "")
 
 
 def test_a_disk_on_the_command_line_is_found(gate: Gate) -> None:

@@ -53,8 +53,13 @@ OTHER, NEIGHBOUR = StorageDomainId("40000000-0000-4000-8000-000000000002"), Host
 class BreakableSlots(DirectoryDomain):
     """The real blocks behind a path that can hang or fail, as a thread feels it."""
 
-    goes = threading.Event()
-    fails = False
+    def __init__(self, path: str, domain_id: StorageDomainId) -> None:
+        super().__init__(path, installation_id=INSTALLATION, domain_id=domain_id)
+        self.way = self
+        """What hangs and fails with it: the guardian has two of each domain, on one path."""
+        self.goes = threading.Event()
+        self.goes.set()
+        self.fails = False
 
     def _read_into(self, buffer: memoryview, offset: int) -> int:
         self._pass()
@@ -65,8 +70,8 @@ class BreakableSlots(DirectoryDomain):
         super()._write(block, data)
 
     def _pass(self) -> None:
-        self.goes.wait()
-        if self.fails:
+        self.way.goes.wait()
+        if self.way.fails:
             raise OSError("the path fails")
 
 
@@ -149,11 +154,11 @@ class LeasedHost:
         return slot
 
     def kit(self) -> LeaseKit:
+        self.slots.clear()
+
         def slots_of(domain: StorageDomain) -> BreakableSlots:
-            made = BreakableSlots(domain.path, installation_id=INSTALLATION, domain_id=domain.id)
-            made.goes = threading.Event()
-            made.goes.set()
-            self.slots[domain.id] = made
+            made = BreakableSlots(domain.path, domain.id)
+            made.way = self.slots.setdefault(domain.id, made)
             return made
 
         return LeaseKit(

@@ -335,6 +335,29 @@ def test_a_move_that_fails_leaves_it_running(bench: Bench) -> None:
     moving(bench, then)
 
 
+@pytest.mark.req("S6", "G6")
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_guest_that_was_paused_stays_paused_and_the_move_says_why(
+    bench: Bench, asked: bool
+) -> None:
+    """``asked``: its target was quicker to say that nothing came, so the server tells this side to go on."""
+
+    async def then() -> None:
+        bench.hypervisor.libvirt.pause(WEB1)
+        bench.moves.end(WEB1, Result.FAILED, "migration.ended.paused")
+        await bench.until(lambda: bench.moves.over == [WEB1])
+        if asked:
+            await told(bench, MigrationSide.SOURCE, MigrationWord.RUN)
+        await bench.until(lambda: words(bench) == [(1, Result.FAILED, "migration.ended.paused")])
+        copy = qemu(bench)
+        assert copy is not None
+        assert not copy.running
+        assert bench.state() == "paused"
+        assert bench.released() == []
+
+    moving(bench, then)
+
+
 def test_a_source_without_an_answer_stands_still_until_told(bench: Bench) -> None:
     async def then() -> None:
         bench.hypervisor.libvirt.stand_still(WEB1)

@@ -16,7 +16,14 @@ from cli_shapes import (
     vm_view,
 )
 
-from virtha.control.requests import StorageCreate, TokenCreate, UserCreate, VmChange, VmCreate
+from virtha.control.requests import (
+    CephCreate,
+    StorageCreate,
+    TokenCreate,
+    UserCreate,
+    VmChange,
+    VmCreate,
+)
 from virtha.control.views import (
     CapabilitiesView,
     ForeignDomains,
@@ -278,6 +285,11 @@ def test_storage_and_images(api: Api, run: Run) -> None:
     assert (ran.code, json.loads(ran.out)) == (0, plain(view))
     msgspec.convert(api.asked[0].body, StorageCreate)
     assert api.calls("GET", "/v1/operations")[0].query == {"subject": "d-1"}
+    ceph = ("--ceph-monitor", "10.0.0.11", "--ceph-monitor", "10.0.0.12", "--ceph-pool", "vms")
+    assert run("storage", "add", "ds1", *ceph, "--ceph-user", "virtha").code == 0
+    asked = msgspec.convert(api.calls("POST", "/v1/storage-domains")[1].body, StorageCreate)
+    assert (asked.kind, asked.path) == ("ceph-rbd", None)
+    assert asked.ceph == CephCreate(monitors=("10.0.0.11", "10.0.0.12"), pool="vms", user="virtha")
     assert "h1: yes, h2: not known, h3: no (not mounted)" in run("storage", "list").out
     assert run("image", "list", "-q").out == "tiny\n"
 

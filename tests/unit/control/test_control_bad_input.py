@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from virtha.control.requests import (
+    CephCreate,
     ClusterCreate,
     DiskCreate,
     JoinRequest,
@@ -29,6 +30,7 @@ from virtha.model.errors import (
     Unauthenticated,
     VirthaError,
 )
+from virtha.model.facts import StorageReport
 from virtha.model.ids import Revision
 from virtha.model.machine import MachineType
 from virtha.model.user import Role, SettingScope
@@ -410,5 +412,88 @@ def test_lists_come_in_pages(tell: Tell) -> None:
             if after is None:
                 break
         assert names == [f"vm{number}" for number in range(5)]
+
+    tell(story)
+
+
+CEPH = {"monitors": ("10.0.0.11", "[fd00::12]:3300"), "pool": "vms", "user": "virtha"}
+
+
+@pytest.mark.req("F3")
+@pytest.mark.bad_input
+def test_a_ceph_pool_is_added_and_wrong_settings_are_named(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+
+        async def add(name: str = "ceph2", **ceph: Any) -> Any:
+            asked = StorageCreate(name=name, kind="ceph-rbd", ceph=CephCreate(**(CEPH | ceph)))
+            return await world.control.storage.create(ADMIN, asked)
+
+        for wrong, field in (
+            ({"monitors": ()}, "ceph.monitors"),
+            ({"monitors": ("10.0.0.1:0",)}, "ceph.monitors"),
+            ({"monitors": ("10.0.0.1:x",)}, "ceph.monitors"),
+            ({"monitors": ("mon a",)}, "ceph.monitors"),
+            ({"monitors": ("fd00::1",)}, "ceph.monitors"),
+            ({"monitors": ("a,b",)}, "ceph.monitors"),
+            ({"monitors": tuple(f"10.0.0.{n}" for n in range(16))}, "ceph.monitors"),
+            ({"pool": ""}, "ceph.pool"),
+            ({"pool": "vms/one"}, "ceph.pool"),
+            ({"pool": "vms:id=admin"}, "ceph.pool"),
+            ({"user": "client.virtha"}, "ceph.user"),
+            ({"user": ""}, "ceph.user"),
+            ({"user": None, "keyring": "/etc/ceph/x"}, "ceph.user"),
+            ({"keyring": "etc/ceph/x"}, "ceph.keyring"),
+            ({"keyring": "/etc/../x"}, "ceph.keyring"),
+        ):
+            with pytest.raises(InvalidInput) as refused:
+                await add(**wrong)
+            assert refused.value.field == field, wrong
+        for asked, field in (
+            (StorageCreate(name="x", kind="ceph-rbd"), "ceph"),
+            (StorageCreate(name="x"), "path"),
+            (StorageCreate(name="x", kind="ceph-rbd", path="/srv/x"), "path"),
+            (StorageCreate(name="x", path="/srv/x", ceph=CephCreate(**CEPH)), "ceph"),
+            (StorageCreate(name="x", path="/srv/x", kind="ceph"), "kind"),
+        ):
+            with pytest.raises(InvalidInput) as refused:
+                await world.control.storage.create(ADMIN, asked)
+            assert refused.value.field == field
+        view = await add("ceph1")
+        assert (view.domain.kind, view.domain.path) == ("ceph-rbd", "rbd:vms@10.0.0.11")
+        assert view.domain.ceph.monitors == CEPH["monitors"]
+        with pytest.raises(Conflict) as twice:
+            await add(monitors=("10.0.0.13", "10.0.0.11"))
+        assert twice.value.field == "ceph.pool"
+        await add(pool="vms2")
+        await add("ceph3", monitors=("10.9.9.9",))
+
+    tell(story)
+
+
+@pytest.mark.req("F3")
+def test_disks_on_a_ceph_pool_are_raw_and_have_plain_names(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        asked = StorageCreate(name="ceph1", kind="ceph-rbd", ceph=CephCreate(**CEPH))
+        view = await world.control.storage.create(ADMIN, asked)
+        report = StorageReport(storage_domain_id=view.domain.id, usable=True)
+        await world.hosts["h1"].tell(report)
+
+        async def make(**disk: Any) -> Any:
+            one = VmCreate(name="web1", memory_bytes=GIB, disks=(DiskCreate(**disk),))
+            return await world.control.vms.create(ADMIN, one)
+
+        for wrong, field in (
+            ({"image": "tiny"}, "disks[0].image"),
+            ({"path": "vms/web1", "size_bytes": GIB}, "disks[0].path"),
+            ({"path": "web1@snap"}, "disks[0].path"),
+        ):
+            with pytest.raises(InvalidInput) as refused:
+                await make(**wrong)
+            assert refused.value.field == field
+        await make(size_bytes=GIB)
+        vm = (await world.control.vms.get("web1")).vm
+        assert (vm.disks[0].path, vm.disks[0].format) == (f"{vm.id}.disk0", "raw")
 
     tell(story)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from virtha.domainxml.host_defaults import Cpu, CpuMode, HostDefaults, Rng, RngBackend
+from virtha.model.host import CephPool
 from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
 from virtha.model.machine import MachineType
 from virtha.model.vm import Disk, DiskFormat, Nic, Vm
@@ -12,6 +13,17 @@ from virtha.model.watchdog import parse_watchdog
 GOLDEN = Path(__file__).parent / "golden"
 
 STORE = StorageDomainId("5d0e0000-0000-4000-8000-000000000001")
+CEPH = StorageDomainId("5d0e0000-0000-4000-8000-000000000003")
+OPEN_CEPH = StorageDomainId("5d0e0000-0000-4000-8000-000000000004")
+POOLS = {
+    CEPH: CephPool(
+        monitors=("10.0.0.11", "10.0.0.12:3300", "[fd00::13]:6789"),
+        pool="vms",
+        user="virtha",
+    ),
+    OPEN_CEPH: CephPool(monitors=("ceph.example.org",), pool="vms"),
+}
+"""With keys and without."""
 SCRATCH = StorageDomainId("5d0e0000-0000-4000-8000-000000000002")
 
 
@@ -95,6 +107,15 @@ CASES: dict[str, tuple[Vm, HostDefaults]] = {
         host(cpu=Cpu(mode=CpuMode.CUSTOM, model="Nehalem", features=("-vmx",))),
     ),
     "kvm": (vm(), host(domain_type="kvm", cpu=Cpu(mode=CpuMode.HOST_PASSTHROUGH))),
+    "ceph": (
+        vm(
+            disks=(
+                disk(1, storage_domain_id=CEPH, path="web1-root", format=DiskFormat.RAW),
+                disk(2, storage_domain_id=OPEN_CEPH, path="web1.data", format=DiskFormat.RAW),
+            )
+        ),
+        host(ceph_pools=POOLS),
+    ),
     "s390-diag288": (
         vm(
             architecture="s390x",

@@ -3,15 +3,16 @@
 import subprocess
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
-from domain_cases import CASES, GOLDEN, STORE, disk, host, vm
+from domain_cases import CASES, CEPH, GOLDEN, OPEN_CEPH, POOLS, STORE, disk, host, vm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtha.domainxml.adopt import managed_vm_id
-from virtha.domainxml.build import build_domain
+from virtha.domainxml.adopt import managed_vm_id, read_domain
+from virtha.domainxml.build import build_domain, disk_path
 from virtha.domainxml.host_defaults import Cpu, CpuMode
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, Refused
 from virtha.model.machine import MachineType
 from virtha.model.watchdog import WatchdogAction, WatchdogModel, parse_watchdog
 
@@ -146,3 +147,34 @@ def test_any_text_gives_well_formed_xml(name: str, description: str) -> None:
     root = ElementTree.fromstring(build_domain(vm(name=name, description=description), host()))
     assert root.find("name") is not None
     assert (root.find("description") is not None) == bool(description)
+
+
+@pytest.mark.req("F3", "A8")
+def test_images_of_a_pool_are_read_back_as_they_were_built() -> None:
+    wanted, defaults = CASES["ceph"]
+    found = read_domain(build_domain(wanted, defaults), defaults).vm
+    assert found is not None
+    assert [(one.storage_domain_id, one.path) for one in found.disks] == [
+        (CEPH, "web1-root"),
+        (OPEN_CEPH, "web1.data"),
+    ]
+    # The same names in another cluster are other images.
+    moved = {CEPH: msgspec.structs.replace(POOLS[CEPH], monitors=("10.9.9.9",))}
+    reading = read_domain(build_domain(wanted, defaults), host(ceph_pools=moved))
+    assert reading.vm is not None
+    assert reading.vm.disks == ()
+    assert any("rbd:vms/web1-root is on no storage domain" in one for one in reading.warnings)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["", "a/b", "a@snap", "a:id=admin", "-a", "a b"])
+def test_what_is_no_image_is_refused(name: str) -> None:
+    wrong = vm(disks=(disk(1, storage_domain_id=CEPH, path=name),))
+    with pytest.raises(InvalidInput, match="is no name of an image") as refused:
+        build_domain(wrong, host(ceph_pools=POOLS))
+    assert refused.value.field == "disks.disk1.path"
+
+
+def test_an_image_has_no_path() -> None:
+    with pytest.raises(Refused, match="no file"):
+        disk_path(disk(1, storage_domain_id=CEPH, path="a"), host(ceph_pools=POOLS))

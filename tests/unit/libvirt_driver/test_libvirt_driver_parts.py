@@ -275,7 +275,8 @@ def test_numbers_of_a_newer_libvirt_are_unknown_and_no_error() -> None:
 @pytest.mark.req("A8")
 def test_io_errors_name_the_disk(alias: str, target: str) -> None:
     assert disk_target(alias) == target
-    assert io_error_event(VM_ID, alias).detail == target
+    assert io_error_event(VM_ID, alias, "").detail == target
+    assert io_error_event(VM_ID, alias, "enospc").detail == f"{target} no-room"
 
 
 # Errors

@@ -26,6 +26,7 @@ from virtha.model.slot import (
     decode_slot,
     encode_mailbox,
     encode_slot,
+    owner_bytes,
 )
 
 FROZEN = Path(__file__).parents[2] / "slots" / "v1"
@@ -207,3 +208,24 @@ def test_any_slot_is_read_as_written_and_never_from_a_torn_block(
 def test_any_bytes_are_read_without_an_error(block: bytes) -> None:
     assert isinstance(decode_slot(block, PLACE), Unreadable)
     assert isinstance(decode_mailbox(block, PLACE), Unreadable)
+
+
+@pytest.mark.req("F3")
+def test_every_mailbox_of_a_host_begins_with_its_owner() -> None:
+    """And no other host's, place's, domain's or installation's does: storage that compares asks just that (G7)."""
+    owner = owner_bytes(PLACE, HOST)
+    clean = Mailbox(
+        installation_id=INSTALLATION, domain_id=DOMAIN, index=7, host_id=HOST, counter=0
+    )
+    poison = Poison(boot=BOOT, server="s1", term=Term(3), incident="7")
+    for mailbox in (clean, msgspec.structs.replace(clean, counter=9, poison=poison)):
+        assert encode_mailbox(mailbox).startswith(owner)
+    for other in (
+        {"installation_id": InstallationId("x")},
+        {"domain_id": StorageDomainId("x")},
+        {"index": 8},
+        {"host_id": HostId(HOST + "0")},
+        {"host_id": HostId(HOST[:-1])},
+    ):
+        assert not encode_mailbox(msgspec.structs.replace(clean, **other)).startswith(owner)
+    assert not encode_slot(SLOT).startswith(owner)

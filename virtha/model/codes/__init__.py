@@ -10,6 +10,7 @@ from virtha.model.codes.events import EVENTS as _EVENTS
 from virtha.model.codes.failover import FAILOVER_EVENTS
 from virtha.model.codes.failover_reasons import FAILOVER_REASONS
 from virtha.model.codes.incident import INCIDENT_REASONS
+from virtha.model.codes.io_error import IO_ERROR_EVENTS, IO_ERROR_REASONS
 from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
@@ -18,9 +19,17 @@ from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.readiness import READINESS_REASONS
 from virtha.model.codes.reasons import REASONS as _REASONS
 
-EVENTS = (*_EVENTS, *FAILOVER_EVENTS, *LEASE_EVENTS, *NOTIFICATION_EVENTS, *POWER_EVENTS)
+EVENTS = (
+    *_EVENTS,
+    *IO_ERROR_EVENTS,
+    *FAILOVER_EVENTS,
+    *LEASE_EVENTS,
+    *NOTIFICATION_EVENTS,
+    *POWER_EVENTS,
+)
 REASONS = (
     *_REASONS,
+    *IO_ERROR_REASONS,
     *READINESS_REASONS,
     *FAILOVER_REASONS,
     *LEASE_REASONS,

@@ -9,6 +9,7 @@ from virtha.model.policy.detection import DetectionPolicy
 from virtha.model.policy.document import ALL_RULES, FIELD_TABLE, SECTIONS, Policy
 from virtha.model.policy.fencing import FencingAction, FencingPolicy, Unreachable
 from virtha.model.policy.field import PolicyField, Unit
+from virtha.model.policy.io_error import IoErrorPolicy
 from virtha.model.policy.lease import LeasePolicy
 from virtha.model.policy.maintenance import MaintenancePolicy
 from virtha.model.policy.permission import PermissionGrade
@@ -27,6 +28,7 @@ __all__ = [
     "Failback",
     "FencingAction",
     "FencingPolicy",
+    "IoErrorPolicy",
     "LeasePolicy",
     "MaintenancePolicy",
     "PermissionGrade",

@@ -7,6 +7,7 @@ from msgspec import structs
 from virtha.model.policy.detection import CHECKED, DetectionPolicy
 from virtha.model.policy.fencing import FencingPolicy
 from virtha.model.policy.field import PolicyField, Section, fields_of
+from virtha.model.policy.io_error import IoErrorPolicy
 from virtha.model.policy.lease import EXPIRY, LeasePolicy
 from virtha.model.policy.maintenance import MaintenancePolicy
 from virtha.model.policy.permission import PermissionGrade
@@ -98,6 +99,7 @@ class Policy(Value, frozen=True, kw_only=True):
     lease: LeasePolicy = LeasePolicy()
     recovery: RecoveryPolicy = RecoveryPolicy()
     maintenance: MaintenancePolicy = MaintenancePolicy()
+    io_error: IoErrorPolicy = IoErrorPolicy()
 
     RULES: ClassVar[tuple[Rule, ...]] = _RULES
 

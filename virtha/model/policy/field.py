@@ -58,6 +58,12 @@ def choice(meaning: str, *, source: str) -> About:
     return About(meaning=meaning, source=source)
 
 
+def grown_ms(first_ms: int, growth: int, times: int, most_ms: int) -> int:
+    """A wait that is ``growth`` times as long each time: after ``times`` of them, and never above ``most_ms``."""
+    # growth^40 is past any longest wait; keeps the number small
+    return int(min(first_ms * growth ** min(times, 40), most_ms))
+
+
 class PolicyField(Value, frozen=True, kw_only=True):
     """One row of the table. ``name`` as in the model and the API (``beat_interval_ms``)."""
 

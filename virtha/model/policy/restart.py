@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar
 
-from virtha.model.policy.field import Section, choice, count, duration
+from virtha.model.policy.field import Section, choice, count, duration, grown_ms
 from virtha.model.policy.rule import Read, Rule, one, relation
 from virtha.model.time import format_duration_ms
 
@@ -133,9 +133,7 @@ class RestartPolicy(Section, frozen=True, kw_only=True):
         assert attempt >= 1
         if attempt == 1:
             return 0
-        # growth^40 is past any delay_ms_max; keeps the number small
-        exponent = min(attempt - 2, 40)
-        return int(min(self.delay_ms * self.delay_growth**exponent, self.delay_ms_max))
+        return grown_ms(self.delay_ms, self.delay_growth, attempt - 2, self.delay_ms_max)
 
     @property
     def delays_total_ms(self) -> int:
