@@ -294,7 +294,9 @@ def shares(results: Sequence[WorldResult]) -> dict[str, int]:
     }
 
 
-MUST_BE_MET = frozenset({"a fence", "a recovery", "a contradiction", *(kind.name for kind in KINDS)})
+MUST_BE_MET = frozenset(
+    {"a fence", "a recovery", "a contradiction", *(kind.name for kind in KINDS)}
+)
 """Of a thousand worlds and more: what is drawn, and what it is drawn for. What else came of them, chance and the engine
 decide: the better the engine, the rarer some of it."""
 

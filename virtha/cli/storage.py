@@ -20,6 +20,7 @@ from virtha.cli.session import (
     show_one,
 )
 from virtha.cli.views import STORAGE
+from virtha.model.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Shared storage for disks and images.")
 StorageArgument = typer.Argument(metavar="STORAGE", help="Name or id.")
@@ -70,7 +71,9 @@ def add_storage(
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
-    """Add a directory that hosts share (--path; all see it under the same one), or a Ceph pool (--ceph-monitor, --ceph-pool)."""
+    """Add a directory that hosts share, or a Ceph pool.
+
+    --path: all hosts see the directory under the same one. --ceph-monitor and --ceph-pool: RBD images."""
     given_ceph = {
         "monitors": ceph_monitor or None,
         "pool": ceph_pool,
@@ -79,6 +82,9 @@ def add_storage(
     }
     ceph = {key: value for key, value in given_ceph.items() if value is not None}
     body: dict[str, Any] = {"name": name, "path": path, "cluster": cluster}
+    if not ceph and path is None:
+        ways = "give a directory that all hosts share, or --ceph-monitor and --ceph-pool"
+        raise InvalidInput("is missing", field="--path", fix=ways)
     if ceph:
         body |= {"kind": "ceph-rbd", "ceph": {"monitors": [], "pool": "", **ceph}}
     given = options(ctx)

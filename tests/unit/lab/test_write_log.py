@@ -32,6 +32,13 @@ for number, line in enumerate(sys.stdin):
 """
 
 
+def _script(hosts: list[Node]) -> Path:
+    """Where a host sees it as well: its /dev/shm, say, is another."""
+    path = hosts[0].directory / "writer.py"
+    path.write_text(_WRITER)
+    return path
+
+
 class Writer:
     """A process on a host that lab and kernel take for the QEMU of ``web1``; it writes when it is told to."""
 
@@ -103,8 +110,7 @@ def _counted(log: WriteLog, writes: int) -> None:
 def test_a_copy_that_writes_after_a_newer_one_elsewhere_is_caught_with_its_process(
     hosts: list[Node], tmp_path: Path
 ) -> None:
-    script = tmp_path / "writer.py"
-    script.write_text(_WRITER)
+    script = _script(hosts)
     with _log(hosts, tmp_path) as log:
         old = Writer(hosts[0], script)
         old.write()
@@ -133,8 +139,7 @@ def test_a_write_that_hung_in_the_storage_and_lands_late_is_caught(
     hosts: list[Node], tmp_path: Path
 ) -> None:
     """Its copy has been killed meanwhile, and could not end."""
-    script = tmp_path / "writer.py"
-    script.write_text(_WRITER)
+    script = _script(hosts)
     with _log(hosts, tmp_path) as log:
         old = Writer(hosts[0], script)
         old.write()
@@ -155,8 +160,7 @@ def test_a_write_that_hung_in_the_storage_and_lands_late_is_caught(
 def test_a_restart_on_the_same_host_is_a_newer_copy_and_nobodys_write_is_told(
     hosts: list[Node], tmp_path: Path
 ) -> None:
-    script = tmp_path / "writer.py"
-    script.write_text(_WRITER)
+    script = _script(hosts)
     with _log(hosts, tmp_path) as log:
         first = Writer(hosts[0], script)
         first.write()

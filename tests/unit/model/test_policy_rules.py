@@ -173,6 +173,18 @@ CASES = {
         field="restart.window_ms",
         says=("the delays of 5 restarts add up to 40s", "not less than the window of 40s"),
     ),
+    "resume delay <= longest": Case(
+        good={"io_error.delay_ms": 60_000},
+        bad={"io_error.delay_ms": 60_001},
+        field="io_error.delay_ms",
+        says=("io_error.delay 60.001s", "io_error.delay_max 1m", "longer than the longest"),
+    ),
+    "resume delays < window": Case(
+        good={"io_error.window_ms": 100_001},  # 1 + 3 + 9 + 27 + 60 s
+        bad={"io_error.window_ms": 100_000},
+        field="io_error.window_ms",
+        says=("the delays of 5 resumes add up to 100s", "not less than the window of 100s"),
+    ),
     "dead < self-fence": Case(
         good={"lease.self_fence_after_ms": 6_001, "lease.watchdog_ms": 5_000},
         bad={"lease.self_fence_after_ms": 6_000, "lease.watchdog_ms": 5_000},

@@ -91,7 +91,7 @@ def test_the_last_word_of_each_witness_with_its_age() -> None:
     book.heard([probed(Answer.SILENT)])
     assert seen(book) == [
         ("name of h2", "management", "silent", 0),
-        ("bmc@1", "power", "unknown: power.unreachable", 200),
+        ("bmc", "power", "unknown: power.unreachable", 200),
         ("name of h2", "slot", "goes on", 300),
         ("name of h2", "disks", "quiet (2 compared)", 400),
         ("name of h2", "storage", "hint", 500),
@@ -121,7 +121,7 @@ def test_an_order_that_went_out_is_told_with_the_next_write_about_its_host_once(
     assert book.observed([other], []).sent == ()
     observed = book.observed([saved()], [])
     (one,) = observed.sent
-    assert (one.entry.code, one.entry.fields["device"]) == ("incident.fence.sent", "bmc@1")
+    assert (one.entry.code, one.entry.fields["device"]) == ("incident.fence.sent", "bmc")
     assert book.observed([saved()], []) == observed, "until it is written"
     book.written(observed)
     assert book.observed([saved()], []).sent == ()
