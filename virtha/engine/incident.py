@@ -1,7 +1,8 @@
 """The life of an incident: opened when a host is judged dead, ended by the host's return. And its proofs.
 
 A proof is bound to one boot (safety.md, section 2). A sign of that boot after it was proven dead is the worst
-that can happen: told as an alert, and the copies that it may still hold are named superseded by the server.
+that can happen: told as an alert. What G4 asks for of the copies that it may still hold is not built (docs/architecture.md, "Known to be
+open").
 """
 
 from msgspec.structs import replace
