@@ -96,7 +96,7 @@ def refused(done: Done, code: int, problem: str, *told: str) -> None:
     assert done.returncode == code, (done.returncode, done.stderr)
     assert f"code: {problem}" in done.stderr
     for words in told:
-        assert words in done.stderr
+        assert words in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 

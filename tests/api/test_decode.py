@@ -97,6 +97,10 @@ def test_an_enumeration_lists_what_is_allowed() -> None:
         decode_body(b'{"name": "n", "password": "p", "role": "boss"}', UserCreate)
     assert caught.value.allowed == ("viewer", "operator", "administrator")
     with pytest.raises(InvalidInput) as caught:
+        decode_body(b'{"name": "n", "memory_bytes": 1, "on_io_error": "retry"}', VmCreate)
+    assert caught.value.field == "on_io_error"
+    assert caught.value.allowed == ("auto_resume", "leave_paused")
+    with pytest.raises(InvalidInput) as caught:
         decode_query([("order", "up")], EventQuery)
     assert caught.value.allowed == ("asc", "desc")
 

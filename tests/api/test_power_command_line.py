@@ -84,3 +84,17 @@ def test_wrong_words(story: Story, words: str, code: int, told: str) -> None:
     done = story.run("host", "power", *words.split())
     assert done.returncode == code, done.stderr
     assert told in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.bad_input("power address of the host that asks", story=True)
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "169.254.95.118", "::1"])
+def test_agents_are_sent_to_no_address_of_their_own(
+    story: Story, switch: Path, address: str
+) -> None:
+    settings = ("driver=command", f"executable={switch}", "asked_from=agents", "status=status")
+    syntax = ("syntax=$IPMI_EXEC $IPMI_ACTION $IPMI_HOST", "stop=off")
+    story.ok("host", "power", "set", "h1", *settings, *syntax, "address=bmc-h1")
+    wrong = story.run("host", "power", "set", "h1", f"address={address}")
+    refused(wrong, 2, "problem.invalid", "address:", "asked_from=server")
+    kept = json.loads(story.ok("host", "power", "show", "h1", "-o", "json"))
+    assert kept["whole"]["address"] == "bmc-h1"

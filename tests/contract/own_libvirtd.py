@@ -43,8 +43,8 @@ class OwnLibvirtd:
         host_uuid: str = "6f1c2b52-8f43-4a8c-9a5e-0123456789ab",
         lacks: str = "",
     ) -> None:
-        """``host_uuid``: libvirt moves nothing between two of the same. ``lacks``: a feature of processors that QEMU
-        there says it can't give, as on an older machine."""
+        """``host_uuid``: libvirt moves nothing between two of the same. ``lacks``: a feature that a
+        model of processor has not in there, as on an older machine ("Nehalem-x86_64-cpu.sse4.2")."""
         self.directory = directory
         self._init: subprocess.Popen[bytes] | None = None
         for name in BINDS:
@@ -159,9 +159,7 @@ def _older_machine(directory: Path, lacks: str) -> None:
     for name in ("share", "lib"):
         (prefix / name).symlink_to(f"/usr/{name}")
     program = prefix / "older"
-    program.write_text(
-        f'#!/bin/sh\nexec {prefix}/bin/{QEMU.name} -global max-x86_64-cpu.{lacks}=off "$@"\n'
-    )
+    program.write_text(f'#!/bin/sh\nexec {prefix}/bin/{QEMU.name} -global {lacks}=off "$@"\n')
     program.chmod(0o755)
 
 

@@ -47,6 +47,8 @@ class Reader:
         """On each of its machines, as typed; what the last one said."""
         lines = block.lines.replace(_PLACEHOLDER, self.seen.get("token", _PLACEHOLDER))
         said = Said(1, "")
+        if "--image" in lines:  # both pages say that it takes up to a minute to be seen
+            wait_for(self.server, "virtha image list | grep -q debian12")
         machines = self.machines(block)
         assert machines, f"line {block.line}: no machine is called {block.machine}"
         for machine in machines:
@@ -61,10 +63,10 @@ class Reader:
     def _answers(self) -> list[tuple[str, str]]:
         return [
             # All of a prompt: what is typed before its last blank is thrown away.
-            (r"Trust it\? \[y/N\]: $", "y"),
+            (r"\[y/N\]: $", "y"),
             (r"^User: $", "admin"),
             (r"^Password of admin: $", self.seen.get("password", "")),
-            (r"^Password[^:]*: $", BMC_PASSWORD),
+            (r"^(Password|Repeat for confirmation): $", BMC_PASSWORD),
         ]
 
     def _keep(self, said: str) -> None:
@@ -180,7 +182,7 @@ class Installation:
             done = self.host.ask("virtha agent uninstall")
             assert done.returncode == 4
             assert "this host holds 1 protected VMs: web1" in done.stderr
-            wait_for(self.server, "virtha vm power-off web1 --yes && virtha vm delete web1 --yes")
+            wait_for(self.server, "virtha vm power-off web1; virtha vm delete web1 --yes")
 
     def leave(self, section: str) -> None:
         if section.startswith("5."):

@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import time
 from functools import partial
-from pathlib import Path
 
 from virtha.agent.files import Files
 from virtha.agent.gate_proof import GateProver
 from virtha.agent.host_installation import host_units_wrong
 from virtha.agent.identity import Identity, load_credentials, load_identity
 from virtha.agent.paths import AgentPaths
+from virtha.agent.process_lock import is_held
 from virtha.agent.properties import AgentProperties, load_with_warnings
 from virtha.agent.records import SettingsStore
 from virtha.agent.storage import PROBE_DEADLINE_MS, StorageWorkers, check_header
@@ -17,10 +18,12 @@ from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.link import parse_address
 from virtha.drivers.pki import client_context
 from virtha.model.errors import VirthaError
+from virtha.model.orders import HostSettings
 from virtha.model.value import Value
 
 LIBVIRT_DEADLINE_S = 10.0
 SERVER_DEADLINE_S = 5.0
+SETTINGS_DEADLINE_S = 10.0
 
 
 class Check(Value, frozen=True, kw_only=True):
@@ -52,7 +55,8 @@ async def check_host(paths: AgentPaths) -> tuple[Check, ...]:
     if identity is not None:
         found += await _servers(paths, identity, properties)
         found += await _storage(paths, identity)
-    found.append(_guardian(paths))
+    found.append(_program(paths, "agent", "nobody mends or starts VMs here"))
+    found.append(_program(paths, "guardian", "nobody beats for this host"))
     found += _units(paths)
     return tuple(found)
 
@@ -136,8 +140,19 @@ async def _servers(
     return found
 
 
+async def _settings(paths: AgentPaths) -> HostSettings | None:
+    """A host that has just joined gets its first ones a moment after its agent began."""
+    store = SettingsStore(paths.settings, Files())
+    deadline = time.monotonic() + SETTINGS_DEADLINE_S
+    while (settings := store.load()) is None and is_held(paths, "agent"):
+        if time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.1)
+    return settings
+
+
 async def _storage(paths: AgentPaths, identity: Identity) -> list[Check]:
-    settings = SettingsStore(paths.settings, Files()).load()
+    settings = await _settings(paths)
     if settings is None:
         return [
             Check(name="settings", ok=None, detail="none yet; they come with the first session")
@@ -158,14 +173,14 @@ async def _storage(paths: AgentPaths, identity: Identity) -> list[Check]:
     return found
 
 
-def _guardian(paths: AgentPaths) -> Check:
-    if Path(paths.guardian_socket).is_socket():
-        return Check(name="guardian", ok=True, detail=str(paths.guardian_socket))
+def _program(paths: AgentPaths, name: str, missed: str) -> Check:
+    if is_held(paths, name):
+        return Check(name=name, ok=True, detail="it runs")
     return Check(
-        name="guardian",
+        name=name,
         ok=False,
-        detail="it does not run: nobody beats for this host",
-        fix="start it: systemctl start virtha-guardian",
+        detail=f"it does not run: {missed}",
+        fix=f"start it: systemctl start virtha-{name}; journalctl -u virtha-{name} says why it ended",
     )
 
 
@@ -177,8 +192,10 @@ def _units(paths: AgentPaths) -> list[Check]:
         return [_failed("units", error)]
     if wrong is None:
         return []
-    fix = "run: virtha agent install-units" if wrong else ""
-    return [Check(name="units", ok=not wrong, detail="; ".join(wrong), fix=fix)]
+    if not wrong:
+        return [Check(name="units", ok=True, detail="as this version has them")]
+    fix = "run: virtha agent install-units"
+    return [Check(name="units", ok=False, detail="; ".join(wrong), fix=fix)]
 
 
 def _failed(name: str, error: VirthaError | OSError) -> Check:

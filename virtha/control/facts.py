@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 
 from virtha.control.copies import copies_on, counts, released, reported, seen_off, without
 from virtha.control.effects import Dispatcher, Effects
@@ -12,7 +13,7 @@ from virtha.control.incident_fold import AGENT_ANSWERS
 from virtha.control.incident_log import agent_answered
 from virtha.control.runner import Runner
 from virtha.model.domain import DomainState
-from virtha.model.errors import NotFound
+from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
 from virtha.model.facts import (
     Fact,
@@ -44,6 +45,8 @@ from virtha.store.hosts import (
 from virtha.store.installations import the_installation
 from virtha.store.store import Store, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_held_by, vms_with_ids
+
+log = structlog.get_logger("virtha.facts")
 
 _ALIVE = (
     DomainState.RUNNING,
@@ -156,7 +159,7 @@ class FactRecorder:
             ),
         )
         if body.code == AGENT_ANSWERS:
-            await agent_answered(tx, event)
+            await _end_path(tx, event)
         if row is not None and body.code in _WATCHDOG_CODES:
             await save_vm_status(
                 tx,
@@ -310,3 +313,16 @@ class FactRecorder:
             await record(
                 tx, "storage.unusable", host=host.host, name=domain.name, detail=body.detail
             )
+
+
+async def _end_path(tx: WriteTransaction, event: Event) -> None:
+    """No fact waits for an incident's record: where that can't be kept, it is left as it was, and the log says so."""
+    try:
+        async with tx.apart():
+            await agent_answered(tx, event)
+    except Unavailable:
+        raise  # locked, or no room: the fact can't be written either
+    except (
+        Exception
+    ):  # a host's facts come in order: a broken record of what was would hold up all behind it
+        log.exception("the end of a VM's recovery can't be kept", vm=event.vm_id)

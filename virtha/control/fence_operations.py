@@ -12,9 +12,9 @@ from virtha.engine.records import FeedProgress, Fence, FenceStep, HostRecord, In
 from virtha.model.codes import render
 from virtha.model.ids import HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
-from virtha.model.power import PowerAction
+from virtha.model.power import PowerAction, device_name
 from virtha.model.time import UtcMillis
-from virtha.store.engine import find_host_record
+from virtha.store.engine import find_host_records
 from virtha.store.operations import find_operation, save_operation
 from virtha.store.store import WriteTransaction
 
@@ -30,16 +30,17 @@ _ENDS = {
 
 async def follow_fences(tx: WriteTransaction, intents: Iterable[Intent]) -> None:
     """To be called before ``intents`` are written: it looks at what they change."""
+    changed: list[tuple[HostId, HostRecord | None]] = []
     for intent in intents:
-        if not isinstance(intent, SaveHost | DropHost):
-            continue
-        host_id, after = (
-            (intent.record.host_id, intent.record)
-            if isinstance(intent, SaveHost)
-            else (intent.host_id, None)
-        )
-        found = await find_host_record(tx, host_id)
-        before = found.record if found is not None else None
+        if isinstance(intent, SaveHost):
+            changed.append((intent.record.host_id, intent.record))
+        elif isinstance(intent, DropHost):
+            changed.append((intent.host_id, None))
+    if not changed:
+        return
+    records = await find_host_records(tx, {host_id for host_id, _ in changed})
+    for host_id, after in changed:
+        before = records.get(host_id)
         if _fence_of(before) != _fence_of(after) or _is_proven(before) != _is_proven(after):
             await _follow(tx, host_id, before, after)
 
@@ -180,7 +181,7 @@ def _feed(feed: FeedProgress) -> str:
         word = "took the order"
     else:
         word = "too late to be sent" if feed.too_late else "ordered"
-    return f"{feed.device}: {word}"
+    return f"{device_name(feed.device)}: {word}"
 
 
 def _progress(incident: Incident, fence: Fence) -> int:

@@ -18,7 +18,7 @@ from virtha.model.incident import (
     PathState,
     VmPath,
 )
-from virtha.model.power import PowerAction
+from virtha.model.power import PowerAction, device_name
 from virtha.model.proof import ProofKind
 from virtha.model.time import UtcMillis
 from virtha.model.value import Scalar
@@ -136,14 +136,14 @@ def _fence_entries(
             action=after.action.value,
             level=after.level + 1,
             attempt=after.attempt,
-            devices=", ".join(feed.device for feed in after.feeds),
+            devices=", ".join(device_name(feed.device) for feed in after.feeds),
             order=after.order_id,
             known_off=after.known_off,
         )
     had = {feed.device: feed for feed in before.feeds} if same and before is not None else {}
     for feed in after.feeds:
         old = had.get(feed.device)
-        device = feed.device
+        device = device_name(feed.device)
         if feed.accepted and not (old is not None and old.accepted):
             yield moment.entry("incident.fence.accepted", device=device)
         since = old.off_since_ms if old is not None else None

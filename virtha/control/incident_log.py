@@ -359,6 +359,7 @@ class _Write:
         for vm_id in lost:
             record = after[vm_id]
             assert record is not None
+            former = _proven_hosts(before.get(vm_id))
             ids = {
                 found.id
                 for host_id, boot in hosts_of_loss(before.get(vm_id), record)
@@ -367,9 +368,13 @@ class _Write:
             }
             for incident_id in sorted(ids):
                 key = (incident_id, vm_id)
-                self._enter(key, names.get(vm_id, vm_id), known.get(key))
+                again = self._incidents[incident_id].host_id in former
+                self._enter(key, names.get(vm_id, vm_id), known.get(key), again=again)
 
-    def _enter(self, key: tuple[IncidentId, VmId], name: str, known: VmPath | None) -> None:
+    def _enter(
+        self, key: tuple[IncidentId, VmId], name: str, known: VmPath | None, *, again: bool
+    ) -> None:
+        """``again``: it was lost in that incident before, and is lost anew on its way back."""
         if key in self._paths:
             return
         if known is not None:
@@ -377,7 +382,8 @@ class _Write:
             return
         found = self._incidents[key[0]]
         if found.vms >= VMS_MAX:
-            self._put(replace(found, vms_left_out=found.vms_left_out + 1))
+            if not again:
+                self._put(replace(found, vms_left_out=found.vms_left_out + 1))
             return
         self._unlinked.discard(found.id)
         self._put(replace(found, vms=found.vms + 1))
@@ -419,6 +425,13 @@ def _name_of(record: HostRecord | None, told: Sequence[Notice]) -> str | None:
         return record.name
     names = (one.fields.get("host") for one in told)
     return next((str(name) for name in names if name is not None), None)
+
+
+def _proven_hosts(before: VmRecord | None) -> set[HostId]:
+    """With which it was lost before this write, as far as it is on its way back from there."""
+    if before is None or before.stage not in RECOVERING:
+        return set()
+    return {proof.host_id for proof in before.proofs}
 
 
 def _is_lost_now(before: VmRecord | None, after: VmRecord) -> bool:

@@ -50,7 +50,10 @@ def due_at(
     test: PowerTest | None, revision: Revision, *, began: UtcMillis, interval_ms: int, share: float
 ) -> UtcMillis:
     """``revision``: of its settings now. ``began``: when this server began to lead. ``share``: see ``spread``. By the wall
-    clock, which may jump: a test of the future is none, and no jump makes all due at one moment but after a beginning."""
+    clock, which may jump: a test of the future is none, and no jump makes all due at one moment but after a beginning.
+
+    A device that was disproved since is due no sooner: the engine waits for no test, it looks anew when one comes, and one
+    that lied of a living host is not to be cleared in a hurry by a single reading."""
     earliest = began + GRACE_MS + int(share * min(interval_ms, FIRST_WITHIN_MS))
     if test is None or test.settings_revision < revision:
         return UtcMillis(earliest)

@@ -32,6 +32,11 @@ class DomainReading(Value, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_DISK_OPTIONS = frozenset(
+    {"drive", "blockdev", "hda", "hdb", "hdc", "hdd", "sd", "mtdblock", "pflash", "readconfig"}
+)
+"""Of QEMU 7.2 (its manual's "Block device options"); ``readconfig`` reads any of them from a file."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # libvirt formatdomain, "Memory Allocation": the units of <memory>; KiB where none is given.
 _MEMORY_UNITS = {
@@ -80,6 +85,7 @@ def read_domain(xml: str, host: HostDefaults) -> DomainReading:
     machine = _machine(root, architecture, obstacles)
     memory_bytes = _memory_bytes(root, obstacles)
     vcpus = _vcpus(root, obstacles)
+    obstacles.extend(_hidden_disks(root))
     if managed_mark(root) is not None:
         warnings.append("it carries virtha's mark already, perhaps of an earlier installation")
     disks = _disks(root, vm_id, host, warnings)
@@ -278,6 +284,21 @@ def _nics(root: Element, vm_id: str, warnings: list[str]) -> tuple[Nic, ...]:
             "not have; a bridge can be checked"
         )
     return tuple(nics)
+
+
+def _hidden_disks(root: Element) -> list[str]:
+    """Disks in QEMU's own arguments: no claim, no look and no fence would know of them, and the VM may be started elsewhere."""
+    words = {
+        argument.getAttribute("value").lstrip("-").partition("=")[0]
+        for one in elements(root)
+        if one.namespaceURI == _QEMU and one.localName == "commandline"
+        for argument in elements(one)
+        if argument.localName == "arg"
+    }
+    return [
+        f"QEMU's own argument -{word} opens a disk that virtha can't see: write it as <disk>, or leave it out"
+        for word in sorted(words & _DISK_OPTIONS)
+    ]
 
 
 def _warn_of_what_stays_behind(root: Element, warnings: list[str]) -> None:

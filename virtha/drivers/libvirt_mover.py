@@ -31,6 +31,8 @@ CHUNK_BYTES = 1 << 16
 FAILED, UNREACHABLE = "migration.failed", "migration.ended.unreachable"
 GATE, FULL, CPU = "migration.ended.gate", "migration.ended.no_room", "migration.ended.cpu"
 PAUSED, IO_ERROR = "migration.ended.paused", "migration.ended.io_error"
+CPU_WORDS = ("incompatible", "not provided by host", "match specification")
+"""Of libvirt's comparison with the host's processor, and with what QEMU gave the guest there."""
 LOOK_S = 5.0
 """For libvirt to say how the source stands: both stand still meanwhile."""
 
@@ -169,10 +171,9 @@ def _say(end: MoveEnd) -> None:
 
 
 def flags_of(destination: MoveDestination) -> int:
-    """Never POSTCOPY (G6), PAUSED, PEER2PEER, TUNNELLED. UNSAFE: see ADR 14."""
+    """Never POSTCOPY (G6), PAUSED, PEER2PEER, TUNNELLED; nor ABORT_ON_ERROR, for libvirt then lets the source run on: who
+    stopped on an I/O error is kept where it is by ``word_objection`` (S6). UNSAFE: see ADR 14."""
     flags = int(libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE)
-    # One that an I/O error pauses on its way has requests in flight: it stays where it is (S6).
-    flags |= int(libvirt.VIR_MIGRATE_ABORT_ON_ERROR)
     if not destination.socket:
         flags |= int(libvirt.VIR_MIGRATE_TLS)
     return flags
@@ -238,7 +239,7 @@ def _lead(request: MoveRequest, relay: Relay) -> MoveEnd:
         if relay.filter.word_given:
             return MoveEnd(result=Result.UNKNOWN, detail=_text(error))
         detail = relay.error or _text(error)
-        return MoveEnd(result=Result.FAILED, code=code_of(error), detail=detail)
+        return MoveEnd(result=Result.FAILED, code=_why(error, domain), detail=detail)
     return MoveEnd(result=Result.OK)
 
 
@@ -260,10 +261,22 @@ def code_of(error: "libvirt.libvirtError") -> str:
         return code
     if "cannot allocate memory" in text or "cannot set up guest memory" in text:
         return FULL
-    if "cpu" in text and ("incompatible" in text or "not provided by host" in text):
+    if "cpu" in text and any(words in text for words in CPU_WORDS):
         return CPU
     refused = "unable to connect" in text or "connection refused" in text or "no route" in text
     return UNREACHABLE if refused else FAILED
+
+
+def _why(error: "libvirt.libvirtError", domain: "libvirt.virDomain") -> str:
+    """Also where QEMU gave up because the guest's storage fails: libvirt says only that it did."""
+    code = code_of(error)
+    if code != FAILED:
+        return code
+    try:
+        still = standing(domain)
+    except libvirt.libvirtError:
+        return code
+    return IO_ERROR if still is not None and still.code == IO_ERROR else code
 
 
 async def _run(request: MoveRequest) -> None:

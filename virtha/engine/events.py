@@ -89,7 +89,7 @@ class HostSurveyed(Value, frozen=True, kw_only=True, tag="surveyed"):
     storage_domains: frozenset[StorageDomainId] = frozenset()
     """Usable from there right now."""
     active: frozenset[VmId] = frozenset()
-    """Managed VMs that have a QEMU there, in whatever state."""
+    """Managed VMs that have a QEMU there, in whatever state; none where only the rest is said again."""
 
 
 class LibvirtAnswered(Value, frozen=True, kw_only=True, tag="libvirt"):

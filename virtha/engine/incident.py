@@ -408,6 +408,9 @@ def _disprove(node: HostNode, incident: Incident) -> None:
 
 
 def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
+    """The sign may also be of a boot whose incident is over. That disproves no device: the incident ended because the host
+    reported a next boot, by which the former one is dead whatever its device had said (P4), so this sign was under way since
+    before; and which devices had said *off* ended with the incident. It is told all the same."""
     if node.contradicted:
         return  # once per process and host: the beat comes twice a second
     if node.record.incident is not None:

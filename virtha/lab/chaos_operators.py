@@ -5,7 +5,7 @@ import time
 
 from virtha.lab.chaos_plan import FaultKind, Strike
 from virtha.lab.lab import Lab
-from virtha.model.errors import VirthaError
+from virtha.model.errors import Unavailable, VirthaError
 
 ORDER_S = 60.0
 """How long one waits for the end of what he ordered."""
@@ -51,9 +51,10 @@ class Operators:
         """Its state, and whether an operation of it is open."""
         try:
             with self._lab.api() as api:
-                is_open = bool(api.get("/v1/operations", vm=vm, open="true")["items"])
-                return str(api.vm(vm)["status"]["state"]), is_open
-        except VirthaError:
+                found = api.vm(vm)
+                open_ones = api.get("/v1/operations", subject=found["vm"]["id"], open="true")
+                return str(found["status"]["state"]), bool(open_ones["items"])
+        except Unavailable:
             return "", True
 
     def _order(self, vm: str, what: str) -> str:

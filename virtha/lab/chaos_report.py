@@ -32,7 +32,7 @@ _COUNTED = {
     "vms_killed_for_their_lease": "host.lease.killed_vm",
 }
 """Key -> the event that is counted for it."""
-_WRONG = {"violations": "violation", "records_lost": "record lost", "vms_lost": "vm lost"}
+_WRONG = {"records_lost": "record lost", "vms_lost": "vm lost"}
 """Key -> ``Finding.what``."""
 
 
@@ -98,8 +98,9 @@ def figures(run: ChaosRun, replayed: Replayed) -> dict[str, Any]:
         **_events(run),
         "writes": run.writes.judge.writes,
         "records_acknowledged": run.records.acknowledged(),
-        **{key: found[what] for key, what in _WRONG.items()},
-        "other_findings": sum(found.values()) - sum(found[what] for what in _WRONG.values()),
+        "violations": len(run.writes.violations),
+        **{key: found.pop(what, 0) for key, what in _WRONG.items()},
+        "other_findings": sum(found.values()) - found["violation"],
         "back_s_median": round(back[len(back) // 2], 1) if back else None,
         "back_s_worst": round(back[-1], 1) if back else None,
         "replayed_turns": replayed.turns,

@@ -246,9 +246,8 @@ class ChaosRun:
             for did in self._striker.mend_all():
                 self._log.note(mending=did)
             if starting is None or starting.done():
-                if starting is not None:
-                    for did in starting.result():
-                        self._log.note(operator=did)
+                for did in self._came_of(starting):
+                    self._log.note(operator=did)
                 starting = self._pool.submit(self._operators.start_what_they_stopped)
             at_work = self._operators.has_stopped() or not all(job.done() for job in jobs)
             missing = self._missing(marks)
@@ -264,6 +263,13 @@ class ChaosRun:
         for job in jobs:
             if job.done():
                 job.result()  # an error of our own is not to be lost
+
+    @staticmethod
+    def _came_of(starting: "Future[list[str]] | None") -> list[str]:
+        try:
+            return [] if starting is None else starting.result()
+        except VirthaError as error:
+            return [f"not known: {error}"]
 
     def _missing(self, marks: dict[str, int]) -> dict[str, str]:
         """Host, VM or storage -> what it lacks."""

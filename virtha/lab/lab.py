@@ -25,7 +25,7 @@ from virtha.lab.namespaces import (
     processes_in_network,
     wait_gone,
 )
-from virtha.lab.node import STORAGE_NAME, Node, wait_until
+from virtha.lab.node import SERVICE_S, STORAGE_NAME, Node, wait_until
 from virtha.lab.progress import Steps
 from virtha.lab.state import LabState, NodeState
 from virtha.model.errors import Conflict, Failed, InvalidInput, NotFound, Unavailable
@@ -195,7 +195,7 @@ def _start_server(lab: Lab, port: int) -> None:
     lab.change_node(server.name, init=server.state.init)
     # Only its address: hosts of the lab ask no name server. Loopback names are always in it.
     shown_once = server.run_checked(
-        ["virtha", "server", "init", "--names", server.address, "--json"], timeout_s=60
+        ["virtha", "server", "init", "--names", server.address, "--json"], timeout_s=JOINS_S
     )
     secrets = server.directory / "secrets.json"
     secrets.touch(mode=0o600)
@@ -218,7 +218,7 @@ def start_server(server: Node) -> None:
         except Unavailable:
             return False
 
-    wait_until(answers, "the server answers", timeout_s=120.0, pause_s=0.05)
+    wait_until(answers, "the server answers", timeout_s=SERVICE_S, pause_s=0.05)
 
 
 def _start_forward(lab: Lab, port: int) -> None:

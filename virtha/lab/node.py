@@ -34,6 +34,8 @@ from virtha.lab.state import LabState, NodeState
 from virtha.model.errors import Failed, Unavailable
 
 BOOT_TIMEOUT_S = 60.0
+SERVICE_S = 120.0
+"""On a machine with other work a program needs half a minute to begin, the first time."""
 STORAGE_NAME = "ds1"
 WATCHDOG_MODULE = "virtha.lab.watchdog_standin"
 _BASE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net")
@@ -408,7 +410,7 @@ class Node:
                 raise Failed(f"{self.name}: {name} ended at once: {self.last_words(name)}")
             return self.path_inside(path).exists()
 
-        wait_until(is_up, f"{self.name}: {name} makes {path}", timeout_s=30.0)
+        wait_until(is_up, f"{self.name}: {name} makes {path}", timeout_s=SERVICE_S)
 
     def signal_service(self, name: str, number: int) -> None:
         self.order(do="signal", name=name, signal=number)

@@ -7,6 +7,12 @@ from virtha.model.value import Value
 
 PowerDeviceId = NewType("PowerDeviceId", str)
 
+
+def device_name(device: PowerDeviceId) -> str:
+    """As people gave it: an id names its settings' revision after it (`bmc@17`), and no name holds an @."""
+    return device.partition("@")[0]
+
+
 TOO_LATE = "power.too_late"
 """Of an order that was refused because it was too old when it would have gone to its device: never carried out."""
 

@@ -188,6 +188,7 @@ class ClusterFeed:
         self._offered: dict[HostId, int] = {}
         """The last fact of each host that the engine was given."""
         self._starts: dict[OperationId, StartCommand] = {}
+        """Until it is told how they ended, or their VM is gone."""
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
@@ -388,6 +389,7 @@ class ClusterFeed:
     def vm_gone(self, vm_id: VmId) -> None:
         self._domains = None
         if self._vms.pop(vm_id, None) is not None:
+            self._starts = {key: one for key, one in self._starts.items() if one.vm_id != vm_id}
             self.offer(VmRemoved(vm_id=vm_id))
 
     def granted(self, led: LedVm, granted: CopyGranted) -> None:
@@ -475,7 +477,8 @@ class ClusterFeed:
             storage_domains=led.storage_domains,
             active=active_vms(inventory, self._vms),
         )
-        self._surveys[host_id] = survey
+        # A list tells of its own moment: what it named may have been given back by the time its host says the rest again.
+        self._surveys[host_id] = replace(survey, active=frozenset())
         self.offer(survey)
 
     def _survey_again(self, led: LedHost) -> None:
@@ -498,6 +501,8 @@ class ClusterFeed:
         start = self._starts.get(outcome.operation_id)
         if start is not None:
             self.offer(start_ended(start, outcome))
+            if outcome.result is not Result.UNKNOWN:
+                del self._starts[outcome.operation_id]  # told again, it would say the same
         left = self._leaving.pop(outcome.operation_id, None)
         unread = outcome.result is Result.REFUSED and outcome.code in REFUSED_UNREAD
         if left is not None and unread:

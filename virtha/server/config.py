@@ -103,10 +103,10 @@ def read_config(paths: ServerPaths, environment: Mapping[str, str] | None = None
             f"there is no {paths.config}", fix="set the server up first: virtha server init"
         ) from None
     except OSError as error:
-        raise Failed(
-            f"can't read {paths.config}: {error.strerror}",
-            fix="look at its rights, and whether --root is the installation's",
-        ) from error
+        fix = "look at its rights, and whether --root is the installation's"
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            fix = "run it as root"
+        raise Failed(f"can't read {paths.config}: {error.strerror}", fix=fix) from error
     environ = os.environ if environment is None else environment
     return parse_config(text, where=str(paths.config), overriding=overrides(environ))
 

@@ -33,24 +33,33 @@ class PowerTester:
         self._began: dict[ClusterId, tuple[Lead, UtcMillis]] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
-        while not stopping.is_set():
-            await self.round()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await stopping.wait()
+        """Each cluster by itself: slow devices of one hold up no other's."""
+        under_way: dict[ClusterId, asyncio.Task[int]] = {}
+        async with asyncio.TaskGroup() as group:
+            while not stopping.is_set():
+                for cluster_id, feed in tuple(self._engines.feeds.items()):
+                    former = under_way.get(cluster_id)
+                    if former is None or former.done():
+                        name = f"power tests of {cluster_id}"
+                        under_way[cluster_id] = group.create_task(self._of(feed), name=name)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await stopping.wait()
+            for task in under_way.values():
+                task.cancel()
 
     async def round(self) -> int:
         """All that is due by now. Returns how many devices were tested."""
-        tested = 0
-        for feed in tuple(self._engines.feeds.values()):
-            try:
-                due = await self._schedule.due(feed.cluster_id, began=self._beginning(feed))
-            except VirthaError as error:
-                log.warning("power devices can't be tested now", error=str(error))
-                continue
-            ended = await asyncio.gather(*(self._test(feed, one) for one in due))
-            tested += sum(ended)
-        return tested
+        feeds = tuple(self._engines.feeds.values())
+        return sum(await asyncio.gather(*(self._of(feed) for feed in feeds)))
+
+    async def _of(self, feed: ClusterFeed) -> int:
+        try:
+            due = await self._schedule.due(feed.cluster_id, began=self._beginning(feed))
+        except VirthaError as error:
+            log.warning("power devices can't be tested now", error=str(error))
+            return 0
+        return sum(await asyncio.gather(*(self._test(feed, one) for one in due)))
 
     def _beginning(self, feed: ClusterFeed) -> UtcMillis:
         lead, began = self._began.get(feed.cluster_id, (None, UtcMillis(0)))

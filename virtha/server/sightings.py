@@ -28,6 +28,7 @@ from virtha.engine.events import (
 )
 from virtha.model.ids import HostId
 from virtha.model.incident import IncidentEntry, Sighting
+from virtha.model.power import device_name
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.vm import Reason
 
@@ -80,7 +81,9 @@ class SightingBook:
                     self._note(event.subject, self._name(event.witness), "slot", "goes on")
                 case PowerRead():
                     why = "" if event.error is None else f": {event.error}"
-                    self._note(event.host_id, event.device, "power", event.state.value + why)
+                    self._note(
+                        event.host_id, device_name(event.device), "power", event.state.value + why
+                    )
                 case SessionChanged():
                     self._session(event)
                 case _:
@@ -89,7 +92,7 @@ class SightingBook:
     def sent(self, command: OrderPower) -> None:
         """It was handed to its device just now."""
         fields = {
-            "device": command.device,
+            "device": device_name(command.device),
             "action": command.action.value,
             "order": command.order_id,
         }

@@ -248,7 +248,8 @@ class Failover:
             storage_domains=self._domains(host),
             active=active_vms(inventory, self._server.vms),
         )
-        self._surveys[host] = survey
+        # As the server's: what is said again later names no copies.
+        self._surveys[host] = replace(survey, active=frozenset())
         self.leader.offer(survey)
 
     def _domains(self, host: str) -> frozenset[StorageDomainId]:
@@ -260,21 +261,13 @@ class Failover:
         before = self._surveys.get(host)
         if before is None or not self._gateway.agent_connected(host):
             return
-        survey = replace(before, storage_domains=self._domains(host), active=self._active(host))
+        survey = replace(before, storage_domains=self._domains(host))
         if survey == before or self._world.hosts[host].boot != survey.boot:
             return
         if self._agent_says(host, survey):
             self._surveys[host] = survey
         else:
             self._world.kernel.after(AGENT_SAYS_AGAIN_MS, partial(self.storage_noticed, host))
-
-    def _active(self, host: str) -> frozenset[VmId]:
-        """As it is now: what the last list said may be over by this time, and told to be. Without libvirt nobody can look."""
-        there = self._world.hosts[host]
-        if not there.libvirt_up:
-            return self._surveys[host].active
-        found = {vm_id: there.libvirt.find(vm_id) for vm_id in self._server.vms}
-        return frozenset(vm_id for vm_id, one in found.items() if one is not None and one.qemu)
 
     def libvirt_noticed(self, host: str) -> None:
         """The agent of a session that begins says it there."""

@@ -75,9 +75,15 @@ async def open_incidents_of(
 async def paths_of_vms(
     tx: Transaction, vms: Collection[VmId], *, only_open: bool
 ) -> tuple[VmPath, ...]:
-    """``only_open``: with which the engine is not done."""
-    where = (incident_vm.c.open.is_(True),) if only_open else ()
-    bodies = await _bodies(tx, incident_vm, incident_vm.c.vm_id, vms, *where)
+    """``only_open``: with which the engine is not done. Else all of incidents that are not closed: a VM may have been in any
+    number before."""
+    if only_open:
+        where = incident_vm.c.open.is_(True)
+    else:
+        where = incident_vm.c.incident_id.in_(
+            select(incident.c.id).where(incident.c.open.is_(True))
+        )
+    bodies = await _bodies(tx, incident_vm, incident_vm.c.vm_id, vms, where)
     return tuple(decode(VmPath, body) for body in bodies)
 
 

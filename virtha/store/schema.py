@@ -247,6 +247,7 @@ event = Table(
 )
 Index(None, event.c.vm_id, event.c.revision)
 Index(None, event.c.host_id, event.c.revision)
+Index(None, event.c.host_id, event.c.code, event.c.revision)
 Index(None, event.c.code, event.c.revision)
 
 operation = Table(

@@ -23,7 +23,7 @@ H1, H2 = HostId("h1"), HostId("h2")
 BOOT = BootId("b")
 PLACES = {H1: 0, H2: 1}
 POISON = Poison(boot=BootId("b2"), server="s1", term=Term(1), incident="7")
-BOUND_S = 120
+BOUND_S = 60
 
 
 class PartlyHung(DirectoryDomain):

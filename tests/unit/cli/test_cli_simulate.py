@@ -536,3 +536,7 @@ def test_a_swarm_that_hardly_meets_a_kind_says_so(capsys: pytest.CaptureFixture[
     assert shares(rare)[KINDS[0].name] == 9
     assert show_swarm(Options(), rare, Seeds(0, 999), took_s=1, digest=False) == 1
     assert f"less than 1 %: {KINDS[0].name}" in capsys.readouterr().out
+    outcome = [msgspec.structs.replace(one, seen=one.seen[1:]) for one in all_kinds]
+    assert rare_kinds(outcome) == [all_kinds[0].seen[0]]
+    assert show_swarm(Options(), outcome, Seeds(0, 999), took_s=1, digest=False) == 0
+    assert f"less than 1 %: {all_kinds[0].seen[0]}" in capsys.readouterr().out

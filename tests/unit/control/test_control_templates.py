@@ -22,6 +22,7 @@ from virtha.model.operation import OperationState
 from virtha.model.orders import CopyDisk, DefineVm, DeleteTemplate, ForgetVm
 from virtha.model.template import TemplateState
 from virtha.model.user import Role
+from virtha.model.vm import OnIoError
 from virtha.model.watchdog import WatchdogAction, WatchdogModel
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -36,6 +37,7 @@ async def _with_vm(world: Any) -> Any:
         watchdog=WatchdogRequest(model="i6300esb", action="reset"),
         nics=(NicCreate(bridge="br0", model="e1000"),),
         vcpus=2,
+        on_io_error=OnIoError.LEAVE_PAUSED,
     )
     return host
 
@@ -74,6 +76,7 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
         assert (template.state, template.source_vm) == (TemplateState.READY, "web1")
         assert template.watchdog == source.watchdog
         assert (template.memory_bytes, template.vcpus, template.ha) == (512 * MIB, 2, True)
+        assert template.on_io_error is OnIoError.LEAVE_PAUSED
         assert [(nic.bridge, nic.model) for nic in template.nics] == [("br0", "e1000")]
         order = host.orders[-1].body
         assert isinstance(order, CopyDisk)
@@ -88,6 +91,7 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
         assert copy.vm_id is None
         assert vm.watchdog == source.watchdog
         assert (vm.memory_bytes, vm.vcpus, vm.ha) == (512 * MIB, 2, True)
+        assert vm.on_io_error is OnIoError.LEAVE_PAUSED
         assert vm.description == "patched in May"
         assert vm.nics[0].model == "e1000" and vm.nics[0].mac != source.nics[0].mac
         assert vm.disks[0].path == f"vms/{vm.id}/disk0.qcow2"
@@ -99,8 +103,10 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
             watchdog=WatchdogRequest(model="ib700", action="poweroff"),
             memory_bytes=64 * MIB,
             ha=False,
+            on_io_error=OnIoError.AUTO_RESUME,
             nics=(),
         )
+        assert other.on_io_error is OnIoError.AUTO_RESUME
         assert other.watchdog is not None
         assert (other.watchdog.model, other.watchdog.action) == (
             WatchdogModel.IB700,

@@ -25,7 +25,7 @@ from virtha.model.ids import Incarnation, Revision
 from virtha.model.operation import OperationState
 from virtha.model.orders import CreateDisk, DefineVm, ForgetVm, StartVm, StopMode, StopVm
 from virtha.model.user import Role
-from virtha.model.vm import PossibleCopy, Reason, VmState
+from virtha.model.vm import OnIoError, PossibleCopy, Reason, VmState
 from virtha.store.vms import save_vm_status
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -445,6 +445,12 @@ def test_a_change_honours_if_match_and_reaches_the_holder(tell: Tell) -> None:
         define = host.orders[-1].body
         assert isinstance(define, DefineVm) and define.vm.vcpus == 2
         assert not world.links.settings_of(host.id).vms[0].vm.ha
+        left = VmChange(on_io_error=OnIoError.LEAVE_PAUSED)
+        await world.control.vms.change(ADMIN, "www", left)
+        held = world.links.settings_of(host.id).vms[0].vm
+        assert held.on_io_error is OnIoError.LEAVE_PAUSED, "its host takes that up at once"
+        changed = await world.control.vms.get("www")
+        assert not changed.pending
         same = await world.control.vms.change(ADMIN, "www", VmChange(vcpus=2))
         assert same.vm.revision == changed.vm.revision, "nothing changed, nothing moves"
 

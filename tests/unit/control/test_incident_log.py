@@ -29,6 +29,7 @@ from virtha.model.ids import (
     VmId,
 )
 from virtha.model.incident import IncidentCause, PathState
+from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.vm import PossibleCopy, Vm
 from virtha.ports.leaders import NobodyLeads
@@ -387,6 +388,16 @@ def test_a_host_with_more_vms_than_are_kept_says_how_many_are_not(tmp_path: Path
         view = await led.the_incident()
         assert len(view.vms) == VMS_MAX and view.vms_left_out == 3
         assert view.incident.vms.all == VMS_MAX + 3
+
+        last = vms[-1]
+        proof = Proof(kind=ProofKind.POWER_OFF, host_id=H1, boot=led.incident().boot, at_ms=1)
+        on_its_way = replace(last, stage=VmStage.STARTING, copies=(), proofs=(proof,))
+        async with led.store.write() as tx:
+            await save_intent(tx, C1, SaveVm(record=on_its_way))
+            clock = Millis(led.clock.now)
+            again = SaveVm(record=replace(on_its_way, stage=VmStage.LOST))
+            await follow_incidents(tx, C1, intents=[again], notices=(), clock=clock)
+        assert (await led.the_incident()).vms_left_out == 3, "lost anew on its way back"
 
     play(tmp_path, story)
 

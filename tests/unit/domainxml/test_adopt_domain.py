@@ -95,6 +95,12 @@ def test_an_old_domain_is_read_with_its_card(adoptable: Path) -> None:
     assert found.disks[0].bus == "ide"
 
 
+QEMU_DRIVE = (
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    "<q:arg value='-drive'/><q:arg value='driver=rbd,pool=vms,image=web1'/></q:commandline>"
+)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "obstacle"),
     [
@@ -106,6 +112,7 @@ def test_an_old_domain_is_read_with_its_card(adoptable: Path) -> None:
         ("0000000000c3", "zz", "no UUID"),
         (">hvm<", ">exe<", "fully virtualised"),
         ("<memory>", "<vcpu>none</vcpu><memory>", "number of processors"),
+        ("<memory>", QEMU_DRIVE + "<memory>", "-drive opens a disk that virtha can't see"),
     ],
 )
 @pytest.mark.req("A8")

@@ -244,6 +244,7 @@ class Error(libvirt.libvirtError):
         ("OPERATION_ABORTED", "migration out job: canceled by client", "migration.ended.cancelled"),
         ("CPU_INCOMPATIBLE", "the CPU is incompatible with host CPU", "migration.ended.cpu"),
         ("OPERATION_FAILED", "guest CPU doesn't match: not provided by host", "migration.ended.cpu"),
+        ("OPERATION_FAILED", "guest CPU doesn't match specification: missing features: sse4.2", "migration.ended.cpu"),
         ("INTERNAL_ERROR", "cannot set up guest memory: Cannot allocate memory", "migration.ended.no_room"),
         ("SYSTEM_ERROR", "unable to connect to server: No route to host", "migration.ended.unreachable"),
         ("INTERNAL_ERROR", "something else", "migration.failed"),

@@ -158,7 +158,7 @@ def relayed(
     ends: str,
     calls: list[bytes],
     *,
-    wait_s: float = 0.3,
+    wait_s: float = 60.0,
     objection: Callable[[], MoveEnd | None] = lambda: None,
     words: list[int] | None = None,
 ) -> list[int]:
@@ -229,7 +229,7 @@ def test_the_word_without_a_success_ends_the_process(
 def test_a_target_that_says_nothing_keeps_the_client_waiting(
     tmp_path: Path, told_lost: list[str]
 ) -> None:
-    assert relayed(tmp_path, "is silent", [raw(OPEN), WORD]) == [OPEN]
+    assert relayed(tmp_path, "is silent", [raw(OPEN), WORD], wait_s=0.3) == [OPEN]
 
 
 def test_a_target_that_is_lost_before_the_word_fails_the_move(

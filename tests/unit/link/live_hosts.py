@@ -55,14 +55,16 @@ class BreakableSlots(DirectoryDomain):
     """The real blocks behind a path that can fail."""
 
     fails = False
+    way: "BreakableSlots | None" = None
+    """What fails with it: a guardian has two of each domain, on one path."""
 
     def _read_into(self, buffer: memoryview, offset: int) -> int:
-        if self.fails:
+        if (self.way or self).fails:
             raise OSError("the path fails")
         return super()._read_into(buffer, offset)
 
     def _write(self, block: int, data: bytes) -> None:
-        if self.fails:
+        if (self.way or self).fails:
             raise OSError("the path fails")
         super()._write(block, data)
 
@@ -194,9 +196,11 @@ class LiveHost(Recorder):
             await asyncio.sleep(PULSE_S)
 
     def _kit(self) -> LeaseKit:
+        self.slots.clear()
+
         def slots_of(domain: StorageDomain) -> BreakableSlots:
             made = self._blocks(domain)
-            self.slots[domain.id] = made
+            made.way = self.slots.setdefault(domain.id, made)
             return made
 
         return LeaseKit(

@@ -1,7 +1,7 @@
 import pytest
 
 from virtha.model.errors import InvalidInput
-from virtha.model.policy import RestartPolicy
+from virtha.model.policy import IoErrorPolicy, RestartPolicy
 
 pytestmark = pytest.mark.req("A8", "W12")
 
@@ -31,6 +31,32 @@ def test_a_policy_that_can_not_work_is_refused_naming_the_field(
     with pytest.raises(InvalidInput) as refused:
         RestartPolicy(**changes)
     assert refused.value.field == field
+
+
+@pytest.mark.req("S6")
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"check_interval_ms": 1}, "io_error.check_interval_ms"),
+        ({"resumes_max": 0}, "io_error.resumes_max"),
+        ({"delay_ms": 70_000}, "io_error.delay_ms"),
+        ({"delay_growth": 11}, "io_error.delay_growth"),
+        ({"resumes_max": 20, "window_ms": 60_000}, "io_error.window_ms"),
+    ],
+)
+def test_resumes_that_could_never_end_are_refused_naming_the_field(
+    changes: dict[str, int], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        IoErrorPolicy(**changes)
+    assert refused.value.field == field
+
+
+def test_the_waits_before_resumes_grow_to_a_bound() -> None:
+    policy = IoErrorPolicy()
+    assert [policy.delay_before_ms(n) for n in range(1, 7)] == [
+        1_000, 3_000, 9_000, 27_000, 60_000, 60_000,
+    ]  # fmt: skip
 
 
 def test_the_sum_is_shown_when_the_limit_could_never_bite() -> None:

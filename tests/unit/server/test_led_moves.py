@@ -8,12 +8,14 @@ from typing import Any
 import led_world
 import msgspec
 import pytest
+from able_host import ABLE
 from led_world import ADMIN, LedWorld, PlayedHost
 
 from virtha.control.requests import MaintenanceChange, OperationQuery, VmMigrate
 from virtha.model.codes import render
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
+    HostReport,
     Inventory,
     MigrationReport,
     Progress,
@@ -130,6 +132,30 @@ def listed(world: LedWorld, vm_id: VmId, state: DomainState) -> Inventory:
     host = world.hosts["h1"]
     report = DomainReport(vm_id=vm_id, name="web1", state=state)
     return Inventory(revision=host.sequence + 1, domains=(report,))
+
+
+@pytest.mark.req("G1", "M2")
+def test_a_source_that_says_how_fit_it_is_after_it_gave_its_copy_back_is_no_holder_again(
+    tmp_path: Path,
+) -> None:
+    """Its last list still names what has left; the next one comes later."""
+
+    async def story(world: LedWorld) -> None:
+        h1, h2 = world.hosts["h1"], world.hosts["h2"]
+        await h1.tell_all((await world.vm()).vm.id)
+        _, body = await begun(world)
+        await arrives(world, body)
+        await h1.tell(
+            HostReport(capabilities=msgspec.structs.replace(ABLE, libvirt_connected=False))
+        )
+        await world.settle()
+        assert (await world.vm()).status.holders == (h2.id,)
+        await h1.tell_all()
+        await world.settle()
+        assert (await world.vm()).status.holders == (h2.id,)
+        assert await world.events("vm.found") == []
+
+    play(tmp_path, story)
 
 
 @pytest.mark.req("G1")

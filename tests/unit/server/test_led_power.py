@@ -151,7 +151,7 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
         assert operation.state is OperationState.DONE and operation.progress == 100
         (only,) = operation.steps
         assert only.name.startswith("off at level 1, attempt 1 (") and only.ended
-        assert only.detail.endswith("read off twice") and only.detail.startswith("bmc@")
+        assert only.detail.endswith("read off twice") and only.detail.startswith("bmc: ")
         await only_h2s_guest_agent_counts(world)
         await world.hosts["h1"].hello("h1-boot2")
         await world.hosts["h1"].tell_all()
