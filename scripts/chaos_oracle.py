@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = ROOT / "tests" / "mutants"
 sys.path.insert(0, str(MUTANTS))
 
-from run import apply, copy_base  # noqa: E402
+from run import apply, copy_base  # noqa: E402 - found only through the path set above
 
-from virtha.lab.chaos import VIOLATED  # noqa: E402
+from virtha.lab.chaos import VIOLATED  # noqa: E402 - as the one above
 
 DIRECTORY = "/var/lib/virtha-chaos-oracle"
 ENDS_S = 1_800
