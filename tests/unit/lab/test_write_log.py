@@ -164,6 +164,7 @@ def test_a_restart_on_the_same_host_is_a_newer_copy_and_nobodys_write_is_told(
     with _log(hosts, tmp_path) as log:
         first = Writer(hosts[0], script)
         first.write()
+        _counted(log, 1)  # seen while it ran: one that nobody saw alive is "no copy"
         first.end()
         wait_until(lambda: hosts[0].qemu_of("web1") is None, "its end", timeout_s=PATIENCE_S)
         second = Writer(hosts[0], script)

@@ -95,7 +95,9 @@ async def _let_happen(world: NotifiedWorld, clock: FastClock) -> None:
 
 
 async def _all_sent(world: NotifiedWorld) -> bool:
-    return set(await world.states()) == {"sent"}
+    """Each event's message to each of the two receivers: what just happened may not have become messages yet."""
+    states = await world.states()
+    return len(states) == 2 * len(await world.events("hold.set")) and set(states) == {"sent"}
 
 
 if __name__ == "__main__":
