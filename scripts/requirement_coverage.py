@@ -28,7 +28,6 @@ BAD_INPUT: dict[str, str] = {
     "half a frame, then silence": "Half a frame, then silence",
     "truncated outbox": "An agent's outbox that was truncated",
     "full disk": "A full disk: the server's, the host's, the storage's",
-    "kill in an upgrade": "A server killed in the middle of an upgrade of its database",
     "record of a newer version": "A record with a word that only a later version knows",
     "locked database": "A database that another program has locked",
     "server with its clock back": "A server that starts with its clock a day back",

@@ -25,6 +25,7 @@ from virtha.engine.host_orders import (
     settle_order,
     spent_grant,
 )
+from virtha.engine.recovery import UNWANTED
 from virtha.model.errors import Conflict, Refused
 from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
@@ -105,10 +106,10 @@ class EngineOrders:
                 return NotOrdered(why=why_not)
             operation_id = operation_of(cluster_id, command.order_id)
             known = await find_operation(tx, operation_id)
-            try:
-                await check_not_torn(tx, row.vm)
-            except Refused as error:
-                return NotOrdered(why=str(error), code=None if known is not None else error.code)
+            never = await self._why_never(tx, row, operation_id)
+            if never is not None:
+                # What was sent once may have been carried out, whatever is on record by now (G2).
+                return never if known is None else NotOrdered(why=never.why)
             order, goes_out = self._order(lead, operation_id, command, row, host)
             if known is None:
                 await _begin(tx, operation_id, command, row, host)
@@ -146,11 +147,19 @@ class EngineOrders:
             return "its host is not on record for that incarnation any more"
         if host.status.boot != command.boot:
             return "its host has begun another boot"
-        mine = operation_of(row.vm.cluster_id, command.order_id)
+        return None
+
+    async def _why_never(self, tx: Transaction, row: VmRow, mine: OperationId) -> NotOrdered | None:
+        """With a code where the order is over, if it never went out; without one where it has only to wait."""
+        if not row.status.wanted_up:
+            return NotOrdered(why="it was switched off meanwhile", code=UNWANTED)
         try:
             await check_nothing_open(tx, row.vm.id, "a recovery", starts=True, but=mine)
+            await check_not_torn(tx, row.vm)
         except Conflict as error:
-            return str(error)
+            return NotOrdered(why=str(error))
+        except Refused as error:
+            return NotOrdered(why=str(error), code=error.code)
         return None
 
     def _order(

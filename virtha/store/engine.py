@@ -8,7 +8,6 @@ the next, which is told of it before it decides anything.
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-import msgspec
 from sqlalchemy import ColumnElement, Table, delete, select, update
 
 from virtha.engine.events import (

@@ -401,7 +401,6 @@ migrate(Path(sys.argv[1]), migrations=Path(sys.argv[2]))
 """
 
 
-@pytest.mark.bad_input("kill in an upgrade")
 def test_a_kill_between_two_migrations_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     """An upgrade over two versions, killed after the first; then the same again, undisturbed."""
     database = tmp_path / "virtha.db"

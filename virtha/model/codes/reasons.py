@@ -239,6 +239,7 @@ REASONS: tuple[Code, ...] = (
         "the host is not set up for live migration",
         help="Run 'virtha agent setup-migration --address ADDRESS' on it.",
     ),
+    reason(5216, "order.refused.unwanted", INFO, "it was switched off before its start went out"),
     # 5300: the gate
     reason(
         5300,
