@@ -199,6 +199,7 @@ def test_it_is_not_ordered_over_no_session_and_ends_with_its_boot():
 
 
 def test_what_it_says_of_itself_says_nothing_of_the_vm():
+    """Nor once the newer one is over: it is not taken for the copy that the VM is."""
     play = believed(playing())
     target = moved(play)
     play.on_command = lambda command: isinstance(command, EndCopy)
@@ -207,6 +208,11 @@ def test_what_it_says_of_itself_says_nothing_of_the_vm():
     play.tick()
     node = play.engine._cluster.vms[VM]
     assert (node.state, node.state_host) == (VmState.RUNNING, target)
+    play.hosts[target].cut()
+    play.until(lambda: held(play) == ["h1"])
+    play._say(play.hosts["h1"], VM)
+    play.tick()
+    assert node.record.stage is VmStage.LOST and node.state is not VmState.RUNNING
 
 
 def test_it_ends_also_when_the_newer_one_is_over_and_the_vm_starts_a_third_time():
