@@ -20,6 +20,7 @@ from virtha.sentinel.events import (
 from virtha.sentinel.machine import UP_STATES, Trigger
 from virtha.sentinel.state import Guarded, HostState, reason
 
+START_UNFINISHED = "vm.paused.start_unfinished"
 ATTRIBUTION_MS = 5_000
 """QEMU exits within milliseconds of a watchdog's poweroff; libvirt may take seconds under load."""
 SHUTDOWN_ATTRIBUTION_MS = 300_000
@@ -56,12 +57,19 @@ def live_hints(record: VmRecord, now: Millis) -> frozenset[HintKind]:
     )
 
 
+def is_unfinished(record: VmRecord) -> bool:
+    """A start made its QEMU and did not let it run: nobody knew how that start ended, or its agent ended first."""
+    return record.pause is not None and record.pause.code == START_UNFINISHED
+
+
 def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down: bool) -> ExitCause:
     """``detail``: libvirt's, of the STOPPED event or of the shut-off state."""
     if record.stop is not None:
         return ExitCause.ORDERED
     if record.move is not None and record.move.ending:
         return ExitCause.MIGRATED
+    if detail == "destroyed" and is_unfinished(record):
+        return ExitCause.START_FAILED  # it never ran
     match detail:
         case "destroyed" | "from_snapshot":
             return ExitCause.DESTROYED_OUTSIDE
