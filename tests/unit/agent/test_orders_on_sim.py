@@ -6,6 +6,7 @@ import pytest
 from agent_bench import WEB1, Bench, SimHost, qemu, stop
 
 from virtha.agent.gate import read_grant
+from virtha.model.domain import DomainState
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, Incarnation, OperationId, Term, VmId
 from virtha.model.orders import (
@@ -325,8 +326,9 @@ def test_a_start_that_is_taken_back_ends_nothing_that_somebody_let_run(
 ) -> None:
     async def story() -> None:
         await left_paused(bench, monkeypatch)
-        libvirt = bench.hypervisor.libvirt
-        libvirt.run(WEB1)
+        domain = bench.hypervisor.libvirt.domain(WEB1)
+        assert domain.qemu is not None
+        domain.qemu.running, domain.state = True, DomainState.RUNNING  # the event is under way
         await bench.do(StartVm(vm=bench.vm(), grant=bench.grant(duration_ms=-1), by="ann"))
         assert qemu(bench) is not None and bench.released() == []
 
