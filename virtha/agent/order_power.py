@@ -56,6 +56,7 @@ from virtha.sentinel.events import (
     VmRecord,
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
+from virtha.sentinel.stops import end_refusal
 
 _log = structlog.get_logger(__name__)
 
@@ -333,6 +334,9 @@ class PowerOrders:
         objection = self._superseded(vm_id, order.incarnation)
         if objection is not None:
             return objection
+        refusal = end_refusal(host.boot, order)
+        if refusal is not None:
+            return refused(refusal.code, "it is not to be ended by that", **refusal.fields)
         gone = host.stops.event(vm_id)
         off = order.mode is StopMode.POWER_OFF
         async with host.locks.of(vm_id):
@@ -347,7 +351,11 @@ class PowerOrders:
                 return refused("order.refused.not_here", "this host does not have that VM")
             await host.loop.told(
                 StopAccepted(
-                    vm_id=vm_id, mode=order.mode, by=order.by, deadline_ms=order.deadline_ms
+                    vm_id=vm_id,
+                    mode=order.mode,
+                    by=order.by,
+                    deadline_ms=order.deadline_ms,
+                    superseded_by=order.superseded.incarnation if order.superseded else None,
                 )
             )
             if present is None or is_gone(present):

@@ -10,6 +10,7 @@ from virtha.engine.events import (
     Command,
     DropHost,
     DropVm,
+    EndCopy,
     EndWaiver,
     GiveWaiver,
     Intent,
@@ -157,6 +158,8 @@ def _command_text(command: Command, names: Names) -> str:
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"
         case CancelStart():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}"
+        case EndCopy():
+            return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, newer: {command.newer}"
         case MigrateCommand():
             return f"from {names.host(command.source)} to {names.host(command.target)}"
         case SettleMigration():

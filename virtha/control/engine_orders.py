@@ -16,9 +16,16 @@ from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move
-from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
+from virtha.engine.events import (
+    CancelStart,
+    EndCopy,
+    MigrateCommand,
+    SettleMigration,
+    StartCommand,
+)
 from virtha.engine.host_orders import (
     BY,
+    end_order,
     migrate_order,
     receive_order,
     recorded_migration,
@@ -208,6 +215,18 @@ class EngineOrders:
                 ),
             )
         await self._dispatcher.carry_out(effects)
+
+    async def end(
+        self, cluster_id: ClusterId, lead: Lead, command: EndCopy, *, attempt: int
+    ) -> None:
+        """Its host's release answers. ``attempt``: of this term; each is an order of its own."""
+        async with self._store.read() as tx:
+            host = await find_host(tx, command.host_id)
+            if host is None:
+                return
+            ending = f"{command.order_id}.end.{lead.term}.{attempt}"
+            operation_id = operation_of(cluster_id, ending)
+            await self._send(tx, lead, host, command.boot, operation_id, end_order(command))
 
     # Live migration
 

@@ -28,9 +28,11 @@ def mirrored(
     """``ordered``: hosts that a person's order gave a grant of which the engine did not know when it made ``after``:
     they keep theirs, and that start says how the VM is."""
     had = before.copies if before is not None else ()
-    if _known(had) == _known(after.copies) and (before is None or before.start == after.start):
+    superseded = tuple(sorted({one.copy.host_id for one in after.superseded}))
+    same_copies = _known(had) == _known(after.copies) and superseded == status.superseded
+    if same_copies and (before is None or before.start == after.start):
         return status
-    changed = status
+    changed = msgspec.structs.replace(status, superseded=superseded)
     for copy in had:
         if _key(copy) not in _known(after.copies) and copy.host_id not in ordered:
             changed = without_copy(changed, copy)
@@ -56,6 +58,8 @@ def _known(copies: Collection[PossibleCopy]) -> set[tuple[HostId, Incarnation]]:
 
 def _incarnation(record: VmRecord) -> Incarnation:
     """A migration that failed has counted on, and its source still holds what it held."""
+    if record.superseded:
+        return record.incarnation  # also when the newer copy is over: it may have written
     held = [copy.incarnation for copy in record.copies]
     return max(held) if record.migration is None else min(held)
 

@@ -510,6 +510,19 @@ class CancelStart(Value, frozen=True, kw_only=True, tag="cancel_start"):
     incarnation: Incarnation
 
 
+class EndCopy(Value, frozen=True, kw_only=True, tag="end_copy"):
+    """End a copy in a boot that was proven dead and lives: ``newer`` was ordered elsewhere by that proof (G4). May be sent
+    again; the host confirms with a release."""
+
+    order_id: OrderId
+    vm_id: VmId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
+    newer: Incarnation
+    proof: Proof
+
+
 class MigrateCommand(Value, frozen=True, kw_only=True, tag="migrate"):
     """Move a running VM: its record names source and target among the copies already. To the target, whose gate lets that
     copy in, then to the source. Sent once and never again; who doesn't know how it stands asks by ``SettleMigration``.
@@ -551,6 +564,7 @@ Command = (
     | EndWaiver
     | StartCommand
     | CancelStart
+    | EndCopy
     | MigrateCommand
     | SettleMigration
 )

@@ -24,6 +24,7 @@ from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
 from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
+from virtha.engine.superseded import end_superseded, is_superseded, note_superseded_over
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
@@ -39,6 +40,12 @@ _UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRAS
 
 
 def look_at_vm(cluster: Cluster, node: VmNode) -> None:
+    _look(cluster, node)
+    if node.record.superseded:
+        node.reasons = (*node.reasons, *end_superseded(cluster, node))
+
+
+def _look(cluster: Cluster, node: VmNode) -> None:
     if node.half is None and node.stands is None:
         _look_by_stage(cluster, node)
     else:
@@ -102,6 +109,8 @@ def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
     )
     if removed:
         node.reasons = (reason("recovery.waiting.removed", hosts=", ".join(removed)),)
+    elif all(is_superseded(node, copy) for copy, _ in holders):
+        node.reasons = ()  # why it waits is told of those copies
     elif not all(host is not None and _holds_on(host, copy) for copy, host in holders):
         waits = reason("recovery.waiting.proof", hosts=names)
         node.reasons = (waits, *_unfenced(holders), *_doubted(holders))
@@ -508,6 +517,7 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     )
     if copies == node.record.copies:
         return
+    note_superseded_over(cluster, node, event)
     cluster.set_vm(node, copies=copies)
     if node.state_host == event.host_id:
         node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None

@@ -2,8 +2,10 @@
 
 from msgspec.structs import replace
 
+from virtha.model.ids import BootId
+from virtha.model.orders import StopVm
 from virtha.model.time import Millis
-from virtha.model.vm import VmState
+from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import (
     Cause,
     Exit,
@@ -16,7 +18,7 @@ from virtha.sentinel.events import (
     VmRecord,
 )
 from virtha.sentinel.machine import UP_STATES, Trigger
-from virtha.sentinel.state import Guarded, HostState
+from virtha.sentinel.state import Guarded, HostState, reason
 
 ATTRIBUTION_MS = 5_000
 """QEMU exits within milliseconds of a watchdog's poweroff; libvirt may take seconds under load."""
@@ -105,12 +107,29 @@ def killed_for_lease(host: HostState, event: KilledForLease) -> None:
         add_hint(host, guarded, HintKind.LEASE)
 
 
+def end_refusal(boot: BootId, stop: StopVm) -> Reason | None:
+    """An old copy is ended only for a strictly higher incarnation, and by a proof about the boot that it runs in (G4)."""
+    why = stop.superseded
+    if why is None:
+        return None
+    if why.incarnation <= stop.incarnation:
+        return reason(
+            "order.refused.incarnation", incarnation=why.incarnation, current=stop.incarnation
+        )
+    if why.proof.boot != boot:
+        return reason("order.refused.proof", boot=why.proof.boot, current=boot)
+    return None
+
+
 def stop_accepted(host: HostState, event: StopAccepted) -> None:
     """The mark is durable before the command goes out, so the stop that follows was on purpose."""
     guarded = host.vms.get(event.vm_id)
     if guarded is None:
         return
-    guarded.set(wanted_up=False)
+    if event.superseded_by is None:
+        guarded.set(wanted_up=False)
+    else:
+        guarded.set(superseded_by=event.superseded_by)
     if guarded.up or guarded.record.state in (VmState.STARTING, VmState.UNKNOWN):
         mark = StopMark(mode=event.mode, by=event.by, ends_at_ms=int(host.now) + event.deadline_ms)
         guarded.set(stop=mark)

@@ -28,6 +28,7 @@ from virtha.engine.events import (
     CancelStart,
     Command,
     CopyGranted,
+    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -571,6 +572,9 @@ class ClusterFeed:
                 await self._orders.cancel(
                     self.cluster_id, self.lead, command, attempt=self._attempts
                 )
+            case EndCopy():
+                self._attempts += 1
+                await self._orders.end(self.cluster_id, self.lead, command, attempt=self._attempts)
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
                 self._let_in[operation_id] = command

@@ -17,6 +17,7 @@ from virtha.engine.events import (
     CancelStart,
     Command,
     CopyGranted,
+    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -41,7 +42,7 @@ from virtha.engine.events import (
     StorageFence,
     VmConfigured,
 )
-from virtha.engine.host_orders import BY, spent_grant
+from virtha.engine.host_orders import BY, end_order, spent_grant
 from virtha.engine.records import HostRecord
 from virtha.engine.told import active_vms, event_of, start_ended
 from virtha.engine.turn import is_too_late, not_carried_out
@@ -91,7 +92,7 @@ class Failover:
         self._starts: dict[str, StartCommand] = {}
         self._offered: dict[str, int] = dict(self._server.acknowledged)
         """The last fact of each host that the engine was given."""
-        self._cancels = 0
+        self._cancels = self._ends = 0
         self._moves = MoveOrders(self._server, gateway)
         self._witnesses = Witnesses(world)
         self._untold = _untold_tests(world, records.hosts)
@@ -357,6 +358,8 @@ class Failover:
                 self._start(command)
             case CancelStart():
                 self._cancel(command)
+            case EndCopy():
+                self._end(command)
             case MigrateCommand() | SettleMigration() if not self._leads:
                 world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             case MigrateCommand():
@@ -444,6 +447,18 @@ class Failover:
         if self._gateway.agent_connected(order.host):
             self._gateway.deliver(order)
         del server.pending[order.operation_id]
+
+    def _end(self, command: EndCopy) -> None:
+        """To that boot, over the session that there is."""
+        server, host = self._server, str(command.host_id)
+        if not self._leads or server.boots.get(host) != command.boot:
+            return
+        self._ends += 1
+        operation_id = OperationId(f"{command.order_id}.end{self._ends}")
+        order = server.order(host, end_order(command), operation_id=operation_id)
+        if self._gateway.agent_connected(host):
+            self._gateway.deliver(order)
+        del server.pending[operation_id]
 
 
 def _untold_tests(

@@ -43,6 +43,7 @@ from virtha.sentinel.events import (
     StopAccepted,
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
+from virtha.sentinel.stops import end_refusal
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -345,6 +346,9 @@ class OrderDesk:
         match order.body:
             case StopVm(incarnation=incarnation) as stop:
                 self._check_superseded(stop.vm_id, incarnation)
+                refusal = end_refusal(agent.host.boot, stop)
+                if refusal is not None:
+                    raise _Refused(refusal.code, refusal.fields)
                 self._stop(stop)
             case RebootVm(vm_id=vm_id, incarnation=incarnation, mode=mode, by=by):
                 self._check_running(vm_id, incarnation)
@@ -401,7 +405,11 @@ class OrderDesk:
         if comes and off:
             agent.host.revoke(vm_id)
         accepted = StopAccepted(
-            vm_id=vm_id, mode=stop.mode, by=stop.by, deadline_ms=stop.deadline_ms
+            vm_id=vm_id,
+            mode=stop.mode,
+            by=stop.by,
+            deadline_ms=stop.deadline_ms,
+            superseded_by=stop.superseded.incarnation if stop.superseded else None,
         )
         agent.tell(accepted)
         if agent.dead:

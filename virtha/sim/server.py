@@ -71,6 +71,8 @@ class ServerVm:
         self.vm = vm
         self.host = host
         self.holders: set[str] = set()
+        self.superseded: set[str] = set()
+        """Holders whose copies are to end (G4)."""
         self.incarnation = Incarnation(0)
         self.ordered = Incarnation(0)
         """The highest that was given out; ``incarnation`` is above it when another host superseded it."""
@@ -138,9 +140,15 @@ class ServerVm:
             self.drop(host)
 
     def held_incarnation(self, host: str) -> Incarnation:
-        if self.state is VmState.STARTING or self.incarnation > self.ordered:
+        superseded = host in self.superseded or self._runs_newer_elsewhere(host)
+        if self.state is VmState.STARTING or self.incarnation > self.ordered or superseded:
             return self.incarnation
         return min(self.of(host), default=self.incarnation)
+
+    def _runs_newer_elsewhere(self, host: str) -> bool:
+        """As ``virtha.control.copies`` asks it."""
+        runs = self.state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
+        return runs and self.host != host and self.incarnation in self.copies.get(self.host, ())
 
     def start_over(self, *, unclear: bool) -> None:
         if self.state is VmState.STARTING:
@@ -269,7 +277,8 @@ class SimServer:
         held: dict[str, list[Incarnation]] = {}
         for copy_ in record.copies:
             held.setdefault(copy_.host_id, []).append(copy_.incarnation)
-        before = (known.holders.copy(), known.incarnation)
+        before = (known.holders.copy(), known.incarnation, known.superseded)
+        known.superseded = {str(one.copy.host_id) for one in record.superseded}
         for host in known.holders - set(held) - ordered:
             known.drop(host)
         for host, incarnations in held.items():
@@ -280,6 +289,8 @@ class SimServer:
             # A migration that failed has counted on, and its source still holds what it held.
             held_as = [copy_.incarnation for copy_ in record.copies]
             newest = max(held_as) if record.migration is None else min(held_as)
+            if record.superseded:
+                newest = record.incarnation  # also when the newer copy is over: it may have written
             known.incarnation = known.incarnation if ordered else newest
             known.ordered = max(known.incarnation, newest)
         if record.start is not None and record.stage is VmStage.STARTING and not ordered:
@@ -290,7 +301,7 @@ class SimServer:
         if record.copies == () and known.report is None:
             last = known.reports.get(known.host)
             known.report = last if last is not None and last.state is VmState.DOWN else None
-        if before != (known.holders, known.incarnation):
+        if before != (known.holders, known.incarnation, known.superseded):
             self.changed()
 
     def _follow(self, known: ServerVm, record: VmRecord) -> None:

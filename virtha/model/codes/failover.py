@@ -53,8 +53,8 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} was proven dead, and now gives a sign of life by {via}",
         "host",
         "via",
-        help="What it still runs was started elsewhere: its guardian ends those copies. Find out why the "
-        "proof was wrong (swapped addresses of power devices?) before anything else.",
+        help="What it still runs of VMs that were started elsewhere is ended; those that were not stay with it. "
+        "Find out why the proof was wrong (swapped addresses of power devices?) before anything else.",
     ),
     event(
         3009,
@@ -427,6 +427,28 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "why",
         help="`virtha explain` names the hosts that may hold {vm}. Look at them; end the copies that are out of date, "
         "or have the missing host join again.",
+    ),
+    event(
+        3126,
+        "vm.superseded_copy_lives",
+        ALERT,
+        "{vm} may run on {host} (incarnation {incarnation}), which was proven dead: it was started elsewhere (incarnation {newer})",
+        "vm",
+        "host",
+        "incarnation",
+        "newer",
+        help="Both may have written to its disks. The older copy is ended as soon as its host can be reached; then check the "
+        "guest's file systems. Find out why the proof was wrong before anything else.",
+    ),
+    event(
+        3127,
+        "vm.superseded_copy_ended",
+        WARNING,
+        "The older copy of {vm} on {host} (incarnation {incarnation}) is over",
+        "vm",
+        "host",
+        "incarnation",
+        help="Check the file systems in {vm}: two copies may have written to its disks.",
     ),
     event(
         3118,
