@@ -26,12 +26,9 @@ def held_incarnation(status: VmStatus, host_id: HostId) -> Incarnation:
     """What this host's settings name: the start that is on its way, else the oldest that it may hold.
 
     Named a later one, that nobody knows it has taken, its sentinel would call what runs there superseded
-    and restart it no more. One host's copies are one libvirt domain: they can't both run. What runs there while a newer copy
-    runs elsewhere, or was ordered elsewhere while its host was taken for dead, *is* superseded (G4).
+    and restart it no more. One host's copies are one libvirt domain: they can't both run.
     """
     if status.state is VmState.STARTING or host_id in status.superseded:
-        return status.incarnation
-    if _runs_newer_elsewhere(status, host_id):
         return status.incarnation
     oldest = min((copy.incarnation for copy in copies_on(status, host_id)), default=None)
     return status.incarnation if oldest is None else oldest

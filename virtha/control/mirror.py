@@ -10,6 +10,7 @@ import msgspec
 
 from virtha.control.copies import with_copy, without_copy
 from virtha.engine.records import VmRecord, VmStage
+from virtha.engine.superseded import frozen_holders
 from virtha.model.ids import HostId, Incarnation
 from virtha.model.time import UtcMillis
 from virtha.model.vm import PossibleCopy, VmState, VmStatus
@@ -28,7 +29,7 @@ def mirrored(
     """``ordered``: hosts that a person's order gave a grant of which the engine did not know when it made ``after``:
     they keep theirs, and that start says how the VM is."""
     had = before.copies if before is not None else ()
-    superseded = tuple(sorted({one.copy.host_id for one in after.superseded}))
+    superseded = frozen_holders(after)
     same_copies = _known(had) == _known(after.copies) and superseded == status.superseded
     if same_copies and (before is None or before.start == after.start):
         return status

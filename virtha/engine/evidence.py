@@ -144,9 +144,9 @@ def neighbour_answered(cluster: Cluster, event: NeighbourAnswered) -> None:
         # An answer that names no boot is taken for one of the present boot: it speaks against its death.
         boot = event.boot if event.boot is not None else node.record.boot
         if boot in node.record.dead_boots:
-            sign_of_life(cluster, node, boot, via=name, named=event.boot is not None)
-            if boot in node.record.dead_boots:
-                return
+            # Asked before the proof: nobody is asked after it.
+            sign_of_life(cluster, node, boot, via=name, late=True)
+            return
         if boot == node.record.boot:
             node.witnessed_ms = Millis(cluster.now)
             if event.boot is not None:

@@ -56,7 +56,8 @@ def sign_of_life(
     late: bool = False,
 ) -> None:
     """A sign of ``boot``, which is judged or proven dead. Not ``named``: it is only taken for one of that boot, and the host may
-    have booted since. ``late``: it may have been under way since before the proof, on a disk or in the records."""
+    have booted since another timeline's proof. ``late``: it may have been under way since before the proof, so what was proven
+    stands; a host that lives says so itself."""
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
         if incident.proof is not None or (incident.once_proven and named):
@@ -64,7 +65,7 @@ def sign_of_life(
         if incident.proof is not None:
             # What is cut off from its disks may live: that is what P3 proves.
             fenced = any(proof.kind is ProofKind.STORAGE_FENCE for proof in incident.proofs)
-            if named and not late and not fenced:
+            if not late and not fenced:
                 _revive(cluster, node, incident)
             return
         if incident.fence is None:
@@ -478,6 +479,7 @@ def _may_run_after_all(
     if record.incarnation <= ended.given_out:
         holds(cluster, vm, node, copy)
         cluster.set_vm(vm, deaths=deaths)
+        cluster.tell("vm.lives_after_all", vm=vm, host=node)
         return
     if record.stage is VmStage.READY:
         holds(cluster, vm, node, copy)  # no start goes out before it has ended (G1)

@@ -7,9 +7,10 @@ incarnation, and its sentinel leaves the copy as it is (frozen).
 """
 
 from virtha.engine.events import CopyReleased, EndCopy
-from virtha.engine.records import SupersededCopy
+from virtha.engine.records import SupersededCopy, VmRecord
 from virtha.engine.state import Cluster, VmNode, reason
 from virtha.model.evidence import ProcessKind
+from virtha.model.ids import HostId
 from virtha.model.vm import PossibleCopy, Reason
 
 END_EVERY_MS = 5_000
@@ -47,6 +48,17 @@ def _end(cluster: Cluster, node: VmNode, due: SupersededCopy) -> Reason:
         )
     )
     return reason("superseded.ending", host=name, incarnation=copy.incarnation)
+
+
+def frozen_holders(record: VmRecord) -> tuple[HostId, ...]:
+    """Hosts whose copy is older than another host's, sorted: nothing restarts or resumes it, also where nothing proves that it
+    may be ended (G4). Not while it moves: then the source's is the older one, and goes on."""
+    due = {one.copy.host_id for one in record.superseded}
+    if record.migration is None:
+        newest = max((copy.incarnation for copy in record.copies), default=0)
+        newest_on = {copy.host_id for copy in record.copies if copy.incarnation == newest}
+        due |= {copy.host_id for copy in record.copies if copy.host_id not in newest_on}
+    return tuple(sorted(due))
 
 
 def note_superseded_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:

@@ -149,7 +149,7 @@ class VmStatus(Value, frozen=True, kw_only=True):
     """What each holder may hold, start by start: the release of one says nothing of another (G1). One of
     a host that is no holder is of a host that this installation does not know."""
     superseded: tuple[HostId, ...] = ()
-    """Holders whose copies are to end, for a newer one was started elsewhere while they were taken for dead (G4)."""
+    """Holders whose copies are left as they are, or to end: another host has, or was ordered to have, a newer one (G4)."""
     incarnation: Incarnation = Incarnation(0)
     wanted_up: bool = False
     """What the operator last asked for."""

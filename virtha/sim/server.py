@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.events import CopyGranted
 from virtha.engine.records import VmRecord, VmStage
+from virtha.engine.superseded import frozen_holders
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
     Fact,
@@ -72,7 +73,7 @@ class ServerVm:
         self.host = host
         self.holders: set[str] = set()
         self.superseded: set[str] = set()
-        """Holders whose copies are to end (G4)."""
+        """Holders whose copies are to be left as they are (G4)."""
         self.incarnation = Incarnation(0)
         self.ordered = Incarnation(0)
         """The highest that was given out; ``incarnation`` is above it when another host superseded it."""
@@ -140,15 +141,10 @@ class ServerVm:
             self.drop(host)
 
     def held_incarnation(self, host: str) -> Incarnation:
-        superseded = host in self.superseded or self._runs_newer_elsewhere(host)
-        if self.state is VmState.STARTING or self.incarnation > self.ordered or superseded:
+        superseded = self.incarnation > self.ordered or host in self.superseded
+        if self.state is VmState.STARTING or superseded:
             return self.incarnation
         return min(self.of(host), default=self.incarnation)
-
-    def _runs_newer_elsewhere(self, host: str) -> bool:
-        """As ``virtha.control.copies`` asks it."""
-        runs = self.state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
-        return runs and self.host != host and self.incarnation in self.copies.get(self.host, ())
 
     def start_over(self, *, unclear: bool) -> None:
         if self.state is VmState.STARTING:
@@ -278,7 +274,7 @@ class SimServer:
         for copy_ in record.copies:
             held.setdefault(copy_.host_id, []).append(copy_.incarnation)
         before = (known.holders.copy(), known.incarnation, known.superseded)
-        known.superseded = {str(one.copy.host_id) for one in record.superseded}
+        known.superseded = {*map(str, frozen_holders(record))}
         for host in known.holders - set(held) - ordered:
             known.drop(host)
         for host, incarnations in held.items():

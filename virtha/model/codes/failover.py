@@ -451,6 +451,14 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         help="Check the file systems in {vm}: two copies may have written to its disks.",
     ),
     event(
+        3128,
+        "vm.lives_after_all",
+        WARNING,
+        "{vm} may run on {host}, which was proven dead and lives: it is started nowhere else",
+        "vm",
+        "host",
+    ),
+    event(
         3118,
         "vm.migration_contradicted",
         ALERT,
