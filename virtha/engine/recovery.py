@@ -24,7 +24,7 @@ from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
 from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
-from virtha.engine.superseded import end_superseded, is_superseded, note_superseded_over
+from virtha.engine.superseded import end_superseded, note_superseded_over
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
@@ -109,8 +109,6 @@ def _look_at_lost(cluster: Cluster, node: VmNode) -> None:
     )
     if removed:
         node.reasons = (reason("recovery.waiting.removed", hosts=", ".join(removed)),)
-    elif all(is_superseded(node, copy) for copy, _ in holders):
-        node.reasons = ()  # why it waits is told of those copies
     elif not all(host is not None and _holds_on(host, copy) for copy, host in holders):
         waits = reason("recovery.waiting.proof", hosts=names)
         node.reasons = (waits, *_unfenced(holders), *_doubted(holders))

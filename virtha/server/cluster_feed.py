@@ -4,6 +4,7 @@ commands become orders. Its memory goes with it; what it wrote is in the store.
 
 import asyncio
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ class ClusterFeed:
         """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
-        self._attempts = 0
+        self._attempts = itertools.count(1)
 
     # Its beginning and end
 
@@ -568,13 +569,11 @@ class ClusterFeed:
                             )
                         )
             case CancelStart():
-                self._attempts += 1
-                await self._orders.cancel(
-                    self.cluster_id, self.lead, command, attempt=self._attempts
-                )
+                attempt = next(self._attempts)
+                await self._orders.cancel(self.cluster_id, self.lead, command, attempt=attempt)
             case EndCopy():
-                self._attempts += 1
-                await self._orders.end(self.cluster_id, self.lead, command, attempt=self._attempts)
+                attempt = next(self._attempts)
+                await self._orders.end(self.cluster_id, self.lead, command, attempt=attempt)
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
                 self._let_in[operation_id] = command
@@ -583,10 +582,8 @@ class ClusterFeed:
                     del self._let_in[operation_id]
                     self._move_unsent(command, command.target, unsent)
             case SettleMigration():
-                self._attempts += 1
-                await self._orders.settle(
-                    self.cluster_id, self.lead, command, attempt=self._attempts
-                )
+                attempt = next(self._attempts)
+                await self._orders.settle(self.cluster_id, self.lead, command, attempt=attempt)
             case Investigate() if self.witnesses is not None:
                 self.witnesses.investigate(command)
             case Poison() if self.leases is not None:

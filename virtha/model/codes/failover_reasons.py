@@ -379,33 +379,6 @@ FAILOVER_REASONS: tuple[Code, ...] = (
     ),
     reason(6170, "start.failed", ERROR, "the host could not start it"),
     reason(6171, "start.cancelled", WARNING, "its start was taken back"),
-    # 6180: copies of a boot that was proven dead and lives
-    reason(
-        6180,
-        "superseded.ending",
-        WARNING,
-        "{host} is told to end its older copy (incarnation {incarnation})",
-        "host",
-        "incarnation",
-    ),
-    reason(
-        6181,
-        "superseded.unreachable",
-        ERROR,
-        "{host} may run an older copy (incarnation {incarnation}), and can't be told to end it",
-        "host",
-        "incarnation",
-        help="Switch that host off by hand, or reach it: until its agent is connected or it boots anew nothing else is done with this VM.",
-    ),
-    reason(
-        6182,
-        "superseded.held",
-        ERROR,
-        "{host} may run an older copy (incarnation {incarnation}); automatic action is held, so it is left as it is",
-        "host",
-        "incarnation",
-        help="Lift the hold (or let virtha act on this VM again): it is ended then. Or end it on that host by hand.",
-    ),
     # 6190: planned moves
     reason(
         6190, "migration.under_way", INFO, "moves from {source} to {target}", "source", "target"
