@@ -169,7 +169,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _bury(node, proof.boot)
     node.set_incident(settled=node.untold)
     settle(cluster, node)
-    cluster.awaited.discard(node.id)
+    cluster.await_no_more(node.id)
     cluster.plan_wanted = True
     cluster.tell(
         "host.proven_dead",
