@@ -10,6 +10,7 @@ from virtha.engine.events import (
     Command,
     DropHost,
     DropVm,
+    EndPaused,
     EndWaiver,
     GiveWaiver,
     Intent,
@@ -155,7 +156,7 @@ def _command_text(command: Command, names: Names) -> str:
         case StartCommand():
             proofs = ", ".join(proof.kind for proof in command.proofs) or "none needed"
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"
-        case CancelStart():
+        case CancelStart() | EndPaused():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}"
         case MigrateCommand():
             return f"from {names.host(command.source)} to {names.host(command.target)}"

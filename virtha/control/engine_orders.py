@@ -16,7 +16,13 @@ from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move
-from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
+from virtha.engine.events import (
+    CancelStart,
+    EndPaused,
+    MigrateCommand,
+    SettleMigration,
+    StartCommand,
+)
 from virtha.engine.host_orders import (
     BY,
     migrate_order,
@@ -30,6 +36,7 @@ from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
     DiskCheck,
+    EndPausedVm,
     Grant,
     MoveDestination,
     Order,
@@ -70,6 +77,11 @@ def receiving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
 def leaving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
     """Of the order to its source."""
     return operation_of(cluster_id, f"{command.order_id}.migrate")
+
+
+def ending(cluster_id: ClusterId, lead: Lead, command: EndPaused, attempt: int) -> OperationId:
+    """Of an order to end a paused VM. ``attempt``: of this term; each is an order of its own."""
+    return operation_of(cluster_id, f"{command.order_id}.end.{lead.term}.{attempt}")
 
 
 class NotOrdered(Value, frozen=True, kw_only=True):
@@ -208,6 +220,19 @@ class EngineOrders:
                 ),
             )
         await self._dispatcher.carry_out(effects)
+
+    async def end(self, lead: Lead, command: EndPaused, operation_id: OperationId) -> None:
+        """Sent once, over the session that there is: the engine orders it again (S6). Not while somebody else holds the VM,
+        or another start of it is on record, of which the engine's next turn is told. Raises Unavailable."""
+        async with self._store.read() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.host_id)
+            if row is None or host is None or row.status.holders != (command.host_id,):
+                return
+            if {copy.incarnation for copy in row.status.copies} != {command.incarnation}:
+                return
+            body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
+            await self._send(tx, lead, host, command.boot, operation_id, body)
 
     # Live migration
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from virtha.engine.events import (
     Command,
+    EndPaused,
     Intent,
     MigrateCommand,
     MigrationWord,
@@ -36,6 +37,8 @@ def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Comman
             _check_power(cluster, command)
         elif isinstance(command, SettleMigration):
             _check_word(cluster, command)
+        elif isinstance(command, EndPaused):
+            _check_end(cluster, command)
     for intent in intents:
         if isinstance(intent, SaveVm):
             _check_vm(cluster, intent)
@@ -88,6 +91,24 @@ def _check_move(cluster: Cluster, move: MigrateCommand) -> None:
     assert cluster.hold is None, f"{name}: moved while held"
     asked = migration.purpose is MovePurpose.OPERATOR
     assert asked or not node.config.ignore, f"{name}: moved though out of automatic action"
+
+
+def _check_end(cluster: Cluster, command: EndPaused) -> None:
+    """Its host alone holds it, in the boot that the order names, and nothing else is going on (S6)."""
+    node = cluster.vms[command.vm_id]
+    name = node.config.name
+    record = node.saved
+    assert record is not None and record == node.record, f"{name}: an end that is not durable"
+    kill = record.kill
+    assert kill is not None and kill.order_id == command.order_id, f"{name}: stray end"
+    assert record.stage is VmStage.SETTLED, f"{name}: ended while {record.stage}"
+    assert record.migration is None, f"{name}: ended while it moves"
+    held = {(copy.host_id, copy.incarnation) for copy in record.copies}
+    assert held == {(command.host_id, command.incarnation)}, f"{name}: ended, and {held} hold it"
+    host = cluster.hosts[command.host_id]
+    assert host.verdict is Verdict.ALIVE and host.record.boot == command.boot, f"{name}: host"
+    assert cluster.hold is None, f"{name}: ended while held"
+    assert node.config.wanted_up, f"{name}: ended, and nothing would start it"
 
 
 def _check_word(cluster: Cluster, command: SettleMigration) -> None:

@@ -293,7 +293,7 @@ class MoveRetry(Value, frozen=True, kw_only=True):
 
 
 class Death(Value, frozen=True, kw_only=True):
-    """A host died with the VM on it."""
+    """A host died with the VM on it, or its storage failed the VM there so that it had to be ended."""
 
     host_id: HostId
     at_ms: int
@@ -304,6 +304,15 @@ class GivenBack(Value, frozen=True, kw_only=True):
 
     host_id: HostId
     cause: ReleaseCause | None
+
+
+class Kill(Value, frozen=True, kw_only=True):
+    """An order to end a copy that an I/O error paused. Durable before the command."""
+
+    order_id: OrderId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
 
 
 class VmRecord(Value, frozen=True, kw_only=True):
@@ -333,6 +342,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """Where it ran before the engine itself moved it, or started it elsewhere."""
     given_back: GivenBack | None = None
     """None: somebody may hold it, or its last copy went by a proof."""
+    kill: Kill | None = None
+    """Until its host gives that copy back, or refuses, or it goes on."""
 
 
 class FenceCount(Value, frozen=True, kw_only=True):

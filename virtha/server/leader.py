@@ -21,6 +21,7 @@ from virtha.engine.events import (
     Command,
     CopyGranted,
     Decision,
+    EndPaused,
     EngineEvent,
     HostConfigured,
     Intent,
@@ -116,7 +117,7 @@ def lane_of(command: Command) -> str:
     """Commands of one lane are sent in their order; no lane waits for another. What fences a host, or leads to it, waits
     for nothing but what was decided about that host before (F4): not for starts, nor for another host's device."""
     match command:
-        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration():
+        case StartCommand() | CancelStart() | EndPaused() | MigrateCommand() | SettleMigration():
             return "vms"
         case Investigate(subject=host_id):
             return f"evidence of {host_id}"
