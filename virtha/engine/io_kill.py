@@ -1,7 +1,8 @@
 """VMs that an I/O error paused and that are to run again elsewhere: ended on their host, then started on another (S6).
 
 Ending one is final for its guest, so it is only ordered when a start elsewhere is sure to follow, as far as anybody can
-know: a host fits it now, the grade lets it move, nothing holds automatic action, no other host may hold a copy, and it was
+know: for ``io_error.kill_after`` another host could have taken it while it stood still (where the storage was away for
+all, its own host is given that time, too), the grade lets it move, nothing holds automatic action, no other host may hold a copy, and it was
 not lost on another host within the quarantine window: a disk that fails everywhere must not send it round (M5). A host on
 which another VM stands still for the same storage is none whose storage works. Until all of that is so it stays as it is,
 with the reason, and its own host lets it go on when its storage answers.
@@ -10,7 +11,7 @@ The order is on record before it goes out, and is repeated until the host gives 
 does not end keeps the VM where it is: its host is a holder, and nothing starts elsewhere (G1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from virtha.engine.drain import place_kept, plan_away, recovering
 from virtha.engine.events import EndPaused, KillEnded
@@ -33,7 +34,7 @@ def note_pause(cluster: Cluster, node: VmNode) -> None:
     """Since when this leader knows that it stands still; at each look. Where it does no more, nothing is left to be done."""
     stands = node.io_error and node.state is VmState.PAUSED and node.record.stage is VmStage.SETTLED
     if not stands:
-        node.paused_ms = None
+        node.paused_ms = node.fits_ms = None
     elif node.paused_ms is None:
         node.paused_ms = cluster.now
     kill = node.record.kill
@@ -65,7 +66,7 @@ def kills_wanted(cluster: Cluster) -> bool:
 
 def plan_kills(cluster: Cluster) -> None:
     """After all other plans. Orders what may be ended now, and says of each other one why it isn't."""
-    due: dict[VmId, tuple[VmNode, HostNode]] = {}
+    movable: dict[VmId, tuple[VmNode, HostNode]] = {}
     under_way: list[VmNode] = []
     for vm_id in sorted(cluster.paused):
         node = cluster.vms[vm_id]
@@ -75,11 +76,12 @@ def plan_kills(cluster: Cluster) -> None:
         elif _asks_for_it(node):
             host, why_not = _why_not(cluster, node)
             if host is not None and why_not is None:
-                due[vm_id] = (node, host)
+                movable[vm_id] = (node, host)
             elif why_not is not None:
+                node.fits_ms = None
                 node.reasons = (why_not,)
-    if due:
-        _carry_out(cluster, due, under_way)
+    if movable:
+        _carry_out(cluster, movable, under_way)
 
 
 def _asks_for_it(node: VmNode) -> bool:
@@ -103,10 +105,8 @@ def _why_not(cluster: Cluster, node: VmNode) -> tuple[HostNode | None, Reason | 
     why_not = (
         _by_host(cluster, host, node.record.copies[0])
         or _by_deaths(cluster, node, host)
-        or _not_yet(cluster, node, host)
+        or next(iter(barrier(cluster)), None)
     )
-    if why_not is None:
-        why_not = next(iter(barrier(cluster)), None)
     return host, why_not
 
 
@@ -135,16 +135,20 @@ def _answers(host: HostNode) -> bool:
 
 
 def _by_deaths(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | None:
-    elsewhere = {death.host_id for death in recent_deaths(cluster, node)} - {host.id}
+    elsewhere = [death for death in recent_deaths(cluster, node) if death.host_id != host.id]
     if not elsewhere:
         return None
-    names = ", ".join(sorted(cluster.host_name(one) for one in elsewhere))
+    last_ms = max(death.at_ms for death in elsewhere)
+    cluster.wake_vm(node, last_ms + cluster.policy.recovery.quarantine_window_ms)
+    names = ", ".join(sorted({cluster.host_name(death.host_id) for death in elsewhere}))
     return reason("io_error.kill.blocked.deaths", hosts=names)
 
 
 def _not_yet(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | None:
-    assert node.paused_ms is not None, f"{node.config.name}: among the paused"
-    due_ms = node.paused_ms + cluster.policy.io_error.kill_after_ms
+    """Of one that another host could take."""
+    if node.fits_ms is None:
+        node.fits_ms = cluster.now
+    due_ms = node.fits_ms + cluster.policy.io_error.kill_after_ms
     if cluster.now < due_ms:
         cluster.wake_vm(node, due_ms)
         left_ms = due_ms - cluster.now
@@ -162,13 +166,13 @@ def _not_yet(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | None:
 
 
 def _carry_out(
-    cluster: Cluster, due: Mapping[VmId, tuple[VmNode, HostNode]], under_way: list[VmNode]
+    cluster: Cluster, movable: Mapping[VmId, tuple[VmNode, HostNode]], under_way: list[VmNode]
 ) -> None:
     """Those that are being ended keep their room, and so do those that are lost already."""
     first = [place_kept(node) for node in recovering(cluster)]
     kept = [_to_place(cluster, node) for node in under_way]
-    wanted = [_to_place(cluster, node) for node, _ in due.values()]
-    nodes = [*under_way, *(node for node, _ in due.values())]
+    wanted = [_to_place(cluster, node) for node, _ in movable.values()]
+    nodes = [*under_way, *(node for node, _ in movable.values())]
     plan = plan_away(
         cluster,
         nodes,
@@ -177,15 +181,32 @@ def _carry_out(
         progress=progress_of(cluster, wanted),
     )
     for placement in plan.placements:
-        if placement.vm_id in due:
-            node, host = due[placement.vm_id]
-            _order(cluster, node, host)
-    left = {one.vm_id: one.reasons for one in plan.waiting}
-    left |= {one.vm_id: one.reasons for one in plan.blocked}
-    for vm_id in due.keys() & left.keys():
-        due[vm_id][0].reasons = (reason("io_error.kill.waiting.target"), *left[vm_id])
+        if placement.vm_id in movable:
+            node, host = movable[placement.vm_id]
+            why_not = _not_yet(cluster, node, host)
+            if why_not is None:
+                _order(cluster, node, host)
+            else:
+                node.reasons = (why_not,)
+    for waiting in plan.waiting:
+        if waiting.vm_id in movable:
+            node, host = movable[waiting.vm_id]
+            why_not = _not_yet(cluster, node, host)
+            node.reasons = waiting.reasons if why_not is None else (why_not,)
+    for blocked in plan.blocked:
+        if blocked.vm_id in movable:
+            node, _ = movable[blocked.vm_id]
+            node.fits_ms = None
+            node.reasons = _no_target(cluster, node, blocked.reasons)
     if plan.wake_at is not None:
-        cluster.wake_vm(next(iter(due.values()))[0], plan.wake_at)
+        cluster.wake_vm(next(iter(movable.values()))[0], plan.wake_at)
+
+
+def _no_target(cluster: Cluster, node: VmNode, obstacles: Sequence[Reason]) -> tuple[Reason, ...]:
+    failing = ", ".join(sorted(cluster.host_name(one) for one in _same_trouble(cluster, node)))
+    # Those that were left out are told as such, not as hosts where a start of it failed.
+    left = [one for one in obstacles if one.code != "recovery.blocked.tried"]
+    return (reason("io_error.kill.waiting.target", failing=failing or "none"), *left)
 
 
 def _to_place(cluster: Cluster, node: VmNode) -> VmToPlace:

@@ -115,6 +115,7 @@ class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
     io_error: bool = False
     no_room: bool = False
     paused_ms: Millis | None = None
+    fits_ms: Millis | None = None
     kill_sent_ms: Millis | None = None
     kill_answer: str | None = None
     seen: dict[HostId, tuple[Incarnation, VmState]] = {}

@@ -183,6 +183,7 @@ class VmNode:
         "blocked_told",
         "config",
         "due_ms",
+        "fits_ms",
         "guest_agent",
         "half",
         "io_error",
@@ -223,6 +224,8 @@ class VmNode:
         self.io_error = self.no_room = False
         self.paused_ms: Millis | None = None
         """Since when this leader knows that an I/O error keeps it paused."""
+        self.fits_ms: Millis | None = None
+        """Since when another host could take it, all that time."""
         self.kill_sent_ms: Millis | None = None
         """When the order to end it went out last."""
         self.kill_answer: str | None = None

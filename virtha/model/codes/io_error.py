@@ -121,7 +121,7 @@ IO_ERROR_REASONS: tuple[Code, ...] = (
         5686,
         "io_error.kill.waiting.delay",
         WARNING,
-        "an I/O error paused it on {host}; it is ended and started elsewhere in {left_ms} ms, unless it goes on by then",
+        "an I/O error paused it on {host}, and another host can take it: it is ended in {left_ms} ms, unless it goes on by then",
         "host",
         "left_ms",
     ),
@@ -129,7 +129,8 @@ IO_ERROR_REASONS: tuple[Code, ...] = (
         5687,
         "io_error.kill.waiting.target",
         ERROR,
-        "it is not ended: no host could take it now whose storage works",
+        "it is not ended: no other host could take it now whose storage works (fails VMs on other hosts too: {failing})",
+        "failing",
         help="The reasons behind this one say what other hosts lack. It goes on where it is when its storage is mended.",
     ),
     reason(
