@@ -28,7 +28,7 @@ _RULES = (
     relation(
         one("io_error.delay_ms"),
         one("io_error.kill_after_ms"),
-        strict=True,
+        strict=False,
         why="a VM would be ended before its host had once tried to let it go on",
         fix="lower io_error.delay or raise io_error.kill_after",
     ),
