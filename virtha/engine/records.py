@@ -52,6 +52,10 @@ class FeedProgress(Value, frozen=True, kw_only=True):
     """A second one, long enough after the first."""
     too_late: bool = False
     """Its order was too old when it would have gone out: never carried out."""
+    said_on: bool = False
+    """When it was last read, after it took the *off*."""
+    unread: str = ""
+    """Code of what kept its last reading from saying a state; empty: it said one, or none was made."""
 
 
 class Fence(Value, frozen=True, kw_only=True):
@@ -77,6 +81,8 @@ class Fence(Value, frozen=True, kw_only=True):
     """Until then an *off* that was ordered before this one may still strike."""
     failed: str = ""
     """The code of the last failure of a level; empty: none has failed."""
+    unread: str = ""
+    """Where that is ``power.unread``: the code of why the device could not be read; empty: not known."""
 
 
 class Orders(Value, frozen=True, kw_only=True):
