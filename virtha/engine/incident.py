@@ -142,11 +142,12 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     incident = node.record.incident
     if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
         return  # of an incident that is over: the host has lived since
-    if proof.kind is ProofKind.LEASE and not all(
+    if proof.kind in _OF_DOMAINS and not all(
         domains_of(vm).issubset(proof.domain_ids) for vm in may_hold(cluster, node)
     ):
-        # A copy with a disk elsewhere came to light since: that lease has to expire too.
-        poison(cluster, node, incident)
+        if proof.kind is ProofKind.LEASE:
+            # A copy with a disk elsewhere came to light since: that lease has to expire too.
+            poison(cluster, node, incident)
         return
     if not covers_all(node, proof):
         return
@@ -175,6 +176,8 @@ def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _end_sides(cluster, node)
 
 
+_OF_DOMAINS = frozenset({ProofKind.LEASE, ProofKind.STORAGE_FENCE})
+"""They say nothing of a VM with a disk in any other domain (P2, P3)."""
 _OF_THE_MACHINE = frozenset({ProofKind.POWER_OFF, ProofKind.OPERATOR})
 
 
