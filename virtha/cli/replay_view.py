@@ -11,6 +11,7 @@ from virtha.engine.events import (
     DropHost,
     DropVm,
     EndCopy,
+    EndPaused,
     EndWaiver,
     GiveWaiver,
     Intent,
@@ -156,7 +157,7 @@ def _command_text(command: Command, names: Names) -> str:
         case StartCommand():
             proofs = ", ".join(proof.kind for proof in command.proofs) or "none needed"
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"
-        case CancelStart():
+        case CancelStart() | EndPaused():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}"
         case EndCopy():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, newer: {command.newer}"

@@ -19,6 +19,7 @@ from virtha.control.vm_moves import BANDWIDTH, open_move
 from virtha.engine.events import (
     CancelStart,
     EndCopy,
+    EndPaused,
     MigrateCommand,
     SettleMigration,
     StartCommand,
@@ -38,6 +39,7 @@ from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
     DiskCheck,
+    EndPausedVm,
     Grant,
     MoveDestination,
     Order,
@@ -78,6 +80,11 @@ def receiving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
 def leaving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
     """Of the order to its source."""
     return operation_of(cluster_id, f"{command.order_id}.migrate")
+
+
+def ending(cluster_id: ClusterId, lead: Lead, command: EndPaused, attempt: int) -> OperationId:
+    """Of an order to end a paused VM. ``attempt``: of this term; each is an order of its own."""
+    return operation_of(cluster_id, f"{command.order_id}.end.{lead.term}.{attempt}")
 
 
 class NotOrdered(Value, frozen=True, kw_only=True):
@@ -225,7 +232,7 @@ class EngineOrders:
             )
         await self._dispatcher.carry_out(effects)
 
-    async def end(
+    async def end_superseded(
         self, cluster_id: ClusterId, lead: Lead, command: EndCopy, *, attempt: int
     ) -> None:
         """Its host's release answers. ``attempt``: of this term; each is an order of its own."""
@@ -236,6 +243,19 @@ class EngineOrders:
             ending = f"{command.order_id}.end.{lead.term}.{attempt}"
             operation_id = operation_of(cluster_id, ending)
             await self._send(tx, lead, host, command.boot, operation_id, end_order(command))
+
+    async def end_paused(self, lead: Lead, command: EndPaused, operation_id: OperationId) -> None:
+        """Sent once, over the session that there is: the engine orders it again (S6). Not while somebody else holds the VM,
+        or another start of it is on record, of which the engine's next turn is told. Raises Unavailable."""
+        async with self._store.read() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.host_id)
+            if row is None or host is None or row.status.holders != (command.host_id,):
+                return
+            if {copy.incarnation for copy in row.status.copies} != {command.incarnation}:
+                return
+            body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
+            await self._send(tx, lead, host, command.boot, operation_id, body)
 
     # Live migration
 

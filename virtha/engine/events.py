@@ -113,7 +113,9 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     state: VmState
     guest_agent: bool | None = None
     io_error: bool = False
-    """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
+    """Paused on an I/O error, with I/O in flight: never migrated (S6). Its end may be wanted (``io_kill``)."""
+    no_room: bool = False
+    """That error is a full storage domain."""
     awaited_by: OrderId | None = None
     """Not how the VM is: its copy is to come there by that migration, or comes, and has not run there."""
     leaves_by: OrderId | None = None
@@ -259,6 +261,17 @@ class StartEnded(Value, frozen=True, kw_only=True, tag="start_ended"):
     code: str | None = None
 
 
+class KillEnded(Value, frozen=True, kw_only=True, tag="kill_ended"):
+    """How an order to end a paused VM was answered. ``OK``: it has ended, which its release says, too. ``REFUSED``: nothing
+    was done to it. ``FAILED``, ``UNKNOWN``: its QEMU may live."""
+
+    order_id: OrderId
+    host_id: HostId
+    vm_id: VmId
+    result: Result
+    code: str | None = None
+
+
 class MigrationEnded(Value, frozen=True, kw_only=True, tag="migration_ended"):
     """One side's word about how a live migration stands; durable on that host until it is acknowledged.
 
@@ -370,6 +383,7 @@ EngineEvent = (
     | ProofFound
     | WaiverOver
     | StartEnded
+    | KillEnded
     | MigrationEnded
     | DeathConfirmed
     | MaintenanceChanged
@@ -523,6 +537,17 @@ class EndCopy(Value, frozen=True, kw_only=True, tag="end_copy"):
     proof: Proof
 
 
+class EndPaused(Value, frozen=True, kw_only=True, tag="end_paused"):
+    """End the QEMU of a VM that an I/O error paused: its record says so already. May be sent again. Outcome:
+    ``KillEnded``, and a release when it has ended."""
+
+    order_id: OrderId
+    vm_id: VmId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
+
+
 class MigrateCommand(Value, frozen=True, kw_only=True, tag="migrate"):
     """Move a running VM: its record names source and target among the copies already. To the target, whose gate lets that
     copy in, then to the source. Sent once and never again; who doesn't know how it stands asks by ``SettleMigration``.
@@ -565,6 +590,7 @@ Command = (
     | StartCommand
     | CancelStart
     | EndCopy
+    | EndPaused
     | MigrateCommand
     | SettleMigration
 )

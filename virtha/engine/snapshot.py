@@ -113,6 +113,11 @@ class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
     half: VmSeen | None = None
     stands: VmSeen | None = None
     io_error: bool = False
+    no_room: bool = False
+    paused_ms: Millis | None = None
+    fits_ms: Millis | None = None
+    kill_sent_ms: Millis | None = None
+    kill_answer: str | None = None
     seen: dict[HostId, tuple[Incarnation, VmState]] = {}
     blocked_told: str | None = None
     guest_agent: bool | None = None

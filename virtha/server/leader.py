@@ -22,6 +22,7 @@ from virtha.engine.events import (
     CopyGranted,
     Decision,
     EndCopy,
+    EndPaused,
     EngineEvent,
     HostConfigured,
     Intent,
@@ -117,7 +118,9 @@ def lane_of(command: Command) -> str:
     """Commands of one lane are sent in their order; no lane waits for another. What fences a host, or leads to it, waits
     for nothing but what was decided about that host before (F4): not for starts, nor for another host's device."""
     match command:
-        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration() | EndCopy():
+        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration():
+            return "vms"
+        case EndCopy() | EndPaused():
             return "vms"
         case Investigate(subject=host_id):
             return f"evidence of {host_id}"

@@ -205,6 +205,21 @@ FAILOVER_REASONS: tuple[Code, ...] = (
     reason(6090, "power.failed", ERROR, "the device refused or failed"),
     reason(6091, "power.no_answer", ERROR, "the device did not answer"),
     reason(6092, "power.still_on", ERROR, "the device took the order, and the host stayed on"),
+    reason(
+        6094,
+        "power.unread",
+        ERROR,
+        "the device took the order, and then nobody could read whether the host is off ({cause})",
+        "cause",
+        help="It may well be off: look at it. Make sure, then confirm it as dead; and mend what the cause names.",
+    ),
+    reason(
+        6095,
+        "power.off_once",
+        ERROR,
+        "the device took the order and read off, and the second reading, which proves it, did not come in time",
+        help="Lower fencing.read_back_gap, or raise fencing.order_deadline.",
+    ),
     reason(6093, "power.too_late", WARNING, "the order was too old to be carried out"),
     # 6100: why readings *off* prove nothing
     reason(
