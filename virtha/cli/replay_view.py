@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     CancelStart,
     Command,
     DropHost,
     DropVm,
-    EndCopy,
-    EndPaused,
     EndWaiver,
     GiveWaiver,
     Intent,

@@ -16,14 +16,8 @@ from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move
-from virtha.engine.events import (
-    CancelStart,
-    EndCopy,
-    EndPaused,
-    MigrateCommand,
-    SettleMigration,
-    StartCommand,
-)
+from virtha.engine.ending import EndCopy, EndPaused
+from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.host_orders import (
     BY,
     end_order,

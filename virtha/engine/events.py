@@ -11,6 +11,7 @@ A step without intents has nothing to persist and may send at once.
 """
 
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
@@ -521,30 +522,6 @@ class CancelStart(Value, frozen=True, kw_only=True, tag="cancel_start"):
     order_id: OrderId
     vm_id: VmId
     host_id: HostId
-    incarnation: Incarnation
-
-
-class EndCopy(Value, frozen=True, kw_only=True, tag="end_copy"):
-    """End a copy in a boot that was proven dead and lives: ``newer`` was ordered elsewhere by that proof (G4). May be sent
-    again; the host confirms with a release."""
-
-    order_id: OrderId
-    vm_id: VmId
-    host_id: HostId
-    boot: BootId
-    incarnation: Incarnation
-    newer: Incarnation
-    proof: Proof
-
-
-class EndPaused(Value, frozen=True, kw_only=True, tag="end_paused"):
-    """End the QEMU of a VM that an I/O error paused: its record says so already. May be sent again. Outcome:
-    ``KillEnded``, and a release when it has ended."""
-
-    order_id: OrderId
-    vm_id: VmId
-    host_id: HostId
-    boot: BootId
     incarnation: Incarnation
 
 

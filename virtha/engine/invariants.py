@@ -3,10 +3,9 @@ from the records. No VM is touched by that."""
 
 from collections.abc import Sequence
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     Command,
-    EndCopy,
-    EndPaused,
     Intent,
     MigrateCommand,
     MigrationWord,

@@ -594,10 +594,5 @@ def _lane(command: Command) -> int:
             return 1
 
 
-def subject_of(event: VmSeen | HostSurveyed) -> str:
-    """The key of a kept fact."""
-    return event.vm_id if isinstance(event, VmSeen) else ""
-
-
 def reason(code: str, **fields: Scalar) -> Reason:
     return Reason(code=code, fields=fields)

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 
+from virtha.engine.ending import EndPaused
 from virtha.engine.events import (
     CopyReleased,
-    EndPaused,
     EngineEvent,
     KillEnded,
     MigrationEnded,

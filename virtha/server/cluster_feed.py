@@ -24,14 +24,13 @@ from virtha.control.engine_orders import (
 from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.capacity import FeatureKind
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
-    EndCopy,
-    EndPaused,
     EndWaiver,
     EngineEvent,
     GiveWaiver,

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from virtha.engine import turn
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -21,8 +22,6 @@ from virtha.engine.events import (
     Command,
     CopyGranted,
     Decision,
-    EndCopy,
-    EndPaused,
     EngineEvent,
     HostConfigured,
     Intent,

@@ -11,14 +11,13 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
-    EndCopy,
-    EndPaused,
     EndWaiver,
     EngineEvent,
     GiveWaiver,

@@ -5,11 +5,11 @@ from engine_driver import Play, vm
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.ending import EndPaused
 from virtha.engine.events import (
     Command,
     CopyGranted,
     CopyReleased,
-    EndPaused,
     HoldChanged,
     KillEnded,
     LibvirtAnswered,
