@@ -16,7 +16,7 @@ from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
-from virtha.model.ids import BootId, StorageDomainId
+from virtha.model.ids import BootId, Incarnation, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -254,8 +254,14 @@ def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], pr
     if node is None or incident is None or incident.boot != proof.boot:
         return  # a new boot's word, or of a host that nobody hears any more
     record = vm.record
+    # One that was to end already is as old as it was: its newer copy came before this proof.
+    newer = {due.copy: due.newer for due in record.superseded}
     gone = tuple(
-        EndedCopy(vm_id=vm.id, copy=replace(copy, boot=proof.boot), given_out=record.incarnation)
+        EndedCopy(
+            vm_id=vm.id,
+            copy=replace(copy, boot=proof.boot),
+            given_out=Incarnation(newer[copy] - 1) if copy in newer else record.incarnation,
+        )
         for copy in record.copies
         if copy not in left
     )
