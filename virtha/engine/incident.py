@@ -487,7 +487,7 @@ def _revive(cluster: Cluster, node: HostNode, incident: Incident) -> None:
     """Its boot was proven dead, and lives. Nothing is judged by that proof any more, and what it ended may run there."""
     node.set(dead_boots=tuple(one for one in node.record.dead_boots if one != incident.boot))
     if incident.settled:
-        unsettle(node)
+        unsettle(cluster, node)
     for ended in incident.ended:
         vm = cluster.vms.get(ended.vm_id)
         if vm is not None and ended.copy not in vm.record.copies:
