@@ -246,7 +246,8 @@ def test_a_quarantined_vm_stays_quarantined():
     assert play.sent(EndCopy)
 
 
-def test_proven_dead_a_second_time_it_is_as_old_as_it_was():
+@pytest.mark.parametrize("newer_dies", [False, True])
+def test_proven_dead_a_second_time_it_is_as_old_as_it_was(newer_dies: bool):
     play = believed(playing())
     target = moved(play)
     play.inbox.append(HoldChanged(reason="work"))
@@ -257,7 +258,9 @@ def test_proven_dead_a_second_time_it_is_as_old_as_it_was():
         kind=ProofKind.OPERATOR, host_id=HostId("h1"), boot=BootId("h1b1"), at_ms=play.now
     )
     play.inbox.append(ProofFound(proof=proof))
-    play.until(lambda: held(play) == [target])
+    if newer_dies:
+        play.hosts[target].cut()
+    play.until(lambda: held(play) == ([] if newer_dies else [target]))
     wakes(play)
     (due,) = play.vm_record("v1").superseded
     assert (due.newer, due.proof) == (2, proof)
