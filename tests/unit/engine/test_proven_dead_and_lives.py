@@ -40,6 +40,16 @@ def believed(play: Play) -> Play:
     return play
 
 
+def confirmed(play: Play, host: str) -> Proof:
+    """By a person."""
+    play.until(lambda: play.host_record(host).incident is not None)
+    boot = play.hosts[host].boot
+    proof = Proof(kind=ProofKind.OPERATOR, host_id=HostId(host), boot=boot, at_ms=play.now)
+    play.inbox.append(ProofFound(proof=proof))
+    play.tick()
+    return proof
+
+
 def moved(play: Play) -> str:
     """Where it runs by now."""
     play.until(lambda: "vm.recovered" in play.told())
@@ -253,14 +263,11 @@ def test_proven_dead_a_second_time_it_is_as_old_as_it_was(newer_dies: bool):
     play.inbox.append(HoldChanged(reason="work"))
     wakes(play)
     play.hosts["h1"].beating = False
-    play.until(lambda: play.host_record("h1").incident is not None)
-    proof = Proof(
-        kind=ProofKind.OPERATOR, host_id=HostId("h1"), boot=BootId("h1b1"), at_ms=play.now
-    )
-    play.inbox.append(ProofFound(proof=proof))
+    proof = confirmed(play, "h1")
     if newer_dies:
         play.hosts[target].cut()
-    play.until(lambda: held(play) == ([] if newer_dies else [target]))
+        confirmed(play, target)
+    assert held(play) == ([] if newer_dies else [target])
     wakes(play)
     (due,) = play.vm_record("v1").superseded
     assert (due.newer, due.proof) == (2, proof)
