@@ -14,7 +14,8 @@ from guide_page import Block, is_seen, read_page
 from terminal import Said
 
 from virtha.lab.image import tiny_image
-from virtha.lab.node import wait_until
+from virtha.lab.namespaces import ProcessId, command_line, processes_with_init
+from virtha.lab.node import qemu_guest, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(3_600)]
 
@@ -137,8 +138,12 @@ def image_for(host: Machine) -> None:
     shutil.copy(tiny_image(print), target)
 
 
-def qemus(host: Machine) -> list[str]:
-    return host.ask("pgrep -f -a 'qemu-system.*guest=web1'").stdout.splitlines()
+def qemus(host: Machine) -> list[ProcessId]:
+    """Those of web1."""
+    if host.init is None:
+        return []
+    processes = processes_with_init(host.init)
+    return [one for one in processes if qemu_guest(command_line(one)) == "web1"]
 
 
 def follow_page(
@@ -174,7 +179,7 @@ class Installation:
     def __init__(self, server: Machine, host: Machine) -> None:
         self.server = server
         self.host = host
-        self.qemu: list[str] = []
+        self.qemu: list[ProcessId] = []
 
     def arrive_at(self, section: str) -> None:
         if section == "Removal":
