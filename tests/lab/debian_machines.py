@@ -220,7 +220,7 @@ class Machine:
         wait_until(
             lambda: process.returncode is not None, f"{self.name} is down", timeout_s=BOOT_TIMEOUT_S
         )
-        self._end_all_outside()
+        self._end_everything()
         self.boot()
 
     def cut_power(self) -> None:
@@ -228,12 +228,13 @@ class Machine:
         network.set_cable(self._switch, self.name, up=False)
         if self.init is None:
             return
-        kill(self.init)
-        self._end_all_outside()
+        self._end_everything()
 
-    def _end_all_outside(self) -> None:
-        """Whatever runs in its network: its own processes, and what serves it."""
+    def _end_everything(self) -> None:
+        """Its own processes, and what serves it from outside."""
         everything = processes_in_network([self.namespace])
+        if self.init is not None:
+            kill(self.init)  # and at once all below it
         for one in everything:
             kill(one)
         assert wait_gone(everything, timeout_s=60.0) == []
