@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ PROGRAM = "1. The program"
 BMC_PASSWORD = "of-the-bmcs"
 _TOKEN = re.compile(r"virtha-join\.[A-Za-z0-9-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+")
 _PLACEHOLDER = "virtha-join.…"
+WATCHDOG_S = 15.0
+"""Longer than the default of ``lease.watchdog``."""
 
 
 class Reader:
@@ -188,6 +191,8 @@ class Installation:
             assert done.returncode == 4
             assert "this host holds 1 protected VMs: web1" in done.stderr
             wait_for(self.server, "virtha vm power-off web1; virtha vm delete web1 --yes")
+        if section == "After its next boot":
+            self.host.reboot()
 
     def leave(self, section: str) -> None:
         if section.startswith("5."):
@@ -197,11 +202,16 @@ class Installation:
             self._units_are_lost()
             self._host_is_rebooted()
         if section == "Removal":
+            time.sleep(WATCHDOG_S)  # for the host to be reset, had its watchdog not been fed on
+            assert self.host.is_on()
             assert self.host.ask("systemctl list-unit-files 'virtha*'").stdout.startswith(
                 "UNIT FILE STATE PRESET\n\n0 "
             )
             assert self.host.ask("ls /etc/libvirt/hooks/qemu.d/virtha").returncode != 0
             assert self.host.ask("virsh list --all --name").stdout.strip() == ""
+        if section == "After its next boot":
+            assert self.host.ask("command -v virtha").returncode != 0
+            assert self.host.ask("virsh list --all").returncode == 0
 
     def _services_are_killed(self) -> None:
         """kill -9 of each, then a restart of each: all come back, no VM is touched."""
