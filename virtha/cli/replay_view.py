@@ -10,7 +10,7 @@ from virtha.engine.events import (
     Command,
     DropHost,
     DropVm,
-    EndPaused,
+    EndCopy,
     EndWaiver,
     GiveWaiver,
     Intent,
@@ -27,6 +27,7 @@ from virtha.engine.events import (
     StartCommand,
     StorageFence,
 )
+from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.journal import Fault, Header
 from virtha.engine.replay import Difference, Names, ReplayedTurn
 from virtha.model.codes import render
@@ -158,6 +159,8 @@ def _command_text(command: Command, names: Names) -> str:
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"
         case CancelStart() | EndPaused():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}"
+        case EndCopy():
+            return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, newer: {command.newer}"
         case MigrateCommand():
             return f"from {names.host(command.source)} to {names.host(command.target)}"
         case SettleMigration():

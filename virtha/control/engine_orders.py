@@ -18,19 +18,21 @@ from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move
 from virtha.engine.events import (
     CancelStart,
-    EndPaused,
+    EndCopy,
     MigrateCommand,
     SettleMigration,
     StartCommand,
 )
 from virtha.engine.host_orders import (
     BY,
+    end_order,
     migrate_order,
     receive_order,
     recorded_migration,
     settle_order,
     spent_grant,
 )
+from virtha.engine.io_kill_events import EndPaused
 from virtha.model.errors import Conflict, Refused
 from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
@@ -81,7 +83,7 @@ def leaving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
 
 def ending(cluster_id: ClusterId, lead: Lead, command: EndPaused, attempt: int) -> OperationId:
     """Of an order to end a paused VM. ``attempt``: of this term; each is an order of its own."""
-    return operation_of(cluster_id, f"{command.order_id}.end.{lead.term}.{attempt}")
+    return operation_of(cluster_id, f"{command.order_id}.end_paused.{lead.term}.{attempt}")
 
 
 class NotOrdered(Value, frozen=True, kw_only=True):
@@ -221,7 +223,19 @@ class EngineOrders:
             )
         await self._dispatcher.carry_out(effects)
 
-    async def end(self, lead: Lead, command: EndPaused, operation_id: OperationId) -> None:
+    async def end(
+        self, cluster_id: ClusterId, lead: Lead, command: EndCopy, *, attempt: int
+    ) -> None:
+        """Its host's release answers. ``attempt``: of this term; each is an order of its own."""
+        async with self._store.read() as tx:
+            host = await find_host(tx, command.host_id)
+            if host is None:
+                return
+            ending = f"{command.order_id}.end.{lead.term}.{attempt}"
+            operation_id = operation_of(cluster_id, ending)
+            await self._send(tx, lead, host, command.boot, operation_id, end_order(command))
+
+    async def end_paused(self, lead: Lead, command: EndPaused, operation_id: OperationId) -> None:
         """Sent once, over the session that there is: the engine orders it again (S6). Not while somebody else holds the VM,
         or another start of it is on record, of which the engine's next turn is told. Raises Unavailable."""
         async with self._store.read() as tx:

@@ -26,8 +26,10 @@ def tells_of_now(cluster: Cluster, node: HostNode, event: VmSeen | HostSurveyed)
     carried_by = event.carried_by
     if boot in record.dead_boots:
         if boot == record.boot and carried_by in (None, boot):
-            sign_of_life(cluster, node, boot, via=_VIA)
-        return False  # else what its outbox kept of a boot that it has left: no sign of life
+            # Who brought what a leader finds recorded, and when, is not known.
+            sign_of_life(cluster, node, boot, via=_VIA, late=carried_by is None)
+        # Else what its outbox kept of a boot that it has left: no sign of life.
+        return boot == record.boot and boot not in node.record.dead_boots
     if boot == record.boot:
         return True
     if carried_by is not None and carried_by != boot:

@@ -1,8 +1,8 @@
 """The life of an incident: opened when a host is judged dead, ended by the host's return. And its proofs.
 
-A proof is bound to one boot (safety.md, section 2). A sign of that boot after it was proven dead is the worst
-that can happen: told as an alert. What G4 asks for of the copies that it may still hold is not built (docs/architecture.md, "Known to be
-open").
+A proof is bound to one boot (safety.md, section 2). A sign of that boot after it was proven dead is the worst that can happen:
+told as an alert, and the proof is void. The copies that it ended may be there after all: those of VMs that nobody else was
+ordered to start are held as before, the others end (G4, ``superseded``).
 """
 
 from msgspec.structs import replace
@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from virtha.engine.capacity import FeatureKind
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
-from virtha.engine.records import Death, Incident, VmStage
-from virtha.engine.restored import covers_all, forget_told, may_hold, settle
+from virtha.engine.records import Death, EndedCopy, Incident, SupersededCopy, VmStage
+from virtha.engine.restored import covers_all, forget_told, may_hold, settle, unsettle
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
@@ -47,15 +47,26 @@ def open_incident(cluster: Cluster, node: HostNode) -> None:
 
 
 def sign_of_life(
-    cluster: Cluster, node: HostNode, boot: BootId | None, *, via: str, named: bool = True
+    cluster: Cluster,
+    node: HostNode,
+    boot: BootId | None,
+    *,
+    via: str,
+    named: bool = True,
+    late: bool = False,
 ) -> None:
     """A sign of ``boot``, which is judged or proven dead. Not ``named``: it is only taken for one of that boot, and the host may
-    have booted since another timeline's proof."""
+    have booted since another timeline's proof. ``late``: it may have been under way since before the proof, so what was proven
+    stands; a host that lives says so itself."""
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
         if incident.proof is not None or (incident.once_proven and named):
             _contradiction(cluster, node, via)
         if incident.proof is not None:
+            # What is cut off from its disks may live: that is what P3 proves.
+            fenced = any(proof.kind is ProofKind.STORAGE_FENCE for proof in incident.proofs)
+            if not late and not fenced:
+                _revive(cluster, node, incident)
             return
         if incident.fence is None:
             alive_after_all(cluster, node, via)
@@ -71,7 +82,7 @@ def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) ->
     that runs now can have sent, a beat or a session. A fact may be of any boot before it (``early``)."""
     if boot in node.record.dead_boots:
         sign_of_life(cluster, node, boot, via=via)
-        return False
+        return boot not in node.record.dead_boots
     if boot != node.record.boot:
         boot_began(cluster, node, boot)
     return True
@@ -157,6 +168,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
         _end_sides(cluster, node)
         return
     _bury(node, proof.boot)
+    node.set_incident(settled=node.untold)
     settle(cluster, node)
     cluster.awaited.discard(node.id)
     cluster.plan_wanted = True
@@ -234,7 +246,24 @@ def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
     copies = tuple(copy for copy in vm.record.copies if not _dies_with(vm, copy, proof))
     if copies != vm.record.copies:
         lose(cluster, vm)  # found there after the host was judged, or nobody was judged
+        _note_ended(cluster, vm, copies, proof)
         _remove_copies(cluster, vm, copies, proof)
+
+
+def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], proof: Proof) -> None:
+    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong."""
+    node = cluster.hosts.get(proof.host_id)
+    incident = node.record.incident if node is not None else None
+    if node is None or incident is None or incident.boot != proof.boot:
+        return  # a new boot's word, or of a host that nobody hears any more
+    record = vm.record
+    gone = tuple(
+        EndedCopy(vm_id=vm.id, copy=replace(copy, boot=proof.boot), given_out=record.incarnation)
+        for copy in record.copies
+        if copy not in left
+    )
+    node.set_incident(ended=(*incident.ended, *gone))
+    cluster.changed_hosts.add(node.id)
 
 
 def reconcile(cluster: Cluster, vm: VmNode) -> None:
@@ -311,6 +340,7 @@ STILL_WANTED = frozenset(
         ReleaseCause.HOST_BOOTED,
         ReleaseCause.LEASE_LOST,
         ReleaseCause.IO_ERROR,
+        ReleaseCause.SUPERSEDED,
         None,
     }
 )
@@ -370,6 +400,7 @@ def _end_incident(cluster: Cluster, node: HostNode) -> None:
     node.set(incident=None, struck_ms=struck_ms)
     node.sent = node.sent_ms = None
     node.poison_sent = False
+    node.contradicted = False
     cluster.forget_investigation(node)
     for vm in cluster.vms_held_by(node.id):
         if vm.record.stage is VmStage.LOST:
@@ -439,6 +470,66 @@ def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
         _disprove(node, node.record.incident)
     node.contradicted = True
     cluster.tell("host.alive_though_proven_dead", host=node, via=via)
+
+
+def _revive(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    """Its boot was proven dead, and lives. Nothing is judged by that proof any more, and what it ended may run there."""
+    proof = incident.proof
+    assert proof is not None, f"{node.config.name}: no proof that could be wrong"
+    node.set(dead_boots=tuple(one for one in node.record.dead_boots if one != incident.boot))
+    if incident.settled:
+        unsettle(node)
+    for ended in incident.ended:
+        vm = cluster.vms.get(ended.vm_id)
+        if vm is not None and ended.copy not in vm.record.copies:
+            _may_run_after_all(cluster, vm, node, ended, proof)
+    _end_incident(cluster, node)
+    cluster.touch(node)
+
+
+def _may_run_after_all(
+    cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy, proof: Proof
+) -> None:
+    record, copy = vm.record, ended.copy
+    deaths = tuple(one for one in record.deaths if one.host_id != node.id)
+    if record.incarnation <= ended.given_out:
+        holds(cluster, vm, node, copy)
+        cluster.set_vm(vm, deaths=deaths)
+        cluster.tell("vm.lives_after_all", vm=vm, host=node)
+        return
+    if record.stage is VmStage.READY:
+        holds(cluster, vm, node, copy)  # no start goes out before it has ended (G1)
+    copies = vm.record.copies if copy in vm.record.copies else (*record.copies, copy)
+    due = SupersededCopy(
+        copy=copy, proof=proof, newer=record.incarnation, order_id=cluster.next_order()
+    )
+    cluster.set_vm(vm, copies=copies, superseded=(*record.superseded, due), deaths=deaths)
+    cluster.tell(
+        "vm.superseded_copy_lives",
+        host=node,
+        vm=vm,
+        incarnation=copy.incarnation,
+        newer=record.incarnation,
+    )
+
+
+def holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:
+    """``host`` may have that copy, otherwise than by an order of ours that stands: nobody else is ordered to start it."""
+    changes = {
+        "copies": (*node.record.copies, copy),
+        "incarnation": max(copy.incarnation, node.record.incarnation),
+        "given_back": None,
+        "home": None,  # whoever started it there had a reason: it is not taken away from there again
+    }
+    if node.record.start is None and cluster.move_vm(
+        node, VmTrigger.FOUND, **changes, proofs=(), lost_ms=None, attempts=0, tried=()
+    ):
+        node.blocked_told = None
+    else:
+        cluster.set_vm(node, **changes)  # a start that is under way is taken back first
+    if host.record.incident is not None or copy.boot != host.record.boot:
+        # It told before it was judged, or of a boot that we have not heard of: the copy is as lost as that.
+        lose(cluster, node)
 
 
 def _bury(node: HostNode, boot: BootId) -> None:

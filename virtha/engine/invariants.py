@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from virtha.engine.events import (
     Command,
-    EndPaused,
+    EndCopy,
     Intent,
     MigrateCommand,
     MigrationWord,
@@ -15,6 +15,7 @@ from virtha.engine.events import (
     SettleMigration,
     StartCommand,
 )
+from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.machine import Verdict
 from virtha.engine.records import MovePurpose, MoveStep, VmStage
 from virtha.engine.state import Cluster
@@ -38,6 +39,8 @@ def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Comman
         elif isinstance(command, SettleMigration):
             _check_word(cluster, command)
         elif isinstance(command, EndPaused):
+            _check_end_paused(cluster, command)
+        elif isinstance(command, EndCopy):
             _check_end(cluster, command)
     for intent in intents:
         if isinstance(intent, SaveVm):
@@ -93,7 +96,7 @@ def _check_move(cluster: Cluster, move: MigrateCommand) -> None:
     assert asked or not node.config.ignore, f"{name}: moved though out of automatic action"
 
 
-def _check_end(cluster: Cluster, command: EndPaused) -> None:
+def _check_end_paused(cluster: Cluster, command: EndPaused) -> None:
     """Its host alone holds it, in the boot that the order names, and nothing else is going on (S6)."""
     node = cluster.vms[command.vm_id]
     name = node.config.name
@@ -130,6 +133,21 @@ def _check_word(cluster: Cluster, command: SettleMigration) -> None:
         assert command.host_id == migration.source, f"{name}: the target's copy is the newest"
         others = holders - {command.host_id}
         assert not others or migration.step is MoveStep.SWITCHED, f"{name}: ended in doubt"
+
+
+def _check_end(cluster: Cluster, end: EndCopy) -> None:
+    """G4: a strictly higher incarnation was ordered elsewhere, by a proof about that very boot."""
+    node = cluster.vms[end.vm_id]
+    name = node.config.name
+    record = node.saved
+    assert record is not None and record == node.record, f"{name}: an end that is not durable"
+    due = next((one for one in record.superseded if one.order_id == end.order_id), None)
+    assert due is not None and due.copy in record.copies, f"{name}: a stray end"
+    told = (end.host_id, end.boot, end.incarnation)
+    assert told == (due.copy.host_id, due.copy.boot, due.copy.incarnation), f"{name}: another copy"
+    assert record.incarnation >= end.newer > end.incarnation, f"{name}: nothing supersedes it"
+    assert (end.proof.host_id, end.proof.boot) == (end.host_id, end.boot), f"{name}: foreign proof"
+    assert cluster.hold is None and not node.config.ignore, f"{name}: ended while held"
 
 
 def _check_power(cluster: Cluster, command: OrderPower) -> None:

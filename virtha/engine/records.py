@@ -101,6 +101,15 @@ class Struck(Value, frozen=True, kw_only=True):
     told: bool = False
 
 
+class EndedCopy(Value, frozen=True, kw_only=True):
+    """A copy that its host's proof ended. ``given_out``: the VM's highest incarnation at that time: a higher one was
+    ordered since, elsewhere."""
+
+    vm_id: VmId
+    copy: PossibleCopy
+    given_out: Incarnation
+
+
 class Incident(Value, frozen=True, kw_only=True):
     """One host's failure, from judgement to return. Bound to one boot."""
 
@@ -138,6 +147,10 @@ class Incident(Value, frozen=True, kw_only=True):
     """Of the database in which it was judged: what was found in another says nothing after a restore (M2)."""
     once_proven: bool = False
     """By a proof of another timeline: that boot's signs are an alarm all the same."""
+    ended: tuple[EndedCopy, ...] = ()
+    """What its proofs ended: if that boot lives after all, these may (G4)."""
+    settled: bool = False
+    """Its proof stood for what the host had not told since a restore (M2)."""
 
     orders: tuple[Orders, ...] = ()
     """When it was ordered off, oldest first."""
@@ -305,6 +318,17 @@ class Death(Value, frozen=True, kw_only=True):
     at_ms: int
 
 
+class SupersededCopy(Value, frozen=True, kw_only=True):
+    """A copy that ``proof`` had ended, in a boot that lives after all, of a VM that was ordered to start elsewhere since. It
+    is a holder like any other (G1), and ends whatever becomes of the newer one, which may have written: it goes on nowhere."""
+
+    copy: PossibleCopy
+    proof: Proof
+    newer: Incarnation
+    order_id: OrderId
+    """Of the order that ends it."""
+
+
 class GivenBack(Value, frozen=True, kw_only=True):
     """The release after which nobody held the VM any more."""
 
@@ -328,10 +352,12 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """Every incarnation that some host may hold (G1), the present one included."""
     guessed: tuple[PossibleCopy, ...] = ()
     """Those of them whose incarnation is a guess: a survey named the VM, and which start that was the host is yet to tell."""
+    superseded: tuple[SupersededCopy, ...] = ()
+    """Those of them that are to end (G4)."""
     stage: VmStage = VmStage.SETTLED
     start: Start | None = None
     proofs: tuple[Proof, ...] = ()
-    """What removed copies in this recovery: cited by the start, and by what ends a returning copy (G4)."""
+    """What removed copies in this recovery: cited by the start."""
     attempts: int = 0
     tried: tuple[HostId, ...] = ()
     """Targets that failed in this recovery."""

@@ -30,6 +30,7 @@ from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
 from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
+from virtha.engine.superseded import end_superseded, note_superseded_over
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
@@ -46,6 +47,12 @@ _UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRAS
 
 
 def look_at_vm(cluster: Cluster, node: VmNode) -> None:
+    _look(cluster, node)
+    if node.record.superseded:
+        node.reasons = (*node.reasons, *end_superseded(cluster, node))
+
+
+def _look(cluster: Cluster, node: VmNode) -> None:
     if node.half is None and node.stands is None:
         _look_by_stage(cluster, node)
     else:
@@ -515,6 +522,7 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     )
     if copies == node.record.copies:
         return
+    note_superseded_over(cluster, node, event)
     cluster.set_vm(node, copies=copies)
     if node.state_host == event.host_id:
         node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None

@@ -107,6 +107,13 @@ def settle(cluster: Cluster, node: HostNode) -> None:
     cluster.plan_wanted = True
 
 
+def unsettle(node: HostNode) -> None:
+    """The proof that had settled it was wrong: all that it may run is yet to be told (M2)."""
+    node.untold = True
+    told = node.record.told or Told(timeline=node.config.timeline)
+    node.set(told=replace(told, since_ms=None, settled=False))
+
+
 def forget_told(node: HostNode) -> None:
     """Another boot of it began: what was told is of the boot before."""
     told = node.record.told

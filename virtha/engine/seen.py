@@ -8,6 +8,7 @@ from virtha.engine.migration import side_seen
 from virtha.engine.records import VmStage
 from virtha.engine.recovery import runs
 from virtha.engine.state import Cluster, VmNode
+from virtha.engine.superseded import is_superseded
 from virtha.model.vm import PossibleCopy, VmState
 
 _RUNS = frozenset({VmState.RUNNING})
@@ -29,8 +30,10 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.awaited_by is not None:
         half_seen(cluster, node, host, event)
         return
-    state_seen(cluster, node, event)
     told = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    if is_superseded(node, told):
+        return  # how that copy is says nothing of the VM
+    state_seen(cluster, node, event)
     incarnation_told(cluster, node, told)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:

@@ -393,7 +393,10 @@ class Cluster:
         record = node.record = replace(node.record, **changes)
         if record.guessed and not set(record.guessed) <= set(record.copies):
             left = tuple(one for one in record.guessed if one in record.copies)
-            node.record = replace(record, guessed=left)
+            node.record = record = replace(record, guessed=left)
+        if record.superseded:
+            due = tuple(one for one in record.superseded if one.copy in record.copies)
+            node.record = replace(record, superseded=due)
         after = {copy.host_id for copy in node.record.copies}
         if before - after:
             self.plan_wanted = True  # there is room now

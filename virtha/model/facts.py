@@ -55,6 +55,8 @@ class ReleaseCause(StrEnum):
     """Its host lost the storage, and killed it in time."""
     IO_ERROR = "io_error"
     """An I/O error had paused it, and its host ended it as the engine ordered (S6)."""
+    SUPERSEDED = "superseded"
+    """A newer copy was started elsewhere while it was taken for dead (G4): its end says nothing of the VM."""
     INTENDED = "intended"
     """Stopped by an operator, by its guest, or with the host's own tools; moved or saved with those."""
     ENDED = "ended"

@@ -65,12 +65,23 @@ class StopMode(StrEnum):
     POWER_OFF = "power_off"
 
 
-class StopVm(Value, frozen=True, kw_only=True, tag="stop"):
+class Superseded(Value, frozen=True, kw_only=True):
+    """Why an old copy is to end (G4): that incarnation was started elsewhere, by that proof."""
+
+    incarnation: Incarnation
+    proof: Proof
+
+
+class StopVm(Value, frozen=True, kw_only=True, tag="stop", omit_defaults=True):
+    """With ``superseded``: refused, unless its incarnation is above that of the copy here, and its proof is about this
+    host's present boot."""
+
     vm_id: VmId
     incarnation: Incarnation
     mode: StopMode
     by: str
     deadline_ms: int = 60_000
+    superseded: Superseded | None = None
 
 
 class RebootMode(StrEnum):

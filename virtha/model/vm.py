@@ -152,6 +152,8 @@ class VmStatus(Value, frozen=True, kw_only=True):
     copies: tuple[PossibleCopy, ...] = ()
     """What each holder may hold, start by start: the release of one says nothing of another (G1). One of
     a host that is no holder is of a host that this installation does not know."""
+    superseded: tuple[HostId, ...] = ()
+    """Holders whose copies are left as they are, or to end: another host has, or was ordered to have, a newer one (G4)."""
     incarnation: Incarnation = Incarnation(0)
     wanted_up: bool = False
     """What the operator last asked for."""

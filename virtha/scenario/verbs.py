@@ -247,6 +247,10 @@ VERBS: dict[str, Verb] = {
         options=("force",),
         help="confirm-dead HOST [force=REASON]: the operator's word",
     ),
+    "believed-dead": Verb(
+        words=(1, 1),
+        help="believed-dead HOST: what says that it is dead will be wrong, so its VMs may run twice until it is heard again",
+    ),
     "maintenance": Verb(
         words=(2, 2),
         options=("keep-vms",),

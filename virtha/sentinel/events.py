@@ -304,6 +304,8 @@ class StopAccepted(Value, frozen=True, kw_only=True):
     mode: StopMode
     by: str
     deadline_ms: int = 60_000
+    superseded_by: Incarnation | None = None
+    """It ends because that one was started elsewhere (G4)."""
 
 
 class RebootAccepted(Value, frozen=True, kw_only=True):

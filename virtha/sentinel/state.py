@@ -182,6 +182,8 @@ def _release_cause(record: VmRecord) -> ReleaseCause | None:
         return ReleaseCause.HOST_SHUTDOWN
     if cause is ExitCause.MIGRATED and record.moves_to:
         return ReleaseCause.MOVED
+    if record.superseded_by is not None:
+        return ReleaseCause.SUPERSEDED
     if cause in _INTENDED:
         return ReleaseCause.INTENDED
     if cause is ExitCause.LEASE:

@@ -4,6 +4,7 @@ commands become orders. Its memory goes with it; what it wrote is in the store.
 
 import asyncio
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from virtha.engine.events import (
     CancelStart,
     Command,
     CopyGranted,
-    EndPaused,
+    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -53,6 +54,7 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
 )
+from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.told import active_vms, ended, event_of
 from virtha.model.errors import Unavailable
 from virtha.model.evidence import ProcessKind
@@ -154,7 +156,7 @@ class ClusterFeed:
         """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
-        self._attempts = 0
+        self._attempts = itertools.count(1)
 
     # Its beginning and end
 
@@ -526,15 +528,15 @@ class ClusterFeed:
                             )
                         )
             case CancelStart():
-                self._attempts += 1
-                await self._orders.cancel(
-                    self.cluster_id, self.lead, command, attempt=self._attempts
-                )
+                attempt = next(self._attempts)
+                await self._orders.cancel(self.cluster_id, self.lead, command, attempt=attempt)
+            case EndCopy():
+                attempt = next(self._attempts)
+                await self._orders.end(self.cluster_id, self.lead, command, attempt=attempt)
             case EndPaused():
-                self._attempts += 1
-                operation_id = ending(self.cluster_id, self.lead, command, self._attempts)
+                operation_id = ending(self.cluster_id, self.lead, command, next(self._attempts))
                 self._begun[operation_id] = command
-                await self._orders.end(self.lead, command, operation_id)
+                await self._orders.end_paused(self.lead, command, operation_id)
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
                 self._let_in[operation_id] = command
@@ -543,10 +545,8 @@ class ClusterFeed:
                     del self._let_in[operation_id]
                     self._move_unsent(command, command.target, unsent)
             case SettleMigration():
-                self._attempts += 1
-                await self._orders.settle(
-                    self.cluster_id, self.lead, command, attempt=self._attempts
-                )
+                attempt = next(self._attempts)
+                await self._orders.settle(self.cluster_id, self.lead, command, attempt=attempt)
             case Investigate() if self.witnesses is not None:
                 self.witnesses.investigate(command)
             case Poison() if self.leases is not None:

@@ -17,7 +17,7 @@ from virtha.engine.events import (
     CancelStart,
     Command,
     CopyGranted,
-    EndPaused,
+    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -42,7 +42,8 @@ from virtha.engine.events import (
     StorageFence,
     VmConfigured,
 )
-from virtha.engine.host_orders import BY, spent_grant
+from virtha.engine.host_orders import BY, end_order, spent_grant
+from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.records import HostRecord
 from virtha.engine.told import active_vms, ended, event_of
 from virtha.engine.turn import is_too_late, not_carried_out
@@ -360,6 +361,8 @@ class Failover:
             case CancelStart():
                 self._cancel(command)
             case EndPaused():
+                self._end_paused(command)
+            case EndCopy():
                 self._end(command)
             case MigrateCommand() | SettleMigration() if not self._leads:
                 world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
@@ -449,13 +452,25 @@ class Failover:
             self._gateway.deliver(order)
         del server.pending[order.operation_id]
 
-    def _end(self, command: EndPaused) -> None:
+    def _end(self, command: EndCopy) -> None:
+        """To that boot, over the session that there is."""
+        server, host = self._server, str(command.host_id)
+        if not self._leads or server.boots.get(host) != command.boot:
+            return
+        self._ends += 1
+        operation_id = OperationId(f"{command.order_id}.end{self._ends}")
+        order = server.order(host, end_order(command), operation_id=operation_id)
+        if self._gateway.agent_connected(host):
+            self._gateway.deliver(order)
+        del server.pending[operation_id]
+
+    def _end_paused(self, command: EndPaused) -> None:
         """Once, over the session that there is; not while the server's own record names another holder."""
         server, host = self._server, str(command.host_id)
         if not self._leads or server.vms[command.vm_id].holders != {host}:
             return
         self._ends += 1
-        operation_id = OperationId(f"{command.order_id}.end{self._ends}")
+        operation_id = OperationId(f"{command.order_id}.paused{self._ends}")
         self._begun[operation_id] = command
         body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
         order = server.order(host, body, operation_id=operation_id)

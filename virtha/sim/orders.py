@@ -44,6 +44,7 @@ from virtha.sentinel.events import (
     StopAccepted,
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
+from virtha.sentinel.stops import end_refusal, is_unfinished
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ FIRST_LIST_MS = 10_000
 POLL_MS = 50
 """How often what waits for it looks."""
 LEASE = "order.refused.lease"
-START_UNFINISHED = "vm.paused.start_unfinished"
 
 
 class _Refused(Exception):
@@ -224,8 +224,7 @@ class OrderDesk:
             if record.state is VmState.RUNNING:  # the order came twice
                 self._unlocked(start, lambda: self._end(order, Result.OK))
                 return
-            cut_off = record.pause is not None and record.pause.code == START_UNFINISHED
-            if record.state is VmState.PAUSED and cut_off:
+            if record.state is VmState.PAUSED and is_unfinished(record):
                 self._carry_on(order, start)
                 return
         agent.unlock(start.vm.id)
@@ -254,6 +253,9 @@ class OrderDesk:
         agent, grant = self.agent, start.grant
         objection = self._grant_objection(grant) or self._lease_objection(grant.vm_id)
         if objection is not None:
+            # It never ran, and may not any more.
+            agent.host.libvirt.destroy(grant.vm_id)
+            agent.host.revoke(grant.vm_id)
             self._unlocked(start, lambda: self._end(order, Result.REFUSED, refusal=objection))
             return
         agent.tell(ResumeAccepted(vm_id=grant.vm_id, by=start.by))
@@ -355,6 +357,9 @@ class OrderDesk:
         match order.body:
             case StopVm(incarnation=incarnation) as stop:
                 self._check_superseded(stop.vm_id, incarnation)
+                refusal = end_refusal(agent.host.boot, stop)
+                if refusal is not None:
+                    raise _Refused(refusal.code, refusal.fields)
                 self._stop(stop)
             case RebootVm(vm_id=vm_id, incarnation=incarnation, mode=mode, by=by):
                 self._check_running(vm_id, incarnation)
@@ -411,7 +416,11 @@ class OrderDesk:
         if comes and off:
             agent.host.revoke(vm_id)
         accepted = StopAccepted(
-            vm_id=vm_id, mode=stop.mode, by=stop.by, deadline_ms=stop.deadline_ms
+            vm_id=vm_id,
+            mode=stop.mode,
+            by=stop.by,
+            deadline_ms=stop.deadline_ms,
+            superseded_by=stop.superseded.incarnation if stop.superseded else None,
         )
         agent.tell(accepted)
         if agent.dead:

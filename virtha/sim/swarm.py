@@ -282,7 +282,7 @@ def applies(player: Player, step: Step) -> bool:
             may_be_caught = "lies" not in step.words or _is_seen_writing(world, host)
             return bool(world.power.of(host.name)) and may_be_caught
         case "confirm-dead":
-            return _may_be_confirmed(world, host)
+            return host.name in player.checkers.believed or _may_be_confirmed(world, host)
         case _:
             return host.powered
 

@@ -319,6 +319,21 @@ def _word_for_the_dead(draw: Draw) -> list[str]:
     return [*lines, draw.pause, *heard, f"boot {host}"]
 
 
+def _confirmed_wrongly(draw: Draw) -> list[str]:
+    """By a person who did not look: it lives, cut off from all, and is heard again (G4)."""
+    host = draw.host
+    dark = ["net", "bmc", *([] if draw.one("", "storage") == "" else ["storage"])]
+    return [
+        f"believed-dead {host}",
+        *(f"cut {one} {host}" for one in dark),
+        draw.long,
+        f"confirm-dead {host} force=wrong",
+        draw.pause,
+        *(f"heal {one} {host}" for one in dark),
+        draw.pause,
+    ]
+
+
 def _hang_in_turn(draw: Draw) -> list[str]:
     """More than the cap lets be ordered off."""
     return [line for host in draw.hosts[:6] for line in (f"hang {host}", "advance 40s")]
@@ -496,6 +511,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("maintenance over", 3, 0, lambda d: [f"maintenance {d.host} off"]),
     Kind("policy changed", 2, 0, lambda d: [f"policy profile={d.one('fast', 'balanced')}"]),
     Kind("operator's word", 2, 0, lambda d: [f"confirm-dead {d.host}"]),
+    Kind("wrong word", 2, 0, _confirmed_wrongly),
     Kind("brake lifted", 2, 0, lambda _d: ["lift-brake"]),
     Kind("VM freed", 2, 0, lambda d: [f"free {d.vm}"]),
     Kind("all healed", 4, 0, lambda _d: ["heal-all"], basic=True),

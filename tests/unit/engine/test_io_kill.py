@@ -9,9 +9,7 @@ from virtha.engine.events import (
     Command,
     CopyGranted,
     CopyReleased,
-    EndPaused,
     HoldChanged,
-    KillEnded,
     LibvirtAnswered,
     MaintenanceChanged,
     StartCommand,
@@ -19,6 +17,7 @@ from virtha.engine.events import (
     VmSeen,
 )
 from virtha.engine.io_kill import AGAIN_MS
+from virtha.engine.io_kill_events import EndPaused, KillEnded
 from virtha.engine.records import Death, VmStage
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId

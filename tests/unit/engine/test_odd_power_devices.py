@@ -233,7 +233,7 @@ def test_disks_that_change_after_off_block_until_they_are_quiet():
     play.until(lambda: play.where("v1") not in ([], ["h1"]))
 
 
-def test_a_beat_of_a_boot_that_was_proven_dead_is_an_alarm_and_no_return():
+def test_a_beat_of_a_boot_that_was_proven_dead_is_an_alarm_once_and_no_return():
     play = playing()
     host = play.hosts["h1"]
     host.cut()
@@ -241,7 +241,8 @@ def test_a_beat_of_a_boot_that_was_proven_dead_is_an_alarm_and_no_return():
     host.powered = host.beating = True
     play.advance(2_000)
     assert play.told().count("host.alive_though_proven_dead") == 1
-    assert play.verdict("h1") is Verdict.DEAD_PROVEN
+    assert "host.returned" not in play.told()
+    assert play.verdict("h1") is Verdict.ALIVE, "nothing is judged by that proof any more"
 
 
 def failures(play: Play) -> set[tuple[str, str]]:

@@ -18,11 +18,13 @@ from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.readiness import READINESS_REASONS
 from virtha.model.codes.reasons import REASONS as _REASONS
+from virtha.model.codes.superseded import SUPERSEDED_EVENTS, SUPERSEDED_REASONS
 
 EVENTS = (
     *_EVENTS,
     *IO_ERROR_EVENTS,
     *FAILOVER_EVENTS,
+    *SUPERSEDED_EVENTS,
     *LEASE_EVENTS,
     *NOTIFICATION_EVENTS,
     *POWER_EVENTS,
@@ -32,6 +34,7 @@ REASONS = (
     *IO_ERROR_REASONS,
     *READINESS_REASONS,
     *FAILOVER_REASONS,
+    *SUPERSEDED_REASONS,
     *LEASE_REASONS,
     *NOTIFICATION_REASONS,
     *QUEUE_REASONS,

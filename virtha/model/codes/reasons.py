@@ -239,6 +239,14 @@ REASONS: tuple[Code, ...] = (
         "the host is not set up for live migration",
         help="Run 'virtha agent setup-migration --address ADDRESS' on it.",
     ),
+    reason(
+        5216,
+        "order.refused.proof",
+        ERROR,
+        "the proof that it cites is about boot {boot}, and this host is in {current}",
+        "boot",
+        "current",
+    ),
     # 5300: the gate
     reason(
         5300,
