@@ -399,10 +399,14 @@ class Machines:
         )
         for unit in ("virtha-agent", "virtha-guardian"):
             made.write(f"etc/systemd/system/{unit}.service.d/machine.conf", dropin)
-        configured = (layers[-1] / "etc/libvirt/libvirtd.conf").read_text()
+        libvirt = layers[-1] / "etc/libvirt"
+        configured = (libvirt / "libvirtd.conf").read_text()
         made.write(
             "etc/libvirt/libvirtd.conf", f'{configured}host_uuid = "{firmware_uuid(made)}"\n'
         )
+        # A container may not write to this machine's control groups but for the one of systemd.
+        configured = (libvirt / "qemu.conf").read_text()
+        made.write("etc/libvirt/qemu.conf", f"{configured}\ncgroup_controllers = []\n")
         return made
 
     def _add(self, name: str, number: int, layers: Sequence[Path]) -> Machine:

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     CancelStart,
     Command,
     DropHost,
     DropVm,
-    EndCopy,
     EndWaiver,
     GiveWaiver,
     Intent,
@@ -27,7 +27,6 @@ from virtha.engine.events import (
     StartCommand,
     StorageFence,
 )
-from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.journal import Fault, Header
 from virtha.engine.replay import Difference, Names, ReplayedTurn
 from virtha.model.codes import render

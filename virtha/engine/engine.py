@@ -27,6 +27,7 @@ from virtha.engine.events import (
     HostRemoved,
     HostSurveyed,
     Intent,
+    KillEnded,
     LeaseRenewed,
     LibvirtAnswered,
     MaintenanceChanged,
@@ -76,7 +77,6 @@ from virtha.engine.inventory import (
     vm_removed,
 )
 from virtha.engine.io_kill import kill_ended, kills_wanted, note_pause, plan_kills
-from virtha.engine.io_kill_events import KillEnded
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import migration_ended, move_cancelled
 from virtha.engine.not_shared import storage_compared

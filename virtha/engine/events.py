@@ -11,7 +11,7 @@ A step without intents has nothing to persist and may send at once.
 """
 
 from virtha.engine.configured import EngineHost, EngineVm
-from virtha.engine.io_kill_events import EndPaused, KillEnded
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
@@ -258,6 +258,17 @@ class StartEnded(Value, frozen=True, kw_only=True, tag="start_ended"):
     host_id: HostId
     vm_id: VmId
     incarnation: Incarnation
+    result: Result
+    code: str | None = None
+
+
+class KillEnded(Value, frozen=True, kw_only=True, tag="kill_ended"):
+    """How an order to end a paused VM was answered. ``OK``: it has ended, which its release says, too. ``REFUSED``: nothing
+    was done to it. ``FAILED``, ``UNKNOWN``: its QEMU may live."""
+
+    order_id: OrderId
+    host_id: HostId
+    vm_id: VmId
     result: Result
     code: str | None = None
 
@@ -512,19 +523,6 @@ class CancelStart(Value, frozen=True, kw_only=True, tag="cancel_start"):
     vm_id: VmId
     host_id: HostId
     incarnation: Incarnation
-
-
-class EndCopy(Value, frozen=True, kw_only=True, tag="end_copy"):
-    """End a copy in a boot that was proven dead and lives: ``newer`` was ordered elsewhere by that proof (G4). May be sent
-    again; the host confirms with a release."""
-
-    order_id: OrderId
-    vm_id: VmId
-    host_id: HostId
-    boot: BootId
-    incarnation: Incarnation
-    newer: Incarnation
-    proof: Proof
 
 
 class MigrateCommand(Value, frozen=True, kw_only=True, tag="migrate"):

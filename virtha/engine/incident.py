@@ -170,7 +170,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _bury(node, proof.boot)
     node.set_incident(settled=node.untold)
     settle(cluster, node)
-    cluster.awaited.discard(node.id)
+    cluster.await_no_more(node.id)
     cluster.plan_wanted = True
     cluster.tell(
         "host.proven_dead",
@@ -339,8 +339,8 @@ STILL_WANTED = frozenset(
         ReleaseCause.HOST_SHUTDOWN,
         ReleaseCause.HOST_BOOTED,
         ReleaseCause.LEASE_LOST,
-        ReleaseCause.IO_ERROR,
         ReleaseCause.SUPERSEDED,
+        ReleaseCause.IO_ERROR,
         None,
     }
 )

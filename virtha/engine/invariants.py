@@ -3,9 +3,9 @@ from the records. No VM is touched by that."""
 
 from collections.abc import Sequence
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     Command,
-    EndCopy,
     Intent,
     MigrateCommand,
     MigrationWord,
@@ -15,7 +15,6 @@ from virtha.engine.events import (
     SettleMigration,
     StartCommand,
 )
-from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.machine import Verdict
 from virtha.engine.records import MovePurpose, MoveStep, VmStage
 from virtha.engine.state import Cluster
@@ -38,9 +37,9 @@ def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Comman
             _check_power(cluster, command)
         elif isinstance(command, SettleMigration):
             _check_word(cluster, command)
-        elif isinstance(command, EndPaused):
-            _check_end_paused(cluster, command)
         elif isinstance(command, EndCopy):
+            _check_superseded(cluster, command)
+        elif isinstance(command, EndPaused):
             _check_end(cluster, command)
     for intent in intents:
         if isinstance(intent, SaveVm):
@@ -96,7 +95,7 @@ def _check_move(cluster: Cluster, move: MigrateCommand) -> None:
     assert asked or not node.config.ignore, f"{name}: moved though out of automatic action"
 
 
-def _check_end_paused(cluster: Cluster, command: EndPaused) -> None:
+def _check_end(cluster: Cluster, command: EndPaused) -> None:
     """Its host alone holds it, in the boot that the order names, and nothing else is going on (S6)."""
     node = cluster.vms[command.vm_id]
     name = node.config.name
@@ -135,7 +134,7 @@ def _check_word(cluster: Cluster, command: SettleMigration) -> None:
         assert not others or migration.step is MoveStep.SWITCHED, f"{name}: ended in doubt"
 
 
-def _check_end(cluster: Cluster, end: EndCopy) -> None:
+def _check_superseded(cluster: Cluster, end: EndCopy) -> None:
     """G4: a strictly higher incarnation was ordered elsewhere, by a proof about that very boot."""
     node = cluster.vms[end.vm_id]
     name = node.config.name

@@ -14,8 +14,9 @@ does not end keeps the VM where it is: its host is a holder, and nothing starts 
 from collections.abc import Mapping, Sequence
 
 from virtha.engine.drain import place_kept, plan_away, recovering
+from virtha.engine.ending import EndPaused
+from virtha.engine.events import KillEnded
 from virtha.engine.incident import domains_of, recent_deaths
-from virtha.engine.io_kill_events import EndPaused, KillEnded
 from virtha.engine.machine import Verdict
 from virtha.engine.placement import VmToPlace
 from virtha.engine.records import Drain, Kill, VmStage

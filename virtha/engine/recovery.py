@@ -37,6 +37,8 @@ from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.policy import PermissionGrade
 from virtha.model.vm import PossibleCopy, Reason, VmState
 
+UNWANTED = "order.refused.unwanted"
+"""A person switched it off between the decision and the order: nothing has failed."""
 _RUNS = frozenset({VmState.RUNNING})
 _ON_ITS_WAY = frozenset({VmStage.LOST, VmStage.READY, VmStage.STARTING, VmStage.CANCELLING})
 _STORAGE_FAILED = frozenset({ReleaseCause.LEASE_LOST, ReleaseCause.IO_ERROR})
@@ -488,7 +490,7 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
         ready_ms=int(cluster.now),
     )
     settle_lost(cluster, node)
-    if moved:
+    if moved and code != UNWANTED:
         cluster.tell(
             "vm.recovery_failed",
             vm=node,

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.early import subject_of
 from virtha.engine.events import HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
 from virtha.engine.machine import Verdict
@@ -23,7 +24,7 @@ from virtha.engine.records import (
     OrderId,
     VmRecord,
 )
-from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held, subject_of
+from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy

@@ -466,6 +466,16 @@ class Cluster:
         """Nothing starts anywhere until it has told what it holds, or is proven dead (M2)."""
         self.awaited.add(node.id)
 
+    def await_no_more(self, host_id: HostId) -> None:
+        """It has told, or nobody has to wait for it. With the last one go the starts that this leader found on record:
+        nothing else would have them looked at before they are overdue."""
+        if host_id not in self.awaited:
+            return
+        self.awaited.discard(host_id)
+        if not self.awaited:
+            for vm_id in self.unsettled:
+                self.touch_vm(self.vms[vm_id])
+
     # Saying
 
     def tell(
@@ -582,11 +592,6 @@ def _lane(command: Command) -> int:
             return 3
         case _:
             return 1
-
-
-def subject_of(event: VmSeen | HostSurveyed) -> str:
-    """The key of a kept fact."""
-    return event.vm_id if isinstance(event, VmSeen) else ""
 
 
 def reason(code: str, **fields: Scalar) -> Reason:

@@ -2,15 +2,16 @@
 
 from collections.abc import Collection
 
+from virtha.engine.ending import EndPaused
 from virtha.engine.events import (
     CopyReleased,
     EngineEvent,
+    KillEnded,
     MigrationEnded,
     StartCommand,
     StartEnded,
     VmSeen,
 )
-from virtha.engine.io_kill_events import EndPaused, KillEnded
 from virtha.engine.records import OrderId
 from virtha.model.domain import DomainState
 from virtha.model.facts import (

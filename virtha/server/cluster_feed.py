@@ -24,13 +24,13 @@ from virtha.control.engine_orders import (
 from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.capacity import FeatureKind
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
-    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -54,7 +54,6 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
 )
-from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.told import active_vms, ended, event_of
 from virtha.model.errors import Unavailable
 from virtha.model.evidence import ProcessKind
@@ -532,7 +531,9 @@ class ClusterFeed:
                 await self._orders.cancel(self.cluster_id, self.lead, command, attempt=attempt)
             case EndCopy():
                 attempt = next(self._attempts)
-                await self._orders.end(self.cluster_id, self.lead, command, attempt=attempt)
+                await self._orders.end_superseded(
+                    self.cluster_id, self.lead, command, attempt=attempt
+                )
             case EndPaused():
                 operation_id = ending(self.cluster_id, self.lead, command, next(self._attempts))
                 self._begun[operation_id] = command

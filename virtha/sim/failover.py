@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
-    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -43,7 +43,6 @@ from virtha.engine.events import (
     VmConfigured,
 )
 from virtha.engine.host_orders import BY, end_order, spent_grant
-from virtha.engine.io_kill_events import EndPaused
 from virtha.engine.records import HostRecord
 from virtha.engine.told import active_vms, ended, event_of
 from virtha.engine.turn import is_too_late, not_carried_out
@@ -360,10 +359,10 @@ class Failover:
                 self._start(command)
             case CancelStart():
                 self._cancel(command)
+            case EndCopy():
+                self._end_superseded(command)
             case EndPaused():
                 self._end_paused(command)
-            case EndCopy():
-                self._end(command)
             case MigrateCommand() | SettleMigration() if not self._leads:
                 world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             case MigrateCommand():
@@ -452,7 +451,7 @@ class Failover:
             self._gateway.deliver(order)
         del server.pending[order.operation_id]
 
-    def _end(self, command: EndCopy) -> None:
+    def _end_superseded(self, command: EndCopy) -> None:
         """To that boot, over the session that there is."""
         server, host = self._server, str(command.host_id)
         if not self._leads or server.boots.get(host) != command.boot:
@@ -470,7 +469,7 @@ class Failover:
         if not self._leads or server.vms[command.vm_id].holders != {host}:
             return
         self._ends += 1
-        operation_id = OperationId(f"{command.order_id}.paused{self._ends}")
+        operation_id = OperationId(f"{command.order_id}.end{self._ends}")
         self._begun[operation_id] = command
         body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
         order = server.order(host, body, operation_id=operation_id)

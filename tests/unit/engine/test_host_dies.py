@@ -500,6 +500,32 @@ def test_nothing_starts_before_every_host_told_what_it_runs():
     play.until(lambda: play.where("v1") != [])
 
 
+def test_a_start_on_record_that_was_never_sent_goes_out_as_soon_as_every_host_has_told():
+    """Its leader died between writing and sending it. Waiting until it is overdue would cost a second attempt, and the grant's time."""
+    play = playing()
+    play.on_command = lambda command: isinstance(command, StartCommand)
+    play.hosts["h1"].cut()
+    play.until(lambda: play.sent(StartCommand) != [])
+    (unsent,) = play.sent(StartCommand)
+    play.on_command = None
+
+    def nobody_has_told() -> None:
+        play.inbox = [one for one in play.inbox if not isinstance(one, HostSurveyed)]
+
+    play.before_first_step = nobody_has_told
+    play.new_leader()
+    play.advance(2_000)
+    assert play.sent(StartCommand) == [unsent]
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    for host in play.hosts.values():
+        if host.alive:
+            play.survey(host)
+    play.tick()
+    assert play.sent(StartCommand) == [unsent, unsent]
+    play.until(lambda: play.where("v1") == [unsent.host_id], within_ms=1_000)
+    assert "vm.start_overdue" not in play.told()
+
+
 @pytest.mark.parametrize("step", range(12))
 def test_a_leader_that_dies_at_any_step_is_followed_by_one_that_finishes(step: int):
     play = playing()

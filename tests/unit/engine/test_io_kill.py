@@ -5,11 +5,13 @@ from engine_driver import Play, vm
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.ending import EndPaused
 from virtha.engine.events import (
     Command,
     CopyGranted,
     CopyReleased,
     HoldChanged,
+    KillEnded,
     LibvirtAnswered,
     MaintenanceChanged,
     StartCommand,
@@ -17,7 +19,6 @@ from virtha.engine.events import (
     VmSeen,
 )
 from virtha.engine.io_kill import AGAIN_MS
-from virtha.engine.io_kill_events import EndPaused, KillEnded
 from virtha.engine.records import Death, VmStage
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId

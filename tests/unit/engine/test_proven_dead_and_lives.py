@@ -5,10 +5,10 @@ from engine_driver import GIB, Play, vm
 from engine_review_driver import playing
 from msgspec.structs import replace
 
+from virtha.engine.ending import EndCopy
 from virtha.engine.events import (
     BeatSeen,
     DisksWatched,
-    EndCopy,
     EngineEvent,
     HoldChanged,
     NeighbourAnswered,

@@ -193,7 +193,7 @@ READINESS_REASONS: tuple[Code, ...] = (
         "nobody is told when a host of cluster {cluster} is fenced, or can't be ({codes})",
         "cluster",
         "codes",
-        help="virtha notify receiver create, then virtha notify subscribe: docs/guide/notifications.md.",
+        help="virtha notify receiver add, then virtha notify subscribe: docs/guide/notifications.md.",
     ),
     reason(
         5668,
