@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     CancelStart,
     Command,
@@ -155,8 +156,10 @@ def _command_text(command: Command, names: Names) -> str:
         case StartCommand():
             proofs = ", ".join(proof.kind for proof in command.proofs) or "none needed"
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"
-        case CancelStart():
+        case CancelStart() | EndPaused():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}"
+        case EndCopy():
+            return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, newer: {command.newer}"
         case MigrateCommand():
             return f"from {names.host(command.source)} to {names.host(command.target)}"
         case SettleMigration():

@@ -28,7 +28,7 @@ def held_incarnation(status: VmStatus, host_id: HostId) -> Incarnation:
     Named a later one, that nobody knows it has taken, its sentinel would call what runs there superseded
     and restart it no more. One host's copies are one libvirt domain: they can't both run.
     """
-    if status.state is VmState.STARTING:
+    if status.state is VmState.STARTING or host_id in status.superseded:
         return status.incarnation
     oldest = min((copy.incarnation for copy in copies_on(status, host_id)), default=None)
     return status.incarnation if oldest is None else oldest

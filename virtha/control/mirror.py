@@ -10,6 +10,7 @@ import msgspec
 
 from virtha.control.copies import with_copy, without_copy
 from virtha.engine.records import VmRecord, VmStage
+from virtha.engine.superseded import frozen_holders
 from virtha.model.ids import HostId, Incarnation
 from virtha.model.time import UtcMillis
 from virtha.model.vm import PossibleCopy, VmState, VmStatus
@@ -28,9 +29,11 @@ def mirrored(
     """``ordered``: hosts that a person's order gave a grant of which the engine did not know when it made ``after``:
     they keep theirs, and that start says how the VM is."""
     had = before.copies if before is not None else ()
-    if _known(had) == _known(after.copies) and (before is None or before.start == after.start):
+    superseded = frozen_holders(after)
+    same_copies = _known(had) == _known(after.copies) and superseded == status.superseded
+    if same_copies and (before is None or before.start == after.start):
         return status
-    changed = status
+    changed = msgspec.structs.replace(status, superseded=superseded)
     for copy in had:
         if _key(copy) not in _known(after.copies) and copy.host_id not in ordered:
             changed = without_copy(changed, copy)
@@ -56,6 +59,8 @@ def _known(copies: Collection[PossibleCopy]) -> set[tuple[HostId, Incarnation]]:
 
 def _incarnation(record: VmRecord) -> Incarnation:
     """A migration that failed has counted on, and its source still holds what it held."""
+    if record.superseded:
+        return record.incarnation  # also when the newer copy is over: it may have written
     held = [copy.incarnation for copy in record.copies]
     return max(held) if record.migration is None else min(held)
 

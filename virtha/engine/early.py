@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from virtha.engine.events import CopyReleased, HostSurveyed, VmSeen
 from virtha.engine.incident import boot_passed, sign_of_life
-from virtha.engine.state import Cluster, HostNode, subject_of
+from virtha.engine.state import Cluster, HostNode
 
 _VIA = "its agent's report"
 
@@ -26,8 +26,10 @@ def tells_of_now(cluster: Cluster, node: HostNode, event: VmSeen | HostSurveyed)
     carried_by = event.carried_by
     if boot in record.dead_boots:
         if boot == record.boot and carried_by in (None, boot):
-            sign_of_life(cluster, node, boot, via=_VIA)
-        return False  # else what its outbox kept of a boot that it has left: no sign of life
+            # Who brought what a leader finds recorded, and when, is not known.
+            sign_of_life(cluster, node, boot, via=_VIA, late=carried_by is None)
+        # Else what its outbox kept of a boot that it has left: no sign of life.
+        return boot == record.boot and boot not in node.record.dead_boots
     if boot == record.boot:
         return True
     if carried_by is not None and carried_by != boot:
@@ -94,3 +96,8 @@ def facts_of_begun(cluster: Cluster) -> Iterator[VmSeen | HostSurveyed]:
         node.early = {key: fact for key, fact in kept.items() if fact.boot in later}
         yield from (event for event in kept.values() if event.boot == node.record.boot)
     cluster.begun.clear()
+
+
+def subject_of(event: VmSeen | HostSurveyed) -> str:
+    """The key of a kept fact."""
+    return event.vm_id if isinstance(event, VmSeen) else ""

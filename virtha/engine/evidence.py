@@ -144,7 +144,8 @@ def neighbour_answered(cluster: Cluster, event: NeighbourAnswered) -> None:
         # An answer that names no boot is taken for one of the present boot: it speaks against its death.
         boot = event.boot if event.boot is not None else node.record.boot
         if boot in node.record.dead_boots:
-            sign_of_life(cluster, node, boot, via=name)
+            # Asked before the proof: nobody is asked after it.
+            sign_of_life(cluster, node, boot, via=name, late=True)
             return
         if boot == node.record.boot:
             node.witnessed_ms = Millis(cluster.now)
@@ -179,7 +180,7 @@ def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
     if node is None:
         return
     if event.boot in node.record.dead_boots:
-        sign_of_life(cluster, node, event.boot, via="its heartbeat slot")
+        sign_of_life(cluster, node, event.boot, via="its heartbeat slot", late=True)
         return
     node.slot_ms = cluster.now
     if event.boot == node.record.boot:

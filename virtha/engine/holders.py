@@ -1,8 +1,7 @@
 """Hosts that come to be holders otherwise than by the engine's own orders: by a person's, or found there (G1, M2)."""
 
 from virtha.engine.events import CopyGranted, VmSeen
-from virtha.engine.incident import lose
-from virtha.engine.machine import VmTrigger
+from virtha.engine.incident import holds
 from virtha.engine.removal import hold_fast, node_of
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.ids import BootId, Incarnation
@@ -19,7 +18,7 @@ def copy_granted(cluster: Cluster, event: CopyGranted) -> None:
     if copy in node.record.guessed:
         incarnation_told(cluster, node, copy)
     if not any(same_copy(one, copy) for one in node.record.copies):
-        _holds(cluster, node, host, copy)
+        holds(cluster, node, host, copy)
         if host.id not in cluster.hosts:
             hold_fast(cluster, host)  # it was removed when that order had gone out
 
@@ -37,7 +36,7 @@ def found(
 ) -> None:
     """A host has a copy that it was not known to hold: it is a holder now, and no start goes out (M2)."""
     copy = PossibleCopy(host_id=host.id, incarnation=incarnation, boot=boot)
-    _holds(cluster, node, host, copy)
+    holds(cluster, node, host, copy)
     cluster.tell("vm.found", vm=node, host=host)
 
 
@@ -73,24 +72,6 @@ def same_copy(one: PossibleCopy, other: PossibleCopy) -> bool:
     """``one``, which may have been made before copies named a boot, is ``other``."""
     same = (one.host_id, one.incarnation) == (other.host_id, other.incarnation)
     return same and one.boot in (None, other.boot)
-
-
-def _holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:
-    changes = {
-        "copies": (*node.record.copies, copy),
-        "incarnation": max(copy.incarnation, node.record.incarnation),
-        "given_back": None,
-        "home": None,  # whoever started it there had a reason: it is not taken away from there again
-    }
-    if node.record.start is None and cluster.move_vm(
-        node, VmTrigger.FOUND, **changes, proofs=(), lost_ms=None, attempts=0, tried=()
-    ):
-        node.blocked_told = None
-    else:
-        cluster.set_vm(node, **changes)  # a start that is under way is taken back first
-    if host.record.incident is not None or copy.boot != host.record.boot:
-        # It told before it was judged, or of a boot that we have not heard of: the copy is as lost as that.
-        lose(cluster, node)
 
 
 def why_held(cluster: Cluster, node: VmNode) -> tuple[Reason, ...]:

@@ -2,10 +2,19 @@
 
 from msgspec.structs import replace
 
+from virtha.engine.ending import EndCopy
 from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.records import Migration, VmRecord
 from virtha.model.ids import BootId, OperationId
-from virtha.model.orders import Grant, MigrateVm, MigrationSide, ReceiveVm
+from virtha.model.orders import (
+    Grant,
+    MigrateVm,
+    MigrationSide,
+    ReceiveVm,
+    StopMode,
+    StopVm,
+    Superseded,
+)
 from virtha.model.orders import SettleMigration as SettleOrder
 from virtha.model.vm import PossibleCopy, Vm
 
@@ -61,6 +70,17 @@ def migrate_order(command: MigrateCommand) -> MigrateVm:
         deadline_ms=command.deadline_ms,
         by=BY,
         target_boot=command.target_boot,
+    )
+
+
+def end_order(command: EndCopy) -> StopVm:
+    """Of a copy that a newer one has superseded (G4)."""
+    return StopVm(
+        vm_id=command.vm_id,
+        incarnation=command.incarnation,
+        mode=StopMode.POWER_OFF,
+        by=BY,
+        superseded=Superseded(incarnation=command.newer, proof=command.proof),
     )
 
 

@@ -1,8 +1,8 @@
 """The life of an incident: opened when a host is judged dead, ended by the host's return. And its proofs.
 
-A proof is bound to one boot (safety.md, section 2). A sign of that boot after it was proven dead is the worst
-that can happen: told as an alert. What G4 asks for of the copies that it may still hold is not built (docs/architecture.md, "Known to be
-open").
+A proof is bound to one boot (safety.md, section 2). A sign of that boot after it was proven dead is the worst that can happen:
+told as an alert, and the proof is void. The copies that it ended may be there after all: those of VMs that nobody else was
+ordered to start are held as before, the others end (G4, ``superseded``).
 """
 
 from msgspec.structs import replace
@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from virtha.engine.capacity import FeatureKind
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
-from virtha.engine.records import Death, Incident, VmStage
-from virtha.engine.restored import covers_all, forget_told, may_hold, settle
+from virtha.engine.records import Death, EndedCopy, Incident, SupersededCopy, VmStage
+from virtha.engine.restored import covers_all, forget_told, may_hold, settle, unsettle
 from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
-from virtha.model.ids import BootId, StorageDomainId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -47,15 +47,26 @@ def open_incident(cluster: Cluster, node: HostNode) -> None:
 
 
 def sign_of_life(
-    cluster: Cluster, node: HostNode, boot: BootId | None, *, via: str, named: bool = True
+    cluster: Cluster,
+    node: HostNode,
+    boot: BootId | None,
+    *,
+    via: str,
+    named: bool = True,
+    late: bool = False,
 ) -> None:
     """A sign of ``boot``, which is judged or proven dead. Not ``named``: it is only taken for one of that boot, and the host may
-    have booted since another timeline's proof."""
+    have booted since another timeline's proof. ``late``: it may have been under way since before the proof, so what was proven
+    stands; a host that lives says so itself."""
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
         if incident.proof is not None or (incident.once_proven and named):
             _contradiction(cluster, node, via)
         if incident.proof is not None:
+            # What is cut off from its disks may live: that is what P3 proves.
+            fenced = any(proof.kind is ProofKind.STORAGE_FENCE for proof in incident.proofs)
+            if not late and not fenced:
+                _revive(cluster, node, incident)
             return
         if incident.fence is None:
             alive_after_all(cluster, node, via)
@@ -71,7 +82,7 @@ def of_this_boot(cluster: Cluster, node: HostNode, boot: BootId, *, via: str) ->
     that runs now can have sent, a beat or a session. A fact may be of any boot before it (``early``)."""
     if boot in node.record.dead_boots:
         sign_of_life(cluster, node, boot, via=via)
-        return False
+        return boot not in node.record.dead_boots
     if boot != node.record.boot:
         boot_began(cluster, node, boot)
     return True
@@ -142,11 +153,12 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     incident = node.record.incident
     if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
         return  # of an incident that is over: the host has lived since
-    if proof.kind is ProofKind.LEASE and not all(
+    if proof.kind in _OF_DOMAINS and not all(
         domains_of(vm).issubset(proof.domain_ids) for vm in may_hold(cluster, node)
     ):
-        # A copy with a disk elsewhere came to light since: that lease has to expire too.
-        poison(cluster, node, incident)
+        if proof.kind is ProofKind.LEASE:
+            # A copy with a disk elsewhere came to light since: that lease has to expire too.
+            poison(cluster, node, incident)
         return
     if not covers_all(node, proof):
         return
@@ -156,8 +168,9 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
         _end_sides(cluster, node)
         return
     _bury(node, proof.boot)
+    node.set_incident(settled=node.untold)
     settle(cluster, node)
-    cluster.awaited.discard(node.id)
+    cluster.await_no_more(node.id)
     cluster.plan_wanted = True
     cluster.tell(
         "host.proven_dead",
@@ -175,6 +188,8 @@ def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _end_sides(cluster, node)
 
 
+_OF_DOMAINS = frozenset({ProofKind.LEASE, ProofKind.STORAGE_FENCE})
+"""They say nothing of a VM with a disk in any other domain (P2, P3)."""
 _OF_THE_MACHINE = frozenset({ProofKind.POWER_OFF, ProofKind.OPERATOR})
 
 
@@ -231,7 +246,49 @@ def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
     copies = tuple(copy for copy in vm.record.copies if not _dies_with(vm, copy, proof))
     if copies != vm.record.copies:
         lose(cluster, vm)  # found there after the host was judged, or nobody was judged
+        _note_ended(cluster, vm, copies, proof)
         _remove_copies(cluster, vm, copies, proof)
+
+
+def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], proof: Proof) -> None:
+    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong."""
+    node = cluster.hosts.get(proof.host_id)
+    incident = node.record.incident if node is not None else None
+    if node is None or incident is None or incident.boot != proof.boot:
+        return  # a new boot's word, or of a host that nobody hears any more
+    record = vm.record
+    # One that was to end already is as old as it was: its newer copy came before this proof.
+    newer = {due.copy: due.newer for due in record.superseded}
+    gone = tuple(
+        EndedCopy(
+            vm_id=vm.id,
+            copy=replace(copy, boot=proof.boot),
+            given_out=Incarnation(newer[copy] - 1) if copy in newer else record.incarnation,
+            proof=proof,
+        )
+        for copy in record.copies
+        if copy not in left
+    )
+    node.set_incident(ended=(*incident.ended, *gone))
+    cluster.changed_hosts.add(node.id)
+
+
+def never_ran(cluster: Cluster, vm: VmNode, incarnation: Incarnation) -> None:
+    """A start's own host says so: what it was to replace is not superseded by it."""
+    for host_id in sorted({proof.host_id for proof in vm.record.proofs}):
+        node = cluster.hosts.get(host_id)
+        incident = node.record.incident if node is not None else None
+        if node is None or incident is None:
+            continue
+        ended = tuple(
+            replace(one, given_out=incarnation)
+            if (one.vm_id, one.given_out) == (vm.id, incarnation - 1)
+            else one
+            for one in incident.ended
+        )
+        if ended != incident.ended:
+            node.set_incident(ended=ended)
+            cluster.changed_hosts.add(node.id)
 
 
 def reconcile(cluster: Cluster, vm: VmNode) -> None:
@@ -285,9 +342,7 @@ def _remove_copies(
 ) -> None:
     deaths = vm.record.deaths
     if proof.kind is not ProofKind.RELEASED and vm.state_host in (None, proof.host_id):
-        since = cluster.now - cluster.policy.recovery.quarantine_window_ms
-        recent = [death for death in deaths if death.at_ms > since]
-        deaths = (*recent, Death(host_id=proof.host_id, at_ms=int(cluster.now)))
+        deaths = with_death(cluster, vm, proof.host_id)
     if vm.state_host == proof.host_id:
         vm.state, vm.state_host, vm.guest_agent = VmState.UNKNOWN, None, None
     start, attempts = vm.record.start, vm.record.attempts
@@ -305,7 +360,14 @@ def _remove_copies(
 
 
 STILL_WANTED = frozenset(
-    {ReleaseCause.HOST_SHUTDOWN, ReleaseCause.HOST_BOOTED, ReleaseCause.LEASE_LOST, None}
+    {
+        ReleaseCause.HOST_SHUTDOWN,
+        ReleaseCause.HOST_BOOTED,
+        ReleaseCause.LEASE_LOST,
+        ReleaseCause.SUPERSEDED,
+        ReleaseCause.IO_ERROR,
+        None,
+    }
 )
 """Releases that say nothing against starting it elsewhere."""
 
@@ -330,6 +392,20 @@ def settle_lost(cluster: Cluster, vm: VmNode) -> None:
         cluster.tell("vm.not_recovered", vm=vm)
         cluster.move_vm(vm, VmTrigger.UNWANTED, proofs=(), lost_ms=None)
         return
+    quarantine_if_due(cluster, vm)
+
+
+def recent_deaths(cluster: Cluster, vm: VmNode) -> tuple[Death, ...]:
+    since = cluster.now - cluster.policy.recovery.quarantine_window_ms
+    return tuple(death for death in vm.record.deaths if death.at_ms > since)
+
+
+def with_death(cluster: Cluster, vm: VmNode, host_id: HostId) -> tuple[Death, ...]:
+    return (*recent_deaths(cluster, vm), Death(host_id=host_id, at_ms=int(cluster.now)))
+
+
+def quarantine_if_due(cluster: Cluster, vm: VmNode) -> None:
+    """M5. Of one that is ready."""
     if len({death.host_id for death in vm.record.deaths}) > 1:
         cluster.move_vm(vm, VmTrigger.TWO_DEATHS)
         cluster.tell("vm.quarantined", vm=vm, hosts=len(vm.record.deaths))
@@ -337,6 +413,7 @@ def settle_lost(cluster: Cluster, vm: VmNode) -> None:
 
 def alive_after_all(cluster: Cluster, node: HostNode, via: str) -> None:
     cluster.tell("host.alive_after_all", host=node, via=via)
+    _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
 
 
@@ -349,6 +426,7 @@ def _end_incident(cluster: Cluster, node: HostNode) -> None:
     node.set(incident=None, struck_ms=struck_ms)
     node.sent = node.sent_ms = None
     node.poison_sent = False
+    node.contradicted = False
     cluster.forget_investigation(node)
     for vm in cluster.vms_held_by(node.id):
         if vm.record.stage is VmStage.LOST:
@@ -371,6 +449,7 @@ def holder_back(cluster: Cluster, vm: VmNode) -> None:
 def give_up_fence(cluster: Cluster, node: HostNode, why: str) -> None:
     """The host lives on although it was ordered off: nothing was proven, and it is not tried at once again."""
     cluster.tell("fence.failed_host_lives", host=node, detail=why)
+    _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
 
 
@@ -418,6 +497,86 @@ def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
         _disprove(node, node.record.incident)
     node.contradicted = True
     cluster.tell("host.alive_though_proven_dead", host=node, via=via)
+
+
+def _revive(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    """Its boot was proven dead, and lives. Nothing is judged by that proof any more, and what it ended may run there."""
+    node.set(dead_boots=tuple(one for one in node.record.dead_boots if one != incident.boot))
+    if incident.settled:
+        unsettle(cluster, node)
+    for ended in incident.ended:
+        vm = cluster.vms.get(ended.vm_id)
+        if vm is not None and ended.copy not in vm.record.copies:
+            _may_run_after_all(cluster, vm, node, ended)
+    _end_incident(cluster, node)
+    cluster.touch(node)
+
+
+def _lives_since_restore(cluster: Cluster, node: HostNode) -> None:
+    """What was proven in another timeline is void, and what it may run it tells itself (M2); but what was ordered by that
+    proof had been ordered."""
+    incident = node.record.incident
+    assert incident is not None, f"{node.config.name}: no incident that could be over"
+    for ended in incident.ended:
+        vm = cluster.vms.get(ended.vm_id)
+        held = vm is None or ended.copy in vm.record.copies
+        if vm is not None and not held and _superseding(vm, ended) is not None:
+            _may_run_after_all(cluster, vm, node, ended)
+
+
+def _may_run_after_all(cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy) -> None:
+    record, copy = vm.record, ended.copy
+    deaths = tuple(one for one in record.deaths if one.host_id != node.id)
+    newer = _superseding(vm, ended)
+    if newer is None:
+        holds(cluster, vm, node, copy)
+        cluster.set_vm(vm, deaths=deaths)
+        cluster.tell("vm.lives_after_all", vm=vm, host=node)
+        return
+    if record.stage is VmStage.READY:
+        holds(cluster, vm, node, copy)  # no start goes out before it has ended (G1)
+    copies = vm.record.copies if copy in vm.record.copies else (*record.copies, copy)
+    due = SupersededCopy(copy=copy, proof=ended.proof, newer=newer, order_id=cluster.next_order())
+    cluster.set_vm(vm, copies=copies, superseded=(*record.superseded, due), deaths=deaths)
+    cluster.tell(
+        "vm.superseded_copy_lives",
+        host=node,
+        vm=vm,
+        incarnation=copy.incarnation,
+        newer=newer,
+    )
+
+
+def _superseding(vm: VmNode, ended: EndedCopy) -> Incarnation | None:
+    """What was ordered elsewhere by that proof; None: nothing was."""
+    record = vm.record
+    if record.incarnation > ended.given_out:
+        return record.incarnation
+    if record.migration is not None:
+        return None  # it goes on with both its sides
+    # The target of its migration had been given that incarnation before the proof, and went on by it.
+    moved_to = [copy.incarnation for copy in record.copies if copy not in record.guessed]
+    newest = max(moved_to, default=ended.copy.incarnation)
+    return newest if newest > ended.copy.incarnation else None
+
+
+def holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:
+    """``host`` may have that copy, otherwise than by an order of ours that stands: nobody else is ordered to start it."""
+    changes = {
+        "copies": (*node.record.copies, copy),
+        "incarnation": max(copy.incarnation, node.record.incarnation),
+        "given_back": None,
+        "home": None,  # whoever started it there had a reason: it is not taken away from there again
+    }
+    if node.record.start is None and cluster.move_vm(
+        node, VmTrigger.FOUND, **changes, proofs=(), lost_ms=None, attempts=0, tried=()
+    ):
+        node.blocked_told = None
+    else:
+        cluster.set_vm(node, **changes)  # a start that is under way is taken back first
+    if host.record.incident is not None or copy.boot != host.record.boot:
+        # It told before it was judged, or of a boot that we have not heard of: the copy is as lost as that.
+        lose(cluster, node)
 
 
 def _bury(node: HostNode, boot: BootId) -> None:

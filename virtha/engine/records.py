@@ -52,6 +52,10 @@ class FeedProgress(Value, frozen=True, kw_only=True):
     """A second one, long enough after the first."""
     too_late: bool = False
     """Its order was too old when it would have gone out: never carried out."""
+    said_on: bool = False
+    """When it was last read, after it took the *off*."""
+    unread: str = ""
+    """Code of what kept its last reading from saying a state; empty: it said one, or none was made."""
 
 
 class Fence(Value, frozen=True, kw_only=True):
@@ -77,6 +81,8 @@ class Fence(Value, frozen=True, kw_only=True):
     """Until then an *off* that was ordered before this one may still strike."""
     failed: str = ""
     """The code of the last failure of a level; empty: none has failed."""
+    unread: str = ""
+    """Where that is ``power.unread``: the code of why the device could not be read; empty: not known."""
 
 
 class Orders(Value, frozen=True, kw_only=True):
@@ -93,6 +99,16 @@ class Struck(Value, frozen=True, kw_only=True):
     until_ms: int | None = None
     """Nobody saw when it fell silent: taken for struck till then. None: it was around the order."""
     told: bool = False
+
+
+class EndedCopy(Value, frozen=True, kw_only=True):
+    """A copy that its host's ``proof`` ended. ``given_out``: the VM's highest incarnation at that time, or when it was superseded,
+    or that never ran since: a higher one was ordered since, elsewhere."""
+
+    vm_id: VmId
+    copy: PossibleCopy
+    given_out: Incarnation
+    proof: Proof
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -132,6 +148,10 @@ class Incident(Value, frozen=True, kw_only=True):
     """Of the database in which it was judged: what was found in another says nothing after a restore (M2)."""
     once_proven: bool = False
     """By a proof of another timeline: that boot's signs are an alarm all the same."""
+    ended: tuple[EndedCopy, ...] = ()
+    """What its proofs ended: if that boot lives after all, these may (G4)."""
+    settled: bool = False
+    """Its proof stood for what the host had not told since a restore (M2)."""
 
     orders: tuple[Orders, ...] = ()
     """When it was ordered off, oldest first."""
@@ -293,10 +313,21 @@ class MoveRetry(Value, frozen=True, kw_only=True):
 
 
 class Death(Value, frozen=True, kw_only=True):
-    """A host died with the VM on it."""
+    """A host died with the VM on it, or its storage failed the VM there so that it had to be ended."""
 
     host_id: HostId
     at_ms: int
+
+
+class SupersededCopy(Value, frozen=True, kw_only=True):
+    """A copy that ``proof`` had ended, in a boot that lives after all, of a VM that was ordered to start elsewhere since. It
+    is a holder like any other (G1), and ends whatever becomes of the newer one, which may have written: it goes on nowhere."""
+
+    copy: PossibleCopy
+    proof: Proof
+    newer: Incarnation
+    order_id: OrderId
+    """Of the order that ends it."""
 
 
 class GivenBack(Value, frozen=True, kw_only=True):
@@ -306,6 +337,15 @@ class GivenBack(Value, frozen=True, kw_only=True):
     cause: ReleaseCause | None
 
 
+class Kill(Value, frozen=True, kw_only=True):
+    """An order to end a copy that an I/O error paused. Durable before the command."""
+
+    order_id: OrderId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
+
+
 class VmRecord(Value, frozen=True, kw_only=True):
     vm_id: VmId
     incarnation: Incarnation = Incarnation(0)
@@ -313,10 +353,12 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """Every incarnation that some host may hold (G1), the present one included."""
     guessed: tuple[PossibleCopy, ...] = ()
     """Those of them whose incarnation is a guess: a survey named the VM, and which start that was the host is yet to tell."""
+    superseded: tuple[SupersededCopy, ...] = ()
+    """Those of them that are to end (G4)."""
     stage: VmStage = VmStage.SETTLED
     start: Start | None = None
     proofs: tuple[Proof, ...] = ()
-    """What removed copies in this recovery: cited by the start, and by what ends a returning copy (G4)."""
+    """What removed copies in this recovery: cited by the start."""
     attempts: int = 0
     tried: tuple[HostId, ...] = ()
     """Targets that failed in this recovery."""
@@ -333,6 +375,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """Where it ran before the engine itself moved it, or started it elsewhere."""
     given_back: GivenBack | None = None
     """None: somebody may hold it, or its last copy went by a proof."""
+    kill: Kill | None = None
+    """Until its host gives that copy back, or refuses, or it goes on."""
 
 
 class FenceCount(Value, frozen=True, kw_only=True):

@@ -103,8 +103,16 @@ def settle(cluster: Cluster, node: HostNode) -> None:
     told = node.record.told or Told(timeline=node.config.timeline)
     node.set(told=replace(told, settled=True))
     cluster.changed_hosts.add(node.id)
-    cluster.awaited.discard(node.id)
+    cluster.await_no_more(node.id)
     cluster.plan_wanted = True
+
+
+def unsettle(cluster: Cluster, node: HostNode) -> None:
+    """The proof that had settled it was wrong: all that it may run is yet to be told, and nothing starts before (M2)."""
+    node.untold = True
+    cluster.await_survey(node)
+    told = node.record.told or Told(timeline=node.config.timeline)
+    node.set(told=replace(told, since_ms=None, settled=False))
 
 
 def forget_told(node: HostNode) -> None:

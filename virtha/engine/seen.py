@@ -8,6 +8,7 @@ from virtha.engine.migration import side_seen
 from virtha.engine.records import VmStage
 from virtha.engine.recovery import runs
 from virtha.engine.state import Cluster, VmNode
+from virtha.engine.superseded import is_superseded
 from virtha.model.vm import PossibleCopy, VmState
 
 _RUNS = frozenset({VmState.RUNNING})
@@ -29,8 +30,10 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.awaited_by is not None:
         half_seen(cluster, node, host, event)
         return
-    state_seen(cluster, node, event)
     told = PossibleCopy(host_id=host.id, incarnation=event.incarnation, boot=event.boot)
+    if is_superseded(node, told):
+        return  # how that copy is says nothing of the VM
+    state_seen(cluster, node, event)
     incarnation_told(cluster, node, told)
     known = {copy.incarnation for copy in node.record.copies if copy.host_id == event.host_id}
     if event.state is not VmState.DOWN and event.incarnation not in known:
@@ -46,11 +49,12 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.incarnation < node.record.incarnation and event.incarnation not in known:
         return
     node.seen[event.host_id] = (event.incarnation, event.state)
-    before = (node.state, node.guest_agent, node.io_error)
+    before = (node.state, node.guest_agent, node.io_error, node.no_room)
     if not _runs_newer_elsewhere(node, event):
         node.state, node.state_host = event.state, event.host_id
         node.guest_agent, node.io_error = event.guest_agent, event.io_error
-    if before != (node.state, node.guest_agent, node.io_error):
+        node.no_room = event.no_room
+    if before != (node.state, node.guest_agent, node.io_error, node.no_room):
         cluster.plan_wanted = True  # somebody may depend on it
         cluster.touch_vm(node)
     if event.state in _RUNS and _is_the_one(node, event) and host.record.incident is None:

@@ -65,12 +65,23 @@ class StopMode(StrEnum):
     POWER_OFF = "power_off"
 
 
-class StopVm(Value, frozen=True, kw_only=True, tag="stop"):
+class Superseded(Value, frozen=True, kw_only=True):
+    """Why an old copy is to end (G4): that incarnation was started elsewhere, by that proof."""
+
+    incarnation: Incarnation
+    proof: Proof
+
+
+class StopVm(Value, frozen=True, kw_only=True, tag="stop", omit_defaults=True):
+    """With ``superseded``: refused, unless its incarnation is above that of the copy here, and its proof is about this
+    host's present boot."""
+
     vm_id: VmId
     incarnation: Incarnation
     mode: StopMode
     by: str
     deadline_ms: int = 60_000
+    superseded: Superseded | None = None
 
 
 class RebootMode(StrEnum):
@@ -93,6 +104,18 @@ class PauseVm(Value, frozen=True, kw_only=True, tag="pause"):
 
 
 class ResumeVm(Value, frozen=True, kw_only=True, tag="resume"):
+    vm_id: VmId
+    incarnation: Incarnation
+    by: str
+
+
+class EndPausedVm(Value, frozen=True, kw_only=True, tag="end_paused"):
+    """End the QEMU of a VM that an I/O error paused, so that it can be started where its storage works (S6). Refused
+    where nothing but that error keeps it paused no more, or its own ``on_io_error`` says otherwise by now.
+
+    ``OK``: its QEMU has ended; what that means the release says. ``FAILED``, ``UNKNOWN``: it may live.
+    """
+
     vm_id: VmId
     incarnation: Incarnation
     by: str
@@ -353,6 +376,7 @@ OrderBody = (
     | RebootVm
     | PauseVm
     | ResumeVm
+    | EndPausedVm
     | DefineVm
     | ForgetVm
     | PrepareStorage

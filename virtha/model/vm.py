@@ -54,9 +54,13 @@ class OnIoError(StrEnum):
     """Its host lets it go on once the storage of all its disks answers again."""
     LEAVE_PAUSED = "leave_paused"
     """It waits for a person."""
+    KILL = "kill"
+    """As ``AUTO_RESUME``; one that stays paused for ``io_error.kill_after`` is ended, and started on a host whose
+    storage works."""
 
 
-IO_PAUSES = frozenset({"vm.paused.io_error", "vm.paused.no_room"})
+NO_ROOM_PAUSE = "vm.paused.no_room"
+IO_PAUSES = frozenset({"vm.paused.io_error", NO_ROOM_PAUSE})
 """Codes of such a pause. Requests of its guest are in flight then: never migrated."""
 
 
@@ -148,6 +152,8 @@ class VmStatus(Value, frozen=True, kw_only=True):
     copies: tuple[PossibleCopy, ...] = ()
     """What each holder may hold, start by start: the release of one says nothing of another (G1). One of
     a host that is no holder is of a host that this installation does not know."""
+    superseded: tuple[HostId, ...] = ()
+    """Holders whose copies are left as they are, or to end: another host has, or was ordered to have, a newer one (G4)."""
     incarnation: Incarnation = Incarnation(0)
     wanted_up: bool = False
     """What the operator last asked for."""

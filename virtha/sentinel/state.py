@@ -182,10 +182,14 @@ def _release_cause(record: VmRecord) -> ReleaseCause | None:
         return ReleaseCause.HOST_SHUTDOWN
     if cause is ExitCause.MIGRATED and record.moves_to:
         return ReleaseCause.MOVED
+    if record.superseded_by is not None:
+        return ReleaseCause.SUPERSEDED
     if cause in _INTENDED:
         return ReleaseCause.INTENDED
     if cause is ExitCause.LEASE:
         return ReleaseCause.LEASE_LOST
+    if cause is ExitCause.IO_ERROR:
+        return ReleaseCause.IO_ERROR
     if cause is ExitCause.NEW_BOOT:
         return ReleaseCause.HOST_BOOTED
     if cause is ExitCause.START_FAILED:

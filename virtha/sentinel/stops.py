@@ -2,8 +2,10 @@
 
 from msgspec.structs import replace
 
+from virtha.model.ids import BootId
+from virtha.model.orders import StopVm
 from virtha.model.time import Millis
-from virtha.model.vm import VmState
+from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import (
     Cause,
     Exit,
@@ -16,8 +18,9 @@ from virtha.sentinel.events import (
     VmRecord,
 )
 from virtha.sentinel.machine import UP_STATES, Trigger
-from virtha.sentinel.state import Guarded, HostState
+from virtha.sentinel.state import Guarded, HostState, reason
 
+START_UNFINISHED = "vm.paused.start_unfinished"
 ATTRIBUTION_MS = 5_000
 """QEMU exits within milliseconds of a watchdog's poweroff; libvirt may take seconds under load."""
 SHUTDOWN_ATTRIBUTION_MS = 300_000
@@ -54,13 +57,22 @@ def live_hints(record: VmRecord, now: Millis) -> frozenset[HintKind]:
     )
 
 
+def is_unfinished(record: VmRecord) -> bool:
+    """A start made its QEMU and did not let it run: nobody knew how that start ended, or its agent ended first."""
+    return record.pause is not None and record.pause.code == START_UNFINISHED
+
+
 def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down: bool) -> ExitCause:
     """``detail``: libvirt's, of the STOPPED event or of the shut-off state."""
     if record.stop is not None:
         return ExitCause.ORDERED
     if record.move is not None and record.move.ending:
         return ExitCause.MIGRATED
+    if detail == "destroyed" and is_unfinished(record):
+        return ExitCause.START_FAILED  # it never ran
     match detail:
+        case "destroyed" if record.io_kill is not None:
+            return ExitCause.IO_ERROR
         case "destroyed" | "from_snapshot":
             return ExitCause.DESTROYED_OUTSIDE
         case "migrated":
@@ -72,7 +84,7 @@ def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down:
                 record, detail, live_hints(record, now), host_shutting_down=host_shutting_down
             )
         case _:
-            return ExitCause.UNKNOWN
+            return ExitCause.UNKNOWN if record.io_kill is None else ExitCause.IO_ERROR
 
 
 def _attribute_end(
@@ -81,6 +93,9 @@ def _attribute_end(
     if HintKind.LEASE in hints:
         # Before all others: whatever else it was about to do, on this host it may not run again.
         return ExitCause.LEASE
+    if record.io_kill is not None and not host_shutting_down:
+        # Its guest stood still, so this is no wish of that; libvirt asks QEMU by a signal first.
+        return ExitCause.IO_ERROR
     if HintKind.PANIC in hints:
         return ExitCause.PANIC
     if HintKind.WATCHDOG_POWEROFF in hints:
@@ -105,12 +120,29 @@ def killed_for_lease(host: HostState, event: KilledForLease) -> None:
         add_hint(host, guarded, HintKind.LEASE)
 
 
+def end_refusal(boot: BootId, stop: StopVm) -> Reason | None:
+    """An old copy is ended only for a strictly higher incarnation, and by a proof about the boot that it runs in (G4)."""
+    why = stop.superseded
+    if why is None:
+        return None
+    if why.incarnation <= stop.incarnation:
+        return reason(
+            "order.refused.incarnation", incarnation=why.incarnation, current=stop.incarnation
+        )
+    if why.proof.boot != boot:
+        return reason("order.refused.proof", boot=why.proof.boot, current=boot)
+    return None
+
+
 def stop_accepted(host: HostState, event: StopAccepted) -> None:
     """The mark is durable before the command goes out, so the stop that follows was on purpose."""
     guarded = host.vms.get(event.vm_id)
     if guarded is None:
         return
-    guarded.set(wanted_up=False)
+    if event.superseded_by is None:
+        guarded.set(wanted_up=False)
+    else:
+        guarded.set(superseded_by=event.superseded_by)
     if guarded.up or guarded.record.state in (VmState.STARTING, VmState.UNKNOWN):
         mark = StopMark(mode=event.mode, by=event.by, ends_at_ms=int(host.now) + event.deadline_ms)
         guarded.set(stop=mark)
@@ -162,6 +194,7 @@ def ended(host: HostState, guarded: Guarded, exit: Exit, *, told: bool = False) 
         pause=None,
         pause_by=None,
         io_pause=None,
+        io_kill=None,
         resumes_ms=(),
         reboot=None,
         dump_pending=False,
@@ -186,6 +219,7 @@ def _tell_exit(host: HostState, guarded: Guarded, cause: ExitCause, by: str) -> 
             ExitCause.PANIC
             | ExitCause.WATCHDOG_POWEROFF
             | ExitCause.LEASE
+            | ExitCause.IO_ERROR
             | ExitCause.UNKNOWN
             | ExitCause.SIGNAL
         ):

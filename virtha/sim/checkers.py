@@ -28,11 +28,15 @@ class Violation(AssertionError):
 
 
 class Checkers:
-    """``outside``: VMs whose second copy the scenario itself made, ungranted, for the guardian."""
+    """``outside``: VMs whose second copy the scenario itself made, ungranted, for the guardian; or may make, by a proof that is
+    wrong (``may_run_twice``): of those at most one copy is left at the end (G4)."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.outside: set[VmId] = set()
+        self.may_run_twice: set[VmId] = set()
+        self.believed: set[str] = set()
+        """Hosts that a wrong proof may be about."""
         for host in world.hosts.values():
             self.watch_host(host)
         world.on_run = self.one_writer_of
@@ -97,6 +101,7 @@ class Checkers:
 
     def at_end(self) -> None:
         for vm_id in self.world.server.vms:
+            self.old_copy_is_over(vm_id)
             self.down_has_a_reason(vm_id)
             self.nothing_up_is_released(vm_id)
             self.report_is_true(vm_id)
@@ -110,6 +115,12 @@ class Checkers:
             undeclared = set(entry.fields) - set(REGISTRY[entry.code].fields)
             if undeclared:
                 raise Violation(f"{entry.code} has undeclared fields {sorted(undeclared)}")
+
+    def old_copy_is_over(self, vm_id: VmId) -> None:
+        """G4, of a proof that was wrong."""
+        hosts = self.world.running_on(vm_id)
+        if vm_id in self.may_run_twice and len(hosts) > 1:
+            raise Violation(f"{vm_id} still runs on {hosts}")
 
     def _settled(self, vm_id: VmId) -> SimHost | None:
         """Its host, if that could have told the server everything."""

@@ -110,6 +110,7 @@ class Player:
             "adopt": self._adopt,
             "forget": self._forget,
             "set": self._set,
+            "believed-dead": self._believed_dead,
             "hold": self._hold,
             "unhold": self._unhold,
             "migrating": self._migrating,
@@ -381,6 +382,13 @@ class Player:
         if "on-io-error" in step.options:
             known.vm = replace(known.vm, on_io_error=_on_io_error(step))
         self.world.push_settings()
+
+    def _believed_dead(self, step: Step) -> None:
+        host = self._named_host(step, step.words[0])
+        self.checkers.believed.add(host.name)
+        there = {domain.vm_id for domain in host.libvirt}
+        self.checkers.may_run_twice |= there
+        self.checkers.outside |= there
 
     def _hold(self, step: Step) -> None:
         self.world.server.hold = step.words[0] if step.words else "maintenance"

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.events import CopyGranted
 from virtha.engine.records import VmRecord, VmStage
+from virtha.engine.superseded import frozen_holders
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import (
     Fact,
@@ -71,6 +72,8 @@ class ServerVm:
         self.vm = vm
         self.host = host
         self.holders: set[str] = set()
+        self.superseded: set[str] = set()
+        """Holders whose copies are to be left as they are (G4)."""
         self.incarnation = Incarnation(0)
         self.ordered = Incarnation(0)
         """The highest that was given out; ``incarnation`` is above it when another host superseded it."""
@@ -138,7 +141,8 @@ class ServerVm:
             self.drop(host)
 
     def held_incarnation(self, host: str) -> Incarnation:
-        if self.state is VmState.STARTING or self.incarnation > self.ordered:
+        superseded = self.incarnation > self.ordered or host in self.superseded
+        if self.state is VmState.STARTING or superseded:
             return self.incarnation
         return min(self.of(host), default=self.incarnation)
 
@@ -269,7 +273,8 @@ class SimServer:
         held: dict[str, list[Incarnation]] = {}
         for copy_ in record.copies:
             held.setdefault(copy_.host_id, []).append(copy_.incarnation)
-        before = (known.holders.copy(), known.incarnation)
+        before = (known.holders.copy(), known.incarnation, known.superseded)
+        known.superseded = {*map(str, frozen_holders(record))}
         for host in known.holders - set(held) - ordered:
             known.drop(host)
         for host, incarnations in held.items():
@@ -280,6 +285,8 @@ class SimServer:
             # A migration that failed has counted on, and its source still holds what it held.
             held_as = [copy_.incarnation for copy_ in record.copies]
             newest = max(held_as) if record.migration is None else min(held_as)
+            if record.superseded:
+                newest = record.incarnation  # also when the newer copy is over: it may have written
             known.incarnation = known.incarnation if ordered else newest
             known.ordered = max(known.incarnation, newest)
         if record.start is not None and record.stage is VmStage.STARTING and not ordered:
@@ -290,7 +297,7 @@ class SimServer:
         if record.copies == () and known.report is None:
             last = known.reports.get(known.host)
             known.report = last if last is not None and last.state is VmState.DOWN else None
-        if before != (known.holders, known.incarnation):
+        if before != (known.holders, known.incarnation, known.superseded):
             self.changed()
 
     def _follow(self, known: ServerVm, record: VmRecord) -> None:

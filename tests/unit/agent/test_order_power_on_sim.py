@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 from agent_bench import WEB1, WEB2, Bench, qemu, stop
+from msgspec.structs import replace
 
-from virtha.model.facts import Result
-from virtha.model.ids import Incarnation, VmId
+from virtha.model.facts import ReleaseCause, Result
+from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.orders import (
     Order,
     PauseVm,
@@ -14,7 +15,10 @@ from virtha.model.orders import (
     RebootVm,
     ResumeVm,
     StopMode,
+    StopVm,
+    Superseded,
 )
+from virtha.model.proof import Proof, ProofKind
 
 # Stop and the rest of power
 
@@ -99,5 +103,53 @@ def test_pause_resume_and_what_is_not_running(bench: Bench) -> None:
             RebootVm(vm_id=WEB1, incarnation=one, mode=RebootMode.REBOOT, by="ann")
         )
         assert (outcome.result, outcome.code) == (Result.REFUSED, "problem.vm.state")
+
+    bench.run(story)
+
+
+# A copy that is superseded (G4)
+
+
+def ended_for(bench: Bench, *, newer: int = 2, boot: str | None = None) -> StopVm:
+    proof = Proof(
+        kind=ProofKind.OPERATOR,
+        host_id=HostId("h1"),
+        boot=BootId(boot) if boot else bench.boot,
+        at_ms=0,
+    )
+    return replace(stop(), superseded=Superseded(incarnation=Incarnation(newer), proof=proof))
+
+
+@pytest.mark.req("G4")
+def test_a_superseded_copy_ends_and_its_release_says_nothing_of_the_vm(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.start()
+        outcome = await bench.do(ended_for(bench))
+        assert outcome.result is Result.OK and qemu(bench) is None
+        await bench.until(lambda: len(bench.released()) == 1)
+        assert bench.released()[0].cause is ReleaseCause.SUPERSEDED
+
+    bench.run(story)
+    assert "vm.restart.ordered" not in bench.codes()
+
+
+@pytest.mark.req("G4")
+@pytest.mark.parametrize(
+    ("newer", "boot", "code"),
+    [
+        (1, None, "order.refused.incarnation"),
+        (0, None, "order.refused.incarnation"),
+        (2, "another-boot", "order.refused.proof"),
+    ],
+)
+def test_nothing_is_ended_for_no_higher_incarnation_or_by_a_proof_about_another_boot(
+    bench: Bench, newer: int, boot: str | None, code: str
+) -> None:
+    async def story() -> None:
+        await bench.start()
+        outcome = await bench.do(ended_for(bench, newer=newer, boot=boot))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, code)
+        assert bench.state() == "running" and qemu(bench) is not None
+        assert (await bench.do(stop())).result is Result.OK, "an operator's stop cites nothing"
 
     bench.run(story)

@@ -5,17 +5,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from virtha.control.copies import LIST_MARGIN_MS, seen_off
+from virtha.control.copies import LIST_MARGIN_MS, held_incarnation, seen_off
 from virtha.control.mirror import mirrored
 from virtha.engine.records import (
     Migration,
     MovePurpose,
     OrderId,
     Start,
+    SupersededCopy,
     VmRecord,
     VmStage,
 )
 from virtha.model.ids import BootId, HostId, Incarnation, VmId
+from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import UtcMillis
 from virtha.model.vm import PossibleCopy, VmState, VmStatus
 
@@ -149,3 +151,29 @@ def test_a_move_that_ended_is_where_its_last_copy_is(spoke_last: HostId) -> None
     assert (found.holders, found.host_id, found.incarnation) == ((H2,), H2, 6)
     if spoke_last == H1:
         assert found.state is VmState.RUNNING, "what its former host said is no longer how it is"
+
+
+@pytest.mark.req("G4")
+def test_a_copy_that_is_to_end_is_named_and_keeps_the_number_of_the_newer_one() -> None:
+    old, new = copy(H1, 5), copy(H2, 6)
+    proof = Proof(kind=ProofKind.OPERATOR, host_id=H1, boot=BootId("h1-boot1"), at_ms=0)
+    due = SupersededCopy(copy=old, proof=proof, newer=Incarnation(6), order_id=OrderId("1.2"))
+    both = record(old, new, superseded=(due,))
+    found = mirror(status(new), record(new), both)
+    assert (found.superseded, found.incarnation, found.host_id) == ((H1,), 6, H2)
+    assert held_incarnation(found, H1) == held_incarnation(found, H2) == 6
+    alone = msgspec.structs.replace(both, copies=(old,))
+    found = mirror(found, both, alone)
+    assert (found.holders, found.superseded, found.incarnation) == ((H1,), (H1,), 6)
+    assert held_incarnation(found, H1) == 6, "it may not run on: the newer one wrote"
+    found = mirror(found, alone, record(incarnation=Incarnation(6)))
+    assert (found.holders, found.superseded) == ((), ())
+
+
+@pytest.mark.req("G4")
+def test_an_older_copy_that_was_found_is_left_alone_until_the_newer_one_is_over() -> None:
+    old, new = copy(H1, 5), copy(H2, 6)
+    found = mirror(status(new), record(new), record(old, new))
+    assert found.superseded == (H1,) and held_incarnation(found, H1) == 6
+    found = mirror(found, record(old, new), record(old))
+    assert found.superseded == () and held_incarnation(found, H1) == 5

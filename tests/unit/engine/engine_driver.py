@@ -9,6 +9,7 @@ import msgspec
 from played_moves import PlayedMoves
 
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -326,6 +327,11 @@ class Play:
                 self.moves.begin(command)
             case SettleMigration():
                 self.moves.settle(command)
+            case EndCopy():
+                host = self.hosts[command.host_id]
+                if host.alive and host.boot == command.boot:
+                    host.running.pop(command.vm_id, None)
+                    self._release(host, command.vm_id, command.incarnation)
             case CancelStart():
                 host = self.hosts[command.host_id]
                 if host.alive and host.confirms_cancel:

@@ -53,8 +53,8 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{host} was proven dead, and now gives a sign of life by {via}",
         "host",
         "via",
-        help="What it still runs was started elsewhere: its guardian ends those copies. Find out why the "
-        "proof was wrong (swapped addresses of power devices?) before anything else.",
+        help="What it still runs of VMs that were started elsewhere is ended; those that were not stay with it. "
+        "Find out why the proof was wrong (swapped addresses of power devices?) before anything else.",
     ),
     event(
         3009,
@@ -106,6 +106,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "level",
         "attempt",
         "why",
+        "cause",
     ),
     event(
         3043,

@@ -239,6 +239,15 @@ REASONS: tuple[Code, ...] = (
         "the host is not set up for live migration",
         help="Run 'virtha agent setup-migration --address ADDRESS' on it.",
     ),
+    reason(
+        5216,
+        "order.refused.proof",
+        ERROR,
+        "the proof that it cites is about boot {boot}, and this host is in {current}",
+        "boot",
+        "current",
+    ),
+    reason(5217, "order.refused.unwanted", INFO, "it was switched off before its start went out"),
     # 5300: the gate
     reason(
         5300,
