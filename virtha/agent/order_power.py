@@ -56,11 +56,10 @@ from virtha.sentinel.events import (
     VmRecord,
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
-from virtha.sentinel.stops import end_refusal
+from virtha.sentinel.stops import end_refusal, is_unfinished
 
 _log = structlog.get_logger(__name__)
 
-START_UNFINISHED = "vm.paused.start_unfinished"
 FIRST_LIST_MS = 10_000
 FIRST_LIST_POLL_S = 0.05
 CAPABILITIES_S = 20.0
@@ -134,8 +133,7 @@ class PowerOrders:
         if record is not None and same and refusal.code == "order.refused.running":
             if record.state is VmState.RUNNING:
                 return OK  # the order came twice
-            cut_off = record.pause is not None and record.pause.code == START_UNFINISHED
-            if record.state is VmState.PAUSED and cut_off:
+            if record.state is VmState.PAUSED and is_unfinished(record):
                 return await self._carry_on(order)
         if refusal.code == "host.unfit.libvirt":
             return await self._without_libvirt(order, refusal)
@@ -164,11 +162,19 @@ class PowerOrders:
         grant, host = order.grant, self._host
         objection = self.grant_objection(grant) or self.lease_objection(grant.vm_id)
         if objection is not None:
+            await self._end_unfinished(grant.vm_id)
             return objection
         await host.loop.told(ResumeAccepted(vm_id=grant.vm_id, by=order.by))
         host.gate.hold(grant.vm_id, grant.incarnation)
         await host.control.run(grant.vm_id)
         return OK
+
+    async def _end_unfinished(self, vm_id: VmId) -> None:
+        """Its QEMU never ran, and may not any more: kept, it would hold the VM for ever, for nobody else may start it (G1)."""
+        present = await self.present(vm_id)
+        if present is not None and present.state is DomainState.PAUSED:
+            await self._host.control.destroy(vm_id)
+            self._host.gate.revoke(vm_id)
 
     async def present(self, vm_id: VmId) -> DomainReport | None:
         try:
@@ -379,7 +385,7 @@ class PowerOrders:
         while True:
             present = await self.present(order.vm_id)
             if present is None or is_gone(present):
-                await self._until_told(order.vm_id)
+                await self.until_told(order.vm_id)
                 return OK
             left_ms = deadline - host.clock.monotonic_ms()
             if left_ms <= 0:
@@ -396,7 +402,7 @@ class PowerOrders:
                 continue
             gone = host.stops.event(order.vm_id)
 
-    async def _until_told(self, vm_id: VmId) -> None:
+    async def until_told(self, vm_id: VmId) -> None:
         """Until the end of the VM is in the outbox: told after the outcome, a delete right behind the
         power-off would be refused because the VM is 'stopping' still.
 

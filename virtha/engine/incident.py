@@ -16,7 +16,7 @@ from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
-from virtha.model.ids import BootId, StorageDomainId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -153,11 +153,12 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     incident = node.record.incident
     if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
         return  # of an incident that is over: the host has lived since
-    if proof.kind is ProofKind.LEASE and not all(
+    if proof.kind in _OF_DOMAINS and not all(
         domains_of(vm).issubset(proof.domain_ids) for vm in may_hold(cluster, node)
     ):
-        # A copy with a disk elsewhere came to light since: that lease has to expire too.
-        poison(cluster, node, incident)
+        if proof.kind is ProofKind.LEASE:
+            # A copy with a disk elsewhere came to light since: that lease has to expire too.
+            poison(cluster, node, incident)
         return
     if not covers_all(node, proof):
         return
@@ -187,6 +188,8 @@ def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _end_sides(cluster, node)
 
 
+_OF_DOMAINS = frozenset({ProofKind.LEASE, ProofKind.STORAGE_FENCE})
+"""They say nothing of a VM with a disk in any other domain (P2, P3)."""
 _OF_THE_MACHINE = frozenset({ProofKind.POWER_OFF, ProofKind.OPERATOR})
 
 
@@ -254,13 +257,38 @@ def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], pr
     if node is None or incident is None or incident.boot != proof.boot:
         return  # a new boot's word, or of a host that nobody hears any more
     record = vm.record
+    # One that was to end already is as old as it was: its newer copy came before this proof.
+    newer = {due.copy: due.newer for due in record.superseded}
     gone = tuple(
-        EndedCopy(vm_id=vm.id, copy=replace(copy, boot=proof.boot), given_out=record.incarnation)
+        EndedCopy(
+            vm_id=vm.id,
+            copy=replace(copy, boot=proof.boot),
+            given_out=Incarnation(newer[copy] - 1) if copy in newer else record.incarnation,
+            proof=proof,
+        )
         for copy in record.copies
         if copy not in left
     )
     node.set_incident(ended=(*incident.ended, *gone))
     cluster.changed_hosts.add(node.id)
+
+
+def never_ran(cluster: Cluster, vm: VmNode, incarnation: Incarnation) -> None:
+    """A start's own host says so: what it was to replace is not superseded by it."""
+    for host_id in sorted({proof.host_id for proof in vm.record.proofs}):
+        node = cluster.hosts.get(host_id)
+        incident = node.record.incident if node is not None else None
+        if node is None or incident is None:
+            continue
+        ended = tuple(
+            replace(one, given_out=incarnation)
+            if (one.vm_id, one.given_out) == (vm.id, incarnation - 1)
+            else one
+            for one in incident.ended
+        )
+        if ended != incident.ended:
+            node.set_incident(ended=ended)
+            cluster.changed_hosts.add(node.id)
 
 
 def reconcile(cluster: Cluster, vm: VmNode) -> None:
@@ -314,9 +342,7 @@ def _remove_copies(
 ) -> None:
     deaths = vm.record.deaths
     if proof.kind is not ProofKind.RELEASED and vm.state_host in (None, proof.host_id):
-        since = cluster.now - cluster.policy.recovery.quarantine_window_ms
-        recent = [death for death in deaths if death.at_ms > since]
-        deaths = (*recent, Death(host_id=proof.host_id, at_ms=int(cluster.now)))
+        deaths = with_death(cluster, vm, proof.host_id)
     if vm.state_host == proof.host_id:
         vm.state, vm.state_host, vm.guest_agent = VmState.UNKNOWN, None, None
     start, attempts = vm.record.start, vm.record.attempts
@@ -339,6 +365,7 @@ STILL_WANTED = frozenset(
         ReleaseCause.HOST_BOOTED,
         ReleaseCause.LEASE_LOST,
         ReleaseCause.SUPERSEDED,
+        ReleaseCause.IO_ERROR,
         None,
     }
 )
@@ -365,6 +392,20 @@ def settle_lost(cluster: Cluster, vm: VmNode) -> None:
         cluster.tell("vm.not_recovered", vm=vm)
         cluster.move_vm(vm, VmTrigger.UNWANTED, proofs=(), lost_ms=None)
         return
+    quarantine_if_due(cluster, vm)
+
+
+def recent_deaths(cluster: Cluster, vm: VmNode) -> tuple[Death, ...]:
+    since = cluster.now - cluster.policy.recovery.quarantine_window_ms
+    return tuple(death for death in vm.record.deaths if death.at_ms > since)
+
+
+def with_death(cluster: Cluster, vm: VmNode, host_id: HostId) -> tuple[Death, ...]:
+    return (*recent_deaths(cluster, vm), Death(host_id=host_id, at_ms=int(cluster.now)))
+
+
+def quarantine_if_due(cluster: Cluster, vm: VmNode) -> None:
+    """M5. Of one that is ready."""
     if len({death.host_id for death in vm.record.deaths}) > 1:
         cluster.move_vm(vm, VmTrigger.TWO_DEATHS)
         cluster.tell("vm.quarantined", vm=vm, hosts=len(vm.record.deaths))
@@ -372,6 +413,7 @@ def settle_lost(cluster: Cluster, vm: VmNode) -> None:
 
 def alive_after_all(cluster: Cluster, node: HostNode, via: str) -> None:
     cluster.tell("host.alive_after_all", host=node, via=via)
+    _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
 
 
@@ -407,6 +449,7 @@ def holder_back(cluster: Cluster, vm: VmNode) -> None:
 def give_up_fence(cluster: Cluster, node: HostNode, why: str) -> None:
     """The host lives on although it was ordered off: nothing was proven, and it is not tried at once again."""
     cluster.tell("fence.failed_host_lives", host=node, detail=why)
+    _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
 
 
@@ -458,25 +501,34 @@ def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
 
 def _revive(cluster: Cluster, node: HostNode, incident: Incident) -> None:
     """Its boot was proven dead, and lives. Nothing is judged by that proof any more, and what it ended may run there."""
-    proof = incident.proof
-    assert proof is not None, f"{node.config.name}: no proof that could be wrong"
     node.set(dead_boots=tuple(one for one in node.record.dead_boots if one != incident.boot))
     if incident.settled:
-        unsettle(node)
+        unsettle(cluster, node)
     for ended in incident.ended:
         vm = cluster.vms.get(ended.vm_id)
         if vm is not None and ended.copy not in vm.record.copies:
-            _may_run_after_all(cluster, vm, node, ended, proof)
+            _may_run_after_all(cluster, vm, node, ended)
     _end_incident(cluster, node)
     cluster.touch(node)
 
 
-def _may_run_after_all(
-    cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy, proof: Proof
-) -> None:
+def _lives_since_restore(cluster: Cluster, node: HostNode) -> None:
+    """What was proven in another timeline is void, and what it may run it tells itself (M2); but what was ordered by that
+    proof had been ordered."""
+    incident = node.record.incident
+    assert incident is not None, f"{node.config.name}: no incident that could be over"
+    for ended in incident.ended:
+        vm = cluster.vms.get(ended.vm_id)
+        held = vm is None or ended.copy in vm.record.copies
+        if vm is not None and not held and _superseding(vm, ended) is not None:
+            _may_run_after_all(cluster, vm, node, ended)
+
+
+def _may_run_after_all(cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy) -> None:
     record, copy = vm.record, ended.copy
     deaths = tuple(one for one in record.deaths if one.host_id != node.id)
-    if record.incarnation <= ended.given_out:
+    newer = _superseding(vm, ended)
+    if newer is None:
         holds(cluster, vm, node, copy)
         cluster.set_vm(vm, deaths=deaths)
         cluster.tell("vm.lives_after_all", vm=vm, host=node)
@@ -484,17 +536,28 @@ def _may_run_after_all(
     if record.stage is VmStage.READY:
         holds(cluster, vm, node, copy)  # no start goes out before it has ended (G1)
     copies = vm.record.copies if copy in vm.record.copies else (*record.copies, copy)
-    due = SupersededCopy(
-        copy=copy, proof=proof, newer=record.incarnation, order_id=cluster.next_order()
-    )
+    due = SupersededCopy(copy=copy, proof=ended.proof, newer=newer, order_id=cluster.next_order())
     cluster.set_vm(vm, copies=copies, superseded=(*record.superseded, due), deaths=deaths)
     cluster.tell(
         "vm.superseded_copy_lives",
         host=node,
         vm=vm,
         incarnation=copy.incarnation,
-        newer=record.incarnation,
+        newer=newer,
     )
+
+
+def _superseding(vm: VmNode, ended: EndedCopy) -> Incarnation | None:
+    """What was ordered elsewhere by that proof; None: nothing was."""
+    record = vm.record
+    if record.incarnation > ended.given_out:
+        return record.incarnation
+    if record.migration is not None:
+        return None  # it goes on with both its sides
+    # The target of its migration had been given that incarnation before the proof, and went on by it.
+    moved_to = [copy.incarnation for copy in record.copies if copy not in record.guessed]
+    newest = max(moved_to, default=ended.copy.incarnation)
+    return newest if newest > ended.copy.incarnation else None
 
 
 def holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:

@@ -6,7 +6,8 @@ written, so the older one's memory is out of date. Until the order is carried ou
 incarnation, and its sentinel leaves the copy as it is (frozen).
 """
 
-from virtha.engine.events import CopyReleased, EndCopy
+from virtha.engine.ending import EndCopy
+from virtha.engine.events import CopyReleased
 from virtha.engine.records import SupersededCopy, VmRecord
 from virtha.engine.state import Cluster, VmNode, reason
 from virtha.model.evidence import ProcessKind
@@ -61,18 +62,17 @@ def frozen_holders(record: VmRecord) -> tuple[HostId, ...]:
     return tuple(sorted(due))
 
 
-def note_superseded_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
-    """Its host says that it is over."""
+def note_superseded_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> bool:
+    """Whether what its host says to be over was such a copy."""
+    gone = (event.host_id, event.boot, event.incarnation)
     for due in node.record.superseded:
         copy = due.copy
-        if (copy.host_id, copy.boot, copy.incarnation) == (
-            event.host_id,
-            event.boot,
-            event.incarnation,
-        ):
+        if (copy.host_id, copy.boot, copy.incarnation) == gone:
             cluster.tell(
                 "vm.superseded_copy_ended",
                 vm=node,
                 host=cluster.hosts.get(copy.host_id),
                 incarnation=copy.incarnation,
             )
+            return True
+    return False

@@ -44,7 +44,7 @@ from virtha.sentinel.moves import (
 from virtha.sentinel.restart import attempt_failed, attempt_succeeded
 from virtha.sentinel.starts import appeared, forget_end, start_failed, start_succeeded
 from virtha.sentinel.state import Guarded, HostState, LibvirtLink, reason
-from virtha.sentinel.stops import attribute, ended
+from virtha.sentinel.stops import START_UNFINISHED, attribute, ended
 from virtha.sentinel.watchdog import count_firing, pause_after_dump, paused_by_watchdog
 
 CARD_RESET = 32
@@ -252,7 +252,7 @@ def _resolve_attempt(host: HostState, guarded: Guarded, active: DomainReport | N
         _ask_later(host, guarded)
     elif active.state is DomainState.PAUSED:
         attempt = guarded.record.attempt
-        guarded.set(attempt=None, pause=reason("vm.paused.start_unfinished"), down_ms=int(host.now))
+        guarded.set(attempt=None, pause=reason(START_UNFINISHED), down_ms=int(host.now))
         guarded.move(Trigger.LEFT_PAUSED)
         host.tell(guarded, "vm.restart.failed", detail="it was left paused", attempt=attempt)
     else:
@@ -283,7 +283,7 @@ def _resolve_start(host: HostState, guarded: Guarded, active: DomainReport | Non
         return
     guarded.move(Trigger.LEFT_PAUSED)
     forget_end(guarded)
-    guarded.set(pause=reason("vm.paused.start_unfinished"))
+    guarded.set(pause=reason(START_UNFINISHED))
 
 
 def started_outside(host: HostState, guarded: Guarded) -> None:

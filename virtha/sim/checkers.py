@@ -35,6 +35,8 @@ class Checkers:
         self.world = world
         self.outside: set[VmId] = set()
         self.may_run_twice: set[VmId] = set()
+        self.believed: set[str] = set()
+        """Hosts that a wrong proof may be about."""
         for host in world.hosts.values():
             self.watch_host(host)
         world.on_run = self.one_writer_of

@@ -12,6 +12,7 @@ from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Incarnation, Term, VmId
 from virtha.model.orders import (
     AdoptVm,
+    EndPausedVm,
     Grant,
     MigrateVm,
     Order,
@@ -43,7 +44,7 @@ from virtha.sentinel.events import (
     StopAccepted,
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
-from virtha.sentinel.stops import end_refusal
+from virtha.sentinel.stops import end_refusal, is_unfinished
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ FIRST_LIST_MS = 10_000
 POLL_MS = 50
 """How often what waits for it looks."""
 LEASE = "order.refused.lease"
-START_UNFINISHED = "vm.paused.start_unfinished"
 
 
 class _Refused(Exception):
@@ -170,6 +170,8 @@ class OrderDesk:
                 self.agent.locked(vm.id, partial(self._at_once, order, vm.id))
             case StopVm() | RebootVm() | PauseVm() | ResumeVm() | ReleaseVm() as body:
                 self.agent.locked(body.vm_id, partial(self._at_once, order, body.vm_id))
+            case EndPausedVm() as body:
+                self.agent.locked(body.vm_id, partial(self._end_paused, order, body))
             case ReceiveVm() | SettleMigration() as body:
                 self.agent.locked(body.vm.id, partial(self._move, order, body))
             case MigrateVm() as body:
@@ -186,6 +188,13 @@ class OrderDesk:
         else:
             self._end(order, Result.REFUSED, refusal=_Refused(refusal.code, refusal.fields))
         self.agent.unlock(vm_id)
+
+    def _end_paused(self, order: Order, body: EndPausedVm) -> None:
+        def answered(result: Result, why: Reason | None) -> None:
+            refusal = None if why is None else _Refused(why.code, why.fields)
+            self._end(order, result, refusal=refusal)
+
+        self.agent.paused.end(body, answered)
 
     def _arrival_objection(self, order: ReceiveVm) -> Reason | None:
         objection = self._grant_objection(order.grant)
@@ -215,8 +224,7 @@ class OrderDesk:
             if record.state is VmState.RUNNING:  # the order came twice
                 self._unlocked(start, lambda: self._end(order, Result.OK))
                 return
-            cut_off = record.pause is not None and record.pause.code == START_UNFINISHED
-            if record.state is VmState.PAUSED and cut_off:
+            if record.state is VmState.PAUSED and is_unfinished(record):
                 self._carry_on(order, start)
                 return
         agent.unlock(start.vm.id)
@@ -245,6 +253,9 @@ class OrderDesk:
         agent, grant = self.agent, start.grant
         objection = self._grant_objection(grant) or self._lease_objection(grant.vm_id)
         if objection is not None:
+            # It never ran, and may not any more.
+            agent.host.libvirt.destroy(grant.vm_id)
+            agent.host.revoke(grant.vm_id)
             self._unlocked(start, lambda: self._end(order, Result.REFUSED, refusal=objection))
             return
         agent.tell(ResumeAccepted(vm_id=grant.vm_id, by=start.by))

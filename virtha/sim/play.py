@@ -385,6 +385,7 @@ class Player:
 
     def _believed_dead(self, step: Step) -> None:
         host = self._named_host(step, step.words[0])
+        self.checkers.believed.add(host.name)
         there = {domain.vm_id for domain in host.libvirt}
         self.checkers.may_run_twice |= there
         self.checkers.outside |= there

@@ -54,6 +54,7 @@ SEEN: dict[str, tuple[str, ...]] = {
     "a copy found": ("vm.found",),
     "a quarantine": ("vm.quarantined",),
     "a resume after an I/O error": ("vm.io_error.resumed",),
+    "an end for an I/O error": ("vm.io_error.killing",),
     "no room for a VM": ("recovery.blocked.no_capacity",),
 }
 """What came of a world, by the codes of its history and of the reasons that were given on the way."""
@@ -282,7 +283,7 @@ def applies(player: Player, step: Step) -> bool:
             may_be_caught = "lies" not in step.words or _is_seen_writing(world, host)
             return bool(world.power.of(host.name)) and may_be_caught
         case "confirm-dead":
-            return _may_be_confirmed(world, host)
+            return host.name in player.checkers.believed or _may_be_confirmed(world, host)
         case _:
             return host.powered
 

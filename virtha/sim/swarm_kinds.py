@@ -20,7 +20,13 @@ GUARDIAN_POINTS = ("renew", "kill", "reset", "feed", "arm", "allow", "read", "po
 TORN_BYTES = (0, 3, 20, 200)
 HOME_PERCENT = 60
 """Hosts that are drawn because a VM was started there: what happens to the others moves little."""
-_PROTECTION = ("ha=yes", "ha=no", "on-io-error=leave_paused", "on-io-error=auto_resume")
+_PROTECTION = (
+    "ha=yes",
+    "ha=no",
+    "on-io-error=leave_paused",
+    "on-io-error=auto_resume",
+    "on-io-error=kill",
+)
 
 
 class Draw:
@@ -313,6 +319,21 @@ def _word_for_the_dead(draw: Draw) -> list[str]:
     return [*lines, draw.pause, *heard, f"boot {host}"]
 
 
+def _confirmed_wrongly(draw: Draw) -> list[str]:
+    """By a person who did not look: it lives, cut off from all, and is heard again (G4)."""
+    host = draw.host
+    dark = ["net", "bmc", *([] if draw.one("", "storage") == "" else ["storage"])]
+    return [
+        f"believed-dead {host}",
+        *(f"cut {one} {host}" for one in dark),
+        draw.long,
+        f"confirm-dead {host} force=wrong",
+        draw.pause,
+        *(f"heal {one} {host}" for one in dark),
+        draw.pause,
+    ]
+
+
 def _hang_in_turn(draw: Draw) -> list[str]:
     """More than the cap lets be ordered off."""
     return [line for host in draw.hosts[:6] for line in (f"hang {host}", "advance 40s")]
@@ -490,6 +511,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("maintenance over", 3, 0, lambda d: [f"maintenance {d.host} off"]),
     Kind("policy changed", 2, 0, lambda d: [f"policy profile={d.one('fast', 'balanced')}"]),
     Kind("operator's word", 2, 0, lambda d: [f"confirm-dead {d.host}"]),
+    Kind("wrong word", 2, 0, _confirmed_wrongly),
     Kind("brake lifted", 2, 0, lambda _d: ["lift-brake"]),
     Kind("VM freed", 2, 0, lambda d: [f"free {d.vm}"]),
     Kind("all healed", 4, 0, lambda _d: ["heal-all"], basic=True),

@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
-from agent_bench import WEB1, Bench, qemu, stop
+from agent_bench import WEB1, Bench, SimHost, qemu, stop
 
 from virtha.agent.gate import read_grant
-from virtha.model.facts import Result
+from virtha.model.domain import DomainState
+from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, Incarnation, OperationId, Term, VmId
 from virtha.model.orders import (
     Order,
@@ -269,5 +270,66 @@ def test_no_order_is_left_without_an_answer(bench: Bench, monkeypatch: pytest.Mo
         assert answers == [None] * 3 + ["problem.unavailable"] * 3
         # Turned away is not carried out: the same order is, once there is room.
         assert (await bench.give(orders[5])).result is Result.OK
+
+    bench.run(story)
+
+
+# A start whose answer was lost, with its QEMU made and paused
+
+
+async def left_paused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SimHost.start_paused
+
+    async def unanswered(host: SimHost, vm_id: VmId) -> None:
+        await real(host, vm_id)
+        raise HypervisorTimeout("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimHost, "start_paused", unanswered)
+        assert (await bench.start()).result is Result.UNKNOWN
+    await bench.until(lambda: bench.state() == "paused")
+
+
+@pytest.mark.req("G1", "G2")
+def test_a_start_that_is_taken_back_leaves_no_qemu_that_never_ran(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept, it would hold the VM for ever: nobody lets it run, and nobody else may start it."""
+
+    async def story() -> None:
+        await left_paused(bench, monkeypatch)
+        outcome = await bench.do(StartVm(vm=bench.vm(), grant=bench.grant(duration_ms=-1), by="a"))
+        assert (outcome.result, outcome.code) == (Result.REFUSED, "order.refused.grant_expired")
+        assert qemu(bench) is None
+        await bench.until(lambda: len(bench.released()) == 1)
+        assert bench.released()[0].cause is ReleaseCause.NEVER_RAN
+
+    bench.run(story)
+
+
+@pytest.mark.req("G2")
+def test_a_start_that_comes_again_in_time_lets_run_what_the_first_one_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await left_paused(bench, monkeypatch)
+        assert (await bench.start()).result is Result.OK
+        await bench.until(lambda: bench.state() == "running")
+        assert bench.released() == []
+
+    bench.run(story)
+
+
+@pytest.mark.req("G2")
+def test_a_start_that_is_taken_back_ends_nothing_that_somebody_let_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await left_paused(bench, monkeypatch)
+        domain = bench.hypervisor.libvirt.domain(WEB1)
+        assert domain.qemu is not None
+        domain.qemu.running, domain.state = True, DomainState.RUNNING  # the event is under way
+        await bench.do(StartVm(vm=bench.vm(), grant=bench.grant(duration_ms=-1), by="ann"))
+        assert qemu(bench) is not None and bench.released() == []
 
     bench.run(story)

@@ -92,6 +92,36 @@ def test_another_judges_proof_is_as_good(kind: ProofKind):
     play.until(lambda: play.where("v1") != [], within_ms=1_000)
 
 
+@pytest.mark.parametrize("kind", [ProofKind.LEASE, ProofKind.STORAGE_FENCE])
+def test_a_proof_by_storage_says_nothing_of_a_vm_with_a_disk_in_another_domain(kind: ProofKind):
+    """Shut out of one cluster, its QEMU writes on to the other (P2, P3)."""
+    both = frozenset(Feature(FeatureKind.STORAGE, one) for one in ("ds1", "ds2"))
+    one = frozenset({Feature(FeatureKind.STORAGE, "ds1")})
+    play = Play(4, vms=[vm("v1", features=one), vm("v2", features=both)])
+    play.run("v1", "h1")
+    play.run("v2", "h1")
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+
+    def proof(*domains: str) -> ProofFound:
+        return ProofFound(
+            proof=Proof(
+                kind=kind,
+                host_id=HostId("h1"),
+                boot=BootId("h1b1"),
+                at_ms=play.now,
+                domain_ids=tuple(StorageDomainId(name) for name in domains),
+            )
+        )
+
+    play.inbox.append(proof("ds1"))
+    play.advance(5_000)
+    assert play.sent(StartCommand) == [] and play.verdict("h1") is Verdict.DEAD_UNPROVEN
+    play.inbox.append(proof("ds1", "ds2"))
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_PROVEN)
+
+
 def test_a_proof_of_another_boot_proves_nothing():
     play = playing()
     play.hosts["h1"].cut()
