@@ -28,6 +28,7 @@ BAD_INPUT: dict[str, str] = {
     "half a frame, then silence": "Half a frame, then silence",
     "truncated outbox": "An agent's outbox that was truncated",
     "full disk": "A full disk: the server's, the host's, the storage's",
+    "record of a newer version": "A record with a word that only a later version knows",
     "locked database": "A database that another program has locked",
     "server with its clock back": "A server that starts with its clock a day back",
     "second agent or server": "An agent, guardian or server that is started twice",

@@ -104,13 +104,19 @@ def lab_steps() -> list[Step]:
         *("-m", "lab", "-k", "kill_9"),
         environment={"VIRTHA_LAB_ROUNDS": "7"},
     )
+    restarts = pytest_step(
+        "lab-twenty-restarts",
+        ["tests/lab/test_lab_crashes.py"],
+        *("-m", "lab", "-k", "server_stopped"),
+        environment={"VIRTHA_LAB_KILLS": "20"},
+    )
     moves = pytest_step(
         "lab-fifty-moves",
         ["tests/lab/test_lab_migration.py"],
         *("-m", "lab", "-k", "to_and_fro"),
         environment={"VIRTHA_LAB_MOVES": "50"},
     )
-    return [*long, kills, moves]
+    return [*long, kills, restarts, moves]
 
 
 def waiting_steps() -> list[Step]:

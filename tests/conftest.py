@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from empty_database import lay_empty_database
 from hypothesis import HealthCheck, settings
+from left_mounts import unmount_left
 
 # How long an example takes says how busy the machine is; the same commit is tested with the same examples.
 # Others are looked for with `--hypothesis-profile=search`, in `make verify`.
@@ -26,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the present output into golden and scenario files; commit only what you understand",
     )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before pytest looks for directories of former runs to delete."""
+    if os.geteuid() == 0 and not hasattr(session.config, "workerinput"):
+        unmount_left()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 from free_port import free_port
-from server_process import Server, initialise, serving
+from server_process import Server, environment, initialise, serving
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 from own_trap_daemon import OwnTrapDaemon
@@ -115,6 +116,43 @@ def test_an_outage_and_a_kill_lose_no_mail(tmp_path: Path) -> None:
     assert len({mail["Message-ID"] for mail in box.mails}) == 8, "each once"
     subjects = [mail["Subject"] for mail in box.mails[:7]]
     assert [f"reason {number}" in subject for number, subject in enumerate(subjects)] == [True] * 7
+
+
+@pytest.mark.req("W7")
+@pytest.mark.bad_input("two edits at once", story=True)
+def test_two_who_change_a_receiver_at_once_undo_nothing_of_each_other(tmp_path: Path) -> None:
+    """Two commands in two processes: what each said was done is there, and who came too late is told."""
+    initialise(tmp_path)
+    with serving(tmp_path) as server:
+        settings = {"type": "mail", "host": "127.0.0.1", "security": "none"}
+        settings["sender"] = "virtha@example.org"
+        ask(server, "POST", "/v1/receivers", {"name": "mail1", "settings": settings})
+        set_receiver = [
+            sys.executable,
+            "-m",
+            "virtha.cli.main",
+            *["notify", "receiver", "set", "mail1"],
+        ]
+        for number in range(1, 6):
+            changes = {"port": number, "sender": f"v{number}@example.org"}
+            both = {
+                field: subprocess.Popen(
+                    [*set_receiver, f"--{field}", str(value), "--root", str(tmp_path)],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=environment(),
+                )
+                for field, value in changes.items()
+            }
+            for field, process in both.items():
+                _, error = process.communicate(timeout=WAIT_S)
+                if process.returncode == 0:
+                    settings[field] = changes[field]
+                else:
+                    assert process.returncode == 1 and "problem.stale" in error
+            present = ask(server, "GET", "/v1/receivers/mail1")["receiver"]["settings"]
+            assert {field: present[field] for field in settings} == settings
 
 
 def lengthen(database: Path, receiver: str) -> None:

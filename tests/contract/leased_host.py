@@ -2,7 +2,7 @@
 
 Run as ``python leased_host.py ROOT PORTION``. The guardian is the real process without a server: a session is said to be
 there once, so that the watchdog is armed. ``PORTION``: ``init`` (makes the others, and starts the guardian again when it
-was ended) or ``guardian``.
+was ended) or ``guardian``. All of it comes before what else the machine computes, as a guardian does by its unit.
 """
 
 import asyncio
@@ -27,14 +27,26 @@ from virtha.sentinel.lease_events import HostNature
 INSTALLATION, HOST = InstallationId("ours"), HostId("h1")
 VM = "50000000-0000-4000-8000-00000000d0a1"
 """No other test's: guardians outside see this host's processes."""
-QEMU = """
+QEMU_NAME = "qemu-system-x86_64"
+SIGN_MS = 20
+QEMU = f"""
 import os, sys, time
 while True:
     with open(sys.argv[1] + "/alive.new", "w") as file:
         file.write(str(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000))
     os.replace(sys.argv[1] + "/alive.new", sys.argv[1] + "/alive")
-    time.sleep(0.02)
+    time.sleep({SIGN_MS / 1_000})
 """
+"""Says every ``SIGN_MS`` that it lives, with this machine's boot-time clock, in the file ``alive``."""
+
+
+def comes_first(pid: int) -> None:
+    """As virtha-guardian.service says of its process, whose children follow it. Where the kernel gives a container no
+    real-time processes at all: as much before all others as it does give."""
+    try:
+        os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        os.setpriority(os.PRIO_PROCESS, pid, -20)
 
 
 async def guardian(root: Path) -> None:
@@ -67,10 +79,9 @@ async def guardian(root: Path) -> None:
 
 
 def init(root: Path) -> None:
+    comes_first(os.getpid())
     me = [sys.executable, __file__, str(root)]
-    subprocess.Popen(
-        ["qemu-system-x86_64", "-c", QEMU, str(root), "-uuid", VM], executable=sys.executable
-    )
+    subprocess.Popen([QEMU_NAME, "-c", QEMU, str(root), "-uuid", VM], executable=sys.executable)
     first = subprocess.Popen([*me, "guardian"])
     (root / "guardian.pid").write_text(str(first.pid))
     while True:

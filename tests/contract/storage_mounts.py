@@ -1,4 +1,7 @@
-"""Storage of several kinds to mount, break and take away. Needs root, but for plain directories and tmpfs."""
+"""Storage of several kinds to mount, break and take away. Needs root, but for plain directories and tmpfs.
+
+What is started here ends with whoever started it; mounts that a killed run left are taken down by the next (``left_mounts``).
+"""
 
 import os
 import signal
@@ -6,6 +9,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 class Mount:
@@ -59,22 +64,30 @@ class FuseMount(Mount):
     def start(self) -> None:
         device = self.path.stat().st_dev
         self._process = subprocess.Popen(
-            ["bindfs", "-f", *self._options, str(self._backing), str(self.path)],
+            [*DIES_WITH_US, "bindfs", "-f", *self._options, str(self._backing), str(self.path)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 60
-        while self.path.stat().st_dev == device:
-            assert time.monotonic() < deadline and self._process.poll() is None
-            time.sleep(0.02)
+        try:
+            deadline = time.monotonic() + 60
+            while self.path.stat().st_dev == device:
+                assert time.monotonic() < deadline and self._process.poll() is None
+                time.sleep(0.02)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of what serves it."""
+        assert self._process is not None
+        return self._process.pid
 
     def hang(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     def fail(self) -> None:
         """The kernel answers with errors from now on."""
@@ -87,10 +100,12 @@ class FuseMount(Mount):
 
     def close(self) -> None:
         assert self._process is not None
-        if self._process.poll() is None:
-            self.go_on()
-            self.fail()
-        subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
+        try:
+            if self._process.poll() is None:
+                self.go_on()
+                self.fail()
+        finally:
+            subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
 
 
 def _run(*command: str) -> None:

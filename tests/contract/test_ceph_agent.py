@@ -16,11 +16,12 @@ from own_ceph import OwnCeph
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "agent"))
 
-from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, stop
+from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, runs, stop
 
 from virtha.agent import ceph_images, ceph_records
 from virtha.agent.ceph_images import look
 from virtha.agent.ceph_marks import read_marks, write_marks
+from virtha.agent.disk_proof import DiskProver
 from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.lease_files import OpenedDomain
 from virtha.agent.slot_worker import SlotWorker
@@ -36,6 +37,7 @@ from virtha.model.facts import Result, StorageReport
 from virtha.model.host import StorageDomain
 from virtha.model.ids import BootId, HostId, Incarnation, InstallationId, StorageDomainId, Term
 from virtha.model.orders import CreateDisk, DiskCheck, ForgetVm, PrepareStorage, StartVm
+from virtha.model.policy import IoErrorPolicy, Policy
 from virtha.model.slot import BlockFault, Mailbox, Poison, Slot, Unreadable
 from virtha.model.slot_round import LeaseDuty, SlotRound
 from virtha.model.vm import Disk, DiskFormat, Vm
@@ -466,3 +468,85 @@ def test_a_guardians_worker_renews_and_poisons_there(bench: Bench, place: CephPl
     mailbox = seen.mailboxes[HostId("h2")]
     assert isinstance(mailbox, Mailbox)
     assert mailbox.poison == poison
+
+
+QUICK = Policy(io_error=IoErrorPolicy(check_interval_ms=500, delay_ms=0))
+
+
+async def paused_on_ceph(bench: Bench) -> None:
+    """Nothing is asked of its storage for its first second."""
+    await made(bench)
+    await bench.configured(vm(bench), revision=3, policy=QUICK)
+    assert (await bench.start(vm(bench))).result is Result.OK
+
+
+def waits_for(bench: Bench) -> str:
+    record = bench.agent.loop.record(WEB1)
+    assert record is not None
+    told = [one for one in record.reasons if one.code == "io_error.waiting.storage"]
+    return str(told[0].fields["detail"]) if told else ""
+
+
+@pytest.mark.req("S6")
+def test_a_vm_that_an_io_error_paused_goes_on_when_the_pool_takes_writes_again(
+    bench: Bench, place: CephPlace
+) -> None:
+    async def story() -> None:
+        await paused_on_ceph(bench)
+        place.ceph.hang()
+        try:
+            bench.hypervisor.libvirt.io_error(WEB1)
+            await bench.until(lambda: waits_for(bench) not in ("", "it is being asked"))
+            assert not runs(bench)
+        finally:
+            place.ceph.go_on()
+        await bench.until(lambda: runs(bench))
+        await bench.until(lambda: "vm.io_error.resumed" in bench.codes())
+        answers = ceph_records.read(place.pool, f"virtha.answers.{HOST}")
+        assert answers is not None and str(HOST).encode() in answers
+
+    bench.run(story)
+
+
+@pytest.mark.req("S6")
+def test_on_a_full_pool_it_stays_paused(bench: Bench, place: CephPlace) -> None:
+    """It takes no write, also where nobody counts what is free."""
+
+    async def story() -> None:
+        await paused_on_ceph(bench)
+        place.ceph.fill()
+        try:
+            objection = await DiskProver(bench.agent.host).objection(WEB1, True)
+            assert objection is not None
+            assert "ceph1" in objection
+        finally:
+            place.ceph.empty()
+        prover = DiskProver(bench.agent.host)
+        while await prover.objection(WEB1, True) is not None:
+            await asyncio.sleep(0.5)  # what was under way when it was full comes to its end
+
+    bench.run(story)
+
+
+@pytest.mark.req("S6", "G4")
+@pytest.mark.parametrize("what", ["image", "later", "reader"])
+def test_without_its_image_or_below_a_later_claim_or_unable_to_write_it_stays_paused(
+    bench: Bench, place: CephPlace, what: str
+) -> None:
+    async def story() -> None:
+        await paused_on_ceph(bench)
+        prover = DiskProver(bench.agent.host)
+        assert await prover.objection(WEB1, False) is None
+        if what == "image":
+            place.client().ask("remove_image", name="web1-root", patience_ms=60_000)
+        elif what == "later":
+            claim_incarnation(bench.storage, claim_of(2), bench.files)
+        else:
+            user = {"user": "blind", "keyring": str(place.ceph.keyring("blind"))}
+            blind = replace(bench.storage, ceph=replace(place.pool, **user))
+            await bench.configured(vm(bench), revision=4, policy=QUICK, storage_domains=(blind,))
+        told = await prover.objection(WEB1, False)
+        assert told is not None
+        assert what != "later" or "incarnation 2" in told
+
+    bench.run(story)

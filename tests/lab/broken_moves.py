@@ -129,7 +129,7 @@ class StoppedMove:
         wait_until(
             lambda: _unread_bytes(self.target) > before + WORD_BYTES,
             "the word to run is given",
-            timeout_s=20.0,
+            timeout_s=60.0,
         )
 
     def _let_run(self) -> None:
@@ -137,7 +137,7 @@ class StoppedMove:
         kill(self._mover, signal.SIGSTOP)
         self.target.signal_service("libvirtd", signal.SIGCONT)
         self._libvirtd_stopped = False
-        wait_until(lambda: self._state(self.target) == "running", "it runs on h2", timeout_s=20.0)
+        wait_until(lambda: self._state(self.target) == "running", "it runs on h2", timeout_s=60.0)
 
     def _state(self, host: Node) -> str:
         return host.run(["virsh", "-q", "domstate", self._vm]).stdout.strip()

@@ -32,12 +32,12 @@ class Goodbyes:
 
     def __enter__(self) -> "Goodbyes":
         self._thread.start()
-        assert self._listens.wait(20.0), "no capture"
+        assert self._listens.wait(60.0), "no capture"
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(20.0)
+        self._thread.join(60.0)
 
     def _watch(self) -> None:
         enter_network(self._namespace)

@@ -72,7 +72,7 @@ class FailingStorage:
             self.mend_on(host.name)
         for item in self._story.api.get("/v1/vms")["items"]:
             self._story.delete_vm(item["vm"]["name"])
-        self._story.lab.virtha("storage", "remove", NAME)
+        self._story.lab.virtha("storage", "remove", NAME, "--yes")
         for host in self._story.lab.hosts:
             host.run_checked(["umount", "-l", str(self.path)])
 

@@ -9,16 +9,23 @@ from moving_guest import PATIENCE_S, begin_writing, last_record, records
 
 from virtha.lab import faults, guest
 from virtha.lab.node import wait_until
-from virtha.lab.story import Story
+from virtha.lab.story import Story, no_restart_limit
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(900), pytest.mark.req("S6")]
 VM = "eio1"
 
 
 @pytest.fixture(scope="module")
-def storage(session_story: Story) -> Iterator[FailingStorage]:
+def its_storage(session_story: Story) -> Iterator[FailingStorage]:
     with failing_storage(session_story) as made:
         yield made
+
+
+@pytest.fixture
+def storage(its_storage: FailingStorage) -> Iterator[FailingStorage]:
+    """Works again after each test."""
+    yield its_storage
+    its_storage.mend_on("h1")
 
 
 def writing(story: Story, storage: FailingStorage, **changes: object) -> None:
@@ -51,7 +58,7 @@ def test_it_goes_on_when_its_storage_is_back_without_server_and_over_an_agents_r
     )
     # Nobody moves what has requests in flight.
     answer = story.api.request("POST", f"/v1/vms/{VM}/migrate", json={"host": "h2"})
-    assert answer.status_code == 409, answer.text
+    assert answer.json()["code"] == "problem.vm.state", answer.text
     faults.kill_agent(story.lab, "h1")
     faults.kill_server(story.lab)
     faults.start_agent(story.lab, "h1")
@@ -83,3 +90,36 @@ def test_leave_paused_waits_for_a_person(story: Story, storage: FailingStorage) 
     story.api.operate(f"/v1/vms/{VM}/resume")
     story.wait_running(VM)
     assert records(story, VM).lost == frozenset()
+
+
+@pytest.fixture
+def quick_kill(story: Story) -> Iterator[None]:
+    story.set_policy({**no_restart_limit(), "io_error": {"kill_after_ms": 10_000}})
+    yield
+    story.set_policy(no_restart_limit())
+
+
+@pytest.mark.usefixtures("quick_kill")
+def test_kill_starts_it_on_a_host_whose_storage_works(
+    story: Story, storage: FailingStorage
+) -> None:
+    """Its QEMU is really ended where its storage fails, and what its guest had written is there on the other host."""
+    writing(story, storage, on_io_error="kill")
+    before = last_record(story, VM)
+    assert before is not None
+    revision = story.revision()
+    storage.break_on("h1")
+    story.wait_event(VM, "vm.paused", after=revision)
+    killing = story.wait_event(VM, "vm.io_error.killing", after=revision)
+    assert killing["fields"]["paused_ms"] >= 10_000
+    stopped = story.wait_event(VM, "vm.stopped_unexpectedly", after=revision)
+    assert stopped["fields"]["cause"] == "io_error"
+    recovered = story.wait_event(VM, "vm.recovered", after=revision)
+    assert recovered["fields"]["host"] != "h1"
+    assert VM not in story.lab.host("h1").run_checked(["virsh", "list", "--name"]).split()
+    guest.wait_for_agent(story.lab.host_of(VM), VM, timeout_s=PATIENCE_S)
+    assert records(story, VM).newest >= before
+    storage.mend_on("h1")
+    revision = story.revision()
+    time.sleep(3.0)  # for h1 to have it back, which brings nothing back there
+    assert VM not in story.lab.host("h1").run_checked(["virsh", "list", "--name"]).split()

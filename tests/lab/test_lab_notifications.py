@@ -9,8 +9,8 @@ from virtha.lab.story import Story
 from virtha.lab.watching import LibvirtWitness
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
-FIRES_WITHIN_S = 45.0
-TOLD_WITHIN_S = 20.0
+FIRES_WITHIN_S = 120.0
+TOLD_WITHIN_S = 60.0
 """Generous: the machine may have other work. How soon it is, `make bench NAME=notify_watchdog` measures."""
 
 

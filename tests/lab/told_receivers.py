@@ -62,13 +62,13 @@ class MailWitness(Witness[ToldMail]):
             target=self._serve, args=(listener, ready), name="mail-server", daemon=True
         )
         self._thread.start()
-        assert ready.wait(20.0), "the mail server does not start"
+        assert ready.wait(60.0), "the mail server does not start"
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._loop is not None and self._thread is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20.0)
+        self._thread.join(60.0)
 
     def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.new_event_loop()
@@ -119,7 +119,7 @@ class TrapWitness(Witness[ToldTrap]):
 
     def __exit__(self, *error: object) -> None:
         self._stopping.set()
-        self._thread.join(20.0)
+        self._thread.join(60.0)
         self._daemon.__exit__(*error)
 
     def stop(self) -> None:
@@ -156,7 +156,7 @@ def _listener(namespace: str, port: int) -> socket.socket:
 
     thread = threading.Thread(target=make, name="listener")
     thread.start()
-    thread.join(20.0)
+    thread.join(60.0)
     assert made, f"no listener in {namespace}"
     return made[0]
 

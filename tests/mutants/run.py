@@ -5,7 +5,8 @@
 The unit test of the patched function is not run: what protects a rule must see it from outside.
 A patch that no longer applies fails, as does one that nothing catches, and one whose catcher fails without it too.
 A patch may name in its head, as ``# first: TEST``, the judge that is asked before all others: a hint, which saves time
-where it is right and costs some where it is not. ``--hint`` writes those that are missing or wrong.
+where it is right and costs some where it is not; as ``# slow: TEST`` one that sees the bug by waiting for what never
+comes. Those begin first, and the others go on meanwhile. ``--hint`` writes those that are missing or wrong.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,9 @@ STORIES = {
     "virtha/sentinel/guardian_lease": LEASE_WORLD,
     "virtha/sentinel/host_watchdog": LEASE_WORLD,
 }
-FIRST = "# first: "
+FIRST, SLOW = "# first: ", "# slow: "
+SLOW_S = 30
+"""Less than the bound of the shortest wait for what never comes, more than most judges take on a slow machine."""
 # Without the plugins that no judge needs: loading them would take longer than many a judge.
 # A story that is expected to fail says nothing when it does otherwise.
 OPEN = "--deselect=tests/scenarios/test_open_stories.py"
@@ -127,6 +130,9 @@ PRELOADED = (
     "httpx",
 )
 DEADLINE_S = 300
+WAITS_S, SLOW_WAITS_S = 10, 2
+"""A judge that has taken as long is most likely asleep: it no longer counts among those that compute."""
+AT_ONCE_PER_JOB = 8
 POLL_S = 0.02
 GREEN, FOUND, BROKEN = 0, 1, 70
 
@@ -188,15 +194,24 @@ def judges_of(patch: Path) -> tuple[tuple[str, ...], ...]:
 
 
 def hint_of(patch: Path) -> str | None:
+    hint = _hint_line(patch)
+    return hint.partition(": ")[2] if hint else None
+
+
+def is_slow(patch: Path) -> bool:
+    return _hint_line(patch).startswith(SLOW)
+
+
+def _hint_line(patch: Path) -> str:
     second = patch.read_text().splitlines()[1]
-    return second.removeprefix(FIRST) if second.startswith(FIRST) else None
+    return second if second.startswith((FIRST, SLOW)) else ""
 
 
-def write_hint(patch: Path, test: str) -> None:
+def write_hint(patch: Path, test: str, *, slow: bool) -> None:
+    hint = _hint_line(patch)
     first, *rest = patch.read_text().splitlines(keepends=True)
-    if rest[0].startswith(FIRST):
-        rest = rest[1:]
-    patch.write_text("".join((first, f"{FIRST}{test}\n", *rest)))
+    kept = rest[1:] if hint else rest
+    patch.write_text("".join((first, f"{SLOW if slow else FIRST}{test}\n", *kept)))
 
 
 # Judging: pytest in a process that is forked off this one
@@ -253,6 +268,10 @@ class Judging:
         sys.stdout.flush()
         return code
 
+    @property
+    def took_s(self) -> float:
+        return time.monotonic() - self.began_s
+
     def ended(self, code: int) -> tuple[int, str]:
         """The exit code, and the first test that failed."""
         text = self._output.read_text(errors="replace")
@@ -292,8 +311,14 @@ class Mutant:
             return None
         return self._verdict("survived" if code == GREEN else "broken run", told)
 
+    def computes(self) -> bool:
+        """As far as can be told by how long it has been at it."""
+        assert self.judging is not None
+        waits_s = SLOW_WAITS_S if is_slow(self.patch) else WAITS_S
+        return self.judging.took_s < waits_s
+
     def overdue(self) -> Verdict | None:
-        if self.judging is None or time.monotonic() - self.judging.began_s < DEADLINE_S:
+        if self.judging is None or self.judging.took_s < DEADLINE_S:
             return None
         self.judging.stop()
         return self._verdict("caught", "it never came to an end")
@@ -309,11 +334,11 @@ class Mutant:
 def run_all(
     patches: Sequence[Path], base: Path, room: Path, jobs: int
 ) -> Iterator[tuple[Path, Verdict]]:
-    """As they end. This process has no threads, so that it may fork."""
-    waiting = list(patches)
+    """As they end, of those that compute ``jobs`` at a time. This process has no threads, so that it may fork."""
+    waiting = sorted(patches, key=is_slow, reverse=True)
     running: dict[int, Mutant] = {}
     while waiting or running:
-        while waiting and len(running) < jobs:
+        while waiting and _computing(running.values()) < jobs > len(running) // AT_ONCE_PER_JOB:
             mutant = Mutant(waiting.pop(0), base, room)
             if mutant.judging is None:
                 yield mutant.patch, mutant.not_applied()
@@ -331,6 +356,10 @@ def run_all(
                 shutil.rmtree(mutant.folder)
                 yield mutant.patch, verdict
         time.sleep(POLL_S)
+
+
+def _computing(running: Iterable[Mutant]) -> int:
+    return sum(one.computes() for one in running)
 
 
 def _code(status: int) -> int:
@@ -377,8 +406,9 @@ def judge_all(patches: Sequence[Path], jobs: int, *, hint: bool) -> dict[str, in
             counts[verdict.word] += 1
             if verdict.word == "caught" and "::" in verdict.detail:
                 caught_by[patch] = verdict.detail
-                if hint and hint_of(patch) != verdict.detail:
-                    write_hint(patch, verdict.detail)
+                slow = verdict.took_s >= SLOW_S
+                if hint and (hint_of(patch), is_slow(patch)) != (verdict.detail, slow):
+                    write_hint(patch, verdict.detail, slow=slow)
             sys.stdout.write(
                 f"{verdict.word:15}{patch.stem:40}{verdict.took_s:6.1f} s  {verdict.detail[-100:]}\n"
             )

@@ -72,6 +72,7 @@ from virtha.model.orders import (
     DefineVm,
     DeleteTemplate,
     DiskCheck,
+    EndPausedVm,
     ForgetVm,
     Grant,
     GrowDisk,
@@ -413,6 +414,7 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
     GrowDisk(vm=VM, grant=GRANT, disk_id=DISK.id, size_bytes=2 << 30, by="admin"),
     GrowLiveDisk(vm=VM, incarnation=Incarnation(3), disk_id=DISK.id, size_bytes=2 << 30),
     CancelWork(operation_id=OperationId("0b2f5f0e-dddd-4a7a-9d55-00000000000d"), step=1),
+    EndPausedVm(vm_id=VM_ID, incarnation=Incarnation(7), by="engine"),
 )
 
 

@@ -48,6 +48,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.io_error_events import DisksProbed, ProbeDisks, ResumeDomain, ResumeEnded
 from virtha.sentinel.io_errors import objection_to_resume
+from virtha.sentinel.objections import late_objection
 
 RESTART_GRANT_MS = 60_000
 """As long as libvirt may take to create a QEMU before the driver gives up."""
@@ -350,15 +351,7 @@ class CommandRunner:
     def _objection(self, command: Restart, until_ms: int | None = None) -> str | None:
         """A stop, a hold, the host's shutdown may have come between the decision and now."""
         record = self._record(command.vm_id)
-        if record is None or record.incarnation != command.incarnation:
-            return "the VM is no longer this host's"
-        if record.stop is not None or record.released or not record.wanted_up:
-            return "it was stopped on purpose meanwhile"
-        if record.superseded_by is not None:
-            return f"incarnation {record.superseded_by} was started elsewhere meanwhile"
-        if record.migrating:
-            return "it is marked as migrating"
-        objection = self._host_objection()
+        objection = late_objection(record, command.incarnation) or self._host_objection()
         if objection is not None:
             return objection
         if until_ms is not None and self._clock.monotonic_ms() >= until_ms:

@@ -11,21 +11,22 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from msgspec import UNSET
 
-from virtha.agent.files import Files
+from virtha.agent import ceph_records
+from virtha.agent.ceph_images import look
 from virtha.agent.host_context import HostContext
 from virtha.agent.lease_files import LEASE_LOST
 from virtha.agent.new_disk import ROOM_BYTES_MIN, free_bytes
 from virtha.agent.records import safe_name
-from virtha.agent.storage import PROBE_DEADLINE_MS, check_header, inside
+from virtha.agent.storage import PROBE_DEADLINE_MS, check_header, inside, read_vm_header
 from virtha.drivers.disk_signs import read_signs
 from virtha.model.errors import VirthaError
-from virtha.model.host import StorageDomain
-from virtha.model.ids import HostId, InstallationId, StorageDomainId, VmId
+from virtha.model.host import CephPool, StorageDomain
+from virtha.model.ids import HostId, StorageDomainId, VmId
 from virtha.model.size import format_size
 from virtha.model.value import Value
 from virtha.model.vm import Disk
+from virtha.sentinel.events import VmRecord
 
 
 class DiskProver:
@@ -43,23 +44,21 @@ class DiskProver:
         for disk in record.vm.disks:
             wanted.setdefault(disk.storage_domain_id, []).append(disk)
         found = await asyncio.gather(
-            *(self._ask(domain_id, wanted[domain_id], needs_room) for domain_id in sorted(wanted))
+            *(self._ask(record, one, wanted[one], needs_room) for one in sorted(wanted))
         )
         told = next((one for one in found if one is not None), None)
         # After the looks, which take their time: the lease may have run out meanwhile.
         return told or (None if host.lease_allows(vm_id) else LEASE_LOST)
 
     async def _ask(
-        self, domain_id: StorageDomainId, disks: list[Disk], needs_room: bool
+        self, record: VmRecord, domain_id: StorageDomainId, disks: list[Disk], needs_room: bool
     ) -> str | None:
         host, name = self._host, str(domain_id)
         try:
             domain = host.storage_domain(domain_id)
             name = domain.name
-            look = partial(
-                _prove, domain, disks, host.installation_id, host.host_id, host.files, needs_room
-            )
-            return await host.workers.call(domain, look, deadline_ms=PROBE_DEADLINE_MS)
+            proof = partial(_prove, host, domain, record, disks, needs_room)
+            return await host.workers.call(domain, proof, deadline_ms=PROBE_DEADLINE_MS)
         except OSError as error:
             return f"storage domain {name}: {error.strerror or error}"
         except VirthaError as error:
@@ -73,28 +72,56 @@ class _Written(Value, frozen=True, kw_only=True):
 
 
 def _prove(
+    host: HostContext,
     domain: StorageDomain,
+    record: VmRecord,
     disks: Iterable[Disk],
-    installation_id: InstallationId,
-    host_id: HostId,
-    files: Files,
     needs_room: bool,
 ) -> str | None:
     """Raises VirthaError, OSError. Only in the domain's worker."""
-    if domain.ceph is not UNSET:
-        # What would prove that its images take writes is not built; a person can see that.
-        return f"storage domain {domain.name} is a Ceph pool, which is not looked at for this: 'virtha vm resume'"
-    check_header(domain, installation_id)
+    check_header(domain, host.installation_id)
+    claim = read_vm_header(domain, record.vm.id)
+    if claim is not None and claim.incarnation > record.incarnation:
+        # G4: of one that goes on as of one that starts. Nobody may have told this host of it.
+        return f"incarnation {claim.incarnation} of it was started by another host"
+    data = msgspec.json.encode(_Written(host_id=host.host_id))
+    name = safe_name(host.host_id)
+    if isinstance(domain.ceph, CephPool):
+        return _prove_pool(domain, domain.ceph, disks, name, data, needs_room)
     for disk in disks:
         path = inside(domain, disk.path)
         read_signs(path)
         if not disk.readonly:
             # Opened only: what is in it is its QEMU's.
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
-    free = free_bytes(domain)
-    if needs_room and free < ROOM_BYTES_MIN:
-        return f"storage domain {domain.name} has {format_size(free)} left"
-    place = Path(domain.path, ".virtha", "answers", f"{safe_name(host_id)}.json")
+    if needs_room and free_bytes(domain) < ROOM_BYTES_MIN:
+        return _no_room(domain, free_bytes(domain))
+    place = Path(domain.path, ".virtha", "answers", f"{name}.json")
     place.parent.mkdir(exist_ok=True)
-    files.write_atomic(place, msgspec.json.encode(_Written(host_id=host_id)), mode=0o644)
+    host.files.write_atomic(place, data, mode=0o644)
     return None
+
+
+def _prove_pool(
+    domain: StorageDomain,
+    pool: CephPool,
+    disks: Iterable[Disk],
+    name: str,
+    data: bytes,
+    needs_room: bool,
+) -> str | None:
+    """What is written is one object, on the OSDs of its own placement group. That those of an image take writes nobody can
+    try but its QEMU: where they don't, it is paused again, and the waits grow."""
+    for disk in disks:
+        look(pool, disk.path)
+    size, free, _ = ceph_records.space(pool)
+    # Without a manager nobody counts; a pool that is full takes no write, which is tried below.
+    if needs_room and size > 0 and free < ROOM_BYTES_MIN:
+        return _no_room(domain, free)
+    written = f"virtha.answers.{name}"
+    ceph_records.write(pool, written, data, over=ceph_records.read(pool, written))
+    return None
+
+
+def _no_room(domain: StorageDomain, free: int) -> str:
+    return f"storage domain {domain.name} has {format_size(free)} left"

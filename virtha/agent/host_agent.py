@@ -1,7 +1,7 @@
 """The agent of one host: wires sentinel, libvirt, orders, settings, grants, reports, outbox and link."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 import msgspec
@@ -34,7 +34,7 @@ from virtha.agent.order_desk import OrderDesk
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
 from virtha.agent.power_attempts import PowerAttempts
-from virtha.agent.process_table import QemuWatch, qemu_processes
+from virtha.agent.process_table import OpenFiles, QemuWatch, open_files, qemu_processes
 from virtha.agent.properties import AgentProperties
 from virtha.agent.records import (
     OutcomeMemory,
@@ -119,11 +119,12 @@ class Agent:
         secrets: DomainSecrets | None = None,
         destination: MoveDestination | None = None,
         qemus: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
+        qemu_files: Callable[[QemuProcess, Collection[str]], OpenFiles | None] = open_files,
         credentials: HostCredentials | None = None,
         power_devices: PowerDevices | None = None,
     ) -> None:
-        """``destination``: where this host lets moved VMs in; None: not set up. ``qemus``: the kernel's by default;
-        simulated ones are not among those. ``credentials``: None: it probes no neighbours. ``power_devices``: None: it asks
+        """``destination``: where this host lets moved VMs in; None: not set up. ``qemus``, ``qemu_files``: the kernel's by
+        default; simulated ones are not among those. ``credentials``: None: it probes no neighbours. ``power_devices``: None: it asks
         none of theirs."""
         paths.make_directories()
         self._paths = paths
@@ -151,7 +152,7 @@ class Agent:
         gate = GateRecords(paths, files, boot=boot)
         locks = VmLocks()
         evidence = EvidenceKeeper(paths, hypervisor)
-        self._processes = QemuWatch(qemus)
+        self._processes = QemuWatch(qemus, qemu_files)
         self._runner = CommandRunner(
             control=hypervisor,
             catalog=hypervisor,
@@ -194,6 +195,7 @@ class Agent:
             devices=hypervisor,
             disks=hypervisor,
             moves=moves,
+            processes=self._processes,
             secrets=secrets,
             destination=destination,
             starter=Starter(hypervisor, hypervisor, gate, lease_objection=self._lease_objection),
@@ -313,6 +315,11 @@ class Agent:
             policy=self._policy,
             host_name=identity.name,
         )
+
+    def use(self, credentials: HostCredentials) -> None:
+        """This host's, renewed."""
+        if self._probes is not None:
+            self._probes.use(credentials)
 
     def connect(self, link: HostLink, dial: Dial | None = None) -> None:
         """``dial``: opens channels to the server of the present session; None: there are none."""

@@ -15,6 +15,7 @@ from virtha.agent.gate import GateRecords
 from virtha.agent.lease_files import load_permits
 from virtha.agent.loop import AgentLoop
 from virtha.agent.paths import AgentPaths
+from virtha.agent.process_table import QemuWatch
 from virtha.agent.properties import AgentProperties
 from virtha.agent.records import OutcomeMemory
 from virtha.agent.storage import StorageWorkers
@@ -79,6 +80,7 @@ class HostContext:
     devices: DomainDevices
     disks: DomainDisks
     moves: DomainMoves
+    processes: QemuWatch
     secrets: DomainSecrets | None = None
     """None: this hypervisor keeps none."""
     starter: Starter

@@ -12,6 +12,7 @@ from virtha.agent.host_context import HostContext
 from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_idle_disks import IdleDiskOrders
 from virtha.agent.order_inventory import InventoryOrders
+from virtha.agent.order_io_error import IoErrorOrders
 from virtha.agent.order_live_disks import LiveDiskOrders
 from virtha.agent.order_moves import MoveOrders
 from virtha.agent.order_power import PowerOrders
@@ -29,6 +30,7 @@ from virtha.model.orders import (
     CreateDisk,
     DefineVm,
     DeleteTemplate,
+    EndPausedVm,
     ForgetVm,
     GrantedBody,
     GrowDisk,
@@ -69,6 +71,7 @@ class OrderDesk:
         self.term_seen = term_seen
         self._power = PowerOrders(host)
         self._inventory = InventoryOrders(host, self._power)
+        self._io_errors = IoErrorOrders(host, self._power)
         self._storage = StorageOrders(host)
         self._templates = TemplateOrders(host)
         self._idle_disks = IdleDiskOrders(host, self._power)
@@ -184,6 +187,8 @@ class OrderDesk:
                 return await self._power.pause(body)
             case ResumeVm():
                 return await self._power.resume(body)
+            case EndPausedVm():
+                return await self._io_errors.end(body)
             case DefineVm():
                 return await self._inventory.define(body)
             case ForgetVm():

@@ -385,7 +385,7 @@ class PowerOrders:
         while True:
             present = await self.present(order.vm_id)
             if present is None or is_gone(present):
-                await self._until_told(order.vm_id)
+                await self.until_told(order.vm_id)
                 return OK
             left_ms = deadline - host.clock.monotonic_ms()
             if left_ms <= 0:
@@ -402,7 +402,7 @@ class PowerOrders:
                 continue
             gone = host.stops.event(order.vm_id)
 
-    async def _until_told(self, vm_id: VmId) -> None:
+    async def until_told(self, vm_id: VmId) -> None:
         """Until the end of the VM is in the outbox: told after the outcome, a delete right behind the
         power-off would be refused because the VM is 'stopping' still.
 

@@ -60,21 +60,31 @@ class QemuWatch:
     that one hangs, every VM may run.
     """
 
-    def __init__(self, look: Callable[[], tuple[QemuProcess, ...]] = qemu_processes) -> None:
+    def __init__(
+        self,
+        look: Callable[[], tuple[QemuProcess, ...]] = qemu_processes,
+        files: Callable[[QemuProcess, Collection[str]], "OpenFiles | None"] | None = None,
+    ) -> None:
+        """``files``: what one of them has open below some directories; the kernel's word by default."""
         self._look = look
+        self._files = files
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="virtha-proc")
         self._looking: asyncio.Future[tuple[QemuProcess, ...]] | None = None
 
     async def may_run(self, vm_id: VmId) -> bool:
-        found = await self._found()
+        found = await self._ids()
         return found is None or vm_id in found
 
     async def missing(self, vm_ids: Collection[VmId]) -> frozenset[VmId]:
         """Of these, who has no QEMU; nobody while that is not known."""
-        found = await self._found() if vm_ids else None
+        found = await self._ids() if vm_ids else None
         return frozenset() if found is None else frozenset(vm_ids) - found
 
-    async def _found(self) -> frozenset[VmId] | None:
+    async def _ids(self) -> frozenset[VmId] | None:
+        found = await self._found()
+        return None if found is None else frozenset(process.vm_id for process in found)
+
+    async def _found(self) -> tuple[QemuProcess, ...] | None:
         if self._looking is None or self._looking.done():
             loop = asyncio.get_running_loop()
             self._looking = loop.run_in_executor(self._executor, self._look)
@@ -85,7 +95,29 @@ class QemuWatch:
         except (TimeoutError, OSError) as error:
             _log.error("the processes can't be read", error=str(error))
             return None
-        return frozenset(process.vm_id for process in found)
+        return found
+
+    async def writes_past_cache(self, vm_id: VmId, roots: Collection[str]) -> str | None:
+        """None: whatever its QEMU writes below ``roots`` has landed when the kernel says that it has ended. Else why
+        that can't be relied on, in words."""
+        files = self._files or open_files
+        found = await self._found()
+        if found is None:
+            return "its process can't be looked at"
+        loop = asyncio.get_running_loop()
+        for process in found:
+            if process.vm_id != vm_id:
+                continue
+            try:
+                async with asyncio.timeout(LOOK_DEADLINE_S):
+                    opened = await loop.run_in_executor(self._executor, files, process, roots)
+            except TimeoutError:
+                opened = None
+            if opened is None:
+                return "what its process has open can't be told"
+            if opened.buffered:
+                return f"process {process.pid}"
+        return None
 
     def close(self) -> None:
         self._executor.shutdown(wait=False)

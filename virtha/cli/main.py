@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from virtha import __version__
+from virtha.cli.completion import COMPLETING, answer
 from virtha.cli.file_errors import error_from_file, error_from_words
 from virtha.cli.options import Options, global_options, spread_options
 from virtha.cli.text import describe
@@ -70,8 +71,6 @@ NOUNS: dict[str, Noun] = {
 }
 
 
-COMPLETING = "_VIRTHA_COMPLETE"
-"""The shell sets it when it asks what could follow, and when it asks for its script."""
 _COMPLETION_PARAMS = ("install_completion", "show_completion")
 
 
@@ -95,10 +94,10 @@ def load(name: str) -> Any:
     # Words of the programs (`agent join --token`) are their own; only --root is common to all.
     wanted = (lambda param: param == "root") if noun.extra else (lambda param: True)
     spread_options(command, _global_params(), wanted=wanted, markup=_markup())
-    if os.environ.get(COMPLETING) and not noun.extra:
+    if os.environ.get(COMPLETING):
         from virtha.cli.live_names import offer_names
 
-        offer_names(name, command)
+        offer_names(name, command, is_program=bool(noun.extra))
     return command
 
 
@@ -150,10 +149,6 @@ def _root(
 
 def command() -> Any:
     """The whole command line as one command."""
-    import typer.completion
-
-    # Registers our shells, without adding typer's own two options to the overview.
-    typer.completion.get_completion_inspect_parameters()
     return typer.main.get_command(app)
 
 
@@ -161,6 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
+    if shell := os.environ.get(COMPLETING):
+        sys.stdout.write(answer(shell, arguments))
+        return _flush()
     try:
         ended = command().main(args=arguments, prog_name="virtha", standalone_mode=False)
     except VirthaError as error:

@@ -1,6 +1,7 @@
 """`virtha man`: man pages, made from the commands themselves."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import typer
 from typer.core import TyperArgument, TyperGroup
 
 from virtha import __version__
-from virtha.cli.options import option_default, option_flags
+from virtha.cli.options import argument_word, option_default, option_flags, option_value
 from virtha.model.errors import Failed, InvalidInput
 
 app = typer.Typer()
@@ -81,7 +82,7 @@ def overview_page() -> str:
     lines += [
         ".SH SYNOPSIS",
         ".B virtha",
-        r"[\fIOPTIONS\fR] \fINOUN\fR [\fIVERB\fR] \fR[\fIARGUMENTS\fR]",
+        r"[\fIOPTIONS\fR] \fINOUN\fR [\fIVERB\fR] [\fIARGUMENTS\fR]",
     ]
     lines += [".SH DESCRIPTION", _text(top.help)]
     lines += ["Each noun has a page of its own: for example", r".BR virtha\-vm (1)."]
@@ -104,13 +105,14 @@ def noun_page(noun: str) -> str:
     lines += [".SH SYNOPSIS"]
     for place, (path, one) in enumerate(commands):
         lines += [*([".br"] if place else []), rf"\fB{_text(path)}\fR {_usage(one)}".rstrip()]
-    lines += [".SH DESCRIPTION", _text(found.help or NOUNS[noun].help)]
+    lines += [".SH DESCRIPTION", *_paragraphs(found.help or NOUNS[noun].help)]
     if len(commands) == 1:
         lines += [".SH OPTIONS", *_options(commands[0][1])]
     else:
         lines += [".SH COMMANDS"]
         for path, one in commands:
-            lines += [rf".SS {_text(path)} {_usage(one)}".rstrip(), _text(one.help), *_options(one)]
+            heading = rf".SS {_text(path)} {_usage(one)}".rstrip()
+            lines += [heading, *_paragraphs(one.help), *_options(one)]
     lines += [".SH SEE ALSO", ".BR virtha (1)"]
     return "\n".join(lines) + "\n"
 
@@ -119,6 +121,8 @@ def _head(name: str, said: str) -> list[str]:
     brief = _text(said).rstrip(".")
     return [
         rf'.TH "{_text(name.upper())}" 1 "" "virtha {_text(__version__)}" "virtha"',
+        # Words are typed as they stand: none is broken at the end of a line, or stretched.
+        *(".nh", ".ad l"),
         ".SH NAME",
         rf"{_text(name)} \- {brief}",
     ]
@@ -136,34 +140,41 @@ def _commands(found: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def _usage(one: Any) -> str:
-    words = []
-    for param in one.params:
-        if isinstance(param, TyperArgument):
-            word = _metavar(param)
-            word += r"\ ..." if param.nargs == -1 else ""
-            words.append(word if param.required else f"[{word}]")
+    arguments = [param for param in one.params if isinstance(param, TyperArgument)]
+    words = [r"[\fIOPTIONS\fR]"] if _options(one, but=arguments) else []
+    for param in arguments:
+        word = _argument(param)
+        word += r"\ ..." if argument_word(param)[1] else ""
+        words.append(word if param.required else f"[{word}]")
     return " ".join(words)
 
 
-def _metavar(param: Any) -> str:
-    shown = str(param.metavar or param.name.upper()).rstrip("…")
-    return rf"\fI{_text(shown)}\fR"
+def _argument(param: Any) -> str:
+    return rf"\fI{_text(argument_word(param)[0])}\fR"
 
 
-def _options(one: Any) -> list[str]:
+def _options(one: Any, but: Sequence[Any] = ()) -> list[str]:
+    """What can be given, argument by argument and option by option, without ``but``."""
     lines = []
     for param in one.params:
         if getattr(param, "hidden", False) or (param.name in ("output", "help") and one.name):
             continue
+        if param in but:
+            continue
         if isinstance(param, TyperArgument):
-            shown = _metavar(param)
+            shown = _argument(param)
         else:
             shown = ", ".join(rf"\fB{_text(flag)}\fR" for flag in option_flags(param))
-            shown += rf" \fI{_text(param.metavar)}\fR" if param.metavar else ""
+            shown += rf" \fI{_text(value)}\fR" if (value := option_value(param)) else ""
         default = option_default(param)
         said = _text(param.help) + (f" Default: {_text(default)}." if default else "")
         lines += [".TP", shown, said or r"\&"]
     return lines
+
+
+def _paragraphs(text: str | None) -> list[str]:
+    found = [_text(one) for one in (text or "").split("\n\n") if one.strip()]
+    return [line for one in found for line in (".PP", one)][1:] or [r"\&"]
 
 
 def _pairs(pairs: Any) -> list[str]:

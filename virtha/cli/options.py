@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import typer
@@ -157,3 +157,22 @@ def option_default(param: Any) -> str:
     if param.required or value is None or value is False or value in ([], ()) or callable(value):
         return ""
     return str(param.opts[0]) if value is True else str(getattr(value, "value", value))
+
+
+def option_value(param: Any) -> str:
+    """What is to be written for its value: a word in capitals, or those that it takes; empty: it takes none."""
+    if getattr(param, "is_flag", False) or param.count:
+        return ""
+    if param.metavar:
+        return str(param.metavar)
+    described = param.type_descriptor
+    if described.is_choice:
+        return "|".join(str(getattr(one, "value", one)) for one in described.choices)
+    return "N" if int in (described.annotation, *get_args(described.annotation)) else "TEXT"
+
+
+def argument_word(param: Any) -> tuple[str, bool]:
+    """How an argument is named, and whether several may be given. What it shows in help pages has both in one."""
+    shown = str(param.metavar or param.name.upper())
+    bare = shown.removesuffix("...").strip("[]")
+    return bare if bare.endswith(",…") else bare.rstrip("…"), param.nargs == -1

@@ -6,7 +6,7 @@ from typing import Any
 from typer.core import TyperArgument, TyperGroup
 
 from virtha.cli.main import NOUNS, command, load
-from virtha.cli.options import option_default, option_flags
+from virtha.cli.options import argument_word, option_default, option_flags, option_value
 
 EXIT_CODES = (
     (0, "done"),
@@ -21,7 +21,7 @@ EXIT_CODES = (
 
 
 def reference_markdown() -> str:
-    """`docs/reference/cli.md`: options of all commands, exit codes, then every command."""
+    """`docs/reference/commands.md`: options of all commands, exit codes, then every command."""
     lines = [
         "# Command line",
         "",
@@ -58,8 +58,8 @@ def _section(found: Any, path: str) -> list[str]:
 
 
 def _argument(param: Any) -> str:
-    name = str(param.metavar or param.name.upper())
-    name += "…" if param.nargs == -1 else ""
+    word, several = argument_word(param)
+    name = word + ("…" if several else "")
     return name if param.required else f"[{name}]"
 
 
@@ -68,11 +68,13 @@ def _options(found: Any) -> list[str]:
     for param in found.params:
         if getattr(param, "hidden", False) or (param.name in ("output", "help") and found.name):
             continue
-        flags = ", ".join(f"`{flag}`" for flag in option_flags(param))
         if isinstance(param, TyperArgument):
-            flags = f"`{param.metavar or param.name.upper()}`"
+            shown = f"`{_text(argument_word(param)[0])}`"
+        else:
+            shown = ", ".join(f"`{flag}`" for flag in option_flags(param))
+            shown += f" `{_text(value)}`" if (value := option_value(param)) else ""
         default = _default(param)
-        rows.append(f"| {flags} | {_text(param.help)} | {default} |")
+        rows.append(f"| {shown} | {_text(param.help)} | {default} |")
     return ["| option | meaning | default |", "|---|---|---|", *rows] if rows else []
 
 

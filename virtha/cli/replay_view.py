@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     CancelStart,
     Command,
     DropHost,
     DropVm,
-    EndCopy,
     EndWaiver,
     GiveWaiver,
     Intent,
@@ -156,7 +156,7 @@ def _command_text(command: Command, names: Names) -> str:
         case StartCommand():
             proofs = ", ".join(proof.kind for proof in command.proofs) or "none needed"
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, proofs: {proofs}"
-        case CancelStart():
+        case CancelStart() | EndPaused():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}"
         case EndCopy():
             return f"on {names.host(command.host_id)}, incarnation {command.incarnation}, newer: {command.newer}"

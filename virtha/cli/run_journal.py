@@ -8,9 +8,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from virtha import __version__
 from virtha.model.errors import Conflict, InvalidInput
+
+T = TypeVar("T")
 
 FORMAT = 1
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -112,6 +117,17 @@ class RunJournal:
                 field=self._field,
                 fix="what another version did proves nothing of this one: name another file",
             )
+
+    def decoded(self, wanted: type[T]) -> list[T]:
+        """What earlier runs did. Raises InvalidInput for a line that says something else."""
+        found = []
+        for number, line in enumerate(self.lines, 2):
+            try:
+                found.append(msgspec.json.decode(line, type=wanted))
+            except msgspec.DecodeError as error:
+                self.close()
+                raise self._foreign(f"line {number}: {error}") from None
+        return found
 
     def _foreign(self, why: str) -> InvalidInput:
         return InvalidInput(

@@ -106,8 +106,7 @@ def swarm(
     if resume is not None:
         what = f"seeds {seeds.first}..{seeds.last}"
         journal = RunJournal(resume, what=what, code=code)
-        played = (msgspec.json.decode(line, type=WorldResult) for line in journal.lines)
-        results = {one.seed: one for one in played}
+        results = {one.seed: one for one in journal.decoded(WorldResult)}
     if results:
         note(given, f"{len(results)} of {seeds.worlds} worlds were played before")
     for one in results.values():

@@ -9,7 +9,7 @@ from virtha.model.evidence import ProbeAddress, WatchedDisk
 from virtha.model.host import HostStatus
 from virtha.model.ids import VmId
 from virtha.model.power import PowerLevel
-from virtha.model.vm import Vm, VmStatus
+from virtha.model.vm import OnIoError, Vm, VmStatus
 from virtha.store.hosts import HostRow
 
 
@@ -58,6 +58,7 @@ def engine_vm(vm: Vm, status: VmStatus) -> EngineVm:
         vcpus=vm.vcpus,
         ha=vm.ha,
         wanted_up=status.wanted_up,
+        kill_on_io_error=vm.on_io_error is OnIoError.KILL,
         features=frozenset(features),
     )
 

@@ -16,13 +16,8 @@ from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move
-from virtha.engine.events import (
-    CancelStart,
-    EndCopy,
-    MigrateCommand,
-    SettleMigration,
-    StartCommand,
-)
+from virtha.engine.ending import EndCopy, EndPaused
+from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.host_orders import (
     BY,
     end_order,
@@ -32,11 +27,13 @@ from virtha.engine.host_orders import (
     settle_order,
     spent_grant,
 )
+from virtha.engine.recovery import UNWANTED
 from virtha.model.errors import Conflict, Refused
 from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
 from virtha.model.orders import (
     DiskCheck,
+    EndPausedVm,
     Grant,
     MoveDestination,
     Order,
@@ -79,6 +76,11 @@ def leaving(cluster_id: ClusterId, command: MigrateCommand) -> OperationId:
     return operation_of(cluster_id, f"{command.order_id}.migrate")
 
 
+def ending(cluster_id: ClusterId, lead: Lead, command: EndPaused, attempt: int) -> OperationId:
+    """Of an order to end a paused VM. ``attempt``: of this term; each is an order of its own."""
+    return operation_of(cluster_id, f"{command.order_id}.end.{lead.term}.{attempt}")
+
+
 class NotOrdered(Value, frozen=True, kw_only=True):
     """A start, or a move's first or second order, that did not go out. ``code``: why it never can, where nothing of it went
     out before; None: the engine takes it back in its time."""
@@ -112,10 +114,10 @@ class EngineOrders:
                 return NotOrdered(why=why_not)
             operation_id = operation_of(cluster_id, command.order_id)
             known = await find_operation(tx, operation_id)
-            try:
-                await check_not_torn(tx, row.vm)
-            except Refused as error:
-                return NotOrdered(why=str(error), code=None if known is not None else error.code)
+            never = await self._why_never(tx, row, operation_id)
+            if never is not None:
+                # What was sent once may have been carried out, whatever is on record by now (G2).
+                return never if known is None else NotOrdered(why=never.why)
             order, goes_out = self._order(lead, operation_id, command, row, host)
             if known is None:
                 await _begin(tx, operation_id, command, row, host)
@@ -153,11 +155,19 @@ class EngineOrders:
             return "its host is not on record for that incarnation any more"
         if host.status.boot != command.boot:
             return "its host has begun another boot"
-        mine = operation_of(row.vm.cluster_id, command.order_id)
+        return None
+
+    async def _why_never(self, tx: Transaction, row: VmRow, mine: OperationId) -> NotOrdered | None:
+        """With a code where the order is over, if it never went out; without one where it has only to wait."""
+        if not row.status.wanted_up:
+            return NotOrdered(why="it was switched off meanwhile", code=UNWANTED)
         try:
             await check_nothing_open(tx, row.vm.id, "a recovery", starts=True, but=mine)
+            await check_not_torn(tx, row.vm)
         except Conflict as error:
-            return str(error)
+            return NotOrdered(why=str(error))
+        except Refused as error:
+            return NotOrdered(why=str(error), code=error.code)
         return None
 
     def _order(
@@ -216,7 +226,7 @@ class EngineOrders:
             )
         await self._dispatcher.carry_out(effects)
 
-    async def end(
+    async def end_superseded(
         self, cluster_id: ClusterId, lead: Lead, command: EndCopy, *, attempt: int
     ) -> None:
         """Its host's release answers. ``attempt``: of this term; each is an order of its own."""
@@ -227,6 +237,19 @@ class EngineOrders:
             ending = f"{command.order_id}.end.{lead.term}.{attempt}"
             operation_id = operation_of(cluster_id, ending)
             await self._send(tx, lead, host, command.boot, operation_id, end_order(command))
+
+    async def end_paused(self, lead: Lead, command: EndPaused, operation_id: OperationId) -> None:
+        """Sent once, over the session that there is: the engine orders it again (S6). Not while somebody else holds the VM,
+        or another start of it is on record, of which the engine's next turn is told. Raises Unavailable."""
+        async with self._store.read() as tx:
+            row = await find_vm(tx, command.vm_id)
+            host = await find_host(tx, command.host_id)
+            if row is None or host is None or row.status.holders != (command.host_id,):
+                return
+            if {copy.incarnation for copy in row.status.copies} != {command.incarnation}:
+                return
+            body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
+            await self._send(tx, lead, host, command.boot, operation_id, body)
 
     # Live migration
 

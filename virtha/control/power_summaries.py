@@ -51,6 +51,7 @@ async def last_failure(tx: Transaction, host_id: HostId) -> tuple[Reason, ...]:
     if fence is None or not fence.failed:
         return ()
     devices = ", ".join(feed.device for feed in fence.feeds)  # of the level that failed last
-    fields: Fields = {"device": devices, "other": "another host"}
+    cause = reason_text(fence.unread) if fence.unread else "nothing said why"
+    fields: Fields = {"device": devices, "other": "another host", "cause": cause}
     told: Fields = {"device": devices, "why": render(fence.failed, fields), "code": fence.failed}
     return (Reason(code="fence.last_failure", fields=told),)

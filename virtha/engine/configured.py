@@ -49,5 +49,7 @@ class EngineVm(Value, frozen=True, kw_only=True):
     """What its host must have, its storage domains among them."""
     groups: tuple[AffinityGroup, ...] = ()
     depends_on: tuple[Dependency, ...] = ()
+    kill_on_io_error: bool = False
+    """One that an I/O error keeps paused is ended, to be started elsewhere (S6)."""
     grade: PermissionGrade | None = None
     """The lower of this and the cluster's counts; None: the cluster's."""

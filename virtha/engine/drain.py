@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from virtha.engine.dependencies import Progress
 from virtha.engine.events import MoveAsked
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import order_move
@@ -124,18 +125,34 @@ def _why_it_cannot(cluster: Cluster, node: VmNode, host: HostNode) -> Reason | N
 def _plan(
     cluster: Cluster, movers: Sequence[VmNode], homes: dict[VmId, HostId] | None = None
 ) -> Plan:
-    """Movers are no obstacle to themselves: for the plan they are taken off the hosts that they are to leave."""
-    first = [_place_kept(node) for node in _recovering(cluster)]
-    candidates = [*first, *(_to_move(node, homes or {}) for node in movers)]
-    sources = [(node.record.copies[0].host_id, node) for node in movers]
+    first = [place_kept(node) for node in recovering(cluster)]
+    return plan_away(
+        cluster,
+        movers,
+        [*first, *(_to_move(node, homes or {}) for node in movers)],
+        policy=_without_slots(cluster.policy.recovery),
+        progress={},
+    )
+
+
+def plan_away(
+    cluster: Cluster,
+    nodes: Sequence[VmNode],
+    candidates: Sequence[VmToPlace],
+    *,
+    policy: RecoveryPolicy,
+    progress: Progress,
+) -> Plan:
+    """``nodes`` are no obstacle to themselves: for the plan they are taken off the hosts that they are to leave."""
+    sources = [(node.record.copies[0].host_id, node) for node in nodes]
     for host_id, node in sources:
         cluster.capacity.vm_ended(host_id, node.id)
     plan = plan_placements(
         cluster.capacity,
         candidates,
-        policy=_without_slots(cluster.policy.recovery),
+        policy=policy,
         now=cluster.now,
-        progress={},
+        progress=progress,
         storage_names=split_names(cluster),
     )
     for host_id, node in sources:
@@ -143,7 +160,7 @@ def _plan(
     return plan
 
 
-def _recovering(cluster: Cluster) -> list[VmNode]:
+def recovering(cluster: Cluster) -> list[VmNode]:
     """Those that may need a place soon, and have none yet."""
     nodes = [cluster.vms[vm_id] for vm_id in sorted(cluster.unsettled)]
     placeless = (VmStage.LOST, VmStage.READY)
@@ -154,7 +171,7 @@ def _recovering(cluster: Cluster) -> list[VmNode]:
     ]
 
 
-def _place_kept(node: VmNode) -> VmToPlace:
+def place_kept(node: VmNode) -> VmToPlace:
     """Its room, whether or not what it depends on is up."""
     return replace(to_place(node), depends_on=())
 

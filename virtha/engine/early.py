@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from virtha.engine.events import CopyReleased, HostSurveyed, VmSeen
 from virtha.engine.incident import boot_passed, sign_of_life
-from virtha.engine.state import Cluster, HostNode, subject_of
+from virtha.engine.state import Cluster, HostNode
 
 _VIA = "its agent's report"
 
@@ -96,3 +96,8 @@ def facts_of_begun(cluster: Cluster) -> Iterator[VmSeen | HostSurveyed]:
         node.early = {key: fact for key, fact in kept.items() if fact.boot in later}
         yield from (event for event in kept.values() if event.boot == node.record.boot)
     cluster.begun.clear()
+
+
+def subject_of(event: VmSeen | HostSurveyed) -> str:
+    """The key of a kept fact."""
+    return event.vm_id if isinstance(event, VmSeen) else ""

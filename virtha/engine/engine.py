@@ -27,6 +27,7 @@ from virtha.engine.events import (
     HostRemoved,
     HostSurveyed,
     Intent,
+    KillEnded,
     LeaseRenewed,
     LibvirtAnswered,
     MaintenanceChanged,
@@ -75,6 +76,7 @@ from virtha.engine.inventory import (
     vm_configured,
     vm_removed,
 )
+from virtha.engine.io_kill import kill_ended, kills_wanted, note_pause, plan_kills
 from virtha.engine.machine import Verdict
 from virtha.engine.migration import migration_ended, move_cancelled
 from virtha.engine.not_shared import storage_compared
@@ -240,17 +242,20 @@ class Engine:
         cluster = self._cluster
         # A look may change the VM once more; a plan orders starts, which are then looked at.
         while cluster.dirty_vms or (
-            cluster.plan_wanted and (cluster.ready or moves_wanted(cluster))
+            cluster.plan_wanted
+            and (cluster.ready or moves_wanted(cluster) or kills_wanted(cluster))
         ):
             dirty, cluster.dirty_vms = cluster.dirty_vms, set()
             for vm_id in sorted(dirty):
                 node = cluster.vms.get(vm_id)
                 if node is not None:
+                    note_pause(cluster, node)
                     look_at_vm(cluster, node)
             if not cluster.dirty_vms and cluster.plan_wanted:
                 cluster.plan_wanted = False
                 plan_recoveries(cluster)
                 plan_moves(cluster)
+                plan_kills(cluster)
 
     # What changed
 
@@ -344,6 +349,7 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     ProofFound: _proof_found,
     WaiverOver: waiver_over,
     StartEnded: start_ended,
+    KillEnded: kill_ended,
     MigrationEnded: migration_ended,
     DeathConfirmed: death_confirmed,
     MaintenanceChanged: maintenance_changed,

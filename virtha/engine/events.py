@@ -11,6 +11,7 @@ A step without intents has nothing to persist and may send at once.
 """
 
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
@@ -113,7 +114,9 @@ class VmSeen(Value, frozen=True, kw_only=True, tag="vm_seen"):
     state: VmState
     guest_agent: bool | None = None
     io_error: bool = False
-    """Paused on an I/O error, with I/O in flight: never migrated (S6)."""
+    """Paused on an I/O error, with I/O in flight: never migrated (S6). Its end may be wanted (``io_kill``)."""
+    no_room: bool = False
+    """That error is a full storage domain."""
     awaited_by: OrderId | None = None
     """Not how the VM is: its copy is to come there by that migration, or comes, and has not run there."""
     leaves_by: OrderId | None = None
@@ -259,6 +262,17 @@ class StartEnded(Value, frozen=True, kw_only=True, tag="start_ended"):
     code: str | None = None
 
 
+class KillEnded(Value, frozen=True, kw_only=True, tag="kill_ended"):
+    """How an order to end a paused VM was answered. ``OK``: it has ended, which its release says, too. ``REFUSED``: nothing
+    was done to it. ``FAILED``, ``UNKNOWN``: its QEMU may live."""
+
+    order_id: OrderId
+    host_id: HostId
+    vm_id: VmId
+    result: Result
+    code: str | None = None
+
+
 class MigrationEnded(Value, frozen=True, kw_only=True, tag="migration_ended"):
     """One side's word about how a live migration stands; durable on that host until it is acknowledged.
 
@@ -370,6 +384,7 @@ EngineEvent = (
     | ProofFound
     | WaiverOver
     | StartEnded
+    | KillEnded
     | MigrationEnded
     | DeathConfirmed
     | MaintenanceChanged
@@ -510,19 +525,6 @@ class CancelStart(Value, frozen=True, kw_only=True, tag="cancel_start"):
     incarnation: Incarnation
 
 
-class EndCopy(Value, frozen=True, kw_only=True, tag="end_copy"):
-    """End a copy in a boot that was proven dead and lives: ``newer`` was ordered elsewhere by that proof (G4). May be sent
-    again; the host confirms with a release."""
-
-    order_id: OrderId
-    vm_id: VmId
-    host_id: HostId
-    boot: BootId
-    incarnation: Incarnation
-    newer: Incarnation
-    proof: Proof
-
-
 class MigrateCommand(Value, frozen=True, kw_only=True, tag="migrate"):
     """Move a running VM: its record names source and target among the copies already. To the target, whose gate lets that
     copy in, then to the source. Sent once and never again; who doesn't know how it stands asks by ``SettleMigration``.
@@ -565,6 +567,7 @@ Command = (
     | StartCommand
     | CancelStart
     | EndCopy
+    | EndPaused
     | MigrateCommand
     | SettleMigration
 )

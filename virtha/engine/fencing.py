@@ -37,6 +37,7 @@ from virtha.engine.power_orders import (
     retry_pause_ms,
     send,
 )
+from virtha.engine.read_back import fold_reading, why_not_off
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
 from virtha.engine.struck import tell_if_struck
@@ -47,6 +48,7 @@ from virtha.model.policy import FencingAction, Unreachable
 from virtha.model.power import TOO_LATE, PowerAction, PowerDeviceId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
+from virtha.model.value import Fields
 from virtha.model.vm import Reason
 
 _TOLD_ONCE = {
@@ -167,6 +169,7 @@ def _order_level(
         rounds=rounds,
         off_until_ms=off_strikes_until_ms(cluster, node, before) if before is not None else 0,
         failed=before.failed if before is not None else "",
+        unread=before.unread if before is not None else "",
     )
     node.set_incident(fence=fence)
     send(cluster, node, fence)
@@ -243,7 +246,8 @@ def _read_back(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
         if node.sent != fence.order_id:
             # A former leader's, and nobody has read since: that says nothing of the device.
             return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt)
-        return level_failed(cluster, node, "power.still_on")
+        code, cause = why_not_off(fence)
+        return level_failed(cluster, node, code, unread=cause)
     _ask_feeds(cluster, node, fence)
     return reason("fence.waiting.readings", level=fence.level + 1)
 
@@ -329,15 +333,16 @@ def _lives_on(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
 # When a level fails
 
 
-def level_failed(cluster: Cluster, node: HostNode, code: str) -> Reason | None:
+def level_failed(cluster: Cluster, node: HostNode, code: str, *, unread: str = "") -> Reason | None:
     incident = node.record.incident
     assert incident is not None and incident.fence is not None
-    fence = replace(incident.fence, failed=code)
+    fence = replace(incident.fence, failed=code, unread=unread)
     for vm in cluster.vms_held_by(node.id):
         cluster.touch_vm(vm)  # its reasons name the doubt
-    cluster.tell(
-        "fence.level_failed", host=node, level=fence.level + 1, attempt=fence.attempt, why=code
-    )
+    told: Fields = {"level": fence.level + 1, "attempt": fence.attempt, "why": code}
+    if unread:
+        told = {**told, "cause": unread}
+    cluster.tell("fence.level_failed", host=node, vm=None, **told)
     if code in DISKS:
         _tell_written(cluster, node)
     fencing = cluster.policy.fencing
@@ -514,27 +519,8 @@ def power_read(cluster: Cluster, event: PowerRead) -> None:
         node.set(on_devices=(*_without(node.record.on_devices, event.device), event.device))
     incident = node.record.incident
     if incident is not None and incident.fence is not None:
-        _fold_reading(cluster, node, incident.fence, event)
+        fold_reading(cluster, node, incident.fence, event)
     cluster.touch(node)
-
-
-def _fold_reading(cluster: Cluster, node: HostNode, fence: Fence, event: PowerRead) -> None:
-    if fence.order_id != event.order_id or fence.step is not FenceStep.READING:
-        return  # asked before our order was accepted
-    gap = cluster.policy.fencing.read_back_gap_ms
-    feeds: list[FeedProgress] = []
-    for feed in fence.feeds:
-        if feed.device != event.device:
-            feeds.append(feed)
-        elif event.state is not PowerState.OFF or event.identity is IdentityMatch.MISMATCH:
-            feeds.append(replace(feed, off_since_ms=None, confirmed=False))
-        elif feed.off_since_ms is None:
-            feeds.append(replace(feed, off_since_ms=int(cluster.now)))
-        elif cluster.now - feed.off_since_ms >= gap:
-            feeds.append(replace(feed, confirmed=True))
-        else:
-            feeds.append(feed)
-    node.set_incident(fence=replace(fence, feeds=tuple(feeds)))
 
 
 def power_tested(cluster: Cluster, event: PowerTested) -> None:

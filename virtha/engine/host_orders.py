@@ -2,13 +2,8 @@
 
 from msgspec.structs import replace
 
-from virtha.engine.events import (
-    CancelStart,
-    EndCopy,
-    MigrateCommand,
-    SettleMigration,
-    StartCommand,
-)
+from virtha.engine.ending import EndCopy
+from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.records import Migration, VmRecord
 from virtha.model.ids import BootId, OperationId
 from virtha.model.orders import (

@@ -16,7 +16,7 @@ from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
-from virtha.model.ids import BootId, Incarnation, StorageDomainId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -153,11 +153,12 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     incident = node.record.incident
     if incident is None or incident.boot != proof.boot or proof.at_ms < incident.began_ms:
         return  # of an incident that is over: the host has lived since
-    if proof.kind is ProofKind.LEASE and not all(
+    if proof.kind in _OF_DOMAINS and not all(
         domains_of(vm).issubset(proof.domain_ids) for vm in may_hold(cluster, node)
     ):
-        # A copy with a disk elsewhere came to light since: that lease has to expire too.
-        poison(cluster, node, incident)
+        if proof.kind is ProofKind.LEASE:
+            # A copy with a disk elsewhere came to light since: that lease has to expire too.
+            poison(cluster, node, incident)
         return
     if not covers_all(node, proof):
         return
@@ -169,7 +170,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _bury(node, proof.boot)
     node.set_incident(settled=node.untold)
     settle(cluster, node)
-    cluster.awaited.discard(node.id)
+    cluster.await_no_more(node.id)
     cluster.plan_wanted = True
     cluster.tell(
         "host.proven_dead",
@@ -187,6 +188,8 @@ def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     _end_sides(cluster, node)
 
 
+_OF_DOMAINS = frozenset({ProofKind.LEASE, ProofKind.STORAGE_FENCE})
+"""They say nothing of a VM with a disk in any other domain (P2, P3)."""
 _OF_THE_MACHINE = frozenset({ProofKind.POWER_OFF, ProofKind.OPERATOR})
 
 
@@ -342,9 +345,7 @@ def _remove_copies(
 ) -> None:
     deaths = vm.record.deaths
     if proof.kind is not ProofKind.RELEASED and vm.state_host in (None, proof.host_id):
-        since = cluster.now - cluster.policy.recovery.quarantine_window_ms
-        recent = [death for death in deaths if death.at_ms > since]
-        deaths = (*recent, Death(host_id=proof.host_id, at_ms=int(cluster.now)))
+        deaths = with_death(cluster, vm, proof.host_id)
     if vm.state_host == proof.host_id:
         vm.state, vm.state_host, vm.guest_agent = VmState.UNKNOWN, None, None
     start, attempts = vm.record.start, vm.record.attempts
@@ -367,6 +368,7 @@ STILL_WANTED = frozenset(
         ReleaseCause.HOST_BOOTED,
         ReleaseCause.LEASE_LOST,
         ReleaseCause.SUPERSEDED,
+        ReleaseCause.IO_ERROR,
         None,
     }
 )
@@ -393,6 +395,20 @@ def settle_lost(cluster: Cluster, vm: VmNode) -> None:
         cluster.tell("vm.not_recovered", vm=vm)
         cluster.move_vm(vm, VmTrigger.UNWANTED, proofs=(), lost_ms=None)
         return
+    quarantine_if_due(cluster, vm)
+
+
+def recent_deaths(cluster: Cluster, vm: VmNode) -> tuple[Death, ...]:
+    since = cluster.now - cluster.policy.recovery.quarantine_window_ms
+    return tuple(death for death in vm.record.deaths if death.at_ms > since)
+
+
+def with_death(cluster: Cluster, vm: VmNode, host_id: HostId) -> tuple[Death, ...]:
+    return (*recent_deaths(cluster, vm), Death(host_id=host_id, at_ms=int(cluster.now)))
+
+
+def quarantine_if_due(cluster: Cluster, vm: VmNode) -> None:
+    """M5. Of one that is ready."""
     if len({death.host_id for death in vm.record.deaths}) > 1:
         cluster.move_vm(vm, VmTrigger.TWO_DEATHS)
         cluster.tell("vm.quarantined", vm=vm, hosts=len(vm.record.deaths))

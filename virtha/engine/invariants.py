@@ -3,9 +3,9 @@ from the records. No VM is touched by that."""
 
 from collections.abc import Sequence
 
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     Command,
-    EndCopy,
     Intent,
     MigrateCommand,
     MigrationWord,
@@ -38,6 +38,8 @@ def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Comman
         elif isinstance(command, SettleMigration):
             _check_word(cluster, command)
         elif isinstance(command, EndCopy):
+            _check_superseded(cluster, command)
+        elif isinstance(command, EndPaused):
             _check_end(cluster, command)
     for intent in intents:
         if isinstance(intent, SaveVm):
@@ -93,6 +95,24 @@ def _check_move(cluster: Cluster, move: MigrateCommand) -> None:
     assert asked or not node.config.ignore, f"{name}: moved though out of automatic action"
 
 
+def _check_end(cluster: Cluster, command: EndPaused) -> None:
+    """Its host alone holds it, in the boot that the order names, and nothing else is going on (S6)."""
+    node = cluster.vms[command.vm_id]
+    name = node.config.name
+    record = node.saved
+    assert record is not None and record == node.record, f"{name}: an end that is not durable"
+    kill = record.kill
+    assert kill is not None and kill.order_id == command.order_id, f"{name}: stray end"
+    assert record.stage is VmStage.SETTLED, f"{name}: ended while {record.stage}"
+    assert record.migration is None, f"{name}: ended while it moves"
+    held = {(copy.host_id, copy.incarnation) for copy in record.copies}
+    assert held == {(command.host_id, command.incarnation)}, f"{name}: ended, and {held} hold it"
+    host = cluster.hosts[command.host_id]
+    assert host.verdict is Verdict.ALIVE and host.record.boot == command.boot, f"{name}: host"
+    assert cluster.hold is None, f"{name}: ended while held"
+    assert node.config.wanted_up, f"{name}: ended, and nothing would start it"
+
+
 def _check_word(cluster: Cluster, command: SettleMigration) -> None:
     """A side may be let run, or what was handed over be ended, only when the other side is out of the question (G6)."""
     node = cluster.vms[command.vm_id]
@@ -114,7 +134,7 @@ def _check_word(cluster: Cluster, command: SettleMigration) -> None:
         assert not others or migration.step is MoveStep.SWITCHED, f"{name}: ended in doubt"
 
 
-def _check_end(cluster: Cluster, end: EndCopy) -> None:
+def _check_superseded(cluster: Cluster, end: EndCopy) -> None:
     """G4: a strictly higher incarnation was ordered elsewhere, by a proof about that very boot."""
     node = cluster.vms[end.vm_id]
     name = node.config.name

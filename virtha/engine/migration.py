@@ -312,7 +312,7 @@ def _moved(cluster: Cluster, node: VmNode, migration: Migration) -> None:
     )
     if node.state_host != migration.target:
         node.state, node.state_host = VmState.RUNNING, migration.target
-    node.io_error = False
+    node.io_error = node.no_room = False
     cluster.plan_wanted = True
     after_ms = cluster.now - migration.ordered_ms
     cluster.tell(
@@ -436,6 +436,7 @@ def _note_state(node: VmNode, event: VmSeen) -> None:
     node.seen[event.host_id] = (event.incarnation, event.state)
     node.state, node.state_host = event.state, event.host_id
     node.guest_agent, node.io_error = event.guest_agent, event.io_error
+    node.no_room = event.no_room
 
 
 def _target_runs(cluster: Cluster, node: VmNode, migration: Migration) -> None:

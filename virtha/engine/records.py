@@ -52,6 +52,10 @@ class FeedProgress(Value, frozen=True, kw_only=True):
     """A second one, long enough after the first."""
     too_late: bool = False
     """Its order was too old when it would have gone out: never carried out."""
+    said_on: bool = False
+    """When it was last read, after it took the *off*."""
+    unread: str = ""
+    """Code of what kept its last reading from saying a state; empty: it said one, or none was made."""
 
 
 class Fence(Value, frozen=True, kw_only=True):
@@ -77,6 +81,8 @@ class Fence(Value, frozen=True, kw_only=True):
     """Until then an *off* that was ordered before this one may still strike."""
     failed: str = ""
     """The code of the last failure of a level; empty: none has failed."""
+    unread: str = ""
+    """Where that is ``power.unread``: the code of why the device could not be read; empty: not known."""
 
 
 class Orders(Value, frozen=True, kw_only=True):
@@ -307,7 +313,7 @@ class MoveRetry(Value, frozen=True, kw_only=True):
 
 
 class Death(Value, frozen=True, kw_only=True):
-    """A host died with the VM on it."""
+    """A host died with the VM on it, or its storage failed the VM there so that it had to be ended."""
 
     host_id: HostId
     at_ms: int
@@ -329,6 +335,15 @@ class GivenBack(Value, frozen=True, kw_only=True):
 
     host_id: HostId
     cause: ReleaseCause | None
+
+
+class Kill(Value, frozen=True, kw_only=True):
+    """An order to end a copy that an I/O error paused. Durable before the command."""
+
+    order_id: OrderId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
 
 
 class VmRecord(Value, frozen=True, kw_only=True):
@@ -360,6 +375,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     """Where it ran before the engine itself moved it, or started it elsewhere."""
     given_back: GivenBack | None = None
     """None: somebody may hold it, or its last copy went by a proof."""
+    kill: Kill | None = None
+    """Until its host gives that copy back, or refuses, or it goes on."""
 
 
 class FenceCount(Value, frozen=True, kw_only=True):

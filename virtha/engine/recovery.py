@@ -15,7 +15,14 @@ from virtha.engine.events import (
 )
 from virtha.engine.halves import look_at_half, note_side_over, why_half
 from virtha.engine.holders import why_held
-from virtha.engine.incident import STILL_WANTED, holder_back, never_ran, settle_lost
+from virtha.engine.incident import (
+    STILL_WANTED,
+    holder_back,
+    never_ran,
+    quarantine_if_due,
+    settle_lost,
+    with_death,
+)
 from virtha.engine.machine import Verdict, VmTrigger
 from virtha.engine.migration import look_at_migration, note_given_back
 from virtha.engine.not_shared import split_names
@@ -31,8 +38,11 @@ from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.policy import PermissionGrade
 from virtha.model.vm import PossibleCopy, Reason, VmState
 
+UNWANTED = "order.refused.unwanted"
+"""A person switched it off between the decision and the order: nothing has failed."""
 _RUNS = frozenset({VmState.RUNNING})
 _ON_ITS_WAY = frozenset({VmStage.LOST, VmStage.READY, VmStage.STARTING, VmStage.CANCELLING})
+_STORAGE_FAILED = frozenset({ReleaseCause.LEASE_LOST, ReleaseCause.IO_ERROR})
 _UP = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.CRASHED})
 
 
@@ -191,7 +201,7 @@ def _look_at_start(cluster: Cluster, node: VmNode) -> None:
     ):
         _cancel_late(cluster, node)
         return
-    why_not = () if node.sent == start.order_id else _barrier(cluster)
+    why_not = () if node.sent == start.order_id else barrier(cluster)
     if not why_not and node.sent != start.order_id and node.protected:
         _send(cluster, node, start)
     node.reasons = why_not or (reason("recovery.starting", host=cluster.host_name(start.host_id)),)
@@ -262,7 +272,7 @@ def _cancel(cluster: Cluster, node: VmNode) -> None:
 
 def plan_recoveries(cluster: Cluster) -> None:
     """Places all VMs that are ready and due, and orders their starts."""
-    why_none = _barrier(cluster)
+    why_none = barrier(cluster)
     candidates: list[VmToPlace] = []
     for vm_id in sorted(cluster.ready):
         node = cluster.vms[vm_id]
@@ -280,13 +290,13 @@ def plan_recoveries(cluster: Cluster) -> None:
         candidates,
         policy=cluster.policy.recovery,
         now=cluster.now,
-        progress=_progress(cluster, candidates),
+        progress=progress_of(cluster, candidates),
         storage_names=split_names(cluster),
     )
     _carry_out(cluster, plan)
 
 
-def _barrier(cluster: Cluster) -> tuple[Reason, ...]:
+def barrier(cluster: Cluster) -> tuple[Reason, ...]:
     """Empty: nothing keeps all of them."""
     if cluster.hold is not None:
         return (reason("recovery.blocked.hold", why=cluster.hold),)
@@ -324,7 +334,7 @@ def to_place(node: VmNode) -> VmToPlace:
     )
 
 
-def _progress(cluster: Cluster, candidates: list[VmToPlace]) -> dict[VmId, list[StartCondition]]:
+def progress_of(cluster: Cluster, candidates: list[VmToPlace]) -> dict[VmId, list[StartCondition]]:
     """How far those are that the candidates depend on."""
     progress: dict[VmId, list[StartCondition]] = {}
     for candidate in candidates:
@@ -481,7 +491,7 @@ def _failed(cluster: Cluster, node: VmNode, host_id: HostId, code: str) -> None:
         ready_ms=int(cluster.now),
     )
     settle_lost(cluster, node)
-    if moved:
+    if moved and code != UNWANTED:
         cluster.tell(
             "vm.recovery_failed",
             vm=node,
@@ -543,10 +553,14 @@ def _given_back(cluster: Cluster, node: VmNode, last: GivenBack) -> None:
     """Its last copy is over by its host's own word: what that host said of it decides whether it starts elsewhere."""
     now = int(cluster.now)
     if last.cause is not None and last.cause in STILL_WANTED and node.protected:
-        if last.cause is ReleaseCause.LEASE_LOST and last.host_id not in node.record.tried:
-            # What it said of its storage before may not be taken back yet; it would refuse the start.
+        if last.cause in _STORAGE_FAILED and last.host_id not in node.record.tried:
+            # What it said of its storage before may not be taken back yet; it would refuse the start, or fail it again.
             cluster.set_vm(node, tried=(*node.record.tried, last.host_id))
+        if last.cause is ReleaseCause.IO_ERROR:
+            cluster.set_vm(node, deaths=with_death(cluster, node, last.host_id))
         cluster.move_vm(node, VmTrigger.GIVEN_BACK, lost_ms=now, ready_ms=now)
+        if last.cause is ReleaseCause.IO_ERROR:
+            quarantine_if_due(cluster, node)
 
 
 def quarantine_lifted(cluster: Cluster, event: QuarantineLifted) -> None:

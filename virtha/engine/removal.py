@@ -26,8 +26,8 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     if node is None:
         return
     cluster.rings.forget(event.host_id)
-    for group in (cluster.absent, cluster.awaited):
-        group.discard(event.host_id)
+    cluster.absent.discard(event.host_id)
+    cluster.await_no_more(event.host_id)
     cluster.drains.discard(event.host_id)
     cluster.arrivals_from.pop(event.host_id, None)
     cluster.fallen_ms.pop(event.host_id, None)

@@ -103,7 +103,7 @@ def settle(cluster: Cluster, node: HostNode) -> None:
     told = node.record.told or Told(timeline=node.config.timeline)
     node.set(told=replace(told, settled=True))
     cluster.changed_hosts.add(node.id)
-    cluster.awaited.discard(node.id)
+    cluster.await_no_more(node.id)
     cluster.plan_wanted = True
 
 

@@ -49,11 +49,12 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
     if event.incarnation < node.record.incarnation and event.incarnation not in known:
         return
     node.seen[event.host_id] = (event.incarnation, event.state)
-    before = (node.state, node.guest_agent, node.io_error)
+    before = (node.state, node.guest_agent, node.io_error, node.no_room)
     if not _runs_newer_elsewhere(node, event):
         node.state, node.state_host = event.state, event.host_id
         node.guest_agent, node.io_error = event.guest_agent, event.io_error
-    if before != (node.state, node.guest_agent, node.io_error):
+        node.no_room = event.no_room
+    if before != (node.state, node.guest_agent, node.io_error, node.no_room):
         cluster.plan_wanted = True  # somebody may depend on it
         cluster.touch_vm(node)
     if event.state in _RUNS and _is_the_one(node, event) and host.record.incident is None:

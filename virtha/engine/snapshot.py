@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.early import subject_of
 from virtha.engine.events import HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
 from virtha.engine.machine import Verdict
@@ -23,7 +24,7 @@ from virtha.engine.records import (
     OrderId,
     VmRecord,
 )
-from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held, subject_of
+from virtha.engine.state import ABSENT, Cluster, HostNode, VmNode, held
 from virtha.model.evidence import Answer, PowerState, ProcessKind
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.policy import Policy
@@ -113,6 +114,11 @@ class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
     half: VmSeen | None = None
     stands: VmSeen | None = None
     io_error: bool = False
+    no_room: bool = False
+    paused_ms: Millis | None = None
+    fits_ms: Millis | None = None
+    kill_sent_ms: Millis | None = None
+    kill_answer: str | None = None
     seen: dict[HostId, tuple[Incarnation, VmState]] = {}
     blocked_told: str | None = None
     guest_agent: bool | None = None

@@ -183,9 +183,14 @@ class VmNode:
         "blocked_told",
         "config",
         "due_ms",
+        "fits_ms",
         "guest_agent",
         "half",
         "io_error",
+        "kill_answer",
+        "kill_sent_ms",
+        "no_room",
+        "paused_ms",
         "reasons",
         "record",
         "saved",
@@ -216,7 +221,15 @@ class VmNode:
         self.stands: VmSeen | None = None
         """What its source says, which stands still."""
         self.guest_agent: bool | None = None
-        self.io_error = False
+        self.io_error = self.no_room = False
+        self.paused_ms: Millis | None = None
+        """Since when this leader knows that an I/O error keeps it paused."""
+        self.fits_ms: Millis | None = None
+        """Since when another host could take it, all that time."""
+        self.kill_sent_ms: Millis | None = None
+        """When the order to end it went out last."""
+        self.kill_answer: str | None = None
+        """Why its host did not end it, as it said last."""
         self.reasons: tuple[Reason, ...] = ()
         self.due_ms: Millis | None = None
 
@@ -284,6 +297,8 @@ class Cluster:
         self.ready: set[VmId] = set()
         self.unsettled: set[VmId] = set()
         self.migrating: set[VmId] = set()
+        self.paused: set[VmId] = set()
+        """On an I/O error, or being ended for one."""
         self.homesick: set[VmId] = set()
         """Away from their home."""
         self.drains: set[HostId] = set()
@@ -409,9 +424,10 @@ class Cluster:
         _member(self.unsettled, node.id, stage in UNSETTLED)
         _member(self.migrating, node.id, stage is VmStage.MIGRATING)
         _member(self.homesick, node.id, node.record.home is not None)
+        _member(self.paused, node.id, node.paused_ms is not None or node.record.kill is not None)
 
     def forget_vm(self, vm_id: VmId) -> None:
-        for group in (self.ready, self.unsettled, self.migrating, self.homesick):
+        for group in (self.ready, self.unsettled, self.migrating, self.homesick, self.paused):
             group.discard(vm_id)
 
     def move_vm(self, node: VmNode, trigger: VmTrigger, **changes: Any) -> bool:
@@ -449,6 +465,16 @@ class Cluster:
     def await_survey(self, node: HostNode) -> None:
         """Nothing starts anywhere until it has told what it holds, or is proven dead (M2)."""
         self.awaited.add(node.id)
+
+    def await_no_more(self, host_id: HostId) -> None:
+        """It has told, or nobody has to wait for it. With the last one go the starts that this leader found on record:
+        nothing else would have them looked at before they are overdue."""
+        if host_id not in self.awaited:
+            return
+        self.awaited.discard(host_id)
+        if not self.awaited:
+            for vm_id in self.unsettled:
+                self.touch_vm(self.vms[vm_id])
 
     # Saying
 
@@ -566,11 +592,6 @@ def _lane(command: Command) -> int:
             return 3
         case _:
             return 1
-
-
-def subject_of(event: VmSeen | HostSurveyed) -> str:
-    """The key of a kept fact."""
-    return event.vm_id if isinstance(event, VmSeen) else ""
 
 
 def reason(code: str, **fields: Scalar) -> Reason:

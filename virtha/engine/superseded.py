@@ -6,7 +6,8 @@ written, so the older one's memory is out of date. Until the order is carried ou
 incarnation, and its sentinel leaves the copy as it is (frozen).
 """
 
-from virtha.engine.events import CopyReleased, EndCopy
+from virtha.engine.ending import EndCopy
+from virtha.engine.events import CopyReleased
 from virtha.engine.records import SupersededCopy, VmRecord
 from virtha.engine.state import Cluster, VmNode, reason
 from virtha.model.evidence import ProcessKind

@@ -49,7 +49,7 @@ def told(cluster: Cluster, node: HostNode) -> None:
     if node.untold:
         has_told(cluster, node)
     else:
-        cluster.awaited.discard(node.id)
+        cluster.await_no_more(node.id)
 
 
 def without_guardian(node: HostNode) -> bool:

@@ -2,9 +2,11 @@
 
 from collections.abc import Collection
 
+from virtha.engine.ending import EndPaused
 from virtha.engine.events import (
     CopyReleased,
     EngineEvent,
+    KillEnded,
     MigrationEnded,
     StartCommand,
     StartEnded,
@@ -23,7 +25,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.ids import BootId, HostId, VmId
-from virtha.model.vm import IO_PAUSES, VmState
+from virtha.model.vm import IO_PAUSES, NO_ROOM_PAUSE, VmState
 
 
 def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> EngineEvent | None:
@@ -40,6 +42,7 @@ def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> Engin
                 state=report.state,
                 guest_agent=report.guest_agent,
                 io_error=any(why.code in IO_PAUSES for why in report.reasons),
+                no_room=any(why.code == NO_ROOM_PAUSE for why in report.reasons),
                 leaves_by=None if leaves is None else OrderId(leaves.migration_id),
                 other=None if leaves is None else leaves.target,
             )
@@ -76,8 +79,20 @@ def active_vms(inventory: Inventory, managed: Collection[VmId]) -> frozenset[VmI
     return frozenset(active.intersection(managed))
 
 
-def start_ended(start: StartCommand, outcome: Outcome) -> StartEnded:
-    """How the order ended that ``start`` became."""
+def ended(command: StartCommand | EndPaused, outcome: Outcome) -> StartEnded | KillEnded:
+    """How the order ended that ``command`` became."""
+    if isinstance(command, StartCommand):
+        return _start_ended(command, outcome)
+    return KillEnded(
+        order_id=command.order_id,
+        host_id=command.host_id,
+        vm_id=command.vm_id,
+        result=outcome.result,
+        code=outcome.code,
+    )
+
+
+def _start_ended(start: StartCommand, outcome: Outcome) -> StartEnded:
     # "It runs here already" is no word about its end (G2).
     runs = outcome.code == "order.refused.running"
     return StartEnded(

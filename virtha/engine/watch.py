@@ -117,7 +117,7 @@ def _note(cluster: Cluster, node: HostNode, judgement: Judgement) -> None:
     if judgement.verdict in ABSENT or judgement.verdict is Verdict.ISOLATED:
         # Out of reach: what it holds by the records is waited for VM by VM, unless they are not to be believed.
         if not node.untold:
-            cluster.awaited.discard(node.id)
+            cluster.await_no_more(node.id)
         cluster.plan_wanted = True
         for vm in cluster.vms_held_by(node.id):
             if vm.record.stage is VmStage.STARTING:

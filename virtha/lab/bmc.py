@@ -19,7 +19,7 @@ from virtha.model.value import Value
 PORT = 623
 USER = "admin"
 _BEGINS_S = 60.0
-_ENDS_S = 20.0
+_ENDS_S = 60.0
 
 _LAN = """name "bmc"
 set_working_mc 0x20

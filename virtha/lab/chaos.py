@@ -22,6 +22,7 @@ from virtha.lab import lab
 from virtha.lab.chaos_plan import FaultKind, Scene, draw_round
 from virtha.lab.chaos_report import figures, holds, keep_evidence, replay, show
 from virtha.lab.chaos_run import (
+    FAULT_LOG,
     HOSTS,
     VMS,
     ChaosRun,
@@ -88,6 +89,14 @@ def kinds_of(text: str) -> frozenset[FaultKind]:
     return kinds
 
 
+def refuse_used(out: Path) -> None:
+    """Raises InvalidInput: what another run, perhaps another version's, wrote there would be read as this one's."""
+    if (out / FAULT_LOG).exists():
+        raise InvalidInput(
+            f"{out} holds the log of another run", field="--out", fix="name a new directory"
+        )
+
+
 def planned(options: Options, count: int) -> list[str]:
     """The list of the first rounds, as a run with these options has it."""
     scene = Scene(
@@ -121,6 +130,7 @@ def _run(options: Options) -> int:
     # So that a lab does not outlive whoever ends this run politely.
     signal.signal(signal.SIGTERM, _interrupted)
     steps = Steps(sys.stdout)
+    refuse_used(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     lab.down(options.directory, steps=steps)
     steps.say(f"seed {options.seed}; lists, logs and evidence go to {options.out}")

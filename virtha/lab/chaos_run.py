@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from virtha import __version__
 from virtha.lab import lab
 from virtha.lab.api import Json
 from virtha.lab.chaos_faults import OFF_RESTS_S, Striker
@@ -96,6 +97,9 @@ def back_within_s(policy: Json) -> float:
     return max(one.worst_ms for one in ways) / 1_000 + OFF_RESTS_S + BOOT_TIMEOUT_S + GUESTS_BOOT_S
 
 
+FAULT_LOG = "faults.jsonl"
+
+
 class FaultLog:
     """One JSON object per line: when, what, and what came of it."""
 
@@ -118,7 +122,9 @@ class ChaosRun:
         self.tally = Tally()
         self.policy = chaos_policy(leases=options.leases)
         self._steps = steps
-        self._log = FaultLog(options.out / "faults.jsonl")
+        self._log = FaultLog(options.out / FAULT_LOG)
+        # A seed strikes the same only in the version that drew it.
+        self._log.note(seed=options.seed, version=__version__, kinds=sorted(options.kinds))
         self._healing = threading.Event()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="chaos")
         self.lab = lab.up(options.directory, hosts=HOSTS, steps=steps)

@@ -157,7 +157,7 @@ def kill_qemu(lab: Lab, vm: str) -> tuple[Node, ProcessId, float]:
     moment = time.monotonic()
     if not kill(process):
         raise Unavailable(f"{vm} ended by itself just now")
-    if wait_gone([process], timeout_s=10.0):
+    if wait_gone([process], timeout_s=60.0):
         raise Failed(f"QEMU of {vm} (process {process.pid}) does not die")
     return host, process, moment
 

@@ -5,6 +5,7 @@ When VMs run again, libvirt of the other hosts says; who wrote to which disk, th
 
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 
 from virtha.lab import faults
 from virtha.lab.api import Json
@@ -47,7 +48,8 @@ class HostStory:
                 bmc = self._lab.bmc(host.name)
                 story.add_power(host.name, {**BY_IPMI, "address": bmc.address}, bmc.password)
         vms = self._four_vms(victim)
-        lost = tuple(vm for vm in vms if self._lab.host_of(vm).name == victim)
+        homes = {vm: self._lab.host_of(vm).name for vm in vms}
+        lost = tuple(vm for vm in vms if homes[vm] == victim)
         with steps.step(f"{', '.join(vms)} write to their disks without a pause"):
             for vm in vms:
                 story.wait_agent(vm)
@@ -61,7 +63,7 @@ class HostStory:
             self._returns(victim)
         self._show_incident(victim)
         return HostLoss(
-            lost=lost, took_s=took_s, double_runs=self._double_runs(witnesses, victim, lost)
+            lost=lost, took_s=took_s, double_runs=self._double_runs(witnesses, victim, homes)
         )
 
     def _four_vms(self, victim: str) -> list[str]:
@@ -142,13 +144,18 @@ class HostStory:
         for line in self._lab.virtha("incident", "show", found).splitlines():
             self._steps.say(f"  {line}")
 
-    def _double_runs(self, witnesses: DiskWitnesses, victim: str, lost: tuple[str, ...]) -> int:
-        """Raises Failed where a disk's story is not: one host's writes, then another's."""
+    def _double_runs(self, witnesses: DiskWitnesses, victim: str, homes: Mapping[str, str]) -> int:
+        """``homes``: where each VM ran before the cut. Raises Failed where one runs twice, nowhere, or where it should not."""
         if witnesses.error is not None:
             raise Failed(f"the witness of the disks ended: {witnesses.error!r}")
         for vm, disk in witnesses.of.items():
             self._steps.say(f"  disk of {vm}: written by {', then '.join(disk.writers)}")
             copies = self._lab.copies_of(vm)
-            if len(copies) != 1 or (vm in lost) != (victim not in copies):
-                raise Failed(f"{vm} runs on {copies}")
+            if not runs_once_where_it_should(copies, home=homes[vm], victim=victim):
+                raise Failed(f"{vm} runs on {copies}, before the cut on {homes[vm]}")
         return sum(disk.double_runs for disk in witnesses.of.values())
+
+
+def runs_once_where_it_should(copies: Sequence[str], *, home: str, victim: str) -> bool:
+    """``copies``: the hosts with a QEMU of a VM that ran on ``home``. Those of the lost host run elsewhere, the others where they were."""
+    return len(copies) == 1 and (copies[0] != victim if home == victim else copies[0] == home)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-WAIT_FOR_S = 20.0
+WAIT_FOR_S = 60.0
 LINE_BYTES_MAX = 65_536
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

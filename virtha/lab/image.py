@@ -3,7 +3,7 @@
 Kernel and modules come out of `linux-image-…-amd64` (the *cloud* kernel has no i6300esb), busybox and
 the guest agent from what is installed. The disk is what users have: a partition table, a boot loader,
 a file system, so that a guest boots by the BIOS from its disk, on `pc` and on `q35` alike. It is put
-together with mtools: no mount, no loop device.
+together with mtools: no mount, no loop device. The kernel is unpacked beforehand (``kernel``).
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from virtha.lab import archive, guest_files
+from virtha.lab import archive, guest_files, kernel
 from virtha.lab.commands import run
 from virtha.model.errors import Failed
 
@@ -65,7 +65,9 @@ def _inputs_digest(kernel_package: Path) -> str:
         fix="see 'virtha lab check'",
     )
     own = (
-        b"".join(Path(str(module.__file__)).read_bytes() for module in (archive, guest_files))
+        b"".join(
+            Path(str(module.__file__)).read_bytes() for module in (archive, guest_files, kernel)
+        )
         + Path(__file__).read_bytes()
     )
     digest = hashlib.sha256(f"{kernel_package.name}\n{versions}".encode() + own)
@@ -119,11 +121,13 @@ def _build(work: Path, kernel_package: Path) -> Path:
             raise Failed(f"{kernel_package} is not unpacked after {UNPACK_S} s") from error
         if tar.wait(timeout=UNPACK_S) != 0 or unpack.returncode != 0:
             raise Failed(f"can't unpack {kernel_package}: {unpack.stderr.strip()}")
-    (kernel,) = (unpacked / "boot").glob("vmlinuz-*")
+    (packed,) = (unpacked / "boot").glob("vmlinuz-*")
+    vmlinuz = work / "vmlinuz"
+    vmlinuz.write_bytes(kernel.unpacked(packed.read_bytes()))
     initrd = work / "initrd"
     initrd.write_bytes(_initramfs(unpacked))
     raw = work / "tiny.raw"
-    _make_disk(raw, work, kernel, initrd)
+    _make_disk(raw, work, vmlinuz, initrd)
     built = work / "tiny.qcow2"
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, built], timeout_s=60)
     return built
@@ -201,7 +205,7 @@ def _program_with_libraries(program: Path) -> dict[str, Path]:
     return found
 
 
-def _make_disk(raw: Path, work: Path, kernel: Path, initrd: Path) -> None:
+def _make_disk(raw: Path, work: Path, vmlinuz: Path, initrd: Path) -> None:
     """Partition table, FAT16, syslinux: bootable by any BIOS."""
     offset = PARTITION_START * SECTOR
     with raw.open("wb") as disk:
@@ -217,7 +221,7 @@ def _make_disk(raw: Path, work: Path, kernel: Path, initrd: Path) -> None:
     )
     config = work / "syslinux.cfg"
     config.write_text(guest_files.SYSLINUX_CONFIG)
-    for source, name in ((kernel, "vmlinuz"), (initrd, "initrd"), (config, "syslinux.cfg")):
+    for source, name in ((vmlinuz, "vmlinuz"), (initrd, "initrd"), (config, "syslinux.cfg")):
         run(["mcopy", "-i", volume, source, f"::{name}"])
     run(["syslinux", "--install", "--offset", str(offset), raw])
     boot_code = Path("/usr/lib/syslinux/mbr/mbr.bin").read_bytes()

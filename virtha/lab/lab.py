@@ -421,7 +421,7 @@ def _end_processes(known: Iterable[state.ProcessId], namespaces: list[str]) -> i
         if not targets:
             return ended
         ended += sum(kill(process) for process in targets)
-        wait_gone(targets, timeout_s=5.0)
+        wait_gone(targets, timeout_s=20.0)
         targets = []
     left = ", ".join(str(process.pid) for process in processes_in_network(namespaces))
     if left:

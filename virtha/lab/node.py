@@ -316,7 +316,7 @@ class Node:
         init = self.state.init
         if init is not None:
             kill(init)
-        left = wait_gone(everything, timeout_s=20.0)
+        left = wait_gone(everything, timeout_s=60.0)
         if left:
             pids = ", ".join(str(process.pid) for process in left)
             raise Failed(f"{self.name}: processes {pids} did not die")
@@ -421,7 +421,7 @@ class Node:
         wait_until(
             lambda: name not in self.running_services(),
             f"{self.name}: end of {name}",
-            timeout_s=10.0,
+            timeout_s=60.0,
             pause_s=0.005,
         )
 

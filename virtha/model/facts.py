@@ -45,7 +45,7 @@ class VmReport(Value, frozen=True, kw_only=True, tag="vm", omit_defaults=True):
 
 
 class ReleaseCause(StrEnum):
-    """Why a host gave a copy back. Only the first four leave a VM that is still wanted up."""
+    """Why a host gave a copy back. Only the first five leave a VM that is still wanted up."""
 
     HOST_SHUTDOWN = "host_shutdown"
     """Its host goes down in order and took it along."""
@@ -55,6 +55,8 @@ class ReleaseCause(StrEnum):
     """Its host lost the storage, and killed it in time."""
     SUPERSEDED = "superseded"
     """A newer copy was started elsewhere while it was taken for dead (G4): its end says nothing of the VM."""
+    IO_ERROR = "io_error"
+    """An I/O error had paused it, and its host ended it as the engine ordered (S6)."""
     INTENDED = "intended"
     """Stopped by an operator, by its guest, or with the host's own tools; moved or saved with those."""
     ENDED = "ended"

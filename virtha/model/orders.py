@@ -109,6 +109,18 @@ class ResumeVm(Value, frozen=True, kw_only=True, tag="resume"):
     by: str
 
 
+class EndPausedVm(Value, frozen=True, kw_only=True, tag="end_paused"):
+    """End the QEMU of a VM that an I/O error paused, so that it can be started where its storage works (S6). Refused
+    where nothing but that error keeps it paused no more, or its own ``on_io_error`` says otherwise by now.
+
+    ``OK``: its QEMU has ended; what that means the release says. ``FAILED``, ``UNKNOWN``: it may live.
+    """
+
+    vm_id: VmId
+    incarnation: Incarnation
+    by: str
+
+
 class DefineVm(Value, frozen=True, kw_only=True, tag="define"):
     """Keep this configuration; it applies to a running VM at its next start."""
 
@@ -364,6 +376,7 @@ OrderBody = (
     | RebootVm
     | PauseVm
     | ResumeVm
+    | EndPausedVm
     | DefineVm
     | ForgetVm
     | PrepareStorage

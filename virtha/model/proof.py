@@ -33,4 +33,4 @@ class Proof(Value, frozen=True, kw_only=True):
     at_ms: int
     detail: str = ""
     domain_ids: tuple[StorageDomainId, ...] = ()
-    """Of a lease: it says nothing about a VM with a disk in any other domain (P2)."""
+    """Of a lease, or a storage fence: it says nothing about a VM with a disk in any other domain (P2, P3)."""

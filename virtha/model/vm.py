@@ -54,9 +54,13 @@ class OnIoError(StrEnum):
     """Its host lets it go on once the storage of all its disks answers again."""
     LEAVE_PAUSED = "leave_paused"
     """It waits for a person."""
+    KILL = "kill"
+    """As ``AUTO_RESUME``; one that stays paused for ``io_error.kill_after`` is ended, and started on a host whose
+    storage works."""
 
 
-IO_PAUSES = frozenset({"vm.paused.io_error", "vm.paused.no_room"})
+NO_ROOM_PAUSE = "vm.paused.no_room"
+IO_PAUSES = frozenset({"vm.paused.io_error", NO_ROOM_PAUSE})
 """Codes of such a pause. Requests of its guest are in flight then: never migrated."""
 
 

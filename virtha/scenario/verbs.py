@@ -36,7 +36,7 @@ VERBS: dict[str, Verb] = {
         ),
         help="vm NAME on=HOST [ha] [watchdog=MODEL:ACTION] [no-agent] [ignores-shutdown] [boot=2s] "
         "[writes=500ms] [memory=1GiB] [priority=0] [depends=VM[:CONDITION]] [apart=GROUP] "
-        "[prefer-apart=GROUP] [together=GROUP] [storage=DOMAIN] [on-io-error=auto_resume|leave_paused] "
+        "[prefer-apart=GROUP] [together=GROUP] [storage=DOMAIN] [on-io-error=auto_resume|leave_paused|kill] "
         "[foreign: not ours until it is adopted]",
     ),
     "policy": Verb(
@@ -82,7 +82,7 @@ VERBS: dict[str, Verb] = {
     "set": Verb(
         words=(1, 1),
         options=("ha", "on-io-error"),
-        help="set VM [ha=yes|no] [on-io-error=auto_resume|leave_paused]",
+        help="set VM [ha=yes|no] [on-io-error=auto_resume|leave_paused|kill]",
     ),
     "hold": Verb(words=(0, 1), help="hold [REASON]: no automatic action"),
     "unhold": Verb(words=(0, 0), help="unhold: automatic action runs again"),

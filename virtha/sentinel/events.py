@@ -56,6 +56,8 @@ class ExitCause(StrEnum):
     NEW_BOOT = "new_boot"
     LEASE = "lease"
     """The guardian killed it: the lease on its storage is lost. It may run elsewhere, not here."""
+    IO_ERROR = "io_error"
+    """An I/O error had paused it, and the engine had it ended, to start it elsewhere."""
     UNKNOWN = "unknown"
 
 
@@ -153,6 +155,8 @@ class VmRecord(Value, frozen=True, kw_only=True):
     pause: Reason | None = None
     """Why it is paused, when it is."""
     io_pause: IoPause | None = None
+    io_kill: str | None = None
+    """Who has it ended for that pause; durable before it is done, until it runs or has ended."""
     resumes_ms: tuple[int, ...] = ()
     """Automatic resumes after I/O errors inside the policy's window, oldest first."""
     reboot: RebootMark | None = None

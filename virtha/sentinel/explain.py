@@ -71,7 +71,13 @@ def _exit(record: VmRecord) -> tuple[Reason, ...]:
             return (reason("vm.down.moved", cause=ending.cause.value),)
         case ExitCause.START_FAILED:
             return (reason("vm.down.start_failed", detail=ending.detail),)
-        case ExitCause.SIGNAL | ExitCause.NEW_BOOT | ExitCause.LEASE | ExitCause.UNKNOWN:
+        case (
+            ExitCause.SIGNAL
+            | ExitCause.NEW_BOOT
+            | ExitCause.LEASE
+            | ExitCause.IO_ERROR
+            | ExitCause.UNKNOWN
+        ):
             return (reason("vm.down.failed", cause=ending.cause.value),)
         case _:
             return (reason(_CAUSE_CODES[ending.cause]),)

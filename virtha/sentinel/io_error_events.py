@@ -40,6 +40,15 @@ class ResumeEnded(Value, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class EndPausedAccepted(Value, frozen=True, kw_only=True):
+    """It is about to be ended, for an I/O error keeps it paused. Stepped, and its intents written, before it is done: so
+    its end is known for what it was, also by an agent that comes after this one."""
+
+    vm_id: VmId
+    incarnation: Incarnation
+    by: str
+
+
 class ProbeDisks(Value, frozen=True, kw_only=True):
     """See whether the storage of all its disks answers. Answered by ``DisksProbed``."""
 
@@ -58,5 +67,5 @@ class ResumeDomain(Value, frozen=True, kw_only=True):
     attempt: int
 
 
-IoErrorAnswer = DisksProbed | ResumeEnded
+IoErrorAnswer = DisksProbed | ResumeEnded | EndPausedAccepted
 IoErrorCommand = ProbeDisks | ResumeDomain

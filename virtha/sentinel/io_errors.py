@@ -14,11 +14,14 @@ from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Result
+from virtha.model.ids import Incarnation
+from virtha.model.orders import EndPausedVm
 from virtha.model.time import Millis, format_duration_ms
-from virtha.model.vm import OnIoError, Reason
-from virtha.sentinel.events import VmRecord
+from virtha.model.vm import NO_ROOM_PAUSE, OnIoError, Reason
+from virtha.sentinel.events import ExitCause, VmRecord
 from virtha.sentinel.io_error_events import (
     DisksProbed,
+    EndPausedAccepted,
     IoPause,
     ProbeDisks,
     ResumeDomain,
@@ -26,6 +29,7 @@ from virtha.sentinel.io_error_events import (
 )
 from virtha.sentinel.io_pauses import forget_probe, paused_on_io
 from virtha.sentinel.moves import leaves
+from virtha.sentinel.objections import late_objection
 from virtha.sentinel.state import Guarded, HostState, reason
 
 PROBE_DEADLINE_MS = 120_000
@@ -39,14 +43,41 @@ def objection_to_resume(
 ) -> str | None:
     """What may have come between the decision and now, in words. Asked by whoever carries it out, under the VM's lock;
     hold, shutdown and lease it asks itself."""
-    if record is None or record.incarnation != command.incarnation or record.released:
-        return "the VM is no longer this host's"
-    if record.superseded_by is not None:
-        return f"incarnation {record.superseded_by} was started elsewhere meanwhile"
-    if record.migrating or leaves(record):
+    if record is not None and record.io_kill is not None:
+        return "it is being ended"
+    return _late_objection(record, command.incarnation, domain)
+
+
+def objection_to_end(
+    record: VmRecord | None, order: EndPausedVm, domain: DomainReport
+) -> str | None:
+    """As ``objection_to_resume``. Of one that its host lets go on meanwhile: both are done under that lock."""
+    if record is not None and record.outside:
+        return "it was started outside of virtha"
+    if record is not None and record.vm.on_io_error is not OnIoError.KILL:
+        return f"its on_io_error says {record.vm.on_io_error}"
+    if record is not None and record.pause is not None and record.pause.code == NO_ROOM_PAUSE:
+        return "its storage is full, for every host"
+    return _late_objection(record, order.incarnation, domain)
+
+
+def ended_so(record: VmRecord, order: EndPausedVm) -> bool:
+    """Of one without a QEMU: it was ended by such an order, perhaps this very one."""
+    same, exit = record.incarnation == order.incarnation, record.exit
+    # Before the sentinel was told of its end, the mark stands.
+    return same and (
+        record.io_kill is not None or (exit is not None and exit.cause is ExitCause.IO_ERROR)
+    )
+
+
+def _late_objection(
+    record: VmRecord | None, incarnation: Incarnation, domain: DomainReport
+) -> str | None:
+    objection = late_objection(record, incarnation)
+    if objection is not None or record is None:
+        return objection
+    if leaves(record):
         return "it is marked as migrating"
-    if record.stop is not None or not record.wanted_up:
-        return "it was stopped on purpose meanwhile"
     if not paused_on_io(record):
         return "somebody paused it meanwhile"
     if (domain.state, domain.reason) != (DomainState.PAUSED, "ioerror"):
@@ -55,6 +86,15 @@ def objection_to_resume(
 
 
 # Answers
+
+
+def end_paused_accepted(host: HostState, event: EndPausedAccepted) -> None:
+    guarded = host.vms.get(event.vm_id)
+    if guarded is None or guarded.record.incarnation != event.incarnation:
+        return
+    if paused_on_io(guarded.record):
+        guarded.set(io_kill=event.by)
+        forget_probe(guarded)
 
 
 def disks_probed(host: HostState, event: DisksProbed) -> None:
@@ -146,6 +186,8 @@ def resumes_in_window(host: HostState, record: VmRecord) -> tuple[int, ...]:
 
 def _objection(host: HostState, record: VmRecord) -> Reason | None:
     """Why it is not let go on by itself now, however its storage is."""
+    if record.io_kill is not None:
+        return reason("io_error.ending")
     if record.vm.on_io_error is OnIoError.LEAVE_PAUSED:
         return reason("io_error.left_paused")
     if record.superseded_by is not None:

@@ -48,7 +48,7 @@ def io_pause_over(host: HostState, guarded: Guarded) -> None:
         paused_ms=int(host.now) - pause.since_ms,
         attempt=len(guarded.record.resumes_ms),
     )
-    guarded.set(io_pause=None)
+    guarded.set(io_pause=None, io_kill=None)
     forget_probe(guarded)
 
 

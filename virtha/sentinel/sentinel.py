@@ -59,9 +59,10 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.explain import reasons_of
 from virtha.sentinel.invariants import check
-from virtha.sentinel.io_error_events import DisksProbed, ResumeEnded
+from virtha.sentinel.io_error_events import DisksProbed, EndPausedAccepted, ResumeEnded
 from virtha.sentinel.io_errors import (
     disks_probed,
+    end_paused_accepted,
     io_error_moments,
     plan_io_error,
     resume_ended,
@@ -255,6 +256,8 @@ class Sentinel:
                 disks_probed(host, event)
             case ResumeEnded():
                 resume_ended(host, event)
+            case EndPausedAccepted():
+                end_paused_accepted(host, event)
             case (
                 MoveAccepted()
                 | MoveRefused()

@@ -188,6 +188,8 @@ def _release_cause(record: VmRecord) -> ReleaseCause | None:
         return ReleaseCause.INTENDED
     if cause is ExitCause.LEASE:
         return ReleaseCause.LEASE_LOST
+    if cause is ExitCause.IO_ERROR:
+        return ReleaseCause.IO_ERROR
     if cause is ExitCause.NEW_BOOT:
         return ReleaseCause.HOST_BOOTED
     if cause is ExitCause.START_FAILED:

@@ -71,6 +71,8 @@ def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down:
     if detail == "destroyed" and is_unfinished(record):
         return ExitCause.START_FAILED  # it never ran
     match detail:
+        case "destroyed" if record.io_kill is not None:
+            return ExitCause.IO_ERROR
         case "destroyed" | "from_snapshot":
             return ExitCause.DESTROYED_OUTSIDE
         case "migrated":
@@ -82,7 +84,7 @@ def attribute(record: VmRecord, detail: str, *, now: Millis, host_shutting_down:
                 record, detail, live_hints(record, now), host_shutting_down=host_shutting_down
             )
         case _:
-            return ExitCause.UNKNOWN
+            return ExitCause.UNKNOWN if record.io_kill is None else ExitCause.IO_ERROR
 
 
 def _attribute_end(
@@ -91,6 +93,9 @@ def _attribute_end(
     if HintKind.LEASE in hints:
         # Before all others: whatever else it was about to do, on this host it may not run again.
         return ExitCause.LEASE
+    if record.io_kill is not None and not host_shutting_down:
+        # Its guest stood still, so this is no wish of that; libvirt asks QEMU by a signal first.
+        return ExitCause.IO_ERROR
     if HintKind.PANIC in hints:
         return ExitCause.PANIC
     if HintKind.WATCHDOG_POWEROFF in hints:
@@ -189,6 +194,7 @@ def ended(host: HostState, guarded: Guarded, exit: Exit, *, told: bool = False) 
         pause=None,
         pause_by=None,
         io_pause=None,
+        io_kill=None,
         resumes_ms=(),
         reboot=None,
         dump_pending=False,
@@ -213,6 +219,7 @@ def _tell_exit(host: HostState, guarded: Guarded, cause: ExitCause, by: str) -> 
             ExitCause.PANIC
             | ExitCause.WATCHDOG_POWEROFF
             | ExitCause.LEASE
+            | ExitCause.IO_ERROR
             | ExitCause.UNKNOWN
             | ExitCause.SIGNAL
         ):

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from virtha.control.engine_orders import (
     EngineOrders,
     NotOrdered,
+    ending,
     leaving,
     operation_of,
     receiving,
@@ -23,13 +24,13 @@ from virtha.control.engine_orders import (
 from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.capacity import FeatureKind
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
-    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -37,12 +38,10 @@ from virtha.engine.events import (
     HostConfigured,
     HostRemoved,
     HostSurveyed,
-    Intent,
     Investigate,
     LibvirtAnswered,
     MigrateCommand,
     MigrationEnded,
-    Notice,
     OrderPower,
     Poison,
     PolicyChanged,
@@ -55,7 +54,7 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
 )
-from virtha.engine.told import active_vms, event_of, start_ended
+from virtha.engine.told import active_vms, ended, event_of
 from virtha.model.errors import Unavailable
 from virtha.model.evidence import ProcessKind
 from virtha.model.facts import Fact, Inventory, Outcome, Result
@@ -70,10 +69,10 @@ from virtha.model.ids import (
 )
 from virtha.model.policy import Policy
 from virtha.model.power import PowerLevel
-from virtha.model.time import Millis
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.ports.leaders import Prospects
+from virtha.server.cluster_records import ClusterRecords
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
 from virtha.server.lease_desk import LeaseLines, ServerLeaseDesk
@@ -96,47 +95,6 @@ Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 
 class Lines(LeaseLines, WitnessLines, Protocol):
     """Sessions, as its desks need them."""
-
-
-class _ClusterRecords:
-    """``Leading`` for one cluster and lead: implements ``leader.Records``."""
-
-    def __init__(
-        self, leading: Leading, cluster_id: ClusterId, lead: Lead, book: SightingBook
-    ) -> None:
-        self._leading = leading
-        self._cluster_id = cluster_id
-        self._lead = lead
-        self._book = book
-
-    async def write(
-        self,
-        *,
-        intents: Sequence[Intent],
-        notices: Sequence[Notice],
-        receipts: Mapping[HostId, int],
-        told: Iterable[CopyGranted],
-        clock: Millis,
-    ) -> bool:
-        observed = self._book.observed(intents, notices)
-        held = await self._leading.write(
-            self._cluster_id,
-            self._lead,
-            intents=intents,
-            notices=notices,
-            receipts=receipts,
-            told=told,
-            clock=clock,
-            observed=observed,
-        )
-        self._book.written(observed)
-        return held
-
-    async def acknowledge(self, receipts: Mapping[HostId, int]) -> bool:
-        return await self._leading.acknowledge(self._lead, receipts)
-
-    async def held(self) -> bool:
-        return await self._leading.holds(self._lead)
 
 
 class ClusterFeed:
@@ -189,7 +147,7 @@ class ClusterFeed:
         self._surveys: dict[HostId, HostSurveyed] = {}
         self._offered: dict[HostId, int] = {}
         """The last fact of each host that the engine was given."""
-        self._starts: dict[OperationId, StartCommand] = {}
+        self._begun: dict[OperationId, StartCommand | EndPaused] = {}
         """Until it is told how they ended, or their VM is gone."""
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
@@ -228,7 +186,7 @@ class ClusterFeed:
             engine=engine,
             term=self.lead.term,
             clock=clock,
-            records=_ClusterRecords(self._leading, self.cluster_id, self.lead, self._sightings),
+            records=ClusterRecords(self._leading, self.cluster_id, self.lead, self._sightings),
             journal=self._journal,
             carry_out=self.carry_out,
             acknowledged=self._acknowledged,
@@ -391,7 +349,7 @@ class ClusterFeed:
     def vm_gone(self, vm_id: VmId) -> None:
         self._domains = None
         if self._vms.pop(vm_id, None) is not None:
-            self._starts = {key: one for key, one in self._starts.items() if one.vm_id != vm_id}
+            self._begun = {key: one for key, one in self._begun.items() if one.vm_id != vm_id}
             self.offer(VmRemoved(vm_id=vm_id))
 
     def granted(self, led: LedVm, granted: CopyGranted) -> None:
@@ -500,11 +458,11 @@ class ClusterFeed:
             self.offer(survey)
 
     async def _ended(self, outcome: Outcome) -> None:
-        start = self._starts.get(outcome.operation_id)
-        if start is not None:
-            self.offer(start_ended(start, outcome))
+        begun = self._begun.get(outcome.operation_id)
+        if begun is not None:
+            self.offer(ended(begun, outcome))
             if outcome.result is not Result.UNKNOWN:
-                del self._starts[outcome.operation_id]  # told again, it would say the same
+                del self._begun[outcome.operation_id]  # told again, it would say the same
         left = self._leaving.pop(outcome.operation_id, None)
         unread = outcome.result is Result.REFUSED and outcome.code in REFUSED_UNREAD
         if left is not None and unread:
@@ -553,7 +511,7 @@ class ClusterFeed:
         knows."""
         match command:
             case StartCommand():
-                self._starts[operation_of(self.cluster_id, command.order_id)] = command
+                self._begun[operation_of(self.cluster_id, command.order_id)] = command
                 why_not = await self._orders.start(self.cluster_id, self.lead, command)
                 if why_not is not None:
                     log.info("a start was not ordered", order=command.order_id, why=why_not.why)
@@ -573,7 +531,13 @@ class ClusterFeed:
                 await self._orders.cancel(self.cluster_id, self.lead, command, attempt=attempt)
             case EndCopy():
                 attempt = next(self._attempts)
-                await self._orders.end(self.cluster_id, self.lead, command, attempt=attempt)
+                await self._orders.end_superseded(
+                    self.cluster_id, self.lead, command, attempt=attempt
+                )
+            case EndPaused():
+                operation_id = ending(self.cluster_id, self.lead, command, next(self._attempts))
+                self._begun[operation_id] = command
+                await self._orders.end_paused(self.lead, command, operation_id)
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
                 self._let_in[operation_id] = command

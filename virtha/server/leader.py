@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from virtha.engine import turn
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -21,7 +22,6 @@ from virtha.engine.events import (
     Command,
     CopyGranted,
     Decision,
-    EndCopy,
     EngineEvent,
     HostConfigured,
     Intent,
@@ -117,7 +117,9 @@ def lane_of(command: Command) -> str:
     """Commands of one lane are sent in their order; no lane waits for another. What fences a host, or leads to it, waits
     for nothing but what was decided about that host before (F4): not for starts, nor for another host's device."""
     match command:
-        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration() | EndCopy():
+        case StartCommand() | CancelStart() | MigrateCommand() | SettleMigration():
+            return "vms"
+        case EndCopy() | EndPaused():
             return "vms"
         case Investigate(subject=host_id):
             return f"evidence of {host_id}"

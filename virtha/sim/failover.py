@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
     CancelStart,
     Command,
     CopyGranted,
-    EndCopy,
     EndWaiver,
     EngineEvent,
     GiveWaiver,
@@ -44,7 +44,7 @@ from virtha.engine.events import (
 )
 from virtha.engine.host_orders import BY, end_order, spent_grant
 from virtha.engine.records import HostRecord
-from virtha.engine.told import active_vms, event_of, start_ended
+from virtha.engine.told import active_vms, ended, event_of
 from virtha.engine.turn import is_too_late, not_carried_out
 from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import (
@@ -54,7 +54,8 @@ from virtha.model.facts import (
     Result,
 )
 from virtha.model.ids import BootId, HostId, OperationId, StorageDomainId, Term, VmId
-from virtha.model.orders import StartVm
+from virtha.model.orders import EndPausedVm, StartVm
+from virtha.model.vm import OnIoError
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
 from virtha.sim.leader import Leader
@@ -89,7 +90,7 @@ class Failover:
         """As the engine knows it."""
         self._policy = self._server.policy
         self._surveys: dict[str, HostSurveyed] = {}
-        self._starts: dict[str, StartCommand] = {}
+        self._begun: dict[str, StartCommand | EndPaused] = {}
         self._offered: dict[str, int] = dict(self._server.acknowledged)
         """The last fact of each host that the engine was given."""
         self._cancels = self._ends = 0
@@ -287,9 +288,9 @@ class Failover:
         return True
 
     def _outcome(self, outcome: Outcome) -> None:
-        start = self._starts.get(outcome.operation_id)
-        if start is not None:
-            self.leader.offer(start_ended(start, outcome))
+        begun = self._begun.get(outcome.operation_id)
+        if begun is not None:
+            self.leader.offer(ended(begun, outcome))
 
     # The records
 
@@ -359,7 +360,9 @@ class Failover:
             case CancelStart():
                 self._cancel(command)
             case EndCopy():
-                self._end(command)
+                self._end_superseded(command)
+            case EndPaused():
+                self._end_paused(command)
             case MigrateCommand() | SettleMigration() if not self._leads:
                 world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             case MigrateCommand():
@@ -409,7 +412,7 @@ class Failover:
         if not self._leads:
             self._world.trace(f"agents refuse term {self.leader.term}: {command.order_id}")
             return
-        self._starts[command.order_id] = command
+        self._begun[command.order_id] = command
         known, host = self._server.vms[command.vm_id], str(command.host_id)
         others = sorted(known.holders - {host})
         if others:
@@ -448,7 +451,7 @@ class Failover:
             self._gateway.deliver(order)
         del server.pending[order.operation_id]
 
-    def _end(self, command: EndCopy) -> None:
+    def _end_superseded(self, command: EndCopy) -> None:
         """To that boot, over the session that there is."""
         server, host = self._server, str(command.host_id)
         if not self._leads or server.boots.get(host) != command.boot:
@@ -459,6 +462,20 @@ class Failover:
         if self._gateway.agent_connected(host):
             self._gateway.deliver(order)
         del server.pending[operation_id]
+
+    def _end_paused(self, command: EndPaused) -> None:
+        """Once, over the session that there is; not while the server's own record names another holder."""
+        server, host = self._server, str(command.host_id)
+        if not self._leads or server.vms[command.vm_id].holders != {host}:
+            return
+        self._ends += 1
+        operation_id = OperationId(f"{command.order_id}.end{self._ends}")
+        self._begun[operation_id] = command
+        body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
+        order = server.order(host, body, operation_id=operation_id)
+        if self._gateway.agent_connected(host):
+            self._gateway.deliver(order)
+        del server.pending[order.operation_id]
 
 
 def _untold_tests(
@@ -484,6 +501,7 @@ def _engine_vm(known: ServerVm, domain: StorageDomainId) -> EngineVm:
         memory_bytes=known.vm.memory_bytes,
         ha=known.vm.ha and known.managed,
         wanted_up=known.wanted_up,
+        kill_on_io_error=known.vm.on_io_error is OnIoError.KILL,
         priority=known.placing.priority,
         features=frozenset({Feature(FeatureKind.STORAGE, domain)}),
         groups=known.placing.groups,

@@ -12,6 +12,7 @@ from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Incarnation, Term, VmId
 from virtha.model.orders import (
     AdoptVm,
+    EndPausedVm,
     Grant,
     MigrateVm,
     Order,
@@ -169,6 +170,8 @@ class OrderDesk:
                 self.agent.locked(vm.id, partial(self._at_once, order, vm.id))
             case StopVm() | RebootVm() | PauseVm() | ResumeVm() | ReleaseVm() as body:
                 self.agent.locked(body.vm_id, partial(self._at_once, order, body.vm_id))
+            case EndPausedVm() as body:
+                self.agent.locked(body.vm_id, partial(self._end_paused, order, body))
             case ReceiveVm() | SettleMigration() as body:
                 self.agent.locked(body.vm.id, partial(self._move, order, body))
             case MigrateVm() as body:
@@ -185,6 +188,13 @@ class OrderDesk:
         else:
             self._end(order, Result.REFUSED, refusal=_Refused(refusal.code, refusal.fields))
         self.agent.unlock(vm_id)
+
+    def _end_paused(self, order: Order, body: EndPausedVm) -> None:
+        def answered(result: Result, why: Reason | None) -> None:
+            refusal = None if why is None else _Refused(why.code, why.fields)
+            self._end(order, result, refusal=refusal)
+
+        self.agent.paused.end(body, answered)
 
     def _arrival_objection(self, order: ReceiveVm) -> Reason | None:
         objection = self._grant_objection(order.grant)

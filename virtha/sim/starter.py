@@ -8,6 +8,7 @@ from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
 from virtha.ports.hypervisor import GateRefused
 from virtha.sentinel.events import Restart, RestartEnded
+from virtha.sentinel.objections import late_objection
 
 if TYPE_CHECKING:
     from virtha.sim.agent import SimAgent
@@ -58,14 +59,9 @@ class Starter:
     def _objection(self, command: Restart, until_ms: int) -> str | None:
         """A stop, a hold, the host's shutdown may have come between the decision and now."""
         record, settings = self._agent.record(command.vm_id), self._host.disk.settings
-        if record is None or record.incarnation != command.incarnation:
-            return "the VM is no longer this host's"
-        if record.stop is not None or record.released or not record.wanted_up:
-            return "it was stopped on purpose meanwhile"
-        if record.superseded_by is not None:
-            return f"incarnation {record.superseded_by} was started elsewhere meanwhile"
-        if record.migrating:
-            return "it is marked as migrating"
+        objection = late_objection(record, command.incarnation)
+        if objection is not None:
+            return objection
         if self._host.shutting_down:
             return "this host is shutting down"
         if settings is not None and settings.hold is not None:

@@ -54,6 +54,7 @@ SEEN: dict[str, tuple[str, ...]] = {
     "a copy found": ("vm.found",),
     "a quarantine": ("vm.quarantined",),
     "a resume after an I/O error": ("vm.io_error.resumed",),
+    "an end for an I/O error": ("vm.io_error.killing",),
     "no room for a VM": ("recovery.blocked.no_capacity",),
 }
 """What came of a world, by the codes of its history and of the reasons that were given on the way."""

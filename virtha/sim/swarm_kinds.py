@@ -20,7 +20,13 @@ GUARDIAN_POINTS = ("renew", "kill", "reset", "feed", "arm", "allow", "read", "po
 TORN_BYTES = (0, 3, 20, 200)
 HOME_PERCENT = 60
 """Hosts that are drawn because a VM was started there: what happens to the others moves little."""
-_PROTECTION = ("ha=yes", "ha=no", "on-io-error=leave_paused", "on-io-error=auto_resume")
+_PROTECTION = (
+    "ha=yes",
+    "ha=no",
+    "on-io-error=leave_paused",
+    "on-io-error=auto_resume",
+    "on-io-error=kill",
+)
 
 
 class Draw:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import ColumnElement, Table, insert, update
 
+from virtha.model.errors import Failed
 from virtha.store.store import WriteTransaction
 
 T = TypeVar("T")
@@ -16,7 +17,26 @@ def encode(value: object) -> str:
 
 
 def decode(wanted: type[T], text: str) -> T:
-    return msgspec.json.decode(text, type=wanted)
+    """Raises Failed (`problem.record.unknown`), which names the record: a later version wrote a word that this one does
+    not know, or somebody else wrote."""
+    try:
+        return msgspec.json.decode(text, type=wanted)
+    except msgspec.DecodeError as error:
+        raise Failed(
+            f"the record of {_named(wanted, text)} holds what this version can't read: {error}",
+            code="problem.record.unknown",
+            fix="run the version that wrote it, or a newer one; or restore a backup",
+        ) from None
+
+
+def _named(wanted: type[Any], text: str) -> str:
+    kind = wanted.__name__.lower()
+    try:
+        said = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return f"a {kind}"
+    name = (said.get("name") or said.get("id")) if isinstance(said, dict) else None
+    return f"{kind} {name}" if name else f"a {kind}"
 
 
 async def put(

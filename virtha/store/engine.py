@@ -8,7 +8,6 @@ the next, which is told of it before it decides anything.
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-import msgspec
 from sqlalchemy import ColumnElement, Table, delete, select, update
 
 from virtha.engine.events import (
@@ -49,9 +48,10 @@ def _decoded(wanted: type[T], text: str, what: str) -> T:
     """Raises Failed: nobody may lead with half of what was decided before."""
     try:
         return decode(wanted, text)
-    except (msgspec.DecodeError, AssertionError) as error:
+    except (Failed, AssertionError) as error:
+        why = error.__cause__ or error.__context__ or error
         raise Failed(
-            f"the engine's record of {what} can't be read: {error}",
+            f"the engine's record of {what} can't be read: {why}",
             fix="run the version that wrote it, or a newer one; or restore a backup",
         ) from None
 

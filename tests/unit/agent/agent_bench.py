@@ -17,6 +17,7 @@ from virtha.agent.host_clock import BoottimeClock, read_boot_id
 from virtha.agent.identity import Identity
 from virtha.agent.lease_files import StartPermit, StartPermits, write_run_file
 from virtha.agent.paths import AgentPaths
+from virtha.agent.process_table import OpenFiles
 from virtha.agent.properties import AgentProperties
 from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
 from virtha.model.host import HostCapabilities, StorageDomain
@@ -242,6 +243,8 @@ class Bench:
         self.properties = AgentProperties()
         self.qemus: Callable[[], tuple[QemuProcess, ...]] = self._simulated_qemus
         """What the kernel has."""
+        self.qemu_files: OpenFiles | None = OpenFiles()
+        """What it says that each of those has open."""
         self.agent: Agent
         self._operation = 0
 
@@ -283,6 +286,7 @@ class Bench:
             moves=self.moves,
             destination=self.destination,
             qemus=lambda: self.qemus(),
+            qemu_files=lambda _process, _roots: self.qemu_files,
         )
         self.agent.outbox.align(0)  # as the first hello does
         return self.agent

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from virtha.agent import new_disk
 from virtha.agent.disk_proof import DiskProver
-from virtha.agent.storage import prepare_storage
+from virtha.agent.storage import VmHeader, claim_incarnation, prepare_storage
 from virtha.model.facts import Result
 from virtha.model.host import StorageDomain
-from virtha.model.ids import DiskId, Incarnation, VmId
+from virtha.model.ids import BootId, DiskId, HostId, Incarnation, VmId
 from virtha.model.orders import PauseVm
 from virtha.model.policy import IoErrorPolicy, Policy
 from virtha.model.vm import Vm
@@ -173,6 +173,31 @@ def test_what_comes_between_the_look_and_the_resume_is_heeded(
         else:
             theirs = {"pause": "vm.paused.as_ordered", "outside": "vm.paused.outside"}[what]
             await bench.until(lambda: reasons(bench)[0] == theirs)
+        assert not runs(bench)
+
+    bench.run(story)
+
+
+@pytest.mark.req("G4")
+def test_one_whose_storage_names_a_later_start_stays_paused(bench: Bench) -> None:
+    """Nobody may have told this host, which may be cut off: the storage does."""
+    vm = bench.vm(disks=(bench.disk(),))
+
+    async def story() -> None:
+        await started(bench, vm)
+        prover = DiskProver(bench.agent.host)
+        assert await prover.objection(WEB1, False) is None
+        later = VmHeader(
+            installation_id=INSTALLATION,
+            vm_id=WEB1,
+            incarnation=Incarnation(2),
+            host_id=HostId("h2"),
+            boot=BootId("b"),
+        )
+        claim_incarnation(bench.storage, later, bench.files)
+        io_error(bench)
+        await bench.until(lambda: "io_error.waiting.storage" in reasons(bench))
+        assert "incarnation 2" in str(await prover.objection(WEB1, False))
         assert not runs(bench)
 
     bench.run(story)

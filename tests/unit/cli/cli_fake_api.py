@@ -87,7 +87,7 @@ def handler_of(api: Api) -> type[BaseHTTPRequestHandler]:
             )
             answer = api.answer(asked)
             if answer.hang is not None:
-                answer.hang.wait(10)
+                answer.hang.wait(60)
                 self.close_connection = True
                 return
             if answer.cut:

@@ -1,9 +1,5 @@
 """What the shell offers: live names from the server that the command would ask, and nothing where it can't be asked."""
 
-import os
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +8,7 @@ import pytest
 from cli_fake_api import Answer, Api, Ran
 
 from virtha.cli.main import NOUNS, load
+from virtha.lab.state import LabState, NodeState, write_state
 
 Run = Callable[..., Ran]
 Complete = Callable[[str], list[str]]
@@ -22,13 +19,10 @@ def complete(run: Run, monkeypatch: pytest.MonkeyPatch) -> Complete:
     """What bash would offer for the last word of a line; a blank at its end begins a new one."""
 
     def ask(line: str) -> list[str]:
-        words = line.split(" ")
-        monkeypatch.setenv("_VIRTHA_COMPLETE", "complete_bash")
-        monkeypatch.setenv("COMP_WORDS", line)
-        monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
-        ran = run()
-        assert ran.err == ""
-        return ran.out.split("\n")[:-1] if ran.out.strip() else []
+        monkeypatch.setenv("_VIRTHA_COMPLETE", "bash")
+        ran = run(line, line.rpartition(" ")[2])
+        assert (ran.code, ran.err) == (0, "")
+        return ran.out.splitlines()[1:]
 
     return ask
 
@@ -80,8 +74,10 @@ def test_each_kind_of_name(
 
 
 def test_what_the_program_knows_needs_no_server(complete: Complete) -> None:
+    assert complete("virtha cl") == ["cluster"]
+    assert "adopt" in complete("virtha vm ")
     assert "vm.watchdog.fired" in complete("virtha codes vm.watchdog.f")
-    assert complete("virtha notify subscribe m --code vm.watchdog.*") == ["vm.watchdog.*"]
+    assert complete("virtha notify subscribe m --code vm.watchdog.*") == [r"vm.watchdog.\*"]
     assert "restart.delay=" in complete("virtha policy set restart.")
     assert complete("virtha notify receiver add m") == ["mail"]
 
@@ -100,6 +96,8 @@ def test_where_the_line_says_which_server_that_one_is_asked(
     socket_api.on("GET", "/v1/vms", vms("web1"))
     assert complete(f"virtha vm show --root {home} ") == ["web1"]
     assert complete(f"virtha --root {home} -o nonsense vm show ") == ["web1"]
+    assert complete(f"virtha event list --root {home} --vm ") == ["web1"]
+    assert complete(f"virtha event list --root {home} --vm=w") == ["--vm=web1"]
 
 
 def test_without_an_answer_nothing_is_offered_and_nothing_said(
@@ -138,41 +136,133 @@ def test_a_call_that_completes_nothing_asks_nothing_more() -> None:
     assert {"vm", "host"} <= set(NOUNS)
 
 
-@pytest.mark.req("L6")
-def test_in_a_real_bash(api: Api, tmp_path: Path) -> None:
-    """The script is loaded as its page says, and the function that it registers is called as Tab does."""
-    api.on("GET", "/v1/vms", vms("web1", "web2"))
-    program = tmp_path / "virtha"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m virtha.cli.main "$@"\n')
-    program.chmod(0o755)
-    typed = """
-        source <(virtha completion bash)
-        registered=$(complete -p virtha)
-        [[ $registered =~ -F\\ ([^ ]+) ]]
-        COMP_WORDS=(virtha vm show we) COMP_CWORD=3
-        ${BASH_REMATCH[1]} virtha we show
-        printf '%s\\n' "${COMPREPLY[@]}"
-    """
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    ran = subprocess.run(
-        ["bash", "--norc", "-c", typed],
-        env={**os.environ, "PATH": path, "VIRTHA_URL": api.url},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert (ran.stdout.split(), ran.stderr) == (["web1", "web2"], "")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_is_one_of_its_shell(
-    shell: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("line", "path", "answer", "offered"),
+    [
+        (
+            "vm snapshot revert web1 ",
+            "/v1/vms/web1/snapshots",
+            {"items": [{"name": "before"}]},
+            ["before"],
+        ),
+        (
+            "vm disk resize web1 ",
+            "/v1/vms/web1",
+            {"vm": {"disks": [{"name": "boot"}, {"name": "data"}]}},
+            ["boot", "data"],
+        ),
+        (
+            "vm nic remove web1 ",
+            "/v1/vms/web1",
+            {"vm": {"nics": [{"mac": "52:54:00:00:00:01"}]}},
+            [r"52:54:00:00:00:01"],
+        ),
+        (
+            "host power test h1 --device ",
+            "/v1/hosts/h1/power",
+            {"items": [{"name": "bmc"}]},
+            ["bmc"],
+        ),
+        (
+            "cluster power remove c1 --device ",
+            "/v1/clusters/c1/power",
+            {"items": [{"name": "pdu"}]},
+            ["pdu"],
+        ),
+        ("host power agent show ", "/v1/power/agents", ["fence_apc"], ["fence_apc"]),
+        (
+            "template show ",
+            "/v1/templates",
+            {"items": [{"template": {"name": "base"}}]},
+            ["base"],
+        ),
+        (
+            "vm create x --template ",
+            "/v1/templates",
+            {"items": [{"template": {"name": "base"}}]},
+            ["base"],
+        ),
+        ("notify retry ", "/v1/deliveries", {"items": [{"id": "0d"}]}, ["0d"]),
+        ("explain vm/", "/v1/vms", {"items": [{"vm": {"name": "web1"}}]}, ["vm/web1"]),
+        ("doctor cluster/", "/v1/clusters", {"items": [{"name": "c1"}]}, ["cluster/c1"]),
+    ],
+)
+def test_names_of_what_else_there_is(
+    line: str, path: str, answer: object, offered: list[str], api: Api, complete: Complete
 ) -> None:
-    monkeypatch.setenv("_VIRTHA_COMPLETE", "")  # the command sets it; put back afterwards
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"no {shell} here")
-    script = tmp_path / "script"
-    script.write_text(run("completion", shell).out)
-    checked = subprocess.run([program, "-n", str(script)], capture_output=True, text=True)
-    assert (checked.returncode, checked.stderr) == (0, "")
+    api.on("GET", path, answer)
+    assert complete(f"virtha {line}") == offered
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("explain ", ["vm/", "host/"]),
+        ("vm list -o ", ["table", "json", "yaml", "wide"]),
+        ("vm create x --watchdog ib", ["ib700:"]),
+        ("vm create x --watchdog ib700:po", ["ib700:poweroff"]),
+        ("policy set profile=b", ["profile=balanced"]),
+        ("policy set fencing.action=no", ["fencing.action=nothing"]),
+        ("policy budget --set restart.delay_m", ["restart.delay_max="]),
+        ("host power set h1 driver=red", ["driver=redfish"]),
+        ("host power set h1 --unset addr", ["address"]),
+        ("agent properties get host.overcommit", ["host.overcommit.mem.mb"]),
+        ("man templ", ["template"]),
+        ("vm list --state=pau", ["--state=paused"]),
+        ("event list --code vm.watchdog.un", ["vm.watchdog.unknown"]),
+    ],
+)
+def test_words_that_the_program_knows(line: str, offered: list[str], complete: Complete) -> None:
+    assert complete(f"virtha {line}") == offered
+
+
+def test_what_is_on_the_line_already_is_not_offered_again(api: Api, complete: Complete) -> None:
+    api.on("GET", "/v1/vms", vms("db1", "web1", "web2"))
+    assert complete("virtha vm start web1 db1 ") == ["web2"]
+
+
+def test_a_lab_offers_its_own_hosts_and_asks_no_server(
+    api: Api, complete: Complete, tmp_path: Path
+) -> None:
+    nodes = tuple(
+        NodeState(name=name, number=number, kind=kind)
+        for number, (name, kind) in enumerate([("server", "server"), ("h1", "host")])
+    )
+    write_state(LabState(id="vl", directory=str(tmp_path), nodes=nodes))
+    assert complete(f"virtha lab kill-host --dir {tmp_path} ") == ["h1"]
+    assert complete(f"virtha lab exec --dir {tmp_path} ") == ["server", "h1"]
+    assert complete("virtha lab kill-host --dir /nowhere ") == []
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("man --write ", "directories"),
+        ("man --write=", "directories"),
+        ("vm list --root ", "directories"),
+        ("policy set --file ", "files"),
+        ("vm screenshot web1 -o ", "files"),
+        ("simulate ", "files"),
+        ("server backup ", "files"),
+        ("vm create ", "words"),
+        ("vm show ", "words"),
+    ],
+)
+def test_paths_only_where_one_is_meant(
+    line: str, kind: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an answer, a name of a VM was completed to that of a file."""
+    monkeypatch.setenv("VIRTHA_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("_VIRTHA_COMPLETE", "zsh")
+    assert run(*line.split(" ")) == Ran(0, f"{kind}\n", "")
+
+
+@pytest.mark.parametrize("given", [(), ("",), ("vm", "--"), ("\ud800",), ("'", "'"), ("vm", "\\")])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
+def test_a_line_that_is_none_is_answered_without_a_word(
+    shell: str, given: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_VIRTHA_COMPLETE", shell)
+    ran = run(*given)
+    assert (ran.code, ran.err) == (0, "")

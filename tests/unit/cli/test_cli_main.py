@@ -200,25 +200,7 @@ def test_completion_script(shell: str, run: Run) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True
     )
-    assert f"complete_{shell}" in ran.stdout
-    assert "virtha" in ran.stdout
-
-
-def test_completion_completes_nouns_and_verbs() -> None:
-    def complete(words: str, index: int) -> list[str]:
-        shell = {"_VIRTHA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
-        ran = subprocess.run(
-            [sys.executable, "-c", "from virtha.cli.main import main; main([])"],
-            env={**os.environ, **shell},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        return ran.stdout.split()
-
-    assert complete("virtha cl", 1) == ["cluster"]
-    assert "adopt" in complete("virtha vm ", 2)
+    assert f"_VIRTHA_COMPLETE={shell}" in ran.stdout
 
 
 PROBLEMS = [

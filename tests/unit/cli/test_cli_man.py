@@ -1,7 +1,7 @@
 """Man pages: every command is in one, and each is what man can read."""
 
+import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from cli_fake_api import Ran
 
-from virtha.cli.main import NOUNS
+from virtha.cli.main import NOUNS, main
 from virtha.cli.man import noun_page, overview_page
 from virtha.model.errors import Failed
 
 Run = Callable[..., Ran]
-ORDERS = {"TH", "SH", "SS", "TP", "B", "BR", "br"}
+ORDERS = {"TH", "SH", "SS", "TP", "PP", "B", "BR", "br", "nh", "ad"}
 
 
 def checked(page: str) -> None:
@@ -45,11 +45,20 @@ def test_each_noun_has_its_page_with_all_its_commands(noun: str) -> None:
         for command in ("list", r"power\-off", "watchdog set"):
             assert f".SS virtha vm {command}" in page
         assert r"\fIVM\fR\ ..." in page
+        assert r"virtha vm list [\fIOPTIONS\fR]" in page.replace(r"\fB", "").replace(r"\fR [", " [")
+        assert "\\fIbridge=BR,...\\fR" in page
+        assert "\n.PP\nFor example: virtha vm create" in page
+        # An option with a value is seen to have one, and which words it takes.
+        assert r"\fB\-\-machine\fR \fIq35|pc|" in page
+        assert r"\fB\-\-cluster\fR \fITEXT\fR" in page
+        assert r"\fB\-\-vcpus\fR \fIN\fR" in page
+        assert "\n\\fB\\-\\-start\\fR\n" in page
+    if noun == "simulate":
+        assert r"[[" not in page
     if noun == "notify":
         assert r"\fIID\fR\ ..." in page and "ID..." not in page
 
 
-@pytest.mark.skipif(shutil.which("groff") is None, reason="no groff here")
 def test_groff_warns_of_nothing() -> None:
     pages = "".join([overview_page(), *map(noun_page, NOUNS)])
     ran = subprocess.run(
@@ -58,6 +67,23 @@ def test_groff_warns_of_nothing() -> None:
         capture_output=True,
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+@pytest.mark.req("L6")
+def test_man_itself_shows_each_page_and_whatis_finds_it(tmp_path: Path) -> None:
+    """As a user reads them, by man's own path: with no warning, nothing cut, and a line for `man -k`."""
+    place = tmp_path / "man1"
+    place.mkdir()
+    assert main(["man", "--write", str(place)]) == 0
+    env = {**os.environ, "MANPATH": str(tmp_path), "MANWIDTH": "80", "LC_ALL": "C.UTF-8"}
+    for page in sorted(place.iterdir()):
+        name = page.name.removesuffix(".1")
+        shown = subprocess.run(["man", "--warnings", name], env=env, capture_output=True, text=True)
+        assert (shown.returncode, shown.stderr) == (0, ""), name
+        assert "NAME\n" in shown.stdout and f"{name} - " in shown.stdout
+        assert max(map(len, shown.stdout.splitlines())) <= 80, name
+        brief = subprocess.run(["lexgrog", str(page)], capture_output=True, text=True)
+        assert f'"{name} - ' in brief.stdout
 
 
 def test_written_to_a_directory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

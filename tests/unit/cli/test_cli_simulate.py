@@ -16,7 +16,7 @@ import pytest
 from cli_fake_api import Ran
 
 from virtha.cli.options import Options
-from virtha.cli.run_journal import RunJournal
+from virtha.cli.run_journal import RunJournal, code_digest
 from virtha.cli.simulate_report import write_picture
 from virtha.cli.simulate_swarm import Seeds, parse_seeds, rare_kinds, shares, show_swarm
 from virtha.model.errors import Failed, InvalidInput
@@ -304,6 +304,46 @@ def test_a_resume_file_with_nonsense_inside(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"nonsense\n")
     with pytest.raises(InvalidInput, match="line 3"):
         RunJournal(path, what="seeds 1..2", code="c")
+
+
+@pytest.mark.bad_input("foreign run file", story=True)
+@pytest.mark.parametrize("line", [b"{}", b"[1]", b'{"seed":"one"}', b"null"])
+def test_a_resume_file_whose_lines_are_of_something_else(
+    line: bytes, run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.journal"
+    journal = RunJournal(path, what="seeds 1..2", code=code_digest())
+    journal.add(line)
+    journal.close()
+    before = path.read_bytes()
+    ran = run("simulate", "--seed", "1..2", "--jobs", "1", "--resume", str(path))
+    assert ran.code == 2 and "--resume" in ran.err and "line 2: " in ran.err
+    assert path.read_bytes() == before
+
+
+def test_ctrl_c_keeps_what_was_played_and_leaves_no_process(tmp_path: Path) -> None:
+    """The terminal tells the whole group; the same command goes on."""
+    path = tmp_path / "run.journal"
+    command = [
+        sys.executable, "-m", "virtha.cli.main", "simulate", "--seed", "1..4000", "--jobs", "2",
+        "--resume", str(path), "--save", str(tmp_path / "failures"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not path.exists() or path.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, out) == (130, "")
+    played = path.read_bytes().count(b"\n") - 1
+    assert f"stopped after {played} worlds\ngo on with the same command: {path}" in err
+    assert "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        while True:  # the last one of its group may be a moment behind
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
 
 
 @pytest.mark.bad_input("foreign run file", story=True)

@@ -9,6 +9,7 @@ import msgspec
 from played_moves import PlayedMoves
 
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.ending import EndCopy
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
     BeatSeen,
@@ -17,7 +18,6 @@ from virtha.engine.events import (
     CopyReleased,
     Decision,
     DisksWatched,
-    EndCopy,
     EngineEvent,
     HostConfigured,
     HostSurveyed,

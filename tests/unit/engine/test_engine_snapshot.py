@@ -170,6 +170,7 @@ FOUND_AGAIN = {
     "unsettled",
     "migrating",
     "homesick",
+    "paused",
     "drains",
 }
 EMPTY_BETWEEN_STEPS = {

@@ -92,6 +92,36 @@ def test_another_judges_proof_is_as_good(kind: ProofKind):
     play.until(lambda: play.where("v1") != [], within_ms=1_000)
 
 
+@pytest.mark.parametrize("kind", [ProofKind.LEASE, ProofKind.STORAGE_FENCE])
+def test_a_proof_by_storage_says_nothing_of_a_vm_with_a_disk_in_another_domain(kind: ProofKind):
+    """Shut out of one cluster, its QEMU writes on to the other (P2, P3)."""
+    both = frozenset(Feature(FeatureKind.STORAGE, one) for one in ("ds1", "ds2"))
+    one = frozenset({Feature(FeatureKind.STORAGE, "ds1")})
+    play = Play(4, vms=[vm("v1", features=one), vm("v2", features=both)])
+    play.run("v1", "h1")
+    play.run("v2", "h1")
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+
+    def proof(*domains: str) -> ProofFound:
+        return ProofFound(
+            proof=Proof(
+                kind=kind,
+                host_id=HostId("h1"),
+                boot=BootId("h1b1"),
+                at_ms=play.now,
+                domain_ids=tuple(StorageDomainId(name) for name in domains),
+            )
+        )
+
+    play.inbox.append(proof("ds1"))
+    play.advance(5_000)
+    assert play.sent(StartCommand) == [] and play.verdict("h1") is Verdict.DEAD_UNPROVEN
+    play.inbox.append(proof("ds1", "ds2"))
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_PROVEN)
+
+
 def test_a_proof_of_another_boot_proves_nothing():
     play = playing()
     play.hosts["h1"].cut()
@@ -468,6 +498,32 @@ def test_nothing_starts_before_every_host_told_what_it_runs():
         if host.alive:
             play.survey(host)
     play.until(lambda: play.where("v1") != [])
+
+
+def test_a_start_on_record_that_was_never_sent_goes_out_as_soon_as_every_host_has_told():
+    """Its leader died between writing and sending it. Waiting until it is overdue would cost a second attempt, and the grant's time."""
+    play = playing()
+    play.on_command = lambda command: isinstance(command, StartCommand)
+    play.hosts["h1"].cut()
+    play.until(lambda: play.sent(StartCommand) != [])
+    (unsent,) = play.sent(StartCommand)
+    play.on_command = None
+
+    def nobody_has_told() -> None:
+        play.inbox = [one for one in play.inbox if not isinstance(one, HostSurveyed)]
+
+    play.before_first_step = nobody_has_told
+    play.new_leader()
+    play.advance(2_000)
+    assert play.sent(StartCommand) == [unsent]
+    assert play.why_vm("v1") == ["recovery.waiting.inventory"]
+    for host in play.hosts.values():
+        if host.alive:
+            play.survey(host)
+    play.tick()
+    assert play.sent(StartCommand) == [unsent, unsent]
+    play.until(lambda: play.where("v1") == [unsent.host_id], within_ms=1_000)
+    assert "vm.start_overdue" not in play.told()
 
 
 @pytest.mark.parametrize("step", range(12))

@@ -8,6 +8,7 @@ from virtha.engine.events import (
     HoldChanged,
     OrderPower,
     Poison,
+    PowerRead,
     PowerTested,
     ReadPower,
     StartCommand,
@@ -242,3 +243,75 @@ def test_a_beat_of_a_boot_that_was_proven_dead_is_an_alarm_once_and_no_return():
     assert play.told().count("host.alive_though_proven_dead") == 1
     assert "host.returned" not in play.told()
     assert play.verdict("h1") is Verdict.ALIVE, "nothing is judged by that proof any more"
+
+
+def failures(play: Play) -> set[tuple[str, str]]:
+    told = [one.fields for one in play.notices if one.code == "fence.level_failed"]
+    return {(str(one["why"]), str(one.get("cause", ""))) for one in told}
+
+
+def reads(play: Play, *answers: tuple[PowerState, str | None]) -> None:
+    """Its device takes orders; so it answers the readings behind them, one after the other, and the last for good."""
+    left = list(answers)
+
+    def answer(command: object) -> bool:
+        if not isinstance(command, ReadPower) or not play.offs():
+            return False
+        state, error = left.pop(0) if len(left) > 1 else left[0]
+        reading = PowerRead(
+            order_id=command.order_id,
+            host_id=command.host_id,
+            device=command.device,
+            state=state,
+            error=error,
+        )
+        play.inbox.append(reading)
+        return True
+
+    play.on_command = answer
+
+
+@pytest.mark.req("X1", "F9")
+@pytest.mark.parametrize("error", ["power.sign_in_refused", None])
+def test_a_device_that_nobody_could_read_after_its_order_is_told_as_that(error: str | None):
+    """Its host may well be off: that it stayed on nobody has said."""
+    play = playing()
+    play.hosts["h1"].hang()
+    reads(play, (PowerState.UNKNOWN, error))
+    play.until(lambda: "fence.failed" in play.told())
+    assert failures(play) == {("power.unread", error or "")}
+    assert play.sent(StartCommand) == []
+    fence = play.host_record("h1").incident.fence
+    assert fence is not None and (fence.failed, fence.unread) == ("power.unread", error or "")
+
+
+@pytest.mark.req("X1", "F9")
+@pytest.mark.parametrize("last_is_on", [True, False])
+def test_what_was_read_last_counts(last_is_on: bool):
+    """*On* right after the order says little: it takes its time."""
+    play = playing()
+    play.hosts["h1"].hang()
+    answers = [(PowerState.ON, None), (PowerState.UNKNOWN, "power.unreachable")]
+    reads(play, *(reversed(answers) if last_is_on else answers))
+    play.until(lambda: "fence.level_failed" in play.told())
+    wanted = ("power.still_on", "") if last_is_on else ("power.unread", "power.unreachable")
+    assert failures(play) == {wanted}
+
+
+@pytest.mark.req("X1", "F9")
+def test_one_that_read_off_and_then_could_not_be_read_is_told_as_unread():
+    play = playing()
+    play.hosts["h1"].hang()
+    reads(play, (PowerState.OFF, None), (PowerState.UNKNOWN, "power.connection_lost"))
+    play.until(lambda: "fence.level_failed" in play.told())
+    assert failures(play) == {("power.unread", "power.connection_lost")}
+
+
+@pytest.mark.req("X1", "F9")
+def test_one_whose_second_reading_comes_too_late_is_told_as_that():
+    slow = FencingPolicy(order_deadline_ms=20_000, read_back_gap_ms=19_900)
+    play = playing(fencing=slow)
+    play.hosts["h1"].hang()
+    reads(play, (PowerState.OFF, None))
+    play.until(lambda: "fence.level_failed" in play.told())
+    assert failures(play) == {("power.off_once", "")}

@@ -5,11 +5,11 @@ from engine_driver import GIB, Play, vm
 from engine_review_driver import playing
 from msgspec.structs import replace
 
+from virtha.engine.ending import EndCopy
 from virtha.engine.events import (
     BeatSeen,
     CopyReleased,
     DisksWatched,
-    EndCopy,
     EngineEvent,
     HoldChanged,
     NeighbourAnswered,

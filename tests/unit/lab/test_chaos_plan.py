@@ -1,6 +1,7 @@
 """Chaos is drawn from its seed and from nothing else, and what is drawn makes sense."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,16 @@ def test_what_can_t_be_run_is_refused_before_anything_is_built() -> None:
     assert chaos.main(["--kinds", "earthquake"]) != 0
     assert chaos.kinds_of("host_hung, power_cut") == {FaultKind.HOST_HUNG, FaultKind.POWER_CUT}
     assert chaos.kinds_of("") == set(FaultKind)
+
+
+def test_the_directory_of_another_run_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its seed may be the same: another version draws other faults from it."""
+    (tmp_path / "faults.jsonl").write_text('{"seed": 1, "version": "0.0.9"}\n')
+    before = (tmp_path / "faults.jsonl").read_bytes()
+    words = ["--seed", "1", "--dir", "/run/virtha-no-lab", "--out", str(tmp_path)]
+    assert chaos.main(words) == 2
+    assert "holds the log of another run" in capsys.readouterr().err
+    assert (tmp_path / "faults.jsonl").read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["faults.jsonl"]

@@ -117,7 +117,7 @@ def test_only_the_very_process_is_signalled() -> None:
         assert process.is_alive()
         assert namespaces.command_line(process)[-1] == code
         assert namespaces.kill(process) is True
-        assert namespaces.wait_gone([process], timeout_s=10.0) == []
+        assert namespaces.wait_gone([process], timeout_s=60.0) == []
         child.wait()
     assert namespaces.identify(child.pid) is None
     assert namespaces.kill(process) is False

@@ -233,7 +233,7 @@ class LiveHost(Recorder):
         """Nothing renews or speaks any more."""
         self.guardian.stopping.set()
         self.agent.close()
-        await asyncio.wait(self._tasks, timeout=10)
+        await asyncio.wait(self._tasks, timeout=60)
 
     @property
     def states(self) -> set[LeaseState]:

@@ -353,9 +353,9 @@ def test_the_next_address_is_tried_at_once(pki: Pki) -> None:
             taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
             dead = f"127.0.0.1:{taken.getsockname()[1]}"
             async with server(pki) as rig:
-                # A pause between them would be of 20 s.
-                host = rig.host(servers=(dead, rig.address), jitter=lambda: 100.0)
-                await until(lambda: host.link.connected, "connected", seconds=15)
+                # A pause between them would be of 200 s.
+                host = rig.host(servers=(dead, rig.address), jitter=lambda: 1_000.0)
+                await until(lambda: host.link.connected, "connected", seconds=100)
                 assert [code for code, _ in host.events.ended] == ["wire.closed.unreachable"]
                 assert host.link.address == rig.address
 

@@ -28,13 +28,25 @@ from virtha.sentinel.lease import LeaseState
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.engines import Engines
 
-pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(180)]
-"""Not because it needs a lab: its deadlines are seconds of real time, and a loaded machine misses them."""
+pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(400)]
+"""Not because it needs a lab: its deadlines are many seconds of real time, which all that is played here share."""
 
 LEASE = LeasePolicy(
-    renew_ms=200, self_fence_after_ms=2_500, kill_ms=1_000, watchdog_ms=2_000, read_period_ms=200
+    renew_ms=200, self_fence_after_ms=12_000, kill_ms=4_000, watchdog_ms=6_000, read_period_ms=200
 )
-POLICY = hasty_policy(LEASE)
+_HASTY = hasty_policy(LEASE)
+POLICY = replace(
+    _HASTY,
+    detection=replace(
+        _HASTY.detection,
+        stall_ms=5_000,
+        suspect_after_ms=6_000,
+        dead_after_ms=10_000,
+        hung_after_ms=15_000,
+        evidence_max_age_ms=9_000,
+    ),
+)
+"""One process plays them all: on a machine that is late by seconds none of them is silent, and nobody loses a lease."""
 
 PATIENT = replace(
     POLICY,
@@ -97,7 +109,7 @@ async def live(directory: Path, policy: Policy = POLICY) -> AsyncIterator[Live]:
             for host in hosts:
                 await host.die()
             stopping.set()
-            await asyncio.wait({run}, timeout=10)
+            await asyncio.wait({run}, timeout=60)
 
 
 @pytest.mark.req("F1", "F2", "F3")
@@ -113,7 +125,7 @@ def test_a_silent_hosts_lease_is_its_proof_and_its_vm_starts_elsewhere(tmp_path:
             await h1.die()
             last = h1.slot(tmp_path / "ds1", world.domain_id)
             assert isinstance(last, Slot) and last.declaration.armed
-            await until(lambda: h2.starts or h3.starts, "its start elsewhere", seconds=60)
+            await until(lambda: h2.starts or h3.starts, "its start elsewhere", seconds=200)
             (at_ms, start) = (h2.starts + h3.starts)[0]
             assert start.vm.name == "web"
             assert at_ms > last.submitted_ms + LEASE.host_side_ms, "sooner than it promised"

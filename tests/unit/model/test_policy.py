@@ -40,6 +40,7 @@ def test_a_policy_that_can_not_work_is_refused_naming_the_field(
         ({"check_interval_ms": 1}, "io_error.check_interval_ms"),
         ({"resumes_max": 0}, "io_error.resumes_max"),
         ({"delay_ms": 70_000}, "io_error.delay_ms"),
+        ({"kill_after_ms": 1_999}, "io_error.kill_after_ms"),
         ({"delay_growth": 11}, "io_error.delay_growth"),
         ({"resumes_max": 20, "window_ms": 60_000}, "io_error.window_ms"),
     ],

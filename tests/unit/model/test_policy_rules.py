@@ -179,6 +179,12 @@ CASES = {
         field="io_error.delay_ms",
         says=("io_error.delay 60.001s", "io_error.delay_max 1m", "longer than the longest"),
     ),
+    "resume delay <= kill after": Case(
+        good={"io_error.delay_ms": 2_000, "io_error.kill_after_ms": 2_000},
+        bad={"io_error.delay_ms": 2_001, "io_error.kill_after_ms": 2_000},
+        field="io_error.delay_ms",
+        says=("io_error.delay 2.001s", "io_error.kill_after 2s", "once tried"),
+    ),
     "resume delays < window": Case(
         good={"io_error.window_ms": 100_001},  # 1 + 3 + 9 + 27 + 60 s
         bad={"io_error.window_ms": 100_000},

@@ -43,12 +43,12 @@ from virtha.model.ids import (
     Term,
     VmId,
 )
-from virtha.model.orders import StartVm
+from virtha.model.orders import StartVm, StopVm
 from virtha.model.policy import Policy
 from virtha.model.power import PowerAction, PowerDeviceId
 from virtha.model.snapshot import Snapshot, SnapshotState
 from virtha.model.time import Millis, UtcMillis
-from virtha.model.vm import PossibleCopy
+from virtha.model.vm import PossibleCopy, VmState
 from virtha.server.cluster_feed import ClusterFeed
 from virtha.server.leader import EVENTS_MAX, ClusterClock, Leader, LostTerm
 from virtha.store.engine import find_vm_record
@@ -299,6 +299,43 @@ def test_a_start_of_before_a_restore_is_not_sent(tmp_path: Path) -> None:
                     await set_timeline(tx, "another")
         await world.leader.send_all()
         assert engines_starts(world) == []
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.req("A8", "X1")
+@pytest.mark.parametrize("done", [False, True], ids=["under way", "done"])
+def test_a_vm_that_is_powered_off_before_its_start_goes_out_is_down_at_once(
+    tmp_path: Path, done: bool
+) -> None:
+    """A person's word comes between the engine's decision and the order: the power-off was "done", and the VM came up
+    all the same, or was "starting" until the attempt's end. Neither host nor person is told of a failure."""
+
+    async def story(world: LedWorld) -> None:
+        vm_id = await h1_dies(world)
+        h2 = world.hosts["h2"]
+        await world.hosts["h1"].hello("h1-boot2")
+        async for effect in world.leader.effects():
+            if isinstance(effect, Send):
+                assert any(isinstance(one, StartCommand) for one in effect.commands)
+                asked = await world.control.vms.power_off(ADMIN, "web1")
+                (stop,) = [one for one in h2.orders if isinstance(one.body, StopVm)]
+                if done:
+                    await h2.answer(stop)
+                    assert (await world.control.operations.get(asked.id)).is_over
+        await world.leader.send_all()
+        await world.settle()
+        if not done:
+            await h2.answer(stop)
+            await world.settle()
+        assert engines_starts(world) == []
+        assert (await world.record(vm_id)).copies == (), "no host was asked"
+        view = await world.vm()
+        assert (view.status.state, view.status.holders) == (VmState.DOWN, ())
+        await world.pass_time(60_000, beating=("h1", "h2"))
+        assert engines_starts(world) == []
+        for code in ("vm.recovery_failed", "vm.start_overdue", "vm.recovered"):
+            assert await world.events(code) == []
 
     tell(tmp_path, story)
 

@@ -331,6 +331,35 @@ def test_the_next_server_finishes_a_fence_with_what_was_tested_before(
     tell(tmp_path, power, story)
 
 
+def test_a_device_that_takes_the_order_and_then_refuses_to_be_read_is_told_as_that(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """Its host may well be off: what kept it from being read is what an operator has to mend."""
+
+    async def story(world: LedWorld) -> None:
+        machine = of_h1(power)
+        machine.idle = True
+
+        def meanwhile() -> None:
+            machine.refuses = "off" in machine.asked[:-1]
+
+        machine.meanwhile = meanwhile
+        await powered(world, command_power("h1-bmc"))
+        await silent(world)
+        for _ in range(60):
+            await step(world, "h2")
+            if failed := await world.events("fence.level_failed"):
+                break
+        assert failed[0].fields["why"] == "power.unread"
+        assert failed[0].fields["cause"] == "power.sign_in_refused"
+        reasons = (await world.control.hosts.get("h1")).engine
+        (last,) = [one for one in reasons if one.code == "fence.last_failure"]
+        assert "refused our user or password" in str(last.fields["why"])
+        assert world.hosts["h2"].starts() == []
+
+    tell(tmp_path, power, story)
+
+
 @pytest.mark.bad_input("wrong power password")
 def test_a_device_that_refuses_proves_nothing_and_is_told(
     tmp_path: Path, power: PlayedPower

@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +23,17 @@ from virtha.model.codes import Severity
 from virtha.model.errors import Failed, InvalidInput, NotFound, Refused, Unavailable
 from virtha.model.event import Event
 from virtha.model.host import Cluster, Installation, StorageDomain
-from virtha.model.ids import ClusterId, DiskId, InstallationId, Revision, StorageDomainId, VmId
+from virtha.model.ids import (
+    ClusterId,
+    DiskId,
+    InstallationId,
+    Revision,
+    StorageDomainId,
+    TemplateId,
+    VmId,
+)
+from virtha.model.machine import MachineType
+from virtha.model.template import Template
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.vm import Disk, Vm
 from virtha.store import Store, open_store
@@ -30,6 +43,7 @@ from virtha.store.events import EventFilter, add_event, events_after
 from virtha.store.installations import add_installation
 from virtha.store.migrate import MIGRATIONS, copy_database, head_revision, migrate
 from virtha.store.schema import metadata
+from virtha.store.templates import find_template, save_template, templates_after
 from virtha.store.vms import save_vm
 
 
@@ -324,14 +338,18 @@ def test_migrations_make_the_schema_of_the_code(tmp_path: Path) -> None:
 def _with_a_further_migration(tmp_path: Path, body: str) -> Path:
     scripts = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, scripts)
-    (scripts / "versions" / "v9999_next.py").write_text(
-        "import sqlalchemy as sa\n"
+    _add_migration(scripts, "9999", head_revision(), body)
+    return scripts
+
+
+def _add_migration(scripts: Path, revision: str, after: str, body: str) -> None:
+    (scripts / "versions" / f"v{revision}_next.py").write_text(
+        "import os, signal\nimport sqlalchemy as sa\n"
         "from alembic import op\n"
-        f"revision = '9999'\ndown_revision = '{head_revision()}'\n"
+        f"revision = '{revision}'\ndown_revision = '{after}'\n"
         "branch_labels = None\ndepends_on = None\n\n"
         f"def upgrade() -> None:\n    {body}\n"
     )
-    return scripts
 
 
 def _one_cluster(database: Path) -> None:
@@ -373,6 +391,76 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
             head_revision(),
         )
     _one_cluster(database)  # and this program still opens it
+
+
+MIGRATES = """
+import sys
+from pathlib import Path
+from virtha.store.migrate import migrate
+migrate(Path(sys.argv[1]), migrations=Path(sys.argv[2]))
+"""
+
+
+def test_a_kill_between_two_migrations_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    """An upgrade over two versions, killed after the first; then the same again, undisturbed."""
+    database = tmp_path / "virtha.db"
+    _one_cluster(database)
+    scripts = _with_a_further_migration(
+        tmp_path, "op.add_column('cluster', sa.Column('colour', sa.Text))"
+    )
+    _add_migration(scripts, "99999", "9999", "os.kill(os.getpid(), signal.SIGKILL)")
+    words = [sys.executable, "-c", MIGRATES, str(database), str(scripts)]
+    assert subprocess.run(words, timeout=200).returncode == -signal.SIGKILL
+    with closing(sqlite3.connect(database)) as found:
+        version = found.execute("SELECT version_num FROM alembic_version").fetchone()
+        columns = [row[1] for row in found.execute("PRAGMA table_info(cluster)")]
+    assert version == (head_revision(),) and "colour" not in columns
+    _one_cluster(database)  # the version before still opens it
+    _add_migration(scripts, "99999", "9999", "op.add_column('cluster', sa.Column('size', sa.Text))")
+    backup = migrate(database, migrations=scripts)
+    assert backup is not None and backup.exists()
+    with closing(sqlite3.connect(database)) as found:
+        row = found.execute("SELECT name, colour, size FROM cluster").fetchall()
+    assert row == [("a", None, None)]
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.bad_input("record of a newer version")
+def test_a_record_with_a_word_of_a_later_version_is_named(tmp_path: Path) -> None:
+    """As after going back to an older program whose schema is the same."""
+    database = tmp_path / "virtha.db"
+
+    async def story(store: Store) -> None:
+        async with store.write() as tx:
+            await save_cluster(tx, cluster("c"))
+            await save_template(
+                tx,
+                Template(
+                    id=TemplateId("t"),
+                    name="base",
+                    cluster_id=ClusterId("id-c"),
+                    source_vm="web1",
+                    memory_bytes=1 << 27,
+                    vcpus=1,
+                    architecture="x86_64",
+                    machine=MachineType.Q35,
+                    created=UtcMillis(1),
+                ),
+            )
+        with closing(sqlite3.connect(database)) as newer, newer:
+            newer.execute(
+                "UPDATE template SET body = replace(body, 'auto_resume', 'restart_elsewhere')"
+            )
+        async with store.read() as tx:
+            for reading in (find_template(tx, "base"), templates_after(tx, "", 10)):
+                with pytest.raises(Failed) as failed:
+                    await reading
+                assert failed.value.code == "problem.record.unknown"
+                assert "template base" in str(failed.value)
+                assert "restart_elsewhere" in str(failed.value)
+                assert "on_io_error" in str(failed.value)
+
+    run(database, story)
 
 
 def test_an_older_program_refuses_a_newer_schema(tmp_path: Path) -> None:

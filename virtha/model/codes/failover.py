@@ -106,6 +106,7 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "level",
         "attempt",
         "why",
+        "cause",
     ),
     event(
         3043,

@@ -46,6 +46,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8034, "problem.journal.newer", "The journal was written by a newer version"),
     _problem(8035, "problem.journal.damaged", "The journal is damaged or cut short"),
     _problem(8036, "problem.journal.differs", "This version decides differently"),
+    _problem(8037, "problem.record.unknown", "A record holds what this version can't read"),
     _problem(8040, "problem.password.wrong", "User name or password is wrong"),
     _problem(8041, "problem.token.unknown", "The token is unknown"),
     _problem(8042, "problem.token.expired", "The token has expired"),

@@ -247,6 +247,7 @@ REASONS: tuple[Code, ...] = (
         "boot",
         "current",
     ),
+    reason(5217, "order.refused.unwanted", INFO, "it was switched off before its start went out"),
     # 5300: the gate
     reason(
         5300,

@@ -25,6 +25,13 @@ _RULES = (
         why="the first delay would be longer than the longest",
         fix="lower io_error.delay or raise io_error.delay_max",
     ),
+    relation(
+        one("io_error.delay_ms"),
+        one("io_error.kill_after_ms"),
+        strict=False,
+        why="a VM would be ended before its host had once tried to let it go on",
+        fix="lower io_error.delay or raise io_error.kill_after",
+    ),
     Rule(
         fields=(
             "io_error.window_ms",
@@ -43,7 +50,8 @@ _RULES = (
 
 
 class IoErrorPolicy(Section, frozen=True, kw_only=True):
-    """How a host resumes a VM that an I/O error paused, where the VM's ``on_io_error`` is ``auto_resume``.
+    """How a host resumes a VM that an I/O error paused, where the VM's ``on_io_error`` is ``auto_resume`` or ``kill``,
+    and when the engine has one ended, where it is ``kill``.
 
     Resume n (from 1) waits ``min(delay_ms * delay_growth ** (n - 1), delay_ms_max)`` after the pause, then for the
     storage of all its disks to answer; resumes older than ``window_ms`` no longer count. At ``resumes_max`` inside
@@ -95,6 +103,17 @@ class IoErrorPolicy(Section, frozen=True, kw_only=True):
             source="as restart.window: long enough for all delays to fit in",
         ),
     ] = 600_000
+
+    kill_after_ms: Annotated[
+        int,
+        duration(
+            2_000,
+            86_400_000,
+            "How long a VM whose on_io_error is 'kill' stays paused before it is ended, to be started on a host whose "
+            "storage works.",
+            source="ours: a storage server or a path to it that fails over is back by then, and its guests lose nothing",
+        ),
+    ] = 60_000
 
     def delay_before_ms(self, attempt: int) -> int:
         """The wait before resume ``attempt`` (1 = first) inside the present window."""
