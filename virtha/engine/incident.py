@@ -115,7 +115,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     for vm in cluster.vms_held_by(node.id):
         mine = (copy.boot or former for copy in vm.record.copies if copy.host_id == node.id)
         for over in sorted({one for one in mine if one is not None} - {boot, *later}):
-            _die(cluster, vm, _new_boot_proof(cluster, node, over, boot))
+            _die(cluster, vm, node, _new_boot_proof(cluster, node, over, boot))
     if incident is not None:
         cluster.tell("host.returned", host=node)
         _end_incident(cluster, node)
@@ -184,7 +184,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
 
 def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     for vm in cluster.vms_held_by(node.id):
-        _die(cluster, vm, proof)
+        _die(cluster, vm, node, proof)
     _end_sides(cluster, node)
 
 
@@ -202,7 +202,7 @@ def end_side(cluster: Cluster, vm: VmNode, node: HostNode, copy: PossibleCopy) -
         return
     for proof in incident.proofs:
         if proof.kind in _OF_THE_MACHINE:
-            _die(cluster, vm, replace(proof, boot=copy.boot))
+            _die(cluster, vm, node, replace(proof, boot=copy.boot))
 
 
 def _is_of_now(node: HostNode, incident: Incident) -> bool:
@@ -241,21 +241,23 @@ def lose(cluster: Cluster, vm: VmNode) -> None:
     cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now) if since is None else since)
 
 
-def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
+def _die(cluster: Cluster, vm: VmNode, node: HostNode, proof: Proof) -> None:
     """Whatever copies of ``vm`` the proof covers are over."""
     copies = tuple(copy for copy in vm.record.copies if not _dies_with(vm, copy, proof))
     if copies != vm.record.copies:
         lose(cluster, vm)  # found there after the host was judged, or nobody was judged
-        _note_ended(cluster, vm, copies, proof)
+        _note_ended(cluster, vm, copies, node, proof)
         _remove_copies(cluster, vm, copies, proof)
 
 
-def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], proof: Proof) -> None:
-    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong."""
-    node = cluster.hosts.get(proof.host_id)
-    incident = node.record.incident if node is not None else None
-    if node is None or incident is None or incident.boot != proof.boot:
-        return  # a new boot's word, or of a host that nobody hears any more
+def _note_ended(
+    cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], node: HostNode, proof: Proof
+) -> None:
+    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong. Also of a host that was removed:
+    it may be added again."""
+    incident = node.record.incident
+    if incident is None or incident.boot != proof.boot:
+        return  # a new boot's word
     record = vm.record
     # One that was to end already is as old as it was: its newer copy came before this proof.
     newer = {due.copy: due.newer for due in record.superseded}
@@ -270,7 +272,8 @@ def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], pr
         if copy not in left
     )
     node.set_incident(ended=(*incident.ended, *gone))
-    cluster.changed_hosts.add(node.id)
+    if node.id in cluster.hosts:
+        cluster.changed_hosts.add(node.id)
 
 
 def never_ran(cluster: Cluster, vm: VmNode, incarnation: Incarnation) -> None:
@@ -301,14 +304,14 @@ def reconcile(cluster: Cluster, vm: VmNode) -> None:
         if incident is not None:
             lose(cluster, vm)
             for proof in incident.proofs:
-                _die(cluster, vm, proof)
+                _die(cluster, vm, node, proof)
         for copy in vm.record.copies:
             # One that was proven dead and has not come up anew died by that proof, as far as it goes.
             over = copy.boot != node.record.boot and copy.boot in node.record.dead_boots
             if copy.host_id == host_id and over and node.record.boot is not None:
                 assert copy.boot is not None
                 proof = _new_boot_proof(cluster, node, copy.boot, node.record.boot)
-                _die(cluster, vm, proof)
+                _die(cluster, vm, node, proof)
 
 
 def _dies_with(vm: VmNode, copy: PossibleCopy, proof: Proof) -> bool:

@@ -540,10 +540,8 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     elif all(is_superseded(node, copy) for copy in copies):
         # Not by its incarnation: a move that was begun and failed has counted it up, and the copy stayed the one it was.
         given_back = GivenBack(host_id=event.host_id, cause=event.cause)
-        if was_superseded:
-            given_back = (
-                node.record.given_back or given_back
-            )  # how the newer one ended is how the VM did
+        if was_superseded and node.record.given_back is not None:
+            given_back = node.record.given_back  # how the newer one ended is how the VM did
         cluster.set_vm(node, given_back=given_back)
         if not copies:
             _given_back(cluster, node, given_back)
