@@ -25,6 +25,9 @@ from virtha.model.ids import BootId
 from virtha.model.time import Millis
 
 _SESSION = "its own session"
+SLOT_LATE_MS = 60_000
+"""A change that is told may be older by two rounds (``LeaseDesk``), its block and its reader's word by a stalled path: far
+less. What changes after that was written after the proof (J2)."""
 
 
 def beat_seen(cluster: Cluster, event: BeatSeen) -> None:
@@ -180,8 +183,12 @@ def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
     if node is None:
         return
     if event.boot in node.record.dead_boots:
-        sign_of_life(cluster, node, event.boot, via="its heartbeat slot", late=True)
-        return
+        incident = node.record.incident
+        proof = incident.proof if incident is not None else None
+        late = proof is None or cluster.now < proof.at_ms + SLOT_LATE_MS
+        sign_of_life(cluster, node, event.boot, via="its heartbeat slot", late=late)
+        if event.boot in node.record.dead_boots:
+            return
     node.slot_ms = cluster.now
     if event.boot == node.record.boot:
         node.named_ms = cluster.now

@@ -68,6 +68,8 @@ class Checkers:
         if self.world.server.untold(host.name):
             return  # restored records don't know what it was granted; nothing starts elsewhere until it has told (M2)
         if host.name not in known.holders:
+            if host.name in self.believed:
+                return  # it was proven dead, and can't know: what crashes there is restarted until it is told
             raise Violation(f"{vm_id} is run on {host.name}, which does not hold it")
         # A start order that has not arrived yet: the former incarnation's host is the same.
         underway = any(

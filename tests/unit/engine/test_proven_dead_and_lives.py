@@ -18,6 +18,7 @@ from virtha.engine.events import (
     SlotChanged,
     StartCommand,
 )
+from virtha.engine.evidence import SLOT_LATE_MS
 from virtha.engine.machine import Verdict
 from virtha.engine.records import VmStage
 from virtha.model.evidence import Answer, PowerState, ProcessKind
@@ -336,3 +337,24 @@ def test_how_the_newer_one_ended_is_how_the_vm_did(first: str):
     record = play.vm_record("v1")
     assert (record.stage, record.copies, record.incarnation) == (VmStage.SETTLED, (), 2)
     assert play.why_vm("v1") == ["recovery.not_due.given_back"]
+
+
+@pytest.mark.req("J2")
+def test_a_slot_that_goes_on_changing_is_life_though_nothing_else_of_it_is_heard():
+    """Its network is down, its storage is not: what it wrote long after the proof was under way at no time before."""
+    play = nowhere_to_go()
+    change = SlotChanged(
+        witness=HostId("h2"),
+        subject=HostId("h1"),
+        storage_domain_id=StorageDomainId("ds1"),
+        boot=BootId("h1b1"),
+    )
+    for _ in range(SLOT_LATE_MS // 1_000 + 5):
+        play.inbox.append(change)
+        play.advance(1_000)
+    assert held(play) == ["h1"] and "vm.lives_after_all" in play.told()
+    play.configs[1] = replace(play.configs[1], memory_bytes=8 * GIB)
+    play._configure()
+    play.advance(120_000)
+    assert play.sent(StartCommand) == []
+    assert play.verdict("h1") is Verdict.DEAD_UNPROVEN, "its device is not believed again"
