@@ -2,11 +2,19 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 from link_rig import Pki, beat, connected, run, server, until
+from live_hosts import no_processes
 
-from virtha.drivers.pki import CERTIFICATE_LIFE, certificate_ends
+from virtha.agent.files import Files
+from virtha.agent.guardian_process import GuardianProcess
+from virtha.agent.host_clock import BoottimeClock
+from virtha.agent.paths import AgentPaths
+from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.pki import CERTIFICATE_LIFE, certificate_ends, request_again
+from virtha.model.ids import BootId
 from virtha.wire.messages import PeerRole
 
 pytestmark = pytest.mark.req("L6")
@@ -70,5 +78,53 @@ def test_without_a_next_one_it_is_told_why_it_stays_out(pki: Pki, role: PeerRole
             assert code == "wire.refused.certificate" and "refuses" in message
             host.link.use(pki.host())
             await until(lambda: len(host.events.welcomes) == 2, "with the next one at once")
+
+    run(story())
+
+
+def test_a_guardian_shows_what_its_agent_laid_down_to_server_and_neighbours(
+    pki: Pki, tmp_path: Path
+) -> None:
+    """The real process: its link, its probes of others and its answers to them."""
+
+    async def story() -> None:
+        async with server(pki) as rig:
+            old = pki.host(signed_in_ms=-600 * 86_400_000)
+            csr = request_again(old.key_pem, "h1")
+            new_pem = pki.authority.sign_host(csr, host_id=old.host_id).certificate_pem
+            paths = AgentPaths(root=str(tmp_path))
+            paths.make_directories()
+            paths.renewed_certificate.write_text(new_pem)
+            boot = BootId("boot-1")
+            guardian = GuardianProcess(
+                paths=paths,
+                boot=boot,
+                clock=BoottimeClock(),
+                files=Files(),
+                look=no_processes,
+                credentials=old,
+                probe_port=0,
+                probe_address="127.0.0.1",
+            )
+            link = HostLink(
+                servers=(rig.address,),
+                credentials=old,
+                role=PeerRole.GUARDIAN,
+                boot=boot,
+                events=guardian,
+                hello_state=HelloState,
+            )
+            guardian.connect(link)
+            running = asyncio.create_task(guardian.run())
+            try:
+                await until(lambda: link.connected, "connected")
+                assert link.credentials.certificate_pem == new_pem
+                assert link.credentials.key_pem == old.key_pem
+                assert guardian.probes is not None and guardian.listener is not None
+                assert guardian.probes._credentials == link.credentials
+                assert guardian.listener._credentials == link.credentials
+            finally:
+                guardian.stopping.set()
+                await running
 
     run(story())
