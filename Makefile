@@ -6,7 +6,8 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 .DEFAULT_GOAL := help
 # What the steps run, so that one can be put in another's place: make test-parts LAB='sleep 60' UNIT=true
-LAB = $(PYTEST) -q --durations=15 -m "lab and not long" tests
+LAB = $(PYTEST) -q --durations=15 -m "lab and not long" tests/lab
+MACHINES = $(PYTEST) -q --durations=15 -m "lab and not long" --ignore=tests/lab tests
 # Databases, outboxes and records are synced to disk at each write, ten thousand times; in memory that is no wait.
 IN_MEMORY = $$([ -w /dev/shm ] && [ "$$(df --output=avail -m /dev/shm | tail -n 1)" -ge 1000 ] && echo env PYTEST_DEBUG_TEMPROOT=/dev/shm)
 KEEP_FAILED = -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
@@ -14,7 +15,7 @@ UNIT = $(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILE
   --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000
-.PHONY: help demo test check lint unit sim lab test-parts simulator verify bench mutants swarm chaos chaos-oracle crash-points lab-clean docs lock wheel setup setup-check
+.PHONY: help demo test check lint unit sim lab machines test-parts simulator verify bench mutants swarm chaos chaos-oracle crash-points lab-clean docs lock wheel setup setup-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,23 +50,29 @@ sim: setup-check ## scenarios and properties on the simulator
 	@echo "==> scenarios and properties"
 	@$(PYTEST) -q -n 2 tests/scenarios tests/properties
 
-lab: setup ## real libvirt, QEMU and guests (needs root)
-	@echo "==> lab: real libvirt, QEMU and guests"
+lab: setup ## whole clusters of real hosts with libvirt, QEMU and guests (needs root)
+	@echo "==> lab: real hosts, libvirt, QEMU and guests"
 	@$(LAB)
 
-# The lab mostly waits for real guests, with leases and watchdogs that count in real time: it goes before all others. What only
-# computes runs beside it from the first moment on, the unit tests (whose waits are bounded by a minute) before the simulator.
-# What they say is kept and printed at the end, that of a part that failed last. Any failure is the failure of all; types and
-# lint end it at once.
+machines: setup ## single drivers with real libvirt, QEMU, storage and watchdogs, without a cluster (needs root)
+	@echo "==> real libvirt, QEMU and storage, one at a time"
+	@$(MACHINES)
+
+# The lab mostly waits for real guests, with leases and watchdogs that count in real time: it goes before all others. What needs
+# no lab of its own waits beside it, and what only computes runs from the first moment on, the unit tests (whose waits are bounded
+# by a minute) before the simulator.
+# What they say is kept and printed at the end, that of a part that failed last. Any failure is the failure of all. Types and
+# lint take a minute of the lab's when they go first; `make check` says at once what they find.
 test-parts: setup
 	@mkdir -p .stamp; set -o pipefail; make="$(MAKE) --no-print-directory"; \
+	$$make lint > .stamp/lint.log 2>&1 & lint=$$!; \
+	nice -n 5 $$make machines > .stamp/machines.log 2>&1 & machines=$$!; \
 	nice -n 15 $$make unit > .stamp/unit.log 2>&1 & unit=$$!; \
 	nice -n 19 $$make simulator > .stamp/simulator.log 2>&1 & simulator=$$!; \
-	trap 'kill $$unit $$simulator 2> /dev/null' EXIT; \
-	$$make lint || exit 1; \
-	echo "==> beside the lab: unit tests, scenarios, random worlds, crash points, mutants"; \
+	trap 'kill $$lint $$machines $$unit $$simulator 2> /dev/null' EXIT; \
+	echo "==> beside the lab: lint, single machines, unit tests, scenarios, random worlds, crash points, mutants"; \
 	failed=; $$make lab 2>&1 | tee .stamp/lab.log || failed=lab; \
-	for part in unit:$$unit simulator:$$simulator; do \
+	for part in lint:$$lint machines:$$machines unit:$$unit simulator:$$simulator; do \
 	  if wait $${part#*:}; then cat .stamp/$${part%:*}.log; else failed="$$failed $${part%:*}"; fi; done; \
 	for part in $${failed#lab}; do cat .stamp/$$part.log; done; \
 	for part in $$failed; do \

@@ -5,9 +5,11 @@ installation is afterwards what it was before.
 """
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -351,3 +353,34 @@ def test_no_program_of_a_host_starts_on_a_key_that_stands_twice(story: Story, pr
         "fix: remove one of the two lines",
     )
     assert properties.read_bytes() == before
+
+
+@pytest.mark.bad_input("record of a newer version", story=True)
+def test_a_template_of_a_later_version_is_named_and_all_else_goes_on(story: Story) -> None:
+    """Its on_io_error is a word that this version does not know: as after going back to an older one."""
+    cluster = json.loads(story.ok("cluster", "show", "default", "-o", "json"))
+    body = {
+        "id": "t1", "name": "base", "cluster_id": cluster["id"], "source_vm": "web1",
+        "state": "ready", "memory_bytes": 1 << 27, "vcpus": 1, "architecture": "x86_64",
+        "machine": "q35", "on_io_error": "restart_elsewhere", "created": 1,
+    }  # fmt: skip
+    path = story.server.root / "var/lib/virtha/server/virtha.db"
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute(
+            "INSERT INTO template (id, name, cluster_id, body, revision) VALUES (?, ?, ?, ?, 1)",
+            ("t1", "base", cluster["id"], json.dumps(body)),
+        )
+    try:
+        for words in (
+            ("template", "list"),
+            ("template", "show", "base"),
+            ("vm", "create", "web9", "--template", "base"),
+        ):
+            done = story.run(*words)
+            told = ("template base", "restart_elsewhere", "on_io_error", "fix: run the version")
+            refused(done, 1, "problem.record.unknown", *told)
+        assert "web1" in story.ok("vm", "list")
+    finally:
+        with closing(sqlite3.connect(path)) as base, base:
+            base.execute("DELETE FROM template WHERE id = 't1'")
+    assert "base" not in story.ok("template", "list")

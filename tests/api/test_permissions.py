@@ -18,6 +18,7 @@ OPEN_ROUTES = {
     "POST /v1/sessions",
     "POST /v1/join",
     "POST /v1/join/migration",
+    "POST /v1/join/renew",
 }
 OPERATOR_PREFIXES = (
     "POST /v1/vms",

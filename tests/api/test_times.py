@@ -13,7 +13,7 @@ from virtha.api.stream import encode_event
 from virtha.api.table import ROUTES
 from virtha.api.times import encode
 from virtha.control.incident_views import IncidentLine, IncidentSummary
-from virtha.control.views import ConsoleLogPart, CurrentSession, Page, ReceiverView
+from virtha.control.views import ConsoleLogPart, CurrentSession, HostCertificate, Page, ReceiverView
 from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.host import HostStatus
@@ -46,6 +46,7 @@ TIMES = {
     ReceiverStatus: {"away_since", "accepted_at"},
     ReceiverView: {"oldest_pending"},
     ConsoleLogPart: {"written_at"},
+    HostCertificate: {"not_after"},
     Snapshot: {"created"},
     Template: {"created"},
     PowerTest: {"at", "passed_at"},

@@ -3,7 +3,7 @@
     python tests/crash_points/run.py [--all] [--jobs N] [--resume FILE] [NAME...]
 
 All points of the stories that are marked with ``crash-points``, and their end compared with the end without the strike; of
-the other stories a tenth of the points, the same tenth each time, and the checkers only; of those that last longer than
+the other stories a twentieth of the points, the same each time, and the checkers only; of those that last longer than
 ``LONG_MS`` a hundredth, for each strike is played to the end. ``--all``: all points of all stories. Points before which
 nothing was done since the one before are no others: left out, unless a story's share has none else.
 """
@@ -33,7 +33,7 @@ from virtha.sim.crash_points import (
 )
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
-TENTH, HUNDREDTH = 10, 100
+TWENTIETH, HUNDREDTH = 20, 100
 LONG_MS = 600_000
 PIECE = 100
 """Strikes that one process is given at a time: one play of the story up to the last, and each one's own end."""
@@ -61,7 +61,7 @@ def plan(name: str, *, everything: bool) -> Plan:
     strikes = untouched.strikes
     if not marked and not everything and strikes:
         chance = random.Random(name)
-        part = HUNDREDTH if _lasts_ms(scenario) > LONG_MS else TENTH
+        part = HUNDREDTH if _lasts_ms(scenario) > LONG_MS else TWENTIETH
         strikes = tuple(chance.sample(strikes, -(-len(strikes) // part)))
     # Left out only now, so that who is drawn does not change with what counts as the same.
     return Plan(name, without(untouched.twins, strikes), untouched.running)

@@ -104,7 +104,7 @@ class Machine:
             "DISK": str(self.directory),
             "SHARED": str(self.shared or ""),
             "NAME": self.name,
-            "KEEP_UNIT": "" if Path("/run/systemd/system").is_dir() else "--keep-unit",
+            "KEEP_UNIT": "" if _has_systemd() else "--keep-unit",
         }
         enter = ["nsenter", f"--net=/run/netns/{self.namespace}"] if inside else []
         with (self.directory / "logs/machine").open("ab") as log:
@@ -211,15 +211,30 @@ class Machine:
         everything = processes_with_init(self.init)
         assert self.ask("systemctl reboot").returncode == 0
         assert wait_gone(everything, timeout_s=300.0) == []
-        self._await_boot()  # nspawn itself begins it anew
+        if _has_systemd():
+            self._await_boot()  # nspawn itself begins it anew
+            return
+        # With --keep-unit nspawn ends, for whoever began it to begin it anew.
+        process = self._nspawn
+        assert process is not None
+        wait_until(
+            lambda: process.returncode is not None, f"{self.name} is down", timeout_s=BOOT_TIMEOUT_S
+        )
+        self._end_everything()
+        self.boot()
 
     def cut_power(self) -> None:
         """Nobody hears a goodbye: its cable goes first."""
         network.set_cable(self._switch, self.name, up=False)
         if self.init is None:
             return
-        everything = processes_in_network([self.namespace])  # and what serves it from outside
-        kill(self.init)
+        self._end_everything()
+
+    def _end_everything(self) -> None:
+        """Its own processes, and what serves it from outside."""
+        everything = processes_in_network([self.namespace])
+        if self.init is not None:
+            kill(self.init)  # and at once all below it
         for one in everything:
             kill(one)
         assert wait_gone(everything, timeout_s=60.0) == []
@@ -256,6 +271,10 @@ class Machine:
     def read(self, path: str) -> str:
         assert self.init is not None
         return Path(f"/proc/{self.init.pid}/root{path}").read_text()
+
+
+def _has_systemd() -> bool:
+    return Path("/run/systemd/system").is_dir()
 
 
 def _for_pip(name: str) -> bool:

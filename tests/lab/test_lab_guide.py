@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from guide_page import Block, is_seen, read_page
 from terminal import Said
 
 from virtha.lab.image import tiny_image
-from virtha.lab.node import wait_until
+from virtha.lab.namespaces import ProcessId, command_line, processes_with_init
+from virtha.lab.node import qemu_guest, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(3_600)]
 
@@ -22,6 +24,8 @@ PROGRAM = "1. The program"
 BMC_PASSWORD = "of-the-bmcs"
 _TOKEN = re.compile(r"virtha-join\.[A-Za-z0-9-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+")
 _PLACEHOLDER = "virtha-join.…"
+WATCHDOG_S = 15.0
+"""Longer than the default of ``lease.watchdog``."""
 
 
 class Reader:
@@ -137,8 +141,12 @@ def image_for(host: Machine) -> None:
     shutil.copy(tiny_image(print), target)
 
 
-def qemus(host: Machine) -> list[str]:
-    return host.ask("pgrep -f -a 'qemu-system.*guest=web1'").stdout.splitlines()
+def qemus(host: Machine) -> list[ProcessId]:
+    """Those of web1."""
+    if host.init is None:
+        return []
+    processes = processes_with_init(host.init)
+    return [one for one in processes if qemu_guest(command_line(one)) == "web1"]
 
 
 def follow_page(
@@ -174,7 +182,7 @@ class Installation:
     def __init__(self, server: Machine, host: Machine) -> None:
         self.server = server
         self.host = host
-        self.qemu: list[str] = []
+        self.qemu: list[ProcessId] = []
 
     def arrive_at(self, section: str) -> None:
         if section == "Removal":
@@ -183,6 +191,8 @@ class Installation:
             assert done.returncode == 4
             assert "this host holds 1 protected VMs: web1" in done.stderr
             wait_for(self.server, "virtha vm power-off web1; virtha vm delete web1 --yes")
+        if section == "After its next boot":
+            self.host.reboot()
 
     def leave(self, section: str) -> None:
         if section.startswith("5."):
@@ -192,11 +202,16 @@ class Installation:
             self._units_are_lost()
             self._host_is_rebooted()
         if section == "Removal":
+            time.sleep(WATCHDOG_S)  # for the host to be reset, had its watchdog not been fed on
+            assert self.host.is_on()
             assert self.host.ask("systemctl list-unit-files 'virtha*'").stdout.startswith(
                 "UNIT FILE STATE PRESET\n\n0 "
             )
             assert self.host.ask("ls /etc/libvirt/hooks/qemu.d/virtha").returncode != 0
             assert self.host.ask("virsh list --all --name").stdout.strip() == ""
+        if section == "After its next boot":
+            assert self.host.ask("command -v virtha").returncode != 0
+            assert self.host.ask("virsh list --all").returncode == 0
 
     def _services_are_killed(self) -> None:
         """kill -9 of each, then a restart of each: all come back, no VM is touched."""

@@ -11,6 +11,7 @@ import signal
 import structlog
 
 from virtha import __version__
+from virtha.agent.certificate import CertificateKeeper
 from virtha.agent.files import Files
 from virtha.agent.host_agent import Agent
 from virtha.agent.host_clock import BoottimeClock, read_boot_id
@@ -24,7 +25,7 @@ from virtha.drivers.channel import dial_channel
 from virtha.drivers.guest_agent import LibvirtGuestAgent
 from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
-from virtha.drivers.link import HostLink
+from virtha.drivers.link import HostCredentials, HostLink
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.drivers.power_elsewhere import ElsewherePower
 from virtha.wire.messages import PeerRole
@@ -86,12 +87,20 @@ async def run_agent(paths: AgentPaths) -> None:
         on_power=agent.on_power,
         power_drivers=properties.power_attempts.drivers,
     )
-    agent.connect(link, lambda channel: dial_channel(link.address or "", credentials, channel))
+    agent.connect(link, lambda channel: dial_channel(link.address or "", link.credentials, channel))
+
+    def use(renewed: HostCredentials) -> None:
+        link.use(renewed)
+        agent.use(renewed)
+
+    keeper = CertificateKeeper(paths, identity, credentials, use)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)
+    keeping = asyncio.create_task(keeper.run(), name="certificate")
     try:
         await agent.run()
     finally:
+        keeping.cancel()
         link.close()
         os.close(lock)

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from virtha import __version__
+from virtha.agent.certificate_follower import CertificateFollower
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.guardian_channel import GuardianServer, Pulse, ReportFiles
 from virtha.agent.guardian_lease import KILLED, GuardianLease, LeaseHands, LeaseKit, disks_of
@@ -159,13 +160,20 @@ class GuardianProcess:
         self.probes: NeighbourProbes | None = None
         self.listener: ProbeListener | None = None
         self._probe_at = (probe_address, probe_port or 0)
+        self.certificate: CertificateFollower | None = None
         if credentials is not None:
+            self.certificate = CertificateFollower(paths, credentials, self._use)
             self.probes = NeighbourProbes(credentials, self._tell_probed)
             if probe_port is not None:
                 self.listener = ProbeListener(credentials, boot)
         self.lease: GuardianLease | None = None
         if lease_kit is not None:
             self.lease = self._make_lease(lease_kit)
+
+    def _use(self, credentials: HostCredentials) -> None:
+        for one in (self._link, self.probes, self.listener):
+            if one is not None:
+                one.use(credentials)
 
     def _make_lease(self, kit: LeaseKit) -> GuardianLease:
         hands = LeaseHands(
@@ -192,6 +200,8 @@ class GuardianProcess:
                 group.create_task(self._channel.run(), name="agent socket")
                 group.create_task(self._look_again(), name="looks")
                 group.create_task(self._pulse_back(), name="pulses")
+                if self.certificate is not None:
+                    group.create_task(self.certificate.run(), name="certificate")
                 if self.listener is not None:
                     address, port = self._probe_at
                     answers = self.listener.run(port, address=address)

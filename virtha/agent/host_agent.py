@@ -316,6 +316,11 @@ class Agent:
             host_name=identity.name,
         )
 
+    def use(self, credentials: HostCredentials) -> None:
+        """This host's, renewed."""
+        if self._probes is not None:
+            self._probes.use(credentials)
+
     def connect(self, link: HostLink, dial: Dial | None = None) -> None:
         """``dial``: opens channels to the server of the present session; None: there are none."""
         self._link = link

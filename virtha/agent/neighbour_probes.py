@@ -43,6 +43,9 @@ class NeighbourProbes:
         self._tell = tell
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def use(self, credentials: HostCredentials) -> None:
+        self._credentials = credentials
+
     def ask(self, order: ProbeHost) -> None:
         for target in order.targets:
             if len(self._tasks) >= PROBES_MAX:

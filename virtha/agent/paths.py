@@ -40,6 +40,11 @@ class AgentPaths(Value, frozen=True, kw_only=True):
         return Path(self.root, "etc/virtha/migration")
 
     @property
+    def renewed_certificate(self) -> Path:
+        """What the agent was given since the host booted: the guardian reads no disk."""
+        return self.run / "host.crt"
+
+    @property
     def movers(self) -> Path:
         return self.run / "movers"
 

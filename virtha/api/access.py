@@ -11,8 +11,8 @@ from virtha.api.route import (
     Route,
 )
 from virtha.control.requests import (
+    HostCertificateRequest,
     JoinRequest,
-    MigrationCertificateRequest,
     PageQuery,
     SessionCreate,
     TokenCreate,
@@ -21,13 +21,14 @@ from virtha.control.requests import (
 )
 from virtha.control.views import (
     CurrentSession,
+    HostCertificate,
     JoinAnswer,
     MigrationCertificate,
     Page,
     SessionView,
     TokenSecret,
 )
-from virtha.model.errors import InvalidInput, NotFound, Unauthenticated
+from virtha.model.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from virtha.model.user import Token, User
 from virtha.model.value import Value
 
@@ -77,8 +78,12 @@ async def join(call: Call[NoQuery, JoinRequest]) -> Answer:
     return Answer(body=answer, location=f"/v1/hosts/{answer.host_id}")
 
 
-async def migration_certificate(call: Call[NoQuery, MigrationCertificateRequest]) -> Answer:
+async def migration_certificate(call: Call[NoQuery, HostCertificateRequest]) -> Answer:
     return Answer(body=await call.control.join.migration_certificate(call.body))
+
+
+async def renewed_certificate(call: Call[NoQuery, HostCertificateRequest]) -> Answer:
+    return Answer(body=await call.control.join.renewed_certificate(call.body))
 
 
 async def list_users(call: Call[PageQuery, NoBody]) -> Answer:
@@ -172,10 +177,21 @@ ROUTES: tuple[Route, ...] = (
         role=OPEN,
         summary="A host that has joined has its migration certificate signed",
         handler=migration_certificate,
-        body=MigrationCertificateRequest,
+        body=HostCertificateRequest,
         answer=MigrationCertificate,
         status=201,
         errors=(Unauthenticated,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/join/renew",
+        role=OPEN,
+        summary="A host that has joined has its next certificate signed",
+        handler=renewed_certificate,
+        body=HostCertificateRequest,
+        answer=HostCertificate,
+        status=201,
+        errors=(Unauthenticated, Conflict),
     ),
     Route(
         method="GET",

@@ -9,16 +9,24 @@ import msgspec
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
 from virtha.control.names import check_name, taken
-from virtha.control.requests import JoinRequest, MigrationCertificateRequest
+from virtha.control.requests import HostCertificateRequest, JoinRequest
 from virtha.control.secret_tokens import parse_join, secret_matches
-from virtha.control.views import JoinAnswer, MigrationCertificate
+from virtha.control.views import HostCertificate, JoinAnswer, MigrationCertificate
 from virtha.model.errors import Conflict, InvalidInput, Unauthenticated, VirthaError
 from virtha.model.host import Cluster, Host
 from virtha.model.ids import HostId
+from virtha.model.time import format_utc
 from virtha.model.user import Token, TokenKind
-from virtha.ports.authority import Authority, SignedCertificate
+from virtha.ports.authority import (
+    RENEW_BEFORE_MS,
+    RENEW_EARLY_MS,
+    Authority,
+    HostSigned,
+    SignedCertificate,
+)
 from virtha.store.clusters import find_cluster
 from virtha.store.hosts import (
+    HostRow,
     add_certificate,
     add_host,
     certificate_is_valid,
@@ -58,13 +66,52 @@ class Join:
         await self._dispatcher.carry_out(effects)
         return answer
 
-    async def migration_certificate(
-        self, request: MigrationCertificateRequest
-    ) -> MigrationCertificate:
-        """For a host that has joined: its request is signed by the key that it joined with.
+    async def migration_certificate(self, request: HostCertificateRequest) -> MigrationCertificate:
+        """For live migration.
 
         Raises Unauthenticated (of no host, or of one that was removed), InvalidInput.
         """
+        signed = self._asking(request)
+        async with self._store.write() as tx:
+            row = await _allowed(tx, signed)
+            certificate = self._authority.sign_migration(request.csr_pem, host_id=row.host.id)
+            await record(tx, "host.migration_certificate", host=row.host, name=row.host.name)
+        return MigrationCertificate(
+            certificate_pem=certificate.certificate_pem,
+            authority_pem=self._authority.certificate_pem(),
+            name=f"{row.host.id}.migration.virtha",
+        )
+
+    async def renewed_certificate(self, request: HostCertificateRequest) -> HostCertificate:
+        """The host's next certificate, for the key that it has. The present one stays good until it ends.
+
+        Raises Unauthenticated (of no host, of one that was removed, or too late), InvalidInput.
+        """
+        signed = self._asking(request)
+        if self._authority.key_of_request(request.csr_pem) != signed.public_key:
+            # Whoever gets hold of a key once must not have one of his own ever after.
+            raise InvalidInput("is for another key than the host's", field="csr_pem")
+        async with self._store.write() as tx:
+            row = await _allowed(tx, signed)
+            if signed.not_after <= tx.clock.wall_ms():
+                raise Unauthenticated(
+                    "this host's certificate has ended",
+                    code="wire.refused.certificate",
+                    field="certificate_pem",
+                    fix="join the host again: virtha agent join --force",
+                )
+            if signed.not_after - RENEW_BEFORE_MS - RENEW_EARLY_MS > tx.clock.wall_ms():
+                raise Conflict(
+                    f"this host's certificate is good until {format_utc(signed.not_after)}",
+                    field="certificate_pem",
+                    fix="is the host's clock right, and the server's?",
+                )
+            found = self._authority.sign_host(request.csr_pem, host_id=row.host.id)
+            await add_certificate(tx, found.serial, row.host.id, found.not_after)
+            await record(tx, "host.certificate_renewed", host=row.host, name=row.host.name)
+        return HostCertificate(certificate_pem=found.certificate_pem, not_after=found.not_after)
+
+    def _asking(self, request: HostCertificateRequest) -> HostSigned:
         for field in ("certificate_pem", "csr_pem", "signature"):
             if len(getattr(request, field)) > CSR_LENGTH_MAX:
                 raise InvalidInput(
@@ -74,24 +121,8 @@ class Join:
             signature = base64.b64decode(request.signature, validate=True)
         except ValueError:
             raise InvalidInput("is no base64", field="signature") from None
-        signed = self._authority.asking_host(
+        return self._authority.asking_host(
             request.certificate_pem, request.csr_pem.encode(), signature
-        )
-        async with self._store.write() as tx:
-            row = await find_host(tx, signed.host_id)
-            if row is None or not await certificate_is_valid(tx, signed.serial, signed.host_id):
-                raise Unauthenticated(
-                    "this host was removed, or its certificate revoked",
-                    code="wire.refused.revoked",
-                    field="certificate_pem",
-                    fix="join again",
-                )
-            certificate = self._authority.sign_migration(request.csr_pem, host_id=row.host.id)
-            await record(tx, "host.migration_certificate", host=row.host, name=row.host.name)
-        return MigrationCertificate(
-            certificate_pem=certificate.certificate_pem,
-            authority_pem=self._authority.certificate_pem(),
-            name=f"{row.host.id}.migration.virtha",
         )
 
     async def _join(self, request: JoinRequest) -> tuple[JoinAnswer, Cluster]:
@@ -229,3 +260,16 @@ def _check_request(request: JoinRequest) -> str | None:
         raise InvalidInput(
             f"'{request.libvirt_uuid[:64]}' is no UUID", field="libvirt_uuid"
         ) from None
+
+
+async def _allowed(tx: Transaction, signed: HostSigned) -> HostRow:
+    """Raises Unauthenticated."""
+    row = await find_host(tx, signed.host_id)
+    if row is None or not await certificate_is_valid(tx, signed.serial, signed.host_id):
+        raise Unauthenticated(
+            "this host was removed, or its certificate revoked",
+            code="wire.refused.revoked",
+            field="certificate_pem",
+            fix="join again",
+        )
+    return row

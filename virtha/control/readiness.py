@@ -37,6 +37,7 @@ from virtha.model.host import Cluster, HostState
 from virtha.model.ids import HostId, VmId
 from virtha.model.notification import Subscription
 from virtha.model.power_settings import PowerDriver, PowerTest
+from virtha.model.time import UtcMillis
 from virtha.model.value import Fields, Value
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
@@ -45,7 +46,7 @@ from virtha.ports.power import NeighbourPower
 from virtha.store.changed import adopted_on
 from virtha.store.clusters import all_clusters, find_cluster
 from virtha.store.engine import find_host_records
-from virtha.store.hosts import HostRow
+from virtha.store.hosts import HostRow, certificate_ends
 from virtha.store.installations import the_installation
 from virtha.store.notifications import live_subscriptions
 from virtha.store.power import power_tests_of
@@ -66,6 +67,7 @@ class _Facts(Value, frozen=True, kw_only=True):
     devices: Mapping[HostId, list[LedDevice]]
     tests: Mapping[tuple[HostId, str], PowerTest]
     records: Mapping[HostId, HostRecord]
+    certificates: Mapping[HostId, UtcMillis]
     settings: SettingValues
     subscriptions: tuple[Subscription, ...]
     hold: str | None
@@ -165,6 +167,7 @@ class Readiness:
                     if facts.surroundings.usable.get((host_id, domain_id), False)
                 },
                 leases=None if facts.leases is None else facts.leases.get(host_id, {}),
+                certificate_ends=facts.certificates.get(host_id),
                 version=__version__,
                 now=self._store.clock.wall_ms(),
             )
@@ -208,6 +211,7 @@ class Readiness:
             devices=await led_devices(tx, dict.fromkeys(ids, cluster.id)),
             tests=await power_tests_of(tx, ids),
             records=await find_host_records(tx, ids),
+            certificates=await certificate_ends(tx, ids),
             settings=await setting_values(tx),
             subscriptions=await live_subscriptions(tx),
             hold=(await the_installation(tx)).installation.hold,

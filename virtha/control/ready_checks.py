@@ -21,6 +21,7 @@ from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis, format_duration_ms, format_utc
 from virtha.model.value import Scalar, Value
 from virtha.model.vm import Reason
+from virtha.ports.authority import RENEW_BEFORE_MS
 from virtha.store.hosts import HostRow
 
 TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
@@ -42,6 +43,10 @@ _SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
 
 
+RENEW_LATE_MS = 60 * 86_400_000
+"""A host that was away, or off, for so long is nothing to be told of."""
+
+
 class HostFacts(Value, frozen=True, kw_only=True):
     """``tests``: by device. ``test_interval_ms``: 0: the server tests none by itself. ``helpers``: drivers with which a
     neighbour could make an attempt at its devices now."""
@@ -60,6 +65,7 @@ class HostFacts(Value, frozen=True, kw_only=True):
     """That it can use, by its own word, with their names."""
     leases: Mapping[StorageDomainId, Reason] | None
     """What would keep each from being a proof (``Leaders.lease_prospects``). None: that is not known."""
+    certificate_ends: UtcMillis | None
     version: str
     now: UtcMillis
 
@@ -96,6 +102,9 @@ def of_host(facts: HostFacts) -> list[Finding]:
     agent = row.status.capabilities.agent_version
     if agent and agent != facts.version:
         found.append(_reason("ready.version", host=host, agent=agent, server=facts.version))
+    ends = facts.certificate_ends
+    if ends is not None and ends - facts.now < RENEW_BEFORE_MS - RENEW_LATE_MS:
+        found.append(_reason("ready.certificate", host=host, ends=format_utc(ends)))
     if facts.own.carries_us(row.status):
         found.append(_reason("ready.server_on_host", host=host))
     return [finding(f"host/{host}", one) for one in found]

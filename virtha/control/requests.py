@@ -267,9 +267,11 @@ class JoinRequest(Request, frozen=True, kw_only=True):
     libvirt_uuid: str | None = None
 
 
-class MigrationCertificateRequest(Request, frozen=True, kw_only=True):
+class HostCertificateRequest(Request, frozen=True, kw_only=True):
+    """Of a host that has joined. It proves itself by the key that it joined with: no token is needed."""
+
     certificate_pem: str
-    """The host's, of joining."""
+    """The host's present one."""
     csr_pem: str
     signature: str
     """Of ``csr_pem``, by the host's key, base64."""

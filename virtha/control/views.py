@@ -261,6 +261,11 @@ class JoinAnswer(Value, frozen=True, kw_only=True):
     servers: tuple[str, ...]
 
 
+class HostCertificate(Value, frozen=True, kw_only=True):
+    certificate_pem: str
+    not_after: UtcMillis
+
+
 class MigrationCertificate(Value, frozen=True, kw_only=True):
     certificate_pem: str
     authority_pem: str

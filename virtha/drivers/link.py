@@ -182,10 +182,7 @@ class HostLink:
         """
         assert (outbox is not None) == (role is PeerRole.AGENT)
         self._servers = _checked(servers)
-        self._credentials = credentials
-        self._context = client_context(
-            credentials.authority_pem, credentials.certificate_pem, credentials.key_pem
-        )
+        self.use(credentials)
         self._role = role
         self._boot = boot
         self._events = events
@@ -334,6 +331,17 @@ class HostLink:
             self._connection = self._welcome = None
         self._tell_disconnected(closed, address)
         return had_session
+
+    def use(self, credentials: HostCredentials) -> None:
+        """From the next connection on; the one that stands goes on. Raises InvalidInput: unusable certificate or key."""
+        self._context = client_context(
+            credentials.authority_pem, credentials.certificate_pem, credentials.key_pem
+        )
+        self._credentials = credentials
+
+    @property
+    def credentials(self) -> HostCredentials:
+        return self._credentials
 
     def _tell_disconnected(self, closed: Closed, address: str) -> None:
         self.last_problem = closed

@@ -49,6 +49,9 @@ class ProbeListener:
         self.port = 0
         """0: it does not listen (yet)."""
 
+    def use(self, credentials: HostCredentials) -> None:
+        self._credentials = credentials
+
     async def run(self, port: int, *, address: str | None = None) -> None:
         """``port`` 0: any. ``address`` None: all that the host has."""
         said = ""

@@ -29,6 +29,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from virtha.model.errors import InvalidInput, Refused, Unauthenticated, VirthaError
@@ -76,11 +77,29 @@ def create_authority(installation_id: InstallationId, *, now: UtcMillis) -> tupl
 def make_key_and_csr(name: str) -> tuple[str, str]:
     """A host's new private key and its certificate request, both PEM; ``name`` is for people only."""
     key = ec.generate_private_key(ec.SECP256R1())
+    return _key_pem(key), _request(key, name)
+
+
+def request_again(key_pem: str, name: str) -> str:
+    """A certificate request, PEM, for the key that a host has. Raises InvalidInput: that is no host's key."""
+    return _request(_host_key(key_pem), name)
+
+
+def certificate_ends(certificate_pem: str) -> UtcMillis:
+    """Raises InvalidInput."""
+    return _ends(_load(certificate_pem))
+
+
+def _ends(certificate: x509.Certificate) -> UtcMillis:
+    return UtcMillis(int(certificate.not_valid_after_utc.timestamp() * 1_000))
+
+
+def _request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
     # X.520 allows 64 characters; the name decides nothing, so a longer one is cut.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64] or "host")])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject)
     csr = request.sign(key, hashes.SHA256())
-    return _key_pem(key), csr.public_bytes(serialization.Encoding.PEM).decode()
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def migration_name(host_id: HostId) -> str:
@@ -90,13 +109,17 @@ def migration_name(host_id: HostId) -> str:
 
 def signed_by(key_pem: str, message: bytes) -> bytes:
     """Raises InvalidInput: that is no host's key."""
+    return _host_key(key_pem).sign(message, ec.ECDSA(hashes.SHA256()))
+
+
+def _host_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(key_pem.encode(), password=None)
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"the host's key can't be read: {error}", field="host.key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise InvalidInput("the host's key is of another kind", field="host.key")
-    return key.sign(message, ec.ECDSA(hashes.SHA256()))
+    return key
 
 
 def signing_host(
@@ -241,7 +264,7 @@ class LocalAuthority:
         return SignedCertificate(
             certificate_pem=_pem(certificate),
             serial=format(certificate.serial_number, "x"),
-            not_after=UtcMillis(int(certificate.not_valid_after_utc.timestamp() * 1_000)),
+            not_after=_ends(certificate),
         )
 
     def issue_server_certificate(self, names: tuple[str, ...]) -> tuple[str, str]:
@@ -277,13 +300,22 @@ class LocalAuthority:
         return SignedCertificate(
             certificate_pem=_pem(certificate),
             serial=format(certificate.serial_number, "x"),
-            not_after=UtcMillis(int(certificate.not_valid_after_utc.timestamp() * 1_000)),
+            not_after=_ends(certificate),
         )
 
     def asking_host(self, certificate_pem: str, message: bytes, signature: bytes) -> HostSigned:
         """Raises Unauthenticated: no host's certificate of this authority, or not signed by its key."""
         found = signing_host(self._pem, certificate_pem, message, signature)
-        return HostSigned(host_id=found.host_id, serial=found.serial)
+        certificate = _load(certificate_pem)
+        return HostSigned(
+            host_id=found.host_id,
+            serial=found.serial,
+            public_key=_der(certificate.public_key()),
+            not_after=_ends(certificate),
+        )
+
+    def key_of_request(self, csr_pem: str) -> bytes:
+        return _der(_public_key_of_request(csr_pem))
 
     def _sign(
         self,
@@ -367,6 +399,12 @@ def _load_chain(context: ssl.SSLContext, certificate_pem: str, key_pem: str) -> 
         file.write(f"{certificate_pem.strip()}\n{key_pem.strip()}\n".encode())
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+
+
+def _der(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _public_key_of_request(csr_pem: str) -> ec.EllipticCurvePublicKey:

@@ -16,7 +16,7 @@ from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
-from virtha.model.ids import BootId, HostId, StorageDomainId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -115,7 +115,7 @@ def boot_began(cluster: Cluster, node: HostNode, boot: BootId) -> None:
     for vm in cluster.vms_held_by(node.id):
         mine = (copy.boot or former for copy in vm.record.copies if copy.host_id == node.id)
         for over in sorted({one for one in mine if one is not None} - {boot, *later}):
-            _die(cluster, vm, _new_boot_proof(cluster, node, over, boot))
+            _die(cluster, vm, node, _new_boot_proof(cluster, node, over, boot))
     if incident is not None:
         cluster.tell("host.returned", host=node)
         _end_incident(cluster, node)
@@ -184,7 +184,7 @@ def proven(cluster: Cluster, node: HostNode, proof: Proof) -> None:
 
 def _spread(cluster: Cluster, node: HostNode, proof: Proof) -> None:
     for vm in cluster.vms_held_by(node.id):
-        _die(cluster, vm, proof)
+        _die(cluster, vm, node, proof)
     _end_sides(cluster, node)
 
 
@@ -202,7 +202,7 @@ def end_side(cluster: Cluster, vm: VmNode, node: HostNode, copy: PossibleCopy) -
         return
     for proof in incident.proofs:
         if proof.kind in _OF_THE_MACHINE:
-            _die(cluster, vm, replace(proof, boot=copy.boot))
+            _die(cluster, vm, node, replace(proof, boot=copy.boot))
 
 
 def _is_of_now(node: HostNode, incident: Incident) -> bool:
@@ -241,29 +241,57 @@ def lose(cluster: Cluster, vm: VmNode) -> None:
     cluster.move_vm(vm, VmTrigger.HOLDER_LOST, lost_ms=int(cluster.now) if since is None else since)
 
 
-def _die(cluster: Cluster, vm: VmNode, proof: Proof) -> None:
+def _die(cluster: Cluster, vm: VmNode, node: HostNode, proof: Proof) -> None:
     """Whatever copies of ``vm`` the proof covers are over."""
     copies = tuple(copy for copy in vm.record.copies if not _dies_with(vm, copy, proof))
     if copies != vm.record.copies:
         lose(cluster, vm)  # found there after the host was judged, or nobody was judged
-        _note_ended(cluster, vm, copies, proof)
+        _note_ended(cluster, vm, copies, node, proof)
         _remove_copies(cluster, vm, copies, proof)
 
 
-def _note_ended(cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], proof: Proof) -> None:
-    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong."""
-    node = cluster.hosts.get(proof.host_id)
-    incident = node.record.incident if node is not None else None
-    if node is None or incident is None or incident.boot != proof.boot:
-        return  # a new boot's word, or of a host that nobody hears any more
+def _note_ended(
+    cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], node: HostNode, proof: Proof
+) -> None:
+    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong. Also of a host that was removed:
+    it may be added again."""
+    incident = node.record.incident
+    if incident is None or incident.boot != proof.boot:
+        return  # a new boot's word
     record = vm.record
+    # One that was to end already is as old as it was: its newer copy came before this proof.
+    newer = {due.copy: due.newer for due in record.superseded}
     gone = tuple(
-        EndedCopy(vm_id=vm.id, copy=replace(copy, boot=proof.boot), given_out=record.incarnation)
+        EndedCopy(
+            vm_id=vm.id,
+            copy=replace(copy, boot=proof.boot),
+            given_out=Incarnation(newer[copy] - 1) if copy in newer else record.incarnation,
+            proof=proof,
+        )
         for copy in record.copies
         if copy not in left
     )
     node.set_incident(ended=(*incident.ended, *gone))
-    cluster.changed_hosts.add(node.id)
+    if node.id in cluster.hosts:
+        cluster.changed_hosts.add(node.id)
+
+
+def never_ran(cluster: Cluster, vm: VmNode, incarnation: Incarnation) -> None:
+    """A start's own host says so: what it was to replace is not superseded by it."""
+    for host_id in sorted({proof.host_id for proof in vm.record.proofs}):
+        node = cluster.hosts.get(host_id)
+        incident = node.record.incident if node is not None else None
+        if node is None or incident is None:
+            continue
+        ended = tuple(
+            replace(one, given_out=incarnation)
+            if (one.vm_id, one.given_out) == (vm.id, incarnation - 1)
+            else one
+            for one in incident.ended
+        )
+        if ended != incident.ended:
+            node.set_incident(ended=ended)
+            cluster.changed_hosts.add(node.id)
 
 
 def reconcile(cluster: Cluster, vm: VmNode) -> None:
@@ -276,14 +304,14 @@ def reconcile(cluster: Cluster, vm: VmNode) -> None:
         if incident is not None:
             lose(cluster, vm)
             for proof in incident.proofs:
-                _die(cluster, vm, proof)
+                _die(cluster, vm, node, proof)
         for copy in vm.record.copies:
             # One that was proven dead and has not come up anew died by that proof, as far as it goes.
             over = copy.boot != node.record.boot and copy.boot in node.record.dead_boots
             if copy.host_id == host_id and over and node.record.boot is not None:
                 assert copy.boot is not None
                 proof = _new_boot_proof(cluster, node, copy.boot, node.record.boot)
-                _die(cluster, vm, proof)
+                _die(cluster, vm, node, proof)
 
 
 def _dies_with(vm: VmNode, copy: PossibleCopy, proof: Proof) -> bool:
@@ -388,6 +416,7 @@ def quarantine_if_due(cluster: Cluster, vm: VmNode) -> None:
 
 def alive_after_all(cluster: Cluster, node: HostNode, via: str) -> None:
     cluster.tell("host.alive_after_all", host=node, via=via)
+    _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
 
 
@@ -423,6 +452,7 @@ def holder_back(cluster: Cluster, vm: VmNode) -> None:
 def give_up_fence(cluster: Cluster, node: HostNode, why: str) -> None:
     """The host lives on although it was ordered off: nothing was proven, and it is not tried at once again."""
     cluster.tell("fence.failed_host_lives", host=node, detail=why)
+    _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
 
 
@@ -474,25 +504,34 @@ def _contradiction(cluster: Cluster, node: HostNode, via: str) -> None:
 
 def _revive(cluster: Cluster, node: HostNode, incident: Incident) -> None:
     """Its boot was proven dead, and lives. Nothing is judged by that proof any more, and what it ended may run there."""
-    proof = incident.proof
-    assert proof is not None, f"{node.config.name}: no proof that could be wrong"
     node.set(dead_boots=tuple(one for one in node.record.dead_boots if one != incident.boot))
     if incident.settled:
-        unsettle(node)
+        unsettle(cluster, node)
     for ended in incident.ended:
         vm = cluster.vms.get(ended.vm_id)
         if vm is not None and ended.copy not in vm.record.copies:
-            _may_run_after_all(cluster, vm, node, ended, proof)
+            _may_run_after_all(cluster, vm, node, ended)
     _end_incident(cluster, node)
     cluster.touch(node)
 
 
-def _may_run_after_all(
-    cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy, proof: Proof
-) -> None:
+def _lives_since_restore(cluster: Cluster, node: HostNode) -> None:
+    """What was proven in another timeline is void, and what it may run it tells itself (M2); but what was ordered by that
+    proof had been ordered."""
+    incident = node.record.incident
+    assert incident is not None, f"{node.config.name}: no incident that could be over"
+    for ended in incident.ended:
+        vm = cluster.vms.get(ended.vm_id)
+        held = vm is None or ended.copy in vm.record.copies
+        if vm is not None and not held and _superseding(vm, ended) is not None:
+            _may_run_after_all(cluster, vm, node, ended)
+
+
+def _may_run_after_all(cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy) -> None:
     record, copy = vm.record, ended.copy
     deaths = tuple(one for one in record.deaths if one.host_id != node.id)
-    if record.incarnation <= ended.given_out:
+    newer = _superseding(vm, ended)
+    if newer is None:
         holds(cluster, vm, node, copy)
         cluster.set_vm(vm, deaths=deaths)
         cluster.tell("vm.lives_after_all", vm=vm, host=node)
@@ -500,17 +539,28 @@ def _may_run_after_all(
     if record.stage is VmStage.READY:
         holds(cluster, vm, node, copy)  # no start goes out before it has ended (G1)
     copies = vm.record.copies if copy in vm.record.copies else (*record.copies, copy)
-    due = SupersededCopy(
-        copy=copy, proof=proof, newer=record.incarnation, order_id=cluster.next_order()
-    )
+    due = SupersededCopy(copy=copy, proof=ended.proof, newer=newer, order_id=cluster.next_order())
     cluster.set_vm(vm, copies=copies, superseded=(*record.superseded, due), deaths=deaths)
     cluster.tell(
         "vm.superseded_copy_lives",
         host=node,
         vm=vm,
         incarnation=copy.incarnation,
-        newer=record.incarnation,
+        newer=newer,
     )
+
+
+def _superseding(vm: VmNode, ended: EndedCopy) -> Incarnation | None:
+    """What was ordered elsewhere by that proof; None: nothing was."""
+    record = vm.record
+    if record.incarnation > ended.given_out:
+        return record.incarnation
+    if record.migration is not None:
+        return None  # it goes on with both its sides
+    # The target of its migration had been given that incarnation before the proof, and went on by it.
+    moved_to = [copy.incarnation for copy in record.copies if copy not in record.guessed]
+    newest = max(moved_to, default=ended.copy.incarnation)
+    return newest if newest > ended.copy.incarnation else None
 
 
 def holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:

@@ -102,12 +102,13 @@ class Struck(Value, frozen=True, kw_only=True):
 
 
 class EndedCopy(Value, frozen=True, kw_only=True):
-    """A copy that its host's proof ended. ``given_out``: the VM's highest incarnation at that time: a higher one was
-    ordered since, elsewhere."""
+    """A copy that its host's ``proof`` ended. ``given_out``: the VM's highest incarnation at that time, or when it was superseded,
+    or that never ran since: a higher one was ordered since, elsewhere."""
 
     vm_id: VmId
     copy: PossibleCopy
     given_out: Incarnation
+    proof: Proof
 
 
 class Incident(Value, frozen=True, kw_only=True):

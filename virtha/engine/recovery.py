@@ -18,6 +18,7 @@ from virtha.engine.holders import why_held
 from virtha.engine.incident import (
     STILL_WANTED,
     holder_back,
+    never_ran,
     quarantine_if_due,
     settle_lost,
     with_death,
@@ -30,7 +31,7 @@ from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
 from virtha.engine.restored import why_inventory
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
-from virtha.engine.superseded import end_superseded, note_superseded_over
+from virtha.engine.superseded import end_superseded, is_superseded, note_superseded_over
 from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
@@ -514,6 +515,8 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         event.boot,
         event.incarnation,
     ):
+        if event.cause is ReleaseCause.NEVER_RAN:
+            never_ran(cluster, node, event.incarnation)
         _failed(cluster, node, event.host_id, "start.cancelled")
         return
     copies = tuple(
@@ -524,7 +527,7 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     )
     if copies == node.record.copies:
         return
-    note_superseded_over(cluster, node, event)
+    was_superseded = note_superseded_over(cluster, node, event)
     cluster.set_vm(node, copies=copies)
     if node.state_host == event.host_id:
         node.state, node.state_host, node.guest_agent = VmState.DOWN, None, None
@@ -534,23 +537,27 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
         note_given_back(cluster, node, event)
     elif copies and (node.half is not None or node.stands is not None):
         note_side_over(cluster, node, event)
-    elif not copies:
+    elif all(is_superseded(node, copy) for copy in copies):
         # Not by its incarnation: a move that was begun and failed has counted it up, and the copy stayed the one it was.
-        _given_back(cluster, node, event)
+        given_back = GivenBack(host_id=event.host_id, cause=event.cause)
+        if was_superseded and node.record.given_back is not None:
+            given_back = node.record.given_back  # how the newer one ended is how the VM did
+        cluster.set_vm(node, given_back=given_back)
+        if not copies:
+            _given_back(cluster, node, given_back)
 
 
-def _given_back(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
+def _given_back(cluster: Cluster, node: VmNode, last: GivenBack) -> None:
     """Its last copy is over by its host's own word: what that host said of it decides whether it starts elsewhere."""
     now = int(cluster.now)
-    cluster.set_vm(node, given_back=GivenBack(host_id=event.host_id, cause=event.cause))
-    if event.cause is not None and event.cause in STILL_WANTED and node.protected:
-        if event.cause in _STORAGE_FAILED and event.host_id not in node.record.tried:
+    if last.cause is not None and last.cause in STILL_WANTED and node.protected:
+        if last.cause in _STORAGE_FAILED and last.host_id not in node.record.tried:
             # What it said of its storage before may not be taken back yet; it would refuse the start, or fail it again.
-            cluster.set_vm(node, tried=(*node.record.tried, event.host_id))
-        if event.cause is ReleaseCause.IO_ERROR:
-            cluster.set_vm(node, deaths=with_death(cluster, node, event.host_id))
+            cluster.set_vm(node, tried=(*node.record.tried, last.host_id))
+        if last.cause is ReleaseCause.IO_ERROR:
+            cluster.set_vm(node, deaths=with_death(cluster, node, last.host_id))
         cluster.move_vm(node, VmTrigger.GIVEN_BACK, lost_ms=now, ready_ms=now)
-        if event.cause is ReleaseCause.IO_ERROR:
+        if last.cause is ReleaseCause.IO_ERROR:
             quarantine_if_due(cluster, node)
 
 

@@ -107,9 +107,10 @@ def settle(cluster: Cluster, node: HostNode) -> None:
     cluster.plan_wanted = True
 
 
-def unsettle(node: HostNode) -> None:
-    """The proof that had settled it was wrong: all that it may run is yet to be told (M2)."""
+def unsettle(cluster: Cluster, node: HostNode) -> None:
+    """The proof that had settled it was wrong: all that it may run is yet to be told, and nothing starts before (M2)."""
     node.untold = True
+    cluster.await_survey(node)
     told = node.record.told or Told(timeline=node.config.timeline)
     node.set(told=replace(told, since_ms=None, settled=False))
 

@@ -62,18 +62,17 @@ def frozen_holders(record: VmRecord) -> tuple[HostId, ...]:
     return tuple(sorted(due))
 
 
-def note_superseded_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> None:
-    """Its host says that it is over."""
+def note_superseded_over(cluster: Cluster, node: VmNode, event: CopyReleased) -> bool:
+    """Whether what its host says to be over was such a copy."""
+    gone = (event.host_id, event.boot, event.incarnation)
     for due in node.record.superseded:
         copy = due.copy
-        if (copy.host_id, copy.boot, copy.incarnation) == (
-            event.host_id,
-            event.boot,
-            event.incarnation,
-        ):
+        if (copy.host_id, copy.boot, copy.incarnation) == gone:
             cluster.tell(
                 "vm.superseded_copy_ended",
                 vm=node,
                 host=cluster.hosts.get(copy.host_id),
                 incarnation=copy.incarnation,
             )
+            return True
+    return False

@@ -6,6 +6,13 @@ from virtha.model.ids import HostId
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 
+_DAY_MS = 86_400_000
+RENEW_BEFORE_MS = 275 * _DAY_MS
+"""A host asks for its next certificate when its present one ends so soon: a third of its life (ADR 6), so that months of a
+server that can't be asked change nothing."""
+RENEW_EARLY_MS = 30 * _DAY_MS
+"""By how much a host's clock may be ahead of the server's when it asks."""
+
 
 class SignedCertificate(Value, frozen=True, kw_only=True):
     certificate_pem: str
@@ -18,6 +25,9 @@ class HostSigned(Value, frozen=True, kw_only=True):
     host_id: HostId
     serial: str
     """Of its certificate, as in ``SignedCertificate``."""
+    public_key: bytes
+    """Of its certificate, DER."""
+    not_after: UtcMillis
 
 
 class Authority(Protocol):
@@ -36,6 +46,10 @@ class Authority(Protocol):
 
     def sign_migration(self, csr_pem: str, *, host_id: HostId) -> SignedCertificate:
         """For a host's libvirt and QEMU among each other. As ``sign_host``."""
+        ...
+
+    def key_of_request(self, csr_pem: str) -> bytes:
+        """Its public key, DER. Raises InvalidInput (field ``csr``)."""
         ...
 
     def asking_host(self, certificate_pem: str, message: bytes, signature: bytes) -> HostSigned:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 
 from virtha.model.host import Host, HostStatus
 from virtha.model.ids import ClusterId, HostId
@@ -191,6 +191,21 @@ async def revoke_certificates(tx: WriteTransaction, host_id: HostId) -> None:
     await tx.connection.execute(
         update(certificate).where(certificate.c.host_id == host_id).values(revoked=True)
     )
+
+
+async def certificate_ends(
+    tx: Transaction, host_ids: Collection[HostId]
+) -> dict[HostId, UtcMillis]:
+    """Of each host's certificate that ends last."""
+    found: dict[HostId, UtcMillis] = {}
+    for part in in_parts(host_ids):
+        rows = await tx.connection.execute(
+            select(certificate.c.host_id, func.max(certificate.c.not_after))
+            .where(certificate.c.host_id.in_(part), certificate.c.revoked.is_(False))
+            .group_by(certificate.c.host_id)
+        )
+        found |= {HostId(row[0]): UtcMillis(row[1]) for row in rows}
+    return found
 
 
 async def certificate_is_valid(tx: Transaction, serial: str, host_id: HostId) -> bool:

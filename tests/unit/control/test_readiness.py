@@ -24,11 +24,12 @@ from virtha.model.facts import HostReport, StorageReport
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
 from virtha.model.power_settings import AskedFrom, MachineIdentity, PowerDriver
+from virtha.model.time import UtcMillis
 from virtha.model.user import Role
 from virtha.ports.leaders import NobodyLeads
 from virtha.ports.power import PowerReading
 from virtha.store.engine import save_intent
-from virtha.store.hosts import find_host
+from virtha.store.hosts import add_certificate, find_host, revoke_certificates
 
 pytestmark = pytest.mark.req("X5")
 Tell = Callable[[Any], None]
@@ -88,6 +89,25 @@ def test_where_nothing_is_missing_nothing_is_found(tell: Tell) -> None:
         assert codes(whole) == {"ready.nobody_told", "protection.no_watchdog"}
         assert whole.verdict == "at_risk" and (whole.hosts, whole.vms) == (2, 1)
         assert all(one.fix for one in whole.findings)
+
+    tell(story)
+
+
+@pytest.mark.req("L6", "X5")
+def test_a_host_that_does_not_renew_its_certificate_is_told(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        day_ms = 86_400_000
+        host_id = world.hosts["h1"].id
+        for left, bad in ((216, set()), (214, {"ready.certificate"}), (0, {"ready.certificate"})):
+            async with world.store.write() as tx:
+                await revoke_certificates(tx, host_id)
+                ends = UtcMillis(world.clock.wall_ms() + left * day_ms)
+                await add_certificate(tx, f"a{left}", host_id, ends)
+                await add_certificate(tx, f"b{left}", host_id, UtcMillis(ends - 9 * day_ms))
+                _ = tx.revision
+            assert codes(await world.control.readiness.of_host("h1")) == bad, left
+            assert codes(await world.control.readiness.of_host("h2")) == set()
 
     tell(story)
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from virtha.engine.ending import EndCopy
 from virtha.engine.events import (
     BeatSeen,
+    CopyReleased,
     DisksWatched,
     EngineEvent,
     HoldChanged,
@@ -20,6 +21,7 @@ from virtha.engine.events import (
 from virtha.engine.machine import Verdict
 from virtha.engine.records import VmStage
 from virtha.model.evidence import Answer, PowerState, ProcessKind
+from virtha.model.facts import ReleaseCause
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import VmState
@@ -36,6 +38,16 @@ def believed(play: Play) -> Play:
     host.bmc_does_nothing, host.bmc_state = True, PowerState.OFF
     play.until(lambda: play.verdict("h1") is Verdict.DEAD_PROVEN)
     return play
+
+
+def confirmed(play: Play, host: str) -> Proof:
+    """By a person."""
+    play.until(lambda: play.host_record(host).incident is not None)
+    boot = play.hosts[host].boot
+    proof = Proof(kind=ProofKind.OPERATOR, host_id=HostId(host), boot=boot, at_ms=play.now)
+    play.inbox.append(ProofFound(proof=proof))
+    play.tick()
+    return proof
 
 
 def moved(play: Play) -> str:
@@ -242,3 +254,85 @@ def test_a_quarantined_vm_stays_quarantined():
     play.advance(1_000)
     assert play.vm_record("v1").stage is VmStage.QUARANTINED and held(play) == ["h1"]
     assert play.sent(EndCopy)
+
+
+@pytest.mark.parametrize("newer_dies", [False, True])
+def test_proven_dead_a_second_time_it_is_as_old_as_it_was(newer_dies: bool):
+    play = believed(playing())
+    target = moved(play)
+    play.inbox.append(HoldChanged(reason="work"))
+    wakes(play)
+    play.hosts["h1"].beating = False
+    proof = confirmed(play, "h1")
+    if newer_dies:
+        play.hosts[target].cut()
+        confirmed(play, target)
+    assert held(play) == ([] if newer_dies else [target])
+    wakes(play)
+    (due,) = play.vm_record("v1").superseded
+    assert (due.newer, due.proof) == (2, proof)
+    assert "vm.lives_after_all" not in play.told()
+
+
+def start_given_back(cause: ReleaseCause) -> Play:
+    """Elsewhere than on h1; and no other is ordered."""
+    play = playing()
+    for host in play.hosts.values():
+        host.start_result = None  # nobody answers it
+    believed(play).until(lambda: play.vm_record("v1").start is not None)
+    start = play.vm_record("v1").start
+    assert start is not None
+    back = CopyReleased(
+        host_id=start.host_id,
+        boot=start.boot,
+        vm_id=VM,
+        incarnation=start.incarnation,
+        cause=cause,
+    )
+    play.inbox += [HoldChanged(reason="work"), back]
+    play.tick()
+    return play
+
+
+def test_a_start_that_never_ran_supersedes_nothing():
+    play = start_given_back(ReleaseCause.NEVER_RAN)
+    assert play.vm_record("v1").stage is VmStage.READY
+    wakes(play)
+    assert held(play) == ["h1"] and play.vm_record("v1").superseded == ()
+    assert "vm.lives_after_all" in play.told()
+
+
+def test_a_start_that_may_have_run_supersedes_it():
+    play = start_given_back(ReleaseCause.ENDED)
+    wakes(play)
+    assert [due.newer for due in play.vm_record("v1").superseded] == [2]
+
+
+@pytest.mark.parametrize("first", ["newer", "older"])
+def test_how_the_newer_one_ended_is_how_the_vm_did(first: str):
+    play = believed(playing())
+    target = moved(play)
+    play.inbox.append(HoldChanged(reason="work"))
+    wakes(play)
+    newer = CopyReleased(
+        host_id=HostId(target),
+        boot=play.hosts[target].boot,
+        vm_id=VM,
+        incarnation=Incarnation(2),
+        cause=ReleaseCause.INTENDED,
+    )
+    older = CopyReleased(
+        host_id=HostId("h1"),
+        boot=BootId("h1b1"),
+        vm_id=VM,
+        incarnation=Incarnation(1),
+        cause=ReleaseCause.SUPERSEDED,
+    )
+    play.hosts[target].running.pop(VM)
+    play.hosts["h1"].running.pop(VM)
+    play.inbox += [newer, older] if first == "newer" else [older, newer]
+    play.inbox.append(HoldChanged(reason=None))
+    play.advance(30_000)
+    record = play.vm_record("v1")
+    assert (record.stage, record.copies, record.incarnation) == (VmStage.SETTLED, (), 2)
+    assert play.why_vm("v1") == ["recovery.not_due.given_back"]

@@ -9,6 +9,7 @@ from engine_review_driver import playing, released
 from virtha.engine.events import (
     CopyGranted,
     DeathConfirmed,
+    EndCopy,
     HostConfigured,
     HostRemoved,
     Poison,
@@ -324,3 +325,21 @@ def test_a_grant_that_went_out_before_the_removal_holds(known: bool):
     assert {one.host_id for one in play.vm_record("v1").copies} == {"h4"}
     assert play.why_vm("v1") == ["recovery.waiting.removed"]
     assert "host.removed_unproven" in play.told()
+
+
+@pytest.mark.req("G4")
+def test_confirmed_wrongly_and_added_again_its_old_copy_ends():
+    """It lived all the time, and is heard in that boot."""
+    play = playing()
+    remove(play)
+    play.hosts["h1"].running.clear()  # the play must not see v1 twice
+    confirm(play)
+    play.until(lambda: "vm.recovered" in play.told())
+    (target,) = play.where("v1")
+    play.hosts["h1"].running[VmId("v1")] = Incarnation(1)
+    back(play)
+    play.advance(1_000)
+    (end,) = play.sent(EndCopy)
+    assert (end.host_id, end.incarnation, end.newer) == ("h1", 1, 2)
+    play.until(lambda: [one.host_id for one in play.vm_record("v1").copies] == [target])
+    assert "vm.superseded_copy_ended" in play.told()

@@ -12,6 +12,7 @@ from virtha.model.codes.failover_reasons import FAILOVER_REASONS
 from virtha.model.codes.incident import INCIDENT_REASONS
 from virtha.model.codes.io_error import IO_ERROR_EVENTS, IO_ERROR_REASONS
 from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
+from virtha.model.codes.move_reasons import MOVE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
 from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
@@ -34,6 +35,7 @@ REASONS = (
     *IO_ERROR_REASONS,
     *READINESS_REASONS,
     *FAILOVER_REASONS,
+    *MOVE_REASONS,
     *SUPERSEDED_REASONS,
     *LEASE_REASONS,
     *NOTIFICATION_REASONS,

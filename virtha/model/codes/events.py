@@ -119,6 +119,13 @@ EVENTS: tuple[Code, ...] = (
         "name",
     ),
     event(
+        1463,
+        "host.certificate_renewed",
+        INFO,
+        "Host {name} had its next certificate signed",
+        "name",
+    ),
+    event(
         1415,
         "host.guardian.killed_vm",
         ALERT,

@@ -64,6 +64,16 @@ READINESS_REASONS: tuple[Code, ...] = (
         "power.test.interval while the host is up.",
     ),
     reason(
+        5673,
+        "ready.certificate",
+        WARNING,
+        "the certificate of {host} ends at {ends}, and it has not asked for the next one for weeks",
+        "host",
+        "ends",
+        help="Its agent does so by itself, over the REST port (8443): look into its log, and at the way there. From then on it can't connect "
+        "again. 'virtha agent join --force' on the host makes it anew.",
+    ),
+    reason(
         5672,
         "ready.power.unidentified",
         WARNING,

@@ -31,7 +31,7 @@ SUPERSEDED_EVENTS: tuple[Code, ...] = (
         3128,
         "vm.lives_after_all",
         WARNING,
-        "{vm} may run on {host}, which was proven dead and lives: it is started nowhere else",
+        "{vm} may run on {host}, which was proven dead and lives: by that proof it was started nowhere else",
         "vm",
         "host",
     ),
