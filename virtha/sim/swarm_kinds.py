@@ -201,6 +201,17 @@ def _storage_errors(draw: Draw) -> list[str]:
     return [broken, draw.pause, f"resume-storage{where}"]
 
 
+def _ended_on_errors(draw: Draw) -> list[str]:
+    """Long enough for one that asks for it to be ended, and another host takes it; now and then that one fails it, too."""
+    vm, well = draw.vm, draw.host
+    lines = [f"set {vm} on-io-error=kill"]
+    lines += [f"break-storage errors on={host}" for host in draw.hosts if host != well]
+    lines.append("advance 70s")
+    if draw.one("well", "well", "fails too") == "fails too":
+        lines += [f"break-storage errors on={well}", draw.pause]
+    return [*lines, draw.pause, *(f"resume-storage on={host}" for host in draw.hosts)]
+
+
 def _cancelled(draw: Draw) -> list[str]:
     vm = draw.vm
     return [f"migrate {vm}", "advance 100ms", f"cancel-migration {vm}"]
@@ -420,6 +431,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("one host's storage stalls", 3, 0, _one_stalls, hides=True),
     Kind("storage errors", 2, 0, _storage_errors, hides=True),
+    Kind("storage errors until it is ended", 2, 0, _ended_on_errors, hides=True),
     Kind("slot write torn", 4, 0, lambda d: [f"tear-slot {d.host}"], leased=True),
     Kind("slot write late", 4, 0, lambda d: [f"late-slot {d.host} 25s"], leased=True),
     Kind("stale slots", 4, 0, _stale, leased=True),
