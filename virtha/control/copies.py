@@ -49,6 +49,8 @@ def counts(status: VmStatus, host_id: HostId, incarnation: Incarnation) -> bool:
         return True
     if status.state is VmState.STARTING:
         return False  # a later start is on its way there, and ends otherwise
+    if host_id in status.superseded:
+        return False  # it is to end, or nobody knows which is right (G4)
     if _runs_newer_elsewhere(status, host_id):
         return False  # what a move has left behind says how that copy is, not the VM
     # A host tells the release of what ended, then its state: its last word, while nobody else has one.

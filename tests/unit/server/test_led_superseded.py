@@ -7,7 +7,7 @@ import pytest
 from led_world import LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
 
 from virtha.engine.events import ProofFound
-from virtha.model.facts import ReleaseCause, Released
+from virtha.model.facts import ReleaseCause, Released, VmReport
 from virtha.model.ids import Incarnation, VmId
 from virtha.model.orders import StopMode, StopVm
 from virtha.model.proof import Proof, ProofKind
@@ -85,5 +85,8 @@ def test_it_stays_superseded_when_the_newer_copy_is_over_too(tmp_path: Path) -> 
             await world.settle()
             assert (await world.vm()).status.holders == (h1.id,)
             assert await named(world, h1, vm_id) == 2
+            await h1.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(1), state=VmState.RUNNING))
+            await world.settle()
+            assert (await world.vm()).status.state is not VmState.RUNNING, "it is to end"
 
     asyncio.run(story())
