@@ -80,13 +80,15 @@ def test_it_stays_superseded_when_the_newer_copy_is_over_too(tmp_path: Path) -> 
             await h1.hello()
             await world.settle()
             await h2.tell(
-                Released(vm_id=vm_id, incarnation=Incarnation(2), cause=ReleaseCause.HOST_SHUTDOWN)
+                Released(vm_id=vm_id, incarnation=Incarnation(2), cause=ReleaseCause.HOST_SHUTDOWN),
+                VmReport(vm_id=vm_id, incarnation=Incarnation(2), state=VmState.DOWN),
             )
             await world.settle()
             assert (await world.vm()).status.holders == (h1.id,)
             assert await named(world, h1, vm_id) == 2
             await h1.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(1), state=VmState.RUNNING))
             await world.settle()
-            assert (await world.vm()).status.state is not VmState.RUNNING, "it is to end"
+            status = (await world.vm()).status
+            assert (status.state, status.host_id) == (VmState.DOWN, h2.id), "that copy is to end"
 
     asyncio.run(story())
