@@ -119,7 +119,8 @@ def telling(directory: Path, *, prefix: tuple[str, ...] = ()) -> Iterator[Story]
             host.wait_until_usable()
             join_new(told, "h2")
             told.ok("storage", "add", "ds1", "--path", "/srv/ds1", "--no-wait")
-            wait_until(lambda: "ds1" in told.ok("storage", "list") and len(host.orders) > 0)
+            # Its order is there before the host has told what lies on it.
+            wait_until(lambda: '"tiny"' in told.ok("storage", "show", "ds1", "-o", "json"))
             host.wait_acknowledged(host.outbox.last_sequence)
             told.ok("vm", "create", "web1", "--image", "tiny", "--watchdog", "i6300esb:reset")
             yield told
