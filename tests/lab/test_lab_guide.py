@@ -284,7 +284,7 @@ class FirstCluster:
     def arrive_at(self, section: str) -> None:
         match section.partition(".")[0]:
             case "8":
-                wait_for(self.server, "virtha vm list | grep -q 'web1.*up'")
+                wait_for(self.server, "virtha vm list | grep -q 'web1.*running'")
             case "9":
                 self._pull_the_plug()
             case "10":
