@@ -99,7 +99,7 @@ def test_an_enumeration_lists_what_is_allowed() -> None:
     with pytest.raises(InvalidInput) as caught:
         decode_body(b'{"name": "n", "memory_bytes": 1, "on_io_error": "retry"}', VmCreate)
     assert caught.value.field == "on_io_error"
-    assert caught.value.allowed == ("auto_resume", "leave_paused")
+    assert caught.value.allowed == ("auto_resume", "leave_paused", "kill")
     with pytest.raises(InvalidInput) as caught:
         decode_query([("order", "up")], EventQuery)
     assert caught.value.allowed == ("asc", "desc")

@@ -328,9 +328,18 @@ def test_ctrl_c_keeps_what_was_played_and_leaves_no_process(tmp_path: Path) -> N
         sys.executable, "-m", "virtha.cli.main", "simulate", "--seed", "1..4000", "--jobs", "2",
         "--resume", str(path), "--save", str(tmp_path / "failures"),
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell's background, where `make test` runs this, ignores the key, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not path.exists() or path.read_bytes().count(b"\n") < 2:
         assert process.poll() is None
         time.sleep(0.02)
