@@ -1,5 +1,6 @@
 """What the shell offers: live names from the server that the command would ask, and nothing where it can't be asked."""
 
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -221,9 +222,12 @@ def test_what_is_on_the_line_already_is_not_offered_again(api: Api, complete: Co
     assert complete("virtha vm start web1 db1 ") == ["web2"]
 
 
-def test_a_lab_offers_its_own_hosts_and_asks_no_server(
-    api: Api, complete: Complete, tmp_path: Path
-) -> None:
+def test_a_lab_offers_its_own_hosts_and_asks_no_server(api: Api, complete: Complete) -> None:
+    with tempfile.TemporaryDirectory(prefix="vl-") as short:  # as a lab's sockets need it
+        _offers_its_hosts(api, complete, Path(short))
+
+
+def _offers_its_hosts(api: Api, complete: Complete, tmp_path: Path) -> None:
     nodes = tuple(
         NodeState(name=name, number=number, kind=kind)
         for number, (name, kind) in enumerate([("server", "server"), ("h1", "host")])
