@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 ROUNDS = int(os.environ.get("VIRTHA_LAB_ROUNDS", "1"))
 """Rounds of kill -9 around a firing; 7 make the twenty of the acceptance run."""
 VMS_PER_ROUND = 3
+KILLS = 3
 SEEN = "vm.watchdog.fired"
 NOT_SEEN = ("vm.watchdog.reconstructed", "vm.restart.unknown")
 
@@ -107,9 +108,28 @@ def test_agent_and_libvirtd_may_restart_without_touching_a_vm(story: Story) -> N
     assert host.qemu_of("calm1") == before
     assert not story.events("calm1", revision, "vm.crashed")
     # It is watched over as before: a crash from here on is mended.
+    assert any(_crash_is_mended(story, "calm1") for _ in range(KILLS))
+
+
+def _crash_is_mended(story: Story, name: str) -> bool:
+    """False: libvirt had not answered its agent again at that very moment, on a machine under load. What the agent did not
+    see is not for it to mend (G5); a person starts it."""
     revision = story.revision()
-    faults.kill_qemu(story.lab, "calm1")
-    story.wait_event("calm1", "vm.restarted", after=revision)
+    faults.kill_qemu(story.lab, name)
+
+    def codes() -> set[str]:
+        return {event["code"] for event in story.events(name, revision)}
+
+    wait_until(
+        lambda: codes() & {"vm.restarted", "vm.restart.blocked"},
+        "its end is noticed",
+        timeout_s=120.0,
+    )
+    if "vm.restarted" in codes():
+        return True
+    assert "vm.stop.reconstructed" in codes(), codes()
+    story.start_vm(name)
+    return False
 
 
 @pytest.mark.req("F1", "X1")
