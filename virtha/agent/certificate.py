@@ -8,7 +8,6 @@ The guardian reads no disk for it: the agent lays the certificate, which is no s
 import asyncio
 import base64
 import contextlib
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -16,6 +15,7 @@ import structlog
 
 from virtha.agent.certificate_follower import Use, with_certificate
 from virtha.agent.files import Files
+from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import Identity
 from virtha.agent.join import post_to_server
 from virtha.agent.paths import AgentPaths
@@ -37,10 +37,6 @@ _log = structlog.get_logger(__name__)
 
 class _Renewed(Value, frozen=True, kw_only=True):
     certificate_pem: str
-
-
-def wall_ms() -> UtcMillis:
-    return UtcMillis(time.time_ns() // 1_000_000)
 
 
 def is_due(credentials: HostCredentials, now: UtcMillis) -> bool:
@@ -79,7 +75,7 @@ class CertificateKeeper:
         use: Use,
         *,
         files: Files | None = None,
-        now: Callable[[], UtcMillis] = wall_ms,
+        now: Callable[[], UtcMillis] = BoottimeClock().wall_ms,
     ) -> None:
         self._paths = paths
         self._identity = identity

@@ -122,7 +122,7 @@ def test_a_server_that_can_not_be_asked_is_asked_again(paths: AgentPaths, server
         (201, {"certificate_pem": 7}),
         (201, {"certificate_pem": "no certificate"}),
     ):
-        server.problem = problem  # type: ignore[assignment]
+        server.problem = problem  # type: ignore[assignment]  # None until a test sets it
         asyncio.run(keeps.look())
         assert (used, present(paths)) == ([], before), problem
     server.problem = None

@@ -354,7 +354,7 @@ def test_a_new_leader_goes_on_with_what_is_on_record() -> None:
             )
         ]
     )
-    play._say = lambda *_args, **_more: None  # type: ignore[method-assign]
+    play._say = lambda *_args, **_more: None  # type: ignore[method-assign]  # it says nothing any more
     play.new_leader()
     play.until(lambda: bool(ends(play)), within_ms=30_000)
     assert ends(play)[0].order_id == end.order_id
