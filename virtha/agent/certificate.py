@@ -75,14 +75,14 @@ class CertificateKeeper:
         use: Use,
         *,
         files: Files | None = None,
-        now: Callable[[], UtcMillis] = BoottimeClock().wall_ms,
+        now: Callable[[], UtcMillis] | None = None,
     ) -> None:
         self._paths = paths
         self._identity = identity
         self._credentials = credentials
         self._use = use
         self._files = files or Files()
-        self._now = now
+        self._now = now or BoottimeClock().wall_ms
 
     async def run(self) -> None:
         # An agent before us may have died before the guardian had it.
