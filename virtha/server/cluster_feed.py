@@ -72,6 +72,7 @@ from virtha.model.power import PowerLevel
 from virtha.model.vm import Reason
 from virtha.ports.clock import Clock
 from virtha.ports.leaders import Prospects
+from virtha.server.begun_orders import BegunOrders
 from virtha.server.cluster_records import ClusterRecords
 from virtha.server.journal import EngineJournal
 from virtha.server.leader import DATABASE_RETRY_MS, ClusterClock, Leader
@@ -147,8 +148,7 @@ class ClusterFeed:
         self._surveys: dict[HostId, HostSurveyed] = {}
         self._offered: dict[HostId, int] = {}
         """The last fact of each host that the engine was given."""
-        self._begun: dict[OperationId, StartCommand | EndPaused] = {}
-        """Until it is told how they ended, or their VM is gone."""
+        self._begun = BegunOrders()
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
@@ -349,7 +349,7 @@ class ClusterFeed:
     def vm_gone(self, vm_id: VmId) -> None:
         self._domains = None
         if self._vms.pop(vm_id, None) is not None:
-            self._begun = {key: one for key, one in self._begun.items() if one.vm_id != vm_id}
+            self._begun.vm_gone(vm_id)
             self.offer(VmRemoved(vm_id=vm_id))
 
     def granted(self, led: LedVm, granted: CopyGranted) -> None:
@@ -462,7 +462,7 @@ class ClusterFeed:
         if begun is not None:
             self.offer(ended(begun, outcome))
             if outcome.result is not Result.UNKNOWN:
-                del self._begun[outcome.operation_id]  # told again, it would say the same
+                self._begun.ended(outcome.operation_id)
         left = self._leaving.pop(outcome.operation_id, None)
         unread = outcome.result is Result.REFUSED and outcome.code in REFUSED_UNREAD
         if left is not None and unread:
@@ -511,7 +511,7 @@ class ClusterFeed:
         knows."""
         match command:
             case StartCommand():
-                self._begun[operation_of(self.cluster_id, command.order_id)] = command
+                self._begun.sent(operation_of(self.cluster_id, command.order_id), command)
                 why_not = await self._orders.start(self.cluster_id, self.lead, command)
                 if why_not is not None:
                     log.info("a start was not ordered", order=command.order_id, why=why_not.why)
@@ -536,7 +536,7 @@ class ClusterFeed:
                 )
             case EndPaused():
                 operation_id = ending(self.cluster_id, self.lead, command, next(self._attempts))
-                self._begun[operation_id] = command
+                self._begun.sent(operation_id, command)
                 await self._orders.end_paused(self.lead, command, operation_id)
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
