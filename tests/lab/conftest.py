@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from last_words import last_words
 
 from virtha.lab import faults, lab, state
 from virtha.lab.lab import Lab
@@ -13,6 +14,18 @@ from virtha.lab.story import Story, no_restart_limit
 
 HOSTS = 2
 LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(?:[a-z]+-)?(\d+)$")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure is shown with what its lab has to say of it."""
+    report = yield
+    made = getattr(item, "funcargs", {}).get("session_story")
+    if report.failed and report.when == "call" and isinstance(made, Story):
+        report.sections.append(("the lab's last words", last_words(made.lab)))
+    return report
 
 
 def _take_down_orphans() -> None:
