@@ -3,6 +3,7 @@
 Ends early at the first write by a superseded copy, lost record, or VM that does not come back: what is there then is kept.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -136,6 +137,7 @@ class ChaosRun:
         disks = {path: (vm.name, disk) for vm in vms for path, disk in vm.disks.items()}
         self.writes = WriteLog(self.lab, disks, options.out / "writes.log")
         self.records = Recorders(self.lab, vms)
+        self._witnesses = contextlib.ExitStack()
         self.scene = Scene(
             hosts=tuple(host.name for host in self.lab.hosts),
             vms=tuple(vm.name for vm in vms),
@@ -158,15 +160,14 @@ class ChaosRun:
             return make_recording_vm(self.story, name, host=host)
 
     def __enter__(self) -> "ChaosRun":
-        self.writes.__enter__()
-        self.records.__enter__()
+        self._witnesses.enter_context(self.writes)
+        self._witnesses.enter_context(self.records)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._healing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self.records.__exit__()
-        self.writes.__exit__()
+        self._witnesses.close()
         self.story.close()
 
     def play(self) -> None:
@@ -328,7 +329,9 @@ class ChaosRun:
             self._steps.say(f"FOUND {what}: {detail}")
 
     def last_look(self) -> None:
-        """When all is over: were any records lost that nobody has looked for yet?"""
+        """When all is over: what did the witnesses see to their end, and were any records lost that nobody has looked for yet?"""
+        self._witnesses.close()
+        self._violated()
         if not any(one.what == "record lost" for one in self.tally.findings):
             self._look_for_lost_records()
 
