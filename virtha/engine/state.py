@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.cutting import Asking
 from virtha.engine.events import (
     Command,
     EndWaiver,
@@ -60,6 +61,7 @@ class HostNode:
         "broken_ms",
         "config",
         "contradicted",
+        "cutting",
         "disks_changed_ms",
         "due_ms",
         "early",
@@ -108,11 +110,10 @@ class HostNode:
         self.disks_changed_ms: Millis | None = None
         self.quiet_rounds = 0
         self.rounds_asked = 0
-        """In this suspicion; ``quiet_rounds`` of them came back without a change."""
+        """In this suspicion; ``quiet_rounds`` of them came back without a change, in ``reader_rounds`` somebody read its disks."""
         self.reader_rounds = 0
         self.blind = False
         """Nobody could be asked to read its disks, so soon after we began that this may change by itself (J3)."""
-        """Those of them in which somebody was asked to read its disks."""
         self.round = 0
         self.newcomers: set[HostId] = set()
         """Hosts that came within reach since it fell silent: each may see what none of the others could."""
@@ -138,6 +139,7 @@ class HostNode:
         """When that went out: not before it was written, which may take long."""
         self.contradicted = False
         """A sign of a boot that was proven dead was told."""
+        self.cutting = Asking()
         self.survey: HostSurveyed | None = None
         self.early: dict[str, VmSeen | HostSurveyed] = {}
         """Facts of a boot that has not begun, by VM; the survey's key is empty."""

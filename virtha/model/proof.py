@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from virtha.model.ceph import CephEpoch
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.value import Value
 
@@ -34,3 +35,5 @@ class Proof(Value, frozen=True, kw_only=True):
     detail: str = ""
     domain_ids: tuple[StorageDomainId, ...] = ()
     """Of a lease, or a storage fence: it says nothing about a VM with a disk in any other domain (P2, P3)."""
+    epochs: tuple[CephEpoch, ...] = ()
+    """Of a storage fence: whoever starts a VM by this proof waits for these maps (P3)."""

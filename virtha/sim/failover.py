@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.cutting import StorageLetIn
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -376,6 +377,7 @@ class Failover:
             case (
                 Poison(host_id=host_id)
                 | StorageFence(host_id=host_id)
+                | StorageLetIn(host_id=host_id)
                 | GiveWaiver(host_id=host_id)
                 | EndWaiver(host_id=host_id)
             ):
