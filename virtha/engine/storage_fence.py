@@ -156,8 +156,12 @@ def _cut_off(
             why_not = why_not or poison_refusal(cluster, node) or _brake(cluster)
         if why_not is not None:
             return why_not
-    must = {one.host_id for one in _may_let_in(cluster, node, fsid)}
+    lifting = _may_let_in(cluster, node, fsid)
+    must = {one.host_id for one in lifting}
     chosen, why = _choose_helper(cluster, node, fsid, cut.asked, first=must)
+    if lifting:
+        name = cluster.host_name(lifting[0].host_id)
+        why = reason("fence.storage.may_let_in", helper=name)
     if chosen is None:
         return why
     touched = cut.touched or bool(cut.asked)  # whoever has not answered may have done it
@@ -175,9 +179,9 @@ def _cut_off(
             addresses=cut.addresses,
         )
     )
-    if not cut.asked and not cut.error:
+    if not (cut.asked or cut.touched or cut.error):
         cluster.tell("fence.storage.ordered", host=node, addresses=", ".join(cut.addresses))
-    return reason("fence.storage.waiting", helper=cluster.host_name(chosen.host_id))
+    return why
 
 
 def _same(one: StorageCut, other: StorageCut) -> bool:

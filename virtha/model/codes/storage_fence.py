@@ -1,4 +1,4 @@
-"""Hosts that are shut out of their storage (P3): events 3140 to 3146, reasons 6280 to 6289."""
+"""Hosts that are shut out of their storage (P3): events 3140 to 3146, reasons 6280 to 6290."""
 
 from virtha.model.codes.entry import Code, Severity, event, reason
 
@@ -116,6 +116,14 @@ STORAGE_FENCE_REASONS: tuple[Code, ...] = (
         "cluster",
     ),
     reason(6288, "fence.storage.waiting", INFO, "{helper} is to shut it out of Ceph", "helper"),
+    reason(
+        6290,
+        "fence.storage.may_let_in",
+        ERROR,
+        "{helper} was asked to let it in and has not answered: until that very host has shut it out nothing is proven by a fence",
+        "helper",
+        help="Reboot that helper, or its agent's host; what it may be at is over then.",
+    ),
     reason(
         6289,
         "host.shut_out",
