@@ -17,6 +17,8 @@ def note_sights(node: HostNode, event: HostSurveyed) -> None:
     with it has it yet."""
     kept = {(one.domain_id, one.fsid): one for one in seen_by_ceph(node, event.boot)}
     for domain_id, sight in event.ceph.items():
+        if sight.boot != event.boot:
+            continue  # what its former boot told stands in the store until this one tells
         key = (domain_id, sight.fsid)
         before = kept.get(key)
         seen = SeenByCeph(

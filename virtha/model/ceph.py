@@ -1,11 +1,13 @@
 """What hosts and servers say of a Ceph cluster when a host is to be shut out of it (safety.md, P3)."""
 
+from virtha.model.ids import BootId
 from virtha.model.value import Value
 
 
 class CephSight(Value, frozen=True, kw_only=True):
     """How a cluster sees this host, as the host itself tells while it lives."""
 
+    boot: BootId
     fsid: str
     """Which cluster."""
     addresses: tuple[str, ...]

@@ -54,14 +54,15 @@ class SimCeph:
     def add(self, host: str) -> None:
         self.addresses[host] = f"10.9.0.{len(self.addresses) + 1}"
 
-    def sights(self, host: str) -> dict[StorageDomainId, CephSight]:
+    def sights(self, host: "SimHost") -> dict[StorageDomainId, CephSight]:
         """What its agent tells, where it can reach the cluster at all."""
         sight = CephSight(
+            boot=host.boot,
             fsid=FSID,
-            addresses=(self.addresses[host],),
-            obstacle=self.obstacles.get(host, ""),
+            addresses=(self.addresses[host.name],),
+            obstacle=self.obstacles.get(host.name, ""),
         )
-        return {one: sight for one in self.domains if self._storage.reaches(host, one)}
+        return {one: sight for one in self.domains if self._storage.reaches(host.name, one)}
 
     def is_listed(self, host: str) -> bool:
         return self.addresses[host] in self._listed

@@ -270,7 +270,7 @@ class Failover:
 
     def _sights(self, host: str) -> dict[StorageDomainId, CephSight]:
         ceph = self._world.ceph
-        return {} if ceph is None else ceph.sights(host)
+        return {} if ceph is None else ceph.sights(self._world.hosts[host])
 
     def storage_noticed(self, host: str) -> None:
         """Its agent says which domains it can use now: with its next session, if it has none."""

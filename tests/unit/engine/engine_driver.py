@@ -208,7 +208,7 @@ class Play:
         """Each host says by which address that cluster sees it."""
         for host in self.hosts.values():
             for domain in domains:
-                sight = CephSight(fsid=fsid, addresses=(f"10.0.0.{host.number}",))
+                sight = CephSight(boot=host.boot, fsid=fsid, addresses=(f"10.0.0.{host.number}",))
                 host.ceph[StorageDomainId(domain)] = sight
             self.survey(host)
         self.tick()

@@ -1,5 +1,6 @@
 """The storage fence: who is asked, what counts as done, what it proves, and when it is lifted (P3, ADR 20)."""
 
+import msgspec
 import pytest
 from engine_driver import Play, PlayedHost, on_ceph
 
@@ -20,7 +21,9 @@ C1 = "cluster-1"
 
 
 def sight(host: PlayedHost, *, obstacle: str = "") -> CephSight:
-    return CephSight(fsid=C1, addresses=(f"10.0.0.{host.number}",), obstacle=obstacle)
+    return CephSight(
+        boot=host.boot, fsid=C1, addresses=(f"10.0.0.{host.number}",), obstacle=obstacle
+    )
 
 
 def playing(
@@ -128,7 +131,11 @@ def test_nothing_is_proven_by_what_was_only_ordered():
 def test_an_answer_that_does_not_have_all_of_it_proves_nothing(fsid, addresses, epoch):
     play = playing()
     host = play.hosts["h1"]
-    host.ceph = {StorageDomainId("rbd1"): CephSight(fsid=C1, addresses=("10.0.0.1", "10.1.0.1"))}
+    host.ceph = {
+        StorageDomainId("rbd1"): CephSight(
+            boot=host.boot, fsid=C1, addresses=("10.0.0.1", "10.1.0.1")
+        )
+    }
     play.survey(host)
     play.on_command = lambda command: isinstance(command, StorageFence)
     dies(play)
@@ -158,7 +165,9 @@ def test_addresses_that_it_had_earlier_in_this_boot_are_shut_out_too():
     """A QEMU that was started before its address changed has the former one yet."""
     play = playing()
     host = play.hosts["h1"]
-    host.ceph = {StorageDomainId("rbd1"): CephSight(fsid=C1, addresses=("10.0.0.77",))}
+    host.ceph = {
+        StorageDomainId("rbd1"): CephSight(boot=host.boot, fsid=C1, addresses=("10.0.0.77",))
+    }
     play.survey(host)
     dies(play)
     play.until(lambda: fences(play) != [])
@@ -168,9 +177,8 @@ def test_addresses_that_it_had_earlier_in_this_boot_are_shut_out_too():
 def test_addresses_of_a_former_boot_fence_nothing():
     play = playing(run=False)
     host = play.hosts["h1"]
-    host.ceph = {}
     host.boot_again()
-    play._greet(host)
+    play._greet(host)  # and the store has yet what the former boot told
     play.advance(5_000)
     waits(run_all(play), "fence.storage.unknown_addresses")
 
@@ -197,6 +205,10 @@ def told_both(play: Play) -> Play:
     for host in play.hosts.values():
         host.boot_again()
         play._greet(host)
+        host.ceph = {
+            key: msgspec.structs.replace(one, boot=host.boot) for key, one in host.ceph.items()
+        }
+        play.survey(host)
     play.advance(5_000)
     return run_all(play)
 
@@ -230,7 +242,9 @@ def test_a_host_behind_nat_is_not_shut_out_also_when_it_was_so_only_for_a_while(
 def test_an_address_that_another_host_has_by_now_is_not_shut_out():
     play = playing()
     other = play.hosts["h3"]
-    other.ceph = {StorageDomainId("rbd1"): CephSight(fsid=C1, addresses=("10.0.0.1",))}
+    other.ceph = {
+        StorageDomainId("rbd1"): CephSight(boot=other.boot, fsid=C1, addresses=("10.0.0.1",))
+    }
     play.survey(other)
     waits(play, "fence.storage.shared_address")
 
@@ -385,6 +399,7 @@ def boots(play: Play) -> None:
     host = play.hosts["h1"]
     host.boot_again()
     host.bmc_dead = False
+    host.ceph = {StorageDomainId("rbd1"): sight(host)}
     play._greet(host)
 
 
