@@ -94,6 +94,4 @@ def drop_cut(node: HostNode, cut: StorageCut) -> None:
 
 def clusters_of(proofs: Iterable[Proof]) -> frozenset[Feature]:
     """What a host must have that starts a VM by these: it has to understand what it is to wait for."""
-    return frozenset(
-        Feature(FeatureKind.CEPH, one.fsid) for proof in proofs for one in proof.epochs
-    )
+    return frozenset(Feature(FeatureKind.CEPH, one.fsid) for proof in proofs for one in proof.maps)

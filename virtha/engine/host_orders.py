@@ -120,7 +120,7 @@ def ceph_epochs(proofs: Sequence[Proof]) -> dict[str, int] | UnsetType:
     """What a start by these proofs has to wait for (P3); UNSET: nothing."""
     epochs: dict[str, int] = {}
     for proof in proofs:
-        for one in proof.epochs:
+        for one in proof.maps:
             epochs[one.fsid] = max(one.epoch, epochs.get(one.fsid, 0))
     return epochs or UNSET
 

@@ -96,7 +96,7 @@ def test_a_host_whose_power_device_is_dead_is_shut_out_and_its_vm_starts_elsewhe
     assert order.addresses == ("10.0.0.1",) and order.helper != "h1" and order.fsid == C1
     (start,) = starts(play)
     assert [proof.kind for proof in start.proofs] == [ProofKind.STORAGE_FENCE]
-    assert start.proofs[0].epochs == (CephEpoch(fsid=C1, epoch=101),)
+    assert start.proofs[0].maps == (CephEpoch(fsid=C1, epoch=101),)
     assert start.proofs[0].domain_ids == ("rbd1",)
     assert play.told().index("fence.storage.done") < play.told().index("host.proven_dead")
 
@@ -225,7 +225,7 @@ def test_two_vms_in_two_clusters_start_once_it_is_shut_out_of_both():
     play = fenced(told_both(two_clusters(on_ceph("v1", "rbd1"), on_ceph("v2", "rbd2"))))
     assert {one.fsid for one in fences(play)} == {C1, "cluster-2"}
     (proof,) = play.host_record("h1").incident.proofs
-    assert {one.fsid for one in proof.epochs} == {C1, "cluster-2"}
+    assert {one.fsid for one in proof.maps} == {C1, "cluster-2"}
     assert proof.domain_ids == ("rbd1", "rbd2")
 
 
