@@ -237,6 +237,7 @@ def storage_fenced(cluster: Cluster, event: StorageFenced) -> None:
             replace(cut, epoch=epoch, until_s=event.until_s, lifted=False, touched=True, error=""),
         )
         if epoch:
+            _may_be_asked(node, entry)
             cluster.tell("fence.storage.done", host=node, epoch=epoch, cluster=cut.fsid)
     _settle(cluster, node)
 
@@ -308,6 +309,7 @@ def storage_opened(cluster: Cluster, event: StorageOpened) -> None:
         return
     if event.result is Result.OK:
         _is_over(node, cut.fsid, entry)
+        _may_be_asked(node, entry)
         cut = next(one for one in node.record.cuts if _same(one, cut))
         if not cut.lifted:
             cluster.tell(
@@ -452,6 +454,12 @@ def _is_over(node: HostNode, fsid: str, entry: AskedHelper) -> None:
             for cut in node.record.cuts
         )
     )
+
+
+def _may_be_asked(node: HostNode, entry: AskedHelper) -> None:
+    """For something else, at once: it did what it was asked, and nobody asks for the same again."""
+    asked = {key: at for key, at in node.cutting.asked.items() if key != entry.host_id}
+    node.cutting = replace(node.cutting, asked=asked)
 
 
 def _note_asked(cluster: Cluster, node: HostNode, entry: AskedHelper) -> None:
