@@ -99,8 +99,9 @@ def _clusters_needed(
         missing = sorted(domains - known.keys())
         if missing:
             domain = missing[0]
-            code = "unknown_addresses" if _is_on_ceph(cluster, domain) else "elsewhere"
-            return set(), reason(f"fence.storage.{code}", vm=vm.config.name, domain=domain)
+            on_ceph = _is_on_ceph(cluster, domain)
+            code = "fence.storage.unknown_addresses" if on_ceph else "fence.storage.elsewhere"
+            return set(), reason(code, vm=vm.config.name, domain=domain)
         fsids = {known[domain] for domain in domains}
         if len(fsids) > 1:
             return set(), reason("fence.storage.two_clusters", vm=vm.config.name)
