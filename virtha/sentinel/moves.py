@@ -387,6 +387,8 @@ class CopySeen(Value, frozen=True, kw_only=True):
     """libvirt still works at the migration."""
     whole: bool = False
     """Target: all of its memory is here."""
+    io_error: bool = False
+    """Paused by an I/O error: all of it is here, and it has run."""
 
 
 class SettleAction(StrEnum):
@@ -448,7 +450,9 @@ def _target_action(record: VmRecord | None, order: SettleMigration, copy: CopySe
     if not awaited(record):
         return SettleAction.AGAIN
     if copy.active and not copy.stands:
-        return SettleAction.NOTHING  # it just began to run
+        # It just began to run, and is listed. Or it came to stand again while no agent saw it run: then nobody but us lets it.
+        goes_on = copy.io_error and order.word is MigrationWord.RUN
+        return SettleAction.RUN if goes_on else SettleAction.NOTHING
     match order.word:
         case MigrationWord.TELL:
             return SettleAction.UNCLEAR if copy.whole else SettleAction.NOTHING
