@@ -486,13 +486,8 @@ class MoveOrders:
             under_way = await host.moves.under_way(vm_id)
         except DomainMissing:
             return CopySeen()
-        why = report.reason if report.state is DomainState.PAUSED else None
-        return CopySeen(
-            active=not is_gone(report),
-            stands=why == "migration",
-            under_way=under_way,
-            io_error=why == "ioerror",
-        )
+        stands = report.state is DomainState.PAUSED and report.reason == "migration"
+        return CopySeen(active=not is_gone(report), stands=stands, under_way=under_way)
 
 
 def _refusal(reason: Reason) -> Answer:

@@ -365,8 +365,8 @@ def compare_arrival(host: HostState, guarded: Guarded, report: DomainReport | No
     if report is None or report.state not in ACTIVE:
         if guarded.called_off:
             arrival_gone(host, guarded, "called off")
-    elif report.state is DomainState.PAUSED:
-        # Whatever was missed: it has not run yet, and from here on events tell if it does.
+    elif report.state is DomainState.PAUSED and report.reason != "ioerror":
+        # Whatever was missed: it has not run yet, and from here on events tell if it does. An I/O error is a guest's that ran.
         guarded.arrival_watched = guarded.arrival_watched or report.reason == "migration"
     else:
         guarded.move(Trigger.RUNS)
@@ -387,8 +387,6 @@ class CopySeen(Value, frozen=True, kw_only=True):
     """libvirt still works at the migration."""
     whole: bool = False
     """Target: all of its memory is here."""
-    io_error: bool = False
-    """Paused by an I/O error: all of it is here, and it has run."""
 
 
 class SettleAction(StrEnum):
@@ -450,9 +448,7 @@ def _target_action(record: VmRecord | None, order: SettleMigration, copy: CopySe
     if not awaited(record):
         return SettleAction.AGAIN
     if copy.active and not copy.stands:
-        # It just began to run, and is listed. Or it came to stand again while no agent saw it run: then nobody but us lets it.
-        goes_on = copy.io_error and order.word is MigrationWord.RUN
-        return SettleAction.RUN if goes_on else SettleAction.NOTHING
+        return SettleAction.NOTHING  # it just began to run
     match order.word:
         case MigrationWord.TELL:
             return SettleAction.UNCLEAR if copy.whole else SettleAction.NOTHING

@@ -176,7 +176,6 @@ class SimMigrations:
             stands=_stands(domain),
             under_way=self.under_way(host, vm_id),
             whole=domain.qemu.whole,
-            io_error=(domain.state, domain.reason) == (DomainState.PAUSED, "ioerror"),
         )
 
     def _of(self, source: "SimHost", vm_id: VmId) -> LiveMigration | None:

@@ -47,7 +47,6 @@ COPIES = CopySeen(active=True, under_way=True)
 STANDS = CopySeen(active=True, stands=True)
 PART, WHOLE = STANDS, CopySeen(active=True, stands=True, whole=True)
 GONE = CopySeen()
-FELL = CopySeen(active=True, io_error=True)
 GOING = PossibleCopy(host_id=HostId("h1"), incarnation=Incarnation(1), boot=BootId("h1b1"))
 COMING = PossibleCopy(host_id=HostId("h2"), incarnation=Incarnation(2), boot=BootId("h2b1"))
 
@@ -511,10 +510,6 @@ def test_words_to_the_source(copy: CopySeen, word: MigrationWord, action: Settle
         (WHOLE, CANCEL, SettleAction.END),
         (WHOLE, RUN, SettleAction.RUN),
         (RUNS, CANCEL, SettleAction.NOTHING),
-        (RUNS, RUN, SettleAction.NOTHING),
-        (FELL, TELL, SettleAction.NOTHING),
-        (FELL, CANCEL, SettleAction.NOTHING),
-        (FELL, RUN, SettleAction.RUN),
         (GONE, TELL, SettleAction.NOTHING),
         (GONE, CANCEL, SettleAction.END),
         (GONE, RUN, SettleAction.END),
