@@ -245,13 +245,12 @@ class Installation:
             wait_for(machine, f"virtha {noun} check && systemctl is-active {unit}")
 
     def _host_is_rebooted(self) -> None:
-        """The way down tells the agent before libvirt ends a guest; the way up begins guardian, then agent."""
+        """The way down tells the agent; on the way up the agent begins last, when guardian and libvirt are there."""
         boot = self.host.read("/proc/sys/kernel/random/boot_id")
         self.host.reboot()
         assert self.host.read("/proc/sys/kernel/random/boot_id") != boot
         told = self.host.ask("journalctl --no-pager -b -1 -o cat").stdout
-        said = told.index("tell the agent that this host goes down")
-        assert said > 0
+        assert "tell the agent that this host goes down" in told
         wait_for(self.host, "virtha agent check")
         started = {
             unit: int(
