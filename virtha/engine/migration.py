@@ -46,6 +46,11 @@ from virtha.model.vm import PossibleCopy, VmState
 ASK_EVERY_MS = 5_000
 """A side that has not answered is asked again: its agent may have been restarting."""
 
+NEVER_BEGAN = "order.refused.migration"
+"""Of a side that was asked about an order which had not come: it says no more than that."""
+LOST = "migration.ended.lost"
+CANCELLED = "migration.ended.cancelled"
+
 Words = tuple[MigrationWord | None, MigrationWord | None]
 """For the source and for the target."""
 
@@ -252,7 +257,7 @@ def move_cancelled(cluster: Cluster, event: MoveCancelled) -> None:
         target=cluster.host_name(migration.target),
         by=event.by,
     )
-    _set(cluster, node, migration, step=MoveStep.DOUBTFUL)
+    _set(cluster, node, migration, step=MoveStep.DOUBTFUL, code=migration.code or CANCELLED)
     cluster.touch_vm(node)
 
 
@@ -388,13 +393,14 @@ def _stayed(cluster: Cluster, node: VmNode, migration: Migration) -> None:
         given_back=None,
     )
     cluster.plan_wanted = True
+    why = LOST if migration.code == NEVER_BEGAN else migration.code
     if failures <= recovery.attempts_max:
         cluster.tell(
             "vm.migration_failed",
             vm=node,
             target=cluster.host_name(target),
             attempt=failures,
-            why=migration.code or "migration.failed",
+            why=why or "migration.failed",
         )
     if failures == recovery.attempts_max:
         cluster.tell("vm.migration_keeps_failing", vm=node, attempts=failures)
@@ -430,7 +436,9 @@ def _source_said(
             if migration.step is MoveStep.SWITCHED and _copy_on(node, migration.target) is not None:
                 _contradict(cluster, node, migration)
             elif migration.step is not MoveStep.CONTRADICTED:
-                _set(cluster, node, migration, step=MoveStep.STAYED, code=event.code)
+                never_began = event.code == NEVER_BEGAN and migration.code is not None
+                code = migration.code if never_began else event.code
+                _set(cluster, node, migration, step=MoveStep.STAYED, code=code)
 
 
 def _target_said(

@@ -44,7 +44,7 @@ async def refused(world: LedWorld, name: str) -> None:
 
 async def failed(world: LedWorld, operation: Operation) -> None:
     ended = await state(world, operation)
-    assert (ended.state, ended.code) == (OperationState.FAILED, "order.refused.migration")
+    assert (ended.state, ended.code) == (OperationState.FAILED, "migration.ended.lost")
     assert ended.message.endswith("; it runs on where it was")
     assert (await world.vm()).status.holders == (world.hosts["h1"].id,)
 

@@ -173,6 +173,13 @@ MOVE_REASONS: tuple[Code, ...] = (
         "its order went to no host: a session had ended, a host had begun another boot, or more hosts than these two hold it",
     ),
     reason(
+        6267,
+        "migration.ended.lost",
+        WARNING,
+        "its order, or the answer to it, was lost with a host's session, its agent or the server; nothing of it was begun",
+        help="Moves that the engine ordered by itself are tried again; order your own once more.",
+    ),
+    reason(
         6210,
         "host.draining",
         INFO,
