@@ -93,9 +93,10 @@ class PlayedMoves:
         assert command.incarnation > running
         self.moves[command.order_id] = Move(command, source, target)
         for host in (target, source):
-            if host.id in self.unanswered:
-                break  # whoever does not hear its target orders nothing of its source
-            self._tell(host, answer(command, host.id))
+            if host.id in self.unanswered | self.dumb or not host.alive:
+                break  # who does not hear its target orders nothing of its source
+            # Not durable: a later leader knows nothing of the orders that it was an answer to.
+            self.play.inbox.append(answer(command, host.id))
 
     def settle(self, command: SettleMigration) -> None:
         host = self.play.hosts[command.host_id]
