@@ -286,7 +286,11 @@ async def _run(request: MoveRequest) -> None:
     ended: asyncio.Future[MoveEnd] = loop.create_future()
 
     def lead() -> None:
-        end = _lead(request, relay)
+        try:
+            end = _lead(request, relay)
+        except Exception as error:
+            # A mistake of ours: unsaid, the agent would wait for this process until the move's deadline.
+            end = MoveEnd(result=Result.UNKNOWN, detail=repr(error)[:1_000])
         loop.call_soon_threadsafe(ended.set_result, end)
 
     # A daemon: it may hang in libvirt for ever, and this process ends all the same.

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,29 @@ def test_its_word_is_what_it_said(tmp_path: Path) -> None:
 def test_one_that_says_nothing_leaves_the_end_unknown(tmp_path: Path, program: str) -> None:
     async def story() -> None:
         assert (await lead(movers(tmp_path, program))).result is Result.UNKNOWN
+
+    run(story)
+
+
+BREAKS = """
+from virtha.drivers import libvirt_mover as mover
+
+def broken(request, relay):
+    raise ValueError("not foreseen")
+
+mover._lead = broken
+mover.main()
+"""
+
+
+def test_one_that_breaks_in_itself_ends_and_says_so() -> None:
+    """Its thread alone would end, and the agent wait for its process until the move's deadline."""
+
+    async def story() -> None:
+        # Short: a socket's path has no more than 107 bytes.
+        with tempfile.TemporaryDirectory() as directory:
+            end = await lead(movers(Path(directory), BREAKS))
+        assert end == MoveEnd(result=Result.UNKNOWN, detail="ValueError('not foreseen')")
 
     run(story)
 
