@@ -100,6 +100,47 @@ def test_one_that_breaks_in_itself_ends_and_says_so() -> None:
     run(story)
 
 
+HANGS = """
+import threading, time
+from virtha.drivers import libvirt_mover as mover
+from virtha.drivers.libvirt_rpc import Packet, PROGRAM, REPLY
+
+def hung(request, relay):
+    prepared = {prepared}
+    relay.patience_s += 0.5
+    if prepared:
+        answer = Packet(data=b"", program=PROGRAM, procedure=303, kind=REPLY, serial=1, status=0)
+        relay.filter.down(answer)
+        time.sleep(2.0)  # more than its patience
+        return mover.MoveEnd(result="ok")
+    threading.Event().wait()
+
+mover._lead, mover.PREPARE_S = hung, 0.1
+init = mover.Relay.__init__
+
+def impatient(self, request):
+    init(self, request)
+    self.patience_s = mover.PREPARE_S
+
+mover.Relay.__init__ = impatient
+mover.main()
+"""
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_one_whose_target_is_not_ready_in_time_ends_and_says_so(prepared: bool) -> None:
+    """A libvirt that hangs answers nothing, for ever: until the word that it is prepared nothing is copied."""
+
+    async def story() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            end = await lead(movers(Path(directory), HANGS.format(prepared=prepared)))
+        told = (end.result, end.code)
+        late = (Result.FAILED, "migration.ended.unprepared")
+        assert told == ((Result.OK, None) if prepared else late)
+
+    run(story)
+
+
 def test_one_that_ended_before_it_was_asked_leaves_the_end_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
