@@ -180,6 +180,7 @@ class Failover:
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
         self.leader.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
+        self._world.power.beat_came(host_id, beat.boot)
         untold = self._untold.pop(host_id, ())
         if untold:
             self.leader.offer(*(one for one in untold if one.boot == beat.boot))
