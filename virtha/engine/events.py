@@ -12,6 +12,7 @@ A step without intents has nothing to persist and may send at once.
 
 from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.ending import EndCopy, EndPaused
+from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
@@ -386,6 +387,7 @@ EngineEvent = (
     | StartEnded
     | KillEnded
     | MigrationEnded
+    | MoveAnswered
     | DeathConfirmed
     | MaintenanceChanged
     | MoveAsked

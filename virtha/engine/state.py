@@ -199,6 +199,7 @@ class VmNode:
         "stands",
         "state",
         "state_host",
+        "unanswered",
     )
 
     def __init__(self, config: EngineVm, record: VmRecord) -> None:
@@ -212,7 +213,8 @@ class VmNode:
         self.seen: dict[HostId, tuple[Incarnation, VmState]] = {}
         """What each holder last said of it."""
         self.sent: OrderId | None = None
-        """The start, or its cancellation, that this process has sent."""
+        self.unanswered: HostId | None = None
+        """The start, its cancellation or the move that this process has sent, and who has to answer that move's order next."""
         self.asked_words: tuple[MigrationWord | None, ...] = ()
         """What source and target of its migration were last told by this process, and when."""
         self.asked_ms: Millis | None = None

@@ -94,7 +94,7 @@ class Failover:
         self._offered: dict[str, int] = dict(self._server.acknowledged)
         """The last fact of each host that the engine was given."""
         self._cancels = self._ends = 0
-        self._moves = MoveOrders(self._server, gateway)
+        self._moves = MoveOrders(self._server, gateway, tell=lambda event: self.leader.offer(event))
         self._witnesses = Witnesses(world)
         self._untold = _untold_tests(world, records.hosts)
         self._lead = self._server.lead
