@@ -48,7 +48,7 @@ unit:
 
 sim: setup-check ## scenarios and properties on the simulator
 	@echo "==> scenarios and properties"
-	@$(PYTEST) -q -n 2 tests/scenarios tests/properties
+	@$(PYTEST) -q -n 2 -m "not long" tests/scenarios tests/properties
 
 lab: setup ## whole clusters of real hosts with libvirt, QEMU and guests (needs root)
 	@echo "==> lab: real hosts, libvirt, QEMU and guests"

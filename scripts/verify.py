@@ -156,6 +156,9 @@ def computing_steps(seeds: str) -> list[Step]:
             test_files(r"^(from|import) hypothesis"),
             *("-n", "2", "-m", "not lab", "--hypothesis-profile=search"),
         ),
+        pytest_step(
+            "stories-without-shortcuts", ["tests/properties/test_shortcuts.py"], *("-n", "2")
+        ),
         Step(
             name="mutants",
             command=(python, "tests/mutants/run.py"),
