@@ -29,7 +29,7 @@ setup-check:
 demo: setup ## the main job on real VMs: watchdog, crash, power-off, panic, a host's power cut (KEEP=1 leaves it running)
 	@$(PYTHON) -m virtha.lab.demo
 
-test: test-parts ## everything a submission must pass, within 15 minutes on 2 cores
+test: test-parts ## everything a submission must pass (some 20 minutes on 2 cores)
 
 check: setup-check lint unit ## types, lint, layers, unit and API tests; no lab, no root
 
@@ -48,7 +48,7 @@ unit:
 
 sim: setup-check ## scenarios and properties on the simulator
 	@echo "==> scenarios and properties"
-	@$(PYTEST) -q -n 2 tests/scenarios tests/properties
+	@$(PYTEST) -q -n 2 -m "not long" tests/scenarios tests/properties
 
 lab: setup ## whole clusters of real hosts with libvirt, QEMU and guests (needs root)
 	@echo "==> lab: real hosts, libvirt, QEMU and guests"

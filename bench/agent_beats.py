@@ -37,7 +37,8 @@ from virtha.model.facts import Fact, Inventory
 from virtha.model.ids import BootId, HostId, InstallationId, Term, VmId
 from virtha.model.orders import HostSettings
 from virtha.model.policy import DetectionPolicy
-from virtha.model.time import Millis, UtcMillis
+from virtha.model.time import Millis
+from virtha.server.clock import SystemClock
 from virtha.server.gateway import Gateway
 from virtha.wire.host_session import HostSession
 from virtha.wire.messages import (
@@ -59,14 +60,6 @@ GUARDIANS = 100
 IDLE_SESSIONS = 500
 MEASURE_S = 4.0
 SNAPSHOT_VMS = 20
-
-
-class SystemClock:
-    def monotonic_ms(self) -> Millis:
-        return monotonic_ms()
-
-    def wall_ms(self) -> UtcMillis:
-        return UtcMillis(time.time_ns() // 1_000_000)
 
 
 class MemoryUseCases:
@@ -276,7 +269,7 @@ class SnapshotOutbox:
 class Authority:
     def __init__(self) -> None:
         self.pem, key = create_authority(INSTALLATION, now=SystemClock().wall_ms())
-        self.local = LocalAuthority(self.pem, key)
+        self.local = LocalAuthority(self.pem, key, wall_ms=SystemClock().wall_ms)
         self._contexts: dict[HostId, Any] = {}
 
     def host_context(self, host_id: HostId) -> Any:

@@ -5,7 +5,7 @@
 
 Three lab hosts with BMCs (`ipmi_sim`), their own libvirtd, guardian and watchdog each, real guests. What is measured is seen from
 outside: libvirt's events, who writes which disk, what the BMCs were told. Rounds are kept in `.stamp/failover`: a run that is
-killed goes on, until something in `virtha/` or in the case changes. The floor is measured in the same run, by hand.
+killed goes on, until something in `virtha/`, in `host_failures/` or in the case changes. The floor is measured in the same run, by hand.
 """
 
 import json

@@ -17,6 +17,7 @@ from virtha.lab.progress import Steps
 from virtha.lab.story import Story, temporary_lab
 from virtha.lab.watching import LibvirtWitness
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "lab"))
 from told_receivers import MailWitness, TrapWitness, told
 

@@ -27,6 +27,7 @@ LOGS = ROOT / ".stamp" / "verify"
 PYTEST = (sys.executable, "-m", "pytest", "-q")
 DECIDES_WORLDS = ("virtha", "tests/scenarios", "tests/crash_points")
 """All that decides what the random worlds and crash points do: a run goes on only where it is still the same."""
+READ_BY_TESTS = ("pyproject.toml", "requirements.lock", "docs/guide", "scripts/wheel.py")
 KILL_AFTER_S = 60
 """A lab that is interrupted stops its hosts by then."""
 
@@ -82,14 +83,14 @@ def test_files(pattern: str) -> list[str]:
 def pytest_step(
     name: str, files: Sequence[str], *options: str, environment: Mapping[str, str] | None = None
 ) -> Step:
-    """Decided by its files and by all that tests share."""
+    """Decided by its files, by all that tests share, and by what tests read and follow beside them."""
     tests = (ROOT / "tests").rglob("*.py")
     shared = [str(each.relative_to(ROOT)) for each in tests if not each.name.startswith("test_")]
     return Step(
         name=name,
         command=(*PYTEST, *options, *files),
         environment=environment or {},
-        places=("virtha", "pyproject.toml", *sorted(shared), *files),
+        places=("virtha", *READ_BY_TESTS, *sorted(shared), *files),
     )
 
 
@@ -154,6 +155,9 @@ def computing_steps(seeds: str) -> list[Step]:
             "properties-with-new-examples",
             test_files(r"^(from|import) hypothesis"),
             *("-n", "2", "-m", "not lab", "--hypothesis-profile=search"),
+        ),
+        pytest_step(
+            "stories-without-shortcuts", ["tests/properties/test_shortcuts.py"], *("-n", "2")
         ),
         Step(
             name="mutants",

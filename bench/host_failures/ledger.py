@@ -8,13 +8,14 @@ from host_failures.cases import Case
 from host_failures.played import Round, decoded, encoded
 
 ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("virtha", "bench/host_failures")
 DIRECTORY = ROOT / ".stamp" / "failover"
 
 
 def program_state() -> str:
-    """Of all files of ``virtha/``: a change of the program begins every case anew."""
+    """Of all files of ``virtha/`` and of what measures it: a change of either begins every case anew."""
     content = hashlib.sha256()
-    for path in sorted((ROOT / "virtha").rglob("*.py")):
+    for path in sorted(path for place in PLACES for path in (ROOT / place).rglob("*.py")):
         content.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return content.hexdigest()[:16]
 

@@ -176,7 +176,7 @@ async def open_world(directory: Path) -> AsyncIterator[World]:
     passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     store = await open_store(f"sqlite:///{directory}/virtha.db", clock=clock)
     links, messengers = RememberingLinks(), TakingMessengers()
-    authority = LocalAuthority(*_AUTHORITY)
+    authority = LocalAuthority(*_AUTHORITY, wall_ms=clock.wall_ms)
     try:
         await initialise(
             store=store,

@@ -3,13 +3,16 @@ somebody reads of the failure."""
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
+from virtha.agent.paths import AgentPaths
 from virtha.lab.lab import Lab
 from virtha.lab.node import Node
 from virtha.model.errors import VirthaError
 
 LINES = {"agent": 15, "libvirtd": 6, "guardian": 4}
 SERVER_LINES = 15
+GUEST_LINES = 12
 EVENTS = 15
 WIDTH = 400
 ASK_S = 10.0
@@ -57,6 +60,10 @@ def _of_host(host: Node) -> Iterator[str]:
                 yield (answer.stdout + answer.stderr).strip()
             except (VirthaError, OSError) as error:
                 yield f"no answer: {error}"
+    # Also of guests that moved away: what a kernel said last tells a guest that fell from one that was slow.
+    for path in sorted(Path(AgentPaths(root=str(host.root)).serial).glob("*.log")):
+        yield f"-- {host.name}: serial port of {path.stem}"
+        yield "\n".join(path.read_text(errors="replace").splitlines()[-GUEST_LINES:])
     for log, lines in LINES.items():
         yield f"-- {host.name}: {log}"
         yield host.last_words(log, lines)

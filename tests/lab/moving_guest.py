@@ -7,6 +7,7 @@ from virtha.lab.api import Json
 from virtha.lab.node import wait_until
 from virtha.lab.records import FIRST, MARK, SLOTS, begin_writing
 from virtha.lab.story import Story
+from virtha.model.errors import Unavailable
 from virtha.model.value import Value
 
 PATIENCE_S = 400.0
@@ -32,14 +33,25 @@ class Records(Value, frozen=True, kw_only=True):
         return self.last is not None and self.newest > self.last + 1
 
 
+def read(story: Story, vm: str, command: str) -> str:
+    """What a command says that changes nothing in the guest, so that it can be given again: libvirt waits 5 s for a guest's
+    answer, and one that writes as fast as it can on a loaded machine has been slower."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S)
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def last_record(story: Story, vm: str) -> int | None:
     """As the guest says; None: its writer does not run."""
     command = "cat /tmp/last 2>/dev/null || echo none"
     deadline = time.monotonic() + PATIENCE_S
     # Empty for a moment at each record.
-    while not (
-        text := guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S).strip()
-    ):
+    while not (text := read(story, vm, command).strip()):
         assert time.monotonic() < deadline
     return None if text == "none" else int(text)
 
@@ -50,7 +62,7 @@ def records(story: Story, vm: str) -> Records:
         f"dd if=/dev/vda bs=512 skip={FIRST} count={SLOTS} iflag=direct 2>/dev/null "
         "| tr -s ' \\0' '\\n'"
     )
-    found = guest.execute(story.lab.host_of(vm), vm, command, timeout_s=PATIENCE_S)
+    found = read(story, vm, command)
     # The image has words and numbers of its own there.
     there = {int(word.removeprefix(MARK)) for word in found.split() if word.startswith(MARK)}
     newest = max(there, default=0)

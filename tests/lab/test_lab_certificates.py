@@ -54,7 +54,15 @@ def test_both_processes_go_on_with_the_next_certificate(story: Story) -> None:
     faults.kill_guardian(story.lab, "h2")
     # The guardian alone first: it has the old one only, and takes up what comes later. A host's /run is its own.
     host.run_checked(["rm", "-f", str(paths.renewed_certificate)])
+    log = host.logs / "guardian.log"
+    connected = log.read_text().count("event='connected'")
     faults.start_guardian(story.lab, "h2")
+    # It read the old one before the agent can have the next written: else there is nothing to take up.
+    wait_until(
+        lambda: log.read_text().count("event='connected'") > connected,
+        "the guardian connects",
+        timeout_s=PATIENCE_S,
+    )
     faults.start_agent(story.lab, "h2")
 
     def told() -> list[str]:
@@ -62,7 +70,7 @@ def test_both_processes_go_on_with_the_next_certificate(story: Story) -> None:
 
     wait_until(lambda: "host.certificate_renewed" in told(), "it is renewed", timeout_s=PATIENCE_S)
     wait_until(
-        lambda: "certificate is renewed" in (host.logs / "guardian.log").read_text(),
+        lambda: "certificate is renewed" in log.read_text(),
         "the guardian has it",
         timeout_s=PATIENCE_S,
     )

@@ -52,6 +52,7 @@ def test_each_action_is_told_and_the_fourth_power_down_does_not_happen(own_story
             _is_told(mails, traps, marks, code, action if code == "fence.began" else VICTIM)
             _is_done(story, made[VICTIM], orders)
             _comes_back(story, f"round{number}", by_itself="on" in orders)
+            assert made[VICTIM].orders() == orders, "nor was it ordered later"
         assert made["h2"].orders() == []
 
 

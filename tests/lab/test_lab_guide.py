@@ -176,6 +176,12 @@ def killed_and_back(machine: Machine, unit: str) -> None:
     )
 
 
+def unit_states(machine: Machine) -> dict[str, str]:
+    """Our unit files -> enabled, disabled."""
+    listed = machine.ask("systemctl list-unit-files --no-legend 'virtha*'").stdout
+    return {words[0]: words[1] for words in map(str.split, listed.splitlines())}
+
+
 class Installation:
     """What is looked at while install.md is followed."""
 
@@ -193,6 +199,7 @@ class Installation:
             wait_for(self.server, "virtha vm power-off web1; virtha vm delete web1 --yes")
         if section == "After its next boot":
             self.host.reboot()
+            assert self.host.ask("systemctl is-active virtha-guardian").stdout == "inactive\n"
 
     def leave(self, section: str) -> None:
         if section.startswith("5."):
@@ -204,12 +211,12 @@ class Installation:
         if section == "Removal":
             time.sleep(WATCHDOG_S)  # for the host to be reset, had its watchdog not been fed on
             assert self.host.is_on()
-            assert self.host.ask("systemctl list-unit-files 'virtha*'").stdout.startswith(
-                "UNIT FILE STATE PRESET\n\n0 "
-            )
+            # The guardian's stays for as long as it runs, and it does not begin at the next boot.
+            assert unit_states(self.host) == {"virtha-guardian.service": "disabled"}
             assert self.host.ask("ls /etc/libvirt/hooks/qemu.d/virtha").returncode != 0
             assert self.host.ask("virsh list --all --name").stdout.strip() == ""
         if section == "After its next boot":
+            assert unit_states(self.host) == {}
             assert self.host.ask("command -v virtha").returncode != 0
             assert self.host.ask("virsh list --all").returncode == 0
 
@@ -238,13 +245,12 @@ class Installation:
             wait_for(machine, f"virtha {noun} check && systemctl is-active {unit}")
 
     def _host_is_rebooted(self) -> None:
-        """The way down tells the agent before libvirt ends a guest; the way up begins guardian, then agent."""
+        """The way down tells the agent; on the way up the agent begins last, when guardian and libvirt are there."""
         boot = self.host.read("/proc/sys/kernel/random/boot_id")
         self.host.reboot()
         assert self.host.read("/proc/sys/kernel/random/boot_id") != boot
         told = self.host.ask("journalctl --no-pager -b -1 -o cat").stdout
-        said = told.index("tell the agent that this host goes down")
-        assert said > 0
+        assert "tell the agent that this host goes down" in told
         wait_for(self.host, "virtha agent check")
         started = {
             unit: int(

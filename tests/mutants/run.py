@@ -42,6 +42,7 @@ ENGINE_PLAYS = tuple(
         "power_on",
         "silent_hosts",
         "migration",
+        "move_orders_lost",
         "halves",
         "forgotten_sides",
         "drain",

@@ -46,6 +46,21 @@ def test_rounds_of_another_program_or_case_do_not_count(
     assert ledger.rounds(case) == [], "it was measured under another policy"
 
 
+def test_rounds_that_were_measured_otherwise_do_not_count(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in bench.ledger.PLACES:
+        assert (ROOT / place).is_dir()
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "one.py").write_text("a = 1\n")
+    monkeypatch.setattr(bench.ledger, "ROOT", tmp_path)
+    states = [bench.ledger.program_state()]
+    for place in bench.ledger.PLACES:
+        (tmp_path / place / "one.py").write_text("a = 2\n")
+        states.append(bench.ledger.program_state())
+    assert len(set(states)) == 3
+
+
 def test_each_case_has_a_policy_that_can_be_and_a_state_of_its_own(bench: SimpleNamespace) -> None:
     cases = bench.cases.CASES
     assert len({case.name for case in cases}) == len({case.state for case in cases}) == len(cases)

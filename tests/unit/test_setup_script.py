@@ -1,11 +1,15 @@
 """`scripts/setup`: what it says when it can't go on. Programs that it calls are played by small scripts."""
 
+import itertools
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/setup"
 
@@ -114,3 +118,19 @@ def test_a_ready_environment_is_left_alone(machine: Machine) -> None:
     done = machine.run("lab")
     assert "Making the virtual environment" in done.stdout
     assert "12 MiB are free" in done.stderr
+
+
+def test_each_package_that_is_installed_has_its_reason() -> None:
+    root = SCRIPT.parents[1]
+    page = (root / "docs/dependencies.md").read_text()
+    lists = re.findall(r"^\w+_packages=\(([^)]*)\)", SCRIPT.read_text(), re.MULTILINE)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *itertools.chain(*project["optional-dependencies"].values()),
+    ]
+    names = [name for words in lists for name in words.split()]
+    assert len(lists) == 3 and len(names) > 30, "they are found"
+    names += [Requirement(text).name for text in wanted]
+    there = {word.lower() for word in re.findall(r"[\w.-]*\w", page)}
+    assert [name for name in names if name.lower() not in there] == []

@@ -4,6 +4,7 @@ What the invariants stand for was seen under a booted systemd; docs/guide/instal
 """
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from virtha.agent.files import Files
 from virtha.agent.gate import gate_installed, install_gate
 from virtha.agent.host_installation import host_units_wrong, install_host_units, uninstall
 from virtha.agent.paths import AgentPaths
+from virtha.agent.process_lock import hold_lock
 from virtha.agent.records import SettingsStore
 from virtha.cli.main import main
 from virtha.drivers import systemd_units
@@ -326,6 +328,46 @@ def test_a_host_that_holds_vms_keeps_its_gate(
     assert install_host_units(paths) == ()
     uninstall(paths, force=True)
     assert "missing" in (gate_installed(paths) or "")
+
+
+def test_a_host_whose_agent_runs_keeps_its_gate(
+    paths: AgentPaths, program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a member still, perhaps: a start may be ordered right then."""
+    paths.make_directories()
+    install_gate(paths, Files())
+    install_host_units(paths)
+    agent = hold_lock(paths, "agent")
+    try:
+        assert main(["agent", "uninstall", "--root", paths.root]) == 4
+        assert "stop it first: systemctl stop virtha-agent" in capsys.readouterr().err
+        assert gate_installed(paths) is None
+        assert install_host_units(paths) == ()
+        assert main(["agent", "uninstall", "--root", paths.root, "--force"]) == 0
+    finally:
+        os.close(agent)
+    assert "missing" in (gate_installed(paths) or "")
+
+
+def test_a_guardian_that_runs_keeps_its_unit_until_it_does_not(
+    paths: AgentPaths, program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may feed an armed watchdog: killed, somebody has to begin it anew."""
+    paths.make_directories()
+    install_gate(paths, Files())
+    install_host_units(paths)
+    units = Path(paths.root, "etc/systemd/system")
+    guardian = hold_lock(paths, "guardian")
+    try:
+        assert main(["agent", "uninstall", "--root", paths.root]) == 0
+        assert [unit.name for unit in units.iterdir()] == ["virtha-guardian.service"]
+        assert "after the next boot once more: virtha agent uninstall" in capsys.readouterr().out
+        assert "missing" in (gate_installed(paths) or "")
+    finally:
+        os.close(guardian)
+    assert main(["agent", "uninstall", "--root", paths.root]) == 0
+    assert list(units.iterdir()) == []
+    assert "once more" not in capsys.readouterr().out
 
 
 def test_uninstalling_leaves_nothing_between_libvirt_and_the_vms(

@@ -105,6 +105,15 @@ def test_what_decides_a_run_is_part_of_its_name(verify: ModuleType, tmp_path: Pa
     assert verify.digest(["virtha"]) != before
 
 
+def test_a_changed_page_is_followed_anew() -> None:
+    """Tests follow pages of the guide by their words: its success of before says nothing of another page."""
+    script = load_script("verify")
+    steps = {step.name: step for step in script.lab_steps()}
+    assert "docs/guide" in steps["lab-lab_guide"].places
+    named = {place for step in steps.values() for place in step.places}
+    assert [place for place in named if not (ROOT / place).exists()] == []
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_was_not_run_is_no_success(
     verify: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -34,7 +34,7 @@ from virtha.model.time import Millis
 from virtha.ports.clock import Clock
 from virtha.ports.host_watchdog import HostReset, HostWatchdog
 from virtha.ports.storage_domain import HeartbeatSlots
-from virtha.sentinel.guardian import Kill, QemuProcess, Report
+from virtha.sentinel.guardian import Kill, LinkLost, QemuProcess, Report, Welcomed
 from virtha.sentinel.guardian_lease import LeaseGuardian
 from virtha.sentinel.lease import LeaseState
 from virtha.sentinel.lease_events import (
@@ -136,6 +136,8 @@ class GuardianLease:
         self._announced: set[StorageDomainId] = set()
         self._session: LeaseEvent | None = None
         self._stopped = False
+        self.watchdog_ms = 0
+        """Within so long after its last feeding the host's watchdog resets it; 0: this guardian has not armed it."""
         self.duties: dict[StorageDomainId, LeaseDuty] = {}
         """What the server asked for; changed by whoever hears it."""
         self.roots: dict[str, StorageDomainId] = {}
@@ -189,8 +191,15 @@ class GuardianLease:
     def tell(self, *events: LeaseEvent) -> None:
         """Also of the session (``Welcomed``, ``LinkLost``) and the leader's waivers."""
         for event in events:
-            if type(event).__name__ in ("Welcomed", "LinkLost"):
-                self._session = event
+            match event:
+                case Welcomed() | LinkLost():
+                    self._session = event
+                case WatchdogArmed(timeout_ms=timeout_ms):
+                    self.watchdog_ms = timeout_ms
+                case WatchdogDisarmed():
+                    self.watchdog_ms = 0
+                case _:
+                    pass
         if self._core is None or self._stopped:
             return
         try:

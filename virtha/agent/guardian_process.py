@@ -217,7 +217,7 @@ class GuardianProcess:
                     await asyncio.wait([link_task], timeout=PULSE_S)
                 raise _Stop
         except* _Stop:
-            _log.info("guardian stopped; no VM was touched")
+            self._log_stop()
         finally:
             if self.probes is not None:
                 self.probes.stop()
@@ -227,6 +227,15 @@ class GuardianProcess:
                 self._timer.cancel()
         if self._failure is not None:
             raise self._failure
+
+    def _log_stop(self) -> None:
+        if self.lease is not None and self.lease.watchdog_ms:
+            _log.warning(
+                "guardian stopped; no VM was touched, but the host's watchdog resets it unless a guardian begins in time",
+                within_ms=self.lease.watchdog_ms,
+            )
+        else:
+            _log.info("guardian stopped; no VM was touched")
 
     def _broken(self, error: Exception) -> None:
         _log.critical(

@@ -208,13 +208,17 @@ def install_units_again(root: Root = SLASH) -> None:
 @app.command("uninstall")
 def uninstall_host(
     force: Annotated[
-        bool, typer.Option("--force", help="Although this host holds protected VMs.")
+        bool,
+        typer.Option("--force", help="Although this host holds protected VMs, or its agent runs."),
     ] = False,
     root: Root = SLASH,
 ) -> None:
     """Remove start gate and systemd units. The state below /var/lib/virtha stays."""
-    uninstall(_paths(root), force=force)
+    guardian_runs = uninstall(_paths(root), force=force)
     typer.echo("start gate and units removed; restart libvirtd once so that it forgets the gate")
+    if guardian_runs:
+        typer.echo("the guardian runs on, for it may feed this host's watchdog; its unit stays:")
+        typer.echo("  after the next boot once more: virtha agent uninstall")
 
 
 @app.command("host-shutdown")

@@ -147,5 +147,10 @@ class RunJournal:
                 self._file.truncate(before)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
+    def count(self) -> int:
+        """Of what is done by now, earlier runs included."""
+        self._file.seek(0)
+        return (self._file.read() or b"").count(b"\n") - 1
+
     def close(self) -> None:
         self._file.close()

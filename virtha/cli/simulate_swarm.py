@@ -124,7 +124,9 @@ def swarm(
                     journal.add(msgspec.json.encode(result))
                 told(len(results), sum(bool(one.rule) for one in results.values()))
     except KeyboardInterrupt:
-        note(given, f"stopped after {len(results)} worlds")
+        # Between the two a result may be in one and not yet in the other: what the file has is what goes on.
+        played = len(results) if journal is None else journal.count()
+        note(given, f"stopped after {played} worlds")
         if journal is not None:
             note(given, f"go on with the same command: {journal.path} keeps what was played")
         raise

@@ -32,6 +32,7 @@ from virtha.engine.host_orders import (
     spent_grant,
 )
 from virtha.engine.recovery import UNWANTED
+from virtha.engine.told import UNSENT
 from virtha.model.errors import Conflict, Refused
 from virtha.model.ids import BootId, ClusterId, HostId, OperationId
 from virtha.model.operation import Operation, OperationState, OperationStep
@@ -62,7 +63,6 @@ from virtha.store.vms import VmRow, add_definition, find_vm, save_vm_status
 
 STEP = 0
 """Each of the engine's orders has one."""
-UNSENT = "migration.ended.unsent"
 
 
 def operation_of(cluster_id: ClusterId, order_id: str) -> OperationId:
@@ -305,8 +305,12 @@ class EngineOrders:
                 return NotOrdered(why="its target has begun another boot", code=UNSENT)
             # First what it will have, then the order: whoever deletes the VM has it forgotten there as well.
             await add_definition(tx, command.vm_id, command.target)
-        # A session that broke on the way may have carried it: its answer, or its host's list, tells.
-        self._links.deliver(HostId(host.host.id), order)
+        return self._once(command.target, order, "its target's session has ended")
+
+    def _once(self, host_id: HostId, order: Order, why_not: str) -> NotOrdered | None:
+        """A session that breaks on the way may have carried it: the engine asks that host as soon as it has another."""
+        if not self._links.deliver(host_id, order):
+            return NotOrdered(why=why_not, code=UNSENT)
         return None
 
     async def migrate(
@@ -328,8 +332,7 @@ class EngineOrders:
             order = await _order_now(tx, lead, host, command.source_boot, operation_id, body)
             if order is None:
                 return NotOrdered(why="its source has begun another boot", code=UNSENT)
-        self._links.deliver(HostId(host.host.id), order)
-        return None
+        return self._once(command.source, order, "its source's session has ended")
 
     async def settle(
         self, cluster_id: ClusterId, lead: Lead, command: SettleMigration, *, attempt: int

@@ -36,7 +36,6 @@ BANDWIDTH = "bandwidth_mib_s"
 BANDWIDTH_MIB_S_MAX = 1_000_000
 CANCELLED = "migration.ended.cancelled"
 CALLED_OFF = "called_off"
-NEVER_BEGAN = "order.refused.migration"
 
 
 class VmMoves:
@@ -235,9 +234,7 @@ async def _ended(tx: WriteTransaction, before: VmRecord, after: VmRecord, why: s
     if held == {(migration.target, migration.incarnation)}:
         await end_move(tx, after.vm_id, OperationState.DONE, None, "")
         return
-    # A source that was never asked to begin says only that: its target said why it let nothing in.
-    said = (migration.code, why) if why == NEVER_BEGAN else (why, migration.code)
-    code = next((one for one in said if one), "migration.failed")
+    code = why or migration.code or "migration.failed"
     row = await open_move(tx, after.vm_id)
     if row is not None and CALLED_OFF in row.operation.fields:
         code = CANCELLED  # whichever side was quicker to end it

@@ -29,10 +29,15 @@ from virtha.ports.hypervisor import MoveEnd
 CONNECT_S = 10.0
 CHUNK_BYTES = 1 << 16
 FAILED, UNREACHABLE = "migration.failed", "migration.ended.unreachable"
+UNPREPARED = "migration.ended.unprepared"
 GATE, FULL, CPU = "migration.ended.gate", "migration.ended.no_room", "migration.ended.cpu"
 PAUSED, IO_ERROR = "migration.ended.paused", "migration.ended.io_error"
 CPU_WORDS = ("incompatible", "not provided by host", "match specification")
 """Of libvirt's comparison with the host's processor, and with what QEMU gave the guest there."""
+PREPARE_S = 90.0
+"""Until the target's libvirt has made the QEMU that the copy comes into, and a second more for each GiB of its memory. libvirt
+itself waits for a QEMU's monitor 30 s, and with huge pages a second more for each GiB."""
+PREPARE_POLL_S = 0.2
 LOOK_S = 5.0
 """For libvirt to say how the source stands: both stand still meanwhile."""
 
@@ -57,6 +62,7 @@ class Relay:
         self.filter = AnswerFilter()
         self.objection: Callable[[], MoveEnd | None] = lambda: None
         """Right before the word to run goes up: why it must not. It may block."""
+        self.patience_s = PREPARE_S
         self._taken = False
         self.error = ""
 
@@ -226,6 +232,7 @@ def _lead(request: MoveRequest, relay: Relay) -> MoveEnd:
         if still is not None:
             return still
         relay.objection = partial(word_objection, domain)
+        relay.patience_s += domain.maxMemory() >> 20
         flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
         xml = domain.XMLDesc(flags)
         # Until here nothing was begun, so a target that is away is told as such.
@@ -279,6 +286,18 @@ def _why(error: "libvirt.libvirtError", domain: "libvirt.virDomain") -> str:
     return IO_ERROR if still is not None and still.code == IO_ERROR else code
 
 
+async def _leave_unprepared(relay: Relay) -> None:
+    """A libvirt that hangs answers nothing, for ever, and there is no job yet that could be aborted. Nothing was copied: as
+    long as its target has not prepared itself, the word to run can't have been given."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    while not relay.filter.prepared:
+        if loop.time() - began_s >= relay.patience_s:
+            detail = relay.error or f"no libvirt was ready for it within {relay.patience_s:.0f} s"
+            leave(MoveEnd(result=Result.FAILED, code=UNPREPARED, detail=detail))
+        await asyncio.sleep(PREPARE_POLL_S)
+
+
 async def _run(request: MoveRequest) -> None:
     relay = Relay(request)
     server = await asyncio.start_unix_server(relay.serve, request.relay_socket)
@@ -286,13 +305,19 @@ async def _run(request: MoveRequest) -> None:
     ended: asyncio.Future[MoveEnd] = loop.create_future()
 
     def lead() -> None:
-        end = _lead(request, relay)
+        try:
+            end = _lead(request, relay)
+        except Exception as error:
+            # A mistake of ours: unsaid, the agent would wait for this process until the move's deadline.
+            end = MoveEnd(result=Result.UNKNOWN, detail=repr(error)[:1_000])
         loop.call_soon_threadsafe(ended.set_result, end)
 
     # A daemon: it may hang in libvirt for ever, and this process ends all the same.
     threading.Thread(target=lead, name="migration", daemon=True).start()
+    watching = asyncio.ensure_future(_leave_unprepared(relay))
     async with server:
         _say(await ended)
+    watching.cancel()
     os._exit(0)
 
 

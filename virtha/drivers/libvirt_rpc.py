@@ -19,6 +19,8 @@ PACKET_BYTES_MAX = 32 << 20
 """libvirt's own limit (VIR_NET_MESSAGE_MAX + its length)."""
 HEADER = struct.Struct(">IIIIiIi")
 PROGRAM, KEEPALIVE = 0x20008086, 0x6B656570
+PREPARE = frozenset({214, 303})
+"""DOMAIN_MIGRATE_PREPARE3 and …PREPARE3_PARAMS."""
 FINISH = frozenset({217, 306})
 """DOMAIN_MIGRATE_FINISH3 and …FINISH3_PARAMS: both end with ``int cancelled``."""
 NEVER = frozenset({61, 63, 108, 109, 215, 304, 364})
@@ -79,6 +81,8 @@ class AnswerFilter:
 
     def __init__(self) -> None:
         self._finish_serial: int | None = None
+        self.prepared = False
+        """The target has made what the copy comes into."""
         self.answered = False
         """The target said that it runs there."""
 
@@ -116,9 +120,11 @@ class AnswerFilter:
         return is_finish and packet.data[-4:] == b"\0\0\0\0"
 
     def down(self, packet: Packet) -> Passage:
+        is_reply = packet.program == PROGRAM and packet.kind in (REPLY, REPLY_WITH_FDS)
+        if is_reply and packet.procedure in PREPARE and packet.status == STATUS_OK:
+            self.prepared = True
         is_answer = (
-            packet.program == PROGRAM
-            and packet.kind in (REPLY, REPLY_WITH_FDS)
+            is_reply
             and packet.procedure in FINISH
             and self._finish_serial is not None
             and packet.serial == self._finish_serial

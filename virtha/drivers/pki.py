@@ -21,7 +21,6 @@ import hashlib
 import ipaddress
 import os
 import ssl
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -202,10 +201,6 @@ def server_certificate_fits(
     return have == wanted and certificate.not_valid_after_utc - RENEW_BEFORE > _moment(now)
 
 
-def _wall_ms() -> UtcMillis:
-    return UtcMillis(time.time_ns() // 1_000_000)
-
-
 class LocalAuthority:
     """Implements ``virtha.ports.authority.Authority`` with a key in this process."""
 
@@ -214,9 +209,9 @@ class LocalAuthority:
         certificate_pem: str,
         key_pem: str,
         *,
-        wall_ms: Callable[[], UtcMillis] = _wall_ms,
+        wall_ms: Callable[[], UtcMillis],
     ) -> None:
-        """Raises InvalidInput when certificate or key can't be read or don't belong together."""
+        """``wall_ms``: of a ``ports.clock.Clock``, asked when something is signed. Raises InvalidInput when certificate or key can't be read or don't belong together."""
         self._certificate = _load(certificate_pem)
         self._pem = certificate_pem
         self._wall_ms = wall_ms

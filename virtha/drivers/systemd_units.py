@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from virtha.model.errors import Failed
@@ -69,10 +70,12 @@ def _wanted(source: Path, root: Path) -> list[tuple[Path, str]]:
     ]
 
 
-def remove_units(source: Path, root: Path) -> tuple[str, ...]:
-    """Remove what ``install_units`` wrote; names of those that were there."""
+def remove_units(source: Path, root: Path, *, kept: Collection[str] = ()) -> tuple[str, ...]:
+    """Remove what ``install_units`` wrote, but for those named in ``kept``; names of those that were there."""
     removed = []
     for unit in sorted(source.glob("*.service")):
+        if unit.name in kept:
+            continue
         target = root / _OURS / unit.name
         if (_present(target) or "").startswith(_MARK):
             target.unlink()

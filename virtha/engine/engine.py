@@ -79,7 +79,13 @@ from virtha.engine.inventory import (
 )
 from virtha.engine.io_kill import kill_ended, kills_wanted, note_pause, plan_kills
 from virtha.engine.machine import Verdict
-from virtha.engine.migration import migration_ended, move_cancelled
+from virtha.engine.migration import (
+    ask_after_session,
+    migration_ended,
+    move_answered,
+    move_cancelled,
+)
+from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.not_shared import storage_compared
 from virtha.engine.operator import brake_lifted, death_confirmed
 from virtha.engine.permits import brake_looks_at, watch_brake
@@ -315,6 +321,11 @@ def _proof_found(cluster: Cluster, event: ProofFound) -> None:
         hold_fast(cluster, node)
 
 
+def _session_changed(cluster: Cluster, event: SessionChanged) -> None:
+    session_told(cluster, event)
+    ask_after_session(cluster, event)
+
+
 def _reference_answered(cluster: Cluster, event: ReferenceAnswered) -> None:
     cluster.reference, cluster.reference_ms = event.reached, cluster.now
 
@@ -334,7 +345,7 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     VmRemoved: vm_removed,
     PolicyChanged: policy_changed,
     HoldChanged: hold_changed,
-    SessionChanged: session_told,
+    SessionChanged: _session_changed,
     HostSurveyed: surveyed,
     LibvirtAnswered: libvirt_answered,
     VmSeen: vm_seen,
@@ -355,6 +366,7 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     StartEnded: start_ended,
     KillEnded: kill_ended,
     MigrationEnded: migration_ended,
+    MoveAnswered: move_answered,
     DeathConfirmed: death_confirmed,
     MaintenanceChanged: maintenance_changed,
     MoveAsked: move_asked,

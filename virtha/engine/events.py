@@ -14,6 +14,7 @@ from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.cutting import StorageFence as StorageFence
 from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.ending import EndCopy, EndPaused
+from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
 from virtha.model.ceph import CephSight
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
@@ -392,6 +393,7 @@ EngineEvent = (
     | StartEnded
     | KillEnded
     | MigrationEnded
+    | MoveAnswered
     | DeathConfirmed
     | MaintenanceChanged
     | MoveAsked

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import FeatureKind
 from virtha.engine.cuts import is_cut_off, tell_cut_off
+from virtha.engine.ended import note_ended, superseding
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
 from virtha.engine.records import Death, EndedCopy, Incident, SupersededCopy, VmStage
@@ -17,7 +18,7 @@ from virtha.engine.state import Cluster, HostNode, VmNode
 from virtha.engine.struck import note_return
 from virtha.engine.targets import refresh_target
 from virtha.model.facts import ReleaseCause
-from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId
+from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
@@ -252,52 +253,8 @@ def _die(cluster: Cluster, vm: VmNode, node: HostNode, proof: Proof) -> None:
     copies = tuple(copy for copy in vm.record.copies if not _dies_with(vm, copy, proof))
     if copies != vm.record.copies:
         lose(cluster, vm)  # found there after the host was judged, or nobody was judged
-        _note_ended(cluster, vm, copies, node, proof)
+        note_ended(cluster, vm, copies, node, proof)
         _remove_copies(cluster, vm, copies, proof)
-
-
-def _note_ended(
-    cluster: Cluster, vm: VmNode, left: tuple[PossibleCopy, ...], node: HostNode, proof: Proof
-) -> None:
-    """For as long as the incident lasts, of whose boot ``proof`` is: it may turn out to be wrong. Also of a host that was removed:
-    it may be added again."""
-    incident = node.record.incident
-    if incident is None or incident.boot != proof.boot:
-        return  # a new boot's word
-    record = vm.record
-    # One that was to end already is as old as it was: its newer copy came before this proof.
-    newer = {due.copy: due.newer for due in record.superseded}
-    gone = tuple(
-        EndedCopy(
-            vm_id=vm.id,
-            copy=replace(copy, boot=proof.boot),
-            given_out=Incarnation(newer[copy] - 1) if copy in newer else record.incarnation,
-            proof=proof,
-        )
-        for copy in record.copies
-        if copy not in left
-    )
-    node.set_incident(ended=(*incident.ended, *gone))
-    if node.id in cluster.hosts:
-        cluster.changed_hosts.add(node.id)
-
-
-def never_ran(cluster: Cluster, vm: VmNode, incarnation: Incarnation) -> None:
-    """A start's own host says so: what it was to replace is not superseded by it."""
-    for host_id in sorted({proof.host_id for proof in vm.record.proofs}):
-        node = cluster.hosts.get(host_id)
-        incident = node.record.incident if node is not None else None
-        if node is None or incident is None:
-            continue
-        ended = tuple(
-            replace(one, given_out=incarnation)
-            if (one.vm_id, one.given_out) == (vm.id, incarnation - 1)
-            else one
-            for one in incident.ended
-        )
-        if ended != incident.ended:
-            node.set_incident(ended=ended)
-            cluster.changed_hosts.add(node.id)
 
 
 def reconcile(cluster: Cluster, vm: VmNode) -> None:
@@ -533,16 +490,17 @@ def _lives_since_restore(cluster: Cluster, node: HostNode) -> None:
     for ended in incident.ended:
         vm = cluster.vms.get(ended.vm_id)
         held = vm is None or ended.copy in vm.record.copies
-        if vm is not None and not held and _superseding(vm, ended) is not None:
+        if vm is not None and not held and superseding(vm, ended) is not None:
             _may_run_after_all(cluster, vm, node, ended)
 
 
 def _may_run_after_all(cluster: Cluster, vm: VmNode, node: HostNode, ended: EndedCopy) -> None:
     record, copy = vm.record, ended.copy
     deaths = tuple(one for one in record.deaths if one.host_id != node.id)
-    newer = _superseding(vm, ended)
+    newer = superseding(vm, ended)
     if newer is None:
-        holds(cluster, vm, node, copy)
+        if not _start_found(cluster, vm, ended):
+            holds(cluster, vm, node, copy)
         cluster.set_vm(vm, deaths=deaths)
         cluster.tell("vm.lives_after_all", vm=vm, host=node)
         return
@@ -560,17 +518,20 @@ def _may_run_after_all(cluster: Cluster, vm: VmNode, node: HostNode, ended: Ende
     )
 
 
-def _superseding(vm: VmNode, ended: EndedCopy) -> Incarnation | None:
-    """What was ordered elsewhere by that proof; None: nothing was."""
+def _start_found(cluster: Cluster, vm: VmNode, ended: EndedCopy) -> bool:
+    """A start whose order may have been lost on the way to a host that seemed dead is taken back: by itself that host would
+    never say a word of it. False: it was none, or others may hold the VM."""
     record = vm.record
-    if record.incarnation > ended.given_out:
-        return record.incarnation
-    if record.migration is not None:
-        return None  # it goes on with both its sides
-    # The target of its migration had been given that incarnation before the proof, and went on by it.
-    moved_to = [copy.incarnation for copy in record.copies if copy not in record.guessed]
-    newest = max(moved_to, default=ended.copy.incarnation)
-    return newest if newest > ended.copy.incarnation else None
+    if ended.start is None or record.start is not None or record.copies:
+        return False
+    return cluster.move_vm(
+        vm,
+        VmTrigger.START_FOUND,
+        start=ended.start,
+        copies=(ended.copy,),
+        proofs=tuple(one for one in record.proofs if one != ended.proof),
+        given_back=None,
+    )
 
 
 def holds(cluster: Cluster, node: VmNode, host: HostNode, copy: PossibleCopy) -> None:

@@ -28,6 +28,7 @@ class VmTrigger(StrEnum):
     HOLDER_LOST = "a holder's host was judged dead"
     HOLDER_BACK = "the holder turned out to live"
     START_GOES_ON = "the target of its start turned out to live"
+    START_FOUND = "the target of a start, proven dead meanwhile, turned out to live"
     ALL_PROVEN = "every copy is proven dead or released"
     ORDERED = "a start is ordered"
     RUNS = "it runs"
@@ -70,6 +71,8 @@ VM_TRANSITIONS: dict[VmTrigger, dict[VmStage, VmStage]] = {
     },
     VmTrigger.HOLDER_BACK: {_LOST: _SETTLED},
     VmTrigger.START_GOES_ON: {_LOST: _STARTING},
+    # Nothing else says whether it has heard of it: it is taken back, or runs.
+    VmTrigger.START_FOUND: dict.fromkeys((_READY, _GIVEN_UP, _QUARANTINED, _SETTLED), _CANCELLING),
     VmTrigger.ALL_PROVEN: {_LOST: _READY, _CANCELLING: _READY},
     VmTrigger.GIVEN_BACK: {_SETTLED: _READY},
     VmTrigger.ORDERED: {_READY: _STARTING},

@@ -13,6 +13,9 @@ number; the record's is only the highest that was given, and the storage learns 
 have ended in any way while its leader died, and sent again it would begin anew on a target that has released that
 incarnation for good (P5). So a new leader asks both sides; a host that doesn't know the order refuses it from then on.
 
+An order that may be lost with a session, or with its agent, is asked about in the same way, until its host has answered
+that it is written down there. From then on that host tells of it by itself, whatever becomes of its sessions.
+
 **Who may go on (G6).** A side left paused runs on only by our order, when the other side's copy is over. The target may
 always: what it has is the newest. The source only if the target said that it never ran; otherwise the disks may be newer
 than the source's memory, so what is left of it is ended and the VM starts afresh.
@@ -26,19 +29,27 @@ from virtha.engine.events import (
     MigrationEnded,
     MigrationWord,
     MoveCancelled,
+    SessionChanged,
     SettleMigration,
     VmSeen,
 )
 from virtha.engine.incident import settle_lost
 from virtha.engine.machine import Verdict, VmTrigger
+from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.records import GivenBack, Migration, MovePurpose, MoveRetry, MoveStep
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
+from virtha.model.evidence import ProcessKind
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation
 from virtha.model.vm import PossibleCopy, VmState
 
 ASK_EVERY_MS = 5_000
 """A side that has not answered is asked again: its agent may have been restarting."""
+
+NEVER_BEGAN = "order.refused.migration"
+"""Of a side that was asked about an order which had not come: it says no more than that."""
+LOST = "migration.ended.lost"
+CANCELLED = "migration.ended.cancelled"
 
 Words = tuple[MigrationWord | None, MigrationWord | None]
 """For the source and for the target."""
@@ -74,7 +85,7 @@ def order_move(
         copies=(replace(copy, boot=migration.source_boot), new),
         migration=migration,
     )
-    node.sent = migration.order_id
+    node.sent, node.unanswered = migration.order_id, migration.target
     node.asked_words, node.asked_ms = (), None
     cluster.order(
         MigrateCommand(
@@ -246,8 +257,48 @@ def move_cancelled(cluster: Cluster, event: MoveCancelled) -> None:
         target=cluster.host_name(migration.target),
         by=event.by,
     )
-    _set(cluster, node, migration, step=MoveStep.DOUBTFUL)
+    _set(cluster, node, migration, step=MoveStep.DOUBTFUL, code=migration.code or CANCELLED)
     cluster.touch_vm(node)
+
+
+# Orders that may be lost
+
+
+def move_answered(cluster: Cluster, event: MoveAnswered) -> None:
+    """Its target is ordered first, and its source when the target has answered. Nobody is asked about what is written down:
+    a source that stands still for the moment of the switch would say so, and a move that is well would be called off."""
+    node = cluster.vms.get(event.vm_id)
+    migration = node.record.migration if node is not None else None
+    if node is None or migration is None or migration.order_id != event.order_id:
+        return
+    if event.result is not Result.OK:
+        _ask_soon(cluster, node)
+        return
+    node.unanswered = migration.source if event.host_id == migration.target else None
+    if migration.step is MoveStep.ORDERED:
+        node.sent = migration.order_id
+        cluster.touch_vm(node)
+
+
+def ask_after_session(cluster: Cluster, event: SessionChanged) -> None:
+    """An order that its agent has not answered may have been lost with the former session, or the agent may have died
+    in the midst of it; and nobody sends it again (ADR 10)."""
+    if event.process is not ProcessKind.AGENT:
+        return
+    for vm_id in sorted(cluster.migrating):
+        node = cluster.vms[vm_id]
+        if node.unanswered == event.host_id:
+            _ask_soon(cluster, node)
+
+
+def _ask_soon(cluster: Cluster, node: VmNode) -> None:
+    """Both sides, as a new leader does; not at once, for an answer may be on its way from the host's outbox, and a source that
+    is asked before its order goes out refuses that for good."""
+    migration = node.record.migration
+    if migration is not None and node.sent == migration.order_id:
+        node.sent = None
+        node.asked_words, node.asked_ms = (_TELL, _TELL), cluster.now
+        cluster.touch_vm(node)
 
 
 # Asking
@@ -342,13 +393,14 @@ def _stayed(cluster: Cluster, node: VmNode, migration: Migration) -> None:
         given_back=None,
     )
     cluster.plan_wanted = True
+    why = LOST if migration.code == NEVER_BEGAN else migration.code
     if failures <= recovery.attempts_max:
         cluster.tell(
             "vm.migration_failed",
             vm=node,
             target=cluster.host_name(target),
             attempt=failures,
-            why=migration.code or "migration.failed",
+            why=why or "migration.failed",
         )
     if failures == recovery.attempts_max:
         cluster.tell("vm.migration_keeps_failing", vm=node, attempts=failures)
@@ -384,7 +436,9 @@ def _source_said(
             if migration.step is MoveStep.SWITCHED and _copy_on(node, migration.target) is not None:
                 _contradict(cluster, node, migration)
             elif migration.step is not MoveStep.CONTRADICTED:
-                _set(cluster, node, migration, step=MoveStep.STAYED, code=event.code)
+                never_began = event.code == NEVER_BEGAN and migration.code is not None
+                code = migration.code if never_began else event.code
+                _set(cluster, node, migration, step=MoveStep.STAYED, code=code)
 
 
 def _target_said(

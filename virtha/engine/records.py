@@ -101,6 +101,16 @@ class Struck(Value, frozen=True, kw_only=True):
     told: bool = False
 
 
+class Start(Value, frozen=True, kw_only=True):
+    """An ordered start. Durable before the command."""
+
+    order_id: OrderId
+    host_id: HostId
+    boot: BootId
+    incarnation: Incarnation
+    ordered_ms: int
+
+
 class EndedCopy(Value, frozen=True, kw_only=True):
     """A copy that its host's ``proof`` ended. ``given_out``: the VM's highest incarnation at that time, or when it was superseded,
     or that never ran since: a higher one was ordered since, elsewhere."""
@@ -109,6 +119,8 @@ class EndedCopy(Value, frozen=True, kw_only=True):
     copy: PossibleCopy
     given_out: Incarnation
     proof: Proof
+    start: Start | None = None
+    """Its own, where that host had not yet said what came of it: it may never have heard of it."""
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -300,16 +312,6 @@ class VmStage(StrEnum):
     """As many attempts as the policy allows; somebody was told."""
     MIGRATING = "migrating"
     """On its way to another host while it runs; source and target may hold it until both have told."""
-
-
-class Start(Value, frozen=True, kw_only=True):
-    """An ordered start. Durable before the command."""
-
-    order_id: OrderId
-    host_id: HostId
-    boot: BootId
-    incarnation: Incarnation
-    ordered_ms: int
 
 
 class MovePurpose(StrEnum):

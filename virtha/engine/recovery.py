@@ -7,6 +7,7 @@ the holders before the order goes out, and a start whose end nobody knows is tak
 from virtha.engine.cuts import clusters_of
 from virtha.engine.dependencies import StartCondition
 from virtha.engine.early import forget_released
+from virtha.engine.ended import never_ran
 from virtha.engine.events import (
     CancelStart,
     CopyReleased,
@@ -19,7 +20,6 @@ from virtha.engine.holders import why_held
 from virtha.engine.incident import (
     STILL_WANTED,
     holder_back,
-    never_ran,
     quarantine_if_due,
     settle_lost,
     with_death,

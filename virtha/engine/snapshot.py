@@ -111,6 +111,7 @@ class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):
     state: VmState = VmState.UNKNOWN
     state_host: HostId | None = None
     sent: OrderId | None = None
+    unanswered: HostId | None = None
     asked_words: tuple[MigrationWord | None, ...] = ()
     asked_ms: Millis | None = None
     half: VmSeen | None = None

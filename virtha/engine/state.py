@@ -11,22 +11,8 @@ from msgspec.structs import replace
 from virtha.engine.capacity import Capacity, HeldVm
 from virtha.engine.configured import EngineHost, EngineVm
 from virtha.engine.cutting import Asking
-from virtha.engine.events import (
-    Command,
-    EndWaiver,
-    GiveWaiver,
-    HostSurveyed,
-    MigrateCommand,
-    MigrationWord,
-    MoveAsked,
-    Notice,
-    OrderPower,
-    Poison,
-    ReadPower,
-    StartCommand,
-    StorageFence,
-    VmSeen,
-)
+from virtha.engine.events import Command, HostSurveyed, MigrationWord, MoveAsked, Notice, VmSeen
+from virtha.engine.lanes import lane_of
 from virtha.engine.machine import Verdict, VmTrigger, next_stage
 from virtha.engine.records import (
     ClusterRecord,
@@ -201,6 +187,7 @@ class VmNode:
         "stands",
         "state",
         "state_host",
+        "unanswered",
     )
 
     def __init__(self, config: EngineVm, record: VmRecord) -> None:
@@ -214,7 +201,8 @@ class VmNode:
         self.seen: dict[HostId, tuple[Incarnation, VmState]] = {}
         """What each holder last said of it."""
         self.sent: OrderId | None = None
-        """The start, or its cancellation, that this process has sent."""
+        self.unanswered: HostId | None = None
+        """The start, its cancellation or the move that this process has sent, and who has to answer that move's order next."""
         self.asked_words: tuple[MigrationWord | None, ...] = ()
         """What source and target of its migration were last told by this process, and when."""
         self.asked_ms: Millis | None = None
@@ -505,7 +493,7 @@ class Cluster:
 
     def ordered_commands(self) -> tuple[Command, ...]:
         """Power first: fencing has its own lane."""
-        return tuple(sorted(self.commands, key=_lane))
+        return tuple(sorted(self.commands, key=lane_of))
 
     # Verdicts, counted
 
@@ -582,18 +570,6 @@ def _member(group: set[_Id], one: _Id, belongs: bool) -> None:
         group.add(one)
     else:
         group.discard(one)
-
-
-def _lane(command: Command) -> int:
-    match command:
-        case OrderPower() | ReadPower() | StorageFence() | Poison() | GiveWaiver() | EndWaiver():
-            return 0
-        case StartCommand():
-            return 2
-        case MigrateCommand():
-            return 3
-        case _:
-            return 1
 
 
 def reason(code: str, **fields: Scalar) -> Reason:

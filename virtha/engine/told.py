@@ -10,12 +10,14 @@ from virtha.engine.events import (
     CopyReleased,
     EngineEvent,
     KillEnded,
+    MigrateCommand,
     MigrationEnded,
     StartCommand,
     StartEnded,
     StorageFence,
     VmSeen,
 )
+from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.records import OrderId
 from virtha.model.domain import DomainState
 from virtha.model.facts import (
@@ -31,6 +33,11 @@ from virtha.model.facts import (
 from virtha.model.ids import BootId, HostId, VmId
 from virtha.model.orders import ShutOut
 from virtha.model.vm import IO_PAUSES, NO_ROOM_PAUSE, VmState
+
+UNSENT = "migration.ended.unsent"
+"""Of a move whose order certainly goes to nobody."""
+REFUSED_UNREAD = ("order.refused.term", "order.refused.boot")
+"""How an agent's order desk refuses, before anybody there looks at the VM (agent/order_desk.py)."""
 
 
 def event_of(host_id: HostId, fact: Fact, *, carried_by: BootId | None) -> EngineEvent | None:
@@ -105,6 +112,31 @@ def ended(
         vm_id=command.vm_id,
         result=outcome.result,
         code=outcome.code,
+    )
+
+
+def move_answer(
+    command: MigrateCommand, host_id: HostId, outcome: Outcome
+) -> MoveAnswered | MigrationEnded:
+    """What ``host_id`` answered to its order that ``command`` became."""
+    if outcome.result is Result.REFUSED and outcome.code in REFUSED_UNREAD:
+        return move_refused(command, host_id, outcome.code)
+    return MoveAnswered(
+        order_id=command.order_id,
+        host_id=host_id,
+        vm_id=command.vm_id,
+        result=outcome.result,
+    )
+
+
+def move_refused(command: MigrateCommand, host_id: HostId, code: str | None) -> MigrationEnded:
+    """That side was never asked, or its agent refused the order without a look at the VM: nobody else will say so."""
+    return MigrationEnded(
+        order_id=command.order_id,
+        host_id=host_id,
+        vm_id=command.vm_id,
+        result=Result.REFUSED,
+        code=code,
     )
 
 

@@ -26,6 +26,9 @@ from virtha.model.vm import Reason
 WITNESSES = 4
 """Neighbours asked in one round: enough for two to fail, and no broadcast storm in a large cluster."""
 
+READ_AGAIN_MS = 60_000
+"""A host's boot lasts minutes, and is not asked about at each of its beats."""
+
 _ASKED_ABOUT = frozenset({Verdict.SUSPECT, Verdict.ISOLATED, Verdict.DEAD_UNPROVEN})
 
 
@@ -52,7 +55,7 @@ def _beats_on(cluster: Cluster, node: HostNode) -> bool:
         or node.untold
         or record.struck_ms
         or record.cuts
-        or (node.power_asked_ms is None and _is_on_unread(node))
+        or _is_on_due(cluster, node)
     ):
         return False
     late_ms = sign_ms + cluster.policy.detection.late_after_ms
@@ -95,8 +98,7 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
     node.reasons = (*judgement.reasons, *(one for one in waiting if one is not None))
     if judgement.late or judgement.verdict in _ASKED_ABOUT:
         investigate(cluster, node)
-    elif _beats(judgement) and node.power_asked_ms is None and _is_on_unread(node):
-        # P1: a device whose identity is not known must have said *on* while this boot was beating, and not before.
+    elif _beats(judgement) and _is_on_due(cluster, node):
         node.power_asked_ms = cluster.now
         _ask_power(cluster, node)
     if judgement.look_at_ms is not None:
@@ -170,6 +172,14 @@ def investigate(cluster: Cluster, node: HostNode) -> None:
 
 def _beats(judgement: Judgement) -> bool:
     return judgement.verdict in (Verdict.ALIVE, Verdict.AGENT_DOWN)
+
+
+def _is_on_due(cluster: Cluster, node: HostNode) -> bool:
+    """P1: a device whose identity is not known must have said *on* while this boot was beating, and not before. It is asked
+    until it does: many a BMC is slow while its host boots."""
+    asked_ms = node.power_asked_ms
+    again = asked_ms is None or cluster.now - asked_ms >= READ_AGAIN_MS
+    return again and _is_on_unread(node)
 
 
 def _is_on_unread(node: HostNode) -> bool:

@@ -103,6 +103,7 @@ class DiskWitnesses:
                 for disk in self.of.values():
                     self._look_at_locks(disk)
                 self.looks += 1
+            self._read_notices()  # what came as it was told to end
         except BaseException as error:
             self.error = error
 

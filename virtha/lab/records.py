@@ -1,4 +1,8 @@
-"""A guest that writes numbered records to its disk, one after the other, until it is told to end."""
+"""A guest that writes numbered records to its disk, one after the other, until it is told to end.
+
+Begun from outside in a guest that runs, on the disk that it booted from, at any pace: for moves and takeovers. What has to be told of and
+kept over boots and deaths is another program's, which the guest begins itself (``guest_files.WRITER``, read by ``record_ledger.py``).
+"""
 
 from virtha.lab import guest
 from virtha.lab.guest_files import BOOT_COUNTER_SECTOR

@@ -70,6 +70,7 @@ class WriteLog:
                         log.flush()
                     if ready.select(HOSTS_LOOK_S):
                         self._note(writers(self._notices), log)
+                self._note(writers(self._notices), log)  # what came as it was told to end
         except BaseException as error:
             self.error = error
             self.violated.set()

@@ -28,7 +28,8 @@ class HostLinks(Protocol):
     def last_beat(self, host_id: HostId) -> LastBeat | None: ...
 
     def deliver(self, host_id: HostId, order: Order) -> bool:
-        """Send an order. False: no session now; the caller keeps it and sends it after hello."""
+        """Send an order. True: it is on its way, and may be lost with its session. False: no session now, and it is certain that
+        it goes nowhere; the caller keeps it and sends it after hello."""
         ...
 
     def configure(self, host_id: HostId, settings: HostSettings) -> None:

@@ -68,6 +68,5 @@ def counted_anew(guarded: Guarded) -> None:
 
 
 def forget_probe(guarded: Guarded) -> None:
-    """What was asked before says nothing of now."""
-    guarded.probe_number += 1
+    """What was asked before says nothing of now: its answer is passed over, as nothing is awaited or a later number is."""
     guarded.probe_sent_ms = guarded.probed_ms = guarded.storage_objection = None

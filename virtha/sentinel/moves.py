@@ -365,8 +365,8 @@ def compare_arrival(host: HostState, guarded: Guarded, report: DomainReport | No
     if report is None or report.state not in ACTIVE:
         if guarded.called_off:
             arrival_gone(host, guarded, "called off")
-    elif report.state is DomainState.PAUSED:
-        # Whatever was missed: it has not run yet, and from here on events tell if it does.
+    elif report.state is DomainState.PAUSED and report.reason != "ioerror":
+        # Whatever was missed: it has not run yet, and from here on events tell if it does. An I/O error is a guest's that ran.
         guarded.arrival_watched = guarded.arrival_watched or report.reason == "migration"
     else:
         guarded.move(Trigger.RUNS)

@@ -225,6 +225,8 @@ def _compare(
     unresolved = at_start or record.state is VmState.UNKNOWN
     if awaited(record):
         compare_arrival(host, guarded, report)
+        if guarded.up and active and report is not None:
+            _same_or_changed(host, guarded, report)
     elif record.attempt is not None:
         if unresolved:
             _resolve_attempt(host, guarded, report if active else None)

@@ -184,11 +184,14 @@ class Sentinel:
         )
 
     def _may_rest(self, intents: Sequence[Intent]) -> bool:
-        """Attempts count for a window of time, and a list that is wanted is asked for again."""
+        """Attempts and resumes count for a window of time, and a list that is wanted is asked for again."""
         return not self._host.list_wanted and (
             all(isinstance(intent, SaveWatched) for intent in intents)
             and not any(
-                guarded.record.attempts_ms or self._moments(guarded) for guarded in self._host.all()
+                guarded.record.attempts_ms
+                or (guarded.record.resumes_ms and guarded.record.io_pause)
+                or self._moments(guarded)
+                for guarded in self._host.all()
             )
         )
 

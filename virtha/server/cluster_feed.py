@@ -42,7 +42,6 @@ from virtha.engine.events import (
     Investigate,
     LibvirtAnswered,
     MigrateCommand,
-    MigrationEnded,
     OrderPower,
     Poison,
     PolicyChanged,
@@ -56,7 +55,7 @@ from virtha.engine.events import (
     VmConfigured,
     VmRemoved,
 )
-from virtha.engine.told import active_vms, ended, event_of
+from virtha.engine.told import active_vms, ended, event_of, move_answer, move_refused
 from virtha.model.errors import Unavailable
 from virtha.model.evidence import ProcessKind
 from virtha.model.facts import Fact, Inventory, Outcome, Result
@@ -92,9 +91,6 @@ log = structlog.get_logger("virtha.server.engines")
 HELPING_MAX = 64
 """Orders to helpers whose answers are awaited: of more the oldest have long been followed by others."""
 _PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
-REFUSED_UNREAD = ("order.refused.term", "order.refused.boot")
-"""How an agent's order desk refuses, before anybody there looks at the VM (agent/order_desk.py)."""
-
 Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 """Of a host, those that stand at this moment."""
 
@@ -357,6 +353,7 @@ class ClusterFeed:
         self._domains = None
         if self._vms.pop(vm_id, None) is not None:
             self._begun.vm_gone(vm_id)
+            self._forget_moves(vm_id)
             self.offer(VmRemoved(vm_id=vm_id))
 
     def granted(self, led: LedVm, granted: CopyGranted) -> None:
@@ -476,14 +473,12 @@ class ClusterFeed:
         if helping is not None:
             self.offer(ended(helping, outcome))
         left = self._leaving.pop(outcome.operation_id, None)
-        unread = outcome.result is Result.REFUSED and outcome.code in REFUSED_UNREAD
-        if left is not None and unread:
-            self._move_refused(left, left.source, outcome.code)
+        if left is not None:
+            self.offer(move_answer(left, left.source, outcome))
         command = self._let_in.pop(outcome.operation_id, None)
         if command is None:
             return
-        if unread:
-            self._move_refused(command, command.target, outcome.code)
+        self.offer(move_answer(command, command.target, outcome))
         if outcome.result is not Result.OK:
             return  # a target that refused says so itself, durably
         operation_id = leaving(self.cluster_id, command)
@@ -494,27 +489,21 @@ class ClusterFeed:
                     self.cluster_id, self.lead, command, outcome.fields
                 )
                 if why_not is not None:
-                    del self._leaving[operation_id]
+                    self._leaving.pop(operation_id, None)
                     self._move_unsent(command, command.source, why_not)
                 return
             await asyncio.sleep(DATABASE_RETRY_MS / 1_000)
 
     def _move_unsent(self, command: MigrateCommand, host_id: HostId, why_not: NotOrdered) -> None:
+        """Untold, the engine waits for the move's whole deadline."""
         log.info("a move was not ordered", order=command.order_id, why=why_not.why)
-        self._move_refused(command, host_id, why_not.code)
+        self.offer(move_refused(command, host_id, why_not.code))
 
-    def _move_refused(self, command: MigrateCommand, host_id: HostId, code: str | None) -> None:
-        """That side was never asked, or its agent refused the order without a look at the VM. Untold, the engine waits for
-        the move's whole deadline."""
-        self.offer(
-            MigrationEnded(
-                order_id=command.order_id,
-                host_id=host_id,
-                vm_id=command.vm_id,
-                result=Result.REFUSED,
-                code=code,
-            )
-        )
+    def _forget_moves(self, vm_id: VmId) -> None:
+        """Of this VM the answers to former orders are awaited no more."""
+        for waiting in (self._let_in, self._leaving):
+            for operation_id in [one for one, move in waiting.items() if move.vm_id == vm_id]:
+                del waiting[operation_id]
 
     # Its hands
 
@@ -552,10 +541,11 @@ class ClusterFeed:
                 await self._orders.end_paused(self.lead, command, operation_id)
             case MigrateCommand():
                 operation_id = receiving(self.cluster_id, command)
+                self._forget_moves(command.vm_id)
                 self._let_in[operation_id] = command
                 unsent = await self._orders.receive(self.cluster_id, self.lead, command)
                 if unsent is not None:
-                    del self._let_in[operation_id]
+                    self._let_in.pop(operation_id, None)
                     self._move_unsent(command, command.target, unsent)
             case SettleMigration():
                 attempt = next(self._attempts)

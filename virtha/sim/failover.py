@@ -103,7 +103,7 @@ class Failover:
         self._offered: dict[str, int] = dict(self._server.acknowledged)
         """The last fact of each host that the engine was given."""
         self._cancels = self._ends = 0
-        self._moves = MoveOrders(self._server, gateway)
+        self._moves = MoveOrders(self._server, gateway, tell=lambda event: self.leader.offer(event))
         self._witnesses = Witnesses(world)
         self._untold = _untold_tests(world, records.hosts)
         self._lead = self._server.lead
@@ -189,6 +189,7 @@ class Failover:
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
         self.leader.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
+        self._world.power.beat_came(host_id, beat.boot)
         untold = self._untold.pop(host_id, ())
         if untold:
             self.leader.offer(*(one for one in untold if one.boot == beat.boot))

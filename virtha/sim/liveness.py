@@ -28,6 +28,9 @@ LASTS_MS = 600_000
 """The least that a world lasts."""
 SETTLES_MS = 20_000
 """After all that was waited for has come: what it set off comes to rest."""
+ASKED_BEATS = 3
+CHANCE_MS = 130_000
+"""A device that has not said *on* is asked each minute: by then twice."""
 SINGLE_MS = 1_200_000
 """Of worlds without an engine: the longest delay before a local restart is a part of it."""
 LASTING = frozenset(
@@ -152,8 +155,8 @@ def _has_no_place(world: "World", known: "ServerVm", reasons: tuple[str, ...]) -
 
 def awaits_a_person(world: "World", claims: Sequence[Reason]) -> bool:
     """``claims``: why the engine says that a VM is down. By the truth: it waits for a host that is off, and whose devices
-    prove nothing by what they say (P1, P6). On each level one of them has lied about it, and nobody has tested it since;
-    another host fell with it whose devices are of another kind, and none of either names its host; or it fell before it
+    prove nothing by what they say (P1, P6). On each level one of them has lied about it, and nobody has tested it since, or
+    could hardly be read while this boot was beating; another host fell with it whose devices are of another kind, and none of either names its host; or it fell before it
     told a restored database, and its devices don't name it.
 
     An engine that forgets what was tested claims the same: one level that proves is enough, and nobody has to come."""
@@ -163,8 +166,9 @@ def awaits_a_person(world: "World", claims: Sequence[Reason]) -> bool:
             continue
         devices, doubt = world.power.of(host), (why.code, why.fields.get("why"))
         fell = [one for one, other in world.hosts.items() if not other.powered and one != host]
-        lied = any(one.lied for one in devices)
-        if doubt == (_DOUBT, "proof.blocked.untested") and lied and not _proves(world, host, fell):
+        doubtful = any(one.lied or not _had_its_chance(world, one) for one in devices)
+        untested = doubt == (_DOUBT, "proof.blocked.untested")
+        if untested and doubtful and not _proves(world, host, fell):
             return True
         swapped = any(_may_be_swapped(world, host, other) for other in fell)
         if (
@@ -197,8 +201,20 @@ def _sound(world: "World", name: str, number: int) -> Sequence["PowerDevice"]:
     levels = world.power.levels.get(name, ())
     feeds = levels[number].feeds if number < len(levels) else ()
     devices = [world.power.by_name[feed.device] for feed in feeds]
-    believed = all(not one.lied and (one.named or one.tested) for one in devices)
+    believed = all(
+        not one.lied and (one.named or (one.tested and _had_its_chance(world, one)))
+        for one in devices
+    )
     return devices if believed and all(feed.reads_state for feed in feeds) else ()
+
+
+def _had_its_chance(world: "World", device: "PowerDevice") -> bool:
+    """While the last boot of its host was beating it could be read from the first beat on, when it is asked, or for so long
+    that it was asked again."""
+    chances, beat_ms = device.chances, world.server.policy.detection.beat_interval_ms
+    if chances.boot != device.host.boot:
+        return False
+    return chances.from_the_first >= ASKED_BEATS or chances.well * beat_ms >= CHANCE_MS
 
 
 def _is_named(world: "World", name: str) -> bool:

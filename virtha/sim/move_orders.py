@@ -5,15 +5,17 @@ The target is ordered first; the source only when the target's gate lets the cop
 that are sent again (ADR 10): one that is lost is found out by asking.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from virtha.engine.events import MigrateCommand, SettleMigration
+from virtha.engine.events import EngineEvent, MigrateCommand, SettleMigration
 from virtha.engine.host_orders import (
     migrate_order,
     receive_order,
     recorded_migration,
     settle_order,
 )
+from virtha.engine.told import UNSENT, move_answer, move_refused
 from virtha.model.facts import Outcome, Result
 from virtha.model.ids import BootId, OperationId
 from virtha.model.orders import OrderBody
@@ -26,18 +28,29 @@ if TYPE_CHECKING:
 class MoveOrders:
     """Of one leader; what it holds is gone with it."""
 
-    def __init__(self, server: "SimServer", gateway: "SimGateway") -> None:
+    def __init__(
+        self,
+        server: "SimServer",
+        gateway: "SimGateway",
+        tell: Callable[[EngineEvent], None],
+    ) -> None:
+        """``tell``: the engine."""
         self._server = server
         self._gateway = gateway
+        self._tell = tell
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """Orders to targets; the source of each is ordered when its target has taken it."""
+        self._leaving: dict[OperationId, MigrateCommand] = {}
+        """Orders to sources."""
 
     def begin(self, command: MigrateCommand) -> None:
         target = str(command.target)
         grant = self._gateway.make_grant(target, command.vm_id, command.incarnation)
         body = receive_order(command, self._server.vms[command.vm_id].vm, grant)
         sent = self._send(target, command.target_boot, body)
-        if sent is not None:
+        if sent is None:
+            self._tell(move_refused(command, command.target, UNSENT))
+        else:
             self._let_in[sent] = command
 
     def settle(self, command: SettleMigration) -> None:
@@ -49,11 +62,20 @@ class MoveOrders:
 
     def ended(self, outcome: Outcome) -> None:
         """A target that refused says so itself, durably."""
+        left = self._leaving.pop(outcome.operation_id, None)
+        if left is not None:
+            self._tell(move_answer(left, left.source, outcome))
         command = self._let_in.pop(outcome.operation_id, None)
-        if command is None or outcome.result is not Result.OK:
+        if command is None:
             return
-        body = migrate_order(command)
-        self._send(str(command.source), command.source_boot, body)
+        self._tell(move_answer(command, command.target, outcome))
+        if outcome.result is not Result.OK:
+            return
+        sent = self._send(str(command.source), command.source_boot, migrate_order(command))
+        if sent is None:
+            self._tell(move_refused(command, command.source, UNSENT))
+        else:
+            self._leaving[sent] = command
 
     def _send(self, host: str, boot: BootId, body: OrderBody) -> OperationId | None:
         """Once, over the session that there is."""

@@ -8,7 +8,9 @@ from enum import StrEnum
 
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
+from virtha.model.ids import BootId, HostId
 from virtha.model.power import PowerAction, PowerDeviceId, PowerFeed, PowerLevel
+from virtha.model.value import Value
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Kernel
 from virtha.sim.line import SERVER
@@ -38,6 +40,15 @@ class Mood(StrEnum):
     """Takes orders without effect, and reads the truth."""
 
 
+class Chances(Value, frozen=True, kw_only=True):
+    """In beats of ``boot``: how many came, while how many of them the device could be read, and of the first ones."""
+
+    boot: BootId | None = None
+    beats: int = 0
+    well: int = 0
+    from_the_first: int = 0
+
+
 class PowerDevice:
     """``host``: whom it is configured for. ``strikes``: whom it really switches. ``outlet``: one of several
     feeds, which has a state of its own; a BMC's state is its host's."""
@@ -65,10 +76,24 @@ class PowerDevice:
         """It said *off* of a host that had power. Whoever catches it must not believe it before it is tested again (P1)."""
         self.tested = False
         """Read on while its host's beats came, as the operator's set-up did it."""
+        self.chances = Chances()
+        """Of the last boot of its host whose beats came."""
 
     @property
     def answers(self) -> bool:
         return self.mood is not Mood.DEAD and (self.strikes.fed or not self.shares_feed)
+
+    def beat_came(self, boot: BootId, *, reached: bool) -> None:
+        """To a leader, which could ask for a reading at the same time. ``reached``: by its network."""
+        before = self.chances if self.chances.boot == boot else Chances(boot=boot)
+        well = self.mood is Mood.OK and self.delay_ms <= ANSWER_MS and self.answers and reached
+        from_the_first = before.from_the_first == before.beats and well
+        self.chances = Chances(
+            boot=boot,
+            beats=before.beats + 1,
+            well=before.well + well,
+            from_the_first=before.from_the_first + from_the_first,
+        )
 
     @property
     def identity(self) -> IdentityMatch:
@@ -158,6 +183,16 @@ class PowerDevices:
 
     def of(self, host: str) -> list[PowerDevice]:
         return [device for device in self.by_name.values() if device.host.name == host]
+
+    def beat_came(self, host: HostId, boot: BootId) -> None:
+        links = self._network.link(SERVER, host), self._network.link(host, SERVER)
+        for device in self.of(host):
+            device.beat_came(boot, reached=all(link.carries for link in links))
+
+    def restored(self) -> None:
+        """The records that there are now know nothing of what was read."""
+        for device in self.by_name.values():
+            device.chances = Chances()
 
     def read(self, name: PowerDeviceId, deadline_ms: int, answered: Answered) -> None:
         def ask(device: PowerDevice, answer: Callable[[Callable[[], None]], None]) -> None:

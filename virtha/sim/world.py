@@ -240,6 +240,7 @@ class World:
             return False
         self.gateway.kill()
         self.server.restore(self._backup)
+        self.power.restored()
         self.gateway = self._new_gateway()
         return True
 

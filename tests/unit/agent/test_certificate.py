@@ -140,7 +140,7 @@ def _of_another_key(server: Server, credentials: HostCredentials) -> str:
 
 
 def _of_another_authority(server: Server, credentials: HostCredentials) -> str:
-    stranger = LocalAuthority(*create_authority(INSTALLATION, now=now()))
+    stranger = LocalAuthority(*create_authority(INSTALLATION, now=now()), wall_ms=now)
     csr = request_again(credentials.key_pem, "h1")
     return stranger.sign_host(csr, host_id=HOST).certificate_pem
 

@@ -14,6 +14,7 @@ from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, WEB2, Bench
 from fake_qemus import FakeQemus
 from hasty_policy import hasty_policy
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 from whole_promise import whole_promise
 
 from virtha.agent.files import Files
@@ -108,6 +109,7 @@ class LeasedHost:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.watchdog = RecordedWatchdog()
+        self.nature = HostNature(is_virtual=False, suspend_blocked=True)
         self.rounds: list[SlotRound] = []
         self.waivers_over: list[StorageDomainId] = []
         self.slots: dict[StorageDomainId, BreakableSlots] = {}
@@ -165,7 +167,7 @@ class LeasedHost:
             installation_id=INSTALLATION,
             host_id=HOST,
             index=0,
-            nature=HostNature(is_virtual=False, suspend_blocked=True),
+            nature=self.nature,
             watchdog=self.watchdog,
             reset=self.watchdog,
             slots_of=slots_of,
@@ -239,6 +241,18 @@ class LeasedHost:
 @pytest.fixture
 def host(bench: Bench) -> LeasedHost:
     return LeasedHost(bench)
+
+
+@pytest.mark.parametrize("armed", [True, False])
+def test_a_guardian_that_stops_says_whether_the_watchdog_counts(
+    host: LeasedHost, *, armed: bool
+) -> None:
+    host.nature = HostNature(is_virtual=not armed, suspend_blocked=True)
+    with capture_logs() as logged:
+        host.run(lambda guardian: host.held(guardian, armed=armed))
+    (said,) = [one for one in logged if one["event"].startswith("guardian stopped")]
+    assert said.get("within_ms") == (LEASE.watchdog_ms if armed else None)
+    assert said["log_level"] == ("warning" if armed else "info")
 
 
 def test_a_healthy_host_renews_declares_and_permits(host: LeasedHost, qemus: FakeQemus) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from virtha.agent import identity as identity_module
 from virtha.agent.gate import gate_installed, hook_path
+from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.join import join, token_fingerprint
 from virtha.agent.paths import AgentPaths
@@ -43,7 +44,7 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         certificate, key = create_authority(INSTALLATION, now=NOW)
-        self.authority = LocalAuthority(certificate, key)
+        self.authority = LocalAuthority(certificate, key, wall_ms=BoottimeClock().wall_ms)
         server_certificate, server_key = self.authority.issue_server_certificate(
             ("localhost", "127.0.0.1")
         )

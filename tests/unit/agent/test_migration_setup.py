@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from test_join import HOST, INSTALLATION, Server
 
+from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import load_identity
 from virtha.agent.join import join
 from virtha.agent.migration_setup import BEGIN, destination, set_up
@@ -141,7 +142,8 @@ def test_a_host_that_has_not_joined_is_told_to(paths: AgentPaths) -> None:
 
 
 def authority() -> LocalAuthority:
-    return LocalAuthority(*create_authority(INSTALLATION, now=UtcMillis(1_760_000_000_000)))
+    made = create_authority(INSTALLATION, now=UtcMillis(1_760_000_000_000))
+    return LocalAuthority(*made, wall_ms=BoottimeClock().wall_ms)
 
 
 @pytest.mark.req("L6")

@@ -528,30 +528,6 @@ def _children(parent: int) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    note = tmp_path / "pid"
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, sys, time\n"
-        "from virtha.cli.worker_pool import worker_pool\n"
-        "def work(path):\n"
-        "    open(path, 'w').write(f'{os.getpid()}\\n')\n"
-        "    time.sleep(600)\n"
-        "if __name__ == '__main__':\n"
-        "    with worker_pool(1) as pool:\n"
-        "        pool.submit(work, sys.argv[1]).result()\n"
-    )
-    with subprocess.Popen([sys.executable, str(program), str(note)]) as process:
-        while not note.exists() or not note.read_text().endswith("\n"):
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.kill()
-    worker = Path("/proc") / note.read_text().strip()
-    with contextlib.suppress(OSError):  # it is gone
-        while "State:\tZ" not in (worker / "status").read_text():
-            time.sleep(0.02)
-
-
 def _result(seed: int, **changes: object) -> WorldResult:
     plain = WorldResult(
         seed=seed, virtual_ms=900_000, digest="d", kinds=tuple(kind.name for kind in KINDS),

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ def movers(tmp_path: Path, program: str) -> Movers:
 
 async def lead(made: Movers) -> MoveEnd:
     return await made.lead(WEB1, THERE, tls_directory=Path("/t"), serial_directory="/s")
+
+
+async def lead_and_end(made: Movers) -> MoveEnd:
+    """Nothing of it is left, however the test ends."""
+    try:
+        return await lead(made)
+    finally:
+        await made.end(WEB1)
 
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
@@ -72,6 +81,70 @@ def test_its_word_is_what_it_said(tmp_path: Path) -> None:
 def test_one_that_says_nothing_leaves_the_end_unknown(tmp_path: Path, program: str) -> None:
     async def story() -> None:
         assert (await lead(movers(tmp_path, program))).result is Result.UNKNOWN
+
+    run(story)
+
+
+BREAKS = """
+from virtha.drivers import libvirt_mover as mover
+
+def broken(request, relay):
+    raise ValueError("not foreseen")
+
+mover._lead = broken
+mover.main()
+"""
+
+
+def test_one_that_breaks_in_itself_ends_and_says_so() -> None:
+    """Its thread alone would end, and the agent wait for its process until the move's deadline."""
+
+    async def story() -> None:
+        # Short: a socket's path has no more than 107 bytes.
+        with tempfile.TemporaryDirectory() as directory:
+            end = await lead_and_end(movers(Path(directory), BREAKS))
+        assert end == MoveEnd(result=Result.UNKNOWN, detail="ValueError('not foreseen')")
+
+    run(story)
+
+
+HANGS = """
+import threading, time
+from virtha.drivers import libvirt_mover as mover
+from virtha.drivers.libvirt_rpc import Packet, PROGRAM, REPLY
+
+def hung(request, relay):
+    prepared = {prepared}
+    relay.patience_s += 0.5
+    if prepared:
+        answer = Packet(data=b"", program=PROGRAM, procedure=303, kind=REPLY, serial=1, status=0)
+        relay.filter.down(answer)
+        time.sleep(2.0)  # more than its patience
+        return mover.MoveEnd(result="ok")
+    threading.Event().wait()
+
+mover._lead, mover.PREPARE_S = hung, 0.1
+init = mover.Relay.__init__
+
+def impatient(self, request):
+    init(self, request)
+    self.patience_s = mover.PREPARE_S
+
+mover.Relay.__init__ = impatient
+mover.main()
+"""
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_one_whose_target_is_not_ready_in_time_ends_and_says_so(prepared: bool) -> None:
+    """A libvirt that hangs answers nothing, for ever: until the word that it is prepared nothing is copied."""
+
+    async def story() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            end = await lead_and_end(movers(Path(directory), HANGS.format(prepared=prepared)))
+        told = (end.result, end.code)
+        late = (Result.FAILED, "migration.ended.unprepared")
+        assert told == ((Result.OK, None) if prepared else late)
 
     run(story)
 

@@ -50,6 +50,17 @@ def finish(*, cancelled: int = 0, procedure: int = FINISH, serial: int = 7) -> P
     return packet(procedure, serial=serial, body=b"cookie.." + struct.pack(">i", cancelled))
 
 
+@pytest.mark.parametrize("procedure", [214, PREPARE])
+def test_a_target_is_prepared_when_it_says_so_and_not_when_it_is_asked(procedure: int) -> None:
+    passage = AnswerFilter()
+    passage.up(packet(procedure))
+    passage.down(packet(OPEN, kind=REPLY))
+    passage.down(packet(procedure, kind=REPLY, status=1))
+    assert not passage.prepared
+    passage.down(packet(procedure, kind=REPLY))
+    assert passage.prepared
+
+
 def test_packets_are_cut_wherever_the_stream_was() -> None:
     stream = raw(OPEN, body=b"abc.") + raw(PREPARE, serial=8) + raw(FINISH, serial=9)
     for size in (1, 5, 29, len(stream)):

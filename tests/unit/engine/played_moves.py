@@ -16,6 +16,7 @@ from virtha.engine.events import (
     SettleMigration,
     VmSeen,
 )
+from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.records import OrderId
 from virtha.model.facts import Result
 from virtha.model.ids import BootId, HostId, Incarnation, VmId
@@ -73,6 +74,8 @@ class PlayedMoves:
         """Targets that no move reaches: the source says so."""
         self.lost_orders = False
         """The command itself never arrives."""
+        self.unanswered: set[str] = set()
+        """Hosts that take their order and are not heard to say so."""
         self.dumb: set[str] = set()
         """Hosts whose agents neither hear nor say anything."""
         self._refused: set[OrderId] = set()
@@ -89,6 +92,11 @@ class PlayedMoves:
         assert running == command.source_incarnation, f"{command.vm_id} does not run there"
         assert command.incarnation > running
         self.moves[command.order_id] = Move(command, source, target)
+        for host in (target, source):
+            if host.id in self.unanswered | self.dumb or not host.alive:
+                break  # who does not hear its target orders nothing of its source
+            # Not durable: a later leader knows nothing of the orders that it was an answer to.
+            self.play.inbox.append(answer(command, host.id))
 
     def settle(self, command: SettleMigration) -> None:
         host = self.play.hosts[command.host_id]
@@ -256,6 +264,12 @@ class PlayedMoves:
             for copy in (move.source, move.target)
             if copy.whole and not copy.gone and not copy.runs(vm_id)
         ]
+
+
+def answer(command: MigrateCommand, host_id: HostId, result: Result = Result.OK) -> MoveAnswered:
+    return MoveAnswered(
+        order_id=command.order_id, host_id=host_id, vm_id=command.vm_id, result=result
+    )
 
 
 def _hangs(host: Any) -> bool:

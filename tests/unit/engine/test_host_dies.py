@@ -8,6 +8,7 @@ from engine_review_driver import playing
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.dependencies import Dependency, StartCondition
 from virtha.engine.events import (
+    BeatSeen,
     BrakeLifted,
     CopyReleased,
     HoldChanged,
@@ -155,6 +156,19 @@ def test_a_new_boot_proves_the_old_one_dead():
     play.until(lambda: play.where("v1") != [])
     assert "host.returned" in play.told()
     assert play.host_record("h1").incident is None
+
+
+def test_the_first_beat_of_a_new_boot_is_the_proof():
+    """P4 by itself: the sessions that follow would end the old copies, too (`early`)."""
+    play = playing()
+    play.hosts["h1"].cut()
+    play.hosts["h1"].bmc_dead = True
+    play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
+    assert play.where("v1") == []
+    beat = BeatSeen(host_id=HostId("h1"), boot=BootId("h1b2"), agent_alive=False)
+    play.inbox.append(beat)
+    play.until(lambda: play.where("v1") not in ([], ["h1"]))
+    assert "host.returned" in play.told() and "host.proven_dead" not in play.told()
 
 
 def test_a_reboot_faster_than_any_suspicion_loses_no_vm():

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TextIO, cast
 
 import pytest
 
 from virtha.lab import lab, network, state
+from virtha.lab.disk_witnesses import DiskStory, DiskWitnesses
 from virtha.lab.lab import Lab
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
 from virtha.lab.write_log import WriteLog
@@ -175,3 +178,48 @@ def test_a_restart_on_the_same_host_is_a_newer_copy_and_nobodys_write_is_told(
         hosts[1].run_checked(["sh", "-c", f"echo x > {hosts[1].storage}/web1.raw"])
         assert log.violated.wait(PATIENCE_S)
         assert str(log.violations[0]).startswith("written by no copy")
+
+
+def _own_writes(tmp_path: Path) -> tuple[Lab, Path]:
+    """A lab of one host on which nothing runs, and a disk to which this process writes."""
+    image = tmp_path / "storage" / STORAGE_NAME / "web1.raw"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"\0" * 512)
+    host = SimpleNamespace(name="h1", storage=tmp_path, processes=list)
+    return cast("Lab", SimpleNamespace(directory=str(tmp_path), hosts=[host])), image
+
+
+def test_what_is_written_as_a_log_is_told_to_end_counts(tmp_path: Path) -> None:
+    made, image = _own_writes(tmp_path)
+
+    class Ended(WriteLog):
+        def _note(self, told: list[Any], log: TextIO) -> None:
+            super()._note(told, log)
+            if not self._over.is_set():
+                self._over.set()
+                append(b"last")
+
+    def append(data: bytes) -> None:
+        with image.open("ab", buffering=0) as disk:
+            disk.write(data)
+
+    with Ended(made, {image: ("web1", "boot")}, tmp_path / "writes.log") as log:
+        append(b"first")
+        assert log._over.wait(PATIENCE_S)
+    assert log.error is None
+    assert log.judge.writes == 2
+
+
+def test_what_is_written_as_the_witnesses_of_disks_are_told_to_end_counts(tmp_path: Path) -> None:
+    made, image = _own_writes(tmp_path)
+
+    class Ended(DiskWitnesses):
+        def _look_at_locks(self, disk: DiskStory) -> None:
+            if not self._over.is_set():
+                self._over.set()
+                image.write_bytes(b"last")
+
+    with Ended(made, {"web1": image.name}) as witnesses:
+        assert witnesses._over.wait(PATIENCE_S)
+    assert witnesses.error is None
+    assert witnesses.of["web1"].writers == [f"process {os.getpid()}"]

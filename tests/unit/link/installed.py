@@ -7,7 +7,7 @@ from pathlib import Path
 
 from argon2 import PasswordHasher
 from empty_database import lay_empty_database
-from link_rig import HostRig, MemoryOutbox, Recorder, SystemClock
+from link_rig import HostRig, MemoryOutbox, Recorder
 
 from virtha.control.control import Control, make_control
 from virtha.control.installation import initialise
@@ -24,6 +24,7 @@ from virtha.drivers.pki import (
 from virtha.model.ids import BootId, Term
 from virtha.model.policy import Policy
 from virtha.model.user import Role
+from virtha.server.clock import SystemClock
 from virtha.server.engines import Engines
 from virtha.server.gateway import Gateway
 from virtha.store import open_store
@@ -54,7 +55,7 @@ class Installed:
         await store.close()
         self.installation_id = made.id
         self.authority_pem, key = create_authority(made.id, now=self.clock.wall_ms())
-        self.authority = LocalAuthority(self.authority_pem, key)
+        self.authority = LocalAuthority(self.authority_pem, key, wall_ms=self.clock.wall_ms)
         pem, server_key = self.authority.issue_server_certificate(("127.0.0.1",))
         self.context = server_context(self.authority_pem, pem, server_key)
 

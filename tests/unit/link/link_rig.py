@@ -11,7 +11,6 @@ import msgspec
 
 from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.drivers.link import HostCredentials, HostLink
-from virtha.drivers.link_connection import monotonic_ms
 from virtha.drivers.pki import (
     LocalAuthority,
     client_context,
@@ -23,7 +22,8 @@ from virtha.model.facts import Fact, Happened
 from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Term
 from virtha.model.orders import HostSettings, Order, ScanForeign
 from virtha.model.policy import Policy
-from virtha.model.time import Millis, UtcMillis
+from virtha.model.time import UtcMillis
+from virtha.server.clock import SystemClock
 from virtha.server.gateway import Gateway
 from virtha.wire.codec import HEADER, encode_message
 from virtha.wire.messages import Beat, Hello, PeerRole, Welcome
@@ -32,14 +32,6 @@ H1 = HostId("h1")
 INSTALLATION = InstallationId("6f0f3f3e-0000-4000-8000-000000000001")
 
 INSTALLATION_OTHER = InstallationId("6f0f3f3e-0000-4000-8000-0000000000ff")
-
-
-class SystemClock:
-    def monotonic_ms(self) -> Millis:
-        return monotonic_ms()
-
-    def wall_ms(self) -> UtcMillis:
-        return UtcMillis(time.time_ns() // 1_000_000)
 
 
 class Pki:
@@ -51,7 +43,7 @@ class Pki:
             installation_id, now=UtcMillis(time.time_ns() // 1_000_000)
         )
         self._key = key
-        self.authority = LocalAuthority(self.authority_pem, key)
+        self.authority = LocalAuthority(self.authority_pem, key, wall_ms=SystemClock().wall_ms)
         self.server_pem, self.server_key = self.authority.issue_server_certificate(("127.0.0.1",))
         self.context = server_context(self.authority_pem, self.server_pem, self.server_key)
 

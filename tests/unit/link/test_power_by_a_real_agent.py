@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from link_rig import INSTALLATION, HostRig, Pki, ServerRig, SystemClock, start_server, until
+from link_rig import INSTALLATION, HostRig, Pki, ServerRig, start_server, until
 from test_power_by_neighbours import DEADLINE_MS, H2, SECRET, device, runs
 
 from virtha.agent.identity import Identity
@@ -22,6 +22,7 @@ from virtha.model.ids import BootId
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import PowerDriver
 from virtha.ports.power import MayGoFor, PowerDevice
+from virtha.server.clock import SystemClock
 from virtha.wire.messages import Beat, PeerRole
 
 pytestmark = pytest.mark.req("F5", "J7")

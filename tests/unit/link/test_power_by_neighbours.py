@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_rig import HostRig, Pki, ServerRig, SystemClock, start_server, until
+from link_rig import HostRig, Pki, ServerRig, start_server, until
 from structlog.testing import capture_logs
 
 from virtha.agent.power_attempts import PowerAttempts
@@ -18,6 +18,7 @@ from virtha.model.ids import BootId, HostId, Term
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import AskedFrom, PowerDriver, PowerHelp, PowerSettings
 from virtha.ports.power import MayGoFor, PowerDevice
+from virtha.server.clock import SystemClock
 from virtha.wire.messages import Beat, PeerRole
 from virtha.wire.power_messages import PowerWord
 

@@ -21,14 +21,27 @@ def doubt(why: str) -> tuple[Reason, ...]:
     return (reason("recovery.waiting.doubt", host="h1", why=why),)
 
 
-def fallen(*shapes: str, named: bool = False, liar: str = "", tested: bool = True) -> World:
-    """Hosts h1, h2.. that are off, each with these levels of devices, and one more that is on."""
+def fallen(
+    *shapes: str,
+    named: bool = False,
+    liar: str = "",
+    tested: bool = True,
+    beats: int = 3,
+    slow_beats: int = 0,
+) -> World:
+    """Hosts h1, h2.. that are off, each with these levels of devices, and one more that is on. So many of its beats came, first
+    while its devices were slow."""
     world = World()
     for number, kinds in enumerate((*shapes, "bmc"), 1):
         host = world.add_host(f"h{number}")
         for device in world.power.add(host, kinds.split(",") if kinds else (), named=named):
             device.tested = tested
             device.lied = device.name == liar
+            well_ms, device.delay_ms = device.delay_ms, 5_000
+            for number in range(slow_beats + beats):
+                device.delay_ms = 5_000 if number < slow_beats else well_ms
+                device.beat_came(host.boot, reached=True)
+            device.delay_ms = well_ms
     world.hosts[f"h{len(shapes) + 1}"].powered = True
     return world
 
@@ -41,12 +54,25 @@ RIGHT: dict[str, tuple[World, Sequence[Reason]]] = {
         fallen("bmc,outlets", liar="h1-bmc1", tested=False),
         doubt(UNTESTED),
     ),
+    "its device was slow for as long as it was beating": (
+        fallen("bmc", slow_beats=200, beats=0),
+        doubt(UNTESTED),
+    ),
+    "it was slow, and well for moments only": (
+        fallen("bmc", slow_beats=10, beats=20),
+        doubt(UNTESTED),
+    ),
+    "it was beating for a moment only": (fallen("bmc", beats=1), doubt(UNTESTED)),
     "another kind fell with it": (fallen("outlets", "bmc,outlets"), doubt(SWAPPED)),
     "one without devices fell with it": (fallen("bmc", ""), doubt(SWAPPED)),
     "it has not told": (fallen("bmc"), (reason("recovery.waiting.restored", host="h1"),)),
 }
 WRONG: dict[str, tuple[World, Sequence[Reason]]] = {
     "none of its devices lied": (fallen("bmc"), doubt(UNTESTED)),
+    "it was slow, and well for minutes": (
+        fallen("bmc", slow_beats=10, beats=300),
+        doubt(UNTESTED),
+    ),
     "the device of another host lied": (fallen("bmc", "bmc", liar="h2-bmc1"), doubt(UNTESTED)),
     "the test of its other level is forgotten": (
         fallen("bmc,outlets", liar="h1-bmc1"),

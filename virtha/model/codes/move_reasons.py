@@ -173,6 +173,20 @@ MOVE_REASONS: tuple[Code, ...] = (
         "its order went to no host: a session had ended, a host had begun another boot, or more hosts than these two hold it",
     ),
     reason(
+        6268,
+        "migration.ended.unprepared",
+        ERROR,
+        "the target's libvirt, or the source's, was not ready for it in time: nothing was copied",
+        help="Look whether libvirt answers on both hosts ('virsh list') and what its log says.",
+    ),
+    reason(
+        6267,
+        "migration.ended.lost",
+        WARNING,
+        "its order, or the answer to it, was lost with a host's session, its agent or the server; nothing of it was begun",
+        help="Moves that the engine ordered by itself are tried again; order your own once more.",
+    ),
+    reason(
         6210,
         "host.draining",
         INFO,
