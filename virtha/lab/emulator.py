@@ -3,7 +3,7 @@
 Before QEMU 9.0 (commit 03bfc2188f) a live migration loses writes of an emulated guest: where a block of memory is a multiple of
 64 pages, the bits of written pages are collected 64 at a time, and the emulated processor is not told that they were cleared, so
 its next write to such a page goes uncounted. Under KVM the kernel counts. A guest with a few megabytes of busy memory panicked
-here after 11 moves, and none in 200 with 8 KiB less (docs/verification.md). libvirt rounds memory to MiB, so it is taken off behind it.
+here after 11 moves, and not in 60 with 8 KiB less (docs/verification.md). libvirt rounds memory to MiB, so it is taken off behind it.
 """
 
 import shutil
