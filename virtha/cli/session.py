@@ -17,9 +17,25 @@ from virtha.model.time import parse_duration_ms
 WATCH_S = 1.0
 
 WatchOption = typer.Option(False, "--watch", "-w", help="Show again at every change, until Ctrl-C.")
+SearchOption = typer.Option(
+    None,
+    "--search",
+    metavar="TEXT",
+    help="Only what this search finds, for example 'status = up and name = web*'.",
+)
+IgnoreCaseOption = typer.Option(
+    False, "--ignore-case", help="With --search: either case of a letter will do."
+)
 WaitOption = typer.Option(
     True, "--wait/--no-wait", help="Wait until it is done, showing its steps."
 )
+
+
+def search_params(search: str | None, *, ignore_case: bool) -> dict[str, Any]:
+    """Of a list's request."""
+    if search is None and ignore_case:
+        raise InvalidInput("goes with --search only", field="--ignore-case", fix="leave it out")
+    return {"search": search, "case_sensitive": False if ignore_case else None}
 
 
 def _check_timeout(text: str) -> str:

@@ -37,7 +37,7 @@ _BY_NAME = Sort(field="name")
 class Place(Value, frozen=True, kw_only=True):
     """Where a page ended: its last row's value of what the list is sorted by, and its name."""
 
-    value: str | int | float | bool | None = None
+    value: str | int | None = None
     name: str
 
 
@@ -106,8 +106,13 @@ async def find(tx: Transaction, wanted: Wanted, after: Place | None) -> Found:
     async with _bounded(tx, STEPS_MAX):
         rows = (await tx.connection.execute(statement)).all()
     shown, more = rows[: wanted.limit], len(rows) > wanted.limit
-    last = Place(value=shown[-1][2], name=shown[-1][1]) if more and not is_numbered else None
+    last = _place(shown[-1][1], shown[-1][2]) if more and not is_numbered else None
     return Found(keys=tuple(row[0] for row in shown), next=last)
+
+
+def _place(name: str, value: Any) -> Place:
+    # There is no order of true and false in SQL, but of what they are stored as.
+    return Place(value=int(value) if isinstance(value, bool) else value, name=name)
 
 
 def page_statement(wanted: Wanted, after: Place | None) -> tuple[Select[Any], bool]:
@@ -127,7 +132,7 @@ def page_statement(wanted: Wanted, after: Place | None) -> tuple[Select[Any], bo
         where.append(_behind(after, order, name, descending=descending))
     # As oVirt: no value comes first, and last where the order is turned round. Equal ones by name.
     by = order.desc().nulls_last() if descending else order.asc().nulls_first()
-    ordered = (name,) if order is name else (by, name)
+    ordered = (name,) if order is name and not descending else (by, name)
     statement = select(key, name, order).select_from(rows.joined).where(*where).order_by(*ordered)
     skipped = (query.page - 1) * wanted.limit if query.page is not None else 0
     return statement.limit(wanted.limit + 1).offset(skipped), query.page is not None
@@ -169,6 +174,12 @@ class Log(NamedTuple):
     low: int
     high: int
     descending: bool
+
+    def behind(self, revision: int) -> "Log":
+        """What is left of it, behind the page that ended with ``revision``, exclusive."""
+        if self.descending:
+            return self._replace(high=min(self.high, revision - 1))
+        return self._replace(low=max(self.low, revision))
 
 
 async def find_events(tx: Transaction, wanted: Wanted, log: Log) -> FoundEvents:
