@@ -13,6 +13,7 @@ from virtha.cli.options import Options, Output, options
 from virtha.cli.output import View, chosen_output, emit_list, emit_one, write_data
 from virtha.model.errors import InvalidInput, Unavailable
 from virtha.model.time import parse_duration_ms
+from virtha.search.lexer import check_length
 
 WATCH_S = 1.0
 
@@ -35,6 +36,8 @@ def search_params(search: str | None, *, ignore_case: bool) -> dict[str, Any]:
     """Of a list's request."""
     if search is None and ignore_case:
         raise InvalidInput("goes with --search only", field="--ignore-case", fix="leave it out")
+    if search is not None:
+        check_length(search)
     return {"search": search, "case_sensitive": False if ignore_case else None}
 
 

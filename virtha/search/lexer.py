@@ -56,10 +56,15 @@ def fault(
     )
 
 
-def tokens(text: str) -> tuple[Token, ...]:
-    """The last is an END. Raises InvalidInput."""
+def check_length(text: str) -> None:
+    """Raises InvalidInput. For those who hand it on: what is longer fits into no address of a request."""
     if len(text) > LENGTH_MAX:
         fault(LENGTH_MAX, "the search is too long", allowed=(f"{LENGTH_MAX} characters",))
+
+
+def tokens(text: str) -> tuple[Token, ...]:
+    """The last is an END. Raises InvalidInput."""
+    check_length(text)
     for at, character in enumerate(text):
         # What no database takes, and nobody can see.
         if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():

@@ -53,6 +53,9 @@ class _Parser:
     def _now(self) -> Token:
         return self._tokens[self._index]
 
+    def _stands(self, kind: Kind) -> bool:
+        return self._now.kind is kind
+
     def _take(self) -> Token:
         token = self._now
         self._index += 1
@@ -131,14 +134,14 @@ class _Parser:
         return found[0] if len(found) == 1 else And(terms=tuple(found))
 
     def _single(self) -> Node:
-        if self._now.kind is not Kind.OPEN:
+        if not self._stands(Kind.OPEN):
             return self._condition()
         opened = self._take()
         self._depth += 1
         if self._depth > DEPTH_MAX:
             fault(opened.at, "too many parentheses inside each other", allowed=(f"{DEPTH_MAX}",))
         found = self._all()
-        if self._now.kind is not Kind.CLOSE:
+        if not self._stands(Kind.CLOSE):
             fault(
                 self._now.at, "a parenthesis is not closed", fix=f"column {opened.at + 1} opens it"
             )

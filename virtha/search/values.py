@@ -48,10 +48,9 @@ _TIMES = (
 
 def read_value(token: Token, field: Field) -> Literal:
     """Raises InvalidInput that points at the token."""
-    is_text = field.kind is Kind.TEXT
-    if token.raw.lower() == _NULL and (token.kind is TokenKind.WORD or not is_text):
+    if token.raw.lower() == _NULL and not _is_quoted_text(token, field):
         return _null(token, field)
-    if is_text:
+    if field.kind is Kind.TEXT:
         return Pattern(parts=token.parts)
     if len(token.parts) > 1:
         fault(
@@ -72,6 +71,11 @@ def read_value(token: Token, field: Field) -> Literal:
             return _moment(token, text, field)
         case _:
             assert_never(field.kind)
+
+
+def _is_quoted_text(token: Token, field: Field) -> bool:
+    """Then `null` is the word; of anything else there is no such value."""
+    return field.kind is Kind.TEXT and token.kind is TokenKind.QUOTED
 
 
 def _null(token: Token, field: Field) -> Null:

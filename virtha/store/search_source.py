@@ -61,11 +61,17 @@ def through(
 
 def from_body(body: ColumnElement[Any], *path: str) -> ColumnElement[Any]:
     """A value of a record's JSON: for small tables, and for what is looked at few rows at a time."""
-    return type_coerce(body, JSON)[path if len(path) > 1 else path[0]].as_string()
+    found: ColumnElement[Any] = _in_body(body, path).as_string()
+    return found
 
 
 def number_from_body(body: ColumnElement[Any], *path: str) -> ColumnElement[Any]:
-    return type_coerce(body, JSON)[path if len(path) > 1 else path[0]].as_integer()
+    found: ColumnElement[Any] = _in_body(body, path).as_integer()
+    return found
+
+
+def _in_body(body: ColumnElement[Any], path: tuple[str, ...]) -> Any:
+    return type_coerce(body, JSON)[path if len(path) > 1 else path[0]]
 
 
 class _MatchesExactly(FunctionElement[bool]):

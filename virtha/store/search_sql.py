@@ -26,8 +26,8 @@ from virtha.search.tree import (
     Relation,
     Word,
 )
-from virtha.store.search_fields import SEARCHED, Searched, SearchField
-from virtha.store.search_source import Condition, Predicate, Rows, matches
+from virtha.store.search_fields import SEARCHED, Searched
+from virtha.store.search_source import Condition, Predicate, Rows, SearchField, matches
 
 
 class Translation:

@@ -1,7 +1,10 @@
 """Searches find what a second, dumb implementation over plain values finds, in the same order, page by page."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -10,6 +13,9 @@ from hypothesis import strategies as st
 from search_oracle import Oracle
 from searched_world import MOMENTS, NOUNS, NOW, TEXTS, World, fill
 from searches import any_literals, queries
+from sqlalchemy import Select
+from sqlalchemy.dialects import sqlite
+from test_store_notifications import scripts_up_to
 
 from virtha.model.errors import InvalidInput
 from virtha.model.time import UtcMillis
@@ -17,7 +23,17 @@ from virtha.search import parse, print_query
 from virtha.search.tree import Ago, Day, DayName, Instant, Literal, NamedDay, Number, Query
 from virtha.search.vocabulary import Field, Kind
 from virtha.store import Store, open_store, search
-from virtha.store.search import Found, Log, Place, Wanted, find, find_events
+from virtha.store.migrate import migrate
+from virtha.store.search import (
+    Found,
+    Log,
+    Place,
+    Wanted,
+    events_statement,
+    find,
+    find_events,
+    page_statement,
+)
 from virtha.store.search_fields import VOCABULARY
 
 T = TypeVar("T")
@@ -262,3 +278,69 @@ def test_a_page_of_rare_events_ends_after_so_much_of_the_log(
     found = searcher.run(pages())
     assert sum(found) == 1
     assert len(found) > 5, "most pages are empty, and still not the last"
+
+
+def test_vms_of_before_searches_are_found_as_well(tmp_path: Path) -> None:
+    """The columns are filled from the records when the database is brought up to date."""
+    database = tmp_path / "virtha.db"
+    migrate(database, migrations=scripts_up_to(tmp_path, "0009"))
+    card = '{"model":"i6300esb","action":"reset"}'
+    bodies = {
+        "a": f'{{"description":"é","memory_bytes":{1 << 30},"vcpus":2,"watchdog":{card}}}',
+        "b": '{"memory_bytes":512,"watchdog":null}',
+    }
+    with closing(sqlite3.connect(database)) as old, old:
+        old.execute("INSERT INTO cluster VALUES ('c', 'c', '{}', 1)")
+        for name, body in bodies.items():
+            old.execute("INSERT INTO vm VALUES (?, ?, 'c', 0, ?, 1)", (name, name, body))
+        old.execute(
+            "INSERT INTO vm_status VALUES ('a', 'down', NULL, ?, 1)",
+            ('{"last_watchdog":7,"watchdog_count":3}',),
+        )
+        old.execute("INSERT INTO vm_status VALUES ('b', 'down', NULL, '{}', 1)")
+    migrate(database)
+    with closing(sqlite3.connect(database)) as new:
+        columns = "description, memory_bytes, vcpus, watchdog, watchdog_action"
+        assert new.execute(f"SELECT {columns} FROM vm ORDER BY id").fetchall() == [
+            ("é", 1 << 30, 2, "i6300esb", "reset"),
+            ("", 512, 1, None, None),
+        ]
+        statuses = "SELECT last_watchdog, watchdog_count FROM vm_status ORDER BY vm_id"
+        assert new.execute(statuses).fetchall() == [(7, 3), (None, 0)]
+
+
+@pytest.mark.parametrize(
+    ("noun", "text", "index"),
+    [
+        ("Vms", "", "vm_1 USING INDEX sqlite_autoindex_vm_2"),
+        ("Vms", "name = web*", "vm_1 USING INDEX sqlite_autoindex_vm_2 (name>? AND name<?)"),
+        ("Vms", "sortby last_event desc", "ix_vm_status_last_watchdog"),
+        ("Vms", "Hosts.name = h1", "ix_vm_status_host_id (host_id=?)"),
+        ("Vms", "Events.code = vm.created", "ix_event_code_revision (code=?)"),
+        ("Vms", "Events.time > today", "ix_event_at (at>?)"),
+        ("Vms", "incident != null", "ix_incident_open_closed (open=?)"),
+        ("Events", "event_vm = web1", "ix_event_vm_id_revision (vm_id=? AND revision>? AND"),
+        ("Events", "event_host = h1", "ix_event_host_id_revision (host_id=? AND revision>? AND"),
+        ("Events", "code = vm.created", "ix_event_code_revision (code=? AND revision>? AND"),
+        ("Events", "message = *a*", "sqlite_autoindex_event_1 (revision>? AND revision<?)"),
+    ],
+)
+def test_what_lists_are_asked_for_most_is_found_by_index(
+    searcher: Searcher, noun: str, text: str, index: str
+) -> None:
+    wanted = Wanted(parse(text, VOCABULARY, noun), NOW, True, 100)
+    if noun == "Events":
+        statement: Select[Any] = events_statement(wanted, Log(0, 100, True)).limit(100)
+    else:
+        statement, _ = page_statement(wanted, None)
+
+    async def plan() -> list[str]:
+        made = statement.compile(
+            dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True}
+        )
+        values = tuple(made.params[name] for name in made.positiontup or ())
+        async with searcher.store.read() as tx:
+            rows = await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {made}", values)
+            return [row[3] for row in rows]
+
+    assert any(index in step for step in searcher.run(plan()))
