@@ -20,11 +20,11 @@ from virtha.store.search_sql import Translation
 from virtha.store.store import Transaction
 
 STEP_OPCODES = 10_000
-"""Of SQLite's virtual machine, between two counts."""
-STEPS_MAX = 20_000
-"""Of one query: some 2 s of one processor."""
-EVENT_STEPS = 1_000
-"""After so many no further part of the log is looked at for one page: some 0.1 s."""
+"""Of SQLite's virtual machine, between two counts. Measured: 0.4 to 1.4 ms, the latter where JSON is read in every row."""
+STEPS_MAX = 2_000
+"""Of one search: some 2 s of one processor. 20,000 VMs looked through by free text take 48, the messages of 300,000 events 240."""
+EVENT_STEPS = 40
+"""After so many no further part of the log is looked at for one page: some 50 ms."""
 EVENT_WINDOW = 20_000
 """Revisions looked at first."""
 SKIPPED_MAX = 100_000

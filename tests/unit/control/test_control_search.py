@@ -99,6 +99,8 @@ def test_each_list_takes_a_search(tell: Tell) -> None:
         (storage,) = await found(control.storage, "name = ds* and type = directory")
         assert storage.domain.name == "ds1"
         assert await found(control.templates, "ha = true") == []
+        users = await found(control.users, "role = administrator enabled = true sortby usrname")
+        assert [user.name for user in users] == ["admin"]
         first = await control.clusters.list(SearchQuery(search="sortby name", limit=1))
         (last,) = await found(control.clusters, "sortby name", after=first.next)
         assert {first.items[0].name, last.name} == {cluster.name, "second"}
