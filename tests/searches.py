@@ -58,7 +58,7 @@ def any_literals(part: st.SearchStrategy[str]) -> Literals:
                 return patterns(part, anywhere=False)
             case Kind.NUMBER:
                 return st.integers(-(2**63) + 1, 2**63 - 1).map(lambda n: Number(number=n))
-            case Kind.SIZE:
+            case Kind.SIZE | Kind.DURATION:
                 return st.integers(0, 2**63 - 1).map(lambda n: Number(number=n))
             case Kind.WORD:
                 return st.sampled_from(field.own_words).map(lambda word: Word(word=word))
@@ -68,14 +68,18 @@ def any_literals(part: st.SearchStrategy[str]) -> Literals:
     return of
 
 
+class From:
+    """What conditions are made from. Its repr is short: Hypothesis writes down what strategies are made of."""
+
+    def __init__(
+        self, vocabulary: Mapping[str, Noun], part: st.SearchStrategy[str], literals: Literals
+    ) -> None:
+        self.vocabulary, self.part, self.literals = vocabulary, part, literals
+
+
 @st.composite
-def conditions(
-    draw: st.DrawFn,
-    vocabulary: Mapping[str, Noun],
-    noun: str,
-    part: st.SearchStrategy[str],
-    literals: Literals,
-) -> Node:
+def conditions(draw: st.DrawFn, noun: str, made: From) -> Node:
+    vocabulary, part, literals = made.vocabulary, made.part, made.literals
     related = draw(st.sampled_from((None, None, *vocabulary[noun].related)))
     if draw(st.integers(0, 3)) == 0:
         return FreeText(
@@ -83,7 +87,8 @@ def conditions(
             relation=draw(st.sampled_from(SAME)) if related is not None else Relation.EQUAL,
             related=related,
         )
-    field = draw(st.sampled_from(list(vocabulary[related or noun].fields.values())))
+    fields = vocabulary[related or noun].fields
+    field = fields[draw(st.sampled_from(list(fields)))]
     if field.nullable and draw(st.integers(0, 3)) == 0:
         relation = draw(st.sampled_from(SAME))
         return Compare(field=field.name, relation=relation, value=Null(), related=related)
@@ -116,7 +121,7 @@ def queries(
 ) -> st.SearchStrategy[Query]:
     """``part``: what stands between wildcards."""
     sortable = [field.name for field in vocabulary[noun].fields.values() if field.sortable]
-    one = conditions(vocabulary, noun, part, literals or any_literals(part))
+    one = conditions(noun, From(vocabulary, part, literals or any_literals(part)))
     sorts = st.builds(Sort, field=st.sampled_from(sortable), descending=st.booleans())
     return st.builds(
         Query,

@@ -8,6 +8,7 @@ single    = "(" all ")" | condition
 condition = field relation value | noun "." field relation value | noun relation text | text
 """
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -218,12 +219,12 @@ class _Parser:
         token = self._now
         field = self._noun.fields.get(token.raw.lower()) if token.kind is Kind.WORD else None
         sortable = tuple(one.name for one in self._noun.fields.values() if one.sortable)
-        if field is None or field.name not in sortable:
+        if field is None or not field.sortable:
             near = get_close_matches(token.raw.lower(), sortable, n=1)
             fault(
                 token.at,
                 f"{self._noun.name} can't be sorted by '{token.shown}'",
-                allowed=sortable,
+                allowed=_shortened(sortable),
                 fix=f"did you mean {near[0]}?" if near else "",
             )
         self._take()
@@ -246,7 +247,7 @@ class _Parser:
         return int(token.raw)
 
     def _unknown_field(self, token: Token, written: str, noun: Noun, before: str) -> NoReturn:
-        names = [f"{before}{name}" for name in noun.fields]
+        names = [f"{before}{name}" for name in _shortened(noun.fields)]
         if not before:
             names += [f"{name}.…" for name in noun.related]
         near = get_close_matches(written.lower(), noun.fields, n=1)
@@ -266,7 +267,9 @@ class _Parser:
             fault(token.at, "this parenthesis closes none", fix="leave it out")
         if token.kind is Kind.RELATION:
             fault(
-                token.at, f"'{token.raw}' has no field before it", allowed=tuple(self._noun.fields)
+                token.at,
+                f"'{token.raw}' has no field before it",
+                allowed=_shortened(self._noun.fields),
             )
         if self._index and self._tokens[self._index - 1].raw.isdigit():
             wanted = ("the end",)
@@ -276,6 +279,13 @@ class _Parser:
             allowed=wanted,
             fix="put it between quotation marks to look for the word",
         )
+
+
+def _shortened(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of one family (`policy.lease.enabled`) by its name only."""
+    return tuple(
+        dict.fromkeys(f"{name.partition('.')[0]}.…" if "." in name else name for name in names)
+    )
 
 
 def _anywhere(token: Token) -> Pattern:

@@ -9,6 +9,7 @@ _VALUES = {
     Kind.TEXT: "text, `*` for anything",
     Kind.NUMBER: "a whole number",
     Kind.SIZE: "a size: `4GiB`; a bare number is MiB",
+    Kind.DURATION: "a duration: `1.5s`",
     Kind.TIME: "a time",
 }
 

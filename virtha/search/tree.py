@@ -43,7 +43,7 @@ class Pattern(Value, frozen=True, kw_only=True, tag="pattern"):
 
 
 class Number(Value, frozen=True, kw_only=True, tag="number"):
-    """A count, or bytes where the field is a size."""
+    """A count; bytes where the field is a size, milliseconds where it is a duration."""
 
     number: int
 

@@ -65,6 +65,8 @@ def read_value(token: Token, field: Field) -> Literal:
             return _number(token, text, field)
         case Kind.SIZE:
             return _size(token, text, field)
+        case Kind.DURATION:
+            return _duration(token, text, field)
         case Kind.WORD:
             return _word(token, text, field)
         case Kind.TIME:
@@ -98,6 +100,16 @@ def _size(token: Token, text: str, field: Field) -> Number:
         found = parse_size_bytes(text + "MiB" if text.isdigit() else text, field=field.name)
     except InvalidInput as error:
         fault(token.at, error.message, allowed=error.allowed, fix=error.fix)
+    return Number(number=found)
+
+
+def _duration(token: Token, text: str, field: Field) -> Number:
+    try:
+        found = parse_duration_ms(text, field=field.name)
+    except InvalidInput as error:
+        fault(token.at, error.message, allowed=error.allowed, fix=error.fix)
+    if found > BYTES_MAX:
+        fault(token.at, f"'{token.shown}' is too long")
     return Number(number=found)
 
 
@@ -144,8 +156,7 @@ def show_value(value: Literal, field: Field | None) -> str:
         case Pattern():
             return f'"{"*".join(_escaped(part) for part in value.parts)}"'
         case Number():
-            unit = "B" if field is not None and field.kind is Kind.SIZE else ""
-            return f"{value.number}{unit}"
+            return _number_shown(value.number, field)
         case Word():
             return value.word
         case Instant():
@@ -160,6 +171,12 @@ def show_value(value: Literal, field: Field | None) -> str:
             return _NULL
         case _:
             assert_never(value)
+
+
+def _number_shown(number: int, field: Field | None) -> str:
+    if field is not None and field.kind is Kind.DURATION:
+        return f"{number}ms"
+    return f"{number}B" if field is not None and field.kind is Kind.SIZE else str(number)
 
 
 def _escaped(part: str) -> str:

@@ -17,6 +17,8 @@ class Kind(StrEnum):
     NUMBER = "number"
     SIZE = "size"
     """Bytes. A bare number is MiB, as in oVirt."""
+    DURATION = "duration"
+    """Milliseconds."""
     WORD = "word"
     TIME = "time"
 

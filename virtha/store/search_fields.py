@@ -20,7 +20,9 @@ from virtha.model.watchdog import WatchdogAction, WatchdogModel
 from virtha.search.vocabulary import Field, Kind, Noun
 from virtha.store import schema
 from virtha.store.events import RANK
+from virtha.store.search_policy import policy_fields
 from virtha.store.search_source import (
+    BOOLEAN,
     Condition,
     Rows,
     SearchField,
@@ -33,7 +35,6 @@ from virtha.store.search_source import (
 
 VMS, HOSTS, TEMPLATES = "Vms", "Hosts", "Templates"
 EVENTS, CLUSTERS, STORAGE, USERS = "Events", "Clusters", "Storage", "Users"
-_BOOLEAN = {"true": True, "false": False}
 _VM_STATES = {
     "up": VmState.RUNNING,
     "powering_up": VmState.STARTING,
@@ -148,8 +149,8 @@ def _words(
 
 
 def _truth(name: str, help: str, source: Callable[[Rows], Source]) -> SearchField:
-    field = Field(name=name, kind=Kind.WORD, help=help, words={one: one for one in _BOOLEAN})
-    return SearchField(field=field, source=source, stored=_BOOLEAN)
+    field = Field(name=name, kind=Kind.WORD, help=help, words={one: one for one in BOOLEAN})
+    return SearchField(field=field, source=source, stored=BOOLEAN)
 
 
 def _open_incident_of_vm(rows: Rows) -> Source:
@@ -339,6 +340,7 @@ _CLUSTER_FIELDS = (
     _text("name", "its name", _column("cluster", "name"), free=True),
     _text("id", "its id", _column("cluster", "id")),
     _text("description", "the remark", _body("cluster", "description"), free=True),
+    *policy_fields(),
 )
 _STORAGE_FIELDS = (
     _text("name", "its name", _column("storage_domain", "name"), free=True),

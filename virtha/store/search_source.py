@@ -12,6 +12,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from virtha.search.tree import Pattern
 from virtha.search.vocabulary import Field
 
+BOOLEAN = {"true": True, "false": False}
+"""What the database holds for these words."""
 Condition = ColumnElement[bool]
 Predicate = Callable[[ColumnElement[Any]], Condition]
 

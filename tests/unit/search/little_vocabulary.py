@@ -31,6 +31,8 @@ VOCABULARY = {
             words={"info": "info", "normal": "info", "error": "error"},
             ordered=True,
         ),
+        Field(name="policy.delay", kind=Kind.DURATION, help=""),
+        Field(name="policy.delay_max", kind=Kind.DURATION, help=""),
         Field(name="last_event", kind=Kind.TIME, help="", nullable=True),
         related=("Hosts",),
     ),

@@ -2,6 +2,7 @@
 that are missing, times at the edges of days. Written by the store's own functions, and told to the oracle row by row."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from search_oracle import Row
 
@@ -31,6 +32,8 @@ from virtha.model.ids import (
 )
 from virtha.model.incident import HostIncident, IncidentCause, VmPath
 from virtha.model.machine import MachineType
+from virtha.model.policy.document import FIELD_TABLE
+from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.model.template import Template, TemplateState
 from virtha.model.time import Millis, UtcMillis
 from virtha.model.user import Role, User
@@ -238,10 +241,21 @@ async def fill(store: Store, world: World) -> None:
 
 
 async def _places(tx: WriteTransaction, world: World) -> None:
-    for name, description in (("east", "The EAST"), ("We%st", "")):
-        cluster = Cluster(id=ClusterId(f"id-{name}"), name=name, description=description)
+    for name, description, profile in (
+        ("east", "The EAST", Profile.BALANCED),
+        ("We%st", "", Profile.FAST),
+    ):
+        policy = PROFILES[profile]
+        cluster = Cluster(
+            id=ClusterId(f"id-{name}"), name=name, description=description, policy=policy
+        )
         await save_cluster(tx, cluster)
-        values = {"name": name, "id": cluster.id, "description": description}
+        values: dict[str, Any] = {"name": name, "id": cluster.id, "description": description}
+        for about in FIELD_TABLE.values():
+            value = policy.read(about.path)
+            values[f"policy.{about.shown}"] = (
+                str(value).lower() if isinstance(value, bool) else value
+            )
         world.rows["Clusters"].append(Row(values))
     for number, (name, of, state, cpus, memory, architecture) in enumerate(_HOSTS, 1):
         host = Host(

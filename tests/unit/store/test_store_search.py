@@ -90,6 +90,8 @@ def searcher(
 
 def there(field: Field) -> st.SearchStrategy[Literal]:
     """Values near those that the world has."""
+    if field.kind is Kind.DURATION:
+        return st.sampled_from((1_000, 3_000, 6_000)).map(lambda ms: Number(number=ms))
     if field.kind in (Kind.NUMBER, Kind.SIZE):
         return st.sampled_from(SIZES).map(lambda number: Number(number=number))
     if field.kind is Kind.TIME:
@@ -164,6 +166,8 @@ def ask(searcher: Searcher, noun: str, text: str, limit: int = 100) -> list[str]
         ("Events", "Hosts = h1", ["vm.watchdog.fired", "vm.watchdog.fired"]),
         ("Templates", "watchdog = i6300esb", ["web"]),
         ("Clusters", "Vms.watchdog != null and description = *EAST", ["east"]),
+        ("Clusters", "policy.detection.dead_after < 5s", ["We%st"]),
+        ("Vms", "Clusters.policy.detection.dead_after > 5s and name = web*", ["web1", "web[3]"]),
         ("Storage", "type = ceph-rbd", ["rbd"]),
         ("Users", "role = administrator", ["admin"]),
     ],
