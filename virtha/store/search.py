@@ -72,14 +72,20 @@ class Budget:
     def __init__(self, steps_max: int) -> None:
         self.used = 0
         self._steps_max = steps_max
+        self._over = False
 
     @property
     def exceeded(self) -> bool:
         return self.used > self._steps_max
 
     def tick(self) -> int:
+        """Not 0: the query ends."""
         self.used += 1
-        return int(self.exceeded)
+        return int(self.exceeded and not self._over)
+
+    def end(self) -> None:
+        """From now on it stops nothing, also where a cancelled request could not take it from its connection."""
+        self._over = True
 
 
 @asynccontextmanager
@@ -97,6 +103,7 @@ async def _bounded(tx: Transaction, steps_max: int) -> AsyncIterator[Budget]:
             raise _too_costly() from error
         raise
     finally:
+        budget.end()
         await driver.set_progress_handler(None, 0)
 
 
@@ -120,7 +127,7 @@ def page_statement(wanted: Wanted, after: Place | None) -> tuple[Select[Any], bo
     query = wanted.query
     searched = SEARCHED[query.noun]
     rows = searched.rows()
-    key, name = searched.key(rows), searched.name_of(rows)
+    key, name = searched.key_of(rows), searched.name_of(rows)
     order, descending = name, False
     if query.sort is not None and query.sort != _BY_NAME:
         order, descending = (

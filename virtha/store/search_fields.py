@@ -52,16 +52,25 @@ Link = Callable[[Rows, Rows, Condition], Condition]
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """One noun. ``key``: what identifies a row. ``name_of``: unique too, and the order of lists that are not sorted by
-    something else."""
+    """One noun. Of its ``own`` table, ``key`` is the column that identifies a row, ``order`` the one, unique too, by which lists
+    are that are not sorted by something else."""
 
     name: str
     aliases: tuple[str, ...]
     rows: Callable[[], Rows]
-    key: Callable[[Rows], ColumnElement[Any]]
-    name_of: Callable[[Rows], ColumnElement[Any]]
+    own: str
+    key: str = "id"
+    order: str = "name"
     fields: tuple[SearchField, ...]
     links: Mapping[str, Link]
+
+    def key_of(self, rows: Rows) -> ColumnElement[Any]:
+        found: ColumnElement[Any] = rows[self.own][self.key]
+        return found
+
+    def name_of(self, rows: Rows) -> ColumnElement[Any]:
+        found: ColumnElement[Any] = rows[self.own][self.order]
+        return found
 
     def field(self, name: str) -> SearchField:
         return next(one for one in self.fields if one.field.name == name)
@@ -393,8 +402,7 @@ _ALL = (
         name=VMS,
         aliases=("vm",),
         rows=_rows(schema.vm, schema.vm_status, on=("id", "vm_id")),
-        key=lambda rows: rows["vm"].id,
-        name_of=lambda rows: rows["vm"].name,
+        own="vm",
         fields=_VM_FIELDS,
         links={
             HOSTS: _link(("vm_status", "host_id"), ("host", "id")),
@@ -407,8 +415,7 @@ _ALL = (
         name=HOSTS,
         aliases=("host",),
         rows=_rows(schema.host, schema.host_status, on=("id", "host_id")),
-        key=lambda rows: rows["host"].id,
-        name_of=lambda rows: rows["host"].name,
+        own="host",
         fields=_HOST_FIELDS,
         links={
             VMS: _link(("host", "id"), ("vm_status", "host_id")),
@@ -421,8 +428,7 @@ _ALL = (
         name=TEMPLATES,
         aliases=("template",),
         rows=_rows(schema.template),
-        key=lambda rows: rows["template"].id,
-        name_of=lambda rows: rows["template"].name,
+        own="template",
         fields=_TEMPLATE_FIELDS,
         links={
             CLUSTERS: _link(("template", "cluster_id"), ("cluster", "id")),
@@ -437,8 +443,9 @@ _ALL = (
         name=EVENTS,
         aliases=("event",),
         rows=_rows(schema.event),
-        key=lambda rows: rows["event"].revision,
-        name_of=lambda rows: rows["event"].revision,
+        own="event",
+        key="revision",
+        order="revision",
         fields=_EVENT_FIELDS,
         links={
             VMS: _link(("event", "vm_id"), ("vm", "id")),
@@ -450,8 +457,7 @@ _ALL = (
         name=CLUSTERS,
         aliases=("cluster",),
         rows=_rows(schema.cluster),
-        key=lambda rows: rows["cluster"].id,
-        name_of=lambda rows: rows["cluster"].name,
+        own="cluster",
         fields=_CLUSTER_FIELDS,
         links={
             VMS: _link(("cluster", "id"), ("vm", "cluster_id")),
@@ -464,8 +470,7 @@ _ALL = (
         name=STORAGE,
         aliases=("storages",),
         rows=_rows(schema.storage_domain),
-        key=lambda rows: rows["storage_domain"].id,
-        name_of=lambda rows: rows["storage_domain"].name,
+        own="storage_domain",
         fields=_STORAGE_FIELDS,
         links={
             VMS: _pairs(schema.disk, ("storage_domain", "storage_domain_id"), ("vm", "vm_id")),
@@ -477,8 +482,7 @@ _ALL = (
         name=USERS,
         aliases=("user",),
         rows=_rows(schema.user_account),
-        key=lambda rows: rows["user_account"].id,
-        name_of=lambda rows: rows["user_account"].name,
+        own="user_account",
         fields=_USER_FIELDS,
         links={},
     ),

@@ -25,6 +25,7 @@ from virtha.search.vocabulary import Field, Kind
 from virtha.store import Store, open_store, search
 from virtha.store.migrate import migrate
 from virtha.store.search import (
+    Budget,
     Found,
     Log,
     Place,
@@ -259,6 +260,13 @@ def test_work_is_bounded_by_the_databases_own_steps(
     assert len(searcher.run(searcher.keys(parse("", VOCABULARY, "Vms"), 100))) == 5
     with pytest.raises(InvalidInput, match="more than one request may"):
         searcher.run(searcher.keys(parse("page 1000000", VOCABULARY, "Events"), 100))
+
+
+def test_a_budget_that_was_left_behind_stops_nothing() -> None:
+    budget = Budget(1)
+    assert [budget.tick(), budget.tick(), budget.exceeded] == [0, 1, True]
+    budget.end()
+    assert budget.tick() == 0
 
 
 def test_a_page_of_rare_events_ends_after_so_much_of_the_log(
