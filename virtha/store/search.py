@@ -23,9 +23,9 @@ STEP_OPCODES = 10_000
 """Of SQLite's virtual machine, between two counts. Measured: 0.4 to 1.4 ms, the latter where JSON is read in every row."""
 STEPS_MAX = 2_000
 """Of one search: some 2 s of one processor. 20,000 VMs looked through by free text take 48, the messages of 300,000 events 240."""
-EVENT_STEPS = 40
-"""After so many no further part of the log is looked at for one page: some 50 ms."""
-EVENT_WINDOW = 20_000
+EVENT_STEPS = 20
+"""After so many no further part of the log is looked at for one page: some 25 ms."""
+EVENT_WINDOW = 10_000
 """Revisions looked at first."""
 SKIPPED_MAX = 100_000
 """Events before the page that is asked for by its number."""
