@@ -16,9 +16,6 @@ CHECKED = Sum(
 
 SESSION_SILENCE_MS = 5_000
 """The protocol's own (`wire.messages.Welcome.silence_ms`)."""
-BEAT_INTERVAL_MS_MAX = SESSION_SILENCE_MS - 1_000
-"""A host takes no welcome that bids it beat more seldom than its session may be silent (`wire/host_session.py`), and no grant
-quotes a beat as old as that (`control/effects.py`). The second is for the way."""
 
 _RULES = (
     relation(
@@ -79,9 +76,9 @@ class DetectionPolicy(Section, frozen=True, kw_only=True):
         int,
         duration(
             200,
-            BEAT_INTERVAL_MS_MAX,
+            4_000,
             "Time between two beats of a host's guardian.",
-            source="design section 9: 1 s balanced, 0.5 s fast",
+            source="design section 9: 1 s balanced, 0.5 s fast; well below 5 s of silence, which end a session",
         ),
     ] = 1_000
     suspect_after_ms: Annotated[
