@@ -104,6 +104,21 @@ def test_a_page_of_many_vms_takes_as_many_statements_as_one_of_few(
     tell(story)
 
 
+def test_a_page_of_many_hosts_takes_as_many_statements_as_one_of_few(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        counted = []
+        for first, many in ((0, 2), (2, 20)):
+            for number in range(first, first + many):
+                await world.join(f"h{number:02}")
+            with statements(world.store) as made:
+                page = await world.control.hosts.list(SearchQuery())
+            assert len(page.items) == first + many
+            counted.append(len(made))
+        assert counted[0] == counted[1] < 12, counted
+
+    tell(story)
+
+
 def test_each_list_takes_a_search(tell: Tell) -> None:
     async def story(world: Any) -> None:
         control = world.control
