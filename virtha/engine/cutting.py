@@ -14,6 +14,9 @@ class Asking(Value, frozen=True, kw_only=True):
     """Orders without an answer."""
     asked: dict[HostId, Millis] = {}
     """When each helper was last asked."""
+    alive: Millis | None = None
+    """When the host itself, shut out, last gave a sign; and when it was last told to end old copies."""
+    ends: Millis | None = None
 
 
 class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):

@@ -8,7 +8,7 @@ ordered to start are held as before, the others end (G4, ``superseded``).
 from msgspec.structs import replace
 
 from virtha.engine.capacity import FeatureKind
-from virtha.engine.cuts import is_cut_off, tell_cut_off
+from virtha.engine.cuts import is_cut_off, lives_cut_off
 from virtha.engine.ended import note_ended, superseding
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
@@ -63,7 +63,7 @@ def sign_of_life(
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
         if is_cut_off(node, incident):
-            tell_cut_off(cluster, node, via)
+            lives_cut_off(cluster, node, via)
             if incident.proof is None and incident.fence is not None:
                 _disqualify(cluster, node, via)
             return

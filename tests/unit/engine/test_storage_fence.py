@@ -2,77 +2,23 @@
 
 import msgspec
 import pytest
-from engine_driver import Play, PlayedHost, on_ceph
+from ceph_plays import C1, cut, dies, fenced, fences, lifts, playing, run_all, sight, starts, thaws
+from engine_driver import Play, on_ceph
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
-from virtha.engine.events import HoldChanged, HostRemoved, StartCommand, StorageFence, VmConfigured
+from virtha.engine.events import (
+    HoldChanged,
+    HostRemoved,
+    StorageFence,
+    VmConfigured,
+)
 from virtha.engine.machine import Verdict
-from virtha.engine.records import StorageCut
 from virtha.model.ceph import CephEpoch, CephSight
 from virtha.model.facts import Result
 from virtha.model.ids import HostId, StorageDomainId
-from virtha.model.policy import FencingPolicy, Policy, Unreachable
+from virtha.model.policy import FencingPolicy, Policy
 from virtha.model.proof import ProofKind
-
-WAYS = (Unreachable.NEXT_LEVEL, Unreachable.STORAGE_FENCE, Unreachable.OPERATOR)
-ON = Policy(fencing=FencingPolicy(unreachable=WAYS))
-C1 = "cluster-1"
-
-
-def sight(host: PlayedHost, *, obstacle: str = "") -> CephSight:
-    return CephSight(
-        boot=host.boot, fsid=C1, addresses=(f"10.0.0.{host.number}",), obstacle=obstacle
-    )
-
-
-def playing(
-    *vms,
-    policy: Policy = ON,
-    hosts: int = 4,
-    domains: tuple[str, ...] = ("rbd1",),
-    run: bool = True,
-) -> Play:
-    play = Play(hosts, policy=policy, vms=list(vms) or [on_ceph("v1")])
-    play.tell_ceph(*domains)
-    return run_all(play) if run else play
-
-
-def run_all(play: Play) -> Play:
-    for one in play.vms:
-        play.run(one.vm_id, "h1")
-    return play
-
-
-def dies(play: Play, host: str = "h1") -> None:
-    """It hangs, and its power device does not answer."""
-    play.hosts[host].hang()
-    play.hosts[host].bmc_dead = True
-
-
-def fences(play: Play) -> list[StorageFence]:
-    return [one for one in play.sent(StorageFence) if isinstance(one, StorageFence)]
-
-
-def lifts(play: Play) -> list[StorageLetIn]:
-    return [one for one in play.sent(StorageLetIn) if isinstance(one, StorageLetIn)]
-
-
-def starts(play: Play) -> list[StartCommand]:
-    return [one for one in play.sent(StartCommand) if isinstance(one, StartCommand)]
-
-
-def cut(play: Play, host: str = "h1") -> StorageCut:
-    (found,) = play.host_record(host).cuts
-    return found
-
-
-def fenced(play: Play) -> Play:
-    """h1 is shut out, its VMs run elsewhere, and it hangs yet."""
-    dies(play)
-    play.hosts["h1"].running.clear()  # the play would see it twice; here it may live
-    play.until(lambda: all(play.where(one.vm_id) for one in play.vms))
-    return play
 
 
 def waits(play: Play, why: str) -> None:
@@ -341,12 +287,6 @@ def test_a_new_leader_believes_what_was_read_back():
 
 
 # It lives all the same
-
-
-def thaws(play: Play) -> None:
-    host = play.hosts["h1"]
-    host.beating = host.answers_neighbours = host.answers_ping = True
-    play.advance(10_000)
 
 
 def test_it_lives_and_that_is_no_alarm_and_no_way_back():
