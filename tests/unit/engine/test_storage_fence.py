@@ -8,6 +8,7 @@ from engine_driver import Play, on_ceph
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.events import (
+    DeathConfirmed,
     HoldChanged,
     HostRemoved,
     StorageFence,
@@ -330,6 +331,37 @@ def test_one_that_comes_back_before_anybody_was_asked_is_left_alone():
     assert play.host_record("h1").incident is None
     play.until(lambda: play.host_record("h1").cuts == ())
     assert play.where("v1") == ["h1"]
+
+
+def test_a_wrong_word_of_the_operator_leaves_it_shut_out_until_it_boots_whatever_the_policy_says():
+    """P6: beside the word whatever can keep a living copy from writing is done, for the word may be wrong. Nothing is proven by
+    the fence, and what the word ended is held again; so somebody has to know why it stands still."""
+    play = playing(policy=Policy(fencing=FencingPolicy()))
+    dies(play)
+    play.until(lambda: "fence.failed" in play.told())
+    play.inbox.append(VmConfigured(vm=msgspec.structs.replace(on_ceph("v1"), ha=False)))
+    play.tick()
+    assert fences(play) == []
+    incident = play.host_record("h1").incident
+    word = DeathConfirmed(
+        host_id=HostId("h1"),
+        boot=incident.boot,
+        incident=incident.number,
+        by="admin",
+        force_reason="seen",
+    )
+    play.inbox.append(word)
+    play.advance(5_000)
+    assert len(fences(play)) == 1 and (C1, "10.0.0.1") in play.shut_out
+    thaws(play)
+    assert play.host_record("h1").incident is None
+    told = play.told()
+    assert told.index("host.alive_though_proven_dead") < told.index("host.lives_cut_off")
+    assert "vm.lives_after_all" in told and "host.shut_out" in play.why("h1")
+    assert lifts(play) == []
+    boots(play)
+    play.until(lambda: play.host_record("h1").cuts == ())
+    assert play.shut_out == set()
 
 
 # Letting it in
