@@ -55,6 +55,7 @@ ENGINE_PLAYS = tuple(
         "removed_hosts",
         "storage_fence",
         "stale_copies",
+        "cut_removed",
         "removed_while_nobody_led",
         "hold_and_ignore",
         "lease_domains",

@@ -94,6 +94,12 @@ def lives_cut_off(cluster: Cluster, node: HostNode, via: str) -> None:
         cluster.tell(code, host=node, via=via)
 
 
+def tell_left(cluster: Cluster, node: HostNode, cut: StorageCut) -> None:
+    """It is configured no more, so nobody hears of its next boot."""
+    addresses = ", ".join(cut.addresses)
+    cluster.tell("fence.storage.left", host=node, cluster=cut.fsid, addresses=addresses)
+
+
 def set_cut(node: HostNode, cut: StorageCut) -> None:
     """One for each cluster and boot; the newest last."""
     key = (cut.fsid, cut.boot)

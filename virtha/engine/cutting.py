@@ -19,6 +19,13 @@ class Asking(Value, frozen=True, kw_only=True):
     ends: Millis | None = None
 
 
+class CutRemoved(Value, frozen=True, kw_only=True):
+    """What is remembered of a host that is configured no more, while it is being shut out. ``due_ms``: when it is looked at again."""
+
+    asking: Asking
+    due_ms: Millis
+
+
 class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):
     """To a helper: shut that boot of ``host_id`` out of a Ceph cluster by its addresses. Its record says so already.
     Outcome: ``StorageFenced``. May be sent again. Without an order it is of a journal from before anybody carried it out."""

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
 from virtha.engine.configured import EngineHost, EngineVm
-from virtha.engine.cutting import Asking
+from virtha.engine.cutting import Asking, CutRemoved
 from virtha.engine.events import Command, HostSurveyed, MigrationWord, MoveAsked, Notice, VmSeen
 from virtha.engine.lanes import lane_of
 from virtha.engine.machine import Verdict, VmTrigger, next_stage
@@ -295,6 +295,8 @@ class Cluster:
         """Hosts that VMs are to leave, or have left."""
         self.awaited: set[HostId] = set()
         """Hosts that this leader knows from the records, or reaches, and that have not told what they hold (M2)."""
+        self.cut_removed: dict[HostId, CutRemoved] = {}
+        """Hosts that are configured no more, and are being shut out of their storage beside the operator's word (P6)."""
         self.plan_wanted = False
         """Something changed that may let a waiting VM start."""
         self.questions = 0

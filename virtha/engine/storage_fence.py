@@ -20,8 +20,9 @@ from virtha.engine.cuts import (
     seen_by_ceph,
     set_cut,
     shut_out_of,
+    tell_left,
 )
-from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
+from virtha.engine.cutting import CutRemoved, StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.events import StorageFence
 from virtha.engine.incident import domains_of, proven
 from virtha.engine.machine import Verdict
@@ -240,6 +241,8 @@ def storage_fenced(cluster: Cluster, event: StorageFenced) -> None:
         if epoch:
             _may_be_asked(node, entry)
             cluster.tell("fence.storage.done", host=node, epoch=epoch, cluster=cut.fsid)
+            if node.id not in cluster.hosts:
+                tell_left(cluster, node, cut)
     _settle(cluster, node)
 
 
@@ -482,6 +485,8 @@ def _answered(
     node = cluster.hosts.get(event.host_id)
     if node is None and is_removed(cluster, event.host_id):
         node = node_of(cluster, event.host_id)
+        if event.host_id in cluster.cut_removed:
+            node.cutting = cluster.cut_removed[event.host_id].asking
     if node is None:
         return None, None, None
     for cut in node.record.cuts:
@@ -505,3 +510,4 @@ def _settle(cluster: Cluster, node: HostNode) -> None:
         cluster.touch(node)
     else:
         keep(cluster, node)
+        cluster.cut_removed[node.id] = CutRemoved(asking=node.cutting, due_ms=cluster.now)
