@@ -151,6 +151,15 @@ READINESS_REASONS: tuple[Code, ...] = (
         help="Install the same version on both: docs/guide/install.md, Upgrade.",
     ),
     reason(
+        5677,
+        "ready.emulated",
+        WARNING,
+        "{host} emulates its guests' processors with QEMU {qemu}: a live migration from it may lose what a guest wrote to its memory",
+        "host",
+        "qemu",
+        help="Let it use KVM (hypervisor.type in agent.properties), or install QEMU 9.0 or later. Until then shut such VMs down before they change hosts.",
+    ),
+    reason(
         5662,
         "ready.server_on_host",
         ERROR,
