@@ -29,6 +29,7 @@ def note_sights(node: HostNode, event: HostSurveyed) -> None:
             fsid=sight.fsid,
             addresses=tuple(sorted(sight.addresses)),
             obstacle=sight.obstacle,
+            lacks=sight.lacks,
         )
         if before is not None:
             both = tuple(sorted({*before.addresses, *seen.addresses}))

@@ -221,6 +221,8 @@ class SeenByCeph(Value, frozen=True, kw_only=True):
     fsid: str
     addresses: tuple[str, ...]
     obstacle: str = ""
+    lacks: str = ""
+    """Why it could not shut another host out, as it told last."""
 
 
 class AskedHelper(Value, frozen=True, kw_only=True):

@@ -251,6 +251,20 @@ def test_a_helper_that_does_not_answer_is_followed_by_another():
     assert [one.host_id for one in cut(play).asked] == [first]
 
 
+def test_one_whose_key_does_not_permit_it_is_asked_when_nobody_else_is_left():
+    """What it told may be ten minutes old."""
+    play = playing()
+    for name in ("h2", "h4"):
+        host = play.hosts[name]
+        host.ceph = {StorageDomainId("rbd1"): msgspec.structs.replace(sight(host), lacks="no cap")}
+        play.survey(host)
+    dies(play)
+    play.hosts["h1"].running.clear()
+    play.hosts["h3"].fences = None
+    play.until(lambda: play.where("v1") != [])
+    assert [one.helper for one in fences(play)] == ["h3", "h2"]
+
+
 def test_one_that_may_not_is_followed_by_another_at_once():
     play = playing()
     for host in play.hosts.values():
