@@ -20,7 +20,7 @@ class Asking(Value, frozen=True, kw_only=True):
 
 
 class CutRemoved(Value, frozen=True, kw_only=True):
-    """What is remembered of a host that is configured no more, while it is being shut out. ``due_ms``: when it is looked at again."""
+    """What is remembered of a host that is configured no more, while it is being shut out beside the operator's word (P6). ``due_ms``: when it is looked at again."""
 
     asking: Asking
     due_ms: Millis

@@ -269,8 +269,7 @@ class Cluster:
         """By the copies in the records: who may hold what."""
         self.absent: set[HostId] = set()
         self.arrivals: list[tuple[HostId, bool]] = []
-        """Hosts that came within reach, in their order, and whether what each had seen before counted no more. Absent hosts
-        take them up when somebody asks (``take_up``): where all of a large cluster come back, nobody does."""
+        """Hosts that came within reach, in order, and whether what each saw before counts no more; absent ones ``take_up`` them late."""
         self.arrivals_from: dict[HostId, int] = {}
         """How many of them each absent host has taken up, or is not to; none where nothing is said."""
         self.fallen_ms: dict[HostId, Millis] = {}
@@ -296,7 +295,6 @@ class Cluster:
         self.awaited: set[HostId] = set()
         """Hosts that this leader knows from the records, or reaches, and that have not told what they hold (M2)."""
         self.cut_removed: dict[HostId, CutRemoved] = {}
-        """Hosts that are configured no more, and are being shut out of their storage beside the operator's word (P6)."""
         self.plan_wanted = False
         """Something changed that may let a waiting VM start."""
         self.questions = 0
