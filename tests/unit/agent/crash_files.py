@@ -51,7 +51,7 @@ class FullDisk(Files):
 
     def write(self, descriptor: int, data: bytes) -> None:
         if self.full:
-            self.refused.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            self.refused.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
             os.write(descriptor, data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().write(descriptor, data)

@@ -284,7 +284,7 @@ def test_a_start_on_other_storage_than_the_proof_is_about_is_refused(
 @pytest.mark.bad_input
 def test_an_order_about_a_directory_is_refused(monitors: Monitors) -> None:
     host = helper()
-    host.storage_domain = lambda _one: replace(DOMAIN, ceph=UNSET, path="/srv")  # type: ignore[method-assign]
+    host.storage_domain = lambda _one: replace(DOMAIN, ceph=UNSET, path="/srv")  # type: ignore[method-assign]  # a host with such a domain
     with pytest.raises(InvalidInput, match="no pool of a Ceph cluster") as refused:
         asyncio.run(CephOrders(host).shut_out(SHUT_OUT))
     assert refused.value.field == "domain_id"
