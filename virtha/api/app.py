@@ -6,6 +6,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 import structlog
 from litestar import HttpMethod, Litestar, Request, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
@@ -16,6 +17,7 @@ from litestar.types import ASGIApp, Method
 
 from virtha.api.console_socket import console_handler
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
+from virtha.api.keyed import answer_once, key_of
 from virtha.api.problems import (
     BY_STATUS,
     MEDIA_TYPE,
@@ -127,6 +129,7 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
     query: Any = decode_query(
         [(name, str(text)) for name, text in request.query_params.multi_items()], one.query
     )
+    key = key_of(one, request.headers)
     body = await _body(one, request)
     call: Call[Any, Any] = Call(
         services=services,
@@ -139,7 +142,25 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
         if_match=_if_match(request) if one.conditional else None,
         headers={name.lower(): value for name, value in request.headers.items()},
     )
-    return await one.handler(call)
+    if key is None:
+        return await one.handler(call)
+    return await answer_once(one, call, key, await _said(request))
+
+
+async def _said(request: AnyRequest) -> bytes:
+    """All that is asked for: the same, however its JSON is written."""
+    raw = await request.body()
+    body = msgspec.json.decode(raw) if raw.strip() else {}
+    return msgspec.json.encode(
+        [
+            request.method,
+            request.url.path,
+            request.url.query,
+            request.headers.get("if-match", ""),
+            body,
+        ],
+        order="sorted",
+    )
 
 
 async def authenticate(request: AnyRequest, token: str | None, control: Control) -> Caller:

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 
 from virtha import __version__
+from virtha.api.keyed import PATTERN, REPLAYED
 from virtha.api.problems import MEDIA_TYPE, Problem, TooLarge, UnsupportedMediaType
 from virtha.api.route import JSON, OPEN, NoQuery, Route
 from virtha.api.times import document_times
+from virtha.control.keyed_requests import FIELD
 from virtha.model.errors import Failed, Unavailable, VirthaError
 
 REF = "#/components/schemas/{name}"
@@ -154,28 +156,44 @@ def _without_null(schema: Json) -> Json:
 
 
 def _headers(one: Route) -> list[Json]:
-    if not one.conditional:
-        return []
-    return [
-        {
-            "name": "If-Match",
-            "in": "header",
-            "required": False,
-            "description": "The ETag of the object as you know it; 412 if it has changed since.",
-            "schema": {"type": "string", "pattern": '^("[0-9]{1,18}"|\\*)$'},
-        }
-    ]
+    found = []
+    if one.conditional:
+        told = "The ETag of the object as you know it; 412 if it has changed since."
+        found.append(_header("If-Match", told, '^("[0-9]{1,18}"|\\*)$'))
+    if one.keyed:
+        told = (
+            "A new one for each request, for example a UUID. Repeated with the same one within a day, the request is "
+            "answered again, not carried out again; 422 if it is another request."
+        )
+        found.append(_header(FIELD, told, PATTERN))
+    return found
+
+
+def _header(name: str, description: str, pattern: str) -> Json:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string", "pattern": pattern},
+    }
 
 
 def _answer(one: Route, schemas: dict[Any, Json]) -> Json:
     answer: Json = {"description": HTTPStatus(one.status).phrase}
+    headers: Json = {}
     if one.status == HTTPStatus.ACCEPTED:
-        answer["headers"] = {
-            "Location": {
-                "description": "Where to follow the operation.",
-                "schema": {"type": "string"},
-            }
+        headers["Location"] = {
+            "description": "Where to follow the operation.",
+            "schema": {"type": "string"},
         }
+    if one.keyed:
+        headers[REPLAYED] = {
+            "description": "There, and true, where the request was carried out before.",
+            "schema": {"type": "string", "const": "true"},
+        }
+    if headers:
+        answer["headers"] = headers
     if one.media_type != JSON:
         answer["content"] = {one.media_type: {"schema": {"type": "string"}}}
     elif one.answer is not None:

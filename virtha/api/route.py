@@ -135,6 +135,8 @@ class Route:
     media_type: str = JSON
     conditional: bool = False
     """Honours If-Match."""
+    secret: bool = False
+    """What it answers is shown once and kept nowhere."""
     errors: tuple[type[VirthaError], ...] = ()
     """Beyond those that every route may answer."""
 
@@ -154,6 +156,12 @@ class Route:
     @property
     def has_body(self) -> bool:
         return self.body is not NoBody
+
+    @property
+    def keyed(self) -> bool:
+        """Honours Idempotency-Key: it makes something, or sets something going."""
+        makes = self.method == "POST" and self.status in (201, 202)
+        return makes and self.role != OPEN and not self.secret
 
     @property
     def problems(self) -> list[type[VirthaError]]:

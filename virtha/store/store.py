@@ -7,8 +7,9 @@ Queries are functions over a transaction, one module per kind of record (``store
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ _PRAGMAS = (
     "synchronous = FULL",
     "foreign_keys = ON",
 )
+
+
+_with_each_write: ContextVar["Accompanying | None"] = ContextVar("with_each_write", default=None)
+
+
+@contextmanager
+def with_each_write(what: "Accompanying") -> Iterator[None]:
+    """Of this task, and only of those writes that change something: ``what`` is called right before the commit, in the same
+    transaction. What it raises undoes that."""
+    token = _with_each_write.set(what)
+    try:
+        yield
+    finally:
+        _with_each_write.reset(token)
 
 
 class Transaction:
@@ -98,6 +113,9 @@ class WriteTransaction(Transaction):
         return self._last if self._last > self._base else None
 
 
+Accompanying = Callable[[WriteTransaction], Awaitable[None]]
+
+
 class Store:
     """Open with ``open_store``."""
 
@@ -134,6 +152,9 @@ class Store:
                 async with self._writer.connect() as connection, connection.begin():
                     tx = WriteTransaction(connection, await _counter(connection), self.clock)
                     yield tx
+                    accompanying = _with_each_write.get()
+                    if accompanying is not None and tx.moved_to is not None:
+                        await accompanying(tx)
                     if tx.moved_to is not None:
                         await connection.execute(
                             update(schema.installation).values(revision=tx.moved_to)

@@ -1,0 +1,256 @@
+"""Requests with a key are carried out once: repeated, at once, by a server that died in between."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from empty_database import lay_empty_database
+
+from virtha.control import keyed_requests
+from virtha.control.keyed_requests import KEPT_MS, Asked, KeyedRequests, asked
+from virtha.control.views import Caller
+from virtha.model.errors import Conflict, Refused, Unavailable
+from virtha.model.host import Cluster, Installation
+from virtha.model.ids import ClusterId, InstallationId
+from virtha.model.kept_answer import KeptAnswer
+from virtha.model.time import Millis, UtcMillis
+from virtha.model.user import Role
+from virtha.store import Store, open_store
+from virtha.store.clusters import all_clusters, save_cluster
+from virtha.store.installations import add_installation
+
+EVE, BOB = (Caller(name=name, role=Role.OPERATOR) for name in ("eve", "bob"))
+KEY = "c0ffee00-0000-4000-8000-000000000001"
+SAID = b'["POST","/v1/clusters",{"name":"east","password":"swordfish"}]'
+REQUEST = asked(EVE, KEY, SAID)
+
+
+class Killed(BaseException):
+    """Of a server: nothing catches it."""
+
+
+class Clock:
+    now = 1_000_000
+
+    def monotonic_ms(self) -> Millis:
+        return Millis(self.now)
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(1_700_000_000_000 + self.now)
+
+
+class Installed:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store, self.clock = store, clock
+        self.requests = KeyedRequests(store)
+
+    async def make(self, name: str) -> str:
+        async with self.store.write() as tx:
+            await save_cluster(tx, Cluster(id=ClusterId(name), name=name))
+        return name
+
+    async def names(self) -> list[str]:
+        async with self.store.read() as tx:
+            return [one.name for one in await all_clusters(tx)]
+
+    async def carry_out(self, request: Asked, work: Awaitable[str]) -> str:
+        return await self.requests.carry_out(request, work, answered)
+
+    def after_restart(self) -> KeyedRequests:
+        """What was only in memory is gone."""
+        return KeyedRequests(self.store)
+
+
+def answered(name: str) -> KeptAnswer:
+    return KeptAnswer(status=201, body=f'{{"name":"{name}"}}', revision=7, location=f"/{name}")
+
+
+Story = Callable[[Installed], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[[Story], None]:
+    lay_empty_database(tmp_path)
+
+    def run(story: Story) -> None:
+        async def main() -> None:
+            clock = Clock()
+            store = await open_store(f"sqlite:///{tmp_path}/virtha.db", clock=clock)
+            try:
+                async with store.write() as tx:
+                    made = Installation(id=InstallationId("i1"))
+                    await add_installation(tx, made, timeline="t1")
+                await story(Installed(store, clock))
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+Play = Callable[[Story], None]
+
+
+def test_a_repeated_request_is_answered_and_not_carried_out_again(play: Play) -> None:
+    async def story(here: Installed) -> None:
+        assert await here.requests.answer_to(REQUEST) is None
+        assert await here.carry_out(REQUEST, here.make("east")) == "east"
+        for requests in (here.requests, here.after_restart()):
+            assert await requests.answer_to(REQUEST) == answered("east")
+        assert await here.requests.answer_to(asked(BOB, KEY, SAID)) is None, "keys are each user's"
+        assert await here.requests.answer_to(asked(EVE, KEY + "2", SAID)) is None
+
+    play(story)
+
+
+@pytest.mark.bad_input("key of another request")
+def test_a_key_of_another_request_is_refused(play: Play) -> None:
+    async def story(here: Installed) -> None:
+        await here.carry_out(REQUEST, here.make("east"))
+        with pytest.raises(Refused) as caught:
+            await here.requests.answer_to(asked(EVE, KEY, SAID + b" "))
+        assert (caught.value.code, caught.value.field) == ("problem.key.reused", "Idempotency-Key")
+        assert "a key of its own" in caught.value.fix
+
+    play(story)
+
+
+def test_what_was_refused_leaves_its_key_free(play: Play) -> None:
+    async def refused(here: Installed) -> str:
+        async with here.store.write() as tx:
+            await save_cluster(tx, Cluster(id=ClusterId("x"), name="x"))
+            raise Conflict("no")
+
+    async def nothing_to_do(here: Installed) -> str:
+        async with here.store.write():
+            return "nothing"
+
+    async def story(here: Installed) -> None:
+        with pytest.raises(Conflict):
+            await here.carry_out(REQUEST, refused(here))
+        assert await here.requests.answer_to(REQUEST) is None
+        assert await here.carry_out(REQUEST, nothing_to_do(here)) == "nothing"
+        assert await here.requests.answer_to(REQUEST) is None
+        await here.carry_out(REQUEST, here.make("east"))
+        assert await here.names() == ["east"]
+
+    play(story)
+
+
+def test_of_two_at_once_one_is_carried_out(play: Play) -> None:
+    async def story(here: Installed) -> None:
+        go = asyncio.Event()
+
+        async def slow() -> str:
+            await go.wait()
+            return await here.make("east")
+
+        first = asyncio.create_task(here.carry_out(REQUEST, slow()))
+        await asyncio.sleep(0)
+        with pytest.raises(Conflict) as caught:
+            await here.requests.answer_to(REQUEST)
+        assert caught.value.code == "problem.key.under_way"
+        # One that looked before the first had begun comes to its write, too.
+        second = here.requests.carry_out(REQUEST, here.make("west"), answered)
+        assert await second == "west"
+        go.set()
+        with pytest.raises(Conflict) as caught:
+            await first
+        assert caught.value.code == "problem.key.under_way"
+        assert await here.names() == ["west"], "its write is undone"
+        assert await here.requests.answer_to(REQUEST) == answered("west")
+
+    play(story)
+
+
+def test_a_server_that_dies_before_it_answers_does_not_do_it_again(play: Play) -> None:
+    def dies(name: str) -> KeptAnswer:
+        raise Killed
+
+    async def story(here: Installed) -> None:
+        with pytest.raises(Killed):
+            await here.requests.carry_out(REQUEST, here.make("east"), dies)
+        after = here.after_restart()
+        with pytest.raises(Conflict) as caught:
+            await after.answer_to(REQUEST)
+        assert caught.value.code == "problem.key.answer_lost"
+        with pytest.raises(Conflict):
+            await after.carry_out(REQUEST, here.make("east2"), answered)
+        assert await here.names() == ["east"]
+
+    play(story)
+
+
+def test_an_answer_that_can_not_be_kept_is_given_all_the_same(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise Unavailable("no space left")
+
+    monkeypatch.setattr(keyed_requests, "save_kept_answer", full)
+
+    async def story(here: Installed) -> None:
+        assert await here.carry_out(REQUEST, here.make("east")) == "east"
+        with pytest.raises(Conflict) as caught:
+            await here.requests.answer_to(REQUEST)
+        assert caught.value.code == "problem.key.answer_lost"
+
+    play(story)
+
+
+def test_a_key_is_forgotten_after_a_day(play: Play) -> None:
+    async def story(here: Installed) -> None:
+        await here.carry_out(REQUEST, here.make("east"))
+        here.clock.now += KEPT_MS
+        assert await here.requests.answer_to(REQUEST) is not None
+        assert await here.requests.prune() == 0
+        here.clock.now += 1
+        assert await here.requests.answer_to(REQUEST) is None
+        await here.carry_out(REQUEST, here.make("west"))
+        assert await here.requests.answer_to(REQUEST) == answered("west")
+        here.clock.now += KEPT_MS + 1
+        assert await here.requests.prune() == 1
+
+    play(story)
+
+
+def test_several_writes_are_one_request_and_what_goes_on_behind_it_is_none(play: Play) -> None:
+    async def story(here: Installed) -> None:
+        go = asyncio.Event()
+        left: list[asyncio.Task[str]] = []
+
+        async def later() -> str:
+            await go.wait()
+            return await here.make("later")
+
+        async def two() -> str:
+            left.append(asyncio.create_task(later()))
+            await here.make("east")
+            return await here.make("west")
+
+        async def none() -> str:
+            left.append(asyncio.create_task(later()))
+            return "none"
+
+        await here.carry_out(REQUEST, two())
+        assert await here.requests.answer_to(REQUEST) == answered("west")
+        other = asked(BOB, KEY, SAID)
+        await here.carry_out(other, none())
+        go.set()
+        await asyncio.gather(*left)
+        assert await here.requests.answer_to(other) is None
+        assert await here.names() == ["east", "later", "west"]
+
+    play(story)
+
+
+def test_neither_key_nor_request_can_be_read_from_the_database(play: Play, tmp_path: Path) -> None:
+    async def story(here: Installed) -> None:
+        await here.carry_out(REQUEST, here.make("east"))
+
+    play(story)
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert REQUEST.id.encode() in written
+    assert KEY.encode() not in written and b"swordfish" not in written
