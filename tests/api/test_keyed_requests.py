@@ -1,7 +1,8 @@
 """Requests with an Idempotency-Key as clients meet them."""
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -9,10 +10,13 @@ from test_problems import check
 
 from virtha.api.keyed import REPLAYED
 from virtha.api.table import ROUTES
+from virtha.control.clusters import Clusters
+from virtha.model.errors import Unavailable
 
 Play = Callable[..., Any]
 KEY = "c0ffee00-0000-4000-8000-000000000001"
 HEADERS = {"Idempotency-Key": KEY}
+_USER = {"password": "may-do-everything", "role": "administrator"}
 _SECRETS = {"secret", "token", "ticket"}
 
 
@@ -88,6 +92,65 @@ def test_a_key_changes_nothing_of_who_may_and_of_what_may_be_repeated_anyway(pla
             )
             assert changed.status_code == 200 and REPLAYED.lower() not in changed.headers
         assert (await world.call("GET", "/v1/clusters", headers=HEADERS)).status_code == 200
+
+    play(story)
+
+
+def test_of_two_at_the_same_moment_one_is_carried_out(play: Play) -> None:
+    async def story(world: Any) -> None:
+        both = await asyncio.gather(
+            *(
+                world.call("POST", "/v1/clusters", {"name": name}, headers=HEADERS)
+                for name in ("east", "west")
+            )
+        )
+        made = [answer for answer in both if answer.status_code == 201]
+        (other,) = [answer for answer in both if answer.status_code != 201]
+        assert len(made) == 1
+        assert (other.status_code, other.json()["code"]) in (
+            (409, "problem.key.under_way"),
+            (422, "problem.key.reused"),
+        )
+        assert other.json()["field"] == "Idempotency-Key"
+        names = [one["name"] for one in (await world.ok("GET", "/v1/clusters"))["items"]]
+        assert names == ["default", made[0].json()["name"]]
+
+    play(story)
+
+
+def test_keys_are_each_users_own(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await world.ok("POST", "/v1/users", {**_USER, "name": "ann"})
+        world.tokens["ann"] = (
+            await world.ok("POST", "/v1/sessions", {"user": "ann", "password": _USER["password"]})
+        )["token"]
+        for role, name in (("administrator", "east"), ("ann", "west")):
+            answer = await world.call(
+                "POST", "/v1/clusters", {"name": name}, role=role, headers=HEADERS
+            )
+            assert answer.status_code == 201, answer.text
+            assert answer.json()["name"] == name and REPLAYED.lower() not in answer.headers
+
+    play(story)
+
+
+def test_what_was_refused_when_a_part_was_done_is_refused_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Clusters.create
+
+    async def in_part(*arguments: Any) -> NoReturn:
+        await create(*arguments)
+        raise Unavailable("nobody answered in time")
+
+    async def story(world: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Clusters, "create", in_part)
+            first = await world.call("POST", "/v1/clusters", {"name": "east"}, headers=HEADERS)
+        again = await world.call("POST", "/v1/clusters", {"name": "east"}, headers=HEADERS)
+        for answer in (first, again):
+            check(answer, 503, "problem.unavailable")
+        assert again.content == first.content and again.headers[REPLAYED] == "true"
 
     play(story)
 

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
+from virtha.api.problems import MEDIA_TYPE, encode_problem, problem_of
 from virtha.api.route import Answer, Call, Route
 from virtha.api.times import encode
 from virtha.control.keyed_requests import FIELD, asked
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, VirthaError
 from virtha.model.kept_answer import KeptAnswer
 
 HEADER = FIELD.lower()
@@ -51,9 +53,19 @@ async def answer_once(one: Route, call: Call[Any, Any], key: str, said: bytes) -
             status=kept.status,
             revision=kept.revision,
             location=kept.location,
-            headers={REPLAYED: "true"},
+            headers={REPLAYED: "true", **_kind_of(kept)},
         )
-    return await requests.carry_out(request, _answered(one, call), _to_keep)
+    work = _answered(one, call)
+    return await requests.carry_out(request, work, answer_of=_to_keep, refusal_of=_refusal)
+
+
+def _kind_of(kept: KeptAnswer) -> dict[str, str]:
+    refused = kept.status >= HTTPStatus.BAD_REQUEST
+    return {"Content-Type": MEDIA_TYPE} if refused else {}
+
+
+def _refusal(error: VirthaError) -> KeptAnswer:
+    return KeptAnswer(status=error.http_status, body=encode_problem(problem_of(error)).decode())
 
 
 async def _answered(one: Route, call: Call[Any, Any]) -> Answer:

@@ -73,7 +73,7 @@ class KeyedRequests:
             )
         if found.answer is None:
             raise Conflict(
-                "it was carried out, and the server ended before it had answered",
+                "it was carried out, and the server ended or failed before its answer was kept",
                 code="problem.key.answer_lost",
                 field=FIELD,
                 fix="look for what it made; it is not made again under this key",
@@ -81,39 +81,39 @@ class KeyedRequests:
         return found.answer
 
     async def carry_out(
-        self, request: Asked, work: Awaitable[T], answer_of: Callable[[T], KeptAnswer]
+        self,
+        request: Asked,
+        work: Awaitable[T],
+        *,
+        answer_of: Callable[[T], KeptAnswer],
+        refusal_of: Callable[[VirthaError], KeptAnswer],
     ) -> T:
-        """``work``, and its answer kept. Raises what ``work`` raises before its first write: nothing is remembered then."""
-        entered = over = False
-
-        async def enter(tx: WriteTransaction) -> None:
-            nonlocal entered
-            if entered or over:  # over: what goes on behind it is no part of it
-                return
-            await drop_keyed_requests(tx, self._forgotten_before())
-            if await find_keyed_request(tx, request.id) is not None:
-                _is_under_way()  # by another of this key, which came to its write before us
-            at = tx.clock.wall_ms()
-            await add_keyed_request(
-                tx, KeyedRequest(id=request.id, fingerprint=request.fingerprint, at=at)
-            )
-            entered = True
-
+        """``work``, and its answer kept. Raises what ``work`` raises: before its first write nothing is remembered, after that
+        the refusal is its answer."""
+        entry = _Entry(request, self._forgotten_before())
         self._under_way.add(request.id)
         try:
-            with with_each_write(enter):
+            with with_each_write(entry):
                 done = await work
-            over = True
-            if entered:
-                await self._keep(request, answer_of(done))
+            entry.over = True
+            await self._keep(entry, answer_of(done))
             return done
+        except VirthaError as error:
+            entry.over = True
+            if entry.entered:
+                await self._keep(entry, refusal_of(error))
+            raise
         finally:
+            entry.over = True
             self._under_way.discard(request.id)
 
-    async def _keep(self, request: Asked, answer: KeptAnswer) -> None:
+    async def _keep(self, entry: "_Entry", answer: KeptAnswer) -> None:
         """Not being able to must not turn what was done into an error."""
+        request = entry.request
         try:
             async with self._store.write() as tx:
+                if not entry.entered:  # there was nothing to change, and later there might be
+                    await entry.write_down(tx)
                 await save_kept_answer(tx, request.id, answer)
         except VirthaError as error:
             log.warning("the answer to a keyed request can't be kept", error=str(error))
@@ -124,6 +124,38 @@ class KeyedRequests:
 
     def _forgotten_before(self) -> UtcMillis:
         return UtcMillis(self._store.clock.wall_ms() - KEPT_MS)
+
+
+class _Entry:
+    """A request's way into the database: with the first of its writes that is committed."""
+
+    def __init__(self, request: Asked, forgotten_before: UtcMillis) -> None:
+        self.request = request
+        self.entered = False
+        """It is in the database."""
+        self.over = False
+        """What is still written in its name goes on behind it, and is no part of it."""
+        self._forgotten_before = forgotten_before
+        self._written = False
+
+    async def accompany(self, tx: WriteTransaction) -> None:
+        self._written = False
+        if not (self.entered or self.over):
+            await self.write_down(tx)
+            self._written = True
+
+    def committed(self) -> None:
+        self.entered = self.entered or self._written
+
+    async def write_down(self, tx: WriteTransaction) -> None:
+        """Raises Conflict where another of the same key came before us."""
+        await drop_keyed_requests(tx, self._forgotten_before)
+        if await find_keyed_request(tx, self.request.id) is not None:
+            _is_under_way()
+        asked_for = KeyedRequest(
+            id=self.request.id, fingerprint=self.request.fingerprint, at=tx.clock.wall_ms()
+        )
+        await add_keyed_request(tx, asked_for)
 
 
 def _is_under_way() -> NoReturn:

@@ -7,11 +7,11 @@ Queries are functions over a transaction, one module per kind of record (``store
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import make_url, select, update
@@ -43,14 +43,25 @@ _PRAGMAS = (
 )
 
 
-_with_each_write: ContextVar["Accompanying | None"] = ContextVar("with_each_write", default=None)
+_with_each_write: ContextVar["Companion | None"] = ContextVar("with_each_write", default=None)
+
+
+class Companion(Protocol):
+    """Of all writes of one task that change something."""
+
+    async def accompany(self, tx: "WriteTransaction") -> None:
+        """Right before the commit, in the same transaction. What it raises undoes that."""
+        ...
+
+    def committed(self) -> None:
+        """What was accompanied is in the database; nothing else was written in between."""
+        ...
 
 
 @contextmanager
-def with_each_write(what: "Accompanying") -> Iterator[None]:
-    """Of this task, and only of those writes that change something: ``what`` is called right before the commit, in the same
-    transaction. What it raises undoes that."""
-    token = _with_each_write.set(what)
+def with_each_write(companion: Companion) -> Iterator[None]:
+    """Of this task, and of those that it starts."""
+    token = _with_each_write.set(companion)
     try:
         yield
     finally:
@@ -113,9 +124,6 @@ class WriteTransaction(Transaction):
         return self._last if self._last > self._base else None
 
 
-Accompanying = Callable[[WriteTransaction], Awaitable[None]]
-
-
 class Store:
     """Open with ``open_store``."""
 
@@ -148,17 +156,20 @@ class Store:
         except TimeoutError:
             raise locked("by this server's own transactions") from None
         try:
+            companion = None
             with translated():
                 async with self._writer.connect() as connection, connection.begin():
                     tx = WriteTransaction(connection, await _counter(connection), self.clock)
                     yield tx
-                    accompanying = _with_each_write.get()
-                    if accompanying is not None and tx.moved_to is not None:
-                        await accompanying(tx)
                     if tx.moved_to is not None:
+                        companion = _with_each_write.get()
+                        if companion is not None:
+                            await companion.accompany(tx)
                         await connection.execute(
                             update(schema.installation).values(revision=tx.moved_to)
                         )
+            if companion is not None:
+                companion.committed()
         finally:
             self._turn.release()
         if tx.moved_to is not None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from empty_database import lay_empty_database
+from sqlalchemy.exc import IntegrityError
 
 from virtha.control import keyed_requests
 from virtha.control.keyed_requests import KEPT_MS, Asked, KeyedRequests, asked
 from virtha.control.views import Caller
-from virtha.model.errors import Conflict, Refused, Unavailable
+from virtha.model.errors import Conflict, Refused, Unavailable, VirthaError
 from virtha.model.host import Cluster, Installation
 from virtha.model.ids import ClusterId, InstallationId
 from virtha.model.kept_answer import KeptAnswer
@@ -24,6 +25,13 @@ EVE, BOB = (Caller(name=name, role=Role.OPERATOR) for name in ("eve", "bob"))
 KEY = "c0ffee00-0000-4000-8000-000000000001"
 SAID = b'["POST","/v1/clusters",{"name":"east","password":"swordfish"}]'
 REQUEST = asked(EVE, KEY, SAID)
+
+
+_FAILS_AT_THE_END = (
+    "CREATE TEMP TRIGGER fails BEFORE UPDATE OF revision ON installation "
+    "BEGIN SELECT RAISE(ABORT, 'no'); END"
+)
+"""Undone with its transaction."""
 
 
 class Killed(BaseException):
@@ -55,7 +63,9 @@ class Installed:
             return [one.name for one in await all_clusters(tx)]
 
     async def carry_out(self, request: Asked, work: Awaitable[str]) -> str:
-        return await self.requests.carry_out(request, work, answered)
+        return await self.requests.carry_out(
+            request, work, answer_of=answered, refusal_of=refused_with
+        )
 
     def after_restart(self) -> KeyedRequests:
         """What was only in memory is gone."""
@@ -64,6 +74,10 @@ class Installed:
 
 def answered(name: str) -> KeptAnswer:
     return KeptAnswer(status=201, body=f'{{"name":"{name}"}}', revision=7, location=f"/{name}")
+
+
+def refused_with(error: VirthaError) -> KeptAnswer:
+    return KeptAnswer(status=error.http_status, body=error.message)
 
 
 Story = Callable[[Installed], Awaitable[None]]
@@ -123,17 +137,63 @@ def test_what_was_refused_leaves_its_key_free(play: Play) -> None:
             await save_cluster(tx, Cluster(id=ClusterId("x"), name="x"))
             raise Conflict("no")
 
+    async def story(here: Installed) -> None:
+        with pytest.raises(Conflict):
+            await here.carry_out(REQUEST, refused(here))
+        assert await here.requests.answer_to(REQUEST) is None
+        await here.carry_out(REQUEST, here.make("east"))
+        assert await here.names() == ["east"]
+
+    play(story)
+
+
+def test_what_found_nothing_to_change_changes_nothing_later_either(play: Play) -> None:
     async def nothing_to_do(here: Installed) -> str:
         async with here.store.write():
             return "nothing"
 
     async def story(here: Installed) -> None:
-        with pytest.raises(Conflict):
-            await here.carry_out(REQUEST, refused(here))
-        assert await here.requests.answer_to(REQUEST) is None
         assert await here.carry_out(REQUEST, nothing_to_do(here)) == "nothing"
-        assert await here.requests.answer_to(REQUEST) is None
-        await here.carry_out(REQUEST, here.make("east"))
+        for requests in (here.requests, here.after_restart()):
+            assert await requests.answer_to(REQUEST) == answered("nothing")
+        # Another of the same key that had looked before, and comes behind it.
+        assert await here.carry_out(REQUEST, nothing_to_do(here)) == "nothing"
+        with pytest.raises(Conflict):
+            await here.carry_out(REQUEST, here.make("east"))
+        assert await here.names() == []
+
+    play(story)
+
+
+def test_what_is_refused_after_its_first_write_is_refused_again(play: Play) -> None:
+    """It is carried out in part: to do it again would do that part twice."""
+
+    async def in_part(here: Installed) -> str:
+        await here.make("east")
+        raise Unavailable("nobody answered in time")
+
+    async def story(here: Installed) -> None:
+        with pytest.raises(Unavailable):
+            await here.carry_out(REQUEST, in_part(here))
+        for requests in (here.requests, here.after_restart()):
+            kept = await requests.answer_to(REQUEST)
+            assert kept == KeptAnswer(status=503, body="nobody answered in time")
+        assert await here.names() == ["east"]
+
+    play(story)
+
+
+def test_a_write_that_is_undone_leaves_the_next_one_to_be_the_first(play: Play) -> None:
+    async def tries_twice(here: Installed) -> str:
+        with pytest.raises(IntegrityError):
+            async with here.store.write() as tx:
+                await save_cluster(tx, Cluster(id=ClusterId("x"), name="x"))
+                await tx.connection.exec_driver_sql(_FAILS_AT_THE_END)
+        return await here.make("east")
+
+    async def story(here: Installed) -> None:
+        await here.carry_out(REQUEST, tries_twice(here))
+        assert await here.after_restart().answer_to(REQUEST) == answered("east")
         assert await here.names() == ["east"]
 
     play(story)
@@ -153,8 +213,7 @@ def test_of_two_at_once_one_is_carried_out(play: Play) -> None:
             await here.requests.answer_to(REQUEST)
         assert caught.value.code == "problem.key.under_way"
         # One that looked before the first had begun comes to its write, too.
-        second = here.requests.carry_out(REQUEST, here.make("west"), answered)
-        assert await second == "west"
+        assert await here.carry_out(REQUEST, here.make("west")) == "west"
         go.set()
         with pytest.raises(Conflict) as caught:
             await first
@@ -171,13 +230,17 @@ def test_a_server_that_dies_before_it_answers_does_not_do_it_again(play: Play) -
 
     async def story(here: Installed) -> None:
         with pytest.raises(Killed):
-            await here.requests.carry_out(REQUEST, here.make("east"), dies)
+            await here.requests.carry_out(
+                REQUEST, here.make("east"), answer_of=dies, refusal_of=refused_with
+            )
         after = here.after_restart()
         with pytest.raises(Conflict) as caught:
             await after.answer_to(REQUEST)
         assert caught.value.code == "problem.key.answer_lost"
         with pytest.raises(Conflict):
-            await after.carry_out(REQUEST, here.make("east2"), answered)
+            await after.carry_out(
+                REQUEST, here.make("east2"), answer_of=answered, refusal_of=refused_with
+            )
         assert await here.names() == ["east"]
 
     play(story)
@@ -230,17 +293,18 @@ def test_several_writes_are_one_request_and_what_goes_on_behind_it_is_none(play:
             await here.make("east")
             return await here.make("west")
 
-        async def none() -> str:
+        async def refused() -> str:
             left.append(asyncio.create_task(later()))
-            return "none"
+            raise Conflict("no")
 
         await here.carry_out(REQUEST, two())
         assert await here.requests.answer_to(REQUEST) == answered("west")
         other = asked(BOB, KEY, SAID)
-        await here.carry_out(other, none())
+        with pytest.raises(Conflict):
+            await here.carry_out(other, refused())
         go.set()
         await asyncio.gather(*left)
-        assert await here.requests.answer_to(other) is None
+        assert await here.after_restart().answer_to(other) is None
         assert await here.names() == ["east", "later", "west"]
 
     play(story)
