@@ -1,6 +1,16 @@
 """Settings at their scopes, and the hold on automatic action."""
 
-from virtha.api.route import ADMINISTRATOR, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import (
+    ADMINISTRATOR,
+    OPERATOR,
+    VIEWER,
+    Answer,
+    Call,
+    NoBody,
+    NoQuery,
+    PartQuery,
+    Route,
+)
 from virtha.control.requests import HoldPut, SettingPut
 from virtha.control.views import HoldView, Page, SettingView
 from virtha.model.ids import Revision
@@ -15,7 +25,7 @@ class ScopeQuery(Request, frozen=True, kw_only=True):
     subject: str | None = None
 
 
-async def list_settings(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_settings(call: Call[PartQuery, NoBody]) -> Answer:
     settings = await call.control.settings.list()
     revision = max((setting.revision for setting in settings), default=Revision(0))
     return Answer(body=Page(items=settings, revision=revision))
@@ -56,6 +66,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List settings",
         handler=list_settings,
+        query=PartQuery,
+        cut_by=lambda one: f"{one.key} {one.scope} {one.subject}",
         answer=Page[SettingView],
     ),
     Route(

@@ -267,8 +267,8 @@ class Client:
         raise Failed(f"{path} has more than {PAGES_MAX} pages")
 
     @contextmanager
-    def events(self, after: int | None, **params: Any) -> Iterator[Iterator[ServerEvent]]:
-        """The live event stream from revision ``after`` on (None: from now)."""
+    def events(self, after: int | str | None, **params: Any) -> Iterator[Iterator[ServerEvent]]:
+        """The live event stream from revision ``after`` on (None: from now), or from the id of an event."""
         headers = {"Accept": "text/event-stream"}
         if after is not None:
             headers["Last-Event-ID"] = str(after)

@@ -60,7 +60,7 @@ def test_a_line_without_end_is_not_kept_for_ever() -> None:
 
 
 def frame(one: Event) -> bytes:
-    head = f"id: {one.revision}\nevent: {one.code}\ndata: ".encode()
+    head = f"id: {one.revision}-1a2b3c4d\nevent: {one.code}\ndata: ".encode()
     return head + msgspec.json.encode(one) + b"\n\n"
 
 
@@ -88,7 +88,7 @@ def test_follow_resumes_without_loss_or_double(cut: bool, api: Api, run: Run) ->
     assert ran.code == 0
     assert [json.loads(line)["revision"] for line in ran.out.splitlines()] == [8, 9, 10, 12]
     asked = api.calls("GET", "/v1/events/stream")
-    assert [one.headers["last-event-id"] for one in asked] == ["7", "9", "9"]
+    assert [one.headers["last-event-id"] for one in asked] == ["7", "9-1a2b3c4d", "9-1a2b3c4d"]
     assert "connected again; going on after revision 9" in ran.err
 
 
