@@ -194,6 +194,28 @@ def test_an_etag_is_of_what_is_shown_and_a_change_looks_at_the_objects_revision(
     play(story)
 
 
+def test_a_setting_is_changed_as_its_reader_knows_it(play: Play) -> None:
+    async def story(world: Any) -> None:
+        path = "/v1/settings/grant.duration"
+        unset = await world.call("PUT", path, {"value": "5s"}, headers={"If-Match": '"0"'})
+        assert unset.status_code == 200, "0: nobody has set it"
+        tag = unset.headers["etag"]
+        for late in ('"0"', '"1"'):
+            answer = await world.call("PUT", path, {"value": "6s"}, headers={"If-Match": late})
+            check(answer, 412, "problem.stale", "If-Match")
+            answer = await world.call("DELETE", path, headers={"If-Match": late})
+            check(answer, 412, "problem.stale", "If-Match")
+        changed = await world.call("PUT", path, {"value": "7s"}, headers={"If-Match": tag})
+        assert changed.status_code == 200 and changed.headers["etag"] != tag
+        listed = (await world.ok("GET", "/v1/settings"))["items"]
+        (shown,) = [one for one in listed if one["key"] == "grant.duration"]
+        assert f'"{shown["revision"]}"' == changed.headers["etag"]
+        answer = await world.call("DELETE", path, headers={"If-Match": changed.headers["etag"]})
+        assert answer.status_code == 204
+
+    play(story)
+
+
 _BODIES = {"/v1/hold": {"reason": "works"}, "/v1/clusters": {"name": "c2"}}
 
 

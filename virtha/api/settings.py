@@ -34,7 +34,12 @@ async def list_settings(call: Call[PartQuery, NoBody]) -> Answer:
 async def put_setting(call: Call[ScopeQuery, SettingPut]) -> Answer:
     query = call.query
     setting = await call.control.settings.put(
-        call.caller, call.path["key"], call.body, scope=query.scope, subject=query.subject
+        call.caller,
+        call.path["key"],
+        call.body,
+        scope=query.scope,
+        subject=query.subject,
+        if_match=call.if_match,
     )
     return Answer(body=setting, revision=setting.revision)
 
@@ -42,7 +47,11 @@ async def put_setting(call: Call[ScopeQuery, SettingPut]) -> Answer:
 async def delete_setting(call: Call[ScopeQuery, NoBody]) -> Answer:
     query = call.query
     await call.control.settings.delete(
-        call.caller, call.path["key"], scope=query.scope, subject=query.subject
+        call.caller,
+        call.path["key"],
+        scope=query.scope,
+        subject=query.subject,
+        if_match=call.if_match,
     )
     return Answer()
 
@@ -79,6 +88,7 @@ ROUTES: tuple[Route, ...] = (
         query=ScopeQuery,
         body=SettingPut,
         answer=SettingView,
+        conditional=True,
     ),
     Route(
         method="DELETE",
@@ -88,6 +98,7 @@ ROUTES: tuple[Route, ...] = (
         handler=delete_setting,
         query=ScopeQuery,
         status=204,
+        conditional=True,
     ),
     Route(
         method="GET",

@@ -18,7 +18,8 @@ from litestar.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from virtha.api.app import PEER_UID
-from virtha.model.errors import Failed
+from virtha.api.problems import MEDIA_TYPE, encode_problem, problem_of
+from virtha.model.errors import Failed, InvalidInput
 from virtha.server.config import split_address
 
 log = structlog.get_logger("virtha.server")
@@ -32,7 +33,30 @@ WEBSOCKET_BYTES_MAX = 1 << 20
 _UCRED = struct.Struct("3i")
 
 
-class PeerCredentialProtocol(HttpToolsProtocol):
+class ProblemProtocol(HttpToolsProtocol):
+    """What is no HTTP never reaches the application, and is a problem all the same."""
+
+    def send_400_response(self, msg: str) -> None:
+        problem = problem_of(
+            InvalidInput(
+                "is no HTTP that this server speaks, or its address and headers are too large",
+                field="request",
+                allowed=("HTTP/1.0 or 1.1, with up to 64 KiB before the body",),
+            )
+        )
+        body = encode_problem(problem)
+        head = (
+            "HTTP/1.1 400 Bad Request",
+            f"content-type: {MEDIA_TYPE}",
+            f"content-length: {len(body)}",
+            "cache-control: no-store",
+            "connection: close",
+        )
+        self.transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+        self.transport.close()
+
+
+class PeerCredentialProtocol(ProblemProtocol):
     """HTTP on the Unix socket. The uid comes from SO_PEERCRED, never from a header."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -87,7 +111,7 @@ def unix_listener(app: ASGIApp) -> Listener:
 def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        **{"http": "httptools", **more},
+        **{"http": ProblemProtocol, **more},
         loop="none",
         ws="wsproto",  # for consoles only
         ws_max_size=WEBSOCKET_BYTES_MAX,
