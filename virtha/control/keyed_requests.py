@@ -21,6 +21,7 @@ from virtha.store.keyed_requests import (
     add_keyed_request,
     drop_keyed_requests,
     find_keyed_request,
+    keyed_request_at,
     save_kept_answer,
 )
 from virtha.store.store import Store, WriteTransaction, with_each_write
@@ -30,6 +31,8 @@ T = TypeVar("T")
 FIELD = "Idempotency-Key"
 KEPT_MS = 86_400_000
 """A day: whoever repeats a request does so within minutes."""
+KEPT_MAX = 200_000
+"""With their answers some 500 MB: more than two a second, all day long."""
 
 
 class Asked(Value, frozen=True, kw_only=True):
@@ -119,8 +122,13 @@ class KeyedRequests:
             log.warning("the answer to a keyed request can't be kept", error=str(error))
 
     async def prune(self) -> int:
+        """Forget what is older than a day, or too many. The server calls it at intervals. Returns how many were forgotten."""
         async with self._store.write() as tx:
-            return await drop_keyed_requests(tx, self._forgotten_before())
+            before = self._forgotten_before()
+            one_too_many = await keyed_request_at(tx, KEPT_MAX)
+            if one_too_many is not None:
+                before = max(before, UtcMillis(one_too_many + 1))
+            return await drop_keyed_requests(tx, before)
 
     def _forgotten_before(self) -> UtcMillis:
         return UtcMillis(self._store.clock.wall_ms() - KEPT_MS)

@@ -51,3 +51,10 @@ async def drop_keyed_requests(tx: WriteTransaction, before: UtcMillis) -> int:
     """How many."""
     gone = await tx.connection.execute(delete(keyed_request).where(keyed_request.c.at < before))
     return gone.rowcount
+
+
+async def keyed_request_at(tx: Transaction, place: int) -> UtcMillis | None:
+    """When the one was carried out that comes behind ``place`` newer ones; None: there are not so many."""
+    newest_first = select(keyed_request.c.at).order_by(keyed_request.c.at.desc())
+    found = await tx.connection.scalar(newest_first.offset(place).limit(1))
+    return UtcMillis(found) if found is not None else None

@@ -279,6 +279,21 @@ def test_a_key_is_forgotten_after_a_day(play: Play) -> None:
     play(story)
 
 
+def test_of_too_many_the_oldest_are_forgotten(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyed_requests, "KEPT_MAX", 3)
+
+    async def story(here: Installed) -> None:
+        made = [asked(EVE, KEY + str(number), SAID) for number in range(5)]
+        for number, request in enumerate(made):
+            here.clock.now += 1
+            await here.carry_out(request, here.make(f"c{number}"))
+            assert await here.requests.prune() == (1 if number >= 3 else 0)
+        found = [await here.requests.answer_to(request) for request in made]
+        assert [one is not None for one in found] == [False, False, True, True, True]
+
+    play(story)
+
+
 def test_several_writes_are_one_request_and_what_goes_on_behind_it_is_none(play: Play) -> None:
     async def story(here: Installed) -> None:
         go = asyncio.Event()
