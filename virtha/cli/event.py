@@ -135,7 +135,8 @@ class _Follower:
         first = True
         while self._left is None or self._left > 0:
             try:
-                with self._client.events(self._last_id or self._after, **self._wanted) as stream:
+                wanted = {**self._wanted, "last_id": self._last_id}
+                with self._client.events(self._after, **wanted) as stream:
                     if lost_since is not None:
                         note(self._given, f"connected again; going on after revision {self._after}")
                     lost_since, pause_s, first = None, RETRY_S, False
