@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import initialise, serving
+from server_process import initialise, serving, virtha
 from story import wait_until
 
 from virtha.api.keyed import REPLAYED
@@ -153,3 +153,27 @@ def test_events_are_followed_over_killed_servers_without_a_gap_or_a_double(root:
     finally:
         ended.set()
         thread.join(timeout=200)
+
+
+def test_a_reader_of_before_a_restore_is_sent_away(root: Path, tmp_path: Path) -> None:
+    """The same numbers mean other events now: to go on would leave a gap that nobody sees."""
+    file = tmp_path / "backup.tar.gz"
+    with serving(root) as server, server.local() as client:
+        done = virtha(root, "backup", str(file))
+        assert done.returncode == 0, done.stderr
+        with client.stream("GET", "/v1/events/stream") as answer:
+            lines = answer.iter_lines()
+            last_id = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
+        server.stop()
+    done = virtha(root, "restore", str(file), "--force")
+    assert done.returncode == 0, done.stderr
+    with serving(root) as server, server.local() as client:
+        for number in range(3):  # beyond what it was at, as time goes by
+            made = client.post("/v1/clusters", json={"name": f"restored{number}"})
+            assert made.status_code == 201
+        headers = {"Last-Event-ID": last_id}
+        answer = client.get("/v1/events/stream", headers=headers)
+        assert answer.status_code == 410, answer.text
+        problem = answer.json()
+        assert (problem["code"], problem["field"]) == ("problem.gone", "Last-Event-ID")
+        assert "restored" in problem["detail"] and problem["fix"]

@@ -20,7 +20,7 @@ ANSWER_S = 2.0
 OFFERED_MAX = 200
 """Of those that begin so, in the order of names: however many VMs there are."""
 ALL = 1_000
-"""As many as a list gives at once."""
+"""As many as a list gives at once, of one that can't be searched."""
 _ITS_OWN_SIGNS = re.compile(r'[\\*"]')
 """Of the search language, between quotation marks."""
 
@@ -50,9 +50,7 @@ def _within(item: Any, keys: tuple[str, ...]) -> Any:
     return item
 
 
-def _first(path: str, *keys: str, **params: Any) -> Words:
-    """Of a list that can't be searched, or not by what its items are called by."""
-
+def _unsorted(path: str, *keys: str, **params: Any) -> Words:
     def words(ctx: Any, begun: str) -> Iterable[str]:
         return [str(_within(item, keys)) for item in _asked(ctx, path, **params)["items"]]
 
@@ -206,15 +204,15 @@ VMS = _listed("/v1/vms", "vm", "name")
 HOSTS = _listed("/v1/hosts", "host", "name")
 CLUSTERS = _listed("/v1/clusters", "name")
 STORAGE = _listed("/v1/storage-domains", "domain", "name")
-RECEIVERS = _first("/v1/receivers", "receiver", "name", limit=ALL)
-SUBSCRIPTIONS = _first("/v1/subscriptions", "subscription", "name", limit=ALL)
+RECEIVERS = _unsorted("/v1/receivers", "receiver", "name", limit=ALL)
+SUBSCRIPTIONS = _unsorted("/v1/subscriptions", "subscription", "name", limit=ALL)
 USERS = _listed("/v1/users", "name")
 TEMPLATES = _listed("/v1/templates", "template", "name")
-OPERATIONS = _first("/v1/operations", "id", limit=50)
-INCIDENTS = _first("/v1/incidents", "id", limit=50)
-DELIVERIES = _first("/v1/deliveries", "id", limit=50)
-TOKENS = _first("/v1/tokens", "id", limit=OFFERED_MAX)
-SETTINGS = _first("/v1/settings", "key")
+OPERATIONS = _unsorted("/v1/operations", "id", limit=50)
+INCIDENTS = _unsorted("/v1/incidents", "id", limit=50)
+DELIVERIES = _unsorted("/v1/deliveries", "id", limit=50)
+TOKENS = _unsorted("/v1/tokens", "id", limit=OFFERED_MAX)
+SETTINGS = _unsorted("/v1/settings", "key")
 
 BY_METAVAR: dict[str, Words] = {
     "VM": VMS,
