@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from test_stream import DEADLINE_S, served
+from test_stream import DEADLINE_S, make_events, served
 
 from virtha.api.problems import Problem
+from virtha.server import listeners
 
 Play = Callable[..., Any]
 _JSON = "Content-Type: application/json\r\n"
@@ -83,3 +84,48 @@ def test_whatever_refuses_a_request_it_is_a_problem(play: Play, tmp_path: Path, 
         assert problem.detail
 
     play(story)
+
+
+def test_one_connection_too_many_is_a_problem_and_the_others_go_on(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "CONNECTIONS_MAX", 3)
+    asked = b"GET /healthz HTTP/1.1\r\nHost: virtha\r\nConnection: close\r\n\r\n"
+
+    async def story(world: Any) -> None:
+        async with served(world, tmp_path) as (client, _):
+            path = tmp_path / "s.sock"
+            async with client.stream("GET", "/v1/events/stream") as stream:
+                lines = stream.aiter_lines()
+                assert await anext(lines) == "retry: 1000"
+                assert (await asyncio.to_thread(answered, path, asked)).startswith(b"HTTP/1.1 200")
+                with socket.socket(socket.AF_UNIX) as idle:
+                    await asyncio.to_thread(idle.connect, str(path))
+                    refused = await _until_refused(path, asked)
+                    head, _, body = refused.lower().partition(b"\r\n\r\n")
+                    assert b"content-type: application/problem+json" in head
+                    assert b"retry-after: 1" in head
+                    problem = msgspec.json.decode(body, type=Problem)
+                    assert (problem.status, problem.code) == (503, "problem.unavailable")
+                await make_events(world, 1)
+                assert [line async for line in _first(lines, "event: ")] == [
+                    "event: cluster.created"
+                ]
+
+    play(story)
+
+
+async def _until_refused(path: Path, asked: bytes) -> bytes:
+    """The server may not have heard yet of the connection before ours."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            got = await asyncio.to_thread(answered, path, asked)
+            if got.startswith(b"HTTP/1.1 503"):
+                return got
+
+
+async def _first(lines: AsyncIterator[str], start: str) -> AsyncIterator[str]:
+    async for line in lines:
+        if line.startswith(start):
+            yield line
+            return
