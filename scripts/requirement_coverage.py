@@ -83,6 +83,10 @@ BAD_INPUT: dict[str, str] = {
     "metacharacters in a power password": "Shell metacharacters in the password of a power device",
     "search that can't be read": "A search with an unknown field, relation, value or object, or half a parenthesis",
     "search that asks too much": "A search of 100,000 parentheses, a flood of wildcards or conditions, or one that would look at everything",
+    "key of another request": "An Idempotency-Key that came with another request before, or that is none",
+    "cursor of another list": "A cursor of another list or of another search, cut off, or none; a page of more than 1,000",
+    "condition that nobody looks at": "If-Match where nothing is compared, a stale one, one of a list; If-None-Match that is no list of ETags",
+    "stream from nowhere": "An event stream from a revision that is no longer kept, or from one that is not reached",
     "search that smuggles": "A search with quotation marks, semicolons, comments and LIKE's own wildcards in it (SQL injection)",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

@@ -113,7 +113,7 @@ def test_the_stream_says_what_the_list_says() -> None:
     event = Event(
         revision=Revision(3), code="vm.started", severity=Severity.INFO, message="", at=MOMENT
     )
-    data = encode_event(event).split(b"data: ")[1].strip()
+    data = encode_event(event, "1a2b3c4d").split(b"data: ")[1].strip()
     assert data == encode(event, Event)
     assert json.loads(data)["at"] == SHOWN
 

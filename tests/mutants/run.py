@@ -88,6 +88,10 @@ STORIES = {
         "tests/unit/server/test_power_desk.py",
         "tests/unit/server/test_led_power.py",
     ),
+    "virtha/control/keyed_requests": ("tests/unit/control/test_keyed_requests.py",),
+    "virtha/control/events": ("tests/unit/control/test_control_facts.py",),
+    "virtha/store/store": ("tests/unit/control/test_keyed_requests.py",),
+    "virtha/api/stream": ("tests/api/test_stream.py",),
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

@@ -19,6 +19,7 @@ from virtha.control.hosts import Hosts
 from virtha.control.incidents import Incidents
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
+from virtha.control.keyed_requests import KeyedRequests
 from virtha.control.launch import Launcher
 from virtha.control.leading import Leading
 from virtha.control.notifications import Notifications
@@ -67,6 +68,7 @@ class Control:
     vms: Vms
     moves: VmMoves
     operations: Operations
+    keyed_requests: KeyedRequests
     events: Events
     incidents: Incidents
     users: Users
@@ -132,6 +134,7 @@ def make_control(
         vms=Vms(store, links, runner, dispatcher, leaders),
         moves=VmMoves(store, links, leaders),
         operations=Operations(store, links, runner, dispatcher),
+        keyed_requests=KeyedRequests(store),
         events=Events(store),
         incidents=Incidents(store, leaders),
         users=Users(store, clock, passwords or Passwords()),

@@ -298,6 +298,19 @@ host_order = Table(
 )
 Index(None, host_order.c.host_id)
 
+# Requests with a key of their sender's that were carried out: sent again, they are answered again.
+keyed_request = Table(
+    "keyed_request",
+    metadata,
+    # A hash of the user and the key.
+    _key(),
+    Column("fingerprint", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    # NULL until the sender was answered.
+    Column("answer", Text),
+)
+Index(None, keyed_request.c.at)
+
 user_account = Table(
     "user_account",
     metadata,
