@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, Method
 
 from virtha.api.console_socket import console_handler
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
+from virtha.api.ovirt.app import ovirt_handlers
 from virtha.api.problems import (
     BY_STATUS,
     MEDIA_TYPE,
@@ -67,6 +68,7 @@ def create_app(services: Services) -> Litestar:
         route_handlers=[
             *(_litestar_handler(one, services) for one in ROUTES),
             console_handler(services),
+            *ovirt_handlers(services),
         ],
         exception_handlers={Exception: _make_exception_handler(services)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py

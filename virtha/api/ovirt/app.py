@@ -1,0 +1,300 @@
+"""The façade as Litestar handlers: requests in oVirt's manner to the table's handlers, their answers and errors back."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+
+import structlog
+from litestar import HttpMethod, Request, route
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+
+from virtha.api.decode import BODY_BYTES_MAX
+from virtha.api.ovirt import json_codec, xml_codec
+from virtha.api.ovirt.catalogue import SHAPES
+from virtha.api.ovirt.fault import (
+    NotAcceptable,
+    Unexpected,
+    fault_headers,
+    fault_of,
+    not_here,
+    status_of,
+)
+from virtha.api.ovirt.follow import follow_links
+from virtha.api.ovirt.parameters import Parameters, read_parameters
+from virtha.api.ovirt.route import Call, Reply, Route, Routes
+from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.sign_in import BasicSessions, caller_of, log_out, token
+from virtha.api.ovirt.table import ROUTES
+from virtha.api.problems import BY_STATUS, TooLarge, UnsupportedMediaType
+from virtha.api.route import JSON, Services
+from virtha.control.views import Caller
+from virtha.model.errors import Forbidden, InvalidInput, NotFound, VirthaError
+from virtha.model.user import Role
+
+log = structlog.get_logger("virtha.api.ovirt")
+ENGINE = "/ovirt-engine"
+ROOTS = (f"{ENGINE}/api", "/api")
+"""The second as in the source document; hrefs begin with the one that was asked."""
+VERSION = "4"
+XML = "application/xml"
+READ_AS_XML = (XML, "text/xml", "application/*", "*/*", "text/*")
+METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE, HttpMethod.PATCH]
+AnyRequest = Request[object, object, object]  # type: ignore[type-var]  # of whatever user and state
+TABLE = Routes(ROUTES)
+
+
+def ovirt_handlers(services: Services) -> Sequence[HTTPRouteHandler]:
+    facade = Facade(services)
+    paths = [path for root in ROOTS for path in (root, f"{root}/{{rest:path}}")]
+
+    @route(paths, http_method=METHODS, status_code=200, name="ovirt")
+    async def api(request: AnyRequest) -> ASGIApp:
+        return await facade.answer(request)
+
+    @route(f"{ENGINE}/{{rest:path}}", http_method=METHODS, status_code=200, name="ovirt-services")
+    async def engine(request: AnyRequest) -> ASGIApp:
+        return await facade.service(request)
+
+    return (api, engine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """In which form an answer goes out."""
+
+    json: bool = False
+    base: str = ROOTS[0]
+
+    @property
+    def media_type(self) -> str:
+        return JSON if self.json else XML
+
+
+class Facade:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._basic = BasicSessions()
+
+    async def answer(self, request: AnyRequest) -> ASGIApp:
+        began = time.perf_counter()
+        base = next(one for one in ROOTS if request.url.path.startswith(one))
+        form, found = _Form(base=base), None
+        try:
+            form = replace(form, json=_wants_json(request.headers.get("accept")))
+            path, pairs = _apart(request.scope["path"].removeprefix(base))
+            _check_version(request.headers.get("version"))
+            caller = await self._caller(request)
+            found, named = TABLE.find(request.method, path)
+            pairs += [(name, str(text)) for name, text in request.query_params.multi_items()]
+            parameters = read_parameters(pairs)
+            reply = await self._handle(request, found, named, parameters, caller)
+            response = _respond(reply, form)
+        except Exception as error:
+            reply = _fault(_as_ours(request, error), found)
+            response = _respond(reply, form, _headers(error))
+        label = base + found.path if found is not None else "none"
+        self._services.metrics.requests.labels(
+            request.method if found is not None else "none", label, str(reply.status)
+        ).observe(time.perf_counter() - began)
+        return response
+
+    async def _caller(self, request: AnyRequest) -> Caller:
+        header = request.headers.get("authorization")
+        return await caller_of(header, self._services, self._basic, _address(request))
+
+    async def _handle(
+        self,
+        request: AnyRequest,
+        found: Route,
+        named: dict[str, str],
+        parameters: Parameters,
+        caller: Caller,
+    ) -> Reply:
+        _check_role(caller, found)
+        if "schema" in parameters.given:
+            raise not_here("the XML schema", "oVirt's own describes the same types")
+        call = Call(
+            services=self._services,
+            caller=caller,
+            path=named,
+            parameters=parameters,
+            body=await _body(request, found),
+        )
+        reply = await found.handler(call)
+        if parameters.follow and reply.body:
+            await self._follow(call, reply)
+        return reply
+
+    async def _follow(self, call: Call, reply: Reply) -> None:
+        async def look(href: str) -> Reply:
+            found, named = TABLE.find("GET", href)
+            _check_role(call.caller, found)
+            return await found.handler(replace(call, path=named, parameters=Parameters(), body={}))
+
+        assert reply.body is not None
+        nodes = [reply.body] if isinstance(reply.body, dict) else list(reply.body)
+        await follow_links(SHAPES[reply.shape], nodes, call.parameters.follow, look)
+
+    # What oVirt has beside its API
+
+    async def service(self, request: AnyRequest) -> ASGIApp:
+        path, method = request.scope["path"].removeprefix(ENGINE), request.method
+        try:
+            raw = await request.body()
+            if (method, path) == ("POST", "/sso/oauth/token"):
+                status, body = await token(raw, self._services, _address(request))
+                return _plain(body, status, JSON)
+            if method == "POST" and path in ("/services/sso-logout", "/sso/oauth/revoke"):
+                status, body = await log_out(raw, self._services)
+                return _plain(body, status, JSON)
+            if (method, path) == ("GET", "/services/pki-resource"):
+                certificate = self._services.authority.certificate_pem()
+                return _plain(certificate.encode(), 200, "application/x-x509-ca-cert")
+            raise NotFound(f"there is nothing at {ENGINE}{path[:200]}")
+        except Exception as error:
+            known = _as_ours(request, error)
+            return _respond(_fault(known, None), _Form(), _headers(error))
+
+
+def _address(request: AnyRequest) -> str:
+    return request.client.host if request.client else "unix socket"
+
+
+def _check_role(caller: Caller, found: Route) -> None:
+    if not caller.role.may(found.role):
+        raise Forbidden(
+            f"{caller.name} has the role {caller.role}; this needs {found.role}",
+            allowed=tuple(role for role in Role if role.may(found.role)),
+            fix="ask an administrator",
+        )
+
+
+def _check_version(header: str | None) -> None:
+    if header is not None and header.strip() not in ("", VERSION):
+        raise InvalidInput(
+            f"version {header[:16]} of the API is not offered", field="Version", allowed=(VERSION,)
+        )
+
+
+def _apart(path: str) -> tuple[str, list[tuple[str, str]]]:
+    """``/v4/vms;max=1`` to ``/vms`` and its matrix parameters."""
+    if path.startswith(f"/v{VERSION}/") or path == f"/v{VERSION}":
+        path = path.removeprefix(f"/v{VERSION}")
+    parts, pairs = [], []
+    for part in path.split("/"):
+        name, *given = part.split(";")
+        parts.append(name)
+        pairs += [(one.partition("=")[0], one.partition("=")[2]) for one in given if one]
+    return "/".join(parts), pairs
+
+
+def _wants_json(accept: str | None) -> bool:
+    """XML unless JSON is preferred. Raises NotAcceptable."""
+    ranges = []
+    for one in (accept or XML).lower().split(","):
+        name, *rest = (part.strip() for part in one.split(";"))
+        quality = next((part[2:] for part in rest if part.startswith("q=")), "1")
+        try:
+            ranges.append((float(quality), name))
+        except ValueError:
+            ranges.append((0.0, name))
+    best = {name: quality for quality, name in sorted(ranges)}
+    json = best.get(JSON, 0.0)
+    xml = max((best.get(name, 0.0) for name in READ_AS_XML), default=0.0)
+    if not json and not xml:
+        raise NotAcceptable(
+            "neither XML nor JSON is accepted", field="Accept", allowed=(XML, JSON)
+        )
+    return json > xml or (json == xml and XML not in best and "*/*" not in best)
+
+
+async def _body(request: AnyRequest, found: Route) -> Node:
+    if not found.reads:
+        return {}  # what comes with a DELETE was oVirt's version 3, and is not read
+    raw = await request.body()
+    shape = SHAPES[found.reads]
+    content_type = request.headers.get("content-type", XML).partition(";")[0].strip().lower()
+    if content_type not in (XML, "text/xml", JSON):
+        raise UnsupportedMediaType(
+            f"the body is {content_type[:64]}", field="Content-Type", allowed=(XML, JSON)
+        )
+    if not raw.strip():
+        if found.action:
+            return {}
+        raise InvalidInput("the body is missing", field="body", fix=f"send a <{shape.name}>")
+    return (json_codec if content_type == JSON else xml_codec).decode(raw, shape)
+
+
+def _respond(reply: Reply, form: _Form, headers: dict[str, str] | None = None) -> ASGIResponse:
+    if reply.body is None:
+        return _plain(b"", reply.status, form.media_type, headers)
+    codec = json_codec if form.json else xml_codec
+    shape = SHAPES[reply.shape]
+    if isinstance(reply.body, dict):
+        return _plain(
+            codec.encode_one(shape, reply.body, form.base), reply.status, form.media_type, headers
+        )
+    raw = codec.encode_many(shape, reply.body, form.base)
+    return _plain(raw, reply.status, form.media_type, headers)
+
+
+def _plain(
+    raw: bytes, status: int, media_type: str, headers: dict[str, str] | None = None
+) -> ASGIResponse:
+    return ASGIResponse(
+        body=raw,
+        status_code=status,
+        media_type=media_type,
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def _fault(error: VirthaError, found: Route | None) -> Reply:
+    fault, status = fault_of(error), status_of(error)
+    if found is not None and found.action:
+        body = {"status": "failed", "fault": fault}
+        return Reply(shape="action", body=body, status=status)
+    return Reply(shape="fault", body=fault, status=status)
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    if not isinstance(error, VirthaError):
+        return {}
+    headers = fault_headers(error)
+    if error.http_status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(error.allowed)
+    return headers
+
+
+def _as_ours(request: AnyRequest, error: Exception) -> VirthaError:
+    match error:
+        case VirthaError():
+            return error
+        case HTTPException() if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return TooLarge(
+                "the body is too large", field="body", allowed=(f"up to {BODY_BYTES_MAX} bytes",)
+            )
+        case HTTPException() if error.status_code in BY_STATUS:
+            return BY_STATUS[error.status_code](error.detail)
+        case _:
+            return _unexpected(request, error)
+
+
+def _unexpected(request: AnyRequest, error: Exception) -> VirthaError:
+    incident = uuid.uuid4().hex[:12]
+    log.error(
+        "request failed unexpectedly",
+        incident=incident,
+        method=request.method,
+        path=request.url.path,
+        exc_info=error,
+    )
+    return Unexpected(
+        f"an error inside the server (incident {incident})",
+        fix=f"the server's log has the details: look for {incident}",
+    )

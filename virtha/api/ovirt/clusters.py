@@ -1,0 +1,215 @@
+"""``/clusters``, ``/datacenters``, ``/clusterlevels``: a data center per cluster, since storage belongs to one cluster here."""
+
+from msgspec import UNSET
+
+from virtha.api.ovirt.fault import not_here, require
+from virtha.api.ovirt.listing import listed
+from virtha.api.ovirt.route import (
+    ADMINISTRATOR,
+    Call,
+    Reply,
+    Route,
+    delete,
+    get,
+    named,
+    post,
+    put,
+    ref,
+)
+from virtha.api.ovirt.shape import Node
+from virtha.control.requests import ClusterChange, ClusterCreate, PageQuery
+from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.host import Cluster
+from virtha.model.policy import FencingAction, Policy
+
+LEVEL = "4.7"
+"""The newest compatibility level that oVirt 4.5 knows; the only one here."""
+VERSION: Node = {"major": 4, "minor": 7}
+_CUTS = (FencingAction.POWER_OFF, FencingAction.REBOOT)
+CLUSTER, DATA_CENTER = "/clusters/{cluster}", "/datacenters/{data_center}"
+
+
+async def the_cluster(call: Call, name: str = "cluster") -> Cluster:
+    """The cluster, or data center, that the path names, by its id only. Raises NotFound."""
+    cluster_id = call.path[name]
+    found = await call.control.clusters.get(cluster_id)
+    if found.id != cluster_id:
+        raise NotFound(f"there is no {name} with the id '{cluster_id[:64]}'")
+    return found
+
+
+async def cluster_ref(call: Call, body: Node) -> str:
+    """Id of the cluster that a body names by id or name. Raises InvalidInput."""
+    wanted = str(named(body))
+    try:
+        return (await call.control.clusters.get(wanted)).id
+    except NotFound as error:
+        raise InvalidInput(error.message, field="cluster", fix=error.fix) from None
+
+
+def cluster_node(cluster: Cluster) -> Node:
+    fencing = cluster.policy.fencing
+    links = ("networks", "permissions", "affinitygroups", "cpuprofiles", "enabledfeatures")
+    return {
+        "id": cluster.id,
+        "href": f"/clusters/{cluster.id}",
+        "link": [(rel, f"/clusters/{cluster.id}/{rel}") for rel in links],
+        "name": cluster.name,
+        "description": cluster.description,
+        "comment": "",
+        "ballooning_enabled": False,
+        "cpu": {"architecture": "x86_64", "type": ""},
+        "data_center": ref("datacenters", cluster.id),
+        "fencing_policy": {
+            "enabled": fencing.action in _CUTS,
+            # Never a switch here: a host whose disks or beats show life is not fenced (J2, J3, J4).
+            "skip_if_connectivity_broken": {"enabled": True, "threshold": 50},
+            "skip_if_gluster_bricks_up": False,
+            "skip_if_gluster_quorum_not_met": False,
+            "skip_if_sd_active": {"enabled": True},
+        },
+        "gluster_service": False,
+        "ha_reservation": True,
+        "version": VERSION,
+        "virt_service": True,
+    }
+
+
+def data_center_node(cluster: Cluster) -> Node:
+    links = ("clusters", "networks", "permissions", "storagedomains")
+    return {
+        "id": cluster.id,
+        "href": f"/datacenters/{cluster.id}",
+        "link": [(rel, f"/datacenters/{cluster.id}/{rel}") for rel in links],
+        "name": cluster.name,
+        "description": cluster.description,
+        "comment": "",
+        "local": False,
+        "status": "up",
+        "storage_format": "v5",
+        "supported_versions": [VERSION],
+        "version": VERSION,
+    }
+
+
+async def _clusters(call: Call) -> list[Cluster]:
+    return await listed(
+        call.parameters,
+        lambda limit, after: call.control.clusters.list(PageQuery(limit=limit, after=after)),
+        lambda cluster: {
+            "name": cluster.name,
+            "id": cluster.id,
+            "description": cluster.description,
+            "datacenter": cluster.name,
+            "status": "up",
+        },
+    )
+
+
+async def list_clusters(call: Call) -> Reply:
+    return Reply(shape="cluster", body=[cluster_node(one) for one in await _clusters(call)])
+
+
+async def get_cluster(call: Call) -> Reply:
+    return Reply(shape="cluster", body=cluster_node(await the_cluster(call)))
+
+
+async def add_cluster(call: Call) -> Reply:
+    require("cluster", call.body, "name")
+    _check_fencing(call.body, None)
+    made = await call.control.clusters.create(
+        call.caller,
+        ClusterCreate(name=call.body["name"], description=call.body.get("description", "")),
+    )
+    return Reply(shape="cluster", body=cluster_node(made), status=201)
+
+
+async def change_cluster(call: Call) -> Reply:
+    cluster = await the_cluster(call)
+    _check_fencing(call.body, cluster)
+    change = ClusterChange(
+        name=call.body.get("name", UNSET), description=call.body.get("description", UNSET)
+    )
+    changed = await call.control.clusters.change(call.caller, cluster.id, change)
+    return Reply(shape="cluster", body=cluster_node(changed))
+
+
+def _check_fencing(body: Node, cluster: Cluster | None) -> None:
+    """The policy is one document with its own checks and its budget of time: it is not changed piecemeal from here. Raises
+    Refused where the body wants another than there is."""
+    wanted = (body.get("fencing_policy") or {}).get("enabled")
+    policy = cluster.policy if cluster is not None else Policy()
+    if wanted is None or wanted == (policy.fencing.action in _CUTS):
+        return
+    raise Refused(
+        "the fencing policy is changed with the whole policy",
+        field="fencing_policy.enabled",
+        fix="'virtha policy set CLUSTER FILE', fencing.action",
+    )
+
+
+async def remove_cluster(call: Call) -> Reply:
+    cluster = await the_cluster(call)
+    await call.control.clusters.delete(call.caller, cluster.id)
+    return Reply()
+
+
+async def list_data_centers(call: Call) -> Reply:
+    nodes = [data_center_node(one) for one in await _clusters(call)]
+    return Reply(shape="data_center", body=nodes)
+
+
+async def get_data_center(call: Call) -> Reply:
+    cluster = await the_cluster(call, "data_center")
+    return Reply(shape="data_center", body=data_center_node(cluster))
+
+
+async def list_clusters_of(call: Call) -> Reply:
+    return Reply(shape="cluster", body=[cluster_node(await the_cluster(call, "data_center"))])
+
+
+async def refuse_data_center(_call: Call) -> Reply:
+    raise not_here(
+        "adding or changing a data center", "each cluster has one of its own: add a cluster"
+    )
+
+
+# Levels
+
+
+def level_node() -> Node:
+    return {
+        "id": LEVEL,
+        "href": f"/clusterlevels/{LEVEL}",
+        "link": [("clusterfeatures", f"/clusterlevels/{LEVEL}/clusterfeatures")],
+        "name": LEVEL,
+        "cpu_types": [],
+        "permits": [],
+    }
+
+
+async def list_levels(_call: Call) -> Reply:
+    return Reply(shape="cluster_level", body=[level_node()])
+
+
+async def get_level(call: Call) -> Reply:
+    if call.path["level"] != LEVEL:
+        raise NotFound(f"there is no level '{call.path['level'][:16]}'", fix=f"{LEVEL} is")
+    return Reply(shape="cluster_level", body=level_node())
+
+
+ROUTES: tuple[Route, ...] = (
+    get("/clusters", list_clusters),
+    post("/clusters", add_cluster, "cluster", ADMINISTRATOR),
+    get(CLUSTER, get_cluster),
+    put(CLUSTER, change_cluster, "cluster", ADMINISTRATOR),
+    delete(CLUSTER, remove_cluster, ADMINISTRATOR),
+    get("/datacenters", list_data_centers),
+    post("/datacenters", refuse_data_center, "data_center", ADMINISTRATOR),
+    get(DATA_CENTER, get_data_center),
+    put(DATA_CENTER, refuse_data_center, "data_center", ADMINISTRATOR),
+    delete(DATA_CENTER, refuse_data_center, ADMINISTRATOR),
+    get(f"{DATA_CENTER}/clusters", list_clusters_of),
+    get("/clusterlevels", list_levels),
+    get("/clusterlevels/{level}", get_level),
+)

@@ -1,0 +1,129 @@
+"""What a body says of a VM or template, as our requests have it. What is said of nothing that we have is ignored, as oVirt does."""
+
+from msgspec import UNSET, UnsetType
+
+from virtha.api.ovirt.fault import not_here
+from virtha.api.ovirt.route import named
+from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.vm_node import BIOS
+from virtha.control.requests import NicCreate, WatchdogRequest
+from virtha.model.errors import Conflict, InvalidInput
+from virtha.model.machine import MachineType
+from virtha.model.vm import OnIoError
+
+MEMORY_DEFAULT = 1 << 30
+"""oVirt's, of the Blank template."""
+PRIORITY_MAX = 100
+
+
+def vcpus_of(body: Node) -> int | UnsetType:
+    topology = (body.get("cpu") or {}).get("topology")
+    if not topology:
+        return UNSET
+    count = 1
+    for name in ("sockets", "cores", "threads"):
+        part = topology.get(name, 1)
+        if not 1 <= part <= 1_024:
+            raise InvalidInput(
+                f"{part} is out of range", field=f"cpu.topology.{name}", allowed=("1 to 1024",)
+            )
+        count *= part
+    return count
+
+
+def ha_of(body: Node) -> bool | UnsetType:
+    """The priority is checked and not kept: there is none here yet."""
+    said = body.get("high_availability") or {}
+    priority = said.get("priority")
+    if priority is not None and not 0 <= priority <= PRIORITY_MAX:
+        raise InvalidInput(
+            f"{priority} is out of range",
+            field="high_availability.priority",
+            allowed=(f"0 to {PRIORITY_MAX}",),
+        )
+    return said.get("enabled", UNSET)
+
+
+def on_io_error_of(body: Node) -> OnIoError | UnsetType:
+    text = body.get("storage_error_resume_behaviour")
+    if text is None:
+        return UNSET
+    if text not in tuple(OnIoError):
+        raise InvalidInput(
+            f"'{text[:64]}' is no value",
+            field="storage_error_resume_behaviour",
+            allowed=tuple(OnIoError),
+        )
+    return OnIoError(text)
+
+
+def machine_of(body: Node) -> MachineType | UnsetType:
+    """``custom_emulated_machine`` goes before ``bios.type``, as in oVirt."""
+    custom = body.get("custom_emulated_machine")
+    if custom:
+        known = {one.value: one for one in MachineType}
+        kind = next((name for name in known if name in custom), None)
+        if kind is None:
+            raise InvalidInput(
+                f"'{custom[:64]}' is no machine type",
+                field="custom_emulated_machine",
+                allowed=tuple(known),
+            )
+        return known[kind]
+    bios = (body.get("bios") or {}).get("type")
+    if bios is None or bios == "cluster_default":
+        return UNSET
+    found = next((machine for machine, text in BIOS.items() if text == bios), None)
+    if found is None:
+        raise InvalidInput(
+            f"'{bios[:64]}' is not offered", field="bios.type", allowed=tuple(BIOS.values())
+        )
+    return found
+
+
+def watchdog_of(body: Node) -> WatchdogRequest | UnsetType | None:
+    """oVirt's ``watchdogs`` or the source document's ``watchdog``. An empty list: there shall be none. Raises Conflict."""
+    if "watchdog" not in body and "watchdogs" not in body:
+        return UNSET
+    cards = [*body.get("watchdogs", ()), *([body["watchdog"]] if "watchdog" in body else ())]
+    if len(cards) > 1:
+        raise Conflict(
+            f"{len(cards)} watchdogs are given",
+            code="problem.watchdog.second",
+            field="watchdogs",
+            fix="give one",
+        )
+    return card_of(cards[0]) if cards else None
+
+
+def card_of(body: Node) -> WatchdogRequest:
+    return WatchdogRequest(model=body.get("model", ""), action=body.get("action", ""))
+
+
+def nics_of(body: Node) -> tuple[NicCreate, ...] | UnsetType:
+    if "nics" not in body:
+        return UNSET
+    return tuple(nic_of(one) for one in body["nics"])
+
+
+def nic_of(body: Node) -> NicCreate:
+    """The network, or the profile, is a bridge of the hosts, by its name. Raises InvalidInput."""
+    bridge = None
+    for name in ("network", "vnic_profile"):
+        said = body.get(name)
+        if said:
+            bridge = said.get("name") or named(said)
+            break
+    if not bridge:
+        raise InvalidInput(
+            "is missing", field="nic.network.name", fix="name a bridge of the hosts, such as br0"
+        )
+    mac = (body.get("mac") or {}).get("address")
+    return NicCreate(bridge=bridge, mac=mac or None, model=body.get("interface") or "virtio")
+
+
+def refuse_other_sources(body: Node) -> None:
+    """A VM from a snapshot or an OVF would silently be another one. Raises Refused."""
+    for name in ("snapshots", "initialization"):
+        if body.get(name) and (name == "snapshots" or "configuration" in body[name]):
+            raise not_here(f"a VM from {name}", "make it from a template")
