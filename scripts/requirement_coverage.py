@@ -80,6 +80,14 @@ BAD_INPUT: dict[str, str] = {
     "power script that forks": "A power script that forks",
     "power script that fails with 0": "A power script that exits 0 having failed",
     "power syntax with an unknown variable": "An execution syntax with an unknown variable",
+    "XML bomb": "XML that grows out of its entities, at the oVirt façade",
+    "external entity": "XML with an external entity",
+    "XML nested too deeply": "XML nested too deeply, or of too many elements",
+    "wrong content type": "A body of another content type than it says, or of one that is not read",
+    "body of 100 MB": "A body of 100 MB",
+    "huge max": "A huge `max`, or one that is no number",
+    "search injection": "SQL, and other things that are no search, in a search",
+    "wrong value in a body": "A value that can't be, in an oVirt body",
     "metacharacters in a power password": "Shell metacharacters in the password of a power device",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is

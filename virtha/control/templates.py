@@ -196,9 +196,7 @@ class Templates:
                 able = capabilities_of(await read_surroundings(tx, template.cluster_id))
                 card = check_watchdog(request, template.architecture, template.machine, able)
             if card != template.watchdog:
-                template = await save_template(
-                    tx, msgspec.structs.replace(template, watchdog=card)
-                )
+                template = await save_template(tx, msgspec.structs.replace(template, watchdog=card))
                 await record(
                     tx,
                     "template.changed",

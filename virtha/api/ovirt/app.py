@@ -207,9 +207,7 @@ def _wants_json(accept: str | None) -> bool:
     json = best.get(JSON, 0.0)
     xml = max((best.get(name, 0.0) for name in READ_AS_XML), default=0.0)
     if not json and not xml:
-        raise NotAcceptable(
-            "neither XML nor JSON is accepted", field="Accept", allowed=(XML, JSON)
-        )
+        raise NotAcceptable("neither XML nor JSON is accepted", field="Accept", allowed=(XML, JSON))
     return json > xml or (json == xml and XML not in best and "*/*" not in best)
 
 

@@ -181,7 +181,6 @@ def level_node() -> Node:
     return {
         "id": LEVEL,
         "href": f"/clusterlevels/{LEVEL}",
-        "link": [("clusterfeatures", f"/clusterlevels/{LEVEL}/clusterfeatures")],
         "name": LEVEL,
         "cpu_types": [],
         "permits": [],

@@ -79,9 +79,7 @@ def _read(value: Any, shape: Shape, field: str, depth: int) -> Node:
     return node
 
 
-def _read_field(
-    value: Any, name: str, known: Field, shape: Shape, field: str, depth: int
-) -> Any:
+def _read_field(value: Any, name: str, known: Field, shape: Shape, field: str, depth: int) -> Any:
     of = shape.type_of(name)
     if not known.many:
         if isinstance(of, Scalar):

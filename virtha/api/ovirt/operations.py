@@ -27,7 +27,9 @@ async def underway(call: Call, subject: str | None = None) -> Underway:
 
 
 async def waited(call: Call, operation: Operation, wait_ms: int = ANSWER_WAIT_MS) -> Operation:
-    """As it is when it ends, or after ``wait_ms``. Raises Refused: it failed, with its code."""
+    """As it is when it ends, or after ``wait_ms``; with ``async`` at once. Raises Refused: it failed, with its code."""
+    if _asked_async(call):
+        return operation
     work = call.control.operations.wait(operation.id, wait_ms)
     seen = await call.services.unless_stopping(work)
     if seen.state in (OperationState.FAILED, OperationState.CANCELLED):
@@ -39,9 +41,12 @@ async def action_reply(
     call: Call, operation: Operation, wait_ms: int = ANSWER_WAIT_MS, **more: object
 ) -> Reply:
     """``complete`` once it is over; ``pending`` when it goes on beyond the answer, or was asked for with ``async``."""
-    asked_async = call.body.get("async", call.parameters.flag("async", default=False))
-    seen = operation if asked_async else await waited(call, operation, wait_ms)
+    seen = await waited(call, operation, wait_ms)
     return done("complete" if seen.is_over else "pending", job=ref("jobs", seen.id), **more)
+
+
+def _asked_async(call: Call) -> bool:
+    return bool(call.body.get("async", call.parameters.flag("async", default=False)))
 
 
 def done(status: str = "complete", **more: object) -> Reply:

@@ -32,7 +32,16 @@ COLLECTIONS = (
     "vms",
     "vnicprofiles",
 )
-_SEARCHED = ("clusters", "datacenters", "disks", "events", "hosts", "storagedomains", "templates", "vms")
+_SEARCHED = (
+    "clusters",
+    "datacenters",
+    "disks",
+    "events",
+    "hosts",
+    "storagedomains",
+    "templates",
+    "vms",
+)
 _SYSTEMS = (
     ("0", "other", "Other OS", "x86_64"),
     ("5", "other_linux", "Linux", "x86_64"),
@@ -154,5 +163,8 @@ ROUTES: tuple[Route, ...] = (
     get("/tags", list_tags),
     post("/tags", refuse_tag, "tag"),
     get("/tags/{id}", get_tag),
-    *(post(f"/{kind}/{{{kind}}}/tags", refuse_tag, "tag") for kind in ("vms", "templates", "hosts")),
+    *(
+        post(f"/{kind}/{{{kind}}}/tags", refuse_tag, "tag")
+        for kind in ("vms", "templates", "hosts")
+    ),
 )

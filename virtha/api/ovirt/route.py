@@ -83,9 +83,7 @@ def delete(path: str, handler: Handler, role: Role = OPERATOR) -> Route:
 
 
 def action(path: str, handler: Handler, role: Role = OPERATOR) -> Route:
-    return Route(
-        method="POST", path=path, role=role, handler=handler, reads="action", action=True
-    )
+    return Route(method="POST", path=path, role=role, handler=handler, reads="action", action=True)
 
 
 class Routes:
@@ -127,14 +125,14 @@ def _parts(path: str) -> list[str]:
 
 
 def _fits(parts: list[str], there: list[str]) -> bool:
-    return all(want.startswith("{") or want == have for want, have in zip(parts, there, strict=True))
+    return all(
+        want.startswith("{") or want == have for want, have in zip(parts, there, strict=True)
+    )
 
 
 def _named(parts: list[str], there: list[str]) -> list[tuple[str, str]]:
     return [
-        (want[1:-1], have)
-        for want, have in zip(parts, there, strict=True)
-        if want.startswith("{")
+        (want[1:-1], have) for want, have in zip(parts, there, strict=True) if want.startswith("{")
     ]
 
 

@@ -59,9 +59,7 @@ def parse_search(text: str) -> Search:
         if found is None:
             raise _not_understood(rest, at)
         field, relation, value = found.groups()
-        terms.append(
-            _Term(field=field.lower(), equal=relation == "=", value=value.strip('"'))
-        )
+        terms.append(_Term(field=field.lower(), equal=relation == "=", value=value.strip('"')))
         at = found.end()
     return Search(terms=tuple(terms), page=page)
 
@@ -80,7 +78,9 @@ def select(
 ) -> list[T]:
     """``rows``: what each can be found by, and itself. Raises InvalidInput: there is no such field."""
     found = [
-        item for words, item in rows if all(_matches(words, one, parameters) for one in search.terms)
+        item
+        for words, item in rows
+        if all(_matches(words, one, parameters) for one in search.terms)
     ]
     if search.page is not None:
         size = parameters.max or PAGE_SIZE

@@ -141,4 +141,6 @@ async def log_out(raw: bytes, services: Services) -> tuple[int, bytes]:
 
 
 def _error(code: str, description: str) -> bytes:
-    return msgspec.json.encode({"error": code, "error_code": code, "error_description": description})
+    return msgspec.json.encode(
+        {"error": code, "error_code": code, "error_description": description}
+    )

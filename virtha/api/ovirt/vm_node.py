@@ -13,7 +13,16 @@ from virtha.model.watchdog import Watchdog
 BLANK = "00000000-0000-0000-0000-000000000000"
 """oVirt's template of nothing, by its fixed id; it is called ``Blank``."""
 BLANK_NAME = "Blank"
-VM_ACTIONS = ("start", "stop", "shutdown", "reboot", "reset", "suspend", "migrate", "cancelmigration")
+VM_ACTIONS = (
+    "start",
+    "stop",
+    "shutdown",
+    "reboot",
+    "reset",
+    "suspend",
+    "migrate",
+    "cancelmigration",
+)
 _VM_LINKS = (
     "affinitylabels",
     "applications",

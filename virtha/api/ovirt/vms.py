@@ -71,9 +71,7 @@ def vm_words(view: VmView) -> dict[str, str]:
 async def list_vms(call: Call) -> Reply:
     found = await all_vms(call)
     open_ones = await underway(call) if found else {}
-    return Reply(
-        shape="vm", body=[vm_node(view, open_ones.get(view.vm.id, ())) for view in found]
-    )
+    return Reply(shape="vm", body=[vm_node(view, open_ones.get(view.vm.id, ())) for view in found])
 
 
 async def get_vm(call: Call) -> Reply:

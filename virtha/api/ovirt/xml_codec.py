@@ -165,9 +165,7 @@ def decode(raw: bytes, shape: Shape) -> Node:
         raise InvalidInput(f"the body is no XML: {error}", field="body") from None
     if root is None or root.tag != shape.name:
         told = root.tag[:64] if root is not None else "nothing"
-        raise InvalidInput(
-            f"the body is <{told}>", field="body", allowed=(f"<{shape.name}>",)
-        )
+        raise InvalidInput(f"the body is <{told}>", field="body", allowed=(f"<{shape.name}>",))
     return _read(root, shape, shape.name)
 
 

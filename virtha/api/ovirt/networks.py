@@ -1,0 +1,117 @@
+"""``/networks`` and ``/vnicprofiles``: the bridges that hosts report, one network and one profile each, per cluster."""
+
+from uuid import UUID, uuid5
+
+from virtha.api.ovirt.clusters import CLUSTER, DATA_CENTER, the_cluster
+from virtha.api.ovirt.listing import gather
+from virtha.api.ovirt.route import Call, Reply, Route, get, ref
+from virtha.api.ovirt.search import parse_search, select
+from virtha.api.ovirt.shape import Node
+from virtha.control.requests import PageQuery
+from virtha.model.errors import NotFound
+
+NETWORK, PROFILE = "/networks/{network}", "/vnicprofiles/{vnic_profile}"
+Bridge = tuple[str, str]
+"""Cluster's id, and the bridge's name."""
+
+
+def network_id(cluster_id: str, bridge: str) -> str:
+    """The same for as long as there is such a bridge: nothing of it is kept."""
+    return str(uuid5(UUID(cluster_id), f"network {bridge}"))
+
+
+def profile_id(cluster_id: str, bridge: str) -> str:
+    return str(uuid5(UUID(cluster_id), f"profile {bridge}"))
+
+
+async def bridges(call: Call) -> list[Bridge]:
+    """Of all hosts, each once, sorted by name."""
+    hosts = await gather(
+        lambda limit, after: call.control.hosts.list(PageQuery(limit=limit, after=after))
+    )
+    found = {
+        (view.host.cluster_id, bridge)
+        for view in hosts
+        for bridge in view.status.capabilities.bridges
+    }
+    return sorted(found, key=lambda one: (one[1], one[0]))
+
+
+def network_node(one: Bridge) -> Node:
+    cluster_id, bridge = one
+    identifier = network_id(*one)
+    return {
+        **ref("networks", identifier),
+        "link": [("vnicprofiles", f"/networks/{identifier}/vnicprofiles")],
+        "name": bridge,
+        "description": f"bridge {bridge} of the hosts",
+        "data_center": ref("datacenters", cluster_id),
+        "status": "operational",
+        "usages": ["vm"],
+    }
+
+
+def profile_node(one: Bridge) -> Node:
+    return {
+        **ref("vnicprofiles", profile_id(*one)),
+        "name": one[1],
+        "description": f"bridge {one[1]} of the hosts",
+        "network": ref("networks", network_id(*one)),
+    }
+
+
+async def list_networks(call: Call) -> Reply:
+    words = [({"name": one[1], "id": network_id(*one)}, one) for one in await bridges(call)]
+    chosen = select(words, parse_search(call.parameters.search), call.parameters)
+    return Reply(shape="network", body=[network_node(one) for one in chosen])
+
+
+async def list_of_cluster(call: Call) -> Reply:
+    cluster = await the_cluster(call)
+    return _of(cluster.id, await bridges(call))
+
+
+async def list_of_data_center(call: Call) -> Reply:
+    cluster = await the_cluster(call, "data_center")
+    return _of(cluster.id, await bridges(call))
+
+
+def _of(cluster_id: str, found: list[Bridge]) -> Reply:
+    return Reply(shape="network", body=[network_node(one) for one in found if one[0] == cluster_id])
+
+
+async def _network(call: Call) -> Bridge:
+    for one in await bridges(call):
+        if network_id(*one) == call.path["network"]:
+            return one
+    raise NotFound(f"there is no network with the id '{call.path['network'][:64]}'")
+
+
+async def get_network(call: Call) -> Reply:
+    return Reply(shape="network", body=network_node(await _network(call)))
+
+
+async def list_profiles(call: Call) -> Reply:
+    return Reply(shape="vnic_profile", body=[profile_node(one) for one in await bridges(call)])
+
+
+async def list_profiles_of(call: Call) -> Reply:
+    return Reply(shape="vnic_profile", body=[profile_node(await _network(call))])
+
+
+async def get_profile(call: Call) -> Reply:
+    for one in await bridges(call):
+        if profile_id(*one) == call.path["vnic_profile"]:
+            return Reply(shape="vnic_profile", body=profile_node(one))
+    raise NotFound(f"there is no profile with the id '{call.path['vnic_profile'][:64]}'")
+
+
+ROUTES: tuple[Route, ...] = (
+    get("/networks", list_networks),
+    get(NETWORK, get_network),
+    get(f"{NETWORK}/vnicprofiles", list_profiles_of),
+    get("/vnicprofiles", list_profiles),
+    get(PROFILE, get_profile),
+    get(f"{CLUSTER}/networks", list_of_cluster),
+    get(f"{DATA_CENTER}/networks", list_of_data_center),
+)
