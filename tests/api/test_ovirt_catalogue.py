@@ -4,7 +4,7 @@ import inspect
 import re
 
 import pytest
-from ovirtsdk4 import readers, types
+from ovirtsdk4 import reader, readers, types
 
 from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.shape import Scalar, Shape
@@ -78,3 +78,16 @@ def test_every_type_that_a_field_names_is_described() -> None:
     ]
     assert lost == []
     assert {route.reads for route in ROUTES if route.reads} <= set(SHAPES)
+
+
+def test_the_stock_sdk_knows_what_the_collections_are_called() -> None:
+    """Types that stand only inside of others need no name of their own there."""
+    inside = {"bios", "topology", "lease", "os", "placement_policy", "storage"}
+    known = reader.Reader._readers
+    lost = [
+        tag
+        for shape in SHAPES.values()
+        for tag in (shape.name, shape.plural)
+        if tag and tag not in known and shape.name not in inside | OURS
+    ]
+    assert lost == []

@@ -225,7 +225,9 @@ async def _body(request: AnyRequest, found: Route) -> Node:
         if found.action:
             return {}
         raise InvalidInput("the body is missing", field="body", fix=f"send a <{shape.name}>")
-    return (json_codec if content_type == JSON else xml_codec).decode(raw, shape)
+    if content_type == JSON:
+        return json_codec.decode(raw, shape)
+    return xml_codec.decode(raw, shape)
 
 
 def _respond(reply: Reply, form: _Form, headers: dict[str, str] | None = None) -> ASGIResponse:

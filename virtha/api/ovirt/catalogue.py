@@ -410,7 +410,8 @@ _ALL = (
         permits=many("permit"),
     ),
     shape("cpu_type", "cpu_types", architecture=TEXT, level=INTEGER),
-    shape("operating_system", "operating_systems", architecture=TEXT, tpm_support=TEXT),
+    # The plural is oVirt's own.
+    shape("operating_system", "operation_systems", architecture=TEXT, tpm_support=TEXT),
     shape(
         "capabilities",
         "",

@@ -238,7 +238,7 @@ async def attach(call: Call) -> Reply:
         storage_domain=next((named(one) for one in said.get("storage_domains", ())), None),
         bus=_bus_of(call.body),
     )
-    before = {disk.id for disk in view.vm.disks}
+    before: set[str] = {disk.id for disk in view.vm.disks}
     devices = call.control.vms.devices
     operation = await devices.add_disk(call.caller, view.vm.id, request)
     return await _added(call, view.vm.id, before, operation)

@@ -1,7 +1,7 @@
 """``/jobs``: operations, newest first. Those that are over too."""
 
 from virtha.api.ovirt.listing import gather
-from virtha.api.ovirt.route import Call, Reply, Route, get, ref
+from virtha.api.ovirt.route import Call, Reply, Route, get, listed_and_one, ref
 from virtha.api.ovirt.shape import Node
 from virtha.control.requests import OperationQuery
 from virtha.model.operation import Operation, OperationState, OperationStep
@@ -69,5 +69,5 @@ async def list_steps(call: Call) -> Reply:
 ROUTES: tuple[Route, ...] = (
     get("/jobs", list_jobs),
     get("/jobs/{job}", get_job),
-    get("/jobs/{job}/steps", list_steps),
+    *listed_and_one("/jobs/{job}/steps", list_steps),
 )

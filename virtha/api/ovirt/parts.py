@@ -4,12 +4,11 @@ from uuid import UUID, uuid5
 
 from virtha.api.ovirt.clusters import CLUSTER, the_cluster
 from virtha.api.ovirt.hosts import HOST, the_host
-from virtha.api.ovirt.route import Call, Handler, Reply, Route, get, ref
+from virtha.api.ovirt.route import Call, Handler, Reply, Route, get, listed_and_one, ref
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.templates import TEMPLATE, the_template
 from virtha.api.ovirt.vm_node import BLANK
 from virtha.api.ovirt.vms import VM, the_vm
-from virtha.model.errors import NotFound
 
 VNC_ID = "766e63"
 """oVirt's id of a VNC console: its protocol's name in hexadecimal digits."""
@@ -84,13 +83,6 @@ async def vm_consoles(call: Call) -> Reply:
     return Reply(shape="graphics_console", body=[_console("vm", vm.id)])
 
 
-async def vm_console(call: Call) -> Reply:
-    if call.path["console"] != VNC_ID:
-        raise NotFound(f"there is no console '{call.path['console'][:64]}'")
-    vm = (await the_vm(call)).vm
-    return Reply(shape="graphics_console", body=_console("vm", vm.id))
-
-
 async def template_consoles(call: Call) -> Reply:
     await _check_template(call)
     return Reply(shape="graphics_console", body=[_console("template", call.path["template"])])
@@ -148,9 +140,8 @@ ROUTES: tuple[Route, ...] = (
     *(get(f"{CLUSTER}/{rel}", _empty(CLUSTER, shape)) for rel, shape in EMPTY_OF_CLUSTER.items()),
     get(f"{VM}/nics/{{nic}}/reporteddevices", _empty(VM, "reported_device")),
     get(f"{VM}/nics/{{nic}}/statistics", _empty(VM, "statistic")),
-    get(f"{VM}/graphicsconsoles", vm_consoles),
-    get(f"{VM}/graphicsconsoles/{{console}}", vm_console),
-    get(f"{VM}/statistics", vm_statistics),
-    get(f"{TEMPLATE}/graphicsconsoles", template_consoles),
-    get(f"{HOST}/statistics", host_statistics),
+    *listed_and_one(f"{VM}/graphicsconsoles", vm_consoles),
+    *listed_and_one(f"{VM}/statistics", vm_statistics),
+    *listed_and_one(f"{TEMPLATE}/graphicsconsoles", template_consoles),
+    *listed_and_one(f"{HOST}/statistics", host_statistics),
 )

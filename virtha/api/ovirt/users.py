@@ -6,7 +6,16 @@ from virtha.api.ovirt.clusters import CLUSTER, DATA_CENTER, get_cluster, get_dat
 from virtha.api.ovirt.disks import get_disk
 from virtha.api.ovirt.hosts import HOST, get_host
 from virtha.api.ovirt.listing import gather, listed
-from virtha.api.ovirt.route import ADMINISTRATOR, Call, Handler, Reply, Route, get, ref
+from virtha.api.ovirt.route import (
+    ADMINISTRATOR,
+    Call,
+    Handler,
+    Reply,
+    Route,
+    get,
+    listed_and_one,
+    ref,
+)
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.sign_in import DOMAIN
 from virtha.api.ovirt.storage import DOMAIN as STORAGE_DOMAIN
@@ -166,19 +175,21 @@ def _permission_routes() -> tuple[Route, ...]:
         "/disks/{disk}": get_disk,
     }
     return tuple(
-        get(f"{path}/permissions", _permissions_of(owner)) for path, owner in owners.items()
+        route
+        for path, owner in owners.items()
+        for route in listed_and_one(f"{path}/permissions", _permissions_of(owner))
     )
 
 
 ROUTES: tuple[Route, ...] = (
     get("/users", list_users, ADMINISTRATOR),
     get(USER, get_user),
-    get(f"{USER}/permissions", list_user_permissions),
-    get(f"{USER}/roles", list_user_roles),
+    *listed_and_one(f"{USER}/permissions", list_user_permissions),
+    *listed_and_one(f"{USER}/roles", list_user_roles),
     get(f"{USER}/tags", list_user_tags),
-    get("/permissions", list_permissions),
+    *listed_and_one("/permissions", list_permissions),
     get("/roles", list_roles),
     get("/roles/{role}", get_role),
-    get("/roles/{role}/permits", list_permits),
+    *listed_and_one("/roles/{role}/permits", list_permits),
     *_permission_routes(),
 )

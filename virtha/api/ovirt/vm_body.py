@@ -41,7 +41,8 @@ def ha_of(body: Node) -> bool | UnsetType:
             field="high_availability.priority",
             allowed=(f"0 to {PRIORITY_MAX}",),
         )
-    return said.get("enabled", UNSET)
+    enabled: bool | UnsetType = said.get("enabled", UNSET)
+    return enabled
 
 
 def on_io_error_of(body: Node) -> OnIoError | UnsetType:

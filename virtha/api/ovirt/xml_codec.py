@@ -154,7 +154,8 @@ def decode(raw: bytes, shape: Shape) -> Node:
     parser = DefusedXMLParser(target=_BoundedTree(), forbid_dtd=True)
     try:
         parser.feed(raw)
-        root = parser.close()
+        # Typed as the usual target's answer, it is ours.
+        root: _Element | None = parser.close()  # type: ignore[assignment]
     except DefusedXmlException:
         raise InvalidInput(
             "the body declares a document type or entities, which are not read",
