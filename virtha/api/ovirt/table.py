@@ -13,6 +13,7 @@ from virtha.api.ovirt import (
     root,
     snapshots,
     storage,
+    subscriptions,
     templates,
     users,
     vms,
@@ -37,4 +38,5 @@ ROUTES: tuple[Route, ...] = (
     *events.ROUTES,
     *jobs.ROUTES,
     *users.ROUTES,
+    *subscriptions.ROUTES,
 )

@@ -35,6 +35,7 @@ _PERMITS = {
     Role.ADMINISTRATOR: ("login", "manipulate_users", "edit_storage_pool_configuration"),
 }
 USER = "/users/{user}"
+_LINKS = ("eventsubscriptions", "permissions", "roles", "tags")
 
 
 def role_id(role: Role) -> str:
@@ -44,7 +45,7 @@ def role_id(role: Role) -> str:
 def user_node(user: User) -> Node:
     return {
         **ref("users", user.id),
-        "link": [(rel, f"/users/{user.id}/{rel}") for rel in ("permissions", "roles", "tags")],
+        "link": [(rel, f"/users/{user.id}/{rel}") for rel in _LINKS],
         "name": user.name,
         "user_name": f"{user.name}@{DOMAIN}",
         "principal": user.name,
@@ -98,7 +99,7 @@ async def list_users(call: Call) -> Reply:
     return Reply(shape="user", body=[user_node(user) for user in found])
 
 
-async def _the_user(call: Call) -> User:
+async def the_user(call: Call) -> User:
     for user in await _users(call):
         if user.id == call.path["user"]:
             return user
@@ -106,19 +107,19 @@ async def _the_user(call: Call) -> User:
 
 
 async def get_user(call: Call) -> Reply:
-    return Reply(shape="user", body=user_node(await _the_user(call)))
+    return Reply(shape="user", body=user_node(await the_user(call)))
 
 
 async def list_user_permissions(call: Call) -> Reply:
-    return Reply(shape="permission", body=[_permission_node(await _the_user(call))])
+    return Reply(shape="permission", body=[_permission_node(await the_user(call))])
 
 
 async def list_user_roles(call: Call) -> Reply:
-    return Reply(shape="role", body=[role_node((await _the_user(call)).role)])
+    return Reply(shape="role", body=[role_node((await the_user(call)).role)])
 
 
 async def list_user_tags(call: Call) -> Reply:
-    await _the_user(call)
+    await the_user(call)
     return Reply(shape="tag", body=[])
 
 
