@@ -30,12 +30,6 @@ class Search:
     terms: tuple[_Term, ...] = ()
     page: int | None = None
 
-    @property
-    def exact_name(self) -> str | None:
-        """Where all that can be found is the one of that name."""
-        named = [one.value for one in self.terms if one.field == "name" and one.equal]
-        return named[0] if named and "*" not in named[0] else None
-
 
 def parse_search(text: str) -> Search:
     """Raises InvalidInput, which points at the column."""

@@ -155,7 +155,7 @@ def _machine(one: Vm | Template) -> Node:
         "name": one.name,
         "description": one.description,
         "comment": "",
-        "bios": {"type": BIOS[one.machine]},
+        "bios": {"boot_menu": {"enabled": False}, "type": BIOS[one.machine]},
         "cluster": ref("clusters", one.cluster_id),
         "cpu": {
             "architecture": one.architecture,
@@ -164,6 +164,11 @@ def _machine(one: Vm | Template) -> Node:
         "delete_protected": False,
         "display": {"type": "vnc"},
         "high_availability": {"enabled": one.ha},
+        # Ansible's modules look into these without asking whether they are there.
+        "io": {"threads": 0},
+        "soundcard_enabled": False,
+        "sso": {"methods": []},
+        "usb": {"enabled": False},
         "memory": one.memory_bytes,
         "memory_policy": {
             "ballooning": False,
