@@ -86,9 +86,11 @@ BAD_INPUT: dict[str, str] = {
     "wrong content type": "A body of another content type than it says, or of one that is not read",
     "body of 100 MB": "A body of 100 MB",
     "huge max": "A huge `max`, or one that is no number",
-    "search injection": "SQL, and other things that are no search, in a search",
     "wrong value in a body": "A value that can't be, in an oVirt body",
     "metacharacters in a power password": "Shell metacharacters in the password of a power device",
+    "search that can't be read": "A search with an unknown field, relation, value or object, or half a parenthesis",
+    "search that asks too much": "A search of 100,000 parentheses, a flood of wildcards or conditions, or one that would look at everything",
+    "search that smuggles": "A search with quotation marks, semicolons, comments and LIKE's own wildcards in it (SQL injection)",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is
 cheapest to catch, and as a user meets it (`story=True`): through the real API, by a command against a

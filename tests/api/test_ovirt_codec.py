@@ -11,7 +11,6 @@ from ovirtsdk4 import reader
 from virtha.api.ovirt import json_codec, xml_codec
 from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.parameters import parse_follow, read_parameters
-from virtha.api.ovirt.search import parse_search, select
 from virtha.api.ovirt.shape import Scalar
 from virtha.model.errors import InvalidInput
 
@@ -192,54 +191,3 @@ def test_max_is_a_number_and_may_be_any() -> None:
         assert refused.value.field == "max"
     with pytest.raises(InvalidInput):
         read_parameters([("search", "x" * 5_000)])
-
-
-def found(text: str, **parameters: str) -> list[str]:
-    rows = [
-        ({"name": name, "status": status}, name)
-        for name, status in (("web1", "up"), ("web2", "down"), ("db", "up"))
-    ]
-    return select(rows, parse_search(text), read_parameters(list(parameters.items())))
-
-
-def test_the_searches_that_clients_send() -> None:
-    assert found("") == ["web1", "web2", "db"]
-    assert found("name=web1") == found('name = "web1"') == found("Vms: name=web1") == ["web1"]
-    assert found("name=web*") == ["web1", "web2"] and found("name=*b*") == ["web1", "web2", "db"]
-    assert found("name=web* and status=up") == ["web1"] and found("status!=up") == ["web2"]
-    assert found("name=WEB1") == [] and found("name=WEB1", case_sensitive="false") == ["web1"]
-    assert found("sortby name asc page 2", max="2") == ["db"] and found("page 1") == [
-        "web1",
-        "web2",
-        "db",
-    ]
-    assert found("name=*1*1*") == [] and found("name=w*e*b*1") == ["web1"]
-    assert found("name=*", max="1") == ["web1"]
-
-
-@pytest.mark.bad_input("search injection")
-@pytest.mark.parametrize(
-    "text",
-    [
-        "name='x' or 1=1--",
-        "name=x;drop table vm",
-        "name",
-        "=x",
-        'name="x',
-        "name=x or name=y",
-        "(" * 4_000,
-    ],
-)
-def test_a_search_that_is_not_understood_names_the_column(text: str) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        found(text)
-    assert refused.value.field == "search" and (
-        "column" in refused.value.message or "field" in refused.value.message
-    )
-    with pytest.raises(InvalidInput, match="there is no field"):
-        found("colour=red")
-
-
-def test_a_flood_of_wildcards_costs_nothing() -> None:
-    rows = [({"name": "a" * 1_000}, 1)]
-    assert select(rows, parse_search("name=" + "a*" * 1_500 + "b"), read_parameters([])) == []

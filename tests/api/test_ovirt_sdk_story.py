@@ -280,6 +280,47 @@ def test_events_are_read_on_from_the_last_one(system: Any) -> None:
     assert int(first.id) == min(int(one.id) for one in after)  # the oldest: who follows skips none
 
 
+@pytest.mark.req("W9")
+def test_searches_are_the_databases_with_the_fields_of_high_availability(system: Any) -> None:
+    vms, events = system.vms_service(), system.events_service()
+    for name in ("find-a", "find-b", "find-c"):
+        create(system, name, watchdogs=[RESET] if name != "find-b" else [])
+
+    def names(search: str, **more: Any) -> list[str]:
+        return [vm.name for vm in vms.list(search=search, **more)]
+
+    assert names("name = find-* and watchdog = i6300esb") == ["find-a", "find-c"]
+    assert names("name = find-* and (watchdog = null or name = find-a)") == ["find-a", "find-b"]
+    assert names("Vms: name = find-* sortby name desc", max=2) == ["find-c", "find-b"]
+    assert names("name = find-* sortby name asc page 2", max=2) == ["find-c"]
+    assert names("name = FIND-A", case_sensitive=False) == ["find-a"] and not names("name = FIND-A")
+    assert names("name = find-a and Clusters.name = default and datacenter = default") == ["find-a"]
+    with pytest.raises(sdk.Error, match=r"search: .*column 1"):
+        vms.list(search="colour = red")
+    blank = system.templates_service().list(search="name=Blank and datacenter=default")
+    assert [one.name for one in blank] == ["Blank"]
+    assert system.templates_service().list(search="name=find-a") == []
+    assert [one.name for one in system.data_centers_service().list(search="name=def*")] == [
+        "default"
+    ]
+    assert system.disks_service().list(search="name = none-such") == []
+    usrname = system.users_service().list(search="usrname=eve@internal")
+    assert [one.name for one in usrname] == ["eve"]
+    mine = "event_vm = find-b and severity = normal"
+    found = events.list(search=mine)
+    assert found and {one.vm.id for one in found} == {the_one(system, "find-b").id}
+    ids = [int(one.id) for one in found]
+    assert ids == sorted(ids, reverse=True)
+    oldest = ids[-1]
+    assert [int(one.id) for one in events.list(search=mine, from_=oldest)] == ids[:-1]
+    assert int(events.list(search=mine, from_=oldest - 1, max=1)[0].id) == oldest
+    upward = events.list(search=f"{mine} sortby time asc", from_=oldest - 1)
+    assert [int(one.id) for one in upward] == ids[::-1]
+    assert [int(one.id) for one in events.list(search=f"{mine} page 1", max=1)] == ids[:1]
+    with pytest.raises(sdk.Error, match=r"\[from: "):
+        events.list(search=f"{mine} page 1", from_=oldest)
+
+
 @pytest.mark.req("F5")
 def test_fence_agents_are_managed_and_a_host_is_fenced(system: Any, tmp_path: Path) -> None:
     sim = IpmiSim(tmp_path)

@@ -13,12 +13,15 @@ from virtha.cli.output import View, emit_list, note
 from virtha.cli.parsing import confirm, parse_disk, parse_nic, parse_size
 from virtha.cli.progress import finish
 from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
     TimeoutOption,
     WaitOption,
     WatchOption,
     YesOption,
     connected,
     report,
+    search_params,
     show_list,
     show_one,
 )
@@ -65,12 +68,16 @@ def list_vms(
     host: str | None = typer.Option(None, help="Only on this host."),
     state: VmState | None = typer.Option(None, help="Only in this state."),
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Only (not) highly available ones."),
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
     watch: bool = WatchOption,
 ) -> None:
     """List VMs: state, host, and whether each is protected."""
+    wanted = search_params(search, ignore_case=ignore_case)
+    wanted |= {"cluster": cluster, "host": host, "state": state, "ha": ha}
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/vms", cluster=cluster, host=host, state=state, ha=ha)
+        return client.items("/v1/vms", **wanted)
 
     show_list(ctx, fetch, VM, watch=watch)
 

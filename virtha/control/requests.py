@@ -21,13 +21,20 @@ class PageQuery(Request, frozen=True, kw_only=True):
     after: str | None = None
 
 
-class VmQuery(Request, frozen=True, kw_only=True):
+class SearchQuery(Request, frozen=True, kw_only=True):
+    """``search``: in the language of docs/guide/search.md. ``case_sensitive``: whether text in it is, as in oVirt."""
+
+    search: str | None = None
+    case_sensitive: bool = True
+    limit: int = LIST_LIMIT
+    after: str | None = None
+
+
+class VmQuery(SearchQuery, frozen=True, kw_only=True):
     cluster: str | None = None
     host: str | None = None
     state: VmState | None = None
     ha: bool | None = None
-    limit: int = LIST_LIMIT
-    after: str | None = None
 
 
 class ConsoleLogQuery(Request, frozen=True, kw_only=True):
@@ -68,13 +75,16 @@ class IncidentQuery(Request, frozen=True, kw_only=True):
 class EventQuery(Request, frozen=True, kw_only=True):
     """``after`` is a revision, exclusive: ``asc`` continues above it, ``desc`` below it.
 
-    ``code`` may end in ``*`` (`vm.watchdog.*`); ``severity`` is the least one.
+    ``code`` may end in ``*`` (`vm.watchdog.*`); ``severity`` is the least one. With ``search`` a page may hold fewer than
+    ``limit`` and still not be the last: only one without ``next`` is.
     """
 
     vm: str | None = None
     host: str | None = None
     code: str | None = None
     severity: Severity | None = None
+    search: str | None = None
+    case_sensitive: bool = True
     after: int | None = None
     limit: int = LIST_LIMIT
     order: Literal["asc", "desc"] = "desc"

@@ -27,6 +27,7 @@ from virtha.control.pending import without_pending
 from virtha.control.plan import DropRecord, Give, Launch, Plan, Step
 from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
 from virtha.control.runner import Runner
+from virtha.control.searching import page_of_search
 from virtha.control.views import Caller, Page, VmView
 from virtha.control.vm_checks import (
     IMAGES,
@@ -53,6 +54,7 @@ from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders
 from virtha.store.engine import find_vm_record
 from virtha.store.events import EventFilter, events_before
+from virtha.store.search_fields import VMS
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import (
     VmFilter,
@@ -61,8 +63,10 @@ from virtha.store.vms import (
     find_vm,
     save_vm,
     save_vm_status,
+    vm_conditions,
     vm_of_disk,
     vms_after,
+    vms_with_ids,
 )
 
 LAST_EVENTS = 10
@@ -113,13 +117,32 @@ class Vms:
                 state=query.state,
                 ha=query.ha,
             )
-            found = await vms_after(tx, wanted, query.after or "", limit + 1)
-            rows, more = page_of(found, limit)
+            if query.search is not None:
+                rows, after = await self._search(tx, query.search, query, wanted)
+            else:
+                found = await vms_after(tx, wanted, query.after or "", limit + 1)
+                rows, more = page_of(found, limit)
+                after = rows[-1].vm.name if more else None
             return Page(
                 items=await self._views.make(tx, rows),
                 revision=await tx.revision_now(),
-                next=rows[-1].vm.name if more else None,
+                next=after,
             )
+
+    async def _search(
+        self, tx: Transaction, text: str, query: VmQuery, wanted: VmFilter
+    ) -> tuple[tuple[VmRow, ...], str | None]:
+        """The rows of one page, and its cursor."""
+        keys = await page_of_search(
+            tx,
+            VMS,
+            text,
+            query,
+            now=self._store.clock.wall_ms(),
+            besides=lambda rows: vm_conditions(wanted, rows["vm"], rows["vm_status"]),
+        )
+        by_id = {row.vm.id: row for row in await vms_with_ids(tx, tuple(map(VmId, keys.ids)))}
+        return tuple(by_id[VmId(one)] for one in keys.ids), keys.next
 
     async def get(self, ref: str) -> VmView:
         async with self._store.read() as tx:

@@ -19,7 +19,7 @@ from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.requests import (
     JoinRequest,
-    PageQuery,
+    SearchQuery,
     StorageCreate,
     TokenCreate,
     VmCreate,
@@ -385,12 +385,12 @@ def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[St
     return run
 
 
-async def everything(fetch: Callable[[PageQuery], Awaitable[Page[Any]]], limit: int) -> list[Any]:
+async def everything(fetch: Callable[[SearchQuery], Awaitable[Page[Any]]], limit: int) -> list[Any]:
     """All pages of a list."""
     items: list[Any] = []
     after = None
     while True:
-        page = await fetch(PageQuery(limit=limit, after=after))
+        page = await fetch(SearchQuery(limit=limit, after=after))
         items += page.items
         if page.next is None:
             return items

@@ -9,7 +9,7 @@ import pytest
 from virtha.control.requests import (
     AdoptRequest,
     HoldPut,
-    PageQuery,
+    SearchQuery,
     VmQuery,
     VmStart,
     WatchdogRequest,
@@ -305,7 +305,7 @@ def test_a_host_view_tells_what_is_heard_now_beside_the_state_that_stands(tell: 
         host.beat()
         # A session that just broke: the state stands, for the host may be back in a moment.
         host.vanish()
-        (seen,) = (await world.control.hosts.list(PageQuery())).items
+        (seen,) = (await world.control.hosts.list(SearchQuery())).items
         assert (seen.status.state, seen.agent_connected) == (HostState.UP, False)
 
     tell(story)

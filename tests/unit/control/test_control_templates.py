@@ -7,7 +7,7 @@ import pytest
 
 from virtha.control.requests import (
     NicCreate,
-    PageQuery,
+    SearchQuery,
     TemplateCreate,
     VmChange,
     VmFromTemplate,
@@ -281,7 +281,7 @@ def test_a_copy_that_fails_leaves_no_template_and_no_vm(tell: Tell) -> None:
         await host.answer()
         ended = await control.operations.get(operation.id)
         assert (ended.state, ended.code) == (OperationState.FAILED, "problem.disk.full")
-        assert (await control.templates.list(PageQuery())).items == ()
+        assert (await control.templates.list(SearchQuery())).items == ()
         assert "template.created" not in await world.codes()
 
         made = await control.templates.create(ADMIN, TemplateCreate(name="gold", vm="web1"))

@@ -3,7 +3,7 @@
 from msgspec import UNSET
 
 from virtha.api.ovirt.fault import not_here, require
-from virtha.api.ovirt.listing import listed
+from virtha.api.ovirt.listing import gather, listed
 from virtha.api.ovirt.route import (
     ADMINISTRATOR,
     Call,
@@ -16,8 +16,9 @@ from virtha.api.ovirt.route import (
     put,
     ref,
 )
+from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
-from virtha.control.requests import ClusterChange, ClusterCreate, PageQuery
+from virtha.control.requests import ClusterChange, ClusterCreate, SearchQuery
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.host import Cluster
 from virtha.model.policy import FencingAction, Policy
@@ -26,6 +27,13 @@ LEVEL = "4.7"
 """The newest compatibility level that oVirt 4.5 knows; the only one here."""
 VERSION: Node = {"major": 4, "minor": 7}
 _CUTS = (FencingAction.POWER_OFF, FencingAction.REBOOT)
+DATA_CENTERS = noun(
+    "Datacenters",
+    "datacenter",
+    "datacenters",
+    "data_centers",
+    fields=("name", "id", "description", "status"),
+)
 CLUSTER, DATA_CENTER = "/clusters/{cluster}", "/datacenters/{data_center}"
 
 
@@ -92,22 +100,9 @@ def data_center_node(cluster: Cluster) -> Node:
     }
 
 
-async def _clusters(call: Call) -> list[Cluster]:
-    return await listed(
-        call.parameters,
-        lambda limit, after: call.control.clusters.list(PageQuery(limit=limit, after=after)),
-        lambda cluster: {
-            "name": cluster.name,
-            "id": cluster.id,
-            "description": cluster.description,
-            "datacenter": cluster.name,
-            "status": "up",
-        },
-    )
-
-
 async def list_clusters(call: Call) -> Reply:
-    return Reply(shape="cluster", body=[cluster_node(one) for one in await _clusters(call)])
+    found = await listed(call.parameters, "Clusters", call.control.clusters.list, SearchQuery())
+    return Reply(shape="cluster", body=[cluster_node(one) for one in found])
 
 
 async def get_cluster(call: Call) -> Reply:
@@ -155,8 +150,19 @@ async def remove_cluster(call: Call) -> Reply:
 
 
 async def list_data_centers(call: Call) -> Reply:
-    nodes = [data_center_node(one) for one in await _clusters(call)]
-    return Reply(shape="data_center", body=nodes)
+    """A cluster's, under its name."""
+    found = await gather(
+        lambda limit, after: call.control.clusters.list(SearchQuery(limit=limit, after=after))
+    )
+    words = [
+        (
+            {"name": one.name, "id": one.id, "description": one.description, "status": "up"},
+            one,
+        )
+        for one in found
+    ]
+    chosen = select(DATA_CENTERS, words, call.parameters)
+    return Reply(shape="data_center", body=[data_center_node(one) for one in chosen])
 
 
 async def get_data_center(call: Call) -> Reply:

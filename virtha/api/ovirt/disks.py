@@ -6,13 +6,13 @@ from virtha.api.ovirt.fault import incomplete, not_here, require
 from virtha.api.ovirt.listing import gather
 from virtha.api.ovirt.operations import underway, waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put, ref
-from virtha.api.ovirt.search import parse_search, select
+from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.storage import DOMAIN, the_domain
 from virtha.api.ovirt.templates import TEMPLATE, the_template
 from virtha.api.ovirt.vm_node import BLANK
 from virtha.api.ovirt.vms import VM, the_vm
-from virtha.control.requests import DiskCreate, DiskResize, PageQuery, VmQuery
+from virtha.control.requests import DiskCreate, DiskResize, SearchQuery, VmQuery
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.operation import Operation
 from virtha.model.vm import Disk, DiskFormat
@@ -20,6 +20,7 @@ from virtha.model.vm import Disk, DiskFormat
 _INTERFACES = {"virtio": "virtio", "scsi": "virtio_scsi", "sata": "sata", "ide": "ide"}
 _FORMATS = {DiskFormat.QCOW2: "cow", DiskFormat.RAW: "raw"}
 _LOCKS = {"vm.create", "vm.snapshot", "vm.resize", "vm.delete", "template.create"}
+DISKS = noun("Disks", "disk", fields=("name", "alias", "id", "format", "storage"))
 ATTACHMENTS, ATTACHMENT = "diskattachments", "diskattachments/{disk}"
 
 
@@ -83,7 +84,7 @@ async def _all(call: Call) -> list[Owned]:
     ):
         found += _owned("vm", view.vm.id, view.vm.disks)
     for template in await gather(
-        lambda limit, after: call.control.templates.list(PageQuery(limit=limit, after=after))
+        lambda limit, after: call.control.templates.list(SearchQuery(limit=limit, after=after))
     ):
         found += _owned("template", template.template.id, template.template.disks)
     return found
@@ -126,7 +127,7 @@ async def _listed(call: Call, there: list[Owned]) -> Reply:
         )
         for one in there
     ]
-    chosen = select(words, parse_search(call.parameters.search), call.parameters)
+    chosen = select(DISKS, words, call.parameters)
     open_ones = await underway(call) if chosen else {}
     nodes = [disk_node(one, open_ones.get(one.owner_id, ())) for one in chosen]
     return Reply(shape="disk", body=nodes)

@@ -1,20 +1,26 @@
 """``/events``: the audit log. An event's id is its revision, its code the number of ours (``docs/reference/codes.md``)."""
 
+from typing import Any
+
+import msgspec
+
 from virtha.api.ovirt.fault import not_here
-from virtha.api.ovirt.listing import gather
-from virtha.api.ovirt.parameters import Parameters
+from virtha.api.ovirt.listing import gather, size_of_page, the_search
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, ref
-from virtha.api.ovirt.search import parse_search, select
 from virtha.api.ovirt.shape import Node
 from virtha.control.requests import EventQuery
+from virtha.control.searching import show_search
 from virtha.control.views import Page
 from virtha.model.codes import REGISTRY, Severity
 from virtha.model.errors import InvalidInput, NotFound
 from virtha.model.event import Event
+from virtha.search import Query
 
 EVENTS_DEFAULT = 1_000
 EVENTS_MAX = 10_000
 """Of one answer: there may be millions, and oVirt's clients ask for all of them."""
+LOOKS_MAX = 200
+"""At parts of the log, for one answer; the store bounds each: some 5 s in all."""
 _SEVERITIES = {
     Severity.INFO: "normal",
     Severity.WARNING: "warning",
@@ -51,60 +57,65 @@ def event_node(event: Event) -> Node:
     return node
 
 
-def event_words(event: Event) -> dict[str, str]:
-    code = REGISTRY.get(event.code)
-    return {
-        "severity": _SEVERITIES[event.severity],
-        "type": str(code.number) if code is not None else "",
-        "code": event.code,
-        "message": event.message,
-        "vm.id": event.vm_id or "",
-        "host.id": event.host_id or "",
-        "event_vm": str(event.fields.get("vm", "")) if event.vm_id is not None else "",
-        "event_host": str(event.fields.get("host", "")) if event.host_id is not None else "",
-        "correlation_id": event.operation_id or "",
-        "usrname": event.user or "",
-        "origin": "virtha",
-    }
-
-
 async def list_events(call: Call) -> Reply:
     """Newest first. ``from``: those after that id, and of these the oldest ``max``, so that who follows skips none."""
     parameters = call.parameters
     begin = parameters.integer("from")
-    search = parse_search(parameters.search)
-    if search.terms or search.page is not None:
-        # Among the newest: until the search is the database's.
-        found = await _some(call, begin, EVENTS_MAX)
-        chosen = select([(event_words(it), it) for it in found], search, _bounded(parameters))
-        return Reply(shape="event", body=[event_node(it) for it in chosen])
-    found = await _some(call, begin, _bounded(parameters).max or 0)
+    if begin is not None and begin < 0:
+        raise InvalidInput(f"{begin} is no id of an event", field="from", fix="use an event's id")
+    search = the_search(parameters, "Events")
+    if search is not None and search.page is not None:
+        found = await _numbered(call, begin, search)
+    else:
+        found = await _some(call, begin, search)
     return Reply(shape="event", body=[event_node(it) for it in found])
 
 
-def _bounded(parameters: Parameters) -> Parameters:
-    wanted = EVENTS_DEFAULT if parameters.max is None else parameters.max
-    return Parameters(
-        given=parameters.given,
-        max=min(wanted, EVENTS_MAX),
-        search=parameters.search,
-        case_sensitive=parameters.case_sensitive,
-    )
+async def _numbered(call: Call, begin: int | None, search: Query) -> list[Event]:
+    if begin is not None:
+        raise InvalidInput(
+            "is asked for together with a page's number", field="from", fix="leave one of them out"
+        )
+    query = _query(call, search, limit=size_of_page(call.parameters))
+    return list((await call.control.events.list(query)).items)
 
 
-async def _some(call: Call, begin: int | None, at_most: int) -> list[Event]:
-    if begin is not None and begin < 0:
-        raise InvalidInput(f"{begin} is no id of an event", field="from", fix="use an event's id")
+def _query(call: Call, search: Query | None, **more: Any) -> EventQuery:
+    text = show_search(search) if search is not None else None
+    return EventQuery(search=text, case_sensitive=call.parameters.case_sensitive, **more)
+
+
+async def _some(call: Call, begin: int | None, search: Query | None) -> list[Event]:
+    """Of the log in its order, or against it. Raises InvalidInput: too much of it would be looked at."""
+    descending = search is None or search.sort is None or search.sort.descending
+    upward = begin is not None or not descending
+    if search is not None:
+        search = msgspec.structs.replace(search, sort=None)
+    looks = 0
 
     async def page(limit: int, after: str | None) -> Page[Event]:
+        nonlocal looks
+        looks += 1
+        if looks > LOOKS_MAX:
+            raise _too_costly()
         start = int(after) if after is not None else begin
-        order = "desc" if begin is None else "asc"
+        order = "asc" if upward else "desc"
         return await call.control.events.list(
-            EventQuery(limit=limit, after=start, order=order)  # type: ignore[arg-type]  # two words
+            _query(call, search, limit=limit, after=start, order=order)
         )
 
-    found = await gather(page, at_most)
-    return found if begin is None else list(reversed(found))
+    wanted = call.parameters.max
+    found = await gather(page, EVENTS_DEFAULT if wanted is None else min(wanted, EVENTS_MAX))
+    return found if upward is not descending else list(reversed(found))
+
+
+def _too_costly() -> InvalidInput:
+    return InvalidInput(
+        "the search looks at more than one request may",
+        code="problem.search.costly",
+        field="search",
+        fix="narrow it: name a VM, a host, an exact code or a time, or give a smaller max",
+    )
 
 
 async def get_event(call: Call) -> Reply:

@@ -17,8 +17,8 @@ from virtha.api.ovirt.route import (
     put,
 )
 from virtha.control.power_views import HostPowerAction, HostPowerOrder
-from virtha.control.requests import MaintenanceChange, PageQuery
-from virtha.control.views import HostView, MaintenanceView, Page
+from virtha.control.requests import MaintenanceChange, SearchQuery
+from virtha.control.views import HostView
 from virtha.model.errors import Failed, InvalidInput, NotFound, Refused
 
 HOST = "/hosts/{host}"
@@ -47,27 +47,10 @@ async def _node(call: Call, view: HostView) -> Reply:
 
 
 async def list_hosts(call: Call) -> Reply:
-    cares: dict[str, MaintenanceView] = {}
-
-    async def page(limit: int, after: str | None) -> Page[HostView]:
-        found = await call.control.hosts.list(PageQuery(limit=limit, after=after))
-        for view in found.items:
-            cares[view.host.id] = await call.control.host_care.maintenance(view.host.id)
-        return found
-
-    found = await listed(
-        call.parameters,
-        page,
-        lambda view: {
-            "name": view.host.name,
-            "id": view.host.id,
-            "address": view.host.name,
-            "cluster": view.cluster_name,
-            "datacenter": view.cluster_name,
-            "status": host_node(view, cares[view.host.id])["status"],
-        },
-    )
-    return Reply(shape="host", body=[host_node(view, cares[view.host.id]) for view in found])
+    found = await listed(call.parameters, "Hosts", call.control.hosts.list, SearchQuery())
+    care = call.control.host_care
+    nodes = [host_node(view, await care.maintenance(view.host.id)) for view in found]
+    return Reply(shape="host", body=nodes)
 
 
 async def get_host(call: Call) -> Reply:

@@ -1,28 +1,76 @@
 """Lists of the use cases, page by page, as oVirt's clients ask for them: all at once, searched, at most ``max``."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import msgspec
+
 from virtha.api.ovirt.parameters import Parameters
-from virtha.api.ovirt.search import Search, parse_search, select
-from virtha.control.requests import LIST_LIMIT_MAX
+from virtha.api.ovirt.search import page_size
+from virtha.api.ovirt.sign_in import DOMAIN
+from virtha.control.requests import LIST_LIMIT_MAX, SearchQuery
+from virtha.control.searching import read_search, show_search
 from virtha.control.views import Page
+from virtha.model.errors import InvalidInput
+from virtha.search import Query
+from virtha.search.tree import And, Compare, Node, Or, Pattern
 
 T = TypeVar("T")
+Q = TypeVar("Q", bound=SearchQuery)
 GetPage = Callable[[int, str | None], Awaitable[Page[T]]]
 """By limit and cursor."""
 
 
 async def listed(
-    parameters: Parameters, get_page: GetPage[T], words: Callable[[T], Mapping[str, str]]
+    parameters: Parameters, noun: str, get: Callable[[Q], Awaitable[Page[T]]], query: Q
 ) -> list[T]:
-    """``words``: what one can be found by. Raises InvalidInput."""
-    search = parse_search(parameters.search)
-    plain = search == Search()
-    items = await gather(get_page, parameters.max if plain else None)
-    if plain:
-        return items
-    return select([(words(item), item) for item in items], search, parameters)
+    """``noun``: of the search language. ``query``: what else is asked of the use case. Raises InvalidInput."""
+    search = the_search(parameters, noun)
+    if search is not None:
+        query = msgspec.structs.replace(
+            query, search=show_search(search), case_sensitive=parameters.case_sensitive
+        )
+    if search is not None and search.page is not None:
+        return list(
+            (await get(msgspec.structs.replace(query, limit=size_of_page(parameters)))).items
+        )
+
+    async def page(limit: int, after: str | None) -> Page[T]:
+        return await get(msgspec.structs.replace(query, limit=limit, after=after))
+
+    return await gather(page, parameters.max)
+
+
+def the_search(parameters: Parameters, noun: str) -> Query | None:
+    """None: all are asked for. Raises InvalidInput, which points at the column."""
+    if not parameters.search.strip():
+        return None
+    query = read_search(parameters.search, noun, after=None)
+    if query.where is None:
+        return query
+    return msgspec.structs.replace(query, where=_own_names(query.where))
+
+
+def _own_names(node: Node) -> Node:
+    """``usrname = admin@internal`` is our ``admin``."""
+    match node:
+        case And() | Or():
+            return msgspec.structs.replace(node, terms=tuple(map(_own_names, node.terms)))
+        case Compare(field="usrname", value=Pattern(parts=(*before, last))):
+            parts = (*before, last.removesuffix(f"@{DOMAIN}"))
+            return msgspec.structs.replace(node, value=Pattern(parts=parts))
+        case _:
+            return node
+
+
+def size_of_page(parameters: Parameters) -> int:
+    """Of ``page N``. Raises InvalidInput."""
+    size = page_size(parameters)
+    if not 1 <= size <= LIST_LIMIT_MAX:
+        raise InvalidInput(
+            f"a page of {size}", field="max", allowed=(f"1 to {LIST_LIMIT_MAX}, with page N",)
+        )
+    return size
 
 
 async def gather(get_page: GetPage[T], at_most: int | None = None) -> list[T]:

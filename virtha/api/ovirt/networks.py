@@ -5,14 +5,15 @@ from uuid import UUID, uuid5
 from virtha.api.ovirt.clusters import CLUSTER, DATA_CENTER, the_cluster
 from virtha.api.ovirt.listing import gather
 from virtha.api.ovirt.route import Call, Reply, Route, get, ref
-from virtha.api.ovirt.search import parse_search, select
+from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
-from virtha.control.requests import PageQuery
+from virtha.control.requests import SearchQuery
 from virtha.model.errors import NotFound
 
 NETWORK, PROFILE = "/networks/{network}", "/vnicprofiles/{vnic_profile}"
 Bridge = tuple[str, str]
 """Cluster's id, and the bridge's name."""
+NETWORKS = noun("Networks", "network", fields=("name", "id"))
 
 
 def network_id(cluster_id: str, bridge: str) -> str:
@@ -27,7 +28,7 @@ def profile_id(cluster_id: str, bridge: str) -> str:
 async def bridges(call: Call) -> list[Bridge]:
     """Of all hosts, each once, sorted by name."""
     hosts = await gather(
-        lambda limit, after: call.control.hosts.list(PageQuery(limit=limit, after=after))
+        lambda limit, after: call.control.hosts.list(SearchQuery(limit=limit, after=after))
     )
     found = {
         (view.host.cluster_id, bridge)
@@ -62,7 +63,7 @@ def profile_node(one: Bridge) -> Node:
 
 async def list_networks(call: Call) -> Reply:
     words = [({"name": one[1], "id": network_id(*one)}, one) for one in await bridges(call)]
-    chosen = select(words, parse_search(call.parameters.search), call.parameters)
+    chosen = select(NETWORKS, words, call.parameters)
     return Reply(shape="network", body=[network_node(one) for one in chosen])
 
 

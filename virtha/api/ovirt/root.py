@@ -7,7 +7,7 @@ from virtha.api.ovirt.listing import gather
 from virtha.api.ovirt.route import Call, Reply, Route, get, post, ref
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.vm_node import BLANK
-from virtha.control.requests import PageQuery
+from virtha.control.requests import SearchQuery
 from virtha.model.errors import NotFound, Refused
 from virtha.model.user import Role
 
@@ -52,7 +52,7 @@ _SYSTEMS = (
 async def get_root(call: Call) -> Reply:
     totals = (await call.control.status.get()).totals
     storage = await gather(
-        lambda limit, after: call.control.storage.list(PageQuery(limit=limit, after=after))
+        lambda limit, after: call.control.storage.list(SearchQuery(limit=limit, after=after))
     )
     installation = (await call.control.installation.row()).installation
     me: Node = {"user_name": call.caller.name}
@@ -92,7 +92,7 @@ async def _users(call: Call) -> Node | None:
     if not call.caller.role.may(Role.ADMINISTRATOR):
         return None
     users = await gather(
-        lambda limit, after: call.control.users.list(PageQuery(limit=limit, after=after))
+        lambda limit, after: call.control.users.list(SearchQuery(limit=limit, after=after))
     )
     return {"active": sum(user.enabled for user in users), "total": len(users)}
 

@@ -1,101 +1,99 @@
-"""``search``: the seam for the search language. Until its parser is here: ``FIELD = VALUE`` with ``*``, ``and``, ``page N``."""
+"""Searches through what oVirt lists and no table has: data centers, networks, disks. In the language of all lists
+(docs/guide/search.md), over what each can be found by."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from enum import Enum, auto
+from typing import TypeVar, assert_never
 
 from virtha.api.ovirt.parameters import Parameters
-from virtha.model.errors import InvalidInput
+from virtha.search import Field, Kind, Noun, Query, parse
+from virtha.search.tree import And, Compare, FreeText, Node, Null, Or, Pattern, Relation, Word
 
 T = TypeVar("T")
 PAGE_SIZE = 100
 """oVirt's SearchResultsLimit: of ``page N`` without ``max``."""
-_OBJECT = re.compile(r"\s*[A-Za-z]+\s*:")
-_TERM = re.compile(r'\s*([A-Za-z_.]+)\s*(!=|=)\s*("[^"]*"|[^\s"]+)')
-_AND = re.compile(r"\s+and\b", re.IGNORECASE)
-_SORT = re.compile(r"\s*\bsortby\s+name(\s+asc)?\b", re.IGNORECASE)
-_PAGE = re.compile(r"\s*\bpage\s+([0-9]{1,9})\s*$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Term:
-    field: str
-    equal: bool
-    value: str
+class Anything(Enum):
+    FITS = auto()
+    """Every condition on that field holds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    terms: tuple[_Term, ...] = ()
-    page: int | None = None
+Words = Mapping[str, str | Anything]
+"""By field, what one can be found by. A field that is not there has no value."""
 
 
-def parse_search(text: str) -> Search:
-    """Raises InvalidInput, which points at the column."""
-    page, rest = None, text
-    paged = _PAGE.search(rest)
-    if paged:
-        page, rest = int(paged[1]), rest[: paged.start()]
-    sorted_by = _SORT.search(rest)
-    if sorted_by and sorted_by.end() == len(rest.rstrip()):
-        rest = rest[: sorted_by.start()]  # names in their order is how all lists come
-    begins = _OBJECT.match(rest)
-    at = begins.end() if begins else 0
-    terms: list[_Term] = []
-    while rest[at:].strip():
-        if terms:
-            joined = _AND.match(rest, at)
-            if joined is None:
-                raise _not_understood(rest, at)
-            at = joined.end()
-        found = _TERM.match(rest, at)
-        if found is None:
-            raise _not_understood(rest, at)
-        field, relation, value = found.groups()
-        terms.append(_Term(field=field.lower(), equal=relation == "=", value=value.strip('"')))
-        at = found.end()
-    return Search(terms=tuple(terms), page=page)
+def noun(name: str, *aliases: str, fields: tuple[str, ...]) -> Noun:
+    """One that is found by text alone, free text in all of it."""
+    known = {
+        field: Field(name=field, kind=Kind.TEXT, help=f"its {field}", free=True) for field in fields
+    }
+    return Noun(name=name, aliases=aliases, fields=known)
 
 
-def _not_understood(text: str, at: int) -> InvalidInput:
-    column = at + len(text[at:]) - len(text[at:].lstrip()) + 1
-    return InvalidInput(
-        f"not understood from column {column} on: '{text[at:].strip()[:64]}'",
-        field="search",
-        allowed=("FIELD = VALUE, with * for any text, and between terms, page N at the end",),
-    )
+def select(of: Noun, rows: Sequence[tuple[Words, T]], parameters: Parameters) -> list[T]:
+    """``rows``: what each can be found by, and itself. Raises InvalidInput, which points at the column."""
+    query = parse(parameters.search, {of.name: of}, of.name)
+    chosen = [row for row in rows if fits(query, row[0], parameters)]
+    if query.sort is not None:
+        field = query.sort.field
+        chosen.sort(key=lambda row: str(row[0].get(field, "")), reverse=query.sort.descending)
+    found = [item for _, item in chosen]
+    if query.page is not None:
+        begin = (query.page - 1) * page_size(parameters)
+        return found[begin : begin + page_size(parameters)]
+    return found[: parameters.max]
 
 
-def select(
-    rows: Sequence[tuple[Mapping[str, str], T]], search: Search, parameters: Parameters
-) -> list[T]:
-    """``rows``: what each can be found by, and itself. Raises InvalidInput: there is no such field."""
-    found = [
-        item
-        for words, item in rows
-        if all(_matches(words, one, parameters) for one in search.terms)
-    ]
-    if search.page is not None:
-        size = parameters.max or PAGE_SIZE
-        begin = max(search.page - 1, 0) * size
-        return found[begin : begin + size]
-    return found if parameters.max is None else found[: parameters.max]
+def page_size(parameters: Parameters) -> int:
+    return PAGE_SIZE if parameters.max is None else parameters.max
 
 
-def _matches(words: Mapping[str, str], term: _Term, parameters: Parameters) -> bool:
-    there = words.get(term.field)
-    if there is None:
-        raise InvalidInput(
-            f"there is no field '{term.field[:64]}'", field="search", allowed=tuple(words)
-        )
-    wanted = term.value
-    if not parameters.case_sensitive:
-        there, wanted = there.lower(), wanted.lower()
-    return _fits(there, wanted.split("*")) is term.equal
+def fits(query: Query, words: Words, parameters: Parameters) -> bool:
+    return query.where is None or _holds(query.where, words, parameters.case_sensitive)
 
 
-def _fits(text: str, parts: list[str]) -> bool:
+def _holds(node: Node, words: Words, case_sensitive: bool) -> bool:
+    match node:
+        case And():
+            return all(_holds(term, words, case_sensitive) for term in node.terms)
+        case Or():
+            return any(_holds(term, words, case_sensitive) for term in node.terms)
+        case Compare():
+            return _compare(node, words, case_sensitive)
+        case FreeText():
+            looked_at = words.values() if node.related is None else ()
+            found = any(_equal(text, node.pattern, case_sensitive) for text in looked_at)
+            return found is (node.relation is Relation.EQUAL)
+        case _:
+            assert_never(node)
+
+
+def _compare(node: Compare, words: Words, case_sensitive: bool) -> bool:
+    """Without a value only ``!=`` and ``= null`` hold."""
+    there = words.get(node.field) if node.related is None else None
+    if there is Anything.FITS:
+        return True
+    equal = there is None if isinstance(node.value, Null) else False
+    if isinstance(node.value, Pattern) and there is not None:
+        equal = _equal(there, node.value, case_sensitive)
+    if isinstance(node.value, Word):
+        equal = there == node.value.word
+    if node.relation is Relation.UNEQUAL:
+        return not equal
+    return node.relation is Relation.EQUAL and equal
+
+
+def _equal(text: str | Anything, pattern: Pattern, case_sensitive: bool) -> bool:
+    if text is Anything.FITS:
+        return False
+    parts = pattern.parts
+    if not case_sensitive:
+        text, parts = text.lower(), tuple(part.lower() for part in parts)
+    return _matches(text, parts)
+
+
+def _matches(text: str, parts: Sequence[str]) -> bool:
     """Whether the parts come one after the other; each at its first place, so that a flood of wildcards costs nothing."""
     if len(parts) == 1:
         return text == parts[0]

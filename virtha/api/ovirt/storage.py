@@ -5,7 +5,7 @@ from virtha.api.ovirt.fault import not_here, require
 from virtha.api.ovirt.listing import listed
 from virtha.api.ovirt.route import ADMINISTRATOR, Call, Reply, Route, delete, get, post, ref
 from virtha.api.ovirt.shape import Node
-from virtha.control.requests import PageQuery, StorageCreate
+from virtha.control.requests import SearchQuery, StorageCreate
 from virtha.control.views import StorageView
 from virtha.model.errors import NotFound
 from virtha.model.host import CephPool
@@ -59,18 +59,7 @@ async def the_domain(call: Call) -> StorageView:
 
 
 async def all_domains(call: Call) -> list[StorageView]:
-    return await listed(
-        call.parameters,
-        lambda limit, after: call.control.storage.list(PageQuery(limit=limit, after=after)),
-        lambda view: {
-            "name": view.domain.name,
-            "id": view.domain.id,
-            "datacenter": view.cluster_name,
-            "cluster": view.cluster_name,
-            "status": domain_node(view)["status"],
-            "type": "data",
-        },
-    )
+    return await listed(call.parameters, "Storage", call.control.storage.list, SearchQuery())
 
 
 async def list_domains(call: Call) -> Reply:

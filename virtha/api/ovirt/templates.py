@@ -1,13 +1,13 @@
 """``/templates``: thin over the use cases of templates. ``Blank``, oVirt's template of nothing, is always there."""
 
 from virtha.api.ovirt.fault import require
-from virtha.api.ovirt.listing import listed
+from virtha.api.ovirt.listing import listed, the_search
 from virtha.api.ovirt.operations import waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put
-from virtha.api.ovirt.search import parse_search, select
+from virtha.api.ovirt.search import Anything, Words, fits
 from virtha.api.ovirt.vm_body import watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
-from virtha.control.requests import PageQuery, TemplateCreate
+from virtha.control.requests import SearchQuery, TemplateCreate
 from virtha.control.views import TemplateView
 from virtha.model.errors import Conflict, NotFound, Refused
 from virtha.model.watchdog import Watchdog
@@ -19,6 +19,15 @@ _FIXED = {
     "memory": "the memory",
 }
 """What of a body must be as it is: only the watchdog of a template can be changed."""
+BLANK_WORDS: Words = {
+    "name": BLANK_NAME,
+    "id": BLANK,
+    "description": "Blank template",
+    "status": "ready",
+    "cluster": Anything.FITS,
+    "datacenter": Anything.FITS,
+}
+"""Clients look for the templates of a cluster: this one is of none, and there for each."""
 
 
 async def the_template(call: Call) -> TemplateView:
@@ -35,23 +44,8 @@ def check_not_blank(call: Call) -> None:
         raise Refused(f"{BLANK_NAME} stays as it is", fix="make a template from a VM")
 
 
-def template_words(view: TemplateView) -> dict[str, str]:
-    return {
-        "name": view.template.name,
-        "id": view.template.id,
-        "description": view.template.description,
-        "status": template_node(view)["status"],
-        "cluster": view.cluster_name,
-        "datacenter": view.cluster_name,
-    }
-
-
 async def list_templates(call: Call) -> Reply:
-    found = await listed(
-        call.parameters,
-        lambda limit, after: call.control.templates.list(PageQuery(limit=limit, after=after)),
-        template_words,
-    )
+    found = await listed(call.parameters, "Templates", call.control.templates.list, SearchQuery())
     nodes = [template_node(view) for view in found]
     if _blank_fits(call):
         nodes.insert(0, blank_node())
@@ -59,16 +53,10 @@ async def list_templates(call: Call) -> Reply:
 
 
 def _blank_fits(call: Call) -> bool:
-    search = parse_search(call.parameters.search)
-    words = {
-        "name": BLANK_NAME,
-        "id": BLANK,
-        "description": "Blank template",
-        "status": "ok",
-        "cluster": "",
-        "datacenter": "",
-    }
-    return search.page in (None, 1) and bool(select([(words, BLANK)], search, call.parameters))
+    search = the_search(call.parameters, "Templates")
+    if search is None:
+        return True
+    return search.page in (None, 1) and fits(search, BLANK_WORDS, call.parameters)
 
 
 async def get_template(call: Call) -> Reply:

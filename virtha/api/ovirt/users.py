@@ -22,7 +22,7 @@ from virtha.api.ovirt.storage import DOMAIN as STORAGE_DOMAIN
 from virtha.api.ovirt.storage import get_domain
 from virtha.api.ovirt.templates import TEMPLATE, get_template
 from virtha.api.ovirt.vms import VM, get_vm
-from virtha.control.requests import PageQuery
+from virtha.control.requests import SearchQuery
 from virtha.model.errors import NotFound
 from virtha.model.user import Role, User
 
@@ -78,7 +78,7 @@ async def _users(call: Call) -> list[User]:
     """For administrators all, for others themselves."""
     if call.caller.role.may(Role.ADMINISTRATOR):
         return await gather(
-            lambda limit, after: call.control.users.list(PageQuery(limit=limit, after=after))
+            lambda limit, after: call.control.users.list(SearchQuery(limit=limit, after=after))
         )
     if call.caller.user_id is None:
         return []
@@ -86,16 +86,7 @@ async def _users(call: Call) -> list[User]:
 
 
 async def list_users(call: Call) -> Reply:
-    found = await listed(
-        call.parameters,
-        lambda limit, after: call.control.users.list(PageQuery(limit=limit, after=after)),
-        lambda user: {
-            "name": user.name,
-            "id": user.id,
-            "usrname": f"{user.name}@{DOMAIN}",
-            "email": user.email or "",
-        },
-    )
+    found = await listed(call.parameters, "Users", call.control.users.list, SearchQuery())
     return Reply(shape="user", body=[user_node(user) for user in found])
 
 

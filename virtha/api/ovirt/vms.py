@@ -46,26 +46,9 @@ async def the_vm(call: Call) -> VmView:
 
 
 async def all_vms(call: Call) -> list[VmView]:
-    found = await listed(
-        call.parameters,
-        lambda limit, after: call.control.vms.list(VmQuery(limit=limit, after=after)),
-        vm_words,
-    )
+    found = await listed(call.parameters, "Vms", call.control.vms.list, VmQuery())
     call.known_vms.update({view.vm.id: view for view in found})
     return found
-
-
-def vm_words(view: VmView) -> dict[str, str]:
-    return {
-        "name": view.vm.name,
-        "id": view.vm.id,
-        "description": view.vm.description,
-        "status": vm_node(view)["status"],
-        "cluster": view.cluster_name,
-        "datacenter": view.cluster_name,
-        "host": view.host_name or "",
-        "hosts.name": view.host_name or "",
-    }
 
 
 async def list_vms(call: Call) -> Reply:
