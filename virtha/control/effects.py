@@ -75,7 +75,7 @@ class Dispatcher:
         rows = [
             row
             for row in await hosts_of_cluster(tx, cluster_id)
-            if self._links.agent_connected(row.host.id)
+            if self._links.has_session(row.host.id)
         ]
         for host_id, settings in (await settings_for(tx, cluster_id, rows)).items():
             self._links.configure(host_id, settings)

@@ -309,13 +309,16 @@ class Hosts:
         async with self._store.read() as tx:
             row = await find_host(tx, host_id)
             cluster = await find_cluster(tx, row.host.cluster_id) if row is not None else None
-            term = (await the_installation(tx)).term
+            installation = await the_installation(tx)
+        term = installation.term
         if cluster is None:
             raise NotFound("the host was removed in the meantime")
         if term_elsewhere and term_elsewhere >= term:
             async with self._store.write() as writing:
                 term = await self._term_above(writing, term_elsewhere)
-        return GuardianAnswer(term=term, detection=cluster.policy.detection)
+        return GuardianAnswer(
+            term=term, revision=installation.revision, detection=cluster.policy.detection
+        )
 
     async def _term_above(self, tx: WriteTransaction, elsewhere: Term) -> Term:
         """Ours, counted on where a host followed one that our records don't know: a restored database (M1)."""

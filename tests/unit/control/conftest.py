@@ -78,6 +78,8 @@ class RecordingLinks:
 
     def __init__(self) -> None:
         self.connected: set[HostId] = set()
+        self.guardians: set[HostId] = set()
+        """Hosts that have a guardian's session, with or without an agent's."""
         self.beats: dict[HostId, LastBeat] = {}
         self.delivered: list[tuple[HostId, Order]] = []
         self.configured: list[tuple[HostId, HostSettings]] = []
@@ -85,6 +87,9 @@ class RecordingLinks:
 
     def agent_connected(self, host_id: HostId) -> bool:
         return host_id in self.connected
+
+    def has_session(self, host_id: HostId) -> bool:
+        return host_id in self.connected | self.guardians
 
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         return self.beats.get(host_id)

@@ -227,6 +227,23 @@ def test_status_tells_weak_from_unprotected(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.req("X3")
+def test_settings_are_for_hosts_whose_guardian_alone_is_there_too(tell: Tell) -> None:
+    """Its session tells it of another pace; what is the agent's is told by the next hello."""
+
+    async def story(world: Any) -> None:
+        await _protected_vm(world)
+        first, *others = world.hosts.values()
+        world.links.connected.clear()
+        world.links.guardians = {first.id}
+        world.links.configured.clear()
+        await world.control.hold.set(ADMIN, HoldPut(reason="switch maintenance"))
+        assert others
+        assert {host_id for host_id, _ in world.links.configured} == {first.id}
+
+    tell(story)
+
+
 def test_hold_reaches_every_host_and_shows(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _protected_vm(world)
