@@ -52,7 +52,7 @@ from virtha.store.installations import the_installation
 from virtha.store.notifications import live_subscriptions
 from virtha.store.power import power_tests_of
 from virtha.store.store import Store, Transaction
-from virtha.store.vms import VmRow
+from virtha.store.vms import VmRow, vms_of_cluster
 
 NAMES_MAX = 10
 NOT_SHARED = "host.storage.not_shared"
@@ -64,6 +64,7 @@ class _Facts(Value, frozen=True, kw_only=True):
 
     cluster: Cluster
     surroundings: Surroundings
+    vms: tuple[VmRow, ...]
     defined: Mapping[HostId, frozenset[VmId]]
     devices: Mapping[HostId, list[LedDevice]]
     tests: Mapping[tuple[HostId, str], PowerTest]
@@ -115,7 +116,7 @@ class Readiness:
             facts = await self._facts(tx, cluster)
         row = next(one for one in facts.surroundings.hosts if one.host.id == host.id)
         found = self._of_host(facts, row, await _lacking(facts, (host.id,)))
-        held = [one for one in facts.surroundings.vms if host.id in one.status.holders]
+        held = [one for one in facts.vms if host.id in one.status.holders]
         return _view(f"host/{host.name}", found, [facts], hosts=1, vms=len(held))
 
     async def of_vm(self, ref: str) -> ReadinessView:
@@ -136,10 +137,10 @@ class Readiness:
     async def _whole(self, facts: _Facts) -> list[Finding]:
         rows = facts.surroundings.hosts
         lacking = await _lacking(facts, tuple(row.host.id for row in rows))
-        found = of_cluster(facts.cluster, facts.surroundings, facts.subscriptions)
+        found = of_cluster(facts.cluster, facts.surroundings, facts.vms, facts.subscriptions)
         for row in rows:
             found += self._of_host(facts, row, lacking)
-        for vm in facts.surroundings.vms:
+        for vm in facts.vms:
             found += _of_vm(facts, vm, lacking)
         return found
 
@@ -180,7 +181,7 @@ class Readiness:
         found += [finding(about, one) for one in engine if one.code == NOT_SHARED]
         left = lacking.get(host_id)
         if left:
-            names = sorted(one.vm.name for one in facts.surroundings.vms if one.vm.id in left)
+            names = sorted(one.vm.name for one in facts.vms if one.vm.id in left)
             more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
             vms = ", ".join(names[:NAMES_MAX]) + more
             fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
@@ -217,10 +218,12 @@ class Readiness:
     async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:
         surroundings = await read_surroundings(tx, cluster.id)
         ids = [row.host.id for row in surroundings.hosts]
-        views = await self._views.make(tx, surroundings.vms)
+        vms = await vms_of_cluster(tx, cluster.id)
+        views = await self._views.make(tx, vms)
         return _Facts(
             cluster=cluster,
             surroundings=surroundings,
+            vms=vms,
             defined=await adopted_on(tx, ids),
             devices=await led_devices(tx, dict.fromkeys(ids, cluster.id)),
             tests=await power_tests_of(tx, ids),
@@ -238,7 +241,7 @@ async def _lacking(facts: _Facts, host_ids: tuple[HostId, ...]) -> Lacking:
     """In a thread: of a large cluster it takes a while."""
     policy = facts.cluster.policy.recovery
     return await asyncio.to_thread(
-        without_room, facts.surroundings, facts.defined, policy, host_ids
+        without_room, facts.surroundings, facts.vms, facts.defined, policy, host_ids
     )
 
 
@@ -280,6 +283,6 @@ def _view(
         verdict=verdict_of(found),
         findings=worst_first(found),
         hosts=sum(len(one.surroundings.hosts) for one in facts) if hosts is None else hosts,
-        vms=sum(len(one.surroundings.vms) for one in facts) if vms is None else vms,
+        vms=sum(len(one.vms) for one in facts) if vms is None else vms,
         not_looked_at=(*NOT_LOOKED_AT, *unknown),
     )

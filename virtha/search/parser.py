@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from virtha.search.lexer import Kind, Token, fault, tokens
 from virtha.search.tree import And, Compare, FreeText, Node, Or, Pattern, Query, Relation, Sort
-from virtha.search.values import read_value
+from virtha.search.values import check_not_torn, read_value
 from virtha.search.vocabulary import Field, Noun, Vocabulary, find_noun
 
 DEPTH_MAX = 16
@@ -75,17 +75,17 @@ class _Parser:
             return
         written, colon, rest = token.raw.partition(":")
         following = self._tokens[self._index + 1]
-        if not colon and following.kind is Kind.WORD and following.raw.startswith(":"):
-            self._index += 1
+        parted = not colon and following.kind is Kind.WORD and following.raw.startswith(":")
+        if parted:
             colon, rest, token = ":", following.raw[1:], following
         if not colon:
             return
         named = find_noun(self._vocabulary, written)
         if named is None and rest:
-            return  # `52:54:00:…` is free text
+            return  # `52:54:00:…` is free text, and so is `web :8080`
         if named is not self._noun:
             self._wrong_noun(written, named)
-        self._index += 1
+        self._index += 2 if parted else 1
         if rest:
             self._split(token, len(token.raw) - len(rest))
 
@@ -154,6 +154,12 @@ class _Parser:
         token = self._now
         if token.kind not in (Kind.WORD, Kind.QUOTED) or self._is(*_JOINTS) or self._at_tail():
             self._unexpected()
+        if self._is("not"):
+            fault(
+                token.at,
+                "there is no 'not'",
+                fix="!= finds what = doesn't; put it between quotation marks to look for the word",
+            )
         self._terms += 1
         if self._terms > TERMS_MAX:
             fault(token.at, "too many conditions", allowed=(f"at most {TERMS_MAX}",))
@@ -186,7 +192,9 @@ class _Parser:
 
     def _compare(self, token: Token, field: Field, related: str | None) -> Compare:
         relation = self._relation(token, field.relations)
-        value = read_value(self._value(), field)
+        written = self._value()
+        value = read_value(written, field)
+        check_not_torn(written, self._now, field)
         return Compare(field=field.name, relation=relation, value=value, related=related)
 
     def _text_of(self, token: Token, related: str | None) -> FreeText:

@@ -75,6 +75,25 @@ def read_value(token: Token, field: Field) -> Literal:
             assert_never(field.kind)
 
 
+def check_not_torn(value: Token, behind: Token, field: Field) -> None:
+    """`memory > 4 GiB` would mean 4 MiB, and free text. Raises InvalidInput."""
+    if field.kind not in (Kind.SIZE, Kind.DURATION, Kind.TIME):
+        return
+    if value.kind is not TokenKind.WORD or behind.kind is not TokenKind.WORD:
+        return
+    is_span = field.kind is Kind.DURATION or value.raw.startswith("-")
+    whole = f"{value.raw}{'' if is_span else ' '}{behind.raw}"
+    try:
+        read_value(value._replace(raw=whole, parts=(whole,)), field)
+    except InvalidInput:
+        return
+    fault(
+        behind.at,
+        f"is '{behind.shown}' part of the value before it?",
+        fix=f'write "{whole}", or "{behind.raw}" to look for the word',
+    )
+
+
 def _is_quoted_text(token: Token, field: Field) -> bool:
     """Then `null` is the word; of anything else there is no such value."""
     return field.kind is Kind.TEXT and token.kind is TokenKind.QUOTED

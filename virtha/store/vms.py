@@ -59,6 +59,19 @@ async def vms_of_cluster(tx: Transaction, cluster_id: ClusterId) -> tuple[VmRow,
     return await _rows(tx, vm.c.cluster_id == cluster_id)
 
 
+async def memory_held(tx: Transaction, cluster_id: ClusterId) -> dict[HostId, dict[VmId, int]]:
+    """Bytes of each VM of the cluster, by the hosts that may hold it."""
+    rows = await tx.connection.execute(
+        select(vm_holder.c.host_id, vm_holder.c.vm_id, vm.c.memory_bytes)
+        .join(vm, vm.c.id == vm_holder.c.vm_id)
+        .where(vm.c.cluster_id == cluster_id)
+    )
+    found: dict[HostId, dict[VmId, int]] = {}
+    for host_id, vm_id, memory_bytes in rows:
+        found.setdefault(HostId(host_id), {})[VmId(vm_id)] = memory_bytes
+    return found
+
+
 async def vms_held_by(tx: Transaction, host_id: HostId) -> tuple[VmRow, ...]:
     held = select(vm_holder.c.vm_id).where(vm_holder.c.host_id == host_id)
     return await _rows(tx, vm.c.id.in_(held))

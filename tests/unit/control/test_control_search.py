@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from counted_statements import statements
 
 from virtha.control.requests import ClusterCreate, EventQuery, SearchQuery, VmQuery
 from virtha.control.views import Caller
@@ -76,6 +77,29 @@ def test_vms_are_found_by_their_last_watchdog_event(tell: Tell) -> None:
         world.clock.advance(2 * 86_400_000)
         assert await names(world, "last_event > yesterday") == []
         assert await names(world, "last_event < yesterday") == ["web1"]
+
+    tell(story)
+
+
+@pytest.mark.parametrize("search", [None, "ha = true"])
+def test_a_page_of_many_vms_takes_as_many_statements_as_one_of_few(
+    tell: Tell, search: str | None
+) -> None:
+    """Whether another host could take each included: that is told of their cluster's hosts."""
+
+    async def story(world: Any) -> None:
+        for host in ("h1", "h2"):
+            await world.join(host)
+        await world.add_storage()
+        counted = []
+        for first, many in ((0, 2), (2, 20)):
+            for number in range(first, first + many):
+                await world.add_vm(f"vm{number:02}", ha=True)
+            with statements(world.store) as made:
+                page = await world.control.vms.list(VmQuery(search=search))
+            assert len(page.items) == first + many
+            counted.append(len(made))
+        assert counted[0] == counted[1] < 20, counted
 
     tell(story)
 

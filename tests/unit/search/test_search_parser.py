@@ -111,6 +111,25 @@ A, B, C = (one("name", text(letter)) for letter in "abc")
         ("52:54:00:ab", FreeText(pattern=text("", "52:54:00:ab", ""))),
         ("web.example.org", FreeText(pattern=text("", "web.example.org", ""))),
         ('"and"', FreeText(pattern=text("", "and", ""))),
+        ('"not"', FreeText(pattern=text("", "not", ""))),
+        (
+            "web :8080",
+            And(
+                terms=(
+                    FreeText(pattern=text("", "web", "")),
+                    FreeText(pattern=text("", ":8080", "")),
+                )
+            ),
+        ),
+        (
+            'memory = 4 "GiB"',
+            And(
+                terms=(
+                    one("memory", Number(number=4 << 20)),
+                    FreeText(pattern=text("", "GiB", "")),
+                )
+            ),
+        ),
     ],
 )
 def test_what_is_read(written: str, where: object) -> None:
@@ -147,6 +166,10 @@ def test_sort_and_page() -> None:
         ("policy.delay = 99999999999999999999999d", 16, "too long"),
         ("policy.dely = 5s", 1, "allowed: name, host, memory, vcpus, status, severity, policy.…, "),
         ("policy.dely = 5s", 1, "did you mean policy.delay?"),
+        ("memory > 4 GiB", 12, 'write "4 GiB", or "GiB"'),
+        ("policy.delay < 1h 30m", 19, 'write "1h30m"'),
+        ("last_event > -1h 30m", 18, 'write "-1h30m"'),
+        ("last_event > 2026-01-31 12:00Z", 25, 'write "2026-01-31 12:00Z"'),
         ("vcpus = four", 9, "a whole number"),
         ("vcpus = 99999999999999999999", 9, "a whole number"),
         ("vcpus = ٣", 9, "a whole number"),
@@ -164,6 +187,7 @@ def test_sort_and_page() -> None:
         ('"name" = a', 1, "leave them out"),
         ("= a", 1, "allowed: name"),
         ("and", 1, "can't stand here"),
+        ("not name = a", 1, "!= finds"),
         ("a and", 6, "ends where a condition"),
         ("a or )", 6, "closes none"),
         ("()", 2, "closes none"),
