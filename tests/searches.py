@@ -87,8 +87,11 @@ def conditions(draw: st.DrawFn, noun: str, made: From) -> Node:
             relation=draw(st.sampled_from(SAME)) if related is not None else Relation.EQUAL,
             related=related,
         )
-    fields = vocabulary[related or noun].fields
-    field = fields[draw(st.sampled_from(list(fields)))]
+    # First the family: of each other field there would be ninety of `policy.…`.
+    families: dict[str, list[Field]] = {}
+    for one in vocabulary[related or noun].fields.values():
+        families.setdefault(one.name.partition(".")[0], []).append(one)
+    field = draw(st.sampled_from(families[draw(st.sampled_from(list(families)))]))
     if field.nullable and draw(st.integers(0, 3)) == 0:
         relation = draw(st.sampled_from(SAME))
         return Compare(field=field.name, relation=relation, value=Null(), related=related)

@@ -64,6 +64,7 @@ TEMPLATE = View(
         ("machine", f"{item['template']['machine']} ({item['template']['architecture']})"),
         ("watchdog", _watchdog(item)),
         ("ha", item["template"]["ha"]),
+        ("priority", item["template"]["priority"]),
         ("on I/O error", item["template"]["on_io_error"]),
         *[("disk", _disk(disk)) for disk in item["template"]["disks"]],
         *[("card", f"{nic['model']} on {nic['bridge']}") for nic in item["template"]["nics"]],

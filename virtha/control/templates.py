@@ -293,6 +293,7 @@ def _template_of(vm: Vm, request: TemplateCreate, *, created: UtcMillis) -> Temp
         machine=vm.machine,
         watchdog=vm.watchdog,
         ha=vm.ha,
+        priority=vm.start_priority,
         on_io_error=vm.on_io_error,
         disks=tuple(_sealed(disk, template_id) for disk in vm.disks),
         nics=tuple(TemplateNic(bridge=nic.bridge, model=nic.model) for nic in vm.nics),

@@ -37,6 +37,7 @@ from virtha.control.vm_checks import (
     check_machine,
     check_sizes,
     check_watchdog,
+    checked_priority,
     plan_disks,
     plan_nics,
 )
@@ -189,6 +190,7 @@ class Vms:
                 if request.watchdog is not None
                 else None,
                 ha=request.ha,
+                priority=checked_priority(request.priority),
                 on_io_error=request.on_io_error,
                 disks=tuple(planned.disk for planned in disks),
                 nics=await plan_nics(tx, request.nics, make_id=_new_id),
@@ -229,7 +231,7 @@ class Vms:
     async def change(
         self, caller: Caller, ref: str, request: VmChange, if_match: Revision | None = None
     ) -> VmView:
-        """Applies to a running VM at its next start, but for name, description, ha and on_io_error."""
+        """Applies to a running VM at its next start, but for name, description, ha, priority and on_io_error."""
         return await self._change(caller, ref, request, if_match)
 
     async def _change(
@@ -298,6 +300,9 @@ class Vms:
             if await find_vm(tx, changed.name) is not None:
                 raise taken("VM", changed.name)
         check_text(changed.description, field="description")
+        if request.priority is not UNSET:
+            priority = checked_priority(request.priority)
+            changed = msgspec.structs.replace(changed, priority=priority)
         able = capabilities_of(await read_surroundings(tx, vm.cluster_id))
         if (changed.memory_bytes, changed.vcpus) != (vm.memory_bytes, vm.vcpus):
             check_sizes(changed.memory_bytes, changed.vcpus, able)

@@ -291,9 +291,11 @@ class _Parser:
 
 def _shortened(names: Iterable[str]) -> tuple[str, ...]:
     """Those of one family (`policy.lease.enabled`) by its name only."""
-    return tuple(
-        dict.fromkeys(f"{name.partition('.')[0]}.…" if "." in name else name for name in names)
-    )
+    return tuple(dict.fromkeys(family(name) if "." in name else name for name in names))
+
+
+def family(name: str) -> str:
+    return f"{name.partition('.')[0]}.…"
 
 
 def _anywhere(token: Token) -> Pattern:

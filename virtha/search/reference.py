@@ -1,7 +1,7 @@
 """The reference page of what can be searched for: one table per object, from the vocabulary."""
 
 from virtha.search.lexer import LENGTH_MAX, WILDCARDS_MAX
-from virtha.search.parser import DEPTH_MAX, PAGE_MAX, TERMS_MAX
+from virtha.search.parser import DEPTH_MAX, PAGE_MAX, TERMS_MAX, family
 from virtha.search.tree import DayName
 from virtha.search.vocabulary import Field, Kind, Noun, Vocabulary
 
@@ -45,7 +45,15 @@ def _noun(noun: Noun) -> list[str]:
         "| field | what | values | relations | null | free text | sort |",
         "|---|---|---|---|---|---|---|",
     ]
-    return lines + [_field(one) for one in noun.fields.values()]
+    lines += [_field(one) for one in noun.fields.values() if not one.described_by]
+    elsewhere = {(family(one.name), one.described_by) for one in noun.fields.values()}
+    for name, other in sorted(elsewhere):
+        if other:
+            lines += [
+                "",
+                f"And `{name}`, of the one that it belongs to: [{other}](#{other.lower()}).",
+            ]
+    return lines
 
 
 def _field(one: Field) -> str:

@@ -39,6 +39,8 @@ class Field:
     free: bool = False
     """Free text looks at it."""
     sortable: bool = True
+    described_by: str = ""
+    """The noun whose field of this name the reference describes; empty: it is described itself."""
 
     def __post_init__(self) -> None:
         assert self.name == self.name.lower(), self.name

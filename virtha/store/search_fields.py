@@ -20,7 +20,7 @@ from virtha.model.watchdog import WatchdogAction, WatchdogModel
 from virtha.search.vocabulary import Field, Kind, Noun
 from virtha.store import schema
 from virtha.store.events import RANK
-from virtha.store.search_policy import policy_fields
+from virtha.store.search_policy import policy_fields, policy_of_cluster_fields
 from virtha.store.search_source import (
     BOOLEAN,
     Condition,
@@ -228,6 +228,9 @@ _VM_FIELDS = (
     _count("vcpus", "its virtual processors", _column("vm", "vcpus")),
     _text("architecture", "its processor architecture", _body("vm", "architecture")),
     _truth("ha", "whether it is restarted after a failure", _column("vm", "ha")),
+    _count(
+        "priority", "of VMs that come back, the higher is started first", _number("vm", "priority")
+    ),
     _words(
         "watchdog",
         "the model of its watchdog card",
@@ -253,6 +256,7 @@ _VM_FIELDS = (
     _text(
         "incident", "the id of the open incident that it is in", _open_incident_of_vm, nullable=True
     ),
+    *policy_of_cluster_fields("vm", described_by=CLUSTERS),
 )
 _HOST_FIELDS = (
     _text("name", "its name", _column("host", "name"), free=True),
@@ -276,6 +280,7 @@ _HOST_FIELDS = (
         _body("host_status", "capabilities", "architecture"),
     ),
     _text("incident", "the id of its open incident", _open_incident_of_host, nullable=True),
+    *policy_of_cluster_fields("host", described_by=CLUSTERS),
 )
 _TEMPLATE_FIELDS = (
     _text("name", "its name", _column("template", "name"), free=True),
@@ -297,6 +302,7 @@ _TEMPLATE_FIELDS = (
         "whether VMs made from it are restarted after a failure",
         lambda rows: plain(number_from_body(rows["template"].body, "ha")),
     ),
+    _count("priority", "the priority of VMs made from it", _number("template", "priority")),
     _words(
         "watchdog",
         "the model of its watchdog card",

@@ -4,6 +4,7 @@ that are missing, times at the edges of days. Written by the store's own functio
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import UNSET
 from search_oracle import Row
 
 from virtha.model.codes import Severity
@@ -164,6 +165,7 @@ _VMS = (
         "nfs1",
     ),
 )
+_PRIORITIES = {"web1": 50, "db": 100, "a*b": 1}
 _EVENTS = (
     # code, severity, message, vm, host, cluster, user, operation, at
     (
@@ -272,7 +274,7 @@ async def _places(tx: WriteTransaction, world: World) -> None:
             "cluster": of,
         }
         values |= {"cpus": cpus, "memory": memory, "architecture": architecture, "incident": None}
-        world.rows["Hosts"].append(Row({**values, "active_vms": 0}))
+        world.rows["Hosts"].append(Row({**values, "active_vms": 0, **policy_of(world, of)}))
     for name, of, kind, path in (
         ("nfs1", "east", "directory", "/srv"),
         ("rbd", "We%st", "ceph-rbd", "rbd:x@m"),
@@ -287,6 +289,11 @@ async def _places(tx: WriteTransaction, world: World) -> None:
         await save_storage(tx, domain)
         values = {"name": name, "id": domain.id, "type": kind, "path": path, "cluster": of}
         world.rows["Storage"].append(Row(values))
+
+
+def policy_of(world: World, cluster: str) -> dict[str, Any]:
+    values = world.row("Clusters", cluster).values
+    return {name: value for name, value in values.items() if name.startswith("policy.")}
 
 
 async def _vms(tx: WriteTransaction, world: World) -> None:
@@ -329,6 +336,7 @@ async def _vms(tx: WriteTransaction, world: World) -> None:
             machine=MachineType.Q35,
             watchdog=watchdog,
             on_io_error=on_io_error,
+            priority=_PRIORITIES.get(name, UNSET),
             disks=disks if storage else (),
         )
         await save_vm(tx, vm)
@@ -357,7 +365,8 @@ async def _vms(tx: WriteTransaction, world: World) -> None:
             "last_event": fired_at,
             "watchdog_events": fired,
         }
-        world.rows["Vms"].append(Row({**values, "on_io_error": on_io_error.value}))
+        values |= {"on_io_error": on_io_error.value, "priority": _PRIORITIES.get(name, 0)}
+        world.rows["Vms"].append(Row({**values, **policy_of(world, of)}))
 
 
 async def _incidents(tx: WriteTransaction, world: World) -> None:
@@ -416,6 +425,7 @@ async def _templates(tx: WriteTransaction, world: World) -> None:
             machine=MachineType.Q35,
             watchdog=watchdog,
             ha=card is not None,
+            priority=7 if card else 0,
             disks=(disk,) if card else (),
             created=UtcMillis(created),
         )
@@ -423,6 +433,7 @@ async def _templates(tx: WriteTransaction, world: World) -> None:
         values = {"name": name, "id": template.id, "description": "from web1", "cluster": "east"}
         values |= {"status": template.state.value, "memory": GIB, "vcpus": 2}
         values |= {"architecture": "x86_64", "ha": "true" if card else "false"}
+        values |= {"priority": 7 if card else 0}
         values |= {
             "watchdog": model or None,
             "watchdog_action": action or None,

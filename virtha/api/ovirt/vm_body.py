@@ -13,7 +13,6 @@ from virtha.model.vm import OnIoError
 
 MEMORY_DEFAULT = 1 << 30
 """oVirt's, of the Blank template."""
-PRIORITY_MAX = 100
 
 
 def vcpus_of(body: Node) -> int | UnsetType:
@@ -32,17 +31,13 @@ def vcpus_of(body: Node) -> int | UnsetType:
 
 
 def ha_of(body: Node) -> bool | UnsetType:
-    """The priority is checked and not kept: there is none here yet."""
-    said = body.get("high_availability") or {}
-    priority = said.get("priority")
-    if priority is not None and not 0 <= priority <= PRIORITY_MAX:
-        raise InvalidInput(
-            f"{priority} is out of range",
-            field="high_availability.priority",
-            allowed=(f"0 to {PRIORITY_MAX}",),
-        )
-    enabled: bool | UnsetType = said.get("enabled", UNSET)
+    enabled: bool | UnsetType = (body.get("high_availability") or {}).get("enabled", UNSET)
     return enabled
+
+
+def priority_of(body: Node) -> int | UnsetType:
+    priority: int | UnsetType = (body.get("high_availability") or {}).get("priority", UNSET)
+    return priority
 
 
 def on_io_error_of(body: Node) -> OnIoError | UnsetType:

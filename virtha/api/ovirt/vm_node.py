@@ -92,7 +92,7 @@ def vm_node(view: VmView, under_way: Collection[str] = ()) -> Node:
         "href": f"/vms/{vm.id}",
         "actions": VM_ACTIONS,
         "link": [(rel, f"/vms/{vm.id}/{rel}") for rel in _VM_LINKS],
-        **_machine(vm),
+        **_machine(vm, vm.start_priority),
         "status": vm_status(status.state, under_way),
         "status_detail": _status_detail(view),
         "next_run_configuration_exists": bool(view.pending),
@@ -113,7 +113,7 @@ def template_node(view: TemplateView) -> Node:
         "id": template.id,
         "href": f"/templates/{template.id}",
         "link": [(rel, f"/templates/{template.id}/{rel}") for rel in _TEMPLATE_LINKS],
-        **_machine(template),
+        **_machine(template, template.priority),
         "status": "ok" if template.state is TemplateState.READY else "locked",
         "creation_time": template.created,
         "version": {"version_number": 1, "version_name": ""},
@@ -130,7 +130,7 @@ def blank_node() -> Node:
         "description": "Blank template",
         "memory": 1024 * MIB,
         "cpu": {"architecture": "undefined", "topology": {"cores": 1, "sockets": 1, "threads": 1}},
-        "high_availability": {"enabled": False},
+        "high_availability": {"enabled": False, "priority": 0},
         "os": {"type": "other"},
         "status": "ok",
         "type": "server",
@@ -150,7 +150,7 @@ def watchdog_node(kind: str, owner_id: str, card: Watchdog) -> Node:
     }
 
 
-def _machine(one: Vm | Template) -> Node:
+def _machine(one: Vm | Template, priority: int) -> Node:
     node: Node = {
         "name": one.name,
         "description": one.description,
@@ -163,7 +163,7 @@ def _machine(one: Vm | Template) -> Node:
         },
         "delete_protected": False,
         "display": {"type": "vnc"},
-        "high_availability": {"enabled": one.ha},
+        "high_availability": {"enabled": one.ha, "priority": priority},
         # Ansible's modules look into these without asking whether they are there.
         "io": {"threads": 0},
         "soundcard_enabled": False,

@@ -14,6 +14,7 @@ from virtha.api.ovirt.vm_body import (
     machine_of,
     nics_of,
     on_io_error_of,
+    priority_of,
     refuse_other_sources,
     vcpus_of,
     watchdog_of,
@@ -86,6 +87,7 @@ async def _from_nothing(call: Call) -> VmCreate:
     body = call.body
     vcpus, watchdog, nics = vcpus_of(body), watchdog_of(body), nics_of(body)
     ha, machine, on_io_error = ha_of(body), machine_of(body), on_io_error_of(body)
+    priority = priority_of(body)
     architecture = (body.get("cpu") or {}).get("architecture") or "x86_64"
     usual = MachineType.S390_CCW if architecture == "s390x" else MachineType.Q35
     return VmCreate(
@@ -97,6 +99,7 @@ async def _from_nothing(call: Call) -> VmCreate:
         machine=usual if machine is UNSET else machine,
         watchdog=None if watchdog is UNSET else watchdog,
         ha=False if ha is UNSET else ha,
+        priority=0 if priority is UNSET else priority,
         on_io_error=OnIoError.AUTO_RESUME if on_io_error is UNSET else on_io_error,
         nics=() if nics is UNSET else nics,
         description=body.get("description", ""),
@@ -121,6 +124,7 @@ async def _from_template(call: Call) -> Operation:
         vcpus=vcpus_of(body),
         watchdog=watchdog_of(body),
         ha=ha_of(body),
+        priority=priority_of(body),
         on_io_error=on_io_error_of(body),
         nics=nics_of(body),
         description=body.get("description", UNSET),
@@ -151,6 +155,7 @@ async def change_vm(call: Call) -> Reply:
         machine=machine_of(body),
         watchdog=watchdog_of(body),
         ha=ha_of(body),
+        priority=priority_of(body),
         on_io_error=on_io_error_of(body),
     )
     return await _shown(call, await call.control.vms.change(call.caller, view.vm.id, change))
