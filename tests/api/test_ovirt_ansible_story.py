@@ -19,13 +19,50 @@ from virtha.lab.bmc import USER
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = ROOT / "examples/ovirt-ansible.yml"
-RUN_S = 300
+RUN_S = 600
 CHANGING = {
     "A host's power management",
     "A VM as a pattern",
     "A template of it",
     "A VM from the template, running",
 }
+
+AFTERWARDS = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  module_defaults:
+    group/ovirt.ovirt.ovirt:
+      auth: {url: "{{ url }}", ca_file: "{{ ca_file }}", username: "{{ username }}", password: "{{ password }}"}
+  tasks:
+"""
+"""Plays on what the example made; their tasks follow."""
+CHANGES = """
+    - name: Another action, more memory, a priority
+      ovirt.ovirt.ovirt_vm:
+        name: pattern
+        cluster: default
+        memory: 2GiB
+        description: changed
+        high_availability: true
+        high_availability_priority: 50
+        storage_error_resume_behaviour: kill
+        watchdog: {model: i6300esb, action: none}
+    - name: No watchdog
+      ovirt.ovirt.ovirt_vm: {name: app1, watchdog: {model: }}
+    - name: Off
+      ovirt.ovirt.ovirt_vm: {name: app1, state: stopped, force: true}
+"""
+REMOVALS = """
+    - name: No VM
+      ovirt.ovirt.ovirt_vm: {name: app1, state: absent}
+    - name: No template
+      ovirt.ovirt.ovirt_template: {name: pattern-template, cluster: default, state: absent}
+    - name: No pattern
+      ovirt.ovirt.ovirt_vm: {name: pattern, state: absent}
+    - name: No power management
+      ovirt.ovirt.ovirt_host_pm: {name: h2, address: 127.0.0.1, type: ipmilan, state: absent}
+"""
 
 
 @pytest.fixture
@@ -88,6 +125,7 @@ class Ansible:
 
 
 @pytest.mark.req("W3", "W1", "W5")
+@pytest.mark.timeout(900)  # eight runs, of a dozen modules each at first
 def test_a_playbook_changes_what_it_says_and_then_nothing(
     story: Story, sim: IpmiSim, tmp_path: Path
 ) -> None:
@@ -107,3 +145,23 @@ def test_a_playbook_changes_what_it_says_and_then_nothing(
     assert app["vm"]["watchdog"] == {"model": "i6300esb", "action": "poweroff"}
     second = ansible.run(PLAYBOOK, **bmc)
     assert set(second) == set(first) and "changed" not in second.values(), second
+    for tasks in (CHANGES, REMOVALS):
+        playbook = tmp_path / "afterwards.yml"
+        playbook.write_text(AFTERWARDS + tasks)
+        assert set(ansible.run(playbook).values()) == {"changed"}
+        assert set(ansible.run(playbook).values()) == {"ok"}
+        if tasks is CHANGES:
+            _check_changes(story)
+    with story.rest() as client:
+        assert [item["vm"]["name"] for item in client.get("/v1/vms").json()["items"]] == ["web1"]
+        assert client.get("/v1/templates").json()["items"] == []
+
+
+def _check_changes(story: Story) -> None:
+    with story.rest() as client:
+        vm = client.get("/v1/vms/pattern").json()["vm"]
+        app = client.get("/v1/vms/app1").json()
+    assert (vm["memory_bytes"], vm["description"], vm["priority"]) == (2 << 30, "changed", 50)
+    assert vm["watchdog"] == {"model": "i6300esb", "action": "none"}
+    assert vm["on_io_error"] == "kill" and vm["ha"]
+    assert app["vm"].get("watchdog") is None and app["status"]["state"] == "down"

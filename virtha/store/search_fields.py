@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 
 from virtha.model.codes import Severity
 from virtha.model.host import HostState
@@ -409,6 +409,20 @@ def _pairs(table: Any, mine: tuple[str, str], theirs: tuple[str, str]) -> Link:
     return where
 
 
+def _made_from(mine: str, theirs: str) -> Link:
+    """VMs and the templates that files of theirs need: of thin disks, and of copies that are being made."""
+
+    def where(rows: Rows, others: Rows, condition: Condition) -> Condition:
+        use, file = schema.template_use.alias(), schema.disk.alias()
+        keys = {"vm": file.c.vm_id, "template": use.c.template_id}
+        same = and_(file.c.storage_domain_id == use.c.storage_domain_id, file.c.path == use.c.path)
+        files = use.join(file, same).join(others.joined, keys[theirs] == others[theirs].id)
+        key: ColumnElement[Any] = rows[mine].id
+        return key.in_(select(keys[mine]).select_from(files).where(condition))
+
+    return where
+
+
 _ALL = (
     Searched(
         name=VMS,
@@ -420,6 +434,7 @@ _ALL = (
             HOSTS: _link(("vm_status", "host_id"), ("host", "id")),
             CLUSTERS: _link(("vm", "cluster_id"), ("cluster", "id")),
             STORAGE: _pairs(schema.disk, ("vm", "vm_id"), ("storage_domain", "storage_domain_id")),
+            TEMPLATES: _made_from("vm", "template"),
             EVENTS: _link(("vm", "id"), ("event", "vm_id")),
         },
     ),
@@ -443,6 +458,7 @@ _ALL = (
         own="template",
         fields=_TEMPLATE_FIELDS,
         links={
+            VMS: _made_from("template", "vm"),
             CLUSTERS: _link(("template", "cluster_id"), ("cluster", "id")),
             STORAGE: _pairs(
                 schema.template_disk,

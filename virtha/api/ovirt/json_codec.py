@@ -1,13 +1,13 @@
 """Nodes to JSON and back: the same tree as the XML, scalars as text, as oVirt writes them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.scalars import from_text, to_text
-from virtha.api.ovirt.shape import Field, Node, Scalar, Shape
+from virtha.api.ovirt.shape import TURN, Field, Node, Scalar, Shape
 from virtha.model.errors import InvalidInput
 
 DEPTH_MAX = 64
@@ -18,8 +18,13 @@ def encode_one(shape: Shape, node: Node, base: str) -> bytes:
     return msgspec.json.encode(_written(shape, node, base))
 
 
-def encode_many(shape: Shape, nodes: Iterable[Node], base: str) -> bytes:
-    return msgspec.json.encode({shape.name: [_written(shape, node, base) for node in nodes]})
+def encode_many(shape: Shape, nodes: Sequence[Node], base: str) -> Iterator[bytes]:
+    """Part by part, each the work of some milliseconds."""
+    yield f'{{"{shape.name}":['.encode()
+    for begin in range(0, len(nodes), TURN):
+        turn = [_written(shape, node, base) for node in nodes[begin : begin + TURN]]
+        yield (b"," if begin else b"") + msgspec.json.encode(turn)[1:-1]
+    yield b"]}"
 
 
 def _written(shape: Shape, node: Node, base: str) -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """Lists of the use cases, page by page, as oVirt's clients ask for them: all at once, searched, at most ``max``."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from virtha.api.ovirt.parameters import Parameters
 from virtha.api.ovirt.search import page_size
+from virtha.api.ovirt.shape import TURN, Node
 from virtha.api.ovirt.sign_in import DOMAIN
 from virtha.control.requests import LIST_LIMIT_MAX, SearchQuery
 from virtha.control.searching import read_search, show_search
 from virtha.control.views import Page
 from virtha.model.errors import InvalidInput
 from virtha.search import Query
-from virtha.search.tree import And, Compare, Node, Or, Pattern
+from virtha.search.tree import And, Compare, Or, Pattern
+from virtha.search.tree import Node as Condition
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=SearchQuery)
@@ -51,7 +54,7 @@ def the_search(parameters: Parameters, noun: str) -> Query | None:
     return msgspec.structs.replace(query, where=_own_names(query.where))
 
 
-def _own_names(node: Node) -> Node:
+def _own_names(node: Condition) -> Condition:
     """``usrname = admin@internal`` is our ``admin``."""
     match node:
         case And() | Or():
@@ -71,6 +74,15 @@ def size_of_page(parameters: Parameters) -> int:
             f"a page of {size}", field="max", allowed=(f"1 to {LIST_LIMIT_MAX}, with page N",)
         )
     return size
+
+
+async def in_turns(items: Sequence[T], make: Callable[[T], Node]) -> list[Node]:
+    """With looks at what else the server has to do."""
+    found: list[Node] = []
+    for begin in range(0, len(items), TURN):
+        found += map(make, items[begin : begin + TURN])
+        await asyncio.sleep(0)
+    return found
 
 
 async def gather(get_page: GetPage[T], at_most: int | None = None) -> list[T]:

@@ -46,7 +46,7 @@ async def action_reply(
 
 
 def _asked_async(call: Call) -> bool:
-    return bool(call.body.get("async", call.parameters.flag("async", default=False)))
+    return bool(call.body.get("async", not call.parameters.wait))
 
 
 def done(status: str = "complete", **more: object) -> Reply:

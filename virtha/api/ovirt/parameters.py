@@ -20,6 +20,8 @@ class Parameters:
     max: int | None = None
     search: str = ""
     case_sensitive: bool = True
+    wait: bool = True
+    """For the end of what is begun; not with ``async``."""
     follow: Follow = field(default_factory=dict)
 
     def flag(self, name: str, *, default: bool) -> bool:
@@ -53,6 +55,7 @@ def read_parameters(pairs: list[tuple[str, str]]) -> Parameters:
         max=limit if limit is not None and limit >= 0 else None,
         search=given.get("search", ""),
         case_sensitive=plain.flag("case_sensitive", default=True),
+        wait=not plain.flag("async", default=False),
         follow=parse_follow(given.get("follow", "")),
     )
 

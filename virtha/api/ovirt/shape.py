@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 Node = dict[str, Any]
+TURN = 100
+"""Nodes of a list that are made or written between two looks at what else the server has to do: some 10 ms for VMs."""
 
 
 class Scalar(StrEnum):

@@ -4,7 +4,7 @@ from msgspec import UNSET
 
 from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
-from virtha.api.ovirt.listing import listed
+from virtha.api.ovirt.listing import in_turns, listed
 from virtha.api.ovirt.operations import action_reply, underway, waited
 from virtha.api.ovirt.route import Call, Reply, Route, action, delete, get, named, post, put
 from virtha.api.ovirt.shape import Node
@@ -55,7 +55,10 @@ async def all_vms(call: Call) -> list[VmView]:
 async def list_vms(call: Call) -> Reply:
     found = await all_vms(call)
     open_ones = await underway(call) if found else {}
-    return Reply(shape="vm", body=[vm_node(view, open_ones.get(view.vm.id, ())) for view in found])
+    return Reply(
+        shape="vm",
+        body=await in_turns(found, lambda view: vm_node(view, open_ones.get(view.vm.id, ()))),
+    )
 
 
 async def get_vm(call: Call) -> Reply:
