@@ -42,12 +42,8 @@ _WOULD_PROVE = frozenset(
 _UNREAD = frozenset(f"lease.not_proof.{word}" for word in ("unread", "unreadable", "other_boot"))
 _SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
-
-
 RENEW_LATE_MS = 60 * 86_400_000
 """A host that was away, or off, for so long is nothing to be told of."""
-
-
 COUNTS_EMULATED_WRITES = 9_000_000
 """QEMU from which on a live migration of an emulated guest sends each page that was written meanwhile (its commit 03bfc2188f,
 "physmem: Fix migration dirty bitmap coherency with TCG memory access"). Seen with 7.2: docs/verification.md."""

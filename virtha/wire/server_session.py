@@ -5,7 +5,7 @@ from virtha.model.facts import Fact
 from virtha.model.ids import HostId
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis
-from virtha.wire.codec import encode_beat_ack, encode_message, encode_ping, version_refusal
+from virtha.wire.codec import encode_beat_ack, encode_message, version_refusal
 from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, LeaseOrder, SlotsRead
 from virtha.wire.messages import (
     FACTS_PER_FRAME_MAX,
@@ -21,7 +21,6 @@ from virtha.wire.messages import (
     OpenChannel,
     Pace,
     PeerRole,
-    Pong,
     Settings,
     Welcome,
 )
@@ -36,7 +35,7 @@ class ServerSession(Session):
     WitnessAnswer, PowerAttempted."""
 
     _PING_AFTER = (2, 5)
-    __slots__ = ("_beat_last", "_host_id", "_pace", "_pace_nonce", "_window", "hello")
+    __slots__ = ("_beat_last", "_host_id", "_pace", "_window", "hello")
 
     def __init__(self, host_id: HostId, *, now: Millis) -> None:
         """``host_id``: as the peer's certificate says."""
@@ -45,7 +44,6 @@ class ServerSession(Session):
         self._beat_last = -1
         self._pace: Pace | None = None
         """The last that this host was told, in its welcome or since."""
-        self._pace_nonce: int | None = None
         self._window = FactWindow(0)
         self.hello: Hello | None = None
 
@@ -61,24 +59,15 @@ class ServerSession(Session):
         self._pace = Pace(beat_interval_ms=welcome.beat_interval_ms, silence_ms=welcome.silence_ms)
 
     def pace(self, pace: Pace) -> None:
-        """From now on, where that is another than was told. This end goes by it with the pong of the ping behind it: until
-        then the host may still ask for signs as seldom as the old silence allows."""
+        """From now on, where that is another than was told. A host that was to ask for signs more seldom than the new silence
+        lasts is late at once: the timer takes that for a sleep of our own, so its silence begins anew."""
         if self.closed is not None or self._pace in (None, pace):
             return
         if self.hello is None or PACE_FEATURE not in self.hello.features:
             return
         self._pace = pace
         self._put(encode_message(pace))
-        self._nonce += 1
-        self._pace_nonce = self._nonce
-        self._put(encode_ping(self._nonce))
-
-    def _on_pong(self, pong: Pong, size: int) -> Message | None:
-        if self._pace_nonce is not None and pong.nonce >= self._pace_nonce:
-            assert self._pace is not None
-            self._pace_nonce = None
-            self._establish(self._pace.silence_ms)
-        return None
+        self._establish(pace.silence_ms)
 
     def refuse(self, code: str, message: str, field: str | None = None) -> None:
         self._refuse(Refused(message, code=code, field=field))
@@ -225,7 +214,6 @@ class ServerSession(Session):
             DisksLooked: _on_looked,
             PowerAttempted: _on_power,
             **LIFE,
-            Pong: _on_pong,
             **ENDINGS,
         },
     }

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from link_rig import H1, HostRig, Pki, connected, run, server, settings, until
+from link_rig import H1, HostRig, Pki, beat, connected, run, server, settings, until
 
 from virtha.model.orders import HostSettings
 from virtha.model.policy import Policy
@@ -14,7 +14,10 @@ def at(revision: int, policy: Policy) -> HostSettings:
     return msgspec.structs.replace(settings(revision), policy=policy)
 
 
-def paces_of(host: HostRig) -> list[tuple[int, int]]:
+async def paces_of(host: HostRig, number: int) -> list[tuple[int, int]]:
+    """All that came before the answer to a beat that is sent now, the ``number``-th."""
+    assert host.link.send_beat(beat(number))
+    await until(lambda: number in host.events.beats_acknowledged, "the answer")
     return [(pace.beat_interval_ms, pace.silence_ms) for pace in host.events.paces]
 
 
@@ -26,8 +29,7 @@ def test_guardians_hear_of_quicker_beats_in_their_session(pki: Pki) -> None:
             guardian = await connected(rig, PeerRole.GUARDIAN, credentials=credentials)
             agent = await connected(rig, PeerRole.AGENT, credentials=credentials)
             rig.gateway.configure(H1, at(5, PROFILES[Profile.FAST]))
-            await until(lambda: guardian.events.paces, "the pace")
-            assert paces_of(guardian) == [(500, 3_000)]
+            assert await paces_of(guardian, 1) == [(500, 3_000)]
             assert not agent.events.paces
             assert not guardian.events.ended and not agent.events.ended
 
@@ -41,8 +43,7 @@ def test_a_guardian_whose_agent_is_away_is_told_too(pki: Pki) -> None:
             guardian = await connected(rig, PeerRole.GUARDIAN)
             assert rig.gateway.has_session(H1) and not rig.gateway.agent_connected(H1)
             rig.gateway.configure(H1, at(5, PROFILES[Profile.BALANCED]))
-            await until(lambda: guardian.events.paces, "the pace")
-            assert paces_of(guardian) == [(1_000, 5_000)]
+            assert await paces_of(guardian, 1) == [(1_000, 5_000)]
 
     run(story())
 
@@ -54,8 +55,7 @@ def test_an_older_policy_that_comes_late_changes_nothing(pki: Pki) -> None:
             rig.gateway.configure(H1, at(5, PROFILES[Profile.FAST]))
             rig.gateway.configure(H1, at(4, PROFILES[Profile.CONSERVATIVE]))
             rig.gateway.configure(H1, at(6, PROFILES[Profile.BALANCED]))
-            await until(lambda: len(guardian.events.paces) == 2, "both")
-            assert paces_of(guardian) == [(500, 3_000), (1_000, 5_000)]
+            assert await paces_of(guardian, 1) == [(500, 3_000), (1_000, 5_000)]
 
     run(story())
 
@@ -74,8 +74,8 @@ def test_a_hello_that_was_read_before_the_policy_changed_does_not_bring_the_form
             await until(lambda: rig.control.hellos, "the hello is read")
             rig.gateway.configure(H1, at(5, PROFILES[Profile.FAST]))
             rig.control.hello_gate.set()
-            await until(lambda: agent.link.connected and guardian.events.paces, "both")
-            assert paces_of(guardian) == [(500, 3_000)]
+            await until(lambda: agent.link.connected, "the welcome")
+            assert await paces_of(guardian, 1) == [(500, 3_000)]
             (welcome,) = agent.events.welcomes
             assert Pace(
                 beat_interval_ms=welcome.beat_interval_ms, silence_ms=welcome.silence_ms
