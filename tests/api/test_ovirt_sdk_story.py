@@ -12,6 +12,7 @@ from own_bmc import PASSWORD as BMC_PASSWORD
 from own_bmc import IpmiSim
 from server_process import PASSWORD
 from story import VIEWER_PASSWORD, Story
+from test_notification_routes import MAIL
 
 from virtha.lab.bmc import USER
 
@@ -251,6 +252,8 @@ def test_disks_cards_and_snapshots_of_a_vm(system: Any) -> None:
     (profile,) = system.vnic_profiles_service().list()
     nic = nics.add(types.Nic(name="nic1", vnic_profile=types.VnicProfile(id=profile.id)))
     assert nic.mac.address and nics.list()[0].id == nic.id
+    with pytest.raises(sdk.Error, match=r"nic\.name.*allowed: nic2"):
+        nics.add(types.Nic(name="eth0", vnic_profile=types.VnicProfile(id=profile.id)))
     with pytest.raises(sdk.Error, match="br0"):
         nics.add(types.Nic(name="nic2", vnic_profile=types.VnicProfile(id=made.id)))
     snapshots = service.snapshots_service()
@@ -319,6 +322,32 @@ def test_searches_are_the_databases_with_the_fields_of_high_availability(system:
     assert [int(one.id) for one in events.list(search=f"{mine} page 1", max=1)] == ids[:1]
     with pytest.raises(sdk.Error, match=r"\[from: "):
         events.list(search=f"{mine} page 1", from_=oldest)
+
+
+@pytest.mark.req("W7")
+def test_a_user_is_subscribed_to_an_event_by_mail(story: Story, system: Any) -> None:
+    with story.rest() as client:
+        receiver = {"name": "mail1", "settings": MAIL}
+        assert client.post("/v1/receivers", json=receiver).status_code == 201
+        changed = client.patch("/v1/users/eve", json={"email": "eve@example.org"})
+        assert changed.status_code == 200
+    (eve,) = system.users_service().list(search="name=eve")
+    service = system.users_service().user_service(eve.id).event_subscriptions_service()
+    wanted = types.EventSubscription(
+        event=types.NotifiableEvent.HA_VM_RESTART_FAILED,
+        notification_method=types.NotificationMethod.SMTP,
+    )
+    made = service.add(wanted)
+    (listed,) = service.list()
+    assert (listed.id, listed.event, listed.address) == (made.id, wanted.event, "eve@example.org")
+    with pytest.raises(sdk.Error, match="already"):
+        service.add(wanted)
+    with pytest.raises(sdk.Error, match=r"\[event: .*allowed: .*watchdog_event"):
+        service.add(types.EventSubscription(event=types.NotifiableEvent.DWH_STOPPED))
+    service.event_subscription_service(made.id).remove()
+    assert service.list() == []
+    with story.rest() as client:
+        assert client.delete("/v1/receivers/mail1").status_code == 204
 
 
 @pytest.mark.req("F5")

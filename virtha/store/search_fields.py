@@ -42,7 +42,10 @@ _VM_STATES = {
     "powering_down": VmState.STOPPING,
     "not_responding": VmState.UNKNOWN,
 }
-_HOST_STATES = {"non_responsive": HostState.UNREACHABLE}
+_HOST_STATES = {
+    "non_responsive": HostState.UNREACHABLE,
+    "non_operational": HostState.AGENT_DOWN,
+}
 _TEMPLATE_STATES = {"ok": TemplateState.READY}
 _SEVERITIES = {"normal": Severity.INFO}
 

@@ -89,6 +89,7 @@ async def get_of_template(call: Call) -> Reply:
 async def add_nic(call: Call) -> Reply:
     view = await the_vm(call)
     require("nic", call.body, "name")
+    _check_name(call.body["name"], len(view.vm.nics) + 1)
     request = await _with_bridge(call, view.vm.cluster_id)
     before = {nic.id for nic in view.vm.nics}
     devices = call.control.vms.devices
@@ -99,6 +100,16 @@ async def add_nic(call: Call) -> Reply:
             return Reply(shape="nic", body=node, status=201)
     pending = {"description": f"it is being added: job {seen.id}", "vm": ref("vms", vm.id)}
     return Reply(shape="nic", body=pending, status=202)
+
+
+def _check_name(wanted: str, number: int) -> None:
+    """Ansible adds a card when it finds none of its name: one that lost it would be added again at each run. Raises InvalidInput."""
+    if wanted != f"nic{number}":
+        raise InvalidInput(
+            f"'{wanted[:64]}' can't be kept: cards are called by their place",
+            field="nic.name",
+            allowed=(f"nic{number}",),
+        )
 
 
 async def _with_bridge(call: Call, cluster_id: str) -> NicCreate:
