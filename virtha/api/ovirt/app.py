@@ -83,7 +83,7 @@ class Facade:
 
     async def answer(self, request: AnyRequest) -> ASGIApp:
         began = time.perf_counter()
-        base = next(one for one in ROOTS if request.url.path.startswith(one))
+        base = next(one for one in ROOTS if request.scope["path"].startswith(one))
         form, found = _Form(base=base), None
         try:
             form = replace(form, json=_wants_json(request.headers.get("accept")))

@@ -114,6 +114,8 @@ async def token(raw: bytes, services: Services, address: str) -> tuple[int, byte
         return 401, _error("access_denied", f"Cannot authenticate user: {error}.")
     except InvalidInput as error:
         return 400, _error("invalid_request", str(error))
+    except VirthaError as error:  # also this is for clients that read nothing but JSON here
+        return error.http_status, _error("server_error", str(error))
     return 200, _granted(made)
 
 

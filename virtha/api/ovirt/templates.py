@@ -1,5 +1,6 @@
 """``/templates``: thin over the use cases of templates. ``Blank``, oVirt's template of nothing, is always there."""
 
+from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import listed, the_search
 from virtha.api.ovirt.operations import waited
@@ -9,7 +10,7 @@ from virtha.api.ovirt.vm_body import watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
 from virtha.control.requests import SearchQuery, TemplateCreate
 from virtha.control.views import TemplateView
-from virtha.model.errors import Conflict, NotFound, Refused
+from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.watchdog import Watchdog
 
 TEMPLATE = "/templates/{template}"
@@ -69,6 +70,7 @@ async def add_template(call: Call) -> Reply:
     """From a VM that is down. Its watchdog, like all else, comes with it (W5)."""
     body = call.body
     require("template", body, "name", "vm.id|name")
+    await _check_cluster(call)
     request = TemplateCreate(
         name=body["name"],
         vm=str(named(body["vm"])),
@@ -78,6 +80,20 @@ async def add_template(call: Call) -> Reply:
     await waited(call, operation)
     view = await call.control.templates.get(body["name"])
     return Reply(shape="template", body=template_node(view), status=201)
+
+
+async def _check_cluster(call: Call) -> None:
+    """Raises InvalidInput: a template of another cluster than its VM's."""
+    wanted = call.body.get("cluster")
+    if not wanted or not named(wanted):
+        return
+    vm = await call.control.vms.get(str(named(call.body["vm"])))
+    if await cluster_ref(call, wanted) != vm.vm.cluster_id:
+        raise InvalidInput(
+            f"{vm.vm.name} belongs to {vm.cluster_name}, and so do its templates",
+            field="cluster",
+            allowed=(vm.cluster_name,),
+        )
 
 
 async def change_template(call: Call) -> Reply:
