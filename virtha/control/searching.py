@@ -13,6 +13,7 @@ from virtha.model.errors import InvalidInput
 from virtha.model.time import UtcMillis
 from virtha.search import Query, parse, print_query
 from virtha.store.search import Place, Wanted, find
+from virtha.store.search import too_costly as too_costly
 from virtha.store.search_fields import VOCABULARY
 from virtha.store.search_source import Condition, Rows
 from virtha.store.store import Transaction

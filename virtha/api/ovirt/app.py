@@ -2,19 +2,16 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-import structlog
 from litestar import HttpMethod, Request, route
-from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
-from virtha.api.decode import BODY_BYTES_MAX
+from virtha.api.errors import as_ours
 from virtha.api.ovirt import json_codec, xml_codec
 from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.fault import (
@@ -31,13 +28,12 @@ from virtha.api.ovirt.route import Call, Reply, Route, Routes
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.sign_in import BasicSessions, caller_of, log_out, token
 from virtha.api.ovirt.table import ROUTES
-from virtha.api.problems import BY_STATUS, TooLarge, UnsupportedMediaType
+from virtha.api.problems import UnsupportedMediaType
 from virtha.api.route import JSON, Services
 from virtha.control.views import Caller
 from virtha.model.errors import Forbidden, InvalidInput, NotFound, VirthaError
 from virtha.model.user import Role
 
-log = structlog.get_logger("virtha.api.ovirt")
 ENGINE = "/ovirt-engine"
 ROOTS = (f"{ENGINE}/api", "/api")
 """The second as in the source document; hrefs begin with the one that was asked."""
@@ -96,7 +92,7 @@ class Facade:
             reply = await self._handle(request, found, named, parameters, caller)
             response = await _respond(reply, form)
         except Exception as error:
-            reply = _fault(_as_ours(request, error), found)
+            reply = _fault(as_ours(request, error, Unexpected), found)
             response = await _respond(reply, form, _headers(error))
         label = base + found.path if found is not None else "none"
         self._services.metrics.requests.labels(
@@ -158,7 +154,7 @@ class Facade:
                 return _plain(certificate.encode(), 200, "application/x-x509-ca-cert")
             raise NotFound(f"there is nothing at {ENGINE}{path[:200]}")
         except Exception as error:
-            known = _as_ours(request, error)
+            known = as_ours(request, error, Unexpected)
             return await _respond(_fault(known, None), _Form(), _headers(error))
 
 
@@ -275,32 +271,3 @@ def _headers(error: Exception) -> dict[str, str]:
     if error.http_status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(error.allowed)
     return headers
-
-
-def _as_ours(request: AnyRequest, error: Exception) -> VirthaError:
-    match error:
-        case VirthaError():
-            return error
-        case HTTPException() if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return TooLarge(
-                "the body is too large", field="body", allowed=(f"up to {BODY_BYTES_MAX} bytes",)
-            )
-        case HTTPException() if error.status_code in BY_STATUS:
-            return BY_STATUS[error.status_code](error.detail)
-        case _:
-            return _unexpected(request, error)
-
-
-def _unexpected(request: AnyRequest, error: Exception) -> VirthaError:
-    incident = uuid.uuid4().hex[:12]
-    log.error(
-        "request failed unexpectedly",
-        incident=incident,
-        method=request.method,
-        path=request.url.path,
-        exc_info=error,
-    )
-    return Unexpected(
-        f"an error inside the server (incident {incident})",
-        fix=f"the server's log has the details: look for {incident}",
-    )

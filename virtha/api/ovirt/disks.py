@@ -1,6 +1,7 @@
 """Disks and their attachments. A disk belongs to one VM or template here; there are none that float."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from virtha.api.ovirt.fault import incomplete, not_here, require
 from virtha.api.ovirt.listing import gather
@@ -17,6 +18,7 @@ from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.operation import Operation
 from virtha.model.vm import Disk, DiskFormat
 
+T = TypeVar("T")
 _INTERFACES = {"virtio": "virtio", "scsi": "virtio_scsi", "sata": "sata", "ide": "ide"}
 _FORMATS = {DiskFormat.QCOW2: "cow", DiskFormat.RAW: "raw"}
 _LOCKS = {"vm.create", "vm.snapshot", "vm.resize", "vm.delete", "template.create"}
@@ -256,23 +258,19 @@ async def _added(call: Call, vm_id: str, before: set[str], operation: Operation)
 
 
 def _format_of(said: Node) -> DiskFormat:
-    text = said.get("format") or "cow"
-    for kind, name in _FORMATS.items():
-        if text == name:
-            return kind
-    raise InvalidInput(
-        f"'{text[:64]}' is no format", field="disk.format", allowed=tuple(_FORMATS.values())
-    )
+    return _of_word(_FORMATS, said.get("format") or "cow", "disk.format")
 
 
 def _bus_of(body: Node) -> str:
-    text = body.get("interface") or "virtio"
-    for bus, name in _INTERFACES.items():
-        if text == name:
-            return bus
-    raise InvalidInput(
-        f"'{text[:64]}' is no interface", field="interface", allowed=tuple(_INTERFACES.values())
-    )
+    return _of_word(_INTERFACES, body.get("interface") or "virtio", "interface")
+
+
+def _of_word(words: Mapping[T, str], text: str, field: str) -> T:
+    """``words``: ours to oVirt's. Raises InvalidInput."""
+    for ours, word in words.items():
+        if text == word:
+            return ours
+    raise InvalidInput(f"'{text[:64]}' is no value", field=field, allowed=tuple(words.values()))
 
 
 async def change_attachment(call: Call) -> Reply:

@@ -9,7 +9,7 @@ from virtha.api.ovirt.listing import gather, size_of_page, the_search
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, ref
 from virtha.api.ovirt.shape import Node
 from virtha.control.requests import EventQuery
-from virtha.control.searching import show_search
+from virtha.control.searching import show_search, too_costly
 from virtha.control.views import Page
 from virtha.model.codes import REGISTRY, Severity
 from virtha.model.errors import InvalidInput, NotFound
@@ -97,7 +97,7 @@ async def _some(call: Call, begin: int | None, search: Query | None) -> list[Eve
         nonlocal looks
         looks += 1
         if looks > LOOKS_MAX:
-            raise _too_costly()
+            raise too_costly()
         start = int(after) if after is not None else begin
         order = "asc" if upward else "desc"
         return await call.control.events.list(
@@ -107,15 +107,6 @@ async def _some(call: Call, begin: int | None, search: Query | None) -> list[Eve
     wanted = call.parameters.max
     found = await gather(page, EVENTS_DEFAULT if wanted is None else min(wanted, EVENTS_MAX))
     return found if upward is not descending else list(reversed(found))
-
-
-def _too_costly() -> InvalidInput:
-    return InvalidInput(
-        "the search looks at more than one request may",
-        code="problem.search.costly",
-        field="search",
-        fix="narrow it: name a VM, a host, an exact code or a time, or give a smaller max",
-    )
 
 
 async def get_event(call: Call) -> Reply:
