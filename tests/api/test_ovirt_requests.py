@@ -11,7 +11,10 @@ from test_routes import answer_orders, connect_host, join_host
 
 from virtha.api.ovirt.table import ROUTES
 from virtha.api.ovirt.vm_node import BLANK
+from virtha.engine.events import SaveHost
+from virtha.engine.records import HostRecord
 from virtha.model.user import Role
+from virtha.store.engine import save_intent
 
 Play = Callable[..., Any]
 World = Any
@@ -359,5 +362,63 @@ def test_what_is_not_here_says_so_and_never_as_the_servers_fault(play: Play) -> 
             fault = told.fault if body.startswith("<action") and status != 404 else told
             fault = getattr(fault, "fault", None) or fault
             assert fault.detail, path
+
+    play(story)
+
+
+def test_a_list_says_which_hosts_are_in_maintenance(play: Play) -> None:
+    async def story(world: World) -> None:
+        for name in ("h1", "h2"):
+            await join_host(world, name)
+        h2 = (await world.control.hosts.get("h2")).host
+        async with world.store.write() as tx:
+            record = HostRecord(host_id=h2.id, maintenance="admin")
+            await save_intent(tx, h2.cluster_id, SaveHost(record=record))
+        hosts = reader.Reader.read((await send(world, "GET", "/hosts")).text)
+        assert [host.status.value for host in hosts] == ["connecting", "maintenance"]
+        one = reader.Reader.read((await send(world, "GET", f"/hosts/{h2.id}")).text)
+        assert one.status is hosts[1].status
+
+    play(story)
+
+
+@pytest.mark.bad_input("wrong value in a body")
+def test_what_would_be_told_too_late_is_told_before_anything_is_done(play: Play) -> None:
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        await world.ok("POST", "/v1/clusters", {"name": "other"})
+        vm = "<vm><name>web2</name><cluster><name>default</name></cluster><template><name>Blank</name></template></vm>"
+        template = "<template><name>t1</name><vm><name>web1</name></vm><cluster><name>other</name></cluster></template>"
+        for path, body, field in (
+            ("/vms?async=maybe", vm, "async"),
+            ("/templates", template, "cluster"),
+            (f"/vms/{vm_id}/nics", "<nic><name>eth0</name></nic>", "nic.name"),
+        ):
+            answer = await send(world, "POST", path, body)
+            assert answer.status_code == 400 and f"[{field}: " in answer.text, answer.text
+        vms = (await world.ok("GET", "/v1/vms"))["items"]
+        assert [one["vm"]["name"] for one in vms] == ["web1"] and len(vms[0]["vm"]["nics"]) == 1
+        assert (await world.ok("GET", "/v1/templates"))["items"] == []
+
+    play(story)
+
+
+@pytest.mark.bad_input("search that asks too much")
+def test_a_search_of_events_that_looks_at_too_much_is_refused(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtha.api.ovirt.events.LOOKS_MAX", 0)
+
+    async def story(world: World) -> None:
+        answer = await send(world, "GET", "/events?search=severity%3Dalert")
+        assert answer.status_code == 400 and "problem.search.costly" in answer.text
+
+    play(story)
+
+
+def test_a_path_that_is_escaped_is_the_same_path(play: Play) -> None:
+    async def story(world: World) -> None:
+        for path in ("/%61pi/vms", "/ovirt-engine/%61pi/vms"):
+            assert (await world.call("GET", path)).status_code == 200
 
     play(story)

@@ -33,19 +33,19 @@ IPMI_OPTIONS = {"cipher": "cipher", "privlvl": "privilege"}
 """Options of ``fence_ipmilan`` and what they are called here."""
 
 
-def host_status(view: HostView, care: MaintenanceView) -> str:
-    """``care``: whether it is in maintenance."""
+def host_status(view: HostView, care: MaintenanceView | None) -> str:
+    """``care``: None is like one that says it is in no maintenance."""
     state = view.status.state
     if view.verdict == "dead_proven":
         return "down"
-    if care.on and state is not HostState.UNREACHABLE:
+    if care is not None and care.on and state is not HostState.UNREACHABLE:
         return "preparing_for_maintenance" if care.vms and care.drain else "maintenance"
     if view.verdict == "suspect":
         return "connecting"
     return _STATES[state]
 
 
-def host_node(view: HostView, care: MaintenanceView) -> Node:
+def host_node(view: HostView, care: MaintenanceView | None) -> Node:
     host, able = view.host, view.status.capabilities
     usable = bool(view.power)
     node: Node = {

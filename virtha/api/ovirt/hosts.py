@@ -48,8 +48,8 @@ async def _node(call: Call, view: HostView) -> Reply:
 
 async def list_hosts(call: Call) -> Reply:
     found = await listed(call.parameters, "Hosts", call.control.hosts.list, SearchQuery())
-    care = call.control.host_care
-    nodes = [host_node(view, await care.maintenance(view.host.id)) for view in found]
+    cares = await call.control.host_care.in_maintenance()
+    nodes = [host_node(view, cares.get(view.host.id)) for view in found]
     return Reply(shape="host", body=nodes)
 
 
