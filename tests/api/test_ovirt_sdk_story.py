@@ -118,6 +118,21 @@ def test_add_watchdog_to_existing_vm_rest_api(system: Any) -> None:
 
 
 @pytest.mark.req("W1")
+@pytest.mark.bad_input("protection that is not kept", story=True)
+def test_what_was_read_is_written_back_and_nothing_is_lost(system: Any) -> None:
+    """The SDK sends links as it read them, with nothing in them: that is no wish to have none."""
+    _, service = create(system, "rest-back", watchdogs=[RESET])
+    vm = service.get()
+    vm.description = "written back"
+    assert service.update(vm).description == "written back"
+    assert card_of(service) == (RESET.model, RESET.action)
+    vm.delete_protected = True
+    with pytest.raises(sdk.Error, match=r"delete_protected: another value is not kept"):
+        service.update(vm)
+    assert service.get().delete_protected is False
+
+
+@pytest.mark.req("W1")
 def test_remove_watchdog_from_vm_rest_api(story: Story, system: Any) -> None:
     """Remove watchdog from VM (REST-API): the element disappears."""
     made, service = create(system, "rest-remove", watchdogs=[RESET])

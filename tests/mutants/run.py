@@ -88,6 +88,7 @@ STORIES = {
         "tests/unit/server/test_power_desk.py",
         "tests/unit/server/test_led_power.py",
     ),
+    "virtha/api/ovirt/": ("tests/api/test_ovirt_protection.py",),
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

@@ -156,6 +156,7 @@ _ALL = (
         template=ONE,
         vm=ONE,
         vms=many("vm"),
+        wipe_after_delete=BOOLEAN,
     ),
     shape(
         "snapshot",
@@ -306,6 +307,7 @@ _ALL = (
         storage_format=TEXT,
         type=TEXT,
         used=INTEGER,
+        wipe_after_delete=BOOLEAN,
     ),
     shape("storage", "storages", address=TEXT, path=TEXT, type=TEXT, vfs_type=TEXT),
     # who and what happened

@@ -18,6 +18,7 @@ from virtha.api.ovirt.route import (
 )
 from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.control.requests import ClusterChange, ClusterCreate, SearchQuery
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.host import Cluster
@@ -33,6 +34,29 @@ DATA_CENTERS = noun(
     "datacenters",
     "data_centers",
     fields=("name", "id", "description", "status"),
+)
+_UNKEPT: Node = {
+    "ha_reservation": True,
+    "fencing_policy": {
+        # Never a switch here: a host whose disks or beats show life is not fenced (J2, J3, J4).
+        "skip_if_connectivity_broken": {"enabled": True, "threshold": 50},
+        "skip_if_gluster_bricks_up": False,
+        "skip_if_gluster_quorum_not_met": False,
+        "skip_if_sd_active": {"enabled": True},
+    },
+}
+_UNKEPT_PATHS = (
+    "ha_reservation",
+    *(
+        f"fencing_policy.{name}"
+        for name in (
+            "skip_if_connectivity_broken.enabled",
+            "skip_if_connectivity_broken.threshold",
+            "skip_if_gluster_bricks_up",
+            "skip_if_gluster_quorum_not_met",
+            "skip_if_sd_active.enabled",
+        )
+    ),
 )
 CLUSTER, DATA_CENTER = "/clusters/{cluster}", "/datacenters/{data_center}"
 
@@ -70,14 +94,10 @@ def cluster_node(cluster: Cluster) -> Node:
         "data_center": ref("datacenters", cluster.id),
         "fencing_policy": {
             "enabled": fencing.action in _CUTS,
-            # Never a switch here: a host whose disks or beats show life is not fenced (J2, J3, J4).
-            "skip_if_connectivity_broken": {"enabled": True, "threshold": 50},
-            "skip_if_gluster_bricks_up": False,
-            "skip_if_gluster_quorum_not_met": False,
-            "skip_if_sd_active": {"enabled": True},
+            **_UNKEPT["fencing_policy"],
         },
         "gluster_service": False,
-        "ha_reservation": True,
+        "ha_reservation": _UNKEPT["ha_reservation"],
         "version": VERSION,
         "virt_service": True,
     }
@@ -132,6 +152,7 @@ async def change_cluster(call: Call) -> Reply:
 def _check_fencing(body: Node, cluster: Cluster | None) -> None:
     """The policy is one document with its own checks and its budget of time: it is not changed piecemeal from here. Raises
     Refused where the body wants another than there is."""
+    refuse_others(body, _UNKEPT, *_UNKEPT_PATHS)
     wanted = (body.get("fencing_policy") or {}).get("enabled")
     policy = cluster.policy if cluster is not None else Policy()
     if wanted is None or wanted == (policy.fencing.action in _CUTS):

@@ -11,6 +11,7 @@ from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.storage import DOMAIN, the_domain
 from virtha.api.ovirt.templates import TEMPLATE, the_template
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_node import BLANK
 from virtha.api.ovirt.vms import VM, the_vm
 from virtha.control.requests import DiskCreate, DiskResize, SearchQuery, VmQuery
@@ -21,6 +22,9 @@ from virtha.model.vm import Disk, DiskFormat
 T = TypeVar("T")
 _INTERFACES = {"virtio": "virtio", "scsi": "virtio_scsi", "sata": "sata", "ide": "ide"}
 _FORMATS = {DiskFormat.QCOW2: "cow", DiskFormat.RAW: "raw"}
+_UNKEPT: Node = {"active": True, "read_only": False, "uses_scsi_reservation": False}
+_UNKEPT_DISK: Node = {"read_only": False, "shareable": False, "wipe_after_delete": False}
+"""Of what is added here, and of its attachment."""
 _LOCKS = {"vm.create", "vm.snapshot", "vm.resize", "vm.delete", "template.create"}
 DISKS = noun("Disks", "disk", fields=("name", "alias", "id", "format", "storage"))
 ATTACHMENTS, ATTACHMENT = "diskattachments", "diskattachments/{disk}"
@@ -55,6 +59,7 @@ def disk_node(owned: Owned, under_way: Collection[str] = ()) -> Node:
         "status": "locked" if _LOCKS.intersection(under_way) else "ok",
         "storage_domains": [domain],
         "storage_type": "image",
+        "wipe_after_delete": False,
         owned.kind: owner,
     }
 
@@ -162,6 +167,7 @@ async def _grow(call: Call, found: Owned, body: Node) -> None:
     for name in ("name", "alias"):
         if body.get(name) not in (None, found.disk.name):
             raise Refused("a disk's name can't be changed", field=name, fix="leave it out")
+    refuse_others(body, disk_node(found), *_UNKEPT_DISK)
     size = body.get("provisioned_size")
     if size is None or size == found.disk.size_bytes:
         return
@@ -230,6 +236,8 @@ async def attach(call: Call) -> Reply:
     view = await the_vm(call)
     require("disk_attachment", call.body, "disk")
     said = call.body["disk"]
+    refuse_others(call.body, _UNKEPT, *_UNKEPT)
+    refuse_others(said, _UNKEPT_DISK, *_UNKEPT_DISK, within="disk.")
     if named({"id": said.get("id")}):
         raise not_here("attaching a disk of another VM", "describe a new one")
     if said.get("provisioned_size") is None:
@@ -277,7 +285,9 @@ async def change_attachment(call: Call) -> Reply:
     found = _chosen(call, await _of_vm(call))
     if call.body.get("active") is False:
         raise not_here("a disk that is attached and not active", "DELETE the attachment")
-    for name, present in attachment_node(found).items():
+    shown = attachment_node(found)
+    refuse_others(call.body, shown, "uses_scsi_reservation")
+    for name, present in shown.items():
         if name in ("interface", "read_only") and call.body.get(name) not in (None, present):
             raise Refused(f"a disk's {name} can't be changed", field=name, fix="leave it out")
     await _grow(call, found, call.body.get("disk") or {})

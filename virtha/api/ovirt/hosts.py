@@ -16,6 +16,7 @@ from virtha.api.ovirt.route import (
     post,
     put,
 )
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.control.power_views import HostPowerAction, HostPowerOrder
 from virtha.control.requests import MaintenanceChange, SearchQuery
 from virtha.control.views import HostView
@@ -77,6 +78,7 @@ async def change_host(call: Call) -> Reply:
             field="cluster",
             fix="remove it, and let it join the other cluster",
         )
+    refuse_others(call.body, {}, "power_management.kdump_detection")
     enabled = (call.body.get("power_management") or {}).get("enabled")
     if enabled is not None and enabled != bool(view.power):
         raise Refused(
@@ -126,6 +128,12 @@ async def fence(call: Call) -> Reply:
         raise InvalidInput(
             f"'{wanted[:64]}' is no fence type", field="fence_type", allowed=FENCE_TYPES
         )
+    refuse_others(
+        call.body,
+        {},
+        "maintenance_after_restart",
+        fix="put it into maintenance first: POST deactivate",
+    )
     order = HostPowerOrder(action=_ORDERS[wanted])
     operation = await call.control.host_power.begin(call.caller, view.host.id, order)
     return await action_reply(call, operation, FENCE_WAIT_MS)

@@ -5,6 +5,7 @@ from virtha.api.ovirt.fault import not_here, require
 from virtha.api.ovirt.listing import listed
 from virtha.api.ovirt.route import ADMINISTRATOR, Call, Reply, Route, delete, get, post, ref
 from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.control.requests import SearchQuery, StorageCreate
 from virtha.control.views import StorageView
 from virtha.model.errors import NotFound
@@ -91,6 +92,7 @@ async def add_domain(call: Call) -> Reply:
             f"storage of type {kind[:64]}",
             "mount it on every host, and add that directory: type posixfs",
         )
+    refuse_others(body, {}, "wipe_after_delete")
     said = body.get("data_center") or {}
     cluster = await cluster_ref(call, said) if said else None
     made = await call.control.storage.create(

@@ -1,12 +1,14 @@
 """``/templates``: thin over the use cases of templates. ``Blank``, oVirt's template of nothing, is always there."""
 
+from msgspec import UNSET
+
 from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import listed, the_search
 from virtha.api.ovirt.operations import waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put
 from virtha.api.ovirt.search import Anything, Words, fits
-from virtha.api.ovirt.vm_body import watchdog_of
+from virtha.api.ovirt.vm_body import refuse_unkept, watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
 from virtha.control.requests import SearchQuery, TemplateCreate
 from virtha.control.views import TemplateView
@@ -70,6 +72,7 @@ async def add_template(call: Call) -> Reply:
     """From a VM that is down. Its watchdog, like all else, comes with it (W5)."""
     body = call.body
     require("template", body, "name", "vm.id|name")
+    refuse_unkept(body)
     await _check_cluster(call)
     request = TemplateCreate(
         name=body["name"],
@@ -100,6 +103,7 @@ async def change_template(call: Call) -> Reply:
     """Its watchdog. What else the body says must be as it is. Raises Refused."""
     check_not_blank(call)
     view = await the_template(call)
+    refuse_unkept(call.body)
     present = template_node(view)
     for name, words in _FIXED.items():
         if name in call.body and call.body[name] != present[name]:
@@ -110,9 +114,7 @@ async def change_template(call: Call) -> Reply:
             )
     wanted = watchdog_of(call.body)
     templates, template = call.control.templates, view.template
-    if wanted is None and template.watchdog is not None:
-        view = await templates.remove_watchdog(call.caller, template.id)
-    elif wanted and not _is(template.watchdog, wanted.model, wanted.action):
+    if wanted is not UNSET and not _is(template.watchdog, wanted.model, wanted.action):
         view = await templates.put_watchdog(call.caller, template.id, wanted)
     return Reply(shape="template", body=template_node(view))
 

@@ -5,7 +5,8 @@ from msgspec import UNSET, UnsetType
 from virtha.api.ovirt.fault import not_here
 from virtha.api.ovirt.route import named
 from virtha.api.ovirt.shape import Node
-from virtha.api.ovirt.vm_node import BIOS
+from virtha.api.ovirt.unkept import refuse_others
+from virtha.api.ovirt.vm_node import BIOS, UNKEPT
 from virtha.control.requests import NicCreate, WatchdogRequest
 from virtha.model.errors import Conflict, InvalidInput
 from virtha.model.machine import MachineType
@@ -13,6 +14,20 @@ from virtha.model.vm import OnIoError
 
 MEMORY_DEFAULT = 1 << 30
 """oVirt's, of the Blank template."""
+
+
+_UNKEPT = ("delete_protected", "stateless", "placement_policy.affinity", "placement_policy.hosts")
+
+
+def refuse_unkept(body: Node) -> None:
+    """What would protect a VM or bind it, if it were kept. Raises Refused."""
+    refuse_others(body, UNKEPT, *_UNKEPT)
+
+
+def refuse_unkept_start(body: Node) -> None:
+    """A start of ``<vm>`` as it says for this once: only where is read of it. Raises Refused."""
+    paths = ("delete_protected", "stateless", "placement_policy.affinity", "cdroms")
+    refuse_others(body, UNKEPT, *paths, within="vm.")
 
 
 def vcpus_of(body: Node) -> int | UnsetType:
@@ -77,11 +92,13 @@ def machine_of(body: Node) -> MachineType | UnsetType:
     return found
 
 
-def watchdog_of(body: Node) -> WatchdogRequest | UnsetType | None:
-    """oVirt's ``watchdogs`` or the source document's ``watchdog``. An empty list: there shall be none. Raises Conflict."""
-    if "watchdog" not in body and "watchdogs" not in body:
-        return UNSET
-    cards = [*body.get("watchdogs", ()), *([body["watchdog"]] if "watchdog" in body else ())]
+def watchdog_of(body: Node) -> WatchdogRequest | UnsetType:
+    """oVirt's ``watchdogs`` or the source document's ``watchdog``. An empty list says nothing: the SDK writes back what it
+    read, ``<watchdogs href=…/>``. A card is removed by its own DELETE. Raises Conflict."""
+    given = [*body.get("watchdogs", ()), *([body["watchdog"]] if "watchdog" in body else ())]
+    cards = list(
+        dict.fromkeys(map(card_of, given))
+    )  # with follow both forms are read, and written back
     if len(cards) > 1:
         raise Conflict(
             f"{len(cards)} watchdogs are given",
@@ -89,7 +106,7 @@ def watchdog_of(body: Node) -> WatchdogRequest | UnsetType | None:
             field="watchdogs",
             fix="give one",
         )
-    return card_of(cards[0]) if cards else None
+    return cards[0] if cards else UNSET
 
 
 def card_of(body: Node) -> WatchdogRequest:
@@ -97,7 +114,8 @@ def card_of(body: Node) -> WatchdogRequest:
 
 
 def nics_of(body: Node) -> tuple[NicCreate, ...] | UnsetType:
-    if "nics" not in body:
+    """An empty list says nothing, as of watchdogs."""
+    if not body.get("nics"):
         return UNSET
     return tuple(nic_of(one) for one in body["nics"])
 
@@ -114,6 +132,7 @@ def nic_of(body: Node) -> NicCreate:
         raise InvalidInput(
             "is missing", field="nic.network.name", fix="name a bridge of the hosts, such as br0"
         )
+    refuse_others(body, {"linked": True, "plugged": True}, "linked", "plugged", within="nic.")
     mac = (body.get("mac") or {}).get("address")
     return NicCreate(bridge=bridge, mac=mac or None, model=body.get("interface") or "virtio")
 

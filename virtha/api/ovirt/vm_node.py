@@ -55,6 +55,12 @@ BIOS = {
     MachineType.S390_CCW: "cluster_default",
 }
 MIB = 1 << 20
+UNKEPT: Node = {
+    "delete_protected": False,
+    "placement_policy": {"affinity": "migratable"},
+    "stateless": False,
+}
+"""Of each VM and template, and never otherwise."""
 _STATES = {
     VmState.UNKNOWN: "unknown",
     VmState.DOWN: "down",
@@ -161,7 +167,7 @@ def _machine(one: Vm | Template, priority: int) -> Node:
             "architecture": one.architecture,
             "topology": {"cores": 1, "sockets": one.vcpus, "threads": 1},
         },
-        "delete_protected": False,
+        **UNKEPT,
         "display": {"type": "vnc"},
         "high_availability": {"enabled": one.ha, "priority": priority},
         # Ansible's modules look into these without asking whether they are there.
@@ -177,8 +183,6 @@ def _machine(one: Vm | Template, priority: int) -> Node:
         },
         "origin": "virtha",
         "os": {"type": "other_s390x" if one.architecture == "s390x" else "other"},
-        "placement_policy": {"affinity": "migratable"},
-        "stateless": False,
         "storage_error_resume_behaviour": one.on_io_error.value,
         "type": "server",
     }

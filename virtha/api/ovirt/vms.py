@@ -16,6 +16,8 @@ from virtha.api.ovirt.vm_body import (
     on_io_error_of,
     priority_of,
     refuse_other_sources,
+    refuse_unkept,
+    refuse_unkept_start,
     vcpus_of,
     watchdog_of,
 )
@@ -78,6 +80,7 @@ async def add_vm(call: Call) -> Reply:
     body = call.body
     require("vm", body, "name", "cluster.id|name", "template.id|name")
     refuse_other_sources(body)
+    refuse_unkept(body)
     if named(body["template"]) in (BLANK, BLANK_NAME):
         operation = await call.control.vms.create(call.caller, await _from_nothing(call))
     else:
@@ -145,6 +148,7 @@ def _storage_of(body: Node) -> str | None:
 
 async def change_vm(call: Call) -> Reply:
     body, view = call.body, await the_vm(call)
+    refuse_unkept(body)
     other = named(body.get("cluster"))
     if other is not None and other not in (view.vm.cluster_id, view.cluster_name):
         raise InvalidInput(
@@ -182,12 +186,14 @@ async def remove_vm(call: Call) -> Reply:
 async def start_vm(call: Call) -> Reply:
     """A paused VM is let go on: oVirt has no other word for that."""
     view = await the_vm(call)
+    once = call.body.get("vm") or {}
+    refuse_unkept_start(once)
     if view.status.state is VmState.PAUSED:
         return await action_reply(call, await call.control.vms.resume(call.caller, view.vm.id))
     for name in ("pause", "use_cloud_init", "use_sysprep"):
         if call.body.get(name):
             raise Refused(f"a start with {name} is not offered", field=name, fix="leave it out")
-    hosts = ((call.body.get("vm") or {}).get("placement_policy") or {}).get("hosts", ())
+    hosts = (once.get("placement_policy") or {}).get("hosts", ())
     if len(hosts) > 1:
         raise InvalidInput(
             "one host, or none, can be named", field="vm.placement_policy.hosts", fix="name one"
