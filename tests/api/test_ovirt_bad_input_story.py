@@ -112,3 +112,27 @@ def test_a_wrong_password_is_no_way_in_and_told(story: Story) -> None:
         assert basic.status_code == 401 and "<fault>" in basic.text
         assert client.get("/api/vms", auth=("admin@internal", PASSWORD)).status_code == 200
     assert len(story.events("user.sign_in_failed")) == 2
+
+
+@pytest.mark.bad_input(
+    "body of a removal", "request from another site", "sign-in form of 1 MiB", story=True
+)
+def test_what_is_asked_in_the_wrong_way_is_not_carried_out(story: Story) -> None:
+    before = story.state()
+    basic = ("admin@internal", PASSWORD)
+    with story.rest() as client:
+        web1 = client.get("/v1/vms/web1").json()["vm"]["id"]
+    with story.server.rest() as client:
+        path = f"/ovirt-engine/api/vms/{web1}"
+        body = "<action><vm><disks><detach_only>true</detach_only></disks></vm></action>"
+        removal = client.request("DELETE", path, content=body, headers=XML, auth=basic)
+        assert removal.status_code == 400 and "detach_only in the query" in removal.text
+        for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            for method, target in (("POST", f"{path}/stop"), ("DELETE", path)):
+                foreign = client.request(method, target, headers=headers, auth=basic)
+                assert foreign.status_code == 403 and "another site" in foreign.text
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        for raw in (b"a=&" * (1 << 18), b"a=&" * 1_000):
+            sso = client.post("/ovirt-engine/sso/oauth/token", content=raw, headers=form)
+            assert sso.status_code in (400, 413) and sso.json()["error_code"] == "invalid_request"
+    assert story.state() == before

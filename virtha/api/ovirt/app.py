@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 
 from virtha.api.errors import as_ours
 from virtha.api.ovirt import json_codec, xml_codec
+from virtha.api.ovirt.admission import XML, body_kind, check_form_size, check_removal, check_site
 from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.fault import (
     NotAcceptable,
@@ -26,9 +27,8 @@ from virtha.api.ovirt.follow import Links
 from virtha.api.ovirt.parameters import Parameters, read_parameters
 from virtha.api.ovirt.route import Call, Reply, Route, Routes
 from virtha.api.ovirt.shape import Node
-from virtha.api.ovirt.sign_in import BasicSessions, caller_of, log_out, token
+from virtha.api.ovirt.sign_in import BasicSessions, caller_of, failed_sign, log_out, token
 from virtha.api.ovirt.table import ROUTES
-from virtha.api.problems import UnsupportedMediaType
 from virtha.api.route import JSON, Services
 from virtha.control.views import Caller
 from virtha.model.errors import Forbidden, InvalidInput, NotFound, VirthaError
@@ -37,8 +37,9 @@ from virtha.model.user import Role
 ENGINE = "/ovirt-engine"
 ROOTS = (f"{ENGINE}/api", "/api")
 """The second as in the source document; hrefs begin with the one that was asked."""
+SIGN_IN = ("/sso/oauth/token",)
+LOG_OUT = ("/services/sso-logout", "/sso/oauth/revoke")
 VERSION = "4"
-XML = "application/xml"
 READ_AS_XML = (XML, "text/xml", "application/*", "*/*", "text/*")
 METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE, HttpMethod.PATCH]
 AnyRequest = Request[object, object, object]  # type: ignore[type-var]  # of whatever user and state
@@ -85,6 +86,7 @@ class Facade:
             form = replace(form, json=_wants_json(request.headers.get("accept")))
             path, pairs = _apart(request.scope["path"].removeprefix(base))
             _check_version(request.headers.get("version"))
+            check_site(request.method, request.headers)
             caller = await self._caller(request)
             found, named = TABLE.find(request.method, path)
             pairs += [(name, str(text)) for name, text in request.query_params.multi_items()]
@@ -123,7 +125,8 @@ class Facade:
             body=await _body(request, found),
         )
         reply = await found.handler(call)
-        if parameters.follow and reply.body:
+        # What was carried out is not answered as refused because a link of the answer can't be followed.
+        if parameters.follow and reply.body and found.method == "GET":
             await self._follow(call, reply)
         return reply
 
@@ -141,14 +144,9 @@ class Facade:
 
     async def service(self, request: AnyRequest) -> ASGIApp:
         path, method = request.scope["path"].removeprefix(ENGINE), request.method
+        if method == "POST" and path in (*SIGN_IN, *LOG_OUT):
+            return await self._sign(request, path)
         try:
-            raw = await request.body()
-            if (method, path) == ("POST", "/sso/oauth/token"):
-                status, body = await token(raw, self._services, _address(request))
-                return _plain(body, status, JSON)
-            if method == "POST" and path in ("/services/sso-logout", "/sso/oauth/revoke"):
-                status, body = await log_out(raw, self._services)
-                return _plain(body, status, JSON)
             if (method, path) == ("GET", "/services/pki-resource"):
                 certificate = self._services.authority.certificate_pem()
                 return _plain(certificate.encode(), 200, "application/x-x509-ca-cert")
@@ -156,6 +154,22 @@ class Facade:
         except Exception as error:
             known = as_ours(request, error, Unexpected)
             return await _respond(_fault(known, None), _Form(), _headers(error))
+
+    async def _sign(self, request: AnyRequest, path: str) -> ASGIApp:
+        """Its clients read nothing but JSON, of whatever went wrong."""
+        try:
+            check_site(request.method, request.headers)
+            raw = await request.body()
+            check_form_size(raw)
+            if path in SIGN_IN:
+                status, body = await token(raw, self._services, _address(request))
+            else:
+                status, body = await log_out(raw, self._services)
+            return _plain(body, status, JSON)
+        except Exception as error:
+            known = as_ours(request, error, Unexpected)
+            status, body = failed_sign(known)
+            return _plain(body, status, JSON, _headers(error))
 
 
 def _address(request: AnyRequest) -> str:
@@ -209,22 +223,18 @@ def _wants_json(accept: str | None) -> bool:
 
 
 async def _body(request: AnyRequest, found: Route) -> Node:
+    if found.method == "DELETE":
+        check_removal(await request.body())
     if not found.reads:
-        return {}  # what comes with a DELETE was oVirt's version 3, and is not read
-    raw = await request.body()
+        return {}
+    raw, header = await request.body(), request.headers.get("content-type")
     shape = SHAPES[found.reads]
-    content_type = request.headers.get("content-type", XML).partition(";")[0].strip().lower()
-    if content_type not in (XML, "text/xml", JSON):
-        raise UnsupportedMediaType(
-            f"the body is {content_type[:64]}", field="Content-Type", allowed=(XML, JSON)
-        )
+    kind = body_kind(header) if raw or header is not None else XML
     if not raw.strip():
         if found.action:
             return {}
         raise InvalidInput("the body is missing", field="body", fix=f"send a <{shape.name}>")
-    if content_type == JSON:
-        return json_codec.decode(raw, shape)
-    return xml_codec.decode(raw, shape)
+    return (json_codec if kind == JSON else xml_codec).decode(raw, shape)
 
 
 async def _respond(

@@ -7,6 +7,7 @@ once and keeps the session.
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -19,12 +20,14 @@ from virtha.api.route import Services
 from virtha.control import Control
 from virtha.control.requests import SessionCreate
 from virtha.control.views import Caller, SessionView
-from virtha.model.errors import InvalidInput, Unauthenticated, VirthaError
+from virtha.model.errors import Forbidden, InvalidInput, Unauthenticated, VirthaError
 
 DOMAIN = "internal"
 SCOPE = "ovirt-app-api"
 SESSIONS_KEPT_MAX = 1_000
 GRANT = "password"
+FIELDS_MAX = 16
+"""Of a form: the SDK sends four."""
 
 
 def own_name(text: str) -> str:
@@ -100,8 +103,9 @@ def _text(raw: bytes) -> str:
 
 
 async def token(raw: bytes, services: Services, address: str) -> tuple[int, bytes]:
-    """``POST /ovirt-engine/sso/oauth/token``: status and body. Clients look for ``error``, not at the status."""
-    form = dict(parse_qsl(_text(raw), keep_blank_values=True))
+    """``POST /ovirt-engine/sso/oauth/token``: status and body. Clients look for ``error``, not at the status. Raises what
+    ``failed_sign`` tells them."""
+    form = _form(raw)
     grant = form.get("grant_type", "")
     if grant != GRANT:
         return 400, _error("unsupported_grant_type", f"'{grant[:64]}'; allowed: {GRANT}")
@@ -112,10 +116,6 @@ async def token(raw: bytes, services: Services, address: str) -> tuple[int, byte
         made = await services.control.users.sign_in(wanted, address=address)
     except Unauthenticated as error:
         return 401, _error("access_denied", f"Cannot authenticate user: {error}.")
-    except InvalidInput as error:
-        return 400, _error("invalid_request", str(error))
-    except VirthaError as error:  # also this is for clients that read nothing but JSON here
-        return error.http_status, _error("server_error", str(error))
     return 200, _granted(made)
 
 
@@ -132,14 +132,27 @@ def _granted(made: SessionView) -> bytes:
 
 async def log_out(raw: bytes, services: Services) -> tuple[int, bytes]:
     """Also for a token that is over already: that is what was wanted."""
-    form = dict(parse_qsl(_text(raw), keep_blank_values=True))
-    try:
+    form = _form(raw)
+    with contextlib.suppress(Unauthenticated):
         await services.control.users.sign_out(form.get("token", ""))
-    except Unauthenticated:
-        return 200, b"{}"
-    except VirthaError as error:
-        return error.http_status, _error("server_error", str(error))
     return 200, b"{}"
+
+
+def failed_sign(error: VirthaError) -> tuple[int, bytes]:
+    """Status and body of whatever else went wrong."""
+    wrong = isinstance(error, InvalidInput | Forbidden)
+    code = "invalid_request" if wrong else "server_error"
+    return error.http_status, _error(code, str(error))
+
+
+def _form(raw: bytes) -> dict[str, str]:
+    """Raises InvalidInput."""
+    try:
+        return dict(parse_qsl(_text(raw), keep_blank_values=True, max_num_fields=FIELDS_MAX))
+    except ValueError:
+        raise InvalidInput(
+            "the form has too many fields", field="body", allowed=(f"up to {FIELDS_MAX}",)
+        ) from None
 
 
 def _error(code: str, description: str) -> bytes:
