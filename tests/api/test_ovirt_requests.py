@@ -392,7 +392,12 @@ def test_what_would_be_told_too_late_is_told_before_anything_is_done(play: Play)
         for path, body, field in (
             ("/vms?async=maybe", vm, "async"),
             ("/templates", template, "cluster"),
-            (f"/vms/{vm_id}/nics", "<nic><name>eth0</name></nic>", "nic.name"),
+            (f"/vms/{vm_id}/nics", "<nic><name>eth0</name></nic>", "nic.network.name"),
+            (
+                f"/vms/{vm_id}/nics",
+                "<nic><name>a card</name><network><name>br0</name></network></nic>",
+                "nics[0].name",
+            ),
         ):
             answer = await send(world, "POST", path, body)
             assert answer.status_code == 400 and f"[{field}: " in answer.text, answer.text

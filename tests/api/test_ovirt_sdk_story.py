@@ -267,7 +267,8 @@ def test_disks_cards_and_snapshots_of_a_vm(system: Any) -> None:
     (profile,) = system.vnic_profiles_service().list()
     nic = nics.add(types.Nic(name="nic1", vnic_profile=types.VnicProfile(id=profile.id)))
     assert nic.mac.address and nics.list()[0].id == nic.id
-    with pytest.raises(sdk.Error, match=r"nic\.name.*allowed: nic2"):
+    eth0 = nics.add(types.Nic(name="eth0", vnic_profile=types.VnicProfile(id=profile.id)))
+    with pytest.raises(sdk.Error, match=r"is called eth0 already"):
         nics.add(types.Nic(name="eth0", vnic_profile=types.VnicProfile(id=profile.id)))
     with pytest.raises(sdk.Error, match="br0"):
         nics.add(types.Nic(name="nic2", vnic_profile=types.VnicProfile(id=made.id)))
@@ -276,7 +277,7 @@ def test_disks_cards_and_snapshots_of_a_vm(system: Any) -> None:
     assert {one.description for one in snapshots.list()} == {"Active VM", "before the change"}
     snapshots.snapshot_service(snapshot.id).remove()
     nics.nic_service(nic.id).remove()
-    assert nics.list() == []
+    assert [(one.id, one.name) for one in nics.list()] == [(eth0.id, "eth0")]
     attachments.attachment_service(added.id).remove()
     assert attachments.list() == []
     followed = service.get(follow="tags,permissions,graphics_consoles,host_devices,statistics")

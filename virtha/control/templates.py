@@ -1,5 +1,6 @@
 """Templates: made from VMs that are down, looked at, deleted. VMs from them: ``vm_from_template.py``."""
 
+from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 import msgspec
@@ -46,10 +47,13 @@ from virtha.store.templates import (
     save_template,
     template_users,
     templates_after,
+    templates_of_vms,
 )
 from virtha.store.vms import VmRow
 
 USERS_NAMED_MAX = 10
+VMS_NAMED_MAX = 500
+"""Asked for one by one; of more, all are read at once."""
 
 
 def _new_id() -> str:
@@ -85,6 +89,11 @@ class Templates:
     async def get(self, ref: str) -> TemplateView:
         async with self._store.read() as tx:
             return await _view(tx, await the_template(tx, ref))
+
+    async def of_vms(self, ids: Collection[VmId]) -> Mapping[VmId, TemplateId]:
+        """Which of them need a template for as long as they have their disks: thin ones."""
+        async with self._store.read() as tx:
+            return await templates_of_vms(tx, ids if len(ids) <= VMS_NAMED_MAX else None)
 
     async def create(self, caller: Caller, request: TemplateCreate) -> Operation:
         """Copy the disks of a VM that is down, in full; until that is done nothing else is done with it.
@@ -296,7 +305,9 @@ def _template_of(vm: Vm, request: TemplateCreate, *, created: UtcMillis) -> Temp
         priority=vm.start_priority,
         on_io_error=vm.on_io_error,
         disks=tuple(_sealed(disk, template_id) for disk in vm.disks),
-        nics=tuple(TemplateNic(bridge=nic.bridge, model=nic.model) for nic in vm.nics),
+        nics=tuple(
+            TemplateNic(bridge=nic.bridge, model=nic.model, name=nic.name) for nic in vm.nics
+        ),
         created=created,
     )
 

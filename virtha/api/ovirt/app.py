@@ -234,7 +234,9 @@ async def _body(request: AnyRequest, found: Route) -> Node:
         if found.action:
             return {}
         raise InvalidInput("the body is missing", field="body", fix=f"send a <{shape.name}>")
-    return (json_codec if kind == JSON else xml_codec).decode(raw, shape)
+    if kind == JSON:
+        return json_codec.decode(raw, shape)
+    return xml_codec.decode(raw, shape)
 
 
 async def _respond(
@@ -245,6 +247,8 @@ async def _respond(
     codec = json_codec if form.json else xml_codec
     shape = SHAPES[reply.shape]
     if isinstance(reply.body, dict):
+        if reply.status in (HTTPStatus.CREATED, HTTPStatus.ACCEPTED):
+            headers = {"Location": form.base + reply.body["href"], **(headers or {})}
         return _plain(
             codec.encode_one(shape, reply.body, form.base), reply.status, form.media_type, headers
         )

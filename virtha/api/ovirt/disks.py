@@ -1,12 +1,24 @@
 """Disks and their attachments. A disk belongs to one VM or template here; there are none that float."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from virtha.api.ovirt.fault import incomplete, not_here, require
 from virtha.api.ovirt.listing import gather
-from virtha.api.ovirt.operations import underway, waited
-from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put, ref
+from virtha.api.ovirt.operations import all_being_added, being_added, underway, waited
+from virtha.api.ovirt.route import (
+    Call,
+    Known,
+    Reply,
+    Route,
+    delete,
+    get,
+    named,
+    post,
+    put,
+    ref,
+)
 from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.storage import DOMAIN, the_domain
@@ -16,8 +28,7 @@ from virtha.api.ovirt.vm_node import BLANK
 from virtha.api.ovirt.vms import VM, the_vm
 from virtha.control.requests import DiskCreate, DiskResize, SearchQuery, VmQuery
 from virtha.model.errors import InvalidInput, NotFound, Refused
-from virtha.model.operation import Operation
-from virtha.model.vm import Disk, DiskFormat
+from virtha.model.vm import Disk, DiskFormat, Vm
 
 T = TypeVar("T")
 _INTERFACES = {"virtio": "virtio", "scsi": "virtio_scsi", "sata": "sata", "ide": "ide"}
@@ -31,13 +42,16 @@ ATTACHMENTS, ATTACHMENT = "diskattachments", "diskattachments/{disk}"
 
 
 class Owned:
-    """A disk and whose it is. ``kind``: ``vm`` or ``template``."""
+    """A disk and whose it is. ``kind``: ``vm`` or ``template``. ``adding``: it is on its way to it."""
 
-    def __init__(self, kind: str, owner_id: str, disk: Disk, *, first: bool) -> None:
+    def __init__(
+        self, kind: str, owner_id: str, disk: Disk, *, first: bool, adding: bool = False
+    ) -> None:
         self.kind = kind
         self.owner_id = owner_id
         self.disk = disk
         self.bootable = first
+        self.adding = adding
 
 
 def disk_node(owned: Owned, under_way: Collection[str] = ()) -> Node:
@@ -56,7 +70,7 @@ def disk_node(owned: Owned, under_way: Collection[str] = ()) -> Node:
         "read_only": disk.readonly,
         "shareable": False,
         "sparse": True,
-        "status": "locked" if _LOCKS.intersection(under_way) else "ok",
+        "status": "locked" if owned.adding or _LOCKS.intersection(under_way) else "ok",
         "storage_domains": [domain],
         "storage_type": "image",
         "wipe_after_delete": False,
@@ -84,30 +98,56 @@ def _owned(kind: str, owner_id: str, disks: tuple[Disk, ...]) -> list[Owned]:
     return [Owned(kind, owner_id, disk, first=not at) for at, disk in enumerate(disks)]
 
 
+async def _with_coming(call: Call, vm: Vm) -> list[Owned]:
+    """Of a VM, with those on their way to it: who was told of one finds it again, locked."""
+    own = {disk.id for disk in vm.disks}
+    coming = [it for it in await being_added(call, vm.id) if isinstance(it, Disk)]
+    return _owned("vm", vm.id, vm.disks) + [
+        Owned("vm", vm.id, disk, first=not own, adding=True)
+        for disk in coming
+        if disk.id not in own
+    ]
+
+
 async def _all(call: Call) -> list[Owned]:
-    found: list[Owned] = []
-    for view in await gather(
+    views = await gather(
         lambda limit, after: call.control.vms.list(VmQuery(limit=limit, after=after))
-    ):
-        found += _owned("vm", view.vm.id, view.vm.disks)
-    for template in await gather(
-        lambda limit, after: call.control.templates.list(SearchQuery(limit=limit, after=after))
-    ):
-        found += _owned("template", template.template.id, template.template.disks)
+    )
+    call.known.add_vms(views)
+    found = [one for view in views for one in await _with_coming(call, view.vm)]
+    return found + await _of_all_templates(call)
+
+
+async def _of_all_templates(call: Call) -> list[Owned]:
+    if call.known.templates is None:
+        call.known.templates = await gather(
+            lambda limit, after: call.control.templates.list(SearchQuery(limit=limit, after=after))
+        )
+    found: list[Owned] = []
+    for view in call.known.templates:
+        found += _owned("template", view.template.id, view.template.disks)
     return found
 
 
 async def _find(call: Call) -> Owned:
+    """Of a VM that is known, of any, on its way to one, of a template: the cheapest to be looked at first."""
     wanted = call.path["disk"]
-    view = await call.control.vms.with_disk(wanted)
+    view = call.known.disk_owners.get(wanted) or await call.control.vms.with_disk(wanted)
     if view is not None:
         there = _owned("vm", view.vm.id, view.vm.disks)
     else:
-        there = [one for one in await _all(call) if one.kind == "template"]
+        there = [*await _coming(call, wanted), *await _of_all_templates(call)]
     for one in there:
         if one.disk.id == wanted:
             return one
     raise NotFound(f"there is no disk with the id '{wanted[:64]}'")
+
+
+async def _coming(call: Call, wanted: str) -> list[Owned]:
+    for vm_id, devices in (await all_being_added(call)).items():
+        if any(one.id == wanted for one in devices):
+            return await _with_coming(call, (await call.control.vms.get(vm_id)).vm)
+    return []
 
 
 async def list_disks(call: Call) -> Reply:
@@ -143,7 +183,7 @@ async def _listed(call: Call, there: list[Owned]) -> Reply:
 async def get_disk(call: Call) -> Reply:
     found = await _find(call)
     open_ones = await underway(call, found.owner_id)
-    return Reply(shape="disk", body=disk_node(found, open_ones[found.owner_id]))
+    return Reply(shape="disk", body=disk_node(found, open_ones.get(found.owner_id, ())))
 
 
 async def list_statistics(call: Call) -> Reply:
@@ -195,8 +235,7 @@ async def remove_disk(call: Call) -> Reply:
 
 
 async def _of_vm(call: Call) -> list[Owned]:
-    vm = (await the_vm(call)).vm
-    return _owned("vm", vm.id, vm.disks)
+    return await _with_coming(call, (await the_vm(call)).vm)
 
 
 async def _of_template(call: Call) -> list[Owned]:
@@ -249,20 +288,14 @@ async def attach(call: Call) -> Reply:
         storage_domain=next((named(one) for one in said.get("storage_domains", ())), None),
         bus=_bus_of(call.body),
     )
-    before: set[str] = {disk.id for disk in view.vm.disks}
     devices = call.control.vms.devices
     operation = await devices.add_disk(call.caller, view.vm.id, request)
-    return await _added(call, view.vm.id, before, operation)
-
-
-async def _added(call: Call, vm_id: str, before: set[str], operation: Operation) -> Reply:
-    """It is of the VM once its file is there. One that takes longer is told by its job."""
+    made = await devices.added_by(operation.id)
+    assert isinstance(made, Disk), "it is what was asked for"
     seen = await waited(call, operation)
-    vm = (await call.control.vms.get(vm_id)).vm
-    for one in _owned("vm", vm.id, tuple(it for it in vm.disks if it.id not in before)):
-        return Reply(shape="disk_attachment", body=attachment_node(one), status=201)
-    node: Node = {"description": f"it is being made: job {seen.id}", "vm": ref("vms", vm_id)}
-    return Reply(shape="disk_attachment", body=node, status=202)
+    added = Owned("vm", view.vm.id, made, first=not view.vm.disks, adding=not seen.is_over)
+    status = 202 if added.adding else 201
+    return Reply(shape="disk_attachment", body=attachment_node(added), status=status)
 
 
 def _format_of(said: Node) -> DiskFormat:
@@ -295,8 +328,7 @@ async def change_attachment(call: Call) -> Reply:
 
 
 async def get_of_vm_now(call: Call) -> Reply:
-    call.known_vms.clear()  # it was changed meanwhile
-    return await get_of_vm(call)
+    return await get_of_vm(replace(call, known=Known()))  # it was changed meanwhile
 
 
 async def detach(call: Call) -> Reply:

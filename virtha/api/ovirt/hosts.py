@@ -36,10 +36,12 @@ _ORDERS = {
 async def the_host(call: Call) -> HostView:
     """The host that the path names, by its id only. Raises NotFound."""
     host_id = call.path["host"]
-    view = await call.control.hosts.get(host_id)
-    if view.host.id != host_id:
-        raise NotFound(f"there is no host with the id '{host_id[:64]}'")
-    return view
+    if host_id not in call.known.hosts:
+        view = await call.control.hosts.get(host_id)
+        if view.host.id != host_id:
+            raise NotFound(f"there is no host with the id '{host_id[:64]}'")
+        call.known.hosts[host_id] = view
+    return call.known.hosts[host_id]
 
 
 async def _node(call: Call, view: HostView) -> Reply:
@@ -49,6 +51,7 @@ async def _node(call: Call, view: HostView) -> Reply:
 
 async def list_hosts(call: Call) -> Reply:
     found = await listed(call.parameters, "Hosts", call.control.hosts.list, SearchQuery())
+    call.known.hosts.update({view.host.id: view for view in found})
     cares = await call.control.host_care.in_maintenance()
     nodes = [host_node(view, cares.get(view.host.id)) for view in found]
     return Reply(shape="host", body=nodes)

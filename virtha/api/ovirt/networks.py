@@ -1,17 +1,21 @@
 """``/networks`` and ``/vnicprofiles``: the bridges that hosts report, one network and one profile each, per cluster."""
 
+from collections.abc import Sequence
 from uuid import UUID, uuid5
 
+from msgspec import UNSET, UnsetType
+
 from virtha.api.ovirt.clusters import CLUSTER, DATA_CENTER, the_cluster
-from virtha.api.ovirt.listing import gather
 from virtha.api.ovirt.route import Call, Reply, Route, get, ref
 from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
-from virtha.control.requests import SearchQuery
-from virtha.model.errors import NotFound
+from virtha.api.ovirt.unkept import refuse_others
+from virtha.control.requests import NicCreate
+from virtha.model.errors import InvalidInput, NotFound
+from virtha.model.ids import ClusterId
 
 NETWORK, PROFILE = "/networks/{network}", "/vnicprofiles/{vnic_profile}"
-Bridge = tuple[str, str]
+Bridge = tuple[ClusterId, str]
 """Cluster's id, and the bridge's name."""
 NETWORKS = noun("Networks", "network", fields=("name", "id"))
 
@@ -25,17 +29,58 @@ def profile_id(cluster_id: str, bridge: str) -> str:
     return str(uuid5(UUID(cluster_id), f"profile {bridge}"))
 
 
-async def bridges(call: Call) -> list[Bridge]:
+async def bridges(call: Call) -> tuple[Bridge, ...]:
     """Of all hosts, each once, sorted by name."""
-    hosts = await gather(
-        lambda limit, after: call.control.hosts.list(SearchQuery(limit=limit, after=after))
+    if call.known.bridges is None:
+        found = await call.control.hosts.bridges()
+        call.known.bridges = tuple(sorted(found, key=lambda one: (one[1], one[0])))
+    return call.known.bridges
+
+
+# What a card's body says
+
+
+async def nics_of(call: Call, cluster_id: str, body: Node) -> tuple[NicCreate, ...] | UnsetType:
+    """Of a VM's. An empty list says nothing: the SDK writes back what it read, ``<nics href=…/>``."""
+    if not body.get("nics"):
+        return UNSET
+    return tuple([await nic_of(call, cluster_id, one) for one in body["nics"]])
+
+
+async def nic_of(call: Call, cluster_id: str, body: Node) -> NicCreate:
+    """Raises InvalidInput, Refused."""
+    refuse_others(body, {"linked": True, "plugged": True}, "linked", "plugged", within="nic.")
+    return NicCreate(
+        bridge=await _bridge_of(call, cluster_id, body),
+        mac=(body.get("mac") or {}).get("address") or None,
+        model=body.get("interface") or "virtio",
+        name=body.get("name") or None,
     )
-    found = {
-        (view.host.cluster_id, bridge)
-        for view in hosts
-        for bridge in view.status.capabilities.bridges
-    }
-    return sorted(found, key=lambda one: (one[1], one[0]))
+
+
+async def _bridge_of(call: Call, cluster_id: str, body: Node) -> str:
+    """The profile goes before the network, as in oVirt, and of each the id before the name: a name beside it is only what
+    was read with it. Of a cluster whose hosts have said nothing yet any name may be right."""
+    there = [bridge for cluster, bridge in await bridges(call) if cluster == cluster_id]
+    for field in ("vnic_profile", "network"):
+        said = body.get(field) or {}
+        wanted, name = said.get("id"), said.get("name")
+        text = wanted or name
+        if not text:
+            continue
+        # Profiles and networks are the same thing here, and clients mix their ids up.
+        ids = {make(cluster_id, it): it for it in there for make in (profile_id, network_id)}
+        found = ids.get(wanted) if wanted else (name if name in there or not there else None)
+        if found is None:
+            raise InvalidInput(
+                f"'{text[:64]}' is no network of the cluster",
+                field=f"nic.{field}",
+                allowed=tuple(there),
+            )
+        return found
+    raise InvalidInput(
+        "is missing", field="nic.network.name", fix="name a bridge of the hosts, such as br0"
+    )
 
 
 def network_node(one: Bridge) -> Node:
@@ -77,7 +122,7 @@ async def list_of_data_center(call: Call) -> Reply:
     return _of(cluster.id, await bridges(call))
 
 
-def _of(cluster_id: str, found: list[Bridge]) -> Reply:
+def _of(cluster_id: str, found: Sequence[Bridge]) -> Reply:
     return Reply(shape="network", body=[network_node(one) for one in found if one[0] == cluster_id])
 
 

@@ -1,54 +1,63 @@
 """Network cards of VMs and templates."""
 
+from msgspec import UNSET
+
 from virtha.api.ovirt.fault import not_here, require
-from virtha.api.ovirt.networks import bridges, network_id, profile_id
-from virtha.api.ovirt.operations import waited
+from virtha.api.ovirt.networks import network_id, nic_of, profile_id
+from virtha.api.ovirt.operations import being_added, waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, put, ref
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.templates import TEMPLATE, the_template
-from virtha.api.ovirt.vm_body import nic_of
 from virtha.api.ovirt.vm_node import BLANK
 from virtha.api.ovirt.vms import VM, the_vm
-from virtha.control.requests import NicCreate
-from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.errors import NotFound, Refused
 from virtha.model.template import Template
-from virtha.model.vm import Vm
+from virtha.model.vm import Nic, Vm
 
 NICS, NIC = "nics", "nics/{nic}"
 _INTERFACES = {"virtio": "virtio", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 
 
-def vm_nics(vm: Vm) -> list[Node]:
-    """oVirt's cards have names, ours are known by their address: the first is ``nic1``."""
-    return [
-        {
-            **ref(f"vms/{vm.id}/nics", nic.id),
-            **_card(vm.cluster_id, number, nic.bridge, nic.model),
-            "link": [
-                (rel, f"/vms/{vm.id}/nics/{nic.id}/{rel}")
-                for rel in ("reporteddevices", "statistics")
-            ],
-            "mac": {"address": nic.mac},
-            "vm": ref("vms", vm.id),
-        }
-        for number, nic in enumerate(vm.nics, 1)
-    ]
+async def _of_vm(call: Call) -> list[Node]:
+    """Those, too, that are on their way: who was told of one finds it again."""
+    vm = (await the_vm(call)).vm
+    own = {nic.id for nic in vm.nics}
+    coming = [one for one in await being_added(call, vm.id) if isinstance(one, Nic)]
+    return [_vm_nic(vm, nic) for nic in (*vm.nics, *(it for it in coming if it.id not in own))]
+
+
+def _vm_nic(vm: Vm, nic: Nic) -> Node:
+    return {
+        **ref(f"vms/{vm.id}/nics", nic.id),
+        **_card(vm.cluster_id, nic.called, nic.bridge, nic.model),
+        "link": [
+            (rel, f"/vms/{vm.id}/nics/{nic.id}/{rel}") for rel in ("reporteddevices", "statistics")
+        ],
+        "mac": {"address": nic.mac},
+        "vm": ref("vms", vm.id),
+    }
 
 
 def template_nics(template: Template) -> list[Node]:
+    """A template's cards never change: one without a name is called by its place."""
     return [
         {
             **ref(f"templates/{template.id}/nics", str(number)),
-            **_card(template.cluster_id, number, nic.bridge, nic.model),
+            **_card(
+                template.cluster_id,
+                f"nic{number}" if nic.name is UNSET else nic.name,
+                nic.bridge,
+                nic.model,
+            ),
             "template": ref("templates", template.id),
         }
         for number, nic in enumerate(template.nics, 1)
     ]
 
 
-def _card(cluster_id: str, number: int, bridge: str, model: str) -> Node:
+def _card(cluster_id: str, name: str, bridge: str, model: str) -> Node:
     return {
-        "name": f"nic{number}",
+        "name": name,
         "interface": _INTERFACES.get(model, model),
         "linked": True,
         "plugged": True,
@@ -65,11 +74,11 @@ def _chosen(call: Call, there: list[Node]) -> Node:
 
 
 async def list_of_vm(call: Call) -> Reply:
-    return Reply(shape="nic", body=vm_nics((await the_vm(call)).vm))
+    return Reply(shape="nic", body=await _of_vm(call))
 
 
 async def get_of_vm(call: Call) -> Reply:
-    return Reply(shape="nic", body=_chosen(call, vm_nics((await the_vm(call)).vm)))
+    return Reply(shape="nic", body=_chosen(call, await _of_vm(call)))
 
 
 async def _of_template(call: Call) -> list[Node]:
@@ -87,47 +96,21 @@ async def get_of_template(call: Call) -> Reply:
 
 
 async def add_nic(call: Call) -> Reply:
-    view = await the_vm(call)
+    """Its name is kept: Ansible adds a card when it finds none of its name, and removes it by that."""
+    vm = (await the_vm(call)).vm
     require("nic", call.body, "name")
-    _check_name(call.body["name"], len(view.vm.nics) + 1)
-    request = await _with_bridge(call, view.vm.cluster_id)
-    before = {nic.id for nic in view.vm.nics}
+    request = await nic_of(call, vm.cluster_id, call.body)
     devices = call.control.vms.devices
-    seen = await waited(call, await devices.add_nic(call.caller, view.vm.id, request))
-    vm = (await call.control.vms.get(view.vm.id)).vm
-    for node in vm_nics(vm):
-        if node["id"] not in before:
-            return Reply(shape="nic", body=node, status=201)
-    pending = {"description": f"it is being added: job {seen.id}", "vm": ref("vms", vm.id)}
-    return Reply(shape="nic", body=pending, status=202)
-
-
-def _check_name(wanted: str, number: int) -> None:
-    """Ansible adds a card when it finds none of its name: one that lost it would be added again at each run. Raises InvalidInput."""
-    if wanted != f"nic{number}":
-        raise InvalidInput(
-            f"'{wanted[:64]}' can't be kept: cards are called by their place",
-            field="nic.name",
-            allowed=(f"nic{number}",),
-        )
-
-
-async def _with_bridge(call: Call, cluster_id: str) -> NicCreate:
-    """Where the body names a network or a profile by its id: the bridge that it stands for. Raises InvalidInput."""
-    wanted = nic_of(call.body)
-    for known_cluster, bridge in await bridges(call):
-        known = (network_id(known_cluster, bridge), profile_id(known_cluster, bridge))
-        if known_cluster == cluster_id and wanted.bridge in (*known, bridge):
-            return NicCreate(bridge=bridge, mac=wanted.mac, model=wanted.model)
-    names = tuple(bridge for cluster, bridge in await bridges(call) if cluster == cluster_id)
-    raise InvalidInput(
-        f"'{wanted.bridge[:64]}' is no network of the cluster", field="nic.network", allowed=names
-    )
+    operation = await devices.add_nic(call.caller, vm.id, request)
+    made = await devices.added_by(operation.id)
+    assert isinstance(made, Nic), "it is what was asked for"
+    seen = await waited(call, operation)
+    return Reply(shape="nic", body=_vm_nic(vm, made), status=201 if seen.is_over else 202)
 
 
 async def change_nic(call: Call) -> Reply:
     """A card stays as it was made: to change it is to remove it and to add another. Raises Refused."""
-    node = _chosen(call, vm_nics((await the_vm(call)).vm))
+    node = _chosen(call, await _of_vm(call))
     for name in ("name", "interface", "linked", "plugged"):
         if call.body.get(name) not in (None, node[name]):
             raise Refused(
@@ -145,7 +128,7 @@ async def change_nic(call: Call) -> Reply:
 
 async def remove_nic(call: Call) -> Reply:
     view = await the_vm(call)
-    node = _chosen(call, vm_nics(view.vm))
+    node = _chosen(call, await _of_vm(call))
     devices = call.control.vms.devices
     await waited(call, await devices.remove_nic(call.caller, view.vm.id, node["id"]))
     return Reply()

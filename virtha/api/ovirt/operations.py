@@ -1,29 +1,46 @@
 """What is under way, as oVirt shows it: statuses of what it is about, and the answer of an action."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from virtha.api.ovirt.listing import gather
 from virtha.api.ovirt.route import Call, Reply, ref
 from virtha.api.ovirt.shape import Node
 from virtha.control.requests import OperationQuery
 from virtha.model.errors import Refused
+from virtha.model.ids import VmId
 from virtha.model.operation import Operation, OperationState
+from virtha.model.vm import Disk, Nic
 
 ANSWER_WAIT_MS = 3_000
 """How long an answer waits for the end of what it began: so that what fails at once is told at once."""
-Underway = dict[str, set[str]]
-"""Kinds of open operations, by the id of what they are about."""
 
 
-async def underway(call: Call, subject: str | None = None) -> Underway:
-    found: Underway = defaultdict(set)
+async def underway(call: Call, subject: str | None = None) -> Mapping[str, set[str]]:
+    """``subject``: of this one at least."""
+    if call.known.underway is not None:
+        return call.known.underway
+    found: dict[str, set[str]] = defaultdict(set)
     for one in await gather(
         lambda limit, after: call.control.operations.list(
             OperationQuery(open=True, subject=subject, limit=limit, after=after)
         )
     ):
         found[one.subject].add(one.kind)
+    if subject is None:
+        call.known.underway = found
     return found
+
+
+async def being_added(call: Call, vm_id: VmId) -> tuple[Disk | Nic, ...]:
+    """What is on its way into that VM, under the id that it will have."""
+    return (await all_being_added(call)).get(vm_id, ())
+
+
+async def all_being_added(call: Call) -> Mapping[VmId, tuple[Disk | Nic, ...]]:
+    if call.known.being_added is None:
+        call.known.being_added = await call.control.vms.devices.being_added()
+    return call.known.being_added
 
 
 async def waited(call: Call, operation: Operation, wait_ms: int = ANSWER_WAIT_MS) -> Operation:

@@ -1,6 +1,6 @@
 """One route of the façade, what its handler is given and answers, and how a path finds it."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,12 +9,35 @@ from virtha.api.ovirt.shape import Node
 from virtha.api.problems import MethodNotAllowed
 from virtha.api.route import Services
 from virtha.control import Control
-from virtha.control.views import Caller, VmView
+from virtha.control.views import Caller, HostView, TemplateView, VmView
 from virtha.model.errors import NotFound
-from virtha.model.user import Role
+from virtha.model.ids import ClusterId, VmId
+from virtha.model.user import Role, User
+from virtha.model.vm import Disk, Nic
 
 VIEWER, OPERATOR, ADMINISTRATOR = Role
 Method = Literal["GET", "POST", "PUT", "DELETE"]
+
+
+@dataclass(kw_only=True)
+class Known:
+    """What this request has read already: following the links of a list reads none of it again. None: not yet."""
+
+    vms: dict[str, VmView] = field(default_factory=dict)
+    hosts: dict[str, HostView] = field(default_factory=dict)
+    disk_owners: dict[str, VmView] = field(default_factory=dict)
+    """Of the disks of ``vms``, by the disk's id."""
+    underway: Mapping[str, set[str]] | None = None
+    """Kinds of open operations, by the id of what they are about."""
+    being_added: Mapping[VmId, tuple[Disk | Nic, ...]] | None = None
+    bridges: tuple[tuple[ClusterId, str], ...] | None = None
+    templates: Sequence[TemplateView] | None = None
+    users: list[User] | None = None
+
+    def add_vms(self, views: Sequence[VmView]) -> None:
+        for view in views:
+            self.vms[view.vm.id] = view
+            self.disk_owners.update({disk.id: view for disk in view.vm.disks})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +49,7 @@ class Call:
     path: dict[str, str]
     parameters: Parameters
     body: Node
-    known_vms: dict[str, VmView] = field(default_factory=dict)
-    """Views that this request has read already: following the links of a list reads none of them again."""
+    known: Known = field(default_factory=Known)
 
     @property
     def control(self) -> Control:

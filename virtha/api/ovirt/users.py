@@ -1,10 +1,11 @@
 """``/users``, ``/roles``, ``/permissions``: our users with their one role each, which holds for everything."""
 
+from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid5
 
 from virtha.api.ovirt.clusters import CLUSTER, DATA_CENTER, get_cluster, get_data_center
 from virtha.api.ovirt.disks import get_disk
-from virtha.api.ovirt.hosts import HOST, get_host
+from virtha.api.ovirt.hosts import HOST, the_host
 from virtha.api.ovirt.listing import gather, listed
 from virtha.api.ovirt.route import (
     ADMINISTRATOR,
@@ -21,7 +22,7 @@ from virtha.api.ovirt.sign_in import DOMAIN
 from virtha.api.ovirt.storage import DOMAIN as STORAGE_DOMAIN
 from virtha.api.ovirt.storage import get_domain
 from virtha.api.ovirt.templates import TEMPLATE, get_template
-from virtha.api.ovirt.vms import VM, get_vm
+from virtha.api.ovirt.vms import VM, the_vm
 from virtha.control.requests import SearchQuery
 from virtha.model.errors import NotFound
 from virtha.model.user import Role, User
@@ -76,6 +77,12 @@ def _permission_node(user: User) -> Node:
 
 async def _users(call: Call) -> list[User]:
     """For administrators all, for others themselves."""
+    if call.known.users is None:
+        call.known.users = await _read_users(call)
+    return call.known.users
+
+
+async def _read_users(call: Call) -> list[User]:
     if call.caller.role.may(Role.ADMINISTRATOR):
         return await gather(
             lambda limit, after: call.control.users.list(SearchQuery(limit=limit, after=after))
@@ -118,7 +125,7 @@ async def list_permissions(call: Call) -> Reply:
     return Reply(shape="permission", body=[_permission_node(it) for it in await _users(call)])
 
 
-def _permissions_of(owner: Handler) -> Handler:
+def _permissions_of(owner: Callable[[Call], Awaitable[object]]) -> Handler:
     """Each user's role holds for everything that there is. ``owner``: raises NotFound where it is not."""
 
     async def handle(call: Call) -> Reply:
@@ -157,10 +164,10 @@ async def list_permits(call: Call) -> Reply:
 
 
 def _permission_routes() -> tuple[Route, ...]:
-    owners: dict[str, Handler] = {
-        VM: get_vm,
+    owners: dict[str, Callable[[Call], Awaitable[object]]] = {
+        VM: the_vm,
         TEMPLATE: get_template,
-        HOST: get_host,
+        HOST: the_host,
         CLUSTER: get_cluster,
         DATA_CENTER: get_data_center,
         STORAGE_DOMAIN: get_domain,

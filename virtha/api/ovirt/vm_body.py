@@ -3,11 +3,10 @@
 from msgspec import UNSET, UnsetType
 
 from virtha.api.ovirt.fault import not_here
-from virtha.api.ovirt.route import named
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_node import BIOS, UNKEPT
-from virtha.control.requests import NicCreate, WatchdogRequest
+from virtha.control.requests import WatchdogRequest
 from virtha.model.errors import Conflict, InvalidInput
 from virtha.model.machine import MachineType
 from virtha.model.vm import OnIoError
@@ -111,30 +110,6 @@ def watchdog_of(body: Node) -> WatchdogRequest | UnsetType:
 
 def card_of(body: Node) -> WatchdogRequest:
     return WatchdogRequest(model=body.get("model", ""), action=body.get("action", ""))
-
-
-def nics_of(body: Node) -> tuple[NicCreate, ...] | UnsetType:
-    """An empty list says nothing, as of watchdogs."""
-    if not body.get("nics"):
-        return UNSET
-    return tuple(nic_of(one) for one in body["nics"])
-
-
-def nic_of(body: Node) -> NicCreate:
-    """The network, or the profile, is a bridge of the hosts, by its name. Raises InvalidInput."""
-    bridge = None
-    for name in ("network", "vnic_profile"):
-        said = body.get(name)
-        if said:
-            bridge = said.get("name") or named(said)
-            break
-    if not bridge:
-        raise InvalidInput(
-            "is missing", field="nic.network.name", fix="name a bridge of the hosts, such as br0"
-        )
-    refuse_others(body, {"linked": True, "plugged": True}, "linked", "plugged", within="nic.")
-    mac = (body.get("mac") or {}).get("address")
-    return NicCreate(bridge=bridge, mac=mac or None, model=body.get("interface") or "virtio")
 
 
 def refuse_other_sources(body: Node) -> None:

@@ -90,8 +90,10 @@ def vm_status(state: VmState, under_way: Collection[str]) -> str:
     return _STATES[state]
 
 
-def vm_node(view: VmView, under_way: Collection[str] = ()) -> Node:
+def vm_node(view: VmView, under_way: Collection[str] = (), template_id: str | None = None) -> Node:
+    """``template_id``: of the template that its disks need; a full copy is oVirt's ``Blank``, as there."""
     vm, status = view.vm, view.status
+    template = ref("templates", template_id or BLANK)
     down = status.state is VmState.DOWN
     node: Node = {
         "id": vm.id,
@@ -102,8 +104,8 @@ def vm_node(view: VmView, under_way: Collection[str] = ()) -> Node:
         "status": vm_status(status.state, under_way),
         "status_detail": _status_detail(view),
         "next_run_configuration_exists": bool(view.pending),
-        "original_template": ref("templates", BLANK),
-        "template": ref("templates", BLANK),
+        "original_template": template,
+        "template": template,
         "run_once": False,
         "has_illegal_images": False,
         "stop_time" if down else "start_time": status.since,

@@ -5,6 +5,7 @@ from msgspec import UNSET
 from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import in_turns, listed
+from virtha.api.ovirt.networks import nics_of
 from virtha.api.ovirt.operations import action_reply, underway, waited
 from virtha.api.ovirt.route import Call, Reply, Route, action, delete, get, named, post, put
 from virtha.api.ovirt.shape import Node
@@ -12,7 +13,6 @@ from virtha.api.ovirt.vm_body import (
     MEMORY_DEFAULT,
     ha_of,
     machine_of,
-    nics_of,
     on_io_error_of,
     priority_of,
     refuse_other_sources,
@@ -40,27 +40,30 @@ from virtha.model.vm import OnIoError, VmState
 async def the_vm(call: Call) -> VmView:
     """The VM that the path names: by its id only, as everywhere in oVirt. Raises NotFound."""
     vm_id = call.path["vm"]
-    if vm_id not in call.known_vms:
+    if vm_id not in call.known.vms:
         view = await call.control.vms.get(vm_id)
         if view.vm.id != vm_id:
             raise NotFound(f"there is no VM with the id '{vm_id[:64]}'")
-        call.known_vms[vm_id] = view
-    return call.known_vms[vm_id]
+        call.known.add_vms((view,))
+    return call.known.vms[vm_id]
 
 
 async def all_vms(call: Call) -> list[VmView]:
     found = await listed(call.parameters, "Vms", call.control.vms.list, VmQuery())
-    call.known_vms.update({view.vm.id: view for view in found})
+    call.known.add_vms(found)
     return found
 
 
 async def list_vms(call: Call) -> Reply:
     found = await all_vms(call)
     open_ones = await underway(call) if found else {}
-    return Reply(
-        shape="vm",
-        body=await in_turns(found, lambda view: vm_node(view, open_ones.get(view.vm.id, ()))),
-    )
+    templates = await call.control.templates.of_vms([view.vm.id for view in found])
+
+    def node(view: VmView) -> Node:
+        vm_id = view.vm.id
+        return vm_node(view, open_ones.get(vm_id, ()), templates.get(vm_id))
+
+    return Reply(shape="vm", body=await in_turns(found, node))
 
 
 async def get_vm(call: Call) -> Reply:
@@ -69,8 +72,11 @@ async def get_vm(call: Call) -> Reply:
 
 
 async def _shown(call: Call, view: VmView, status: int = 200) -> Reply:
-    open_ones = await underway(call, view.vm.id)
-    return Reply(shape="vm", body=vm_node(view, open_ones[view.vm.id]), status=status)
+    vm_id = view.vm.id
+    open_ones = await underway(call, vm_id)
+    templates = await call.control.templates.of_vms([vm_id])
+    node = vm_node(view, open_ones.get(vm_id, ()), templates.get(vm_id))
+    return Reply(shape="vm", body=node, status=status)
 
 
 # Making and changing
@@ -91,14 +97,16 @@ async def add_vm(call: Call) -> Reply:
 
 async def _from_nothing(call: Call) -> VmCreate:
     body = call.body
-    vcpus, watchdog, nics = vcpus_of(body), watchdog_of(body), nics_of(body)
+    cluster_id = await cluster_ref(call, body["cluster"])
+    vcpus, watchdog = vcpus_of(body), watchdog_of(body)
+    nics = await nics_of(call, cluster_id, body)
     ha, machine, on_io_error = ha_of(body), machine_of(body), on_io_error_of(body)
     priority = priority_of(body)
     architecture = (body.get("cpu") or {}).get("architecture") or "x86_64"
     usual = MachineType.S390_CCW if architecture == "s390x" else MachineType.Q35
     return VmCreate(
         name=body["name"],
-        cluster=await cluster_ref(call, body["cluster"]),
+        cluster=cluster_id,
         memory_bytes=body.get("memory", MEMORY_DEFAULT),
         vcpus=1 if vcpus is UNSET else vcpus,
         architecture=architecture,
@@ -132,7 +140,7 @@ async def _from_template(call: Call) -> Operation:
         ha=ha_of(body),
         priority=priority_of(body),
         on_io_error=on_io_error_of(body),
-        nics=nics_of(body),
+        nics=await nics_of(call, template.template.cluster_id, body),
         description=body.get("description", UNSET),
     )
     return await call.control.templates.create_vm(call.caller, template.template.id, request)
