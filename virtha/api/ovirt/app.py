@@ -115,6 +115,12 @@ class Facade:
         caller: Caller,
     ) -> Reply:
         _check_role(caller, found)
+        if parameters.search.strip() and not found.searched:
+            raise InvalidInput(
+                f"is not read at {found.path or '/'}",
+                field="search",
+                fix="leave it out, and look through the answer",
+            )
         if "schema" in parameters.given:
             raise not_here("the XML schema", "oVirt's own describes the same types")
         call = Call(
@@ -124,7 +130,7 @@ class Facade:
             parameters=parameters,
             body=await _body(request, found),
         )
-        reply = await found.handler(call)
+        reply = _cut(await found.handler(call), parameters.max)
         # What was carried out is not answered as refused because a link of the answer can't be followed.
         if parameters.follow and reply.body and found.method == "GET":
             await self._follow(call, reply)
@@ -220,6 +226,13 @@ def _wants_json(accept: str | None) -> bool:
     if not json and not xml:
         raise NotAcceptable("neither XML nor JSON is accepted", field="Accept", allowed=(XML, JSON))
     return json > xml or (json == xml and XML not in best and "*/*" not in best)
+
+
+def _cut(reply: Reply, at_most: int | None) -> Reply:
+    """``max`` holds of each collection, also of those that are read whole."""
+    if reply.body is None or isinstance(reply.body, dict) or at_most is None:
+        return reply
+    return replace(reply, body=reply.body[:at_most])
 
 
 async def _body(request: AnyRequest, found: Route) -> Node:

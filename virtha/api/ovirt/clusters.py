@@ -15,6 +15,7 @@ from virtha.api.ovirt.route import (
     post,
     put,
     ref,
+    searched,
 )
 from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
@@ -225,12 +226,12 @@ async def get_level(call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/clusters", list_clusters),
+    searched("/clusters", list_clusters),
     post("/clusters", add_cluster, "cluster", ADMINISTRATOR),
     get(CLUSTER, get_cluster),
     put(CLUSTER, change_cluster, "cluster", ADMINISTRATOR),
     delete(CLUSTER, remove_cluster, ADMINISTRATOR),
-    get("/datacenters", list_data_centers),
+    searched("/datacenters", list_data_centers),
     post("/datacenters", refuse_data_center, "data_center", ADMINISTRATOR),
     get(DATA_CENTER, get_data_center),
     put(DATA_CENTER, refuse_data_center, "data_center", ADMINISTRATOR),

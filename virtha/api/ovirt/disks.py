@@ -18,6 +18,7 @@ from virtha.api.ovirt.route import (
     post,
     put,
     ref,
+    searched,
 )
 from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
@@ -341,13 +342,13 @@ async def detach(call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/disks", list_disks),
+    searched("/disks", list_disks),
     post("/disks", refuse_disk, "disk"),
     get("/disks/{disk}", get_disk),
     put("/disks/{disk}", change_disk, "disk"),
     delete("/disks/{disk}", remove_disk),
     get("/disks/{disk}/statistics", list_statistics),
-    get(f"{DOMAIN}/disks", list_of_domain),
+    searched(f"{DOMAIN}/disks", list_of_domain),
     get(f"{VM}/{ATTACHMENTS}", list_of_vm),
     post(f"{VM}/{ATTACHMENTS}", attach, "disk_attachment"),
     get(f"{VM}/{ATTACHMENT}", get_of_vm),

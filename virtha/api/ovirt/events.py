@@ -6,7 +6,7 @@ import msgspec
 
 from virtha.api.ovirt.fault import not_here
 from virtha.api.ovirt.listing import gather, size_of_page, the_search
-from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, ref
+from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, ref, searched
 from virtha.api.ovirt.shape import Node
 from virtha.control.requests import EventQuery
 from virtha.control.searching import show_search, too_costly
@@ -124,7 +124,7 @@ async def refuse_event(_call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/events", list_events),
+    searched("/events", list_events),
     post("/events", refuse_event, "event"),
     get("/events/{event}", get_event),
     delete("/events/{event}", refuse_event),

@@ -13,6 +13,7 @@ from virtha.api.ovirt.host_node import (
     IPMI_TYPES,
     REDFISH_TYPE,
     agent_node,
+    agent_options,
     agent_type,
 )
 from virtha.api.ovirt.hosts import HOST, the_host
@@ -60,7 +61,8 @@ async def add_agent(call: Call) -> Reply:
     host, body = (await the_host(call)).host, call.body
     require(SHAPE, body, "address", "order", "type", "username", "password")
     taken = {one.name for one in await call.control.power.of_host(host.id)}
-    wanted = PowerPut(settings=_settings(body, PowerSettings()), secrets=_secrets(body))
+    nothing = PowerSettings()
+    wanted = PowerPut(settings=_settings(body, nothing, nothing), secrets=_secrets(body))
     view = await call.control.power.put_of_host(
         call.caller, host.id, _free_name(body["type"], taken), wanted, None
     )
@@ -72,8 +74,11 @@ async def change_agent(call: Call) -> Reply:
     host = (await the_host(call)).host
     present = await _the_agent(call, host)
     assert present.power is not None, "_own gives no other"
-    settings = _settings(call.body, present.power.settings)
-    wanted = PowerPut(settings=settings, secrets=_secrets(call.body))
+    settings = _settings(call.body, present.power.settings, present.whole)
+    secrets = _secrets(call.body)
+    if settings == present.power.settings and not secrets:
+        return Reply(shape=SHAPE, body=agent_node(host.id, present))
+    wanted = PowerPut(settings=settings, secrets=secrets)
     view = await call.control.power.put_of_host(
         call.caller, host.id, present.name, wanted, present.power.revision
     )
@@ -98,24 +103,44 @@ def _secrets(body: Node) -> dict[str, str | None]:
     return {"password": body["password"]} if body.get("password") else {}
 
 
-def _settings(body: Node, present: PowerSettings) -> PowerSettings:
-    """``present`` with what the body says. Another type begins anew: options of one are nothing to another."""
+def _settings(body: Node, present: PowerSettings, whole: PowerSettings) -> PowerSettings:
+    """``present`` with what the body says that is not so by now. ``whole``: as it is shown, with what its cluster says:
+    to write that back leaves it the cluster's. Another driver begins anew: options of one are nothing to another."""
     wanted = body.get("type")
-    if wanted is not None and wanted != agent_type(present):
-        present = _of_type(wanted, present)
-    order = body.get("order", present.level)
+    if wanted is not None and not _is_of_type(wanted, whole):
+        present = whole = _of_type(wanted, present)
+    order = body.get("order")
     if order is not None and not 1 <= order <= LEVELS_MAX:
         raise InvalidInput(
             f"{order} is out of range", field="agent.order", allowed=(f"1 to {LEVELS_MAX}",)
         )
-    made = replace(
-        present,
-        level=order,
-        address=body.get("address", present.address),
-        port=body.get("port", present.port),
-        user=body.get("username", present.user),
-    )
-    return made if "options" not in body else _with_options(made, body["options"])
+    shown = {"level": whole.level or 1, "user": whole.user or ""}
+    said = {
+        "level": order,
+        "address": body.get("address"),
+        "port": body.get("port"),
+        "user": body.get("username"),
+    }
+    changed = {
+        name: value
+        for name, value in said.items()
+        if value not in (None, shown.get(name, getattr(whole, name)))
+    }
+    made = replace(present, **changed)
+    if "options" not in body or _given(body["options"]) == _given(agent_options(whole)):
+        return made
+    return _with_options(made, whole, body["options"])
+
+
+def _is_of_type(wanted: str, settings: PowerSettings) -> bool:
+    """Of oVirt's many names for IPMI each is the same driver."""
+    if settings.driver is PowerDriver.IPMI:
+        return wanted in IPMI_TYPES
+    return settings.driver is not None and wanted.removeprefix(AGENT_PREFIX) == agent_type(settings)
+
+
+def _given(options: list[Node]) -> dict[str, str]:
+    return {str(one.get("name", "")): str(one.get("value", "")) for one in options}
 
 
 def _of_type(wanted: str, present: PowerSettings) -> PowerSettings:
@@ -133,11 +158,13 @@ def _of_type(wanted: str, present: PowerSettings) -> PowerSettings:
     return replace(plain, driver=PowerDriver.FENCE_AGENT, agent=agent)
 
 
-def _with_options(settings: PowerSettings, options: list[Node]) -> PowerSettings:
+def _with_options(
+    settings: PowerSettings, whole: PowerSettings, options: list[Node]
+) -> PowerSettings:
     """All of them: those that are not given are none any more. Raises InvalidInput."""
-    given = {str(one.get("name", "")): str(one.get("value", "")) for one in options}
+    given = _given(options)
     settings = replace(settings, plug=given.pop("plug", None))
-    match settings.driver:
+    match whole.driver:
         case PowerDriver.IPMI:
             return _ipmi(settings, given)
         case PowerDriver.REDFISH:
@@ -145,7 +172,9 @@ def _with_options(settings: PowerSettings, options: list[Node]) -> PowerSettings
             _refuse_others(given, ("plug", "ssl_insecure"))
             if insecure in ("1", "true"):
                 return replace(settings, certificate=CertificateCheck.NONE)
-            return replace(settings, certificate=None)
+            if whole.certificate is CertificateCheck.NONE:
+                return replace(settings, certificate=CertificateCheck.FULL)
+            return settings  # which of the two checks is not oVirt's to say
         case PowerDriver.FENCE_AGENT:
             return replace(settings, parameters=given)
         case _:

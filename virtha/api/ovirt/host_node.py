@@ -112,6 +112,14 @@ def agent_type(settings: PowerSettings) -> str:
             return "command"
 
 
+def _shown_type(name: str, settings: PowerSettings) -> str:
+    """Of IPMI by which of its names it was added, which is the device's: Ansible would change it at each run."""
+    added_as = name.partition("-")[0]
+    if settings.driver is PowerDriver.IPMI and added_as in IPMI_TYPES:
+        return added_as
+    return agent_type(settings)
+
+
 def agent_node(host_id: str, view: HostPowerView) -> Node:
     """``options``: what is set, but for secrets. The password is never shown."""
     assert view.power is not None, "only those that the host has of its own are shown"
@@ -123,9 +131,9 @@ def agent_node(host_id: str, view: HostPowerView) -> Node:
         "concurrent": False,
         "encrypt_options": False,
         "host": ref("hosts", host_id),
-        "options": _options(whole),
+        "options": agent_options(whole),
         "order": whole.level or 1,
-        "type": agent_type(whole),
+        "type": _shown_type(view.name, whole),
         "username": whole.user or "",
     }
     if whole.port is not None:
@@ -133,7 +141,7 @@ def agent_node(host_id: str, view: HostPowerView) -> Node:
     return node
 
 
-def _options(settings: PowerSettings) -> list[Node]:
+def agent_options(settings: PowerSettings) -> list[Node]:
     found = dict(settings.parameters or {})
     if settings.plug:
         found["plug"] = settings.plug

@@ -15,12 +15,18 @@ from virtha.api.ovirt.route import (
     named,
     post,
     put,
+    searched,
 )
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.control.power_views import HostPowerAction, HostPowerOrder
 from virtha.control.requests import MaintenanceChange, SearchQuery
 from virtha.control.views import HostView
-from virtha.model.errors import Failed, InvalidInput, NotFound, Refused
+from virtha.model.errors import (
+    InvalidInput,
+    NotFound,
+    Refused,
+    VirthaError,
+)
 
 HOST = "/hosts/{host}"
 FENCE_WAIT_MS = 60_000
@@ -153,34 +159,42 @@ def _manual(view: HostView) -> Refused:
 
 
 async def _status(call: Call, view: HostView) -> Reply:
-    """Of all its devices: off when all of a level are. A failure is told in the answer, as oVirt does it."""
+    """Of the first level that knows it: the next is asked only when this one does not say. A failure is told in the answer,
+    as oVirt does it, once no level knows."""
     levels: dict[int, list[str]] = {}
     for one in await call.control.power.of_host(view.host.id):
         if one.power is not None:
-            work = call.control.power_orders.status(view.host.id, one.name)
-            try:
-                reading = await call.services.unless_stopping(work)
-            except Failed as error:
-                fault = {"reason": "Operation Failed", "detail": f"[{error}]"}
-                return done("failed", fault=fault)
-            levels.setdefault(one.whole.level or 1, []).append(reading.state.value)
+            levels.setdefault(one.whole.level or 1, []).append(one.name)
     if not levels:
         raise NotFound(f"{view.host.name} has no fence agent", fix="add one: POST fenceagents")
-    return done(power_management={"status": _of_levels(levels)})
+    failures: list[str] = []
+    for _, names in sorted(levels.items()):
+        readings = [await _reading(call, view, name) for name in names]
+        if "on" in readings or set(readings) == {"off"}:  # its devices feed the host together
+            status = "on" if "on" in readings else "off"
+            return done(power_management={"status": status})
+        failures += [
+            f"{name}: {one}"
+            for name, one in zip(names, readings, strict=True)
+            if isinstance(one, VirthaError)
+        ]
+    if failures:
+        fault = {"reason": "Operation Failed", "detail": f"[{'; '.join(failures)}]"}
+        return done("failed", fault=fault)
+    return done(power_management={"status": "unknown"})
 
 
-def _of_levels(levels: dict[int, list[str]]) -> str:
-    """What the first level that knows it says: its devices feed the host together."""
-    for _, states in sorted(levels.items()):
-        if "on" in states:
-            return "on"
-        if all(state == "off" for state in states):
-            return "off"
-    return "unknown"
+async def _reading(call: Call, view: HostView, name: str) -> str | VirthaError:
+    """``on``, ``off``, ``unknown``, or why it could not be asked."""
+    work = call.control.power_orders.status(view.host.id, name)
+    try:
+        return (await call.services.unless_stopping(work)).state.value
+    except VirthaError as error:
+        return error
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/hosts", list_hosts),
+    searched("/hosts", list_hosts),
     post("/hosts", refuse_host, "host", ADMINISTRATOR),
     get(HOST, get_host),
     put(HOST, change_host, "host", ADMINISTRATOR),

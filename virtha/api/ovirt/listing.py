@@ -15,7 +15,7 @@ from virtha.control.searching import read_search, show_search
 from virtha.control.views import Page
 from virtha.model.errors import InvalidInput
 from virtha.search import Query
-from virtha.search.tree import And, Compare, Or, Pattern
+from virtha.search.tree import And, Compare, Or, Pattern, Relation
 from virtha.search.tree import Node as Condition
 
 T = TypeVar("T")
@@ -25,10 +25,18 @@ GetPage = Callable[[int, str | None], Awaitable[Page[T]]]
 
 
 async def listed(
-    parameters: Parameters, noun: str, get: Callable[[Q], Awaitable[Page[T]]], query: Q
+    parameters: Parameters,
+    noun: str,
+    get: Callable[[Q], Awaitable[Page[T]]],
+    query: Q,
+    *,
+    cluster: str | None = None,
 ) -> list[T]:
-    """``noun``: of the search language. ``query``: what else is asked of the use case. Raises InvalidInput."""
+    """``noun``: of the search language. ``query``: what else is asked of the use case. ``cluster``: by id, those of it
+    alone: before ``max`` and pages are counted. Raises InvalidInput."""
     search = the_search(parameters, noun)
+    if cluster is not None:
+        search = _within(search, noun, cluster)
     if search is not None:
         query = msgspec.structs.replace(
             query, search=show_search(search), case_sensitive=parameters.case_sensitive
@@ -52,6 +60,14 @@ def the_search(parameters: Parameters, noun: str) -> Query | None:
     if query.where is None:
         return query
     return msgspec.structs.replace(query, where=_own_names(query.where))
+
+
+def _within(search: Query | None, noun: str, cluster: str) -> Query:
+    wanted = Pattern(parts=(cluster,))
+    own = Compare(field="id", relation=Relation.EQUAL, value=wanted, related="Clusters")
+    if search is None or search.where is None:
+        return msgspec.structs.replace(search or Query(noun=noun), where=own)
+    return msgspec.structs.replace(search, where=And(terms=(own, search.where)))
 
 
 def _own_names(node: Condition) -> Condition:

@@ -6,7 +6,7 @@ from uuid import UUID, uuid5
 from msgspec import UNSET, UnsetType
 
 from virtha.api.ovirt.clusters import CLUSTER, DATA_CENTER, the_cluster
-from virtha.api.ovirt.route import Call, Reply, Route, get, ref
+from virtha.api.ovirt.route import Call, Reply, Route, get, ref, searched
 from virtha.api.ovirt.search import noun, select
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.unkept import refuse_others
@@ -153,7 +153,7 @@ async def get_profile(call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/networks", list_networks),
+    searched("/networks", list_networks),
     get(NETWORK, get_network),
     get(f"{NETWORK}/vnicprofiles", list_profiles_of),
     get("/vnicprofiles", list_profiles),

@@ -70,7 +70,9 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """``reads``: the type of the body; empty: there is none to be read. ``action``: its faults are actions that failed."""
+    """``reads``: the type of the body; empty: there is none to be read. ``action``: its faults are actions that failed.
+    ``searched``: it reads ``search``; where that is not read it is refused, for an answer of all would look like one that was
+    found."""
 
     method: Method
     path: str
@@ -78,6 +80,7 @@ class Route:
     handler: Handler
     reads: str = ""
     action: bool = False
+    searched: bool = False
 
     def __post_init__(self) -> None:
         assert isinstance(self.role, Role), f"{self.path}: needs a role"
@@ -90,6 +93,10 @@ class Route:
 
 def get(path: str, handler: Handler, role: Role = VIEWER) -> Route:
     return Route(method="GET", path=path, role=role, handler=handler)
+
+
+def searched(path: str, handler: Handler, role: Role = VIEWER) -> Route:
+    return Route(method="GET", path=path, role=role, handler=handler, searched=True)
 
 
 def post(path: str, handler: Handler, reads: str, role: Role = OPERATOR) -> Route:

@@ -1,15 +1,19 @@
 """Snapshots of VMs' disks. oVirt's ``description`` is our name; the present state is oVirt's ``Active VM``."""
 
 import re
+import time
+from collections.abc import Collection
 
 from virtha.api.ovirt.fault import not_here, require
 from virtha.api.ovirt.operations import action_reply, waited
 from virtha.api.ovirt.route import Call, Reply, Route, action, delete, get, post, ref
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.vms import VM, the_vm
+from virtha.control.names import is_id
 from virtha.control.requests import SnapshotCreate
 from virtha.model.errors import NotFound
 from virtha.model.snapshot import Snapshot, SnapshotState
+from virtha.model.time import format_utc
 
 SNAPSHOTS = f"{VM}/snapshots"
 SNAPSHOT = f"{SNAPSHOTS}/{{snapshot}}"
@@ -20,6 +24,8 @@ _STATES = {
     SnapshotState.REVERTING: "in_preview",
     SnapshotState.DELETING: "locked",
 }
+NAME_CHARACTERS = 59
+"""Of 63, with room for a number."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -76,7 +82,8 @@ async def add_snapshot(call: Call) -> Reply:
     if call.body.get("persist_memorystate"):
         raise not_here("a snapshot with the memory", "leave persist_memorystate out")
     text = call.body["description"]
-    name = call.body.get("name") or _NOT_IN_NAMES.sub("-", text).strip("-._")[:63].strip("-._")
+    taken = {one.name for one in (await call.control.snapshots.list(vm.id)).items}
+    name = call.body.get("name") or name_for(text, taken, int(time.time() * 1_000))
     request = SnapshotCreate(name=name, description=text)
     operation = await call.control.snapshots.create(call.caller, vm.id, request)
     await waited(call, operation)
@@ -84,6 +91,16 @@ async def add_snapshot(call: Call) -> Reply:
         if one.name == name:
             return Reply(shape="snapshot", body=snapshot_node(one), status=201)
     raise NotFound(f"snapshot '{name}' is gone already")
+
+
+def name_for(description: str, taken: Collection[str], now: int) -> str:
+    """Of the description's letters, or, where it has none of ours, of the time; numbered where that is taken: oVirt's
+    snapshots have no names, so none of theirs is refused for one. ``now``: milliseconds since 1970."""
+    base = _NOT_IN_NAMES.sub("-", description).strip("-._")[:NAME_CHARACTERS].strip("-._")
+    if not base or is_id(base.lower()):
+        base = "snapshot-" + re.sub(r"[^0-9T]", "", format_utc(now))[:15]
+    numbers = range(2, len(taken) + 3)
+    return next(it for it in (base, *(f"{base}-{number}" for number in numbers)) if it not in taken)
 
 
 async def restore(call: Call) -> Reply:

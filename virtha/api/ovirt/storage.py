@@ -3,7 +3,17 @@
 from virtha.api.ovirt.clusters import DATA_CENTER, cluster_ref, the_cluster
 from virtha.api.ovirt.fault import not_here, require
 from virtha.api.ovirt.listing import listed
-from virtha.api.ovirt.route import ADMINISTRATOR, Call, Reply, Route, delete, get, post, ref
+from virtha.api.ovirt.route import (
+    ADMINISTRATOR,
+    Call,
+    Reply,
+    Route,
+    delete,
+    get,
+    post,
+    ref,
+    searched,
+)
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.control.requests import SearchQuery, StorageCreate
@@ -59,23 +69,28 @@ async def the_domain(call: Call) -> StorageView:
     return view
 
 
-async def all_domains(call: Call) -> list[StorageView]:
-    return await listed(call.parameters, "Storage", call.control.storage.list, SearchQuery())
-
-
 async def list_domains(call: Call) -> Reply:
-    found = await all_domains(call)
+    found = await listed(call.parameters, "Storage", call.control.storage.list, SearchQuery())
     return Reply(shape="storage_domain", body=[domain_node(view) for view in found])
 
 
 async def list_attached(call: Call) -> Reply:
     cluster = await the_cluster(call, "data_center")
-    nodes = [
-        domain_node(view)
-        for view in await all_domains(call)
-        if view.domain.cluster_id == cluster.id
-    ]
-    return Reply(shape="storage_domain", body=nodes)
+    found = await listed(
+        call.parameters,
+        "Storage",
+        call.control.storage.list,
+        SearchQuery(),
+        cluster=cluster.id,
+    )
+    return Reply(shape="storage_domain", body=[domain_node(view) for view in found])
+
+
+async def get_attached(call: Call) -> Reply:
+    cluster, view = await the_cluster(call, "data_center"), await the_domain(call)
+    if view.domain.cluster_id != cluster.id:
+        raise NotFound(f"{view.domain.name} does not belong to {cluster.name}")
+    return Reply(shape="storage_domain", body=domain_node(view))
 
 
 async def get_domain(call: Call) -> Reply:
@@ -109,10 +124,10 @@ async def remove_domain(call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/storagedomains", list_domains),
+    searched("/storagedomains", list_domains),
     post("/storagedomains", add_domain, "storage_domain", ADMINISTRATOR),
     get(DOMAIN, get_domain),
     delete(DOMAIN, remove_domain, ADMINISTRATOR),
-    get(ATTACHED, list_attached),
-    get(f"{ATTACHED}/{{storage_domain}}", get_domain),
+    searched(ATTACHED, list_attached),
+    get(f"{ATTACHED}/{{storage_domain}}", get_attached),
 )

@@ -6,7 +6,7 @@ from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import listed, the_search
 from virtha.api.ovirt.operations import waited
-from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put
+from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put, searched
 from virtha.api.ovirt.search import Anything, Words, fits
 from virtha.api.ovirt.vm_body import refuse_unkept, watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
@@ -132,7 +132,7 @@ async def remove_template(call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/templates", list_templates),
+    searched("/templates", list_templates),
     post("/templates", add_template, "template"),
     get(TEMPLATE, get_template),
     put(TEMPLATE, change_template, "template"),

@@ -16,6 +16,7 @@ from virtha.api.ovirt.route import (
     get,
     listed_and_one,
     ref,
+    searched,
 )
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.sign_in import DOMAIN
@@ -181,7 +182,7 @@ def _permission_routes() -> tuple[Route, ...]:
 
 
 ROUTES: tuple[Route, ...] = (
-    get("/users", list_users, ADMINISTRATOR),
+    searched("/users", list_users, ADMINISTRATOR),
     get(USER, get_user),
     *listed_and_one(f"{USER}/permissions", list_user_permissions),
     *listed_and_one(f"{USER}/roles", list_user_roles),

@@ -7,7 +7,18 @@ from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import in_turns, listed
 from virtha.api.ovirt.networks import nics_of
 from virtha.api.ovirt.operations import action_reply, underway, waited
-from virtha.api.ovirt.route import Call, Reply, Route, action, delete, get, named, post, put
+from virtha.api.ovirt.route import (
+    Call,
+    Reply,
+    Route,
+    action,
+    delete,
+    get,
+    named,
+    post,
+    put,
+    searched,
+)
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.vm_body import (
     MEMORY_DEFAULT,
@@ -256,7 +267,7 @@ async def cancel_migration(call: Call) -> Reply:
 
 VM = "/vms/{vm}"
 ROUTES: tuple[Route, ...] = (
-    get("/vms", list_vms),
+    searched("/vms", list_vms),
     post("/vms", add_vm, "vm"),
     get(VM, get_vm),
     put(VM, change_vm, "vm"),
