@@ -92,6 +92,7 @@ STORIES = {
     "virtha/control/events": ("tests/unit/control/test_control_facts.py",),
     "virtha/store/store": ("tests/unit/control/test_keyed_requests.py",),
     "virtha/api/stream": ("tests/api/test_stream.py",),
+    "virtha/api/ovirt/": ("tests/api/test_ovirt_protection.py",),
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

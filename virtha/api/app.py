@@ -1,14 +1,12 @@
 """The ASGI application: the route table turned into Litestar handlers, and errors into problems."""
 
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-import structlog
 from litestar import HttpMethod, Litestar, Request, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
@@ -21,10 +19,10 @@ from virtha.api.cursors import paged, placed
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
 from virtha.api.entity_tags import is_known, revision_in, tag_of
 from virtha.api.keyed import answer_once, key_of
+from virtha.api.errors import as_ours
+from virtha.api.ovirt.app import ovirt_handlers
 from virtha.api.problems import (
-    BY_STATUS,
     MEDIA_TYPE,
-    TooLarge,
     UnsupportedMediaType,
     encode_problem,
     headers_of,
@@ -47,7 +45,6 @@ from virtha.api.times import encode
 from virtha.control import Control
 from virtha.control.views import Caller
 from virtha.model.errors import (
-    Failed,
     Forbidden,
     InvalidInput,
     NotFound,
@@ -57,7 +54,6 @@ from virtha.model.errors import (
 from virtha.model.ids import Revision
 from virtha.model.user import Role
 
-log = structlog.get_logger("virtha.api")
 PEER_UID = "virtha_peer_uid"
 """Key in the ASGI connection state: the peer's uid on the Unix socket, set by the server from the
 kernel's word. Absent on TCP; no header can set it."""
@@ -72,6 +68,7 @@ def create_app(services: Services) -> Litestar:
         route_handlers=[
             *(_litestar_handler(one, services) for one in ROUTES),
             console_handler(services),
+            *ovirt_handlers(services),
         ],
         exception_handlers={Exception: _make_exception_handler(services)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py
@@ -287,38 +284,14 @@ def _make_exception_handler(
 def _as_ours(request: AnyRequest, error: Exception) -> VirthaError:
     path = request.url.path
     match error:
-        case VirthaError():
-            return error
         case NotFoundException():
             return NotFound(
                 f"there is nothing at {path}", fix="GET /v1/openapi.json lists all paths"
             )
         case MethodNotAllowedException():
             return not_allowed(request.method, path, methods_of(path))
-        case HTTPException() if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return TooLarge(
-                "the body is too large", field="body", allowed=(f"up to {BODY_BYTES_MAX} bytes",)
-            )
-        case HTTPException() if error.status_code in BY_STATUS:
-            return BY_STATUS[error.status_code](error.detail)
         case _:
-            return _unexpected(request, error)
-
-
-def _unexpected(request: AnyRequest, error: Exception) -> VirthaError:
-    """A fault of ours: the user gets a number to quote, the log gets everything."""
-    incident = uuid.uuid4().hex[:12]
-    log.error(
-        "request failed unexpectedly",
-        incident=incident,
-        method=request.method,
-        path=request.url.path,
-        exc_info=error,
-    )
-    return Failed(
-        f"an error inside the server (incident {incident})",
-        fix=f"the server's log has the details: look for {incident}",
-    )
+            return as_ours(request, error)
 
 
 def methods_of(path: str) -> list[str]:

@@ -119,9 +119,12 @@ class DiskResize(Request, frozen=True, kw_only=True):
 
 
 class NicCreate(Request, frozen=True, kw_only=True):
+    """``name``: none keeps that of the VM's own card with this address, if it has one."""
+
     bridge: str
     mac: str | None = None
     model: str = "virtio"
+    name: str | None = None
 
 
 class VmCreate(Request, frozen=True, kw_only=True):

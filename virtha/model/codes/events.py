@@ -208,6 +208,7 @@ EVENTS: tuple[Code, ...] = (
     event(
         1610, "template.created", INFO, "Template {name} made from VM {source}", "name", "source"
     ),
+    event(7300, "template.changed", INFO, "Template {name} changed", "name"),
     event(1620, "snapshot.created", INFO, "Snapshot {name} of {vm} made", "name", "vm"),
     event(1621, "snapshot.reverted", INFO, "{vm} is back at snapshot {name}", "name", "vm"),
     event(1622, "snapshot.deleted", INFO, "Snapshot {name} of {vm} deleted", "name", "vm"),
