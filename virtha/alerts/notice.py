@@ -3,7 +3,7 @@
 import unicodedata
 from enum import StrEnum
 
-from virtha.model.codes import REGISTRY, Severity
+from virtha.model.codes import REGISTRY, SOLVES, Severity
 from virtha.model.notification import Message
 from virtha.model.time import format_utc
 
@@ -14,42 +14,9 @@ _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 class NoticeKind(StrEnum):
     PROBLEM = "problem"
     SOLVED = "solved"
-    """What an earlier event told of has ended (``SOLVES``)."""
+    """What an earlier event told of has ended (``model/codes/pairs.py``)."""
     NOTICE = "notice"
     TEST = "test"
-
-
-SOLVES: dict[str, tuple[str, ...]] = {
-    "hold.lifted": ("hold.set",),
-    "notify.receiver_back": ("notify.receiver_away",),
-    "host.agent.up": ("host.agent.down",),
-    "host.reachable": ("host.unreachable",),
-    "host.libvirt.back": ("host.libvirt.lost",),
-    "host.gate.proved": ("host.gate.missing",),
-    "host.answers_again": ("host.suspected", "host.isolated"),
-    "host.returned": (
-        "host.judged_dead",
-        "host.proven_dead",
-        "fence.failed",
-        "fence.on_failed",
-        "fence.not_back",
-    ),
-    "host.lease.held_again": ("host.lease.lost", "host.lease.cleared"),
-    "storage.lease_again": ("storage.outage",),
-    "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
-    "fence.brake.lifted": ("fence.brake.tripped",),
-    "vm.agent.connected": ("vm.agent.lost",),
-    "vm.restarted": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly", "vm.restart.failed"),
-    "vm.recovered": (
-        "vm.recovery_failed",
-        "vm.recovery_blocked",
-        "vm.start_overdue",
-        "vm.start_unclear",
-        "vm.migration_lost",
-    ),
-    "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
-}
-"""Which trouble, of the same object, an event ends: a receiver may close it."""
 
 
 def kind_of(message: Message) -> NoticeKind:

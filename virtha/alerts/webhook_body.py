@@ -8,7 +8,8 @@ import hmac
 
 import msgspec
 
-from virtha.alerts.notice import SOLVES, help_of, kind_of, number_of
+from virtha.alerts.notice import help_of, kind_of, number_of
+from virtha.model.codes import SOLVES
 from virtha.model.notification import Message
 from virtha.model.time import format_utc
 from virtha.model.value import Fields, Value

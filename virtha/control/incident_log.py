@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from virtha.alerts.subject import INCIDENT_OVER
+from virtha.control.history import severity_of
 from virtha.control.incident_fold import (
     AGENT_ANSWERS,
     HOST_ENDS,
@@ -31,14 +33,15 @@ from virtha.control.incident_fold import (
 )
 from virtha.engine.events import DropHost, DropVm, Intent, Notice, SaveHost, SaveVm
 from virtha.engine.records import HostRecord, Incident, VmRecord, VmStage
+from virtha.model.codes import render
 from virtha.model.event import Event
 from virtha.model.ids import BootId, ClusterId, HostId, IncidentId, VmId
 from virtha.model.incident import HostIncident, IncidentEntry, Sighting, VmPath
 from virtha.model.time import Millis
-from virtha.model.value import Value
+from virtha.model.value import Fields, Value
 from virtha.model.vm import Reason
 from virtha.store.engine import find_host_records, find_vm_records
-from virtha.store.events import last_of_hosts
+from virtha.store.events import add_event, last_of_hosts
 from virtha.store.hosts import host_names
 from virtha.store.incidents import (
     incidents_by_id,
@@ -410,6 +413,28 @@ class _Write:
             ending -= await with_open_paths(self._tx, ending)
             done = [closed(self._incidents[one], self._moment) for one in sorted(ending)]
             await save_incidents(self._tx, done, new=())
+            for one in done:
+                await self._tell_over(one)
+
+    async def _tell_over(self, one: HostIncident) -> None:
+        """Routes tell by it that all is well again (ADR 21)."""
+        fields: Fields = {
+            "host": one.host,
+            "vms": one.vms + one.vms_left_out,
+            "after_ms": max(0, (one.closed_ms or one.opened_ms) - one.silent_since_ms),
+            "incident_id": one.id,
+        }
+        await add_event(
+            self._tx,
+            Event(
+                code=INCIDENT_OVER,
+                severity=severity_of(INCIDENT_OVER),
+                message=render(INCIDENT_OVER, fields),
+                fields=fields,
+                cluster_id=one.cluster_id,
+                host_id=one.host_id,
+            ),
+        )
 
 
 def _incident_of(record: HostRecord | None) -> Incident | None:

@@ -1,7 +1,8 @@
 """Who is told of what: receivers, subscriptions, and what became of each message (W7, F4).
 
 A *receiver* is a way to people or machines: a mail server, an SNMP manager, a webhook. A *subscription* says which
-events go to which receiver. A *delivery* is one event on its way by one subscription; it is durable.
+events go to which receiver, and how: people call it a route (ADR 21). A *delivery* is one event, or a group of them, on its
+way by one subscription; it is durable.
 """
 
 from enum import StrEnum
@@ -18,6 +19,7 @@ from virtha.model.ids import (
     UserId,
     VmId,
 )
+from virtha.model.routing import GroupBy, GroupNote, QuietHours
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 
@@ -121,6 +123,21 @@ class Subscription(Value, frozen=True, kw_only=True):
     cluster_id: ClusterId | None = None
     host_id: HostId | None = None
     vm_id: VmId | None = None
+    labels: dict[str, str] = {}
+    """Fields of the event that must have these values; a value may end in ``*``."""
+    solved: bool = False
+    """Whether the end of each problem that was told is told too, whatever its severity."""
+    group_by: GroupBy = GroupBy.NONE
+    group_wait_ms: int = 10_000
+    """How long the first message of a group waits for what belongs to it."""
+    group_interval_ms: int = 300_000
+    """The least time between two messages of a group."""
+    repeat_ms: int | None = None
+    """How often problems that go on are told again; None: never."""
+    same_again_ms: int = 0
+    """The same event of the same object within this time is not told again."""
+    quiet: tuple[QuietHours, ...] = ()
+    """In them only alerts are told, and the rest after them."""
     enabled: bool = True
     since: Revision = Revision(0)
     """Events up to this one are older than the subscription."""
@@ -149,6 +166,8 @@ class Delivery(Value, frozen=True, kw_only=True):
     """None: a test, which no subscription asked for."""
     receiver_id: ReceiverId
     event_revision: Revision
+    """Of a group: the event that matters most."""
+    about: GroupNote | None = None
     address: str | None = None
     """Mail: to whom it went, or is to go as things stand."""
     test: bool = False

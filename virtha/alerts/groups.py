@@ -1,0 +1,178 @@
+"""What a route remembers of its groups: which cause an event belongs to, where an open problem is, and how much is kept.
+
+Groups themselves are values; each change replaces one, and ``changed`` tells which have to be written.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from msgspec.structs import replace
+
+from virtha.alerts.subject import incident_of
+from virtha.model.event import Event
+from virtha.model.ids import GroupId, SubscriptionId
+from virtha.model.notification import Subscription
+from virtha.model.routing import Group, GroupBy, Member, MemberState
+
+GROUPS_MAX = 500
+"""Of one route; what comes beyond is told as a number, in one group."""
+MEMBERS_MAX = 200
+"""Of one group; what comes beyond is told as a number."""
+OTHERS = "others"
+FIELD_CHARACTERS = 200
+
+Problem = tuple[SubscriptionId, str, str]
+"""Route, code, subject."""
+
+
+class Groups:
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self._groups: dict[GroupId, Group] = {}
+        self._of_route: dict[SubscriptionId, dict[GroupId, None]] = {}
+        self._where: dict[Problem, dict[GroupId, None]] = {}
+        self._changed: dict[GroupId, Group | None] = {}
+        self._new: set[GroupId] = set()
+        for one in sorted(groups, key=lambda group: (group.began, group.id)):
+            self.put(one)
+        self.take_changed()
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def take_changed(self) -> dict[GroupId, Group | None]:
+        """Since it was last asked; None: the group is gone."""
+        changed, self._changed = self._changed, {}
+        self._new.clear()
+        return changed
+
+    def get(self, group_id: GroupId) -> Group | None:
+        return self._groups.get(group_id)
+
+    def of_route(self, route_id: SubscriptionId) -> list[Group]:
+        """The oldest first."""
+        return [self._groups[one] for one in self._of_route.get(route_id, ())]
+
+    def routes(self) -> list[SubscriptionId]:
+        return list(self._of_route)
+
+    def put(self, group: Group) -> None:
+        self._forget_places(group.id)
+        if group.id not in self._groups:
+            self._new.add(group.id)
+        self._groups[group.id] = group
+        self._of_route.setdefault(group.subscription_id, {})[group.id] = None
+        for member in group.members:
+            place = (group.subscription_id, member.event.code, member.subject)
+            self._where.setdefault(place, {})[group.id] = None
+        self._changed[group.id] = group
+
+    def drop(self, group: Group) -> None:
+        self._forget_places(group.id)
+        del self._groups[group.id]
+        of_route = self._of_route[group.subscription_id]
+        del of_route[group.id]
+        if not of_route:
+            del self._of_route[group.subscription_id]
+        if group.id in self._new:
+            self._new.discard(group.id)
+            del self._changed[group.id]  # nobody ever wrote it
+        else:
+            self._changed[group.id] = None
+
+    def _forget_places(self, group_id: GroupId) -> None:
+        before = self._groups.get(group_id)
+        for member in before.members if before is not None else ():
+            assert before is not None
+            place = (before.subscription_id, member.event.code, member.subject)
+            found = self._where.get(place, {})
+            found.pop(group_id, None)
+            if not found:
+                self._where.pop(place, None)
+
+    def having(
+        self, route_id: SubscriptionId, code: str, subject: str
+    ) -> Iterator[tuple[Group, Member]]:
+        """Where that problem is."""
+        for group_id in list(self._where.get((route_id, code, subject), ())):
+            group = self._groups[group_id]
+            for member in group.members:
+                if member.event.code == code and member.subject == subject:
+                    yield group, member
+
+    def for_event(self, route: Subscription, event: Event, now: int) -> Group:
+        """Its group, a new one where there is none yet (not put)."""
+        found = self._of_cause(route, event)
+        if found is not None:
+            return found
+        if len(self._of_route.get(route.id, ())) >= GROUPS_MAX:
+            others = GroupId(f"{route.id}:{OTHERS}")
+            return self._groups.get(others) or Group(
+                id=others, subscription_id=route.id, key=OTHERS, began=now
+            )
+        caused = route.group_by is GroupBy.CAUSE
+        return Group(
+            id=GroupId(f"{route.id}:{int(event.revision)}"),
+            subscription_id=route.id,
+            key=key_of(route.group_by, event),
+            host_id=event.host_id if caused and event.vm_id is None else None,
+            began=now,
+        )
+
+    def _of_cause(self, route: Subscription, event: Event) -> Group | None:
+        """The newest that it belongs to: by its incident, else by the host that the group is about."""
+        if route.group_by is GroupBy.NONE:
+            return None
+        incident, key = incident_of(event), key_of(route.group_by, event)
+        mine = [one for one in self.of_route(route.id) if one.key != OTHERS]
+        if route.group_by is not GroupBy.CAUSE:
+            return next((one for one in reversed(mine) if one.key == key), None)
+        if incident is not None:
+            found = next((one for one in reversed(mine) if one.incident_id == incident), None)
+            if found is not None:
+                return found
+        for one in reversed(mine):
+            same_host = one.host_id is not None and one.host_id == event.host_id
+            # Another failure of the same host is another cause; and a VM's event of an incident names the host where it
+            # was tried, not the one that failed.
+            if incident is not None and (event.vm_id is not None or one.incident_id is not None):
+                continue
+            if same_host or (one.host_id is None and one.key == key):
+                return one
+        return None
+
+
+def key_of(group_by: GroupBy, event: Event) -> str:
+    """What a new group of this event is called."""
+    if group_by is GroupBy.NONE:
+        return f"event:{int(event.revision)}"
+    incident = incident_of(event)
+    if group_by is GroupBy.CAUSE and incident is not None:
+        return f"incident:{incident}"
+    if group_by is not GroupBy.CLUSTER:
+        if event.host_id is not None:
+            return f"host:{event.host_id}"
+        if group_by is GroupBy.CAUSE and event.vm_id is not None:
+            return f"vm:{event.vm_id}"
+    return f"cluster:{event.cluster_id}" if event.cluster_id is not None else "installation"
+
+
+def slim(event: Event) -> Event:
+    """What is kept of it: all that a matcher may ask for."""
+    fields = {
+        name: value[:FIELD_CHARACTERS] if isinstance(value, str) else value
+        for name, value in event.fields.items()
+    }
+    return replace(event, message="", fields=fields)
+
+
+def with_room(group: Group) -> Group:
+    """Where it is full, what was told longest ago is forgotten: the end of that is not paired with it any more."""
+    if len(group.members) < MEMBERS_MAX:
+        return group
+    told = [one for one in group.members if one.state in (MemberState.RECENT, MemberState.OPEN)]
+    if not told:
+        return group
+    # What was told a short while ago before what goes on; of each the oldest.
+    first = min(
+        told, key=lambda one: (one.state is MemberState.OPEN, one.since, one.event.revision)
+    )
+    return replace(group, members=tuple(one for one in group.members if one is not first))

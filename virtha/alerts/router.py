@@ -1,0 +1,534 @@
+"""From events to messages: the pure core of routes (ADR 21).
+
+``step`` takes what happened, and answers what is to be told, what became of each event, which groups changed and when to
+look again. What it holds is a copy of the groups in the database; where its decision can't be written it is thrown away.
+
+Each matched event is told, waits, or has a coded reason why not: `_take` gives it its first fate, `_look` any later one.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from virtha.alerts.group_message import is_well, main_event, note_of, worst_of
+from virtha.alerts.groups import MEMBERS_MAX, OTHERS, Groups, slim, with_room
+from virtha.alerts.inhibition import inhibits
+from virtha.alerts.match import RANK, fits_matcher, matches
+from virtha.alerts.quiet import Offset, quiet_until
+from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, is_of, subject_of
+from virtha.model.codes import SOLVED_BY, SOLVES, Severity
+from virtha.model.event import Event
+from virtha.model.ids import GroupId, Revision, SubscriptionId
+from virtha.model.notification import Subscription
+from virtha.model.routing import (
+    Fate,
+    FateState,
+    Group,
+    GroupBy,
+    GroupNote,
+    Inhibition,
+    Member,
+    MemberState,
+    Silence,
+)
+from virtha.model.time import UtcMillis
+from virtha.model.value import Value
+
+RELEASE_WAIT_MS = 60_000
+"""How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
+INCIDENT_PATIENCE_MS = 86_400_000
+"""How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end."""
+HELD, PARKED, OPEN, RECENT = (
+    MemberState.HELD,
+    MemberState.PARKED,
+    MemberState.OPEN,
+    MemberState.RECENT,
+)
+
+
+class RoutingConfig(Value, frozen=True, kw_only=True):
+    """``routes``: those that are live, in a fixed order."""
+
+    routes: tuple[Subscription, ...] = ()
+    silences: tuple[Silence, ...] = ()
+    inhibitions: tuple[Inhibition, ...] = ()
+
+
+class Tell(Value, frozen=True, kw_only=True):
+    """One message. ``note`` None: of a single event that nothing goes with. ``fates`` are of the events in it."""
+
+    route: Subscription
+    event_revision: Revision
+    note: GroupNote | None
+    fates: tuple[Fate, ...]
+    counted_of: GroupId | None = None
+    """The events of this group that were only counted go out with it."""
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    """``fates``: of those that are not in a message of this step. ``groups``: None where one is gone. ``wake_at``: when a step
+    without events may decide something; None: never."""
+
+    tells: tuple[Tell, ...] = ()
+    fates: tuple[Fate, ...] = ()
+    groups: dict[GroupId, Group | None] = {}
+    wake_at: int | None = None
+
+
+class Router:
+    def __init__(self, groups: Iterable[Group], offset: Offset) -> None:
+        self._groups = Groups(groups)
+        self._offset = offset
+        self._now = 0
+        self._config = RoutingConfig()
+        self._tells: list[Tell] = []
+        self._fates: dict[tuple[Revision, SubscriptionId], Fate] = {}
+
+    @property
+    def size(self) -> int:
+        """How many groups there are."""
+        return len(self._groups)
+
+    def concerned(self, config: RoutingConfig, event: Event) -> bool:
+        """Whether a step with this event may do anything."""
+        return any(
+            matches(route, event) or any(self._ended_by(route, event)) for route in config.routes
+        )
+
+    def unsettled(self, config: RoutingConfig) -> bool:
+        """Whether a step without events may do something because something was configured."""
+        return config != self._config and len(self._groups) > 0
+
+    def step(self, now: int, config: RoutingConfig, events: Sequence[Event]) -> Decision:
+        """``now``: the server's wall clock. Events in their order, none twice."""
+        self._now, self._config = now, config
+        self._tells, self._fates = [], {}
+        live = {route.id: route for route in config.routes}
+        for route_id in self._groups.routes():
+            if route_id not in live:
+                self._forget_route(route_id)
+        for event in events:
+            for route in config.routes:
+                self._take(route, event)
+        moments = [
+            moment
+            for route in config.routes
+            for group in self._groups.of_route(route.id)
+            if (moment := self._look(route, group)) is not None
+        ]
+        changed = self._groups.take_changed()
+        return Decision(
+            tells=tuple(self._tells),
+            fates=tuple(self._fates.values()),
+            groups=changed,
+            wake_at=min(moments, default=None),
+        )
+
+    def _forget_route(self, route_id: SubscriptionId) -> None:
+        for group in self._groups.of_route(route_id):
+            for member in group.members:
+                if member.state in (HELD, PARKED):
+                    self._fate(group, member.event, FateState.SPARED, "notify.why.dropped")
+            self._groups.drop(group)
+
+    # An event comes
+
+    def _take(self, route: Subscription, event: Event) -> None:
+        ended = list(self._ended_by(route, event))
+        mine = self._end(route, event, ended)
+        if mine is None and not matches(route, event):
+            return
+        group = mine or self._groups.for_event(route, event, self._now)
+        group = self._joined(route, group, event)
+        member = Member(
+            event=slim(event),
+            subject=subject_of(event),
+            state=HELD,
+            since=self._now,
+            ends=mine is not None,
+        )
+        if self._same_again(route, member):
+            return
+        hindered = self._hindrance(route, event)
+        if hindered is not None:
+            self._hinder(group, member, *hindered)
+        else:
+            self._hold(route, group, member)
+
+    def _ended_by(self, route: Subscription, event: Event) -> Iterable[tuple[Group, Member | None]]:
+        """What this route knows of that is over with this event; no member: the group's incident."""
+        subject = subject_of(event)
+        for code in SOLVES.get(event.code, ()):
+            yield from self._groups.having(route.id, code, subject)
+        whole = ended_with(event)
+        incident = incident_of(event) if event.code == INCIDENT_OVER else None
+        if whole is None and incident is None:
+            return
+        for group in self._groups.of_route(route.id):
+            if incident is not None and group.incident_id == incident and group.incident_open:
+                yield group, None
+            for member in group.members:
+                if (
+                    whole is not None
+                    and is_of(member.subject, whole)
+                    and member.state is not RECENT
+                ):
+                    yield group, member
+
+    def _end(
+        self, route: Subscription, event: Event, ended: list[tuple[Group, Member | None]]
+    ) -> Group | None:
+        """Ends them. Returns the group in which it is told, where it is told because of what it ends."""
+        told: Group | None = None
+        for found, member in ended:
+            group = self._groups.get(found.id)
+            assert group is not None, "no group goes while an event is taken"
+            if member is None:
+                group = replace(group, incident_open=False)
+                worth = group.told_at is not None or any(one.state is HELD for one in group.members)
+            elif member.state is PARKED:
+                group, worth = _without(group, member), False
+                by = str(int(event.revision))
+                self._fate(group, member.event, FateState.SPARED, "notify.why.solved_untold", by)
+            elif member.state is OPEN:
+                group, worth = _without(group, member), True
+            elif member.state is HELD:
+                group, worth = _changed(group, member, replace(member, solved=True)), True
+            else:
+                group, worth = _without(group, member), False
+            self._groups.put(group)
+            if worth and route.solved:
+                told = group
+        return told and self._groups.get(told.id)
+
+    def _joined(self, route: Subscription, group: Group, event: Event) -> Group:
+        """The group, which learns of the failure that it is about."""
+        incident = incident_of(event)
+        if incident is None or group.incident_id is not None or group.key == OTHERS:
+            return group
+        if route.group_by is not GroupBy.CAUSE:
+            return group
+        return replace(
+            group,
+            key=f"incident:{incident}",
+            incident_id=incident,
+            incident_open=event.code != INCIDENT_OVER,
+            host_id=event.host_id if event.vm_id is None else group.host_id,
+        )
+
+    def _same_again(self, route: Subscription, member: Member) -> bool:
+        """Told, or about to be, so short a while ago that it is not told again."""
+        if not route.same_again_ms or member.ends:
+            return False
+        for group, known in self._groups.having(route.id, member.event.code, member.subject):
+            fresh = 0 <= self._now - known.since < route.same_again_ms
+            if known.solved or known.state is PARKED or not (fresh or known.state is HELD):
+                continue
+            self._groups.put(_changed(group, known, replace(known, again=known.again + 1)))
+            by = str(int(known.event.revision))
+            self._fate(group, member.event, FateState.SPARED, "notify.why.same_again", by)
+            return True
+        return False
+
+    def _hindrance(self, route: Subscription, event: Event) -> tuple[str, str] | None:
+        """What keeps it from being told: a silence, or a problem that this route tells of. Kind and id."""
+        for silence in self._config.silences:
+            if silence.begins <= self._now < silence.ends and fits_matcher(silence.matcher, event):
+                return "silenced", silence.id
+        for rule in self._config.inhibitions:
+            if fits_matcher(rule.target, event) and self._is_open(route, rule, event):
+                return "inhibited", rule.id
+        return None
+
+    def _is_open(self, route: Subscription, rule: Inhibition, target: Event) -> bool:
+        return any(
+            inhibits(rule, member.event, target)
+            for group in self._groups.of_route(route.id)
+            for member in group.members
+            if member.state is OPEN or (member.state is HELD and not member.solved)
+        )
+
+    def _hinder(self, group: Group, member: Member, how: str, by: str) -> None:
+        """Parked where it has an end to wait for, or is one; else it is over."""
+        event = member.event
+        if event.code not in SOLVED_BY and not member.ends:
+            self._groups.put(group)
+            self._fate(group, event, FateState.SPARED, f"notify.why.{how}_for_good", by)
+            return
+        group = with_room(group)
+        if len(group.members) >= MEMBERS_MAX:
+            self._count(group, member)  # better told than forgotten
+            return
+        code = f"notify.why.{how}"
+        parked = replace(member, state=PARKED, since=self._now, code=code, by=by)
+        self._groups.put(replace(group, members=(*group.members, parked)))
+        self._fate(group, event, FateState.PARKED, code, by)
+
+    def _hold(self, route: Subscription, group: Group, member: Member) -> None:
+        group = with_room(group)
+        # Alerts are let in all the same: even in quiet hours they go out with this very step.
+        if len(group.members) >= MEMBERS_MAX and member.event.severity is not Severity.ALERT:
+            self._count(group, member)
+            return
+        group = replace(group, members=(*group.members, member))
+        self._fate(group, member.event, FateState.WAITS, "notify.why.waits")
+        due = self._due(route, group, member)
+        self._groups.put(replace(group, due_at=_earliest(group.due_at, due)))
+
+    def _count(self, group: Group, member: Member) -> None:
+        """Told as one of a number, as soon as anything may be told."""
+        main = group.counted_main
+        if main is None or RANK[member.event.severity] > RANK[main.severity]:
+            main = member.event
+        due = _earliest(group.due_at, self._now)
+        group = replace(group, counted=group.counted + 1, counted_main=main, due_at=due)
+        self._groups.put(group)
+        self._fate(group, member.event, FateState.WAITS, "notify.why.counted")
+
+    def _due(self, route: Subscription, group: Group, member: Member) -> int:
+        """When the group's next message goes, as far as this event has a say in it."""
+        if route.group_by is GroupBy.NONE or len(group.members) >= MEMBERS_MAX:
+            return self._now
+        soon = self._now + route.group_wait_ms
+        if group.told_at is None or RANK[member.event.severity] > RANK[group.worst]:
+            return soon
+        if member.ends and is_well(group):
+            return soon
+        return max(soon, min(group.told_at, self._now) + route.group_interval_ms)
+
+    # Time passes
+
+    def _look(self, route: Subscription, group: Group) -> int | None:
+        """Tells what is due. Returns when it is to be looked at again."""
+        group = self._unpark(route, group)
+        if group.due_at is not None:
+            longest = max(route.group_wait_ms, route.group_interval_ms, RELEASE_WAIT_MS)
+            quiet = quiet_until(route.quiet, self._now, self._offset)
+            # Further away than any wait that is given: the clock was set back.
+            wrong = quiet is None and group.due_at > self._now + longest
+            if group.due_at <= self._now or wrong:
+                group = self._tell_due(route, group, quiet)
+        group = self._repeat(route, group)
+        group = self._tidied(route, group)
+        if self._is_over(route, group):
+            self._groups.drop(group)
+            return None
+        return self._next_moment(route, group)
+
+    def _unpark(self, route: Subscription, group: Group) -> Group:
+        """What is no longer hindered is told: at once where its silence ended, else after a while."""
+        for member in [one for one in group.members if one.state is PARKED]:
+            hindered = self._hindrance(route, member.event)
+            if hindered is not None:
+                continue
+            wait_ms = RELEASE_WAIT_MS if member.code == "notify.why.inhibited" else 0
+            if route.group_by is not GroupBy.NONE:
+                wait_ms = max(wait_ms, route.group_wait_ms)
+            held = replace(member, state=HELD, since=self._now, code=None, by=None)
+            due = _earliest(group.due_at, self._now + wait_ms)
+            group = replace(_changed(group, member, held), due_at=due)
+            self._groups.put(group)
+            self._fate(group, member.event, FateState.WAITS, "notify.why.waits")
+        return group
+
+    def _tell_due(self, route: Subscription, group: Group, quiet: int | None) -> Group:
+        group = replace(group, due_at=None)
+        for member in [one for one in group.members if one.state is HELD]:
+            hindered = self._hindrance(route, member.event)
+            if hindered is not None:
+                group = _without(group, member)
+                self._hinder(group, member, *hindered)
+                group = self._groups.get(group.id) or group
+        held = [one for one in group.members if one.state is HELD]
+        now = [one for one in held if quiet is None or one.event.severity is Severity.ALERT]
+        counted = group.counted if quiet is None else 0
+        if len(now) < len(held) or counted < group.counted:
+            group = replace(group, due_at=quiet)
+            for member in held:
+                if member not in now:
+                    self._fate(group, member.event, FateState.WAITS, "notify.why.quiet_hours")
+        self._groups.put(group)
+        if now or counted:
+            group = self._tell(route, group, now, counted)
+        return group
+
+    def _repeat(self, route: Subscription, group: Group) -> Group:
+        if not self._repeat_at(route, group, self._now):
+            return group
+        going_on = [one for one in group.members if one.state is OPEN]
+        quiet = quiet_until(route.quiet, self._now, self._offset)
+        told = [
+            one
+            for one in going_on
+            if (quiet is None or one.event.severity is Severity.ALERT)
+            and self._hindrance(route, one.event) is None
+        ]
+        if told:
+            return self._tell(route, group, told, 0, repeat=True)
+        # Nothing of it may be told now: it is its turn again when the quiet hours are over, or after another while.
+        assert route.repeat_ms is not None
+        later = self._now if quiet is None else quiet - route.repeat_ms
+        group = replace(group, told_at=later)
+        self._groups.put(group)
+        return group
+
+    def _repeat_at(self, route: Subscription, group: Group, now: int) -> bool:
+        """Whether it is time."""
+        moment = _repeat_moment(route, group)
+        return moment is not None and (moment <= now or moment > now + 2 * (route.repeat_ms or 0))
+
+    def _tell(
+        self,
+        route: Subscription,
+        group: Group,
+        members: list[Member],
+        counted: int,
+        *,
+        repeat: bool = False,
+    ) -> Group:
+        """``members`` go out in one message; they are open, or known for a while, from then on."""
+        told = {one.event.revision for one in members}
+        keep = self._keeps(route)
+        after = replace(
+            group,
+            members=tuple(
+                changed
+                for one in group.members
+                if (
+                    changed := self._after_telling(route, one, keep=keep)
+                    if one.event.revision in told
+                    else one
+                )
+            ),
+            counted=group.counted - counted,
+            told_at=self._now,
+            worst=worst_of(members, group, counted),
+        )
+        if counted:
+            after = replace(after, counted_main=None)
+        self._groups.put(after)
+        note = note_of(route, group, after, members, counted, repeat=repeat)
+        alone = route.group_by is GroupBy.NONE and not repeat and len(members) == 1 and not counted
+        # With what was told the fate that it had in this step goes.
+        for one in members:
+            self._fates.pop((one.event.revision, route.id), None)
+        fates = (
+            []
+            if repeat
+            else [self._made(after, m.event, FateState.TOLD, "notify.why.told") for m in members]
+        )
+        self._tells.append(
+            Tell(
+                route=route,
+                event_revision=main_event(members, group, counted).revision,
+                note=None if alone else note,
+                fates=tuple(fates),
+                counted_of=group.id if counted else None,
+            )
+        )
+        return after
+
+    def _after_telling(self, route: Subscription, member: Member, *, keep: bool) -> Member | None:
+        if keep and member.event.code in SOLVED_BY and not member.solved:
+            return replace(member, state=OPEN, since=self._now)
+        if route.same_again_ms and not member.ends and not member.solved:
+            return replace(member, state=RECENT, since=self._now)
+        return None
+
+    def _keeps(self, route: Subscription) -> bool:
+        """Whether it matters to this route which problems go on."""
+        return (
+            route.solved
+            or route.repeat_ms is not None
+            or route.group_by is not GroupBy.NONE
+            or bool(self._config.inhibitions)
+        )
+
+    def _tidied(self, route: Subscription, group: Group) -> Group:
+        """What was kept to know it again, and is too old for that."""
+        stale = [
+            one
+            for one in group.members
+            if one.state is RECENT and not 0 <= self._now - one.since < route.same_again_ms
+        ]
+        if not stale:
+            return group
+        group = replace(group, members=tuple(one for one in group.members if one not in stale))
+        self._groups.put(group)
+        return group
+
+    def _is_over(self, route: Subscription, group: Group) -> bool:
+        """Nothing waits, nothing goes on, and what comes next needs no distance to the last message."""
+        if group.members or group.counted:
+            return False
+        last = max(group.began, group.told_at or 0)
+        if group.incident_open and 0 <= self._now - last < INCIDENT_PATIENCE_MS:
+            return False
+        if route.group_by is GroupBy.NONE or group.told_at is None:
+            return True
+        return not 0 <= self._now - group.told_at < route.group_interval_ms
+
+    def _next_moment(self, route: Subscription, group: Group) -> int | None:
+        moments = [] if group.due_at is None else [group.due_at]
+        ends: dict[str, int] = {one.id: one.ends for one in self._config.silences}
+        for member in group.members:
+            if member.state is PARKED and member.by in ends:
+                moments.append(ends[member.by])
+            elif member.state is RECENT:
+                moments.append(UtcMillis(member.since + route.same_again_ms))
+        repeat = _repeat_moment(route, group)
+        if repeat is not None:
+            moments.append(repeat)
+        if not group.members and group.incident_open:
+            moments.append(max(group.began, group.told_at or 0) + INCIDENT_PATIENCE_MS)
+        elif not group.members and group.told_at is not None:
+            moments.append(group.told_at + route.group_interval_ms)
+        return min(moments, default=None)
+
+    # Fates
+
+    def _fate(
+        self, group: Group, event: Event, state: FateState, code: str, by: str | None = None
+    ) -> None:
+        made = self._made(group, event, state, code, by)
+        self._fates[event.revision, group.subscription_id] = made
+
+    def _made(
+        self, group: Group, event: Event, state: FateState, code: str, by: str | None = None
+    ) -> Fate:
+        return Fate(
+            event_revision=event.revision,
+            subscription_id=group.subscription_id,
+            state=state,
+            code=code,
+            at=UtcMillis(self._now),
+            by=by,
+            group_id=group.id,
+        )
+
+
+def _without(group: Group, member: Member) -> Group:
+    revision = member.event.revision
+    return replace(
+        group, members=tuple(one for one in group.members if one.event.revision != revision)
+    )
+
+
+def _changed(group: Group, member: Member, after: Member) -> Group:
+    revision = member.event.revision
+    return replace(
+        group,
+        members=tuple(after if one.event.revision == revision else one for one in group.members),
+    )
+
+
+def _earliest(one: int | None, other: int) -> int:
+    return other if one is None else min(one, other)
+
+
+def _repeat_moment(route: Subscription, group: Group) -> int | None:
+    if route.repeat_ms is None or group.told_at is None:
+        return None
+    if not any(one.state is OPEN for one in group.members):
+        return None
+    return group.told_at + route.repeat_ms

@@ -1,0 +1,45 @@
+"""What an event is about, so that a problem and its end find each other (``model/codes/pairs.py``)."""
+
+from virtha.model.codes import ENDS_ALL_OF
+from virtha.model.event import Event
+
+INCIDENT_OVER = "host.incident_over"
+_PARTS = ("domain", "device")
+"""Fields that tell several problems of one host apart, with events that are of no VM."""
+
+
+def subject_of(event: Event) -> str:
+    """The object and, of hosts and clusters, its part: ``vm:ID``, ``host:ID/DOMAIN``, ``receiver:ID``."""
+    if event.code.startswith("notify."):
+        return f"receiver:{event.fields.get('receiver_id')}"
+    if event.vm_id is not None:
+        return f"vm:{event.vm_id}"
+    part = next((f"/{event.fields[one]}" for one in _PARTS if event.fields.get(one)), "")
+    # A storage domain's outage is told of the cluster, its end by each host that sees it again.
+    if event.host_id is not None and not event.code.startswith("storage."):
+        return f"host:{event.host_id}{part}"
+    if event.cluster_id is not None:
+        return f"cluster:{event.cluster_id}{part}"
+    return f"installation{part}"
+
+
+def ended_with(event: Event) -> str | None:
+    """The object that is gone with this event, and all its troubles with it."""
+    match ENDS_ALL_OF.get(event.code):
+        case "vm":
+            return None if event.vm_id is None else f"vm:{event.vm_id}"
+        case "host":
+            return None if event.host_id is None else f"host:{event.host_id}"
+        case _:
+            return None
+
+
+def is_of(subject: str, whole: str) -> bool:
+    """Whether it is that object or a part of it."""
+    return subject == whole or subject.startswith(whole + "/")
+
+
+def incident_of(event: Event) -> str | None:
+    """The host's failure that it belongs to."""
+    told = event.fields.get("incident_id")
+    return told if isinstance(told, str) else None
