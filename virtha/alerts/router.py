@@ -118,7 +118,8 @@ class Router:
         ]
         changed = self._groups.take_changed()
         return Decision(
-            tells=tuple(self._tells),
+            # Whatever way they go, in the order of events.
+            tells=tuple(sorted(self._tells, key=lambda one: one.event_revision)),
             fates=tuple(self._fates.values()),
             groups=changed,
             wake_at=min(moments, default=None),

@@ -2,6 +2,7 @@
 
 from virtha.model.codes import ENDS_ALL_OF
 from virtha.model.event import Event
+from virtha.model.ids import IncidentId
 
 INCIDENT_OVER = "host.incident_over"
 _PARTS = ("domain", "device")
@@ -39,7 +40,7 @@ def is_of(subject: str, whole: str) -> bool:
     return subject == whole or subject.startswith(whole + "/")
 
 
-def incident_of(event: Event) -> str | None:
+def incident_of(event: Event) -> IncidentId | None:
     """The host's failure that it belongs to."""
     told = event.fields.get("incident_id")
-    return told if isinstance(told, str) else None
+    return IncidentId(told) if isinstance(told, str) else None

@@ -47,9 +47,9 @@ def _just_below(begun: str) -> str:
     return begun[:-1] + chr(max(0, ord(begun[-1]) - 1)) + _HIGHEST
 
 
-def _unsorted(path: str, key: str, **params: Any) -> Words:
+def _unsorted(path: str, *keys: str, **params: Any) -> Words:
     def words(ctx: Any, begun: str) -> Iterable[str]:
-        return [str(item[key]) for item in _asked(ctx, path, **params)["items"]]
+        return [str(_within(item, keys)) for item in _asked(ctx, path, **params)["items"]]
 
     return words
 
@@ -207,6 +207,8 @@ USERS = _listed("/v1/users", "name")
 TEMPLATES = _listed("/v1/templates", "template", "name")
 OPERATIONS = _unsorted("/v1/operations", "id", limit=50)
 INCIDENTS = _unsorted("/v1/incidents", "id", limit=50)
+SILENCES = _unsorted("/v1/silences", "silence", "id")
+INHIBITIONS = _unsorted("/v1/inhibitions", "inhibition", "name")
 DELIVERIES = _unsorted("/v1/deliveries", "id", limit=50)
 TOKENS = _unsorted("/v1/tokens", "id", limit=OFFERED_MAX)
 SETTINGS = _unsorted("/v1/settings", "key")
@@ -219,6 +221,8 @@ BY_METAVAR: dict[str, Words] = {
     "TEMPLATE": TEMPLATES,
     "RECEIVER": RECEIVERS,
     "SUBSCRIPTION": SUBSCRIPTIONS,
+    "SILENCE": SILENCES,
+    "INHIBITION": INHIBITIONS,
     "USER": USERS,
     "CODE": _codes,
     "SNAPSHOT": _snapshots,
@@ -244,6 +248,8 @@ BY_OPTION: dict[str, Words] = {
     "--image": _images,
     "--device": _power_devices,
     "--code": _event_codes,
+    "--source": _event_codes,
+    "--target": _event_codes,
 }
 _POWER: dict[str, Words] = {"[FIELD=VALUE]...": _power_fields, "FIELD": _power_field_names}
 BY_NOUN: dict[str, dict[str, Words]] = {

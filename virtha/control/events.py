@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator
 
+from virtha.control.event_fates import fates_of_event
 from virtha.control.known_settings import EVENT_RETENTION, setting_values
 from virtha.control.names import check_limit, the_host, the_vm
 from virtha.control.requests import EventQuery
+from virtha.control.routing_views import EventFates
 from virtha.control.views import Page
 from virtha.model.errors import Gone, InvalidInput, NotFound
 from virtha.model.event import Event
@@ -62,6 +64,10 @@ class Events:
                 # Of the snapshot that was read: a commit since then ends the wait at once.
                 after = max(after, now)
                 await self._store.changes.beyond(Revision(after))
+
+    async def fates(self, revision: int) -> EventFates:
+        """What became of it at each route."""
+        return await fates_of_event(self._store, revision)
 
     async def prune(self) -> int:
         """Forget what is older than the setting says. The server calls it at intervals."""

@@ -181,7 +181,7 @@ def _check_not_led_away(
     there. A webhook's only signs, and is not sent."""
     if isinstance(settings, WebhookSettings):
         return
-    for field in ("host", "authority_pem"):
+    for field in ("host", "url", "authority_pem"):
         before, after = getattr(present.settings, field, None), getattr(settings, field, None)
         staying = [name for name in present.secrets if name not in request.secrets]
         if before != after and staying:

@@ -1,6 +1,6 @@
 """Who is told of what: receivers, subscriptions, and what became of each message (W7, F4).
 
-A *receiver* is a way to people or machines: a mail server, an SNMP manager, a webhook. A *subscription* says which
+A *receiver* is a way to people or machines: a mail server, an SNMP manager, a webhook, an Alertmanager. A *subscription* says which
 events go to which receiver, and how: people call it a route (ADR 21). A *delivery* is one event, or a group of them, on its
 way by one subscription; it is durable.
 """
@@ -88,12 +88,25 @@ class WebhookSettings(Value, frozen=True, kw_only=True, tag="webhook"):
     """Whether it may go to loopback, link-local or private addresses, which are refused otherwise."""
 
 
-ReceiverSettings = MailSettings | SnmpSettings | WebhookSettings
+class AlertmanagerSettings(Value, frozen=True, kw_only=True, tag="alertmanager"):
+    """Secrets: ``password`` (of ``user``) or ``token``. ``url``: of the Alertmanager itself; ``/api/v2/alerts`` is added."""
+
+    url: str
+    user: str | None = None
+    authority_pem: str | None = None
+    private_addresses: bool = False
+    """Whether it may be at a loopback, link-local or private address, which are refused otherwise."""
+    resolve_after_ms: int = 7 * 86_400_000
+    """How long a problem stands there of which nobody told the end."""
+
+
+ReceiverSettings = MailSettings | SnmpSettings | WebhookSettings | AlertmanagerSettings
 
 SECRET_NAMES: dict[str, tuple[str, ...]] = {
     "mail": ("password",),
     "snmp": ("community", "authentication_password", "privacy_password"),
     "webhook": ("secret",),
+    "alertmanager": ("password", "token"),
 }
 """By the settings' ``type``."""
 
@@ -196,8 +209,29 @@ class ReceiverStatus(Value, frozen=True, kw_only=True):
     """When it last took a message."""
 
 
+class VmLine(Value, frozen=True, kw_only=True):
+    """How far a VM is on its way back when the message is made; ``state`` as in ``PathState``."""
+
+    vm: str
+    state: str
+    host: str | None = None
+    why: str = ""
+
+
+class MessageGroup(Value, frozen=True, kw_only=True):
+    """What goes with a message's event. ``others``: its group's other events, oldest first; ``more``: events that are only
+    counted; ``cause``: the host that failed; ``vms``: those that went down with it."""
+
+    note: GroupNote
+    others: tuple[Event, ...] = ()
+    more: int = 0
+    cause: str | None = None
+    vms: tuple[VmLine, ...] = ()
+    vms_left_out: int = 0
+
+
 class Message(Value, frozen=True, kw_only=True):
-    """All that a receiver is told of one event. ``delivery_id`` is the same at each attempt, and so is whatever is
+    """All that a receiver is told of one event, or of a group of them. ``delivery_id`` is the same at each attempt, and so is whatever is
     made from it (Message-ID, SNMP's notice id, the webhook's id): who gets it twice can tell."""
 
     delivery_id: DeliveryId
@@ -211,3 +245,4 @@ class Message(Value, frozen=True, kw_only=True):
     vm: str | None = None
     test: bool = False
     """Asked for by ``virtha notify test``: nothing happened."""
+    group: MessageGroup | None = None

@@ -11,6 +11,7 @@ from virtha.model.ids import (
     DeliveryId,
     GroupId,
     HostId,
+    IncidentId,
     InhibitionId,
     Revision,
     SilenceId,
@@ -133,7 +134,7 @@ class Group(Value, frozen=True, kw_only=True, omit_defaults=True):
     subscription_id: SubscriptionId
     key: str
     host_id: HostId | None = None
-    incident_id: str | None = None
+    incident_id: IncidentId | None = None
     incident_open: bool = False
     members: tuple[Member, ...] = ()
     counted: int = 0
@@ -184,4 +185,4 @@ class GroupNote(Value, frozen=True, kw_only=True, omit_defaults=True):
     open: int = 0
     """Problems of the group that go on."""
     host_id: HostId | None = None
-    incident_id: str | None = None
+    incident_id: IncidentId | None = None

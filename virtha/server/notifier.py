@@ -93,7 +93,7 @@ class Notifier:
         up_to = Revision(0)
         while True:
             try:
-                routed = await self._deliveries.route()
+                routed = await self._deliveries.routing.route()
             except VirthaError as error:
                 await self._store_refused("events can't be routed now", error)
                 continue
@@ -102,7 +102,9 @@ class Notifier:
                 self._wake(receiver_id)
             if not routed.more:
                 await asyncio.sleep(ROUTE_STEP_S)
-                await self._deliveries.beyond(up_to)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._until(routed.wake_at)):
+                        await self._deliveries.routing.beyond(up_to)
 
     async def _keep_times(self) -> None:
         """Ends waits and expires messages, each when it is due."""
@@ -116,13 +118,16 @@ class Notifier:
             except VirthaError as error:
                 await self._store_refused("the queue can't be read now", error)
                 continue
-            pause_s = LOOK_S_MAX
-            if moment is not None:
-                # At least a little: a moment that has just passed is taken care of by the next look.
-                pause_s = min(LOOK_S_MAX, max(0.05, (moment - self._clock.wall_ms()) / 1_000))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(self._until(moment) or LOOK_S_MAX):
                     await self._look.wait()
+
+    def _until(self, moment: int | None) -> float | None:
+        """Seconds until the next look; None: there is nothing to look for. At most a minute, for the clock may be set; at
+        least a little: a moment that has just passed is taken care of by the next look."""
+        if moment is None:
+            return None
+        return min(LOOK_S_MAX, max(0.05, (moment - self._clock.wall_ms()) / 1_000))
 
     async def _answer_bell(self) -> None:
         while True:

@@ -11,9 +11,10 @@ from sqlalchemy import ColumnElement, bindparam, delete, exists, func, insert, s
 
 from virtha.model.ids import DeliveryId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, DeliveryState
+from virtha.model.routing import GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.store.body import put
+from virtha.store.body import decode, encode, put
 from virtha.store.delivery_counts import forget_empty, moved
 from virtha.store.schema import delivery, follower, receiver
 from virtha.store.store import Transaction, WriteTransaction
@@ -71,6 +72,7 @@ def _delivery(row: Any) -> Delivery:
         done_at=UtcMillis(row.done_at) if row.done_at is not None else None,
         code=row.code,
         detail=row.detail,
+        about=decode(GroupNote, row.about) if row.about is not None else None,
     )
 
 
@@ -110,6 +112,7 @@ async def add_deliveries(
                 "attempts": one.attempts,
                 "created": one.created,
                 "expires": one.expires,
+                "about": encode(one.about) if one.about is not None else None,
             }
             for one in values
         ],

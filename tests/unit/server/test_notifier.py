@@ -185,7 +185,7 @@ def test_a_refusal_is_told_but_never_through_itself_nor_about_tellings(
         await world.happen(1)
         async with world.notifying():
             # Each refuses hold.set; each refusal is refused by the other, and that is the end of it.
-            await world.until(lambda: _all_over(world, 4))
+            await world.until(lambda: _all_over(world, 6))
             await asyncio.sleep(0.05)
         hold = [v for v in await world.deliveries() if v.event and v.event.code == "hold.set"]
         assert [view.delivery.state for view in hold] == [DeliveryState.REFUSED] * 2

@@ -1,0 +1,107 @@
+"""What Alertmanager's API (version 2, ``POST …/api/v2/alerts``) is sent: alerts that begin, and alerts that end.
+
+Alertmanager knows an alert by its labels, so they are made of the problem's code and of its object alone: the same
+when it ends, wherever its VM runs by then. It forgets an alert that nobody repeats; a problem whose end will be told
+says by itself how long it stands.
+"""
+
+import msgspec
+
+from virtha.alerts.notice import one_line, vm_lines
+from virtha.alerts.subject import ended_with
+from virtha.model.codes import REGISTRY, SOLVED_BY, SOLVES
+from virtha.model.event import Event
+from virtha.model.notification import AlertmanagerSettings, Message
+from virtha.model.time import format_utc
+from virtha.model.value import Value
+
+NOTICE_MS = 900_000
+"""How long an alert stands of which no end will be told."""
+LABEL_CHARACTERS = 200
+_PARTS = ("domain", "device")
+
+
+class Alert(Value, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """As the API has it; times are RFC 3339."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str] = {}
+    starts_at: str | None = None
+    ends_at: str | None = None
+
+
+def alertmanager_body(message: Message, settings: AlertmanagerSettings) -> bytes:
+    """JSON in UTF-8: one alert per problem; of a problem that is over as well only its end."""
+    others = message.group.others if message.group is not None else ()
+    events = sorted((message.event, *others), key=lambda one: one.revision)
+    found: dict[tuple[tuple[str, str], ...], Alert] = {}
+    for event in events:
+        for alert in _alerts(message, event, settings):
+            found[tuple(sorted(alert.labels.items()))] = alert
+    return msgspec.json.encode(list(found.values()))
+
+
+def _alerts(message: Message, event: Event, settings: AlertmanagerSettings) -> list[Alert]:
+    ended = _ended_codes(event)
+    if ended:
+        ends_at = format_utc(event.at)
+        return [Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in ended]
+    stands_ms = settings.resolve_after_ms if event.code in SOLVED_BY else NOTICE_MS
+    return [
+        Alert(
+            labels=_labels(message, event, event.code),
+            annotations=_annotations(message, event),
+            starts_at=format_utc(event.at),
+            ends_at=format_utc(event.at + stands_ms),
+        )
+    ]
+
+
+def _ended_codes(event: Event) -> tuple[str, ...]:
+    whole = ended_with(event)
+    if whole is None:
+        return SOLVES.get(event.code, ())
+    kind = whole.partition(":")[0]
+    return tuple(code for code in SOLVED_BY if code.startswith(f"{kind}."))
+
+
+def _labels(message: Message, event: Event, code: str) -> dict[str, str]:
+    known = REGISTRY.get(code)
+    labels = {
+        "alertname": code,
+        "severity": str(known.severity if known is not None else event.severity),
+        "installation": message.installation,
+    }
+    main = message.event.revision == event.revision
+    if event.cluster_id is not None:
+        named = message.cluster if event.cluster_id == message.event.cluster_id else None
+        labels["cluster"] = named or event.cluster_id
+    told = event.fields
+    if event.vm_id is not None:
+        labels["vm"] = _text(told.get("vm")) or (message.vm if main else None) or event.vm_id
+    elif event.host_id is not None and not code.startswith("storage."):
+        name = _text(told.get("host")) or _text(told.get("name"))
+        labels["host"] = name or (message.host if main else None) or event.host_id
+    for part in _PARTS:
+        if event.vm_id is None and told.get(part):
+            labels[part] = str(told[part])
+    return {name: one_line(value, LABEL_CHARACTERS) for name, value in labels.items() if value}
+
+
+def _annotations(message: Message, event: Event) -> dict[str, str]:
+    known = REGISTRY.get(event.code)
+    said = {
+        "summary": one_line(event.message) or event.code,
+        "description": known.help if known is not None else "",
+        "event": str(int(event.revision)),
+        "message_id": message.delivery_id,
+    }
+    if message.group is not None and message.event.revision == event.revision:
+        said["vms"] = "; ".join(vm_lines(message.group))
+    if message.test:
+        said["description"] = "This is a test. Nothing happened."
+    return {name: value for name, value in said.items() if value}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

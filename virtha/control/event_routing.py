@@ -1,0 +1,199 @@
+"""From events to messages: the pure router (``alerts/router.py``) between the database's tables (ADR 21).
+
+The cursor moves in the transaction that writes what the router decided, so a crash neither loses nor doubles anything. The
+router in memory is a copy of the groups in the database: a decision that could not be written goes, and it with it.
+"""
+
+from datetime import UTC, datetime, tzinfo
+from functools import lru_cache
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+from msgspec.structs import replace
+
+from virtha.alerts.router import Decision, Router, RoutingConfig, Tell
+from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
+from virtha.model.event import Event
+from virtha.model.ids import DeliveryId, ReceiverId, Revision
+from virtha.model.notification import Delivery
+from virtha.model.time import UtcMillis
+from virtha.model.value import Value
+from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
+from virtha.store.events import EventFilter, events_after
+from virtha.store.notifications import live_subscriptions
+from virtha.store.routing import (
+    all_groups,
+    all_inhibitions,
+    save_fates,
+    save_groups,
+    silences_after,
+    tell_counted,
+)
+from virtha.store.store import Store, Transaction, WriteTransaction
+
+ROUTE_BATCH = 200
+CURSOR_STEP = 1_000
+"""Revisions without a match after which the cursor is written all the same: what a crash has to look at
+anew."""
+
+
+class Routed(Value, frozen=True, kw_only=True):
+    """``to``: who has something new. ``more``: there are further events already. ``wake_at``: when something waits to be told."""
+
+    up_to: Revision
+    to: frozenset[ReceiverId] = frozenset()
+    more: bool = False
+    wake_at: int | None = None
+
+
+class EventRouting:
+    """For one task: whoever calls ``route`` while it runs would see half of it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._router: Router | None = None
+        self._cursor = Revision(0)
+        self._wake_at: int | None = None
+
+    async def route(self) -> Routed:
+        """One batch of events, and what is due."""
+        async with self._store.read() as tx:
+            found = await self._look(tx)
+        if not found.needed and found.up_to - found.stored < CURSOR_STEP:
+            self._cursor = found.up_to
+            return Routed(up_to=found.up_to, more=found.more, wake_at=self._wake_at)
+        # Without a router until the commit: what it holds by then is true only if that succeeds.
+        router, self._router = self._router, None
+        assert router is not None, "made by the look"
+        async with self._store.write() as wtx:
+            # Asked anew: somebody may have unsubscribed meanwhile. Of events nothing can have come before these.
+            now = wtx.clock.wall_ms()
+            decision = router.step(now, await routing_config(wtx, now), found.events)
+            to = await _write(wtx, decision, found.events)
+            await move_cursor(wtx, found.up_to)
+        self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
+        return Routed(up_to=found.up_to, to=to, more=found.more, wake_at=decision.wake_at)
+
+    async def _look(self, tx: Transaction) -> "_Found":
+        now = self._store.clock.wall_ms()
+        config = await routing_config(tx, now)
+        if self._router is None:
+            self._router = Router(await all_groups(tx), zone_offset_ms)
+            self._cursor, self._wake_at = Revision(0), None
+        router = self._router
+        stored = await cursor_of(tx) or Revision(0)
+        revision = await tx.revision_now()
+        due = self._wake_at is not None and self._wake_at <= now
+        needed = due or router.unsettled(config)
+        if not config.routes:
+            return _Found(stored=stored, up_to=revision, needed=needed)
+        after = max(self._cursor, stored, min(one.since for one in config.routes))
+        events = tuple(await events_after(tx, EventFilter(), after, ROUTE_BATCH))
+        more = len(events) == ROUTE_BATCH
+        return _Found(
+            stored=stored,
+            up_to=events[-1].revision if more else max(revision, after),
+            more=more,
+            events=events,
+            needed=needed or any(router.concerned(config, one) for one in events),
+        )
+
+    def forget(self) -> None:
+        """As a server that begins anew: nothing is known but what was written."""
+        self._router = None
+
+    async def beyond(self, revision: Revision) -> None:
+        """Waits until there may be something to route."""
+        await self._store.changes.beyond(revision)
+
+
+class _Found(Value, frozen=True, kw_only=True):
+    """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided."""
+
+    stored: Revision
+    up_to: Revision
+    more: bool = False
+    events: tuple[Event, ...] = ()
+    needed: bool = False
+
+
+async def routing_config(tx: Transaction, now: int) -> RoutingConfig:
+    return RoutingConfig(
+        routes=await live_subscriptions(tx),
+        silences=await silences_after(tx, now),
+        inhibitions=await all_inhibitions(tx),
+    )
+
+
+async def _write(
+    tx: WriteTransaction, decision: Decision, events: tuple[Event, ...]
+) -> frozenset[ReceiverId]:
+    sent = await _make(tx, decision.tells)
+    fates = [*decision.fates]
+    for one, tell in sent:
+        fates += [replace(fate, delivery_id=one.id) for fate in tell.fates]
+    await save_fates(tx, fates, new={event.revision for event in events})
+    for one, tell in sent:
+        if tell.counted_of is not None:
+            await tell_counted(tx, tell.counted_of, one.id, "notify.why.told")
+    await save_groups(tx, decision.groups)
+    return frozenset(tell.route.receiver_id for tell in decision.tells)
+
+
+async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Delivery, Tell]]:
+    """The messages, put into the queue."""
+    if not tells:
+        return []
+    now = tx.clock.wall_ms()
+    expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
+    first = await last_number(tx) + 1
+    made = [
+        (
+            Delivery(
+                id=DeliveryId(str(uuid4())),
+                number=number,
+                subscription_id=tell.route.id,
+                receiver_id=tell.route.receiver_id,
+                event_revision=tell.event_revision,
+                about=tell.note,
+                address=tell.route.address,
+                created=now,
+                next_at=now,
+                expires=expires,
+            ),
+            tell,
+        )
+        for number, tell in enumerate(tells, first)
+    ]
+    await add_deliveries(tx, [one for one, _ in made])
+    return made
+
+
+def zone_offset_ms(zone: str, at: int) -> int:
+    """How far a zone's clocks are ahead of UTC then; 0 where this machine no longer knows the zone, or no calendar has that
+    moment: quiet hours at the wrong time are better than no messages at all."""
+    try:
+        offset = datetime.fromtimestamp(at / 1_000, tz=UTC).astimezone(_zone(zone)).utcoffset()
+    except (OSError, ValueError, OverflowError):
+        return 0
+    return int(offset.total_seconds() * 1_000) if offset is not None else 0
+
+
+def is_zone(name: str) -> bool:
+    try:
+        _zone(name)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=100)
+def _zone(name: str) -> tzinfo:
+    """Of the system's database (Debian: tzdata); UTC is known without it.
+    Raises OSError, ValueError (no such zone, or a name that is a path)."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except KeyError as error:
+        raise ValueError(name) from error

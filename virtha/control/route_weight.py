@@ -1,0 +1,97 @@
+"""What a route would have told of the last events: the router itself is asked, with them."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from msgspec.structs import replace
+
+from virtha.alerts.match import matches
+from virtha.alerts.router import Router, RoutingConfig
+from virtha.control.event_routing import zone_offset_ms
+from virtha.control.routing_views import RouteWeight
+from virtha.model.codes import Severity, render
+from virtha.model.event import Event
+from virtha.model.ids import Revision
+from virtha.model.notification import Subscription
+from virtha.model.value import Fields
+from virtha.store.events import EventFilter, events_before
+from virtha.store.store import Transaction
+
+LOOKED_AT = 1_000
+STEP_MS = 60_000
+"""Events of one minute are taken together."""
+TIMERS_MAX = 1_000
+"""Looks between events, for repeats and waits: beyond it the answer is less exact."""
+_DAY_MS = 86_400_000
+_SPAN_MS_MIN = 3_600_000
+
+
+async def weight_of(tx: Transaction, route: Subscription) -> RouteWeight:
+    """Of at most ``LOOKED_AT`` events; nothing is told for it."""
+    events = tuple(await events_before(tx, EventFilter(), None, LOOKED_AT))[::-1]
+    return weighed(route, events)
+
+
+def weighed(route: Subscription, events: Sequence[Event]) -> RouteWeight:
+    """``events``: oldest first."""
+    route = replace(route, since=Revision(0), enabled=True)
+    matched = sum(matches(route, one) for one in events)
+    messages = _messages(route, events)
+    span_ms = max(_SPAN_MS_MIN, events[-1].at - events[0].at) if events else _SPAN_MS_MIN
+    per_day = round(messages * _DAY_MS / span_ms)
+    code = "notify.route.weight"
+    if _matches_everything(route):
+        code = "notify.route.matches_everything"
+    elif events and not matched:
+        code = "notify.route.matches_nothing"
+    fields: Fields = {
+        "events": len(events),
+        "matched": matched,
+        "messages": messages,
+        "per_day": per_day,
+    }
+    return RouteWeight(
+        events=len(events),
+        matched=matched,
+        messages=messages,
+        per_day=per_day,
+        code=code,
+        reason_text=render(code, fields),
+    )
+
+
+def _matches_everything(route: Subscription) -> bool:
+    subjects = (route.cluster_id, route.host_id, route.vm_id)
+    return (
+        route.severity is Severity.INFO
+        and (not route.codes or "*" in route.codes)
+        and not route.labels
+        and subjects == (None, None, None)
+    )
+
+
+def _messages(route: Subscription, events: Sequence[Event]) -> int:
+    router, config = Router((), zone_offset_ms), RoutingConfig(routes=(route,))
+    count, wake_at, looks = 0, None, 0
+    for now, some in _minutes(events):
+        while wake_at is not None and wake_at < now and looks < TIMERS_MAX:
+            looks += 1
+            decision = router.step(wake_at, config, ())
+            count += len(decision.tells)
+            # At least a minute on: what is due at once was told.
+            wake_at = max(decision.wake_at, wake_at + STEP_MS) if decision.wake_at else None
+        decision = router.step(now, config, some)
+        count += len(decision.tells)
+        wake_at = decision.wake_at
+    return count + _rest(router, config, wake_at)
+
+
+def _rest(router: Router, config: RoutingConfig, wake_at: int | None) -> int:
+    """What waits at the end is one message each; repeats are not counted beyond it."""
+    return 0 if wake_at is None else len(router.step(wake_at, config, ()).tells)
+
+
+def _minutes(events: Sequence[Event]) -> Iterator[tuple[int, tuple[Event, ...]]]:
+    for _, some in groupby(events, key=lambda one: one.at // STEP_MS):
+        found = tuple(some)
+        yield found[-1].at, found

@@ -1,0 +1,171 @@
+"""What routes remember, what became of events at them; silences and inhibitions.
+
+Groups and fates take no revision: how a message fares wakes nobody who follows the installation.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, delete, insert, or_, select, update
+
+from virtha.model.ids import DeliveryId, GroupId, InhibitionId, Revision, SilenceId, SubscriptionId
+from virtha.model.routing import Fate, FateState, Group, Inhibition, Silence
+from virtha.model.time import UtcMillis
+from virtha.store.body import decode, encode, put
+from virtha.store.schema import event_fate, inhibition, route_group, silence
+from virtha.store.store import Transaction, WriteTransaction
+
+COUNTED = "notify.why.counted"
+_OVER = (FateState.TOLD.value, FateState.SPARED.value)
+_KEYS = ("event_revision", "subscription_id")
+_VALUES = ("state", "code", "at", "by", "group_id", "delivery_id")
+# Made once: they run with every batch of events.
+_CHANGE_FATE = (
+    update(event_fate)
+    .where(*(event_fate.c[name] == bindparam(f"of_{name}") for name in _KEYS))
+    .values({name: bindparam(f"new_{name}") for name in _VALUES})
+)
+
+
+async def all_groups(tx: Transaction) -> tuple[Group, ...]:
+    """Bounded by the routes (``alerts/groups.py``)."""
+    rows = await tx.connection.scalars(select(route_group.c.body))
+    return tuple(decode(Group, body) for body in rows)
+
+
+async def save_groups(tx: WriteTransaction, changed: Mapping[GroupId, Group | None]) -> None:
+    """None: it is gone."""
+    for group_id, group in changed.items():
+        if group is None:
+            await tx.connection.execute(delete(route_group).where(route_group.c.id == group_id))
+        else:
+            values = {"subscription_id": group.subscription_id, "body": encode(group)}
+            await put(tx, route_group, {"id": group_id}, values)
+
+
+async def save_fates(
+    tx: WriteTransaction, fates: Iterable[Fate], *, new: Collection[Revision]
+) -> None:
+    """``new``: the events of which no fate can be there yet."""
+    fresh: list[Fate] = []
+    later: list[Fate] = []
+    for one in fates:
+        (fresh if one.event_revision in new else later).append(one)
+    if fresh:
+        rows = [{name: getattr(one, name) for name in (*_KEYS, *_VALUES)} for one in fresh]
+        await tx.connection.execute(insert(event_fate), rows)
+    if later:
+        changes = [
+            {f"of_{name}": getattr(one, name) for name in _KEYS}
+            | {f"new_{name}": getattr(one, name) for name in _VALUES}
+            for one in later
+        ]
+        await tx.connection.execute(_CHANGE_FATE, changes)
+
+
+async def tell_counted(
+    tx: WriteTransaction, group_id: GroupId, delivery_id: DeliveryId, code: str
+) -> None:
+    """Those that the group only counted went out in that message."""
+    await tx.connection.execute(
+        update(event_fate)
+        .where(
+            event_fate.c.group_id == group_id,
+            event_fate.c.code == COUNTED,
+            event_fate.c.state == FateState.WAITS.value,
+        )
+        .values(state=FateState.TOLD.value, code=code, delivery_id=delivery_id)
+    )
+
+
+async def fates_of(tx: Transaction, revision: int) -> tuple[Fate, ...]:
+    rows = await tx.connection.execute(
+        select(event_fate).where(event_fate.c.event_revision == revision)
+    )
+    return tuple(_fate(row) for row in rows)
+
+
+async def prune_fates(tx: WriteTransaction, older_than_ms: int) -> int:
+    """Forget what was settled before that moment (UTC)."""
+    done = await tx.connection.execute(
+        delete(event_fate).where(event_fate.c.state.in_(_OVER), event_fate.c.at < older_than_ms)
+    )
+    return int(done.rowcount)
+
+
+def _fate(row: Any) -> Fate:
+    return Fate(
+        event_revision=Revision(row.event_revision),
+        subscription_id=SubscriptionId(row.subscription_id),
+        state=FateState(row.state),
+        code=row.code,
+        at=UtcMillis(row.at),
+        by=row.by,
+        group_id=GroupId(row.group_id) if row.group_id else None,
+        delivery_id=DeliveryId(row.delivery_id) if row.delivery_id else None,
+    )
+
+
+async def find_silence(tx: Transaction, silence_id: str) -> Silence | None:
+    body = await tx.connection.scalar(select(silence.c.body).where(silence.c.id == silence_id))
+    return decode(Silence, body) if body is not None else None
+
+
+async def silences_after(tx: Transaction, now: int) -> tuple[Silence, ...]:
+    """Those that have not ended then; the next to end first."""
+    rows = await tx.connection.scalars(
+        select(silence.c.body).where(silence.c.ends > now).order_by(silence.c.ends, silence.c.id)
+    )
+    return tuple(decode(Silence, body) for body in rows)
+
+
+async def save_silence(tx: WriteTransaction, value: Silence) -> Silence:
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    values = {"ends": saved.ends, "body": encode(saved), "revision": saved.revision}
+    await put(tx, silence, {"id": saved.id}, values)
+    return saved
+
+
+async def prune_silences(tx: WriteTransaction, older_than_ms: int) -> int:
+    done = await tx.connection.execute(delete(silence).where(silence.c.ends < older_than_ms))
+    return int(done.rowcount)
+
+
+async def all_inhibitions(tx: Transaction) -> tuple[Inhibition, ...]:
+    """In the order of their names."""
+    rows = await tx.connection.scalars(select(inhibition.c.body).order_by(inhibition.c.name))
+    return tuple(decode(Inhibition, body) for body in rows)
+
+
+async def find_inhibition(tx: Transaction, ref: str) -> Inhibition | None:
+    """By id or name."""
+    body = await tx.connection.scalar(
+        select(inhibition.c.body).where(or_(inhibition.c.id == ref, inhibition.c.name == ref))
+    )
+    return decode(Inhibition, body) if body is not None else None
+
+
+async def save_inhibition(tx: WriteTransaction, value: Inhibition) -> Inhibition:
+    saved = msgspec.structs.replace(value, revision=tx.revision)
+    values = {"name": saved.name, "body": encode(saved), "revision": saved.revision}
+    await put(tx, inhibition, {"id": saved.id}, values)
+    return saved
+
+
+async def drop_inhibition(tx: WriteTransaction, inhibition_id: InhibitionId) -> None:
+    _ = tx.revision
+    await tx.connection.execute(delete(inhibition).where(inhibition.c.id == inhibition_id))
+
+
+async def names_of_reasons(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
+    """Of silences (why) and of rules (how they are called), by id: those that are still there."""
+    found: dict[str, str] = {}
+    for one in sorted(ids):
+        quiet = await find_silence(tx, SilenceId(one))
+        rule = await find_inhibition(tx, InhibitionId(one)) if quiet is None else None
+        if quiet is not None:
+            found[one] = f"{quiet.by}: {quiet.reason}"
+        elif rule is not None:
+            found[one] = rule.name
+    return found
