@@ -7,6 +7,7 @@ Each matched event is told, waits, or has a coded reason why not: `_take` gives 
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -44,6 +45,15 @@ HELD, PARKED, OPEN, RECENT = (
     MemberState.OPEN,
     MemberState.RECENT,
 )
+
+
+class Hindrance(NamedTuple):
+    """Why an event is not told: its fate where it has an end to wait for, its fate where it has none, and the silence's or the
+    rule's id."""
+
+    parked: str
+    spared: str
+    by: str
 
 
 class RoutingConfig(Value, frozen=True, kw_only=True):
@@ -152,7 +162,7 @@ class Router:
             return
         hindered = self._hindrance(route, event)
         if hindered is not None:
-            self._hinder(group, member, *hindered)
+            self._hinder(group, member, hindered)
         else:
             self._hold(route, group, member)
 
@@ -231,14 +241,14 @@ class Router:
             return True
         return False
 
-    def _hindrance(self, route: Subscription, event: Event) -> tuple[str, str] | None:
-        """What keeps it from being told: a silence, or a problem that this route tells of. Kind and id."""
+    def _hindrance(self, route: Subscription, event: Event) -> Hindrance | None:
+        """What keeps it from being told: a silence, or a problem that this route tells of."""
         for silence in self._config.silences:
             if silence.begins <= self._now < silence.ends and fits_matcher(silence.matcher, event):
-                return "silenced", silence.id
+                return Hindrance("notify.why.silenced", "notify.why.silenced_for_good", silence.id)
         for rule in self._config.inhibitions:
             if fits_matcher(rule.target, event) and self._is_open(route, rule, event):
-                return "inhibited", rule.id
+                return Hindrance("notify.why.inhibited", "notify.why.inhibited_for_good", rule.id)
         return None
 
     def _is_open(self, route: Subscription, rule: Inhibition, target: Event) -> bool:
@@ -249,21 +259,20 @@ class Router:
             if member.state is OPEN or (member.state is HELD and not member.solved)
         )
 
-    def _hinder(self, group: Group, member: Member, how: str, by: str) -> None:
+    def _hinder(self, group: Group, member: Member, why: Hindrance) -> None:
         """Parked where it has an end to wait for, or is one; else it is over."""
         event = member.event
         if event.code not in SOLVED_BY and not member.ends:
             self._groups.put(group)
-            self._fate(group, event, FateState.SPARED, f"notify.why.{how}_for_good", by)
+            self._fate(group, event, FateState.SPARED, why.spared, why.by)
             return
         group = with_room(group)
         if len(group.members) >= MEMBERS_MAX:
             self._count(group, member)  # better told than forgotten
             return
-        code = f"notify.why.{how}"
-        parked = replace(member, state=PARKED, since=self._now, code=code, by=by)
+        parked = replace(member, state=PARKED, since=self._now, code=why.parked, by=why.by)
         self._groups.put(replace(group, members=(*group.members, parked)))
-        self._fate(group, event, FateState.PARKED, code, by)
+        self._fate(group, event, FateState.PARKED, why.parked, why.by)
 
     def _hold(self, route: Subscription, group: Group, member: Member) -> None:
         group = with_room(group)
@@ -338,7 +347,7 @@ class Router:
             hindered = self._hindrance(route, member.event)
             if hindered is not None:
                 group = _without(group, member)
-                self._hinder(group, member, *hindered)
+                self._hinder(group, member, hindered)
                 group = self._groups.get(group.id) or group
         held = [one for one in group.members if one.state is HELD]
         now = [one for one in held if quiet is None or one.event.severity is Severity.ALERT]

@@ -117,7 +117,7 @@ def why(
     ctx: typer.Context,
     event: int = typer.Argument(metavar="EVENT", help="The event's number (REVISION)."),
 ) -> None:
-    """What became of an event at each route, and why it was told or was not."""
+    """What became of an event at each route, and why."""
     given = options(ctx)
     with connected(ctx) as client:
         answer = client.get(f"/v1/events/{event}/fates")

@@ -31,7 +31,7 @@ from virtha.model.notification import (
 )
 
 app = typer.Typer(
-    no_args_is_help=True, help="Ways to those who are told: mail, SNMP, webhooks, Alertmanager."
+    no_args_is_help=True, help="Those who are told: mail, SNMP, webhook, Alertmanager."
 )
 ReceiverArgument = typer.Argument(metavar="RECEIVER", help="Name or id.")
 TYPES = tuple(SECRET_NAMES)

@@ -99,6 +99,7 @@ def confirm_by_name(
         )
 
 
+_QUIET_FIX = "write for example 22:00-07:00, or 'mon-fri 18:00-08:00 Europe/Berlin'"
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -125,7 +126,7 @@ def parse_quiet_hours(text: str) -> dict[str, Any]:
         raise InvalidInput(
             f"'{text[:100]}' is no span of quiet hours",
             field="--quiet-hours",
-            fix="write for example 22:00-07:00, or 'mon-fri 18:00-08:00 Europe/Berlin'",
+            fix=_QUIET_FIX,
         )
     zone = words[1] if len(words) > 1 else "UTC"
     return {"begins": begins, "ends": ends, "days": days, "zone": zone}
@@ -140,7 +141,7 @@ def _days(text: str) -> list[str]:
                 f"'{part[:30]}' names no days",
                 field="--quiet-hours",
                 allowed=_DAYS,
-                fix="write for example mon-fri or sat,sun",
+                fix=_QUIET_FIX,
             )
         begin = _DAYS.index(first)
         count = (_DAYS.index(last) - begin) % len(_DAYS) + 1 if dash else 1

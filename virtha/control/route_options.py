@@ -34,7 +34,9 @@ def how_asked(request: SubscriptionCreate) -> dict[str, Any]:
             continue
         if not grouped:
             raise InvalidInput(
-                "is for events that are grouped", field=name, fix="give group_by, for example cause"
+                "is for events that are grouped",
+                field=name,
+                fix="give group_by, for example cause (--group cause)",
             )
         asked[name] = value
     asked["solved"] = grouped if request.solved is None else request.solved

@@ -79,10 +79,10 @@ def test_a_mail_names_the_cause_the_vms_and_the_rest() -> None:
     said = mail_text(message(), SETTINGS)
     assert said.subject == "[Lab] ERROR: node-1 is judged dead (and 6 more events, 3 VMs)"
     for line in (
-        "Failed host:          node-1",
-        "Times again:          3",
-        "Sent because:         the first message of its group",
-        "Problems that go on:  2",
+        "Failed host:         node-1",
+        "Times again:         3",
+        "Sent because:        the first message of its group",
+        "Problems that go on: 2",
         "  web1: runs on node-2",
         "  db1: down: no room",
         "  and 1 more: virtha incident show i1",
