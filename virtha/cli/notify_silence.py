@@ -118,7 +118,7 @@ def add_inhibition(
     source_severity: Severity | None = typer.Option(None, help="Only so severe or worse."),
     target_severity: Severity | None = typer.Option(None, help="Only so severe or worse."),
 ) -> None:
-    """Add a rule, for example: --source host.unreachable --target vm.agent.lost --same host."""
+    """Add a rule of what an open problem explains."""
     body = {
         "name": name,
         "source": _matcher(source, source_severity),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from virtha.control.secret_box import KEY_BYTES, KeyBox, NoKeyBox
 from virtha.control.views import Caller
 from virtha.model.errors import Failed, InvalidInput
 from virtha.model.notification import (
+    AlertmanagerSettings,
     MailSecurity,
     MailSettings,
     SnmpAuthentication,
@@ -244,3 +246,43 @@ def test_with_another_key_it_is_told_and_secrets_can_be_given_anew(tell: Tell) -
         assert row is not None and receivers.opened(row) == {"password": "hush-anew"}
 
     tell(story)
+
+
+ALERTMANAGER = AlertmanagerSettings(url="https://am.example.org:9093/prefix")
+
+
+def changed(**changes: Any) -> AlertmanagerSettings:
+    return msgspec.structs.replace(ALERTMANAGER, **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "secrets", "field"),
+    [
+        (ALERTMANAGER, {}, None),
+        (ALERTMANAGER, {"token": "t"}, None),
+        (changed(user="eve"), {"password": "p"}, None),
+        (changed(url="http://192.0.2.9:9093", private_addresses=True), {}, None),
+        (changed(url="https://am.example.org/api/v2/alerts"), {}, "settings.url"),
+        (changed(url="https://am.example.org/?x=y"), {}, "settings.url"),
+        (changed(url="ftp://am.example.org"), {}, "settings.url"),
+        (changed(url="http://127.0.0.1:9093"), {}, "settings.url"),
+        (changed(url="http://am.example.org:9093"), {"token": "t"}, "settings.url"),
+        (changed(user="eve"), {}, "secrets.password"),
+        (changed(user="e:ve"), {"password": "p"}, "settings.user"),
+        (changed(user="eve"), {"password": "p", "token": "t"}, "secrets.token"),
+        (ALERTMANAGER, {"password": "p"}, "secrets.password"),
+        (ALERTMANAGER, {"secret": "s"}, "secrets.secret"),
+        (changed(resolve_after_ms=1), {}, "settings.resolve_after_ms"),
+    ],
+)
+def test_alertmanagers(
+    settings: AlertmanagerSettings, secrets: dict[str, str], field: str | None
+) -> None:
+    if field is None:
+        check_settings(settings)
+        return check_secrets(settings, secrets)
+    with pytest.raises(InvalidInput) as wrong:
+        check_settings(settings)
+        check_secrets(settings, secrets)
+    assert wrong.value.field == field and (wrong.value.fix or wrong.value.allowed)
+    return None
