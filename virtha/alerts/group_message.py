@@ -2,7 +2,7 @@
 
 from virtha.alerts.match import RANK
 from virtha.alerts.subject import incident_of
-from virtha.model.codes import SOLVES, Severity
+from virtha.model.codes import SOLVED_BY, SOLVES, Severity
 from virtha.model.event import Event
 from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, GroupNote, Member, MemberState
@@ -37,13 +37,19 @@ def note_of(
     )
 
 
+def goes_on(member: Member) -> bool:
+    """A problem of which the end is awaited. Others are over with their telling: a host's new boot, a watchdog's firing."""
+    return (
+        member.state is not MemberState.RECENT
+        and member.event.code in SOLVED_BY
+        and not member.solved
+        and not member.ends
+    )
+
+
 def is_well(group: Group) -> bool:
     """No problem of it goes on, as far as is known."""
-    return not group.incident_open and not any(
-        one.state in (MemberState.OPEN, MemberState.PARKED)
-        or (one.state is MemberState.HELD and _is_problem(one))
-        for one in group.members
-    )
+    return not group.incident_open and not any(goes_on(one) for one in group.members)
 
 
 def main_event(members: list[Member], group: Group, counted: int) -> Event:
@@ -51,9 +57,10 @@ def main_event(members: list[Member], group: Group, counted: int) -> Event:
     problems = [one.event for one in members if _is_problem(one)]
     if counted and group.counted_main is not None:
         problems.append(group.counted_main)
-    if problems:
+    if problems and _kind(members, counted) == "problem":
         return min(problems, key=_weight)
-    return max((one.event for one in members), key=lambda one: one.revision)
+    ends = [one.event for one in members if _is_end(one)]
+    return max(ends or [one.event for one in members], key=lambda one: one.revision)
 
 
 def _weight(event: Event) -> tuple[int, bool, bool, int]:
@@ -70,9 +77,17 @@ def worst_of(members: list[Member], group: Group, counted: int) -> Severity:
 
 
 def _kind(members: list[Member], counted: int) -> str:
-    if counted or any(_is_problem(one) for one in members):
+    """Ends beside warnings that await no end of their own (the host's new boot) are good news."""
+    problems = [one for one in members if _is_problem(one)]
+    ends = any(_is_end(one) for one in members)
+    grave = any(goes_on(one) or one.event.severity is not Severity.WARNING for one in problems)
+    if counted or grave or (problems and not ends):
         return "problem"
-    return "solved" if any(one.ends or one.event.code in SOLVES for one in members) else "notice"
+    return "solved" if ends else "notice"
+
+
+def _is_end(member: Member) -> bool:
+    return member.ends or member.event.code in SOLVES
 
 
 def _told_why(route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool) -> str:

@@ -198,7 +198,8 @@ class Router:
                 group = replace(group, incident_open=False)
                 worth = group.told_at is not None or any(one.state is HELD for one in group.members)
             elif member.state is PARKED:
-                group, worth = _without(group, member), False
+                # What was parked as the end of something told is told by what is over with it, too.
+                group, worth = _without(group, member), member.ends
                 by = str(int(event.revision))
                 self._fate(group, member.event, FateState.SPARED, "notify.why.solved_untold", by)
             elif member.state is OPEN:

@@ -9,8 +9,10 @@ from functools import lru_cache
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
+import structlog
 from msgspec.structs import replace
 
+from virtha.alerts.plain import plainly
 from virtha.alerts.router import Decision, Router, RoutingConfig, Tell
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
@@ -31,6 +33,7 @@ from virtha.store.routing import (
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
 
+log = structlog.get_logger("virtha.control.event_routing")
 ROUTE_BATCH = 200
 CURSOR_STEP = 1_000
 """Revisions without a match after which the cursor is written all the same: what a crash has to look at
@@ -63,12 +66,18 @@ class EventRouting:
             self._cursor = found.up_to
             return Routed(up_to=found.up_to, more=found.more, wake_at=self._wake_at)
         # Without a router until the commit: what it holds by then is true only if that succeeds.
+        router: Router | None
         router, self._router = self._router, None
         assert router is not None, "made by the look"
         async with self._store.write() as wtx:
             # Asked anew: somebody may have unsubscribed meanwhile. Of events nothing can have come before these.
             now = wtx.clock.wall_ms()
-            decision = router.step(now, await routing_config(wtx, now), found.events)
+            config = await routing_config(wtx, now)
+            try:
+                decision = router.step(now, config, found.events)
+            except Exception:  # a fault of the router's must not keep anybody from being told
+                log.exception("routing failed; events are told one by one")
+                decision, router = plainly(now, config, found.events), None
             to = await _write(wtx, decision, found.events)
             await move_cursor(wtx, found.up_to)
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
@@ -79,7 +88,7 @@ class EventRouting:
         config = await routing_config(tx, now)
         if self._router is None:
             self._router = Router(await all_groups(tx), zone_offset_ms)
-            self._cursor, self._wake_at = Revision(0), None
+            self._cursor = Revision(0)
         router = self._router
         stored = await cursor_of(tx) or Revision(0)
         revision = await tx.revision_now()

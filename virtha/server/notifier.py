@@ -35,6 +35,8 @@ ROUTE_STEP_S = 0.02
 """The first of a burst of events is looked at at once; the others together, for each look costs as much as ten."""
 STORE_PAUSE_S = 1.0
 """After the store refused something (locked, disk full)."""
+FAULT_PAUSE_S = 30.0
+"""After a fault of our own in routing."""
 STOP_GRACE_S = 1.0
 """At the server's stop: for the message in flight, so that it is not sent twice."""
 _NO_ANSWER = ("notify.queue.deadline", "notify.no_answer")
@@ -96,6 +98,12 @@ class Notifier:
                 routed = await self._deliveries.routing.route()
             except VirthaError as error:
                 await self._store_refused("events can't be routed now", error)
+                continue
+            except Exception:
+                # A fault of ours: no VM may stay down because nobody can be told.
+                log.exception("events can't be routed")
+                self._deliveries.routing.forget()
+                await asyncio.sleep(FAULT_PAUSE_S)
                 continue
             up_to = routed.up_to
             for receiver_id in sorted(routed.to):

@@ -57,12 +57,14 @@ def test_a_host_with_six_vms_dies_one_message_and_one_when_all_is_well() -> None
     ]
     story.after(60)
     story.happens("host.reachable", "h1")
+    story.happens("host.rebooted", "h1")
     story.happens("host.returned", "h1", incident="I")
     assert story.messages() == [], "its VMs may not be seen to yet"
     story.happens("host.incident_over", "h1", incident="I")
     story.after(10)
-    ((why, codes),) = story.messages()
-    assert why == "well" and codes[0] == "host.incident_over"
+    ((_, why, kind, codes),) = story.told
+    assert (why, kind, codes[0]) == ("well", "solved", "host.incident_over")
+    story.told.clear()
     assert codes.count("vm.agent.connected") == 6 and "host.proven_dead" in codes
     story.after(3_600)
     assert story.messages() == [] and story.groups == {} and story.wake_at is None
@@ -151,6 +153,28 @@ def test_with_an_object_its_troubles_are_over() -> None:
         ["vm.deleted"],
     ]
     assert [group.members[0].subject for group in story.groups.values()] == ["vm:v2"]
+
+
+def test_an_end_beside_a_grave_event_is_no_good_news() -> None:
+    story = Story(by_cause())
+    story.happens("vm.agent.lost", "h1", "v1")
+    story.after(10)
+    story.happens("vm.watchdog.reset_loop", "h1", "v2")
+    story.happens("vm.agent.connected", "h1", "v1")
+    story.after(10)
+    assert story.told[-1] == (
+        *("r", "worse", "problem"),
+        ["vm.watchdog.reset_loop", "vm.agent.connected"],
+    )
+
+
+def test_an_end_that_was_parked_is_told_by_what_ends_all() -> None:
+    story = Story(route())
+    story.happens("vm.crashed", "h1", "v1")
+    story.configure(silences=(silence(codes=("vm.restarted",)),))
+    story.happens("vm.restarted", "h1", "v1")
+    story.happens("vm.deleted", None, "v1")
+    assert [codes for _, codes in story.messages()] == [["vm.crashed"], ["vm.deleted"]]
 
 
 def test_the_same_again_within_its_time_is_not_told_and_not_after_its_end() -> None:

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 from notified_world import ADMIN, NotifiedWorld, open_notified
 
+from virtha.alerts.router import Decision, Router
 from virtha.control.history import message_of, severity_of
 from virtha.control.requests import (
     InhibitionCreate,
@@ -476,3 +477,58 @@ def test_what_became_of_events_is_forgotten_with_the_messages(
         )
 
     tell(story)
+
+
+def test_a_fault_of_the_router_keeps_nobody_from_being_told(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event by itself, at once; what waited is told when the fault is mended."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        waiting = await happens(world, "vm.agent.lost", "h1", "v0")
+        await world.route_all()
+        with monkeypatch.context() as broken:
+            broken.setattr(Router, "step", _fault)
+            crashed = await happens(world, "vm.crashed", "h1", "v1")
+            await pass_time(world, 60)
+            (view,) = await world.deliveries()
+            assert view.delivery.event_revision == crashed and view.delivery.about is None
+            (fate,) = (await world.control.events.fates(crashed)).routes
+            assert (fate.state, fate.code) == (FateState.TOLD, "notify.why.told_plainly")
+        await pass_time(world, 60)
+        assert [view.delivery.event_revision for view in await world.deliveries()] == [
+            crashed,
+            waiting,
+        ]
+
+    tell(story)
+
+
+def test_a_fault_in_looking_does_not_end_the_notifier(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtha.server.notifier.FAULT_PAUSE_S", 0.001)
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(codes=("vm.*",))
+        await happens(world, "vm.crashed", "h1", "v1")
+        with monkeypatch.context() as broken:
+            faults = 0
+
+            def fault(*_given: object) -> bool:
+                nonlocal faults
+                faults += 1
+                raise ZeroDivisionError
+
+            broken.setattr(Router, "concerned", fault)
+            async with world.notifying():
+                await world.until(lambda: faults > 3)
+                broken.undo()
+                await world.until(lambda: world.messengers.sent)
+
+    tell(story)
+
+
+def _fault(*_given: object) -> Decision:
+    raise ZeroDivisionError

@@ -51,6 +51,13 @@ ROUTING_REASONS: tuple[Code, ...] = (
     reason(
         7210, "notify.why.dropped", INFO, "its route was removed or switched off while it waited"
     ),
+    reason(
+        7211,
+        "notify.why.told_plainly",
+        WARNING,
+        "went out by itself, whatever the route says: routing failed inside the server",
+        help="A fault of virtha's own; the server's log has it. Report it.",
+    ),
     reason(7220, "notify.why.not_looked_at", INFO, "the routes have not come to it yet"),
     reason(
         7221, "notify.why.switched_off", INFO, "the route, its receiver or its user is switched off"
