@@ -67,6 +67,10 @@ ENGINE_PLAYS = tuple(
         "late_facts",
     )
 )
+ROUTED = (
+    "tests/unit/server/test_routed_notifications.py",
+    "tests/unit/alerts/test_router_at_random.py",
+)
 # The first that fits.
 STORIES = {
     "virtha/agent/disk_looks": ("tests/unit/agent/test_disk_looks.py",),
@@ -85,6 +89,8 @@ STORIES = {
         "tests/unit/server/test_power_desk.py",
         "tests/unit/server/test_led_power.py",
     ),
+    "virtha/alerts/": ROUTED,
+    "virtha/control/event_routing": ROUTED,
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

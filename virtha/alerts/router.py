@@ -39,6 +39,7 @@ RELEASE_WAIT_MS = 60_000
 """How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
 INCIDENT_PATIENCE_MS = 86_400_000
 """How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end."""
+SILENCE_SET = "notify.silence.set"
 HELD, PARKED, OPEN, RECENT = (
     MemberState.HELD,
     MemberState.PARKED,
@@ -76,12 +77,13 @@ class Tell(Value, frozen=True, kw_only=True):
 
 
 class Decision(Value, frozen=True, kw_only=True):
-    """``fates``: of those that are not in a message of this step. ``groups``: None where one is gone. ``wake_at``: when a step
-    without events may decide something; None: never."""
+    """``fates``: of those that are not in a message of this step. ``groups``: None where one is gone. ``uncounted``: groups
+    whose counted events are dropped. ``wake_at``: when a step without events may decide something; None: never."""
 
     tells: tuple[Tell, ...] = ()
     fates: tuple[Fate, ...] = ()
     groups: dict[GroupId, Group | None] = {}
+    uncounted: tuple[GroupId, ...] = ()
     wake_at: int | None = None
 
 
@@ -93,6 +95,7 @@ class Router:
         self._config = RoutingConfig()
         self._tells: list[Tell] = []
         self._fates: dict[tuple[Revision, SubscriptionId], Fate] = {}
+        self._uncounted: list[GroupId] = []
 
     @property
     def size(self) -> int:
@@ -112,7 +115,7 @@ class Router:
     def step(self, now: int, config: RoutingConfig, events: Sequence[Event]) -> Decision:
         """``now``: the server's wall clock. Events in their order, none twice."""
         self._now, self._config = now, config
-        self._tells, self._fates = [], {}
+        self._tells, self._fates, self._uncounted = [], {}, []
         live = {route.id: route for route in config.routes}
         for route_id in self._groups.routes():
             if route_id not in live:
@@ -132,6 +135,7 @@ class Router:
             tells=tuple(sorted(self._tells, key=lambda one: one.event_revision)),
             fates=tuple(self._fates.values()),
             groups=changed,
+            uncounted=tuple(self._uncounted),
             wake_at=min(moments, default=None),
         )
 
@@ -140,6 +144,8 @@ class Router:
             for member in group.members:
                 if member.state in (HELD, PARKED):
                     self._fate(group, member.event, FateState.SPARED, "notify.why.dropped")
+            if group.counted:
+                self._uncounted.append(group.id)
             self._groups.drop(group)
 
     # An event comes
@@ -244,7 +250,9 @@ class Router:
 
     def _hindrance(self, route: Subscription, event: Event) -> Hindrance | None:
         """What keeps it from being told: a silence, or a problem that this route tells of."""
-        for silence in self._config.silences:
+        # That somebody silences is told all the same: else one for all would hide itself.
+        silences = () if event.code == SILENCE_SET else self._config.silences
+        for silence in silences:
             if silence.begins <= self._now < silence.ends and fits_matcher(silence.matcher, event):
                 return Hindrance("notify.why.silenced", "notify.why.silenced_for_good", silence.id)
         for rule in self._config.inhibitions:
@@ -331,6 +339,11 @@ class Router:
         for member in [one for one in group.members if one.state is PARKED]:
             hindered = self._hindrance(route, member.event)
             if hindered is not None:
+                if hindered.by != member.by:  # the one ended, and there is another
+                    parked = replace(member, code=hindered.parked, by=hindered.by)
+                    group = _changed(group, member, parked)
+                    self._groups.put(group)
+                    self._fate(group, member.event, FateState.PARKED, hindered.parked, hindered.by)
                 continue
             wait_ms = RELEASE_WAIT_MS if member.code == "notify.why.inhibited" else 0
             if route.group_by is not GroupBy.NONE:

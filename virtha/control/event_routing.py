@@ -18,6 +18,7 @@ from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, ReceiverId, Revision
 from virtha.model.notification import Delivery
+from virtha.model.routing import FateState
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
@@ -28,8 +29,8 @@ from virtha.store.routing import (
     all_inhibitions,
     save_fates,
     save_groups,
+    settle_counted,
     silences_after,
-    tell_counted,
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
 
@@ -144,7 +145,10 @@ async def _write(
     await save_fates(tx, fates, new={event.revision for event in events})
     for one, tell in sent:
         if tell.counted_of is not None:
-            await tell_counted(tx, tell.counted_of, one.id, "notify.why.told")
+            told = FateState.TOLD
+            await settle_counted(tx, tell.counted_of, told, "notify.why.told", one.id)
+    for group_id in decision.uncounted:
+        await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
     return frozenset(tell.route.receiver_id for tell in decision.tells)
 

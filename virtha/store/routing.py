@@ -64,10 +64,14 @@ async def save_fates(
         await tx.connection.execute(_CHANGE_FATE, changes)
 
 
-async def tell_counted(
-    tx: WriteTransaction, group_id: GroupId, delivery_id: DeliveryId, code: str
+async def settle_counted(
+    tx: WriteTransaction,
+    group_id: GroupId,
+    state: FateState,
+    code: str,
+    delivery_id: DeliveryId | None = None,
 ) -> None:
-    """Those that the group only counted went out in that message."""
+    """What became of those that the group only counted."""
     await tx.connection.execute(
         update(event_fate)
         .where(
@@ -75,7 +79,7 @@ async def tell_counted(
             event_fate.c.code == COUNTED,
             event_fate.c.state == FateState.WAITS.value,
         )
-        .values(state=FateState.TOLD.value, code=code, delivery_id=delivery_id)
+        .values(state=state.value, code=code, delivery_id=delivery_id, at=tx.clock.wall_ms())
     )
 
 

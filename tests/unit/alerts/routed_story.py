@@ -148,20 +148,26 @@ class Story:
             for fate in tell.fates:
                 self.fates[fate.event_revision, fate.subscription_id] = fate
             if tell.counted_of is not None:
-                for key, fate in self.fates.items():
-                    if fate.group_id == tell.counted_of and fate.code == "notify.why.counted":
-                        self.fates[key] = msgspec.structs.replace(fate, state=FateState.TOLD)
+                self._settle_counted(tell.counted_of, FateState.TOLD)
             head = tell.event_revision
             listed = tell.note.revisions if tell.note else (head,)
             others = [self.events[one].code for one in listed if one != head]
             why = tell.note.reason.rpartition(".")[2] if tell.note else "alone"
             kind = tell.note.kind if tell.note else ""
             self.told.append((tell.route.id, why, kind, [self.events[head].code, *others]))
+        for group_id in decision.uncounted:
+            self._settle_counted(group_id, FateState.SPARED)
         for group_id, group in decision.groups.items():
             if group is None:
                 del self.groups[group_id]
             else:
                 self.groups[group_id] = group
+
+    def _settle_counted(self, group_id: GroupId, state: FateState) -> None:
+        for key, fate in self.fates.items():
+            waits = fate.state is FateState.WAITS and fate.code == "notify.why.counted"
+            if waits and fate.group_id == group_id:
+                self.fates[key] = msgspec.structs.replace(fate, state=state)
 
     def fate(self, revision: Revision, name: str = "r") -> str:
         """The last word of its code."""

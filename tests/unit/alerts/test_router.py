@@ -290,6 +290,27 @@ def test_a_silence_set_while_a_group_waits_holds_for_it() -> None:
     assert story.messages() == [("more", ["vm.agent.lost"])]
 
 
+def test_of_two_silences_the_later_end_counts() -> None:
+    """Found at random: it was looked at again and again from the first one's end on."""
+    story = Story(route(), silences=(silence("s", ends=30), silence("t", ends=900)))
+    lost = story.happens("vm.agent.lost", "h1", "v1")
+    story.after(31)
+    assert (story.fate(lost), story.fates[lost, "r"].by) == ("silenced", "t")
+    # As the database gives them: those that are over are no longer there.
+    story.configure(silences=(silence("t", ends=900),))
+    story.after(868)
+    assert story.messages() == []
+    story.after(1)
+    assert [codes for _, codes in story.messages()] == [["vm.agent.lost"]]
+
+
+def test_a_silence_of_all_does_not_hide_itself() -> None:
+    story = Story(route(), silences=(silence(codes=("*",)),))
+    story.happens("notify.silence.set")
+    story.happens("vm.crashed", "h1", "v1")
+    assert [codes for _, codes in story.messages()] == [["notify.silence.set"]]
+
+
 HOST_DOWN = rule("host.unreachable", "vm.*")
 
 
@@ -395,6 +416,16 @@ def test_what_is_beyond_in_quiet_hours_is_told_as_a_number_after_them() -> None:
     assert story.fate(alert) == "told", "an alert finds room"
     story.after(9 * 3_600)
     assert all(fate.state is FateState.TOLD for fate in story.fates.values())
+
+
+def test_what_was_only_counted_is_dropped_with_its_route() -> None:
+    story = Story(by_cause(quiet=NIGHT))
+    story.after(TO_NIGHT)
+    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(MEMBERS_MAX + 5)]
+    story.step(*made)
+    story.configure(routes=())
+    assert {fate.state for fate in story.fates.values()} == {FateState.SPARED}
+    assert story.groups == {}
 
 
 def test_no_more_groups_than_there_may_be() -> None:

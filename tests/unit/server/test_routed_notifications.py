@@ -175,7 +175,7 @@ def test_cut_off_at_every_write_a_group_is_told_whole_and_once(
         await host_dies(world)
         for seconds in (0, 5, 5, 1):
             world.clock.wall += seconds * 1_000
-            world.store.write = _cut(original)  # type: ignore[method-assign]
+            world.store.write = _cut(original, 0)  # type: ignore[method-assign]
             with contextlib.suppress(asyncio.CancelledError):
                 await world.control.deliveries.routing.route()
             world.store.write = original  # type: ignore[method-assign]
@@ -190,14 +190,40 @@ def test_cut_off_at_every_write_a_group_is_told_whole_and_once(
     tell(story)
 
 
-def _cut(original: Any) -> Any:
+def _cut(original: Any, kept: int) -> Any:
+    """Write transactions of which the first ``kept`` are kept, and the others cancelled before their commit."""
+    count = 0
+
     @contextlib.asynccontextmanager
     async def write() -> Any:
+        nonlocal count
+        count += 1
         async with original() as tx:
             yield tx
-            raise asyncio.CancelledError
+            if count > kept:
+                raise asyncio.CancelledError
 
     return write
+
+
+def test_a_decision_that_could_not_be_written_is_made_again(tell: Callable[[Story], None]) -> None:
+    """By the same server: what its router remembers is what was written. Whether one write of the step or the next fails."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        original = world.store.write
+        for kept in (0, 1):
+            await happens(world, "vm.agent.lost", "h1", f"v{kept}")
+            world.store.write = _cut(original, kept)  # type: ignore[method-assign]
+            with contextlib.suppress(asyncio.CancelledError):
+                await world.control.deliveries.routing.route()
+            world.store.write = original  # type: ignore[method-assign]
+            await world.route_all()
+        await pass_time(world, 10)
+        (view,) = await world.deliveries()
+        assert view.delivery.about is not None and len(view.delivery.about.revisions) == 2
+
+    tell(story)
 
 
 def test_nothing_is_written_while_nothing_concerns_a_route(tell: Callable[[Story], None]) -> None:
@@ -456,6 +482,34 @@ def test_the_quiet_hours_of_berlin(tell: Callable[[Story], None]) -> None:
         assert await world.deliveries() == []
         await pass_time(world, 60)
         assert len(await world.deliveries()) == 1
+
+    tell(story)
+
+
+def test_what_is_only_counted_has_a_fate_as_well(tell: Callable[[Story], None]) -> None:
+    """More events in quiet hours than a group keeps: told as a number after them, or dropped with the route."""
+
+    async def story(world: NotifiedWorld) -> None:
+        night = QuietHours(begins="22:00", ends="06:00")
+        for name in ("kept", "dropped"):
+            if name == "kept":
+                await world.add_mail()
+            await world.subscribe(
+                name=name, codes=("vm.*",), quiet=(night,), group_by=GroupBy.CAUSE
+            )
+        last = [await happens(world, "vm.crashed", "h1", f"v{number}") for number in range(205)][-1]
+        await world.route_all()
+        await world.control.subscriptions.delete(ADMIN, "dropped")
+        await pass_time(world, 8 * 3_600)
+        (view,) = await world.deliveries()
+        about = view.delivery.about
+        assert about is not None and about.counted + len(about.revisions) == 205
+        fates = {one.subscription: one for one in (await world.control.events.fates(last)).routes}
+        assert (fates["kept"].code, fates["kept"].delivery_id) == (
+            "notify.why.told",
+            view.delivery.id,
+        )
+        assert fates[None].code == "notify.why.dropped"
 
     tell(story)
 
