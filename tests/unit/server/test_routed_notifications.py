@@ -222,6 +222,9 @@ def test_a_decision_that_could_not_be_written_is_made_again(tell: Callable[[Stor
         await pass_time(world, 10)
         (view,) = await world.deliveries()
         assert view.delivery.about is not None and len(view.delivery.about.revisions) == 2
+        for revision in view.delivery.about.revisions:
+            (fate,) = (await world.control.events.fates(revision)).routes
+            assert fate.state is FateState.TOLD
 
     tell(story)
 
