@@ -95,9 +95,11 @@ def pytest_step(
 
 
 def lab_steps() -> list[Step]:
+    on_machines = set(test_files(r"pytest\.mark\.lab\b"))
     long = [
         pytest_step(f"lab-{Path(file).stem.removeprefix('test_')}", [file], "-m", "lab and long")
         for file in test_files(r"pytest\.mark\.long\b")
+        if file in on_machines
     ]
     kills = pytest_step(
         "lab-agent-kills",

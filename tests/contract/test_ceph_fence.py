@@ -107,6 +107,17 @@ def test_an_entry_of_somebody_else_is_left_when_a_host_is_back(place: CephPlace)
     place.ceph.ceph("osd", "blocklist", "rm", "127.0.0.4:0/0")
 
 
+def test_one_whose_end_was_never_read_back_is_lifted_too(place: CephPlace) -> None:
+    """A helper died between its change and its answer: what is ours is told by how far away its end is."""
+    fence = place.opened(CephBlocklist(of_user(place, "admin")))
+    blocked = fence.block(["127.0.0.6"])
+    place.ceph.ceph("osd", "blocklist", "add", "127.0.0.7:0/0", "3600")
+    unread = replace(blocked, addresses=("127.0.0.6", "127.0.0.7"), until_s=0)
+    assert fence.lift(unread, boot=BootId("b1"), runs=BootId("b2")) == ("127.0.0.7",)
+    assert "127.0.0.6:0/0" not in place.ceph.ceph("osd", "blocklist", "ls")
+    place.ceph.ceph("osd", "blocklist", "rm", "127.0.0.7:0/0")
+
+
 def test_a_host_that_is_shut_out_is_told_so(
     place: CephPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

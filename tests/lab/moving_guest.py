@@ -11,8 +11,6 @@ from virtha.model.errors import Unavailable
 from virtha.model.value import Value
 
 PATIENCE_S = 400.0
-WINDOW = 4_000
-"""So many of the newest records are all there: fewer than the slots, for it goes on writing while we look."""
 GENTLE_S = 0.2
 """A writer without a pause touches more memory than goes through slowly: such a move never comes to its end."""
 SLOW_MIB_S = 3
@@ -68,7 +66,10 @@ def records(story: Story, vm: str) -> Records:
     newest = max(there, default=0)
     # What was written while we looked may be newer, so what is judged is what was told before.
     judged = newest if before is None else before
-    wanted = range(max(1, judged - WINDOW), judged + 1)
+    # It goes on writing while we look, hundreds on a loaded machine: what a later one took the slot of is not to be there.
+    oldest = max(1, newest - SLOTS + 1)
+    assert oldest <= judged, "it wrote over all that was to be looked at"
+    wanted = range(oldest, judged + 1)
     return Records(last=last_record(story, vm), newest=newest, lost=frozenset(set(wanted) - there))
 
 

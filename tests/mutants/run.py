@@ -53,6 +53,7 @@ ENGINE_PLAYS = tuple(
         "boots_nobody_heard_of",
         "guessed_incarnations",
         "removed_hosts",
+        "storage_fence",
         "removed_while_nobody_led",
         "hold_and_ignore",
         "lease_domains",

@@ -79,6 +79,7 @@ from virtha.model.orders import (
     GrowLiveDisk,
     HeldVm,
     HostSettings,
+    LetInHost,
     MigrateVm,
     MigrationSide,
     MigrationWord,
@@ -94,6 +95,7 @@ from virtha.model.orders import (
     ResumeVm,
     ScanForeign,
     SettleMigration,
+    ShutOutHost,
     SnapshotAction,
     StartVm,
     StopMode,
@@ -415,6 +417,24 @@ ORDER_BODIES: tuple[OrderBody, ...] = (
     GrowLiveDisk(vm=VM, incarnation=Incarnation(3), disk_id=DISK.id, size_bytes=2 << 30),
     CancelWork(operation_id=OperationId("0b2f5f0e-dddd-4a7a-9d55-00000000000d"), step=1),
     EndPausedVm(vm_id=VM_ID, incarnation=Incarnation(7), by="engine"),
+    ShutOutHost(
+        host_id=HostId("0b2f5f0e-9999-4a7a-9d55-000000000008"),
+        boot=BOOT,
+        domain_id=DOMAIN,
+        fsid="0b2f5f0e-eeee-4a7a-9d55-00000000000e",
+        addresses=("10.0.0.5", "fd00::5"),
+        by="engine",
+    ),
+    LetInHost(
+        host_id=HostId("0b2f5f0e-9999-4a7a-9d55-000000000008"),
+        boot=BOOT,
+        runs=BootId("0b2f5f0e-ffff-4a7a-9d55-00000000000f"),
+        domain_id=DOMAIN,
+        fsid="0b2f5f0e-eeee-4a7a-9d55-00000000000e",
+        addresses=("10.0.0.5",),
+        until_s=2_000_000_000,
+        by="engine",
+    ),
 )
 
 

@@ -1,11 +1,12 @@
 """Disks of VMs that are RBD images: made, removed, and taken from whoever had them open (docs/adr/0019-heartbeat-on-rados.md)."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import structlog
+from msgspec import UNSET
 
 from virtha.agent import ceph_records
 from virtha.agent.answers import OK, Answer, refused
@@ -19,7 +20,7 @@ from virtha.agent.image_holders import (
     to_shut_out,
 )
 from virtha.agent.storage import ORDER_DEADLINE_MS, VmHeader, check_header, read_vm_header
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, Refused
 from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import InstallationId, StorageDomainId
 from virtha.model.orders import CreateDisk, DiskCheck, Order, StartVm
@@ -101,6 +102,30 @@ def look(pool: CephPool, name: str) -> dict[str, Any]:
 
 
 # Before a start
+
+
+async def await_maps(host: HostContext, order: StartVm) -> None:
+    """Before anything of the VM is read there: this host's client has the maps in which former holders are shut out (P3). Raises
+    Refused where a cluster of its disks is none of those that were named; OSError, VirthaError where that is not so yet."""
+    if order.ceph_epochs is UNSET:
+        return
+    epochs = order.ceph_epochs
+    for domain_id in sorted({disk.storage_domain_id for disk in order.vm.disks}):
+        domain = host.storage_domain(domain_id)
+        await host.workers.call(
+            domain, partial(_await_map, domain, epochs), deadline_ms=ORDER_DEADLINE_MS
+        )
+
+
+def _await_map(domain: StorageDomain, epochs: Mapping[str, int]) -> None:
+    """In the domain's worker."""
+    fsid = ceph_records.identity(domain.ceph)[0] if isinstance(domain.ceph, CephPool) else ""
+    if fsid not in epochs:
+        raise Refused(
+            f"a former holder is shut out of {', '.join(sorted(epochs))}, and storage domain {domain.name} is elsewhere",
+            fix="make sure that the host which had the VM is off, and confirm it as dead",
+        )
+    ceph_records.blocklist(_pool(domain)).wait_for(epochs[fsid])
 
 
 async def await_unopened(host: HostContext, order: StartVm) -> None:

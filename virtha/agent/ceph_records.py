@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from virtha.drivers.ceph_blocklist import CephBlocklist
 from virtha.drivers.ceph_client import CephClient, CephUnusable
 from virtha.drivers.ceph_library import MISMATCH
 from virtha.drivers.ceph_slots import no_write, unusable
@@ -31,10 +32,7 @@ _kept = threading.local()
 
 def ask(pool: CephPool, what: str, **words: Any) -> Any:
     """Of this thread's connection. Raises InvalidInput (a setting is wrong, it may not write), OSError."""
-    clients: dict[CephPool, CephClient] = _kept.__dict__.setdefault("clients", {})
-    client = clients.get(pool)
-    if client is None:
-        client = clients[pool] = CephClient(pool)
+    client = _client_of(pool)
     try:
         return client.ask(what, patience_ms=PATIENCE_MS, **words)
     except CephUnusable as error:
@@ -49,6 +47,19 @@ def ask(pool: CephPool, what: str, **words: Any) -> Any:
             fix="after its next boot, and once none of its VMs' old copies runs, remove that entry: 'ceph osd blocklist ls', "
             "'ceph osd blocklist rm ADDRESS'",
         ) from error
+
+
+def _client_of(pool: CephPool) -> CephClient:
+    clients: dict[CephPool, CephClient] = _kept.__dict__.setdefault("clients", {})
+    client = clients.get(pool)
+    if client is None:
+        client = clients[pool] = CephClient(pool)
+    return client
+
+
+def blocklist(pool: CephPool) -> CephBlocklist:
+    """Over this thread's connection: whatever it waits for, this thread's other questions have then."""
+    return CephBlocklist(pool, client=_client_of(pool))
 
 
 def close_all() -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from virtha.agent.answers import OK, Answer, of_error, outcome_of, refused
 from virtha.agent.host_context import HostContext
+from virtha.agent.order_ceph import CephOrders
 from virtha.agent.order_devices import DeviceOrders
 from virtha.agent.order_idle_disks import IdleDiskOrders
 from virtha.agent.order_inventory import InventoryOrders
@@ -35,6 +36,7 @@ from virtha.model.orders import (
     GrantedBody,
     GrowDisk,
     GrowLiveDisk,
+    LetInHost,
     MigrateVm,
     Order,
     PauseVm,
@@ -46,6 +48,7 @@ from virtha.model.orders import (
     ResumeVm,
     ScanForeign,
     SettleMigration,
+    ShutOutHost,
     StartVm,
     StopVm,
     UnplugDevice,
@@ -75,6 +78,7 @@ class OrderDesk:
         self._storage = StorageOrders(host)
         self._templates = TemplateOrders(host)
         self._idle_disks = IdleDiskOrders(host, self._power)
+        self._ceph = CephOrders(host)
         self._devices = DeviceOrders(host, self._power)
         self._live_disks = LiveDiskOrders(host, self._devices, host.freezer)
         self._stoppable: dict[tuple[str, int], asyncio.Task[Answer]] = {}
@@ -189,6 +193,10 @@ class OrderDesk:
                 return await self._power.resume(body)
             case EndPausedVm():
                 return await self._io_errors.end(body)
+            case ShutOutHost():
+                return await self._ceph.shut_out(body)
+            case LetInHost():
+                return await self._ceph.let_in(body)
             case DefineVm():
                 return await self._inventory.define(body)
             case ForgetVm():

@@ -9,7 +9,7 @@ import structlog
 from msgspec import UNSET
 
 from virtha.agent.answers import OK, Answer, of_error, refused
-from virtha.agent.ceph_images import await_unopened, take_over
+from virtha.agent.ceph_images import await_maps, await_unopened, take_over
 from virtha.agent.commands import is_gone
 from virtha.agent.files import Files
 from virtha.agent.host_context import HostContext
@@ -225,6 +225,7 @@ class PowerOrders:
         objection = await self.await_lease(vm, order.grant)
         if objection is not None:
             return objection
+        await await_maps(self._host, order)
         await self._disk_guard.check(order)
         await await_unopened(self._host, order)
         try:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from virtha import __version__
 from virtha.agent import ceph_records
+from virtha.agent.ceph_sight import CephSights
 from virtha.agent.fact_sink import FactSink
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.gate import PROOF_VM_ID
@@ -28,6 +29,7 @@ from virtha.agent.storage import (
     prepare_place,
     takes_direct_io,
 )
+from virtha.model.ceph import CephSight
 from virtha.model.domain import DomainReport
 from virtha.model.errors import Failed, VirthaError
 from virtha.model.evidence import ProbeAddress
@@ -231,6 +233,7 @@ class StorageReporter:
         """Where this host's heartbeat has its place, as far as this process knows."""
         self._told: dict[StorageDomainId, StorageReport] = {}
         self._looks: dict[Path, tuple[tuple[int, int], Image | None]] = {}
+        self._sights: dict[StorageDomainId, CephSights] = {}
         self._keys: dict[StorageDomainId, bytes] = {}
         """What libvirt was given."""
         self._again = asyncio.Event()
@@ -262,7 +265,7 @@ class StorageReporter:
             lost, back = self._leases.look()
             for domain in self._host.storage_domains():
                 if domain.id in lost:
-                    await self._tell(_lost(domain))
+                    await self._tell(self._lost(domain))
             if back:
                 self._again.set()
 
@@ -290,12 +293,18 @@ class StorageReporter:
                 deadline_ms=PROBE_DEADLINE_MS,
             )
         except (VirthaError, OSError) as error:
-            return StorageReport(storage_domain_id=domain.id, usable=False, detail=str(error))
+            return StorageReport(
+                storage_domain_id=domain.id,
+                usable=False,
+                detail=str(error),
+                ceph=self._known_sight(domain),
+            )
         (host.buffered.discard if direct else host.buffered.add)(domain.id)
         no_place = await self._keep_key(domain) or await self._give_place(domain)
         images = await self._images(domain, paths)
+        sight = await self._sight(domain)
         if domain.id in self._leases.lost:
-            return _lost(domain)
+            return self._lost(domain)
         return StorageReport(
             storage_domain_id=domain.id,
             usable=True,
@@ -303,6 +312,31 @@ class StorageReporter:
             size_bytes=size,
             free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
             images=images,
+            ceph=sight,
+        )
+
+    async def _sight(self, domain: StorageDomain) -> CephSight | UnsetType:
+        """How its cluster sees this host; as it was, where that can't be told now."""
+        if domain.ceph is UNSET:
+            return UNSET
+        sights = self._sights.setdefault(domain.id, CephSights(self._host.boot))
+        look = partial(sights.look, domain, self._host.clock.monotonic_ms())
+        try:
+            return await self._host.workers.call(domain, look, deadline_ms=PROBE_DEADLINE_MS)
+        except (VirthaError, OSError) as error:
+            _log.warning("not seen by Ceph", domain=domain.name, error=str(error))
+            return self._known_sight(domain)
+
+    def _known_sight(self, domain: StorageDomain) -> CephSight | UnsetType:
+        sights = self._sights.get(domain.id)
+        return sights.last or UNSET if sights is not None else UNSET
+
+    def _lost(self, domain: StorageDomain) -> StorageReport:
+        return StorageReport(
+            storage_domain_id=domain.id,
+            usable=False,
+            detail="this host's heartbeat there can't be renewed",
+            ceph=self._known_sight(domain),
         )
 
     async def _keep_key(self, domain: StorageDomain) -> str:
@@ -358,14 +392,6 @@ class StorageReporter:
         for gone in [p for p in self._looks if p.is_relative_to(below) and p not in present]:
             del self._looks[gone]
         return tuple(found)
-
-
-def _lost(domain: StorageDomain) -> StorageReport:
-    return StorageReport(
-        storage_domain_id=domain.id,
-        usable=False,
-        detail="this host's heartbeat there can't be renewed",
-    )
 
 
 async def _look_at(domain: StorageDomain, path: Path, stamp: tuple[int, int]) -> Image | None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from virtha.engine.cutting import StorageLetIn
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     CancelStart,
@@ -146,7 +147,10 @@ def _command_text(command: Command, names: Names) -> str:
         case OrderPower():
             return f"{command.action} by {command.device}, order {command.order_id}"
         case StorageFence():
-            return "cut off from shared storage"
+            helper, addresses = names.host(command.helper), ", ".join(command.addresses)
+            return f"{helper} is to shut it out of Ceph: {addresses}, order {command.order_id}"
+        case StorageLetIn():
+            return f"{names.host(command.helper)} is to let it in again, order {command.order_id}"
         case Poison():
             return "its slots are poisoned"
         case GiveWaiver(domain_id=domain_id):

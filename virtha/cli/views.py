@@ -4,6 +4,7 @@ from typing import Any
 
 from virtha.cli.output import Column, Object, View, at, moment, size
 from virtha.model.codes import render
+from virtha.model.host import format_version
 from virtha.model.time import format_duration_ms
 
 
@@ -118,11 +119,6 @@ VM = View(
 )
 
 
-def _version(number: Any) -> str:
-    """libvirt's and QEMU's numbering: major * 1,000,000 + minor * 1,000 + release."""
-    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}" if number else ""
-
-
 def _power(one: Object) -> str:
     """`bmc (level 1): tested 2026-01-31 12:00:00Z, it says on`."""
     test, name = one["test"], f"{one['name']} (level {one['level']})"
@@ -158,8 +154,8 @@ def _host_details(item: Object) -> list[tuple[str, Any]]:
         ("memory", f"{size(found['memory_bytes'])}, free {size(item['free_memory_bytes'])}"),
         ("overcommit", size(found["memory_overcommit_bytes"])),
         ("cpus", f"{found['cpus']} ({found['architecture']}, {found['domain_type']})"),
-        ("libvirt", _version(found["libvirt_version"])),
-        ("qemu", _version(found["qemu_version"])),
+        ("libvirt", format_version(found["libvirt_version"])),
+        ("qemu", format_version(found["qemu_version"])),
         ("watchdog models", found["watchdog_models"]),
         ("bridges", found["bridges"]),
         ("agent", found["agent_version"]),
@@ -181,7 +177,11 @@ HOST = View(
         Column("FREE", _size_at("free_memory_bytes")),
         Column("GATE", at("status", "capabilities", "gate_in_force")),
         Column("LAST SEEN", _time_at("status", "last_seen"), wide=True),
-        Column("LIBVIRT", lambda i: _version(i["status"]["capabilities"]["libvirt_version"]), True),
+        Column(
+            "LIBVIRT",
+            lambda i: format_version(i["status"]["capabilities"]["libvirt_version"]),
+            True,
+        ),
         Column("WATCHDOGS", at("status", "capabilities", "watchdog_models"), wide=True),
         Column("NUMBER", at("host", "number"), wide=True),
         Column("ID", at("host", "id"), wide=True),

@@ -16,15 +16,19 @@ from virtha.control.plan import Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move
+from virtha.engine.cutting import StorageFence, StorageLetIn
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.host_orders import (
     BY,
+    ceph_epochs,
     end_order,
+    let_in_order,
     migrate_order,
     receive_order,
     recorded_migration,
     settle_order,
+    shut_out_order,
     spent_grant,
 )
 from virtha.engine.recovery import UNWANTED
@@ -190,7 +194,13 @@ class EngineOrders:
         if grant is not None and grant.boot != command.boot:
             grant = None
         # Every former copy is proven dead, or was released: there is nothing to watch the disks for.
-        body = StartVm(vm=row.vm, grant=grant or wanted, by=BY, disk_check=DiskCheck.SKIP_PROVEN)
+        body = StartVm(
+            vm=row.vm,
+            grant=grant or wanted,
+            by=BY,
+            disk_check=DiskCheck.SKIP_PROVEN,
+            ceph_epochs=ceph_epochs(command.proofs),
+        )
         order = Order(
             operation_id=operation_id, step=STEP, term=lead.term, host_boot=command.boot, body=body
         )
@@ -250,6 +260,21 @@ class EngineOrders:
                 return
             body = EndPausedVm(vm_id=command.vm_id, incarnation=command.incarnation, by=BY)
             await self._send(tx, lead, host, command.boot, operation_id, body)
+
+    async def ask_helper(
+        self, cluster_id: ClusterId, lead: Lead, command: StorageFence | StorageLetIn
+    ) -> None:
+        """Sent once, over the session that there is: the engine asks again, or another one (P3). Raises Unavailable."""
+        body: OrderBody
+        if isinstance(command, StorageFence):
+            body = shut_out_order(command)
+        else:
+            body = let_in_order(command)
+        async with self._store.read() as tx:
+            helper = await find_host(tx, command.helper)
+            if helper is not None:
+                operation_id = operation_of(cluster_id, command.order_id)
+                await self._send(tx, lead, helper, command.helper_boot, operation_id, body)
 
     # Live migration
 

@@ -33,6 +33,7 @@ from virtha.engine.events import (
     SaveVm,
 )
 from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
+from virtha.model.ceph import CephSight
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
 from virtha.model.evidence import IdentityMatch, ProbeAddress, WatchedDisk
@@ -54,6 +55,7 @@ from virtha.store.changed import (
     adopted_on,
     all_host_ids,
     all_vm_ids,
+    ceph_sights,
     counts,
     hosts_changed,
     usable_storage,
@@ -92,6 +94,8 @@ class LedHost(Value, frozen=True, kw_only=True):
     """Usable from there, by its own word."""
     acknowledged: int
     """The last of its facts that it may forget."""
+    ceph: dict[StorageDomainId, CephSight] = {}
+    """How it is seen by the clusters of its domains on Ceph, by its agent's word; perhaps that of a former boot."""
     probed_at: tuple[ProbeAddress, ...] = ()
     """Where its guardian answers its neighbours, by its agent's word."""
 
@@ -332,6 +336,7 @@ async def _led_hosts(
 ) -> tuple[LedHost, ...]:
     ids = [row.host.id for row in rows]
     usable = await usable_storage(tx, ids)
+    sights = await ceph_sights(tx, ids)
     adopted = await adopted_on(tx, ids)
     power = await power_levels(tx, {row.host.id: row.host.cluster_id for row in rows})
     return tuple(
@@ -347,6 +352,7 @@ async def _led_hosts(
             gate_in_force=row.status.capabilities.gate_in_force,
             libvirt_connected=row.status.capabilities.libvirt_connected,
             storage_domains=usable.get(row.host.id, frozenset()),
+            ceph=sights.get(row.host.id, {}),
             acknowledged=row.fact_acknowledged,
             probed_at=probed_at(row.status),
         )

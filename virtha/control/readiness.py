@@ -30,6 +30,7 @@ from virtha.control.ready_checks import (
     worst_first,
 )
 from virtha.control.ready_room import without_room
+from virtha.control.ready_storage_fence import storage_fence_lacks
 from virtha.control.vm_views import VmViews
 from virtha.engine.records import HostRecord
 from virtha.model.codes import render
@@ -173,6 +174,7 @@ class Readiness:
             )
         )
         about = f"host/{row.host.name}"
+        found += [finding(about, one) for one in self._storage_fence(facts, row, record)]
         # Of an engine that leads: nothing is started by itself on such a storage, on no host.
         engine = self._leaders.explain_host(host_id)
         found += [finding(about, one) for one in engine if one.code == NOT_SHARED]
@@ -184,6 +186,18 @@ class Readiness:
             fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
             found.append(finding(about, Reason(code="ready.no_room", fields=fields)))
         return found
+
+    def _storage_fence(self, facts: _Facts, row: HostRow, record: HostRecord) -> list[Reason]:
+        names = facts.surroundings.storage_names
+        usable = facts.surroundings.usable
+        return storage_fence_lacks(
+            row.host,
+            row.status.boot,
+            record,
+            policy=facts.cluster.policy,
+            usable={key: name for key, name in names.items() if usable.get((row.host.id, key))},
+            on_ceph={one.domain_id for each in facts.records.values() for one in each.ceph},
+        )
 
     def _helpers(
         self, facts: _Facts, host_id: HostId, devices: Sequence[LedDevice]

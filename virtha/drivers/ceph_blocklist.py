@@ -45,8 +45,10 @@ class CephBlocklist:
         *,
         options: Mapping[str, str] | None = None,
         now_s: Callable[[], float] = time.time,
+        client: CephClient | None = None,
     ) -> None:
-        self._client = CephClient(pool, options=options)
+        """``client``: of whoever has one for that pool, and closes it; ``options`` are its own then."""
+        self._client = client or CephClient(pool, options=options)
         self._pool = pool
         self._now_s = now_s
 
@@ -109,7 +111,7 @@ class CephBlocklist:
 
     def lift(self, blocked: Blocked, *, boot: BootId, runs: BootId) -> tuple[str, ...]:
         """After the host is back: its entries would stand for years. ``boot``: that was blocked; ``runs``: that it is heard of
-        in. Returns addresses that stand there with an earlier end than ours: somebody else's entries, left to him. Again: the same.
+        in. Where its end was never read back, ours is what ends far enough away. Returns addresses that stand there with an earlier end than ours: somebody else's entries, left to him. Again: the same.
         Raises Refused where no other boot is known to run: the old copies may live; OSError where one of ours stands yet."""
         if not runs or boot == runs:
             raise Refused(
@@ -120,7 +122,8 @@ class CephBlocklist:
             )
         wanted = _wanted(blocked.addresses)
         standing = self._listed()
-        ours = [one for one in wanted if standing.get(one, 0.0) >= blocked.until_s]
+        until_s = blocked.until_s or self._now_s() + FAR_ENOUGH_S
+        ours = [one for one in wanted if standing.get(one, 0.0) >= until_s]
         for address in ours:
             self._change("rm", address)
         standing = self._listed()

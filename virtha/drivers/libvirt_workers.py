@@ -63,7 +63,7 @@ class Lane:
         def run() -> None:
             try:
                 answer = function()
-            except Exception as error:
+            except Exception as error:  # raised again where its answer is awaited
                 self._hand_over(loop, future, None, error)
             else:
                 self._hand_over(loop, future, answer, None)

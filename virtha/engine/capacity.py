@@ -42,6 +42,8 @@ class FeatureKind(StrEnum):
     ARCHITECTURE = "architecture"
     WATCHDOG = "watchdog"
     BRIDGE = "bridge"
+    CEPH = "ceph"
+    """A Ceph cluster, by its fsid, whose maps that host can be told to wait for (P3)."""
 
 
 class Feature(NamedTuple):

@@ -8,6 +8,7 @@ change of leader take one path: the records are read, and the next look goes on 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from virtha.engine.cutting import StorageFenced, StorageOpened
 from virtha.engine.drain import move_asked, moves_wanted, plan_moves
 from virtha.engine.early import facts_of_begun
 from virtha.engine.events import (
@@ -107,6 +108,7 @@ from virtha.engine.removal import (
 from virtha.engine.seen import vm_seen
 from virtha.engine.snapshot import EngineSnapshot, cluster_of, take_snapshot
 from virtha.engine.state import Cluster
+from virtha.engine.storage_fence import storage_fenced, storage_opened
 from virtha.engine.waiver import (
     session_told,
     storage_looks_at,
@@ -358,6 +360,8 @@ _HANDLERS: dict[type, Callable[[Cluster, Any], None]] = {
     PowerOrdered: power_ordered,
     PowerTested: power_tested,
     ProofFound: _proof_found,
+    StorageFenced: storage_fenced,
+    StorageOpened: storage_opened,
     WaiverOver: waiver_over,
     StartEnded: start_ended,
     KillEnded: kill_ended,

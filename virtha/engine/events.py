@@ -11,9 +11,12 @@ A step without intents has nothing to persist and may send at once.
 """
 
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.cutting import StorageFence as StorageFence
+from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.records import ClusterRecord, HostRecord, OrderId, VmRecord
+from virtha.model.ceph import CephSight
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, VmId
@@ -92,6 +95,7 @@ class HostSurveyed(Value, frozen=True, kw_only=True, tag="surveyed"):
     """Usable from there right now."""
     active: frozenset[VmId] = frozenset()
     """Managed VMs that have a QEMU there, in whatever state; none where only the rest is said again."""
+    ceph: dict[StorageDomainId, CephSight] = {}
 
 
 class LibvirtAnswered(Value, frozen=True, kw_only=True, tag="libvirt"):
@@ -383,6 +387,8 @@ EngineEvent = (
     | PowerOrdered
     | PowerTested
     | ProofFound
+    | StorageFenced
+    | StorageOpened
     | WaiverOver
     | StartEnded
     | KillEnded
@@ -466,13 +472,6 @@ class OrderPower(Value, frozen=True, kw_only=True, tag="order_power"):
     """From its sending until its end must be known."""
     not_after_ms: int = 0
     """Cluster time (M4); 0, in journals from before there was one: never."""
-
-
-class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):
-    """Cut the host off from shared storage where the driver can (P3); the proof comes back as an event."""
-
-    host_id: HostId
-    boot: BootId
 
 
 class Poison(Value, frozen=True, kw_only=True, tag="poison"):
@@ -563,6 +562,7 @@ Command = (
     | ReadPower
     | OrderPower
     | StorageFence
+    | StorageLetIn
     | Poison
     | GiveWaiver
     | EndWaiver

@@ -3,6 +3,7 @@
 The time of every piece of evidence is that of its receipt: no two clocks are compared.
 """
 
+from virtha.engine.cuts import note_sights
 from virtha.engine.early import is_kept, replaced, session_began, tells_of_now
 from virtha.engine.events import (
     BeatSeen,
@@ -112,6 +113,8 @@ def host_surveyed(cluster: Cluster, event: HostSurveyed) -> None:
         return
     replaced(node, event)
     node.survey = event
+    if event.ceph:
+        note_sights(node, event)
     if event.libvirt_connected and not node.libvirt_answers:
         sees_again(cluster, node)
     node.libvirt_answers = event.libvirt_connected

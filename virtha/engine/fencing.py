@@ -14,7 +14,6 @@ from virtha.engine.events import (
     PowerRead,
     PowerTested,
     ReadPower,
-    StorageFence,
 )
 from virtha.engine.incident import alive_after_all, give_up_fence, poison, proven
 from virtha.engine.permits import (
@@ -40,6 +39,7 @@ from virtha.engine.power_orders import (
 from virtha.engine.read_back import fold_reading, why_not_off
 from virtha.engine.records import FeedProgress, Fence, FenceStep, Incident, OrderId
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.storage_fence import is_wanted
 from virtha.engine.struck import tell_if_struck
 from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import IdentityMatch, PowerState
@@ -98,15 +98,12 @@ def _rewired(node: HostNode, fence: Fence) -> bool:
 
 def _send_again(cluster: Cluster, node: HostNode, incident: Incident) -> None:
     """What a former leader wrote down and may not have sent."""
-    if node.poison_sent or not (incident.poisoned or incident.storage_fenced):
+    if node.poison_sent or not incident.poisoned:
         return
     if poison_refusal(cluster, node) is not None:
         return
     node.poison_sent = True
-    if incident.poisoned:
-        poison(cluster, node, incident)
-    if incident.storage_fenced:
-        cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
+    poison(cluster, node, incident)
 
 
 # Beginning
@@ -119,6 +116,8 @@ def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | Non
         refusal(cluster, node, 0) or unlooked(cluster, node) or late_pause(cluster, node, incident)
     )
     if why_not is not None:
+        if why_not.code == "fence.blocked.no_device" and unlooked(cluster, node) is None:
+            _want_storage_fence(cluster, node)  # there is no order that could fail
         _tell_refusal(cluster, node, why_not)
         return why_not
     node.set_incident(told_written=False)  # written after an order of ours says more
@@ -143,6 +142,14 @@ def _poison(cluster: Cluster, node: HostNode, incident: Incident) -> None:
         node.set_incident(poisoned=True)
         node.poison_sent = True
         poison(cluster, node, incident)
+
+
+def _want_storage_fence(cluster: Cluster, node: HostNode) -> None:
+    """Where the policy names it; what it waits for from then on, ``storage_fence`` says."""
+    incident = node.record.incident
+    assert incident is not None
+    if is_wanted(cluster) and not incident.storage_fenced:
+        node.set_incident(storage_fenced=True)
 
 
 def _order_level(
@@ -372,10 +379,7 @@ def _again(
 
 def _exhausted(cluster: Cluster, node: HostNode, incident: Incident, fence: Fence) -> Reason | None:
     """A state of its own, with a policy: never an endless loop (F9)."""
-    wanted = Unreachable.STORAGE_FENCE in cluster.policy.fencing.unreachable
-    if wanted and not incident.storage_fenced and poison_refusal(cluster, node) is None:
-        node.set_incident(storage_fenced=True)
-        cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
+    _want_storage_fence(cluster, node)
     _poison(cluster, node, incident)
     if fence.rounds == 0:
         cluster.tell("fence.failed", host=node)

@@ -1,21 +1,28 @@
 """The engine's commands as what hosts are ordered. Pure, and the same for the server and the simulated world."""
 
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from virtha.engine.cutting import StorageFence, StorageLetIn
 from virtha.engine.ending import EndCopy
 from virtha.engine.events import CancelStart, MigrateCommand, SettleMigration, StartCommand
 from virtha.engine.records import Migration, VmRecord
 from virtha.model.ids import BootId, OperationId
 from virtha.model.orders import (
     Grant,
+    LetInHost,
     MigrateVm,
     MigrationSide,
     ReceiveVm,
+    ShutOutHost,
     StopMode,
     StopVm,
     Superseded,
 )
 from virtha.model.orders import SettleMigration as SettleOrder
+from virtha.model.proof import Proof
 from virtha.model.vm import PossibleCopy, Vm
 
 BY = "engine"
@@ -82,6 +89,40 @@ def end_order(command: EndCopy) -> StopVm:
         by=BY,
         superseded=Superseded(incarnation=command.newer, proof=command.proof),
     )
+
+
+def shut_out_order(command: StorageFence) -> ShutOutHost:
+    """To the helper (P3)."""
+    return ShutOutHost(
+        host_id=command.host_id,
+        boot=command.boot,
+        domain_id=command.domain_id,
+        fsid=command.fsid,
+        addresses=command.addresses,
+        by=BY,
+    )
+
+
+def let_in_order(command: StorageLetIn) -> LetInHost:
+    return LetInHost(
+        host_id=command.host_id,
+        boot=command.boot,
+        runs=command.runs,
+        domain_id=command.domain_id,
+        fsid=command.fsid,
+        addresses=command.addresses,
+        until_s=command.until_s,
+        by=BY,
+    )
+
+
+def ceph_epochs(proofs: Sequence[Proof]) -> dict[str, int] | UnsetType:
+    """What a start by these proofs has to wait for (P3); UNSET: nothing."""
+    epochs: dict[str, int] = {}
+    for proof in proofs:
+        for one in proof.maps:
+            epochs[one.fsid] = max(one.epoch, epochs.get(one.fsid, 0))
+    return epochs or UNSET
 
 
 def recorded_migration(command: SettleMigration, record: VmRecord | None) -> Migration | None:

@@ -8,6 +8,7 @@ ordered to start are held as before, the others end (G4, ``superseded``).
 from msgspec.structs import replace
 
 from virtha.engine.capacity import FeatureKind
+from virtha.engine.cuts import is_cut_off, tell_cut_off
 from virtha.engine.ended import note_ended, superseding
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
@@ -61,6 +62,11 @@ def sign_of_life(
     stands; a host that lives says so itself."""
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
+        if is_cut_off(node, incident):
+            tell_cut_off(cluster, node, via)
+            if incident.proof is None and incident.fence is not None:
+                _disqualify(cluster, node, via)
+            return
         if incident.proof is not None or (incident.once_proven and named):
             _contradiction(cluster, node, via)
         if incident.proof is not None:
@@ -372,6 +378,8 @@ def quarantine_if_due(cluster: Cluster, vm: VmNode) -> None:
 
 
 def alive_after_all(cluster: Cluster, node: HostNode, via: str) -> None:
+    if is_cut_off(node, node.record.incident):
+        return
     cluster.tell("host.alive_after_all", host=node, via=via)
     _lives_since_restore(cluster, node)
     _end_incident(cluster, node)
@@ -408,6 +416,8 @@ def holder_back(cluster: Cluster, vm: VmNode) -> None:
 
 def give_up_fence(cluster: Cluster, node: HostNode, why: str) -> None:
     """The host lives on although it was ordered off: nothing was proven, and it is not tried at once again."""
+    if is_cut_off(node, node.record.incident):
+        return
     cluster.tell("fence.failed_host_lives", host=node, detail=why)
     _lives_since_restore(cluster, node)
     _end_incident(cluster, node)

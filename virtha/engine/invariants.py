@@ -3,6 +3,7 @@ from the records. No VM is touched by that."""
 
 from collections.abc import Sequence
 
+from virtha.engine.cutting import StorageLetIn
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.events import (
     Command,
@@ -14,10 +15,12 @@ from virtha.engine.events import (
     SaveVm,
     SettleMigration,
     StartCommand,
+    StorageFence,
 )
 from virtha.engine.machine import Verdict
-from virtha.engine.records import MovePurpose, MoveStep, VmStage
+from virtha.engine.records import HostRecord, MovePurpose, MoveStep, VmStage
 from virtha.engine.state import Cluster
+from virtha.model.ids import HostId
 from virtha.model.power import PowerAction
 
 
@@ -41,12 +44,25 @@ def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Comman
             _check_superseded(cluster, command)
         elif isinstance(command, EndPaused):
             _check_end(cluster, command)
+        elif isinstance(command, StorageLetIn):
+            _check_let_in(cluster, command)
+        elif isinstance(command, StorageFence):
+            cuts = [cut for one in _hosts_saved(cluster, command.host_id) for cut in one.cuts]
+            asked = {one.order_id for cut in cuts for one in cut.asked}
+            assert command.order_id in asked, f"{command.host_id}: a stray storage fence"
     for intent in intents:
         if isinstance(intent, SaveVm):
             _check_vm(cluster, intent)
         elif isinstance(intent, SaveHost) and intent.record.incident is not None:
             incident = intent.record.incident
             assert all(proof.boot == incident.boot for proof in incident.proofs), "foreign proof"
+
+
+def _hosts_saved(cluster: Cluster, host_id: HostId) -> list[HostRecord]:
+    """As it is durable, also of a host that was removed."""
+    node = cluster.hosts.get(host_id)
+    saved = node.saved if node is not None else cluster.kept_hosts.get(host_id)
+    return [] if saved is None else [saved]
 
 
 def _check_start(cluster: Cluster, start: StartCommand) -> None:
@@ -164,6 +180,19 @@ def _check_power(cluster: Cluster, command: OrderPower) -> None:
         assert incident.proof is None, f"{name}: ordered off after the proof"
     if command.action is PowerAction.ON:
         assert incident.proof is not None, f"{name}: switched on before the proof was written"
+
+
+def _check_let_in(cluster: Cluster, command: StorageLetIn) -> None:
+    """P3: only for another boot, while none of its boots is being shut out of that cluster."""
+    node = cluster.hosts[command.host_id]
+    name = node.config.name
+    assert node.saved == node.record, f"{name}: a lift that is not durable"
+    assert node.record.incident is None, f"{name}: let in while it is judged dead"
+    assert command.boot != command.runs == node.record.boot, f"{name}: let in for the same boot"
+    mine = [cut for cut in node.record.cuts if cut.fsid == command.fsid]
+    assert all(cut.boot != command.runs for cut in mine), f"{name}: its present boot is shut out"
+    asked = {one.order_id for cut in mine for one in cut.lifting}
+    assert command.order_id in asked, f"{name}: a stray lift"
 
 
 def _check_vm(cluster: Cluster, intent: SaveVm) -> None:

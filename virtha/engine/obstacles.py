@@ -229,7 +229,7 @@ class Obstacles:
         """The code, and the names of what is missing."""
         missing = sorted(requirement.features - group.key.features)
         for code, kinds in (
-            ("recovery.blocked.storage", (FeatureKind.STORAGE,)),
+            ("recovery.blocked.storage", (FeatureKind.STORAGE, FeatureKind.CEPH)),
             ("recovery.blocked.tags", (FeatureKind.TAG,)),
             ("recovery.blocked.hardware", _HARDWARE),
         ):
@@ -241,7 +241,8 @@ class Obstacles:
     def _name(self, feature: Feature) -> str:
         if feature.kind is FeatureKind.STORAGE:
             return self._storage_names.get(StorageDomainId(feature.name), feature.name)
-        return f"{feature.kind} {feature.name}" if feature.kind in _HARDWARE else feature.name
+        named = feature.kind in _HARDWARE or feature.kind is FeatureKind.CEPH
+        return f"{feature.kind} {feature.name}" if named else feature.name
 
 
 _LACKS = (

@@ -1,11 +1,12 @@
 """The operator's word about a host (P6): bound to its boot and incident, and refused while anything speaks
 against it, unless forced with a reason. Poison and storage fence go out all the same."""
 
-from virtha.engine.events import BrakeLifted, DeathConfirmed, StorageFence
+from virtha.engine.events import BrakeLifted, DeathConfirmed
 from virtha.engine.incident import poison, proven, sides_left
 from virtha.engine.permits import lift_brake
 from virtha.engine.removal import hold_fast, is_removed, keep, node_of
 from virtha.engine.state import Cluster, HostNode, reason
+from virtha.engine.storage_fence import plan_storage_fence
 from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import PowerState
 from virtha.model.proof import Proof, ProofKind
@@ -32,7 +33,6 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
         poison(cluster, node, incident)
     if not incident.storage_fenced:
         node.set_incident(storage_fenced=True)
-        cluster.order(StorageFence(host_id=node.id, boot=incident.boot))
     detail = event.by if event.force_reason is None else f"{event.by}, forced: {event.force_reason}"
     proven(
         cluster,
@@ -46,6 +46,7 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
         ),
     )
     if removed:
+        plan_storage_fence(cluster, node)  # once: nobody looks at it any more
         keep(cluster, node)
         hold_fast(cluster, node)
     else:

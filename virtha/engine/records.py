@@ -135,6 +135,7 @@ class Incident(Value, frozen=True, kw_only=True):
     """More than one may come; the first is enough."""
     poisoned: bool = False
     storage_fenced: bool = False
+    """It is to be shut out of its storage: how far that is, is in ``HostRecord.cuts``."""
     blinked: bool = False
     disqualified: bool = False
     """A sign of that boot came after an order of ours: power readings of this incident prove nothing any more."""
@@ -209,6 +210,53 @@ class Waiver(Value, frozen=True, kw_only=True):
     """The host is asked to keep the lease again, and has not said that it does."""
 
 
+class SeenByCeph(Value, frozen=True, kw_only=True):
+    """How a cluster saw this host in ``boot``, by way of that domain: all that was told in that boot, for what was opened from a
+    former address is open yet."""
+
+    boot: BootId
+    domain_id: StorageDomainId
+    fsid: str
+    addresses: tuple[str, ...]
+    obstacle: str = ""
+
+
+class AskedHelper(Value, frozen=True, kw_only=True):
+    """Who may still carry out an order: until that very worker has answered a later one, or its boot is over."""
+
+    order_id: OrderId
+    host_id: HostId
+    boot: BootId
+    domain_id: StorageDomainId
+
+
+class StorageCut(Value, frozen=True, kw_only=True):
+    """One boot of this host is shut out of one Ceph cluster, or may be (P3). Durable before the order; it outlives the incident,
+    until the host was let in again in another boot."""
+
+    fsid: str
+    boot: BootId
+    addresses: tuple[str, ...]
+    """To be shut out, all of them."""
+    epoch: int = 0
+    """Of the map in which all were read back; 0: they were not, yet."""
+    until_s: int = 0
+    """UTC seconds: the earliest end that was read back."""
+    asked: tuple[AskedHelper, ...] = ()
+    """To shut it out."""
+    lifting: tuple[AskedHelper, ...] = ()
+    """To let it in: while one of these may come about, nothing is proven by a fence of this host (P3)."""
+    lifted: bool = False
+    touched: bool = False
+    """Something of it was done, or may have been: not every order was refused."""
+    error: str = ""
+    """What a helper said last of why not."""
+
+    @property
+    def may_stand(self) -> bool:
+        return not self.lifted and (self.touched or bool(self.asked))
+
+
 class HostRecord(Value, frozen=True, kw_only=True):
     host_id: HostId
     boot: BootId | None = None
@@ -239,6 +287,9 @@ class HostRecord(Value, frozen=True, kw_only=True):
     """Boots whose own session brought facts before it was told: a session of another boot, which may be the late one, ends
     none of them, whoever leads (P4). Until one begins."""
     waived: tuple[Waiver, ...] = ()
+    ceph: tuple[SeenByCeph, ...] = ()
+    """As it told of the last boot that told any."""
+    cuts: tuple[StorageCut, ...] = ()
     told: Told | None = None
     """None: in a database whose timeline is not known, or before this was kept."""
     name: str | None = None

@@ -4,6 +4,7 @@ A start elsewhere is possible only when nobody may hold the VM any more (G1), it
 the holders before the order goes out, and a start whose end nobody knows is taken back before another is tried (G2).
 """
 
+from virtha.engine.cuts import clusters_of
 from virtha.engine.dependencies import StartCondition
 from virtha.engine.early import forget_released
 from virtha.engine.ended import never_ran
@@ -325,7 +326,7 @@ def to_place(node: VmNode) -> VmToPlace:
         memory_bytes=config.memory_bytes,
         vcpus=config.vcpus,
         priority=config.priority,
-        features=config.features,
+        features=config.features | clusters_of(node.record.proofs),
         groups=config.groups,
         depends_on=config.depends_on,
         waits_since_ms=node.record.ready_ms,

@@ -39,6 +39,10 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
         cluster.dropped_hosts.append(event.host_id)
     else:
         node.set(name=node.config.name)
+        for cut in node.record.cuts:
+            if cut.may_stand:
+                addresses = ", ".join(cut.addresses)
+                cluster.tell("fence.storage.left", host=node, cluster=cut.fsid, addresses=addresses)
         keep(cluster, node)
         hold_fast(cluster, node)
 

@@ -155,7 +155,9 @@ def judged_anew(cluster: Cluster, config: EngineHost, record: HostRecord) -> Hos
     if was_proven:
         # It may live in that very boot for all that is known now: then it is heard, and tells.
         dead_boots = tuple(one for one in dead_boots if one != incident.boot)
-    return replace(record, incident=anew, struck_ms=struck_ms, dead_boots=dead_boots)
+    # What was read back then may have been lifted since.
+    cuts = tuple(replace(cut, epoch=0) for cut in record.cuts)
+    return replace(record, incident=anew, struck_ms=struck_ms, dead_boots=dead_boots, cuts=cuts)
 
 
 def may_hold(cluster: Cluster, node: HostNode) -> list[VmNode]:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.cutting import Asking
 from virtha.engine.early import subject_of
 from virtha.engine.events import HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
@@ -85,6 +86,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     sent_ms: Millis | None = None
     just_ordered: bool = False
     contradicted: bool = False
+    cutting: Asking = Asking()
     survey: HostSurveyed | None = None
     early: tuple[VmSeen | HostSurveyed, ...] = ()
     untold: bool = False

@@ -10,22 +10,9 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
 from virtha.engine.configured import EngineHost, EngineVm
-from virtha.engine.events import (
-    Command,
-    EndWaiver,
-    GiveWaiver,
-    HostSurveyed,
-    MigrateCommand,
-    MigrationWord,
-    MoveAsked,
-    Notice,
-    OrderPower,
-    Poison,
-    ReadPower,
-    StartCommand,
-    StorageFence,
-    VmSeen,
-)
+from virtha.engine.cutting import Asking
+from virtha.engine.events import Command, HostSurveyed, MigrationWord, MoveAsked, Notice, VmSeen
+from virtha.engine.lanes import lane_of
 from virtha.engine.machine import Verdict, VmTrigger, next_stage
 from virtha.engine.records import (
     ClusterRecord,
@@ -60,6 +47,7 @@ class HostNode:
         "broken_ms",
         "config",
         "contradicted",
+        "cutting",
         "disks_changed_ms",
         "due_ms",
         "early",
@@ -108,11 +96,10 @@ class HostNode:
         self.disks_changed_ms: Millis | None = None
         self.quiet_rounds = 0
         self.rounds_asked = 0
-        """In this suspicion; ``quiet_rounds`` of them came back without a change."""
+        """In this suspicion; ``quiet_rounds`` of them came back without a change, in ``reader_rounds`` somebody read its disks."""
         self.reader_rounds = 0
         self.blind = False
         """Nobody could be asked to read its disks, so soon after we began that this may change by itself (J3)."""
-        """Those of them in which somebody was asked to read its disks."""
         self.round = 0
         self.newcomers: set[HostId] = set()
         """Hosts that came within reach since it fell silent: each may see what none of the others could."""
@@ -138,6 +125,7 @@ class HostNode:
         """When that went out: not before it was written, which may take long."""
         self.contradicted = False
         """A sign of a boot that was proven dead was told."""
+        self.cutting = Asking()
         self.survey: HostSurveyed | None = None
         self.early: dict[str, VmSeen | HostSurveyed] = {}
         """Facts of a boot that has not begun, by VM; the survey's key is empty."""
@@ -505,7 +493,7 @@ class Cluster:
 
     def ordered_commands(self) -> tuple[Command, ...]:
         """Power first: fencing has its own lane."""
-        return tuple(sorted(self.commands, key=_lane))
+        return tuple(sorted(self.commands, key=lane_of))
 
     # Verdicts, counted
 
@@ -582,18 +570,6 @@ def _member(group: set[_Id], one: _Id, belongs: bool) -> None:
         group.add(one)
     else:
         group.discard(one)
-
-
-def _lane(command: Command) -> int:
-    match command:
-        case OrderPower() | ReadPower() | StorageFence() | Poison() | GiveWaiver() | EndWaiver():
-            return 0
-        case StartCommand():
-            return 2
-        case MigrateCommand():
-            return 3
-        case _:
-            return 1
 
 
 def reason(code: str, **fields: Scalar) -> Reason:

@@ -1,6 +1,7 @@
 """Whether a host may be given starts now, and from when on it may again."""
 
 from virtha.engine.capacity import Feature, FeatureKind, TargetHost, Unfit
+from virtha.engine.cuts import seen_by_ceph, shut_out_of
 from virtha.engine.machine import Verdict
 from virtha.engine.restored import has_told, is_missing, settle, settles_ms, tell_missing
 from virtha.engine.state import Cluster, HostNode
@@ -19,8 +20,12 @@ def refresh_target(cluster: Cluster, node: HostNode) -> None:
     config, survey = node.config, node.survey
     storage: frozenset[Feature] = frozenset()
     if survey is not None:
-        usable = survey.storage_domains - cluster.not_shared.keys()
-        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in usable)
+        usable = survey.storage_domains - cluster.not_shared.keys() - shut_out_of(node)
+        storage = frozenset(Feature(FeatureKind.STORAGE, one) for one in usable) | frozenset(
+            Feature(FeatureKind.CEPH, one.fsid)
+            for one in seen_by_ceph(node, survey.boot)
+            if one.domain_id in usable
+        )
     target = TargetHost(
         id=node.id,
         name=config.name,

@@ -2,6 +2,9 @@
 
 from collections.abc import Collection
 
+from msgspec import ValidationError, convert
+
+from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.ending import EndPaused
 from virtha.engine.events import (
     CopyReleased,
@@ -11,6 +14,7 @@ from virtha.engine.events import (
     MigrationEnded,
     StartCommand,
     StartEnded,
+    StorageFence,
     VmSeen,
 )
 from virtha.engine.move_answer import MoveAnswered
@@ -27,6 +31,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.ids import BootId, HostId, VmId
+from virtha.model.orders import ShutOut
 from virtha.model.vm import IO_PAUSES, NO_ROOM_PAUSE, VmState
 
 UNSENT = "migration.ended.unsent"
@@ -86,10 +91,21 @@ def active_vms(inventory: Inventory, managed: Collection[VmId]) -> frozenset[VmI
     return frozenset(active.intersection(managed))
 
 
-def ended(command: StartCommand | EndPaused, outcome: Outcome) -> StartEnded | KillEnded:
+Answered = StartCommand | EndPaused | StorageFence | StorageLetIn
+"""Commands that become an order each, whose outcome the engine is told."""
+
+
+def ended(
+    command: Answered, outcome: Outcome
+) -> StartEnded | KillEnded | StorageFenced | StorageOpened:
     """How the order ended that ``command`` became."""
-    if isinstance(command, StartCommand):
-        return _start_ended(command, outcome)
+    match command:
+        case StartCommand():
+            return _start_ended(command, outcome)
+        case StorageFence():
+            return _fenced(command, outcome)
+        case StorageLetIn():
+            return _opened(command, outcome)
     return KillEnded(
         order_id=command.order_id,
         host_id=command.host_id,
@@ -135,3 +151,41 @@ def _start_ended(start: StartCommand, outcome: Outcome) -> StartEnded:
         result=Result.UNKNOWN if runs else outcome.result,
         code=outcome.code,
     )
+
+
+def _fenced(command: StorageFence, outcome: Outcome) -> StorageFenced:
+    result, error = outcome.result, outcome.message or outcome.code or ""
+    told: ShutOut | None = None
+    if result is Result.OK:
+        try:
+            told = convert(outcome.fields, ShutOut)
+        except ValidationError:
+            # It says that it is done, and not what was read back.
+            result, error = Result.UNKNOWN, "its answer can't be understood"
+    return StorageFenced(
+        order_id=command.order_id,
+        host_id=command.host_id,
+        helper=command.helper,
+        result=result,
+        fsid=told.fsid if told else "",
+        addresses=_listed(told.addresses) if told else (),
+        epoch=told.epoch if told else 0,
+        until_s=told.until_s if told else 0,
+        error="" if told else error,
+    )
+
+
+def _opened(command: StorageLetIn, outcome: Outcome) -> StorageOpened:
+    ok = outcome.result is Result.OK
+    return StorageOpened(
+        order_id=command.order_id,
+        host_id=command.host_id,
+        helper=command.helper,
+        result=outcome.result,
+        left=_listed(str(outcome.fields.get("left", ""))) if ok else (),
+        error="" if ok else outcome.message or outcome.code or "",
+    )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(sorted(one for one in text.split(",") if one))

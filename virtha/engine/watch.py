@@ -11,6 +11,7 @@ from virtha.engine.machine import Verdict
 from virtha.engine.not_shared import split_reasons
 from virtha.engine.records import FenceStep, VmStage
 from virtha.engine.state import ABSENT, Cluster, HostNode, reason
+from virtha.engine.storage_fence import plan_lift, plan_storage_fence
 from virtha.engine.targets import look_at_waits, refresh_target
 from virtha.engine.verdict import (
     Judgement,
@@ -53,6 +54,7 @@ def _beats_on(cluster: Cluster, node: HostNode) -> bool:
         or node.leaving_ms is not None
         or node.untold
         or record.struck_ms
+        or record.cuts
         or _is_on_due(cluster, node)
     ):
         return False
@@ -84,12 +86,16 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
     elif judgement.verdict is Verdict.ISOLATED and incident.fence is None:
         # Seen alive before anything was done to it: nobody is to be shot (J2).
         alive_after_all(cluster, node, judgement.via)
-    waiting = None
+    waiting: list[Reason | None] = []
     if node.record.incident is not None:
-        waiting = plan_fence(cluster, node)
+        waiting.append(plan_fence(cluster, node))
+        if node.record.incident is not None:
+            waiting.append(plan_storage_fence(cluster, node))
         judgement = judge(cluster, node)
         _note(cluster, node, judgement)
-    node.reasons = judgement.reasons if waiting is None else (*judgement.reasons, waiting)
+    elif node.record.cuts:
+        waiting.append(plan_lift(cluster, node))
+    node.reasons = (*judgement.reasons, *(one for one in waiting if one is not None))
     if judgement.late or judgement.verdict in _ASKED_ABOUT:
         investigate(cluster, node)
     elif _beats(judgement) and _is_on_due(cluster, node):

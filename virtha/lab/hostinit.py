@@ -9,7 +9,7 @@ JSON file (written by ``node.py``):
     binds         [[from, to] …], bind mounts, in order
     tmpfs         [path …], mounted empty: what must vanish at boot
     devices       [name …] of /dev; the host sees no others
-    environment   variables of every service
+    environment   variables of every service, PATH among them
     services      [{name, command, log, wait_for?, enabled?}] in the order of starting;
                   wait_for: a path that must exist before the next one is started
 
@@ -36,7 +36,6 @@ from uuid import uuid4
 
 WAIT_FOR_S = 60.0
 LINE_BYTES_MAX = 65_536
-PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def mount(*words: str) -> None:
@@ -115,7 +114,7 @@ class Init:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={"PATH": PROGRAM_PATH, "HOME": "/root", **self.config["environment"]},
+                    env={"HOME": "/root", **self.config["environment"]},
                     cwd="/",
                     start_new_session=True,
                 )

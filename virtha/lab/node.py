@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from virtha.lab import network
+from virtha.lab.emulator import install_emulator
 from virtha.lab.namespaces import (
     ProcessId,
     command_line,
@@ -33,6 +34,7 @@ from virtha.lab.namespaces import (
 from virtha.lab.state import LabState, NodeState
 from virtha.model.errors import Failed, Unavailable
 
+PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_TIMEOUT_S = 60.0
 SERVICE_S = 120.0
 """On a machine with other work a program needs half a minute to begin, the first time."""
@@ -114,6 +116,14 @@ class Node:
         return self.shared / STORAGE_NAME
 
     @property
+    def _programs(self) -> Path:
+        return self.directory / "programs"
+
+    @property
+    def _is_emulating(self) -> bool:
+        return self.state.kind == "host" and self.lab.accelerator != "kvm"
+
+    @property
     def environment(self) -> dict[str, str]:
         return {
             "VIRTHA_ROOT": str(self.root),
@@ -145,6 +155,8 @@ class Node:
         (firmware / "product_uuid").write_text(f"{self.firmware_uuid}\n")
         (firmware / "product_serial").write_text(f"{self.namespace}\n")
         (etc / "qemu.conf").write_text(QEMU_CONF)
+        if self._is_emulating:
+            install_emulator(self._programs)
         (etc / "virtlogd.conf").write_text("max_clients = 64\n")
         (self.root / "etc/virtha/agent.properties").write_text(
             f"# Written by the lab, which measured it once for all its hosts.\n"
@@ -194,6 +206,7 @@ class Node:
         for service in services:
             service["log"] = str(self.logs / f"{service['name']}.log")
             service["enabled"] = services_on is None or service["name"] in services_on
+        programs = [str(self._programs), PROGRAM_PATH] if self._is_emulating else [PROGRAM_PATH]
         kvm = ("kvm",) if self.lab.accelerator == "kvm" else ()
         config = {
             "hostname": self.name,
@@ -208,7 +221,7 @@ class Node:
             if is_host
             else [],
             "devices": [*_BASE_DEVICES, *kvm],
-            "environment": self.environment,
+            "environment": {**self.environment, "PATH": ":".join(programs)},
             "services": services,
         }
         path = self.directory / "init.json"

@@ -6,6 +6,9 @@ boot-time clock and compares only within one ``boot``.
 
 from enum import StrEnum
 
+from msgspec import UNSET, UnsetType
+
+from virtha.model.ceph import CephSight
 from virtha.model.domain import DomainReport
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import BootId, Incarnation, OperationId, StorageDomainId, VmId
@@ -104,6 +107,8 @@ class StorageReport(Value, frozen=True, kw_only=True, tag="storage"):
     size_bytes: int = 0
     free_bytes: int = 0
     images: tuple[Image, ...] = ()
+    ceph: CephSight | UnsetType = UNSET
+    """Of a domain on Ceph, as it was last known in the present boot: an outage changes none of it."""
 
 
 class Result(StrEnum):

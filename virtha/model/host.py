@@ -69,6 +69,11 @@ class HostCapabilities(Value, frozen=True, kw_only=True):
     """Where its guardian answers its neighbours' probes (F1); left out by agents that know of none."""
 
 
+def format_version(number: int) -> str:
+    """libvirt's and QEMU's numbering, major * 1,000,000 + minor * 1,000 + release: ``7.2.22``; empty for 0, not known."""
+    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}" if number else ""
+
+
 class HostStatus(Value, frozen=True, kw_only=True):
     """What the server knows of a host."""
 

@@ -6,6 +6,8 @@ incarnation, with a coded reason (`order.refused.…`).
 
 from enum import StrEnum
 
+from msgspec import UNSET, UnsetType
+
 from virtha.model.host import StorageDomain
 from virtha.model.ids import (
     BootId,
@@ -15,6 +17,7 @@ from virtha.model.ids import (
     InstallationId,
     OperationId,
     SnapshotId,
+    StorageDomainId,
     TemplateId,
     Term,
     VmId,
@@ -57,6 +60,9 @@ class StartVm(Value, frozen=True, kw_only=True, tag="start"):
     by: str
     """Who asked: shown in the VM's reason."""
     disk_check: DiskCheck = DiskCheck.RUN
+    ceph_epochs: dict[str, int] | UnsetType = UNSET
+    """Per Ceph cluster, by its fsid, the map that its client must have before anything of the VM is read: in it a former holder is
+    shut out (P3). Each cluster of its disks is named, where any is."""
 
 
 class StopMode(StrEnum):
@@ -119,6 +125,51 @@ class EndPausedVm(Value, frozen=True, kw_only=True, tag="end_paused"):
     vm_id: VmId
     incarnation: Incarnation
     by: str
+
+
+class ShutOutHost(Value, frozen=True, kw_only=True, tag="shut_out_host"):
+    """Shut another host out of the Ceph cluster of that domain, by all these addresses, until it is let in (P3). Refused where one
+    of them is this host's own, or the domain is in another cluster than ``fsid``.
+
+    ``OK``: read back; its fields are a ``ShutOut``. ``FAILED``, ``UNKNOWN``: some of it may be done. Again: the same.
+    """
+
+    host_id: HostId
+    boot: BootId
+    domain_id: StorageDomainId
+    fsid: str
+    addresses: tuple[str, ...]
+    by: str
+
+
+class LetInHost(Value, frozen=True, kw_only=True, tag="let_in_host"):
+    """What ``ShutOutHost`` did is undone: that host was shut out in ``boot`` and is known to run in ``runs``. Refused where these are
+    the same. ``OK``: nothing of ours is left on the cluster's list; its fields are a ``LetIn``. Again: the same."""
+
+    host_id: HostId
+    boot: BootId
+    runs: BootId
+    domain_id: StorageDomainId
+    fsid: str
+    addresses: tuple[str, ...]
+    until_s: int
+    """UTC seconds, as it was read back; 0: it was not."""
+    by: str
+
+
+class ShutOut(Value, frozen=True, kw_only=True):
+    """In the fields of an answer, so lists are joined by commas."""
+
+    fsid: str
+    addresses: str
+    """Those that were read back."""
+    epoch: int
+    until_s: int
+
+
+class LetIn(Value, frozen=True, kw_only=True):
+    left: str
+    """Addresses that somebody else has put there, joined by commas."""
 
 
 class DefineVm(Value, frozen=True, kw_only=True, tag="define"):
@@ -377,6 +428,8 @@ OrderBody = (
     | PauseVm
     | ResumeVm
     | EndPausedVm
+    | ShutOutHost
+    | LetInHost
     | DefineVm
     | ForgetVm
     | PrepareStorage

@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+from msgspec import UNSET, UnsetType
+
+from virtha.model.ceph import CephEpoch
 from virtha.model.ids import BootId, HostId, StorageDomainId
 from virtha.model.value import Value
 
@@ -34,3 +37,10 @@ class Proof(Value, frozen=True, kw_only=True):
     detail: str = ""
     domain_ids: tuple[StorageDomainId, ...] = ()
     """Of a lease, or a storage fence: it says nothing about a VM with a disk in any other domain (P2, P3)."""
+    epochs: tuple[CephEpoch, ...] | UnsetType = UNSET
+    """Of a storage fence: see ``maps``."""
+
+    @property
+    def maps(self) -> tuple[CephEpoch, ...]:
+        """Whoever starts a VM by this proof waits for these (P3)."""
+        return () if self.epochs is UNSET else self.epochs

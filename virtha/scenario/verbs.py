@@ -163,6 +163,19 @@ VERBS: dict[str, Verb] = {
         words=(0, 16),
         help="lease [DOMAIN...]: storage leases on these domains; before the first host",
     ),
+    "ceph": Verb(
+        words=(0, 16),
+        help="ceph [DOMAIN...]: these domains are pools of one Ceph cluster, of which hosts can be shut out; before the first host",
+    ),
+    "ceph-sees": Verb(
+        words=(1, 1),
+        options=("as", "nat", "daemons"),
+        help="ceph-sees HOST [as=ADDRESS] [nat] [daemons]: how the cluster sees that host from now on",
+    ),
+    "at-ceph": Verb(
+        words=(3, 3),
+        help="at-ceph HOST before|done crash|freeze: what happens to its agent when it next works on the cluster's list for another host",
+    ),
     "stall-storage": Verb(
         words=(0, 0),
         options=("on", "domain"),

@@ -24,6 +24,7 @@ from virtha.control.engine_orders import (
 from virtha.control.engine_power import EnginePower
 from virtha.control.leading import Leading, LedHost, LedVm, Takeover
 from virtha.engine.capacity import FeatureKind
+from virtha.engine.cutting import StorageLetIn
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -50,6 +51,7 @@ from virtha.engine.events import (
     SettleMigration,
     StartCommand,
     StartEnded,
+    StorageFence,
     VmConfigured,
     VmRemoved,
 )
@@ -85,6 +87,9 @@ from virtha.wire.messages import Beat, PeerRole
 from virtha.wire.witness_messages import WitnessAnswer
 
 log = structlog.get_logger("virtha.server.engines")
+
+HELPING_MAX = 64
+"""Orders to helpers whose answers are awaited: of more the oldest have long been followed by others."""
 _PROCESSES = {PeerRole.AGENT: ProcessKind.AGENT, PeerRole.GUARDIAN: ProcessKind.GUARDIAN}
 Sessions = Callable[[HostId], Iterable[tuple[PeerRole, BootId]]]
 """Of a host, those that stand at this moment."""
@@ -148,6 +153,8 @@ class ClusterFeed:
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
+        self._helping: dict[OperationId, StorageFence | StorageLetIn] = {}
+        """What helpers were asked, oldest first."""
         """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
@@ -432,6 +439,7 @@ class ClusterFeed:
             gate_in_force=led.gate_in_force,
             libvirt_connected=led.libvirt_connected,
             storage_domains=led.storage_domains,
+            ceph=led.ceph,
             active=active_vms(inventory, self._vms),
         )
         # A list tells of its own moment: what it named may have been given back by the time its host says the rest again.
@@ -449,6 +457,7 @@ class ClusterFeed:
             gate_in_force=led.gate_in_force,
             libvirt_connected=led.libvirt_connected,
             storage_domains=led.storage_domains,
+            ceph=led.ceph,
         )
         if survey != before:
             self._surveys[host_id] = survey
@@ -460,6 +469,9 @@ class ClusterFeed:
             self.offer(ended(begun, outcome))
             if outcome.result is not Result.UNKNOWN:
                 self._begun.ended(outcome.operation_id)
+        helping = self._helping.pop(outcome.operation_id, None)
+        if helping is not None:
+            self.offer(ended(helping, outcome))
         left = self._leaving.pop(outcome.operation_id, None)
         if left is not None:
             self.offer(move_answer(left, left.source, outcome))
@@ -538,6 +550,11 @@ class ClusterFeed:
             case SettleMigration():
                 attempt = next(self._attempts)
                 await self._orders.settle(self.cluster_id, self.lead, command, attempt=attempt)
+            case StorageFence() | StorageLetIn():
+                while len(self._helping) >= HELPING_MAX:
+                    del self._helping[next(iter(self._helping))]
+                self._helping[operation_of(self.cluster_id, command.order_id)] = command
+                await self._orders.ask_helper(self.cluster_id, self.lead, command)
             case Investigate() if self.witnesses is not None:
                 self.witnesses.investigate(command)
             case Poison() if self.leases is not None:

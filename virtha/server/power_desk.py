@@ -250,6 +250,7 @@ class PowerDesk:
             async with self._test_slots:
                 return await self._test(test.command, test.waits_ms)
         except Exception as error:
+            # A driver's mistake, here and below: it is no answer of the device, and ends neither its lane nor this server.
             log.error("a power test broke", broke=_where(error), **_of(test.command))
             return DeviceAnswer(PowerReading(state=PowerState.UNKNOWN, code=FAILED), 0)
 

@@ -110,6 +110,7 @@ class SightingBook:
         try:
             return self._observed(intents, notices)
         except Exception:
+            # A mistake of ours about what people read of it; what the engine decides does not wait for that.
             _log.exception("what was seen of an incident can't be told")
             return NOTHING_OBSERVED
 

@@ -53,7 +53,7 @@ class Checkers:
 
     def one_writer_of(self, vm_id: VmId) -> None:
         """Asked whenever processors begin to run: only then can there be a second writer."""
-        hosts = self.world.running_on(vm_id)
+        hosts = self.world.may_write_on(vm_id)
         if len(hosts) > 1 and vm_id not in self.outside:
             raise Violation(f"{vm_id} runs on {hosts} at {self.world.kernel.now}")
 
@@ -152,7 +152,7 @@ class Checkers:
 
     def nothing_up_is_released(self, vm_id: VmId) -> None:
         known = self.world.server.vms[vm_id]
-        for name in self.world.running_on(vm_id):
+        for name in self.world.may_write_on(vm_id):
             if name not in known.holders and vm_id not in self.outside:
                 raise Violation(f"{known.vm.name} runs on {name}, which holds nothing")
 

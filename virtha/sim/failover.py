@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.cutting import StorageLetIn
 from virtha.engine.ending import EndCopy, EndPaused
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -42,10 +43,18 @@ from virtha.engine.events import (
     StorageFence,
     VmConfigured,
 )
-from virtha.engine.host_orders import BY, end_order, spent_grant
+from virtha.engine.host_orders import (
+    BY,
+    ceph_epochs,
+    end_order,
+    let_in_order,
+    shut_out_order,
+    spent_grant,
+)
 from virtha.engine.records import HostRecord
-from virtha.engine.told import active_vms, ended, event_of
+from virtha.engine.told import Answered, active_vms, ended, event_of
 from virtha.engine.turn import is_too_late, not_carried_out
+from virtha.model.ceph import CephSight
 from virtha.model.evidence import PowerState, ProcessKind
 from virtha.model.facts import (
     Fact,
@@ -54,7 +63,7 @@ from virtha.model.facts import (
     Result,
 )
 from virtha.model.ids import BootId, HostId, OperationId, StorageDomainId, Term, VmId
-from virtha.model.orders import EndPausedVm, StartVm
+from virtha.model.orders import EndPausedVm, LetInHost, ShutOutHost, StartVm
 from virtha.model.vm import OnIoError
 from virtha.sim.host import SimHost
 from virtha.sim.kernel import Actor
@@ -90,7 +99,7 @@ class Failover:
         """As the engine knows it."""
         self._policy = self._server.policy
         self._surveys: dict[str, HostSurveyed] = {}
-        self._begun: dict[str, StartCommand | EndPaused] = {}
+        self._begun: dict[str, Answered] = {}
         self._offered: dict[str, int] = dict(self._server.acknowledged)
         """The last fact of each host that the engine was given."""
         self._cancels = self._ends = 0
@@ -250,6 +259,7 @@ class Failover:
             libvirt_connected=self._world.hosts[host].libvirt_up,
             storage_domains=self._domains(host),
             active=active_vms(inventory, self._server.vms),
+            ceph=self._sights(host),
         )
         # As the server's: what is said again later names no copies.
         self._surveys[host] = replace(survey, active=frozenset())
@@ -259,12 +269,18 @@ class Failover:
         storage = self._world.storage
         return frozenset(one for one in self._world.domains if storage.reaches(host, one))
 
+    def _sights(self, host: str) -> dict[StorageDomainId, CephSight]:
+        ceph = self._world.ceph
+        return {} if ceph is None else ceph.sights(self._world.hosts[host])
+
     def storage_noticed(self, host: str) -> None:
         """Its agent says which domains it can use now: with its next session, if it has none."""
         before = self._surveys.get(host)
         if before is None or not self._gateway.agent_connected(host):
             return
-        survey = replace(before, storage_domains=self._domains(host))
+        survey = replace(
+            before, storage_domains=self._domains(host), ceph=self._sights(host) or before.ceph
+        )
         if survey == before or self._world.hosts[host].boot != survey.boot:
             return
         if self._agent_says(host, survey):
@@ -370,16 +386,15 @@ class Failover:
                 self._moves.begin(command)
             case SettleMigration():
                 self._moves.settle(command)
+            case StorageFence():
+                self._ask_helper(command, shut_out_order(command))
+            case StorageLetIn():
+                self._ask_helper(command, let_in_order(command))
             case Poison() if self.lease is not None:
                 self.lease.poison(command)
             case GiveWaiver() | EndWaiver() if self.lease is not None:
                 self.lease.carry_out(command)
-            case (
-                Poison(host_id=host_id)
-                | StorageFence(host_id=host_id)
-                | GiveWaiver(host_id=host_id)
-                | EndWaiver(host_id=host_id)
-            ):
+            case Poison(host_id=host_id) | GiveWaiver(host_id=host_id) | EndWaiver(host_id=host_id):
                 world.trace(f"nobody answers: {type(command).__name__} of {host_id}")
 
     def _hear(self, event: EngineEvent) -> None:
@@ -428,7 +443,7 @@ class Failover:
             grant = spent_grant(command)
         order = self._server.order(
             host,
-            StartVm(vm=known.vm, grant=grant, by=BY),
+            StartVm(vm=known.vm, grant=grant, by=BY, ceph_epochs=ceph_epochs(command.proofs)),
             operation_id=OperationId(command.order_id),
         )
         if granted:
@@ -461,6 +476,20 @@ class Failover:
         operation_id = OperationId(f"{command.order_id}.end{self._ends}")
         order = server.order(host, end_order(command), operation_id=operation_id)
         if self._gateway.agent_connected(host):
+            self._gateway.deliver(order)
+        del server.pending[operation_id]
+
+    def _ask_helper(
+        self, command: StorageFence | StorageLetIn, body: ShutOutHost | LetInHost
+    ) -> None:
+        """Once, over the session that there is, to that boot of it."""
+        server, helper = self._server, str(command.helper)
+        if not self._leads or server.boots.get(helper) != command.helper_boot:
+            return
+        operation_id = OperationId(command.order_id)
+        self._begun[operation_id] = command
+        order = server.order(helper, body, operation_id=operation_id)
+        if self._gateway.agent_connected(helper):
             self._gateway.deliver(order)
         del server.pending[operation_id]
 

@@ -11,6 +11,7 @@ from virtha.ports.hypervisor import GateRefused
 from virtha.sentinel.events import Command
 from virtha.sentinel.guardian import AgentGone
 from virtha.sim.agent import SimAgent
+from virtha.sim.ceph import SimCeph
 from virtha.sim.clock import HostClock
 from virtha.sim.guardian import SimGuardian
 from virtha.sim.kernel import Actor, Kernel
@@ -79,6 +80,8 @@ class SimHost:
         """The host's boot-time clock."""
         self.lease: HostLease | None = None
         """Where this world has storage leases."""
+        self.ceph: SimCeph | None = None
+        """Where this world has a cluster."""
         self.libvirt_up = False
         self.shutting_down = False
         self.disk = HostDisk()

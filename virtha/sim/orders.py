@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from virtha.model.domain import DomainReport
@@ -14,6 +15,7 @@ from virtha.model.orders import (
     AdoptVm,
     EndPausedVm,
     Grant,
+    LetInHost,
     MigrateVm,
     Order,
     PauseVm,
@@ -23,6 +25,7 @@ from virtha.model.orders import (
     ReleaseVm,
     ResumeVm,
     SettleMigration,
+    ShutOutHost,
     StartVm,
     StopMode,
     StopVm,
@@ -45,6 +48,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.moves import awaited, leaves, never_came
 from virtha.sentinel.stops import end_refusal, is_unfinished
+from virtha.sim.ceph import cluster_of
 from virtha.sim.move_desk import MoveDesk, MoveOrder
 
 if TYPE_CHECKING:
@@ -142,6 +146,7 @@ class OrderDesk:
         message: str = "",
         *,
         refusal: _Refused | None = None,
+        fields: Fields | None = None,
     ) -> None:
         agent = self.agent
         if agent.dead:
@@ -152,7 +157,7 @@ class OrderDesk:
             result=result,
             message=message,
             code=refusal.code if refusal else None,
-            fields=refusal.fields if refusal else {},
+            fields=refusal.fields if refusal else fields or {},
         )
         agent.host.disk.outcomes[order.operation_id] = outcome
         agent.emit([outcome])
@@ -172,6 +177,8 @@ class OrderDesk:
                 self.agent.locked(body.vm_id, partial(self._at_once, order, body.vm_id))
             case EndPausedVm() as body:
                 self.agent.locked(body.vm_id, partial(self._end_paused, order, body))
+            case ShutOutHost() | LetInHost() as body:
+                self._on_ceph(order, body)
             case ReceiveVm() | SettleMigration() as body:
                 self.agent.locked(body.vm.id, partial(self._move, order, body))
             case MigrateVm() as body:
@@ -195,6 +202,16 @@ class OrderDesk:
             self._end(order, result, refusal=refusal)
 
         self.agent.paused.end(body, answered)
+
+    def _on_ceph(self, order: Order, body: ShutOutHost | LetInHost) -> None:
+        def ended(fields: Fields | None, why: str) -> None:
+            result = Result.FAILED if fields is None else Result.OK
+            self._end(order, result, why, fields=fields)
+
+        try:
+            cluster_of(self.agent.host).carry_out(self.agent, body, ended)
+        except VirthaError as error:
+            self._end(order, Result.REFUSED, error.message)
 
     def _arrival_objection(self, order: ReceiveVm) -> Reason | None:
         objection = self._grant_objection(order.grant)
@@ -307,6 +324,9 @@ class OrderDesk:
                 refusal = _Refused(detail if detail == LEASE else "order.refused.grant_expired")
             self._unlocked(start, lambda: self._end(order, result, detail, refusal=refusal))
 
+        if start.ceph_epochs is not UNSET:
+            for epoch in start.ceph_epochs.values():
+                cluster_of(agent.host).wait_for(epoch)
         agent.starter.start(
             grant.vm_id,
             grant.incarnation,

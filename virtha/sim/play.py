@@ -28,6 +28,7 @@ from virtha.model.watchdog import parse_watchdog
 from virtha.ports.hypervisor import GateRefused, HypervisorError, HypervisorUnavailable
 from virtha.scenario.language import Scenario, Step
 from virtha.sentinel.events import HostShuttingDown, MigrationMarked
+from virtha.sim.ceph_faults import CephVerbs
 from virtha.sim.checkers import Checkers
 from virtha.sim.faults import FaultVerbs, explain_host, policy_from
 from virtha.sim.host import CRASH_POINTS, SimHost
@@ -94,6 +95,7 @@ class Player:
         self._verbs: dict[str, Callable[[Step], None]] = {
             **self.faults.verbs,
             **self.moves.verbs,
+            **CephVerbs(self.world, self.faults.host_called).verbs,
             "heal-all": self._heal_all,
             "hosts": self._hosts,
             "host": self._one_host,

@@ -76,17 +76,20 @@ class HostPath:
     def __init__(self) -> None:
         self.state = PathState.WELL
         self.awake = True
+        self.shut_out = False
+        """Its cluster takes nothing from this host."""
         self.running: dict[VmId, Writer] = {}
         self.queue: dict[tuple[VmId, Writer], int] = {}
         """(VM, writer) to the moment of the first write that has not landed."""
 
     @property
     def lands(self) -> bool:
-        return self.awake and self.state is PathState.WELL
+        return self.awake and self.state is PathState.WELL and not self.shut_out
 
     @property
     def reads(self) -> bool:
-        return self.awake and self.state in (PathState.WELL, PathState.READ_ONLY)
+        well = self.state in (PathState.WELL, PathState.READ_ONLY)
+        return self.awake and well and not self.shut_out
 
     @property
     def hangs(self) -> bool:
@@ -158,6 +161,16 @@ class SharedStorage:
         for name, domain in [key for key in self._paths if key[0] == host]:
             self._change(name, self.path(name, domain), awake=awake)
 
+    def shut_out(self, host: str, domain: StorageDomainId, *, out: bool) -> None:
+        """What waits in its kernel, and what it writes from now on, ends with an error; as soon as it is awake."""
+        path = self.path(host, domain)
+        if path.shut_out is out:
+            return
+        if out and path.hangs:
+            path.shut_out = True  # noticed when it thaws
+            return
+        self._change(host, path, shut_out=out)
+
     # What readers see
 
     def reaches(self, host: str, domain: StorageDomainId = SHARED) -> bool:
@@ -181,11 +194,13 @@ class SharedStorage:
         *,
         state: PathState | None = None,
         awake: bool | None = None,
+        shut_out: bool | None = None,
     ) -> None:
-        before = (path.state, path.awake)
+        before = (path.state, path.awake, path.shut_out)
         path.state = path.state if state is None else state
         path.awake = path.awake if awake is None else awake
-        if (path.state, path.awake) == before:
+        path.shut_out = path.shut_out if shut_out is None else shut_out
+        if (path.state, path.awake, path.shut_out) == before:
             return
         if not path.lands:
             if not path.hangs:

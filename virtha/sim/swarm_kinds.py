@@ -532,6 +532,9 @@ KINDS: tuple[Kind, ...] = (
 NOT_DRAWN: dict[str, str] = {
     "engine": "builds the world",
     "lease": "builds the world",
+    "ceph": "no random world has a cluster: stories of the storage fence have",
+    "ceph-sees": "needs a Ceph cluster",
+    "at-ceph": "needs a Ceph cluster",
     "hosts": "builds the world",
     "host": "builds the world",
     "vm": "builds the world",

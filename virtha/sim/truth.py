@@ -10,6 +10,7 @@ from virtha.engine.machine import Verdict
 from virtha.engine.records import Fence, OrderId
 from virtha.model.codes import REGISTRY
 from virtha.model.ids import BootId, HostId, Term, VmId
+from virtha.model.orders import LetInHost
 from virtha.model.proof import Proof, ProofKind
 from virtha.sim.checkers import Checkers, Violation
 from virtha.sim.engine_table import Lead
@@ -42,6 +43,7 @@ class Truth:
         world.on_engine_command = self.command_given
         world.on_written = self.written_under
         world.power.on_off = self.off_arrives
+        world.on_let_in = self.let_in
 
     # One writer
 
@@ -92,7 +94,7 @@ class Truth:
         if vm_id in self._checkers.outside:
             return
         for host in world.hosts.values():
-            if host.name == start.host_id:
+            if host.name == start.host_id or self._is_shut_out(start, host):
                 continue
             domain = host.libvirt.find(vm_id)
             if domain is not None and domain.qemu is not None:
@@ -101,6 +103,29 @@ class Truth:
                 raise Violation(
                     f"{vm_id} is started on {start.host_id} while {host.name} has writes of it queued"
                 )
+
+    def _is_shut_out(self, start: StartCommand, host: SimHost) -> bool:
+        """P3: by a proof about that very boot, of a VM whose disk is there; it may live, and writes nothing more once the
+        target has the map."""
+        ceph = self._world.ceph
+        cited = any(
+            proof.kind is ProofKind.STORAGE_FENCE
+            and (proof.host_id, proof.boot) == (host.name, host.boot)
+            for proof in start.proofs
+        )
+        if not cited or ceph is None:
+            return False
+        if not ceph.is_listed(host.name):
+            raise Violation(f"{start.vm_id} is started by a fence of {host.name}, which is let in")
+        if self._world.storage.domain_of(start.vm_id) not in ceph.domains:
+            raise Violation(f"{start.vm_id} is started by a fence, and has its disk elsewhere")
+        return True
+
+    def let_in(self, order: LetInHost) -> None:
+        """P3: only a host that is in another boot."""
+        host = self._world.hosts[order.host_id]
+        if host.boot == order.boot:
+            raise Violation(f"{host.name} is let in again in the boot that was shut out")
 
     # No endless fast loop (F9)
 

@@ -10,13 +10,14 @@ from virtha.engine.events import Command as EngineCommand
 from virtha.engine.events import Intent, PowerTested
 from virtha.model.domain import DomainEvent, DomainEventKind
 from virtha.model.ids import ClusterId, Incarnation, StorageDomainId, VmId
-from virtha.model.orders import OrderBody, StartVm
+from virtha.model.orders import LetInHost, OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Value
 from virtha.model.vm import Vm, VmState
 from virtha.model.watchdog import Watchdog
 from virtha.sentinel.events import VmRecord
 from virtha.sentinel.lease_events import HostNature
+from virtha.sim.ceph import SimCeph
 from virtha.sim.engine_table import Lead
 from virtha.sim.failover import Failover
 from virtha.sim.gateway import SimGateway
@@ -69,6 +70,8 @@ class World:
         self.with_engine = False
         self.database_up = True
         self.domains: list[StorageDomainId] = [SHARED]
+        self.ceph: SimCeph | None = None
+        """Where its domains are pools of a cluster."""
         self.slots: dict[StorageDomainId, SlotDomain] = {}
         """Where this world has leases."""
         self.storage_faults: dict[tuple[str, StorageDomainId], PathState] = {}
@@ -92,6 +95,8 @@ class World:
             lambda _point, _sent: None
         )
         """Whenever a leader passes a point of its turn (``leader.POINTS``), and what it sends there."""
+        self.on_let_in: Callable[[LetInHost], None] = lambda _order: None
+        """Whenever a host is taken from the list of its cluster."""
         self._server_starts = 0
         self._backup: dict[str, Any] | None = None
         self.backed_up_ms = 0
@@ -122,7 +127,17 @@ class World:
         self.bmc_network.attach(name)
         for domain_id in self.domains:
             self.storage.path(name, domain_id)
+        if self.ceph is not None:
+            self.ceph.add(name)
+            host.ceph = self.ceph
         return host
+
+    def keep_on_ceph(self, domains: Sequence[StorageDomainId]) -> None:
+        """Before there are hosts."""
+        self.domains += [one for one in domains if one not in self.domains]
+        self.ceph = SimCeph(self.kernel, self.storage, domains)
+        self.ceph.on_change = self._storage_noticed
+        self.ceph.on_let_in = lambda order: self.on_let_in(order)
 
     def keep_leases(self, domains: Sequence[StorageDomainId]) -> None:
         """From here on each new host has a slot on each of these domains: before there are hosts."""
@@ -381,6 +396,9 @@ class World:
                 )
             if host.lease is not None:
                 host.lease.paths_changed()
+        self._storage_noticed()
+
+    def _storage_noticed(self) -> None:
         failover = self.gateway.failover
         if failover is not None:
             for name in self.hosts:
@@ -439,6 +457,15 @@ class World:
             for host in self.hosts.values()
             for domain in [host.libvirt.find(vm_id)]
             if domain is not None and domain.qemu is not None and domain.qemu.running
+        ]
+
+    def may_write_on(self, vm_id: VmId) -> list[str]:
+        """Those of them that are not on their cluster's list."""
+        on_ceph = self.ceph is not None and self.storage.domain_of(vm_id) in self.ceph.domains
+        return [
+            name
+            for name in self.running_on(vm_id)
+            if not (on_ceph and self.ceph is not None and self.ceph.is_listed(name))
         ]
 
     def each_host(self, action: Callable[[SimHost], None]) -> None:

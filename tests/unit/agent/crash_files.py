@@ -46,9 +46,12 @@ class FullDisk(Files):
 
     def __init__(self) -> None:
         self.full = False
+        self.refused: list[str] = []
+        """Paths of what found no room."""
 
     def write(self, descriptor: int, data: bytes) -> None:
         if self.full:
+            self.refused.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
             os.write(descriptor, data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         super().write(descriptor, data)

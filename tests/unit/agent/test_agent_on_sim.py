@@ -202,7 +202,7 @@ def test_a_full_disk_stops_no_restart_but_an_ordered_start(bench: Bench) -> None
         )
         order = bench.order(StartVm(vm=bench.vm(WEB2, "web2"), grant=bench.grant(WEB2), by="ann"))
         bench.agent.on_order(order)
-        await asyncio.sleep(0.3)
+        await bench.until(lambda: any("/outcomes/" in path for path in files.refused))
         assert bench.hypervisor.libvirt.domain(WEB2).qemu is None
         files.full = False
         await bench.until(lambda: bool(bench.outcomes(order)))

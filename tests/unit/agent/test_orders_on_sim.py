@@ -186,6 +186,8 @@ def test_a_start_that_was_cut_off_while_paused_is_carried_on_within_its_grant(
                 "order.refused.grant_expired",
             )
             assert bench.hypervisor.libvirt.domain(WEB1).reason != "unpaused"
+            await bench.until(lambda: bench.released() != [])
+            assert qemu(bench) is None, "only what is gone is given back"
         else:
             assert outcome.result is Result.OK
             await bench.until(lambda: bench.state() == "running")
@@ -194,7 +196,7 @@ def test_a_start_that_was_cut_off_while_paused_is_carried_on_within_its_grant(
     if runs_out:
         bench.clock.ahead_ms = 60_000
     bench.run(second)
-    assert bench.released() == []
+    assert [fact.cause for fact in bench.released()] == [ReleaseCause.NEVER_RAN] * runs_out
 
 
 def test_a_start_whose_answer_never_came_is_unknown_until_the_next_list(

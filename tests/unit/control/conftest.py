@@ -1,6 +1,7 @@
 """A whole control over a real SQLite; hosts are played by the tests, through facts."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from virtha.control.requests import (
     VmStart,
 )
 from virtha.control.views import Caller, JoinAnswer, Page
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, Unavailable
 from virtha.model.event import Event
 from virtha.model.facts import (
     Fact,
@@ -311,9 +312,18 @@ class World:
     async def reopen(self) -> None:
         """The server dies and comes back: nothing but the database is left."""
         await self.store.close()
-        self.store = await open_store(str(self.store.database), clock=self.clock)
+        self.store = await self._opened()
         self.links = RecordingLinks()
         self.control = _control(self)
+
+    async def _opened(self) -> Store:
+        """A statement that was cancelled runs to its end in its own thread, and keeps the lock until then."""
+        deadline = time.monotonic() + 60.0
+        while True:
+            try:
+                return await open_store(str(self.store.database), clock=self.clock)
+            except Unavailable:
+                assert time.monotonic() < deadline
 
     async def host_state(self, name: str) -> HostState:
         return (await self.control.hosts.get(name)).status.state

@@ -21,6 +21,7 @@ from virtha.model.codes import Severity
 from virtha.model.errors import NotFound
 from virtha.model.evidence import PowerState
 from virtha.model.facts import HostReport, StorageReport
+from virtha.model.host import format_version
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
 from virtha.model.power_settings import AskedFrom, MachineIdentity, PowerDriver
@@ -214,6 +215,28 @@ def test_a_machine_that_differs_from_the_others_is_told(tell: Tell) -> None:
         await h1.tell(HostReport(capabilities=replace(able, gate_in_force=False)))
         found = await world.control.readiness.of_host("h1")
         assert "protection.gate" in codes(found) and found.verdict == "not_ready"
+
+    tell(story)
+
+
+def test_a_host_whose_moves_may_lose_memory_is_told(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        h1 = world.hosts["h1"]
+        able = (await world.control.hosts.get("h1")).status.capabilities
+        for domain_type, qemu_version, told in (
+            ("qemu", 7_002_022, {"ready.emulated"}),
+            ("qemu", 8_999_999, {"ready.emulated"}),
+            ("qemu", 9_000_000, set()),
+            ("qemu", 0, set()),
+            ("kvm", 7_002_022, set()),
+        ):
+            is_able = replace(able, domain_type=domain_type, qemu_version=qemu_version)
+            await h1.tell(HostReport(capabilities=is_able))
+            found = await world.control.readiness.of_host("h1")
+            assert codes(found) == told, (domain_type, qemu_version)
+            if told:
+                assert f"QEMU {format_version(qemu_version)}:" in found.findings[0].text
 
     tell(story)
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 from played_moves import PlayedMoves
 
+from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.configured import EngineHost, EngineVm
+from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.ending import EndCopy
 from virtha.engine.engine import Engine
 from virtha.engine.events import (
@@ -40,14 +42,16 @@ from virtha.engine.events import (
     SettleMigration,
     StartCommand,
     StartEnded,
+    StorageFence,
     VmConfigured,
     VmSeen,
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import ClusterRecord, EngineRecords, HostRecord, VmRecord
+from virtha.model.ceph import CephSight
 from virtha.model.evidence import Answer, IdentityMatch, PowerState, ProcessKind
 from virtha.model.facts import Result
-from virtha.model.ids import BootId, HostId, Incarnation, Term, VmId
+from virtha.model.ids import BootId, HostId, Incarnation, StorageDomainId, Term, VmId
 from virtha.model.policy import Policy
 from virtha.model.power import PowerAction, PowerDeviceId, PowerFeed, PowerLevel
 from virtha.model.time import Millis
@@ -89,6 +93,10 @@ class PlayedHost:
         self.bmc_strikes: PlayedHost = self
         """Whose power it really switches."""
         self.storage = True
+        self.ceph: dict[StorageDomainId, CephSight] = {}
+        """As it tells: per domain."""
+        self.fences: Result | None = Result.OK
+        """As a helper; None: it does not answer."""
         self.silent_ticks = 0
 
     @property
@@ -134,6 +142,9 @@ class Play:
         """Kept beside them: asked at every tick, a look through all of them is most of a long play."""
         self.saved: dict[str, Intent] = {}
         self.inbox: list[EngineEvent] = []
+        self.shut_out: set[tuple[str, str]] = set()
+        """Cluster and address: what helpers put on Ceph's list."""
+        self.epoch = 100
         self.moves = PlayedMoves(self)
         self.answers = True
         self.levels = levels
@@ -187,10 +198,20 @@ class Play:
                 boot=host.boot,
                 gate_in_force=True,
                 libvirt_connected=True,
-                storage_domains=frozenset({"ds1"}) if host.storage else frozenset(),
+                storage_domains=frozenset({"ds1", *host.ceph}) if host.storage else frozenset(),
                 active=frozenset(host.running),
+                ceph=host.ceph,
             )
         )
+
+    def tell_ceph(self, *domains: str, fsid: str = "cluster-1") -> None:
+        """Each host says by which address that cluster sees it."""
+        for host in self.hosts.values():
+            for domain in domains:
+                sight = CephSight(boot=host.boot, fsid=fsid, addresses=(f"10.0.0.{host.number}",))
+                host.ceph[StorageDomainId(domain)] = sight
+            self.survey(host)
+        self.tick()
 
     def test_power(self, host: PlayedHost) -> None:
         for level in range(1, self.levels + 1):
@@ -336,8 +357,49 @@ class Play:
                 host = self.hosts[command.host_id]
                 if host.alive and host.confirms_cancel:
                     self._release(host, command.vm_id, command.incarnation)
+            case StorageFence():
+                self._shut_out(command)
+            case StorageLetIn():
+                self._let_in(command)
             case _:
                 pass
+
+    def _shut_out(self, command: StorageFence) -> None:
+        helper = self.hosts[command.helper]
+        if not helper.alive or helper.fences is None or helper.boot != command.helper_boot:
+            return
+        ok = helper.fences is Result.OK
+        if ok:
+            self.epoch += 1
+            self.shut_out.update((command.fsid, one) for one in command.addresses)
+        self.inbox.append(
+            StorageFenced(
+                order_id=command.order_id,
+                host_id=command.host_id,
+                helper=helper.id,
+                result=helper.fences,
+                fsid=command.fsid,
+                addresses=command.addresses if ok else (),
+                epoch=self.epoch if ok else 0,
+                until_s=2_000_000_000 if ok else 0,
+                error="" if ok else "no permission",
+            )
+        )
+
+    def _let_in(self, command: StorageLetIn) -> None:
+        helper = self.hosts[command.helper]
+        if not helper.alive or helper.fences is None or helper.boot != command.helper_boot:
+            return
+        if helper.fences is Result.OK:
+            self.shut_out -= {(command.fsid, one) for one in command.addresses}
+        self.inbox.append(
+            StorageOpened(
+                order_id=command.order_id,
+                host_id=command.host_id,
+                helper=helper.id,
+                result=helper.fences,
+            )
+        )
 
     def _release(self, host: PlayedHost, vm_id: VmId, incarnation: Incarnation) -> None:
         self.inbox.append(
@@ -464,6 +526,12 @@ class Play:
 
     def vm_record(self, vm_id: str) -> VmRecord:
         return next(one for one in self.engine.records().vms if one.vm_id == vm_id)
+
+
+def on_ceph(name: str, *domains: str) -> EngineVm:
+    """With a disk in each."""
+    storage = (Feature(FeatureKind.STORAGE, one) for one in domains or ("rbd1",))
+    return vm(name, features=frozenset(storage))
 
 
 def vm(name: str, *, ha: bool = True, **changes: object) -> EngineVm:

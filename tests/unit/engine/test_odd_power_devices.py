@@ -1,7 +1,7 @@
 """Power devices that don't do what they should: what is tried next, and what proves nothing (P1)."""
 
 import pytest
-from engine_driver import Play, vm
+from engine_driver import Play, on_ceph, vm
 from engine_review_driver import playing
 
 from virtha.engine.events import (
@@ -17,7 +17,7 @@ from virtha.engine.events import (
 from virtha.engine.machine import Verdict
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.ids import BootId, HostId
-from virtha.model.policy import FencingPolicy, Unreachable
+from virtha.model.policy import FencingPolicy, Policy, Unreachable
 from virtha.model.power import PowerDeviceId
 
 
@@ -91,17 +91,25 @@ def test_the_power_state_is_asked_at_the_first_late_beat():
     assert play.verdict("h1") is Verdict.ALIVE and "host.suspected" not in play.told()
 
 
+def on_a_cluster(fencing: FencingPolicy) -> Play:
+    play = Play(4, policy=Policy(fencing=fencing), vms=[on_ceph("v1")])
+    play.tell_ceph("rbd1")
+    play.on_command = lambda command: isinstance(command, StorageFence)
+    play.run("v1", "h1")
+    return play
+
+
 def test_a_storage_fence_is_asked_for_where_the_policy_names_it():
     ways = (Unreachable.NEXT_LEVEL, Unreachable.STORAGE_FENCE, Unreachable.OPERATOR)
-    play = playing(fencing=FencingPolicy(unreachable=ways))
+    play = on_a_cluster(FencingPolicy(unreachable=ways))
     play.hosts["h1"].hang()
     play.hosts["h1"].bmc_refuses = "power.password"
     play.until(lambda: play.sent(StorageFence) != [])
-    assert play.sent(Poison) == []
+    assert play.offs() and play.sent(Poison) == []
 
 
 def test_a_hold_stops_the_storage_fence_too():
-    play = playing(fencing=FencingPolicy(unreachable=(Unreachable.STORAGE_FENCE, Unreachable.WAIT)))
+    play = on_a_cluster(FencingPolicy(unreachable=(Unreachable.STORAGE_FENCE, Unreachable.WAIT)))
     play.hosts["h1"].hang()
     play.hosts["h1"].bmc_dead = True
     attempts = play.policy.fencing.attempts_per_device

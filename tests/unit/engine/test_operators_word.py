@@ -33,8 +33,10 @@ def confirm(play: Play, *, force: str | None = None, boot: str = "h1b1", inciden
     play.tick()
 
 
-def unproven(**settings: object) -> Play:
+def unproven(*, ceph: bool = False, **settings: object) -> Play:
     play = playing(fencing=FencingPolicy(action=FencingAction.NOTHING), **settings)
+    if ceph:
+        play.tell_ceph("rbd1")
     play.hosts["h1"].cut()
     play.hosts["h1"].bmc_dead = True
     play.until(lambda: play.verdict("h1") is Verdict.DEAD_UNPROVEN)
@@ -42,10 +44,13 @@ def unproven(**settings: object) -> Play:
 
 
 def test_an_operators_word_is_proof_and_fences_all_the_same():
-    play = unproven()
+    """P6. What it shut out is that host, by what it told while it lived, and its VM does not wait for that."""
+    play = unproven(ceph=True)
     play.advance(60_000)
     confirm(play)
     play.until(lambda: play.where("v1") != [], within_ms=1_000)
+    play.until(lambda: play.shut_out == {("cluster-1", "10.0.0.1")})
+    play.advance(60_000)
     assert len(play.sent(Poison)) == 1 and len(play.sent(StorageFence)) == 1
 
 

@@ -165,7 +165,8 @@ def test_a_host_that_is_cut_off_from_its_disks_may_live():
     moved(play)
     wakes(play)
     assert play.verdict("h1") is Verdict.DEAD_PROVEN
-    assert play.told().count("host.alive_though_proven_dead") == 1
+    assert play.told().count("host.lives_cut_off") == 1
+    assert "host.alive_though_proven_dead" not in play.told()
     assert play.sent(EndCopy) == [] and "h1" not in held(play)
 
 

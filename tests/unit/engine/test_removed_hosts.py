@@ -16,7 +16,6 @@ from virtha.engine.events import (
     ProofFound,
     SaveHost,
     StartCommand,
-    StorageFence,
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import HostRecord, Incident, VmStage
@@ -91,12 +90,13 @@ def test_a_host_with_nothing_on_it_goes_without_a_word():
 
 def test_the_operators_word_frees_them():
     play = playing()
+    play.tell_ceph("rbd1")
     remove(play)
     play.advance(61_000)
     play.hosts["h1"].cut()
     confirm(play)
     play.until(lambda: play.where("v1") not in ([], ["h1"]), within_ms=5_000)
-    assert play.sent(Poison) != [] and play.sent(StorageFence) != []
+    assert play.sent(Poison) != [] and play.shut_out == {("cluster-1", "10.0.0.1")}
     assert "host.proven_dead" in play.told()
     assert "h1b1" in saved(play).dead_boots
 

@@ -21,12 +21,14 @@ from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.readiness import READINESS_REASONS
 from virtha.model.codes.reasons import REASONS as _REASONS
 from virtha.model.codes.routing import ROUTING_REASONS
+from virtha.model.codes.storage_fence import STORAGE_FENCE_EVENTS, STORAGE_FENCE_REASONS
 from virtha.model.codes.superseded import SUPERSEDED_EVENTS, SUPERSEDED_REASONS
 
 EVENTS = (
     *_EVENTS,
     *IO_ERROR_EVENTS,
     *FAILOVER_EVENTS,
+    *STORAGE_FENCE_EVENTS,
     *SUPERSEDED_EVENTS,
     *LEASE_EVENTS,
     *NOTIFICATION_EVENTS,
@@ -38,6 +40,7 @@ REASONS = (
     *READINESS_REASONS,
     *FAILOVER_REASONS,
     *MOVE_REASONS,
+    *STORAGE_FENCE_REASONS,
     *SUPERSEDED_REASONS,
     *LEASE_REASONS,
     *NOTIFICATION_REASONS,

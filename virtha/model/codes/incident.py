@@ -71,7 +71,7 @@ INCIDENT_REASONS: tuple[Code, ...] = (
         6316, "incident.fence.on_taken", INFO, "the order to switch {host} on was taken", "host"
     ),
     reason(6317, "incident.poisoned", WARNING, "its slots are poisoned: its lease runs out"),
-    reason(6318, "incident.storage_fenced", WARNING, "it was cut off from shared storage"),
+    reason(6318, "incident.storage_fenced", WARNING, "it is to be shut out of its storage"),
     reason(
         6319,
         "incident.proof",

@@ -151,6 +151,15 @@ READINESS_REASONS: tuple[Code, ...] = (
         help="Install the same version on both: docs/guide/install.md, Upgrade.",
     ),
     reason(
+        5677,
+        "ready.emulated",
+        WARNING,
+        "{host} emulates its guests' processors with QEMU {qemu}: a live migration from it may lose what a guest wrote to its memory",
+        "host",
+        "qemu",
+        help="Let it use KVM (hypervisor.type in agent.properties), or install QEMU 9.0 or later. Until then shut such VMs down before they change hosts.",
+    ),
+    reason(
         5662,
         "ready.server_on_host",
         ERROR,
@@ -226,5 +235,32 @@ READINESS_REASONS: tuple[Code, ...] = (
         "why",
         help="'virtha storage show' says what is wrong with it there; just after the server's or the host's start it takes a moment. Does "
         "its guardian run: systemctl status virtha-guardian?",
+    ),
+    reason(
+        5674,
+        "ready.storage_fence.unknown",
+        WARNING,
+        "{host} did not say yet, in this boot, by which addresses Ceph sees it ({storage}): it could not be shut out",
+        "host",
+        "storage",
+        help="Its agent tells it with its look at the storage, each half minute. Is it of this version, and does 'ip -json address' work there?",
+    ),
+    reason(
+        5675,
+        "ready.storage_fence.obstacle",
+        WARNING,
+        "{host} could not be shut out of Ceph ({storage}): {why}",
+        "host",
+        "storage",
+        "why",
+        help="Give it an address of its own, and Ceph's daemons other hosts; or rely on its power devices and on leases.",
+    ),
+    reason(
+        5676,
+        "ready.storage_fence.none",
+        WARNING,
+        "fencing.unreachable names storage_fence, and {host} uses no storage on Ceph: it can't be shut out of any other",
+        "host",
+        help="Leave storage_fence out of fencing.unreachable, or move the VMs' disks to a Ceph pool.",
     ),
 )
