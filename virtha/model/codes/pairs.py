@@ -33,6 +33,12 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "storage.shared_again": ("storage.not_shared",),
     "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
     "fence.brake.lifted": ("fence.brake.tripped",),
+    "fence.storage.lifted": (
+        "fence.storage.ordered",
+        "fence.storage.done",
+        "fence.storage.failed",
+        "host.lives_cut_off",
+    ),
     "power.test.mended": ("power.test.broke",),
     "vm.agent.connected": ("vm.agent.lost",),
     "vm.restarted": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly", "vm.restart.failed"),
