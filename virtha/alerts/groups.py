@@ -1,4 +1,4 @@
-"""What a route remembers of its groups: which cause an event belongs to, where an open problem is, and how much is kept.
+"""What a route remembers of its groups: which cause an event belongs to, where a problem is, and how much is kept.
 
 Groups themselves are values; each change replaces one, and ``changed`` tells which have to be written.
 """
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
-from virtha.alerts.subject import incident_of
+from virtha.alerts.open_problems import OpenProblems, is_open
+from virtha.alerts.subject import incident_of, object_of
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, SubscriptionId
 from virtha.model.notification import Subscription
@@ -18,21 +19,25 @@ GROUPS_MAX = 500
 MEMBERS_MAX = 200
 """Of one group; what comes beyond is told as a number."""
 OTHERS = "others"
+INHIBITED = "notify.why.inhibited"
 FIELD_CHARACTERS = 200
 
-Problem = tuple[SubscriptionId, str, str]
-"""Route, code, subject."""
+Place = tuple[SubscriptionId, str]
+"""Route, object."""
 
 
 class Groups:
     def __init__(self, groups: Iterable[Group]) -> None:
         self._groups: dict[GroupId, Group] = {}
         self._of_route: dict[SubscriptionId, dict[GroupId, None]] = {}
-        self._where: dict[Problem, dict[GroupId, None]] = {}
+        self._where: dict[Place, dict[GroupId, None]] = {}
+        self._inhibited: dict[GroupId, None] = {}
+        self.open = OpenProblems()
         self._changed: dict[GroupId, Group | None] = {}
         self._new: set[GroupId] = set()
-        for one in sorted(groups, key=lambda group: (group.began, group.id)):
+        for one in sorted(groups, key=_age):
             self.put(one)
+        self.open.take_gone()
         self.take_changed()
 
     def __len__(self) -> int:
@@ -55,19 +60,16 @@ class Groups:
         return list(self._of_route)
 
     def put(self, group: Group) -> None:
-        self._forget_places(group.id)
-        if group.id not in self._groups:
+        before = self._groups.get(group.id)
+        if before is None:
             self._new.add(group.id)
         self._groups[group.id] = group
         self._of_route.setdefault(group.subscription_id, {})[group.id] = None
-        for member in group.members:
-            place = (group.subscription_id, member.event.code, member.subject)
-            self._where.setdefault(place, {})[group.id] = None
+        self._index(before, group)
         self._changed[group.id] = group
 
     def drop(self, group: Group) -> None:
-        self._forget_places(group.id)
-        del self._groups[group.id]
+        self._index(self._groups.pop(group.id), None)
         of_route = self._of_route[group.subscription_id]
         del of_route[group.id]
         if not of_route:
@@ -78,25 +80,60 @@ class Groups:
         else:
             self._changed[group.id] = None
 
-    def _forget_places(self, group_id: GroupId) -> None:
-        before = self._groups.get(group_id)
-        for member in before.members if before is not None else ():
-            assert before is not None
-            place = (before.subscription_id, member.event.code, member.subject)
-            found = self._where.get(place, {})
-            found.pop(group_id, None)
-            if not found:
-                self._where.pop(place, None)
+    def _index(self, before: Group | None, after: Group | None) -> None:
+        """Members are values: what is the same in both stays where it is."""
+        one = before or after
+        assert one is not None
+        old = before.members if before is not None else ()
+        new = after.members if after is not None else ()
+        was, there = {id(member) for member in old}, {id(member) for member in new}
+        route_id = one.subscription_id
+        gone = [member for member in old if id(member) not in there]
+        come = [member for member in new if id(member) not in was]
+        objects = {object_of(member.subject) for member in new}
+        for member in come:
+            self._where.setdefault((route_id, object_of(member.subject)), {})[one.id] = None
+            if is_open(member):
+                self.open.put(route_id, member.event)
+        still = {member.event.revision for member in come if is_open(member)}
+        for member in gone:
+            if is_open(member) and member.event.revision not in still:
+                self.open.drop(route_id, member.event)
+            place = (route_id, object_of(member.subject))
+            if place[1] not in objects and place in self._where:
+                self._where[place].pop(one.id, None)
+                if not self._where[place]:
+                    del self._where[place]
+        if any(member.code == INHIBITED for member in new if member.state is MemberState.PARKED):
+            self._inhibited[one.id] = None
+        else:
+            self._inhibited.pop(one.id, None)
 
     def having(
         self, route_id: SubscriptionId, code: str, subject: str
     ) -> Iterator[tuple[Group, Member]]:
         """Where that problem is."""
-        for group_id in list(self._where.get((route_id, code, subject), ())):
-            group = self._groups[group_id]
+        for group, member in self.of_object(route_id, subject):
+            if member.event.code == code and member.subject == subject:
+                yield group, member
+
+    def of_object(self, route_id: SubscriptionId, subject: str) -> Iterator[tuple[Group, Member]]:
+        """All that is known of it and its parts."""
+        whole = object_of(subject)
+        found = [self._groups[one] for one in self._where.get((route_id, whole), ())]
+        for group in sorted(found, key=_age):
             for member in group.members:
-                if member.event.code == code and member.subject == subject:
+                if object_of(member.subject) == whole:
                     yield group, member
+
+    def inhibited(self) -> list[Group]:
+        """Those that have members which a rule keeps from being told."""
+        return [self._groups[one] for one in self._inhibited]
+
+    @property
+    def changed_now(self) -> set[GroupId]:
+        """That are there, and changed since it was last asked."""
+        return {group_id for group_id, group in self._changed.items() if group is not None}
 
     def for_event(self, route: Subscription, event: Event, now: int) -> Group:
         """Its group, a new one where there is none yet (not put)."""
@@ -138,6 +175,11 @@ class Groups:
             if same_host or (one.host_id is None and one.key == key):
                 return one
         return None
+
+
+def _age(group: Group) -> tuple[int, int, str]:
+    """The oldest is the least; of one moment, as their first events came: ids end in their numbers."""
+    return group.began, len(group.id), group.id
 
 
 def key_of(group_by: GroupBy, event: Event) -> str:

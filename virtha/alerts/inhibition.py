@@ -21,19 +21,23 @@ def inhibits(rule: Inhibition, source: Event, target: Event) -> bool:
 
 
 def _in_common(same: Same, source: Event, target: Event) -> bool:
-    """What neither has they don't have in common."""
+    found = shared(same, source)
+    return found is not None and found == shared(same, target)
+
+
+def shared(same: Same, event: Event) -> str | None:
+    """What another event must have as well; None: it has none, and so nothing in common with any."""
     match same:
         case Same.ANYTHING:
-            return True
+            return ""
         case Same.HOST:
-            return source.host_id is not None and source.host_id == target.host_id
+            return event.host_id
         case Same.VM:
-            return source.vm_id is not None and source.vm_id == target.vm_id
+            return event.vm_id
         case Same.CLUSTER:
-            return source.cluster_id is not None and source.cluster_id == target.cluster_id
+            return event.cluster_id
         case Same.INCIDENT:
-            found = incident_of(source)
-            return found is not None and found == incident_of(target)
+            return incident_of(event)
 
 
 def check_no_circle(rules: Iterable[Inhibition]) -> None:

@@ -53,7 +53,7 @@ def fits_matcher(matcher: Matcher, event: Event) -> bool:
 def _why_no_fit(matcher: Matcher, event: Event) -> str | None:
     if RANK[event.severity] < RANK[matcher.severity]:
         return "notify.why.severity"
-    if matcher.codes and not any(fits(one, event.code) for one in matcher.codes):
+    if not names_code(matcher, event.code):
         return "notify.why.code"
     if matcher.cluster_id not in (None, event.cluster_id):
         return "notify.why.cluster"
@@ -76,9 +76,11 @@ def label_of(event: Event, name: str) -> str:
 
 def could_match(matcher: Matcher, code: Code) -> bool:
     """Whether an event of that code can fit, as far as its code and its severity tell."""
-    return RANK[code.severity] >= RANK[matcher.severity] and (
-        not matcher.codes or any(fits(one, code.name) for one in matcher.codes)
-    )
+    return RANK[code.severity] >= RANK[matcher.severity] and names_code(matcher, code.name)
+
+
+def names_code(matcher: Matcher, code: str) -> bool:
+    return not matcher.codes or any(fits(one, code) for one in matcher.codes)
 
 
 def check_labels(labels: Mapping[str, str], codes: tuple[str, ...], *, field: str) -> None:

@@ -12,14 +12,14 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from virtha.alerts.group_message import is_well, main_event, note_of, worst_of
-from virtha.alerts.groups import MEMBERS_MAX, OTHERS, Groups, slim, with_room
-from virtha.alerts.inhibition import inhibits
+from virtha.alerts.groups import INHIBITED, MEMBERS_MAX, OTHERS, Groups, slim, with_room
 from virtha.alerts.match import RANK, fits_matcher, matches
+from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
-from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, is_of, subject_of
+from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, subject_of
 from virtha.model.codes import SOLVED_BY, SOLVES, Severity
 from virtha.model.event import Event
-from virtha.model.ids import GroupId, Revision, SubscriptionId
+from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import (
     Fate,
@@ -93,6 +93,9 @@ class Router:
         self._offset = offset
         self._now = 0
         self._config = RoutingConfig()
+        self._begun = False
+        """Whether all groups were looked at."""
+        self._moments: dict[GroupId, int] = {}
         self._tells: list[Tell] = []
         self._fates: dict[tuple[Revision, SubscriptionId], Fate] = {}
         self._uncounted: list[GroupId] = []
@@ -110,11 +113,15 @@ class Router:
 
     def unsettled(self, config: RoutingConfig) -> bool:
         """Whether a step without events may do something because something was configured."""
-        return config != self._config and len(self._groups) > 0
+        return self._is_new(config) and len(self._groups) > 0
+
+    def _is_new(self, config: RoutingConfig) -> bool:
+        return not self._begun or config != self._config
 
     def step(self, now: int, config: RoutingConfig, events: Sequence[Event]) -> Decision:
         """``now``: the server's wall clock. Events in their order, none twice."""
-        self._now, self._config = now, config
+        every = self._is_new(config) or now < self._now
+        self._now, self._config, self._begun = now, config, True
         self._tells, self._fates, self._uncounted = [], {}, []
         live = {route.id: route for route in config.routes}
         for route_id in self._groups.routes():
@@ -123,12 +130,7 @@ class Router:
         for event in events:
             for route in config.routes:
                 self._take(route, event)
-        moments = [
-            moment
-            for route in config.routes
-            for group in self._groups.of_route(route.id)
-            if (moment := self._look(route, group)) is not None
-        ]
+        self._look_at(every=every)
         changed = self._groups.take_changed()
         return Decision(
             # Whatever way they go, in the order of events.
@@ -136,7 +138,7 @@ class Router:
             fates=tuple(self._fates.values()),
             groups=changed,
             uncounted=tuple(self._uncounted),
-            wake_at=min(moments, default=None),
+            wake_at=min(self._moments.values(), default=None),
         )
 
     def _forget_route(self, route_id: SubscriptionId) -> None:
@@ -147,6 +149,7 @@ class Router:
             if group.counted:
                 self._uncounted.append(group.id)
             self._groups.drop(group)
+            self._moments.pop(group.id, None)
 
     # An event comes
 
@@ -178,19 +181,15 @@ class Router:
         for code in SOLVES.get(event.code, ()):
             yield from self._groups.having(route.id, code, subject)
         whole = ended_with(event)
-        incident = incident_of(event) if event.code == INCIDENT_OVER else None
-        if whole is None and incident is None:
-            return
-        for group in self._groups.of_route(route.id):
-            if incident is not None and group.incident_id == incident and group.incident_open:
-                yield group, None
-            for member in group.members:
-                if (
-                    whole is not None
-                    and is_of(member.subject, whole)
-                    and member.state is not RECENT
-                ):
+        if whole is not None:
+            for group, member in self._groups.of_object(route.id, whole):
+                if member.state is not RECENT:
                     yield group, member
+        incident = incident_of(event) if event.code == INCIDENT_OVER else None
+        if incident is not None:
+            for group in self._groups.of_route(route.id):
+                if group.incident_id == incident and group.incident_open:
+                    yield group, None
 
     def _end(
         self, route: Subscription, event: Event, ended: list[tuple[Group, Member | None]]
@@ -203,7 +202,7 @@ class Router:
             if member is None:
                 group = replace(group, incident_open=False)
                 worth = group.told_at is not None or any(one.state is HELD for one in group.members)
-            elif member.state is PARKED:
+            elif member.state is PARKED or member.code == INHIBITED:
                 # What was parked as the end of something told is told by what is over with it, too.
                 group, worth = _without(group, member), member.ends
                 by = str(int(event.revision))
@@ -256,17 +255,11 @@ class Router:
             if silence.begins <= self._now < silence.ends and fits_matcher(silence.matcher, event):
                 return Hindrance("notify.why.silenced", "notify.why.silenced_for_good", silence.id)
         for rule in self._config.inhibitions:
-            if fits_matcher(rule.target, event) and self._is_open(route, rule, event):
-                return Hindrance("notify.why.inhibited", "notify.why.inhibited_for_good", rule.id)
+            if fits_matcher(rule.target, event) and self._groups.open.inhibit(
+                route.id, rule, event
+            ):
+                return Hindrance(INHIBITED, "notify.why.inhibited_for_good", rule.id)
         return None
-
-    def _is_open(self, route: Subscription, rule: Inhibition, target: Event) -> bool:
-        return any(
-            inhibits(rule, member.event, target)
-            for group in self._groups.of_route(route.id)
-            for member in group.members
-            if member.state is OPEN or (member.state is HELD and not member.solved)
-        )
 
     def _hinder(self, group: Group, member: Member, why: Hindrance) -> None:
         """Parked where it has an end to wait for, or is one; else it is over."""
@@ -317,6 +310,36 @@ class Router:
 
     # Time passes
 
+    def _look_at(self, *, every: bool) -> None:
+        """Groups that changed, whose time has come, or of which something is let go; or all."""
+        some = {one for one, moment in self._moments.items() if moment <= self._now}
+        some |= self._groups.changed_now | self._let_go()
+        for route in self._config.routes:
+            for group in self._groups.of_route(route.id):
+                if not every and group.id not in some:
+                    continue
+                moment = self._look(route, group)
+                self._moments.pop(group.id, None)
+                if moment is not None:
+                    self._moments[group.id] = moment
+        # A look may let go what was looked at before it.
+        self._moments.update(dict.fromkeys(self._let_go(), self._now))
+
+    def _let_go(self) -> set[GroupId]:
+        """Groups with a member that is inhibited, where a problem that may have been why is over."""
+        gone = self._groups.open.take_gone()
+        if not gone:
+            return set()
+        rules = {rule.id: rule for rule in self._config.inhibitions}
+        return {
+            group.id
+            for group in self._groups.inhibited()
+            for one in group.members
+            if one.state is PARKED
+            and (rule := rules.get(InhibitionId(one.by or ""))) is not None
+            and place_of(group.subscription_id, rule, one.event) in gone
+        }
+
     def _look(self, route: Subscription, group: Group) -> int | None:
         """Tells what is due. Returns when it is to be looked at again."""
         group = self._unpark(route, group)
@@ -345,10 +368,12 @@ class Router:
                     self._groups.put(group)
                     self._fate(group, member.event, FateState.PARKED, hindered.parked, hindered.by)
                 continue
-            wait_ms = RELEASE_WAIT_MS if member.code == "notify.why.inhibited" else 0
+            wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0
             if route.group_by is not GroupBy.NONE:
                 wait_ms = max(wait_ms, route.group_wait_ms)
-            held = replace(member, state=HELD, since=self._now, code=None, by=None)
+            # Why it waited is kept where it may be over in a moment: then it is not told.
+            code = INHIBITED if member.code == INHIBITED else None
+            held = replace(member, state=HELD, since=self._now, code=code, by=None)
             due = _earliest(group.due_at, self._now + wait_ms)
             group = replace(_changed(group, member, held), due_at=due)
             self._groups.put(group)
@@ -454,9 +479,9 @@ class Router:
 
     def _after_telling(self, route: Subscription, member: Member, *, keep: bool) -> Member | None:
         if keep and member.event.code in SOLVED_BY and not member.solved:
-            return replace(member, state=OPEN, since=self._now)
+            return replace(member, state=OPEN, since=self._now, code=None)
         if route.same_again_ms and not member.ends and not member.solved:
-            return replace(member, state=RECENT, since=self._now)
+            return replace(member, state=RECENT, since=self._now, code=None)
         return None
 
     def _keeps(self, route: Subscription) -> bool:

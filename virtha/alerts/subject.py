@@ -35,9 +35,9 @@ def ended_with(event: Event) -> str | None:
             return None
 
 
-def is_of(subject: str, whole: str) -> bool:
-    """Whether it is that object or a part of it."""
-    return subject == whole or subject.startswith(whole + "/")
+def object_of(subject: str) -> str:
+    """Without the part."""
+    return subject.partition("/")[0]
 
 
 def incident_of(event: Event) -> IncidentId | None:

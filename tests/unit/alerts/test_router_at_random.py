@@ -7,7 +7,8 @@ from msgspec.structs import replace
 from routed_story import S, Story, route, silence
 from routed_story import rule as inhibition
 
-from virtha.alerts.groups import MEMBERS_MAX
+from virtha.alerts.groups import INHIBITED, MEMBERS_MAX
+from virtha.alerts.inhibition import inhibits
 from virtha.alerts.match import fits_matcher, matches
 from virtha.alerts.quiet import quiet_until
 from virtha.model.codes import Severity
@@ -166,6 +167,27 @@ class RoutesAtRandom(RuleBasedStateMachine):
         }
         assert waiting == said
         assert all(count == 1 for count in self.in_messages.values()), "told once"
+
+    @invariant()
+    def what_is_held_back_has_its_reason(self) -> None:
+        """Asked of everything that is open, without any index; else it is looked at again at once."""
+        if not hasattr(self, "story"):
+            return
+        story = self.story
+        rules = {one.id: one for one in story.config.inhibitions}
+        for group in story.groups.values():
+            for member in group.members:
+                if member.state is not MemberState.PARKED or member.code != INHIBITED:
+                    continue
+                held = member.by in rules and any(
+                    inhibits(rules[member.by], other.event, member.event)
+                    for one in story.groups.values()
+                    if one.subscription_id == group.subscription_id
+                    for other in one.members
+                    if other.state is MemberState.OPEN
+                    or (other.state is MemberState.HELD and not other.solved)
+                )
+                assert held or (story.wake_at is not None and story.wake_at <= story.now)
 
     @invariant()
     def nothing_grows(self) -> None:
