@@ -69,7 +69,9 @@ ENGINE_PLAYS = tuple(
     )
 )
 ROUTED = (
+    "tests/unit/alerts/test_router.py",
     "tests/unit/server/test_routed_notifications.py",
+    "tests/unit/server/test_routing_faults.py",
     "tests/unit/alerts/test_router_at_random.py",
 )
 # The first that fits.

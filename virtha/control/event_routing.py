@@ -12,11 +12,11 @@ from zoneinfo import ZoneInfo
 import structlog
 from msgspec.structs import replace
 
-from virtha.alerts.plain import plainly
+from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Decision, Router, RoutingConfig, Tell
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
-from virtha.model.ids import DeliveryId, ReceiverId, Revision
+from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision
 from virtha.model.notification import Delivery
 from virtha.model.routing import FateState
 from virtha.model.time import UtcMillis
@@ -31,6 +31,7 @@ from virtha.store.routing import (
     save_groups,
     settle_counted,
     silences_after,
+    untold_of,
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
 
@@ -58,6 +59,8 @@ class EventRouting:
         self._router: Router | None = None
         self._cursor = Revision(0)
         self._wake_at: int | None = None
+        self._looked_at = 0
+        self._unreadable: tuple[GroupId, ...] = ()
 
     async def route(self) -> Routed:
         """One batch of events, and what is due."""
@@ -74,27 +77,35 @@ class EventRouting:
             # Asked anew: somebody may have unsubscribed meanwhile. Of events nothing can have come before these.
             now = wtx.clock.wall_ms()
             config = await routing_config(wtx, now)
+            lost = {*self._unreadable}
             try:
                 decision = router.step(now, config, found.events)
             except Exception:  # a fault of the router's must not keep anybody from being told
                 log.exception("routing failed; events are told one by one")
                 decision, router = plainly(now, config, found.events), None
+                lost |= await _stuck(wtx, now)
             to = await _write(wtx, decision, found.events)
+            if lost:
+                to |= await _give_up(wtx, now, config, lost)
             await move_cursor(wtx, found.up_to)
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
+        self._unreadable = ()
         return Routed(up_to=found.up_to, to=to, more=found.more, wake_at=decision.wake_at)
 
     async def _look(self, tx: Transaction) -> "_Found":
         now = self._store.clock.wall_ms()
         config = await routing_config(tx, now)
         if self._router is None:
-            self._router = Router(await all_groups(tx), zone_offset_ms)
+            known = await all_groups(tx)
+            self._router, self._unreadable = Router(known.groups, zone_offset_ms), known.unreadable
             self._cursor = Revision(0)
         router = self._router
         stored = await cursor_of(tx) or Revision(0)
         revision = await tx.revision_now()
         due = self._wake_at is not None and self._wake_at <= now
-        needed = due or router.unsettled(config)
+        # A clock that was set back: what waits by it may be told too late else.
+        back, self._looked_at = now < self._looked_at and router.size > 0, now
+        needed = due or back or router.unsettled(config) or bool(self._unreadable)
         if not config.routes:
             return _Found(stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
@@ -151,6 +162,19 @@ async def _write(
         await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
     return frozenset(tell.route.receiver_id for tell in decision.tells)
+
+
+async def _stuck(tx: Transaction, now: int) -> set[GroupId]:
+    """Should have been told long ago, and the router fails."""
+    groups = (await all_groups(tx)).groups
+    return {one.id for one in groups if one.due_at is not None and one.due_at < now - STUCK_MS}
+
+
+async def _give_up(
+    tx: WriteTransaction, now: int, config: RoutingConfig, lost: set[GroupId]
+) -> frozenset[ReceiverId]:
+    log.error("groups of messages are given up; what waits in them is told", groups=sorted(lost))
+    return await _write(tx, given_up(now, config, lost, await untold_of(tx, lost)), ())
 
 
 async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Delivery, Tell]]:

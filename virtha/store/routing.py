@@ -9,15 +9,18 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, delete, insert, or_, select, update
 
+from virtha.model.errors import Failed
 from virtha.model.ids import DeliveryId, GroupId, InhibitionId, Revision, SilenceId, SubscriptionId
 from virtha.model.routing import Fate, FateState, Group, Inhibition, Silence
 from virtha.model.time import UtcMillis
-from virtha.store.body import decode, encode, put
+from virtha.model.value import Value
+from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.schema import event_fate, inhibition, route_group, silence
 from virtha.store.store import Transaction, WriteTransaction
 
 COUNTED = "notify.why.counted"
 _OVER = (FateState.TOLD.value, FateState.SPARED.value)
+_NOT_OVER = (FateState.WAITS.value, FateState.PARKED.value)
 _KEYS = ("event_revision", "subscription_id")
 _VALUES = ("state", "code", "at", "by", "group_id", "delivery_id")
 # Made once: they run with every batch of events.
@@ -28,10 +31,24 @@ _CHANGE_FATE = (
 )
 
 
-async def all_groups(tx: Transaction) -> tuple[Group, ...]:
+class StoredGroups(Value, frozen=True, kw_only=True):
+    """``unreadable``: those that hold a word of another version, or were damaged."""
+
+    groups: tuple[Group, ...]
+    unreadable: tuple[GroupId, ...] = ()
+
+
+async def all_groups(tx: Transaction) -> StoredGroups:
     """Bounded by the routes (``alerts/groups.py``)."""
-    rows = await tx.connection.scalars(select(route_group.c.body))
-    return tuple(decode(Group, body) for body in rows)
+    groups: list[Group] = []
+    unreadable: list[GroupId] = []
+    rows = await tx.connection.execute(select(route_group.c.id, route_group.c.body))
+    for row in rows:
+        try:
+            groups.append(decode(Group, row.body))
+        except Failed:
+            unreadable.append(GroupId(row.id))
+    return StoredGroups(groups=tuple(groups), unreadable=tuple(unreadable))
 
 
 async def save_groups(tx: WriteTransaction, changed: Mapping[GroupId, Group | None]) -> None:
@@ -88,6 +105,19 @@ async def fates_of(tx: Transaction, revision: int) -> tuple[Fate, ...]:
         select(event_fate).where(event_fate.c.event_revision == revision)
     )
     return tuple(_fate(row) for row in rows)
+
+
+async def untold_of(tx: Transaction, group_ids: Iterable[GroupId]) -> tuple[Fate, ...]:
+    """What waits in these groups or is parked there, by event."""
+    found: list[Fate] = []
+    for some in in_parts({*group_ids}):
+        rows = await tx.connection.execute(
+            select(event_fate)
+            .where(event_fate.c.group_id.in_(some), event_fate.c.state.in_(_NOT_OVER))
+            .order_by(event_fate.c.event_revision)
+        )
+        found += [_fate(row) for row in rows]
+    return tuple(found)
 
 
 async def prune_fates(tx: WriteTransaction, older_than_ms: int) -> int:

@@ -2,16 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from notified_world import ADMIN, NotifiedWorld, open_notified
+from notified_world import ADMIN, NotifiedWorld
+from routed_world import GROUPED, Story, happens, host_dies, host_returns, pass_time
 
-from virtha.alerts.router import Decision, Router
-from virtha.control.history import message_of, severity_of
 from virtha.control.requests import (
     InhibitionCreate,
     MatcherRequest,
@@ -21,97 +19,10 @@ from virtha.control.requests import (
 )
 from virtha.model.codes import Severity
 from virtha.model.errors import InvalidInput, NotFound, Refused
-from virtha.model.event import Event
-from virtha.model.ids import ClusterId, HostId, IncidentId, Revision, VmId
-from virtha.model.incident import HostIncident, IncidentCause, PathState, VmPath
+from virtha.model.ids import Revision
 from virtha.model.notification import DeliveryState
 from virtha.model.routing import FateState, GroupBy, QuietHours
-from virtha.model.time import UtcMillis
-from virtha.store.events import add_event
-from virtha.store.incidents import save_incidents, save_paths
 from virtha.store.routing import all_groups
-
-Story = Callable[[NotifiedWorld], Awaitable[None]]
-GROUPED: dict[str, Any] = {"codes": (), "severity": Severity.WARNING, "group_by": GroupBy.CAUSE}
-INCIDENT = IncidentId("i-1")
-
-
-@pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
-    def run(story: Story) -> None:
-        async def main() -> None:
-            async with open_notified(tmp_path) as world:
-                await story(world)
-
-        asyncio.run(main())
-
-    return run
-
-
-async def happens(
-    world: NotifiedWorld, code: str, host: str | None = None, vm: str | None = None, **fields: str
-) -> Revision:
-    told = {"host": host or "?", "name": host or "?", "vm": vm or "?", **fields}
-    async with world.store.write() as tx:
-        made = await add_event(
-            tx,
-            Event(
-                code=code,
-                severity=severity_of(code),
-                message=message_of(code, dict(told)),
-                fields=dict(told),
-                host_id=HostId(host) if host else None,
-                vm_id=VmId(vm) if vm else None,
-            ),
-        )
-    return made.revision
-
-
-async def host_dies(world: NotifiedWorld) -> Revision:
-    """With six VMs, of which two run elsewhere by now."""
-    incident = HostIncident(
-        id=INCIDENT,
-        cluster_id=ClusterId("c"),
-        host_id=HostId("h1"),
-        host="h1",
-        boot="b",
-        number=1,
-        cause=IncidentCause.JUDGED,
-        opened=UtcMillis(world.clock.wall),
-        opened_ms=0,
-        silent_since_ms=0,
-        vms=6,
-    )
-    paths = [
-        VmPath(
-            incident_id=INCIDENT,
-            vm_id=VmId(f"v{number}"),
-            vm=f"web{number}",
-            state=PathState.RUNS if number < 2 else PathState.WAITING,
-            host="h2" if number < 2 else None,
-        )
-        for number in range(6)
-    ]
-    async with world.store.write() as tx:
-        await save_incidents(tx, [incident], new={INCIDENT})
-        await save_paths(tx, paths, new={(INCIDENT, one.vm_id) for one in paths})
-    await happens(world, "host.unreachable", "h1")
-    dead = await happens(world, "host.judged_dead", "h1", incident_id=INCIDENT)
-    for number in range(6):
-        await happens(world, "vm.agent.lost", "h1", f"v{number}")
-    return dead
-
-
-async def host_returns(world: NotifiedWorld) -> None:
-    for number in range(6):
-        await happens(world, "vm.agent.connected", "h2", f"v{number}")
-    await happens(world, "host.reachable", "h1")
-    await happens(world, "host.incident_over", "h1", incident_id=INCIDENT, vms="6", after_ms="1")
-
-
-async def pass_time(world: NotifiedWorld, seconds: int) -> None:
-    world.clock.wall += seconds * 1_000
-    await world.route_all()
 
 
 @pytest.mark.req("W7", "F4", "X4")
@@ -147,7 +58,7 @@ def test_a_dead_host_is_one_message_with_its_vms_and_its_return_another(
         ]
         await pass_time(world, 3_600)
         async with world.store.read() as tx:
-            assert await all_groups(tx) == ()
+            assert (await all_groups(tx)).groups == ()
 
     tell(story)
 
@@ -155,7 +66,7 @@ def test_a_dead_host_is_one_message_with_its_vms_and_its_return_another(
 async def _route_and(world: NotifiedWorld, seconds: int) -> bool:
     """The clock goes on once the notifier has seen all; it looks by itself."""
     async with world.store.read() as tx:
-        (group,) = await all_groups(tx)
+        (group,) = (await all_groups(tx)).groups
     if group.incident_open:
         return False
     world.clock.wall += seconds * 1_000
@@ -534,58 +445,3 @@ def test_what_became_of_events_is_forgotten_with_the_messages(
         )
 
     tell(story)
-
-
-def test_a_fault_of_the_router_keeps_nobody_from_being_told(
-    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each event by itself, at once; what waited is told when the fault is mended."""
-
-    async def story(world: NotifiedWorld) -> None:
-        await world.subscribe_mail(**GROUPED)
-        waiting = await happens(world, "vm.agent.lost", "h1", "v0")
-        await world.route_all()
-        with monkeypatch.context() as broken:
-            broken.setattr(Router, "step", _fault)
-            crashed = await happens(world, "vm.crashed", "h1", "v1")
-            await pass_time(world, 60)
-            (view,) = await world.deliveries()
-            assert view.delivery.event_revision == crashed and view.delivery.about is None
-            (fate,) = (await world.control.events.fates(crashed)).routes
-            assert (fate.state, fate.code) == (FateState.TOLD, "notify.why.told_plainly")
-        await pass_time(world, 60)
-        assert [view.delivery.event_revision for view in await world.deliveries()] == [
-            crashed,
-            waiting,
-        ]
-
-    tell(story)
-
-
-def test_a_fault_in_looking_does_not_end_the_notifier(
-    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("virtha.server.notifier.FAULT_PAUSE_S", 0.001)
-
-    async def story(world: NotifiedWorld) -> None:
-        await world.subscribe_mail(codes=("vm.*",))
-        await happens(world, "vm.crashed", "h1", "v1")
-        with monkeypatch.context() as broken:
-            faults = 0
-
-            def fault(*_given: object) -> bool:
-                nonlocal faults
-                faults += 1
-                raise ZeroDivisionError
-
-            broken.setattr(Router, "concerned", fault)
-            async with world.notifying():
-                await world.until(lambda: faults > 3)
-                broken.undo()
-                await world.until(lambda: world.messengers.sent)
-
-    tell(story)
-
-
-def _fault(*_given: object) -> Decision:
-    raise ZeroDivisionError
