@@ -226,7 +226,7 @@ def is_zone(name: str) -> bool:
 
 @lru_cache(maxsize=100)
 def _zone(name: str) -> tzinfo:
-    """Of the system's database (Debian: tzdata); UTC is known without it.
+    """Of the system's database, else of the package tzdata; UTC is known without them.
     Raises OSError, ValueError (no such zone, or a name that is a path)."""
     if name == "UTC":
         return UTC

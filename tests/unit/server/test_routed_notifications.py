@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 from notified_world import ADMIN, NotifiedWorld
 from routed_world import GROUPED, Story, happens, host_dies, host_returns, pass_time
 
+from virtha.control.event_routing import _zone, is_zone, zone_offset_ms
 from virtha.control.requests import (
     InhibitionCreate,
     MatcherRequest,
@@ -398,6 +400,20 @@ def test_the_quiet_hours_of_berlin(tell: Callable[[Story], None]) -> None:
         assert len(await world.deliveries()) == 1
 
     tell(story)
+
+
+def test_zones_are_known_where_the_machine_has_none() -> None:
+    """As a small container: by the package that the lock pins."""
+    try:
+        zoneinfo.reset_tzpath(to=[])
+        zoneinfo.ZoneInfo.clear_cache()
+        _zone.cache_clear()
+        assert is_zone("Europe/Berlin") and not is_zone("Europe/Nowhere")
+        assert zone_offset_ms("Europe/Berlin", 1_769_857_200_000) == 3_600_000
+    finally:
+        zoneinfo.reset_tzpath()
+        zoneinfo.ZoneInfo.clear_cache()
+        _zone.cache_clear()
 
 
 def test_what_is_only_counted_has_a_fate_as_well(tell: Callable[[Story], None]) -> None:
