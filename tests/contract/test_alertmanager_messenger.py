@@ -133,6 +133,42 @@ def test_a_group_is_one_post_and_a_problem_that_is_over_is_only_ended() -> None:
     assert found["vm.crashed"]["startsAt"]
 
 
+def test_what_is_told_again_stands_from_then_on() -> None:
+    """Alertmanager would take an end that is past for the end of the problem."""
+    days_later = UtcMillis(EVENT.at + 9 * 86_400_000)
+    server, _ = posted(message(1), message(2, created=days_later))
+    first, again = alerts(server)[0], alerts(server, 1)[0]
+    assert first["labels"] == again["labels"] and first["startsAt"] == again["startsAt"]
+    assert again["endsAt"] == "2026-02-16T12:00:00.250Z"
+
+
+def test_an_alert_is_called_the_same_whichever_event_heads_its_message() -> None:
+    """Here its object's name is in no field of it."""
+    hold = event("hold.set", 1, vm_id=None, fields={})
+    note = GroupNote(
+        group_id=GroupId("g"),
+        key="host:h1",
+        kind="problem",
+        reason="notify.told.first",
+        revisions=(Revision(1), Revision(2)),
+    )
+    lost = event("host.unreachable", 2, vm_id=None, fields={})
+    names = {"c1": "main", "h1": "node-1"}
+    beside = MessageGroup(note=note, others=(hold,), names=names)
+    server, _ = posted(
+        message(1, event=hold, vm=None), message(2, event=lost, vm=None, group=beside)
+    )
+    (alone,) = alerts(server)
+    assert alone["labels"] in [one["labels"] for one in alerts(server, 1)]
+
+
+def test_with_a_host_its_alerts_end() -> None:
+    server, _ = posted(message(1, event=event("host.removed", 1, vm_id=None)))
+    ended = {one["labels"]["alertname"] for one in alerts(server)}
+    assert {"host.proven_dead", "fence.failed"} <= ended
+    assert not any(code.startswith(("vm.", "storage.")) for code in ended)
+
+
 def test_with_a_vm_all_its_alerts_end() -> None:
     server, _ = posted(message(1, event=event("vm.deleted", 1)))
     assert {one["labels"]["alertname"] for one in alerts(server)} == {

@@ -19,6 +19,8 @@ NOTICE_MS = 900_000
 """How long an alert stands of which no end will be told."""
 LABEL_CHARACTERS = 200
 _PARTS = ("domain", "device")
+_KINDS = {"vm": ("vm.",), "host": ("host.", "fence.", "hold.")}
+"""Troubles of an object that are over with it, by the beginnings of their codes."""
 
 
 class Alert(Value, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -52,7 +54,7 @@ def _alerts(message: Message, event: Event, settings: AlertmanagerSettings) -> l
             labels=_labels(message, event, event.code),
             annotations=_annotations(message, event),
             starts_at=format_utc(event.at),
-            ends_at=format_utc(event.at + stands_ms),
+            ends_at=format_utc(max(event.at, message.created or 0) + stands_ms),
         )
     ]
 
@@ -61,8 +63,8 @@ def _ended_codes(event: Event) -> tuple[str, ...]:
     whole = ended_with(event)
     if whole is None:
         return SOLVES.get(event.code, ())
-    kind = whole.partition(":")[0]
-    return tuple(code for code in SOLVED_BY if code.startswith(f"{kind}."))
+    kinds = _KINDS[whole.partition(":")[0]]
+    return tuple(code for code in SOLVED_BY if code.startswith(kinds))
 
 
 def _labels(message: Message, event: Event, code: str) -> dict[str, str]:
@@ -72,20 +74,32 @@ def _labels(message: Message, event: Event, code: str) -> dict[str, str]:
         "severity": str(known.severity if known is not None else event.severity),
         "installation": message.installation,
     }
-    main = message.event.revision == event.revision
+    names = _names(message)
     if event.cluster_id is not None:
-        named = message.cluster if event.cluster_id == message.event.cluster_id else None
-        labels["cluster"] = named or event.cluster_id
+        labels["cluster"] = names.get(event.cluster_id, event.cluster_id)
     told = event.fields
     if event.vm_id is not None:
-        labels["vm"] = _text(told.get("vm")) or (message.vm if main else None) or event.vm_id
+        labels["vm"] = _text(told.get("vm")) or names.get(event.vm_id, event.vm_id)
     elif event.host_id is not None and not code.startswith("storage."):
-        name = _text(told.get("host")) or _text(told.get("name"))
-        labels["host"] = name or (message.host if main else None) or event.host_id
+        said = _text(told.get("host")) or _text(told.get("name"))
+        labels["host"] = said or names.get(event.host_id, event.host_id)
     for part in _PARTS:
         if event.vm_id is None and told.get(part):
             labels[part] = str(told[part])
     return {name: one_line(value, LABEL_CHARACTERS) for name, value in labels.items() if value}
+
+
+def _names(message: Message) -> dict[str, str]:
+    """By id, of all that the message is about: an alert must be called the same whichever event of a group heads it."""
+    event, found = message.event, dict(message.group.names) if message.group is not None else {}
+    for one_id, name in (
+        (event.cluster_id, message.cluster),
+        (event.host_id, message.host),
+        (event.vm_id, message.vm),
+    ):
+        if one_id is not None and name:
+            found[one_id] = name
+    return found
 
 
 def _annotations(message: Message, event: Event) -> dict[str, str]:

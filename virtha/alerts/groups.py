@@ -43,6 +43,9 @@ class Groups:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups.values())
+
     def take_changed(self) -> dict[GroupId, Group | None]:
         """Since it was last asked; None: the group is gone."""
         changed, self._changed = self._changed, {}
@@ -55,6 +58,13 @@ class Groups:
     def of_route(self, route_id: SubscriptionId) -> list[Group]:
         """The oldest first."""
         return [self._groups[one] for one in self._of_route.get(route_id, ())]
+
+    def by_route(self, ids: Iterable[GroupId]) -> dict[SubscriptionId, list[Group]]:
+        """Of these, those that are there; of each route the oldest first."""
+        found: dict[SubscriptionId, list[Group]] = {}
+        for one in sorted((self._groups[i] for i in ids if i in self._groups), key=_age):
+            found.setdefault(one.subscription_id, []).append(one)
+        return found
 
     def routes(self) -> list[SubscriptionId]:
         return list(self._of_route)

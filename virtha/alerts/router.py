@@ -105,6 +105,11 @@ class Router:
         """How many groups there are."""
         return len(self._groups)
 
+    @property
+    def waiting(self) -> int:
+        """How many of them have something that is to be told."""
+        return sum(one.due_at is not None for one in self._groups)
+
     def concerned(self, config: RoutingConfig, event: Event) -> bool:
         """Whether a step with this event may do anything."""
         return any(
@@ -314,10 +319,10 @@ class Router:
         """Groups that changed, whose time has come, or of which something is let go; or all."""
         some = {one for one, moment in self._moments.items() if moment <= self._now}
         some |= self._groups.changed_now | self._let_go()
+        chosen = None if every else self._groups.by_route(some)
         for route in self._config.routes:
-            for group in self._groups.of_route(route.id):
-                if not every and group.id not in some:
-                    continue
+            groups = self._groups.of_route(route.id) if chosen is None else chosen.get(route.id, ())
+            for group in groups:
                 moment = self._look(route, group)
                 self._moments.pop(group.id, None)
                 if moment is not None:

@@ -30,7 +30,10 @@ ClusterOption = typer.Option(None, help="Only of this cluster.")
 HostOption = typer.Option(None, help="Only of this host.")
 VmOption = typer.Option(None, help="Only of this VM.")
 LabelOption = typer.Option(
-    None, "--label", metavar="FIELD=VALUE", help="Only with this field; may end in *. Repeatable."
+    None,
+    "--label",
+    metavar="FIELD=VALUE",
+    help="Only with this field; may end in *. Repeatable; '' for none.",
 )
 GroupOption = typer.Option(
     None, "--group", help="Tell events of one cause, host or cluster together. Default: none."
@@ -188,7 +191,7 @@ def _how(
     """By the API's names; None: it was not given."""
     spans = None if quiet_hours is None else [one for one in quiet_hours if one.strip()]
     return {
-        "labels": dict(parse_label(one) for one in label) if label else None,
+        "labels": None if not label else dict(parse_label(one) for one in label if one.strip()),
         "group_by": group.value if group else None,
         "group_wait_ms": _duration(group_wait, "--group-wait"),
         "group_interval_ms": _duration(group_interval, "--group-interval"),

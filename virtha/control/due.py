@@ -133,6 +133,7 @@ class MessageMaker:
             cluster=await self._name("cluster", event.cluster_id) or _text(told.get("cluster")),
             host=await self._name("host", event.host_id) or _text(told.get("host")),
             vm=await self._name("vm", event.vm_id) or _text(told.get("vm")),
+            created=one.created,
             test=one.test,
             group=await self._group(one.about, event) if one.about is not None else None,
         )
@@ -157,7 +158,20 @@ class MessageMaker:
             cause=await self._name("host", note.host_id),
             vms=vms,
             vms_left_out=left_out,
+            names=await self._names_in(others),
         )
+
+    async def _names_in(self, events: tuple[Event, ...]) -> dict[str, str]:
+        """Of those that don't say them."""
+        found: dict[str, str] = {}
+        for one in events:
+            host_id = None if {"host", "name"} & {*one.fields} else one.host_id
+            vm_id = None if "vm" in one.fields else one.vm_id
+            for kind, its_id in (("cluster", one.cluster_id), ("host", host_id), ("vm", vm_id)):
+                name = await self._name(kind, its_id)
+                if its_id is not None and name is not None:
+                    found[its_id] = name
+        return found
 
     async def _subscription(self, subscription_id: str) -> Subscription | None:
         if subscription_id not in self._subscriptions:

@@ -1,5 +1,6 @@
 """What a route would have told of the last events: the router itself is asked, with them."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -15,21 +16,25 @@ from virtha.model.ids import Revision
 from virtha.model.notification import Subscription
 from virtha.model.value import Fields
 from virtha.store.events import EventFilter, events_before
-from virtha.store.store import Transaction
+from virtha.store.store import Store
 
 LOOKED_AT = 1_000
 STEP_MS = 60_000
 """Events of one minute are taken together."""
-TIMERS_MAX = 1_000
-"""Looks between events, for repeats and waits: beyond it the answer is less exact."""
+MESSAGES_MAX = 2_000
+LOOKS_MAX = 500
+"""Between events, for repeats and waits. Where either is reached, what was counted by then is taken for the whole time:
+problems that are repeated each minute for weeks need not be counted to their end."""
 _DAY_MS = 86_400_000
 _SPAN_MS_MIN = 3_600_000
 
 
-async def weight_of(tx: Transaction, route: Subscription) -> RouteWeight:
-    """Of at most ``LOOKED_AT`` events; nothing is told for it."""
-    events = tuple(await events_before(tx, EventFilter(), None, LOOKED_AT))[::-1]
-    return weighed(route, events)
+async def weight_of(store: Store, route: Subscription) -> RouteWeight:
+    """Of at most ``LOOKED_AT`` events; nothing is told for it. In a thread: it may take a moment, and the server has
+    other things to do."""
+    async with store.read() as tx:
+        events = tuple(await events_before(tx, EventFilter(), None, LOOKED_AT))[::-1]
+    return await asyncio.to_thread(weighed, route, events)
 
 
 def weighed(route: Subscription, events: Sequence[Event]) -> RouteWeight:
@@ -74,21 +79,24 @@ def _messages(route: Subscription, events: Sequence[Event]) -> int:
     router, config = Router((), zone_offset_ms), RoutingConfig(routes=(route,))
     count, wake_at, looks = 0, None, 0
     for now, some in _minutes(events):
-        while wake_at is not None and wake_at < now and looks < TIMERS_MAX:
+        while wake_at is not None and wake_at < now:
             looks += 1
             decision = router.step(wake_at, config, ())
             count += len(decision.tells)
+            if count >= MESSAGES_MAX or looks >= LOOKS_MAX:
+                return _as_if_all(count, events, wake_at)
             # At least a minute on: what is due at once was told.
             wake_at = max(decision.wake_at, wake_at + STEP_MS) if decision.wake_at else None
         decision = router.step(now, config, some)
         count += len(decision.tells)
         wake_at = decision.wake_at
-    return count + _rest(router, config, wake_at)
+    return count + router.waiting
 
 
-def _rest(router: Router, config: RoutingConfig, wake_at: int | None) -> int:
-    """What waits at the end is one message each; repeats are not counted beyond it."""
-    return 0 if wake_at is None else len(router.step(wake_at, config, ()).tells)
+def _as_if_all(count: int, events: Sequence[Event], until: int) -> int:
+    """What was counted until then, for the whole time."""
+    passed_ms, all_ms = max(1, until - events[0].at), events[-1].at - events[0].at
+    return max(count, round(count * all_ms / passed_ms))
 
 
 def _minutes(events: Sequence[Event]) -> Iterator[tuple[int, tuple[Event, ...]]]:

@@ -65,7 +65,8 @@ class Subscriptions:
 
     async def get(self, ref: str) -> SubscriptionView:
         async with self._store.read() as tx:
-            return await _weighed(tx, await the_subscription(tx, ref))
+            found = await _view(tx, await the_subscription(tx, ref))
+        return await self._weighed(found)
 
     async def create(self, caller: Caller, request: SubscriptionCreate) -> SubscriptionView:
         severity = request.severity or default_severity(request.codes)
@@ -90,7 +91,8 @@ class Subscriptions:
             await _check_whom(tx, row.receiver, made)
             saved = await add_subscription(tx, made)
             await _record(tx, "notify.subscription.created", saved, row.receiver, caller.name)
-            return await _weighed(tx, saved)
+            view = await _view(tx, saved)
+        return await self._weighed(view)
 
     async def change(
         self,
@@ -131,7 +133,13 @@ class Subscriptions:
             if not saved.enabled:
                 await drop_pending(tx, code=DROPPED, subscription_id=saved.id)
             await _record(tx, "notify.subscription.changed", saved, receiver, caller.name)
-            return await _weighed(tx, saved)
+            view = await _view(tx, saved)
+        return await self._weighed(view)
+
+    async def _weighed(self, view: SubscriptionView) -> SubscriptionView:
+        """With what it would have told of what has happened."""
+        weight = await weight_of(self._store, view.subscription)
+        return msgspec.structs.replace(view, weight=weight)
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
         """What still waits by it is dropped."""
@@ -226,11 +234,6 @@ async def _check_new_name(tx: Transaction, name: str) -> None:
     check_name(name)
     if await find_subscription(tx, name) is not None:
         raise taken("subscription", name)
-
-
-async def _weighed(tx: Transaction, one: Subscription) -> SubscriptionView:
-    """With what it would have told of what has happened."""
-    return msgspec.structs.replace(await _view(tx, one), weight=await weight_of(tx, one))
 
 
 async def _view(tx: Transaction, one: Subscription) -> SubscriptionView:

@@ -228,6 +228,8 @@ class MessageGroup(Value, frozen=True, kw_only=True):
     cause: str | None = None
     vms: tuple[VmLine, ...] = ()
     vms_left_out: int = 0
+    names: dict[str, str] = {}
+    """By id, of what ``others`` are about."""
 
 
 class Message(Value, frozen=True, kw_only=True):
@@ -243,6 +245,8 @@ class Message(Value, frozen=True, kw_only=True):
     cluster: str | None = None
     host: str | None = None
     vm: str | None = None
+    created: UtcMillis | None = None
+    """When it was put into the queue: of a problem that is told again, or after quiet hours, long after its event."""
     test: bool = False
     """Asked for by ``virtha notify test``: nothing happened."""
     group: MessageGroup | None = None

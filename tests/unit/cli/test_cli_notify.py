@@ -321,11 +321,17 @@ def test_changing_a_route_takes_away_what_is_empty(api: Api, run: Run) -> None:
     api.on("GET", "/v1/subscriptions/calm", Answer(ROUTE, headers={"ETag": '"7"'}))
     api.on("PATCH", "/v1/subscriptions/calm", ROUTE)
     assert run("notify", "route", "set", "calm").code == 2
-    words = ("--repeat", "never", "--quiet-hours", "", "--vm", "", "--disable")
+    words = ("--repeat", "never", "--quiet-hours", "", "--vm", "", "--label", "", "--disable")
     assert run("notify", "route", "set", "calm", *words).code == 0
     asked = api.calls("PATCH")[0]
     assert asked.headers["if-match"] == '"7"'
-    assert asked.body == {"repeat_ms": None, "quiet": [], "vm": None, "enabled": False}
+    assert asked.body == {
+        "repeat_ms": None,
+        "quiet": [],
+        "vm": None,
+        "labels": {},
+        "enabled": False,
+    }
     shown = run("notify", "route", "show", "calm").out
     assert "quiet hours\t22:00-07:00 Europe/Berlin" in shown and "grouped by\tcause" in shown
 
