@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from virtha.alerts.open_problems import OpenProblems, is_open
 from virtha.alerts.subject import incident_of, object_of
+from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, SubscriptionId
 from virtha.model.notification import Subscription
@@ -18,6 +19,10 @@ GROUPS_MAX = 500
 """Of one route; what comes beyond is told as a number, in one group."""
 MEMBERS_MAX = 200
 """Of one group; what comes beyond is told as a number."""
+FURTHER_MAX = 100
+"""Groups of one route beyond those, for what is parked: a number would have to be told at once."""
+FORGOTTEN_MS = 86_400_000
+"""How long nothing was told of a group that goes where a route has too many."""
 OTHERS = "others"
 INHIBITED = "notify.why.inhibited"
 FIELD_CHARACTERS = 200
@@ -150,7 +155,7 @@ class Groups:
         found = self._of_cause(route, event)
         if found is not None:
             return found
-        if len(self._of_route.get(route.id, ())) >= GROUPS_MAX:
+        if len(self._of_route.get(route.id, ())) >= GROUPS_MAX and not self._made_room(route, now):
             others = GroupId(f"{route.id}:{OTHERS}")
             return self._groups.get(others) or Group(
                 id=others, subscription_id=route.id, key=OTHERS, began=now
@@ -161,6 +166,39 @@ class Groups:
             subscription_id=route.id,
             key=key_of(route.group_by, event),
             host_id=event.host_id if caused and event.vm_id is None else None,
+            began=now,
+        )
+
+    def _made_room(self, route: Subscription, now: int) -> bool:
+        """Whether a group could be forgotten that only waits for ends, and has long done so: those are not told then."""
+        for one in self.of_route(route.id):
+            waits = any(
+                member.state in (MemberState.HELD, MemberState.PARKED) for member in one.members
+            )
+            fresh = one.incident_open or one.told_at is None or now - one.told_at < FORGOTTEN_MS
+            if not (waits or one.counted or fresh):
+                self.drop(one)
+                return True
+        return False
+
+    def further(self, group: Group, event: Event, now: int) -> Group | None:
+        """Another of the same cause, with room (not put); None: there are too many."""
+        mine = self.of_route(group.subscription_id)
+        cause = (group.key, group.incident_id)
+        for one in reversed(mine):
+            if (one.key, one.incident_id) == cause and len(one.members) < MEMBERS_MAX:
+                return one
+        if len(mine) >= GROUPS_MAX + FURTHER_MAX:
+            return None
+        return replace(
+            group,
+            id=GroupId(f"{group.subscription_id}:{int(event.revision)}+"),
+            members=(),
+            counted=0,
+            counted_main=None,
+            due_at=None,
+            told_at=None,
+            worst=Severity.INFO,
             began=now,
         )
 

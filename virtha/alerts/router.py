@@ -275,8 +275,12 @@ class Router:
             return
         group = with_room(group)
         if len(group.members) >= MEMBERS_MAX:
-            self._count(group, member)  # better told than forgotten
-            return
+            self._groups.put(group)
+            further = self._groups.further(group, event, self._now)
+            if further is None:
+                self._count(group, member)  # better told than forgotten
+                return
+            group = further
         parked = replace(member, state=PARKED, since=self._now, code=why.parked, by=why.by)
         self._groups.put(replace(group, members=(*group.members, parked)))
         self._fate(group, event, FateState.PARKED, why.parked, why.by)
@@ -320,11 +324,12 @@ class Router:
         some = {one for one, moment in self._moments.items() if moment <= self._now}
         some |= self._groups.changed_now | self._let_go()
         chosen = None if every else self._groups.by_route(some)
+        for one in [*self._moments] if every else some:
+            self._moments.pop(one, None)
         for route in self._config.routes:
             groups = self._groups.of_route(route.id) if chosen is None else chosen.get(route.id, ())
             for group in groups:
                 moment = self._look(route, group)
-                self._moments.pop(group.id, None)
                 if moment is not None:
                     self._moments[group.id] = moment
         # A look may let go what was looked at before it.

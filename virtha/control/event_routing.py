@@ -116,7 +116,7 @@ class EventRouting:
             up_to=events[-1].revision if more else max(revision, after),
             more=more,
             events=events,
-            needed=needed or any(router.concerned(config, one) for one in events),
+            needed=needed or _concerned(router, config, events),
         )
 
     def forget(self) -> None:
@@ -136,6 +136,14 @@ class _Found(Value, frozen=True, kw_only=True):
     more: bool = False
     events: tuple[Event, ...] = ()
     needed: bool = False
+
+
+def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...]) -> bool:
+    try:
+        return any(router.concerned(config, one) for one in events)
+    except Exception:  # then the step fails too, and tells what it may
+        log.exception("it is not known whether events concern a route")
+        return True
 
 
 async def routing_config(tx: Transaction, now: int) -> RoutingConfig:

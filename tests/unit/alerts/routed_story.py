@@ -78,6 +78,8 @@ class Story:
         self.fates: dict[tuple[Revision, SubscriptionId], Fate] = {}
         self.told: list[tuple[str, str, str, list[str]]] = []
         """Route, why (the last word of the code), kind, the codes that it names; the head first."""
+        self.counted: set[tuple[Revision, SubscriptionId]] = set()
+        """Told as one of a number."""
         self.wake_at: int | None = None
         self.router = self.reopened()
 
@@ -167,6 +169,8 @@ class Story:
         for key, fate in self.fates.items():
             waits = fate.state is FateState.WAITS and fate.code == "notify.why.counted"
             if waits and fate.group_id == group_id:
+                if state is FateState.TOLD:
+                    self.counted.add(key)
                 self.fates[key] = msgspec.structs.replace(fate, state=state)
 
     def fate(self, revision: Revision, name: str = "r") -> str:

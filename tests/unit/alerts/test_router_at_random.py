@@ -1,5 +1,6 @@
 """No event is lost: any mix of events, time, silences, rules, restarts and refused writes. And nothing grows without bound."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -211,8 +212,29 @@ class RoutesAtRandom(RuleBasedStateMachine):
         states = {fate.state for fate in self.story.fates.values()}
         assert not states & {FateState.WAITS, FateState.PARKED}
         for key, fate in self.story.fates.items():
-            assert (fate.state is FateState.TOLD) == (self.in_messages.get(key) == 1)
+            told = self.in_messages.get(key) == 1 or key in self.story.counted
+            assert (fate.state is FateState.TOLD) == told
+
+
+class CrowdedRoutesAtRandom(RoutesAtRandom):
+    """The same with so little room that events are counted, and groups make room, all the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bounds = pytest.MonkeyPatch()
+        for module in ("groups", "router"):
+            self.bounds.setattr(f"virtha.alerts.{module}.MEMBERS_MAX", 4)
+        self.bounds.setattr("virtha.alerts.groups.GROUPS_MAX", 3)
+        self.bounds.setattr("virtha.alerts.groups.FURTHER_MAX", 3)
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.bounds.undo()
 
 
 TestRoutesAtRandom = RoutesAtRandom.TestCase
 TestRoutesAtRandom.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestCrowdedRoutesAtRandom = CrowdedRoutesAtRandom.TestCase
+TestCrowdedRoutesAtRandom.settings = TestRoutesAtRandom.settings

@@ -126,6 +126,20 @@ def test_what_waited_at_the_last_route_is_dropped_though_the_server_was_killed(
     tell(story)
 
 
+def test_events_are_told_where_it_fails_to_say_whether_they_concern_anybody(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(codes=("vm.*",))
+        monkeypatch.setattr(Router, "concerned", _fault)
+        crashed = await happens(world, "vm.crashed", "h1", "v1")
+        await world.route_all()
+        (view,) = await world.deliveries()
+        assert view.delivery.event_revision == crashed
+
+    tell(story)
+
+
 def test_a_fault_in_looking_does_not_end_the_notifier(
     tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,12 +151,12 @@ def test_a_fault_in_looking_does_not_end_the_notifier(
         with monkeypatch.context() as broken:
             faults = 0
 
-            def fault(*_given: object) -> bool:
+            async def fault(*_given: object) -> None:
                 nonlocal faults
                 faults += 1
                 raise ZeroDivisionError
 
-            broken.setattr(Router, "concerned", fault)
+            broken.setattr("virtha.control.event_routing.routing_config", fault)
             async with world.notifying():
                 await world.until(lambda: faults > 3)
                 broken.undo()
