@@ -8,7 +8,7 @@ says by itself how long it stands.
 import msgspec
 
 from virtha.alerts.notice import one_line, vm_lines
-from virtha.alerts.subject import ended_with
+from virtha.alerts.subject import PARTS, ended_with
 from virtha.model.codes import REGISTRY, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.notification import AlertmanagerSettings, Message
@@ -18,7 +18,6 @@ from virtha.model.value import Value
 NOTICE_MS = 900_000
 """How long an alert stands of which no end will be told."""
 LABEL_CHARACTERS = 200
-_PARTS = ("domain", "device")
 _KINDS = {"vm": ("vm.",), "host": ("host.", "fence.", "hold.")}
 """Troubles of an object that are over with it, by the beginnings of their codes."""
 
@@ -83,7 +82,7 @@ def _labels(message: Message, event: Event, code: str) -> dict[str, str]:
     elif event.host_id is not None and not code.startswith("storage."):
         said = _text(told.get("host")) or _text(told.get("name"))
         labels["host"] = said or names.get(event.host_id, event.host_id)
-    for part in _PARTS:
+    for part in PARTS:
         if event.vm_id is None and told.get(part):
             labels[part] = str(told[part])
     return {name: one_line(value, LABEL_CHARACTERS) for name, value in labels.items() if value}

@@ -5,7 +5,7 @@ from virtha.model.event import Event
 from virtha.model.ids import IncidentId
 
 INCIDENT_OVER = "host.incident_over"
-_PARTS = ("domain", "device")
+PARTS = ("domain", "device")
 """Fields that tell several problems of one host apart, with events that are of no VM."""
 
 
@@ -15,7 +15,7 @@ def subject_of(event: Event) -> str:
         return f"receiver:{event.fields.get('receiver_id')}"
     if event.vm_id is not None:
         return f"vm:{event.vm_id}"
-    part = next((f"/{event.fields[one]}" for one in _PARTS if event.fields.get(one)), "")
+    part = next((f"/{event.fields[one]}" for one in PARTS if event.fields.get(one)), "")
     # A storage domain's outage is told of the cluster, its end by each host that sees it again.
     if event.host_id is not None and not event.code.startswith("storage."):
         return f"host:{event.host_id}{part}"

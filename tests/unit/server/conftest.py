@@ -1,4 +1,4 @@
-"""What tests of routes tell their stories with."""
+"""What tests of notifications tell their stories with."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from routed_world import Story
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Callable[[Story], None]:
+def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story], None]:
+    fresh_database(tmp_path)
+
     def run(story: Story) -> None:
         async def main() -> None:
             async with open_notified(tmp_path) as world:

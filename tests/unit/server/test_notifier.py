@@ -1,12 +1,12 @@
 """The notifier: what is sent, in which order, what waits, what ends, and what a crash costs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from notified_world import ADMIN, NotifiedWorld, open_notified
+from notified_world import ADMIN, NotifiedWorld
 from played_receivers import ACCEPTED, AWAY, LATER, NEVER, Answer, PlayedMessengers
+from routed_world import Story
 
 from virtha.alerts import schedule
 from virtha.control.requests import (
@@ -21,22 +21,6 @@ from virtha.model.errors import InvalidInput, Refused
 from virtha.model.notification import DeliveryState, Message
 from virtha.ports.receivers import Outcome, Receipt
 from virtha.server import notifier as notifier_module
-
-Story = Callable[[NotifiedWorld], Awaitable[None]]
-
-
-@pytest.fixture
-def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story], None]:
-    fresh_database(tmp_path)
-
-    def run(story: Story) -> None:
-        async def main() -> None:
-            async with open_notified(tmp_path) as world:
-                await story(world)
-
-        asyncio.run(main())
-
-    return run
 
 
 def in_turn(*answers: Answer) -> Callable[[Message], Answer]:
