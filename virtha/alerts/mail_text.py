@@ -45,7 +45,7 @@ def mail_text(message: Message, settings: MailSettings) -> MailText:
         subject=_subject(message),
         text=_text(message),
         html=_html(message) if settings.html else None,
-        date=message.event.at,
+        date=message.created or message.event.at,
         sender_name=one_line(f"virtha {message.installation}", 60),
         headers=_headers(message, settings),
     )
