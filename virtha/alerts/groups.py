@@ -190,9 +190,12 @@ class Groups:
                 return one
         if len(mine) >= GROUPS_MAX + FURTHER_MAX:
             return None
+        further = f"{group.subscription_id}:{int(event.revision)}+"
+        while GroupId(further) in self._groups:  # the same event began one before
+            further += "+"
         return replace(
             group,
-            id=GroupId(f"{group.subscription_id}:{int(event.revision)}+"),
+            id=GroupId(further),
             members=(),
             counted=0,
             counted_main=None,

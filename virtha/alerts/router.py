@@ -538,9 +538,11 @@ class Router:
         repeat = _repeat_moment(route, group)
         if repeat is not None:
             moments.append(repeat)
-        if not group.members and group.incident_open:
+        if group.members or group.counted:
+            pass  # it is not forgotten
+        elif group.incident_open:
             moments.append(max(group.began, group.told_at or 0) + INCIDENT_PATIENCE_MS)
-        elif not group.members and group.told_at is not None:
+        elif group.told_at is not None:
             moments.append(group.told_at + route.group_interval_ms)
         return min(moments, default=None)
 
