@@ -70,6 +70,13 @@ def _scenarios() -> str:
     return reference_markdown()
 
 
+def _search() -> str:
+    from virtha.search.reference import reference_markdown
+    from virtha.store.search_fields import VOCABULARY
+
+    return reference_markdown(VOCABULARY)
+
+
 def _bad_input() -> str:
     sys.path.insert(0, str(Path(__file__).parent))
     from requirement_coverage import bad_input_markdown
@@ -87,6 +94,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "requirements.md": _requirements,
     "bad-input.md": _bad_input,
     "scenarios.md": _scenarios,
+    "search.md": _search,
 }
 
 

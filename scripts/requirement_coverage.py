@@ -87,6 +87,9 @@ BAD_INPUT: dict[str, str] = {
     "power script that fails with 0": "A power script that exits 0 having failed",
     "power syntax with an unknown variable": "An execution syntax with an unknown variable",
     "metacharacters in a power password": "Shell metacharacters in the password of a power device",
+    "search that can't be read": "A search with an unknown field, relation, value or object, or half a parenthesis",
+    "search that asks too much": "A search of 100,000 parentheses, a flood of wildcards or conditions, or one that would look at everything",
+    "search that smuggles": "A search with quotation marks, semicolons, comments and LIKE's own wildcards in it (SQL injection)",
 }
 """The list of bad input, by the name that `bad_input` markers use. Each line is proved twice: where it is
 cheapest to catch, and as a user meets it (`story=True`): through the real API, by a command against a

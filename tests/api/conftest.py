@@ -66,6 +66,9 @@ class RememberingLinks:
     def agent_connected(self, host_id: HostId) -> bool:
         return host_id in self.connected
 
+    def has_session(self, host_id: HostId) -> bool:
+        return self.agent_connected(host_id)
+
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         return self.beats.get(host_id)
 

@@ -3,11 +3,13 @@
 import os
 
 import pytest
+from msgspec import to_builtins
 
 from virtha.lab import faults, guest
 from virtha.lab.node import wait_until
-from virtha.lab.story import Story
+from virtha.lab.story import Story, no_restart_limit
 from virtha.lab.watching import LibvirtWitness
+from virtha.model.policy.profiles import PROFILES, Profile
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 ROUNDS = int(os.environ.get("VIRTHA_LAB_ROUNDS", "1"))
@@ -173,3 +175,28 @@ def test_a_silent_power_cut_and_the_next_boot(story: Story) -> None:
     assert running["status"]["incarnation"] == 2 and len(running["holder_names"]) == 1
     assert len(story.lab.copies_of("gone1")) == 1
     assert len(story.events("gone1", began, "vm.recovery_started")) == 1
+
+
+@pytest.mark.req("F9", "X3")
+def test_another_pace_reaches_the_guardians_in_their_sessions(story: Story) -> None:
+    logs = [host.logs / "guardian.log" for host in story.lab.hosts]
+
+    def paced(beat_interval_ms: int) -> list[int]:
+        words = "event='pace'", f"beat_interval_ms={beat_interval_ms} "
+        lines = [log.read_text().splitlines() for log in logs]
+        return [sum(all(word in line for word in words) for line in one) for one in lines]
+
+    began, quick, usual = story.revision(), paced(500), paced(1_000)
+    try:
+        detection = to_builtins(PROFILES[Profile.FAST].detection)
+        story.set_policy({**no_restart_limit(), "detection": detection})
+        wait_until(lambda: all(map(int.__gt__, paced(500), quick)), "they are told", timeout_s=60.0)
+    finally:
+        story.set_policy(no_restart_limit())
+    wait_until(lambda: all(map(int.__gt__, paced(1_000), usual)), "and back", timeout_s=60.0)
+    told = [
+        event["code"]
+        for host in story.lab.hosts
+        for event in story.api.events(host=host.name, after=began)
+    ]
+    assert "host.suspected" not in told and "host.unreachable" not in told

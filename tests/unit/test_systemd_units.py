@@ -361,7 +361,9 @@ def test_a_guardian_that_runs_keeps_its_unit_until_it_does_not(
     try:
         assert main(["agent", "uninstall", "--root", paths.root]) == 0
         assert [unit.name for unit in units.iterdir()] == ["virtha-guardian.service"]
-        assert "after the next boot once more: virtha agent uninstall" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "after the next boot once more: virtha agent uninstall" in said
+        assert "now: systemctl disable virtha-guardian" in said, "else it begins anew in that boot"
         assert "missing" in (gate_installed(paths) or "")
     finally:
         os.close(guardian)

@@ -122,6 +122,7 @@ from virtha.wire.messages import (
     Hello,
     Message,
     OpenChannel,
+    Pace,
     PeerRole,
     Ping,
     Pong,
@@ -488,6 +489,7 @@ def _messages() -> dict[str, Message]:
             silence_ms=5_000,
             server_wall_ms=1_700_000_000_000,
         ),
+        "pace": Pace(beat_interval_ms=500, silence_ms=3_000),
         "refuse": Refuse(code="wire.refused.version", message="text", field="version_major"),
         "beat": Beat(
             sequence=70_000,

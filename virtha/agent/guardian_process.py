@@ -57,6 +57,7 @@ from virtha.sentinel.guardian import (
     GuardianEvent,
     Kill,
     LinkLost,
+    Paced,
     ProcessesSeen,
     QemuProcess,
     Report,
@@ -73,7 +74,7 @@ from virtha.wire.lease_messages import (
     WaiveLease,
     told_round,
 )
-from virtha.wire.messages import Beat, PeerRole, Welcome
+from virtha.wire.messages import Beat, Pace, PeerRole, Welcome
 from virtha.wire.witness_messages import HostProbed, ProbeHost, WitnessOrder
 
 LOOK_S = 1.0
@@ -445,6 +446,10 @@ class GuardianProcess:
         if self.lease is not None:
             self.lease.tell(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
 
+    def on_pace(self, pace: Pace) -> None:
+        _log.info("pace", beat_interval_ms=pace.beat_interval_ms, silence_ms=pace.silence_ms)
+        self.step(Paced(beat_interval_ms=pace.beat_interval_ms))
+
     def on_disconnected(self, code: str, message: str, address: str) -> None:
         _log.info("no session", server=address, code=code, detail=message)
         self.step(LinkLost())
@@ -538,6 +543,7 @@ async def run_guardian(paths: AgentPaths) -> None:
         hello_state=HelloState,
         live_instance=lambda: process.agent_instance,
         on_lease=process.on_lease,
+        on_pace=process.on_pace,
         on_witness=process.on_witness,
         program_version=__version__,
     )

@@ -14,6 +14,7 @@ from virtha.control.requests import (
     HostCertificateRequest,
     JoinRequest,
     PageQuery,
+    SearchQuery,
     SessionCreate,
     TokenCreate,
     UserChange,
@@ -86,7 +87,7 @@ async def renewed_certificate(call: Call[NoQuery, HostCertificateRequest]) -> An
     return Answer(body=await call.control.join.renewed_certificate(call.body))
 
 
-async def list_users(call: Call[PageQuery, NoBody]) -> Answer:
+async def list_users(call: Call[SearchQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.users.list(call.query))
 
 
@@ -199,7 +200,7 @@ ROUTES: tuple[Route, ...] = (
         role=ADMINISTRATOR,
         summary="List users",
         handler=list_users,
-        query=PageQuery,
+        query=SearchQuery,
         answer=Page[User],
     ),
     Route(

@@ -5,7 +5,7 @@ from virtha.control.requests import (
     AdoptRequest,
     ClusterChange,
     ClusterCreate,
-    PageQuery,
+    SearchQuery,
     StorageCreate,
 )
 from virtha.control.views import HostView, Page, StorageView
@@ -27,7 +27,7 @@ def accepted(operation: Operation) -> Answer:
     return Answer(body=operation, location=f"/v1/operations/{operation.id}")
 
 
-async def list_clusters(call: Call[PageQuery, NoBody]) -> Answer:
+async def list_clusters(call: Call[SearchQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.clusters.list(call.query))
 
 
@@ -63,7 +63,7 @@ async def put_policy(call: Call[NoQuery, Policy]) -> Answer:
     return Answer(body=changed.policy, revision=changed.revision)
 
 
-async def list_hosts(call: Call[PageQuery, NoBody]) -> Answer:
+async def list_hosts(call: Call[SearchQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.hosts.list(call.query))
 
 
@@ -87,7 +87,7 @@ async def adopt(call: Call[NoQuery, AdoptRequest]) -> Answer:
     return accepted(await call.control.hosts.adopt(call.caller, call.ref, call.body))
 
 
-async def list_storage(call: Call[PageQuery, NoBody]) -> Answer:
+async def list_storage(call: Call[SearchQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.storage.list(call.query))
 
 
@@ -119,7 +119,7 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List clusters",
         handler=list_clusters,
-        query=PageQuery,
+        query=SearchQuery,
         answer=Page[Cluster],
     ),
     Route(
@@ -183,7 +183,7 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List hosts",
         handler=list_hosts,
-        query=PageQuery,
+        query=SearchQuery,
         answer=Page[HostView],
     ),
     Route(
@@ -231,7 +231,7 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List storage domains",
         handler=list_storage,
-        query=PageQuery,
+        query=SearchQuery,
         answer=Page[StorageView],
     ),
     Route(

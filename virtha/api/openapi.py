@@ -21,6 +21,10 @@ PARAMETER_TEXT = {
     "id": "Id.",
     "key": "Name of the setting.",
 }
+QUERY_TEXT = {
+    "search": "In oVirt's search language: docs/guide/search.md, docs/reference/search.md.",
+    "case_sensitive": "Whether text in the search is.",
+}
 Json = dict[str, Any]
 
 
@@ -124,6 +128,7 @@ def _query_parameters(one: Route) -> list[Json]:
             "name": name,
             "in": "query",
             "required": name in own.get("required", ()),
+            **({"description": QUERY_TEXT[name]} if name in QUERY_TEXT else {}),
             "schema": _resolved(_without_null(inner), components),
         }
         for name, inner in own["properties"].items()

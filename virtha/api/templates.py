@@ -2,13 +2,13 @@
 
 from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
-from virtha.control.requests import PageQuery, TemplateCreate, VmFromTemplate
+from virtha.control.requests import SearchQuery, TemplateCreate, VmFromTemplate
 from virtha.control.views import Page, TemplateView
 from virtha.model.errors import NotFound
 from virtha.model.operation import Operation
 
 
-async def list_templates(call: Call[PageQuery, NoBody]) -> Answer:
+async def list_templates(call: Call[SearchQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.templates.list(call.query))
 
 
@@ -36,7 +36,7 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List templates, and which VMs need each",
         handler=list_templates,
-        query=PageQuery,
+        query=SearchQuery,
         answer=Page[TemplateView],
     ),
     Route(

@@ -218,6 +218,7 @@ def uninstall_host(
     typer.echo("start gate and units removed; restart libvirtd once so that it forgets the gate")
     if guardian_runs:
         typer.echo("the guardian runs on, for it may feed this host's watchdog; its unit stays:")
+        typer.echo("  now: systemctl disable virtha-guardian")
         typer.echo("  after the next boot once more: virtha agent uninstall")
 
 

@@ -8,7 +8,17 @@ import typer
 from virtha.cli.client import Client, ref
 from virtha.cli.parsing import confirm
 from virtha.cli.power import cluster_app as power_app
-from virtha.cli.session import WatchOption, YesOption, connected, report, show_list, show_one
+from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
+    WatchOption,
+    YesOption,
+    connected,
+    report,
+    search_params,
+    show_list,
+    show_one,
+)
 from virtha.cli.views import CLUSTER
 from virtha.model.errors import InvalidInput
 
@@ -37,11 +47,17 @@ def chosen_cluster(client: Client, name: str | None) -> str:
 
 
 @app.command("list")
-def list_clusters(ctx: typer.Context, watch: bool = WatchOption) -> None:
+def list_clusters(
+    ctx: typer.Context,
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
+    watch: bool = WatchOption,
+) -> None:
     """List clusters."""
+    wanted = search_params(search, ignore_case=ignore_case)
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/clusters")
+        return client.items("/v1/clusters", **wanted)
 
     show_list(ctx, fetch, CLUSTER, watch=watch)
 

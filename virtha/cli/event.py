@@ -10,7 +10,7 @@ import typer
 from virtha.cli.client import Client
 from virtha.cli.options import Options, Output, options
 from virtha.cli.output import emit_list, note, styled
-from virtha.cli.session import connected
+from virtha.cli.session import IgnoreCaseOption, SearchOption, connected, search_params
 from virtha.cli.text import clean
 from virtha.cli.views import EVENT, event_line
 from virtha.model.codes import Severity
@@ -35,14 +35,18 @@ def list_events(
     host: str | None = HostOption,
     code: str | None = CodeOption,
     severity: Severity | None = SeverityOption,
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
     limit: int = typer.Option(100, min=1, help="The newest so many."),
     after: int | None = typer.Option(None, help="Those above this revision, from the oldest on."),
 ) -> None:
-    """The newest events, oldest first."""
+    """The newest events, oldest first; those that a search finds in its order, newest first unless it says another."""
+    wanted = search_params(search, ignore_case=ignore_case)
     order = "desc" if after is None else "asc"
     with connected(ctx) as client:
         found = client.items(
             "/v1/events",
+            **wanted,
             vm=vm,
             host=host,
             code=code,
@@ -51,7 +55,8 @@ def list_events(
             order=order,
             limit=limit,
         )
-    emit_list(options(ctx), found[::-1] if after is None else found, EVENT)
+    turned = after is None and search is None
+    emit_list(options(ctx), found[::-1] if turned else found, EVENT)
 
 
 @app.command("follow")

@@ -12,11 +12,14 @@ from virtha.cli.parsing import confirm, confirm_by_name
 from virtha.cli.power import host_app as power_app
 from virtha.cli.progress import failure_of, wait_for
 from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
     TimeoutOption,
     WatchOption,
     YesOption,
     connected,
     report,
+    search_params,
     show_list,
     show_one,
 )
@@ -48,11 +51,17 @@ def _take_the_word(client: Client, given: str, *, certain: bool, stdin_is_termin
 
 
 @app.command("list")
-def list_hosts(ctx: typer.Context, watch: bool = WatchOption) -> None:
+def list_hosts(
+    ctx: typer.Context,
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
+    watch: bool = WatchOption,
+) -> None:
     """List hosts: how each answers, what it holds, what is free."""
+    wanted = search_params(search, ignore_case=ignore_case)
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/hosts")
+        return client.items("/v1/hosts", **wanted)
 
     show_list(ctx, fetch, HOST, watch=watch)
 

@@ -13,13 +13,32 @@ from virtha.cli.options import Options, Output, options
 from virtha.cli.output import View, chosen_output, emit_list, emit_one, write_data
 from virtha.model.errors import InvalidInput, Unavailable
 from virtha.model.time import parse_duration_ms
+from virtha.search.lexer import check_length
 
 WATCH_S = 1.0
 
 WatchOption = typer.Option(False, "--watch", "-w", help="Show again at every change, until Ctrl-C.")
+SearchOption = typer.Option(
+    None,
+    "--search",
+    metavar="TEXT",
+    help="Only what this search finds, for example 'status = up and name = web*'.",
+)
+IgnoreCaseOption = typer.Option(
+    False, "--ignore-case", help="With --search: either case of a letter will do."
+)
 WaitOption = typer.Option(
     True, "--wait/--no-wait", help="Wait until it is done, showing its steps."
 )
+
+
+def search_params(search: str | None, *, ignore_case: bool) -> dict[str, Any]:
+    """Of a list's request."""
+    if search is None and ignore_case:
+        raise InvalidInput("goes with --search only", field="--ignore-case", fix="leave it out")
+    if search is not None:
+        check_length(search)
+    return {"search": search, "case_sensitive": False if ignore_case else None}
 
 
 def _check_timeout(text: str) -> str:

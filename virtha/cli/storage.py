@@ -10,12 +10,15 @@ from virtha.cli.options import options
 from virtha.cli.parsing import confirm
 from virtha.cli.progress import failure_of, wait_for
 from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
     TimeoutOption,
     WaitOption,
     WatchOption,
     YesOption,
     connected,
     report,
+    search_params,
     show_list,
     show_one,
 )
@@ -31,11 +34,17 @@ def _path(name: str) -> str:
 
 
 @app.command("list")
-def list_storage(ctx: typer.Context, watch: bool = WatchOption) -> None:
+def list_storage(
+    ctx: typer.Context,
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
+    watch: bool = WatchOption,
+) -> None:
     """List storage domains and which hosts can use each."""
+    wanted = search_params(search, ignore_case=ignore_case)
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/storage-domains")
+        return client.items("/v1/storage-domains", **wanted)
 
     show_list(ctx, fetch, STORAGE, watch=watch)
 

@@ -10,11 +10,14 @@ from virtha.cli.output import Column, Object, View, at, size
 from virtha.cli.parsing import confirm
 from virtha.cli.progress import finish
 from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
     TimeoutOption,
     WaitOption,
     WatchOption,
     YesOption,
     connected,
+    search_params,
     show_list,
     show_one,
 )
@@ -61,6 +64,7 @@ TEMPLATE = View(
         ("machine", f"{item['template']['machine']} ({item['template']['architecture']})"),
         ("watchdog", _watchdog(item)),
         ("ha", item["template"]["ha"]),
+        ("priority", item["template"]["priority"]),
         ("on I/O error", item["template"]["on_io_error"]),
         *[("disk", _disk(disk)) for disk in item["template"]["disks"]],
         *[("card", f"{nic['model']} on {nic['bridge']}") for nic in item["template"]["nics"]],
@@ -101,11 +105,17 @@ def _was_typed(ctx: typer.Context, name: str) -> bool:
 
 
 @app.command("list")
-def list_templates(ctx: typer.Context, watch: bool = WatchOption) -> None:
+def list_templates(
+    ctx: typer.Context,
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
+    watch: bool = WatchOption,
+) -> None:
     """List templates and how many VMs need each."""
+    wanted = search_params(search, ignore_case=ignore_case)
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/templates")
+        return client.items("/v1/templates", **wanted)
 
     show_list(ctx, fetch, TEMPLATE, watch=watch)
 

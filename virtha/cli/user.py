@@ -7,7 +7,16 @@ import typer
 
 from virtha.cli.client import Client, ref
 from virtha.cli.parsing import confirm
-from virtha.cli.session import YesOption, connected, read_secret, report, show_list
+from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
+    YesOption,
+    connected,
+    read_secret,
+    report,
+    search_params,
+    show_list,
+)
 from virtha.cli.views import USER
 from virtha.model.errors import InvalidInput
 from virtha.model.user import Role
@@ -22,11 +31,16 @@ def _path(name: str) -> str:
 
 
 @app.command("list")
-def list_users(ctx: typer.Context) -> None:
+def list_users(
+    ctx: typer.Context,
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
+) -> None:
     """List users."""
+    wanted = search_params(search, ignore_case=ignore_case)
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/users")
+        return client.items("/v1/users", **wanted)
 
     show_list(ctx, fetch, USER)
 

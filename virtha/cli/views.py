@@ -69,6 +69,7 @@ def _vm_details(item: Object) -> list[tuple[str, Any]]:
         ("wanted up", status["wanted_up"]),
         ("protection", _protection(item)),
         ("highly available", vm["ha"]),
+        ("priority", vm.get("priority")),
         ("on I/O error", vm["on_io_error"]),
         ("watchdog", _watchdog(item) or "host's default"),
         ("watchdog fired", _fired(status)),

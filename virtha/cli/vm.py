@@ -13,12 +13,15 @@ from virtha.cli.output import View, emit_list, note
 from virtha.cli.parsing import confirm, parse_disk, parse_nic, parse_size
 from virtha.cli.progress import finish
 from virtha.cli.session import (
+    IgnoreCaseOption,
+    SearchOption,
     TimeoutOption,
     WaitOption,
     WatchOption,
     YesOption,
     connected,
     report,
+    search_params,
     show_list,
     show_one,
 )
@@ -30,7 +33,7 @@ from virtha.cli.vm_console import console_log, screenshot
 from virtha.cli.vm_devices import disk_app, nic_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
-from virtha.model.vm import OnIoError, VmState
+from virtha.model.vm import PRIORITY_MAX, OnIoError, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse_watchdog
 
 MIB = 1 << 20
@@ -46,6 +49,7 @@ NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
 MODELS = ", ".join(WatchdogModel)
 ACTIONS = ", ".join(WatchdogAction)
 OnIoErrorHelp = "What becomes of it when a disk's I/O error has paused it; at first: auto_resume."
+PriorityHelp = "Of VMs that come back after a failure, the higher is started first; at first: 0."
 WatchdogHelp = f"MODEL:ACTION. Models: {MODELS}. Actions: {ACTIONS}."
 
 
@@ -65,12 +69,16 @@ def list_vms(
     host: str | None = typer.Option(None, help="Only on this host."),
     state: VmState | None = typer.Option(None, help="Only in this state."),
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Only (not) highly available ones."),
+    search: str | None = SearchOption,
+    ignore_case: bool = IgnoreCaseOption,
     watch: bool = WatchOption,
 ) -> None:
     """List VMs: state, host, and whether each is protected."""
+    wanted = search_params(search, ignore_case=ignore_case)
+    wanted |= {"cluster": cluster, "host": host, "state": state, "ha": ha}
 
     def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/vms", cluster=cluster, host=host, state=state, ha=ha)
+        return client.items("/v1/vms", **wanted)
 
     show_list(ctx, fetch, VM, watch=watch)
 
@@ -100,6 +108,7 @@ def create_vm(
     architecture: str = typer.Option("x86_64", help="Processor architecture."),
     watchdog: str | None = typer.Option(None, metavar="MODEL:ACTION", help=WatchdogHelp),
     ha: bool = typer.Option(False, "--ha/--no-ha", help="Restart it after a failure."),
+    priority: int | None = typer.Option(None, min=0, max=PRIORITY_MAX, help=PriorityHelp),
     on_io_error: OnIoError | None = typer.Option(None, help=OnIoErrorHelp),
     disk: list[str] = typer.Option(
         [], metavar="KEY=VALUE,…", help="A further disk: name=, size=, path=, image=, format=."
@@ -127,6 +136,7 @@ def create_vm(
         "architecture": architecture,
         "watchdog": _watchdog_body(watchdog) if watchdog is not None else None,
         "ha": ha,
+        "priority": priority,
         "on_io_error": str(on_io_error) if on_io_error else None,
         "disks": [parse_disk(text) for text in disk],
         "nics": [parse_nic(text) for text in nic],
@@ -159,6 +169,7 @@ def edit_vm(
         None, metavar="MODEL:ACTION", help=f"{WatchdogHelp} 'none' removes the card."
     ),
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
+    priority: int | None = typer.Option(None, min=0, max=PRIORITY_MAX, help=PriorityHelp),
     on_io_error: OnIoError | None = typer.Option(None, help=OnIoErrorHelp),
     nic: list[str] | None = typer.Option(None, metavar="bridge=BR,…", help="Replaces all cards."),
     revision: int | None = typer.Option(None, min=0, help="Only if it is still at this revision."),
@@ -175,6 +186,7 @@ def edit_vm(
         "vcpus": vcpus,
         "machine": str(machine) if machine else None,
         "ha": ha,
+        "priority": priority,
         "on_io_error": str(on_io_error) if on_io_error else None,
         "nics": [parse_nic(text) for text in nic] if nic else None,
     }

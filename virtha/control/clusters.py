@@ -16,12 +16,14 @@ from virtha.control.names import (
     taken,
     the_cluster,
 )
-from virtha.control.requests import ClusterChange, ClusterCreate, PageQuery
+from virtha.control.requests import ClusterChange, ClusterCreate, SearchQuery
+from virtha.control.searching import page_of_search
 from virtha.control.views import Caller, Page
 from virtha.model.errors import Refused
 from virtha.model.host import Cluster
 from virtha.model.ids import ClusterId, Revision
 from virtha.model.policy import Policy
+from virtha.store.body import bodies_with_ids
 from virtha.store.clusters import (
     cluster_members,
     clusters_after,
@@ -29,6 +31,8 @@ from virtha.store.clusters import (
     find_cluster,
     save_cluster,
 )
+from virtha.store.schema import cluster as cluster_table
+from virtha.store.search_fields import CLUSTERS
 from virtha.store.store import Store
 
 
@@ -37,9 +41,17 @@ class Clusters:
         self._store = store
         self._dispatcher = dispatcher
 
-    async def list(self, query: PageQuery) -> Page[Cluster]:
+    async def list(self, query: SearchQuery) -> Page[Cluster]:
         limit = check_limit(query.limit)
         async with self._store.read() as tx:
+            if query.search is not None:
+                now = self._store.clock.wall_ms()
+                keys = await page_of_search(tx, CLUSTERS, query.search, query, now=now)
+                return Page(
+                    items=await bodies_with_ids(tx, cluster_table, Cluster, keys.ids),
+                    revision=await tx.revision_now(),
+                    next=keys.next,
+                )
             rows, more = page_of(await clusters_after(tx, query.after or "", limit + 1), limit)
             return Page(
                 items=rows,

@@ -58,6 +58,7 @@ def engine_vm(vm: Vm, status: VmStatus) -> EngineVm:
         vcpus=vm.vcpus,
         ha=vm.ha,
         wanted_up=status.wanted_up,
+        priority=vm.start_priority,
         kill_on_io_error=vm.on_io_error is OnIoError.KILL,
         features=frozenset(features),
     )

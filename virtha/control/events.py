@@ -7,12 +7,15 @@ from virtha.control.known_settings import EVENT_RETENTION, setting_values
 from virtha.control.names import check_limit, the_host, the_vm
 from virtha.control.requests import EventQuery
 from virtha.control.routing_views import EventFates
+from virtha.control.searching import read_search
 from virtha.control.views import Page
 from virtha.model.errors import Gone, InvalidInput, NotFound
 from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
-from virtha.store.events import EventFilter, events_after, events_before
+from virtha.store.events import EventFilter, event_conditions, events_after, events_before
 from virtha.store.installations import prune_events, the_installation
+from virtha.store.search import Log, Wanted, find_events
+from virtha.store.search_fields import EVENTS
 from virtha.store.store import Store, Transaction
 
 FOLLOW_BATCH = 200
@@ -32,6 +35,8 @@ class Events:
         _check_after(query.after)
         async with self._store.read() as tx:
             wanted = await _filter(tx, query)
+            if query.search is not None:
+                return await self._search(tx, query.search, query, wanted)
             if query.order == "asc":
                 found = await events_after(tx, wanted, query.after or 0, limit + 1)
             else:
@@ -41,6 +46,34 @@ class Events:
                 revision=await tx.revision_now(),
                 next=str(found[limit - 1].revision) if len(found) > limit else None,
             )
+
+    async def _search(
+        self, tx: Transaction, text: str, query: EventQuery, wanted: EventFilter
+    ) -> Page[Event]:
+        searched = read_search(text, EVENTS, after=query.after)
+        descending = (
+            searched.sort.descending if searched.sort is not None else query.order == "desc"
+        )
+        row = await the_installation(tx)
+        log = Log(row.events_pruned_to, row.revision, descending)
+        if query.after is not None:
+            log = log.behind(query.after)
+        found = await find_events(
+            tx,
+            Wanted(
+                searched,
+                self._store.clock.wall_ms(),
+                query.case_sensitive,
+                query.limit,
+                lambda rows: event_conditions(wanted, rows["event"]),
+            ),
+            log,
+        )
+        return Page(
+            items=tuple(found.events),
+            revision=row.revision,
+            next=str(found.next) if found.next is not None else None,
+        )
 
     async def follow(self, query: EventQuery) -> AsyncIterator[Event]:
         """All events after ``query.after`` (None: from now on), oldest first, for ever.

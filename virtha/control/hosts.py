@@ -17,8 +17,9 @@ from virtha.control.own_machine import OwnMachine
 from virtha.control.plan import AdoptFound, Give, Plan, Step
 from virtha.control.power_summaries import last_failure, power_summaries
 from virtha.control.protection import texts
-from virtha.control.requests import AdoptRequest, PageQuery
+from virtha.control.requests import AdoptRequest, SearchQuery
 from virtha.control.runner import Runner
+from virtha.control.searching import page_of_search
 from virtha.control.views import (
     Caller,
     CapabilitiesView,
@@ -45,12 +46,14 @@ from virtha.store.hosts import (
     drop_host,
     find_host,
     hosts_after,
+    hosts_with_ids,
     revoke_certificates,
     save_fact_acknowledged,
     save_host_status,
 )
 from virtha.store.installations import set_term, the_installation
 from virtha.store.operations import unanswered_orders
+from virtha.store.search_fields import HOSTS
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import show_states_of, vms_held_by
 
@@ -76,17 +79,24 @@ class Hosts:
         self._hellos = hellos
         self._leaders = leaders
 
-    async def list(self, query: PageQuery) -> Page[HostView]:
+    async def list(self, query: SearchQuery) -> Page[HostView]:
         limit = check_limit(query.limit)
         async with self._store.read() as tx:
-            rows, more = page_of(await hosts_after(tx, query.after or "", limit + 1), limit)
+            if query.search is not None:
+                now = self._store.clock.wall_ms()
+                ids, after = await page_of_search(tx, HOSTS, query.search, query, now=now)
+                by_id = await hosts_with_ids(tx, tuple(map(HostId, ids)))
+                rows = tuple(by_id[HostId(one)] for one in ids)
+            else:
+                rows, more = page_of(await hosts_after(tx, query.after or "", limit + 1), limit)
+                after = rows[-1].host.name if more else None
             names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
             power = await power_summaries(tx, rows)
             views = [await self._view(tx, row, names[row.host.cluster_id], power) for row in rows]
             return Page(
                 items=tuple(views),
                 revision=await tx.revision_now(),
-                next=rows[-1].host.name if more else None,
+                next=after,
             )
 
     async def get(self, ref: str) -> HostView:
@@ -299,13 +309,16 @@ class Hosts:
         async with self._store.read() as tx:
             row = await find_host(tx, host_id)
             cluster = await find_cluster(tx, row.host.cluster_id) if row is not None else None
-            term = (await the_installation(tx)).term
+            installation = await the_installation(tx)
+        term = installation.term
         if cluster is None:
             raise NotFound("the host was removed in the meantime")
         if term_elsewhere and term_elsewhere >= term:
             async with self._store.write() as writing:
                 term = await self._term_above(writing, term_elsewhere)
-        return GuardianAnswer(term=term, detection=cluster.policy.detection)
+        return GuardianAnswer(
+            term=term, revision=installation.revision, detection=cluster.policy.detection
+        )
 
     async def _term_above(self, tx: WriteTransaction, elsewhere: Term) -> Term:
         """Ours, counted on where a host followed one that our records don't know: a restored database (M1)."""

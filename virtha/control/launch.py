@@ -6,14 +6,29 @@ from virtha.control.copies import ordered, unknown_hosts
 from virtha.control.effects import Effects, fresh_beat, grant_duration_ms, quoting
 from virtha.control.engine_nouns import engine_vm
 from virtha.control.known_settings import setting_values
-from virtha.control.placement import Beating, Candidate, Placement, choose_host, no_host_fits
+from virtha.control.placement import (
+    Beating,
+    Candidate,
+    Placement,
+    choose_host,
+    no_host_fits,
+    reasons_against,
+)
 from virtha.control.plan import Launch
 from virtha.control.torn import check_not_torn
 from virtha.engine.events import CopyGranted
 from virtha.model.codes import render
 from virtha.model.errors import Refused
 from virtha.model.host import HostState
-from virtha.model.ids import BootId, ClusterId, HostId, Incarnation, OperationId, StorageDomainId
+from virtha.model.ids import (
+    BootId,
+    ClusterId,
+    HostId,
+    Incarnation,
+    OperationId,
+    StorageDomainId,
+    VmId,
+)
 from virtha.model.orders import Grant, Order, StartVm
 from virtha.model.time import Millis
 from virtha.model.vm import Vm, VmState
@@ -28,8 +43,8 @@ from virtha.store.vms import (
     add_definition,
     definitions,
     find_vm,
+    memory_held,
     save_vm_status,
-    vms_of_cluster,
 )
 
 _STOPPED = (VmState.DOWN, VmState.CRASHED, VmState.UNKNOWN)
@@ -40,17 +55,15 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What placement looks at, of one cluster and one snapshot."""
 
     hosts: tuple[HostRow, ...]
-    vms: tuple[VmRow, ...]
+    memory_held: dict[HostId, dict[VmId, int]]
+    """Bytes of each VM that a host may hold."""
     storage_names: dict[StorageDomainId, str]
     usable: dict[tuple[HostId, StorageDomainId], bool]
     in_maintenance: frozenset[HostId] = frozenset()
 
     def memory_used_bytes(self, host_id: HostId, *, without: Vm | None = None) -> int:
-        return sum(
-            row.vm.memory_bytes
-            for row in self.vms
-            if host_id in row.status.holders and (without is None or row.vm.id != without.id)
-        )
+        held = self.memory_held.get(host_id, {})
+        return sum(held.values()) - (held.get(without.id, 0) if without is not None else 0)
 
 
 async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundings:
@@ -58,7 +71,7 @@ async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundi
     reports = await reports_of(tx, tuple(domain.id for domain in domains))
     return Surroundings(
         hosts=await hosts_of_cluster(tx, cluster_id),
-        vms=await vms_of_cluster(tx, cluster_id),
+        memory_held=await memory_held(tx, cluster_id),
         storage_names={domain.id: domain.name for domain in domains},
         usable={key: report.usable for key, report in reports.items()},
         in_maintenance=await hosts_in_maintenance(tx, cluster_id),
@@ -103,6 +116,19 @@ def place(
     """``now``: this server's monotonic clock; beats are judged by it."""
     candidates = [candidate_of(row, surroundings, links, vm, now) for row in surroundings.hosts]
     return choose_host(vm, candidates, surroundings.storage_names, only=only)
+
+
+def fits_elsewhere(row: VmRow, surroundings: Surroundings, links: HostLinks, now: Millis) -> bool:
+    """Whether a host other than the one that it is on, or was on last, could take it now."""
+    return any(
+        not reasons_against(
+            row.vm,
+            candidate_of(other, surroundings, links, row.vm, now),
+            surroundings.storage_names,
+        )
+        for other in surroundings.hosts
+        if other.host.id != row.status.host_id
+    )
 
 
 def check_can_start(

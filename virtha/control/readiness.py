@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from msgspec import UNSET
+
 from virtha import __version__
 from virtha.control.engine_power import LedDevice, led_devices
 from virtha.control.known_settings import (
@@ -35,7 +37,7 @@ from virtha.control.vm_views import VmViews
 from virtha.engine.records import HostRecord
 from virtha.model.codes import render
 from virtha.model.host import Cluster, HostState
-from virtha.model.ids import HostId, VmId
+from virtha.model.ids import HostId, StorageDomainId, VmId
 from virtha.model.notification import Subscription
 from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis
@@ -45,18 +47,22 @@ from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders, Prospects
 from virtha.ports.power import NeighbourPower
 from virtha.store.changed import adopted_on
-from virtha.store.clusters import all_clusters, find_cluster
+from virtha.store.clusters import all_clusters, find_cluster, storage_of_cluster
 from virtha.store.engine import find_host_records
 from virtha.store.hosts import HostRow, certificate_ends
 from virtha.store.installations import the_installation
 from virtha.store.notifications import live_subscriptions
 from virtha.store.power import power_tests_of
 from virtha.store.store import Store, Transaction
-from virtha.store.vms import VmRow
+from virtha.store.vms import VmRow, vms_of_cluster
 
 NAMES_MAX = 10
 NOT_SHARED = "host.storage.not_shared"
 Lacking = dict[HostId, dict[VmId, tuple[Reason, ...]]]
+
+
+AT_ONCE = 100
+"""Hosts or VMs that are looked at before others get their turn: beats, and the engine's own stall (J1), wait as long."""
 
 
 class _Facts(Value, frozen=True, kw_only=True):
@@ -64,6 +70,7 @@ class _Facts(Value, frozen=True, kw_only=True):
 
     cluster: Cluster
     surroundings: Surroundings
+    vms: tuple[VmRow, ...]
     defined: Mapping[HostId, frozenset[VmId]]
     devices: Mapping[HostId, list[LedDevice]]
     tests: Mapping[tuple[HostId, str], PowerTest]
@@ -74,6 +81,9 @@ class _Facts(Value, frozen=True, kw_only=True):
     hold: str | None
     leases: Prospects | None
     protection: Mapping[VmId, tuple[Reason, ...]]
+    host_names: Mapping[HostId, str]
+    vm_names: Mapping[VmId, str]
+    on_ceph: frozenset[StorageDomainId]
 
 
 class Readiness:
@@ -115,7 +125,7 @@ class Readiness:
             facts = await self._facts(tx, cluster)
         row = next(one for one in facts.surroundings.hosts if one.host.id == host.id)
         found = self._of_host(facts, row, await _lacking(facts, (host.id,)))
-        held = [one for one in facts.surroundings.vms if host.id in one.status.holders]
+        held = [one for one in facts.vms if host.id in one.status.holders]
         return _view(f"host/{host.name}", found, [facts], hosts=1, vms=len(held))
 
     async def of_vm(self, ref: str) -> ReadinessView:
@@ -136,10 +146,14 @@ class Readiness:
     async def _whole(self, facts: _Facts) -> list[Finding]:
         rows = facts.surroundings.hosts
         lacking = await _lacking(facts, tuple(row.host.id for row in rows))
-        found = of_cluster(facts.cluster, facts.surroundings, facts.subscriptions)
-        for row in rows:
+        found = of_cluster(facts.cluster, facts.surroundings, facts.vms, facts.subscriptions)
+        for number, row in enumerate(rows):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             found += self._of_host(facts, row, lacking)
-        for vm in facts.surroundings.vms:
+        for number, vm in enumerate(facts.vms):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             found += _of_vm(facts, vm, lacking)
         return found
 
@@ -180,7 +194,7 @@ class Readiness:
         found += [finding(about, one) for one in engine if one.code == NOT_SHARED]
         left = lacking.get(host_id)
         if left:
-            names = sorted(one.vm.name for one in facts.surroundings.vms if one.vm.id in left)
+            names = sorted(facts.vm_names[vm_id] for vm_id in left)
             more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
             vms = ", ".join(names[:NAMES_MAX]) + more
             fields: Fields = {"host": row.host.name, "count": len(names), "vms": vms}
@@ -196,31 +210,33 @@ class Readiness:
             record,
             policy=facts.cluster.policy,
             usable={key: name for key, name in names.items() if usable.get((row.host.id, key))},
-            on_ceph={one.domain_id for each in facts.records.values() for one in each.ceph},
+            on_ceph=facts.on_ceph,
         )
 
     def _helpers(
         self, facts: _Facts, host_id: HostId, devices: Sequence[LedDevice]
     ) -> frozenset[PowerDriver]:
         wanted = {one.settings.driver for one in devices if one.settings.from_agents}
+        if not wanted or self._neighbours is None:
+            return frozenset()
         others = [
             row.host.id
             for row in facts.surroundings.hosts
             if row.host.id != host_id and row.status.state is HostState.UP
         ]
         return frozenset(
-            driver
-            for driver in wanted
-            if driver and self._neighbours is not None and self._neighbours.able(others, driver)
+            driver for driver in wanted if driver and self._neighbours.able(others, driver)
         )
 
     async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:
         surroundings = await read_surroundings(tx, cluster.id)
         ids = [row.host.id for row in surroundings.hosts]
-        views = await self._views.make(tx, surroundings.vms)
+        vms = await vms_of_cluster(tx, cluster.id)
+        views = await self._views.make(tx, vms)
         return _Facts(
             cluster=cluster,
             surroundings=surroundings,
+            vms=vms,
             defined=await adopted_on(tx, ids),
             devices=await led_devices(tx, dict.fromkeys(ids, cluster.id)),
             tests=await power_tests_of(tx, ids),
@@ -231,6 +247,11 @@ class Readiness:
             hold=(await the_installation(tx)).installation.hold,
             leases=self._leaders.lease_prospects(cluster.id),
             protection={view.vm.id: view.protection for view in views},
+            host_names={row.host.id: row.host.name for row in surroundings.hosts},
+            vm_names={row.vm.id: row.vm.name for row in vms},
+            on_ceph=frozenset(
+                one.id for one in await storage_of_cluster(tx, cluster.id) if one.ceph is not UNSET
+            ),
         )
 
 
@@ -238,7 +259,7 @@ async def _lacking(facts: _Facts, host_ids: tuple[HostId, ...]) -> Lacking:
     """In a thread: of a large cluster it takes a while."""
     policy = facts.cluster.policy.recovery
     return await asyncio.to_thread(
-        without_room, facts.surroundings, facts.defined, policy, host_ids
+        without_room, facts.surroundings, facts.vms, facts.defined, policy, host_ids
     )
 
 
@@ -256,12 +277,11 @@ def _of_vm(facts: _Facts, row: VmRow, lacking: Lacking) -> list[Finding]:
     reasons = [
         one for one in facts.protection[row.vm.id] if one != OK and one.code != "protection.hold"
     ]
-    hosts = {one.host.id: one.host.name for one in facts.surroundings.hosts}
     for host_id in row.status.holders:
         against = lacking.get(host_id, {}).get(row.vm.id)
         if against is not None:
             why = "; ".join(render(one.code, one.fields) for one in against)
-            fields: Fields = {"host": hosts.get(host_id, host_id), "why": why}
+            fields: Fields = {"host": facts.host_names.get(host_id, host_id), "why": why}
             reasons.append(Reason(code="ready.vm.no_room", fields=fields))
     return [finding(about, one) for one in reasons]
 
@@ -280,6 +300,6 @@ def _view(
         verdict=verdict_of(found),
         findings=worst_first(found),
         hosts=sum(len(one.surroundings.hosts) for one in facts) if hosts is None else hosts,
-        vms=sum(len(one.surroundings.vms) for one in facts) if vms is None else vms,
+        vms=sum(len(one.vms) for one in facts) if vms is None else vms,
         not_looked_at=(*NOT_LOOKED_AT, *unknown),
     )

@@ -23,6 +23,7 @@ from virtha.model.value import Scalar, Value
 from virtha.model.vm import Reason
 from virtha.ports.authority import RENEW_BEFORE_MS
 from virtha.store.hosts import HostRow
+from virtha.store.vms import VmRow
 
 TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
 """Of these somebody should be told (F4): that a host failed, that it is fenced or can't be, that its VMs are back."""
@@ -41,12 +42,8 @@ _WOULD_PROVE = frozenset(
 _UNREAD = frozenset(f"lease.not_proof.{word}" for word in ("unread", "unreadable", "other_boot"))
 _SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
-
-
 RENEW_LATE_MS = 60 * 86_400_000
 """A host that was away, or off, for so long is nothing to be told of."""
-
-
 COUNTS_EMULATED_WRITES = 9_000_000
 """QEMU from which on a live migration of an emulated guest sends each page that was written meanwhile (its commit 03bfc2188f,
 "physmem: Fix migration dirty bitmap coherency with TCG memory access"). Seen with 7.2: docs/verification.md."""
@@ -188,7 +185,10 @@ def _of_leases(facts: HostFacts) -> list[Reason]:
 
 
 def of_cluster(
-    cluster: Cluster, surroundings: Surroundings, subscriptions: Sequence[Subscription]
+    cluster: Cluster,
+    surroundings: Surroundings,
+    vms: Sequence[VmRow],
+    subscriptions: Sequence[Subscription],
 ) -> list[Finding]:
     """And of its storage."""
     found: list[Reason] = []
@@ -206,14 +206,14 @@ def of_cluster(
         codes = ", ".join(untold)
         found.append(_reason("ready.nobody_told", cluster=cluster.name, codes=codes))
     told = [finding(f"cluster/{cluster.name}", one) for one in found]
-    return told + _of_storage(surroundings, up)
+    return told + _of_storage(surroundings, vms, up)
 
 
-def _of_storage(surroundings: Surroundings, up: Mapping[HostId, HostRow]) -> list[Finding]:
+def _of_storage(
+    surroundings: Surroundings, vms: Sequence[VmRow], up: Mapping[HostId, HostRow]
+) -> list[Finding]:
     """Only such as VMs that should come back have their disks on."""
-    used = {
-        disk.storage_domain_id for row in surroundings.vms if row.vm.ha for disk in row.vm.disks
-    }
+    used = {disk.storage_domain_id for row in vms if row.vm.ha for disk in row.vm.disks}
     found = []
     for domain_id, name in sorted(surroundings.storage_names.items(), key=lambda one: one[1]):
         able = [

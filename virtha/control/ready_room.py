@@ -1,6 +1,6 @@
 """Whether each host's VMs would fit elsewhere if it died now: the engine's own placement, asked beforehand (X5). Pure."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -19,12 +19,13 @@ from virtha.store.vms import VmRow
 
 def without_room(
     surroundings: Surroundings,
+    vms: Sequence[VmRow],
     defined: Mapping[HostId, Collection[VmId]],
     policy: RecoveryPolicy,
     host_ids: Iterable[HostId],
 ) -> dict[HostId, dict[VmId, tuple[Reason, ...]]]:
     """Of each of ``host_ids``, the highly available VMs that only it may hold and that no other host could take, all of its
-    VMs being placed at once; with what each lacks, the nearest to fitting first. ``defined``: by host, adopted VMs."""
+    VMs being placed at once; with what each lacks, the nearest to fitting first. ``vms``: all of the cluster; ``defined``: by host, adopted VMs."""
     capacity = Capacity(overcommit_percent=policy.memory_overcommit_percent)
     targets = {
         row.host.id: _target(row, surroundings, defined.get(row.host.id, ()))
@@ -33,7 +34,7 @@ def without_room(
     for target in targets.values():
         capacity.host_changed(target)
     on: dict[HostId, list[VmRow]] = {host_id: [] for host_id in targets}
-    for row in surroundings.vms:
+    for row in vms:
         for host_id in row.status.holders:
             capacity.vm_started(host_id, _held(row))
         if row.vm.ha and row.status.wanted_up and len(row.status.holders) == 1:

@@ -18,8 +18,8 @@ def storage_fence_lacks(
     usable: Mapping[StorageDomainId, str],
     on_ceph: Collection[StorageDomainId],
 ) -> list[Reason]:
-    """``boot``: the present one. ``usable``: domains that it can use, with their names. ``on_ceph``: those of which any host said how a
-    Ceph cluster sees it there."""
+    """``boot``: the present one. ``usable``: domains that it can use, with their names. ``on_ceph``: pools of Ceph
+    clusters."""
     if Unreachable.STORAGE_FENCE not in policy.fencing.unreachable or boot is None:
         return []
     told = {one.domain_id: one for one in record.ceph if one.boot == boot}

@@ -22,13 +22,20 @@ class PageQuery(Request, frozen=True, kw_only=True):
     after: str | None = None
 
 
-class VmQuery(Request, frozen=True, kw_only=True):
+class SearchQuery(Request, frozen=True, kw_only=True):
+    """``search``: in the language of docs/guide/search.md. ``case_sensitive``: whether text in it is, as in oVirt."""
+
+    search: str | None = None
+    case_sensitive: bool = True
+    limit: int = LIST_LIMIT
+    after: str | None = None
+
+
+class VmQuery(SearchQuery, frozen=True, kw_only=True):
     cluster: str | None = None
     host: str | None = None
     state: VmState | None = None
     ha: bool | None = None
-    limit: int = LIST_LIMIT
-    after: str | None = None
 
 
 class ConsoleLogQuery(Request, frozen=True, kw_only=True):
@@ -69,13 +76,16 @@ class IncidentQuery(Request, frozen=True, kw_only=True):
 class EventQuery(Request, frozen=True, kw_only=True):
     """``after`` is a revision, exclusive: ``asc`` continues above it, ``desc`` below it.
 
-    ``code`` may end in ``*`` (`vm.watchdog.*`); ``severity`` is the least one.
+    ``code`` may end in ``*`` (`vm.watchdog.*`); ``severity`` is the least one. With ``search`` a page may hold fewer than
+    ``limit`` and still not be the last: only one without ``next`` is.
     """
 
     vm: str | None = None
     host: str | None = None
     code: str | None = None
     severity: Severity | None = None
+    search: str | None = None
+    case_sensitive: bool = True
     after: int | None = None
     limit: int = LIST_LIMIT
     order: Literal["asc", "desc"] = "desc"
@@ -128,6 +138,8 @@ class VmCreate(Request, frozen=True, kw_only=True):
     machine: MachineType = MachineType.Q35
     watchdog: WatchdogRequest | None = None
     ha: bool = False
+    priority: int = 0
+    """0 to 100: of VMs that come back after a failure, the higher is started first."""
     on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[DiskCreate, ...] = ()
     nics: tuple[NicCreate, ...] = ()
@@ -136,7 +148,7 @@ class VmCreate(Request, frozen=True, kw_only=True):
 
 
 class VmChange(Request, frozen=True, kw_only=True):
-    """Applies to a running VM at its next start, but for ``name``, ``description``, ``ha`` and
+    """Applies to a running VM at its next start, but for ``name``, ``description``, ``ha``, ``priority`` and
     ``on_io_error``."""
 
     name: str | UnsetType = UNSET
@@ -146,6 +158,7 @@ class VmChange(Request, frozen=True, kw_only=True):
     machine: MachineType | UnsetType = UNSET
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
     on_io_error: OnIoError | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
 
@@ -169,6 +182,7 @@ class VmFromTemplate(Request, frozen=True, kw_only=True):
     vcpus: int | UnsetType = UNSET
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
     on_io_error: OnIoError | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
     description: str | UnsetType = UNSET

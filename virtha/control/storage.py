@@ -17,14 +17,16 @@ from virtha.control.names import (
     the_storage,
 )
 from virtha.control.plan import Give, Plan
-from virtha.control.requests import PageQuery, StorageCreate
+from virtha.control.requests import SearchQuery, StorageCreate
 from virtha.control.runner import Runner
+from virtha.control.searching import page_of_search
 from virtha.control.views import Caller, Page, StorageView
 from virtha.model.errors import Conflict, InvalidInput, Refused
 from virtha.model.facts import Image, StorageReport
 from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import HostId, Revision, StorageDomainId
 from virtha.model.orders import PrepareStorage
+from virtha.store.body import bodies_with_ids
 from virtha.store.clusters import (
     disk_count,
     drop_storage,
@@ -37,6 +39,8 @@ from virtha.store.clusters import (
 )
 from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.installations import the_installation
+from virtha.store.schema import storage_domain
+from virtha.store.search_fields import STORAGE
 from virtha.store.store import Store, Transaction
 from virtha.store.templates import template_disk_count
 
@@ -110,15 +114,17 @@ class StorageDomains:
         self._runner = runner
         self._dispatcher = dispatcher
 
-    async def list(self, query: PageQuery) -> Page[StorageView]:
+    async def list(self, query: SearchQuery) -> Page[StorageView]:
         limit = check_limit(query.limit)
         async with self._store.read() as tx:
-            rows, more = page_of(await storage_after(tx, query.after or "", limit + 1), limit)
-            return Page(
-                items=await _views(tx, rows),
-                revision=await tx.revision_now(),
-                next=rows[-1].name if more else None,
-            )
+            if query.search is not None:
+                now = self._store.clock.wall_ms()
+                ids, after = await page_of_search(tx, STORAGE, query.search, query, now=now)
+                rows = await bodies_with_ids(tx, storage_domain, StorageDomain, ids)
+            else:
+                rows, more = page_of(await storage_after(tx, query.after or "", limit + 1), limit)
+                after = rows[-1].name if more else None
+            return Page(items=await _views(tx, rows), revision=await tx.revision_now(), next=after)
 
     async def get(self, ref: str) -> StorageView:
         async with self._store.read() as tx:

@@ -20,8 +20,9 @@ from virtha.control.names import (
 )
 from virtha.control.operations import check_nothing_open
 from virtha.control.plan import DropTemplate, Give, Plan, ReadyTemplate, Step
-from virtha.control.requests import PageQuery, TemplateCreate, VmFromTemplate
+from virtha.control.requests import SearchQuery, TemplateCreate, VmFromTemplate
 from virtha.control.runner import Runner
+from virtha.control.searching import page_of_search
 from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page, TemplateView
 from virtha.control.vm_from_template import plan_vm
@@ -33,8 +34,11 @@ from virtha.model.template import DIRECTORY, Template, TemplateNic, TemplateStat
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Disk, Vm, VmState
 from virtha.ports.hosts import HostLinks
+from virtha.store.body import bodies_with_ids
 from virtha.store.clusters import find_cluster
 from virtha.store.operations import open_operations_of
+from virtha.store.schema import template as template_table
+from virtha.store.search_fields import TEMPLATES
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.templates import (
     find_template,
@@ -60,15 +64,21 @@ class Templates:
         self._runner = runner
         self._dispatcher = dispatcher
 
-    async def list(self, query: PageQuery) -> Page[TemplateView]:
+    async def list(self, query: SearchQuery) -> Page[TemplateView]:
         limit = check_limit(query.limit)
         async with self._store.read() as tx:
-            found = await templates_after(tx, query.after or "", limit + 1)
-            rows, more = page_of(found, limit)
+            if query.search is not None:
+                now = self._store.clock.wall_ms()
+                ids, after = await page_of_search(tx, TEMPLATES, query.search, query, now=now)
+                rows = await bodies_with_ids(tx, template_table, Template, ids)
+            else:
+                found = await templates_after(tx, query.after or "", limit + 1)
+                rows, more = page_of(found, limit)
+                after = rows[-1].name if more else None
             return Page(
                 items=tuple([await _view(tx, row) for row in rows]),
                 revision=await tx.revision_now(),
-                next=rows[-1].name if more else None,
+                next=after,
             )
 
     async def get(self, ref: str) -> TemplateView:
@@ -225,6 +235,7 @@ def _template_of(vm: Vm, request: TemplateCreate, *, created: UtcMillis) -> Temp
         machine=vm.machine,
         watchdog=vm.watchdog,
         ha=vm.ha,
+        priority=vm.start_priority,
         on_io_error=vm.on_io_error,
         disks=tuple(_sealed(disk, template_id) for disk in vm.disks),
         nics=tuple(TemplateNic(bridge=nic.bridge, model=nic.model) for nic in vm.nics),

@@ -17,7 +17,8 @@ from virtha.control.names import (
 )
 from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, SignInBrake, check_password
 from virtha.control.receiver_checks import check_address
-from virtha.control.requests import PageQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.searching import page_of_search
 from virtha.control.secret_tokens import (
     access_text,
     hash_secret,
@@ -32,6 +33,7 @@ from virtha.model.ids import Revision, TokenId, UserId
 from virtha.model.time import UtcMillis, format_utc
 from virtha.model.user import Role, Token, TokenKind, User
 from virtha.ports.clock import Clock
+from virtha.store.search_fields import USERS
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.users import (
     UserRow,
@@ -46,6 +48,7 @@ from virtha.store.users import (
     find_user,
     save_user,
     users_after,
+    users_with_ids,
 )
 
 RESERVED = ("root", "virtha")
@@ -165,15 +168,17 @@ class Users:
 
     # users
 
-    async def list(self, query: PageQuery) -> Page[User]:
+    async def list(self, query: SearchQuery) -> Page[User]:
         limit = check_limit(query.limit)
         async with self._store.read() as tx:
-            rows, more = page_of(await users_after(tx, query.after or "", limit + 1), limit)
-            return Page(
-                items=rows,
-                revision=await tx.revision_now(),
-                next=rows[-1].name if more else None,
-            )
+            if query.search is not None:
+                now = self._store.clock.wall_ms()
+                ids, after = await page_of_search(tx, USERS, query.search, query, now=now)
+                rows = await users_with_ids(tx, ids)
+            else:
+                rows, more = page_of(await users_after(tx, query.after or "", limit + 1), limit)
+                after = rows[-1].name if more else None
+            return Page(items=rows, revision=await tx.revision_now(), next=after)
 
     async def get(self, ref: str) -> User:
         async with self._store.read() as tx:

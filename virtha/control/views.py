@@ -322,6 +322,8 @@ class GuardianAnswer(Value, frozen=True, kw_only=True):
     """What a guardian's fresh session is told."""
 
     term: Term
+    revision: Revision
+    """Of the database that ``detection`` was read from."""
     detection: DetectionPolicy
 
 

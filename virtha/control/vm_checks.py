@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from virtha.control.launch import Surroundings
 from virtha.control.names import check_name, the_storage
@@ -17,7 +17,7 @@ from virtha.model.machine import MachineType
 from virtha.model.size import format_size
 from virtha.model.template import DIRECTORY as TEMPLATES
 from virtha.model.value import Value
-from virtha.model.vm import Disk, DiskFormat, Nic, Vm
+from virtha.model.vm import PRIORITY_MAX, Disk, DiskFormat, Nic, Vm
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, models_that_fit
 from virtha.store.clusters import reports_of, storage_of_cluster
 from virtha.store.store import Transaction
@@ -75,6 +75,15 @@ def check_sizes(memory_bytes: int, vcpus: int, capabilities: Iterable[HostCapabi
             allowed=(f"up to {format_size(largest)}",),
             fix="ask for less, or let a larger host join",
         )
+
+
+def checked_priority(priority: int) -> int | UnsetType:
+    """As a VM has it. Raises InvalidInput."""
+    if not 0 <= priority <= PRIORITY_MAX:
+        raise InvalidInput(
+            f"{priority} is out of range", field="priority", allowed=(f"0 to {PRIORITY_MAX}",)
+        )
+    return priority or UNSET
 
 
 def check_machine(architecture: str, machine: MachineType) -> None:

@@ -15,6 +15,7 @@ from virtha.control.vm_checks import (
     check_machine,
     check_sizes,
     check_watchdog,
+    checked_priority,
     plan_nics,
 )
 from virtha.model.errors import InvalidInput
@@ -86,6 +87,9 @@ async def _new_vm(
         machine=template.machine,
         watchdog=_watchdog(template, request, surroundings),
         ha=template.ha if request.ha is UNSET else request.ha,
+        priority=checked_priority(
+            template.priority if request.priority is UNSET else request.priority
+        ),
         on_io_error=template.on_io_error if request.on_io_error is UNSET else request.on_io_error,
         disks=await _disks(tx, template, request, vm_id, make_id),
         nics=await plan_nics(tx, wanted, make_id=make_id),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from virtha.control.launch import Surroundings, place, read_surroundings
+from virtha.control.launch import Surroundings, fits_elsewhere, read_surroundings
 from virtha.control.pending import pending_changes
 from virtha.control.protection import protection_of, texts
 from virtha.control.views import VmView
@@ -31,8 +31,8 @@ class Landscape:
         self._store = store
         self._kept: dict[ClusterId, tuple[Revision, Surroundings]] = {}
 
-    async def of(self, tx: Transaction, cluster_id: ClusterId) -> Surroundings:
-        revision = await tx.revision_now()
+    async def of(self, tx: Transaction, cluster_id: ClusterId, revision: Revision) -> Surroundings:
+        """``revision``: where the installation is, as ``tx`` sees it."""
         kept = self._kept.get(cluster_id)
         if kept is not None and kept[0] == revision:
             return kept[1]
@@ -56,10 +56,11 @@ class VmViews:
         wanted |= {row.status.host_id for row in rows if row.status.host_id is not None}
         hosts = await hosts_with_ids(tx, wanted)
         clusters = {cluster.id: cluster for cluster in await all_clusters(tx)}
-        hold = (await the_installation(tx)).installation.hold
+        installation = await the_installation(tx)
+        hold = installation.installation.hold
         views = []
         for row in rows:
-            surroundings = await self._landscape.of(tx, row.vm.cluster_id)
+            surroundings = await self._landscape.of(tx, row.vm.cluster_id, installation.revision)
             cluster = clusters[row.vm.cluster_id]
             views.append(self._view(row, hosts, cluster, hold, surroundings))
         return tuple(views)
@@ -104,13 +105,9 @@ class VmViews:
         )
 
     def _other_host_fits(self, row: VmRow, surroundings: Surroundings) -> bool:
-        """Whether a host other than the one that it is on could take it now."""
         if not row.vm.ha or row.vm.adopted:
             return False  # an adopted VM's XML is on one host only
-        present = row.status.host_id
-        others = tuple(one for one in surroundings.hosts if one.host.id != present)
-        without = msgspec.structs.replace(surroundings, hosts=others)
-        return place(row.vm, without, self._links, self._now()).chosen is not None
+        return fits_elsewhere(row, surroundings, self._links, self._now())
 
 
 def _reasons(row: VmRow, host: HostRow | None) -> tuple[Reason, ...]:

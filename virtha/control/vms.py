@@ -27,6 +27,7 @@ from virtha.control.pending import without_pending
 from virtha.control.plan import DropRecord, Give, Launch, Plan, Step
 from virtha.control.requests import VmChange, VmCreate, VmQuery, VmStart, WatchdogRequest
 from virtha.control.runner import Runner
+from virtha.control.searching import page_of_search
 from virtha.control.views import Caller, Page, VmView
 from virtha.control.vm_checks import (
     IMAGES,
@@ -36,6 +37,7 @@ from virtha.control.vm_checks import (
     check_machine,
     check_sizes,
     check_watchdog,
+    checked_priority,
     plan_disks,
     plan_nics,
 )
@@ -53,6 +55,7 @@ from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders
 from virtha.store.engine import find_vm_record
 from virtha.store.events import EventFilter, events_before
+from virtha.store.search_fields import VMS
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import (
     VmFilter,
@@ -61,7 +64,9 @@ from virtha.store.vms import (
     find_vm,
     save_vm,
     save_vm_status,
+    vm_conditions,
     vms_after,
+    vms_with_ids,
 )
 
 LAST_EVENTS = 10
@@ -112,13 +117,32 @@ class Vms:
                 state=query.state,
                 ha=query.ha,
             )
-            found = await vms_after(tx, wanted, query.after or "", limit + 1)
-            rows, more = page_of(found, limit)
+            if query.search is not None:
+                rows, after = await self._search(tx, query.search, query, wanted)
+            else:
+                found = await vms_after(tx, wanted, query.after or "", limit + 1)
+                rows, more = page_of(found, limit)
+                after = rows[-1].vm.name if more else None
             return Page(
                 items=await self._views.make(tx, rows),
                 revision=await tx.revision_now(),
-                next=rows[-1].vm.name if more else None,
+                next=after,
             )
+
+    async def _search(
+        self, tx: Transaction, text: str, query: VmQuery, wanted: VmFilter
+    ) -> tuple[tuple[VmRow, ...], str | None]:
+        """The rows of one page, and its cursor."""
+        keys = await page_of_search(
+            tx,
+            VMS,
+            text,
+            query,
+            now=self._store.clock.wall_ms(),
+            besides=lambda rows: vm_conditions(wanted, rows["vm"], rows["vm_status"]),
+        )
+        by_id = {row.vm.id: row for row in await vms_with_ids(tx, tuple(map(VmId, keys.ids)))}
+        return tuple(by_id[VmId(one)] for one in keys.ids), keys.next
 
     async def get(self, ref: str) -> VmView:
         async with self._store.read() as tx:
@@ -159,6 +183,7 @@ class Vms:
                 if request.watchdog is not None
                 else None,
                 ha=request.ha,
+                priority=checked_priority(request.priority),
                 on_io_error=request.on_io_error,
                 disks=tuple(planned.disk for planned in disks),
                 nics=await plan_nics(tx, request.nics, make_id=_new_id),
@@ -199,7 +224,7 @@ class Vms:
     async def change(
         self, caller: Caller, ref: str, request: VmChange, if_match: Revision | None = None
     ) -> VmView:
-        """Applies to a running VM at its next start, but for name, description, ha and on_io_error."""
+        """Applies to a running VM at its next start, but for name, description, ha, priority and on_io_error."""
         return await self._change(caller, ref, request, if_match)
 
     async def _change(
@@ -268,6 +293,9 @@ class Vms:
             if await find_vm(tx, changed.name) is not None:
                 raise taken("VM", changed.name)
         check_text(changed.description, field="description")
+        if request.priority is not UNSET:
+            priority = checked_priority(request.priority)
+            changed = msgspec.structs.replace(changed, priority=priority)
         able = capabilities_of(await read_surroundings(tx, vm.cluster_id))
         if (changed.memory_bytes, changed.vcpus) != (vm.memory_bytes, vm.vcpus):
             check_sizes(changed.memory_bytes, changed.vcpus, able)

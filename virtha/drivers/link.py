@@ -69,6 +69,7 @@ from virtha.wire.lease_messages import (
 )
 from virtha.wire.messages import (
     CHANNEL_FEATURE,
+    PACE_FEATURE,
     VERSION_MAJOR,
     VERSION_MINOR,
     Attach,
@@ -84,6 +85,7 @@ from virtha.wire.messages import (
     Hello,
     Message,
     OpenChannel,
+    Pace,
     PeerRole,
     Ping,
     Pong,
@@ -167,6 +169,7 @@ class HostLink:
         program_version: str = "",
         on_channel: Callable[[OpenChannel], None] | None = None,
         on_lease: Callable[[LeaseOrder], None] | None = None,
+        on_pace: Callable[[Pace], None] | None = None,
         on_witness: Callable[[WitnessOrder], None] | None = None,
         on_power: Callable[[PowerWord], None] | None = None,
         power_drivers: tuple[PowerDriver, ...] = (),
@@ -174,7 +177,7 @@ class HostLink:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``on_channel``: the server wants a channel; None: it is told that this host opens none. ``on_lease``: what it
-        asks of a guardian that holds leases; None: it is told that this one does not. ``on_witness``: what it asks about
+        asks of a guardian that holds leases; None: it is told that this one does not. ``on_pace``: its beats are to come at another interval. ``on_witness``: what it asks about
         silent neighbours (an agent also about disks); None: it is told that nobody here can be asked. ``on_power``: attempts at other hosts' power
         devices, with these drivers only.
 
@@ -192,6 +195,7 @@ class HostLink:
         self._program_version = program_version
         self._on_channel = on_channel
         self._on_lease = on_lease
+        self._on_pace = on_pace
         self._on_witness = on_witness
         self._on_power = on_power
         self._power_drivers = power_drivers if on_power is not None else ()
@@ -367,6 +371,7 @@ class HostLink:
                 *(() if self._on_lease is None else (LEASE_FEATURE,)),
                 *(() if self._on_witness is None else _witness_features(self._role)),
                 *(power_feature(driver) for driver in self._power_drivers),
+                PACE_FEATURE,
             ),
             role=self._role,
             host_id=self._credentials.host_id,
@@ -404,6 +409,9 @@ class HostLink:
             case AttemptPower() | EndPowerAttempt():
                 if self._on_power is not None:
                     self._on_power(message)
+            case Pace():
+                if self._on_pace is not None:
+                    self._on_pace(message)
             case Settings():
                 self._term_seen = max(self._term_seen, message.settings.term)
                 self._events.on_settings(message.settings)

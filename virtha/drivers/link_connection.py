@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from virtha.model.errors import VirthaError
 from virtha.model.time import Millis
 from virtha.wire.messages import Message
-from virtha.wire.session import Closed, Session, SessionState
+from virtha.wire.session import Closed, Session
 
 HANDSHAKE_DEADLINE_S = 10.0
 ENDING_GRACE_S = 1.0
@@ -86,7 +86,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_armed_in",
+        "_armed_for",
         "_clock",
         "_ending",
         "_incoming",
@@ -121,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._peer = ""
         self._timer: asyncio.TimerHandle | None = None
-        self._armed_in: SessionState | None = None
+        self._armed_for: int | None = None
         self._ready = False
         self._paused = False
         self._ending = False
@@ -166,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
         if session.closed is not None:
             if not self._ending:
                 self._say_last_words(session, session.closed)
-        elif session.state is not self._armed_in:
+        elif session.timing != self._armed_for:
             self._arm_timer()
 
     def close(self, code: str, message: str = "") -> None:
@@ -304,7 +304,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._armed_in = session.state
+        self._armed_for = session.timing
         due = session.next_timer()
         if due is not None:
             delay_s = max(0, due - self._clock() + 1) / 1_000

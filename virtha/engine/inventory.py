@@ -84,7 +84,9 @@ def vm_removed(cluster: Cluster, event: VmRemoved) -> None:
 
 def policy_changed(cluster: Cluster, event: PolicyChanged) -> None:
     """Also in mid-incident: orders on their way keep their deadline, the next step takes the new one."""
-    cluster.policy = event.policy
+    before, cluster.policy = cluster.policy.detection, event.policy
+    if event.policy.detection.beat_interval_ms < before.beat_interval_ms:
+        cluster.paced_ms = cluster.now
     cluster.capacity.overcommit_changed(event.policy.recovery.memory_overcommit_percent)
     _look_at_all(cluster)
 

@@ -141,6 +141,7 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     lease_until_ms: int
     reference: bool | None
     reference_ms: Millis | None = None
+    paced_ms: Millis = Millis(0)
     storage_out: dict[StorageDomainId, Millis | None] = {}
     not_shared: dict[StorageDomainId, tuple[HostId, HostId]] = {}
     steady_since_ms: Millis | None = None
@@ -192,6 +193,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         lease_until_ms=cluster.lease_until_ms,
         reference=cluster.reference,
         reference_ms=cluster.reference_ms,
+        paced_ms=cluster.paced_ms,
         storage_out=dict(cluster.storage_out),
         not_shared=dict(cluster.not_shared),
         steady_since_ms=cluster.steady_since_ms,
@@ -265,6 +267,7 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     cluster.lease_until_ms = snapshot.lease_until_ms
     cluster.reference = snapshot.reference
     cluster.reference_ms = snapshot.reference_ms
+    cluster.paced_ms = snapshot.paced_ms
     cluster.storage_out = dict(snapshot.storage_out)
     cluster.not_shared = dict(snapshot.not_shared)
     cluster.steady_since_ms = snapshot.steady_since_ms

@@ -246,8 +246,8 @@ class Cluster:
         self.fresh = True
         """What is configured is not known yet."""
         self.kept_vms = {record.vm_id: record for record in records.vms}
-        self.began_ms: Millis = now
-        """Since when this server watches without having been asleep, in this term (J1)."""
+        self.began_ms = self.paced_ms = now
+        """Since when it watches without having been asleep, in this term (J1); when it last asked for beats more often."""
         self.lease_until_ms = int(now)
         self.reference: bool | None = None
         self.reference_ms: Millis | None = None

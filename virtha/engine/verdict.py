@@ -35,9 +35,14 @@ def silence_base_ms(cluster: Cluster, node: HostNode) -> int:
     return began + cluster.policy.detection.reconnect_ms
 
 
+def counted_from_ms(cluster: Cluster, node: HostNode) -> int:
+    """The same for the times of the policy: a silence that the former policy's beats allowed is none."""
+    return max(silence_base_ms(cluster, node), cluster.paced_ms)
+
+
 def silent_ms(cluster: Cluster, node: HostNode) -> int:
-    """Negative while silence does not count yet."""
-    return cluster.now - silence_base_ms(cluster, node)
+    """By the policy's count. Negative while silence does not count yet."""
+    return cluster.now - counted_from_ms(cluster, node)
 
 
 def judge(cluster: Cluster, node: HostNode) -> Judgement:
@@ -47,7 +52,7 @@ def judge(cluster: Cluster, node: HostNode) -> Judgement:
         why = reason("host.dead.proven", proof=proof.kind.value, detail=proof.detail)
         return Judgement(verdict=Verdict.DEAD_PROVEN, reasons=(why,))
     times = cluster.policy.detection
-    base = silence_base_ms(cluster, node)
+    base = counted_from_ms(cluster, node)
     silent = cluster.now - base
     if incident is not None and incident.fence is not None:
         return _suspicion(cluster, node, base, silent, judged=True)

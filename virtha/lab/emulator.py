@@ -3,7 +3,8 @@
 Before QEMU 9.0 (commit 03bfc2188f) a live migration loses writes of an emulated guest: where a block of memory is a multiple of
 64 pages, the bits of written pages are collected 64 at a time, and the emulated processor is not told that they were cleared, so
 its next write to such a page goes uncounted. Under KVM the kernel counts. A guest with a few megabytes of busy memory panicked
-here after 11 moves, and not in 60 with 8 KiB less (docs/verification.md). libvirt rounds memory to MiB, so it is taken off behind it.
+here after 11 moves, and not in 60 with 8 KiB less (docs/verification.md). libvirt rounds memory to MiB, so it is taken off behind
+it: of ``-m 128`` as libvirt 9.0 writes it, and of ``-m size=131072k`` as later ones do.
 """
 
 import shutil
@@ -23,9 +24,15 @@ while [ "$left" -gt 0 ]; do
   new=$word
   case $before in
   -m)
+    kib=
     case $word in
-    *[!0-9]*) ;;
-    *) new="size=$((word * 1024 - 8))k" ;;
+    size=*k) kib=${word#size=} kib=${kib%k} ;;
+    '' | *[!0-9]*) ;;
+    *) kib=$((word * 1024)) ;;
+    esac
+    case $kib in
+    '' | *[!0-9]*) ;;
+    *) new="size=$((kib - 8))k" ;;
     esac
     ;;
   -object)

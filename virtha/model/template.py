@@ -44,6 +44,7 @@ class Template(Value, frozen=True, kw_only=True):
     watchdog: Watchdog | None = None
     """None: VMs made from it have no card of their own either (W5, W10)."""
     ha: bool = False
+    priority: int = 0
     on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[Disk, ...] = ()
     nics: tuple[TemplateNic, ...] = ()

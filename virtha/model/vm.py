@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from msgspec import UNSET, UnsetType
+
 from virtha.model.ids import (
     BootId,
     ClusterId,
@@ -64,6 +66,10 @@ IO_PAUSES = frozenset({"vm.paused.io_error", NO_ROOM_PAUSE})
 """Codes of such a pause. Requests of its guest are in flight then: never migrated."""
 
 
+PRIORITY_MAX = 100
+"""As oVirt's."""
+
+
 class Vm(Value, frozen=True, kw_only=True):
     """The configuration of one VM, as the operator wants it. Sizes in bytes."""
 
@@ -79,12 +85,19 @@ class Vm(Value, frozen=True, kw_only=True):
     """None: the host-wide default of ``agent.properties`` applies (W10)."""
     ha: bool = False
     """Restarted after a failure; without it failures are recorded only."""
+    priority: int | UnsetType = UNSET
+    """See ``start_priority``; left out where it is 0, for hosts have no use for it."""
     on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     adopted: bool = False
     """Its domain XML came with it and is patched element by element, never made anew."""
     revision: Revision = Revision(0)
+
+    @property
+    def start_priority(self) -> int:
+        """0 to 100: of VMs that come back after a failure, the higher is started first."""
+        return 0 if self.priority is UNSET else self.priority
 
 
 class Hardware(Value, frozen=True, kw_only=True):

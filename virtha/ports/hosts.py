@@ -25,6 +25,10 @@ class HostLinks(Protocol):
 
     def agent_connected(self, host_id: HostId) -> bool: ...
 
+    def has_session(self, host_id: HostId) -> bool:
+        """Its agent or its guardian, which goes by the policy too."""
+        ...
+
     def last_beat(self, host_id: HostId) -> LastBeat | None: ...
 
     def deliver(self, host_id: HostId, order: Order) -> bool:
@@ -33,7 +37,7 @@ class HostLinks(Protocol):
         ...
 
     def configure(self, host_id: HostId, settings: HostSettings) -> None:
-        """Send settings if connected; a host that connects gets its settings anyway."""
+        """Send settings if connected, and to its guardian what concerns it; a host that connects gets both anyway."""
         ...
 
     def disconnect(self, host_id: HostId, code: str) -> None:

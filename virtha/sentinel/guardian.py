@@ -39,6 +39,12 @@ class Welcomed(Value, frozen=True, kw_only=True):
     beat_interval_ms: int
 
 
+class Paced(Value, frozen=True, kw_only=True):
+    """The policy has changed: the session stands, its beats are to come at another interval."""
+
+    beat_interval_ms: int
+
+
 class LinkLost(Value, frozen=True, kw_only=True):
     pass
 
@@ -61,7 +67,7 @@ class ProcessesSeen(Value, frozen=True, kw_only=True):
     granted: frozenset[VmId] | None
 
 
-GuardianEvent = Welcomed | LinkLost | AgentPulse | AgentGone | ProcessesSeen
+GuardianEvent = Welcomed | Paced | LinkLost | AgentPulse | AgentGone | ProcessesSeen
 
 
 class SendBeat(Value, frozen=True, kw_only=True):
@@ -148,7 +154,7 @@ class Guardian:
 
     def _fold(self, event: GuardianEvent) -> Sequence[GuardianCommand]:
         match event:
-            case Welcomed(beat_interval_ms=interval_ms):
+            case Welcomed(beat_interval_ms=interval_ms) | Paced(beat_interval_ms=interval_ms):
                 self._interval_ms = max(interval_ms, 1)
                 self._beat_at = self._now
             case LinkLost():

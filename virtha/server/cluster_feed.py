@@ -153,9 +153,9 @@ class ClusterFeed:
         self._let_in: dict[OperationId, MigrateCommand] = {}
         """By the order to the target, until that is answered; its source is ordered when its target has taken it."""
         self._leaving: dict[OperationId, MigrateCommand] = {}
+        """By the order to the source, until that is answered."""
         self._helping: dict[OperationId, StorageFence | StorageLetIn] = {}
         """What helpers were asked, oldest first."""
-        """By the order to the source, until that is answered."""
         self._untold: dict[HostId, list[PowerTested]] = defaultdict(list)
         """Power tests that count while the boot beats in which they were made."""
         self._attempts = itertools.count(1)

@@ -150,6 +150,9 @@ class Gateway:
         line = self._lines.get(host_id)
         return line is not None and line.agent is not None
 
+    def has_session(self, host_id: HostId) -> bool:
+        return bool(self.sessions(host_id))
+
     def _agent_session(self, host_id: HostId) -> ServerConnection | None:
         line = self._lines.get(host_id)
         return line.agent if line is not None else None
@@ -179,6 +182,7 @@ class Gateway:
         line = self._lines.get(host_id)
         if line is None:
             return
+        line.follow(settings.policy.detection, settings.revision)
         if line.pending_orders is not None:
             line.pending_settings = _newer(line.pending_settings, settings)
         elif line.agent is not None and settings.revision >= line.settings_revision:
@@ -248,12 +252,7 @@ class Gateway:
         line = self._lines.get(host_id)
         if line is None:
             return Sighting(agent_connected=False)
-        connected = line.agent is not None
-        return Sighting(
-            agent_connected=connected,
-            agent_seen=self._clock.monotonic_ms() if connected else line.agent_seen,
-            beat_received=line.beat_at if line.beat is not None else None,
-        )
+        return line.sighting(self._clock.monotonic_ms())
 
     def presence(self, host_id: HostId) -> HostPresence | None:
         """None: nothing was heard of it since this server started."""
@@ -450,7 +449,7 @@ class Gateway:
             fact_sequence_last=hello.fact_sequence_last,
         )
         self._term = Term(max(self._term, answer.term))
-        line.detection = answer.settings.policy.detection
+        line.follow(answer.settings.policy.detection, answer.settings.revision)
         return answer
 
     async def _ask_for_guardian(self, line: HostLine, elsewhere: Term) -> None:
@@ -465,7 +464,7 @@ class Gateway:
                 raise
             return
         self._term = Term(max(self._term, answer.term))
-        line.detection = answer.detection
+        line.follow(answer.detection, answer.revision)
 
     def _take_over(
         self,

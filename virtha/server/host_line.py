@@ -11,9 +11,10 @@ from virtha.model.policy import DetectionPolicy
 from virtha.model.power_settings import PowerDriver
 from virtha.model.time import Millis
 from virtha.ports.hosts import LastBeat
+from virtha.server.presence import Sighting
 from virtha.wire.hellos import PresentBoot
 from virtha.wire.lease_messages import LEASE_FEATURE, LeaseOrder
-from virtha.wire.messages import Beat, PeerRole
+from virtha.wire.messages import Beat, Pace, PeerRole
 from virtha.wire.power_messages import PowerWord, power_feature
 from virtha.wire.witness_messages import LOOK_FEATURE, PROBE_FEATURE, LookAtDisks, WitnessOrder
 
@@ -32,6 +33,7 @@ class HostLine:
         "beat_at",
         "boot",
         "detection",
+        "detection_revision",
         "guardian",
         "host_id",
         "newest",
@@ -63,7 +65,9 @@ class HostLine:
         self.told: set[PeerRole] = set()
         """Processes of it that this server has welcomed."""
         self.detection: DetectionPolicy | None = None
-        """Of its cluster's policy, as it was when a process of it came last."""
+        """Of its cluster's policy; None: no process of it came yet."""
+        self.detection_revision = 0
+        """Of the settings that it was read from."""
         self.serial_allowed: str | None = None
         self.queue: deque[tuple[ServerConnection, tuple[Fact, ...]]] = deque()
         self.recorder: asyncio.Task[None] | None = None
@@ -71,6 +75,19 @@ class HostLine:
         """Orders given while a hello is being answered; None: no hello is."""
         self.pending_settings: HostSettings | None = None
         self.settings_revision = 0
+
+    def follow(self, detection: DetectionPolicy, revision: int) -> None:
+        """The policy as of that revision: sessions that stand are told of another pace, those to come by their welcome."""
+        if revision < self.detection_revision:
+            return
+        self.detection, self.detection_revision = detection, revision
+        pace = Pace(
+            beat_interval_ms=detection.beat_interval_ms, silence_ms=detection.session_silence_ms
+        )
+        for session in (self.agent, self.guardian):
+            if session is not None:
+                session.wire.pace(pace)
+                session.flush()
 
     def session(self, role: PeerRole) -> ServerConnection | None:
         return self.agent if role is PeerRole.AGENT else self.guardian
@@ -105,6 +122,14 @@ class HostLine:
             monotonic_ms=self.beat.monotonic_ms,
             received_at=self.beat_at,
             agent_alive=self.beat.agent_alive,
+        )
+
+    def sighting(self, now: Millis) -> Sighting:
+        connected = self.agent is not None
+        return Sighting(
+            agent_connected=connected,
+            agent_seen=now if connected else self.agent_seen,
+            beat_received=self.beat_at if self.beat is not None else None,
         )
 
     def power_beat(self, driver: PowerDriver, now: Millis) -> LastBeat | None:

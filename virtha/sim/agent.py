@@ -50,7 +50,15 @@ from virtha.sim.line import INSTALLATION, HostLink
 from virtha.sim.orders import OrderDesk
 from virtha.sim.paused import PausedVms
 from virtha.sim.starter import Starter
-from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Hello, PeerRole, Welcome
+from virtha.wire.messages import (
+    PACE_FEATURE,
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Hello,
+    Pace,
+    PeerRole,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     from virtha.sim.host import SimHost
@@ -279,6 +287,7 @@ class SimAgent:
         return Hello(
             version_major=VERSION_MAJOR,
             version_minor=VERSION_MINOR,
+            features=(PACE_FEATURE,),
             role=PeerRole.AGENT,
             host_id=HostId(self.host.name),
             boot=self.host.boot,
@@ -301,6 +310,9 @@ class SimAgent:
             self._inventory = None
             self._inventory_changed()
             self.tell(ReportAgain())
+
+    def on_pace(self, pace: Pace) -> None:
+        """Beats are the guardian's."""
 
     def on_disconnected(self, code: str) -> None:
         self.host.trace(f"agent of {self.host.name} lost its session: {code}")

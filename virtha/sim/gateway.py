@@ -27,6 +27,7 @@ from virtha.wire.messages import (
     Facts,
     Hello,
     Message,
+    Pace,
     PeerRole,
     Welcome,
 )
@@ -260,13 +261,17 @@ class SimGateway:
     # What follows a commit
 
     def carry_out(self) -> None:
-        """Settings to all hosts with a session, if what they are told has changed."""
+        """Settings to all hosts with a session, and the pace of their beats, if what they are told has changed."""
         if not self._server.settings_due or not self.running:
             return
         self._server.settings_due = False
         if self.failover is not None:
             self.failover.settings_changed()
+        pace = Pace(beat_interval_ms=self._beat_interval_ms, silence_ms=self._silence_ms)
         for host, line in self._lines.items():
+            for one in line.sessions.values():
+                one.session.pace(pace)
+                one.line.flush()
             peer = line.agent
             if peer is None:
                 continue
@@ -314,8 +319,6 @@ class SimGateway:
 
     @property
     def _beat_interval_ms(self) -> int:
-        """What a guardian is told when it connects: a policy that changes later reaches it with its next
-        session."""
         policy = self._server.policy.detection
         return BEAT_INTERVAL_MS if self.failover is None else policy.beat_interval_ms
 

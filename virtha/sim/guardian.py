@@ -13,6 +13,7 @@ from virtha.sentinel.guardian import (
     GuardianEvent,
     Kill,
     LinkLost,
+    Paced,
     ProcessesSeen,
     QemuProcess,
     Report,
@@ -22,7 +23,16 @@ from virtha.sentinel.guardian import (
 from virtha.sim.kernel import Actor
 from virtha.sim.lease import SimLease
 from virtha.sim.line import HostLink
-from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Beat, Hello, PeerRole, Welcome
+from virtha.wire.messages import (
+    PACE_FEATURE,
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Beat,
+    Hello,
+    Pace,
+    PeerRole,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     from virtha.sim.host import SimHost
@@ -166,6 +176,7 @@ class SimGuardian:
         return Hello(
             version_major=VERSION_MAJOR,
             version_minor=VERSION_MINOR,
+            features=(PACE_FEATURE,),
             role=PeerRole.GUARDIAN,
             host_id=HostId(self.host.name),
             boot=self.host.boot,
@@ -181,6 +192,9 @@ class SimGuardian:
         self.tell(Welcomed(beat_interval_ms=welcome.beat_interval_ms))
         if self.lease is not None:
             self.lease.connected(welcome.beat_interval_ms)
+
+    def on_pace(self, pace: Pace) -> None:
+        self.tell(Paced(beat_interval_ms=pace.beat_interval_ms))
 
     def on_disconnected(self, code: str) -> None:
         self.tell(LinkLost())

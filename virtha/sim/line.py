@@ -35,6 +35,7 @@ from virtha.wire.messages import (
     Hello,
     Message,
     OpenChannel,
+    Pace,
     Ping,
     Pong,
     Refuse,
@@ -43,7 +44,7 @@ from virtha.wire.messages import (
 )
 from virtha.wire.power_messages import AttemptPower, EndPowerAttempt, PowerAttempted
 from virtha.wire.redial import SESSION_GOOD_MS, redial_delay_ms
-from virtha.wire.session import Closed, Session, SessionState
+from virtha.wire.session import Closed, Session
 from virtha.wire.witness_messages import DisksLooked, HostProbed, LookAtDisks, ProbeHost
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Line:
         self._timers = 0
         self._timer: Action = lambda: None
         """The one that counts."""
-        self._armed_in: SessionState | None = None
+        self._armed_for: int | None = None
         self._unread, end.unread = end.unread, []
         end.on_data = self._data
         end.on_lost = partial(kernel.deliver, self._lost)
@@ -106,7 +107,7 @@ class Line:
                 break  # that was all
         if session.closed is not None:
             self._finish(session.closed)
-        elif session.state is not self._armed_in:
+        elif session.timing != self._armed_for:
             self._arm_timer()
 
     def close(self, code: str, message: str = "") -> None:
@@ -132,7 +133,7 @@ class Line:
             # A message may end its process; those behind it are read by nobody.
             if not self._over:
                 self._on_message(message, now)
-        if session.unsent or session.holds_back or session.state is not self._armed_in:
+        if session.unsent or session.holds_back or session.timing != self._armed_for:
             self.flush()
 
     def _room(self, room: bool) -> None:
@@ -161,7 +162,7 @@ class Line:
     def _arm_timer(self) -> None:
         self._timers += 1
         self._timer = partial(self._timer_fired, self._timers)
-        self._armed_in = self._session.state
+        self._armed_for = self._session.timing
         due, now = self._session.next_timer(), self._clock()
         if due is not None:
             left_ms = due - now if due > now else 0
@@ -186,6 +187,8 @@ class HostLinkEvents(Protocol):
     def on_connected(self, welcome: Welcome) -> None: ...
 
     def on_disconnected(self, code: str) -> None: ...
+
+    def on_pace(self, pace: Pace) -> None: ...
 
     def on_settings(self, settings: HostSettings) -> None: ...
 
@@ -319,6 +322,8 @@ class HostLink:
                 self._events.on_facts_acknowledged(message.sequence)
             case GiveOrder():
                 self._events.on_order(message.order)
+            case Pace():
+                self._events.on_pace(message)
             case Settings():
                 self._events.on_settings(message.settings)
             case Welcome():

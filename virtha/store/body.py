@@ -1,13 +1,13 @@
 """Records as JSON text, and upserts without a dialect of their own."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, insert, update
+from sqlalchemy import ColumnElement, Table, insert, select, update
 
 from virtha.model.errors import Failed
-from virtha.store.store import WriteTransaction
+from virtha.store.store import Transaction, WriteTransaction
 
 T = TypeVar("T")
 
@@ -47,6 +47,19 @@ async def put(
     done = await tx.connection.execute(update(table).where(*where).values(**values))
     if done.rowcount == 0:
         await tx.connection.execute(insert(table).values(**keys, **values))
+
+
+async def bodies_with_ids(
+    tx: Transaction, table: Table, wanted: type[T], ids: Sequence[str]
+) -> tuple[T, ...]:
+    """Those that there are, in the order of ``ids``."""
+    found: dict[str, str] = {}
+    for some in in_parts(ids):
+        rows = await tx.connection.execute(
+            select(table.c.id, table.c.body).where(table.c.id.in_(some))
+        )
+        found |= {row.id: row.body for row in rows}
+    return tuple(decode(wanted, found[one]) for one in ids if one in found)
 
 
 def in_parts(ids: Collection[str]) -> list[list[str]]:

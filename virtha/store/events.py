@@ -1,9 +1,11 @@
 """The audit log."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, func, insert, select
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from virtha.model.codes import Severity
 from virtha.model.event import Event
@@ -14,7 +16,8 @@ from virtha.store.body import decode, encode, in_parts
 from virtha.store.schema import event
 from virtha.store.store import Transaction, WriteTransaction
 
-_RANK = {severity: rank for rank, severity in enumerate(Severity)}
+RANK = {severity: rank for rank, severity in enumerate(Severity)}
+"""What the column holds."""
 
 
 class EventFilter(Value, frozen=True, kw_only=True):
@@ -33,7 +36,7 @@ async def add_event(tx: WriteTransaction, value: Event) -> Event:
         insert(event).values(
             revision=saved.revision,
             code=saved.code,
-            severity=_RANK[saved.severity],
+            severity=RANK[saved.severity],
             cluster_id=saved.cluster_id,
             host_id=saved.host_id,
             vm_id=saved.vm_id,
@@ -44,18 +47,21 @@ async def add_event(tx: WriteTransaction, value: Event) -> Event:
     return saved
 
 
-def _where(wanted: EventFilter) -> list[ColumnElement[bool]]:
+def event_conditions(
+    wanted: EventFilter, columns: ReadOnlyColumnCollection[str, Any] = event.c
+) -> list[ColumnElement[bool]]:
+    """``columns``: of the table under another name."""
     where: list[ColumnElement[bool]] = []
     if wanted.vm_id is not None:
-        where.append(event.c.vm_id == wanted.vm_id)
+        where.append(columns.vm_id == wanted.vm_id)
     if wanted.host_id is not None:
-        where.append(event.c.host_id == wanted.host_id)
+        where.append(columns.host_id == wanted.host_id)
     if wanted.severity is not None:
-        where.append(event.c.severity >= _RANK[wanted.severity])
+        where.append(columns.severity >= RANK[wanted.severity])
     if wanted.code is not None and wanted.code.endswith("*"):
-        where.append(event.c.code.startswith(wanted.code[:-1], autoescape=True))
+        where.append(columns.code.startswith(wanted.code[:-1], autoescape=True))
     elif wanted.code is not None:
-        where.append(event.c.code == wanted.code)
+        where.append(columns.code == wanted.code)
     return where
 
 
@@ -65,7 +71,7 @@ async def events_after(
     """Oldest first, above ``revision``."""
     rows = await tx.connection.scalars(
         select(event.c.body)
-        .where(event.c.revision > revision, *_where(wanted))
+        .where(event.c.revision > revision, *event_conditions(wanted))
         .order_by(event.c.revision)
         .limit(limit)
     )
@@ -76,7 +82,7 @@ async def events_before(
     tx: Transaction, wanted: EventFilter, revision: int | None, limit: int
 ) -> Sequence[Event]:
     """Newest first, below ``revision``."""
-    where = _where(wanted)
+    where = event_conditions(wanted)
     if revision is not None:
         where.append(event.c.revision < Revision(revision))
     rows = await tx.connection.scalars(

@@ -134,6 +134,12 @@ vm = Table(
     Column("name", Text, nullable=False, unique=True),
     _refers("cluster_id", "cluster.id"),
     Column("ha", Boolean, nullable=False),
+    # What searches look at in every row; they are in the body too.
+    Column("description", Text, nullable=False, server_default=""),
+    Column("memory_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("vcpus", Integer, nullable=False, server_default="0"),
+    Column("watchdog", Text),
+    Column("watchdog_action", Text),
     _body(),
     _revision(),
 )
@@ -145,10 +151,13 @@ vm_status = Table(
     _refers("vm_id", "vm.id", cascade=True, primary=True),
     Column("state", Text, nullable=False),
     Column("host_id", Text),
+    Column("last_watchdog", BigInteger),
+    Column("watchdog_count", Integer, nullable=False, server_default="0"),
     _body(),
     _revision(),
 )
 Index(None, vm_status.c.host_id)
+Index(None, vm_status.c.last_watchdog)
 
 # Which hosts may hold a copy (G1). The same set is in vm_status.body; one function writes both.
 vm_holder = Table(
@@ -249,6 +258,8 @@ Index(None, event.c.vm_id, event.c.revision)
 Index(None, event.c.host_id, event.c.revision)
 Index(None, event.c.host_id, event.c.code, event.c.revision)
 Index(None, event.c.code, event.c.revision)
+# Of which VMs, hosts and clusters something happened in a time.
+Index(None, event.c.at)
 
 operation = Table(
     "operation",

@@ -1,5 +1,6 @@
 """Users and tokens."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from sqlalchemy import delete, func, insert, or_, select, update
 from virtha.model.ids import Revision, TokenId, UserId
 from virtha.model.user import Role, Token, TokenKind, User
 from virtha.model.value import Value
-from virtha.store.body import decode, encode
+from virtha.store.body import decode, encode, in_parts
 from virtha.store.schema import token, user_account
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -43,6 +44,15 @@ async def users_after(tx: Transaction, name: str, limit: int) -> tuple[User, ...
         .limit(limit)
     )
     return tuple(_user(row) for row in rows)
+
+
+async def users_with_ids(tx: Transaction, ids: Sequence[str]) -> tuple[User, ...]:
+    """Those that there are, in the order of ``ids``."""
+    found: dict[str, User] = {}
+    for some in in_parts(ids):
+        rows = await tx.connection.execute(select(user_account).where(user_account.c.id.in_(some)))
+        found |= {row.id: _user(row) for row in rows}
+    return tuple(found[one] for one in ids if one in found)
 
 
 def _user(row: Any) -> User:

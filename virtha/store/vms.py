@@ -1,9 +1,11 @@
 """VMs, their status, holders, disks and NICs."""
 
 from collections.abc import Collection
+from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from virtha.model.ids import ClusterId, HostId, StorageDomainId, VmId
 from virtha.model.value import Value
@@ -11,6 +13,8 @@ from virtha.model.vm import Vm, VmState, VmStatus
 from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.schema import disk, nic, vm, vm_definition, vm_holder, vm_status
 from virtha.store.store import Transaction, WriteTransaction
+
+Columns = ReadOnlyColumnCollection[str, Any]
 
 
 class VmRow(Value, frozen=True, kw_only=True):
@@ -55,6 +59,19 @@ async def vms_of_cluster(tx: Transaction, cluster_id: ClusterId) -> tuple[VmRow,
     return await _rows(tx, vm.c.cluster_id == cluster_id)
 
 
+async def memory_held(tx: Transaction, cluster_id: ClusterId) -> dict[HostId, dict[VmId, int]]:
+    """Bytes of each VM of the cluster, by the hosts that may hold it."""
+    rows = await tx.connection.execute(
+        select(vm_holder.c.host_id, vm_holder.c.vm_id, vm.c.memory_bytes)
+        .join(vm, vm.c.id == vm_holder.c.vm_id)
+        .where(vm.c.cluster_id == cluster_id)
+    )
+    found: dict[HostId, dict[VmId, int]] = {}
+    for host_id, vm_id, memory_bytes in rows:
+        found.setdefault(HostId(host_id), {})[VmId(vm_id)] = memory_bytes
+    return found
+
+
 async def vms_held_by(tx: Transaction, host_id: HostId) -> tuple[VmRow, ...]:
     held = select(vm_holder.c.vm_id).where(vm_holder.c.host_id == host_id)
     return await _rows(tx, vm.c.id.in_(held))
@@ -84,18 +101,25 @@ class VmFilter(Value, frozen=True, kw_only=True):
     ha: bool | None = None
 
 
-async def vms_after(tx: Transaction, wanted: VmFilter, name: str, limit: int) -> tuple[VmRow, ...]:
-    where: list[ColumnElement[bool]] = [vm.c.name > name]
+def vm_conditions(
+    wanted: VmFilter, vms: Columns = vm.c, statuses: Columns = vm_status.c
+) -> list[ColumnElement[bool]]:
+    """``vms``, ``statuses``: of the tables under other names."""
+    where: list[ColumnElement[bool]] = []
     if wanted.cluster_id is not None:
-        where.append(vm.c.cluster_id == wanted.cluster_id)
+        where.append(vms.cluster_id == wanted.cluster_id)
     if wanted.host_id is not None:
         held = select(vm_holder.c.vm_id).where(vm_holder.c.host_id == wanted.host_id)
-        where.append(or_(vm_status.c.host_id == wanted.host_id, vm.c.id.in_(held)))
+        where.append(or_(statuses.host_id == wanted.host_id, vms.id.in_(held)))
     if wanted.state is not None:
-        where.append(vm_status.c.state == wanted.state.value)
+        where.append(statuses.state == wanted.state.value)
     if wanted.ha is not None:
-        where.append(vm.c.ha == wanted.ha)
-    return await _rows(tx, *where, limit=limit)
+        where.append(vms.ha == wanted.ha)
+    return where
+
+
+async def vms_after(tx: Transaction, wanted: VmFilter, name: str, limit: int) -> tuple[VmRow, ...]:
+    return await _rows(tx, vm.c.name > name, *vm_conditions(wanted), limit=limit)
 
 
 async def save_vm(tx: WriteTransaction, value: Vm) -> Vm:
@@ -109,6 +133,11 @@ async def save_vm(tx: WriteTransaction, value: Vm) -> Vm:
             "name": saved.name,
             "cluster_id": saved.cluster_id,
             "ha": saved.ha,
+            "description": saved.description,
+            "memory_bytes": saved.memory_bytes,
+            "vcpus": saved.vcpus,
+            "watchdog": saved.watchdog.model.value if saved.watchdog else None,
+            "watchdog_action": saved.watchdog.action.value if saved.watchdog else None,
             "body": encode(saved),
             "revision": saved.revision,
         },
@@ -150,6 +179,8 @@ async def save_vm_status(
         {
             "state": (saved.state if shown is None else shown).value,
             "host_id": saved.host_id,
+            "last_watchdog": saved.last_watchdog,
+            "watchdog_count": saved.watchdog_count,
             "body": encode(saved),
             "revision": saved.revision,
         },

@@ -17,7 +17,7 @@ from virtha.wire.messages import (
     ChannelData,
     Message,
 )
-from virtha.wire.session import ENDINGS, LIFE, Handler, Session, SessionState
+from virtha.wire.session import ENDINGS, LIFE, PACE_MS_MAX, Handler, Session, SessionState
 
 SILENCE_MS = 10_000
 
@@ -100,7 +100,7 @@ class HostChannelSession(ChannelSession):
         self._put(encode_message(Attach(channel=channel)))
 
     def _on_attached(self, message: Attached, size: int) -> Message | None:
-        if not 0 < message.silence_ms <= 3_600_000:
+        if not 0 < message.silence_ms <= PACE_MS_MAX:
             raise Refused("the answer makes no sense", code="wire.refused.malformed")
         self._establish(message.silence_ms)
         return message

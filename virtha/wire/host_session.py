@@ -26,6 +26,7 @@ from virtha.wire.messages import (
     Hello,
     Message,
     OpenChannel,
+    Pace,
     PeerRole,
     Settings,
     Welcome,
@@ -39,6 +40,7 @@ from virtha.wire.power_messages import (
 from virtha.wire.session import (
     ENDINGS,
     LIFE,
+    PACE_MS_MAX,
     SEND_BUFFER_BYTES_HIGH,
     SEQUENCE_MAX,
     Session,
@@ -68,7 +70,7 @@ class OutboxView(Protocol):
 class HostSession(Session):
     """The host's end. Sends its hello at once; after the welcome facts flow from the outbox.
 
-    Messages for the caller: Welcome, Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder,
+    Messages for the caller: Welcome, Pace (a guardian's), Settings, GiveOrder, OpenChannel, FactsAck, BeatAck, LeaseOrder,
     WitnessOrder, PowerWord.
     """
 
@@ -182,10 +184,14 @@ class HostSession(Session):
                 code="wire.refused.instance",
                 field="server_instance",
             )
-        if not 0 < welcome.beat_interval_ms <= welcome.silence_ms <= 3_600_000 or not (
-            0 <= welcome.fact_sequence_acknowledged <= SEQUENCE_MAX
-        ):
+        _check_pace(welcome)
+        if not 0 <= welcome.fact_sequence_acknowledged <= SEQUENCE_MAX:
             raise Refused("the welcome makes no sense", code="wire.refused.malformed")
+
+    def _on_pace(self, pace: Pace, size: int) -> Message | None:
+        _check_pace(pace)
+        self._establish(pace.silence_ms)
+        return pace if self.role is PeerRole.GUARDIAN else None
 
     def _on_facts_ack(self, ack: FactsAck, size: int) -> Message | None:
         if self._outbox is None:
@@ -232,7 +238,14 @@ class HostSession(Session):
             AttemptPower: _for_agent,
             EndPowerAttempt: _for_agent,
             ProbeHost: _for_both,
+            Pace: _on_pace,
             **LIFE,
             **ENDINGS,
         },
     }
+
+
+def _check_pace(told: Welcome | Pace) -> None:
+    if not 0 < told.beat_interval_ms <= told.silence_ms <= PACE_MS_MAX:
+        tag = told.__struct_config__.tag
+        raise Refused(f"the times of the {tag} make no sense", code="wire.refused.malformed")

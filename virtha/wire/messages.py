@@ -29,6 +29,8 @@ FRAME_BYTES_MAX = 1 << 20
 """1 MiB: an inventory of 2,000 domains is 300 KB."""
 CHANNEL_FEATURE = "channels"
 """In a host's hello: it can open channels. A host without it would refuse to be asked."""
+PACE_FEATURE = "pace"
+"""In a host's hello: it takes ``Pace``. A host without it goes by its welcome until its session ends."""
 CHANNEL_PROTOCOL = "virtha-channel/1"
 """By ALPN: this connection is a channel, not a session."""
 CHANNEL_WINDOW_BYTES = 256 * 1024
@@ -75,6 +77,14 @@ class Welcome(Value, frozen=True, kw_only=True, tag="welcome"):
     silence_ms: int = 5_000
     """Nothing heard for that long: the peer is dead, close (either side)."""
     server_wall_ms: int = 0
+
+
+class Pace(Value, frozen=True, kw_only=True, tag="pace"):
+    """From the server, to either process: in place of those of the welcome from now on, for the cluster's policy has
+    changed. A guardian that went on at the old pace would be late by the new policy with every beat."""
+
+    beat_interval_ms: int
+    silence_ms: int
 
 
 class Refuse(Value, frozen=True, kw_only=True, tag="refuse"):
@@ -168,6 +178,7 @@ class Bye(Value, frozen=True, kw_only=True, tag="bye"):
 Message = (
     Hello
     | Welcome
+    | Pace
     | Refuse
     | Beat
     | BeatAck

@@ -10,6 +10,7 @@ from virtha.wire.lease_messages import LeaseAnswer, LeaseKept, LeaseOrder, Slots
 from virtha.wire.messages import (
     FACTS_PER_FRAME_MAX,
     FACTS_UNACKNOWLEDGED_MAX,
+    PACE_FEATURE,
     VERSION_MAJOR,
     Beat,
     Facts,
@@ -18,6 +19,7 @@ from virtha.wire.messages import (
     Hello,
     Message,
     OpenChannel,
+    Pace,
     PeerRole,
     Settings,
     Welcome,
@@ -33,13 +35,15 @@ class ServerSession(Session):
     WitnessAnswer, PowerAttempted."""
 
     _PING_AFTER = (2, 5)
-    __slots__ = ("_beat_last", "_host_id", "_window", "hello")
+    __slots__ = ("_beat_last", "_host_id", "_pace", "_window", "hello")
 
     def __init__(self, host_id: HostId, *, now: Millis) -> None:
         """``host_id``: as the peer's certificate says."""
         super().__init__(now)
         self._host_id = host_id
         self._beat_last = -1
+        self._pace: Pace | None = None
+        """The last that this host was told, in its welcome or since."""
         self._window = FactWindow(0)
         self.hello: Hello | None = None
 
@@ -52,6 +56,18 @@ class ServerSession(Session):
         self._heard_at = self._pinged_at = now
         self._put(encode_message(welcome))
         self._establish(welcome.silence_ms)
+        self._pace = Pace(beat_interval_ms=welcome.beat_interval_ms, silence_ms=welcome.silence_ms)
+
+    def pace(self, pace: Pace) -> None:
+        """From now on, where that is another than was told. A host that was to ask for signs more seldom than the new silence
+        lasts is late at once: the timer takes that for a sleep of our own, so its silence begins anew."""
+        if self.closed is not None or self._pace in (None, pace):
+            return
+        if self.hello is None or PACE_FEATURE not in self.hello.features:
+            return
+        self._pace = pace
+        self._put(encode_message(pace))
+        self._establish(pace.silence_ms)
 
     def refuse(self, code: str, message: str, field: str | None = None) -> None:
         self._refuse(Refused(message, code=code, field=field))

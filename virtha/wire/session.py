@@ -47,6 +47,8 @@ SEND_BUFFER_BYTES_HIGH = 256 * 1024
 SEND_BUFFER_BYTES_MAX = 4 * FRAME_BYTES_MAX
 """A peer for which more than this waits is closed with `wire.closed.overload`."""
 SEQUENCE_MAX = (1 << 62) - 1
+PACE_MS_MAX = 3_600_000
+"""Of the times that a server tells: an hour."""
 """Stores keep 63 bits."""
 _TEXT_MAX = 500
 _LENGTH = HEADER.unpack_from
@@ -88,6 +90,7 @@ class Session:
         "holds_back",
         "role",
         "state",
+        "timing",
         "unsent",
     )
     _TABLE: ClassVar[Mapping[SessionState, Mapping[type[Message], Handler]]]
@@ -108,6 +111,8 @@ class Session:
         self._pinged_at = now
         self._deadline_at = now + HELLO_DEADLINE_MS
         self._silence_ms = self._ping_after_ms = HELLO_DEADLINE_MS
+        self.timing = 0
+        """Grows when other times hold from now on: ``next_timer`` may have come nearer."""
         self._partial_since: int | None = None
         self._paused_since: int | None = None
         self._nonce = 0
@@ -260,6 +265,7 @@ class Session:
 
     def _establish(self, silence_ms: int) -> None:
         self.state = SessionState.ESTABLISHED
+        self.timing += 1
         self._silence_ms = silence_ms
         self._ping_after_ms = silence_ms * self._PING_AFTER[0] // self._PING_AFTER[1]
 

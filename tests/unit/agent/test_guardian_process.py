@@ -21,7 +21,7 @@ from virtha.drivers.link import HostLink
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId, Incarnation, Term
 from virtha.sentinel.guardian import ProcessesSeen, QemuProcess
-from virtha.wire.messages import Welcome
+from virtha.wire.messages import Pace, Welcome
 
 pytestmark = [pytest.mark.req("A8"), pytest.mark.usefixtures("process_table")]
 
@@ -270,9 +270,10 @@ def test_the_guardian_beats_and_says_when_the_agent_is_gone(
             installation_id=INSTALLATION,
             server_instance="s1",
             term=Term(1),
-            beat_interval_ms=50,
+            beat_interval_ms=3_600_000,
         )
         process.on_connected(welcome, "server")
+        process.on_pace(Pace(beat_interval_ms=50, silence_ms=5_000))
         await bench.until(lambda: len(sent) >= 3)
         assert alive() == [False] * len(sent)
         client = GuardianClient(

@@ -19,7 +19,7 @@ from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.requests import (
     JoinRequest,
-    PageQuery,
+    SearchQuery,
     StorageCreate,
     TokenCreate,
     VmCreate,
@@ -78,6 +78,8 @@ class RecordingLinks:
 
     def __init__(self) -> None:
         self.connected: set[HostId] = set()
+        self.guardians: set[HostId] = set()
+        """Hosts that have a guardian's session, with or without an agent's."""
         self.beats: dict[HostId, LastBeat] = {}
         self.delivered: list[tuple[HostId, Order]] = []
         self.configured: list[tuple[HostId, HostSettings]] = []
@@ -85,6 +87,9 @@ class RecordingLinks:
 
     def agent_connected(self, host_id: HostId) -> bool:
         return host_id in self.connected
+
+    def has_session(self, host_id: HostId) -> bool:
+        return host_id in self.connected | self.guardians
 
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         return self.beats.get(host_id)
@@ -385,12 +390,12 @@ def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[St
     return run
 
 
-async def everything(fetch: Callable[[PageQuery], Awaitable[Page[Any]]], limit: int) -> list[Any]:
+async def everything(fetch: Callable[[SearchQuery], Awaitable[Page[Any]]], limit: int) -> list[Any]:
     """All pages of a list."""
     items: list[Any] = []
     after = None
     while True:
-        page = await fetch(PageQuery(limit=limit, after=after))
+        page = await fetch(SearchQuery(limit=limit, after=after))
         items += page.items
         if page.next is None:
             return items

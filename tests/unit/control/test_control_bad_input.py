@@ -11,7 +11,7 @@ from virtha.control.requests import (
     DiskCreate,
     JoinRequest,
     NicCreate,
-    PageQuery,
+    SearchQuery,
     SettingPut,
     StorageCreate,
     TokenCreate,
@@ -391,7 +391,7 @@ def test_clusters_and_storage_keep_what_is_used(tell: Tell) -> None:
 def test_lists_are_bounded(tell: Tell, limit: int) -> None:
     async def story(world: Any) -> None:
         with pytest.raises(InvalidInput) as bad:
-            await world.control.hosts.list(PageQuery(limit=limit))
+            await world.control.hosts.list(SearchQuery(limit=limit))
         assert bad.value.field == "limit"
 
     tell(story)

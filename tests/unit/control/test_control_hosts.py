@@ -9,7 +9,7 @@ import pytest
 from virtha.control.requests import (
     AdoptRequest,
     HoldPut,
-    PageQuery,
+    SearchQuery,
     VmQuery,
     VmStart,
     WatchdogRequest,
@@ -227,6 +227,23 @@ def test_status_tells_weak_from_unprotected(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.req("X3")
+def test_settings_are_for_hosts_whose_guardian_alone_is_there_too(tell: Tell) -> None:
+    """Its session tells it of another pace; what is the agent's is told by the next hello."""
+
+    async def story(world: Any) -> None:
+        await _protected_vm(world)
+        first, *others = world.hosts.values()
+        world.links.connected.clear()
+        world.links.guardians = {first.id}
+        world.links.configured.clear()
+        await world.control.hold.set(ADMIN, HoldPut(reason="switch maintenance"))
+        assert others
+        assert {host_id for host_id, _ in world.links.configured} == {first.id}
+
+    tell(story)
+
+
 def test_hold_reaches_every_host_and_shows(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await _protected_vm(world)
@@ -305,7 +322,7 @@ def test_a_host_view_tells_what_is_heard_now_beside_the_state_that_stands(tell: 
         host.beat()
         # A session that just broke: the state stands, for the host may be back in a moment.
         host.vanish()
-        (seen,) = (await world.control.hosts.list(PageQuery())).items
+        (seen,) = (await world.control.hosts.list(SearchQuery())).items
         assert (seen.status.state, seen.agent_connected) == (HostState.UP, False)
 
     tell(story)

@@ -7,7 +7,7 @@ import pytest
 
 from virtha.control.requests import (
     NicCreate,
-    PageQuery,
+    SearchQuery,
     TemplateCreate,
     VmChange,
     VmFromTemplate,
@@ -38,6 +38,7 @@ async def _with_vm(world: Any) -> Any:
         nics=(NicCreate(bridge="br0", model="e1000"),),
         vcpus=2,
         on_io_error=OnIoError.LEAVE_PAUSED,
+        priority=30,
     )
     return host
 
@@ -77,6 +78,7 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
         assert template.watchdog == source.watchdog
         assert (template.memory_bytes, template.vcpus, template.ha) == (512 * MIB, 2, True)
         assert template.on_io_error is OnIoError.LEAVE_PAUSED
+        assert template.priority == 30
         assert [(nic.bridge, nic.model) for nic in template.nics] == [("br0", "e1000")]
         order = host.orders[-1].body
         assert isinstance(order, CopyDisk)
@@ -92,6 +94,7 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
         assert vm.watchdog == source.watchdog
         assert (vm.memory_bytes, vm.vcpus, vm.ha) == (512 * MIB, 2, True)
         assert vm.on_io_error is OnIoError.LEAVE_PAUSED
+        assert vm.start_priority == 30
         assert vm.description == "patched in May"
         assert vm.nics[0].model == "e1000" and vm.nics[0].mac != source.nics[0].mac
         assert vm.disks[0].path == f"vms/{vm.id}/disk0.qcow2"
@@ -104,8 +107,10 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
             memory_bytes=64 * MIB,
             ha=False,
             on_io_error=OnIoError.AUTO_RESUME,
+            priority=0,
             nics=(),
         )
+        assert other.start_priority == 0
         assert other.on_io_error is OnIoError.AUTO_RESUME
         assert other.watchdog is not None
         assert (other.watchdog.model, other.watchdog.action) == (
@@ -238,7 +243,7 @@ def test_a_copy_that_fails_leaves_no_template_and_no_vm(tell: Tell) -> None:
         await host.answer()
         ended = await control.operations.get(operation.id)
         assert (ended.state, ended.code) == (OperationState.FAILED, "problem.disk.full")
-        assert (await control.templates.list(PageQuery())).items == ()
+        assert (await control.templates.list(SearchQuery())).items == ()
         assert "template.created" not in await world.codes()
 
         made = await control.templates.create(ADMIN, TemplateCreate(name="gold", vm="web1"))

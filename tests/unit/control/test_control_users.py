@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from virtha.control.passwords import KEYS_KEPT_MAX, Passwords, SignInBrake
-from virtha.control.requests import PageQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
 from virtha.control.views import Caller
 from virtha.model.errors import (
     Conflict,
@@ -138,7 +138,7 @@ def test_bad_users(tell: Tell, request_: UserCreate, error: type[VirthaError], f
         with pytest.raises(error) as bad:
             await world.control.users.create(ADMIN, request_)
         assert bad.value.field == field
-        assert len((await world.control.users.list(PageQuery())).items) == 1
+        assert len((await world.control.users.list(SearchQuery())).items) == 1
         with pytest.raises(NotFound) as near:
             await world.control.users.get("admn")
         assert "did you mean admin" in str(near.value)

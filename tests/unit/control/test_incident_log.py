@@ -1,14 +1,13 @@
 """The record of incidents, made of writes as leaders make them: what each adds, what ends it, what it costs (X4)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
+from counted_statements import statements
 from empty_database import lay_empty_database
 from msgspec.structs import replace
-from sqlalchemy import event as sqlalchemy_event
 
 from virtha.control.incident_fold import VMS_MAX
 from virtha.control.incident_log import follow_incidents
@@ -342,7 +341,7 @@ def test_hundreds_of_hosts_at_once_cost_as_many_statements_as_ten(tmp_path: Path
             ]
             lost = [SaveVm(record=replace(one, stage=VmStage.LOST)) for one in vms]
             async with led.store.write() as tx:
-                with _statements(led.store) as made:
+                with statements(led.store) as made:
                     await follow_incidents(
                         tx,
                         C1,
@@ -359,22 +358,6 @@ def test_hundreds_of_hosts_at_once_cost_as_many_statements_as_ten(tmp_path: Path
         assert len({one.id for one in (*page.items, *rest.items)}) == 410
 
     play(tmp_path, story)
-
-
-@contextmanager
-def _statements(store: Store) -> Iterator[list[str]]:
-    """That go to the database meanwhile."""
-    made: list[str] = []
-
-    def note(_c: object, _k: object, statement: str, *_: object) -> None:
-        made.append(statement)
-
-    engine = store._writer.sync_engine
-    sqlalchemy_event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield made
-    finally:
-        sqlalchemy_event.remove(engine, "before_cursor_execute", note)
 
 
 def test_a_host_with_more_vms_than_are_kept_says_how_many_are_not(tmp_path: Path) -> None:

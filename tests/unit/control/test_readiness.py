@@ -1,5 +1,6 @@
 """`virtha doctor`: each thing that would fail is told with its fix, and nothing is made up."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from command_power import command_power
 from msgspec.structs import replace
 
 from virtha import __version__
+from virtha.control import readiness
 from virtha.control.engine_power import led_devices
 from virtha.control.own_machine import OwnMachine
 from virtha.control.power_results import PowerResults, Tried
@@ -21,14 +23,16 @@ from virtha.model.codes import Severity
 from virtha.model.errors import NotFound
 from virtha.model.evidence import PowerState
 from virtha.model.facts import HostReport, StorageReport
-from virtha.model.host import format_version
+from virtha.model.host import CephPool, format_version
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
+from virtha.model.policy import FencingPolicy, Policy, Unreachable
 from virtha.model.power_settings import AskedFrom, MachineIdentity, PowerDriver
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role
 from virtha.ports.leaders import NobodyLeads
 from virtha.ports.power import PowerReading
+from virtha.store.clusters import find_cluster, find_storage, save_cluster, save_storage
 from virtha.store.engine import save_intent
 from virtha.store.hosts import add_certificate, find_host, revoke_certificates
 
@@ -306,6 +310,53 @@ def test_storage_that_one_host_only_can_use_is_told(tell: Tell) -> None:
         view = await world.control.readiness.all()
         (found,) = (one for one in view.findings if one.code == "ready.storage_not_shared")
         assert found.about == "storage/ds1" and found.fields["hosts"] == "h1"
+
+    tell(story)
+
+
+@pytest.mark.req("F9")
+def test_a_pool_of_which_no_agent_tells_anything_is_one_of_ceph_all_the_same(tell: Tell) -> None:
+    """Agents of an earlier version: their hosts don't lack storage on Ceph."""
+
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        fencing = FencingPolicy(unreachable=(Unreachable.STORAGE_FENCE, Unreachable.OPERATOR))
+        async with world.store.write() as tx:
+            cluster = await find_cluster(tx, "default")
+            assert cluster is not None
+            await save_cluster(tx, replace(cluster, policy=Policy(fencing=fencing)))
+        assert codes(await world.control.readiness.of_host("h1")) == {"ready.storage_fence.none"}
+        async with world.store.write() as tx:
+            domain = await find_storage(tx, "ds1")
+            assert domain is not None
+            pool = CephPool(monitors=("10.0.0.9",), pool="vms")
+            await save_storage(tx, replace(domain, ceph=pool))
+        assert codes(await world.control.readiness.of_host("h1")) == {"ready.storage_fence.unknown"}
+
+    tell(story)
+
+
+@pytest.mark.req("J1")
+def test_a_look_at_all_hosts_leaves_the_others_of_this_server_their_turns(
+    tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sleeps for a second and a half while somebody asks this observes its hosts anew."""
+
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        await world.add_vm()
+        monkeypatch.setattr(readiness, "AT_ONCE", 1)
+        among: list[str] = []
+        about_host = Readiness._of_host
+
+        def noted(self: Readiness, facts: Any, row: Any, lacking: Any) -> Any:
+            among.append(row.host.name)
+            asyncio.get_running_loop().call_soon(among.append, "another")
+            return about_host(self, facts, row, lacking)
+
+        monkeypatch.setattr(Readiness, "_of_host", noted)
+        await world.control.readiness.of_cluster("default")
+        assert among == ["h1", "another", "h2", "another"]
 
     tell(story)
 

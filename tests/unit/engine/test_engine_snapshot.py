@@ -142,6 +142,7 @@ IN_SNAPSHOT = {
     "kept_hosts",
     "kept_vms",
     "began_ms",
+    "paced_ms",
     "lease_until_ms",
     "reference",
     "reference_ms",

@@ -26,11 +26,13 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> lis
     return done.stdout.split("\0")[:-1]
 
 
+@pytest.mark.parametrize("memory", ["128", "size=131072k"])
 def test_8_kib_are_taken_off_in_both_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """QEMU starts no guest whose two sizes differ."""
     told = started(
-        tmp_path, monkeypatch, "-name", "guest=a b,x='y'", "-m", "128",
+        tmp_path, monkeypatch, "-name", "guest=a b,x='y'", "-m", memory,
         "-object", BACKEND % (128 << 20), "-smp", "1", "",
     )  # fmt: skip
     less = (128 << 20) - 8_192
@@ -47,6 +49,8 @@ def test_8_kib_are_taken_off_in_both_places(
         (),
         ("-machine", "none", "-device", "help"),
         ("-m", "size=131072k,slots=16", "-smp", "1"),
+        ("-m", "size=131072k,slots=16,maxmem=262144k", "-smp", "1"),
+        ("-m", "", "-smp", "1"),
         ("-object", '{"qom-type":"secret","id":"masterKey0","format":"raw"}'),
         ("-append", "-m 128 $(reboot) `id` \"quoted\" 'so' \\ *"),
     ],

@@ -12,7 +12,7 @@ from link_rig import HostRig, MemoryOutbox, Recorder
 from virtha.control.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
-from virtha.control.requests import EventQuery, JoinRequest, PageQuery, TokenCreate
+from virtha.control.requests import EventQuery, JoinRequest, SearchQuery, TokenCreate
 from virtha.control.views import Caller
 from virtha.drivers.link import HostCredentials, HostLink
 from virtha.drivers.pki import (
@@ -72,7 +72,7 @@ class Installed:
             store=store, links=gateway, authority=self.authority, clock=self.clock
         )
         if policy is not None:
-            (cluster,) = (await control.clusters.list(PageQuery())).items
+            (cluster,) = (await control.clusters.list(SearchQuery())).items
             await control.clusters.put_policy(ADMIN, cluster.id, policy)
         self.port = await gateway.start(
             control, term=Term(1), context=self.context, host="127.0.0.1", port=self.port
@@ -105,7 +105,7 @@ class Installed:
         )
         try:
             term = await control.installation.started(version="test")
-            (cluster,) = (await control.clusters.list(PageQuery())).items
+            (cluster,) = (await control.clusters.list(SearchQuery())).items
             await control.clusters.put_policy(ADMIN, cluster.id, policy)
             await engines.begin(control, term)
             self.port = await gateway.start(

@@ -19,14 +19,14 @@ from virtha.drivers.pki import (
     server_context,
 )
 from virtha.model.facts import Fact, Happened
-from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Term
+from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Revision, Term
 from virtha.model.orders import HostSettings, Order, ScanForeign
 from virtha.model.policy import Policy
 from virtha.model.time import UtcMillis
 from virtha.server.clock import SystemClock
 from virtha.server.gateway import Gateway
 from virtha.wire.codec import HEADER, encode_message
-from virtha.wire.messages import Beat, Hello, PeerRole, Welcome
+from virtha.wire.messages import Beat, Hello, Pace, PeerRole, Welcome
 
 H1 = HostId("h1")
 INSTALLATION = InstallationId("6f0f3f3e-0000-4000-8000-000000000001")
@@ -142,7 +142,11 @@ class MemoryControl:
         if self.fail is not None:
             raise self.fail
         self._count_on(term_elsewhere)
-        return GuardianAnswer(term=self.term, detection=self.policy.detection)
+        return GuardianAnswer(
+            term=self.term,
+            revision=Revision(self.settings_revision),
+            detection=self.policy.detection,
+        )
 
     def _count_on(self, elsewhere: Term) -> None:
         if self.counts_on and elsewhere >= self.term:
@@ -200,6 +204,7 @@ class Recorder:
         self.orders: list[Order] = []
         self.facts_acknowledged: list[int] = []
         self.beats_acknowledged: list[int] = []
+        self.paces: list[Pace] = []
 
     def on_connected(self, welcome: Welcome, address: str) -> None:
         self.welcomes.append(welcome)
@@ -264,6 +269,7 @@ class ServerRig:
             boot=BootId(boot),
             events=events,
             outbox=outbox,
+            on_pace=events.paces.append,
             **options,
         )
         rig = HostRig(link, events, outbox, asyncio.create_task(link.run()))

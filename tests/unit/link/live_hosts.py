@@ -153,6 +153,7 @@ class LiveHost(Recorder):
             events=self.guardian,
             hello_state=HelloState,
             on_lease=self.guardian.on_lease,
+            on_pace=self.guardian.on_pace,
             on_witness=self.guardian.on_witness,
         )
         self.guardian.connect(beats)

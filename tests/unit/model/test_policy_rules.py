@@ -20,6 +20,7 @@ from virtha.model.policy import (
     RecoveryPolicy,
     Unreachable,
 )
+from virtha.model.policy.detection import DetectionPolicy
 from virtha.model.policy.text import policy_of
 
 pytestmark = pytest.mark.req("X6", "F7", "F9")
@@ -396,3 +397,18 @@ def test_an_error_of_the_api_names_the_field_of_the_api() -> None:
     with pytest.raises(InvalidInput) as refused:
         msgspec.convert({"fencing": {"cap_count": 0}}, Policy)
     assert refused.value.field == "fencing.cap_count"
+
+
+@pytest.mark.req("X3")
+@pytest.mark.parametrize("beat_interval_ms", [200, 3_999, 4_000])
+def test_the_slowest_beats_come_before_silence_ends_their_session(beat_interval_ms: int) -> None:
+    """Hosts refuse a server that says otherwise (`wire.host_session`), and would be taken for dead."""
+    times = DetectionPolicy(
+        beat_interval_ms=beat_interval_ms,
+        suspect_after_ms=max(2 * beat_interval_ms + 1, 500),
+        dead_after_ms=max(2 * beat_interval_ms + 2, 1_000),
+        evidence_max_age_ms=max(beat_interval_ms + 1, 500),
+        check_interval_ms=200,
+        stall_ms=200,
+    )
+    assert beat_interval_ms < times.session_silence_ms <= times.dead_after_ms

@@ -17,6 +17,7 @@ from virtha.sentinel.guardian import (
     GuardianEvent,
     Kill,
     LinkLost,
+    Paced,
     ProcessesSeen,
     QemuProcess,
     Report,
@@ -80,6 +81,17 @@ def test_beats_count_up_over_sessions_and_carry_what_the_grant_will_quote() -> N
         )
     ]
     assert [beat.sequence for beat in second] == [2]
+
+
+def test_another_pace_holds_from_the_next_moment_on_and_ends_with_the_session() -> None:
+    core = guardian()
+    step(core, 0, Welcomed(beat_interval_ms=4_000))
+    paced = step(core, 100, Paced(beat_interval_ms=500))
+    assert len(beats(paced)) == 1
+    assert paced.wake_at == 600
+    assert step(core, 700, Paced(beat_interval_ms=2_000)).wake_at == 2_700
+    assert step(core, 800, LinkLost()).wake_at is None
+    assert step(core, 900, Welcomed(beat_interval_ms=1_000)).wake_at == 1_900
 
 
 def test_after_a_stall_one_beat_goes_out_not_those_that_were_missed() -> None:
@@ -185,7 +197,12 @@ def test_what_is_taken_in_passing_is_what_a_step_would_have_made_of_it() -> None
         chance = random.Random(seed)
         short, long = guardian(), guardian()
         looks = [look(QEMU, granted="web")] * 6 + [look(QEMU), look(granted=UNKNOWN)]
-        rare: list[GuardianEvent] = [AgentGone(), LinkLost(), Welcomed(beat_interval_ms=1_000)]
+        rare: list[GuardianEvent] = [
+            AgentGone(),
+            LinkLost(),
+            Welcomed(beat_interval_ms=1_000),
+            Paced(beat_interval_ms=300),
+        ]
         now, wake_at = Millis(0), None
         short.step(now, [rare[2]])
         long.step(now, [rare[2]])

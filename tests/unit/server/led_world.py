@@ -113,6 +113,9 @@ class PlayedGateway:
     def agent_connected(self, host_id: HostId) -> bool:
         return PeerRole.AGENT in self.up.get(host_id, {})
 
+    def has_session(self, host_id: HostId) -> bool:
+        return self.agent_connected(host_id)
+
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         return self.beats.get(host_id)
 

@@ -58,6 +58,9 @@ class NoLinks:
     def agent_connected(self, host_id: HostId) -> bool:
         return False
 
+    def has_session(self, host_id: HostId) -> bool:
+        return self.agent_connected(host_id)
+
     def last_beat(self, host_id: HostId) -> LastBeat | None:
         return None
 

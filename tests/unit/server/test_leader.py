@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from led_world import ADMIN, IMAGE, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
 
-from virtha.control.requests import ClusterCreate, HoldPut, OperationQuery, PageQuery, VmStart
+from virtha.control.requests import ClusterCreate, HoldPut, OperationQuery, SearchQuery, VmStart
 from virtha.engine.events import SaveVm, StartCommand
 from virtha.engine.records import VmStage
 from virtha.engine.turn import Send, Write
@@ -511,7 +511,7 @@ def test_what_an_agent_said_last_before_its_session_broke_counts_with_its_next_o
     """Swarm seed 1693: its storage was there again, the leader read of it without a session, and no list of it followed."""
 
     async def storage(world: LedWorld, host: PlayedHost, *, usable: bool) -> None:
-        (view,) = (await world.control.storage.list(PageQuery())).items
+        (view,) = (await world.control.storage.list(SearchQuery())).items
         await host.tell(
             StorageReport(storage_domain_id=view.domain.id, usable=usable, images=(IMAGE,))
         )

@@ -29,6 +29,7 @@ from virtha.model.ids import Incarnation, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.orders import (
     MigrateVm,
+    MigrationSide,
     MoveDestination,
     Order,
     PauseVm,
@@ -310,21 +311,7 @@ def test_an_order_that_nobody_reads_ends_the_move_long_before_its_deadline(
     async def story(world: LedWorld) -> None:
         await begin(world)
         (operation,) = await moves_of(world)
-        host = world.hosts[untold]
-        await settled(world, host)
-        (settle, *_) = given(host, SettleMigration)
-        assert isinstance(settle.body, SettleMigration)
-        at_source = untold == "h1"
-        body = settle.body
-        await host.tell(
-            MigrationReport(
-                migration_id=body.migration_id,
-                vm_id=body.vm.id,
-                incarnation=body.incarnation if at_source else body.target_incarnation,
-                result=Result.REFUSED,
-                code="order.refused.migration",
-            )
-        )
+        await refused(world, untold)
         ended = await state(world, operation)
         assert (ended.state, ended.code) == (OperationState.FAILED, code)
         vm = await world.vm()
@@ -340,6 +327,25 @@ async def settled(world: LedWorld, host: PlayedHost) -> None:
         if given(host, SettleMigration):
             return
         await world.pass_time(5_000, beating=("h1", "h2"))
+
+
+async def refused(world: LedWorld, name: str) -> None:
+    """It is asked how the move stands, and knows nothing of it."""
+    host = world.hosts[name]
+    await settled(world, host)
+    body = given(host, SettleMigration)[0].body
+    assert isinstance(body, SettleMigration)
+    at_source = body.side is MigrationSide.SOURCE
+    await host.tell(
+        MigrationReport(
+            migration_id=body.migration_id,
+            vm_id=body.vm.id,
+            incarnation=body.incarnation if at_source else body.target_incarnation,
+            result=Result.REFUSED,
+            code="order.refused.migration",
+        )
+    )
+    await world.settle()
 
 
 @pytest.mark.req("G1", "G6")

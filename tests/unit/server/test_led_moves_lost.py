@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from led_world import ADMIN, LedWorld, PlayedHost
-from test_led_moves import LET_IN, arrives, asked, begun, given, moves_of, play, settled, state
+from test_led_moves import LET_IN, arrives, asked, begun, given, moves_of, play, refused, state
 
 from virtha.control.requests import VmMigrate
-from virtha.model.facts import MigrationReport, Outcome, Result
+from virtha.model.facts import Outcome, Result
 from virtha.model.ids import HostId
 from virtha.model.operation import Operation, OperationState
-from virtha.model.orders import MigrateVm, MigrationSide, Order, ReceiveVm, SettleMigration
+from virtha.model.orders import MigrateVm, Order, ReceiveVm, SettleMigration
 from virtha.wire.messages import PeerRole
 
 SOON_MS = 20_000
@@ -21,25 +21,6 @@ async def comes_back(host: PlayedHost) -> None:
     host.vanish()
     await host.hello()
     await host.world.settle()
-
-
-async def refused(world: LedWorld, name: str) -> None:
-    """It is asked how the move stands, and knows nothing of it."""
-    host = world.hosts[name]
-    await settled(world, host)
-    body = given(host, SettleMigration)[0].body
-    assert isinstance(body, SettleMigration)
-    at_source = body.side is MigrationSide.SOURCE
-    await host.tell(
-        MigrationReport(
-            migration_id=body.migration_id,
-            vm_id=body.vm.id,
-            incarnation=body.incarnation if at_source else body.target_incarnation,
-            result=Result.REFUSED,
-            code="order.refused.migration",
-        )
-    )
-    await world.settle()
 
 
 async def failed(world: LedWorld, operation: Operation) -> None:

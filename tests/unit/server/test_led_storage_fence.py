@@ -74,6 +74,23 @@ async def confirmed_dead(world: LedWorld) -> None:
     await world.settle()
 
 
+async def shut_out(world: LedWorld, domain_id: StorageDomainId) -> None:
+    """h1 falls silent, and Ceph's map of epoch 12 is the proof."""
+    h1 = world.hosts["h1"]
+    h1.vanish()
+    await world.pass_time(8_000, beating=("h2",))
+    proof = Proof(
+        kind=ProofKind.STORAGE_FENCE,
+        host_id=HostId(h1.id),
+        boot=h1.boot,
+        at_ms=1 << 60,
+        domain_ids=(domain_id,),
+        epochs=(CephEpoch(fsid=FSID, epoch=12),),
+    )
+    world.feed.offer(ProofFound(proof=proof))
+    await world.settle()
+
+
 def test_a_helper_is_asked_its_answer_is_read_and_the_host_is_let_in_when_it_is_back(
     tmp_path: Path,
 ) -> None:
@@ -139,18 +156,7 @@ def test_the_start_names_the_map_that_it_has_to_wait_for(tmp_path: Path) -> None
         async with led_world(tmp_path) as world:
             domain_id = await on_ceph(world)
             h1, h2 = world.hosts["h1"], world.hosts["h2"]
-            h1.vanish()
-            await world.pass_time(8_000, beating=("h2",))
-            proof = Proof(
-                kind=ProofKind.STORAGE_FENCE,
-                host_id=HostId(h1.id),
-                boot=h1.boot,
-                at_ms=1 << 60,
-                domain_ids=(domain_id,),
-                epochs=(CephEpoch(fsid=FSID, epoch=12),),
-            )
-            world.feed.offer(ProofFound(proof=proof))
-            await world.settle()
+            await shut_out(world, domain_id)
             start = h2.starts()[-1].body
             assert start.ceph_epochs == {FSID: 12}
             assert h1.starts()[0].body.ceph_epochs is UNSET
@@ -164,23 +170,12 @@ def test_a_host_whose_agent_says_nothing_of_ceph_gets_no_such_start(tmp_path: Pa
     async def story() -> None:
         async with led_world(tmp_path) as world:
             domain_id = await on_ceph(world)
-            h1, h2 = world.hosts["h1"], world.hosts["h2"]
+            h2 = world.hosts["h2"]
             await h2.hello("h2-earlier")
             await h2.tell_all()
             await world.tell_storage("h2", usable=True)
             await world.settle()
-            h1.vanish()
-            await world.pass_time(8_000, beating=("h2",))
-            proof = Proof(
-                kind=ProofKind.STORAGE_FENCE,
-                host_id=HostId(h1.id),
-                boot=h1.boot,
-                at_ms=1 << 60,
-                domain_ids=(domain_id,),
-                epochs=(CephEpoch(fsid=FSID, epoch=12),),
-            )
-            world.feed.offer(ProofFound(proof=proof))
-            await world.settle()
+            await shut_out(world, domain_id)
             assert [one for one in h2.starts() if one.body.grant.incarnation > 1] == []
 
     asyncio.run(story())

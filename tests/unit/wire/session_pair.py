@@ -99,9 +99,10 @@ class Pair:
         *,
         outbox: OutboxView | None = None,
         welcome: Welcome | None = None,
+        hello: Hello | None = None,
     ) -> None:
         self.now = Millis(0)
-        self.host = make_host(role, outbox=outbox or ListOutbox())
+        self.host = make_host(role, outbox=outbox or ListOutbox(), hello=hello)
         self.server = ServerSession(HOST, now=self.now)
         self.at_server: list[Message] = []
         self.at_host: list[Message] = []

@@ -13,9 +13,11 @@ from session_pair import (
     make_welcome,
 )
 
+from virtha.control.effects import BEAT_SILENCE_MS
 from virtha.model.facts import Fact
 from virtha.model.ids import BootId, HostId, InstallationId, Term
 from virtha.model.orders import HostSettings
+from virtha.model.policy import FIELD_TABLE, DetectionPolicy
 from virtha.model.time import Millis
 from virtha.wire.codec import HEADER, encode_message
 from virtha.wire.messages import (
@@ -132,6 +134,29 @@ def test_a_host_refuses_a_bad_welcome(welcome: Welcome, code: str) -> None:
         hello=make_hello(term_seen=Term(3)), outbox=ListOutbox(), live_instance="instance-1"
     )
     assert good.receive_data(encode_message(make_welcome()), Millis(0))
+
+
+@pytest.mark.req("J1", "F1")
+@pytest.mark.parametrize("dead_after_ms", [1_000, 12_000, 300_000])
+def test_a_host_takes_the_welcome_of_every_policy(dead_after_ms: int) -> None:
+    """Else none could connect any more: policies with beats of 5 to 10 s were accepted, and no host took them."""
+    longest_ms = FIELD_TABLE["detection.beat_interval_ms"].about.high
+    beat_ms = min(longest_ms, dead_after_ms // 2 - 100)
+    policy = DetectionPolicy(
+        beat_interval_ms=beat_ms,
+        suspect_after_ms=2 * beat_ms + 1,
+        dead_after_ms=dead_after_ms,
+        hung_after_ms=dead_after_ms,
+        check_interval_ms=200,
+        stall_ms=200,
+        evidence_max_age_ms=dead_after_ms,
+    )
+    welcome = make_welcome(
+        beat_interval_ms=policy.beat_interval_ms, silence_ms=policy.session_silence_ms
+    )
+    host = make_host(outbox=ListOutbox())
+    assert host.receive_data(encode_message(welcome), Millis(0)) == (welcome,)
+    assert policy.beat_interval_ms < BEAT_SILENCE_MS, "no grant could quote a beat (G2)"
 
 
 # Messages out of place

@@ -62,6 +62,8 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8110, "problem.disk.shrink", "A disk can only grow"),
     _problem(8111, "problem.operation.cancel", "That can't be taken back"),
     _problem(8058, "problem.console.busy", "The console is in use"),
+    _problem(8710, "problem.search.syntax", "The search can't be read"),
+    _problem(8711, "problem.search.costly", "The search looks at too much"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"

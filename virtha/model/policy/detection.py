@@ -76,9 +76,9 @@ class DetectionPolicy(Section, frozen=True, kw_only=True):
         int,
         duration(
             200,
-            10_000,
+            4_000,
             "Time between two beats of a host's guardian.",
-            source="design section 9: 1 s balanced, 0.5 s fast",
+            source="design section 9: 1 s balanced, 0.5 s fast; well below 5 s of silence, which end a session",
         ),
     ] = 1_000
     suspect_after_ms: Annotated[

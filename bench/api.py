@@ -1,0 +1,300 @@
+"""What pages of lists cost in a large installation: 20,000 VMs on 1,000 hosts, with a year's 5 million events.
+
+    python bench/api.py [--vms 20000] [--hosts 1000] [--events 5000000] [--seconds 5] [--directory .stamp/api] [--case vms_by_name …]
+
+The server's store, use cases, API and TLS in a process of their own; one client on one connection, one request after the other. The hosts are
+played (`large_installation/serve.py`), nothing writes meanwhile. CPU time is all of the server's process, latency the client's, until the
+last byte of the answer; what is in it is looked at afterwards. Growth: CPU time for one request, compared with an installation of a
+tenth of everything. Both databases are made once, in some minutes, and kept in the directory.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from large_installation.database import (
+    ADMINISTRATOR,
+    HOSTS_PER_CLUSTER,
+    PASSWORD,
+    ROLES,
+    Size,
+    host_name,
+    installation,
+    vm_name,
+)
+from report import Figure, at_most, finish, quantile, shown
+
+from virtha.server.config import ServerPaths
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = 100
+P99_MS = 50.0
+"""Issue 6: of a page, on an idle machine."""
+WARM_UP = 5
+REQUESTS_MIN = 200
+"""Or a p99 would say nothing."""
+FULL_PAGES_FROM = 2_000
+"""VMs: with fewer, some searches find less than a page."""
+DEADLINE_S = 60.0
+READY_S = 120.0
+FACADE = "/ovirt-engine/api/vms"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Names that there are, another each time."""
+
+    size: Size
+    chance: random.Random
+
+    @property
+    def vm(self) -> str:
+        return vm_name(self.chance.randint(1, self.size.vms))
+
+    @property
+    def host(self) -> str:
+        return host_name(self.chance.randint(1, self.size.hosts))
+
+    @property
+    def cluster(self) -> str:
+        return f"c{self.chance.randint(1, -(-self.size.hosts // HOSTS_PER_CLUSTER)):03}"
+
+    @property
+    def role(self) -> str:
+        return self.chance.choice(ROLES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    path: str
+    given: Callable[[Drawn], Mapping[str, str]]
+    what: str
+    limit: int = PAGE
+    least: int = 1
+    """Items of a page; fewer mean that something else was measured."""
+
+
+def _search(path: str, what: str, text: Callable[[Drawn], str], *, least: int = PAGE) -> Case:
+    return Case(path=path, given=lambda drawn: {"search": text(drawn)}, what=what, least=least)
+
+
+VMS, HOSTS, EVENTS = "/v1/vms", "/v1/hosts", "/v1/events"
+CASES: dict[str, Case] = {
+    "vms_plain": Case(
+        path=VMS, given=lambda drawn: {"after": f"{drawn.role}"}, what="a page from there", least=90
+    ),
+    "vms_by_name": _search(VMS, "name = web-0*", lambda drawn: f"name = {drawn.role}-0*"),
+    "vms_by_state": _search(
+        VMS,
+        "status = up and ha = true sortby memory desc",
+        lambda drawn: "status = up and ha = true sortby memory desc",
+    ),
+    "vms_by_cluster": _search(
+        VMS,
+        "cluster = c007 and status = up",
+        lambda drawn: f"cluster = {drawn.cluster} and status = up",
+    ),
+    "vms_by_host": _search(VMS, "host = h0042", lambda drawn: f"host = {drawn.host}", least=10),
+    "vms_by_watchdog": _search(
+        VMS,
+        "last_event > -180d sortby last_event desc",
+        lambda drawn: f"last_event > -{drawn.chance.randint(120, 300)}d sortby last_event desc",
+        least=10,
+    ),
+    "vms_by_text": _search(
+        VMS, "customer", lambda drawn: f'"customer {drawn.chance.randint(1, 9)}"', least=50
+    ),
+    "vms_by_rare_text": _search(
+        VMS,
+        '"customer 1234"',
+        lambda drawn: f'"customer {drawn.chance.randrange(1_000, 2_000)}"',
+        least=0,
+    ),
+    "vms_by_events": _search(VMS, "Events.time > -1h", lambda drawn: "Events.time > -1h", least=0),
+    "hosts_by_vms": _search(
+        HOSTS,
+        "Vms.name = db-* and status = up",
+        lambda drawn: f"Vms.name = {drawn.role}-* and status = up",
+        least=10,
+    ),
+    "events_of_vm": Case(path=EVENTS, given=lambda drawn: {"vm": drawn.vm}, what="vm=web-00001"),
+    "events_searched_of_vm": _search(
+        EVENTS, "event_vm = web-00001", lambda drawn: f"event_vm = {drawn.vm}", least=0
+    ),
+    "events_by_severity": _search(EVENTS, "severity >= error", lambda drawn: "severity >= error"),
+    "events_by_code_and_time": _search(
+        EVENTS,
+        "code = vm.watchdog.fired and time < -90d",
+        lambda drawn: f"code = vm.watchdog.fired and time < -{drawn.chance.randint(10, 300)}d",
+        least=0,
+    ),
+    "events_by_text": _search(
+        EVENTS, '"web-00001 fired"', lambda drawn: f'"{drawn.vm} fired"', least=0
+    ),
+}
+
+
+class Client:
+    """One connection, kept."""
+
+    def __init__(self, paths: ServerPaths, address: str) -> None:
+        context = ssl.create_default_context(cafile=str(paths.authority_certificate))
+        self._connection = http.client.HTTPSConnection(address, context=context, timeout=DEADLINE_S)
+        self._headers = {"Accept": "application/json"}
+
+    def sign_in(self) -> None:
+        body = json.dumps({"user": ADMINISTRATOR, "password": PASSWORD})
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", "/v1/sessions", body, headers)
+        answer = self._connection.getresponse()
+        raw = answer.read()
+        assert answer.status == http.HTTPStatus.CREATED, raw
+        self._headers["Authorization"] = f"Bearer {json.loads(raw)['token']}"
+
+    def get(self, path: str) -> tuple[int, bytes, float]:
+        """Status, body, milliseconds until all of it was there."""
+        began = time.perf_counter()
+        self._connection.request("GET", path, headers=self._headers)
+        answer = self._connection.getresponse()
+        raw = answer.read()
+        return answer.status, raw, (time.perf_counter() - began) * 1_000
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class Serving:
+    client: Client
+    process: int
+
+    def cpu_s(self) -> float:
+        """Of all threads of the server."""
+        after_name = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def serving(paths: ServerPaths) -> Iterator[Serving]:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "bench/large_installation/serve.py"), str(paths.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stdout is not None
+        ready: dict[str, Any] = json.loads(process.stdout.readline())
+        client = Client(paths, ready["address"])
+        client.sign_in()
+        yield Serving(client, process.pid)
+        client.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(READY_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    requests: int
+    cpu_s: float
+    took_ms: list[float]
+    items: float
+    """Of a page, in the mean."""
+
+    @property
+    def cpu_each_s(self) -> float:
+        return self.cpu_s / self.requests
+
+
+def measure(case: Case, served: Serving, size: Size, seconds: float) -> Measured:
+    drawn = Drawn(size, random.Random(1))
+    for _ in range(WARM_UP):
+        _ask(case, served, drawn)
+    took, answers = list[float](), list[bytes]()
+    began, cpu_s = time.monotonic(), served.cpu_s()
+    while time.monotonic() - began < seconds or len(took) < REQUESTS_MIN:
+        raw, took_ms = _ask(case, served, drawn)
+        took.append(took_ms)
+        if len(answers) < REQUESTS_MIN:
+            answers.append(raw)
+    cpu_s = served.cpu_s() - cpu_s
+    items = [len(json.loads(raw)["items"]) for raw in answers]
+    if size.vms >= FULL_PAGES_FROM and min(items) < case.least:
+        sys.exit(f"{case.what}: a page of {min(items)}, where {case.least} and more were expected")
+    return Measured(requests=len(took), cpu_s=cpu_s, took_ms=took, items=sum(items) / len(items))
+
+
+def _ask(case: Case, served: Serving, drawn: Drawn) -> tuple[bytes, float]:
+    path = f"{case.path}?{urlencode({**case.given(drawn), 'limit': case.limit})}"
+    status, raw, took_ms = served.client.get(path)
+    if status != http.HTTPStatus.OK:
+        sys.exit(f"{path}: {status} {raw.decode(errors='replace')}")
+    return raw, took_ms
+
+
+def figures_of(name: str, case: Case, small: Measured, large: Measured) -> dict[str, Figure]:
+    took = large.took_ms
+    note = f"{case.what}; median {quantile(took, 0.5):.1f} ms, {large.items:.0f} items"
+    return {
+        f"{name}_p99": at_most(P99_MS, quantile(took, 0.99), "ms", note),
+        f"{name}_rate": shown(1 / large.cpu_each_s, "requests/CPU-s"),
+        f"{name}_growth": shown(
+            large.cpu_each_s / small.cpu_each_s, "times", "of ten times as much"
+        ),
+    }
+
+
+def tell_facade(served: Serving) -> None:
+    """Its list of 1,000 VMs as XML is asked for where there is one."""
+    status, _, _ = served.client.get(FACADE)
+    if status == http.HTTPStatus.NOT_FOUND:
+        print("facade_list: skipped, this build has no oVirt façade", file=sys.stderr)
+    else:
+        sys.exit("this build has an oVirt façade: measure its list of 1,000 VMs here, as XML")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--vms", type=int, default=20_000)
+    parser.add_argument("--hosts", type=int, default=0, help="0: one for each 20 VMs")
+    parser.add_argument("--events", type=int, default=5_000_000)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each case")
+    parser.add_argument("--directory", type=Path, default=ROOT / ".stamp/api")
+    parser.add_argument("--case", action="append", choices=CASES, help="only this; may be repeated")
+    given = parser.parse_args()
+    if given.vms < 200 or given.events < 1_000:
+        parser.error("at least 200 VMs and 1,000 events: a tenth of it is measured too")
+    large = Size(vms=given.vms, hosts=given.hosts or given.vms // 20, events=given.events)
+    small = Size(vms=large.vms // 10, hosts=max(2, large.hosts // 10), events=large.events // 10)
+    names = given.case or list(CASES)
+    found: dict[Size, dict[str, Measured]] = {}
+    for size in (small, large):
+        with serving(installation(given.directory, size)) as served:
+            if size is large:
+                tell_facade(served)
+            found[size] = {}
+            for name in names:
+                print(f"{size.vms} VMs: {name}", file=sys.stderr, flush=True)
+                found[size][name] = measure(CASES[name], served, size, given.seconds)
+    figures: dict[str, Figure] = {}
+    for name in names:
+        figures |= figures_of(name, CASES[name], found[small][name], found[large][name])
+    return finish("api", figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
