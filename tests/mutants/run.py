@@ -69,6 +69,7 @@ ENGINE_PLAYS = tuple(
     )
 )
 ROUTED = (
+    "tests/unit/alerts/test_router_bounds.py",
     "tests/unit/alerts/test_router.py",
     "tests/unit/server/test_routed_notifications.py",
     "tests/unit/server/test_routing_faults.py",

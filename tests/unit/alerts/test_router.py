@@ -6,11 +6,15 @@ import pytest
 from routed_story import START, S, Story, by_cause, route, rule, silence
 
 from virtha.alerts import match
-from virtha.alerts.groups import GROUPS_MAX, MEMBERS_MAX
 from virtha.alerts.router import RELEASE_WAIT_MS
 from virtha.model.codes import Severity
 from virtha.model.ids import ClusterId
-from virtha.model.routing import FateState, GroupBy, QuietHours, Same
+from virtha.model.routing import (
+    FateState,
+    GroupBy,
+    QuietHours,
+    Same,
+)
 
 NIGHT = (QuietHours(begins="22:00", ends="07:00"),)
 TO_NIGHT = 11 * 3_600 + 60
@@ -441,101 +445,6 @@ def test_a_route_that_is_switched_off_drops_what_waits() -> None:
     story.configure(routes=(route("other"),))
     assert story.fate(lost) == "dropped" and story.fates[lost, "r"].state is FateState.SPARED
     assert story.fate(lost, "other") == "told"
-
-
-def test_a_group_that_is_full_tells_at_once_and_forgets_nobody() -> None:
-    story = Story(by_cause())
-    made = [
-        story.event("vm.watchdog.fired", "h1", f"v{number}") for number in range(MEMBERS_MAX + 50)
-    ]
-    (tell,) = story.step(*made).tells
-    assert tell.note is not None and tell.note.counted + len(tell.note.revisions) == len(made)
-    assert all(fate.state is FateState.TOLD for fate in story.fates.values())
-
-
-def test_what_is_beyond_in_quiet_hours_is_told_as_a_number_after_them() -> None:
-    story = Story(by_cause(quiet=NIGHT))
-    story.after(TO_NIGHT)
-    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(MEMBERS_MAX + 50)]
-    story.step(*made)
-    assert story.told == []
-    alert = story.happens("host.lease.lost", "h1", domain="d")
-    story.after(10)
-    assert story.fate(alert) == "told", "an alert finds room"
-    story.after(9 * 3_600)
-    assert all(fate.state is FateState.TOLD for fate in story.fates.values())
-
-
-def test_what_was_only_counted_is_dropped_with_its_route() -> None:
-    story = Story(by_cause(quiet=NIGHT))
-    story.after(TO_NIGHT)
-    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(MEMBERS_MAX + 5)]
-    story.step(*made)
-    story.configure(routes=())
-    assert {fate.state for fate in story.fates.values()} == {FateState.SPARED}
-    assert story.groups == {}
-
-
-@pytest.mark.parametrize("group_by", [GroupBy.CAUSE, GroupBy.NONE])
-def test_however_many_are_silenced_nothing_is_told_before_the_silence_ends(
-    group_by: GroupBy,
-) -> None:
-    """A large cluster that is worked on: no number of them is told either."""
-    story = Story(route(group_by=group_by), silences=(silence(ends=3_600, codes=("vm.*",)),))
-    count = GROUPS_MAX + 3 * MEMBERS_MAX
-    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(count)]
-    for start in range(0, count, 200):
-        story.step(*made[start : start + 200])
-    assert story.told == [] and {fate.state for fate in story.fates.values()} == {FateState.PARKED}
-    assert len(story.groups) <= GROUPS_MAX + 4
-    story.after(600)
-    over = [story.event("vm.restarted", "h1", f"v{number}") for number in range(0, count, 2)]
-    story.step(*over)
-    story.after(2_990)
-    assert story.told == []
-    story.after(7_200)
-    for number, one in enumerate(made):
-        assert story.fate(one.revision) == ("told" if number % 2 else "solved_untold")
-
-
-def test_what_is_beyond_all_bounds_is_told_as_a_number_though_it_is_silenced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("virtha.alerts.groups.GROUPS_MAX", 2)
-    monkeypatch.setattr("virtha.alerts.groups.FURTHER_MAX", 1)
-    story = Story(by_cause(), silences=(silence(codes=("vm.*",)),))
-    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(3 * MEMBERS_MAX)]
-    story.step(*made)
-    assert story.told == []
-    story.happens("vm.crashed", "h1", "w")
-    ((_, codes),) = story.messages()
-    assert codes == ["vm.crashed"] and len(story.groups) == 3
-
-
-def test_open_problems_of_long_ago_make_room() -> None:
-    """A route whose problems never ended still tells new ones each by its cause."""
-    story = Story(by_cause())
-    old = [story.event("vm.crashed", None, f"v{number}") for number in range(GROUPS_MAX)]
-    story.step(*old)
-    story.after(23 * 3_600)
-    lost = story.happens("vm.crashed", None, "w1")
-    story.after(3_700)
-    assert story.fates[lost, "r"].group_id == "r:others"
-    found = [story.happens("vm.crashed", None, name) for name in ("w2", "w3")]
-    story.after(60)
-    assert [story.fates[one, "r"].group_id for one in found] == [f"r:{one}" for one in found]
-    assert len(story.groups) <= GROUPS_MAX + 1
-
-
-def test_no_more_groups_than_there_may_be() -> None:
-    story = Story(route(quiet=NIGHT))
-    story.after(TO_NIGHT)
-    count = GROUPS_MAX + MEMBERS_MAX + 20
-    story.step(*[story.event("vm.crashed", "h1", f"v{number}") for number in range(count)])
-    assert len(story.groups) == GROUPS_MAX + 1
-    story.after(10 * 3_600)
-    assert len(story.told) == GROUPS_MAX + 1
-    assert all(fate.state is FateState.TOLD for fate in story.fates.values())
 
 
 def test_a_clock_that_is_set_back_tells_too_early_not_too_late() -> None:

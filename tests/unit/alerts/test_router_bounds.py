@@ -1,0 +1,155 @@
+"""Routes with more than they can hold: what is beyond is counted, makes room, or goes into a further group. Nothing is lost."""
+
+import pytest
+from msgspec.structs import replace
+from routed_story import START, Story, by_cause, route, silence
+
+from virtha.alerts.groups import GROUPS_MAX, MEMBERS_MAX, Groups
+from virtha.model.event import Event
+from virtha.model.ids import GroupId, SubscriptionId
+from virtha.model.routing import (
+    FateState,
+    Group,
+    GroupBy,
+    Member,
+    MemberState,
+    QuietHours,
+)
+
+NIGHT = (QuietHours(begins="22:00", ends="07:00"),)
+TO_NIGHT = 11 * 3_600 + 60
+"""From the story's beginning to a minute past ten in the evening."""
+
+
+def test_a_group_that_is_full_tells_at_once_and_forgets_nobody() -> None:
+    story = Story(by_cause())
+    made = [
+        story.event("vm.watchdog.fired", "h1", f"v{number}") for number in range(MEMBERS_MAX + 50)
+    ]
+    (tell,) = story.step(*made).tells
+    assert tell.note is not None and tell.note.counted + len(tell.note.revisions) == len(made)
+    assert all(fate.state is FateState.TOLD for fate in story.fates.values())
+
+
+def test_what_is_beyond_in_quiet_hours_is_told_as_a_number_after_them() -> None:
+    story = Story(by_cause(quiet=NIGHT))
+    story.after(TO_NIGHT)
+    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(MEMBERS_MAX + 50)]
+    story.step(*made)
+    assert story.told == []
+    alert = story.happens("host.lease.lost", "h1", domain="d")
+    story.after(10)
+    assert story.fate(alert) == "told", "an alert finds room"
+    story.after(9 * 3_600)
+    assert all(fate.state is FateState.TOLD for fate in story.fates.values())
+
+
+def test_what_was_only_counted_is_dropped_with_its_route() -> None:
+    story = Story(by_cause(quiet=NIGHT))
+    story.after(TO_NIGHT)
+    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(MEMBERS_MAX + 5)]
+    story.step(*made)
+    story.configure(routes=())
+    assert {fate.state for fate in story.fates.values()} == {FateState.SPARED}
+    assert story.groups == {}
+
+
+@pytest.mark.parametrize("group_by", [GroupBy.CAUSE, GroupBy.NONE])
+def test_however_many_are_silenced_nothing_is_told_before_the_silence_ends(
+    group_by: GroupBy,
+) -> None:
+    """A large cluster that is worked on: no number of them is told either."""
+    story = Story(route(group_by=group_by), silences=(silence(ends=3_600, codes=("vm.*",)),))
+    count = GROUPS_MAX + 3 * MEMBERS_MAX
+    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(count)]
+    for start in range(0, count, 200):
+        story.step(*made[start : start + 200])
+    assert story.told == [] and {fate.state for fate in story.fates.values()} == {FateState.PARKED}
+    assert len(story.groups) <= GROUPS_MAX + 4
+    story.after(600)
+    over = [story.event("vm.restarted", "h1", f"v{number}") for number in range(0, count, 2)]
+    story.step(*over)
+    story.after(2_990)
+    assert story.told == []
+    story.after(7_200)
+    for number, one in enumerate(made):
+        assert story.fate(one.revision) == ("told" if number % 2 else "solved_untold")
+
+
+def test_what_is_beyond_all_bounds_is_told_as_a_number_though_it_is_silenced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("virtha.alerts.groups.GROUPS_MAX", 2)
+    monkeypatch.setattr("virtha.alerts.groups.FURTHER_MAX", 1)
+    story = Story(by_cause(), silences=(silence(codes=("vm.*",)),))
+    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(3 * MEMBERS_MAX)]
+    story.step(*made)
+    assert story.told == []
+    story.happens("vm.crashed", "h1", "w")
+    ((_, codes),) = story.messages()
+    assert codes == ["vm.crashed"] and len(story.groups) == 3
+
+
+def test_a_group_that_only_counts_in_quiet_hours_makes_nobody_look_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``after`` fails where it never comes to rest."""
+    for name, bound in (("groups.GROUPS_MAX", 1), ("groups.FURTHER_MAX", 0)):
+        monkeypatch.setattr(f"virtha.alerts.{name}", bound)
+    for module in ("groups", "router"):
+        monkeypatch.setattr(f"virtha.alerts.{module}.MEMBERS_MAX", 2)
+    story = Story(by_cause(quiet=NIGHT), silences=(silence(ends=20 * 3_600, codes=("vm.*",)),))
+    story.after(TO_NIGHT)
+    story.happens("host.lease.lost", "h1", domain="d")
+    story.after(10)
+    for number in range(3):
+        story.happens("vm.crashed", "h1", f"v{number}")
+    for number in range(2):
+        story.happens("vm.restarted", "h1", f"v{number}")
+    (only,) = story.groups.values()
+    assert (only.members, only.counted) == ((), 1)
+    story.after(3_600)
+    assert [codes for _, codes in story.messages()] == [["host.lease.lost"]]
+    story.after(9 * 3_600)
+    assert [codes for _, codes in story.messages()] == [["vm.crashed"]]
+
+
+def test_what_goes_into_a_further_group_leaves_the_others_where_they_are() -> None:
+    """Also where the very event began the group that it leaves."""
+    groups = Groups(())
+    event = Story().event("vm.crashed", "h1", "v1")
+    full = Group(id=GroupId("r:1+"), subscription_id=SubscriptionId("r"), key="host:h1")
+    full = replace(full, members=tuple(_member(event) for _ in range(MEMBERS_MAX)))
+    groups.put(full)
+    further = groups.further(full, event, START)
+    assert further is not None and further.id != full.id and further.members == ()
+
+
+def _member(event: Event) -> Member:
+    return Member(event=event, subject="vm:v1", state=MemberState.HELD, since=START)
+
+
+def test_open_problems_of_long_ago_make_room() -> None:
+    """A route whose problems never ended still tells new ones each by its cause."""
+    story = Story(by_cause())
+    old = [story.event("vm.crashed", None, f"v{number}") for number in range(GROUPS_MAX)]
+    story.step(*old)
+    story.after(23 * 3_600)
+    lost = story.happens("vm.crashed", None, "w1")
+    story.after(3_700)
+    assert story.fates[lost, "r"].group_id == "r:others"
+    found = [story.happens("vm.crashed", None, name) for name in ("w2", "w3")]
+    story.after(60)
+    assert [story.fates[one, "r"].group_id for one in found] == [f"r:{one}" for one in found]
+    assert len(story.groups) <= GROUPS_MAX + 1
+
+
+def test_no_more_groups_than_there_may_be() -> None:
+    story = Story(route(quiet=NIGHT))
+    story.after(TO_NIGHT)
+    count = GROUPS_MAX + MEMBERS_MAX + 20
+    story.step(*[story.event("vm.crashed", "h1", f"v{number}") for number in range(count)])
+    assert len(story.groups) == GROUPS_MAX + 1
+    story.after(10 * 3_600)
+    assert len(story.told) == GROUPS_MAX + 1
+    assert all(fate.state is FateState.TOLD for fate in story.fates.values())
