@@ -74,9 +74,10 @@ class EventRouting:
         router, self._router = self._router, None
         assert router is not None, "made by the look"
         async with self._store.write() as wtx:
-            # Asked anew: somebody may have unsubscribed meanwhile. Of events nothing can have come before these.
+            # Asked anew: somebody may have unsubscribed meanwhile. A silence of this moment counts from the next look on. Of
+            # events nothing can have come before these.
             now = wtx.clock.wall_ms()
-            config = await routing_config(wtx, now)
+            config = replace(found.config, routes=await live_subscriptions(wtx))
             lost = {*self._unreadable}
             try:
                 decision = router.step(now, config, found.events)
@@ -107,11 +108,12 @@ class EventRouting:
         back, self._looked_at = now < self._looked_at and router.size > 0, now
         needed = due or back or router.unsettled(config) or bool(self._unreadable)
         if not config.routes:
-            return _Found(stored=stored, up_to=revision, needed=needed)
+            return _Found(config=config, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
         events = tuple(await events_after(tx, EventFilter(), after, ROUTE_BATCH))
         more = len(events) == ROUTE_BATCH
         return _Found(
+            config=config,
             stored=stored,
             up_to=events[-1].revision if more else max(revision, after),
             more=more,
@@ -131,6 +133,7 @@ class EventRouting:
 class _Found(Value, frozen=True, kw_only=True):
     """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided."""
 
+    config: RoutingConfig
     stored: Revision
     up_to: Revision
     more: bool = False
