@@ -54,6 +54,8 @@ ENGINE_PLAYS = tuple(
         "guessed_incarnations",
         "removed_hosts",
         "storage_fence",
+        "stale_copies",
+        "cut_removed",
         "removed_while_nobody_led",
         "hold_and_ignore",
         "lease_domains",

@@ -11,6 +11,7 @@ from virtha.sim.checkers import Violation
 from virtha.sim.leader import Trap
 from virtha.sim.play import Player
 from virtha.sim.swarm import SEEN, applies, play, run_seed
+from virtha.sim.swarm_ceph import CEPH_KINDS, ceph_of
 from virtha.sim.swarm_kinds import KINDS, NOT_DRAWN, drawn_verbs
 from virtha.sim.swarm_story import Story, write_story
 
@@ -59,7 +60,7 @@ def test_a_failing_world_is_told_as_a_story_that_fails_alike(
 
 def test_every_verb_is_drawn_or_there_is_a_reason() -> None:
     """A new fault is a line of ``swarm_story.KINDS``."""
-    drawn = drawn_verbs()
+    drawn = drawn_verbs((*KINDS, *CEPH_KINDS))
     assert drawn.isdisjoint(NOT_DRAWN)
     assert set(VERBS) - drawn - set(NOT_DRAWN) == set()
     assert set(NOT_DRAWN) <= set(VERBS)
@@ -68,8 +69,36 @@ def test_every_verb_is_drawn_or_there_is_a_reason() -> None:
 def test_every_kind_happens_in_many_worlds() -> None:
     """By the stories, of which some lines will not apply: so in more than the one of a hundred that is demanded."""
     told = [{kind for _, kind in write_story(seed).kinds} for seed in range(1, 1_001)]
-    rare = [kind.name for kind in KINDS if sum(kind.name in one for one in told) < 25]
+    often = {**dict.fromkeys(KINDS, 25), **dict.fromkeys(CEPH_KINDS, 15)}
+    rare = [
+        kind.name for kind, least in often.items() if sum(kind.name in one for one in told) < least
+    ]
     assert not rare
+
+
+def test_a_world_without_ceph_is_the_one_that_it_was() -> None:
+    """Whether a seed has a cluster, and what is drawn for it, takes no number from what draws the rest."""
+    stories = {seed: write_story(seed, cluster=True) for seed in range(1, 201)}
+    with_ceph = {seed for seed, story in stories.items() if "ceph" in _verbs_of(story)}
+    assert with_ceph == {seed for seed in stories if ceph_of(seed) is not None}
+    assert 10 <= len(with_ceph) <= 30
+    for seed in sorted(set(stories) - with_ceph):
+        assert not _verbs_of(stories[seed]) & {"ceph", "ceph-sees", "at-ceph"}
+        assert "storage_fence" not in "\n".join(stories[seed].lines)
+
+
+def test_a_few_worlds_with_ceph() -> None:
+    """And in some of them a host is shut out."""
+    proofs: set[str] = set()
+    for seed in [one for one in range(1, 90) if ceph_of(one) is not None]:
+        result = run_seed(seed, cluster=True)
+        assert not result.rule, f"seed {seed}: {result.message}\n{result.story}"
+        proofs |= set(result.proofs)
+    assert "storage_fence" in proofs
+
+
+def _verbs_of(story: Story) -> set[str]:
+    return {line.split()[0] for line in story.lines}
 
 
 def test_a_device_lies_in_no_world_that_hides_the_living() -> None:

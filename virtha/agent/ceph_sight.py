@@ -11,7 +11,8 @@ from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import BootId
 
 OBSTACLE_EVERY_MS = 600_000
-"""What the cluster's daemons are is asked so often, and whenever an address changes: it is a long answer."""
+"""What the cluster's daemons are, and whether the key permits a fence, is asked so often, and whenever an address changes: the one is
+a long answer, and the other is in the cluster's log."""
 _IP_S = 5
 
 
@@ -22,13 +23,14 @@ class CephSights:
         self._boot = boot
         self._last: CephSight | None = None
         self._asked_ms = 0
+        self._helps = False
 
     @property
     def last(self) -> CephSight | None:
         return self._last
 
-    def look(self, domain: StorageDomain, now_ms: int) -> CephSight:
-        """Raises OSError, VirthaError."""
+    def look(self, domain: StorageDomain, now_ms: int, *, helps: bool = False) -> CephSight:
+        """``helps``: the policy counts on this host to shut others out. Raises OSError, VirthaError."""
         pool = pool_of(domain)
         fsid, _ = ceph_records.identity(pool)
         blocklist = ceph_records.blocklist(pool)
@@ -40,11 +42,15 @@ class CephSights:
             told = tuple(sorted({*last.addresses, *addresses}))
         else:
             same, told = False, addresses
-        if last is not None and same and now_ms - self._asked_ms < OBSTACLE_EVERY_MS:
+        known = same and helps is self._helps and now_ms - self._asked_ms < OBSTACLE_EVERY_MS
+        if last is not None and known:
             return last
         obstacle = blocklist.obstacle(addresses, card_addresses())
-        self._asked_ms = now_ms
-        self._last = CephSight(boot=self._boot, fsid=fsid, addresses=told, obstacle=obstacle)
+        lacks = blocklist.lacks() if helps else ""
+        self._asked_ms, self._helps = now_ms, helps
+        self._last = CephSight(
+            boot=self._boot, fsid=fsid, addresses=told, obstacle=obstacle, lacks=lacks
+        )
         return self._last
 
 

@@ -36,6 +36,7 @@ from virtha.model.evidence import ProbeAddress
 from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import InstallationId, StorageDomainId, VmId
+from virtha.model.policy import Unreachable
 from virtha.ports.hypervisor import HostFacts, HypervisorError
 
 STORAGE_INTERVAL_S = 30.0
@@ -320,7 +321,12 @@ class StorageReporter:
         if domain.ceph is UNSET:
             return UNSET
         sights = self._sights.setdefault(domain.id, CephSights(self._host.boot))
-        look = partial(sights.look, domain, self._host.clock.monotonic_ms())
+        settings = self._host.settings
+        helps = (
+            settings is not None
+            and Unreachable.STORAGE_FENCE in settings.policy.fencing.unreachable
+        )
+        look = partial(sights.look, domain, self._host.clock.monotonic_ms(), helps=helps)
         try:
             return await self._host.workers.call(domain, look, deadline_ms=PROBE_DEADLINE_MS)
         except (VirthaError, OSError) as error:

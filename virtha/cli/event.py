@@ -40,7 +40,10 @@ def list_events(
     limit: int = typer.Option(100, min=1, help="The newest so many."),
     after: int | None = typer.Option(None, help="Those above this revision, from the oldest on."),
 ) -> None:
-    """The newest events, oldest first; those that a search finds in its order, newest first unless it says another."""
+    """The newest events, oldest first.
+
+    Those that a search finds come in its order, newest first unless it says another.
+    """
     wanted = search_params(search, ignore_case=ignore_case)
     order = "desc" if after is None else "asc"
     with connected(ctx) as client:

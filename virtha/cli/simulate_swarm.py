@@ -25,6 +25,7 @@ from virtha.model.errors import Failed, InvalidInput
 from virtha.model.proof import ProofKind
 from virtha.model.time import format_duration_ms
 from virtha.sim.swarm import SEEN, WorldResult, run_seed
+from virtha.sim.swarm_ceph import CEPH_KINDS
 from virtha.sim.swarm_kinds import KINDS
 from virtha.sim.swarm_story import write_story
 
@@ -291,12 +292,12 @@ def shares(results: Sequence[WorldResult]) -> dict[str, int]:
         "a recovery": sum(one.recovered for one in results),
         "a contradiction": sum(one.contradicted for one in results),
         **{name: met[kind] for name, kind in PROOFS.items()},
-        **{name: met[name] for name in (*SEEN, *(kind.name for kind in KINDS))},
+        **{name: met[name] for name in (*SEEN, *(kind.name for kind in (*KINDS, *CEPH_KINDS)))},
     }
 
 
 MUST_BE_MET = frozenset(
-    {"a fence", "a recovery", "a contradiction", *(kind.name for kind in KINDS)}
+    {"a fence", "a recovery", "a contradiction", *(kind.name for kind in (*KINDS, *CEPH_KINDS))}
 )
 """Of a thousand worlds and more: what is drawn, and what it is drawn for. What else came of them, chance and the engine
 decide: the better the engine, the rarer some of it."""

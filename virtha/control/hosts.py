@@ -1,7 +1,6 @@
 """Hosts: what operators ask of them, and their sessions' beginnings and ends."""
 
 import builtins
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -38,7 +37,7 @@ from virtha.model.operation import Operation
 from virtha.model.orders import HostSettings, ScanForeign
 from virtha.model.watchdog import WatchdogAction, models_that_fit
 from virtha.ports.leaders import Leaders
-from virtha.store.clusters import all_clusters, find_cluster
+from virtha.store.clusters import cluster_names, find_cluster
 from virtha.store.hosts import (
     HostRow,
     all_hosts,
@@ -55,7 +54,7 @@ from virtha.store.installations import set_term, the_installation
 from virtha.store.operations import unanswered_orders
 from virtha.store.search_fields import HOSTS
 from virtha.store.store import Store, Transaction, WriteTransaction
-from virtha.store.vms import show_states_of, vms_held_by
+from virtha.store.vms import Held, held_on, show_states_of, vms_held_by
 
 _ARCHITECTURES = ("x86_64", "s390x")
 ADOPT_NAMES_MAX = 10_000
@@ -90,31 +89,40 @@ class Hosts:
             else:
                 rows, more = page_of(await hosts_after(tx, query.after or "", limit + 1), limit)
                 after = rows[-1].host.name if more else None
-            names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
-            power = await power_summaries(tx, rows)
-            views = [await self._view(tx, row, names[row.host.cluster_id], power) for row in rows]
-            return Page(
-                items=tuple(views),
-                revision=await tx.revision_now(),
-                next=after,
-            )
+            views = await self._views(tx, rows)
+            return Page(items=views, revision=await tx.revision_now(), next=after)
 
     async def get(self, ref: str) -> HostView:
         async with self._store.read() as tx:
-            row = await the_host(tx, ref)
-            names = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
-            power = await power_summaries(tx, (row,))
-            return await self._view(tx, row, names[row.host.cluster_id], power)
+            (view,) = await self._views(tx, (await the_host(tx, ref),))
+            return view
+
+    async def _views(self, tx: Transaction, rows: tuple[HostRow, ...]) -> tuple[HostView, ...]:
+        names = await cluster_names(tx)
+        power = await power_summaries(tx, rows)
+        held = await held_on(tx, [row.host.id for row in rows])
+        return tuple(
+            [
+                await self._view(
+                    tx,
+                    row,
+                    names[row.host.cluster_id],
+                    tuple(held.get(row.host.id, {}).values()),
+                    power.get(row.host.id, ()),
+                )
+                for row in rows
+            ]
+        )
 
     async def _view(
         self,
         tx: Transaction,
         row: HostRow,
         cluster_name: str,
-        power: Mapping[HostId, tuple[PowerSummary, ...]],
+        held: tuple[Held, ...],
+        power: tuple[PowerSummary, ...],
     ) -> HostView:
-        held = await vms_held_by(tx, row.host.id)
-        used_bytes = sum(one.vm.memory_bytes for one in held)
+        used_bytes = sum(one.memory_bytes for one in held)
         reasons = self._leaders.explain_host(row.host.id)
         if any(one.code == "fence.waiting.retry" for one in reasons):
             reasons += await last_failure(tx, row.host.id)
@@ -122,14 +130,14 @@ class Hosts:
             host=row.host,
             status=row.status,
             cluster_name=cluster_name,
-            vms=tuple(one.vm.name for one in held),
+            vms=tuple(one.name for one in held),
             free_memory_bytes=max(row.status.capabilities.memory_bytes - used_bytes, 0),
             agent_connected=self._dispatcher.agent_connected(row.host.id),
             beating=self._dispatcher.beating(row),
             verdict=self._leaders.verdict(row.host.id),
             engine=reasons,
             engine_text=texts(reasons),
-            power=power.get(row.host.id, ()),
+            power=power,
         )
 
     async def states(self) -> dict[HostId, HostState]:

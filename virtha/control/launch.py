@@ -27,7 +27,6 @@ from virtha.model.ids import (
     Incarnation,
     OperationId,
     StorageDomainId,
-    VmId,
 )
 from virtha.model.orders import Grant, Order, StartVm
 from virtha.model.time import Millis
@@ -39,11 +38,12 @@ from virtha.store.hosts import HostRow, hosts_of_cluster
 from virtha.store.installations import the_installation
 from virtha.store.store import Transaction, WriteTransaction
 from virtha.store.vms import (
+    HeldByHost,
     VmRow,
     add_definition,
     definitions,
     find_vm,
-    memory_held,
+    held_in_cluster,
     save_vm_status,
 )
 
@@ -55,15 +55,18 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What placement looks at, of one cluster and one snapshot."""
 
     hosts: tuple[HostRow, ...]
-    memory_held: dict[HostId, dict[VmId, int]]
-    """Bytes of each VM that a host may hold."""
+    held: HeldByHost
     storage_names: dict[StorageDomainId, str]
     usable: dict[tuple[HostId, StorageDomainId], bool]
     in_maintenance: frozenset[HostId] = frozenset()
 
     def memory_used_bytes(self, host_id: HostId, *, without: Vm | None = None) -> int:
-        held = self.memory_held.get(host_id, {})
-        return sum(held.values()) - (held.get(without.id, 0) if without is not None else 0)
+        held = self.held.get(host_id, {})
+        return sum(
+            one.memory_bytes
+            for vm_id, one in held.items()
+            if without is None or vm_id != without.id
+        )
 
 
 async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundings:
@@ -71,7 +74,7 @@ async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundi
     reports = await reports_of(tx, tuple(domain.id for domain in domains))
     return Surroundings(
         hosts=await hosts_of_cluster(tx, cluster_id),
-        memory_held=await memory_held(tx, cluster_id),
+        held=await held_in_cluster(tx, cluster_id),
         storage_names={domain.id: domain.name for domain in domains},
         usable={key: report.usable for key, report in reports.items()},
         in_maintenance=await hosts_in_maintenance(tx, cluster_id),

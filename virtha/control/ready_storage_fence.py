@@ -32,6 +32,9 @@ def storage_fence_lacks(
         elif seen.obstacle:
             fields["why"] = seen.obstacle
             found.append(Reason(code="ready.storage_fence.obstacle", fields={**fields}))
+        if seen is not None and seen.lacks:
+            fields["why"] = seen.lacks
+            found.append(Reason(code="ready.storage_fence.permission", fields={**fields}))
     if found or set(usable).intersection(on_ceph):
         return found
     return [Reason(code="ready.storage_fence.none", fields={"host": host.name})] if usable else []

@@ -14,7 +14,7 @@ from virtha.model.value import Fields
 from virtha.model.vm import Reason, VmState
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders
-from virtha.store.clusters import all_clusters
+from virtha.store.clusters import cluster_names
 from virtha.store.hosts import HostRow, all_hosts
 from virtha.store.installations import the_installation
 from virtha.store.store import Store
@@ -29,7 +29,7 @@ class Status:
     async def get(self) -> StatusView:
         async with self._store.read() as tx:
             row = await the_installation(tx)
-            clusters = {cluster.id: cluster.name for cluster in await all_clusters(tx)}
+            clusters = await cluster_names(tx)
             host_rows = await all_hosts(tx)
             vm_rows = await all_vms(tx)
             views = await self._views.make(tx, vm_rows)

@@ -30,9 +30,15 @@ class Landscape:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._kept: dict[ClusterId, tuple[Revision, Surroundings]] = {}
+        self._clusters: tuple[Revision, dict[ClusterId, Cluster]] = (Revision(0), {})
+
+    async def clusters(self, tx: Transaction, revision: Revision) -> dict[ClusterId, Cluster]:
+        """``revision``: where the installation is, as ``tx`` sees it."""
+        if self._clusters[0] != revision:
+            self._clusters = (revision, {one.id: one for one in await all_clusters(tx)})
+        return self._clusters[1]
 
     async def of(self, tx: Transaction, cluster_id: ClusterId, revision: Revision) -> Surroundings:
-        """``revision``: where the installation is, as ``tx`` sees it."""
         kept = self._kept.get(cluster_id)
         if kept is not None and kept[0] == revision:
             return kept[1]
@@ -55,8 +61,8 @@ class VmViews:
         wanted: set[HostId] = {host_id for row in rows for host_id in row.status.holders}
         wanted |= {row.status.host_id for row in rows if row.status.host_id is not None}
         hosts = await hosts_with_ids(tx, wanted)
-        clusters = {cluster.id: cluster for cluster in await all_clusters(tx)}
         installation = await the_installation(tx)
+        clusters = await self._landscape.clusters(tx, installation.revision)
         hold = installation.installation.hold
         views = []
         for row in rows:

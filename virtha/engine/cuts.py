@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from virtha.engine.capacity import Feature, FeatureKind
+from virtha.engine.ending import END_EVERY_MS
 from virtha.engine.events import HostSurveyed
 from virtha.engine.records import Incident, SeenByCeph, StorageCut
 from virtha.engine.state import Cluster, HostNode
 from virtha.model.ids import BootId, StorageDomainId
 from virtha.model.proof import Proof, ProofKind
+from virtha.model.time import Millis
 
 
 def note_sights(node: HostNode, event: HostSurveyed) -> None:
@@ -27,6 +29,7 @@ def note_sights(node: HostNode, event: HostSurveyed) -> None:
             fsid=sight.fsid,
             addresses=tuple(sorted(sight.addresses)),
             obstacle=sight.obstacle,
+            lacks=sight.lacks,
         )
         if before is not None:
             both = tuple(sorted({*before.addresses, *seen.addresses}))
@@ -72,13 +75,30 @@ def is_cut_off(node: HostNode, incident: Incident | None) -> bool:
     return may_be_cut_off(node, incident)
 
 
-def tell_cut_off(cluster: Cluster, node: HostNode, via: str) -> None:
-    """Once in an incident, whoever leads: it needs a reboot."""
+def is_end_due(cluster: Cluster, node: HostNode) -> bool:
+    """It gave a sign just now, so somebody may be there who ends old copies, and was not told to."""
+    alive_ms, asked_ms = node.cutting.alive, node.cutting.ends
+    if alive_ms is None or cluster.now - alive_ms >= END_EVERY_MS:
+        return False
+    return asked_ms is None or cluster.now - asked_ms >= END_EVERY_MS
+
+
+def lives_cut_off(cluster: Cluster, node: HostNode, via: str) -> None:
+    """Told once in an incident, whoever leads: it needs a reboot."""
     incident, code = node.record.incident, "host.lives_cut_off"
+    node.cutting = replace(node.cutting, alive=Millis(cluster.now))
+    if incident is not None and incident.ended and is_end_due(cluster, node):
+        cluster.touch(node)
     if incident is not None and code not in incident.told_refusals:
         node.set_incident(told_refusals=(*incident.told_refusals, code))
         cluster.changed_hosts.add(node.id)
         cluster.tell(code, host=node, via=via)
+
+
+def tell_left(cluster: Cluster, node: HostNode, cut: StorageCut) -> None:
+    """It is configured no more, so nobody hears of its next boot."""
+    addresses = ", ".join(cut.addresses)
+    cluster.tell("fence.storage.left", host=node, cluster=cut.fsid, addresses=addresses)
 
 
 def set_cut(node: HostNode, cut: StorageCut) -> None:

@@ -14,6 +14,16 @@ class Asking(Value, frozen=True, kw_only=True):
     """Orders without an answer."""
     asked: dict[HostId, Millis] = {}
     """When each helper was last asked."""
+    alive: Millis | None = None
+    """When the host itself, shut out, last gave a sign; and when it was last told to end old copies."""
+    ends: Millis | None = None
+
+
+class CutRemoved(Value, frozen=True, kw_only=True):
+    """What is remembered of a host that is configured no more, while it is being shut out beside the operator's word (P6). ``due_ms``: when it is looked at again."""
+
+    asking: Asking
+    due_ms: Millis
 
 
 class StorageFence(Value, frozen=True, kw_only=True, tag="storage_fence"):

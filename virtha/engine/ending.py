@@ -5,6 +5,9 @@ from virtha.model.ids import BootId, HostId, Incarnation, VmId
 from virtha.model.proof import Proof
 from virtha.model.value import Value
 
+END_EVERY_MS = 5_000
+"""An order that is not answered is sent again: the host's agent may have been restarting."""
+
 
 class EndCopy(Value, frozen=True, kw_only=True, tag="end_copy"):
     """End a copy in a boot that was proven dead and lives: ``newer`` was ordered elsewhere by that proof (G4). May be sent

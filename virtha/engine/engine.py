@@ -8,6 +8,11 @@ change of leader take one path: the records are read, and the next look goes on 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from virtha.engine.cut_removed import (
+    plan_removed_cuts,
+    removed_cuts_found,
+    removed_cuts_look_at,
+)
 from virtha.engine.cutting import StorageFenced, StorageOpened
 from virtha.engine.drain import move_asked, moves_wanted, plan_moves
 from virtha.engine.early import facts_of_begun
@@ -152,7 +157,9 @@ class Engine:
         if cluster.begun:
             for fact in facts_of_begun(cluster):
                 self._fold(fact)
-        removed_while_nobody_led(cluster)
+        if cluster.fresh:
+            removed_while_nobody_led(cluster)
+            removed_cuts_found(cluster)
         cluster.collect_due()
         # While nobody is absent and every host sees its storage, which is nearly always, there is nothing to watch.
         if cluster.storage_told or cluster.storage_out:
@@ -165,6 +172,8 @@ class Engine:
                 if node is not None:
                     look_at(cluster, node)
             self._watch_brake()
+        if cluster.cut_removed:
+            plan_removed_cuts(cluster)
         self._plan_vms()
         intents = self._intents()
         commands = cluster.ordered_commands()
@@ -300,6 +309,9 @@ class Engine:
         storage = storage_looks_at(cluster) if cluster.storage_out else None
         if storage is not None:
             moments.append(Millis(max(storage, cluster.now + 1)))
+        removed = removed_cuts_look_at(cluster)
+        if removed is not None:
+            moments.append(removed)
         brake = brake_looks_at(cluster)
         if brake is not None:
             moments.append(Millis(max(brake, cluster.now + 1)))

@@ -8,7 +8,7 @@ ordered to start are held as before, the others end (G4, ``superseded``).
 from msgspec.structs import replace
 
 from virtha.engine.capacity import FeatureKind
-from virtha.engine.cuts import is_cut_off, tell_cut_off
+from virtha.engine.cuts import is_cut_off, lives_cut_off, may_be_cut_off
 from virtha.engine.ended import note_ended, superseding
 from virtha.engine.events import Poison
 from virtha.engine.machine import VmTrigger
@@ -63,7 +63,7 @@ def sign_of_life(
     incident = node.record.incident
     if incident is not None and incident.boot == boot:
         if is_cut_off(node, incident):
-            tell_cut_off(cluster, node, via)
+            lives_cut_off(cluster, node, via)
             if incident.proof is None and incident.fence is not None:
                 _disqualify(cluster, node, via)
             return
@@ -74,6 +74,9 @@ def sign_of_life(
             fenced = any(proof.kind is ProofKind.STORAGE_FENCE for proof in incident.proofs)
             if not late and not fenced:
                 _revive(cluster, node, incident)
+                if may_be_cut_off(node, incident):
+                    # Shut out beside the operator's word (P6): what it holds again stands still until its reboot.
+                    cluster.tell("host.lives_cut_off", host=node, via=via)
             return
         if incident.fence is None:
             alive_after_all(cluster, node, via)

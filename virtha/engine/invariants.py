@@ -19,6 +19,7 @@ from virtha.engine.events import (
 )
 from virtha.engine.machine import Verdict
 from virtha.engine.records import HostRecord, MovePurpose, MoveStep, VmStage
+from virtha.engine.stale import is_stale_end
 from virtha.engine.state import Cluster
 from virtha.model.ids import HostId
 from virtha.model.power import PowerAction
@@ -157,9 +158,15 @@ def _check_superseded(cluster: Cluster, end: EndCopy) -> None:
     record = node.saved
     assert record is not None and record == node.record, f"{name}: an end that is not durable"
     due = next((one for one in record.superseded if one.order_id == end.order_id), None)
-    assert due is not None and due.copy in record.copies, f"{name}: a stray end"
     told = (end.host_id, end.boot, end.incarnation)
-    assert told == (due.copy.host_id, due.copy.boot, due.copy.incarnation), f"{name}: another copy"
+    if due is None:
+        host = cluster.hosts[end.host_id]
+        assert host.saved == host.record, f"{name}: an end that is not durable"
+        assert is_stale_end(host.record.incident, end), f"{name}: a stray end"
+    else:
+        assert due.copy in record.copies, f"{name}: a stray end"
+        copy = (due.copy.host_id, due.copy.boot, due.copy.incarnation)
+        assert told == copy, f"{name}: another copy"
     assert record.incarnation >= end.newer > end.incarnation, f"{name}: nothing supersedes it"
     assert (end.proof.host_id, end.proof.boot) == (end.host_id, end.boot), f"{name}: foreign proof"
     assert cluster.hold is None and not node.config.ignore, f"{name}: ended while held"

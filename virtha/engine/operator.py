@@ -1,12 +1,12 @@
 """The operator's word about a host (P6): bound to its boot and incident, and refused while anything speaks
 against it, unless forced with a reason. Poison and storage fence go out all the same."""
 
+from virtha.engine.cut_removed import cut_removed, plan_removed_cuts
 from virtha.engine.events import BrakeLifted, DeathConfirmed
 from virtha.engine.incident import poison, proven, sides_left
 from virtha.engine.permits import lift_brake
 from virtha.engine.removal import hold_fast, is_removed, keep, node_of
 from virtha.engine.state import Cluster, HostNode, reason
-from virtha.engine.storage_fence import plan_storage_fence
 from virtha.engine.verdict import last_sign_ms
 from virtha.model.evidence import PowerState
 from virtha.model.proof import Proof, ProofKind
@@ -46,9 +46,10 @@ def death_confirmed(cluster: Cluster, event: DeathConfirmed) -> None:
         ),
     )
     if removed:
-        plan_storage_fence(cluster, node)  # once: nobody looks at it any more
         keep(cluster, node)
-        hold_fast(cluster, node)
+        cut_removed(cluster, node.id)
+        plan_removed_cuts(cluster)  # its incident may become another boot's in the next line
+        hold_fast(cluster, node_of(cluster, node.id))
     else:
         cluster.touch(node)
 

@@ -121,6 +121,8 @@ class EndedCopy(Value, frozen=True, kw_only=True):
     proof: Proof
     start: Start | None = None
     """Its own, where that host had not yet said what came of it: it may never have heard of it."""
+    end: OrderId | None = None
+    """The order to end it, where its host lives and is shut out of its storage (``stale``)."""
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -219,6 +221,8 @@ class SeenByCeph(Value, frozen=True, kw_only=True):
     fsid: str
     addresses: tuple[str, ...]
     obstacle: str = ""
+    lacks: str = ""
+    """Why it could not shut another host out, as it told last."""
 
 
 class AskedHelper(Value, frozen=True, kw_only=True):

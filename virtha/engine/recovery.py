@@ -31,6 +31,7 @@ from virtha.engine.placement import Plan, VmToPlace, plan_placements
 from virtha.engine.records import GivenBack, Start, VmRecord, VmStage
 from virtha.engine.removal import node_of
 from virtha.engine.restored import why_inventory
+from virtha.engine.stale import stale_released
 from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.engine.superseded import end_superseded, is_superseded, note_superseded_over
 from virtha.engine.targets import goes_down, without_guardian
@@ -510,6 +511,7 @@ def copy_released(cluster: Cluster, event: CopyReleased) -> None:
     host = cluster.hosts.get(event.host_id)
     if host is not None:
         forget_released(host, event)
+        stale_released(cluster, host, event)
     start = node.record.start
     if start is not None and (start.host_id, start.boot, start.incarnation) == (
         event.host_id,

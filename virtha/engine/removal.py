@@ -9,6 +9,7 @@ look new (P4).
 from msgspec.structs import replace
 
 from virtha.engine.configured import EngineHost
+from virtha.engine.cuts import tell_left
 from virtha.engine.events import HostRemoved
 from virtha.engine.incident import lose
 from virtha.engine.machine import Verdict
@@ -41,8 +42,7 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
         node.set(name=node.config.name)
         for cut in node.record.cuts:
             if cut.may_stand:
-                addresses = ", ".join(cut.addresses)
-                cluster.tell("fence.storage.left", host=node, cluster=cut.fsid, addresses=addresses)
+                tell_left(cluster, node, cut)
         keep(cluster, node)
         hold_fast(cluster, node)
 

@@ -7,6 +7,7 @@ from virtha.engine.holders import found, incarnation_told, may_run
 from virtha.engine.migration import side_seen
 from virtha.engine.records import VmStage
 from virtha.engine.recovery import runs
+from virtha.engine.stale import stale_seen
 from virtha.engine.state import Cluster, VmNode
 from virtha.engine.superseded import is_superseded
 from virtha.model.vm import PossibleCopy, VmState
@@ -25,6 +26,8 @@ def vm_seen(cluster: Cluster, event: VmSeen) -> None:
             half_seen(cluster, node, host, event)
         elif is_kept(host, event) and event.state is not VmState.DOWN:
             may_run(cluster, node, host, event)
+        elif event.state is not VmState.DOWN:
+            stale_seen(cluster, host, event)
         return
     replaced(host, event)
     if event.awaited_by is not None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import TargetHost
 from virtha.engine.configured import EngineHost, EngineVm
-from virtha.engine.cutting import Asking
+from virtha.engine.cutting import Asking, CutRemoved
 from virtha.engine.early import subject_of
 from virtha.engine.events import HostSurveyed, MigrationWord, VmSeen
 from virtha.engine.inventory import list_drain
@@ -148,6 +148,7 @@ class EngineSnapshot(Value, frozen=True, kw_only=True):
     questions: int
     plan_wanted: bool
     fresh: bool = False
+    cut_removed: dict[HostId, CutRemoved] = {}
     hosts: tuple[HostState, ...]
     vms: tuple[VmNodeState, ...]
     kept_hosts: tuple[HostRecord, ...]
@@ -200,6 +201,7 @@ def take_snapshot(cluster: Cluster) -> EngineSnapshot:
         questions=cluster.questions,
         plan_wanted=cluster.plan_wanted,
         fresh=cluster.fresh,
+        cut_removed=dict(cluster.cut_removed),
         hosts=tuple(_host_state(cluster, node) for node in cluster.hosts.values()),
         vms=tuple(
             [_vm_state(cluster, node, starts.get(key, ())) for key, node in cluster.vms.items()]
@@ -273,6 +275,7 @@ def cluster_of(snapshot: EngineSnapshot) -> Cluster:
     cluster.steady_since_ms = snapshot.steady_since_ms
     cluster.questions = snapshot.questions
     cluster.fresh = snapshot.fresh
+    cluster.cut_removed = dict(snapshot.cut_removed)
     for host in snapshot.hosts:
         _restore_host(cluster, host)
     for vm in snapshot.vms:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from virtha.engine.capacity import Capacity, HeldVm
 from virtha.engine.configured import EngineHost, EngineVm
-from virtha.engine.cutting import Asking
+from virtha.engine.cutting import Asking, CutRemoved
 from virtha.engine.events import Command, HostSurveyed, MigrationWord, MoveAsked, Notice, VmSeen
 from virtha.engine.lanes import lane_of
 from virtha.engine.machine import Verdict, VmTrigger, next_stage
@@ -269,8 +269,7 @@ class Cluster:
         """By the copies in the records: who may hold what."""
         self.absent: set[HostId] = set()
         self.arrivals: list[tuple[HostId, bool]] = []
-        """Hosts that came within reach, in their order, and whether what each had seen before counted no more. Absent hosts
-        take them up when somebody asks (``take_up``): where all of a large cluster come back, nobody does."""
+        """Hosts that came within reach, in order, and whether what each saw before counts no more; absent ones ``take_up`` them late."""
         self.arrivals_from: dict[HostId, int] = {}
         """How many of them each absent host has taken up, or is not to; none where nothing is said."""
         self.fallen_ms: dict[HostId, Millis] = {}
@@ -295,6 +294,7 @@ class Cluster:
         """Hosts that VMs are to leave, or have left."""
         self.awaited: set[HostId] = set()
         """Hosts that this leader knows from the records, or reaches, and that have not told what they hold (M2)."""
+        self.cut_removed: dict[HostId, CutRemoved] = {}
         self.plan_wanted = False
         """Something changed that may let a waiting VM start."""
         self.questions = 0

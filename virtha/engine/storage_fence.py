@@ -20,8 +20,9 @@ from virtha.engine.cuts import (
     seen_by_ceph,
     set_cut,
     shut_out_of,
+    tell_left,
 )
-from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
+from virtha.engine.cutting import CutRemoved, StorageFenced, StorageLetIn, StorageOpened
 from virtha.engine.events import StorageFence
 from virtha.engine.incident import domains_of, proven
 from virtha.engine.machine import Verdict
@@ -240,6 +241,8 @@ def storage_fenced(cluster: Cluster, event: StorageFenced) -> None:
         if epoch:
             _may_be_asked(node, entry)
             cluster.tell("fence.storage.done", host=node, epoch=epoch, cluster=cut.fsid)
+            if node.id not in cluster.hosts:
+                tell_left(cluster, node, cut)
     _settle(cluster, node)
 
 
@@ -346,25 +349,24 @@ def _choose_helper(
         if asked_ms is not None and cluster.now - asked_ms < HELPER_MS:
             cluster.wake_host(node, asked_ms + HELPER_MS)
             return None, reason("fence.storage.waiting", helper=cluster.host_name(entry.host_id))
-    found: list[tuple[bool, int, int, HostNode, StorageDomainId]] = []
+    found: list[tuple[tuple[bool, int, bool, int], HostNode, StorageDomainId]] = []
     soonest: int | None = None
-    for helper, domain_id in _helpers(cluster, node, fsid):
+    for helper, domain_id, able in _helpers(cluster, node, fsid):
         if only is not None and helper.id not in only:
             continue
         last_ms = at_ms.get(helper.id)
         if last_ms is not None and cluster.now - last_ms < HELPER_MS:
             soonest = min(soonest or last_ms + HELPER_MS, last_ms + HELPER_MS)
             continue
-        found.append(
-            (helper.id not in first, last_ms or -1, helper.config.number, helper, domain_id)
-        )
+        rank = (helper.id not in first, last_ms or -1, not able, helper.config.number)
+        found.append((rank, helper, domain_id))
     if not found:
         if soonest is not None:
             cluster.wake_host(node, soonest)
         else:
             cluster.wake_host(node, cluster.now + HELPER_MS)
         return None, reason("fence.storage.no_helper", cluster=fsid)
-    _, _, _, helper, domain_id = min(found, key=lambda one: (*one[:3], one[3].id))
+    _, helper, domain_id = min(found, key=lambda one: (one[0], one[1].id))
     boot = helper.record.boot
     assert boot is not None
     same = [one for one in _open_entries(node, fsid) if one.host_id == helper.id]
@@ -378,8 +380,9 @@ def _choose_helper(
 
 def _helpers(
     cluster: Cluster, node: HostNode, fsid: str
-) -> Iterator[tuple[HostNode, StorageDomainId]]:
-    """Hosts that live and can use a domain of that cluster right now."""
+) -> Iterator[tuple[HostNode, StorageDomainId, bool]]:
+    """Hosts that live and can use a domain of that cluster right now; and whether the key may do it, as far as it told: one that was not
+    permitted may be by now, and is asked when nobody else is left."""
     for host_id in sorted(cluster.present):
         helper = cluster.hosts[host_id]
         boot, survey = helper.record.boot, helper.survey
@@ -390,12 +393,13 @@ def _helpers(
         if helper.sessions.get(ProcessKind.AGENT) != boot:
             continue
         domains = sorted(
-            one.domain_id
+            (bool(one.lacks), one.domain_id)
             for one in seen_by_ceph(helper, boot)
             if one.fsid == fsid and one.domain_id in survey.storage_domains
         )
         if domains:
-            yield helper, domains[0]
+            lacks, domain_id = domains[0]
+            yield helper, domain_id, not lacks
 
 
 def _open_entries(node: HostNode, fsid: str) -> Iterator[AskedHelper]:
@@ -482,6 +486,8 @@ def _answered(
     node = cluster.hosts.get(event.host_id)
     if node is None and is_removed(cluster, event.host_id):
         node = node_of(cluster, event.host_id)
+        if event.host_id in cluster.cut_removed:
+            node.cutting = cluster.cut_removed[event.host_id].asking
     if node is None:
         return None, None, None
     for cut in node.record.cuts:
@@ -505,3 +511,4 @@ def _settle(cluster: Cluster, node: HostNode) -> None:
         cluster.touch(node)
     else:
         keep(cluster, node)
+        cluster.cut_removed[node.id] = CutRemoved(asking=node.cutting, due_ms=cluster.now)

@@ -6,16 +6,13 @@ written, so the older one's memory is out of date. Until the order is carried ou
 incarnation, and its sentinel leaves the copy as it is (frozen).
 """
 
-from virtha.engine.ending import EndCopy
+from virtha.engine.ending import END_EVERY_MS, EndCopy
 from virtha.engine.events import CopyReleased
 from virtha.engine.records import SupersededCopy, VmRecord
 from virtha.engine.state import Cluster, VmNode, reason
 from virtha.model.evidence import ProcessKind
 from virtha.model.ids import HostId
 from virtha.model.vm import PossibleCopy, Reason
-
-END_EVERY_MS = 5_000
-"""An order that is not answered is sent again: the host's agent may have been restarting."""
 
 
 def is_superseded(node: VmNode, copy: PossibleCopy) -> bool:

@@ -10,6 +10,7 @@ from virtha.engine.incident import alive_after_all, open_incident
 from virtha.engine.machine import Verdict
 from virtha.engine.not_shared import split_reasons
 from virtha.engine.records import FenceStep, VmStage
+from virtha.engine.stale import plan_stale
 from virtha.engine.state import ABSENT, Cluster, HostNode, reason
 from virtha.engine.storage_fence import plan_lift, plan_storage_fence
 from virtha.engine.targets import look_at_waits, refresh_target
@@ -91,6 +92,7 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
         waiting.append(plan_fence(cluster, node))
         if node.record.incident is not None:
             waiting.append(plan_storage_fence(cluster, node))
+            plan_stale(cluster, node)
         judgement = judge(cluster, node)
         _note(cluster, node, judgement)
     elif node.record.cuts:

@@ -15,6 +15,9 @@ class CephSight(Value, frozen=True, kw_only=True):
     obstacle: str = ""
     """Why it may not be shut out by these, in words: it is behind NAT, or Ceph daemons run there. Empty: nothing stands
     against it."""
+    lacks: str = ""
+    """Why this host could not shut another one out, nor let it in again, in words: its key has no permission. Empty: it could, or it was
+    not asked, for the policy does not count on it."""
 
 
 class CephEpoch(Value, frozen=True, kw_only=True):

@@ -154,9 +154,13 @@ class Guardian:
 
     def _fold(self, event: GuardianEvent) -> Sequence[GuardianCommand]:
         match event:
-            case Welcomed(beat_interval_ms=interval_ms) | Paced(beat_interval_ms=interval_ms):
+            case Welcomed(beat_interval_ms=interval_ms):
                 self._interval_ms = max(interval_ms, 1)
                 self._beat_at = self._now
+            case Paced(beat_interval_ms=interval_ms):
+                self._interval_ms = max(interval_ms, 1)
+                # Not now: all guardians of a cluster are told at once, and would beat together from then on.
+                self._beat_at = min(self._beat_at, Millis(self._now + self._interval_ms))
             case LinkLost():
                 self._interval_ms = None
                 self._alive_said = None

@@ -7,7 +7,7 @@ A world is a function of its seed: the same seed gives the same digest on every 
 import hashlib
 import re
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -84,6 +84,8 @@ ANYTIME = (
 )
 """They need no host that is on."""
 BUILDING = ("engine", "hosts", "host", "vm", "policy", "advance", "must-run")
+FENCED_BY = "60s"
+"""What helpers were asked for is done by then, or failed."""
 _FAILURES = (Violation, AssertionError)
 
 
@@ -178,7 +180,7 @@ class Recorder:
 
 class Played(NamedTuple):
     """``done``: the lines that applied, as numbers from 1. ``last``: the one that was played last, done or not.
-    ``healed``: a failure came only when all was well again."""
+    ``healed``: the lines that made all well again; none where a failure came before."""
 
     player: Player
     recorder: Recorder
@@ -186,7 +188,7 @@ class Played(NamedTuple):
     last: int
     late: tuple[Late, ...]
     failure: Failure | None
-    healed: bool
+    healed: tuple[str, ...]
 
 
 def play(lines: Sequence[str], *, strict: bool = False) -> Played:
@@ -198,7 +200,7 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
     last = 0
     late: tuple[Late, ...] = ()
     failure = None
-    healed = False
+    healed: list[str] = []
     try:
         for step in parse("# random faults\n" + "\n".join(lines)).steps:
             last = step.line - 1
@@ -210,8 +212,8 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
             if step.verb == "advance":
                 recorder.ask_why()
         if not strict:
-            healed = True
             for line in healing(player.world):
+                healed.append(line)
                 player.do(parse(f"# healed\n{line}\n").steps[0])
             late = must_run(player.world)
         player.at_end()
@@ -225,7 +227,7 @@ def play(lines: Sequence[str], *, strict: bool = False) -> Played:
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({place.name})"
         failure = Failure("broken", told)
-    return Played(player, recorder, tuple(done), last, late, failure, healed)
+    return Played(player, recorder, tuple(done), last, late, failure, tuple(healed))
 
 
 def _do_if_it_makes_sense(player: Player, step: Step) -> None:
@@ -237,10 +239,19 @@ def _do_if_it_makes_sense(player: Player, step: Step) -> None:
     player.do(step)
 
 
-def healing(world: World) -> list[str]:
-    """Of what no kind of fault ends by itself."""
-    drained = [f"maintenance {name} off" for name in world.hosts] if world.with_engine else []
-    return ["heal-all", *drained]
+def healing(world: World) -> Iterator[str]:
+    """Of what no kind of fault ends by itself, by the world as it is when each line is asked for."""
+    yield "heal-all"
+    if world.with_engine:
+        yield from [f"maintenance {name} off" for name in world.hosts]
+    if world.ceph is None:
+        return
+    yield f"advance {FENCED_BY}"
+    for name, host in world.hosts.items():
+        if host.powered and world.ceph.is_listed(name):
+            # What it needs, as it was told (``host.lives_cut_off``).
+            yield f"power-cut {name}"
+            yield f"boot {name}"
 
 
 def do_if_it_applies(player: Player, step: Step) -> bool:
@@ -359,7 +370,7 @@ def _failing_story(seed: int, story: Story, played: Played, failure: Failure) ->
     """A scenario that fails in the same way, with as few lines as were found to do."""
     applied = set(played.done)
     lines = [line for number, line in enumerate(story.lines, 1) if number in applied]
-    ends = [*healing(played.player.world), "must-run"]
+    ends = [*played.healed, "must-run"]
     if not played.healed:
         # The line that failed was not counted among those that were done.
         if played.last not in applied:

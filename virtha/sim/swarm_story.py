@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from virtha.model.time import parse_duration_ms
 from virtha.model.value import Value
+from virtha.sim.swarm_ceph import ceph_kinds, ceph_of, on_ceph
 from virtha.sim.swarm_kinds import CLUSTER_PAUSES, KINDS, SINGLE_PAUSES, Draw, Kind
 
 SINGLE_STEPS = 40
@@ -54,17 +55,21 @@ def write_story(seed: int, *, cluster: bool | None = None, steps: int | None = N
     chance = random.Random(seed)  # noqa: S311 - a seed, to be repeated
     drawn = chance.randrange(100) >= SINGLE_PERCENT
     return (
-        _clustered(chance, steps)
+        _clustered(chance, steps, ceph_of(seed))
         if (drawn if cluster is None else cluster)
         else _alone(chance, steps)
     )
 
 
-def _clustered(chance: random.Random, steps: int | None) -> Story:
+def _clustered(chance: random.Random, steps: int | None, ceph: random.Random | None) -> Story:
+    """``ceph``: by what its cluster is drawn, where it has one."""
     hosts, homes = _size(chance)
     domains = _domains(chance)
     lines = _cluster(chance, hosts, homes, domains)
     kinds = _some_of(chance, kinds_for(cluster=True), leased=bool(domains))
+    if ceph is not None:
+        lines = on_ceph(ceph, lines, domains)
+        kinds += ceph_kinds(kinds)
     several = domains if len(domains) > 1 else ()
     draw = Draw(
         chance, hosts, tuple(homes), CLUSTER_PAUSES, homes=tuple(homes.values()), domains=several

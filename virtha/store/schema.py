@@ -140,10 +140,17 @@ vm = Table(
     Column("vcpus", Integer, nullable=False, server_default="0"),
     Column("watchdog", Text),
     Column("watchdog_action", Text),
+    Column("priority", Integer, nullable=False, server_default="0"),
     _body(),
     _revision(),
 )
 Index(None, vm.c.cluster_id)
+# Lists are by name; what they are searched by is read here, without the bodies.
+Index(
+    "ix_vm_searched",
+    *(vm.c.name, vm.c.id, vm.c.cluster_id, vm.c.description, vm.c.ha, vm.c.memory_bytes),
+    *(vm.c.vcpus, vm.c.watchdog, vm.c.watchdog_action, vm.c.priority),
+)
 
 vm_status = Table(
     "vm_status",

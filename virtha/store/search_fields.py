@@ -220,7 +220,7 @@ _VM_FIELDS = (
     _text("architecture", "its processor architecture", _body("vm", "architecture")),
     _truth("ha", "whether it is restarted after a failure", _column("vm", "ha")),
     _count(
-        "priority", "of VMs that come back, the higher is started first", _number("vm", "priority")
+        "priority", "of VMs that come back, the higher is started first", _column("vm", "priority")
     ),
     _words(
         "watchdog",

@@ -30,6 +30,16 @@ BUSY_TIMEOUT_MS = 1_000
 WRITER_WAIT_S = 10.0
 """Of our own transactions before this one; each takes milliseconds."""
 READERS_MAX = 4
+READER_PRAGMAS = ("cache_size = -32768",)
+"""KiB of the database, at most, that each keeps in memory. SQLite's own 2 MiB hold a tenth of 20,000 VMs: a search that looks through
+them took 66 ms, and takes 33."""
+_PRAGMAS = (
+    f"busy_timeout = {BUSY_TIMEOUT_MS}",
+    "journal_mode = WAL",
+    # In WAL, NORMAL may lose the last commits at a power cut: an intent must outlive one.
+    "synchronous = FULL",
+    "foreign_keys = ON",
+)
 
 
 class Transaction:
@@ -97,7 +107,7 @@ class Store:
         self.changes = Changes(Revision(0))
         self._turn = asyncio.Lock()
         self._writer = _make_engine(url, begin="BEGIN IMMEDIATE", size=1)
-        self._reader = _make_engine(url, begin="BEGIN", size=READERS_MAX)
+        self._reader = _make_engine(url, begin="BEGIN", size=READERS_MAX, more=READER_PRAGMAS)
 
     @property
     def database(self) -> Path:
@@ -182,7 +192,7 @@ def parse_database_url(url: str) -> URL:
     return made.set(drivername="sqlite+aiosqlite")
 
 
-def _make_engine(url: URL, *, begin: str, size: int) -> AsyncEngine:
+def _make_engine(url: URL, *, begin: str, size: int, more: tuple[str, ...] = ()) -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=size,
@@ -192,23 +202,20 @@ def _make_engine(url: URL, *, begin: str, size: int) -> AsyncEngine:
     )
     # sqlite3's own transaction handling begins late, and deferred: a writer would take its lock only
     # at the first write, after it has read what it decides on. We say BEGIN ourselves.
-    sqlalchemy_event.listen(engine.sync_engine, "connect", _configure)
+    sqlalchemy_event.listen(engine.sync_engine, "connect", _configurer((*_PRAGMAS, *more)))
     sqlalchemy_event.listen(engine.sync_engine, "begin", _beginner(begin))
     return engine
 
 
-def _configure(connection: Any, _record: object) -> None:
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_MS}",
-        "journal_mode = WAL",
-        # In WAL, NORMAL may lose the last commits at a power cut: an intent must outlive one.
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _configurer(pragmas: tuple[str, ...]) -> Callable[[Any, object], None]:
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return configure
 
 
 def _beginner(statement: str) -> Callable[[Any], None]:

@@ -1,7 +1,7 @@
 """VMs, their status, holders, disks and NICs."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
@@ -15,6 +15,17 @@ from virtha.store.schema import disk, nic, vm, vm_definition, vm_holder, vm_stat
 from virtha.store.store import Transaction, WriteTransaction
 
 Columns = ReadOnlyColumnCollection[str, Any]
+
+
+class Held(NamedTuple):
+    """What a host's free memory takes of a VM that it may hold."""
+
+    name: str
+    memory_bytes: int
+
+
+HeldByHost = dict[HostId, dict[VmId, Held]]
+"""By name. Hosts that may hold none are left out."""
 
 
 class VmRow(Value, frozen=True, kw_only=True):
@@ -59,16 +70,27 @@ async def vms_of_cluster(tx: Transaction, cluster_id: ClusterId) -> tuple[VmRow,
     return await _rows(tx, vm.c.cluster_id == cluster_id)
 
 
-async def memory_held(tx: Transaction, cluster_id: ClusterId) -> dict[HostId, dict[VmId, int]]:
-    """Bytes of each VM of the cluster, by the hosts that may hold it."""
+async def held_in_cluster(tx: Transaction, cluster_id: ClusterId) -> HeldByHost:
+    return await _held(tx, vm.c.cluster_id == cluster_id)
+
+
+async def held_on(tx: Transaction, host_ids: Collection[HostId]) -> HeldByHost:
+    found: HeldByHost = {}
+    for some in in_parts(host_ids):
+        found |= await _held(tx, vm_holder.c.host_id.in_(some))
+    return found
+
+
+async def _held(tx: Transaction, where: ColumnElement[bool]) -> HeldByHost:
     rows = await tx.connection.execute(
-        select(vm_holder.c.host_id, vm_holder.c.vm_id, vm.c.memory_bytes)
+        select(vm_holder.c.host_id, vm_holder.c.vm_id, vm.c.name, vm.c.memory_bytes)
         .join(vm, vm.c.id == vm_holder.c.vm_id)
-        .where(vm.c.cluster_id == cluster_id)
+        .where(where)
+        .order_by(vm.c.name)
     )
-    found: dict[HostId, dict[VmId, int]] = {}
-    for host_id, vm_id, memory_bytes in rows:
-        found.setdefault(HostId(host_id), {})[VmId(vm_id)] = memory_bytes
+    found: HeldByHost = {}
+    for host_id, vm_id, name, memory_bytes in rows:
+        found.setdefault(HostId(host_id), {})[VmId(vm_id)] = Held(name, memory_bytes)
     return found
 
 
@@ -138,6 +160,7 @@ async def save_vm(tx: WriteTransaction, value: Vm) -> Vm:
             "vcpus": saved.vcpus,
             "watchdog": saved.watchdog.model.value if saved.watchdog else None,
             "watchdog_action": saved.watchdog.action.value if saved.watchdog else None,
+            "priority": saved.start_priority,
             "body": encode(saved),
             "revision": saved.revision,
         },

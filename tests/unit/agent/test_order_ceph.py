@@ -67,6 +67,7 @@ class Monitors:
         self.refuses: set[tuple[str, str]] = set()
         """(add or rm, address)"""
         self.newest_maps = 0
+        self.says_absent = self.silent = False
 
     def ask(self, what: str, **words: Any) -> Any:
         match what:
@@ -96,8 +97,14 @@ class Monitors:
         raise AssertionError(prefix)
 
     def _change(self, operation: str, address: str, words: dict[str, Any]) -> None:
+        if self.silent:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
         if (operation, address) in self.refuses:
             raise PermissionError(errno.EACCES, "no")
+        if operation == "rm" and address not in self.listed:
+            if self.says_absent:
+                raise FileNotFoundError(errno.ENOENT, f"{address} isn't blocklisted")
+            return  # and the map stays as it is
         self.epoch += 1
         if operation == "rm":
             self.listed.pop(address, None)
@@ -210,6 +217,37 @@ def test_daemons_that_come_later_are_noticed(monitors: Monitors) -> None:
     monitors.daemons = [OWN]
     assert sights.look(DOMAIN, 1_000).obstacle == ""
     assert "Ceph daemons" in sights.look(DOMAIN, ceph_sight.OBSTACLE_EVERY_MS + 1).obstacle
+
+
+@pytest.mark.bad_input
+def test_a_key_without_the_permission_is_told_before_it_is_needed(monitors: Monitors) -> None:
+    """``profile rbd`` lets a client add entries, and take none off: who was shut out would stay so."""
+    sights = CephSights(BootId("b1"))
+    monitors.refuses = {("rm", "192.0.2.1")}
+    assert sights.look(DOMAIN, 0).lacks == "", "asked though the policy does not count on it"
+    lacks = sights.look(DOMAIN, 1_000, helps=True).lacks
+    assert "client.virtha may not change the cluster's blocklist (rm)" in lacks
+    assert 'allow command "osd blocklist"' in lacks
+    monitors.refuses = set()
+    assert sights.look(DOMAIN, 2_000, helps=True).lacks == lacks, "asked at each look"
+    later = 1_001 + ceph_sight.OBSTACLE_EVERY_MS
+    assert sights.look(DOMAIN, later, helps=True).lacks == ""
+    assert monitors.epoch == 10, "the cluster's map became another one by asking"
+
+
+def test_a_cluster_that_says_that_nothing_was_there_permits_it(monitors: Monitors) -> None:
+    monitors.says_absent = True
+    assert CephSights(BootId("b1")).look(DOMAIN, 0, helps=True).lacks == ""
+
+
+def test_monitors_that_do_not_answer_leave_it_unknown(monitors: Monitors) -> None:
+    """Told is what was told before: the report goes on with that (``reports``)."""
+    sights = CephSights(BootId("b1"))
+    known = sights.look(DOMAIN, 0)
+    monitors.silent = True
+    with pytest.raises(TimeoutError):
+        sights.look(DOMAIN, 1_000, helps=True)
+    assert sights.last == known
 
 
 def test_the_cards_of_this_machine_are_read() -> None:

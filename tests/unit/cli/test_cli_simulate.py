@@ -22,6 +22,7 @@ from virtha.cli.simulate_swarm import Seeds, parse_seeds, rare_kinds, shares, sh
 from virtha.model.errors import Failed, InvalidInput
 from virtha.scenario.language import parse
 from virtha.sim.swarm import SEEN, WorldResult
+from virtha.sim.swarm_ceph import CEPH_KINDS
 from virtha.sim.swarm_kinds import KINDS
 
 Run = Callable[..., Ran]
@@ -530,7 +531,7 @@ def _children(parent: int) -> list[int]:
 
 def _result(seed: int, **changes: object) -> WorldResult:
     plain = WorldResult(
-        seed=seed, virtual_ms=900_000, digest="d", kinds=tuple(kind.name for kind in KINDS),
+        seed=seed, virtual_ms=900_000, digest="d", kinds=tuple(kind.name for kind in (*KINDS, *CEPH_KINDS)),
         fenced=True, recovered=True, contradicted=True, proofs=("power_off", "lease", "operator"),
         seen=tuple(SEEN), reasons=("host.dead.unproven",),
     )  # fmt: skip
@@ -555,7 +556,7 @@ def test_a_swarm_that_hardly_meets_a_kind_says_so(capsys: pytest.CaptureFixture[
     all_kinds = [_result(seed) for seed in range(1_000)]
     assert rare_kinds(all_kinds) == []
     assert show_swarm(Options(), all_kinds, Seeds(0, 999), took_s=1, digest=False) == 0
-    rest = tuple(kind.name for kind in KINDS[1:])
+    rest = tuple(kind.name for kind in (*KINDS[1:], *CEPH_KINDS))
     rare = [_result(seed, kinds=rest) if seed > 8 else _result(seed) for seed in range(1_000)]
     assert rare_kinds(rare) == [KINDS[0].name]
     assert shares(rare)[KINDS[0].name] == 9

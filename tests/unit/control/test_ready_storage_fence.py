@@ -49,5 +49,12 @@ def test_what_speaks_against_it_is_named():
     assert lacks(replace(SEEN, obstacle="NAT")) == ["ready.storage_fence.obstacle"]
 
 
+def test_a_key_that_does_not_permit_it_is_named():
+    both = replace(SEEN, obstacle="NAT", lacks="client.virtha may not")
+    assert lacks(replace(SEEN, lacks="no")) == ["ready.storage_fence.permission"]
+    assert lacks(both) == ["ready.storage_fence.obstacle", "ready.storage_fence.permission"]
+    assert lacks(both, policy=Policy()) == []
+
+
 def test_one_without_storage_on_ceph_is_named():
     assert lacks(usable=(NFS,)) == ["ready.storage_fence.none"] and lacks(usable=()) == []

@@ -134,6 +134,7 @@ def test_each_slot_of_a_node_is_in_the_snapshot() -> None:
 
 
 IN_SNAPSHOT = {
+    "cut_removed",
     "fresh",
     "policy",
     "now",

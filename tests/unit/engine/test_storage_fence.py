@@ -2,77 +2,24 @@
 
 import msgspec
 import pytest
-from engine_driver import Play, PlayedHost, on_ceph
+from ceph_plays import C1, cut, dies, fenced, fences, lifts, playing, run_all, sight, starts, thaws
+from engine_driver import Play, on_ceph
 
 from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.cutting import StorageFenced, StorageLetIn, StorageOpened
-from virtha.engine.events import HoldChanged, HostRemoved, StartCommand, StorageFence, VmConfigured
+from virtha.engine.events import (
+    DeathConfirmed,
+    HoldChanged,
+    HostRemoved,
+    StorageFence,
+    VmConfigured,
+)
 from virtha.engine.machine import Verdict
-from virtha.engine.records import StorageCut
 from virtha.model.ceph import CephEpoch, CephSight
 from virtha.model.facts import Result
 from virtha.model.ids import HostId, StorageDomainId
-from virtha.model.policy import FencingPolicy, Policy, Unreachable
+from virtha.model.policy import FencingPolicy, Policy
 from virtha.model.proof import ProofKind
-
-WAYS = (Unreachable.NEXT_LEVEL, Unreachable.STORAGE_FENCE, Unreachable.OPERATOR)
-ON = Policy(fencing=FencingPolicy(unreachable=WAYS))
-C1 = "cluster-1"
-
-
-def sight(host: PlayedHost, *, obstacle: str = "") -> CephSight:
-    return CephSight(
-        boot=host.boot, fsid=C1, addresses=(f"10.0.0.{host.number}",), obstacle=obstacle
-    )
-
-
-def playing(
-    *vms,
-    policy: Policy = ON,
-    hosts: int = 4,
-    domains: tuple[str, ...] = ("rbd1",),
-    run: bool = True,
-) -> Play:
-    play = Play(hosts, policy=policy, vms=list(vms) or [on_ceph("v1")])
-    play.tell_ceph(*domains)
-    return run_all(play) if run else play
-
-
-def run_all(play: Play) -> Play:
-    for one in play.vms:
-        play.run(one.vm_id, "h1")
-    return play
-
-
-def dies(play: Play, host: str = "h1") -> None:
-    """It hangs, and its power device does not answer."""
-    play.hosts[host].hang()
-    play.hosts[host].bmc_dead = True
-
-
-def fences(play: Play) -> list[StorageFence]:
-    return [one for one in play.sent(StorageFence) if isinstance(one, StorageFence)]
-
-
-def lifts(play: Play) -> list[StorageLetIn]:
-    return [one for one in play.sent(StorageLetIn) if isinstance(one, StorageLetIn)]
-
-
-def starts(play: Play) -> list[StartCommand]:
-    return [one for one in play.sent(StartCommand) if isinstance(one, StartCommand)]
-
-
-def cut(play: Play, host: str = "h1") -> StorageCut:
-    (found,) = play.host_record(host).cuts
-    return found
-
-
-def fenced(play: Play) -> Play:
-    """h1 is shut out, its VMs run elsewhere, and it hangs yet."""
-    dies(play)
-    play.hosts["h1"].running.clear()  # the play would see it twice; here it may live
-    play.until(lambda: all(play.where(one.vm_id) for one in play.vms))
-    return play
 
 
 def waits(play: Play, why: str) -> None:
@@ -304,6 +251,20 @@ def test_a_helper_that_does_not_answer_is_followed_by_another():
     assert [one.host_id for one in cut(play).asked] == [first]
 
 
+def test_one_whose_key_does_not_permit_it_is_asked_when_nobody_else_is_left():
+    """What it told may be ten minutes old."""
+    play = playing()
+    for name in ("h2", "h4"):
+        host = play.hosts[name]
+        host.ceph = {StorageDomainId("rbd1"): msgspec.structs.replace(sight(host), lacks="no cap")}
+        play.survey(host)
+    dies(play)
+    play.hosts["h1"].running.clear()
+    play.hosts["h3"].fences = None
+    play.until(lambda: play.where("v1") != [])
+    assert [one.helper for one in fences(play)] == ["h3", "h2"]
+
+
 def test_one_that_may_not_is_followed_by_another_at_once():
     play = playing()
     for host in play.hosts.values():
@@ -341,12 +302,6 @@ def test_a_new_leader_believes_what_was_read_back():
 
 
 # It lives all the same
-
-
-def thaws(play: Play) -> None:
-    host = play.hosts["h1"]
-    host.beating = host.answers_neighbours = host.answers_ping = True
-    play.advance(10_000)
 
 
 def test_it_lives_and_that_is_no_alarm_and_no_way_back():
@@ -390,6 +345,37 @@ def test_one_that_comes_back_before_anybody_was_asked_is_left_alone():
     assert play.host_record("h1").incident is None
     play.until(lambda: play.host_record("h1").cuts == ())
     assert play.where("v1") == ["h1"]
+
+
+def test_a_wrong_word_of_the_operator_leaves_it_shut_out_until_it_boots_whatever_the_policy_says():
+    """P6: beside the word whatever can keep a living copy from writing is done, for the word may be wrong. Nothing is proven by
+    the fence, and what the word ended is held again; so somebody has to know why it stands still."""
+    play = playing(policy=Policy(fencing=FencingPolicy()))
+    dies(play)
+    play.until(lambda: "fence.failed" in play.told())
+    play.inbox.append(VmConfigured(vm=msgspec.structs.replace(on_ceph("v1"), ha=False)))
+    play.tick()
+    assert fences(play) == []
+    incident = play.host_record("h1").incident
+    word = DeathConfirmed(
+        host_id=HostId("h1"),
+        boot=incident.boot,
+        incident=incident.number,
+        by="admin",
+        force_reason="seen",
+    )
+    play.inbox.append(word)
+    play.advance(5_000)
+    assert len(fences(play)) == 1 and (C1, "10.0.0.1") in play.shut_out
+    thaws(play)
+    assert play.host_record("h1").incident is None
+    told = play.told()
+    assert told.index("host.alive_though_proven_dead") < told.index("host.lives_cut_off")
+    assert "vm.lives_after_all" in told and "host.shut_out" in play.why("h1")
+    assert lifts(play) == []
+    boots(play)
+    play.until(lambda: play.host_record("h1").cuts == ())
+    assert play.shut_out == set()
 
 
 # Letting it in

@@ -87,11 +87,13 @@ def test_another_pace_holds_from_the_next_moment_on_and_ends_with_the_session() 
     core = guardian()
     step(core, 0, Welcomed(beat_interval_ms=4_000))
     paced = step(core, 100, Paced(beat_interval_ms=500))
-    assert len(beats(paced)) == 1
+    assert beats(paced) == [], "those of other hosts are told at the same moment"
     assert paced.wake_at == 600
-    assert step(core, 700, Paced(beat_interval_ms=2_000)).wake_at == 2_700
-    assert step(core, 800, LinkLost()).wake_at is None
-    assert step(core, 900, Welcomed(beat_interval_ms=1_000)).wake_at == 1_900
+    assert len(beats(step(core, 600))) == 1
+    assert step(core, 700, Paced(beat_interval_ms=2_000)).wake_at == 1_100
+    assert step(core, 1_100).wake_at == 3_100
+    assert step(core, 1_200, LinkLost()).wake_at is None
+    assert step(core, 1_300, Welcomed(beat_interval_ms=1_000)).wake_at == 2_300
 
 
 def test_after_a_stall_one_beat_goes_out_not_those_that_were_missed() -> None:

@@ -317,10 +317,10 @@ def test_vms_of_before_searches_are_found_as_well(tmp_path: Path) -> None:
         old.execute("INSERT INTO vm_status VALUES ('b', 'down', NULL, '{}', 1)")
     migrate(database)
     with closing(sqlite3.connect(database)) as new:
-        columns = "description, memory_bytes, vcpus, watchdog, watchdog_action"
+        columns = "description, memory_bytes, vcpus, watchdog, watchdog_action, priority"
         assert new.execute(f"SELECT {columns} FROM vm ORDER BY id").fetchall() == [
-            ("é", 1 << 30, 2, "i6300esb", "reset"),
-            ("", 512, 1, None, None),
+            ("é", 1 << 30, 2, "i6300esb", "reset", 0),
+            ("", 512, 1, None, None, 0),
         ]
         statuses = "SELECT last_watchdog, watchdog_count FROM vm_status ORDER BY vm_id"
         assert new.execute(statuses).fetchall() == [(7, 3), (None, 0)]
@@ -329,8 +329,9 @@ def test_vms_of_before_searches_are_found_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("noun", "text", "index"),
     [
-        ("Vms", "", "vm_1 USING INDEX sqlite_autoindex_vm_2"),
-        ("Vms", "name = web*", "vm_1 USING INDEX sqlite_autoindex_vm_2 (name>? AND name<?)"),
+        ("Vms", "", "vm_1 USING COVERING INDEX ix_vm_searched"),
+        ("Vms", "name = web*", "vm_1 USING COVERING INDEX ix_vm_searched (name>? AND name<?)"),
+        ("Vms", "web and priority > 3", "SCAN vm_1 USING COVERING INDEX ix_vm_searched"),
         ("Vms", "sortby last_event desc", "ix_vm_status_last_watchdog"),
         ("Vms", "Hosts.name = h1", "ix_vm_status_host_id (host_id=?)"),
         ("Vms", "Events.code = vm.created", "ix_event_code_revision (code=?)"),

@@ -263,4 +263,14 @@ READINESS_REASONS: tuple[Code, ...] = (
         "host",
         help="Leave storage_fence out of fencing.unreachable, or move the VMs' disks to a Ceph pool.",
     ),
+    reason(
+        5678,
+        "ready.storage_fence.permission",
+        WARNING,
+        "{host} could not shut another host out of Ceph ({storage}): {why}",
+        "host",
+        "storage",
+        "why",
+        help="'ceph auth caps' with all that the user has, and 'allow command \"osd blocklist\"' for its monitors; it is asked anew within ten minutes.",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Hosts that are shut out of their storage (P3): events 3140 to 3146, reasons 6280 to 6290."""
+"""Hosts that are shut out of their storage (P3): events 3140 to 3147, reasons 6280 to 6290."""
 
 from virtha.model.codes.entry import Code, Severity, event, reason
 
@@ -59,6 +59,27 @@ STORAGE_FENCE_EVENTS: tuple[Code, ...] = (
         "host",
         "via",
         help="Reboot it: then it is let in again. Until then its old guests may still answer on the network.",
+    ),
+    event(
+        3146,
+        "vm.cut_off_copy_lives",
+        WARNING,
+        "{vm} was started elsewhere (incarnation {newer}), and {host}, which is shut out of its storage, is told to end its older copy "
+        "(incarnation {incarnation})",
+        "vm",
+        "host",
+        "incarnation",
+        "newer",
+        help="It wrote nothing since, and may have answered on the network. If its host can't end it, reboot that host.",
+    ),
+    event(
+        3147,
+        "vm.cut_off_copy_ended",
+        INFO,
+        "The older copy of {vm} on {host}, which is shut out of its storage, is over (incarnation {incarnation})",
+        "vm",
+        "host",
+        "incarnation",
     ),
 )
 

@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("vcpus", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("watchdog", sa.Text(), nullable=True),
         sa.Column("watchdog_action", sa.Text(), nullable=True),
+        sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
     ):
         op.add_column("vm", column)
     op.execute(
@@ -25,6 +26,9 @@ def upgrade() -> None:
         "watchdog = json_extract(body, '$.watchdog.model'), "
         "watchdog_action = json_extract(body, '$.watchdog.action')"
     )
+    searched = ["name", "id", "cluster_id", "description", "ha", "memory_bytes"]
+    searched += ["vcpus", "watchdog", "watchdog_action", "priority"]
+    op.create_index("ix_vm_searched", "vm", searched)
     op.add_column("vm_status", sa.Column("last_watchdog", sa.BigInteger(), nullable=True))
     op.add_column(
         "vm_status", sa.Column("watchdog_count", sa.Integer(), nullable=False, server_default="0")
