@@ -16,11 +16,13 @@ from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, Member, MemberState
 
 GROUPS_MAX = 500
-"""Of one route; what comes beyond is told as a number, in one group."""
+"""Of one route, beside those that only hold what is parked; what comes beyond is told as a number, in one group."""
 MEMBERS_MAX = 200
-"""Of one group; what comes beyond is told as a number."""
+"""Of one group; what comes beyond is told as a number. As many again may be parked in it."""
+PARKED_GROUPS_MAX = 500
+"""Of one route, that hold nothing but what is parked: what is silenced takes no room from what is not."""
 FURTHER_MAX = 100
-"""Groups of one route beyond those, for what is parked: a number would have to be told at once."""
+"""Such groups beyond those, all of one cause: a number of what is silenced would have to be told at once."""
 FORGOTTEN_MS = 86_400_000
 """How long nothing was told of a group that goes where a route has too many."""
 OTHERS = "others"
@@ -37,6 +39,10 @@ class Groups:
         self._of_route: dict[SubscriptionId, dict[GroupId, None]] = {}
         self._where: dict[Place, dict[GroupId, None]] = {}
         self._inhibited: dict[GroupId, None] = {}
+        self._parked: dict[GroupId, int] = {}
+        """How many of a group's members are."""
+        self._only_parked: dict[SubscriptionId, set[GroupId]] = {}
+        """Groups that hold nothing else."""
         self.open = OpenProblems()
         self._changed: dict[GroupId, Group | None] = {}
         self._new: set[GroupId] = set()
@@ -109,7 +115,8 @@ class Groups:
         for member in come:
             self._where.setdefault((route_id, object_of(member.subject)), {})[one.id] = None
             if is_open(member):
-                self.open.put(route_id, member.event)
+                held_in = one.id if member.state is MemberState.HELD else None
+                self.open.put(route_id, member.event, held_in)
         still = {member.event.revision for member in come if is_open(member)}
         for member in gone:
             if is_open(member) and member.event.revision not in still:
@@ -119,10 +126,21 @@ class Groups:
                 self._where[place].pop(one.id, None)
                 if not self._where[place]:
                     del self._where[place]
-        if any(member.code == INHIBITED for member in new if member.state is MemberState.PARKED):
+        parked = [member for member in new if member.state is MemberState.PARKED]
+        if any(member.code == INHIBITED for member in parked):
             self._inhibited[one.id] = None
         else:
             self._inhibited.pop(one.id, None)
+        self._parked[one.id] = len(parked)
+        if after is None:
+            del self._parked[one.id]
+        only = self._only_parked.setdefault(route_id, set())
+        if after is not None and parked and len(parked) == len(new) and not after.counted:
+            only.add(one.id)
+        else:
+            only.discard(one.id)
+        if not only:
+            del self._only_parked[route_id]
 
     def having(
         self, route_id: SubscriptionId, code: str, subject: str
@@ -155,11 +173,10 @@ class Groups:
         found = self._of_cause(route, event)
         if found is not None:
             return found
-        if len(self._of_route.get(route.id, ())) >= GROUPS_MAX and not self._made_room(route, now):
-            others = GroupId(f"{route.id}:{OTHERS}")
-            return self._groups.get(others) or Group(
-                id=others, subscription_id=route.id, key=OTHERS, began=now
-            )
+        parked = len(self._only_parked.get(route.id, ()))
+        busy = len(self._of_route.get(route.id, ())) - parked
+        if busy >= GROUPS_MAX and not self._made_room(route, now):
+            return self._others(route.id, now)
         caused = route.group_by is GroupBy.CAUSE
         return Group(
             id=GroupId(f"{route.id}:{int(event.revision)}"),
@@ -181,14 +198,32 @@ class Groups:
                 return True
         return False
 
+    def _others(self, route_id: SubscriptionId, now: int) -> Group:
+        others = GroupId(f"{route_id}:{OTHERS}")
+        return self._groups.get(others) or Group(
+            id=others, subscription_id=route_id, key=OTHERS, began=now
+        )
+
+    def to_park_in(self, group: Group, event: Event, now: int) -> Group | None:
+        """That group, or another one where there is room (not put); None: there are too many."""
+        only_parked = self._only_parked.get(group.subscription_id, ())
+        if group.id not in self._groups and len(only_parked) >= PARKED_GROUPS_MAX:
+            group = self._others(group.subscription_id, now)
+        return group if self._has_room(group) else self.further(group, event, now)
+
+    def _has_room(self, group: Group) -> bool:
+        """For one more that is parked."""
+        parked = self._parked.get(group.id, 0)
+        return parked < MEMBERS_MAX and len(group.members) < 2 * MEMBERS_MAX
+
     def further(self, group: Group, event: Event, now: int) -> Group | None:
         """Another of the same cause, with room (not put); None: there are too many."""
-        mine = self.of_route(group.subscription_id)
         cause = (group.key, group.incident_id)
-        for one in reversed(mine):
-            if (one.key, one.incident_id) == cause and len(one.members) < MEMBERS_MAX:
+        for one in reversed(self.of_route(group.subscription_id)):
+            if (one.key, one.incident_id) == cause and self._has_room(one):
                 return one
-        if len(mine) >= GROUPS_MAX + FURTHER_MAX:
+        only_parked = self._only_parked.get(group.subscription_id, ())
+        if len(only_parked) >= PARKED_GROUPS_MAX + FURTHER_MAX:
             return None
         further = f"{group.subscription_id}:{int(event.revision)}+"
         while GroupId(further) in self._groups:  # the same event began one before
@@ -257,9 +292,14 @@ def slim(event: Event) -> Event:
     return replace(event, message="", fields=fields)
 
 
+def beside_parked(group: Group) -> int:
+    """How many members it has that are not."""
+    return sum(one.state is not MemberState.PARKED for one in group.members)
+
+
 def with_room(group: Group) -> Group:
     """Where it is full, what was told longest ago is forgotten: the end of that is not paired with it any more."""
-    if len(group.members) < MEMBERS_MAX:
+    if beside_parked(group) < MEMBERS_MAX:
         return group
     told = [one for one in group.members if one.state in (MemberState.RECENT, MemberState.OPEN)]
     if not told:
@@ -269,3 +309,18 @@ def with_room(group: Group) -> Group:
         told, key=lambda one: (one.state is MemberState.OPEN, one.since, one.event.revision)
     )
     return replace(group, members=tuple(one for one in group.members if one is not first))
+
+
+def without(group: Group, member: Member) -> Group:
+    revision = member.event.revision
+    return replace(
+        group, members=tuple(one for one in group.members if one.event.revision != revision)
+    )
+
+
+def with_changed(group: Group, member: Member, after: Member) -> Group:
+    revision = member.event.revision
+    return replace(
+        group,
+        members=tuple(after if one.event.revision == revision else one for one in group.members),
+    )

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
+from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.match import matches
-from virtha.alerts.router import Decision, RoutingConfig, Tell
+from virtha.alerts.router import Decision, Tell
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, Revision
 from virtha.model.notification import Subscription

@@ -7,17 +7,35 @@ Each matched event is told, waits, or has a coded reason why not: `_take` gives 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from virtha.alerts.group_message import is_well, main_event, note_of, worst_of
-from virtha.alerts.groups import INHIBITED, MEMBERS_MAX, OTHERS, Groups, slim, with_room
-from virtha.alerts.match import RANK, fits_matcher, matches
+from virtha.alerts.groups import (
+    INHIBITED,
+    MEMBERS_MAX,
+    OTHERS,
+    Groups,
+    beside_parked,
+    slim,
+    with_changed,
+    with_room,
+    without,
+)
+from virtha.alerts.hindrance import (
+    SILENCE_SET,
+    Hindrance,
+    RoutingConfig,
+    hindrance,
+    is_silenced,
+    is_told_later,
+    presses,
+)
+from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, subject_of
-from virtha.model.codes import SOLVED_BY, SOLVES, Severity
+from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
@@ -27,10 +45,8 @@ from virtha.model.routing import (
     Group,
     GroupBy,
     GroupNote,
-    Inhibition,
     Member,
     MemberState,
-    Silence,
 )
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
@@ -39,30 +55,12 @@ RELEASE_WAIT_MS = 60_000
 """How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
 INCIDENT_PATIENCE_MS = 86_400_000
 """How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end."""
-SILENCE_SET = "notify.silence.set"
 HELD, PARKED, OPEN, RECENT = (
     MemberState.HELD,
     MemberState.PARKED,
     MemberState.OPEN,
     MemberState.RECENT,
 )
-
-
-class Hindrance(NamedTuple):
-    """Why an event is not told: its fate where it has an end to wait for, its fate where it has none, and the silence's or the
-    rule's id."""
-
-    parked: str
-    spared: str
-    by: str
-
-
-class RoutingConfig(Value, frozen=True, kw_only=True):
-    """``routes``: those that are live, in a fixed order."""
-
-    routes: tuple[Subscription, ...] = ()
-    silences: tuple[Silence, ...] = ()
-    inhibitions: tuple[Inhibition, ...] = ()
 
 
 class Tell(Value, frozen=True, kw_only=True):
@@ -174,9 +172,10 @@ class Router:
         )
         if self._same_again(route, member):
             return
-        hindered = self._hindrance(route, event)
+        due_at = _earliest(group.due_at, self._due(route, group, member))
+        hindered = self._hindrance(route, event, due_at)
         if hindered is not None:
-            self._hinder(group, member, hindered)
+            self._hinder(group, replace(member, due_at=due_at), hindered)
         else:
             self._hold(route, group, member)
 
@@ -209,15 +208,15 @@ class Router:
                 worth = group.told_at is not None or any(one.state is HELD for one in group.members)
             elif member.state is PARKED or member.code == INHIBITED:
                 # What was parked as the end of something told is told by what is over with it, too.
-                group, worth = _without(group, member), member.ends
+                group, worth = without(group, member), member.ends
                 by = str(int(event.revision))
                 self._fate(group, member.event, FateState.SPARED, "notify.why.solved_untold", by)
             elif member.state is OPEN:
-                group, worth = _without(group, member), True
+                group, worth = without(group, member), True
             elif member.state is HELD:
-                group, worth = _changed(group, member, replace(member, solved=True)), True
+                group, worth = with_changed(group, member, replace(member, solved=True)), True
             else:
-                group, worth = _without(group, member), False
+                group, worth = without(group, member), False
             self._groups.put(group)
             if worth and route.solved:
                 told = group
@@ -239,62 +238,63 @@ class Router:
         )
 
     def _same_again(self, route: Subscription, member: Member) -> bool:
-        """Told, or about to be, so short a while ago that it is not told again."""
-        if not route.same_again_ms or member.ends:
+        """Told, or about to be, so short a while ago that it is not told again. What has no end is the same only if it says the
+        same: a second silence is another."""
+        event = member.event
+        if not route.same_again_ms or member.ends or event.code == SILENCE_SET:
             return False
-        for group, known in self._groups.having(route.id, member.event.code, member.subject):
+        for group, known in self._groups.having(route.id, event.code, member.subject):
             fresh = 0 <= self._now - known.since < route.same_again_ms
             if known.solved or known.state is PARKED or not (fresh or known.state is HELD):
                 continue
-            self._groups.put(_changed(group, known, replace(known, again=known.again + 1)))
+            if event.code not in SOLVED_BY and event.fields != known.event.fields:
+                continue
+            self._groups.put(with_changed(group, known, replace(known, again=known.again + 1)))
             by = str(int(known.event.revision))
-            self._fate(group, member.event, FateState.SPARED, "notify.why.same_again", by)
+            self._fate(group, event, FateState.SPARED, "notify.why.same_again", by)
             return True
         return False
 
-    def _hindrance(self, route: Subscription, event: Event) -> Hindrance | None:
-        """What keeps it from being told: a silence, or a problem that this route tells of."""
-        # That somebody silences is told all the same: else one for all would hide itself.
-        silences = () if event.code == SILENCE_SET else self._config.silences
-        for silence in silences:
-            if silence.begins <= self._now < silence.ends and fits_matcher(silence.matcher, event):
-                return Hindrance("notify.why.silenced", "notify.why.silenced_for_good", silence.id)
-        for rule in self._config.inhibitions:
-            if fits_matcher(rule.target, event) and self._groups.open.inhibit(
-                route.id, rule, event
-            ):
-                return Hindrance(INHIBITED, "notify.why.inhibited_for_good", rule.id)
-        return None
+    def _hindrance(self, route: Subscription, event: Event, due_at: int) -> Hindrance | None:
+        return hindrance(self._config, self._groups, route, event, now=self._now, due_at=due_at)
 
     def _hinder(self, group: Group, member: Member, why: Hindrance) -> None:
-        """Parked where it has an end to wait for, or is one; else it is over."""
+        """Parked where it has an end to wait for, is one, or is grave; else it is over."""
         event = member.event
-        if event.code not in SOLVED_BY and not member.ends:
+        if not (is_told_later(event) or member.ends):
             self._groups.put(group)
             self._fate(group, event, FateState.SPARED, why.spared, why.by)
             return
-        group = with_room(group)
-        if len(group.members) >= MEMBERS_MAX:
+        if group.members or self._groups.get(group.id) is not None:
             self._groups.put(group)
-            further = self._groups.further(group, event, self._now)
-            if further is None:
-                self._count(group, member)  # better told than forgotten
-                return
-            group = further
+        room = self._groups.to_park_in(group, event, self._now)
+        if room is None:
+            self._count(group, member)  # better told than forgotten
+            return
         parked = replace(member, state=PARKED, since=self._now, code=why.parked, by=why.by)
-        self._groups.put(replace(group, members=(*group.members, parked)))
-        self._fate(group, event, FateState.PARKED, why.parked, why.by)
+        self._groups.put(replace(room, members=(*room.members, parked)))
+        self._fate(room, event, FateState.PARKED, why.parked, why.by)
 
     def _hold(self, route: Subscription, group: Group, member: Member) -> None:
+        if route.group_by is GroupBy.NONE and group.key == OTHERS and not self._quiet(route):
+            self._tell_alone(route, group, member.event)
+            return
         group = with_room(group)
         # Alerts are let in all the same: even in quiet hours they go out with this very step.
-        if len(group.members) >= MEMBERS_MAX and member.event.severity is not Severity.ALERT:
+        if beside_parked(group) >= MEMBERS_MAX and not presses(member.event):
             self._count(group, member)
             return
         group = replace(group, members=(*group.members, member))
         self._fate(group, member.event, FateState.WAITS, "notify.why.waits")
         due = self._due(route, group, member)
         self._groups.put(replace(group, due_at=_earliest(group.due_at, due)))
+
+    def _tell_alone(self, route: Subscription, group: Group, event: Event) -> None:
+        """At once, though there is no room to remember it: its end is not paired with it."""
+        fate = self._made(group, event, FateState.TOLD, "notify.why.told")
+        self._tells.append(
+            Tell(route=route, event_revision=event.revision, note=None, fates=(fate,))
+        )
 
     def _count(self, group: Group, member: Member) -> None:
         """Told as one of a number, as soon as anything may be told."""
@@ -308,10 +308,11 @@ class Router:
 
     def _due(self, route: Subscription, group: Group, member: Member) -> int:
         """When the group's next message goes, as far as this event has a say in it."""
-        if route.group_by is GroupBy.NONE or len(group.members) >= MEMBERS_MAX:
+        if route.group_by is GroupBy.NONE or beside_parked(group) >= MEMBERS_MAX:
             return self._now
         soon = self._now + route.group_wait_ms
-        if group.told_at is None or RANK[member.event.severity] > RANK[group.worst]:
+        worse = RANK[member.event.severity] > RANK[group.worst]
+        if group.told_at is None or worse or member.event.code in MAY_RUN_TWICE:
             return soon
         if member.ends and is_well(group):
             return soon
@@ -355,7 +356,7 @@ class Router:
         group = self._unpark(route, group)
         if group.due_at is not None:
             longest = max(route.group_wait_ms, route.group_interval_ms, RELEASE_WAIT_MS)
-            quiet = quiet_until(route.quiet, self._now, self._offset)
+            quiet = self._quiet(route)
             # Further away than any wait that is given: the clock was set back.
             wrong = quiet is None and group.due_at > self._now + longest
             if group.due_at <= self._now or wrong:
@@ -370,36 +371,38 @@ class Router:
     def _unpark(self, route: Subscription, group: Group) -> Group:
         """What is no longer hindered is told: at once where its silence ended, else after a while."""
         for member in [one for one in group.members if one.state is PARKED]:
-            hindered = self._hindrance(route, member.event)
-            if hindered is not None:
-                if hindered.by != member.by:  # the one ended, and there is another
-                    parked = replace(member, code=hindered.parked, by=hindered.by)
-                    group = _changed(group, member, parked)
-                    self._groups.put(group)
-                    self._fate(group, member.event, FateState.PARKED, hindered.parked, hindered.by)
-                continue
             wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0
             if route.group_by is not GroupBy.NONE:
                 wait_ms = max(wait_ms, route.group_wait_ms)
+            due_at = self._now + wait_ms if member.due_at is None else member.due_at
+            hindered = self._hindrance(route, member.event, due_at)
+            if hindered is not None:
+                if hindered.by != member.by:  # the one ended, and there is another
+                    parked = replace(member, code=hindered.parked, by=hindered.by)
+                    group = with_changed(group, member, parked)
+                    self._groups.put(group)
+                    self._fate(group, member.event, FateState.PARKED, hindered.parked, hindered.by)
+                continue
             # Why it waited is kept where it may be over in a moment: then it is not told.
             code = INHIBITED if member.code == INHIBITED else None
-            held = replace(member, state=HELD, since=self._now, code=code, by=None)
+            held = replace(member, state=HELD, since=self._now, code=code, by=None, due_at=None)
             due = _earliest(group.due_at, self._now + wait_ms)
-            group = replace(_changed(group, member, held), due_at=due)
+            group = replace(with_changed(group, member, held), due_at=due)
             self._groups.put(group)
             self._fate(group, member.event, FateState.WAITS, "notify.why.waits")
         return group
 
     def _tell_due(self, route: Subscription, group: Group, quiet: int | None) -> Group:
         group = replace(group, due_at=None)
-        for member in [one for one in group.members if one.state is HELD]:
-            hindered = self._hindrance(route, member.event)
+        going = [one for one in group.members if _may_go(one, quiet)]
+        for member in going:
+            hindered = self._hindrance(route, member.event, self._now)
             if hindered is not None:
-                group = _without(group, member)
-                self._hinder(group, member, hindered)
+                group = without(group, member)
+                self._hinder(group, replace(member, due_at=self._now), hindered)
                 group = self._groups.get(group.id) or group
         held = [one for one in group.members if one.state is HELD]
-        now = [one for one in held if quiet is None or one.event.severity is Severity.ALERT]
+        now = [one for one in held if _may_go(one, quiet)]
         counted = group.counted if quiet is None else 0
         if len(now) < len(held) or counted < group.counted:
             group = replace(group, due_at=quiet)
@@ -415,12 +418,13 @@ class Router:
         if not self._repeat_at(route, group, self._now):
             return group
         going_on = [one for one in group.members if one.state is OPEN]
-        quiet = quiet_until(route.quiet, self._now, self._offset)
+        quiet = self._quiet(route)
         told = [
             one
             for one in going_on
-            if (quiet is None or one.event.severity is Severity.ALERT)
-            and self._hindrance(route, one.event) is None
+            if (quiet is None or presses(one.event))
+            and is_silenced(self._config, one.event, self._now) is None
+            and self._hindrance(route, one.event, self._now) is None
         ]
         if told:
             return self._tell(route, group, told, 0, repeat=True)
@@ -430,6 +434,10 @@ class Router:
         group = replace(group, told_at=later)
         self._groups.put(group)
         return group
+
+    def _quiet(self, route: Subscription) -> int | None:
+        """When the quiet hours end that it has now."""
+        return quiet_until(route.quiet, self._now, self._offset)
 
     def _repeat_at(self, route: Subscription, group: Group, now: int) -> bool:
         """Whether it is time."""
@@ -533,6 +541,10 @@ class Router:
         for member in group.members:
             if member.state is PARKED and member.by in ends:
                 moments.append(ends[member.by])
+            elif member.state is PARKED and (member.due_at or 0) > self._now:
+                moments.append(
+                    member.due_at or 0
+                )  # by then what inhibits it was told, or it is not
             elif member.state is RECENT:
                 moments.append(UtcMillis(member.since + route.same_again_ms))
         repeat = _repeat_moment(route, group)
@@ -568,19 +580,9 @@ class Router:
         )
 
 
-def _without(group: Group, member: Member) -> Group:
-    revision = member.event.revision
-    return replace(
-        group, members=tuple(one for one in group.members if one.event.revision != revision)
-    )
-
-
-def _changed(group: Group, member: Member, after: Member) -> Group:
-    revision = member.event.revision
-    return replace(
-        group,
-        members=tuple(after if one.event.revision == revision else one for one in group.members),
-    )
+def _may_go(member: Member, quiet: int | None) -> bool:
+    """``quiet``: until when only what presses is told."""
+    return member.state is HELD and (quiet is None or presses(member.event))
 
 
 def _earliest(one: int | None, other: int) -> int:

@@ -12,8 +12,9 @@ from zoneinfo import ZoneInfo
 import structlog
 from msgspec.structs import replace
 
+from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
-from virtha.alerts.router import Decision, Router, RoutingConfig, Tell
+from virtha.alerts.router import Decision, Router, Tell
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision

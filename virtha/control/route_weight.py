@@ -6,8 +6,9 @@ from itertools import groupby
 
 from msgspec.structs import replace
 
+from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.match import matches
-from virtha.alerts.router import Router, RoutingConfig
+from virtha.alerts.router import Router
 from virtha.control.event_routing import zone_offset_ms
 from virtha.control.routing_views import RouteWeight
 from virtha.model.codes import Severity, render

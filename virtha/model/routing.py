@@ -125,6 +125,8 @@ class Member(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Parked: why."""
     by: str | None = None
     """Parked: the silence's or the rule's id."""
+    due_at: int | None = None
+    """Parked: when it would have been told. What inhibits it and was not told itself by then does so no more."""
 
 
 class Group(Value, frozen=True, kw_only=True, omit_defaults=True):

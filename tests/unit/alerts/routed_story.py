@@ -2,7 +2,8 @@
 
 import msgspec
 
-from virtha.alerts.router import Decision, Router, RoutingConfig
+from virtha.alerts.hindrance import RoutingConfig
+from virtha.alerts.router import Decision, Router
 from virtha.model.codes import REGISTRY, Severity
 from virtha.model.event import Event
 from virtha.model.ids import (

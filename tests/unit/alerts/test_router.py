@@ -201,6 +201,21 @@ def test_the_same_again_within_its_time_is_not_told_and_not_after_its_end() -> N
     assert len(story.messages()) == 3, "it was over meanwhile"
 
 
+def test_the_same_says_the_same_and_each_silence_is_told() -> None:
+    """Silences have no object: the second within ten minutes was taken for the first."""
+    story = Story(route(same_again_ms=600 * S))
+    story.happens("notify.silence.set", reason="switch", silence="s1")
+    story.happens("notify.silence.set", reason="switch", silence="s1")
+    story.happens("power.ordered", "h1", action="on", device="bmc")
+    other = story.happens("power.ordered", "h1", action="off", device="bmc")
+    again = story.happens("power.ordered", "h1", action="off", device="bmc")
+    assert (story.fate(other), story.fate(again)) == ("told", "same_again")
+    assert [codes[0] for _, codes in story.messages()] == [
+        *["notify.silence.set"] * 2,
+        *["power.ordered"] * 2,
+    ]
+
+
 def test_the_message_of_a_group_says_how_often() -> None:
     story = Story(by_cause(same_again_ms=600 * S))
     for _ in range(3):
@@ -353,17 +368,16 @@ def test_what_is_over_soon_after_its_cause_is_not_told() -> None:
 
 
 def test_what_a_cause_held_back_is_let_go_when_the_cause_is_silenced_itself() -> None:
-    """The cause was about to be told, of a later group; nobody is told of it now, so it hides nothing."""
+    """The cause was about to be told, of another group; nobody is told of it now, so it hides nothing."""
     story = Story(by_cause(group_by=GroupBy.HOST, group_wait_ms=30 * S))
-    older = story.happens("vm.agent.lost", "h1", "v1")
     story.configure(inhibitions=(rule("host.unreachable", "vm.*", same=Same.CLUSTER),))
-    story.after(1)
     story.happens("host.unreachable", "h2")
-    story.after(29)
-    assert story.fate(older) == "inhibited"
+    story.after(1)
+    lost = story.happens("vm.agent.lost", "h1", "v1")
+    assert story.fate(lost) == "inhibited"
     story.configure(silences=(silence(codes=("host.unreachable",)),))
     story.after(30 + RELEASE_WAIT_MS / S)
-    assert story.fate(older) == "told"
+    assert story.fate(lost) == "told"
 
 
 def test_what_one_step_looks_at_grows_as_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +393,7 @@ def test_what_one_step_looks_at_grows_as_what_happens(monkeypatch: pytest.Monkey
             count += 1
             return fits(*given)
 
-        for module in ("inhibition", "router"):
+        for module in ("inhibition", "hindrance"):
             monkeypatch.setattr(f"virtha.alerts.{module}.fits_matcher", counting)
         story = Story(by_cause(), inhibitions=(HOST_DOWN, rule("host.suspected", "vm.*", "j")))
         for first, then in (

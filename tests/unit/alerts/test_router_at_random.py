@@ -9,10 +9,11 @@ from routed_story import S, Story, route, silence
 from routed_story import rule as inhibition
 
 from virtha.alerts.groups import INHIBITED, MEMBERS_MAX
+from virtha.alerts.hindrance import presses
 from virtha.alerts.inhibition import inhibits
 from virtha.alerts.match import fits_matcher, matches
 from virtha.alerts.quiet import quiet_until
-from virtha.model.codes import Severity
+from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, Severity
 from virtha.model.event import Event
 from virtha.model.ids import Revision, SubscriptionId
 from virtha.model.routing import FateState, GroupBy, MemberState, QuietHours
@@ -32,6 +33,8 @@ CODES = (
     "vm.agent.connected",
     "vm.watchdog.fired",
     "vm.quarantined",
+    "vm.pause_failed",
+    "vm.superseded",
     "vm.deleted",
 )
 OFTEN_NIGHT = (QuietHours(begins="11:30", ends="12:30"), QuietHours(begins="13:00", ends="11:05"))
@@ -73,7 +76,9 @@ class RoutesAtRandom(RuleBasedStateMachine):
         listed = tell.note.revisions if tell.note else (tell.event_revision,)
         events = [story.events[one] for one in listed]
         quiet = quiet_until(tell.route.quiet, story.now, lambda _zone, _at: 0)
-        assert quiet is None or all(one.severity is Severity.ALERT for one in events)
+        assert quiet is None or all(presses(one) for one in events)
+        if tell.note is None or tell.note.reason != "notify.told.repeat":
+            events = [one for one in events if one.code not in MAY_RUN_TWICE]
         active = [one for one in story.config.silences if one.begins <= story.now < one.ends]
         assert not any(fits_matcher(one.matcher, event) for one in active for event in events)
         if tell.note is None or tell.note.reason != "notify.told.repeat":
@@ -185,9 +190,13 @@ class RoutesAtRandom(RuleBasedStateMachine):
                     for one in story.groups.values()
                     if one.subscription_id == group.subscription_id
                     for other in one.members
-                    if other.state is MemberState.OPEN
-                    or (other.state is MemberState.HELD and not other.solved)
+                    if other.event.code in SOLVED_BY
+                    and (
+                        other.state is MemberState.OPEN
+                        or (other.state is MemberState.HELD and not other.solved)
+                    )
                 )
+                assert member.event.code not in MAY_RUN_TWICE
                 assert held or (story.wake_at is not None and story.wake_at <= story.now)
 
     @invariant()
@@ -195,7 +204,7 @@ class RoutesAtRandom(RuleBasedStateMachine):
         if not hasattr(self, "story"):
             return
         for group in self.story.groups.values():
-            assert len(group.members) <= MEMBERS_MAX + 6
+            assert len(group.members) <= 2 * MEMBERS_MAX + 6
         # Two hosts, three VMs: what is not over is bounded by what there is, however much happened.
         assert sum(len(group.members) for group in self.story.groups.values()) <= 2 * max(
             60, 6 * len(self.story.events)
@@ -225,6 +234,7 @@ class CrowdedRoutesAtRandom(RoutesAtRandom):
         for module in ("groups", "router"):
             self.bounds.setattr(f"virtha.alerts.{module}.MEMBERS_MAX", 4)
         self.bounds.setattr("virtha.alerts.groups.GROUPS_MAX", 3)
+        self.bounds.setattr("virtha.alerts.groups.PARKED_GROUPS_MAX", 2)
         self.bounds.setattr("virtha.alerts.groups.FURTHER_MAX", 3)
 
     def teardown(self) -> None:

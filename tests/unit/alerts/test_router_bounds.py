@@ -76,10 +76,41 @@ def test_however_many_are_silenced_nothing_is_told_before_the_silence_ends(
         assert story.fate(one.revision) == ("told" if number % 2 else "solved_untold")
 
 
+@pytest.mark.parametrize("group_by", [GroupBy.CAUSE, GroupBy.NONE])
+def test_what_is_silenced_takes_no_room_from_what_is_not(group_by: GroupBy) -> None:
+    """A subscription told a number in the midst of a large silence, and no more, of what nobody silenced."""
+    story = Story(
+        route(group_by=group_by, group_wait_ms=0),
+        silences=(silence(ends=3_600, codes=("vm.agent.lost",)),),
+    )
+    made = [
+        story.event("vm.agent.lost", None, f"v{number}")
+        for number in range(GROUPS_MAX + 2 * MEMBERS_MAX)
+    ]
+    for start in range(0, len(made), 200):
+        story.step(*made[start : start + 200])
+    assert story.told == []
+    crashed = [story.happens("vm.crashed", None, f"w{number}") for number in range(3)]
+    story.after(1)
+    assert [codes for _, codes in story.messages()] == [["vm.crashed"]] * 3
+    assert {story.fate(one) for one in crashed} == {"told"}
+    story.after(3_600 + 60)
+    assert {fate.state for fate in story.fates.values()} == {FateState.TOLD}
+    assert not story.counted
+
+
+def test_a_plain_subscription_with_many_open_problems_tells_the_next_at_once() -> None:
+    story = Story(route())
+    made = [story.event("vm.crashed", None, f"v{number}") for number in range(GROUPS_MAX + 250)]
+    story.step(*made)
+    assert [codes for _, codes in story.messages()] == [["vm.crashed"]] * len(made)
+    assert len(story.groups) == GROUPS_MAX and not story.counted
+
+
 def test_what_is_beyond_all_bounds_is_told_as_a_number_though_it_is_silenced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("virtha.alerts.groups.GROUPS_MAX", 2)
+    monkeypatch.setattr("virtha.alerts.groups.PARKED_GROUPS_MAX", 2)
     monkeypatch.setattr("virtha.alerts.groups.FURTHER_MAX", 1)
     story = Story(by_cause(), silences=(silence(codes=("vm.*",)),))
     made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(3 * MEMBERS_MAX)]
@@ -94,13 +125,13 @@ def test_a_group_that_only_counts_in_quiet_hours_makes_nobody_look_again_and_aga
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``after`` fails where it never comes to rest."""
-    for name, bound in (("groups.GROUPS_MAX", 1), ("groups.FURTHER_MAX", 0)):
-        monkeypatch.setattr(f"virtha.alerts.{name}", bound)
+    for name, bound in (("GROUPS_MAX", 1), ("PARKED_GROUPS_MAX", 0), ("FURTHER_MAX", 0)):
+        monkeypatch.setattr(f"virtha.alerts.groups.{name}", bound)
     for module in ("groups", "router"):
         monkeypatch.setattr(f"virtha.alerts.{module}.MEMBERS_MAX", 2)
     story = Story(by_cause(quiet=NIGHT), silences=(silence(ends=20 * 3_600, codes=("vm.*",)),))
     story.after(TO_NIGHT)
-    story.happens("host.lease.lost", "h1", domain="d")
+    story.happens("host.lease.poisoned", "h1", domain="d")
     story.after(10)
     for number in range(3):
         story.happens("vm.crashed", "h1", f"v{number}")
@@ -109,7 +140,7 @@ def test_a_group_that_only_counts_in_quiet_hours_makes_nobody_look_again_and_aga
     (only,) = story.groups.values()
     assert (only.members, only.counted) == ((), 1)
     story.after(3_600)
-    assert [codes for _, codes in story.messages()] == [["host.lease.lost"]]
+    assert [codes for _, codes in story.messages()] == [["host.lease.poisoned"]]
     story.after(9 * 3_600)
     assert [codes for _, codes in story.messages()] == [["vm.crashed"]]
 
@@ -126,7 +157,7 @@ def test_what_goes_into_a_further_group_leaves_the_others_where_they_are() -> No
 
 
 def _member(event: Event) -> Member:
-    return Member(event=event, subject="vm:v1", state=MemberState.HELD, since=START)
+    return Member(event=event, subject="vm:v1", state=MemberState.PARKED, since=START)
 
 
 def test_open_problems_of_long_ago_make_room() -> None:

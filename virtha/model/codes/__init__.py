@@ -15,7 +15,7 @@ from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.move_reasons import MOVE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
-from virtha.model.codes.pairs import ENDS_ALL_OF, SOLVED_BY, SOLVES
+from virtha.model.codes.pairs import ENDS_ALL_OF, MAY_RUN_TWICE, SOLVED_BY, SOLVES
 from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.readiness import READINESS_REASONS
@@ -54,6 +54,7 @@ REGISTRY: dict[str, Code] = {code.name: code for code in (*EVENTS, *REASONS, *PR
 __all__ = [
     "ENDS_ALL_OF",
     "EVENTS",
+    "MAY_RUN_TWICE",
     "PROBLEMS",
     "REASONS",
     "REGISTRY",

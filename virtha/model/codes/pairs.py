@@ -1,5 +1,13 @@
 """Which event ends which trouble, of the same object: the one source for messages, routes and receivers that close alerts."""
 
+_DOWN_UNTIL_PROOF = (
+    "fence.capped",
+    "fence.held_by_disks",
+    "fence.left_alone",
+    "fence.orders_late",
+)
+"""A host is judged dead and is not powered off: over when it is back, or all of its VMs are seen to."""
+
 SOLVES: dict[str, tuple[str, ...]] = {
     "hold.lifted": ("hold.set",),
     "notify.receiver_back": ("notify.receiver_away",),
@@ -16,6 +24,7 @@ SOLVES: dict[str, tuple[str, ...]] = {
         "fence.failed",
         "fence.on_failed",
         "fence.not_back",
+        *_DOWN_UNTIL_PROOF,
     ),
     "host.incident_over": (
         "host.suspected",
@@ -27,6 +36,7 @@ SOLVES: dict[str, tuple[str, ...]] = {
         "fence.failed",
         "fence.on_failed",
         "fence.not_back",
+        *_DOWN_UNTIL_PROOF,
     ),
     "host.lease.held_again": ("host.lease.lost", "host.lease.cleared"),
     "storage.lease_again": ("storage.outage",),
@@ -79,3 +89,19 @@ ENDS_ALL_OF: dict[str, str] = {
     "vm.released": "vm",
 }
 """With the object all its troubles are over: nobody waits for their end any more."""
+
+MAY_RUN_TWICE: frozenset[str] = frozenset(
+    {
+        "fence.contradicted",
+        "host.alive_though_proven_dead",
+        "host.guardian.kill_unconfirmed",
+        "host.lives_cut_off",
+        "vm.cut_off_copy_lives",
+        "vm.migration_contradicted",
+        "vm.superseded",
+        "vm.superseded_copy_lives",
+        "vm.unmanaged_copy",
+    }
+)
+"""What says that a VM may run twice, or that a proof was wrong: told at once, whatever is silenced, explained by another
+problem, or quiet for the night."""
