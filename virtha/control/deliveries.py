@@ -149,11 +149,13 @@ class Deliveries:
     async def ended(
         self, one: Delivery, state: DeliveryState, code: str, upcoming: Upcoming | None = None
     ) -> bool:
-        """Without an attempt."""
+        """Without an attempt. That nobody will ever be told of something is told."""
         async with self._store.write() as tx:
-            await end_delivery(
+            done = await end_delivery(
                 tx, one, state, attempts=one.attempts, code=code, detail=render(code, {})
             )
+            if done and state is DeliveryState.EXPIRED:
+                await _tell_expired(tx, Counter({one.receiver_id: 1}))
             return await _is_due(tx, upcoming)
 
     async def away(self, receiver_id: ReceiverId, receipt: Receipt, event_code: str | None) -> None:

@@ -62,6 +62,8 @@ class EventRouting:
         self._wake_at: int | None = None
         self._looked_at = 0
         self._unreadable: tuple[GroupId, ...] = ()
+        self._singly_until = Revision(0)
+        """Events up to this one are routed one by one: with one of them the router failed."""
 
     async def route(self) -> Routed:
         """One batch of events, and what is due."""
@@ -83,8 +85,12 @@ class EventRouting:
             try:
                 decision = router.step(now, config, found.events)
             except Exception:  # a fault of the router's must not keep anybody from being told
+                if len(found.events) > 1:
+                    log.exception("routing failed; events are routed one by one")
+                    self._singly_until = found.events[-1].revision
+                    return Routed(up_to=found.stored, more=True)
                 log.exception("routing failed; events are told one by one")
-                decision, router = plainly(now, config, found.events), None
+                decision, router = await _plainly(wtx, now, config, found.events), None
                 lost |= await _stuck(wtx, now)
             to = await _write(wtx, decision, found.events)
             if lost:
@@ -111,8 +117,9 @@ class EventRouting:
         if not config.routes:
             return _Found(config=config, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
-        events = tuple(await events_after(tx, EventFilter(), after, ROUTE_BATCH))
-        more = len(events) == ROUTE_BATCH
+        batch = 1 if after < self._singly_until else ROUTE_BATCH
+        events = tuple(await events_after(tx, EventFilter(), after, batch))
+        more = len(events) == batch
         return _Found(
             config=config,
             stored=stored,
@@ -174,6 +181,17 @@ async def _write(
         await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
     return frozenset(tell.route.receiver_id for tell in decision.tells)
+
+
+async def _plainly(
+    tx: WriteTransaction, now: int, config: RoutingConfig, events: tuple[Event, ...]
+) -> Decision:
+    groups = (await all_groups(tx)).groups
+    try:
+        return plainly(now, config, events, groups)
+    except Exception:  # what failed the router may fail this as well
+        log.exception("it is not known what is over with an event")
+        return plainly(now, config, events)
 
 
 async def _stuck(tx: Transaction, now: int) -> set[GroupId]:

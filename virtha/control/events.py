@@ -13,7 +13,8 @@ from virtha.model.errors import Gone, InvalidInput, NotFound
 from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.store.events import EventFilter, event_conditions, events_after, events_before
-from virtha.store.installations import prune_events, the_installation
+from virtha.store.installations import newest_before, prune_events, the_installation
+from virtha.store.routing import awaited_events
 from virtha.store.search import Log, Wanted, find_events
 from virtha.store.search_fields import EVENTS
 from virtha.store.store import Store, Transaction
@@ -103,10 +104,14 @@ class Events:
         return await fates_of_event(self._store, revision)
 
     async def prune(self) -> int:
-        """Forget what is older than the setting says. The server calls it at intervals."""
+        """Forget what is older than the setting says, but for what is yet to be told: silenced for weeks, or repeated. The
+        server calls it at intervals."""
         async with self._store.write() as tx:
             keep_ms = (await setting_values(tx)).get(EVENT_RETENTION)
-            return await prune_events(tx, older_than_ms=tx.clock.wall_ms() - keep_ms)
+            up_to = await newest_before(tx, tx.clock.wall_ms() - keep_ms)
+            if up_to is None:
+                return 0
+            return await prune_events(tx, up_to, spared=await awaited_events(tx, up_to))
 
 
 def _check_after(after: int | None) -> None:

@@ -11,11 +11,12 @@ from sqlalchemy import bindparam, delete, insert, or_, select, update
 
 from virtha.model.errors import Failed
 from virtha.model.ids import DeliveryId, GroupId, InhibitionId, Revision, SilenceId, SubscriptionId
+from virtha.model.notification import DeliveryState
 from virtha.model.routing import Fate, FateState, Group, Inhibition, Silence
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, in_parts, put
-from virtha.store.schema import event_fate, inhibition, route_group, silence
+from virtha.store.schema import delivery, event_fate, inhibition, route_group, silence
 from virtha.store.store import Transaction, WriteTransaction
 
 COUNTED = "notify.why.counted"
@@ -118,6 +119,26 @@ async def untold_of(tx: Transaction, group_ids: Iterable[GroupId]) -> tuple[Fate
         )
         found += [_fate(row) for row in rows]
     return tuple(found)
+
+
+async def awaited_events(tx: Transaction, up_to: int) -> frozenset[Revision]:
+    """Those up to there that routes may yet tell, once or again, or that are on their way in a message."""
+    found = {
+        member.event.revision
+        for group in (await all_groups(tx)).groups
+        for member in group.members
+        if member.event.revision <= up_to
+    }
+    told_by = delivery.c.id == event_fate.c.delivery_id
+    waits = event_fate.c.state.in_(_NOT_OVER)
+    on_its_way = select(event_fate.c.event_revision).join(delivery, told_by)
+    for wanted in (
+        select(event_fate.c.event_revision).where(waits),
+        on_its_way.where(delivery.c.state == DeliveryState.PENDING.value),
+    ):
+        rows = await tx.connection.scalars(wanted.where(event_fate.c.event_revision <= up_to))
+        found |= {Revision(one) for one in rows}
+    return frozenset(found)
 
 
 async def prune_fates(tx: WriteTransaction, older_than_ms: int) -> int:

@@ -1,6 +1,7 @@
 """What becomes of messages where routing itself fails, its records are damaged, or the clock is wrong."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from notified_world import ADMIN, NotifiedWorld
@@ -8,7 +9,9 @@ from routed_world import GROUPED, Story, happens, pass_time
 from sqlalchemy import update
 
 from virtha.alerts.router import Decision, Router
-from virtha.model.routing import FateState
+from virtha.control.requests import MatcherRequest, SilenceCreate
+from virtha.model.codes import Severity
+from virtha.model.routing import FateState, MemberState
 from virtha.store.routing import all_groups
 from virtha.store.schema import route_group
 
@@ -35,6 +38,96 @@ def test_a_fault_of_the_router_keeps_nobody_from_being_told(
             crashed,
             waiting,
         ]
+
+    tell(story)
+
+
+def test_a_fault_at_one_event_leaves_the_others_to_their_routes(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred are looked at together; for one of them all were told plainly."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        _faulty_for(monkeypatch, "v2")
+        made = [await happens(world, "vm.crashed", "h1", f"v{number}") for number in range(5)]
+        await world.route_all()
+        (view,) = await world.deliveries()
+        assert view.delivery.event_revision == made[2]
+        await pass_time(world, 10)
+        _, view = await world.deliveries()
+        assert view.delivery.about is not None
+        assert view.delivery.about.revisions == (*made[:2], *made[3:])
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+def test_the_end_of_a_problem_is_told_and_ends_it_though_the_router_fails(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of no severity that the route asks for: it was lost, and its problem was repeated for ever."""
+
+    async def story(world: NotifiedWorld) -> None:
+        wanted = {**GROUPED, "repeat_ms": 3_600_000}
+        await world.subscribe_mail(**wanted)
+        await world.subscribe_mail("mail2", codes=("vm.crashed",), severity=Severity.WARNING)
+        for number in range(2):
+            await happens(world, "vm.crashed", "h1", f"v{number}")
+        await world.route_all()
+        await pass_time(world, 10)
+        held = await happens(world, "vm.crashed", "h2", "v3")
+        silenced = SilenceCreate(
+            reason="work", matcher=MatcherRequest(codes=("vm.panicked",)), duration_ms=60_000
+        )
+        await world.control.silences.create(ADMIN, silenced)
+        parked = await happens(world, "vm.panicked", "h2", "v4")
+        await world.route_all()
+        known = len(await world.deliveries())
+        with monkeypatch.context() as broken:
+            broken.setattr(Router, "step", _fault)
+            ends = [await happens(world, "vm.restarted", "h1", f"v{n}") for n in (0, 3, 4)]
+            await world.route_all()
+        told = [view.delivery.event_revision for view in (await world.deliveries())[known:]]
+        assert told == ends
+        (fate,) = (await world.control.events.fates(parked)).routes[:1]
+        assert fate.code == "notify.why.solved_untold"
+        async with world.store.read() as tx:
+            members = [one for group in (await all_groups(tx)).groups for one in group.members]
+        assert {(one.event.vm_id, one.state, one.solved) for one in members if one.event.vm_id} == {
+            ("v1", MemberState.OPEN, False),
+            ("v3", MemberState.HELD, True),
+        }
+        await pass_time(world, 10)
+        (fate, *_) = (await world.control.events.fates(held)).routes
+        assert fate.state is FateState.TOLD
+
+    tell(story)
+
+
+def test_the_end_of_all_is_the_end_where_the_router_fails(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        await happens(world, "host.judged_dead", "h1", incident_id="I")
+        await happens(world, "vm.crashed", "h2", "v1")
+        await world.route_all()
+        await pass_time(world, 10)
+        with monkeypatch.context() as broken:
+            broken.setattr(Router, "step", _fault)
+            await happens(world, "host.incident_over", "h1", incident_id="I")
+            await happens(world, "vm.deleted", None, "v1")
+            await world.route_all()
+        async with world.store.read() as tx:
+            groups = (await all_groups(tx)).groups
+        assert not any(group.members or group.incident_open for group in groups)
+        monkeypatch.setattr("virtha.alerts.plain.subject_of", _fault)
+        monkeypatch.setattr(Router, "step", _fault)
+        crashed = await happens(world, "vm.crashed", "h2", "v2")
+        await happens(world, "vm.restarted", "h2", "v2")
+        await world.route_all()
+        assert crashed in [view.delivery.event_revision for view in await world.deliveries()]
 
     tell(story)
 
@@ -163,6 +256,17 @@ def test_a_fault_in_looking_does_not_end_the_notifier(
                 await world.until(lambda: world.messengers.sent)
 
     tell(story)
+
+
+def _faulty_for(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
+    step = Router.step
+
+    def faulty(router: Router, now: int, config: Any, events: Any) -> Decision:
+        if any(one.vm_id == vm for one in events):
+            raise ZeroDivisionError
+        return step(router, now, config, events)
+
+    monkeypatch.setattr(Router, "step", faulty)
 
 
 def _fault(*_given: object) -> Decision:
