@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from virtha.alerts.subject import INCIDENT_OVER
-from virtha.control.history import severity_of
 from virtha.control.incident_fold import (
     AGENT_ANSWERS,
     HOST_ENDS,
@@ -33,15 +31,14 @@ from virtha.control.incident_fold import (
 )
 from virtha.engine.events import DropHost, DropVm, Intent, Notice, SaveHost, SaveVm
 from virtha.engine.records import HostRecord, Incident, VmRecord, VmStage
-from virtha.model.codes import render
 from virtha.model.event import Event
 from virtha.model.ids import BootId, ClusterId, HostId, IncidentId, VmId
 from virtha.model.incident import HostIncident, IncidentEntry, Sighting, VmPath
 from virtha.model.time import Millis
-from virtha.model.value import Fields, Value
+from virtha.model.value import Value
 from virtha.model.vm import Reason
 from virtha.store.engine import find_host_records, find_vm_records
-from virtha.store.events import add_event, last_of_hosts
+from virtha.store.events import last_of_hosts
 from virtha.store.hosts import host_names
 from virtha.store.incidents import (
     incidents_by_id,
@@ -87,6 +84,14 @@ class Observed(Value, frozen=True, kw_only=True):
 NOTHING_OBSERVED = Observed()
 
 
+class Followed(Value, frozen=True, kw_only=True):
+    """``about``: the incident that each notice is about. ``over``: those that closed, to be told after all that was told of
+    them."""
+
+    about: tuple[IncidentId | None, ...]
+    over: tuple[HostIncident, ...] = ()
+
+
 async def follow_incidents(
     tx: WriteTransaction,
     cluster_id: ClusterId,
@@ -95,14 +100,13 @@ async def follow_incidents(
     notices: Sequence[Notice],
     clock: Millis,
     observed: Observed = NOTHING_OBSERVED,
-) -> tuple[IncidentId | None, ...]:
-    """To be called before ``intents`` are written: it looks at what they change. Returns the incident that each of
-    ``notices`` is about."""
+) -> Followed:
+    """To be called before ``intents`` are written: it looks at what they change."""
     write = _Write(tx, cluster_id, Moment(at=tx.clock.wall_ms(), clock_ms=int(clock)), observed)
     await write.hosts(intents, notices)
     await write.vms(intents, notices)
-    await write.close_and_save()
-    return tuple(write.about(notice) for notice in notices)
+    over = await write.close_and_save()
+    return Followed(about=tuple(write.about(notice) for notice in notices), over=over)
 
 
 async def agent_answered(tx: WriteTransaction, event: Event) -> None:
@@ -395,7 +399,8 @@ class _Write:
 
     # The end
 
-    async def close_and_save(self) -> None:
+    async def close_and_save(self) -> tuple[HostIncident, ...]:
+        """Those that are over."""
         gone = self._unlinked
         await save_incidents(
             self._tx,
@@ -409,32 +414,12 @@ class _Write:
         )
         concerned = (self._changed | {one for one, _ in self._paths}) - gone
         ending = {one for one in concerned if may_close(self._incidents[one])}
-        if ending:
-            ending -= await with_open_paths(self._tx, ending)
-            done = [closed(self._incidents[one], self._moment) for one in sorted(ending)]
-            await save_incidents(self._tx, done, new=())
-            for one in done:
-                await self._tell_over(one)
-
-    async def _tell_over(self, one: HostIncident) -> None:
-        """Routes tell by it that all is well again (ADR 21)."""
-        fields: Fields = {
-            "host": one.host,
-            "vms": one.vms + one.vms_left_out,
-            "after_ms": max(0, (one.closed_ms or one.opened_ms) - one.silent_since_ms),
-            "incident_id": one.id,
-        }
-        await add_event(
-            self._tx,
-            Event(
-                code=INCIDENT_OVER,
-                severity=severity_of(INCIDENT_OVER),
-                message=render(INCIDENT_OVER, fields),
-                fields=fields,
-                cluster_id=one.cluster_id,
-                host_id=one.host_id,
-            ),
-        )
+        if not ending:
+            return ()
+        ending -= await with_open_paths(self._tx, ending)
+        done = tuple(closed(self._incidents[one], self._moment) for one in sorted(ending))
+        await save_incidents(self._tx, done, new=())
+        return done
 
 
 def _incident_of(record: HostRecord | None) -> Incident | None:
