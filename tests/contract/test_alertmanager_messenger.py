@@ -30,9 +30,11 @@ MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 def posted(
     *messages: Message,
     answer: Answer = FINE,
+    at: list[int] | None = None,
     secrets: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> tuple[WebServer, list[Receipt]]:
+    """``at``: when each is sent, in UTC milliseconds; None: as it happens."""
     server = WebServer(answer)
     receipts = []
 
@@ -44,8 +46,12 @@ def posted(
                 private_addresses=True,
                 **settings,
             )
-            told = AlertmanagerMessenger(given, secrets or {}, deadline_ms=20_000, idle_ms=60_000)
-            for one in messages:
+            now_s = 0.0
+            told = AlertmanagerMessenger(
+                given, secrets or {}, deadline_ms=20_000, idle_ms=60_000, now_s=lambda: now_s
+            )
+            for one, now_ms in zip(messages, at or [EVENT.at] * len(messages), strict=True):
+                now_s = now_ms / 1_000
                 receipts.append(await told.send(one))
             await told.close()
 
@@ -133,10 +139,35 @@ def test_a_group_is_one_post_and_a_problem_that_is_over_is_only_ended() -> None:
     assert found["vm.crashed"]["startsAt"]
 
 
+@pytest.mark.req("W7", "F4")
+def test_what_waited_in_the_queue_stands_from_when_it_is_sent() -> None:
+    """Alertmanager takes an end that is past for the end of the problem, and tells nobody."""
+    fired = message(1, event=event("vm.watchdog.fired", 1), created=EVENT.at)
+    server, _ = posted(fired, at=[EVENT.at + 6 * 3_600_000])
+    (one,) = alerts(server)
+    assert one["endsAt"] == "2026-01-31T18:15:00.250Z"
+
+
+def test_alerts_about_receivers_are_told_apart() -> None:
+    """Two that are away were one alert, and the return of one ended it."""
+    away = [
+        message(n, event=event("notify.receiver_away", n, vm_id=None, fields=_of(f"mail{n}")))
+        for n in (1, 2)
+    ]
+    back = event("notify.receiver_back", 3, vm_id=None, fields=_of("mail2"))
+    server, _ = posted(*away, message(3, event=back))
+    first, second, ended = (alerts(server, number)[0]["labels"] for number in range(3))
+    assert first["receiver"] == "mail1" and first != second and second == ended
+
+
+def _of(receiver: str) -> dict[str, str]:
+    return {"receiver": receiver, "receiver_id": f"id of {receiver}"}
+
+
 def test_what_is_told_again_stands_from_then_on() -> None:
     """Alertmanager would take an end that is past for the end of the problem."""
     days_later = UtcMillis(EVENT.at + 9 * 86_400_000)
-    server, _ = posted(message(1), message(2, created=days_later))
+    server, _ = posted(message(1), message(2), at=[EVENT.at, days_later])
     first, again = alerts(server)[0], alerts(server, 1)[0]
     assert first["labels"] == again["labels"] and first["startsAt"] == again["startsAt"]
     assert again["endsAt"] == "2026-02-16T12:00:00.250Z"
@@ -202,3 +233,11 @@ def test_what_its_answers_mean(answer: bytes, outcome: Outcome, code: str) -> No
     _, (receipt,) = posted(message(), answer=answer, secrets={"token": "t0ken"})
     assert (receipt.outcome, receipt.code) == (outcome, code)
     assert "t0ken" not in receipt.detail
+
+
+def test_what_was_sent_to_sign_in_is_repeated_to_nobody() -> None:
+    """As a proxy does that echoes the headers."""
+    pair = b64encode(b"eve:hush-hush").decode()
+    answer = status(401, body=f"no access: Authorization: Basic {pair}")
+    _, (receipt,) = posted(message(), answer=answer, secrets={"password": "hush-hush"}, user="eve")
+    assert pair not in receipt.detail and "no access" in receipt.detail

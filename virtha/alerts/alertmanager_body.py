@@ -7,12 +7,13 @@ says by itself how long it stands.
 
 import msgspec
 
+from virtha.alerts.match import about_receiver
 from virtha.alerts.notice import one_line, vm_lines
 from virtha.alerts.subject import PARTS, ended_with
 from virtha.model.codes import REGISTRY, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.notification import AlertmanagerSettings, Message
-from virtha.model.time import format_utc
+from virtha.model.time import UtcMillis, format_utc
 from virtha.model.value import Value
 
 NOTICE_MS = 900_000
@@ -31,18 +32,21 @@ class Alert(Value, frozen=True, kw_only=True, rename="camel", omit_defaults=True
     ends_at: str | None = None
 
 
-def alertmanager_body(message: Message, settings: AlertmanagerSettings) -> bytes:
-    """JSON in UTF-8: one alert per problem; of a problem that is over as well only its end."""
+def alertmanager_body(message: Message, settings: AlertmanagerSettings, at: UtcMillis) -> bytes:
+    """JSON in UTF-8: one alert per problem; of a problem that is over as well only its end. ``at``: when it is sent. What came
+    with an end that is past would never be told there, however long it had waited here."""
     others = message.group.others if message.group is not None else ()
     events = sorted((message.event, *others), key=lambda one: one.revision)
     found: dict[tuple[tuple[str, str], ...], Alert] = {}
     for event in events:
-        for alert in _alerts(message, event, settings):
+        for alert in _alerts(message, event, settings, at):
             found[tuple(sorted(alert.labels.items()))] = alert
     return msgspec.json.encode(list(found.values()))
 
 
-def _alerts(message: Message, event: Event, settings: AlertmanagerSettings) -> list[Alert]:
+def _alerts(
+    message: Message, event: Event, settings: AlertmanagerSettings, at: UtcMillis
+) -> list[Alert]:
     ended = _ended_codes(event)
     if ended:
         ends_at = format_utc(event.at)
@@ -53,7 +57,7 @@ def _alerts(message: Message, event: Event, settings: AlertmanagerSettings) -> l
             labels=_labels(message, event, event.code),
             annotations=_annotations(message, event),
             starts_at=format_utc(event.at),
-            ends_at=format_utc(max(event.at, message.created or 0) + stands_ms),
+            ends_at=format_utc(UtcMillis(max(event.at, at) + stands_ms)),
         )
     ]
 
@@ -82,6 +86,8 @@ def _labels(message: Message, event: Event, code: str) -> dict[str, str]:
     elif event.host_id is not None and not code.startswith("storage."):
         said = _text(told.get("host")) or _text(told.get("name"))
         labels["host"] = said or names.get(event.host_id, event.host_id)
+    if about_receiver(event) is not None:
+        labels["receiver"] = _text(told.get("receiver")) or str(told["receiver_id"])
     for part in PARTS:
         if event.vm_id is None and told.get(part):
             labels[part] = str(told[part])

@@ -147,6 +147,12 @@ def _check_secret(name: str, secret: str) -> None:
         raise InvalidInput("is too long", field=field, allowed=(f"at most {SECRET_LENGTH_MAX}",))
     if any(not one.isprintable() for one in secret):
         raise InvalidInput("holds control characters", field=field, fix="one line of text")
+    if name == "token" and not secret.isascii():
+        raise InvalidInput(
+            "holds letters beyond ASCII, which no header can",
+            field=field,
+            fix="copy it anew from whoever gave it out",
+        )
     if name in ("authentication_password", "privacy_password") and (
         len(secret) < SNMP_PASSWORD_LENGTH_MIN
     ):
@@ -260,24 +266,27 @@ def _check_url(settings: WebhookSettings | AlertmanagerSettings, example: str) -
             field=field,
             fix="encode them (%20, punycode)",
         )
+    # What may hold a password is not shown: this error may be logged.
+    shown = "it" if "@" in url else f"'{url}'"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidInput(f"'{url}' is no URL", field=field, fix=example) from None
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise InvalidInput(
-            f"'{url}' can't be called",
-            field=field,
-            allowed=("https://…", "http://…"),
-            fix=example,
-        )
+        raise InvalidInput(f"{shown} is no URL", field=field, fix=example) from None
     if parts.username is not None or parts.password is not None:
-        # Not shown: it holds a password, and this error may be logged.
         raise InvalidInput(
             "no user name or password in the URL: it is shown to every viewer",
             field=field,
-            fix="use the secret, which signs each body",
+            fix="use the secret, which signs each body"
+            if isinstance(settings, WebhookSettings)
+            else "give settings.user and the secret password, or the secret token",
+        )
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise InvalidInput(
+            f"{shown} can't be called",
+            field=field,
+            allowed=("https://…", "http://…"),
+            fix=example,
         )
     if port == 0:
         raise InvalidInput("port 0 can't be reached", field=field, allowed=("1 to 65535",))

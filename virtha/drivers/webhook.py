@@ -23,6 +23,7 @@ from virtha.alerts.alertmanager_body import alertmanager_body
 from virtha.alerts.webhook_body import webhook_body, webhook_headers
 from virtha.drivers.receipts import Receipts
 from virtha.model.notification import AlertmanagerSettings, Message, WebhookSettings
+from virtha.model.time import UtcMillis
 from virtha.ports.receivers import Outcome, Receipt
 
 ANSWER_BYTES = 16_384
@@ -54,13 +55,14 @@ class HttpMessenger:
         secrets: Mapping[str, str],
         compose: Callable[[Message], Posted],
         *,
+        user: str | None = None,
         deadline_ms: int,
         idle_ms: int,
         resolve: Resolve | None = None,
     ) -> None:
         self._settings = settings
         self._compose = compose
-        self._receipts = Receipts(secrets)
+        self._receipts = Receipts(secrets, user)
         self._deadline_s = deadline_ms / 1_000
         self._idle_s = idle_ms / 1_000
         self._client: httpx.AsyncClient | None = None
@@ -218,6 +220,8 @@ class WebhookMessenger(HttpMessenger):
 
 
 class AlertmanagerMessenger(HttpMessenger):
+    """``now_s``: the wall clock."""
+
     def __init__(
         self,
         settings: AlertmanagerSettings,
@@ -226,6 +230,7 @@ class AlertmanagerMessenger(HttpMessenger):
         deadline_ms: int,
         idle_ms: int,
         resolve: Resolve | None = None,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         headers = {"Content-Type": "application/json"}
         if "token" in secrets:
@@ -235,11 +240,19 @@ class AlertmanagerMessenger(HttpMessenger):
             headers["Authorization"] = f"Basic {b64encode(pair).decode()}"
 
         def compose(message: Message) -> Posted:
-            return Posted(alertmanager_body(message, settings), headers)
+            return Posted(
+                alertmanager_body(message, settings, UtcMillis(int(now_s() * 1_000))), headers
+            )
 
         target = replace(settings, url=settings.url.rstrip("/") + ALERTS_PATH)
         super().__init__(
-            target, secrets, compose, deadline_ms=deadline_ms, idle_ms=idle_ms, resolve=resolve
+            target,
+            secrets,
+            compose,
+            user=settings.user,
+            deadline_ms=deadline_ms,
+            idle_ms=idle_ms,
+            resolve=resolve,
         )
 
 

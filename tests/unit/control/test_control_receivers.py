@@ -133,6 +133,10 @@ BAD_SETTINGS: list[tuple[Any, str]] = [
     (WebhookSettings(url="example.org"), "settings.url"),
     (WebhookSettings(url="https://"), "settings.url"),
     (WebhookSettings(url="https://u:p@example.org/"), "settings.url"),
+    (WebhookSettings(url="htps://u:p@example.org/"), "settings.url"),
+    (WebhookSettings(url="https:u:p@example.org"), "settings.url"),
+    (WebhookSettings(url="https://u:p@[example.org/"), "settings.url"),
+    (AlertmanagerSettings(url="https://u:p@example.org/"), "settings.url"),
     (WebhookSettings(url="https://example.org:0/"), "settings.url"),
     (WebhookSettings(url="https://example.org:70000/"), "settings.url"),
     (WebhookSettings(url="https://example.org/a b"), "settings.url"),
@@ -154,6 +158,8 @@ def test_bad_settings_name_the_field(settings: Any, field: str) -> None:
     assert wrong.value.field == field
     assert wrong.value.fix or wrong.value.allowed
     assert ":p@" not in str(wrong.value), "a password in a URL is not repeated"
+    if isinstance(settings, AlertmanagerSettings):
+        assert "secret password" in (wrong.value.fix or ""), "it signs no body"
 
 
 def test_good_settings() -> None:
@@ -174,6 +180,7 @@ BAD_SECRETS: list[tuple[Any, dict[str, str], str]] = [
     (MailSettings(host="m", sender="a@b", user="u"), {"password": ""}, "secrets.password"),
     (MailSettings(host="m", sender="a@b", user="u"), {"password": "a\nb"}, "secrets.password"),
     (MailSettings(host="m", sender="a@b"), {"passwort": "pass-word"}, "secrets.passwort"),
+    (AlertmanagerSettings(url="https://a.example.org"), {"token": "t\u00f8ken"}, "secrets.token"),
     (SnmpSettings(host="n", version=SnmpVersion.V2C), {}, "secrets.community"),
     (SnmpSettings(**V3), {"privacy_password": "longenough"}, "secrets.authentication_password"),
     (
