@@ -4,6 +4,7 @@ from virtha.alerts.match import RANK
 from virtha.alerts.subject import incident_of
 from virtha.model.codes import SOLVED_BY, SOLVES, Severity
 from virtha.model.event import Event
+from virtha.model.ids import Revision
 from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, GroupNote, Member, MemberState
 
@@ -18,23 +19,36 @@ def note_of(
     members: list[Member],
     counted: int,
     *,
+    main: Event,
     repeat: bool,
 ) -> GroupNote:
-    """``before``, ``after``: the group, telling it."""
-    listed = sorted(members, key=lambda one: one.event.revision)[:LISTED_MAX]
+    """``before``, ``after``: the group, telling it. ``main``: what heads the message; perhaps one of those that were only
+    counted."""
+    listed = _listed(members, main)
     kind = _kind(members, counted)
     return GroupNote(
         group_id=before.id,
         key=before.key,
         kind=kind,
         reason=_told_why(route, before, after, kind, repeat=repeat),
-        revisions=tuple(one.event.revision for one in listed),
-        again={str(int(one.event.revision)): one.again for one in listed if one.again},
+        revisions=listed,
+        again={
+            str(int(one.event.revision)): one.again
+            for one in members
+            if one.again and one.event.revision in listed
+        },
         counted=counted + len(members) - len(listed),
         open=sum(one.state is MemberState.OPEN for one in after.members),
         host_id=before.host_id,
         incident_id=before.incident_id,
     )
+
+
+def _listed(members: list[Member], main: Event) -> tuple[Revision, ...]:
+    """The main event and the gravest others, in the order in which they came."""
+    others = [one.event for one in members if one.event.revision != main.revision]
+    others.sort(key=lambda one: (-RANK[one.severity], one.revision))
+    return tuple(sorted({main.revision, *(one.revision for one in others[: LISTED_MAX - 1])}))
 
 
 def goes_on(member: Member) -> bool:

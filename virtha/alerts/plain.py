@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
+from virtha.alerts.decision import Decision, Tell
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.match import matches
-from virtha.alerts.router import Decision, Tell
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, object_of, subject_of
 from virtha.model.codes import REGISTRY, SOLVES
 from virtha.model.event import Event

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
+from virtha.alerts.decision import Decision, Tell
 from virtha.alerts.group_message import is_well, main_event, note_of, worst_of
 from virtha.alerts.groups import (
     INHIBITED,
@@ -44,12 +45,10 @@ from virtha.model.routing import (
     FateState,
     Group,
     GroupBy,
-    GroupNote,
     Member,
     MemberState,
 )
 from virtha.model.time import UtcMillis
-from virtha.model.value import Value
 
 RELEASE_WAIT_MS = 60_000
 """How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
@@ -61,28 +60,6 @@ HELD, PARKED, OPEN, RECENT = (
     MemberState.OPEN,
     MemberState.RECENT,
 )
-
-
-class Tell(Value, frozen=True, kw_only=True):
-    """One message. ``note`` None: of a single event that nothing goes with. ``fates`` are of the events in it."""
-
-    route: Subscription
-    event_revision: Revision
-    note: GroupNote | None
-    fates: tuple[Fate, ...]
-    counted_of: GroupId | None = None
-    """The events of this group that were only counted go out with it."""
-
-
-class Decision(Value, frozen=True, kw_only=True):
-    """``fates``: of those that are not in a message of this step. ``groups``: None where one is gone. ``uncounted``: groups
-    whose counted events are dropped. ``wake_at``: when a step without events may decide something; None: never."""
-
-    tells: tuple[Tell, ...] = ()
-    fates: tuple[Fate, ...] = ()
-    groups: dict[GroupId, Group | None] = {}
-    uncounted: tuple[GroupId, ...] = ()
-    wake_at: int | None = None
 
 
 class Router:
@@ -474,7 +451,8 @@ class Router:
         if counted:
             after = replace(after, counted_main=None)
         self._groups.put(after)
-        note = note_of(route, group, after, members, counted, repeat=repeat)
+        main = main_event(members, group, counted)
+        note = note_of(route, group, after, members, counted, main=main, repeat=repeat)
         alone = route.group_by is GroupBy.NONE and not repeat and len(members) == 1 and not counted
         # With what was told the fate that it had in this step goes.
         for one in members:
@@ -487,8 +465,9 @@ class Router:
         self._tells.append(
             Tell(
                 route=route,
-                event_revision=main_event(members, group, counted).revision,
+                event_revision=main.revision,
                 note=None if alone else note,
+                every=() if alone else tuple(one.event.revision for one in members),
                 fates=tuple(fates),
                 counted_of=group.id if counted else None,
             )

@@ -12,22 +12,25 @@ from zoneinfo import ZoneInfo
 import structlog
 from msgspec.structs import replace
 
+from virtha.alerts.decision import Decision, Tell
+from virtha.alerts.group_message import LISTED_MAX
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
-from virtha.alerts.router import Decision, Router, Tell
+from virtha.alerts.router import Router
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision
-from virtha.model.notification import Delivery
-from virtha.model.routing import FateState
+from virtha.model.notification import AlertmanagerSettings, Delivery
+from virtha.model.routing import Fate, FateState, GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
 from virtha.store.events import EventFilter, events_after
-from virtha.store.notifications import live_subscriptions
+from virtha.store.notifications import find_receiver, live_subscriptions
 from virtha.store.routing import (
     all_groups,
     all_inhibitions,
+    counted_in,
     save_fates,
     save_groups,
     settle_counted,
@@ -170,13 +173,13 @@ async def _write(
 ) -> frozenset[ReceiverId]:
     sent = await _make(tx, decision.tells)
     fates = [*decision.fates]
-    for one, tell in sent:
-        fates += [replace(fate, delivery_id=one.id) for fate in tell.fates]
+    for delivery, part in sent:
+        fates += [replace(fate, delivery_id=delivery.id) for fate in part.fates]
     await save_fates(tx, fates, new={event.revision for event in events})
-    for one, tell in sent:
-        if tell.counted_of is not None:
+    for delivery, part in sent:
+        if part.counted_of is not None:
             told = FateState.TOLD
-            await settle_counted(tx, tell.counted_of, told, "notify.why.told", one.id)
+            await settle_counted(tx, part.counted_of, told, "notify.why.told", delivery.id)
     for group_id in decision.uncounted:
         await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
@@ -214,26 +217,60 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     now = tx.clock.wall_ms()
     expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
     first = await last_number(tx) + 1
+    parts = [part for tell in tells for part in await _parts(tx, tell, now)]
     made = [
         (
             Delivery(
                 id=DeliveryId(str(uuid4())),
                 number=number,
-                subscription_id=tell.route.id,
-                receiver_id=tell.route.receiver_id,
-                event_revision=tell.event_revision,
-                about=tell.note,
-                address=tell.route.address,
+                subscription_id=part.route.id,
+                receiver_id=part.route.receiver_id,
+                event_revision=part.event_revision,
+                about=part.note,
+                address=part.route.address,
                 created=now,
                 next_at=now,
                 expires=expires,
             ),
-            tell,
+            part,
         )
-        for number, tell in enumerate(tells, first)
+        for number, part in enumerate(parts, first)
     ]
     await add_deliveries(tx, [one for one, _ in made])
     return made
+
+
+async def _parts(tx: Transaction, tell: Tell, now: UtcMillis) -> list[Tell]:
+    """A number says nothing to an Alertmanager, which has an alert per problem: it gets as many messages as it takes to name
+    all, in the order in which they came. An end before its problem would leave that open."""
+    note = tell.note
+    if note is None or not note.counted:
+        return [tell]
+    row = await find_receiver(tx, tell.route.receiver_id)
+    if row is None or not isinstance(row.receiver.settings, AlertmanagerSettings):
+        return [tell]
+    counted = await counted_in(tx, tell.counted_of) if tell.counted_of is not None else ()
+    fates = {one.event_revision: one for one in tell.fates}
+    for one in counted:
+        told = replace(one, state=FateState.TOLD, code="notify.why.told", at=now)
+        fates[one.event_revision] = told
+    every = sorted({*tell.every, *(one.event_revision for one in counted)})
+    return [
+        _part(tell, note, tuple(every[start : start + LISTED_MAX]), fates)
+        for start in range(0, len(every), LISTED_MAX)
+    ]
+
+
+def _part(
+    tell: Tell, note: GroupNote, some: tuple[Revision, ...], fates: dict[Revision, Fate]
+) -> Tell:
+    head = tell.event_revision if tell.event_revision in some else some[0]
+    return replace(
+        tell,
+        event_revision=head,
+        note=replace(note, revisions=some, counted=0),
+        fates=tuple(fates[one] for one in some if one in fates),
+    )
 
 
 def zone_offset_ms(zone: str, at: int) -> int:

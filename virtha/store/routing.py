@@ -101,6 +101,18 @@ async def settle_counted(
     )
 
 
+async def counted_in(tx: Transaction, group_id: GroupId) -> tuple[Fate, ...]:
+    """What waits there to be told as one of a number."""
+    rows = await tx.connection.execute(
+        select(event_fate).where(
+            event_fate.c.group_id == group_id,
+            event_fate.c.code == COUNTED,
+            event_fate.c.state == FateState.WAITS.value,
+        )
+    )
+    return tuple(_fate(row) for row in rows)
+
+
 async def fates_of(tx: Transaction, revision: int) -> tuple[Fate, ...]:
     rows = await tx.connection.execute(
         select(event_fate).where(event_fate.c.event_revision == revision)

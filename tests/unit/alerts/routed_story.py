@@ -2,8 +2,9 @@
 
 import msgspec
 
+from virtha.alerts.decision import Decision
 from virtha.alerts.hindrance import RoutingConfig
-from virtha.alerts.router import Decision, Router
+from virtha.alerts.router import Router
 from virtha.model.codes import REGISTRY, Severity
 from virtha.model.event import Event
 from virtha.model.ids import (

@@ -3,7 +3,8 @@
 import pytest
 from routed_story import S, Story, route
 
-from virtha.alerts.router import Decision, Router
+from virtha.alerts.decision import Decision
+from virtha.alerts.router import Router
 from virtha.control.route_weight import LOOKS_MAX, MESSAGES_MAX, weighed
 from virtha.model.event import Event
 from virtha.model.routing import GroupBy

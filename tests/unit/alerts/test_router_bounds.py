@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 from routed_story import START, Story, by_cause, route, silence
 
+from virtha.alerts.group_message import LISTED_MAX
 from virtha.alerts.groups import GROUPS_MAX, MEMBERS_MAX, Groups
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, SubscriptionId
@@ -29,6 +30,35 @@ def test_a_group_that_is_full_tells_at_once_and_forgets_nobody() -> None:
     (tell,) = story.step(*made).tells
     assert tell.note is not None and tell.note.counted + len(tell.note.revisions) == len(made)
     assert all(fate.state is FateState.TOLD for fate in story.fates.values())
+
+
+def test_a_message_lists_the_gravest_and_its_main_event_and_counts_none_twice() -> None:
+    """The oldest hundred were listed, whatever they were."""
+    story = Story(by_cause())
+    made = [story.event("vm.watchdog.fired", "h1", f"v{number}") for number in range(150)]
+    made += [story.event("vm.pause_failed", "h1", f"v{number}") for number in range(30)]
+    made.append(story.event("host.lease.lost", "h1", domain="d"))
+    story.step(*made)
+    story.now += 10 * 1_000
+    (tell,) = story.step().tells
+    assert tell.note is not None and tell.event_revision == made[-1].revision
+    assert len(tell.note.revisions) == LISTED_MAX
+    assert {*tell.note.revisions} == {one.revision for one in (*made[:69], *made[150:])}
+    assert list(tell.note.revisions) == sorted(tell.note.revisions)
+    assert tell.note.counted == len(made) - LISTED_MAX and len(tell.every) == len(made)
+
+
+def test_what_was_only_counted_may_head_a_message_and_is_not_counted_again() -> None:
+    story = Story(by_cause(quiet=NIGHT))
+    story.after(TO_NIGHT)
+    made = [story.event("vm.agent.lost", "h1", f"v{number}") for number in range(MEMBERS_MAX)]
+    made += [story.event("vm.crashed", "h1", f"w{number}") for number in range(3)]
+    story.step(*made)
+    story.now += 9 * 3_600 * 1_000
+    (tell,) = story.step().tells
+    assert tell.note is not None and tell.event_revision == made[MEMBERS_MAX].revision
+    assert tell.event_revision in tell.note.revisions and len(tell.note.revisions) == LISTED_MAX
+    assert tell.note.counted + LISTED_MAX == len(made)
 
 
 def test_what_is_beyond_in_quiet_hours_is_told_as_a_number_after_them() -> None:

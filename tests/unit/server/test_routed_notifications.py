@@ -15,6 +15,7 @@ from virtha.control.event_routing import _zone, is_zone, zone_offset_ms
 from virtha.control.requests import (
     InhibitionCreate,
     MatcherRequest,
+    ReceiverCreate,
     SilenceCreate,
     SilenceQuery,
     SubscriptionChange,
@@ -22,7 +23,7 @@ from virtha.control.requests import (
 from virtha.model.codes import Severity
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.ids import Revision
-from virtha.model.notification import DeliveryState
+from virtha.model.notification import AlertmanagerSettings, DeliveryState
 from virtha.model.routing import FateState, GroupBy, QuietHours
 from virtha.store.routing import all_groups
 
@@ -200,6 +201,41 @@ def test_a_silence_ends_by_itself(tell: Callable[[Story], None]) -> None:
         assert await world.deliveries() == []
         await pass_time(world, 1)
         assert len(await world.deliveries()) == 1
+
+    tell(story)
+
+
+EVENING = (QuietHours(begins="22:00", ends="23:00"),)
+"""In which these stories begin."""
+
+
+@pytest.mark.req("W7", "F4")
+def test_an_alertmanager_is_told_each_event_of_a_large_group(tell: Callable[[Story], None]) -> None:
+    """In several messages, in the order in which they came: an alert of which it never hears is no alert. Also those that the
+    group only counted."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED, quiet=EVENING)
+        settings = AlertmanagerSettings(url="https://alerts.example.org")
+        await world.control.receivers.create(
+            ADMIN, ReceiverCreate(name="alerts", settings=settings)
+        )
+        await world.subscribe("alerts", **GROUPED, quiet=EVENING)
+        made = [await happens(world, "vm.crashed", "h1", f"v{number}") for number in range(230)]
+        await world.route_all()
+        await pass_time(world, 3 * 3_600)
+        told = [view.delivery for view in await world.deliveries(receiver="alerts")]
+        assert all(one.about is not None and one.about.counted == 0 for one in told)
+        named = [one for delivery in told for one in delivery.about.revisions if delivery.about]
+        assert named == made and [len(one.about.revisions) for one in told] == [100, 100, 30]
+        (mail,) = await world.deliveries(receiver="mail1")
+        about = mail.delivery.about
+        assert about is not None and (len(about.revisions), about.counted) == (100, 130)
+        for number in (0, 150, 229):
+            fates = (await world.control.events.fates(made[number])).routes
+            by_route = {one.subscription: one for one in fates}
+            assert {one.state for one in fates} == {FateState.TOLD}
+            assert by_route["alerts-1"].delivery_id == told[number // 100].id
 
     tell(story)
 

@@ -8,7 +8,8 @@ from notified_world import ADMIN, NotifiedWorld
 from routed_world import GROUPED, Story, happens, pass_time
 from sqlalchemy import update
 
-from virtha.alerts.router import Decision, Router
+from virtha.alerts.decision import Decision
+from virtha.alerts.router import Router
 from virtha.control.requests import MatcherRequest, SilenceCreate
 from virtha.model.codes import Severity
 from virtha.model.routing import FateState, MemberState
