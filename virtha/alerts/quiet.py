@@ -18,8 +18,7 @@ _DAYS = tuple(Weekday)
 
 
 def quiet_until(windows: tuple[QuietHours, ...], now: int, offset: Offset) -> int | None:
-    """When the quiet hours end that ``now`` is in; None: it is in none. Of several the last end. Where the zone's clocks are
-    changed meanwhile it is an hour off; who waits for it looks again then."""
+    """When the quiet hours end that ``now`` is in, by the clocks of then; None: it is in none. Of several the last end."""
     ends = [end for one in windows if (end := _end_of(one, now, offset)) is not None]
     return max(ends, default=None)
 
@@ -31,8 +30,15 @@ def _end_of(window: QuietHours, now: int, offset: Offset) -> int | None:
     for day in (today, today - 1):
         start, end = day * DAY_MS + begins_ms, day * DAY_MS + ends_ms
         if _weekday(day) in window.days and start <= local < end:
-            return now + (end - local)
+            return _moment(window.zone, end, now + (end - local), now, offset)
     return None
+
+
+def _moment(zone: str, local: int, nearly: int, now: int, offset: Offset) -> int:
+    """When clocks there show ``local``, which is after ``now``; ``nearly``: were they not set meanwhile. An hour that they leave
+    out ends when it would have ended."""
+    moment = local - offset(zone, nearly)
+    return moment if moment > now and moment + offset(zone, moment) == local else nearly
 
 
 def _span(window: QuietHours) -> tuple[int, int]:

@@ -90,6 +90,8 @@ def _messages(route: Subscription, events: Sequence[Event]) -> int:
             wake_at = max(decision.wake_at, wake_at + STEP_MS) if decision.wake_at else None
         decision = router.step(now, config, some)
         count += len(decision.tells)
+        if count >= MESSAGES_MAX:
+            return _as_if_all(count, events, now)
         wake_at = decision.wake_at
     return count + router.waiting
 

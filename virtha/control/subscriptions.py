@@ -4,6 +4,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import msgspec
+import structlog
 from msgspec import UNSET, UnsetType
 
 from virtha.alerts.match import check_patterns, default_severity
@@ -45,6 +46,7 @@ from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.users import find_user
 from virtha.store.vms import find_vm
 
+log = structlog.get_logger("virtha.control.subscriptions")
 T = TypeVar("T")
 DROPPED = "notify.queue.dropped"
 
@@ -137,8 +139,13 @@ class Subscriptions:
         return await self._weighed(view)
 
     async def _weighed(self, view: SubscriptionView) -> SubscriptionView:
-        """With what it would have told of what has happened."""
-        weight = await weight_of(self._store, view.subscription)
+        """With what it would have told of what has happened. None where that can't be said: what was asked for is done, and an
+        error would say that it is not."""
+        try:
+            weight = await weight_of(self._store, view.subscription)
+        except Exception:
+            log.exception("a route can't be weighed", route=view.subscription.name)
+            return view
         return msgspec.structs.replace(view, weight=weight)
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:

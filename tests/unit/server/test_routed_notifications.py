@@ -21,7 +21,7 @@ from virtha.control.requests import (
     SubscriptionChange,
 )
 from virtha.model.codes import Severity
-from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.errors import InvalidInput, NotFound, Refused, Unavailable
 from virtha.model.ids import Revision
 from virtha.model.notification import AlertmanagerSettings, DeliveryState
 from virtha.model.routing import FateState, GroupBy, QuietHours
@@ -201,6 +201,26 @@ def test_a_silence_ends_by_itself(tell: Callable[[Story], None]) -> None:
         assert await world.deliveries() == []
         await pass_time(world, 1)
         assert len(await world.deliveries()) == 1
+
+    tell(story)
+
+
+def test_a_route_that_can_not_be_weighed_is_there_all_the_same(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written by then: an error would say that it was not, and another try would make a second."""
+
+    async def story(world: NotifiedWorld) -> None:
+        async def fault(*_given: object) -> None:
+            raise Unavailable("the database is locked")
+
+        monkeypatch.setattr("virtha.control.subscriptions.weight_of", fault)
+        await world.subscribe_mail(codes=("vm.*",))
+        changed = await world.control.subscriptions.change(
+            ADMIN, "mail1-1", SubscriptionChange(name="mine")
+        )
+        view = await world.control.subscriptions.get("mine")
+        assert changed.weight is None and view.subscription.codes == ("vm.*",)
 
     tell(story)
 
