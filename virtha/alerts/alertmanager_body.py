@@ -10,7 +10,7 @@ import msgspec
 from virtha.alerts.match import about_receiver
 from virtha.alerts.notice import one_line, vm_lines
 from virtha.alerts.subject import PARTS, ended_with
-from virtha.model.codes import REGISTRY, SOLVED_BY, SOLVES
+from virtha.model.codes import REGISTRY, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.notification import AlertmanagerSettings, Message
 from virtha.model.time import UtcMillis, format_utc
@@ -19,7 +19,11 @@ from virtha.model.value import Value
 NOTICE_MS = 900_000
 """How long an alert stands of which no end will be told."""
 LABEL_CHARACTERS = 200
-_KINDS = {"vm": ("vm.",), "host": ("host.", "fence.", "hold.")}
+_KINDS = {
+    "vm": ("vm.",),
+    "host": ("host.", "fence.", "hold."),
+    "receiver": ("notify.receiver",),
+}
 """Troubles of an object that are over with it, by the beginnings of their codes."""
 
 
@@ -47,25 +51,28 @@ def alertmanager_body(message: Message, settings: AlertmanagerSettings, at: UtcM
 def _alerts(
     message: Message, event: Event, settings: AlertmanagerSettings, at: UtcMillis
 ) -> list[Alert]:
-    ended = _ended_codes(event)
-    if ended:
-        ends_at = format_utc(event.at)
-        return [Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in ended]
+    ends_at = format_utc(event.at)
+    ended = [
+        Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in _ended_codes(event)
+    ]
+    if ended and event.code not in REPLACES:
+        return ended
     stands_ms = settings.resolve_after_ms if event.code in SOLVED_BY else NOTICE_MS
     return [
+        *ended,
         Alert(
             labels=_labels(message, event, event.code),
             annotations=_annotations(message, event),
             starts_at=format_utc(event.at),
             ends_at=format_utc(UtcMillis(max(event.at, at) + stands_ms)),
-        )
+        ),
     ]
 
 
 def _ended_codes(event: Event) -> tuple[str, ...]:
     whole = ended_with(event)
     if whole is None:
-        return SOLVES.get(event.code, ())
+        return SOLVES.get(event.code, REPLACES.get(event.code, ()))
     kinds = _KINDS[whole.partition(":")[0]]
     return tuple(code for code in SOLVED_BY if code.startswith(kinds))
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from virtha.alerts.decision import Decision, Tell
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.match import matches
-from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, object_of, subject_of
+from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, object_of
 from virtha.model.codes import REGISTRY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, Revision, SubscriptionId
@@ -79,8 +79,7 @@ def _is_end_of(event: Event, member: Member) -> bool:
     whole = ended_with(event)
     if whole is not None and whole == object_of(member.subject):
         return True
-    solves = SOLVES.get(event.code, ())
-    return member.event.code in solves and member.subject == subject_of(event)
+    return ends_at(event, member.event.code, member.subject)
 
 
 def _ends_what_it_wants(route: Subscription, event: Event) -> bool:

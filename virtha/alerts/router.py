@@ -35,8 +35,8 @@ from virtha.alerts.hindrance import (
 from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
-from virtha.alerts.subject import INCIDENT_OVER, ended_with, incident_of, subject_of
-from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, SOLVES
+from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
+from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
@@ -145,7 +145,7 @@ class Router:
             subject=subject_of(event),
             state=HELD,
             since=self._now,
-            ends=mine is not None,
+            ends=mine is not None and event.code not in REPLACES,
         )
         if self._same_again(route, member):
             return
@@ -158,9 +158,10 @@ class Router:
 
     def _ended_by(self, route: Subscription, event: Event) -> Iterable[tuple[Group, Member | None]]:
         """What this route knows of that is over with this event; no member: the group's incident."""
-        subject = subject_of(event)
-        for code in SOLVES.get(event.code, ()):
-            yield from self._groups.having(route.id, code, subject)
+        if event.code in SOLVES or event.code in REPLACES:
+            for group, member in self._groups.of_object(route.id, subject_of(event)):
+                if ends_at(event, member.event.code, member.subject):
+                    yield group, member
         whole = ended_with(event)
         if whole is not None:
             for group, member in self._groups.of_object(route.id, whole):

@@ -1,6 +1,6 @@
 """What an event is about, so that a problem and its end find each other (``model/codes/pairs.py``)."""
 
-from virtha.model.codes import ENDS_ALL_OF
+from virtha.model.codes import ENDS_ALL_OF, REPLACES, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import IncidentId
 
@@ -31,8 +31,18 @@ def ended_with(event: Event) -> str | None:
             return None if event.vm_id is None else f"vm:{event.vm_id}"
         case "host":
             return None if event.host_id is None else f"host:{event.host_id}"
+        case "receiver":
+            return subject_of(event)
         case _:
             return None
+
+
+def ends_at(event: Event, code: str, subject: str) -> bool:
+    """Whether it ends that problem there. Of what names no part all parts are meant."""
+    if code not in (*SOLVES.get(event.code, ()), *REPLACES.get(event.code, ())):
+        return False
+    mine = subject_of(event)
+    return subject == mine or object_of(subject) == mine
 
 
 def object_of(subject: str) -> str:

@@ -34,6 +34,7 @@ from virtha.store.notifications import (
     find_receiver,
     receivers_after,
     save_receiver,
+    save_receiver_status,
     sealed_count,
     subscriptions_to,
 )
@@ -111,6 +112,11 @@ class Receivers:
             saved = await save_receiver(tx, changed, sealed)
             if not saved.enabled:
                 await drop_pending(tx, code=DROPPED, receiver_id=saved.id)
+            if row.status.away_told:
+                # It may be mended, or switched off: routes take that for the end of its absence. If not, it is told anew.
+                status = msgspec.structs.replace(row.status, away_told=False)
+                await save_receiver_status(tx, saved.id, status)
+                row = msgspec.structs.replace(row, status=status)
             await _record(tx, "notify.receiver.changed", saved, caller)
             view = await _view(tx, msgspec.structs.replace(row, receiver=saved))
         self._bell.hurry(saved.id)

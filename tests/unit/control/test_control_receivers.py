@@ -17,14 +17,16 @@ from virtha.model.notification import (
     AlertmanagerSettings,
     MailSecurity,
     MailSettings,
+    ReceiverStatus,
     SnmpAuthentication,
     SnmpPrivacy,
     SnmpSettings,
     SnmpVersion,
     WebhookSettings,
 )
+from virtha.model.time import UtcMillis
 from virtha.model.user import Role
-from virtha.store.notifications import find_receiver
+from virtha.store.notifications import find_receiver, save_receiver_status
 
 Tell = Callable[[Any], None]
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -293,3 +295,21 @@ def test_alertmanagers(
         check_secrets(settings, secrets)
     assert wrong.value.field == field and (wrong.value.fix or wrong.value.allowed)
     return None
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_receiver_that_was_changed_while_it_was_away_is_told_away_anew(tell: Tell) -> None:
+    """Routes take the change for the end of its absence: it may be mended, or switched off for good."""
+
+    async def story(world: Any) -> None:
+        mail = MailSettings(host="m.example.org", sender="a@example.org")
+        made = await world.control.receivers.create(
+            ADMIN, ReceiverCreate(name="plain", settings=mail)
+        )
+        away = ReceiverStatus(away_since=UtcMillis(1), away_told=True)
+        async with world.store.write() as tx:
+            await save_receiver_status(tx, made.receiver.id, away)
+        view = await world.control.receivers.change(ADMIN, "plain", ReceiverChange(enabled=False))
+        assert (view.status.away_since, view.status.away_told) == (1, False)
+
+    tell(story)

@@ -123,7 +123,7 @@ def test_the_end_of_all_is_the_end_where_the_router_fails(
         async with world.store.read() as tx:
             groups = (await all_groups(tx)).groups
         assert not any(group.members or group.incident_open for group in groups)
-        monkeypatch.setattr("virtha.alerts.plain.subject_of", _fault)
+        monkeypatch.setattr("virtha.alerts.plain.ends_at", _fault)
         monkeypatch.setattr(Router, "step", _fault)
         crashed = await happens(world, "vm.crashed", "h2", "v2")
         await happens(world, "vm.restarted", "h2", "v2")

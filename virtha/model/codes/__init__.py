@@ -15,7 +15,13 @@ from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.move_reasons import MOVE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
-from virtha.model.codes.pairs import ENDS_ALL_OF, MAY_RUN_TWICE, SOLVED_BY, SOLVES
+from virtha.model.codes.pairs import (
+    ENDS_ALL_OF,
+    MAY_RUN_TWICE,
+    REPLACES,
+    SOLVED_BY,
+    SOLVES,
+)
 from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.readiness import READINESS_REASONS
@@ -58,6 +64,7 @@ __all__ = [
     "PROBLEMS",
     "REASONS",
     "REGISTRY",
+    "REPLACES",
     "SOLVED_BY",
     "SOLVES",
     "Code",

@@ -7,10 +7,22 @@ _DOWN_UNTIL_PROOF = (
     "fence.orders_late",
 )
 """A host is judged dead and is not powered off: over when it is back, or all of its VMs are seen to."""
+_LEASE_LOST = ("host.lease.lost", "host.lease.cleared")
+"""On one domain. A host that reset itself takes its leases anew, and tells nothing of the old ones."""
+_NOT_STARTED = (
+    "vm.recovery_failed",
+    "vm.recovery_blocked",
+    "vm.start_overdue",
+    "vm.start_unclear",
+    "vm.migration_lost",
+)
+_STANDS_STILL = ("vm.io_error.resume_failed", "vm.io_error.given_up", "vm.guest_frozen")
+"""Of one run of the VM."""
 
 SOLVES: dict[str, tuple[str, ...]] = {
     "hold.lifted": ("hold.set",),
     "notify.receiver_back": ("notify.receiver_away",),
+    "notify.receiver.changed": ("notify.receiver_away",),
     "host.agent.up": ("host.agent.down",),
     "host.reachable": ("host.unreachable",),
     "host.libvirt.back": ("host.libvirt.lost",),
@@ -25,20 +37,21 @@ SOLVES: dict[str, tuple[str, ...]] = {
         "fence.on_failed",
         "fence.not_back",
         *_DOWN_UNTIL_PROOF,
+        *_LEASE_LOST,
     ),
     "host.incident_over": (
         "host.suspected",
         "host.isolated",
         "host.judged_dead",
         "host.proven_dead",
-        "host.rebooted_unseen",
         "fence.began",
         "fence.failed",
         "fence.on_failed",
         "fence.not_back",
         *_DOWN_UNTIL_PROOF,
+        *_LEASE_LOST,
     ),
-    "host.lease.held_again": ("host.lease.lost", "host.lease.cleared"),
+    "host.lease.held_again": _LEASE_LOST,
     "storage.lease_again": ("storage.outage",),
     "storage.shared_again": ("storage.not_shared",),
     "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
@@ -50,7 +63,10 @@ SOLVES: dict[str, tuple[str, ...]] = {
         "host.lives_cut_off",
     ),
     "power.test.mended": ("power.test.broke",),
+    "power.test.passed": ("power.test.broke",),
+    "power.settings.removed": ("power.test.broke",),
     "vm.agent.connected": ("vm.agent.lost",),
+    "vm.stopped": ("vm.agent.lost", "vm.migration_keeps_failing", *_STANDS_STILL),
     "vm.restarted": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly", "vm.restart.failed"),
     "vm.started": (
         "vm.crashed",
@@ -61,30 +77,30 @@ SOLVES: dict[str, tuple[str, ...]] = {
         "vm.restart.blocked",
         "vm.restart.exhausted",
         "vm.not_recovered",
+        *_STANDS_STILL,
     ),
-    "vm.recovered": (
-        "vm.recovery_failed",
-        "vm.recovery_blocked",
-        "vm.start_overdue",
-        "vm.start_unclear",
-        "vm.migration_lost",
-    ),
+    "vm.recovered": (*_NOT_STARTED, *_STANDS_STILL),
     "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
-    "vm.migrated": ("vm.migration_failed", "vm.migration_keeps_failing"),
+    "vm.migrated": ("vm.migration_keeps_failing",),
+    "vm.migration_cancelled": ("vm.migration_keeps_failing",),
     "vm.io_error.resumed": ("vm.io_error.resume_failed", "vm.io_error.given_up"),
     "vm.guest_thawed": ("vm.guest_frozen",),
 }
-"""By the event that tells the end."""
+"""By the event that tells the end. One that names no part (a domain, a device) ends those of all parts."""
 
-_MANY = {code for codes in SOLVES.values() for code in codes}
+REPLACES: dict[str, tuple[str, ...]] = {"vm.not_recovered": _NOT_STARTED}
+"""By a problem that takes the place of others of its object: those are over, and it goes on."""
+
+_ENDED = {**SOLVES, **REPLACES}
 SOLVED_BY: dict[str, tuple[str, ...]] = {
-    problem: tuple(sorted(end for end, ended in SOLVES.items() if problem in ended))
-    for problem in sorted(_MANY)
+    problem: tuple(sorted(end for end, ended in _ENDED.items() if problem in ended))
+    for problem in sorted({code for codes in _ENDED.values() for code in codes})
 }
 """By the problem: whichever of these comes first ends it."""
 
 ENDS_ALL_OF: dict[str, str] = {
     "host.removed": "host",
+    "notify.receiver.removed": "receiver",
     "vm.deleted": "vm",
     "vm.released": "vm",
 }

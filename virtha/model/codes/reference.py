@@ -1,6 +1,6 @@
 """The reference page of all codes, made from the registry."""
 
-from virtha.model.codes import EVENTS, PROBLEMS, REASONS, SOLVES
+from virtha.model.codes import EVENTS, PROBLEMS, REASONS, REPLACES, SOLVES
 from virtha.model.codes.entry import Code
 
 _SECTIONS = (
@@ -34,7 +34,7 @@ def reference_markdown() -> str:
         "| end | ends, of the same object |",
     ]
     lines += ["|---|---|"]
-    for end, problems in SOLVES.items():
+    for end, problems in {**SOLVES, **REPLACES}.items():
         lines.append(f"| `{end}` | {', '.join(f'`{one}`' for one in problems)} |")
     return "\n".join(lines) + "\n"
 
