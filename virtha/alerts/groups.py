@@ -204,6 +204,10 @@ class Groups:
             id=others, subscription_id=route_id, key=OTHERS, began=now
         )
 
+    def parked_in(self, group: Group) -> int:
+        """How many members are, as it was put last."""
+        return self._parked.get(group.id, 0)
+
     def to_park_in(self, group: Group, event: Event, now: int) -> Group | None:
         """That group, or another one where there is room (not put); None: there are too many."""
         only_parked = self._only_parked.get(group.subscription_id, ())

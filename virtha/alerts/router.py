@@ -50,6 +50,8 @@ from virtha.model.routing import (
 )
 from virtha.model.time import UtcMillis
 
+PARKED_LOOKS_MAX = 2_000
+"""Of what is parked, at once; what is beyond is looked at by the next step."""
 RELEASE_WAIT_MS = 60_000
 """How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
 INCIDENT_PATIENCE_MS = 86_400_000
@@ -305,10 +307,14 @@ class Router:
         chosen = None if every else self._groups.by_route(some)
         for one in [*self._moments] if every else some:
             self._moments.pop(one, None)
+        left = PARKED_LOOKS_MAX
         for route in self._config.routes:
             groups = self._groups.of_route(route.id) if chosen is None else chosen.get(route.id, ())
             for group in groups:
-                moment = self._look(route, group)
+                parked = self._groups.parked_in(group)
+                # The end of a silence of thousands of VMs: the server has other things to do in between.
+                waits, left = parked > 0 and left < 0, left - parked
+                moment = self._now if waits else self._look(route, group)
                 if moment is not None:
                     self._moments[group.id] = moment
         # A look may let go what was looked at before it.
@@ -348,27 +354,38 @@ class Router:
 
     def _unpark(self, route: Subscription, group: Group) -> Group:
         """What is no longer hindered is told: at once where its silence ended, else after a while."""
-        for member in [one for one in group.members if one.state is PARKED]:
-            wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0
-            if route.group_by is not GroupBy.NONE:
-                wait_ms = max(wait_ms, route.group_wait_ms)
-            due_at = self._now + wait_ms if member.due_at is None else member.due_at
-            hindered = self._hindrance(route, member.event, due_at)
-            if hindered is not None:
-                if hindered.by != member.by:  # the one ended, and there is another
-                    parked = replace(member, code=hindered.parked, by=hindered.by)
-                    group = with_changed(group, member, parked)
-                    self._groups.put(group)
-                    self._fate(group, member.event, FateState.PARKED, hindered.parked, hindered.by)
+        if not self._groups.parked_in(group):
+            return group
+        due_at = group.due_at
+        members: list[Member] = []
+        for member in group.members:
+            after = member if member.state is not PARKED else self._let_go_or_not(route, member)
+            members.append(after)
+            if after is member:
                 continue
+            state = FateState.WAITS if after.state is HELD else FateState.PARKED
+            code = after.code or "" if after.state is PARKED else "notify.why.waits"
+            self._fate(group, after.event, state, code, after.by)
+            if after.state is HELD:
+                due_at = _earliest(due_at, self._now + _release_wait_ms(route, member))
+        if any(one is not other for one, other in zip(members, group.members, strict=True)):
+            group = replace(group, members=tuple(members), due_at=due_at)
+            self._groups.put(group)
+        return group
+
+    def _let_go_or_not(self, route: Subscription, member: Member) -> Member:
+        """Of one that is parked. The same where nothing changed."""
+        due_at = member.due_at
+        if due_at is None:
+            due_at = self._now + _release_wait_ms(route, member)
+        hindered = self._hindrance(route, member.event, due_at)
+        if hindered is None:
             # Why it waited is kept where it may be over in a moment: then it is not told.
             code = INHIBITED if member.code == INHIBITED else None
-            held = replace(member, state=HELD, since=self._now, code=code, by=None, due_at=None)
-            due = _earliest(group.due_at, self._now + wait_ms)
-            group = replace(with_changed(group, member, held), due_at=due)
-            self._groups.put(group)
-            self._fate(group, member.event, FateState.WAITS, "notify.why.waits")
-        return group
+            return replace(member, state=HELD, since=self._now, code=code, by=None, due_at=None)
+        if hindered.by != member.by:  # the one ended, and there is another
+            return replace(member, code=hindered.parked, by=hindered.by)
+        return member
 
     def _tell_due(self, route: Subscription, group: Group, quiet: int | None) -> Group:
         group = replace(group, due_at=None)
@@ -558,6 +575,11 @@ class Router:
             by=by,
             group_id=group.id,
         )
+
+
+def _release_wait_ms(route: Subscription, member: Member) -> int:
+    wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0
+    return wait_ms if route.group_by is GroupBy.NONE else max(wait_ms, route.group_wait_ms)
 
 
 def _may_go(member: Member, quiet: int | None) -> bool:

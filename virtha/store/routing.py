@@ -30,6 +30,7 @@ _CHANGE_FATE = (
     .where(*(event_fate.c[name] == bindparam(f"of_{name}") for name in _KEYS))
     .values({name: bindparam(f"new_{name}") for name in _VALUES})
 )
+_DROP_GROUP = delete(route_group).where(route_group.c.id == bindparam("of_id"))
 
 
 class StoredGroups(Value, frozen=True, kw_only=True):
@@ -53,13 +54,17 @@ async def all_groups(tx: Transaction) -> StoredGroups:
 
 
 async def save_groups(tx: WriteTransaction, changed: Mapping[GroupId, Group | None]) -> None:
-    """None: it is gone."""
-    for group_id, group in changed.items():
-        if group is None:
-            await tx.connection.execute(delete(route_group).where(route_group.c.id == group_id))
-        else:
-            values = {"subscription_id": group.subscription_id, "body": encode(group)}
-            await put(tx, route_group, {"id": group_id}, values)
+    """None: it is gone. Two statements, however many there are."""
+    if not changed:
+        return
+    await tx.connection.execute(_DROP_GROUP, [{"of_id": one} for one in changed])
+    rows = [
+        {"id": one.id, "subscription_id": one.subscription_id, "body": encode(one)}
+        for one in changed.values()
+        if one is not None
+    ]
+    if rows:
+        await tx.connection.execute(insert(route_group), rows)
 
 
 async def save_fates(
@@ -141,15 +146,13 @@ async def awaited_events(tx: Transaction, up_to: int) -> frozenset[Revision]:
         for member in group.members
         if member.event.revision <= up_to
     }
-    told_by = delivery.c.id == event_fate.c.delivery_id
-    waits = event_fate.c.state.in_(_NOT_OVER)
-    on_its_way = select(event_fate.c.event_revision).join(delivery, told_by)
-    for wanted in (
-        select(event_fate.c.event_revision).where(waits),
-        on_its_way.where(delivery.c.state == DeliveryState.PENDING.value),
-    ):
-        rows = await tx.connection.scalars(wanted.where(event_fate.c.event_revision <= up_to))
-        found |= {Revision(one) for one in rows}
+    wanted = select(event_fate.c.event_revision).where(event_fate.c.event_revision <= up_to)
+    waiting = await tx.connection.scalars(wanted.where(event_fate.c.state.in_(_NOT_OVER)))
+    found |= {Revision(one) for one in waiting}
+    pending = select(delivery.c.id).where(delivery.c.state == DeliveryState.PENDING.value)
+    for some in in_parts([*await tx.connection.scalars(pending)]):
+        told = await tx.connection.scalars(wanted.where(event_fate.c.delivery_id.in_(some)))
+        found |= {Revision(one) for one in told}
     return frozenset(found)
 
 

@@ -1,9 +1,12 @@
 """Routes with more than they can hold: what is beyond is counted, makes room, or goes into a further group. Nothing is lost."""
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 from routed_story import START, Story, by_cause, route, silence
 
+from virtha.alerts import router
 from virtha.alerts.group_message import LISTED_MAX
 from virtha.alerts.groups import GROUPS_MAX, MEMBERS_MAX, Groups
 from virtha.model.event import Event
@@ -127,6 +130,44 @@ def test_what_is_silenced_takes_no_room_from_what_is_not(group_by: GroupBy) -> N
     story.after(3_600 + 60)
     assert {fate.state for fate in story.fates.values()} == {FateState.TOLD}
     assert not story.counted
+
+
+@pytest.mark.parametrize("group_by", [GroupBy.CAUSE, GroupBy.NONE])
+def test_the_end_of_a_large_silence_is_many_short_steps(
+    group_by: GroupBy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of VMs were looked at in one, each time with all of their group: the server did nothing else for seconds."""
+    monkeypatch.setattr("virtha.alerts.router.PARKED_LOOKS_MAX", 2 * MEMBERS_MAX)
+    story = Story(
+        route(group_by=group_by, group_wait_ms=0), silences=(silence(ends=3_600, codes=("vm.*",)),)
+    )
+    made = [story.event("vm.crashed", "h1", f"v{number}") for number in range(6 * MEMBERS_MAX)]
+    for start in range(0, len(made), 200):
+        story.step(*made[start : start + 200])
+    looked = puts = 0
+    hindrance, put = router.hindrance, Groups.put
+
+    def looking(*given: Any, **more: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return hindrance(*given, **more)
+
+    def putting(groups: Groups, group: Group) -> None:
+        nonlocal puts
+        puts += 1
+        put(groups, group)
+
+    monkeypatch.setattr(router, "hindrance", looking)
+    monkeypatch.setattr(Groups, "put", putting)
+    story.now += 3_600 * 1_000
+    steps, known = 0, len(story.groups)
+    while story.wake_at is not None and story.wake_at <= story.now:
+        looked = 0
+        story.step()
+        steps += 1
+        assert looked <= 2 * 2 * MEMBERS_MAX, "each to let it go, and each to tell it"
+    assert steps >= 3 and puts <= 5 * known
+    assert {fate.state for fate in story.fates.values()} == {FateState.TOLD}
 
 
 def test_a_plain_subscription_with_many_open_problems_tells_the_next_at_once() -> None:
