@@ -5,18 +5,14 @@ from virtha.control.routing_views import EventFates, RouteFate
 from virtha.model.codes import REGISTRY, render
 from virtha.model.errors import NotFound
 from virtha.model.event import Event
-from virtha.model.notification import Subscription
+from virtha.model.ids import DeliveryId, ReceiverId
+from virtha.model.notification import DeliveryState, Subscription
 from virtha.model.routing import Fate
-from virtha.store.deliveries import cursor_of, find_delivery
+from virtha.store.deliveries import cursor_of, delivery_states
 from virtha.store.events import find_event
-from virtha.store.notifications import (
-    find_receiver,
-    find_subscription,
-    live_subscriptions,
-    subscriptions_after,
-)
+from virtha.store.notifications import live_subscriptions, receiver_names, subscriptions_after
 from virtha.store.routing import fates_of, names_of_reasons
-from virtha.store.store import Store, Transaction
+from virtha.store.store import Store
 
 ROUTES_MAX = 10_000
 
@@ -33,27 +29,38 @@ async def fates_of_event(store: Store, revision: int) -> EventFates:
             )
         fates = await fates_of(tx, revision)
         reasons = await names_of_reasons(tx, {one.by for one in fates if one.by is not None})
-        told = [await _told(tx, one, reasons) for one in fates]
+        states = await delivery_states(tx, {one.delivery_id for one in fates if one.delivery_id})
         routes = await subscriptions_after(tx, "", ROUTES_MAX)
+        receivers = await receiver_names(tx)
+        by_id = {one.id: one for one in routes}
+        told = [
+            _told(one, by_id.get(one.subscription_id), receivers, reasons, states) for one in fates
+        ]
         live = {one.id for one in await live_subscriptions(tx)}
         looked_at = (await cursor_of(tx) or 0) >= revision
         known = {one.subscription_id for one in fates}
         others = [
-            await _not_told(tx, one, event, live=one.id in live, looked_at=looked_at)
+            _not_told(
+                one, event, receivers[one.receiver_id], live=one.id in live, looked_at=looked_at
+            )
             for one in routes
             if one.id not in known
         ]
         return EventFates(event=event, routes=(*told, *others))
 
 
-async def _told(tx: Transaction, fate: Fate, reasons: dict[str, str]) -> RouteFate:
-    route = await find_subscription(tx, fate.subscription_id)
-    receiver = await find_receiver(tx, route.receiver_id) if route is not None else None
-    delivery = await find_delivery(tx, fate.delivery_id) if fate.delivery_id is not None else None
+def _told(
+    fate: Fate,
+    route: Subscription | None,
+    receivers: dict[ReceiverId, str],
+    reasons: dict[str, str],
+    states: dict[DeliveryId, DeliveryState],
+) -> RouteFate:
+    """``route`` None: it was removed."""
     return RouteFate(
         subscription=route.name if route is not None else None,
         subscription_id=fate.subscription_id,
-        receiver=receiver.receiver.name if receiver is not None else None,
+        receiver=receivers.get(route.receiver_id) if route is not None else None,
         state=fate.state,
         code=fate.code,
         reason_text=render(fate.code, {}),
@@ -63,12 +70,12 @@ async def _told(tx: Transaction, fate: Fate, reasons: dict[str, str]) -> RouteFa
         by_text=reasons.get(fate.by) if fate.by is not None else None,
         group_id=fate.group_id,
         delivery_id=fate.delivery_id,
-        delivery_state=delivery.state if delivery is not None else None,
+        delivery_state=states.get(fate.delivery_id) if fate.delivery_id is not None else None,
     )
 
 
-async def _not_told(
-    tx: Transaction, route: Subscription, event: Event, *, live: bool, looked_at: bool
+def _not_told(
+    route: Subscription, event: Event, receiver: str, *, live: bool, looked_at: bool
 ) -> RouteFate:
     code = why_not(route, event)
     if code is None and not live:
@@ -76,11 +83,10 @@ async def _not_told(
     if code is None:
         # The cursor is written now and then only, so an event beyond it may have been looked at: then it has a fate.
         code = "notify.why.forgotten" if looked_at else "notify.why.not_looked_at"
-    receiver = await find_receiver(tx, route.receiver_id)
     return RouteFate(
         subscription=route.name,
         subscription_id=route.id,
-        receiver=receiver.receiver.name if receiver is not None else None,
+        receiver=receiver,
         state=None,
         code=code,
         reason_text=render(code, {}),

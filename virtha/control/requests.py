@@ -408,7 +408,7 @@ class SilenceCreate(Request, frozen=True, kw_only=True):
     duration_ms: int | None = None
 
 
-class SilenceQuery(Request, frozen=True, kw_only=True):
+class SilenceQuery(PageQuery, frozen=True, kw_only=True):
     """``ended``: those too that are over, as far as they are kept."""
 
     ended: bool = False

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from virtha.control.event_matchers import matcher_from
 from virtha.control.history import record
-from virtha.control.names import check_text
+from virtha.control.names import check_limit, check_text
 from virtha.control.requests import MatcherRequest, SilenceCreate, SilenceQuery
 from virtha.control.routing_views import SilenceState, SilenceView
 from virtha.control.views import Caller, Page
@@ -16,7 +16,7 @@ from virtha.model.routing import Silence
 from virtha.model.time import UtcMillis, format_duration_ms, format_utc, parse_utc
 from virtha.store.clusters import find_cluster
 from virtha.store.hosts import find_host
-from virtha.store.routing import find_silence, save_silence, silences_after
+from virtha.store.routing import find_silence, save_silence, silences_after, silences_page
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import find_vm
 
@@ -31,12 +31,15 @@ class Silences:
 
     async def list(self, query: SilenceQuery) -> Page[SilenceView]:
         """The next to end first."""
+        limit, after = check_limit(query.limit), _place(query.after)
         async with self._store.read() as tx:
             now = self._store.clock.wall_ms()
-            found = await silences_after(tx, 0 if query.ended else now)
+            found = await silences_page(tx, 0 if query.ended else now, after, limit + 1)
+            shown = found[:limit]
             return Page(
-                items=tuple([await _view(tx, one, now) for one in found]),
+                items=tuple([await _view(tx, one, now) for one in shown]),
                 revision=await tx.revision_now(),
+                next=f"{shown[-1].ends}-{shown[-1].id}" if len(found) > limit else None,
             )
 
     async def get(self, silence_id: str) -> SilenceView:
@@ -96,6 +99,18 @@ class Silences:
                 reason=saved.reason,
             )
             return await _view(tx, saved, now)
+
+
+def _place(after: str | None) -> tuple[int, str]:
+    """Of the last silence of a page: its end, and its id."""
+    if after is None:
+        return -1, ""
+    ends, dash, silence_id = after.partition("-")
+    if not (dash and ends.isascii() and ends.isdigit() and len(ends) < 19):
+        raise InvalidInput(
+            f"'{after[:50]}' is no place in this list", field="after", fix="use next of a page"
+        )
+    return int(ends), silence_id
 
 
 def _span(request: SilenceCreate, now: UtcMillis) -> tuple[UtcMillis, UtcMillis]:

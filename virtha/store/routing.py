@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, delete, insert, or_, select, update
+from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
 from virtha.model.errors import Failed
-from virtha.model.ids import DeliveryId, GroupId, InhibitionId, Revision, SilenceId, SubscriptionId
+from virtha.model.ids import DeliveryId, GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import DeliveryState
 from virtha.model.routing import Fate, FateState, Group, Inhibition, Silence
 from virtha.model.time import UtcMillis
@@ -190,6 +190,21 @@ async def silences_after(tx: Transaction, now: int) -> tuple[Silence, ...]:
     return tuple(decode(Silence, body) for body in rows)
 
 
+async def silences_page(
+    tx: Transaction, now: int, after: tuple[int, str], limit: int
+) -> tuple[Silence, ...]:
+    """Those that have not ended then, beyond one by its end and its id; the next to end first."""
+    ends, silence_id = after
+    beyond = or_(silence.c.ends > ends, and_(silence.c.ends == ends, silence.c.id > silence_id))
+    rows = await tx.connection.scalars(
+        select(silence.c.body)
+        .where(silence.c.ends > now, beyond)
+        .order_by(silence.c.ends, silence.c.id)
+        .limit(limit)
+    )
+    return tuple(decode(Silence, body) for body in rows)
+
+
 async def save_silence(tx: WriteTransaction, value: Silence) -> Silence:
     saved = msgspec.structs.replace(value, revision=tx.revision)
     values = {"ends": saved.ends, "body": encode(saved), "revision": saved.revision}
@@ -231,11 +246,12 @@ async def drop_inhibition(tx: WriteTransaction, inhibition_id: InhibitionId) -> 
 async def names_of_reasons(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
     """Of silences (why) and of rules (how they are called), by id: those that are still there."""
     found: dict[str, str] = {}
-    for one in sorted(ids):
-        quiet = await find_silence(tx, SilenceId(one))
-        rule = await find_inhibition(tx, InhibitionId(one)) if quiet is None else None
-        if quiet is not None:
-            found[one] = f"{quiet.by}: {quiet.reason}"
-        elif rule is not None:
-            found[one] = rule.name
+    for some in in_parts(ids):
+        quiet = await tx.connection.scalars(select(silence.c.body).where(silence.c.id.in_(some)))
+        for one in (decode(Silence, body) for body in quiet):
+            found[one.id] = f"{one.by}: {one.reason}"
+        rules = await tx.connection.execute(
+            select(inhibition.c.id, inhibition.c.name).where(inhibition.c.id.in_(some))
+        )
+        found |= {str(of): str(name) for of, name in rules}
     return found
