@@ -66,7 +66,6 @@ BAD_INPUT: dict[str, str] = {
     "options of a route that can't be": "Waits, repeats, labels and time zones of a route that can't be",
     "quiet hours that leave no time": "Quiet hours that leave no time to tell anything",
     "a silence that ends before it begins": "A silence that ends before it begins, or has ended, or names nothing",
-    "silences from a place that is none": "A page of silences after a place that is none",
     "a cycle of inhibitions": "Rules of inhibition that silence each other in a circle",
     "an unknown label, with near words": "A label that no event has: told with the nearest",
     "deletion of a VM that may run": "A deletion of the data of a VM that may run, that others need, or that is cut half way",

@@ -11,7 +11,6 @@ from virtha.control.requests import MatcherRequest, SilenceCreate, SilenceQuery
 from virtha.model.errors import InvalidInput
 
 
-@pytest.mark.bad_input("silences from a place that is none")
 def test_silences_come_in_pages(tell: Callable[[Story], None]) -> None:
     async def story(world: NotifiedWorld) -> None:
         silences = world.control.silences
