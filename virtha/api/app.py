@@ -18,8 +18,8 @@ from virtha.api.console_socket import console_handler
 from virtha.api.cursors import paged, placed
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
 from virtha.api.entity_tags import is_known, revision_in, tag_of
-from virtha.api.keyed import answer_once, key_of
 from virtha.api.errors import as_ours
+from virtha.api.keyed import answer_once, key_of
 from virtha.api.ovirt.app import ovirt_handlers
 from virtha.api.problems import (
     MEDIA_TYPE,

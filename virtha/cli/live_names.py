@@ -210,6 +210,8 @@ USERS = _listed("/v1/users", "name")
 TEMPLATES = _listed("/v1/templates", "template", "name")
 OPERATIONS = _unsorted("/v1/operations", "id", limit=50)
 INCIDENTS = _unsorted("/v1/incidents", "id", limit=50)
+SILENCES = _unsorted("/v1/silences", "silence", "id")
+INHIBITIONS = _unsorted("/v1/inhibitions", "inhibition", "name")
 DELIVERIES = _unsorted("/v1/deliveries", "id", limit=50)
 TOKENS = _unsorted("/v1/tokens", "id", limit=OFFERED_MAX)
 SETTINGS = _unsorted("/v1/settings", "key")
@@ -222,6 +224,8 @@ BY_METAVAR: dict[str, Words] = {
     "TEMPLATE": TEMPLATES,
     "RECEIVER": RECEIVERS,
     "SUBSCRIPTION": SUBSCRIPTIONS,
+    "SILENCE": SILENCES,
+    "INHIBITION": INHIBITIONS,
     "USER": USERS,
     "CODE": _codes,
     "SNAPSHOT": _snapshots,
@@ -247,6 +251,8 @@ BY_OPTION: dict[str, Words] = {
     "--image": _images,
     "--device": _power_devices,
     "--code": _event_codes,
+    "--source": _event_codes,
+    "--target": _event_codes,
 }
 _POWER: dict[str, Words] = {"[FIELD=VALUE]...": _power_fields, "FIELD": _power_field_names}
 BY_NOUN: dict[str, dict[str, Words]] = {

@@ -17,6 +17,7 @@ from virtha.control.host_care import HostCare
 from virtha.control.host_power import HostPower
 from virtha.control.hosts import Hosts
 from virtha.control.incidents import Incidents
+from virtha.control.inhibitions import Inhibitions
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
 from virtha.control.keyed_requests import KeyedRequests
@@ -36,6 +37,7 @@ from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
 from virtha.control.settings import Settings
+from virtha.control.silences import Silences
 from virtha.control.snapshots import Snapshots
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
@@ -82,6 +84,8 @@ class Control:
     facts: FactRecorder
     receivers: Receivers
     subscriptions: Subscriptions
+    silences: Silences
+    inhibitions: Inhibitions
     notifications: Notifications
     deliveries: Deliveries
     leading: Leading
@@ -148,6 +152,8 @@ def make_control(
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),
+        silences=Silences(store),
+        inhibitions=Inhibitions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
         leading=Leading(store, dispatcher, hellos, own),

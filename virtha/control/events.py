@@ -3,16 +3,19 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from virtha.control.event_fates import fates_of_event
 from virtha.control.known_settings import EVENT_RETENTION, setting_values
 from virtha.control.names import check_limit, the_host, the_vm
 from virtha.control.requests import EventQuery
+from virtha.control.routing_views import EventFates
 from virtha.control.searching import read_search
 from virtha.control.views import Page
 from virtha.model.errors import Gone, InvalidInput, NotFound
 from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.store.events import EventFilter, event_conditions, events_after, events_before
-from virtha.store.installations import prune_events, the_installation
+from virtha.store.installations import newest_before, prune_events, the_installation
+from virtha.store.routing import awaited_events
 from virtha.store.search import Log, Wanted, find_events
 from virtha.store.search_fields import EVENTS
 from virtha.store.store import Store, Transaction
@@ -131,11 +134,19 @@ class Events:
             await _check_kept(tx, place)
             return place
 
+    async def fates(self, revision: int) -> EventFates:
+        """What became of it at each route."""
+        return await fates_of_event(self._store, revision)
+
     async def prune(self) -> int:
-        """Forget what is older than the setting says. The server calls it at intervals."""
+        """Forget what is older than the setting says, but for what is yet to be told: silenced for weeks, or repeated. The
+        server calls it at intervals."""
         async with self._store.write() as tx:
             keep_ms = (await setting_values(tx)).get(EVENT_RETENTION)
-            return await prune_events(tx, older_than_ms=tx.clock.wall_ms() - keep_ms)
+            up_to = await newest_before(tx, tx.clock.wall_ms() - keep_ms)
+            if up_to is None:
+                return 0
+            return await prune_events(tx, up_to, spared=await awaited_events(tx, up_to))
 
 
 def _check_after(after: int | None) -> None:
