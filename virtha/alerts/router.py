@@ -36,6 +36,7 @@ from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
+from virtha.alerts.waits import RELEASE_WAIT_MS, earliest, may_go, release_wait_ms, repeat_moment
 from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
@@ -52,8 +53,6 @@ from virtha.model.time import UtcMillis
 
 PARKED_LOOKS_MAX = 2_000
 """Of what is parked, at once; what is beyond is looked at by the next step."""
-RELEASE_WAIT_MS = 60_000
-"""How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
 INCIDENT_PATIENCE_MS = 86_400_000
 """How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end."""
 HELD, PARKED, OPEN, RECENT = (
@@ -73,6 +72,8 @@ class Router:
         self._begun = False
         """Whether all groups were looked at."""
         self._moments: dict[GroupId, int] = {}
+        self._postponed: set[GroupId] = set()
+        """Those that the last step had no time for."""
         self._tells: list[Tell] = []
         self._fates: dict[tuple[Revision, SubscriptionId], Fate] = {}
         self._uncounted: list[GroupId] = []
@@ -151,7 +152,7 @@ class Router:
         )
         if self._same_again(route, member):
             return
-        due_at = _earliest(group.due_at, self._due(route, group, member))
+        due_at = earliest(group.due_at, self._due(route, group, member))
         hindered = self._hindrance(route, event, due_at)
         if hindered is not None:
             self._hinder(group, replace(member, due_at=due_at), hindered)
@@ -267,7 +268,7 @@ class Router:
         group = replace(group, members=(*group.members, member))
         self._fate(group, member.event, FateState.WAITS, "notify.why.waits")
         due = self._due(route, group, member)
-        self._groups.put(replace(group, due_at=_earliest(group.due_at, due)))
+        self._groups.put(replace(group, due_at=earliest(group.due_at, due)))
 
     def _tell_alone(self, route: Subscription, group: Group, event: Event) -> None:
         """At once, though there is no room to remember it: its end is not paired with it."""
@@ -281,7 +282,7 @@ class Router:
         main = group.counted_main
         if main is None or RANK[member.event.severity] > RANK[main.severity]:
             main = member.event
-        due = _earliest(group.due_at, self._now)
+        due = earliest(group.due_at, self._now)
         group = replace(group, counted=group.counted + 1, counted_main=main, due_at=due)
         self._groups.put(group)
         self._fate(group, member.event, FateState.WAITS, "notify.why.counted")
@@ -307,16 +308,27 @@ class Router:
         chosen = None if every else self._groups.by_route(some)
         for one in [*self._moments] if every else some:
             self._moments.pop(one, None)
-        left = PARKED_LOOKS_MAX
-        for route in self._config.routes:
-            groups = self._groups.of_route(route.id) if chosen is None else chosen.get(route.id, ())
-            for group in groups:
-                parked = self._groups.parked_in(group)
-                # The end of a silence of thousands of VMs: the server has other things to do in between.
-                waits, left = parked > 0 and left < 0, left - parked
-                moment = self._now if waits else self._look(route, group)
-                if moment is not None:
-                    self._moments[group.id] = moment
+        looks = [
+            (route, group)
+            for route in self._config.routes
+            for group in (
+                self._groups.of_route(route.id) if chosen is None else chosen.get(route.id, ())
+            )
+        ]
+        looks.sort(key=lambda one: one[1].id not in self._postponed)  # those first
+        self._postponed, left = set(), PARKED_LOOKS_MAX
+        for route, group in looks:
+            parked = self._groups.parked_in(group)
+            moment: int | None = self._now
+            # The end of a silence of thousands of VMs: the server has other things to do in between.
+            if parked and left < 0:
+                self._postponed.add(group.id)
+            else:
+                # As it is by now: what another could not hold may have come into it.
+                moment = self._look(route, self._groups.get(group.id) or group)
+            left -= parked
+            if moment is not None:
+                self._moments[group.id] = moment
         # A look may let go what was looked at before it.
         self._moments.update(dict.fromkeys(self._let_go(), self._now))
 
@@ -367,7 +379,7 @@ class Router:
             code = after.code or "" if after.state is PARKED else "notify.why.waits"
             self._fate(group, after.event, state, code, after.by)
             if after.state is HELD:
-                due_at = _earliest(due_at, self._now + _release_wait_ms(route, member))
+                due_at = earliest(due_at, self._now + release_wait_ms(route, member))
         if any(one is not other for one, other in zip(members, group.members, strict=True)):
             group = replace(group, members=tuple(members), due_at=due_at)
             self._groups.put(group)
@@ -377,7 +389,7 @@ class Router:
         """Of one that is parked. The same where nothing changed."""
         due_at = member.due_at
         if due_at is None:
-            due_at = self._now + _release_wait_ms(route, member)
+            due_at = self._now + release_wait_ms(route, member)
         hindered = self._hindrance(route, member.event, due_at)
         if hindered is None:
             # Why it waited is kept where it may be over in a moment: then it is not told.
@@ -388,16 +400,17 @@ class Router:
         return member
 
     def _tell_due(self, route: Subscription, group: Group, quiet: int | None) -> Group:
-        group = replace(group, due_at=None)
-        going = [one for one in group.members if _may_go(one, quiet)]
+        group = replace(group, due_at=self._now)  # what of it explains the rest goes now, too
+        going = [one for one in group.members if may_go(one, quiet)]
         for member in going:
             hindered = self._hindrance(route, member.event, self._now)
             if hindered is not None:
                 group = without(group, member)
                 self._hinder(group, replace(member, due_at=self._now), hindered)
                 group = self._groups.get(group.id) or group
+        group = replace(group, due_at=None)
         held = [one for one in group.members if one.state is HELD]
-        now = [one for one in held if _may_go(one, quiet)]
+        now = [one for one in held if may_go(one, quiet)]
         counted = group.counted if quiet is None else 0
         if len(now) < len(held) or counted < group.counted:
             group = replace(group, due_at=quiet)
@@ -436,7 +449,7 @@ class Router:
 
     def _repeat_at(self, route: Subscription, group: Group, now: int) -> bool:
         """Whether it is time."""
-        moment = _repeat_moment(route, group)
+        moment = repeat_moment(route, group)
         return moment is not None and (moment <= now or moment > now + 2 * (route.repeat_ms or 0))
 
     def _tell(
@@ -544,7 +557,7 @@ class Router:
                 )  # by then what inhibits it was told, or it is not
             elif member.state is RECENT:
                 moments.append(UtcMillis(member.since + route.same_again_ms))
-        repeat = _repeat_moment(route, group)
+        repeat = repeat_moment(route, group)
         if repeat is not None:
             moments.append(repeat)
         if group.members or group.counted:
@@ -575,25 +588,3 @@ class Router:
             by=by,
             group_id=group.id,
         )
-
-
-def _release_wait_ms(route: Subscription, member: Member) -> int:
-    wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0
-    return wait_ms if route.group_by is GroupBy.NONE else max(wait_ms, route.group_wait_ms)
-
-
-def _may_go(member: Member, quiet: int | None) -> bool:
-    """``quiet``: until when only what presses is told."""
-    return member.state is HELD and (quiet is None or presses(member.event))
-
-
-def _earliest(one: int | None, other: int) -> int:
-    return other if one is None else min(one, other)
-
-
-def _repeat_moment(route: Subscription, group: Group) -> int | None:
-    if route.repeat_ms is None or group.told_at is None:
-        return None
-    if not any(one.state is OPEN for one in group.members):
-        return None
-    return group.told_at + route.repeat_ms
