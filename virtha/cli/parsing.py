@@ -56,7 +56,7 @@ def parse_nic(text: str) -> dict[str, Any]:
     """``bridge=br0`` (or just ``br0``) as the API's network card request."""
     if "=" not in text:
         text = f"bridge={text}"
-    pairs = parse_pairs(text, field="--nic", keys=("bridge", "mac", "model"))
+    pairs = parse_pairs(text, field="--nic", keys=("bridge", "mac", "model", "name"))
     if "bridge" not in pairs:
         raise InvalidInput("the bridge is missing", field="--nic", fix="write bridge=br0")
     return dict(pairs)

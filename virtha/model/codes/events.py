@@ -208,7 +208,6 @@ EVENTS: tuple[Code, ...] = (
     event(
         1610, "template.created", INFO, "Template {name} made from VM {source}", "name", "source"
     ),
-    event(7300, "template.changed", INFO, "Template {name} changed", "name"),
     event(1620, "snapshot.created", INFO, "Snapshot {name} of {vm} made", "name", "vm"),
     event(1621, "snapshot.reverted", INFO, "{vm} is back at snapshot {name}", "name", "vm"),
     event(1622, "snapshot.deleted", INFO, "Snapshot {name} of {vm} deleted", "name", "vm"),
@@ -216,6 +215,7 @@ EVENTS: tuple[Code, ...] = (
         1640, "disk.resized", INFO, "Disk {disk} of {vm} is {size} large now", "disk", "vm", "size"
     ),
     event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
+    event(1612, "template.changed", INFO, "Template {name} changed", "name"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
     event(
