@@ -8,6 +8,7 @@ from virtha.api.route import (
     Call,
     NoBody,
     NoQuery,
+    PartQuery,
     Route,
 )
 from virtha.control.requests import InhibitionCreate, SilenceCreate, SilenceQuery
@@ -36,7 +37,7 @@ async def end_silence(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer(body=view, revision=view.silence.revision)
 
 
-async def list_inhibitions(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_inhibitions(call: Call[PartQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.inhibitions.list())
 
 
@@ -109,6 +110,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List rules of inhibition",
         handler=list_inhibitions,
+        query=PartQuery,
+        cut_by=lambda one: one.inhibition.name,
         answer=Page[InhibitionView],
     ),
     Route(
