@@ -93,6 +93,7 @@ BAD_INPUT: dict[str, str] = {
     "body of 100 MB": "A body of 100 MB",
     "huge max": "A huge `max`, or one that is no number",
     "wrong value in a body": "A value that can't be, in an oVirt body",
+    "some of a VM's disks": "A snapshot of some of a VM's disks, or going back with some",
     "protection that is not kept": "A setting of oVirt's that would protect, and is not kept here",
     "body of a removal": "A DELETE with a body, as version 3 of oVirt's API had it",
     "request from another site": "A request that a browser sends for another site, with what it knows of its user",
