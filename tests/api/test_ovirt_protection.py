@@ -174,6 +174,55 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
     play(story)
 
 
+TEMPLATE_OTHERS = {
+    "high_availability.enabled": "<high_availability><enabled>true</enabled></high_availability>",
+    "high_availability.priority": "<high_availability><priority>7</priority></high_availability>",
+    "cpu.topology": "<cpu><topology><sockets>3</sockets></topology></cpu>",
+    "cpu.architecture": "<cpu><architecture>s390x</architecture></cpu>",
+    "bios.type": "<bios><type>i440fx_sea_bios</type></bios>",
+    "custom_emulated_machine": "<custom_emulated_machine>pc-i440fx</custom_emulated_machine>",
+    "storage_error_resume_behaviour": "<storage_error_resume_behaviour>kill</storage_error_resume_behaviour>",
+    "memory": "<memory>3221225472</memory>",
+}
+TEMPLATE_SAME = """<high_availability><enabled>false</enabled><priority>0</priority></high_availability><cpu><topology>
+    <cores>1</cores></topology><architecture>undefined</architecture></cpu><bios><type>cluster_default</type></bios>
+    <storage_error_resume_behaviour>auto_resume</storage_error_resume_behaviour><memory>1073741824</memory>"""
+
+
+@pytest.mark.req("W5")
+@pytest.mark.bad_input("protection that is not kept")
+def test_a_template_is_not_said_to_have_what_it_has_not(play: Play) -> None:
+    """Each VM made of it would be believed to be protected."""
+
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        new = f'<template><name>t1</name><vm id="{vm_id}"/>{{}}</template>'
+        for name, xml in TEMPLATE_OTHERS.items():
+            answer = await send(world, "POST", "/templates?async=true", new.format(xml))
+            assert answer.status_code == 409, (name, answer.text)
+            assert f"[{name}: another value is not kept: it is as in web1" in answer.text
+        wrong = CARD.replace("i6300esb", "diag288")
+        answer = await send(world, "POST", "/templates?async=true", new.format(wrong))
+        assert answer.status_code == 400 and "diag288" in answer.text, answer.text
+        assert (await world.ok("GET", "/v1/templates"))["items"] == []
+        said = f"{TEMPLATE_SAME}<watchdogs>{CARD}</watchdogs>"
+        made = await send(world, "POST", "/templates?async=true", new.format(said))
+        assert made.status_code == 201, made.text
+        (view,) = (await world.ok("GET", "/v1/templates"))["items"]
+        path = f"/templates/{view['template']['id']}"
+        assert await card_of(world, path) and not await card_of(world, f"/vms/{vm_id}")
+        for name, xml in TEMPLATE_OTHERS.items():
+            answer = await send(world, "PUT", path, f"<template>{xml}</template>")
+            assert answer.status_code == 409, (name, answer.text)
+            assert f"[{name}: another value is not kept: it is as in the template" in answer.text
+        same = await send(world, "PUT", path, f"<template>{TEMPLATE_SAME}</template>")
+        assert same.status_code == 200, same.text
+        (after,) = (await world.ok("GET", "/v1/templates"))["items"]
+        assert after["template"] == view["template"]
+
+    play(story)
+
+
 def test_what_is_read_of_a_cluster_a_host_and_a_disk_can_be_written_back(play: Play) -> None:
     async def story(world: World) -> None:
         await one_vm(world)

@@ -316,7 +316,7 @@ def test_a_snapshot_of_some_disks_and_going_back_with_some_are_refused(system: A
     snapshot = snapshots.snapshot_service(taken.id)
     until(lambda: snapshot.get().snapshot_status is types.SnapshotStatus.OK)
     for disks in ([types.Disk(id=root.id)], [types.Disk(id=data.id)], []):
-        with pytest.raises(sdk.Error, match="disks: .*not of some"):
+        with pytest.raises(sdk.Error, match=r"disks: .*not of some"):
             snapshot.restore(disks=disks)
     with pytest.raises(sdk.Error, match="restore_memory: another value is not kept"):
         snapshot.restore(restore_memory=True)

@@ -7,9 +7,10 @@ from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_node import BIOS, UNKEPT
 from virtha.control.requests import WatchdogRequest
-from virtha.model.errors import Conflict, InvalidInput
+from virtha.model.errors import Conflict, InvalidInput, Refused
 from virtha.model.machine import MachineType
-from virtha.model.vm import OnIoError
+from virtha.model.template import Template
+from virtha.model.vm import OnIoError, Vm
 
 MEMORY_DEFAULT = 1 << 30
 """oVirt's, of the Blank template."""
@@ -27,6 +28,36 @@ def refuse_unkept_start(body: Node) -> None:
     """A start of ``<vm>`` as it says for this once: only where is read of it. Raises Refused."""
     paths = ("delete_protected", "stateless", "placement_policy.affinity", "cdroms")
     refuse_others(body, UNKEPT, *paths, within="vm.")
+
+
+def refuse_other_machine(
+    body: Node, one: Vm | Template, *, owner: str, fix: str, priority: int | None = None
+) -> None:
+    """What a template and its VM have in common, and what a body says of it. ``priority``: None: it can be another, and so can
+    all else that a VM has of its own. Raises Refused, which names the first field that is not as it is in ``owner``."""
+    cpu = body.get("cpu") or {}
+    architecture = cpu.get("architecture")
+    fixed: dict[str, tuple[object, object]] = {
+        "custom_emulated_machine" if body.get("custom_emulated_machine") else "bios.type": (
+            machine_of(body),
+            one.machine,
+        ),
+        "cpu.architecture": (
+            UNSET if architecture in (None, "undefined") else architecture,
+            one.architecture,
+        ),
+    }
+    if priority is not None:
+        fixed |= {
+            "memory": (body.get("memory", UNSET), one.memory_bytes),
+            "cpu.topology": (vcpus_of(body), one.vcpus),
+            "high_availability.enabled": (ha_of(body), one.ha),
+            "high_availability.priority": (priority_of(body), priority),
+            "storage_error_resume_behaviour": (on_io_error_of(body), one.on_io_error),
+        }
+    for field, (wanted, present) in fixed.items():
+        if wanted is not UNSET and wanted != present:
+            raise Refused(f"another value is not kept: it is as in {owner}", field=field, fix=fix)
 
 
 def vcpus_of(body: Node) -> int | UnsetType:
