@@ -71,6 +71,7 @@ UNKEPT_VM = {
     "delete_protected": "<delete_protected>true</delete_protected>",
     "stateless": "<stateless>true</stateless>",
     "placement_policy.affinity": "<placement_policy><affinity>pinned</affinity></placement_policy>",
+    "lease.storage_domain": "<lease><storage_domain id='1'/></lease>",
     "placement_policy.hosts": "<placement_policy><hosts><host id='1'/></hosts></placement_policy>",
 }
 
@@ -100,9 +101,16 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                 ("POST", f"/vms/{vm_id}/start", f"<action><vm>{xml}</vm></action>", f"vm.{name}")
                 for name, xml in (
                     ("stateless", UNKEPT_VM["stateless"]),
+                    ("lease.storage_domain", UNKEPT_VM["lease.storage_domain"]),
                     ("cdroms", "<cdroms><cdrom id='1'/></cdroms>"),
                     ("placement_policy.affinity", UNKEPT_VM["placement_policy.affinity"]),
                 )
+            ),
+            (
+                "POST",
+                f"/vms/{vm_id}/start",
+                "<action><volatile>true</volatile></action>",
+                "volatile",
             ),
             *(
                 (
@@ -113,6 +121,11 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                 )
                 for name, xml in (
                     ("read_only", disk.format("") + "<read_only>true</read_only>"),
+                    ("bootable", disk.format("") + "<bootable>false</bootable>"),
+                    (
+                        "disk.propagate_errors",
+                        disk.format("<propagate_errors>true</propagate_errors>"),
+                    ),
                     ("active", disk.format("") + "<active>false</active>"),
                     ("disk.read_only", disk.format("<read_only>true</read_only>")),
                     ("disk.shareable", disk.format("<shareable>true</shareable>")),
@@ -140,10 +153,20 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                 "<host><power_management><kdump_detection>true</kdump_detection></power_management></host>",
                 "power_management.kdump_detection",
             ),
+            (
+                "PUT",
+                f"/hosts/{host['id']}",
+                "<host><power_management><automatic_pm_enabled>true</automatic_pm_enabled></power_management></host>",
+                "power_management.automatic_pm_enabled",
+            ),
             *(
                 (method, path, f"<cluster><name>other</name>{xml}</cluster>", name)
                 for method, path in (("POST", "/clusters"), ("PUT", cluster))
                 for name, xml in (
+                    (
+                        "error_handling.on_error",
+                        "<error_handling><on_error>do_not_migrate</on_error></error_handling>",
+                    ),
                     ("ha_reservation", "<ha_reservation>false</ha_reservation>"),
                     (
                         "fencing_policy.skip_if_sd_active.enabled",
@@ -219,6 +242,41 @@ def test_a_template_is_not_said_to_have_what_it_has_not(play: Play) -> None:
         assert same.status_code == 200, same.text
         (after,) = (await world.ok("GET", "/v1/templates"))["items"]
         assert after["template"] == view["template"]
+
+    play(story)
+
+
+@pytest.mark.bad_input("protection that is not kept")
+def test_a_vm_of_a_template_is_refused_what_the_template_has_not(play: Play) -> None:
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        await one_template(world, vm_id)
+        new = "<vm><name>web2</name><cluster><name>default</name></cluster><template><name>t1</name></template>{}</vm>"
+        for name in ("bios.type", "custom_emulated_machine", "cpu.architecture"):
+            answer = await send(world, "POST", "/vms?async=true", new.format(TEMPLATE_OTHERS[name]))
+            assert answer.status_code == 409, answer.text
+            assert f"[{name}: another value is not kept: it is as in template t1" in answer.text
+        assert len((await world.ok("GET", "/v1/vms"))["items"]) == 1
+
+    play(story)
+
+
+@pytest.mark.bad_input("host without a name")
+def test_a_host_that_is_not_named_is_not_any_host(play: Play) -> None:
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        for action, xml, field in (
+            (
+                "start",
+                "<vm><placement_policy><hosts><host/></hosts></placement_policy></vm>",
+                "vm.placement_policy.hosts",
+            ),
+            ("migrate", "<host><address>h1</address></host>", "host"),
+        ):
+            answer = await send(world, "POST", f"/vms/{vm_id}/{action}", f"<action>{xml}</action>")
+            assert answer.status_code == 400, answer.text
+            assert f"[{field}: says no host" in answer.text
+        assert (await world.ok("GET", "/v1/operations?kind=vm.start"))["items"] == []
 
     play(story)
 

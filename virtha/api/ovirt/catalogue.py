@@ -144,6 +144,7 @@ _ALL = (
         format=TEXT,
         interface=TEXT,
         permissions=many("permission"),
+        propagate_errors=BOOLEAN,
         provisioned_size=INTEGER,
         read_only=BOOLEAN,
         shareable=BOOLEAN,
@@ -190,6 +191,7 @@ _ALL = (
         cpu_profiles=many("cpu_profile"),
         data_center=ONE,
         enabled_features=many("cluster_feature"),
+        error_handling=ONE,
         fencing_policy=ONE,
         gluster_service=BOOLEAN,
         ha_reservation=BOOLEAN,
@@ -199,6 +201,7 @@ _ALL = (
         virt_service=BOOLEAN,
     ),
     shape("affinity_group", "affinity_groups", cluster=ONE),
+    shape("error_handling", "error_handlings", on_error=TEXT),
     shape("cpu_profile", "cpu_profiles", cluster=ONE),
     shape("cluster_feature", "cluster_features"),
     shape(
@@ -454,6 +457,7 @@ _ALL = (
         use_cloud_init=BOOLEAN,
         use_sysprep=BOOLEAN,
         vm=ONE,
+        volatile=BOOLEAN,
     ),
 )
 SHAPES: dict[str, Shape] = {one.name: one for one in _ALL}

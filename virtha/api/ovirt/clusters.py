@@ -48,6 +48,8 @@ _UNKEPT: Node = {
 }
 _UNKEPT_PATHS = (
     "ha_reservation",
+    # What becomes of VMs is said by the policy, for each trouble apart.
+    "error_handling.on_error",
     *(
         f"fencing_policy.{name}"
         for name in (

@@ -35,7 +35,12 @@ T = TypeVar("T")
 _INTERFACES = {"virtio": "virtio", "scsi": "virtio_scsi", "sata": "sata", "ide": "ide"}
 _FORMATS = {DiskFormat.QCOW2: "cow", DiskFormat.RAW: "raw"}
 _UNKEPT: Node = {"active": True, "read_only": False, "uses_scsi_reservation": False}
-_UNKEPT_DISK: Node = {"read_only": False, "shareable": False, "wipe_after_delete": False}
+_UNKEPT_DISK: Node = {
+    "propagate_errors": False,  # the VM's storage_error_resume_behaviour says what follows
+    "read_only": False,
+    "shareable": False,
+    "wipe_after_delete": False,
+}
 """Of what is added here, and of its attachment."""
 _LOCKS = {"vm.create", "vm.snapshot", "vm.resize", "vm.delete", "template.create"}
 DISKS = noun("Disks", "disk", fields=("name", "alias", "id", "format", "storage"))
@@ -67,6 +72,7 @@ def disk_node(owned: Owned, under_way: Collection[str] = ()) -> Node:
         "description": disk.path,
         "content_type": "data",
         "format": _FORMATS[disk.format],
+        "propagate_errors": False,
         "provisioned_size": disk.size_bytes,
         "read_only": disk.readonly,
         "shareable": False,
@@ -276,7 +282,8 @@ async def attach(call: Call) -> Reply:
     view = await the_vm(call)
     require("disk_attachment", call.body, "disk")
     said = call.body["disk"]
-    refuse_others(call.body, _UNKEPT, *_UNKEPT)
+    first = {"bootable": not await _of_vm(call)}
+    refuse_others(call.body, _UNKEPT | first, *_UNKEPT, *first)
     refuse_others(said, _UNKEPT_DISK, *_UNKEPT_DISK, within="disk.")
     if named({"id": said.get("id")}):
         raise not_here("attaching a disk of another VM", "describe a new one")
@@ -294,7 +301,7 @@ async def attach(call: Call) -> Reply:
     made = await devices.added_by(operation.id)
     assert isinstance(made, Disk), "it is what was asked for"
     seen = await waited(call, operation)
-    added = Owned("vm", view.vm.id, made, first=not view.vm.disks, adding=not seen.is_over)
+    added = Owned("vm", view.vm.id, made, first=first["bootable"], adding=not seen.is_over)
     status = 202 if added.adding else 201
     return Reply(shape="disk_attachment", body=attachment_node(added), status=status)
 
@@ -320,7 +327,7 @@ async def change_attachment(call: Call) -> Reply:
     if call.body.get("active") is False:
         raise not_here("a disk that is attached and not active", "DELETE the attachment")
     shown = attachment_node(found)
-    refuse_others(call.body, shown, "uses_scsi_reservation")
+    refuse_others(call.body, shown, "uses_scsi_reservation", "bootable")
     for name, present in shown.items():
         if name in ("interface", "read_only") and call.body.get(name) not in (None, present):
             raise Refused(f"a disk's {name} can't be changed", field=name, fix="leave it out")

@@ -16,7 +16,14 @@ MEMORY_DEFAULT = 1 << 30
 """oVirt's, of the Blank template."""
 
 
-_UNKEPT = ("delete_protected", "stateless", "placement_policy.affinity", "placement_policy.hosts")
+_UNKEPT_ONCE = (
+    "delete_protected",
+    "stateless",
+    "placement_policy.affinity",
+    # oVirt's guard against a second writer: here each VM has one, without being asked for.
+    "lease.storage_domain",
+)
+_UNKEPT = (*_UNKEPT_ONCE, "placement_policy.hosts")
 
 
 def refuse_unkept(body: Node) -> None:
@@ -26,8 +33,7 @@ def refuse_unkept(body: Node) -> None:
 
 def refuse_unkept_start(body: Node) -> None:
     """A start of ``<vm>`` as it says for this once: only where is read of it. Raises Refused."""
-    paths = ("delete_protected", "stateless", "placement_policy.affinity", "cdroms")
-    refuse_others(body, UNKEPT, *paths, within="vm.")
+    refuse_others(body, UNKEPT, *_UNKEPT_ONCE, "cdroms", within="vm.")
 
 
 def refuse_other_machine(

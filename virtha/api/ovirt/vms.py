@@ -20,12 +20,14 @@ from virtha.api.ovirt.route import (
     searched,
 )
 from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_body import (
     MEMORY_DEFAULT,
     ha_of,
     machine_of,
     on_io_error_of,
     priority_of,
+    refuse_other_machine,
     refuse_other_sources,
     refuse_unkept,
     refuse_unkept_start,
@@ -141,6 +143,12 @@ async def _from_template(call: Call) -> Operation:
             field="cluster",
             allowed=(template.cluster_name,),
         )
+    refuse_other_machine(
+        body,
+        template.template,
+        owner=f"template {template.template.name}",
+        fix="leave it out, or change it once the VM is there",
+    )
     request = VmFromTemplate(
         name=body["name"],
         thin=not call.parameters.flag("clone", default=False),
@@ -207,6 +215,7 @@ async def start_vm(call: Call) -> Reply:
     view = await the_vm(call)
     once = call.body.get("vm") or {}
     refuse_unkept_start(once)
+    refuse_others(call.body, {}, "volatile")
     if view.status.state is VmState.PAUSED:
         return await action_reply(call, await call.control.vms.resume(call.caller, view.vm.id))
     for name in ("pause", "use_cloud_init", "use_sysprep"):
@@ -217,8 +226,17 @@ async def start_vm(call: Call) -> Reply:
         raise InvalidInput(
             "one host, or none, can be named", field="vm.placement_policy.hosts", fix="name one"
         )
-    request = VmStart(host=named(hosts[0]) if hosts else None)
+    host = _host_of(hosts[0], "vm.placement_policy.hosts") if hosts else None
+    request = VmStart(host=host)
     return await action_reply(call, await call.control.vms.start(call.caller, view.vm.id, request))
+
+
+def _host_of(said: Node, field: str) -> str:
+    """Raises InvalidInput: nowhere in particular is said by no host at all."""
+    host = named(said)
+    if not host:
+        raise InvalidInput("says no host", field=field, fix="give its id or name, or leave it out")
+    return host
 
 
 async def stop_vm(call: Call) -> Reply:
@@ -255,7 +273,8 @@ async def suspend_vm(call: Call) -> Reply:
 
 async def migrate_vm(call: Call) -> Reply:
     view = await the_vm(call)
-    request = VmMigrate(host=named(call.body.get("host")))
+    said = call.body.get("host")
+    request = VmMigrate(host=None if said is None else _host_of(said, "host"))
     operation = await call.control.moves.migrate(call.caller, view.vm.id, request)
     return await action_reply(call, operation)
 
