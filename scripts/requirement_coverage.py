@@ -95,6 +95,7 @@ BAD_INPUT: dict[str, str] = {
     "wrong value in a body": "A value that can't be, in an oVirt body",
     "some of a VM's disks": "A snapshot of some of a VM's disks, or going back with some",
     "protection that is not kept": "A setting of oVirt's that would protect, and is not kept here",
+    "unknown parameter of a removal": "A parameter of a DELETE that is none, such as a misspelt `detach_only`",
     "host without a name": "A host to start on or to move to, without id or name",
     "body of a removal": "A DELETE with a body, as version 3 of oVirt's API had it",
     "request from another site": "A request that a browser sends for another site, with what it knows of its user",

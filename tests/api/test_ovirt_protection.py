@@ -317,6 +317,24 @@ def test_a_removal_with_a_body_removes_nothing(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.bad_input("unknown parameter of a removal")
+def test_a_removal_with_an_unknown_parameter_removes_nothing(play: Play) -> None:
+    """Misspelt, ``detach_only`` would keep nothing."""
+
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        for told in ("?detachonly=true", "?detach-only", "?async=true&Detach_Only=1", ";detach=1"):
+            answer = await send(world, "DELETE", f"/vms/{vm_id}{told}")
+            assert answer.status_code == 400, (told, answer.text)
+            assert "is no parameter of a removal" in answer.text and "detach_only" in answer.text
+        assert len((await world.ok("GET", "/v1/vms"))["items"]) == 1
+        assert (await world.ok("GET", "/v1/operations?kind=vm.delete"))["items"] == []
+        gone = await send(world, "DELETE", f"/vms/{vm_id}?async=true&detach_only=true&force=true")
+        assert gone.status_code == 200, gone.text
+
+    play(story)
+
+
 def test_what_was_carried_out_is_not_answered_as_refused(play: Play) -> None:
     async def story(world: World) -> None:
         vm_id = await one_vm(world)

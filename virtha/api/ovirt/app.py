@@ -24,7 +24,7 @@ from virtha.api.ovirt.fault import (
     status_of,
 )
 from virtha.api.ovirt.follow import Links
-from virtha.api.ovirt.parameters import Parameters, read_parameters
+from virtha.api.ovirt.parameters import Parameters, check_known, read_parameters
 from virtha.api.ovirt.route import Call, Reply, Route, Routes
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.sign_in import BasicSessions, caller_of, failed_sign, log_out, token
@@ -91,6 +91,8 @@ class Facade:
             found, named = TABLE.find(request.method, path)
             pairs += [(name, str(text)) for name, text in request.query_params.multi_items()]
             parameters = read_parameters(pairs)
+            if request.method == "DELETE":
+                check_known(parameters)
             reply = await self._handle(request, found, named, parameters, caller)
             response = await _respond(reply, form)
         except Exception as error:
