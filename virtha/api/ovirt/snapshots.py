@@ -111,7 +111,7 @@ async def restore(call: Call) -> Reply:
     refuse_others(call.body, {}, "restore_memory")
     snapshots = call.control.snapshots
     operation = await snapshots.revert(
-        call.caller, found.vm_id, found.name, only=_disks_meant(call.body)
+        call.caller, found.vm_id, found.id, only=_disks_meant(call.body)
     )
     return await action_reply(call, operation)
 
@@ -127,7 +127,7 @@ def _disks_meant(body: Node) -> tuple[str, ...] | None:
 
 async def remove_snapshot(call: Call) -> Reply:
     found = await _the_snapshot(call)
-    await waited(call, await call.control.snapshots.delete(call.caller, found.vm_id, found.name))
+    await waited(call, await call.control.snapshots.delete(call.caller, found.vm_id, found.id))
     return Reply()
 
 
