@@ -261,7 +261,7 @@ def test_a_vm_of_a_template_is_refused_what_the_template_has_not(play: Play) -> 
     play(story)
 
 
-@pytest.mark.bad_input("host without a name")
+@pytest.mark.bad_input("protection that is not kept")
 def test_a_host_that_is_not_named_is_not_any_host(play: Play) -> None:
     async def story(world: World) -> None:
         vm_id = await one_vm(world)
@@ -317,7 +317,7 @@ def test_a_removal_with_a_body_removes_nothing(play: Play) -> None:
     play(story)
 
 
-@pytest.mark.bad_input("unknown parameter of a removal")
+@pytest.mark.bad_input("body of a removal")
 def test_a_removal_with_an_unknown_parameter_removes_nothing(play: Play) -> None:
     """Misspelt, ``detach_only`` would keep nothing."""
 
