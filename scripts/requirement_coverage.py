@@ -14,6 +14,7 @@ BAD_INPUT: dict[str, str] = {
     "missing action": "A watchdog without an action",
     "name taken": "A name that is taken",
     "disk path outside the domain": "A disk path outside its storage domain",
+    "image name of two files": "A VM from an image of whose name there are two files",
     "disk of another VM": "A disk path that another VM uses already",
     "disk that can't be told": "A domain of which it can't be told whether it opens an image of a managed Ceph pool",
     "memory beyond any host": "More memory than any host has",

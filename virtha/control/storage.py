@@ -250,7 +250,7 @@ def _view(
             detail[row.host.name] = report.detail
         if report.usable:
             newest = report
-            images.update({image.name: image for image in report.images})
+            images.update({image.path: image for image in report.images})
     return StorageView(
         domain=domain,
         cluster_name=cluster_name,
@@ -258,5 +258,5 @@ def _view(
         detail=detail,
         size_bytes=newest.size_bytes if newest is not None else 0,
         free_bytes=newest.free_bytes if newest is not None else 0,
-        images=tuple(images[name] for name in sorted(images)),
+        images=tuple(sorted(images.values(), key=lambda image: (image.name, image.path))),
     )
