@@ -56,7 +56,7 @@ def refuse_other_machine(
     if priority is not None:
         fixed |= {
             "memory": (body.get("memory", UNSET), one.memory_bytes),
-            "cpu.topology": (vcpus_of(body), one.vcpus),
+            "cpu.topology": (vcpus_of(body, one.vcpus), one.vcpus),
             "high_availability.enabled": (ha_of(body), one.ha),
             "high_availability.priority": (priority_of(body), priority),
             "storage_error_resume_behaviour": (on_io_error_of(body), one.on_io_error),
@@ -66,7 +66,13 @@ def refuse_other_machine(
             raise Refused(f"another value is not kept: it is as in {owner}", field=field, fix=fix)
 
 
-def vcpus_of(body: Node) -> int | UnsetType:
+def vcpus_of(body: Node, present: int | None = None) -> int | UnsetType:
+    """Processors, of which oVirt's clients say sockets, cores and threads. Only their product is kept, and shown as sockets.
+
+    ``present``: as it is now, of which oVirt keeps the parts that are left out; None: it is being made of nothing, and they
+    are 1. Without sockets a body may mean what is there already (``cores=4`` once more), or to multiply it (4 sockets of
+    2 cores): where these differ it is refused. Raises InvalidInput, Refused.
+    """
     topology = (body.get("cpu") or {}).get("topology")
     if not topology:
         return UNSET
@@ -78,7 +84,15 @@ def vcpus_of(body: Node) -> int | UnsetType:
                 f"{part} is out of range", field=f"cpu.topology.{name}", allowed=("1 to 1024",)
             )
         count *= part
-    return count
+    if present is None or present == 1 or topology.get("sockets") is not None:
+        return count
+    if count not in (1, present):
+        raise Refused(
+            f"{count} processors for each of {present} sockets, or {count} in all?",
+            field="cpu.topology",
+            fix="say sockets too: processors are shown as sockets of one core",
+        )
+    return UNSET
 
 
 def ha_of(body: Node) -> bool | UnsetType:
