@@ -58,11 +58,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """``body``: one node, a sequence of nodes (a collection), or None: nothing but the status."""
+    """``body``: one node, a sequence of nodes (a collection), or None: nothing but the status. ``followed``: its links may have
+    brought in more than there are nodes."""
 
     shape: str = ""
     body: Node | Sequence[Node] | None = None
     status: int = 200
+    followed: bool = False
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
