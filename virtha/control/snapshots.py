@@ -1,6 +1,6 @@
 """Snapshots of VMs' disks (ADR 0013)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 import msgspec
@@ -18,13 +18,13 @@ from virtha.control.templates import check_is_down
 from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
-from virtha.model.ids import HostId, SnapshotId
+from virtha.model.ids import HostId, SnapshotId, VmId
 from virtha.model.operation import Operation
 from virtha.model.orders import SnapshotAction
 from virtha.model.snapshot import Snapshot, SnapshotState
 from virtha.model.vm import Disk, DiskFormat, Vm, VmState
 from virtha.ports.hosts import HostLinks
-from virtha.store.snapshots import find_snapshot, save_snapshot, snapshots_of
+from virtha.store.snapshots import find_snapshot, save_snapshot, snapshots_of, snapshots_of_vms
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow
 
@@ -46,6 +46,11 @@ class Snapshots:
         async with self._store.read() as tx:
             found = await snapshots_of(tx, (await the_vm(tx, ref)).vm.id)
             return Page(items=found, revision=await tx.revision_now())
+
+    async def of_vms(self, ids: Collection[VmId]) -> Mapping[VmId, tuple[Snapshot, ...]]:
+        """Of each, oldest first."""
+        async with self._store.read() as tx:
+            return await snapshots_of_vms(tx, ids)
 
     async def create(
         self,

@@ -1,11 +1,12 @@
 """Disks and their attachments. A disk belongs to one VM or template here; there are none that float."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from virtha.api.ovirt.fault import incomplete, not_here, require
-from virtha.api.ovirt.listing import gather
+from virtha.api.ovirt.listing import gather, in_turns
 from virtha.api.ovirt.operations import all_being_added, being_added, underway, waited
 from virtha.api.ovirt.route import (
     Call,
@@ -21,7 +22,7 @@ from virtha.api.ovirt.route import (
     searched,
 )
 from virtha.api.ovirt.search import noun, select
-from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.shape import TURN, Node
 from virtha.api.ovirt.storage import DOMAIN, the_domain
 from virtha.api.ovirt.templates import TEMPLATE, the_template
 from virtha.api.ovirt.unkept import refuse_others
@@ -117,11 +118,16 @@ async def _with_coming(call: Call, vm: Vm) -> list[Owned]:
 
 
 async def _all(call: Call) -> list[Owned]:
-    views = await gather(
-        lambda limit, after: call.control.vms.list(VmQuery(limit=limit, after=after))
-    )
-    call.known.add_vms(views)
-    found = [one for view in views for one in await _with_coming(call, view.vm)]
+    if call.known.all_vms is None:
+        call.known.all_vms = await gather(
+            lambda limit, after: call.control.vms.list(VmQuery(limit=limit, after=after))
+        )
+        call.known.add_vms(call.known.all_vms)
+    found: list[Owned] = []
+    for at, view in enumerate(call.known.all_vms):
+        found += await _with_coming(call, view.vm)
+        if not at % TURN:
+            await asyncio.sleep(0)
     return found + await _of_all_templates(call)
 
 
@@ -183,7 +189,7 @@ async def _listed(call: Call, there: list[Owned]) -> Reply:
     ]
     chosen = select(DISKS, words, call.parameters)
     open_ones = await underway(call) if chosen else {}
-    nodes = [disk_node(one, open_ones.get(one.owner_id, ())) for one in chosen]
+    nodes = await in_turns(chosen, lambda one: disk_node(one, open_ones.get(one.owner_id, ())))
     return Reply(shape="disk", body=nodes)
 
 

@@ -57,8 +57,11 @@ def _active(vm_id: str) -> Node:
 
 
 async def list_snapshots(call: Call) -> Reply:
-    vm_id = (await the_vm(call)).vm.id
-    found = (await call.control.snapshots.list(vm_id)).items
+    vm_id, known = (await the_vm(call)).vm.id, call.known
+    if vm_id not in known.snapshots:
+        ids = known.vms_without(known.snapshots)
+        known.snapshots.update(await call.control.snapshots.of_vms(ids))
+    found = known.snapshots[vm_id]
     return Reply(shape="snapshot", body=[_active(vm_id), *(snapshot_node(one) for one in found)])
 
 

@@ -1,5 +1,7 @@
 """``/vms``: thin over the use cases of VMs."""
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 
 from virtha.api.ovirt.clusters import cluster_ref
@@ -45,6 +47,7 @@ from virtha.control.requests import (
 )
 from virtha.control.views import VmView
 from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.ids import VmId
 from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
 from virtha.model.vm import OnIoError, VmState
@@ -70,7 +73,8 @@ async def all_vms(call: Call) -> list[VmView]:
 async def list_vms(call: Call) -> Reply:
     found = await all_vms(call)
     open_ones = await underway(call) if found else {}
-    templates = await call.control.templates.of_vms([view.vm.id for view in found])
+    await _add_templates(call, [view.vm.id for view in found])
+    templates = call.known.templates_of
 
     def node(view: VmView) -> Node:
         vm_id = view.vm.id
@@ -79,16 +83,23 @@ async def list_vms(call: Call) -> Reply:
     return Reply(shape="vm", body=await in_turns(found, node))
 
 
+async def _add_templates(call: Call, ids: Sequence[VmId]) -> None:
+    found = await call.control.templates.of_vms(ids)
+    call.known.templates_of.update({vm_id: found.get(vm_id) for vm_id in ids})
+
+
 async def get_vm(call: Call) -> Reply:
     view = await the_vm(call)
     return await _shown(call, view)
 
 
 async def _shown(call: Call, view: VmView, status: int = 200) -> Reply:
-    vm_id = view.vm.id
-    open_ones = await underway(call, vm_id)
-    templates = await call.control.templates.of_vms([vm_id])
-    node = vm_node(view, open_ones.get(vm_id, ()), templates.get(vm_id))
+    vm_id, known = view.vm.id, call.known
+    many = len(known.vms) > 1  # its like will be asked for, too
+    open_ones = await underway(call, None if many else vm_id)
+    if vm_id not in known.templates_of:
+        await _add_templates(call, [vm_id, *known.vms_without({vm_id, *known.templates_of})])
+    node = vm_node(view, open_ones.get(vm_id, ()), known.templates_of[vm_id])
     return Reply(shape="vm", body=node, status=status)
 
 
