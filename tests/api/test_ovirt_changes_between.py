@@ -1,15 +1,19 @@
 """Changes by others between what a request of the façade looks at and what it writes."""
 
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from ovirtsdk4 import reader
 from test_ovirt_protection import card_of, one_template, one_vm_with_card
 from test_ovirt_requests import one_vm, send
+from test_routes import answer_orders
 
+from virtha.api.ovirt import listing
 from virtha.api.ovirt.watchdogs import TRIES
-from virtha.control.requests import WatchdogRequest
+from virtha.control.requests import VmChange, VmQuery, WatchdogRequest
 from virtha.control.views import Caller
 from virtha.model.errors import NotFound
 from virtha.model.ids import SnapshotId, VmId
@@ -145,5 +149,44 @@ def test_a_snapshot_that_took_the_name_of_the_one_meant_is_not_it(play: Play) ->
             assert answer.status_code == 404, answer.text
             async with world.store.read() as tx:
                 assert await snapshots_of(tx, vm_id) == (other,)
+
+    play(story)
+
+
+def test_a_vm_that_gets_another_name_between_two_pages_is_listed_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who makes sure that it is there, as Ansible does, makes another."""
+    monkeypatch.setattr(listing, "LIST_LIMIT_MAX", 2)
+
+    async def story(world: World) -> None:
+        ids = {await one_vm(world)}
+        host_id, last = (await world.ok("GET", "/v1/hosts"))["items"][0]["host"]["id"], 100
+        for name in ("web2", "web3", "web4", "web5"):
+            made = await world.ok("POST", "/v1/vms", {"name": name, "memory_bytes": 1 << 30})
+            last = await answer_orders(world, host_id, last)
+            ids.add(made["subject"])
+        vms = world.control.vms
+        real = vms.list
+        names = itertools.cycle(("a1", "web6", "z1", "b1"))
+        for path in ("/vms", "/vms?search=name%3D*", "/vms?max=4", "/vms?max=100"):
+            pages = 0
+
+            async def late(query: Any) -> Any:
+                nonlocal pages
+                pages += 1
+                if pages > 1:
+                    found = (await real(VmQuery(limit=1_000))).items
+                    other = found[-1] if pages % 2 else found[0]
+                    await vms.change(ADMIN, other.vm.id, VmChange(name=next(names) + str(pages)))
+                return await real(query)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(vms, "list", late)
+                answer = reader.Reader.read((await send(world, "GET", path)).text)
+            found = [one.id for one in answer]
+            assert pages > 2 and len(set(found)) == len(found), (path, found)
+            assert set(found) == ids or path.endswith("max=4"), path
+            assert [one.name for one in answer] == sorted(one.name for one in answer)
 
     play(story)

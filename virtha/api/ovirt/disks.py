@@ -27,8 +27,8 @@ from virtha.api.ovirt.storage import DOMAIN, the_domain
 from virtha.api.ovirt.templates import TEMPLATE, the_template
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_node import BLANK
-from virtha.api.ovirt.vms import VM, the_vm
-from virtha.control.requests import DiskCreate, DiskResize, SearchQuery, VmQuery
+from virtha.api.ovirt.vms import VM, every_vm, the_vm
+from virtha.control.requests import DiskCreate, DiskResize, SearchQuery
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.vm import Disk, DiskFormat, Vm
 
@@ -118,13 +118,8 @@ async def _with_coming(call: Call, vm: Vm) -> list[Owned]:
 
 
 async def _all(call: Call) -> list[Owned]:
-    if call.known.all_vms is None:
-        call.known.all_vms = await gather(
-            lambda limit, after: call.control.vms.list(VmQuery(limit=limit, after=after))
-        )
-        call.known.add_vms(call.known.all_vms)
     found: list[Owned] = []
-    for at, view in enumerate(call.known.all_vms):
+    for at, view in enumerate(await every_vm(call)):
         found += await _with_coming(call, view.vm)
         if not at % TURN:
             await asyncio.sleep(0)

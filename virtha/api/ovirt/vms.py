@@ -9,6 +9,7 @@ from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import in_turns, listed
 from virtha.api.ovirt.networks import nics_of
 from virtha.api.ovirt.operations import action_reply, underway, waited
+from virtha.api.ovirt.parameters import Parameters
 from virtha.api.ovirt.route import (
     Call,
     Reply,
@@ -65,7 +66,21 @@ async def the_vm(call: Call) -> VmView:
 
 
 async def all_vms(call: Call) -> list[VmView]:
-    found = await listed(call.parameters, "Vms", call.control.vms.list, VmQuery())
+    return await _vms(call, call.parameters)
+
+
+async def every_vm(call: Call) -> Sequence[VmView]:
+    """Whatever the request asks for."""
+    if call.known.all_vms is None:
+        call.known.all_vms = await _vms(call, Parameters())
+    return call.known.all_vms
+
+
+async def _vms(call: Call, parameters: Parameters) -> list[VmView]:
+    def renamed(view: VmView) -> tuple[str, str]:
+        return view.vm.id, view.vm.name
+
+    found = await listed(parameters, "Vms", call.control.vms.list, VmQuery(), renamed=renamed)
     call.known.add_vms(found)
     return found
 
