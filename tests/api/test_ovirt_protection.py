@@ -2,13 +2,18 @@
 from elsewhere or is answered as refused."""
 
 import base64
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from litestar.testing import AsyncTestClient
 from test_ovirt_requests import FORM, ROOT, one_vm, send, token
 
-from virtha.model.errors import Unavailable
+from virtha.api.app import create_app
+from virtha.api.ovirt.admission import check_site
+from virtha.model.errors import Forbidden, Unavailable
 
 Play = Callable[..., Any]
 World = Any
@@ -403,6 +408,60 @@ def test_what_a_browser_sends_for_another_site_is_not_carried_out(play: Play) ->
             )
         view = await world.ok("GET", f"/v1/vms/{vm_id}")
         assert view["vm"]["description"] == "" and view["vm"]["watchdog"] is not None
+
+    play(story)
+
+
+OWN = frozenset({"https://ha.example.org"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "own", "foreign"),
+    [
+        ({"origin": "https://s1:8443", "host": "s1:8443"}, (), False),
+        # Behind a proxy the server has another name.
+        ({"origin": "https://ha.example.org", "host": "10.0.0.1:8443"}, (), True),
+        ({"origin": "https://ha.example.org", "host": "10.0.0.1:8443"}, OWN, False),
+        ({"origin": "https://HA.example.org", "host": "10.0.0.1:8443"}, OWN, False),
+        ({"origin": "http://ha.example.org", "host": "10.0.0.1:8443"}, OWN, True),
+        ({"origin": "https://ha.example.org:1", "host": "10.0.0.1:8443"}, OWN, True),
+        ({"origin": "https://ha.example.org.evil.example", "host": "10.0.0.1"}, OWN, True),
+        # What the browser itself says goes before what can be concluded.
+        ({"origin": "https://x", "host": "10.0.0.1", "sec-fetch-site": "same-origin"}, (), False),
+        (
+            {
+                "origin": "https://ha.example.org",
+                "host": "10.0.0.1",
+                "sec-fetch-site": "same-site",
+            },
+            OWN,
+            True,
+        ),
+        ({"origin": "null", "host": ""}, OWN, True),
+        ({"origin": "", "host": ""}, OWN, True),
+        # Whatever a proxy that anybody may be says of itself.
+        (
+            {"origin": "https://evil", "host": "10.0.0.1", "x-forwarded-host": "evil"},
+            OWN,
+            True,
+        ),
+    ],
+)
+def test_a_browser_behind_a_proxy_is_no_other_site(
+    headers: dict[str, str], own: frozenset[str], foreign: bool
+) -> None:
+    with pytest.raises(Forbidden) if foreign else contextlib.nullcontext():
+        check_site("POST", headers, own)
+    check_site("GET", headers, own)
+
+
+def test_the_origins_of_the_configuration_are_the_servers_own(play: Play) -> None:
+    async def story(world: World) -> None:
+        app = create_app(replace(world.services, origins=OWN))
+        async with AsyncTestClient(app) as client:
+            for origin, status in (("https://ha.example.org", 401), ("https://evil", 403)):
+                answer = await client.delete(f"{ROOT}/vms/1", headers={"Origin": origin})
+                assert answer.status_code == status, answer.text
 
     play(story)
 

@@ -87,7 +87,7 @@ class Facade:
             form = replace(form, json=_wants_json(request.headers.get("accept")))
             path, pairs = _apart(request.scope["path"].removeprefix(base))
             _check_version(request.headers.get("version"))
-            check_site(request.method, request.headers)
+            check_site(request.method, request.headers, self._services.origins)
             caller = await self._caller(request)
             found, named = TABLE.find(request.method, path)
             pairs += [(name, str(text)) for name, text in request.query_params.multi_items()]
@@ -168,7 +168,7 @@ class Facade:
     async def _sign(self, request: AnyRequest, path: str) -> ASGIApp:
         """Its clients read nothing but JSON, of whatever went wrong."""
         try:
-            check_site(request.method, request.headers)
+            check_site(request.method, request.headers, self._services.origins)
             raw = await request.body()
             check_form_size(raw)
             if path in SIGN_IN:
