@@ -10,6 +10,7 @@ from virtha.api.table import ROUTES
 from virtha.control.requests import EventQuery, PageQuery, SearchQuery
 from virtha.control.views import Page
 from virtha.model.errors import Gone, InvalidInput
+from virtha.model.facts import Image
 from virtha.model.ids import Revision
 
 BY_NAME = {route.name: route for route in ROUTES}
@@ -100,6 +101,30 @@ def test_a_whole_list_is_cut_behind_the_last_items_key() -> None:
         with pytest.raises(InvalidInput) as caught:
             part(limit, None)
         assert caught.value.field == "limit"
+
+
+def test_images_of_one_name_are_each_on_one_page() -> None:
+    """An image's name is its file's without the ending, and two may share it."""
+    one = BY_NAME["GET /v1/storage-domains/{ref}/images"]
+    images = tuple(
+        Image(name="web", path=path, format="raw", size_bytes=1, virtual_size_bytes=1)
+        for path in ("web.qcow2", "a/web.qcow2", "web.raw", "web.img")
+    )
+    page: Page[Any] = Page(items=images, revision=Revision(1))
+    found: list[Image] = []
+    after = None
+    for _ in images:
+        query = placed(one, {"ref": "ds1"}, PartQuery(limit=1, after=after))
+        shown = paged(one, {"ref": "ds1"}, query, Answer(body=page)).body
+        found += shown.items
+        after = shown.next
+    assert (tuple(found), after) == (images, None)
+
+
+def test_a_list_that_is_cut_by_what_two_share_is_a_mistake_of_ours() -> None:
+    page: Page[Any] = Page(items=(*ITEMS, Item("3")), revision=Revision(1))
+    with pytest.raises(AssertionError, match="own"):
+        paged(CODES, {}, PartQuery(limit=1), Answer(body=page))
 
 
 def test_what_is_no_cursor_is_left_alone() -> None:

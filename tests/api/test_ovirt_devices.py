@@ -2,9 +2,12 @@
 
 import asyncio
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
+import msgspec
 import pytest
 from counted_statements import statements
 from ovirtsdk4 import reader
@@ -12,9 +15,15 @@ from test_ovirt_requests import ROOT, one_vm, send
 from test_routes import answer_orders, connect_host, join_host, record
 
 from virtha.api.ovirt import operations
+from virtha.api.ovirt.catalogue import SHAPES
+from virtha.api.ovirt.follow import _followable
 from virtha.api.ovirt.networks import network_id, profile_id
 from virtha.api.ovirt.vm_node import BLANK
 from virtha.model.facts import StorageReport
+from virtha.model.ids import SnapshotId
+from virtha.model.snapshot import Snapshot
+from virtha.model.time import Millis
+from virtha.store.snapshots import save_snapshot
 
 Play = Callable[..., Any]
 World = Any
@@ -154,23 +163,82 @@ def test_what_takes_longer_is_found_again_by_the_id_that_was_told(
     play(story)
 
 
-@pytest.mark.parametrize(
-    "links", ["disk_attachments.disk,permissions,nics.vnic_profile", "template"]
-)
-def test_to_follow_the_links_of_many_costs_what_it_costs_for_few(play: Play, links: str) -> None:
+LINKS = {
+    "vms": "vm",
+    "disks": "disk",
+    "templates": "template",
+    "hosts": "host",
+    "clusters": "cluster",
+    "datacenters": "data_center",
+    "storagedomains": "storage_domain",
+    "networks": "network",
+    "users": "user",
+}
+"""Of each list, its objects' type."""
+DEEPER = {
+    "vms": ("disk_attachments.disk,permissions,nics.vnic_profile", "snapshots.vm"),
+    "disks": ("vm.snapshots", "vm.template"),
+    "hosts": ("cluster.networks",),
+}
+
+
+async def one_more_of_each(world: World, number: int) -> None:
+    for host_id, beat in list(world.links.beats.items()):  # the last one may be too long ago
+        received_at = Millis(world.store.clock.monotonic_ms())
+        world.links.beats[host_id] = msgspec.structs.replace(beat, received_at=received_at)
+    disk = {"name": "data", "size_bytes": 1 << 30, "storage_domain": "ds1"}
+    vm = {"name": f"v{number}", "cluster": "default", "memory_bytes": 1 << 30, "disks": [disk]}
+    made = await world.ok("POST", "/v1/vms", vm | {"nics": [{"bridge": "br0"}]})
+    async with world.store.write() as tx:
+        for name in (f"before{number}", "before"):
+            one = Snapshot(id=SnapshotId(str(uuid4())), vm_id=made["subject"], name=name, created=1)
+            await save_snapshot(tx, one)
+    await join_host(world, f"more{number}", cluster="default")
+    password = "words that nobody says"
+    await world.ok(
+        "POST", "/v1/users", {"name": f"u{number}", "password": password, "role": "viewer"}
+    )
+    await world.ok("POST", "/v1/clusters", {"name": f"c{number}"})
+    domain = {"name": f"s{number}", "path": f"/srv/s{number}", "cluster": "c0"}
+    await world.ok("POST", "/v1/storage-domains", domain)
+
+
+def test_to_follow_the_links_of_many_costs_what_it_costs_for_few(play: Play) -> None:
+    """Each link of each list: no more statements than without following it grow with the list."""
+
     async def story(world: World) -> None:
         await one_vm(world)
         await add_storage(world)
-        taken = []
-        for number in range(4):
-            disk = {"name": "data", "size_bytes": 1 << 30, "storage_domain": "ds1"}
-            vm = {"name": f"v{number}", "memory_bytes": 1 << 30, "disks": [disk]}
-            await world.ok("POST", "/v1/vms", vm | {"nics": [{"bridge": "br0"}]})
-            with statements(world.store) as made:
-                answer = await send(world, "GET", f"/vms?follow={links}")
-            assert answer.status_code == 200, answer.text
-            taken.append(len(made))
-        assert taken[1] == taken[-1], taken
+        taken: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for numbers in (range(2), range(2, 4)):
+            for number in numbers:
+                await one_more_of_each(world, number)
+            for path, shape in LINKS.items():
+                for link in ("", *_followable(SHAPES[shape]), *DEEPER.get(path, ())):
+                    with statements(world.store) as made:
+                        answer = await send(world, "GET", f"/{path}?follow={link}")
+                    assert answer.status_code == 200, answer.text
+                    taken[path, link].append(len(made))
+        grown = {at: counts[1] - counts[0] for at, counts in taken.items()}
+        # What the list takes itself is another matter.
+        assert {at: it for at, it in grown.items() if it > grown[at[0], ""]} == {}
+
+    play(story)
+
+
+def test_each_vm_has_its_own_snapshots_and_template_put_in(play: Play) -> None:
+    async def story(world: World) -> None:
+        await one_vm(world)
+        await add_storage(world)
+        for number in range(2):
+            await one_more_of_each(world, number)
+        found = reader.Reader.read((await send(world, "GET", "/vms?follow=snapshots.vm")).text)
+        assert {vm.name: [one.name for one in vm.snapshots][1:] for vm in found} == {
+            "web1": [],
+            "v0": ["before", "before0"],
+            "v1": ["before", "before1"],
+        }
+        assert all(one.vm.name == vm.name for vm in found for one in vm.snapshots)
 
     play(story)
 

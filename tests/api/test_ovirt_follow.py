@@ -10,7 +10,7 @@ from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.follow import Links
 from virtha.api.ovirt.parameters import parse_follow
 from virtha.api.ovirt.route import Reply
-from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.shape import TURN, Node
 from virtha.model.errors import InvalidInput, NotFound
 
 
@@ -89,8 +89,45 @@ def test_links_that_there_are_not_are_named_and_too_many_objects_refused(
     with pytest.raises(InvalidInput) as refused:
         world.follow(vms(1), "colour")
     assert refused.value.field == "follow" and "watchdogs" in refused.value.allowed
-    monkeypatch.setattr(follow, "NODES_MAX", 10)
-    world.follow(vms(10), "cluster")
-    with pytest.raises(InvalidInput, match="more than 10 objects") as refused:
+    monkeypatch.setattr(follow, "FIELDS_MAX", 50)
+    world.follow(vms(10), "cluster")  # of five fields each
+    with pytest.raises(InvalidInput, match="more than 50 fields") as refused:
         world.follow(vms(11), "cluster")
     assert refused.value.field == "follow"
+
+
+@pytest.mark.req("F1")
+def test_the_server_has_its_turns_while_many_objects_have_one_and_the_same_behind_them() -> None:
+    """Nothing is waited for then; beats are read and leases renewed all the same."""
+
+    async def story() -> None:
+        ticks, over = 0, False
+
+        async def tick() -> None:
+            nonlocal ticks
+            while not over:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticker = asyncio.ensure_future(tick())
+        nodes = vms(20 * TURN)
+        await Links(world.look).follow(
+            SHAPES["vm"], nodes, parse_follow("cluster,cluster.data_center")
+        )
+        over = True
+        await ticker
+        assert ticks >= 40 and nodes[-1]["cluster"]["data_center"]["id"] == "1"
+
+    world = World()
+    asyncio.run(story())
+
+
+def test_what_is_put_in_at_one_place_is_not_at_the_others() -> None:
+    world, nodes = World(), vms(2)
+    nodes[1]["cluster"] = {"href": "/clusters/2", "data_center": {"href": "/datacenters/1"}}  # gone
+    center = nodes[1]["cluster"]
+    world.follow(nodes, "cluster.data_center.clusters")
+    assert all(node["cluster"]["data_center"]["clusters"] for node in nodes)
+    assert center == {"href": "/clusters/2", "data_center": {"href": "/datacenters/1"}}
+    assert world.answers["/clusters/1"]["data_center"] == {"href": "/datacenters/1"}  # type: ignore[call-overload]
+    assert world.answers["/datacenters/1"]["link"]  # type: ignore[call-overload]

@@ -2,13 +2,18 @@
 from elsewhere or is answered as refused."""
 
 import base64
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from litestar.testing import AsyncTestClient
 from test_ovirt_requests import FORM, ROOT, one_vm, send, token
 
-from virtha.model.errors import Unavailable
+from virtha.api.app import create_app
+from virtha.api.ovirt.admission import check_site
+from virtha.model.errors import Forbidden, Unavailable
 
 Play = Callable[..., Any]
 World = Any
@@ -71,6 +76,7 @@ UNKEPT_VM = {
     "delete_protected": "<delete_protected>true</delete_protected>",
     "stateless": "<stateless>true</stateless>",
     "placement_policy.affinity": "<placement_policy><affinity>pinned</affinity></placement_policy>",
+    "lease.storage_domain": "<lease><storage_domain id='1'/></lease>",
     "placement_policy.hosts": "<placement_policy><hosts><host id='1'/></hosts></placement_policy>",
 }
 
@@ -100,9 +106,16 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                 ("POST", f"/vms/{vm_id}/start", f"<action><vm>{xml}</vm></action>", f"vm.{name}")
                 for name, xml in (
                     ("stateless", UNKEPT_VM["stateless"]),
+                    ("lease.storage_domain", UNKEPT_VM["lease.storage_domain"]),
                     ("cdroms", "<cdroms><cdrom id='1'/></cdroms>"),
                     ("placement_policy.affinity", UNKEPT_VM["placement_policy.affinity"]),
                 )
+            ),
+            (
+                "POST",
+                f"/vms/{vm_id}/start",
+                "<action><volatile>true</volatile></action>",
+                "volatile",
             ),
             *(
                 (
@@ -113,6 +126,11 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                 )
                 for name, xml in (
                     ("read_only", disk.format("") + "<read_only>true</read_only>"),
+                    ("bootable", disk.format("") + "<bootable>false</bootable>"),
+                    (
+                        "disk.propagate_errors",
+                        disk.format("<propagate_errors>true</propagate_errors>"),
+                    ),
                     ("active", disk.format("") + "<active>false</active>"),
                     ("disk.read_only", disk.format("<read_only>true</read_only>")),
                     ("disk.shareable", disk.format("<shareable>true</shareable>")),
@@ -140,10 +158,20 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                 "<host><power_management><kdump_detection>true</kdump_detection></power_management></host>",
                 "power_management.kdump_detection",
             ),
+            (
+                "PUT",
+                f"/hosts/{host['id']}",
+                "<host><power_management><automatic_pm_enabled>true</automatic_pm_enabled></power_management></host>",
+                "power_management.automatic_pm_enabled",
+            ),
             *(
                 (method, path, f"<cluster><name>other</name>{xml}</cluster>", name)
                 for method, path in (("POST", "/clusters"), ("PUT", cluster))
                 for name, xml in (
+                    (
+                        "error_handling.on_error",
+                        "<error_handling><on_error>do_not_migrate</on_error></error_handling>",
+                    ),
                     ("ha_reservation", "<ha_reservation>false</ha_reservation>"),
                     (
                         "fencing_policy.skip_if_sd_active.enabled",
@@ -170,6 +198,90 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
         assert [one["name"] for one in (await world.ok("GET", "/v1/clusters"))["items"]] == [
             "default"
         ]
+
+    play(story)
+
+
+TEMPLATE_OTHERS = {
+    "high_availability.enabled": "<high_availability><enabled>true</enabled></high_availability>",
+    "high_availability.priority": "<high_availability><priority>7</priority></high_availability>",
+    "cpu.topology": "<cpu><topology><sockets>3</sockets></topology></cpu>",
+    "cpu.architecture": "<cpu><architecture>s390x</architecture></cpu>",
+    "bios.type": "<bios><type>i440fx_sea_bios</type></bios>",
+    "custom_emulated_machine": "<custom_emulated_machine>pc-i440fx</custom_emulated_machine>",
+    "storage_error_resume_behaviour": "<storage_error_resume_behaviour>kill</storage_error_resume_behaviour>",
+    "memory": "<memory>3221225472</memory>",
+}
+TEMPLATE_SAME = """<high_availability><enabled>false</enabled><priority>0</priority></high_availability><cpu><topology>
+    <cores>1</cores></topology><architecture>undefined</architecture></cpu><bios><type>cluster_default</type></bios>
+    <storage_error_resume_behaviour>auto_resume</storage_error_resume_behaviour><memory>1073741824</memory>"""
+
+
+@pytest.mark.req("W5")
+@pytest.mark.bad_input("protection that is not kept")
+def test_a_template_is_not_said_to_have_what_it_has_not(play: Play) -> None:
+    """Each VM made of it would be believed to be protected."""
+
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        new = f'<template><name>t1</name><vm id="{vm_id}"/>{{}}</template>'
+        for name, xml in TEMPLATE_OTHERS.items():
+            answer = await send(world, "POST", "/templates?async=true", new.format(xml))
+            assert answer.status_code == 409, (name, answer.text)
+            assert f"[{name}: another value is not kept: it is as in web1" in answer.text
+        wrong = CARD.replace("i6300esb", "diag288")
+        answer = await send(world, "POST", "/templates?async=true", new.format(wrong))
+        assert answer.status_code == 400 and "diag288" in answer.text, answer.text
+        assert (await world.ok("GET", "/v1/templates"))["items"] == []
+        said = f"{TEMPLATE_SAME}<watchdogs>{CARD}</watchdogs>"
+        made = await send(world, "POST", "/templates?async=true", new.format(said))
+        assert made.status_code == 201, made.text
+        (view,) = (await world.ok("GET", "/v1/templates"))["items"]
+        path = f"/templates/{view['template']['id']}"
+        assert await card_of(world, path) and not await card_of(world, f"/vms/{vm_id}")
+        for name, xml in TEMPLATE_OTHERS.items():
+            answer = await send(world, "PUT", path, f"<template>{xml}</template>")
+            assert answer.status_code == 409, (name, answer.text)
+            assert f"[{name}: another value is not kept: it is as in the template" in answer.text
+        same = await send(world, "PUT", path, f"<template>{TEMPLATE_SAME}</template>")
+        assert same.status_code == 200, same.text
+        (after,) = (await world.ok("GET", "/v1/templates"))["items"]
+        assert after["template"] == view["template"]
+
+    play(story)
+
+
+@pytest.mark.bad_input("protection that is not kept")
+def test_a_vm_of_a_template_is_refused_what_the_template_has_not(play: Play) -> None:
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        await one_template(world, vm_id)
+        new = "<vm><name>web2</name><cluster><name>default</name></cluster><template><name>t1</name></template>{}</vm>"
+        for name in ("bios.type", "custom_emulated_machine", "cpu.architecture"):
+            answer = await send(world, "POST", "/vms?async=true", new.format(TEMPLATE_OTHERS[name]))
+            assert answer.status_code == 409, answer.text
+            assert f"[{name}: another value is not kept: it is as in template t1" in answer.text
+        assert len((await world.ok("GET", "/v1/vms"))["items"]) == 1
+
+    play(story)
+
+
+@pytest.mark.bad_input("protection that is not kept")
+def test_a_host_that_is_not_named_is_not_any_host(play: Play) -> None:
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        for action, xml, field in (
+            (
+                "start",
+                "<vm><placement_policy><hosts><host/></hosts></placement_policy></vm>",
+                "vm.placement_policy.hosts",
+            ),
+            ("migrate", "<host><address>h1</address></host>", "host"),
+        ):
+            answer = await send(world, "POST", f"/vms/{vm_id}/{action}", f"<action>{xml}</action>")
+            assert answer.status_code == 400, answer.text
+            assert f"[{field}: says no host" in answer.text
+        assert (await world.ok("GET", "/v1/operations?kind=vm.start"))["items"] == []
 
     play(story)
 
@@ -205,6 +317,24 @@ def test_a_removal_with_a_body_removes_nothing(play: Play) -> None:
         assert len((await world.ok("GET", "/v1/vms"))["items"]) == 1
         assert await card_of(world, f"/vms/{vm_id}")
         gone = await send(world, "DELETE", f"/vms/{vm_id}/watchdogs/{vm_id}", " ")
+        assert gone.status_code == 200, gone.text
+
+    play(story)
+
+
+@pytest.mark.bad_input("body of a removal")
+def test_a_removal_with_an_unknown_parameter_removes_nothing(play: Play) -> None:
+    """Misspelt, ``detach_only`` would keep nothing."""
+
+    async def story(world: World) -> None:
+        vm_id = await one_vm(world)
+        for told in ("?detachonly=true", "?detach-only", "?async=true&Detach_Only=1", ";detach=1"):
+            answer = await send(world, "DELETE", f"/vms/{vm_id}{told}")
+            assert answer.status_code == 400, (told, answer.text)
+            assert "is no parameter of a removal" in answer.text and "detach_only" in answer.text
+        assert len((await world.ok("GET", "/v1/vms"))["items"]) == 1
+        assert (await world.ok("GET", "/v1/operations?kind=vm.delete"))["items"] == []
+        gone = await send(world, "DELETE", f"/vms/{vm_id}?async=true&detach_only=true&force=true")
         assert gone.status_code == 200, gone.text
 
     play(story)
@@ -278,6 +408,60 @@ def test_what_a_browser_sends_for_another_site_is_not_carried_out(play: Play) ->
             )
         view = await world.ok("GET", f"/v1/vms/{vm_id}")
         assert view["vm"]["description"] == "" and view["vm"]["watchdog"] is not None
+
+    play(story)
+
+
+OWN = frozenset({"https://ha.example.org"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "own", "foreign"),
+    [
+        ({"origin": "https://s1:8443", "host": "s1:8443"}, (), False),
+        # Behind a proxy the server has another name.
+        ({"origin": "https://ha.example.org", "host": "10.0.0.1:8443"}, (), True),
+        ({"origin": "https://ha.example.org", "host": "10.0.0.1:8443"}, OWN, False),
+        ({"origin": "https://HA.example.org", "host": "10.0.0.1:8443"}, OWN, False),
+        ({"origin": "http://ha.example.org", "host": "10.0.0.1:8443"}, OWN, True),
+        ({"origin": "https://ha.example.org:1", "host": "10.0.0.1:8443"}, OWN, True),
+        ({"origin": "https://ha.example.org.evil.example", "host": "10.0.0.1"}, OWN, True),
+        # What the browser itself says goes before what can be concluded.
+        ({"origin": "https://x", "host": "10.0.0.1", "sec-fetch-site": "same-origin"}, (), False),
+        (
+            {
+                "origin": "https://ha.example.org",
+                "host": "10.0.0.1",
+                "sec-fetch-site": "same-site",
+            },
+            OWN,
+            True,
+        ),
+        ({"origin": "null", "host": ""}, OWN, True),
+        ({"origin": "", "host": ""}, OWN, True),
+        # Whatever a proxy that anybody may be says of itself.
+        (
+            {"origin": "https://evil", "host": "10.0.0.1", "x-forwarded-host": "evil"},
+            OWN,
+            True,
+        ),
+    ],
+)
+def test_a_browser_behind_a_proxy_is_no_other_site(
+    headers: dict[str, str], own: frozenset[str], foreign: bool
+) -> None:
+    with pytest.raises(Forbidden) if foreign else contextlib.nullcontext():
+        check_site("POST", headers, own)
+    check_site("GET", headers, own)
+
+
+def test_the_origins_of_the_configuration_are_the_servers_own(play: Play) -> None:
+    async def story(world: World) -> None:
+        app = create_app(replace(world.services, origins=OWN))
+        async with AsyncTestClient(app) as client:
+            for origin, status in (("https://ha.example.org", 401), ("https://evil", 403)):
+                answer = await client.delete(f"{ROOT}/vms/1", headers={"Origin": origin})
+                assert answer.status_code == status, answer.text
 
     play(story)
 

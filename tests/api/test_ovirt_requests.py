@@ -1,5 +1,6 @@
 """The façade's requests in the raw: signing in, forms of bodies and answers, roles, and what is wrong with a request."""
 
+import asyncio
 import base64
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 from ovirtsdk4 import reader
 from test_routes import answer_orders, connect_host, join_host
 
+from virtha.api.ovirt import sign_in
 from virtha.api.ovirt.table import ROUTES
 from virtha.api.ovirt.vm_node import BLANK
 from virtha.engine.events import SaveHost
@@ -120,6 +122,39 @@ def test_basic_signs_in_once_and_ends_with_the_password(play: Play) -> None:
         assert (await world.call("GET", ROOT, role=None, headers=right)).status_code == 401
         new = basic("another-long-password")
         assert (await world.call("GET", ROOT, role=None, headers=new)).status_code == 200
+
+    play(story)
+
+
+def test_requests_at_once_sign_in_once_and_who_comes_often_stays_signed_in(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign_in, "SESSIONS_KEPT_MAX", 2)
+
+    passwords = {
+        "operator": PASSWORD,
+        "viewer": "only-looks-around",
+        "administrator": "may-do-everything",
+    }
+
+    async def story(world: World) -> None:
+        async def ask(user: str) -> None:
+            raw = base64.b64encode(f"{user}@internal:{passwords[user]}".encode()).decode()
+            headers = {"Authorization": f"Basic {raw}"}
+            answer = await world.call("GET", f"{ROOT}/vms", role=None, headers=headers)
+            assert answer.status_code == 200, answer.text
+
+        async def signed_in(user: str) -> int:
+            events = (await world.ok("GET", "/v1/events?code=user.signed_in"))["items"]
+            return [one["user"] for one in events].count(user) - 1  # the world's own
+
+        await asyncio.gather(*(ask("operator") for _ in range(10)))
+        assert await signed_in("operator") == 1
+        for user in ("viewer", "operator", "administrator", "operator"):
+            await ask(user)
+        assert await signed_in("operator") == 1
+        await ask("viewer")  # who has not come since
+        assert await signed_in("viewer") == 2
 
     play(story)
 

@@ -285,6 +285,47 @@ def test_disks_cards_and_snapshots_of_a_vm(system: Any) -> None:
     assert {one.name for one in followed.statistics} >= {"memory.installed"}
 
 
+@pytest.mark.bad_input("some of a VM's disks", story=True)
+def test_a_snapshot_of_some_disks_and_going_back_with_some_are_refused(system: Any) -> None:
+    """Taking the others along would lose what was written to them since."""
+    _, service = create(system, "rest-some-disks")
+    attachments = service.disk_attachments_service()
+    root, data = [
+        attachments.add(
+            types.DiskAttachment(
+                disk=types.Disk(name=name, provisioned_size=1 << 30),
+                interface=types.DiskInterface.VIRTIO,
+            )
+        )
+        for name in ("root", "data")
+    ]
+    snapshots = service.snapshots_service()
+    for more in (
+        {"disk_attachments": [types.DiskAttachment(disk=types.Disk(id=root.id))]},
+        {"disk_attachments": [types.DiskAttachment(id=data.id)]},
+        {"disks": [types.Disk(id=root.id)]},
+        {"disks": [types.Disk(name="root"), types.Disk(id=data.id)]},
+        {"disks": []},
+    ):
+        with pytest.raises(sdk.Error, match=f"disks: .*not of some.*{root.id}") as refused:
+            snapshots.add(types.Snapshot(description="before", **more))
+        assert refused.value.code == 409
+    assert [one.description for one in snapshots.list()] == ["Active VM"]
+    both = [types.DiskAttachment(disk=types.Disk(id=one.id)) for one in (data, root)]
+    taken = snapshots.add(types.Snapshot(description="before", disk_attachments=both))
+    snapshot = snapshots.snapshot_service(taken.id)
+    until(lambda: snapshot.get().snapshot_status is types.SnapshotStatus.OK)
+    for disks in ([types.Disk(id=root.id)], [types.Disk(id=data.id)], []):
+        with pytest.raises(sdk.Error, match=r"disks: .*not of some"):
+            snapshot.restore(disks=disks)
+    with pytest.raises(sdk.Error, match="restore_memory: another value is not kept"):
+        snapshot.restore(restore_memory=True)
+    jobs = [one.description for one in system.jobs_service().list()]
+    assert not any("revert" in one for one in jobs), jobs
+    snapshot.restore(disks=[types.Disk(id=root.id), types.Disk(id=data.id)])
+    snapshot.restore(restore_memory=False)
+
+
 def test_events_are_read_on_from_the_last_one(system: Any) -> None:
     events = system.events_service()
     (newest,) = events.list(max=1)

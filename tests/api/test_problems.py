@@ -216,6 +216,30 @@ def test_a_setting_is_changed_as_its_reader_knows_it(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.bad_input("condition that nobody looks at", story=True)
+def test_whatever_is_there_is_no_condition_that_nothing_meets(play: Play) -> None:
+    """RFC 9110, 13.1.1: ``*`` is false where there is nothing yet; who says it means to change, not to make."""
+
+    async def story(world: Any) -> None:
+        path, any_one = "/v1/settings/grant.duration", {"If-Match": "*"}
+        for method, body in (("PUT", {"value": "5s"}), ("DELETE", None)):
+            answer = await world.call(method, path, body, headers=any_one)
+            check(answer, 412, "problem.stale", "If-Match")
+        assert (await world.call("PUT", path, {"value": "5s"})).status_code == 200
+        assert (await world.call("PUT", path, {"value": "6s"}, headers=any_one)).status_code == 200
+        assert (await world.call("DELETE", path, headers=any_one)).status_code == 204
+        bmc = "/v1/clusters/default/power/bmc"
+        answer = await world.call("PUT", bmc, {"settings": {}}, headers=any_one)
+        check(answer, 404, "problem.not_found", "name")
+        assert (await world.ok("GET", "/v1/clusters/default/power"))["items"] == []
+        user = (await world.ok("GET", "/v1/users"))["items"][0]["name"]
+        for one in ("/v1/clusters/default", f"/v1/users/{user}"):
+            answer = await world.call("PATCH", one, {}, headers=any_one)
+            assert answer.status_code == 200, answer.text
+
+    play(story)
+
+
 _BODIES = {"/v1/hold": {"reason": "works"}, "/v1/clusters": {"name": "c2"}}
 
 

@@ -84,10 +84,12 @@ def _digest(one: Route, path: dict[str, str], query: Any, place: str) -> bytes:
 
 def _cut(page: Page[Any], query: PartQuery, key_of: Callable[[Any], str]) -> Page[Any]:
     """One page of a list that came whole."""
+    keys = [key_of(item) for item in page.items]
+    # Of two with one key the first would be found again and again, and its page shown for ever.
+    assert len(set(keys)) == len(keys), "a list is cut by what is each item's own"
     limit = check_limit(query.limit) if query.limit is not None else len(page.items)
     first = 0
     if query.after is not None:
-        keys = [key_of(item) for item in page.items]
         if query.after not in keys:
             raise Gone(
                 "what the page before ended with is no longer there",

@@ -8,7 +8,7 @@ import hashlib
 import re
 
 from virtha.model.errors import InvalidInput
-from virtha.model.ids import Revision
+from virtha.model.ids import ANY_REVISION, Revision
 
 DIGEST_BYTES = 12
 _DIGEST = f"-[0-9a-f]{{{2 * DIGEST_BYTES}}}"
@@ -28,11 +28,11 @@ def tag_of(revision: int | None, shown: bytes | None = None) -> str:
     return f'"{number}-{hashlib.blake2b(shown, digest_size=DIGEST_BYTES).hexdigest()}"'
 
 
-def revision_in(header: str) -> Revision | None:
-    """Of If-Match. None: any. Raises InvalidInput."""
+def revision_in(header: str) -> Revision:
+    """Of If-Match; of ``*`` ``ANY_REVISION``. Raises InvalidInput."""
     text = header.strip()
     if text == "*":
-        return None
+        return ANY_REVISION
     found = _TAG.fullmatch(text)
     if found is None or found["revision"] is None:
         raise InvalidInput(

@@ -279,7 +279,7 @@ ROUTES: tuple[Route, ...] = (
         summary="List the images of a storage domain",
         handler=list_images,
         query=PartQuery,
-        cut_by=lambda image: image.name,
+        cut_by=lambda image: image.path,
         answer=Page[Image],
     ),
 )

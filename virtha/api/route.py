@@ -65,6 +65,8 @@ class Services:
     """Set when the server stops: streams and waits end at once, so that nothing waits for them."""
     refresh_metrics: Callable[[], Awaitable[None]] = _nothing
     """Brings gauges up to date when they are read."""
+    origins: frozenset[str] = frozenset()
+    """``server.toml``'s: of browsers that come through a proxy which gives the server another Host."""
 
     async def unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
         """Raises Unavailable as soon as the server stops; the work is cancelled then."""

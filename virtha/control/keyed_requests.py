@@ -6,7 +6,7 @@ done twice; a server that dies between the two leaves a request of which only th
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import NoReturn, TypeVar
 
 import structlog
@@ -92,7 +92,11 @@ class KeyedRequests:
         refusal_of: Callable[[VirthaError], KeptAnswer],
     ) -> T:
         """``work``, and its answer kept. Raises what ``work`` raises: before its first write nothing is remembered, after that
-        the refusal is its answer."""
+        the refusal is its answer, and Conflict (`problem.key.under_way`) where another of the same key is being carried out."""
+        if request.id in self._under_way:  # both were asked for before either was marked
+            if isinstance(work, Coroutine):
+                work.close()
+            _is_under_way()
         entry = _Entry(request, self._forgotten_before())
         self._under_way.add(request.id)
         try:

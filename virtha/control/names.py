@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 from virtha.control.requests import LIST_LIMIT_MAX
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Stale
 from virtha.model.host import Cluster, StorageDomain
-from virtha.model.ids import Revision
+from virtha.model.ids import ANY_REVISION, Revision
 from virtha.model.notification import Subscription
 from virtha.model.template import Template
 from virtha.store.clusters import all_clusters, clusters_after, find_cluster, find_storage
@@ -89,7 +89,13 @@ def check_limit(limit: int) -> int:
 
 
 def check_revision(if_match: Revision | None, present: Revision) -> None:
-    """Raises Stale."""
+    """``present``: 0: it is not there. Raises Stale."""
+    if if_match == ANY_REVISION:
+        if not present:
+            raise Stale(
+                "it is not there", field="If-Match", fix="leave the condition out to make it"
+            )
+        return
     if if_match is not None and if_match != present:
         raise Stale(
             f"it is at revision {present} by now, not {if_match}",

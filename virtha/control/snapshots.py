@@ -1,5 +1,6 @@
 """Snapshots of VMs' disks (ADR 0013)."""
 
+from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 import msgspec
@@ -17,13 +18,13 @@ from virtha.control.templates import check_is_down
 from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
-from virtha.model.ids import HostId, SnapshotId
+from virtha.model.ids import HostId, SnapshotId, VmId
 from virtha.model.operation import Operation
 from virtha.model.orders import SnapshotAction
 from virtha.model.snapshot import Snapshot, SnapshotState
 from virtha.model.vm import Disk, DiskFormat, Vm, VmState
 from virtha.ports.hosts import HostLinks
-from virtha.store.snapshots import find_snapshot, save_snapshot, snapshots_of
+from virtha.store.snapshots import find_snapshot, save_snapshot, snapshots_of, snapshots_of_vms
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow
 
@@ -46,9 +47,22 @@ class Snapshots:
             found = await snapshots_of(tx, (await the_vm(tx, ref)).vm.id)
             return Page(items=found, revision=await tx.revision_now())
 
-    async def create(self, caller: Caller, ref: str, request: SnapshotCreate) -> Operation:
+    async def of_vms(self, ids: Collection[VmId]) -> Mapping[VmId, tuple[Snapshot, ...]]:
+        """Of each, oldest first."""
+        async with self._store.read() as tx:
+            return await snapshots_of_vms(tx, ids)
+
+    async def create(
+        self,
+        caller: Caller,
+        ref: str,
+        request: SnapshotCreate,
+        *,
+        only: Collection[str] | None = None,
+    ) -> Operation:
         """Of all disks of a VM, as one moment. One that runs is frozen for it, unless that was waived.
 
+        ``only``: ids of the disks that the caller means; it is refused where they are not all.
         Raises Refused: `problem.vm.state`, `order.refused.guest_silent`.
         """
         effects = Effects()
@@ -78,6 +92,7 @@ class Snapshots:
                     fix="delete one first",
                 )
             disks = _disks_of(row.vm)
+            _check_all(row.vm, disks, only)
             made = Snapshot(
                 id=SnapshotId(str(uuid4())),
                 vm_id=row.vm.id,
@@ -92,15 +107,26 @@ class Snapshots:
         await self._dispatcher.carry_out(effects)
         return operation
 
-    async def revert(self, caller: Caller, ref: str, name: str) -> Operation:
-        """What was written since is lost. The snapshot stays. Of a VM that is down only."""
-        return await self._change(caller, ref, name, SnapshotAction.REVERT)
+    async def revert(
+        self, caller: Caller, ref: str, name: str, *, only: Collection[str] | None = None
+    ) -> Operation:
+        """What was written since is lost, on all disks. The snapshot stays. Of a VM that is down only.
+
+        ``name``: or its id. ``only``: ids of the disks that the caller means; it is refused where they are not all.
+        """
+        return await self._change(caller, ref, name, SnapshotAction.REVERT, only)
 
     async def delete(self, caller: Caller, ref: str, name: str) -> Operation:
+        """``name``: or its id."""
         return await self._change(caller, ref, name, SnapshotAction.DELETE)
 
     async def _change(
-        self, caller: Caller, ref: str, name: str, action: SnapshotAction
+        self,
+        caller: Caller,
+        ref: str,
+        name: str,
+        action: SnapshotAction,
+        only: Collection[str] | None = None,
     ) -> Operation:
         effects = Effects()
         async with self._store.write() as tx:
@@ -115,6 +141,7 @@ class Snapshots:
             if action is SnapshotAction.REVERT:
                 check_is_down(row)
                 await _check_revert(tx, row.vm, found)
+                _check_all(row.vm, _disks_of(row.vm), only)
             else:
                 # With its record the word would go that the disks are of different times.
                 await check_not_torn(tx, row.vm)
@@ -193,6 +220,18 @@ def _disks_of(vm: Vm) -> tuple[Disk, ...]:
             fix="copy them to qcow2 disks first",
         )
     return disks
+
+
+def _check_all(vm: Vm, disks: tuple[Disk, ...], only: Collection[str] | None) -> None:
+    """Raises Refused: to take the others along would lose what was written to them."""
+    if only is None or sorted(only) == sorted(disk.id for disk in disks):
+        return
+    raise Refused(
+        f"a snapshot of {vm.name} is of all its disks, and so is going back to one: not of some",
+        field="disks",
+        allowed=tuple(disk.id for disk in disks),
+        fix="leave them out, or name them all",
+    )
 
 
 async def _check_revert(tx: Transaction, vm: Vm, snapshot: Snapshot) -> None:

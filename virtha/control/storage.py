@@ -220,15 +220,12 @@ class StorageDomains:
 
 async def _views(tx: Transaction, domains: tuple[StorageDomain, ...]) -> tuple[StorageView, ...]:
     reports = await reports_of(tx, tuple(domain.id for domain in domains))
-    hosts: dict[str, tuple[HostRow, ...]] = {}
-    views = []
-    for domain in domains:
-        if domain.cluster_id not in hosts:
-            hosts[domain.cluster_id] = await hosts_of_cluster(tx, domain.cluster_id)
-        cluster = await find_cluster(tx, domain.cluster_id)
+    known: dict[str, tuple[str, tuple[HostRow, ...]]] = {}
+    for cluster_id in {domain.cluster_id for domain in domains}:
+        cluster = await find_cluster(tx, cluster_id)
         assert cluster is not None, "a foreign key holds it"
-        views.append(_view(domain, cluster.name, hosts[domain.cluster_id], reports))
-    return tuple(views)
+        known[cluster_id] = cluster.name, await hosts_of_cluster(tx, cluster_id)
+    return tuple(_view(domain, *known[domain.cluster_id], reports) for domain in domains)
 
 
 def _view(
@@ -250,7 +247,7 @@ def _view(
             detail[row.host.name] = report.detail
         if report.usable:
             newest = report
-            images.update({image.name: image for image in report.images})
+            images.update({image.path: image for image in report.images})
     return StorageView(
         domain=domain,
         cluster_name=cluster_name,
@@ -258,5 +255,5 @@ def _view(
         detail=detail,
         size_bytes=newest.size_bytes if newest is not None else 0,
         free_bytes=newest.free_bytes if newest is not None else 0,
-        images=tuple(images[name] for name in sorted(images)),
+        images=tuple(sorted(images.values(), key=lambda image: (image.name, image.path))),
     )

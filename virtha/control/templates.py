@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import record
@@ -95,10 +96,16 @@ class Templates:
         async with self._store.read() as tx:
             return await templates_of_vms(tx, ids if len(ids) <= VMS_NAMED_MAX else None)
 
-    async def create(self, caller: Caller, request: TemplateCreate) -> Operation:
+    async def create(
+        self,
+        caller: Caller,
+        request: TemplateCreate,
+        *,
+        watchdog: WatchdogRequest | UnsetType = UNSET,
+    ) -> Operation:
         """Copy the disks of a VM that is down, in full; until that is done nothing else is done with it.
 
-        The operation's subject is the VM. Raises Refused (`problem.vm.state`) where it runs or may start.
+        ``watchdog``: in place of the VM's. The operation's subject is the VM. Raises Refused (`problem.vm.state`) where it runs or may start.
         """
         effects = Effects()
         async with self._store.write() as tx:
@@ -113,6 +120,10 @@ class Templates:
             await check_not_torn(tx, vm)
             template = _template_of(vm, request, created=tx.clock.wall_ms())
             surroundings = await read_surroundings(tx, vm.cluster_id)
+            if watchdog is not UNSET:
+                able = capabilities_of(surroundings)
+                card = check_watchdog(watchdog, vm.architecture, vm.machine, able)
+                template = msgspec.structs.replace(template, watchdog=card)
             maker = choose_maker(vm, surroundings, self._links, tx.clock.monotonic_ms())
             await save_template(tx, template)
             copies: list[Step] = [

@@ -296,12 +296,12 @@ async def plan_disk(tx: Transaction, one: DiskCreate, vm: Vm, *, make_id: MakeId
 async def _images(
     tx: Transaction, domains: tuple[StorageDomain, ...]
 ) -> dict[StorageDomainId, dict[str, Image]]:
-    """What any host that can use the domain has seen there."""
+    """What any host that can use the domain has seen there, by path."""
     found: dict[StorageDomainId, dict[str, Image]] = {domain.id: {} for domain in domains}
     reports = await reports_of(tx, tuple(found))
     for (_, domain_id), report in sorted(reports.items()):
         if report.usable:
-            found[domain_id].update({image.name: image for image in report.images})
+            found[domain_id].update({image.path: image for image in report.images})
     return found
 
 
@@ -353,16 +353,9 @@ def _plan_disk(
             field=_below(field, "image"),
             fix="put its content there with 'rbd import', and give its name as 'path'",
         )
-    size_bytes = one.size_bytes
+    size_bytes, image = one.size_bytes, None
     if one.image is not None:
-        image = images.get(one.image)
-        if image is None:
-            raise InvalidInput(
-                f"storage domain {domain.name} has no image '{one.image[:100]}'",
-                field=_below(field, "image"),
-                allowed=tuple(sorted(images)[:20]),
-                fix="put the image file into its images directory" if not images else "",
-            )
+        image = _the_image(one.image, domain, tuple(images.values()), _below(field, "image"))
         if image.format in tuple(DiskFormat):
             disk_format = DiskFormat(image.format)
         size_bytes = max(image.virtual_size_bytes, size_bytes or 0)
@@ -397,9 +390,30 @@ def _plan_disk(
             size_bytes=size_bytes or 0,
             bus=one.bus,
         ),
-        image=one.image,
+        image=image.file_name if image is not None else None,
         create=one.image is not None or one.size_bytes is not None,
     )
+
+
+def _the_image(wanted: str, domain: StorageDomain, images: tuple[Image, ...], field: str) -> Image:
+    """The one of that file name, else of that name without a suffix. Raises InvalidInput: there is none, or there are two."""
+    exact = [image for image in images if image.file_name == wanted]
+    fitting = exact or [image for image in images if image.name == wanted]
+    if len(fitting) > 1:
+        raise InvalidInput(
+            f"storage domain {domain.name} has {len(fitting)} images '{wanted[:100]}'",
+            field=field,
+            allowed=tuple(sorted(image.file_name for image in fitting)),
+            fix="say which, with its suffix",
+        )
+    if not fitting:
+        raise InvalidInput(
+            f"storage domain {domain.name} has no image '{wanted[:100]}'",
+            field=field,
+            allowed=tuple(sorted({image.name for image in images})[:20]),
+            fix="put the image file into its images directory" if not images else "",
+        )
+    return fitting[0]
 
 
 async def plan_nics(

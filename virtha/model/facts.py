@@ -99,6 +99,11 @@ class Image(Value, frozen=True, kw_only=True):
     size_bytes: int
     virtual_size_bytes: int
 
+    @property
+    def file_name(self) -> str:
+        """Two images can have one name, as ``web.qcow2`` and ``web.raw``; none shares this."""
+        return self.path.rpartition("/")[2]
+
 
 class StorageReport(Value, frozen=True, kw_only=True, tag="storage"):
     storage_domain_id: StorageDomainId

@@ -39,3 +39,5 @@ Incarnation = NewType("Incarnation", int)
 
 Revision = NewType("Revision", int)
 """The installation's counter, taken inside the writing transaction: commit order is revision order."""
+ANY_REVISION = Revision(-1)
+"""Of a condition that is met by whatever is there (``If-Match: *``), and not where there is nothing."""

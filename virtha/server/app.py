@@ -170,6 +170,7 @@ async def running(
             metrics=metrics,
             stopping=stopping,
             refresh_metrics=lambda: _refresh(metrics, control, gateway, clock.wall_ms()),
+            origins=frozenset(config.origins),
         )
         await engines.begin(control, term)
         app = create_app(services)

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,6 +25,8 @@ class ServerConfig(Request, frozen=True, kw_only=True):
     """Empty: SQLite in the state directory."""
     names: tuple[str, ...] = ()
     """DNS names and addresses that the server's certificate carries."""
+    origins: tuple[str, ...] = ()
+    """Under which browsers reach the server through a proxy that gives it another Host: ``https://ha.example.org``."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -35,10 +38,36 @@ class ServerConfig(Request, frozen=True, kw_only=True):
                 field="gateway_listen",
                 fix="give each a port of its own: 8443 and 8250 by default",
             )
+        for origin in self.origins:
+            _check_origin(origin)
         if self.log_level not in LOG_LEVELS:
             raise InvalidInput(
                 f"'{self.log_level}' is no log level", field="log_level", allowed=LOG_LEVELS
             )
+
+
+_LISTS = {
+    "names": 'write names = ["server1", "192.0.2.1"]',
+    "origins": 'write origins = ["https://ha.example.org"]',
+}
+"""Settings that are lists, and how they are written."""
+
+
+def _check_origin(text: str) -> None:
+    """Raises InvalidInput: browsers send none that is written like this."""
+    try:
+        parts = urlsplit(text)
+        own = f"{parts.scheme}://{parts.netloc}"
+        sound = parts.scheme in ("https", "http") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = own = ""
+    if not sound or own != text or text != text.lower() or "@" in own:
+        raise InvalidInput(
+            f"'{text[:200]}' is no origin",
+            field="origins",
+            allowed=("https://HOST or https://HOST:PORT, in lower case, without a path",),
+            fix=_LISTS["origins"],
+        )
 
 
 class ServerPaths:
@@ -145,14 +174,12 @@ def build_config(values: Mapping[str, object], *, where: str) -> ServerConfig:
         raise InvalidInput(
             f"{where}: {message}",
             field=field or None,
-            fix='write names = ["server1", "192.0.2.1"]'
-            if field == "names"
-            else f'write {field} = "…"',
+            fix=_LISTS.get(field, f'write {field} = "…"'),
         ) from None
 
 
 def overrides(environment: Mapping[str, str]) -> dict[str, object]:
-    """``VIRTHA_LISTEN`` and so on, one per key; names are separated by commas."""
+    """``VIRTHA_LISTEN`` and so on, one per key; names and origins are separated by commas."""
     found: dict[str, object] = {}
     for field in msgspec.structs.fields(ServerConfig):
         text = environment.get(ENVIRONMENT_PREFIX + field.name.upper())
@@ -160,7 +187,7 @@ def overrides(environment: Mapping[str, str]) -> dict[str, object]:
             continue
         found[field.name] = (
             tuple(part.strip() for part in text.split(",") if part.strip())
-            if field.name == "names"
+            if field.name in _LISTS
             else text
         )
     return found
@@ -177,6 +204,9 @@ def config_text(config: ServerConfig) -> str:
         f"names = [{names}]",
         f"log_level = {msgspec.json.encode(config.log_level).decode()}",
     ]
+    if config.origins:
+        origins = ", ".join(msgspec.json.encode(one).decode() for one in config.origins)
+        lines.append(f"origins = [{origins}]")
     if config.database:
         lines.append(f"database = {msgspec.json.encode(config.database).decode()}")
     return "\n".join(lines) + "\n"

@@ -119,6 +119,38 @@ def test_a_repeated_request_is_answered_and_not_carried_out_again(play: Play) ->
     play(story)
 
 
+def test_two_of_one_key_leave_the_first_ones_mark(play: Play) -> None:
+    """Else a third was told that the server had failed, while the first went on: and who asks for it anew has it twice."""
+
+    async def story(here: Installed) -> None:
+        go = asyncio.Event()
+
+        async def slow() -> str:
+            made = await here.make("east")
+            await go.wait()
+            return made
+
+        assert await here.requests.answer_to(REQUEST) is None
+        assert await here.requests.answer_to(REQUEST) is None, "the second, before either began"
+        first = asyncio.create_task(here.carry_out(REQUEST, slow()))
+        while await here.names() != ["east"]:
+            await asyncio.sleep(0)
+        asked_again = (
+            lambda: here.carry_out(REQUEST, here.make("west")),
+            lambda: here.requests.answer_to(REQUEST),
+        )
+        for again in asked_again:
+            with pytest.raises(Conflict) as caught:
+                await again()
+            assert caught.value.code == "problem.key.under_way"
+        go.set()
+        assert await first == "east"
+        assert await here.requests.answer_to(REQUEST) == answered("east")
+        assert await here.names() == ["east"]
+
+    play(story)
+
+
 @pytest.mark.bad_input("key of another request")
 def test_a_key_of_another_request_is_refused(play: Play) -> None:
     async def story(here: Installed) -> None:

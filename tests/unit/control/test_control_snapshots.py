@@ -93,6 +93,33 @@ def test_the_host_is_a_holder_until_it_has_released(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.bad_input("some of a VM's disks")
+def test_of_some_disks_there_is_no_snapshot_and_no_way_back(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        host = await _with_vm(world)
+        await world.control.vms.devices.add_disk(ADMIN, "web1", DiskCreate(size_bytes=1 << 30))
+        await host.answer(host.orders[-1])
+        snapshots = world.control.snapshots
+        root, data = (disk.id for disk in (await world.control.vms.get("web1")).vm.disks)
+        for only in ((root,), (data,), (), (root, data, "another"), (root, "")):
+            with pytest.raises(Refused, match="not of some") as refused:
+                await snapshots.create(ADMIN, "web1", NAME, only=only)
+            assert refused.value.field == "disks" and refused.value.allowed == (root, data)
+        assert (await snapshots.list("web1")).items == ()
+        await snapshots.create(ADMIN, "web1", NAME, only=(data, root))
+        await _done(host)
+        sent = len(host.orders)
+        for only in ((root,), (data,), ()):
+            with pytest.raises(Refused, match="not of some"):
+                await snapshots.revert(ADMIN, "web1", "before", only=only)
+        assert len(host.orders) == sent and await _state(world) is SnapshotState.READY
+        await snapshots.revert(ADMIN, "web1", "before", only=(root, data))
+        order = host.orders[-1].body
+        assert isinstance(order, ChangeSnapshots) and order.action is SnapshotAction.REVERT
+
+    tell(story)
+
+
 @pytest.mark.req("G1")
 def test_an_end_that_nobody_knows_frees_nothing(tell: Tell) -> None:
     async def story(world: Any) -> None:

@@ -54,7 +54,7 @@ def test_creation_makes_disks_defines_and_starts(tell: Tell) -> None:
         assert kinds(orders) == ["CreateDisk", "CreateDisk", "DefineVm", "StartVm"]
         first = orders[0].body
         assert isinstance(first, CreateDisk)
-        assert (first.image, first.disk.size_bytes) == ("tiny", 64 * MIB)
+        assert (first.image, first.disk.size_bytes) == ("tiny.qcow2", 64 * MIB)
         assert first.disk.path == f"vms/{vm_id}/disk0.qcow2"
         view = await world.control.vms.get("web1")
         assert view.status.state is VmState.RUNNING

@@ -28,6 +28,7 @@ def test_what_init_writes_is_read_back_the_same(paths: ServerPaths) -> None:
         listen="[::1]:0",
         gateway_listen="127.0.0.1:8250",
         names=("virtha.example.org", "192.0.2.1", 'quo"te'),
+        origins=("https://ha.example.org", "http://[::1]:8080"),
         log_level="debug",
         database="sqlite:////srv/v.db",
     )
@@ -49,6 +50,8 @@ def test_every_path_moves_with_the_root(tmp_path: Path) -> None:
 def test_the_environment_overrides_the_file(paths: ServerPaths) -> None:
     paths.config.write_text('listen = "127.0.0.1:1"\nnames = ["a"]\n')
     config = read_config(paths, {"VIRTHA_LISTEN": "127.0.0.1:2", "VIRTHA_NAMES": "b, c,"})
+    several = {"VIRTHA_ORIGINS": "https://a, https://b:1"}
+    assert read_config(paths, several).origins == ("https://a", "https://b:1")
     assert (config.listen, config.names) == ("127.0.0.1:2", ("b", "c"))
     assert overrides({"VIRTHA_ROOT": "/x", "LISTEN": "no"}) == {}
 
@@ -70,6 +73,14 @@ def test_no_file_says_how_to_make_one(paths: ServerPaths) -> None:
         ('log_level = "loud"', "log_level", ""),
         ('names = "a"', "names", 'write names = ["server1", "192.0.2.1"]'),
         ("names = [1]", "names", 'write names = ["server1", "192.0.2.1"]'),
+        ('origins = "https://a"', "origins", 'write origins = ["https://ha.example.org"]'),
+        *(
+            (f'origins = ["{one}"]', "origins", 'write origins = ["https://ha.example.org"]')
+            for one in (
+                *("", "*", "null", "ha.example.org", "https://", "ftp://a", "https://a/"),
+                *("https://a/ui", "https://A", "https://u@a", "https://a:x", "https://[a", "//a"),
+            )
+        ),
         (
             'listen = "127.0.0.1:1',
             "server.toml",

@@ -1,6 +1,6 @@
 """What a request must be before anything of it is carried out, whoever sends it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from virtha.api.problems import TooLarge, UnsupportedMediaType
@@ -15,21 +15,27 @@ READING = ("GET", "HEAD")
 _OWN_SITES = ("same-origin", "none")
 
 
-def check_site(method: str, headers: Mapping[str, str]) -> None:
+def check_site(method: str, headers: Mapping[str, str], own: Collection[str] = ()) -> None:
     """A browser that knows a name and password sends them along with whatever another site makes it send: it says so in
-    ``Sec-Fetch-Site``, or in ``Origin``. oVirt's clients are no browsers and send neither. Raises Forbidden."""
+    ``Sec-Fetch-Site``, which no page can set, or, an old one or one that came without TLS, in ``Origin``. oVirt's clients are no
+    browsers and send neither. ``own``: origins besides that of ``Host``, which a proxy may have changed. Raises Forbidden."""
     if method in READING:
         return
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    foreign = site is not None and site.strip().lower() not in _OWN_SITES
-    if origin is not None and not foreign:
-        foreign = _place(origin) != headers.get("host", "").strip().lower()
+    if site is not None:
+        foreign = site.strip().lower() not in _OWN_SITES
+    else:
+        foreign = origin is not None and not _is_own(origin, headers.get("host", ""), own)
     if foreign:
         raise Forbidden(
             f"it comes from another site: {(origin or site or '')[:200]}",
             field="Origin" if origin is not None else "Sec-Fetch-Site",
-            fix="send it from no web page, or from one of this server's own",
+            fix="send it from no web page, or from one of this server's own; where a proxy changes Host, name its origin in server.toml (origins)",
         )
+
+
+def _is_own(origin: str, host: str, own: Collection[str]) -> bool:
+    return _place(origin) == host.strip().lower() or origin.strip().lower() in own
 
 
 def _place(origin: str) -> str | None:

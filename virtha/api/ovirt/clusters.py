@@ -48,6 +48,8 @@ _UNKEPT: Node = {
 }
 _UNKEPT_PATHS = (
     "ha_reservation",
+    # What becomes of VMs is said by the policy, for each trouble apart.
+    "error_handling.on_error",
     *(
         f"fencing_policy.{name}"
         for name in (
@@ -65,10 +67,12 @@ CLUSTER, DATA_CENTER = "/clusters/{cluster}", "/datacenters/{data_center}"
 async def the_cluster(call: Call, name: str = "cluster") -> Cluster:
     """The cluster, or data center, that the path names, by its id only. Raises NotFound."""
     cluster_id = call.path[name]
-    found = await call.control.clusters.get(cluster_id)
-    if found.id != cluster_id:
-        raise NotFound(f"there is no {name} with the id '{cluster_id[:64]}'")
-    return found
+    if cluster_id not in call.known.clusters:
+        found = await call.control.clusters.get(cluster_id)
+        if found.id != cluster_id:
+            raise NotFound(f"there is no {name} with the id '{cluster_id[:64]}'")
+        call.known.clusters[cluster_id] = found
+    return call.known.clusters[cluster_id]
 
 
 async def cluster_ref(call: Call, body: Node) -> str:
@@ -123,6 +127,7 @@ def data_center_node(cluster: Cluster) -> Node:
 
 async def list_clusters(call: Call) -> Reply:
     found = await listed(call.parameters, "Clusters", call.control.clusters.list, SearchQuery())
+    call.known.clusters.update({one.id: one for one in found})
     return Reply(shape="cluster", body=[cluster_node(one) for one in found])
 
 
@@ -176,6 +181,7 @@ async def list_data_centers(call: Call) -> Reply:
     found = await gather(
         lambda limit, after: call.control.clusters.list(SearchQuery(limit=limit, after=after))
     )
+    call.known.clusters.update({one.id: one for one in found})
     words = [
         (
             {"name": one.name, "id": one.id, "description": one.description, "status": "up"},

@@ -1,11 +1,12 @@
 """Disks and their attachments. A disk belongs to one VM or template here; there are none that float."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from virtha.api.ovirt.fault import incomplete, not_here, require
-from virtha.api.ovirt.listing import gather
+from virtha.api.ovirt.listing import gather, in_turns
 from virtha.api.ovirt.operations import all_being_added, being_added, underway, waited
 from virtha.api.ovirt.route import (
     Call,
@@ -21,13 +22,13 @@ from virtha.api.ovirt.route import (
     searched,
 )
 from virtha.api.ovirt.search import noun, select
-from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.shape import TURN, Node
 from virtha.api.ovirt.storage import DOMAIN, the_domain
 from virtha.api.ovirt.templates import TEMPLATE, the_template
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_node import BLANK
-from virtha.api.ovirt.vms import VM, the_vm
-from virtha.control.requests import DiskCreate, DiskResize, SearchQuery, VmQuery
+from virtha.api.ovirt.vms import VM, every_vm, the_vm
+from virtha.control.requests import DiskCreate, DiskResize, SearchQuery
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.vm import Disk, DiskFormat, Vm
 
@@ -35,7 +36,12 @@ T = TypeVar("T")
 _INTERFACES = {"virtio": "virtio", "scsi": "virtio_scsi", "sata": "sata", "ide": "ide"}
 _FORMATS = {DiskFormat.QCOW2: "cow", DiskFormat.RAW: "raw"}
 _UNKEPT: Node = {"active": True, "read_only": False, "uses_scsi_reservation": False}
-_UNKEPT_DISK: Node = {"read_only": False, "shareable": False, "wipe_after_delete": False}
+_UNKEPT_DISK: Node = {
+    "propagate_errors": False,  # the VM's storage_error_resume_behaviour says what follows
+    "read_only": False,
+    "shareable": False,
+    "wipe_after_delete": False,
+}
 """Of what is added here, and of its attachment."""
 _LOCKS = {"vm.create", "vm.snapshot", "vm.resize", "vm.delete", "template.create"}
 DISKS = noun("Disks", "disk", fields=("name", "alias", "id", "format", "storage"))
@@ -67,6 +73,7 @@ def disk_node(owned: Owned, under_way: Collection[str] = ()) -> Node:
         "description": disk.path,
         "content_type": "data",
         "format": _FORMATS[disk.format],
+        "propagate_errors": False,
         "provisioned_size": disk.size_bytes,
         "read_only": disk.readonly,
         "shareable": False,
@@ -111,11 +118,11 @@ async def _with_coming(call: Call, vm: Vm) -> list[Owned]:
 
 
 async def _all(call: Call) -> list[Owned]:
-    views = await gather(
-        lambda limit, after: call.control.vms.list(VmQuery(limit=limit, after=after))
-    )
-    call.known.add_vms(views)
-    found = [one for view in views for one in await _with_coming(call, view.vm)]
+    found: list[Owned] = []
+    for at, view in enumerate(await every_vm(call)):
+        found += await _with_coming(call, view.vm)
+        if not at % TURN:
+            await asyncio.sleep(0)
     return found + await _of_all_templates(call)
 
 
@@ -177,7 +184,7 @@ async def _listed(call: Call, there: list[Owned]) -> Reply:
     ]
     chosen = select(DISKS, words, call.parameters)
     open_ones = await underway(call) if chosen else {}
-    nodes = [disk_node(one, open_ones.get(one.owner_id, ())) for one in chosen]
+    nodes = await in_turns(chosen, lambda one: disk_node(one, open_ones.get(one.owner_id, ())))
     return Reply(shape="disk", body=nodes)
 
 
@@ -276,7 +283,8 @@ async def attach(call: Call) -> Reply:
     view = await the_vm(call)
     require("disk_attachment", call.body, "disk")
     said = call.body["disk"]
-    refuse_others(call.body, _UNKEPT, *_UNKEPT)
+    first = {"bootable": not await _of_vm(call)}
+    refuse_others(call.body, _UNKEPT | first, *_UNKEPT, *first)
     refuse_others(said, _UNKEPT_DISK, *_UNKEPT_DISK, within="disk.")
     if named({"id": said.get("id")}):
         raise not_here("attaching a disk of another VM", "describe a new one")
@@ -294,7 +302,7 @@ async def attach(call: Call) -> Reply:
     made = await devices.added_by(operation.id)
     assert isinstance(made, Disk), "it is what was asked for"
     seen = await waited(call, operation)
-    added = Owned("vm", view.vm.id, made, first=not view.vm.disks, adding=not seen.is_over)
+    added = Owned("vm", view.vm.id, made, first=first["bootable"], adding=not seen.is_over)
     status = 202 if added.adding else 201
     return Reply(shape="disk_attachment", body=attachment_node(added), status=status)
 
@@ -320,7 +328,7 @@ async def change_attachment(call: Call) -> Reply:
     if call.body.get("active") is False:
         raise not_here("a disk that is attached and not active", "DELETE the attachment")
     shown = attachment_node(found)
-    refuse_others(call.body, shown, "uses_scsi_reservation")
+    refuse_others(call.body, shown, "uses_scsi_reservation", "bootable")
     for name, present in shown.items():
         if name in ("interface", "read_only") and call.body.get(name) not in (None, present):
             raise Refused(f"a disk's {name} can't be changed", field=name, fix="leave it out")

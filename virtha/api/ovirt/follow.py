@@ -1,28 +1,32 @@
 """``follow``: linked objects are put into the answer in place of their links."""
 
 import asyncio
-import copy
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from virtha.api.ovirt.catalogue import SHAPES
 from virtha.api.ovirt.parameters import Follow
 from virtha.api.ovirt.route import Reply
-from virtha.api.ovirt.shape import Node, Scalar, Shape
+from virtha.api.ovirt.shape import TURN, Node, Scalar, Shape
 from virtha.model.errors import InvalidInput, NotFound
 
 Look = Callable[[str], Awaitable[Reply]]
 """What a GET of that path answers."""
-NODES_MAX = 100_000
-"""Brought into one answer: the cards, disks and watchdogs of 20,000 VMs; not all disks once for each of them."""
+FIELDS_MAX = 2_000_000
+"""Brought into one answer, some 100 MB of XML: the cards, disks and watchdogs of 20,000 VMs, or their clusters too; not all
+disks once for each of them."""
 
 
 class Links:
-    """Of one answer. Each path is looked at once: a list of VMs mostly has one cluster."""
+    """Of one answer. Each path is looked at once: a list of VMs mostly has one cluster. What stands behind it is the same
+    object at each place, unless links of its own are followed."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
-        self._seen: dict[str, Sequence[Node]] = {}
-        self._count = 0
+        self._seen: dict[str, tuple[Sequence[Node], int]] = {}
+        """By path, with the number of their fields."""
+        self._fields = 0
+        self._done = 0
 
     async def follow(self, shape: Shape, nodes: Sequence[Node], wanted: Follow) -> None:
         """Changes ``nodes``. Raises InvalidInput: the type has no such link, or there is too much behind it. An object without
@@ -37,6 +41,9 @@ class Links:
                     allowed=tuple(sorted(_followable(shape))),
                 )
             for node in nodes:
+                self._done += 1
+                if not self._done % TURN:
+                    await asyncio.sleep(0)  # all may be known already, and nothing waited for
                 await self._follow_one(node, known, SHAPES[of], inner)
 
     async def _follow_one(self, node: Node, name: str, of: Shape, inner: Follow) -> None:
@@ -49,23 +56,27 @@ class Links:
             found = await self._nodes(node[name]["href"])
             node[name] = found[0] if found else node[name]
         if inner and name in node:
-            there = node[name] if isinstance(node[name], list) else [node[name]]
-            await self.follow(of, there, inner)
+            many = isinstance(node[name], list)
+            # Its own: what is put into it is not in the others.
+            own = [dict(it) for it in (node[name] if many else [node[name]])]
+            node[name] = own if many else own[0]
+            await self.follow(of, own, inner)
 
     async def _nodes(self, href: str) -> list[Node]:
-        """Copies: what is put into one of them is not in the others."""
         seen = self._seen.get(href)
         if seen is None:
-            await asyncio.sleep(0)  # it may all be known already, and nothing waited for
-            seen = self._seen[href] = await self._looked(href)
-        self._count += len(seen)
-        if self._count > NODES_MAX:
+            await asyncio.sleep(0)
+            found = await self._looked(href)
+            seen = self._seen[href] = (found, sum(map(_fields, found)))
+        nodes, fields = seen
+        self._fields += fields
+        if self._fields > FIELDS_MAX:
             raise InvalidInput(
-                f"brings in more than {NODES_MAX} objects",
+                f"brings in more than {FIELDS_MAX} fields",
                 field="follow",
                 fix="follow fewer links, or ask for fewer objects with max",
             )
-        return copy.deepcopy(list(seen))
+        return list(nodes)
 
     async def _looked(self, href: str) -> Sequence[Node]:
         """What is gone meanwhile is nothing."""
@@ -76,6 +87,14 @@ class Links:
         if body is None:
             return ()
         return (body,) if isinstance(body, dict) else tuple(body)
+
+
+def _fields(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(1 + _fields(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return sum(1 + _fields(inner) for inner in value)
+    return 0
 
 
 def _followable(shape: Shape) -> list[str]:

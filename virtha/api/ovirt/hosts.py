@@ -87,7 +87,8 @@ async def change_host(call: Call) -> Reply:
             field="cluster",
             fix="remove it, and let it join the other cluster",
         )
-    refuse_others(call.body, {}, "power_management.kdump_detection")
+    paths = ("power_management.kdump_detection", "power_management.automatic_pm_enabled")
+    refuse_others(call.body, host_node(view, None), *paths)
     enabled = (call.body.get("power_management") or {}).get("enabled")
     if enabled is not None and enabled != bool(view.power):
         raise Refused(

@@ -15,7 +15,7 @@ from virtha.control.searching import read_search, show_search
 from virtha.control.views import Page
 from virtha.model.errors import InvalidInput
 from virtha.search import Query
-from virtha.search.tree import And, Compare, Or, Pattern, Relation
+from virtha.search.tree import And, Compare, Or, Pattern, Relation, Sort
 from virtha.search.tree import Node as Condition
 
 T = TypeVar("T")
@@ -31,9 +31,11 @@ async def listed(
     query: Q,
     *,
     cluster: str | None = None,
+    renamed: Callable[[T], tuple[str, str]] | None = None,
 ) -> list[T]:
     """``noun``: of the search language. ``query``: what else is asked of the use case. ``cluster``: by id, those of it
-    alone: before ``max`` and pages are counted. Raises InvalidInput."""
+    alone: before ``max`` and pages are counted. ``renamed``: id and name of one, where names may change: each is there
+    once, whatever its name was when its page was read. Raises InvalidInput."""
     search = the_search(parameters, noun)
     if cluster is not None:
         search = _within(search, noun, cluster)
@@ -49,7 +51,20 @@ async def listed(
     async def page(limit: int, after: str | None) -> Page[T]:
         return await get(msgspec.structs.replace(query, limit=limit, after=after))
 
-    return await gather(page, parameters.max)
+    at_most = parameters.max
+    sorted_by_name = search is None or search.sort is None
+    if renamed is None or not sorted_by_name or (at_most is not None and at_most <= LIST_LIMIT_MAX):
+        return await gather(page, at_most)
+    first = await page(LIST_LIMIT_MAX, None)
+    if first.next is None:
+        return list(first.items)
+    # By what stays: a name that changes between two pages would be on both of them, or on none.
+    by_id = msgspec.structs.replace(search or Query(noun=noun), sort=Sort(field="id"))
+    query = msgspec.structs.replace(
+        query, search=show_search(by_id), case_sensitive=parameters.case_sensitive
+    )
+    found = {renamed(one)[0]: one for one in await gather(page)}
+    return sorted(found.values(), key=lambda one: renamed(one)[1])[:at_most]
 
 
 def the_search(parameters: Parameters, noun: str) -> Query | None:

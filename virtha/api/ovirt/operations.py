@@ -43,11 +43,13 @@ async def all_being_added(call: Call) -> Mapping[VmId, tuple[Disk | Nic, ...]]:
     return call.known.being_added
 
 
-async def waited(call: Call, operation: Operation, wait_ms: int = ANSWER_WAIT_MS) -> Operation:
-    """As it is when it ends, or after ``wait_ms``; with ``async`` at once. Raises Refused: it failed, with its code."""
+async def waited(call: Call, operation: Operation, wait_ms: int | None = None) -> Operation:
+    """As it is when it ends, or after ``wait_ms`` (None: ``ANSWER_WAIT_MS``); with ``async`` at once. Raises Refused: it failed, with its code."""
     if _asked_async(call):
         return operation
-    work = call.control.operations.wait(operation.id, wait_ms)
+    work = call.control.operations.wait(
+        operation.id, ANSWER_WAIT_MS if wait_ms is None else wait_ms
+    )
     seen = await call.services.unless_stopping(work)
     if seen.state in (OperationState.FAILED, OperationState.CANCELLED):
         raise Refused(seen.message or f"{seen.kind} {seen.state.value}", code=seen.code)
@@ -55,7 +57,7 @@ async def waited(call: Call, operation: Operation, wait_ms: int = ANSWER_WAIT_MS
 
 
 async def action_reply(
-    call: Call, operation: Operation, wait_ms: int = ANSWER_WAIT_MS, **more: object
+    call: Call, operation: Operation, wait_ms: int | None = None, **more: object
 ) -> Reply:
     """``complete`` once it is over; ``pending`` when it goes on beyond the answer, or was asked for with ``async``."""
     seen = await waited(call, operation, wait_ms)

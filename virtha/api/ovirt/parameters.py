@@ -10,6 +10,13 @@ Follow = dict[str, "Follow"]
 FOLLOW_NAMES_MAX = 32
 FOLLOW_DEPTH_MAX = 6
 TEXT_MAX = 4_096
+OF_REMOVALS = frozenset(
+    (
+        *("async", "case_sensitive", "correlation_id", "filter", "follow", "max", "search"),
+        *("destroy", "detach_only", "force", "format", "host", "all_content"),
+    )
+)
+"""What oVirt's clients say with a DELETE; most of it changes nothing here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,15 @@ def read_parameters(pairs: list[tuple[str, str]]) -> Parameters:
         wait=not plain.flag("async", default=False),
         follow=parse_follow(given.get("follow", "")),
     )
+
+
+def check_known(parameters: Parameters) -> None:
+    """Of a removal: ``detach-only`` for ``detach_only`` would delete what was to be kept. Raises InvalidInput."""
+    for name in parameters.given:
+        if name not in OF_REMOVALS:
+            raise InvalidInput(
+                "is no parameter of a removal", field=name[:64], allowed=tuple(sorted(OF_REMOVALS))
+            )
 
 
 def parse_follow(text: str) -> Follow:

@@ -1,6 +1,6 @@
 """One route of the façade, what its handler is given and answers, and how a path finds it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,9 +9,11 @@ from virtha.api.ovirt.shape import Node
 from virtha.api.problems import MethodNotAllowed
 from virtha.api.route import Services
 from virtha.control import Control
-from virtha.control.views import Caller, HostView, TemplateView, VmView
+from virtha.control.views import Caller, HostView, StorageView, TemplateView, VmView
 from virtha.model.errors import NotFound
-from virtha.model.ids import ClusterId, VmId
+from virtha.model.host import Cluster
+from virtha.model.ids import ClusterId, TemplateId, VmId
+from virtha.model.snapshot import Snapshot
 from virtha.model.user import Role, User
 from virtha.model.vm import Disk, Nic
 
@@ -24,15 +26,26 @@ class Known:
     """What this request has read already: following the links of a list reads none of it again. None: not yet."""
 
     vms: dict[str, VmView] = field(default_factory=dict)
+    all_vms: Sequence[VmView] | None = None
     hosts: dict[str, HostView] = field(default_factory=dict)
+    clusters: dict[str, Cluster] = field(default_factory=dict)
+    domains: dict[str, StorageView] = field(default_factory=dict)
+    all_domains: Sequence[StorageView] | None = None
     disk_owners: dict[str, VmView] = field(default_factory=dict)
     """Of the disks of ``vms``, by the disk's id."""
     underway: Mapping[str, set[str]] | None = None
     """Kinds of open operations, by the id of what they are about."""
     being_added: Mapping[VmId, tuple[Disk | Nic, ...]] | None = None
+    snapshots: dict[VmId, Sequence[Snapshot]] = field(default_factory=dict)
+    """Of those of ``vms`` of which they were asked for; so ``templates_of``."""
+    templates_of: dict[VmId, TemplateId | None] = field(default_factory=dict)
     bridges: tuple[tuple[ClusterId, str], ...] | None = None
     templates: Sequence[TemplateView] | None = None
     users: list[User] | None = None
+
+    def vms_without(self, of: Container[VmId]) -> list[VmId]:
+        """Those that were read and aren't in ``of``: of the links of a list's first VM, of all of them."""
+        return [view.vm.id for view in self.vms.values() if view.vm.id not in of]
 
     def add_vms(self, views: Sequence[VmView]) -> None:
         for view in views:
@@ -58,11 +71,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """``body``: one node, a sequence of nodes (a collection), or None: nothing but the status."""
+    """``body``: one node, a sequence of nodes (a collection), or None: nothing but the status. ``followed``: its links may have
+    brought in more than there are nodes."""
 
     shape: str = ""
     body: Node | Sequence[Node] | None = None
     status: int = 200
+    followed: bool = False
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

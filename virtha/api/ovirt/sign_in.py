@@ -5,6 +5,7 @@ oVirt writes ``name@domain``. Ours are all of the one domain ``internal``; no na
 once and keeps the session.
 """
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -13,6 +14,7 @@ import hmac
 import secrets
 from collections import OrderedDict
 from urllib.parse import parse_qsl
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -50,16 +52,39 @@ class BasicSessions:
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._tokens: OrderedDict[bytes, str] = OrderedDict()
+        """What was not used for longest comes first, and goes first."""
+        self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     async def caller(self, control: Control, credentials: bytes, address: str) -> Caller:
         """Raises Unauthenticated."""
         digest = hmac.digest(self._key, credentials, hashlib.sha256)
-        kept = self._tokens.get(digest)
-        if kept is not None:
-            try:
-                return await control.users.authenticate(kept)
-            except Unauthenticated:
-                self._tokens.pop(digest, None)  # it ended, or the password was changed
+        caller = await self._kept(control, digest)
+        if caller is not None:
+            return caller
+        # A client begins with several requests at once: the first signs in, the others go by its session.
+        turn = self._turns.setdefault(digest, asyncio.Lock())
+        async with turn:
+            return await self._kept(control, digest) or await self._signed_in(
+                control, credentials, address, digest
+            )
+
+    async def _kept(self, control: Control, digest: bytes) -> Caller | None:
+        token = self._tokens.get(digest)
+        if token is None:
+            return None
+        try:
+            caller = await control.users.authenticate(token)
+        except Unauthenticated:  # it ended, or the password was changed
+            if self._tokens.get(digest) == token:
+                del self._tokens[digest]
+            return None
+        if digest in self._tokens:
+            self._tokens.move_to_end(digest)
+        return caller
+
+    async def _signed_in(
+        self, control: Control, credentials: bytes, address: str, digest: bytes
+    ) -> Caller:
         user, _, password = _text(credentials).partition(":")
         made = await control.users.sign_in(
             SessionCreate(user=own_name(user), password=password), address=address

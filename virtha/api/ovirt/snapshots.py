@@ -8,6 +8,7 @@ from virtha.api.ovirt.fault import not_here, require
 from virtha.api.ovirt.operations import action_reply, waited
 from virtha.api.ovirt.route import Call, Reply, Route, action, delete, get, post, ref
 from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vms import VM, the_vm
 from virtha.control.names import is_id
 from virtha.control.requests import SnapshotCreate
@@ -56,8 +57,11 @@ def _active(vm_id: str) -> Node:
 
 
 async def list_snapshots(call: Call) -> Reply:
-    vm_id = (await the_vm(call)).vm.id
-    found = (await call.control.snapshots.list(vm_id)).items
+    vm_id, known = (await the_vm(call)).vm.id, call.known
+    if vm_id not in known.snapshots:
+        ids = known.vms_without(known.snapshots)
+        known.snapshots.update(await call.control.snapshots.of_vms(ids))
+    found = known.snapshots[vm_id]
     return Reply(shape="snapshot", body=[_active(vm_id), *(snapshot_node(one) for one in found)])
 
 
@@ -81,11 +85,12 @@ async def add_snapshot(call: Call) -> Reply:
     require("snapshot", call.body, "description")
     if call.body.get("persist_memorystate"):
         raise not_here("a snapshot with the memory", "leave persist_memorystate out")
+    only = _disks_meant(call.body)
     text = call.body["description"]
     taken = {one.name for one in (await call.control.snapshots.list(vm.id)).items}
     name = call.body.get("name") or name_for(text, taken, int(time.time() * 1_000))
     request = SnapshotCreate(name=name, description=text)
-    operation = await call.control.snapshots.create(call.caller, vm.id, request)
+    operation = await call.control.snapshots.create(call.caller, vm.id, request, only=only)
     await waited(call, operation)
     for one in (await call.control.snapshots.list(vm.id)).items:
         if one.name == name:
@@ -104,15 +109,28 @@ def name_for(description: str, taken: Collection[str], now: int) -> str:
 
 
 async def restore(call: Call) -> Reply:
-    """What was written since is lost; of a VM that is down only."""
+    """What was written since is lost, on all disks: where some are named, they must be all. Of a VM that is down only."""
     found = await _the_snapshot(call)
+    refuse_others(call.body, {}, "restore_memory")
     snapshots = call.control.snapshots
-    return await action_reply(call, await snapshots.revert(call.caller, found.vm_id, found.name))
+    operation = await snapshots.revert(
+        call.caller, found.vm_id, found.id, only=_disks_meant(call.body)
+    )
+    return await action_reply(call, operation)
+
+
+def _disks_meant(body: Node) -> tuple[str, ...] | None:
+    """Ids, or nothing of one that is named otherwise; None: none are named, so all are meant. An attachment has the id of
+    its disk."""
+    if "disks" not in body and "disk_attachments" not in body:
+        return None
+    attached = [it.get("disk") or it for it in body.get("disk_attachments", ())]
+    return tuple({it.get("id", ""): None for it in (*body.get("disks", ()), *attached)})
 
 
 async def remove_snapshot(call: Call) -> Reply:
     found = await _the_snapshot(call)
-    await waited(call, await call.control.snapshots.delete(call.caller, found.vm_id, found.name))
+    await waited(call, await call.control.snapshots.delete(call.caller, found.vm_id, found.id))
     return Reply()
 
 

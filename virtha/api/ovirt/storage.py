@@ -1,8 +1,10 @@
 """``/storagedomains``: thin over the use cases of storage domains."""
 
+from collections.abc import Sequence
+
 from virtha.api.ovirt.clusters import DATA_CENTER, cluster_ref, the_cluster
 from virtha.api.ovirt.fault import not_here, require
-from virtha.api.ovirt.listing import listed
+from virtha.api.ovirt.listing import gather, listed
 from virtha.api.ovirt.route import (
     ADMINISTRATOR,
     Call,
@@ -63,26 +65,38 @@ def _storage(view: StorageView) -> Node:
 async def the_domain(call: Call) -> StorageView:
     """The one that the path names, by its id only. Raises NotFound."""
     domain_id = call.path["storage_domain"]
-    view = await call.control.storage.get(domain_id)
-    if view.domain.id != domain_id:
-        raise NotFound(f"there is no storage domain with the id '{domain_id[:64]}'")
-    return view
+    if domain_id not in call.known.domains:
+        view = await call.control.storage.get(domain_id)
+        if view.domain.id != domain_id:
+            raise NotFound(f"there is no storage domain with the id '{domain_id[:64]}'")
+        _add(call, (view,))
+    return call.known.domains[domain_id]
+
+
+def _add(call: Call, views: Sequence[StorageView]) -> None:
+    call.known.domains.update({view.domain.id: view for view in views})
 
 
 async def list_domains(call: Call) -> Reply:
     found = await listed(call.parameters, "Storage", call.control.storage.list, SearchQuery())
+    _add(call, found)
     return Reply(shape="storage_domain", body=[domain_node(view) for view in found])
 
 
 async def list_attached(call: Call) -> Reply:
     cluster = await the_cluster(call, "data_center")
-    found = await listed(
-        call.parameters,
-        "Storage",
-        call.control.storage.list,
-        SearchQuery(),
-        cluster=cluster.id,
-    )
+    storage = call.control.storage
+    if call.parameters.search.strip():
+        found = await listed(
+            call.parameters, "Storage", storage.list, SearchQuery(), cluster=cluster.id
+        )
+    else:
+        if call.known.all_domains is None:
+            call.known.all_domains = await gather(
+                lambda limit, after: storage.list(SearchQuery(limit=limit, after=after))
+            )
+        found = [one for one in call.known.all_domains if one.domain.cluster_id == cluster.id]
+    _add(call, found)
     return Reply(shape="storage_domain", body=[domain_node(view) for view in found])
 
 

@@ -8,20 +8,14 @@ from virtha.api.ovirt.listing import listed, the_search
 from virtha.api.ovirt.operations import waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put, searched
 from virtha.api.ovirt.search import Anything, Words, fits
-from virtha.api.ovirt.vm_body import refuse_unkept, watchdog_of
+from virtha.api.ovirt.vm_body import refuse_other_machine, refuse_unkept, watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
 from virtha.control.requests import SearchQuery, TemplateCreate
-from virtha.control.views import TemplateView
+from virtha.control.views import TemplateView, VmView
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.watchdog import Watchdog
 
 TEMPLATE = "/templates/{template}"
-_FIXED = {
-    "name": "the name",
-    "description": "the description",
-    "memory": "the memory",
-}
-"""What of a body must be as it is: only the watchdog of a template can be changed."""
 BLANK_WORDS: Words = {
     "name": BLANK_NAME,
     "id": BLANK,
@@ -69,28 +63,38 @@ async def get_template(call: Call) -> Reply:
 
 
 async def add_template(call: Call) -> Reply:
-    """From a VM that is down. Its watchdog, like all else, comes with it (W5)."""
+    """From a VM that is down, with all that it has; a watchdog that is said goes before its own (W5). Raises Refused."""
     body = call.body
     require("template", body, "name", "vm.id|name")
     refuse_unkept(body)
-    await _check_cluster(call)
+    view = await call.control.vms.get(str(named(body["vm"])))
+    vm = view.vm
+    await _check_cluster(call, view)
+    refuse_other_machine(
+        body,
+        vm,
+        owner=f"{vm.name}, which it is made from",
+        fix="change the VM first, or leave it out",
+        priority=vm.start_priority,
+    )
     request = TemplateCreate(
         name=body["name"],
-        vm=str(named(body["vm"])),
+        vm=vm.id,
         description=body.get("description", ""),
     )
-    operation = await call.control.templates.create(call.caller, request)
+    operation = await call.control.templates.create(
+        call.caller, request, watchdog=watchdog_of(body)
+    )
     await waited(call, operation)
-    view = await call.control.templates.get(body["name"])
-    return Reply(shape="template", body=template_node(view), status=201)
+    made = await call.control.templates.get(body["name"])
+    return Reply(shape="template", body=template_node(made), status=201)
 
 
-async def _check_cluster(call: Call) -> None:
+async def _check_cluster(call: Call, vm: VmView) -> None:
     """Raises InvalidInput: a template of another cluster than its VM's."""
     wanted = call.body.get("cluster")
     if not wanted or not named(wanted):
         return
-    vm = await call.control.vms.get(str(named(call.body["vm"])))
     if await cluster_ref(call, wanted) != vm.vm.cluster_id:
         raise InvalidInput(
             f"{vm.vm.name} belongs to {vm.cluster_name}, and so do its templates",
@@ -104,16 +108,22 @@ async def change_template(call: Call) -> Reply:
     check_not_blank(call)
     view = await the_template(call)
     refuse_unkept(call.body)
-    present = template_node(view)
-    for name, words in _FIXED.items():
-        if name in call.body and call.body[name] != present[name]:
+    templates, template = call.control.templates, view.template
+    for name, present in (("name", template.name), ("description", template.description)):
+        if call.body.get(name) not in (None, present):
             raise Refused(
-                f"{words} of a template can't be changed: only its watchdog can",
+                f"the {name} of a template can't be changed: only its watchdog can",
                 field=name,
                 fix="make a new template, or leave it out",
             )
+    refuse_other_machine(
+        call.body,
+        template,
+        owner="the template, of which only the watchdog can be changed",
+        fix="make a new template, or leave it out",
+        priority=template.priority,
+    )
     wanted = watchdog_of(call.body)
-    templates, template = call.control.templates, view.template
     if wanted is not UNSET and not _is(template.watchdog, wanted.model, wanted.action):
         view = await templates.put_watchdog(call.caller, template.id, wanted)
     return Reply(shape="template", body=template_node(view))

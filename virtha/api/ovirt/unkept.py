@@ -14,10 +14,10 @@ def refuse_others(
     body: Node, shown: Node, *paths: str, within: str = "", fix: str = "leave it out"
 ) -> None:
     """``paths``: fields, inner ones behind dots. ``shown``: what it says of them; a field that it does not say is never kept,
-    neither as true nor as a list with something in it. ``within``: where the body stands in what was sent. Raises Refused."""
+    neither as true nor with something in it. ``within``: where the body stands in what was sent. Raises Refused."""
     for path in paths:
         said, present = _at(body, path), _at(shown, path)
-        if said in (None, [], present) or (present is None and said is False):
+        if said in (None, [], {}, present) or (present is None and said is False):
             continue
         kept = "not offered" if present is None else f"always {_text(present)}"
         raise Refused(f"another value is not kept: here it is {kept}", field=within + path, fix=fix)

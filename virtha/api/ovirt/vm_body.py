@@ -7,15 +7,23 @@ from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_node import BIOS, UNKEPT
 from virtha.control.requests import WatchdogRequest
-from virtha.model.errors import Conflict, InvalidInput
+from virtha.model.errors import Conflict, InvalidInput, Refused
 from virtha.model.machine import MachineType
-from virtha.model.vm import OnIoError
+from virtha.model.template import Template
+from virtha.model.vm import OnIoError, Vm
 
 MEMORY_DEFAULT = 1 << 30
 """oVirt's, of the Blank template."""
 
 
-_UNKEPT = ("delete_protected", "stateless", "placement_policy.affinity", "placement_policy.hosts")
+_UNKEPT_ONCE = (
+    "delete_protected",
+    "stateless",
+    "placement_policy.affinity",
+    # oVirt's guard against a second writer: here each VM has one, without being asked for.
+    "lease.storage_domain",
+)
+_UNKEPT = (*_UNKEPT_ONCE, "placement_policy.hosts")
 
 
 def refuse_unkept(body: Node) -> None:
@@ -25,11 +33,46 @@ def refuse_unkept(body: Node) -> None:
 
 def refuse_unkept_start(body: Node) -> None:
     """A start of ``<vm>`` as it says for this once: only where is read of it. Raises Refused."""
-    paths = ("delete_protected", "stateless", "placement_policy.affinity", "cdroms")
-    refuse_others(body, UNKEPT, *paths, within="vm.")
+    refuse_others(body, UNKEPT, *_UNKEPT_ONCE, "cdroms", within="vm.")
 
 
-def vcpus_of(body: Node) -> int | UnsetType:
+def refuse_other_machine(
+    body: Node, one: Vm | Template, *, owner: str, fix: str, priority: int | None = None
+) -> None:
+    """What a template and its VM have in common, and what a body says of it. ``priority``: None: it can be another, and so can
+    all else that a VM has of its own. Raises Refused, which names the first field that is not as it is in ``owner``."""
+    cpu = body.get("cpu") or {}
+    architecture = cpu.get("architecture")
+    fixed: dict[str, tuple[object, object]] = {
+        "custom_emulated_machine" if body.get("custom_emulated_machine") else "bios.type": (
+            machine_of(body),
+            one.machine,
+        ),
+        "cpu.architecture": (
+            UNSET if architecture in (None, "undefined") else architecture,
+            one.architecture,
+        ),
+    }
+    if priority is not None:
+        fixed |= {
+            "memory": (body.get("memory", UNSET), one.memory_bytes),
+            "cpu.topology": (vcpus_of(body, one.vcpus), one.vcpus),
+            "high_availability.enabled": (ha_of(body), one.ha),
+            "high_availability.priority": (priority_of(body), priority),
+            "storage_error_resume_behaviour": (on_io_error_of(body), one.on_io_error),
+        }
+    for field, (wanted, present) in fixed.items():
+        if wanted is not UNSET and wanted != present:
+            raise Refused(f"another value is not kept: it is as in {owner}", field=field, fix=fix)
+
+
+def vcpus_of(body: Node, present: int | None = None) -> int | UnsetType:
+    """Processors, of which oVirt's clients say sockets, cores and threads. Only their product is kept, and shown as sockets.
+
+    ``present``: as it is now, of which oVirt keeps the parts that are left out; None: it is being made of nothing, and they
+    are 1. Without sockets a body may mean what is there already (``cores=4`` once more), or to multiply it (4 sockets of
+    2 cores): where these differ it is refused. Raises InvalidInput, Refused.
+    """
     topology = (body.get("cpu") or {}).get("topology")
     if not topology:
         return UNSET
@@ -41,7 +84,15 @@ def vcpus_of(body: Node) -> int | UnsetType:
                 f"{part} is out of range", field=f"cpu.topology.{name}", allowed=("1 to 1024",)
             )
         count *= part
-    return count
+    if present is None or present == 1 or topology.get("sockets") is not None:
+        return count
+    if count not in (1, present):
+        raise Refused(
+            f"{count} processors for each of {present} sockets, or {count} in all?",
+            field="cpu.topology",
+            fix="say sockets too: processors are shown as sockets of one core",
+        )
+    return UNSET
 
 
 def ha_of(body: Node) -> bool | UnsetType:

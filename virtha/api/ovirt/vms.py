@@ -1,5 +1,7 @@
 """``/vms``: thin over the use cases of VMs."""
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 
 from virtha.api.ovirt.clusters import cluster_ref
@@ -7,6 +9,7 @@ from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import in_turns, listed
 from virtha.api.ovirt.networks import nics_of
 from virtha.api.ovirt.operations import action_reply, underway, waited
+from virtha.api.ovirt.parameters import Parameters
 from virtha.api.ovirt.route import (
     Call,
     Reply,
@@ -20,12 +23,14 @@ from virtha.api.ovirt.route import (
     searched,
 )
 from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.unkept import refuse_others
 from virtha.api.ovirt.vm_body import (
     MEMORY_DEFAULT,
     ha_of,
     machine_of,
     on_io_error_of,
     priority_of,
+    refuse_other_machine,
     refuse_other_sources,
     refuse_unkept,
     refuse_unkept_start,
@@ -43,6 +48,7 @@ from virtha.control.requests import (
 )
 from virtha.control.views import VmView
 from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.ids import VmId
 from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
 from virtha.model.vm import OnIoError, VmState
@@ -60,7 +66,21 @@ async def the_vm(call: Call) -> VmView:
 
 
 async def all_vms(call: Call) -> list[VmView]:
-    found = await listed(call.parameters, "Vms", call.control.vms.list, VmQuery())
+    return await _vms(call, call.parameters)
+
+
+async def every_vm(call: Call) -> Sequence[VmView]:
+    """Whatever the request asks for."""
+    if call.known.all_vms is None:
+        call.known.all_vms = await _vms(call, Parameters())
+    return call.known.all_vms
+
+
+async def _vms(call: Call, parameters: Parameters) -> list[VmView]:
+    def renamed(view: VmView) -> tuple[str, str]:
+        return view.vm.id, view.vm.name
+
+    found = await listed(parameters, "Vms", call.control.vms.list, VmQuery(), renamed=renamed)
     call.known.add_vms(found)
     return found
 
@@ -68,7 +88,8 @@ async def all_vms(call: Call) -> list[VmView]:
 async def list_vms(call: Call) -> Reply:
     found = await all_vms(call)
     open_ones = await underway(call) if found else {}
-    templates = await call.control.templates.of_vms([view.vm.id for view in found])
+    await _add_templates(call, [view.vm.id for view in found])
+    templates = call.known.templates_of
 
     def node(view: VmView) -> Node:
         vm_id = view.vm.id
@@ -77,16 +98,23 @@ async def list_vms(call: Call) -> Reply:
     return Reply(shape="vm", body=await in_turns(found, node))
 
 
+async def _add_templates(call: Call, ids: Sequence[VmId]) -> None:
+    found = await call.control.templates.of_vms(ids)
+    call.known.templates_of.update({vm_id: found.get(vm_id) for vm_id in ids})
+
+
 async def get_vm(call: Call) -> Reply:
     view = await the_vm(call)
     return await _shown(call, view)
 
 
 async def _shown(call: Call, view: VmView, status: int = 200) -> Reply:
-    vm_id = view.vm.id
-    open_ones = await underway(call, vm_id)
-    templates = await call.control.templates.of_vms([vm_id])
-    node = vm_node(view, open_ones.get(vm_id, ()), templates.get(vm_id))
+    vm_id, known = view.vm.id, call.known
+    many = len(known.vms) > 1  # its like will be asked for, too
+    open_ones = await underway(call, None if many else vm_id)
+    if vm_id not in known.templates_of:
+        await _add_templates(call, [vm_id, *known.vms_without({vm_id, *known.templates_of})])
+    node = vm_node(view, open_ones.get(vm_id, ()), known.templates_of[vm_id])
     return Reply(shape="vm", body=node, status=status)
 
 
@@ -141,12 +169,18 @@ async def _from_template(call: Call) -> Operation:
             field="cluster",
             allowed=(template.cluster_name,),
         )
+    refuse_other_machine(
+        body,
+        template.template,
+        owner=f"template {template.template.name}",
+        fix="leave it out, or change it once the VM is there",
+    )
     request = VmFromTemplate(
         name=body["name"],
         thin=not call.parameters.flag("clone", default=False),
         storage_domain=_storage_of(body),
         memory_bytes=body.get("memory", UNSET),
-        vcpus=vcpus_of(body),
+        vcpus=vcpus_of(body, template.template.vcpus),
         watchdog=watchdog_of(body),
         ha=ha_of(body),
         priority=priority_of(body),
@@ -177,7 +211,7 @@ async def change_vm(call: Call) -> Reply:
         name=body.get("name", UNSET),
         description=body.get("description", UNSET),
         memory_bytes=body.get("memory", UNSET),
-        vcpus=vcpus_of(body),
+        vcpus=vcpus_of(body, view.vm.vcpus),
         machine=machine_of(body),
         watchdog=watchdog_of(body),
         ha=ha_of(body),
@@ -207,6 +241,7 @@ async def start_vm(call: Call) -> Reply:
     view = await the_vm(call)
     once = call.body.get("vm") or {}
     refuse_unkept_start(once)
+    refuse_others(call.body, {}, "volatile")
     if view.status.state is VmState.PAUSED:
         return await action_reply(call, await call.control.vms.resume(call.caller, view.vm.id))
     for name in ("pause", "use_cloud_init", "use_sysprep"):
@@ -217,8 +252,17 @@ async def start_vm(call: Call) -> Reply:
         raise InvalidInput(
             "one host, or none, can be named", field="vm.placement_policy.hosts", fix="name one"
         )
-    request = VmStart(host=named(hosts[0]) if hosts else None)
+    host = _host_of(hosts[0], "vm.placement_policy.hosts") if hosts else None
+    request = VmStart(host=host)
     return await action_reply(call, await call.control.vms.start(call.caller, view.vm.id, request))
+
+
+def _host_of(said: Node, field: str) -> str:
+    """Raises InvalidInput: nowhere in particular is said by no host at all."""
+    host = named(said)
+    if not host:
+        raise InvalidInput("says no host", field=field, fix="give its id or name, or leave it out")
+    return host
 
 
 async def stop_vm(call: Call) -> Reply:
@@ -255,7 +299,8 @@ async def suspend_vm(call: Call) -> Reply:
 
 async def migrate_vm(call: Call) -> Reply:
     view = await the_vm(call)
-    request = VmMigrate(host=named(call.body.get("host")))
+    said = call.body.get("host")
+    request = VmMigrate(host=None if said is None else _host_of(said, "host"))
     operation = await call.control.moves.migrate(call.caller, view.vm.id, request)
     return await action_reply(call, operation)
 

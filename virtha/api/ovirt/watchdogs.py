@@ -1,16 +1,20 @@
 """The watchdogs of VMs and templates (W1, W3): a collection that holds at most one."""
 
+from dataclasses import replace
+
 from virtha.api.ovirt.fault import require
-from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, put
+from virtha.api.ovirt.route import Call, Handler, Known, Reply, Route, delete, get, post, put
 from virtha.api.ovirt.templates import TEMPLATE, check_not_blank, the_template
 from virtha.api.ovirt.vm_body import card_of
 from virtha.api.ovirt.vm_node import BLANK, watchdog_node
 from virtha.api.ovirt.vms import VM, the_vm
 from virtha.control.requests import WatchdogRequest
-from virtha.model.errors import NotFound
+from virtha.model.errors import NotFound, Stale
 from virtha.model.watchdog import Watchdog
 
 SHAPE = "watchdog"
+TRIES = 5
+"""Of a change that others were faster than each time; then its client is told."""
 
 
 def _one(kind: str, owner_id: str, card: Watchdog | None, status: int = 200) -> Reply:
@@ -31,6 +35,20 @@ def _merged(call: Call, card: Watchdog) -> WatchdogRequest:
         model=call.body.get("model", card.model.value),
         action=call.body.get("action", card.action.value),
     )
+
+
+def _as_it_is(handler: Handler) -> Handler:
+    """What is left out of a change stays as it is then, not as it was when it was looked at. Raises Stale."""
+
+    async def again(call: Call) -> Reply:
+        for _ in range(TRIES - 1):
+            try:
+                return await handler(call)
+            except Stale:
+                call = replace(call, known=Known())
+        return await handler(call)
+
+    return again
 
 
 # Of a VM
@@ -57,14 +75,16 @@ async def get_of_vm(call: Call) -> Reply:
 async def change_of_vm(call: Call) -> Reply:
     vm = (await the_vm(call)).vm
     card = _present(call, vm.id, vm.name, vm.watchdog)
-    view = await call.control.vms.put_watchdog(call.caller, vm.id, _merged(call, card))
+    view = await call.control.vms.put_watchdog(
+        call.caller, vm.id, _merged(call, card), if_match=vm.revision
+    )
     return _one("vm", vm.id, view.vm.watchdog)
 
 
 async def remove_from_vm(call: Call) -> Reply:
     vm = (await the_vm(call)).vm
     _present(call, vm.id, vm.name, vm.watchdog)
-    await call.control.vms.remove_watchdog(call.caller, vm.id)
+    await call.control.vms.remove_watchdog(call.caller, vm.id, if_match=vm.revision)
     return Reply()
 
 
@@ -99,14 +119,18 @@ async def change_of_template(call: Call) -> Reply:
     template = (await the_template(call)).template
     card = _present(call, template.id, template.name, template.watchdog)
     templates = call.control.templates
-    view = await templates.put_watchdog(call.caller, template.id, _merged(call, card))
+    view = await templates.put_watchdog(
+        call.caller, template.id, _merged(call, card), if_match=template.revision
+    )
     return _one("template", template.id, view.template.watchdog)
 
 
 async def remove_from_template(call: Call) -> Reply:
     template = (await the_template(call)).template
     _present(call, template.id, template.name, template.watchdog)
-    await call.control.templates.remove_watchdog(call.caller, template.id)
+    await call.control.templates.remove_watchdog(
+        call.caller, template.id, if_match=template.revision
+    )
     return Reply()
 
 
@@ -114,11 +138,11 @@ ROUTES: tuple[Route, ...] = (
     get(f"{VM}/watchdogs", list_of_vm),
     post(f"{VM}/watchdogs", add_to_vm, SHAPE),
     get(f"{VM}/watchdogs/{{watchdog}}", get_of_vm),
-    put(f"{VM}/watchdogs/{{watchdog}}", change_of_vm, SHAPE),
-    delete(f"{VM}/watchdogs/{{watchdog}}", remove_from_vm),
+    put(f"{VM}/watchdogs/{{watchdog}}", _as_it_is(change_of_vm), SHAPE),
+    delete(f"{VM}/watchdogs/{{watchdog}}", _as_it_is(remove_from_vm)),
     get(f"{TEMPLATE}/watchdogs", list_of_template),
     post(f"{TEMPLATE}/watchdogs", add_to_template, SHAPE),
     get(f"{TEMPLATE}/watchdogs/{{watchdog}}", get_of_template),
-    put(f"{TEMPLATE}/watchdogs/{{watchdog}}", change_of_template, SHAPE),
-    delete(f"{TEMPLATE}/watchdogs/{{watchdog}}", remove_from_template),
+    put(f"{TEMPLATE}/watchdogs/{{watchdog}}", _as_it_is(change_of_template), SHAPE),
+    delete(f"{TEMPLATE}/watchdogs/{{watchdog}}", _as_it_is(remove_from_template)),
 )
