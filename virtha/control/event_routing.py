@@ -19,7 +19,7 @@ from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Router
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
-from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision
+from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import AlertmanagerSettings, Delivery
 from virtha.model.routing import Fate, FateState, GroupNote
 from virtha.model.time import UtcMillis
@@ -171,11 +171,14 @@ async def routing_config(tx: Transaction, now: int) -> RoutingConfig:
 async def _write(
     tx: WriteTransaction, decision: Decision, events: tuple[Event, ...]
 ) -> frozenset[ReceiverId]:
+    new = {event.revision for event in events}
+    # Before the messages are made: those name what was counted in this very step, too.
+    await save_fates(tx, decision.fates, new=new)
     sent = await _make(tx, decision.tells)
-    fates = [*decision.fates]
-    for delivery, part in sent:
-        fates += [replace(fate, delivery_id=delivery.id) for fate in part.fates]
-    await save_fates(tx, fates, new={event.revision for event in events})
+    written = {_key(fate) for fate in decision.fates}
+    told = [replace(fate, delivery_id=one.id) for one, part in sent for fate in part.fates]
+    await save_fates(tx, [one for one in told if _key(one) not in written], new=new)
+    await save_fates(tx, [one for one in told if _key(one) in written], new=())
     for delivery, part in sent:
         if part.counted_of is not None:
             told = FateState.TOLD
@@ -184,6 +187,10 @@ async def _write(
         await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
     return frozenset(tell.route.receiver_id for tell in decision.tells)
+
+
+def _key(fate: Fate) -> tuple[Revision, SubscriptionId]:
+    return fate.event_revision, fate.subscription_id
 
 
 async def _plainly(
