@@ -109,6 +109,9 @@ ENDS_ALL_OF: dict[str, str] = {
 MAY_RUN_TWICE: frozenset[str] = frozenset(
     {
         "fence.contradicted",
+        "fence.disks_written",
+        "fence.failed_host_lives",
+        "fence.struck_another",
         "host.alive_though_proven_dead",
         "host.guardian.kill_unconfirmed",
         "host.lives_cut_off",
