@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
-from virtha.alerts.group_message import is_well, main_event, note_of, worst_of
+from virtha.alerts.group_message import calmed, is_well, main_event, note_of, worst_of
 from virtha.alerts.groups import (
     INHIBITED,
     MEMBERS_MAX,
@@ -36,7 +36,14 @@ from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
-from virtha.alerts.waits import RELEASE_WAIT_MS, earliest, may_go, release_wait_ms, repeat_moment
+from virtha.alerts.waits import (
+    RELEASE_WAIT_MS,
+    TWICE_WAIT_MS,
+    earliest,
+    may_go,
+    release_wait_ms,
+    repeat_moment,
+)
 from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
@@ -291,9 +298,11 @@ class Router:
         """When the group's next message goes, as far as this event has a say in it."""
         if route.group_by is GroupBy.NONE or beside_parked(group) >= MEMBERS_MAX:
             return self._now
+        if member.event.code in MAY_RUN_TWICE:
+            return self._now + min(route.group_wait_ms, TWICE_WAIT_MS)
         soon = self._now + route.group_wait_ms
         worse = RANK[member.event.severity] > RANK[group.worst]
-        if group.told_at is None or worse or member.event.code in MAY_RUN_TWICE:
+        if group.told_at is None or worse or presses(member.event):
             return soon
         if member.ends and is_well(group):
             return soon
@@ -481,9 +490,10 @@ class Router:
         )
         if counted:
             after = replace(after, counted_main=None)
-        self._groups.put(after)
         main = main_event(members, group, counted)
         note = note_of(route, group, after, members, counted, main=main, repeat=repeat)
+        after = calmed(after, note)
+        self._groups.put(after)
         alone = route.group_by is GroupBy.NONE and not repeat and len(members) == 1 and not counted
         # With what was told the fate that it had in this step goes.
         for one in members:
