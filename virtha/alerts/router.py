@@ -48,14 +48,7 @@ from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
-from virtha.model.routing import (
-    Fate,
-    FateState,
-    Group,
-    GroupBy,
-    Member,
-    MemberState,
-)
+from virtha.model.routing import Fate, FateState, Group, GroupBy, Member, MemberState
 from virtha.model.time import UtcMillis
 
 PARKED_LOOKS_MAX = 2_000
@@ -98,7 +91,8 @@ class Router:
     def concerned(self, config: RoutingConfig, event: Event) -> bool:
         """Whether a step with this event may do anything."""
         return any(
-            matches(route, event) or any(self._ended_by(route, event)) for route in config.routes
+            config.wants(route, event) or any(self._ended_by(route, event))
+            for route in config.routes
         )
 
     def unsettled(self, config: RoutingConfig) -> bool:
@@ -146,7 +140,8 @@ class Router:
     def _take(self, route: Subscription, event: Event) -> None:
         ended = list(self._ended_by(route, event))
         mine = self._end(route, event, ended)
-        if mine is None and not matches(route, event):
+        ends = mine is not None or self._config.closes(route, event)
+        if not (ends or matches(route, event)):
             return
         group = mine or self._groups.for_event(route, event, self._now)
         group = self._joined(route, group, event)
@@ -155,7 +150,7 @@ class Router:
             subject=subject_of(event),
             state=HELD,
             since=self._now,
-            ends=mine is not None and event.code not in REPLACES,
+            ends=ends and event.code not in REPLACES,
         )
         if self._same_again(route, member):
             return

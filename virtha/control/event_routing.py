@@ -6,6 +6,7 @@ router in memory is a copy of the groups in the database: a decision that could 
 
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
+from typing import TypedDict
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -20,13 +21,13 @@ from virtha.alerts.router import Router
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
-from virtha.model.notification import AlertmanagerSettings, Delivery
+from virtha.model.notification import AlertmanagerSettings, Delivery, Subscription
 from virtha.model.routing import Fate, FateState, GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
 from virtha.store.events import EventFilter, events_after
-from virtha.store.notifications import find_receiver, live_subscriptions
+from virtha.store.notifications import alertmanagers, find_receiver, live_subscriptions
 from virtha.store.routing import (
     all_groups,
     all_inhibitions,
@@ -83,7 +84,7 @@ class EventRouting:
             # Asked anew: somebody may have unsubscribed meanwhile. A silence of this moment counts from the next look on. Of
             # events nothing can have come before these.
             now = wtx.clock.wall_ms()
-            config = replace(found.config, routes=await live_subscriptions(wtx))
+            config = replace(found.config, **await _live(wtx))
             lost = {*self._unreadable}
             try:
                 decision = router.step(now, config, found.events)
@@ -162,10 +163,23 @@ def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...])
 
 async def routing_config(tx: Transaction, now: int) -> RoutingConfig:
     return RoutingConfig(
-        routes=await live_subscriptions(tx),
+        **await _live(tx),
         silences=await silences_after(tx, now),
         inhibitions=await all_inhibitions(tx),
     )
+
+
+async def _live(tx: Transaction) -> "_Live":
+    routes, closing = await live_subscriptions(tx), await alertmanagers(tx)
+    return {
+        "routes": routes,
+        "closing": frozenset(one.id for one in routes if one.receiver_id in closing),
+    }
+
+
+class _Live(TypedDict):
+    routes: tuple[Subscription, ...]
+    closing: frozenset[SubscriptionId]
 
 
 async def _write(

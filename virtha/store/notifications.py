@@ -4,7 +4,12 @@ import msgspec
 from sqlalchemy import delete, func, insert, or_, select, update
 
 from virtha.model.ids import ReceiverId, SubscriptionId, UserId
-from virtha.model.notification import Receiver, ReceiverStatus, Subscription
+from virtha.model.notification import (
+    AlertmanagerSettings,
+    Receiver,
+    ReceiverStatus,
+    Subscription,
+)
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
 from virtha.store.schema import receiver, receiver_status, subscription, user_account
@@ -53,6 +58,14 @@ async def receiver_names(tx: Transaction) -> dict[ReceiverId, str]:
     """Of all."""
     rows = await tx.connection.execute(select(receiver.c.id, receiver.c.name))
     return {ReceiverId(of): name for of, name in rows}
+
+
+async def alertmanagers(tx: Transaction) -> frozenset[ReceiverId]:
+    """Receivers that keep each problem until they hear of its end."""
+    found = [
+        decode(Receiver, body) for body in await tx.connection.scalars(select(receiver.c.body))
+    ]
+    return frozenset(one.id for one in found if isinstance(one.settings, AlertmanagerSettings))
 
 
 async def save_receiver(tx: WriteTransaction, value: Receiver, sealed: str | None) -> Receiver:
