@@ -195,8 +195,8 @@ async def _write(
     await save_fates(tx, [one for one in told if _key(one) in written], new=())
     for delivery, part in sent:
         if part.counted_of is not None:
-            told = FateState.TOLD
-            await settle_counted(tx, part.counted_of, told, "notify.why.told", delivery.id)
+            state = FateState.TOLD
+            await settle_counted(tx, part.counted_of, state, "notify.why.told", delivery.id)
     for group_id in decision.uncounted:
         await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
