@@ -22,9 +22,11 @@ SILENCE_SET = "notify.silence.set"
 
 class RoutingConfig(Value, frozen=True, kw_only=True):
     """``routes``: those that are live, in a fixed order. ``closing``: those whose receiver keeps a problem until it hears of the
-    end, so that it hears of each, though the route doesn't remember the problem."""
+    end, so that it hears of each, though the route doesn't remember the problem. ``unreadable``: routes that nobody can read
+    now; what they remember is kept."""
 
     routes: tuple[Subscription, ...] = ()
+    unreadable: frozenset[SubscriptionId] = frozenset()
     closing: frozenset[SubscriptionId] = frozenset()
     silences: tuple[Silence, ...] = ()
     inhibitions: tuple[Inhibition, ...] = ()

@@ -109,7 +109,7 @@ class Router:
         self._tells, self._fates, self._uncounted = [], {}, []
         live = {route.id: route for route in config.routes}
         for route_id in self._groups.routes():
-            if route_id not in live:
+            if route_id not in live and route_id not in config.unreadable:
                 self._forget_route(route_id)
         for event in events:
             for route in config.routes:

@@ -6,7 +6,6 @@ router in memory is a copy of the groups in the database: a decision that could 
 
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
-from typing import TypedDict
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -18,24 +17,25 @@ from virtha.alerts.group_message import LISTED_MAX
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Router
+from virtha.control.history import record
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
+from virtha.control.routing_config import as_it_is_live, routing_config
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
-from virtha.model.notification import AlertmanagerSettings, Delivery, Subscription
+from virtha.model.notification import Delivery
 from virtha.model.routing import Fate, FateState, GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
+from virtha.store.body import Unreadable
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
 from virtha.store.events import EventFilter, events_after
-from virtha.store.notifications import alertmanagers, find_receiver, live_subscriptions
+from virtha.store.notifications import alertmanagers
 from virtha.store.routing import (
     all_groups,
-    all_inhibitions,
     counted_in,
     save_fates,
     save_groups,
     settle_counted,
-    silences_after,
     untold_of,
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
@@ -66,6 +66,8 @@ class EventRouting:
         self._wake_at: int | None = None
         self._looked_at = 0
         self._unreadable: tuple[GroupId, ...] = ()
+        self._bad: frozenset[Unreadable] = frozenset()
+        """Records that can't be read, of which an event told."""
         self._singly_until = Revision(0)
         """Events up to this one are routed one by one: with one of them the router failed."""
 
@@ -74,7 +76,7 @@ class EventRouting:
         async with self._store.read() as tx:
             found = await self._look(tx)
         if not found.needed and found.up_to - found.stored < CURSOR_STEP:
-            self._cursor = found.up_to
+            self._cursor, self._bad = found.up_to, found.bad
             return Routed(up_to=found.up_to, more=found.more, wake_at=self._wake_at)
         # Without a router until the commit: what it holds by then is true only if that succeeds.
         router: Router | None
@@ -84,7 +86,7 @@ class EventRouting:
             # Asked anew: somebody may have unsubscribed meanwhile. A silence of this moment counts from the next look on. Of
             # events nothing can have come before these.
             now = wtx.clock.wall_ms()
-            config = replace(found.config, **await _live(wtx))
+            config = await as_it_is_live(wtx, found.config)
             lost = {*self._unreadable}
             try:
                 decision = router.step(now, config, found.events)
@@ -99,14 +101,17 @@ class EventRouting:
             to = await _write(wtx, decision, found.events)
             if lost:
                 to |= await _give_up(wtx, now, config, lost)
+            await _tell_of(wtx, found.bad - self._bad)
             await move_cursor(wtx, found.up_to)
+        self._bad = found.bad
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
         self._unreadable = ()
         return Routed(up_to=found.up_to, to=to, more=found.more, wake_at=decision.wake_at)
 
     async def _look(self, tx: Transaction) -> "_Found":
         now = self._store.clock.wall_ms()
-        config = await routing_config(tx, now)
+        read = await routing_config(tx, now)
+        config, bad = read.config, read.unreadable
         if self._router is None:
             known = await all_groups(tx)
             self._router, self._unreadable = Router(known.groups, zone_offset_ms), known.unreadable
@@ -118,14 +123,16 @@ class EventRouting:
         # A clock that was set back: what waits by it may be told too late else.
         back, self._looked_at = now < self._looked_at and router.size > 0, now
         needed = due or back or router.unsettled(config) or bool(self._unreadable)
+        needed = needed or not bad <= self._bad
         if not config.routes:
-            return _Found(config=config, stored=stored, up_to=revision, needed=needed)
+            return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
         batch = 1 if after < self._singly_until else ROUTE_BATCH
         events = tuple(await events_after(tx, EventFilter(), after, batch))
         more = len(events) == batch
         return _Found(
             config=config,
+            bad=bad,
             stored=stored,
             up_to=events[-1].revision if more else max(revision, after),
             more=more,
@@ -143,9 +150,11 @@ class EventRouting:
 
 
 class _Found(Value, frozen=True, kw_only=True):
-    """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided."""
+    """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided;
+    ``bad``: records that can't be read."""
 
     config: RoutingConfig
+    bad: frozenset[Unreadable]
     stored: Revision
     up_to: Revision
     more: bool = False
@@ -161,25 +170,12 @@ def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...])
         return True
 
 
-async def routing_config(tx: Transaction, now: int) -> RoutingConfig:
-    return RoutingConfig(
-        **await _live(tx),
-        silences=await silences_after(tx, now),
-        inhibitions=await all_inhibitions(tx),
-    )
-
-
-async def _live(tx: Transaction) -> "_Live":
-    routes, closing = await live_subscriptions(tx), await alertmanagers(tx)
-    return {
-        "routes": routes,
-        "closing": frozenset(one.id for one in routes if one.receiver_id in closing),
-    }
-
-
-class _Live(TypedDict):
-    routes: tuple[Subscription, ...]
-    closing: frozenset[SubscriptionId]
+async def _tell_of(tx: WriteTransaction, news: frozenset[Unreadable]) -> None:
+    """Once while this server runs, or until it can be read again. Better told too much than nobody told: a silence or a rule that
+    can't be read keeps nothing back."""
+    for one in sorted(news, key=lambda one: (one.kind, one.name)):
+        log.error("a record can't be read", kind=one.kind, name=one.name, why=one.why)
+        await record(tx, "notify.record_unreadable", kind=one.kind, name=one.name)
 
 
 async def _write(
@@ -238,7 +234,8 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     now = tx.clock.wall_ms()
     expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
     first = await last_number(tx) + 1
-    parts = [part for tell in tells for part in await _parts(tx, tell, now)]
+    alerted, _ = await alertmanagers(tx)
+    parts = [part for tell in tells for part in await _parts(tx, tell, now, alerted)]
     made = [
         (
             Delivery(
@@ -261,14 +258,13 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     return made
 
 
-async def _parts(tx: Transaction, tell: Tell, now: UtcMillis) -> list[Tell]:
+async def _parts(
+    tx: Transaction, tell: Tell, now: UtcMillis, alerted: frozenset[ReceiverId]
+) -> list[Tell]:
     """A number says nothing to an Alertmanager, which has an alert per problem: it gets as many messages as it takes to name
     all, in the order in which they came. An end before its problem would leave that open."""
     note = tell.note
-    if note is None or not note.counted:
-        return [tell]
-    row = await find_receiver(tx, tell.route.receiver_id)
-    if row is None or not isinstance(row.receiver.settings, AlertmanagerSettings):
+    if note is None or not note.counted or tell.route.receiver_id not in alerted:
         return [tell]
     counted = await counted_in(tx, tell.counted_of) if tell.counted_of is not None else ()
     fates = {one.event_revision: one for one in tell.fates}

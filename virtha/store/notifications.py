@@ -11,7 +11,7 @@ from virtha.model.notification import (
     Subscription,
 )
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, put
+from virtha.store.body import Unreadable, decode, decode_each, encode, put
 from virtha.store.schema import receiver, receiver_status, subscription, user_account
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -60,12 +60,14 @@ async def receiver_names(tx: Transaction) -> dict[ReceiverId, str]:
     return {ReceiverId(of): name for of, name in rows}
 
 
-async def alertmanagers(tx: Transaction) -> frozenset[ReceiverId]:
-    """Receivers that keep each problem until they hear of its end."""
-    found = [
-        decode(Receiver, body) for body in await tx.connection.scalars(select(receiver.c.body))
-    ]
-    return frozenset(one.id for one in found if isinstance(one.settings, AlertmanagerSettings))
+async def alertmanagers(
+    tx: Transaction,
+) -> tuple[frozenset[ReceiverId], tuple[Unreadable, ...]]:
+    """Receivers that keep each problem until they hear of its end. And, of all receivers, those that can't be read."""
+    rows = await tx.connection.execute(select(receiver.c.name, receiver.c.body))
+    found, unreadable = decode_each(Receiver, [(name, body) for name, body in rows])
+    kept = [one.id for one in found if isinstance(one.settings, AlertmanagerSettings)]
+    return frozenset(kept), unreadable
 
 
 async def save_receiver(tx: WriteTransaction, value: Receiver, sealed: str | None) -> Receiver:
@@ -113,10 +115,17 @@ async def find_subscription(tx: Transaction, ref: str) -> Subscription | None:
     return decode(Subscription, body) if body is not None else None
 
 
-async def live_subscriptions(tx: Transaction) -> tuple[Subscription, ...]:
+class LiveSubscriptions(Value, frozen=True, kw_only=True):
+    """``unreadable``: by id, how each is called and why it can't be read. Whether those are switched on themselves isn't known."""
+
+    readable: tuple[Subscription, ...]
+    unreadable: dict[SubscriptionId, Unreadable] = {}
+
+
+async def live_subscriptions(tx: Transaction) -> LiveSubscriptions:
     """Those to receivers that are switched on, and of users who are, in the order of their names."""
-    rows = await tx.connection.scalars(
-        select(subscription.c.body)
+    rows = await tx.connection.execute(
+        select(subscription.c.id, subscription.c.name, subscription.c.body)
         .join(receiver, receiver.c.id == subscription.c.receiver_id)
         .join(user_account, user_account.c.id == subscription.c.user_id, isouter=True)
         .where(
@@ -125,8 +134,13 @@ async def live_subscriptions(tx: Transaction) -> tuple[Subscription, ...]:
         )
         .order_by(subscription.c.name)
     )
-    found = (decode(Subscription, body) for body in rows)
-    return tuple(one for one in found if one.enabled)
+    readable: list[Subscription] = []
+    unreadable: dict[SubscriptionId, Unreadable] = {}
+    for row in rows:
+        found, bad = decode_each(Subscription, [(row.name, row.body)])
+        readable += [one for one in found if one.enabled]
+        unreadable |= {SubscriptionId(row.id): one for one in bad}
+    return LiveSubscriptions(readable=tuple(readable), unreadable=unreadable)
 
 
 async def subscriptions_after(tx: Transaction, name: str, limit: int) -> tuple[Subscription, ...]:
