@@ -14,10 +14,9 @@ from virtha.alerts.decision import Decision, Tell
 from virtha.alerts.group_message import calmed, is_well, main_event, note_of, worst_of
 from virtha.alerts.groups import (
     INHIBITED,
-    MEMBERS_MAX,
     OTHERS,
     Groups,
-    beside_parked,
+    is_full,
     slim,
     with_changed,
     with_room,
@@ -174,8 +173,8 @@ class Router:
                     yield group, member
         incident = incident_of(event) if event.code == INCIDENT_OVER else None
         if incident is not None:
-            for group in self._groups.of_route(route.id):
-                if group.incident_id == incident and group.incident_open:
+            for group in self._groups.of_incident(route.id, incident):
+                if group.incident_open:
                     yield group, None
 
     def _end(
@@ -264,7 +263,7 @@ class Router:
             return
         group = with_room(group)
         # Alerts are let in all the same: even in quiet hours they go out with this very step.
-        if beside_parked(group) >= MEMBERS_MAX and not presses(member.event):
+        if is_full(group) and not presses(member.event):
             self._count(group, member)
             return
         group = replace(group, members=(*group.members, member))
@@ -291,7 +290,7 @@ class Router:
 
     def _due(self, route: Subscription, group: Group, member: Member) -> int:
         """When the group's next message goes, as far as this event has a say in it."""
-        if route.group_by is GroupBy.NONE or beside_parked(group) >= MEMBERS_MAX:
+        if route.group_by is GroupBy.NONE or is_full(group):
             return self._now
         if member.event.code in MAY_RUN_TWICE:
             return self._now + min(route.group_wait_ms, TWICE_WAIT_MS)

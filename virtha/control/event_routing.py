@@ -42,6 +42,9 @@ from virtha.store.store import Store, Transaction, WriteTransaction
 
 log = structlog.get_logger("virtha.control.event_routing")
 ROUTE_BATCH = 200
+"""Events of one step, at most."""
+PAIRS_MAX = 2_000
+"""Events times routes of one step: the server does nothing else meanwhile, beats are judged in between."""
 CURSOR_STEP = 1_000
 """Revisions without a match after which the cursor is written all the same: what a crash has to look at
 anew."""
@@ -127,7 +130,7 @@ class EventRouting:
         if not config.routes:
             return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
-        batch = 1 if after < self._singly_until else ROUTE_BATCH
+        batch = 1 if after < self._singly_until else batch_for(len(config.routes))
         events = tuple(await events_after(tx, EventFilter(), after, batch))
         more = len(events) == batch
         return _Found(
@@ -160,6 +163,11 @@ class _Found(Value, frozen=True, kw_only=True):
     more: bool = False
     events: tuple[Event, ...] = ()
     needed: bool = False
+
+
+def batch_for(routes: int) -> int:
+    """Events of one step."""
+    return max(1, min(ROUTE_BATCH, PAIRS_MAX // routes))
 
 
 def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...]) -> bool:
