@@ -9,6 +9,7 @@ PARTS = ("domain", "device")
 """Fields that tell several problems of one host apart, with events that are of no VM."""
 
 _KINDS = {
+    "cluster": ("storage.", "fence.brake."),
     "vm": ("vm.",),
     "host": ("host.", "fence.", "hold.", "power."),
     "receiver": ("notify.receiver",),
@@ -36,6 +37,8 @@ def ended_with(event: Event) -> str | None:
     match ENDS_ALL_OF.get(event.code):
         case "vm":
             return None if event.vm_id is None else f"vm:{event.vm_id}"
+        case "cluster":
+            return None if event.cluster_id is None else f"cluster:{event.cluster_id}"
         case "host":
             return None if event.host_id is None else f"host:{event.host_id}"
         case "receiver":
