@@ -22,7 +22,7 @@ from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.control.routing_config import as_it_is_live, routing_config
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
-from virtha.model.notification import Delivery
+from virtha.model.notification import Delivery, Subscription
 from virtha.model.routing import Fate, FateState, GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
@@ -68,6 +68,8 @@ class EventRouting:
         self._cursor = Revision(0)
         self._wake_at: int | None = None
         self._looked_at = 0
+        self._routes: tuple[Subscription, ...] | None = None
+        """As the cursor was last moved by them; None: it was not."""
         self._unreadable: tuple[GroupId, ...] = ()
         self._bad: frozenset[Unreadable] = frozenset()
         """Records that can't be read, of which an event told."""
@@ -79,7 +81,7 @@ class EventRouting:
         async with self._store.read() as tx:
             found = await self._look(tx)
         if not found.needed and found.up_to - found.stored < CURSOR_STEP:
-            self._cursor, self._bad = found.up_to, found.bad
+            self._cursor, self._bad, self._routes = found.up_to, found.bad, found.config.routes
             return Routed(up_to=found.up_to, more=found.more, wake_at=self._wake_at)
         # Without a router until the commit: what it holds by then is true only if that succeeds.
         router: Router | None
@@ -106,7 +108,7 @@ class EventRouting:
                 to |= await _give_up(wtx, now, config, lost)
             await _tell_of(wtx, found.bad - self._bad)
             await move_cursor(wtx, found.up_to)
-        self._bad = found.bad
+        self._bad, self._routes = found.bad, found.config.routes
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
         self._unreadable = ()
         return Routed(up_to=found.up_to, to=to, more=found.more, wake_at=decision.wake_at)
@@ -126,7 +128,9 @@ class EventRouting:
         # A clock that was set back: what waits by it may be told too late else.
         back, self._looked_at = now < self._looked_at and router.size > 0, now
         needed = due or back or router.unsettled(config) or bool(self._unreadable)
-        needed = needed or not bad <= self._bad
+        # Once they change the cursor is written: a server that begins anew would hold what was looked at against the new ones.
+        changed = self._routes not in (None, config.routes) and stored < revision
+        needed = needed or changed or not bad <= self._bad
         if not config.routes:
             return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
