@@ -11,6 +11,7 @@ from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, GroupNote, Member, MemberState
 
 WELL = "notify.told.well"
+REPEAT = "notify.told.repeat"
 LISTED_MAX = 100
 """Events that one message names; more are counted."""
 
@@ -117,7 +118,7 @@ def _is_end(member: Member) -> bool:
 
 def _told_why(route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool) -> str:
     if repeat:
-        return "notify.told.repeat"
+        return REPEAT
     if kind == "solved" and is_well(after):
         return WELL
     if route.group_by is GroupBy.NONE:

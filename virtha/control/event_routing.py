@@ -13,7 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
-from virtha.alerts.group_message import LISTED_MAX
+from virtha.alerts.group_message import LISTED_MAX, REPEAT
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Router
@@ -23,13 +23,13 @@ from virtha.control.routing_config import as_it_is_live, routing_config
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, Subscription
-from virtha.model.routing import Fate, FateState, GroupNote
+from virtha.model.routing import Fate, FateState, GroupBy, GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import Unreadable
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
 from virtha.store.events import EventFilter, events_after
-from virtha.store.notifications import alertmanagers
+from virtha.store.notifications import ReceiverKinds, receiver_kinds
 from virtha.store.routing import (
     all_groups,
     counted_in,
@@ -246,8 +246,8 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     now = tx.clock.wall_ms()
     expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
     first = await last_number(tx) + 1
-    alerted, _ = await alertmanagers(tx)
-    parts = [part for tell in tells for part in await _parts(tx, tell, now, alerted)]
+    kinds = await receiver_kinds(tx)
+    parts = [part for tell in tells for part in await _parts(tx, tell, now, kinds)]
     made = [
         (
             Delivery(
@@ -270,13 +270,13 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     return made
 
 
-async def _parts(
-    tx: Transaction, tell: Tell, now: UtcMillis, alerted: frozenset[ReceiverId]
-) -> list[Tell]:
-    """A number says nothing to an Alertmanager, which has an alert per problem: it gets as many messages as it takes to name
+async def _parts(tx: Transaction, tell: Tell, now: UtcMillis, kinds: ReceiverKinds) -> list[Tell]:
+    """A trap tells of one event, so where nothing is grouped each gets its own. A number says nothing to an Alertmanager, which has an alert per problem: it gets as many messages as it takes to name
     all, in the order in which they came. An end before its problem would leave that open."""
     note = tell.note
-    if note is None or not note.counted or tell.route.receiver_id not in alerted:
+    receiver_id = tell.route.receiver_id
+    singly = receiver_id in kinds.managers and tell.route.group_by is GroupBy.NONE
+    if note is None or not (singly or (note.counted and receiver_id in kinds.alertmanagers)):
         return [tell]
     counted = await counted_in(tx, tell.counted_of) if tell.counted_of is not None else ()
     fates = {one.event_revision: one for one in tell.fates}
@@ -284,20 +284,23 @@ async def _parts(
         told = replace(one, state=FateState.TOLD, code="notify.why.told", at=now)
         fates[one.event_revision] = told
     every = sorted({*tell.every, *(one.event_revision for one in counted)})
+    step = 1 if singly else LISTED_MAX
+    # By itself it is told as if it were alone: of an end the note says that it is a problem, if there is one beside it.
+    about = None if singly and note.reason != REPEAT else note
     return [
-        _part(tell, note, tuple(every[start : start + LISTED_MAX]), fates)
-        for start in range(0, len(every), LISTED_MAX)
+        _part(tell, about, tuple(every[start : start + step]), fates)
+        for start in range(0, len(every), step)
     ]
 
 
 def _part(
-    tell: Tell, note: GroupNote, some: tuple[Revision, ...], fates: dict[Revision, Fate]
+    tell: Tell, note: GroupNote | None, some: tuple[Revision, ...], fates: dict[Revision, Fate]
 ) -> Tell:
     head = tell.event_revision if tell.event_revision in some else some[0]
     return replace(
         tell,
         event_revision=head,
-        note=replace(note, revisions=some, counted=0),
+        note=note and replace(note, revisions=some, counted=0),
         fates=tuple(fates[one] for one in some if one in fates),
     )
 

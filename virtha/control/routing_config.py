@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.model.value import Value
 from virtha.store.body import Unreadable
-from virtha.store.notifications import alertmanagers, live_subscriptions
+from virtha.store.notifications import live_subscriptions, receiver_kinds
 from virtha.store.routing import all_inhibitions, silences_after
 from virtha.store.store import Transaction
 
@@ -30,13 +30,15 @@ async def as_it_is_live(tx: Transaction, config: RoutingConfig) -> RoutingConfig
 
 async def _live(tx: Transaction, config: RoutingConfig) -> ReadConfig:
     live = await live_subscriptions(tx)
-    closing, bad_receivers = await alertmanagers(tx)
+    kinds = await receiver_kinds(tx)
     config = replace(
         config,
         routes=live.readable,
         unreadable=frozenset(live.unreadable),
-        closing=frozenset(one.id for one in live.readable if one.receiver_id in closing),
+        closing=frozenset(
+            one.id for one in live.readable if one.receiver_id in kinds.alertmanagers
+        ),
     )
     return ReadConfig(
-        config=config, unreadable=frozenset((*live.unreadable.values(), *bad_receivers))
+        config=config, unreadable=frozenset((*live.unreadable.values(), *kinds.unreadable))
     )

@@ -8,6 +8,7 @@ from virtha.model.notification import (
     AlertmanagerSettings,
     Receiver,
     ReceiverStatus,
+    SnmpSettings,
     Subscription,
 )
 from virtha.model.value import Value
@@ -60,14 +61,25 @@ async def receiver_names(tx: Transaction) -> dict[ReceiverId, str]:
     return {ReceiverId(of): name for of, name in rows}
 
 
-async def alertmanagers(
-    tx: Transaction,
-) -> tuple[frozenset[ReceiverId], tuple[Unreadable, ...]]:
-    """Receivers that keep each problem until they hear of its end. And, of all receivers, those that can't be read."""
+class ReceiverKinds(Value, frozen=True, kw_only=True):
+    """``alertmanagers`` keep each problem until they hear of its end; to ``managers`` traps go, of one event each."""
+
+    alertmanagers: frozenset[ReceiverId]
+    managers: frozenset[ReceiverId]
+    unreadable: tuple[Unreadable, ...]
+
+
+async def receiver_kinds(tx: Transaction) -> ReceiverKinds:
+    """Of all."""
     rows = await tx.connection.execute(select(receiver.c.name, receiver.c.body))
     found, unreadable = decode_each(Receiver, [(name, body) for name, body in rows])
-    kept = [one.id for one in found if isinstance(one.settings, AlertmanagerSettings)]
-    return frozenset(kept), unreadable
+
+    def of(settings: type[AlertmanagerSettings] | type[SnmpSettings]) -> frozenset[ReceiverId]:
+        return frozenset(one.id for one in found if isinstance(one.settings, settings))
+
+    return ReceiverKinds(
+        alertmanagers=of(AlertmanagerSettings), managers=of(SnmpSettings), unreadable=unreadable
+    )
 
 
 async def save_receiver(tx: WriteTransaction, value: Receiver, sealed: str | None) -> Receiver:
