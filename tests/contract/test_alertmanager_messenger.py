@@ -241,3 +241,10 @@ def test_what_was_sent_to_sign_in_is_repeated_to_nobody() -> None:
     answer = status(401, body=f"no access: Authorization: Basic {pair}")
     _, (receipt,) = posted(message(), answer=answer, secrets={"password": "hush-hush"}, user="eve")
     assert pair not in receipt.detail and "no access" in receipt.detail
+
+
+def test_a_token_that_no_header_can_hold_is_quoted_to_nobody() -> None:
+    """As one was kept before such were refused: the error quotes it escaped, so that it isn't known for a secret."""
+    _, (receipt,) = posted(message(), secrets={"token": "hu\\sh'x "})
+    assert (receipt.outcome, receipt.code) == (Outcome.AWAY, "notify.unusable_settings")
+    assert "hu" not in receipt.detail and "Bearer" not in receipt.detail

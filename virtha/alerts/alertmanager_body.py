@@ -9,8 +9,8 @@ import msgspec
 
 from virtha.alerts.match import about_receiver
 from virtha.alerts.notice import one_line, vm_lines
-from virtha.alerts.subject import PARTS, ended_with
-from virtha.model.codes import REGISTRY, REPLACES, SOLVED_BY, SOLVES
+from virtha.alerts.subject import PARTS, ended_codes
+from virtha.model.codes import REGISTRY, REPLACES, SOLVED_BY
 from virtha.model.event import Event
 from virtha.model.notification import AlertmanagerSettings, Message
 from virtha.model.time import UtcMillis, format_utc
@@ -19,12 +19,6 @@ from virtha.model.value import Value
 NOTICE_MS = 900_000
 """How long an alert stands of which no end will be told."""
 LABEL_CHARACTERS = 200
-_KINDS = {
-    "vm": ("vm.",),
-    "host": ("host.", "fence.", "hold."),
-    "receiver": ("notify.receiver",),
-}
-"""Troubles of an object that are over with it, by the beginnings of their codes."""
 
 
 class Alert(Value, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -53,7 +47,7 @@ def _alerts(
 ) -> list[Alert]:
     ends_at = format_utc(event.at)
     ended = [
-        Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in _ended_codes(event)
+        Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in ended_codes(event)
     ]
     if ended and event.code not in REPLACES:
         return ended
@@ -67,14 +61,6 @@ def _alerts(
             ends_at=format_utc(UtcMillis(max(event.at, at) + stands_ms)),
         ),
     ]
-
-
-def _ended_codes(event: Event) -> tuple[str, ...]:
-    whole = ended_with(event)
-    if whole is None:
-        return SOLVES.get(event.code, REPLACES.get(event.code, ()))
-    kinds = _KINDS[whole.partition(":")[0]]
-    return tuple(code for code in SOLVED_BY if code.startswith(kinds))
 
 
 def _labels(message: Message, event: Event, code: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What one message of a group is about: its head, its kind, why it goes out now."""
 
+from msgspec.structs import replace
+
 from virtha.alerts.match import RANK
 from virtha.alerts.subject import incident_of
 from virtha.model.codes import SOLVED_BY, SOLVES, Severity
@@ -8,6 +10,8 @@ from virtha.model.ids import Revision
 from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, GroupNote, Member, MemberState
 
+WELL = "notify.told.well"
+REPEAT = "notify.told.repeat"
 LISTED_MAX = 100
 """Events that one message names; more are counted."""
 
@@ -66,6 +70,14 @@ def is_well(group: Group) -> bool:
     return not group.incident_open and not any(goes_on(one) for one in group.members)
 
 
+def calmed(group: Group, note: GroupNote) -> Group:
+    """Once it was told that all is well, an error is worse than that again. Warnings wait for their interval all the same: they
+    come and go by dozens."""
+    if note.reason != WELL or group.counted:
+        return group
+    return replace(group, worst=min(group.worst, Severity.WARNING, key=lambda one: RANK[one]))
+
+
 def main_event(members: list[Member], group: Group, counted: int) -> Event:
     """What the message is headed with: the worst problem, of those the cause before what came of it; else the last end."""
     problems = [one.event for one in members if _is_problem(one)]
@@ -106,9 +118,9 @@ def _is_end(member: Member) -> bool:
 
 def _told_why(route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool) -> str:
     if repeat:
-        return "notify.told.repeat"
+        return REPEAT
     if kind == "solved" and is_well(after):
-        return "notify.told.well"
+        return WELL
     if route.group_by is GroupBy.NONE:
         return "notify.told.alone"
     if before.told_at is None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
+from virtha.alerts.group_index import GroupIndex
 from virtha.alerts.open_problems import OpenProblems, is_open
 from virtha.alerts.subject import incident_of, object_of
 from virtha.model.codes import Severity
 from virtha.model.event import Event
-from virtha.model.ids import GroupId, SubscriptionId
+from virtha.model.ids import GroupId, IncidentId, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, Member, MemberState
 
@@ -25,6 +26,7 @@ FURTHER_MAX = 100
 """Such groups beyond those, all of one cause: a number of what is silenced would have to be told at once."""
 FORGOTTEN_MS = 86_400_000
 """How long nothing was told of a group that goes where a route has too many."""
+NEVER = 1 << 62
 OTHERS = "others"
 INHIBITED = "notify.why.inhibited"
 FIELD_CHARACTERS = 200
@@ -43,6 +45,9 @@ class Groups:
         """How many of a group's members are."""
         self._only_parked: dict[SubscriptionId, set[GroupId]] = {}
         """Groups that hold nothing else."""
+        self._found = GroupIndex()
+        self._full_until: dict[SubscriptionId, int] = {}
+        """Of a route that has too many groups: before then none of them may be forgotten."""
         self.open = OpenProblems()
         self._changed: dict[GroupId, Group | None] = {}
         self._new: set[GroupId] = set()
@@ -70,6 +75,10 @@ class Groups:
         """The oldest first."""
         return [self._groups[one] for one in self._of_route.get(route_id, ())]
 
+    def of_incident(self, route_id: SubscriptionId, incident: IncidentId) -> list[Group]:
+        """The newest first."""
+        return [self._groups[one] for one in self._found.by_incident(route_id, incident)]
+
     def by_route(self, ids: Iterable[GroupId]) -> dict[SubscriptionId, list[Group]]:
         """Of these, those that are there; of each route the oldest first."""
         found: dict[SubscriptionId, list[Group]] = {}
@@ -87,6 +96,9 @@ class Groups:
         self._groups[group.id] = group
         self._of_route.setdefault(group.subscription_id, {})[group.id] = None
         self._index(before, group)
+        if group.subscription_id in self._full_until:
+            soonest = min(self._full_until[group.subscription_id], forgotten_at(group))
+            self._full_until[group.subscription_id] = soonest
         self._changed[group.id] = group
 
     def drop(self, group: Group) -> None:
@@ -95,6 +107,7 @@ class Groups:
         del of_route[group.id]
         if not of_route:
             del self._of_route[group.subscription_id]
+            self._full_until.pop(group.subscription_id, None)
         if group.id in self._new:
             self._new.discard(group.id)
             del self._changed[group.id]  # nobody ever wrote it
@@ -103,6 +116,9 @@ class Groups:
 
     def _index(self, before: Group | None, after: Group | None) -> None:
         """Members are values: what is the same in both stays where it is."""
+        self._found.change(before, after)
+        if before is not None and after is not None and _same_members(before, after):
+            return
         one = before or after
         assert one is not None
         old = before.members if before is not None else ()
@@ -188,14 +204,14 @@ class Groups:
 
     def _made_room(self, route: Subscription, now: int) -> bool:
         """Whether a group could be forgotten that only waits for ends, and has long done so: those are not told then."""
-        for one in self.of_route(route.id):
-            waits = any(
-                member.state in (MemberState.HELD, MemberState.PARKED) for member in one.members
-            )
-            fresh = one.incident_open or one.told_at is None or now - one.told_at < FORGOTTEN_MS
-            if not (waits or one.counted or fresh):
+        if now < self._full_until.get(route.id, 0):
+            return False
+        there = self.of_route(route.id)
+        for one in there:
+            if forgotten_at(one) <= now:
                 self.drop(one)
                 return True
+        self._full_until[route.id] = min(forgotten_at(one) for one in there)
         return False
 
     def _others(self, route_id: SubscriptionId, now: int) -> Group:
@@ -222,9 +238,9 @@ class Groups:
 
     def further(self, group: Group, event: Event, now: int) -> Group | None:
         """Another of the same cause, with room (not put); None: there are too many."""
-        cause = (group.key, group.incident_id)
-        for one in reversed(self.of_route(group.subscription_id)):
-            if (one.key, one.incident_id) == cause and self._has_room(one):
+        for group_id in self._found.by_key(group.subscription_id, group.key):
+            one = self._groups[group_id]
+            if one.incident_id == group.incident_id and self._has_room(one):
                 return one
         only_parked = self._only_parked.get(group.subscription_id, ())
         if len(only_parked) >= PARKED_GROUPS_MAX + FURTHER_MAX:
@@ -249,14 +265,15 @@ class Groups:
         if route.group_by is GroupBy.NONE:
             return None
         incident, key = incident_of(event), key_of(route.group_by, event)
-        mine = [one for one in self.of_route(route.id) if one.key != OTHERS]
         if route.group_by is not GroupBy.CAUSE:
-            return next((one for one in reversed(mine) if one.key == key), None)
+            newest = next(self._found.by_key(route.id, key), None)
+            return None if newest is None else self._groups[newest]
         if incident is not None:
-            found = next((one for one in reversed(mine) if one.incident_id == incident), None)
-            if found is not None:
-                return found
-        for one in reversed(mine):
+            newest = next(self._found.by_incident(route.id, incident), None)
+            if newest is not None:
+                return self._groups[newest]
+        for group_id in self._found.by_host_or_key(route.id, event.host_id, key):
+            one = self._groups[group_id]
             same_host = one.host_id is not None and one.host_id == event.host_id
             # Another failure of the same host is another cause; and a VM's event of an incident names the host where it
             # was tried, not the one that failed.
@@ -265,6 +282,19 @@ class Groups:
             if same_host or (one.host_id is None and one.key == key):
                 return one
         return None
+
+
+def forgotten_at(group: Group) -> int:
+    """When it may go where its route has too many: if it only waits for ends, a day after it told of them; else ``NEVER``."""
+    waits = any(one.state in (MemberState.HELD, MemberState.PARKED) for one in group.members)
+    if waits or group.counted or group.incident_open or group.told_at is None:
+        return NEVER
+    return group.told_at + FORGOTTEN_MS
+
+
+def _same_members(before: Group, after: Group) -> bool:
+    """As where an event was only counted."""
+    return before.members is after.members and bool(before.counted) == bool(after.counted)
 
 
 def _age(group: Group) -> tuple[int, int, str]:
@@ -298,12 +328,18 @@ def slim(event: Event) -> Event:
 
 def beside_parked(group: Group) -> int:
     """How many members it has that are not."""
-    return sum(one.state is not MemberState.PARKED for one in group.members)
+    states = [one.state for one in group.members]
+    return len(states) - states.count(MemberState.PARKED)
+
+
+def is_full(group: Group) -> bool:
+    """Whether it names no more."""
+    return len(group.members) >= MEMBERS_MAX and beside_parked(group) >= MEMBERS_MAX
 
 
 def with_room(group: Group) -> Group:
     """Where it is full, what was told longest ago is forgotten: the end of that is not paired with it any more."""
-    if beside_parked(group) < MEMBERS_MAX:
+    if not is_full(group):
         return group
     told = [one for one in group.members if one.state in (MemberState.RECENT, MemberState.OPEN)]
     if not told:

@@ -7,11 +7,12 @@ told when the hindrance is over.
 from collections.abc import Callable
 from typing import NamedTuple
 
+from virtha.alerts.ended import may_end_for
 from virtha.alerts.groups import INHIBITED, Groups
-from virtha.alerts.match import RANK, fits_matcher
+from virtha.alerts.match import RANK, fits_matcher, matches
 from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, Severity
 from virtha.model.event import Event
-from virtha.model.ids import GroupId
+from virtha.model.ids import GroupId, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import Inhibition, Silence
 from virtha.model.value import Value
@@ -20,11 +21,21 @@ SILENCE_SET = "notify.silence.set"
 
 
 class RoutingConfig(Value, frozen=True, kw_only=True):
-    """``routes``: those that are live, in a fixed order."""
+    """``routes``: those that are live, in a fixed order. ``closing``: those whose receiver keeps a problem until it hears of the
+    end, so that it hears of each, though the route doesn't remember the problem. ``unreadable``: routes that nobody can read
+    now; what they remember is kept."""
 
     routes: tuple[Subscription, ...] = ()
+    unreadable: frozenset[SubscriptionId] = frozenset()
+    closing: frozenset[SubscriptionId] = frozenset()
     silences: tuple[Silence, ...] = ()
     inhibitions: tuple[Inhibition, ...] = ()
+
+    def wants(self, route: Subscription, event: Event) -> bool:
+        return matches(route, event) or self.closes(route, event)
+
+    def closes(self, route: Subscription, event: Event) -> bool:
+        return route.solved and route.id in self.closing and may_end_for(route, event)
 
 
 class Hindrance(NamedTuple):

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
+from virtha.alerts.ended import may_end_for
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.match import matches
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, object_of
-from virtha.model.codes import REGISTRY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
@@ -51,7 +51,7 @@ def plainly(
             _tell(now, route, event.revision)
             for route in config.routes
             if matches(route, event)
-            or (route.solved and (route.id in concerned or _ends_what_it_wants(route, event)))
+            or (route.solved and (route.id in concerned or may_end_for(route, event)))
         ]
     return Decision(
         tells=tuple(tells),
@@ -80,14 +80,6 @@ def _is_end_of(event: Event, member: Member) -> bool:
     if whole is not None and whole == object_of(member.subject):
         return True
     return ends_at(event, member.event.code, member.subject)
-
-
-def _ends_what_it_wants(route: Subscription, event: Event) -> bool:
-    """Whether it told of the problem is not known for sure."""
-    return any(
-        matches(route, replace(event, code=code, severity=REGISTRY[code].severity))
-        for code in SOLVES.get(event.code, ())
-    )
 
 
 def given_up(

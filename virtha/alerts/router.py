@@ -11,13 +11,12 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
-from virtha.alerts.group_message import is_well, main_event, note_of, worst_of
+from virtha.alerts.group_message import calmed, is_well, main_event, note_of, worst_of
 from virtha.alerts.groups import (
     INHIBITED,
-    MEMBERS_MAX,
     OTHERS,
     Groups,
-    beside_parked,
+    is_full,
     slim,
     with_changed,
     with_room,
@@ -36,19 +35,19 @@ from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
-from virtha.alerts.waits import RELEASE_WAIT_MS, earliest, may_go, release_wait_ms, repeat_moment
+from virtha.alerts.waits import (
+    RELEASE_WAIT_MS,
+    TWICE_WAIT_MS,
+    earliest,
+    may_go,
+    release_wait_ms,
+    repeat_moment,
+)
 from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
-from virtha.model.routing import (
-    Fate,
-    FateState,
-    Group,
-    GroupBy,
-    Member,
-    MemberState,
-)
+from virtha.model.routing import Fate, FateState, Group, GroupBy, Member, MemberState
 from virtha.model.time import UtcMillis
 
 PARKED_LOOKS_MAX = 2_000
@@ -91,7 +90,8 @@ class Router:
     def concerned(self, config: RoutingConfig, event: Event) -> bool:
         """Whether a step with this event may do anything."""
         return any(
-            matches(route, event) or any(self._ended_by(route, event)) for route in config.routes
+            config.wants(route, event) or any(self._ended_by(route, event))
+            for route in config.routes
         )
 
     def unsettled(self, config: RoutingConfig) -> bool:
@@ -108,7 +108,7 @@ class Router:
         self._tells, self._fates, self._uncounted = [], {}, []
         live = {route.id: route for route in config.routes}
         for route_id in self._groups.routes():
-            if route_id not in live:
+            if route_id not in live and route_id not in config.unreadable:
                 self._forget_route(route_id)
         for event in events:
             for route in config.routes:
@@ -139,7 +139,8 @@ class Router:
     def _take(self, route: Subscription, event: Event) -> None:
         ended = list(self._ended_by(route, event))
         mine = self._end(route, event, ended)
-        if mine is None and not matches(route, event):
+        ends = mine is not None or self._config.closes(route, event)
+        if not (ends or matches(route, event)):
             return
         group = mine or self._groups.for_event(route, event, self._now)
         group = self._joined(route, group, event)
@@ -148,7 +149,7 @@ class Router:
             subject=subject_of(event),
             state=HELD,
             since=self._now,
-            ends=mine is not None and event.code not in REPLACES,
+            ends=ends and event.code not in REPLACES,
         )
         if self._same_again(route, member):
             return
@@ -172,8 +173,8 @@ class Router:
                     yield group, member
         incident = incident_of(event) if event.code == INCIDENT_OVER else None
         if incident is not None:
-            for group in self._groups.of_route(route.id):
-                if group.incident_id == incident and group.incident_open:
+            for group in self._groups.of_incident(route.id, incident):
+                if group.incident_open:
                     yield group, None
 
     def _end(
@@ -262,7 +263,7 @@ class Router:
             return
         group = with_room(group)
         # Alerts are let in all the same: even in quiet hours they go out with this very step.
-        if beside_parked(group) >= MEMBERS_MAX and not presses(member.event):
+        if is_full(group) and not presses(member.event):
             self._count(group, member)
             return
         group = replace(group, members=(*group.members, member))
@@ -289,11 +290,13 @@ class Router:
 
     def _due(self, route: Subscription, group: Group, member: Member) -> int:
         """When the group's next message goes, as far as this event has a say in it."""
-        if route.group_by is GroupBy.NONE or beside_parked(group) >= MEMBERS_MAX:
+        if route.group_by is GroupBy.NONE or is_full(group):
             return self._now
+        if member.event.code in MAY_RUN_TWICE:
+            return self._now + min(route.group_wait_ms, TWICE_WAIT_MS)
         soon = self._now + route.group_wait_ms
         worse = RANK[member.event.severity] > RANK[group.worst]
-        if group.told_at is None or worse or member.event.code in MAY_RUN_TWICE:
+        if group.told_at is None or worse or presses(member.event):
             return soon
         if member.ends and is_well(group):
             return soon
@@ -481,9 +484,10 @@ class Router:
         )
         if counted:
             after = replace(after, counted_main=None)
-        self._groups.put(after)
         main = main_event(members, group, counted)
         note = note_of(route, group, after, members, counted, main=main, repeat=repeat)
+        after = calmed(after, note)
+        self._groups.put(after)
         alone = route.group_by is GroupBy.NONE and not repeat and len(members) == 1 and not counted
         # With what was told the fate that it had in this step goes.
         for one in members:

@@ -1,12 +1,20 @@
 """What an event is about, so that a problem and its end find each other (``model/codes/pairs.py``)."""
 
-from virtha.model.codes import ENDS_ALL_OF, REPLACES, SOLVES
+from virtha.model.codes import ENDS_ALL_OF, REPLACES, SOLVED_BY, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import IncidentId
 
 INCIDENT_OVER = "host.incident_over"
 PARTS = ("domain", "device")
 """Fields that tell several problems of one host apart, with events that are of no VM."""
+
+_KINDS = {
+    "cluster": ("storage.", "fence.brake."),
+    "vm": ("vm.",),
+    "host": ("host.", "fence.", "hold.", "power."),
+    "receiver": ("notify.receiver",),
+}
+"""Troubles of an object that are over with it, by the beginnings of their codes."""
 
 
 def subject_of(event: Event) -> str:
@@ -29,6 +37,8 @@ def ended_with(event: Event) -> str | None:
     match ENDS_ALL_OF.get(event.code):
         case "vm":
             return None if event.vm_id is None else f"vm:{event.vm_id}"
+        case "cluster":
+            return None if event.cluster_id is None else f"cluster:{event.cluster_id}"
         case "host":
             return None if event.host_id is None else f"host:{event.host_id}"
         case "receiver":
@@ -43,6 +53,20 @@ def ends_at(event: Event, code: str, subject: str) -> bool:
         return False
     mine = subject_of(event)
     return subject == mine or object_of(subject) == mine
+
+
+def ended_codes(event: Event) -> tuple[str, ...]:
+    """The problems that are over with it."""
+    whole = ended_with(event)
+    if whole is None:
+        return SOLVES.get(event.code, REPLACES.get(event.code, ()))
+    kinds = _KINDS[object_kind(whole)]
+    return tuple(code for code in SOLVED_BY if code.startswith(kinds))
+
+
+def object_kind(subject: str) -> str:
+    """``vm``, ``host``, ``receiver``, …"""
+    return subject.partition(":")[0]
 
 
 def object_of(subject: str) -> str:

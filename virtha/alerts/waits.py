@@ -8,6 +8,9 @@ from virtha.model.routing import Group, GroupBy, Member, MemberState
 RELEASE_WAIT_MS = 60_000
 """How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
 
+TWICE_WAIT_MS = 10_000
+"""What says that a VM may run twice waits no longer for what belongs to it, however long its route's groups wait."""
+
 
 def release_wait_ms(route: Subscription, member: Member) -> int:
     wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0

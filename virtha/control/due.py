@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import msgspec
+import structlog
 
 from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
 from virtha.control.receiver_checks import kind_of
@@ -32,6 +33,7 @@ from virtha.store.store import Transaction
 from virtha.store.users import find_user
 from virtha.store.vms import find_vm
 
+log = structlog.get_logger("virtha.control.due")
 VMS_LISTED_MAX = 50
 """Of a host's failure, in one message; more are counted."""
 
@@ -103,13 +105,12 @@ class MessageMaker:
             )
         address = one.address
         if one.subscription_id is not None:
-            subscription = await self._subscription(one.subscription_id)
-            if subscription is None or not subscription.enabled:
-                return DueMessage(delivery=one, event=event, code="notify.queue.dropped")
             try:
-                address = await self._address(subscription)
-            except _UserOff:
+                address = await self._address_by(one.subscription_id)
+            except _Unwanted:
                 return DueMessage(delivery=one, event=event, code="notify.queue.dropped")
+            except Failed as error:  # a route that can't be read: it goes where it was to go
+                log.error("a message is sent as it was made", delivery=one.id, why=error.message)
         if address is None and kind_of(self._receiver.settings) == "mail":
             return DueMessage(
                 delivery=one,
@@ -173,6 +174,13 @@ class MessageMaker:
                     found[its_id] = name
         return found
 
+    async def _address_by(self, subscription_id: str) -> str | None:
+        """As the route is now. Raises _Unwanted, Failed (its record can't be read)."""
+        subscription = await self._subscription(subscription_id)
+        if subscription is None or not subscription.enabled:
+            raise _Unwanted
+        return await self._address(subscription)
+
     async def _subscription(self, subscription_id: str) -> Subscription | None:
         if subscription_id not in self._subscriptions:
             found = await find_subscription(self._tx, subscription_id)
@@ -186,7 +194,7 @@ class MessageMaker:
         if key not in self._names:
             row = await find_user(self._tx, one.user_id)
             if row is None or not row.user.enabled:
-                raise _UserOff
+                raise _Unwanted
             self._names[key] = row.user.email
         return self._names[key]
 
@@ -214,8 +222,8 @@ def _line(path: VmPath) -> VmLine:
     return VmLine(vm=path.vm, state=path.state.value, host=path.host, why=why)
 
 
-class _UserOff(Exception):
-    """The subscription's user is gone or locked out."""
+class _Unwanted(Exception):
+    """The subscription is gone or switched off, or its user is."""
 
 
 def _text(value: object) -> str | None:

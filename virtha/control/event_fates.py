@@ -36,7 +36,7 @@ async def fates_of_event(store: Store, revision: int) -> EventFates:
         told = [
             _told(one, by_id.get(one.subscription_id), receivers, reasons, states) for one in fates
         ]
-        live = {one.id for one in await live_subscriptions(tx)}
+        live = {one.id for one in (await live_subscriptions(tx)).readable}
         looked_at = (await cursor_of(tx) or 0) >= revision
         known = {one.subscription_id for one in fates}
         others = [

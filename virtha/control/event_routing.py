@@ -13,34 +13,38 @@ import structlog
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
-from virtha.alerts.group_message import LISTED_MAX
+from virtha.alerts.group_message import LISTED_MAX, REPEAT
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Router
+from virtha.control.history import record
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
+from virtha.control.routing_config import as_it_is_live, routing_config
 from virtha.model.event import Event
-from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision
-from virtha.model.notification import AlertmanagerSettings, Delivery
-from virtha.model.routing import Fate, FateState, GroupNote
+from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
+from virtha.model.notification import Delivery, Subscription
+from virtha.model.routing import Fate, FateState, GroupBy, GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
+from virtha.store.body import Unreadable
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
 from virtha.store.events import EventFilter, events_after
-from virtha.store.notifications import find_receiver, live_subscriptions
+from virtha.store.notifications import ReceiverKinds, receiver_kinds
 from virtha.store.routing import (
     all_groups,
-    all_inhibitions,
     counted_in,
     save_fates,
     save_groups,
     settle_counted,
-    silences_after,
     untold_of,
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
 
 log = structlog.get_logger("virtha.control.event_routing")
 ROUTE_BATCH = 200
+"""Events of one step, at most."""
+PAIRS_MAX = 2_000
+"""Events times routes of one step: the server does nothing else meanwhile, beats are judged in between."""
 CURSOR_STEP = 1_000
 """Revisions without a match after which the cursor is written all the same: what a crash has to look at
 anew."""
@@ -64,7 +68,11 @@ class EventRouting:
         self._cursor = Revision(0)
         self._wake_at: int | None = None
         self._looked_at = 0
+        self._routes: tuple[Subscription, ...] | None = None
+        """As the cursor was last moved by them; None: it was not."""
         self._unreadable: tuple[GroupId, ...] = ()
+        self._bad: frozenset[Unreadable] = frozenset()
+        """Records that can't be read, of which an event told."""
         self._singly_until = Revision(0)
         """Events up to this one are routed one by one: with one of them the router failed."""
 
@@ -73,7 +81,7 @@ class EventRouting:
         async with self._store.read() as tx:
             found = await self._look(tx)
         if not found.needed and found.up_to - found.stored < CURSOR_STEP:
-            self._cursor = found.up_to
+            self._cursor, self._bad, self._routes = found.up_to, found.bad, found.config.routes
             return Routed(up_to=found.up_to, more=found.more, wake_at=self._wake_at)
         # Without a router until the commit: what it holds by then is true only if that succeeds.
         router: Router | None
@@ -83,7 +91,7 @@ class EventRouting:
             # Asked anew: somebody may have unsubscribed meanwhile. A silence of this moment counts from the next look on. Of
             # events nothing can have come before these.
             now = wtx.clock.wall_ms()
-            config = replace(found.config, routes=await live_subscriptions(wtx))
+            config = await as_it_is_live(wtx, found.config)
             lost = {*self._unreadable}
             try:
                 decision = router.step(now, config, found.events)
@@ -98,14 +106,17 @@ class EventRouting:
             to = await _write(wtx, decision, found.events)
             if lost:
                 to |= await _give_up(wtx, now, config, lost)
+            await _tell_of(wtx, found.bad - self._bad)
             await move_cursor(wtx, found.up_to)
+        self._bad, self._routes = found.bad, found.config.routes
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
         self._unreadable = ()
         return Routed(up_to=found.up_to, to=to, more=found.more, wake_at=decision.wake_at)
 
     async def _look(self, tx: Transaction) -> "_Found":
         now = self._store.clock.wall_ms()
-        config = await routing_config(tx, now)
+        read = await routing_config(tx, now)
+        config, bad = read.config, read.unreadable
         if self._router is None:
             known = await all_groups(tx)
             self._router, self._unreadable = Router(known.groups, zone_offset_ms), known.unreadable
@@ -117,14 +128,18 @@ class EventRouting:
         # A clock that was set back: what waits by it may be told too late else.
         back, self._looked_at = now < self._looked_at and router.size > 0, now
         needed = due or back or router.unsettled(config) or bool(self._unreadable)
+        # Once they change the cursor is written: a server that begins anew would hold what was looked at against the new ones.
+        changed = self._routes not in (None, config.routes) and stored < revision
+        needed = needed or changed or not bad <= self._bad
         if not config.routes:
-            return _Found(config=config, stored=stored, up_to=revision, needed=needed)
+            return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
-        batch = 1 if after < self._singly_until else ROUTE_BATCH
+        batch = 1 if after < self._singly_until else batch_for(len(config.routes))
         events = tuple(await events_after(tx, EventFilter(), after, batch))
         more = len(events) == batch
         return _Found(
             config=config,
+            bad=bad,
             stored=stored,
             up_to=events[-1].revision if more else max(revision, after),
             more=more,
@@ -142,14 +157,21 @@ class EventRouting:
 
 
 class _Found(Value, frozen=True, kw_only=True):
-    """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided."""
+    """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided;
+    ``bad``: records that can't be read."""
 
     config: RoutingConfig
+    bad: frozenset[Unreadable]
     stored: Revision
     up_to: Revision
     more: bool = False
     events: tuple[Event, ...] = ()
     needed: bool = False
+
+
+def batch_for(routes: int) -> int:
+    """Events of one step."""
+    return max(1, min(ROUTE_BATCH, PAIRS_MAX // routes))
 
 
 def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...]) -> bool:
@@ -160,30 +182,37 @@ def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...])
         return True
 
 
-async def routing_config(tx: Transaction, now: int) -> RoutingConfig:
-    return RoutingConfig(
-        routes=await live_subscriptions(tx),
-        silences=await silences_after(tx, now),
-        inhibitions=await all_inhibitions(tx),
-    )
+async def _tell_of(tx: WriteTransaction, news: frozenset[Unreadable]) -> None:
+    """Once while this server runs, or until it can be read again. Better told too much than nobody told: a silence or a rule that
+    can't be read keeps nothing back."""
+    for one in sorted(news, key=lambda one: (one.kind, one.name)):
+        log.error("a record can't be read", kind=one.kind, name=one.name, why=one.why)
+        await record(tx, "notify.record_unreadable", kind=one.kind, name=one.name)
 
 
 async def _write(
     tx: WriteTransaction, decision: Decision, events: tuple[Event, ...]
 ) -> frozenset[ReceiverId]:
+    new = {event.revision for event in events}
+    # Before the messages are made: those name what was counted in this very step, too.
+    await save_fates(tx, decision.fates, new=new)
     sent = await _make(tx, decision.tells)
-    fates = [*decision.fates]
-    for delivery, part in sent:
-        fates += [replace(fate, delivery_id=delivery.id) for fate in part.fates]
-    await save_fates(tx, fates, new={event.revision for event in events})
+    written = {_key(fate) for fate in decision.fates}
+    told = [replace(fate, delivery_id=one.id) for one, part in sent for fate in part.fates]
+    await save_fates(tx, [one for one in told if _key(one) not in written], new=new)
+    await save_fates(tx, [one for one in told if _key(one) in written], new=())
     for delivery, part in sent:
         if part.counted_of is not None:
-            told = FateState.TOLD
-            await settle_counted(tx, part.counted_of, told, "notify.why.told", delivery.id)
+            state = FateState.TOLD
+            await settle_counted(tx, part.counted_of, state, "notify.why.told", delivery.id)
     for group_id in decision.uncounted:
         await settle_counted(tx, group_id, FateState.SPARED, "notify.why.dropped")
     await save_groups(tx, decision.groups)
     return frozenset(tell.route.receiver_id for tell in decision.tells)
+
+
+def _key(fate: Fate) -> tuple[Revision, SubscriptionId]:
+    return fate.event_revision, fate.subscription_id
 
 
 async def _plainly(
@@ -217,7 +246,8 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     now = tx.clock.wall_ms()
     expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
     first = await last_number(tx) + 1
-    parts = [part for tell in tells for part in await _parts(tx, tell, now)]
+    kinds = await receiver_kinds(tx)
+    parts = [part for tell in tells for part in await _parts(tx, tell, now, kinds)]
     made = [
         (
             Delivery(
@@ -240,14 +270,13 @@ async def _make(tx: WriteTransaction, tells: tuple[Tell, ...]) -> list[tuple[Del
     return made
 
 
-async def _parts(tx: Transaction, tell: Tell, now: UtcMillis) -> list[Tell]:
-    """A number says nothing to an Alertmanager, which has an alert per problem: it gets as many messages as it takes to name
+async def _parts(tx: Transaction, tell: Tell, now: UtcMillis, kinds: ReceiverKinds) -> list[Tell]:
+    """A trap tells of one event, so where nothing is grouped each gets its own. A number says nothing to an Alertmanager, which has an alert per problem: it gets as many messages as it takes to name
     all, in the order in which they came. An end before its problem would leave that open."""
     note = tell.note
-    if note is None or not note.counted:
-        return [tell]
-    row = await find_receiver(tx, tell.route.receiver_id)
-    if row is None or not isinstance(row.receiver.settings, AlertmanagerSettings):
+    receiver_id = tell.route.receiver_id
+    singly = receiver_id in kinds.managers and tell.route.group_by is GroupBy.NONE
+    if note is None or not (singly or (note.counted and receiver_id in kinds.alertmanagers)):
         return [tell]
     counted = await counted_in(tx, tell.counted_of) if tell.counted_of is not None else ()
     fates = {one.event_revision: one for one in tell.fates}
@@ -255,20 +284,23 @@ async def _parts(tx: Transaction, tell: Tell, now: UtcMillis) -> list[Tell]:
         told = replace(one, state=FateState.TOLD, code="notify.why.told", at=now)
         fates[one.event_revision] = told
     every = sorted({*tell.every, *(one.event_revision for one in counted)})
+    step = 1 if singly else LISTED_MAX
+    # By itself it is told as if it were alone: of an end the note says that it is a problem, if there is one beside it.
+    about = None if singly and note.reason != REPEAT else note
     return [
-        _part(tell, note, tuple(every[start : start + LISTED_MAX]), fates)
-        for start in range(0, len(every), LISTED_MAX)
+        _part(tell, about, tuple(every[start : start + step]), fates)
+        for start in range(0, len(every), step)
     ]
 
 
 def _part(
-    tell: Tell, note: GroupNote, some: tuple[Revision, ...], fates: dict[Revision, Fate]
+    tell: Tell, note: GroupNote | None, some: tuple[Revision, ...], fates: dict[Revision, Fate]
 ) -> Tell:
     head = tell.event_revision if tell.event_revision in some else some[0]
     return replace(
         tell,
         event_revision=head,
-        note=replace(note, revisions=some, counted=0),
+        note=note and replace(note, revisions=some, counted=0),
         fates=tuple(fates[one] for one in some if one in fates),
     )
 

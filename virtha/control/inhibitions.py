@@ -19,6 +19,7 @@ from virtha.store.routing import (
     all_inhibitions,
     drop_inhibition,
     find_inhibition,
+    inhibition_called,
     save_inhibition,
 )
 from virtha.store.store import Store, Transaction
@@ -32,8 +33,9 @@ class Inhibitions:
         self._store = store
 
     async def list(self) -> Page[InhibitionView]:
+        """Those that can be read; of others an event told."""
         async with self._store.read() as tx:
-            found = await all_inhibitions(tx)
+            found, _ = await all_inhibitions(tx)
             return Page(
                 items=tuple(InhibitionView(inhibition=one) for one in found),
                 revision=await tx.revision_now(),
@@ -46,8 +48,8 @@ class Inhibitions:
     async def create(self, caller: Caller, request: InhibitionCreate) -> InhibitionView:
         check_name(request.name)
         async with self._store.write() as tx:
-            present = await all_inhibitions(tx)
-            if any(one.name == request.name for one in present):
+            present, _ = await all_inhibitions(tx)
+            if await inhibition_called(tx, request.name) is not None:
                 raise taken("inhibition", request.name)
             if len(present) >= INHIBITIONS_MAX:
                 raise Refused(
@@ -68,11 +70,11 @@ class Inhibitions:
             return InhibitionView(inhibition=saved)
 
     async def delete(self, caller: Caller, ref: str) -> None:
-        """What it held back and still goes on is told."""
+        """What it held back and still goes on is told. One that nobody can read goes, too."""
         async with self._store.write() as tx:
-            present = await _the_inhibition(tx, ref)
-            await drop_inhibition(tx, present.id)
-            await record(tx, "notify.inhibition.removed", by=caller.name, inhibition=present.name)
+            its_id, name = await _called(tx, ref)
+            await drop_inhibition(tx, its_id)
+            await record(tx, "notify.inhibition.removed", by=caller.name, inhibition=name)
 
 
 def _check_has_end(source: Matcher) -> None:
@@ -87,9 +89,17 @@ def _check_has_end(source: Matcher) -> None:
 
 
 async def _the_inhibition(tx: Transaction, ref: str) -> Inhibition:
-    found = await find_inhibition(tx, ref)
+    its_id, _ = await _called(tx, ref)
+    found = await find_inhibition(tx, its_id)
+    assert found is not None, "of this snapshot"
+    return found
+
+
+async def _called(tx: Transaction, ref: str) -> tuple[InhibitionId, str]:
+    found = await inhibition_called(tx, ref)
     if found is None:
-        near = get_close_matches(ref, [one.name for one in await all_inhibitions(tx)], n=3)
+        present, _ = await all_inhibitions(tx)
+        near = get_close_matches(ref, [one.name for one in present], n=3)
         raise NotFound(
             f"there is no inhibition '{ref[:64]}'",
             fix=f"did you mean {' or '.join(near)}?"

@@ -243,7 +243,7 @@ class Readiness:
             records=await find_host_records(tx, ids),
             certificates=await certificate_ends(tx, ids),
             settings=await setting_values(tx),
-            subscriptions=await live_subscriptions(tx),
+            subscriptions=(await live_subscriptions(tx)).readable,
             hold=(await the_installation(tx)).installation.hold,
             leases=self._leaders.lease_prospects(cluster.id),
             protection={view.vm.id: view.protection for view in views},

@@ -153,6 +153,12 @@ def _check_secret(name: str, secret: str) -> None:
             field=field,
             fix="copy it anew from whoever gave it out",
         )
+    if name == "token" and " " in secret:
+        raise InvalidInput(
+            "holds a space, which no token has (RFC 6750)",
+            field=field,
+            fix="copy it anew, without what is around it",
+        )
     if name in ("authentication_password", "privacy_password") and (
         len(secret) < SNMP_PASSWORD_LENGTH_MIN
     ):

@@ -54,7 +54,8 @@ class Silences:
         async with self._store.write() as tx:
             now = tx.clock.wall_ms()
             begins, ends = _span(request, now)
-            if len(await silences_after(tx, now)) >= SILENCES_MAX:
+            present, _ = await silences_after(tx, now)
+            if len(present) >= SILENCES_MAX:
                 raise Refused(
                     f"there are {SILENCES_MAX} silences already",
                     fix="end some: virtha notify silence end ID",

@@ -213,6 +213,7 @@ class StorageDomains:
                 cluster_id=domain.cluster_id,
                 by=caller.name,
                 name=domain.name,
+                domain=domain.id,  # as its troubles name it, which are over
             )
             effects.configure(domain.cluster_id)
         await self._dispatcher.carry_out(effects)

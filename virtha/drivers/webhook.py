@@ -125,6 +125,12 @@ class HttpMessenger:
         return self._receipts.of_error(failure)
 
     def _lost(self, error: httpx.ProtocolError) -> Receipt:
+        if isinstance(error, httpx.LocalProtocolError):
+            # We made what can't be sent: the error quotes a header that may sign us in, written so that no secret is known in it.
+            detail = (
+                "the request can't be made: a header of it, or the connection's state, is no HTTP"
+            )
+            return self._receipts.make(Outcome.AWAY, "notify.unusable_settings", detail)
         code = "notify.not_its_protocol"
         if "disconnected" in str(error) or "closed" in str(error):
             code = "notify.connection_lost"

@@ -1,12 +1,13 @@
 """Records as JSON text, and upserts without a dialect of their own."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import ColumnElement, Table, insert, select, update
 
 from virtha.model.errors import Failed
+from virtha.model.value import Value
 from virtha.store.store import Transaction, WriteTransaction
 
 T = TypeVar("T")
@@ -27,6 +28,29 @@ def decode(wanted: type[T], text: str) -> T:
             code="problem.record.unknown",
             fix="run the version that wrote it, or a newer one; or restore a backup",
         ) from None
+
+
+class Unreadable(Value, frozen=True, kw_only=True):
+    """A record that this version can't read: of what kind, how it is called there, and why."""
+
+    kind: str
+    name: str
+    why: str
+
+
+def decode_each(
+    wanted: type[T], rows: Iterable[tuple[str, str]]
+) -> tuple[tuple[T, ...], tuple[Unreadable, ...]]:
+    """``rows``: how each is called, and its text. For readers whom one bad record must not keep from all others."""
+    found: list[T] = []
+    unreadable: list[Unreadable] = []
+    for name, text in rows:
+        try:
+            found.append(decode(wanted, text))
+        except Failed as error:
+            kind = wanted.__name__.lower()
+            unreadable.append(Unreadable(kind=kind, name=name, why=error.message))
+    return tuple(found), tuple(unreadable)
 
 
 def _named(wanted: type[Any], text: str) -> str:

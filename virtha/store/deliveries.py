@@ -14,7 +14,7 @@ from virtha.model.notification import Delivery, DeliveryState
 from virtha.model.routing import GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, in_parts, put
+from virtha.store.body import decode_each, encode, in_parts, put
 from virtha.store.delivery_counts import forget_empty, moved
 from virtha.store.schema import delivery, follower, receiver
 from virtha.store.store import Transaction, WriteTransaction
@@ -72,8 +72,14 @@ def _delivery(row: Any) -> Delivery:
         done_at=UtcMillis(row.done_at) if row.done_at is not None else None,
         code=row.code,
         detail=row.detail,
-        about=decode(GroupNote, row.about) if row.about is not None else None,
+        about=_note(row.about) if row.about is not None else None,
     )
+
+
+def _note(text: str) -> GroupNote | None:
+    """None: it can't be read, and the message tells of its main event alone. It must not hold up what is behind it."""
+    found, _ = decode_each(GroupNote, [("", text)])
+    return found[0] if found else None
 
 
 async def cursor_of(tx: Transaction) -> Revision | None:

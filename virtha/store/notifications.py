@@ -4,9 +4,15 @@ import msgspec
 from sqlalchemy import delete, func, insert, or_, select, update
 
 from virtha.model.ids import ReceiverId, SubscriptionId, UserId
-from virtha.model.notification import Receiver, ReceiverStatus, Subscription
+from virtha.model.notification import (
+    AlertmanagerSettings,
+    Receiver,
+    ReceiverStatus,
+    SnmpSettings,
+    Subscription,
+)
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, put
+from virtha.store.body import Unreadable, decode, decode_each, encode, put
 from virtha.store.schema import receiver, receiver_status, subscription, user_account
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -55,6 +61,27 @@ async def receiver_names(tx: Transaction) -> dict[ReceiverId, str]:
     return {ReceiverId(of): name for of, name in rows}
 
 
+class ReceiverKinds(Value, frozen=True, kw_only=True):
+    """``alertmanagers`` keep each problem until they hear of its end; to ``managers`` traps go, of one event each."""
+
+    alertmanagers: frozenset[ReceiverId]
+    managers: frozenset[ReceiverId]
+    unreadable: tuple[Unreadable, ...]
+
+
+async def receiver_kinds(tx: Transaction) -> ReceiverKinds:
+    """Of all."""
+    rows = await tx.connection.execute(select(receiver.c.name, receiver.c.body))
+    found, unreadable = decode_each(Receiver, [(name, body) for name, body in rows])
+
+    def of(settings: type[AlertmanagerSettings] | type[SnmpSettings]) -> frozenset[ReceiverId]:
+        return frozenset(one.id for one in found if isinstance(one.settings, settings))
+
+    return ReceiverKinds(
+        alertmanagers=of(AlertmanagerSettings), managers=of(SnmpSettings), unreadable=unreadable
+    )
+
+
 async def save_receiver(tx: WriteTransaction, value: Receiver, sealed: str | None) -> Receiver:
     saved = msgspec.structs.replace(value, revision=tx.revision)
     await put(
@@ -100,10 +127,17 @@ async def find_subscription(tx: Transaction, ref: str) -> Subscription | None:
     return decode(Subscription, body) if body is not None else None
 
 
-async def live_subscriptions(tx: Transaction) -> tuple[Subscription, ...]:
+class LiveSubscriptions(Value, frozen=True, kw_only=True):
+    """``unreadable``: by id, how each is called and why it can't be read. Whether those are switched on themselves isn't known."""
+
+    readable: tuple[Subscription, ...]
+    unreadable: dict[SubscriptionId, Unreadable] = {}
+
+
+async def live_subscriptions(tx: Transaction) -> LiveSubscriptions:
     """Those to receivers that are switched on, and of users who are, in the order of their names."""
-    rows = await tx.connection.scalars(
-        select(subscription.c.body)
+    rows = await tx.connection.execute(
+        select(subscription.c.id, subscription.c.name, subscription.c.body)
         .join(receiver, receiver.c.id == subscription.c.receiver_id)
         .join(user_account, user_account.c.id == subscription.c.user_id, isouter=True)
         .where(
@@ -112,8 +146,13 @@ async def live_subscriptions(tx: Transaction) -> tuple[Subscription, ...]:
         )
         .order_by(subscription.c.name)
     )
-    found = (decode(Subscription, body) for body in rows)
-    return tuple(one for one in found if one.enabled)
+    readable: list[Subscription] = []
+    unreadable: dict[SubscriptionId, Unreadable] = {}
+    for row in rows:
+        found, bad = decode_each(Subscription, [(row.name, row.body)])
+        readable += [one for one in found if one.enabled]
+        unreadable |= {SubscriptionId(row.id): one for one in bad}
+    return LiveSubscriptions(readable=tuple(readable), unreadable=unreadable)
 
 
 async def subscriptions_after(tx: Transaction, name: str, limit: int) -> tuple[Subscription, ...]:

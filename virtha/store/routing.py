@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
-from virtha.model.errors import Failed
 from virtha.model.ids import DeliveryId, GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import DeliveryState
 from virtha.model.routing import Fate, FateState, Group, Inhibition, Silence
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, in_parts, put
+from virtha.store.body import Unreadable, decode, decode_each, encode, in_parts, put
 from virtha.store.schema import delivery, event_fate, inhibition, route_group, silence
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -42,15 +41,9 @@ class StoredGroups(Value, frozen=True, kw_only=True):
 
 async def all_groups(tx: Transaction) -> StoredGroups:
     """Bounded by the routes (``alerts/groups.py``)."""
-    groups: list[Group] = []
-    unreadable: list[GroupId] = []
     rows = await tx.connection.execute(select(route_group.c.id, route_group.c.body))
-    for row in rows:
-        try:
-            groups.append(decode(Group, row.body))
-        except Failed:
-            unreadable.append(GroupId(row.id))
-    return StoredGroups(groups=tuple(groups), unreadable=tuple(unreadable))
+    groups, unreadable = decode_each(Group, [(of, body) for of, body in rows])
+    return StoredGroups(groups=groups, unreadable=tuple(GroupId(one.name) for one in unreadable))
 
 
 async def save_groups(tx: WriteTransaction, changed: Mapping[GroupId, Group | None]) -> None:
@@ -182,12 +175,16 @@ async def find_silence(tx: Transaction, silence_id: str) -> Silence | None:
     return decode(Silence, body) if body is not None else None
 
 
-async def silences_after(tx: Transaction, now: int) -> tuple[Silence, ...]:
-    """Those that have not ended then; the next to end first."""
-    rows = await tx.connection.scalars(
-        select(silence.c.body).where(silence.c.ends > now).order_by(silence.c.ends, silence.c.id)
+async def silences_after(
+    tx: Transaction, now: int
+) -> tuple[tuple[Silence, ...], tuple[Unreadable, ...]]:
+    """Those that have not ended then; the next to end first. And those that can't be read, by id."""
+    rows = await tx.connection.execute(
+        select(silence.c.id, silence.c.body)
+        .where(silence.c.ends > now)
+        .order_by(silence.c.ends, silence.c.id)
     )
-    return tuple(decode(Silence, body) for body in rows)
+    return decode_each(Silence, [(of, body) for of, body in rows])
 
 
 async def silences_page(
@@ -217,10 +214,26 @@ async def prune_silences(tx: WriteTransaction, older_than_ms: int) -> int:
     return int(done.rowcount)
 
 
-async def all_inhibitions(tx: Transaction) -> tuple[Inhibition, ...]:
-    """In the order of their names."""
-    rows = await tx.connection.scalars(select(inhibition.c.body).order_by(inhibition.c.name))
-    return tuple(decode(Inhibition, body) for body in rows)
+async def all_inhibitions(
+    tx: Transaction,
+) -> tuple[tuple[Inhibition, ...], tuple[Unreadable, ...]]:
+    """In the order of their names. And those that can't be read."""
+    rows = await tx.connection.execute(
+        select(inhibition.c.name, inhibition.c.body).order_by(inhibition.c.name)
+    )
+    return decode_each(Inhibition, [(name, body) for name, body in rows])
+
+
+async def inhibition_called(tx: Transaction, ref: str) -> tuple[InhibitionId, str] | None:
+    """Id and name of the rule of that id or name, readable or not."""
+    row = (
+        await tx.connection.execute(
+            select(inhibition.c.id, inhibition.c.name).where(
+                or_(inhibition.c.id == ref, inhibition.c.name == ref)
+            )
+        )
+    ).one_or_none()
+    return None if row is None else (InhibitionId(row.id), str(row.name))
 
 
 async def find_inhibition(tx: Transaction, ref: str) -> Inhibition | None:

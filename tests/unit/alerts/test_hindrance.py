@@ -130,3 +130,43 @@ def test_what_has_no_end_explains_nothing() -> None:
 
 def test_codes_that_say_that_a_vm_may_run_twice_are_no_good_news() -> None:
     assert all(REGISTRY[code].severity is not Severity.INFO for code in MAY_RUN_TWICE)
+
+
+SILENCED_ALERTS = {
+    "fence.brake.tripped",  # nothing is switched off
+    "fence.capped",  # nothing is switched off
+    "fence.device_of_another",  # found by a test, before any order
+    "fence.failed",  # no proof, so no VM is started
+    "fence.held_by_disks",  # taken for alive, so no VM is started
+    "fence.orders_late",  # no proof, so no VM is started
+    "host.guardian.killed_vm",  # over when it is told; the one that fails is `kill_unconfirmed`
+    "host.lease.killed_vm",
+    "host.lease.lost",
+    "host.lease.poisoned",
+    "host.lease.reset",
+    "host.watchdog.broken",
+    "storage.not_shared",  # no VM with disks there is started
+    "storage.outage",
+    "vm.guest_frozen",
+    "vm.migration_keeps_failing",
+    "vm.quarantined",
+    "vm.recovery_given_up",
+    "vm.restart.exhausted",
+}
+"""Alerts that an operator may silence: no VM may run twice by them, and no proof was wrong."""
+
+
+@pytest.mark.req("W7", "X1")
+def test_of_each_alert_it_is_decided_whether_it_may_be_silenced() -> None:
+    """A new one fails here until somebody says which it is."""
+    alerts = {code.name for code in EVENTS if code.severity is Severity.ALERT}
+    assert alerts - MAY_RUN_TWICE == SILENCED_ALERTS
+
+
+@pytest.mark.req("W7", "X1")
+def test_that_an_order_off_was_no_proof_is_told_whatever_is_silenced() -> None:
+    """Its power device lies, or struck another host: each of these says that a proof was wrong."""
+    story = Story(route(), silences=(silence(ends=86_400, codes=("fence.*",)),))
+    wrong = ("fence.disks_written", "fence.struck_another", "fence.failed_host_lives")
+    told = [story.happens(code, "h1") for code in wrong]
+    assert [story.fate(one) for one in told] == ["told"] * 3

@@ -99,5 +99,36 @@ def test_a_problem_that_takes_the_place_of_another_is_no_good_news() -> None:
     assert story.messages() == [("well", ["vm.started"])]
 
 
+def test_a_host_whose_agent_is_down_and_that_boots_is_well_without_a_word_of_its_agent() -> None:
+    """The usual course: what is told is that it can't be reached, then that it can. The agent's trouble was repeated for ever."""
+    story = Story(by_cause(repeat_ms=3_600 * S))
+    story.happens("host.agent.down", "h1")
+    story.after(10)
+    story.happens("host.unreachable", "h1")
+    story.after(300)
+    story.happens("host.reachable", "h1")
+    story.after(300)
+    assert [reason for reason, _ in story.messages()] == ["first", "worse", "well"]
+    story.after(86_400)
+    assert story.messages() == [] and story.groups == {}
+
+
+@pytest.mark.parametrize("problem", ["storage.outage", "storage.not_shared"])
+def test_the_troubles_of_a_domain_that_is_removed_are_over(problem: str) -> None:
+    """Of that one: and with the cluster, of all."""
+    story = Story(route(repeat_ms=3_600 * S))
+    story.happens(problem, domain="d1")
+    story.happens(problem, domain="d2")
+    story.happens("storage.removed", name="ds1", domain="d1")
+    assert [codes for _, codes in story.messages()] == [[problem], [problem], ["storage.removed"]]
+    (group,) = story.groups.values()
+    assert [one.subject for one in group.members] == ["cluster:c/d2"]
+    story.happens("fence.brake.tripped")
+    story.happens("cluster.deleted", name="c")
+    story.messages()
+    story.after(86_400)
+    assert story.messages() == [] and story.groups == {}
+
+
 def test_what_ends_all_of_an_object_names_an_object() -> None:
-    assert {*ENDS_ALL_OF.values()} == {"host", "vm", "receiver"}
+    assert {*ENDS_ALL_OF.values()} == {"cluster", "host", "vm", "receiver"}

@@ -231,8 +231,7 @@ class CrowdedRoutesAtRandom(RoutesAtRandom):
     def __init__(self) -> None:
         super().__init__()
         self.bounds = pytest.MonkeyPatch()
-        for module in ("groups", "router"):
-            self.bounds.setattr(f"virtha.alerts.{module}.MEMBERS_MAX", 4)
+        self.bounds.setattr("virtha.alerts.groups.MEMBERS_MAX", 4)
         self.bounds.setattr("virtha.alerts.groups.GROUPS_MAX", 3)
         self.bounds.setattr("virtha.alerts.groups.PARKED_GROUPS_MAX", 2)
         self.bounds.setattr("virtha.alerts.groups.FURTHER_MAX", 3)

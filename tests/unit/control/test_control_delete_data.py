@@ -130,3 +130,17 @@ def test_half_a_deletion_goes_on_and_a_failed_one_is_asked_for_again(
             await world.control.vms.get("web1")
 
     tell(story)
+
+
+def test_a_storage_domain_that_is_removed_is_called_as_its_troubles_call_it(tell: Tell) -> None:
+    """By its id: so routes know that those are over."""
+
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        domain = (await world.control.storage.get("ds1")).domain
+        await world.control.storage.delete(ADMIN, "ds1")
+        (removed,) = await world.events("storage.removed")
+        assert removed.fields["domain"] == domain.id
+
+    tell(story)

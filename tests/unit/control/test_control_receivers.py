@@ -183,6 +183,8 @@ BAD_SECRETS: list[tuple[Any, dict[str, str], str]] = [
     (MailSettings(host="m", sender="a@b", user="u"), {"password": "a\nb"}, "secrets.password"),
     (MailSettings(host="m", sender="a@b"), {"passwort": "pass-word"}, "secrets.passwort"),
     (AlertmanagerSettings(url="https://a.example.org"), {"token": "t\u00f8ken"}, "secrets.token"),
+    (AlertmanagerSettings(url="https://a.example.org"), {"token": "t0ken "}, "secrets.token"),
+    (AlertmanagerSettings(url="https://a.example.org"), {"token": " t0ken"}, "secrets.token"),
     (SnmpSettings(host="n", version=SnmpVersion.V2C), {}, "secrets.community"),
     (SnmpSettings(**V3), {"privacy_password": "longenough"}, "secrets.authentication_password"),
     (
@@ -269,6 +271,7 @@ def changed(**changes: Any) -> AlertmanagerSettings:
     [
         (ALERTMANAGER, {}, None),
         (ALERTMANAGER, {"token": "t"}, None),
+        (ALERTMANAGER, {"token": "1|aZ-._~+/\\=="}, None),
         (changed(user="eve"), {"password": "p"}, None),
         (changed(url="http://192.0.2.9:9093", private_addresses=True), {}, None),
         (changed(url="https://am.example.org/api/v2/alerts"), {}, "settings.url"),

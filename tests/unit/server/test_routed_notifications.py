@@ -154,6 +154,27 @@ def test_nothing_is_written_while_nothing_concerns_a_route(tell: Callable[[Story
 
 
 @pytest.mark.req("X1")
+def test_a_wider_route_is_told_nothing_of_before_though_the_server_begins_anew(
+    tell: Callable[[Story], None],
+) -> None:
+    """The cursor is written now and then only: what it had passed was held against the route as it is now."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(codes=("vm.crashed",), severity=Severity.INFO)
+        await world.route_all()
+        await happens(world, "vm.quarantined", "h1", "v1")
+        await world.route_all()
+        wider = SubscriptionChange(codes=("vm.*",))
+        await world.control.subscriptions.change(ADMIN, "mail1-1", wider)
+        await world.route_all()
+        world.control.deliveries.routing.forget()
+        crashed = await happens(world, "vm.crashed", "h1", "v2")
+        await world.route_all()
+        assert [view.delivery.event_revision for view in await world.deliveries()] == [crashed]
+
+    tell(story)
+
+
 def test_a_silence_says_who_and_why_and_what_goes_on_is_told_when_it_ends(
     tell: Callable[[Story], None],
 ) -> None:

@@ -183,7 +183,7 @@ EVENTS: tuple[Code, ...] = (
         help="Something on that host tries to start VMs again and again. libvirt's log names them.",
     ),
     event(1600, "storage.added", INFO, "Storage domain {name} added", "name"),
-    event(1601, "storage.removed", INFO, "Storage domain {name} removed", "name"),
+    event(1601, "storage.removed", INFO, "Storage domain {name} removed", "name", "domain"),
     event(
         1602,
         "storage.foreign",

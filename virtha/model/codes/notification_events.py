@@ -156,6 +156,16 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "Rule of inhibition {inhibition} removed",
         "inhibition",
     ),
+    event(
+        1120,
+        "notify.record_unreadable",
+        ERROR,
+        "The record of {kind} {name} can't be read: it has no say in who is told",
+        "kind",
+        "name",
+        help="A later version wrote it, or it was damaged. Run the version that wrote it, restore a backup, or remove "
+        "and add it anew; the server's log has the record's fault.",
+    ),
 )
 
 QUEUE_REASONS: tuple[Code, ...] = (

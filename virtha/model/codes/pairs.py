@@ -54,6 +54,7 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "host.lease.held_again": _LEASE_LOST,
     "storage.lease_again": ("storage.outage",),
     "storage.shared_again": ("storage.not_shared",),
+    "storage.removed": ("storage.outage", "storage.not_shared"),
     "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
     "fence.brake.lifted": ("fence.brake.tripped",),
     "fence.storage.lifted": (
@@ -88,7 +89,11 @@ SOLVES: dict[str, tuple[str, ...]] = {
 }
 """By the event that tells the end. One that names no part (a domain, a device) ends those of all parts."""
 
-REPLACES: dict[str, tuple[str, ...]] = {"vm.not_recovered": _NOT_STARTED}
+REPLACES: dict[str, tuple[str, ...]] = {
+    # Whether its agent is up is asked anew when the host is there again, and told then if it is not.
+    "host.unreachable": ("host.agent.down",),
+    "vm.not_recovered": _NOT_STARTED,
+}
 """By a problem that takes the place of others of its object: those are over, and it goes on."""
 
 _ENDED = {**SOLVES, **REPLACES}
@@ -99,6 +104,7 @@ SOLVED_BY: dict[str, tuple[str, ...]] = {
 """By the problem: whichever of these comes first ends it."""
 
 ENDS_ALL_OF: dict[str, str] = {
+    "cluster.deleted": "cluster",
     "host.removed": "host",
     "notify.receiver.removed": "receiver",
     "vm.deleted": "vm",
@@ -109,6 +115,9 @@ ENDS_ALL_OF: dict[str, str] = {
 MAY_RUN_TWICE: frozenset[str] = frozenset(
     {
         "fence.contradicted",
+        "fence.disks_written",
+        "fence.failed_host_lives",
+        "fence.struck_another",
         "host.alive_though_proven_dead",
         "host.guardian.kill_unconfirmed",
         "host.lives_cut_off",

@@ -1,0 +1,95 @@
+"""An Alertmanager has an alert per problem, so it hears of each problem and of each end, whatever a group has room for."""
+
+from collections.abc import Callable
+
+import pytest
+from notified_world import ADMIN, NotifiedWorld
+from routed_world import GROUPED, Story, happens, pass_time
+
+from virtha.control.requests import ReceiverCreate
+from virtha.model.ids import DeliveryId, Revision
+from virtha.model.notification import AlertmanagerSettings
+from virtha.model.routing import FateState, GroupBy
+
+
+async def subscribe_alerts(world: NotifiedWorld, **wanted: object) -> None:
+    settings = AlertmanagerSettings(url="https://alerts.example.org")
+    await world.control.receivers.create(ADMIN, ReceiverCreate(name="alerts", settings=settings))
+    await world.subscribe("alerts", **wanted)
+
+
+async def named_in(world: NotifiedWorld) -> dict[Revision, DeliveryId]:
+    """By event, the last message to the Alertmanager that names it."""
+    told = [view.delivery for view in await world.deliveries(receiver="alerts")]
+    return {
+        one: delivery.id
+        for delivery in told
+        for one in (delivery.about.revisions if delivery.about else (delivery.event_revision,))
+    }
+
+
+@pytest.mark.req("W7", "F4")
+def test_what_is_counted_and_told_in_one_step_is_named(tell: Callable[[Story], None]) -> None:
+    """A group fills within one batch: who is told nothing but a number there has an alert as well, and its fate is of the
+    message that names it. Another route in the same step has fates of its own."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        await subscribe_alerts(world, **GROUPED)
+        made = [await happens(world, "vm.crashed", "h1", f"v{number}") for number in range(260)]
+        await world.route_all()
+        await pass_time(world, 3_600)
+        named = await named_in(world)
+        assert [one for one in made if one not in named] == []
+        for revision in made[::10]:
+            fates = (await world.control.events.fates(revision)).routes
+            assert {one.state for one in fates} == {FateState.TOLD}
+            by_route = {one.subscription: one.delivery_id for one in fates}
+            assert by_route["alerts-1"] == named[revision]
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_end_is_told_though_nobody_remembers_its_problem(
+    tell: Callable[[Story], None], grouped: bool
+) -> None:
+    """More problems than a group or a route has room for: else those alerts would stand for a week. A mail tells no ends
+    of what it told as a number."""
+
+    async def story(world: NotifiedWorld) -> None:
+        wanted = GROUPED if grouped else {**GROUPED, "group_by": GroupBy.NONE}
+        number = 260 if grouped else 600
+        await subscribe_alerts(world, **wanted, solved=True)
+        made = [await happens(world, "vm.agent.lost", "h1", f"v{one}") for one in range(number)]
+        await pass_time(world, 3_600)
+        began = await named_in(world)  # a list has a thousand at most
+        # Elsewhere by now, with labels of their own; others have no end for anybody here.
+        ends = [
+            await happens(world, "vm.agent.connected", "h2", f"v{one}") for one in range(number)
+        ]
+        nothing = await happens(world, "host.lease.reset", "h3")
+        await world.route_all()
+        await pass_time(world, 3_600)
+        named = began | await named_in(world)
+        assert [one for one in (*made, *ends) if one not in named] == []
+        assert nothing in named
+
+    tell(story)
+
+
+def test_others_are_told_only_of_the_ends_of_what_they_were_told(
+    tell: Callable[[Story], None],
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED, solved=True)
+        await subscribe_alerts(world, **GROUPED, solved=True)
+        end = await happens(world, "vm.agent.connected", "h2", "v1")
+        unwanted = await happens(world, "vm.started", "h2", "v1", by="somebody")
+        await world.route_all()
+        await pass_time(world, 3_600)
+        assert await world.deliveries(receiver="mail1") == []
+        assert {end, unwanted} <= {*await named_in(world)}
+
+    tell(story)
