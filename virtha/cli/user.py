@@ -98,6 +98,14 @@ def change_password(
     report(ctx, answer, f"user {name} has a new password")
 
 
+@app.command("unlock")
+def unlock_user(ctx: typer.Context, name: str = UserArgument) -> None:
+    """Let a user sign in again at once who was locked out after failed sign-ins."""
+    with connected(ctx) as client:
+        answer = client.post(f"{_path(name)}/unlock")
+    report(ctx, answer, f"user {name} may sign in again")
+
+
 @app.command("delete")
 def delete_user(ctx: typer.Context, name: str = UserArgument, yes: bool = YesOption) -> None:
     """Delete a user; its sign-ins end."""

@@ -72,9 +72,20 @@ class Users:
 
     async def sign_in(self, request: SessionCreate, *, address: str) -> SessionView:
         """One message whatever was wrong. Raises Unauthenticated: `problem.password.wrong`, `.sign_in.limited`."""
-        clock = self._clock
         name = request.user[:64]
-        self._brake.check(name, address, clock.monotonic_ms())
+        async with self._brake.turn(name, address, self._clock) as began:
+            row = await self._who_knows(request)
+            if row is not None:
+                self._brake.succeeded(name, address, began)
+        if row is None:
+            await self._failed(name, address)
+            raise Unauthenticated(
+                "user name or password is wrong", code="problem.password.wrong", fix="try again"
+            )
+        return await self._open_session(row, address)
+
+    async def _who_knows(self, request: SessionCreate) -> UserRow | None:
+        """The user of that name, if it may sign in and the password is right."""
         async with self._store.read() as tx:
             row = await find_user(tx, request.user)
         # By name only: an id is no name to sign in with.
@@ -82,16 +93,22 @@ class Users:
         right = await self._passwords.matches(
             request.password[: PASSWORD_LENGTH_MAX + 1], row.password_hash if row else None
         )
-        if row is None or not right or not row.user.enabled:
-            self._brake.failed(name, address, clock.monotonic_ms())
-            async with self._store.write() as wtx:
-                shown = name if name.isprintable() else "?"
-                await record(wtx, "user.sign_in_failed", address=address, user=shown)
-            raise Unauthenticated(
-                "user name or password is wrong", code="problem.password.wrong", fix="try again"
-            )
-        self._brake.succeeded(name, address)
-        return await self._open_session(row, address)
+        return row if row is not None and right and row.user.enabled else None
+
+    async def _failed(self, name: str, address: str) -> None:
+        shown = name if name.isprintable() else "?"
+        last = self._brake.failed(name, address, self._clock.monotonic_ms())
+        async with self._store.write() as tx:
+            await record(tx, "user.sign_in_failed", address=address, user=shown)
+            if last:
+                await record(tx, "user.locked_out", address=address, user=shown)
+
+    async def unlock(self, caller: Caller, ref: str) -> None:
+        """Ends the lock-out after failed sign-ins, wherever they came from. Raises NotFound."""
+        async with self._store.write() as tx:
+            user = (await the_user(tx, ref)).user
+            await record(tx, "user.unlocked", by=caller.name, user=user.name)
+        self._brake.lift(user.name)
 
     async def _open_session(self, row: UserRow, address: str) -> SessionView:
         secret = make_secret()

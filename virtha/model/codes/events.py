@@ -39,6 +39,16 @@ EVENTS: tuple[Code, ...] = (
     event(1205, "token.created", INFO, "Join token created for cluster {cluster}", "cluster"),
     event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
     event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
+    event(
+        1210,
+        "user.locked_out",
+        WARNING,
+        "Sign-ins as {user} from {address} failed too often: no more for a minute",
+        "user",
+        "address",
+        help="Ask the user whether that was them. It ends by itself; 'virtha user unlock USER' ends it at once.",
+    ),
+    event(1211, "user.unlocked", INFO, "{user} may sign in again", "user"),
     event(1400, "host.joined", INFO, "Host {name} joined", "name"),
     event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
     event(
