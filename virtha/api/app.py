@@ -14,6 +14,7 @@ from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Method
 
+from virtha.api.admission import check_fields, check_path, check_somewhere, seeing_as
 from virtha.api.console_socket import console_handler
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
 from virtha.api.problems import (
@@ -43,7 +44,6 @@ from virtha.control import Control
 from virtha.control.views import Caller
 from virtha.model.errors import (
     Failed,
-    Forbidden,
     InvalidInput,
     NotFound,
     Unauthenticated,
@@ -117,29 +117,28 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
     caller = NOBODY
     if one.role != OPEN:
         caller = await authenticate(request, token, services.control)
-        assert isinstance(one.role, Role)
-        if not caller.role.may(one.role):
-            raise Forbidden(
-                f"{caller.name} has the role {caller.role}; this needs {one.role}",
-                allowed=tuple(role for role in Role if role.may(one.role)),
-                fix="ask an administrator",
-            )
+        check_somewhere(caller, one)
+    path = {name: str(value) for name, value in request.path_params.items()}
+    named = await check_path(services.control, caller, one, path) if one.role != OPEN else ()
     query: Any = decode_query(
         [(name, str(text)) for name, text in request.query_params.multi_items()], one.query
     )
     body = await _body(one, request)
+    if one.role != OPEN:
+        body = await check_fields(services.control, caller, one, query, body, named)
     call: Call[Any, Any] = Call(
         services=services,
         caller=caller,
         token=token,
         address=request.client.host if request.client else "unix socket",
-        path={name: str(value) for name, value in request.path_params.items()},
+        path=path,
         query=query,
         body=body,
         if_match=_if_match(request) if one.conditional else None,
         headers={name.lower(): value for name, value in request.headers.items()},
     )
-    return await one.handler(call)
+    with seeing_as(services.control, caller, one):
+        return await one.handler(call)
 
 
 async def authenticate(request: AnyRequest, token: str | None, control: Control) -> Caller:

@@ -1,6 +1,6 @@
 """The audit log: lists, and a stream that wakes at each commit."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from virtha.control.known_settings import EVENT_RETENTION, setting_values
 from virtha.control.names import check_limit, the_host, the_vm
@@ -12,6 +12,7 @@ from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.store.events import EventFilter, event_conditions, events_after, events_before
 from virtha.store.installations import prune_events, the_installation
+from virtha.store.reach import Reach, reach_now, seeing
 from virtha.store.search import Log, Wanted, find_events
 from virtha.store.search_fields import EVENTS
 from virtha.store.store import Store, Transaction
@@ -73,21 +74,21 @@ class Events:
             next=str(found.next) if found.next is not None else None,
         )
 
-    async def follow(self, query: EventQuery) -> AsyncIterator[Event]:
+    def follow(self, query: EventQuery) -> AsyncIterator[Event]:
         """All events after ``query.after`` (None: from now on), oldest first, for ever.
 
         A slow reader is slow by itself: nothing is queued for it. Raises Gone when what it would have
-        to read next was pruned.
+        to read next was pruned. What is seen is what may be seen now, not where it is read from later.
         """
+        return self._follow(query, reach_now())
+
+    async def _follow(self, query: EventQuery, reach: Reach | None) -> AsyncIterator[Event]:
         _check_after(query.after)
-        async with self._store.read() as tx:
-            wanted = await _filter(tx, query)
-            after = query.after if query.after is not None else await tx.revision_now()
+        with seeing(reach):
+            wanted, after = await self._begin(query)
         while True:
-            async with self._store.read() as tx:
-                await _check_kept(tx, after)
-                now = await tx.revision_now()
-                batch = await events_after(tx, wanted, after, FOLLOW_BATCH)
+            with seeing(reach):
+                batch, now = await self._batch(wanted, after)
             for event in batch:
                 after = event.revision
                 yield event
@@ -95,6 +96,16 @@ class Events:
                 # Of the snapshot that was read: a commit since then ends the wait at once.
                 after = max(after, now)
                 await self._store.changes.beyond(Revision(after))
+
+    async def _begin(self, query: EventQuery) -> tuple[EventFilter, int]:
+        async with self._store.read() as tx:
+            wanted = await _filter(tx, query)
+            return wanted, query.after if query.after is not None else await tx.revision_now()
+
+    async def _batch(self, wanted: EventFilter, after: int) -> tuple[Sequence[Event], Revision]:
+        async with self._store.read() as tx:
+            await _check_kept(tx, after)
+            return await events_after(tx, wanted, after, FOLLOW_BATCH), await tx.revision_now()
 
     async def prune(self) -> int:
         """Forget what is older than the setting says. The server calls it at intervals."""

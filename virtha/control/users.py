@@ -1,11 +1,13 @@
 """Users and their sign-ins."""
 
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET
 
-from virtha.control.history import record
+from virtha.control.callers import caller_of
+from virtha.control.history import changes_between, record
 from virtha.control.known_settings import SESSION_LIFETIME, setting_values
 from virtha.control.names import (
     check_limit,
@@ -20,6 +22,7 @@ from virtha.control.receiver_checks import check_address
 from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
 from virtha.control.searching import page_of_search
 from virtha.control.secret_tokens import (
+    TokenText,
     access_text,
     hash_secret,
     make_secret,
@@ -33,6 +36,8 @@ from virtha.model.ids import Revision, TokenId, UserId
 from virtha.model.time import UtcMillis, format_utc
 from virtha.model.user import Role, Token, TokenKind, User
 from virtha.ports.clock import Clock
+from virtha.store.clusters import cluster_names
+from virtha.store.reach import seeing
 from virtha.store.search_fields import USERS
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.users import (
@@ -123,6 +128,7 @@ class Users:
                 created=now,
                 expires=UtcMillis(now + lifetime_ms),
                 uses_max=None,
+                address=address,
             )
             await add_token(tx, token, hash_secret(secret))
             await record(
@@ -137,25 +143,43 @@ class Users:
 
     async def authenticate(self, token: str) -> Caller:
         """Raises Unauthenticated (`problem.token.expired` to who knows an expired token's secret)."""
-        user, _ = await self._signed_in(token)
-        return Caller(name=user.name, role=user.role, user_id=user.id)
+        caller, _ = await self._signed_in(token)
+        return caller
 
     async def current(self, token: str) -> CurrentSession:
         """What a sign-in says of itself. Raises Unauthenticated as ``authenticate`` does."""
-        user, signed_in = await self._signed_in(token)
+        caller, signed_in = await self._signed_in(token)
         return CurrentSession(
-            user=user.name,
-            role=user.role,
+            user=caller.name,
+            role=caller.role,
             by="token",
             token_id=signed_in.id,
             created=signed_in.created,
             expires=signed_in.expires,
+            **await self._may(caller),
         )
 
-    async def _signed_in(self, token: str) -> tuple[User, Token]:
+    async def _may(self, caller: Caller) -> dict[str, Any]:
+        """By clusters' names, as a session shows it."""
+        rights = caller.rights
+        async with self._store.read() as tx:
+            names = await cluster_names(tx) if rights.within else {}
+        return {
+            "permissions": tuple(sorted(rights.everywhere)),
+            "clusters": {
+                names.get(one, one): tuple(sorted(found)) for one, found in rights.within.items()
+            },
+        }
+
+    async def _signed_in(self, token: str) -> tuple[Caller, Token]:
         parsed = parse_access(token)
         if parsed is None:
             raise _not_signed_in()
+        # Whatever they may see: a stream asks in the midst of it whether it may go on.
+        with seeing(None):
+            return await self._caller(parsed)
+
+    async def _caller(self, parsed: TokenText) -> tuple[Caller, Token]:
         async with self._store.read() as tx:
             row = await find_token(tx, parsed.token_id)
             if (
@@ -172,9 +196,9 @@ class Users:
                     fix="sign in again: 'virtha login URL'",
                 )
             user = await find_user(tx, row.token.user_id)
-        if user is None or not user.user.enabled:
-            raise _not_signed_in()
-        return user.user, row.token
+            if user is None or not user.user.enabled:
+                raise _not_signed_in()
+            return await caller_of(tx, user.user, row.token), row.token
 
     async def sign_out(self, token: str) -> None:
         await self.authenticate(token)
@@ -236,6 +260,9 @@ class Users:
             saved = await save_user(tx, changed, password_hash)
             if password_hash is not None or not saved.enabled:
                 await drop_tokens_of(tx, saved.id)
+            told = changes_between(user, saved)
+            if password_hash is not None:
+                told |= {"password": "changed"}
             await record(
                 tx,
                 "user.changed",
@@ -243,6 +270,7 @@ class Users:
                 user=saved.name,
                 role=saved.role.value,
                 enabled=saved.enabled,
+                **told,
             )
             return saved
 

@@ -1,0 +1,258 @@
+"""Who may see one cluster of two: what is in the other is in no answer, no list, no count, no search, no stream."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import delete
+from two_clusters import SIDES, add_user, fill, id_of, path_of, tell
+
+from virtha.api.admission import FIELD_KINDS, PATH_KINDS
+from virtha.api.records import reader_is_the_same
+from virtha.api.route import OPEN, Route
+from virtha.api.table import ROUTES
+from virtha.control.access_check import KINDS
+from virtha.control.power_views import PowerPut
+from virtha.control.requests import EventQuery
+from virtha.model.access import Permission, Scope
+from virtha.model.policy import Policy
+from virtha.store.schema import vm
+
+Play = Callable[..., Any]
+LOOKS = [one for one in ROUTES if one.method == "GET" and one.role != OPEN]
+
+
+def test_no_look_of_any_route_tells_of_the_other_cluster(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        told = set()
+        for route in LOOKS:
+            if route.media_type == "text/event-stream":
+                continue
+            for side in SIDES:
+                path = path_of(route.path, side)
+                answer = await world.call("GET", path, role="eve")
+                if "sueden" in answer.text or id_of("vm", "sueden") in answer.text:
+                    # Only what was asked for is said back, in "there is no …".
+                    assert answer.status_code == 404, (route.name, answer.text)
+                    assert "host-sueden" not in answer.text and "vm-sueden" not in answer.text
+                names_thing = path != route.path and "nothing" not in path
+                if side == "sueden" and names_thing and route.scope is Scope.CLUSTER:
+                    assert answer.status_code == 404, (route.name, answer.status_code)
+                if side == "norden" and answer.status_code == 200 and "norden" in answer.text:
+                    told.add(route.path)
+        # And it is not that nothing is told at all.
+        assert {
+            "/v1/status",
+            "/v1/clusters",
+            "/v1/hosts",
+            "/v1/vms",
+            "/v1/storage-domains",
+            "/v1/templates",
+            "/v1/operations",
+            "/v1/incidents",
+            "/v1/events",
+            "/v1/readiness",
+            "/v1/tokens",
+            "/v1/hosts/{ref}/power",
+            "/v1/vms/{ref}",
+        } <= told
+
+    play(story)
+
+
+def test_names_and_ids_of_the_other_cluster_are_as_unknown_as_any(play: Play) -> None:
+    """Also where a request changes something, and in queries and searches."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        for name in ("vm-sueden", id_of("vm", "sueden")):
+            there = await world.call("POST", f"/v1/vms/{name}/power-off", role="eve")
+            gone = await world.call("POST", "/v1/vms/vm-suedan/power-off", role="eve")
+            assert there.status_code == gone.status_code == 404
+            assert there.json()["detail"].replace(name, "X") == gone.json()["detail"].replace(
+                "vm-suedan", "X"
+            )
+        for query in (
+            "/v1/events?vm=vm-sueden",
+            "/v1/events?host=host-sueden",
+            "/v1/incidents?cluster=sueden",
+            "/v1/vms?cluster=sueden",
+        ):
+            assert (await world.call("GET", query, role="eve")).status_code == 404, query
+        for query in (
+            "/v1/vms?search=cluster%20%3D%20sueden",
+            "/v1/vms?search=name%20%3D%20vm-sueden",
+            "/v1/events?search=vm.name%20%3D%20vm-sueden",
+            f"/v1/events?vm={id_of('vm', 'sueden')}",
+            f"/v1/operations?subject={id_of('vm', 'sueden')}",
+        ):
+            answer = await world.ok("GET", query, role="eve")
+            assert answer["items"] == [], query
+        status = await world.ok("GET", "/v1/status", role="eve")
+        assert status["totals"]["vms"] == status["totals"]["hosts"] == 1
+
+    play(story)
+
+
+@pytest.mark.bad_input("id of a cluster that the user may not see")
+def test_what_a_body_names_is_looked_up_as_its_caller_sees_it(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        vm = {"name": "new", "memory_bytes": 1 << 30}
+        for wrong, field in (
+            ({"cluster": "sueden"}, "cluster"),
+            ({"cluster": id_of("cluster", "sueden")}, "cluster"),
+            ({"cluster": "norden", "storage_domain": "storage-sueden"}, "storage_domain"),
+            (
+                {
+                    "cluster": "norden",
+                    "disks": [{"storage_domain": "storage-sueden", "size_bytes": 1}],
+                },
+                "storage_domain",
+            ),
+        ):
+            answer = await world.call("POST", "/v1/vms", vm | wrong, role="eve")
+            assert (answer.status_code, answer.json()["field"]) == (404, field), wrong
+        moved = await world.call(
+            "POST", "/v1/vms/vm-norden/migrate", {"host": "host-sueden"}, role="eve"
+        )
+        assert moved.status_code == 404
+        # The only one that she sees is the only one there is.
+        token = await world.ok("POST", "/v1/tokens", {"description": "mine"}, role="eve")
+        assert token["token"]["cluster_id"] == id_of("cluster", "norden")
+        more = await world.call("POST", "/v1/clusters", {"name": "third"}, role="eve")
+        assert more.status_code == 403
+        # Of two, one must be named, and only those that she sees are told.
+        await world.ok("POST", "/v1/users/eve/grants", {"role": "viewer", "cluster": "default"})
+        several = await world.call("POST", "/v1/tokens", {}, role="eve")
+        assert several.status_code == 400 and several.json()["allowed"] == ["default", "norden"]
+        refused = await world.call("POST", "/v1/tokens", {"cluster": "default"}, role="eve")
+        assert refused.status_code == 403
+
+    play(story)
+
+
+def test_the_stream_tells_of_ones_own_cluster_and_ends_when_that_changes(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        users, events = world.control.users, world.control.events
+        caller = await users.authenticate(world.tokens["eve"])
+        after = await events.current_revision()
+        with world.control.access.seen_by(caller, Permission.VIEW):
+            following = events.follow(EventQuery(after=after, limit=1, order="asc"))
+        # Read outside of the request that began it, as a response's body is.
+        coming = asyncio.ensure_future(anext(following))
+        for side in ("sueden", "norden"):
+            async with world.store.write() as tx:
+                await tell(tx, side)
+        async with asyncio.timeout(60):
+            assert (await coming).message == "in norden"
+        await following.aclose()
+
+    play(story)
+
+
+def test_a_change_of_what_may_be_seen_ends_the_stream(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        caller = await world.control.users.authenticate(world.tokens["eve"])
+        await reader_is_the_same(world.control, caller, world.tokens["eve"])
+        await world.ok("POST", "/v1/users/eve/grants", {"role": "viewer", "cluster": "sueden"})
+        with pytest.raises(Exception, match="has changed"):
+            await reader_is_the_same(world.control, caller, world.tokens["eve"])
+
+    play(story)
+
+
+def test_an_operation_is_of_its_cluster_also_when_its_subject_is_gone(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        async with world.store.write() as tx:
+            await tx.connection.execute(delete(vm))
+        found = await world.ok("GET", "/v1/operations", role="eve")
+        assert [one["id"] for one in found["items"]] == [id_of("operation", "norden")]
+
+    play(story)
+
+
+def _text_fields(kind: Any, seen: set[Any]) -> set[str]:
+    """Names of all fields of a request that hold text, wherever they stand in it."""
+    if kind in seen:
+        return set()
+    seen.add(kind)
+    found = set()
+    for field in msgspec.structs.fields(kind):
+        for one in _parts(msgspec.inspect.type_info(field.type)):
+            if isinstance(one, msgspec.inspect.StrType):
+                found.add(field.name)
+            elif isinstance(one, msgspec.inspect.StructType):
+                found |= _text_fields(one.cls, seen)
+    return found
+
+
+def _parts(info: Any) -> list[Any]:
+    if isinstance(info, msgspec.inspect.UnionType):
+        return [part for one in info.types for part in _parts(one)]
+    if isinstance(info, msgspec.inspect.VarTupleType):
+        return _parts(info.item_type)
+    return [info]
+
+
+NO_REFERENCE = {
+    *(
+        "name",
+        "device",
+        "description",
+        "path",
+        "format",
+        "image",
+        "bus",
+        "bridge",
+        "mac",
+        "model",
+        "action",
+    ),
+    *("architecture", "kind", "pool", "user", "keyring", "monitors", "names", "ticket", "address"),
+    *("force_reason", "contains", "after", "search", "code", "subject"),
+}
+"""Text that names nothing of another cluster: names of what is made, parts of what is named beside it, plain text."""
+
+
+WHOLE_DOCUMENTS = (Policy, PowerPut)
+
+
+def test_each_text_of_a_request_is_known_as_a_reference_or_as_none() -> None:
+    """Of routes whose caller may be let in by a cluster: a field that names something must be looked up."""
+    for route in ROUTES:
+        if route.role == OPEN or route.scope is not Scope.CLUSTER:
+            continue
+        texts: set[str] = set()
+        for kind in (route.query, route.body):
+            if route.permission is not Permission.VIEW:
+                texts |= _text_fields(kind, set())
+        if route.body in WHOLE_DOCUMENTS:
+            assert not texts & set(FIELD_KINDS), f"{route.name}: nothing in it names a thing"
+            continue
+        unknown = texts - set(FIELD_KINDS) - NO_REFERENCE
+        assert not unknown, f"{route.name}: {sorted(unknown)}"
+
+
+def test_each_path_of_a_cluster_names_something_that_is_looked_up() -> None:
+    assert set(PATH_KINDS.values()) <= KINDS and set(FIELD_KINDS.values()) <= KINDS
+
+    def names(route: Route) -> bool:
+        word = route.path.split("/")[2]
+        return any((word, name) in PATH_KINDS for name in route.parameters)
+
+    for route in ROUTES:
+        if route.role != OPEN and route.scope is Scope.CLUSTER and route.parameters:
+            assert names(route) or route.permission is Permission.VIEW, route.name
