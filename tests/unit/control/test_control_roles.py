@@ -13,7 +13,15 @@ from virtha.control.access_views import (
     RoleCreate,
     SessionQuery,
 )
-from virtha.control.requests import ClusterCreate, SessionCreate, UserChange, UserCreate
+from virtha.control.requests import (
+    ClusterChange,
+    ClusterCreate,
+    SessionCreate,
+    SettingPut,
+    UserChange,
+    UserCreate,
+    VmChange,
+)
 from virtha.control.views import Caller
 from virtha.model.access import (
     FIXED,
@@ -33,7 +41,7 @@ from virtha.model.errors import (
     VirthaError,
 )
 from virtha.model.ids import ClusterId
-from virtha.model.user import Role
+from virtha.model.user import Role, SettingScope
 from virtha.store.reach import HIDDEN, RULES, seeing, view_statements
 from virtha.store.schema import metadata
 
@@ -311,5 +319,39 @@ def test_what_a_user_was_and_is_is_told_without_the_password(tell: Tell) -> None
         assert event.fields["before"] == '{"role":"none"}'
         assert event.fields["after"] == '{"role":"viewer"}'
         assert event.fields["password"] == "changed" and "another" not in str(event)
+
+    tell(story)
+
+
+def test_changes_are_told_with_what_was_and_what_is(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        control = world.control
+        await control.clusters.change(ADMIN, "default", ClusterChange(description="the first"))
+        (event,) = await world.events("cluster.changed")
+        assert (event.user, event.fields["before"]) == ("admin", '{"description":""}')
+        assert event.fields["after"] == '{"description":"the first"}'
+        cluster = await control.clusters.get("default")
+        restart = msgspec.structs.replace(cluster.policy.restart, restarts_max=7)
+        policy = msgspec.structs.replace(cluster.policy, restart=restart)
+        await control.clusters.put_policy(ADMIN, "default", policy)
+        (event,) = await world.events("policy.changed")
+        was, now = (msgspec.json.decode(event.fields[key]) for key in ("before", "after"))
+        assert set(was) == set(now) == {"restart"} and now["restart"]["restarts_max"] == 7
+        for value, before in (("1h", "default"), ("2h", "1h")):
+            await control.settings.put(
+                ADMIN,
+                "session.lifetime",
+                SettingPut(value=value),
+                scope=SettingScope.GLOBAL,
+                subject=None,
+            )
+            assert (await world.events("setting.changed"))[-1].fields["before"] == before
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm("web1")
+        await control.vms.change(ADMIN, "web1", VmChange(ha=True, description="shop"), None)
+        event = (await world.events("vm.changed"))[-1]
+        was, now = (msgspec.json.decode(event.fields[key]) for key in ("before", "after"))
+        assert now == {"ha": True, "description": "shop"} and set(was) <= set(now)
 
     tell(story)
