@@ -64,6 +64,30 @@ def test_no_look_of_any_route_tells_of_the_other_cluster(play: Play) -> None:
     play(story)
 
 
+def test_who_has_no_role_and_no_grant_is_told_of_nothing(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "new")
+        for route in LOOKS:
+            if route.media_type == "text/event-stream":
+                continue
+            for side in SIDES:
+                answer = await world.call("GET", path_of(route.path, side), role="new")
+                if route.scope is Scope.INSTALLATION:
+                    assert answer.status_code == 403, route.name
+                if answer.status_code == 200:
+                    assert side not in answer.text, (route.name, answer.text)
+                    if route.scope is Scope.CLUSTER:
+                        assert not answer.json().get("items"), route.name
+        for route in ROUTES:
+            if route.role == OPEN or route.method == "GET" or route.scope is Scope.OWN:
+                continue
+            path = path_of(route.path, SIDES[0])
+            assert (await world.call(route.method, path, role="new")).status_code == 403, route.name
+
+    play(story)
+
+
 def test_names_and_ids_of_the_other_cluster_are_as_unknown_as_any(play: Play) -> None:
     """Also where a request changes something, and in queries and searches."""
 

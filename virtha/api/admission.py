@@ -101,9 +101,10 @@ async def check_fields(
 
 
 def _depends_on_cluster(caller: Caller, route: Route) -> bool:
-    """Not where reads see to it: looking at what one may see at all."""
+    """Not where they may it everywhere; nor where reads see to it: looking at what one may see at all."""
     is_look = route.permission is Permission.VIEW
-    return caller.more is not None and route.scope is Scope.CLUSTER and not is_look
+    everywhere = route.permission in caller.rights.everywhere
+    return not everywhere and not is_look and route.scope is Scope.CLUSTER
 
 
 def _in_path(route: Route, path: dict[str, str]) -> Iterator[Reference]:
@@ -133,6 +134,6 @@ def _in_fields(value: Any, *, outermost: bool = True) -> Iterator[Reference]:
 def seeing_as(control: Control, caller: Caller, route: Route) -> AbstractContextManager[None]:
     """What reads see in it: of a request that changes nothing, what its caller may see. What changes something decides on all
     records, after ``check_here``."""
-    if route.method != "GET" or route.role == OPEN or caller.more is None:
+    if route.method != "GET" or route.role == OPEN:
         return nullcontext()
     return control.access.seen_by(caller, route.permission)

@@ -56,6 +56,8 @@ from virtha.store.users import (
     users_with_ids,
 )
 
+EXPIRED_KEPT_MS = 86_400_000
+"""For so long who comes with an access token that has expired is told that, and not that it is wrong."""
 RESERVED = ("root", "virtha")
 """Root on the Unix socket, and the server itself, are told apart from users by these names."""
 
@@ -120,7 +122,7 @@ class Users:
         async with self._store.write() as tx:
             now = tx.clock.wall_ms()
             lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
-            await drop_expired_access_tokens(tx, now)
+            await drop_expired_access_tokens(tx, now - EXPIRED_KEPT_MS)
             token = Token(
                 id=TokenId(str(uuid4())),
                 kind=TokenKind.ACCESS,

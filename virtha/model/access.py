@@ -186,6 +186,9 @@ def is_of_clusters(permission: Permission) -> bool:
     return permission is Permission.VIEW or AREAS[permission.area] is Scope.CLUSTER
 
 
+_RIGHTS_OF = {role: Rights(everywhere=FIXED[role]) for role in Role}
+
+
 def rights_of(role: Role) -> Rights:
     """Of one fixed role, in all clusters."""
-    return Rights(everywhere=FIXED[role])
+    return _RIGHTS_OF[role]
