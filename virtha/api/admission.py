@@ -43,14 +43,11 @@ DEFAULTS_TO_ONLY = "cluster"
 def check_somewhere(caller: Caller, route: Route) -> None:
     """Before anything of the request is read. Raises Forbidden: its caller may not do that anywhere."""
     rights, permission = caller.rights, route.permission
-    match route.scope:
-        case Scope.OWN:
-            allowed = permission is Permission.VIEW or rights.somewhere(permission)
-        case Scope.INSTALLATION:
-            allowed = permission in rights.everywhere
-        case Scope.CLUSTER:
-            # Lists of who may see nothing are empty.
-            allowed = permission is Permission.VIEW or rights.somewhere(permission)
+    if route.scope is Scope.INSTALLATION:
+        allowed = permission in rights.everywhere
+    else:
+        # Lists of who may see nothing are empty.
+        allowed = permission is Permission.VIEW or rights.somewhere(permission)
     if not allowed:
         raise _forbidden(caller, route)
 

@@ -229,7 +229,7 @@ BY_METAVAR: dict[str, Words] = {
     "SUBSCRIPTION": SUBSCRIPTIONS,
     "USER": USERS,
     "ROLE": ROLES,
-    "PERMISSION...": _permissions,
+    "[PERMISSION]...": _permissions,
     "CODE": _codes,
     "SNAPSHOT": _snapshots,
     "DISK": _disks,

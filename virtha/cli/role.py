@@ -15,7 +15,7 @@ from virtha.model.errors import InvalidInput
 app = typer.Typer(no_args_is_help=True, help="Roles: what their users may do.")
 RoleArgument = typer.Argument(metavar="ROLE", help="Name or id.")
 PermissionsArgument = typer.Argument(
-    metavar="PERMISSION...", help="What it may beyond seeing, for example vms.operate."
+    None, metavar="[PERMISSION]...", help="What it may beyond seeing, for example vms.operate."
 )
 
 

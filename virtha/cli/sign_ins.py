@@ -22,7 +22,7 @@ def list_sessions(
     user: str | None = typer.Option(None, help="Whose, for administrators. Default: yours."),
 ) -> None:
     """List sign-ins and access tokens that are good now."""
-    wanted = {"user": user} if user else {}
+    wanted: dict[str, Any] = {"user": user} if user else {}
 
     def fetch(client: Client) -> list[Any]:
         return client.items("/v1/sessions", **wanted)

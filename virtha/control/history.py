@@ -51,13 +51,13 @@ async def record(
     )
 
 
-def changes_between(before: Struct | None, after: Struct | None) -> dict[str, Scalar]:
+def changes_between(before: Struct | None, after: Struct | None) -> dict[str, Any]:
     """For the fields of an event: ``before`` and ``after``, as JSON of what differs. None: it was not there, or is no more. Nothing
     secret may be in either."""
     was, now = (to_builtins(one) if one is not None else {} for one in (before, after))
     names = [name for name in {**was, **now} if name not in _NOT_TOLD]
     differ = [name for name in names if was.get(name) != now.get(name)]
-    found: dict[str, Scalar] = {}
+    found: dict[str, Any] = {}
     for key, one, told in (("before", before, was), ("after", after, now)):
         if one is not None:
             found[key] = _shortened({name: told[name] for name in differ if name in told})

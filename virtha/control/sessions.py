@@ -1,5 +1,6 @@
 """Sign-ins and access tokens: which there are, making one that may less, ending one."""
 
+from typing import Any
 from uuid import uuid4
 
 from virtha.control.access_views import (
@@ -65,7 +66,7 @@ class Sessions:
             user = await find_user(tx, token.user_id)
             assert user is not None, "its tokens go with it"
             await drop_token(tx, token.id)
-            told = {"user": user.user.name, "description": token.description or "sign-in"}
+            told: dict[str, Any] = {"user": user.user.name, "description": token.description or "sign-in"}
             await record(tx, "session.ended", by=caller.name, **told)
 
     async def create_token(
