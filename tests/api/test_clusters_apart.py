@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import delete
-from two_clusters import SIDES, add_user, fill, id_of, path_of, tell
+from two_clusters import MACS, SIDES, add_user, fill, id_of, path_of, tell
 
 from virtha.api.admission import FIELD_KINDS, PATH_KINDS
 from virtha.api.records import reader_is_the_same
@@ -158,6 +158,32 @@ def test_what_a_body_names_is_looked_up_as_its_caller_sees_it(play: Play) -> Non
         assert several.status_code == 400 and several.json()["allowed"] == ["default", "norden"]
         refused = await world.call("POST", "/v1/tokens", {"cluster": "default"}, role="eve")
         assert refused.status_code == 403
+
+    play(story)
+
+
+def test_a_refusal_names_nothing_of_the_other_cluster(play: Play) -> None:
+    """What use cases check on all records: addresses that are the installation's."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        vm = {"name": "new", "memory_bytes": 1 << 30, "cluster": "norden"}
+        nics = [{"bridge": "br0", "mac": MACS["sueden"]}]
+        disks = [{"path": "vms/new", "storage_domain": "storage-norden"}]
+        power = {"settings": {"driver": "ipmi", "address": "sueden.example", "user": "x"}}
+        for method, path, body, name in (
+            ("POST", "/v1/vms", vm | {"nics": nics, "disks": disks}, "vm-sueden"),
+            ("PUT", "/v1/hosts/host-norden/power/default", power, "host-sueden"),
+        ):
+            mine = await world.call(method, path, body, role="eve")
+            assert mine.status_code == 409 and name not in mine.text, mine.text
+            assert "(in another cluster)" in mine.json()["detail"]
+            all_of_it = await world.call(method, path, body)
+            assert name in all_of_it.json()["detail"]
+        # What she named herself is told back.
+        taken = await world.call("POST", "/v1/vms", vm | {"name": "vm-sueden"}, role="eve")
+        assert taken.status_code == 409 and "vm-sueden" in taken.json()["detail"]
 
     play(story)
 

@@ -12,6 +12,7 @@ from virtha.model.ids import (
     DiskId,
     HostId,
     IncidentId,
+    NicId,
     OperationId,
     StorageDomainId,
     TemplateId,
@@ -22,7 +23,7 @@ from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
 from virtha.model.template import Template, TemplateState
 from virtha.model.time import UtcMillis
-from virtha.model.vm import Disk, Vm, VmState, VmStatus
+from virtha.model.vm import Disk, Nic, Vm, VmState, VmStatus
 from virtha.store.clusters import save_cluster, save_storage
 from virtha.store.events import add_event
 from virtha.store.hosts import add_host, save_host_status
@@ -33,6 +34,7 @@ from virtha.store.templates import save_template
 from virtha.store.vms import save_vm, save_vm_status
 
 SIDES = ("norden", "sueden")
+MACS = {"norden": "52:54:00:00:00:01", "sueden": "52:54:00:00:00:02"}
 GIB = 1 << 30
 PASSWORD = "sees one of two clusters"
 
@@ -111,6 +113,7 @@ async def _side(tx: WriteTransaction, side: str, number: int) -> None:
         ha=True,
         machine=MachineType.Q35,
         disks=(disk,),
+        nics=(Nic(id=NicId(id_of("nic", side)), bridge="br0", mac=MACS[side]),),
     )
     await save_vm(tx, vm)
     running = VmStatus(

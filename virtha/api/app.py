@@ -137,8 +137,14 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
         if_match=_if_match(request) if one.conditional else None,
         headers={name.lower(): value for name, value in request.headers.items()},
     )
-    with seeing_as(services.control, caller, one):
-        return await one.handler(call)
+    try:
+        with seeing_as(services.control, caller, one):
+            return await one.handler(call)
+    except VirthaError as error:
+        if one.role == OPEN:
+            raise
+        said = f"{request.url} {path} {query} {body}"
+        raise await services.control.access.without_unseen(caller, error, said) from error
 
 
 async def authenticate(request: AnyRequest, token: str | None, control: Control) -> Caller:

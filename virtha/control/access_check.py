@@ -4,6 +4,7 @@ Use cases decide on all records. So what a request names is looked up here first
 are told that it isn't there, before any use case can say anything of it.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from virtha.control.operations import the_operation_cluster
 from virtha.control.tokens import the_join_token
 from virtha.control.views import Caller
 from virtha.model.access import Permission
-from virtha.model.errors import Forbidden
+from virtha.model.errors import Forbidden, VirthaError
 from virtha.model.ids import ClusterId
+from virtha.store.access import names_elsewhere
 from virtha.store.clusters import cluster_names
 from virtha.store.reach import seeing
 from virtha.store.store import Store, Transaction
@@ -65,6 +67,8 @@ _CLUSTER_OF: dict[str, Callable[[Transaction, Reference], Awaitable[ClusterId | 
     "operation": _of_operation,
     "token": _of_token,
 }
+UNSEEN = "(in another cluster)"
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 KINDS = frozenset(_CLUSTER_OF)
 """What can be named. Each belongs to one cluster."""
 
@@ -76,6 +80,27 @@ class AccessCheck:
     def seen_by(self, caller: Caller, permission: Permission) -> AbstractContextManager[None]:
         """Reads within it see the clusters in which the caller may that."""
         return seeing(caller.rights.reach_for(permission))
+
+    async def without_unseen(self, caller: Caller, error: VirthaError, said: str) -> VirthaError:
+        """What a use case refuses it says of all records: names of what the caller may not see are taken out of it, but for those that
+        the request, ``said``, brought itself."""
+        reach = caller.rights.reach
+        if reach is None:
+            return error
+        told = (error.message, error.fix, *error.allowed)
+        words = set().union(*map(_words, told)) - _words(said)
+        with seeing(None):
+            async with self._store.read() as tx:
+                unseen = await names_elsewhere(tx, words, reach)
+        if not unseen:
+            return error
+        # Longer ones first: one may be in another.
+        names = "|".join(re.escape(one) for one in sorted(unseen, key=len, reverse=True))
+        whole = re.compile(rf"(?<![A-Za-z0-9._-])(?:{names})(?![A-Za-z0-9_-])")
+        message, fix, *allowed = (whole.sub(UNSEEN, text) for text in told)
+        return type(error)(
+            message, code=error.code, field=error.field, allowed=tuple(allowed), fix=fix
+        )
 
     async def check(
         self, caller: Caller, permission: Permission, named: Collection[Reference]
@@ -96,6 +121,10 @@ class AccessCheck:
                 where = names.get(cluster_id, "") if cluster_id is not None else ""
                 raise lacking(caller, permission, f"in cluster {where}" if where else "there")
         return found
+
+
+def _words(text: str) -> set[str]:
+    return {one.strip(".") for one in _WORD.findall(text)}
 
 
 def lacking(caller: Caller, permission: Permission, where: str = "") -> Forbidden:

@@ -66,7 +66,10 @@ class Sessions:
             user = await find_user(tx, token.user_id)
             assert user is not None, "its tokens go with it"
             await drop_token(tx, token.id)
-            told: dict[str, Any] = {"user": user.user.name, "description": token.description or "sign-in"}
+            told: dict[str, Any] = {
+                "user": user.user.name,
+                "description": token.description or "sign-in",
+            }
             await record(tx, "session.ended", by=caller.name, **told)
 
     async def create_token(

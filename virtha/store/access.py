@@ -1,12 +1,23 @@
 """Roles that people made, and who has which role where."""
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import delete, insert, select, update
 
 from virtha.model.access import AccessRole, Grant
 from virtha.model.ids import ClusterId, GrantId, RoleId, UserId
-from virtha.store.body import decode, encode
-from virtha.store.schema import access_grant, access_role, user_account
+from virtha.store.body import decode, encode, in_parts
+from virtha.store.schema import (
+    access_grant,
+    access_role,
+    cluster,
+    host,
+    storage_domain,
+    template,
+    user_account,
+    vm,
+)
 from virtha.store.store import Transaction, WriteTransaction
 
 
@@ -92,6 +103,24 @@ async def add_grant_of_user(tx: WriteTransaction, value: Grant) -> None:
 async def drop_grant_of_user(tx: WriteTransaction, grant_id: GrantId) -> None:
     _ = tx.revision
     await tx.connection.execute(delete(access_grant).where(access_grant.c.id == grant_id))
+
+
+async def names_elsewhere(
+    tx: Transaction, words: Collection[str], reach: Collection[ClusterId]
+) -> frozenset[str]:
+    """Which of the words are names of something in another cluster, or of one."""
+    found: set[str] = set()
+    for table, place in (
+        (cluster, cluster.c.id),
+        (host, host.c.cluster_id),
+        (vm, vm.c.cluster_id),
+        (storage_domain, storage_domain.c.cluster_id),
+        (template, template.c.cluster_id),
+    ):
+        for some in in_parts(words):
+            wanted = select(table.c.name).where(table.c.name.in_(some), place.not_in(sorted(reach)))
+            found.update(await tx.connection.scalars(wanted))
+    return frozenset(found)
 
 
 async def users_with_role(tx: Transaction, role: str, limit: int) -> tuple[str, ...]:
