@@ -152,6 +152,8 @@ class LeaseDesk:
                 subject=sign.host_id,
                 storage_domain_id=seen.domain_id,
                 boot=sign.boot,
+                old_ms=sign.old_ms,
+                within_ms=sign.within_ms,
             )
             for sign in judge.signs
             if self._is_in_doubt(sign)
