@@ -36,7 +36,7 @@ RULES: Mapping[str, str] = {
     "host_status": _of("host_id", "host"),
     "storage_domain": _ITS_OWN,
     "storage_report": _of("host_id", "host"),
-    "vm": _ITS_OWN,
+    "vm": f"+{_ITS_OWN}",
     "vm_status": _of("vm_id", "vm"),
     "vm_holder": _of("vm_id", "vm"),
     "vm_definition": _of("vm_id", "vm"),
@@ -73,7 +73,8 @@ RULES: Mapping[str, str] = {
     "power_device": f"{_ITS_OWN} OR {_of('host_id', 'host')}",
     "power_test": _of("host_id", "host"),
 }
-"""By table: which rows are seen. One that is not here is hidden, and a test says so."""
+"""By table: which rows are seen. The plus keeps SQLite on the order that a list of VMs asks for: by the index of clusters it sorts all
+VMs of them for each page (20,000: 50 ms, and 2 this way). Events have an index in their own order. One that is not here is hidden, and a test says so."""
 
 
 def view_statements() -> tuple[str, ...]:
