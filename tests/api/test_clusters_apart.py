@@ -17,6 +17,7 @@ from virtha.control.access_check import KINDS
 from virtha.control.power_views import PowerPut
 from virtha.control.requests import EventQuery
 from virtha.model.access import Permission, Scope
+from virtha.model.errors import Conflict, Unauthenticated
 from virtha.model.policy import Policy
 from virtha.store.schema import vm
 
@@ -194,9 +195,9 @@ def test_the_stream_tells_of_ones_own_cluster_and_ends_when_that_changes(play: P
         await add_user(world, "eve", ("viewer", "norden"))
         users, events = world.control.users, world.control.events
         caller = await users.authenticate(world.tokens["eve"])
-        after = await events.current_revision()
+        place = await events.place(None)
         with world.control.access.seen_by(caller, Permission.VIEW):
-            following = events.follow(EventQuery(after=after, limit=1, order="asc"))
+            following = events.follow(EventQuery(limit=1), place)
         # Read outside of the request that began it, as a response's body is.
         coming = asyncio.ensure_future(anext(following))
         for side in ("sueden", "norden"):
@@ -218,6 +219,126 @@ def test_a_change_of_what_may_be_seen_ends_the_stream(play: Play) -> None:
         await world.ok("POST", "/v1/users/eve/grants", {"role": "viewer", "cluster": "sueden"})
         with pytest.raises(Exception, match="has changed"):
             await reader_is_the_same(world.control, caller, world.tokens["eve"])
+
+    play(story)
+
+
+def test_what_happens_after_a_grant_is_gone_is_never_told(play: Play) -> None:
+    """Not even in the seconds until the next keep-alive."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        users, events = world.control.users, world.control.events
+        token = world.tokens["eve"]
+        caller = await users.authenticate(token)
+
+        async def still_allowed() -> None:
+            await reader_is_the_same(world.control, caller, token)
+
+        place = await events.place(None)
+        with world.control.access.seen_by(caller, Permission.VIEW):
+            following = events.follow(EventQuery(limit=1), place, still_allowed)
+        async with world.store.write() as tx:
+            await tell(tx, "norden")
+        assert (await anext(following)).message == "in norden"
+        grants = await world.ok("GET", "/v1/users/eve/grants")
+        path = f"/v1/users/eve/grants/{grants['items'][0]['grant']['id']}"
+        assert (await world.call("DELETE", path)).status_code == 204
+        async with world.store.write() as tx:
+            await tell(tx, "norden")
+        with pytest.raises(Unauthenticated, match="has changed"):
+            await anext(following)
+
+    play(story)
+
+
+def test_what_was_read_for_one_is_not_kept_for_others(play: Play) -> None:
+    """At one revision: what lists keep between two questions is of who asked."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        await add_user(world, "ute", ("viewer", "sueden"))
+        for name, seen in (
+            ("eve", ["norden"]),
+            ("ute", ["sueden"]),
+            ("administrator", ["norden", "sueden"]),
+            ("eve", ["norden"]),
+        ):
+            for path in ("/v1/vms", "/v1/hosts", "/v1/clusters", "/v1/readiness", "/v1/status"):
+                answer = await world.call("GET", path, role=name)
+                assert answer.status_code == 200, (name, path, answer.text)
+                for side in SIDES:
+                    assert (side in answer.text) is (side in seen) or path == "/v1/status"
+                    if side not in seen:
+                        assert side not in answer.text, (name, path)
+
+    play(story)
+
+
+KEY = {"Idempotency-Key": "0123456789abcdef"}
+
+
+def test_a_kept_refusal_names_nothing_of_the_other_cluster(play: Play) -> None:
+    """A refusal that comes after the first write is its request's answer, as it was told."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+
+        async def refused(caller: Any, *_more: Any) -> Any:
+            async with world.store.write() as tx:
+                await tell(tx, "norden")
+            raise Conflict("vm-sueden has it")
+
+        world.control.vms.start = refused
+        path = "/v1/vms/vm-norden/start"
+        for replayed in (None, "true"):
+            answer = await world.call("POST", path, {}, role="eve", headers=KEY)
+            assert answer.status_code == 409
+            assert answer.json()["detail"] == "(in another cluster) has it", answer.text
+            assert answer.headers.get("Idempotent-Replayed") == replayed
+
+    play(story)
+
+
+def test_a_kept_answer_is_for_who_may_still_do_that(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        body = {"name": "new", "path": "/srv/new"}
+        made = await world.call("POST", "/v1/storage-domains", body, role="eve", headers=KEY)
+        assert made.status_code == 201 and made.json()["domain"]["cluster_id"] == id_of("cluster", "norden")
+        again = await world.call("POST", "/v1/storage-domains", body, role="eve", headers=KEY)
+        assert again.content == made.content and again.headers["Idempotent-Replayed"] == "true"
+        grants = await world.ok("GET", "/v1/users/eve/grants")
+        path = f"/v1/users/eve/grants/{grants['items'][0]['grant']['id']}"
+        assert (await world.call("DELETE", path)).status_code == 204
+        gone = await world.call("POST", "/v1/storage-domains", body, role="eve", headers=KEY)
+        assert gone.status_code == 403, gone.text
+        # The only cluster that she sees is another one now, and so it is another request.
+        wanted = {"role": "administrator", "cluster": "sueden"}
+        await world.ok("POST", "/v1/users/eve/grants", wanted)
+        other = await world.call("POST", "/v1/storage-domains", body, role="eve", headers=KEY)
+        assert other.json()["code"] == "problem.key.reused", other.text
+
+    play(story)
+
+
+@pytest.mark.bad_input("id of a cluster that the user may not see")
+def test_a_token_for_an_unseen_cluster_is_one_for_an_unknown_one(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        said = set()
+        for name in ("sueden", "suedem", id_of("cluster", "sueden"), id_of("cluster", "x")):
+            body = {"description": "ci", "cluster": name}
+            answer = await world.call("POST", "/v1/sessions/tokens", body, role="eve")
+            assert answer.status_code == 404, name
+            shown = answer.json() | {"detail": answer.json()["detail"].replace(name, "X")}
+            said.add(str(sorted(shown.items())))
+        assert len(said) == 1, said
 
     play(story)
 

@@ -32,6 +32,7 @@ OPERATOR_PREFIXES = (
     "GET /v1/vms/{ref}/console-log",
     "GET /v1/vms/{ref}/screenshot",
     "POST /v1/operations/{id}/cancel",
+    "POST /v1/silences",
     "PUT /v1/hold",
     "DELETE /v1/hold",
 )
@@ -72,6 +73,7 @@ IN_CLUSTERS = {
 OF_THE_INSTALLATION = (
     *("/v1/hold", "/v1/settings", "/v1/users", "/v1/roles"),
     *("/v1/receivers", "/v1/subscriptions", "/v1/deliveries"),
+    *("/v1/silences", "/v1/inhibitions", "/v1/events/{id}/fates"),
 )
 ROLES = (Role.VIEWER, Role.OPERATOR, Role.ADMINISTRATOR)
 

@@ -6,17 +6,31 @@ nothing of it.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from virtha.api.route import OPEN, Route
+from virtha.api.route import OPEN, Access, Route
 from virtha.control import Control
 from virtha.control.access_check import Reference, lacking
 from virtha.control.views import Caller
 from virtha.model.access import Permission, Scope
 from virtha.model.errors import Forbidden
 from virtha.model.user import Role
+
+
+class Guarded(Protocol):
+    """A route, of this API or of the façade, as far as it matters here."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def role(self) -> Access: ...
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def permission(self) -> Permission: ...
+
 
 PATH_KINDS = {
     ("clusters", "ref"): "cluster",
@@ -40,7 +54,7 @@ DEFAULTS_TO_ONLY = "cluster"
 """Left out, the only one there is."""
 
 
-def check_somewhere(caller: Caller, route: Route) -> None:
+def check_somewhere(caller: Caller, route: Guarded) -> None:
     """Before anything of the request is read. Raises Forbidden: its caller may not do that anywhere."""
     rights, permission = caller.rights, route.permission
     if route.scope is Scope.INSTALLATION:
@@ -52,7 +66,7 @@ def check_somewhere(caller: Caller, route: Route) -> None:
         raise _forbidden(caller, route)
 
 
-def _forbidden(caller: Caller, route: Route) -> Forbidden:
+def _forbidden(caller: Caller, route: Guarded) -> Forbidden:
     if caller.more is not None:
         return lacking(caller, route.permission)
     assert isinstance(route.role, Role)
@@ -67,7 +81,7 @@ async def check_path(
     control: Control, caller: Caller, route: Route, path: dict[str, str]
 ) -> tuple[Reference, ...]:
     """What the path names, looked at before the rest is read. Raises as ``AccessCheck.check`` does."""
-    if not _depends_on_cluster(caller, route):
+    if not depends_on_cluster(caller, route):
         return ()
     named = tuple(_in_path(route, path))
     if named:
@@ -85,7 +99,7 @@ async def check_fields(
 ) -> Any:
     """The body, with the only cluster there is where none was named. Raises as ``AccessCheck.check`` does, also where a change names
     nothing at all and its caller may make it in some clusters only."""
-    if not _depends_on_cluster(caller, route):
+    if not depends_on_cluster(caller, route):
         return body
     named = (*_in_fields(query), *_in_fields(body))
     if not named and (in_path or route.method == "GET"):
@@ -97,7 +111,15 @@ async def check_fields(
     return body
 
 
-def _depends_on_cluster(caller: Caller, route: Route) -> bool:
+def defaulted(body: Any, said: Any) -> str | None:
+    """The cluster that ``check_fields`` wrote into ``body``, which its sender ``said`` without; None: nothing was."""
+    if not isinstance(said, dict) or said.get(DEFAULTS_TO_ONLY) is not None:
+        return None
+    chosen = getattr(body, DEFAULTS_TO_ONLY, None)
+    return chosen if isinstance(chosen, str) else None
+
+
+def depends_on_cluster(caller: Caller, route: Guarded) -> bool:
     """Not where they may it everywhere; nor where reads see to it: looking at what one may see at all."""
     is_look = route.permission is Permission.VIEW
     everywhere = route.permission in caller.rights.everywhere
@@ -128,7 +150,7 @@ def _in_fields(value: Any, *, outermost: bool = True) -> Iterator[Reference]:
             yield from _in_fields(inner, outermost=False)
 
 
-def seeing_as(control: Control, caller: Caller, route: Route) -> AbstractContextManager[None]:
+def seeing_as(control: Control, caller: Caller, route: Guarded) -> AbstractContextManager[None]:
     """What reads see in it: of a request that changes nothing, what its caller may see. What changes something decides on all
     records, after ``check_here``."""
     if route.method != "GET" or route.role == OPEN:

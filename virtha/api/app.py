@@ -1,12 +1,12 @@
 """The ASGI application: the route table turned into Litestar handlers, and errors into problems."""
 
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
-import structlog
+import msgspec
 from litestar import HttpMethod, Litestar, Request, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
@@ -14,13 +14,16 @@ from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Method
 
-from virtha.api.admission import check_fields, check_path, check_somewhere, seeing_as
+from virtha.api.admission import check_fields, check_path, check_somewhere, defaulted, seeing_as
 from virtha.api.console_socket import console_handler
+from virtha.api.cursors import paged, placed
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
+from virtha.api.entity_tags import is_known, revision_in, tag_of
+from virtha.api.errors import as_ours
+from virtha.api.keyed import answer_once, key_of
+from virtha.api.ovirt.app import ovirt_handlers
 from virtha.api.problems import (
-    BY_STATUS,
     MEDIA_TYPE,
-    TooLarge,
     UnsupportedMediaType,
     encode_problem,
     headers_of,
@@ -43,7 +46,6 @@ from virtha.api.times import encode
 from virtha.control import Control
 from virtha.control.views import Caller
 from virtha.model.errors import (
-    Failed,
     InvalidInput,
     NotFound,
     Unauthenticated,
@@ -52,13 +54,13 @@ from virtha.model.errors import (
 from virtha.model.ids import Revision
 from virtha.model.user import Role
 
-log = structlog.get_logger("virtha.api")
 PEER_UID = "virtha_peer_uid"
 """Key in the ASGI connection state: the peer's uid on the Unix socket, set by the server from the
 kernel's word. Absent on TCP; no header can set it."""
 NOBODY = Caller(name="", role=Role.VIEWER)
 ROOT = Caller(name="root", role=Role.ADMINISTRATOR)
 AnyRequest = Request[Any, Any, Any]
+Handler = Callable[[], Awaitable[Answer]]
 
 
 def create_app(services: Services) -> Litestar:
@@ -67,6 +69,7 @@ def create_app(services: Services) -> Litestar:
         route_handlers=[
             *(_litestar_handler(one, services) for one in ROUTES),
             console_handler(services),
+            *ovirt_handlers(services),
         ],
         exception_handlers={Exception: _make_exception_handler(services)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py
@@ -85,7 +88,8 @@ def _litestar_handler(one: Route, services: Services) -> HTTPRouteHandler:
         began = time.perf_counter()
         status = 500
         try:
-            answer = await _answer(one, request, services)
+            answer = _encoded(one, await _answer(one, request, services))
+            answer = _unless_known(one, answer, request)
             status = answer.status or one.status
             return _respond(one, answer, services)
         except VirthaError as error:
@@ -123,6 +127,8 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
     query: Any = decode_query(
         [(name, str(text)) for name, text in request.query_params.multi_items()], one.query
     )
+    query = placed(one, path, query)
+    key = key_of(one, request.headers)
     body = await _body(one, request)
     if one.role != OPEN:
         body = await check_fields(services.control, caller, one, query, body, named)
@@ -134,17 +140,47 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
         path=path,
         query=query,
         body=body,
-        if_match=_if_match(request) if one.conditional else None,
+        if_match=_if_match(one, request),
         headers={name.lower(): value for name, value in request.headers.items()},
     )
-    try:
-        with seeing_as(services.control, caller, one):
+    handler = _handler(one, request, call)
+    with seeing_as(services.control, caller, one):
+        if key is None:
+            return paged(one, path, query, await handler())
+        return await answer_once(one, call, key, await _said(request, call), handler)
+
+
+def _handler(one: Route, request: AnyRequest, call: Call[Any, Any]) -> Handler:
+    """The route's own, whose refusals name nothing that its caller may not see: also where they are kept to be told again."""
+
+    async def carried_out() -> Answer:
+        try:
             return await one.handler(call)
-    except VirthaError as error:
-        if one.role == OPEN:
-            raise
-        said = f"{request.url} {path} {query} {body}"
-        raise await services.control.access.without_unseen(caller, error, said) from error
+        except VirthaError as error:
+            if one.role == OPEN:
+                raise
+            said = f"{request.url} {call.path} {call.query} {call.body}"
+            access = call.control.access
+            raise await access.without_unseen(call.caller, error, said) from error
+
+    return carried_out
+
+
+async def _said(request: AnyRequest, call: Call[Any, Any]) -> bytes:
+    """All that is asked for: the same, however its JSON is written."""
+    raw = await request.body()
+    body = msgspec.json.decode(raw) if raw.strip() else {}
+    said = [
+        request.method,
+        request.url.path,
+        request.url.query,
+        request.headers.get("if-match", ""),
+        body,
+    ]
+    if (chosen := defaulted(call.body, body)) is not None:
+        # The only cluster that they saw then: another one later is another request.
+        said.append(chosen)
+    return msgspec.json.encode(said, order="sorted")
 
 
 async def authenticate(request: AnyRequest, token: str | None, control: Control) -> Caller:
@@ -193,34 +229,47 @@ async def _body(one: Route, request: AnyRequest) -> Any:
     return decode_body(raw, one.body)
 
 
-def _if_match(request: AnyRequest) -> Revision | None:
+def _if_match(one: Route, request: AnyRequest) -> Revision | None:
+    """Raises InvalidInput: a condition that nobody looks at must not be taken for one that was met."""
+    for name, honoured in (("If-Match", one.conditional), ("If-None-Match", False)):
+        if one.method != "GET" and not honoured and name.lower() in request.headers:
+            raise InvalidInput(
+                f"{one.name} has no such condition", field=name, fix="leave the header out"
+            )
     header = request.headers.get("if-match")
-    if header is None or header.strip() == "*":
-        return None
-    text = header.strip().removeprefix("W/").strip('"')
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise InvalidInput(
-            f"'{header}' is no ETag of ours",
-            field="If-Match",
-            fix='send the ETag that the object came with, for example "42"',
-        )
-    return Revision(int(text))
+    return revision_in(header) if header is not None and one.conditional else None
+
+
+def _encoded(one: Route, answer: Answer) -> Answer:
+    """With its bytes."""
+    if answer.raw is not None or answer.stream is not None or one.answer is None:
+        return answer
+    return replace(answer, raw=encode(answer.body, one.answer))
+
+
+def _unless_known(one: Route, answer: Answer, request: AnyRequest) -> Answer:
+    """With its ETag, and nothing else where the sender has it already."""
+    headers = {}
+    if one.tagged:
+        headers["ETag"] = tag_of(answer.revision, answer.raw)
+    elif answer.revision is not None:
+        headers["ETag"] = tag_of(answer.revision)
+    answer = replace(answer, headers={**headers, **answer.headers})
+    known = request.headers.get("if-none-match")
+    if one.tagged and known is not None and is_known(known, headers["ETag"]):
+        return replace(answer, raw=b"", status=HTTPStatus.NOT_MODIFIED)
+    return answer
 
 
 def _respond(one: Route, answer: Answer, services: Services) -> ASGIApp:
     headers = dict(answer.headers)
-    if answer.revision is not None:
-        headers["ETag"] = f'"{answer.revision}"'
     if answer.location is not None:
         headers["Location"] = answer.location
     headers.setdefault("Cache-Control", "no-store")
     if answer.stream is not None:
         return EventStreamResponse(answer.stream, headers, services.stopping, services.metrics)
-    raw = answer.raw
-    if raw is None and one.answer is not None:
-        raw = encode(answer.body, one.answer)
     return ASGIResponse(
-        body=raw or b"",
+        body=answer.raw or b"",
         status_code=answer.status or one.status,
         media_type=one.media_type,
         headers=headers,
@@ -252,38 +301,14 @@ def _make_exception_handler(
 def _as_ours(request: AnyRequest, error: Exception) -> VirthaError:
     path = request.url.path
     match error:
-        case VirthaError():
-            return error
         case NotFoundException():
             return NotFound(
                 f"there is nothing at {path}", fix="GET /v1/openapi.json lists all paths"
             )
         case MethodNotAllowedException():
             return not_allowed(request.method, path, methods_of(path))
-        case HTTPException() if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return TooLarge(
-                "the body is too large", field="body", allowed=(f"up to {BODY_BYTES_MAX} bytes",)
-            )
-        case HTTPException() if error.status_code in BY_STATUS:
-            return BY_STATUS[error.status_code](error.detail)
         case _:
-            return _unexpected(request, error)
-
-
-def _unexpected(request: AnyRequest, error: Exception) -> VirthaError:
-    """A fault of ours: the user gets a number to quote, the log gets everything."""
-    incident = uuid.uuid4().hex[:12]
-    log.error(
-        "request failed unexpectedly",
-        incident=incident,
-        method=request.method,
-        path=request.url.path,
-        exc_info=error,
-    )
-    return Failed(
-        f"an error inside the server (incident {incident})",
-        fix=f"the server's log has the details: look for {incident}",
-    )
+            return as_ours(request, error)
 
 
 def methods_of(path: str) -> list[str]:

@@ -55,6 +55,7 @@ ROUTES: tuple[Route, ...] = (
         body=ConsoleTicketCreate,
         answer=ConsoleTicket,
         status=201,
+        secret=True,
         errors=(Unavailable,),
     ),
 )

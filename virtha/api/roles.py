@@ -158,6 +158,7 @@ ROUTES: tuple[Route, ...] = (
         body=AccessTokenCreate,
         answer=AccessTokenSecret,
         status=201,
+        secret=True,
         errors=(NotFound,),
     ),
     Route(

@@ -13,6 +13,7 @@ from virtha.model.access import AREAS, Permission, Scope, needed
 from virtha.model.errors import (
     Conflict,
     Forbidden,
+    Gone,
     InvalidInput,
     NotFound,
     Refused,
@@ -37,6 +38,13 @@ JSON = "application/json"
 
 class NoQuery(Request, frozen=True, kw_only=True):
     """A route without parameters refuses them all, so that a misspelt one is not silently ignored."""
+
+
+class PartQuery(Request, frozen=True, kw_only=True):
+    """Of a list that is never long: without ``limit`` all of it."""
+
+    limit: int | None = None
+    after: str | None = None
 
 
 class NoBody(Request, frozen=True, kw_only=True):
@@ -137,6 +145,10 @@ class Route:
     media_type: str = JSON
     conditional: bool = False
     """Honours If-Match."""
+    cut_by: Callable[[Any], str] | None = None
+    """Each item's own key, of a list that comes whole and is cut into pages here; its query is a PartQuery."""
+    secret: bool = False
+    """What it answers is shown once and kept nowhere."""
     errors: tuple[type[VirthaError], ...] = ()
     """Beyond those that every route may answer."""
     own_area: str | None = None
@@ -151,6 +163,7 @@ class Route:
             assert self.permission in Permission, f"{self.path}: needs a permission"
             may_change = self.permission is not Permission.VIEW or self.scope is Scope.OWN
             assert self.method == "GET" or may_change, f"{self.path}: changes need a permission"
+        assert (self.cut_by is not None) == (self.query is PartQuery), self.path
 
     @property
     def name(self) -> str:
@@ -179,6 +192,17 @@ class Route:
         return self.body is not NoBody
 
     @property
+    def keyed(self) -> bool:
+        """Honours Idempotency-Key: it makes something, or sets something going."""
+        makes = self.method == "POST" and self.status in (201, 202)
+        return makes and self.role != OPEN and not self.secret
+
+    @property
+    def tagged(self) -> bool:
+        """Its answer has an ETag of its own and honours If-None-Match."""
+        return self.method == "GET" and self.answer is not None
+
+    @property
     def problems(self) -> list[type[VirthaError]]:
         """Every error that the route may answer, by status."""
         found: set[type[VirthaError]] = {InvalidInput, *self.errors}
@@ -190,6 +214,8 @@ class Route:
             found |= {Conflict, Refused}
         if self.conditional:
             found.add(Stale)
+        if self.cut_by is not None:
+            found.add(Gone)
         return sorted(found, key=lambda error: error.http_status)
 
 

@@ -89,9 +89,10 @@ class Sessions:
                 code="problem.token.narrow",
                 fix="sign in with name and password",
             )
-        secret = make_secret()
+        secret, cluster_id = make_secret(), await self._cluster_for(caller, request)
         async with self._store.write() as tx:
-            cluster_id = await _cluster_for(tx, caller, request)
+            if request.role is not None:
+                await check_role_name(tx, request.role)
             now = tx.clock.wall_ms()
             present = await access_tokens(tx, caller.user_id, SHOWN_MAX)
             if sum(one.expires > now for one in present) >= TOKENS_OF_USER_MAX:
@@ -125,20 +126,13 @@ class Sessions:
             )
         return AccessTokenSecret(token=access_text(saved.id, secret), session=item)
 
-
-async def _cluster_for(
-    tx: Transaction, caller: Caller, request: AccessTokenCreate
-) -> ClusterId | None:
-    """Raises InvalidInput (no such role), NotFound (no such cluster, or none that the caller sees)."""
-    if request.role is not None:
-        await check_role_name(tx, request.role)
-    if request.cluster is None:
-        return None
-    found = await the_cluster(tx, request.cluster, field="cluster")
-    reach = caller.rights.reach
-    if reach is not None and found.id not in reach:
-        raise NotFound(f"there is no cluster '{request.cluster[:64]}'", field="cluster")
-    return found.id
+    async def _cluster_for(self, caller: Caller, request: AccessTokenCreate) -> ClusterId | None:
+        """Looked up as its caller sees it. Raises NotFound."""
+        if request.cluster is None:
+            return None
+        with seeing(caller.rights.reach):
+            async with self._store.read() as tx:
+                return (await the_cluster(tx, request.cluster, field="cluster")).id
 
 
 def _check_token(request: AccessTokenCreate) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Generic, Literal, TypeVar
 
+from virtha.control.routing_views import RouteWeight
 from virtha.model.access import Permission, Rights, rights_of
 from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
@@ -363,6 +364,8 @@ class SubscriptionView(Value, frozen=True, kw_only=True):
     cluster_name: str | None = None
     host_name: str | None = None
     vm_name: str | None = None
+    weight: RouteWeight | None = None
+    """Not in lists."""
 
 
 class DeliveryView(Value, frozen=True, kw_only=True):

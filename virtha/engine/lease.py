@@ -38,13 +38,13 @@ class LeaseTarget(Value, frozen=True, kw_only=True):
 
 
 class LifeSign(Value, frozen=True, kw_only=True):
-    """A slot went on at some moment of the last ``within_ms``: much, when its reader did not reach it for a while. And the host
-    was at work on that renewal at least ``old_ms`` ago, by the host's own clock (``_at_least_old_ms``)."""
+    """A slot went on at some moment of the last ``within_ms``: much, when its reader did not reach it for a while. Its host
+    submitted that renewal at ``submitted_ms`` of its boot-time clock."""
 
     host_id: HostId
     boot: BootId
     within_ms: int
-    old_ms: int
+    submitted_ms: int
 
 
 def expiry_ms(said: Declaration, policy: LeasePolicy) -> int:
@@ -151,19 +151,6 @@ def _undeclared(said: Declaration) -> Reason | None:
     return None
 
 
-def _at_least_old_ms(gap_ms: int, written_ms: int, policy: LeasePolicy) -> int:
-    """How old a sign is at least that was read ``gap_ms`` after the round before, of a renewal that its host submitted
-    ``written_ms`` (its own clock) after the one read then: that one was submitted before it was read, so the later
-    one no later than ``written_ms`` after that look, by the least favourable of clocks.
-
-    Without it a renewal of just before a power cut, read after the device's first *off*, would look like a sign of life after it.
-    """
-    if written_ms < 0:
-        return 0  # no clock of one boot goes back: it tells nothing
-    drifted = 100 + policy.drift_percent
-    return max(0, gap_ms * 100 // drifted + written_ms * drifted // -100)
-
-
 def _waits(sight: _Sight, seen: SlotRound, policy: LeasePolicy) -> Reason | None:
     assert sight.slot is not None and sight.poisoned_ms is not None
     due_ms = max(sight.changed_ms, sight.poisoned_ms) + expiry_ms(sight.slot.declaration, policy)
@@ -182,8 +169,6 @@ class _Reader:
         self._ended_ms = 0
         self.gap_ms = 0
         """From the end of the round before to the end of the last one."""
-        self.written_ms: dict[HostId, int] = {}
-        """Of the slots that went on: between the submissions of the two renewals that were read, by their hosts' clocks."""
 
     def advanced(self, seen: SlotRound) -> tuple[frozenset[HostId], frozenset[HostId]]:
         """Hosts whose slots went on since this reader's round before, and those that ever did."""
@@ -194,9 +179,6 @@ class _Reader:
         went_on = frozenset(
             host for host, slot in now.items() if _went_on(self._slots.get(host), slot)
         )
-        self.written_ms = {
-            host: now[host].submitted_ms - self._slots[host].submitted_ms for host in went_on
-        }
         self._slots = now
         self._ever |= went_on
         return went_on, frozenset(self._ever)
@@ -253,7 +235,7 @@ class LeaseJudge:
         """Fold one round; ``now`` is cluster time. The proofs that stand after it, if this round touched them."""
         reader = self._readers.setdefault((seen.reader_id, seen.domain_id), _Reader())
         went_on, ever = reader.advanced(seen)
-        self.signs = self._signs(seen, reader)
+        self.signs = self._signs(seen, went_on, reader.gap_ms)
         proofs = []
         for target in self._targets.values():
             watch = self._watches.get((target.host_id, seen.domain_id))
@@ -276,22 +258,21 @@ class LeaseJudge:
             return {}
         return {each: self._watches[host_id, each].reason for each in sorted(target.domain_ids)}
 
-    def _signs(self, seen: SlotRound, reader: _Reader) -> tuple[LifeSign, ...]:
+    def _signs(
+        self, seen: SlotRound, went_on: frozenset[HostId], within_ms: int
+    ) -> tuple[LifeSign, ...]:
         if not seen.direct_io or not self._fresh(seen):
             return ()
-        found = [
-            (host_id, slot, reader.written_ms[host_id])
-            for host_id in sorted(reader.written_ms.keys() - {seen.reader_id})
-            if isinstance(slot := seen.slots[host_id], Slot)
-        ]
+        found = [(host_id, seen.slots[host_id]) for host_id in sorted(went_on - {seen.reader_id})]
         return tuple(
             LifeSign(
                 host_id=host_id,
                 boot=slot.boot,
-                within_ms=reader.gap_ms,
-                old_ms=_at_least_old_ms(reader.gap_ms, written_ms, self.policy),
+                within_ms=within_ms,
+                submitted_ms=slot.submitted_ms,
             )
-            for host_id, slot, written_ms in found
+            for host_id, slot in found
+            if isinstance(slot, Slot)
         )
 
     def _fresh(self, seen: SlotRound) -> bool:

@@ -1,13 +1,15 @@
 """How old a slot's change is: a renewal of the last moment, read only after the host fell, is no sign of life after that (P1, J2)."""
 
+from typing import Any, cast
+
 import pytest
 from engine_driver import TICK_MS, Play, vm
 
 from virtha.engine.engine import Engine
 from virtha.engine.events import SessionChanged, SlotChanged
-from virtha.engine.lease import LeaseJudge, LifeSign
+from virtha.engine.lease_desk import HostClock, LeaseDesk
 from virtha.engine.machine import Verdict
-from virtha.engine.records import Fence
+from virtha.engine.records import Fence, HostRecord
 from virtha.model.evidence import ProcessKind
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId
 from virtha.model.policy import LeasePolicy
@@ -117,10 +119,57 @@ def test_who_asks_whether_it_still_lived_takes_the_other_bound():
     assert before_ms is None
 
 
-def sign_of(gap_ms: int, written_ms: int) -> LifeSign:
-    """What a judge makes of two looks ``gap_ms`` apart at renewals that were submitted ``written_ms`` apart."""
-    judge = LeaseJudge(InstallationId("ours"), LeasePolicy())
-    for number, (clock_ms, submitted_ms) in enumerate(((0, 0), (gap_ms, written_ms)), start=1):
+BEAT_MS, CLOCK_MS = 1_000_000, 50_000
+"""A beat's receipt, and what its host's clock had shown when it was sent."""
+
+
+def clock(passed_ms: int = 0, received_ms: int = BEAT_MS) -> HostClock:
+    return HostClock(boot=BootId("h1b1"), clock_ms=CLOCK_MS + passed_ms, received_ms=received_ms)
+
+
+@pytest.mark.parametrize(
+    ("submitted_ms", "latest_ms"),
+    [
+        (0, 0),
+        (1_000, 1_020),  # two clocks at their worst
+        (-1_000, -980),
+        (1, 2),
+    ],
+)
+def test_what_a_host_did_by_its_clock_was_done_by_then(submitted_ms: int, latest_ms: int):
+    assert clock().latest_ms(CLOCK_MS + submitted_ms, 2) == BEAT_MS + latest_ms
+
+
+class Around:
+    """What a desk asks of whoever runs it, of a host whose silence is being judged."""
+
+    policy = LeasePolicy()
+
+    def hosts(self) -> list[HostId]:
+        return [SUBJECT, WITNESS, HostId("h3")]
+
+    def records(self) -> list[HostRecord]:
+        return []
+
+    def record(self, _host_id: HostId) -> None:
+        return None
+
+    def verdict(self, _host_id: HostId) -> Verdict:
+        return Verdict.SUSPECT
+
+
+class Rounds:
+    """A desk that hears beats of h1, and of h2 what it reads in h1's slot."""
+
+    def __init__(self) -> None:
+        self.desk = LeaseDesk(cast(Any, Around()), installation_id=InstallationId("ours"))
+        self.number = 0
+
+    def beat(self, received_ms: int, passed_ms: int, boot: str = "h1b1") -> None:
+        self.desk.beat(Millis(received_ms), SUBJECT, BootId(boot), CLOCK_MS + passed_ms)
+
+    def read(self, now_ms: int, submitted_ms: int) -> SlotChanged | None:
+        self.number += 1
         slots = {
             host: Slot(
                 installation_id=InstallationId("ours"),
@@ -128,39 +177,61 @@ def sign_of(gap_ms: int, written_ms: int) -> LifeSign:
                 index=0,
                 host_id=host,
                 boot=BootId(f"{host}b1"),
-                counter=number,
-                submitted_ms=50_000 + submitted_ms,
+                counter=self.number,
+                submitted_ms=CLOCK_MS + submitted_ms,
             )
             for host in (SUBJECT, WITNESS)
         }
-        judge.read(
-            Millis(1_000_000),
-            SlotRound(
-                reader_id=WITNESS,
-                reader_boot=BootId("h2b1"),
-                domain_id=StorageDomainId("ds1"),
-                began_ms=900_000 + clock_ms - 5,
-                ended_ms=900_000 + clock_ms,
-                own_counter=number,
-                direct_io=True,
-                slots=slots,
-                mailboxes={},
-            ),
+        seen = SlotRound(
+            reader_id=WITNESS,
+            reader_boot=BootId("h2b1"),
+            domain_id=StorageDomainId("ds1"),
+            began_ms=self.number * 1_000,
+            ended_ms=self.number * 1_000 + 5,
+            own_counter=self.number,
+            direct_io=True,
+            slots=slots,
+            mailboxes={},
         )
-    (sign,) = judge.signs
-    return sign
+        told = self.desk.read(Millis(now_ms), seen)
+        return next((one for one in told if isinstance(one, SlotChanged)), None)
 
 
-@pytest.mark.parametrize(
-    ("gap_ms", "written_ms", "old_ms"),
-    [
-        (2_000, 2_000, 0),
-        (2_040, 1_000, 980),  # two clocks of 2 % at their worst: 2,000 and 1,020
-        (10_200, 0, 10_000),
-        (2_000, 9_000, 0),  # the former look was at a renewal that had hung
-        (2_000, -1, 0),  # no clock of a boot goes back
-    ],
-)
-def test_a_change_is_as_old_as_its_host_s_own_clock_says(gap_ms: int, written_ms: int, old_ms: int):
-    sign = sign_of(gap_ms, written_ms)
-    assert (sign.within_ms, sign.old_ms) == (gap_ms, old_ms)
+def test_a_change_is_as_old_as_its_host_s_own_clock_says():
+    rounds = Rounds()
+    rounds.beat(BEAT_MS, 0)
+    rounds.read(BEAT_MS + 100, 0)
+    changed = rounds.read(BEAT_MS + 5_000, 1_000)
+    assert changed is not None and changed.old_ms == 3_980
+    assert changed.within_ms == 1_000, "by the reader's clock"
+
+
+def test_the_beat_that_came_quickest_tells_most_and_is_not_trusted_for_ever():
+    rounds = Rounds()
+    rounds.beat(BEAT_MS, 0)
+    rounds.beat(BEAT_MS + 2_000, 1_000)  # under way for a second
+    rounds.read(BEAT_MS + 2_100, 1_000)
+    changed = rounds.read(BEAT_MS + 5_000, 2_000)
+    assert changed is not None and changed.old_ms == 5_000 - 2_040
+    # By now the clocks may have drifted by 2 s: a slower beat says more.
+    rounds.beat(BEAT_MS + 101_000, 100_000)
+    changed = rounds.read(BEAT_MS + 105_000, 100_000)
+    assert changed is not None and changed.old_ms == 4_000
+
+
+def test_without_a_beat_of_that_very_boot_a_change_is_of_now():
+    rounds = Rounds()
+    rounds.read(BEAT_MS, 0)
+    changed = rounds.read(BEAT_MS + 9_000, 1)
+    assert changed is not None and changed.old_ms == 0
+    rounds.beat(BEAT_MS + 9_000, 60_000, boot="h1b2")
+    changed = rounds.read(BEAT_MS + 19_000, 2)
+    assert changed is not None and changed.old_ms == 0
+
+
+def test_a_renewal_that_no_clock_can_have_shown_yet_is_not_older_than_now():
+    rounds = Rounds()
+    rounds.beat(BEAT_MS, 0)
+    rounds.read(BEAT_MS + 100, 0)
+    changed = rounds.read(BEAT_MS + 200, 60_000)
+    assert changed is not None and changed.old_ms == 0

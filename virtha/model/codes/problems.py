@@ -67,6 +67,10 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8058, "problem.console.busy", "The console is in use"),
     _problem(8710, "problem.search.syntax", "The search can't be read"),
     _problem(8711, "problem.search.costly", "The search looks at too much"),
+    _problem(8712, "problem.key.reused", "The key belongs to another request"),
+    _problem(8713, "problem.key.under_way", "The request is being carried out"),
+    _problem(8714, "problem.key.answer_lost", "It was carried out, its answer is lost"),
+    _problem(8715, "problem.revision.future", "That revision is not reached yet"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"
