@@ -12,43 +12,16 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _key(name: str = "id") -> Column[str]:
-    return Column(name, Text, primary_key=True)
-
-
-def _revision() -> Column[int]:
-    return Column("revision", BigInteger, nullable=False)
-
-
-def _body() -> Column[str]:
-    return Column("body", Text, nullable=False)
-
-
-def _refers(name: str, target: str, *, cascade: bool = False, primary: bool = False) -> Column[str]:
-    return Column(
-        name,
-        Text,
-        ForeignKey(target, ondelete="CASCADE" if cascade else "RESTRICT"),
-        primary_key=primary,
-        nullable=False,
-    )
-
+from virtha.store.columns import body as _body
+from virtha.store.columns import key as _key
+from virtha.store.columns import metadata as metadata
+from virtha.store.columns import refers as _refers
+from virtha.store.columns import revision as _revision
 
 installation = Table(
     "installation",
