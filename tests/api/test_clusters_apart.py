@@ -13,12 +13,13 @@ from virtha.api.admission import FIELD_KINDS, PATH_KINDS
 from virtha.api.records import reader_is_the_same
 from virtha.api.route import OPEN, Route
 from virtha.api.table import ROUTES
-from virtha.control.access_check import KINDS
+from virtha.control.access_check import KINDS, UNSEEN
 from virtha.control.power_views import PowerPut
 from virtha.control.requests import EventQuery
 from virtha.model.access import Permission, Scope
 from virtha.model.errors import Conflict, Unauthenticated
 from virtha.model.policy import Policy
+from virtha.model.policy.rule import BrokenRule
 from virtha.store.schema import vm
 
 Play = Callable[..., Any]
@@ -182,6 +183,12 @@ def test_a_refusal_names_nothing_of_the_other_cluster(play: Play) -> None:
             assert "(in another cluster)" in mine.json()["detail"]
             all_of_it = await world.call(method, path, body)
             assert name in all_of_it.json()["detail"]
+        # Also one that carries more than others do.
+        caller = await world.control.users.authenticate(world.tokens["eve"])
+        broken = BrokenRule("as vm-sueden", fields=("a", "b"), fix="as host-sueden")
+        told = await world.control.access.without_unseen(caller, broken, "")
+        assert isinstance(told, BrokenRule) and told.fields == ("a", "b")
+        assert (told.message, told.fix) == (f"as {UNSEEN}", f"as {UNSEEN}")
         # What she named herself is told back.
         taken = await world.call("POST", "/v1/vms", vm | {"name": "vm-sueden"}, role="eve")
         assert taken.status_code == 409 and "vm-sueden" in taken.json()["detail"]
@@ -290,14 +297,14 @@ def test_a_kept_refusal_names_nothing_of_the_other_cluster(play: Play) -> None:
         async def refused(caller: Any, *_more: Any) -> Any:
             async with world.store.write() as tx:
                 await tell(tx, "norden")
-            raise Conflict("vm-sueden has it")
+            raise Conflict(f"vm-sueden ({id_of('vm', 'sueden')}) has it")
 
         world.control.vms.start = refused
         path = "/v1/vms/vm-norden/start"
         for replayed in (None, "true"):
             answer = await world.call("POST", path, {}, role="eve", headers=KEY)
             assert answer.status_code == 409
-            assert answer.json()["detail"] == "(in another cluster) has it", answer.text
+            assert answer.json()["detail"] == f"{UNSEEN} ({UNSEEN}) has it", answer.text
             assert answer.headers.get("Idempotent-Replayed") == replayed
 
     play(story)
@@ -309,7 +316,9 @@ def test_a_kept_answer_is_for_who_may_still_do_that(play: Play) -> None:
         await add_user(world, "eve", ("administrator", "norden"))
         body = {"name": "new", "path": "/srv/new"}
         made = await world.call("POST", "/v1/storage-domains", body, role="eve", headers=KEY)
-        assert made.status_code == 201 and made.json()["domain"]["cluster_id"] == id_of("cluster", "norden")
+        assert made.status_code == 201 and made.json()["domain"]["cluster_id"] == id_of(
+            "cluster", "norden"
+        )
         again = await world.call("POST", "/v1/storage-domains", body, role="eve", headers=KEY)
         assert again.content == made.content and again.headers["Idempotent-Replayed"] == "true"
         grants = await world.ok("GET", "/v1/users/eve/grants")

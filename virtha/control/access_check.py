@@ -98,9 +98,7 @@ class AccessCheck:
         names = "|".join(re.escape(one) for one in sorted(unseen, key=len, reverse=True))
         whole = re.compile(rf"(?<![A-Za-z0-9._-])(?:{names})(?![A-Za-z0-9_-])")
         message, fix, *allowed = (whole.sub(UNSEEN, text) for text in told)
-        return type(error)(
-            message, code=error.code, field=error.field, allowed=tuple(allowed), fix=fix
-        )
+        return error.reworded(message, allowed=tuple(allowed), fix=fix)
 
     async def check(
         self, caller: Caller, permission: Permission, named: Collection[Reference]

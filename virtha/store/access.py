@@ -108,7 +108,7 @@ async def drop_grant_of_user(tx: WriteTransaction, grant_id: GrantId) -> None:
 async def names_elsewhere(
     tx: Transaction, words: Collection[str], reach: Collection[ClusterId]
 ) -> frozenset[str]:
-    """Which of the words are names of something in another cluster, or of one."""
+    """Which of the words are names or ids of something in another cluster, or of one."""
     found: set[str] = set()
     for table, place in (
         (cluster, cluster.c.id),
@@ -118,8 +118,9 @@ async def names_elsewhere(
         (template, template.c.cluster_id),
     ):
         for some in in_parts(words):
-            wanted = select(table.c.name).where(table.c.name.in_(some), place.not_in(sorted(reach)))
-            found.update(await tx.connection.scalars(wanted))
+            for column in (table.c.name, table.c.id):
+                wanted = select(column).where(column.in_(some), place.not_in(sorted(reach)))
+                found.update(await tx.connection.scalars(wanted))
     return frozenset(found)
 
 
