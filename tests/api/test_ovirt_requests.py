@@ -165,7 +165,7 @@ def test_every_route_of_the_facade_refuses_exactly_those_below_its_role(play: Pl
         wrong = []
         for route in ROUTES:
             path = re.sub(r"\{[a-z_]+\}", "nothing", route.path)
-            for role in (None, *Role):
+            for role in (None, Role.VIEWER, Role.OPERATOR, Role.ADMINISTRATOR):
                 answer = await send(world, route.method, path, role=role)
                 allowed = role is not None and role.may(route.role)
                 expected = (401,) if role is None else ((403,) if not allowed else ())

@@ -12,6 +12,7 @@ from virtha.api.openapi import document_json
 from virtha.api.stream import encode_event
 from virtha.api.table import ROUTES
 from virtha.api.times import encode
+from virtha.control.access_views import SessionItem
 from virtha.control.incident_views import IncidentLine, IncidentSummary
 from virtha.control.routing_views import RouteFate
 from virtha.control.views import ConsoleLogPart, CurrentSession, HostCertificate, Page, ReceiverView
@@ -44,6 +45,7 @@ TIMES = {
     Token: {"created", "expires"},
     VmStatus: {"since", "last_watchdog"},
     CurrentSession: {"created", "expires"},
+    SessionItem: {"created", "expires"},
     Delivery: {"created", "next_at", "expires", "done_at"},
     ReceiverStatus: {"away_since", "accepted_at"},
     ReceiverView: {"oldest_pending"},

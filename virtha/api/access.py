@@ -111,6 +111,11 @@ async def delete_user(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer()
 
 
+async def unlock_user(call: Call[NoQuery, NoBody]) -> Answer:
+    await call.control.users.unlock(call.caller, call.ref)
+    return Answer()
+
+
 async def list_tokens(call: Call[PageQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.tokens.list(call.query))
 
@@ -239,6 +244,14 @@ ROUTES: tuple[Route, ...] = (
         handler=delete_user,
         status=204,
         conditional=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/users/{ref}/unlock",
+        role=ADMINISTRATOR,
+        summary="Let a user sign in again who was locked out after failures",
+        handler=unlock_user,
+        status=204,
     ),
     Route(
         method="GET",

@@ -1,7 +1,7 @@
 """The ASGI application: the route table turned into Litestar handlers, and errors into problems."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +14,7 @@ from litestar.response import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Method
 
+from virtha.api.admission import check_fields, check_path, check_somewhere, defaulted, seeing_as
 from virtha.api.console_socket import console_handler
 from virtha.api.cursors import paged, placed
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
@@ -45,7 +46,6 @@ from virtha.api.times import encode
 from virtha.control import Control
 from virtha.control.views import Caller
 from virtha.model.errors import (
-    Forbidden,
     InvalidInput,
     NotFound,
     Unauthenticated,
@@ -60,6 +60,7 @@ kernel's word. Absent on TCP; no header can set it."""
 NOBODY = Caller(name="", role=Role.VIEWER)
 ROOT = Caller(name="root", role=Role.ADMINISTRATOR)
 AnyRequest = Request[Any, Any, Any]
+Handler = Callable[[], Awaitable[Answer]]
 
 
 def create_app(services: Services) -> Litestar:
@@ -120,20 +121,17 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
     caller = NOBODY
     if one.role != OPEN:
         caller = await authenticate(request, token, services.control)
-        assert isinstance(one.role, Role)
-        if not caller.role.may(one.role):
-            raise Forbidden(
-                f"{caller.name} has the role {caller.role}; this needs {one.role}",
-                allowed=tuple(role for role in Role if role.may(one.role)),
-                fix="ask an administrator",
-            )
+        check_somewhere(caller, one)
+    path = {name: str(value) for name, value in request.path_params.items()}
+    named = await check_path(services.control, caller, one, path) if one.role != OPEN else ()
     query: Any = decode_query(
         [(name, str(text)) for name, text in request.query_params.multi_items()], one.query
     )
-    path = {name: str(value) for name, value in request.path_params.items()}
     query = placed(one, path, query)
     key = key_of(one, request.headers)
     body = await _body(one, request)
+    if one.role != OPEN:
+        body = await check_fields(services.control, caller, one, query, body, named)
     call: Call[Any, Any] = Call(
         services=services,
         caller=caller,
@@ -145,25 +143,44 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
         if_match=_if_match(one, request),
         headers={name.lower(): value for name, value in request.headers.items()},
     )
-    if key is None:
-        return paged(one, path, query, await one.handler(call))
-    return await answer_once(one, call, key, await _said(request))
+    handler = _handler(one, request, call)
+    with seeing_as(services.control, caller, one):
+        if key is None:
+            return paged(one, path, query, await handler())
+        return await answer_once(one, call, key, await _said(request, call), handler)
 
 
-async def _said(request: AnyRequest) -> bytes:
+def _handler(one: Route, request: AnyRequest, call: Call[Any, Any]) -> Handler:
+    """The route's own, whose refusals name nothing that its caller may not see: also where they are kept to be told again."""
+
+    async def carried_out() -> Answer:
+        try:
+            return await one.handler(call)
+        except VirthaError as error:
+            if one.role == OPEN:
+                raise
+            said = f"{request.url} {call.path} {call.query} {call.body}"
+            access = call.control.access
+            raise await access.without_unseen(call.caller, error, said) from error
+
+    return carried_out
+
+
+async def _said(request: AnyRequest, call: Call[Any, Any]) -> bytes:
     """All that is asked for: the same, however its JSON is written."""
     raw = await request.body()
     body = msgspec.json.decode(raw) if raw.strip() else {}
-    return msgspec.json.encode(
-        [
-            request.method,
-            request.url.path,
-            request.url.query,
-            request.headers.get("if-match", ""),
-            body,
-        ],
-        order="sorted",
-    )
+    said = [
+        request.method,
+        request.url.path,
+        request.url.query,
+        request.headers.get("if-match", ""),
+        body,
+    ]
+    if (chosen := defaulted(call.body, body)) is not None:
+        # The only cluster that they saw then: another one later is another request.
+        said.append(chosen)
+    return msgspec.json.encode(said, order="sorted")
 
 
 async def authenticate(request: AnyRequest, token: str | None, control: Control) -> Caller:

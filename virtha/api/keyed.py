@@ -1,7 +1,7 @@
 """The header Idempotency-Key: a request that is repeated with it is answered again, not carried out again."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -42,8 +42,14 @@ def key_of(one: Route, headers: Mapping[str, str]) -> str | None:
     return given.strip('"')
 
 
-async def answer_once(one: Route, call: Call[Any, Any], key: str, said: bytes) -> Answer:
-    """``said``: the request's path, query and conditions, and its body."""
+async def answer_once(
+    one: Route,
+    call: Call[Any, Any],
+    key: str,
+    said: bytes,
+    handler: Callable[[], Awaitable[Answer]],
+) -> Answer:
+    """``said``: the request's path, query and conditions, and its body. Whether its caller may was asked before."""
     requests = call.control.keyed_requests
     request = asked(call.caller, key, said)
     kept = await requests.answer_to(request)
@@ -55,7 +61,7 @@ async def answer_once(one: Route, call: Call[Any, Any], key: str, said: bytes) -
             location=kept.location,
             headers={REPLAYED: "true", **_kind_of(kept)},
         )
-    work = _answered(one, call)
+    work = _answered(one, handler)
     return await requests.carry_out(request, work, answer_of=_to_keep, refusal_of=_refusal)
 
 
@@ -68,9 +74,9 @@ def _refusal(error: VirthaError) -> KeptAnswer:
     return KeptAnswer(status=error.http_status, body=encode_problem(problem_of(error)).decode())
 
 
-async def _answered(one: Route, call: Call[Any, Any]) -> Answer:
+async def _answered(one: Route, handler: Callable[[], Awaitable[Answer]]) -> Answer:
     """With its bytes, and the status that it has."""
-    answer = await one.handler(call)
+    answer = await handler()
     return replace(answer, raw=encode(answer.body, one.answer), status=answer.status or one.status)
 
 

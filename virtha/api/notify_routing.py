@@ -146,6 +146,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/events/{id}/fates",
         role=VIEWER,
         summary="What became of an event at each notification route, and why",
+        own_area="subscriptions",
         handler=get_fates,
         answer=EventFates,
     ),

@@ -88,6 +88,7 @@ def _operation(one: Route, schemas: dict[Any, Json]) -> Json:
         "summary": one.summary,
         "tags": [one.path.split("/")[2] if one.path.startswith("/v1/") else "server"],
         "x-role": str(one.role),
+        **({} if one.role == OPEN else {"x-permission": one.permission.value}),
         "security": [] if one.role == OPEN else [{"accessToken": []}],
         "responses": {str(one.status): _answer(one, schemas), **_not_modified(one), **_errors(one)},
     }

@@ -8,10 +8,18 @@ from virtha.api.metrics import CONTENT_TYPE
 from virtha.api.openapi import document_json
 from virtha.api.route import OPEN, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, PartQuery, Route
 from virtha.api.stream import event_chunks, read_id
+from virtha.control import Control
 from virtha.control.requests import EventQuery, OperationQuery
-from virtha.control.views import CapabilitiesView, ForeignDomains, Page, StatusView
+from virtha.control.views import Caller, CapabilitiesView, ForeignDomains, Page, StatusView
 from virtha.model.codes import REGISTRY, Code, Severity
-from virtha.model.errors import Gone, InvalidInput, NotFound, Unavailable, VirthaError
+from virtha.model.errors import (
+    Gone,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    VirthaError,
+)
 from virtha.model.event import Event
 from virtha.model.ids import Revision
 from virtha.model.operation import Operation
@@ -126,9 +134,17 @@ async def stream_events(call: Call[StreamQuery, NoBody]) -> Answer:
 
     async def still_allowed() -> None:
         if call.token is not None:
-            await call.control.users.authenticate(call.token)
+            await reader_is_the_same(call.control, call.caller, call.token)
 
-    return Answer(stream=event_chunks(events.follow(query, place), still_allowed, place))
+    following = events.follow(query, place, still_allowed)
+    return Answer(stream=event_chunks(following, still_allowed, place))
+
+
+async def reader_is_the_same(control: Control, caller: Caller, token: str) -> None:
+    """Raises Unauthenticated: the token has ended, or is good for other clusters than when ``caller`` came."""
+    again = await control.users.authenticate(token)
+    if again.rights.reach != caller.rights.reach:
+        raise Unauthenticated("what you may see has changed", fix="follow again")
 
 
 ROUTES: tuple[Route, ...] = (

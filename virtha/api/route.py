@@ -9,6 +9,7 @@ from virtha.api.metrics import Metrics
 from virtha.api.problems import MethodNotAllowed
 from virtha.control import Control
 from virtha.control.views import Caller
+from virtha.model.access import AREAS, Permission, Scope, needed
 from virtha.model.errors import (
     Conflict,
     Forbidden,
@@ -31,7 +32,7 @@ B = TypeVar("B")
 T = TypeVar("T")
 OPEN: Literal["open"] = "open"
 Access = Role | Literal["open"]
-VIEWER, OPERATOR, ADMINISTRATOR = Role
+VIEWER, OPERATOR, ADMINISTRATOR = Role.VIEWER, Role.OPERATOR, Role.ADMINISTRATOR
 JSON = "application/json"
 
 
@@ -129,7 +130,8 @@ Handler = Callable[[Call[Any, Any]], Awaitable[Answer]]
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """``role`` has no default: a route nobody has thought about must not exist."""
+    """``role`` has no default: a route nobody has thought about must not exist. It is the least of the fixed roles that may use it, and
+    with its area the permission that it needs (``model/access.py``)."""
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
@@ -151,16 +153,37 @@ class Route:
     """What it answers is shown once and kept nowhere."""
     errors: tuple[type[VirthaError], ...] = ()
     """Beyond those that every route may answer."""
+    own_area: str | None = None
+    """Where it is not the first word of its path: what may be granted apart from the rest."""
 
     def __post_init__(self) -> None:
         assert self.role == OPEN or isinstance(self.role, Role), f"{self.path}: needs a role"
         assert self.path.startswith("/") and self.method in METHODS, self.path
         assert self.status in (200, 201, 202, 204), self.path
+        if self.role != OPEN:
+            assert self.area in AREAS, f"{self.path}: of which area is it?"
+            assert self.permission in Permission, f"{self.path}: needs a permission"
+            may_change = self.permission is not Permission.VIEW or self.scope is Scope.OWN
+            assert self.method == "GET" or may_change, f"{self.path}: changes need a permission"
         assert (self.cut_by is not None) == (self.query is PartQuery), self.path
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.path}"
+
+    @property
+    def area(self) -> str:
+        return self.own_area or self.path.split("/")[2]
+
+    @property
+    def scope(self) -> Scope:
+        return AREAS[self.area]
+
+    @property
+    def permission(self) -> Permission:
+        """Of a route that is not open. Raises ValueError: its area has none of that level."""
+        assert isinstance(self.role, Role), self.path
+        return needed(self.area, self.role)
 
     @property
     def parameters(self) -> list[str]:

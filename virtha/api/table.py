@@ -12,6 +12,7 @@ from virtha.api import (
     power,
     readiness,
     records,
+    roles,
     settings,
     snapshots,
     templates,
@@ -21,6 +22,7 @@ from virtha.api.route import Route
 ROUTES: tuple[Route, ...] = (
     *records.ROUTES,
     *access.ROUTES,
+    *roles.ROUTES,
     *inventory.ROUTES,
     *host_care.ROUTES,
     *incidents.ROUTES,

@@ -72,6 +72,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/templates/{ref}/vms",
         role=OPERATOR,
+        own_area="vms",
         summary="Create a VM from a template; the operation's subject is the VM's id",
         handler=create_vm,
         body=VmFromTemplate,

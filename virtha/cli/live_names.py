@@ -177,6 +177,12 @@ def _receiver_types(ctx: Any, begun: str) -> Iterable[str]:
     return SECRET_NAMES
 
 
+def _permissions(ctx: Any, begun: str) -> Iterable[str]:
+    from virtha.model.access import RESERVED_PERMISSIONS, Permission
+
+    return [one for one in Permission if one not in RESERVED_PERMISSIONS]
+
+
 def _nouns(ctx: Any, begun: str) -> Iterable[str]:
     from virtha.cli.main import NOUNS
 
@@ -214,6 +220,8 @@ SILENCES = _unsorted("/v1/silences", "silence", "id")
 INHIBITIONS = _unsorted("/v1/inhibitions", "inhibition", "name")
 DELIVERIES = _unsorted("/v1/deliveries", "id", limit=50)
 TOKENS = _unsorted("/v1/tokens", "id", limit=OFFERED_MAX)
+SESSIONS = _unsorted("/v1/sessions", "id")
+ROLES = _unsorted("/v1/roles", "name")
 SETTINGS = _unsorted("/v1/settings", "key")
 
 BY_METAVAR: dict[str, Words] = {
@@ -227,6 +235,8 @@ BY_METAVAR: dict[str, Words] = {
     "SILENCE": SILENCES,
     "INHIBITION": INHIBITIONS,
     "USER": USERS,
+    "ROLE": ROLES,
+    "[PERMISSION]...": _permissions,
     "CODE": _codes,
     "SNAPSHOT": _snapshots,
     "DISK": _disks,
@@ -259,6 +269,7 @@ BY_NOUN: dict[str, dict[str, Words]] = {
     "operation": {"ID": OPERATIONS},
     "incident": {"ID": INCIDENTS},
     "token": {"ID": TOKENS},
+    "session": {"ID": SESSIONS, "--user": USERS, "--role": ROLES},
     "setting": {"KEY": SETTINGS},
     "notify": {"ID": DELIVERIES, "--user": USERS},
     "host": _POWER,

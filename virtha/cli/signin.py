@@ -168,6 +168,10 @@ WHO = View(
         ("server", item["server"]),
         ("user", item["user"]),
         ("role", item["role"]),
+        *[
+            (f"in {name}", ", ".join(found))
+            for name, found in sorted((item.get("clusters") or {}).items())
+        ],
         ("signed in with", item["from"]),
         *[("signed in", moment(item["created"]))] * bool(item["created"]),
         *[("good until", moment(item["expires"]))] * bool(item["expires"]),

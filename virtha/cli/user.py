@@ -17,12 +17,13 @@ from virtha.cli.session import (
     search_params,
     show_list,
 )
-from virtha.cli.views import USER
-from virtha.model.errors import InvalidInput
+from virtha.cli.views import GRANT, USER
+from virtha.model.errors import InvalidInput, NotFound
 from virtha.model.user import Role
 
 app = typer.Typer(no_args_is_help=True, help="Users and their roles.")
 UserArgument = typer.Argument(metavar="USER", help="Name or id.")
+GrantedArgument = typer.Argument(metavar="ROLE", help="A role's name (virtha role list).")
 StdinOption = typer.Option(False, "--password-stdin", help="Read the password's line from stdin.")
 
 
@@ -96,6 +97,69 @@ def change_password(
     with connected(ctx) as client:
         answer = client.call("PATCH", _path(name), body={"password": password}).body
     report(ctx, answer, f"user {name} has a new password")
+
+
+@app.command("unlock")
+def unlock_user(ctx: typer.Context, name: str = UserArgument) -> None:
+    """Let a user sign in again at once who was locked out after failed sign-ins."""
+    with connected(ctx) as client:
+        answer = client.post(f"{_path(name)}/unlock")
+    report(ctx, answer, f"user {name} may sign in again")
+
+
+@app.command("grants")
+def list_grants(ctx: typer.Context, name: str = UserArgument) -> None:
+    """List the roles that a user has in clusters, beyond the one in all."""
+
+    def fetch(client: Client) -> list[Any]:
+        return client.items(f"{_path(name)}/grants")
+
+    show_list(ctx, fetch, GRANT)
+
+
+@app.command("grant")
+def grant_role(
+    ctx: typer.Context,
+    name: str = UserArgument,
+    role: str = GrantedArgument,
+    cluster: str | None = typer.Option(
+        None, help="In that cluster. Default: in all, for roles that you made."
+    ),
+) -> None:
+    """Give a user a role in a cluster."""
+    with connected(ctx) as client:
+        body = {"role": role} | ({"cluster": cluster} if cluster else {})
+        answer = client.post(f"{_path(name)}/grants", body)
+    report(ctx, answer, f"{name} has the role {role} in {cluster or 'all clusters'}")
+
+
+@app.command("revoke")
+def revoke_role(
+    ctx: typer.Context,
+    name: str = UserArgument,
+    role: str = GrantedArgument,
+    cluster: str | None = typer.Option(None, help="In that cluster. Default: in all."),
+) -> None:
+    """Take a role from a user that was given in a cluster."""
+    with connected(ctx) as client:
+        found = _grant(client.items(f"{_path(name)}/grants"), name, role, cluster)
+        answer = client.delete(f"{_path(name)}/grants/{found['grant']['id']}")
+    report(ctx, answer, f"{name} has the role {role} no more in {cluster or 'all clusters'}")
+
+
+def _grant(grants: list[Any], name: str, role: str, cluster: str | None) -> Any:
+    """Raises NotFound, which lists what there is."""
+    for one in grants:
+        places = (one["cluster_name"], one["grant"]["cluster_id"])
+        if one["grant"]["role"] == role and cluster in places:
+            return one
+    raise NotFound(
+        f"{name} has not the role {role} in {cluster or 'all clusters'}",
+        allowed=tuple(
+            f"{one['grant']['role']} in {one['cluster_name'] or 'all'}" for one in grants
+        ),
+        fix=f"'virtha user grants {name}' shows them",
+    )
 
 
 @app.command("delete")

@@ -320,6 +320,39 @@ USER = View(
     ),
 )
 
+ROLE = View(
+    name=at("name"),
+    columns=(
+        Column("NAME", at("name")),
+        Column("PERMISSIONS", lambda item: ", ".join(item["permissions"]) or "only sees"),
+        Column("DESCRIPTION", at("description")),
+        Column("ID", at("id"), wide=True),
+    ),
+)
+
+GRANT = View(
+    name=at("grant", "role"),
+    columns=(
+        Column("ROLE", at("grant", "role")),
+        Column("CLUSTER", lambda item: item["cluster_name"] or "all"),
+        Column("ID", at("grant", "id"), wide=True),
+    ),
+)
+
+SESSION = View(
+    name=at("id"),
+    columns=(
+        Column("ID", at("id")),
+        Column("FOR", lambda item: item["description"] or "sign-in"),
+        Column("USER", at("user")),
+        Column("AT MOST", lambda item: item["role"] or "as its user"),
+        Column("CLUSTER", lambda item: item["cluster_name"] or "all"),
+        Column("EXPIRES", _time_at("expires")),
+        Column("FROM", at("address"), wide=True),
+        Column("CREATED", _time_at("created"), wide=True),
+    ),
+)
+
 SETTING = View(
     name=at("key"),
     columns=(

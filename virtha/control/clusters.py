@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET
 
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import (
     check_limit,
     check_name,
@@ -82,7 +82,7 @@ class Clusters:
         self, caller: Caller, ref: str, request: ClusterChange, if_match: Revision | None = None
     ) -> Cluster:
         async with self._store.write() as tx:
-            cluster = await the_cluster(tx, ref)
+            cluster = present = await the_cluster(tx, ref)
             check_revision(if_match, cluster.revision)
             if request.name is not UNSET and request.name != cluster.name:
                 check_name(request.name)
@@ -93,8 +93,9 @@ class Clusters:
                 check_text(request.description, field="description")
                 cluster = msgspec.structs.replace(cluster, description=request.description)
             saved = await save_cluster(tx, cluster)
+            told = changes_between(present, saved)
             await record(
-                tx, "cluster.changed", cluster_id=saved.id, by=caller.name, name=saved.name
+                tx, "cluster.changed", cluster_id=saved.id, by=caller.name, name=saved.name, **told
             )
             return saved
 
@@ -123,8 +124,14 @@ class Clusters:
             cluster = await the_cluster(tx, ref)
             check_revision(if_match, cluster.revision)
             saved = await save_cluster(tx, msgspec.structs.replace(cluster, policy=policy))
+            told = changes_between(cluster.policy, policy)
             await record(
-                tx, "policy.changed", cluster_id=saved.id, by=caller.name, cluster=saved.name
+                tx,
+                "policy.changed",
+                cluster_id=saved.id,
+                by=caller.name,
+                cluster=saved.name,
+                **told,
             )
             effects.configure(saved.id)
         await self._dispatcher.carry_out(effects)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import structlog
 
+from virtha.control.callers import caller_of
 from virtha.control.console_tickets import Admission, ConsoleTickets
 from virtha.control.history import record
 from virtha.control.names import the_vm
@@ -19,6 +20,7 @@ from virtha.control.views import (
     ConsoleTicket,
     MissingPart,
 )
+from virtha.model.access import Permission
 from virtha.model.console import (
     LOG_BYTES_MAX,
     LOG_LINES_MAX,
@@ -35,15 +37,15 @@ from virtha.model.console import (
 )
 from virtha.model.errors import Failed, Forbidden, InvalidInput, Refused, Unavailable, VirthaError
 from virtha.model.host import Host
-from virtha.model.ids import HostId
-from virtha.model.user import Role
+from virtha.model.ids import ClusterId, HostId
+from virtha.model.user import User
 from virtha.model.vm import VmState
 from virtha.ports.channels import ByteStream, HostChannels
 from virtha.ports.hosts import HostLinks
 from virtha.store.hosts import hosts_of_cluster
-from virtha.store.store import Store
+from virtha.store.store import Store, Transaction
 from virtha.store.users import find_user
-from virtha.store.vms import VmRow
+from virtha.store.vms import VmRow, find_vm
 
 HOSTS_ASKED_MAX = 32
 TEXT_LENGTH_MAX = 1_000
@@ -56,6 +58,14 @@ LOOKS_MISSED_MAX = 4
 PICTURE = b"\x89PNG\r\n\x1a\n"
 log = structlog.get_logger(__name__)
 _RUNS = (VmState.RUNNING, VmState.STARTING, VmState.STOPPING, VmState.PAUSED, VmState.CRASHED)
+
+
+async def _may_use(tx: Transaction, user: User, cluster_id: ClusterId | None) -> bool:
+    """``cluster_id`` None: of a VM that is gone, which is told by itself."""
+    rights = (await caller_of(tx, user)).rights
+    if cluster_id is None:
+        return user.enabled and rights.somewhere(Permission.CONSOLES)
+    return user.enabled and Permission.CONSOLES in rights.in_cluster(cluster_id)
 
 
 class NoChannels:
@@ -210,7 +220,10 @@ class Consoles:
             return
         async with self._store.read() as tx:
             found = await find_user(tx, admission.user_id)
-        if found is None or not found.user.enabled or not found.user.role.may(Role.OPERATOR):
+            row = await find_vm(tx, admission.vm_id)
+            cluster_id = row.vm.cluster_id if row is not None else None
+            may = found is not None and await _may_use(tx, found.user, cluster_id)
+        if not may:
             raise Forbidden(f"{admission.user} may not use consoles any more")
 
     async def _tell(self, code: str, row: VmRow, kind: ConsoleKind, user: str) -> None:

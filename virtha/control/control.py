@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from virtha.control.access_check import AccessCheck
 from virtha.control.clusters import Clusters
 from virtha.control.consoles import Consoles, NoChannels
 from virtha.control.deliveries import Deliveries
@@ -34,8 +35,10 @@ from virtha.control.power_results import PowerResults
 from virtha.control.power_schedule import PowerSchedule
 from virtha.control.readiness import Readiness
 from virtha.control.receivers import Receivers
+from virtha.control.roles import Roles
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
+from virtha.control.sessions import Sessions
 from virtha.control.settings import Settings
 from virtha.control.silences import Silences
 from virtha.control.snapshots import Snapshots
@@ -73,7 +76,10 @@ class Control:
     keyed_requests: KeyedRequests
     events: Events
     incidents: Incidents
+    access: AccessCheck
     users: Users
+    roles: Roles
+    sessions: Sessions
     tokens: Tokens
     settings: Settings
     hold: Hold
@@ -142,6 +148,9 @@ def make_control(
         events=Events(store),
         incidents=Incidents(store, leaders),
         users=Users(store, clock, passwords or Passwords()),
+        access=AccessCheck(store),
+        roles=Roles(store),
+        sessions=Sessions(store),
         tokens=Tokens(store, authority),
         settings=Settings(store),
         hold=Hold(store, dispatcher),

@@ -3,7 +3,7 @@
 import msgspec
 
 from virtha.control.effects import Effects
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import the_storage
 from virtha.control.plan import AddDevice, Give, RemoveDevice, SetDiskSize, Step
 from virtha.control.vm_checks import check_disk_free, check_mac_free
@@ -137,7 +137,9 @@ async def _row(tx: WriteTransaction, vm_id: VmId) -> VmRow:
 
 
 async def _save(tx: WriteTransaction, effects: Effects, vm: Vm, by: str) -> Vm:
+    present = await _row(tx, vm.id)
     saved = await save_vm(tx, vm)
-    await record(tx, "vm.changed", vm=saved, by=by)
+    told = changes_between(present.vm, saved)
+    await record(tx, "vm.changed", vm=saved, by=by, **told)
     effects.configure(saved.cluster_id)
     return saved

@@ -1,6 +1,6 @@
 """The audit log: lists, and a stream that wakes at each commit."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from virtha.control.event_fates import fates_of_event
@@ -15,6 +15,7 @@ from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.store.events import EventFilter, event_conditions, events_after, events_before
 from virtha.store.installations import newest_before, prune_events, the_installation
+from virtha.store.reach import Reach, reach_now, seeing
 from virtha.store.routing import awaited_events
 from virtha.store.search import Log, Wanted, find_events
 from virtha.store.search_fields import EVENTS
@@ -88,19 +89,34 @@ class Events:
             next=str(found.next) if found.next is not None else None,
         )
 
-    async def follow(self, query: EventQuery, place: StreamPlace) -> AsyncIterator[Event]:
+    def follow(
+        self,
+        query: EventQuery,
+        place: StreamPlace,
+        still_allowed: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Event]:
         """All events of ``query`` after ``place``, which moves with them; oldest first, for ever.
 
         A slow reader is slow by itself: nothing is queued for it. Raises Gone when what it would have
-        to read next was pruned.
+        to read next was pruned. What is seen is what may be seen now, not where it is read from later. ``still_allowed`` raises when that is
+        no longer so; it is asked behind each look, so that what happens after a grant was taken away is never told.
         """
-        async with self._store.read() as tx:
-            wanted = await _filter(tx, query)
+        return self._follow(query, place, still_allowed, reach_now())
+
+    async def _follow(
+        self,
+        query: EventQuery,
+        place: StreamPlace,
+        still_allowed: Callable[[], Awaitable[None]] | None,
+        reach: Reach | None,
+    ) -> AsyncIterator[Event]:
+        with seeing(reach):
+            wanted = await self._wanted(query)
         while True:
-            async with self._store.read() as tx:
-                await _check_kept(tx, place)
-                now = await tx.revision_now()
-                batch = await events_after(tx, wanted, place.revision, FOLLOW_BATCH)
+            with seeing(reach):
+                batch, now = await self._batch(wanted, place)
+            if batch and still_allowed is not None:
+                await still_allowed()
             for event in batch:
                 place.revision = event.revision
                 yield event
@@ -108,6 +124,18 @@ class Events:
                 # Of the snapshot that was read: a commit since then ends the wait at once.
                 place.revision = max(place.revision, now)
                 await self._store.changes.beyond(Revision(place.revision))
+
+    async def _wanted(self, query: EventQuery) -> EventFilter:
+        async with self._store.read() as tx:
+            return await _filter(tx, query)
+
+    async def _batch(
+        self, wanted: EventFilter, place: StreamPlace
+    ) -> tuple[Sequence[Event], Revision]:
+        async with self._store.read() as tx:
+            await _check_kept(tx, place)
+            now = await tx.revision_now()
+            return await events_after(tx, wanted, place.revision, FOLLOW_BATCH), now
 
     async def place(self, after: int | None, timeline: str | None = None) -> StreamPlace:
         """Where a stream goes on: behind revision ``after`` (None: from now on), of the database's ``timeline`` where its reader

@@ -1,5 +1,9 @@
 """Writing the audit log: severity and message come from the registry, names are filled in."""
 
+from typing import Any
+
+from msgspec import Struct, json, to_builtins
+
 from virtha.model.codes import REGISTRY, Severity, render
 from virtha.model.event import Event
 from virtha.model.host import Host
@@ -8,6 +12,10 @@ from virtha.model.value import Fields, Scalar
 from virtha.model.vm import Vm
 from virtha.store.events import add_event
 from virtha.store.store import WriteTransaction
+
+CHANGE_LENGTH_MAX = 4_000
+"""Of what was, and of what is: a policy fits whole."""
+_NOT_TOLD = ("id", "revision")
 
 
 async def record(
@@ -41,6 +49,24 @@ async def record(
             user=by,
         ),
     )
+
+
+def changes_between(before: Struct | None, after: Struct | None) -> dict[str, Any]:
+    """For the fields of an event: ``before`` and ``after``, as JSON of what differs. None: it was not there, or is no more. Nothing
+    secret may be in either."""
+    was, now = (to_builtins(one) if one is not None else {} for one in (before, after))
+    names = [name for name in {**was, **now} if name not in _NOT_TOLD]
+    differ = [name for name in names if was.get(name) != now.get(name)]
+    found: dict[str, Any] = {}
+    for key, one, told in (("before", before, was), ("after", after, now)):
+        if one is not None:
+            found[key] = _shortened({name: told[name] for name in differ if name in told})
+    return found
+
+
+def _shortened(told: dict[str, Any]) -> str:
+    text = json.encode(told).decode()
+    return text if len(text) <= CHANGE_LENGTH_MAX else f"{text[:CHANGE_LENGTH_MAX]}…"
 
 
 def severity_of(code: str) -> Severity:

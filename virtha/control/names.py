@@ -37,6 +37,7 @@ _NOUNS = {
     "cluster": "cluster",
     "host": "host",
     "receiver": "notify receiver list",
+    "role": "role",
     "storage domain": "storage",
     "subscription": "notify subscriptions",
     "template": "template",

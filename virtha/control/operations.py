@@ -11,7 +11,7 @@ from virtha.control.requests import OperationQuery
 from virtha.control.runner import Runner
 from virtha.control.views import Caller, ForeignDomains, Page
 from virtha.model.errors import Conflict, InvalidInput, NotFound
-from virtha.model.ids import HostId, OperationId
+from virtha.model.ids import ClusterId, HostId, OperationId
 from virtha.model.operation import Operation
 from virtha.model.time import format_duration_ms
 from virtha.ports.hosts import HostLinks
@@ -21,6 +21,7 @@ from virtha.store.operations import (
     OperationFilter,
     OperationRow,
     all_unanswered_orders,
+    cluster_of_operation,
     find_operation,
     open_operations_of,
     operations_before,
@@ -169,6 +170,12 @@ async def _void(tx: Transaction, now: int) -> set[HostId]:
         if host is not None and not await still_stands(tx, host, row.order):
             found.add(row.host_id)
     return found
+
+
+async def the_operation_cluster(tx: Transaction, operation_id: str) -> ClusterId | None:
+    """Where its subject is or was; None: nobody knows any more. Raises NotFound."""
+    row = await _the_operation(tx, operation_id)
+    return await cluster_of_operation(tx, row.operation.id)
 
 
 async def _the_operation(tx: Transaction, operation_id: str) -> OperationRow:

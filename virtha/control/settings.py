@@ -47,6 +47,7 @@ class Settings:
             subject_id = await _subject(tx, known, scope, subject)
             check_revision(if_match, await _revision(tx, key, scope, subject_id))
             setting = Setting(key=key, scope=scope, subject=subject_id, value=value)
+            before = await _value(tx, key, scope, subject_id)
             await put_setting(tx, setting)
             await record(
                 tx,
@@ -55,6 +56,7 @@ class Settings:
                 key=key,
                 scope=scope.value,
                 value=value,
+                before=before,
                 subject=subject or "",
             )
             return _view(
@@ -77,6 +79,7 @@ class Settings:
         known = known_setting(key)
         async with self._store.write() as tx:
             subject_id = await _subject(tx, known, scope, subject)
+            before = await _value(tx, key, scope, subject_id)
             check_revision(if_match, await _revision(tx, key, scope, subject_id))
             if not await drop_setting(tx, key, scope, subject_id):
                 raise NotFound(f"{key} is not set there", field="key")
@@ -87,6 +90,7 @@ class Settings:
                 key=key,
                 scope=scope.value,
                 value="default",
+                before=before,
                 subject=subject or "",
             )
 
@@ -130,3 +134,11 @@ def _view(known: KnownSetting, stored: Setting | None) -> SettingView:
         allowed=known.allowed,
         revision=shown.revision,
     )
+
+
+async def _value(tx: Transaction, key: str, scope: SettingScope, subject: str) -> str:
+    """What is set there now."""
+    for one in await all_settings(tx):
+        if (one.key, one.scope, one.subject) == (key, scope, subject):
+            return one.value
+    return "default"

@@ -12,12 +12,20 @@ from virtha.model.ids import TokenId
 from virtha.model.time import UtcMillis, format_duration_ms
 from virtha.model.user import Token, TokenKind
 from virtha.ports.authority import Authority
-from virtha.store.store import Store
-from virtha.store.users import add_token, drop_token, find_token, tokens_after
+from virtha.store.store import Store, Transaction
+from virtha.store.users import TokenRow, add_token, drop_token, find_token, tokens_after
 
 EXPIRES_MS_MIN = 1_000
 EXPIRES_MS_MAX = 30 * 86_400_000
 USES_MAX = 10_000
+
+
+async def the_join_token(tx: Transaction, token_id: str) -> TokenRow:
+    """Raises NotFound."""
+    row = await find_token(tx, token_id)
+    if row is None or row.token.kind is not TokenKind.JOIN:
+        raise NotFound(f"there is no join token '{token_id[:64]}'")
+    return row
 
 
 class Tokens:
@@ -76,8 +84,12 @@ class Tokens:
 
     async def delete(self, caller: Caller, token_id: str) -> None:
         async with self._store.write() as tx:
-            row = await find_token(tx, token_id)
-            if row is None or row.token.kind is not TokenKind.JOIN:
-                raise NotFound(f"there is no join token '{token_id[:64]}'")
+            row = await the_join_token(tx, token_id)
             await drop_token(tx, row.token.id)
-            await record(tx, "token.deleted", by=caller.name, token=row.token.id)
+            await record(
+                tx,
+                "token.deleted",
+                cluster_id=row.token.cluster_id,
+                by=caller.name,
+                token=row.token.id,
+            )

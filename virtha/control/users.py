@@ -1,11 +1,13 @@
 """Users and their sign-ins."""
 
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET
 
-from virtha.control.history import record
+from virtha.control.callers import caller_of
+from virtha.control.history import changes_between, record
 from virtha.control.known_settings import SESSION_LIFETIME, setting_values
 from virtha.control.names import (
     check_limit,
@@ -20,6 +22,7 @@ from virtha.control.receiver_checks import check_address
 from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
 from virtha.control.searching import page_of_search
 from virtha.control.secret_tokens import (
+    TokenText,
     access_text,
     hash_secret,
     make_secret,
@@ -33,6 +36,8 @@ from virtha.model.ids import Revision, TokenId, UserId
 from virtha.model.time import UtcMillis, format_utc
 from virtha.model.user import Role, Token, TokenKind, User
 from virtha.ports.clock import Clock
+from virtha.store.clusters import cluster_names
+from virtha.store.reach import seeing
 from virtha.store.search_fields import USERS
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.users import (
@@ -51,6 +56,8 @@ from virtha.store.users import (
     users_with_ids,
 )
 
+EXPIRED_KEPT_MS = 86_400_000
+"""For so long who comes with an access token that has expired is told that, and not that it is wrong."""
 RESERVED = ("root", "virtha")
 """Root on the Unix socket, and the server itself, are told apart from users by these names."""
 
@@ -72,9 +79,20 @@ class Users:
 
     async def sign_in(self, request: SessionCreate, *, address: str) -> SessionView:
         """One message whatever was wrong. Raises Unauthenticated: `problem.password.wrong`, `.sign_in.limited`."""
-        clock = self._clock
         name = request.user[:64]
-        self._brake.check(name, address, clock.monotonic_ms())
+        async with self._brake.turn(name, address, self._clock) as began:
+            row = await self._who_knows(request)
+            if row is not None:
+                self._brake.succeeded(name, address, began)
+        if row is None:
+            await self._failed(name, address)
+            raise Unauthenticated(
+                "user name or password is wrong", code="problem.password.wrong", fix="try again"
+            )
+        return await self._open_session(row, address)
+
+    async def _who_knows(self, request: SessionCreate) -> UserRow | None:
+        """The user of that name, if it may sign in and the password is right."""
         async with self._store.read() as tx:
             row = await find_user(tx, request.user)
         # By name only: an id is no name to sign in with.
@@ -82,23 +100,29 @@ class Users:
         right = await self._passwords.matches(
             request.password[: PASSWORD_LENGTH_MAX + 1], row.password_hash if row else None
         )
-        if row is None or not right or not row.user.enabled:
-            self._brake.failed(name, address, clock.monotonic_ms())
-            async with self._store.write() as wtx:
-                shown = name if name.isprintable() else "?"
-                await record(wtx, "user.sign_in_failed", address=address, user=shown)
-            raise Unauthenticated(
-                "user name or password is wrong", code="problem.password.wrong", fix="try again"
-            )
-        self._brake.succeeded(name, address)
-        return await self._open_session(row, address)
+        return row if row is not None and right and row.user.enabled else None
+
+    async def _failed(self, name: str, address: str) -> None:
+        shown = name if name.isprintable() else "?"
+        last = self._brake.failed(name, address, self._clock.monotonic_ms())
+        async with self._store.write() as tx:
+            await record(tx, "user.sign_in_failed", address=address, user=shown)
+            if last:
+                await record(tx, "user.locked_out", address=address, user=shown)
+
+    async def unlock(self, caller: Caller, ref: str) -> None:
+        """Ends the lock-out after failed sign-ins, wherever they came from. Raises NotFound."""
+        async with self._store.write() as tx:
+            user = (await the_user(tx, ref)).user
+            await record(tx, "user.unlocked", by=caller.name, user=user.name)
+        self._brake.lift(user.name)
 
     async def _open_session(self, row: UserRow, address: str) -> SessionView:
         secret = make_secret()
         async with self._store.write() as tx:
             now = tx.clock.wall_ms()
             lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
-            await drop_expired_access_tokens(tx, now)
+            await drop_expired_access_tokens(tx, now - EXPIRED_KEPT_MS)
             token = Token(
                 id=TokenId(str(uuid4())),
                 kind=TokenKind.ACCESS,
@@ -106,6 +130,7 @@ class Users:
                 created=now,
                 expires=UtcMillis(now + lifetime_ms),
                 uses_max=None,
+                address=address,
             )
             await add_token(tx, token, hash_secret(secret))
             await record(
@@ -120,25 +145,43 @@ class Users:
 
     async def authenticate(self, token: str) -> Caller:
         """Raises Unauthenticated (`problem.token.expired` to who knows an expired token's secret)."""
-        user, _ = await self._signed_in(token)
-        return Caller(name=user.name, role=user.role, user_id=user.id)
+        caller, _ = await self._signed_in(token)
+        return caller
 
     async def current(self, token: str) -> CurrentSession:
         """What a sign-in says of itself. Raises Unauthenticated as ``authenticate`` does."""
-        user, signed_in = await self._signed_in(token)
+        caller, signed_in = await self._signed_in(token)
         return CurrentSession(
-            user=user.name,
-            role=user.role,
+            user=caller.name,
+            role=caller.role,
             by="token",
             token_id=signed_in.id,
             created=signed_in.created,
             expires=signed_in.expires,
+            **await self._may(caller),
         )
 
-    async def _signed_in(self, token: str) -> tuple[User, Token]:
+    async def _may(self, caller: Caller) -> dict[str, Any]:
+        """By clusters' names, as a session shows it."""
+        rights = caller.rights
+        async with self._store.read() as tx:
+            names = await cluster_names(tx) if rights.within else {}
+        return {
+            "permissions": tuple(sorted(rights.everywhere)),
+            "clusters": {
+                names.get(one, one): tuple(sorted(found)) for one, found in rights.within.items()
+            },
+        }
+
+    async def _signed_in(self, token: str) -> tuple[Caller, Token]:
         parsed = parse_access(token)
         if parsed is None:
             raise _not_signed_in()
+        # Whatever they may see: a stream asks in the midst of it whether it may go on.
+        with seeing(None):
+            return await self._caller(parsed)
+
+    async def _caller(self, parsed: TokenText) -> tuple[Caller, Token]:
         async with self._store.read() as tx:
             row = await find_token(tx, parsed.token_id)
             if (
@@ -155,9 +198,9 @@ class Users:
                     fix="sign in again: 'virtha login URL'",
                 )
             user = await find_user(tx, row.token.user_id)
-        if user is None or not user.user.enabled:
-            raise _not_signed_in()
-        return user.user, row.token
+            if user is None or not user.user.enabled:
+                raise _not_signed_in()
+            return await caller_of(tx, user.user, row.token), row.token
 
     async def sign_out(self, token: str) -> None:
         await self.authenticate(token)
@@ -179,6 +222,11 @@ class Users:
                 rows, more = page_of(await users_after(tx, query.after or "", limit + 1), limit)
                 after = rows[-1].name if more else None
             return Page(items=rows, revision=await tx.revision_now(), next=after)
+
+    async def own(self, user_id: UserId) -> User:
+        """The caller themselves, whatever else they may see. Raises NotFound: removed meanwhile."""
+        with seeing(None):
+            return await self.get(user_id)
 
     async def get(self, ref: str) -> User:
         async with self._store.read() as tx:
@@ -219,6 +267,9 @@ class Users:
             saved = await save_user(tx, changed, password_hash)
             if password_hash is not None or not saved.enabled:
                 await drop_tokens_of(tx, saved.id)
+            told = changes_between(user, saved)
+            if password_hash is not None:
+                told |= {"password": "changed"}
             await record(
                 tx,
                 "user.changed",
@@ -226,6 +277,7 @@ class Users:
                 user=saved.name,
                 role=saved.role.value,
                 enabled=saved.enabled,
+                **told,
             )
             return saved
 

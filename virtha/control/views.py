@@ -3,6 +3,7 @@
 from typing import Generic, Literal, TypeVar
 
 from virtha.control.routing_views import RouteWeight
+from virtha.model.access import Permission, Rights, rights_of
 from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
 from virtha.model.host import Host, HostState, HostStatus, StorageDomain
@@ -36,7 +37,16 @@ class Caller(Value, frozen=True, kw_only=True):
 
     name: str
     role: Role
+    """The fixed role that they have in all clusters."""
     user_id: UserId | None = None
+    more: Rights | None = None
+    """What they may, where a role doesn't say it: grants, or a token that is for less."""
+    is_narrow: bool = False
+    """They come with such a token."""
+
+    @property
+    def rights(self) -> Rights:
+        return self.more if self.more is not None else rights_of(self.role)
 
 
 SYSTEM = Caller(name="virtha", role=Role.ADMINISTRATOR)
@@ -241,6 +251,10 @@ class CurrentSession(Value, frozen=True, kw_only=True):
     token_id: TokenId | None = None
     created: UtcMillis | None = None
     expires: UtcMillis | None = None
+    permissions: tuple[Permission, ...] = ()
+    """What they may in all clusters; ``view``: they see everything."""
+    clusters: dict[str, tuple[Permission, ...]] = {}
+    """What they may beyond that, by the cluster's name."""
 
 
 class TokenSecret(Value, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """VMs as they are shown: record, status and names joined, reasons rendered, protection computed."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
@@ -17,9 +18,12 @@ from virtha.ports.leaders import Leaders
 from virtha.store.clusters import all_clusters
 from virtha.store.hosts import HostRow, hosts_with_ids
 from virtha.store.installations import the_installation
+from virtha.store.reach import Reach, reach_now
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import VmRow
 
+K = TypeVar("K")
+V = TypeVar("V")
 CLUSTERS_KEPT_MAX = 64
 
 
@@ -29,24 +33,32 @@ class Landscape:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._kept: dict[ClusterId, tuple[Revision, Surroundings]] = {}
-        self._clusters: tuple[Revision, dict[ClusterId, Cluster]] = (Revision(0), {})
+        # By what its reader sees: what was read for one who sees a part is not all there is, and what was read for others is not for them.
+        self._kept: dict[tuple[Reach | None, ClusterId], tuple[Revision, Surroundings]] = {}
+        self._clusters: dict[Reach | None, tuple[Revision, dict[ClusterId, Cluster]]] = {}
 
     async def clusters(self, tx: Transaction, revision: Revision) -> dict[ClusterId, Cluster]:
         """``revision``: where the installation is, as ``tx`` sees it."""
-        if self._clusters[0] != revision:
-            self._clusters = (revision, {one.id: one for one in await all_clusters(tx)})
-        return self._clusters[1]
+        kept = self._clusters.get(reach_now())
+        if kept is None or kept[0] != revision:
+            kept = (revision, {one.id: one for one in await all_clusters(tx)})
+            _keep(self._clusters, reach_now(), kept)
+        return kept[1]
 
     async def of(self, tx: Transaction, cluster_id: ClusterId, revision: Revision) -> Surroundings:
-        kept = self._kept.get(cluster_id)
+        key = (reach_now(), cluster_id)
+        kept = self._kept.get(key)
         if kept is not None and kept[0] == revision:
             return kept[1]
         surroundings = await read_surroundings(tx, cluster_id)
-        while len(self._kept) >= CLUSTERS_KEPT_MAX:
-            self._kept.pop(next(iter(self._kept)))
-        self._kept[cluster_id] = (revision, surroundings)
+        _keep(self._kept, key, (revision, surroundings))
         return surroundings
+
+
+def _keep(there: dict[K, V], key: K, value: V) -> None:
+    while key not in there and len(there) >= CLUSTERS_KEPT_MAX:
+        there.pop(next(iter(there)))
+    there[key] = value
 
 
 class VmViews:

@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from virtha.control.devices import Devices
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.launch import Surroundings, check_inventories, read_surroundings
 from virtha.control.maker import choose_maker
 from virtha.control.names import (
@@ -258,7 +258,8 @@ class Vms:
             changed = await self._changed(tx, row.vm, request)
             if changed != row.vm:
                 saved = await save_vm(tx, changed)
-                await record(tx, "vm.changed", vm=saved, by=caller.name)
+                told = changes_between(row.vm, saved)
+                await record(tx, "vm.changed", vm=saved, by=caller.name, **told)
                 effects.configure(saved.cluster_id)
                 await self._define(tx, effects, caller, row, saved)
             row = await the_vm(tx, row.vm.id)

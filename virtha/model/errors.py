@@ -15,7 +15,7 @@
 ``code`` is a dotted code of the registry (``model/codes``); prose never is an interface.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class VirthaError(Exception):
@@ -40,6 +40,14 @@ class VirthaError(Exception):
         self.field = field
         self.allowed = allowed
         self.fix = fix
+
+    def reworded(self, message: str, *, allowed: tuple[str, ...], fix: str) -> Self:
+        """The same error in other words, whatever else its kind carries."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.args = (message,)
+        other.message, other.allowed, other.fix = message, allowed, fix
+        return other
 
     def __str__(self) -> str:
         parts = [f"{self.field}: {self.message}" if self.field else self.message]

@@ -1,4 +1,4 @@
-"""Users, the three fixed roles, tokens and settings."""
+"""Users, the fixed roles, tokens and settings."""
 
 from enum import StrEnum
 
@@ -8,8 +8,10 @@ from virtha.model.value import Value
 
 
 class Role(StrEnum):
-    """Each role may all that the one before may."""
+    """What a user may in all clusters. Each may all that the one before may."""
 
+    NONE = "none"
+    """Nothing, but for what grants say (model/access.py)."""
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMINISTRATOR = "administrator"
@@ -44,8 +46,14 @@ class Token(Value, frozen=True, kw_only=True):
     id: TokenId
     kind: TokenKind
     cluster_id: ClusterId | None = None
+    """Of an access token: it is good in that cluster only; None: wherever its user may."""
     user_id: UserId | None = None
+    role: str | None = None
+    """Of an access token: the role that it is good for, at most; None: all that its user may."""
     description: str = ""
+    """Of an access token: empty for a sign-in by password."""
+    address: str = ""
+    """Where an access token was asked for from."""
     created: UtcMillis = UtcMillis(0)
     expires: UtcMillis
     uses: int = 0

@@ -1,15 +1,15 @@
 """Operations, their plans, and the orders that hosts have not answered yet."""
 
 import msgspec
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, ScalarSelect, delete, func, literal, select
 
-from virtha.model.ids import HostId, OperationId
+from virtha.model.ids import ClusterId, HostId, OperationId
 from virtha.model.operation import Operation
 from virtha.model.orders import Order
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
-from virtha.store.schema import host_order, operation
+from virtha.store.schema import host, host_order, operation, storage_domain, template, vm
 from virtha.store.store import Transaction, WriteTransaction
 
 
@@ -48,6 +48,13 @@ async def find_operation(tx: Transaction, operation_id: str) -> OperationRow | N
     return next(iter(await _rows(tx, operation.c.id == operation_id)), None)
 
 
+async def cluster_of_operation(tx: Transaction, operation_id: OperationId) -> ClusterId | None:
+    found = await tx.connection.scalar(
+        select(operation.c.cluster_id).where(operation.c.id == operation_id)
+    )
+    return None if found is None else ClusterId(found)
+
+
 async def open_operations_of(tx: Transaction, subject: str) -> tuple[OperationRow, ...]:
     return await _rows(tx, operation.c.subject == subject, operation.c.open.is_(True))
 
@@ -78,7 +85,7 @@ async def save_operation(
     tx: WriteTransaction, value: Operation, plan: str, foreign: str | None = None
 ) -> Operation:
     saved = msgspec.structs.replace(value, revision=tx.revision)
-    values = {
+    values: dict[str, object] = {
         "kind": saved.kind,
         "subject": saved.subject,
         "open": not saved.is_over,
@@ -86,13 +93,24 @@ async def save_operation(
         "plan": plan,
         "foreign_domains": foreign,
         "revision": saved.revision,
+        # Once it is known it stays: its subject may be gone before it is over.
+        "cluster_id": func.coalesce(operation.c.cluster_id, *_clusters_of(saved.subject)),
     }
     known = await tx.connection.scalar(select(operation.c.id).where(operation.c.id == saved.id))
     if known is None:
         # Its own number: several operations may begin in one transaction.
         values["number"] = tx.next_revision()
+        values["cluster_id"] = func.coalesce(*_clusters_of(saved.subject))
     await put(tx, operation, {"id": saved.id}, values)
     return saved
+
+
+def _clusters_of(subject: str) -> list[ScalarSelect[str]]:
+    tables = (vm, host, template, storage_domain)
+    return [
+        select(one.c.cluster_id).where(one.c.id == literal(subject)).scalar_subquery()
+        for one in tables
+    ]
 
 
 async def save_order(tx: WriteTransaction, host_id: HostId, order: Order) -> None:

@@ -12,43 +12,16 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _key(name: str = "id") -> Column[str]:
-    return Column(name, Text, primary_key=True)
-
-
-def _revision() -> Column[int]:
-    return Column("revision", BigInteger, nullable=False)
-
-
-def _body() -> Column[str]:
-    return Column("body", Text, nullable=False)
-
-
-def _refers(name: str, target: str, *, cascade: bool = False, primary: bool = False) -> Column[str]:
-    return Column(
-        name,
-        Text,
-        ForeignKey(target, ondelete="CASCADE" if cascade else "RESTRICT"),
-        primary_key=primary,
-        nullable=False,
-    )
-
+from virtha.store.columns import body as _body
+from virtha.store.columns import key as _key
+from virtha.store.columns import metadata as metadata
+from virtha.store.columns import refers as _refers
+from virtha.store.columns import revision as _revision
 
 installation = Table(
     "installation",
@@ -265,6 +238,8 @@ Index(None, event.c.vm_id, event.c.revision)
 Index(None, event.c.host_id, event.c.revision)
 Index(None, event.c.host_id, event.c.code, event.c.revision)
 Index(None, event.c.code, event.c.revision)
+# The events that one sees who may see that cluster only.
+Index(None, event.c.cluster_id, event.c.revision)
 # Of which VMs, hosts and clusters something happened in a time.
 Index(None, event.c.at)
 
@@ -274,6 +249,8 @@ operation = Table(
     _key(),
     Column("kind", Text, nullable=False),
     Column("subject", Text, nullable=False),
+    # Of its subject, also when that is gone. NULL: it was gone before this was kept.
+    Column("cluster_id", Text),
     Column("open", Boolean, nullable=False),
     _body(),
     # What its steps are to do, and what scans answered: see control/plan.py.
@@ -336,6 +313,29 @@ token = Table(
     _revision(),
 )
 Index(None, token.c.user_id)
+
+# Roles that people made; the fixed ones have no row.
+access_role = Table(
+    "access_role",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _body(),
+    _revision(),
+)
+
+access_grant = Table(
+    "access_grant",
+    metadata,
+    _key(),
+    _refers("user_id", "user_account.id", cascade=True),
+    # The name of a fixed role or of one that people made: no foreign key can say either.
+    Column("role", Text, nullable=False),
+    # NULL: in all clusters.
+    Column("cluster_id", Text, ForeignKey("cluster.id", ondelete="CASCADE")),
+)
+Index(None, access_grant.c.user_id)
+Index(None, access_grant.c.role)
 
 setting = Table(
     "setting",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy import make_url, select, update
+from sqlalchemy import make_url, select, text, update
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -25,12 +25,15 @@ from virtha.store import schema
 from virtha.store.changes import Changes
 from virtha.store.errors import locked, translated
 from virtha.store.migrate import migrate
+from virtha.store.reach import Reach, reach_now, view_statements
 
 BUSY_TIMEOUT_MS = 1_000
 """Of another process's lock. Ours never collide: there is one writer."""
 WRITER_WAIT_S = 10.0
 """Of our own transactions before this one; each takes milliseconds."""
 READERS_MAX = 4
+PART_READERS_MAX = 2
+"""Of those who see some clusters only."""
 READER_PRAGMAS = ("cache_size = -32768",)
 """KiB of the database, at most, that each keeps in memory. SQLite's own 2 MiB hold a tenth of 20,000 VMs: a search that looks through
 them took 66 ms, and takes 33."""
@@ -133,7 +136,10 @@ class Store:
         self.changes = Changes(Revision(0))
         self._turn = asyncio.Lock()
         self._writer = _make_engine(url, begin="BEGIN IMMEDIATE", size=1)
-        self._reader = _make_engine(url, begin="BEGIN", size=READERS_MAX, more=READER_PRAGMAS)
+        readers = tuple(f"PRAGMA {pragma}" for pragma in READER_PRAGMAS)
+        self._reader = _make_engine(url, begin="BEGIN", size=READERS_MAX, more=readers)
+        parts = (*readers, "PRAGMA temp_store = MEMORY", *view_statements())
+        self._part_reader = _make_engine(url, begin="BEGIN", size=PART_READERS_MAX, more=parts)
 
     @property
     def database(self) -> Path:
@@ -143,13 +149,19 @@ class Store:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Transaction]:
+        """All there is, or where a reach is set (``store/reach.py``), that part."""
+        reach = reach_now()
+        engine = self._reader if reach is None else self._part_reader
         with translated():
-            async with self._reader.connect() as connection, connection.begin():
+            async with engine.connect() as connection, connection.begin():
+                if reach is not None:
+                    await _fill_reach(connection, reach)
                 yield Transaction(connection)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[WriteTransaction]:
         """All or nothing. Raises Unavailable (`problem.database.locked`, `problem.disk.full`)."""
+        assert reach_now() is None, "nothing is decided on a part of the records"
         try:
             async with asyncio.timeout(WRITER_WAIT_S):
                 await self._turn.acquire()
@@ -182,6 +194,15 @@ class Store:
     async def close(self) -> None:
         await self._writer.dispose()
         await self._reader.dispose()
+        await self._part_reader.dispose()
+
+
+async def _fill_reach(connection: AsyncConnection, reach: Reach) -> None:
+    """In the temporary database of that connection: no lock on ours, and undone with the transaction or replaced by the next."""
+    await connection.execute(text("DELETE FROM temp.reach"))
+    if reach:
+        rows = [{"cluster_id": one} for one in sorted(reach)]
+        await connection.execute(text("INSERT INTO temp.reach VALUES (:cluster_id)"), rows)
 
 
 async def _counter(connection: AsyncConnection) -> Revision:
@@ -234,17 +255,18 @@ def _make_engine(url: URL, *, begin: str, size: int, more: tuple[str, ...] = ())
     )
     # sqlite3's own transaction handling begins late, and deferred: a writer would take its lock only
     # at the first write, after it has read what it decides on. We say BEGIN ourselves.
-    sqlalchemy_event.listen(engine.sync_engine, "connect", _configurer((*_PRAGMAS, *more)))
+    told = (*(f"PRAGMA {pragma}" for pragma in _PRAGMAS), *more)
+    sqlalchemy_event.listen(engine.sync_engine, "connect", _configurer(told))
     sqlalchemy_event.listen(engine.sync_engine, "begin", _beginner(begin))
     return engine
 
 
-def _configurer(pragmas: tuple[str, ...]) -> Callable[[Any, object], None]:
+def _configurer(statements: tuple[str, ...]) -> Callable[[Any, object], None]:
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
+        for statement in statements:
+            cursor.execute(statement)
         cursor.close()
 
     return configure

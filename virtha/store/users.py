@@ -132,6 +132,17 @@ async def tokens_after(
     return tuple(decode(Token, body) for body in rows)
 
 
+async def access_tokens(tx: Transaction, user_id: UserId | None, limit: int) -> tuple[Token, ...]:
+    """Newest first. ``user_id`` None: of all users."""
+    where = [token.c.kind == TokenKind.ACCESS.value]
+    if user_id is not None:
+        where.append(token.c.user_id == user_id)
+    rows = await tx.connection.scalars(
+        select(token.c.body).where(*where).order_by(token.c.revision.desc()).limit(limit)
+    )
+    return tuple(decode(Token, body) for body in rows)
+
+
 async def add_token(tx: WriteTransaction, value: Token, secret_hash: str) -> Token:
     saved = msgspec.structs.replace(value, revision=tx.revision)
     await tx.connection.execute(

@@ -1,13 +1,21 @@
 """Users, passwords, sign-ins."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 
-from virtha.control.passwords import KEYS_KEPT_MAX, Passwords, SignInBrake
+from virtha.control.passwords import (
+    FAILURES_OF_NAME_MAX,
+    KEYS_KEPT_MAX,
+    Passwords,
+    SignInBrake,
+)
 from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.users import Users
 from virtha.control.views import Caller
 from virtha.model.errors import (
     Conflict,
@@ -15,14 +23,15 @@ from virtha.model.errors import (
     NotFound,
     Refused,
     Unauthenticated,
+    Unavailable,
     VirthaError,
 )
-from virtha.model.time import Millis
 from virtha.model.user import Role
 from virtha.store.users import find_token, find_user
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORD = "correct horse battery"
+CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 Tell = Callable[[Any], None]
 
 
@@ -84,11 +93,95 @@ def test_guessing_is_braked_per_name_and_address(tell: Tell) -> None:
     tell(story)
 
 
-def test_the_brake_forgets_the_oldest() -> None:
-    brake = SignInBrake()
-    for number in range(KEYS_KEPT_MAX + 10):
-        brake.failed(f"user{number}", "a", Millis(0))
-    assert len(brake._failures) == KEYS_KEPT_MAX
+def test_guesses_at_once_get_no_more_tries_than_one_after_another(tell: Tell) -> None:
+    """Also where the hashes take so long that none has failed before the last one came."""
+
+    class SlowPasswords(Passwords):
+        looked_at = 0
+
+        async def matches(self, password: str, password_hash: str | None) -> bool:
+            self.looked_at += 1
+            for _ in range(50):
+                await asyncio.sleep(0)
+            return password == PASSWORD and password_hash is not None
+
+    async def story(world: Any) -> None:
+        passwords = SlowPasswords(CHEAP)
+        users = Users(world.store, world.clock, passwords)
+
+        async def code_of(password: str, address: str) -> str:
+            try:
+                wanted = SessionCreate(user="admin", password=password)
+                await users.sign_in(wanted, address=address)
+            except Unauthenticated as refused:
+                return refused.code
+            return "signed in"
+
+        told = await asyncio.gather(*(code_of(f"wrong {n}", "10.0.0.1") for n in range(40)))
+        assert Counter(told) == {"problem.password.wrong": 5, "problem.sign_in.limited": 35}
+        assert passwords.looked_at == 5
+        assert len(await world.events("user.locked_out")) == 1
+        # Who has many addresses is as bound, a little later.
+        told = await asyncio.gather(*(code_of("wrong", f"10.1.0.{n}") for n in range(60)))
+        assert passwords.looked_at == FAILURES_OF_NAME_MAX
+        assert await code_of(PASSWORD, "10.0.0.3") == "problem.sign_in.limited"
+        assert len(await world.events("user.locked_out")) == 2
+        # An administrator ends it.
+        await users.unlock(ADMIN, "admin")
+        assert (await world.events("user.unlocked"))[0].user == "admin"
+        # Who knows the password may come many times at once.
+        told = await asyncio.gather(*(code_of(PASSWORD, "10.0.0.3") for _ in range(20)))
+        assert set(told) == {"signed in"}
+
+    tell(story)
+
+
+def test_a_lock_out_is_told_once_and_ends_by_time(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        users = world.control.users
+        for round_ in (1, 2):
+            for _ in range(9):
+                with pytest.raises(Unauthenticated):
+                    await users.sign_in(
+                        SessionCreate(user="admin", password="wrong"), address="10.0.0.1"
+                    )
+            told = await world.events("user.locked_out")
+            assert len(told) == round_
+            assert told[-1].fields == {"user": "admin", "address": "10.0.0.1"}
+            world.clock.advance(60_000)
+        right = SessionCreate(user="admin", password=PASSWORD)
+        assert await users.sign_in(right, address="10.0.0.1")
+        with pytest.raises(NotFound):
+            await users.unlock(ADMIN, "nobody")
+
+    tell(story)
+
+
+def test_a_try_that_no_password_was_looked_at_for_does_not_count(tell: Tell) -> None:
+    class BusyPasswords(Passwords):
+        async def matches(self, password: str, password_hash: str | None) -> bool:
+            raise Unavailable("too many sign-ins at once")
+
+    async def story(world: Any) -> None:
+        users = Users(world.store, world.clock, BusyPasswords(CHEAP))
+        for _ in range(20):
+            with pytest.raises(Unavailable):
+                await users.sign_in(
+                    SessionCreate(user="admin", password=PASSWORD), address="10.0.0.1"
+                )
+
+    tell(story)
+
+
+def test_the_brake_forgets_the_oldest(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        brake = SignInBrake()
+        for number in range(KEYS_KEPT_MAX + 10):
+            async with brake.turn(f"user{number}", "a", world.clock):
+                """It fails."""
+        assert len(brake._tries) == KEYS_KEPT_MAX and not brake._under_way
+
+    tell(story)
 
 
 def test_the_last_administrator_stays(tell: Tell) -> None:

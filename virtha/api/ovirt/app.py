@@ -12,6 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
+from virtha.api.admission import check_somewhere
 from virtha.api.errors import as_ours
 from virtha.api.ovirt import json_codec, xml_codec
 from virtha.api.ovirt.admission import XML, body_kind, check_form_size, check_removal, check_site
@@ -26,14 +27,14 @@ from virtha.api.ovirt.fault import (
 )
 from virtha.api.ovirt.follow import Links
 from virtha.api.ovirt.parameters import Parameters, check_known, read_parameters
+from virtha.api.ovirt.rights import answered, check
 from virtha.api.ovirt.route import Call, Reply, Route, Routes
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.sign_in import BasicSessions, caller_of, failed_sign, log_out, token
 from virtha.api.ovirt.table import ROUTES
 from virtha.api.route import JSON, Services
 from virtha.control.views import Caller
-from virtha.model.errors import Forbidden, InvalidInput, NotFound, VirthaError
-from virtha.model.user import Role
+from virtha.model.errors import InvalidInput, NotFound, VirthaError
 
 ENGINE = "/ovirt-engine"
 ROOTS = (f"{ENGINE}/api", "/api")
@@ -117,7 +118,7 @@ class Facade:
         parameters: Parameters,
         caller: Caller,
     ) -> Reply:
-        _check_role(caller, found)
+        check_somewhere(caller, found)
         if parameters.search.strip() and not found.searched:
             raise InvalidInput(
                 f"is not read at {found.path or '/'}",
@@ -133,7 +134,8 @@ class Facade:
             parameters=parameters,
             body=await _body(request, found),
         )
-        reply = _cut(await found.handler(call), parameters.max)
+        await check(call, found)
+        reply = _cut(await answered(call, found), parameters.max)
         # What was carried out is not answered as refused because a link of the answer can't be followed.
         if parameters.follow and reply.body and found.method == "GET":
             await self._follow(call, reply)
@@ -143,8 +145,9 @@ class Facade:
     async def _follow(self, call: Call, reply: Reply) -> None:
         async def look(href: str) -> Reply:
             found, named = TABLE.find("GET", href)
-            _check_role(call.caller, found)
-            return await found.handler(replace(call, path=named, parameters=Parameters(), body={}))
+            linked = replace(call, path=named, parameters=Parameters(), body={})
+            await check(linked, found)
+            return await answered(linked, found)
 
         assert reply.body is not None
         nodes = [reply.body] if isinstance(reply.body, dict) else list(reply.body)
@@ -184,15 +187,6 @@ class Facade:
 
 def _address(request: AnyRequest) -> str:
     return request.client.host if request.client else "unix socket"
-
-
-def _check_role(caller: Caller, found: Route) -> None:
-    if not caller.role.may(found.role):
-        raise Forbidden(
-            f"{caller.name} has the role {caller.role}; this needs {found.role}",
-            allowed=tuple(role for role in Role if role.may(found.role)),
-            fix="ask an administrator",
-        )
 
 
 def _check_version(header: str | None) -> None:

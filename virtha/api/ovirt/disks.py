@@ -137,7 +137,7 @@ async def _of_all_templates(call: Call) -> list[Owned]:
     return found
 
 
-async def _find(call: Call) -> Owned:
+async def owner_of_disk(call: Call) -> Owned:
     """Of a VM that is known, of any, on its way to one, of a template: the cheapest to be looked at first."""
     wanted = call.path["disk"]
     view = call.known.disk_owners.get(wanted) or await call.control.vms.with_disk(wanted)
@@ -189,14 +189,14 @@ async def _listed(call: Call, there: list[Owned]) -> Reply:
 
 
 async def get_disk(call: Call) -> Reply:
-    found = await _find(call)
+    found = await owner_of_disk(call)
     open_ones = await underway(call, found.owner_id)
     return Reply(shape="disk", body=disk_node(found, open_ones.get(found.owner_id, ())))
 
 
 async def list_statistics(call: Call) -> Reply:
     """None are kept of a disk."""
-    await _find(call)
+    await owner_of_disk(call)
     return Reply(shape="statistic", body=[])
 
 
@@ -205,7 +205,7 @@ async def refuse_disk(_call: Call) -> Reply:
 
 
 async def change_disk(call: Call) -> Reply:
-    found = await _find(call)
+    found = await owner_of_disk(call)
     await _grow(call, found, call.body)
     return await get_disk(call)
 
@@ -232,7 +232,7 @@ async def _grow(call: Call, found: Owned, body: Node) -> None:
 
 async def remove_disk(call: Call) -> Reply:
     """Of oVirt's the data goes; ours are removed with their VM, else kept. Raises Refused."""
-    found = await _find(call)
+    found = await owner_of_disk(call)
     raise Refused(
         f"the data of {found.disk.name} is deleted only with its {found.kind}",
         fix=f"DELETE /vms/{found.owner_id}/diskattachments/{found.disk.id} takes it away and keeps its file",

@@ -125,7 +125,7 @@ async def refuse_event(_call: Call) -> Reply:
 
 ROUTES: tuple[Route, ...] = (
     searched("/events", list_events),
-    post("/events", refuse_event, "event"),
+    post("/events", refuse_event, "event", area="silences"),
     get("/events/{event}", get_event),
-    delete("/events/{event}", refuse_event),
+    delete("/events/{event}", refuse_event, area="silences"),
 )

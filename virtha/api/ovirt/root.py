@@ -161,7 +161,7 @@ ROUTES: tuple[Route, ...] = (
     get("/operatingsystems", list_systems),
     get("/operatingsystems/{id}", get_system),
     get("/tags", list_tags),
-    post("/tags", refuse_tag, "tag"),
+    post("/tags", refuse_tag, "tag", area="vms"),
     get("/tags/{id}", get_tag),
     *(
         post(f"/{kind}/{{{kind}}}/tags", refuse_tag, "tag")

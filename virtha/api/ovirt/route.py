@@ -10,6 +10,7 @@ from virtha.api.problems import MethodNotAllowed
 from virtha.api.route import Services
 from virtha.control import Control
 from virtha.control.views import Caller, HostView, StorageView, TemplateView, VmView
+from virtha.model.access import AREAS, Permission, Scope, needed
 from virtha.model.errors import NotFound
 from virtha.model.host import Cluster
 from virtha.model.ids import ClusterId, TemplateId, VmId
@@ -17,7 +18,29 @@ from virtha.model.snapshot import Snapshot
 from virtha.model.user import Role, User
 from virtha.model.vm import Disk, Nic
 
-VIEWER, OPERATOR, ADMINISTRATOR = Role
+VIEWER, OPERATOR, ADMINISTRATOR = Role.VIEWER, Role.OPERATOR, Role.ADMINISTRATOR
+AREA_OF = {
+    "": "status",
+    "capabilities": "capabilities",
+    "clusterlevels": "capabilities",
+    "clusters": "clusters",
+    "datacenters": "clusters",
+    "disks": "vms",
+    "events": "events",
+    "hosts": "hosts",
+    "jobs": "operations",
+    "networks": "hosts",
+    "operatingsystems": "capabilities",
+    "permissions": "sessions",  # the caller's own; administrators see everybody's
+    "roles": "capabilities",
+    "storagedomains": "storage-domains",
+    "tags": "capabilities",
+    "templates": "templates",
+    "users": "sessions",  # as permissions are
+    "vms": "vms",
+    "vnicprofiles": "hosts",
+}
+"""By a path's first word: the native area (``model/access.py``) whose permission opens it."""
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
 
@@ -96,34 +119,55 @@ class Route:
     reads: str = ""
     action: bool = False
     searched: bool = False
+    own_area: str | None = None
+    """Where it is not that of the path's first word."""
 
     def __post_init__(self) -> None:
         assert isinstance(self.role, Role), f"{self.path}: needs a role"
+        assert self.permission in Permission, f"{self.path}: needs a permission"
+        may_change = self.permission is not Permission.VIEW
+        assert self.method == "GET" or may_change, f"{self.path}: changes need a permission"
         assert self.path.startswith("/") or not self.path, self.path
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.path}"
 
+    @property
+    def area(self) -> str:
+        """Of the native API. Raises KeyError: nobody has said yet what that is in it."""
+        return self.own_area or AREA_OF[self.path.split("/")[1] if self.path else ""]
 
-def get(path: str, handler: Handler, role: Role = VIEWER) -> Route:
-    return Route(method="GET", path=path, role=role, handler=handler)
+    @property
+    def scope(self) -> Scope:
+        return AREAS[self.area]
+
+    @property
+    def permission(self) -> Permission:
+        """Raises ValueError: its area has none of that level."""
+        return needed(self.area, self.role)
 
 
-def searched(path: str, handler: Handler, role: Role = VIEWER) -> Route:
-    return Route(method="GET", path=path, role=role, handler=handler, searched=True)
+def get(path: str, handler: Handler, role: Role = VIEWER, area: str | None = None) -> Route:
+    return Route(method="GET", path=path, role=role, handler=handler, own_area=area)
 
 
-def post(path: str, handler: Handler, reads: str, role: Role = OPERATOR) -> Route:
-    return Route(method="POST", path=path, role=role, handler=handler, reads=reads)
+def searched(path: str, handler: Handler, role: Role = VIEWER, area: str | None = None) -> Route:
+    return Route(method="GET", path=path, role=role, handler=handler, searched=True, own_area=area)
+
+
+def post(
+    path: str, handler: Handler, reads: str, role: Role = OPERATOR, area: str | None = None
+) -> Route:
+    return Route(method="POST", path=path, role=role, handler=handler, reads=reads, own_area=area)
 
 
 def put(path: str, handler: Handler, reads: str, role: Role = OPERATOR) -> Route:
     return Route(method="PUT", path=path, role=role, handler=handler, reads=reads)
 
 
-def delete(path: str, handler: Handler, role: Role = OPERATOR) -> Route:
-    return Route(method="DELETE", path=path, role=role, handler=handler)
+def delete(path: str, handler: Handler, role: Role = OPERATOR, area: str | None = None) -> Route:
+    return Route(method="DELETE", path=path, role=role, handler=handler, own_area=area)
 
 
 def action(path: str, handler: Handler, role: Role = OPERATOR) -> Route:

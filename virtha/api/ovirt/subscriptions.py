@@ -15,6 +15,7 @@ from virtha.model.user import User
 
 SHAPE = "event_subscription"
 SUBSCRIPTIONS = f"{USER}/eventsubscriptions"
+AREA = "subscriptions"
 EVENTS: dict[str, tuple[str, ...]] = {
     "ha_vm_failed": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly"),
     "ha_vm_restart_failed": ("vm.restart.failed", "vm.restart.exhausted", "vm.recovery_failed"),
@@ -122,8 +123,8 @@ async def remove_subscription(call: Call) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    get(SUBSCRIPTIONS, list_subscriptions),
-    post(SUBSCRIPTIONS, add_subscription, SHAPE, ADMINISTRATOR),
-    get(f"{SUBSCRIPTIONS}/{{subscription}}", get_subscription),
-    delete(f"{SUBSCRIPTIONS}/{{subscription}}", remove_subscription, ADMINISTRATOR),
+    get(SUBSCRIPTIONS, list_subscriptions, area=AREA),
+    post(SUBSCRIPTIONS, add_subscription, SHAPE, ADMINISTRATOR, AREA),
+    get(f"{SUBSCRIPTIONS}/{{subscription}}", get_subscription, area=AREA),
+    delete(f"{SUBSCRIPTIONS}/{{subscription}}", remove_subscription, ADMINISTRATOR, AREA),
 )

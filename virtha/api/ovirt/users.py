@@ -32,10 +32,14 @@ NAMESPACE = UUID("2d0c2d94-6f5e-4c0b-9d6b-3c1f5a8f6a11")
 """For ids of what is not kept: roles and permissions. Any fixed one serves."""
 DOMAIN_ID = str(uuid5(NAMESPACE, DOMAIN))
 _PERMITS = {
+    Role.NONE: (),
     Role.VIEWER: ("login",),
     Role.OPERATOR: ("login", "create_vm", "edit_vm_properties", "run_vm", "stop_vm", "migrate_vm"),
     Role.ADMINISTRATOR: ("login", "manipulate_users", "edit_storage_pool_configuration"),
 }
+_ROLES = tuple(role for role in Role if role is not Role.NONE)
+"""What a user may in all clusters. Roles that people made, and grants in one cluster, have no place in oVirt's answers here: who has them sees what
+they open, and nothing else."""
 USER = "/users/{user}"
 _LINKS = ("eventsubscriptions", "permissions", "roles", "tags")
 
@@ -90,7 +94,7 @@ async def _read_users(call: Call) -> list[User]:
         )
     if call.caller.user_id is None:
         return []
-    return [await call.control.users.get(call.caller.user_id)]
+    return [await call.control.users.own(call.caller.user_id)]
 
 
 async def list_users(call: Call) -> Reply:
@@ -110,11 +114,12 @@ async def get_user(call: Call) -> Reply:
 
 
 async def list_user_permissions(call: Call) -> Reply:
-    return Reply(shape="permission", body=[_permission_node(await the_user(call))])
+    return _permissions([await the_user(call)])
 
 
 async def list_user_roles(call: Call) -> Reply:
-    return Reply(shape="role", body=[role_node((await the_user(call)).role)])
+    role = (await the_user(call)).role
+    return Reply(shape="role", body=[role_node(role)] if role in _ROLES else [])
 
 
 async def list_user_tags(call: Call) -> Reply:
@@ -123,7 +128,12 @@ async def list_user_tags(call: Call) -> Reply:
 
 
 async def list_permissions(call: Call) -> Reply:
-    return Reply(shape="permission", body=[_permission_node(it) for it in await _users(call)])
+    return _permissions(await _users(call))
+
+
+def _permissions(users: list[User]) -> Reply:
+    nodes = [_permission_node(one) for one in users if one.role in _ROLES]
+    return Reply(shape="permission", body=nodes)
 
 
 def _permissions_of(owner: Callable[[Call], Awaitable[object]]) -> Handler:
@@ -137,11 +147,11 @@ def _permissions_of(owner: Callable[[Call], Awaitable[object]]) -> Handler:
 
 
 async def list_roles(_call: Call) -> Reply:
-    return Reply(shape="role", body=[role_node(role) for role in Role])
+    return Reply(shape="role", body=[role_node(role) for role in _ROLES])
 
 
 def _role(call: Call) -> Role:
-    for role in Role:
+    for role in _ROLES:
         if role_id(role) == call.path["role"]:
             return role
     raise NotFound(f"there is no role with the id '{call.path['role'][:64]}'")
@@ -182,7 +192,7 @@ def _permission_routes() -> tuple[Route, ...]:
 
 
 ROUTES: tuple[Route, ...] = (
-    searched("/users", list_users, ADMINISTRATOR),
+    searched("/users", list_users, ADMINISTRATOR, "users"),
     get(USER, get_user),
     *listed_and_one(f"{USER}/permissions", list_user_permissions),
     *listed_and_one(f"{USER}/roles", list_user_roles),
