@@ -103,7 +103,7 @@ def told_after(order: Order, incarnations: dict[VmId, Incarnation]) -> list[Fact
                     guest_agent=False,
                 )
             )
-        case StopVm(vm_id=vm_id):
+        case StopVm(vm_id=vm_id) if vm_id in incarnations:
             held = incarnations[vm_id]
             told += [
                 VmReport(vm_id=vm_id, incarnation=held, state=VmState.DOWN),

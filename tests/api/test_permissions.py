@@ -16,6 +16,8 @@ OPEN_ROUTES = {
     "GET /v1/openapi.json",
     "GET /v1/authority",
     "POST /v1/sessions",
+    "POST /v1/sign-ins",
+    "POST /v1/sign-ins/finish",
     "POST /v1/join",
     "POST /v1/join/migration",
     "POST /v1/join/renew",
@@ -39,7 +41,7 @@ OPERATOR_PREFIXES = (
 def expected_role(route: Route) -> Role | str:
     if route.name in OPEN_ROUTES:
         return OPEN
-    if route.path.startswith(("/v1/users", "/v1/tokens")):
+    if route.path.startswith(("/v1/users", "/v1/tokens", "/v1/sign-in-provider")):
         return Role.ADMINISTRATOR
     if route.name.startswith(OPERATOR_PREFIXES):
         return Role.OPERATOR

@@ -30,8 +30,28 @@ FUZZED = [
     for route in ROUTES
     if route.media_type == JSON and route.name not in (NEVER_ENDS, ENDS_THE_TEST)
 ]
+UNAVAILABLE_HERE = (
+    "POST /v1/sign-ins",
+    "POST /v1/sign-ins/finish",
+    "POST /v1/hosts/{ref}/maintenance",
+    "POST /v1/hosts/{ref}/death-tickets",
+    "POST /v1/hosts/{ref}/confirm-dead",
+    "POST /v1/vms/{ref}/migrate",
+    "POST /v1/vms/{ref}/cancel-migration",
+)
+"""No engine leads in this installation, and no provider of sign-ins is asked: 503 is the right answer."""
+
+
+@schemathesis.check
+def no_fault_of_ours(ctx: Any, response: Any, case: Any) -> None:
+    """Registered, so that the command that makes the whole run knows it as well."""
+    if case.operation.label in UNAVAILABLE_HERE and response.status_code == 503:
+        return
+    schemathesis.checks.not_a_server_error(ctx, response, case)
+
+
 CHECKS = [
-    schemathesis.checks.not_a_server_error,
+    no_fault_of_ours,
     openapi_checks.status_code_conformance,
     openapi_checks.content_type_conformance,
     openapi_checks.response_schema_conformance,
@@ -140,7 +160,9 @@ def test_no_answer_that_the_document_does_not_know(
         assert mode is GenerationMode.NEGATIVE
 
 
-@pytest.mark.skipif(WHOLE_RUN_S == 0, reason="`make verify` runs it: VIRTHA_SCHEMATHESIS_S says how long")
+@pytest.mark.skipif(
+    WHOLE_RUN_S == 0, reason="`make verify` runs it: VIRTHA_SCHEMATHESIS_S says how long"
+)
 @pytest.mark.timeout(WHOLE_RUN_S + 1_800)
 def test_the_whole_of_schemathesis_finds_no_fault(server: Served, tmp_path: Path) -> None:
     """All its phases (boundary values, new random requests, sequences of requests that use each other's answers) and
@@ -153,12 +175,19 @@ def test_the_whole_of_schemathesis_finds_no_fault(server: Served, tmp_path: Path
             *("--url", server.url, "--header", f"Authorization: {server.headers['Authorization']}"),
             *("--exclude-path", "/v1/events/stream", "--exclude-name", ENDS_THE_TEST),
             # A schema says what shape a request has, not that the VM that it names is down just now.
-            *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
+            # `not_a_server_error` knows nothing of engines; ours stands in its place.
+            *("--checks", "all"),
+            *("--exclude-checks", "positive_data_acceptance,not_a_server_error"),
             *("--max-time", str(WHOLE_RUN_S), "--continue-on-failure", "--no-shrink"),
             *("--suppress-health-check", "all", "--warnings", "off"),
         ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        env={
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": Path(__file__).stem,
+            "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}",
+        },
     )
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-2_000:]

@@ -1,5 +1,6 @@
 """The ASGI application: the route table turned into Litestar handlers, and errors into problems."""
 
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from virtha.api.problems import (
     problem_of,
 )
 from virtha.api.route import (
+    IF_MATCH,
     JSON,
     OPEN,
     Answer,
@@ -192,14 +194,13 @@ def _if_match(request: AnyRequest) -> Revision | None:
     header = request.headers.get("if-match")
     if header is None or header.strip() == "*":
         return None
-    text = header.strip().removeprefix("W/").strip('"')
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    if re.fullmatch(IF_MATCH, header.strip()) is None:
         raise InvalidInput(
             f"'{header}' is no ETag of ours",
             field="If-Match",
             fix='send the ETag that the object came with, for example "42"',
         )
-    return Revision(int(text))
+    return Revision(int(header.strip().removeprefix("W/").strip('"')))
 
 
 def _respond(one: Route, answer: Answer, services: Services) -> ASGIApp:

@@ -11,7 +11,7 @@ import msgspec
 
 from virtha import __version__
 from virtha.api.problems import MEDIA_TYPE, Problem, TooLarge, UnsupportedMediaType
-from virtha.api.route import JSON, OPEN, NoQuery, Route
+from virtha.api.route import IF_MATCH, JSON, OPEN, NoQuery, Route
 from virtha.api.times import document_times
 from virtha.model.errors import Failed, Unavailable, VirthaError
 
@@ -162,7 +162,7 @@ def _headers(one: Route) -> list[Json]:
             "in": "header",
             "required": False,
             "description": "The ETag of the object as you know it; 412 if it has changed since.",
-            "schema": {"type": "string", "pattern": '^("[0-9]{1,18}"|\\*)$'},
+            "schema": {"type": "string", "pattern": IF_MATCH},
         }
     ]
 

@@ -32,6 +32,8 @@ OPEN: Literal["open"] = "open"
 Access = Role | Literal["open"]
 VIEWER, OPERATOR, ADMINISTRATOR = Role
 JSON = "application/json"
+IF_MATCH = r'^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18}))$'
+"""What the header If-Match may hold: any, or an object's ETag. People who type requests leave the quotes out."""
 
 
 class NoQuery(Request, frozen=True, kw_only=True):

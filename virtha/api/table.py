@@ -9,6 +9,7 @@ from virtha.api import (
     machines,
     notifications,
     power,
+    provider_sign_in,
     readiness,
     records,
     settings,
@@ -20,6 +21,7 @@ from virtha.api.route import Route
 ROUTES: tuple[Route, ...] = (
     *records.ROUTES,
     *access.ROUTES,
+    *provider_sign_in.ROUTES,
     *inventory.ROUTES,
     *host_care.ROUTES,
     *incidents.ROUTES,

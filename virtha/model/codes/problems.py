@@ -64,6 +64,11 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8058, "problem.console.busy", "The console is in use"),
     _problem(8710, "problem.search.syntax", "The search can't be read"),
     _problem(8711, "problem.search.costly", "The search looks at too much"),
+    _problem(8750, "problem.sign_in.none", "No provider of sign-ins is set up"),
+    _problem(8751, "problem.sign_in.provider", "The provider of sign-ins can't be used"),
+    _problem(8752, "problem.sign_in.refused", "The sign-in is not accepted"),
+    _problem(8753, "problem.sign_in.no_role", "The provider gives this person no role here"),
+    _problem(8754, "problem.user.of_provider", "The provider of sign-ins says that of its users"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"
