@@ -57,6 +57,9 @@ NOUNS: dict[str, Noun] = {
     "whoami": Noun("signin", "whoami_app", "Which server, which user, which role."),
     "token": Noun("join_token", "app", "Tokens that let hosts join."),
     "user": Noun("user", "app", "Users and their roles."),
+    "sign-in-provider": Noun(
+        "sign_in_provider", "app", "Who else says who somebody is (OpenID Connect)."
+    ),
     "setting": Noun("setting", "app", "Settings: global, per cluster, per host."),
     "capabilities": Noun("codes", "capabilities_app", "Watchdog models and actions on offer."),
     "codes": Noun("codes", "codes_app", "Explain a code, or list all of them (works offline)."),

@@ -72,7 +72,9 @@ class ProviderSignIns:
             if row is not None:
                 check_revision(if_match, row.provider.revision)
             sealed = row.sealed if row is not None else None
-            if request.client_secret is not UNSET:
+            if request.client_secret is UNSET:
+                _check_same_place(request, row)
+            else:
                 sealed = self._seal_secret(request.client_secret)
             provider = SignInProvider(
                 issuer=request.issuer,
@@ -227,6 +229,19 @@ def check_provider(request: SignInProviderPut) -> None:
     for index, uri in enumerate(_short_list(request.redirect_uris, field="redirect_uris")):
         _check_url(uri, field=f"redirect_uris[{index}]")
     check_pem(request.authority_pem, field="authority_pem")
+
+
+def _check_same_place(request: SignInProviderPut, row: ProviderRow | None) -> None:
+    """A secret goes only where whoever knows it sent it. Raises InvalidInput."""
+    if row is None or row.sealed is None:
+        return
+    present = row.provider
+    if (request.issuer, request.authority_pem) != (present.issuer, present.authority_pem):
+        raise InvalidInput(
+            "is kept for another issuer or authority",
+            field="client_secret",
+            fix="give it anew, or null where there is none",
+        )
 
 
 def check_redirect(uri: str, provider: SignInProvider) -> None:

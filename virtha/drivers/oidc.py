@@ -45,7 +45,7 @@ class Published(Value, frozen=True, kw_only=True):
     jwks_uri: str
     userinfo_endpoint: str | None = None
     secret_in_form: bool = False
-    """It takes our secret in the request's form only."""
+    """It takes our secret in the request's form; else in the header."""
 
 
 class _Known:
@@ -243,9 +243,10 @@ def read_published(answer: Mapping[str, Any], issuer: str) -> Published:
     methods = answer.get("code_challenge_methods_supported", ["S256"])
     if not isinstance(methods, list) or "S256" not in methods:
         raise unusable("it knows no PKCE with S256")
-    # Left out means client_secret_basic (OpenID Connect Discovery 1.0, section 3).
+    # Left out means client_secret_basic (OpenID Connect Discovery 1.0, section 3). The form is preferred: not all
+    # providers decode what RFC 6749 has us encode in the header.
     ways = answer.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
-    in_form = isinstance(ways, list) and "client_secret_basic" not in ways
+    in_form = isinstance(ways, list) and "client_secret_post" in ways
     return Published(
         authorization_endpoint=endpoints["authorization_endpoint"],
         token_endpoint=endpoints["token_endpoint"],
