@@ -1,0 +1,309 @@
+"""The OpenID driver against providers that misbehave: small HTTP servers on loopback that say what a test wants."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import RSAKey
+
+from virtha.drivers.oidc import ANSWER_BYTES_MAX, KEPT_MS, KEYS_AGAIN_MS, OidcProvider, safe_url
+from virtha.model.errors import Unauthenticated, Unavailable
+from virtha.model.sign_in import BegunSignIn, SignInProvider
+from virtha.model.time import Millis, UtcMillis
+
+KEY = RSAKey.generate_key(2048, {"kid": "one"})
+NEXT_KEY = RSAKey.generate_key(2048, {"kid": "two"})
+WALL_MS = 1_800_000_000_000
+BEGUN = BegunSignIn(
+    redirect_uri="http://127.0.0.1:1/back", state="s" * 43, nonce="n" * 43, verifier="v" * 43
+)
+Said = tuple[int, dict[str, str], bytes]
+
+
+class Clock:
+    now = 0
+
+    def monotonic_ms(self) -> Millis:
+        return Millis(self.now)
+
+    def wall_ms(self) -> UtcMillis:
+        return UtcMillis(WALL_MS + self.now)
+
+
+def said(value: Any, status: int = 200, **headers: str) -> Said:
+    return status, headers, value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+class Told:
+    """``says``: by path, what is answered. ``asked``: (path, headers, form)."""
+
+    def __init__(self, issuer: str) -> None:
+        self.issuer = issuer
+        self.asked: list[tuple[str, dict[str, str], dict[str, list[str]]]] = []
+        self.key = KEY
+        self.says: dict[str, Callable[[], Said]] = {
+            "/.well-known/openid-configuration": lambda: said(self.published()),
+            "/keys": lambda: said({"keys": [self.key.as_dict(private=False)]}),
+            "/token": lambda: said({"id_token": self.token(), "access_token": "access"}),
+            "/me": lambda: said({"sub": "4711", "groups": ["g"]}),
+        }
+
+    def published(self, **more: Any) -> dict[str, Any]:
+        found = {
+            "issuer": self.issuer,
+            "authorization_endpoint": f"{self.issuer}/authorize?tenant=1",
+            "token_endpoint": f"{self.issuer}/token",
+            "jwks_uri": f"{self.issuer}/keys",
+            "userinfo_endpoint": f"{self.issuer}/me",
+            **more,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def token(self, **more: Any) -> str:
+        at = WALL_MS // 1_000
+        claims = {"iss": self.issuer, "sub": "4711", "aud": "virtha", "iat": at, "exp": at + 3_600}
+        claims |= {"nonce": BEGUN.nonce, "preferred_username": "diana", **more}
+        header = {"alg": "RS256", "kid": self.key.kid}
+        return jwt.encode(header, claims, self.key, algorithms=["RS256"])
+
+    def provider(self, **more: Any) -> SignInProvider:
+        return SignInProvider(issuer=self.issuer, client_id="virtha", **more)
+
+    def paths(self) -> list[str]:
+        return [path for path, _, _ in self.asked]
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[Told]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            told.asked.append((self.path, headers, parse_qs(form)))
+            status, more, raw = told.says[self.path]()
+            self.send_response(status)
+            for name, value in more.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(raw)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    told = Told(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield told
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    with telling() as found:
+        yield found
+
+
+def redeem(
+    told: Told, secret: str | None = None, driver: OidcProvider | None = None, **more: Any
+) -> Any:
+    used = driver or OidcProvider(Clock())
+    return asyncio.run(used.redeem(told.provider(**more), secret, BEGUN, "the code"))
+
+
+def test_the_browser_is_sent_with_all_that_protects_the_sign_in(told: Told) -> None:
+    url = asyncio.run(OidcProvider(Clock()).address(told.provider(), BEGUN))
+    parts = urlsplit(url)
+    asked = {name: one for name, (one,) in parse_qs(parts.query, strict_parsing=True).items()}
+    assert url.startswith(f"{told.issuer}/authorize?tenant=1&")
+    # SHA-256 of the verifier, as in RFC 7636, appendix B; the verifier itself goes to the token endpoint only.
+    assert asked.pop("code_challenge") == "7w_YNF9DSfIdPf_pRjSq646_kPr-2-o9NAl16JGghdM"
+    assert BEGUN.verifier not in url
+    assert asked == {
+        "tenant": "1",
+        "response_type": "code",
+        "client_id": "virtha",
+        "redirect_uri": BEGUN.redirect_uri,
+        "scope": "openid profile email",
+        "state": BEGUN.state,
+        "nonce": BEGUN.nonce,
+        "code_challenge_method": "S256",
+    }
+
+
+def test_claims_come_from_the_token_and_what_it_lacks_from_userinfo(told: Told) -> None:
+    identity = redeem(told)
+    assert (identity.issuer, identity.subject) == (told.issuer, "4711")
+    assert identity.claims["groups"] == ["g"] and identity.claims["preferred_username"] == "diana"
+    assert told.asked[-1][0] == "/me" and told.asked[-1][1]["authorization"] == "Bearer access"
+    told.says["/token"] = lambda: said({"id_token": told.token(groups=["h"]), "access_token": "x"})
+    told.says["/me"] = lambda: said({"sub": "4711", "groups": ["never asked"]})
+    assert redeem(told).claims["groups"] == ["h"]
+
+
+@pytest.mark.parametrize(
+    ("ways", "secret", "in_header"),
+    [
+        (None, "a b:c+%", True),
+        (["client_secret_basic"], "a b:c+%", True),
+        (["client_secret_post", "client_secret_basic"], "a b:c+%", False),
+        (["client_secret_post"], None, False),
+    ],
+)
+def test_how_we_prove_who_we_are(
+    told: Told, ways: list[str] | None, secret: str | None, in_header: bool
+) -> None:
+    published = told.published(token_endpoint_auth_methods_supported=ways)
+    told.says["/.well-known/openid-configuration"] = lambda: said(published)
+    redeem(told, secret)
+    (headers, form), *_ = [(h, f) for path, h, f in told.asked if path == "/token"]
+    assert form["code_verifier"] == [BEGUN.verifier] and form["code"] == ["the code"]
+    if in_header:
+        assert base64.b64decode(headers["authorization"].split()[1]) == b"virtha:a%20b%3Ac%2B%25"
+        assert "client_secret" not in form
+    else:
+        assert "authorization" not in headers and form["client_id"] == ["virtha"]
+        assert form.get("client_secret") == ([secret] if secret else None)
+
+
+def test_keys_are_asked_for_again_when_a_token_has_a_new_one_but_not_each_time(told: Told) -> None:
+    clock = Clock()
+    driver = OidcProvider(clock)
+    redeem(told, driver=driver)
+    told.key = NEXT_KEY
+    with pytest.raises(Unauthenticated, match="doesn't publish"):
+        redeem(told, driver=driver)
+    assert told.paths().count("/keys") == 1, "a stranger's tokens make us ask no more often"
+    clock.now += KEYS_AGAIN_MS
+    assert redeem(told, driver=driver).subject == "4711"
+    assert told.paths().count("/keys") == 2
+    redeem(told, driver=driver)
+    assert told.paths().count("/keys") == 2
+    assert told.paths().count("/.well-known/openid-configuration") == 1
+    clock.now += KEPT_MS
+    redeem(told, driver=driver)
+    assert told.paths().count("/.well-known/openid-configuration") == 2
+
+
+@pytest.mark.bad_input("provider of sign-ins that answers garbage")
+@pytest.mark.parametrize(
+    ("path", "answer", "why"),
+    [
+        ("/.well-known/openid-configuration", said(b"<html>"), "no JSON object"),
+        ("/.well-known/openid-configuration", said([]), "no JSON object"),
+        ("/.well-known/openid-configuration", said(b"[" * 100_000), "no JSON object"),
+        ("/.well-known/openid-configuration", said(b"\xff\xfe"), "no JSON object"),
+        ("/.well-known/openid-configuration", said({}, 404), "answers 404"),
+        ("/.well-known/openid-configuration", said({}), "calls itself 'None'"),
+        ("/.well-known/openid-configuration", said(b"x" * (ANSWER_BYTES_MAX + 1)), "more than"),
+        ("/.well-known/openid-configuration", said({}, 302, Location="/keys"), "answers 302"),
+        ("/token", said(b""), "no JSON object"),
+        ("/token", said({}), "no ID token"),
+        ("/token", said({"id_token": 3}), "no ID token"),
+        ("/token", said({"error": "invalid_client"}, 401), "invalid_client"),
+        ("/token", said({"error": ["x"]}, 500), "answers 500"),
+        ("/keys", said({"keys": []}), "no usable key"),
+        ("/keys", said({}, 500), "keys answer 500"),
+        ("/me", said({}, 500), "tells nothing"),
+        ("/me", said(b"\x00", Content_Encoding="gzip"), "/me"),
+    ],
+)
+def test_what_can_not_be_used_is_told_and_nobody_signed_in(
+    told: Told, path: str, answer: Said, why: str
+) -> None:
+    told.says[path] = lambda: answer
+    with pytest.raises(Unavailable) as problem:
+        redeem(told)
+    assert problem.value.code == "problem.sign_in.provider"
+    assert why in problem.value.message, problem.value.message
+    assert "passwords" in problem.value.fix
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"issuer": "https://elsewhere.example"}, "calls itself 'https://elsewhere.example'"),
+        ({"token_endpoint": None}, "token_endpoint"),
+        ({"token_endpoint": "http://op.example/token"}, "token_endpoint"),
+        ({"jwks_uri": "file:///etc/passwd"}, "jwks_uri"),
+        ({"authorization_endpoint": "javascript:alert(1)"}, "authorization_endpoint"),
+        ({"userinfo_endpoint": ["https://x"]}, "userinfo_endpoint"),
+        ({"code_challenge_methods_supported": ["plain"]}, "PKCE"),
+        ({"code_challenge_methods_supported": "S256"}, "PKCE"),
+    ],
+)
+def test_what_it_says_of_itself_must_be_safe(told: Told, more: dict[str, Any], why: str) -> None:
+    told.says["/.well-known/openid-configuration"] = lambda: said(told.published(**more))
+    with pytest.raises(Unavailable, match="provider") as problem:
+        redeem(told)
+    assert why in problem.value.message
+
+
+@pytest.mark.bad_input("provider of sign-ins that tells of another person")
+def test_refused_codes_and_another_persons_claims(told: Told) -> None:
+    told.says["/me"] = lambda: said({"sub": "other", "groups": ["admins"]})
+    with pytest.raises(Unauthenticated, match="somebody else"):
+        redeem(told)
+    told.says["/token"] = lambda: said({"error": "invalid_grant"}, 400)
+    with pytest.raises(Unauthenticated, match="invalid_grant"):
+        redeem(told)
+    told.says["/token"] = lambda: said({"id_token": told.token(nonce="other")})
+    with pytest.raises(Unauthenticated, match="nonce"):
+        redeem(told)
+
+
+def test_a_provider_that_hangs_or_is_away(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtha.drivers.oidc.DEADLINE_S", 0.2)
+    free = threading.Event()
+
+    def hang() -> Said:
+        free.wait(60)
+        return said({})
+
+    told.says["/.well-known/openid-configuration"] = hang
+    try:
+        with pytest.raises(Unavailable, match="does not answer"):
+            redeem(told)
+    finally:
+        free.set()
+    away = SignInProvider(issuer="http://127.0.0.1:9", client_id="virtha")
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
+        asyncio.run(OidcProvider(Clock()).redeem(away, None, BEGUN, "code"))
+
+
+def test_nothing_of_an_authority_that_is_not_trusted(told: Told) -> None:
+    with pytest.raises(Unavailable):
+        redeem(told, authority_pem="no certificate")
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://op.example/x", True),
+        ("http://127.0.0.1:80/x", True),
+        ("http://[::1]/x", True),
+        ("http://localhost/", True),
+        ("http://op.example/", False),
+        ("https://user@op.example/", False),
+        ("https://op.example/#x", False),
+        ("ftp://op.example/", False),
+        ("https://[", False),
+        ("", False),
+    ],
+)
+def test_addresses_that_are_safe(url: str, safe: bool) -> None:
+    assert safe_url(url) is safe
