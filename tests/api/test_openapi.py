@@ -70,3 +70,11 @@ def test_the_server_serves_it(play: Callable[..., Any]) -> None:
         assert await world.ok("GET", "/v1/openapi.json", role=None) == DOCUMENT
 
     play(story)
+
+
+def test_lists_that_are_asked_of_one_thing_say_that_it_may_not_exist() -> None:
+    named = {"cluster", "host", "vm", "receiver", "subscription"}
+    asked = [route for route in ROUTES if named & {*route.query.__struct_fields__}]
+    assert len(asked) >= 4
+    for route in asked:
+        assert "404" in DOCUMENT["paths"][route.path]["get"]["responses"], route.name

@@ -163,6 +163,7 @@ def test_no_answer_that_the_document_does_not_know(
         assert mode is GenerationMode.NEGATIVE
 
 
+@pytest.mark.parametrize("phases", ["coverage,fuzzing", "stateful"])
 @pytest.mark.skipif(
     WHOLE_RUN_S == 0, reason="`make verify` runs it: VIRTHA_SCHEMATHESIS_S says how long"
 )

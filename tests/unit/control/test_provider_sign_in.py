@@ -1,0 +1,188 @@
+"""Sign-ins by a provider: what control decides by itself. The provider is played; a real one is in tests/api/test_oidc_story.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from virtha.control.provider_sign_in import BEGUN_MS_MAX, ProviderSignIns
+from virtha.control.provider_users import role_of
+from virtha.control.requests import (
+    SignInBegin,
+    SignInFinish,
+    SignInProviderPut,
+    UserChange,
+)
+from virtha.control.secret_box import KEY_BYTES, KeyBox
+from virtha.control.views import Caller, SessionView
+from virtha.model.errors import Forbidden, Refused, Unauthenticated
+from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
+from virtha.model.user import Role
+
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+ISSUER = "https://op.example"
+ROLES = {"admins": Role.ADMINISTRATOR, "operators": Role.OPERATOR}
+Tell = Callable[[Any], None]
+
+
+@dataclass
+class PlayedProvider:
+    """Implements ``IdentityProvider``: every code is ``person``'s."""
+
+    person: str = "diana"
+    groups: Any = ("admins",)
+    begun: list[BegunSignIn] = field(default_factory=list)
+    secrets: list[str | None] = field(default_factory=list)
+
+    async def address(self, provider: SignInProvider, begun: BegunSignIn) -> str:
+        self.begun.append(begun)
+        return f"{provider.issuer}/authorize?{urlencode({'state': begun.state})}"
+
+    async def redeem(
+        self, provider: SignInProvider, secret: str | None, begun: BegunSignIn, code: str
+    ) -> Identity:
+        assert begun in self.begun, "what was sealed comes back whole"
+        self.secrets.append(secret)
+        claims = {"preferred_username": self.person, "groups": list(self.groups)}
+        return Identity(issuer=provider.issuer, subject=f"id of {self.person}", claims=claims)
+
+
+class SignIns:
+    def __init__(self, world: Any, key: bytes = bytes(KEY_BYTES)) -> None:
+        self.provider = PlayedProvider()
+        box = KeyBox(key, where="secrets.key")
+        users = world.control.users
+        self.control = ProviderSignIns(world.store, world.clock, box, users, self.provider)
+
+    async def set_up(self, **more: Any) -> None:
+        wanted = {"issuer": ISSUER, "client_id": "virtha", "client_secret": "s3", "roles": ROLES}
+        await self.control.put(ADMIN, SignInProviderPut(**{**wanted, **more}))
+
+    async def begin(self) -> str:
+        uri = "http://127.0.0.1:1/back"
+        return (await self.control.begin(SignInBegin(redirect_uri=uri))).sign_in
+
+    async def finish(self, sealed: str, state: str | None = None) -> SessionView:
+        told = state if state is not None else self.provider.begun[-1].state
+        return await self.control.finish(
+            SignInFinish(sign_in=sealed, code="code", state=told), address="a"
+        )
+
+    async def whole(self) -> SessionView:
+        return await self.finish(await self.begin())
+
+
+def test_what_is_begun_is_sealed_and_good_for_ten_minutes(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        sealed = await signing.begin()
+        begun = signing.provider.begun[-1]
+        for secret in (begun.state, begun.nonce, begun.verifier):
+            assert secret not in sealed and len(secret) == 43
+        world.clock.advance(BEGUN_MS_MAX - 1)
+        assert (await signing.finish(sealed)).user == "diana"
+        assert signing.provider.secrets == ["s3"]
+        late = await signing.begin()
+        world.clock.advance(BEGUN_MS_MAX)
+        with pytest.raises(Unauthenticated, match="too long"):
+            await signing.finish(late)
+
+    tell(story)
+
+
+@pytest.mark.bad_input("sign-in with another's state")
+def test_a_code_of_another_browser_is_not_even_shown_to_the_provider(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        mine = await signing.begin()
+        await signing.begin()
+        with pytest.raises(Unauthenticated, match="state"):
+            await signing.finish(mine)
+        assert signing.provider.secrets == []
+        await signing.set_up(client_id="other")
+        with pytest.raises(Unauthenticated, match="changed meanwhile"):
+            await signing.finish(mine, signing.provider.begun[0].state)
+
+    tell(story)
+
+
+def test_refusals_are_braked_per_address_and_people_without_a_role_are_not(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        signing.provider.groups = ("staff",)
+        for _ in range(7):
+            with pytest.raises(Forbidden):
+                await signing.whole()
+        sealed = await signing.begin()
+        codes = []
+        for _ in range(7):
+            with pytest.raises(Unauthenticated) as told:
+                await signing.finish(sealed, "wrong")
+            codes.append(told.value.code)
+        assert codes == ["problem.sign_in.refused"] * 5 + ["problem.sign_in.limited"] * 2
+
+    tell(story)
+
+
+def test_the_last_administrator_with_a_password_stays(tell: Tell) -> None:
+    """The provider's can't come in while it is away."""
+
+    async def story(world: Any) -> None:
+        signing, users = SignIns(world), world.control.users
+        await signing.set_up()
+        assert (await signing.whole()).role is Role.ADMINISTRATOR
+        for attempt in (
+            users.delete(ADMIN, "admin"),
+            users.change(ADMIN, "admin", UserChange(enabled=False)),
+            users.change(ADMIN, "admin", UserChange(role=Role.VIEWER)),
+        ):
+            with pytest.raises(Refused) as told:
+                await attempt
+            assert told.value.code == "problem.administrator.last"
+        await users.change(ADMIN, "diana", UserChange(enabled=False))
+        await users.change(ADMIN, "diana", UserChange(enabled=True))
+        await users.delete(ADMIN, "diana")
+
+    tell(story)
+
+
+def test_a_new_name_at_the_provider_is_the_same_person(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        await signing.whole()
+        signing.provider.groups = ("operators",)
+        session = await signing.whole()
+        assert (session.user, session.role) == ("diana", Role.OPERATOR)
+        assert (await world.control.users.get("diana")).role is Role.OPERATOR
+        signing.provider.groups = ()
+        with pytest.raises(Forbidden):
+            await signing.whole()
+        with pytest.raises(Unauthenticated):
+            await world.control.users.authenticate(session.token)
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("claim", "role"),
+    [
+        (["operators", "admins"], Role.ADMINISTRATOR),
+        (["operators", 3, None, {}], Role.OPERATOR),
+        ("operators", Role.OPERATOR),
+        ([], None),
+        (None, None),
+        ({"admins": True}, None),
+        (["Admins", "admins "], None),
+        (True, None),
+    ],
+)
+def test_the_highest_role_of_a_claim_counts(claim: Any, role: Role | None) -> None:
+    provider = SignInProvider(issuer=ISSUER, client_id="virtha", roles=ROLES)
+    found = role_of(provider, Identity(issuer=ISSUER, subject="1", claims={"groups": claim}))
+    assert found is role
