@@ -136,13 +136,12 @@ def test_the_last_administrator_with_a_password_stays(tell: Tell) -> None:
         signing, users = SignIns(world), world.control.users
         await signing.set_up()
         assert (await signing.whole()).role is Role.ADMINISTRATOR
-        for attempt in (
-            users.delete(ADMIN, "admin"),
-            users.change(ADMIN, "admin", UserChange(enabled=False)),
-            users.change(ADMIN, "admin", UserChange(role=Role.VIEWER)),
-        ):
+        for change in (UserChange(enabled=False), UserChange(role=Role.VIEWER), None):
             with pytest.raises(Refused) as told:
-                await attempt
+                if change is None:
+                    await users.delete(ADMIN, "admin")
+                else:
+                    await users.change(ADMIN, "admin", change)
             assert told.value.code == "problem.administrator.last"
         await users.change(ADMIN, "diana", UserChange(enabled=False))
         await users.change(ADMIN, "diana", UserChange(enabled=True))
