@@ -160,6 +160,11 @@ def computing_steps(seeds: str) -> list[Step]:
             environment={"VIRTHA_EVERY_BYTE": "1"},
         ),
         pytest_step(
+            "facade-fuzz-10-minutes",
+            ["tests/api/test_ovirt_fuzz.py"],
+            environment={"VIRTHA_FUZZ_S": "600"},
+        ),
+        pytest_step(
             "properties-with-new-examples",
             test_files(r"^(from|import) hypothesis"),
             *("-n", "2", "-m", "not lab", "--hypothesis-profile=search"),

@@ -27,7 +27,14 @@ from virtha.model.facts import (
 )
 from virtha.model.host import HostCapabilities
 from virtha.model.ids import BootId, Incarnation, VmId
-from virtha.model.orders import HostSettings, Order, PrepareStorage, StartVm, StopVm
+from virtha.model.orders import (
+    ChangeSnapshots,
+    HostSettings,
+    Order,
+    PrepareStorage,
+    StartVm,
+    StopVm,
+)
 from virtha.model.time import UtcMillis
 from virtha.model.vm import VmState
 from virtha.model.watchdog import WatchdogModel
@@ -109,8 +116,12 @@ def told_after(order: Order, incarnations: dict[VmId, Incarnation]) -> list[Fact
                 VmReport(vm_id=vm_id, incarnation=held, state=VmState.DOWN),
                 Released(vm_id=vm_id, incarnation=held),
             ]
-    outcome = Outcome(operation_id=order.operation_id, step=order.step, result=Result.OK)
-    return [*told, outcome]
+    told.append(Outcome(operation_id=order.operation_id, step=order.step, result=Result.OK))
+    if isinstance(order.body, ChangeSnapshots):
+        # It held the VM while it worked on its disks, and gives it back.
+        grant = order.body.grant
+        told.append(Released(vm_id=grant.vm_id, incarnation=grant.incarnation))
+    return told
 
 
 class PlayedHost:

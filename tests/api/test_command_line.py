@@ -50,7 +50,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("image list --storage nope", 3, ""),
     ("event list --severity bad", 2, "--severity"),
     ("event list --vm nope", 3, "vm"),
-    ("event follow --after 999999999", 1, "after"),
+    ("event follow --after 999999999", 2, "after"),
     ("event follow --give-up soon", 2, "--give-up"),
     ("event follow -o yaml", 2, "--output"),
     ("hold because --lift", 2, "--lift"),

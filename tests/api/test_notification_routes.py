@@ -25,7 +25,7 @@ def test_a_receiver_from_creation_to_removal(play: Play) -> None:
         made = await add_mail(world)
         assert made["receiver"]["secrets"] == ["password"] and made["kind"] == "mail"
         answer = await world.call("GET", "/v1/receivers/mail1", role="viewer")
-        assert answer.headers["ETag"] == f'"{made["receiver"]["revision"]}"'
+        assert answer.headers["ETag"].startswith(f'"{made["receiver"]["revision"]}-')
         changed = await world.ok(
             "PATCH",
             "/v1/receivers/mail1",

@@ -33,6 +33,7 @@ OPERATOR_PREFIXES = (
     "GET /v1/vms/{ref}/console-log",
     "GET /v1/vms/{ref}/screenshot",
     "POST /v1/operations/{id}/cancel",
+    "POST /v1/silences",
     "PUT /v1/hold",
     "DELETE /v1/hold",
 )

@@ -156,6 +156,90 @@ def test_etags(play: Play) -> None:
     play(story)
 
 
+def test_an_etag_is_of_what_is_shown_and_a_change_looks_at_the_objects_revision(play: Play) -> None:
+    async def story(world: Any) -> None:
+        made = await world.call("POST", "/v1/clusters", {"name": "c2"})
+        shown = await world.call("GET", "/v1/clusters/c2")
+        tag = shown.headers["etag"]
+        assert tag.startswith(made.headers["etag"][:-1] + "-")
+        for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+            again = await world.call("GET", "/v1/clusters/c2", headers={"If-None-Match": known})
+            assert (again.status_code, again.content) == (304, b""), known
+            assert again.headers["etag"] == tag and "content-type" not in again.headers
+        for other in (made.headers["etag"], '"x"', '""'):
+            again = await world.call("GET", "/v1/clusters/c2", headers={"If-None-Match": other})
+            assert (again.status_code, again.content) == (200, shown.content), other
+        # Lists, and what has no revision of its own.
+        for path in ("/v1/clusters", "/v1/status", "/v1/openapi.json"):
+            tag = (await world.call("GET", path)).headers["etag"]
+            again = await world.call("GET", path, headers={"If-None-Match": tag})
+            assert again.status_code == 304, path
+            await world.ok("PUT", "/v1/hold", {"reason": path})
+            again = await world.call("GET", path, headers={"If-None-Match": tag})
+            assert again.status_code == (304 if path.endswith("json") else 200), path
+        # What is shown has another ETag by now, the object itself none.
+        changed = await world.call(
+            "PATCH",
+            "/v1/clusters/c2",
+            {"description": "x"},
+            headers={"If-Match": shown.headers["etag"]},
+        )
+        assert changed.status_code == 200
+        answer = await world.call(
+            "DELETE", "/v1/clusters/c2", headers={"If-Match": shown.headers["etag"]}
+        )
+        check(answer, 412, "problem.stale", "If-Match")
+        assert answer.json()["fix"]
+
+    play(story)
+
+
+def test_a_setting_is_changed_as_its_reader_knows_it(play: Play) -> None:
+    async def story(world: Any) -> None:
+        path = "/v1/settings/grant.duration"
+        unset = await world.call("PUT", path, {"value": "5s"}, headers={"If-Match": '"0"'})
+        assert unset.status_code == 200, "0: nobody has set it"
+        tag = unset.headers["etag"]
+        for late in ('"0"', '"1"'):
+            answer = await world.call("PUT", path, {"value": "6s"}, headers={"If-Match": late})
+            check(answer, 412, "problem.stale", "If-Match")
+            answer = await world.call("DELETE", path, headers={"If-Match": late})
+            check(answer, 412, "problem.stale", "If-Match")
+        changed = await world.call("PUT", path, {"value": "7s"}, headers={"If-Match": tag})
+        assert changed.status_code == 200 and changed.headers["etag"] != tag
+        listed = (await world.ok("GET", "/v1/settings"))["items"]
+        (shown,) = [one for one in listed if one["key"] == "grant.duration"]
+        assert f'"{shown["revision"]}"' == changed.headers["etag"]
+        answer = await world.call("DELETE", path, headers={"If-Match": changed.headers["etag"]})
+        assert answer.status_code == 204
+
+    play(story)
+
+
+_BODIES = {"/v1/hold": {"reason": "works"}, "/v1/clusters": {"name": "c2"}}
+
+
+@pytest.mark.bad_input("condition that nobody looks at", story=True)
+def test_a_condition_that_nobody_looks_at_is_refused(play: Play) -> None:
+    async def story(world: Any) -> None:
+        for method, path, name, value in (
+            ("PUT", "/v1/hold", "If-Match", '"1"'),
+            ("POST", "/v1/clusters", "If-Match", "*"),
+            ("PATCH", "/v1/clusters/default", "If-None-Match", "*"),
+            ("PATCH", "/v1/clusters/default", "If-Match", '"-0123456789abcdef01234567"'),
+            ("PATCH", "/v1/clusters/default", "If-Match", '"1", "2"'),
+            ("PATCH", "/v1/clusters/default", "If-Match", ""),
+            ("GET", "/v1/clusters/default", "If-None-Match", "yesterday"),
+            ("GET", "/v1/clusters", "If-None-Match", ""),
+            ("GET", "/v1/clusters", "If-None-Match", '"1" "2"'),
+        ):
+            body = None if method == "GET" else _BODIES.get(path, {})
+            answer = await world.call(method, path, body, headers={name: value})
+            check(answer, 400, "problem.invalid", name)
+
+    play(story)
+
+
 def test_a_fault_of_ours_is_a_number_to_quote_and_no_traceback(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from test_problems import check
 
 from virtha.api.stream import encode_event, event_chunks
+from virtha.control.events import StreamPlace
 from virtha.model.codes import Severity
 from virtha.model.errors import Unauthenticated
 from virtha.model.event import Event
@@ -53,7 +55,7 @@ async def read_events(answer: httpx.Response, count: int) -> list[dict[str, Any]
         name, _, value = line.partition(": ")
         if name in ("id", "event", "data"):
             current[name] = value
-        elif not line and current:
+        elif not line and "data" in current:
             found.append(current)
             current = {}
             if len(found) == count:
@@ -64,6 +66,10 @@ async def read_events(answer: httpx.Response, count: int) -> list[dict[str, Any]
 async def make_events(world: Any, count: int, start: int = 0) -> None:
     for number in range(start, start + count):
         await world.ok("POST", "/v1/clusters", {"name": f"c{number}"})
+
+
+def revision_of(event: dict[str, Any]) -> int:
+    return int(event["id"].partition("-")[0])
 
 
 def names_of(events: list[dict[str, Any]]) -> list[str]:
@@ -82,7 +88,7 @@ def test_live_events_arrive_with_id_and_code(play: Play, tmp_path: Path) -> None
         assert [event["event"] for event in events] == ["cluster.created"] * 3
         assert names_of(events) == ["c0", "c1", "c2"]
         for event in events:
-            assert int(event["id"]) == msgspec.json.decode(event["data"])["revision"]
+            assert revision_of(event) == msgspec.json.decode(event["data"])["revision"]
 
     play(story)
 
@@ -103,7 +109,7 @@ def test_resumed_again_and_again_nothing_is_lost_or_doubled(play: Play, tmp_path
                 headers = {"Last-Event-ID": found[-1]["id"]}
             await writer
         assert names_of(found) == [f"c{number}" for number in range(30)]
-        ids = [int(event["id"]) for event in found]
+        ids = [revision_of(event) for event in found]
         assert ids == sorted(set(ids))
         listed = await world.ok("GET", f"/v1/events?after={start}&order=asc&limit=100")
         assert [event["revision"] for event in listed["items"]] == ids
@@ -125,6 +131,7 @@ def test_after_and_filter(play: Play, tmp_path: Path) -> None:
     play(story)
 
 
+@pytest.mark.bad_input("stream from nowhere", story=True)
 @pytest.mark.parametrize(
     ("query", "headers", "status", "field"),
     [
@@ -132,6 +139,12 @@ def test_after_and_filter(play: Play, tmp_path: Path) -> None:
         ("?befor=1", {}, 400, "befor"),
         ("", {"Last-Event-ID": "-1"}, 400, "Last-Event-ID"),
         ("", {"Last-Event-ID": "9" * 30}, 400, "Last-Event-ID"),
+        ("", {"Last-Event-ID": "1-"}, 400, "Last-Event-ID"),
+        ("", {"Last-Event-ID": "1-1A2B3C4D"}, 400, "Last-Event-ID"),
+        ("", {"Last-Event-ID": "1-00000000"}, 410, "Last-Event-ID"),
+        ("", {"Last-Event-ID": "1000000"}, 400, "Last-Event-ID"),
+        ("?after=1000000", {}, 400, "after"),
+        ("?after=-1", {}, 400, "after"),
         ("?vm=nothing", {}, 404, None),
     ],
 )
@@ -151,12 +164,21 @@ def test_too_old_is_gone(play: Play) -> None:
     async def story(world: Any) -> None:
         await make_events(world, 3)
         async with world.store.write() as tx:
-            from virtha.store.installations import prune_events
+            from virtha.store.installations import newest_before, prune_events
 
-            assert await prune_events(tx, older_than_ms=tx.clock.wall_ms() + 1_000) > 0
-        answer = await world.call("GET", "/v1/events/stream?after=1")
-        assert answer.status_code == 410, answer.text
-        assert answer.json()["code"] == "problem.gone"
+            newest = await newest_before(tx, tx.clock.wall_ms() + 1_000)
+            assert newest is not None and await prune_events(tx, newest, spared=()) > 0
+            oldest = await tx.revision_now()
+        for query, headers, field in (
+            ("?after=1", {}, "after"),
+            ("", {"Last-Event-ID": "1"}, "Last-Event-ID"),
+        ):
+            answer = await world.call("GET", f"/v1/events/stream{query}", headers=headers)
+            problem = check(answer, 410, "problem.gone", field)
+            assert f"oldest is {oldest}" in problem["fix"]
+        answer = await world.call("GET", f"/v1/events/stream?after={oldest + 1}")
+        problem = check(answer, 400, "problem.revision.future", "after")
+        assert problem["allowed"] == [f"{oldest} to {oldest}"]
 
     play(story)
 
@@ -171,7 +193,7 @@ def test_streams_end_at_once_when_the_server_stops(play: Play, tmp_path: Path) -
                 listener.stop()
                 async with asyncio.timeout(60):  # without it they would never end
                     rest = [line async for line in lines]
-            assert all(line.startswith(":") or not line for line in rest)
+            assert all(line.startswith((":", "id: ")) or not line for line in rest)
 
     play(story)
 
@@ -199,6 +221,10 @@ def an_event(revision: int) -> Event:
     )
 
 
+def from_nothing() -> StreamPlace:
+    return StreamPlace(0, "1a2b3c4d")
+
+
 async def events_then_nothing(*revisions: int) -> AsyncIterator[Event]:
     for revision in revisions:
         yield an_event(revision)
@@ -210,8 +236,8 @@ async def allowed() -> None:
 
 
 def test_one_message_is_one_line_of_data() -> None:
-    lines = encode_event(an_event(7)).decode().split("\n")
-    assert lines[0] == "id: 7"
+    lines = encode_event(an_event(7), "1a2b3c4d").decode().split("\n")
+    assert lines[0] == "id: 7-1a2b3c4d"
     assert lines[1] == "event: hold.set"
     assert lines[2].startswith("data: {") and lines[3:] == ["", ""]
 
@@ -220,22 +246,37 @@ def test_keep_alive_while_nothing_happens_and_events_are_not_lost_by_it() -> Non
     async def story() -> None:
         wake = asyncio.Event()
 
-        async def events() -> AsyncIterator[Event]:
-            yield an_event(1)
-            await wake.wait()
-            yield an_event(2)
+        place = from_nothing()
 
-        chunks = event_chunks(events(), allowed, 0, keep_alive_s=0.01)
+        async def events() -> AsyncIterator[Event]:
+            place.revision = 1
+            yield an_event(1)
+            place.revision = 5  # four that this reader does not ask for
+            await wake.wait()
+            place.revision = 6
+            yield an_event(6)
+
+        async def waking() -> None:
+            """The next event comes while the keep-alive before it is on its way."""
+            if len(found) == 5:
+                wake.set()
+                await asyncio.sleep(0.01)
+
         found: list[bytes] = []
+        chunks = event_chunks(events(), waking, place, keep_alive_s=0.01)
         async for chunk in chunks:
             found.append(chunk)
-            if found.count(b": keep-alive\n\n") == 3:
-                wake.set()
-            if chunk.startswith(b"id: 2"):
+            if chunk.startswith(b"id: 6"):
                 break
         await chunks.aclose()
-        ids = [chunk for chunk in found if chunk.startswith(b"id:")]
-        assert [chunk[:5] for chunk in ids] == [b"id: 1", b"id: 2"]
+        assert found[0] == b"retry: 1000\nid: 0-1a2b3c4d\n\n"
+        ids = [chunk.partition(b"\nevent")[0] for chunk in found if b"\ndata: " in chunk]
+        assert ids == [b"id: 1-1a2b3c4d", b"id: 6-1a2b3c4d"]
+        alive = [chunk for chunk in found if chunk.startswith(b": keep-alive")]
+        assert len(alive) >= 3
+        assert set(alive) <= {
+            b": keep-alive\nid: %d-1a2b3c4d\n\n" % revision for revision in (1, 5)
+        }
 
     asyncio.run(story())
 
@@ -246,7 +287,10 @@ def test_a_token_that_ended_ends_the_stream() -> None:
             raise Unauthenticated("expired", code="problem.token.expired")
 
         return [
-            chunk async for chunk in event_chunks(events_then_nothing(1), ended, 0, keep_alive_s=0)
+            chunk
+            async for chunk in event_chunks(
+                events_then_nothing(1), ended, from_nothing(), keep_alive_s=0
+            )
         ]
 
     chunks = asyncio.run(story())
@@ -271,7 +315,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         async def receive() -> Any:
             await asyncio.Event().wait()
 
-        chunks = event_chunks(events_then_nothing(1), allowed, 0)
+        chunks = event_chunks(events_then_nothing(1), allowed, from_nothing())
         response = stream.EventStreamResponse(chunks, {}, asyncio.Event(), metrics)
         async with asyncio.timeout(DEADLINE_S):
             scope: Any = {}

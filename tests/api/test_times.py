@@ -13,6 +13,7 @@ from virtha.api.stream import encode_event
 from virtha.api.table import ROUTES
 from virtha.api.times import encode
 from virtha.control.incident_views import IncidentLine, IncidentSummary
+from virtha.control.routing_views import RouteFate
 from virtha.control.views import ConsoleLogPart, CurrentSession, HostCertificate, Page, ReceiverView
 from virtha.model.codes import Severity
 from virtha.model.event import Event
@@ -21,6 +22,7 @@ from virtha.model.ids import OperationId, Revision
 from virtha.model.notification import Delivery, ReceiverStatus
 from virtha.model.operation import Operation, OperationStep
 from virtha.model.power_settings import PowerTest
+from virtha.model.routing import Silence
 from virtha.model.snapshot import Snapshot
 from virtha.model.template import Template
 from virtha.model.time import UtcMillis, parse_utc
@@ -52,6 +54,8 @@ TIMES = {
     PowerTest: {"at", "passed_at"},
     IncidentSummary: {"opened", "closed"},
     IncidentLine: {"at"},
+    Silence: {"begins", "ends"},
+    RouteFate: {"at"},
 }
 
 
@@ -113,7 +117,7 @@ def test_the_stream_says_what_the_list_says() -> None:
     event = Event(
         revision=Revision(3), code="vm.started", severity=Severity.INFO, message="", at=MOMENT
     )
-    data = encode_event(event).split(b"data: ")[1].strip()
+    data = encode_event(event, "1a2b3c4d").split(b"data: ")[1].strip()
     assert data == encode(event, Event)
     assert json.loads(data)["at"] == SHOWN
 

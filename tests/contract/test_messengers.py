@@ -3,6 +3,7 @@ left open."""
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
@@ -16,6 +17,7 @@ from told_messages import message
 from virtha.drivers.messengers import NetworkMessengers
 from virtha.model.ids import ReceiverId
 from virtha.model.notification import (
+    AlertmanagerSettings,
     MailSecurity,
     MailSettings,
     Receiver,
@@ -63,7 +65,22 @@ async def webhook() -> AsyncIterator[tuple[ReceiverSettings, Accepted]]:
         yield settings, lambda: [one.headers["x-virtha-delivery"] for one in server.requests]
 
 
-PLACES = {"mail": mail, "snmp": snmp, "webhook": webhook}
+@asynccontextmanager
+async def alertmanager() -> AsyncIterator[tuple[ReceiverSettings, Accepted]]:
+    server = WebServer()
+    async with server.running() as port:
+        settings = AlertmanagerSettings(url=f"http://127.0.0.1:{port}", private_addresses=True)
+        yield (
+            settings,
+            lambda: [
+                alert["annotations"]["message_id"]
+                for one in server.requests
+                for alert in json.loads(one.body)
+            ],
+        )
+
+
+PLACES = {"mail": mail, "snmp": snmp, "webhook": webhook, "alertmanager": alertmanager}
 
 
 @asynccontextmanager

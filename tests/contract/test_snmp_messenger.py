@@ -129,7 +129,7 @@ def test_each_kind_has_its_notification(daemon: OwnTrapDaemon) -> None:
         before = len(daemon.notices())
         told = messenger(v2c(daemon, inform=True), COMMUNITY)
         solved = msgspec.structs.replace(EVENT, code="vm.restarted", severity=Severity.INFO)
-        notice = msgspec.structs.replace(EVENT, code="vm.started", severity=Severity.INFO)
+        notice = msgspec.structs.replace(EVENT, code="vm.created", severity=Severity.INFO)
         await told.send(message(1, event=solved))
         await told.send(message(2, event=notice))
         await told.send(message(3, test=True))

@@ -87,6 +87,7 @@ def test_the_body_is_signed_and_says_all() -> None:
                 "operation_id": None,
                 "user": None,
             },
+            "group": None,
         }
 
     asyncio.run(story())

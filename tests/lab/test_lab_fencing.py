@@ -1,34 +1,18 @@
 """Hosts that die or hang, on real hosts: switched off by their power device, proven dead, their VMs up elsewhere, once."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 import pytest
+from fenced import fenced
 
 from virtha.lab import faults
-from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
 from virtha.lab.node import wait_until
 from virtha.lab.records import begin_writing
-from virtha.lab.story import BY_COMMAND, BY_IPMI, Story, bmcs, no_restart_limit
+from virtha.lab.story import BY_COMMAND, Story
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
 RECOVERED_S = 150.0
-READ_DEADLINE_MS = 4_500
-"""A loaded machine takes its time to run ipmitool."""
-
-
-@contextlib.contextmanager
-def _bmcs(story: Story, settings: Json = BY_IPMI, **policy: Json) -> Iterator[dict[str, Bmc]]:
-    """``policy``: other parts of it."""
-    fencing = {"read_deadline_ms": READ_DEADLINE_MS, "cap_count": 1_000}
-    story.set_policy({**no_restart_limit(), "fencing": fencing, **policy})
-    try:
-        with bmcs(story, settings) as made:
-            yield made
-    finally:
-        story.set_policy(no_restart_limit())
 
 
 def _codes(story: Story, after: int) -> list[str]:
@@ -68,7 +52,7 @@ def _recovered(story: Story, vm: str, host: str, bmc: Bmc, revision: int) -> Non
 @pytest.mark.req("F1", "F3", "F4", "F5", "X4")
 def test_the_plug_of_a_host_is_pulled_and_its_vm_runs_elsewhere(story: Story) -> None:
     """Nobody hears a goodbye; its BMC lives and says off."""
-    with _bmcs(story) as made:
+    with fenced(story) as made:
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         revision = story.revision()
@@ -109,7 +93,7 @@ def _is_on_record(story: Story, vm: str, host: str) -> None:
 def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(story: Story) -> None:
     """All of its processes stand still, and its connections stand: it could go on any moment. Its BMC is
     switched by a program."""
-    with _bmcs(story, BY_COMMAND) as made:
+    with fenced(story, BY_COMMAND) as made:
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         revision = story.revision()
@@ -124,7 +108,7 @@ def test_a_host_that_hangs_is_switched_off_before_its_vm_runs_elsewhere(story: S
 def test_a_host_without_its_network_whose_vm_writes_is_left_alone(story: Story) -> None:
     """Its BMC would say on and obey; its neighbour reaches it as little as the server does, but sees its disk change. Without
     leases, or its slot would tell that it lives."""
-    with _bmcs(story, lease={"enabled": False}) as made:
+    with fenced(story, lease={"enabled": False}) as made:
         story.create_vm("web1", host="h1")
         story.wait_agent("web1")
         begin_writing(story, "web1")

@@ -161,12 +161,17 @@ def _listener(namespace: str, port: int) -> socket.socket:
     return made[0]
 
 
-def add_receivers(story: Story, mails: MailWitness, traps: TrapWitness) -> None:
-    """As an administrator does it, on the command line where no secret is asked for."""
+def add_mail_receiver(story: Story, mails: MailWitness) -> None:
+    """As an administrator does it, on the command line."""
     story.lab.virtha(
         *("notify", "receiver", "add", "mail", "mail1", "--host", "127.0.0.1"),
         *("--port", str(mails.port), "--security", "none", "--sender", "virtha@example.org"),
     )
+
+
+def add_receivers(story: Story, mails: MailWitness, traps: TrapWitness) -> None:
+    """On the command line where no secret is asked for."""
+    add_mail_receiver(story, mails)
     settings = {
         "type": "snmp",
         "host": "127.0.0.1",
@@ -191,7 +196,12 @@ def told(story: Story, *codes: str) -> Iterator[tuple[MailWitness, TrapWitness]]
         try:
             yield mails, traps
         finally:
-            for one in story.api.get("/v1/subscriptions")["items"]:
-                story.api.request("DELETE", f"/v1/subscriptions/{one['subscription']['name']}")
-            for name in ("mail1", "nms"):
-                story.api.request("DELETE", f"/v1/receivers/{name}")
+            forget_receivers(story, "mail1", "nms")
+
+
+def forget_receivers(story: Story, *names: str) -> None:
+    """With all that was sent to them."""
+    for one in story.api.get("/v1/subscriptions")["items"]:
+        story.api.request("DELETE", f"/v1/subscriptions/{one['subscription']['name']}")
+    for name in names:
+        story.api.request("DELETE", f"/v1/receivers/{name}")

@@ -70,6 +70,13 @@ ENGINE_PLAYS = tuple(
         "late_facts",
     )
 )
+ROUTED = (
+    "tests/unit/alerts/test_router_bounds.py",
+    "tests/unit/alerts/test_router.py",
+    "tests/unit/server/test_routed_notifications.py",
+    "tests/unit/server/test_routing_faults.py",
+    "tests/unit/alerts/test_router_at_random.py",
+)
 # The first that fits.
 STORIES = {
     "virtha/agent/disk_looks": ("tests/unit/agent/test_disk_looks.py",),
@@ -88,6 +95,13 @@ STORIES = {
         "tests/unit/server/test_power_desk.py",
         "tests/unit/server/test_led_power.py",
     ),
+    "virtha/control/keyed_requests": ("tests/unit/control/test_control_keyed_requests.py",),
+    "virtha/control/events": ("tests/unit/control/test_control_facts.py",),
+    "virtha/store/store": ("tests/unit/control/test_control_keyed_requests.py",),
+    "virtha/api/stream": ("tests/api/test_stream.py",),
+    "virtha/api/ovirt/": ("tests/api/test_ovirt_protection.py",),
+    "virtha/alerts/": ROUTED,
+    "virtha/control/event_routing": ROUTED,
     "virtha/control/": (
         "tests/unit/control/test_control_safety.py",
         "tests/unit/server/test_leader.py",

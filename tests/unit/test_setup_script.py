@@ -23,6 +23,7 @@ class Machine:
         shutil.copy(SCRIPT, self.checkout / "scripts/setup")
         (self.checkout / "requirements.lock").touch()
         (self.checkout / "pyproject.toml").touch()
+        (self.checkout / "scripts/ovirt-collection.lock").touch()
         self.programs = directory / "programs"
         self.programs.mkdir()
         self.program("dpkg-query", "exit 1")  # no package is installed

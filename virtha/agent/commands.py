@@ -409,7 +409,9 @@ class CommandRunner:
                     if answers:
                         bootstatus = _number(await self._read(vm_id, BOOTSTATUS_PATH))
                         uptime_ms = _uptime_ms(await self._read(vm_id, "/proc/uptime"))
-                        break
+                if bootstatus is not None or uptime_ms is not None:
+                    break
+                # One that answers and is read in vain may be slow, at its boot: nobody else asks again.
                 await asyncio.sleep(BOOTSTATUS_POLL_MS / 1_000)
         except HypervisorError as error:
             _log.info("bootstatus can't be read", vm=vm_id, error=str(error))

@@ -3,7 +3,15 @@
 import re
 from html import escape
 
-from virtha.alerts.notice import facts, headline, help_of, kind_of, one_line
+from virtha.alerts.notice import (
+    facts,
+    headline,
+    help_of,
+    kind_of,
+    one_line,
+    other_lines,
+    vm_lines,
+)
 from virtha.model.codes import Severity
 from virtha.model.notification import MailSettings, Message
 from virtha.model.time import UtcMillis
@@ -37,7 +45,7 @@ def mail_text(message: Message, settings: MailSettings) -> MailText:
         subject=_subject(message),
         text=_text(message),
         html=_html(message) if settings.html else None,
-        date=message.event.at,
+        date=message.created or message.event.at,
         sender_name=one_line(f"virtha {message.installation}", 60),
         headers=_headers(message, settings),
     )
@@ -72,8 +80,10 @@ def _headers(message: Message, settings: MailSettings) -> tuple[tuple[str, str],
 
 
 def _thread(message: Message) -> str | None:
-    """A mail that never was, as the first of all about one VM or host: clients show them together."""
+    """A mail that never was, as the first of all about one group, VM or host: clients show them together."""
     event = message.event
+    if message.group is not None:
+        return f"<group.{_id(message.group.note.group_id)}@{_id(message.installation_id)}>"
     if event.vm_id is not None:
         return f"<vm.{_id(event.vm_id)}@{_id(message.installation_id)}>"
     if event.host_id is not None:
@@ -90,7 +100,17 @@ def _text(message: Message) -> str:
     lines += [f"{label + ':':<{width}}{text}" for label, text in pairs]
     if help_of(message):
         lines += ["", "What to do: " + help_of(message)]
+    for title, some in _lists(message):
+        lines += ["", f"{title}:", *(f"  {one}" for one in some)]
     return "\n".join([*lines, "", "-- ", _WHY, ""])
+
+
+def _lists(message: Message) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What a group has beside its event, under its titles."""
+    if message.group is None:
+        return ()
+    found = (("VMs", vm_lines(message.group)), ("Also", other_lines(message.group)))
+    return tuple((title, lines) for title, lines in found if lines)
 
 
 def _html(message: Message) -> str:
@@ -102,12 +122,18 @@ def _html(message: Message) -> str:
     )
     test = "<p><b>This is a test. Nothing happened.</b></p>" if message.test else ""
     advice = f"<p><b>What to do:</b> {escape(help_of(message))}</p>" if help_of(message) else ""
+    lists = "".join(
+        f"<h2 style='font-size:15px'>{escape(title)}</h2><ul>"
+        + "".join(f"<li>{escape(one)}</li>" for one in lines)
+        + "</ul>"
+        for title, lines in _lists(message)
+    )
     return (
         "<!DOCTYPE html><html><head><meta charset='utf-8'></head>"
         "<body style='font-family:sans-serif;font-size:14px'>"
         f"<h1 style='font-size:18px;border-left:6px solid {colour};padding-left:10px'>"
         f"{escape(headline(message))}</h1>{test}"
-        f"<table style='border-collapse:collapse;font-size:14px'>{rows}</table>{advice}"
+        f"<table style='border-collapse:collapse;font-size:14px'>{rows}</table>{advice}{lists}"
         f"<p style='color:#666666;font-size:12px'>{escape(_WHY)}</p></body></html>\n"
     )
 

@@ -3,8 +3,9 @@
 import unicodedata
 from enum import StrEnum
 
-from virtha.model.codes import REGISTRY, Severity
-from virtha.model.notification import Message
+from virtha.model.codes import REGISTRY, SOLVES, Severity, render
+from virtha.model.event import Event
+from virtha.model.notification import Message, MessageGroup
 from virtha.model.time import format_utc
 
 _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -14,47 +15,16 @@ _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 class NoticeKind(StrEnum):
     PROBLEM = "problem"
     SOLVED = "solved"
-    """What an earlier event told of has ended (``SOLVES``)."""
+    """What an earlier event told of has ended (``model/codes/pairs.py``)."""
     NOTICE = "notice"
     TEST = "test"
-
-
-SOLVES: dict[str, tuple[str, ...]] = {
-    "hold.lifted": ("hold.set",),
-    "notify.receiver_back": ("notify.receiver_away",),
-    "host.agent.up": ("host.agent.down",),
-    "host.reachable": ("host.unreachable",),
-    "host.libvirt.back": ("host.libvirt.lost",),
-    "host.gate.proved": ("host.gate.missing",),
-    "host.answers_again": ("host.suspected", "host.isolated"),
-    "host.returned": (
-        "host.judged_dead",
-        "host.proven_dead",
-        "fence.failed",
-        "fence.on_failed",
-        "fence.not_back",
-    ),
-    "host.lease.held_again": ("host.lease.lost", "host.lease.cleared"),
-    "storage.lease_again": ("storage.outage",),
-    "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
-    "fence.brake.lifted": ("fence.brake.tripped",),
-    "vm.agent.connected": ("vm.agent.lost",),
-    "vm.restarted": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly", "vm.restart.failed"),
-    "vm.recovered": (
-        "vm.recovery_failed",
-        "vm.recovery_blocked",
-        "vm.start_overdue",
-        "vm.start_unclear",
-        "vm.migration_lost",
-    ),
-    "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
-}
-"""Which trouble, of the same object, an event ends: a receiver may close it."""
 
 
 def kind_of(message: Message) -> NoticeKind:
     if message.test:
         return NoticeKind.TEST
+    if message.group is not None:
+        return NoticeKind(message.group.note.kind)
     if message.event.code in SOLVES:
         return NoticeKind.SOLVED
     if message.event.severity is Severity.INFO:
@@ -76,7 +46,56 @@ def help_of(message: Message) -> str:
 
 def headline(message: Message) -> str:
     said = one_line(message.event.message) or message.event.code
-    return f"Test: {said}" if message.test else said
+    if message.test:
+        return f"Test: {said}"
+    if message.group is None:
+        return said
+    note = message.group.note
+    repeated = "Still: " if note.reason == "notify.told.repeat" else ""
+    begun = "Solved: " if note.kind == NoticeKind.SOLVED else repeated
+    return f"{begun}{said}{_beside(message.group)}"
+
+
+def _beside(group: MessageGroup) -> str:
+    """How much more there is, for a headline."""
+    parts = []
+    events, vms = len(group.others) + group.more, len(group.vms) + group.vms_left_out
+    if events:
+        parts.append(f"{events} more event{'s' * (events > 1)}")
+    if vms:
+        parts.append(f"{vms} VM{'s' * (vms > 1)}")
+    return f" (and {', '.join(parts)})" if parts else ""
+
+
+def other_lines(group: MessageGroup) -> tuple[str, ...]:
+    """The group's other events, one line each; the last says how many are left out."""
+    lines = [
+        f"{format_utc(one.at)}  {one.severity}: {one_line(one.message, 300) or one.code}"
+        f"{_again(group, one)}"
+        for one in group.others
+    ]
+    if group.more:
+        lines.append(f"and {group.more} more: virtha event list")
+    return tuple(lines)
+
+
+def _again(group: MessageGroup, event: Event) -> str:
+    count = group.note.again.get(str(int(event.revision)), 0)
+    return f" (and {count} times again)" if count else ""
+
+
+def vm_lines(group: MessageGroup) -> tuple[str, ...]:
+    """How far each VM of the failed host is on its way back, as the message is made."""
+    lines = []
+    for one in group.vms:
+        where = f" on {one_line(one.host, 100)}" if one.host else ""
+        why = f": {one_line(one.why, 200)}" if one.why else ""
+        lines.append(f"{one_line(one.vm, 100)}: {one.state}{where}{why}")
+    if group.vms_left_out:
+        lines.append(
+            f"and {group.vms_left_out} more: virtha incident show {group.note.incident_id}"
+        )
+    return tuple(lines)
 
 
 def facts(message: Message) -> tuple[tuple[str, str], ...]:
@@ -94,11 +113,25 @@ def facts(message: Message) -> tuple[tuple[str, str], ...]:
         ("By the host's clock", None if event.host_at is None else format_utc(event.host_at)),
         ("By", event.user),
         ("Operation", event.operation_id),
+        *_about_group(message),
         ("Installation", f"{message.installation} ({message.installation_id})"),
         ("Event number", str(int(event.revision))),
         ("Message", message.delivery_id),
     ]
     return tuple((label, one_line(text)) for label, text in pairs if text)
+
+
+def _about_group(message: Message) -> tuple[tuple[str, str | None], ...]:
+    if message.group is None:
+        return ()
+    note = message.group.note
+    again = note.again.get(str(int(message.event.revision)), 0)
+    return (
+        ("Failed host", message.group.cause),
+        ("Times again", str(again) if again else None),
+        ("Sent because", render(note.reason, {})),
+        ("Problems that go on", str(note.open) if note.open else None),
+    )
 
 
 def one_line(text: str, limit: int = 1_000) -> str:

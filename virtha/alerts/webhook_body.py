@@ -8,8 +8,10 @@ import hmac
 
 import msgspec
 
-from virtha.alerts.notice import SOLVES, help_of, kind_of, number_of
-from virtha.model.notification import Message
+from virtha.alerts.notice import kind_of
+from virtha.model.codes import REGISTRY, SOLVES
+from virtha.model.event import Event
+from virtha.model.notification import Message, MessageGroup, VmLine
 from virtha.model.time import format_utc
 from virtha.model.value import Fields, Value
 
@@ -40,6 +42,22 @@ class EventBody(Value, frozen=True, kw_only=True):
     user: str | None
 
 
+class GroupBody(Value, frozen=True, kw_only=True):
+    """What goes with the event, where the route groups events. ``reason``: ``notify.told.…``, why it is sent now; ``open``:
+    problems of the group that go on; ``more``: events that are only counted."""
+
+    id: str
+    key: str
+    reason: str
+    open: int
+    cause: Named | None
+    incident_id: str | None
+    others: tuple[EventBody, ...]
+    more: int
+    vms: tuple[VmLine, ...]
+    vms_left_out: int
+
+
 class WebhookBody(Value, frozen=True, kw_only=True):
     """``id``: of the delivery, the same when it is sent again. ``kind``: problem, solved, notice or test."""
 
@@ -52,6 +70,7 @@ class WebhookBody(Value, frozen=True, kw_only=True):
     host: Named | None
     vm: Named | None
     event: EventBody
+    group: GroupBody | None = None
 
 
 def webhook_body(message: Message) -> bytes:
@@ -67,21 +86,43 @@ def webhook_body(message: Message) -> bytes:
             cluster=_named(event.cluster_id, message.cluster),
             host=_named(event.host_id, message.host),
             vm=_named(event.vm_id, message.vm),
-            event=EventBody(
-                number=event.revision,
-                code=event.code,
-                code_number=number_of(message),
-                severity=event.severity,
-                message=event.message,
-                help=help_of(message),
-                solves=SOLVES.get(event.code, ()),
-                fields=event.fields,
-                at=format_utc(event.at),
-                host_at=None if event.host_at is None else format_utc(event.host_at),
-                operation_id=event.operation_id,
-                user=event.user,
-            ),
+            event=_event(event),
+            group=_group(message.group) if message.group is not None else None,
         )
+    )
+
+
+def _event(event: Event) -> EventBody:
+    known = REGISTRY.get(event.code)
+    return EventBody(
+        number=event.revision,
+        code=event.code,
+        code_number=known.number if known is not None else 0,
+        severity=event.severity,
+        message=event.message,
+        help=known.help if known is not None else "",
+        solves=SOLVES.get(event.code, ()),
+        fields=event.fields,
+        at=format_utc(event.at),
+        host_at=None if event.host_at is None else format_utc(event.host_at),
+        operation_id=event.operation_id,
+        user=event.user,
+    )
+
+
+def _group(group: MessageGroup) -> GroupBody:
+    note = group.note
+    return GroupBody(
+        id=note.group_id,
+        key=note.key,
+        reason=note.reason,
+        open=note.open,
+        cause=_named(note.host_id, group.cause),
+        incident_id=note.incident_id,
+        others=tuple(_event(one) for one in group.others),
+        more=group.more,
+        vms=group.vms,
+        vms_left_out=group.vms_left_out,
     )
 
 

@@ -258,6 +258,7 @@ ROUTES: tuple[Route, ...] = (
         body=TokenCreate,
         answer=TokenSecret,
         status=201,
+        secret=True,
         errors=(NotFound,),
     ),
     Route(

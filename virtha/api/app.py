@@ -1,13 +1,12 @@
 """The ASGI application: the route table turned into Litestar handlers, and errors into problems."""
 
-import re
 import time
-import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
-import structlog
+import msgspec
 from litestar import HttpMethod, Litestar, Request, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
@@ -16,18 +15,20 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Method
 
 from virtha.api.console_socket import console_handler
+from virtha.api.cursors import paged, placed
 from virtha.api.decode import BODY_BYTES_MAX, decode_body, decode_query
+from virtha.api.entity_tags import is_known, revision_in, tag_of
+from virtha.api.errors import as_ours
+from virtha.api.keyed import answer_once, key_of
+from virtha.api.ovirt.app import ovirt_handlers
 from virtha.api.problems import (
-    BY_STATUS,
     MEDIA_TYPE,
-    TooLarge,
     UnsupportedMediaType,
     encode_problem,
     headers_of,
     problem_of,
 )
 from virtha.api.route import (
-    IF_MATCH,
     JSON,
     OPEN,
     Answer,
@@ -44,7 +45,6 @@ from virtha.api.times import encode
 from virtha.control import Control
 from virtha.control.views import Caller
 from virtha.model.errors import (
-    Failed,
     Forbidden,
     InvalidInput,
     NotFound,
@@ -54,7 +54,6 @@ from virtha.model.errors import (
 from virtha.model.ids import Revision
 from virtha.model.user import Role
 
-log = structlog.get_logger("virtha.api")
 PEER_UID = "virtha_peer_uid"
 """Key in the ASGI connection state: the peer's uid on the Unix socket, set by the server from the
 kernel's word. Absent on TCP; no header can set it."""
@@ -69,6 +68,7 @@ def create_app(services: Services) -> Litestar:
         route_handlers=[
             *(_litestar_handler(one, services) for one in ROUTES),
             console_handler(services),
+            *ovirt_handlers(services),
         ],
         exception_handlers={Exception: _make_exception_handler(services)},
         openapi_config=None,  # ours comes from the same table: virtha/api/openapi.py
@@ -87,7 +87,8 @@ def _litestar_handler(one: Route, services: Services) -> HTTPRouteHandler:
         began = time.perf_counter()
         status = 500
         try:
-            answer = await _answer(one, request, services)
+            answer = _encoded(one, await _answer(one, request, services))
+            answer = _unless_known(one, answer, request)
             status = answer.status or one.status
             return _respond(one, answer, services)
         except VirthaError as error:
@@ -129,19 +130,40 @@ async def _answer(one: Route, request: AnyRequest, services: Services) -> Answer
     query: Any = decode_query(
         [(name, str(text)) for name, text in request.query_params.multi_items()], one.query
     )
+    path = {name: str(value) for name, value in request.path_params.items()}
+    query = placed(one, path, query)
+    key = key_of(one, request.headers)
     body = await _body(one, request)
     call: Call[Any, Any] = Call(
         services=services,
         caller=caller,
         token=token,
         address=request.client.host if request.client else "unix socket",
-        path={name: str(value) for name, value in request.path_params.items()},
+        path=path,
         query=query,
         body=body,
-        if_match=_if_match(request) if one.conditional else None,
+        if_match=_if_match(one, request),
         headers={name.lower(): value for name, value in request.headers.items()},
     )
-    return await one.handler(call)
+    if key is None:
+        return paged(one, path, query, await one.handler(call))
+    return await answer_once(one, call, key, await _said(request))
+
+
+async def _said(request: AnyRequest) -> bytes:
+    """All that is asked for: the same, however its JSON is written."""
+    raw = await request.body()
+    body = msgspec.json.decode(raw) if raw.strip() else {}
+    return msgspec.json.encode(
+        [
+            request.method,
+            request.url.path,
+            request.url.query,
+            request.headers.get("if-match", ""),
+            body,
+        ],
+        order="sorted",
+    )
 
 
 async def authenticate(request: AnyRequest, token: str | None, control: Control) -> Caller:
@@ -190,33 +212,47 @@ async def _body(one: Route, request: AnyRequest) -> Any:
     return decode_body(raw, one.body)
 
 
-def _if_match(request: AnyRequest) -> Revision | None:
+def _if_match(one: Route, request: AnyRequest) -> Revision | None:
+    """Raises InvalidInput: a condition that nobody looks at must not be taken for one that was met."""
+    for name, honoured in (("If-Match", one.conditional), ("If-None-Match", False)):
+        if one.method != "GET" and not honoured and name.lower() in request.headers:
+            raise InvalidInput(
+                f"{one.name} has no such condition", field=name, fix="leave the header out"
+            )
     header = request.headers.get("if-match")
-    if header is None or header.strip() == "*":
-        return None
-    if re.fullmatch(IF_MATCH, header.strip()) is None:
-        raise InvalidInput(
-            f"'{header}' is no ETag of ours",
-            field="If-Match",
-            fix='send the ETag that the object came with, for example "42"',
-        )
-    return Revision(int(header.strip().removeprefix("W/").strip('"')))
+    return revision_in(header) if header is not None and one.conditional else None
+
+
+def _encoded(one: Route, answer: Answer) -> Answer:
+    """With its bytes."""
+    if answer.raw is not None or answer.stream is not None or one.answer is None:
+        return answer
+    return replace(answer, raw=encode(answer.body, one.answer))
+
+
+def _unless_known(one: Route, answer: Answer, request: AnyRequest) -> Answer:
+    """With its ETag, and nothing else where the sender has it already."""
+    headers = {}
+    if one.tagged:
+        headers["ETag"] = tag_of(answer.revision, answer.raw)
+    elif answer.revision is not None:
+        headers["ETag"] = tag_of(answer.revision)
+    answer = replace(answer, headers={**headers, **answer.headers})
+    known = request.headers.get("if-none-match")
+    if one.tagged and known is not None and is_known(known, headers["ETag"]):
+        return replace(answer, raw=b"", status=HTTPStatus.NOT_MODIFIED)
+    return answer
 
 
 def _respond(one: Route, answer: Answer, services: Services) -> ASGIApp:
     headers = dict(answer.headers)
-    if answer.revision is not None:
-        headers["ETag"] = f'"{answer.revision}"'
     if answer.location is not None:
         headers["Location"] = answer.location
     headers.setdefault("Cache-Control", "no-store")
     if answer.stream is not None:
         return EventStreamResponse(answer.stream, headers, services.stopping, services.metrics)
-    raw = answer.raw
-    if raw is None and one.answer is not None:
-        raw = encode(answer.body, one.answer)
     return ASGIResponse(
-        body=raw or b"",
+        body=answer.raw or b"",
         status_code=answer.status or one.status,
         media_type=one.media_type,
         headers=headers,
@@ -248,38 +284,14 @@ def _make_exception_handler(
 def _as_ours(request: AnyRequest, error: Exception) -> VirthaError:
     path = request.url.path
     match error:
-        case VirthaError():
-            return error
         case NotFoundException():
             return NotFound(
                 f"there is nothing at {path}", fix="GET /v1/openapi.json lists all paths"
             )
         case MethodNotAllowedException():
             return not_allowed(request.method, path, methods_of(path))
-        case HTTPException() if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return TooLarge(
-                "the body is too large", field="body", allowed=(f"up to {BODY_BYTES_MAX} bytes",)
-            )
-        case HTTPException() if error.status_code in BY_STATUS:
-            return BY_STATUS[error.status_code](error.detail)
         case _:
-            return _unexpected(request, error)
-
-
-def _unexpected(request: AnyRequest, error: Exception) -> VirthaError:
-    """A fault of ours: the user gets a number to quote, the log gets everything."""
-    incident = uuid.uuid4().hex[:12]
-    log.error(
-        "request failed unexpectedly",
-        incident=incident,
-        method=request.method,
-        path=request.url.path,
-        exc_info=error,
-    )
-    return Failed(
-        f"an error inside the server (incident {incident})",
-        fix=f"the server's log has the details: look for {incident}",
-    )
+            return as_ours(request, error)
 
 
 def methods_of(path: str) -> list[str]:

@@ -52,6 +52,7 @@ ROUTES: tuple[Route, ...] = (
         body=ConsoleTicketCreate,
         answer=ConsoleTicket,
         status=201,
+        secret=True,
         errors=(Unavailable,),
     ),
 )

@@ -51,6 +51,7 @@ ROUTES: tuple[Route, ...] = (
         handler=create_death_ticket,
         answer=DeathTicket,
         status=201,
+        secret=True,
     ),
     Route(
         method="POST",

@@ -1,6 +1,16 @@
 """Clusters, hosts, storage domains: thin over control."""
 
-from virtha.api.route import ADMINISTRATOR, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import (
+    ADMINISTRATOR,
+    OPERATOR,
+    VIEWER,
+    Answer,
+    Call,
+    NoBody,
+    NoQuery,
+    PartQuery,
+    Route,
+)
 from virtha.control.requests import (
     AdoptRequest,
     ClusterChange,
@@ -107,7 +117,7 @@ async def delete_storage(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer()
 
 
-async def list_images(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_images(call: Call[PartQuery, NoBody]) -> Answer:
     images = await call.control.storage.images(call.ref)
     return Answer(body=Page(items=images, revision=await call.control.events.current_revision()))
 
@@ -268,6 +278,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List the images of a storage domain",
         handler=list_images,
+        query=PartQuery,
+        cut_by=lambda image: image.name,
         answer=Page[Image],
     ),
 )

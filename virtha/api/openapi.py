@@ -10,9 +10,12 @@ from typing import Any
 import msgspec
 
 from virtha import __version__
+from virtha.api.entity_tags import IF_MATCH, IF_NONE_MATCH
+from virtha.api.keyed import PATTERN, REPLAYED
 from virtha.api.problems import MEDIA_TYPE, Problem, TooLarge, UnsupportedMediaType
-from virtha.api.route import IF_MATCH, JSON, OPEN, NoQuery, Route
+from virtha.api.route import JSON, OPEN, NoQuery, Route
 from virtha.api.times import document_times
+from virtha.control.keyed_requests import FIELD
 from virtha.model.errors import Failed, Unavailable, VirthaError
 
 REF = "#/components/schemas/{name}"
@@ -26,6 +29,10 @@ QUERY_TEXT = {
     "case_sensitive": "Whether text in the search is.",
 }
 Json = dict[str, Any]
+_TAG: Json = {
+    "description": "For If-Match, where the object has a revision, and for If-None-Match.",
+    "schema": {"type": "string"},
+}
 
 
 def document(routes: Iterable[Route]) -> Json:
@@ -82,7 +89,7 @@ def _operation(one: Route, schemas: dict[Any, Json]) -> Json:
         "tags": [one.path.split("/")[2] if one.path.startswith("/v1/") else "server"],
         "x-role": str(one.role),
         "security": [] if one.role == OPEN else [{"accessToken": []}],
-        "responses": {str(one.status): _answer(one, schemas), **_errors(one)},
+        "responses": {str(one.status): _answer(one, schemas), **_not_modified(one), **_errors(one)},
     }
     parameters = [*_path_parameters(one), *_query_parameters(one), *_headers(one)]
     if parameters:
@@ -154,33 +161,61 @@ def _without_null(schema: Json) -> Json:
 
 
 def _headers(one: Route) -> list[Json]:
-    if not one.conditional:
-        return []
-    return [
-        {
-            "name": "If-Match",
-            "in": "header",
-            "required": False,
-            "description": "The ETag of the object as you know it; 412 if it has changed since.",
-            "schema": {"type": "string", "pattern": IF_MATCH},
-        }
-    ]
+    found = []
+    if one.conditional:
+        told = "The ETag of the object as you know it; 412 if it has changed since."
+        found.append(_header("If-Match", told, IF_MATCH))
+    if one.tagged:
+        told = "The ETag of the answer that you have; 304 if it would be the same again."
+        found.append(_header("If-None-Match", told, IF_NONE_MATCH))
+    if one.keyed:
+        told = (
+            "A new one for each request, for example a UUID. Repeated with the same one within a day, the request is "
+            "answered again, not carried out again; 422 if it is another request."
+        )
+        found.append(_header(FIELD, told, PATTERN))
+    return found
+
+
+def _header(name: str, description: str, pattern: str) -> Json:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string", "pattern": pattern},
+    }
 
 
 def _answer(one: Route, schemas: dict[Any, Json]) -> Json:
     answer: Json = {"description": HTTPStatus(one.status).phrase}
+    headers: Json = {}
     if one.status == HTTPStatus.ACCEPTED:
-        answer["headers"] = {
-            "Location": {
-                "description": "Where to follow the operation.",
-                "schema": {"type": "string"},
-            }
+        headers["Location"] = {
+            "description": "Where to follow the operation.",
+            "schema": {"type": "string"},
         }
+    if one.keyed:
+        headers[REPLAYED] = {
+            "description": "There, and true, where the request was carried out before.",
+            "schema": {"type": "string", "const": "true"},
+        }
+    if one.tagged:
+        headers["ETag"] = _TAG
+    if headers:
+        answer["headers"] = headers
     if one.media_type != JSON:
         answer["content"] = {one.media_type: {"schema": {"type": "string"}}}
     elif one.answer is not None:
         answer["content"] = {JSON: {"schema": schemas[one.answer]}}
     return answer
+
+
+def _not_modified(one: Route) -> Json:
+    if not one.tagged:
+        return {}
+    status = HTTPStatus.NOT_MODIFIED
+    return {str(status.value): {"description": status.phrase, "headers": {"ETag": _TAG}}}
 
 
 def _errors(one: Route) -> Json:

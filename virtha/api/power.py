@@ -1,6 +1,16 @@
 """Power devices of clusters and hosts: thin over control."""
 
-from virtha.api.route import ADMINISTRATOR, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import (
+    ADMINISTRATOR,
+    OPERATOR,
+    VIEWER,
+    Answer,
+    Call,
+    NoBody,
+    NoQuery,
+    PartQuery,
+    Route,
+)
 from virtha.control.power_views import (
     ClusterPowerView,
     HostPowerOrder,
@@ -16,7 +26,7 @@ from virtha.model.operation import Operation
 from virtha.ports.power import AgentForm
 
 
-async def list_cluster_power(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_cluster_power(call: Call[PartQuery, NoBody]) -> Answer:
     found = await call.control.power.of_cluster(call.ref)
     revision = max((one.power.revision for one in found), default=Revision(0))
     return Answer(body=Page(items=found, revision=revision))
@@ -36,7 +46,7 @@ async def delete_cluster_power(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer()
 
 
-async def list_host_power(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_host_power(call: Call[PartQuery, NoBody]) -> Answer:
     found = await call.control.power.of_host(call.ref)
     revision = max((one.power.revision for one in found if one.power), default=Revision(0))
     return Answer(body=Page(items=found, revision=revision))
@@ -88,6 +98,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List what a cluster says of its hosts' power devices",
         handler=list_cluster_power,
+        query=PartQuery,
+        cut_by=lambda one: one.power.name,
         answer=Page[ClusterPowerView],
     ),
     Route(
@@ -115,6 +127,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List a host's power devices, with what its cluster says",
         handler=list_host_power,
+        query=PartQuery,
+        cut_by=lambda one: one.name,
         answer=Page[HostPowerView],
     ),
     Route(

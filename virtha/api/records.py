@@ -6,8 +6,8 @@ from typing import Any
 from virtha.api.inventory import accepted
 from virtha.api.metrics import CONTENT_TYPE
 from virtha.api.openapi import document_json
-from virtha.api.route import OPEN, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
-from virtha.api.stream import event_chunks
+from virtha.api.route import OPEN, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, PartQuery, Route
+from virtha.api.stream import event_chunks, read_id
 from virtha.control.requests import EventQuery, OperationQuery
 from virtha.control.views import CapabilitiesView, ForeignDomains, Page, StatusView
 from virtha.model.codes import REGISTRY, Code, Severity
@@ -72,7 +72,7 @@ async def get_capabilities(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.hosts.capabilities())
 
 
-async def list_codes(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_codes(call: Call[PartQuery, NoBody]) -> Answer:
     codes: Page[Code] = Page(items=tuple(REGISTRY.values()), revision=Revision(0))
     return Answer(body=codes)
 
@@ -109,44 +109,26 @@ async def list_events(call: Call[EventQuery, NoBody]) -> Answer:
 async def stream_events(call: Call[StreamQuery, NoBody]) -> Answer:
     """Everything that can be refused is refused before the first byte, with a status."""
     events, wanted = call.control.events, call.query
-    after = _last_event_id(call.headers.get("last-event-id"))
-    if after is None:
-        after = wanted.after if wanted.after is not None else await events.current_revision()
+    known = read_id(call.headers.get("last-event-id"))
+    try:
+        place = await events.place(*known) if known else await events.place(wanted.after)
+    except (InvalidInput, Gone) as error:
+        error.field = "Last-Event-ID" if known else error.field
+        raise
     query = EventQuery(
         vm=wanted.vm,
         host=wanted.host,
         code=wanted.code,
         severity=wanted.severity,
-        after=after,
         limit=1,
-        order="asc",
     )
     await events.list(query)  # raises NotFound for an unknown VM or host
-    row = await call.control.installation.row()
-    if not row.events_pruned_to <= after <= row.revision:
-        raise Gone(
-            f"revision {after} can't be followed: events from {row.events_pruned_to} "
-            f"to {row.revision} are kept",
-            field="after",
-            fix="load the list again, and follow from its revision",
-        )
 
     async def still_allowed() -> None:
         if call.token is not None:
             await call.control.users.authenticate(call.token)
 
-    return Answer(stream=event_chunks(events.follow(query), still_allowed, after))
-
-
-def _last_event_id(header: str | None) -> int | None:
-    if header is None or not header.strip():
-        return None
-    text = header.strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise InvalidInput(
-            f"'{text}' is no id of an event", field="Last-Event-ID", allowed=("a revision",)
-        )
-    return int(text)
+    return Answer(stream=event_chunks(events.follow(query, place), still_allowed, place))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -197,6 +179,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="Every event, reason and problem with its number",
         handler=list_codes,
+        query=PartQuery,
+        cut_by=lambda code: code.name,
         answer=Page[Code],
     ),
     Route(

@@ -12,6 +12,7 @@ from virtha.control.views import Caller
 from virtha.model.errors import (
     Conflict,
     Forbidden,
+    Gone,
     InvalidInput,
     NotFound,
     Refused,
@@ -32,12 +33,17 @@ OPEN: Literal["open"] = "open"
 Access = Role | Literal["open"]
 VIEWER, OPERATOR, ADMINISTRATOR = Role
 JSON = "application/json"
-IF_MATCH = r'^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18}))$'
-"""What the header If-Match may hold: any, or an object's ETag. People who type requests leave the quotes out."""
 
 
 class NoQuery(Request, frozen=True, kw_only=True):
     """A route without parameters refuses them all, so that a misspelt one is not silently ignored."""
+
+
+class PartQuery(Request, frozen=True, kw_only=True):
+    """Of a list that is never long: without ``limit`` all of it."""
+
+    limit: int | None = None
+    after: str | None = None
 
 
 class NoBody(Request, frozen=True, kw_only=True):
@@ -137,6 +143,10 @@ class Route:
     media_type: str = JSON
     conditional: bool = False
     """Honours If-Match."""
+    cut_by: Callable[[Any], str] | None = None
+    """Each item's own key, of a list that comes whole and is cut into pages here; its query is a PartQuery."""
+    secret: bool = False
+    """What it answers is shown once and kept nowhere."""
     errors: tuple[type[VirthaError], ...] = ()
     """Beyond those that every route may answer."""
 
@@ -144,6 +154,7 @@ class Route:
         assert self.role == OPEN or isinstance(self.role, Role), f"{self.path}: needs a role"
         assert self.path.startswith("/") and self.method in METHODS, self.path
         assert self.status in (200, 201, 202, 204), self.path
+        assert (self.cut_by is not None) == (self.query is PartQuery), self.path
 
     @property
     def name(self) -> str:
@@ -158,6 +169,17 @@ class Route:
         return self.body is not NoBody
 
     @property
+    def keyed(self) -> bool:
+        """Honours Idempotency-Key: it makes something, or sets something going."""
+        makes = self.method == "POST" and self.status in (201, 202)
+        return makes and self.role != OPEN and not self.secret
+
+    @property
+    def tagged(self) -> bool:
+        """Its answer has an ETag of its own and honours If-None-Match."""
+        return self.method == "GET" and self.answer is not None
+
+    @property
     def problems(self) -> list[type[VirthaError]]:
         """Every error that the route may answer, by status."""
         found: set[type[VirthaError]] = {InvalidInput, *self.errors}
@@ -169,6 +191,8 @@ class Route:
             found |= {Conflict, Refused}
         if self.conditional:
             found.add(Stale)
+        if self.cut_by is not None:
+            found.add(Gone)
         return sorted(found, key=lambda error: error.http_status)
 
 

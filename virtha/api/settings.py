@@ -1,6 +1,16 @@
 """Settings at their scopes, and the hold on automatic action."""
 
-from virtha.api.route import ADMINISTRATOR, OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import (
+    ADMINISTRATOR,
+    OPERATOR,
+    VIEWER,
+    Answer,
+    Call,
+    NoBody,
+    NoQuery,
+    PartQuery,
+    Route,
+)
 from virtha.control.requests import HoldPut, SettingPut
 from virtha.control.views import HoldView, Page, SettingView
 from virtha.model.ids import Revision
@@ -15,7 +25,7 @@ class ScopeQuery(Request, frozen=True, kw_only=True):
     subject: str | None = None
 
 
-async def list_settings(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_settings(call: Call[PartQuery, NoBody]) -> Answer:
     settings = await call.control.settings.list()
     revision = max((setting.revision for setting in settings), default=Revision(0))
     return Answer(body=Page(items=settings, revision=revision))
@@ -24,7 +34,12 @@ async def list_settings(call: Call[NoQuery, NoBody]) -> Answer:
 async def put_setting(call: Call[ScopeQuery, SettingPut]) -> Answer:
     query = call.query
     setting = await call.control.settings.put(
-        call.caller, call.path["key"], call.body, scope=query.scope, subject=query.subject
+        call.caller,
+        call.path["key"],
+        call.body,
+        scope=query.scope,
+        subject=query.subject,
+        if_match=call.if_match,
     )
     return Answer(body=setting, revision=setting.revision)
 
@@ -32,7 +47,11 @@ async def put_setting(call: Call[ScopeQuery, SettingPut]) -> Answer:
 async def delete_setting(call: Call[ScopeQuery, NoBody]) -> Answer:
     query = call.query
     await call.control.settings.delete(
-        call.caller, call.path["key"], scope=query.scope, subject=query.subject
+        call.caller,
+        call.path["key"],
+        scope=query.scope,
+        subject=query.subject,
+        if_match=call.if_match,
     )
     return Answer()
 
@@ -56,6 +75,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List settings",
         handler=list_settings,
+        query=PartQuery,
+        cut_by=lambda one: f"{one.key} {one.scope} {one.subject}",
         answer=Page[SettingView],
     ),
     Route(
@@ -67,6 +88,7 @@ ROUTES: tuple[Route, ...] = (
         query=ScopeQuery,
         body=SettingPut,
         answer=SettingView,
+        conditional=True,
     ),
     Route(
         method="DELETE",
@@ -76,6 +98,7 @@ ROUTES: tuple[Route, ...] = (
         handler=delete_setting,
         query=ScopeQuery,
         status=204,
+        conditional=True,
     ),
     Route(
         method="GET",

@@ -1,7 +1,7 @@
 """Snapshots of VMs' disks: thin over control."""
 
 from virtha.api.inventory import accepted
-from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, PartQuery, Route
 from virtha.control.requests import SnapshotCreate
 from virtha.control.views import Page
 from virtha.model.errors import NotFound
@@ -9,7 +9,7 @@ from virtha.model.operation import Operation
 from virtha.model.snapshot import Snapshot
 
 
-async def list_snapshots(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_snapshots(call: Call[PartQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.snapshots.list(call.ref))
 
 
@@ -34,6 +34,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List a VM's snapshots, oldest first",
         handler=list_snapshots,
+        query=PartQuery,
+        cut_by=lambda snapshot: snapshot.id,
         answer=Page[Snapshot],
     ),
     Route(

@@ -2,10 +2,12 @@
 
 The stream keeps no queue: the next event is asked for when the connection has taken the one before. A
 reader that takes nothing for ``SEND_DEADLINE_S`` is cut off and resumes from its Last-Event-ID.
-Nothing can be lost or doubled: the cursor is the revision.
+Nothing can be lost or doubled: an event's id is its revision and the database's timeline. Each keep-alive says the id up to which a
+reader has all that it asked for, so that one for whom nothing happens doesn't fall behind what is kept.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -14,7 +16,8 @@ from litestar.types import Receive, Scope, Send
 
 from virtha.api.metrics import Metrics
 from virtha.api.times import encode
-from virtha.model.errors import VirthaError
+from virtha.control.events import StreamPlace
+from virtha.model.errors import InvalidInput, VirthaError
 from virtha.model.event import Event
 
 log = structlog.get_logger("virtha.api.stream")
@@ -22,28 +25,48 @@ KEEP_ALIVE_S = 10.0
 """Proxies commonly cut a connection that was silent for 30 to 60 s."""
 SEND_DEADLINE_S = 30.0
 RETRY_MS = 1_000
-KEEP_ALIVE = b": keep-alive\n\n"
+_ID = re.compile(r"(?P<revision>[0-9]{1,18})(?:-(?P<timeline>[0-9a-f]{8}))?")
 MEDIA_TYPE = "text/event-stream"
 
 
-def encode_event(event: Event) -> bytes:
+def read_id(header: str | None) -> tuple[int, str | None] | None:
+    """Revision and timeline of Last-Event-ID; a bare revision is taken too. Raises InvalidInput."""
+    if header is None or not header.strip():
+        return None
+    found = _ID.fullmatch(header.strip())
+    if found is None:
+        raise InvalidInput(
+            f"'{header.strip()[:64]}' is no id of an event",
+            field="Last-Event-ID",
+            allowed=("the id of an event of the stream", "a revision"),
+        )
+    return int(found["revision"]), found["timeline"]
+
+
+def encode_event(event: Event, timeline: str) -> bytes:
     """One SSE message; JSON has no raw line breaks, so one data line is enough."""
     data = encode(event, Event)
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.revision, event.code.encode(), data)
+    head = f"id: {event.revision}-{timeline}\nevent: {event.code}\n".encode()
+    return b"%sdata: %s\n\n" % (head, data)
+
+
+def _keep_alive(place: StreamPlace) -> bytes:
+    """Without data it is no event, and its id is kept all the same (HTML standard, 9.2.6)."""
+    return f": keep-alive\nid: {place.revision}-{place.timeline}\n\n".encode()
 
 
 async def event_chunks(
     events: AsyncIterator[Event],
     still_allowed: Callable[[], Awaitable[None]],
-    after: int,
+    place: StreamPlace,
     keep_alive_s: float = KEEP_ALIVE_S,
 ) -> AsyncGenerator[bytes, None]:
-    """The stream in chunks, for as long as ``events`` goes on.
+    """The stream in chunks, for as long as ``events`` goes on, which move ``place``.
 
     ``still_allowed`` raises when the reader's token has ended; it is asked with each keep-alive and
     at least as often while events flow.
     """
-    yield b"retry: %d\n: from %d\n\n" % (RETRY_MS, after)
+    yield f"retry: {RETRY_MS}\nid: {place.revision}-{place.timeline}\n\n".encode()
     loop = asyncio.get_running_loop()
     check_at = loop.time() + keep_alive_s
     coming: asyncio.Future[Event] | None = None
@@ -53,11 +76,13 @@ async def event_chunks(
             await asyncio.wait({coming}, timeout=max(0.0, check_at - loop.time()))
             if coming.done():
                 event, coming = coming.result(), None
-                yield encode_event(event)
+                yield encode_event(event, place.timeline)
             if loop.time() >= check_at:
+                # Before anything is awaited: the next event, which moves the place, may come meanwhile.
+                alive = _keep_alive(place)
                 await still_allowed()
                 check_at = loop.time() + keep_alive_s
-                yield KEEP_ALIVE
+                yield alive
     except StopAsyncIteration:
         return
     except VirthaError as error:

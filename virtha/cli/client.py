@@ -267,11 +267,15 @@ class Client:
         raise Failed(f"{path} has more than {PAGES_MAX} pages")
 
     @contextmanager
-    def events(self, after: int | None, **params: Any) -> Iterator[Iterator[ServerEvent]]:
-        """The live event stream from revision ``after`` on (None: from now)."""
+    def events(
+        self, after: int | None, *, last_id: str = "", **params: Any
+    ) -> Iterator[Iterator[ServerEvent]]:
+        """The live event stream from revision ``after`` on (None: from now), or behind the event with ``last_id``."""
         headers = {"Accept": "text/event-stream"}
-        if after is not None:
-            headers["Last-Event-ID"] = str(after)
+        if last_id:
+            headers["Last-Event-ID"] = last_id
+        else:
+            params["after"] = after
         timeout = httpx.Timeout(STREAM_SILENCE_S, connect=CONNECT_S)
         try:
             with self._http.stream(

@@ -120,6 +120,7 @@ class _Follower:
         self._given = given
         self._wanted = wanted
         self._after = after
+        self._last_id = ""
         self._left = count
 
     def run(self, give_up_s: float) -> None:
@@ -134,12 +135,14 @@ class _Follower:
         first = True
         while self._left is None or self._left > 0:
             try:
-                with self._client.events(self._after, **self._wanted) as stream:
+                wanted = {**self._wanted, "last_id": self._last_id}
+                with self._client.events(self._after, **wanted) as stream:
                     if lost_since is not None:
                         note(self._given, f"connected again; going on after revision {self._after}")
                     lost_since, pause_s, first = None, RETRY_S, False
                     for event in stream:
                         self._take(event.data)
+                        self._last_id = event.id
                         if self._left == 0:
                             return
                 trouble = "the server ended the stream"

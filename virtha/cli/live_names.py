@@ -4,6 +4,7 @@ It asks the server that the command itself would ask. Where that does not answer
 pressed Tab neither waits nor complains.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
@@ -17,23 +18,30 @@ from virtha.cli.options import Options, Output
 
 ANSWER_S = 2.0
 OFFERED_MAX = 200
-"""From the one that was begun on, in the order of names: however many VMs there are."""
-_HIGHEST = "\U0010ffff"
+"""Of those that begin so, in the order of names: however many VMs there are."""
+ALL = 1_000
+"""As many as a list gives at once, of one that can't be searched."""
+_ITS_OWN_SIGNS = re.compile(r'[\\*"]')
+"""Of the search language, between quotation marks."""
 
 Words = Callable[[Any, str], Iterable[str]]
 """Of a context and what was begun."""
 
 
 def _listed(path: str, *keys: str) -> Words:
-    """Names of a list of the API that is sorted by them; ``keys`` lead to the name in an item."""
+    """Names of a list of the API that can be searched by them; ``keys`` lead to the name in an item."""
 
     def words(ctx: Any, begun: str) -> Iterable[str]:
         params: dict[str, Any] = {"limit": OFFERED_MAX}
         if begun:
-            params["after"] = _just_below(begun)
+            params["search"] = f'name = "{_ITS_OWN_SIGNS.sub(_escaped, begun)}*"'
         return [str(_within(item, keys)) for item in _asked(ctx, path, **params)["items"]]
 
     return words
+
+
+def _escaped(sign: re.Match[str]) -> str:
+    return f"\\{sign[0]}"
 
 
 def _within(item: Any, keys: tuple[str, ...]) -> Any:
@@ -42,14 +50,9 @@ def _within(item: Any, keys: tuple[str, ...]) -> Any:
     return item
 
 
-def _just_below(begun: str) -> str:
-    """Names that begin so come after it, and as few others as can be."""
-    return begun[:-1] + chr(max(0, ord(begun[-1]) - 1)) + _HIGHEST
-
-
-def _unsorted(path: str, key: str, **params: Any) -> Words:
+def _unsorted(path: str, *keys: str, **params: Any) -> Words:
     def words(ctx: Any, begun: str) -> Iterable[str]:
-        return [str(item[key]) for item in _asked(ctx, path, **params)["items"]]
+        return [str(_within(item, keys)) for item in _asked(ctx, path, **params)["items"]]
 
     return words
 
@@ -201,12 +204,14 @@ VMS = _listed("/v1/vms", "vm", "name")
 HOSTS = _listed("/v1/hosts", "host", "name")
 CLUSTERS = _listed("/v1/clusters", "name")
 STORAGE = _listed("/v1/storage-domains", "domain", "name")
-RECEIVERS = _listed("/v1/receivers", "receiver", "name")
-SUBSCRIPTIONS = _listed("/v1/subscriptions", "subscription", "name")
+RECEIVERS = _unsorted("/v1/receivers", "receiver", "name", limit=ALL)
+SUBSCRIPTIONS = _unsorted("/v1/subscriptions", "subscription", "name", limit=ALL)
 USERS = _listed("/v1/users", "name")
 TEMPLATES = _listed("/v1/templates", "template", "name")
 OPERATIONS = _unsorted("/v1/operations", "id", limit=50)
 INCIDENTS = _unsorted("/v1/incidents", "id", limit=50)
+SILENCES = _unsorted("/v1/silences", "silence", "id")
+INHIBITIONS = _unsorted("/v1/inhibitions", "inhibition", "name")
 DELIVERIES = _unsorted("/v1/deliveries", "id", limit=50)
 TOKENS = _unsorted("/v1/tokens", "id", limit=OFFERED_MAX)
 SETTINGS = _unsorted("/v1/settings", "key")
@@ -219,6 +224,8 @@ BY_METAVAR: dict[str, Words] = {
     "TEMPLATE": TEMPLATES,
     "RECEIVER": RECEIVERS,
     "SUBSCRIPTION": SUBSCRIPTIONS,
+    "SILENCE": SILENCES,
+    "INHIBITION": INHIBITIONS,
     "USER": USERS,
     "CODE": _codes,
     "SNAPSHOT": _snapshots,
@@ -244,6 +251,8 @@ BY_OPTION: dict[str, Words] = {
     "--image": _images,
     "--device": _power_devices,
     "--code": _event_codes,
+    "--source": _event_codes,
+    "--target": _event_codes,
 }
 _POWER: dict[str, Words] = {"[FIELD=VALUE]...": _power_fields, "FIELD": _power_field_names}
 BY_NOUN: dict[str, dict[str, Words]] = {

@@ -1,6 +1,5 @@
 """`virtha notify`: who is told of what, and what became of each message."""
 
-import sys
 from typing import Any
 
 import typer
@@ -8,80 +7,29 @@ import typer
 from virtha.cli.client import Client, ref
 from virtha.cli.notify_receiver import app as receiver_app
 from virtha.cli.notify_receiver import list_receivers, receiver_path
-from virtha.cli.notify_views import DELIVERY, SUBSCRIPTION, tested_line
+from virtha.cli.notify_route import add_route, list_routes, remove_route
+from virtha.cli.notify_route import app as route_app
+from virtha.cli.notify_silence import inhibition_app, silence_app
+from virtha.cli.notify_views import DELIVERY, FATE, tested_line
 from virtha.cli.options import options
-from virtha.cli.output import write_data
-from virtha.cli.parsing import confirm
-from virtha.cli.session import WatchOption, YesOption, connected, report, show_list, show_one
+from virtha.cli.output import emit_list, write_data
+from virtha.cli.session import WatchOption, connected, report, show_list, show_one
 from virtha.cli.several import each
+from virtha.cli.text import clean
 from virtha.drivers.mib import mib_text
-from virtha.model.codes.entry import Severity
 from virtha.model.errors import Failed
 from virtha.model.notification import DeliveryState
 
 app = typer.Typer(no_args_is_help=True, help="Tell people and machines what happens.")
 app.add_typer(receiver_app, name="receiver")
 app.command("receivers")(list_receivers)
+app.add_typer(route_app, name="route")
+app.command("subscribe")(add_route)
+app.command("unsubscribe")(remove_route)
+app.command("subscriptions")(list_routes)
+app.add_typer(silence_app, name="silence")
+app.add_typer(inhibition_app, name="inhibition")
 LIST_MAX = 100
-
-
-@app.command("subscribe")
-def subscribe(
-    ctx: typer.Context,
-    receiver: str = typer.Argument(metavar="RECEIVER", help="By which receiver."),
-    name: str | None = typer.Option(None, help="Name. Default: the receiver's with a number."),
-    address: str | None = typer.Option(None, help="Mail: to this address."),
-    user: str | None = typer.Option(None, help="Mail: to this user's address."),
-    code: list[str] | None = typer.Option(
-        None, "--code", metavar="CODE", help="Only this event; may end in *. Repeatable."
-    ),
-    severity: Severity | None = typer.Option(
-        None, help="The least severity. Default: info with --code, else warning."
-    ),
-    cluster: str | None = typer.Option(None, help="Only of this cluster."),
-    host: str | None = typer.Option(None, help="Only of this host."),
-    vm: str | None = typer.Option(None, help="Only of this VM."),
-) -> None:
-    """Send events from now on to a receiver. All limits that are given must fit."""
-    body = {
-        "receiver": receiver,
-        "name": name,
-        "address": address,
-        "user": user,
-        "codes": code or None,
-        "severity": severity.value if severity else None,
-        "cluster": cluster,
-        "host": host,
-        "vm": vm,
-    }
-    with connected(ctx) as client:
-        answer = client.post(
-            "/v1/subscriptions", {key: value for key, value in body.items() if value is not None}
-        )
-    report(ctx, answer, f"subscription {answer['subscription']['name']} is created")
-
-
-@app.command("unsubscribe")
-def unsubscribe(
-    ctx: typer.Context,
-    name: str = typer.Argument(metavar="SUBSCRIPTION", help="Name or id."),
-    yes: bool = YesOption,
-) -> None:
-    """End a subscription. Its messages that still wait are dropped."""
-    confirm(f"End subscription {name}?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
-    with connected(ctx) as client:
-        answer = client.delete(f"/v1/subscriptions/{ref(name, field='SUBSCRIPTION')}")
-    report(ctx, answer, f"subscription {name} has ended")
-
-
-@app.command("subscriptions")
-def list_subscriptions(ctx: typer.Context, watch: bool = WatchOption) -> None:
-    """List subscriptions."""
-
-    def fetch(client: Client) -> list[Any]:
-        return client.items("/v1/subscriptions")
-
-    show_list(ctx, fetch, SUBSCRIPTION, watch=watch)
 
 
 @app.command("test")
@@ -162,6 +110,22 @@ def retry_messages(
             report(ctx, answer, f"{ident} is sent again")
 
         each(idents, retry)
+
+
+@app.command("why")
+def why(
+    ctx: typer.Context,
+    event: int = typer.Argument(metavar="EVENT", help="The event's number (REVISION)."),
+) -> None:
+    """What became of an event at each route, and why."""
+    given = options(ctx)
+    with connected(ctx) as client:
+        answer = client.get(f"/v1/events/{event}/fates")
+    if write_data(given, answer):
+        return
+    told = answer["event"]
+    typer.echo(clean(f"{told['severity']} {told['code']}: {told['message']}"))
+    emit_list(given, answer["routes"], FATE)
 
 
 @app.command("mib")

@@ -1,4 +1,4 @@
-"""`virtha notify receiver`: mail servers, SNMP managers, webhooks."""
+"""`virtha notify receiver`: mail servers, SNMP managers, webhooks, Alertmanagers."""
 
 import inspect
 import sys
@@ -30,7 +30,9 @@ from virtha.model.notification import (
     SnmpVersion,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Ways to those who are told: mail, SNMP, webhooks.")
+app = typer.Typer(
+    no_args_is_help=True, help="Those who are told: mail, SNMP, webhook, Alertmanager."
+)
 ReceiverArgument = typer.Argument(metavar="RECEIVER", help="Name or id.")
 TYPES = tuple(SECRET_NAMES)
 
@@ -141,7 +143,7 @@ def show_receiver(
 @_with_settings
 def add_receiver(
     ctx: typer.Context,
-    kind: str = typer.Argument(metavar="TYPE", help="mail, snmp or webhook."),
+    kind: str = typer.Argument(metavar="TYPE", help="mail, snmp, webhook or alertmanager."),
     name: str = typer.Argument(metavar="NAME", help="Its name."),
     *,
     given: dict[str, Any],
@@ -176,7 +178,8 @@ def set_receiver(
         kind = present["settings"]["type"]
         changed = _chosen(kind, given)
         secrets: dict[str, str | None] = dict(_read_secrets(kind)) if secrets_stdin else {}
-        if {"host", "authority_pem"} & changed.keys() and present["secrets"] and not secrets:
+        led = {"host", "url", "authority_pem"} & changed.keys() and kind != "webhook"
+        if led and present["secrets"] and not secrets:
             # The server takes no new place with the old secrets.
             secrets = dict(_ask_secrets(kind, {**present["settings"], **changed}))
         secrets |= _no_longer_used(present, {**present["settings"], **changed})
@@ -225,6 +228,7 @@ _FIELDS = {
         "engine_id",
     ),
     "webhook": ("url", "authority_pem", "private_addresses"),
+    "alertmanager": ("url", "user", "authority_pem", "private_addresses"),
 }
 _MAY_BE_EMPTY = ("user", "reply_to", "engine_id")
 OPTION_OF_FIELD = {"authority_pem": "--authority", "version": "--snmp-version", "type": "TYPE"}
@@ -292,7 +296,7 @@ def _ask_secrets(kind: str, settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _needed(kind: str, settings: dict[str, Any]) -> tuple[str, ...]:
-    if kind == "mail":
+    if kind in ("mail", "alertmanager"):
         return ("password",) if settings.get("user") else ()
     if kind == "webhook":
         return ("secret",)
@@ -314,4 +318,6 @@ def _no_longer_used(present: dict[str, Any], settings: dict[str, Any]) -> dict[s
     if kind == "webhook":
         return {}
     needed = _needed(kind, settings)
+    if kind == "alertmanager" and not needed:
+        needed = ("token",)
     return {name: None for name in present["secrets"] if name not in needed}

@@ -56,7 +56,7 @@ def parse_nic(text: str) -> dict[str, Any]:
     """``bridge=br0`` (or just ``br0``) as the API's network card request."""
     if "=" not in text:
         text = f"bridge={text}"
-    pairs = parse_pairs(text, field="--nic", keys=("bridge", "mac", "model"))
+    pairs = parse_pairs(text, field="--nic", keys=("bridge", "mac", "model", "name"))
     if "bridge" not in pairs:
         raise InvalidInput("the bridge is missing", field="--nic", fix="write bridge=br0")
     return dict(pairs)
@@ -97,3 +97,53 @@ def confirm_by_name(
         raise InvalidInput(
             f"'{typed}' is not {name}; nothing was done", field="name", fix=f"type {name}"
         )
+
+
+_QUIET_FIX = "write for example 22:00-07:00, or 'mon-fri 18:00-08:00 Europe/Berlin'"
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """``FIELD=VALUE`` of an event. Raises InvalidInput."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value:
+        raise InvalidInput(
+            f"'{text[:100]}' is not FIELD=VALUE",
+            field="--label",
+            fix="write for example domain=ds1",
+        )
+    return name.strip(), value
+
+
+def parse_quiet_hours(text: str) -> dict[str, Any]:
+    """``[DAYS ]HH:MM-HH:MM[ ZONE]``, days as ``mon-fri`` or ``sat,sun``, as the API's quiet hours. Raises InvalidInput."""
+    words = text.split()
+    days = list(_DAYS)
+    if words and not words[0][0].isdigit():
+        days = _days(words.pop(0))
+    begins, dash, ends = words[0].partition("-") if words else ("", "", "")
+    if not dash or not begins or not ends or len(words) > 2:
+        raise InvalidInput(
+            f"'{text[:100]}' is no span of quiet hours",
+            field="--quiet-hours",
+            fix=_QUIET_FIX,
+        )
+    zone = words[1] if len(words) > 1 else "UTC"
+    return {"begins": begins, "ends": ends, "days": days, "zone": zone}
+
+
+def _days(text: str) -> list[str]:
+    found: list[str] = []
+    for part in text.lower().split(","):
+        first, dash, last = part.partition("-")
+        if first not in _DAYS or (dash and last not in _DAYS):
+            raise InvalidInput(
+                f"'{part[:30]}' names no days",
+                field="--quiet-hours",
+                allowed=_DAYS,
+                fix=_QUIET_FIX,
+            )
+        begin = _DAYS.index(first)
+        count = (_DAYS.index(last) - begin) % len(_DAYS) + 1 if dash else 1
+        found += [_DAYS[(begin + one) % len(_DAYS)] for one in range(count)]
+    return list(dict.fromkeys(found))

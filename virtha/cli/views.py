@@ -35,7 +35,8 @@ def _disk(disk: Object) -> str:
 
 
 def _nic(nic: Object) -> str:
-    return f"{nic['bridge']} {nic['mac']} ({nic['model']})"
+    name = f"{nic['name']}: " if "name" in nic else ""
+    return f"{name}{nic['bridge']} {nic['mac']} ({nic['model']})"
 
 
 def _pending_value(field: str, value: Any) -> str:

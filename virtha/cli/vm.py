@@ -113,7 +113,9 @@ def create_vm(
     disk: list[str] = typer.Option(
         [], metavar="KEY=VALUE,…", help="A further disk: name=, size=, path=, image=, format=."
     ),
-    nic: list[str] = typer.Option([], metavar="bridge=BR,…", help="A card: bridge=, mac=, model=."),
+    nic: list[str] = typer.Option(
+        [], metavar="bridge=BR,…", help="A card: bridge=, mac=, model=, name=."
+    ),
     cluster: str | None = typer.Option(None, help="Cluster. Default: the only one."),
     description: str = typer.Option("", help="A remark."),
     start: bool = typer.Option(False, "--start", help="Start it when it is made."),

@@ -36,6 +36,7 @@ NIC = View(
         Column("MAC", at("mac")),
         Column("BRIDGE", at("bridge")),
         Column("MODEL", at("model")),
+        Column("NAME", at("name"), wide=True),
         Column("STATE", at("state")),
         Column("ID", at("id"), wide=True),
     ),
@@ -164,7 +165,9 @@ def list_nics(ctx: typer.Context, vm: str = VmArgument) -> None:
 def add_nic(
     ctx: typer.Context,
     vm: str = VmArgument,
-    nic: str = typer.Argument(metavar="bridge=BR,…", help="bridge=, mac=, model=; or the bridge."),
+    nic: str = typer.Argument(
+        metavar="bridge=BR,…", help="bridge=, mac=, model=, name=; or the bridge."
+    ),
     revision: int | None = RevisionOption,
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,

@@ -17,8 +17,10 @@ from virtha.control.host_care import HostCare
 from virtha.control.host_power import HostPower
 from virtha.control.hosts import Hosts
 from virtha.control.incidents import Incidents
+from virtha.control.inhibitions import Inhibitions
 from virtha.control.installation import InstallationFacts
 from virtha.control.join import Join
+from virtha.control.keyed_requests import KeyedRequests
 from virtha.control.launch import Launcher
 from virtha.control.leading import Leading
 from virtha.control.notifications import Notifications
@@ -36,6 +38,7 @@ from virtha.control.receivers import Receivers
 from virtha.control.runner import Runner
 from virtha.control.secret_box import NoKeyBox, SecretBox
 from virtha.control.settings import Settings
+from virtha.control.silences import Silences
 from virtha.control.snapshots import Snapshots
 from virtha.control.status import Status
 from virtha.control.storage import StorageDomains
@@ -69,6 +72,7 @@ class Control:
     vms: Vms
     moves: VmMoves
     operations: Operations
+    keyed_requests: KeyedRequests
     events: Events
     incidents: Incidents
     users: Users
@@ -83,6 +87,8 @@ class Control:
     facts: FactRecorder
     receivers: Receivers
     subscriptions: Subscriptions
+    silences: Silences
+    inhibitions: Inhibitions
     notifications: Notifications
     deliveries: Deliveries
     leading: Leading
@@ -138,6 +144,7 @@ def make_control(
         vms=Vms(store, links, runner, dispatcher, leaders),
         moves=VmMoves(store, links, leaders),
         operations=Operations(store, links, runner, dispatcher),
+        keyed_requests=KeyedRequests(store),
         events=Events(store),
         incidents=Incidents(store, leaders),
         users=users,
@@ -154,6 +161,8 @@ def make_control(
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),
+        silences=Silences(store),
+        inhibitions=Inhibitions(store),
         notifications=Notifications(store, receivers, bell, messengers),
         deliveries=Deliveries(store, receivers, bell),
         leading=Leading(store, dispatcher, hellos, own),

@@ -1,43 +1,35 @@
-"""The queue: events become messages, messages are handed out to be sent, and what became of them is kept.
+"""The queue: messages are handed out to be sent, and what became of them is kept. Events become messages in
+``control/event_routing.py``.
 
-Routing moves its cursor in the transaction that adds the messages, so a crash neither loses nor doubles one. A
-message is over in one transaction after the receiver took it: a crash between the two repeats that one, under
+A message is over in one transaction after the receiver took it: a crash between the two repeats that one, under
 the same id.
 """
 
 from collections import Counter
-from uuid import uuid4
 
 import msgspec
 import structlog
 
-from virtha.alerts.match import is_own, matches
+from virtha.alerts.match import is_own
 from virtha.alerts.schedule import LATER_MAX_MS, later_ms
 from virtha.control.due import Due, due_of
+from virtha.control.event_routing import EventRouting
 from virtha.control.history import record
-from virtha.control.known_settings import (
-    NOTIFICATION_EXPIRY,
-    NOTIFICATION_RETENTION,
-    setting_values,
-)
+from virtha.control.known_settings import NOTIFICATION_RETENTION, setting_values
 from virtha.control.notifier_bell import NotifierBell
 from virtha.control.receivers import Receivers
 from virtha.model.codes import render
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, ReceiverId, Revision
-from virtha.model.notification import Delivery, DeliveryState, ReceiverStatus, Subscription
+from virtha.model.notification import Delivery, DeliveryState, ReceiverStatus
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.receivers import Outcome, Receipt
 from virtha.store.deliveries import (
-    add_deliveries,
-    cursor_of,
     end_delivery,
     expire_all,
     expired_deliveries,
     is_pending,
-    last_number,
-    move_cursor,
     next_expiry,
     next_wait,
     oldest_pending,
@@ -47,26 +39,15 @@ from virtha.store.deliveries import (
     release_waiting,
 )
 from virtha.store.delivery_counts import delivery_counts
-from virtha.store.events import EventFilter, events_after, events_at
-from virtha.store.notifications import find_receiver, live_subscriptions, save_receiver_status
+from virtha.store.events import events_at
+from virtha.store.notifications import find_receiver, save_receiver_status
+from virtha.store.routing import prune_fates, prune_silences
 from virtha.store.store import Store, Transaction, WriteTransaction
 
 log = structlog.get_logger("virtha.control.deliveries")
-ROUTE_BATCH = 200
-CURSOR_STEP = 1_000
-"""Revisions without a match after which the cursor is written all the same: what a crash has to look at
-anew."""
 EXPIRE_BATCH = 500
 STATUS_STEP_MS = 1_000
 """How fresh ``accepted_at`` is kept: not a further write for each message of a burst."""
-
-
-class Routed(Value, frozen=True, kw_only=True):
-    """``to``: who has something new. ``more``: there are further events already."""
-
-    up_to: Revision
-    to: frozenset[ReceiverId] = frozenset()
-    more: bool = False
 
 
 class Upcoming(Value, frozen=True, kw_only=True):
@@ -88,73 +69,9 @@ class Deliveries:
         self._store = store
         self._receivers = receivers
         self.bell = bell
-        self._cursor = Revision(0)
+        self.routing = EventRouting(store)
         self._present: dict[ReceiverId, UtcMillis] = {}
         """Who is known to be there, and when its status was last looked at."""
-
-    # from events to messages
-
-    async def route(self) -> Routed:
-        """One batch of events."""
-        async with self._store.read() as tx:
-            found = await self._look(tx)
-        if not found.matched and found.up_to - found.stored < CURSOR_STEP:
-            self._cursor = found.up_to
-            return Routed(up_to=found.up_to, more=found.more)
-        async with self._store.write() as wtx:
-            # Asked anew: somebody may have unsubscribed meanwhile. Of events nothing can have come before these.
-            made = await self._make(wtx, await _still_wanted(wtx, found.matched))
-            await move_cursor(wtx, found.up_to)
-        self._cursor = found.up_to
-        return Routed(
-            up_to=found.up_to, to=frozenset(one.receiver_id for one in made), more=found.more
-        )
-
-    async def _look(self, tx: Transaction) -> "_Found":
-        subscriptions = await live_subscriptions(tx)
-        stored = await cursor_of(tx) or Revision(0)
-        now = await tx.revision_now()
-        after = max(self._cursor, stored)
-        if not subscriptions:
-            return _Found(stored=stored, up_to=now)
-        after = max(after, min(one.since for one in subscriptions))
-        events = await events_after(tx, EventFilter(), after, ROUTE_BATCH)
-        more = len(events) == ROUTE_BATCH
-        return _Found(
-            stored=stored,
-            up_to=events[-1].revision if more else max(now, after),
-            more=more,
-            matched=tuple(
-                (event, one) for event in events for one in subscriptions if matches(one, event)
-            ),
-        )
-
-    async def _make(self, tx: WriteTransaction, matched: "_Matched") -> tuple[Delivery, ...]:
-        if not matched:
-            return ()
-        now = tx.clock.wall_ms()
-        expires = UtcMillis(now + (await setting_values(tx)).get(NOTIFICATION_EXPIRY))
-        first = await last_number(tx) + 1
-        made = tuple(
-            Delivery(
-                id=DeliveryId(str(uuid4())),
-                number=number,
-                subscription_id=one.id,
-                receiver_id=one.receiver_id,
-                event_revision=event.revision,
-                address=one.address,
-                created=now,
-                next_at=now,
-                expires=expires,
-            )
-            for number, (event, one) in enumerate(matched, first)
-        )
-        await add_deliveries(tx, made)
-        return made
-
-    async def beyond(self, revision: Revision) -> None:
-        """Waits until there may be something to route."""
-        await self._store.changes.beyond(revision)
 
     # from messages to receivers
 
@@ -232,11 +149,13 @@ class Deliveries:
     async def ended(
         self, one: Delivery, state: DeliveryState, code: str, upcoming: Upcoming | None = None
     ) -> bool:
-        """Without an attempt."""
+        """Without an attempt. That nobody will ever be told of something is told."""
         async with self._store.write() as tx:
-            await end_delivery(
+            done = await end_delivery(
                 tx, one, state, attempts=one.attempts, code=code, detail=render(code, {})
             )
+            if done and state is DeliveryState.EXPIRED:
+                await _tell_expired(tx, Counter({one.receiver_id: 1}))
             return await _is_due(tx, upcoming)
 
     async def away(self, receiver_id: ReceiverId, receipt: Receipt, event_code: str | None) -> None:
@@ -307,7 +226,10 @@ class Deliveries:
         """Forget what became of messages long ago. The server calls it at intervals."""
         async with self._store.write() as tx:
             keep_ms = (await setting_values(tx)).get(NOTIFICATION_RETENTION)
-            return await prune_deliveries(tx, tx.clock.wall_ms() - keep_ms)
+            older_than_ms = tx.clock.wall_ms() - keep_ms
+            await prune_fates(tx, older_than_ms)
+            await prune_silences(tx, older_than_ms)
+            return await prune_deliveries(tx, older_than_ms)
 
     async def figures(self) -> QueueFigures:
         counts: dict[str, int] = {state.value: 0 for state in DeliveryState}
@@ -316,27 +238,6 @@ class Deliveries:
                 counts[one.state.value] += one.count
             oldest = await oldest_pending(tx)
         return QueueFigures(counts=counts, oldest_pending=min(oldest.values(), default=None))
-
-
-_Matched = tuple[tuple[Event, Subscription], ...]
-
-
-class _Found(Value, frozen=True, kw_only=True):
-    """What one look at the events found; ``stored``: the cursor in the database."""
-
-    stored: Revision
-    up_to: Revision
-    more: bool = False
-    matched: _Matched = ()
-
-
-async def _still_wanted(tx: Transaction, matched: _Matched) -> _Matched:
-    live = {one.id: one for one in await live_subscriptions(tx)}
-    return tuple(
-        (event, live[one.id])
-        for event, one in matched
-        if one.id in live and matches(live[one.id], event)
-    )
 
 
 async def _is_due(tx: Transaction, upcoming: Upcoming | None) -> bool:

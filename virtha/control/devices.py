@@ -1,6 +1,6 @@
 """Disks and network cards of a VM: added and removed, where it runs without a restart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import uuid4
 
 from virtha.control.device_steps import live_host
@@ -8,7 +8,16 @@ from virtha.control.effects import Dispatcher, Effects
 from virtha.control.launch import Surroundings, read_surroundings
 from virtha.control.names import check_revision, the_vm
 from virtha.control.operations import check_nothing_open
-from virtha.control.plan import AddDevice, Give, GrowStep, Plan, RemoveDevice, SetDiskSize, Step
+from virtha.control.plan import (
+    AddDevice,
+    Give,
+    GrowStep,
+    Plan,
+    RemoveDevice,
+    SetDiskSize,
+    Step,
+    decode_plan,
+)
 from virtha.control.requests import DiskCreate, DiskResize, NicCreate
 from virtha.control.runner import Runner
 from virtha.control.templates import check_is_down
@@ -16,11 +25,17 @@ from virtha.control.views import Caller
 from virtha.control.vm_checks import NICS_MAX, check_growth, plan_disk, plan_nics
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.host import Host
-from virtha.model.ids import Revision
+from virtha.model.ids import OperationId, Revision, VmId
 from virtha.model.operation import Operation
 from virtha.model.orders import CreateDisk, GrowLiveDisk, UnplugDevice
 from virtha.model.size import format_size
 from virtha.model.vm import Disk, Nic, Vm
+from virtha.store.operations import (
+    OperationFilter,
+    OperationRow,
+    find_operation,
+    operations_before,
+)
 from virtha.store.snapshots import snapshots_of
 from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.vms import VmRow
@@ -30,6 +45,7 @@ def _new_id() -> str:
     return str(uuid4())
 
 
+ADD = "vm.add"
 COLD_BUSES = ("ide", "sata")
 """QEMU takes no disk of these while a guest runs."""
 
@@ -82,7 +98,7 @@ class Devices:
                     plug=planned.create,
                 )
             )
-            operation = await self._begin(tx, effects, caller, row, "vm.add", steps)
+            operation = await self._begin(tx, effects, caller, row, ADD, steps)
         await self._dispatcher.carry_out(effects)
         return operation
 
@@ -98,11 +114,28 @@ class Devices:
                     field="nics",
                     allowed=(f"{NICS_MAX}",),
                 )
-            (nic,) = await plan_nics(tx, (request,), make_id=_new_id)
+            (nic,) = await plan_nics(tx, (request,), make_id=_new_id, beside=row.vm.nics)
             step = AddDevice(name=f"add {nic.mac}", vm_id=row.vm.id, nic=nic)
-            operation = await self._begin(tx, effects, caller, row, "vm.add", [step])
+            operation = await self._begin(tx, effects, caller, row, ADD, [step])
         await self._dispatcher.carry_out(effects)
         return operation
+
+    async def being_added(self) -> Mapping[VmId, tuple[Disk | Nic, ...]]:
+        """By VM, what operations that are not over are to give it: not yet of it, or so by now."""
+        found: dict[VmId, tuple[Disk | Nic, ...]] = {}
+        wanted = OperationFilter(kind=ADD, open=True)
+        async with self._store.read() as tx:
+            for row in await operations_before(tx, wanted, None, None):
+                vm_id = VmId(row.operation.subject)
+                found[vm_id] = (*found.get(vm_id, ()), _added_by(row))
+        return found
+
+    async def added_by(self, operation_id: OperationId) -> Disk | Nic:
+        """What ``add_disk`` or ``add_nic`` is to give, or has given, under the id that it then has."""
+        async with self._store.read() as tx:
+            row = await find_operation(tx, operation_id)
+        assert row is not None and row.operation.kind == ADD, "one of these two began it"
+        return _added_by(row)
 
     async def remove_disk(
         self, caller: Caller, ref: str, disk_ref: str, if_match: Revision | None = None
@@ -252,6 +285,13 @@ async def _check_no_snapshots(tx: Transaction, vm: Vm) -> None:
             field="disk",
             fix=f"delete them first: 'virtha vm snapshot delete {vm.name} {names[0]}'",
         )
+
+
+def _added_by(row: OperationRow) -> Disk | Nic:
+    (step,) = (step for step in decode_plan(row.plan).steps if isinstance(step, AddDevice))
+    device = step.disk or step.nic
+    assert device is not None, "a step adds one or the other"
+    return device
 
 
 def _no_device(vm: Vm, what: str, ref: str, there: list[str]) -> NotFound:

@@ -6,25 +6,34 @@ import msgspec
 
 from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
 from virtha.control.receiver_checks import kind_of
+from virtha.model.codes import render
 from virtha.model.errors import Failed
 from virtha.model.event import Event
+from virtha.model.incident import PathState, VmPath
 from virtha.model.notification import (
     Delivery,
     DeliveryState,
     Message,
+    MessageGroup,
     Receiver,
     Subscription,
+    VmLine,
 )
+from virtha.model.routing import GroupNote
 from virtha.model.value import Value
 from virtha.store.clusters import find_cluster
 from virtha.store.deliveries import next_deliveries
 from virtha.store.events import events_at
 from virtha.store.hosts import find_host
+from virtha.store.incidents import paths_of
 from virtha.store.installations import InstallationRow, the_installation
 from virtha.store.notifications import ReceiverRow, find_subscription
 from virtha.store.store import Transaction
 from virtha.store.users import find_user
 from virtha.store.vms import find_vm
+
+VMS_LISTED_MAX = 50
+"""Of a host's failure, in one message; more are counted."""
 
 
 class DueMessage(Value, frozen=True, kw_only=True):
@@ -124,8 +133,45 @@ class MessageMaker:
             cluster=await self._name("cluster", event.cluster_id) or _text(told.get("cluster")),
             host=await self._name("host", event.host_id) or _text(told.get("host")),
             vm=await self._name("vm", event.vm_id) or _text(told.get("vm")),
+            created=one.created,
             test=one.test,
+            group=await self._group(one.about, event) if one.about is not None else None,
         )
+
+    async def _group(self, note: GroupNote, main: Event) -> MessageGroup:
+        """As things are now: of its VMs the message says where they have got to by then."""
+        events = await events_at(self._tx, note.revisions)
+        others = tuple(
+            events[one] for one in note.revisions if one in events and one != main.revision
+        )
+        vms: tuple[VmLine, ...] = ()
+        left_out = 0
+        if note.incident_id is not None:
+            paths = sorted(await paths_of(self._tx, note.incident_id), key=lambda one: one.vm)
+            vms = tuple(_line(one) for one in paths[:VMS_LISTED_MAX])
+            left_out = len(paths) - len(vms)
+        gone = len(note.revisions) - len(events)
+        return MessageGroup(
+            note=note,
+            others=others,
+            more=note.counted + gone,
+            cause=await self._name("host", note.host_id),
+            vms=vms,
+            vms_left_out=left_out,
+            names=await self._names_in(others),
+        )
+
+    async def _names_in(self, events: tuple[Event, ...]) -> dict[str, str]:
+        """Of those that don't say them."""
+        found: dict[str, str] = {}
+        for one in events:
+            host_id = None if {"host", "name"} & {*one.fields} else one.host_id
+            vm_id = None if "vm" in one.fields else one.vm_id
+            for kind, its_id in (("cluster", one.cluster_id), ("host", host_id), ("vm", vm_id)):
+                name = await self._name(kind, its_id)
+                if its_id is not None and name is not None:
+                    found[its_id] = name
+        return found
 
     async def _subscription(self, subscription_id: str) -> Subscription | None:
         if subscription_id not in self._subscriptions:
@@ -161,6 +207,11 @@ class MessageMaker:
             return host.host.name if host is not None else None
         vm = await find_vm(self._tx, found_id)
         return vm.vm.name if vm is not None else None
+
+
+def _line(path: VmPath) -> VmLine:
+    why = render(path.code, {}) if path.code is not None and path.state is PathState.DOWN else ""
+    return VmLine(vm=path.vm, state=path.state.value, host=path.host, why=why)
 
 
 class _UserOff(Exception):

@@ -1,23 +1,38 @@
 """The audit log: lists, and a stream that wakes at each commit."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
+from virtha.control.event_fates import fates_of_event
 from virtha.control.known_settings import EVENT_RETENTION, setting_values
 from virtha.control.names import check_limit, the_host, the_vm
 from virtha.control.requests import EventQuery
+from virtha.control.routing_views import EventFates
 from virtha.control.searching import read_search
 from virtha.control.views import Page
 from virtha.model.errors import Gone, InvalidInput, NotFound
 from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.store.events import EventFilter, event_conditions, events_after, events_before
-from virtha.store.installations import prune_events, the_installation
+from virtha.store.installations import newest_before, prune_events, the_installation
+from virtha.store.routing import awaited_events
 from virtha.store.search import Log, Wanted, find_events
 from virtha.store.search_fields import EVENTS
 from virtha.store.store import Store, Transaction
 
 FOLLOW_BATCH = 200
+TIMELINE_LENGTH = 8
+"""Of its UUID: enough to tell a restored database from what it was before."""
 _UUID_LENGTH = 36
+
+
+@dataclass
+class StreamPlace:
+    """Up to which revision the reader of a stream has all that it asked for, and in which life of the database: after a restore
+    the same numbers mean other events."""
+
+    revision: int
+    timeline: str
 
 
 class Events:
@@ -73,34 +88,65 @@ class Events:
             next=str(found.next) if found.next is not None else None,
         )
 
-    async def follow(self, query: EventQuery) -> AsyncIterator[Event]:
-        """All events after ``query.after`` (None: from now on), oldest first, for ever.
+    async def follow(self, query: EventQuery, place: StreamPlace) -> AsyncIterator[Event]:
+        """All events of ``query`` after ``place``, which moves with them; oldest first, for ever.
 
         A slow reader is slow by itself: nothing is queued for it. Raises Gone when what it would have
         to read next was pruned.
         """
-        _check_after(query.after)
         async with self._store.read() as tx:
             wanted = await _filter(tx, query)
-            after = query.after if query.after is not None else await tx.revision_now()
         while True:
             async with self._store.read() as tx:
-                await _check_kept(tx, after)
+                await _check_kept(tx, place)
                 now = await tx.revision_now()
-                batch = await events_after(tx, wanted, after, FOLLOW_BATCH)
+                batch = await events_after(tx, wanted, place.revision, FOLLOW_BATCH)
             for event in batch:
-                after = event.revision
+                place.revision = event.revision
                 yield event
             if len(batch) < FOLLOW_BATCH:
                 # Of the snapshot that was read: a commit since then ends the wait at once.
-                after = max(after, now)
-                await self._store.changes.beyond(Revision(after))
+                place.revision = max(place.revision, now)
+                await self._store.changes.beyond(Revision(place.revision))
+
+    async def place(self, after: int | None, timeline: str | None = None) -> StreamPlace:
+        """Where a stream goes on: behind revision ``after`` (None: from now on), of the database's ``timeline`` where its reader
+        knows that. Raises InvalidInput (`problem.revision.future`), Gone."""
+        _check_after(after)
+        async with self._store.read() as tx:
+            row = await the_installation(tx)
+            present = row.timeline[:TIMELINE_LENGTH]
+            place = StreamPlace(row.revision if after is None else after, present)
+            if timeline is not None and timeline != present:
+                raise Gone(
+                    "the database was restored since then, and counts anew",
+                    field="after",
+                    fix="load what you show anew, and follow from its revision",
+                )
+            if place.revision > row.revision:
+                raise InvalidInput(
+                    f"revision {after} is not reached yet, the installation is at {row.revision}",
+                    code="problem.revision.future",
+                    field="after",
+                    allowed=(f"{row.events_pruned_to} to {row.revision}",),
+                    fix="load what you show anew, and follow from its revision",
+                )
+            await _check_kept(tx, place)
+            return place
+
+    async def fates(self, revision: int) -> EventFates:
+        """What became of it at each route."""
+        return await fates_of_event(self._store, revision)
 
     async def prune(self) -> int:
-        """Forget what is older than the setting says. The server calls it at intervals."""
+        """Forget what is older than the setting says, but for what is yet to be told: silenced for weeks, or repeated. The
+        server calls it at intervals."""
         async with self._store.write() as tx:
             keep_ms = (await setting_values(tx)).get(EVENT_RETENTION)
-            return await prune_events(tx, older_than_ms=tx.clock.wall_ms() - keep_ms)
+            up_to = await newest_before(tx, tx.clock.wall_ms() - keep_ms)
+            if up_to is None:
+                return 0
+            return await prune_events(tx, up_to, spared=await awaited_events(tx, up_to))
 
 
 def _check_after(after: int | None) -> None:
@@ -108,20 +154,13 @@ def _check_after(after: int | None) -> None:
         raise InvalidInput(f"{after} is no revision", field="after", fix="use a revision")
 
 
-async def _check_kept(tx: Transaction, after: int) -> None:
-    row = await the_installation(tx)
-    if after < row.events_pruned_to:
+async def _check_kept(tx: Transaction, place: StreamPlace) -> None:
+    kept_from = (await the_installation(tx)).events_pruned_to
+    if place.revision < kept_from:
         raise Gone(
-            f"events up to revision {row.events_pruned_to} are no longer kept",
+            f"events up to revision {kept_from} are no longer kept, so nobody can go on after {place.revision}",
             field="after",
-            fix="load the list again, and follow from its revision",
-        )
-    if after > row.revision:
-        # A client that has seen more than there is: the database was restored.
-        raise Gone(
-            f"revision {after} is not reached yet; the installation is at {row.revision}",
-            field="after",
-            fix="load the list again, and follow from its revision",
+            fix=f"load what you show anew, and follow from its revision; the oldest is {kept_from}",
         )
 
 

@@ -22,9 +22,10 @@ from virtha.model.proof import ProofKind
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 from virtha.ports.leaders import Leaders
-from virtha.store.engine import LedRecord, find_host_record
+from virtha.store.clusters import all_clusters
+from virtha.store.engine import LedRecord, find_host_record, hosts_in_maintenance
 from virtha.store.events import EventFilter, events_after
-from virtha.store.hosts import find_host
+from virtha.store.hosts import find_host, hosts_with_ids
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import vms_held_by
 
@@ -64,6 +65,15 @@ class HostCare:
     async def maintenance(self, ref: str) -> MaintenanceView:
         async with self._store.read() as tx:
             return await _view(tx, await _configured(tx, ref))
+
+    async def in_maintenance(self) -> dict[HostId, MaintenanceView]:
+        """All hosts that are."""
+        async with self._store.read() as tx:
+            ids: set[HostId] = set()
+            for cluster in await all_clusters(tx):
+                ids |= await hosts_in_maintenance(tx, cluster.id)
+            there = await hosts_with_ids(tx, ids)
+            return {host_id: await _view(tx, await _configured(tx, host_id)) for host_id in there}
 
     async def set_maintenance(
         self, caller: Caller, ref: str, request: MaintenanceChange

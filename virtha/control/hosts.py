@@ -31,7 +31,7 @@ from virtha.control.views import (
 )
 from virtha.model.errors import InvalidInput, NotFound, Refused, Unauthenticated
 from virtha.model.host import HostState
-from virtha.model.ids import BootId, HostId, Revision, Term
+from virtha.model.ids import BootId, ClusterId, HostId, Revision, Term
 from virtha.model.machine import MachineType
 from virtha.model.operation import Operation
 from virtha.model.orders import HostSettings, ScanForeign
@@ -96,6 +96,17 @@ class Hosts:
         async with self._store.read() as tx:
             (view,) = await self._views(tx, (await the_host(tx, ref),))
             return view
+
+    async def bridges(self) -> tuple[tuple[ClusterId, str], ...]:
+        """Of all clusters, each that a host of it has, once, by cluster and name."""
+        async with self._store.read() as tx:
+            rows = await all_hosts(tx)
+        found = {
+            (row.host.cluster_id, bridge)
+            for row in rows
+            for bridge in row.status.capabilities.bridges
+        }
+        return tuple(sorted(found))
 
     async def _views(self, tx: Transaction, rows: tuple[HostRow, ...]) -> tuple[HostView, ...]:
         names = await cluster_names(tx)

@@ -84,6 +84,14 @@ class Observed(Value, frozen=True, kw_only=True):
 NOTHING_OBSERVED = Observed()
 
 
+class Followed(Value, frozen=True, kw_only=True):
+    """``about``: the incident that each notice is about. ``over``: those that closed, to be told after all that was told of
+    them."""
+
+    about: tuple[IncidentId | None, ...]
+    over: tuple[HostIncident, ...] = ()
+
+
 async def follow_incidents(
     tx: WriteTransaction,
     cluster_id: ClusterId,
@@ -92,14 +100,13 @@ async def follow_incidents(
     notices: Sequence[Notice],
     clock: Millis,
     observed: Observed = NOTHING_OBSERVED,
-) -> tuple[IncidentId | None, ...]:
-    """To be called before ``intents`` are written: it looks at what they change. Returns the incident that each of
-    ``notices`` is about."""
+) -> Followed:
+    """To be called before ``intents`` are written: it looks at what they change."""
     write = _Write(tx, cluster_id, Moment(at=tx.clock.wall_ms(), clock_ms=int(clock)), observed)
     await write.hosts(intents, notices)
     await write.vms(intents, notices)
-    await write.close_and_save()
-    return tuple(write.about(notice) for notice in notices)
+    over = await write.close_and_save()
+    return Followed(about=tuple(write.about(notice) for notice in notices), over=over)
 
 
 async def agent_answered(tx: WriteTransaction, event: Event) -> None:
@@ -392,7 +399,8 @@ class _Write:
 
     # The end
 
-    async def close_and_save(self) -> None:
+    async def close_and_save(self) -> tuple[HostIncident, ...]:
+        """Those that are over."""
         gone = self._unlinked
         await save_incidents(
             self._tx,
@@ -406,10 +414,12 @@ class _Write:
         )
         concerned = (self._changed | {one for one, _ in self._paths}) - gone
         ending = {one for one in concerned if may_close(self._incidents[one])}
-        if ending:
-            ending -= await with_open_paths(self._tx, ending)
-            done = [closed(self._incidents[one], self._moment) for one in sorted(ending)]
-            await save_incidents(self._tx, done, new=())
+        if not ending:
+            return ()
+        ending -= await with_open_paths(self._tx, ending)
+        done = tuple(closed(self._incidents[one], self._moment) for one in sorted(ending))
+        await save_incidents(self._tx, done, new=())
+        return done
 
 
 def _incident_of(record: HostRecord | None) -> Incident | None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import structlog
 
+from virtha.alerts.subject import INCIDENT_OVER
 from virtha.control.copies import copies_on
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.engine_nouns import engine_host, engine_vm, probed_at, written_disks
@@ -15,7 +16,12 @@ from virtha.control.engine_power import led_devices, power_levels
 from virtha.control.fence_operations import follow_fences
 from virtha.control.hellos import HelloBook
 from virtha.control.history import message_of, severity_of
-from virtha.control.incident_log import NOTHING_OBSERVED, Observed, follow_incidents
+from virtha.control.incident_log import (
+    NOTHING_OBSERVED,
+    Followed,
+    Observed,
+    follow_incidents,
+)
 from virtha.control.mirror import mirrored
 from virtha.control.own_machine import OwnMachine
 from virtha.control.power_results import engine_event
@@ -47,6 +53,7 @@ from virtha.model.ids import (
     StorageDomainId,
     VmId,
 )
+from virtha.model.incident import HostIncident
 from virtha.model.policy import Policy
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -278,7 +285,7 @@ class Leading:
             for granted in told:
                 await drop_grant(tx, granted)
             await follow_fences(tx, intents)
-            incidents = await _keep_record(tx, cluster_id, intents, notices, clock, observed)
+            kept = await _keep_record(tx, cluster_id, intents, notices, clock, observed)
             cluster: ClusterRecord | None = None
             saved: dict[VmId, tuple[VmRecord | None, VmRecord]] = {}
             for intent in intents:
@@ -291,8 +298,10 @@ class Leading:
                     await self._mirror(tx, effects, before, intent.record)
                 await save_intent(tx, cluster_id, intent)
             await save_cluster_record(tx, cluster_id, cluster, clock)
-            for notice, incident in zip(notices, incidents, strict=True):
+            for notice, incident in zip(notices, kept.about, strict=True):
                 await _tell(tx, cluster_id, notice, incident)
+            for over in kept.over:
+                await _tell(tx, over.cluster_id, _notice_of_end(over), over.id)
             await follow_moves(tx, notices, saved)
             await _acknowledge(tx, receipts)
         # What is written stands: a host that does not get its settings now gets them with the next change, or its hello.
@@ -460,10 +469,10 @@ async def _keep_record(
     notices: Sequence[Notice],
     clock: Millis,
     observed: Observed,
-) -> tuple[IncidentId | None, ...]:
+) -> Followed:
     """No recovery waits for its record: where that can't be kept, it is left as it was, and the log says so."""
     if not notices and not any(isinstance(one, _RECORDED) for one in intents):
-        return ()
+        return Followed(about=())
     try:
         async with tx.apart():
             return await follow_incidents(
@@ -473,7 +482,20 @@ async def _keep_record(
         raise  # locked, or no room: nothing else can be written either
     except Exception:  # a broken record of what was is no reason to leave VMs down
         log.exception("the record of an incident can't be kept", cluster=cluster_id)
-        return (None,) * len(notices)
+        return Followed(about=(None,) * len(notices))
+
+
+def _notice_of_end(one: HostIncident) -> Notice:
+    """Routes tell by it that all is well again (ADR 21), so it comes after what was told of it, the last VM's start too."""
+    return Notice(
+        code=INCIDENT_OVER,
+        host_id=one.host_id,
+        fields={
+            "host": one.host,
+            "vms": one.vms + one.vms_left_out,
+            "after_ms": max(0, (one.closed_ms or one.opened_ms) - one.silent_since_ms),
+        },
+    )
 
 
 async def _tell(

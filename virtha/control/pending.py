@@ -64,15 +64,20 @@ def without_pending(row: VmRow) -> Vm:
         memory_bytes = vm.memory_bytes  # what libvirt rounded is no change
     running, wanted = _cards(has, vm.watchdog)
     own = None if has.watchdog == has.default_watchdog or running is None else has.watchdog
-    ids = {nic.mac: nic.id for nic in vm.nics}
+    cards = {nic.mac: nic for nic in vm.nics}
     return msgspec.structs.replace(
         vm,
         memory_bytes=memory_bytes,
         vcpus=has.vcpus,
         machine=has.machine,
         watchdog=vm.watchdog if running == wanted else own,
-        nics=tuple(msgspec.structs.replace(nic, id=ids.get(nic.mac, nic.id)) for nic in has.nics),
+        nics=tuple(_same_card(nic, cards.get(nic.mac)) for nic in has.nics),
     )
+
+
+def _same_card(runs: Nic, wanted: Nic | None) -> Nic:
+    """With what no XML has of it."""
+    return runs if wanted is None else msgspec.structs.replace(runs, id=wanted.id, name=wanted.name)
 
 
 def _change(

@@ -11,6 +11,7 @@ from virtha.alerts.addresses import forbidden_address
 from virtha.model.errors import InvalidInput
 from virtha.model.notification import (
     SECRET_NAMES,
+    AlertmanagerSettings,
     MailSecurity,
     MailSettings,
     ReceiverSettings,
@@ -21,6 +22,7 @@ from virtha.model.notification import (
     WebhookSettings,
 )
 from virtha.model.own_addresses import is_own_name
+from virtha.model.time import format_duration_ms
 
 ADDRESS_LENGTH_MAX = 254
 """RFC 5321, erratum 1690."""
@@ -33,6 +35,7 @@ SNMP_PASSWORD_LENGTH_MIN = 8
 """RFC 3414, 11.2."""
 SECRET_LENGTH_MAX = 1_000
 PEM_LENGTH_MAX = 200_000
+_RESOLVE_AFTER_MS = (600_000, 90 * 86_400_000)
 _HOST_LENGTH_MAX = 253
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 # The dot-atom of RFC 5322, and letters beyond ASCII (RFC 6531). No quoted strings: nobody has such an
@@ -41,7 +44,7 @@ _LOCAL_PART = re.compile(r"[\w!#$%&'*+/=?^`{|}~-]+(?:\.[\w!#$%&'*+/=?^`{|}~-]+)*
 
 
 def kind_of(settings: ReceiverSettings) -> str:
-    """``mail``, ``snmp`` or ``webhook``."""
+    """``mail``, ``snmp``, ``webhook`` or ``alertmanager``."""
     return str(type(settings).__struct_config__.tag)
 
 
@@ -83,7 +86,9 @@ def check_settings(settings: ReceiverSettings) -> None:
         case SnmpSettings():
             _check_snmp(settings)
         case WebhookSettings():
-            _check_webhook(settings)
+            _check_url(settings, "write for example https://hooks.example.org/virtha")
+        case AlertmanagerSettings():
+            _check_alertmanager(settings)
 
 
 def check_secrets(settings: ReceiverSettings, secrets: Mapping[str, str]) -> None:
@@ -103,13 +108,26 @@ def check_secrets(settings: ReceiverSettings, secrets: Mapping[str, str]) -> Non
     for name, why in needed.items():
         if name not in secrets:
             raise InvalidInput(f"is missing: {why}", field=f"secrets.{name}", fix="give it")
+    if isinstance(settings, AlertmanagerSettings):
+        _check_alertmanager_secrets(settings, secrets)
     for name in secrets:
-        if name not in needed and kind != "webhook":
+        if name not in needed and kind != "webhook" and name != "token":
             raise InvalidInput(
                 f"is not used: {_UNUSED[name]}",
                 field=f"secrets.{name}",
                 fix="leave it out, or take it away (null)",
             )
+
+
+def _check_alertmanager_secrets(settings: AlertmanagerSettings, secrets: Mapping[str, str]) -> None:
+    if settings.user is not None and "token" in secrets:
+        raise InvalidInput("excludes a user", field="secrets.token", fix="sign in with one of them")
+    if secrets and not settings.url.lower().startswith("https://"):
+        raise InvalidInput(
+            "the password or token would cross the network in the clear",
+            field="settings.url",
+            allowed=("https://…",),
+        )
 
 
 _UNUSED = {
@@ -129,6 +147,12 @@ def _check_secret(name: str, secret: str) -> None:
         raise InvalidInput("is too long", field=field, allowed=(f"at most {SECRET_LENGTH_MAX}",))
     if any(not one.isprintable() for one in secret):
         raise InvalidInput("holds control characters", field=field, fix="one line of text")
+    if name == "token" and not secret.isascii():
+        raise InvalidInput(
+            "holds letters beyond ASCII, which no header can",
+            field=field,
+            fix="copy it anew from whoever gave it out",
+        )
     if name in ("authentication_password", "privacy_password") and (
         len(secret) < SNMP_PASSWORD_LENGTH_MIN
     ):
@@ -153,6 +177,8 @@ def _needed_secrets(settings: ReceiverSettings) -> dict[str, str]:
             if settings.privacy is not SnmpPrivacy.NONE:
                 needed["privacy_password"] = f"privacy {settings.privacy}"
             return needed
+        case AlertmanagerSettings():
+            return {"password": f"user {settings.user} signs in"} if settings.user else {}
         case WebhookSettings():
             return {}
 
@@ -205,9 +231,31 @@ def _check_snmp(settings: SnmpSettings) -> None:
         )
 
 
-def _check_webhook(settings: WebhookSettings) -> None:
-    field, example = "settings.url", "write for example https://hooks.example.org/virtha"
-    url = settings.url
+def _check_alertmanager(settings: AlertmanagerSettings) -> None:
+    _check_url(settings, "write for example https://alertmanager.example.org:9093")
+    if settings.url.rstrip("/").endswith("/api/v2/alerts"):
+        raise InvalidInput(
+            "is the address of its API",
+            field="settings.url",
+            fix="leave out /api/v2/alerts: it is added",
+        )
+    if "?" in settings.url:
+        raise InvalidInput("holds a query", field="settings.url", fix="leave out what follows ?")
+    if settings.user is not None:
+        _check_user(settings.user, USER_LENGTH_MAX)
+        if ":" in settings.user:
+            raise InvalidInput("holds a colon", field="settings.user", fix="HTTP allows none in it")
+    least, most = _RESOLVE_AFTER_MS
+    if not least <= settings.resolve_after_ms <= most:
+        raise InvalidInput(
+            f"{settings.resolve_after_ms} ms is out of range",
+            field="settings.resolve_after_ms",
+            allowed=(f"{format_duration_ms(least)} to {format_duration_ms(most)}",),
+        )
+
+
+def _check_url(settings: WebhookSettings | AlertmanagerSettings, example: str) -> None:
+    field, url = "settings.url", settings.url
     if len(url) > URL_LENGTH_MAX:
         raise InvalidInput(
             f"has {len(url)} characters", field=field, allowed=(f"at most {URL_LENGTH_MAX}",)
@@ -218,24 +266,27 @@ def _check_webhook(settings: WebhookSettings) -> None:
             field=field,
             fix="encode them (%20, punycode)",
         )
+    # What may hold a password is not shown: this error may be logged.
+    shown = "it" if "@" in url else f"'{url}'"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidInput(f"'{url}' is no URL", field=field, fix=example) from None
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise InvalidInput(
-            f"'{url}' is no address of a webhook",
-            field=field,
-            allowed=("https://…", "http://…"),
-            fix=example,
-        )
+        raise InvalidInput(f"{shown} is no URL", field=field, fix=example) from None
     if parts.username is not None or parts.password is not None:
-        # Not shown: it holds a password, and this error may be logged.
         raise InvalidInput(
             "no user name or password in the URL: it is shown to every viewer",
             field=field,
-            fix="use the secret, which signs each body",
+            fix="use the secret, which signs each body"
+            if isinstance(settings, WebhookSettings)
+            else "give settings.user and the secret password, or the secret token",
+        )
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise InvalidInput(
+            f"{shown} can't be called",
+            field=field,
+            allowed=("https://…", "http://…"),
+            fix=example,
         )
     if port == 0:
         raise InvalidInput("port 0 can't be reached", field=field, allowed=("1 to 65535",))

@@ -34,6 +34,7 @@ from virtha.store.notifications import (
     find_receiver,
     receivers_after,
     save_receiver,
+    save_receiver_status,
     sealed_count,
     subscriptions_to,
 )
@@ -111,6 +112,11 @@ class Receivers:
             saved = await save_receiver(tx, changed, sealed)
             if not saved.enabled:
                 await drop_pending(tx, code=DROPPED, receiver_id=saved.id)
+            if row.status.away_told:
+                # It may be mended, or switched off: routes take that for the end of its absence. If not, it is told anew.
+                status = msgspec.structs.replace(row.status, away_told=False)
+                await save_receiver_status(tx, saved.id, status)
+                row = msgspec.structs.replace(row, status=status)
             await _record(tx, "notify.receiver.changed", saved, caller)
             view = await _view(tx, msgspec.structs.replace(row, receiver=saved))
         self._bell.hurry(saved.id)
@@ -181,7 +187,7 @@ def _check_not_led_away(
     there. A webhook's only signs, and is not sent."""
     if isinstance(settings, WebhookSettings):
         return
-    for field in ("host", "authority_pem"):
+    for field in ("host", "url", "authority_pem"):
         before, after = getattr(present.settings, field, None), getattr(settings, field, None)
         staying = [name for name in present.secrets if name not in request.secrets]
         if before != after and staying:

@@ -8,6 +8,7 @@ from virtha.model.codes import Severity
 from virtha.model.console import ConsoleKind
 from virtha.model.machine import MachineType
 from virtha.model.notification import DeliveryState, ReceiverSettings
+from virtha.model.routing import GroupBy, QuietHours, Same
 from virtha.model.user import Role
 from virtha.model.value import Request
 from virtha.model.vm import DiskFormat, OnIoError, VmState
@@ -119,9 +120,12 @@ class DiskResize(Request, frozen=True, kw_only=True):
 
 
 class NicCreate(Request, frozen=True, kw_only=True):
+    """``name``: none keeps that of the VM's own card with this address, if it has one."""
+
     bridge: str
     mac: str | None = None
     model: str = "virtio"
+    name: str | None = None
 
 
 class VmCreate(Request, frozen=True, kw_only=True):
@@ -382,6 +386,15 @@ class SubscriptionCreate(Request, frozen=True, kw_only=True):
     cluster: str | None = None
     host: str | None = None
     vm: str | None = None
+    labels: dict[str, str] = {}
+    solved: bool | None = None
+    """If left out: where events are grouped."""
+    group_by: GroupBy = GroupBy.NONE
+    group_wait_ms: int | None = None
+    group_interval_ms: int | None = None
+    repeat_ms: int | None = None
+    same_again_ms: int = 0
+    quiet: tuple[QuietHours, ...] = ()
     enabled: bool = True
 
 
@@ -396,7 +409,49 @@ class SubscriptionChange(Request, frozen=True, kw_only=True):
     cluster: str | UnsetType | None = UNSET
     host: str | UnsetType | None = UNSET
     vm: str | UnsetType | None = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    solved: bool | UnsetType = UNSET
+    group_by: GroupBy | UnsetType = UNSET
+    group_wait_ms: int | UnsetType = UNSET
+    group_interval_ms: int | UnsetType = UNSET
+    repeat_ms: int | UnsetType | None = UNSET
+    same_again_ms: int | UnsetType = UNSET
+    quiet: tuple[QuietHours, ...] | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
+
+
+class MatcherRequest(Request, frozen=True, kw_only=True):
+    """Events that fit all of it; cluster, host and VM by id or name. ``labels``: fields of the event."""
+
+    codes: tuple[str, ...] = ()
+    severity: Severity = Severity.INFO
+    cluster: str | None = None
+    host: str | None = None
+    vm: str | None = None
+    labels: dict[str, str] = {}
+
+
+class SilenceCreate(Request, frozen=True, kw_only=True):
+    """``begins``, ``ends``: RFC 3339; left out, it begins now. ``ends`` or ``duration_ms``, not both."""
+
+    reason: str
+    matcher: MatcherRequest
+    begins: str | None = None
+    ends: str | None = None
+    duration_ms: int | None = None
+
+
+class SilenceQuery(PageQuery, frozen=True, kw_only=True):
+    """``ended``: those too that are over, as far as they are kept."""
+
+    ended: bool = False
+
+
+class InhibitionCreate(Request, frozen=True, kw_only=True):
+    name: str
+    source: MatcherRequest
+    target: MatcherRequest
+    same: Same = Same.HOST
 
 
 class DeliveryQuery(Request, frozen=True, kw_only=True):

@@ -11,8 +11,9 @@ from virtha.control.names import check_limit
 from virtha.control.requests import SearchQuery
 from virtha.model.errors import InvalidInput
 from virtha.model.time import UtcMillis
-from virtha.search import Query, parse
+from virtha.search import Query, parse, print_query
 from virtha.store.search import Place, Wanted, find
+from virtha.store.search import too_costly as too_costly
 from virtha.store.search_fields import VOCABULARY
 from virtha.store.search_source import Condition, Rows
 from virtha.store.store import Transaction
@@ -37,6 +38,11 @@ def read_search(text: str, noun: str, *, after: object) -> Query:
             fix="leave one of them out",
         )
     return query
+
+
+def show_search(query: Query) -> str:
+    """``read_search`` reads it back as the same."""
+    return print_query(query, VOCABULARY)
 
 
 async def page_of_search(

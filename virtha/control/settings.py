@@ -2,10 +2,11 @@
 
 from virtha.control.history import record
 from virtha.control.known_settings import KNOWN_SETTINGS, KnownSetting, known_setting
-from virtha.control.names import the_cluster, the_host
+from virtha.control.names import check_revision, the_cluster, the_host
 from virtha.control.requests import SettingPut
 from virtha.control.views import Caller, SettingView
 from virtha.model.errors import InvalidInput, NotFound
+from virtha.model.ids import Revision
 from virtha.model.user import Setting, SettingScope
 from virtha.store.installations import all_settings, drop_setting, put_setting
 from virtha.store.store import Store, Transaction
@@ -37,11 +38,14 @@ class Settings:
         *,
         scope: SettingScope = SettingScope.GLOBAL,
         subject: str | None = None,
+        if_match: Revision | None = None,
     ) -> SettingView:
+        """``if_match``: that of the setting at this scope, 0 where it is not set."""
         known = known_setting(key)
         value = known.show(known.parse(request.value))
         async with self._store.write() as tx:
             subject_id = await _subject(tx, known, scope, subject)
+            check_revision(if_match, await _revision(tx, key, scope, subject_id))
             setting = Setting(key=key, scope=scope, subject=subject_id, value=value)
             await put_setting(tx, setting)
             await record(
@@ -67,11 +71,13 @@ class Settings:
         *,
         scope: SettingScope = SettingScope.GLOBAL,
         subject: str | None = None,
+        if_match: Revision | None = None,
     ) -> None:
         """Back to the wider scope's value, or the default."""
         known = known_setting(key)
         async with self._store.write() as tx:
             subject_id = await _subject(tx, known, scope, subject)
+            check_revision(if_match, await _revision(tx, key, scope, subject_id))
             if not await drop_setting(tx, key, scope, subject_id):
                 raise NotFound(f"{key} is not set there", field="key")
             await record(
@@ -83,6 +89,12 @@ class Settings:
                 value="default",
                 subject=subject or "",
             )
+
+
+async def _revision(tx: Transaction, key: str, scope: SettingScope, subject: str) -> Revision:
+    wanted = (key, scope, subject)
+    found = (one for one in await all_settings(tx) if (one.key, one.scope, one.subject) == wanted)
+    return next((one.revision for one in found), Revision(0))
 
 
 async def _subject(

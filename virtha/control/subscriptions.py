@@ -4,9 +4,11 @@ from typing import TypeVar
 from uuid import uuid4
 
 import msgspec
+import structlog
 from msgspec import UNSET, UnsetType
 
 from virtha.alerts.match import check_patterns, default_severity
+from virtha.control.event_matchers import with_subject
 from virtha.control.history import record
 from virtha.control.names import (
     NAME_LENGTH_MAX,
@@ -15,15 +17,14 @@ from virtha.control.names import (
     check_revision,
     page_of,
     taken,
-    the_cluster,
-    the_host,
     the_receiver,
     the_subscription,
     the_user,
-    the_vm,
 )
 from virtha.control.receiver_checks import check_address, kind_of
 from virtha.control.requests import PageQuery, SubscriptionChange, SubscriptionCreate
+from virtha.control.route_options import checked_route, how_asked, how_changed
+from virtha.control.route_weight import weight_of
 from virtha.control.views import Caller, Page, SubscriptionView
 from virtha.model.errors import InvalidInput
 from virtha.model.ids import Revision, SubscriptionId
@@ -45,6 +46,7 @@ from virtha.store.store import Store, Transaction, WriteTransaction
 from virtha.store.users import find_user
 from virtha.store.vms import find_vm
 
+log = structlog.get_logger("virtha.control.subscriptions")
 T = TypeVar("T")
 DROPPED = "notify.queue.dropped"
 
@@ -65,33 +67,34 @@ class Subscriptions:
 
     async def get(self, ref: str) -> SubscriptionView:
         async with self._store.read() as tx:
-            return await _view(tx, await the_subscription(tx, ref))
+            found = await _view(tx, await the_subscription(tx, ref))
+        return await self._weighed(found)
 
     async def create(self, caller: Caller, request: SubscriptionCreate) -> SubscriptionView:
         severity = request.severity or default_severity(request.codes)
         codes = check_patterns(request.codes, severity)
+        asked = how_asked(request)
         async with self._store.write() as tx:
             row = await the_receiver(tx, request.receiver, field="receiver")
-            made = await _with_subject(
-                tx,
-                Subscription(
-                    id=SubscriptionId(str(uuid4())),
-                    name=await _new_name(tx, request.name, row.receiver),
-                    receiver_id=row.receiver.id,
-                    address=request.address,
-                    codes=codes,
-                    severity=severity,
-                    enabled=request.enabled,
-                ),
-                cluster=request.cluster,
-                host=request.host,
-                vm=request.vm,
-                user=request.user,
+            made = Subscription(
+                id=SubscriptionId(str(uuid4())),
+                name=await _new_name(tx, request.name, row.receiver),
+                receiver_id=row.receiver.id,
+                address=request.address,
+                codes=codes,
+                severity=severity,
+                enabled=request.enabled,
             )
+            made = checked_route(msgspec.structs.replace(made, **asked))
+            made = await with_subject(
+                tx, made, cluster=request.cluster, host=request.host, vm=request.vm
+            )
+            made = await _with_user(tx, made, request.user)
             await _check_whom(tx, row.receiver, made)
             saved = await add_subscription(tx, made)
             await _record(tx, "notify.subscription.created", saved, row.receiver, caller.name)
-            return await _view(tx, saved)
+            view = await _view(tx, saved)
+        return await self._weighed(view)
 
     async def change(
         self,
@@ -122,20 +125,28 @@ class Subscriptions:
                 # What happened while it was switched off is not told afterwards.
                 since=tx.revision if enabled and not present.enabled else present.since,
             )
-            changed = await _with_subject(
-                tx,
-                changed,
-                cluster=request.cluster,
-                host=request.host,
-                vm=request.vm,
-                user=request.user,
+            changed = checked_route(msgspec.structs.replace(changed, **how_changed(request)))
+            changed = await with_subject(
+                tx, changed, cluster=request.cluster, host=request.host, vm=request.vm
             )
+            changed = await _with_user(tx, changed, request.user)
             await _check_whom(tx, receiver, changed)
             saved = await save_subscription(tx, changed)
             if not saved.enabled:
                 await drop_pending(tx, code=DROPPED, subscription_id=saved.id)
             await _record(tx, "notify.subscription.changed", saved, receiver, caller.name)
-            return await _view(tx, saved)
+            view = await _view(tx, saved)
+        return await self._weighed(view)
+
+    async def _weighed(self, view: SubscriptionView) -> SubscriptionView:
+        """With what it would have told of what has happened. None where that can't be said: what was asked for is done, and an
+        error would say that it is not."""
+        try:
+            weight = await weight_of(self._store, view.subscription)
+        except Exception:
+            log.exception("a route can't be weighed", route=view.subscription.name)
+            return view
+        return msgspec.structs.replace(view, weight=weight)
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> None:
         """What still waits by it is dropped."""
@@ -176,43 +187,14 @@ def _or(given: T | UnsetType, present: T) -> T:
     return present if isinstance(given, UnsetType) else given
 
 
-async def _with_subject(
-    tx: Transaction,
-    one: Subscription,
-    *,
-    cluster: str | UnsetType | None,
-    host: str | UnsetType | None,
-    vm: str | UnsetType | None,
-    user: str | UnsetType | None,
+async def _with_user(
+    tx: Transaction, one: Subscription, user: str | UnsetType | None
 ) -> Subscription:
-    """With the ids of what is named. Raises NotFound (the field), InvalidInput where nothing could match."""
-    limits: dict[str, str | None] = {}
-    inside: list[tuple[str, str]] = []
-    if not isinstance(cluster, UnsetType):
-        limits["cluster_id"] = (
-            (await the_cluster(tx, cluster, field="cluster")).id if cluster is not None else None
-        )
-    if not isinstance(host, UnsetType):
-        row = await the_host(tx, host, field="host") if host is not None else None
-        limits["host_id"] = row.host.id if row is not None else None
-        inside += [("host", row.host.cluster_id)] if row is not None else []
-    if not isinstance(vm, UnsetType):
-        found = await the_vm(tx, vm, field="vm") if vm is not None else None
-        limits["vm_id"] = found.vm.id if found is not None else None
-        inside += [("vm", found.vm.cluster_id)] if found is not None else []
-    if not isinstance(user, UnsetType):
-        limits["user_id"] = (
-            (await the_user(tx, user, field="user")).user.id if user is not None else None
-        )
-    changed: Subscription = msgspec.structs.replace(one, **limits)
-    for field, cluster_id in inside:
-        if changed.cluster_id not in (None, cluster_id):
-            raise InvalidInput(
-                "is in another cluster than the one named: no event could ever match",
-                field=field,
-                fix="leave one of them out",
-            )
-    return changed
+    if isinstance(user, UnsetType):
+        return one
+    found = await the_user(tx, user, field="user") if user is not None else None
+    user_id = found.user.id if found is not None else None
+    return msgspec.structs.replace(one, user_id=user_id)
 
 
 async def _check_whom(tx: Transaction, receiver: Receiver, one: Subscription) -> None:

@@ -1,5 +1,6 @@
 """Templates: made from VMs that are down, looked at, deleted. VMs from them: ``vm_from_template.py``."""
 
+from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 import msgspec
@@ -20,13 +21,14 @@ from virtha.control.names import (
 )
 from virtha.control.operations import check_nothing_open
 from virtha.control.plan import DropTemplate, Give, Plan, ReadyTemplate, Step
-from virtha.control.requests import SearchQuery, TemplateCreate, VmFromTemplate
+from virtha.control.requests import SearchQuery, TemplateCreate, VmFromTemplate, WatchdogRequest
 from virtha.control.runner import Runner
 from virtha.control.searching import page_of_search
 from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page, TemplateView
+from virtha.control.vm_checks import capabilities_of, check_watchdog
 from virtha.control.vm_from_template import plan_vm
-from virtha.model.errors import Conflict, Refused
+from virtha.model.errors import Conflict, NotFound, Refused
 from virtha.model.ids import DiskId, Revision, TemplateId, VmId
 from virtha.model.operation import Operation
 from virtha.model.orders import CopyDisk, DeleteTemplate
@@ -45,10 +47,13 @@ from virtha.store.templates import (
     save_template,
     template_users,
     templates_after,
+    templates_of_vms,
 )
 from virtha.store.vms import VmRow
 
 USERS_NAMED_MAX = 10
+VMS_NAMED_MAX = 500
+"""Asked for one by one; of more, all are read at once."""
 
 
 def _new_id() -> str:
@@ -84,6 +89,11 @@ class Templates:
     async def get(self, ref: str) -> TemplateView:
         async with self._store.read() as tx:
             return await _view(tx, await the_template(tx, ref))
+
+    async def of_vms(self, ids: Collection[VmId]) -> Mapping[VmId, TemplateId]:
+        """Which of them need a template for as long as they have their disks: thin ones."""
+        async with self._store.read() as tx:
+            return await templates_of_vms(tx, ids if len(ids) <= VMS_NAMED_MAX else None)
 
     async def create(self, caller: Caller, request: TemplateCreate) -> Operation:
         """Copy the disks of a VM that is down, in full; until that is done nothing else is done with it.
@@ -157,6 +167,63 @@ class Templates:
             await record(tx, "vm.created", vm=vm, operation_id=operation.id, by=caller.name)
         await self._dispatcher.carry_out(effects)
         return operation
+
+    # watchdog: what VMs that are made from now on get; those that were made already keep theirs
+
+    async def add_watchdog(
+        self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None
+    ) -> TemplateView:
+        """Raises Conflict (`problem.watchdog.second`): it has one."""
+        return await self._set_watchdog(caller, ref, request, if_match, first=True)
+
+    async def put_watchdog(
+        self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None
+    ) -> TemplateView:
+        return await self._set_watchdog(caller, ref, request, if_match)
+
+    async def remove_watchdog(
+        self, caller: Caller, ref: str, if_match: Revision | None = None
+    ) -> TemplateView:
+        return await self._set_watchdog(caller, ref, None, if_match)
+
+    async def _set_watchdog(
+        self,
+        caller: Caller,
+        ref: str,
+        request: WatchdogRequest | None,
+        if_match: Revision | None,
+        *,
+        first: bool = False,
+    ) -> TemplateView:
+        """Raises NotFound: there is none to be removed; Conflict: the template is not ready."""
+        async with self._store.write() as tx:
+            template = await the_template(tx, ref)
+            check_revision(if_match, template.revision)
+            _check_ready(template)
+            if request is None and template.watchdog is None:
+                raise NotFound(f"template {template.name} has no watchdog")
+            if first and template.watchdog is not None:
+                raise Conflict(
+                    f"template {template.name} has watchdog "
+                    f"{template.watchdog.model}:{template.watchdog.action}",
+                    code="problem.watchdog.second",
+                    field="watchdog",
+                    fix="replace it by PUT, or remove it first",
+                )
+            card = None
+            if request is not None:
+                able = capabilities_of(await read_surroundings(tx, template.cluster_id))
+                card = check_watchdog(request, template.architecture, template.machine, able)
+            if card != template.watchdog:
+                template = await save_template(tx, msgspec.structs.replace(template, watchdog=card))
+                await record(
+                    tx,
+                    "template.changed",
+                    cluster_id=template.cluster_id,
+                    by=caller.name,
+                    name=template.name,
+                )
+            return await _view(tx, template)
 
     async def delete(self, caller: Caller, ref: str, if_match: Revision | None = None) -> Operation:
         """Raises Refused (`problem.template.in_use`), which names who needs it."""
@@ -238,7 +305,9 @@ def _template_of(vm: Vm, request: TemplateCreate, *, created: UtcMillis) -> Temp
         priority=vm.start_priority,
         on_io_error=vm.on_io_error,
         disks=tuple(_sealed(disk, template_id) for disk in vm.disks),
-        nics=tuple(TemplateNic(bridge=nic.bridge, model=nic.model) for nic in vm.nics),
+        nics=tuple(
+            TemplateNic(bridge=nic.bridge, model=nic.model, name=nic.name) for nic in vm.nics
+        ),
         created=created,
     )
 

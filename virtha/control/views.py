@@ -2,6 +2,7 @@
 
 from typing import Generic, Literal, TypeVar
 
+from virtha.control.routing_views import RouteWeight
 from virtha.model.event import Event
 from virtha.model.facts import ForeignDomain, Image
 from virtha.model.host import Host, HostState, HostStatus, StorageDomain
@@ -366,6 +367,8 @@ class SubscriptionView(Value, frozen=True, kw_only=True):
     cluster_name: str | None = None
     host_name: str | None = None
     vm_name: str | None = None
+    weight: RouteWeight | None = None
+    """Not in lists."""
 
 
 class DeliveryView(Value, frozen=True, kw_only=True):

@@ -39,6 +39,8 @@ _BUSES = ("virtio", "scsi", "sata", "ide")
 _NIC_MODELS = ("virtio", "e1000", "e1000e", "rtl8139")
 _ARCHITECTURES = ("x86_64", "s390x")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_CARD_NAME = re.compile(r"[A-Za-z0-9._-]{1,50}")
+"""oVirt's bound."""
 _BRIDGE = re.compile(r"[A-Za-z0-9._:-]{1,15}")
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}")
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ +=@-]*")
@@ -406,8 +408,9 @@ async def plan_nics(
     *,
     make_id: MakeId,
     present: tuple[Nic, ...] = (),
+    beside: tuple[Nic, ...] = (),
 ) -> tuple[Nic, ...]:
-    """``present``: NICs of the VM itself, whose addresses it may keep."""
+    """``present``: NICs of the VM itself, whose addresses and names it may keep. ``beside``: those that it has besides."""
     if len(wanted) > NICS_MAX:
         raise InvalidInput(f"{len(wanted)} are too many", field="nics", allowed=(f"{NICS_MAX}",))
     own = {nic.mac for nic in present}
@@ -441,8 +444,34 @@ async def plan_nics(
                 field=f"{field}.mac",
                 fix="leave it out, and one is chosen",
             )
-        nics.append(Nic(id=NicId(make_id()), bridge=one.bridge, mac=mac, model=one.model))
+        name = _checked_card_name(one.name, f"{field}.name")
+        if name is UNSET:
+            name = next((nic.name for nic in present if nic.mac == mac), UNSET)
+        nic = Nic(id=NicId(make_id()), bridge=one.bridge, mac=mac, model=one.model, name=name)
+        _check_called(nic, (*nics, *beside), f"{field}.name")
+        nics.append(nic)
     return tuple(nics)
+
+
+def _checked_card_name(name: str | None, field: str) -> str | UnsetType:
+    if name is None:
+        return UNSET
+    if not _CARD_NAME.fullmatch(name):
+        raise InvalidInput(
+            f"'{name[:64]}' is no name of a card",
+            field=field,
+            allowed=("1 to 50 letters, digits, '.', '_' and '-'",),
+        )
+    return name
+
+
+def _check_called(nic: Nic, others: tuple[Nic, ...], field: str) -> None:
+    """Who removes a card by its name must not take another one."""
+    for one in others:
+        if one.called == nic.called:
+            raise Conflict(
+                f"{one.mac} is called {one.called} already", field=field, fix="choose another name"
+            )
 
 
 async def check_mac_free(tx: Transaction, nic: Nic, vm: Vm) -> None:

@@ -73,7 +73,12 @@ async def _new_vm(
     check_sizes(memory, vcpus, capabilities_of(surroundings))
     vm_id = VmId(make_id())
     if request.nics is UNSET:
-        wanted = tuple(NicCreate(bridge=one.bridge, model=one.model) for one in template.nics)
+        wanted = tuple(
+            NicCreate(
+                bridge=one.bridge, model=one.model, name=None if one.name is UNSET else one.name
+            )
+            for one in template.nics
+        )
     else:
         wanted = request.nics
     return Vm(

@@ -65,6 +65,7 @@ from virtha.store.vms import (
     save_vm,
     save_vm_status,
     vm_conditions,
+    vm_of_disk,
     vms_after,
     vms_with_ids,
 )
@@ -147,6 +148,12 @@ class Vms:
     async def get(self, ref: str) -> VmView:
         async with self._store.read() as tx:
             return await self._view(tx, await the_vm(tx, ref))
+
+    async def with_disk(self, disk_id: str) -> VmView | None:
+        """The VM that a disk belongs to; None: it is no VM's."""
+        async with self._store.read() as tx:
+            vm_id = await vm_of_disk(tx, disk_id)
+            return await self._view(tx, await the_vm(tx, vm_id)) if vm_id is not None else None
 
     async def _view(self, tx: Transaction, row: VmRow) -> VmView:
         events = await events_before(tx, EventFilter(vm_id=row.vm.id), None, LAST_EVENTS)

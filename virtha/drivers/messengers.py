@@ -1,4 +1,4 @@
-"""Messengers to real receivers: mail, SNMP, webhooks (implements ``ports.receivers.Messengers``)."""
+"""Messengers to real receivers: mail, SNMP, webhooks, Alertmanager (implements ``ports.receivers.Messengers``)."""
 
 import time
 from collections.abc import Mapping
@@ -6,8 +6,14 @@ from typing import assert_never
 
 from virtha.drivers.mail import MailMessenger
 from virtha.drivers.snmp import SnmpMessenger
-from virtha.drivers.webhook import WebhookMessenger
-from virtha.model.notification import MailSettings, Receiver, SnmpSettings, WebhookSettings
+from virtha.drivers.webhook import AlertmanagerMessenger, WebhookMessenger
+from virtha.model.notification import (
+    AlertmanagerSettings,
+    MailSettings,
+    Receiver,
+    SnmpSettings,
+    WebhookSettings,
+)
 from virtha.ports.receivers import Messenger
 
 DEADLINE_MS = 15_000
@@ -41,6 +47,10 @@ class NetworkMessengers:
             )
         if isinstance(settings, WebhookSettings):
             return WebhookMessenger(
+                settings, secrets, deadline_ms=self.deadline_ms, idle_ms=self._idle_ms
+            )
+        if isinstance(settings, AlertmanagerSettings):
+            return AlertmanagerMessenger(
                 settings, secrets, deadline_ms=self.deadline_ms, idle_ms=self._idle_ms
             )
         assert_never(settings)

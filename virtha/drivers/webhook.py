@@ -1,4 +1,4 @@
-"""One attempt to call a webhook: a signed POST over a connection that is kept for the next.
+"""One attempt to call a webhook or another HTTP API: a POST over a connection that is kept for the next.
 
 The server calls what a user typed, so it must not become a way into its own machine or network. The name is resolved
 once, the addresses are checked, and the connection goes to the address that was checked, under the name's own certificate
@@ -9,16 +9,21 @@ import asyncio
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
+from typing import NamedTuple
 
 import httpx
+from msgspec.structs import replace
 
 from virtha import __version__
 from virtha.alerts.addresses import forbidden_address
+from virtha.alerts.alertmanager_body import alertmanager_body
 from virtha.alerts.webhook_body import webhook_body, webhook_headers
 from virtha.drivers.receipts import Receipts
-from virtha.model.notification import Message, WebhookSettings
+from virtha.model.notification import AlertmanagerSettings, Message, WebhookSettings
+from virtha.model.time import UtcMillis
 from virtha.ports.receivers import Outcome, Receipt
 
 ANSWER_BYTES = 16_384
@@ -27,25 +32,37 @@ _AWAY = {429, 502, 503, 504}
 """Said of the receiver as a whole. Other 5xx may be about this one message: others shall pass it."""
 _LATER = {408, 425}
 
+ALERTS_PATH = "/api/v2/alerts"
+HttpSettings = WebhookSettings | AlertmanagerSettings
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) into addresses. Raises OSError."""
 
 
-class WebhookMessenger:
-    """Implements ``Messenger``. A connection is closed by the first message after ``idle_ms``, or by ``close``."""
+class Posted(NamedTuple):
+    """``headers``: all but Host."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+class HttpMessenger:
+    """Implements ``Messenger``; ``compose`` makes the body. A connection is closed by the first message after ``idle_ms``, or
+    by ``close``."""
 
     def __init__(
         self,
-        settings: WebhookSettings,
+        settings: HttpSettings,
         secrets: Mapping[str, str],
+        compose: Callable[[Message], Posted],
         *,
+        user: str | None = None,
         deadline_ms: int,
         idle_ms: int,
         resolve: Resolve | None = None,
     ) -> None:
         self._settings = settings
-        self._secret = secrets.get("secret")
-        self._receipts = Receipts(secrets)
+        self._compose = compose
+        self._receipts = Receipts(secrets, user)
         self._deadline_s = deadline_ms / 1_000
         self._idle_s = idle_ms / 1_000
         self._client: httpx.AsyncClient | None = None
@@ -115,13 +132,12 @@ class WebhookMessenger:
 
     async def _post(self, message: Message, url: httpx.URL, address: str) -> Receipt:
         assert self._client is not None
-        body = webhook_body(message)
-        headers = webhook_headers(message, body, secret=self._secret, at_s=int(time.time()))
-        headers["Host"] = url.netloc.decode("ascii")
+        posted = self._compose(message)
+        headers = {**posted.headers, "Host": url.netloc.decode("ascii")}
         request = self._client.build_request(
             "POST",
             url.copy_with(host=address),
-            content=body,
+            content=posted.body,
             headers=headers,
             extensions={"sni_hostname": url.raw_host.decode("ascii")},
         )
@@ -179,6 +195,65 @@ class WebhookMessenger:
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
+
+
+class WebhookMessenger(HttpMessenger):
+    def __init__(
+        self,
+        settings: WebhookSettings,
+        secrets: Mapping[str, str],
+        *,
+        deadline_ms: int,
+        idle_ms: int,
+        resolve: Resolve | None = None,
+    ) -> None:
+        secret = secrets.get("secret")
+
+        def compose(message: Message) -> Posted:
+            body = webhook_body(message)
+            headers = webhook_headers(message, body, secret=secret, at_s=int(time.time()))
+            return Posted(body, headers)
+
+        super().__init__(
+            settings, secrets, compose, deadline_ms=deadline_ms, idle_ms=idle_ms, resolve=resolve
+        )
+
+
+class AlertmanagerMessenger(HttpMessenger):
+    """``now_s``: the wall clock."""
+
+    def __init__(
+        self,
+        settings: AlertmanagerSettings,
+        secrets: Mapping[str, str],
+        *,
+        deadline_ms: int,
+        idle_ms: int,
+        resolve: Resolve | None = None,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        headers = {"Content-Type": "application/json"}
+        if "token" in secrets:
+            headers["Authorization"] = f"Bearer {secrets['token']}"
+        elif settings.user is not None:
+            pair = f"{settings.user}:{secrets.get('password', '')}".encode()
+            headers["Authorization"] = f"Basic {b64encode(pair).decode()}"
+
+        def compose(message: Message) -> Posted:
+            return Posted(
+                alertmanager_body(message, settings, UtcMillis(int(now_s() * 1_000))), headers
+            )
+
+        target = replace(settings, url=settings.url.rstrip("/") + ALERTS_PATH)
+        super().__init__(
+            target,
+            secrets,
+            compose,
+            user=settings.user,
+            deadline_ms=deadline_ms,
+            idle_ms=idle_ms,
+            resolve=resolve,
+        )
 
 
 def _url(text: str) -> httpx.URL:

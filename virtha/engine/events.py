@@ -176,12 +176,18 @@ class DisksWatched(Value, frozen=True, kw_only=True, tag="disks"):
 
 
 class SlotChanged(Value, frozen=True, kw_only=True, tag="slot"):
-    """A reader saw the subject's heartbeat slot move on between two valid rounds: alive (J2)."""
+    """A reader saw the subject's heartbeat slot move on between two valid rounds: alive (J2).
+
+    When, is known within bounds only: ``old_ms`` ago or earlier the host was at work on that renewal, and it landed within the
+    last ``within_ms``. Who asks whether it lived *after* something takes the first, who asks whether it still did, the second.
+    """
 
     witness: HostId
     subject: HostId
     storage_domain_id: StorageDomainId
     boot: BootId
+    old_ms: int = 0
+    within_ms: int = 0
 
 
 class SplitDomain(Value, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Folds what hosts and witnesses say into the nodes. Nothing is judged here.
 
-The time of every piece of evidence is that of its receipt: no two clocks are compared.
+The time of every piece of evidence is that of its receipt: no two clocks are compared. Only a slot's change tells how old it
+is at least (``SlotChanged``), for it may be read long after it was written.
 """
 
 from virtha.engine.cuts import note_sights
@@ -26,6 +27,7 @@ from virtha.model.ids import BootId
 from virtha.model.time import Millis
 
 _SESSION = "its own session"
+_SLOT = "its heartbeat slot"
 SLOT_LATE_MS = 60_000
 """A change that is told may be older by two rounds (``LeaseDesk``), its block and its reader's word by a stalled path: far
 less. What changes after that was written after the proof (J2)."""
@@ -185,20 +187,38 @@ def slot_changed(cluster: Cluster, event: SlotChanged) -> None:
     node = cluster.hosts.get(event.subject)
     if node is None:
         return
+    lived_ms = Millis(cluster.now - event.old_ms)
+    if _is_before_its_fall(node, event.boot, lived_ms):
+        return
     if event.boot in node.record.dead_boots:
         incident = node.record.incident
         proof = incident.proof if incident is not None else None
         late = proof is None or cluster.now < proof.at_ms + SLOT_LATE_MS
-        sign_of_life(cluster, node, event.boot, via="its heartbeat slot", late=late)
+        sign_of_life(cluster, node, event.boot, via=_SLOT, late=late)
         if event.boot in node.record.dead_boots:
             return
-    node.slot_ms = cluster.now
+    node.slot_ms = max(node.slot_ms or lived_ms, lived_ms)
     if event.boot == node.record.boot:
-        node.named_ms = cluster.now
+        # Whoever needs it to have lived *at* a time (P1) may not take a change for later than it certainly is.
+        landed_ms = Millis(cluster.now - event.within_ms)
+        node.named_ms = max(node.named_ms or landed_ms, landed_ms)
     if node.verdict is not Verdict.ALIVE:
         if event.boot == node.record.boot:
-            sign_of_life(cluster, node, event.boot, via="its heartbeat slot")
+            sign_of_life(cluster, node, event.boot, via=_SLOT)
         cluster.touch(node)
+
+
+def _is_before_its_fall(node: HostNode, boot: BootId, lived_ms: int) -> bool:
+    """A sign of before its connections broke, or of before the order that is to prove its death, says nothing of what came
+    after: a renewal of the last moment, which is read only now. Nothing is counted as read *off* before that order (P1)."""
+    fell_ms = 0 if node.broken_ms is None else node.broken_ms
+    incident = node.record.incident
+    if incident is not None and incident.boot == boot:
+        ordered_ms = 0 if incident.fence is None else incident.fence.ordered_ms
+        fell_ms = max(fell_ms, ordered_ms, incident.silent_since_ms)
+    elif boot != node.record.boot:
+        return False
+    return lived_ms < fell_ms
 
 
 def _signed(cluster: Cluster, node: HostNode) -> None:

@@ -23,6 +23,7 @@ from virtha.engine.stale import is_stale_end
 from virtha.engine.state import Cluster
 from virtha.model.ids import HostId
 from virtha.model.power import PowerAction
+from virtha.model.proof import ProofKind
 
 
 def check(cluster: Cluster, intents: Sequence[Intent], commands: Sequence[Command]) -> None:
@@ -145,6 +146,11 @@ def _check_word(cluster: Cluster, command: SettleMigration) -> None:
         assert cluster.hold is None, f"{name}: let run while held"
         target = command.host_id == migration.target
         assert target or migration.never_ran, f"{name}: its disks may be newer than its memory"
+        kinds = {proof.kind for proof in command.proofs if proof.host_id == migration.source}
+        fenced = target and kinds == {ProofKind.STORAGE_FENCE}
+        assert not fenced, (
+            f"{name}: let run, and nobody waits for the map that shuts its source out"
+        )
     elif command.word is MigrationWord.END:
         assert command.host_id == migration.source, f"{name}: the target's copy is the newest"
         others = holders - {command.host_id}

@@ -38,11 +38,13 @@ class LeaseTarget(Value, frozen=True, kw_only=True):
 
 
 class LifeSign(Value, frozen=True, kw_only=True):
-    """A slot went on at some moment of the last ``within_ms``: much, when its reader did not reach it for a while."""
+    """A slot went on at some moment of the last ``within_ms``: much, when its reader did not reach it for a while. Its host
+    submitted that renewal at ``submitted_ms`` of its boot-time clock."""
 
     host_id: HostId
     boot: BootId
     within_ms: int
+    submitted_ms: int
 
 
 def expiry_ms(said: Declaration, policy: LeasePolicy) -> int:
@@ -263,7 +265,12 @@ class LeaseJudge:
             return ()
         found = [(host_id, seen.slots[host_id]) for host_id in sorted(went_on - {seen.reader_id})]
         return tuple(
-            LifeSign(host_id=host_id, boot=slot.boot, within_ms=within_ms)
+            LifeSign(
+                host_id=host_id,
+                boot=slot.boot,
+                within_ms=within_ms,
+                submitted_ms=slot.submitted_ms,
+            )
             for host_id, slot in found
             if isinstance(slot, Slot)
         )

@@ -18,6 +18,7 @@ from virtha.model.policy import LeasePolicy
 from virtha.model.slot import Poison
 from virtha.model.slot_round import SlotRound
 from virtha.model.time import Millis
+from virtha.model.value import Value
 from virtha.model.vm import Reason
 
 ASSIGN_MS = 1_000
@@ -73,6 +74,24 @@ class Surroundings(Protocol):
     def relieve(self, host_id: HostId, domain_id: StorageDomainId) -> None: ...
 
 
+class HostClock(Value, frozen=True, kw_only=True):
+    """A boot's clock beside ours: what it showed was sent before we received it. So for anything that the boot did there is a
+    cluster time by which it had happened, however long our knowing of it took.
+
+    Without it a renewal of just before a power cut, read late or told late, looks like a sign of life after the device
+    said *off* (P1).
+    """
+
+    boot: BootId
+    clock_ms: int
+    received_ms: int
+
+    def latest_ms(self, clock_ms: int, drift_percent: int) -> int:
+        """The latest cluster time at which that clock can have shown ``clock_ms``, however they drift."""
+        passed_ms = clock_ms - self.clock_ms
+        return self.received_ms + passed_ms - (-abs(passed_ms) * drift_percent // 100)
+
+
 class LeaseDesk:
     def __init__(
         self,
@@ -86,6 +105,7 @@ class LeaseDesk:
         self._targets: dict[HostId, LeaseTarget] = {}
         self._waived: set[tuple[HostId, StorageDomainId]] = set()
         self._readers: dict[StorageDomainId, tuple[HostId, ...]] = {}
+        self._clocks: dict[HostId, HostClock] = {}
 
     @property
     def is_judging(self) -> bool:
@@ -152,11 +172,26 @@ class LeaseDesk:
                 subject=sign.host_id,
                 storage_domain_id=seen.domain_id,
                 boot=sign.boot,
+                old_ms=self._at_least_old_ms(now, sign),
+                within_ms=sign.within_ms,
             )
             for sign in judge.signs
             if self._is_in_doubt(sign)
         ]
         return (*signs, *(ProofFound(proof=proof) for proof in proofs))
+
+    def _at_least_old_ms(self, now: Millis, sign: LifeSign) -> int:
+        clock = self._clocks.get(sign.host_id)
+        if clock is None or clock.boot != sign.boot:
+            return 0
+        return max(0, now - clock.latest_ms(sign.submitted_ms, self._judge.policy.drift_percent))
+
+    def beat(self, now: Millis, host_id: HostId, boot: BootId, clock_ms: int) -> None:
+        """``clock_ms``: of the host's boot-time clock when it sent that beat. ``now``: cluster time of its receipt."""
+        known = self._clocks.get(host_id)
+        drift_percent = self._judge.policy.drift_percent
+        if known is None or known.boot != boot or now <= known.latest_ms(clock_ms, drift_percent):
+            self._clocks[host_id] = HostClock(boot=boot, clock_ms=clock_ms, received_ms=int(now))
 
     def _is_in_doubt(self, sign: LifeSign) -> bool:
         """Of those that beat nobody needs to be told that they live. Of a boot that is proven dead only what is new:

@@ -41,6 +41,7 @@ from virtha.engine.state import Cluster, HostNode, VmNode, reason
 from virtha.model.evidence import ProcessKind
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation
+from virtha.model.proof import ProofKind
 from virtha.model.vm import PossibleCopy, VmState
 
 ASK_EVERY_MS = 5_000
@@ -204,7 +205,15 @@ def _look_at_target(cluster: Cluster, node: VmNode, migration: Migration) -> Non
         # It ran on at the source, and then no more: what the target has is out of date.
         _last_side(cluster, node, migration, (None, _CANCEL), migration.target)
     else:
-        _last_side(cluster, node, migration, (None, _RUN), migration.target)
+        word = _CANCEL if _is_only_shut_out(node, migration.source) else _RUN
+        _last_side(cluster, node, migration, (None, word), migration.target)
+
+
+def _is_only_shut_out(node: VmNode, host_id: HostId) -> bool:
+    """Its writes may be under way until the other side's host has the map that shuts it out, and nothing but a start waits for
+    that (P3): so what came there is ended, and the VM started."""
+    kinds = {proof.kind for proof in node.record.proofs if proof.host_id == host_id}
+    return kinds == {ProofKind.STORAGE_FENCE}
 
 
 def _last_side(

@@ -21,6 +21,10 @@ TokenId = NewType("TokenId", str)
 ReceiverId = NewType("ReceiverId", str)
 SubscriptionId = NewType("SubscriptionId", str)
 DeliveryId = NewType("DeliveryId", str)
+SilenceId = NewType("SilenceId", str)
+InhibitionId = NewType("InhibitionId", str)
+GroupId = NewType("GroupId", str)
+"""Of messages: made of the route's id and the revision of the group's first event."""
 IncidentId = NewType("IncidentId", str)
 """Of a host's failure and boot: made of both, so whoever leads comes to the same one."""
 

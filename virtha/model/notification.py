@@ -1,7 +1,8 @@
 """Who is told of what: receivers, subscriptions, and what became of each message (W7, F4).
 
-A *receiver* is a way to people or machines: a mail server, an SNMP manager, a webhook. A *subscription* says which
-events go to which receiver. A *delivery* is one event on its way by one subscription; it is durable.
+A *receiver* is a way to people or machines: a mail server, an SNMP manager, a webhook, an Alertmanager. A *subscription* says which
+events go to which receiver, and how: people call it a route (ADR 21). A *delivery* is one event, or a group of them, on its
+way by one subscription; it is durable.
 """
 
 from enum import StrEnum
@@ -18,6 +19,7 @@ from virtha.model.ids import (
     UserId,
     VmId,
 )
+from virtha.model.routing import GroupBy, GroupNote, QuietHours
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 
@@ -86,12 +88,25 @@ class WebhookSettings(Value, frozen=True, kw_only=True, tag="webhook"):
     """Whether it may go to loopback, link-local or private addresses, which are refused otherwise."""
 
 
-ReceiverSettings = MailSettings | SnmpSettings | WebhookSettings
+class AlertmanagerSettings(Value, frozen=True, kw_only=True, tag="alertmanager"):
+    """Secrets: ``password`` (of ``user``) or ``token``. ``url``: of the Alertmanager itself; ``/api/v2/alerts`` is added."""
+
+    url: str
+    user: str | None = None
+    authority_pem: str | None = None
+    private_addresses: bool = False
+    """Whether it may be at a loopback, link-local or private address, which are refused otherwise."""
+    resolve_after_ms: int = 7 * 86_400_000
+    """How long a problem stands there of which nobody told the end."""
+
+
+ReceiverSettings = MailSettings | SnmpSettings | WebhookSettings | AlertmanagerSettings
 
 SECRET_NAMES: dict[str, tuple[str, ...]] = {
     "mail": ("password",),
     "snmp": ("community", "authentication_password", "privacy_password"),
     "webhook": ("secret",),
+    "alertmanager": ("password", "token"),
 }
 """By the settings' ``type``."""
 
@@ -121,6 +136,21 @@ class Subscription(Value, frozen=True, kw_only=True):
     cluster_id: ClusterId | None = None
     host_id: HostId | None = None
     vm_id: VmId | None = None
+    labels: dict[str, str] = {}
+    """Fields of the event that must have these values; a value may end in ``*``."""
+    solved: bool = False
+    """Whether the end of each problem that was told is told too, whatever its severity."""
+    group_by: GroupBy = GroupBy.NONE
+    group_wait_ms: int = 10_000
+    """How long the first message of a group waits for what belongs to it."""
+    group_interval_ms: int = 300_000
+    """The least time between two messages of a group."""
+    repeat_ms: int | None = None
+    """How often problems that go on are told again; None: never."""
+    same_again_ms: int = 0
+    """The same event of the same object within this time is not told again."""
+    quiet: tuple[QuietHours, ...] = ()
+    """In them only alerts are told, and the rest after them."""
     enabled: bool = True
     since: Revision = Revision(0)
     """Events up to this one are older than the subscription."""
@@ -149,6 +179,8 @@ class Delivery(Value, frozen=True, kw_only=True):
     """None: a test, which no subscription asked for."""
     receiver_id: ReceiverId
     event_revision: Revision
+    """Of a group: the event that matters most."""
+    about: GroupNote | None = None
     address: str | None = None
     """Mail: to whom it went, or is to go as things stand."""
     test: bool = False
@@ -177,8 +209,31 @@ class ReceiverStatus(Value, frozen=True, kw_only=True):
     """When it last took a message."""
 
 
+class VmLine(Value, frozen=True, kw_only=True):
+    """How far a VM is on its way back when the message is made; ``state`` as in ``PathState``."""
+
+    vm: str
+    state: str
+    host: str | None = None
+    why: str = ""
+
+
+class MessageGroup(Value, frozen=True, kw_only=True):
+    """What goes with a message's event. ``others``: its group's other events, oldest first; ``more``: events that are only
+    counted; ``cause``: the host that failed; ``vms``: those that went down with it."""
+
+    note: GroupNote
+    others: tuple[Event, ...] = ()
+    more: int = 0
+    cause: str | None = None
+    vms: tuple[VmLine, ...] = ()
+    vms_left_out: int = 0
+    names: dict[str, str] = {}
+    """By id, of what ``others`` are about."""
+
+
 class Message(Value, frozen=True, kw_only=True):
-    """All that a receiver is told of one event. ``delivery_id`` is the same at each attempt, and so is whatever is
+    """All that a receiver is told of one event, or of a group of them. ``delivery_id`` is the same at each attempt, and so is whatever is
     made from it (Message-ID, SNMP's notice id, the webhook's id): who gets it twice can tell."""
 
     delivery_id: DeliveryId
@@ -190,5 +245,8 @@ class Message(Value, frozen=True, kw_only=True):
     cluster: str | None = None
     host: str | None = None
     vm: str | None = None
+    created: UtcMillis | None = None
+    """When it was put into the queue: of a problem that is told again, or after quiet hours, long after its event."""
     test: bool = False
     """Asked for by ``virtha notify test``: nothing happened."""
+    group: MessageGroup | None = None

@@ -77,7 +77,7 @@ class Slot(Value, frozen=True, kw_only=True):
     boot: BootId
     counter: int
     submitted_ms: int = 0
-    """When this renewal was decided; for display."""
+    """When this renewal was decided: how old a change is at least, for a leader that has heard this clock in beats."""
     good_ms: int | None = None
     """When the last good renewal before this one was. A restarted guardian resumes from it, not from
     ``submitted_ms``: of the renewal that stands here nobody knows that its mailbox was clean."""

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from msgspec import UNSET, UnsetType
+
 from virtha.model.ids import ClusterId, Revision, TemplateId
 from virtha.model.machine import MachineType
 from virtha.model.time import UtcMillis
@@ -21,10 +23,11 @@ class TemplateState(StrEnum):
 
 
 class TemplateNic(Value, frozen=True, kw_only=True):
-    """A card without an address: each VM gets its own."""
+    """A card without an address: each VM gets its own. ``name``: see ``Nic``."""
 
     bridge: str
     model: str = "virtio"
+    name: str | UnsetType = UNSET
 
 
 class Template(Value, frozen=True, kw_only=True):

@@ -47,6 +47,13 @@ class Nic(Value, frozen=True, kw_only=True):
     bridge: str
     mac: str
     model: str = "virtio"
+    name: str | UnsetType = UNSET
+    """What its maker calls it; left out where he gave none, for hosts have no use for it."""
+
+    @property
+    def called(self) -> str:
+        """Unlike its place among the others, the same for as long as it is there."""
+        return f"nic-{self.mac.replace(':', '')}" if self.name is UNSET else self.name
 
 
 class OnIoError(StrEnum):

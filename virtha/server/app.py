@@ -335,6 +335,12 @@ async def _until_stopped(
         "prune-incidents": _at_intervals(
             server.control.incidents.prune, PRUNE_INTERVAL_S, "old incidents forgotten", stopping
         ),
+        "prune-keyed-requests": _at_intervals(
+            server.control.keyed_requests.prune,
+            PRUNE_INTERVAL_S,
+            "old keyed requests forgotten",
+            stopping,
+        ),
         "expire": _at_intervals(
             server.control.operations.expire, EXPIRE_INTERVAL_S, "orders given up", stopping
         ),

@@ -366,6 +366,8 @@ class ClusterFeed:
     def beat(self, host_id: HostId, beat: Beat) -> None:
         if self.witnesses is not None:
             self.witnesses.signed(host_id)
+        if self.leases is not None:
+            self.leases.beat(host_id, beat)
         self.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
         if host_id in self._untold:
             self.offer(*(one for one in self._untold.pop(host_id) if one.boot == beat.boot))

@@ -43,6 +43,7 @@ from virtha.wire.lease_messages import (
     WaiveLease,
     heard_round,
 )
+from virtha.wire.messages import Beat
 
 SILENT_MS = 5_000
 """At least; a reader of which no round has come for that long stands back for others, for ``PASSED_OVER_MS``."""
@@ -158,6 +159,9 @@ class ServerLeaseDesk:
     def is_shared(self, domain_id: StorageDomainId) -> bool:
         """False: two hosts are known to see two different things there."""
         return all(pair.domain_id != domain_id for pair in self._not_shared)
+
+    def beat(self, host_id: HostId, beat: Beat) -> None:
+        self._desk.beat(self._now(), host_id, beat.boot, beat.monotonic_ms)
 
     def host_gone(self, host_id: HostId) -> None:
         self._shared.drop(host_id)

@@ -14,16 +14,17 @@ from typing import Any
 
 import structlog
 import uvicorn
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from virtha.api.app import PEER_UID
-from virtha.model.errors import Failed
+from virtha.api.problems import MEDIA_TYPE, encode_problem, headers_of, problem_of
+from virtha.model.errors import Failed, InvalidInput, Unavailable, VirthaError
 from virtha.server.config import split_address
 
 log = structlog.get_logger("virtha.server")
 CONNECTIONS_MAX = 1_000
-"""Per listener; one more is answered with 503 by uvicorn."""
+"""Per listener; one more is answered with 503."""
 STOP_GRACE_S = 1
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 20, 10, 4
 """A peer that answers nothing for a minute is gone."""
@@ -32,7 +33,56 @@ WEBSOCKET_BYTES_MAX = 1 << 20
 _UCRED = struct.Struct("3i")
 
 
-class PeerCredentialProtocol(HttpToolsProtocol):
+class ProblemProtocol(HttpToolsProtocol):
+    """What never reaches the application is a problem document all the same: what is no HTTP, and one connection too many."""
+
+    def __init__(self, config: uvicorn.Config, *more: Any, **named: Any) -> None:
+        super().__init__(config, *more, **named)
+        self._application = self.app
+
+    def on_headers_complete(self) -> None:
+        full = max(len(self.connections), len(self.tasks)) >= CONNECTIONS_MAX
+        if full:
+            log.warning("too many connections: a request is refused", at_once=CONNECTIONS_MAX)
+        self.app = _full if full else self._application
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        error = InvalidInput(
+            "is no HTTP that this server speaks, or its address and headers are too large",
+            field="request",
+            allowed=("HTTP/1.0 or 1.1, with up to 64 KiB before the body",),
+        )
+        headers, body = _answer(error)
+        head = b"\r\n".join(b"%s: %s" % pair for pair in headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%s\r\n\r\n%s" % (head, body))
+        self.transport.close()
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    error = Unavailable(
+        "the server has too many connections",
+        fix="come again in a moment; close those that you need no more",
+    )
+    headers, body = _answer(error)
+    await send({"type": "http.response.start", "status": error.http_status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _answer(error: VirthaError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of a problem whose connection ends with it."""
+    body = encode_problem(problem_of(error))
+    headers = {
+        "content-type": MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        "connection": "close",
+        **headers_of(error),
+    }
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()], body
+
+
+class PeerCredentialProtocol(ProblemProtocol):
     """HTTP on the Unix socket. The uid comes from SO_PEERCRED, never from a header."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -87,7 +137,7 @@ def unix_listener(app: ASGIApp) -> Listener:
 def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        **{"http": "httptools", **more},
+        **{"http": ProblemProtocol, **more},
         loop="none",
         ws="wsproto",  # for consoles only
         ws_max_size=WEBSOCKET_BYTES_MAX,
@@ -96,7 +146,6 @@ def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # or X-Forwarded-For would name the client
-        limit_concurrency=CONNECTIONS_MAX,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=STOP_GRACE_S,
     )

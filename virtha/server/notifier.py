@@ -35,6 +35,8 @@ ROUTE_STEP_S = 0.02
 """The first of a burst of events is looked at at once; the others together, for each look costs as much as ten."""
 STORE_PAUSE_S = 1.0
 """After the store refused something (locked, disk full)."""
+FAULT_PAUSE_S = 30.0
+"""After a fault of our own in routing."""
 STOP_GRACE_S = 1.0
 """At the server's stop: for the message in flight, so that it is not sent twice."""
 _NO_ANSWER = ("notify.queue.deadline", "notify.no_answer")
@@ -93,16 +95,24 @@ class Notifier:
         up_to = Revision(0)
         while True:
             try:
-                routed = await self._deliveries.route()
+                routed = await self._deliveries.routing.route()
             except VirthaError as error:
                 await self._store_refused("events can't be routed now", error)
+                continue
+            except Exception:
+                # A fault of ours: no VM may stay down because nobody can be told.
+                log.exception("events can't be routed")
+                self._deliveries.routing.forget()
+                await asyncio.sleep(FAULT_PAUSE_S)
                 continue
             up_to = routed.up_to
             for receiver_id in sorted(routed.to):
                 self._wake(receiver_id)
             if not routed.more:
                 await asyncio.sleep(ROUTE_STEP_S)
-                await self._deliveries.beyond(up_to)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._until(routed.wake_at)):
+                        await self._deliveries.routing.beyond(up_to)
 
     async def _keep_times(self) -> None:
         """Ends waits and expires messages, each when it is due."""
@@ -116,13 +126,16 @@ class Notifier:
             except VirthaError as error:
                 await self._store_refused("the queue can't be read now", error)
                 continue
-            pause_s = LOOK_S_MAX
-            if moment is not None:
-                # At least a little: a moment that has just passed is taken care of by the next look.
-                pause_s = min(LOOK_S_MAX, max(0.05, (moment - self._clock.wall_ms()) / 1_000))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(self._until(moment) or LOOK_S_MAX):
                     await self._look.wait()
+
+    def _until(self, moment: int | None) -> float | None:
+        """Seconds until the next look; None: there is nothing to look for. At most a minute, for the clock may be set; at
+        least a little: a moment that has just passed is taken care of by the next look."""
+        if moment is None:
+            return None
+        return min(LOOK_S_MAX, max(0.05, (moment - self._clock.wall_ms()) / 1_000))
 
     async def _answer_bell(self) -> None:
         while True:

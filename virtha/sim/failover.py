@@ -188,6 +188,8 @@ class Failover:
     # What the gateway sees
 
     def beat(self, host_id: HostId, beat: Beat) -> None:
+        if self.lease is not None:
+            self.lease.beat(host_id, beat)
         self.leader.offer(BeatSeen(host_id=host_id, boot=beat.boot, agent_alive=beat.agent_alive))
         self._world.power.beat_came(host_id, beat.boot)
         untold = self._untold.pop(host_id, ())

@@ -22,6 +22,7 @@ from virtha.sim.leader import Leader
 from virtha.sim.lease import Duty
 from virtha.sim.line import INSTALLATION, SERVER
 from virtha.sim.world_time import cluster_time
+from virtha.wire.messages import Beat
 
 if TYPE_CHECKING:
     from virtha.sim.gateway import SimGateway
@@ -121,6 +122,10 @@ class SimLeaseDesk:
         link = self._world.network.link(seen.reader_id, SERVER)
         if link.carries:
             link.carry(lambda: self._leader.kernel.deliver(lambda: self._read(seen)))
+
+    def beat(self, host_id: HostId, beat: Beat) -> None:
+        now = cluster_time(self._leader.kernel.now)
+        self._desk.beat(now, host_id, beat.boot, beat.monotonic_ms)
 
     def _read(self, seen: SlotRound) -> None:
         if not self._leader.alive:

@@ -4,16 +4,17 @@ Nothing here takes a revision: how a message fares wakes nobody who follows the 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, delete, exists, func, insert, select, update
 
 from virtha.model.ids import DeliveryId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, DeliveryState
+from virtha.model.routing import GroupNote
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.store.body import put
+from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.delivery_counts import forget_empty, moved
 from virtha.store.schema import delivery, follower, receiver
 from virtha.store.store import Transaction, WriteTransaction
@@ -71,6 +72,7 @@ def _delivery(row: Any) -> Delivery:
         done_at=UtcMillis(row.done_at) if row.done_at is not None else None,
         code=row.code,
         detail=row.detail,
+        about=decode(GroupNote, row.about) if row.about is not None else None,
     )
 
 
@@ -110,6 +112,7 @@ async def add_deliveries(
                 "attempts": one.attempts,
                 "created": one.created,
                 "expires": one.expires,
+                "about": encode(one.about) if one.about is not None else None,
             }
             for one in values
         ],
@@ -123,6 +126,19 @@ async def find_delivery(tx: Transaction, delivery_id: str) -> Delivery | None:
         await tx.connection.execute(select(delivery).where(delivery.c.id == delivery_id))
     ).one_or_none()
     return _delivery(row) if row is not None else None
+
+
+async def delivery_states(
+    tx: Transaction, ids: Collection[DeliveryId]
+) -> dict[DeliveryId, DeliveryState]:
+    """Of those that are still kept."""
+    found: dict[DeliveryId, DeliveryState] = {}
+    for some in in_parts(ids):
+        rows = await tx.connection.execute(
+            select(delivery.c.id, delivery.c.state).where(delivery.c.id.in_(some))
+        )
+        found |= {DeliveryId(of): DeliveryState(state) for of, state in rows}
+    return found
 
 
 async def next_deliveries(

@@ -1,5 +1,7 @@
 """The installation's one row, and its settings."""
 
+from collections.abc import Collection
+
 from sqlalchemy import delete, func, insert, select, update
 
 from virtha.model.host import Installation
@@ -9,6 +11,8 @@ from virtha.model.value import Value
 from virtha.store.body import put
 from virtha.store.schema import event, installation, setting
 from virtha.store.store import Transaction, WriteTransaction
+
+IDS_AT_ONCE = 500
 
 
 class Lead(Value, frozen=True, kw_only=True):
@@ -92,19 +96,32 @@ async def next_host_number(tx: WriteTransaction) -> int:
     return number
 
 
-async def prune_events(tx: WriteTransaction, *, older_than_ms: int) -> int:
-    """Forget events recorded before ``older_than_ms`` (UTC). Returns how many went.
+async def newest_before(tx: Transaction, at_ms: int) -> Revision | None:
+    """The last event that was recorded before that moment (UTC); None: there is none."""
+    found = await tx.connection.scalar(select(func.max(event.c.revision)).where(event.c.at < at_ms))
+    return None if found is None else Revision(found)
+
+
+async def prune_events(tx: WriteTransaction, up_to: Revision, *, spared: Collection[int]) -> int:
+    """Forget events up to there, but for some. Returns how many went.
 
     Followers that are behind get `problem.gone` instead of a gap.
     """
-    newest = await tx.connection.scalar(
-        select(func.max(event.c.revision)).where(event.c.at < older_than_ms)
-    )
-    if newest is None:
-        return 0
-    done = await tx.connection.execute(delete(event).where(event.c.revision <= newest))
-    await tx.connection.execute(update(installation).values(events_pruned_to=newest))
-    return int(done.rowcount)
+    kept = sorted(one for one in spared if one <= up_to)
+    gone, after = 0, 0
+    for start in range(0, len(kept) + 1, IDS_AT_ONCE):
+        some = kept[start : start + IDS_AT_ONCE]
+        last = some[-1] if len(some) == IDS_AT_ONCE else up_to
+        done = await tx.connection.execute(
+            delete(event).where(
+                event.c.revision > after, event.c.revision <= last, event.c.revision.not_in(some)
+            )
+        )
+        gone, after = gone + int(done.rowcount), last
+    # Of what was spared before, nothing says that all above it is still there.
+    behind = installation.c.events_pruned_to < up_to
+    await tx.connection.execute(update(installation).where(behind).values(events_pruned_to=up_to))
+    return gone
 
 
 async def all_settings(tx: Transaction) -> tuple[Setting, ...]:

@@ -49,6 +49,12 @@ async def receivers_after(tx: Transaction, name: str, limit: int) -> tuple[Recei
     return tuple(_receiver_row(*row) for row in rows)
 
 
+async def receiver_names(tx: Transaction) -> dict[ReceiverId, str]:
+    """Of all."""
+    rows = await tx.connection.execute(select(receiver.c.id, receiver.c.name))
+    return {ReceiverId(of): name for of, name in rows}
+
+
 async def save_receiver(tx: WriteTransaction, value: Receiver, sealed: str | None) -> Receiver:
     saved = msgspec.structs.replace(value, revision=tx.revision)
     await put(

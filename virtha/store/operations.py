@@ -59,7 +59,7 @@ class OperationFilter(Value, frozen=True, kw_only=True):
 
 
 async def operations_before(
-    tx: Transaction, wanted: OperationFilter, number: int | None, limit: int
+    tx: Transaction, wanted: OperationFilter, number: int | None, limit: int | None
 ) -> tuple[OperationRow, ...]:
     """Newest first, below ``number``."""
     where: list[ColumnElement[bool]] = []

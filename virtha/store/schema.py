@@ -298,6 +298,19 @@ host_order = Table(
 )
 Index(None, host_order.c.host_id)
 
+# Requests with a key of their sender's that were carried out: sent again, they are answered again.
+keyed_request = Table(
+    "keyed_request",
+    metadata,
+    # A hash of the user and the key.
+    _key(),
+    Column("fingerprint", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    # NULL until the sender was answered.
+    Column("answer", Text),
+)
+Index(None, keyed_request.c.at)
+
 user_account = Table(
     "user_account",
     metadata,
@@ -426,6 +439,8 @@ delivery = Table(
     Column("done_at", BigInteger),
     Column("code", Text),
     Column("detail", Text),
+    # Of a group's message: which events it is about, and why it goes out (GroupNote).
+    Column("about", Text),
 )
 Index(None, delivery.c.receiver_id, delivery.c.state, delivery.c.wait_until, delivery.c.number)
 Index(None, delivery.c.state, delivery.c.wait_until)
@@ -443,6 +458,51 @@ delivery_count = Table(
     Column("receiver_id", Text, primary_key=True),
     Column("state", Text, primary_key=True),
     Column("count", BigInteger, nullable=False),
+)
+
+# What routes remember (alerts/router.py), and what became of each event that one wanted. No foreign keys: a route that is
+# gone is noticed by the next step, which says what it dropped.
+route_group = Table(
+    "route_group",
+    metadata,
+    _key(),
+    Column("subscription_id", Text, nullable=False),
+    _body(),
+)
+
+event_fate = Table(
+    "event_fate",
+    metadata,
+    Column("event_revision", BigInteger, primary_key=True),
+    Column("subscription_id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("by", Text),
+    Column("group_id", Text),
+    Column("delivery_id", Text),
+)
+Index(None, event_fate.c.group_id, event_fate.c.code)
+Index(None, event_fate.c.delivery_id)
+Index(None, event_fate.c.state, event_fate.c.at)
+
+silence = Table(
+    "silence",
+    metadata,
+    _key(),
+    Column("ends", BigInteger, nullable=False),
+    _body(),
+    _revision(),
+)
+Index(None, silence.c.ends)
+
+inhibition = Table(
+    "inhibition",
+    metadata,
+    _key(),
+    Column("name", Text, nullable=False, unique=True),
+    _body(),
+    _revision(),
 )
 
 # Up to where the events were looked at by those who follow them.

@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
     besides: Callable[[Rows], Sequence[Condition]] | None = None
 
 
-def _too_costly() -> InvalidInput:
+def too_costly() -> InvalidInput:
     return InvalidInput(
         "the search looks at more than one request may",
         code="problem.search.costly",
@@ -100,7 +100,7 @@ async def _bounded(tx: Transaction, steps_max: int) -> AsyncIterator[Budget]:
         yield budget
     except OperationalError as error:
         if budget.exceeded:
-            raise _too_costly() from error
+            raise too_costly() from error
         raise
     finally:
         budget.end()
@@ -195,7 +195,7 @@ async def find_events(tx: Transaction, wanted: Wanted, log: Log) -> FoundEvents:
     query = wanted.query
     skipped = (query.page - 1) * wanted.limit if query.page is not None else 0
     if skipped > SKIPPED_MAX:
-        raise _too_costly()
+        raise too_costly()
     needed = skipped + wanted.limit + 1
     found: list[tuple[int, str]] = []
     low, high, size = log.low, log.high, EVENT_WINDOW

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 
 from virtha.model.codes import Severity
 from virtha.model.host import HostState
@@ -42,7 +42,11 @@ _VM_STATES = {
     "powering_down": VmState.STOPPING,
     "not_responding": VmState.UNKNOWN,
 }
-_HOST_STATES = {"non_responsive": HostState.UNREACHABLE}
+_HOST_STATES = {
+    "non_responsive": HostState.UNREACHABLE,
+    "non_operational": HostState.AGENT_DOWN,
+}
+_TEMPLATE_STATES = {"ok": TemplateState.READY}
 _SEVERITIES = {"normal": Severity.INFO}
 
 
@@ -200,6 +204,14 @@ def _vms_held(rows: Rows) -> Source:
     return plain(counted.scalar_subquery())
 
 
+def _cluster_of(table: str) -> tuple[SearchField, SearchField]:
+    source = _name_of(table, "cluster_id", schema.cluster)
+    return (
+        _text("cluster", "its cluster's name", source, free=True),
+        _text("datacenter", "the same: oVirt's data centers are clusters here", source),
+    )
+
+
 _VM_FIELDS = (
     _text("name", "its name", _column("vm", "name"), free=True),
     _text("id", "its id", _column("vm", "id")),
@@ -214,7 +226,7 @@ _VM_FIELDS = (
         free=True,
         nullable=True,
     ),
-    _text("cluster", "its cluster's name", _name_of("vm", "cluster_id", schema.cluster), free=True),
+    *_cluster_of("vm"),
     _count("memory", "its memory", _column("vm", "memory_bytes"), Kind.SIZE),
     _count("vcpus", "its virtual processors", _column("vm", "vcpus")),
     _text("architecture", "its processor architecture", _body("vm", "architecture")),
@@ -256,9 +268,7 @@ _HOST_FIELDS = (
     _words(
         "status", "how it answers", _column("host_status", "state"), HostState, also=_HOST_STATES
     ),
-    _text(
-        "cluster", "its cluster's name", _name_of("host", "cluster_id", schema.cluster), free=True
-    ),
+    *_cluster_of("host"),
     _count("active_vms", "how many VMs it may hold", _vms_held),
     _count(
         "memory",
@@ -279,13 +289,14 @@ _TEMPLATE_FIELDS = (
     _text("name", "its name", _column("template", "name"), free=True),
     _text("id", "its id", _column("template", "id")),
     _text("description", "the remark", _body("template", "description"), free=True),
-    _words("status", "its state", _body("template", "state"), TemplateState),
-    _text(
-        "cluster",
-        "its cluster's name",
-        _name_of("template", "cluster_id", schema.cluster),
-        free=True,
+    _words(
+        "status",
+        "its state",
+        _body("template", "state"),
+        TemplateState,
+        also=_TEMPLATE_STATES,
     ),
+    *_cluster_of("template"),
     _count("memory", "its memory", _number("template", "memory_bytes"), Kind.SIZE),
     _count("vcpus", "its virtual processors", _number("template", "vcpus")),
     _text("architecture", "its processor architecture", _body("template", "architecture")),
@@ -355,6 +366,9 @@ _CLUSTER_FIELDS = (
     _text("name", "its name", _column("cluster", "name"), free=True),
     _text("id", "its id", _column("cluster", "id")),
     _text("description", "the remark", _body("cluster", "description"), free=True),
+    _text(
+        "datacenter", "its name: oVirt's data centers are clusters here", _column("cluster", "name")
+    ),
     *policy_fields(),
 )
 _STORAGE_FIELDS = (
@@ -362,12 +376,7 @@ _STORAGE_FIELDS = (
     _text("id", "its id", _column("storage_domain", "id")),
     _text("type", "directory or ceph-rbd", _body("storage_domain", "kind")),
     _text("path", "where it lies", _column("storage_domain", "path"), free=True),
-    _text(
-        "cluster",
-        "its cluster's name",
-        _name_of("storage_domain", "cluster_id", schema.cluster),
-        free=True,
-    ),
+    *_cluster_of("storage_domain"),
 )
 _USER_FIELDS = (
     _text("usrname", "the name that they sign in with", _column("user_account", "name"), free=True),
@@ -403,6 +412,20 @@ def _pairs(table: Any, mine: tuple[str, str], theirs: tuple[str, str]) -> Link:
     return where
 
 
+def _made_from(mine: str, theirs: str) -> Link:
+    """VMs and the templates that files of theirs need: of thin disks, and of copies that are being made."""
+
+    def where(rows: Rows, others: Rows, condition: Condition) -> Condition:
+        use, file = schema.template_use.alias(), schema.disk.alias()
+        keys = {"vm": file.c.vm_id, "template": use.c.template_id}
+        same = and_(file.c.storage_domain_id == use.c.storage_domain_id, file.c.path == use.c.path)
+        files = use.join(file, same).join(others.joined, keys[theirs] == others[theirs].id)
+        key: ColumnElement[Any] = rows[mine].id
+        return key.in_(select(keys[mine]).select_from(files).where(condition))
+
+    return where
+
+
 _ALL = (
     Searched(
         name=VMS,
@@ -414,6 +437,7 @@ _ALL = (
             HOSTS: _link(("vm_status", "host_id"), ("host", "id")),
             CLUSTERS: _link(("vm", "cluster_id"), ("cluster", "id")),
             STORAGE: _pairs(schema.disk, ("vm", "vm_id"), ("storage_domain", "storage_domain_id")),
+            TEMPLATES: _made_from("vm", "template"),
             EVENTS: _link(("vm", "id"), ("event", "vm_id")),
         },
     ),
@@ -437,6 +461,7 @@ _ALL = (
         own="template",
         fields=_TEMPLATE_FIELDS,
         links={
+            VMS: _made_from("template", "vm"),
             CLUSTERS: _link(("template", "cluster_id"), ("cluster", "id")),
             STORAGE: _pairs(
                 schema.template_disk,

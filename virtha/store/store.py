@@ -7,10 +7,11 @@ Queries are functions over a transaction, one module per kind of record (``store
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import make_url, select, update
@@ -40,6 +41,31 @@ _PRAGMAS = (
     "synchronous = FULL",
     "foreign_keys = ON",
 )
+
+
+_with_each_write: ContextVar["Companion | None"] = ContextVar("with_each_write", default=None)
+
+
+class Companion(Protocol):
+    """Of all writes of one task that change something."""
+
+    async def accompany(self, tx: "WriteTransaction") -> None:
+        """Right before the commit, in the same transaction. What it raises undoes that."""
+        ...
+
+    def committed(self) -> None:
+        """What was accompanied is in the database; nothing else was written in between."""
+        ...
+
+
+@contextmanager
+def with_each_write(companion: Companion) -> Iterator[None]:
+    """Of this task, and of those that it starts."""
+    token = _with_each_write.set(companion)
+    try:
+        yield
+    finally:
+        _with_each_write.reset(token)
 
 
 class Transaction:
@@ -130,14 +156,20 @@ class Store:
         except TimeoutError:
             raise locked("by this server's own transactions") from None
         try:
+            companion = None
             with translated():
                 async with self._writer.connect() as connection, connection.begin():
                     tx = WriteTransaction(connection, await _counter(connection), self.clock)
                     yield tx
                     if tx.moved_to is not None:
+                        companion = _with_each_write.get()
+                        if companion is not None:
+                            await companion.accompany(tx)
                         await connection.execute(
                             update(schema.installation).values(revision=tx.moved_to)
                         )
+            if companion is not None:
+                companion.committed()
         finally:
             self._turn.release()
         if tx.moved_to is not None:

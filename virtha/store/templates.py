@@ -1,12 +1,14 @@
 """Templates, their disks, and which files need them."""
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import and_, delete, func, insert, or_, select
 
-from virtha.model.ids import StorageDomainId, TemplateId
+from virtha.model.ids import StorageDomainId, TemplateId, VmId
 from virtha.model.template import Template
 from virtha.model.vm import Disk
-from virtha.store.body import decode, encode, put
+from virtha.store.body import decode, encode, in_parts, put
 from virtha.store.schema import disk, template, template_disk, template_use, vm
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -89,6 +91,23 @@ async def end_template_use(tx: WriteTransaction, file: Disk) -> None:
             template_use.c.path == file.path,
         )
     )
+
+
+async def templates_of_vms(tx: Transaction, ids: Collection[VmId] | None) -> dict[VmId, TemplateId]:
+    """Which each VM's disks need. ``ids``: None: of all VMs."""
+    of_file = and_(
+        disk.c.storage_domain_id == template_use.c.storage_domain_id,
+        disk.c.path == template_use.c.path,
+    )
+    wanted = select(disk.c.vm_id, template_use.c.template_id).join(template_use, of_file).distinct()
+    found: dict[VmId, TemplateId] = {}
+    parts = (
+        [wanted] if ids is None else [wanted.where(disk.c.vm_id.in_(it)) for it in in_parts(ids)]
+    )
+    for part in parts:
+        rows = await tx.connection.execute(part)
+        found |= {VmId(row.vm_id): TemplateId(row.template_id) for row in rows}
+    return found
 
 
 async def template_users(tx: Transaction, template_id: TemplateId) -> tuple[str, ...]:

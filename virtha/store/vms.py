@@ -262,6 +262,11 @@ async def disk_owner(tx: Transaction, storage_domain_id: StorageDomainId, path: 
     )
 
 
+async def vm_of_disk(tx: Transaction, disk_id: str) -> VmId | None:
+    found = await tx.connection.scalar(select(disk.c.vm_id).where(disk.c.id == disk_id))
+    return VmId(found) if found is not None else None
+
+
 async def mac_owner(tx: Transaction, mac: str) -> str | None:
     """Name of the VM that has that address."""
     return await tx.connection.scalar(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import virtha.drivers
 from virtha.alerts.mail_text import SUBJECT_CHARACTERS, mail_text, message_id
 from virtha.alerts.match import check_patterns
-from virtha.alerts.notice import SOLVES, cut_utf8, one_line
+from virtha.alerts.notice import cut_utf8, one_line
 from virtha.alerts.traps import date_and_time, trap
 from virtha.alerts.webhook_body import signature, webhook_body, webhook_headers
-from virtha.model.codes import EVENTS, REGISTRY, Kind, Severity
+from virtha.model.codes import EVENTS, REGISTRY, SOLVES, Kind, Severity
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, HostId, Revision, VmId

@@ -54,7 +54,7 @@ def test_vm_create_sends_what_the_server_reads(api: Api, run: Run) -> None:
         *("vm", "create", "web1", "--image", "tiny", "--memory", "128MiB", "--vcpus", "2", "--ha"),
         *("--watchdog", "i6300esb:reset", "--storage", "ds1", "--machine", "pc", "--start"),
         *("--disk", "name=data,size=1GiB", "--disk", "path=old.qcow2,format=raw"),
-        *("--nic", "bridge=br0", "--nic", "br1"),
+        *("--nic", "bridge=br0,name=front", "--nic", "br1"),
     )
     assert ran == Ran(0, "VM web1 is created and started (2.5 s)\n", "start on h1: done\n")
 
@@ -68,7 +68,7 @@ def test_vm_create_sends_what_the_server_reads(api: Api, run: Run) -> None:
         ("data", 1 << 30, None),
         (None, None, "old.qcow2"),
     ]
-    assert [nic.bridge for nic in sent.nics] == ["br0", "br1"]
+    assert [(nic.bridge, nic.name) for nic in sent.nics] == [("br0", "front"), ("br1", None)]
 
 
 @pytest.mark.parametrize(

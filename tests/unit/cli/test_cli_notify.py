@@ -15,10 +15,18 @@ from virtha.control.requests import (
     ReceiverChange,
     ReceiverCreate,
     ReceiverTest,
+    SilenceCreate,
     SubscriptionCreate,
 )
+from virtha.control.routing_views import (
+    EventFates,
+    RouteFate,
+    RouteWeight,
+    SilenceState,
+    SilenceView,
+)
 from virtha.control.views import DeliveryView, ReceiverTestView, ReceiverView, SubscriptionView
-from virtha.model.ids import DeliveryId, ReceiverId, Revision, SubscriptionId, VmId
+from virtha.model.ids import DeliveryId, ReceiverId, Revision, SilenceId, SubscriptionId, VmId
 from virtha.model.notification import (
     Delivery,
     DeliveryState,
@@ -29,6 +37,7 @@ from virtha.model.notification import (
     Subscription,
     WebhookSettings,
 )
+from virtha.model.routing import FateState, GroupBy, Matcher, QuietHours, Silence
 from virtha.model.time import UtcMillis
 
 Run = Callable[..., Ran]
@@ -170,7 +179,7 @@ def test_lists_and_shows(api: Api, run: Run) -> None:
     )
     api.on("GET", "/v1/subscriptions", page(view))
     assert (
-        "a\tmail1\tops@example.org\tvm.*\twarning\tvm v-1\tyes"
+        "a\tmail1\tops@example.org\tvm.*\twarning\tvm v-1\t\tyes"
         in run("notify", "subscriptions").out
     )
     delivery = DeliveryView(
@@ -266,3 +275,97 @@ def test_users_have_an_address(api: Api, run: Run, monkeypatch: pytest.MonkeyPat
         {"email": "eve@example.org"},
         {"email": None},
     ]
+
+
+ROUTE = SubscriptionView(
+    subscription=Subscription(
+        id=SubscriptionId("s-1"),
+        name="calm",
+        receiver_id=ReceiverId("r-1"),
+        labels={"domain": "ds*"},
+        solved=True,
+        group_by=GroupBy.CAUSE,
+        repeat_ms=14_400_000,
+        quiet=(QuietHours(begins="22:00", ends="07:00", zone="Europe/Berlin"),),
+    ),
+    receiver_name="mail1",
+    weight=RouteWeight(
+        events=9,
+        matched=0,
+        messages=0,
+        per_day=0,
+        code="notify.route.matches_nothing",
+        reason_text="none of the last 9 events would have gone this way",
+    ),
+)
+
+
+def test_routes_are_sent_as_they_were_said(api: Api, run: Run) -> None:
+    api.on("POST", "/v1/subscriptions", Answer(ROUTE, status=201))
+    ran = run(
+        *("notify", "route", "add", "mail1", "--address", "a@example.org", "--label", "domain=ds*"),
+        *("--group", "cause", "--group-wait", "5s", "--repeat", "4h", "--same-again", "10m"),
+        *("--quiet-hours", "mon-wed,sat 22:00-07:00 Europe/Berlin", "--no-solved"),
+    )
+    assert (
+        ran.code == 0 and "none of the last 9 events" in ran.err and "virtha notify why" in ran.err
+    )
+    sent = body_of(api, "POST", SubscriptionCreate)
+    assert (sent.group_by, sent.group_wait_ms, sent.repeat_ms) == (GroupBy.CAUSE, 5_000, 14_400_000)
+    assert (sent.labels, sent.same_again_ms, sent.solved) == ({"domain": "ds*"}, 600_000, False)
+    (span,) = sent.quiet
+    assert span.days == ("mon", "tue", "wed", "sat") and span.zone == "Europe/Berlin"
+
+
+def test_changing_a_route_takes_away_what_is_empty(api: Api, run: Run) -> None:
+    api.on("GET", "/v1/subscriptions/calm", Answer(ROUTE, headers={"ETag": '"7"'}))
+    api.on("PATCH", "/v1/subscriptions/calm", ROUTE)
+    assert run("notify", "route", "set", "calm").code == 2
+    words = ("--repeat", "never", "--quiet-hours", "", "--vm", "", "--label", "", "--disable")
+    assert run("notify", "route", "set", "calm", *words).code == 0
+    asked = api.calls("PATCH")[0]
+    assert asked.headers["if-match"] == '"7"'
+    assert asked.body == {
+        "repeat_ms": None,
+        "quiet": [],
+        "vm": None,
+        "labels": {},
+        "enabled": False,
+    }
+    shown = run("notify", "route", "show", "calm").out
+    assert "quiet hours\t22:00-07:00 Europe/Berlin" in shown and "grouped by\tcause" in shown
+
+
+def test_silences_rules_and_why(api: Api, run: Run) -> None:
+    silence = SilenceView(
+        silence=Silence(
+            id=SilenceId("q-1"),
+            matcher=Matcher(codes=("vm.*",), vm_id=VmId("v-1")),
+            reason="work",
+            by="eve",
+            begins=NOON,
+            ends=UtcMillis(NOON + 1),
+        ),
+        state=SilenceState.ACTIVE,
+        vm_name="web1",
+    )
+    api.on("POST", "/v1/silences", Answer(silence, status=201))
+    assert run("notify", "silence", "add", "work", "--for", "2h", "--vm", "web1").code == 0
+    sent = body_of(api, "POST", SilenceCreate)
+    assert (sent.duration_ms, sent.matcher.vm, sent.reason) == (7_200_000, "web1", "work")
+    assert run("notify", "silence", "add", "work", "--vm", "web1").code == 2
+    api.on("GET", "/v1/silences", page(silence))
+    assert "q-1\tactive\tvm.*, vm web1" in run("notify", "silence", "list").out
+    fate = RouteFate(
+        subscription="calm",
+        subscription_id="s-1",
+        receiver="mail1",
+        state=FateState.PARKED,
+        code="notify.why.silenced",
+        reason_text="a silence fits",
+        by="q-1",
+        by_text="eve: work",
+    )
+    api.on("GET", "/v1/events/3/fates", EventFates(event=event(3, "vm.crashed"), routes=(fate,)))
+    shown = run("notify", "why", "3").out
+    assert "calm\tmail1\tparked\ta silence fits (eve: work)" in shown

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from virtha.control.copies import with_copy, without
 from virtha.control.requests import DiskCreate, NicCreate, VmChange, VmCreate
@@ -98,6 +99,36 @@ def test_a_vm_that_is_down_is_changed_in_its_record_only(tell: Tell) -> None:
         await devices.remove_disk(ADMIN, "web1", first.name)
         assert (await vm_now(world)).disks == ()
         assert kinds(host, since) == []
+
+    tell(story)
+
+
+@pytest.mark.parametrize("name", ["", "a card", "x" * 51, "nic/1"])
+def test_a_card_is_called_by_a_plain_name(tell: Tell, name: str) -> None:
+    async def story(world: Any) -> None:
+        await installed(world, runs=False)
+        with pytest.raises(InvalidInput) as wrong:
+            await world.control.vms.devices.add_nic(
+                ADMIN, "web1", NicCreate(bridge="br0", name=name)
+            )
+        assert wrong.value.field == "nics[0].name" and (await vm_now(world)).nics == ()
+
+    tell(story)
+
+
+def test_a_card_keeps_its_name_when_all_are_given_anew_by_address(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await installed(world, runs=False)
+        vms = world.control.vms
+        await vms.devices.add_nic(ADMIN, "web1", NicCreate(bridge="br0", mac=MAC, name="front"))
+        with pytest.raises(Conflict, match="is called front already") as twice:
+            await vms.devices.add_nic(ADMIN, "web1", NicCreate(bridge="br0", name="front"))
+        assert twice.value.field == "nics[0].name"
+        anew = (NicCreate(bridge="br1", mac=MAC), NicCreate(bridge="br0"))
+        await vms.change(ADMIN, "web1", VmChange(nics=anew))
+        first, second = (await vm_now(world)).nics
+        assert (first.name, first.bridge, second.name) == ("front", "br1", UNSET)
+        assert second.called == f"nic-{second.mac.replace(':', '')}"
 
     tell(story)
 

@@ -11,7 +11,7 @@ from virtha.control.requests import EventQuery, VmStart
 from virtha.control.views import Caller
 from virtha.model.codes import Severity
 from virtha.model.domain import DomainReport, DomainState
-from virtha.model.errors import Gone, NotFound, Refused
+from virtha.model.errors import Gone, InvalidInput, NotFound, Refused
 from virtha.model.facts import Happened, HostReport, Inventory, StorageReport, VmReport
 from virtha.model.host import HostCapabilities, HostState
 from virtha.model.ids import Incarnation, Revision, StorageDomainId, VmId
@@ -194,8 +194,9 @@ def test_a_follower_sees_every_event_as_it_is_told(tell: Tell) -> None:
         begins = await world.control.events.current_revision()
 
         async def follow() -> None:
-            query = EventQuery(code="vm.watchdog.*", vm="web1", after=begins)
-            async for event in world.control.events.follow(query):
+            query = EventQuery(code="vm.watchdog.*", vm="web1")
+            place = await world.control.events.place(begins)
+            async for event in world.control.events.follow(query, place):
                 assert event.host_sequence is not None
                 seen.append(event.host_sequence)
                 one_more.set()
@@ -233,21 +234,57 @@ def test_no_fact_waits_for_the_record_of_an_incident(
     tell(story)
 
 
+@pytest.mark.bad_input("stream from nowhere")
 def test_a_follower_resumes_and_learns_when_it_can_not(tell: Tell) -> None:
     async def story(world: Any) -> None:
         host = await world.join("h1")
         before = await world.control.events.current_revision()
         for number in range(3):
             await host.tell(Happened(code="host.disk.full", fields={"count": number}))
-        stream = world.control.events.follow(EventQuery(after=before))
-        assert [(await anext(stream)).fields["count"] for _ in range(3)] == [0, 1, 2]
+        events = world.control.events
+        place = await events.place(before)
+        stream = events.follow(EventQuery(), place)
+        for number in range(3):
+            event = await anext(stream)
+            assert (event.fields["count"], place.revision) == (number, event.revision)
         await stream.aclose()
+        slow = await events.place(before)
         world.clock.advance(91 * 86_400_000)
-        assert await world.control.events.prune() > 0
+        assert await events.prune() > 0
         with pytest.raises(Gone):
-            await anext(world.control.events.follow(EventQuery(after=before)))
+            await anext(events.follow(EventQuery(), slow))
+        with pytest.raises(Gone) as caught:
+            await events.place(before)
+        now = await events.current_revision()
+        assert f"oldest is {now}" in caught.value.fix
+        assert (await events.place(now)).revision == now
+        with pytest.raises(InvalidInput) as future:
+            await events.place(now + 1)
+        assert (future.value.code, future.value.field) == ("problem.revision.future", "after")
         with pytest.raises(Gone):
-            await anext(world.control.events.follow(EventQuery(after=10**9)))
+            await events.place(now, "00000000")
+
+    tell(story)
+
+
+def test_a_place_moves_on_where_nothing_is_to_be_told(tell: Tell) -> None:
+    """Or whoever waits for what never happens falls behind what is kept."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        events = world.control.events
+        place = await events.place(None)
+        stream = events.follow(EventQuery(code="host.joined"), place)
+        coming = asyncio.ensure_future(anext(stream))
+        await host.tell(Happened(code="host.disk.full", fields={"count": 1}))
+        now = await events.current_revision()
+        async with asyncio.timeout(60):
+            while place.revision < now:
+                await asyncio.sleep(0.01)
+        assert not coming.done()
+        await world.join("h2")
+        assert (await coming).revision == place.revision > now
+        await stream.aclose()
 
     tell(story)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from virtha.control.requests import NicCreate, VmChange, VmStart, WatchdogRequest
 from virtha.control.views import Caller
@@ -109,6 +110,26 @@ def test_pending_changes_can_be_dropped(tell: Tell) -> None:
         assert define.vm == dropped.vm
         again = await world.control.vms.drop_pending(ADMIN, "web1")
         assert again.vm.revision == dropped.vm.revision
+
+    tell(story)
+
+
+def test_a_card_keeps_its_name_when_what_waited_is_dropped(tell: Tell) -> None:
+    """No XML has it."""
+
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm(nics=(NicCreate(bridge="br0", mac="52:54:00:00:00:77", name="front"),))
+        _, host = await world.run_vm()
+        (card,) = (await world.control.vms.get("web1")).vm.nics
+        nameless = msgspec.structs.replace(card, name=UNSET)
+        await tell_hardware(world, host, nics=(nameless,))
+        assert await pending(world) == {}
+        await world.control.vms.change(ADMIN, "web1", VmChange(vcpus=2))
+        await host.answer()
+        dropped = await world.control.vms.drop_pending(ADMIN, "web1")
+        assert dropped.vm.nics == (card,)
 
     tell(story)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,16 +14,19 @@ from virtha.control.secret_box import KEY_BYTES, KeyBox, NoKeyBox
 from virtha.control.views import Caller
 from virtha.model.errors import Failed, InvalidInput
 from virtha.model.notification import (
+    AlertmanagerSettings,
     MailSecurity,
     MailSettings,
+    ReceiverStatus,
     SnmpAuthentication,
     SnmpPrivacy,
     SnmpSettings,
     SnmpVersion,
     WebhookSettings,
 )
+from virtha.model.time import UtcMillis
 from virtha.model.user import Role
-from virtha.store.notifications import find_receiver
+from virtha.store.notifications import find_receiver, save_receiver_status
 
 Tell = Callable[[Any], None]
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -131,6 +135,10 @@ BAD_SETTINGS: list[tuple[Any, str]] = [
     (WebhookSettings(url="example.org"), "settings.url"),
     (WebhookSettings(url="https://"), "settings.url"),
     (WebhookSettings(url="https://u:p@example.org/"), "settings.url"),
+    (WebhookSettings(url="htps://u:p@example.org/"), "settings.url"),
+    (WebhookSettings(url="https:u:p@example.org"), "settings.url"),
+    (WebhookSettings(url="https://u:p@[example.org/"), "settings.url"),
+    (AlertmanagerSettings(url="https://u:p@example.org/"), "settings.url"),
     (WebhookSettings(url="https://example.org:0/"), "settings.url"),
     (WebhookSettings(url="https://example.org:70000/"), "settings.url"),
     (WebhookSettings(url="https://example.org/a b"), "settings.url"),
@@ -152,6 +160,8 @@ def test_bad_settings_name_the_field(settings: Any, field: str) -> None:
     assert wrong.value.field == field
     assert wrong.value.fix or wrong.value.allowed
     assert ":p@" not in str(wrong.value), "a password in a URL is not repeated"
+    if isinstance(settings, AlertmanagerSettings):
+        assert "secret password" in (wrong.value.fix or ""), "it signs no body"
 
 
 def test_good_settings() -> None:
@@ -172,6 +182,7 @@ BAD_SECRETS: list[tuple[Any, dict[str, str], str]] = [
     (MailSettings(host="m", sender="a@b", user="u"), {"password": ""}, "secrets.password"),
     (MailSettings(host="m", sender="a@b", user="u"), {"password": "a\nb"}, "secrets.password"),
     (MailSettings(host="m", sender="a@b"), {"passwort": "pass-word"}, "secrets.passwort"),
+    (AlertmanagerSettings(url="https://a.example.org"), {"token": "t\u00f8ken"}, "secrets.token"),
     (SnmpSettings(host="n", version=SnmpVersion.V2C), {}, "secrets.community"),
     (SnmpSettings(**V3), {"privacy_password": "longenough"}, "secrets.authentication_password"),
     (
@@ -242,5 +253,63 @@ def test_with_another_key_it_is_told_and_secrets_can_be_given_anew(tell: Tell) -
         async with world.store.read() as tx:
             row = await find_receiver(tx, "m")
         assert row is not None and receivers.opened(row) == {"password": "hush-anew"}
+
+    tell(story)
+
+
+ALERTMANAGER = AlertmanagerSettings(url="https://am.example.org:9093/prefix")
+
+
+def changed(**changes: Any) -> AlertmanagerSettings:
+    return msgspec.structs.replace(ALERTMANAGER, **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "secrets", "field"),
+    [
+        (ALERTMANAGER, {}, None),
+        (ALERTMANAGER, {"token": "t"}, None),
+        (changed(user="eve"), {"password": "p"}, None),
+        (changed(url="http://192.0.2.9:9093", private_addresses=True), {}, None),
+        (changed(url="https://am.example.org/api/v2/alerts"), {}, "settings.url"),
+        (changed(url="https://am.example.org/?x=y"), {}, "settings.url"),
+        (changed(url="ftp://am.example.org"), {}, "settings.url"),
+        (changed(url="http://127.0.0.1:9093"), {}, "settings.url"),
+        (changed(url="http://am.example.org:9093"), {"token": "t"}, "settings.url"),
+        (changed(user="eve"), {}, "secrets.password"),
+        (changed(user="e:ve"), {"password": "p"}, "settings.user"),
+        (changed(user="eve"), {"password": "p", "token": "t"}, "secrets.token"),
+        (ALERTMANAGER, {"password": "p"}, "secrets.password"),
+        (ALERTMANAGER, {"secret": "s"}, "secrets.secret"),
+        (changed(resolve_after_ms=1), {}, "settings.resolve_after_ms"),
+    ],
+)
+def test_alertmanagers(
+    settings: AlertmanagerSettings, secrets: dict[str, str], field: str | None
+) -> None:
+    if field is None:
+        check_settings(settings)
+        return check_secrets(settings, secrets)
+    with pytest.raises(InvalidInput) as wrong:
+        check_settings(settings)
+        check_secrets(settings, secrets)
+    assert wrong.value.field == field and (wrong.value.fix or wrong.value.allowed)
+    return None
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_receiver_that_was_changed_while_it_was_away_is_told_away_anew(tell: Tell) -> None:
+    """Routes take the change for the end of its absence: it may be mended, or switched off for good."""
+
+    async def story(world: Any) -> None:
+        mail = MailSettings(host="m.example.org", sender="a@example.org")
+        made = await world.control.receivers.create(
+            ADMIN, ReceiverCreate(name="plain", settings=mail)
+        )
+        away = ReceiverStatus(away_since=UtcMillis(1), away_told=True)
+        async with world.store.write() as tx:
+            await save_receiver_status(tx, made.receiver.id, away)
+        view = await world.control.receivers.change(ADMIN, "plain", ReceiverChange(enabled=False))
+        assert (view.status.away_since, view.status.away_told) == (1, False)
 
     tell(story)

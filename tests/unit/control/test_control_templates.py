@@ -15,7 +15,14 @@ from virtha.control.requests import (
     WatchdogRequest,
 )
 from virtha.control.views import Caller
-from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, VirthaError
+from virtha.model.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Refused,
+    Stale,
+    VirthaError,
+)
 from virtha.model.facts import Result
 from virtha.model.ids import Revision
 from virtha.model.operation import OperationState
@@ -120,6 +127,42 @@ def test_the_watchdog_and_the_rest_travel_into_the_template_and_out_of_it(tell: 
         assert (other.memory_bytes, other.ha, other.nics) == (64 * MIB, False, ())
         assert (await _vm(world, "web4", watchdog=None)).watchdog is None
         assert "template.created" in await world.codes()
+
+    tell(story)
+
+
+@pytest.mark.req("W1", "W5")
+def test_a_templates_watchdog_is_one_and_can_be_replaced_and_removed(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await _with_template(world)
+        templates = world.control.templates
+        made = await _vm(world, "web2", thin=True)
+        card = WatchdogRequest(model="i6300esb", action="pause")
+        second = await _refused(
+            Conflict, "problem.watchdog.second", templates.add_watchdog(ADMIN, "gold", card)
+        )
+        assert second.field == "watchdog" and "i6300esb:reset" in second.message
+        before = (await templates.get("gold")).template
+        changed = (await templates.put_watchdog(ADMIN, "gold", card, before.revision)).template
+        assert changed.watchdog is not None and changed.watchdog.action is WatchdogAction.PAUSE
+        assert changed.revision > before.revision and changed.disks == before.disks
+        await _refused(
+            Stale, "problem.stale", templates.put_watchdog(ADMIN, "gold", card, before.revision)
+        )
+        wrong = await _refused(
+            InvalidInput,
+            "problem.watchdog.model",
+            templates.put_watchdog(ADMIN, "gold", WatchdogRequest(model="diag288", action="reset")),
+        )
+        assert "i6300esb" in wrong.allowed
+        assert (await _vm(world, "web3")).watchdog == changed.watchdog
+        assert (await world.control.vms.get("web2")).vm.watchdog == made.watchdog
+        assert (await templates.remove_watchdog(ADMIN, "gold")).template.watchdog is None
+        await _refused(NotFound, "problem.not_found", templates.remove_watchdog(ADMIN, "gold"))
+        assert (await _vm(world, "web4")).watchdog is None
+        again = (await templates.add_watchdog(ADMIN, "gold", card)).template
+        assert again.watchdog == changed.watchdog
+        assert len(await world.events("template.changed")) == 3
 
     tell(story)
 

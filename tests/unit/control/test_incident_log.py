@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from counted_statements import statements
@@ -13,9 +14,11 @@ from virtha.control.incident_fold import VMS_MAX
 from virtha.control.incident_log import follow_incidents
 from virtha.control.incident_views import IncidentStage, IncidentView
 from virtha.control.incidents import Incidents
+from virtha.control.leading import Leading
 from virtha.control.requests import IncidentQuery
 from virtha.engine.events import DropHost, DropVm, Intent, Notice, SaveHost, SaveVm
 from virtha.engine.records import HostRecord, Incident, OrderId, Start, VmRecord, VmStage
+from virtha.model.codes import render
 from virtha.model.errors import InvalidInput, NotFound
 from virtha.model.host import Cluster, Installation
 from virtha.model.ids import (
@@ -35,6 +38,7 @@ from virtha.ports.leaders import NobodyLeads
 from virtha.store import Store, open_store
 from virtha.store.clusters import save_cluster
 from virtha.store.engine import save_intent
+from virtha.store.events import EventFilter, events_after
 from virtha.store.installations import add_installation
 from virtha.store.vms import save_vm
 
@@ -67,12 +71,12 @@ class _Leader:
         """A second later."""
         self.clock.now += 1_000
         async with self.store.write() as tx:
-            about = await follow_incidents(
+            kept = await follow_incidents(
                 tx, C1, intents=intents, notices=tuple(told), clock=Millis(self.clock.now)
             )
             for intent in intents:
                 await save_intent(tx, C1, intent)
-        return list(about)
+        return list(kept.about)
 
     async def judged(self, host: HostId = H1, *vms: VmRecord, number: int = 1) -> list[VmRecord]:
         """``host`` is dead, for all that is known, and what it held is lost."""
@@ -415,6 +419,46 @@ def test_ids_and_filters_that_name_nothing_are_refused(tmp_path: Path) -> None:
             with pytest.raises((NotFound, InvalidInput)) as unlisted:
                 await led.incidents.list(query)
             assert unlisted.value.field == field
+
+    play(tmp_path, story)
+
+
+class _NoHosts:
+    async def carry_out(self, _effects: object) -> None: ...
+
+
+@pytest.mark.req("W7")
+def test_that_it_is_over_is_told_after_all_that_was_told_of_it(tmp_path: Path) -> None:
+    """Of the very write that ends it: routes call all well by it."""
+
+    async def story(led: _Leader) -> None:
+        (lost,) = await led.judged(H1, _vm())
+        nobody: Any = _NoHosts()
+        leading = Leading(led.store, nobody, nobody)
+        runs = replace(lost, stage=_vm().stage)
+        assert await leading.write(
+            C1,
+            await leading.lead(),
+            intents=[SaveHost(record=_host(H1)), SaveVm(record=runs)],
+            notices=[
+                told("vm.recovered", host=H2),
+                Notice(code="host.returned", host_id=H1, incident=1, fields={"host": "h1"}),
+            ],
+            receipts={},
+            told=(),
+            clock=Millis(led.clock.now),
+        )
+        async with led.store.read() as tx:
+            events = await events_after(tx, EventFilter(), 0, 100)
+        assert [one.code for one in events][-3:] == [
+            "vm.recovered",
+            "host.returned",
+            "host.incident_over",
+        ]
+        over = events[-1]
+        assert (over.host_id, over.cluster_id) == (H1, C1)
+        assert over.fields["incident_id"] == (await led.the_incident()).incident.id
+        assert over.message == render(over.code, over.fields) and over.fields["vms"] == 1
 
     play(tmp_path, story)
 

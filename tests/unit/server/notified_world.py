@@ -148,7 +148,7 @@ class NotifiedWorld:
 
     async def route_all(self) -> None:
         """What happened becomes messages."""
-        while (await self.control.deliveries.route()).more:
+        while (await self.control.deliveries.routing.route()).more:
             pass
 
     async def deliveries(self, **wanted: object) -> list[DeliveryView]:

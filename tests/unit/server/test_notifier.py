@@ -1,12 +1,12 @@
 """The notifier: what is sent, in which order, what waits, what ends, and what a crash costs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from notified_world import ADMIN, NotifiedWorld, open_notified
+from notified_world import ADMIN, NotifiedWorld
 from played_receivers import ACCEPTED, AWAY, LATER, NEVER, Answer, PlayedMessengers
+from routed_world import Story
 
 from virtha.alerts import schedule
 from virtha.control.requests import (
@@ -21,22 +21,6 @@ from virtha.model.errors import InvalidInput, Refused
 from virtha.model.notification import DeliveryState, Message
 from virtha.ports.receivers import Outcome, Receipt
 from virtha.server import notifier as notifier_module
-
-Story = Callable[[NotifiedWorld], Awaitable[None]]
-
-
-@pytest.fixture
-def tell(tmp_path: Path, fresh_database: Callable[[Path], None]) -> Callable[[Story], None]:
-    fresh_database(tmp_path)
-
-    def run(story: Story) -> None:
-        async def main() -> None:
-            async with open_notified(tmp_path) as world:
-                await story(world)
-
-        asyncio.run(main())
-
-    return run
 
 
 def in_turn(*answers: Answer) -> Callable[[Message], Answer]:
@@ -185,7 +169,7 @@ def test_a_refusal_is_told_but_never_through_itself_nor_about_tellings(
         await world.happen(1)
         async with world.notifying():
             # Each refuses hold.set; each refusal is refused by the other, and that is the end of it.
-            await world.until(lambda: _all_over(world, 4))
+            await world.until(lambda: _all_over(world, 6))
             await asyncio.sleep(0.05)
         hold = [v for v in await world.deliveries() if v.event and v.event.code == "hold.set"]
         assert [view.delivery.state for view in hold] == [DeliveryState.REFUSED] * 2

@@ -15,7 +15,6 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import insert, select
 
 from virtha.model.errors import Unavailable
-from virtha.model.ids import Revision
 from virtha.server.notifier import BATCH
 from virtha.store.schema import delivery
 
@@ -101,11 +100,11 @@ def test_cancelled_at_every_write_nothing_is_lost_or_doubled(tmp_path: Path) -> 
             for _ in range(6):
                 world.store.write = _cut(original)
                 with pytest.raises(asyncio.CancelledError):
-                    await world.control.deliveries.route()
+                    await world.control.deliveries.routing.route()
                 world.store.write = original
                 # A server that begins anew knows nothing but what was written.
-                world.control.deliveries._cursor = Revision(0)
-                if not (await world.control.deliveries.route()).more:
+                world.control.deliveries.routing.forget()
+                if not (await world.control.deliveries.routing.route()).more:
                     break
             found = [view.event.fields["reason"] for view in await world.deliveries() if view.event]
             assert found == [str(number) for number in range(450)]
@@ -205,7 +204,7 @@ def test_how_many_wait_is_known_without_counting_them(tmp_path: Path) -> None:
                 await world.add_mail(name)
             await world.subscribe()
             await world.happen(20)
-            while (await world.control.deliveries.route()).more:
+            while (await world.control.deliveries.routing.route()).more:
                 pass
             seen = _Counted(world)
             figures = await world.control.deliveries.figures()

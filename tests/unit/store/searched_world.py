@@ -47,7 +47,7 @@ from virtha.store.hosts import add_host, save_host_status
 from virtha.store.incidents import save_incidents, save_paths
 from virtha.store.installations import add_installation
 from virtha.store.store import WriteTransaction
-from virtha.store.templates import save_template
+from virtha.store.templates import save_template, use_template
 from virtha.store.users import add_user
 from virtha.store.vms import save_vm, save_vm_status
 
@@ -166,6 +166,8 @@ _VMS = (
     ),
 )
 _PRIORITIES = {"web1": 50, "db": 100, "a*b": 1}
+_THIN = {"web1": "web", "a*b": "web"}
+"""VMs with a disk that needs a template, and which."""
 _EVENTS = (
     # code, severity, message, vm, host, cluster, user, operation, at
     (
@@ -440,6 +442,16 @@ async def _templates(tx: WriteTransaction, world: World) -> None:
             "creationdate": created,
         }
         world.rows["Templates"].append(Row(values))
+    for name, template_name in _THIN.items():
+        storage = next(row[-1] for row in _VMS if row[0] == name)
+        file = Disk(
+            id=DiskId(f"disk-{name}"),
+            name="disk",
+            storage_domain_id=StorageDomainId(f"id-{storage}"),
+            path=f"vms/{name}",
+            size_bytes=1,
+        )
+        await use_template(tx, TemplateId(f"id-{template_name}"), file)
 
 
 async def _users(tx: WriteTransaction, world: World) -> None:
@@ -498,7 +510,13 @@ def _relate(world: World) -> None:
         host.related["Events"] = _of("event_host", host, rows["Events"])
     for domain in rows["Storage"]:
         domain.related["Vms"] = [one for one in rows["Vms"] if domain in one.related["Storage"]]
+    for vm in rows["Vms"]:
+        needed = _THIN.get(vm.values["name"])
+        vm.related["Templates"] = [one for one in rows["Templates"] if one.values["name"] == needed]
     for template in rows["Templates"]:
+        template.related["Vms"] = [
+            one for one in rows["Vms"] if template in one.related["Templates"]
+        ]
         has_disk = template.values["status"] == "ready"
         template.related["Storage"] = [
             one for one in rows["Storage"] if has_disk and one.values["name"] == "nfs1"
@@ -516,8 +534,11 @@ def _relate(world: World) -> None:
         for noun in ("Vms", "Hosts", "Storage"):
             cluster.related[noun] = _of("cluster", cluster, rows[noun])
         cluster.related["Events"] = _of("event_cluster", cluster, rows["Events"])
+    for cluster in rows["Clusters"]:
+        cluster.values["datacenter"] = cluster.values["name"]
     for noun in ("Vms", "Hosts", "Templates", "Storage"):
         for row in rows[noun]:
+            row.values["datacenter"] = row.values["cluster"]
             row.related["Clusters"] = [
                 one for one in rows["Clusters"] if one.values["name"] == row.values["cluster"]
             ]

@@ -15,10 +15,18 @@ from virtha.model.codes.lease import LEASE_EVENTS, LEASE_REASONS
 from virtha.model.codes.move_reasons import MOVE_REASONS
 from virtha.model.codes.notification import NOTIFICATION_REASONS
 from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_REASONS
+from virtha.model.codes.pairs import (
+    ENDS_ALL_OF,
+    MAY_RUN_TWICE,
+    REPLACES,
+    SOLVED_BY,
+    SOLVES,
+)
 from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
 from virtha.model.codes.readiness import READINESS_REASONS
 from virtha.model.codes.reasons import REASONS as _REASONS
+from virtha.model.codes.routing import ROUTING_REASONS
 from virtha.model.codes.storage_fence import STORAGE_FENCE_EVENTS, STORAGE_FENCE_REASONS
 from virtha.model.codes.superseded import SUPERSEDED_EVENTS, SUPERSEDED_REASONS
 
@@ -43,12 +51,27 @@ REASONS = (
     *LEASE_REASONS,
     *NOTIFICATION_REASONS,
     *QUEUE_REASONS,
+    *ROUTING_REASONS,
     *POWER_REASONS,
     *INCIDENT_REASONS,
 )
 REGISTRY: dict[str, Code] = {code.name: code for code in (*EVENTS, *REASONS, *PROBLEMS)}
 
-__all__ = ["EVENTS", "PROBLEMS", "REASONS", "REGISTRY", "Code", "Kind", "Severity", "render"]
+__all__ = [
+    "ENDS_ALL_OF",
+    "EVENTS",
+    "MAY_RUN_TWICE",
+    "PROBLEMS",
+    "REASONS",
+    "REGISTRY",
+    "REPLACES",
+    "SOLVED_BY",
+    "SOLVES",
+    "Code",
+    "Kind",
+    "Severity",
+    "render",
+]
 
 
 def render(name: str, fields: dict[str, str | int | bool | None]) -> str:

@@ -225,6 +225,7 @@ EVENTS: tuple[Code, ...] = (
         1640, "disk.resized", INFO, "Disk {disk} of {vm} is {size} large now", "disk", "vm", "size"
     ),
     event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
+    event(1612, "template.changed", INFO, "Template {name} changed", "name"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm"),
     event(

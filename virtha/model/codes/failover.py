@@ -94,6 +94,16 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "host",
         help="It may run anything that was started after the backup. Bring it back; or make sure that it is off and remove it.",
     ),
+    event(
+        3013,
+        "host.incident_over",
+        INFO,
+        "The failure of {host} is over: it is back or seen to, and so are its VMs ({vms}), after {after_ms} ms",
+        "host",
+        "vms",
+        "after_ms",
+        "incident_id",
+    ),
     # 3040: fencing
     event(3040, "fence.began", WARNING, "Fencing {host}: {action}", "host", "action"),
     event(3041, "fence.blinked", INFO, "The identify light of {host} was lit", "host"),

@@ -123,6 +123,39 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         help="Restore secrets.key from a backup of this installation and restart the server; without one: "
         "'virtha server new-secrets-key', restart, and give each receiver its secrets anew.",
     ),
+    event(
+        1116,
+        "notify.silence.set",
+        WARNING,
+        "{user} silenced notifications until {until}: {reason}",
+        "user",
+        "until",
+        "reason",
+        "silence",
+    ),
+    event(
+        1117,
+        "notify.silence.ended",
+        INFO,
+        "{user} ended a silence ({reason}) before its time",
+        "user",
+        "reason",
+        "silence",
+    ),
+    event(
+        1118,
+        "notify.inhibition.created",
+        INFO,
+        "Rule of inhibition {inhibition} created",
+        "inhibition",
+    ),
+    event(
+        1119,
+        "notify.inhibition.removed",
+        INFO,
+        "Rule of inhibition {inhibition} removed",
+        "inhibition",
+    ),
 )
 
 QUEUE_REASONS: tuple[Code, ...] = (

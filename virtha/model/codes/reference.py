@@ -1,12 +1,16 @@
 """The reference page of all codes, made from the registry."""
 
-from virtha.model.codes import EVENTS, PROBLEMS, REASONS
+from virtha.model.codes import EVENTS, PROBLEMS, REASONS, REPLACES, SOLVES
 from virtha.model.codes.entry import Code
 
 _SECTIONS = (
     ("Events", "Facts in the audit log and the event stream.", EVENTS),
     ("Reasons", "Why something was done, was not done, or what is awaited.", REASONS),
     ("Problems", "Errors of API, CLI and agent protocol.", PROBLEMS),
+)
+_PAIRS = (
+    "What the event of the first column ends. Routes pair them, an Alertmanager's alerts end by them, and only such problems "
+    "can inhibit others ([notifications](../guide/notifications.md))."
 )
 
 
@@ -21,6 +25,17 @@ def reference_markdown() -> str:
         lines += ["", f"## {title}", "", about, ""]
         lines += ["| number | code | severity | text | what to do |", "|---|---|---|---|---|"]
         lines += [_row(code) for code in sorted(codes, key=lambda code: code.number)]
+    lines += [
+        "",
+        "## Problems and their ends",
+        "",
+        _PAIRS,
+        "",
+        "| end | ends, of the same object |",
+    ]
+    lines += ["|---|---|"]
+    for end, problems in {**SOLVES, **REPLACES}.items():
+        lines.append(f"| `{end}` | {', '.join(f'`{one}`' for one in problems)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -91,7 +91,7 @@ STORAGE_FENCE_REASONS: tuple[Code, ...] = (
         "it did not say, in this boot, by which addresses Ceph sees it, so {vm} (domain {domain}) is not helped by shutting it out",
         "vm",
         "domain",
-        help="Its agent tells it with its look at the domain; 'virtha readiness' says so before it is needed.",
+        help="Its agent tells it with its look at the domain; 'virtha doctor' says so before it is needed.",
     ),
     reason(
         6281,

@@ -1,0 +1,103 @@
+"""Every problem whose end a route waits for has one: in a story, or in a test that plays what the simulator has not."""
+
+from pathlib import Path
+
+import pytest
+from routed_story import S, Story, by_cause, route
+
+from virtha.model.codes import ENDS_ALL_OF, SOLVED_BY
+
+TESTS = Path(__file__).parents[2]
+_OF_AN_INCIDENT = "unit/control/test_incident_log.py"
+"""Over with the host's failure, whatever kept its VMs down meanwhile."""
+ELSEWHERE = {
+    "fence.capped": _OF_AN_INCIDENT,
+    "fence.held_by_disks": _OF_AN_INCIDENT,
+    "fence.left_alone": _OF_AN_INCIDENT,
+    "fence.on_failed": "unit/engine/test_power_on.py",
+    "fence.orders_late": "unit/engine/test_power_on.py",
+    "fence.storage.failed": "unit/engine/test_storage_fence.py",
+    "hold.set": "unit/server/test_notifier.py",
+    "host.gate.missing": "unit/agent/test_agent_on_sim.py",
+    "host.watchdog.broken": "unit/agent/test_guardian_storage_lease.py",
+    "notify.receiver_away": "unit/server/test_notifier_crashes.py",
+    "power.test.broke": "unit/server/test_power_tester.py",
+    "storage.not_shared": "unit/engine/test_not_shared.py",
+    "vm.agent.lost": "unit/sentinel/test_sentinel_rules.py",
+    "vm.guest_frozen": "unit/agent/test_order_live_disks_on_sim.py",
+    "vm.io_error.resume_failed": "unit/sentinel/test_io_errors.py",
+    "vm.migration_keeps_failing": "unit/engine/test_drain.py",
+    "vm.start_unclear": "unit/engine/test_host_dies.py",
+}
+
+
+def _ends_in(text: str, problem: str) -> bool:
+    at = text.find(problem)
+    return at >= 0 and any(text.find(end, at) > 0 for end in SOLVED_BY[problem])
+
+
+@pytest.mark.req("W7", "F4")
+def test_every_problem_ends_somewhere() -> None:
+    stories = [path.read_text() for path in sorted((TESTS / "scenarios").glob("*.txt"))]
+    untold = [one for one in SOLVED_BY if not any(_ends_in(text, one) for text in stories)]
+    assert {*untold} == {*ELSEWHERE}
+    for problem, file in ELSEWHERE.items():
+        text = (TESTS / file).read_text()
+        assert any(end in text for end in SOLVED_BY[problem]), problem
+
+
+@pytest.mark.parametrize(
+    ("problem", "end", "told"),
+    [
+        ("host.lease.lost", "host.returned", True),
+        ("host.lease.cleared", "host.incident_over", True),
+        ("vm.agent.lost", "vm.stopped", True),
+        ("power.test.broke", "power.test.passed", True),
+        ("power.test.broke", "power.settings.removed", True),
+        ("notify.receiver_away", "notify.receiver.changed", True),
+        ("notify.receiver_away", "notify.receiver.removed", True),
+        ("vm.migration_keeps_failing", "vm.migration_cancelled", True),
+        ("vm.io_error.given_up", "vm.recovered", True),
+    ],
+)
+def test_ends_that_were_missing(problem: str, end: str, told: bool) -> None:
+    """Of a host that boots anew, of a VM that is stopped, of what is removed: nothing else of it comes."""
+    story = Story(route())
+    vm = "v1" if problem.startswith("vm.") else None
+    fields = {"domain": "d1"} if "lease" in problem else {"device": "bmc"}
+    if problem.startswith("notify."):
+        fields = {"receiver_id": "r1"}
+    of_end = {} if end in ("host.returned", "host.incident_over") else fields
+    story.happens(problem, "h1", vm, **fields)
+    story.happens(end, "h1", vm, **of_end)
+    assert [codes for _, codes in story.messages()] == [[problem], [end]]
+    assert story.groups == {}
+
+
+def test_of_one_domain_the_lease_is_held_again_and_not_of_another() -> None:
+    story = Story(route())
+    story.happens("host.lease.lost", "h1", domain="d1")
+    story.happens("host.lease.lost", "h1", domain="d2")
+    story.happens("host.lease.held_again", "h1", domain="d2")
+    (group,) = story.groups.values()
+    assert [one.subject for one in group.members] == ["host:h1/d1"]
+
+
+def test_a_problem_that_takes_the_place_of_another_is_no_good_news() -> None:
+    story = Story(by_cause(repeat_ms=3_600 * S))
+    story.happens("vm.recovery_blocked", "h1", "v1")
+    story.after(10)
+    story.happens("vm.not_recovered", "h1", "v1")
+    story.after(300)
+    (_, _, kind, codes) = story.told[-1]
+    assert (kind, codes) == ("problem", ["vm.not_recovered"])
+    story.messages()
+    story.after(3_600)
+    assert story.messages() == [("repeat", ["vm.not_recovered"])]
+    story.happens("vm.started", "h1", "v1")
+    story.after(300)
+    assert story.messages() == [("well", ["vm.started"])]
+
+
+def test_what_ends_all_of_an_object_names_an_object() -> None:
+    assert {*ENDS_ALL_OF.values()} == {"host", "vm", "receiver"}

@@ -1,0 +1,56 @@
+"""What an event is about, so that a problem and its end find each other (``model/codes/pairs.py``)."""
+
+from virtha.model.codes import ENDS_ALL_OF, REPLACES, SOLVES
+from virtha.model.event import Event
+from virtha.model.ids import IncidentId
+
+INCIDENT_OVER = "host.incident_over"
+PARTS = ("domain", "device")
+"""Fields that tell several problems of one host apart, with events that are of no VM."""
+
+
+def subject_of(event: Event) -> str:
+    """The object and, of hosts and clusters, its part: ``vm:ID``, ``host:ID/DOMAIN``, ``receiver:ID``."""
+    if event.code.startswith("notify."):
+        return f"receiver:{event.fields.get('receiver_id')}"
+    if event.vm_id is not None:
+        return f"vm:{event.vm_id}"
+    part = next((f"/{event.fields[one]}" for one in PARTS if event.fields.get(one)), "")
+    # A storage domain's outage is told of the cluster, its end by each host that sees it again.
+    if event.host_id is not None and not event.code.startswith("storage."):
+        return f"host:{event.host_id}{part}"
+    if event.cluster_id is not None:
+        return f"cluster:{event.cluster_id}{part}"
+    return f"installation{part}"
+
+
+def ended_with(event: Event) -> str | None:
+    """The object that is gone with this event, and all its troubles with it."""
+    match ENDS_ALL_OF.get(event.code):
+        case "vm":
+            return None if event.vm_id is None else f"vm:{event.vm_id}"
+        case "host":
+            return None if event.host_id is None else f"host:{event.host_id}"
+        case "receiver":
+            return subject_of(event)
+        case _:
+            return None
+
+
+def ends_at(event: Event, code: str, subject: str) -> bool:
+    """Whether it ends that problem there. Of what names no part all parts are meant."""
+    if code not in (*SOLVES.get(event.code, ()), *REPLACES.get(event.code, ())):
+        return False
+    mine = subject_of(event)
+    return subject == mine or object_of(subject) == mine
+
+
+def object_of(subject: str) -> str:
+    """Without the part."""
+    return subject.partition("/")[0]
+
+
+def incident_of(event: Event) -> IncidentId | None:
+    """The host's failure that it belongs to."""
+    told = event.fields.get("incident_id")
+    return IncidentId(told) if isinstance(told, str) else None

@@ -1,0 +1,31 @@
+"""When something of a group is told, as far as its route and its state say."""
+
+from virtha.alerts.groups import INHIBITED
+from virtha.alerts.hindrance import presses
+from virtha.model.notification import Subscription
+from virtha.model.routing import Group, GroupBy, Member, MemberState
+
+RELEASE_WAIT_MS = 60_000
+"""How long what was inhibited waits when its cause is over: mostly it is over a moment later itself."""
+
+
+def release_wait_ms(route: Subscription, member: Member) -> int:
+    wait_ms = RELEASE_WAIT_MS if member.code == INHIBITED else 0
+    return wait_ms if route.group_by is GroupBy.NONE else max(wait_ms, route.group_wait_ms)
+
+
+def may_go(member: Member, quiet: int | None) -> bool:
+    """``quiet``: until when only what presses is told."""
+    return member.state is MemberState.HELD and (quiet is None or presses(member.event))
+
+
+def earliest(one: int | None, other: int) -> int:
+    return other if one is None else min(one, other)
+
+
+def repeat_moment(route: Subscription, group: Group) -> int | None:
+    if route.repeat_ms is None or group.told_at is None:
+        return None
+    if not any(one.state is MemberState.OPEN for one in group.members):
+        return None
+    return group.told_at + route.repeat_ms

@@ -1,0 +1,242 @@
+"""``/clusters``, ``/datacenters``, ``/clusterlevels``: a data center per cluster, since storage belongs to one cluster here."""
+
+from msgspec import UNSET
+
+from virtha.api.ovirt.fault import not_here, require
+from virtha.api.ovirt.listing import gather, listed
+from virtha.api.ovirt.route import (
+    ADMINISTRATOR,
+    Call,
+    Reply,
+    Route,
+    delete,
+    get,
+    named,
+    post,
+    put,
+    ref,
+    searched,
+)
+from virtha.api.ovirt.search import noun, select
+from virtha.api.ovirt.shape import Node
+from virtha.api.ovirt.unkept import refuse_others
+from virtha.control.requests import ClusterChange, ClusterCreate, SearchQuery
+from virtha.model.errors import InvalidInput, NotFound, Refused
+from virtha.model.host import Cluster
+from virtha.model.policy import FencingAction, Policy
+
+LEVEL = "4.7"
+"""The newest compatibility level that oVirt 4.5 knows; the only one here."""
+VERSION: Node = {"major": 4, "minor": 7}
+_CUTS = (FencingAction.POWER_OFF, FencingAction.REBOOT)
+DATA_CENTERS = noun(
+    "Datacenters",
+    "datacenter",
+    "datacenters",
+    "data_centers",
+    fields=("name", "id", "description", "status"),
+)
+_UNKEPT: Node = {
+    "ha_reservation": True,
+    "fencing_policy": {
+        # Never a switch here: a host whose disks or beats show life is not fenced (J2, J3, J4).
+        "skip_if_connectivity_broken": {"enabled": True, "threshold": 50},
+        "skip_if_gluster_bricks_up": False,
+        "skip_if_gluster_quorum_not_met": False,
+        "skip_if_sd_active": {"enabled": True},
+    },
+}
+_UNKEPT_PATHS = (
+    "ha_reservation",
+    *(
+        f"fencing_policy.{name}"
+        for name in (
+            "skip_if_connectivity_broken.enabled",
+            "skip_if_connectivity_broken.threshold",
+            "skip_if_gluster_bricks_up",
+            "skip_if_gluster_quorum_not_met",
+            "skip_if_sd_active.enabled",
+        )
+    ),
+)
+CLUSTER, DATA_CENTER = "/clusters/{cluster}", "/datacenters/{data_center}"
+
+
+async def the_cluster(call: Call, name: str = "cluster") -> Cluster:
+    """The cluster, or data center, that the path names, by its id only. Raises NotFound."""
+    cluster_id = call.path[name]
+    found = await call.control.clusters.get(cluster_id)
+    if found.id != cluster_id:
+        raise NotFound(f"there is no {name} with the id '{cluster_id[:64]}'")
+    return found
+
+
+async def cluster_ref(call: Call, body: Node) -> str:
+    """Id of the cluster that a body names by id or name. Raises InvalidInput."""
+    wanted = str(named(body))
+    try:
+        return (await call.control.clusters.get(wanted)).id
+    except NotFound as error:
+        raise InvalidInput(error.message, field="cluster", fix=error.fix) from None
+
+
+def cluster_node(cluster: Cluster) -> Node:
+    fencing = cluster.policy.fencing
+    links = ("networks", "permissions", "affinitygroups", "cpuprofiles", "enabledfeatures")
+    return {
+        "id": cluster.id,
+        "href": f"/clusters/{cluster.id}",
+        "link": [(rel, f"/clusters/{cluster.id}/{rel}") for rel in links],
+        "name": cluster.name,
+        "description": cluster.description,
+        "comment": "",
+        "ballooning_enabled": False,
+        "cpu": {"architecture": "x86_64", "type": ""},
+        "data_center": ref("datacenters", cluster.id),
+        "fencing_policy": {
+            "enabled": fencing.action in _CUTS,
+            **_UNKEPT["fencing_policy"],
+        },
+        "gluster_service": False,
+        "ha_reservation": _UNKEPT["ha_reservation"],
+        "version": VERSION,
+        "virt_service": True,
+    }
+
+
+def data_center_node(cluster: Cluster) -> Node:
+    links = ("clusters", "networks", "permissions", "storagedomains")
+    return {
+        "id": cluster.id,
+        "href": f"/datacenters/{cluster.id}",
+        "link": [(rel, f"/datacenters/{cluster.id}/{rel}") for rel in links],
+        "name": cluster.name,
+        "description": cluster.description,
+        "comment": "",
+        "local": False,
+        "status": "up",
+        "storage_format": "v5",
+        "supported_versions": [VERSION],
+        "version": VERSION,
+    }
+
+
+async def list_clusters(call: Call) -> Reply:
+    found = await listed(call.parameters, "Clusters", call.control.clusters.list, SearchQuery())
+    return Reply(shape="cluster", body=[cluster_node(one) for one in found])
+
+
+async def get_cluster(call: Call) -> Reply:
+    return Reply(shape="cluster", body=cluster_node(await the_cluster(call)))
+
+
+async def add_cluster(call: Call) -> Reply:
+    require("cluster", call.body, "name")
+    _check_fencing(call.body, None)
+    made = await call.control.clusters.create(
+        call.caller,
+        ClusterCreate(name=call.body["name"], description=call.body.get("description", "")),
+    )
+    return Reply(shape="cluster", body=cluster_node(made), status=201)
+
+
+async def change_cluster(call: Call) -> Reply:
+    cluster = await the_cluster(call)
+    _check_fencing(call.body, cluster)
+    change = ClusterChange(
+        name=call.body.get("name", UNSET), description=call.body.get("description", UNSET)
+    )
+    changed = await call.control.clusters.change(call.caller, cluster.id, change)
+    return Reply(shape="cluster", body=cluster_node(changed))
+
+
+def _check_fencing(body: Node, cluster: Cluster | None) -> None:
+    """The policy is one document with its own checks and its budget of time: it is not changed piecemeal from here. Raises
+    Refused where the body wants another than there is."""
+    refuse_others(body, _UNKEPT, *_UNKEPT_PATHS)
+    wanted = (body.get("fencing_policy") or {}).get("enabled")
+    policy = cluster.policy if cluster is not None else Policy()
+    if wanted is None or wanted == (policy.fencing.action in _CUTS):
+        return
+    raise Refused(
+        "the fencing policy is changed with the whole policy",
+        field="fencing_policy.enabled",
+        fix="'virtha policy set CLUSTER FILE', fencing.action",
+    )
+
+
+async def remove_cluster(call: Call) -> Reply:
+    cluster = await the_cluster(call)
+    await call.control.clusters.delete(call.caller, cluster.id)
+    return Reply()
+
+
+async def list_data_centers(call: Call) -> Reply:
+    """A cluster's, under its name."""
+    found = await gather(
+        lambda limit, after: call.control.clusters.list(SearchQuery(limit=limit, after=after))
+    )
+    words = [
+        (
+            {"name": one.name, "id": one.id, "description": one.description, "status": "up"},
+            one,
+        )
+        for one in found
+    ]
+    chosen = select(DATA_CENTERS, words, call.parameters)
+    return Reply(shape="data_center", body=[data_center_node(one) for one in chosen])
+
+
+async def get_data_center(call: Call) -> Reply:
+    cluster = await the_cluster(call, "data_center")
+    return Reply(shape="data_center", body=data_center_node(cluster))
+
+
+async def list_clusters_of(call: Call) -> Reply:
+    return Reply(shape="cluster", body=[cluster_node(await the_cluster(call, "data_center"))])
+
+
+async def refuse_data_center(_call: Call) -> Reply:
+    raise not_here(
+        "adding or changing a data center", "each cluster has one of its own: add a cluster"
+    )
+
+
+# Levels
+
+
+def level_node() -> Node:
+    return {
+        "id": LEVEL,
+        "href": f"/clusterlevels/{LEVEL}",
+        "name": LEVEL,
+        "cpu_types": [],
+        "permits": [],
+    }
+
+
+async def list_levels(_call: Call) -> Reply:
+    return Reply(shape="cluster_level", body=[level_node()])
+
+
+async def get_level(call: Call) -> Reply:
+    if call.path["level"] != LEVEL:
+        raise NotFound(f"there is no level '{call.path['level'][:16]}'", fix=f"{LEVEL} is")
+    return Reply(shape="cluster_level", body=level_node())
+
+
+ROUTES: tuple[Route, ...] = (
+    searched("/clusters", list_clusters),
+    post("/clusters", add_cluster, "cluster", ADMINISTRATOR),
+    get(CLUSTER, get_cluster),
+    put(CLUSTER, change_cluster, "cluster", ADMINISTRATOR),
+    delete(CLUSTER, remove_cluster, ADMINISTRATOR),
+    searched("/datacenters", list_data_centers),
+    post("/datacenters", refuse_data_center, "data_center", ADMINISTRATOR),
+    get(DATA_CENTER, get_data_center),
+    put(DATA_CENTER, refuse_data_center, "data_center", ADMINISTRATOR),
+    delete(DATA_CENTER, refuse_data_center, ADMINISTRATOR),
+    get(f"{DATA_CENTER}/clusters", list_clusters_of),
+    get("/clusterlevels", list_levels),
+    get("/clusterlevels/{level}", get_level),
+)
