@@ -43,6 +43,13 @@ POWER = {
     "stop": "off",
     "status": "on",
 }
+SIGN_INS = {
+    "issuer": "https://op.example",
+    "client_id": "virtha",
+    "client_secret": "a secret",
+    "roles": {"vm-admins": "administrator"},
+}
+SILENCE = {"reason": "works", "matcher": {"host": "h1"}, "duration_ms": 3_600_000}
 MADE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("clusters", "second", {}),
     ("storage-domains", "ds1", {"path": "/srv/ds1", "cluster": "default"}),
@@ -53,6 +60,7 @@ MADE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("vms", "web3", VM),
     ("templates", "base", {"vm": "web3"}),
     ("subscriptions", "all", {"receiver": "mail1", "user": "eve"}),
+    ("inhibitions", "quiet", {"source": {"codes": ["host.*"]}, "target": {"codes": ["vm.*"]}}),
 )
 """Where it is made, its name, and all else of the request: in this order, for the later needs the earlier."""
 
@@ -117,6 +125,9 @@ async def fill(world: Any, hosts: ObedientHosts) -> References:
     await world.call("POST", "/v1/vms/web3/snapshots", {"name": "before"})
     await world.call("PUT", "/v1/hosts/h1/power/bmc", {"settings": POWER})
     await world.call("POST", "/v1/tokens", {"cluster": "default"})
+    await world.call("PUT", "/v1/sign-in-provider", SIGN_INS)
+    if not (await world.ok("GET", "/v1/silences"))["items"]:
+        await world.ok("POST", "/v1/silences", SILENCE)
     return await _references(world)
 
 
@@ -125,6 +136,7 @@ async def _references(world: Any) -> References:
     for collection in (
         *("clusters", "hosts", "storage-domains", "vms", "templates", "users", "receivers"),
         *("subscriptions", "operations", "tokens", "deliveries", "incidents"),
+        *("silences", "inhibitions"),
     ):
         items = (await world.ok("GET", f"/v1/{collection}"))["items"]
         parts = [next((i for i in one.values() if isinstance(i, dict)), one) for one in items]
@@ -134,6 +146,8 @@ async def _references(world: Any) -> References:
     found["disks"] = sorted({disk["name"] for vm in vms for disk in vm["disks"]})
     found["nics"] = sorted({nic["id"] for vm in vms for nic in vm["nics"]})
     found["settings"] = [one["key"] for one in (await world.ok("GET", "/v1/settings"))["items"]]
+    events = (await world.ok("GET", "/v1/events"))["items"]
+    found["events"] = [str(one["revision"]) for one in events[:10]]
     snapshots = await world.call("GET", "/v1/vms/web3/snapshots")
     if snapshots.status_code == 200:
         found["snapshots"] = [one["id"] for one in snapshots.json()["items"]]

@@ -134,8 +134,11 @@ def read_address(address: str, asked: str) -> Brought:
         )
     if "error" in found:
         why = found.get("error_description", "")[:200]
+        said = f"{found['error'][:50]}{': ' if why else ''}{why}"
+        # A terminal obeys what can't be printed.
+        shown = "".join(one if one.isprintable() else "?" for one in said)
         raise Unauthenticated(
-            f"the provider says {found['error'][:50]}{': ' if why else ''}{why}",
+            f"the provider says {shown}",
             code="problem.sign_in.refused",
         )
     if "code" not in found:

@@ -97,7 +97,7 @@ def _role(text: str) -> tuple[str, str]:
 
 @app.command("remove")
 def remove_provider(ctx: typer.Context, yes: bool = YesOption) -> None:
-    """Forget it. Its users stay, and can't sign in."""
+    """Forget it. Its users stay, are signed out, and can't sign in."""
     confirm("Forget the provider of sign-ins?", yes=yes, stdin_is_terminal=sys.stdin.isatty())
     with connected(ctx) as client:
         client.delete(PATH)

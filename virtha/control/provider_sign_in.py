@@ -28,7 +28,13 @@ from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
 from virtha.model.time import UtcMillis
 from virtha.ports.clock import Clock
 from virtha.ports.identity_provider import IdentityProvider
-from virtha.store.sign_in import ProviderRow, drop_provider, find_provider, save_provider
+from virtha.store.sign_in import (
+    ProviderRow,
+    drop_provider,
+    drop_tokens_of_issuer,
+    find_provider,
+    save_provider,
+)
 from virtha.store.store import Store
 
 BEGUN_MS_MAX = 600_000
@@ -42,6 +48,11 @@ LOOPBACK = ("127.0.0.1", "::1")
 """Addresses, not `localhost`: a name could be made to lead elsewhere (RFC 8252, section 8.3)."""
 _SEALED_OF = "sign-in under way"
 _SECRET_OF = "sign-in provider"  # noqa: S105 - what the seal is bound to
+CODE_LENGTH_MAX = 8_192
+"""Providers say nothing of it; those that put all they know into it make some 2,000 characters."""
+_BRAKED = ("problem.sign_in.refused", "problem.sign_in.provider")
+"""After these the address has to wait: by each, anybody could have us ask the provider."""
+_TOLD = ("problem.sign_in.refused", "problem.sign_in.no_role", "problem.name_taken")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749, section 3.3."""
 
@@ -65,7 +76,8 @@ class ProviderSignIns:
     async def put(
         self, caller: Caller, request: SignInProviderPut, if_match: Revision | None = None
     ) -> SignInProviderView:
-        """Nothing is asked of the provider: it may be away, or not be there yet."""
+        """Nothing is asked of the provider: it may be away, or not be there yet. Another issuer signs those out whom the one
+        before vouched for."""
         check_provider(request)
         async with self._store.write() as tx:
             row = await find_provider(tx)
@@ -88,6 +100,8 @@ class ProviderSignIns:
                 revision=tx.revision,
             )
             await save_provider(tx, provider, sealed)
+            if row is not None and row.provider.issuer != provider.issuer:
+                await drop_tokens_of_issuer(tx, row.provider.issuer)
             await record(
                 tx,
                 "sign_in_provider.changed",
@@ -100,11 +114,12 @@ class ProviderSignIns:
             return _view(ProviderRow(provider=provider, sealed=sealed))
 
     async def delete(self, caller: Caller, if_match: Revision | None = None) -> None:
-        """Its users stay, and can't sign in."""
+        """Its users stay, are signed out, and can't sign in."""
         async with self._store.write() as tx:
             row = _there(await find_provider(tx))
             check_revision(if_match, row.provider.revision)
             await drop_provider(tx)
+            await drop_tokens_of_issuer(tx, row.provider.issuer)
             await record(tx, "sign_in_provider.removed", by=caller.name, issuer=row.provider.issuer)
 
     # signing in
@@ -134,6 +149,13 @@ class ProviderSignIns:
         """Raises Unauthenticated (`problem.sign_in.refused`, `problem.sign_in.limited`), Forbidden
         (`problem.sign_in.no_role`), Conflict, Unavailable (`problem.sign_in.provider`), InvalidInput, NotFound."""
         row = await self._row()
+        if not 0 < len(request.code) <= CODE_LENGTH_MAX:
+            raise InvalidInput(
+                f"has {len(request.code)} characters",
+                field="code",
+                allowed=(f"1 to {CODE_LENGTH_MAX}",),
+                fix="send what the browser brought back",
+            )
         now = self._clock.monotonic_ms()
         self._brake.check("", address, now)
         try:
@@ -143,9 +165,9 @@ class ProviderSignIns:
             )
             session = await self._session(row.provider, identity, address)
         except VirthaError as error:
-            if error.code in ("problem.sign_in.refused", "problem.sign_in.no_role"):
-                if error.code == "problem.sign_in.refused":
-                    self._brake.failed("", address, now)
+            if error.code in _BRAKED:
+                self._brake.failed("", address, now)
+            if error.code in _TOLD:
                 await self._tell(row.provider, error, address)
             raise
         self._brake.succeeded("", address)
@@ -162,7 +184,7 @@ class ProviderSignIns:
             ) from None
         if expires <= self._clock.wall_ms():
             raise _refused("it took too long")
-        if (kept.pop("issuer"), kept.pop("client_id")) != (provider.issuer, provider.client_id):
+        if (kept.pop("issuer"), kept.pop("client_id")) != _name_of(provider):
             raise _refused("the provider was changed meanwhile")
         begun = BegunSignIn(**kept)
         if not hmac.compare_digest(begun.state.encode(), request.state.encode()):
@@ -176,9 +198,13 @@ class ProviderSignIns:
         self, provider: SignInProvider, identity: Identity, address: str
     ) -> SessionView:
         async with self._store.write() as tx:
-            user_id = await vouched_user(tx, provider, identity)
+            # The provider was asked meanwhile, which may take seconds: what counts is whom we believe now.
+            row = await find_provider(tx)
+            if row is None or _name_of(row.provider) != _name_of(provider):
+                raise _refused("the provider was changed meanwhile")
+            user_id = await vouched_user(tx, row.provider, identity)
         if user_id is None:
-            raise no_role(provider)
+            raise no_role(row.provider)
         return await self._users.sign_in_vouched(user_id, address=address)
 
     async def _tell(self, provider: SignInProvider, error: VirthaError, address: str) -> None:
@@ -295,6 +321,11 @@ def _short_list(items: tuple[str, ...], *, field: str) -> tuple[str, ...]:
             f"are {len(items)}", field=field, allowed=(f"at most {LIST_LENGTH_MAX}",)
         )
     return items
+
+
+def _name_of(provider: SignInProvider) -> tuple[str, str]:
+    """Whose word for whom: with another of either, what was begun is void."""
+    return provider.issuer, provider.client_id
 
 
 def _there(row: ProviderRow | None) -> ProviderRow:

@@ -72,7 +72,7 @@ async def _new_user(
         ) from None
     if await find_user(tx, name) is not None:
         raise Conflict(
-            f"there is a user '{name}' here already, who is not the provider's",
+            f"there is a user '{name}' here already, who is somebody else",
             code="problem.name_taken",
             field="name",
             fix="rename one of them, or delete the user here",

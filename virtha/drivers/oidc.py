@@ -14,10 +14,17 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
-from joserfc.jwk import KeySet
 
 from virtha import __version__
-from virtha.drivers.oidc_token import UnknownKey, check_id_token, read_keys, refused, unusable
+from virtha.drivers.oidc_token import (
+    Keys,
+    UnknownKey,
+    check_id_token,
+    read_keys,
+    refused,
+    unusable,
+)
+from virtha.model.errors import Unavailable
 from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
 from virtha.model.time import Millis
 from virtha.model.value import Value
@@ -30,6 +37,8 @@ KEPT_MS = 600_000
 """How long what the provider publishes of itself is believed without asking again."""
 KEYS_AGAIN_MS = 10_000
 """Tokens with unknown keys make us ask for keys no more often than this."""
+ANSWERS_NOT_MS = 5_000
+"""A provider that did not answer is asked no sooner again: anybody may begin a sign-in, and each would wait for it anew."""
 PROVIDERS_KEPT_MAX = 8
 DISCOVERY = "/.well-known/openid-configuration"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -49,13 +58,17 @@ class Published(Value, frozen=True, kw_only=True):
 
 
 class _Known:
-    """What is known of one provider."""
+    """What is known of one provider. ``asking``: one at a time asks what it publishes, and the others have it from there."""
 
-    def __init__(self, published: Published, at: Millis) -> None:
-        self.published = published
-        self.at = at
-        self.keys: KeySet | None = None
-        self.keys_at = at
+    def __init__(self, trust: ssl.SSLContext) -> None:
+        self.trust = trust
+        self.asking = asyncio.Lock()
+        self.published: Published | None = None
+        self.published_at = Millis(0)
+        self.keys: Keys | None = None
+        self.keys_at = Millis(0)
+        self.failed: Unavailable | None = None
+        self.failed_at = Millis(0)
 
 
 class OidcProvider:
@@ -66,8 +79,8 @@ class OidcProvider:
         self._known: dict[tuple[str, str | None], _Known] = {}
 
     async def address(self, provider: SignInProvider, begun: BegunSignIn) -> str:
-        known = await self._discovered(provider)
-        endpoint = known.published.authorization_endpoint
+        published = await self._discovered(self._known_of(provider), provider)
+        endpoint = published.authorization_endpoint
         digest = hashlib.sha256(begun.verifier.encode()).digest()
         query = urlencode(
             {
@@ -86,21 +99,23 @@ class OidcProvider:
     async def redeem(
         self, provider: SignInProvider, secret: str | None, begun: BegunSignIn, code: str
     ) -> Identity:
-        known = await self._discovered(provider)
-        tokens = await self._tokens(provider, known.published, secret, begun, code)
+        known = self._known_of(provider)
+        published = await self._discovered(known, provider)
+        tokens = await self._tokens(provider, known, published, secret, begun, code)
         id_token = tokens.get("id_token")
         if not isinstance(id_token, str):
             raise unusable("it gave no ID token: is 'openid' among the scopes?")
-        claims = await self._checked(provider, known, id_token, begun.nonce)
+        claims = await self._checked(provider, known, published, id_token, begun.nonce)
         wanted = {provider.name_claim, provider.roles_claim}
-        access, endpoint = tokens.get("access_token"), known.published.userinfo_endpoint
+        access, endpoint = tokens.get("access_token"), published.userinfo_endpoint
         if not wanted <= claims.keys() and endpoint is not None and isinstance(access, str):
-            claims = {**await self._more(provider, endpoint, access, claims["sub"]), **claims}
+            claims = {**await self._more(known, endpoint, access, claims["sub"]), **claims}
         return Identity(issuer=provider.issuer, subject=claims["sub"], claims=claims)
 
     async def _tokens(
         self,
         provider: SignInProvider,
+        known: _Known,
         published: Published,
         secret: str | None,
         begun: BegunSignIn,
@@ -122,7 +137,7 @@ class OidcProvider:
             pair = f"{quote(provider.client_id, safe='')}:{quote(secret, safe='')}"
             headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         status, answer = await self._ask(
-            provider, "POST", published.token_endpoint, headers=headers, form=form
+            known, "POST", published.token_endpoint, headers=headers, form=form
         )
         if status == 200:
             return answer
@@ -132,11 +147,16 @@ class OidcProvider:
         raise unusable(f"it answers {status} ({error}): are client id and secret right?")
 
     async def _checked(
-        self, provider: SignInProvider, known: _Known, id_token: str, nonce: str
+        self,
+        provider: SignInProvider,
+        known: _Known,
+        published: Published,
+        id_token: str,
+        nonce: str,
     ) -> dict[str, Any]:
         """Its claims; its keys are asked for again when it is signed with one that we don't know."""
 
-        def check(keys: KeySet) -> dict[str, Any]:
+        def check(keys: Keys) -> dict[str, Any]:
             return check_id_token(
                 id_token,
                 keys,
@@ -147,22 +167,22 @@ class OidcProvider:
             )
 
         try:
-            return check(await self._keys(provider, known))
+            return check(await self._keys(known, published))
         except UnknownKey:
             pass
         try:
-            return check(await self._keys(provider, known, again=True))
+            return check(await self._keys(known, published, again=True))
         except UnknownKey:
             raise refused(
                 "its token is signed with a key that the provider doesn't publish"
             ) from None
 
     async def _more(
-        self, provider: SignInProvider, endpoint: str, access: str, subject: str
+        self, known: _Known, endpoint: str, access: str, subject: str
     ) -> dict[str, Any]:
         """What the token didn't say of the person."""
         headers = {"Authorization": f"Bearer {access}"}
-        status, answer = await self._ask(provider, "GET", endpoint, headers=headers)
+        status, answer = await self._ask(known, "GET", endpoint, headers=headers)
         if status != 200:
             raise unusable(f"it tells nothing of the person ({status})")
         if answer.get("sub") != subject:
@@ -170,35 +190,53 @@ class OidcProvider:
             raise refused("the provider tells of somebody else (sub)")
         return answer
 
-    async def _discovered(self, provider: SignInProvider) -> _Known:
+    def _known_of(self, provider: SignInProvider) -> _Known:
         key, now = (provider.issuer, provider.authority_pem), self._clock.monotonic_ms()
         known = self._known.get(key)
-        if known is not None and now - known.at < KEPT_MS:
-            return known
-        url = provider.issuer.rstrip("/") + DISCOVERY
-        status, answer = await self._ask(provider, "GET", url)
-        if status != 200:
-            raise unusable(f"{url} answers {status}")
-        while len(self._known) >= PROVIDERS_KEPT_MAX:
-            self._known.pop(next(iter(self._known)))
-        self._known[key] = found = _Known(read_published(answer, provider.issuer), now)
-        return found
+        if known is None or (known.published and now - known.published_at >= KEPT_MS):
+            self._known.pop(key, None)
+            while len(self._known) >= PROVIDERS_KEPT_MAX:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = known = _Known(_trust(provider))
+        return known
 
-    async def _keys(
-        self, provider: SignInProvider, known: _Known, *, again: bool = False
-    ) -> KeySet:
-        now = self._clock.monotonic_ms()
-        if known.keys is not None and (not again or now - known.keys_at < KEYS_AGAIN_MS):
+    async def _discovered(self, known: _Known, provider: SignInProvider) -> Published:
+        present = known.published
+        if present is not None:
+            return present
+        async with known.asking:
+            if known.published is not None:
+                return known.published
+            if known.failed and self._clock.monotonic_ms() - known.failed_at < ANSWERS_NOT_MS:
+                raise _once_more(known.failed)
+            url = provider.issuer.rstrip("/") + DISCOVERY
+            try:
+                status, answer = await self._ask(known, "GET", url)
+                if status != 200:
+                    raise unusable(f"{url} answers {status}")
+                known.published = read_published(answer, provider.issuer)
+            except Unavailable as error:
+                known.failed, known.failed_at = _once_more(error), self._clock.monotonic_ms()
+                raise
+            known.published_at = self._clock.monotonic_ms()
+            return known.published
+
+    async def _keys(self, known: _Known, published: Published, *, again: bool = False) -> Keys:
+        async with known.asking:
+            now = self._clock.monotonic_ms()
+            if known.keys is not None and (not again or now - known.keys_at < KEYS_AGAIN_MS):
+                return known.keys
+            # Before it is asked: if it answers garbage, what we have is asked for again no sooner.
+            known.keys_at = now
+            status, answer = await self._ask(known, "GET", published.jwks_uri)
+            if status != 200:
+                raise unusable(f"its keys answer {status}")
+            known.keys = read_keys(answer)
             return known.keys
-        status, answer = await self._ask(provider, "GET", known.published.jwks_uri)
-        if status != 200:
-            raise unusable(f"its keys answer {status}")
-        known.keys, known.keys_at = read_keys(answer), now
-        return known.keys
 
     async def _ask(
         self,
-        provider: SignInProvider,
+        known: _Known,
         method: str,
         url: str,
         *,
@@ -209,12 +247,14 @@ class OidcProvider:
         try:
             async with (
                 asyncio.timeout(DEADLINE_S),
-                httpx.AsyncClient(verify=_trust(provider), trust_env=False) as client,
+                httpx.AsyncClient(verify=known.trust, trust_env=False) as client,
                 client.stream(
                     method,
                     url,
                     headers={
                         "Accept": "application/json",
+                        # What is packed is bounded only once it is unpacked.
+                        "Accept-Encoding": "identity",
                         "User-Agent": f"virtha/{__version__}",
                         **(headers or {}),
                     },
@@ -237,7 +277,7 @@ def read_published(answer: Mapping[str, Any], issuer: str) -> Published:
         found = answer.get(name)
         if found is None and name == "userinfo_endpoint":
             continue
-        if not isinstance(found, str) or not safe_url(found):
+        if not isinstance(found, str) or not safe_url(found) or _leads_home(found, issuer):
             raise unusable(f"its {name} is missing, or no address of https")
         endpoints[name] = found
     methods = answer.get("code_challenge_methods_supported", ["S256"])
@@ -268,13 +308,28 @@ def safe_url(text: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK)
 
 
+def _leads_home(url: str, issuer: str) -> bool:
+    """http is to this machine itself: no provider elsewhere has an address there."""
+    return url[:5].lower() == "http:" and issuer[:5].lower() != "http:"
+
+
 def _trust(provider: SignInProvider) -> ssl.SSLContext:
-    return ssl.create_default_context(cadata=provider.authority_pem)
+    try:
+        return ssl.create_default_context(cadata=provider.authority_pem)
+    except (OSError, ValueError) as error:
+        raise unusable(f"its authority can't be read: {str(error)[:200]}") from None
+
+
+def _once_more(error: Unavailable) -> Unavailable:
+    """A new one: a raised error keeps what it was raised from."""
+    return Unavailable(error.message, code=error.code, fix=error.fix)
 
 
 async def _beginning(answer: httpx.Response) -> bytes:
+    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise unusable(f"{answer.url} answers packed, which it was not asked for")
     read = bytearray()
-    async for chunk in answer.aiter_bytes():
+    async for chunk in answer.aiter_raw():
         read += chunk
         if len(read) > ANSWER_BYTES_MAX:
             raise unusable(f"it answers more than {ANSWER_BYTES_MAX} bytes")

@@ -6,7 +6,7 @@ from virtha.model.ids import UserId
 from virtha.model.sign_in import SignInProvider
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
-from virtha.store.schema import external_identity, sign_in_provider
+from virtha.store.schema import external_identity, sign_in_provider, token
 from virtha.store.store import Transaction, WriteTransaction
 
 ONLY = "provider"
@@ -72,3 +72,10 @@ async def is_of_provider(tx: Transaction, user_id: UserId) -> bool:
         select(external_identity.c.user_id).where(external_identity.c.user_id == user_id)
     )
     return found is not None
+
+
+async def drop_tokens_of_issuer(tx: WriteTransaction, issuer: str) -> None:
+    """Signs out everybody whom ``issuer`` vouches for."""
+    _ = tx.revision
+    people = select(external_identity.c.user_id).where(external_identity.c.issuer == issuer)
+    await tx.connection.execute(delete(token).where(token.c.user_id.in_(people)))

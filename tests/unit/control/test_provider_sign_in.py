@@ -1,15 +1,16 @@
 """Sign-ins by a provider: what control decides by itself. The provider is played; a real one is in tests/api/test_oidc_story.py."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from virtha.control.provider_sign_in import BEGUN_MS_MAX, ProviderSignIns
+from virtha.control.provider_sign_in import BEGUN_MS_MAX, CODE_LENGTH_MAX, ProviderSignIns
 from virtha.control.provider_users import role_of
 from virtha.control.requests import (
+    EventQuery,
     SignInBegin,
     SignInFinish,
     SignInProviderPut,
@@ -17,7 +18,14 @@ from virtha.control.requests import (
 )
 from virtha.control.secret_box import KEY_BYTES, KeyBox
 from virtha.control.views import Caller, SessionView
-from virtha.model.errors import Forbidden, Refused, Unauthenticated
+from virtha.model.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+)
 from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
 from virtha.model.user import Role
 
@@ -35,6 +43,9 @@ class PlayedProvider:
     groups: Any = ("admins",)
     begun: list[BegunSignIn] = field(default_factory=list)
     secrets: list[str | None] = field(default_factory=list)
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+    """What happens while it is asked."""
+    away: bool = False
 
     async def address(self, provider: SignInProvider, begun: BegunSignIn) -> str:
         self.begun.append(begun)
@@ -45,6 +56,10 @@ class PlayedProvider:
     ) -> Identity:
         assert begun in self.begun, "what was sealed comes back whole"
         self.secrets.append(secret)
+        if self.away:
+            raise Unavailable("away", code="problem.sign_in.provider")
+        if self.meanwhile is not None:
+            await self.meanwhile()
         claims = {"preferred_username": self.person, "groups": list(self.groups)}
         return Identity(issuer=provider.issuer, subject=f"id of {self.person}", claims=claims)
 
@@ -125,6 +140,85 @@ def test_refusals_are_braked_per_address_and_people_without_a_role_are_not(tell:
                 await signing.finish(sealed, "wrong")
             codes.append(told.value.code)
         assert codes == ["problem.sign_in.refused"] * 5 + ["problem.sign_in.limited"] * 2
+
+    tell(story)
+
+
+def test_a_provider_that_fails_is_not_asked_as_often_as_anybody_likes(tell: Tell) -> None:
+    """Without an account, and with codes that are none, nobody makes us ask without end."""
+
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        signing.provider.away = True
+        sealed = await signing.begin()
+        codes = []
+        for _ in range(7):
+            with pytest.raises((Unauthenticated, Unavailable)) as told:
+                await signing.finish(sealed)
+            codes.append(told.value.code)
+        assert codes == ["problem.sign_in.provider"] * 5 + ["problem.sign_in.limited"] * 2
+        assert len(signing.provider.secrets) == 5
+        state = signing.provider.begun[-1].state
+        for code in ("", "x" * (CODE_LENGTH_MAX + 1)):
+            with pytest.raises(InvalidInput) as wrong:
+                finish = SignInFinish(sign_in=sealed, code=code, state=state)
+                await signing.control.finish(finish, address="b")
+            assert wrong.value.field == "code"
+
+    tell(story)
+
+
+def test_who_is_called_as_a_local_user_is_told_to_administrators(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        signing.provider.person = "admin"
+        with pytest.raises(Conflict):
+            await signing.whole()
+        found = await world.control.events.list(EventQuery(code="sign_in_provider.refused"))
+        assert ["'admin'" in event.message for event in found.items] == [True]
+
+    tell(story)
+
+
+@pytest.mark.parametrize("how", ["forgotten", "another"])
+def test_whom_a_provider_vouched_for_is_signed_out_with_it(tell: Tell, how: str) -> None:
+    async def story(world: Any) -> None:
+        signing, users = SignIns(world), world.control.users
+        await signing.set_up()
+        session = await signing.whole()
+
+        async def change() -> None:
+            if how == "forgotten":
+                await signing.control.delete(ADMIN)
+            else:
+                await signing.set_up(issuer="https://other.example")
+
+        await signing.set_up(roles={"admins": Role.OPERATOR})
+        assert (await users.authenticate(session.token)).name == "diana"
+        await change()
+        with pytest.raises(Unauthenticated):
+            await users.authenticate(session.token)
+        # And nobody comes in who was on the way.
+        await signing.set_up()
+        signing.provider.meanwhile = change
+        with pytest.raises(Unauthenticated, match="changed meanwhile"):
+            await signing.whole()
+
+    tell(story)
+
+
+def test_what_roles_are_worth_when_a_sign_in_ends_counts(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+
+        async def less() -> None:
+            await signing.set_up(roles={"admins": Role.VIEWER})
+
+        signing.provider.meanwhile = less
+        assert (await signing.whole()).role is Role.VIEWER
 
     tell(story)
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,15 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
-from virtha.drivers.oidc import ANSWER_BYTES_MAX, KEPT_MS, KEYS_AGAIN_MS, OidcProvider, safe_url
+from virtha.drivers.oidc import (
+    ANSWER_BYTES_MAX,
+    ANSWERS_NOT_MS,
+    KEPT_MS,
+    KEYS_AGAIN_MS,
+    OidcProvider,
+    read_published,
+    safe_url,
+)
 from virtha.model.errors import Unauthenticated, Unavailable
 from virtha.model.sign_in import BegunSignIn, SignInProvider
 from virtha.model.time import Millis, UtcMillis
@@ -71,7 +80,7 @@ class Told:
         at = WALL_MS // 1_000
         claims = {"iss": self.issuer, "sub": "4711", "aud": "virtha", "iat": at, "exp": at + 3_600}
         claims |= {"nonce": BEGUN.nonce, "preferred_username": "diana", **more}
-        header = {"alg": "RS256", "kid": self.key.kid}
+        header = {"alg": "RS256", **({"kid": self.key.kid} if self.key.kid else {})}
         return jwt.encode(header, claims, self.key, algorithms=["RS256"])
 
     def provider(self, **more: Any) -> SignInProvider:
@@ -219,7 +228,10 @@ def test_keys_are_asked_for_again_when_a_token_has_a_new_one_but_not_each_time(t
         ("/keys", said({"keys": []}), "no usable key"),
         ("/keys", said({}, 500), "keys answer 500"),
         ("/me", said({}, 500), "tells nothing"),
-        ("/me", said(b"\x00", Content_Encoding="gzip"), "/me"),
+        ("/me", said(b"\x00", Content_Encoding="gzip"), "packed"),
+        ("/me", said(gzip.compress(b'{"sub": "4711"}'), Content_Encoding="GZIP"), "packed"),
+        ("/token", said({"error": "\ud800\0"}, 401), "(??)"),
+        ("/keys", said({}, 302, Location="/me"), "keys answer 302"),
     ],
 )
 def test_what_can_not_be_used_is_told_and_nobody_signed_in(
@@ -253,6 +265,21 @@ def test_what_it_says_of_itself_must_be_safe(told: Told, more: dict[str, Any], w
     assert why in problem.value.message
 
 
+def test_a_provider_elsewhere_has_no_addresses_on_this_machine() -> None:
+    """It could have us call what listens only here."""
+    right = {
+        "issuer": "https://op.example",
+        "authorization_endpoint": "https://op.example/authorize",
+        "token_endpoint": "https://op.example/token",
+        "jwks_uri": "https://keys.example/",
+    }
+    assert read_published(right, right["issuer"]).jwks_uri == right["jwks_uri"]
+    for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint"):
+        for url in ("http://127.0.0.1:80/", "HTTP://localhost/"):
+            with pytest.raises(Unavailable, match=name):
+                read_published({**right, name: url}, right["issuer"])
+
+
 @pytest.mark.bad_input("provider of sign-ins that tells of another person")
 def test_refused_codes_and_another_persons_claims(told: Told) -> None:
     told.says["/me"] = lambda: said({"sub": "other", "groups": ["admins"]})
@@ -283,6 +310,61 @@ def test_a_provider_that_hangs_or_is_away(told: Told, monkeypatch: pytest.Monkey
     away = SignInProvider(issuer="http://127.0.0.1:9", client_id="virtha")
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
         asyncio.run(OidcProvider(Clock()).redeem(away, None, BEGUN, "code"))
+
+
+def test_a_crowd_that_begins_is_one_question_and_one_wait(told: Told) -> None:
+    """Anybody may begin: a provider that is away is asked once, and all others are told at once."""
+    clock = Clock()
+    driver = OidcProvider(clock)
+    right = told.says["/.well-known/openid-configuration"]
+    told.says["/.well-known/openid-configuration"] = lambda: said({}, 503)
+
+    async def crowd() -> list[Any]:
+        asked = (driver.address(told.provider(), BEGUN) for _ in range(20))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    async def crowds() -> None:
+        for _ in range(2):
+            answers = await crowd()
+            assert {type(one) for one in answers} == {Unavailable}
+            assert "answers 503" in str(answers[9])
+            assert told.paths() == ["/.well-known/openid-configuration"]
+        told.says["/.well-known/openid-configuration"] = right
+        clock.now += ANSWERS_NOT_MS
+        assert {type(one) for one in await crowd()} == {str}
+        assert told.paths() == ["/.well-known/openid-configuration"] * 2
+
+    asyncio.run(crowds())
+
+
+def test_new_keys_are_found_for_tokens_that_name_none_too(told: Told) -> None:
+    clock = Clock()
+    driver = OidcProvider(clock)
+    redeem(told, driver=driver)
+    told.key = RSAKey.generate_key(2048)
+    assert told.key.kid is None
+    with pytest.raises(Unauthenticated, match="doesn't publish"):
+        redeem(told, driver=driver)
+    clock.now += KEYS_AGAIN_MS
+    assert redeem(told, driver=driver).subject == "4711"
+    assert told.paths().count("/keys") == 2
+
+
+def test_keys_that_became_garbage_are_asked_for_no_more_often(told: Told) -> None:
+    clock = Clock()
+    driver = OidcProvider(clock)
+    redeem(told, driver=driver)
+    told.key = NEXT_KEY
+    clock.now += KEYS_AGAIN_MS
+    told.says["/keys"] = lambda: said(b"<html>")
+    with pytest.raises(Unavailable):
+        redeem(told, driver=driver)
+    for _ in range(5):
+        with pytest.raises(Unauthenticated, match="doesn't publish"):
+            redeem(told, driver=driver)
+    assert told.paths().count("/keys") == 2
+    told.key = KEY
+    assert redeem(told, driver=driver).subject == "4711", "those we have are believed still"
 
 
 def test_nothing_of_an_authority_that_is_not_trusted(told: Told) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from joserfc import jwt
-from joserfc.jwk import ECKey, KeySet, RSAKey
+from joserfc import jws, jwt
+from joserfc.jwk import ECKey, RSAKey
 
 from virtha.drivers.oidc_token import (
     CLOCK_SKEW_S,
     TOKEN_LENGTH_MAX,
+    Keys,
     UnknownKey,
     check_id_token,
     read_keys,
@@ -43,10 +44,16 @@ def without(name: str) -> Claims:
 
 
 def signed(content: Claims, key: Any = RSA, alg: str = "RS256", **header: Any) -> str:
-    return jwt.encode({"alg": alg, "kid": "one", **header}, content, key, algorithms=[alg])
+    payload = json.dumps(content).encode()
+    return jws.serialize_compact({"alg": alg, "kid": "one", **header}, payload, key, [alg])
 
 
-def check(token: str, keys: KeySet | None = None) -> Claims:
+def signed_by(key: Any, alg: str = "RS256") -> str:
+    """Without the key's name."""
+    return jwt.encode({"alg": alg}, claims(), key, algorithms=[alg])
+
+
+def check(token: str, keys: Keys | None = None) -> Claims:
     return check_id_token(
         token,
         keys or read_keys(PUBLISHED),
@@ -91,6 +98,9 @@ def test_a_right_token_is_believed(content: Claims) -> None:
         (claims(exp=int(NOW) - CLOCK_SKEW_S), "expired"),
         (claims(exp="never"), "'exp'"),
         (claims(exp=True), "'exp'"),
+        (claims(exp=float("nan")), "'exp'"),
+        (claims(exp=float("inf")), "'exp'"),
+        (claims(exp=-(10**400)), "expired"),
         (without("exp"), "'exp'"),
         (claims(iat=int(NOW) + CLOCK_SKEW_S + 1), "future"),
         (without("iat"), "'iat'"),
@@ -102,6 +112,8 @@ def test_a_right_token_is_believed(content: Claims) -> None:
         (claims(sub=""), "(sub)"),
         (claims(sub="x" * 256), "(sub)"),
         (claims(sub=4711), "(sub)"),
+        (claims(sub="4711\0"), "(sub)"),
+        (claims(sub="\ud800"), "(sub)"),
         (without("sub"), "(sub)"),
     ],
 )
@@ -160,6 +172,46 @@ def test_a_token_whose_key_we_lack_may_be_of_new_keys() -> None:
         check(signed(claims(), kid="three"))
 
 
+def test_where_a_token_names_no_key_any_of_the_providers_may_have_signed_it() -> None:
+    for token in (signed_by(RSA), signed_by(EC, "ES256")):
+        assert check(token)["sub"] == "4711"
+    stranger = signed_by(RSAKey.generate_key(2048))
+    with pytest.raises(UnknownKey):  # or it is of new keys: it is for who asks for these to say
+        check(stranger)
+    nameless = {name: value for name, value in RSA.as_dict(private=False).items() if name != "kid"}
+    keys = read_keys({"keys": [EC.as_dict(private=False), nameless]})
+    assert check(signed(claims()), keys)["sub"] == "4711"
+    with pytest.raises(UnknownKey):
+        check(signed(claims(), RSAKey.generate_key(2048)), keys)
+
+
+def test_a_key_is_used_for_what_the_provider_made_it_for() -> None:
+    keys = read_keys({"keys": [{**RSA.as_dict(private=False), "alg": "PS256"}]})
+    assert check(signed(claims(), alg="PS256"), keys)["sub"] == "4711"
+    with pytest.raises(Unauthenticated):
+        check(signed(claims()), keys)
+
+
+def test_a_key_that_can_not_be_used_hides_no_other() -> None:
+    """RFC 7517, section 5."""
+    odd = [
+        None,
+        {"kty": "EC", "crv": "P-999", "x": "AA", "y": "AA", "kid": "three"},
+        {"kty": "RSA", "kid": "four"},
+        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA", "kid": "five"},
+        {"kty": ["RSA"], "kid": "six"},
+        {"kty": "RSA", "n": 3, "e": "AQAB", "kid": "seven"},
+    ]
+    keys = read_keys({"keys": [*odd, *PUBLISHED["keys"]]})
+    assert check(signed(claims()), keys)["sub"] == "4711"
+
+
+def test_what_the_provider_said_is_shown_without_what_can_not_be_kept() -> None:
+    with pytest.raises(Unauthenticated) as told:
+        check(signed(claims(iss="\ud800\0\x1b[2J")))
+    assert "'???[2J'" in told.value.message
+
+
 @pytest.mark.parametrize(
     "published",
     [
@@ -173,6 +225,8 @@ def test_a_token_whose_key_we_lack_may_be_of_new_keys() -> None:
         {"keys": [{**RSA.as_dict(private=False), "use": "enc"}]},
         {"keys": [{"kty": "RSA", "kid": "one"}]},
         {"keys": [{"kty": "RSA", "n": "!", "e": "AQAB"}]},
+        {"keys": [{"kty": "RSA", "n": "_" * 341, "e": "AQAB"}]},  # 2,046 bits
+        {"keys": [{"kty": "RSA", "n": "!" * 342, "e": "AQAB"}]},
     ],
 )
 def test_keys_that_are_none(published: Any) -> None:
