@@ -229,6 +229,19 @@ def test_the_command_line_signs_in_by_a_browser_and_signs_out(initialised: Insta
     assert command("logout", **config).returncode == 0
 
 
+def test_a_server_starts_without_its_provider(tmp_path: Path) -> None:
+    initialise(tmp_path)
+    settings = {"client_id": "virtha", "client_secret": "s", "roles": {"a": "viewer"}}
+    settings["issuer"] = f"http://127.0.0.1:{free_port()}"
+    with serving(tmp_path) as server, server.rest() as client:
+        client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
+        assert client.put("/v1/sign-in-provider", json=settings).is_success
+    with serving(tmp_path) as server, server.rest() as client:
+        assert sign_in(client).status_code == 201
+        begun = client.post("/v1/sign-ins", json={"redirect_uri": "http://127.0.0.1:1/"})
+        refused(begun, 503, "problem.sign_in.provider")
+
+
 @pytest.mark.bad_input("provider of sign-ins that is away", story=True)
 def test_a_provider_that_is_away_locks_no_local_user_out(initialised: Installation) -> None:
     settings = initialised.op.settings(issuer=f"http://127.0.0.1:{free_port()}")
