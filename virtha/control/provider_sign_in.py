@@ -242,7 +242,8 @@ def check_provider(request: SignInProviderPut) -> None:
     if isinstance(request.client_secret, str):
         _check_text(request.client_secret, field="client_secret")
     for index, scope in enumerate(_short_list(request.scopes, field="scopes")):
-        if not _SCOPE.fullmatch(scope[:TEXT_LENGTH_MAX]):
+        _check_text(scope, field=f"scopes[{index}]")
+        if not _SCOPE.fullmatch(scope):
             raise InvalidInput(f"'{scope}' is no scope", field=f"scopes[{index}]")
     if "openid" not in request.scopes:
         raise InvalidInput("lack 'openid'", field="scopes", fix="without it nobody is vouched for")

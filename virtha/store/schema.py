@@ -323,32 +323,6 @@ user_account = Table(
     _revision(),
 )
 
-# One row.
-sign_in_provider = Table(
-    "sign_in_provider",
-    metadata,
-    _key(),
-    _body(),
-    # Its secret, encrypted (control/secret_box.py). Never in the body.
-    Column("sealed", Text),
-    _revision(),
-)
-
-# Whom a provider of sign-ins vouches for: these users have no password here.
-external_identity = Table(
-    "external_identity",
-    metadata,
-    Column("issuer", Text, primary_key=True),
-    Column("subject", Text, primary_key=True),
-    Column(
-        "user_id",
-        Text,
-        ForeignKey("user_account.id", ondelete="CASCADE"),
-        nullable=False,
-        unique=True,
-    ),
-)
-
 token = Table(
     "token",
     metadata,

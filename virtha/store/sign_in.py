@@ -6,7 +6,8 @@ from virtha.model.ids import UserId
 from virtha.model.sign_in import SignInProvider
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
-from virtha.store.schema import external_identity, sign_in_provider, token
+from virtha.store.schema import token
+from virtha.store.sign_in_schema import external_identity, sign_in_provider
 from virtha.store.store import Transaction, WriteTransaction
 
 ONLY = "provider"

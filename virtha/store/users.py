@@ -10,7 +10,8 @@ from virtha.model.ids import Revision, TokenId, UserId
 from virtha.model.user import Role, Token, TokenKind, User
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, in_parts
-from virtha.store.schema import external_identity, token, user_account
+from virtha.store.schema import token, user_account
+from virtha.store.sign_in_schema import external_identity
 from virtha.store.store import Transaction, WriteTransaction
 
 

@@ -5,9 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
 
-from virtha.control.provider_sign_in import BEGUN_MS_MAX, CODE_LENGTH_MAX, ProviderSignIns
+from virtha.control.provider_sign_in import (
+    BEGUN_MS_MAX,
+    CODE_LENGTH_MAX,
+    ProviderSignIns,
+    check_provider,
+    check_redirect,
+)
 from virtha.control.provider_users import role_of
 from virtha.control.requests import (
     EventQuery,
@@ -125,6 +132,7 @@ def test_a_code_of_another_browser_is_not_even_shown_to_the_provider(tell: Tell)
     tell(story)
 
 
+@pytest.mark.bad_input("person of a provider without a role here")
 def test_refusals_are_braked_per_address_and_people_without_a_role_are_not(tell: Tell) -> None:
     async def story(world: Any) -> None:
         signing = SignIns(world)
@@ -169,6 +177,7 @@ def test_a_provider_that_fails_is_not_asked_as_often_as_anybody_likes(tell: Tell
     tell(story)
 
 
+@pytest.mark.bad_input("person of a provider with a local user's name")
 def test_who_is_called_as_a_local_user_is_told_to_administrators(tell: Tell) -> None:
     async def story(world: Any) -> None:
         signing = SignIns(world)
@@ -260,6 +269,54 @@ def test_a_new_name_at_the_provider_is_the_same_person(tell: Tell) -> None:
             await world.control.users.authenticate(session.token)
 
     tell(story)
+
+
+@pytest.mark.bad_input("redirect to elsewhere")
+@pytest.mark.parametrize(
+    ("uri", "right"),
+    [
+        ("https://ui.example/back", True),
+        ("http://127.0.0.1:1/any", True),
+        ("http://[::1]:65535/", True),
+        ("https://ui.example/back/", False),
+        ("https://ui.example/back?to=evil", False),
+        ("https://ui.example", False),
+        ("https://127.0.0.1:1/any", False),
+        ("http://127.0.0.1\\.evil.example/", False),
+        ("http://127.0.0.1:1\\@evil.example/", False),
+        ("http://127.0.0.1:1@evil.example/", False),
+        ("http://127.1/", False),
+        ("http://127.0.0.1:1/\r\nSet-Cookie: x", False),
+        ("//127.0.0.1:1/", False),
+        ("virtha://127.0.0.1/", False),
+    ],
+)
+def test_browsers_return_to_what_is_set_up_or_to_their_own_machine(uri: str, right: bool) -> None:
+    known = ("https://ui.example/back",)
+    provider = SignInProvider(issuer=ISSUER, client_id="virtha", roles=ROLES, redirect_uris=known)
+    if right:
+        return check_redirect(uri, provider)
+    with pytest.raises(InvalidInput) as told:
+        check_redirect(uri, provider)
+    assert told.value.field == "redirect_uri"
+
+
+@pytest.mark.bad_input("settings of a provider of sign-ins that are none")
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"issuer": "http://localhost.example"}, "issuer"),
+        ({"issuer": "https://user:word@op.example"}, "issuer"),
+        ({"redirect_uris": ["https://ui.example", "javascript:alert(1)"]}, "redirect_uris[1]"),
+        ({"scopes": ["openid", "x" * 501]}, "scopes[1]"),
+        ({"roles": {f"g{number}": "viewer" for number in range(201)}}, "roles"),
+    ],
+)
+def test_settings_that_can_not_be_name_their_field(more: dict[str, Any], field: str) -> None:
+    wanted = {"issuer": ISSUER, "client_id": "virtha", "roles": {"a": "viewer"}, **more}
+    with pytest.raises(InvalidInput) as told:
+        check_provider(msgspec.convert(wanted, SignInProviderPut))
+    assert told.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,15 @@
 
 import asyncio
 import base64
-import contextlib
 import gzip
-import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from joserfc import jwt
 from joserfc.jwk import RSAKey
+from telling_provider import BEGUN, KEY, NEXT_KEY, Clock, Said, Told, said, telling
 
 from virtha.drivers.oidc import (
     ANSWER_BYTES_MAX,
@@ -25,100 +22,7 @@ from virtha.drivers.oidc import (
     safe_url,
 )
 from virtha.model.errors import Unauthenticated, Unavailable
-from virtha.model.sign_in import BegunSignIn, SignInProvider
-from virtha.model.time import Millis, UtcMillis
-
-KEY = RSAKey.generate_key(2048, {"kid": "one"})
-NEXT_KEY = RSAKey.generate_key(2048, {"kid": "two"})
-WALL_MS = 1_800_000_000_000
-BEGUN = BegunSignIn(
-    redirect_uri="http://127.0.0.1:1/back", state="s" * 43, nonce="n" * 43, verifier="v" * 43
-)
-Said = tuple[int, dict[str, str], bytes]
-
-
-class Clock:
-    now = 0
-
-    def monotonic_ms(self) -> Millis:
-        return Millis(self.now)
-
-    def wall_ms(self) -> UtcMillis:
-        return UtcMillis(WALL_MS + self.now)
-
-
-def said(value: Any, status: int = 200, **headers: str) -> Said:
-    return status, headers, value if isinstance(value, bytes) else json.dumps(value).encode()
-
-
-class Told:
-    """``says``: by path, what is answered. ``asked``: (path, headers, form)."""
-
-    def __init__(self, issuer: str) -> None:
-        self.issuer = issuer
-        self.asked: list[tuple[str, dict[str, str], dict[str, list[str]]]] = []
-        self.key = KEY
-        self.says: dict[str, Callable[[], Said]] = {
-            "/.well-known/openid-configuration": lambda: said(self.published()),
-            "/keys": lambda: said({"keys": [self.key.as_dict(private=False)]}),
-            "/token": lambda: said({"id_token": self.token(), "access_token": "access"}),
-            "/me": lambda: said({"sub": "4711", "groups": ["g"]}),
-        }
-
-    def published(self, **more: Any) -> dict[str, Any]:
-        found = {
-            "issuer": self.issuer,
-            "authorization_endpoint": f"{self.issuer}/authorize?tenant=1",
-            "token_endpoint": f"{self.issuer}/token",
-            "jwks_uri": f"{self.issuer}/keys",
-            "userinfo_endpoint": f"{self.issuer}/me",
-            **more,
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-    def token(self, **more: Any) -> str:
-        at = WALL_MS // 1_000
-        claims = {"iss": self.issuer, "sub": "4711", "aud": "virtha", "iat": at, "exp": at + 3_600}
-        claims |= {"nonce": BEGUN.nonce, "preferred_username": "diana", **more}
-        header = {"alg": "RS256", **({"kid": self.key.kid} if self.key.kid else {})}
-        return jwt.encode(header, claims, self.key, algorithms=["RS256"])
-
-    def provider(self, **more: Any) -> SignInProvider:
-        return SignInProvider(issuer=self.issuer, client_id="virtha", **more)
-
-    def paths(self) -> list[str]:
-        return [path for path, _, _ in self.asked]
-
-
-@contextlib.contextmanager
-def telling() -> Iterator[Told]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            told.asked.append((self.path, headers, parse_qs(form)))
-            status, more, raw = told.says[self.path]()
-            self.send_response(status)
-            for name, value in more.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(raw)
-
-        do_POST = do_GET
-
-        def log_message(self, format: str, *args: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told = Told(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield told
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+from virtha.model.sign_in import SignInProvider
 
 
 @pytest.fixture
@@ -281,10 +185,14 @@ def test_a_provider_elsewhere_has_no_addresses_on_this_machine() -> None:
 
 
 @pytest.mark.bad_input("provider of sign-ins that tells of another person")
-def test_refused_codes_and_another_persons_claims(told: Told) -> None:
+def test_another_persons_claims_are_nobodys(told: Told) -> None:
     told.says["/me"] = lambda: said({"sub": "other", "groups": ["admins"]})
     with pytest.raises(Unauthenticated, match="somebody else"):
         redeem(told)
+
+
+@pytest.mark.bad_input("sign-in code used twice")
+def test_what_the_provider_takes_for_no_code_of_its_own_is_refused(told: Told) -> None:
     told.says["/token"] = lambda: said({"error": "invalid_grant"}, 400)
     with pytest.raises(Unauthenticated, match="invalid_grant"):
         redeem(told)
@@ -293,6 +201,7 @@ def test_refused_codes_and_another_persons_claims(told: Told) -> None:
         redeem(told)
 
 
+@pytest.mark.bad_input("provider of sign-ins that is away")
 def test_a_provider_that_hangs_or_is_away(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("virtha.drivers.oidc.DEADLINE_S", 0.2)
     free = threading.Event()
