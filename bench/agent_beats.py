@@ -25,6 +25,7 @@ from report import Figure, at_least, at_most, finish, shown
 
 from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.drivers.link_connection import Connection, monotonic_ms
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import (
     LocalAuthority,
     client_context,
@@ -38,7 +39,6 @@ from virtha.model.ids import BootId, HostId, InstallationId, Term, VmId
 from virtha.model.orders import HostSettings
 from virtha.model.policy import DetectionPolicy
 from virtha.model.time import Millis
-from virtha.server.clock import SystemClock
 from virtha.server.gateway import Gateway
 from virtha.wire.host_session import HostSession
 from virtha.wire.messages import (
@@ -98,7 +98,7 @@ class MemoryUseCases:
 
 
 async def serve(pki: dict[str, str]) -> None:
-    gateway = Gateway(clock=SystemClock(), installation_id=INSTALLATION)
+    gateway = Gateway(clock=MachineClock(), installation_id=INSTALLATION)
     context = server_context(pki["authority"], pki["certificate"], pki["key"])
     port = await gateway.start(
         MemoryUseCases(), term=Term(1), context=context, host="127.0.0.1", port=0
@@ -268,8 +268,8 @@ class SnapshotOutbox:
 
 class Authority:
     def __init__(self) -> None:
-        self.pem, key = create_authority(INSTALLATION, now=SystemClock().wall_ms())
-        self.local = LocalAuthority(self.pem, key, wall_ms=SystemClock().wall_ms)
+        self.pem, key = create_authority(INSTALLATION, now=MachineClock().wall_ms())
+        self.local = LocalAuthority(self.pem, key, wall_ms=MachineClock().wall_ms)
         self._contexts: dict[HostId, Any] = {}
 
     def host_context(self, host_id: HostId) -> Any:

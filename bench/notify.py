@@ -35,9 +35,9 @@ from virtha.control.requests import ReceiverCreate, SubscriptionCreate
 from virtha.control.secret_box import NoKeyBox
 from virtha.control.subscriptions import Subscriptions
 from virtha.control.views import SYSTEM
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.messengers import NetworkMessengers
 from virtha.model.notification import MailSecurity, MailSettings
-from virtha.server.clock import SystemClock
 from virtha.server.notifier import Notifier
 from virtha.store import Store, open_store
 
@@ -106,7 +106,7 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
     wanted = SubscriptionCreate(receiver="mail1", address="ops@example.org", codes=("hold.*",))
     await Subscriptions(store).create(SYSTEM, wanted)
     notifier = Notifier(
-        Deliveries(store, receivers, bell), NetworkMessengers(), SystemClock(), Metrics()
+        Deliveries(store, receivers, bell), NetworkMessengers(), MachineClock(), Metrics()
     )
     stopping = asyncio.Event()
     running = asyncio.create_task(notifier.run(stopping))
@@ -156,7 +156,7 @@ async def run(directory: Path) -> dict[str, Figure]:
     box, port = Mailbox(), free_port()
     controller = Controller(box, hostname="127.0.0.1", port=port)
     controller.start()
-    store = await open_store(f"sqlite:///{directory}/virtha.db", clock=SystemClock())
+    store = await open_store(f"sqlite:///{directory}/virtha.db", clock=MachineClock())
     try:
         await initialise(
             store=store, name="bench", administrator="admin", password="only for this benchmark"

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import insert, text, update
 
 from virtha.control.history import message_of, severity_of
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.event import Event
 from virtha.model.facts import StorageReport
 from virtha.model.host import Cluster, Host, HostCapabilities, HostState, HostStatus, StorageDomain
@@ -31,7 +32,6 @@ from virtha.model.ids import (
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Disk, Nic, Vm, VmState, VmStatus
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
-from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths
 from virtha.server.setup import InitAnswers, set_up
 from virtha.store import Store, open_store, schema
@@ -109,7 +109,7 @@ def _tell(what: str) -> None:
 
 
 async def _make(paths: ServerPaths, size: Size) -> None:
-    clock = SystemClock()
+    clock = MachineClock()
     _tell(f"making {size.name} in {paths.root.parent}")
     answers = InitAnswers(
         admin=ADMINISTRATOR, password=PASSWORD, listen="127.0.0.1:0", names=("127.0.0.1",)

@@ -15,12 +15,12 @@ import uvloop
 from virtha.api.app import create_app
 from virtha.api.route import Services
 from virtha.control import make_control
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import server_context
 from virtha.model.ids import BootId, HostId
 from virtha.model.orders import HostSettings, Order
 from virtha.ports.hosts import LastBeat
 from virtha.server.app import load_authority, server_certificate
-from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths, read_config
 from virtha.server.listeners import address_of, bind_tcp, tls_listener
 from virtha.store import open_store
@@ -29,7 +29,7 @@ from virtha.store import open_store
 class HostsThatAreWell:
     """As the gateway sees hosts that beat: ``boot-0001`` of ``host-0001``."""
 
-    def __init__(self, clock: SystemClock) -> None:
+    def __init__(self, clock: MachineClock) -> None:
         self._clock = clock
 
     def agent_connected(self, host_id: HostId) -> bool:
@@ -51,7 +51,7 @@ class HostsThatAreWell:
 
 
 async def serve(paths: ServerPaths) -> None:
-    clock, stopping = SystemClock(), asyncio.Event()
+    clock, stopping = MachineClock(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     config = read_config(paths, {})

@@ -23,6 +23,7 @@ from virtha.control import Control, make_control
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.secret_box import KEY_BYTES, KeyBox
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import LocalAuthority, create_authority
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.ids import HostId, InstallationId
@@ -31,7 +32,6 @@ from virtha.model.orders import HostSettings, Order
 from virtha.model.time import UtcMillis
 from virtha.ports.hosts import LastBeat
 from virtha.ports.receivers import Outcome, Receipt
-from virtha.server.clock import SystemClock
 from virtha.store import Store, open_store
 
 T = TypeVar("T")
@@ -41,11 +41,11 @@ PASSWORDS = {
     "administrator": "may-do-everything",
 }
 INSTALLATION = InstallationId("00000000-0000-4000-8000-000000000001")
-_AUTHORITY = create_authority(INSTALLATION, now=SystemClock().wall_ms())
+_AUTHORITY = create_authority(INSTALLATION, now=MachineClock().wall_ms())
 
 
 @dataclass
-class MovableClock(SystemClock):
+class MovableClock(MachineClock):
     """The real clock, moved by a story."""
 
     ahead_ms: int = 0

@@ -9,12 +9,12 @@ from pathlib import Path
 from server_process import command
 
 from virtha.agent.files import Files
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.outbox import Outbox
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.link import HostCredentials, HostLink
 from virtha.drivers.link_connection import monotonic_ms
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.facts import (
     FactBody,
     HostReport,
@@ -77,7 +77,7 @@ class JoinedHost:
 
 
 @dataclass
-class WrongClock(BoottimeClock):
+class WrongClock(MachineClock):
     """The host's clock, as wrong as a test wants it."""
 
     ahead_ms: int = 0

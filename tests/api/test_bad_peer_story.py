@@ -19,11 +19,11 @@ from played_host import ABLE, JoinedHost, PlayedHost, join_host
 from story import Story, refused, seconds, wait_until
 
 from virtha.drivers.link import HostCredentials
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import LocalAuthority, client_context, create_authority, make_key_and_csr
 from virtha.model.facts import Fact, Happened, HostReport
 from virtha.model.ids import BootId
 from virtha.model.time import UtcMillis
-from virtha.server.clock import SystemClock
 from virtha.wire.codec import HEADER, encode_message
 from virtha.wire.messages import VERSION_MAJOR, VERSION_MINOR, Facts, Hello, PeerRole, Refuse
 
@@ -105,7 +105,7 @@ def test_a_certificate_of_another_authority_is_told_why_and_leaves_nothing(story
     real = story.host.credentials
     pem, key = create_authority(real.installation_id, now=UtcMillis(time.time_ns() // 1_000_000))
     host_key, csr = make_key_and_csr("h1")
-    signed = LocalAuthority(pem, key, wall_ms=SystemClock().wall_ms).sign_host(
+    signed = LocalAuthority(pem, key, wall_ms=MachineClock().wall_ms).sign_host(
         csr, host_id=real.host_id
     )
     forged = msgspec.structs.replace(real, certificate_pem=signed.certificate_pem, key_pem=host_key)

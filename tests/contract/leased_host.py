@@ -14,10 +14,11 @@ from pathlib import Path
 from virtha.agent.files import Files
 from virtha.agent.guardian_lease import LeaseKit
 from virtha.agent.guardian_process import GuardianProcess, lock_memory
-from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.host_clock import read_boot_id
 from virtha.agent.paths import AgentPaths
 from virtha.agent.process_lock import hold_lock
 from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.standin_watchdog import StandinWatchdog
 from virtha.model.host import StorageDomain
 from virtha.model.ids import HostId, InstallationId
@@ -60,7 +61,7 @@ async def guardian(root: Path) -> None:
     process = GuardianProcess(
         paths=paths,
         boot=read_boot_id(),
-        clock=BoottimeClock(),
+        clock=MachineClock(),
         files=Files(),
         lease_kit=LeaseKit(
             installation_id=INSTALLATION,

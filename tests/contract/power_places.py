@@ -16,6 +16,7 @@ from played_power import PlayedPower
 from receiver_certificates import authority, context_of
 
 from virtha.agent.power_attempts import PowerAttempts
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
@@ -24,7 +25,6 @@ from virtha.model.power import TOO_LATE, PowerAction
 from virtha.model.power_settings import PowerDriver, PowerSettings
 from virtha.ports.hosts import LastBeat
 from virtha.ports.power import MayGo, PowerDevice, PowerOutcome, PowerReading
-from virtha.server.clock import SystemClock
 from virtha.server.neighbour_power import NeighbourPowerDesk
 from virtha.sim.power import Mood
 from virtha.sim.world import World
@@ -372,13 +372,13 @@ class _Wire:
     term = Term(1)
 
     def __init__(self) -> None:
-        self.desk = NeighbourPowerDesk(self, SystemClock())
+        self.desk = NeighbourPowerDesk(self, MachineClock())
         self._attempts = PowerAttempts(
             host_id=HostId("h2"),
             boot=BootId("boot"),
             drivers=tuple(PowerDriver),
             devices=RealPowerDevices(),
-            clock=SystemClock(),
+            clock=MachineClock(),
             term_seen=lambda: self.term,
             spawn=self._spawn,
             tell=self._answer,
@@ -395,7 +395,7 @@ class _Wire:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def power_beat(self, host_id: HostId, driver: PowerDriver) -> LastBeat | None:
-        now = SystemClock().monotonic_ms()
+        now = MachineClock().monotonic_ms()
         return LastBeat(
             boot=BootId("boot"), sequence=1, monotonic_ms=now, received_at=now, agent_alive=True
         )

@@ -22,7 +22,6 @@ from virtha.agent import ceph_images, ceph_records
 from virtha.agent.ceph_images import look
 from virtha.agent.ceph_marks import read_marks, write_marks
 from virtha.agent.disk_proof import DiskProver
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.lease_files import OpenedDomain
 from virtha.agent.slot_worker import SlotWorker
 from virtha.agent.storage import (
@@ -32,6 +31,7 @@ from virtha.agent.storage import (
     prepare_storage,
     read_vm_header,
 )
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.errors import Failed, Refused
 from virtha.model.facts import Result, StorageReport
 from virtha.model.host import StorageDomain
@@ -437,7 +437,7 @@ def test_a_guardians_worker_renews_and_poisons_there(bench: Bench, place: CephPl
         ceph=place.pool,
         host_id=HOST,
         boot=BootId("b"),
-        now=BoottimeClock().monotonic_ms,
+        now=MachineClock().monotonic_ms,
         tell=told.put,
         tell_round=rounds.put,
     )

@@ -12,11 +12,12 @@ from own_libvirtd import OwnLibvirtd
 from virtha.agent.files import Files
 from virtha.agent.gate import PROOF_VM_ID, GateRecords, install_gate, uninstall_gate
 from virtha.agent.gate_proof import GateProver
-from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.host_clock import read_boot_id
 from virtha.agent.paths import AgentPaths
 from virtha.domainxml.build import build_domain
 from virtha.domainxml.host_defaults import HostDefaults
 from virtha.drivers.libvirt_driver import LibvirtHost
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.domain import DomainState
 from virtha.model.host import StorageDomain
 from virtha.model.ids import ClusterId, Incarnation, InstallationId, StorageDomainId, Term, VmId
@@ -61,7 +62,7 @@ class GatedHost:
         self.gate = GateRecords(self.paths, self.files, boot=read_boot_id())
         self.storage = root / "ds1"
         self.storage.mkdir(exist_ok=True)
-        self.clock = BoottimeClock()
+        self.clock = MachineClock()
         self.defaults = HostDefaults(domain_type="qemu", serial_directory=str(self.paths.serial))
         self.gate.write(
             HostSettings(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.drivers.machine_clock import MachineClock
 from virtha.lab import faults
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
 from virtha.lab.story import Story, no_restart_limit
@@ -231,7 +231,7 @@ def test_storage_that_hangs_for_all_hosts_costs_no_host_and_no_vm(
     over_ms = (
         max(slot.submitted_ms for slot in last.values() if slot is not None) + policy.host_side_ms
     )
-    clock = BoottimeClock()
+    clock = MachineClock()
     wait_until(
         lambda: clock.monotonic_ms() > over_ms + SLACK_MS,
         "the end of all promises",

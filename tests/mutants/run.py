@@ -311,6 +311,7 @@ class Mutant:
         copy_linked(base, self.folder, patch)
         self.problem = apply(patch, self.folder)
         self._groups = list(judges_of(patch))
+        self._broke: list[str] = []
         self.judging: Judging | None = None
         if self.problem is None:
             self._next()
@@ -324,10 +325,15 @@ class Mutant:
         code, told = self.judging.ended(code)
         if code == FOUND:
             return self._verdict("caught", told.removeprefix("FAILED "))
+        if code != GREEN:
+            # Neither green nor red (killed, no such test): the others may see the bug; if not, this is why it was missed.
+            self._broke.append(f"a judge ended with {code}: {told}")
         if self._groups:
             self._next()
             return None
-        return self._verdict("survived" if code == GREEN else "broken run", told)
+        if self._broke:
+            return self._verdict("broken run", "\n".join(self._broke))
+        return self._verdict("survived", told)
 
     def computes(self) -> bool:
         """As far as can be told by how long it has been at it."""

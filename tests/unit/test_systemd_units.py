@@ -23,12 +23,12 @@ from virtha.agent.process_lock import hold_lock
 from virtha.agent.records import SettingsStore
 from virtha.cli.main import main
 from virtha.drivers import systemd_units
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.systemd_units import install_units, remove_units
 from virtha.model.errors import Failed, Refused
 from virtha.model.ids import InstallationId, Term
 from virtha.model.orders import HostSettings
 from virtha.server.checks import Check, check_installation
-from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths
 from virtha.server.setup import install_server_units
 
@@ -253,7 +253,7 @@ def test_the_servers_check_names_its_unit(paths: AgentPaths, program: Path) -> N
     server = ServerPaths(Path(paths.root))
 
     def units() -> Check:
-        found = {one.name: one for one in check_installation(server, SystemClock())}
+        found = {one.name: one for one in check_installation(server, MachineClock())}
         return found["units"]
 
     server.config.parent.mkdir(parents=True)

@@ -14,7 +14,7 @@ from virtha import __version__
 from virtha.agent.certificate import CertificateKeeper
 from virtha.agent.files import Files
 from virtha.agent.host_agent import Agent
-from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.host_clock import read_boot_id
 from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.migration_setup import destination
 from virtha.agent.paths import AgentPaths
@@ -26,6 +26,7 @@ from virtha.drivers.guest_agent import LibvirtGuestAgent
 from virtha.drivers.libvirt_driver import LibvirtHost
 from virtha.drivers.libvirt_moves import LibvirtMoves, Movers
 from virtha.drivers.link import HostCredentials, HostLink
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.drivers.power_elsewhere import ElsewherePower
 from virtha.wire.messages import PeerRole
@@ -59,7 +60,7 @@ async def run_agent(paths: AgentPaths) -> None:
         boot=boot,
         hypervisor=hypervisor,
         guest=LibvirtGuestAgent(hypervisor),
-        clock=BoottimeClock(),
+        clock=MachineClock(),
         files=Files(),
         moves=LibvirtMoves(
             Movers(paths.movers, properties.hypervisor_uri),

@@ -15,11 +15,11 @@ import structlog
 
 from virtha.agent.certificate_follower import Use, with_certificate
 from virtha.agent.files import Files
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import Identity
 from virtha.agent.join import post_to_server
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.link import HostCredentials
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import (
     certificate_ends,
     request_again,
@@ -82,7 +82,7 @@ class CertificateKeeper:
         self._credentials = credentials
         self._use = use
         self._files = files or Files()
-        self._now = now or BoottimeClock().wall_ms
+        self._now = now or MachineClock().wall_ms
 
     async def run(self) -> None:
         # An agent before us may have died before the guardian had it.

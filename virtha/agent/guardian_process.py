@@ -23,7 +23,7 @@ from virtha.agent.certificate_follower import CertificateFollower
 from virtha.agent.files import Files, read_bounded
 from virtha.agent.guardian_channel import GuardianServer, Pulse, ReportFiles
 from virtha.agent.guardian_lease import KILLED, GuardianLease, LeaseHands, LeaseKit, disks_of
-from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.host_clock import read_boot_id
 from virtha.agent.host_nature import read_nature
 from virtha.agent.identity import Identity, load_credentials, load_identity
 from virtha.agent.neighbour_probes import NeighbourProbes
@@ -37,6 +37,7 @@ from virtha.agent.storage import open_slots
 from virtha.agent.worker import Worker
 from virtha.drivers.kernel_watchdog import KernelWatchdog, SysrqReset
 from virtha.drivers.link import HelloState, HostCredentials, HostLink
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.neighbour_probe import ProbeListener
 from virtha.drivers.service_notify import notify
 from virtha.drivers.standin_watchdog import StandinWatchdog
@@ -528,7 +529,7 @@ async def run_guardian(paths: AgentPaths) -> None:
     process = GuardianProcess(
         paths=paths,
         boot=boot,
-        clock=BoottimeClock(),
+        clock=MachineClock(),
         files=Files(),
         lease_kit=make_lease_kit(identity, paths),
         credentials=credentials,

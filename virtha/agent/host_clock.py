@@ -1,22 +1,10 @@
-"""The host's clocks and its boot id."""
+"""The host's boot id."""
 
-import time
 from pathlib import Path
 
 from virtha.agent.paths import boot_id_file
 from virtha.model.errors import Failed
 from virtha.model.ids import BootId
-from virtha.model.time import Millis, UtcMillis
-
-
-class BoottimeClock:
-    """CLOCK_BOOTTIME counts through suspend: a grant can't outlive one (port ``Clock``)."""
-
-    def monotonic_ms(self) -> Millis:
-        return Millis(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
-
-    def wall_ms(self) -> UtcMillis:
-        return UtcMillis(time.time_ns() // 1_000_000)
 
 
 def read_boot_id(path: Path | None = None) -> BootId:

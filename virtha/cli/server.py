@@ -9,11 +9,11 @@ from typing import Annotated
 import msgspec
 import typer
 
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.errors import InvalidInput, VirthaError
 from virtha.model.time import format_utc
 from virtha.server import app as server_app
 from virtha.server.checks import CheckState, check_installation
-from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths, read_config
 from virtha.server.files import only_server
 from virtha.server.logs import configure_logs
@@ -88,7 +88,7 @@ def init(
     )
     paths = _paths(root)
     try:
-        result = asyncio.run(set_up(paths, wanted, SystemClock()))
+        result = asyncio.run(set_up(paths, wanted, MachineClock()))
     except VirthaError as error:
         error.field = _INIT_OPTIONS.get(error.field or "", error.field)
         raise
@@ -182,7 +182,7 @@ def _run(root: Path, *, as_json: bool) -> None:
 @app.command()
 def check(as_json: AsJson = False, root: Root = SLASH) -> None:
     """Check the installation. Configuration, authority, certificate and database; nothing is changed."""
-    found = check_installation(_paths(root), SystemClock())
+    found = check_installation(_paths(root), MachineClock())
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
     else:
@@ -204,7 +204,7 @@ def backup(
 
     The file holds the authority's private key: keep it as you keep passwords.
     """
-    manifest = asyncio.run(back_up_installation(_paths(root), file, SystemClock()))
+    manifest = asyncio.run(back_up_installation(_paths(root), file, MachineClock()))
     if as_json:
         typer.echo(msgspec.json.encode(manifest).decode())
         return
@@ -222,7 +222,7 @@ def restore(
     root: Root = SLASH,
 ) -> None:
     """Restore a backup; the server must be stopped."""
-    work = restore_installation(_paths(root), file, force=force, clock=SystemClock())
+    work = restore_installation(_paths(root), file, force=force, clock=MachineClock())
     manifest = asyncio.run(work)
     if as_json:
         typer.echo(msgspec.json.encode(manifest).decode())
@@ -238,7 +238,7 @@ def renew_certificate(as_json: AsJson = False, root: Root = SLASH) -> None:
     paths = _paths(root)
     config = read_config(paths)
     names = server_app.certificate_names(config.names)
-    authority = server_app.load_authority(paths, SystemClock())
+    authority = server_app.load_authority(paths, MachineClock())
     server_app.renew_certificate(paths, authority, names)
     if as_json:
         typer.echo(msgspec.json.encode({"names": names}).decode())

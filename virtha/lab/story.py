@@ -295,9 +295,8 @@ def temporary_lab(name: str, *, hosts: int, steps: Steps) -> Iterator[Story]:
     directory = Path(f"/var/lib/virtha-{name}")
     down(directory, steps=steps)
     try:
-        story = Story(up(directory, hosts=hosts, steps=steps))
-        story.set_policy(no_restart_limit())
-        yield story
-        story.close()
+        with contextlib.closing(Story(up(directory, hosts=hosts, steps=steps))) as story:
+            story.set_policy(no_restart_limit())
+            yield story
     finally:
         down(directory, steps=steps)

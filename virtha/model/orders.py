@@ -144,7 +144,8 @@ class ShutOutHost(Value, frozen=True, kw_only=True, tag="shut_out_host"):
 
 class LetInHost(Value, frozen=True, kw_only=True, tag="let_in_host"):
     """What ``ShutOutHost`` did is undone: that host was shut out in ``boot`` and is known to run in ``runs``. Refused where these are
-    the same. ``OK``: nothing of ours is left on the cluster's list; its fields are a ``LetIn``. Again: the same."""
+    the same. ``OK``: nothing of ours is left on the cluster's list; its field ``left`` has the addresses that somebody else has put
+    there, joined by commas. Again: the same."""
 
     host_id: HostId
     boot: BootId
@@ -165,11 +166,6 @@ class ShutOut(Value, frozen=True, kw_only=True):
     """Those that were read back."""
     epoch: int
     until_s: int
-
-
-class LetIn(Value, frozen=True, kw_only=True):
-    left: str
-    """Addresses that somebody else has put there, joined by commas."""
 
 
 class DefineVm(Value, frozen=True, kw_only=True, tag="define"):

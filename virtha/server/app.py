@@ -20,6 +20,7 @@ from virtha.api.metrics import Metrics
 from virtha.api.route import Services
 from virtha.control import Control, make_control
 from virtha.control.requests import LIST_LIMIT_MAX, OperationQuery
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.messengers import NetworkMessengers
 from virtha.drivers.oidc import OidcProvider
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
@@ -31,7 +32,7 @@ from virtha.model.operation import OperationState
 from virtha.model.time import UtcMillis, format_utc
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
-from virtha.server.clock import SystemClock, this_machine
+from virtha.server.clock import this_machine
 from virtha.server.config import ServerConfig, ServerPaths, split_address
 from virtha.server.engines import Engines
 from virtha.server.files import only_server, write_whole
@@ -107,7 +108,7 @@ async def serve(
                 fix="set the server up first: virtha server init",
             )
         with only_server(paths):
-            async with running(paths, config, clock or SystemClock(), stopping) as server:
+            async with running(paths, config, clock or MachineClock(), stopping) as server:
                 await _until_stopped(paths, server, stopping, on_ready)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

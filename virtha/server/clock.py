@@ -1,23 +1,10 @@
-"""The server's real clocks."""
+"""The machine that this server runs on."""
 
 import hashlib
-import time
 from pathlib import Path
 
 from virtha.control.own_machine import OwnMachine
 from virtha.model.ids import BootId
-from virtha.model.time import Millis, UtcMillis
-
-
-class SystemClock:
-    """Implements ``virtha.ports.clock.Clock``."""
-
-    def monotonic_ms(self) -> Millis:
-        return Millis(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
-
-    def wall_ms(self) -> UtcMillis:
-        return UtcMillis(time.time_ns() // 1_000_000)
-
 
 MACHINE_ID_DIGITS = 32
 """Before its first boot ends it is a word."""

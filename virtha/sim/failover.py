@@ -80,7 +80,6 @@ if TYPE_CHECKING:
     from virtha.sim.gateway import SimGateway
     from virtha.sim.world import World
 
-HOST_MEMORY_BYTES = 8 << 30
 HOST_CPUS = 8
 AGENT_SAYS_AGAIN_MS = 1_000
 """Until what could not be carried is said once more."""

@@ -38,7 +38,7 @@ FINISH_MS = 20
 """Until its processors run."""
 LOST_MS = 30_000
 """libvirt's keepalive: five missed answers, five seconds apart, and the sixth."""
-FAILED, LATE = "migration.failed", "migration.ended.late"
+FAILED = "migration.failed"
 PAUSED, IO_ERROR = "migration.ended.paused", "migration.ended.io_error"
 
 

@@ -86,7 +86,6 @@ ANYTIME = (
 BUILDING = ("engine", "hosts", "host", "vm", "policy", "advance", "must-run")
 FENCED_BY = "60s"
 """What helpers were asked for is done by then, or failed."""
-_FAILURES = (Violation, AssertionError)
 
 
 class Failure(NamedTuple):

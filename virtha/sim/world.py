@@ -468,10 +468,6 @@ class World:
             if not (on_ceph and self.ceph is not None and self.ceph.is_listed(name))
         ]
 
-    def each_host(self, action: Callable[[SimHost], None]) -> None:
-        for host in self.hosts.values():
-            action(host)
-
 
 def _domain_xml(vm: Vm) -> str:
     card = (

@@ -13,12 +13,13 @@ import pytest
 from virtha.agent.files import Files
 from virtha.agent.gate import hook_path, install_gate
 from virtha.agent.host_agent import Agent
-from virtha.agent.host_clock import BoottimeClock, read_boot_id
+from virtha.agent.host_clock import read_boot_id
 from virtha.agent.identity import Identity
 from virtha.agent.lease_files import StartPermit, StartPermits, write_run_file
 from virtha.agent.paths import AgentPaths
 from virtha.agent.process_table import OpenFiles
 from virtha.agent.properties import AgentProperties
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.facts import Fact, Happened, Outcome, Released, Result, VmReport
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import (
@@ -76,7 +77,7 @@ FOREIGN_XML = (
 """Of a VM of somebody else's."""
 
 
-class MovableClock(BoottimeClock):
+class MovableClock(MachineClock):
     """The host's own, moved by a story: what has run out has, however slow the machine is."""
 
     ahead_ms = 0
@@ -89,7 +90,7 @@ class SimHost(SimHypervisor):
     """With the ports that the simulator does not need: facts of the host, evidence, insides of disks."""
 
     def __init__(self, hook: Path) -> None:
-        super().__init__(gate=self._ask_hook, clock=BoottimeClock().monotonic_ms)
+        super().__init__(gate=self._ask_hook, clock=MachineClock().monotonic_ms)
         self.hook = hook
         self.loses_starts = False
         self.pulse: HypervisorError | None = None

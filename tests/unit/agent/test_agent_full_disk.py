@@ -11,10 +11,10 @@ from crash_files import FullDisk
 
 from virtha.agent import outbox as outbox_module
 from virtha.agent.files import Files
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.images import copy_image, create_empty
 from virtha.agent.journal import Journal, replay
 from virtha.agent.outbox import Outbox
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.errors import Failed
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.bad_input("full disk")
 
 
 def opened(path: Path, files: Files | None = None) -> Outbox:
-    outbox = Outbox(path, boot=BootId("b"), clock=BoottimeClock(), files=files or Files())
+    outbox = Outbox(path, boot=BootId("b"), clock=MachineClock(), files=files or Files())
     outbox.open()
     return outbox
 

@@ -21,8 +21,8 @@ from virtha.agent.gate import (
     read_grant,
 )
 from virtha.agent.gate_hook import resolve
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.paths import AgentPaths
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.codes import REGISTRY
 from virtha.model.host import CephPool, StorageDomain
 from virtha.model.ids import (
@@ -91,7 +91,7 @@ class Gate:
         )
 
     def grant(self, vm_id: VmId = OURS, *, for_ms: int = 60_000) -> None:
-        until_ms = BoottimeClock().monotonic_ms() + for_ms
+        until_ms = MachineClock().monotonic_ms() + for_ms
         self.records.grant(vm_id, Incarnation(1), until_ms=until_ms)
 
     def ask(
@@ -193,7 +193,7 @@ def test_grants_end(gate: Gate) -> None:
 
 def expect(gate: Gate, *, for_ms: int = 60_000) -> None:
     gate.write_records()
-    until_ms = BoottimeClock().monotonic_ms() + for_ms
+    until_ms = MachineClock().monotonic_ms() + for_ms
     gate.records.expect(OURS, Incarnation(2), until_ms=until_ms)
 
 

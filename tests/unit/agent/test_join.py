@@ -14,11 +14,11 @@ import pytest
 
 from virtha.agent import identity as identity_module
 from virtha.agent.gate import gate_installed, hook_path
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import load_credentials, load_identity
 from virtha.agent.join import join, token_fingerprint
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.link import HostCredentials
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import LocalAuthority, client_context, create_authority, host_identity
 from virtha.model.errors import (
     Conflict,
@@ -44,7 +44,7 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         certificate, key = create_authority(INSTALLATION, now=NOW)
-        self.authority = LocalAuthority(certificate, key, wall_ms=BoottimeClock().wall_ms)
+        self.authority = LocalAuthority(certificate, key, wall_ms=MachineClock().wall_ms)
         server_certificate, server_key = self.authority.issue_server_certificate(
             ("localhost", "127.0.0.1")
         )

@@ -11,13 +11,13 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from test_join import HOST, INSTALLATION, Server
 
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.identity import load_identity
 from virtha.agent.join import join
 from virtha.agent.migration_setup import BEGIN, destination, set_up
 from virtha.agent.paths import AgentPaths
 from virtha.agent.properties import load_agent_properties
 from virtha.drivers.libvirt_mover import tls_context
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import (
     LocalAuthority,
     create_authority,
@@ -143,7 +143,7 @@ def test_a_host_that_has_not_joined_is_told_to(paths: AgentPaths) -> None:
 
 def authority() -> LocalAuthority:
     made = create_authority(INSTALLATION, now=UtcMillis(1_760_000_000_000))
-    return LocalAuthority(*made, wall_ms=BoottimeClock().wall_ms)
+    return LocalAuthority(*made, wall_ms=MachineClock().wall_ms)
 
 
 @pytest.mark.req("L6")

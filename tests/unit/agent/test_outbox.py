@@ -7,8 +7,8 @@ import pytest
 from crash_files import Crash, CrashingFiles, FullDisk
 
 from virtha.agent.files import Files
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.outbox import SEGMENT_BYTES_MAX, WAITING_MAX, Outbox
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import FactBody, Happened, Inventory, Progress, Released, VmReport
 from virtha.model.ids import BootId, Incarnation, OperationId, VmId
@@ -22,9 +22,7 @@ def event(number: int) -> Happened:
 
 
 def opened(path: Path, files: Files | None = None, **changes: int) -> Outbox:
-    outbox = Outbox(
-        path, boot=BootId("b"), clock=BoottimeClock(), files=files or Files(), **changes
-    )
+    outbox = Outbox(path, boot=BootId("b"), clock=MachineClock(), files=files or Files(), **changes)
     outbox.open()
     return outbox
 
@@ -307,7 +305,7 @@ def test_an_outbox_that_knows_no_number_writes_none_before_the_first_hello(tmp_p
 
     def awaiting() -> Outbox:
         outbox = Outbox(
-            tmp_path, boot=BootId("b"), clock=BoottimeClock(), files=Files(), awaits_hello=True
+            tmp_path, boot=BootId("b"), clock=MachineClock(), files=Files(), awaits_hello=True
         )
         outbox.open()
         return outbox

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virtha.agent.files import Files
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.outbox import Outbox
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId
 
@@ -24,7 +24,7 @@ CALM = settings(
 
 
 def opened(path: Path) -> Outbox:
-    outbox = Outbox(path, boot=BootId("b"), clock=BoottimeClock(), files=Files())
+    outbox = Outbox(path, boot=BootId("b"), clock=MachineClock(), files=Files())
     outbox.open()
     return outbox
 

@@ -15,6 +15,7 @@ from virtha.control.passwords import Passwords
 from virtha.control.requests import EventQuery, JoinRequest, SearchQuery, TokenCreate
 from virtha.control.views import Caller
 from virtha.drivers.link import HostCredentials, HostLink
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import (
     LocalAuthority,
     create_authority,
@@ -24,7 +25,6 @@ from virtha.drivers.pki import (
 from virtha.model.ids import BootId, Term
 from virtha.model.policy import Policy
 from virtha.model.user import Role
-from virtha.server.clock import SystemClock
 from virtha.server.engines import Engines
 from virtha.server.gateway import Gateway
 from virtha.store import open_store
@@ -39,7 +39,7 @@ class Installed:
 
     def __init__(self, path: Path) -> None:
         self.database = path / "virtha.db"
-        self.clock = SystemClock()
+        self.clock = MachineClock()
         self.port = 0
 
     async def initialise(self) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from virtha.control.views import GuardianAnswer, HelloAnswer
 from virtha.drivers.link import HostCredentials, HostLink
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import (
     LocalAuthority,
     client_context,
@@ -23,7 +24,6 @@ from virtha.model.ids import BootId, HostId, InstallationId, OperationId, Revisi
 from virtha.model.orders import HostSettings, Order, ScanForeign
 from virtha.model.policy import Policy
 from virtha.model.time import UtcMillis
-from virtha.server.clock import SystemClock
 from virtha.server.gateway import Gateway
 from virtha.wire.codec import HEADER, encode_message
 from virtha.wire.messages import Beat, Hello, Pace, PeerRole, Welcome
@@ -43,7 +43,7 @@ class Pki:
             installation_id, now=UtcMillis(time.time_ns() // 1_000_000)
         )
         self._key = key
-        self.authority = LocalAuthority(self.authority_pem, key, wall_ms=SystemClock().wall_ms)
+        self.authority = LocalAuthority(self.authority_pem, key, wall_ms=MachineClock().wall_ms)
         self.server_pem, self.server_key = self.authority.issue_server_certificate(("127.0.0.1",))
         self.context = server_context(self.authority_pem, self.server_pem, self.server_key)
 
@@ -288,7 +288,7 @@ async def start_server(
     control = control or MemoryControl()
     control.policy = policy or control.policy
     gateway = Gateway(
-        clock=SystemClock(),
+        clock=MachineClock(),
         installation_id=pki.installation_id,
     )
     port = await gateway.start(

@@ -15,13 +15,13 @@ from virtha.agent.files import Files
 from virtha.agent.gate import GateRecords
 from virtha.agent.guardian_lease import LeaseKit
 from virtha.agent.guardian_process import GuardianProcess
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.paths import AgentPaths
 from virtha.agent.records import SettingsStore
 from virtha.control import Control
 from virtha.control.requests import JoinRequest, TokenCreate
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.drivers.link import HelloState, HostCredentials, HostLink
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import make_key_and_csr
 from virtha.model.evidence import MANAGEMENT_NETWORK, ProbeAddress
 from virtha.model.facts import (
@@ -103,7 +103,7 @@ class LiveHost(Recorder):
         self.id = credentials.host_id
         self.boot = BootId(f"{name}-boot1")
         self.index = slot_index(number)
-        self.clock = BoottimeClock()
+        self.clock = MachineClock()
         self.paths = AgentPaths(root=str(root))
         self.paths.make_directories()
         self.starts: list[tuple[int, StartVm]] = []

@@ -10,9 +10,9 @@ from live_hosts import no_processes
 
 from virtha.agent.files import Files
 from virtha.agent.guardian_process import GuardianProcess
-from virtha.agent.host_clock import BoottimeClock
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.link import HelloState, HostLink
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import CERTIFICATE_LIFE, certificate_ends, request_again
 from virtha.model.ids import BootId
 from virtha.wire.messages import PeerRole
@@ -99,7 +99,7 @@ def test_a_guardian_shows_what_its_agent_laid_down_to_server_and_neighbours(
             guardian = GuardianProcess(
                 paths=paths,
                 boot=boot,
-                clock=BoottimeClock(),
+                clock=MachineClock(),
                 files=Files(),
                 look=no_processes,
                 credentials=old,

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from link_rig import INSTALLATION, Pki
 
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.pki import (
     LocalAuthority,
     create_authority,
@@ -24,7 +25,6 @@ from virtha.drivers.pki import (
 from virtha.model.errors import InvalidInput, Refused
 from virtha.model.ids import HostId
 from virtha.model.time import UtcMillis
-from virtha.server.clock import SystemClock
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -159,7 +159,7 @@ def test_key_and_certificate_must_belong_together(pki: Pki, other_pki: Pki) -> N
     _, other_key = create_authority(INSTALLATION, now=UtcMillis(time.time_ns() // 1_000_000))
     for key in (other_key, "no key"):
         with pytest.raises(InvalidInput) as refused:
-            LocalAuthority(pki.authority_pem, key, wall_ms=SystemClock().wall_ms)
+            LocalAuthority(pki.authority_pem, key, wall_ms=MachineClock().wall_ms)
         assert refused.value.field == "authority.key"
     with pytest.raises(InvalidInput):
         server_context(pki.authority_pem, pki.server_pem, other_pki.server_key)

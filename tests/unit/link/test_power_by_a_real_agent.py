@@ -16,13 +16,13 @@ from test_power_by_neighbours import DEADLINE_MS, H2, SECRET, device, runs
 
 from virtha.agent.identity import Identity
 from virtha.agent.paths import AgentPaths
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
 from virtha.model.ids import BootId
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import PowerDriver
 from virtha.ports.power import MayGoFor, PowerDevice
-from virtha.server.clock import SystemClock
 from virtha.wire.messages import Beat, PeerRole
 
 pytestmark = pytest.mark.req("F5", "J7")
@@ -82,7 +82,7 @@ async def beating(guardian: HostRig) -> AsyncIterator[None]:
                 Beat(
                     sequence=sequence,
                     boot=BOOT,
-                    monotonic_ms=int(SystemClock().monotonic_ms()),
+                    monotonic_ms=int(MachineClock().monotonic_ms()),
                     inventory_revision=1,
                     agent_alive=True,
                 )

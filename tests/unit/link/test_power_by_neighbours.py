@@ -11,6 +11,7 @@ from link_rig import HostRig, Pki, ServerRig, start_server, until
 from structlog.testing import capture_logs
 
 from virtha.agent.power_attempts import PowerAttempts
+from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.model.evidence import PowerState
 from virtha.model.facts import Result
@@ -18,7 +19,6 @@ from virtha.model.ids import BootId, HostId, Term
 from virtha.model.power import PowerAction
 from virtha.model.power_settings import AskedFrom, PowerDriver, PowerHelp, PowerSettings
 from virtha.ports.power import MayGoFor, PowerDevice
-from virtha.server.clock import SystemClock
 from virtha.wire.messages import Beat, PeerRole
 from virtha.wire.power_messages import PowerWord
 
@@ -59,7 +59,7 @@ class Neighbour:
             boot=self.boot,
             drivers=allows.drivers,
             devices=RealPowerDevices(),
-            clock=SystemClock(),
+            clock=MachineClock(),
             term_seen=lambda: Term(3),
             spawn=lambda name, work: asyncio.create_task(work, name=name),
             tell=lambda answer: self.agent.link.send_power(answer),
@@ -75,7 +75,7 @@ class Neighbour:
             Beat(
                 sequence=self._sequence,
                 boot=self.boot,
-                monotonic_ms=int(SystemClock().monotonic_ms()),
+                monotonic_ms=int(MachineClock().monotonic_ms()),
                 inventory_revision=1,
                 agent_alive=True,
             )

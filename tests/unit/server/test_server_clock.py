@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.time import UtcMillis
 from virtha.server.checks import Check, CheckState, check_installation
-from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths
 from virtha.server.setup import InitAnswers, set_up
 
 DAY_MS = 86_400_000
 
 
-class Shifted(SystemClock):
+class Shifted(MachineClock):
     def __init__(self, by_ms: int) -> None:
         self._by_ms = by_ms
 
@@ -26,7 +26,7 @@ class Shifted(SystemClock):
 def test_a_clock_is_held_against_what_was_recorded(tmp_path: Path) -> None:
     paths = ServerPaths(tmp_path)
     wanted = InitAnswers(listen="127.0.0.1:0", gateway_listen="127.0.0.1:0")
-    asyncio.run(set_up(paths, wanted, SystemClock()))
+    asyncio.run(set_up(paths, wanted, MachineClock()))
 
     def clock(by_ms: int) -> Check:
         found = {one.name: one for one in check_installation(paths, Shifted(by_ms))}

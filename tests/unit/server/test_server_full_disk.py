@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
+from virtha.drivers.machine_clock import MachineClock
 from virtha.model.errors import Unavailable, VirthaError
 from virtha.server import backup as backup_module
-from virtha.server.clock import SystemClock
 from virtha.server.config import ServerPaths
 from virtha.server.files import write_whole
 from virtha.server.maintenance import back_up_installation, restore_installation
 from virtha.server.setup import InitAnswers, set_up
 
 pytestmark = pytest.mark.bad_input("full disk")
-CLOCK = SystemClock()
+CLOCK = MachineClock()
 
 
 def no_space(*_: object, **__: object) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_store_notifications import scripts_up_to
 
+from virtha.drivers.machine_clock import MachineClock
 from virtha.engine.events import (
     CopyGranted,
     DropHost,
@@ -40,7 +41,6 @@ from virtha.model.power import PowerAction, PowerDeviceId
 from virtha.model.proof import Proof, ProofKind
 from virtha.model.time import Millis
 from virtha.model.vm import PossibleCopy, Vm, VmStatus
-from virtha.server.clock import SystemClock
 from virtha.store import Store, open_store
 from virtha.store.clusters import drop_cluster, save_cluster
 from virtha.store.engine import (
@@ -111,7 +111,7 @@ GRANTED = CopyGranted(host_id=H1, boot=BOOT, vm_id=WEB, incarnation=Incarnation(
 
 def run(tmp_path: Path, story: Callable[[Store], Awaitable[None]]) -> None:
     async def main() -> None:
-        store = await open_store(f"sqlite:///{tmp_path}/virtha.db", clock=SystemClock())
+        store = await open_store(f"sqlite:///{tmp_path}/virtha.db", clock=MachineClock())
         try:
             async with store.write() as tx:
                 made = Installation(id=InstallationId("i"))
