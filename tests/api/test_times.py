@@ -142,6 +142,7 @@ def test_no_answer_has_an_integer_where_a_time_should_be(play: Play) -> None:
     async def story(world: Any) -> None:
         before = world.clock.wall_ms()
         await world.ok("POST", "/v1/tokens", {})
+        await world.ok("PUT", "/v1/sign-in-provider", PROVIDER)
         found: dict[str, Any] = {}
         for route in ROUTES:
             if route.method == "GET" and route.path.startswith("/v1/") and "{" not in route.path:
