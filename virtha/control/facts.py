@@ -12,6 +12,7 @@ from virtha.control.history import message_of, record, severity_of
 from virtha.control.incident_fold import AGENT_ANSWERS
 from virtha.control.incident_log import agent_answered
 from virtha.control.runner import Runner
+from virtha.model.codes import Severity
 from virtha.model.domain import DomainState
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import Event
@@ -59,6 +60,7 @@ _ALIVE = (
 )
 _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUSED}
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
+ENDED_UNSEEN = "vm.stop.reconstructed"
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -147,7 +149,7 @@ class FactRecorder:
             tx,
             Event(
                 code=body.code,
-                severity=severity_of(body.code),
+                severity=_severity(body, row),
                 message=message_of(body.code, fields),
                 fields=fields,
                 cluster_id=host.host.cluster_id,
@@ -313,6 +315,16 @@ class FactRecorder:
             await record(
                 tx, "storage.unusable", host=host.host, name=domain.name, detail=body.detail
             )
+
+
+def _severity(body: Happened, row: VmRow | None) -> Severity:
+    """A host that returns tells how its copies ended with its boot. Of a VM that was started elsewhere since, that is history
+    and calls nobody."""
+    since = row.status.incarnation if row is not None else 0
+    superseded = body.incarnation is not None and body.incarnation < since
+    if body.code == ENDED_UNSEEN and superseded:
+        return Severity.INFO
+    return severity_of(body.code)
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

@@ -215,6 +215,8 @@ class FaultVerbs:
         world.database_up = True
         world.power.after_off.clear()
         self.leases.heal()
+        if world.ceph is not None:
+            world.ceph.traps.clear()
         for device in world.power.by_name.values():
             device.mood, device.strikes, device.delay_ms = Mood.OK, device.host, ANSWER_MS
             device.switch_ms = SWITCH_MS

@@ -425,3 +425,31 @@ def test_revisions_of_events_are_commit_order(tell: Tell) -> None:
             assert await tx.revision_now() == Revision(revisions[-1])
 
     tell(story)
+
+
+@pytest.mark.req("X4")
+def test_a_host_that_returns_calls_nobody_for_a_copy_that_runs_elsewhere_by_now(tell: Tell) -> None:
+    """It tells how its copy ended with its boot, maybe hours after the VM was recovered: that stays on record."""
+
+    async def story(world: Any) -> None:
+        for name in ("h1", "h2"):
+            await world.join(name)
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, first = await world.run_vm()
+        second = "h2" if first.name == "h1" else "h1"
+        ended = Happened(
+            code="vm.stop.reconstructed",
+            vm_id=vm_id,
+            incarnation=Incarnation(1),
+            fields={"cause": "new_boot"},
+        )
+        await first.tell(ended)
+        await first.stopped(vm_id, 1)
+        operation = await world.control.vms.start(ADMIN, vm_id, VmStart(host=second))
+        await world.play(operation.id)
+        await first.tell(ended)
+        told = [one.severity for one in await world.events("vm.stop.reconstructed")]
+        assert told == [Severity.WARNING, Severity.INFO]
+
+    tell(story)
