@@ -148,6 +148,12 @@ def computing_steps(seeds: str) -> list[Step]:
             environment={"VIRTHA_WHOLE_QUEUE": "1"},
         ),
         pytest_step(
+            "api-against-its-document",
+            ["tests/api/test_schemathesis.py"],
+            *("-k", "whole"),
+            environment={"VIRTHA_SCHEMATHESIS_S": "1800"},
+        ),
+        pytest_step(
             "outbox-cut-at-every-byte",
             ["tests/unit/agent/test_outbox_cut.py"],
             *("-n", "2"),

@@ -86,6 +86,44 @@ class WrongClock(MachineClock):
         return UtcMillis(super().wall_ms() + self.ahead_ms)
 
 
+def told_after(order: Order, incarnations: dict[VmId, Incarnation]) -> list[FactBody]:
+    """What a host tells that does the order at once. ``incarnations``: what runs on it, kept here."""
+    told: list[FactBody] = []
+    match order.body:
+        case PrepareStorage(domain=domain):
+            told.append(
+                StorageReport(
+                    storage_domain_id=domain.id,
+                    usable=True,
+                    size_bytes=100 * GIB,
+                    free_bytes=50 * GIB,
+                    images=(TINY,),
+                )
+            )
+        case StartVm(vm=vm, grant=grant):
+            incarnations[vm.id] = grant.incarnation
+            told.append(
+                VmReport(
+                    vm_id=vm.id,
+                    incarnation=grant.incarnation,
+                    state=VmState.RUNNING,
+                    guest_agent=False,
+                )
+            )
+        case StopVm(vm_id=vm_id) if vm_id in incarnations:
+            held = incarnations[vm_id]
+            told += [
+                VmReport(vm_id=vm_id, incarnation=held, state=VmState.DOWN),
+                Released(vm_id=vm_id, incarnation=held),
+            ]
+    told.append(Outcome(operation_id=order.operation_id, step=order.step, result=Result.OK))
+    if isinstance(order.body, ChangeSnapshots):
+        # It held the VM while it worked on its disks, and gives it back.
+        grant = order.body.grant
+        told.append(Released(vm_id=grant.vm_id, incarnation=grant.incarnation))
+    return told
+
+
 class PlayedHost:
     """Agent and guardian sessions in a thread of their own; every order is done at once and told.
 
@@ -177,38 +215,7 @@ class PlayedHost:
         self.orders.append(order)
         if isinstance(order.body, StartVm) and not self.starts:
             return
-        match order.body:
-            case PrepareStorage(domain=domain):
-                report = StorageReport(
-                    storage_domain_id=domain.id,
-                    usable=True,
-                    size_bytes=100 * GIB,
-                    free_bytes=50 * GIB,
-                    images=(TINY,),
-                )
-                self._add(report)
-            case StartVm(vm=vm, grant=grant):
-                running = VmState.RUNNING
-                self._incarnations[vm.id] = grant.incarnation
-                self._add(
-                    VmReport(
-                        vm_id=vm.id,
-                        incarnation=grant.incarnation,
-                        state=running,
-                        guest_agent=False,
-                    )
-                )
-            case StopVm(vm_id=vm_id):
-                held = self._incarnations[vm_id]
-                self._add(
-                    VmReport(vm_id=vm_id, incarnation=held, state=VmState.DOWN),
-                    Released(vm_id=vm_id, incarnation=held),
-                )
-        self._add(Outcome(operation_id=order.operation_id, step=order.step, result=Result.OK))
-        if isinstance(order.body, ChangeSnapshots):
-            # It held the VM while it worked on its disks, and gives it back.
-            grant = order.body.grant
-            self._add(Released(vm_id=grant.vm_id, incarnation=grant.incarnation))
+        self._add(*told_after(order, self._incarnations))
 
     def _add(self, *bodies: FactBody) -> None:
         assert self.outbox.append(bodies)

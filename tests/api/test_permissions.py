@@ -17,6 +17,8 @@ OPEN_ROUTES = {
     "GET /v1/openapi.json",
     "GET /v1/authority",
     "POST /v1/sessions",
+    "POST /v1/sign-ins",
+    "POST /v1/sign-ins/finish",
     "POST /v1/join",
     "POST /v1/join/migration",
     "POST /v1/join/renew",
@@ -71,7 +73,7 @@ IN_CLUSTERS = {
 }
 # Of no cluster: for who has a role in all of them.
 OF_THE_INSTALLATION = (
-    *("/v1/hold", "/v1/settings", "/v1/users", "/v1/roles"),
+    *("/v1/hold", "/v1/settings", "/v1/users", "/v1/roles", "/v1/sign-in-provider"),
     *("/v1/receivers", "/v1/subscriptions", "/v1/deliveries"),
     *("/v1/silences", "/v1/inhibitions", "/v1/events/{id}/fates"),
 )
@@ -81,7 +83,7 @@ ROLES = (Role.VIEWER, Role.OPERATOR, Role.ADMINISTRATOR)
 def expected_role(route: Route) -> Role | str:
     if route.name in OPEN_ROUTES:
         return OPEN
-    if route.path.startswith(("/v1/users", "/v1/tokens")):
+    if route.path.startswith(("/v1/users", "/v1/tokens", "/v1/sign-in-provider")):
         return Role.ADMINISTRATOR
     if route.name.startswith(OPERATOR_PREFIXES):
         return Role.OPERATOR

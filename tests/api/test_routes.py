@@ -28,8 +28,8 @@ CAPABILITIES = HostCapabilities(
 )
 
 
-async def join_host(world: Any, name: str = "h1", **of_token: str) -> dict[str, Any]:
-    made = await world.ok("POST", "/v1/tokens", {"description": name, **of_token})
+async def join_host(world: Any, name: str = "h1", **token: Any) -> dict[str, Any]:
+    made = await world.ok("POST", "/v1/tokens", {"description": name, **token})
     _, csr = make_key_and_csr(name)
     body = {"token": made["secret"], "csr_pem": csr, "name": name}
     answer: dict[str, Any] = await world.ok("POST", "/v1/join", body, role=None)

@@ -12,7 +12,7 @@ from virtha.model.ids import ANY_REVISION, Revision
 
 DIGEST_BYTES = 12
 _DIGEST = f"-[0-9a-f]{{{2 * DIGEST_BYTES}}}"
-IF_MATCH = f'^("[0-9]{{1,18}}({_DIGEST})?"|\\*)$'
+IF_MATCH = f'^((W/)?"[0-9]{{1,18}}({_DIGEST})?"|\\*)$'
 _ANY_TAG = '(W/)?"[!#-~]*"'
 IF_NONE_MATCH = f"^({_ANY_TAG}( *, *{_ANY_TAG})*|\\*)$"
 _LIST = re.compile(IF_NONE_MATCH)

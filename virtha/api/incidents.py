@@ -4,7 +4,7 @@ from virtha.api.route import VIEWER, Answer, Call, NoBody, NoQuery, Route
 from virtha.control.incident_views import IncidentSummary, IncidentView
 from virtha.control.requests import IncidentQuery
 from virtha.control.views import Page
-from virtha.model.errors import InvalidInput
+from virtha.model.errors import InvalidInput, NotFound
 
 
 async def list_incidents(call: Call[IncidentQuery, NoBody]) -> Answer:
@@ -24,6 +24,7 @@ ROUTES: tuple[Route, ...] = (
         handler=list_incidents,
         query=IncidentQuery,
         answer=Page[IncidentSummary],
+        errors=(NotFound,),
     ),
     Route(
         method="GET",

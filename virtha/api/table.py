@@ -10,6 +10,7 @@ from virtha.api import (
     notifications,
     notify_routing,
     power,
+    provider_sign_in,
     readiness,
     records,
     roles,
@@ -22,6 +23,7 @@ from virtha.api.route import Route
 ROUTES: tuple[Route, ...] = (
     *records.ROUTES,
     *access.ROUTES,
+    *provider_sign_in.ROUTES,
     *roles.ROUTES,
     *inventory.ROUTES,
     *host_care.ROUTES,

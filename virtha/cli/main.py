@@ -59,6 +59,9 @@ NOUNS: dict[str, Noun] = {
     "user": Noun("user", "app", "Users and their roles."),
     "role": Noun("role", "app", "Roles: what their users may do."),
     "session": Noun("sign_ins", "app", "Sign-ins, and access tokens for programs."),
+    "sign-in-provider": Noun(
+        "sign_in_provider", "app", "Who else says who somebody is (OpenID Connect)."
+    ),
     "setting": Noun("setting", "app", "Settings: global, per cluster, per host."),
     "capabilities": Noun("codes", "capabilities_app", "Watchdog models and actions on offer."),
     "codes": Noun("codes", "codes_app", "Explain a code, or list all of them (works offline)."),

@@ -90,7 +90,7 @@ def _settings(
         "sender": sender,
         "reply_to": reply_to,
         "html": html,
-        "authority_pem": _read_authority(authority),
+        "authority_pem": read_authority(authority),
         "version": version,
         "inform": inform,
         "authentication": authentication,
@@ -253,7 +253,7 @@ def _chosen(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _read_authority(path: Path | None) -> str | None:
+def read_authority(path: Path | None) -> str | None:
     if path is None:
         return None
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from typing import Any
 
 import httpx
 import typer
@@ -20,6 +21,7 @@ from virtha.cli.options import Options, options
 from virtha.cli.output import View, emit_one, moment, note
 from virtha.cli.problem import error_from_answer, error_from_transport
 from virtha.cli.profile import Login, load_profile, profile_path, save_profile
+from virtha.cli.provider_login import sign_in_by_browser
 from virtha.cli.session import connected, read_secret, report
 from virtha.model.errors import Failed, InvalidInput, Refused, Unauthenticated, Unavailable
 
@@ -41,6 +43,15 @@ def login(
     password_stdin: bool = typer.Option(
         False, "--password-stdin", help="Read the password's line from stdin."
     ),
+    provider: bool = typer.Option(
+        False, "--provider", help="By the server's provider of sign-ins, in a browser."
+    ),
+    paste: bool = typer.Option(
+        False, "--paste", help="With --provider: the browser is on another machine."
+    ),
+    redirect_port: int | None = typer.Option(
+        None, min=1, max=65_535, help="With --provider: where the browser returns to; default: any."
+    ),
     fingerprint: str | None = typer.Option(
         None, metavar="HEX", help="SHA-256 of the server's authority: checked instead of asked."
     ),
@@ -50,19 +61,31 @@ def login(
     profile = load_profile()
     pinned = profile.login_for(url).authority_pem
     authority = _trusted_authority(url, pinned, _normal_fingerprint(fingerprint))
-    if user is None:
-        if not sys.stdin.isatty() or password_stdin:
-            raise InvalidInput("the user's name is missing", field="--user", fix="give --user NAME")
-        user = str(typer.prompt("User", err=True))
-    password = read_secret(f"Password of {user}", from_stdin=password_stdin)
-    # From here on the connection is verified: the password goes to no one but that authority's server.
-    with Client(Target(url=url, authority_pem=authority)) as client:
-        session = client.post("/v1/sessions", {"user": user, "password": password})
+    # From here on the connection is verified: what is secret goes to no one but that authority's server.
+    if provider:
+        if user is not None or password_stdin:
+            raise InvalidInput(
+                "the provider asks for name and password", field="--provider", fix="leave them out"
+            )
+        with Client(Target(url=url, authority_pem=authority)) as client:
+            session = sign_in_by_browser(client, paste=paste, port=redirect_port)
+    else:
+        session = _by_password(url, authority, user, password_stdin=password_stdin)
     entry = Login(authority_pem=authority, token=session["token"])
     path = save_profile(profile.with_login(url, entry, current=True))
     shown = {key: value for key, value in session.items() if key != "token"}
     who = f"{session['user']} ({session['role']}) until {moment(session['expires'])}"
     report(ctx, shown, f"signed in to {url} as {who}; kept in {path}")
+
+
+def _by_password(url: str, authority: str, user: str | None, *, password_stdin: bool) -> Any:
+    if user is None:
+        if not sys.stdin.isatty() or password_stdin:
+            raise InvalidInput("the user's name is missing", field="--user", fix="give --user NAME")
+        user = str(typer.prompt("User", err=True))
+    password = read_secret(f"Password of {user}", from_stdin=password_stdin)
+    with Client(Target(url=url, authority_pem=authority)) as client:
+        return client.post("/v1/sessions", {"user": user, "password": password})
 
 
 def _normal_fingerprint(text: str | None) -> str | None:

@@ -33,6 +33,7 @@ from virtha.control.power import Power
 from virtha.control.power_orders import PowerOrders
 from virtha.control.power_results import PowerResults
 from virtha.control.power_schedule import PowerSchedule
+from virtha.control.provider_sign_in import ProviderSignIns
 from virtha.control.readiness import Readiness
 from virtha.control.receivers import Receivers
 from virtha.control.roles import Roles
@@ -54,6 +55,7 @@ from virtha.ports.authority import Authority
 from virtha.ports.channels import HostChannels
 from virtha.ports.clock import Clock
 from virtha.ports.hosts import HostLinks
+from virtha.ports.identity_provider import IdentityProvider, NoIdentityProvider
 from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.power import NeighbourPower, PowerDevices
 from virtha.ports.receivers import Messengers
@@ -80,6 +82,7 @@ class Control:
     users: Users
     roles: Roles
     sessions: Sessions
+    provider_sign_ins: ProviderSignIns
     tokens: Tokens
     settings: Settings
     hold: Hold
@@ -118,6 +121,7 @@ def make_control(
     channels: HostChannels | None = None,
     power_devices: PowerDevices | None = None,
     neighbour_power: NeighbourPower | None = None,
+    identity_provider: IdentityProvider | None = None,
     own: OwnMachine = OwnMachine(),
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
@@ -125,6 +129,7 @@ def make_control(
     ``leaders`` None: no engine leads, nothing is done when a host fails. ``channels`` None: consoles can't be seen.
     ``power_devices`` None: power can be set up, and neither read nor switched.
     ``neighbour_power`` None: nor by agents.
+    ``identity_provider`` None: nobody signs in but with a password of this installation.
     ``own``: the machine that this server runs on."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
@@ -133,6 +138,7 @@ def make_control(
     bell = NotifierBell()
     receivers = Receivers(store, box or NoKeyBox(), bell)
     turns = DeviceTurns()
+    users = Users(store, clock, passwords or Passwords())
     power = Power(store, box or NoKeyBox(), power_devices, neighbour_power, turns)
     return Control(
         installation=InstallationFacts(store),
@@ -147,10 +153,13 @@ def make_control(
         keyed_requests=KeyedRequests(store),
         events=Events(store),
         incidents=Incidents(store, leaders),
-        users=Users(store, clock, passwords or Passwords()),
         access=AccessCheck(store),
         roles=Roles(store),
         sessions=Sessions(store),
+        users=users,
+        provider_sign_ins=ProviderSignIns(
+            store, clock, box or NoKeyBox(), users, identity_provider or NoIdentityProvider()
+        ),
         tokens=Tokens(store, authority),
         settings=Settings(store),
         hold=Hold(store, dispatcher),

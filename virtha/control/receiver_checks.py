@@ -373,7 +373,7 @@ def _check_user(user: str, length_max: int) -> None:
         )
 
 
-def check_pem(pem: str | None) -> None:
+def check_pem(pem: str | None, *, field: str = "settings.authority_pem") -> None:
     if pem is None:
         return
     try:
@@ -382,6 +382,6 @@ def check_pem(pem: str | None) -> None:
     except ValueError:
         raise InvalidInput(
             "is no certificate",
-            field="settings.authority_pem",
+            field=field,
             fix="give the authority's certificate as PEM; without it the system's authorities are asked",
         ) from None

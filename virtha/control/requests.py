@@ -269,6 +269,36 @@ class SessionCreate(Request, frozen=True, kw_only=True):
     password: str
 
 
+class SignInBegin(Request, frozen=True, kw_only=True):
+    """``redirect_uri``: where the provider sends the browser back to: one of its settings', or a port of the user's own
+    machine (`http://127.0.0.1:PORT/…`)."""
+
+    redirect_uri: str
+
+
+class SignInFinish(Request, frozen=True, kw_only=True):
+    """``sign_in``: what the beginning answered; the others: what came back with the browser. ``iss``: if that had one."""
+
+    sign_in: str
+    code: str
+    state: str
+    iss: str | None = None
+
+
+class SignInProviderPut(Request, frozen=True, kw_only=True):
+    """All of it, but for ``client_secret``: left out, the present one stays; None: there is none."""
+
+    issuer: str
+    client_id: str
+    client_secret: str | UnsetType | None = UNSET
+    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    name_claim: str = "preferred_username"
+    roles_claim: str = "groups"
+    roles: dict[str, Role]
+    redirect_uris: tuple[str, ...] = ()
+    authority_pem: str | None = None
+
+
 class TokenCreate(Request, frozen=True, kw_only=True):
     """``expires_ms`` is a duration from now."""
 

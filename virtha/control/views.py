@@ -22,6 +22,7 @@ from virtha.model.notification import Delivery, Receiver, ReceiverStatus, Subscr
 from virtha.model.orders import HostSettings, Order
 from virtha.model.policy import DetectionPolicy
 from virtha.model.power_settings import PowerTest
+from virtha.model.sign_in import SignInProvider
 from virtha.model.template import Template
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role, SettingScope, Token
@@ -239,6 +240,22 @@ class SessionView(Value, frozen=True, kw_only=True):
     expires: UtcMillis
     user: str
     role: Role
+
+
+class BegunSignInView(Value, frozen=True, kw_only=True):
+    """``url``: for the person's browser. ``sign_in``: to be kept, and given back with what the browser brings; it is
+    sealed, and good until ``expires``."""
+
+    url: str
+    sign_in: str
+    expires: UtcMillis
+
+
+class SignInProviderView(Value, frozen=True, kw_only=True):
+    """``has_secret``: the secret itself is never shown."""
+
+    provider: SignInProvider
+    has_secret: bool
 
 
 class CurrentSession(Value, frozen=True, kw_only=True):

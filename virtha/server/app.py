@@ -22,6 +22,7 @@ from virtha.control import Control, make_control
 from virtha.control.requests import LIST_LIMIT_MAX, OperationQuery
 from virtha.drivers.machine_clock import MachineClock
 from virtha.drivers.messengers import NetworkMessengers
+from virtha.drivers.oidc import OidcProvider
 from virtha.drivers.pki import LocalAuthority, server_certificate_fits, server_context
 from virtha.drivers.power_devices import RealPowerDevices
 from virtha.drivers.service_notify import notify
@@ -155,6 +156,7 @@ async def running(
             channels=gateway.channels,
             power_devices=RealPowerDevices(),
             neighbour_power=gateway.power,
+            identity_provider=OidcProvider(clock),
             own=this_machine(),
         )
         await _check_same_installation(control, authority)

@@ -13,6 +13,7 @@ from virtha.server.files import write_whole
 from virtha.store import Store
 from virtha.store.notifications import sealed_count
 from virtha.store.power import sealed_power_count
+from virtha.store.sign_in import sealed_provider_count
 
 FILE_BYTES_MAX = 1_000
 NEW_KEY_FIX = (
@@ -23,7 +24,8 @@ NEW_KEY_FIX = (
 
 async def store_has_sealed(store: Store) -> bool:
     async with store.read() as tx:
-        return await sealed_count(tx) + await sealed_power_count(tx) > 0
+        sealed = await sealed_count(tx) + await sealed_power_count(tx)
+        return sealed + await sealed_provider_count(tx) > 0
 
 
 def open_box(paths: ServerPaths, *, sealed: bool) -> SecretBox:

@@ -52,6 +52,8 @@ RULES: Mapping[str, str] = {
     "user_account": HIDDEN,
     "access_role": HIDDEN,
     "access_grant": HIDDEN,
+    "external_identity": HIDDEN,
+    "sign_in_provider": HIDDEN,
     "token": f"kind = 'join' AND {_ITS_OWN}",
     "setting": (
         f"scope = 'global' OR (scope = 'cluster' AND subject {_REACHED}) "

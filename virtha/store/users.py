@@ -11,6 +11,7 @@ from virtha.model.user import Role, Token, TokenKind, User
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, in_parts
 from virtha.store.schema import token, user_account
+from virtha.store.sign_in_schema import external_identity
 from virtha.store.store import Transaction, WriteTransaction
 
 
@@ -104,11 +105,17 @@ async def drop_user(tx: WriteTransaction, user_id: UserId) -> None:
     await tx.connection.execute(delete(user_account).where(user_account.c.id == user_id))
 
 
-async def enabled_administrators(tx: Transaction) -> int:
+async def enabled_administrators(tx: Transaction, *, but: UserId) -> int:
+    """Other than ``but``, with a password here: those of a provider can't come in while it is away."""
     counted = await tx.connection.scalar(
         select(func.count())
         .select_from(user_account)
-        .where(user_account.c.role == Role.ADMINISTRATOR.value, user_account.c.enabled.is_(True))
+        .where(
+            user_account.c.role == Role.ADMINISTRATOR.value,
+            user_account.c.enabled.is_(True),
+            user_account.c.id != but,
+            user_account.c.id.not_in(select(external_identity.c.user_id)),
+        )
     )
     return int(counted or 0)
 

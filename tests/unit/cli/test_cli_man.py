@@ -31,7 +31,8 @@ def test_the_overview_names_every_noun_and_exit_code() -> None:
     page = overview_page()
     checked(page)
     for noun in NOUNS:
-        assert rf".BR virtha\-{noun} (1)" in page
+        escaped = noun.replace("-", r"\-")
+        assert rf".BR virtha\-{escaped} (1)" in page
     assert "refused by policy or safety; the reason is printed" in page
     assert "VIRTHA_URL" in page
 
@@ -40,7 +41,8 @@ def test_the_overview_names_every_noun_and_exit_code() -> None:
 def test_each_noun_has_its_page_with_all_its_commands(noun: str) -> None:
     page = noun_page(noun)
     checked(page)
-    assert f".SH NAME\nvirtha\\-{noun} \\- " in page
+    escaped = noun.replace("-", r"\-")
+    assert f".SH NAME\nvirtha\\-{escaped} \\- " in page
     if noun == "vm":
         for command in ("list", r"power\-off", "watchdog set"):
             assert f".SS virtha vm {command}" in page

@@ -82,6 +82,16 @@ EVENTS: tuple[Code, ...] = (
         "role",
         "where",
     ),
+    event(1290, "sign_in_provider.changed", INFO, "Sign-ins by {issuer} are set up", "issuer"),
+    event(1291, "sign_in_provider.removed", INFO, "Sign-ins by {issuer} are no more", "issuer"),
+    event(
+        1292,
+        "sign_in_provider.refused",
+        WARNING,
+        "A sign-in by {issuer} failed: {why}",
+        "issuer",
+        "why",
+    ),
     event(1400, "host.joined", INFO, "Host {name} joined", "name"),
     event(1401, "host.connected", INFO, "Agent of {name} connected", "name", "boot"),
     event(

@@ -71,6 +71,11 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8713, "problem.key.under_way", "The request is being carried out"),
     _problem(8714, "problem.key.answer_lost", "It was carried out, its answer is lost"),
     _problem(8715, "problem.revision.future", "That revision is not reached yet"),
+    _problem(8750, "problem.sign_in.none", "No provider of sign-ins is set up"),
+    _problem(8751, "problem.sign_in.provider", "The provider of sign-ins can't be used"),
+    _problem(8752, "problem.sign_in.refused", "The sign-in is not accepted"),
+    _problem(8753, "problem.sign_in.no_role", "The provider gives this person no role here"),
+    _problem(8754, "problem.user.of_provider", "The provider of sign-ins says that of its users"),
     _problem(8060, "wire.refused.version", "The peer speaks another major version"),
     _problem(
         8061, "wire.refused.certificate", "The certificate is not of this installation's authority"

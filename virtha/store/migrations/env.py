@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from virtha.store import sign_in_schema  # noqa: F401 - its tables
 from virtha.store.schema import metadata
 
 connection = context.config.attributes["connection"]

@@ -1,0 +1,338 @@
+"""Sign-ins by a provider: what control decides by itself. The provider is played; a real one is in tests/api/test_oidc_story.py."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+
+from virtha.control.provider_sign_in import (
+    BEGUN_MS_MAX,
+    CODE_LENGTH_MAX,
+    ProviderSignIns,
+    check_provider,
+    check_redirect,
+)
+from virtha.control.provider_users import role_of
+from virtha.control.requests import (
+    EventQuery,
+    SignInBegin,
+    SignInFinish,
+    SignInProviderPut,
+    UserChange,
+)
+from virtha.control.secret_box import KEY_BYTES, KeyBox
+from virtha.control.views import Caller, SessionView
+from virtha.model.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+)
+from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
+from virtha.model.user import Role
+
+ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+ISSUER = "https://op.example"
+ROLES = {"admins": Role.ADMINISTRATOR, "operators": Role.OPERATOR}
+Tell = Callable[[Any], None]
+
+
+@dataclass
+class PlayedProvider:
+    """Implements ``IdentityProvider``: every code is ``person``'s."""
+
+    person: str = "diana"
+    groups: Any = ("admins",)
+    begun: list[BegunSignIn] = field(default_factory=list)
+    secrets: list[str | None] = field(default_factory=list)
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+    """What happens while it is asked."""
+    away: bool = False
+
+    async def address(self, provider: SignInProvider, begun: BegunSignIn) -> str:
+        self.begun.append(begun)
+        return f"{provider.issuer}/authorize?{urlencode({'state': begun.state})}"
+
+    async def redeem(
+        self, provider: SignInProvider, secret: str | None, begun: BegunSignIn, code: str
+    ) -> Identity:
+        assert begun in self.begun, "what was sealed comes back whole"
+        self.secrets.append(secret)
+        if self.away:
+            raise Unavailable("away", code="problem.sign_in.provider")
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        claims = {"preferred_username": self.person, "groups": list(self.groups)}
+        return Identity(issuer=provider.issuer, subject=f"id of {self.person}", claims=claims)
+
+
+class SignIns:
+    def __init__(self, world: Any, key: bytes = bytes(KEY_BYTES)) -> None:
+        self.provider = PlayedProvider()
+        box = KeyBox(key, where="secrets.key")
+        users = world.control.users
+        self.control = ProviderSignIns(world.store, world.clock, box, users, self.provider)
+
+    async def set_up(self, **more: Any) -> None:
+        wanted = {"issuer": ISSUER, "client_id": "virtha", "client_secret": "s3", "roles": ROLES}
+        await self.control.put(ADMIN, SignInProviderPut(**{**wanted, **more}))
+
+    async def begin(self) -> str:
+        uri = "http://127.0.0.1:1/back"
+        return (await self.control.begin(SignInBegin(redirect_uri=uri))).sign_in
+
+    async def finish(self, sealed: str, state: str | None = None) -> SessionView:
+        told = state if state is not None else self.provider.begun[-1].state
+        return await self.control.finish(
+            SignInFinish(sign_in=sealed, code="code", state=told), address="a"
+        )
+
+    async def whole(self) -> SessionView:
+        return await self.finish(await self.begin())
+
+
+def test_what_is_begun_is_sealed_and_good_for_ten_minutes(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        sealed = await signing.begin()
+        begun = signing.provider.begun[-1]
+        for secret in (begun.state, begun.nonce, begun.verifier):
+            assert secret not in sealed and len(secret) == 43
+        world.clock.advance(BEGUN_MS_MAX - 1)
+        assert (await signing.finish(sealed)).user == "diana"
+        assert signing.provider.secrets == ["s3"]
+        late = await signing.begin()
+        world.clock.advance(BEGUN_MS_MAX)
+        with pytest.raises(Unauthenticated, match="too long"):
+            await signing.finish(late)
+
+    tell(story)
+
+
+@pytest.mark.bad_input("sign-in with another's state")
+def test_a_code_of_another_browser_is_not_even_shown_to_the_provider(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        mine = await signing.begin()
+        await signing.begin()
+        with pytest.raises(Unauthenticated, match="state"):
+            await signing.finish(mine)
+        assert signing.provider.secrets == []
+        await signing.set_up(client_id="other")
+        with pytest.raises(Unauthenticated, match="changed meanwhile"):
+            await signing.finish(mine, signing.provider.begun[0].state)
+
+    tell(story)
+
+
+@pytest.mark.bad_input("person of a provider without a role here")
+def test_refusals_are_braked_per_address_and_people_without_a_role_are_not(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        signing.provider.groups = ("staff",)
+        for _ in range(7):
+            with pytest.raises(Forbidden):
+                await signing.whole()
+        sealed = await signing.begin()
+        codes = []
+        for _ in range(7):
+            with pytest.raises(Unauthenticated) as told:
+                await signing.finish(sealed, "wrong")
+            codes.append(told.value.code)
+        assert codes == ["problem.sign_in.refused"] * 5 + ["problem.sign_in.limited"] * 2
+
+    tell(story)
+
+
+def test_a_provider_that_fails_is_not_asked_as_often_as_anybody_likes(tell: Tell) -> None:
+    """Without an account, and with codes that are none, nobody makes us ask without end."""
+
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        signing.provider.away = True
+        sealed = await signing.begin()
+        codes = []
+        for _ in range(7):
+            with pytest.raises((Unauthenticated, Unavailable)) as told:
+                await signing.finish(sealed)
+            codes.append(told.value.code)
+        assert codes == ["problem.sign_in.provider"] * 5 + ["problem.sign_in.limited"] * 2
+        assert len(signing.provider.secrets) == 5
+        state = signing.provider.begun[-1].state
+        for code in ("", "x" * (CODE_LENGTH_MAX + 1)):
+            with pytest.raises(InvalidInput) as wrong:
+                finish = SignInFinish(sign_in=sealed, code=code, state=state)
+                await signing.control.finish(finish, address="b")
+            assert wrong.value.field == "code"
+
+    tell(story)
+
+
+@pytest.mark.bad_input("person of a provider with a local user's name")
+def test_who_is_called_as_a_local_user_is_told_to_administrators(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        signing.provider.person = "admin"
+        with pytest.raises(Conflict):
+            await signing.whole()
+        found = await world.control.events.list(EventQuery(code="sign_in_provider.refused"))
+        assert ["'admin'" in event.message for event in found.items] == [True]
+
+    tell(story)
+
+
+@pytest.mark.parametrize("how", ["forgotten", "another"])
+def test_whom_a_provider_vouched_for_is_signed_out_with_it(tell: Tell, how: str) -> None:
+    async def story(world: Any) -> None:
+        signing, users = SignIns(world), world.control.users
+        await signing.set_up()
+        session = await signing.whole()
+
+        async def change() -> None:
+            if how == "forgotten":
+                await signing.control.delete(ADMIN)
+            else:
+                await signing.set_up(issuer="https://other.example")
+
+        await signing.set_up(roles={"admins": Role.OPERATOR})
+        assert (await users.authenticate(session.token)).name == "diana"
+        await change()
+        with pytest.raises(Unauthenticated):
+            await users.authenticate(session.token)
+        # And nobody comes in who was on the way.
+        await signing.set_up()
+        signing.provider.meanwhile = change
+        with pytest.raises(Unauthenticated, match="changed meanwhile"):
+            await signing.whole()
+
+    tell(story)
+
+
+def test_what_roles_are_worth_when_a_sign_in_ends_counts(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+
+        async def less() -> None:
+            await signing.set_up(roles={"admins": Role.VIEWER})
+
+        signing.provider.meanwhile = less
+        assert (await signing.whole()).role is Role.VIEWER
+
+    tell(story)
+
+
+def test_the_last_administrator_with_a_password_stays(tell: Tell) -> None:
+    """The provider's can't come in while it is away."""
+
+    async def story(world: Any) -> None:
+        signing, users = SignIns(world), world.control.users
+        await signing.set_up()
+        assert (await signing.whole()).role is Role.ADMINISTRATOR
+        for change in (UserChange(enabled=False), UserChange(role=Role.VIEWER), None):
+            with pytest.raises(Refused) as told:
+                if change is None:
+                    await users.delete(ADMIN, "admin")
+                else:
+                    await users.change(ADMIN, "admin", change)
+            assert told.value.code == "problem.administrator.last"
+        await users.change(ADMIN, "diana", UserChange(enabled=False))
+        await users.change(ADMIN, "diana", UserChange(enabled=True))
+        await users.delete(ADMIN, "diana")
+
+    tell(story)
+
+
+def test_a_new_name_at_the_provider_is_the_same_person(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        await signing.whole()
+        signing.provider.groups = ("operators",)
+        session = await signing.whole()
+        assert (session.user, session.role) == ("diana", Role.OPERATOR)
+        assert (await world.control.users.get("diana")).role is Role.OPERATOR
+        signing.provider.groups = ()
+        with pytest.raises(Forbidden):
+            await signing.whole()
+        with pytest.raises(Unauthenticated):
+            await world.control.users.authenticate(session.token)
+
+    tell(story)
+
+
+@pytest.mark.bad_input("redirect to elsewhere")
+@pytest.mark.parametrize(
+    ("uri", "right"),
+    [
+        ("https://ui.example/back", True),
+        ("http://127.0.0.1:1/any", True),
+        ("http://[::1]:65535/", True),
+        ("https://ui.example/back/", False),
+        ("https://ui.example/back?to=evil", False),
+        ("https://ui.example", False),
+        ("https://127.0.0.1:1/any", False),
+        ("http://127.0.0.1\\.evil.example/", False),
+        ("http://127.0.0.1:1\\@evil.example/", False),
+        ("http://127.0.0.1:1@evil.example/", False),
+        ("http://127.1/", False),
+        ("http://127.0.0.1:1/\r\nSet-Cookie: x", False),
+        ("//127.0.0.1:1/", False),
+        ("virtha://127.0.0.1/", False),
+    ],
+)
+def test_browsers_return_to_what_is_set_up_or_to_their_own_machine(uri: str, right: bool) -> None:
+    known = ("https://ui.example/back",)
+    provider = SignInProvider(issuer=ISSUER, client_id="virtha", roles=ROLES, redirect_uris=known)
+    if right:
+        return check_redirect(uri, provider)
+    with pytest.raises(InvalidInput) as told:
+        check_redirect(uri, provider)
+    assert told.value.field == "redirect_uri"
+
+
+@pytest.mark.bad_input("settings of a provider of sign-ins that are none")
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"issuer": "http://localhost.example"}, "issuer"),
+        ({"issuer": "https://user:word@op.example"}, "issuer"),
+        ({"redirect_uris": ["https://ui.example", "javascript:alert(1)"]}, "redirect_uris[1]"),
+        ({"scopes": ["openid", "x" * 501]}, "scopes[1]"),
+        ({"roles": {f"g{number}": "viewer" for number in range(201)}}, "roles"),
+    ],
+)
+def test_settings_that_can_not_be_name_their_field(more: dict[str, Any], field: str) -> None:
+    wanted = {"issuer": ISSUER, "client_id": "virtha", "roles": {"a": "viewer"}, **more}
+    with pytest.raises(InvalidInput) as told:
+        check_provider(msgspec.convert(wanted, SignInProviderPut))
+    assert told.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("claim", "role"),
+    [
+        (["operators", "admins"], Role.ADMINISTRATOR),
+        (["operators", 3, None, {}], Role.OPERATOR),
+        ("operators", Role.OPERATOR),
+        ([], None),
+        (None, None),
+        ({"admins": True}, None),
+        (["Admins", "admins "], None),
+        (True, None),
+    ],
+)
+def test_the_highest_role_of_a_claim_counts(claim: Any, role: Role | None) -> None:
+    provider = SignInProvider(issuer=ISSUER, client_id="virtha", roles=ROLES)
+    found = role_of(provider, Identity(issuer=ISSUER, subject="1", claims={"groups": claim}))
+    assert found is role
