@@ -244,8 +244,12 @@ def test_of_two_at_once_one_is_carried_out(play: Play) -> None:
         with pytest.raises(Conflict) as caught:
             await here.requests.answer_to(REQUEST)
         assert caught.value.code == "problem.key.under_way"
-        # One that looked before the first had begun comes to its write, too.
-        assert await here.carry_out(REQUEST, here.make("west")) == "west"
+        # At another server, which knows nothing of the first, it comes to its write, too.
+        elsewhere = here.after_restart()
+        second = elsewhere.carry_out(
+            REQUEST, here.make("west"), answer_of=answered, refusal_of=refused_with
+        )
+        assert await second == "west"
         go.set()
         with pytest.raises(Conflict) as caught:
             await first
