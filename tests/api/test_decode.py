@@ -95,7 +95,7 @@ def test_bad_bodies(body: bytes, code: str, field: str, part: str, fix: str) -> 
 def test_an_enumeration_lists_what_is_allowed() -> None:
     with pytest.raises(InvalidInput) as caught:
         decode_body(b'{"name": "n", "password": "p", "role": "boss"}', UserCreate)
-    assert caught.value.allowed == ("viewer", "operator", "administrator")
+    assert caught.value.allowed == ("none", "viewer", "operator", "administrator")
     with pytest.raises(InvalidInput) as caught:
         decode_body(b'{"name": "n", "memory_bytes": 1, "on_io_error": "retry"}', VmCreate)
     assert caught.value.field == "on_io_error"

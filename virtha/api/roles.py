@@ -1,6 +1,15 @@
 """Roles, who has which where, sessions and access tokens: thin over control."""
 
-from virtha.api.route import ADMINISTRATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.route import (
+    ADMINISTRATOR,
+    VIEWER,
+    Answer,
+    Call,
+    NoBody,
+    NoQuery,
+    PartQuery,
+    Route,
+)
 from virtha.control.access_views import (
     AccessTokenCreate,
     AccessTokenSecret,
@@ -10,13 +19,18 @@ from virtha.control.access_views import (
     RoleCreate,
     RoleView,
     SessionItem,
-    SessionQuery,
 )
 from virtha.control.views import Page
 from virtha.model.errors import NotFound
 
 
-async def list_roles(call: Call[NoQuery, NoBody]) -> Answer:
+class SessionQuery(PartQuery, frozen=True, kw_only=True):
+    """``user``: id or name, for administrators; none: your own."""
+
+    user: str | None = None
+
+
+async def list_roles(call: Call[PartQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.roles.list())
 
 
@@ -40,7 +54,7 @@ async def delete_role(call: Call[NoQuery, NoBody]) -> Answer:
     return Answer()
 
 
-async def list_grants(call: Call[NoQuery, NoBody]) -> Answer:
+async def list_grants(call: Call[PartQuery, NoBody]) -> Answer:
     return Answer(body=await call.control.roles.of_user(call.ref))
 
 
@@ -54,7 +68,7 @@ async def delete_grant(call: Call[NoQuery, NoBody]) -> Answer:
 
 
 async def list_sessions(call: Call[SessionQuery, NoBody]) -> Answer:
-    return Answer(body=await call.control.sessions.list(call.caller, call.query))
+    return Answer(body=await call.control.sessions.list(call.caller, call.query.user))
 
 
 async def create_access_token(call: Call[NoQuery, AccessTokenCreate]) -> Answer:
@@ -74,6 +88,8 @@ ROUTES: tuple[Route, ...] = (
         role=VIEWER,
         summary="List roles and their permissions, the fixed ones first",
         handler=list_roles,
+        query=PartQuery,
+        cut_by=lambda one: one.name,
         answer=Page[RoleView],
     ),
     Route(
@@ -119,6 +135,8 @@ ROUTES: tuple[Route, ...] = (
         role=ADMINISTRATOR,
         summary="List the roles that a user has beyond their own, and where",
         handler=list_grants,
+        query=PartQuery,
+        cut_by=lambda one: one.grant.id,
         answer=Page[GrantView],
     ),
     Route(
@@ -146,6 +164,7 @@ ROUTES: tuple[Route, ...] = (
         summary="List your sign-ins and access tokens; administrators: somebody's",
         handler=list_sessions,
         query=SessionQuery,
+        cut_by=lambda one: one.id,
         answer=Page[SessionItem],
         errors=(NotFound,),
     ),

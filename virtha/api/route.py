@@ -165,7 +165,7 @@ class Route:
             assert self.permission in Permission, f"{self.path}: needs a permission"
             may_change = self.permission is not Permission.VIEW or self.scope is Scope.OWN
             assert self.method == "GET" or may_change, f"{self.path}: changes need a permission"
-        assert (self.cut_by is not None) == (self.query is PartQuery), self.path
+        assert (self.cut_by is not None) == issubclass(self.query, PartQuery), self.path
 
     @property
     def name(self) -> str:

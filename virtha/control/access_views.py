@@ -34,12 +34,6 @@ class GrantCreate(Request, frozen=True, kw_only=True):
     cluster: str | None = None
 
 
-class SessionQuery(Request, frozen=True, kw_only=True):
-    """``user``: id or name, for administrators; none: your own."""
-
-    user: str | None = None
-
-
 class AccessTokenCreate(Request, frozen=True, kw_only=True):
     """``expires_ms`` is a duration from now. ``role``: the name of the role that it is good for, at most; none: all that you may.
     ``cluster``: it is good there only. It never may more than its user, also later."""

@@ -8,7 +8,6 @@ from virtha.control.access_views import (
     AccessTokenCreate,
     AccessTokenSecret,
     SessionItem,
-    SessionQuery,
 )
 from virtha.control.history import record
 from virtha.control.names import check_text, the_cluster, the_user
@@ -36,11 +35,11 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def list(self, caller: Caller, query: SessionQuery) -> Page[SessionItem]:
-        """Newest first, in one page. Raises Forbidden (somebody else's, and not an administrator), NotFound."""
+    async def list(self, caller: Caller, user: str | None) -> Page[SessionItem]:
+        """Newest first. ``user``: id or name; None: the caller's own, of root everybody's. Raises Forbidden (somebody else's, and not an administrator), NotFound."""
         with seeing(None):  # they are the caller's own, whatever else they may see
             async with self._store.read() as tx:
-                user_id = await _whose(tx, caller, query.user)
+                user_id = await _whose(tx, caller, user)
                 now = self._store.clock.wall_ms()
                 found = await access_tokens(tx, user_id, SHOWN_MAX)
                 names = await cluster_names(tx)
