@@ -101,7 +101,7 @@ def change_password(
 
 @app.command("unlock")
 def unlock_user(ctx: typer.Context, name: str = UserArgument) -> None:
-    """Let a user sign in again at once who was locked out after failed sign-ins."""
+    """End a lock-out after failed sign-ins."""
     with connected(ctx) as client:
         answer = client.post(f"{_path(name)}/unlock")
     report(ctx, answer, f"user {name} may sign in again")
@@ -109,7 +109,7 @@ def unlock_user(ctx: typer.Context, name: str = UserArgument) -> None:
 
 @app.command("grants")
 def list_grants(ctx: typer.Context, name: str = UserArgument) -> None:
-    """List the roles that a user has in clusters, beyond the one in all."""
+    """List the roles that a user has in clusters."""
 
     def fetch(client: Client) -> list[Any]:
         return client.items(f"{_path(name)}/grants")

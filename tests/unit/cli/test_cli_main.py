@@ -76,7 +76,10 @@ def test_usage_errors_are_2(argv: list[str], run: Run) -> None:
         ("vm list --nope", "no such option: --nope"),
         ("vm list extra", "got unexpected extra argument(s) (extra)"),
         ("storage add s1", "--path: is missing\n"),
-        ("user create eve --role king", "--role: 'king' is not one of 'viewer', 'operator', 'adm"),
+        (
+            "user create eve --role king",
+            "--role: 'king' is not one of 'none', 'viewer', 'operator', 'adm",
+        ),
         ("event list --limit 0", "--limit: must be greater than or equal to 1\n"),
         ("completion tcsh", "bash|zsh|fish: 'tcsh' is not one of"),
         ("nope", "no such command 'nope'\n  fix: see: virtha --help"),
