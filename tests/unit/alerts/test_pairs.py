@@ -58,6 +58,9 @@ def test_every_problem_ends_somewhere() -> None:
         ("notify.receiver_away", "notify.receiver.removed", True),
         ("vm.migration_keeps_failing", "vm.migration_cancelled", True),
         ("vm.io_error.given_up", "vm.recovered", True),
+        ("vm.io_error.paused", "vm.io_error.resumed", True),
+        ("vm.io_error.paused", "vm.stopped", True),
+        ("vm.start_failed", "vm.resumed", True),
     ],
 )
 def test_ends_that_were_missing(problem: str, end: str, told: bool) -> None:

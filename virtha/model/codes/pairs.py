@@ -17,7 +17,8 @@ _NOT_STARTED = (
     "vm.start_unclear",
     "vm.migration_lost",
 )
-_STANDS_STILL = ("vm.io_error.resume_failed", "vm.io_error.given_up", "vm.guest_frozen")
+_IO_PAUSE = ("vm.io_error.paused", "vm.io_error.resume_failed", "vm.io_error.given_up")
+_STANDS_STILL = (*_IO_PAUSE, "vm.guest_frozen")
 """Of one run of the VM."""
 
 SOLVES: dict[str, tuple[str, ...]] = {
@@ -81,11 +82,13 @@ SOLVES: dict[str, tuple[str, ...]] = {
         "vm.not_recovered",
         *_STANDS_STILL,
     ),
+    # Those that left it paused.
+    "vm.resumed": ("vm.start_failed", "vm.restart.failed"),
     "vm.recovered": (*_NOT_STARTED, *_STANDS_STILL),
     "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
     "vm.migrated": ("vm.migration_keeps_failing",),
     "vm.migration_cancelled": ("vm.migration_keeps_failing",),
-    "vm.io_error.resumed": ("vm.io_error.resume_failed", "vm.io_error.given_up"),
+    "vm.io_error.resumed": _IO_PAUSE,
     "vm.guest_thawed": ("vm.guest_frozen",),
 }
 """By the event that tells the end. One that names no part (a domain, a device) ends those of all parts."""
