@@ -17,9 +17,9 @@ from virtha.alerts.group_message import LISTED_MAX, REPEAT
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Router
-from virtha.control.history import record
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.control.routing_config import as_it_is_live, routing_config
+from virtha.control.unreadable_records import tell_of
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, Subscription
@@ -28,7 +28,7 @@ from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import Unreadable
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
-from virtha.store.events import EventFilter, events_after
+from virtha.store.events import EventFilter, read_after
 from virtha.store.notifications import ReceiverKinds, receiver_kinds
 from virtha.store.routing import (
     all_groups,
@@ -72,7 +72,8 @@ class EventRouting:
         """As the cursor was last moved by them; None: it was not."""
         self._unreadable: tuple[GroupId, ...] = ()
         self._bad: frozenset[Unreadable] = frozenset()
-        """Records that can't be read, of which an event told."""
+        """Records to route by that can't be read, of which an event told: once while this server runs, or until they can be read
+        again."""
         self._singly_until = Revision(0)
         """Events up to this one are routed one by one: with one of them the router failed."""
 
@@ -106,7 +107,8 @@ class EventRouting:
             to = await _write(wtx, decision, found.events)
             if lost:
                 to |= await _give_up(wtx, now, config, lost)
-            await _tell_of(wtx, found.bad - self._bad)
+            # Of an event once: the cursor moves beyond it with that.
+            await tell_of(wtx, (found.bad - self._bad) | found.damaged)
             await move_cursor(wtx, found.up_to)
         self._bad, self._routes = found.bad, found.config.routes
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
@@ -135,7 +137,7 @@ class EventRouting:
             return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
         after = max(self._cursor, stored, min(one.since for one in config.routes))
         batch = 1 if after < self._singly_until else batch_for(len(config.routes))
-        events = tuple(await events_after(tx, EventFilter(), after, batch))
+        events, damaged = await read_after(tx, EventFilter(), after, batch)
         more = len(events) == batch
         return _Found(
             config=config,
@@ -144,7 +146,8 @@ class EventRouting:
             up_to=events[-1].revision if more else max(revision, after),
             more=more,
             events=events,
-            needed=needed or _concerned(router, config, events),
+            damaged=frozenset(damaged),
+            needed=needed or bool(damaged) or _concerned(router, config, events),
         )
 
     def forget(self) -> None:
@@ -158,10 +161,11 @@ class EventRouting:
 
 class _Found(Value, frozen=True, kw_only=True):
     """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided;
-    ``bad``: records that can't be read."""
+    ``bad``: records to route by that can't be read; ``damaged``: of ``events`` those of which only the columns can be."""
 
     config: RoutingConfig
     bad: frozenset[Unreadable]
+    damaged: frozenset[Unreadable] = frozenset()
     stored: Revision
     up_to: Revision
     more: bool = False
@@ -180,14 +184,6 @@ def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...])
     except Exception:  # then the step fails too, and tells what it may
         log.exception("it is not known whether events concern a route")
         return True
-
-
-async def _tell_of(tx: WriteTransaction, news: frozenset[Unreadable]) -> None:
-    """Once while this server runs, or until it can be read again. Better told too much than nobody told: a silence or a rule that
-    can't be read keeps nothing back."""
-    for one in sorted(news, key=lambda one: (one.kind, one.name)):
-        log.error("a record can't be read", kind=one.kind, name=one.name, why=one.why)
-        await record(tx, "notify.record_unreadable", kind=one.kind, name=one.name)
 
 
 async def _write(

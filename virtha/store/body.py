@@ -11,6 +11,8 @@ from virtha.model.value import Value
 from virtha.store.store import Transaction, WriteTransaction
 
 T = TypeVar("T")
+UNKNOWN_RECORD = "problem.record.unknown"
+"""A record can't be read: asked again it can't be either."""
 
 
 def encode(value: object) -> str:
@@ -25,7 +27,7 @@ def decode(wanted: type[T], text: str) -> T:
     except msgspec.DecodeError as error:
         raise Failed(
             f"the record of {_named(wanted, text)} holds what this version can't read: {error}",
-            code="problem.record.unknown",
+            code=UNKNOWN_RECORD,
             fix="run the version that wrote it, or a newer one; or restore a backup",
         ) from None
 
