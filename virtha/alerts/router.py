@@ -36,9 +36,9 @@ from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
 from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
 from virtha.alerts.waits import (
-    RELEASE_WAIT_MS,
     TWICE_WAIT_MS,
     earliest,
+    is_due,
     may_go,
     release_wait_ms,
     repeat_moment,
@@ -354,11 +354,8 @@ class Router:
         """Tells what is due. Returns when it is to be looked at again."""
         group = self._unpark(route, group)
         if group.due_at is not None:
-            longest = max(route.group_wait_ms, route.group_interval_ms, RELEASE_WAIT_MS)
             quiet = self._quiet(route)
-            # Further away than any wait that is given: the clock was set back.
-            wrong = quiet is None and group.due_at > self._now + longest
-            if group.due_at <= self._now or wrong:
+            if is_due(route, group, self._now, quiet):
                 group = self._tell_due(route, group, quiet)
         group = self._repeat(route, group)
         group = self._tidied(route, group)

@@ -22,6 +22,15 @@ def may_go(member: Member, quiet: int | None) -> bool:
     return member.state is MemberState.HELD and (quiet is None or presses(member.event))
 
 
+def is_due(route: Subscription, group: Group, now: int, quiet: int | None) -> bool:
+    """Also where its time is further away than any wait that is given: the clock was set back, perhaps into quiet hours."""
+    assert group.due_at is not None, "something of it waits"
+    latest = now + max(route.group_wait_ms, route.group_interval_ms, RELEASE_WAIT_MS)
+    if quiet is not None and not any(may_go(one, quiet) for one in group.members):
+        latest = max(latest, quiet)
+    return group.due_at <= now or group.due_at > latest
+
+
 def earliest(one: int | None, other: int) -> int:
     return other if one is None else min(one, other)
 
