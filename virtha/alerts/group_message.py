@@ -43,6 +43,7 @@ def note_of(
         },
         counted=counted + len(members) - len(listed),
         open=sum(one.state is MemberState.OPEN for one in after.members),
+        unfollowed=after.unfollowed,
         host_id=before.host_id,
         incident_id=before.incident_id,
     )
@@ -66,8 +67,10 @@ def goes_on(member: Member) -> bool:
 
 
 def is_well(group: Group) -> bool:
-    """No problem of it goes on, as far as is known."""
-    return not group.incident_open and not any(goes_on(one) for one in group.members)
+    """No problem of it goes on, and there is none of which that isn't known."""
+    if group.incident_open or group.unfollowed:
+        return False
+    return not any(goes_on(one) for one in group.members)
 
 
 def calmed(group: Group, note: GroupNote) -> Group:

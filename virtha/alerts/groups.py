@@ -254,6 +254,7 @@ class Groups:
             members=(),
             counted=0,
             counted_main=None,
+            unfollowed=0,
             due_at=None,
             told_at=None,
             worst=Severity.INFO,
@@ -348,7 +349,11 @@ def with_room(group: Group) -> Group:
     first = min(
         told, key=lambda one: (one.state is MemberState.OPEN, one.since, one.event.revision)
     )
-    return replace(group, members=tuple(one for one in group.members if one is not first))
+    return replace(
+        group,
+        members=tuple(one for one in group.members if one is not first),
+        unfollowed=group.unfollowed + is_open(first),
+    )
 
 
 def without(group: Group, member: Member) -> Group:

@@ -131,7 +131,12 @@ def _about_group(message: Message) -> tuple[tuple[str, str | None], ...]:
         ("Times again", str(again) if again else None),
         ("Sent because", render(note.reason, {})),
         ("Problems that go on", str(note.open) if note.open else None),
+        ("Not followed", _unfollowed(note.unfollowed) if note.unfollowed else None),
     )
+
+
+def _unfollowed(count: int) -> str:
+    return f"{count} more, they were too many: 'virtha status' has what still goes on"
 
 
 def one_line(text: str, limit: int = 1_000) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
-from virtha.alerts.group_message import calmed, is_well, main_event, note_of, worst_of
+from virtha.alerts.group_message import calmed, goes_on, is_well, main_event, note_of, worst_of
 from virtha.alerts.groups import (
     INHIBITED,
     OTHERS,
@@ -53,7 +53,8 @@ from virtha.model.time import UtcMillis
 PARKED_LOOKS_MAX = 2_000
 """Of what is parked, at once; what is beyond is looked at by the next step."""
 INCIDENT_PATIENCE_MS = 86_400_000
-"""How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end."""
+"""How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end; and that there
+are problems that nobody follows."""
 HELD, PARKED, OPEN, RECENT = (
     MemberState.HELD,
     MemberState.PARKED,
@@ -284,7 +285,9 @@ class Router:
         if main is None or RANK[member.event.severity] > RANK[main.severity]:
             main = member.event
         due = earliest(group.due_at, self._now)
-        group = replace(group, counted=group.counted + 1, counted_main=main, due_at=due)
+        unfollowed = group.unfollowed + goes_on(member)
+        group = replace(group, counted=group.counted + 1, counted_main=main, unfollowed=unfollowed)
+        group = replace(group, due_at=due)
         self._groups.put(group)
         self._fate(group, member.event, FateState.WAITS, "notify.why.counted")
 
@@ -540,7 +543,8 @@ class Router:
         if group.members or group.counted:
             return False
         last = max(group.began, group.told_at or 0)
-        if group.incident_open and 0 <= self._now - last < INCIDENT_PATIENCE_MS:
+        awaited = group.incident_open or group.unfollowed
+        if awaited and 0 <= self._now - last < INCIDENT_PATIENCE_MS:
             return False
         if route.group_by is GroupBy.NONE or group.told_at is None:
             return True
@@ -563,7 +567,7 @@ class Router:
             moments.append(repeat)
         if group.members or group.counted:
             pass  # it is not forgotten
-        elif group.incident_open:
+        elif group.incident_open or group.unfollowed:
             moments.append(max(group.began, group.told_at or 0) + INCIDENT_PATIENCE_MS)
         elif group.told_at is not None:
             moments.append(group.told_at + route.group_interval_ms)

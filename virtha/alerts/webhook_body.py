@@ -44,7 +44,7 @@ class EventBody(Value, frozen=True, kw_only=True):
 
 class GroupBody(Value, frozen=True, kw_only=True):
     """What goes with the event, where the route groups events. ``reason``: ``notify.told.…``, why it is sent now; ``open``:
-    problems of the group that go on; ``more``: events that are only counted."""
+    problems of the group that go on; ``unfollowed``: further ones, too many to know of each whether it does; ``more``: events that are only counted."""
 
     id: str
     key: str
@@ -56,6 +56,7 @@ class GroupBody(Value, frozen=True, kw_only=True):
     more: int
     vms: tuple[VmLine, ...]
     vms_left_out: int
+    unfollowed: int = 0
 
 
 class WebhookBody(Value, frozen=True, kw_only=True):
@@ -123,6 +124,7 @@ def _group(group: MessageGroup) -> GroupBody:
         more=group.more,
         vms=group.vms,
         vms_left_out=group.vms_left_out,
+        unfollowed=note.unfollowed,
     )
 
 

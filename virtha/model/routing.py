@@ -143,6 +143,8 @@ class Group(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Events that wait to be told as a number."""
     counted_main: Event | None = None
     """The worst of those."""
+    unfollowed: int = 0
+    """Problems that were counted, or forgotten for want of room: of no end of them it is known that it is theirs."""
     due_at: int | None = None
     told_at: int | None = None
     worst: Severity = Severity.INFO
@@ -186,5 +188,7 @@ class GroupNote(Value, frozen=True, kw_only=True, omit_defaults=True):
     counted: int = 0
     open: int = 0
     """Problems of the group that go on."""
+    unfollowed: int = 0
+    """Further ones, of which nobody knows whether they do."""
     host_id: HostId | None = None
     incident_id: IncidentId | None = None
