@@ -1,7 +1,7 @@
 """What an event is about, so that a problem and its end find each other (``model/codes/pairs.py``)."""
 
 from virtha.model.codes import ENDS_ALL_OF, REPLACES, SOLVED_BY, SOLVES
-from virtha.model.event import Event
+from virtha.model.event import PAST, Event
 from virtha.model.ids import IncidentId
 
 INCIDENT_OVER = "host.incident_over"
@@ -49,7 +49,10 @@ def ended_with(event: Event) -> str | None:
 
 def ends_at(event: Event, code: str, subject: str) -> bool:
     """Whether it ends that problem there. Of what names no part all parts are meant."""
-    if code not in (*SOLVES.get(event.code, ()), *REPLACES.get(event.code, ())):
+    if event.fields.get(PAST) or code not in (
+        *SOLVES.get(event.code, ()),
+        *REPLACES.get(event.code, ()),
+    ):
         return False
     mine = subject_of(event)
     return subject == mine or object_of(subject) == mine
@@ -57,6 +60,8 @@ def ends_at(event: Event, code: str, subject: str) -> bool:
 
 def ended_codes(event: Event) -> tuple[str, ...]:
     """The problems that are over with it."""
+    if event.fields.get(PAST):
+        return ()
     whole = ended_with(event)
     if whole is None:
         return SOLVES.get(event.code, REPLACES.get(event.code, ()))

@@ -15,7 +15,7 @@ from virtha.control.runner import Runner
 from virtha.model.codes import Severity
 from virtha.model.domain import DomainState
 from virtha.model.errors import NotFound, Unavailable
-from virtha.model.event import Event
+from virtha.model.event import PAST, Event
 from virtha.model.facts import (
     Fact,
     Happened,
@@ -61,6 +61,8 @@ _ALIVE = (
 _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUSED}
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
 ENDED_UNSEEN = "vm.stop.reconstructed"
+_STARTS = ("vm.started", "vm.restarted")
+_ENDS = (ENDED_UNSEEN, "vm.crashed", "vm.panicked", "vm.stopped_unexpectedly")
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -145,6 +147,9 @@ class FactRecorder:
         names |= {"vm": row.vm.name} if row is not None else {}
         names |= {"name": host.host.name} if body.code.startswith("host.") else {}
         fields = {**names, **body.fields}
+        earlier_boot = host.status.boot not in (None, fact.boot)
+        if body.code in _STARTS and (earlier_boot or _is_superseded(body, row)):
+            fields[PAST] = True
         event = await add_event(
             tx,
             Event(
@@ -318,13 +323,15 @@ class FactRecorder:
 
 
 def _severity(body: Happened, row: VmRow | None) -> Severity:
-    """A host that returns tells how its copies ended with its boot. Of a VM that was started elsewhere since, that is history
-    and calls nobody."""
-    since = row.status.incarnation if row is not None else 0
-    superseded = body.incarnation is not None and body.incarnation < since
-    if body.code == ENDED_UNSEEN and superseded:
+    """A host that returns tells how its copies ended. Of a VM that was started elsewhere since, that is history and calls nobody."""
+    if body.code in _ENDS and _is_superseded(body, row):
         return Severity.INFO
     return severity_of(body.code)
+
+
+def _is_superseded(body: Happened, row: VmRow | None) -> bool:
+    since = row.status.incarnation if row is not None else 0
+    return body.incarnation is not None and body.incarnation < since
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

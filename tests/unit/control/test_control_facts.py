@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from virtha.control.incident_fold import AGENT_ANSWERS
@@ -12,9 +13,10 @@ from virtha.control.views import Caller
 from virtha.model.codes import Severity
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.errors import Gone, InvalidInput, NotFound, Refused
+from virtha.model.event import PAST
 from virtha.model.facts import Happened, HostReport, Inventory, StorageReport, VmReport
 from virtha.model.host import HostCapabilities, HostState
-from virtha.model.ids import Incarnation, Revision, StorageDomainId, VmId
+from virtha.model.ids import BootId, Incarnation, Revision, StorageDomainId, VmId
 from virtha.model.user import Role
 from virtha.model.vm import VmState
 from virtha.store.events import EventFilter, events_after
@@ -448,8 +450,36 @@ def test_a_host_that_returns_calls_nobody_for_a_copy_that_runs_elsewhere_by_now(
         await first.stopped(vm_id, 1)
         operation = await world.control.vms.start(ADMIN, vm_id, VmStart(host=second))
         await world.play(operation.id)
-        await first.tell(ended)
+        crashed = msgspec.structs.replace(ended, code="vm.crashed")
+        await first.tell(ended, crashed)
         told = [one.severity for one in await world.events("vm.stop.reconstructed")]
         assert told == [Severity.WARNING, Severity.INFO]
+        assert [one.severity for one in await world.events("vm.crashed")] == [Severity.INFO]
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_start_that_is_told_late_says_nothing_of_now(tell: Tell) -> None:
+    """Of a boot that is over, or of a copy that was superseded: it ends no trouble of the VM."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        started = Happened(code="vm.started", vm_id=vm_id, incarnation=Incarnation(1))
+        await host.tell(started)
+        await host.hello(boot="h1-boot2")
+        (late,) = (
+            msgspec.structs.replace(one, boot=BootId("h1-boot1")) for one in host.facts(started)
+        )
+        await world.control.facts.record_facts(host.id, [late])
+        await host.tell(
+            msgspec.structs.replace(started, code="vm.restarted", incarnation=Incarnation(0))
+        )
+        await host.tell(msgspec.structs.replace(started, code="vm.restarted"))
+        events = [*await world.events("vm.started"), *await world.events("vm.restarted")]
+        assert [one.fields.get(PAST) for one in events][-4:] == [None, True, True, None]
 
     tell(story)
