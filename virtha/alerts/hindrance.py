@@ -1,7 +1,7 @@
 """What keeps an event from being told for a while: a silence, or a problem that its route tells of (ADR 21).
 
 Nothing ever hinders what says that a VM may run twice, and nothing hinders an error for good: where no end of it will come, it is
-told when the hindrance is over.
+told when the hindrance is over. No rule explains what says that the VM stays down.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from virtha.alerts.ended import may_end_for
 from virtha.alerts.groups import INHIBITED, Groups
 from virtha.alerts.match import RANK, fits_matcher, matches
-from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, Severity
+from virtha.model.codes import MAY_RUN_TWICE, RECOVERY_ENDED, SOLVED_BY, Severity
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, SubscriptionId
 from virtha.model.notification import Subscription
@@ -82,6 +82,8 @@ def hindrance(
     silenced = is_silenced(config, event, now)
     if silenced is not None:
         return silenced
+    if event.code in RECOVERY_ENDED:
+        return None
     goes_first = _goes_by(groups, due_at) if event.severity is not Severity.ALERT else _never
     for rule in config.inhibitions:
         if fits_matcher(rule.target, event) and groups.open.inhibit(

@@ -135,3 +135,9 @@ MAY_RUN_TWICE: frozenset[str] = frozenset(
 )
 """What says that a VM may run twice, or that a proof was wrong: told at once, whatever is silenced, explained by another
 problem, or quiet for the night."""
+
+RECOVERY_ENDED: frozenset[str] = frozenset(
+    {"vm.quarantined", "vm.recovery_blocked", "vm.recovery_given_up"}
+)
+"""What says that nobody starts the VM any more, or that it can't be started now: no other problem explains that, for with the host
+that died all others start. A silence keeps it back until it ends."""
