@@ -21,11 +21,13 @@ SILENCE_SET = "notify.silence.set"
 
 
 class RoutingConfig(Value, frozen=True, kw_only=True):
-    """``routes``: those that are live, in a fixed order. ``closing``: those whose receiver keeps a problem until it hears of the
+    """``routes``: those that are live, in a fixed order. ``off``: switched off, perhaps for a minute: they tell nothing, and what
+    they remember is kept until it is over. ``closing``: those whose receiver keeps a problem until it hears of the
     end, so that it hears of each, though the route doesn't remember the problem. ``unreadable``: routes that nobody can read
     now; what they remember is kept."""
 
     routes: tuple[Subscription, ...] = ()
+    off: tuple[Subscription, ...] = ()
     unreadable: frozenset[SubscriptionId] = frozenset()
     closing: frozenset[SubscriptionId] = frozenset()
     silences: tuple[Silence, ...] = ()

@@ -90,10 +90,9 @@ class Router:
 
     def concerned(self, config: RoutingConfig, event: Event) -> bool:
         """Whether a step with this event may do anything."""
-        return any(
-            config.wants(route, event) or any(self._ended_by(route, event))
-            for route in config.routes
-        )
+        if any(config.wants(route, event) for route in config.routes):
+            return True
+        return any(any(self._ended_by(one, event)) for one in (*config.routes, *config.off))
 
     def unsettled(self, config: RoutingConfig) -> bool:
         """Whether a step without events may do something because something was configured."""
@@ -107,13 +106,15 @@ class Router:
         every = self._is_new(config) or now < self._now
         self._now, self._config, self._begun = now, config, True
         self._tells, self._fates, self._uncounted = [], {}, []
-        live = {route.id: route for route in config.routes}
+        there = {route.id for route in (*config.routes, *config.off)}
         for route_id in self._groups.routes():
-            if route_id not in live and route_id not in config.unreadable:
+            if route_id not in there and route_id not in config.unreadable:
                 self._forget_route(route_id)
         for event in events:
             for route in config.routes:
                 self._take(route, event)
+            for route in config.off:
+                self._end(route, event, list(self._ended_by(route, event)))
         self._look_at(every=every)
         changed = self._groups.take_changed()
         return Decision(

@@ -133,10 +133,11 @@ class EventRouting:
         # Once they change the cursor is written: a server that begins anew would hold what was looked at against the new ones.
         changed = self._routes not in (None, config.routes) and stored < revision
         needed = needed or changed or not bad <= self._bad
-        if not config.routes:
+        every = (*config.routes, *config.off)
+        if not every:
             return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
-        after = max(self._cursor, stored, min(one.since for one in config.routes))
-        batch = 1 if after < self._singly_until else batch_for(len(config.routes))
+        after = max(self._cursor, stored, min(one.since for one in every))
+        batch = 1 if after < self._singly_until else batch_for(len(every))
         events, damaged = await read_after(tx, EventFilter(), after, batch)
         more = len(events) == batch
         return _Found(

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from virtha.alerts.decision import Decision
 from virtha.alerts.router import Router
-from virtha.control.requests import MatcherRequest, SilenceCreate
+from virtha.control.requests import MatcherRequest, ReceiverChange, SilenceCreate
 from virtha.model.codes import Severity
 from virtha.model.routing import FateState, MemberState
 from virtha.store.routing import all_groups
@@ -198,6 +198,37 @@ def test_what_waits_is_told_soon_where_the_clock_is_set_back(
         await world.route_all()
         await pass_time(world, -86_400)
         assert [view.delivery.event_revision for view in await world.deliveries()] == [lost]
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_receiver_that_is_switched_off_for_a_minute_is_told_what_goes_on(
+    tell: Callable[[Story], None], ends: bool
+) -> None:
+    """Though it is the only one, and the server begins anew meanwhile."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        every = MatcherRequest(codes=("vm.*",))
+        await world.control.silences.create(
+            ADMIN, SilenceCreate(reason="work", matcher=every, duration_ms=3_600_000)
+        )
+        parked = await happens(world, "vm.quarantined", "h1", "v1", hosts="2")
+        await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=False))
+        await world.route_all()
+        world.control.deliveries.routing.forget()
+        await pass_time(world, 60)
+        if ends:
+            await happens(world, "vm.freed", "h1", "v1", by="eve")
+            await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=True))
+        await pass_time(world, 3_600)
+        await pass_time(world, 60)
+        told = [view.delivery.event_revision for view in await world.deliveries()]
+        assert (parked in told) is not ends
 
     tell(story)
 
