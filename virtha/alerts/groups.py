@@ -3,7 +3,7 @@
 Groups themselves are values; each change replaces one, and ``changed`` tells which have to be written.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from virtha.alerts.open_problems import OpenProblems, is_open
 from virtha.alerts.subject import incident_of, object_of
 from virtha.model.codes import Severity
 from virtha.model.event import Event
-from virtha.model.ids import GroupId, IncidentId, SubscriptionId
+from virtha.model.ids import GroupId, IncidentId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, Member, MemberState
 
@@ -174,6 +174,16 @@ class Groups:
             for member in group.members:
                 if object_of(member.subject) == whole:
                     yield group, member
+
+    def take_back(self, undelivered: Collection[tuple[SubscriptionId, Revision]]) -> None:
+        """That they were told: their messages reached nobody."""
+        for route_id in {route_id for route_id, _ in undelivered}:
+            for group in self.of_route(route_id):
+                for member in group.members:
+                    lost = (route_id, member.event.revision) in undelivered
+                    if lost and member.state is MemberState.OPEN and not member.undelivered:
+                        group = with_changed(group, member, replace(member, undelivered=True))
+                        self.put(group)
 
     def inhibited(self) -> list[Group]:
         """Those that have members which a rule keeps from being told."""
@@ -352,7 +362,7 @@ def with_room(group: Group) -> Group:
     return replace(
         group,
         members=tuple(one for one in group.members if one is not first),
-        unfollowed=group.unfollowed + is_open(first),
+        unfollowed=group.unfollowed + (first.state is MemberState.OPEN),
     )
 
 

@@ -20,7 +20,7 @@ def is_open(member: Member) -> bool:
     if member.event.code not in SOLVED_BY:
         return False
     held = member.state is MemberState.HELD and not member.solved
-    return held or member.state is MemberState.OPEN
+    return held or (member.state is MemberState.OPEN and not member.undelivered)
 
 
 class OpenProblems:

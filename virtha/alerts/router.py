@@ -6,7 +6,7 @@ look again. What it holds is a copy of the groups in the database; where its dec
 Each matched event is told, waits, or has a coded reason why not: `_take` gives it its first fate, `_look` any later one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -50,6 +50,7 @@ from virtha.model.notification import Subscription
 from virtha.model.routing import Fate, FateState, Group, GroupBy, Member, MemberState
 from virtha.model.time import UtcMillis
 
+Lost = Collection[tuple[SubscriptionId, Revision]]
 PARKED_LOOKS_MAX = 2_000
 """Of what is parked, at once; what is beyond is looked at by the next step."""
 INCIDENT_PATIENCE_MS = 86_400_000
@@ -101,8 +102,10 @@ class Router:
     def _is_new(self, config: RoutingConfig) -> bool:
         return not self._begun or config != self._config
 
-    def step(self, now: int, config: RoutingConfig, events: Sequence[Event]) -> Decision:
-        """``now``: the server's wall clock. Events in their order, none twice."""
+    def step(
+        self, now: int, config: RoutingConfig, events: Sequence[Event], undelivered: Lost = ()
+    ) -> Decision:
+        """``now``: the server's wall clock. Events in their order, none twice. ``undelivered``: told in vain."""
         every = self._is_new(config) or now < self._now
         self._now, self._config, self._begun = now, config, True
         self._tells, self._fates, self._uncounted = [], {}, []
@@ -110,6 +113,7 @@ class Router:
         for route_id in self._groups.routes():
             if route_id not in there and route_id not in config.unreadable:
                 self._forget_route(route_id)
+        self._groups.take_back(undelivered)
         for event in events:
             for route in config.routes:
                 self._take(route, event)
@@ -512,7 +516,7 @@ class Router:
 
     def _after_telling(self, route: Subscription, member: Member, *, keep: bool) -> Member | None:
         if keep and member.event.code in SOLVED_BY and not member.solved:
-            return replace(member, state=OPEN, since=self._now, code=None)
+            return replace(member, state=OPEN, since=self._now, code=None, undelivered=False)
         if route.same_again_ms and not member.ends and not member.solved:
             return replace(member, state=RECENT, since=self._now, code=None)
         return None

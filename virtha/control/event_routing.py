@@ -36,6 +36,7 @@ from virtha.store.routing import (
     save_fates,
     save_groups,
     settle_counted,
+    undelivered,
     untold_of,
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
@@ -48,6 +49,9 @@ PAIRS_MAX = 2_000
 CURSOR_STEP = 1_000
 """Revisions without a match after which the cursor is written all the same: what a crash has to look at
 anew."""
+
+
+_IN_VAIN = ("notify.refused", "notify.expired")
 
 
 class Routed(Value, frozen=True, kw_only=True):
@@ -95,7 +99,7 @@ class EventRouting:
             config = await as_it_is_live(wtx, found.config)
             lost = {*self._unreadable}
             try:
-                decision = router.step(now, config, found.events)
+                decision = router.step(now, config, found.events, found.undelivered)
             except Exception:  # a fault of the router's must not keep anybody from being told
                 if len(found.events) > 1:
                     log.exception("routing failed; events are routed one by one")
@@ -140,6 +144,9 @@ class EventRouting:
         batch = 1 if after < self._singly_until else batch_for(len(every))
         events, damaged = await read_after(tx, EventFilter(), after, batch)
         more = len(events) == batch
+        # Only what was told inhibits, and an event says when a message reached nobody.
+        in_vain = config.inhibitions and any(one.code in _IN_VAIN for one in events)
+        lost = await undelivered(tx) if in_vain else frozenset()
         return _Found(
             config=config,
             bad=bad,
@@ -148,7 +155,8 @@ class EventRouting:
             more=more,
             events=events,
             damaged=frozenset(damaged),
-            needed=needed or bool(damaged) or _concerned(router, config, events),
+            undelivered=lost,
+            needed=needed or bool(damaged or lost) or _concerned(router, config, events),
         )
 
     def forget(self) -> None:
@@ -167,6 +175,7 @@ class _Found(Value, frozen=True, kw_only=True):
     config: RoutingConfig
     bad: frozenset[Unreadable]
     damaged: frozenset[Unreadable] = frozenset()
+    undelivered: frozenset[tuple[SubscriptionId, Revision]] = frozenset()
     stored: Revision
     up_to: Revision
     more: bool = False

@@ -121,6 +121,8 @@ class Member(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Held, and over by now: its end is held, too."""
     again: int = 0
     """How often the same came since."""
+    undelivered: bool = False
+    """Open, but its message was refused or expired: nobody was told, so it explains nothing."""
     code: str | None = None
     """Parked: why."""
     by: str | None = None

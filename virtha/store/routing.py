@@ -111,6 +111,17 @@ async def counted_in(tx: Transaction, group_id: GroupId) -> tuple[Fate, ...]:
     return tuple(_fate(row) for row in rows)
 
 
+async def undelivered(tx: Transaction) -> frozenset[tuple[SubscriptionId, Revision]]:
+    """By route what counts as told, in messages that were refused or expired."""
+    ended = (DeliveryState.REFUSED.value, DeliveryState.EXPIRED.value)
+    rows = await tx.connection.execute(
+        select(event_fate.c.subscription_id, event_fate.c.event_revision)
+        .join(delivery, delivery.c.id == event_fate.c.delivery_id)
+        .where(delivery.c.state.in_(ended), event_fate.c.state == FateState.TOLD.value)
+    )
+    return frozenset((SubscriptionId(of), Revision(revision)) for of, revision in rows)
+
+
 async def fates_of(tx: Transaction, revision: int) -> tuple[Fate, ...]:
     rows = await tx.connection.execute(
         select(event_fate).where(event_fate.c.event_revision == revision)

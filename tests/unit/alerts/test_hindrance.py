@@ -11,6 +11,7 @@ from virtha.model.codes import (
     SOLVED_BY,
     Severity,
 )
+from virtha.model.ids import SubscriptionId
 from virtha.model.routing import FateState, GroupBy, QuietHours, Same
 
 NIGHT = (QuietHours(begins="22:00", ends="07:00"),)
@@ -205,3 +206,27 @@ def test_a_silence_keeps_back_that_a_vm_stays_down_until_it_ends() -> None:
     assert story.fate(made) == "silenced"
     story.after(600)
     assert story.fate(made) == "told"
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("group_by", [GroupBy.NONE, GroupBy.CAUSE])
+def test_what_was_told_in_vain_explains_nothing(group_by: GroupBy) -> None:
+    """Its message was refused, or it expired: what it held back is told, and what comes after it."""
+    story = Story(
+        route(group_by=group_by), inhibitions=(rule("host.unreachable", "vm.agent.lost"),)
+    )
+    cause = story.happens("host.unreachable", "h1")
+    story.after(60)
+    before = story.happens("vm.agent.lost", "h1", "v1")
+    assert story.fate(before) == "inhibited"
+    story.messages()
+    lost = {(SubscriptionId("r"), cause)}
+    story.keep(story.router.step(story.now, story.config, (), lost))
+    story.router = story.reopened()
+    story.step()
+    after = story.happens("vm.agent.lost", "h1", "v2")
+    story.after(600)
+    assert (story.fate(before), story.fate(after)) == ("told", "told")
+    story.happens("host.reachable", "h1")
+    story.after(600)
+    assert "host.reachable" in [code for _, codes in story.messages() for code in codes]

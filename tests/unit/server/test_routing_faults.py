@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 from notified_world import ADMIN, NotifiedWorld
+from played_receivers import NEVER
 from routed_world import GROUPED, Story, happens, pass_time
 from sqlalchemy import update
 
 from virtha.alerts.decision import Decision
 from virtha.alerts.router import Router
-from virtha.control.requests import MatcherRequest, ReceiverChange, SilenceCreate
+from virtha.control.requests import (
+    InhibitionCreate,
+    MatcherRequest,
+    ReceiverChange,
+    SilenceCreate,
+)
 from virtha.model.codes import Severity
 from virtha.model.routing import FateState, MemberState
 from virtha.store.routing import all_groups
@@ -229,6 +235,32 @@ def test_a_receiver_that_is_switched_off_for_a_minute_is_told_what_goes_on(
         await pass_time(world, 60)
         told = [view.delivery.event_revision for view in await world.deliveries()]
         assert (parked in told) is not ends
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_message_that_was_refused_explains_nothing(tell: Callable[[Story], None]) -> None:
+    """The receiver took no word of the host, and was told of none of its VMs."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(codes=("host.*", "vm.*"), severity=Severity.WARNING, solved=True)
+        source, target = (
+            MatcherRequest(codes=(code,)) for code in ("host.unreachable", "vm.agent.lost")
+        )
+        wanted = InhibitionCreate(name="down", source=source, target=target)
+        await world.control.inhibitions.create(ADMIN, wanted)
+        await happens(world, "host.unreachable", "h1")
+        await world.route_all()
+        lost = await happens(world, "vm.agent.lost", "h1", "v1")
+        await world.route_all()
+        assert lost not in [view.delivery.event_revision for view in await world.deliveries()]
+        world.messengers.answer = lambda _message: NEVER
+        async with world.notifying():
+            await world.until(lambda: world.events("notify.refused"))
+        await world.route_all()
+        await pass_time(world, 60)
+        assert lost in [view.delivery.event_revision for view in await world.deliveries()]
 
     tell(story)
 
