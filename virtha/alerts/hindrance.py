@@ -10,7 +10,8 @@ from typing import NamedTuple
 from virtha.alerts.ended import may_end_for
 from virtha.alerts.groups import INHIBITED, Groups
 from virtha.alerts.match import RANK, fits_matcher, matches
-from virtha.model.codes import MAY_RUN_TWICE, RECOVERY_ENDED, SOLVED_BY, Severity
+from virtha.alerts.subject import awaits_end
+from virtha.model.codes import MAY_RUN_TWICE, RECOVERY_ENDED, Severity
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, SubscriptionId
 from virtha.model.notification import Subscription
@@ -55,7 +56,7 @@ def presses(event: Event) -> bool:
 
 def is_told_later(event: Event) -> bool:
     """What was silenced or inhibited: whether it is told in the end, if it was not over by then."""
-    return event.code in SOLVED_BY or RANK[event.severity] >= RANK[Severity.ERROR]
+    return awaits_end(event) or RANK[event.severity] >= RANK[Severity.ERROR]
 
 
 def is_silenced(config: RoutingConfig, event: Event, now: int) -> Hindrance | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from virtha.alerts.inhibition import inhibits, shared
 from virtha.alerts.match import names_code
-from virtha.model.codes import SOLVED_BY
+from virtha.alerts.subject import awaits_end
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, Revision, SubscriptionId
 from virtha.model.routing import Inhibition, Member, MemberState, Same
@@ -17,7 +17,7 @@ Place = tuple[SubscriptionId, Same, str]
 
 def is_open(member: Member) -> bool:
     """Whether its route tells of it, or is about to. Only a problem with an end goes on."""
-    if member.event.code not in SOLVED_BY:
+    if not awaits_end(member.event):
         return False
     held = member.state is MemberState.HELD and not member.solved
     return held or (member.state is MemberState.OPEN and not member.undelivered)

@@ -34,16 +34,25 @@ from virtha.alerts.hindrance import (
 from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
-from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
+from virtha.alerts.subject import (
+    INCIDENT_OVER,
+    awaits_end,
+    ended_with,
+    ends_at,
+    incident_of,
+    subject_of,
+)
 from virtha.alerts.waits import (
+    INCIDENT_PATIENCE_MS,
     TWICE_WAIT_MS,
     earliest,
     is_due,
+    is_over,
     may_go,
     release_wait_ms,
     repeat_moment,
 )
-from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
+from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
@@ -53,9 +62,6 @@ from virtha.model.time import UtcMillis
 Lost = Collection[tuple[SubscriptionId, Revision]]
 PARKED_LOOKS_MAX = 2_000
 """Of what is parked, at once; what is beyond is looked at by the next step."""
-INCIDENT_PATIENCE_MS = 86_400_000
-"""How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end; and that there
-are problems that nobody follows."""
 HELD, PARKED, OPEN, RECENT = (
     MemberState.HELD,
     MemberState.PARKED,
@@ -235,7 +241,7 @@ class Router:
             fresh = 0 <= self._now - known.since < route.same_again_ms
             if known.solved or known.state is PARKED or not (fresh or known.state is HELD):
                 continue
-            if event.code not in SOLVED_BY and event.fields != known.event.fields:
+            if not awaits_end(event) and event.fields != known.event.fields:
                 continue
             self._groups.put(with_changed(group, known, replace(known, again=known.again + 1)))
             by = str(int(known.event.revision))
@@ -367,7 +373,7 @@ class Router:
                 group = self._tell_due(route, group, quiet)
         group = self._repeat(route, group)
         group = self._tidied(route, group)
-        if self._is_over(route, group):
+        if is_over(route, group, self._now):
             self._groups.drop(group)
             return None
         return self._next_moment(route, group)
@@ -515,7 +521,7 @@ class Router:
         return after
 
     def _after_telling(self, route: Subscription, member: Member, *, keep: bool) -> Member | None:
-        if keep and member.event.code in SOLVED_BY and not member.solved:
+        if keep and awaits_end(member.event) and not member.solved:
             return replace(member, state=OPEN, since=self._now, code=None, undelivered=False)
         if route.same_again_ms and not member.ends and not member.solved:
             return replace(member, state=RECENT, since=self._now, code=None)
@@ -542,18 +548,6 @@ class Router:
         group = replace(group, members=tuple(one for one in group.members if one not in stale))
         self._groups.put(group)
         return group
-
-    def _is_over(self, route: Subscription, group: Group) -> bool:
-        """Nothing waits, nothing goes on, and what comes next needs no distance to the last message."""
-        if group.members or group.counted:
-            return False
-        last = max(group.began, group.told_at or 0)
-        awaited = group.incident_open or group.unfollowed
-        if awaited and 0 <= self._now - last < INCIDENT_PATIENCE_MS:
-            return False
-        if route.group_by is GroupBy.NONE or group.told_at is None:
-            return True
-        return not 0 <= self._now - group.told_at < route.group_interval_ms
 
     def _next_moment(self, route: Subscription, group: Group) -> int | None:
         moments = [] if group.due_at is None else [group.due_at]

@@ -9,7 +9,8 @@ import hmac
 import msgspec
 
 from virtha.alerts.notice import kind_of
-from virtha.model.codes import REGISTRY, SOLVES
+from virtha.alerts.subject import solved_by
+from virtha.model.codes import REGISTRY
 from virtha.model.event import Event
 from virtha.model.notification import Message, MessageGroup, VmLine
 from virtha.model.time import format_utc
@@ -102,7 +103,7 @@ def _event(event: Event) -> EventBody:
         severity=event.severity,
         message=event.message,
         help=known.help if known is not None else "",
-        solves=SOLVES.get(event.code, ()),
+        solves=solved_by(event),
         fields=event.fields,
         at=format_utc(event.at),
         host_at=None if event.host_at is None else format_utc(event.host_at),

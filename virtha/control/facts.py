@@ -60,9 +60,9 @@ _ALIVE = (
 )
 _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUSED}
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
-ENDED_UNSEEN = "vm.stop.reconstructed"
+_OF_A_BOOT_THAT_ENDED = ("vm.stop.reconstructed", "vm.restart.blocked")
 _STARTS = ("vm.started", "vm.restarted")
-_ENDS = (ENDED_UNSEEN, "vm.crashed", "vm.panicked", "vm.stopped_unexpectedly")
+_CRASHES = ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly")
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -147,14 +147,13 @@ class FactRecorder:
         names |= {"vm": row.vm.name} if row is not None else {}
         names |= {"name": host.host.name} if body.code.startswith("host.") else {}
         fields = {**names, **body.fields}
-        earlier_boot = host.status.boot not in (None, fact.boot)
-        if body.code in _STARTS and (earlier_boot or _is_superseded(body, row)):
-            fields[PAST] = True
+        is_history = row is not None and _is_history(host, fact, body, row.status)
+        fields |= {PAST: True} if is_history else {}
         event = await add_event(
             tx,
             Event(
                 code=body.code,
-                severity=_severity(body, row),
+                severity=Severity.INFO if is_history else severity_of(body.code),
                 message=message_of(body.code, fields),
                 fields=fields,
                 cluster_id=host.host.cluster_id,
@@ -322,16 +321,25 @@ class FactRecorder:
             )
 
 
-def _severity(body: Happened, row: VmRow | None) -> Severity:
-    """A host that returns tells how its copies ended. Of a VM that was started elsewhere since, that is history and calls nobody."""
-    if body.code in _ENDS and _is_superseded(body, row):
-        return Severity.INFO
-    return severity_of(body.code)
+def _is_history(host: HostRow, fact: Fact, body: Happened, status: VmStatus) -> bool:
+    """Whether it says nothing of the VM as it is by now, and so calls nobody and ends no trouble.
 
-
-def _is_superseded(body: Happened, row: VmRow | None) -> bool:
-    since = row.status.incarnation if row is not None else 0
-    return body.incarnation is not None and body.incarnation < since
+    A host that returns tells how its copies ended, with its boot or before it, and that it starts them no more: of a VM that is seen to
+    run elsewhere. Incarnations alone don't tell it: a move that failed has raised them, and a start that is under way. And it
+    tells of starts in a boot that is over, or of copies that don't count any more.
+    """
+    mine, host_id = body.incarnation, host.host.id
+    elsewhere = status.state in _RUNS and status.host_id not in (None, host_id)
+    if body.code in _OF_A_BOOT_THAT_ENDED:
+        return elsewhere
+    if body.code in _CRASHES:
+        return elsewhere and mine is not None and mine < status.incarnation
+    if body.code in _STARTS:
+        earlier_boot = host.status.boot not in (None, fact.boot)
+        older = mine is not None and mine < status.incarnation
+        held = mine is not None and host_id in status.holders and counts(status, host_id, mine)
+        return earlier_boot or (older and not held)
+    return False
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

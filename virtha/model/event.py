@@ -6,7 +6,8 @@ from virtha.model.time import UtcMillis
 from virtha.model.value import Fields, Value
 
 PAST = "past"
-"""A field, true: of a boot that was over, or of a copy that was superseded, when it was told. It says nothing of now."""
+"""A field, true: of a boot that was over, or of a copy that was superseded, when it was told. It says nothing of now: it ends no
+trouble, and is none of which an end will come."""
 
 
 class Event(Value, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from routed_story import S, Story, by_cause, route
 
 from virtha.alerts.plain import plainly
-from virtha.model.codes import ENDS_ALL_OF, SOLVED_BY
+from virtha.model.codes import ENDS_ALL_OF, SOLVED_BY, Severity
 from virtha.model.event import PAST, Event
 from virtha.model.ids import SubscriptionId
 
@@ -63,6 +63,7 @@ def test_every_problem_ends_somewhere() -> None:
         ("vm.migration_keeps_failing", "vm.migration_cancelled", True),
         ("vm.io_error.given_up", "vm.recovered", True),
         ("vm.restart.blocked", "vm.restarted", True),
+        ("vm.restart.blocked", "vm.recovered", True),
         ("vm.crashed", "vm.migrated", True),
         ("vm.recovery_failed", "vm.started", True),
         ("vm.quarantined", "vm.started", True),
@@ -106,8 +107,20 @@ def test_a_start_of_a_boot_that_is_over_ends_nothing(closing: bool) -> None:
     assert story.messages() == [("well", ["vm.started"])]
 
 
+@pytest.mark.req("W7", "F4")
+def test_a_trouble_of_a_boot_that_is_over_goes_on_nowhere() -> None:
+    """The VM runs elsewhere by then, so no end of it comes: a route that wants all of it hears of it, once."""
+    story = Story(by_cause(severity=Severity.INFO, repeat_ms=3_600 * S))
+    story.step(_past(story, "vm.restart.blocked"))
+    story.after(10_000)
+    assert [kind for _, _, kind, _ in story.told] == ["notice"]
+    assert story.messages() == [("first", ["vm.restart.blocked"])]
+    assert story.groups == {}
+
+
 def _past(story: Story, code: str) -> Event:
-    return replace(story.event(code, "h1", "v1"), fields={PAST: True})
+    made = story.event(code, "h1", "v1")
+    return replace(made, severity=Severity.INFO, fields={PAST: True})
 
 
 def test_of_one_domain_the_lease_is_held_again_and_not_of_another() -> None:

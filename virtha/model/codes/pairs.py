@@ -5,6 +5,7 @@ _DOWN_UNTIL_PROOF = (
     "fence.held_by_disks",
     "fence.left_alone",
     "fence.orders_late",
+    "fence.withheld",
 )
 """A host is judged dead and is not powered off: over when it is back, or all of its VMs are seen to."""
 _LEASE_LOST = ("host.lease.lost", "host.lease.cleared")
@@ -82,7 +83,8 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "vm.started": (*_DOWN, *_STANDS_STILL),
     # Nobody misses it any more.
     "vm.unwanted": _DOWN,
-    "vm.recovered": (*_NOT_STARTED, *_STANDS_STILL),
+    # Perhaps its old host told in between that it starts it no more.
+    "vm.recovered": (*_NOT_STARTED, "vm.restart.blocked", *_STANDS_STILL),
     "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
     # Its source may end before anybody knows that all was sent.
     "vm.migrated": ("vm.migration_keeps_failing", "vm.restart.blocked", *_CRASHED),
