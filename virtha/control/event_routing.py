@@ -107,7 +107,7 @@ class EventRouting:
                     return Routed(up_to=found.stored, more=True)
                 log.exception("routing failed; events are told one by one")
                 decision, router = await _plainly(wtx, now, config, found.events), None
-                lost |= await _stuck(wtx, now)
+                lost |= await _stuck(wtx, now, config)
             to = await _write(wtx, decision, found.events)
             if lost:
                 to |= await _give_up(wtx, now, config, lost)
@@ -232,9 +232,10 @@ async def _plainly(
         return plainly(now, config, events)
 
 
-async def _stuck(tx: Transaction, now: int) -> set[GroupId]:
-    """Should have been told long ago, and the router fails."""
-    groups = (await all_groups(tx)).groups
+async def _stuck(tx: Transaction, now: int, config: RoutingConfig) -> set[GroupId]:
+    """Should have been told long ago, and the router fails. Those of a route that is off, or that nobody can read, wait for that."""
+    live = {route.id for route in config.routes}
+    groups = [one for one in (await all_groups(tx)).groups if one.subscription_id in live]
     return {one.id for one in groups if one.due_at is not None and one.due_at < now - STUCK_MS}
 
 

@@ -164,6 +164,31 @@ def test_a_group_at_which_the_router_fails_is_given_up_after_a_while(
     tell(story)
 
 
+@pytest.mark.req("W7", "F4")
+def test_what_is_switched_off_is_not_given_up_where_the_router_fails(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its groups are long due, and not because of the router."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        lost = await happens(world, "vm.agent.lost", "h1", "v1")
+        await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=False))
+        await world.route_all()
+        await pass_time(world, 660)
+        with monkeypatch.context() as broken:
+            broken.setattr(Router, "step", _fault)
+            await happens(world, "vm.agent.connected", "h1", "v2")
+            world.control.deliveries.routing.forget()
+            await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=True))
+        await pass_time(world, 60)
+        assert [view.delivery.event_revision for view in await world.deliveries()] == [lost]
+
+    tell(story)
+
+
 def test_a_group_that_nobody_can_read_is_told_one_by_one(
     tell: Callable[[Story], None],
 ) -> None:
@@ -325,10 +350,10 @@ def test_a_fault_in_looking_does_not_end_the_notifier(
 def _faulty_for(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
     step = Router.step
 
-    def faulty(router: Router, now: int, config: Any, events: Any) -> Decision:
+    def faulty(router: Router, now: int, config: Any, events: Any, *more: Any) -> Decision:
         if any(one.vm_id == vm for one in events):
             raise ZeroDivisionError
-        return step(router, now, config, events)
+        return step(router, now, config, events, *more)
 
     monkeypatch.setattr(Router, "step", faulty)
 
