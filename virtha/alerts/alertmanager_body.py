@@ -49,6 +49,10 @@ def _alerts(
     ended = [
         Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in ended_codes(event)
     ]
+    ended += [
+        Alert(labels=_labels(message, one, one.code), ends_at=ends_at)
+        for one in message.over.get(event.revision, ())
+    ]
     if ended and event.code not in REPLACES:
         return ended
     stands_ms = settings.resolve_after_ms if awaits_end(event) else NOTICE_MS

@@ -6,11 +6,12 @@ import msgspec
 import structlog
 
 from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
+from virtha.control.parts_over import parts_over_with
 from virtha.control.receiver_checks import kind_of
 from virtha.model.codes import render
 from virtha.model.errors import Failed
 from virtha.model.event import Event
-from virtha.model.ids import ClusterId, HostId, VmId
+from virtha.model.ids import ClusterId, HostId, Revision, VmId
 from virtha.model.incident import PathState, VmPath
 from virtha.model.notification import (
     Delivery,
@@ -132,6 +133,7 @@ class MessageMaker:
 
     async def message(self, one: Delivery, event: Event, address: str | None) -> Message:
         told = event.fields
+        group = await self._group(one.about, event) if one.about is not None else None
         return Message(
             delivery_id=one.id,
             address=address,
@@ -143,8 +145,15 @@ class MessageMaker:
             vm=await self._name("vm", event.vm_id) or _text(told.get("vm")),
             created=one.created,
             test=one.test,
-            group=await self._group(one.about, event) if one.about is not None else None,
+            group=group,
+            over=await self._over((event, *(group.others if group is not None else ()))),
         )
+
+    async def _over(self, events: tuple[Event, ...]) -> dict[Revision, tuple[Event, ...]]:
+        if kind_of(self._receiver.settings) != "alertmanager":
+            return {}
+        found = {one.revision: await parts_over_with(self._tx, one) for one in events}
+        return {revision: over for revision, over in found.items() if over}
 
     async def _group(self, note: GroupNote, main: Event) -> MessageGroup:
         """As things are now: of its VMs the message says where they have got to by then."""
