@@ -65,6 +65,17 @@ class OpenProblems:
             for source, held_in in sources.values()
         )
 
+    def told(self) -> frozenset[tuple[SubscriptionId, Revision]]:
+        """All that inhibit, but for what is only held."""
+        return frozenset(
+            (route_id, revision)
+            for (route_id, same, _), by_code in self._events.items()
+            if same is Same.ANYTHING
+            for events in by_code.values()
+            for revision, (_, held_in) in events.items()
+            if held_in is None
+        )
+
     def take_gone(self) -> set[Place]:
         """Where one ended since it was last asked: what it inhibited is to be looked at."""
         gone, self._gone = self._gone, set()

@@ -95,6 +95,11 @@ class Router:
         """How many of them have something that is to be told."""
         return sum(one.due_at is not None for one in self._groups)
 
+    @property
+    def told(self) -> frozenset[tuple[SubscriptionId, Revision]]:
+        """Problems that go on, by route."""
+        return self._groups.open.told()
+
     def concerned(self, config: RoutingConfig, event: Event) -> bool:
         """Whether a step with this event may do anything."""
         if any(config.wants(route, event) for route in config.routes):

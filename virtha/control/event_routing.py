@@ -146,7 +146,7 @@ class EventRouting:
         more = len(events) == batch
         # Only what was told inhibits, and an event says when a message reached nobody.
         in_vain = config.inhibitions and any(one.code in _IN_VAIN for one in events)
-        lost = await undelivered(tx) if in_vain else frozenset()
+        lost = await undelivered(tx, router.told) if in_vain else frozenset()
         return _Found(
             config=config,
             bad=bad,

@@ -122,22 +122,24 @@ def test_an_end_that_names_no_part_ends_the_alerts_of_all_parts(
     """Of that host. Else the alert of a lease, which has its domain among its labels, stands for a week after the host is back."""
 
     async def story(world: NotifiedWorld) -> None:
-        wanted = {**GROUPED, "group_by": group_by, "codes": ("host.*",)}
+        wanted = {**GROUPED, "group_by": group_by, "codes": ("host.*", "power.*")}
         await subscribe_alerts(world, **wanted, solved=True)
         for domain in ("d1", "d2"):
             await happens(world, "host.lease.lost", "h1", domain=domain)
             await happens(world, "host.lease.lost", "h2", domain=domain)
         await world.route_all()
         await pass_time(world, 60)
-        assert len(await standing(world)) == 4
+        await happens(world, "power.test.broke", "h1", device="bmc", why="?")
+        await world.route_all()
+        await pass_time(world, 3_600)
+        assert len(await standing(world)) == 5
         await happens(world, end, "h1", vms="1", after_ms="1")
         await world.route_all()
         await pass_time(world, 3_600)
-        left = sorted(
-            (one["host"], one["domain"])
-            for one in map(dict, await standing(world))
-            if one["alertname"] == "host.lease.lost"
-        )
-        assert left == [("h2", "d1"), ("h2", "d2")]
+        stands = [dict(one) for one in await standing(world)]
+        left = [one for one in stands if one["alertname"] == "host.lease.lost"]
+        assert sorted((one["host"], one["domain"]) for one in left) == [("h2", "d1"), ("h2", "d2")]
+        broken = any(one["alertname"] == "power.test.broke" for one in stands)
+        assert broken is (end != "host.removed"), "its device is as it was"
 
     tell(story)

@@ -265,8 +265,11 @@ def test_a_receiver_that_is_switched_off_for_a_minute_is_told_what_goes_on(
 
 
 @pytest.mark.req("W7", "F4")
-def test_a_message_that_was_refused_explains_nothing(tell: Callable[[Story], None]) -> None:
-    """The receiver took no word of the host, and was told of none of its VMs."""
+@pytest.mark.parametrize("expires", [True, False])
+def test_a_message_that_reached_nobody_explains_nothing(
+    tell: Callable[[Story], None], expires: bool
+) -> None:
+    """The receiver took no word of the host, or was away for too long, and was told of none of its VMs."""
 
     async def story(world: NotifiedWorld) -> None:
         await world.subscribe_mail(codes=("host.*", "vm.*"), severity=Severity.WARNING, solved=True)
@@ -280,9 +283,13 @@ def test_a_message_that_was_refused_explains_nothing(tell: Callable[[Story], Non
         lost = await happens(world, "vm.agent.lost", "h1", "v1")
         await world.route_all()
         assert lost not in [view.delivery.event_revision for view in await world.deliveries()]
-        world.messengers.answer = lambda _message: NEVER
-        async with world.notifying():
-            await world.until(lambda: world.events("notify.refused"))
+        if expires:
+            world.clock.wall += 40 * 86_400_000
+            assert await world.control.deliveries.expire() == 1
+        else:
+            world.messengers.answer = lambda _message: NEVER
+            async with world.notifying():
+                await world.until(lambda: world.events("notify.refused"))
         await world.route_all()
         await pass_time(world, 60)
         assert lost in [view.delivery.event_revision for view in await world.deliveries()]
