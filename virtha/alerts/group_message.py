@@ -1,10 +1,12 @@
 """What one message of a group is about: its head, its kind, why it goes out now."""
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from virtha.alerts.match import RANK
-from virtha.alerts.subject import incident_of
-from virtha.model.codes import SOLVED_BY, SOLVES, Severity
+from virtha.alerts.subject import awaits_end, incident_of, solved_by
+from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.ids import Revision
 from virtha.model.notification import Subscription
@@ -25,16 +27,19 @@ def note_of(
     *,
     main: Event,
     repeat: bool,
+    further: Sequence[Group] = (),
 ) -> GroupNote:
     """``before``, ``after``: the group, telling it. ``main``: what heads the message; perhaps one of those that were only
-    counted."""
+    counted. ``further``: other groups of the same cause; nobody who reads the message knows of groups."""
     listed = _listed(members, main)
     kind = _kind(members, counted)
+    every = (after, *further)
+    well = all(is_well(one) for one in every)
     return GroupNote(
         group_id=before.id,
         key=before.key,
         kind=kind,
-        reason=_told_why(route, before, after, kind, repeat=repeat),
+        reason=_told_why(route, before, after, kind, repeat=repeat, well=well),
         revisions=listed,
         again={
             str(int(one.event.revision)): one.again
@@ -42,7 +47,8 @@ def note_of(
             if one.again and one.event.revision in listed
         },
         counted=counted + len(members) - len(listed),
-        open=sum(one.state is MemberState.OPEN for one in after.members),
+        open=sum(one.state is MemberState.OPEN for group in every for one in group.members),
+        unfollowed=sum(group.unfollowed for group in every),
         host_id=before.host_id,
         incident_id=before.incident_id,
     )
@@ -59,15 +65,17 @@ def goes_on(member: Member) -> bool:
     """A problem of which the end is awaited. Others are over with their telling: a host's new boot, a watchdog's firing."""
     return (
         member.state is not MemberState.RECENT
-        and member.event.code in SOLVED_BY
+        and awaits_end(member.event)
         and not member.solved
         and not member.ends
     )
 
 
 def is_well(group: Group) -> bool:
-    """No problem of it goes on, as far as is known."""
-    return not group.incident_open and not any(goes_on(one) for one in group.members)
+    """No problem of it goes on, and there is none of which that isn't known."""
+    if group.incident_open or group.unfollowed:
+        return False
+    return not any(goes_on(one) for one in group.members)
 
 
 def calmed(group: Group, note: GroupNote) -> Group:
@@ -113,13 +121,15 @@ def _kind(members: list[Member], counted: int) -> str:
 
 
 def _is_end(member: Member) -> bool:
-    return member.ends or member.event.code in SOLVES
+    return member.ends or bool(solved_by(member.event))
 
 
-def _told_why(route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool) -> str:
+def _told_why(
+    route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool, well: bool
+) -> str:
     if repeat:
         return REPEAT
-    if kind == "solved" and is_well(after):
+    if kind == "solved" and well:
         return WELL
     if route.group_by is GroupBy.NONE:
         return "notify.told.alone"

@@ -34,6 +34,7 @@ async def _live(tx: Transaction, config: RoutingConfig) -> ReadConfig:
     config = replace(
         config,
         routes=live.readable,
+        off=live.off,
         unreadable=frozenset(live.unreadable),
         closing=frozenset(
             one.id for one in live.readable if one.receiver_id in kinds.alertmanagers
