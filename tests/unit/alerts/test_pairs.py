@@ -74,6 +74,7 @@ def test_every_problem_ends_somewhere() -> None:
         ("vm.recovery_blocked", "vm.unwanted", True),
         ("vm.crashed", "vm.unwanted", True),
         ("vm.io_error.paused", "vm.unwanted", True),
+        ("vm.io_error.paused", "vm.restarted", True),
         ("vm.quarantined", "vm.lives_after_all", False),
         ("vm.recovery_given_up", "vm.lives_after_all", False),
         ("vm.recovery_blocked", "vm.lives_after_all", False),

@@ -80,7 +80,7 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "power.settings.removed": ("power.test.broke",),
     "vm.agent.connected": ("vm.agent.lost",),
     "vm.stopped": ("vm.agent.lost", "vm.migration_keeps_failing", *_STANDS_STILL),
-    "vm.restarted": (*_CRASHED, "vm.restart.failed", "vm.restart.blocked"),
+    "vm.restarted": (*_CRASHED, "vm.restart.failed", "vm.restart.blocked", *_STANDS_STILL),
     "vm.started": (*_DOWN, *_STANDS_STILL),
     # Nobody misses it any more.
     "vm.unwanted": (*_DOWN, *_STANDS_STILL),
