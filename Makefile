@@ -11,7 +11,7 @@ MACHINES = $(PYTEST) -q --durations=15 -m "lab and not long" --ignore=tests/lab 
 # Databases, outboxes and records are synced to disk at each write, ten thousand times; in memory that is no wait.
 IN_MEMORY = $$([ -w /dev/shm ] && [ "$$(df --output=avail -m /dev/shm | tail -n 1)" -ge 1000 ] && echo env PYTEST_DEBUG_TEMPROOT=/dev/shm)
 KEEP_FAILED = -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
-UNIT = $(IN_MEMORY) $(PYTEST) -q -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILED) \
+UNIT = $(IN_MEMORY) $(PYTEST) -q --durations=25 -n 3 --dist loadgroup -m "not lab" $(KEEP_FAILED) \
   --ignore=tests/scenarios --ignore=tests/properties --ignore=tests/lab
 SIMULATOR = sim swarm crash-points mutants
 SEEDS = 1..20000

@@ -62,6 +62,7 @@ _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUS
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
 _OF_A_BOOT_THAT_ENDED = ("vm.stop.reconstructed", "vm.restart.blocked")
 _STARTS = ("vm.started", "vm.restarted")
+_LIBVIRT_LOST, _LIBVIRT_BACK = "host.libvirt.lost", "host.libvirt.back"
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -163,6 +164,8 @@ class FactRecorder:
                 host_sequence=fact.sequence,
             ),
         )
+        if body.code in (_LIBVIRT_LOST, _LIBVIRT_BACK):
+            await self._libvirt_answers(tx, host, answers=body.code == _LIBVIRT_BACK)
         if body.code == AGENT_ANSWERS:
             await _end_path(tx, event)
         if row is not None and body.code in _WATCHDOG_CODES:
@@ -235,6 +238,9 @@ class FactRecorder:
                 await save_settled(tx, host.host.id, timeline)
         if fact.boot != host.status.boot:
             return  # what ran in a former boot is dead (P4), and says nothing of this one
+        if await self._libvirt_answers(tx, host, answers=True):
+            # Its agent began anew, or it booted, meanwhile: only the process that lost it would say so itself.
+            await record(tx, _LIBVIRT_BACK, host=host.host, name=host.host.name)
         fresh = await find_host(tx, host.host.id)
         assert fresh is not None
         if fresh.status.inventory_revision != body.revision:
@@ -251,6 +257,15 @@ class FactRecorder:
         for row in await vms_held_by(tx, host.host.id):
             if row.vm.id not in states:
                 await self._inactive_domain(tx, effects, host, fact, row, absent=True)
+
+    async def _libvirt_answers(self, tx: WriteTransaction, host: HostRow, *, answers: bool) -> bool:
+        """Whether that is news."""
+        fresh = await find_host(tx, host.host.id)
+        assert fresh is not None
+        if fresh.status.libvirt_lost is not answers:
+            return False
+        await save_host_status(tx, msgspec.structs.replace(fresh.status, libvirt_lost=not answers))
+        return True
 
     async def _active_domain(
         self,

@@ -93,6 +93,7 @@ from virtha.engine.migration import (
 from virtha.engine.move_answer import MoveAnswered
 from virtha.engine.not_shared import storage_compared
 from virtha.engine.operator import brake_lifted, death_confirmed
+from virtha.engine.outage import tell_outages_over
 from virtha.engine.permits import brake_looks_at, watch_brake
 from virtha.engine.records import EngineRecords, HostRecord, VmStage
 from virtha.engine.recovery import (
@@ -172,6 +173,8 @@ class Engine:
                 if node is not None:
                     look_at(cluster, node)
             self._watch_brake()
+        if cluster.outages_ending:
+            tell_outages_over(cluster)
         if cluster.cut_removed:
             plan_removed_cuts(cluster)
         self._plan_vms()

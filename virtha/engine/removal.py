@@ -13,6 +13,7 @@ from virtha.engine.cuts import tell_left
 from virtha.engine.events import HostRemoved
 from virtha.engine.incident import lose
 from virtha.engine.machine import Verdict
+from virtha.engine.outage import waits_no_more
 from virtha.engine.records import FenceCount, HostRecord, Incident
 from virtha.engine.restored import is_untold
 from virtha.engine.state import Cluster, HostNode, VmNode
@@ -26,6 +27,7 @@ def host_removed(cluster: Cluster, event: HostRemoved) -> None:
     node = cluster.hosts.pop(event.host_id, None)
     if node is None:
         return
+    waits_no_more(cluster, node.record)
     cluster.rings.forget(event.host_id)
     cluster.absent.discard(event.host_id)
     cluster.await_no_more(event.host_id)
@@ -59,6 +61,7 @@ def removed_while_nobody_led(cluster: Cluster) -> None:
         if record.name is None and record.boot is not None:
             # Nobody can say any more when it fell silent: an order of ours may have struck it (P1). Once: the name is kept.
             _note_removal(cluster, record.host_id)
+            waits_no_more(cluster, record)
             keep(cluster, _named(cluster, record))
     for host_id in sorted(cluster.vms_on):
         if host_id not in cluster.hosts and cluster.vms_held_by(host_id):

@@ -263,6 +263,8 @@ class Cluster:
         """Domains that are not the same for all: who did not see there what whom wrote."""
         self.storage_told = False
         """In this step a host said something of its storage that may change whose lease is waived."""
+        self.outages_ending: set[StorageDomainId] = set()
+        """Domains that in this step a host ceased to wait for, on which its lease was waived."""
         self.steady_since_ms: Millis | None = None
         """While the brake holds: since when a majority of the survivors sees its storage."""
         self.hosts: dict[HostId, HostNode] = {}
@@ -284,7 +286,6 @@ class Cluster:
         self.begun: set[HostId] = set()
         """Hosts of which a boot began in this step."""
         self.changed_hosts: set[HostId] = set()
-        """Whose records may have to be saved."""
         self.changed_vms: set[VmId] = set()
         self.ready: set[VmId] = set()
         self.unsettled: set[VmId] = set()
@@ -292,7 +293,6 @@ class Cluster:
         self.paused: set[VmId] = set()
         """On an I/O error, or being ended for one."""
         self.homesick: set[VmId] = set()
-        """Away from their home."""
         self.drains: set[HostId] = set()
         """Hosts that VMs are to leave, or have left."""
         self.awaited: set[HostId] = set()

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from virtha.engine.capacity import FeatureKind
 from virtha.engine.events import EndWaiver, GiveWaiver, HostSurveyed, SessionChanged, WaiverOver
 from virtha.engine.evidence import host_surveyed, session_changed
+from virtha.engine.outage import waits_no_more
 from virtha.engine.records import Waiver
 from virtha.engine.state import Cluster, HostNode
 from virtha.model.evidence import ProcessKind
@@ -165,6 +166,7 @@ def _send(cluster: Cluster, node: HostNode, waiver: Waiver) -> None:
 def _drop(cluster: Cluster, node: HostNode, over: Callable[[Waiver], bool]) -> None:
     left = tuple(waiver for waiver in node.record.waived if not over(waiver))
     if left != node.record.waived:
+        waits_no_more(cluster, node.record)
         node.set(waived=left)
         cluster.changed_hosts.add(node.id)
 

@@ -86,6 +86,8 @@ class HostStatus(Value, frozen=True, kw_only=True):
     inventory_revision: int = 0
     carries: str | None = None
     """A mark of the server's machine, if it was this host's when it last connected."""
+    libvirt_lost: bool = False
+    """It was told that its libvirt doesn't answer, and not yet that it does again."""
     revision: Revision = Revision(0)
 
 

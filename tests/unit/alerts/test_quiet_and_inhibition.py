@@ -259,6 +259,7 @@ def test_each_problem_and_its_end_are_of_one_object() -> None:
         ("host.lease.held_again", {"domain": "d1"}, "host:h/d1"),
         ("storage.lease_again", {"domain": "d1"}, "installation/d1"),
         ("storage.outage", {"domain": "d1"}, "installation/d1"),
+        ("storage.outage_over", {"domain": "d1"}, "installation/d1"),
         ("power.test.broke", {"device": "bmc"}, "host:h/bmc"),
         ("notify.receiver_away", {"receiver_id": "r1"}, "receiver:r1"),
         ("hold.set", {}, "host:h"),

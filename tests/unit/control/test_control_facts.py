@@ -365,6 +365,28 @@ def test_a_host_that_lost_its_outbox_counts_on_from_ours(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.req("W7")
+def test_a_libvirt_that_another_agent_lost_is_back_with_the_next_list(tell: Tell) -> None:
+    """An upgrade restarts libvirt and the agent: only the process that saw it go would say that it came back."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await host.tell(Inventory(revision=1, domains=()))
+        await host.tell(Happened(code="host.libvirt.lost"), Happened(code="host.libvirt.back"))
+        await host.tell(Inventory(revision=2, domains=()))
+        assert len(await world.events("host.libvirt.back")) == 1, "it said so itself"
+        await host.tell(Happened(code="host.libvirt.lost"))
+        assert (await world.control.hosts.get("h1")).status.libvirt_lost
+        assert len(await world.events("host.libvirt.back")) == 1
+        await host.tell(Inventory(revision=3, domains=()))
+        await host.tell(Inventory(revision=4, domains=()))
+        (told, _) = await world.events("host.libvirt.back")
+        assert told.host_id == host.id and "h1" in told.message
+        assert not (await world.control.hosts.get("h1")).status.libvirt_lost
+
+    tell(story)
+
+
 def test_a_gap_in_a_hosts_history_is_told(tell: Tell) -> None:
     """The database was restored: the host had been told that these facts are recorded."""
 

@@ -9,6 +9,7 @@ from virtha.engine.capacity import Feature, FeatureKind
 from virtha.engine.events import (
     EndWaiver,
     GiveWaiver,
+    HostRemoved,
     PolicyChanged,
     SessionChanged,
     WaiverOver,
@@ -148,6 +149,49 @@ def test_it_stands_until_the_host_says_that_it_keeps_its_lease():
     play.advance(1_000)
     assert (waived(play)["h1"], len(waived(play)["h2"])) == ((), 1)
     assert play.told().count("storage.lease_again") == 1
+
+
+OVER = "storage.outage_over"
+
+
+@pytest.mark.req("W7")
+def test_an_outage_is_over_with_the_last_of_its_hosts():
+    play = in_an_outage()
+    loses(play, "h1", "h2", "h3", back=True)
+    play.advance(1_000)
+    says_over(play, "h1")
+    play.advance(1_000)
+    assert OVER not in play.told()
+    says_over(play, "h2")
+    play.advance(1_000)
+    assert play.told().count(OVER) == 1
+
+
+@pytest.mark.req("W7")
+def test_hosts_that_boot_or_are_removed_end_an_outage_too():
+    play = in_an_outage()
+    play.hosts["h1"].cut()
+    play.advance(1_000)
+    play.hosts["h1"].boot_again()
+    play.advance(5_000)
+    play.survey(play.hosts["h1"])
+    play.advance(1_000)
+    assert (waived(play)["h1"], play.told().count(OVER)) == ((), 0)
+    play.inbox.append(HostRemoved(host_id=play.hosts["h2"].id))
+    play.advance(1_000)
+    assert play.told().count(OVER) == 1
+
+
+@pytest.mark.req("W7")
+def test_a_host_that_failed_meanwhile_keeps_an_outage_open():
+    play = in_an_outage()
+    loses(play, "h1", "h3", back=True)
+    play.hosts["h2"].cut()
+    play.advance(60_000)
+    says_over(play, "h1")
+    play.advance(1_000)
+    assert "host.judged_dead" in play.told()
+    assert OVER not in play.told()
 
 
 def test_a_host_that_says_so_unasked_is_not_believed():

@@ -94,6 +94,13 @@ LEASE_EVENTS: tuple[Code, ...] = (
         "domain",
     ),
     event(
+        1458,
+        "storage.outage_over",
+        INFO,
+        "The outage of {domain} is over: each host whose lease was waived keeps it again, has booted, or was removed",
+        "domain",
+    ),
+    event(
         1450,
         "host.watchdog.armed",
         INFO,

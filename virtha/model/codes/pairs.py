@@ -64,7 +64,7 @@ SOLVES: dict[str, tuple[str, ...]] = {
         *_LEASE_LOST,
     ),
     "host.lease.held_again": _LEASE_LOST,
-    "storage.lease_again": ("storage.outage",),
+    "storage.outage_over": ("storage.outage",),
     "storage.shared_again": ("storage.not_shared",),
     "storage.removed": ("storage.outage", "storage.not_shared"),
     "host.watchdog.armed": ("host.watchdog.unarmed", "host.watchdog.broken"),
