@@ -284,6 +284,29 @@ def test_what_was_read_for_one_is_not_kept_for_others(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.parametrize("is_told", [False, True], ids=["nobody-is-told", "somebody-is-told"])
+def test_what_a_cluster_lacks_does_not_depend_on_who_asks(play: Play, is_told: bool) -> None:
+    """Receivers and subscriptions are hidden from who sees some clusters only; whether there are any is a finding of each cluster."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        if is_told:
+            wanted = {"receiver": "mail-norden", "name": "all", "severity": "info"}
+            await world.ok("POST", "/v1/subscriptions", wanted)
+        for path in (
+            "/v1/clusters/norden/readiness",
+            "/v1/hosts/host-norden/readiness",
+            "/v1/vms/vm-norden/readiness",
+        ):
+            seen = [await world.ok("GET", path, role=role) for role in ("administrator", "eve")]
+            assert seen[0] == seen[1], path
+        whole = await world.ok("GET", "/v1/readiness", role="eve")
+        assert ("ready.nobody_told" in str(whole)) is not is_told
+
+    play(story)
+
+
 KEY = {"Idempotency-Key": "0123456789abcdef"}
 
 
