@@ -307,6 +307,24 @@ def test_what_a_cluster_lacks_does_not_depend_on_who_asks(play: Play, is_told: b
     play(story)
 
 
+def test_why_there_is_a_hold_is_for_who_sees_all_clusters(play: Play) -> None:
+    """That there is one concerns everybody."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        await world.ok("PUT", "/v1/hold", {"reason": "vm-sueden is broken into"})
+        for path in ("/v1/status", "/v1/readiness", "/v1/vms/vm-norden"):
+            answers = {one: await world.call("GET", path, role=one) for one in ("viewer", "eve")}
+            assert answers["viewer"].status_code == answers["eve"].status_code == 200
+            assert "vm-sueden is broken into" in answers["viewer"].text, path
+            assert "protection.hold" in answers["eve"].text, path
+            assert "sueden" not in answers["eve"].text, path
+        assert (await world.call("GET", "/v1/hold", role="eve")).status_code == 403
+
+    play(story)
+
+
 KEY = {"Idempotency-Key": "0123456789abcdef"}
 
 

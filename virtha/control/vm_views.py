@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
+from virtha.control.hold_reasons import as_seen
 from virtha.control.launch import Surroundings, fits_elsewhere, read_surroundings
 from virtha.control.pending import pending_changes
 from virtha.control.protection import protection_of, texts
@@ -106,7 +107,7 @@ class VmViews:
             other_host_fits=self._other_host_fits(row, surroundings),
         )
         reasons = _reasons(row, host)
-        engine = self._leaders.explain_vm(row.vm.id)
+        engine = as_seen(self._leaders.explain_vm(row.vm.id))
         status = msgspec.structs.replace(row.status, state=row.shown, reasons=reasons)
         return VmView(
             vm=row.vm,

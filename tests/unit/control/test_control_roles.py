@@ -12,6 +12,7 @@ from virtha.control.access_views import (
     RoleChange,
     RoleCreate,
 )
+from virtha.control.hold_reasons import OF_HOLD, as_seen
 from virtha.control.requests import (
     ClusterChange,
     ClusterCreate,
@@ -30,6 +31,7 @@ from virtha.model.access import (
     Scope,
     is_of_clusters,
 )
+from virtha.model.codes import REGISTRY
 from virtha.model.errors import (
     Conflict,
     Forbidden,
@@ -41,7 +43,8 @@ from virtha.model.errors import (
 )
 from virtha.model.ids import ClusterId
 from virtha.model.user import Role, SettingScope
-from virtha.store.reach import HIDDEN, RULES, seeing, view_statements
+from virtha.model.vm import Reason
+from virtha.store.reach import HIDDEN, HOLD_REASON, RULES, seeing, view_statements
 from virtha.store.schema import metadata
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -86,6 +89,16 @@ def test_a_part_of_the_records_takes_no_writes_and_makes_no_decisions(tell: Tell
         assert HIDDEN == "0"
 
     tell(story)
+
+
+def test_the_engines_word_of_a_hold_gives_its_reason_to_who_sees_all_clusters() -> None:
+    assert {code for code, one in REGISTRY.items() if "on hold: {why}" in one.template} == OF_HOLD
+    for code in OF_HOLD:
+        said = (Reason(code=code, fields={"why": "of all"}), Reason(code="ready.no_room"))
+        assert as_seen(said) == said
+        with seeing(frozenset({EAST})):
+            covered, other = as_seen(said)
+        assert (covered.fields, other) == ({"why": HOLD_REASON}, said[1])
 
 
 def test_what_the_fixed_roles_may_is_what_they_always_might() -> None:
