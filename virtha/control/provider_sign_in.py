@@ -210,9 +210,10 @@ class ProviderSignIns:
             if row is None or _name_of(row.provider) != _name_of(provider):
                 raise _refused("the provider was changed meanwhile")
             user_id = await vouched_user(tx, row.provider, identity)
-        if user_id is None:
-            raise no_role(row.provider)
-        return await self._users.sign_in_vouched(user_id, address=address)
+            if user_id is not None:
+                # Here, not afterwards: who ends the sessions of the provider's people must not miss this one.
+                return await self._users.open_vouched(tx, user_id, address=address)
+        raise no_role(row.provider)
 
     async def _tell(self, provider: SignInProvider, error: VirthaError, address: str) -> None:
         async with self._store.write() as tx:

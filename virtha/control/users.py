@@ -85,12 +85,13 @@ class Users:
             row = await self._who_knows(request)
             if row is not None:
                 self._brake.succeeded(name, address, began)
-        if row is None:
+        session = await self._session_of(row, address) if row is not None else None
+        if session is None:
             await self._failed(name, address)
             raise Unauthenticated(
                 "user name or password is wrong", code="problem.password.wrong", fix="try again"
             )
-        return await self._open_session(row, address)
+        return session
 
     async def _who_knows(self, request: SessionCreate) -> UserRow | None:
         """The user of that name, if it may sign in and the password is right."""
@@ -120,43 +121,28 @@ class Users:
             await record(tx, "user.unlocked", by=caller.name, user=user.name)
         self._brake.lift(user.name)
 
-    async def sign_in_vouched(self, user_id: UserId, *, address: str) -> SessionView:
-        """For whom a provider vouches. Raises Unauthenticated: the user is locked out or no more."""
-        async with self._store.read() as tx:
-            row = await find_user(tx, user_id)
+    async def _session_of(self, judged: UserRow, address: str) -> SessionView | None:
+        """None: while the password was looked at, which takes its time, the user was locked out, removed or given another one.
+        What ended their sessions then must not miss this one."""
+        async with self._store.write() as tx:
+            row = await find_user(tx, judged.user.id)
+            if row is None or not row.user.enabled or row.password_hash != judged.password_hash:
+                return None
+            return await _open_session(tx, row.user, address)
+
+    async def open_vouched(
+        self, tx: WriteTransaction, user_id: UserId, *, address: str
+    ) -> SessionView:
+        """For whom a provider vouches, in the transaction that finds the provider still believed. Raises Unauthenticated: the user is
+        locked out or no more."""
+        row = await find_user(tx, user_id)
         if row is None or not row.user.enabled:
             raise Unauthenticated(
                 "the user is locked out here",
                 code="problem.sign_in.refused",
                 fix="ask an administrator",
             )
-        return await self._open_session(row, address)
-
-    async def _open_session(self, row: UserRow, address: str) -> SessionView:
-        secret = make_secret()
-        async with self._store.write() as tx:
-            now = tx.clock.wall_ms()
-            lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
-            await drop_expired_access_tokens(tx, now - EXPIRED_KEPT_MS)
-            token = Token(
-                id=TokenId(str(uuid4())),
-                kind=TokenKind.ACCESS,
-                user_id=row.user.id,
-                created=now,
-                expires=UtcMillis(now + lifetime_ms),
-                uses_max=None,
-                address=address,
-            )
-            await add_token(tx, token, hash_secret(secret))
-            await record(
-                tx, "user.signed_in", by=row.user.name, user=row.user.name, address=address
-            )
-        return SessionView(
-            token=access_text(token.id, secret),
-            expires=token.expires,
-            user=row.user.name,
-            role=row.user.role,
-        )
+        return await _open_session(tx, row.user, address)
 
     async def authenticate(self, token: str) -> Caller:
         """Raises Unauthenticated (`problem.token.expired` to who knows an expired token's secret)."""
@@ -305,6 +291,28 @@ class Users:
             await end_subscriptions_of(tx, user, by=caller.name)
             await drop_user(tx, user.id)
             await record(tx, "user.deleted", by=caller.name, user=user.name)
+
+
+async def _open_session(tx: WriteTransaction, user: User, address: str) -> SessionView:
+    """``user`` as ``tx`` finds them."""
+    secret = make_secret()
+    now = tx.clock.wall_ms()
+    lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
+    await drop_expired_access_tokens(tx, now - EXPIRED_KEPT_MS)
+    token = Token(
+        id=TokenId(str(uuid4())),
+        kind=TokenKind.ACCESS,
+        user_id=user.id,
+        created=now,
+        expires=UtcMillis(now + lifetime_ms),
+        uses_max=None,
+        address=address,
+    )
+    await add_token(tx, token, hash_secret(secret))
+    await record(tx, "user.signed_in", by=user.name, user=user.name, address=address)
+    return SessionView(
+        token=access_text(token.id, secret), expires=token.expires, user=user.name, role=user.role
+    )
 
 
 def check_user_name(name: str) -> str:

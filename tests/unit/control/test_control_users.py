@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ from virtha.model.errors import (
     VirthaError,
 )
 from virtha.model.user import Role
-from virtha.store.users import find_token, find_user
+from virtha.store.users import access_tokens, find_token, find_user
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORD = "correct horse battery"
@@ -133,6 +133,45 @@ def test_guesses_at_once_get_no_more_tries_than_one_after_another(tell: Tell) ->
         told = await asyncio.gather(*(code_of(PASSWORD, "10.0.0.3") for _ in range(20)))
         assert set(told) == {"signed in"}
 
+    tell(story)
+
+
+@pytest.mark.parametrize("how", ["another-password", "disabled", "deleted"])
+def test_nobody_comes_in_who_was_shut_out_while_the_password_was_looked_at(
+    tell: Tell, how: str
+) -> None:
+    class SlowPasswords(Passwords):
+        async def matches(self, password: str, password_hash: str | None) -> bool:
+            right = await super().matches(password, password_hash)
+            await meanwhile()
+            return right
+
+    async def story(world: Any) -> None:
+        nonlocal meanwhile
+        users = world.control.users
+        await users.create(ADMIN, UserCreate(name="eve", password=PASSWORD, role=Role.VIEWER))
+
+        async def shut_out() -> None:
+            if how == "deleted":
+                await users.delete(ADMIN, "eve")
+            elif how == "disabled":
+                await users.change(ADMIN, "eve", UserChange(enabled=False))
+            else:
+                await users.change(ADMIN, "eve", UserChange(password="quite another one"))
+
+        meanwhile = shut_out
+        slow = Users(world.store, world.clock, SlowPasswords(CHEAP))
+        with pytest.raises(Unauthenticated) as refused:
+            await slow.sign_in(SessionCreate(user="eve", password=PASSWORD), address="a")
+        assert refused.value.code == "problem.password.wrong"
+        async with world.store.read() as tx:
+            assert await access_tokens(tx, None, 10) == ()
+        assert await world.events("user.signed_in") == []
+
+    async def nothing() -> None:
+        raise NotImplementedError
+
+    meanwhile: Callable[[], Awaitable[None]] = nothing
     tell(story)
 
 

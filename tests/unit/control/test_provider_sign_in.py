@@ -1,6 +1,7 @@
 """Sign-ins by a provider: what control decides by itself. The provider is played; a real one is in tests/api/test_oidc_story.py."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -214,6 +215,29 @@ def test_whom_a_provider_vouched_for_is_signed_out_with_it(tell: Tell, how: str)
         signing.provider.meanwhile = change
         with pytest.raises(Unauthenticated, match="changed meanwhile"):
             await signing.whole()
+
+    tell(story)
+
+
+def test_a_provider_that_is_forgotten_right_behind_a_sign_in_takes_it_along(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        signing, users = SignIns(world), world.control.users
+        await signing.set_up()
+        sealed, write, forgotten = await signing.begin(), world.store.write, []
+
+        @asynccontextmanager
+        async def then_forgotten() -> AsyncIterator[Any]:
+            async with write() as tx:
+                yield tx
+            if not forgotten:
+                forgotten.append(True)
+                await signing.control.delete(ADMIN)
+
+        world.store.write = then_forgotten
+        session = await signing.finish(sealed)
+        assert forgotten
+        with pytest.raises(Unauthenticated):
+            await users.authenticate(session.token)
 
     tell(story)
 
