@@ -10,7 +10,7 @@ from virtha.model.errors import Conflict, Forbidden, InvalidInput
 from virtha.model.ids import UserId
 from virtha.model.sign_in import Identity, SignInProvider
 from virtha.model.user import Role, User
-from virtha.store.sign_in import add_identity, user_of_identity
+from virtha.store.sign_in import add_identity, save_vouched, user_of_identity
 from virtha.store.store import WriteTransaction
 from virtha.store.users import add_user, drop_tokens_of, find_user, save_user
 
@@ -45,6 +45,7 @@ async def vouched_user(
     if role is None:
         await drop_tokens_of(tx, user_id)
         return None
+    await save_vouched(tx, user_id)
     if row.user.role is not role:
         saved = await save_user(tx, msgspec.structs.replace(row.user, role=role))
         await record(

@@ -13,6 +13,7 @@ from virtha.control.history import record
 from virtha.control.names import check_text, the_cluster, the_user
 from virtha.control.roles import check_role_name
 from virtha.control.secret_tokens import access_text, hash_secret, make_secret
+from virtha.control.token_ends import end_of
 from virtha.control.views import Caller, Page
 from virtha.model.access import Permission
 from virtha.model.errors import Forbidden, InvalidInput, NotFound, Refused
@@ -74,7 +75,7 @@ class Sessions:
     async def create_token(
         self, caller: Caller, request: AccessTokenCreate, *, address: str
     ) -> AccessTokenSecret:
-        """Raises InvalidInput, NotFound, Forbidden (by a token that is itself for less), Refused (too many)."""
+        """Raises InvalidInput, NotFound, Forbidden (by a token that is no sign-in), Refused (too many)."""
         _check_token(request)
         if caller.user_id is None:
             raise InvalidInput(
@@ -82,11 +83,12 @@ class Sessions:
                 field="Authorization",
                 fix="sign in as a user: 'virtha login URL'",
             )
-        if caller.is_narrow:
+        if not caller.signed_in:
+            # It would outlive the one that it came from, and whoever found that.
             raise Forbidden(
-                "a token that is for less makes no others",
+                "an access token makes no others",
                 code="problem.token.narrow",
-                fix="sign in with name and password",
+                fix="sign in: 'virtha login URL'",
             )
         secret, cluster_id = make_secret(), await self._cluster_for(caller, request)
         async with self._store.write() as tx:
@@ -167,5 +169,5 @@ async def _item(tx: Transaction, token: Token, names: dict[ClusterId, str]) -> S
         role=token.role,
         cluster_name=names.get(cluster_id, cluster_id) if cluster_id is not None else None,
         created=token.created,
-        expires=token.expires,
+        expires=await end_of(tx, token),
     )

@@ -30,6 +30,7 @@ from virtha.control.secret_tokens import (
     secret_matches,
 )
 from virtha.control.subscriptions import end_subscriptions_of
+from virtha.control.token_ends import end_of
 from virtha.control.user_origin import check_its_own
 from virtha.control.views import Caller, CurrentSession, Page, SessionView
 from virtha.model.errors import Conflict, Refused, Unauthenticated
@@ -201,7 +202,15 @@ class Users:
             user = await find_user(tx, row.token.user_id)
             if user is None or not user.user.enabled:
                 raise _not_signed_in()
-            return await caller_of(tx, user.user, row.token), row.token
+            ends = await end_of(tx, row.token)
+            if ends <= self._clock.wall_ms():
+                raise Unauthenticated(
+                    f"its user's provider has not vouched for them since, so the token ended at {format_utc(ends)}",
+                    code="problem.token.expired",
+                    fix="sign in by the provider, and it is good again: 'virtha login URL --provider'",
+                )
+            signed_in = msgspec.structs.replace(row.token, expires=ends)
+            return await caller_of(tx, user.user, row.token), signed_in
 
     async def sign_out(self, token: str) -> None:
         await self.authenticate(token)

@@ -256,10 +256,7 @@ def test_an_access_token_may_less_ends_by_itself_or_by_its_user(tell: Tell) -> N
         made = await sessions.create_token(eve, wanted, address="10.0.0.1")
         program = await users.authenticate(made.token)
         assert (program.role, program.rights.everywhere) == (Role.VIEWER, {VIEW})
-        # It makes none that may more, and ends nobody's sign-in.
-        with pytest.raises(Forbidden) as narrow:
-            await sessions.create_token(program, AccessTokenCreate(description="x"), address="")
-        assert narrow.value.code == "problem.token.narrow"
+        # It ends nobody's sign-in.
         own = await sessions.list(eve, None)
         assert [one.description for one in own.items] == ["backup", ""]
         with pytest.raises(NotFound):
@@ -276,6 +273,28 @@ def test_an_access_token_may_less_ends_by_itself_or_by_its_user(tell: Tell) -> N
         await sessions.end(ADMIN, seen.items[0].id)
         with pytest.raises(Unauthenticated):
             await users.authenticate(sign_in)
+
+    tell(story)
+
+
+def test_only_a_sign_in_makes_tokens(tell: Tell) -> None:
+    """One for less would make itself more, and any would outlive what it came from."""
+
+    async def story(world: Any) -> None:
+        users, sessions = world.control.users, world.control.sessions
+        await _user(world, role=Role.OPERATOR)
+        eve, _ = await _signed_in(world)
+        for wanted in (
+            AccessTokenCreate(description="whole"),
+            AccessTokenCreate(description="less", role="viewer"),
+            AccessTokenCreate(description="there", cluster="default"),
+        ):
+            made = await sessions.create_token(eve, wanted, address="10.0.0.1")
+            program = await users.authenticate(made.token)
+            with pytest.raises(Forbidden) as refused:
+                await sessions.create_token(program, AccessTokenCreate(description="x"), address="")
+            assert refused.value.code == "problem.token.narrow"
+        assert len((await sessions.list(eve, None)).items) == 4
 
     tell(story)
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
+from virtha.control.access_views import DAY_MS, AccessTokenCreate
 from virtha.control.provider_sign_in import (
     BEGUN_MS_MAX,
     CODE_LENGTH_MAX,
@@ -19,6 +20,8 @@ from virtha.control.provider_sign_in import (
 from virtha.control.provider_users import role_of
 from virtha.control.requests import (
     EventQuery,
+    SessionCreate,
+    SettingPut,
     SignInBegin,
     SignInFinish,
     SignInProviderPut,
@@ -38,6 +41,7 @@ from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
 from virtha.model.user import Role
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
+PASSWORD = "correct horse battery"
 ISSUER = "https://op.example"
 ROLES = {"admins": Role.ADMINISTRATOR, "operators": Role.OPERATOR}
 Tell = Callable[[Any], None]
@@ -238,6 +242,47 @@ def test_a_provider_that_is_forgotten_right_behind_a_sign_in_takes_it_along(tell
         assert forgotten
         with pytest.raises(Unauthenticated):
             await users.authenticate(session.token)
+
+    tell(story)
+
+
+def test_what_a_person_of_the_provider_made_is_good_as_long_as_its_word(tell: Tell) -> None:
+    """Who has left there is let in by nothing that they made before; with the next sign-in it is good again."""
+
+    async def story(world: Any) -> None:
+        signing, users, sessions = SignIns(world), world.control.users, world.control.sessions
+        await signing.set_up()
+        diana = await users.authenticate((await signing.whole()).token)
+        began = world.clock.wall_ms()
+        made = await sessions.create_token(
+            diana, AccessTokenCreate(description="backup", expires_ms=300 * DAY_MS), address="a"
+        )
+        word_ms = 12 * 3_600_000
+        assert made.session.expires == began + word_ms
+        world.clock.advance(word_ms - 1)
+        assert (await users.current(made.token)).expires == began + word_ms
+        world.clock.advance(1)
+        with pytest.raises(Unauthenticated, match="vouched") as ended:
+            await users.authenticate(made.token)
+        assert ended.value.code == "problem.token.expired"
+        await signing.whole()
+        assert (await users.authenticate(made.token)).name == "diana"
+        longer = SettingPut(value="30d")
+        key = "token.vouched.lifetime"
+        await world.control.settings.put(ADMIN, key, longer)
+        world.clock.advance(30 * DAY_MS - 1)
+        assert (await users.authenticate(made.token)).name == "diana"
+        world.clock.advance(1)
+        with pytest.raises(Unauthenticated):
+            await users.authenticate(made.token)
+        # A local user's token has its own end.
+        wanted = SessionCreate(user="admin", password=PASSWORD)
+        local = await users.authenticate((await users.sign_in(wanted, address="a")).token)
+        of_local = await sessions.create_token(
+            local, AccessTokenCreate(description="x", expires_ms=90 * DAY_MS), address="a"
+        )
+        world.clock.advance(90 * DAY_MS - 1)
+        assert (await users.authenticate(of_local.token)).name == "admin"
 
     tell(story)
 

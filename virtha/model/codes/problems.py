@@ -55,7 +55,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8045, "problem.sign_in.limited", "Too many failed sign-ins"),
     _problem(8740, "problem.role.in_use", "Users have the role"),
     _problem(8741, "problem.role.fixed", "The fixed roles stay as they are"),
-    _problem(8742, "problem.token.narrow", "A token that is for less can't do that"),
+    _problem(8742, "problem.token.narrow", "An access token can't do that: it takes a sign-in"),
     _problem(8046, "problem.operation.open", "Another operation on it is under way"),
     _problem(8047, "problem.administrator.last", "The last administrator must stay"),
     _problem(8048, "problem.mac.in_use", "The MAC address belongs to another VM"),
