@@ -307,6 +307,22 @@ def test_what_a_cluster_lacks_does_not_depend_on_who_asks(play: Play, is_told: b
     play(story)
 
 
+def test_who_may_not_see_a_cluster_is_nobody_who_would_be_told_of_it(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "ute", ("viewer", "sueden"))
+        await world.ok("PATCH", "/v1/users/ute", {"email": "ute@example.org"})
+        settings = {"type": "mail", "host": "mail.example.org", "sender": "virtha@example.org"}
+        await world.ok("POST", "/v1/receivers", {"name": "mail", "settings": settings})
+        wanted = {"receiver": "mail", "user": "ute", "severity": "info"}
+        await world.ok("POST", "/v1/subscriptions", wanted)
+        for side, is_told in (("norden", False), ("sueden", True)):
+            found = await world.ok("GET", f"/v1/clusters/{side}/readiness")
+            assert ("ready.nobody_told" in str(found)) is not is_told, side
+
+    play(story)
+
+
 def test_why_there_is_a_hold_is_for_who_sees_all_clusters(play: Play) -> None:
     """That there is one concerns everybody."""
 

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from virtha.control.history import record
 from virtha.control.names import check_revision
 from virtha.control.passwords import SignInBrake
-from virtha.control.provider_users import no_role, vouched_user
+from virtha.control.provider_users import dismiss_people, no_role, vouched_user
 from virtha.control.receiver_checks import check_pem
 from virtha.control.requests import SignInBegin, SignInFinish, SignInProviderPut
 from virtha.control.secret_box import SecretBox
@@ -31,7 +31,6 @@ from virtha.ports.identity_provider import IdentityProvider
 from virtha.store.sign_in import (
     ProviderRow,
     drop_provider,
-    drop_tokens_of_issuer,
     find_provider,
     save_provider,
 )
@@ -101,7 +100,7 @@ class ProviderSignIns:
             )
             await save_provider(tx, provider, sealed)
             if row is not None and row.provider.issuer != provider.issuer:
-                await drop_tokens_of_issuer(tx, row.provider.issuer)
+                await dismiss_people(tx, row.provider.issuer, by=caller.name)
             await record(
                 tx,
                 "sign_in_provider.changed",
@@ -114,12 +113,12 @@ class ProviderSignIns:
             return _view(ProviderRow(provider=provider, sealed=sealed))
 
     async def delete(self, caller: Caller, if_match: Revision | None = None) -> None:
-        """Its users stay, are signed out, and can't sign in."""
+        """Its users stay, are signed out, are sent no more notifications, and can't sign in."""
         async with self._store.write() as tx:
             row = _there(await find_provider(tx))
             check_revision(if_match, row.provider.revision)
             await drop_provider(tx)
-            await drop_tokens_of_issuer(tx, row.provider.issuer)
+            await dismiss_people(tx, row.provider.issuer, by=caller.name)
             await record(tx, "sign_in_provider.removed", by=caller.name, issuer=row.provider.issuer)
 
     # signing in

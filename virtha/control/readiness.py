@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -33,11 +34,12 @@ from virtha.control.ready_checks import (
 )
 from virtha.control.ready_room import without_room
 from virtha.control.ready_storage_fence import storage_fence_lacks
+from virtha.control.subscriber_reach import reaches_of
 from virtha.control.vm_views import VmViews
 from virtha.engine.records import HostRecord
 from virtha.model.codes import render
 from virtha.model.host import Cluster, HostState
-from virtha.model.ids import HostId, StorageDomainId, VmId
+from virtha.model.ids import ClusterId, HostId, StorageDomainId, SubscriptionId, VmId
 from virtha.model.notification import Subscription
 from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis
@@ -53,7 +55,7 @@ from virtha.store.hosts import HostRow, certificate_ends
 from virtha.store.installations import the_installation
 from virtha.store.notifications import live_subscriptions
 from virtha.store.power import power_tests_of
-from virtha.store.reach import seeing
+from virtha.store.reach import Reach, seeing
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import VmRow, vms_of_cluster
 
@@ -85,6 +87,21 @@ class _Facts(Value, frozen=True, kw_only=True):
     host_names: Mapping[HostId, str]
     vm_names: Mapping[VmId, str]
     on_ceph: frozenset[StorageDomainId]
+
+
+class _Told(NamedTuple):
+    """``seen``: of subscriptions to users who see some clusters only, those."""
+
+    subscriptions: tuple[Subscription, ...]
+    seen: Mapping[SubscriptionId, Reach]
+
+    def of(self, cluster_id: ClusterId) -> tuple[Subscription, ...]:
+        """Those that may tell of it."""
+        return tuple(
+            one
+            for one in self.subscriptions
+            if (reach := self.seen.get(one.id)) is None or cluster_id in reach
+        )
 
 
 class Readiness:
@@ -233,16 +250,15 @@ class Readiness:
             driver for driver in wanted if driver and self._neighbours.able(others, driver)
         )
 
-    async def _subscriptions(self) -> tuple[Subscription, ...]:
+    async def _subscriptions(self) -> "_Told":
         """All there are: whether somebody would be told of a cluster's failures doesn't depend on who asks. Apart from the rest, for
         they are hidden from who may see some clusters only."""
         with seeing(None):
             async with self._store.read() as tx:
-                return (await live_subscriptions(tx)).readable
+                live = (await live_subscriptions(tx)).readable
+                return _Told(live, await reaches_of(tx, live))
 
-    async def _facts(
-        self, tx: Transaction, cluster: Cluster, subscriptions: tuple[Subscription, ...]
-    ) -> _Facts:
+    async def _facts(self, tx: Transaction, cluster: Cluster, told: "_Told") -> _Facts:
         surroundings = await read_surroundings(tx, cluster.id)
         ids = [row.host.id for row in surroundings.hosts]
         vms = await vms_of_cluster(tx, cluster.id)
@@ -257,7 +273,7 @@ class Readiness:
             records=await find_host_records(tx, ids),
             certificates=await certificate_ends(tx, ids),
             settings=await setting_values(tx),
-            subscriptions=subscriptions,
+            subscriptions=told.of(cluster.id),
             hold=(await the_installation(tx)).installation.hold,
             leases=self._leaders.lease_prospects(cluster.id),
             protection={view.vm.id: view.protection for view in views},

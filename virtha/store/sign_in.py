@@ -7,7 +7,6 @@ from virtha.model.sign_in import SignInProvider
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
-from virtha.store.schema import token
 from virtha.store.sign_in_schema import external_identity, sign_in_provider
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -103,8 +102,11 @@ async def is_of_provider(tx: Transaction, user_id: UserId) -> bool:
     return found is not None
 
 
-async def drop_tokens_of_issuer(tx: WriteTransaction, issuer: str) -> None:
-    """Signs out everybody whom ``issuer`` vouches for."""
-    _ = tx.revision
-    people = select(external_identity.c.user_id).where(external_identity.c.issuer == issuer)
-    await tx.connection.execute(delete(token).where(token.c.user_id.in_(people)))
+async def people_of_issuer(tx: Transaction, issuer: str) -> tuple[UserId, ...]:
+    """Whom ``issuer`` vouches for."""
+    rows = await tx.connection.scalars(
+        select(external_identity.c.user_id)
+        .where(external_identity.c.issuer == issuer)
+        .order_by(external_identity.c.user_id)
+    )
+    return tuple(UserId(one) for one in rows)

@@ -20,14 +20,17 @@ from virtha.control.provider_sign_in import (
 from virtha.control.provider_users import role_of
 from virtha.control.requests import (
     EventQuery,
+    ReceiverCreate,
     SessionCreate,
     SettingPut,
     SignInBegin,
     SignInFinish,
     SignInProviderPut,
+    SubscriptionCreate,
     UserChange,
 )
 from virtha.control.secret_box import KEY_BYTES, KeyBox
+from virtha.control.subscriber_reach import reaches_of
 from virtha.control.views import Caller, SessionView
 from virtha.model.errors import (
     Conflict,
@@ -37,8 +40,10 @@ from virtha.model.errors import (
     Unauthenticated,
     Unavailable,
 )
+from virtha.model.notification import MailSettings
 from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
 from virtha.model.user import Role
+from virtha.store.notifications import live_subscriptions
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORD = "correct horse battery"
@@ -221,6 +226,52 @@ def test_whom_a_provider_vouched_for_is_signed_out_with_it(tell: Tell, how: str)
             await signing.whole()
 
     tell(story)
+
+
+@pytest.mark.parametrize("how", ["forgotten", "another", "no-role"])
+def test_whom_the_provider_no_longer_vouches_for_is_told_nothing_more(tell: Tell, how: str) -> None:
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        await signing.whole()
+        email = UserChange(email="diana@example.org")
+        await world.control.users.change(ADMIN, "diana", email)
+        settings = MailSettings(host="mail.example.org", sender="virtha@example.org")
+        await world.control.receivers.create(ADMIN, ReceiverCreate(name="m", settings=settings))
+        wanted = SubscriptionCreate(receiver="m", name="of-diana", user="diana")
+        await world.control.subscriptions.create(ADMIN, wanted)
+        assert await _reaches(world) == [None]
+        if how == "forgotten":
+            await signing.control.delete(ADMIN)
+        elif how == "another":
+            await signing.set_up(issuer="https://other.example")
+        else:
+            # It stays for the day when the provider gives one again, and tells nothing meanwhile.
+            signing.provider.groups = ("staff",)
+            with pytest.raises(Forbidden):
+                await signing.whole()
+            assert await _reaches(world) == [frozenset()]
+            told = (await world.events("user.changed"))[-1].fields
+            assert (told["before"], told["after"]) == (
+                '{"role":"administrator"}',
+                '{"role":"none"}',
+            )
+            signing.provider.groups = ("operators",)
+            await signing.whole()
+            assert await _reaches(world) == [None]
+            return
+        assert await _reaches(world) == []
+        assert len(await world.events("notify.subscription.removed")) == 1
+
+    tell(story)
+
+
+async def _reaches(world: Any) -> list[frozenset[str] | None]:
+    """Of each subscription there is; None: it tells of everything."""
+    async with world.store.read() as tx:
+        live = (await live_subscriptions(tx)).readable
+        seen = await reaches_of(tx, live)
+    return [seen.get(one.id) for one in live]
 
 
 def test_a_provider_that_is_forgotten_right_behind_a_sign_in_takes_it_along(tell: Tell) -> None:

@@ -1,0 +1,141 @@
+"""Mail to users tells what they may look at when it goes out, and nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+from notified_world import ADMIN, NotifiedWorld
+from routed_world import Story
+
+from virtha.control.access_views import GrantCreate
+from virtha.control.history import record
+from virtha.control.requests import ClusterCreate, UserCreate
+from virtha.model.codes import Severity
+from virtha.model.event import Event
+from virtha.model.ids import ClusterId, HostId, Revision
+from virtha.model.routing import GroupBy
+from virtha.model.user import Role
+from virtha.store.clusters import cluster_names
+from virtha.store.events import add_event
+
+
+async def two_clusters(world: NotifiedWorld) -> None:
+    """And eve, who sees norden by a grant."""
+    for name in ("norden", "sueden"):
+        await world.control.clusters.create(ADMIN, ClusterCreate(name=name))
+    eve = UserCreate(
+        name="eve", password="correct horse battery", role=Role.NONE, email="eve@example.org"
+    )
+    await world.control.users.create(ADMIN, eve)
+    wanted = GrantCreate(role="viewer", cluster="norden")
+    await world.control.roles.grant(ADMIN, "eve", wanted)
+    await world.add_mail()
+
+
+async def ids(world: NotifiedWorld) -> dict[str, ClusterId]:
+    async with world.store.read() as tx:
+        return {name: cluster_id for cluster_id, name in (await cluster_names(tx)).items()}
+
+
+async def happens(world: NotifiedWorld, cluster: str | None) -> Revision:
+    clusters = await ids(world)
+    async with world.store.write() as tx:
+        where = clusters[cluster] if cluster is not None else None
+        event = await record(tx, "hold.set", cluster_id=where, reason=str(cluster))
+    return event.revision
+
+
+@pytest.mark.req("L6", "F4")
+def test_a_user_is_told_what_they_see(tell: Callable[[Story], None]) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await two_clusters(world)
+        await world.subscribe(user="eve", address=None)
+        await world.subscribe(address="all@example.org", name="all")
+        revisions = [await happens(world, one) for one in ("norden", "sueden", None)]
+        async with world.notifying():
+            await world.until(lambda: len(world.messengers.sent) == 4)
+        told = [(one.address, one.event.fields["reason"]) for one in world.messengers.sent]
+        assert sorted(told) == [
+            ("all@example.org", "None"),
+            ("all@example.org", "norden"),
+            ("all@example.org", "sueden"),
+            ("eve@example.org", "norden"),
+        ]
+        fates = await world.control.events.fates(revisions[1])
+        whys = {one.subscription: one.code for one in fates.routes}
+        assert whys == {"all": "notify.why.told", "mail1-1": "notify.why.unseen"}
+
+    tell(story)
+
+
+@pytest.mark.req("L6", "F4")
+@pytest.mark.parametrize("what_is_left", ["another-cluster", "nothing"])
+def test_what_waits_is_told_by_what_its_user_sees_when_it_goes_out(
+    tell: Callable[[Story], None], what_is_left: str
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await two_clusters(world)
+        await world.subscribe(user="eve", address=None)
+        await happens(world, "norden")
+        await world.route_all()
+        (grant,) = (await world.control.roles.of_user("eve")).items
+        await world.control.roles.revoke(ADMIN, "eve", grant.grant.id)
+        if what_is_left == "another-cluster":
+            await world.control.roles.grant(
+                ADMIN, "eve", GrantCreate(role="viewer", cluster="sueden")
+            )
+            await happens(world, "sueden")
+        async with world.notifying():
+            await world.until(lambda: _is_over(world))
+        assert (await world.deliveries())[0].delivery.code == "notify.queue.dropped"
+        told = [one.event.fields["reason"] for one in world.messengers.sent]
+        assert told == (["sueden"] if what_is_left == "another-cluster" else [])
+
+    tell(story)
+
+
+async def _is_over(world: NotifiedWorld) -> bool:
+    states = await world.states()
+    return bool(states) and "pending" not in states
+
+
+@pytest.mark.req("L6", "F4")
+def test_a_message_of_two_clusters_loses_the_part_that_is_no_longer_seen(
+    tell: Callable[[Story], None],
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await two_clusters(world)
+        wanted = GrantCreate(role="viewer", cluster="sueden")
+        given = await world.control.roles.grant(ADMIN, "eve", wanted)
+        await world.subscribe(
+            user="eve",
+            address=None,
+            codes=(),
+            severity=Severity.WARNING,
+            group_by=GroupBy.HOST,
+            group_wait_ms=60_000,
+        )
+        clusters = await ids(world)
+        # As the group of all that has no room in one of its own.
+        for cluster in ("sueden", "norden"):
+            event = Event(
+                code="host.unreachable",
+                severity=Severity.WARNING,
+                message=cluster,
+                fields={"reason": cluster},
+                cluster_id=clusters[cluster],
+                host_id=HostId("one"),
+            )
+            async with world.store.write() as tx:
+                await add_event(tx, event)
+        await world.route_all()
+        world.clock.wall += 600_000
+        await world.route_all()
+        waiting = [one.delivery for one in await world.deliveries()]
+        assert [len(one.about.revisions) for one in waiting if one.about] == [2]
+        await world.control.roles.revoke(ADMIN, "eve", given.grant.id)
+        async with world.notifying():
+            await world.until(lambda: _is_over(world))
+        told = str(world.messengers.sent)
+        assert "norden" in told and "sueden" not in told
+
+    tell(story)
