@@ -341,6 +341,34 @@ def test_why_there_is_a_hold_is_for_who_sees_all_clusters(play: Play) -> None:
     play(story)
 
 
+def test_ones_own_sessions_name_no_cluster_that_one_does_not_see(play: Play) -> None:
+    """A token may be for a cluster whose grant is gone since."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"), ("operator", "sueden"))
+        for side in SIDES:
+            wanted = {"description": f"of-{side[0]}", "cluster": side}
+            made = await world.ok("POST", "/v1/sessions/tokens", wanted, role="eve")
+            world.tokens[side] = made["token"]
+        # A token that is for less shows itself: what else its user has is none of its business.
+        for side in SIDES:
+            (own,) = (await world.ok("GET", "/v1/sessions", role=side))["items"]
+            assert (own["description"], own["cluster_name"]) == (f"of-{side[0]}", side)
+        grants = await world.ok("GET", "/v1/users/eve/grants")
+        (there,) = (one for one in grants["items"] if one["cluster_name"] == "sueden")
+        answer = await world.call("DELETE", f"/v1/users/eve/grants/{there['grant']['id']}")
+        assert answer.status_code == 204
+        listed = await world.ok("GET", "/v1/sessions", role="eve")
+        assert [one["description"] for one in listed["items"]] == ["of-s", "of-n", ""]
+        assert [one["cluster_name"] for one in listed["items"]][1:] == ["norden", None]
+        assert "sueden" not in str(listed)
+        others = await world.ok("GET", "/v1/sessions?user=eve")
+        assert others["items"][0]["cluster_name"] == "sueden"
+
+    play(story)
+
+
 KEY = {"Idempotency-Key": "0123456789abcdef"}
 
 

@@ -37,14 +37,21 @@ class Sessions:
         self._store = store
 
     async def list(self, caller: Caller, user: str | None) -> Page[SessionItem]:
-        """Newest first. ``user``: id or name; None: the caller's own, of root everybody's. Raises Forbidden (somebody else's, and not an administrator), NotFound."""
+        """Newest first. ``user``: id or name; None: the caller's own, of root everybody's. A token that is for less shows itself only.
+        Raises Forbidden (somebody else's, and not an administrator), NotFound."""
+        with seeing(caller.rights.reach):
+            async with self._store.read() as tx:
+                names = await cluster_names(tx)
         with seeing(None):  # they are the caller's own, whatever else they may see
             async with self._store.read() as tx:
                 user_id = await _whose(tx, caller, user)
                 now = self._store.clock.wall_ms()
                 found = await access_tokens(tx, user_id, SHOWN_MAX)
-                names = await cluster_names(tx)
-                items = [await _item(tx, one, names) for one in found if one.expires > now]
+                items = [
+                    await _item(tx, one, names)
+                    for one in found
+                    if one.expires > now and (not caller.is_narrow or one.id == caller.token_id)
+                ]
                 return Page(items=tuple(items), revision=await tx.revision_now())
 
     async def end(self, caller: Caller, token_id: str) -> None:
