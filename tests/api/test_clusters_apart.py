@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import delete
+from test_problems import check
 from two_clusters import MACS, SIDES, add_user, fill, id_of, path_of, tell
 
 from virtha.api.admission import FIELD_KINDS, PATH_KINDS
@@ -365,6 +366,31 @@ def test_ones_own_sessions_name_no_cluster_that_one_does_not_see(play: Play) -> 
         assert "sueden" not in str(listed)
         others = await world.ok("GET", "/v1/sessions?user=eve")
         assert others["items"][0]["cluster_name"] == "sueden"
+
+    play(story)
+
+
+@pytest.mark.bad_input("token for what its user has no more")
+def test_a_token_that_is_good_for_nothing_says_so(play: Play) -> None:
+    """And not that there is nothing: a backup of nothing would look like a backup."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("operator", "norden"))
+        wanted = {"description": "backup", "cluster": "norden"}
+        made = await world.ok("POST", "/v1/sessions/tokens", wanted, role="eve")
+        world.tokens["program"] = made["token"]
+        assert len((await world.ok("GET", "/v1/vms", role="program"))["items"]) == 1
+        (grant,) = (await world.ok("GET", "/v1/users/eve/grants"))["items"]
+        await world.call("DELETE", f"/v1/users/eve/grants/{grant['grant']['id']}")
+        for method, path in (("GET", "/v1/vms"), ("GET", "/v1/users"), ("POST", "/v1/vms")):
+            answer = await world.call(method, path, role="program")
+            check(answer, 403, "problem.token.powerless", None)
+        facade = await world.call("GET", "/ovirt-engine/api/vms", role="program")
+        assert facade.status_code == 403
+        # Its user has no roles either, and is told by empty lists as before; what is their own they may see and end.
+        assert (await world.ok("GET", "/v1/vms", role="eve"))["items"] == []
+        assert (await world.ok("GET", "/v1/sessions/current", role="program"))["user"] == "eve"
 
     play(story)
 

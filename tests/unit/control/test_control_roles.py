@@ -277,6 +277,26 @@ def test_an_access_token_may_less_ends_by_itself_or_by_its_user(tell: Tell) -> N
     tell(story)
 
 
+def test_a_role_stays_as_long_as_a_token_is_for_it(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        roles, sessions = world.control.roles, world.control.sessions
+        await _user(world, role=Role.OPERATOR)
+        await roles.create(ADMIN, RoleCreate(name="starter", permissions=(VMS,)))
+        await roles.create(ADMIN, RoleCreate(name="other", permissions=(VMS,)))
+        eve, _ = await _signed_in(world)
+        wanted = AccessTokenCreate(description="night", role="starter", expires_ms=60_000)
+        await sessions.create_token(eve, wanted, address="")
+        with pytest.raises(Refused) as used:
+            await roles.delete(ADMIN, "starter")
+        assert used.value.code == "problem.role.in_use"
+        assert "access tokens" in str(used.value) and "eve" in str(used.value)
+        await roles.delete(ADMIN, "other")
+        world.clock.advance(60_000)
+        await roles.delete(ADMIN, "starter")
+
+    tell(story)
+
+
 def test_only_a_sign_in_makes_tokens(tell: Tell) -> None:
     """One for less would make itself more, and any would outlive what it came from."""
 
