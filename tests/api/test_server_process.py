@@ -294,7 +294,8 @@ def test_backup_of_a_running_server_and_restore(tmp_path: Path) -> None:
     new.mkdir()
     initialise(old)
     with serving(old) as server, server.rest() as client:
-        client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
+        token = sign_in(client).json()["token"]
+        client.headers["Authorization"] = f"Bearer {token}"
         assert client.post("/v1/clusters", json={"name": "kept"}).status_code == 201
         done = virtha(old, "backup", str(file))
         assert done.returncode == 0, done.stderr
@@ -307,7 +308,10 @@ def test_backup_of_a_running_server_and_restore(tmp_path: Path) -> None:
     for root in (new, old):
         done = virtha(root, "restore", str(file), *(("--force",) if root is old else ()))
         assert done.returncode == 0, done.stderr
+        assert "All sign-ins and access tokens have ended" in done.stdout
         with serving(root) as server, server.rest() as client:
+            client.headers["Authorization"] = f"Bearer {token}"
+            assert client.get("/v1/clusters").status_code == 401, "a token of before the backup"
             client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
             listed = client.get("/v1/clusters").json()["items"]
             names = {cluster["name"] for cluster in listed}

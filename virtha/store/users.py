@@ -198,6 +198,11 @@ async def drop_tokens_of(tx: WriteTransaction, user_id: UserId) -> None:
     await tx.connection.execute(delete(token).where(token.c.user_id == user_id))
 
 
+async def drop_access_tokens(tx: WriteTransaction) -> None:
+    """Signs everybody out everywhere. Join tokens stay."""
+    await tx.connection.execute(delete(token).where(token.c.kind == TokenKind.ACCESS.value))
+
+
 async def drop_expired_access_tokens(tx: WriteTransaction, now: int) -> None:
     """Only sign-ins: an expired join token stays, so that its use can be told from an unknown one."""
     await tx.connection.execute(

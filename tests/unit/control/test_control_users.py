@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 from argon2 import PasswordHasher
 
+from virtha.control.access_views import AccessTokenCreate
 from virtha.control.passwords import (
     FAILURES_OF_NAME_MAX,
     KEYS_KEPT_MAX,
     Passwords,
     SignInBrake,
 )
-from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.requests import (
+    PageQuery,
+    SearchQuery,
+    SessionCreate,
+    TokenCreate,
+    UserChange,
+    UserCreate,
+)
 from virtha.control.users import Users
 from virtha.control.views import Caller
 from virtha.model.errors import (
@@ -132,6 +140,28 @@ def test_guesses_at_once_get_no_more_tries_than_one_after_another(tell: Tell) ->
         # Who knows the password may come many times at once.
         told = await asyncio.gather(*(code_of(PASSWORD, "10.0.0.3") for _ in range(20)))
         assert set(told) == {"signed in"}
+
+    tell(story)
+
+
+def test_a_restored_database_signs_everybody_out(tell: Tell) -> None:
+    """A token that was ended since the backup would be good again."""
+
+    async def story(world: Any) -> None:
+        users = world.control.users
+        wanted = SessionCreate(user="admin", password=PASSWORD)
+        session = await users.sign_in(wanted, address="a")
+        asked = AccessTokenCreate(description="backup")
+        caller = await users.authenticate(session.token)
+        made = await world.control.sessions.create_token(caller, asked, address="a")
+        join = TokenCreate(cluster="default", description="of the backup")
+        await world.control.tokens.create(ADMIN, join)
+        await world.control.installation.restored(path="/tmp/b.tar", by="root")
+        for token in (session.token, made.token):
+            with pytest.raises(Unauthenticated):
+                await users.authenticate(token)
+        assert await users.sign_in(wanted, address="a")
+        assert len((await world.control.tokens.list(PageQuery())).items) == 1
 
     tell(story)
 
