@@ -80,8 +80,7 @@ class ProviderSignIns:
         check_provider(request)
         async with self._store.write() as tx:
             row = await find_provider(tx)
-            if row is not None:
-                check_revision(if_match, row.provider.revision)
+            check_revision(if_match, row.provider.revision if row is not None else Revision(0))
             sealed = row.sealed if row is not None else None
             if request.client_secret is UNSET:
                 _check_same_place(request, row)
