@@ -176,6 +176,16 @@ def test_what_a_body_names_is_looked_up_as_its_caller_sees_it(play: Play) -> Non
             "</storage_domain>"
         )
         assert (await send(world, "POST", "/storagedomains", domain, role="eve")).status_code == 403
+        # What is in no cluster yet takes a right in all, whatever of one's own the body names beside it.
+        cluster = (
+            f"<cluster><name>n</name><data_center><name>norden</name></data_center>{here}</cluster>"
+        )
+        assert (await send(world, "POST", "/clusters", cluster, role="eve")).status_code == 403
+        # Only a template is looked up by nobody when it is called Blank.
+        await world.ok("POST", "/v1/clusters", {"name": "Blank"})
+        own = f'<storage_domain id="{id_of("storage", "norden")}"/>'
+        body = f"<vm><name>n</name><cluster><name>Blank</name></cluster>{blank}{own}</vm>"
+        assert (await send(world, "POST", "/vms", body, role="eve")).status_code == 404
         assert len((await world.ok("GET", "/v1/vms"))["items"]) == 2
 
     play(story)

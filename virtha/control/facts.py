@@ -60,7 +60,7 @@ _ALIVE = (
 )
 _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUSED}
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
-ENDED_UNSEEN = "vm.stop.reconstructed"
+_OF_A_BOOT_THAT_ENDED = ("vm.stop.reconstructed", "vm.restart.blocked")
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -149,7 +149,7 @@ class FactRecorder:
             tx,
             Event(
                 code=body.code,
-                severity=_severity(body, row),
+                severity=_severity(host, body, row),
                 message=message_of(body.code, fields),
                 fields=fields,
                 cluster_id=host.host.cluster_id,
@@ -317,14 +317,17 @@ class FactRecorder:
             )
 
 
-def _severity(body: Happened, row: VmRow | None) -> Severity:
-    """A host that returns tells how its copies ended with its boot. Of a VM that was started elsewhere since, that is history
-    and calls nobody."""
-    since = row.status.incarnation if row is not None else 0
-    superseded = body.incarnation is not None and body.incarnation < since
-    if body.code == ENDED_UNSEEN and superseded:
+def _severity(host: HostRow, body: Happened, row: VmRow | None) -> Severity:
+    """A host that returns tells how its copies ended with its boot, and that it starts them no more. Of a VM that is seen to run
+    elsewhere by now, that is history and calls nobody. Incarnations alone don't tell it: a move that failed has raised them, and a
+    start that is under way."""
+    if body.code in _OF_A_BOOT_THAT_ENDED and row is not None and _runs_elsewhere(row.status, host):
         return Severity.INFO
     return severity_of(body.code)
+
+
+def _runs_elsewhere(status: VmStatus, host: HostRow) -> bool:
+    return status.state in _RUNS and status.host_id not in (None, host.host.id)
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

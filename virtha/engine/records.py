@@ -154,7 +154,7 @@ class Incident(Value, frozen=True, kw_only=True):
     told_written: bool = False
     """Of the present state of its fence: that disks are written was told, once an order had to wait for it."""
     told_refusals: tuple[str, ...] = ()
-    """Events that say why it is not ordered off, and were told (F4, F7)."""
+    """Events that say why it is not ordered off, and reasons in ``fence.withheld``, that were told (F4, F7, X1)."""
     by_removal: bool = False
     """Nobody judged it dead: it was removed while VMs might run there."""
     told_removed: bool = False

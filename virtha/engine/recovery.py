@@ -38,10 +38,14 @@ from virtha.engine.targets import goes_down, without_guardian
 from virtha.model.facts import ReleaseCause, Result
 from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.policy import PermissionGrade
+from virtha.model.time import Millis
 from virtha.model.vm import PossibleCopy, Reason, VmState
 
 UNWANTED = "order.refused.unwanted"
 """A person switched it off between the decision and the order: nothing has failed."""
+INVENTORY = "recovery.waiting.inventory"
+INVENTORY_TOLD_MS = 60_000
+"""Hosts tell what they run within seconds of a server's start; what takes a minute is somebody's business."""
 _RUNS = frozenset({VmState.RUNNING})
 _ON_ITS_WAY = frozenset({VmStage.LOST, VmStage.READY, VmStage.STARTING, VmStage.CANCELLING})
 _STORAGE_FAILED = frozenset({ReleaseCause.LEASE_LOST, ReleaseCause.IO_ERROR})
@@ -283,6 +287,7 @@ def plan_recoveries(cluster: Cluster) -> None:
         why_not = why_none or _grade(cluster, node)
         if why_not:
             node.reasons = why_not
+            _tell_kept(cluster, node, why_not[0].code)
             continue
         candidates.append(to_place(node))
     if not candidates:
@@ -376,6 +381,16 @@ def _carry_out(cluster: Cluster, plan: Plan) -> None:
         # One look at any of them makes the next plan.
         undecided = [*(one.vm_id for one in plan.waiting), *(one.vm_id for one in plan.blocked)]
         cluster.wake_vm(cluster.vms[undecided[0]], plan.wake_at)
+
+
+def _tell_kept(cluster: Cluster, node: VmNode, code: str) -> None:
+    """Of hosts that have yet to tell what they run, only once that lasts: after each start of a server it does for a moment."""
+    ready_ms = node.record.ready_ms
+    told_at = Millis((cluster.now if ready_ms is None else ready_ms) + INVENTORY_TOLD_MS)
+    if code == INVENTORY and cluster.now < told_at:
+        cluster.wake_vm(node, told_at)
+        return
+    _tell_blocked(cluster, node, code)
 
 
 def _tell_blocked(cluster: Cluster, node: VmNode, code: str) -> None:

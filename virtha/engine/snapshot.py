@@ -96,6 +96,7 @@ class HostState(Value, frozen=True, kw_only=True, omit_defaults=True):
     verdict_ms: Millis = Millis(0)
     reasons: tuple[Reason, ...] = ()
     due_ms: Millis | None = None
+    withheld: tuple[str, Millis] | None = None
 
 
 class VmNodeState(Value, frozen=True, kw_only=True, omit_defaults=True):

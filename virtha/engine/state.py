@@ -79,6 +79,7 @@ class HostNode:
         "untold",
         "verdict",
         "verdict_ms",
+        "withheld",
         "witnessed_ms",
     )
 
@@ -139,6 +140,8 @@ class HostNode:
         self.verdict_ms: Millis = now
         self.reasons: tuple[Reason, ...] = ()
         self.due_ms: Millis | None = None
+        self.withheld: tuple[str, Millis] | None = None
+        """By which reason nothing is done about its failure, and since when."""
 
     @property
     def id(self) -> HostId:

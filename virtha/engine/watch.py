@@ -21,6 +21,7 @@ from virtha.engine.verdict import (
     newcomers_unheard,
     watched_for,
 )
+from virtha.engine.withheld import tell_if_withheld
 from virtha.model.ids import HostId
 from virtha.model.vm import Reason
 
@@ -93,6 +94,7 @@ def _look_closely(cluster: Cluster, node: HostNode) -> None:
         if node.record.incident is not None:
             waiting.append(plan_storage_fence(cluster, node))
             plan_stale(cluster, node)
+        tell_if_withheld(cluster, node, waiting)
         judgement = judge(cluster, node)
         _note(cluster, node, judgement)
     elif node.record.cuts:

@@ -122,10 +122,7 @@ def _close_old_boot(host: HostState, guarded: Guarded) -> None:
     guarded.evidence = None
     blocked: Reason | None = None
     if record.vm.ha and record.wanted_up and not stopped_on_purpose:
-        # Not told: whether it starts anew, and where, the server decides and says. It may run elsewhere by now.
-        blocked = reason(
-            "restart.blocked.migrating" if leaves(record) else "restart.blocked.other_boot"
-        )
+        blocked = _blocked_since_boot(host, guarded, record)
     guarded.set(
         pending=None, attempt=None, attempts_ms=(), firings_ms=(), blocked=blocked, released=True
     )
@@ -142,6 +139,15 @@ def _tell_end_with_boot(
         # That the VM stopped nobody here knows: it may have run elsewhere by then, and do so still.
         code, fields = "vm.migration_source_ended", {}
     host.tell(guarded, code, **fields, after_ms=record.last_alive_ms, before_ms=int(host.now))
+
+
+def _blocked_since_boot(host: HostState, guarded: Guarded, record: VmRecord) -> Reason:
+    if leaves(record):
+        # Not told: no restart is missing that anybody could expect of this host.
+        return reason("restart.blocked.migrating")
+    blocked = reason("restart.blocked.other_boot")
+    host.tell(guarded, "vm.restart.blocked", reason=blocked.code)
+    return blocked
 
 
 # Lists

@@ -235,7 +235,7 @@ def test_a_source_whose_move_was_over_before_its_host_ended_tells_as_any_other()
     bench.tell(ended(Result.FAILED))
     bench.now = 0
     bench.restart(boot=BootId("boot-2"))
-    assert codes(bench.tell()) == ["vm.stop.reconstructed"]
+    assert codes(bench.tell()) == ["vm.stop.reconstructed", "vm.restart.blocked"]
 
 
 def test_late_attempts_are_ended_once() -> None:

@@ -233,12 +233,12 @@ async def get_level(call: Call) -> Reply:
 
 ROUTES: tuple[Route, ...] = (
     searched("/clusters", list_clusters),
-    post("/clusters", add_cluster, "cluster", ADMINISTRATOR),
+    post("/clusters", add_cluster, "cluster", ADMINISTRATOR, everywhere=True),
     get(CLUSTER, get_cluster),
     put(CLUSTER, change_cluster, "cluster", ADMINISTRATOR),
     delete(CLUSTER, remove_cluster, ADMINISTRATOR),
     searched("/datacenters", list_data_centers),
-    post("/datacenters", refuse_data_center, "data_center", ADMINISTRATOR),
+    post("/datacenters", refuse_data_center, "data_center", ADMINISTRATOR, everywhere=True),
     get(DATA_CENTER, get_data_center),
     put(DATA_CENTER, refuse_data_center, "data_center", ADMINISTRATOR),
     delete(DATA_CENTER, refuse_data_center, ADMINISTRATOR),

@@ -38,7 +38,7 @@ async def check(call: Call, route: Route) -> None:
     if not depends_on_cluster(call.caller, route):
         return
     in_path = [it async for it in _in_path(call, route)]
-    in_body = list(_in_body(call.body))
+    in_body = [] if route.everywhere else list(_in_body(call.body))
     if in_path or in_body or route.method != "GET":
         await call.control.access.check(call.caller, route.permission, [*in_path, *in_body])
 
@@ -71,6 +71,7 @@ def _in_body(body: Node) -> Iterator[Reference]:
             if not isinstance(node, dict):
                 continue
             ref = named(node)
-            if name in KINDS and ref is not None and ref not in (BLANK, BLANK_NAME):
+            blank = name == "template" and ref in (BLANK, BLANK_NAME)
+            if name in KINDS and ref is not None and not blank:
                 yield Reference(KINDS[name], ref, name)
             yield from _in_body(node)

@@ -121,6 +121,8 @@ class Route:
     searched: bool = False
     own_area: str | None = None
     """Where it is not that of the path's first word."""
+    everywhere: bool = False
+    """It makes something that is in no cluster yet: what its body names of one's own is no right to it."""
 
     def __post_init__(self) -> None:
         assert isinstance(self.role, Role), f"{self.path}: needs a role"
@@ -157,9 +159,23 @@ def searched(path: str, handler: Handler, role: Role = VIEWER, area: str | None 
 
 
 def post(
-    path: str, handler: Handler, reads: str, role: Role = OPERATOR, area: str | None = None
+    path: str,
+    handler: Handler,
+    reads: str,
+    role: Role = OPERATOR,
+    area: str | None = None,
+    *,
+    everywhere: bool = False,
 ) -> Route:
-    return Route(method="POST", path=path, role=role, handler=handler, reads=reads, own_area=area)
+    return Route(
+        method="POST",
+        path=path,
+        role=role,
+        handler=handler,
+        reads=reads,
+        own_area=area,
+        everywhere=everywhere,
+    )
 
 
 def put(path: str, handler: Handler, reads: str, role: Role = OPERATOR) -> Route:

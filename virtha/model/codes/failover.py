@@ -260,6 +260,15 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "host",
         help="Make sure that it is off, then confirm it as dead; or set fencing.action.",
     ),
+    event(
+        3059,
+        "fence.withheld",
+        ERROR,
+        "{host} is judged dead, and nothing is done about it ({why}): its VMs stay down until there is proof",
+        "host",
+        "why",
+        help="'virtha explain host/HOST' says what it waits for. Make sure that it is off, then confirm it as dead.",
+    ),
     # 3080: VMs
     event(
         3080,

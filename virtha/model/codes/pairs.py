@@ -5,6 +5,7 @@ _DOWN_UNTIL_PROOF = (
     "fence.held_by_disks",
     "fence.left_alone",
     "fence.orders_late",
+    "fence.withheld",
 )
 """A host is judged dead and is not powered off: over when it is back, or all of its VMs are seen to."""
 _LEASE_LOST = ("host.lease.lost", "host.lease.cleared")
