@@ -241,10 +241,10 @@ EVENTS: tuple[Code, ...] = (
         1602,
         "storage.foreign",
         ERROR,
-        "Storage domain {name} belongs to another installation",
+        "Storage domain {name} belongs to another installation or storage domain",
         "name",
         "owner",
-        help="Another virtha manages the VMs there, and two managers of one disk end in two writers. Use another directory.",
+        help="Another virtha, or another storage domain, manages the VMs there, and two managers of one disk end in two writers. Use another directory.",
     ),
     event(
         1603,
