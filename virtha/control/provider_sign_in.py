@@ -15,11 +15,11 @@ from msgspec import UNSET
 
 from virtha.control.history import record
 from virtha.control.names import check_revision
-from virtha.control.passwords import SignInBrake
 from virtha.control.provider_users import dismiss_people, no_role, vouched_user
 from virtha.control.receiver_checks import check_pem
 from virtha.control.requests import SignInBegin, SignInFinish, SignInProviderPut
 from virtha.control.secret_box import SecretBox
+from virtha.control.sign_in_brake import SignInBrake
 from virtha.control.users import Users
 from virtha.control.views import BegunSignInView, Caller, SessionView, SignInProviderView
 from virtha.model.errors import Failed, InvalidInput, NotFound, Unauthenticated, VirthaError
@@ -155,8 +155,8 @@ class ProviderSignIns:
                 fix="send what the browser brought back",
             )
         ended: SessionView | VirthaError
-        # Whose it is nobody knows yet: the brake is per address, so that nobody shuts out others.
-        async with self._brake.turn(address, address, self._clock) as began:
+        # Whose it is nobody knows yet: the brake is per place, so that nobody shuts out others.
+        async with self._brake.turn(None, address, self._clock) as began:
             try:
                 ended = await self._redeemed(row, request, address)
             except VirthaError as error:
@@ -166,7 +166,7 @@ class ProviderSignIns:
                     raise
                 ended = error
             else:
-                self._brake.succeeded(address, address, began)
+                self._brake.succeeded(None, address, began)
         if isinstance(ended, VirthaError):
             raise ended
         return ended

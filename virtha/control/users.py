@@ -17,7 +17,7 @@ from virtha.control.names import (
     taken,
     the_user,
 )
-from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, SignInBrake, check_password
+from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, check_password
 from virtha.control.receiver_checks import check_address
 from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
 from virtha.control.searching import page_of_search
@@ -29,6 +29,7 @@ from virtha.control.secret_tokens import (
     parse_access,
     secret_matches,
 )
+from virtha.control.sign_in_brake import SignInBrake
 from virtha.control.subscriptions import end_subscriptions_of
 from virtha.control.token_ends import end_of
 from virtha.control.user_origin import check_its_own
@@ -88,7 +89,7 @@ class Users:
                 self._brake.succeeded(name, address, began)
         session = await self._session_of(row, address) if row is not None else None
         if session is None:
-            await self._failed(name, address)
+            await self._failed(request.user, address)
             raise Unauthenticated(
                 "user name or password is wrong", code="problem.password.wrong", fix="try again"
             )
@@ -108,12 +109,16 @@ class Users:
         return row if row is not None and right and row.user.enabled else None
 
     async def _failed(self, name: str, address: str) -> None:
-        shown = name if name.isprintable() else "?"
-        last = self._brake.failed(name, address, self._clock.monotonic_ms())
+        """A name that nobody has locks nobody out: of that only its place is told, should it try many."""
+        shown = name[:64] if name[:64].isprintable() else "?"
+        shut = self._brake.failed(name[:64], address, self._clock.monotonic_ms())
         async with self._store.write() as tx:
             await record(tx, "user.sign_in_failed", address=address, user=shown)
-            if last:
-                await record(tx, "user.locked_out", address=address, user=shown)
+            row = await find_user(tx, name)
+            if any(of is not None for of, _ in shut) and row is not None and row.user.name == name:
+                await record(tx, "user.locked_out", address=address, user=name)
+            if any(of is None for of, _ in shut):
+                await record(tx, "sign_in.address_limited", address=address)
 
     async def unlock(self, caller: Caller, ref: str) -> None:
         """Ends the lock-out after failed sign-ins, wherever they came from. Raises NotFound."""

@@ -9,12 +9,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from virtha.control.access_views import AccessTokenCreate
-from virtha.control.passwords import (
-    FAILURES_OF_NAME_MAX,
-    KEYS_KEPT_MAX,
-    Passwords,
-    SignInBrake,
-)
+from virtha.control.passwords import Passwords
 from virtha.control.requests import (
     PageQuery,
     SearchQuery,
@@ -23,6 +18,7 @@ from virtha.control.requests import (
     UserChange,
     UserCreate,
 )
+from virtha.control.sign_in_brake import FAILURES_OF_NAME_MAX
 from virtha.control.users import Users
 from virtha.control.views import Caller
 from virtha.model.errors import (
@@ -238,17 +234,6 @@ def test_a_try_that_no_password_was_looked_at_for_does_not_count(tell: Tell) -> 
                 await users.sign_in(
                     SessionCreate(user="admin", password=PASSWORD), address="10.0.0.1"
                 )
-
-    tell(story)
-
-
-def test_the_brake_forgets_the_oldest(tell: Tell) -> None:
-    async def story(world: Any) -> None:
-        brake = SignInBrake()
-        for number in range(KEYS_KEPT_MAX + 10):
-            async with brake.turn(f"user{number}", "a", world.clock):
-                """It fails."""
-        assert len(brake._tries) == KEYS_KEPT_MAX and not brake._under_way
 
     tell(story)
 

@@ -158,6 +158,8 @@ def test_refusals_are_braked_per_address_and_people_without_a_role_are_not(tell:
                 await signing.finish(sealed, "wrong")
             codes.append(told.value.code)
         assert codes == ["problem.sign_in.refused"] * 5 + ["problem.sign_in.limited"] * 2
+        # It is about no name that an administrator could unlock.
+        assert told.value.fix == "try again in 1m"
 
     tell(story)
 

@@ -82,6 +82,14 @@ EVENTS: tuple[Code, ...] = (
         "role",
         "where",
     ),
+    event(
+        1219,
+        "sign_in.address_limited",
+        WARNING,
+        "Sign-ins from {address} failed too often, as whomever: no more from there for a minute",
+        "address",
+        help="Somebody there may be trying many names. Where it is a proxy, name it in server.toml (proxies): then those behind it are told apart.",
+    ),
     event(1290, "sign_in_provider.changed", INFO, "Sign-ins by {issuer} are set up", "issuer"),
     event(1291, "sign_in_provider.removed", INFO, "Sign-ins by {issuer} are no more", "issuer"),
     event(
