@@ -81,6 +81,18 @@ def test_sign_in_over_tls_root_over_the_socket_and_a_prompt_stop(initialised: Pa
         assert not (initialised / "run/virtha/server.json").exists()
 
 
+def test_only_proxies_that_are_named_say_where_a_sign_in_came_from(initialised: Path) -> None:
+    for proxies, address in (("", "127.0.0.1"), ("127.0.0.1", "203.0.113.7")):
+        with serving(initialised, VIRTHA_PROXIES=proxies) as server, server.rest() as client:
+            wait_until(lambda client=client: healthy(client))
+            client.headers["X-Forwarded-For"] = "10.0.0.1, 203.0.113.7"
+            assert sign_in(client, "wrong").status_code == 401
+            client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
+            found = client.get("/v1/events?code=user.sign_in_failed").json()["items"]
+            assert address in [event["fields"]["address"] for event in found]
+            assert ("203.0.113.7" in str(found)) == bool(proxies)
+
+
 def open_to_others(root: Path) -> None:
     """pytest's own directories are closed to others, wherever they are; so is each worker's below them."""
     for path in (root, *root.parents):

@@ -17,6 +17,7 @@ from virtha.control.history import record
 from virtha.control.names import check_revision
 from virtha.control.provider_users import dismiss_people, no_role, vouched_user
 from virtha.control.receiver_checks import check_pem
+from virtha.control.refusals_told import RefusalsTold
 from virtha.control.requests import SignInBegin, SignInFinish, SignInProviderPut
 from virtha.control.secret_box import SecretBox
 from virtha.control.sign_in_brake import SignInBrake
@@ -66,6 +67,7 @@ class ProviderSignIns:
         self._users = users
         self._provider = provider
         self._brake = SignInBrake()
+        self._told = RefusalsTold()
 
     # the provider
 
@@ -160,8 +162,6 @@ class ProviderSignIns:
             try:
                 ended = await self._redeemed(row, request, address)
             except VirthaError as error:
-                if error.code in _TOLD:
-                    await self._tell(row.provider, error, address)
                 if error.code not in _BRAKED:
                     raise
                 ended = error
@@ -173,10 +173,16 @@ class ProviderSignIns:
 
     async def _redeemed(self, row: ProviderRow, request: SignInFinish, address: str) -> SessionView:
         begun = self._begun(request, row.provider)
-        identity = await self._provider.redeem(
-            row.provider, self._open_secret(row), begun, request.code
-        )
-        return await self._session(row.provider, identity, address)
+        # From here on a refusal is an event: before, anybody writes what they like, and no provider was asked.
+        try:
+            identity = await self._provider.redeem(
+                row.provider, self._open_secret(row), begun, request.code
+            )
+            return await self._session(row.provider, identity, address)
+        except VirthaError as error:
+            if error.code in _TOLD:
+                await self._tell(row.provider, error, address)
+            raise
 
     def _begun(self, request: SignInFinish, provider: SignInProvider) -> BegunSignIn:
         """What ``begin`` sealed, when it is for this and still good."""
@@ -214,12 +220,16 @@ class ProviderSignIns:
         raise no_role(row.provider)
 
     async def _tell(self, provider: SignInProvider, error: VirthaError, address: str) -> None:
+        untold = self._told.count(error.code, address, self._clock.monotonic_ms())
+        if untold is None:
+            return
+        why = error.message if untold == 0 else f"{error.message} ({untold} more since the last)"
         async with self._store.write() as tx:
             await record(
                 tx,
                 "sign_in_provider.refused",
                 issuer=provider.issuer,
-                why=error.message,
+                why=why,
                 address=address,
             )
 

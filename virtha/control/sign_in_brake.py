@@ -143,7 +143,9 @@ def _limited(wait_ms: int, key: BrakeKey) -> Unauthenticated:
     wait = f"try again in {format_duration_ms(max(wait_ms, 1_000) // 1_000 * 1_000)}"
     name, place = key
     return Unauthenticated(
-        "too many failed sign-ins" if name is not None else f"too many failed sign-ins from {place}",
+        "too many failed sign-ins"
+        if name is not None
+        else f"too many failed sign-ins from {place}",
         code="problem.sign_in.limited",
         fix=wait
         if name is None

@@ -18,6 +18,7 @@ from virtha.control.provider_sign_in import (
     check_redirect,
 )
 from virtha.control.provider_users import role_of
+from virtha.control.refusals_told import KEPT_MAX, TOLD_EVERY_MS, RefusalsTold
 from virtha.control.requests import (
     EventQuery,
     ReceiverCreate,
@@ -42,6 +43,7 @@ from virtha.model.errors import (
 )
 from virtha.model.notification import MailSettings
 from virtha.model.sign_in import BegunSignIn, Identity, SignInProvider
+from virtha.model.time import Millis
 from virtha.model.user import Role
 from virtha.store.notifications import live_subscriptions
 
@@ -96,14 +98,16 @@ class SignIns:
         uri = "http://127.0.0.1:1/back"
         return (await self.control.begin(SignInBegin(redirect_uri=uri))).sign_in
 
-    async def finish(self, sealed: str, state: str | None = None) -> SessionView:
+    async def finish(
+        self, sealed: str, state: str | None = None, *, address: str = "a"
+    ) -> SessionView:
         told = state if state is not None else self.provider.begun[-1].state
         return await self.control.finish(
-            SignInFinish(sign_in=sealed, code="code", state=told), address="a"
+            SignInFinish(sign_in=sealed, code="code", state=told), address=address
         )
 
-    async def whole(self) -> SessionView:
-        return await self.finish(await self.begin())
+    async def whole(self, *, address: str = "a") -> SessionView:
+        return await self.finish(await self.begin(), address=address)
 
 
 def test_what_is_begun_is_sealed_and_good_for_ten_minutes(tell: Tell) -> None:
@@ -162,6 +166,48 @@ def test_refusals_are_braked_per_address_and_people_without_a_role_are_not(tell:
         assert told.value.fix == "try again in 1m"
 
     tell(story)
+
+
+def test_of_refusals_the_first_is_told_and_how_many_came_between(tell: Tell) -> None:
+    """And none of what no provider was asked about: that is anybody's word, as often as they like."""
+
+    async def story(world: Any) -> None:
+        signing = SignIns(world)
+        await signing.set_up()
+        sealed = await signing.begin()
+
+        async def told() -> list[tuple[str, str]]:
+            found = await world.control.events.list(EventQuery(code="sign_in_provider.refused"))
+            return [(one.fields["address"], one.fields["why"]) for one in found.items]
+
+        with pytest.raises(Unauthenticated, match="state"):
+            await signing.finish(sealed, "wrong", address="10.0.0.9")
+        assert await told() == []
+        signing.provider.groups = ("staff",)
+        for address in ("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.1"):
+            with pytest.raises(Forbidden) as refused:
+                await signing.whole(address=address)
+        first = [("10.0.0.1", refused.value.message), ("10.0.0.2", refused.value.message)]
+        assert sorted(await told()) == first
+        world.clock.advance(TOLD_EVERY_MS)
+        with pytest.raises(Forbidden):
+            await signing.whole(address="10.0.0.1")
+        last = ("10.0.0.1", f"{refused.value.message} (2 more since the last)")
+        assert sorted(await told()) == sorted([*first, last])
+        # Another kind from there is told at once.
+        signing.provider.person, signing.provider.groups = "admin", ("admins",)
+        with pytest.raises(Conflict):
+            await signing.whole(address="10.0.0.1")
+        assert len(await told()) == 4
+
+    tell(story)
+
+
+def test_what_is_kept_of_refusals_is_bounded() -> None:
+    kept = RefusalsTold()
+    for number in range(KEPT_MAX + 10):
+        assert kept.count("problem.sign_in.refused", f"place{number}", Millis(0)) == 0
+    assert len(kept._told) == KEPT_MAX
 
 
 def test_a_provider_that_fails_is_not_asked_as_often_as_anybody_likes(tell: Tell) -> None:
