@@ -16,7 +16,7 @@ from virtha.control.secret_tokens import access_text, hash_secret, make_secret
 from virtha.control.token_ends import end_of
 from virtha.control.views import Caller, Page
 from virtha.model.access import Permission
-from virtha.model.errors import Forbidden, InvalidInput, NotFound, Refused
+from virtha.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from virtha.model.ids import ClusterId, TokenId, UserId
 from virtha.model.time import UtcMillis, format_duration_ms
 from virtha.model.user import Token, TokenKind
@@ -82,7 +82,8 @@ class Sessions:
     async def create_token(
         self, caller: Caller, request: AccessTokenCreate, *, address: str
     ) -> AccessTokenSecret:
-        """Raises InvalidInput, NotFound, Forbidden (by a token that is no sign-in), Refused (too many)."""
+        """Raises InvalidInput, NotFound, Forbidden (by a token that is no sign-in), Refused (too many), Unauthenticated (the
+        sign-in has ended meanwhile)."""
         _check_token(request)
         if caller.user_id is None:
             raise InvalidInput(
@@ -99,6 +100,11 @@ class Sessions:
             )
         secret, cluster_id = make_secret(), await self._cluster_for(caller, request)
         async with self._store.write() as tx:
+            if caller.token_id is None or await find_token(tx, caller.token_id) is None:
+                # What ended all that their user had, while this request was under way, must not miss this one.
+                raise Unauthenticated(
+                    "the sign-in has ended meanwhile", fix="sign in: 'virtha login URL'"
+                )
             if request.role is not None:
                 await check_role_name(tx, request.role)
             now = tx.clock.wall_ms()

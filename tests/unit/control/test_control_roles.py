@@ -319,6 +319,27 @@ def test_only_a_sign_in_makes_tokens(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.parametrize("how", ["another-password", "disabled", "signed-out"])
+def test_no_token_is_made_by_a_sign_in_that_ended_meanwhile(tell: Tell, how: str) -> None:
+    """It would be what was left of it, for a year."""
+
+    async def story(world: Any) -> None:
+        users, sessions = world.control.users, world.control.sessions
+        await _user(world, role=Role.OPERATOR)
+        eve, sign_in = await _signed_in(world)
+        if how == "signed-out":
+            await users.sign_out(sign_in)
+        elif how == "disabled":
+            await users.change(ADMIN, "eve", UserChange(enabled=False))
+        else:
+            await users.change(ADMIN, "eve", UserChange(password="quite another one"))
+        with pytest.raises(Unauthenticated, match="ended meanwhile"):
+            await sessions.create_token(eve, AccessTokenCreate(description="x"), address="")
+        assert (await sessions.list(ADMIN, "eve")).items == ()
+
+    tell(story)
+
+
 @pytest.mark.bad_input("expired access token")
 def test_an_access_token_that_has_expired_says_so_to_who_knows_it(tell: Tell) -> None:
     async def story(world: Any) -> None:
