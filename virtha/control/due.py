@@ -7,7 +7,6 @@ import structlog
 
 from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
 from virtha.control.receiver_checks import kind_of
-from virtha.control.subscriber_reach import reach_of_user
 from virtha.model.codes import render
 from virtha.model.errors import Failed
 from virtha.model.event import Event
@@ -24,6 +23,7 @@ from virtha.model.notification import (
 )
 from virtha.model.routing import GroupNote
 from virtha.model.value import Value
+from virtha.store.access import reaches_of_users
 from virtha.store.clusters import find_cluster
 from virtha.store.deliveries import next_deliveries
 from virtha.store.events import events_at
@@ -190,8 +190,8 @@ class MessageMaker:
         if one.user_id is None:
             return None
         if one.user_id not in self._reaches:
-            self._reaches[one.user_id] = await reach_of_user(self._tx, one.user_id)
-        return self._reaches[one.user_id]
+            self._reaches |= await reaches_of_users(self._tx, (one.user_id,))
+        return self._reaches.get(one.user_id, frozenset())
 
     async def _as_seen(
         self, one: Delivery, event: Event, reach: Reach | None

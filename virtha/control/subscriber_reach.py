@@ -1,35 +1,24 @@
 """Which clusters the users see whom subscriptions tell: nobody is told by mail what they may not look at."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from virtha.control.callers import caller_of
-from virtha.model.ids import SubscriptionId, UserId
+from virtha.model.ids import SubscriptionId
 from virtha.model.notification import Subscription
+from virtha.store.access import reaches_of_users
 from virtha.store.reach import Reach
 from virtha.store.store import Transaction
-from virtha.store.users import find_user
-
-
-async def reach_of_user(tx: Transaction, user_id: UserId) -> Reach | None:
-    """By role and grants, now; None: all clusters, and what belongs to none. Of a user who is gone: nothing."""
-    row = await find_user(tx, user_id)
-    if row is None:
-        return frozenset()
-    return (await caller_of(tx, row.user)).rights.reach
 
 
 async def reaches_of(
-    tx: Transaction, subscriptions: Iterable[Subscription]
+    tx: Transaction, subscriptions: Collection[Subscription]
 ) -> dict[SubscriptionId, Reach]:
-    """Of those that go to a user who sees a part. Each user is looked up once."""
-    users: dict[UserId, Reach | None] = {}
-    found: dict[SubscriptionId, Reach] = {}
+    """Of those that go to a user who sees a part, now; who is gone sees nothing."""
+    users = {one.user_id for one in subscriptions if one.user_id is not None}
+    reaches = await reaches_of_users(tx, users) if users else {}
+    found = {}
     for one in subscriptions:
-        if one.user_id is None:
-            continue
-        if one.user_id not in users:
-            users[one.user_id] = await reach_of_user(tx, one.user_id)
-        reach = users[one.user_id]
-        if reach is not None:
-            found[one.id] = reach
+        if one.user_id is not None:
+            reach = reaches.get(one.user_id, frozenset())
+            if reach is not None:
+                found[one.id] = reach
     return found

@@ -1,21 +1,28 @@
 """Mail to users tells what they may look at when it goes out, and nothing else."""
 
 from collections.abc import Callable
+from itertools import combinations, product
 
 import pytest
 from notified_world import ADMIN, NotifiedWorld
 from routed_world import Story
+from sqlalchemy import update
 
-from virtha.control.access_views import GrantCreate
+from virtha.control.access_views import GrantCreate, RoleCreate
+from virtha.control.callers import caller_of
 from virtha.control.history import record
 from virtha.control.requests import ClusterCreate, UserCreate
+from virtha.model.access import Grant
 from virtha.model.codes import Severity
 from virtha.model.event import Event
-from virtha.model.ids import ClusterId, HostId, Revision
+from virtha.model.ids import ClusterId, GrantId, HostId, Revision, UserId
 from virtha.model.routing import GroupBy
-from virtha.model.user import Role
+from virtha.model.user import Role, User
+from virtha.store.access import add_grant_of_user, reaches_of_users
 from virtha.store.clusters import cluster_names
 from virtha.store.events import add_event
+from virtha.store.schema import access_role
+from virtha.store.users import add_user
 
 
 async def two_clusters(world: NotifiedWorld) -> None:
@@ -137,5 +144,69 @@ def test_a_message_of_two_clusters_loses_the_part_that_is_no_longer_seen(
             await world.until(lambda: _is_over(world))
         told = str(world.messengers.sent)
         assert "norden" in told and "sueden" not in told
+
+    tell(story)
+
+
+@pytest.mark.req("L6")
+def test_what_is_asked_by_columns_is_what_they_may(tell: Callable[[Story], None]) -> None:
+    """As requests are judged, whatever the roles and grants."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await two_clusters(world)
+        control, clusters = world.control, await ids(world)
+        await control.roles.create(ADMIN, RoleCreate(name="starter", permissions=()))
+        grants: list[tuple[str, str | None]] = [
+            *(("viewer", one) for one in ("norden", "sueden")),
+            *(("starter", one) for one in ("norden", None)),
+            ("operator", None),
+        ]
+        chosen = [(), *((one,) for one in grants), *combinations(grants, 2), tuple(grants)]
+        users = []
+        for number, (role, given) in enumerate(product(Role, chosen)):
+            name = f"user{number}"
+            # Their passwords are not looked at, and each takes a while to be hashed.
+            user = User(id=UserId(name), name=name, role=role)
+            async with world.store.write() as tx:
+                users.append(await add_user(tx, user, ""))
+                for index, (granted, cluster) in enumerate(given):
+                    where = clusters[cluster] if cluster is not None else None
+                    ident = GrantId(f"{name}-{index}")
+                    await add_grant_of_user(
+                        tx, Grant(id=ident, user_id=user.id, role=granted, cluster_id=where)
+                    )
+        # A role that is gone gives nothing, in both.
+        async with world.store.write() as tx:
+            gone = Grant(id=GrantId("gone"), user_id=users[0].id, role="gone", cluster_id=None)
+            await add_grant_of_user(tx, gone)
+        async with world.store.read() as tx:
+            wanted = {one.id: (await caller_of(tx, one)).rights.reach for one in users}
+            assert len({*wanted.values()}) == 5
+            found = await reaches_of_users(tx, [*wanted, UserId("nobody")])
+        assert found == wanted
+
+    tell(story)
+
+
+@pytest.mark.req("L6", "F4")
+def test_a_role_that_can_not_be_read_keeps_nobody_from_being_told(
+    tell: Callable[[Story], None],
+) -> None:
+    """A later version's permission in it, say. Whoever has that role sees its clusters all the same."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await two_clusters(world)
+        await world.control.roles.create(ADMIN, RoleCreate(name="starter", permissions=()))
+        wanted = GrantCreate(role="starter", cluster="sueden")
+        await world.control.roles.grant(ADMIN, "eve", wanted)
+        await world.subscribe(user="eve", address=None)
+        await world.subscribe(address="all@example.org", name="all")
+        async with world.store.write() as tx:
+            await tx.connection.execute(update(access_role).values(body='{"permissions":["new"]}'))
+        await happens(world, "sueden")
+        async with world.notifying():
+            await world.until(lambda: len(world.messengers.sent) == 2)
+        told = {one.address for one in world.messengers.sent}
+        assert told == {"all@example.org", "eve@example.org"}
 
     tell(story)
