@@ -24,6 +24,7 @@ from virtha.store.store import Transaction, WriteTransaction
 
 _SEEING = tuple(role.value for role in Role if Permission.VIEW in FIXED[role])
 """The fixed roles that see anything."""
+_BLIND = tuple(role.value for role in Role if role.value not in _SEEING)
 
 
 async def find_role(tx: Transaction, ref: str) -> AccessRole | None:
@@ -102,14 +103,15 @@ async def reaches_of_users(
     """Which clusters each of them sees; None: all, and what belongs to none. Who is gone is left out.
 
     The same as by all that they may (``model/access.py``: seeing comes with every role but *none*), but from columns alone: it is asked
-    before anybody is told of anything, and a role whose record can't be read must not be why nobody is.
+    before anybody is told of anything, and a role that can't be read must not be why nobody is. A user's role that a later version
+    knows sees all, as each does that isn't *none*.
     """
     found: dict[UserId, Reach | None] = {}
     for some in in_parts(user_ids):
         users = await tx.connection.execute(
             select(user_account.c.id, user_account.c.role).where(user_account.c.id.in_(some))
         )
-        found |= {UserId(row.id): None if row.role in _SEEING else frozenset() for row in users}
+        found |= {UserId(row.id): frozenset() if row.role in _BLIND else None for row in users}
         grants = await tx.connection.execute(
             select(access_grant.c.user_id, access_grant.c.cluster_id)
             .join(access_role, access_role.c.name == access_grant.c.role, isouter=True)

@@ -21,7 +21,7 @@ from virtha.model.user import Role, User
 from virtha.store.access import add_grant_of_user, reaches_of_users
 from virtha.store.clusters import cluster_names
 from virtha.store.events import add_event
-from virtha.store.schema import access_role
+from virtha.store.schema import access_role, user_account
 from virtha.store.users import add_user
 
 
@@ -184,6 +184,11 @@ def test_what_is_asked_by_columns_is_what_they_may(tell: Callable[[Story], None]
             assert len({*wanted.values()}) == 5
             found = await reaches_of_users(tx, [*wanted, UserId("nobody")])
         assert found == wanted
+        # One of a later version is told, as with each role that there is, rather than that nobody is.
+        async with world.store.write() as tx:
+            await tx.connection.execute(update(user_account).values(role="auditor"))
+        async with world.store.read() as tx:
+            assert await reaches_of_users(tx, [users[0].id]) == {users[0].id: None}
 
     tell(story)
 
