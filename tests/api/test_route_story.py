@@ -158,6 +158,7 @@ WRONG: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (inhibit("vm.agent.lost", "host.unreachable"), ("→", "(by again, down)")),
     (inhibit("vm.crashed", "vm.*"), ("→",)),
     (inhibit("vm.watchdog.fired", "vm.agent.lost"), ("source.codes", "would never inhibit")),
+    (inhibit("host.unreachable", "vm.quarantined"), ("target.codes", "would never inhibit")),
 ]
 
 

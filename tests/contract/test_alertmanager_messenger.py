@@ -108,6 +108,7 @@ def test_a_problem_stands_until_its_end_ends_the_very_same_alert() -> None:
         "vm.crashed",
         "vm.panicked",
         "vm.stopped_unexpectedly",
+        "vm.restart.blocked",
         "vm.restart.failed",
     }
     assert problem["labels"] in [one["labels"] for one in ended], "though it runs elsewhere now"

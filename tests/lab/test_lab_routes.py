@@ -13,6 +13,7 @@ from virtha.lab import faults
 from virtha.lab.api import Json
 from virtha.lab.node import wait_until
 from virtha.lab.story import Story
+from virtha.model.codes import render
 
 pytestmark = [pytest.mark.lab, pytest.mark.long, pytest.mark.timeout(1_800)]
 PATIENCE_S = 300.0
@@ -49,14 +50,18 @@ def test_a_host_with_six_guests_dies_and_people_are_told_once(
         for name in VMS:
             story.wait_agent(name)
         print("h1 dies")
+        before = story.revision()
         dead = _dies_and_returns(story, "h1")
         well = _wait_for(mails, CALM, "host.incident_over")
         first, *others = _to(mails, CALM)
         assert others == [well], [_said(one) for one in others]
         _is_about_the_host(first, "h1")
         assert well.mail["X-Virtha-Kind"] == "solved"
+        assert render("notify.told.well", {}) in _said(well)
         assert well.mail["References"] == first.mail["References"], "one conversation"
+        _each_is_explained(story, before, int(well.mail["X-Virtha-Event"]))
         _nobody_is_woken(story, mails, dead)
+        assert _to(mails, CALM) == [first, well], "and nothing after it"
 
         print("h2 dies under a silence")
         silence = _silenced(story)
@@ -68,6 +73,8 @@ def test_a_host_with_six_guests_dies_and_people_are_told_once(
             fate = _fate(story, held, "calm")
             assert fate["code"] == "notify.why.silenced"
             assert fate["by_text"].endswith(": new switch"), "who, and why"
+            assert render("notify.why.solved_untold", {}) in _why(story, hidden)
+            assert "a silence fits" in (why := _why(story, held)) and "new switch" in why
             story.lab.virtha("notify", "silence", "end", silence)
             told = _wait_for(mails, CALM, "hold.set", after=mark)
             assert int(told.mail["X-Virtha-Event"]) == held
@@ -143,14 +150,33 @@ def _nobody_is_woken(story: Story, mails: MailWitness, dead: int) -> None:
     assert woken == []
     assert _fate(story, dead, "night")["code"] == "notify.why.quiet_hours"
     assert _fate(story, dead, "calm")["code"] == "notify.why.told"
-    said = story.lab.virtha("notify", "why", str(dead))
-    print(said)
+    said = _why(story, dead)
     assert "quiet hours" in said and "told" in said
     story.lab.virtha("notify", "route", "set", "night", "--quiet-hours", "")
     morning = _wait_for(mails, NIGHT, "host.incident_over")
     assert "host.judged_dead" not in morning.mail["X-Virtha-Code"]
     assert _fate(story, dead, "night")["code"] == "notify.why.told"
     story.lab.virtha("notify", "route", "remove", "night", "--yes")
+
+
+def _each_is_explained(story: Story, after: int, until: int) -> None:
+    """Of all that happened to the host and its guests: what became of it at each route, and why."""
+    wanted = [
+        int(one["revision"])
+        for one in story.api.events(after=after, severity="warning")
+        if int(one["revision"]) <= until
+    ]
+    assert len(wanted) > len(VMS), "of each guest, and of the host"
+    for revision in wanted:
+        for route in ("calm", "night"):
+            fate = _fate(story, revision, route)
+            assert fate["state"] is not None and fate["reason_text"], (revision, fate)
+
+
+def _why(story: Story, revision: int) -> str:
+    said = story.lab.virtha("notify", "why", str(revision))
+    print(said)
+    return said
 
 
 def _fate(story: Story, revision: int, route: str) -> Json:

@@ -9,8 +9,8 @@ import msgspec
 
 from virtha.alerts.match import about_receiver
 from virtha.alerts.notice import one_line, vm_lines
-from virtha.alerts.subject import PARTS, ended_codes
-from virtha.model.codes import REGISTRY, REPLACES, SOLVED_BY
+from virtha.alerts.subject import PARTS, awaits_end, ended_codes
+from virtha.model.codes import REGISTRY, REPLACES
 from virtha.model.event import Event
 from virtha.model.notification import AlertmanagerSettings, Message
 from virtha.model.time import UtcMillis, format_utc
@@ -49,9 +49,13 @@ def _alerts(
     ended = [
         Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in ended_codes(event)
     ]
+    ended += [
+        Alert(labels=_labels(message, one, one.code), ends_at=ends_at)
+        for one in message.over.get(event.revision, ())
+    ]
     if ended and event.code not in REPLACES:
         return ended
-    stands_ms = settings.resolve_after_ms if event.code in SOLVED_BY else NOTICE_MS
+    stands_ms = settings.resolve_after_ms if awaits_end(event) else NOTICE_MS
     return [
         *ended,
         Alert(

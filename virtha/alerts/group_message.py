@@ -3,8 +3,8 @@
 from msgspec.structs import replace
 
 from virtha.alerts.match import RANK
-from virtha.alerts.subject import incident_of
-from virtha.model.codes import SOLVED_BY, SOLVES, Severity
+from virtha.alerts.subject import awaits_end, incident_of, solved_by
+from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.ids import Revision
 from virtha.model.notification import Subscription
@@ -43,6 +43,7 @@ def note_of(
         },
         counted=counted + len(members) - len(listed),
         open=sum(one.state is MemberState.OPEN for one in after.members),
+        unfollowed=after.unfollowed,
         host_id=before.host_id,
         incident_id=before.incident_id,
     )
@@ -59,15 +60,17 @@ def goes_on(member: Member) -> bool:
     """A problem of which the end is awaited. Others are over with their telling: a host's new boot, a watchdog's firing."""
     return (
         member.state is not MemberState.RECENT
-        and member.event.code in SOLVED_BY
+        and awaits_end(member.event)
         and not member.solved
         and not member.ends
     )
 
 
 def is_well(group: Group) -> bool:
-    """No problem of it goes on, as far as is known."""
-    return not group.incident_open and not any(goes_on(one) for one in group.members)
+    """No problem of it goes on, and there is none of which that isn't known."""
+    if group.incident_open or group.unfollowed:
+        return False
+    return not any(goes_on(one) for one in group.members)
 
 
 def calmed(group: Group, note: GroupNote) -> Group:
@@ -113,7 +116,7 @@ def _kind(members: list[Member], counted: int) -> str:
 
 
 def _is_end(member: Member) -> bool:
-    return member.ends or member.event.code in SOLVES
+    return member.ends or bool(solved_by(member.event))
 
 
 def _told_why(route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool) -> str:

@@ -3,7 +3,7 @@
 Groups themselves are values; each change replaces one, and ``changed`` tells which have to be written.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from virtha.alerts.open_problems import OpenProblems, is_open
 from virtha.alerts.subject import incident_of, object_of
 from virtha.model.codes import Severity
 from virtha.model.event import Event
-from virtha.model.ids import GroupId, IncidentId, SubscriptionId
+from virtha.model.ids import GroupId, IncidentId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import Group, GroupBy, Member, MemberState
 
@@ -175,6 +175,16 @@ class Groups:
                 if object_of(member.subject) == whole:
                     yield group, member
 
+    def take_back(self, undelivered: Collection[tuple[SubscriptionId, Revision]]) -> None:
+        """That they were told: their messages reached nobody."""
+        for route_id in {route_id for route_id, _ in undelivered}:
+            for group in self.of_route(route_id):
+                for member in group.members:
+                    lost = (route_id, member.event.revision) in undelivered
+                    if lost and member.state is MemberState.OPEN and not member.undelivered:
+                        group = with_changed(group, member, replace(member, undelivered=True))
+                        self.put(group)
+
     def inhibited(self) -> list[Group]:
         """Those that have members which a rule keeps from being told."""
         return [self._groups[one] for one in self._inhibited]
@@ -254,6 +264,7 @@ class Groups:
             members=(),
             counted=0,
             counted_main=None,
+            unfollowed=0,
             due_at=None,
             told_at=None,
             worst=Severity.INFO,
@@ -348,7 +359,11 @@ def with_room(group: Group) -> Group:
     first = min(
         told, key=lambda one: (one.state is MemberState.OPEN, one.since, one.event.revision)
     )
-    return replace(group, members=tuple(one for one in group.members if one is not first))
+    return replace(
+        group,
+        members=tuple(one for one in group.members if one is not first),
+        unfollowed=group.unfollowed + (first.state is MemberState.OPEN),
+    )
 
 
 def without(group: Group, member: Member) -> Group:

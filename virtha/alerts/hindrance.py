@@ -1,7 +1,7 @@
 """What keeps an event from being told for a while: a silence, or a problem that its route tells of (ADR 21).
 
 Nothing ever hinders what says that a VM may run twice, and nothing hinders an error for good: where no end of it will come, it is
-told when the hindrance is over.
+told when the hindrance is over. No rule explains what says that the VM stays down.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,8 @@ from typing import NamedTuple
 from virtha.alerts.ended import may_end_for
 from virtha.alerts.groups import INHIBITED, Groups
 from virtha.alerts.match import RANK, fits_matcher, matches
-from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, Severity
+from virtha.alerts.subject import awaits_end
+from virtha.model.codes import MAY_RUN_TWICE, RECOVERY_ENDED, Severity
 from virtha.model.event import Event
 from virtha.model.ids import ClusterId, GroupId, SubscriptionId
 from virtha.model.notification import Subscription
@@ -21,11 +22,13 @@ SILENCE_SET = "notify.silence.set"
 
 
 class RoutingConfig(Value, frozen=True, kw_only=True):
-    """``routes``: those that are live, in a fixed order. ``closing``: those whose receiver keeps a problem until it hears of the
+    """``routes``: those that are live, in a fixed order. ``off``: switched off, perhaps for a minute: they tell nothing, and what
+    they remember is kept until it is over. ``closing``: those whose receiver keeps a problem until it hears of the
     end, so that it hears of each, though the route doesn't remember the problem. ``unreadable``: routes that nobody can read
     now; what they remember is kept. ``seen``: of routes to users who see some clusters only, those."""
 
     routes: tuple[Subscription, ...] = ()
+    off: tuple[Subscription, ...] = ()
     unreadable: frozenset[SubscriptionId] = frozenset()
     closing: frozenset[SubscriptionId] = frozenset()
     seen: Mapping[SubscriptionId, frozenset[ClusterId]] = {}
@@ -60,7 +63,7 @@ def presses(event: Event) -> bool:
 
 def is_told_later(event: Event) -> bool:
     """What was silenced or inhibited: whether it is told in the end, if it was not over by then."""
-    return event.code in SOLVED_BY or RANK[event.severity] >= RANK[Severity.ERROR]
+    return awaits_end(event) or RANK[event.severity] >= RANK[Severity.ERROR]
 
 
 def is_silenced(config: RoutingConfig, event: Event, now: int) -> Hindrance | None:
@@ -89,6 +92,8 @@ def hindrance(
     silenced = is_silenced(config, event, now)
     if silenced is not None:
         return silenced
+    if event.code in RECOVERY_ENDED:
+        return None
     goes_first = _goes_by(groups, due_at) if event.severity is not Severity.ALERT else _never
     for rule in config.inhibitions:
         if fits_matcher(rule.target, event) and groups.open.inhibit(

@@ -3,7 +3,8 @@
 import unicodedata
 from enum import StrEnum
 
-from virtha.model.codes import REGISTRY, SOLVES, Severity, render
+from virtha.alerts.subject import solved_by
+from virtha.model.codes import REGISTRY, Severity, render
 from virtha.model.event import Event
 from virtha.model.notification import Message, MessageGroup
 from virtha.model.time import format_utc
@@ -25,7 +26,7 @@ def kind_of(message: Message) -> NoticeKind:
         return NoticeKind.TEST
     if message.group is not None:
         return NoticeKind(message.group.note.kind)
-    if message.event.code in SOLVES:
+    if solved_by(message.event):
         return NoticeKind.SOLVED
     if message.event.severity is Severity.INFO:
         return NoticeKind.NOTICE
@@ -131,7 +132,12 @@ def _about_group(message: Message) -> tuple[tuple[str, str | None], ...]:
         ("Times again", str(again) if again else None),
         ("Sent because", render(note.reason, {})),
         ("Problems that go on", str(note.open) if note.open else None),
+        ("Not followed", _unfollowed(note.unfollowed) if note.unfollowed else None),
     )
+
+
+def _unfollowed(count: int) -> str:
+    return f"{count} more, they were too many: 'virtha status' has what still goes on"
 
 
 def one_line(text: str, limit: int = 1_000) -> str:

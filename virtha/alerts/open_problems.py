@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from virtha.alerts.inhibition import inhibits, shared
 from virtha.alerts.match import names_code
-from virtha.model.codes import SOLVED_BY
+from virtha.alerts.subject import awaits_end
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, Revision, SubscriptionId
 from virtha.model.routing import Inhibition, Member, MemberState, Same
@@ -17,10 +17,10 @@ Place = tuple[SubscriptionId, Same, str]
 
 def is_open(member: Member) -> bool:
     """Whether its route tells of it, or is about to. Only a problem with an end goes on."""
-    if member.event.code not in SOLVED_BY:
+    if not awaits_end(member.event):
         return False
     held = member.state is MemberState.HELD and not member.solved
-    return held or member.state is MemberState.OPEN
+    return held or (member.state is MemberState.OPEN and not member.undelivered)
 
 
 class OpenProblems:
@@ -63,6 +63,17 @@ class OpenProblems:
             for code, sources in by_code.items()
             if names_code(rule.source, code)
             for source, held_in in sources.values()
+        )
+
+    def told(self) -> frozenset[tuple[SubscriptionId, Revision]]:
+        """All that inhibit, but for what is only held."""
+        return frozenset(
+            (route_id, revision)
+            for (route_id, same, _), by_code in self._events.items()
+            if same is Same.ANYTHING
+            for events in by_code.values()
+            for revision, (_, held_in) in events.items()
+            if held_in is None
         )
 
     def take_gone(self) -> set[Place]:

@@ -6,12 +6,12 @@ look again. What it holds is a copy of the groups in the database; where its dec
 Each matched event is told, waits, or has a coded reason why not: `_take` gives it its first fate, `_look` any later one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
 from virtha.alerts.decision import Decision, Tell
-from virtha.alerts.group_message import calmed, is_well, main_event, note_of, worst_of
+from virtha.alerts.group_message import calmed, goes_on, is_well, main_event, note_of, worst_of
 from virtha.alerts.groups import (
     INHIBITED,
     OTHERS,
@@ -34,26 +34,34 @@ from virtha.alerts.hindrance import (
 from virtha.alerts.match import RANK, matches
 from virtha.alerts.open_problems import place_of
 from virtha.alerts.quiet import Offset, quiet_until
-from virtha.alerts.subject import INCIDENT_OVER, ended_with, ends_at, incident_of, subject_of
+from virtha.alerts.subject import (
+    INCIDENT_OVER,
+    awaits_end,
+    ended_with,
+    ends_at,
+    incident_of,
+    subject_of,
+)
 from virtha.alerts.waits import (
-    RELEASE_WAIT_MS,
+    INCIDENT_PATIENCE_MS,
     TWICE_WAIT_MS,
     earliest,
+    is_due,
+    is_over,
     may_go,
     release_wait_ms,
     repeat_moment,
 )
-from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVED_BY, SOLVES
+from virtha.model.codes import MAY_RUN_TWICE, REPLACES, SOLVES
 from virtha.model.event import Event
 from virtha.model.ids import GroupId, InhibitionId, Revision, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import Fate, FateState, Group, GroupBy, Member, MemberState
 from virtha.model.time import UtcMillis
 
+Lost = Collection[tuple[SubscriptionId, Revision]]
 PARKED_LOOKS_MAX = 2_000
 """Of what is parked, at once; what is beyond is looked at by the next step."""
-INCIDENT_PATIENCE_MS = 86_400_000
-"""How long a failure of which nothing was told, or nothing more is to be told, is remembered without its end."""
 HELD, PARKED, OPEN, RECENT = (
     MemberState.HELD,
     MemberState.PARKED,
@@ -87,12 +95,16 @@ class Router:
         """How many of them have something that is to be told."""
         return sum(one.due_at is not None for one in self._groups)
 
+    @property
+    def told(self) -> frozenset[tuple[SubscriptionId, Revision]]:
+        """Problems that go on, by route."""
+        return self._groups.open.told()
+
     def concerned(self, config: RoutingConfig, event: Event) -> bool:
         """Whether a step with this event may do anything."""
-        return any(
-            config.wants(route, event) or any(self._ended_by(route, event))
-            for route in config.routes
-        )
+        if any(config.wants(route, event) for route in config.routes):
+            return True
+        return any(any(self._ended_by(one, event)) for one in (*config.routes, *config.off))
 
     def unsettled(self, config: RoutingConfig) -> bool:
         """Whether a step without events may do something because something was configured."""
@@ -101,18 +113,23 @@ class Router:
     def _is_new(self, config: RoutingConfig) -> bool:
         return not self._begun or config != self._config
 
-    def step(self, now: int, config: RoutingConfig, events: Sequence[Event]) -> Decision:
-        """``now``: the server's wall clock. Events in their order, none twice."""
+    def step(
+        self, now: int, config: RoutingConfig, events: Sequence[Event], undelivered: Lost = ()
+    ) -> Decision:
+        """``now``: the server's wall clock. Events in their order, none twice. ``undelivered``: told in vain."""
         every = self._is_new(config) or now < self._now
         self._now, self._config, self._begun = now, config, True
         self._tells, self._fates, self._uncounted = [], {}, []
-        live = {route.id: route for route in config.routes}
+        there = {route.id for route in (*config.routes, *config.off)}
         for route_id in self._groups.routes():
-            if route_id not in live and route_id not in config.unreadable:
+            if route_id not in there and route_id not in config.unreadable:
                 self._forget_route(route_id)
+        self._groups.take_back(undelivered)
         for event in events:
             for route in config.routes:
                 self._take(route, event)
+            for route in config.off:
+                self._end(route, event, list(self._ended_by(route, event)))
         self._look_at(every=every)
         changed = self._groups.take_changed()
         return Decision(
@@ -229,7 +246,7 @@ class Router:
             fresh = 0 <= self._now - known.since < route.same_again_ms
             if known.solved or known.state is PARKED or not (fresh or known.state is HELD):
                 continue
-            if event.code not in SOLVED_BY and event.fields != known.event.fields:
+            if not awaits_end(event) and event.fields != known.event.fields:
                 continue
             self._groups.put(with_changed(group, known, replace(known, again=known.again + 1)))
             by = str(int(known.event.revision))
@@ -284,7 +301,9 @@ class Router:
         if main is None or RANK[member.event.severity] > RANK[main.severity]:
             main = member.event
         due = earliest(group.due_at, self._now)
-        group = replace(group, counted=group.counted + 1, counted_main=main, due_at=due)
+        unfollowed = group.unfollowed + goes_on(member)
+        group = replace(group, counted=group.counted + 1, counted_main=main, unfollowed=unfollowed)
+        group = replace(group, due_at=due)
         self._groups.put(group)
         self._fate(group, member.event, FateState.WAITS, "notify.why.counted")
 
@@ -354,15 +373,12 @@ class Router:
         """Tells what is due. Returns when it is to be looked at again."""
         group = self._unpark(route, group)
         if group.due_at is not None:
-            longest = max(route.group_wait_ms, route.group_interval_ms, RELEASE_WAIT_MS)
             quiet = self._quiet(route)
-            # Further away than any wait that is given: the clock was set back.
-            wrong = quiet is None and group.due_at > self._now + longest
-            if group.due_at <= self._now or wrong:
+            if is_due(route, group, self._now, quiet):
                 group = self._tell_due(route, group, quiet)
         group = self._repeat(route, group)
         group = self._tidied(route, group)
-        if self._is_over(route, group):
+        if is_over(route, group, self._now):
             self._groups.drop(group)
             return None
         return self._next_moment(route, group)
@@ -510,8 +526,8 @@ class Router:
         return after
 
     def _after_telling(self, route: Subscription, member: Member, *, keep: bool) -> Member | None:
-        if keep and member.event.code in SOLVED_BY and not member.solved:
-            return replace(member, state=OPEN, since=self._now, code=None)
+        if keep and awaits_end(member.event) and not member.solved:
+            return replace(member, state=OPEN, since=self._now, code=None, undelivered=False)
         if route.same_again_ms and not member.ends and not member.solved:
             return replace(member, state=RECENT, since=self._now, code=None)
         return None
@@ -538,17 +554,6 @@ class Router:
         self._groups.put(group)
         return group
 
-    def _is_over(self, route: Subscription, group: Group) -> bool:
-        """Nothing waits, nothing goes on, and what comes next needs no distance to the last message."""
-        if group.members or group.counted:
-            return False
-        last = max(group.began, group.told_at or 0)
-        if group.incident_open and 0 <= self._now - last < INCIDENT_PATIENCE_MS:
-            return False
-        if route.group_by is GroupBy.NONE or group.told_at is None:
-            return True
-        return not 0 <= self._now - group.told_at < route.group_interval_ms
-
     def _next_moment(self, route: Subscription, group: Group) -> int | None:
         moments = [] if group.due_at is None else [group.due_at]
         ends: dict[str, int] = {one.id: one.ends for one in self._config.silences}
@@ -566,7 +571,7 @@ class Router:
             moments.append(repeat)
         if group.members or group.counted:
             pass  # it is not forgotten
-        elif group.incident_open:
+        elif group.incident_open or group.unfollowed:
             moments.append(max(group.began, group.told_at or 0) + INCIDENT_PATIENCE_MS)
         elif group.told_at is not None:
             moments.append(group.told_at + route.group_interval_ms)

@@ -1,7 +1,7 @@
 """What an event is about, so that a problem and its end find each other (``model/codes/pairs.py``)."""
 
 from virtha.model.codes import ENDS_ALL_OF, REPLACES, SOLVED_BY, SOLVES
-from virtha.model.event import Event
+from virtha.model.event import PAST, Event
 from virtha.model.ids import IncidentId
 
 INCIDENT_OVER = "host.incident_over"
@@ -47,9 +47,23 @@ def ended_with(event: Event) -> str | None:
             return None
 
 
+def awaits_end(event: Event) -> bool:
+    """Whether it is a problem of which the end will be told. What was over when it was told has none."""
+    return event.code in SOLVED_BY and not event.fields.get(PAST)
+
+
+def solved_by(event: Event) -> tuple[str, ...]:
+    """The problems of its object that it says are over."""
+    return () if event.fields.get(PAST) else SOLVES.get(event.code, ())
+
+
+def _replaced_by(event: Event) -> tuple[str, ...]:
+    return () if event.fields.get(PAST) else REPLACES.get(event.code, ())
+
+
 def ends_at(event: Event, code: str, subject: str) -> bool:
     """Whether it ends that problem there. Of what names no part all parts are meant."""
-    if code not in (*SOLVES.get(event.code, ()), *REPLACES.get(event.code, ())):
+    if code not in (*solved_by(event), *_replaced_by(event)):
         return False
     mine = subject_of(event)
     return subject == mine or object_of(subject) == mine
@@ -59,7 +73,7 @@ def ended_codes(event: Event) -> tuple[str, ...]:
     """The problems that are over with it."""
     whole = ended_with(event)
     if whole is None:
-        return SOLVES.get(event.code, REPLACES.get(event.code, ()))
+        return solved_by(event) or _replaced_by(event)
     kinds = _KINDS[object_kind(whole)]
     return tuple(code for code in SOLVED_BY if code.startswith(kinds))
 

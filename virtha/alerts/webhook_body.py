@@ -9,7 +9,8 @@ import hmac
 import msgspec
 
 from virtha.alerts.notice import kind_of
-from virtha.model.codes import REGISTRY, SOLVES
+from virtha.alerts.subject import solved_by
+from virtha.model.codes import REGISTRY
 from virtha.model.event import Event
 from virtha.model.notification import Message, MessageGroup, VmLine
 from virtha.model.time import format_utc
@@ -44,7 +45,7 @@ class EventBody(Value, frozen=True, kw_only=True):
 
 class GroupBody(Value, frozen=True, kw_only=True):
     """What goes with the event, where the route groups events. ``reason``: ``notify.told.…``, why it is sent now; ``open``:
-    problems of the group that go on; ``more``: events that are only counted."""
+    problems of the group that go on; ``unfollowed``: further ones, too many to know of each whether it does; ``more``: events that are only counted."""
 
     id: str
     key: str
@@ -56,6 +57,7 @@ class GroupBody(Value, frozen=True, kw_only=True):
     more: int
     vms: tuple[VmLine, ...]
     vms_left_out: int
+    unfollowed: int = 0
 
 
 class WebhookBody(Value, frozen=True, kw_only=True):
@@ -101,7 +103,7 @@ def _event(event: Event) -> EventBody:
         severity=event.severity,
         message=event.message,
         help=known.help if known is not None else "",
-        solves=SOLVES.get(event.code, ()),
+        solves=solved_by(event),
         fields=event.fields,
         at=format_utc(event.at),
         host_at=None if event.host_at is None else format_utc(event.host_at),
@@ -123,6 +125,7 @@ def _group(group: MessageGroup) -> GroupBody:
         more=group.more,
         vms=group.vms,
         vms_left_out=group.vms_left_out,
+        unfollowed=note.unfollowed,
     )
 
 

@@ -18,13 +18,16 @@ from virtha.control.history import record
 from virtha.control.known_settings import NOTIFICATION_RETENTION, setting_values
 from virtha.control.notifier_bell import NotifierBell
 from virtha.control.receivers import Receivers
+from virtha.control.unreadable_records import tell_of
 from virtha.model.codes import render
+from virtha.model.errors import Failed
 from virtha.model.event import Event
 from virtha.model.ids import DeliveryId, ReceiverId, Revision
 from virtha.model.notification import Delivery, DeliveryState, ReceiverStatus
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.ports.receivers import Outcome, Receipt
+from virtha.store.body import Unreadable
 from virtha.store.deliveries import (
     end_delivery,
     expire_all,
@@ -40,7 +43,7 @@ from virtha.store.deliveries import (
 )
 from virtha.store.delivery_counts import delivery_counts
 from virtha.store.events import events_at
-from virtha.store.notifications import find_receiver, save_receiver_status
+from virtha.store.notifications import ReceiverRow, find_receiver, save_receiver_status
 from virtha.store.routing import prune_fates, prune_silences
 from virtha.store.store import Store, Transaction, WriteTransaction
 
@@ -72,6 +75,8 @@ class Deliveries:
         self.routing = EventRouting(store)
         self._present: dict[ReceiverId, UtcMillis] = {}
         """Who is known to be there, and when its status was last looked at."""
+        self._bad: frozenset[Unreadable] = frozenset()
+        """What messages were made without, of which an event told while this server runs."""
 
     # from messages to receivers
 
@@ -93,12 +98,18 @@ class Deliveries:
         return min((one for one in moments if one is not None), default=None)
 
     async def due(self, receiver_id: ReceiverId, limit: int) -> Due | None:
-        """The next messages for it, in order; None: it is gone or switched off."""
+        """The next messages for it, in order; None: it is gone or switched off. Raises Failed where its record can't be read."""
         async with self._store.read() as tx:
             row = await find_receiver(tx, receiver_id)
             if row is None or not row.receiver.enabled:
                 return None
-            return await due_of(tx, row, limit, self._receivers.opened)
+            found = await due_of(tx, row, limit, self._receivers.opened)
+        news = found.unreadable - self._bad if found is not None else frozenset()
+        if news:
+            async with self._store.write() as wtx:
+                await tell_of(wtx, news)
+            self._bad |= news
+        return found
 
     # What became of them. Each answers whether ``upcoming`` may go out: it was not dropped meanwhile, and its
     # receiver is as it was. Asked in the same transaction, for this is just before it is sent.
@@ -163,7 +174,7 @@ class Deliveries:
         about messages (``is_own``)."""
         self._present.pop(receiver_id, None)
         async with self._store.read() as tx:
-            row = await find_receiver(tx, receiver_id)
+            row = await _receiver(tx, receiver_id)
         if row is None:
             return
         before = row.status
@@ -240,6 +251,14 @@ class Deliveries:
         return QueueFigures(counts=counts, oldest_pending=min(oldest.values(), default=None))
 
 
+async def _receiver(tx: Transaction, receiver_id: ReceiverId) -> ReceiverRow | None:
+    """None: it is gone, or its record can't be read, of which routing tells. What became of a message is written all the same."""
+    try:
+        return await find_receiver(tx, receiver_id)
+    except Failed:
+        return None
+
+
 async def _is_due(tx: Transaction, upcoming: Upcoming | None) -> bool:
     return upcoming is not None and await is_pending(
         tx, upcoming.delivery_id, upcoming.receiver_revision
@@ -248,7 +267,7 @@ async def _is_due(tx: Transaction, upcoming: Upcoming | None) -> bool:
 
 async def took_a_message(tx: WriteTransaction, receiver_id: ReceiverId) -> None:
     """It is there; if its absence was told, its return is."""
-    row = await find_receiver(tx, receiver_id)
+    row = await _receiver(tx, receiver_id)
     if row is None:
         return
     now, before = tx.clock.wall_ms(), row.status
@@ -267,7 +286,7 @@ async def took_a_message(tx: WriteTransaction, receiver_id: ReceiverId) -> None:
 
 async def _tell_expired(tx: WriteTransaction, counts: Counter[ReceiverId]) -> None:
     for receiver_id, count in sorted(counts.items()):
-        row = await find_receiver(tx, receiver_id)
+        row = await _receiver(tx, receiver_id)
         name = row.receiver.name if row is not None else receiver_id
         await record(tx, "notify.expired", receiver=name, receiver_id=receiver_id, count=count)
 
@@ -285,7 +304,7 @@ async def refuse(
         code=receipt.code,
         detail=receipt.detail,
     )
-    row = await find_receiver(tx, one.receiver_id)
+    row = await _receiver(tx, one.receiver_id)
     if not ended or row is None or is_own(event.code):
         return
     await record(

@@ -6,11 +6,12 @@ import msgspec
 import structlog
 
 from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
+from virtha.control.parts_over import parts_over_with
 from virtha.control.receiver_checks import kind_of
 from virtha.model.codes import render
 from virtha.model.errors import Failed
 from virtha.model.event import Event
-from virtha.model.ids import UserId
+from virtha.model.ids import ClusterId, HostId, Revision, UserId, VmId
 from virtha.model.incident import PathState, VmPath
 from virtha.model.notification import (
     Delivery,
@@ -24,17 +25,18 @@ from virtha.model.notification import (
 from virtha.model.routing import GroupNote
 from virtha.model.value import Value
 from virtha.store.access import reaches_of_users
-from virtha.store.clusters import find_cluster
+from virtha.store.body import Unreadable
+from virtha.store.clusters import cluster_names
 from virtha.store.deliveries import next_deliveries
 from virtha.store.events import events_at
-from virtha.store.hosts import find_host
-from virtha.store.incidents import paths_of
+from virtha.store.hosts import host_names
+from virtha.store.incidents import readable_paths_of
 from virtha.store.installations import InstallationRow, the_installation
 from virtha.store.notifications import ReceiverRow, find_subscription
 from virtha.store.reach import Reach
 from virtha.store.store import Transaction
-from virtha.store.users import find_user
-from virtha.store.vms import find_vm
+from virtha.store.users import mail_address_of
+from virtha.store.vms import vm_names
 
 log = structlog.get_logger("virtha.control.due")
 VMS_LISTED_MAX = 50
@@ -52,13 +54,14 @@ class DueMessage(Value, frozen=True, kw_only=True):
 
 
 class Due(Value, frozen=True, kw_only=True):
-    """``secrets`` None: they can't be read, and ``problem`` says why."""
+    """``secrets`` None: they can't be read, and ``problem`` says why. ``unreadable``: records that the messages do without."""
 
     receiver: Receiver
     items: tuple[DueMessage, ...]
     secrets: dict[str, str] | None
     problem: str = ""
     deadline_ms: int
+    unreadable: frozenset[Unreadable] = frozenset()
 
     def __repr__(self) -> str:
         return f"Due({self.receiver.name}, {len(self.items)} messages)"
@@ -79,9 +82,11 @@ async def due_of(
         secrets = opened(row)
     except Failed as error:
         problem = error.message
+    items = tuple([await names.make(one, events.get(one.event_revision)) for one in deliveries])
     return Due(
         receiver=row.receiver,
-        items=tuple([await names.make(one, events.get(one.event_revision)) for one in deliveries]),
+        items=items,
+        unreadable=frozenset(names.unreadable),
         secrets=secrets,
         problem=problem,
         deadline_ms=(await setting_values(tx)).get(NOTIFICATION_DEADLINE),
@@ -96,6 +101,8 @@ class MessageMaker:
         self._receiver = receiver
         self._installation = installation.installation
         self._names: dict[str, str | None] = {}
+        self.unreadable: set[Unreadable] = set()
+        """Records that were left out."""
         self._subscriptions: dict[str, Subscription | None] = {}
         self._reaches: dict[UserId, Reach | None] = {}
 
@@ -130,6 +137,7 @@ class MessageMaker:
 
     async def message(self, one: Delivery, event: Event, address: str | None) -> Message:
         told = event.fields
+        group = await self._group(one.about, event) if one.about is not None else None
         return Message(
             delivery_id=one.id,
             address=address,
@@ -141,8 +149,15 @@ class MessageMaker:
             vm=await self._name("vm", event.vm_id) or _text(told.get("vm")),
             created=one.created,
             test=one.test,
-            group=await self._group(one.about, event) if one.about is not None else None,
+            group=group,
+            over=await self._over((event, *(group.others if group is not None else ()))),
         )
+
+    async def _over(self, events: tuple[Event, ...]) -> dict[Revision, tuple[Event, ...]]:
+        if kind_of(self._receiver.settings) != "alertmanager":
+            return {}
+        found = {one.revision: await parts_over_with(self._tx, one) for one in events}
+        return {revision: over for revision, over in found.items() if over}
 
     async def _group(self, note: GroupNote, main: Event) -> MessageGroup:
         """As things are now: of its VMs the message says where they have got to by then."""
@@ -153,9 +168,11 @@ class MessageMaker:
         vms: tuple[VmLine, ...] = ()
         left_out = 0
         if note.incident_id is not None:
-            paths = sorted(await paths_of(self._tx, note.incident_id), key=lambda one: one.vm)
+            found, unreadable = await readable_paths_of(self._tx, note.incident_id)
+            self.unreadable |= {*unreadable}
+            paths = sorted(found, key=lambda one: one.vm)
             vms = tuple(_line(one) for one in paths[:VMS_LISTED_MAX])
-            left_out = len(paths) - len(vms)
+            left_out = len(paths) + len(unreadable) - len(vms)
         gone = len(note.revisions) - len(events)
         return MessageGroup(
             note=note,
@@ -231,10 +248,10 @@ class MessageMaker:
             return one.address
         key = f"user {one.user_id}"
         if key not in self._names:
-            row = await find_user(self._tx, one.user_id)
-            if row is None or not row.user.enabled:
+            user = await mail_address_of(self._tx, one.user_id)
+            if user is None or not user.enabled:
                 raise _Unwanted
-            self._names[key] = row.user.email
+            self._names[key] = user.email
         return self._names[key]
 
     async def _name(self, kind: str, found_id: str | None) -> str | None:
@@ -246,14 +263,12 @@ class MessageMaker:
         return self._names[found_id]
 
     async def _look_up(self, kind: str, found_id: str) -> str | None:
+        """By their columns: a name needs no record that can be read."""
         if kind == "cluster":
-            cluster = await find_cluster(self._tx, found_id)
-            return cluster.name if cluster is not None else None
+            return (await cluster_names(self._tx)).get(ClusterId(found_id))
         if kind == "host":
-            host = await find_host(self._tx, found_id)
-            return host.host.name if host is not None else None
-        vm = await find_vm(self._tx, found_id)
-        return vm.vm.name if vm is not None else None
+            return (await host_names(self._tx, (HostId(found_id),))).get(HostId(found_id))
+        return (await vm_names(self._tx, (VmId(found_id),))).get(VmId(found_id))
 
 
 def _line(path: VmPath) -> VmLine:

@@ -18,9 +18,9 @@ from virtha.alerts.group_message import LISTED_MAX, REPEAT
 from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.plain import STUCK_MS, given_up, plainly
 from virtha.alerts.router import Router
-from virtha.control.history import record
 from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.control.routing_config import as_it_is_live, routing_config
+from virtha.control.unreadable_records import tell_of
 from virtha.model.event import Event
 from virtha.model.ids import ClusterId, DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, Subscription
@@ -29,7 +29,7 @@ from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import Unreadable
 from virtha.store.deliveries import add_deliveries, cursor_of, last_number, move_cursor
-from virtha.store.events import EventFilter, events_after
+from virtha.store.events import EventFilter, read_after
 from virtha.store.notifications import ReceiverKinds, receiver_kinds
 from virtha.store.routing import (
     all_groups,
@@ -37,6 +37,7 @@ from virtha.store.routing import (
     save_fates,
     save_groups,
     settle_counted,
+    undelivered,
     untold_of,
 )
 from virtha.store.store import Store, Transaction, WriteTransaction
@@ -53,6 +54,7 @@ anew."""
 
 _Routes = tuple[tuple[Subscription, ...], Mapping[SubscriptionId, frozenset[ClusterId]]]
 """Who is told, and of which clusters."""
+_IN_VAIN = ("notify.refused", "notify.expired")
 
 
 class Routed(Value, frozen=True, kw_only=True):
@@ -77,7 +79,8 @@ class EventRouting:
         """As the cursor was last moved by them; None: it was not."""
         self._unreadable: tuple[GroupId, ...] = ()
         self._bad: frozenset[Unreadable] = frozenset()
-        """Records that can't be read, of which an event told."""
+        """Records to route by that can't be read, of which an event told: once while this server runs, or until they can be read
+        again."""
         self._singly_until = Revision(0)
         """Events up to this one are routed one by one: with one of them the router failed."""
 
@@ -99,7 +102,7 @@ class EventRouting:
             config = await as_it_is_live(wtx, found.config)
             lost = {*self._unreadable}
             try:
-                decision = router.step(now, config, found.events)
+                decision = router.step(now, config, found.events, found.undelivered)
             except Exception:  # a fault of the router's must not keep anybody from being told
                 if len(found.events) > 1:
                     log.exception("routing failed; events are routed one by one")
@@ -107,11 +110,12 @@ class EventRouting:
                     return Routed(up_to=found.stored, more=True)
                 log.exception("routing failed; events are told one by one")
                 decision, router = await _plainly(wtx, now, config, found.events), None
-                lost |= await _stuck(wtx, now)
+                lost |= await _stuck(wtx, now, config)
             to = await _write(wtx, decision, found.events)
             if lost:
                 to |= await _give_up(wtx, now, config, lost)
-            await _tell_of(wtx, found.bad - self._bad)
+            # Of an event once: the cursor moves beyond it with that.
+            await tell_of(wtx, (found.bad - self._bad) | found.damaged)
             await move_cursor(wtx, found.up_to)
         self._bad, self._routes = found.bad, _routes(found.config)
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
@@ -136,12 +140,16 @@ class EventRouting:
         # Once they change the cursor is written: a server that begins anew would hold what was looked at against the new ones.
         changed = self._routes not in (None, _routes(config)) and stored < revision
         needed = needed or changed or not bad <= self._bad
-        if not config.routes:
+        every = (*config.routes, *config.off)
+        if not every:
             return _Found(config=config, bad=bad, stored=stored, up_to=revision, needed=needed)
-        after = max(self._cursor, stored, min(one.since for one in config.routes))
-        batch = 1 if after < self._singly_until else batch_for(len(config.routes))
-        events = tuple(await events_after(tx, EventFilter(), after, batch))
+        after = max(self._cursor, stored, min(one.since for one in every))
+        batch = 1 if after < self._singly_until else batch_for(len(every))
+        events, damaged = await read_after(tx, EventFilter(), after, batch)
         more = len(events) == batch
+        # Only what was told inhibits, and an event says when a message reached nobody.
+        in_vain = config.inhibitions and any(one.code in _IN_VAIN for one in events)
+        lost = await undelivered(tx, router.told) if in_vain else frozenset()
         return _Found(
             config=config,
             bad=bad,
@@ -149,7 +157,9 @@ class EventRouting:
             up_to=events[-1].revision if more else max(revision, after),
             more=more,
             events=events,
-            needed=needed or _concerned(router, config, events),
+            damaged=frozenset(damaged),
+            undelivered=lost,
+            needed=needed or bool(damaged or lost) or _concerned(router, config, events),
         )
 
     def forget(self) -> None:
@@ -163,10 +173,12 @@ class EventRouting:
 
 class _Found(Value, frozen=True, kw_only=True):
     """What one look at the events found; ``stored``: the cursor in the database; ``needed``: something is to be decided;
-    ``bad``: records that can't be read."""
+    ``bad``: records to route by that can't be read; ``damaged``: of ``events`` those of which only the columns can be."""
 
     config: RoutingConfig
     bad: frozenset[Unreadable]
+    damaged: frozenset[Unreadable] = frozenset()
+    undelivered: frozenset[tuple[SubscriptionId, Revision]] = frozenset()
     stored: Revision
     up_to: Revision
     more: bool = False
@@ -189,14 +201,6 @@ def _concerned(router: Router, config: RoutingConfig, events: tuple[Event, ...])
     except Exception:  # then the step fails too, and tells what it may
         log.exception("it is not known whether events concern a route")
         return True
-
-
-async def _tell_of(tx: WriteTransaction, news: frozenset[Unreadable]) -> None:
-    """Once while this server runs, or until it can be read again. Better told too much than nobody told: a silence or a rule that
-    can't be read keeps nothing back."""
-    for one in sorted(news, key=lambda one: (one.kind, one.name)):
-        log.error("a record can't be read", kind=one.kind, name=one.name, why=one.why)
-        await record(tx, "notify.record_unreadable", kind=one.kind, name=one.name)
 
 
 async def _write(
@@ -235,9 +239,10 @@ async def _plainly(
         return plainly(now, config, events)
 
 
-async def _stuck(tx: Transaction, now: int) -> set[GroupId]:
-    """Should have been told long ago, and the router fails."""
-    groups = (await all_groups(tx)).groups
+async def _stuck(tx: Transaction, now: int, config: RoutingConfig) -> set[GroupId]:
+    """Should have been told long ago, and the router fails. Those of a route that is off, or that nobody can read, wait for that."""
+    live = {route.id for route in config.routes}
+    groups = [one for one in (await all_groups(tx)).groups if one.subscription_id in live]
     return {one.id for one in groups if one.due_at is not None and one.due_at < now - STUCK_MS}
 
 

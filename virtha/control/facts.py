@@ -15,7 +15,7 @@ from virtha.control.runner import Runner
 from virtha.model.codes import Severity
 from virtha.model.domain import DomainState
 from virtha.model.errors import NotFound, Unavailable
-from virtha.model.event import Event
+from virtha.model.event import PAST, Event
 from virtha.model.facts import (
     Fact,
     Happened,
@@ -61,6 +61,8 @@ _ALIVE = (
 _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUSED}
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
 _OF_A_BOOT_THAT_ENDED = ("vm.stop.reconstructed", "vm.restart.blocked")
+_STARTS = ("vm.started", "vm.restarted")
+_CRASHES = ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly")
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -145,11 +147,13 @@ class FactRecorder:
         names |= {"vm": row.vm.name} if row is not None else {}
         names |= {"name": host.host.name} if body.code.startswith("host.") else {}
         fields = {**names, **body.fields}
+        is_history = row is not None and _is_history(host, fact, body, row.status)
+        fields |= {PAST: True} if is_history else {}
         event = await add_event(
             tx,
             Event(
                 code=body.code,
-                severity=_severity(host, body, row),
+                severity=Severity.INFO if is_history else severity_of(body.code),
                 message=message_of(body.code, fields),
                 fields=fields,
                 cluster_id=host.host.cluster_id,
@@ -317,17 +321,25 @@ class FactRecorder:
             )
 
 
-def _severity(host: HostRow, body: Happened, row: VmRow | None) -> Severity:
-    """A host that returns tells how its copies ended with its boot, and that it starts them no more. Of a VM that is seen to run
-    elsewhere by now, that is history and calls nobody. Incarnations alone don't tell it: a move that failed has raised them, and a
-    start that is under way."""
-    if body.code in _OF_A_BOOT_THAT_ENDED and row is not None and _runs_elsewhere(row.status, host):
-        return Severity.INFO
-    return severity_of(body.code)
+def _is_history(host: HostRow, fact: Fact, body: Happened, status: VmStatus) -> bool:
+    """Whether it says nothing of the VM as it is by now, and so calls nobody and ends no trouble.
 
-
-def _runs_elsewhere(status: VmStatus, host: HostRow) -> bool:
-    return status.state in _RUNS and status.host_id not in (None, host.host.id)
+    A host that returns tells how its copies ended, with its boot or before it, and that it starts them no more: of a VM that is seen to
+    run elsewhere. Incarnations alone don't tell it: a move that failed has raised them, and a start that is under way. And it
+    tells of starts in a boot that is over, or of copies that don't count any more.
+    """
+    mine, host_id = body.incarnation, host.host.id
+    elsewhere = status.state in _RUNS and status.host_id not in (None, host_id)
+    if body.code in _OF_A_BOOT_THAT_ENDED:
+        return elsewhere
+    if body.code in _CRASHES:
+        return elsewhere and mine is not None and mine < status.incarnation
+    if body.code in _STARTS:
+        earlier_boot = host.status.boot not in (None, fact.boot)
+        older = mine is not None and mine < status.incarnation
+        held = mine is not None and host_id in status.holders and counts(status, host_id, mine)
+        return earlier_boot or (older and not held)
+    return False
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

@@ -11,7 +11,7 @@ from virtha.control.names import check_name, taken
 from virtha.control.requests import InhibitionCreate
 from virtha.control.routing_views import InhibitionView
 from virtha.control.views import Caller, Page
-from virtha.model.codes import REGISTRY, SOLVED_BY
+from virtha.model.codes import EVENTS, MAY_RUN_TWICE, RECOVERY_ENDED, REGISTRY, SOLVED_BY
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.ids import InhibitionId
 from virtha.model.routing import Inhibition, Matcher
@@ -64,6 +64,7 @@ class Inhibitions:
                 same=request.same,
             )
             _check_has_end(made.source)
+            _check_is_kept_back(made.target)
             check_no_circle((*present, made))
             saved = await save_inhibition(tx, made)
             await record(tx, "notify.inhibition.created", by=caller.name, inhibition=saved.name)
@@ -85,6 +86,18 @@ def _check_has_end(source: Matcher) -> None:
         f"no event that it names is a problem with an end ({', '.join(source.codes)}): it would never inhibit",
         field="source.codes",
         fix="name for example host.unreachable; the guide lists problems and their ends",
+    )
+
+
+def _check_is_kept_back(target: Matcher) -> None:
+    """Of what says that a VM may run twice, or stays down, no rule does (``alerts/hindrance.py``)."""
+    never = MAY_RUN_TWICE | RECOVERY_ENDED
+    if any(could_match(target, code) for code in EVENTS if code.name not in never):
+        return
+    raise InvalidInput(
+        f"no event that it names is kept back by any rule ({', '.join(target.codes)}): it would never inhibit",
+        field="target.codes",
+        fix="name for example vm.agent.lost; the guide lists what is always told",
     )
 
 

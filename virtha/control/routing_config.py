@@ -35,11 +35,12 @@ async def _live(tx: Transaction, config: RoutingConfig) -> ReadConfig:
     config = replace(
         config,
         routes=live.readable,
+        off=live.off,
         unreadable=frozenset(live.unreadable),
         closing=frozenset(
             one.id for one in live.readable if one.receiver_id in kinds.alertmanagers
         ),
-        seen=await reaches_of(tx, live.readable),
+        seen=await reaches_of(tx, (*live.readable, *live.off)),
     )
     return ReadConfig(
         config=config, unreadable=frozenset((*live.unreadable.values(), *kinds.unreadable))

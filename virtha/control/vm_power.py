@@ -6,6 +6,7 @@ import msgspec
 
 from virtha.control.copies import newest_incarnation
 from virtha.control.effects import Dispatcher, Effects
+from virtha.control.history import record
 from virtha.control.names import the_host, the_vm
 from virtha.control.operations import check_nothing_open
 from virtha.control.plan import FixedOrder, Give, Launch, Plan, Step
@@ -164,6 +165,9 @@ class VmPower:
             if wanted_up is not None and status.wanted_up != wanted_up:
                 await save_vm_status(tx, msgspec.structs.replace(status, wanted_up=wanted_up))
                 effects.configure(row.vm.cluster_id)
+                # Of one that runs its stop tells.
+                if not wanted_up and status.state not in _RUNS:
+                    await record(tx, "vm.unwanted", vm=row.vm, by=caller.name)
             asked = _asked(status, kind)
             verb = kind.removeprefix("vm.").replace("_", " ")
             steps: tuple[Step, ...] = tuple(

@@ -5,6 +5,10 @@ from virtha.model.ids import BootId, ClusterId, HostId, OperationId, Revision, V
 from virtha.model.time import UtcMillis
 from virtha.model.value import Fields, Value
 
+PAST = "past"
+"""A field, true: of a boot that was over, or of a copy that was superseded, when it was told. It says nothing of now: it ends no
+trouble, and is none of which an end will come."""
+
 
 class Event(Value, frozen=True, kw_only=True):
     """One event. ``revision`` orders all events; of one host's, ``host_sequence`` does too.

@@ -250,3 +250,5 @@ class Message(Value, frozen=True, kw_only=True):
     test: bool = False
     """Asked for by ``virtha notify test``: nothing happened."""
     group: MessageGroup | None = None
+    over: dict[Revision, tuple[Event, ...]] = {}
+    """By an event that names no part of its object: the problems of parts that are over with it. For Alertmanagers."""

@@ -121,6 +121,8 @@ class Member(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Held, and over by now: its end is held, too."""
     again: int = 0
     """How often the same came since."""
+    undelivered: bool = False
+    """Open, but its message was refused or expired: nobody was told, so it explains nothing."""
     code: str | None = None
     """Parked: why."""
     by: str | None = None
@@ -143,6 +145,8 @@ class Group(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Events that wait to be told as a number."""
     counted_main: Event | None = None
     """The worst of those."""
+    unfollowed: int = 0
+    """Problems that were counted, or forgotten for want of room: of no end of them it is known that it is theirs."""
     due_at: int | None = None
     told_at: int | None = None
     worst: Severity = Severity.INFO
@@ -186,5 +190,7 @@ class GroupNote(Value, frozen=True, kw_only=True, omit_defaults=True):
     counted: int = 0
     open: int = 0
     """Problems of the group that go on."""
+    unfollowed: int = 0
+    """Further ones, of which nobody knows whether they do."""
     host_id: HostId | None = None
     incident_id: IncidentId | None = None

@@ -24,6 +24,7 @@ from virtha.model.notification import DeliveryState
 from virtha.model.time import format_duration_ms
 from virtha.ports.clock import Clock
 from virtha.ports.receivers import Messenger, Messengers, Outcome, Receipt
+from virtha.store.body import UNKNOWN_RECORD
 
 T = TypeVar("T")
 log = structlog.get_logger("virtha.server.notifier")
@@ -118,17 +119,30 @@ class Notifier:
         """Ends waits and expires messages, each when it is due."""
         while True:
             self._look.clear()
+            expired = await self._expired()
             try:
-                await self._deliveries.expire()
                 for receiver_id in sorted(await self._deliveries.ready()):
                     self._wake(receiver_id)
                 moment = await self._deliveries.next_moment()
             except VirthaError as error:
                 await self._store_refused("the queue can't be read now", error)
                 continue
+            if not expired:
+                await asyncio.sleep(STORE_PAUSE_S)
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._until(moment) or LOOK_S_MAX):
                     await self._look.wait()
+
+    async def _expired(self) -> bool:
+        """False: what nobody wants any more can't be given up now; what waits is to be sent all the same."""
+        try:
+            await self._deliveries.expire()
+        except VirthaError as error:
+            self._metrics.store_failures.inc()
+            log.warning("messages can't be expired now", code=error.code, error=str(error))
+            return False
+        return True
 
     def _until(self, moment: int | None) -> float | None:
         """Seconds until the next look; None: there is nothing to look for. At most a minute, for the clock may be set; at
@@ -366,11 +380,14 @@ class Sender:
                     await messenger.close()
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Until the store takes it: what a receiver said must not be forgotten for a lock or a full disk."""
+        """Until the store takes it: what a receiver said must not be forgotten for a lock or a full disk. Raises Failed where a
+        record can't be read: asked again it is the same."""
         while True:
             try:
                 return await work()
             except VirthaError as error:
+                if error.code == UNKNOWN_RECORD:
+                    raise
                 self._metrics.store_failures.inc()
                 log.warning("the queue can't be written now", code=error.code, error=str(error))
                 await asyncio.sleep(STORE_PAUSE_S)

@@ -11,6 +11,9 @@ from virtha.model.value import Value
 from virtha.store.store import Transaction, WriteTransaction
 
 T = TypeVar("T")
+Key = TypeVar("Key", str, int)
+UNKNOWN_RECORD = "problem.record.unknown"
+"""A record can't be read: asked again it can't be either."""
 
 
 def encode(value: object) -> str:
@@ -25,7 +28,7 @@ def decode(wanted: type[T], text: str) -> T:
     except msgspec.DecodeError as error:
         raise Failed(
             f"the record of {_named(wanted, text)} holds what this version can't read: {error}",
-            code="problem.record.unknown",
+            code=UNKNOWN_RECORD,
             fix="run the version that wrote it, or a newer one; or restore a backup",
         ) from None
 
@@ -86,7 +89,7 @@ async def bodies_with_ids(
     return tuple(decode(wanted, found[one]) for one in ids if one in found)
 
 
-def in_parts(ids: Collection[str]) -> list[list[str]]:
+def in_parts(ids: Collection[Key]) -> list[list[Key]]:
     """Both databases bound the number of parameters."""
     wanted = sorted(ids)
     return [wanted[start : start + 500] for start in range(0, len(wanted), 500)]

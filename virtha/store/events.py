@@ -1,7 +1,11 @@
-"""The audit log."""
+"""The audit log.
 
-from collections.abc import Collection, Sequence
-from typing import Any
+An event whose record can't be read is what its columns say: its code, its time, what it is about. One bad record keeps nobody from
+reading, or being told, the others.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, func, insert, select
@@ -12,12 +16,15 @@ from virtha.model.event import Event
 from virtha.model.ids import HostId, Revision, VmId
 from virtha.model.time import UtcMillis
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, in_parts
+from virtha.store.body import Unreadable, decode_each, encode, in_parts
 from virtha.store.schema import event
 from virtha.store.store import Transaction, WriteTransaction
 
 RANK = {severity: rank for rank, severity in enumerate(Severity)}
 """What the column holds."""
+_BY_RANK = {rank: severity for severity, rank in RANK.items()}
+COLUMNS = tuple(event.c)
+"""Of the rows that ``read_events`` takes."""
 
 
 class EventFilter(Value, frozen=True, kw_only=True):
@@ -27,6 +34,13 @@ class EventFilter(Value, frozen=True, kw_only=True):
     """May end in ``*``."""
     severity: Severity | None = None
     """The least one."""
+
+
+class ReadEvents(NamedTuple):
+    """``unreadable``: those of the events of which only the columns could be read, by number."""
+
+    events: tuple[Event, ...]
+    unreadable: tuple[Unreadable, ...]
 
 
 async def add_event(tx: WriteTransaction, value: Event) -> Event:
@@ -65,17 +79,47 @@ def event_conditions(
     return where
 
 
-async def events_after(
-    tx: Transaction, wanted: EventFilter, revision: int, limit: int
-) -> Sequence[Event]:
+def read_events(rows: Iterable[Any]) -> ReadEvents:
+    """``rows``: of ``COLUMNS``. In their order."""
+    events: list[Event] = []
+    unreadable: list[Unreadable] = []
+    for row in rows:
+        found, bad = decode_each(Event, [(str(row.revision), row.body)])
+        events.append(found[0] if found else _of_columns(row))
+        unreadable += bad
+    return ReadEvents(events=tuple(events), unreadable=tuple(unreadable))
+
+
+def _of_columns(row: Any) -> Event:
+    """Without its fields; of a severity that nobody knows it is an error."""
+    return Event(
+        revision=Revision(row.revision),
+        code=row.code,
+        severity=_BY_RANK.get(row.severity, Severity.ERROR),
+        message=f"{row.code}: the rest of its record can't be read",
+        cluster_id=row.cluster_id,
+        host_id=row.host_id,
+        vm_id=row.vm_id,
+        at=UtcMillis(row.at),
+    )
+
+
+async def read_after(tx: Transaction, wanted: EventFilter, revision: int, limit: int) -> ReadEvents:
     """Oldest first, above ``revision``."""
-    rows = await tx.connection.scalars(
-        select(event.c.body)
+    rows = await tx.connection.execute(
+        select(*COLUMNS)
         .where(event.c.revision > revision, *event_conditions(wanted))
         .order_by(event.c.revision)
         .limit(limit)
     )
-    return tuple(decode(Event, body) for body in rows)
+    return read_events(rows)
+
+
+async def events_after(
+    tx: Transaction, wanted: EventFilter, revision: int, limit: int
+) -> Sequence[Event]:
+    """Oldest first, above ``revision``."""
+    return (await read_after(tx, wanted, revision, limit)).events
 
 
 async def events_before(
@@ -85,10 +129,10 @@ async def events_before(
     where = event_conditions(wanted)
     if revision is not None:
         where.append(event.c.revision < Revision(revision))
-    rows = await tx.connection.scalars(
-        select(event.c.body).where(*where).order_by(event.c.revision.desc()).limit(limit)
+    rows = await tx.connection.execute(
+        select(*COLUMNS).where(*where).order_by(event.c.revision.desc()).limit(limit)
     )
-    return tuple(decode(Event, body) for body in rows)
+    return read_events(rows).events
 
 
 async def last_of_hosts(
@@ -111,16 +155,15 @@ async def last_of_hosts(
 
 
 async def find_event(tx: Transaction, revision: int) -> Event | None:
-    body = await tx.connection.scalar(select(event.c.body).where(event.c.revision == revision))
-    return decode(Event, body) if body is not None else None
+    return (await events_at(tx, (revision,))).get(Revision(revision))
 
 
 async def events_at(tx: Transaction, revisions: Sequence[int]) -> dict[Revision, Event]:
     """Those that are still kept."""
-    rows = await tx.connection.scalars(
-        select(event.c.body).where(event.c.revision.in_(tuple(revisions)))
+    rows = await tx.connection.execute(
+        select(*COLUMNS).where(event.c.revision.in_(tuple(revisions)))
     )
-    return {found.revision: found for found in (decode(Event, body) for body in rows)}
+    return {found.revision: found for found in read_events(rows).events}
 
 
 async def last_event_at(tx: Transaction) -> UtcMillis | None:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Table, bindparam, delete, func, insert, se
 from virtha.model.ids import ClusterId, HostId, IncidentId, VmId
 from virtha.model.incident import HostIncident, PathState, VmPath
 from virtha.model.value import Value
-from virtha.store.body import decode, encode, in_parts
+from virtha.store.body import Unreadable, decode, decode_each, encode, in_parts
 from virtha.store.schema import incident, incident_vm
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -110,6 +110,17 @@ async def newest_path(tx: Transaction, vm_id: VmId) -> VmPath | None:
         .limit(1)
     )
     return decode(VmPath, body) if body is not None else None
+
+
+async def readable_paths_of(
+    tx: Transaction, incident_id: IncidentId
+) -> tuple[tuple[VmPath, ...], tuple[Unreadable, ...]]:
+    """And those that can't be read, by their VM's id."""
+    table = incident_vm
+    rows = await tx.connection.execute(
+        select(table.c.vm_id, table.c.body).where(table.c.incident_id == incident_id)
+    )
+    return decode_each(VmPath, [(of, body) for of, body in rows])
 
 
 async def paths_of(tx: Transaction, incident_id: IncidentId) -> tuple[VmPath, ...]:

@@ -1,7 +1,7 @@
 """Receivers, their sealed secrets and their state; subscriptions."""
 
 import msgspec
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 
 from virtha.model.ids import ReceiverId, SubscriptionId, UserId
 from virtha.model.notification import (
@@ -128,31 +128,35 @@ async def find_subscription(tx: Transaction, ref: str) -> Subscription | None:
 
 
 class LiveSubscriptions(Value, frozen=True, kw_only=True):
-    """``unreadable``: by id, how each is called and why it can't be read. Whether those are switched on themselves isn't known."""
+    """``off``: switched off, or their receiver or user is. ``unreadable``: by id, how each is called and why it can't be read.
+    Whether those are switched on themselves isn't known."""
 
     readable: tuple[Subscription, ...]
+    off: tuple[Subscription, ...] = ()
     unreadable: dict[SubscriptionId, Unreadable] = {}
 
 
 async def live_subscriptions(tx: Transaction) -> LiveSubscriptions:
-    """Those to receivers that are switched on, and of users who are, in the order of their names."""
+    """In the order of their names."""
+    is_on = and_(
+        receiver.c.enabled.is_(True),
+        or_(subscription.c.user_id.is_(None), user_account.c.enabled.is_(True)),
+    )
     rows = await tx.connection.execute(
-        select(subscription.c.id, subscription.c.name, subscription.c.body)
+        select(subscription.c.id, subscription.c.name, subscription.c.body, is_on.label("is_on"))
         .join(receiver, receiver.c.id == subscription.c.receiver_id)
         .join(user_account, user_account.c.id == subscription.c.user_id, isouter=True)
-        .where(
-            receiver.c.enabled.is_(True),
-            or_(subscription.c.user_id.is_(None), user_account.c.enabled.is_(True)),
-        )
         .order_by(subscription.c.name)
     )
     readable: list[Subscription] = []
+    off: list[Subscription] = []
     unreadable: dict[SubscriptionId, Unreadable] = {}
     for row in rows:
         found, bad = decode_each(Subscription, [(row.name, row.body)])
-        readable += [one for one in found if one.enabled]
+        for one in found:
+            (readable if row.is_on and one.enabled else off).append(one)
         unreadable |= {SubscriptionId(row.id): one for one in bad}
-    return LiveSubscriptions(readable=tuple(readable), unreadable=unreadable)
+    return LiveSubscriptions(readable=tuple(readable), off=tuple(off), unreadable=unreadable)
 
 
 async def subscriptions_after(tx: Transaction, name: str, limit: int) -> tuple[Subscription, ...]:

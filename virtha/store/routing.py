@@ -111,6 +111,22 @@ async def counted_in(tx: Transaction, group_id: GroupId) -> tuple[Fate, ...]:
     return tuple(_fate(row) for row in rows)
 
 
+async def undelivered(
+    tx: Transaction, told: Collection[tuple[SubscriptionId, Revision]]
+) -> frozenset[tuple[SubscriptionId, Revision]]:
+    """Of what routes count as told that which was in messages that were refused or expired."""
+    ended = (DeliveryState.REFUSED.value, DeliveryState.EXPIRED.value)
+    found: set[tuple[SubscriptionId, Revision]] = set()
+    for some in in_parts({revision for _, revision in told}):
+        rows = await tx.connection.execute(
+            select(event_fate.c.subscription_id, event_fate.c.event_revision)
+            .join(delivery, delivery.c.id == event_fate.c.delivery_id)
+            .where(event_fate.c.event_revision.in_(some), delivery.c.state.in_(ended))
+        )
+        found |= {(SubscriptionId(of), Revision(revision)) for of, revision in rows}
+    return frozenset(found & {*told})
+
+
 async def fates_of(tx: Transaction, revision: int) -> tuple[Fate, ...]:
     rows = await tx.connection.execute(
         select(event_fate).where(event_fate.c.event_revision == revision)

@@ -1,7 +1,7 @@
 """Users and tokens."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import delete, func, insert, or_, select, update
@@ -20,6 +20,13 @@ class UserRow(Value, frozen=True, kw_only=True):
     password_hash: str
 
 
+class MailAddress(NamedTuple):
+    """``email`` None: the user has none."""
+
+    enabled: bool
+    email: str | None
+
+
 class TokenRow(Value, frozen=True, kw_only=True):
     token: Token
     secret_hash: str
@@ -35,6 +42,14 @@ async def find_user(tx: Transaction, ref: str) -> UserRow | None:
     if row is None:
         return None
     return UserRow(user=_user(row), password_hash=row.password_hash)
+
+
+async def mail_address_of(tx: Transaction, user_id: UserId) -> MailAddress | None:
+    """By id, whatever else of the user can't be read; None: the user is gone."""
+    columns = (user_account.c.enabled, user_account.c.email)
+    query = select(*columns).where(user_account.c.id == user_id)
+    row = (await tx.connection.execute(query)).one_or_none()
+    return None if row is None else MailAddress(*row)
 
 
 async def users_after(tx: Transaction, name: str, limit: int) -> tuple[User, ...]:

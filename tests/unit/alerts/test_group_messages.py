@@ -43,6 +43,7 @@ NOTE = GroupNote(
     again={"2": 3},
     counted=4,
     open=2,
+    unfollowed=7,
     host_id=HostId("h1"),
     incident_id=IncidentId("i1"),
 )
@@ -83,6 +84,7 @@ def test_a_mail_names_the_cause_the_vms_and_the_rest() -> None:
         "Times again:         3",
         "Sent because:        the first message of its group",
         "Problems that go on: 2",
+        "Not followed:        7 more, they were too many: 'virtha status' has what still goes on",
         "  web1: runs on node-2",
         "  db1: down: no room",
         "  and 1 more: virtha incident show i1",

@@ -3,7 +3,15 @@
 import pytest
 from routed_story import S, Story, by_cause, route, rule, silence
 
-from virtha.model.codes import EVENTS, MAY_RUN_TWICE, REGISTRY, SOLVED_BY, Severity
+from virtha.model.codes import (
+    EVENTS,
+    MAY_RUN_TWICE,
+    RECOVERY_ENDED,
+    REGISTRY,
+    SOLVED_BY,
+    Severity,
+)
+from virtha.model.ids import SubscriptionId
 from virtha.model.routing import FateState, GroupBy, QuietHours, Same
 
 NIGHT = (QuietHours(begins="22:00", ends="07:00"),)
@@ -112,9 +120,9 @@ def test_what_waits_for_its_interval_explains_nothing_that_is_told_before_it() -
 def test_an_alert_is_inhibited_by_what_was_told_only() -> None:
     story = Story(by_cause(), inhibitions=(EVERYTHING,))
     story.happens("host.unreachable", "h1")
-    early = story.happens("vm.quarantined", "h1", "v1")
+    early = story.happens("vm.restart.exhausted", "h1", "v1")
     story.after(10)
-    late = story.happens("vm.quarantined", "h1", "v2")
+    late = story.happens("vm.restart.exhausted", "h1", "v2")
     story.after(10)
     assert (story.fate(early), story.fate(late)) == ("told", "inhibited")
 
@@ -170,3 +178,55 @@ def test_that_an_order_off_was_no_proof_is_told_whatever_is_silenced() -> None:
     wrong = ("fence.disks_written", "fence.struck_another", "fence.failed_host_lives")
     told = [story.happens(code, "h1") for code in wrong]
     assert [story.fate(one) for one in told] == ["told"] * 3
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("group_by", [GroupBy.NONE, GroupBy.CAUSE])
+@pytest.mark.parametrize("code", sorted(RECOVERY_ENDED))
+def test_no_rule_explains_that_a_vm_stays_down(code: str, group_by: GroupBy) -> None:
+    """The host stayed dead for days, and with it nobody was told of the VM that alone was not started elsewhere."""
+    story = Story(
+        route(group_by=group_by, repeat_ms=3_600 * S),
+        inhibitions=(rule("host.judged_dead", "vm.*"),),
+    )
+    story.happens("host.judged_dead", "h1", incident="i1")
+    story.after(60)
+    story.messages()
+    lost = story.happens("vm.agent.lost", "h1", "v2", incident="i1")
+    told = story.happens(code, "h1", "v1", incident="i1")
+    story.after(600)
+    assert (story.fate(lost), story.fate(told)) == ("inhibited", "told")
+    assert [codes for _, codes in story.messages()] == [[code]]
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_silence_keeps_back_that_a_vm_stays_down_until_it_ends() -> None:
+    story = Story(route(), silences=(silence(codes=("vm.*",), ends=600),))
+    made = story.happens("vm.quarantined", "h1", "v1")
+    assert story.fate(made) == "silenced"
+    story.after(600)
+    assert story.fate(made) == "told"
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("group_by", [GroupBy.NONE, GroupBy.CAUSE])
+def test_what_was_told_in_vain_explains_nothing(group_by: GroupBy) -> None:
+    """Its message was refused, or it expired: what it held back is told, and what comes after it."""
+    story = Story(
+        route(group_by=group_by), inhibitions=(rule("host.unreachable", "vm.agent.lost"),)
+    )
+    cause = story.happens("host.unreachable", "h1")
+    story.after(60)
+    before = story.happens("vm.agent.lost", "h1", "v1")
+    assert story.fate(before) == "inhibited"
+    story.messages()
+    lost = {(SubscriptionId("r"), cause)}
+    story.keep(story.router.step(story.now, story.config, (), lost))
+    story.router = story.reopened()
+    story.step()
+    after = story.happens("vm.agent.lost", "h1", "v2")
+    story.after(600)
+    assert (story.fate(before), story.fate(after)) == ("told", "told")
+    story.happens("host.reachable", "h1")
+    story.after(600)
+    assert "host.reachable" in [code for _, codes in story.messages() for code in codes]

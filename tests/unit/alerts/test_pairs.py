@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from routed_story import S, Story, by_cause, route
 
-from virtha.model.codes import ENDS_ALL_OF, SOLVED_BY
+from virtha.alerts.plain import plainly
+from virtha.model.codes import ENDS_ALL_OF, SOLVED_BY, Severity
+from virtha.model.event import PAST, Event
+from virtha.model.ids import SubscriptionId
 
 TESTS = Path(__file__).parents[2]
 _OF_AN_INCIDENT = "unit/control/test_incident_log.py"
@@ -58,6 +62,18 @@ def test_every_problem_ends_somewhere() -> None:
         ("notify.receiver_away", "notify.receiver.removed", True),
         ("vm.migration_keeps_failing", "vm.migration_cancelled", True),
         ("vm.io_error.given_up", "vm.recovered", True),
+        ("vm.restart.blocked", "vm.restarted", True),
+        ("vm.restart.blocked", "vm.recovered", True),
+        ("vm.crashed", "vm.migrated", True),
+        ("vm.recovery_failed", "vm.started", True),
+        ("vm.quarantined", "vm.started", True),
+        ("vm.recovery_given_up", "vm.unwanted", True),
+        ("vm.recovery_blocked", "vm.unwanted", True),
+        ("vm.crashed", "vm.unwanted", True),
+        ("vm.quarantined", "vm.lives_after_all", False),
+        ("vm.recovery_given_up", "vm.lives_after_all", False),
+        ("vm.recovery_blocked", "vm.lives_after_all", False),
+        ("vm.restart.blocked", "vm.lives_after_all", False),
     ],
 )
 def test_ends_that_were_missing(problem: str, end: str, told: bool) -> None:
@@ -72,6 +88,39 @@ def test_ends_that_were_missing(problem: str, end: str, told: bool) -> None:
     story.happens(end, "h1", vm, **of_end)
     assert [codes for _, codes in story.messages()] == [[problem], [end]]
     assert story.groups == {}
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("closing", [True, False])
+def test_a_start_of_a_boot_that_is_over_ends_nothing(closing: bool) -> None:
+    """A host that returns tells of starts before its reset: the VM is down, and stays a problem."""
+    closes = frozenset({SubscriptionId("r")}) if closing else frozenset()
+    story = Story(by_cause(repeat_ms=3_600 * S), closing=closes)
+    story.happens("vm.quarantined", "h1", "v1")
+    story.after(10)
+    story.step(_past(story, "vm.started"))
+    story.after(300)
+    assert story.messages() == [("first", ["vm.quarantined"])]
+    assert plainly(story.now, story.config, [_past(story, "vm.started")]).tells == ()
+    story.happens("vm.started", "h2", "v1")
+    story.after(300)
+    assert story.messages() == [("well", ["vm.started"])]
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_trouble_of_a_boot_that_is_over_goes_on_nowhere() -> None:
+    """The VM runs elsewhere by then, so no end of it comes: a route that wants all of it hears of it, once."""
+    story = Story(by_cause(severity=Severity.INFO, repeat_ms=3_600 * S))
+    story.step(_past(story, "vm.restart.blocked"))
+    story.after(10_000)
+    assert [kind for _, _, kind, _ in story.told] == ["notice"]
+    assert story.messages() == [("first", ["vm.restart.blocked"])]
+    assert story.groups == {}
+
+
+def _past(story: Story, code: str) -> Event:
+    made = story.event(code, "h1", "v1")
+    return replace(made, severity=Severity.INFO, fields={PAST: True})
 
 
 def test_of_one_domain_the_lease_is_held_again_and_not_of_another() -> None:

@@ -453,7 +453,34 @@ def test_what_cause_and_event_must_have_in_common(same: Same, inhibited: bool) -
     assert story.fate(failed) == ("inhibited" if inhibited else "told")
 
 
-def test_a_route_that_is_switched_off_drops_what_waits() -> None:
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_route_that_is_switched_off_for_a_minute_tells_what_goes_on(restart: bool) -> None:
+    """What a silence kept back, if it wasn't over meanwhile; while it is off it tells nothing."""
+    mine = by_cause(repeat_ms=3_600 * S)
+    story = Story(mine, silences=(silence(codes=("vm.*",)),))
+    parked = story.happens("vm.quarantined", "h1", "v1")
+    freed = story.happens("vm.quarantined", "h1", "v2")
+    story.happens("fence.failed", "h9")
+    story.after(60)
+    assert story.messages() == [("first", ["fence.failed"])]
+    story.configure(routes=(), off=(mine,))
+    assert story.wake_at is None
+    end = story.event("vm.freed", "h1", "v2")
+    assert story.router.concerned(story.config, end)
+    story.step(end)
+    story.happens("host.returned", "h9")
+    story.after(2 * 3_600)
+    assert story.messages() == [] and story.fate(freed) == "solved_untold"
+    if restart:
+        story.router = story.reopened()
+    story.configure(routes=(mine,), off=())
+    story.after(600)
+    assert story.messages() == [("first", ["vm.quarantined"])]
+    assert story.fate(parked) == "told"
+
+
+def test_a_route_that_is_removed_drops_what_waits() -> None:
     story = Story(by_cause(), route("other"))
     lost = story.happens("vm.agent.lost", "h1", "v1")
     story.configure(routes=(route("other"),))

@@ -304,3 +304,42 @@ def test_where_a_route_has_all_groups_that_it_may_an_event_looks_at_few(group_by
     far = [story.event("vm.crashed", f"far{one}", f"w{one}") for one in range(number)]
     story.step(*events, *incidents, *far)
     assert counted.reads < 20 * 3 * number
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("group_by", [GroupBy.CLUSTER, GroupBy.CAUSE])
+@pytest.mark.parametrize(
+    ("first", "code", "end"),
+    [
+        (MEMBERS_MAX, "vm.quarantined", "vm.freed"),
+        (MEMBERS_MAX, "vm.recovery_blocked", "vm.recovered"),
+        (MEMBERS_MAX + 60, "vm.recovery_blocked", "vm.recovered"),
+        (10, "vm.recovery_blocked", "vm.recovered"),
+    ],
+)
+def test_all_is_not_well_while_nobody_knows_of_some(
+    group_by: GroupBy, first: int, code: str, end: str
+) -> None:
+    """Of 260 VMs that are down 60 are counted, or forgotten for others: 200 are seen to, and the message says what isn't known."""
+    story = Story(route(group_by=group_by, group_wait_ms=10_000, group_interval_ms=300_000))
+    made = [story.event(code, "h1", f"v{number}") for number in range(260)]
+    story.step(*made[:first])
+    story.after(10)
+    story.step(*made[first:])
+    story.after(3_600)
+    (group,) = story.groups.values()
+    assert group.unfollowed == 260 - MEMBERS_MAX
+    known = [one.event.vm_id for one in group.members if one.state is MemberState.OPEN]
+    assert len(known) == MEMBERS_MAX
+    story.messages()
+    (tell,) = story.step(*(story.event(end, "h1", vm) for vm in known)).tells
+    assert tell.note is not None and tell.note.kind == "solved"
+    assert (tell.note.reason, tell.note.open, tell.note.unfollowed) == ("notify.told.more", 0, 60)
+    story.messages()
+    story.happens("vm.crashed", "h1", "v0")
+    story.after(3_600)
+    story.happens("vm.restarted", "h1", "v0")
+    story.after(3_600)
+    assert [why for why, _ in story.messages()] == ["more", "more"]
+    story.after(25 * 3_600)
+    assert story.groups == {} and story.wake_at is None

@@ -4,20 +4,24 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from virtha.control.history import severity_of
 from virtha.control.incident_fold import AGENT_ANSWERS
 from virtha.control.requests import EventQuery, VmStart
 from virtha.control.views import Caller
 from virtha.model.codes import Severity
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.errors import Gone, InvalidInput, NotFound, Refused
+from virtha.model.event import PAST
 from virtha.model.facts import Happened, HostReport, Inventory, StorageReport, VmReport
 from virtha.model.host import HostCapabilities, HostState
-from virtha.model.ids import Incarnation, Revision, StorageDomainId, VmId
+from virtha.model.ids import BootId, Incarnation, Revision, StorageDomainId, VmId
 from virtha.model.user import Role
 from virtha.model.vm import VmState
 from virtha.store.events import EventFilter, events_after
+from virtha.store.vms import save_vm_status
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 Tell = Callable[[Any], None]
@@ -438,7 +442,7 @@ def test_a_host_that_returns_calls_nobody_for_a_copy_that_runs_elsewhere_by_now(
         await world.add_vm()
         vm_id, first = await world.run_vm()
         second = "h2" if first.name == "h1" else "h1"
-        codes = ("vm.stop.reconstructed", "vm.restart.blocked")
+        codes = ("vm.stop.reconstructed", "vm.restart.blocked", "vm.crashed")
         ended = [Happened(code=code, vm_id=vm_id, incarnation=Incarnation(1)) for code in codes]
         await first.tell(*ended)
         await first.stopped(vm_id, 1)
@@ -447,7 +451,46 @@ def test_a_host_that_returns_calls_nobody_for_a_copy_that_runs_elsewhere_by_now(
         await world.play(operation.id)
         await first.tell(*ended)
         for code in codes:
-            told = [one.severity for one in await world.events(code)]
-            assert told == [Severity.WARNING, Severity.WARNING, Severity.INFO]
+            events = await world.events(code)
+            assert [one.severity for one in events] == [*[severity_of(code)] * 2, Severity.INFO]
+            assert [one.fields.get(PAST) for one in events] == [None, None, True]
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+def test_a_start_that_is_told_late_says_nothing_of_now(tell: Tell) -> None:
+    """Of a boot that is over, or of a copy that was superseded: it ends no trouble of the VM."""
+
+    async def story(world: Any) -> None:
+        host = await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        started = Happened(code="vm.started", vm_id=vm_id, incarnation=Incarnation(1))
+        await host.tell(started)
+        await host.hello(boot="h1-boot2")
+        (late,) = (
+            msgspec.structs.replace(one, boot=BootId("h1-boot1")) for one in host.facts(started)
+        )
+        await world.control.facts.record_facts(host.id, [late])
+        await host.tell(
+            msgspec.structs.replace(started, code="vm.restarted", incarnation=Incarnation(0))
+        )
+        await host.tell(msgspec.structs.replace(started, code="vm.restarted"))
+        events = [*await world.events("vm.started"), *await world.events("vm.restarted")]
+        assert [one.fields.get(PAST) for one in events][-4:] == [None, True, True, None]
+        status = (await world.control.vms.get("web1")).status
+        async with world.store.write() as tx:  # as a move that failed leaves it
+            await save_vm_status(tx, msgspec.structs.replace(status, incarnation=Incarnation(2)))
+        await host.tell(msgspec.structs.replace(started, code="vm.restarted"))
+        assert (await world.events("vm.restarted"))[-1].fields.get(PAST) is None
+        async with world.store.write() as tx:
+            gone = msgspec.structs.replace(
+                status, incarnation=Incarnation(2), holders=(), copies=()
+            )
+            await save_vm_status(tx, gone)
+        await host.tell(started)
+        assert (await world.events("vm.started"))[-1].fields.get(PAST) is True
 
     tell(story)

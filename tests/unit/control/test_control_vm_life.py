@@ -346,6 +346,29 @@ def test_progress_moves_forward_only(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.req("W7", "F4")
+def test_that_a_vm_which_is_down_is_no_longer_wanted_is_told_once(tell: Tell) -> None:
+    """Of one that runs its stop tells."""
+
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm()
+        vm_id, host = await world.run_vm()
+        await world.control.vms.power_off(ADMIN, "web1")
+        assert await world.events("vm.unwanted") == []
+        await host.stopped(vm_id, 1)
+        await host.answer(host.orders[-1])
+        vm_id, host = await world.run_vm()
+        await host.tell(VmReport(vm_id=vm_id, incarnation=Incarnation(2), state=VmState.CRASHED))
+        await world.control.vms.power_off(ADMIN, "web1")
+        await world.control.vms.power_off(ADMIN, "web1")
+        (told,) = await world.events("vm.unwanted")
+        assert (told.vm_id, told.user) == (vm_id, ADMIN.name)
+
+    tell(story)
+
+
 def test_shutdown_power_off_and_deletion(tell: Tell) -> None:
     async def story(world: Any) -> None:
         await world.join("h1")

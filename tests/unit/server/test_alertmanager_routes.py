@@ -1,15 +1,18 @@
 """An Alertmanager has an alert per problem, so it hears of each problem and of each end, whatever a group has room for."""
 
+import json
 from collections.abc import Callable
 
 import pytest
 from notified_world import ADMIN, NotifiedWorld
 from routed_world import GROUPED, Story, happens, pass_time
 
+from virtha.alerts.alertmanager_body import alertmanager_body
 from virtha.control.requests import ReceiverCreate
 from virtha.model.ids import DeliveryId, Revision
 from virtha.model.notification import AlertmanagerSettings
 from virtha.model.routing import FateState, GroupBy
+from virtha.model.time import UtcMillis, format_utc
 
 
 async def subscribe_alerts(world: NotifiedWorld, **wanted: object) -> None:
@@ -91,5 +94,52 @@ def test_others_are_told_only_of_the_ends_of_what_they_were_told(
         await pass_time(world, 3_600)
         assert await world.deliveries(receiver="mail1") == []
         assert {end, unwanted} <= {*await named_in(world)}
+
+    tell(story)
+
+
+async def standing(world: NotifiedWorld) -> set[tuple[tuple[str, str], ...]]:
+    """The labels of all alerts that began and did not end by what is to be posted; takes nothing out of the queue."""
+    view = await world.control.receivers.get("alerts")
+    due = await world.control.deliveries.due(view.receiver.id, 100)
+    assert due is not None and isinstance(due.receiver.settings, AlertmanagerSettings)
+    stands = set()
+    now = UtcMillis(world.clock.wall)
+    for one in due.items:
+        assert one.message is not None
+        for alert in json.loads(alertmanager_body(one.message, due.receiver.settings, now)):
+            labels = tuple(sorted(alert["labels"].items()))
+            (stands.add if alert["endsAt"] > format_utc(now) else stands.discard)(labels)
+    return stands
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("group_by", [GroupBy.CAUSE, GroupBy.NONE])
+@pytest.mark.parametrize("end", ["host.returned", "host.incident_over", "host.removed"])
+def test_an_end_that_names_no_part_ends_the_alerts_of_all_parts(
+    tell: Callable[[Story], None], end: str, group_by: GroupBy
+) -> None:
+    """Of that host. Else the alert of a lease, which has its domain among its labels, stands for a week after the host is back."""
+
+    async def story(world: NotifiedWorld) -> None:
+        wanted = {**GROUPED, "group_by": group_by, "codes": ("host.*", "power.*")}
+        await subscribe_alerts(world, **wanted, solved=True)
+        for domain in ("d1", "d2"):
+            await happens(world, "host.lease.lost", "h1", domain=domain)
+            await happens(world, "host.lease.lost", "h2", domain=domain)
+        await world.route_all()
+        await pass_time(world, 60)
+        await happens(world, "power.test.broke", "h1", device="bmc", why="?")
+        await world.route_all()
+        await pass_time(world, 3_600)
+        assert len(await standing(world)) == 5
+        await happens(world, end, "h1", vms="1", after_ms="1")
+        await world.route_all()
+        await pass_time(world, 3_600)
+        stands = [dict(one) for one in await standing(world)]
+        left = [one for one in stands if one["alertname"] == "host.lease.lost"]
+        assert sorted((one["host"], one["domain"]) for one in left) == [("h2", "d1"), ("h2", "d2")]
+        broken = any(one["alertname"] == "power.test.broke" for one in stands)
+        assert broken is (end != "host.removed"), "its device is as it was"
 
     tell(story)

@@ -342,6 +342,8 @@ def test_rules_of_inhibition(tell: Callable[[Story], None]) -> None:
             ("back", "vm.crashed", "host.unreachable", "target"),
             ("self", "host.*", "host.unreachable", "target"),
             ("endless", "vm.watchdog.fired", "vm.agent.lost", "source.codes"),
+            ("always", "host.unreachable", "vm.quarantined", "target.codes"),
+            ("twice", "host.unreachable", "vm.unmanaged_copy", "target.codes"),
             ("wrong", "host.unreachabel", "vm.*", "source.codes[0]"),
             ("down", "host.unreachable", "vm.*", "name"),
         ):

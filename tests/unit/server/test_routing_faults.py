@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 from notified_world import ADMIN, NotifiedWorld
+from played_receivers import NEVER
 from routed_world import GROUPED, Story, happens, pass_time
 from sqlalchemy import update
 
 from virtha.alerts.decision import Decision
 from virtha.alerts.router import Router
-from virtha.control.requests import MatcherRequest, SilenceCreate
+from virtha.control.requests import (
+    InhibitionCreate,
+    MatcherRequest,
+    ReceiverChange,
+    SilenceCreate,
+)
 from virtha.model.codes import Severity
 from virtha.model.routing import FateState, MemberState
 from virtha.store.routing import all_groups
@@ -158,6 +164,31 @@ def test_a_group_at_which_the_router_fails_is_given_up_after_a_while(
     tell(story)
 
 
+@pytest.mark.req("W7", "F4")
+def test_what_is_switched_off_is_not_given_up_where_the_router_fails(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its groups are long due, and not because of the router."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        lost = await happens(world, "vm.agent.lost", "h1", "v1")
+        await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=False))
+        await world.route_all()
+        await pass_time(world, 660)
+        with monkeypatch.context() as broken:
+            broken.setattr(Router, "step", _fault)
+            await happens(world, "vm.agent.connected", "h1", "v2")
+            world.control.deliveries.routing.forget()
+            await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=True))
+        await pass_time(world, 60)
+        assert [view.delivery.event_revision for view in await world.deliveries()] == [lost]
+
+    tell(story)
+
+
 def test_a_group_that_nobody_can_read_is_told_one_by_one(
     tell: Callable[[Story], None],
 ) -> None:
@@ -198,6 +229,70 @@ def test_what_waits_is_told_soon_where_the_clock_is_set_back(
         await world.route_all()
         await pass_time(world, -86_400)
         assert [view.delivery.event_revision for view in await world.deliveries()] == [lost]
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_receiver_that_is_switched_off_for_a_minute_is_told_what_goes_on(
+    tell: Callable[[Story], None], ends: bool
+) -> None:
+    """Though it is the only one, and the server begins anew meanwhile."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(**GROUPED)
+        every = MatcherRequest(codes=("vm.*",))
+        await world.control.silences.create(
+            ADMIN, SilenceCreate(reason="work", matcher=every, duration_ms=3_600_000)
+        )
+        parked = await happens(world, "vm.quarantined", "h1", "v1", hosts="2")
+        await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=False))
+        await world.route_all()
+        world.control.deliveries.routing.forget()
+        await pass_time(world, 60)
+        if ends:
+            await happens(world, "vm.freed", "h1", "v1", by="eve")
+            await world.route_all()
+        await world.control.receivers.change(ADMIN, "mail1", ReceiverChange(enabled=True))
+        await pass_time(world, 3_600)
+        await pass_time(world, 60)
+        told = [view.delivery.event_revision for view in await world.deliveries()]
+        assert (parked in told) is not ends
+
+    tell(story)
+
+
+@pytest.mark.req("W7", "F4")
+@pytest.mark.parametrize("expires", [True, False])
+def test_a_message_that_reached_nobody_explains_nothing(
+    tell: Callable[[Story], None], expires: bool
+) -> None:
+    """The receiver took no word of the host, or was away for too long, and was told of none of its VMs."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await world.subscribe_mail(codes=("host.*", "vm.*"), severity=Severity.WARNING, solved=True)
+        source, target = (
+            MatcherRequest(codes=(code,)) for code in ("host.unreachable", "vm.agent.lost")
+        )
+        wanted = InhibitionCreate(name="down", source=source, target=target)
+        await world.control.inhibitions.create(ADMIN, wanted)
+        await happens(world, "host.unreachable", "h1")
+        await world.route_all()
+        lost = await happens(world, "vm.agent.lost", "h1", "v1")
+        await world.route_all()
+        assert lost not in [view.delivery.event_revision for view in await world.deliveries()]
+        if expires:
+            world.clock.wall += 40 * 86_400_000
+            assert await world.control.deliveries.expire() == 1
+        else:
+            world.messengers.answer = lambda _message: NEVER
+            async with world.notifying():
+                await world.until(lambda: world.events("notify.refused"))
+        await world.route_all()
+        await pass_time(world, 60)
+        assert lost in [view.delivery.event_revision for view in await world.deliveries()]
 
     tell(story)
 
@@ -262,10 +357,10 @@ def test_a_fault_in_looking_does_not_end_the_notifier(
 def _faulty_for(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
     step = Router.step
 
-    def faulty(router: Router, now: int, config: Any, events: Any) -> Decision:
+    def faulty(router: Router, now: int, config: Any, events: Any, *more: Any) -> Decision:
         if any(one.vm_id == vm for one in events):
             raise ZeroDivisionError
-        return step(router, now, config, events)
+        return step(router, now, config, events, *more)
 
     monkeypatch.setattr(Router, "step", faulty)
 

@@ -18,6 +18,7 @@ from virtha.model.codes.notification_events import NOTIFICATION_EVENTS, QUEUE_RE
 from virtha.model.codes.pairs import (
     ENDS_ALL_OF,
     MAY_RUN_TWICE,
+    RECOVERY_ENDED,
     REPLACES,
     SOLVED_BY,
     SOLVES,
@@ -63,6 +64,7 @@ __all__ = [
     "MAY_RUN_TWICE",
     "PROBLEMS",
     "REASONS",
+    "RECOVERY_ENDED",
     "REGISTRY",
     "REPLACES",
     "SOLVED_BY",

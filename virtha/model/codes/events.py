@@ -286,6 +286,13 @@ EVENTS: tuple[Code, ...] = (
         "Changes of VM {vm} that waited for its next start were dropped",
         "vm",
     ),
+    event(
+        2031,
+        "vm.unwanted",
+        INFO,
+        "VM {vm}, which did not run as far as is known, was switched off: it stays down",
+        "vm",
+    ),
     event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),
     event(
         2003, "vm.adopted", INFO, "VM {vm} adopted on {host}: {changes}", "vm", "host", "changes"

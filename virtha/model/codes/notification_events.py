@@ -160,7 +160,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         1120,
         "notify.record_unreadable",
         ERROR,
-        "The record of {kind} {name} can't be read: it has no say in who is told",
+        "The record of {kind} {name} can't be read: messages go out without what it says",
         "kind",
         "name",
         help="A later version wrote it, or it was damaged. Run the version that wrote it, restore a backup, or remove "

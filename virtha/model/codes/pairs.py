@@ -17,6 +17,16 @@ _NOT_STARTED = (
     "vm.start_unclear",
     "vm.migration_lost",
 )
+_KEPT_DOWN = (*_NOT_STARTED, "vm.quarantined", "vm.recovery_given_up", "vm.restart.blocked")
+_CRASHED = ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly")
+_DOWN = (
+    *_CRASHED,
+    *_KEPT_DOWN,
+    "vm.start_failed",
+    "vm.restart.failed",
+    "vm.restart.exhausted",
+    "vm.not_recovered",
+)
 _STANDS_STILL = ("vm.io_error.resume_failed", "vm.io_error.given_up", "vm.guest_frozen")
 """Of one run of the VM."""
 
@@ -69,21 +79,15 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "power.settings.removed": ("power.test.broke",),
     "vm.agent.connected": ("vm.agent.lost",),
     "vm.stopped": ("vm.agent.lost", "vm.migration_keeps_failing", *_STANDS_STILL),
-    "vm.restarted": ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly", "vm.restart.failed"),
-    "vm.started": (
-        "vm.crashed",
-        "vm.panicked",
-        "vm.stopped_unexpectedly",
-        "vm.start_failed",
-        "vm.restart.failed",
-        "vm.restart.blocked",
-        "vm.restart.exhausted",
-        "vm.not_recovered",
-        *_STANDS_STILL,
-    ),
-    "vm.recovered": (*_NOT_STARTED, *_STANDS_STILL),
+    "vm.restarted": (*_CRASHED, "vm.restart.failed", "vm.restart.blocked"),
+    "vm.started": (*_DOWN, *_STANDS_STILL),
+    # Nobody misses it any more.
+    "vm.unwanted": _DOWN,
+    # Perhaps its old host told in between that it starts it no more.
+    "vm.recovered": (*_NOT_STARTED, "vm.restart.blocked", *_STANDS_STILL),
     "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
-    "vm.migrated": ("vm.migration_keeps_failing",),
+    # Its source may end before anybody knows that all was sent.
+    "vm.migrated": ("vm.migration_keeps_failing", "vm.restart.blocked", *_CRASHED),
     "vm.migration_cancelled": ("vm.migration_keeps_failing",),
     "vm.io_error.resumed": ("vm.io_error.resume_failed", "vm.io_error.given_up"),
     "vm.guest_thawed": ("vm.guest_frozen",),
@@ -94,6 +98,8 @@ REPLACES: dict[str, tuple[str, ...]] = {
     # Whether its agent is up is asked anew when the host is there again, and told then if it is not.
     "host.unreachable": ("host.agent.down",),
     "vm.not_recovered": _NOT_STARTED,
+    # It may run, where nobody had thought.
+    "vm.lives_after_all": (*_KEPT_DOWN, "vm.start_failed", "vm.not_recovered"),
 }
 """By a problem that takes the place of others of its object: those are over, and it goes on."""
 
@@ -131,3 +137,9 @@ MAY_RUN_TWICE: frozenset[str] = frozenset(
 )
 """What says that a VM may run twice, or that a proof was wrong: told at once, whatever is silenced, explained by another
 problem, or quiet for the night."""
+
+RECOVERY_ENDED: frozenset[str] = frozenset(
+    {"vm.quarantined", "vm.recovery_blocked", "vm.recovery_given_up"}
+)
+"""What says that nobody starts the VM any more, or that it can't be started now: no other problem explains that, for with the host
+that died all others start. A silence keeps it back until it ends."""
