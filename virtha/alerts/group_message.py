@@ -1,5 +1,7 @@
 """What one message of a group is about: its head, its kind, why it goes out now."""
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from virtha.alerts.match import RANK
@@ -25,16 +27,19 @@ def note_of(
     *,
     main: Event,
     repeat: bool,
+    further: Sequence[Group] = (),
 ) -> GroupNote:
     """``before``, ``after``: the group, telling it. ``main``: what heads the message; perhaps one of those that were only
-    counted."""
+    counted. ``further``: other groups of the same cause; nobody who reads the message knows of groups."""
     listed = _listed(members, main)
     kind = _kind(members, counted)
+    every = (after, *further)
+    well = all(is_well(one) for one in every)
     return GroupNote(
         group_id=before.id,
         key=before.key,
         kind=kind,
-        reason=_told_why(route, before, after, kind, repeat=repeat),
+        reason=_told_why(route, before, after, kind, repeat=repeat, well=well),
         revisions=listed,
         again={
             str(int(one.event.revision)): one.again
@@ -42,8 +47,8 @@ def note_of(
             if one.again and one.event.revision in listed
         },
         counted=counted + len(members) - len(listed),
-        open=sum(one.state is MemberState.OPEN for one in after.members),
-        unfollowed=after.unfollowed,
+        open=sum(one.state is MemberState.OPEN for group in every for one in group.members),
+        unfollowed=sum(group.unfollowed for group in every),
         host_id=before.host_id,
         incident_id=before.incident_id,
     )
@@ -119,10 +124,12 @@ def _is_end(member: Member) -> bool:
     return member.ends or bool(solved_by(member.event))
 
 
-def _told_why(route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool) -> str:
+def _told_why(
+    route: Subscription, before: Group, after: Group, kind: str, *, repeat: bool, well: bool
+) -> str:
     if repeat:
         return REPEAT
-    if kind == "solved" and is_well(after):
+    if kind == "solved" and well:
         return WELL
     if route.group_by is GroupBy.NONE:
         return "notify.told.alone"

@@ -271,6 +271,11 @@ class Groups:
             began=now,
         )
 
+    def beside(self, group: Group) -> list[Group]:
+        """The others of the same cause, where one had no room for all."""
+        found = self._found.by_key(group.subscription_id, group.key)
+        return [self._groups[one] for one in found if one != group.id]
+
     def _of_cause(self, route: Subscription, event: Event) -> Group | None:
         """The newest that it belongs to: by its incident, else by the host that the group is about."""
         if route.group_by is GroupBy.NONE:

@@ -303,8 +303,7 @@ class Router:
         due = earliest(group.due_at, self._now)
         unfollowed = group.unfollowed + goes_on(member)
         group = replace(group, counted=group.counted + 1, counted_main=main, unfollowed=unfollowed)
-        group = replace(group, due_at=due)
-        self._groups.put(group)
+        self._groups.put(replace(group, due_at=due))
         self._fate(group, member.event, FateState.WAITS, "notify.why.counted")
 
     def _due(self, route: Subscription, group: Group, member: Member) -> int:
@@ -496,12 +495,13 @@ class Router:
             ),
             counted=group.counted - counted,
             told_at=self._now,
+            counted_main=None if counted else group.counted_main,
             worst=worst_of(members, group, counted),
         )
-        if counted:
-            after = replace(after, counted_main=None)
-        main = main_event(members, group, counted)
-        note = note_of(route, group, after, members, counted, main=main, repeat=repeat)
+        main, further = main_event(members, group, counted), self._groups.beside(group)
+        note = note_of(
+            route, group, after, members, counted, main=main, repeat=repeat, further=further
+        )
         after = calmed(after, note)
         self._groups.put(after)
         alone = route.group_by is GroupBy.NONE and not repeat and len(members) == 1 and not counted

@@ -12,7 +12,7 @@ from virtha.control.history import message_of, record, severity_of
 from virtha.control.incident_fold import AGENT_ANSWERS
 from virtha.control.incident_log import agent_answered
 from virtha.control.runner import Runner
-from virtha.model.codes import Severity
+from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, SOLVES, Severity
 from virtha.model.domain import DomainState
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.event import PAST, Event
@@ -62,7 +62,6 @@ _SHOWN = {DomainState.RUNNING: VmState.RUNNING, DomainState.PAUSED: VmState.PAUS
 _RUNS = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING)
 _OF_A_BOOT_THAT_ENDED = ("vm.stop.reconstructed", "vm.restart.blocked")
 _STARTS = ("vm.started", "vm.restarted")
-_CRASHES = ("vm.crashed", "vm.panicked", "vm.stopped_unexpectedly")
 _WATCHDOG_CODES = ("vm.watchdog.fired", "vm.watchdog.reconstructed")
 
 
@@ -322,24 +321,27 @@ class FactRecorder:
 
 
 def _is_history(host: HostRow, fact: Fact, body: Happened, status: VmStatus) -> bool:
-    """Whether it says nothing of the VM as it is by now, and so calls nobody and ends no trouble.
+    """Whether it says nothing of the VM as it is by now, and so calls nobody, ends no trouble and begins none.
 
-    A host that returns tells how its copies ended, with its boot or before it, and that it starts them no more: of a VM that is seen to
-    run elsewhere. Incarnations alone don't tell it: a move that failed has raised them, and a start that is under way. And it
-    tells of starts in a boot that is over, or of copies that don't count any more.
+    A host that returns tells how its copies fared and ended, with its boot or before it, and that it starts them no more: of a VM
+    that is seen to run elsewhere. Incarnations alone don't tell it: a move that failed has raised them, and a start that is under
+    way. And it tells of starts in a boot that is over, and of good news from copies that don't count any more.
     """
-    mine, host_id = body.incarnation, host.host.id
+    code, mine, host_id = body.code, body.incarnation, host.host.id
+    if code in MAY_RUN_TWICE:
+        return False
     elsewhere = status.state in _RUNS and status.host_id not in (None, host_id)
-    if body.code in _OF_A_BOOT_THAT_ENDED:
+    if code in _OF_A_BOOT_THAT_ENDED:
         return elsewhere
-    if body.code in _CRASHES:
-        return elsewhere and mine is not None and mine < status.incarnation
-    if body.code in _STARTS:
-        earlier_boot = host.status.boot not in (None, fact.boot)
-        older = mine is not None and mine < status.incarnation
-        held = mine is not None and host_id in status.holders and counts(status, host_id, mine)
-        return earlier_boot or (older and not held)
-    return False
+    if code in _STARTS and host.status.boot not in (None, fact.boot):
+        return True
+    if mine is None or mine >= status.incarnation:
+        return False
+    if code in SOLVED_BY:
+        return elsewhere
+    # Where no host holds it nothing runs: a late word of its end is true, one of its start is not.
+    held = host_id in status.holders or (not status.holders and code not in _STARTS)
+    return code in SOLVES and not (held and counts(status, host_id, mine))
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

@@ -236,6 +236,26 @@ def test_what_comes_into_a_group_that_is_looked_at_later_stays_there(
     assert {story.fate(one) for one in (crashed, panicked, *made)} == {"told"}
 
 
+@pytest.mark.req("W7", "F4")
+def test_all_is_not_well_while_another_group_of_the_same_cause_goes_on() -> None:
+    """More was silenced than one group parks. Nobody who is told knows that there are two."""
+    story = Story(
+        by_cause(group_wait_ms=0, group_interval_ms=300_000),
+        silences=(silence(codes=("vm.*",), ends=600),),
+    )
+    story.step(*(story.event("vm.quarantined", "h1", f"v{number}") for number in range(260)))
+    story.after(1_200)
+    assert [why for why, _ in story.messages()] == ["first", "first"]
+    one, other = story.groups.values()
+    for group, reason, still in ((one, "more", 60), (other, "well", 0)):
+        vms = [member.event.vm_id for member in group.members]
+        (tell,) = story.step(*(story.event("vm.freed", "h1", vm) for vm in vms)).tells
+        assert tell.note is not None
+        assert (tell.note.reason, tell.note.open) == (f"notify.told.{reason}", still)
+        story.after(1_200)
+    assert story.groups == {}
+
+
 def test_what_goes_into_a_further_group_leaves_the_others_where_they_are() -> None:
     """Also where the very event began the group that it leaves."""
     groups = Groups(())

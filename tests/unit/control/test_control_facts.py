@@ -442,7 +442,7 @@ def test_a_host_that_returns_calls_nobody_for_a_copy_that_runs_elsewhere_by_now(
         await world.add_vm()
         vm_id, first = await world.run_vm()
         second = "h2" if first.name == "h1" else "h1"
-        codes = ("vm.stop.reconstructed", "vm.restart.blocked", "vm.crashed")
+        codes = ("vm.stop.reconstructed", "vm.restart.blocked", "vm.crashed", "vm.agent.lost")
         ended = [Happened(code=code, vm_id=vm_id, incarnation=Incarnation(1)) for code in codes]
         await first.tell(*ended)
         await first.stopped(vm_id, 1)
@@ -454,6 +454,11 @@ def test_a_host_that_returns_calls_nobody_for_a_copy_that_runs_elsewhere_by_now(
             events = await world.events(code)
             assert [one.severity for one in events] == [*[severity_of(code)] * 2, Severity.INFO]
             assert [one.fields.get(PAST) for one in events] == [None, None, True]
+        news = ("vm.agent.connected", "vm.stopped", "vm.unmanaged_copy")
+        await first.tell(*(msgspec.structs.replace(ended[0], code=code) for code in news))
+        late = [(await world.events(code))[-1] for code in news]
+        assert [one.fields.get(PAST) for one in late] == [True, True, None]
+        assert late[-1].severity is severity_of("vm.unmanaged_copy"), "it may run twice"
 
     tell(story)
 
@@ -490,7 +495,9 @@ def test_a_start_that_is_told_late_says_nothing_of_now(tell: Tell) -> None:
                 status, incarnation=Incarnation(2), holders=(), copies=()
             )
             await save_vm_status(tx, gone)
-        await host.tell(started)
+        stopped = msgspec.structs.replace(started, code="vm.stopped")
+        await host.tell(started, stopped)
         assert (await world.events("vm.started"))[-1].fields.get(PAST) is True
+        assert (await world.events("vm.stopped"))[-1].fields.get(PAST) is None
 
     tell(story)
