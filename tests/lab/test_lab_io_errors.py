@@ -49,7 +49,7 @@ def test_it_goes_on_when_its_storage_is_back_without_server_and_over_an_agents_r
     writing(story, storage)
     revision = story.revision()
     storage.break_on("h1")
-    story.wait_event(VM, "vm.paused", after=revision)
+    story.wait_event(VM, "vm.io_error.paused", after=revision)
     assert libvirt_says(story) == "paused (I/O error)"
     wait_until(
         lambda: "io_error.waiting.storage" in reasons(story),
@@ -82,7 +82,7 @@ def test_leave_paused_waits_for_a_person(story: Story, storage: FailingStorage) 
     writing(story, storage, on_io_error="leave_paused")
     revision = story.revision()
     storage.break_on("h1")
-    story.wait_event(VM, "vm.paused", after=revision)
+    story.wait_event(VM, "vm.io_error.paused", after=revision)
     storage.mend_on("h1")
     wait_until(lambda: "io_error.left_paused" in reasons(story), "it says so", timeout_s=60.0)
     time.sleep(8.0)  # twice what a resume would take
@@ -109,7 +109,7 @@ def test_kill_starts_it_on_a_host_whose_storage_works(
     assert before is not None
     revision = story.revision()
     storage.break_on("h1")
-    story.wait_event(VM, "vm.paused", after=revision)
+    story.wait_event(VM, "vm.io_error.paused", after=revision)
     killing = story.wait_event(VM, "vm.io_error.killing", after=revision)
     assert killing["fields"]["paused_ms"] >= 10_000
     stopped = story.wait_event(VM, "vm.stopped_unexpectedly", after=revision)

@@ -31,6 +31,12 @@ def pause_of_io_error(guarded: Guarded) -> Reason:
     return reason("vm.paused.io_error") if disk is None else reason("vm.paused.no_room", disk=disk)
 
 
+def tell_paused(host: HostState, guarded: Guarded, why: Reason) -> None:
+    """A pause that nobody ordered calls somebody: QEMU's own may last as long as its storage is full."""
+    code = "vm.io_error.paused" if why.code in IO_PAUSES else "vm.paused"
+    host.tell(guarded, code, cause=why.code)
+
+
 def io_pause_began(host: HostState, guarded: Guarded) -> None:
     """Also of one that is paused already, and was resumed meanwhile for a moment that nobody saw."""
     guarded.set(io_pause=IoPause(since_ms=int(host.now), quiet_ms=int(host.now)))
@@ -56,7 +62,7 @@ def paused_by_somebody_else(host: HostState, guarded: Guarded, why: Reason) -> N
     """libvirt tells nothing of a pause of what is paused already. From now on it waits for a person."""
     guarded.set(pause=why, pause_by=None)
     forget_probe(guarded)
-    host.tell(guarded, "vm.paused", cause=why.code)
+    tell_paused(host, guarded, why)
 
 
 def counted_anew(guarded: Guarded) -> None:

@@ -9,6 +9,7 @@ from virtha.sentinel.io_pauses import (
     io_pause_began,
     io_pause_over,
     pause_of_io_error,
+    tell_paused,
 )
 from virtha.sentinel.machine import Trigger
 from virtha.sentinel.moves import (
@@ -133,7 +134,7 @@ def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
         io_pause_began(host, guarded)
     # A dump's pause is told once, when the guest stays paused.
     if not dump_goes_on and record.state is not VmState.PAUSED:
-        host.tell(guarded, "vm.paused", cause=why.code)
+        tell_paused(host, guarded, why)
 
 
 def _pause_reason(guarded: Guarded, detail: str) -> Reason:

@@ -30,6 +30,7 @@ from virtha.sentinel.io_pauses import (
     pause_of_io_error,
     paused_by_somebody_else,
     paused_on_io,
+    tell_paused,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.moves import (
@@ -286,6 +287,7 @@ def _resolve_start(host: HostState, guarded: Guarded, active: DomainReport | Non
     guarded.move(Trigger.LEFT_PAUSED)
     forget_end(guarded)
     guarded.set(pause=reason(START_UNFINISHED))
+    host.tell(guarded, "vm.start_failed", detail="it was left paused")
 
 
 def started_outside(host: HostState, guarded: Guarded) -> None:
@@ -395,7 +397,8 @@ def _was_paused(host: HostState, guarded: Guarded, report: DomainReport) -> None
     if report.reason == "ioerror":
         io_pause_began(host, guarded)
     pause = guarded.record.pause
-    host.tell(guarded, "vm.paused", cause=pause.code if pause else "")
+    assert pause is not None  # each of the ways above has set it
+    tell_paused(host, guarded, pause)
 
 
 # What the guest did in the gap

@@ -26,6 +26,7 @@ from virtha.sentinel.io_pauses import (
     io_pause_began,
     paused_by_somebody_else,
     paused_on_io,
+    tell_paused,
 )
 from virtha.sentinel.machine import ACTIVE, Trigger
 from virtha.sentinel.state import Guarded, HostState, reason, take_in
@@ -215,8 +216,10 @@ def adopted(host: HostState, event: Adopted) -> None:
         saved=None,
     )
     if guarded.up and event.domain.reason == "ioerror":
-        guarded.set(pause=reason("vm.paused.io_error"))
+        why = reason("vm.paused.io_error")
+        guarded.set(pause=why)
         io_pause_began(host, guarded)
+        tell_paused(host, guarded, why)
     guarded.known = True
     # It may have ended while it was patched: ``event.domain`` is from before that, and so may be a
     # list that is under way.

@@ -36,6 +36,7 @@ from virtha.sim.liveness import must_run
 from virtha.sim.move_truth import MoveTruth
 from virtha.sim.move_verbs import MoveVerbs
 from virtha.sim.network import Link, Tear
+from virtha.sim.told import Told
 from virtha.sim.truth import Truth
 from virtha.sim.world import GuestKind, World
 
@@ -89,6 +90,7 @@ class Player:
         self.world = World()
         self.checkers = Checkers(self.world)
         self.truth = Truth(self.world, self.checkers)
+        self.told = Told(self.world)
         self.faults = FaultVerbs(self.world)
         self.move_truth = MoveTruth(self.world, self.checkers, self.truth)
         self.moves = MoveVerbs(self.world, self.do, self.move_truth)
@@ -165,6 +167,7 @@ class Player:
     def at_end(self) -> None:
         self.checkers.at_end()
         self.truth.at_end()
+        self.told.at_end()
 
     def do(self, step: Step) -> None:
         self.world.trace(f"> {step.text()}")

@@ -85,6 +85,8 @@ class World:
         self.firings: dict[VmId, list[tuple[str, int] | None]] = {}
         """Each firing: None when an agent was there to see it, else the gap in which it happened."""
         self.on_run: Callable[[VmId], None] = lambda _vm_id: None
+        self.on_processors: Callable[[VmId, bool], None] = lambda _vm_id, _runs: None
+        """Whenever a copy's begin or cease to run."""
         """Whenever the processors of a VM begin to run somewhere."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
         """Whenever the server takes one."""
@@ -338,6 +340,7 @@ class World:
     # Storage and power
 
     def _running(self, host: SimHost, vm_id: VmId, *, runs: bool) -> None:
+        self.on_processors(vm_id, runs)
         if not runs:
             self.storage.stands(vm_id, host.name)
             return

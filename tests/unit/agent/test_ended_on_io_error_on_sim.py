@@ -27,7 +27,7 @@ async def paused(bench: Bench, **changes: object) -> Vm:
     bench.agent.on_settings(bench.settings(vm, revision=2, policy=SLOW))
     assert (await bench.start(vm)).result is Result.OK
     bench.hypervisor.libvirt.io_error(WEB1)
-    await bench.until(lambda: "vm.paused" in happened(bench))
+    await bench.until(lambda: "vm.io_error.paused" in happened(bench))
     return vm
 
 

@@ -219,7 +219,7 @@ def test_the_waits_grow_to_the_limit_and_a_person_counts_anew() -> None:
         assert resume.attempt == attempt
         bench.event("resumed", "unpaused")
         last = error(bench)
-    assert codes(last) == ["vm.paused", "vm.io_error.given_up"]
+    assert codes(last) == ["vm.io_error.paused", "vm.io_error.given_up"]
     for _ in range(30):
         assert not bench.tell(after_ms=policy.window_ms).commands
     assert "io_error.given_up" in told(bench)

@@ -33,7 +33,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "vm_migration_failed": ("vm.migration_failed",),
     "vm_migration_start": ("vm.migration_began",),
     "vm_not_responding": ("vm.panicked",),
-    "vm_paused": ("vm.paused",),
+    "vm_paused": ("vm.paused", "vm.io_error.paused"),
     "vm_recovered_from_pause_error": ("vm.io_error.resumed",),
     "watchdog_event": ("vm.watchdog.fired", "vm.watchdog.reconstructed", "vm.watchdog.unknown"),
 }

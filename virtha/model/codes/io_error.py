@@ -70,6 +70,15 @@ IO_ERROR_EVENTS: tuple[Code, ...] = (
         "why",
         help="A QEMU whose requests wait in the kernel ends when its storage answers, or with its host.",
     ),
+    event(
+        2167,
+        "vm.io_error.paused",
+        WARNING,
+        "VM {vm} is paused by QEMU, for a disk of it failed: {cause}",
+        "vm",
+        "cause",
+        help="'virtha explain vm/VM' says what it waits for. Where its storage is full, make room; else look at the storage.",
+    ),
 )
 
 IO_ERROR_REASONS: tuple[Code, ...] = (

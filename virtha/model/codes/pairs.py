@@ -27,7 +27,8 @@ _DOWN = (
     "vm.restart.exhausted",
     "vm.not_recovered",
 )
-_STANDS_STILL = ("vm.io_error.resume_failed", "vm.io_error.given_up", "vm.guest_frozen")
+_IO_PAUSE = ("vm.io_error.paused", "vm.io_error.resume_failed", "vm.io_error.given_up")
+_STANDS_STILL = (*_IO_PAUSE, "vm.guest_frozen")
 """Of one run of the VM."""
 
 SOLVES: dict[str, tuple[str, ...]] = {
@@ -79,17 +80,19 @@ SOLVES: dict[str, tuple[str, ...]] = {
     "power.settings.removed": ("power.test.broke",),
     "vm.agent.connected": ("vm.agent.lost",),
     "vm.stopped": ("vm.agent.lost", "vm.migration_keeps_failing", *_STANDS_STILL),
-    "vm.restarted": (*_CRASHED, "vm.restart.failed", "vm.restart.blocked"),
+    "vm.restarted": (*_CRASHED, "vm.restart.failed", "vm.restart.blocked", *_STANDS_STILL),
     "vm.started": (*_DOWN, *_STANDS_STILL),
     # Nobody misses it any more.
-    "vm.unwanted": _DOWN,
+    "vm.unwanted": (*_DOWN, *_STANDS_STILL),
+    # Those that left it paused.
+    "vm.resumed": ("vm.start_failed", "vm.restart.failed"),
     # Perhaps its old host told in between that it starts it no more.
     "vm.recovered": (*_NOT_STARTED, "vm.restart.blocked", *_STANDS_STILL),
     "vm.freed": ("vm.quarantined", "vm.recovery_given_up"),
     # Its source may end before anybody knows that all was sent.
     "vm.migrated": ("vm.migration_keeps_failing", "vm.restart.blocked", *_CRASHED),
     "vm.migration_cancelled": ("vm.migration_keeps_failing",),
-    "vm.io_error.resumed": ("vm.io_error.resume_failed", "vm.io_error.given_up"),
+    "vm.io_error.resumed": _IO_PAUSE,
     "vm.guest_thawed": ("vm.guest_frozen",),
 }
 """By the event that tells the end. One that names no part (a domain, a device) ends those of all parts."""
