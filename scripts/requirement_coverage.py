@@ -45,6 +45,7 @@ BAD_INPUT: dict[str, str] = {
     "id of a cluster that the user may not see": "An id or name in a cluster that the user may not see",
     "unknown role": "A role or a cluster that there is not, in a grant",
     "expired access token": "An access token that has expired",
+    "token for what its user has no more": "An access token for a role or cluster that its user no longer has",
     "person of a provider without a role here": "A person whom the provider of sign-ins gives no role here",
     "person of a provider with a local user's name": "A person of the provider who is called as a local user is",
     "sign-in code used twice": "A code of the provider that is used twice",

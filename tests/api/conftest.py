@@ -146,6 +146,13 @@ class World:
     clock: MovableClock
     tokens: dict[str, str] = field(default_factory=dict)
 
+    async def sign_in(self, name: str) -> None:
+        """One of those that every test has."""
+        wanted = {"user": name, "password": PASSWORDS[name]}
+        session = await self.ok("POST", "/v1/sessions", wanted, role=None)
+        assert session["role"] == name
+        self.tokens[name] = session["token"]
+
     def headers(self, role: str | None) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.tokens[role]}"} if role else {}
 
@@ -223,11 +230,7 @@ async def _sign_in_all(world: World) -> None:
         if name != "administrator":
             wanted = {"name": name, "password": PASSWORDS[name], "role": name}
             await world.ok("POST", "/v1/users", wanted)
-        session = await world.ok(
-            "POST", "/v1/sessions", {"user": name, "password": PASSWORDS[name]}, role=None
-        )
-        assert session["role"] == name
-        world.tokens[name] = session["token"]
+        await world.sign_in(name)
 
 
 Story = Callable[[World], Awaitable[T]]

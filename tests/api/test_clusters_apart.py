@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import delete
+from test_problems import check
 from two_clusters import MACS, SIDES, add_user, fill, id_of, path_of, tell
 
 from virtha.api.admission import FIELD_KINDS, PATH_KINDS
@@ -280,6 +281,116 @@ def test_what_was_read_for_one_is_not_kept_for_others(play: Play) -> None:
                     assert (side in answer.text) is (side in seen) or path == "/v1/status"
                     if side not in seen:
                         assert side not in answer.text, (name, path)
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["nobody-is-told", "somebody-is-told"])
+def test_what_a_cluster_lacks_does_not_depend_on_who_asks(play: Play, is_told: bool) -> None:
+    """Receivers and subscriptions are hidden from who sees some clusters only; whether there are any is a finding of each cluster."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"))
+        if is_told:
+            wanted = {"receiver": "mail-norden", "name": "all", "severity": "info"}
+            await world.ok("POST", "/v1/subscriptions", wanted)
+        for path in (
+            "/v1/clusters/norden/readiness",
+            "/v1/hosts/host-norden/readiness",
+            "/v1/vms/vm-norden/readiness",
+        ):
+            seen = [await world.ok("GET", path, role=role) for role in ("administrator", "eve")]
+            assert seen[0] == seen[1], path
+        whole = await world.ok("GET", "/v1/readiness", role="eve")
+        assert ("ready.nobody_told" in str(whole)) is not is_told
+
+    play(story)
+
+
+def test_who_may_not_see_a_cluster_is_nobody_who_would_be_told_of_it(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "ute", ("viewer", "sueden"))
+        await world.ok("PATCH", "/v1/users/ute", {"email": "ute@example.org"})
+        settings = {"type": "mail", "host": "mail.example.org", "sender": "virtha@example.org"}
+        await world.ok("POST", "/v1/receivers", {"name": "mail", "settings": settings})
+        wanted = {"receiver": "mail", "user": "ute", "severity": "info"}
+        await world.ok("POST", "/v1/subscriptions", wanted)
+        for side, is_told in (("norden", False), ("sueden", True)):
+            found = await world.ok("GET", f"/v1/clusters/{side}/readiness")
+            assert ("ready.nobody_told" in str(found)) is not is_told, side
+
+    play(story)
+
+
+def test_why_there_is_a_hold_is_for_who_sees_all_clusters(play: Play) -> None:
+    """That there is one concerns everybody."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        await world.ok("PUT", "/v1/hold", {"reason": "vm-sueden is broken into"})
+        for path in ("/v1/status", "/v1/readiness", "/v1/vms/vm-norden"):
+            answers = {one: await world.call("GET", path, role=one) for one in ("viewer", "eve")}
+            assert answers["viewer"].status_code == answers["eve"].status_code == 200
+            assert "vm-sueden is broken into" in answers["viewer"].text, path
+            assert "protection.hold" in answers["eve"].text, path
+            assert "sueden" not in answers["eve"].text, path
+        assert (await world.call("GET", "/v1/hold", role="eve")).status_code == 403
+
+    play(story)
+
+
+def test_ones_own_sessions_name_no_cluster_that_one_does_not_see(play: Play) -> None:
+    """A token may be for a cluster whose grant is gone since."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("viewer", "norden"), ("operator", "sueden"))
+        for side in SIDES:
+            wanted = {"description": f"of-{side[0]}", "cluster": side}
+            made = await world.ok("POST", "/v1/sessions/tokens", wanted, role="eve")
+            world.tokens[side] = made["token"]
+        # A token that is for less shows itself: what else its user has is none of its business.
+        for side in SIDES:
+            (own,) = (await world.ok("GET", "/v1/sessions", role=side))["items"]
+            assert (own["description"], own["cluster_name"]) == (f"of-{side[0]}", side)
+        grants = await world.ok("GET", "/v1/users/eve/grants")
+        (there,) = (one for one in grants["items"] if one["cluster_name"] == "sueden")
+        answer = await world.call("DELETE", f"/v1/users/eve/grants/{there['grant']['id']}")
+        assert answer.status_code == 204
+        listed = await world.ok("GET", "/v1/sessions", role="eve")
+        assert [one["description"] for one in listed["items"]] == ["of-s", "of-n", ""]
+        assert [one["cluster_name"] for one in listed["items"]][1:] == ["norden", None]
+        assert "sueden" not in str(listed)
+        others = await world.ok("GET", "/v1/sessions?user=eve")
+        assert others["items"][0]["cluster_name"] == "sueden"
+
+    play(story)
+
+
+@pytest.mark.bad_input("token for what its user has no more")
+def test_a_token_that_is_good_for_nothing_says_so(play: Play) -> None:
+    """And not that there is nothing: a backup of nothing would look like a backup."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("operator", "norden"))
+        wanted = {"description": "backup", "cluster": "norden"}
+        made = await world.ok("POST", "/v1/sessions/tokens", wanted, role="eve")
+        world.tokens["program"] = made["token"]
+        assert len((await world.ok("GET", "/v1/vms", role="program"))["items"]) == 1
+        (grant,) = (await world.ok("GET", "/v1/users/eve/grants"))["items"]
+        await world.call("DELETE", f"/v1/users/eve/grants/{grant['grant']['id']}")
+        for method, path in (("GET", "/v1/vms"), ("GET", "/v1/users"), ("POST", "/v1/vms")):
+            answer = await world.call(method, path, role="program")
+            check(answer, 403, "problem.token.powerless", None)
+        facade = await world.call("GET", "/ovirt-engine/api/vms", role="program")
+        assert facade.status_code == 403
+        # Its user has no roles either, and is told by empty lists as before; what is their own they may see and end.
+        assert (await world.ok("GET", "/v1/vms", role="eve"))["items"] == []
+        assert (await world.ok("GET", "/v1/sessions/current", role="program"))["user"] == "eve"
 
     play(story)
 

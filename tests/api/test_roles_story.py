@@ -62,6 +62,20 @@ def test_a_token_for_a_program_may_less_and_ends(story: Story) -> None:
     refused(story.run("vm", "list", "--token", token), 6, "problem.unauthenticated", "fix: ")
 
 
+@pytest.mark.bad_input("token for what its user has no more", story=True)
+def test_a_token_for_a_cluster_that_its_user_has_no_more_lists_nothing_as_if_it_were_all(
+    story: Story,
+) -> None:
+    story.ok("user", "create", "cid", "--role", "none", "--password-stdin", stdin=f"{PASSWORD}\n")
+    story.ok("user", "grant", "cid", "viewer", "--cluster", "default")
+    assert story.sign_in("cid", PASSWORD).returncode == 0
+    token = story.ok("session", "token", "backup", "--cluster", "default", user="cid").strip()
+    assert "web1" in story.ok("vm", "list", "--token", token)
+    story.ok("user", "revoke", "cid", "viewer", "--cluster", "default")
+    good_for_nothing = story.run("vm", "list", "--token", token)
+    refused(good_for_nothing, 6, "problem.token.powerless", "fix: ")
+
+
 def test_a_lock_out_is_ended_by_an_administrator(story: Story) -> None:
     wanted = ("user", "create", "bob", "--password-stdin")
     story.ok(*wanted, stdin=f"{PASSWORD}\n")

@@ -104,6 +104,7 @@ def test_a_host_joins_once_with_its_token(play: Play) -> None:
         view = await world.ok("GET", "/v1/hosts/h1", role="viewer")
         assert view["status"]["state"] == HostState.NEVER_SEEN
         await world.control.installation.restored(path="/tmp/b.tar", by="root")
+        await world.sign_in("administrator")  # a restore ends all sessions
         unheard = await world.call("DELETE", "/v1/hosts/h1")
         assert (unheard.status_code, unheard.json()["code"]) == (422, "start.blocked.inventory")
         assert "powered_off=true" in unheard.json()["fix"]

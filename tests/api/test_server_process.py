@@ -81,6 +81,18 @@ def test_sign_in_over_tls_root_over_the_socket_and_a_prompt_stop(initialised: Pa
         assert not (initialised / "run/virtha/server.json").exists()
 
 
+def test_only_proxies_that_are_named_say_where_a_sign_in_came_from(initialised: Path) -> None:
+    for proxies, address in (("", "127.0.0.1"), ("127.0.0.1", "203.0.113.7")):
+        with serving(initialised, VIRTHA_PROXIES=proxies) as server, server.rest() as client:
+            wait_until(lambda client=client: healthy(client))
+            client.headers["X-Forwarded-For"] = "10.0.0.1, 203.0.113.7"
+            assert sign_in(client, "wrong").status_code == 401
+            client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
+            found = client.get("/v1/events?code=user.sign_in_failed").json()["items"]
+            assert address in [event["fields"]["address"] for event in found]
+            assert ("203.0.113.7" in str(found)) == bool(proxies)
+
+
 def open_to_others(root: Path) -> None:
     """pytest's own directories are closed to others, wherever they are; so is each worker's below them."""
     for path in (root, *root.parents):
@@ -294,7 +306,8 @@ def test_backup_of_a_running_server_and_restore(tmp_path: Path) -> None:
     new.mkdir()
     initialise(old)
     with serving(old) as server, server.rest() as client:
-        client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
+        token = sign_in(client).json()["token"]
+        client.headers["Authorization"] = f"Bearer {token}"
         assert client.post("/v1/clusters", json={"name": "kept"}).status_code == 201
         done = virtha(old, "backup", str(file))
         assert done.returncode == 0, done.stderr
@@ -307,7 +320,10 @@ def test_backup_of_a_running_server_and_restore(tmp_path: Path) -> None:
     for root in (new, old):
         done = virtha(root, "restore", str(file), *(("--force",) if root is old else ()))
         assert done.returncode == 0, done.stderr
+        assert "All sign-ins and access tokens have ended" in done.stdout
         with serving(root) as server, server.rest() as client:
+            client.headers["Authorization"] = f"Bearer {token}"
+            assert client.get("/v1/clusters").status_code == 401, "a token of before the backup"
             client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
             listed = client.get("/v1/clusters").json()["items"]
             names = {cluster["name"] for cluster in listed}

@@ -23,6 +23,10 @@ def test_it_is_set_up_changed_and_forgotten(play: Play) -> None:
         check(await world.call("DELETE", PATH), 404, "problem.sign_in.none", None)
         for role in ("viewer", "operator"):
             assert (await world.call("GET", PATH, role=role)).status_code == 403
+        for condition in ("*", '"7"'):
+            absent = await world.call("PUT", PATH, RIGHT, headers={"If-Match": condition})
+            check(absent, 412, "problem.stale", "If-Match")
+        check(await world.call("GET", PATH), 404, "problem.sign_in.none", None)
         put = await world.call("PUT", PATH, RIGHT)
         assert put.status_code == 200, put.text
         shown = await world.call("GET", PATH)

@@ -45,6 +45,8 @@ from virtha.model.value import Value
 PROBE_DEADLINE_MS = 5_000
 ORDER_DEADLINE_MS = 20_000
 HEADER_BYTES_MAX = 65_536
+HEADER = ".virtha/domain.json"
+"""Below a domain's path."""
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
@@ -153,6 +155,7 @@ def inside(domain: StorageDomain, path: str) -> Path:
     """The absolute path of a file of the domain. Raises InvalidInput when it would leave it.
 
     Links inside the domain are refused, wherever they point: the next host may see another target.
+    So are directories that are a storage domain themselves: what is in them is another's.
     Touches the storage: only in its worker.
     """
     if domain.ceph is not UNSET:
@@ -170,7 +173,7 @@ def inside(domain: StorageDomain, path: str) -> Path:
             field="disk.path",
             fix="give a path below the domain's directory, for example disks/web1.qcow2",
         )
-    if parts[0] == ".virtha":
+    if ".virtha" in parts:  # deeper down it would make a storage domain of a directory, below
         raise InvalidInput(
             "'.virtha' is the domain's own", code="problem.disk.outside", field="disk.path"
         )
@@ -187,7 +190,41 @@ def inside(domain: StorageDomain, path: str) -> Path:
                 code="problem.disk.outside",
                 field="disk.path",
             )
+        if _holds_header(at):
+            raise InvalidInput(
+                f"'{path}' goes through {at}, which is a storage domain of its own",
+                code="problem.disk.outside",
+                field="disk.path",
+                fix="use that storage domain",
+            )
     return Path(domain.path, path)
+
+
+def _holds_header(directory: Path) -> bool:
+    """Raises OSError where that can't be told."""
+    try:
+        (directory / HEADER).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _check_not_within_another(domain: StorageDomain) -> None:
+    """Two domains must not have files in common: a VM of each could then write to one. As far up as
+    this host sees of the file system. Raises Refused, Failed (it can't be told)."""
+    at = Path(os.path.realpath(domain.path))
+    while not os.path.ismount(at):
+        at = at.parent
+        try:
+            is_within = _holds_header(at)
+        except OSError as error:
+            raise Failed(f"whether {at} is a storage domain can't be told: {error}") from error
+        if is_within:
+            raise Refused(
+                f"{domain.path} lies in {at}, which is a storage domain itself",
+                code="order.refused.storage_foreign",
+                fix="choose a directory beside it: no file may belong to two storage domains",
+            )
 
 
 def check_header(domain: StorageDomain, installation_id: InstallationId) -> DomainHeader:
@@ -259,6 +296,9 @@ def prepare_storage(domain: StorageDomain, installation_id: InstallationId, file
         raise Failed(f"{domain.path} is no directory on this host", fix="mount the storage first")
     path = _header_path(domain)
     if not path.exists():
+        # Only then: an outer one that somebody makes later gives nothing of this one away (``inside``), and must not
+        # be a way to take it from its VMs.
+        _check_not_within_another(domain)
         path.parent.mkdir(mode=0o755, exist_ok=True)
         header = DomainHeader(
             installation_id=installation_id, domain_id=domain.id, name=domain.name
@@ -332,7 +372,7 @@ def _create_once(path: Path, data: bytes, files: Files) -> None:
 
 
 def _header_path(domain: StorageDomain) -> Path:
-    return Path(domain.path, ".virtha", "domain.json")
+    return Path(domain.path, HEADER)
 
 
 def _vm_path(domain: StorageDomain, vm_id: VmId) -> Path:

@@ -4,7 +4,7 @@ Nothing ever hinders what says that a VM may run twice, and nothing hinders an e
 told when the hindrance is over. No rule explains what says that the VM stays down.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from virtha.alerts.ended import may_end_for
@@ -13,7 +13,7 @@ from virtha.alerts.match import RANK, fits_matcher, matches
 from virtha.alerts.subject import awaits_end
 from virtha.model.codes import MAY_RUN_TWICE, RECOVERY_ENDED, Severity
 from virtha.model.event import Event
-from virtha.model.ids import GroupId, SubscriptionId
+from virtha.model.ids import ClusterId, GroupId, SubscriptionId
 from virtha.model.notification import Subscription
 from virtha.model.routing import Inhibition, Silence
 from virtha.model.value import Value
@@ -25,17 +25,24 @@ class RoutingConfig(Value, frozen=True, kw_only=True):
     """``routes``: those that are live, in a fixed order. ``off``: switched off, perhaps for a minute: they tell nothing, and what
     they remember is kept until it is over. ``closing``: those whose receiver keeps a problem until it hears of the
     end, so that it hears of each, though the route doesn't remember the problem. ``unreadable``: routes that nobody can read
-    now; what they remember is kept."""
+    now; what they remember is kept. ``seen``: of routes to users who see some clusters only, those."""
 
     routes: tuple[Subscription, ...] = ()
     off: tuple[Subscription, ...] = ()
     unreadable: frozenset[SubscriptionId] = frozenset()
     closing: frozenset[SubscriptionId] = frozenset()
+    seen: Mapping[SubscriptionId, frozenset[ClusterId]] = {}
     silences: tuple[Silence, ...] = ()
     inhibitions: tuple[Inhibition, ...] = ()
 
+    def sees(self, route: Subscription, event: Event) -> bool:
+        """Whether whom the route tells may know of it at all. What belongs to no cluster is for who sees all."""
+        seen = self.seen.get(route.id)
+        return seen is None or event.cluster_id in seen
+
     def wants(self, route: Subscription, event: Event) -> bool:
-        return matches(route, event) or self.closes(route, event)
+        fits = matches(route, event) or self.closes(route, event)
+        return fits and self.sees(route, event)
 
     def closes(self, route: Subscription, event: Event) -> bool:
         return route.solved and route.id in self.closing and may_end_for(route, event)

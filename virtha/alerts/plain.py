@@ -50,8 +50,11 @@ def plainly(
         tells += [
             _tell(now, route, event.revision)
             for route in config.routes
-            if matches(route, event)
-            or (route.solved and (route.id in concerned or may_end_for(route, event)))
+            if config.sees(route, event)
+            and (
+                matches(route, event)
+                or (route.solved and (route.id in concerned or may_end_for(route, event)))
+            )
         ]
     return Decision(
         tells=tuple(tells),

@@ -157,7 +157,7 @@ class Router:
         ended = list(self._ended_by(route, event))
         mine = self._end(route, event, ended)
         ends = mine is not None or self._config.closes(route, event)
-        if not (ends or matches(route, event)):
+        if not (ends or matches(route, event)) or not self._config.sees(route, event):
             return
         group = mine or self._groups.for_event(route, event, self._now)
         group = self._joined(route, group, event)

@@ -57,6 +57,13 @@ DEFAULTS_TO_ONLY = "cluster"
 def check_somewhere(caller: Caller, route: Guarded) -> None:
     """Before anything of the request is read. Raises Forbidden: its caller may not do that anywhere."""
     rights, permission = caller.rights, route.permission
+    if caller.is_narrow and route.scope is not Scope.OWN and not rights.somewhere(Permission.VIEW):
+        # Not empty lists: its program would take them for an installation with nothing in it.
+        raise Forbidden(
+            "the token is for a role or a cluster that its user no longer has",
+            code="problem.token.powerless",
+            fix="make another one: 'virtha session token'; 'virtha user grants USER' shows what they have",
+        )
     if route.scope is Scope.INSTALLATION:
         allowed = permission in rights.everywhere
     else:

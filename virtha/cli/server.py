@@ -230,6 +230,10 @@ def restore(
     typer.echo(
         f"Installation {manifest.installation_id} restored as of {format_utc(manifest.made)}"
     )
+    typer.echo(
+        "Users, passwords, roles and grants are those of the backup: look through them before others do "
+        "('virtha user list'). All sign-ins and access tokens have ended; join tokens are those of the backup."
+    )
 
 
 @app.command(name="renew-certificate")

@@ -63,7 +63,7 @@ class GrantView(Value, frozen=True, kw_only=True):
 
 class SessionItem(Value, frozen=True, kw_only=True):
     """A sign-in, or an access token that somebody made, without its secret. ``description`` is empty for a sign-in; ``role`` and
-    ``cluster_name``: what it is narrowed to."""
+    ``cluster_name``: what it is narrowed to. ``expires`` of a token that a provider's user made moves with their sign-ins."""
 
     id: TokenId
     user: str

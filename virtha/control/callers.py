@@ -11,8 +11,16 @@ async def caller_of(tx: Transaction, user: User, token: Token | None = None) -> 
     """``token`` None: all that the user may."""
     grants = await grants_of_user(tx, user.id)
     is_narrow = token is not None and (token.role is not None or token.cluster_id is not None)
+    token_id = token.id if token is not None else None
+    signed_in = token is None or token.is_sign_in
     if not grants and not is_narrow:
-        return Caller(name=user.name, role=user.role, user_id=user.id)
+        return Caller(
+            name=user.name,
+            role=user.role,
+            user_id=user.id,
+            token_id=token_id,
+            signed_in=signed_in,
+        )
     rights = rights_of(user.role)
     for grant, made in grants:
         permissions = permissions_of(grant.role, made)
@@ -27,6 +35,8 @@ async def caller_of(tx: Transaction, user: User, token: Token | None = None) -> 
         user_id=user.id,
         more=rights,
         is_narrow=is_narrow,
+        token_id=token_id,
+        signed_in=signed_in,
     )
 
 

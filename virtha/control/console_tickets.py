@@ -6,7 +6,7 @@ import secrets
 from virtha.control.views import Caller
 from virtha.model.console import ConsoleKind
 from virtha.model.errors import Refused, Unauthenticated
-from virtha.model.ids import UserId, VmId
+from virtha.model.ids import TokenId, UserId, VmId
 from virtha.model.value import Value
 from virtha.ports.clock import Clock
 
@@ -23,6 +23,8 @@ class Admission(Value, frozen=True, kw_only=True):
     user: str
     user_id: UserId | None = None
     """None: root on the server's own socket."""
+    token_id: TokenId | None = None
+    """With which its user came: they may no more with the console than with that, and no longer."""
 
 
 class ConsoleTickets:
@@ -45,7 +47,13 @@ class ConsoleTickets:
                 fix="use them, or wait a minute",
             )
         ticket = secrets.token_urlsafe(32)
-        admission = Admission(vm_id=vm_id, kind=kind, user=caller.name, user_id=caller.user_id)
+        admission = Admission(
+            vm_id=vm_id,
+            kind=kind,
+            user=caller.name,
+            user_id=caller.user_id,
+            token_id=caller.token_id,
+        )
         self._open[_digest(ticket)] = (self._clock.monotonic_ms() + VALID_MS, admission)
         return ticket
 

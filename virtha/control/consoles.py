@@ -13,6 +13,7 @@ from virtha.control.console_tickets import Admission, ConsoleTickets
 from virtha.control.history import record
 from virtha.control.names import the_vm
 from virtha.control.requests import ConsoleLogQuery, ConsoleTicketCreate
+from virtha.control.token_ends import end_of
 from virtha.control.views import (
     Caller,
     ConsoleLog,
@@ -38,13 +39,14 @@ from virtha.model.console import (
 from virtha.model.errors import Failed, Forbidden, InvalidInput, Refused, Unavailable, VirthaError
 from virtha.model.host import Host
 from virtha.model.ids import ClusterId, HostId
-from virtha.model.user import User
+from virtha.model.time import UtcMillis
+from virtha.model.user import Token, User
 from virtha.model.vm import VmState
 from virtha.ports.channels import ByteStream, HostChannels
 from virtha.ports.hosts import HostLinks
 from virtha.store.hosts import hosts_of_cluster
 from virtha.store.store import Store, Transaction
-from virtha.store.users import find_user
+from virtha.store.users import find_token, find_user
 from virtha.store.vms import VmRow, find_vm
 
 HOSTS_ASKED_MAX = 32
@@ -60,12 +62,23 @@ log = structlog.get_logger(__name__)
 _RUNS = (VmState.RUNNING, VmState.STARTING, VmState.STOPPING, VmState.PAUSED, VmState.CRASHED)
 
 
-async def _may_use(tx: Transaction, user: User, cluster_id: ClusterId | None) -> bool:
-    """``cluster_id`` None: of a VM that is gone, which is told by itself."""
-    rights = (await caller_of(tx, user)).rights
+async def _may_use(
+    tx: Transaction, user: User, token: Token | None, cluster_id: ClusterId | None
+) -> bool:
+    """``token``: with which they came. ``cluster_id`` None: of a VM that is gone, which is told by itself."""
+    rights = (await caller_of(tx, user, token)).rights
     if cluster_id is None:
         return user.enabled and rights.somewhere(Permission.CONSOLES)
     return user.enabled and Permission.CONSOLES in rights.in_cluster(cluster_id)
+
+
+async def _token_of(tx: Transaction, admission: Admission, now: UtcMillis) -> Token | None:
+    """None: it has ended."""
+    assert admission.token_id is not None
+    row = await find_token(tx, admission.token_id)
+    if row is None or row.token.user_id != admission.user_id or await end_of(tx, row.token) <= now:
+        return None
+    return row.token
 
 
 class NoChannels:
@@ -215,14 +228,23 @@ class Consoles:
             stream.close()
 
     async def _check_allowed(self, admission: Admission) -> None:
-        """Raises Forbidden: since the ticket was made its user was removed, disabled, or given another role."""
+        """Raises Forbidden: since the ticket was made its user was removed, disabled, or given another role, or what they came with
+        has ended."""
         if admission.user_id is None:
             return
         async with self._store.read() as tx:
             found = await find_user(tx, admission.user_id)
             row = await find_vm(tx, admission.vm_id)
             cluster_id = row.vm.cluster_id if row is not None else None
-            may = found is not None and await _may_use(tx, found.user, cluster_id)
+            token = None
+            if admission.token_id is not None:
+                token = await _token_of(tx, admission, self._store.clock.wall_ms())
+            ended = admission.token_id is not None and token is None
+            may = (
+                found is not None
+                and not ended
+                and await _may_use(tx, found.user, token, cluster_id)
+            )
         if not may:
             raise Forbidden(f"{admission.user} may not use consoles any more")
 

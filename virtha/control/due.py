@@ -11,7 +11,7 @@ from virtha.control.receiver_checks import kind_of
 from virtha.model.codes import render
 from virtha.model.errors import Failed
 from virtha.model.event import Event
-from virtha.model.ids import ClusterId, HostId, Revision, VmId
+from virtha.model.ids import ClusterId, HostId, Revision, UserId, VmId
 from virtha.model.incident import PathState, VmPath
 from virtha.model.notification import (
     Delivery,
@@ -24,6 +24,7 @@ from virtha.model.notification import (
 )
 from virtha.model.routing import GroupNote
 from virtha.model.value import Value
+from virtha.store.access import reaches_of_users
 from virtha.store.body import Unreadable
 from virtha.store.clusters import cluster_names
 from virtha.store.deliveries import next_deliveries
@@ -32,6 +33,7 @@ from virtha.store.hosts import host_names
 from virtha.store.incidents import readable_paths_of
 from virtha.store.installations import InstallationRow, the_installation
 from virtha.store.notifications import ReceiverRow, find_subscription
+from virtha.store.reach import Reach
 from virtha.store.store import Transaction
 from virtha.store.users import mail_address_of
 from virtha.store.vms import vm_names
@@ -102,6 +104,7 @@ class MessageMaker:
         self.unreadable: set[Unreadable] = set()
         """Records that were left out."""
         self._subscriptions: dict[str, Subscription | None] = {}
+        self._reaches: dict[UserId, Reach | None] = {}
 
     async def make(self, one: Delivery, event: Event | None) -> DueMessage:
         if event is None:
@@ -114,7 +117,8 @@ class MessageMaker:
         address = one.address
         if one.subscription_id is not None:
             try:
-                address = await self._address_by(one.subscription_id)
+                address, reach = await self._whom_by(one.subscription_id)
+                one, event = await self._as_seen(one, event, reach)
             except _Unwanted:
                 return DueMessage(delivery=one, event=event, code="notify.queue.dropped")
             except Failed as error:  # a route that can't be read: it goes where it was to go
@@ -192,12 +196,46 @@ class MessageMaker:
                     found[its_id] = name
         return found
 
-    async def _address_by(self, subscription_id: str) -> str | None:
-        """As the route is now. Raises _Unwanted, Failed (its record can't be read)."""
+    async def _whom_by(self, subscription_id: str) -> tuple[str | None, Reach | None]:
+        """As the route is now: the address, and what may be told there. Raises _Unwanted, Failed (its record can't be read)."""
         subscription = await self._subscription(subscription_id)
         if subscription is None or not subscription.enabled:
             raise _Unwanted
-        return await self._address(subscription)
+        return await self._address(subscription), await self._reach(subscription)
+
+    async def _reach(self, one: Subscription) -> Reach | None:
+        if one.user_id is None:
+            return None
+        if one.user_id not in self._reaches:
+            self._reaches |= await reaches_of_users(self._tx, (one.user_id,))
+        return self._reaches.get(one.user_id, frozenset())
+
+    async def _as_seen(
+        self, one: Delivery, event: Event, reach: Reach | None
+    ) -> tuple[Delivery, Event]:
+        """What the message tells whom it goes to: a right may have been taken away since it was made. Raises _Unwanted: they may see
+        nothing of it."""
+        if reach is None:
+            return one, event
+        if one.about is None:
+            if event.cluster_id not in reach:
+                raise _Unwanted
+            return one, event
+        events = await events_at(self._tx, one.about.revisions)
+        revisions = tuple(
+            revision
+            for revision in one.about.revisions
+            if revision not in events or events[revision].cluster_id in reach
+        )
+        about = msgspec.structs.replace(one.about, revisions=revisions)
+        if event.cluster_id in reach:
+            return msgspec.structs.replace(one, about=about), event
+        left = [events[revision] for revision in revisions if revision in events]
+        if not left:
+            raise _Unwanted
+        # What it was mainly about, and the failure that explains it, is not theirs to see.
+        about = msgspec.structs.replace(about, host_id=None, incident_id=None)
+        return msgspec.structs.replace(one, about=about), left[0]
 
     async def _subscription(self, subscription_id: str) -> Subscription | None:
         if subscription_id not in self._subscriptions:

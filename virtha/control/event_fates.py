@@ -1,7 +1,9 @@
 """What became of one event at every route, each with its reason (X1)."""
 
+from virtha.alerts.hindrance import RoutingConfig
 from virtha.alerts.match import why_not
 from virtha.control.routing_views import EventFates, RouteFate
+from virtha.control.subscriber_reach import reaches_of
 from virtha.model.codes import REGISTRY, render
 from virtha.model.errors import NotFound
 from virtha.model.event import Event
@@ -37,11 +39,17 @@ async def fates_of_event(store: Store, revision: int) -> EventFates:
             _told(one, by_id.get(one.subscription_id), receivers, reasons, states) for one in fates
         ]
         live = {one.id for one in (await live_subscriptions(tx)).readable}
+        seen = RoutingConfig(seen=await reaches_of(tx, routes))
         looked_at = (await cursor_of(tx) or 0) >= revision
         known = {one.subscription_id for one in fates}
         others = [
             _not_told(
-                one, event, receivers[one.receiver_id], live=one.id in live, looked_at=looked_at
+                one,
+                event,
+                receivers[one.receiver_id],
+                live=one.id in live,
+                seen=seen.sees(one, event),
+                looked_at=looked_at,
             )
             for one in routes
             if one.id not in known
@@ -75,11 +83,13 @@ def _told(
 
 
 def _not_told(
-    route: Subscription, event: Event, receiver: str, *, live: bool, looked_at: bool
+    route: Subscription, event: Event, receiver: str, *, live: bool, seen: bool, looked_at: bool
 ) -> RouteFate:
     code = why_not(route, event)
     if code is None and not live:
         code = "notify.why.switched_off"
+    if code is None and not seen:
+        code = "notify.why.unseen"
     if code is None:
         # The cursor is written now and then only, so an event beyond it may have been looked at: then it has a fate.
         code = "notify.why.forgotten" if looked_at else "notify.why.not_looked_at"

@@ -4,6 +4,7 @@ The cursor moves in the transaction that writes what the router decided, so a cr
 router in memory is a copy of the groups in the database: a decision that could not be written goes, and it with it.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from uuid import uuid4
@@ -21,7 +22,7 @@ from virtha.control.known_settings import NOTIFICATION_EXPIRY, setting_values
 from virtha.control.routing_config import as_it_is_live, routing_config
 from virtha.control.unreadable_records import tell_of
 from virtha.model.event import Event
-from virtha.model.ids import DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
+from virtha.model.ids import ClusterId, DeliveryId, GroupId, ReceiverId, Revision, SubscriptionId
 from virtha.model.notification import Delivery, Subscription
 from virtha.model.routing import Fate, FateState, GroupBy, GroupNote
 from virtha.model.time import UtcMillis
@@ -51,6 +52,8 @@ CURSOR_STEP = 1_000
 anew."""
 
 
+_Routes = tuple[tuple[Subscription, ...], Mapping[SubscriptionId, frozenset[ClusterId]]]
+"""Who is told, and of which clusters."""
 _IN_VAIN = ("notify.refused", "notify.expired")
 
 
@@ -72,7 +75,7 @@ class EventRouting:
         self._cursor = Revision(0)
         self._wake_at: int | None = None
         self._looked_at = 0
-        self._routes: tuple[Subscription, ...] | None = None
+        self._routes: _Routes | None = None
         """As the cursor was last moved by them; None: it was not."""
         self._unreadable: tuple[GroupId, ...] = ()
         self._bad: frozenset[Unreadable] = frozenset()
@@ -86,7 +89,7 @@ class EventRouting:
         async with self._store.read() as tx:
             found = await self._look(tx)
         if not found.needed and found.up_to - found.stored < CURSOR_STEP:
-            self._cursor, self._bad, self._routes = found.up_to, found.bad, found.config.routes
+            self._cursor, self._bad, self._routes = found.up_to, found.bad, _routes(found.config)
             return Routed(up_to=found.up_to, more=found.more, wake_at=self._wake_at)
         # Without a router until the commit: what it holds by then is true only if that succeeds.
         router: Router | None
@@ -114,7 +117,7 @@ class EventRouting:
             # Of an event once: the cursor moves beyond it with that.
             await tell_of(wtx, (found.bad - self._bad) | found.damaged)
             await move_cursor(wtx, found.up_to)
-        self._bad, self._routes = found.bad, found.config.routes
+        self._bad, self._routes = found.bad, _routes(found.config)
         self._router, self._cursor, self._wake_at = router, found.up_to, decision.wake_at
         self._unreadable = ()
         return Routed(up_to=found.up_to, to=to, more=found.more, wake_at=decision.wake_at)
@@ -135,7 +138,7 @@ class EventRouting:
         back, self._looked_at = now < self._looked_at and router.size > 0, now
         needed = due or back or router.unsettled(config) or bool(self._unreadable)
         # Once they change the cursor is written: a server that begins anew would hold what was looked at against the new ones.
-        changed = self._routes not in (None, config.routes) and stored < revision
+        changed = self._routes not in (None, _routes(config)) and stored < revision
         needed = needed or changed or not bad <= self._bad
         every = (*config.routes, *config.off)
         if not every:
@@ -181,6 +184,10 @@ class _Found(Value, frozen=True, kw_only=True):
     more: bool = False
     events: tuple[Event, ...] = ()
     needed: bool = False
+
+
+def _routes(config: RoutingConfig) -> "_Routes":
+    return config.routes, config.seen
 
 
 def batch_for(routes: int) -> int:

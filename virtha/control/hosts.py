@@ -8,6 +8,7 @@ import msgspec
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.hellos import HelloBook
 from virtha.control.history import record
+from virtha.control.hold_reasons import as_seen
 from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
 from virtha.control.names import check_limit, check_revision, page_of, the_host
@@ -134,7 +135,7 @@ class Hosts:
         power: tuple[PowerSummary, ...],
     ) -> HostView:
         used_bytes = sum(one.memory_bytes for one in held)
-        reasons = self._leaders.explain_host(row.host.id)
+        reasons = as_seen(self._leaders.explain_host(row.host.id))
         if any(one.code == "fence.waiting.retry" for one in reasons):
             reasons += await last_failure(tx, row.host.id)
         return HostView(

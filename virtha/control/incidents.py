@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from virtha.control.events import past_host_id, past_vm_id
+from virtha.control.hold_reasons import as_seen
 from virtha.control.incident_fold import (
     RECOVERING,
     Moment,
@@ -82,8 +83,10 @@ class Incidents:
                 )
             paths = await paths_of(tx, found.id)
         open_now = found.closed is None and found.host_end is None
-        engine = self._leaders.explain_host(found.host_id) if open_now else ()
-        of_vms = {path.vm_id: self._leaders.explain_vm(path.vm_id) for path in paths if path.open}
+        engine = as_seen(self._leaders.explain_host(found.host_id)) if open_now else ()
+        of_vms = {
+            path.vm_id: as_seen(self._leaders.explain_vm(path.vm_id)) for path in paths if path.open
+        }
         return view_of(found, paths, engine=engine, of_vms=of_vms)
 
     async def prune(self) -> int:

@@ -22,6 +22,7 @@ from virtha.store.installations import (
     the_installation,
 )
 from virtha.store.store import Store
+from virtha.store.users import drop_access_tokens
 
 FIRST_CLUSTER = "default"
 
@@ -62,10 +63,12 @@ class InstallationFacts:
         """To be called once on a restored database, before anything else is done with it.
 
         Its records may be older than what runs: a new timeline makes every start wait until each
-        host has reported its VMs anew (M2).
+        host has reported its VMs anew (M2). All sign-ins and access tokens end: which of them were ended since the backup nobody
+        knows any more.
         """
         async with self._store.write() as tx:
             await set_timeline(tx, str(uuid4()))
+            await drop_access_tokens(tx)
             await record(tx, "server.restored", by=by, path=path)
 
 

@@ -111,6 +111,13 @@ SESSION_LIFETIME = _duration(
     default_ms=12 * 3_600_000,
     between_ms=(60_000, 30 * DAY_MS),
 )
+TOKEN_VOUCHED = _duration(
+    "token.vouched.lifetime",
+    "For how long after its user's last sign-in by the provider an access token that they made is good.",
+    # As sessions: who has left is let in by nothing for longer than by those.
+    default_ms=12 * 3_600_000,
+    between_ms=(60_000, 366 * DAY_MS),
+)
 CLOCK_OFFSET_MAX = _duration(
     "clock.offset.max",
     "A host whose clock is further off than this is told of; nothing is decided by its clock.",
@@ -156,6 +163,7 @@ KNOWN_SETTINGS: dict[str, KnownSetting] = {
         ORDER_DEADLINE,
         POWER_TEST_INTERVAL,
         SESSION_LIFETIME,
+        TOKEN_VOUCHED,
     )
 }
 

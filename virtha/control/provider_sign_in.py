@@ -15,11 +15,12 @@ from msgspec import UNSET
 
 from virtha.control.history import record
 from virtha.control.names import check_revision
-from virtha.control.passwords import SignInBrake
-from virtha.control.provider_users import no_role, vouched_user
+from virtha.control.provider_users import dismiss_people, no_role, vouched_user
 from virtha.control.receiver_checks import check_pem
+from virtha.control.refusals_told import RefusalsTold
 from virtha.control.requests import SignInBegin, SignInFinish, SignInProviderPut
 from virtha.control.secret_box import SecretBox
+from virtha.control.sign_in_brake import SignInBrake
 from virtha.control.users import Users
 from virtha.control.views import BegunSignInView, Caller, SessionView, SignInProviderView
 from virtha.model.errors import Failed, InvalidInput, NotFound, Unauthenticated, VirthaError
@@ -31,7 +32,6 @@ from virtha.ports.identity_provider import IdentityProvider
 from virtha.store.sign_in import (
     ProviderRow,
     drop_provider,
-    drop_tokens_of_issuer,
     find_provider,
     save_provider,
 )
@@ -67,6 +67,7 @@ class ProviderSignIns:
         self._users = users
         self._provider = provider
         self._brake = SignInBrake()
+        self._told = RefusalsTold()
 
     # the provider
 
@@ -81,8 +82,7 @@ class ProviderSignIns:
         check_provider(request)
         async with self._store.write() as tx:
             row = await find_provider(tx)
-            if row is not None:
-                check_revision(if_match, row.provider.revision)
+            check_revision(if_match, row.provider.revision if row is not None else Revision(0))
             sealed = row.sealed if row is not None else None
             if request.client_secret is UNSET:
                 _check_same_place(request, row)
@@ -101,7 +101,7 @@ class ProviderSignIns:
             )
             await save_provider(tx, provider, sealed)
             if row is not None and row.provider.issuer != provider.issuer:
-                await drop_tokens_of_issuer(tx, row.provider.issuer)
+                await dismiss_people(tx, row.provider.issuer, by=caller.name)
             await record(
                 tx,
                 "sign_in_provider.changed",
@@ -114,12 +114,12 @@ class ProviderSignIns:
             return _view(ProviderRow(provider=provider, sealed=sealed))
 
     async def delete(self, caller: Caller, if_match: Revision | None = None) -> None:
-        """Its users stay, are signed out, and can't sign in."""
+        """Its users stay, are signed out, are sent no more notifications, and can't sign in."""
         async with self._store.write() as tx:
             row = _there(await find_provider(tx))
             check_revision(if_match, row.provider.revision)
             await drop_provider(tx)
-            await drop_tokens_of_issuer(tx, row.provider.issuer)
+            await dismiss_people(tx, row.provider.issuer, by=caller.name)
             await record(tx, "sign_in_provider.removed", by=caller.name, issuer=row.provider.issuer)
 
     # signing in
@@ -157,28 +157,32 @@ class ProviderSignIns:
                 fix="send what the browser brought back",
             )
         ended: SessionView | VirthaError
-        # Whose it is nobody knows yet: the brake is per address, so that nobody shuts out others.
-        async with self._brake.turn(address, address, self._clock) as began:
+        # Whose it is nobody knows yet: the brake is per place, so that nobody shuts out others.
+        async with self._brake.turn(None, address, self._clock) as began:
             try:
                 ended = await self._redeemed(row, request, address)
             except VirthaError as error:
-                if error.code in _TOLD:
-                    await self._tell(row.provider, error, address)
                 if error.code not in _BRAKED:
                     raise
                 ended = error
             else:
-                self._brake.succeeded(address, address, began)
+                self._brake.succeeded(None, address, began)
         if isinstance(ended, VirthaError):
             raise ended
         return ended
 
     async def _redeemed(self, row: ProviderRow, request: SignInFinish, address: str) -> SessionView:
         begun = self._begun(request, row.provider)
-        identity = await self._provider.redeem(
-            row.provider, self._open_secret(row), begun, request.code
-        )
-        return await self._session(row.provider, identity, address)
+        # From here on a refusal is an event: before, anybody writes what they like, and no provider was asked.
+        try:
+            identity = await self._provider.redeem(
+                row.provider, self._open_secret(row), begun, request.code
+            )
+            return await self._session(row.provider, identity, address)
+        except VirthaError as error:
+            if error.code in _TOLD:
+                await self._tell(row.provider, error, address)
+            raise
 
     def _begun(self, request: SignInFinish, provider: SignInProvider) -> BegunSignIn:
         """What ``begin`` sealed, when it is for this and still good."""
@@ -210,17 +214,22 @@ class ProviderSignIns:
             if row is None or _name_of(row.provider) != _name_of(provider):
                 raise _refused("the provider was changed meanwhile")
             user_id = await vouched_user(tx, row.provider, identity)
-        if user_id is None:
-            raise no_role(row.provider)
-        return await self._users.sign_in_vouched(user_id, address=address)
+            if user_id is not None:
+                # Here, not afterwards: who ends the sessions of the provider's people must not miss this one.
+                return await self._users.open_vouched(tx, user_id, address=address)
+        raise no_role(row.provider)
 
     async def _tell(self, provider: SignInProvider, error: VirthaError, address: str) -> None:
+        untold = self._told.count(error.code, address, self._clock.monotonic_ms())
+        if untold is None:
+            return
+        why = error.message if untold == 0 else f"{error.message} ({untold} more since the last)"
         async with self._store.write() as tx:
             await record(
                 tx,
                 "sign_in_provider.refused",
                 issuer=provider.issuer,
-                why=error.message,
+                why=why,
                 address=address,
             )
 

@@ -4,13 +4,14 @@ from uuid import uuid4
 
 import msgspec
 
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
+from virtha.control.subscriptions import end_subscriptions_of
 from virtha.control.users import check_user_name
 from virtha.model.errors import Conflict, Forbidden, InvalidInput
 from virtha.model.ids import UserId
 from virtha.model.sign_in import Identity, SignInProvider
 from virtha.model.user import Role, User
-from virtha.store.sign_in import add_identity, user_of_identity
+from virtha.store.sign_in import add_identity, people_of_issuer, save_vouched, user_of_identity
 from virtha.store.store import WriteTransaction
 from virtha.store.users import add_user, drop_tokens_of, find_user, save_user
 
@@ -44,18 +45,37 @@ async def vouched_user(
     assert row is not None, "the reference is the database's own"
     if role is None:
         await drop_tokens_of(tx, user_id)
+        # Nor are they told by mail what they could not look at.
+        await _set_role(tx, row.user, Role.NONE)
         return None
-    if row.user.role is not role:
-        saved = await save_user(tx, msgspec.structs.replace(row.user, role=role))
-        await record(
-            tx,
-            "user.changed",
-            by=row.user.name,
-            user=row.user.name,
-            role=role.value,
-            enabled=saved.enabled,
-        )
+    await save_vouched(tx, user_id)
+    await _set_role(tx, row.user, role)
     return user_id
+
+
+async def _set_role(tx: WriteTransaction, user: User, role: Role) -> None:
+    """As the provider says."""
+    if user.role is role:
+        return
+    saved = await save_user(tx, msgspec.structs.replace(user, role=role))
+    await record(
+        tx,
+        "user.changed",
+        by=user.name,
+        user=user.name,
+        role=role.value,
+        enabled=saved.enabled,
+        **changes_between(user, saved),
+    )
+
+
+async def dismiss_people(tx: WriteTransaction, issuer: str, *, by: str) -> None:
+    """Whom ``issuer`` vouched for is signed out, and told of nothing more: nobody says any longer what they may."""
+    for user_id in await people_of_issuer(tx, issuer):
+        row = await find_user(tx, user_id)
+        assert row is not None, "the reference is the database's own"
+        await drop_tokens_of(tx, user_id)
+        await end_subscriptions_of(tx, row.user, by=by)
 
 
 async def _new_user(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -33,11 +34,12 @@ from virtha.control.ready_checks import (
 )
 from virtha.control.ready_room import without_room
 from virtha.control.ready_storage_fence import storage_fence_lacks
+from virtha.control.subscriber_reach import reaches_of
 from virtha.control.vm_views import VmViews
 from virtha.engine.records import HostRecord
 from virtha.model.codes import render
 from virtha.model.host import Cluster, HostState
-from virtha.model.ids import HostId, StorageDomainId, VmId
+from virtha.model.ids import ClusterId, HostId, StorageDomainId, SubscriptionId, VmId
 from virtha.model.notification import Subscription
 from virtha.model.power_settings import PowerDriver, PowerTest
 from virtha.model.time import UtcMillis
@@ -53,6 +55,7 @@ from virtha.store.hosts import HostRow, certificate_ends
 from virtha.store.installations import the_installation
 from virtha.store.notifications import live_subscriptions
 from virtha.store.power import power_tests_of
+from virtha.store.reach import Reach, seeing
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import VmRow, vms_of_cluster
 
@@ -86,6 +89,21 @@ class _Facts(Value, frozen=True, kw_only=True):
     on_ceph: frozenset[StorageDomainId]
 
 
+class _Told(NamedTuple):
+    """``seen``: of subscriptions to users who see some clusters only, those."""
+
+    subscriptions: tuple[Subscription, ...]
+    seen: Mapping[SubscriptionId, Reach]
+
+    def of(self, cluster_id: ClusterId) -> tuple[Subscription, ...]:
+        """Those that may tell of it."""
+        return tuple(
+            one
+            for one in self.subscriptions
+            if (reach := self.seen.get(one.id)) is None or cluster_id in reach
+        )
+
+
 class Readiness:
     def __init__(
         self,
@@ -103,26 +121,29 @@ class Readiness:
         self._own = own
 
     async def all(self) -> ReadinessView:
+        told = await self._subscriptions()
         async with self._store.read() as tx:
-            facts = [await self._facts(tx, cluster) for cluster in await all_clusters(tx)]
+            facts = [await self._facts(tx, cluster, told) for cluster in await all_clusters(tx)]
         found: list[Finding] = _of_hold(facts[0]) if facts else []
         for one in facts:
             found += await self._whole(one)
         return _view("installation", found, facts)
 
     async def of_cluster(self, ref: str) -> ReadinessView:
+        told = await self._subscriptions()
         async with self._store.read() as tx:
-            facts = await self._facts(tx, await the_cluster(tx, ref))
+            facts = await self._facts(tx, await the_cluster(tx, ref), told)
         found = _of_hold(facts) + await self._whole(facts)
         return _view(f"cluster/{facts.cluster.name}", found, [facts])
 
     async def of_host(self, ref: str) -> ReadinessView:
         """Of the host itself, and whether its VMs would fit elsewhere."""
+        told = await self._subscriptions()
         async with self._store.read() as tx:
             host = (await the_host(tx, ref)).host
             cluster = await find_cluster(tx, host.cluster_id)
             assert cluster is not None
-            facts = await self._facts(tx, cluster)
+            facts = await self._facts(tx, cluster, told)
         row = next(one for one in facts.surroundings.hosts if one.host.id == host.id)
         found = self._of_host(facts, row, await _lacking(facts, (host.id,)))
         held = [one for one in facts.vms if host.id in one.status.holders]
@@ -130,11 +151,12 @@ class Readiness:
 
     async def of_vm(self, ref: str) -> ReadinessView:
         """Of the VM, and of the hosts that may hold it: it comes back only when their death is proven."""
+        told = await self._subscriptions()
         async with self._store.read() as tx:
             row = await the_vm(tx, ref)
             cluster = await find_cluster(tx, row.vm.cluster_id)
             assert cluster is not None
-            facts = await self._facts(tx, cluster)
+            facts = await self._facts(tx, cluster, told)
         lacking = await _lacking(facts, row.status.holders)
         found = _of_hold(facts) + _of_vm(facts, row, lacking)
         hosts = [one for one in facts.surroundings.hosts if one.host.id in row.status.holders]
@@ -228,7 +250,15 @@ class Readiness:
             driver for driver in wanted if driver and self._neighbours.able(others, driver)
         )
 
-    async def _facts(self, tx: Transaction, cluster: Cluster) -> _Facts:
+    async def _subscriptions(self) -> "_Told":
+        """All there are: whether somebody would be told of a cluster's failures doesn't depend on who asks. Apart from the rest, for
+        they are hidden from who may see some clusters only."""
+        with seeing(None):
+            async with self._store.read() as tx:
+                live = (await live_subscriptions(tx)).readable
+                return _Told(live, await reaches_of(tx, live))
+
+    async def _facts(self, tx: Transaction, cluster: Cluster, told: "_Told") -> _Facts:
         surroundings = await read_surroundings(tx, cluster.id)
         ids = [row.host.id for row in surroundings.hosts]
         vms = await vms_of_cluster(tx, cluster.id)
@@ -243,7 +273,7 @@ class Readiness:
             records=await find_host_records(tx, ids),
             certificates=await certificate_ends(tx, ids),
             settings=await setting_values(tx),
-            subscriptions=(await live_subscriptions(tx)).readable,
+            subscriptions=told.of(cluster.id),
             hold=(await the_installation(tx)).installation.hold,
             leases=self._leaders.lease_prospects(cluster.id),
             protection={view.vm.id: view.protection for view in views},

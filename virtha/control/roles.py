@@ -43,6 +43,7 @@ from virtha.store.access import (
 )
 from virtha.store.clusters import cluster_names
 from virtha.store.store import Store, Transaction
+from virtha.store.users import users_with_token_for
 
 GRANTS_MAX = 200
 """Of one user: they are read with each request."""
@@ -120,6 +121,14 @@ class Roles:
                     f"users have it: {', '.join(users)}",
                     code="problem.role.in_use",
                     fix="take it from them first: 'virtha user revoke USER ROLE'",
+                )
+            users = await users_with_token_for(tx, present.name, tx.clock.wall_ms(), _NAMED_MAX)
+            if users:
+                # They would be good for nothing, and another role of that name would revive them.
+                raise Refused(
+                    f"access tokens are for it, of {', '.join(users)}",
+                    code="problem.role.in_use",
+                    fix="end them first: 'virtha session list --user USER', 'virtha session end ID'",
                 )
             await drop_role(tx, present.id)
             told = changes_between(present, None)

@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from virtha.alerts.hindrance import RoutingConfig
+from virtha.control.subscriber_reach import reaches_of
 from virtha.model.value import Value
 from virtha.store.body import Unreadable
 from virtha.store.notifications import live_subscriptions, receiver_kinds
@@ -39,6 +40,7 @@ async def _live(tx: Transaction, config: RoutingConfig) -> ReadConfig:
         closing=frozenset(
             one.id for one in live.readable if one.receiver_id in kinds.alertmanagers
         ),
+        seen=await reaches_of(tx, (*live.readable, *live.off)),
     )
     return ReadConfig(
         config=config, unreadable=frozenset((*live.unreadable.values(), *kinds.unreadable))

@@ -13,9 +13,10 @@ from virtha.control.history import record
 from virtha.control.names import check_text, the_cluster, the_user
 from virtha.control.roles import check_role_name
 from virtha.control.secret_tokens import access_text, hash_secret, make_secret
+from virtha.control.token_ends import end_of
 from virtha.control.views import Caller, Page
 from virtha.model.access import Permission
-from virtha.model.errors import Forbidden, InvalidInput, NotFound, Refused
+from virtha.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from virtha.model.ids import ClusterId, TokenId, UserId
 from virtha.model.time import UtcMillis, format_duration_ms
 from virtha.model.user import Token, TokenKind
@@ -36,14 +37,21 @@ class Sessions:
         self._store = store
 
     async def list(self, caller: Caller, user: str | None) -> Page[SessionItem]:
-        """Newest first. ``user``: id or name; None: the caller's own, of root everybody's. Raises Forbidden (somebody else's, and not an administrator), NotFound."""
+        """Newest first. ``user``: id or name; None: the caller's own, of root everybody's. A token that is for less shows itself only.
+        Raises Forbidden (somebody else's, and not an administrator), NotFound."""
+        with seeing(caller.rights.reach):
+            async with self._store.read() as tx:
+                names = await cluster_names(tx)
         with seeing(None):  # they are the caller's own, whatever else they may see
             async with self._store.read() as tx:
                 user_id = await _whose(tx, caller, user)
                 now = self._store.clock.wall_ms()
                 found = await access_tokens(tx, user_id, SHOWN_MAX)
-                names = await cluster_names(tx)
-                items = [await _item(tx, one, names) for one in found if one.expires > now]
+                items = [
+                    await _item(tx, one, names)
+                    for one in found
+                    if one.expires > now and (not caller.is_narrow or one.id == caller.token_id)
+                ]
                 return Page(items=tuple(items), revision=await tx.revision_now())
 
     async def end(self, caller: Caller, token_id: str) -> None:
@@ -74,7 +82,8 @@ class Sessions:
     async def create_token(
         self, caller: Caller, request: AccessTokenCreate, *, address: str
     ) -> AccessTokenSecret:
-        """Raises InvalidInput, NotFound, Forbidden (by a token that is itself for less), Refused (too many)."""
+        """Raises InvalidInput, NotFound, Forbidden (by a token that is no sign-in), Refused (too many), Unauthenticated (the
+        sign-in has ended meanwhile)."""
         _check_token(request)
         if caller.user_id is None:
             raise InvalidInput(
@@ -82,14 +91,20 @@ class Sessions:
                 field="Authorization",
                 fix="sign in as a user: 'virtha login URL'",
             )
-        if caller.is_narrow:
+        if not caller.signed_in:
+            # It would outlive the one that it came from, and whoever found that.
             raise Forbidden(
-                "a token that is for less makes no others",
+                "an access token makes no others",
                 code="problem.token.narrow",
-                fix="sign in with name and password",
+                fix="sign in: 'virtha login URL'",
             )
         secret, cluster_id = make_secret(), await self._cluster_for(caller, request)
         async with self._store.write() as tx:
+            if caller.token_id is None or await find_token(tx, caller.token_id) is None:
+                # What ended all that their user had, while this request was under way, must not miss this one.
+                raise Unauthenticated(
+                    "the sign-in has ended meanwhile", fix="sign in: 'virtha login URL'"
+                )
             if request.role is not None:
                 await check_role_name(tx, request.role)
             now = tx.clock.wall_ms()
@@ -167,5 +182,5 @@ async def _item(tx: Transaction, token: Token, names: dict[ClusterId, str]) -> S
         role=token.role,
         cluster_name=names.get(cluster_id, cluster_id) if cluster_id is not None else None,
         created=token.created,
-        expires=token.expires,
+        expires=await end_of(tx, token),
     )

@@ -17,7 +17,7 @@ from virtha.control.names import (
     taken,
     the_user,
 )
-from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, SignInBrake, check_password
+from virtha.control.passwords import PASSWORD_LENGTH_MAX, Passwords, check_password
 from virtha.control.receiver_checks import check_address
 from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
 from virtha.control.searching import page_of_search
@@ -29,7 +29,9 @@ from virtha.control.secret_tokens import (
     parse_access,
     secret_matches,
 )
+from virtha.control.sign_in_brake import SignInBrake
 from virtha.control.subscriptions import end_subscriptions_of
+from virtha.control.token_ends import end_of
 from virtha.control.user_origin import check_its_own
 from virtha.control.views import Caller, CurrentSession, Page, SessionView
 from virtha.model.errors import Conflict, Refused, Unauthenticated
@@ -85,12 +87,13 @@ class Users:
             row = await self._who_knows(request)
             if row is not None:
                 self._brake.succeeded(name, address, began)
-        if row is None:
-            await self._failed(name, address)
+        session = await self._session_of(row, address) if row is not None else None
+        if session is None:
+            await self._failed(request.user, address)
             raise Unauthenticated(
                 "user name or password is wrong", code="problem.password.wrong", fix="try again"
             )
-        return await self._open_session(row, address)
+        return session
 
     async def _who_knows(self, request: SessionCreate) -> UserRow | None:
         """The user of that name, if it may sign in and the password is right."""
@@ -106,12 +109,16 @@ class Users:
         return row if row is not None and right and row.user.enabled else None
 
     async def _failed(self, name: str, address: str) -> None:
-        shown = name if name.isprintable() else "?"
-        last = self._brake.failed(name, address, self._clock.monotonic_ms())
+        """A name that nobody has locks nobody out: of that only its place is told, should it try many."""
+        shown = name[:64] if name[:64].isprintable() else "?"
+        shut = self._brake.failed(name[:64], address, self._clock.monotonic_ms())
         async with self._store.write() as tx:
             await record(tx, "user.sign_in_failed", address=address, user=shown)
-            if last:
-                await record(tx, "user.locked_out", address=address, user=shown)
+            row = await find_user(tx, name)
+            if any(of is not None for of, _ in shut) and row is not None and row.user.name == name:
+                await record(tx, "user.locked_out", address=address, user=name)
+            if any(of is None for of, _ in shut):
+                await record(tx, "sign_in.address_limited", address=address)
 
     async def unlock(self, caller: Caller, ref: str) -> None:
         """Ends the lock-out after failed sign-ins, wherever they came from. Raises NotFound."""
@@ -120,43 +127,28 @@ class Users:
             await record(tx, "user.unlocked", by=caller.name, user=user.name)
         self._brake.lift(user.name)
 
-    async def sign_in_vouched(self, user_id: UserId, *, address: str) -> SessionView:
-        """For whom a provider vouches. Raises Unauthenticated: the user is locked out or no more."""
-        async with self._store.read() as tx:
-            row = await find_user(tx, user_id)
+    async def _session_of(self, judged: UserRow, address: str) -> SessionView | None:
+        """None: while the password was looked at, which takes its time, the user was locked out, removed or given another one.
+        What ended their sessions then must not miss this one."""
+        async with self._store.write() as tx:
+            row = await find_user(tx, judged.user.id)
+            if row is None or not row.user.enabled or row.password_hash != judged.password_hash:
+                return None
+            return await _open_session(tx, row.user, address)
+
+    async def open_vouched(
+        self, tx: WriteTransaction, user_id: UserId, *, address: str
+    ) -> SessionView:
+        """For whom a provider vouches, in the transaction that finds the provider still believed. Raises Unauthenticated: the user is
+        locked out or no more."""
+        row = await find_user(tx, user_id)
         if row is None or not row.user.enabled:
             raise Unauthenticated(
                 "the user is locked out here",
                 code="problem.sign_in.refused",
                 fix="ask an administrator",
             )
-        return await self._open_session(row, address)
-
-    async def _open_session(self, row: UserRow, address: str) -> SessionView:
-        secret = make_secret()
-        async with self._store.write() as tx:
-            now = tx.clock.wall_ms()
-            lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
-            await drop_expired_access_tokens(tx, now - EXPIRED_KEPT_MS)
-            token = Token(
-                id=TokenId(str(uuid4())),
-                kind=TokenKind.ACCESS,
-                user_id=row.user.id,
-                created=now,
-                expires=UtcMillis(now + lifetime_ms),
-                uses_max=None,
-                address=address,
-            )
-            await add_token(tx, token, hash_secret(secret))
-            await record(
-                tx, "user.signed_in", by=row.user.name, user=row.user.name, address=address
-            )
-        return SessionView(
-            token=access_text(token.id, secret),
-            expires=token.expires,
-            user=row.user.name,
-            role=row.user.role,
-        )
+        return await _open_session(tx, row.user, address)
 
     async def authenticate(self, token: str) -> Caller:
         """Raises Unauthenticated (`problem.token.expired` to who knows an expired token's secret)."""
@@ -215,7 +207,15 @@ class Users:
             user = await find_user(tx, row.token.user_id)
             if user is None or not user.user.enabled:
                 raise _not_signed_in()
-            return await caller_of(tx, user.user, row.token), row.token
+            ends = await end_of(tx, row.token)
+            if ends <= self._clock.wall_ms():
+                raise Unauthenticated(
+                    f"its user's provider has not vouched for them since, so the token ended at {format_utc(ends)}",
+                    code="problem.token.expired",
+                    fix="sign in by the provider, and it is good again: 'virtha login URL --provider'",
+                )
+            signed_in = msgspec.structs.replace(row.token, expires=ends)
+            return await caller_of(tx, user.user, row.token), signed_in
 
     async def sign_out(self, token: str) -> None:
         await self.authenticate(token)
@@ -305,6 +305,28 @@ class Users:
             await end_subscriptions_of(tx, user, by=caller.name)
             await drop_user(tx, user.id)
             await record(tx, "user.deleted", by=caller.name, user=user.name)
+
+
+async def _open_session(tx: WriteTransaction, user: User, address: str) -> SessionView:
+    """``user`` as ``tx`` finds them."""
+    secret = make_secret()
+    now = tx.clock.wall_ms()
+    lifetime_ms = (await setting_values(tx)).get(SESSION_LIFETIME)
+    await drop_expired_access_tokens(tx, now - EXPIRED_KEPT_MS)
+    token = Token(
+        id=TokenId(str(uuid4())),
+        kind=TokenKind.ACCESS,
+        user_id=user.id,
+        created=now,
+        expires=UtcMillis(now + lifetime_ms),
+        uses_max=None,
+        address=address,
+    )
+    await add_token(tx, token, hash_secret(secret))
+    await record(tx, "user.signed_in", by=user.name, user=user.name, address=address)
+    return SessionView(
+        token=access_text(token.id, secret), expires=token.expires, user=user.name, role=user.role
+    )
 
 
 def check_user_name(name: str) -> str:

@@ -44,6 +44,10 @@ class Caller(Value, frozen=True, kw_only=True):
     """What they may, where a role doesn't say it: grants, or a token that is for less."""
     is_narrow: bool = False
     """They come with such a token."""
+    token_id: TokenId | None = None
+    """With which they come; None: root, and the server itself."""
+    signed_in: bool = True
+    """They come with a sign-in, and not with a token that was made for a program."""
 
     @property
     def rights(self) -> Rights:

@@ -1,10 +1,11 @@
 """VMs as they are shown: record, status and names joined, reasons rendered, protection computed."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import NamedTuple
 
 import msgspec
 
+from virtha.control.hold_reasons import as_seen
 from virtha.control.launch import Surroundings, fits_elsewhere, read_surroundings
 from virtha.control.pending import pending_changes
 from virtha.control.protection import protection_of, texts
@@ -15,55 +16,50 @@ from virtha.model.ids import ClusterId, HostId, Revision
 from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders
-from virtha.store.clusters import all_clusters
+from virtha.store import schema
+from virtha.store.body import bodies_with_ids
 from virtha.store.hosts import HostRow, hosts_with_ids
 from virtha.store.installations import the_installation
-from virtha.store.reach import Reach, reach_now
 from virtha.store.store import Store, Transaction
 from virtha.store.vms import VmRow
 
-K = TypeVar("K")
-V = TypeVar("V")
 CLUSTERS_KEPT_MAX = 64
 
 
+class Around(NamedTuple):
+    """Of one cluster."""
+
+    cluster: Cluster
+    surroundings: Surroundings
+
+
 class Landscape:
-    """Each cluster's surroundings, kept until the installation's revision moves: beats don't move it,
-    so that lists that are asked for every few seconds cost one read."""
+    """Each cluster with its surroundings, kept until the installation's revision moves: beats don't move it,
+    so that lists that are asked for every few seconds cost one read.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        # By what its reader sees: what was read for one who sees a part is not all there is, and what was read for others is not for them.
-        self._kept: dict[tuple[Reach | None, ClusterId], tuple[Revision, Surroundings]] = {}
-        self._clusters: dict[Reach | None, tuple[Revision, dict[ClusterId, Cluster]]] = {}
+    Whoever sees a cluster sees all of it (``store/reach.py``), and one that isn't seen is asked for by nobody: what was read for one
+    is what another would have read.
+    """
 
-    async def clusters(self, tx: Transaction, revision: Revision) -> dict[ClusterId, Cluster]:
-        """``revision``: where the installation is, as ``tx`` sees it."""
-        kept = self._clusters.get(reach_now())
-        if kept is None or kept[0] != revision:
-            kept = (revision, {one.id: one for one in await all_clusters(tx)})
-            _keep(self._clusters, reach_now(), kept)
-        return kept[1]
+    def __init__(self) -> None:
+        self._kept: dict[ClusterId, tuple[Revision, Around]] = {}
 
-    async def of(self, tx: Transaction, cluster_id: ClusterId, revision: Revision) -> Surroundings:
-        key = (reach_now(), cluster_id)
-        kept = self._kept.get(key)
+    async def of(self, tx: Transaction, cluster_id: ClusterId, revision: Revision) -> Around:
+        """``revision``: where the installation is, as ``tx`` sees it. ``tx`` must see the cluster."""
+        kept = self._kept.get(cluster_id)
         if kept is not None and kept[0] == revision:
             return kept[1]
-        surroundings = await read_surroundings(tx, cluster_id)
-        _keep(self._kept, key, (revision, surroundings))
-        return surroundings
-
-
-def _keep(there: dict[K, V], key: K, value: V) -> None:
-    while key not in there and len(there) >= CLUSTERS_KEPT_MAX:
-        there.pop(next(iter(there)))
-    there[key] = value
+        (cluster,) = await bodies_with_ids(tx, schema.cluster, Cluster, (cluster_id,))
+        around = Around(cluster, await read_surroundings(tx, cluster_id))
+        while cluster_id not in self._kept and len(self._kept) >= CLUSTERS_KEPT_MAX:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[cluster_id] = (revision, around)
+        return around
 
 
 class VmViews:
     def __init__(self, store: Store, links: HostLinks, leaders: Leaders) -> None:
-        self._landscape = Landscape(store)
+        self._landscape = Landscape()
         self._leaders = leaders
         self._now = store.clock.monotonic_ms
         self._links = links
@@ -74,13 +70,11 @@ class VmViews:
         wanted |= {row.status.host_id for row in rows if row.status.host_id is not None}
         hosts = await hosts_with_ids(tx, wanted)
         installation = await the_installation(tx)
-        clusters = await self._landscape.clusters(tx, installation.revision)
         hold = installation.installation.hold
         views = []
         for row in rows:
-            surroundings = await self._landscape.of(tx, row.vm.cluster_id, installation.revision)
-            cluster = clusters[row.vm.cluster_id]
-            views.append(self._view(row, hosts, cluster, hold, surroundings))
+            around = await self._landscape.of(tx, row.vm.cluster_id, installation.revision)
+            views.append(self._view(row, hosts, around.cluster, hold, around.surroundings))
         return tuple(views)
 
     async def make_one(
@@ -106,7 +100,7 @@ class VmViews:
             other_host_fits=self._other_host_fits(row, surroundings),
         )
         reasons = _reasons(row, host)
-        engine = self._leaders.explain_vm(row.vm.id)
+        engine = as_seen(self._leaders.explain_vm(row.vm.id))
         status = msgspec.structs.replace(row.status, state=row.shown, reasons=reasons)
         return VmView(
             vm=row.vm,

@@ -60,6 +60,11 @@ class Token(Value, frozen=True, kw_only=True):
     uses_max: int | None = 1
     revision: Revision = Revision(0)
 
+    @property
+    def is_sign_in(self) -> bool:
+        """Of an access token: somebody came with a password or a provider's word, and didn't have it made."""
+        return not self.description
+
 
 class SettingScope(StrEnum):
     GLOBAL = "global"

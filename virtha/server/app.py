@@ -193,7 +193,7 @@ async def running(
             control=control,
             gateway=gateway,
             services=services,
-            listeners=(tls_listener(app, plain), unix_listener(app)),
+            listeners=(tls_listener(app, plain, proxies=config.proxies), unix_listener(app)),
             sockets=(rest, local),
             watch=PresenceWatch(control, gateway, clock, metrics),
             engines=engines,

@@ -4,6 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,6 +28,9 @@ class ServerConfig(Request, frozen=True, kw_only=True):
     """DNS names and addresses that the server's certificate carries."""
     origins: tuple[str, ...] = ()
     """Under which browsers reach the server through a proxy that gives it another Host: ``https://ha.example.org``."""
+    proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies, whose ``X-Forwarded-For`` is believed: where a request came from counts for the brake on
+    guessing, and is in the audit log."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -40,6 +44,8 @@ class ServerConfig(Request, frozen=True, kw_only=True):
             )
         for origin in self.origins:
             _check_origin(origin)
+        for proxy in self.proxies:
+            _check_proxy(proxy)
         if self.log_level not in LOG_LEVELS:
             raise InvalidInput(
                 f"'{self.log_level}' is no log level", field="log_level", allowed=LOG_LEVELS
@@ -49,6 +55,7 @@ class ServerConfig(Request, frozen=True, kw_only=True):
 _LISTS = {
     "names": 'write names = ["server1", "192.0.2.1"]',
     "origins": 'write origins = ["https://ha.example.org"]',
+    "proxies": 'write proxies = ["192.0.2.10"]',
 }
 """Settings that are lists, and how they are written."""
 
@@ -67,6 +74,23 @@ def _check_origin(text: str) -> None:
             field="origins",
             allowed=("https://HOST or https://HOST:PORT, in lower case, without a path",),
             fix=_LISTS["origins"],
+        )
+
+
+def _check_proxy(text: str) -> None:
+    """Raises InvalidInput: what is none would be believed nothing in silence, and all addresses would be anybody's word."""
+    try:
+        sound = ip_network(text).prefixlen > 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise InvalidInput(
+            f"'{text[:200]}' is no address of a proxy",
+            field="proxies",
+            allowed=(
+                "an address, or a network without bits of its hosts: 192.0.2.10, 2001:db8::/64",
+            ),
+            fix=_LISTS["proxies"],
         )
 
 
@@ -179,7 +203,7 @@ def build_config(values: Mapping[str, object], *, where: str) -> ServerConfig:
 
 
 def overrides(environment: Mapping[str, str]) -> dict[str, object]:
-    """``VIRTHA_LISTEN`` and so on, one per key; names and origins are separated by commas."""
+    """``VIRTHA_LISTEN`` and so on, one per key; lists are separated by commas."""
     found: dict[str, object] = {}
     for field in msgspec.structs.fields(ServerConfig):
         text = environment.get(ENVIRONMENT_PREFIX + field.name.upper())
@@ -207,6 +231,9 @@ def config_text(config: ServerConfig) -> str:
     if config.origins:
         origins = ", ".join(msgspec.json.encode(one).decode() for one in config.origins)
         lines.append(f"origins = [{origins}]")
+    if config.proxies:
+        proxies = ", ".join(msgspec.json.encode(one).decode() for one in config.proxies)
+        lines.append(f"proxies = [{proxies}]")
     if config.database:
         lines.append(f"database = {msgspec.json.encode(config.database).decode()}")
     return "\n".join(lines) + "\n"

@@ -8,13 +8,15 @@ import socket
 import ssl
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
 
 import structlog
 import uvicorn
 from litestar.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from virtha.api.app import PEER_UID
@@ -126,8 +128,22 @@ class Listener(uvicorn.Server):
         self.should_exit = True
 
 
-def tls_listener(app: ASGIApp, context: ssl.SSLContext) -> Listener:
-    return Listener(uvicorn_config(app, ssl_context_factory=lambda _config, _default: context))
+def tls_listener(app: ASGIApp, context: ssl.SSLContext, *, proxies: Sequence[str] = ()) -> Listener:
+    """``proxies``: whose ``X-Forwarded-For`` is believed; nobody else's, or everybody could say where they come from."""
+    behind = believing(app, proxies) if proxies else app
+    return Listener(uvicorn_config(behind, ssl_context_factory=lambda _config, _default: context))
+
+
+def believing(app: ASGIApp, proxies: Sequence[str]) -> ASGIApp:
+    """As who sent a request to the proxy nearest to us that is none of these."""
+    networks = [ip_network(one) for one in proxies]
+    # Where the server listens on [::], that is how the kernel writes an address of IPv4.
+    mapped = [
+        f"::ffff:{one.network_address}/{96 + one.prefixlen}"
+        for one in networks
+        if isinstance(one, IPv4Network)
+    ]
+    return ProxyHeadersMiddleware(app, [*(str(one) for one in networks), *mapped])  # type: ignore[arg-type,return-value]
 
 
 def unix_listener(app: ASGIApp) -> Listener:
@@ -145,7 +161,7 @@ def uvicorn_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # or X-Forwarded-For would name the client
+        proxy_headers=False,  # or X-Forwarded-For would name the client, whoever sends it
         timeout_keep_alive=30,
         timeout_graceful_shutdown=STOP_GRACE_S,
     )

@@ -3,11 +3,13 @@
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, or_, select, update
 
-from virtha.model.access import AccessRole, Grant
+from virtha.model.access import FIXED, AccessRole, Grant, Permission
 from virtha.model.ids import ClusterId, GrantId, RoleId, UserId
+from virtha.model.user import Role
 from virtha.store.body import decode, encode, in_parts
+from virtha.store.reach import Reach
 from virtha.store.schema import (
     access_grant,
     access_role,
@@ -19,6 +21,10 @@ from virtha.store.schema import (
     vm,
 )
 from virtha.store.store import Transaction, WriteTransaction
+
+_SEEING = tuple(role.value for role in Role if Permission.VIEW in FIXED[role])
+"""The fixed roles that see anything."""
+_BLIND = tuple(role.value for role in Role if role.value not in _SEEING)
 
 
 async def find_role(tx: Transaction, ref: str) -> AccessRole | None:
@@ -89,6 +95,38 @@ async def grants_of_user(
         )
         for row in rows
     )
+
+
+async def reaches_of_users(
+    tx: Transaction, user_ids: Collection[UserId]
+) -> dict[UserId, Reach | None]:
+    """Which clusters each of them sees; None: all, and what belongs to none. Who is gone is left out.
+
+    The same as by all that they may (``model/access.py``: seeing comes with every role but *none*), but from columns alone: it is asked
+    before anybody is told of anything, and a role that can't be read must not be why nobody is. A user's role that a later version
+    knows sees all, as each does that isn't *none*.
+    """
+    found: dict[UserId, Reach | None] = {}
+    for some in in_parts(user_ids):
+        users = await tx.connection.execute(
+            select(user_account.c.id, user_account.c.role).where(user_account.c.id.in_(some))
+        )
+        found |= {UserId(row.id): frozenset() if row.role in _BLIND else None for row in users}
+        grants = await tx.connection.execute(
+            select(access_grant.c.user_id, access_grant.c.cluster_id)
+            .join(access_role, access_role.c.name == access_grant.c.role, isouter=True)
+            .where(
+                access_grant.c.user_id.in_(some),
+                or_(access_grant.c.role.in_(_SEEING), access_role.c.id.is_not(None)),
+            )
+        )
+        for row in grants:
+            user_id, reach = UserId(row.user_id), found[UserId(row.user_id)]
+            if row.cluster_id is None:
+                found[user_id] = None
+            elif reach is not None:
+                found[user_id] = reach | {ClusterId(row.cluster_id)}
+    return found
 
 
 async def add_grant_of_user(tx: WriteTransaction, value: Grant) -> None:

@@ -19,7 +19,7 @@ _REACH: ContextVar[Reach | None] = ContextVar("reach", default=None)
 _REACHED = "IN (SELECT cluster_id FROM temp.reach)"
 _ITS_OWN = f"cluster_id {_REACHED}"
 SEEN = ""
-"""The same for everybody."""
+"""The same for everybody, but for what is covered."""
 HIDDEN = "0"
 """Of users, messages and the server's own: nothing for who may see some clusters only."""
 
@@ -84,13 +84,29 @@ RULES: Mapping[str, str] = {
 VMs of them for each page (20,000: 50 ms, and 2 this way). Events have an index in their own order. One that is not here is hidden, and a test says so."""
 
 
+HOLD_REASON = "(the reason is for who sees all clusters)"
+COVERED: Mapping[str, Mapping[str, str]] = {
+    "installation": {"hold": f"CASE WHEN hold IS NULL THEN NULL ELSE '{HOLD_REASON}' END"}
+}
+"""By table: what stands in a column instead of what is there. Whether there is a hold concerns everybody; its reason is of the whole
+installation, and may name what is in other clusters."""
+
+
+def _columns(table: str) -> str:
+    covered = COVERED.get(table)
+    if covered is None:
+        return "*"
+    names = [one.name for one in schema.metadata.tables[table].columns]
+    return ", ".join(f"{covered[name]} AS {name}" if name in covered else name for name in names)
+
+
 def view_statements() -> tuple[str, ...]:
     """What is said once to each connection for such readers. Until its reach is filled nothing is seen."""
     made = ["CREATE TEMP TABLE reach (cluster_id TEXT PRIMARY KEY) WITHOUT ROWID"]
     for table in sorted(schema.metadata.tables):
         rule = RULES.get(table, HIDDEN)
-        if rule != SEEN:
-            rows = f"SELECT * FROM main.{table} AS own WHERE {rule}"  # noqa: S608 - names of ours
+        if rule != SEEN or table in COVERED:
+            rows = f"SELECT {_columns(table)} FROM main.{table} AS own WHERE {rule or 1}"  # noqa: S608 - names of ours
             made.append(f"CREATE TEMP VIEW {table} AS {rows}")
     return tuple(made)
 

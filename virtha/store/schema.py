@@ -117,7 +117,8 @@ vm = Table(
     _body(),
     _revision(),
 )
-Index(None, vm.c.cluster_id)
+# Pages of one cluster are in this order: without the name all of its VMs would be sorted for each.
+Index(None, vm.c.cluster_id, vm.c.name)
 # Lists are by name; what they are searched by is read here, without the bodies.
 Index(
     "ix_vm_searched",

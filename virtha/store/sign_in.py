@@ -1,12 +1,12 @@
 """The provider of sign-ins, with its sealed secret; which users are its people."""
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, select, update
 
 from virtha.model.ids import UserId
 from virtha.model.sign_in import SignInProvider
+from virtha.model.time import UtcMillis
 from virtha.model.value import Value
 from virtha.store.body import decode, encode, put
-from virtha.store.schema import token
 from virtha.store.sign_in_schema import external_identity, sign_in_provider
 from virtha.store.store import Transaction, WriteTransaction
 
@@ -19,6 +19,12 @@ class ProviderRow(Value, frozen=True, kw_only=True):
 
     provider: SignInProvider
     sealed: str | None = None
+
+
+class Vouched(Value, frozen=True, kw_only=True):
+    """``at``: 0 where it was before this was kept."""
+
+    at: UtcMillis
 
 
 async def find_provider(tx: Transaction) -> ProviderRow | None:
@@ -63,8 +69,29 @@ async def user_of_identity(tx: Transaction, issuer: str, subject: str) -> UserId
 async def add_identity(tx: WriteTransaction, issuer: str, subject: str, user_id: UserId) -> None:
     _ = tx.revision
     await tx.connection.execute(
-        insert(external_identity).values(issuer=issuer, subject=subject, user_id=user_id)
+        insert(external_identity).values(
+            issuer=issuer, subject=subject, user_id=user_id, vouched=tx.clock.wall_ms()
+        )
     )
+
+
+async def save_vouched(tx: WriteTransaction, user_id: UserId) -> None:
+    """The provider did so now."""
+    await tx.connection.execute(
+        update(external_identity)
+        .where(external_identity.c.user_id == user_id)
+        .values(vouched=tx.clock.wall_ms())
+    )
+
+
+async def last_vouched(tx: Transaction, user_id: UserId) -> Vouched | None:
+    """None: no provider vouches for this user, who has a password here."""
+    row = (
+        await tx.connection.execute(
+            select(external_identity.c.vouched).where(external_identity.c.user_id == user_id)
+        )
+    ).one_or_none()
+    return None if row is None else Vouched(at=UtcMillis(row.vouched or 0))
 
 
 async def is_of_provider(tx: Transaction, user_id: UserId) -> bool:
@@ -75,8 +102,11 @@ async def is_of_provider(tx: Transaction, user_id: UserId) -> bool:
     return found is not None
 
 
-async def drop_tokens_of_issuer(tx: WriteTransaction, issuer: str) -> None:
-    """Signs out everybody whom ``issuer`` vouches for."""
-    _ = tx.revision
-    people = select(external_identity.c.user_id).where(external_identity.c.issuer == issuer)
-    await tx.connection.execute(delete(token).where(token.c.user_id.in_(people)))
+async def people_of_issuer(tx: Transaction, issuer: str) -> tuple[UserId, ...]:
+    """Whom ``issuer`` vouches for."""
+    rows = await tx.connection.scalars(
+        select(external_identity.c.user_id)
+        .where(external_identity.c.issuer == issuer)
+        .order_by(external_identity.c.user_id)
+    )
+    return tuple(UserId(one) for one in rows)

@@ -28,4 +28,6 @@ external_identity = Table(
         nullable=False,
         unique=True,
     ),
+    # When the provider last did so. NULL: before this was kept.
+    Column("vouched", BigInteger),
 )

@@ -165,6 +165,17 @@ async def access_tokens(tx: Transaction, user_id: UserId | None, limit: int) -> 
     return tuple(decode(Token, body) for body in rows)
 
 
+async def users_with_token_for(tx: Transaction, role: str, now: int, limit: int) -> tuple[str, ...]:
+    """Names, sorted, of those who have an access token for it that has not expired at ``now``."""
+    rows = await tx.connection.execute(
+        select(user_account.c.name, token.c.body)
+        .join(token, token.c.user_id == user_account.c.id)
+        .where(token.c.kind == TokenKind.ACCESS.value, token.c.expires > now)
+    )
+    found = {row.name for row in rows if decode(Token, row.body).role == role}
+    return tuple(sorted(found)[:limit])
+
+
 async def add_token(tx: WriteTransaction, value: Token, secret_hash: str) -> Token:
     saved = msgspec.structs.replace(value, revision=tx.revision)
     await tx.connection.execute(
@@ -200,6 +211,11 @@ async def drop_token(tx: WriteTransaction, token_id: TokenId) -> None:
 async def drop_tokens_of(tx: WriteTransaction, user_id: UserId) -> None:
     """Signs the user out everywhere."""
     await tx.connection.execute(delete(token).where(token.c.user_id == user_id))
+
+
+async def drop_access_tokens(tx: WriteTransaction) -> None:
+    """Signs everybody out everywhere. Join tokens stay."""
+    await tx.connection.execute(delete(token).where(token.c.kind == TokenKind.ACCESS.value))
 
 
 async def drop_expired_access_tokens(tx: WriteTransaction, now: int) -> None:

@@ -19,9 +19,11 @@ from virtha.api.app import create_app
 from virtha.api.route import Services
 from virtha.cli.console_terminal import LEAVE, relay
 from virtha.control import consoles as consoles_module
+from virtha.control.access_views import AccessTokenCreate, RoleChange, RoleCreate
 from virtha.control.console_tickets import PER_USER_MAX, VALID_MS
-from virtha.control.requests import ConsoleTicketCreate, UserChange, UserCreate
+from virtha.control.requests import ConsoleTicketCreate, SessionCreate, UserChange, UserCreate
 from virtha.control.views import Caller
+from virtha.model.access import Permission
 from virtha.model.console import ChannelSubject, ConsoleKind, OpenScreen, OpenSerial
 from virtha.model.errors import Forbidden, Refused, Unauthenticated, Unavailable
 from virtha.model.ids import HostId
@@ -227,6 +229,81 @@ def test_a_user_who_may_no_more_neither_enters_nor_stays(
             async with consoles.enter(later.ticket):
                 raise AssertionError
         assert len(channels.streams) == 1
+
+    tell(story)
+
+
+@pytest.mark.req("L6")
+@pytest.mark.parametrize("how", ["ended", "expired", "signed-out"])
+def test_a_console_ends_with_what_its_user_came_with(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A token that leaked and is ended must not stay at a keyboard in a guest."""
+    monkeypatch.setattr(consoles_module, "ALLOWED_EVERY_S", 0.02)
+
+    async def story(world: Any) -> None:
+        _, _, channels = await running_vm(world)
+        consoles, users = world.control.consoles, world.control.users
+        wanted = SessionCreate(user="admin", password="correct horse battery")
+        signed_in = (await users.sign_in(wanted, address="a")).token
+        admin = await users.authenticate(signed_in)
+        token = signed_in
+        if how != "signed-out":
+            asked = AccessTokenCreate(description="screens", expires_ms=60_000)
+            token = (await world.control.sessions.create_token(admin, asked, address="a")).token
+        caller = await users.authenticate(token)
+        made, later = [await consoles.make_ticket(caller, "web1", SERIAL) for _ in range(2)]
+
+        async def opened(_host_id: HostId, subject: ChannelSubject) -> ByteStream:
+            channels.streams.append(Closable())
+            return channels.streams[-1]
+
+        monkeypatch.setattr(channels, "open", opened)
+        with pytest.raises(Forbidden):
+            async with asyncio.timeout(60), consoles.enter(made.ticket) as stream:
+                await stream.receive()
+                if how == "signed-out":
+                    await users.sign_out(token)
+                elif how == "expired":
+                    world.clock.advance(60_000 - 1)
+                    await asyncio.sleep(0)
+                    assert not channels.streams[-1].closed
+                    world.clock.advance(1)
+                else:
+                    await world.control.sessions.end(admin, caller.token_id)
+                while True:
+                    await stream.receive()
+        assert channels.streams[-1].closed
+        if how != "expired":  # its ticket has expired as well
+            with pytest.raises(Forbidden):
+                async with consoles.enter(later.ticket):
+                    raise AssertionError
+
+    tell(story)
+
+
+@pytest.mark.req("L6")
+def test_a_console_gives_no_more_than_the_token_it_was_asked_for_with(
+    tell: Callable[..., None],
+) -> None:
+    """Its user is an administrator; the role that the token is for loses consoles meanwhile."""
+
+    async def story(world: Any) -> None:
+        await running_vm(world)
+        control = world.control
+        screens = RoleCreate(name="screens", permissions=(Permission.CONSOLES,))
+        await control.roles.create(ADMIN, screens)
+        wanted = SessionCreate(user="admin", password="correct horse battery")
+        signed_in = (await control.users.sign_in(wanted, address="a")).token
+        admin = await control.users.authenticate(signed_in)
+        asked = AccessTokenCreate(description="screens", role="screens")
+        token = (await control.sessions.create_token(admin, asked, address="a")).token
+        caller = await control.users.authenticate(token)
+        made = await control.consoles.make_ticket(caller, "web1", SERIAL)
+        await control.roles.change(ADMIN, "screens", RoleChange(permissions=()))
+        with pytest.raises(Forbidden):
+            async with control.consoles.enter(made.ticket):
+                raise AssertionError
 
     tell(story)
 

@@ -12,6 +12,7 @@ from virtha.control.access_views import (
     RoleChange,
     RoleCreate,
 )
+from virtha.control.hold_reasons import OF_HOLD, as_seen
 from virtha.control.requests import (
     ClusterChange,
     ClusterCreate,
@@ -30,6 +31,7 @@ from virtha.model.access import (
     Scope,
     is_of_clusters,
 )
+from virtha.model.codes import REGISTRY
 from virtha.model.errors import (
     Conflict,
     Forbidden,
@@ -41,7 +43,8 @@ from virtha.model.errors import (
 )
 from virtha.model.ids import ClusterId
 from virtha.model.user import Role, SettingScope
-from virtha.store.reach import HIDDEN, RULES, seeing, view_statements
+from virtha.model.vm import Reason
+from virtha.store.reach import HIDDEN, HOLD_REASON, RULES, seeing, view_statements
 from virtha.store.schema import metadata
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -86,6 +89,16 @@ def test_a_part_of_the_records_takes_no_writes_and_makes_no_decisions(tell: Tell
         assert HIDDEN == "0"
 
     tell(story)
+
+
+def test_the_engines_word_of_a_hold_gives_its_reason_to_who_sees_all_clusters() -> None:
+    assert {code for code, one in REGISTRY.items() if "on hold: {why}" in one.template} == OF_HOLD
+    for code in OF_HOLD:
+        said = (Reason(code=code, fields={"why": "of all"}), Reason(code="ready.no_room"))
+        assert as_seen(said) == said
+        with seeing(frozenset({EAST})):
+            covered, other = as_seen(said)
+        assert (covered.fields, other) == ({"why": HOLD_REASON}, said[1])
 
 
 def test_what_the_fixed_roles_may_is_what_they_always_might() -> None:
@@ -243,10 +256,7 @@ def test_an_access_token_may_less_ends_by_itself_or_by_its_user(tell: Tell) -> N
         made = await sessions.create_token(eve, wanted, address="10.0.0.1")
         program = await users.authenticate(made.token)
         assert (program.role, program.rights.everywhere) == (Role.VIEWER, {VIEW})
-        # It makes none that may more, and ends nobody's sign-in.
-        with pytest.raises(Forbidden) as narrow:
-            await sessions.create_token(program, AccessTokenCreate(description="x"), address="")
-        assert narrow.value.code == "problem.token.narrow"
+        # It ends nobody's sign-in.
         own = await sessions.list(eve, None)
         assert [one.description for one in own.items] == ["backup", ""]
         with pytest.raises(NotFound):
@@ -263,6 +273,69 @@ def test_an_access_token_may_less_ends_by_itself_or_by_its_user(tell: Tell) -> N
         await sessions.end(ADMIN, seen.items[0].id)
         with pytest.raises(Unauthenticated):
             await users.authenticate(sign_in)
+
+    tell(story)
+
+
+def test_a_role_stays_as_long_as_a_token_is_for_it(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        roles, sessions = world.control.roles, world.control.sessions
+        await _user(world, role=Role.OPERATOR)
+        await roles.create(ADMIN, RoleCreate(name="starter", permissions=(VMS,)))
+        await roles.create(ADMIN, RoleCreate(name="other", permissions=(VMS,)))
+        eve, _ = await _signed_in(world)
+        wanted = AccessTokenCreate(description="night", role="starter", expires_ms=60_000)
+        await sessions.create_token(eve, wanted, address="")
+        with pytest.raises(Refused) as used:
+            await roles.delete(ADMIN, "starter")
+        assert used.value.code == "problem.role.in_use"
+        assert "access tokens" in str(used.value) and "eve" in str(used.value)
+        await roles.delete(ADMIN, "other")
+        world.clock.advance(60_000)
+        await roles.delete(ADMIN, "starter")
+
+    tell(story)
+
+
+def test_only_a_sign_in_makes_tokens(tell: Tell) -> None:
+    """One for less would make itself more, and any would outlive what it came from."""
+
+    async def story(world: Any) -> None:
+        users, sessions = world.control.users, world.control.sessions
+        await _user(world, role=Role.OPERATOR)
+        eve, _ = await _signed_in(world)
+        for wanted in (
+            AccessTokenCreate(description="whole"),
+            AccessTokenCreate(description="less", role="viewer"),
+            AccessTokenCreate(description="there", cluster="default"),
+        ):
+            made = await sessions.create_token(eve, wanted, address="10.0.0.1")
+            program = await users.authenticate(made.token)
+            with pytest.raises(Forbidden) as refused:
+                await sessions.create_token(program, AccessTokenCreate(description="x"), address="")
+            assert refused.value.code == "problem.token.narrow"
+        assert len((await sessions.list(eve, None)).items) == 4
+
+    tell(story)
+
+
+@pytest.mark.parametrize("how", ["another-password", "disabled", "signed-out"])
+def test_no_token_is_made_by_a_sign_in_that_ended_meanwhile(tell: Tell, how: str) -> None:
+    """It would be what was left of it, for a year."""
+
+    async def story(world: Any) -> None:
+        users, sessions = world.control.users, world.control.sessions
+        await _user(world, role=Role.OPERATOR)
+        eve, sign_in = await _signed_in(world)
+        if how == "signed-out":
+            await users.sign_out(sign_in)
+        elif how == "disabled":
+            await users.change(ADMIN, "eve", UserChange(enabled=False))
+        else:
+            await users.change(ADMIN, "eve", UserChange(password="quite another one"))
+        with pytest.raises(Unauthenticated, match="ended meanwhile"):
+            await sessions.create_token(eve, AccessTokenCreate(description="x"), address="")
+        assert (await sessions.list(ADMIN, "eve")).items == ()
 
     tell(story)
 

@@ -2,19 +2,23 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
 
-from virtha.control.passwords import (
-    FAILURES_OF_NAME_MAX,
-    KEYS_KEPT_MAX,
-    Passwords,
-    SignInBrake,
+from virtha.control.access_views import AccessTokenCreate
+from virtha.control.passwords import Passwords
+from virtha.control.requests import (
+    PageQuery,
+    SearchQuery,
+    SessionCreate,
+    TokenCreate,
+    UserChange,
+    UserCreate,
 )
-from virtha.control.requests import SearchQuery, SessionCreate, UserChange, UserCreate
+from virtha.control.sign_in_brake import FAILURES_OF_NAME_MAX
 from virtha.control.users import Users
 from virtha.control.views import Caller
 from virtha.model.errors import (
@@ -27,7 +31,7 @@ from virtha.model.errors import (
     VirthaError,
 )
 from virtha.model.user import Role
-from virtha.store.users import find_token, find_user
+from virtha.store.users import access_tokens, find_token, find_user
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 PASSWORD = "correct horse battery"
@@ -136,6 +140,67 @@ def test_guesses_at_once_get_no_more_tries_than_one_after_another(tell: Tell) ->
     tell(story)
 
 
+def test_a_restored_database_signs_everybody_out(tell: Tell) -> None:
+    """A token that was ended since the backup would be good again."""
+
+    async def story(world: Any) -> None:
+        users = world.control.users
+        wanted = SessionCreate(user="admin", password=PASSWORD)
+        session = await users.sign_in(wanted, address="a")
+        asked = AccessTokenCreate(description="backup")
+        caller = await users.authenticate(session.token)
+        made = await world.control.sessions.create_token(caller, asked, address="a")
+        join = TokenCreate(cluster="default", description="of the backup")
+        await world.control.tokens.create(ADMIN, join)
+        await world.control.installation.restored(path="/tmp/b.tar", by="root")
+        for token in (session.token, made.token):
+            with pytest.raises(Unauthenticated):
+                await users.authenticate(token)
+        assert await users.sign_in(wanted, address="a")
+        assert len((await world.control.tokens.list(PageQuery())).items) == 1
+
+    tell(story)
+
+
+@pytest.mark.parametrize("how", ["another-password", "disabled", "deleted"])
+def test_nobody_comes_in_who_was_shut_out_while_the_password_was_looked_at(
+    tell: Tell, how: str
+) -> None:
+    class SlowPasswords(Passwords):
+        async def matches(self, password: str, password_hash: str | None) -> bool:
+            right = await super().matches(password, password_hash)
+            await meanwhile()
+            return right
+
+    async def story(world: Any) -> None:
+        nonlocal meanwhile
+        users = world.control.users
+        await users.create(ADMIN, UserCreate(name="eve", password=PASSWORD, role=Role.VIEWER))
+
+        async def shut_out() -> None:
+            if how == "deleted":
+                await users.delete(ADMIN, "eve")
+            elif how == "disabled":
+                await users.change(ADMIN, "eve", UserChange(enabled=False))
+            else:
+                await users.change(ADMIN, "eve", UserChange(password="quite another one"))
+
+        meanwhile = shut_out
+        slow = Users(world.store, world.clock, SlowPasswords(CHEAP))
+        with pytest.raises(Unauthenticated) as refused:
+            await slow.sign_in(SessionCreate(user="eve", password=PASSWORD), address="a")
+        assert refused.value.code == "problem.password.wrong"
+        async with world.store.read() as tx:
+            assert await access_tokens(tx, None, 10) == ()
+        assert await world.events("user.signed_in") == []
+
+    async def nothing() -> None:
+        raise NotImplementedError
+
+    meanwhile: Callable[[], Awaitable[None]] = nothing
+    tell(story)
+
+
 def test_a_lock_out_is_told_once_and_ends_by_time(tell: Tell) -> None:
     async def story(world: Any) -> None:
         users = world.control.users
@@ -169,17 +234,6 @@ def test_a_try_that_no_password_was_looked_at_for_does_not_count(tell: Tell) -> 
                 await users.sign_in(
                     SessionCreate(user="admin", password=PASSWORD), address="10.0.0.1"
                 )
-
-    tell(story)
-
-
-def test_the_brake_forgets_the_oldest(tell: Tell) -> None:
-    async def story(world: Any) -> None:
-        brake = SignInBrake()
-        for number in range(KEYS_KEPT_MAX + 10):
-            async with brake.turn(f"user{number}", "a", world.clock):
-                """It fails."""
-        assert len(brake._tries) == KEYS_KEPT_MAX and not brake._under_way
 
     tell(story)
 

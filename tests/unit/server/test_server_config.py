@@ -29,6 +29,7 @@ def test_what_init_writes_is_read_back_the_same(paths: ServerPaths) -> None:
         gateway_listen="127.0.0.1:8250",
         names=("virtha.example.org", "192.0.2.1", 'quo"te'),
         origins=("https://ha.example.org", "http://[::1]:8080"),
+        proxies=("192.0.2.10", "2001:db8::/64"),
         log_level="debug",
         database="sqlite:////srv/v.db",
     )
@@ -52,6 +53,10 @@ def test_the_environment_overrides_the_file(paths: ServerPaths) -> None:
     config = read_config(paths, {"VIRTHA_LISTEN": "127.0.0.1:2", "VIRTHA_NAMES": "b, c,"})
     several = {"VIRTHA_ORIGINS": "https://a, https://b:1"}
     assert read_config(paths, several).origins == ("https://a", "https://b:1")
+    assert read_config(paths, {"VIRTHA_PROXIES": "::1, 10.0.0.0/8"}).proxies == (
+        "::1",
+        "10.0.0.0/8",
+    )
     assert (config.listen, config.names) == ("127.0.0.1:2", ("b", "c"))
     assert overrides({"VIRTHA_ROOT": "/x", "LISTEN": "no"}) == {}
 
@@ -80,6 +85,11 @@ def test_no_file_says_how_to_make_one(paths: ServerPaths) -> None:
                 *("", "*", "null", "ha.example.org", "https://", "ftp://a", "https://a/"),
                 *("https://a/ui", "https://A", "https://u@a", "https://a:x", "https://[a", "//a"),
             )
+        ),
+        ('proxies = "10.0.0.1"', "proxies", 'write proxies = ["192.0.2.10"]'),
+        *(
+            (f'proxies = ["{one}"]', "proxies", 'write proxies = ["192.0.2.10"]')
+            for one in ("", "*", "proxy.example.org", "10.0.0.1:80", "10.0.0.1/8", "0.0.0.0/0")
         ),
         (
             'listen = "127.0.0.1:1',

@@ -82,6 +82,14 @@ EVENTS: tuple[Code, ...] = (
         "role",
         "where",
     ),
+    event(
+        1219,
+        "sign_in.address_limited",
+        WARNING,
+        "Sign-ins from {address} failed too often, as whomever: no more from there for a minute",
+        "address",
+        help="Somebody there may be trying many names. Where it is a proxy, name it in server.toml (proxies): then those behind it are told apart.",
+    ),
     event(1290, "sign_in_provider.changed", INFO, "Sign-ins by {issuer} are set up", "issuer"),
     event(1291, "sign_in_provider.removed", INFO, "Sign-ins by {issuer} are no more", "issuer"),
     event(
@@ -241,10 +249,10 @@ EVENTS: tuple[Code, ...] = (
         1602,
         "storage.foreign",
         ERROR,
-        "Storage domain {name} belongs to another installation",
+        "Storage domain {name} belongs to another installation or storage domain",
         "name",
         "owner",
-        help="Another virtha manages the VMs there, and two managers of one disk end in two writers. Use another directory.",
+        help="Another virtha, or another storage domain, manages the VMs there, and two managers of one disk end in two writers. Use another directory.",
     ),
     event(
         1603,

@@ -163,7 +163,7 @@ REASONS: tuple[Code, ...] = (
         5207,
         "order.refused.storage_foreign",
         ERROR,
-        "storage domain {name} belongs to another installation",
+        "storage domain {name} belongs to another installation or storage domain",
         "name",
     ),
     reason(

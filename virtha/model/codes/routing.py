@@ -77,6 +77,13 @@ ROUTING_REASONS: tuple[Code, ...] = (
         "the route wants such events; what became of this one is no longer known",
         help="Kept for as long as setting notification.retention says.",
     ),
+    reason(
+        7231,
+        "notify.why.unseen",
+        INFO,
+        "the route leads to a user who may not see that cluster",
+        help="'virtha user grants USER' shows what they see; or let the route lead to an address.",
+    ),
     reason(7240, "notify.told.alone", INFO, "the route tells each event by itself"),
     reason(7241, "notify.told.first", INFO, "the first message of its group"),
     reason(7242, "notify.told.more", INFO, "more came since the last message of its group"),
