@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from host_failures.twice import ran_at_once, starts_of, wrote_in_turn
 from virtha.lab.disk_witnesses import DiskWitnesses
 from virtha.lab.lab import Lab
 from virtha.lab.namespaces import ProcessId
@@ -78,17 +79,28 @@ class Outside:
         )
         return self.first_of_each(kind)
 
+    def started_again(self) -> int:
+        """Starts beyond the first of each VM: of those that took too long, and were taken back."""
+        return sum(count - 1 for count in starts_of(self.seen()).values())
+
     def double_runs(self, vms: Sequence[str], dead: End | None) -> int:
-        """VMs that were started twice, or before their host was dead; that run twice now; whose image two QEMUs had locked; to
-        whose disk one host wrote after another had begun."""
-        starts: dict[str, int] = {}
-        early = set()
-        for _, seen in self.seen("started"):
-            starts[seen.vm] = starts.get(seen.vm, 0) + 1
-            if dead is not None and (dead.at_s is None or seen.at_s < dead.at_s):
-                early.add(seen.vm)
-        twice = {vm for vm in vms if starts.get(vm, 0) > 1 or len(self._lab.copies_of(vm)) > 1}
+        """VMs that were started while another host had them, or before their host was dead; that run twice now; whose image two
+        QEMUs had locked; to whose disk one host wrote after another had begun."""
+        seen = self.seen()
+        early = {
+            one.vm
+            for _, one in seen
+            if one.kind == "started"
+            and dead is not None
+            and (dead.at_s is None or one.at_s < dead.at_s)
+        }
+        twice = ran_at_once(seen) | {vm for vm in vms if len(self._lab.copies_of(vm)) > 1}
         if self._disks.error is not None:
             raise Failed(f"nobody saw who wrote: {self._disks.error}")
-        written = {vm for vm in vms if self._disks.of[vm].double_runs}
+        starts = starts_of(seen)
+        written = {
+            vm
+            for vm, disk in self._disks.of.items()
+            if disk.twice or disk.strangers or wrote_in_turn(disk.writers, starts.get(vm, 0))
+        }
         return len(twice | early | written)

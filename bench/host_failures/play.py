@@ -51,7 +51,7 @@ def _host_fails(stage: Stage, case: Case) -> Round:
             time.sleep(THAWED_S)
         if case.vms > 1:
             _wait_for_guests(stage, vms)
-        double_runs = outside.double_runs(vms, dead)
+        double_runs, started_again = outside.double_runs(vms, dead), outside.started_again()
     told = stage.events(revision)
     if case.libvirtd_hangs:
         _first_target_was_hung(told)
@@ -59,6 +59,7 @@ def _host_fails(stage: Stage, case: Case) -> Round:
         started_s=_after(began_s, started),
         resumed_s=_after(began_s, resumed),
         double_runs=double_runs,
+        started_again=started_again,
         suspected=sum(_suspects_another(one) for one in told),
         orders=stage.orders(),
         phases=_phases(stage, revision),

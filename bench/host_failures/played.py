@@ -16,6 +16,8 @@ class Round(Value, frozen=True, kw_only=True):
     """What else the case measures, by name, in seconds; of events and orders the number."""
     double_runs: int = 0
     """VMs of which two copies were, or two hosts wrote to the disk."""
+    started_again: int = 0
+    """Starts beyond the first of each VM: one that took too long was taken back."""
     suspected: int = 0
     """Times that a host to which nothing was done was suspected."""
     orders: tuple[str, ...] = ()

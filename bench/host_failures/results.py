@@ -94,6 +94,10 @@ def _many(
     found[f"{case.name}_last_p50_s"] = shown(last_s, "s", "last VM, median of all runs")
     behind = max(one.started_s[-1] - one.started_s[0] for one in rounds)
     note = "last after first, worst"
+    again = sum(one.started_again for one in rounds)
+    found[f"{case.name}_started_again"] = shown(
+        again, "", "starts that were taken back, of all runs"
+    )
     wanted = LAST_AFTER_FIRST_S if case.vms == 16 else None
     found[f"{case.name}_last_after_first_s"] = _against(wanted, behind, note)
 

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import pytest
 from loaded_script import ROOT
 
+from virtha.lab.watching import Seen
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Its parts, imported as ``python bench/failover.py`` does."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    from host_failures import cases, ledger, played, results
+    from host_failures import cases, ledger, played, results, twice
 
-    yield SimpleNamespace(cases=cases, ledger=ledger, played=played, results=results)
+    yield SimpleNamespace(cases=cases, ledger=ledger, played=played, results=results, twice=twice)
     for name in [name for name in sys.modules if name.split(".")[0] in ("host_failures", "report")]:
         del sys.modules[name]
 
@@ -98,3 +100,37 @@ def test_figures_hold_or_not_by_what_was_measured(bench: SimpleNamespace) -> Non
     assert held["network_cut_fences"] == (0, True)
     assert held["network_cut_starts"] == (1, False)
     assert held["double_runs"] == (1, False)
+
+
+def told(*events: str) -> list[tuple[str, Seen]]:
+    """Each ``HOST VM KIND``."""
+    words = [event.split() for event in events]
+    return [
+        (host, Seen(at_s=float(at), vm=vm, kind=kind)) for at, (host, vm, kind) in enumerate(words)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("events", "twice"),
+    [
+        (("h2 a started", "h3 b started"), set()),
+        (("h2 a started", "h2 a stopped", "h3 a started"), set()),
+        (("h2 a started", "h2 a crashed", "h2 a started"), set()),
+        (("h2 a started", "h3 a started", "h2 a stopped"), {"a"}),
+        (("h2 a started", "h3 a stopped", "h3 a started"), {"a"}),
+    ],
+)
+def test_a_vm_that_is_taken_back_and_started_again_ran_once_at_a_time(
+    bench: SimpleNamespace, events: tuple[str, ...], twice: set[str]
+) -> None:
+    assert bench.twice.ran_at_once(told(*events)) == twice
+
+
+def test_whoever_writes_without_a_start_of_its_own_writes_after_another_had_begun(
+    bench: SimpleNamespace,
+) -> None:
+    assert bench.twice.starts_of(told("h2 a started", "h2 a stopped", "h3 a started")) == {"a": 2}
+    assert not bench.twice.wrote_in_turn(["h1", "h2", "h3"], 2)
+    assert not bench.twice.wrote_in_turn([], 0)
+    assert bench.twice.wrote_in_turn(["h1", "h2", "h1"], 1)
+    assert bench.twice.wrote_in_turn(["h1", "h2"], 0)

@@ -59,8 +59,12 @@ class DiskStory:
     @property
     def double_runs(self) -> int:
         """Of a VM that is never moved back: writes of a host after another one's, of nobody's host, and locks held twice."""
-        strangers = sum(name.startswith(STRANGER) for name in self.writers)
-        return len(self.writers) - len(set(self.writers)) + strangers + len(self.twice)
+        return len(self.writers) - len(set(self.writers)) + self.strangers + len(self.twice)
+
+    @property
+    def strangers(self) -> int:
+        """Writes of what is no host's storage."""
+        return sum(name.startswith(STRANGER) for name in self.writers)
 
 
 class DiskWitnesses:
