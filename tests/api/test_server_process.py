@@ -282,14 +282,15 @@ def test_killed_in_mid_write_it_comes_back_with_all_that_was_answered(tmp_path: 
         token = sign_in(client).json()["token"]
         client.headers["Authorization"] = f"Bearer {token}"
         killer = threading.Timer(0.3, server.process.kill)
-        killer.start()
         with contextlib.suppress(httpx.HTTPError):
             for number in range(10_000):
                 made = client.post("/v1/clusters", json={"name": f"c{number}"})
                 assert made.status_code == 201, made.text
                 answered.append(f"c{number}")
+                if number == 0:
+                    killer.start()  # not before: a machine that is busy may take that long for the first
         killer.join()
-    assert answered, "nothing was written before the kill"
+    assert len(answered) < 10_000, "nobody was killed in mid-write"
     with serving(tmp_path) as server, server.rest() as client:
         client.headers["Authorization"] = f"Bearer {token}"
         listed = client.get("/v1/clusters", params={"limit": 1000}).json()["items"]

@@ -110,6 +110,10 @@ def test_a_problem_stands_until_its_end_ends_the_very_same_alert() -> None:
         "vm.stopped_unexpectedly",
         "vm.restart.blocked",
         "vm.restart.failed",
+        "vm.guest_frozen",
+        "vm.io_error.given_up",
+        "vm.io_error.paused",
+        "vm.io_error.resume_failed",
     }
     assert problem["labels"] in [one["labels"] for one in ended], "though it runs elsewhere now"
     assert {one["endsAt"] for one in ended} == {"2026-01-31T12:00:05.250Z"}

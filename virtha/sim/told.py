@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from virtha.sim.server import HistoryEntry
     from virtha.sim.world import World
 
-TOLD_WITHIN_MS = 120_000
-"""Devices are asked, brakes hold, and what only lasts a moment is not told of: all of them have spoken by then."""
+TOLD_WITHIN_MS = 180_000
+"""Devices are asked, brakes hold, and what only lasts a moment is not told of: all of them have spoken after two minutes. A leader
+that dies meanwhile costs another one: its successor counts anew for how long nothing was done."""
 A_RUN_MS = 10_000
 """The moment between a dump's end and our pause is none, nor is a start that fails."""
 PROOF = "recovery.waiting.proof"

@@ -184,6 +184,7 @@ EMPTY_BETWEEN_STEPS = {
     "commands",
     "dropped_hosts",
     "moves_asked",
+    "outages_ending",
     "storage_told",
     "dropped_vms",
 }

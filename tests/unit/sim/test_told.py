@@ -37,9 +37,9 @@ def test_a_pause_of_which_nobody_is_told_is_a_violation() -> None:
         player.told.at_end()
 
 
-def test_somebody_has_two_minutes_to_tell_it() -> None:
+def test_somebody_has_three_minutes_to_tell_it() -> None:
     left_out(
-        played(PAUSED.replace("advance 5m", "advance 119s")), "vm.io_error.paused"
+        played(PAUSED.replace("advance 5m", "advance 179s")), "vm.io_error.paused"
     ).told.at_end()
 
 
