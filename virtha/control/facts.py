@@ -165,7 +165,7 @@ class FactRecorder:
             ),
         )
         if body.code in (_LIBVIRT_LOST, _LIBVIRT_BACK):
-            await self._libvirt_answers(tx, host, answers=body.code == _LIBVIRT_BACK)
+            await self._libvirt_told(tx, host, lost=body.code == _LIBVIRT_LOST)
         if body.code == AGENT_ANSWERS:
             await _end_path(tx, event)
         if row is not None and body.code in _WATCHDOG_CODES:
@@ -238,15 +238,16 @@ class FactRecorder:
                 await save_settled(tx, host.host.id, timeline)
         if fact.boot != host.status.boot:
             return  # what ran in a former boot is dead (P4), and says nothing of this one
-        if await self._libvirt_answers(tx, host, answers=True):
-            # Its agent began anew, or it booted, meanwhile: only the process that lost it would say so itself.
-            await record(tx, _LIBVIRT_BACK, host=host.host, name=host.host.name)
         fresh = await find_host(tx, host.host.id)
         assert fresh is not None
-        if fresh.status.inventory_revision != body.revision:
-            await save_host_status(
-                tx, msgspec.structs.replace(fresh.status, inventory_revision=body.revision)
-            )
+        if fresh.status.libvirt_lost:
+            # Its agent began anew, or it booted, meanwhile: only the process that lost it would say so itself.
+            await record(tx, _LIBVIRT_BACK, host=host.host, name=host.host.name)
+        status = msgspec.structs.replace(
+            fresh.status, inventory_revision=body.revision, libvirt_lost=False
+        )
+        if status != fresh.status:
+            await save_host_status(tx, status)
         states = {domain.vm_id: domain.state for domain in body.domains}
         for row in await vms_with_ids(tx, tuple(sorted(states))):
             state = states[row.vm.id]
@@ -258,14 +259,11 @@ class FactRecorder:
             if row.vm.id not in states:
                 await self._inactive_domain(tx, effects, host, fact, row, absent=True)
 
-    async def _libvirt_answers(self, tx: WriteTransaction, host: HostRow, *, answers: bool) -> bool:
-        """Whether that is news."""
+    async def _libvirt_told(self, tx: WriteTransaction, host: HostRow, *, lost: bool) -> None:
         fresh = await find_host(tx, host.host.id)
         assert fresh is not None
-        if fresh.status.libvirt_lost is not answers:
-            return False
-        await save_host_status(tx, msgspec.structs.replace(fresh.status, libvirt_lost=not answers))
-        return True
+        if fresh.status.libvirt_lost is not lost:
+            await save_host_status(tx, msgspec.structs.replace(fresh.status, libvirt_lost=lost))
 
     async def _active_domain(
         self,

@@ -106,6 +106,7 @@ class Failover:
         self._witnesses = Witnesses(world)
         self._untold = _untold_tests(world, records.hosts)
         self._lead = self._server.lead
+        self.began_ms = world.kernel.now
         engine = Engine(
             policy=self._policy,
             records=records,

@@ -85,9 +85,9 @@ class World:
         self.firings: dict[VmId, list[tuple[str, int] | None]] = {}
         """Each firing: None when an agent was there to see it, else the gap in which it happened."""
         self.on_run: Callable[[VmId], None] = lambda _vm_id: None
-        self.on_processors: Callable[[VmId, bool], None] = lambda _vm_id, _runs: None
-        """Whenever a copy's begin or cease to run."""
         """Whenever the processors of a VM begin to run somewhere."""
+        self.on_processors: Callable[[VmId, bool], None] = lambda _vm_id, _runs: None
+        """Whenever those of a copy begin or cease to run, as its host's libvirt has it."""
         self.on_beat: Callable[[str, Beat], None] = lambda _host, _beat: None
         """Whenever the server takes one."""
         self.on_engine_command: Callable[[Lead, EngineCommand], None] = lambda _lead, _command: None
