@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
                 )
                 return self.reply(400, found)
             answer = endpoint.do_response(request=request, **arguments)
-        except Exception as error:
+        except Exception as error:  # its library tells what is wrong with a request in many kinds
             self.log_error("%r", error)
             return self.reply(400, json.dumps({"error": "invalid_request", "why": str(error)}))
         if answer.get("response_placement", endpoint.response_placement) == "url":

@@ -129,5 +129,5 @@ def test_what_is_put_in_at_one_place_is_not_at_the_others() -> None:
     world.follow(nodes, "cluster.data_center.clusters")
     assert all(node["cluster"]["data_center"]["clusters"] for node in nodes)
     assert center == {"href": "/clusters/2", "data_center": {"href": "/datacenters/1"}}
-    assert world.answers["/clusters/1"]["data_center"] == {"href": "/datacenters/1"}  # type: ignore[call-overload]
-    assert world.answers["/datacenters/1"]["link"]  # type: ignore[call-overload]
+    assert world.answers["/clusters/1"]["data_center"] == {"href": "/datacenters/1"}  # type: ignore[call-overload]  # JSON
+    assert world.answers["/datacenters/1"]["link"]  # type: ignore[call-overload]  # JSON

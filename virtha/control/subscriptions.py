@@ -143,7 +143,7 @@ class Subscriptions:
         error would say that it is not."""
         try:
             weight = await weight_of(self._store, view.subscription)
-        except Exception:
+        except Exception:  # a number to look at is not worth an answer that is wrong
             log.exception("a route can't be weighed", route=view.subscription.name)
             return view
         return msgspec.structs.replace(view, weight=weight)

@@ -143,7 +143,7 @@ def believing(app: ASGIApp, proxies: Sequence[str]) -> ASGIApp:
         for one in networks
         if isinstance(one, IPv4Network)
     ]
-    return ProxyHeadersMiddleware(app, [*(str(one) for one in networks), *mapped])  # type: ignore[arg-type,return-value]
+    return ProxyHeadersMiddleware(app, [*(str(one) for one in networks), *mapped])  # type: ignore[arg-type,return-value]  # its types name uvicorn's own of the same shape
 
 
 def unix_listener(app: ASGIApp) -> Listener:

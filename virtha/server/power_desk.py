@@ -461,7 +461,7 @@ class PowerDesk:
 async def _close(device: PowerDevice) -> None:
     try:
         await device.close()
-    except Exception as error:
+    except Exception as error:  # what it was asked is answered already
         log.error("a power driver broke when it was closed", broke=_where(error))
 
 

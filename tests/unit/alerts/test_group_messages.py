@@ -113,7 +113,7 @@ def test_all_is_well_and_it_still_goes_on() -> None:
 def test_a_trap_has_the_objects_that_it_always_had() -> None:
     found = trap(message())
     assert len(found.varbinds) == 13 and found.oid[-1] == 1
-    assert b"(and 6 more events, 3 VMs)" in bytes(found.varbinds[5].value)  # type: ignore[arg-type]
+    assert b"(and 6 more events, 3 VMs)" in bytes(found.varbinds[5].value)  # type: ignore[arg-type]  # an SNMP type that turns into bytes
     well = msgspec.structs.replace(NOTE, kind="solved", reason="notify.told.well")
     assert trap(message(msgspec.structs.replace(GROUP, note=well))).oid[-1] == 2
 

@@ -40,7 +40,7 @@ def test_a_route_that_repeats_a_thousand_problems_each_minute_is_weighed_all_the
 
     def counting(*given: object) -> Decision:
         nonlocal steps, told
-        decision = step(*given)  # type: ignore[arg-type]
+        decision = step(*given)  # type: ignore[arg-type]  # as they came
         steps, told = steps + 1, told + len(decision.tells)
         return decision
 

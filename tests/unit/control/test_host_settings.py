@@ -36,7 +36,7 @@ def test_each_vm_is_either_a_hosts_own_or_another_ones(
             first = await find_vm(tx, "vm0")
             assert first is not None
             rows = await hosts_of_cluster(tx, first.vm.cluster_id)
-            ids = {name: (await find_vm(tx, name)).vm.id for name in names}  # type: ignore[union-attr]
+            ids = {name: (await find_vm(tx, name)).vm.id for name in names}  # type: ignore[union-attr]  # each was just made
             made = await settings_for(tx, first.vm.cluster_id, rows)
         assert len(made) == 4
         for name, host in world.hosts.items():

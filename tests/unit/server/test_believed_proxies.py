@@ -19,7 +19,7 @@ def seen(sender: str, *told: str) -> str:
 
     headers = [(b"x-forwarded-for", line.encode()) for line in told]
     scope: Any = {"type": "http", "client": (sender, 1), "headers": headers, "scheme": "https"}
-    asyncio.run(believing(app, PROXIES)(scope, None, None))  # type: ignore[arg-type]
+    asyncio.run(believing(app, PROXIES)(scope, None, None))  # type: ignore[arg-type]  # the app receives and sends nothing
     return str(found[0])
 
 

@@ -32,7 +32,7 @@ def test_its_vms_are_recovered_all_the_same(tmp_path: Path) -> None:
                     refused.append(host_id)
                     raise
 
-            world.gateway.configure = configure  # type: ignore[method-assign]
+            world.gateway.configure = configure  # type: ignore[method-assign]  # whose settings fit no frame
             await proven_dead(world)
             h2 = world.hosts["h2"]
             assert h2.id in refused

@@ -89,10 +89,10 @@ def test_cut_off_at_every_write_a_group_is_told_whole_and_once(
         await host_dies(world)
         for seconds in (0, 5, 5, 1):
             world.clock.wall += seconds * 1_000
-            world.store.write = _cut(original, 0)  # type: ignore[method-assign]
+            world.store.write = _cut(original, 0)  # type: ignore[method-assign]  # a database that goes away
             with contextlib.suppress(asyncio.CancelledError):
                 await world.control.deliveries.routing.route()
-            world.store.write = original  # type: ignore[method-assign]
+            world.store.write = original  # type: ignore[method-assign]  # it is back
             world.control.deliveries.routing.forget()
             await world.route_all()
         (view,) = await world.deliveries()
@@ -128,10 +128,10 @@ def test_a_decision_that_could_not_be_written_is_made_again(tell: Callable[[Stor
         original = world.store.write
         for kept in (0, 1):
             await happens(world, "vm.agent.lost", "h1", f"v{kept}")
-            world.store.write = _cut(original, kept)  # type: ignore[method-assign]
+            world.store.write = _cut(original, kept)  # type: ignore[method-assign]  # as above
             with contextlib.suppress(asyncio.CancelledError):
                 await world.control.deliveries.routing.route()
-            world.store.write = original  # type: ignore[method-assign]
+            world.store.write = original  # type: ignore[method-assign]  # it is back
             await world.route_all()
         await pass_time(world, 10)
         (view,) = await world.deliveries()
@@ -147,7 +147,7 @@ def test_nothing_is_written_while_nothing_concerns_a_route(tell: Callable[[Story
     async def story(world: NotifiedWorld) -> None:
         await world.subscribe_mail(codes=("vm.crashed",))
         await world.route_all()
-        world.store.write = None  # type: ignore[assignment,method-assign]
+        world.store.write = None  # type: ignore[assignment,method-assign]  # any write would fail the test
         await world.route_all()
 
     tell(story)

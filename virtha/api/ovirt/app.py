@@ -98,6 +98,7 @@ class Facade:
             reply = await self._handle(request, found, named, parameters, caller)
             response = await _respond(reply, form)
         except Exception as error:
+            # Whatever it is, stock clients read a fault; ``as_ours`` logs what is a mistake of ours.
             reply = _fault(as_ours(request, error, Unexpected), found)
             response = await _respond(reply, form, _headers(error))
         label = base + found.path if found is not None else "none"
@@ -164,7 +165,7 @@ class Facade:
                 certificate = self._services.authority.certificate_pem()
                 return _plain(certificate.encode(), 200, "application/x-x509-ca-cert")
             raise NotFound(f"there is nothing at {ENGINE}{path[:200]}")
-        except Exception as error:
+        except Exception as error:  # as above
             known = as_ours(request, error, Unexpected)
             return await _respond(_fault(known, None), _Form(), _headers(error))
 
@@ -179,7 +180,7 @@ class Facade:
             else:
                 status, body = await log_out(raw, self._services)
             return _plain(body, status, JSON)
-        except Exception as error:
+        except Exception as error:  # as above
             known = as_ours(request, error, Unexpected)
             status, body = failed_sign(known)
             return _plain(body, status, JSON, _headers(error))
