@@ -237,9 +237,8 @@ class Leader:
                 group.create_task(self._tick_on(), name=f"watch of {self.name}")
                 group.create_task(self._send_on(group), name=f"commands of {self.name}")
                 group.create_task(self._turn_on(), name=f"turns of {self.name}")
-        except (
-            ExceptionGroup
-        ) as errors:  # the first ended the others: callers know its kinds by themselves
+        except ExceptionGroup as errors:
+            # The first one ended the others, and is what callers know.
             raise errors.exceptions[0] from None
 
     async def _turn_on(self) -> None:
