@@ -79,7 +79,11 @@ def _play(stage: Stage, case: Case, number: int, ledger: Ledger) -> None:
     with steps.step(f"{case.name}: {case.what}"):
         stage.prepare(case)
     for left in range(number, 0, -1):
-        stage.rest(case)
+        try:
+            stage.rest(case)
+        except VirthaError:
+            steps.say(stage.why())
+            raise
         try:
             played = play(stage, case)
         except VirthaError as error:

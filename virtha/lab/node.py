@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from virtha.lab import network
-from virtha.lab.emulator import install_emulator
+from virtha.lab.emulator import install_emulator, set_firmware_wait
 from virtha.lab.namespaces import (
     ProcessId,
     command_line,
@@ -135,6 +135,11 @@ class Node:
             # A lab of a copy of the sources runs that copy.
             **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         }
+
+    def set_firmware_wait(self, wait_ms: int) -> None:
+        """Its guests boot so much later from now on, where they are emulated (`virtha.lab.emulator`); 0: at once."""
+        if self._is_emulating:
+            set_firmware_wait(self._programs, wait_ms)
 
     # Making
 

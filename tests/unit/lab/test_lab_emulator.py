@@ -1,5 +1,6 @@
 """Emulated guests of the lab get a memory whose written pages QEMU counts one by one (`virtha.lab.emulator`)."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,13 +15,16 @@ COUNTED_AT_ONCE_BYTES = 64 * 4_096
 """Of which QEMU's memory must be no multiple."""
 
 
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+def started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, waits_ms: int = 0
+) -> list[str]:
     """With which words the real program is called."""
     real = tmp_path / "real"
     real.write_text("#!/bin/sh\nfor word do printf '%s\\0' \"$word\"; done\n")
     real.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda _name: str(real))
     emulator.install_emulator(tmp_path / "programs")
+    emulator.set_firmware_wait(tmp_path / "programs", waits_ms)
     program = tmp_path / "programs" / emulator.PROGRAM
     done = subprocess.run([program, *words], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
@@ -59,6 +63,46 @@ def test_all_else_arrives_as_it_was(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert started(tmp_path, monkeypatch, *words) == list(words)
+
+
+def test_a_guest_may_wait_before_it_boots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = started(tmp_path, monkeypatch, "-object", BACKEND % (128 << 20), waits_ms=15_000)
+    assert told[2:] == ["-boot", "menu=on,splash-time=15000"]
+    told = started(tmp_path, monkeypatch, "-object", BACKEND % (128 << 20), waits_ms=0)
+    assert told[2:] == [], "and the next one doesn't, when it is taken back"
+
+
+@pytest.mark.parametrize(
+    ("words", "niceness"),
+    [(("-object", BACKEND % (128 << 20)), emulator.NICENESS), (("-machine", "none"), 0)],
+)
+def test_a_guest_has_the_lower_priority(
+    words: tuple[str, ...], niceness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.write_text("#!/bin/sh\nnice\n")
+    real.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda _name: str(real))
+    emulator.install_emulator(tmp_path / "programs")
+    done = subprocess.run(
+        [tmp_path / "programs" / emulator.PROGRAM, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) == os.nice(0) + niceness
+
+
+def test_only_a_guest_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt asks QEMU what it can do with a machine that has no memory."""
+    words = ("-machine", "none", "-m", "128")
+    assert "-boot" not in started(tmp_path, monkeypatch, *words, waits_ms=15_000)
+
+
+@pytest.mark.parametrize("wait_ms", [-1, emulator.FIRMWARE_WAIT_MAX_MS + 1])
+def test_a_wait_that_the_firmware_cannot_count_is_refused(wait_ms: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"wait_ms: {wait_ms}"):
+        emulator.set_firmware_wait(tmp_path, wait_ms)
 
 
 def test_without_qemu_it_says_what_to_install(
