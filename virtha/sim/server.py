@@ -15,6 +15,7 @@ from virtha.engine.events import CopyGranted
 from virtha.engine.records import VmRecord, VmStage
 from virtha.engine.superseded import frozen_holders
 from virtha.model.domain import DomainReport, DomainState
+from virtha.model.errors import Unavailable
 from virtha.model.facts import (
     Fact,
     Happened,
@@ -158,12 +159,13 @@ class ServerVm:
 
 
 class PendingOrder(Value, frozen=True, kw_only=True):
-    """``step`` is always 0 here."""
+    """``step`` is always 0 here. ``by_person``: an operation of its own, whose failure is an event (`control/runner.py`)."""
 
     operation_id: OperationId
     host: str
     body: OrderBody
     created_ms: int
+    by_person: bool = False
 
 
 def subject_of(body: OrderBody) -> VmId | None:
@@ -395,6 +397,7 @@ class SimServer:
             case Outcome(operation_id=operation_id) as outcome:
                 order = self.pending.pop(operation_id, None)
                 if order is not None and outcome.result is not Result.OK:
+                    self._tell_failed(order, outcome.code or outcome.result.value)
                     self._failed(order, outcome)
 
     def _reported(self, host: str, report: VmReport) -> None:
@@ -447,6 +450,12 @@ class SimServer:
 
     # Answers
 
+    def _tell_failed(self, order: PendingOrder, detail: str) -> None:
+        vm_id = subject_of(order.body)
+        if order.by_person and vm_id in self.vms:
+            kind = type(order.body).__name__
+            self.say("operation.failed", self.vms[vm_id].vm.name, kind=kind, detail=detail)
+
     def _failed(self, order: PendingOrder, outcome: Outcome) -> None:
         """A holder goes by its durable release, never by an outcome (G1)."""
         if not isinstance(order.body, StartVm):
@@ -474,7 +483,12 @@ class SimServer:
     # Orders out
 
     def order(
-        self, host: str, body: OrderBody, *, operation_id: OperationId | None = None
+        self,
+        host: str,
+        body: OrderBody,
+        *,
+        operation_id: OperationId | None = None,
+        by_person: bool = False,
     ) -> PendingOrder:
         """``operation_id``: of an order that may have been given before; else it is a new one."""
         self._operations += 1
@@ -483,6 +497,7 @@ class SimServer:
             host=host,
             body=body,
             created_ms=self._clock(),
+            by_person=by_person,
         )
         self.pending[order.operation_id] = order
         return order
@@ -543,6 +558,7 @@ class SimServer:
         for order in self.unanswered(host):
             if isinstance(order.body, StartVm) and not self.still_stands(order):
                 del self.pending[order.operation_id]
+                self._tell_failed(order, Unavailable.default_code)
                 known = self.vms[order.body.vm.id]
                 if known.incarnation == order.body.grant.incarnation:
                     known.start_over(unclear=bool(known.holders))

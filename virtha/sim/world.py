@@ -249,7 +249,7 @@ class World:
     # The operator
 
     def order(self, host: str, body: OrderBody) -> None:
-        self.gateway.deliver(self.server.order(host, body))
+        self.gateway.deliver(self.server.order(host, body, by_person=True))
 
     def start(self, vm_id: VmId, host: str) -> bool:
         """False: refused, as placement and the holder rule would (G1, G2, M2)."""

@@ -90,3 +90,12 @@ def test_a_leader_has_its_two_minutes_from_its_beginning() -> None:
     player = left_out(played(f"{story}advance 140s\n"), *HELD_BACK)
     with pytest.raises(Violation, match="nobody was told"):
         player.told.at_end()
+
+
+def test_a_start_that_a_host_refuses_is_told_of_as_the_operation_that_failed() -> None:
+    """The record that the host keeps of it says nothing to anybody (random worlds 1974 and 6640)."""
+    story = "hosts h1 h2 h3\nvm web on=h1 ha\nstop-libvirt h1\nstart web\nadvance 10s\nheal-all\nadvance 3m\n"
+    player = played(story)
+    player.told.at_end()
+    with pytest.raises(Violation, match="web is down since 0 and nobody was told"):
+        left_out(player, "operation.failed").told.at_end()
